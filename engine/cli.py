@@ -1,0 +1,226 @@
+"""The command: ``headrace run | check | export | compress | predict``.
+
+Exit codes: 0 done (also after a signal), 1 failed, 2 the user's mistake, 3 too many rejected rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.types import HeadraceError, UserError
+
+if TYPE_CHECKING:
+    from engine.run import Run, Summary
+
+log = logging.getLogger("headrace.cli")
+EXIT = {"done": 0, "failed": 1, "mistake": 2, "flood": 3}
+
+RUN = """\
+Stream a source through the scrub, and train, serve or only clean.
+
+  headrace run deploy/pipelines/pedestrians.toml
+  headrace run my.toml --set loader.batch_rows=512 --set 'sink.path="out"'
+  HEADRACE_SERVICE__PORT=9200 headrace run my.toml
+
+A second run of the same file goes on where the last one stopped; --fresh starts over.
+Ctrl-C (SIGINT) or SIGTERM finishes the batch in hand, saves and exits with 0; a second one stops at once.
+"""
+CHECK = """\
+Preflight: validates the file, opens the source, decodes a sample, and says what each stage would do with it and what
+would fail later. Writes nothing.
+
+  headrace check deploy/pipelines/pedestrians.toml
+"""
+EXPORT = """\
+Write the newest checkpoint's model as float32 ONNX, with imputation, clipping, scaling and category codes inside.
+
+  headrace export deploy/pipelines/pedestrians.toml --to model.onnx
+"""
+COMPRESS = """\
+Make compressed candidates of the exported model (int8, float16), prove each on held-out rows, and keep the fastest
+that the gate accepts.
+
+  headrace compress deploy/pipelines/pedestrians.toml
+"""
+PREDICT = """\
+Add a model's predictions to the rows of files.
+
+  headrace predict runs/pedestrians/model.onnx --input 'new/*.parquet' --output predictions
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The ``headrace`` command; the exit code."""
+    options = _parser().parse_args(arguments)
+    from engine import logs
+
+    logs.setup(options.log_format, options.log_level)
+    try:
+        with _no_traceback_for_pipes():
+            command: Callable[[argparse.Namespace], int] = options.command
+            return command(options)
+    except UserError as error:
+        return _say(error, EXIT["mistake"])
+    except HeadraceError as error:
+        from engine.loop import Flood
+
+        return _say(error, EXIT["flood" if isinstance(error, Flood) else "failed"])
+    except Exception as error:  # noqa: BLE001 - the last line of defence: one sentence, details on demand
+        if options.log_level == "debug":
+            traceback.print_exc()
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        text = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno}); --log-level debug shows more."
+        return _say(text, EXIT["failed"])
+
+
+def _run(options: argparse.Namespace) -> int:
+    from engine.progress import Progress, finish
+    from engine.run import Run
+
+    with Progress() as progress:
+        run = Run(options.file, options.set, watch=progress.watch)
+        summary = run.run(fresh=options.fresh)
+    finish(summary)
+    return EXIT["done"]
+
+
+def _check(options: argparse.Namespace) -> int:
+    from engine.preflight import preflight
+    from engine.run import Run
+
+    return EXIT["done"] if preflight(Run(options.file, options.set), options.rows) else EXIT["failed"]
+
+
+def _trained(options: argparse.Namespace) -> Run:
+    from engine.run import Run
+
+    run = Run(options.file, options.set)
+    if not run.trains:
+        raise UserError(f"{options.file} has no [model] to train: expected a training pipeline.")
+    if not run.restore():
+        raise UserError(
+            f"There is no checkpoint in {run.checkpoints.settings.path}: run 'headrace run {options.file}' first."
+        )
+    return run
+
+
+def _export(options: argparse.Namespace) -> int:
+    from engine.progress import console
+
+    path = _trained(options).export(options.to)
+    console().print(f"Wrote {path}.")
+    return EXIT["done"]
+
+
+def _compress(options: argparse.Namespace) -> int:
+    from engine.progress import console
+
+    run = _trained(options)
+    run.export()
+    verdict = run.compress()
+    verdict.to_json(run.folder / "verdict.json")
+    console().print(verdict.table())
+    console().print(f"Wrote {run.model_path} and {run.folder / 'verdict.json'}.")
+    return EXIT["done"]
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from engine.config import Pipeline
+    from engine.progress import Progress, finish
+    from engine.run import Run
+
+    table: dict[str, Any] = {
+        "name": "predict",
+        "folder": str(Path(options.output) / ".headrace"),
+        "source": {"kind": "files", "path": options.input},
+        "infer": {"model": str(options.model)},
+        "sink": {"kind": "files", "path": options.output, "format": options.format},
+    }
+    with Progress() as progress:
+        run = Run(Pipeline.of(table, options.set, where="the command line"), watch=progress.watch)
+        summary = run.run(fresh=True)
+    finish(summary)
+    return EXIT["done"]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="headrace",
+        description="Streams in, models out: clean, learn online and serve quantized predictions.",
+        epilog="Each command's --help has an example. Exit codes: 0 done, 1 failed, 2 your mistake, 3 too many rejected rows.",
+    )
+    parser.add_argument("--version", action="version", version=f"headrace {version('headrace')}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    run = _command(commands, "run", "run a pipeline file", RUN, _run)
+    run.add_argument("--fresh", action="store_true", help="forget the checkpoints and start over")
+    check = _command(commands, "check", "try a pipeline file without running it", CHECK, _check)
+    check.add_argument("--rows", type=int, default=1_000, help="records in the sample (1000)")
+    export = _command(commands, "export", "write the trained model as ONNX", EXPORT, _export)
+    export.add_argument("--to", type=Path, help="the model file (default: in the pipeline's folder)")
+    _command(commands, "compress", "compress the trained model and prove it", COMPRESS, _compress)
+    predict = _command(
+        commands, "predict", "add predictions to files", PREDICT, _predict, file=False
+    )
+    predict.add_argument("model", type=Path, metavar="MODEL", help="a model.onnx of headrace's")
+    predict.add_argument("--input", required=True, help="file or glob: CSV, NDJSON, Parquet, Arrow")
+    predict.add_argument("--output", required=True, help="folder for the results")
+    predict.add_argument(
+        "--format", default="parquet", help="parquet, ndjson, csv or arrow (parquet)"
+    )
+    return parser
+
+
+def _command(
+    commands: Any,
+    name: str,
+    short: str,
+    text: str,
+    command: Callable[[argparse.Namespace], int],
+    *,
+    file: bool = True,
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=short, description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.set_defaults(command=command)
+    if file:
+        parser.add_argument("file", metavar="FILE", help="the pipeline file (TOML)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a key of the file, e.g. loader.batch_rows=512; may be given again",
+    )
+    parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
+    parser.add_argument("--log-format", default="auto", choices=["auto", "text", "json"])
+    return parser
+
+
+def _say(error: object, code: int) -> int:
+    from engine import logs
+
+    logs.say(f"headrace: {error}")
+    return code
+
+
+@contextlib.contextmanager
+def _no_traceback_for_pipes() -> Iterator[None]:
+    """``headrace ... | head`` ends quietly."""
+    try:
+        yield
+    except BrokenPipeError:
+        sys.stderr.close()
+        raise SystemExit(EXIT["failed"]) from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,314 @@
+"""The pipeline file: one TOML table per part, any key overridable, every mistake one sentence.
+
+A part's own settings live with the part (`Kind.Settings`); this module knows only the frame they
+hang in. Order of
+precedence, first wins: ``--set a.b=c``, environment (``HEADRACE_A__B=c``), the file, the file named
+by its ``base``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar
+
+from pydantic import ByteSize, Field, TypeAdapter, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from engine.types import Settings, UserError, nearest
+
+S = TypeVar("S", bound=Settings)
+
+
+class LoaderSettings(Settings):
+    """``[loader]``
+
+    Attributes:
+        batch_rows: raw records per batch; the last batch of a bounded source may be smaller.
+        max_delay: seconds the oldest record of a batch may wait for the batch to fill; None waits
+        for ever.
+        memory_budget: bytes that all the loader's queues together may hold ("256MiB").
+        read_rows: records asked of the source at a time.
+        poll: seconds one read may wait for data; also how soon an idle pipeline notices a stop.
+    """
+
+    batch_rows: int = Field(1024, ge=1)
+    max_delay: float | None = Field(None, gt=0)
+    memory_budget: ByteSize = Field(ByteSize(256 << 20), ge=1 << 16)
+    read_rows: int = Field(65_536, ge=1)
+    poll: float = Field(0.1, gt=0, le=5)
+
+
+class DeadLetterSettings(Settings):
+    """``[dead_letters]``: where rejected rows go, and when there are too many.
+
+    Attributes:
+        path: a folder for the NDJSON parts, or None: ``<folder>/dead_letters``.
+        limit: share (0-1) of rejected rows within `window` above which the run stops.
+        window: rows over which the share is taken; nothing is judged before so many were seen.
+        expected: reasons the breaker does not count (``duplicate``, ``missing_label``: the data's
+        nature, no flood).
+    """
+
+    path: str | None = None
+    limit: float = Field(0.2, gt=0, le=1)
+    window: int = Field(10_000, ge=1)
+    expected: tuple[str, ...] = ("duplicate", "missing_label")
+
+
+class ModelSettings(Settings):
+    """``[model]``: what every learner needs; its other keys are the learner's own.
+
+    Attributes:
+        kind: ``tabular``, ``linear`` or an import string ("package.module:Class").
+        task: regression, binary or multiclass.
+        target: the label's column.
+        numeric: feature columns; globs are allowed ("count_lag_*").
+        categories: category columns, encoded by a ``categories`` stage.
+        classes: the label's values in class order; for binary, (negative, positive).
+    """
+
+    kind: str = "tabular"
+    task: str = "regression"
+    target: str
+    numeric: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+
+    @field_validator("task")
+    @classmethod
+    def _known(cls, task: str) -> str:
+        if task not in (known := ("regression", "binary", "multiclass")):
+            raise ValueError(f"expected one of {', '.join(known)}")
+        return task
+
+
+class ExportSettings(Settings):
+    """``[export]``: at the end of a training run, write the model, compress it and prove it.
+
+    Attributes:
+        path: the model file, or None: ``<folder>/model.onnx``.
+        holdout_every: every so many batches one is predicted but not learned, to calibrate and
+        judge with.
+        holdout_rows: newest held-out rows that are kept.
+        compress: settings of the gate, or None to write float32 only.
+    """
+
+    path: str | None = None
+    holdout_every: int = Field(50, ge=2)
+    holdout_rows: int = Field(20_000, ge=100)
+    compress: dict[str, Any] | None = Field(default_factory=dict)
+
+
+class Pipeline(BaseSettings):
+    """A pipeline file as read; parts named by ``kind`` are still tables, see `component`.
+
+    Attributes:
+        name: goes into model files, logs and the default folder.
+        folder: where a run leaves its checkpoints, models and report; ``runs/<name>`` unless given.
+        file: the path it was read from, for error sentences.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="HEADRACE_",
+        env_nested_delimiter="__",
+        frozen=True,
+        extra="forbid",
+    )
+    sources: ClassVar[tuple[Mapping[str, Any], Mapping[str, Any]]] = ({}, {})
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    base: str | None = None
+    folder: str = ""
+    file: str = ""
+    source: dict[str, Any]
+    scrub: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    loader: LoaderSettings = LoaderSettings()
+    model: dict[str, Any] | None = None
+    train: dict[str, Any] | None = None
+    infer: dict[str, Any] | None = None
+    evaluation: dict[str, Any] | None = None
+    sink: dict[str, Any] | None = None
+    dead_letters: DeadLetterSettings = DeadLetterSettings()
+    checkpoint: dict[str, Any] = Field(default_factory=dict)
+    export: ExportSettings | None = None
+    service: dict[str, Any] | None = None
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """--set, then the environment, then the file (the last also gives the order of tables)."""
+        overrides, file = cls.sources
+        return (
+            InitSettingsSource(settings_cls, dict(overrides)),
+            env_settings,
+            InitSettingsSource(settings_cls, dict(file)),
+        )
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Iterable[str] = ()) -> Self:
+        """Read a pipeline file.
+
+        Args:
+            path: the TOML file.
+            overrides: "a.b=c" texts; the value is read as TOML, or as plain text where it is none.
+
+        Raises: UserError, one sentence.
+        """
+        table = _with_base(Path(path))
+        return cls.of(table, overrides, where=str(path))
+
+    @classmethod
+    def of(
+        cls, table: Mapping[str, Any], overrides: Iterable[str] = (), *, where: str = "the pipeline"
+    ) -> Self:
+        """The same from a table in memory."""
+        # A subclass a call: pydantic-settings takes its sources from the class.
+        reader: type[Self] = type(cls.__name__, (cls,), {"sources": (_overrides(overrides), table)})
+        try:
+            pipeline = reader()
+        except ValidationError as error:
+            raise UserError(_sentence(error, reader.model_fields, "", where)) from None
+        folder = pipeline.folder or f"runs/{pipeline.name}"
+        return pipeline.model_copy(update={"folder": folder, "file": where})
+
+    def settings(self, kind: type[S], table: Mapping[str, Any], section: str) -> S:
+        """A component's own settings from its table.
+
+        Raises: UserError naming the key, the section and the file.
+        """
+        return validate(kind, table, section, self.file)
+
+
+def validate(kind: type[S], table: Mapping[str, Any], section: str, where: str) -> S:
+    """`kind(**table)`, with pydantic's complaint as one sentence.
+
+    Raises: UserError
+    """
+    try:
+        return kind(**table)
+    except ValidationError as error:
+        raise UserError(_sentence(error, kind.model_fields, section, where)) from None
+
+
+def component(name: str, known: Mapping[str, str], section: str) -> type[Any]:
+    """The class a ``kind`` names: one of `known`, or the user's own by import string.
+
+    Raises: UserError when there is no such kind, module or class.
+    """
+    target = known.get(name, name)
+    if ":" not in target:
+        raise UserError(f"[{section}] has no kind '{name}'.{nearest(name, known)}")
+    module, _, attribute = target.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"[{section}] kind '{name}' cannot be imported: {error}; "
+            "expected 'package.module:Class'."
+        ) from error
+    if not isinstance(found, type):
+        raise UserError(f"[{section}] kind '{name}' names {found!r}, expected a class.")
+    return found
+
+
+def _with_base(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    table = _read(path)
+    if "base" not in table:
+        return table
+    base = path.parent / str(table["base"])
+    if base in seen:
+        raise UserError(f"{path} and its base {base} name each other: take one 'base' away.")
+    return _merge(_with_base(base, (*seen, path)), table)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = nearest(path.name, [p.name for p in path.parent.glob("*.toml")])
+        raise UserError(f"There is no pipeline file {path}.{near}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"The pipeline file {path} cannot be read: {error}.") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path} is not valid TOML: {error}.") from None
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        merged[key] = (
+            _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        )
+    return merged
+
+
+def _overrides(texts: Iterable[str]) -> dict[str, Any]:
+    table: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise UserError(f"Expected --set key.path=value, got '{text}'.")
+        nested: Any = _value(value.strip())
+        for part in reversed(key.strip().split(".")):
+            nested = {part: nested}
+        table = _merge(table, nested)
+    return table
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _sentence(error: ValidationError, known: Mapping[str, Any], section: str, where: str) -> str:
+    """The first complaint of a validation: expected, got, where, what to do."""
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    place = ".".join([section, *path[:-1]] if section else path[:-1])
+    table = f"[{place}] in {where}" if place else where
+    key = path[-1] if path else section
+    if first["type"] == "extra_forbidden":
+        names = known if len(path) == 1 else _fields(known, path[:-1])
+        return f"{table} has no key '{key}'.{nearest(key, names)}"
+    if first["type"] == "missing":
+        return f"{table} needs the key '{key}', which is not there."
+    expected = first["msg"].removeprefix("Value error, ").split(", ")[0]
+    expected = expected.replace("dictionary", "table")
+    expected = expected[0].lower() + expected[1:]
+    expected = expected.replace("input should be", "expected", 1)
+    if not expected.startswith("expected"):
+        expected = f"expected another value ({expected})"
+    return f"{table}: {expected} for '{key}', got {json.dumps(first['input'], default=str)}."
+
+
+def _fields(known: Mapping[str, Any], path: list[str]) -> Mapping[str, Any]:
+    for part in path:
+        kind = getattr(known.get(part), "annotation", None)
+        known = getattr(kind, "model_fields", {})
+        if not known and kind is not None:
+            kinds = [k for k in getattr(kind, "__args__", ()) if hasattr(k, "model_fields")]
+            known = kinds[0].model_fields if kinds else {}
+    return known
+
+
+def parse_bytes(text: str) -> int:
+    """ "64MiB" -> 67108864."""
+    return int(TypeAdapter(ByteSize).validate_python(text))

@@ -1,0 +1,524 @@
+"""The asynchronous prefetching batch loader, as torchdata nodes::
+
+    SourceNode -> PrefetchNode("raw") -> RebatchNode -> ScrubNode -> PrefetchNode("prepared") -> for
+    batch in loader
+    `---- fetch thread ----'            `------- prepare thread ------'                         `-
+    your thread -'
+
+State rides on the item: what a node has given is its state, what waits in a queue is not. So the
+`Mark` of the batch
+in your hand is where to resume, whatever the threads have read ahead.
+
+Shutdown and errors, in prose; a difference between this and the code is a bug in the code:
+
+- An error anywhere (BaseException too) reaches the for-loop after the batches before it, and again
+on every later
+  `next`. It is never swallowed, never waits, and never looks like the end of the stream; only a
+  source's
+  `EndOfStream` does.
+- `close` (or leaving the ``with`` block) closes the queues, which wakes both threads wherever they
+wait, and joins
+  them: a read takes at most `poll` seconds, a batch in preparation is finished and dropped.
+  Afterwards no thread is
+  left and the source is closed.
+- A loader that is forgotten without `close` stops its threads when it is garbage-collected.
+
+torchdata's own Prefetcher is not used here: it counts items, not bytes, turns a second look at a
+failed source into
+an end of stream, and hangs on a BaseException.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+import polars as pl
+from torchdata.nodes import BaseNode
+from torchdata.nodes import Loader as NodeLoader
+
+from engine.budget import Budget
+from engine.channel import Channel, Closed, Empty
+from engine.collate import Collate
+from engine.config import LoaderSettings
+from engine.metrics import Metrics
+from engine.types import (
+    PARTITION,
+    POSITION,
+    Batch,
+    EndOfStream,
+    HeadraceError,
+    Mark,
+    Records,
+    Schema,
+    Source,
+    Stage,
+)
+
+T = TypeVar("T")
+JOIN_SECONDS = 10.0
+"""How long `close` waits for a thread; more means that a source or stage broke its promise to
+return."""
+ITEM_BYTES = 2_048
+"""What a queued item costs besides its data: objects, headers, the state beside it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Raw:
+    """Undecoded rows of one batch to be.
+
+    Attributes:
+        pieces: rows by partition, in the order they were read; may be empty.
+        positions: partition -> next position, after all pieces.
+        arrived: `time.monotonic` seconds when the oldest row was read.
+        reason: why it was cut here: ``full``, ``delay``, ``drain`` (end of stream) or ``idle``.
+    """
+
+    pieces: tuple[Records, ...]
+    positions: dict[str, int]
+    arrived: float
+    reason: str
+
+    @property
+    def rows(self) -> int:
+        return sum(len(piece) for piece in self.pieces)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(piece.nbytes for piece in self.pieces)
+
+
+class SourceNode(BaseNode[Records | None]):
+    """Reads a source; None where nothing came within `poll` seconds. Ends when the source does.
+
+    Args:
+        source: is sought to the mark it is reset to.
+        budget: bytes of the loader; one read takes at most an eighth of it.
+    """
+
+    def __init__(self, source: Source, settings: LoaderSettings, metrics: Metrics) -> None:
+        super().__init__()
+        self._source = source
+        self._settings = settings
+        self._max_bytes = max(1 << 16, int(settings.memory_budget) // 8)
+        self._seconds = metrics.stage_seconds.labels(stage="fetch")
+        self._positions: dict[str, int] = {}
+
+    def reset(self, initial_state: dict[str, Any] | None = None) -> None:
+        super().reset(initial_state)
+        mark = Mark(positions=initial_state or {})
+        self._positions = dict(mark.positions)
+        self._source.seek(mark)
+
+    def next(self) -> Records | None:
+        start = time.perf_counter()
+        settings = self._settings
+        try:
+            records = self._source.read(settings.read_rows, self._max_bytes, settings.poll)
+        except EndOfStream:
+            raise StopIteration from None
+        if records is not None:
+            # Waiting for data is not work, so a read that gave nothing is not timed.
+            self._seconds.observe(time.perf_counter() - start)
+            self._positions = {**self._positions, records.partition: records.next}
+        return records
+
+    def get_state(self) -> dict[str, Any]:
+        return self._positions
+
+    def close(self) -> None:
+        self._source.close()
+
+
+class PrefetchNode(BaseNode[T], Generic[T]):
+    """Runs the node before it in a thread, ahead of whoever asks, up to a number of bytes.
+
+    Args:
+        node: the node before; only the thread touches it from now on.
+        channel: the queue in between, with its bound.
+    """
+
+    def __init__(self, node: Any, make_channel: Callable[[], Channel[Any]], name: str) -> None:
+        super().__init__()
+        self._node = node
+        self._name = name
+        self._make_channel = make_channel
+        self._channel: Channel[Any] | None = None
+        self._thread: threading.Thread | None = None
+        self._state: dict[str, Any] | None = None
+
+    def reset(self, initial_state: dict[str, Any] | None = None) -> None:
+        self._stop()
+        super().reset(initial_state)
+        self._state = initial_state
+        self._channel = channel = self._make_channel()
+        # The thread holds the node and the channel but not this object, so a forgotten loader can
+        # be collected.
+        self._thread = threading.Thread(
+            target=_produce,
+            args=(self._node, initial_state, channel),
+            name=f"headrace-{self._name}",
+            daemon=True,
+        )
+        weakref.finalize(self, channel.close)
+        self._thread.start()
+
+    def next(self) -> T:
+        return self.within(None)
+
+    def within(self, timeout: float | None) -> T:
+        """The next item. Raises: Empty when it does not come within `timeout` seconds;
+        StopIteration at the end."""
+        assert self._channel is not None, "reset comes first"
+        try:
+            item, self._state = self._channel.get(timeout)
+        except EndOfStream:
+            raise StopIteration from None
+        return item  # type: ignore[no-any-return]
+
+    def get_state(self) -> dict[str, Any] | None:  # type: ignore[override]
+        return self._state
+
+    @property
+    def channel(self) -> Channel[Any] | None:
+        return self._channel
+
+    def interrupt(self) -> None:
+        """Close this queue and all before it: their threads end soon. Any thread may call it."""
+        if self._channel is not None:
+            self._channel.close()
+        if isinstance(self._node, RebatchNode | ScrubNode):
+            self._node.interrupt()
+
+    def close(self) -> None:
+        """Interrupt, wait for the thread, close the node before. Raises: HeadraceError if the
+        thread does not end."""
+        self._stop()
+        self._node.close()
+
+    def _stop(self) -> None:
+        self.interrupt()
+        thread, self._thread = self._thread, None
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(JOIN_SECONDS)
+            if thread.is_alive():
+                raise HeadraceError(
+                    f"The {self._name} thread did not end within {JOIN_SECONDS:.0f} s: a source's read or a stage's "
+                    "apply must return in bounded time."
+                )
+
+
+def _produce(node: Any, state: dict[str, Any] | None, channel: Channel[Any]) -> None:
+    """The thread: everything the node gives goes into the channel, its end and its errors too."""
+    try:
+        node.reset(state)
+        while True:
+            item = next(node)
+            # "Nothing came" is news only to a consumer that has nothing else to do.
+            if item is not None or not len(channel):
+                channel.put((item, node.state_dict()))
+            del item  # or the last item's memory would stay while the next is awaited
+    except StopIteration:
+        channel.finish()
+    except Closed:
+        channel.close()
+    except BaseException as error:  # noqa: BLE001 - an error must reach the for-loop, whatever it is
+        channel.fail(error)
+
+
+class RebatchNode(BaseNode[Raw]):
+    """Cuts raw rows into batches of `batch_rows`, or less when the oldest has waited `max_delay`.
+
+    Rows are cut while raw, because then a position is exact; stages later only shrink or grow what
+    was cut. On an
+    idle stream an empty batch comes every `idle` seconds, so that the loop behind can act
+    (checkpoint, stop, beat).
+    """
+
+    idle = 0.5
+
+    def __init__(self, node: PrefetchNode[Records | None], settings: LoaderSettings) -> None:
+        super().__init__()
+        self._node = node
+        self._rows = settings.batch_rows
+        self._delay = settings.max_delay
+        self._pieces: list[Records] = []
+        self._rest: Records | None = None
+        self._positions: dict[str, int] = {}
+        self._ended = False
+
+    def reset(self, initial_state: dict[str, Any] | None = None) -> None:
+        super().reset(initial_state)
+        self._pieces, self._rest, self._ended = [], None, False
+        self._positions = dict(initial_state or {})
+        self._node.reset(initial_state)
+
+    def next(self) -> Raw:
+        rows = 0
+        start = time.monotonic()
+        while rows < self._rows:
+            piece = self._piece(self._rows - rows, start)
+            if piece is None:
+                break
+            rows += len(piece)
+            self._pieces.append(piece)
+        if self._ended and not self._pieces:
+            raise StopIteration
+        return self._cut(start, full=rows == self._rows)
+
+    def get_state(self) -> dict[str, Any]:
+        return self._positions
+
+    def interrupt(self) -> None:
+        self._node.interrupt()
+
+    def close(self) -> None:
+        self._node.close()
+
+    def _cut(self, start: float, *, full: bool) -> Raw:
+        pieces, self._pieces = tuple(self._pieces), []
+        after = {piece.partition: piece.next for piece in pieces}
+        self._positions = {**self._positions, **after}
+        reason = "full" if full else "drain" if self._ended else "delay" if pieces else "idle"
+        arrived = min((piece.arrived for piece in pieces), default=start)
+        return Raw(pieces=pieces, positions=self._positions, arrived=arrived, reason=reason)
+
+    def _piece(self, rows: int, start: float) -> Records | None:
+        """Up to `rows` rows; None when the batch must go without more."""
+        records = self._rest or self._wait(start)
+        self._rest = None
+        if records is not None and len(records) > rows:
+            self._rest = records.slice(rows, len(records))
+            records = records.slice(0, rows)
+        return records
+
+    def _wait(self, start: float) -> Records | None:
+        while True:
+            deadline = self._deadline(start)
+            timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
+            try:
+                records = self._node.within(timeout)
+            except Empty:
+                return None
+            except StopIteration:
+                self._ended = True
+                return None
+            if records is not None and len(records):
+                return records
+            # Nothing came, or a gap without rows: only its position counts.
+            if records is not None:
+                self._positions = {**self._positions, records.partition: records.next}
+            if deadline is not None and time.monotonic() >= deadline:
+                return None
+
+    def _deadline(self, start: float) -> float | None:
+        if not self._pieces:
+            return start + self.idle
+        if self._delay is None:
+            return None
+        return self._pieces[0].arrived + self._delay
+
+
+class ScrubNode(BaseNode[Batch]):
+    """Decodes, cleans and collates raw rows, and stamps the mark on the batch.
+
+    Args:
+        schema: columns to decode.
+        stages: in this order; bound already.
+        collate: last step, or None for a pipeline that serves or only cleans.
+        keep_raw_from: index of the first stage that a model file contains: the rows before it are
+        kept on the batch
+            as `raw`. None keeps nothing.
+    """
+
+    def __init__(
+        self,
+        node: RebatchNode,
+        source: Source,
+        schema: Schema,
+        stages: Sequence[Stage],
+        collate: Collate | None,
+        metrics: Metrics,
+        keep_raw_from: int | None = None,
+    ) -> None:
+        super().__init__()
+        self._node = node
+        self._decode = source.format.decode
+        self._schema = schema
+        self._empty = pl.DataFrame(schema={PARTITION: pl.String(), POSITION: pl.Int64(), **schema})
+        self._stages = stages
+        self._initial = {stage.name: stage.snapshot() for stage in stages}
+        self._collate = collate
+        self._keep_raw_from = keep_raw_from
+        self._mark = Mark()
+        self._releases = metrics.batch_release
+        names = ["decode", *(stage.name for stage in stages), "collate"]
+        self._seconds = {name: metrics.stage_seconds.labels(stage=name) for name in names}
+
+    def reset(self, initial_state: dict[str, Any] | None = None) -> None:
+        super().reset(initial_state)
+        state = initial_state or {}
+        self._mark = Mark(positions=state.get("positions", {}), stages=state.get("stages", {}))
+        for stage in self._stages:
+            stage.restore(self._mark.stages.get(stage.name, self._initial[stage.name]))
+        self._node.reset(dict(self._mark.positions))
+
+    def next(self) -> Batch:
+        raw = next(self._node)
+        self._releases.labels(reason=raw.reason).inc()
+        batch = self._timed("decode", self._batch, raw)
+        for index, stage in enumerate(self._stages):
+            if index == self._keep_raw_from:
+                batch = replace(batch, raw=batch.frame)
+            batch = self._timed(stage.name, stage.apply, batch)
+        if self._keep_raw_from == len(self._stages):
+            batch = replace(batch, raw=batch.frame)
+        if self._collate is not None:
+            batch = self._timed("collate", self._collate.apply, batch)
+        snapshots = ((stage.name, stage.snapshot()) for stage in self._stages)
+        stages = {name: value for name, value in snapshots if value is not None}
+        self._mark = Mark(positions=raw.positions, stages=stages)
+        return replace(batch, mark=self._mark, ready=time.monotonic())
+
+    def get_state(self) -> dict[str, Any]:
+        return {"positions": self._mark.positions, "stages": self._mark.stages}
+
+    def interrupt(self) -> None:
+        self._node.interrupt()
+
+    def close(self) -> None:
+        self._node.close()
+
+    def _timed(self, name: str, work: Callable[[Any], Batch], value: Any) -> Batch:
+        start = time.perf_counter()
+        batch = work(value)
+        self._seconds[name].observe(time.perf_counter() - start)
+        return batch
+
+    def _batch(self, raw: Raw) -> Batch:
+        decoded = [self._decode(piece, self._schema) for piece in raw.pieces]
+        frames = [frame for frame, _ in decoded]
+        frame = self._empty if not frames else frames[0] if len(frames) == 1 else pl.concat(frames)
+        return Batch(
+            frame=frame,
+            mark=self._mark,
+            arrived=raw.arrived,
+            raw_rows=raw.rows,
+            raw_bytes=raw.nbytes,
+            rejects=tuple(reject for _, rejects in decoded for reject in rejects),
+        )
+
+
+class Loader(NodeLoader[Batch]):
+    """Batches of a source, cleaned, ahead of you, within a number of bytes::
+
+        with Loader(source, schema=schema, stages=stages, collate=Collate(features)) as loader:
+            for batch in loader:
+                learner.learn(batch)
+
+    `state_dict` is where to resume after the last batch you took, `load_state_dict` goes there
+    (before the loop).
+    Each ``for`` starts anew, from the start or the loaded state.
+
+    Args:
+        source: rows; closed with the loader.
+        schema: columns to decode, as `source.schema` gave them.
+        stages: bound stages, in order.
+        collate: None leaves `batch.tensors` empty.
+        settings: rows a batch, delay, bytes.
+        metrics: where waits, sizes and times go; a private one unless given.
+        keep_raw_from: see `ScrubNode`.
+        mark: where to start.
+
+    Raises (in the loop): whatever source, format or a stage raised, unchanged.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        schema: Schema,
+        stages: Sequence[Stage] = (),
+        collate: Collate | None = None,
+        settings: LoaderSettings | None = None,
+        metrics: Metrics | None = None,
+        keep_raw_from: int | None = None,
+        mark: Mark | None = None,
+    ) -> None:
+        settings = settings or LoaderSettings()
+        metrics = metrics or Metrics()
+        self.budget = Budget(int(settings.memory_budget))
+        fetch = PrefetchNode(
+            SourceNode(source, settings, metrics),
+            # Half the budget, so that the raw queue cannot starve the prepared one.
+            lambda: self._channel("raw", _raw_bytes, metrics, share=0.5),
+            "fetch",
+        )
+        scrub = ScrubNode(
+            RebatchNode(fetch, settings), source, schema, stages, collate, metrics, keep_raw_from
+        )
+        self._prepared: PrefetchNode[Batch] = PrefetchNode(
+            scrub, lambda: self._channel("prepared", _batch_bytes, metrics), "prepare"
+        )
+        super().__init__(self._prepared, restart_on_stop_iteration=False)
+        if mark is not None:
+            self.seek(mark)
+
+    def seek(self, mark: Mark) -> None:
+        """Start the next loop after `mark`."""
+        state = {"positions": dict(mark.positions), "stages": dict(mark.stages)}
+        self.load_state_dict({"root": state, "num_yielded": 0})
+
+    def interrupt(self) -> None:
+        """End the threads soon, without waiting for them; the loop raises `Closed`."""
+        self._prepared.interrupt()
+
+    def close(self) -> None:
+        """End the threads and wait for them, close the source. May be called twice.
+
+        Raises: HeadraceError when a source or stage keeps its thread for more than 10 s.
+        """
+        self._prepared.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _channel(
+        self, name: str, size_of: Callable[[Any], int], metrics: Metrics, share: float = 1.0
+    ) -> Channel[Any]:
+        waits = metrics.queue_wait_seconds
+        channel: Channel[Any] = Channel(
+            name,
+            self.budget,
+            size_of,
+            share=share,
+            on_put_wait=waits.labels(queue=name, side="put").observe,
+            on_get_wait=waits.labels(queue=name, side="get").observe,
+        )
+        metrics.queue_bytes.labels(queue=name).set_function(lambda: channel.nbytes)
+        metrics.queue_items.labels(queue=name).set_function(lambda: len(channel))
+        return channel
+
+
+def _raw_bytes(item: tuple[Records | None, Any]) -> int:
+    return ITEM_BYTES + (0 if item[0] is None else item[0].nbytes)
+
+
+def _batch_bytes(item: tuple[Batch, Any]) -> int:
+    return ITEM_BYTES + item[0].nbytes
+
+
+__all__ = ["Loader", "PrefetchNode", "Raw", "RebatchNode", "ScrubNode", "SourceNode"]

@@ -1,0 +1,228 @@
+"""How a run speaks: text on a terminal, JSON lines elsewhere, always on stderr.
+
+What comes from outside (a record's value in a message, a file's name in a field) cannot forge a
+line: everything that is not printable is escaped, in messages, fields and tracebacks. What was
+given to `hide` is shown as ``***``, wherever it turns up.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import numbers
+import re
+import sys
+import time
+import urllib.parse
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+from engine.types import UserError, nearest
+
+STYLES = ("auto", "text", "json")
+LEVELS = ("debug", "info", "warning", "error")
+MAX_TEXT = 10_000
+"""Characters of one message, field or line of a traceback that are kept."""
+
+_STANDARD = frozenset(
+    logging.LogRecord("", 0, "", 0, "", (), None).__dict__.keys()
+    | {"message", "asctime", "taskName", "color_message"}
+)
+_PLAIN = re.compile(r"[\w.,:;/+*%@#~<>()\[\]-]+")
+
+
+def setup(style: str = "auto", level: str = "info") -> None:
+    """Send every log record of the process to stderr. May be called again, to change its mind.
+
+    Headrace's own loggers speak from `level` on, those of libraries from warnings on (at debug
+    level: from info on); Python's warnings become records.
+
+    Args:
+        style: ``text``, ``json``, or ``auto``: text if stderr is a terminal.
+        level: ``debug`` (errors come with their tracebacks), ``info``, ``warning`` or ``error``.
+
+    Raises: UserError for another style or level.
+    """
+    _known("log style", style, STYLES)
+    _known("log level", level, LEVELS)
+    if style == "auto":
+        style = "text" if sys.stderr.isatty() else "json"
+    tracebacks = level == "debug"
+    handler = _Stderr()
+    handler.setFormatter(Text(tracebacks) if style == "text" else Json(tracebacks))
+    root = logging.getLogger()
+    for old in [h for h in root.handlers if isinstance(h, _Stderr)]:
+        root.removeHandler(old)
+    root.addHandler(handler)
+    root.setLevel(logging.INFO if tracebacks else max(logging.WARNING, _number(level)))
+    logging.getLogger("headrace").setLevel(_number(level))
+    logging.captureWarnings(True)
+
+
+class _Hidden:
+    """The secrets, and one pattern that finds any of them in any spelling they are logged in."""
+
+    def __init__(self) -> None:
+        self._spellings: set[str] = set()
+        self._pattern: re.Pattern[str] | None = None
+
+    def add(self, secret: str) -> None:
+        # A secret of several lines (a key file) may turn up line by line, in a traceback.
+        lines = [line for line in secret.splitlines() if len(line) >= 8]
+        for text in (secret, *lines):
+            self._spellings |= {
+                text,
+                json.dumps(text)[1:-1],
+                json.dumps(text, ensure_ascii=False)[1:-1],
+                repr(text)[1:-1],
+                urllib.parse.quote(text, safe=""),
+                urllib.parse.quote_plus(text),
+            }
+        ordered = sorted(self._spellings, key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, ordered)))
+
+    def redact(self, text: str) -> str:
+        return text if self._pattern is None else self._pattern.sub("***", text)
+
+
+_hidden = _Hidden()
+
+
+def hide(secret: str) -> None:
+    """Show ``***`` instead of `secret` in every log record from now on, whatever it is part of."""
+    if secret:
+        _hidden.add(secret)
+
+
+def redact(text: str) -> str:
+    """The text with every hidden secret as ``***``, for what is shown elsewhere than in the log."""
+    return _hidden.redact(text)
+
+
+def escape(text: str) -> str:
+    r"""The text in one line of printable characters: a line break becomes ``\n``, and so on."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+class Text(logging.Formatter):
+    """``12:00:00 INFO    headrace.loop resumed batches=12``"""
+
+    def __init__(self, tracebacks: bool = False) -> None:
+        super().__init__()
+        self._tracebacks = tracebacks
+
+    def format(self, record: logging.LogRecord) -> str:
+        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
+        words = [f"{clock} {record.levelname:<7} {record.name} {escape(_message(record))}"]
+        words += [f"{escape(key)}={_word(value)}" for key, value in _fields(record).items()]
+        if (error := _error(record)) is not None:
+            words.append(f"error={_word(error)}")
+        lines = _traceback(record) if self._tracebacks else []
+        return "\n".join([" ".join(words), *(f"    | {escape(line)}" for line in lines)])
+
+
+class Json(logging.Formatter):
+    """One object a line: ``time`` (UTC), ``level``, ``logger``, ``message``, then the fields."""
+
+    def __init__(self, tracebacks: bool = False) -> None:
+        super().__init__()
+        self._tracebacks = tracebacks
+
+    def format(self, record: logging.LogRecord) -> str:
+        clock = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        line: dict[str, Any] = {
+            "time": f"{clock}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": _message(record),
+        }
+        if (error := _error(record)) is not None:
+            line["error"] = error
+        if self._tracebacks and (lines := _traceback(record)):
+            line["traceback"] = lines
+        for key, value in _fields(record).items():
+            line[f"{key}_" if key in line else key] = value
+        return json.dumps(line, default=str)
+
+
+class _Stderr(logging.StreamHandler[TextIO]):
+    """Writes to what `sys.stderr` is at that moment: a progress bar puts itself in its place."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, _: TextIO) -> None:
+        raise AssertionError
+
+
+def _known(what: str, word: str, words: tuple[str, ...]) -> None:
+    if word not in words:
+        raise UserError(f"Unknown {what} '{word}'.{nearest(word, words)}")
+
+
+def _number(level: str) -> int:
+    return logging.getLevelNamesMapping()[level.upper()]
+
+
+def _message(record: logging.LogRecord) -> str:
+    return _cut(redact(record.getMessage()))
+
+
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    """What came in `extra`, redacted, of types that JSON has."""
+    return {
+        redact(key): _value(value)
+        for key, value in record.__dict__.items()
+        if key not in _STANDARD
+    }  # fmt: skip
+
+
+def _error(record: logging.LogRecord) -> str | None:
+    """Type and message of the record's exception."""
+    if not record.exc_info or record.exc_info[1] is None:
+        return None
+    error = record.exc_info[1]
+    return _cut(redact(f"{type(error).__name__}: {error}"))
+
+
+def _traceback(record: logging.LogRecord) -> list[str]:
+    if not record.exc_info:
+        return []
+    text = logging.Formatter().formatException(record.exc_info)
+    return [_cut(line) for line in redact(text).splitlines()]
+
+
+def _value(value: object) -> Any:
+    """Redacted, bounded, and of a type that JSON has."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, Mapping):
+        return {redact(str(key)): _value(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_value(item) for item in value]
+    text = redact(str(value))
+    if isinstance(value, numbers.Real) and math.isfinite(value) and text == str(value):
+        return int(value) if isinstance(value, numbers.Integral) else float(value)
+    return _cut(text)
+
+
+def _word(value: object) -> str:
+    """A field's value in text: quoted where it could be taken for more than one."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, str) and not _PLAIN.fullmatch(text):
+        text = json.dumps(text, ensure_ascii=False)
+    return escape(text)
+
+
+def _cut(text: str) -> str:
+    if len(text) <= MAX_TEXT:
+        return text
+    return f"{text[:MAX_TEXT]}... ({len(text) - MAX_TEXT} more characters)"

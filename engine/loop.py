@@ -1,0 +1,387 @@
+"""The loop: one batch at a time, and every interval the effects that must be ordered.
+
+    1. `sink.flush` and `dead_letters.flush`: results are safe
+    2. `checkpoints.save`:                    state is safe, and says which results belong to it
+    3. `source.commit(mark)`:                 the source may forget
+
+A crash between 1 and 2 leaves results that the next start takes away again (`Sink.restore`);
+between 2 and 3, a
+source that gives rows again which the checkpoint's mark skips. So every record counts once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any, Protocol
+
+from engine.checkpoint import CheckpointFailed, Checkpoints
+from engine.config import DeadLetterSettings
+from engine.loader import Loader
+from engine.metrics import Metrics
+from engine.service import Heartbeat
+from engine.types import Batch, HeadraceError, Mark, Rejects, Sink, Snapshot, Source
+
+log = logging.getLogger("headrace.loop")
+COUNTED = {"filled": "missing_values", "duplicates": "duplicates", "clipped": "clipped_values"}
+"""What stages count -> the counter that sums it."""
+
+
+class Flood(HeadraceError):
+    """More rows are rejected than the breaker allows. Exit code 3."""
+
+
+class Stopped(BaseException):
+    """A signal asked to stop while the loop waited for a batch. BaseException: no handler may take
+    it for a failure."""
+
+
+@dataclass(slots=True)
+class Totals:
+    """What became of every record, over all restarts.
+
+    Attributes:
+        read: records the source gave.
+        grown: rows that stages added to them.
+        learned, predicted, rejected: rows by what became of them; each row is in exactly one.
+        reasons: (stage, reason) -> rejected rows.
+    """
+
+    batches: int = 0
+    read: int = 0
+    grown: int = 0
+    learned: int = 0
+    predicted: int = 0
+    cleaned: int = 0
+    rejected: int = 0
+    reasons: dict[tuple[str, str], int] = field(default_factory=dict)
+
+    @property
+    def balanced(self) -> bool:
+        """``in = learned + predicted + rejected`` (a pipeline without a model: cleaned)."""
+        out = self.learned + self.predicted + self.cleaned + self.rejected
+        return self.read + self.grown == out
+
+    def snapshot(self) -> dict[str, Any]:
+        """As a plain value."""
+        counts = {name: getattr(self, name) for name in self.__slots__ if name != "reasons"}
+        return {**counts, "reasons": [[*key, n] for key, n in self.reasons.items()]}
+
+    @classmethod
+    def restore(cls, value: Mapping[str, Any]) -> Totals:
+        """From what `snapshot` gave."""
+        counts = {name: n for name, n in value.items() if name != "reasons"}
+        return cls(**counts, reasons={(s, r): n for s, r, n in value["reasons"]})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """What the work made of a batch: rows for the sink (with whatever it rejected), and how many it
+    learned,
+    predicted or only passed on."""
+
+    batch: Batch
+    learned: int = 0
+    predicted: int = 0
+    cleaned: int = 0
+
+
+class Work(Protocol):
+    """What the loop does with a batch: train, serve or only clean."""
+
+    stage: str
+    """``learn``, ``predict`` or ``clean``: its name in ``headrace_stage_seconds``."""
+
+    def do(self, batch: Batch) -> Done:
+        """One batch. May be empty."""
+        ...
+
+    def state_dict(self) -> dict[str, Snapshot]:
+        """Its part of the checkpoint."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Snapshot]) -> None:
+        """Go back to it."""
+        ...
+
+
+class Breaker:
+    """Trips when too large a share of the newest rows is rejected, before dead letters become the
+    main output."""
+
+    def __init__(self, settings: DeadLetterSettings) -> None:
+        self._settings = settings
+        self._recent: deque[tuple[int, int]] = deque()
+        self._rows = self._bad = 0
+
+    def check(self, rows: int, rejects: tuple[Rejects, ...]) -> None:
+        """Take a batch of `rows` rows, rejected ones included. Raises: Flood."""
+        settings = self._settings
+        counted = [reject for reject in rejects if reject.reason not in settings.expected]
+        bad = sum(len(reject) for reject in counted)
+        self._recent.append((rows, bad))
+        self._rows, self._bad = self._rows + rows, self._bad + bad
+        while self._rows - self._recent[0][0] >= settings.window:
+            gone = self._recent.popleft()
+            self._rows, self._bad = self._rows - gone[0], self._bad - gone[1]
+        if self._rows >= settings.window and self._bad > settings.limit * self._rows:
+            worst = max(counted, key=len, default=None)
+            reason = f"{worst.stage}: {worst.reason}" if worst else "see the dead letters"
+            raise Flood(
+                f"Stopped: {self._bad / self._rows:.1%} of the last {self._rows} rows were rejected ({reason}), and "
+                f"[dead_letters] limit allows {settings.limit:.1%}: mend the input or the schema, or raise the limit."
+            )
+
+
+class Loop:
+    """Runs batches through the work until the source ends, a signal comes or something fails.
+
+    Args:
+        source: for commits only; the loader reads it.
+        sink, dead_letters: None drops the rows (they are counted all the same).
+        checkpoints: None saves nothing: a restart begins at the start.
+        identity: digests that a checkpoint must have in common with this pipeline.
+        watch: called after every batch with the loop and the batch (a progress bar).
+    """
+
+    def __init__(
+        self,
+        *,
+        source: Source,
+        loader: Loader,
+        work: Work,
+        sink: Sink | None = None,
+        dead_letters: Sink | None = None,
+        breaker: Breaker | None = None,
+        checkpoints: Checkpoints | None = None,
+        identity: Mapping[str, str] | None = None,
+        metrics: Metrics | None = None,
+        heartbeat: Heartbeat | None = None,
+        watch: Callable[[Loop, Batch], None] | None = None,
+    ) -> None:
+        self.source = source
+        self.loader = loader
+        self.work = work
+        self.sink = sink
+        self.dead_letters = dead_letters
+        self.totals = Totals()
+        self.mark = Mark()
+        self.metrics = metrics or Metrics()
+        self.resumed = False
+        self._breaker = breaker
+        self._checkpoints = checkpoints
+        self._identity = dict(identity or {})
+        self._heartbeat = heartbeat or Heartbeat()
+        self._watch = watch
+        self._stopping = False
+        self._waiting = False
+        self._saved_at = time.monotonic()
+        self._saved_batches = 0
+        self._seconds = self.metrics.stage_seconds
+
+    def resume(self) -> bool:
+        """Go to the newest good checkpoint; whether there was one. Takes away results that lie
+        after it.
+
+        Raises: UserError when the checkpoint is another pipeline's; HeadraceError when none can be
+        read.
+        """
+        state = self._checkpoints.load(self._identity) if self._checkpoints else None
+        for sink, name in ((self.sink, "sink"), (self.dead_letters, "dead_letters")):
+            if sink is not None:
+                sink.restore(None if state is None else state[name])
+        if state is None:
+            return False
+        self.mark = Mark(positions=state["positions"], stages=state["stages"])
+        self.totals = Totals.restore(state["totals"])
+        self.work.load_state_dict(state["work"])
+        self.loader.seek(self.mark)
+        self.resumed = True
+        log.info("resumed", extra={"batches": self.totals.batches, "rows": self.totals.read})
+        return True
+
+    def run(self) -> Totals:
+        """Until the end of the source or a signal, then flush, save, commit.
+
+        Raises: Flood; HeadraceError and whatever source, stages, work or sinks raise. What was
+        saved stays saved.
+        """
+        with self._signals(), self.loader:
+            self._saved_batches = self.totals.batches
+            try:
+                self._batches()
+            except Stopped:
+                log.info("stopping", extra={"reason": "signal"})
+            self._save()
+        return self.totals
+
+    def stop(self) -> None:
+        """Finish the batch in hand, save and return from `run`. Any thread may call it."""
+        self._stopping = True
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the run was asked to stop before the source's end."""
+        return self._stopping
+
+    def _batches(self) -> None:
+        batches = iter(self.loader)
+        while not self._stopping and (batch := self._next(batches)) is not None:
+            self._heartbeat.beat()
+            self._one(batch)
+
+    def _next(self, batches: Iterator[Batch]) -> Batch | None:
+        self._waiting = True
+        try:
+            if self._stopping:
+                raise Stopped
+            return next(batches, None)
+        finally:
+            self._waiting = False
+
+    def _one(self, batch: Batch) -> None:
+        with self._timed(self.work.stage):
+            done = self.work.do(batch)
+        rejects = done.batch.rejects
+        with self._timed("write"):
+            if self.sink is not None:
+                self.sink.write(done.batch.frame)
+            if self.dead_letters is not None:
+                for reject in rejects:
+                    self.dead_letters.write(_letters(reject))
+        self._count(done)
+        self.mark = batch.mark
+        if self._breaker is not None:
+            self._guard(done)
+        if self._due():
+            self._save()
+        if self._watch is not None:
+            self._watch(self, batch)
+
+    def _guard(self, done: Done) -> None:
+        assert self._breaker is not None
+        try:
+            self._breaker.check(done.batch.raw_rows + done.batch.grown, done.batch.rejects)
+        except Flood:
+            self._save()  # what was rejected so far is safe, and a start after mending goes on behind it
+            raise
+
+    def _count(self, done: Done) -> None:
+        batch, totals, metrics = done.batch, self.totals, self.metrics
+        totals.batches += 1
+        totals.read += batch.raw_rows
+        totals.grown += batch.grown
+        totals.learned += done.learned
+        totals.predicted += done.predicted
+        totals.cleaned += done.cleaned
+        for reject in batch.rejects:
+            key = (reject.stage, reject.reason)
+            totals.rejected += len(reject)
+            totals.reasons[key] = totals.reasons.get(key, 0) + len(reject)
+            metrics.rejected_records.labels(stage=reject.stage, reason=reject.reason).inc(
+                len(reject)
+            )
+            if self.dead_letters is not None:
+                metrics.dead_letters.labels(reason=reject.reason).inc(len(reject))
+        metrics.source_records.inc(batch.raw_rows)
+        metrics.source_bytes.inc(batch.raw_bytes)
+        metrics.grown_records.inc(batch.grown)
+        metrics.learned_records.inc(done.learned)
+        metrics.predicted_records.inc(done.predicted)
+        metrics.batch_rows.observe(len(batch))
+        for (_, what), n in batch.counts.items():
+            if what in COUNTED:
+                getattr(metrics, COUNTED[what]).inc(n)
+        if batch.raw_rows:
+            now = time.monotonic()
+            latency = metrics.record_latency_seconds
+            latency.labels(span="fetch_to_ready").observe(batch.ready - batch.arrived)
+            latency.labels(span="ready_to_done").observe(now - batch.ready)
+
+    def _due(self) -> bool:
+        if self._checkpoints is None:
+            return False
+        settings = self._checkpoints.settings
+        if settings.every_batches is not None:
+            return self.totals.batches - self._saved_batches >= settings.every_batches
+        return time.monotonic() - self._saved_at >= settings.every_seconds
+
+    def _save(self) -> None:
+        """1 flush, 2 checkpoint, 3 commit. A checkpoint that fails is counted and logged, and the
+        run goes on: the
+        last good one stays, and nothing is committed beyond it."""
+        with self._timed("flush"):
+            for sink in (self.sink, self.dead_letters):
+                if sink is not None:
+                    sink.flush()
+        if self._checkpoints is not None and not self._checkpoint(self._checkpoints):
+            return
+        self.source.commit(self.mark)
+
+    def _checkpoint(self, checkpoints: Checkpoints) -> bool:
+        metrics = self.metrics
+        self._saved_at, self._saved_batches = time.monotonic(), self.totals.batches
+        state = {
+            "positions": dict(self.mark.positions),
+            "stages": dict(self.mark.stages),
+            "totals": self.totals.snapshot(),
+            "work": self.work.state_dict(),
+            "sink": None if self.sink is None else self.sink.snapshot(),
+            "dead_letters": None if self.dead_letters is None else self.dead_letters.snapshot(),
+        }
+        start = time.perf_counter()
+        try:
+            with self._timed("checkpoint"):
+                path = checkpoints.save(state, self._identity)
+        except CheckpointFailed as error:
+            metrics.checkpoint_failures.inc()
+            log.error("checkpoint failed; the last good one stays", extra={"error": str(error)})
+            return False
+        metrics.checkpoint_seconds.observe(time.perf_counter() - start)
+        metrics.checkpoint_bytes.set(path.stat().st_size)
+        metrics.checkpoint_timestamp_seconds.set_to_current_time()
+        return True
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._seconds.labels(stage=stage).observe(time.perf_counter() - start)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGINT and SIGTERM stop in good order; a second one stops at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def handle(number: int, _: FrameType | None) -> None:
+            if self._stopping:
+                os._exit(128 + number)
+            self._stopping = True
+            if self._waiting:
+                raise Stopped
+
+        before = {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _letters(reject: Rejects) -> Any:
+    import polars as pl
+
+    return reject.rows.with_columns(stage=pl.lit(reject.stage), reason=pl.lit(reject.reason))
+
+
+__all__ = ["Breaker", "Done", "Flood", "Loop", "Stopped", "Totals", "Work"]

@@ -1,0 +1,139 @@
+"""``headrace check``: everything that can be known before a run, and a sample through the stages."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+from rich.table import Table
+
+from engine.progress import console
+from engine.run import Run
+from engine.types import RESERVED, Batch, EndOfStream, HeadraceError, Mark, Records, UserError
+
+
+def preflight(run: Run, rows: int = 1_000) -> bool:
+    """Print what the pipeline would do with a sample of `rows` records; whether nothing was found amiss.
+
+    Writes nothing and saves nothing. Raises: UserError for what makes the file unusable.
+    """
+    out = console()
+    with closing(run.source):
+        batch = _sample(run, rows)
+        out.print(_steps(run, batch))
+    problems = [sentence for problem in (_places, _exportable, _resumable) for sentence in problem(run)]
+    for sentence in problems:
+        out.print(f"[yellow]! {sentence}[/]", highlight=False)
+    if not problems:
+        out.print(f"{run.pipeline.file} is ready to run.")
+    return not problems
+
+
+def _sample(run: Run, rows: int) -> Batch:
+    records = _read(run, rows)
+    if records is None:
+        raise UserError("The source gave no records to try: expected at least one.")
+    frame, rejects = run.source.format.decode(records, run.source_schema)
+    return Batch(
+        frame=frame,
+        mark=Mark(),
+        arrived=records.arrived,
+        raw_rows=len(records),
+        raw_bytes=records.nbytes,
+        rejects=tuple(rejects),
+    )
+
+
+def _read(run: Run, rows: int) -> Records | None:
+    run.source.seek(Mark())
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            records = run.source.read(rows, 64 << 20, 1.0)
+        except EndOfStream:
+            return None
+        if records is not None and len(records):
+            return records
+    return None
+
+
+def _steps(run: Run, batch: Batch) -> Table:
+    """Runs the sample through every stage; a row of the table for each."""
+    table = Table(title=f"{run.pipeline.name}: {batch.raw_rows:,} records through the stages")
+    for heading in ("stage", "rows", "rejected", "counted", "columns"):
+        table.add_column(heading, justify="right" if heading in ("rows", "rejected") else "left")
+    _row(table, "decode", batch, [])
+    steps: list[tuple[str, Callable[[Batch], Batch]]] = [(s.name, s.apply) for s in run.stages]
+    if run.collate is not None:
+        steps.append(("collate", run.collate.apply))
+    for name, apply in steps:
+        before, seen = batch.frame.columns, len(batch.rejects)
+        batch = apply(batch)
+        _row(table, name, batch, before, seen)
+    if run.pipeline.model is not None or run.pipeline.infer is not None:
+        done = run.work.do(batch)
+        what = "learned" if done.learned else "predicted"
+        table.add_row(run.work.stage, f"{len(done.batch):,}", "", f"{what} {len(done.batch):,}", "")
+    return table
+
+
+def _row(table: Table, name: str, batch: Batch, before: list[str], seen: int = 0) -> None:
+    rejects: dict[str, int] = {}
+    for reject in batch.rejects[seen:]:
+        rejects[reject.reason] = rejects.get(reject.reason, 0) + len(reject)
+    counts = [f"{what} {n:,}" for (stage, what), n in batch.counts.items() if stage == name and n]
+    columns = [c for c in batch.frame.columns if c not in before and c not in RESERVED]
+    shown = ", ".join(columns[:6]) + (f", ... ({len(columns)})" if len(columns) > 6 else "")
+    table.add_row(
+        name,
+        f"{len(batch):,}",
+        ", ".join(f"{reason} {n:,}" for reason, n in rejects.items()),
+        ", ".join(counts),
+        shown,
+    )
+
+
+def _places(run: Run) -> Iterator[str]:
+    """Folders that cannot be written later; found without making them."""
+    paths = [run.pipeline.folder, (run.pipeline.sink or {}).get("path")]
+    for path in filter(None, paths):
+        place = Path(path).absolute()
+        while not place.exists():
+            place = place.parent
+        if not place.is_dir() or not _writable(place):
+            yield f"{path} cannot be made: expected a writable folder at {place}."
+
+
+def _writable(place: Path) -> bool:
+    import os
+
+    return os.access(place, os.W_OK | os.X_OK)
+
+
+def _exportable(run: Run) -> Iterator[str]:
+    """A model feature that a stage changes which no model file can contain."""
+    if run.pipeline.export is None or not run.trains:
+        return
+    outside = run.stages[: run.inside]
+    for stage in outside:
+        if stage.transforms():
+            later = next(s.name for s in outside[outside.index(stage) + 1 :] if s.transforms() is None)
+            yield (
+                f"Stage '{stage.name}' stands before '{later}', which no model file can contain, so serving must run "
+                f"'{stage.name}' too, with its own statistics: move it behind '{later}' if you can."
+            )
+
+
+def _resumable(run: Run) -> Iterator[str]:
+    """A checkpoint that a run would refuse."""
+    if not Path(run.checkpoints.settings.path).is_dir():
+        return
+    try:
+        run.checkpoints.load(run.identity)
+    except HeadraceError as error:
+        yield str(error)
+
+
+__all__ = ["preflight"]

@@ -1,0 +1,131 @@
+"""What a person at the terminal sees: a progress bar while it runs, a table at the end."""
+
+from __future__ import annotations
+
+import logging
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from engine import report
+from engine.types import Batch
+from engine.work import Training
+
+if TYPE_CHECKING:
+    from engine.loop import Loop
+    from engine.run import Summary
+
+log = logging.getLogger("headrace.progress")
+SHOW_SECONDS = 0.5
+LOG_SECONDS = 10.0
+
+
+def console() -> Console:
+    """Standard output; wide enough for the tables where it is no terminal."""
+    made = Console()
+    return made if made.is_terminal else Console(width=120)
+
+
+class Progress:
+    """A bar on a terminal, a log line every ten seconds elsewhere. Use as a context; `watch` is the loop's hook."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._bar = Bar(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[said]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("headrace", total=None, said="")
+        self._every = SHOW_SECONDS if self._console.is_terminal else LOG_SECONDS
+        self._start = self._shown = time.monotonic()
+        self._first: int | None = None
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def watch(self, loop: Loop, batch: Batch) -> None:
+        """Called after every batch; shows at most twice a second."""
+        now = time.monotonic()
+        rows = loop.totals.read + loop.totals.grown
+        if self._first is None:
+            self._first, self._start = rows - len(batch), now
+        if now - self._shown < self._every:
+            return
+        self._shown = now
+        rate = (rows - self._first) / max(now - self._start, 1e-9)
+        said = "  ".join([f"{rows:,} rows", f"{rate:,.0f} rows/s", *_quality(loop)])
+        share = loop.source.progress(loop.mark)
+        if self._console.is_terminal:
+            self._bar.update(
+                self._task, total=None if share is None else 1.0, completed=share or 0.0, said=said
+            )
+        else:
+            done = "" if share is None else f"{share:.0%}  "
+            log.info("%s%s", done, said)
+
+
+def _quality(loop: Loop) -> list[str]:
+    work = loop.work
+    if not isinstance(work, Training):
+        return []
+    said = report.headline(work.evaluation.report())
+    return [f"loss {work.loss:.4g}", *([said] if said else [])]
+
+
+def finish(summary: Summary) -> None:
+    """Print what a run came to: the report, the gate's verdict, the account of every record, the files."""
+    out = console()
+    if summary.report:
+        out.print(report.table(summary.report))
+    if summary.verdict is not None:
+        out.print(summary.verdict.table())
+    out.print(_account(summary))
+    files = Table(show_header=False, box=None, pad_edge=False)
+    for what, path in summary.files.items():
+        files.add_row(what, str(path))
+    out.print(files)
+
+
+def _account(summary: Summary) -> str:
+    totals = summary.totals
+    outcomes = [
+        f"{n:,} {what}"
+        for what, n in (
+            ("learned", totals.learned),
+            ("predicted", totals.predicted),
+            ("cleaned", totals.cleaned),
+            ("rejected", totals.rejected),
+        )
+        if n
+    ]
+    reasons = ", ".join(
+        f"{stage}: {reason} {n:,}" for (stage, reason), n in sorted(totals.reasons.items())
+    )
+    grown = f" + {totals.grown:,} grown" if totals.grown else ""
+    sign = "=" if totals.balanced else "!="
+    state = "stopped by a signal" if summary.stopped else "end of the source"
+    return (
+        f"{totals.read:,} read{grown} {sign} {' + '.join(outcomes) or '0'}"
+        f"{f'  ({reasons})' if reasons else ''}\n"
+        f"{state} after {summary.seconds:.1f} s{', resumed' if summary.resumed else ''}"
+    )

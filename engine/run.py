@@ -1,0 +1,573 @@
+"""From a pipeline file to a running pipeline: the one place that knows which class a word in the file means."""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import hashlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from engine import report
+from engine.checkpoint import Checkpoints
+from engine.collate import Collate
+from engine.config import ModelSettings, Pipeline, component, validate
+from engine.evaluation import Evaluation
+from engine.loader import Loader
+from engine.loop import Breaker, Loop, Totals, Work
+from engine.metrics import Metrics
+from engine.scrub import STAGES
+from engine.service import Health, Heartbeat, Service
+from engine.types import (
+    Batch,
+    Features,
+    Learner,
+    Mark,
+    Schema,
+    Sink,
+    Source,
+    Stage,
+    Transform,
+    UserError,
+    nearest,
+    parse_schema,
+    require,
+)
+from engine.work import Cleaning, Holdout, Serving, Training, tell_quality
+
+log = logging.getLogger("headrace.run")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """What a run came to.
+
+    Attributes:
+        totals: what became of every record, restarts included.
+        seconds: of this run.
+        resumed, stopped: whether it began at a checkpoint; whether a signal ended it.
+        report: the evaluation's numbers, or {} without a model in training.
+        verdict: the compression gate's, or None.
+        files: what it left: checkpoint, model, predictions, dead letters, picture, metrics.
+    """
+
+    totals: Totals
+    seconds: float
+    resumed: bool
+    stopped: bool
+    report: Mapping[str, Any] = field(default_factory=dict)
+    verdict: Any = None
+    files: Mapping[str, Path] = field(default_factory=dict)
+
+
+class Run:
+    """A pipeline, assembled on first use of each part: nothing is opened that is not asked for.
+
+    Args:
+        pipeline: a file as read, or its path.
+        overrides: "a.b=c" texts, for a path.
+        watch: called after every batch.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline | str | Path,
+        overrides: Iterable[str] = (),
+        *,
+        watch: Callable[[Loop, Batch], None] | None = None,
+    ) -> None:
+        if not isinstance(pipeline, Pipeline):
+            pipeline = Pipeline.load(pipeline, overrides)
+        self.pipeline = pipeline
+        self.folder = Path(pipeline.folder)
+        self.metrics = Metrics()
+        self.heartbeat = Heartbeat()
+        self._watch = watch
+        self._modes()
+
+    # ------------------------------------------------------------------------------------- parts
+
+    @cached_property
+    def source(self) -> Source:
+        """Raises: UserError for a wrong setting or a place that is not there."""
+        table = {k: v for k, v in self.pipeline.source.items() if k != "schema"}
+        made: Source = self._component("source", table, _connectors().SOURCES)
+        return made
+
+    @cached_property
+    def source_schema(self) -> Schema:
+        """The columns that are decoded."""
+        declared = parse_schema(self.pipeline.source.get("schema", {}))
+        return self.source.schema(declared)
+
+    @cached_property
+    def stages(self) -> list[Stage]:
+        """Bound stages, in order; in serving, without those that the model file contains."""
+        inside = self._predictor.stages if self._predictor is not None else ()
+        stages = [
+            _stage(name, table, self.pipeline)
+            for name, table in self.pipeline.scrub.items()
+            if name not in inside
+        ]
+        schema = self.source_schema
+        for stage in stages:
+            schema = stage.bind(schema)
+        self._schema = schema
+        return stages
+
+    @property
+    def schema(self) -> Schema:
+        """The columns after the last stage."""
+        assert self.stages is not None
+        return self._schema
+
+    @cached_property
+    def features(self) -> Features:
+        """What the model reads, with globs spread over the columns that there are.
+
+        Raises: UserError for a column that is not there or cannot be a feature.
+        """
+        model = self._model_settings
+        sizes: dict[str, int] = {}
+        for stage in self.stages:
+            sizes |= getattr(stage, "sizes", dict)()
+        for column in model.categories:
+            if column not in sizes:
+                raise UserError(
+                    f"[model] category '{column}' is encoded by no 'categories' stage of [scrub]."
+                    f"{nearest(column, sizes)}"
+                )
+        require(self.schema, [model.target], where="[model] target")
+        return Features(
+            numeric=_spread(model.numeric, self.schema, where="[model] numeric"),
+            categories={column: sizes[column] for column in model.categories},
+            target=model.target,
+            task=model.task,
+            classes=model.classes,
+        )
+
+    @cached_property
+    def collate(self) -> Collate | None:
+        """For training: columns to tensors."""
+        if not self.trains:
+            return None
+        collate = Collate(self.features)
+        collate.bind(self.schema)
+        return collate
+
+    @cached_property
+    def learner(self) -> Learner:
+        """Raises: UserError for a setting that does not fit."""
+        kind, own = self._learner_kind
+        train = validate(kind.Training, self.pipeline.train or {}, "train", self.pipeline.file)
+        settings = validate(kind.Settings, own, "model", self.pipeline.file)
+        made: Learner = kind(settings, train, self.features)
+        return made
+
+    @cached_property
+    def evaluation(self) -> Evaluation:
+        """Raises: UserError for a column that is not there."""
+        settings = self.pipeline.settings(
+            Evaluation.Settings, self.pipeline.evaluation or {}, "evaluation"
+        )
+        evaluation = Evaluation(settings, self.features)
+        evaluation.bind(self.schema)
+        return evaluation
+
+    @cached_property
+    def sink(self) -> Sink | None:
+        """Where results go."""
+        if self.pipeline.sink is None:
+            return None
+        table = {k: v for k, v in self.pipeline.sink.items() if k != "columns"}
+        made: Sink = self._component("sink", table, _connectors().SINKS)
+        return made
+
+    @cached_property
+    def dead_letters(self) -> Sink:
+        """Where rejected rows go."""
+        path = self.pipeline.dead_letters.path or str(self.folder / "dead_letters")
+        table = {"kind": "files", "path": path, "format": "ndjson"}
+        made: Sink = self._component("sink", table, _connectors().SINKS)
+        return made
+
+    @cached_property
+    def checkpoints(self) -> Checkpoints:
+        """Where state is saved."""
+        table = {"path": str(self.folder / "checkpoints"), **self.pipeline.checkpoint}
+        return Checkpoints(self.pipeline.settings(Checkpoints.Settings, table, "checkpoint"))
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What a checkpoint must have in common with this pipeline to be resumed from."""
+        schema = {name: str(kind) for name, kind in self.source_schema.items()}
+        identity = {
+            "pipeline": self.pipeline.name,
+            "schema": json.dumps(schema, sort_keys=True),
+            "scrub": json.dumps(self.pipeline.scrub),
+            "batch_rows": str(self.pipeline.loader.batch_rows),
+        }
+        if self.trains:
+            identity["model"] = json.dumps(self.pipeline.model, sort_keys=True)
+        if self._predictor is not None:
+            identity["served model"] = self._predictor.info()["digest"]
+        return identity
+
+    @property
+    def trains(self) -> bool:
+        """Whether this pipeline learns."""
+        return self.pipeline.model is not None and self.pipeline.infer is None
+
+    @property
+    def inside(self) -> int:
+        """Index of the first stage that a model file contains: from there on, all can be written into one."""
+        index = len(self.stages)
+        while index and self.stages[index - 1].transforms() is not None:
+            index -= 1
+        return index
+
+    @cached_property
+    def holdout(self) -> Holdout | None:
+        """Rows kept to prove the compressed model with."""
+        export = self.pipeline.export
+        if export is None or not self.trains:
+            return None
+        return Holdout(export.holdout_every, export.holdout_rows)
+
+    @cached_property
+    def work(self) -> Work:
+        """What the loop does."""
+        columns = (self.pipeline.sink or {}).get("columns")
+        if self._predictor is not None:
+            self._predictor.bind(self.schema)
+            _require_output(columns, self.schema)
+            return Serving(self._predictor, columns)
+        _require_output(columns, self.schema)
+        if not self.trains:
+            return Cleaning(columns)
+        return Training(
+            self.learner,
+            self.evaluation,
+            columns=columns,
+            holdout=self.holdout,
+            metrics=self.metrics,
+        )
+
+    def loader(self) -> Loader:
+        """A loader of this pipeline's batches, for a loop of your own."""
+        return Loader(
+            self.source,
+            schema=self.source_schema,
+            stages=self.stages,
+            collate=self.collate,
+            settings=self.pipeline.loader,
+            metrics=self.metrics,
+            keep_raw_from=None if self.holdout is None else self.inside,
+        )
+
+    @cached_property
+    def loop(self) -> Loop:
+        """The loop, ready to resume and run."""
+        return Loop(
+            source=self.source,
+            loader=self.loader(),
+            work=self.work,
+            sink=self.sink,
+            dead_letters=self.dead_letters,
+            breaker=Breaker(self.pipeline.dead_letters),
+            checkpoints=self.checkpoints,
+            identity=self.identity,
+            metrics=self.metrics,
+            heartbeat=self.heartbeat,
+            watch=self._watch,
+        )
+
+    @cached_property
+    def service(self) -> Service:
+        """The metrics page."""
+        settings = self.pipeline.settings(
+            Service.Settings, self.pipeline.service or {}, "service"
+        )
+        return Service(self.metrics, settings, live=self.heartbeat.health, ready=self._ready)
+
+    # -------------------------------------------------------------------------------------- deeds
+
+    def run(self, *, fresh: bool = False) -> Summary:
+        """Resume at the newest checkpoint, run to the end of the source (or a signal), report.
+
+        Args:
+            fresh: forget the checkpoints first, and start over.
+
+        Raises: UserError, Flood, HeadraceError; what user code in stages or learners raises.
+        """
+        start = time.perf_counter()
+        if fresh:
+            self.forget()
+        loop = self.loop
+        self._memory()
+        with self._serving():
+            resumed = loop.resume()
+            totals = loop.run()
+            files, verdict = self._leave(stopped=loop.stopped)
+        return Summary(
+            totals=totals,
+            seconds=time.perf_counter() - start,
+            resumed=resumed,
+            stopped=loop.stopped,
+            report=self.evaluation.report() if self.trains else {},
+            verdict=verdict,
+            files=files,
+        )
+
+    def forget(self) -> None:
+        """Delete this pipeline's checkpoints; its results go with the next start."""
+        shutil.rmtree(self.checkpoints.settings.path, ignore_errors=True)
+        self.__dict__.pop("checkpoints", None)
+
+    def restore(self) -> bool:
+        """Put the newest checkpoint's state into stages and learner, to export or look at; whether there was one."""
+        state = self.checkpoints.load(self.identity)
+        if state is None:
+            return False
+        for stage in self.stages:
+            if stage.name in state["stages"]:
+                stage.restore(state["stages"][stage.name])
+        self.work.load_state_dict(state["work"])
+        self._mark = Mark(positions=state["positions"], stages=state["stages"])
+        return True
+
+    def export(self, path: Path | None = None) -> Path:
+        """Write the model, scrub stages inside, as float32 ONNX. The stages must stand where the learner stands.
+
+        Raises: UserError when nothing is trained, or a stage stands where it cannot be written.
+        """
+        from models.export import export
+
+        if not self.trains:
+            raise UserError(f"{self.pipeline.file} has no [model]: there is nothing to export.")
+        path = path or self.model_path.with_suffix(".fp32.onnx")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        inside = self.stages[self.inside :]
+        transforms: list[Transform] = []
+        for stage in inside:
+            transforms += stage.transforms() or ()
+        metadata = {
+            "pipeline": self.pipeline.name,
+            "version": self._version(),
+            "stages": json.dumps([stage.name for stage in inside]),
+            "schema": json.dumps({name: str(kind) for name, kind in self.schema.items()}),
+            "mark": json.dumps(dict(self._mark.positions)),
+        }
+        frame = None if self.holdout is None else self.holdout.frame()
+        return export(path, self.learner, transforms, metadata, ranges=_ranges(frame))
+
+    def compress(self, model: Path | None = None) -> Any:
+        """Compress the exported model where the gate allows; the verdict.
+
+        Raises: UserError when no rows were held out.
+        """
+        from models.compress import Compression, compress
+
+        rows = None if self.holdout is None else self.holdout.frame()
+        if rows is None or self.pipeline.export is None:
+            raise UserError(
+                f"{self.pipeline.file} has held out no rows to prove a compressed model with: add an [export] "
+                "section and train for at least [export] holdout_every batches."
+            )
+        table = self.pipeline.export.compress or {}
+        settings = self.pipeline.settings(Compression, table, "export.compress")
+        model = model or self.model_path.with_suffix(".fp32.onnx")
+        return compress(model, rows, settings, path=self.model_path)
+
+    @property
+    def model_path(self) -> Path:
+        """Where the served model goes."""
+        export = self.pipeline.export
+        return Path((export and export.path) or self.folder / "model.onnx")
+
+    # ------------------------------------------------------------------------------------ inside
+
+    _schema: Schema
+    _mark = Mark()
+
+    @cached_property
+    def _predictor(self) -> Any:
+        if self.pipeline.infer is None:
+            return None
+        from models.predictor import OnnxPredictor
+
+        settings = self.pipeline.settings(OnnxPredictor.Settings, self.pipeline.infer, "infer")
+        return OnnxPredictor(settings)
+
+    @cached_property
+    def _learner_kind(self) -> tuple[type[Any], dict[str, Any]]:
+        """The learner's class, and its own keys of [model]."""
+        from models import LEARNERS
+
+        table = dict(self.pipeline.model or {})
+        kind = component(table.pop("kind", "tabular"), LEARNERS, "model")
+        own = {key: value for key, value in table.items() if key not in ModelSettings.model_fields}
+        return kind, own
+
+    @cached_property
+    def _model_settings(self) -> ModelSettings:
+        table = self.pipeline.model or {}
+        kind, own = self._learner_kind
+        for key in own:
+            if key not in kind.Settings.model_fields:
+                known = [*ModelSettings.model_fields, *kind.Settings.model_fields]
+                raise UserError(
+                    f"[model] in {self.pipeline.file} has no key '{key}'.{nearest(key, known)}"
+                )
+        common = {key: value for key, value in table.items() if key not in own}
+        return validate(ModelSettings, common, "model", self.pipeline.file)
+
+    def _component(self, section: str, table: dict[str, Any], known: Mapping[str, str]) -> Any:
+        table = dict(table)
+        name = table.pop("kind", None)
+        if name is None:
+            raise UserError(
+                f"[{section}] in {self.pipeline.file} needs the key 'kind', which is not there."
+                f"{nearest('', known)}"
+            )
+        kind = component(name, known, section)
+        return kind(self.pipeline.settings(kind.Settings, table, section))
+
+    def _modes(self) -> None:
+        pipeline = self.pipeline
+        for section in ("train", "evaluation", "export"):
+            if getattr(pipeline, section) is not None and pipeline.model is None:
+                raise UserError(f"[{section}] in {pipeline.file} needs a [model], which is not there.")
+        if pipeline.infer is not None and pipeline.train is not None and pipeline.base is None:
+            raise UserError(
+                f"{pipeline.file} has both [train] and [infer]: a pipeline trains or serves; put [infer] in a file "
+                "of its own with base = this file."
+            )
+
+    def _ready(self) -> Health:
+        return self.heartbeat.health()
+
+    @contextlib.contextmanager
+    def _serving(self) -> Any:
+        if self.pipeline.service is None:
+            yield
+            return
+        self.service.start()
+        log.info("metrics page", extra={"url": self.service.url + "/metrics"})
+        try:
+            yield
+        finally:
+            self.service.stop()
+
+    def _memory(self) -> None:
+        for component_, n in getattr(self.learner if self.trains else None, "memory", dict)().items():
+            memory = self.learner.memory  # type: ignore[attr-defined]
+            del n
+            self.metrics.watch_memory(component_, lambda c=component_: memory()[c])
+        budget = self.loop.loader.budget
+        self.metrics.watch_memory("loader", lambda: budget.used)
+        self.metrics.memory_budget_bytes.set(budget.total)
+
+    def _version(self) -> str:
+        mark = json.dumps(dict(self._mark.positions), sort_keys=True)
+        return hashlib.sha256(mark.encode()).hexdigest()[:8]
+
+    def _leave(self, *, stopped: bool) -> tuple[dict[str, Path], Any]:
+        """Write what a finished run leaves behind; a stopped one leaves its checkpoint and numbers."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        files = {"checkpoints": Path(self.checkpoints.settings.path)}
+        verdict = None
+        if self.sink is not None and self.pipeline.sink is not None and "path" in self.pipeline.sink:
+            files["predictions" if self.pipeline.model else "rows"] = Path(self.pipeline.sink["path"])
+        if self.loop.totals.rejected:
+            path = self.pipeline.dead_letters.path or self.folder / "dead_letters"
+            files["dead letters"] = Path(path)
+        if self.trains:
+            files |= self._report()
+            self._mark = self.loop.mark
+            for stage in self.stages:  # the prepare thread may have run ahead of the last batch
+                if stage.name in self._mark.stages:
+                    stage.restore(self._mark.stages[stage.name])
+            if not stopped and self.pipeline.export is not None:
+                files["model"] = self.export()
+                if self.pipeline.export.compress is not None and self.holdout and self.holdout.frame() is not None:
+                    verdict = self.compress()
+                    files["served model"] = self.model_path
+                    files["verdict"] = self.folder / "verdict.json"
+                    verdict.to_json(files["verdict"])
+        files["metrics"] = self.folder / "metrics.prom"
+        self.metrics.render_final(files["metrics"])
+        return files, verdict
+
+    def _report(self) -> dict[str, Path]:
+        tell_quality(self.metrics, self.evaluation.report())
+        files = {"report": self.folder / "report.json"}
+        files["report"].write_text(json.dumps(self.evaluation.report(), indent=2, default=str))
+        history = self.evaluation.history()
+        if history.height > 1:
+            files["picture"] = self.folder / "error.png"
+            report.picture(history, files["picture"], title=self.pipeline.name)
+        return files
+
+
+def run(
+    pipeline: Pipeline | str | Path, overrides: Iterable[str] = (), *, fresh: bool = False
+) -> Summary:
+    """Run a pipeline file to the end of its source::
+
+        summary = run("deploy/pipelines/pedestrians.toml", ["loader.batch_rows=48"])
+        print(summary.report["all"]["mae"], summary.totals)
+
+    Raises: UserError for the user's mistake; HeadraceError where the run cannot go on.
+    """
+    return Run(pipeline, overrides).run(fresh=fresh)
+
+
+def _connectors() -> Any:
+    import connectors
+
+    return connectors
+
+
+def _stage(name: str, table: Mapping[str, Any], pipeline: Pipeline) -> Stage:
+    own = dict(table)
+    kind = component(own.pop("kind", name), STAGES, f"scrub.{name}")
+    made: Stage = kind(name, pipeline.settings(kind.Settings, own, f"scrub.{name}"))
+    return made
+
+
+def _spread(names: Sequence[str], schema: Schema, *, where: str) -> tuple[str, ...]:
+    spread: dict[str, None] = {}
+    for name in names:
+        found = [column for column in schema if fnmatch.fnmatchcase(column, name)] or [name]
+        spread |= dict.fromkeys(found)
+    require(schema, spread, where=where)
+    return tuple(spread)
+
+
+def _require_output(columns: Sequence[str] | None, schema: Schema) -> None:
+    from engine.types import RESERVED
+
+    known = {**schema, **dict.fromkeys(RESERVED, pl.String())}
+    require(known, columns or (), where="[sink] columns")
+
+
+def _ranges(frame: pl.DataFrame | None) -> dict[str, tuple[float, float]]:
+    if frame is None:
+        return {}
+    numeric = [c for c, kind in frame.schema.items() if kind.is_numeric() and not c.startswith("_")]
+    ends = frame.select(pl.col(numeric).min().name.prefix("a"), pl.col(numeric).max().name.prefix("b"))
+    row = ends.row(0, named=True)
+    return {c: (row["a" + c], row["b" + c]) for c in numeric if row["a" + c] is not None}
+
+
+__all__ = ["Run", "Summary", "run"]

@@ -1,0 +1,661 @@
+"""The nouns of headrace. Everything else in the house is written in these words.
+
+One batch, one direction::
+
+    Source.read -> Records -> Format.decode -> Stage.apply ... -> collate -> Learner.learn |
+    Predictor.predict -> Sink.write
+                                                     commit(mark) <- the only arrow back
+
+A position always means the NEXT one to read. A batch carries the `Mark` after its last row, so
+nothing that still
+sits in a queue can be committed: only a batch in the consumer's hand has a mark to give.
+
+This module imports polars, numpy, pydantic and torch and nothing of headrace; every other module
+may import it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+PARTITION = "_partition"
+"""Column that says which partition a row came from (a file's path, ``topic/3``)."""
+POSITION = "_position"
+"""Column that says where in its partition a row starts (int64; a byte offset, a row number, a Kafka
+offset)."""
+RESERVED = (PARTITION, POSITION)
+
+Schema = dict[str, pl.DataType]
+"""Column name -> polars type, in column order. The reserved columns are never part of it."""
+
+Snapshot = Any
+"""A stage's state as a plain value: None, bool, int, float, str, bytes, numpy arrays, polars frames
+and series, and
+lists, tuples and string-keyed dicts of those. It is never changed after it was handed out; see
+`Stage.snapshot`."""
+
+
+class HeadraceError(Exception):
+    """The run cannot go on. The message is one sentence: expected, got, where, what to do. Exit
+    code 1."""
+
+
+class UserError(HeadraceError, ValueError):
+    """The user's mistake (a file, a key, a value). Same sentence, exit code 2."""
+
+
+class EndOfStream(Exception):
+    """Raised by `Source.read`, and by nothing else, when a bounded source has given its last
+    row."""
+
+
+class Settings(BaseModel):
+    """Base of every component's own small settings: frozen, keyword-only, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+
+# --------------------------------------------------------------------------------------------- data
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """Where to resume so that nothing before it is needed again.
+
+    Attributes:
+        positions: partition -> NEXT position to read. Partitions not named are read from their
+        start.
+        stages: stage name -> snapshot after the batch that carries this mark (stateful stages
+        only).
+    """
+
+    positions: Mapping[str, int] = field(default_factory=dict)
+    stages: Mapping[str, Snapshot] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Values:
+    """Raw values back to back in one buffer: value i is ``data[bounds[i]:bounds[i + 1]]``.
+
+    Attributes:
+        data: the bytes, shape (total,), uint8, C-contiguous.
+        bounds: shape (n + 1,), int64, not decreasing.
+    """
+
+    data: NDArray[np.uint8]
+    bounds: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.bounds[-1] - self.bounds[0])
+
+    def slice(self, start: int, stop: int) -> Values:
+        """Values start..stop-1, sharing the buffer."""
+        return Values(data=self.data, bounds=self.bounds[start : stop + 1])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Records:
+    """Raw rows of one partition as fetched, columnar.
+
+    Attributes:
+        partition: where they come from.
+        positions: where each row starts, shape (n,), int64, increasing.
+        next: the position to read after the last row.
+        values: undecoded bytes (text files, Kafka) or, from a source that is columnar itself
+        (Parquet, Arrow), a frame.
+        arrived: `time.monotonic` seconds when the oldest row was read.
+        timestamps: broker's or file's own time of each row, ms since the epoch, shape (n,), or
+        None.
+        extra: further raw columns of n rows by name (keys, headers), or None.
+    """
+
+    partition: str
+    positions: NDArray[np.int64]
+    next: int
+    values: Values | pl.DataFrame
+    arrived: float
+    timestamps: NDArray[np.int64] | None = None
+    extra: pl.DataFrame | None = None
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes these rows hold in memory (shared buffers count by the part used)."""
+        values = self.values
+        size = values.nbytes if isinstance(values, Values) else int(values.estimated_size())
+        size += 8 * len(self.positions)
+        if self.extra is not None:
+            size += int(self.extra.estimated_size())
+        return size
+
+    def slice(self, start: int, stop: int) -> Records:
+        """Rows start..stop-1, sharing memory; `next` is the position of row `stop`, or this one's
+        at the end."""
+        n = len(self)
+        values = self.values
+        return Records(
+            partition=self.partition,
+            positions=self.positions[start:stop],
+            next=self.next if stop >= n else int(self.positions[stop]),
+            values=values.slice(start, stop)
+            if isinstance(values, Values)
+            else values.slice(start, stop - start),
+            arrived=self.arrived,
+            timestamps=None if self.timestamps is None else self.timestamps[start:stop],
+            extra=None if self.extra is None else self.extra.slice(start, stop - start),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejects:
+    """Rows that left the stream, all for one reason in one stage.
+
+    Attributes:
+        stage: the stage's name (``decode`` for a format's).
+        reason: one of a small set of words the component declares, e.g. ``wrong_type``; a metric
+        label.
+        rows: `_partition`, `_position`, ``detail`` (a sentence, or null) and ``value`` (the row as
+        text; JSON for
+            rows that were already columns), n rows.
+    """
+
+    stage: str
+    reason: str
+    rows: pl.DataFrame
+
+    def __len__(self) -> int:
+        return self.rows.height
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tensors:
+    """A batch as the network takes it.
+
+    Attributes:
+        numeric: shape (n, d), float32, C-contiguous; column i is feature i of `Features.numeric`.
+        categories: shape (n, c), int64; codes of `Features.categories`, 0 = unknown.
+        target: shape (n,); float32 (regression), int64 class numbers (binary, multiclass), or None
+        when serving.
+    """
+
+    numeric: torch.Tensor
+    categories: torch.Tensor
+    target: torch.Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return int(
+            sum(t.nbytes for t in (self.numeric, self.categories, self.target) if t is not None)
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Rows on their way, and where to resume after them. An empty batch is legal: it moves the
+    mark.
+
+    Attributes:
+        frame: n rows; the reserved columns and the pipeline's.
+        mark: after the last raw row that went into this batch.
+        arrived: `time.monotonic` seconds when its oldest row was read.
+        ready: `time.monotonic` seconds when it left the scrub; 0 before.
+        raw_rows: how many records the source gave for it.
+        raw_bytes: and how many bytes.
+        grown: rows that stages added (unpivot) minus none taken away: taken rows are `rejects`.
+        rejects: rows that left, by stage and reason.
+        counts: what stages counted, (stage, what) -> n, e.g. ``("fill", "filled")``.
+        tensors: after collation.
+        raw: the rows as they were before the stages that a model file can contain, where the
+        pipeline keeps some
+            aside to prove a compressed model with; else None.
+
+    Holds at every point: ``raw_rows + grown == frame.height + sum(len(r) for r in rejects)``.
+    """
+
+    frame: pl.DataFrame
+    mark: Mark
+    arrived: float
+    ready: float = 0.0
+    raw_rows: int = 0
+    raw_bytes: int = 0
+    grown: int = 0
+    rejects: tuple[Rejects, ...] = ()
+    counts: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    tensors: Tensors | None = None
+    raw: pl.DataFrame | None = None
+
+    def __len__(self) -> int:
+        return self.frame.height
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held in memory, rejects and tensors included."""
+        size = int(self.frame.estimated_size()) + sum(
+            int(r.rows.estimated_size()) for r in self.rejects
+        )
+        return size + (0 if self.tensors is None else self.tensors.nbytes)
+
+    def with_frame(self, frame: pl.DataFrame, *, grown: int = 0) -> Batch:
+        """The same batch with other columns (same number of rows, unless `grown` says how many were
+        added)."""
+        return dataclasses.replace(self, frame=frame, grown=self.grown + grown)
+
+    def counted(self, stage: str, **counts: int) -> Batch:
+        """The same batch with these counts added to the stage's."""
+        merged = dict(self.counts)
+        for what, n in counts.items():
+            merged[stage, what] = merged.get((stage, what), 0) + int(n)
+        return dataclasses.replace(self, counts=merged)
+
+    def reject(
+        self,
+        keep: pl.Series | pl.Expr,
+        *,
+        stage: str,
+        reason: str,
+        detail: str | pl.Expr | pl.Series | None = None,
+    ) -> Batch:
+        """The batch without the rows where `keep` is not true; those become `Rejects` with their
+        values as JSON.
+
+        Args:
+            keep: boolean, n rows; null counts as false.
+            detail: a sentence for all of them, an expression over their columns, or a text for each
+            of the n rows.
+        """
+        mask = self.frame.select(keep).to_series() if isinstance(keep, pl.Expr) else keep
+        mask = mask.fill_null(False)
+        if mask.all():
+            return self
+        out = self.frame.filter(~mask)
+        columns = [c for c in out.columns if c not in RESERVED]
+        if isinstance(detail, pl.Series):
+            detail = pl.lit(detail.filter(~mask))
+        elif not isinstance(detail, pl.Expr):
+            detail = pl.lit(detail, dtype=pl.String)
+        rows = out.select(
+            *RESERVED,
+            detail.alias("detail"),
+            (pl.struct(columns).struct.json_encode() if columns else pl.lit("{}")).alias("value"),
+        )
+        rejects = (*self.rejects, Rejects(stage=stage, reason=reason, rows=rows))
+        return dataclasses.replace(self, frame=self.frame.filter(mask), rejects=rejects)
+
+
+# ------------------------------------------------------------------------------------ model's words
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Features:
+    """What a model reads of a batch.
+
+    Attributes:
+        numeric: names of the numeric columns, in the order of the tensor's columns.
+        categories: name -> number of codes, code 0 (unknown) included; the columns hold codes
+        already.
+        target: the label's column, or None when serving.
+        task: ``regression``, ``binary`` or ``multiclass``.
+        classes: for classification, the label's values in class order (as text: ``false``,
+        ``true``, ...).
+    """
+
+    numeric: tuple[str, ...]
+    categories: Mapping[str, int] = field(default_factory=dict)
+    target: str | None = None
+    task: str = "regression"
+    classes: tuple[str, ...] = ()
+
+    @property
+    def outputs(self) -> int:
+        """Width of the model's score: 1, or the number of classes."""
+        return len(self.classes) if self.task == "multiclass" else 1
+
+    def answers(self, scores: NDArray[np.floating[Any]]) -> list[pl.Series]:
+        """A model's scores as columns: ``prediction`` (Float64, or the class as text), and for
+        classification
+        ``probability`` (of class 1 for binary, of the predicted class for multiclass; Float64).
+
+        Args:
+            scores: as in `Step.scores`, shape (n,) or (n, k).
+        """
+        scores = np.asarray(scores, np.float64)
+        if self.task == "regression":
+            return [pl.Series("prediction", scores)]
+        codes = (scores > 0.5).astype(np.int64) if scores.ndim == 1 else scores.argmax(axis=1)
+        labels = pl.Series(self.classes).gather(codes).alias("prediction")
+        probability = scores if scores.ndim == 1 else scores.max(axis=1, initial=0.0)
+        return [labels, pl.Series("probability", probability)]
+
+
+# What a stage does to single values, with the numbers it has learned, in words that can be written
+# into a model file.
+# Applied in the listed order to raw columns they give exactly what the stage's `apply` gives with
+# the same snapshot.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fill:
+    """Null becomes `value`; with `indicator`, a new column of that name holds 1.0 where it was
+    null, else 0.0."""
+
+    column: str
+    value: float | str
+    indicator: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clip:
+    """Values below `low` become `low`, above `high` become `high` (either may be infinite); null
+    stays null."""
+
+    column: str
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Affine:
+    """``(x - shift) * scale`` in float64; null stays null."""
+
+    column: str
+    shift: float
+    scale: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Codes:
+    """Text to codes: value i of `values` becomes i + 1; anything else, and null, becomes 0."""
+
+    column: str
+    values: tuple[str, ...]
+
+
+Transform = Fill | Clip | Affine | Codes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What a learner did with one batch.
+
+    Attributes:
+        scores: what the model said of each row BEFORE it learned from it (test-then-train). Shape
+        (n,) float64:
+            the value (regression) or the probability of class 1 (binary); (n, k): class
+            probabilities (multiclass).
+        loss: mean training loss over the batch, nan where the step was skipped.
+        steps: optimizer steps taken (replay included).
+        skipped: None, or why nothing was learned (``non_finite``, ``empty``).
+    """
+
+    scores: NDArray[np.float64]
+    loss: float
+    steps: int = 1
+    skipped: str | None = None
+
+
+# ---------------------------------------------------------------------------------------- protocols
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A place rows come from. Bytes and positions only: it neither decodes nor cleans.
+
+    Built as ``Kind(settings)`` with its own nested ``Settings``. Leaves out: batching by rows (the
+    loader's), retries
+    of a decode (the format's), metrics (the loop's). Called from one thread, the loader's fetch
+    thread, but for
+    `commit`, `lag` and `progress`, which the main thread calls.
+    """
+
+    format: Format
+    """How its values are decoded; the prepare thread calls it."""
+
+    def schema(self, declared: Schema) -> Schema:
+        """The columns a decode will give: `declared`, with ``"*"`` spread over the columns it does
+        not name, or,
+        where nothing is declared, what the files say of themselves (a sample, for text).
+
+        Raises: UserError when a declared column is not in the data, as far as that can be known
+        before reading.
+        """
+        ...
+
+    def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
+        """The next rows of one partition: at least 1 and at most `max_rows`, of `max_bytes` or less
+        (one larger row
+        comes alone); None when nothing came within `timeout` seconds.
+
+        Raises: EndOfStream after the last row of a bounded source; HeadraceError for what cannot be
+        read on.
+        """
+        ...
+
+    def seek(self, mark: Mark) -> None:
+        """Go to `mark.positions`: the next `read` starts there. Partitions not in it start at their
+        beginning."""
+        ...
+
+    def commit(self, mark: Mark) -> None:
+        """Note outside that everything before `mark` is done (a Kafka group's offsets). Files:
+        nothing to do."""
+        ...
+
+    def lag(self) -> Mapping[str, int]:
+        """Partition -> records (or, for text files, bytes) not read yet; empty where unknown."""
+        ...
+
+    def progress(self, mark: Mark) -> float | None:
+        """Share (0-1) of a bounded source that lies before `mark`; None for an endless one."""
+        ...
+
+    def close(self) -> None:
+        """Release what is open. May be called twice."""
+        ...
+
+
+@runtime_checkable
+class Format(Protocol):
+    """Bytes to columns. Stateless. A poison record costs its own row, never the batch."""
+
+    def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
+        """Columns of `schema` for the rows that fit, with the reserved columns `_partition` and
+        `_position`; and the
+        rows that do not, as `Rejects` of stage ``decode``. ``frame.height + sum(len(r)) ==
+        len(records)``.
+
+        Infinity and NaN are values here; null is null. Nothing becomes null in silence.
+        """
+        ...
+
+
+class Stage(Protocol):
+    """One step of scrubbing. Learning and applying are different verbs, in this order: a batch is
+    transformed with
+    what was learned from the batches before it, then learned from. So no row is changed by rows
+    that come after it.
+
+    State is a value: `apply` makes a new one and rebinds it, never edits the old, so that
+    `snapshot` is a reference.
+    """
+
+    name: str
+    """Name in the pipeline file, in metrics and in marks."""
+
+    def bind(self, schema: Schema) -> Schema:
+        """Check that the columns it needs are there with types it can use; the schema after it.
+
+        Raises: UserError naming the column, the stage and the nearest column that exists. Changes
+        no state.
+        """
+        ...
+
+    def apply(self, batch: Batch) -> Batch:
+        """The batch after this stage; learns from the batch. Never edits its input in place."""
+        ...
+
+    def snapshot(self) -> Snapshot:
+        """The state, O(1), or None for a stateless stage."""
+        ...
+
+    def restore(self, value: Snapshot) -> None:
+        """Go back to a state that `snapshot` gave (perhaps in another process)."""
+        ...
+
+    def transforms(self) -> Sequence[Transform] | None:
+        """What it does now, as transforms to write into a model file; None where it cannot be
+        written so (it looks
+        at other rows or changes their number)."""
+        ...
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """A model, first face."""
+
+    features: Features
+
+    def learn(self, batch: Batch) -> Step:
+        """Score the rows, then learn from them. `batch.tensors` with target is required. An empty
+        batch is legal."""
+        ...
+
+    def predict(self, tensors: Tensors) -> NDArray[np.float64]:
+        """Scores as in `Step.scores`, without learning."""
+        ...
+
+    def state_dict(self) -> dict[str, Snapshot]:
+        """Everything a restart needs, weights, optimizer, replay and random state, as a plain value
+        of numpy arrays
+        (torch tensors become arrays)."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Snapshot]) -> None:
+        """Raises: UserError when the state belongs to a model of another shape."""
+        ...
+
+
+@runtime_checkable
+class Predictor(Protocol):
+    """A model, second face: raw columns in, the same columns and the model's out."""
+
+    def predict(self, batch: Batch) -> Batch: ...
+
+
+@runtime_checkable
+class Sink(Protocol):
+    """A place results go. Exactly once together with a checkpoint: what was written after the last
+    `snapshot` that
+    was saved is taken away again by `restore`."""
+
+    def write(self, frame: pl.DataFrame) -> None:
+        """Take the rows. They may be buffered, up to a bound; they are not safe yet. A frame of 0
+        rows is legal."""
+        ...
+
+    def flush(self) -> None:
+        """Return only when everything written so far is safe (for a file: renamed into place and on
+        the disk)."""
+        ...
+
+    def snapshot(self) -> Snapshot:
+        """Cheap value that says what is safe. Call after `flush`."""
+        ...
+
+    def restore(self, value: Snapshot) -> None:
+        """Take away what lies after that snapshot; None takes away everything this pipeline wrote
+        here."""
+        ...
+
+    def close(self) -> None:
+        """Flush nothing, release what is open; what was not flushed is gone. May be called
+        twice."""
+        ...
+
+
+# ------------------------------------------------------------------------------------------ helpers
+
+TYPES: Mapping[str, pl.DataType] = {
+    "bool": pl.Boolean(),
+    "int32": pl.Int32(),
+    "int64": pl.Int64(),
+    "float32": pl.Float32(),
+    "float64": pl.Float64(),
+    "string": pl.String(),
+    "date": pl.Date(),
+    "datetime": pl.Datetime("us"),
+    "bytes": pl.Binary(),
+}
+"""Type names of the pipeline file -> polars types."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`` Did you mean 'x'?`` for the known name nearest to `word`, or the known names, or nothing;
+    to end a sentence."""
+    import difflib
+
+    names = sorted(known)
+    match = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    if match:
+        return f" Did you mean '{match[0]}'?"
+    return f" Known: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}." if names else ""
+
+
+def parse_schema(columns: Mapping[str, str], *, where: str = "[source.schema]") -> Schema:
+    """The schema of a pipeline file's ``column = "type"`` table. ``"*"`` (any other column) is kept
+    under that name.
+
+    Raises: UserError for an unknown type or a reserved name.
+    """
+    schema: Schema = {}
+    for column, kind in columns.items():
+        if column in RESERVED:
+            raise UserError(
+                f"{where} names column '{column}', which headrace itself adds: rename yours."
+            )
+        if kind not in TYPES:
+            raise UserError(
+                f"Unknown type '{kind}' of column '{column}' in {where}.{nearest(kind, TYPES)}"
+            )
+        schema[column] = TYPES[kind]
+    return schema
+
+
+def require(schema: Schema, columns: Iterable[str], *, where: str) -> None:
+    """Raises: UserError when a column is not in the schema, naming the nearest that is."""
+    for column in columns:
+        if column not in schema:
+            raise UserError(
+                f"{where} needs column '{column}', which is not there.{nearest(column, schema)}"
+            )
+
+
+class Component(Protocol):
+    """Whatever a pipeline file names by ``kind``: a class with its own settings."""
+
+    Settings: ClassVar[type[Settings]]
+
+
+__all__ = [
+    "PARTITION", "POSITION", "RESERVED", "TYPES", "Affine", "Batch", "Clip", "Codes", "Component",
+    "EndOfStream",
+    "Features", "Fill", "Format", "HeadraceError", "Learner", "Mark", "Predictor", "Records",
+    "Rejects",
+    "Schema", "Settings", "Sink", "Snapshot", "Source", "Stage", "Step", "Tensors", "Transform",
+    "UserError",
+    "Values", "nearest", "parse_schema", "require",
+]  # fmt: skip

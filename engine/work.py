@@ -1,0 +1,220 @@
+"""What the loop does with a batch: train on it, serve it, or only pass it on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from engine.evaluation import Evaluation
+from engine.loop import Done
+from engine.metrics import Metrics
+from engine.types import Batch, Learner, Predictor, Snapshot
+
+QUALITY_SECONDS = 1.0
+"""How often quality goes to the metrics: working it out costs more than a batch."""
+
+
+class Holdout:
+    """The newest rows that were predicted but not learned, raw, to calibrate and judge a compressed
+    model with.
+
+    Args:
+        every: one batch in so many is held out, by its number, so a restart holds out the same
+        ones.
+        rows: how many rows are kept, the newest.
+    """
+
+    def __init__(self, every: int, rows: int) -> None:
+        self.every = every
+        self.rows = rows
+        self._frames: list[pl.DataFrame] = []
+
+    def takes(self, number: int) -> bool:
+        """Whether batch `number` (from 1) is held out."""
+        return number % self.every == 0
+
+    def add(self, raw: pl.DataFrame) -> None:
+        """Keep these rows, forget the oldest beyond the bound."""
+        frames = [*self._frames, raw]
+        while sum(frame.height for frame in frames[1:]) >= self.rows:
+            frames = frames[1:]
+        self._frames = frames
+
+    def frame(self) -> pl.DataFrame | None:
+        """The rows, oldest first; None before the first."""
+        return pl.concat(self._frames).tail(self.rows) if self._frames else None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes they hold."""
+        return sum(int(frame.estimated_size()) for frame in self._frames)
+
+    def snapshot(self) -> Snapshot:
+        """As a plain value."""
+        return list(self._frames)
+
+    def restore(self, value: Snapshot) -> None:
+        """From what `snapshot` gave."""
+        self._frames = list(value)
+
+
+class Training:
+    """Test-then-train: score the rows, note the error, learn from them.
+
+    Args:
+        columns: of the batch, to go to the sink beside the prediction; None keeps all.
+        holdout: None learns from every batch.
+    """
+
+    stage = "learn"
+
+    def __init__(
+        self,
+        learner: Learner,
+        evaluation: Evaluation,
+        *,
+        columns: Sequence[str] | None = None,
+        holdout: Holdout | None = None,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self.learner = learner
+        self.evaluation = evaluation
+        self.holdout = holdout
+        self.loss = float("nan")
+        self._columns = columns
+        self._metrics = metrics or Metrics()
+        self._batches = 0
+        self._told = 0.0
+        if holdout is not None:
+            self._metrics.watch_memory("holdout", lambda: holdout.nbytes)
+
+    def do(self, batch: Batch) -> Done:
+        """Learn from a collated batch."""
+        if not len(batch):
+            return Done(batch=batch)
+        self._batches += 1
+        if self.holdout is not None and self.holdout.takes(self._batches):
+            return self._hold(self.holdout, batch)
+        step = self.learner.learn(batch)
+        self._evaluate(batch, step.scores)
+        self._metrics.steps.inc(step.steps)
+        if step.skipped is not None:
+            return self._skip(batch, step.skipped)
+        self.loss = step.loss
+        self._metrics.loss.set(step.loss)
+        return Done(batch=self._answer(batch, step.scores), learned=len(batch))
+
+    def state_dict(self) -> dict[str, Snapshot]:
+        """Learner, evaluation and held-out rows."""
+        return {
+            "learner": self.learner.state_dict(),
+            "evaluation": self.evaluation.state_dict(),
+            "holdout": None if self.holdout is None else self.holdout.snapshot(),
+            "batches": self._batches,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Snapshot]) -> None:
+        """Go back to it."""
+        self.learner.load_state_dict(state["learner"])
+        self.evaluation.load_state_dict(state["evaluation"])
+        if self.holdout is not None and state["holdout"] is not None:
+            self.holdout.restore(state["holdout"])
+        self._batches = state["batches"]
+
+    def _hold(self, holdout: Holdout, batch: Batch) -> Done:
+        assert batch.tensors is not None
+        assert batch.raw is not None
+        scores = self.learner.predict(batch.tensors)
+        self._evaluate(batch, scores)
+        holdout.add(batch.raw)
+        return Done(batch=self._answer(batch, scores), predicted=len(batch))
+
+    def _skip(self, batch: Batch, reason: str) -> Done:
+        self._metrics.skipped_steps.labels(reason=reason).inc()
+        detail = (
+            "The step's loss or gradient was not finite, so nothing was learned from these rows."
+        )
+        keep = pl.repeat(False, len(batch), eager=True)
+        return Done(batch=batch.reject(keep, stage="learn", reason=reason, detail=detail))
+
+    def _evaluate(self, batch: Batch, scores: NDArray[np.float64]) -> None:
+        assert batch.tensors is not None
+        assert batch.tensors.target is not None
+        self.evaluation.update(batch.frame, batch.tensors.target.numpy(), scores)
+        now = time.monotonic()
+        if now - self._told >= QUALITY_SECONDS:
+            self._told = now
+            tell_quality(self._metrics, self.evaluation.report())
+
+    def _answer(self, batch: Batch, scores: NDArray[np.float64]) -> Batch:
+        frame = batch.frame if self._columns is None else batch.frame.select(self._columns)
+        return batch.with_frame(frame.with_columns(self.learner.features.answers(scores)))
+
+
+class Serving:
+    """Predict, add the answer's columns, pass on.
+
+    Args:
+        columns: to go to the sink beside the prediction's; None keeps all.
+    """
+
+    stage = "predict"
+
+    def __init__(self, predictor: Predictor, columns: Sequence[str] | None = None) -> None:
+        self.predictor = predictor
+        self._columns = columns
+
+    def do(self, batch: Batch) -> Done:
+        """Predict a batch of raw columns."""
+        asked = batch.frame.columns
+        batch = self.predictor.predict(batch)
+        if self._columns is not None:
+            new = [column for column in batch.frame.columns if column not in asked]
+            batch = batch.with_frame(batch.frame.select(*self._columns, *new))
+        return Done(batch=batch, predicted=len(batch))
+
+    def state_dict(self) -> dict[str, Snapshot]:
+        """Nothing: a model that serves does not change."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Snapshot]) -> None:
+        """Nothing."""
+
+
+class Cleaning:
+    """Pass clean rows on."""
+
+    stage = "clean"
+
+    def __init__(self, columns: Sequence[str] | None = None) -> None:
+        self._columns = columns
+
+    def do(self, batch: Batch) -> Done:
+        """Keep the asked columns."""
+        if self._columns is not None:
+            batch = replace(batch, frame=batch.frame.select(self._columns))
+        return Done(batch=batch, cleaned=len(batch))
+
+    def state_dict(self) -> dict[str, Snapshot]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Snapshot]) -> None:
+        """Nothing."""
+
+
+def tell_quality(metrics: Metrics, report: Mapping[str, Any]) -> None:
+    """Write an evaluation's numbers to `headrace_quality` and `headrace_baseline_quality`."""
+    for window in ("all", "window"):
+        for name, value in report.get(window, {}).items():
+            if isinstance(value, int | float):
+                metrics.quality.labels(metric=name, window=window).set(value)
+
+
+__all__ = ["Cleaning", "Holdout", "Serving", "Training", "tell_quality"]

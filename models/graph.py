@@ -1,0 +1,84 @@
+"""A small builder of ONNX graphs, so that a model's pieces can each write their own part of the
+file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+OPSET = 17
+"""Old enough for every runtime of the last years, new enough for LayerNormalization."""
+
+
+class Graph:
+    """Nodes, constants and inputs of one ONNX graph under construction.
+
+    Values are known by their names: every method that makes one returns its name, to be handed to
+    the next.
+    """
+
+    def __init__(self) -> None:
+        self._nodes: list[onnx.NodeProto] = []
+        self._constants: list[onnx.TensorProto] = []
+        self._inputs: list[onnx.ValueInfoProto] = []
+        self._count = 0
+
+    def name(self, hint: str) -> str:
+        """A name nothing else has."""
+        self._count += 1
+        return f"{hint}_{self._count}"
+
+    def constant(self, value: Any, hint: str = "const") -> str:
+        """A constant tensor; `value` is a numpy array (its dtype is kept; text becomes an ONNX
+        string tensor)."""
+        name = self.name(hint)
+        array = np.asarray(value)
+        if array.dtype.kind in "US":
+            array = array.astype(object)
+        self._constants.append(numpy_helper.from_array(array, name))
+        return name
+
+    def op(self, kind: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
+        """One node with one output."""
+        return self.ops(kind, *inputs, outputs=1, domain=domain, **attributes)[0]
+
+    def ops(
+        self, kind: str, *inputs: str, outputs: int, domain: str = "", **attributes: Any
+    ) -> list[str]:
+        """One node with several outputs."""
+        names = [self.name(kind.lower()) for _ in range(outputs)]
+        self._nodes.append(helper.make_node(kind, list(inputs), names, domain=domain, **attributes))
+        return names
+
+    def input(self, name: str, kind: int, shape: list[int | str]) -> str:
+        """A graph input; `kind` is an `onnx.TensorProto` element type."""
+        self._inputs.append(helper.make_tensor_value_info(name, kind, shape))
+        return name
+
+    def model(
+        self, outputs: dict[str, tuple[str, int, list[int | str]]], metadata: dict[str, str]
+    ) -> onnx.ModelProto:
+        """The finished, checked model.
+
+        Args:
+            outputs: public name -> (value's name, element type, shape).
+            metadata: written to the model's metadata properties.
+        """
+        infos = []
+        for public, (value, kind, shape) in outputs.items():
+            self._nodes.append(helper.make_node("Identity", [value], [public]))
+            infos.append(helper.make_tensor_value_info(public, kind, shape))
+        graph = helper.make_graph(self._nodes, "headrace", self._inputs, infos, self._constants)
+        model = helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="headrace"
+        )
+        model.ir_version = 9
+        helper.set_model_props(model, metadata)
+        onnx.checker.check_model(model)
+        return model
+
+
+__all__ = ["OPSET", "Graph", "TensorProto"]

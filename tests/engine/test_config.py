@@ -1,0 +1,141 @@
+"""The pipeline file: order of tables, overrides, and the sentence for every mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import Field
+
+from engine.config import Pipeline, component, validate
+from engine.types import Settings, UserError
+
+MINIMAL = """
+name = "minimal"
+[source]
+kind = "files"
+[scrub.later]
+kind = "derive"
+[scrub.earlier]
+factor = 3
+[loader]
+batch_rows = 64
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "minimal.toml"
+    path.write_text(MINIMAL)
+    return path
+
+
+def test_tables_keep_the_order_of_the_file(file: Path) -> None:
+    pipeline = Pipeline.load(file, ["scrub.earlier.factor=4"])
+    assert list(pipeline.scrub) == ["later", "earlier"]
+
+
+def test_set_beats_environment_beats_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Pipeline.load(file).loader.batch_rows == 64
+    monkeypatch.setenv("HEADRACE_LOADER__BATCH_ROWS", "128")
+    monkeypatch.setenv("HEADRACE_SCRUB__EARLIER__FACTOR", "7")
+    assert Pipeline.load(file).loader.batch_rows == 128
+    assert Pipeline.load(file, ["loader.batch_rows=256"]).loader.batch_rows == 256
+    assert Pipeline.load(file).scrub["earlier"]["factor"] == "7"
+
+
+def test_a_base_is_overridden_key_by_key(file: Path) -> None:
+    child = file.parent / "child.toml"
+    child.write_text('base = "minimal.toml"\nname = "child"\n[loader]\nmax_delay = 0.5\n')
+    pipeline = Pipeline.load(child)
+    assert (pipeline.name, pipeline.loader.batch_rows, pipeline.loader.max_delay) == (
+        "child",
+        64,
+        0.5,
+    )
+    assert pipeline.folder == "runs/child"
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("loader.batch_row=7", "has no key 'batch_row'. Did you mean 'batch_rows'?"),
+        ("lodaer.batch_rows=7", "has no key 'lodaer'. Did you mean 'loader'?"),
+        ("loader.batch_rows=many", "expected a valid integer for 'batch_rows', got \"many\"."),
+        ("loader.batch_rows=0", "expected greater than or equal to 1 for 'batch_rows', got 0."),
+        ("loader.memory_budget=lots", "for 'memory_budget', got \"lots\"."),
+        ("source=3", "expected a valid table for 'source', got 3."),
+        ("export.holdout_row=3", "has no key 'holdout_row'. Did you mean 'holdout_rows'?"),
+        ("dead_letters.limit=2", "expected less than or equal to 1 for 'limit', got 2."),
+        ("name=two words", "for 'name', got \"two words\"."),
+        ("loader", "Expected --set key.path=value, got 'loader'."),
+    ],
+)
+def test_a_wrong_key_or_value_is_one_sentence(file: Path, override: str, sentence: str) -> None:
+    with pytest.raises(UserError) as caught:
+        Pipeline.load(file, [override])
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_names_its_neighbour(file: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"There is no pipeline file .*Did you mean 'minimal.toml'\?"
+    ):
+        Pipeline.load(file.parent / "minimum.toml")
+
+
+def test_a_missing_key_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text('name = "x"\n')
+    with pytest.raises(UserError, match=r"needs the key 'source', which is not there"):
+        Pipeline.load(path)
+
+
+def test_broken_toml_says_where(tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text('name = "x"\n[source\n')
+    with pytest.raises(UserError, match=r"is not valid TOML: .*line 2"):
+        Pipeline.load(path)
+
+
+def test_bases_in_a_circle_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text('base = "b.toml"\n')
+    (tmp_path / "b.toml").write_text('base = "a.toml"\n')
+    with pytest.raises(UserError, match="name each other"):
+        Pipeline.load(tmp_path / "a.toml")
+
+
+class _Own(Settings):
+    size: int = Field(1, ge=1)
+    kind: str = "x"
+
+
+def test_a_components_own_settings_complain_in_its_section() -> None:
+    with pytest.raises(
+        UserError, match=r"\[scrub.a\] in f.toml has no key 'sizes'. Did you mean 'size'"
+    ):
+        validate(_Own, {"sizes": 2}, "scrub.a", "f.toml")
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("filse", r"\[source\] has no kind 'filse'. Did you mean 'files'\?"),
+        (
+            "no.such:Thing",
+            r"\[source\] kind 'no.such:Thing' cannot be imported: .*package.module:Class",
+        ),
+        ("json:nothing", r"cannot be imported"),
+        ("json:dumps", r"expected a class"),
+    ],
+)
+def test_a_kind_that_is_none(name: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        component(name, {"files": "json:JSONDecoder"}, "source")
+
+
+def test_a_kind_may_be_the_users_own() -> None:
+    import json
+
+    assert component("json:JSONDecoder", {}, "source") is json.JSONDecoder
