@@ -2,7 +2,52 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+
+
+class Bell:
+    """Wakes the one thread that waits at it.
+
+    Rung while nobody waits, it lets the next wait pass at once: a ring is never lost, and whoever
+    wakes must look again whether there is a reason. Unlike `threading.Condition`, nothing is held
+    or taken back while waiting, so a wait can be interrupted, and a ring re-entered, anywhere.
+    """
+
+    __slots__ = ("_silence",)
+
+    def __init__(self) -> None:
+        self._silence = threading.Lock()
+        self._silence.acquire()
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Sleep until the bell rings, or `timeout` seconds (> 0) have passed."""
+        seconds = -1 if timeout is None else min(timeout, threading.TIMEOUT_MAX)
+        self._silence.acquire(timeout=seconds)
+
+    def ring(self) -> None:
+        """Wake the waiting thread. Callers hold the budget's lock."""
+        if self._silence.locked():
+            # Unless a finalizer or a signal handler of this thread was faster.
+            with contextlib.suppress(RuntimeError):
+                self._silence.release()
+
+
+class Account:
+    """What one holder has.
+
+    Attributes:
+        name: the holder's.
+        nbytes: bytes held; one assignment changes it, so no interrupt can leave it half changed.
+        bell: rings when there may be room again.
+    """
+
+    __slots__ = ("bell", "name", "nbytes")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.nbytes = 0
+        self.bell = Bell()
 
 
 class Budget:
@@ -11,11 +56,10 @@ class Budget:
     The ledger says what is true, so `acquire` never waits: whoever calls it has the bytes already,
     and waiting would not make them go away. What waits is a `Channel`, before it takes an item in:
     so a holder that is not a channel (rows kept for the next batch, a sink's buffer) leaves the
-    channels less room, and the process stays under the cap as soon as they drain.
+    channels less room, and the process comes under the cap as they drain.
 
-    Every channel on the budget works under the budget's one lock; `room` is the condition that its
-    producers wait for. The lock is re-entrant, so that a finalizer which closes a channel while
-    its own thread is inside another one cannot deadlock.
+    Every channel on the budget works under the budget's one lock. It is re-entrant, so that a
+    finalizer or a signal handler which closes a channel cannot deadlock, wherever its thread is.
     """
 
     def __init__(self, total_bytes: int) -> None:
@@ -26,15 +70,15 @@ class Budget:
         assert total_bytes >= 1, f"a budget of {total_bytes} bytes"
         self.total = total_bytes
         self.lock = threading.RLock()
-        self.room = threading.Condition(self.lock)
-        self._held: dict[str, int] = {}
-        self._used = 0
+        self._accounts: tuple[Account, ...] = ()
+        self._named: dict[str, Account] = {}
+        self._names: dict[str, int] = {}
         self._peak = 0
 
     @property
     def used(self) -> int:
         """Bytes held now, all holders together."""
-        return self._used
+        return sum([account.nbytes for account in self._accounts])
 
     @property
     def peak(self) -> int:
@@ -44,26 +88,57 @@ class Budget:
     @property
     def left(self) -> int:
         """Bytes of the cap that nobody holds; never negative."""
-        return max(0, self.total - self._used)
+        return max(0, self.total - self.used)
 
     def held(self) -> dict[str, int]:
         """Holder -> bytes held now; a holder that gave everything back stays, with 0."""
         with self.lock:
-            return dict(self._held)
+            held = dict(self._names)
+            for account in self._accounts:
+                held[account.name] += account.nbytes
+            return held
 
     def acquire(self, holder: str, n: int) -> None:
         """Note that `holder` has `n` more bytes, at once, even above the cap."""
         assert n >= 0, f"{holder} acquired {n} bytes"
         with self.lock:
-            self._held[holder] = self._held.get(holder, 0) + n
-            self._used += n
-            self._peak = max(self._peak, self._used)
+            self.grow(self._account(holder), n)
 
     def release(self, holder: str, n: int) -> None:
         """Note that `holder` gave `n` bytes back, and wake the producers that wait for room."""
         with self.lock:
-            held = self._held.get(holder, 0)
+            account = self._account(holder)
+            held = account.nbytes
             assert 0 <= n <= held, f"{holder} released {n} bytes of {held}"
-            self._held[holder] = held - n
-            self._used -= n
-            self.room.notify_all()
+            account.nbytes = held - n
+            self.ring()
+
+    def _account(self, holder: str) -> Account:
+        if holder not in self._named:
+            self._named[holder] = self.open(holder)
+        return self._named[holder]
+
+    # For channels, which hold the lock meanwhile.
+
+    def open(self, name: str) -> Account:
+        """A new account, apart from others of the same name."""
+        account = Account(name)
+        with self.lock:
+            self._names[name] = 0
+            self._accounts = (*self._accounts, account)
+        return account
+
+    def drop(self, account: Account) -> None:
+        """Forget an account and what it holds. May be called twice."""
+        self._accounts = tuple(kept for kept in self._accounts if kept is not account)
+        self.ring()
+
+    def grow(self, account: Account, n: int) -> None:
+        """Add bytes to an account."""
+        account.nbytes += n
+        self._peak = max(self._peak, self.used)
+
+    def ring(self) -> None:
+        """Wake every producer: there may be room."""
+        for account in self._accounts:
+            account.bell.ring()

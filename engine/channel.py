@@ -25,24 +25,26 @@ The contract; a difference between it and the code is a bug in the code.
     or `get` wakes and raises `Closed`, and so do all later ones. Any thread may close, more than
     once; `finish` and `fail` afterwards do nothing.
 10. Interruption. A BaseException that arrives in a wait (Ctrl-C) leaves the channel as it was: the
-    item is not in it, nothing is held for it, and both sides may go on or close.
+    item is not in it, nothing is held for it, and both sides may go on or close. Wherever else it
+    arrives, `close` gives all bytes back and wakes the other side. A finalizer or a signal handler
+    may close too, also while its own thread is inside the channel.
 
 Leaves out: several producers or consumers, priorities, and looking at an item without taking it.
 """
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 from typing import Generic, TypeVar
 
-from engine.budget import Budget
+from engine.budget import Bell, Budget
 from engine.types import EndOfStream
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Empty(Exception):
@@ -90,14 +92,14 @@ class Channel(Generic[T]):
         self.get_wait_seconds = 0.0
         self._budget = budget
         self._lock = budget.lock
-        self._filled = threading.Condition(self._lock)
+        self._account = budget.open(name)
+        self._filled = Bell()
         self._size_of = size_of
         self._max_items = max_items
         self._cap = int(budget.total * share)
         self._on_put_wait = on_put_wait
         self._on_get_wait = on_get_wait
         self._items: deque[tuple[T, int]] = deque()
-        self._nbytes = 0
         self._hand: int | None = None
         self._end: BaseException | None = None
         self._traceback: TracebackType | None = None
@@ -113,15 +115,12 @@ class Channel(Generic[T]):
     @property
     def nbytes(self) -> int:
         """Bytes held: what waits and what is in the consumer's hand."""
-        return self._nbytes
+        return 0 if self._closed else self._account.nbytes
 
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
         return self._closed
-
-    # Locks are entered as themselves, never as a condition: `Condition.__enter__` is Python code,
-    # in which an interrupt can leave the lock taken.
 
     def put(self, item: T) -> None:
         """Add an item; waits for room.
@@ -130,15 +129,11 @@ class Channel(Generic[T]):
         """
         size = self._size_of(item)
         assert size >= 0, f"size_of gave {size} bytes in channel {self.name}"
-        with self._lock:
-            waited = self._wait(self._budget.room, lambda: self._accepts(size), None)
-            self.put_wait_seconds += waited
-            closed = self._closed
-            if not closed:
-                self._admit(item, size)
+        outcome, waited = self._until(lambda: self._admit(item, size), self._account.bell, None)
+        self.put_wait_seconds += waited
         if self._on_put_wait is not None:
             self._on_put_wait(waited)
-        if closed:
+        if outcome is not True:
             raise Closed(self.name)
 
     def get(self, timeout: float | None = None) -> T:
@@ -152,14 +147,17 @@ class Channel(Generic[T]):
         """
         with self._lock:
             self._let_go()
-            waited = self._wait(self._filled, self._has_news, timeout)
-            self.get_wait_seconds += waited
-            taken = self._take() or self._verdict()
+        outcome: tuple[T] | BaseException | None
+        outcome, waited = self._until(self._take, self._filled, timeout)
+        self.get_wait_seconds += waited
         if self._on_get_wait is not None:
             self._on_get_wait(waited)
-        if isinstance(taken, BaseException):
-            raise taken
-        return taken[0]
+        if outcome is None:
+            raise Empty(self.name)
+        if isinstance(outcome, BaseException):
+            # Reset, or every raise would add its frames to the traceback of the same exception.
+            raise outcome.with_traceback(self._traceback if outcome is self._end else None)
+        return outcome[0]
 
     def finish(self) -> None:
         """Say that nothing more comes. Called by the producer."""
@@ -173,67 +171,70 @@ class Channel(Generic[T]):
         """Drop everything and wake everybody. Called by the consumer, or by whoever shuts down."""
         with self._lock:
             self._closed = True
-            # Dropped below, outside the lock: the items' own finalizers may take their time.
             dropped, self._items = self._items, deque()
-            nbytes, self._nbytes, self._hand = self._nbytes, 0, None
-            self._budget.release(self.name, nbytes)
-            self._filled.notify_all()
-        dropped.clear()
+            self._account.bell.ring()
+            self._budget.drop(self._account)
+            self._filled.ring()
+        dropped.clear()  # outside the lock: the items' own finalizers may take their time
 
-    def _wait(
-        self, condition: threading.Condition, ready: Callable[[], bool], timeout: float | None
-    ) -> float:
-        """Wait until `ready` or the timeout; how many seconds that took."""
-        if ready() or (timeout is not None and timeout <= 0):
-            return 0.0
-        start = time.perf_counter()
-        condition.wait_for(ready, timeout)
-        return time.perf_counter() - start
+    # Inside the lock, statements come in an order in which a `close` may slip in between any two.
+
+    def _until(
+        self, attempt: Callable[[], R | None], bell: Bell, timeout: float | None
+    ) -> tuple[R | None, float]:
+        """What `attempt`, tried under the lock at every ring, gives other than None, or None when
+        the time is up; and how many seconds that took."""
+        with self._lock:
+            outcome = attempt()
+        if outcome is not None or (timeout is not None and timeout <= 0):
+            return outcome, 0.0
+        start, waited = time.perf_counter(), 0.0
+        while outcome is None and (timeout is None or waited < timeout):
+            bell.wait(None if timeout is None else timeout - waited)
+            with self._lock:
+                outcome = attempt()
+            waited = time.perf_counter() - start
+        return outcome, waited
+
+    def _admit(self, item: T, size: int) -> bool | None:
+        """True when the item is in, False when it never will be, None while it has to wait."""
+        if not self._accepts(size):
+            return None
+        assert self._end is None, f"put after the end of channel {self.name}"
+        self._budget.grow(self._account, size)
+        self._items.append((item, size))
+        self._filled.ring()
+        if self._closed:
+            self._items.clear()
+        return not self._closed
 
     def _accepts(self, size: int) -> bool:
         if self._closed or (not self._items and self._hand is None):
             return True
         if self._max_items is not None and len(self._items) >= self._max_items:
             return False
-        return size <= self._budget.left and self._nbytes + size <= self._cap
+        return size <= self._budget.left and self._account.nbytes + size <= self._cap
 
-    def _has_news(self) -> bool:
-        return bool(self._items) or self._end is not None or self._closed
-
-    def _admit(self, item: T, size: int) -> None:
-        assert self._end is None, f"put after the end of channel {self.name}"
-        self._budget.acquire(self.name, size)
-        self._nbytes += size
-        self._items.append((item, size))
-        self._filled.notify_all()
-
-    def _take(self) -> tuple[T] | None:
-        """The next item, now in the consumer's hand; None when there is none."""
-        if not self._items:
-            return None
-        item, self._hand = self._items.popleft()
-        # The queue got shorter: matters to a producer that waits for `max_items`.
-        self._budget.room.notify_all()
+    def _take(self) -> tuple[T] | BaseException | None:
+        """The next item, now in the consumer's hand; or what to raise; or None: nothing yet."""
+        try:
+            item, self._hand = self._items.popleft()
+        except IndexError:
+            return Closed(self.name) if self._closed else self._end
+        if self._max_items is not None:
+            self._account.bell.ring()  # the queue got shorter, although the bytes are still held
         return (item,)
 
     def _let_go(self) -> None:
         """Give the bytes in the consumer's hand back."""
         if self._hand is not None:
             size, self._hand = self._hand, None
-            self._nbytes -= size
-            self._budget.release(self.name, size)
+            self._account.nbytes -= size
+            self._budget.ring()
 
     def _stop(self, end: BaseException) -> None:
         with self._lock:
             if self._end is None and not self._closed:
-                self._end, self._traceback = end, end.__traceback__
-                self._filled.notify_all()
-
-    def _verdict(self) -> BaseException:
-        """What to raise where there is no item."""
-        if self._closed:
-            return Closed(self.name)
-        if self._end is None:
-            return Empty(self.name)
-        # Reset, or every raise would add its frames to the traceback of the same exception.
-        return self._end.with_traceback(self._traceback)
+                self._traceback = end.__traceback__
+                self._end = end
+                self._filled.ring()

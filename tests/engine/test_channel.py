@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
+import itertools
+import linecache
 import signal
+import sys
 import threading
 import traceback
 import tracemalloc
 import weakref
 from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.budget import Budget
+from engine.budget import Bell, Budget
 from engine.channel import Channel, Closed, Empty
 from engine.types import EndOfStream
 
@@ -23,17 +29,16 @@ WAIT = 20.0
 """Seconds after which a test calls a thread hung."""
 
 
-class Announcing(threading.Condition):
-    """A condition that says when somebody starts to wait on it. The announcement comes under the
-    lock, so whoever hears it and takes the lock finds the other really waiting."""
+class Announcing(Bell):
+    """A bell that says when somebody starts to wait at it. A ring after that is never lost."""
 
-    def __init__(self, lock: threading.RLock) -> None:
-        super().__init__(lock)
+    def __init__(self) -> None:
+        super().__init__()
         self.waiting = threading.Event()
 
-    def wait(self, timeout: float | None = None) -> bool:
+    def wait(self, timeout: float | None = None) -> None:
         self.waiting.set()
-        return super().wait(timeout)
+        super().wait(timeout)
 
 
 class Work(threading.Thread):
@@ -60,11 +65,11 @@ class Work(threading.Thread):
         return self._result
 
 
-def announce(channel: Channel[int], budget: Budget) -> tuple[threading.Event, threading.Event]:
+def announce(channel: Channel[int]) -> tuple[threading.Event, threading.Event]:
     """Events that are set when a put, and when a get, starts to wait."""
-    budget.room = Announcing(budget.lock)
-    channel._filled = Announcing(budget.lock)
-    return budget.room.waiting, channel._filled.waiting
+    room, filled = Announcing(), Announcing()
+    channel._account.bell, channel._filled = room, filled
+    return room.waiting, filled.waiting
 
 
 def ints(total: int, max_items: int | None = None, share: float = 1.0) -> Channel[int]:
@@ -173,7 +178,7 @@ def test_two_channels_on_one_budget_never_block_each_other(
 
 def test_put_waits_until_the_item_fits() -> None:
     channel = ints(10)
-    put_waits, _ = announce(channel, channel._budget)
+    put_waits, _ = announce(channel)
     channel.put(6)
     producer = Work(lambda: channel.put(5))
     assert put_waits.wait(WAIT)
@@ -187,7 +192,7 @@ def test_put_waits_until_the_item_fits() -> None:
 def test_room_given_back_by_another_holder_wakes_a_put() -> None:
     channel = ints(10)
     budget = channel._budget
-    put_waits, _ = announce(channel, budget)
+    put_waits, _ = announce(channel)
     budget.acquire("sink", 8)
     channel.put(1)
     producer = Work(lambda: channel.put(2))
@@ -199,7 +204,7 @@ def test_room_given_back_by_another_holder_wakes_a_put() -> None:
 
 def test_put_waits_while_max_items_are_waiting() -> None:
     channel = ints(1_000, max_items=2)
-    put_waits, _ = announce(channel, channel._budget)
+    put_waits, _ = announce(channel)
     channel.put(1)
     channel.put(2)
     producer = Work(lambda: channel.put(3))
@@ -214,7 +219,7 @@ def test_a_channel_fills_its_share_and_leaves_the_rest() -> None:
     budget = Budget(100)
     raw = Channel[int]("raw", budget, int, share=0.5)
     ready = Channel[int]("ready", budget, int)
-    put_waits, _ = announce(raw, budget)
+    put_waits, _ = announce(raw)
     raw.put(50)
     producer = Work(lambda: raw.put(1))
     assert put_waits.wait(WAIT)
@@ -242,7 +247,7 @@ def test_an_empty_channel_accepts_one_item_although_others_fill_the_budget() -> 
     channel = Channel[int]("raw", budget, int)
     other.put(10)
     channel.put(10)
-    put_waits, _ = announce(channel, budget)
+    put_waits, _ = announce(channel)
     producer = Work(lambda: channel.put(1))
     assert put_waits.wait(WAIT), "only one item"
     assert channel.get(WAIT) == 10
@@ -252,7 +257,7 @@ def test_an_empty_channel_accepts_one_item_although_others_fill_the_budget() -> 
 
 def test_a_channel_is_not_empty_while_the_consumer_holds_an_item() -> None:
     channel = ints(10)
-    put_waits, _ = announce(channel, channel._budget)
+    put_waits, _ = announce(channel)
     channel.put(100)
     assert channel.get(WAIT) == 100
     producer = Work(lambda: channel.put(200))
@@ -332,7 +337,7 @@ def test_get_raises_empty_at_its_timeout_and_can_ask_again(timeout: float) -> No
 
 def test_a_waiting_get_wakes_when_an_item_comes() -> None:
     channel = ints(10)
-    _, get_waits = announce(channel, channel._budget)
+    _, get_waits = announce(channel)
     consumer = Work(channel.get)
     assert get_waits.wait(WAIT)
     channel.put(7)
@@ -370,7 +375,7 @@ def test_after_finish_the_rest_then_the_end_for_ever() -> None:
 
 def test_a_waiting_get_wakes_at_the_end() -> None:
     channel = ints(10)
-    _, get_waits = announce(channel, channel._budget)
+    _, get_waits = announce(channel)
     consumer = Work(channel.get)
     assert get_waits.wait(WAIT)
     channel.finish()
@@ -416,7 +421,7 @@ def test_after_fail_the_items_before_it_then_that_error_for_ever(error: BaseExce
 
 def test_a_waiting_get_wakes_at_a_failure() -> None:
     channel = ints(10)
-    _, get_waits = announce(channel, channel._budget)
+    _, get_waits = announce(channel)
     consumer = Work(channel.get)
     assert get_waits.wait(WAIT)
     channel.fail(OSError("disk gone"))
@@ -452,7 +457,7 @@ def test_a_put_after_the_end_is_our_mistake() -> None:
 def test_close_wakes_a_waiting_put_and_gives_all_bytes_back() -> None:
     channel = ints(10)
     budget = channel._budget
-    put_waits, _ = announce(channel, budget)
+    put_waits, _ = announce(channel)
     channel.put(6)
     channel.put(4)
     assert channel.get() == 6
@@ -466,7 +471,7 @@ def test_close_wakes_a_waiting_put_and_gives_all_bytes_back() -> None:
 
 def test_close_wakes_a_waiting_get() -> None:
     channel = ints(10)
-    _, get_waits = announce(channel, channel._budget)
+    _, get_waits = announce(channel)
     consumer = Work(channel.get)
     assert get_waits.wait(WAIT)
     channel.close()
@@ -494,7 +499,7 @@ def test_close_gives_room_to_the_other_channels() -> None:
     budget = Budget(10)
     closing = Channel[int]("closing", budget, int)
     staying = Channel[int]("staying", budget, int)
-    put_waits, _ = announce(staying, budget)
+    put_waits, _ = announce(staying)
     staying.put(1)
     closing.put(9)
     producer = Work(lambda: staying.put(5))
@@ -551,15 +556,13 @@ def test_a_close_inside_the_channels_own_lock_does_not_deadlock() -> None:
 
 
 @contextlib.contextmanager
-def interrupt_when(waiting: threading.Event, lock: threading.RLock) -> Iterator[None]:
+def interrupt_when(waiting: threading.Event) -> Iterator[None]:
     """Ctrl-C for this thread as soon as it waits."""
     target = threading.get_ident()
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def send() -> None:
         assert waiting.wait(WAIT)
-        with lock:
-            pass
         signal.pthread_kill(target, signal.SIGINT)
 
     sender = Work(send)
@@ -573,25 +576,115 @@ def interrupt_when(waiting: threading.Event, lock: threading.RLock) -> Iterator[
 
 def test_an_interrupted_put_leaves_the_channel_as_it_was() -> None:
     channel = ints(10)
-    budget = channel._budget
-    put_waits, _ = announce(channel, budget)
+    put_waits, _ = announce(channel)
     channel.put(6)
-    with interrupt_when(put_waits, budget.lock):
+    with interrupt_when(put_waits):
         channel.put(7)
-    assert (budget.used, len(channel)) == (6, 1)
+    assert (channel._budget.used, len(channel)) == (6, 1)
     channel.finish()
     assert list(drain(channel)) == [6]
 
 
 def test_an_interrupted_get_leaves_the_channel_as_it_was() -> None:
     channel = ints(10)
-    _, get_waits = announce(channel, channel._budget)
-    with interrupt_when(get_waits, channel._budget.lock):
+    _, get_waits = announce(channel)
+    with interrupt_when(get_waits):
         channel.get()
     channel.put(3)
     assert channel.get(WAIT) == 3
     channel.close()
     assert channel._budget.used == 0
+
+
+class Interrupt(BaseException):
+    pass
+
+
+def source(frame: FrameType) -> str:
+    return linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
+
+
+def at_line(number: int, action: Callable[[], None]) -> Callable[..., Any]:
+    """A trace function that does something before the line of that number (counted as they run)
+    of the channel's and the ledger's code: what a signal handler or the collector may do."""
+    count = [number]
+
+    def trace(frame: FrameType, event: str, _: object) -> Callable[..., Any] | None:
+        if not frame.f_code.co_filename.endswith(("channel.py", "budget.py")):
+            return None
+        # Python itself lets nothing in between a `with` block's last line and the lock's release.
+        if event == "line" and not source(frame).startswith("with "):
+            count[0] -= 1
+            if count[0] == 0:
+                sys.settrace(None)
+                action()
+        return trace
+
+    return trace
+
+
+def hop(channel: Channel[int]) -> None:
+    """Every operation there is, with an item in the hand and another waiting."""
+    channel.put(2)
+    channel.put(3)
+    channel.get(0)
+    channel.get(0)
+    with contextlib.suppress(Empty):
+        channel.get(0)
+
+
+def put_all(channel: Channel[int], sizes: list[int]) -> None:
+    for size in sizes:
+        channel.put(size)
+
+
+def everywhere(
+    action: Callable[[Channel[int]], None], work: Callable[[Channel[int]], None]
+) -> Iterator[Channel[int]]:
+    """A fresh channel for every line at which the action can slip into the work, after that."""
+    fired = 0
+
+    def fire() -> None:
+        nonlocal fired
+        fired += 1
+        action(channel)
+
+    for line in itertools.count(1):
+        channel = ints(10, max_items=2)
+        before = sys.gettrace()
+        sys.settrace(at_line(line, fire))
+        try:
+            with contextlib.suppress(Closed, Interrupt):
+                work(channel)
+        finally:
+            sys.settrace(before)
+        if fired < line:
+            break
+        yield channel
+    assert fired > 80
+
+
+def test_a_close_that_slips_in_anywhere_leaves_nothing_behind() -> None:
+    for channel in everywhere(Channel.close, hop):
+        channel.close()
+        assert (channel._budget.used, channel.nbytes, len(channel)) == (0, 0, 0)
+        assert channel._budget.held() == {"raw": 0}
+        with pytest.raises(Closed):
+            channel.get()
+
+
+def test_after_an_interrupt_anywhere_close_wakes_the_other_side() -> None:
+    def interrupt(_: Channel[int]) -> None:
+        raise Interrupt
+
+    for channel in everywhere(interrupt, hop):
+        put_waits, _ = announce(channel)
+        producer = Work(functools.partial(put_all, channel, [9, 9, 9]))
+        assert put_waits.wait(WAIT)
+        channel.close()
+        with pytest.raises(Closed):
+            producer.result()
+        assert (channel._budget.used, channel.nbytes, len(channel)) == (0, 0, 0)
 
 
 def test_a_size_that_cannot_be_taken_leaves_the_channel_as_it_was() -> None:

@@ -1,0 +1,272 @@
+"""Everything a restart needs, in one file that is there whole or not at all.
+
+A file is: a magic line, the length of a JSON header, the header (identity, the state's skeleton, a
+table of segments),
+the segments (raw arrays, Arrow IPC frames), and a BLAKE2b digest over all of it. Nothing in it is
+executed on loading.
+
+Saving writes a temporary name, syncs it, renames it and syncs the folder; older files go only
+afterwards. Loading takes
+the newest file that is whole, and says so when that is not the newest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from pydantic import Field
+
+from engine.types import HeadraceError, Settings, Snapshot, UserError
+
+log = logging.getLogger("headrace.checkpoint")
+
+MAGIC = b"headrace checkpoint 1\n"
+DIGEST_BYTES = 32
+NAME = re.compile(r"checkpoint-(\d{8})\.hrc")
+
+
+class CheckpointFailed(HeadraceError):
+    """A checkpoint could not be written; the ones before it are as they were."""
+
+
+class Corrupt(Exception):
+    """A file that is no whole checkpoint, and why."""
+
+
+class Checkpoints:
+    """A folder of numbered checkpoints, the newest few of them.
+
+    Args:
+        settings: where, how many, how often.
+    """
+
+    class Settings(Settings):
+        """``[checkpoint]``
+
+        Attributes:
+            path: the folder; made at the first save.
+            keep: how many of the newest stay.
+            every_seconds: time between saves.
+            every_batches: batches between saves, instead of the time.
+        """
+
+        path: str
+        keep: int = Field(3, ge=1)
+        every_seconds: float = Field(10.0, gt=0)
+        every_batches: int | None = Field(None, ge=1)
+
+    def __init__(self, settings: Checkpoints.Settings) -> None:
+        self.settings = settings
+        self.folder = Path(settings.path)
+        self.seconds = 0.0
+        self.nbytes = 0
+
+    def save(self, state: Mapping[str, Snapshot], identity: Mapping[str, str]) -> Path:
+        """Write the next checkpoint; it is safe on the disk when this returns.
+
+        Raises: CheckpointFailed when the disk is full or the folder cannot be written.
+        """
+        start = time.perf_counter()
+        parts = encode(dict(state), dict(identity))
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            numbers = self._numbers()
+            path = self.folder / f"checkpoint-{max(numbers, default=0) + 1:08d}.hrc"
+            write_atomically(path, parts)
+            for number in sorted(numbers)[: max(0, len(numbers) + 1 - self.settings.keep)]:
+                self._path(number).unlink()
+        except OSError as error:
+            raise CheckpointFailed(
+                f"The checkpoint cannot be written to {self.folder}: {error.strerror or error}; the last good one "
+                "stays, and the next attempt comes in its time."
+            ) from error
+        self.seconds = time.perf_counter() - start
+        self.nbytes = sum(memoryview(part).nbytes for part in parts)
+        return path
+
+    def load(self, identity: Mapping[str, str]) -> dict[str, Snapshot] | None:
+        """The newest whole checkpoint's state; None when there is none at all.
+
+        Raises: UserError when it belongs to another pipeline, schema or model; HeadraceError when
+        files are there
+            but none is whole.
+        """
+        numbers = sorted(self._numbers(), reverse=True)
+        skipped: list[str] = []
+        for number in numbers:
+            path = self._path(number)
+            try:
+                state, written_by = decode(path.read_bytes())
+            except (Corrupt, OSError) as error:
+                skipped.append(f"{path.name} ({error})")
+                continue
+            self._same(written_by, identity)
+            if skipped:
+                log.warning(
+                    "checkpoint is not whole; the one before it is used",
+                    extra={"skipped": ", ".join(skipped), "used": path.name},
+                )
+            return state
+        if skipped:
+            raise HeadraceError(
+                f"No checkpoint in {self.folder} is whole: {', '.join(skipped)}; to start over without them, run "
+                "with --fresh."
+            )
+        return None
+
+    def _numbers(self) -> list[int]:
+        if not self.folder.is_dir():
+            return []
+        names = (NAME.fullmatch(path.name) for path in self.folder.iterdir())
+        return [int(match[1]) for match in names if match]
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"checkpoint-{number:08d}.hrc"
+
+    def _same(self, written: Mapping[str, str], here: Mapping[str, str]) -> None:
+        for part in {**here, **written}:
+            was, now = written.get(part), here.get(part)
+            if was != now:
+                raise UserError(
+                    f"The checkpoint in {self.folder} was written with another {part}: expected "
+                    f"{_difference(now, was)}; take another folder, or start over with --fresh."
+                )
+
+
+def write_atomically(path: Path, parts: list[bytes | memoryview]) -> None:
+    """Write `parts` under a temporary name, sync, rename, sync the folder. Raises: OSError; leaves
+    nothing behind."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.writelines(parts)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def encode(state: Snapshot, identity: Mapping[str, str]) -> list[bytes | memoryview]:
+    """A checkpoint file's content, in parts to be written one after the other (large arrays are not
+    copied)."""
+    segments: list[bytes | memoryview] = []
+    table: list[int] = []
+
+    def segment(data: bytes | memoryview) -> int:
+        segments.append(data)
+        table.append(memoryview(data).nbytes)
+        return len(table) - 1
+
+    skeleton = _flatten(state, segment)
+    header = json.dumps({"identity": identity, "state": skeleton, "segments": table}).encode()
+    parts = [MAGIC, len(header).to_bytes(8, "little"), header, *segments]
+    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    for part in parts:
+        digest.update(part)
+    return [*parts, digest.digest()]
+
+
+def decode(data: bytes) -> tuple[dict[str, Snapshot], dict[str, str]]:
+    """State and identity of a checkpoint file's content. Raises: Corrupt."""
+    start = len(MAGIC) + 8
+    if data[: len(MAGIC)] != MAGIC[: len(data)] or len(data) < start + DIGEST_BYTES:
+        raise Corrupt("it is no checkpoint, or cut short")
+    body = memoryview(data)[:-DIGEST_BYTES]
+    if hashlib.blake2b(body, digest_size=DIGEST_BYTES).digest() != data[-DIGEST_BYTES:]:
+        raise Corrupt("it is cut short or damaged: its checksum differs")
+    # The digest vouches for every length that is read from here on.
+    size = int.from_bytes(body[len(MAGIC) : start], "little")
+    header = json.loads(bytes(body[start : start + size]))
+    segments, at = [], start + size
+    for length in header["segments"]:
+        segments.append(body[at : at + length])
+        at += length
+    return _unflatten(header["state"], segments), header["identity"]
+
+
+def _flatten(value: Snapshot, segment: Any) -> Any:
+    """The JSON skeleton of a plain value; arrays, bytes and frames become segments."""
+    if value is None or isinstance(value, bool | int | float | str):
+        assert not isinstance(value, np.generic), f"a numpy scalar {value!r} in a snapshot"
+        return value
+    if isinstance(value, list):
+        return [_flatten(item, segment) for item in value]
+    if isinstance(value, tuple):
+        return {"tuple": [_flatten(item, segment) for item in value]}
+    if isinstance(value, Mapping):
+        assert all(isinstance(key, str) for key in value), f"keys {list(value)[:3]} in a snapshot"
+        return {"dict": {key: _flatten(item, segment) for key, item in value.items()}}
+    if isinstance(value, np.ndarray):
+        assert not value.dtype.hasobject, "an array of objects in a snapshot"
+        flat = np.ascontiguousarray(value).reshape(-1)
+        data = flat.view(np.uint8).data if flat.size else b""
+        return {"array": segment(data), "dtype": value.dtype.str, "shape": value.shape}
+    if isinstance(value, bytes):
+        return {"bytes": segment(value)}
+    if isinstance(value, pl.DataFrame):
+        return {"frame": segment(_ipc(value))}
+    if isinstance(value, pl.Series):
+        return {"series": segment(_ipc(value.to_frame()))}
+    raise AssertionError(f"a snapshot holds a {type(value).__name__}")
+
+
+def _unflatten(value: Any, segments: list[memoryview]) -> Any:
+    if isinstance(value, list):
+        return [_unflatten(item, segments) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "dict" in value:
+        return {key: _unflatten(item, segments) for key, item in value["dict"].items()}
+    if "tuple" in value:
+        return tuple(_unflatten(item, segments) for item in value["tuple"])
+    if "array" in value:
+        flat = np.frombuffer(segments[value["array"]], np.dtype(value["dtype"]))
+        return flat.reshape(value["shape"]).copy()
+    if "bytes" in value:
+        return bytes(segments[value["bytes"]])
+    if "frame" in value:
+        return pl.read_ipc(io.BytesIO(segments[value["frame"]]))
+    return pl.read_ipc(io.BytesIO(segments[value["series"]])).to_series()
+
+
+def _ipc(frame: pl.DataFrame) -> memoryview:
+    buffer = io.BytesIO()
+    frame.write_ipc(buffer)
+    return buffer.getbuffer()
+
+
+def _difference(now: str | None, was: str | None) -> str:
+    """ "a, got b", from the first place where two JSON texts differ, or the texts themselves."""
+    try:
+        a, b, path = json.loads(now or "null"), json.loads(was or "null"), ""
+    except ValueError:
+        return f"'{now}', got '{was}'"
+    while isinstance(a, dict) and isinstance(b, dict):
+        differing = [key for key in {**a, **b} if a.get(key) != b.get(key)]
+        if not differing:
+            return "the keys in the same order, got another order"
+        key = differing[0]
+        a, b, path = a.get(key), b.get(key), f"{path}.{key}" if path else key
+    at = f"{path} = " if path else ""
+    return f"{at}{json.dumps(a)}, got {at}{json.dumps(b)}"
+
+
+__all__ = ["CheckpointFailed", "Checkpoints", "Corrupt", "decode", "encode", "write_atomically"]

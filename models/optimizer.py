@@ -1,0 +1,223 @@
+"""One step down: regularization, the finite check, clipping, the schedule, the average."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from engine.types import Settings, UserError
+from models.network import Network
+
+
+class OptimizerSettings(Settings):
+    """The optimizer's keys of ``[train]``.
+
+    Attributes:
+        optimizer: sgd, adam or adamw (decay apart from the gradient).
+        lr: step size, at its highest.
+        momentum: of sgd.
+        schedule: ``constant``; ``inverse_sqrt`` (falls with the square root of the steps after the
+        warm-up); ``cosine`` (falls to `lr_floor` within `schedule_steps`, and stays).
+        warmup: steps over which the step size rises in a line to `lr`.
+        schedule_steps: steps until the cosine's end.
+        lr_floor: lowest step size of a schedule, as a share of `lr`.
+        l1: weight of the sum of the absolute weights, in the gradient before clipping.
+        l2: weight of half the sum of the squared weights (adamw: the decay); sparse embeddings get
+        neither.
+        clip_norm: longest gradient; None clips nothing.
+        ema: decay per step of an average of the weights that predicts in their place; 0 is off.
+    """
+
+    optimizer: Literal["sgd", "adam", "adamw"] = "adam"
+    lr: float = Field(1e-3, gt=0)
+    momentum: float = Field(0.0, ge=0, lt=1)
+    schedule: Literal["constant", "inverse_sqrt", "cosine"] = "constant"
+    warmup: int = Field(0, ge=0)
+    schedule_steps: int | None = Field(None, ge=1)
+    lr_floor: float = Field(0.0, ge=0, le=1)
+    l1: float = Field(0.0, ge=0)
+    l2: float = Field(0.0, ge=0)
+    clip_norm: float | None = Field(None, gt=0)
+    ema: float = Field(0.0, ge=0, lt=1)
+
+
+class Optimizer:
+    """Steps on a network's weights.
+
+    Args:
+        network: whose weights change.
+        average: whose weights follow as their average, or None.
+
+    Attributes:
+        steps: taken so far.
+
+    Raises: UserError for settings that do not fit together.
+    """
+
+    def __init__(
+        self, settings: OptimizerSettings, network: Network, average: Network | None = None
+    ) -> None:
+        _check(settings, network)
+        self.settings = settings
+        self.steps = 0
+        self._network = network
+        self._average = average
+        self._optimizers = [_dense(settings, network)]
+        if network.tables:
+            self._optimizers.append(_sparse(settings, network))
+        self._scheduled = settings.schedule != "constant" or settings.warmup > 0
+
+    def step(self, loss: torch.Tensor) -> tuple[float, bool]:
+        """Go down `loss`; its value, and whether the step was taken.
+
+        Where loss or gradient is not finite, nothing changes.
+        """
+        self._backward(loss)
+        squares = [torch.linalg.vector_norm(self._network.gradient)]
+        squares += [torch.linalg.vector_norm(table.grad._values()) for table in self._sparse()]
+        # One transfer from the device, the only one a step.
+        value, *norms = torch.stack([loss.detach().float(), *squares]).tolist()
+        norm = math.hypot(*norms)
+        if not math.isfinite(value) or not math.isfinite(norm):
+            return value, False
+        self._clip(norm)
+        self._schedule()
+        for optimizer in self._optimizers:
+            optimizer.step()
+        self.steps += 1
+        self._follow()
+        return value, True
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of gradient, moments and average."""
+        tensors = [self._network.gradient]
+        for optimizer in self._optimizers:
+            for state in optimizer.state.values():
+                tensors += [value for value in state.values() if torch.is_tensor(value)]
+        tensors += [] if self._average is None else self._average.everything()
+        return sum(tensor.nbytes for tensor in tensors)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Steps and moments, a copy."""
+        moments = [_snapshot(optimizer) for optimizer in self._optimizers]
+        return {"steps": self.steps, "moments": moments}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """From what `state_dict` of the same kind of optimizer gave."""
+        self.steps = state["steps"]
+        for optimizer, moments in zip(self._optimizers, state["moments"], strict=True):
+            _restore(optimizer, moments)
+
+    def lr_share(self, step: int) -> float:
+        """Step size of step `step` (from 0), as a share of `lr`."""
+        settings = self.settings
+        if step < settings.warmup:
+            return (step + 1) / settings.warmup
+        share = 1.0
+        if settings.schedule == "inverse_sqrt":
+            share = math.sqrt(max(settings.warmup, 1) / max(step, settings.warmup, 1))
+        elif settings.schedule == "cosine":
+            assert settings.schedule_steps is not None
+            length = max(settings.schedule_steps - settings.warmup, 1)
+            done = min(1.0, (step - settings.warmup) / length)
+            share = (1 + math.cos(math.pi * done)) / 2
+        return max(share, settings.lr_floor)
+
+    def _backward(self, loss: torch.Tensor) -> None:
+        network = self._network
+        network.gradient.zero_()
+        for table in network.tables:
+            table.grad = None
+        loss.backward()  # type: ignore[no-untyped-call]
+        for table in self._sparse():
+            table.grad = table.grad.coalesce()
+        if self.settings.l1:
+            network.gradient.add_(network.flat.detach().sign(), alpha=self.settings.l1)
+
+    def _sparse(self) -> list[Any]:
+        return [table for table in self._network.tables if table.grad is not None]
+
+    def _clip(self, norm: float) -> None:
+        limit = self.settings.clip_norm
+        if limit is None or norm <= limit:
+            return
+        self._network.gradient.mul_(limit / norm)
+        for table in self._sparse():
+            table.grad._values().mul_(limit / norm)
+
+    def _schedule(self) -> None:
+        if self._scheduled:
+            lr = self.settings.lr * self.lr_share(self.steps)
+            for optimizer in self._optimizers:
+                optimizer.param_groups[0]["lr"] = lr
+
+    def _follow(self) -> None:
+        """Young averages follow faster, (1 + steps) / (10 + steps), or the first random weights
+        would stay in them."""
+        if self._average is None:
+            return
+        decay = min(self.settings.ema, (1 + self.steps) / (10 + self.steps))
+        pairs = zip(self._average.everything(), self._network.everything(), strict=True)
+        for average, weights in pairs:
+            average.lerp_(weights, 1 - decay)
+
+
+def _check(settings: OptimizerSettings, network: Network) -> None:
+    if settings.momentum and settings.optimizer != "sgd":
+        raise UserError(
+            f"[train] momentum is a setting of sgd, and optimizer is '{settings.optimizer}': "
+            "take it out."
+        )
+    if settings.momentum and network.tables:
+        raise UserError(
+            "[model] sparse_embeddings does not go with [train] momentum: take one of them out."
+        )
+    if settings.schedule == "cosine" and settings.schedule_steps is None:
+        raise UserError(
+            "[train] schedule = 'cosine' needs schedule_steps, the number of steps until its end."
+        )
+
+
+def _dense(settings: OptimizerSettings, network: Network) -> torch.optim.Optimizer:
+    common: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.l2, "fused": True}
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD([network.flat], momentum=settings.momentum, **common)
+    kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
+    return kind([network.flat], **common)
+
+
+def _sparse(settings: OptimizerSettings, network: Network) -> torch.optim.Optimizer:
+    kind = torch.optim.SGD if settings.optimizer == "sgd" else torch.optim.SparseAdam
+    return kind(network.tables, lr=settings.lr)
+
+
+def _snapshot(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
+    return {
+        str(index): {
+            name: value.detach().clone().cpu().numpy() if torch.is_tensor(value) else value
+            for name, value in moments.items()
+            if value is not None
+        }
+        for index, moments in optimizer.state_dict()["state"].items()
+    }
+
+
+def _restore(optimizer: torch.optim.Optimizer, state: Mapping[str, Mapping[str, Any]]) -> None:
+    moments = {
+        int(index): {
+            name: torch.tensor(value) if isinstance(value, np.ndarray) else value
+            for name, value in values.items()
+        }
+        for index, values in state.items()
+    }
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": moments, "param_groups": groups})
+
+
+__all__ = ["Optimizer", "OptimizerSettings"]

@@ -1,0 +1,201 @@
+"""SIGKILL at random moments of a training run: the resumed runs end exactly where an uninterrupted
+one does."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from engine.run import Run
+
+KILLS = 25
+PIPELINE = """
+name = "crash"
+folder = "{folder}"
+[source]
+kind = "files"
+path = "{data}"
+[source.schema]
+time = "int64"
+key = "string"
+a = "float64"
+b = "float64"
+y = "float64"
+[loader]
+batch_rows = 200
+[scrub.duplicates]
+by = ["time", "key"]
+[scrub.lag]
+column = "y"
+by = ["key"]
+time = "time"
+every = 1
+steps = [1, 3]
+[scrub.missing]
+columns = ["a", "b", "y_lag_*"]
+strategy = "mean"
+indicator = true
+[scrub.outliers]
+columns = ["a"]
+method = "zscore"
+threshold = 3.0
+[scrub.standardize]
+columns = ["a", "b", "y_lag_*"]
+[scrub.categories]
+columns = ["key"]
+size = 8
+[model]
+target = "y"
+numeric = ["a", "b", "y_lag_*", "a_missing"]
+categories = ["key"]
+layers = [16, 8]
+dropout = 0.1
+target_transform = "standard"
+[train]
+optimizer = "adam"
+lr = 1e-3
+ema = 0.9
+replay_rows = 2000
+replay_steps = 2
+replay_batch = 64
+threads = 1
+[evaluation]
+window = 1000
+[checkpoint]
+every_batches = 4
+keep = 2
+[export]
+holdout_every = 10
+[sink]
+kind = "files"
+path = "{folder}/out"
+columns = ["_position", "time", "key", "y"]
+"""
+
+
+def write_data(path: Path, rows: int) -> None:
+    """Dirty rows: missing values, outliers, repeated keys, missing labels, a torn type."""
+    rng = np.random.default_rng(7)
+    a = rng.normal(size=rows)
+    frame = pl.DataFrame(
+        {
+            "time": np.arange(rows) // 4,
+            "key": rng.choice(["n", "e", "s", "w", "x"], rows),
+            "a": np.where(rng.random(rows) < 0.02, 1e6, a),
+            "b": rng.normal(5, 2, rows),
+            "y": 3 * a + rng.normal(size=rows),
+        }
+    ).with_columns(
+        pl.when(pl.Series(rng.random(rows) < 0.05)).then(None).otherwise(pl.col("a")).alias("a"),
+        pl.when(pl.Series(rng.random(rows) < 0.03)).then(None).otherwise(pl.col("y")).alias("y"),
+    )
+    frame.write_csv(path)
+
+
+def start(file: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "engine.cli", "run", str(file), "--log-level", "warning"]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def finish(file: Path) -> None:
+    process = start(file)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 0, errors.decode()
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    """Look every few milliseconds, until it is so or the process has ended."""
+    deadline = time.monotonic() + 60
+    while not condition() and process.poll() is None:
+        assert time.monotonic() < deadline, "no checkpoint within 60 s"
+        time.sleep(0.002)
+
+
+def newest(folder: Path) -> int:
+    numbers = [int(p.name.split("-")[1].split(".")[0]) for p in folder.glob("checkpoint-*[0-9].*")]
+    return max(numbers, default=-1)
+
+
+def state(file: Path) -> dict[str, Any]:
+    run = Run(file)
+    loaded = run.checkpoints.load(run.identity)
+    assert loaded is not None
+    return loaded
+
+
+def same(a: Any, b: Any, at: str = "") -> None:
+    """Equal to the bit, NaN included."""
+    assert type(a) is type(b), at
+    if isinstance(a, dict):
+        assert list(a) == list(b), at
+        for key in a:
+            same(a[key], b[key], f"{at}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), at
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            same(x, y, f"{at}[{i}]")
+    elif isinstance(a, np.ndarray):
+        assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes()), at
+    elif isinstance(a, pl.DataFrame | pl.Series):
+        assert a.equals(b), at
+    elif isinstance(a, float):
+        assert np.float64(a).tobytes() == np.float64(b).tobytes(), at
+    else:
+        assert a == b, at
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_killed_runs_end_where_an_uninterrupted_one_does(tmp_path: Path) -> None:
+    data = tmp_path / "data.csv"
+    write_data(data, 60_000)
+    files = {}
+    for name in ("whole", "killed"):
+        files[name] = tmp_path / f"{name}.toml"
+        files[name].write_text(PIPELINE.format(folder=tmp_path / name, data=data))
+    finish(files["whole"])
+
+    chance = random.Random(11)
+    killed = 0
+    while killed < KILLS:
+        folder = tmp_path / "killed" / "checkpoints"
+        seen, more = newest(folder), chance.randint(0, 2)
+        process = start(files["killed"])
+        wait_until(lambda: newest(folder) >= seen + more, process)  # noqa: B023
+        try:
+            process.wait(timeout=chance.uniform(0, 0.05))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+        code = process.wait(timeout=60)
+        assert process.stderr is not None
+        assert code == -signal.SIGKILL, process.stderr.read().decode()
+        process.stderr.close()
+        killed += 1
+    finish(files["killed"])
+
+    whole, resumed = (state(files[name]) for name in ("whole", "killed"))
+    for part in ("positions", "stages", "totals", "work"):
+        same(whole[part], resumed[part], part)
+    outputs = [
+        pl.read_parquet(tmp_path / name / "out" / "*.parquet") for name in ("whole", "killed")
+    ]
+    assert outputs[0].height > 50_000
+    assert not outputs[1]["_position"].is_duplicated().any()
+    assert outputs[0].equals(outputs[1])
+    letters = [
+        pl.read_ndjson(tmp_path / name / "dead_letters" / "*.ndjson")
+        for name in ("whole", "killed")
+    ]
+    assert letters[0].equals(letters[1])
+    totals = whole["totals"]
+    assert totals["read"] == 60_000 == outputs[0].height + letters[0].height
