@@ -100,6 +100,13 @@ def redact(text: str) -> str:
     return _hidden.redact(text)
 
 
+def say(sentence: str) -> None:
+    """Tell the user a sentence on stderr, in one line and without secrets: an error that ends a
+    command is no log record, whatever the style."""
+    sys.stderr.write(escape(redact(sentence)) + "\n")
+    sys.stderr.flush()
+
+
 def escape(text: str) -> str:
     r"""The text in one line of printable characters: a line break becomes ``\n``, and so on."""
     if text.isprintable():

@@ -49,9 +49,7 @@ def make_loss(settings: LossSettings, features: Features, device: str = "cpu") -
     return _multiclass(weights) if features.task == "multiclass" else _binary(weights)
 
 
-def _class_weights(
-    settings: LossSettings, features: Features, device: str
-) -> torch.Tensor | None:
+def _class_weights(settings: LossSettings, features: Features, device: str) -> torch.Tensor | None:
     weights = settings.class_weights
     if weights is None:
         return None

@@ -205,6 +205,16 @@ def test_hiding_nothing_hides_nothing_and_redact_serves_other_texts() -> None:
     assert logs.redact("abcdef abc") == "*** ***"
 
 
+def test_a_sentence_for_the_user_is_one_line_without_secrets(
+    divert: Callable[[], io.StringIO],
+) -> None:
+    stderr = divert()
+    logs.hide("hunter22")
+    logs.setup("json", "error")
+    logs.say("headrace: No file 'a\nb' at hunter22.")
+    assert stderr.getvalue() == "headrace: No file 'a\\nb' at ***.\n"
+
+
 def test_levels_of_ours_and_of_libraries(divert: Callable[[], io.StringIO]) -> None:
     stderr = divert()
     logs.setup("json", "info")
