@@ -1,0 +1,13 @@
+"""Bytes and positions; see README.md beside this file. Importing this loads no connector."""
+
+SOURCES = {
+    "files": "connectors.files.source:FilesSource",
+    "memory": "connectors.memory:MemorySource",
+}
+"""``kind`` in ``[source]`` -> import string."""
+
+SINKS = {
+    "files": "connectors.files.sink:FilesSink",
+    "memory": "connectors.memory:MemorySink",
+}
+"""``kind`` in ``[sink]`` -> import string."""

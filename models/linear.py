@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from engine.types import Batch, Features, Settings, Snapshot, Step, Tensors, UserError
+from models.identity import require_same
 from models.sgd import Floats, learn_rows, predict_rows
 
 if TYPE_CHECKING:
@@ -163,13 +164,7 @@ class LinearLearner:
 
     def load_state_dict(self, state: Mapping[str, Snapshot]) -> None:
         """Raises: UserError naming the first thing in which the saved model is another."""
-        for key, value in self._identity().items():
-            saved = state["shape"].get(key)
-            if saved != value:
-                raise UserError(
-                    f"The saved model has {key} = {saved}, this pipeline's has {value}: "
-                    "change it back, or start afresh."
-                )
+        require_same(state["shape"], self._identity())
         self._numbers = Numbers(**{f.name: np.array(state[f.name]) for f in fields(Numbers)})
 
     def build(self, graph: Graph, numeric: str, categories: str) -> str:
@@ -221,9 +216,10 @@ class LinearLearner:
 
     def _identity(self) -> dict[str, Any]:
         return {
+            "[model] kind": "linear",
             "[model] task": self.features.task,
             "[model] numeric": list(self.features.numeric),
-            "[model] categories": dict(self.features.categories),
+            "[model] categories": [list(pair) for pair in self.features.categories.items()],
             "[model] standardize": self.settings.standardize,
         }
 

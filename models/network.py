@@ -26,7 +26,7 @@ def embedding_width(codes: int) -> int:
 
     Source: the rule of the fastai library, found by trying many tabular data sets.
     """
-    return min(64, max(1, round(1.6 * codes**0.56)))
+    return min(64, max(1, round(1.6 * math.pow(codes, 0.56))))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -90,7 +90,7 @@ class Replay:
         """
         batch = min(self.settings.replay_batch, self._filled)
         index = self._draw(steps * batch, chance).to(self._ring[2].device)
-        drawn = [part.index_select(0, index).split(batch) for part in self._ring]
+        drawn = [torch.split(part.index_select(0, index), batch) for part in self._ring]
         return list(zip(*drawn, strict=True))
 
     def state_dict(self) -> dict[str, Any]:

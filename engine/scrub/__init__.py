@@ -1,4 +1,4 @@
-"""The stages that a pipeline file can name; see README.md beside this file."""
+"""Stages of scrubbing by the ``kind`` a pipeline file names."""
 
 STAGES = {
     "missing": "engine.scrub.missing:Missing",
@@ -11,4 +11,6 @@ STAGES = {
     "unpivot": "engine.scrub.unpivot:Unpivot",
     "lag": "engine.scrub.lag:Lag",
 }
-"""``kind`` in ``[scrub.NAME]`` -> import string."""
+"""Kind -> import string; a user's own stage is named by its import string."""
+
+__all__ = ["STAGES"]

@@ -1,97 +1,124 @@
-"""``categories``: text to codes that an embedding can look up."""
+"""Text to codes for an embedding."""
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Literal, cast
 
+import numpy as np
 import polars as pl
 from pydantic import Field
 
-from engine.scrub.base import Base, ColumnSettings, spread
-from engine.types import Batch, Codes, Schema, Snapshot, Transform
+from engine.scrub.columns import spread
+from engine.scrub.hashing import hashes
+from engine.scrub.stage import LearnSettings, Stateless
+from engine.types import Batch, Codes, Schema, Snapshot, Transform, UserError
 
 
-class Categories(Base):
-    """Replaces values by Int64 codes; 0 is unknown, and what null becomes.
+class Categories(Stateless):
+    """Replaces values by codes (Int64); code 0 is null, and every value that has no code.
 
-    ``vocabulary``: values get codes 1, 2, ... in order of first appearance, up to `size`; a value
-    is unknown in the
-    batch that brings it, and for good once the vocabulary is full. ``hash``: every value falls into
-    one of `size`
-    buckets by CRC-32, so there is nothing to learn and values may collide; such codes cannot be
-    written into a model
-    file. Numbers and booleans are taken by their text. Counts ``unknown``.
+    ``vocabulary``: values get the codes 1, 2, ... in order of first appearance, until `size` are
+    taken. A value is learned after the batch it first stands in: there it is still unknown.
+    ``hash``: a value's code is 1 + its hash modulo `size`, the same in every process; nothing is
+    learned, values may share a code.
+
+    Whole numbers, booleans, dates are taken as their text.
     """
 
-    class Settings(ColumnSettings):
-        """
+    class Settings(LearnSettings):
+        """``[scrub.NAME]`` with ``kind = "categories"``
+
         Attributes:
+            columns: names or globs.
             method: vocabulary or hash.
-            size: codes besides 0.
+            size: values that get a code of their own, or number of buckets; codes are 0 ... size.
         """
 
+        columns: tuple[str, ...]
         method: Literal["vocabulary", "hash"] = "vocabulary"
-        size: int = Field(1_000, ge=1)
+        size: int = Field(256, ge=1, le=1 << 31)
 
-    settings: Categories.Settings
+    def __init__(self, name: str, settings: Categories.Settings) -> None:
+        super().__init__(name, settings)
+        self.settings: Categories.Settings = settings
+        self._columns: tuple[str, ...] = ()
+        self._rows = 0
+        self._known: Mapping[str, pl.Series] = {}
 
     def bind(self, schema: Schema) -> Schema:
-        """Raises: UserError for a column that is not there."""
         self._columns = spread(self.settings.columns, schema, where=self.where)
-        self._values: dict[str, tuple[str, ...]] = dict.fromkeys(self._columns, ())
+        for column in self._columns:
+            if schema[column].is_float() or schema[column] == pl.Binary:
+                raise UserError(
+                    f"{self.where} expects text or whole numbers in column '{column}', got "
+                    f"{schema[column]}: round it with a 'derive' stage, or take it out."
+                )
+        if not self._known:
+            self._known = dict.fromkeys(self._columns, pl.Series(dtype=pl.String))
         return {**schema, **dict.fromkeys(self._columns, pl.Int64())}
 
     def sizes(self) -> dict[str, int]:
-        """Column -> number of codes, 0 included."""
+        """Column -> number of its codes, 0 included."""
         return dict.fromkeys(self._columns, self.settings.size + 1)
 
     def apply(self, batch: Batch) -> Batch:
-        """Encode, then learn the values that were unknown."""
-        text = batch.frame.select(pl.col(self._columns).cast(pl.String))
-        codes = [self._codes(text.get_column(c)) for c in self._columns]
-        unknown = sum(int((code == 0).sum()) for code in codes)
-        if unknown and self.settings.method == "vocabulary":
-            self._values = {
-                c: self._learn(c, text.get_column(c).filter(code == 0))
-                for c, code in zip(self._columns, codes, strict=True)
-            }
-        return batch.with_frame(batch.frame.with_columns(codes)).counted(self.name, unknown=unknown)
+        texts = batch.frame.select(pl.col(self._columns).cast(pl.String)).get_columns()
+        code = self._coded if self.settings.method == "vocabulary" else self._hashed
+        codes = [code(text) for text in texts]
+        if self.settings.method == "vocabulary":
+            self._learn(texts, codes)
+        unknown = sum(int((column == 0).sum()) for column in codes)
+        frame = batch.frame.with_columns(codes)
+        return batch.with_frame(frame).counted(self.name, unknown=unknown)
 
-    def transforms(self) -> Sequence[Transform] | None:
-        """Code tables; None for hashes."""
-        if self.settings.method == "hash":
-            return None
-        return [Codes(column=c, values=self._values[c]) for c in self._columns]
+    def _coded(self, text: pl.Series) -> pl.Series:
+        known = self._known[text.name]
+        if not len(known):
+            return pl.Series(text.name, np.zeros(len(text), np.int64))
+        codes = np.arange(1, len(known) + 1)
+        return text.replace_strict(known, codes, default=0, return_dtype=pl.Int64)
+
+    def _hashed(self, text: pl.Series) -> pl.Series:
+        buckets = hashes(text.to_frame()) % np.uint64(self.settings.size)
+        codes = np.where(text.is_null().to_numpy(), 0, buckets.astype(np.int64) + 1)
+        return pl.Series(text.name, codes)
+
+    def _learn(self, texts: Sequence[pl.Series], codes: Sequence[pl.Series]) -> None:
+        left = self.settings.open(self._rows)
+        rows = len(texts[0]) if left is None else min(left, len(texts[0]))
+        if not rows:
+            return
+        self._rows += rows
+        self._known = {
+            text.name: self._longer(text.head(rows), code.head(rows))
+            for text, code in zip(texts, codes, strict=True)
+        }
+
+    def _longer(self, text: pl.Series, code: pl.Series) -> pl.Series:
+        known = self._known[text.name]
+        space = self.settings.size - len(known)
+        if not space or bool((code > 0).all()):
+            return known
+        new = text.filter(code == 0).drop_nulls().unique(maintain_order=True).head(space)
+        return pl.concat((known, new)).rename("") if len(new) else known
 
     def snapshot(self) -> Snapshot:
-        """The vocabularies; None for hashes."""
-        return None if self.settings.method == "hash" else self._values
+        """Rows seen and each column's values in order of their codes; None for hash."""
+        if self.settings.method == "hash":
+            return None
+        return {"rows": self._rows, "known": self._known}
 
     def restore(self, value: Snapshot) -> None:
-        """Back to them."""
         if value is not None:
-            self._values = value
+            self._rows = value["rows"]
+            self._known = cast("Mapping[str, pl.Series]", value["known"])
 
-    def _codes(self, column: pl.Series) -> pl.Series:
+    def transforms(self) -> Sequence[Transform] | None:
+        """One `Codes` a column; None for hash, which no model file can contain."""
         if self.settings.method == "hash":
-            # Per different value, not per row: CRC-32 is the same on every machine and in every
-            # version.
-            values = column.unique().drop_nulls().to_list()
-            codes = [zlib.crc32(value.encode()) % self.settings.size + 1 for value in values]
-        else:
-            values = list(self._values[column.name])
-            codes = list(range(1, len(values) + 1))
-        if not values:
-            return pl.repeat(0, len(column), dtype=pl.Int64, eager=True).alias(column.name)
-        return column.replace_strict(values, codes, default=0, return_dtype=pl.Int64).fill_null(0)
-
-    def _learn(self, column: str, unknown: pl.Series) -> tuple[str, ...]:
-        known = self._values[column]
-        room = self.settings.size - len(known)
-        new = unknown.drop_nulls().unique(maintain_order=True).head(room).to_list()
-        return (*known, *new)
+            return None
+        return [Codes(column=c, values=tuple(self._known[c].to_list())) for c in self._columns]
 
 
 __all__ = ["Categories"]

@@ -1,77 +1,121 @@
-"""``derive``: new columns by SQL."""
+"""New columns by SQL expressions."""
 
 from __future__ import annotations
 
+import re
+
 import polars as pl
 from polars.exceptions import PolarsError
-from pydantic import Field
 
-from engine.scrub.base import Base
-from engine.types import RESERVED, Batch, Schema, Settings, UserError, nearest
+from engine.scrub.stage import Stateless
+from engine.types import RESERVED, Batch, Schema, Settings, Transform, UserError, require
+
+LOOKS_AROUND = re.compile(r'"(Agg|Over|Window|Rolling|Quantile|Len)":|"Len"')
+"""Parts of a serialized expression whose result depends on other rows."""
 
 
-class Derive(Base):
-    """Adds or replaces columns, each by an SQL expression over the columns before it, in the order
-    they are listed.
+class Derive(Stateless):
+    """Adds or replaces columns by polars' SQL expressions, in order: later ones may use earlier
+    ones.
 
-    An expression sees one row at a time: the result must have as many rows as the batch. Useful
-    words: arithmetic,
-    CASE WHEN, CAST, COALESCE, ``||``, SPLIT_PART, LOWER, STRPTIME, EXTRACT(HOUR | DOW | DOY ...
-    FROM time), SQRT,
-    LN, LOG1P, SIN, COS, ABS, GREATEST, LEAST.
+    Every row for itself: an expression that looks at other rows (sum, avg, over ...) is refused,
+    as its results would depend on how the stream is cut, and on the future. A row on which an
+    expression fails (a text that is no date) is rejected alone, with reason ``invalid``.
     """
 
     class Settings(Settings):
-        """
+        """``[scrub.NAME]`` with ``kind = "derive"``
+
         Attributes:
-            columns: name -> SQL expression.
+            columns: name = "SQL expression", in order.
         """
 
-        columns: dict[str, str] = Field(min_length=1)
+        columns: dict[str, str]
 
-    settings: Derive.Settings
+    def __init__(self, name: str, settings: Derive.Settings) -> None:
+        super().__init__(name, settings)
+        self.settings: Derive.Settings = settings
+        self._steps: list[list[pl.Expr]] = []
 
     def bind(self, schema: Schema) -> Schema:
-        """Raises: UserError for SQL that is none, or names a column that is not there."""
-        self._exprs = []
         frame = pl.DataFrame(schema=schema)
-        for name, sql in self.settings.columns.items():
-            if name in RESERVED:
-                raise UserError(f"{self.where} names column '{name}', which headrace itself adds.")
-            expr = self._expr(name, sql, schema)
-            try:
-                frame = frame.with_columns(expr)
-            except PolarsError as error:
-                reason = str(error).splitlines()[0]
-                raise UserError(
-                    f'{self.where} {name} = "{sql}" cannot be done: {reason}.'
-                ) from None
-            self._exprs.append(expr)
-            schema = dict(frame.schema)
-        return schema
+        self._steps, here = [], set[str]()
+        for column, sql in self.settings.columns.items():
+            expression = self._parsed(column, sql)
+            used = set(expression.meta.root_names())
+            require(dict(frame.schema), sorted(used), where=f"{self.where} column '{column}'")
+            frame = self._tried(frame, column, sql, expression)
+            if not self._steps or column in here or used & here:
+                self._steps.append([])
+                here = set()
+            self._steps[-1].append(expression)
+            here.add(column)
+        return dict(frame.schema)
+
+    def _parsed(self, column: str, sql: str) -> pl.Expr:
+        if column in RESERVED:
+            raise UserError(f"{self.where} derives column '{column}', which headrace itself adds.")
+        try:
+            expression = pl.sql_expr(sql).alias(column)
+            alone = expression.meta.is_row_separable() and not LOOKS_AROUND.search(
+                str(expression.meta.serialize(format="json"))
+            )
+        except PolarsError as error:
+            raise UserError(self._sentence(column, sql, error)) from None
+        if not alone:
+            raise UserError(
+                f"{self.where} column '{column}' = \"{sql}\" looks at other rows: "
+                "an expression may only use values of its own row."
+            )
+        return expression
+
+    def _tried(self, frame: pl.DataFrame, column: str, sql: str, e: pl.Expr) -> pl.DataFrame:
+        try:
+            return frame.with_columns(e)
+        except PolarsError as error:
+            raise UserError(self._sentence(column, sql, error)) from None
+
+    def _sentence(self, column: str, sql: str, error: PolarsError) -> str:
+        return f"{self.where} column '{column}' = \"{sql}\" is no expression: {_first(error)}."
 
     def apply(self, batch: Batch) -> Batch:
-        """Add the columns."""
-        frame = batch.frame
-        for expr in self._exprs:
-            frame = frame.with_columns(expr)
-        return batch.with_frame(frame)
-
-    def _expr(self, name: str, sql: str, schema: Schema) -> pl.Expr:
         try:
-            expr = pl.sql_expr(sql)
+            return batch.with_frame(self._evaluated(batch.frame))
+        except PolarsError:
+            failures = dict(self._failures(batch.frame, 0))
+        rows = pl.int_range(pl.len())
+        detail = pl.Series([failures.get(i) for i in range(len(batch))], dtype=pl.String)
+        batch = batch.reject(
+            ~rows.is_in(list(failures)), stage=self.name, reason="invalid", detail=detail
+        )
+        return batch.with_frame(self._evaluated(batch.frame))
+
+    def _evaluated(self, frame: pl.DataFrame) -> pl.DataFrame:
+        for step in self._steps:
+            frame = frame.with_columns(step)
+        return frame
+
+    def _failures(self, frame: pl.DataFrame, at: int) -> list[tuple[int, str]]:
+        """Row number and complaint of each row that fails, by bisection."""
+        try:
+            self._evaluated(frame)
         except PolarsError as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f'{self.where} {name} = "{sql}" is no SQL expression: {reason}.'
-            ) from None
-        for column in expr.meta.root_names():
-            if column not in schema:
-                raise UserError(
-                    f"{self.where} {name} = \"{sql}\" needs column '{column}', which is not there."
-                    f"{nearest(column, schema)}"
-                )
-        return expr.alias(name)
+            if frame.height == 1:
+                return [(at, f"{_first(error)}.")]
+            half = frame.height // 2
+            return [
+                *self._failures(frame.head(half), at),
+                *self._failures(frame.slice(half), at + half),
+            ]
+        return []
+
+    def transforms(self) -> list[Transform] | None:
+        """None: SQL is not written into a model file."""
+        return None
+
+
+def _first(error: PolarsError) -> str:
+    return str(error).split("\n", 1)[0].strip().rstrip(".")
 
 
 __all__ = ["Derive"]

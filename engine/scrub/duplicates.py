@@ -1,73 +1,91 @@
-"""``duplicates``: the first row of a key stays, later ones leave."""
+"""Rows that were there before."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 from pydantic import Field
 
-from engine.scrub.base import Base, spread
+from engine.scrub.columns import spread
+from engine.scrub.hashing import Hashes, hashes
+from engine.scrub.recall import Recall
+from engine.scrub.stage import Stateless
 from engine.types import Batch, Schema, Settings, Snapshot, Transform
 
 
-class Duplicates(Base):
-    """Rejects rows (reason ``duplicate``) whose key columns equal those of an earlier row, within
-    the newest `window`
-    rows that were kept. Keys are compared themselves, not by a hash, so nothing is lost by
-    collision; null equals
-    null. Counts ``duplicates``.
+class Duplicates(Stateless):
+    """Lets the first row of each key through and rejects the others with reason ``duplicate``.
+
+    A row is a duplicate when one with the same key was let through at most `window` rows before
+    it. That is exact to the row and does not depend on how the stream is cut into batches.
+
+    Keys are remembered by a 64-bit hash (16 bytes a key, at most twice `window` of them): a row
+    is taken for another's duplicate with probability window / 2**64, that is 5e-14 at a million.
+    Null is a value like others; NaN equals NaN.
     """
 
     class Settings(Settings):
-        """
+        """``[scrub.NAME]`` with ``kind = "duplicates"``
+
         Attributes:
-            by: key columns.
-            window: rows whose keys are remembered.
+            by: the key columns; names or globs.
+            window: how many rows back a key is remembered.
         """
 
-        by: tuple[str, ...] = Field(min_length=1)
-        window: int = Field(50_000, ge=1)
+        by: tuple[str, ...]
+        window: int = Field(1_000_000, ge=1)
 
-    settings: Duplicates.Settings
+    def __init__(self, name: str, settings: Duplicates.Settings) -> None:
+        super().__init__(name, settings)
+        self.settings: Duplicates.Settings = settings
+        self._by: tuple[str, ...] = ()
+        self._rows = 0
+        self._seen = Recall()
 
     def bind(self, schema: Schema) -> Schema:
-        """Raises: UserError for a key column that is not there."""
-        self._by = spread(self.settings.by, schema, where=f"{self.where} by")
-        self._state = pl.DataFrame(schema={c: schema[c] for c in self._by})
+        self._by = spread(self.settings.by, schema, where=self.where)
         return schema
 
     def apply(self, batch: Batch) -> Batch:
-        """Reject repeated keys, remember the new ones."""
-        keys = batch.frame.select(self._by)
-        seen = self._seen(keys)
-        first = keys.select(pl.struct(self._by).is_first_distinct()).to_series()
-        keep = first & ~seen
-        fresh = pl.concat([self._state, keys.filter(keep)])
-        self._state = fresh.tail(self.settings.window)
-        done = batch.reject(keep, stage=self.name, reason="duplicate")
-        return done.counted(self.name, duplicates=len(batch) - len(done))
+        keys = hashes(batch.frame.select(self._by))
+        window = self.settings.window
+        # Within `window` rows a key can be let through only once, which `_first` relies on.
+        parts = [self._first(keys[at : at + window]) for at in range(0, len(keys), window)]
+        first = np.concatenate(parts) if parts else np.empty(0, np.bool_)
+        batch = batch.reject(pl.Series(first), stage=self.name, reason="duplicate")
+        return batch.counted(self.name, duplicates=np.count_nonzero(~first))
 
-    def transforms(self) -> tuple[Transform, ...]:
-        """It changes no values."""
-        return ()
+    def _first(self, keys: Hashes) -> NDArray[np.bool_]:
+        """Which of at most `window` rows are no duplicates; remembers them."""
+        rows = self._rows + np.arange(len(keys))
+        found, since, _ = self._seen.find(keys)
+        fresh = np.flatnonzero(~(found & (rows - since <= self.settings.window)))
+        _, at = np.unique(keys[fresh], return_index=True)
+        first = np.zeros(len(keys), np.bool_)
+        first[fresh[at]] = True
+        self._rows += len(keys)
+        self._seen = self._seen.add(
+            keys[first],
+            rows[first],
+            np.zeros(np.count_nonzero(first), np.bool_),
+            oldest=self._rows - self.settings.window,
+        )
+        return first
 
     def snapshot(self) -> Snapshot:
-        """The keys remembered."""
-        return self._state
+        """Rows seen, and the remembered hashes."""
+        return {"rows": self._rows, "seen": self._seen.snapshot()}
 
     def restore(self, value: Snapshot) -> None:
-        """Back to them."""
-        self._state = value
+        self._rows = value["rows"]
+        self._seen = Recall.restore(value["seen"])
 
-    _state: Any
-
-    def _seen(self, keys: pl.DataFrame) -> pl.Series:
-        if not self._state.height:
-            return pl.repeat(False, keys.height, eager=True)
-        rows = keys.with_row_index("_row")
-        old = rows.join(self._state, on=self._by, how="semi", nulls_equal=True)
-        return rows["_row"].is_in(old["_row"].implode())
+    def transforms(self) -> Sequence[Transform] | None:
+        """None to write: it changes no value."""
+        return ()
 
 
 __all__ = ["Duplicates"]

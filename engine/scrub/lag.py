@@ -1,43 +1,66 @@
-"""``lag``: what the same key's value was a while ago, in event time."""
+"""Past values of the same key."""
 
 from __future__ import annotations
 
-import datetime as dt
+import re
+from typing import Any
 
 import numpy as np
 import polars as pl
-from polars.exceptions import PolarsError
+from numpy.typing import NDArray
 from pydantic import Field
 
-from engine.scrub.base import Base, spread
-from engine.types import Batch, Schema, Settings, Snapshot, UserError, require
+from engine.scrub.columns import extended
+from engine.scrub.hashing import Hashes, hashes, mix
+from engine.scrub.recall import Recall
+from engine.scrub.stage import Stateless
+from engine.types import Batch, Schema, Settings, Snapshot, Transform, UserError, require
 
-ROW = "_row"
-TIME = "_time"
+Times = NDArray[np.int64]
+
+UNITS = {
+    "ns": 1,
+    "us": 1_000,
+    "ms": 1_000_000,
+    "s": 1_000_000_000,
+    "m": 60_000_000_000,
+    "h": 3_600_000_000_000,
+    "d": 86_400_000_000_000,
+    "w": 604_800_000_000_000,
+}
+"""Nanoseconds of each unit of a duration; months and years have no fixed length."""
+
+PER_TICK = {"ns": 1, "us": 1_000, "ms": 1_000_000}
+NEVER = -(1 << 62)
+"""Before all times."""
 
 
-class Lag(Base):
-    """Adds ``<column>_lag_<k>`` for each k of `steps`: the value of the same key at exactly time -
-    k * every.
+class Lag(Stateless):
+    """Adds ``<column>_lag_<k>``: the value the same key had at exactly ``time - k * every``.
 
-    Never the future: a row sees only rows that came before it in the stream, whatever their event
-    times, so the result
-    does not depend on how the stream is cut into batches. Null where nothing was seen; nulls are
-    not remembered; of
-    several values at one key and time the first counts.
+    Never the future: a value counts only for rows that stand after it in the stream, in the same
+    batch or a later one. Of several rows with the same key and time the first that has a value
+    counts. Rows may come out of order: a row finds what is remembered, that is values no older
+    than ``max(steps) * every + lateness`` before the newest time so far. All that is exact to the
+    row and does not depend on how the stream is cut.
 
-    State: the rows of the newest max(steps) * every + lateness of event time.
+    One time far in the future makes it forget everything: let an 'outliers' or 'derive' stage
+    look at the clock first where it cannot be trusted. Keys and times are compared by a 64-bit
+    hash: a wrong value is found with probability remembered / 2**64.
     """
 
     class Settings(Settings):
-        """
+        """``[scrub.NAME]`` with ``kind = "lag"``
+
         Attributes:
-            column: whose past is wanted.
-            by: key columns; may be empty.
-            time: the event time; datetime, date or integer.
-            every: one step; a duration ("1h", "1d") or, for integer times, a number.
-            steps: how many steps back, each.
-            lateness: how much longer values are remembered for rows that come late; like `every`.
+            column: whose past is wanted: numbers, booleans, dates or datetimes.
+            by: the key columns; none means one series.
+            time: a datetime, date or integer column; rows without a time find and leave nothing.
+            every: length of a step: a duration ("1h", "15m", "1d", "1h30m"), or an integer where
+                time is one.
+            steps: how many steps back, one new column each.
+            lateness: how much later than newer rows a row may come and still find all its values;
+                same form as every.
         """
 
         column: str
@@ -47,99 +70,169 @@ class Lag(Base):
         steps: tuple[int, ...] = Field(min_length=1)
         lateness: str | int = 0
 
-    settings: Lag.Settings
+    def __init__(self, name: str, settings: Lag.Settings) -> None:
+        super().__init__(name, settings)
+        self.settings: Lag.Settings = settings
+        self._kind: pl.DataType = pl.Null()
+        self._back: Times = np.empty(0, np.int64)
+        self._horizon = 0
+        self._newest = NEVER
+        self._past = Recall()
+
+    # ------------------------------------------------------------------------------------- binding
 
     def bind(self, schema: Schema) -> Schema:
-        """Raises: UserError for a column that is not there, or a step that is not in the past."""
         settings = self.settings
-        require(schema, [settings.column, settings.time], where=self.where)
-        self._by = spread(settings.by, schema, where=f"{self.where} by")
-        kind = schema[settings.time]
-        if not (kind.is_temporal() or kind.is_integer()):
+        require(schema, [settings.column, settings.time, *settings.by], where=self.where)
+        self._kind = schema[settings.column]
+        if not (self._kind.is_numeric() or self._kind.is_temporal() or self._kind == pl.Boolean):
             raise UserError(
-                f"{self.where} time expects a datetime, date or integer column, got "
-                f"'{settings.time}' of type {kind}."
+                f"{self.where} expects numbers, booleans or times in column '{settings.column}', "
+                f"got {self._kind}."
             )
-        if min(settings.steps) < 1:
-            raise UserError(f"{self.where} expects steps of 1 or more, got {min(settings.steps)}.")
-        self._ticks = pl.col(settings.time)
-        if kind.is_temporal():
-            self._ticks = self._ticks.cast(pl.Datetime("us")).cast(pl.Int64)
-        self._every = self._span(settings.every, temporal=kind.is_temporal())
-        if self._every < 1:
-            raise UserError(f"{self.where} every expects a positive span, got {settings.every!r}.")
-        late = self._span(settings.lateness, temporal=kind.is_temporal())
-        self._memory = max(settings.steps) * self._every + late
-        self._back = np.array(settings.steps, np.int64) * self._every
-        self._names = [f"{settings.column}_lag_{k}" for k in settings.steps]
-        keys = {c: schema[c] for c in self._by}
-        self._state = pl.DataFrame(
-            schema={**keys, TIME: pl.Int64(), settings.column: schema[settings.column]}
-        )
-        return {**schema, **dict.fromkeys(self._names, schema[settings.column])}
+        if len(set(settings.steps)) < len(settings.steps) or min(settings.steps) < 1:
+            raise UserError(
+                f"{self.where} expects different steps of 1 or more, got {list(settings.steps)}."
+            )
+        every = self._ticks("every", settings.every, schema[settings.time])
+        if every < 1:
+            raise UserError(f"{self.where} expects a positive 'every', got {settings.every!r}.")
+        self._back = np.array(settings.steps, np.int64) * every
+        late = self._ticks("lateness", settings.lateness, schema[settings.time])
+        self._horizon = int(self._back.max()) + late
+        return extended(schema, dict.fromkeys(self._names, self._kind), where=self.where)
+
+    @property
+    def _names(self) -> list[str]:
+        return [f"{self.settings.column}_lag_{k}" for k in self.settings.steps]
+
+    def _ticks(self, key: str, value: str | int, kind: pl.DataType) -> int:
+        """A duration in units of the time column."""
+        if kind.is_integer() and isinstance(value, int) and value >= 0:
+            return value
+        if isinstance(kind, pl.Datetime):
+            tick = PER_TICK[kind.time_unit]
+        elif kind == pl.Date:
+            tick = UNITS["d"]
+        elif kind.is_integer():
+            raise UserError(
+                f"{self.where} expects an integer for '{key}', as column '{self.settings.time}' "
+                f"holds integers, got {value!r}."
+            )
+        else:
+            raise UserError(
+                f"{self.where} expects datetimes, dates or integers in column "
+                f"'{self.settings.time}', got {kind}: make a time of it with a 'derive' stage."
+            )
+        return self._whole(key, value, tick)
+
+    def _whole(self, key: str, value: str | int, tick: int) -> int:
+        length = 0 if value == 0 else _nanoseconds(str(value))
+        if length is None:
+            raise UserError(
+                f'{self.where} expects a duration like "1h", "15m" or "1d" for \'{key}\', got '
+                f"{value!r}; months and years have no fixed length."
+            )
+        if length % tick:
+            raise UserError(
+                f"{self.where} '{key}' = {value!r} is finer than column '{self.settings.time}': "
+                "take a longer one."
+            )
+        return length // tick
+
+    # ------------------------------------------------------------------------------------ applying
 
     def apply(self, batch: Batch) -> Batch:
-        """Look back, then remember."""
-        rows = batch.frame.select(*self._by, self._ticks.alias(TIME), self.settings.column)
-        if not rows.height:
-            return batch.with_frame(
-                batch.frame.with_columns(
-                    pl.lit(None).cast(rows.dtypes[-1]).alias(n) for n in self._names
-                )
-            )
-        rows = rows.with_columns(pl.int_range(pl.len(), dtype=pl.Int64).alias(ROW))
-        known = pl.concat(
-            [self._state.with_columns(pl.lit(-1, dtype=pl.Int64).alias(ROW)), rows]
-        ).drop_nulls(self.settings.column)
-        known = known.unique([*self._by, TIME], keep="first", maintain_order=True)
-        lags = self._look_back(rows, known)
-        self._remember(known)
-        return batch.with_frame(batch.frame.with_columns(lags))
+        keys, times, values, present = self._read(batch.frame)
+        newest = np.maximum.accumulate(np.append(self._newest, times))[1:]
+        pasts = times[:, None] - self._back
+        wanted = mix(keys[:, None] ^ mix(pasts.view(np.uint64))).ravel()
+        visible = (pasts >= (newest - self._horizon)[:, None]) & (times > NEVER)[:, None]
+        visible_flat = visible.ravel()
+        found, lagged = self._remembered(wanted, values.dtype)
+        new, rows = self._new(mix(keys ^ mix(times.view(np.uint64))), present)
+        here, lagged_here = _earlier(new, rows, values, wanted, len(self._back))
+        lagged = np.where(found, lagged, lagged_here)
+        found = (found | here) & visible_flat
+        self._remember(new, times[rows], values[rows], newest)
+        return batch.with_frame(batch.frame.with_columns(self._columns(lagged, found)))
+
+    def _read(self, frame: pl.DataFrame) -> tuple[Hashes, Times, NDArray[Any], NDArray[np.bool_]]:
+        """Hash of the key, time, value, and whether there is a value to remember; shapes (n,)."""
+        settings = self.settings
+        keys = hashes(frame.select(settings.by)) if settings.by else np.zeros(frame.height, "u8")
+        time = frame.get_column(settings.time).to_physical().cast(pl.Int64)
+        times = time.fill_null(NEVER).to_numpy()
+        column = frame.get_column(settings.column)
+        if column.dtype.is_float():
+            column = column.fill_nan(None)
+        present = (column.is_not_null() & time.is_not_null()).to_numpy()
+        column = column.to_physical()
+        zero = False if column.dtype == pl.Boolean else 0
+        return keys, times, column.fill_null(zero).to_numpy(), present
+
+    def _remembered(
+        self, keys: Hashes, kind: np.dtype[Any]
+    ) -> tuple[NDArray[np.bool_], NDArray[Any]]:
+        found, _, values = self._past.find(keys)
+        return found, values.astype(kind, copy=False)
+
+    def _new(self, keys: Hashes, present: NDArray[np.bool_]) -> tuple[Hashes, NDArray[np.int64]]:
+        """Keys (with their time) to remember, ascending, and the row that first has each."""
+        rows = np.flatnonzero(present)
+        new, first = np.unique(keys[rows], return_index=True)
+        fresh = ~self._past.find(new)[0]
+        return new[fresh], rows[first[fresh]]
+
+    def _remember(self, keys: Hashes, times: Times, values: NDArray[Any], newest: Times) -> None:
+        if len(newest):
+            self._newest = int(newest[-1])
+        oldest = self._newest - self._horizon
+        kept = times >= oldest
+        self._past = self._past.add(keys[kept], times[kept], values[kept], oldest=oldest)
+
+    def _columns(self, lagged: NDArray[Any], found: NDArray[np.bool_]) -> list[pl.Series]:
+        shape = (-1, len(self._back))
+        lagged, found = lagged.reshape(shape), found.reshape(shape)
+        columns = []
+        for i, name in enumerate(self._names):
+            column = pl.Series(name, lagged[:, i])
+            gaps = pl.Series(found[:, i])
+            column = column.to_frame().select(pl.when(gaps).then(pl.col(name))).to_series()
+            columns.append(column.cast(self._kind))
+        return columns
 
     def snapshot(self) -> Snapshot:
-        """The rows remembered."""
-        return self._state
+        """The newest time, and the remembered values by key and time."""
+        return {"newest": self._newest, "past": self._past.snapshot()}
 
     def restore(self, value: Snapshot) -> None:
-        """Back to them."""
-        self._state = value
+        self._newest = value["newest"]
+        self._past = Recall.restore(value["past"])
 
-    def _look_back(self, rows: pl.DataFrame, known: pl.DataFrame) -> list[pl.Series]:
-        """One join for all steps: the rows stand one below the other, once a step."""
-        n, k = rows.height, len(self._names)
-        times = (rows[TIME].to_numpy()[None, :] - self._back[:, None]).reshape(-1)
-        every_row = pl.concat([rows.select(*self._by, pl.col(ROW).alias("_at"))] * k)
-        asked = every_row.with_columns(pl.Series(TIME, times))
-        found = asked.join(
-            known, on=[*self._by, TIME], how="left", nulls_equal=True, maintain_order="left"
-        )
-        past = pl.when(pl.col(ROW) < pl.col("_at")).then(pl.col(self.settings.column))
-        values = found.select(past.alias("value")).to_series()
-        return [values.slice(i * n, n).alias(name) for i, name in enumerate(self._names)]
+    def transforms(self) -> list[Transform] | None:
+        """None: it looks at other rows."""
+        return None
 
-    def _remember(self, known: pl.DataFrame) -> None:
-        if known.height:
-            newest = known[TIME].max()
-            assert isinstance(newest, int)
-            known = known.filter(pl.col(TIME) > newest - self._memory - self._every)
-        self._state = known.drop(ROW).rechunk()
 
-    def _span(self, span: str | int, *, temporal: bool) -> int:
-        """Microseconds, or for integer times the number itself."""
-        if not temporal or span == 0:
-            if isinstance(span, int):
-                return span
-            raise UserError(
-                f"{self.where} expects whole numbers for an integer time, got {span!r}."
-            )
-        start = dt.datetime(2001, 1, 1)
-        try:
-            end = pl.Series([start]).dt.offset_by(str(span))[0]
-        except PolarsError:
-            end = None
-        if end is None or isinstance(span, int):
-            raise UserError(f"{self.where} expects a duration such as '1h' or '1d', got {span!r}.")
-        return int((end - start) / dt.timedelta(microseconds=1))
+def _earlier(
+    keys: Hashes, rows: NDArray[np.int64], values: NDArray[Any], wanted: Hashes, steps: int
+) -> tuple[NDArray[np.bool_], NDArray[Any]]:
+    """Which of the wanted keys an earlier row of this batch has, and its value."""
+    if not len(keys):
+        return np.zeros(len(wanted), np.bool_), np.zeros(len(wanted), values.dtype)
+    at = np.searchsorted(keys, wanted)
+    at[at == len(keys)] = 0
+    row = rows[at]
+    here = (keys[at] == wanted) & (row < np.arange(len(wanted)) // steps)
+    return here, values[row]
+
+
+def _nanoseconds(text: str) -> int | None:
+    parts = re.findall(r"(\d+)(ns|us|ms|s|m|h|d|w)", text)
+    if not parts or "".join(n + unit for n, unit in parts) != text:
+        return None
+    return sum(int(n) * UNITS[unit] for n, unit in parts)
 
 
 __all__ = ["Lag"]

@@ -1,205 +1,271 @@
-"""``missing``: fill what is not there, or let the row go."""
+"""Missing values: fill them, or let their rows go."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
+import numpy as np
 import polars as pl
+from pydantic import Field, field_validator
 
-from engine.scrub.base import Base, ColumnSettings, spread
-from engine.statistics import Counts, Moments, Quantiles
-from engine.types import Batch, Fill, Schema, Snapshot, Transform, UserError
+from engine.scrub.columns import extended, is_missing, missing, numbers, spread
+from engine.scrub.stage import Learned, LearnSettings
+from engine.statistics import Counts, Moments, Quantiles, Statistic
+from engine.types import Batch, Fill, Schema, Snapshot, Transform, UserError, require
 
-Strategy = Literal["constant", "mean", "median", "most_frequent", "last", "drop"]
+STATISTICS: dict[str, type[Statistic]] = {
+    "mean": Moments,
+    "median": Quantiles,
+    "most_frequent": Counts,
+}
 
 
-class Missing(Base):
-    """Fills null, and NaN in float columns, by what the batches before taught.
+class Missing(Learned):
+    """Fills missing values (null; NaN too in floating-point columns), or rejects their rows.
 
-    ``mean``, ``median`` (1 % relative error) and ``most_frequent`` fall back to `value` until
-    something was learned.
-    ``last`` is the newest value before in the stream, of the same key. ``drop`` rejects the row,
-    reason ``missing``.
-    With `indicator`, ``<column>_missing`` (Float32) says 1.0 where it was missing. Counts
-    ``filled``.
+    A batch is filled with what was learned from the batches before it. ``last`` alone looks into
+    the batch: a value may come from an earlier row of it, never from a later one, so its results
+    do not depend on how the stream is cut.
+
+    Types stay as they are, with one exception: numbers other than floating-point ones become
+    Float64 where the value to fill in need not be whole (mean, median, a constant like 0.5).
     """
 
-    class Settings(ColumnSettings):
-        """
+    class Settings(LearnSettings):
+        """``[scrub.NAME]`` with ``kind = "missing"``
+
         Attributes:
-            strategy: constant, mean, median, most_frequent, last or drop.
-            value: the constant, and the fallback; 0 for numbers and "" for text unless given.
-            indicator: add a column that says where something was missing.
-            by: key columns for ``last``; empty: one key.
+            columns: names or globs.
+            strategy: constant, mean, median, most_frequent (of the 1,024 most frequent values),
+                last (the last value of the same key), or drop (the row is rejected with reason
+                ``missing``).
+            value: for constant, and for the others while nothing is learned; by default 0, "" or
+                false by the column's type, and for last: stays missing.
+            by: for last, the key columns; none means one last value for all rows.
+            keys: for last, how many keys are remembered, those seen last.
+            indicator: add ``<column>_missing`` (Float32): 1 where the value was missing, else 0.
         """
 
-        strategy: Strategy = "mean"
-        value: float | str | None = None
-        indicator: bool = False
+        columns: tuple[str, ...]
+        strategy: Literal["constant", "mean", "median", "most_frequent", "last", "drop"]
+        value: bool | int | float | str | None = None
         by: tuple[str, ...] = ()
+        keys: int = Field(100_000, ge=1)
+        indicator: bool = False
 
-    settings: Missing.Settings
+        @field_validator("value")
+        @classmethod
+        def _finite(cls, value: Any) -> Any:
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError("expected a finite number")
+            return value
+
+    def __init__(self, name: str, settings: Missing.Settings) -> None:
+        super().__init__(name, settings)
+        self.settings: Missing.Settings = settings
+        self._schema: Schema = {}
+        self._last: pl.DataFrame | None = None
+
+    # ------------------------------------------------------------------------------------- binding
 
     def bind(self, schema: Schema) -> Schema:
-        """Raises: UserError for a strategy that does not fit a column's type."""
-        strategy = self.settings.strategy
-        self._columns = spread(self.settings.columns, schema, where=self.where)
-        self._by = spread(self.settings.by, schema, where=f"{self.where} by")
-        if strategy in ("mean", "median"):
-            self.numbers(self._columns, schema)
-        self._kinds = {
-            c: pl.Float64()
-            if strategy in ("mean", "median") and not schema[c].is_float()
-            else schema[c]
-            for c in self._columns
-        }
-        self._fallbacks = {c: self._fallback(c, schema[c]) for c in self._columns}
-        self._clear(schema)
-        after = {**schema, **self._kinds}
-        return {**after, **{c: pl.Float32() for c in self._indicators()}}
+        settings = self.settings
+        self._columns = spread(settings.columns, schema, where=self.where)
+        self._check(schema)
+        kinds = {column: self._kind(schema[column]) for column in self._columns}
+        self._schema = schema
+        after = {**schema, **kinds}
+        if settings.indicator:
+            after = extended(
+                after, {f"{c}_missing": pl.Float32() for c in self._columns}, where=self.where
+            )
+        if settings.strategy in STATISTICS:
+            self._begin(STATISTICS[settings.strategy].empty(len(self._columns)))
+        if settings.strategy == "last" and self._last is None:
+            names = [*settings.by, *self._columns]
+            self._last = pl.DataFrame(schema={name: schema[name] for name in names})
+        return after
+
+    def _check(self, schema: Schema) -> None:
+        settings = self.settings
+        if settings.strategy in ("mean", "median"):
+            numbers(self._columns, schema, where=self.where)
+        if settings.strategy == "drop" and settings.indicator:
+            raise UserError(f"{self.where} drops the rows it would indicate: set one of the two.")
+        if settings.by and settings.strategy != "last":
+            raise UserError(
+                f"{self.where} has 'by', which only strategy 'last' uses: take it away."
+            )
+        require(schema, settings.by, where=f"{self.where} by")
+        for column in self._columns:
+            if column in settings.by:
+                raise UserError(f"{self.where} fills column '{column}', which is its own key.")
+            self._check_value(column, schema[column])
+
+    def _check_value(self, column: str, kind: pl.DataType) -> None:
+        if self.settings.strategy == "drop":
+            return
+        default = _default(kind)
+        if default is None and self.settings.strategy != "last":
+            raise UserError(
+                f"{self.where} expects numbers, text or booleans in column '{column}', got {kind}: "
+                "use strategy 'last' or 'drop'."
+            )
+        value = self.settings.value
+        if value is not None and not _suits(value, default):
+            raise UserError(
+                f"{self.where} cannot fill column '{column}' ({kind}) with {value!r}: "
+                "set a 'value' of the column's type."
+            )
+
+    def _kind(self, kind: pl.DataType) -> pl.DataType:
+        """The column's type afterwards."""
+        value = self.settings.value
+        fraction = isinstance(value, float) and not value.is_integer()
+        fraction |= self.settings.strategy in ("mean", "median")
+        if self.settings.strategy == "drop" or not fraction or kind.is_float():
+            return kind
+        return pl.Float64()
+
+    # ------------------------------------------------------------------------------------ applying
 
     def apply(self, batch: Batch) -> Batch:
-        """Fill (or drop), then learn."""
-        frame = batch.frame.with_columns(self._present(c) for c in self._columns)
-        learn_from = frame
-        nulls = frame.select(pl.col(self._columns).null_count()).row(0)
+        absent = missing(batch.frame, self._columns)
         if self.settings.strategy == "drop":
-            keep = pl.all_horizontal(pl.col(c).is_not_null() for c in self._columns)
-            return batch.with_frame(frame).reject(keep, stage=self.name, reason="missing")
+            return self._dropped(batch, absent)
+        if self.settings.strategy == "last":
+            frame = self._from_last(batch.frame)
+            left = missing(frame, self._columns)
+        else:
+            frame, left = self._filled(batch.frame, absent), {}
         if self.settings.indicator:
-            frame = frame.with_columns(
-                pl.col(c).is_null().cast(pl.Float32).alias(name)
-                for c, name in zip(self._columns, self._indicators(), strict=True)
-            )
-        if any(nulls):
-            frame = self._fill(frame)
-        self._learn(learn_from)
-        return batch.with_frame(frame).counted(self.name, filled=sum(nulls))
+            frame = frame.with_columns(self._indicators(batch.frame))
+        self._learn(batch.frame)
+        done = sum(absent.values()) - sum(left.values())
+        return batch.with_frame(frame).counted(self.name, filled=done)
 
-    def transforms(self) -> Sequence[Transform] | None:
-        """Fills by constants; ``last`` depends on other rows."""
-        strategy = self.settings.strategy
-        if strategy == "last":
-            return None
-        if strategy == "drop":
-            return ()
-        values = self._values()
-        indicators: list[str] | list[None] = self._indicators() or [None] * len(self._columns)
+    def _filled(self, frame: pl.DataFrame, absent: dict[str, int]) -> pl.DataFrame:
+        expressions = []
+        for column, value in zip(self._columns, self._values(), strict=True):
+            before, after = self._schema[column], self._kind(self._schema[column])
+            x = pl.col(column)
+            if absent[column] and before.is_float():
+                x = x.fill_nan(None)
+            if after != before:
+                x = x.cast(after)
+            if absent[column]:
+                x = x.fill_null(pl.lit(value, dtype=after))
+            if absent[column] or after != before:
+                expressions.append(x)
+        return frame.with_columns(expressions) if expressions else frame
+
+    def _indicators(self, frame: pl.DataFrame) -> list[pl.Series]:
+        return frame.select(
+            is_missing(c, self._schema[c]).cast(pl.Float32).alias(f"{c}_missing")
+            for c in self._columns
+        ).get_columns()
+
+    def _dropped(self, batch: Batch, absent: dict[str, int]) -> Batch:
+        gaps = [column for column, n in absent.items() if n]
+        if not gaps:
+            return batch
+        tests = [is_missing(column, self._schema[column]) for column in gaps]
+        first = pl.coalesce(
+            pl.when(t).then(pl.lit(f"Column '{column}' is missing."))
+            for column, t in zip(gaps, tests, strict=True)
+        )
+        return batch.reject(
+            ~pl.any_horizontal(tests), stage=self.name, reason="missing", detail=first
+        )
+
+    def _from_last(self, frame: pl.DataFrame) -> pl.DataFrame:
+        assert self._last is not None
+        by = list(self.settings.by)
+        rows = frame.select(*by, *self._columns).with_columns(
+            pl.col(c).fill_nan(None) for c in self._columns if self._schema[c].is_float()
+        )
+        rows = pl.concat((self._last, rows))
+        filled = pl.col(self._columns).forward_fill()
+        rows = rows.with_columns(filled.over(by) if by else filled)
+        if self.settings.open(0) is None and frame.height:
+            last = rows.unique(by, keep="last", maintain_order=True) if by else rows
+            self._last = last.tail(self.settings.keys if by else 1)
+        values = rows.tail(frame.height).select(self._columns)
+        if self.settings.value is not None:
+            values = values.with_columns(self._fallback())
+        return frame.with_columns(values.get_columns())
+
+    def _fallback(self) -> list[pl.Expr]:
+        value = self.settings.value
+        kinds = {column: self._kind(self._schema[column]) for column in self._columns}
+        return [pl.col(c).cast(k).fill_null(pl.lit(value, dtype=k)) for c, k in kinds.items()]
+
+    # -------------------------------------------------------------------------------- what is known
+
+    def _values(self) -> list[Any]:
+        """What each column is filled with now, as its type holds it."""
+        defaults = [
+            _default(self._schema[c]) if self.settings.value is None else self.settings.value
+            for c in self._columns
+        ]
+        kinds = [self._kind(self._schema[c]) for c in self._columns]
+        learned = self._learned_values()
+        values = [d if x is None else x for x, d in zip(learned, defaults, strict=True)]
         return [
-            Fill(column=c, value=values[c], indicator=i)
-            for c, i in zip(self._columns, indicators, strict=True)
+            float(np.float32(x)) if k == pl.Float32 else int(x) if k.is_integer() else x
+            for x, k in zip(values, kinds, strict=True)
         ]
 
+    def _learned_values(self) -> list[Any]:
+        statistic = self._statistic
+        if isinstance(statistic, Counts):
+            return statistic.top
+        if isinstance(statistic, Moments):
+            means = np.where(statistic.count > 0, statistic.mean, np.nan)
+        elif isinstance(statistic, Quantiles):
+            means = statistic.quantile(0.5)[0]
+        else:
+            return [None] * len(self._columns)
+        return [None if math.isnan(x) else x for x in means.tolist()]
+
     def snapshot(self) -> Snapshot:
-        """Statistics, or for ``last`` a row a key."""
-        state = self._state
-        if isinstance(state, dict):
-            return {c: counts.snapshot() for c, counts in state.items()}
-        return state.snapshot() if isinstance(state, Moments | Quantiles) else state
+        """The statistic; for last a frame of keys and values; for constant and drop None."""
+        return super().snapshot() if self._last is None else self._last
 
     def restore(self, value: Snapshot) -> None:
-        """Back to it."""
-        strategy = self.settings.strategy
-        if strategy == "mean":
-            self._state = Moments.restore(value)
-        elif strategy == "median":
-            self._state = Quantiles.restore(value)
-        elif strategy == "most_frequent":
-            self._state = {c: Counts.restore(v) for c, v in value.items()}
+        if self._last is None:
+            super().restore(value)
         else:
-            self._state = value
+            self._last = cast("pl.DataFrame", value)
 
-    _state: Any = None
-
-    def _clear(self, schema: Schema) -> None:
-        strategy, d = self.settings.strategy, len(self._columns)
-        if strategy == "mean":
-            self._state = Moments.empty(d)
-        elif strategy == "median":
-            self._state = Quantiles.empty(d)
-        elif strategy == "most_frequent":
-            self._state = {c: Counts.empty(schema[c]) for c in self._columns}
-        elif strategy == "last":
-            kinds = {c: schema[c] for c in [*self._by, *self._columns]}
-            self._state = pl.DataFrame(schema=kinds)
-
-    def _fallback(self, column: str, kind: pl.DataType) -> float | str:
-        value = self.settings.value
-        if value is None:
-            return "" if kind == pl.String else 0.0
-        if isinstance(value, str) != (kind == pl.String):
-            raise UserError(
-                f"{self.where} value {value!r} does not fit column '{column}' of type {kind}: "
-                "give a value of that type."
-            )
-        return value
-
-    def _present(self, column: str) -> pl.Expr:
-        expr = pl.col(column).cast(self._kinds[column])
-        return expr.fill_nan(None) if self._kinds[column].is_float() else expr
-
-    def _indicators(self) -> list[str]:
-        return [f"{c}_missing" for c in self._columns] if self.settings.indicator else []
-
-    def _values(self) -> dict[str, float | str]:
-        """What to fill with now."""
-        strategy = self.settings.strategy
-        if strategy == "mean":
-            learned = dict(zip(self._columns, self._state.mean.tolist(), strict=True))
-            seen = self._state.count
-        elif strategy == "median":
-            learned = dict(zip(self._columns, self._state.quantile(0.5).tolist(), strict=True))
-            seen = self._state.count
-        elif strategy == "most_frequent":
-            learned = {c: counts.most_frequent() for c, counts in self._state.items()}
-            seen = [value is not None for value in learned.values()]
-        else:
-            return self._fallbacks
-        return {
-            c: learned[c] if n else self._fallbacks[c]
-            for c, n in zip(self._columns, seen, strict=True)
-        }
-
-    def _fill(self, frame: pl.DataFrame) -> pl.DataFrame:
+    def transforms(self) -> Sequence[Transform] | None:
+        """One `Fill` a column; none for drop, which changes no value; None for last."""
         if self.settings.strategy == "last":
-            frame = self._fill_last(frame)
-        values = self._values()
-        return frame.with_columns(
-            pl.col(c).fill_null(pl.lit(values[c]).cast(self._kinds[c])) for c in self._columns
-        )
-
-    def _fill_last(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """Forward within the batch, then from the last value before it."""
-        order = pl.col(self._columns).forward_fill()
-        frame = frame.with_columns(order.over(self._by) if self._by else order)
-        before = self._state
-        if not before.height:
-            return frame
-        if not self._by:
-            return frame.with_columns(pl.col(c).fill_null(before[c][0]) for c in self._columns)
-        joined = frame.select(self._by).join(
-            before, on=self._by, how="left", nulls_equal=True, maintain_order="left"
-        )
-        return frame.with_columns(pl.col(c).fill_null(joined[c]) for c in self._columns)
-
-    def _learn(self, frame: pl.DataFrame) -> None:
-        strategy = self.settings.strategy
-        if not frame.height:
-            return
-        if strategy in ("mean", "median"):
-            self._state = self._state.update(frame, self._columns)
-        elif strategy == "most_frequent":
-            self._state = {c: n.update(frame.get_column(c)) for c, n in self._state.items()}
-        elif strategy == "last":
-            names = [*self._by, *self._columns]
-            rows = pl.concat([self._state, frame.select(names)])
-            last = pl.col(self._columns).drop_nulls().last()
-            self._state = (
-                rows.group_by(self._by, maintain_order=True).agg(last)
-                if self._by
-                else rows.select(last)
+            return None
+        if self.settings.strategy == "drop":
+            return ()
+        return [
+            Fill(
+                column=column,
+                value=value if isinstance(value, str) else float(value),
+                indicator=f"{column}_missing" if self.settings.indicator else None,
             )
+            for column, value in zip(self._columns, self._values(), strict=True)
+        ]
+
+
+def _default(kind: pl.DataType) -> Any:
+    if kind.is_numeric():
+        return 0
+    return {pl.String: "", pl.Boolean: False}.get(kind.base_type())
+
+
+def _suits(value: Any, default: Any) -> bool:
+    if isinstance(value, bool) or isinstance(default, bool):
+        return isinstance(value, bool) and isinstance(default, bool)
+    return isinstance(value, str) == isinstance(default, str) and default is not None
 
 
 __all__ = ["Missing"]

@@ -1,141 +1,214 @@
-"""``outliers``: values too far out are clipped, flagged, or take their row with them."""
+"""Values far from the others: clip them, mark them, or let their rows go."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 from pydantic import Field
 
-from engine.scrub.base import Base, ColumnSettings, as_floats
-from engine.statistics import Floats, Moments, Quantiles
-from engine.types import Batch, Clip, Schema, Snapshot, Transform, UserError
+from engine.scrub.columns import extended, numbers, spread
+from engine.scrub.stage import Learned, LearnSettings
+from engine.statistics import Moments, Quantiles, Statistic
+from engine.types import Batch, Clip, Schema, Transform, UserError
+
+STATISTICS: dict[str, type[Statistic]] = {"zscore": Moments, "iqr": Quantiles}
 
 
-class Outliers(Base):
-    """Judges numbers by bounds: fixed ones, or learned from the batches before.
+class Outliers(Learned):
+    """Judges numbers by bounds: given, mean +- threshold deviations, or quartiles -+ factor times
+    their distance (Tukey, "Exploratory Data Analysis", 1977).
 
-    ``zscore``: mean +- threshold standard deviations. ``iqr``: Tukey's fences (1977), quartiles +-
-    factor times their
-    distance, from a sketch with 1 % relative error. Learned bounds judge nothing before `min_rows`
-    values. Infinity
-    lies outside every bound; null and NaN are not judged. Values are learned as they come, outliers
-    too. Counts
-    ``clipped``, ``flagged`` or rejects with reason ``outlier``.
+    A batch is judged by what was learned from the batches before it. Learned from are all finite
+    numbers, outliers too: so bounds follow a level that moves, instead of clipping it for ever.
+    A column without spread (deviation or quartile distance 0) is not judged. Infinity is an
+    outlier where its side has a bound; null and NaN are none.
+
+    Clipped whole numbers become Float64, unless the bounds are given and whole.
     """
 
-    class Settings(ColumnSettings):
-        """
+    class Settings(LearnSettings):
+        """``[scrub.NAME]`` with ``kind = "outliers"``
+
         Attributes:
+            columns: names or globs.
             method: bounds, zscore or iqr.
-            low, high: for ``bounds``; either may be left out.
-            threshold: standard deviations, for ``zscore``.
-            factor: quartile distances, for ``iqr``.
-            action: clip, reject, or flag (adds ``<column>_outlier``, Float32).
-            min_rows: values to learn before anything is judged.
+            action: clip (to the nearer bound), reject (the row, with reason ``outlier``) or flag
+                (add ``<column>_outlier``, Float32: 1 or 0).
+            low: for bounds; none by default.
+            high: for bounds; none by default.
+            threshold: for zscore, how many deviations.
+            factor: for iqr, how many quartile distances.
+            min_rows: numbers a column must have learned before zscore or iqr judge it.
         """
 
-        method: Literal["bounds", "zscore", "iqr"] = "zscore"
-        low: float = -np.inf
-        high: float = np.inf
-        threshold: float = Field(4.0, gt=0)
-        factor: float = Field(3.0, gt=0)
+        columns: tuple[str, ...]
+        method: Literal["bounds", "zscore", "iqr"]
         action: Literal["clip", "reject", "flag"] = "clip"
+        low: float = Field(-np.inf, allow_inf_nan=True)
+        high: float = Field(np.inf, allow_inf_nan=True)
+        threshold: float = Field(4.0, gt=0, allow_inf_nan=False)
+        factor: float = Field(3.0, gt=0, allow_inf_nan=False)
         min_rows: int = Field(100, ge=1)
 
-    settings: Outliers.Settings
+    def __init__(self, name: str, settings: Outliers.Settings) -> None:
+        super().__init__(name, settings)
+        self.settings: Outliers.Settings = settings
+        self._schema: Schema = {}
+        self._known: tuple[Statistic | None, NDArray[np.float64]] | None = None
 
     def bind(self, schema: Schema) -> Schema:
-        """Raises: UserError for text columns, or bounds that bound nothing."""
         settings = self.settings
-        self._columns = self.numbers(settings.columns, schema)
-        if settings.method == "bounds" and not (
-            settings.low < settings.high and np.isfinite([settings.low, settings.high]).any()
-        ):
+        given = settings.low > -np.inf or settings.high < np.inf
+        if settings.method == "bounds" and not (given and settings.low <= settings.high):
             raise UserError(
-                f"{self.where} method 'bounds' expects low < high, one of them given, got low ="
-                f" {settings.low}, high = {settings.high}."
+                f"{self.where} expects bounds low <= high, got {settings.low} and {settings.high}: "
+                "set 'low', 'high' or both."
             )
-        d = len(self._columns)
-        if settings.method != "bounds":
-            kind = Moments if settings.method == "zscore" else Quantiles
-            self._state = kind.empty(d)
-        after = as_floats(self._columns, schema)
-        flags = {f"{c}_outlier": pl.Float32() for c in self._columns}
-        return {**after, **flags} if settings.action == "flag" else after
+        if settings.method != "bounds" and given:
+            raise UserError(
+                f"{self.where} learns its bounds by method '{settings.method}': take 'low' and "
+                "'high' away, or set method = \"bounds\"."
+            )
+        self._columns = spread(settings.columns, schema, where=self.where)
+        numbers(self._columns, schema, where=self.where)
+        self._schema = schema
+        if settings.method in STATISTICS:
+            self._begin(STATISTICS[settings.method].empty(len(self._columns)))
+        if settings.action == "flag":
+            flags = {f"{column}_outlier": pl.Float32() for column in self._columns}
+            return extended(schema, flags, where=self.where)
+        return {**schema, **{c: self._kind(schema[c]) for c in self._columns}}
+
+    def _kind(self, kind: pl.DataType) -> pl.DataType:
+        settings = self.settings
+        whole = settings.method == "bounds" and all(
+            np.isinf(x) or x.is_integer() for x in (settings.low, settings.high)
+        )
+        return kind if kind.is_float() or settings.action != "clip" or whole else pl.Float64()
 
     def apply(self, batch: Batch) -> Batch:
-        """Judge, then learn."""
-        before = batch.frame.with_columns(pl.col(self._columns).cast(pl.Float64))
+        tests = self._tests()
+        outside = dict(zip(tests, batch.frame.select(tests.values()).row(0), strict=True))
+        done = {"clip": self._clipped, "reject": self._rejected, "flag": self._flagged}[
+            self.settings.action
+        ](batch, outside)
+        self._learn(batch.frame)
+        return done
+
+    def _tests(self) -> dict[str, pl.Expr]:
+        """Column -> how many of its values lie outside, for those that are judged."""
         low, high = self._bounds()
-        outside = [
-            (pl.col(c) < a) | ((pl.col(c) > b) & pl.col(c).is_not_nan())
-            for c, a, b in zip(self._columns, low.tolist(), high.tolist(), strict=True)
-        ]
-        if self._state is not None and before.height:
-            self._state = self._state.update(before, self._columns)
-        return self._act(batch.with_frame(before), outside, low, high)
+        judged = np.isfinite(low) | np.isfinite(high)
+        return {
+            column: _outside(column, self._schema[column], low[i], high[i]).sum().alias(column)
+            for i, column in enumerate(self._columns)
+            if judged[i]
+        }
 
-    def transforms(self) -> Sequence[Transform] | None:
-        """Clips; a flag cannot be written into a model file, a rejected row needs none."""
-        action = self.settings.action
-        if action != "clip":
-            return () if action == "reject" else None
+    def _clipped(self, batch: Batch, outside: dict[str, int]) -> Batch:
         low, high = self._bounds()
-        return [
-            Clip(column=c, low=a, high=b)
-            for c, a, b in zip(self._columns, low.tolist(), high.tolist(), strict=True)
+        expressions = []
+        for i, column in enumerate(self._columns):
+            kind = self._kind(self._schema[column])
+            x = pl.col(column)
+            if kind != self._schema[column]:
+                x = x.cast(kind)
+            if outside.get(column):
+                x = x.clip(_bound(low[i], kind), _bound(high[i], kind))
+            if outside.get(column) or kind != self._schema[column]:
+                expressions.append(x)
+        frame = batch.frame.with_columns(expressions) if expressions else batch.frame
+        return batch.with_frame(frame).counted(self.name, clipped=sum(outside.values()))
+
+    def _flagged(self, batch: Batch, outside: dict[str, int]) -> Batch:
+        low, high = self._bounds()
+        frame = batch.frame.with_columns(
+            (
+                _outside(c, self._schema[c], low[i], high[i])
+                if outside.get(c)
+                else pl.lit(0.0, dtype=pl.Float32)
+            )
+            .cast(pl.Float32)
+            .alias(f"{c}_outlier")
+            for i, c in enumerate(self._columns)
+        )
+        return batch.with_frame(frame).counted(self.name, flagged=sum(outside.values()))
+
+    def _rejected(self, batch: Batch, outside: dict[str, int]) -> Batch:
+        low, high = self._bounds()
+        at = [i for i, column in enumerate(self._columns) if outside.get(column)]
+        if not at:
+            return batch
+        columns = [self._columns[i] for i in at]
+        tests = [
+            _outside(c, self._schema[c], low[i], high[i]) for i, c in zip(at, columns, strict=True)
         ]
+        details = [
+            pl.when(test).then(
+                pl.format(f"Expected '{_plain(c)}' in {low[i]:g} ... {high[i]:g}; got {{}}.", c)
+            )
+            for i, c, test in zip(at, columns, tests, strict=True)
+        ]
+        return batch.reject(
+            ~pl.any_horizontal(tests),
+            stage=self.name,
+            reason="outlier",
+            detail=pl.coalesce(details),
+        )
 
-    def snapshot(self) -> Snapshot:
-        """The statistics; None for fixed bounds."""
-        return None if self._state is None else self._state.snapshot()
+    def _bounds(self) -> NDArray[np.float64]:
+        """Low and high of each column as its type holds them, shape (2, columns)."""
+        if self._known is None or self._known[0] is not self._statistic:
+            bounds = np.array(self._learned_bounds())
+            for i, column in enumerate(self._columns):
+                if self._schema[column] == pl.Float32:
+                    bounds[:, i] = bounds[:, i].astype(np.float32)
+            self._known = (self._statistic, bounds)
+        return self._known[1]
 
-    def restore(self, value: Snapshot) -> None:
-        """Back to them."""
-        if self._state is not None and value is not None:
-            self._state = type(self._state).restore(value)
-
-    _state: Any = None
-
-    def _bounds(self) -> tuple[Floats, Floats]:
-        settings, d = self.settings, len(self._columns)
-        if settings.method == "bounds":
-            return np.full(d, settings.low), np.full(d, settings.high)
-        if settings.method == "zscore":
-            middle, reach = self._state.mean, settings.threshold * np.sqrt(self._state.variance)
-            low, high = middle - reach, middle + reach
-        else:
-            first, third = self._state.quantile(0.25), self._state.quantile(0.75)
+    def _learned_bounds(self) -> NDArray[np.float64]:
+        settings, statistic = self.settings, self._statistic
+        if isinstance(statistic, Moments):
+            reach = settings.threshold * statistic.deviation
+            low, high = statistic.mean - reach, statistic.mean + reach
+        elif isinstance(statistic, Quantiles):
+            first, third = statistic.quantile(0.25, 0.75)
             reach = settings.factor * (third - first)
             low, high = first - reach, third + reach
-        judged = self._state.count >= settings.min_rows
-        return np.where(judged, low, -np.inf), np.where(judged, high, np.inf)
+        else:
+            return np.repeat([[settings.low], [settings.high]], len(self._columns), axis=1)
+        judged = (statistic.count >= settings.min_rows) & (reach > 0)
+        return np.stack((np.where(judged, low, -np.inf), np.where(judged, high, np.inf)))
 
-    def _act(self, batch: Batch, outside: list[pl.Expr], low: Floats, high: Floats) -> Batch:
+    def transforms(self) -> Sequence[Transform] | None:
+        """One `Clip` a column; none for reject, which changes no value; None for flag."""
         if self.settings.action == "reject":
-            keep = ~pl.any_horizontal(e.fill_null(False) for e in outside)
-            detail = f"Expected {', '.join(self._columns)} within the bounds of {self.where}."
-            return batch.reject(keep, stage=self.name, reason="outlier", detail=detail)
-        n = sum(batch.frame.select(e.sum().alias(str(i)) for i, e in enumerate(outside)).row(0))
+            return ()
         if self.settings.action == "flag":
-            flags = [
-                e.fill_null(False).cast(pl.Float32).alias(f"{c}_outlier")
-                for c, e in zip(self._columns, outside, strict=True)
-            ]
-            frame = batch.frame.with_columns(flags)
-            return batch.with_frame(frame).counted(self.name, flagged=n)
-        if not n:
-            return batch.counted(self.name, clipped=0)
-        clips = [
-            # NaN is not judged: clip would keep it too, but compare says otherwise.
-            pl.when(pl.col(c).is_nan()).then(pl.col(c)).otherwise(pl.col(c).clip(a, b)).alias(c)
-            for c, a, b in zip(self._columns, low.tolist(), high.tolist(), strict=True)
-        ]
-        frame = batch.frame.with_columns(clips)
-        return batch.with_frame(frame).counted(self.name, clipped=n)
+            return None
+        low, high = self._bounds().tolist()
+        return [Clip(column=c, low=low[i], high=high[i]) for i, c in enumerate(self._columns)]
+
+
+def _outside(column: str, kind: pl.DataType, low: float, high: float) -> pl.Expr:
+    """True where the value lies outside; false for null and NaN (which polars sorts above all)."""
+    x = pl.col(column)
+    above = (x > high) & x.is_not_nan() if kind.is_float() else x > high
+    return ((x < low) | above).fill_null(False)
+
+
+def _bound(value: float, kind: pl.DataType) -> pl.Expr | None:
+    if np.isinf(value):
+        return None
+    return pl.lit(int(value) if kind.is_integer() else float(value), dtype=kind)
+
+
+def _plain(text: str) -> str:
+    return text.replace("{", "{{").replace("}", "}}")
 
 
 __all__ = ["Outliers"]

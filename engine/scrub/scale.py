@@ -1,157 +1,175 @@
-"""``standardize`` and ``normalize``: numbers to a common scale."""
+"""Numbers on a common scale."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
+from pydantic import Field
 
-from engine.scrub.base import Base, ColumnSettings, as_floats
-from engine.statistics import Extremes, Floats, Moments
-from engine.types import Affine, Batch, Clip, Schema, Snapshot, Transform, UserError
+from engine.scrub.columns import numbers, spread
+from engine.scrub.stage import Learned, LearnSettings
+from engine.statistics import Extremes, Moments
+from engine.types import Affine, Batch, Clip, Schema, Transform, UserError
 
 
-class _Scale(Base):
-    """A column becomes ``(x - shift) * scale``, with numbers learned from the batches before. Null
-    stays null."""
+class Scaled(Learned):
+    """``(x - shift) * scale`` in Float64 for each column, the two numbers by what was learned."""
 
-    _state: Any
-    _columns: list[str]
+    def __init__(self, name: str, settings: LearnSettings) -> None:
+        super().__init__(name, settings)
+        self._made: tuple[object, list[pl.Expr]] | None = None
+
+    def _bound(self, columns: Sequence[str], schema: Schema) -> Schema:
+        self._columns = spread(columns, schema, where=self.where)
+        numbers(self._columns, schema, where=self.where)
+        return {**schema, **dict.fromkeys(self._columns, pl.Float64())}
 
     def apply(self, batch: Batch) -> Batch:
-        """Scale, then learn."""
-        frame = batch.frame.with_columns(pl.col(self._columns).cast(pl.Float64))
-        exprs = [(pl.col(t.column) - t.shift) * t.scale for t in self._affine()]
-        if frame.height:
-            self._state = self._state.update(frame, self._columns)
-        return batch.with_frame(frame.with_columns(exprs))
+        if self._made is None or self._made[0] is not self._statistic:
+            self._made = (self._statistic, self._expressions())
+        done = batch.with_frame(batch.frame.with_columns(self._made[1]))
+        self._learn(batch.frame)
+        return done
 
-    def transforms(self) -> Sequence[Transform]:
-        """What `apply` would do to the next batch."""
-        return self._affine()
-
-    def snapshot(self) -> Snapshot:
-        """The statistics."""
-        return self._state.snapshot()
-
-    def restore(self, value: Snapshot) -> None:
-        """Back to them."""
-        self._state = type(self._state).restore(value)
-
-    def _affine(self) -> list[Affine]:
-        shift, scale = self._shift_scale()
+    def _expressions(self) -> list[pl.Expr]:
+        shift, scale = self._numbers().tolist()
         return [
-            Affine(column=c, shift=a, scale=b)
-            for c, a, b in zip(self._columns, shift.tolist(), scale.tolist(), strict=True)
+            (pl.col(column).cast(pl.Float64) - shift[i]) * scale[i]
+            for i, column in enumerate(self._columns)
         ]
 
-    def _shift_scale(self) -> tuple[Floats, Floats]:
+    def _numbers(self) -> NDArray[np.float64]:
+        """Shift and scale of each column, shape (2, columns)."""
         raise NotImplementedError
 
-
-class Standardize(_Scale):
-    """To mean 0 and standard deviation 1 (population). Where nothing was learned, or nothing
-    varies, to 0."""
-
-    class Settings(ColumnSettings):
-        """Only `columns`."""
-
-    settings: Standardize.Settings
-
-    def bind(self, schema: Schema) -> Schema:
-        """Raises: UserError for a column that is no number."""
-        self._columns = self.numbers(self.settings.columns, schema)
-        self._state = Moments.empty(len(self._columns))
-        return as_floats(self._columns, schema)
-
-    def _shift_scale(self) -> tuple[Floats, Floats]:
-        deviation = np.sqrt(self._state.variance)
-        varies = deviation > 0
-        return self._state.mean, np.where(varies, 1 / np.where(varies, deviation, 1), 0.0)
-
-
-class Normalize(_Scale):
-    """From the smallest and largest value seen (or given) to [low, high]. Where nothing varies, to
-    0.
-
-    A value beyond what was seen lands outside the interval, unless `clip`.
-    """
-
-    class Settings(ColumnSettings):
-        """
-        Attributes:
-            low, high: the interval.
-            from_low, from_high: known bounds of the data, instead of learned ones.
-            clip: keep what is beyond the bounds at the interval's ends. Counts ``clipped``.
-        """
-
-        low: float = 0.0
-        high: float = 1.0
-        from_low: float | None = None
-        from_high: float | None = None
-        clip: bool = False
-
-    settings: Normalize.Settings
-
-    def bind(self, schema: Schema) -> Schema:
-        """Raises: UserError for a column that is no number, or an interval that is none."""
-        settings = self.settings
-        self._columns = self.numbers(settings.columns, schema)
-        given = (settings.from_low, settings.from_high)
-        if settings.low >= settings.high or (None not in given and given[0] >= given[1]):  # type: ignore[operator]
-            raise UserError(f"{self.where} expects low < high and from_low < from_high.")
-        self._state = Extremes.empty(len(self._columns))
-        return as_floats(self._columns, schema)
-
-    def apply(self, batch: Batch) -> Batch:
-        """Scale, clip where asked, then learn."""
-        if not self.settings.clip:
-            return super().apply(batch)
-        clips = self._clips()
-        values = [pl.col(t.column).cast(pl.Float64) for t in clips]
-        outside = [(v < t.low) | (v > t.high) for v, t in zip(values, clips, strict=True)]
-        n = sum(batch.frame.select(e.sum().alias(str(i)) for i, e in enumerate(outside)).row(0))
-        clipped = batch.frame.with_columns(
-            v.clip(t.low, t.high) for v, t in zip(values, clips, strict=True)
-        )
-        done = super().apply(batch.with_frame(clipped))
-        # Learned from what came, not from what was clipped.
-        self._state = self._state.update(batch.frame, self._columns)
-        return done.counted(self.name, clipped=n)
-
-    def transforms(self) -> Sequence[Transform]:
-        """Clips, where asked, and scales."""
-        return [*(self._clips() if self.settings.clip else ()), *self._affine()]
-
-    def _ends(self) -> tuple[Floats, Floats]:
-        settings = self.settings
-        low, high = self._state.low, self._state.high
-        if settings.from_low is not None:
-            low = np.full_like(low, settings.from_low)
-        if settings.from_high is not None:
-            high = np.full_like(high, settings.from_high)
-        return low, high
-
-    def _clips(self) -> list[Clip]:
-        low, high = self._ends()
-        known = low <= high
-        low, high = np.where(known, low, -np.inf), np.where(known, high, np.inf)
+    def transforms(self) -> Sequence[Transform] | None:
+        """One `Affine` a column."""
+        shift, scale = self._numbers().tolist()
         return [
-            Clip(column=c, low=a, high=b)
-            for c, a, b in zip(self._columns, low.tolist(), high.tolist(), strict=True)
+            Affine(column=column, shift=shift[i], scale=scale[i])
+            for i, column in enumerate(self._columns)
         ]
 
-    def _shift_scale(self) -> tuple[Floats, Floats]:
-        # (x - shift) * scale = low + (x - a) * scale, so the shift takes the interval's start in.
-        low, high = self._ends()
+
+class Standardize(Scaled):
+    """z-score: ``(x - mean) / deviation`` (population) of the batches before; 0 while nothing is
+    learned and where a column does not vary. Null stays null, NaN stays NaN."""
+
+    class Settings(LearnSettings):
+        """``[scrub.NAME]`` with ``kind = "standardize"``
+
+        Attributes:
+            columns: names or globs.
+        """
+
+        columns: tuple[str, ...]
+
+    def __init__(self, name: str, settings: Standardize.Settings) -> None:
+        super().__init__(name, settings)
+        self.settings: Standardize.Settings = settings
+
+    def bind(self, schema: Schema) -> Schema:
+        after = self._bound(self.settings.columns, schema)
+        self._begin(Moments.empty(len(self._columns)))
+        return after
+
+    def _numbers(self) -> NDArray[np.float64]:
+        assert isinstance(self._statistic, Moments)
+        return np.stack((self._statistic.mean, _inverse(self._statistic.deviation)))
+
+
+class Normalize(Scaled):
+    """Min-max: the smallest number of the batches before goes to `low`, the largest to `high`,
+    or the given `minimum` and `maximum`; 0 while nothing is learned and where a column does not
+    vary. Null stays null, NaN stays NaN."""
+
+    class Settings(LearnSettings):
+        """``[scrub.NAME]`` with ``kind = "normalize"``
+
+        Attributes:
+            columns: names or globs.
+            low: start of the interval.
+            high: end of the interval.
+            minimum: number that goes to `low`, instead of a learned one.
+            maximum: number that goes to `high`, instead of a learned one.
+            clip: keep results within the interval.
+        """
+
+        columns: tuple[str, ...]
+        low: float = Field(0.0, allow_inf_nan=False)
+        high: float = Field(1.0, allow_inf_nan=False)
+        minimum: float | None = Field(None, allow_inf_nan=False)
+        maximum: float | None = Field(None, allow_inf_nan=False)
+        clip: bool = False
+
+    def __init__(self, name: str, settings: Normalize.Settings) -> None:
+        super().__init__(name, settings)
+        self.settings: Normalize.Settings = settings
+
+    def bind(self, schema: Schema) -> Schema:
         settings = self.settings
-        varies = high > low
-        span = np.where(varies, high - low, 1.0)
-        scale = (settings.high - settings.low) / span
-        shift = np.where(varies, low - settings.low / scale, 0.0)
-        return shift, np.where(varies, scale, 0.0)
+        _ascending(settings.low, settings.high, f"{self.where} expects low < high")
+        if settings.minimum is None or settings.maximum is None:
+            self._begin(Extremes.empty(len(settings.columns)))
+        else:
+            where = f"{self.where} expects minimum < maximum"
+            _ascending(settings.minimum, settings.maximum, where)
+        after = self._bound(settings.columns, schema)
+        if self._statistic is not None:
+            self._statistic = None
+            self._begin(Extremes.empty(len(self._columns)))
+        return after
+
+    def apply(self, batch: Batch) -> Batch:
+        done = super().apply(batch)
+        if not self.settings.clip:
+            return done
+        low, high = self.settings.low, self.settings.high
+        x = pl.col(self._columns)
+        outside = ((x < low) | ((x > high) & x.is_not_nan())).sum()
+        clipped = sum(done.frame.select(outside).row(0)) if len(done) else 0
+        frame = done.frame.with_columns(x.clip(low, high)) if clipped else done.frame
+        return done.with_frame(frame).counted(self.name, clipped=clipped)
+
+    def _numbers(self) -> NDArray[np.float64]:
+        settings = self.settings
+        low, high = self._extremes()
+        seen = np.isfinite(low) & np.isfinite(high)
+        low, high = np.where(seen, low, 0.0), np.where(seen, high, 0.0)
+        scale = _inverse(np.maximum(high - low, 0.0)) * (settings.high - settings.low)
+        shift = low - np.divide(settings.low, scale, where=scale > 0, out=np.zeros_like(low))
+        return np.stack((shift, scale))
+
+    def _extremes(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        settings, n = self.settings, len(self._columns)
+        if isinstance(self._statistic, Extremes):
+            low, high = self._statistic.low, self._statistic.high
+        if settings.minimum is not None:
+            low = np.full(n, settings.minimum)
+        if settings.maximum is not None:
+            high = np.full(n, settings.maximum)
+        return low, high
+
+    def transforms(self) -> Sequence[Transform] | None:
+        """One `Affine` a column, and a `Clip` where the interval is kept."""
+        made = list(super().transforms() or ())
+        if self.settings.clip:
+            low, high = self.settings.low, self.settings.high
+            made += [Clip(column=column, low=low, high=high) for column in self._columns]
+        return made
+
+
+def _inverse(width: NDArray[np.float64]) -> NDArray[np.float64]:
+    """1 / width, and 0 for 0: a column that does not vary says nothing."""
+    return np.divide(1.0, width, where=width > 0, out=np.zeros_like(width))
+
+
+def _ascending(low: float, high: float, sentence: str) -> None:
+    if not low < high:
+        raise UserError(f"{sentence}, got {low:g} and {high:g}.")
 
 
 __all__ = ["Normalize", "Standardize"]

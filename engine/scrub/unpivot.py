@@ -1,28 +1,31 @@
-"""``unpivot``: one row with many readings becomes many rows with one."""
+"""Columns to rows."""
 
 from __future__ import annotations
 
+import numpy as np
 import polars as pl
 
-from engine.scrub.base import Base, spread
-from engine.types import PARTITION, POSITION, Batch, Schema, Settings, UserError
+from engine.scrub.columns import spread
+from engine.scrub.stage import Stateless
+from engine.types import RESERVED, Batch, Schema, Settings, Transform, UserError, require
 
 
-class Unpivot(Base):
-    """Turns columns into rows: each row becomes one row a column, with the column's name and its
-    value.
+class Unpivot(Stateless):
+    """Makes of every row one row per column: its name and its value, beside the kept columns.
 
-    Rows stay in order: all of the first source row, in the columns' order, then all of the second.
-    They keep the
-    partition and position of the record they come from.
+    Rows come source row by source row and in it in the order of `columns`, so that time stays
+    time; each keeps the partition and position of the row it came from. Numbers of different
+    types meet in the type that holds them all.
     """
 
     class Settings(Settings):
-        """
+        """``[scrub.NAME]`` with ``kind = "unpivot"``
+
         Attributes:
-            keep: columns repeated on every row; globs.
-            columns: columns to turn, of one type; globs; all that are not kept unless given.
-            variable, value: names of the two new columns.
+            keep: columns repeated on every new row; names or globs.
+            columns: columns that become rows; names or globs; by default all that are not kept.
+            variable: name of the new column with their names (String).
+            value: name of the new column with their values.
         """
 
         keep: tuple[str, ...] = ()
@@ -30,36 +33,54 @@ class Unpivot(Base):
         variable: str = "variable"
         value: str = "value"
 
-    settings: Unpivot.Settings
+    def __init__(self, name: str, settings: Unpivot.Settings) -> None:
+        super().__init__(name, settings)
+        self.settings: Unpivot.Settings = settings
+        self._keep: tuple[str, ...] = ()
+        self._columns: tuple[str, ...] = ()
 
     def bind(self, schema: Schema) -> Schema:
-        """Raises: UserError for columns that are not there, or not of one type."""
         settings = self.settings
-        self._keep = spread(settings.keep, schema, where=f"{self.where} keep")
-        rest = {c: kind for c, kind in schema.items() if c not in self._keep}
-        self._turned = spread(settings.columns, rest, where=f"{self.where} columns")
-        kinds = {rest[c] for c in self._turned}
-        if len(kinds) != 1:
-            odd = {str(kind): next(c for c in self._turned if rest[c] == kind) for kind in kinds}
+        self._keep = spread(settings.keep, schema, where=self.where) if settings.keep else ()
+        rest = {column: kind for column, kind in schema.items() if column not in self._keep}
+        if not rest:
+            raise UserError(f"{self.where} keeps every column: there is none left for rows.")
+        require(schema, [c for c in settings.columns if c in self._keep], where=self.where)
+        self._columns = spread(settings.columns, rest, where=self.where)
+        kept = {column: schema[column] for column in self._keep}
+        for new in (settings.variable, settings.value):
+            if new in kept or new in RESERVED or settings.variable == settings.value:
+                raise UserError(
+                    f"{self.where} names a new column '{new}', which is there already: rename it."
+                )
+        return {**kept, settings.variable: pl.String(), settings.value: self._kind(rest)}
+
+    def _kind(self, schema: Schema) -> pl.DataType:
+        kinds = {schema[column] for column in self._columns}
+        odd = [c for c in self._columns if not schema[c].is_numeric()]
+        if len(kinds) > 1 and odd:
+            other = next(c for c in self._columns if schema[c] != schema[odd[0]])
             raise UserError(
-                f"{self.where} expects columns of one type, got "
-                f"{', '.join(f'{c} {kind}' for kind, c in sorted(odd.items()))}: keep or cast "
-                "the odd ones."
+                f"{self.where} expects values of one type, got {schema[odd[0]]} in column "
+                f"'{odd[0]}' and {schema[other]} in '{other}': keep one, or unpivot them apart."
             )
-        self._names = pl.Series(self._turned)
-        kept = {c: schema[c] for c in self._keep}
-        return {**kept, settings.variable: pl.String(), settings.value: kinds.pop()}
+        empty = pl.DataFrame(schema={column: schema[column] for column in self._columns})
+        return empty.select(pl.concat_list(self._columns).explode()).to_series().dtype
 
     def apply(self, batch: Batch) -> Batch:
-        """Turn."""
-        n, d = len(batch), len(self._turned)
-        kept = [PARTITION, POSITION, *self._keep]
-        frame = batch.frame.select(
-            *kept, pl.concat_list(self._turned).alias(self.settings.value)
-        ).explode(self.settings.value, empty_as_null=False)
-        names = self._names.gather(pl.int_range(n * d, eager=True) % d)
-        frame = frame.select(*kept, names.alias(self.settings.variable), self.settings.value)
-        return batch.with_frame(frame, grown=n * (d - 1))
+        n, m = len(batch), len(self._columns)
+        settings = self.settings
+        rows = np.repeat(np.arange(n), m)
+        names = pl.Series(settings.variable, self._columns, pl.String)
+        values = batch.frame.select(pl.concat_list(self._columns).alias(settings.value))
+        frame = batch.frame.select(*RESERVED, *self._keep)[rows].with_columns(
+            names.gather(np.tile(np.arange(m), n)), values.to_series().explode()
+        )
+        return batch.with_frame(frame, grown=n * m - n)
+
+    def transforms(self) -> list[Transform] | None:
+        """None: it changes the number of rows."""
+        return None
 
 
 __all__ = ["Unpivot"]

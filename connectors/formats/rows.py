@@ -1,0 +1,87 @@
+"""What formats share: raw values as series, reserved columns, and rejects."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from engine.types import PARTITION, POSITION, Records, Rejects, Values
+
+STAGE = "decode"
+BROKEN = "broken"
+BAD_UTF8 = "bad_utf8"
+WRONG_TYPE = "wrong_type"
+OUT_OF_RANGE = "out_of_range"
+SHOWN = 2_000
+"""Bytes of a rejected value that its dead letter shows; the position leads to the rest."""
+NOT_UTF8 = "Expected UTF-8, got bytes that are none."
+
+
+def placed(
+    frame: pl.DataFrame, records: Records, at: NDArray[np.int64] | None = None
+) -> pl.DataFrame:
+    """The frame with its reserved columns; `at`: which records its rows are, None for all."""
+    positions = records.positions if at is None else records.positions[at]
+    return pl.DataFrame(
+        [
+            pl.repeat(records.partition, len(positions), dtype=pl.String, eager=True).alias(
+                PARTITION
+            ),
+            pl.Series(POSITION, positions),
+            *frame.get_columns(),
+        ]
+    )
+
+
+def rejected(
+    records: Records,
+    at: NDArray[np.int64],
+    reason: str,
+    detail: str | pl.Series,
+    value: pl.Series | None = None,
+) -> Rejects:
+    """Records `at` as rejects of stage ``decode``.
+
+    Args:
+        detail: a sentence for all, or one for each, shape (len(at),).
+        value: rows as text, shape (len(at),); None shows the raw bytes.
+    """
+    if isinstance(detail, str):
+        detail = pl.repeat(detail, len(at), dtype=pl.String, eager=True)
+    if value is None:
+        assert isinstance(records.values, Values)
+        value = shown(binary(records.values).gather(at))
+    frame = pl.DataFrame([detail.alias("detail"), value.alias("value")])
+    return Rejects(stage=STAGE, reason=reason, rows=placed(frame, records, at))
+
+
+def binary(values: Values) -> pl.Series:
+    """The values as a Binary series, shape (n,); the buffer is shared."""
+    buffers = [None, pa.py_buffer(values.bounds), pa.py_buffer(values.data)]
+    array = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(values), buffers)
+    series = pl.from_arrow(array)
+    assert isinstance(series, pl.Series)
+    return series
+
+
+def shown(raw: pl.Series) -> pl.Series:
+    """Bytes as text for a dead letter, without the line end; what is not UTF-8 as hex."""
+    head = raw.bin.slice(0, SHOWN)
+    text = head.cast(pl.String, strict=False).fill_null(head.bin.encode("hex"))
+    return text.str.strip_chars_end("\r\n")
+
+
+def take(values: Values, at: NDArray[np.int64]) -> Values:
+    """Some of the values, copied together."""
+    chosen = binary(values).gather(at)
+    bounds = np.zeros(len(chosen) + 1, np.int64)
+    np.cumsum(chosen.bin.size().to_numpy(), out=bounds[1:])
+    return Values(data=np.frombuffer(b"".join(chosen.to_list()), np.uint8), bounds=bounds)
+
+
+__all__ = [
+    "BAD_UTF8", "BROKEN", "NOT_UTF8", "OUT_OF_RANGE", "WRONG_TYPE", "binary", "placed", "rejected",
+    "shown", "take",
+]  # fmt: skip

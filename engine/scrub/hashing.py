@@ -1,0 +1,68 @@
+"""64-bit hashes of rows that are the same in every process, version and machine.
+
+polars' own hashes may change with its version, and a checkpoint must outlive that.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+Hashes = NDArray[np.uint64]
+
+NULL = np.uint64(0x9E3779B97F4A7C15)
+
+
+def hashes(frame: pl.DataFrame) -> Hashes:
+    """One hash per row over all columns, shape (n,). Two different rows are equal with
+    probability 2**-64; null is a value, NaN one value, and -0.0 is 0.0."""
+    total = np.zeros(frame.height, np.uint64)
+    for column in frame.get_columns():
+        total = mix(total * np.uint64(31) + _column(column))
+    return total
+
+
+def mix(values: Hashes) -> Hashes:
+    """The finalizer of splitmix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number
+    Generators", 2014): every bit of the result depends on every bit given."""
+    z = values + NULL
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def _column(column: pl.Series) -> Hashes:
+    null = column.is_null().to_numpy()
+    kind = column.dtype
+    if kind.is_float():
+        hashed = mix(_bits(column))
+    elif kind in (pl.String, pl.Binary) or isinstance(kind, pl.Categorical | pl.Enum):
+        hashed = _texts(column if kind == pl.Binary else column.cast(pl.String))
+    else:
+        hashed = mix(column.to_physical().cast(pl.Int64).fill_null(0).to_numpy().view(np.uint64))
+    return np.where(null, NULL, hashed)
+
+
+def _bits(column: pl.Series) -> Hashes:
+    numbers = column.cast(pl.Float64).fill_null(0.0).to_numpy() + 0.0  # -0.0 becomes 0.0
+    numbers[np.isnan(numbers)] = np.nan  # one of the many NaNs
+    return numbers.view(np.uint64)
+
+
+def _texts(column: pl.Series) -> Hashes:
+    """Sum of a random number for each pair of byte and place (Zobrist, 1970), mixed."""
+    array = column.to_arrow(compat_level=pl.CompatLevel.oldest())
+    _, bounds, data = array.buffers()
+    ends = np.frombuffer(bounds, np.int64)[array.offset :][: len(array) + 1]
+    if not len(array) or ends[0] == ends[-1]:
+        return mix(np.zeros(len(array), np.uint64))
+    starts, lengths = ends[:-1] - ends[0], np.diff(ends)
+    text = np.frombuffer(data, np.uint8)[ends[0] : ends[-1]]
+    place = np.arange(len(text)) - np.repeat(starts, lengths)
+    numbers = mix(text.astype(np.uint64) + (place.astype(np.uint64) << np.uint64(8)))
+    sums = np.add.reduceat(np.append(numbers, np.uint64(0)), starts)
+    return mix(np.where(lengths > 0, sums, np.uint64(0)) + lengths.astype(np.uint64))
+
+
+__all__ = ["Hashes", "hashes", "mix"]

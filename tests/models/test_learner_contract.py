@@ -1,0 +1,273 @@
+"""One contract, every learner under every option that keeps state."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+import polars as pl
+import pytest
+import torch
+
+from engine.types import Batch, Features, Learner, Tensors, UserError
+from models.graph import Graph, TensorProto
+from models.learner import TabularLearner
+from models.linear import LinearLearner
+
+Make = Callable[[], Any]
+Batches = list[Batch]
+
+CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
+    # name: (kind, task, [model], [train])
+    "plain": ("tabular", "regression", {}, {"loss": "mae"}),
+    "sgd": ("tabular", "regression", {"activation": "silu"}, {"optimizer": "sgd", "lr": 1e-2}),
+    "momentum": ("tabular", "binary", {}, {"optimizer": "sgd", "momentum": 0.9, "lr": 1e-2}),
+    "dropout": ("tabular", "regression", {"dropout": 0.3, "activation": "gelu"}, {}),
+    "replay": ("tabular", "regression", {}, {"replay_rows": 90, "replay_steps": 2}),
+    "recent": (
+        "tabular",
+        "multiclass",
+        {"dropout": 0.1},
+        {"replay_rows": 500, "replay_sampling": "recent", "replay_batch": 16},
+    ),
+    "ema": ("tabular", "binary", {"skip": True}, {"ema": 0.9, "class_weights": [1.0, 3.0]}),
+    "sqrt": ("tabular", "regression", {"target_transform": ["sqrt", "standard"]}, {"ema": 0.5}),
+    "log": ("tabular", "regression", {"target_transform": "log1p"}, {"loss": "huber"}),
+    "sparse": ("tabular", "multiclass", {"sparse_embeddings": True, "embedding": 3}, {"ema": 0.9}),
+    "schedule": (
+        "tabular",
+        "regression",
+        {"layers": []},
+        {"optimizer": "adamw", "l2": 0.1, "lr": 0.1}
+        | {"schedule": "cosine", "schedule_steps": 200, "warmup": 4},
+    ),
+    "everything": (
+        "tabular",
+        "regression",
+        {"dropout": 0.2, "target_transform": "standard", "skip": True, "seed": 7},
+        {"ema": 0.9, "replay_rows": 64, "replay_steps": 3, "l1": 1e-3, "clip_norm": 1.0},
+    ),
+    "linear": ("linear", "regression", {}, {"l2": 0.01}),
+    "logistic": ("linear", "binary", {}, {"l1": 0.001}),
+    "raw logistic": ("linear", "binary", {"standardize": False}, {}),
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def features(case: str, make_features: Callable[..., Features]) -> Features:
+    return make_features(CASES[case][1])
+
+
+@pytest.fixture
+def batches(features: Features, make_batches: Callable[..., Batches]) -> Batches:
+    return make_batches(features)
+
+
+@pytest.fixture
+def make(case: str, features: Features) -> Make:
+    kind: Any = TabularLearner if CASES[case][0] == "tabular" else LinearLearner
+    model, train = CASES[case][2:]
+    if kind is TabularLearner:
+        model = {"layers": [16, 8], **model}
+    return lambda: kind(kind.Settings(**model), kind.Training(**train), features)
+
+
+def equal(a: Any, b: Any, at: str = "state") -> None:
+    """To the bit."""
+    assert type(a) is type(b), at
+    if isinstance(a, dict):
+        assert list(a) == list(b), at
+        for key in a:
+            equal(a[key], b[key], f"{at}.{key}")
+    elif isinstance(a, list):
+        assert len(a) == len(b), at
+        for i, pair in enumerate(zip(a, b, strict=True)):
+            equal(*pair, f"{at}[{i}]")
+    elif isinstance(a, np.ndarray):
+        assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes()), at
+    else:
+        assert a == b, at
+
+
+def tensors_of(batch: Batch) -> Tensors:
+    assert batch.tensors is not None
+    return batch.tensors
+
+
+@pytest.mark.parametrize("learned", [0, 3, 6], ids=["start", "middle", "end"])
+def test_a_restored_learner_goes_on_to_the_bit(make: Make, batches: Batches, learned: int) -> None:
+    first, second = make(), make()
+    for batch in batches[:learned]:
+        first.learn(batch)
+    state = first.state_dict()
+    rest = [first.learn(batch) for batch in batches[learned:]]
+    second.load_state_dict(state)
+    for step, batch in zip(rest, batches[learned:], strict=True):
+        again = second.learn(batch)
+        assert again.scores.tobytes() == step.scores.tobytes()
+        assert (again.loss, again.steps) == (step.loss, step.steps)
+    equal(first.state_dict(), second.state_dict())
+
+
+def test_a_state_is_never_changed_after_it_was_handed_out(make: Make, batches: Batches) -> None:
+    first, second = make(), make()
+    first.learn(batches[0])
+    state = first.state_dict()
+    before = copy.deepcopy(state)
+    second.load_state_dict(state)
+    for batch in batches[1:]:
+        first.learn(batch)
+        second.learn(batch)
+    equal(state, before)
+
+
+def test_a_state_is_a_plain_value(make: Make, batches: Batches) -> None:
+    def check(value: Any) -> None:
+        if isinstance(value, dict):
+            assert all(type(key) is str for key in value)
+            value = list(value.values())
+        if isinstance(value, list):
+            for item in value:
+                check(item)
+        else:
+            assert value is None or type(value) in (bool, int, float, str, np.ndarray)
+
+    learner = make()
+    learner.learn(batches[0])
+    check(learner.state_dict())
+
+
+def test_scores_are_what_it_predicted_before_it_learned(make: Make, batches: Batches) -> None:
+    learner = make()
+    for batch in batches:
+        before = learner.predict(tensors_of(batch))
+        step = learner.learn(batch)
+        assert step.scores.dtype == before.dtype == np.float64
+        if isinstance(learner, TabularLearner):
+            np.testing.assert_allclose(step.scores, before, rtol=1e-6, atol=1e-6)
+        else:  # row by row: only the first row is predicted by what was there before the batch
+            assert step.scores[0] == before[0]
+        assert np.isfinite(step.loss)
+        assert step.skipped is None
+        assert step.steps >= 1
+
+
+def test_scores_have_the_shape_of_the_task(
+    make: Make, batches: Batches, features: Features
+) -> None:
+    scores = make().predict(tensors_of(batches[0]))
+    assert scores.shape == ((40,) if features.outputs == 1 else (40, features.outputs))
+    if features.task != "regression":
+        assert ((scores >= 0) & (scores <= 1)).all()
+    if features.task == "multiclass":
+        np.testing.assert_allclose(scores.sum(axis=1), 1)
+
+
+def test_predicting_changes_nothing(make: Make, batches: Batches) -> None:
+    learner = make()
+    learner.learn(batches[0])
+    before = copy.deepcopy(learner.state_dict())
+    first = learner.predict(tensors_of(batches[1]))
+    assert learner.predict(tensors_of(batches[1])).tobytes() == first.tobytes()
+    equal(learner.state_dict(), before)
+
+
+def test_global_chance_is_neither_used_nor_moved(make: Make, batches: Batches) -> None:
+    ends = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        learner = make()
+        for batch in batches:
+            learner.learn(batch)
+        ends.append(learner.state_dict())
+        after = torch.get_rng_state()
+        torch.manual_seed(seed)
+        assert torch.equal(torch.get_rng_state(), after)
+    equal(*ends)
+
+
+def test_an_empty_batch_is_legal(make: Make, batches: Batches, features: Features) -> None:
+    learner = make()
+    learner.learn(batches[0])
+    before = copy.deepcopy(learner.state_dict())
+    tensors = tensors_of(batches[1])
+    assert tensors.target is not None
+    nothing = Tensors(
+        numeric=tensors.numeric[:0], categories=tensors.categories[:0], target=tensors.target[:0]
+    )
+    step = learner.learn(replace(batches[1], frame=pl.DataFrame(), tensors=nothing))
+    assert step.skipped == "empty"
+    assert step.steps == 0
+    assert np.isnan(step.loss)
+    assert step.scores.shape == ((0,) if features.outputs == 1 else (0, features.outputs))
+    assert learner.predict(nothing).shape == step.scores.shape
+    equal(learner.state_dict(), before)
+
+
+def test_a_state_of_another_model_is_refused(
+    make: Make, batches: Batches, features: Features
+) -> None:
+    state = make().state_dict()
+    other = copy.deepcopy(state)
+    other["shape"]["[model] numeric"] = ["x0", "x9"]
+    with pytest.raises(UserError, match=r"saved model has \[model\] numeric = \['x0', 'x9'\]"):
+        make().load_state_dict(other)
+    make().load_state_dict(state)
+
+
+def test_onnx_says_what_predict_says(make: Make, batches: Batches, features: Features) -> None:
+    learner = make()
+    for batch in batches:
+        learner.learn(batch)
+    expected = learner.predict(tensors_of(batches[0]))
+    got = run(build(learner, features), tensors_of(batches[0]))
+    assert got.dtype == np.float32
+    assert got.shape == expected.shape
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6 * scale)
+
+
+def test_it_learns(make: Make, features: Features, make_batches: Callable[..., Batches]) -> None:
+    learner = make()
+    losses = [learner.learn(batch).loss for batch in make_batches(features, 150, 64)]
+    assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:10])
+
+
+def test_it_says_how_large_it_is(make: Make, batches: Batches) -> None:
+    learner = make()
+    for batch in batches:
+        learner.learn(batch)
+    memory = learner.memory()
+    assert set(memory) == {"weights", "optimizer", "replay"}
+    assert learner.nbytes == sum(memory.values())
+    assert memory["weights"] in (4 * learner.parameters_count, 8 * learner.parameters_count)
+    assert (memory["replay"] > 0) == bool(getattr(learner.training, "replay_rows", 0))
+    assert isinstance(learner, Learner)
+
+
+def build(learner: Any, features: Features) -> onnx.ModelProto:
+    graph = Graph()
+    numeric = graph.input("numeric", TensorProto.FLOAT, ["n", len(features.numeric)])
+    categories = graph.input("categories", TensorProto.INT64, ["n", len(features.categories)])
+    scores = learner.build(graph, numeric, categories)
+    shape: list[int | str] = ["n"] if features.outputs == 1 else ["n", features.outputs]
+    return graph.model({"scores": (scores, TensorProto.FLOAT, shape)}, {})
+
+
+def run(model: onnx.ModelProto, tensors: Tensors) -> Any:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    inputs = {"numeric": tensors.numeric.numpy(), "categories": tensors.categories.numpy()}
+    return session.run(None, inputs)[0]
