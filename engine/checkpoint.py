@@ -88,8 +88,8 @@ class Checkpoints:
                 self._path(number).unlink()
         except OSError as error:
             raise CheckpointFailed(
-                f"The checkpoint cannot be written to {self.folder}: {error.strerror or error}; the last good one "
-                "stays, and the next attempt comes in its time."
+                f"The checkpoint cannot be written to {self.folder}: {error.strerror or error}; "
+                "the last good one stays, and the next attempt comes in its time."
             ) from error
         self.seconds = time.perf_counter() - start
         self.nbytes = sum(memoryview(part).nbytes for part in parts)
@@ -120,8 +120,8 @@ class Checkpoints:
             return state
         if skipped:
             raise HeadraceError(
-                f"No checkpoint in {self.folder} is whole: {', '.join(skipped)}; to start over without them, run "
-                "with --fresh."
+                f"No checkpoint in {self.folder} is whole: {', '.join(skipped)}; to start over "
+                "without them, run with --fresh."
             )
         return None
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from engine.types import HeadraceError, UserError
 
 if TYPE_CHECKING:
-    from engine.run import Run, Summary
+    from engine.run import Run
 
 log = logging.getLogger("headrace.cli")
 EXIT = {"done": 0, "failed": 1, "mistake": 2, "flood": 3}
@@ -31,21 +31,25 @@ Stream a source through the scrub, and train, serve or only clean.
   HEADRACE_SERVICE__PORT=9200 headrace run my.toml
 
 A second run of the same file goes on where the last one stopped; --fresh starts over.
-Ctrl-C (SIGINT) or SIGTERM finishes the batch in hand, saves and exits with 0; a second one stops at once.
+Ctrl-C (SIGINT) or SIGTERM finishes the batch in hand, saves and exits with 0; a second one stops at
+once.
 """
 CHECK = """\
-Preflight: validates the file, opens the source, decodes a sample, and says what each stage would do with it and what
+Preflight: validates the file, opens the source, decodes a sample, and says what each stage would do
+with it and what
 would fail later. Writes nothing.
 
   headrace check deploy/pipelines/pedestrians.toml
 """
 EXPORT = """\
-Write the newest checkpoint's model as float32 ONNX, with imputation, clipping, scaling and category codes inside.
+Write the newest checkpoint's model as float32 ONNX, with imputation, clipping, scaling and category
+codes inside.
 
   headrace export deploy/pipelines/pedestrians.toml --to model.onnx
 """
 COMPRESS = """\
-Make compressed candidates of the exported model (int8, float16), prove each on held-out rows, and keep the fastest
+Make compressed candidates of the exported model (int8, float16), prove each on held-out rows, and
+keep the fastest
 that the gate accepts.
 
   headrace compress deploy/pipelines/pedestrians.toml
@@ -77,7 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.log_level == "debug":
             traceback.print_exc()
         where = traceback.extract_tb(error.__traceback__)[-1]
-        text = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno}); --log-level debug shows more."
+        place = f"{Path(where.filename).name}:{where.lineno}"
+        text = f"{type(error).__name__}: {error} ({place}); --log-level debug shows more."
         return _say(text, EXIT["failed"])
 
 
@@ -96,7 +101,9 @@ def _check(options: argparse.Namespace) -> int:
     from engine.preflight import preflight
     from engine.run import Run
 
-    return EXIT["done"] if preflight(Run(options.file, options.set), options.rows) else EXIT["failed"]
+    return (
+        EXIT["done"] if preflight(Run(options.file, options.set), options.rows) else EXIT["failed"]
+    )
 
 
 def _trained(options: argparse.Namespace) -> Run:
@@ -107,7 +114,8 @@ def _trained(options: argparse.Namespace) -> Run:
         raise UserError(f"{options.file} has no [model] to train: expected a training pipeline.")
     if not run.restore():
         raise UserError(
-            f"There is no checkpoint in {run.checkpoints.settings.path}: run 'headrace run {options.file}' first."
+            f"There is no checkpoint in {run.checkpoints.settings.path}: run 'headrace run "
+            f"{options.file}' first."
         )
     return run
 
@@ -155,7 +163,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="headrace",
         description="Streams in, models out: clean, learn online and serve quantized predictions.",
-        epilog="Each command's --help has an example. Exit codes: 0 done, 1 failed, 2 your mistake, 3 too many rejected rows.",
+        epilog="Each command's --help has an example. Exit codes: 0 done, 1 failed, "
+        "2 your mistake, 3 too many rejected rows.",
     )
     parser.add_argument("--version", action="version", version=f"headrace {version('headrace')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -164,7 +173,9 @@ def _parser() -> argparse.ArgumentParser:
     check = _command(commands, "check", "try a pipeline file without running it", CHECK, _check)
     check.add_argument("--rows", type=int, default=1_000, help="records in the sample (1000)")
     export = _command(commands, "export", "write the trained model as ONNX", EXPORT, _export)
-    export.add_argument("--to", type=Path, help="the model file (default: in the pipeline's folder)")
+    export.add_argument(
+        "--to", type=Path, help="the model file (default: in the pipeline's folder)"
+    )
     _command(commands, "compress", "compress the trained model and prove it", COMPRESS, _compress)
     predict = _command(
         commands, "predict", "add predictions to files", PREDICT, _predict, file=False
@@ -200,7 +211,9 @@ def _command(
         metavar="KEY=VALUE",
         help="override a key of the file, e.g. loader.batch_rows=512; may be given again",
     )
-    parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
+    parser.add_argument(
+        "--log-level", default="info", choices=["debug", "info", "warning", "error"]
+    )
     parser.add_argument("--log-format", default="auto", choices=["auto", "text", "json"])
     return parser
 

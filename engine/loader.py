@@ -176,12 +176,13 @@ class PrefetchNode(BaseNode[T], Generic[T]):
         StopIteration at the end."""
         assert self._channel is not None, "reset comes first"
         try:
-            item, self._state = self._channel.get(timeout)
+            taken: tuple[T, dict[str, Any]] = self._channel.get(timeout)
         except EndOfStream:
             raise StopIteration from None
-        return item  # type: ignore[no-any-return]
+        item, self._state = taken
+        return item
 
-    def get_state(self) -> dict[str, Any] | None:  # type: ignore[override]
+    def get_state(self) -> dict[str, Any] | None:
         return self._state
 
     @property
@@ -208,8 +209,8 @@ class PrefetchNode(BaseNode[T], Generic[T]):
             thread.join(JOIN_SECONDS)
             if thread.is_alive():
                 raise HeadraceError(
-                    f"The {self._name} thread did not end within {JOIN_SECONDS:.0f} s: a source's read or a stage's "
-                    "apply must return in bounded time."
+                    f"The {self._name} thread did not end within {JOIN_SECONDS:.0f} s: a source's "
+                    "read or a stage's apply must return in bounded time."
                 )
 
 
@@ -453,7 +454,7 @@ class Loader(NodeLoader[Batch]):
         settings = settings or LoaderSettings()
         metrics = metrics or Metrics()
         self.budget = Budget(int(settings.memory_budget))
-        fetch = PrefetchNode(
+        fetch: PrefetchNode[Records | None] = PrefetchNode(
             SourceNode(source, settings, metrics),
             # Half the budget, so that the raw queue cannot starve the prepared one.
             lambda: self._channel("raw", _raw_bytes, metrics, share=0.5),
@@ -508,8 +509,8 @@ class Loader(NodeLoader[Batch]):
             on_put_wait=waits.labels(queue=name, side="put").observe,
             on_get_wait=waits.labels(queue=name, side="get").observe,
         )
-        metrics.queue_bytes.labels(queue=name).set_function(lambda: channel.nbytes)
-        metrics.queue_items.labels(queue=name).set_function(lambda: len(channel))
+        metrics.watch(metrics.queue_bytes, lambda: channel.nbytes, queue=name)
+        metrics.watch(metrics.queue_items, lambda: len(channel), queue=name)
         return channel
 
 

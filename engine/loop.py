@@ -136,8 +136,9 @@ class Breaker:
             worst = max(counted, key=len, default=None)
             reason = f"{worst.stage}: {worst.reason}" if worst else "see the dead letters"
             raise Flood(
-                f"Stopped: {self._bad / self._rows:.1%} of the last {self._rows} rows were rejected ({reason}), and "
-                f"[dead_letters] limit allows {settings.limit:.1%}: mend the input or the schema, or raise the limit."
+                f"Stopped: {self._bad / self._rows:.1%} of the last {self._rows} rows were rejected "
+                f"({reason}), and [dead_letters] limit allows {settings.limit:.1%}: mend the input "
+                "or the schema, or raise the limit."
             )
 
 
@@ -296,6 +297,7 @@ class Loop:
         metrics.grown_records.inc(batch.grown)
         metrics.learned_records.inc(done.learned)
         metrics.predicted_records.inc(done.predicted)
+        metrics.cleaned_records.inc(done.cleaned)
         metrics.batch_rows.observe(len(batch))
         for (_, what), n in batch.counts.items():
             if what in COUNTED:

@@ -1,4 +1,5 @@
-"""``headrace check``: everything that can be known before a run, and a sample through the stages."""
+"""``headrace check``: everything that can be known before a run, and a sample through the
+stages."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from engine.types import RESERVED, Batch, EndOfStream, HeadraceError, Mark, Reco
 
 
 def preflight(run: Run, rows: int = 1_000) -> bool:
-    """Print what the pipeline would do with a sample of `rows` records; whether nothing was found amiss.
+    """Print what the pipeline would do with a sample of `rows` records; whether nothing was found
+    amiss.
 
     Writes nothing and saves nothing. Raises: UserError for what makes the file unusable.
     """
@@ -23,7 +25,9 @@ def preflight(run: Run, rows: int = 1_000) -> bool:
     with closing(run.source):
         batch = _sample(run, rows)
         out.print(_steps(run, batch))
-    problems = [sentence for problem in (_places, _exportable, _resumable) for sentence in problem(run)]
+    problems = [
+        sentence for problem in (_places, _exportable, _resumable) for sentence in problem(run)
+    ]
     for sentence in problems:
         out.print(f"[yellow]! {sentence}[/]", highlight=False)
     if not problems:
@@ -119,10 +123,13 @@ def _exportable(run: Run) -> Iterator[str]:
     outside = run.stages[: run.inside]
     for stage in outside:
         if stage.transforms():
-            later = next(s.name for s in outside[outside.index(stage) + 1 :] if s.transforms() is None)
+            later = next(
+                s.name for s in outside[outside.index(stage) + 1 :] if s.transforms() is None
+            )
             yield (
-                f"Stage '{stage.name}' stands before '{later}', which no model file can contain, so serving must run "
-                f"'{stage.name}' too, with its own statistics: move it behind '{later}' if you can."
+                f"Stage '{stage.name}' stands before '{later}', which no model file can contain, so "
+                f"serving must run '{stage.name}' too, with its own statistics: move it behind "
+                f"'{later}' if you can."
             )
 
 

@@ -32,7 +32,8 @@ def console() -> Console:
 
 
 class Progress:
-    """A bar on a terminal, a log line every ten seconds elsewhere. Use as a context; `watch` is the loop's hook."""
+    """A bar on a terminal, a log line every ten seconds elsewhere. Use as a context; `watch` is the
+    loop's hook."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)
@@ -93,7 +94,8 @@ def _quality(loop: Loop) -> list[str]:
 
 
 def finish(summary: Summary) -> None:
-    """Print what a run came to: the report, the gate's verdict, the account of every record, the files."""
+    """Print what a run came to: the report, the gate's verdict, the account of every record, the
+    files."""
     out = console()
     if summary.report:
         out.print(report.table(summary.report))

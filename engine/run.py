@@ -1,15 +1,16 @@
-"""From a pipeline file to a running pipeline: the one place that knows which class a word in the file means."""
+"""From a pipeline file to a running pipeline: the one place that knows which class a word in the
+file means."""
 
 from __future__ import annotations
 
 import contextlib
-import fnmatch
+import functools
 import hashlib
 import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,7 @@ from engine.loader import Loader
 from engine.loop import Breaker, Loop, Totals, Work
 from engine.metrics import Metrics
 from engine.scrub import STAGES
+from engine.scrub.base import spread
 from engine.service import Health, Heartbeat, Service
 from engine.types import (
     Batch,
@@ -90,7 +92,6 @@ class Run:
         self.pipeline = pipeline
         self.folder = Path(pipeline.folder)
         self.metrics = Metrics()
-        self.heartbeat = Heartbeat()
         self._watch = watch
         self._modes()
 
@@ -148,7 +149,7 @@ class Run:
                 )
         require(self.schema, [model.target], where="[model] target")
         return Features(
-            numeric=_spread(model.numeric, self.schema, where="[model] numeric"),
+            numeric=tuple(spread(model.numeric, self.schema, where="[model] numeric")),
             categories={column: sizes[column] for column in model.categories},
             target=model.target,
             task=model.task,
@@ -229,7 +230,8 @@ class Run:
 
     @property
     def inside(self) -> int:
-        """Index of the first stage that a model file contains: from there on, all can be written into one."""
+        """Index of the first stage that a model file contains: from there on, all can be written
+        into one."""
         index = len(self.stages)
         while index and self.stages[index - 1].transforms() is not None:
             index -= 1
@@ -292,12 +294,20 @@ class Run:
         )
 
     @cached_property
+    def heartbeat(self) -> Heartbeat:
+        """What /livez looks at."""
+        return Heartbeat(self._service_settings.stall_seconds, metrics=self.metrics)
+
+    @cached_property
     def service(self) -> Service:
         """The metrics page."""
-        settings = self.pipeline.settings(
-            Service.Settings, self.pipeline.service or {}, "service"
-        )
+        settings = self._service_settings
         return Service(self.metrics, settings, live=self.heartbeat.health, ready=self._ready)
+
+    @cached_property
+    def _service_settings(self) -> Service.Settings:
+        table = self.pipeline.service or {}
+        return self.pipeline.settings(Service.Settings, table, "service")
 
     # -------------------------------------------------------------------------------------- deeds
 
@@ -313,7 +323,7 @@ class Run:
         if fresh:
             self.forget()
         loop = self.loop
-        self._memory()
+        self._tell()
         with self._serving():
             resumed = loop.resume()
             totals = loop.run()
@@ -334,7 +344,8 @@ class Run:
         self.__dict__.pop("checkpoints", None)
 
     def restore(self) -> bool:
-        """Put the newest checkpoint's state into stages and learner, to export or look at; whether there was one."""
+        """Put the newest checkpoint's state into stages and learner, to export or look at; whether
+        there was one."""
         state = self.checkpoints.load(self.identity)
         if state is None:
             return False
@@ -346,7 +357,8 @@ class Run:
         return True
 
     def export(self, path: Path | None = None) -> Path:
-        """Write the model, scrub stages inside, as float32 ONNX. The stages must stand where the learner stands.
+        """Write the model, scrub stages inside, as float32 ONNX. The stages must stand where the
+        learner stands.
 
         Raises: UserError when nothing is trained, or a stage stands where it cannot be written.
         """
@@ -368,7 +380,8 @@ class Run:
             "mark": json.dumps(dict(self._mark.positions)),
         }
         frame = None if self.holdout is None else self.holdout.frame()
-        return export(path, self.learner, transforms, metadata, ranges=_ranges(frame))
+        learner: Any = self.learner
+        return export(path, learner, transforms, metadata, ranges=_ranges(frame))
 
     def compress(self, model: Path | None = None) -> Any:
         """Compress the exported model where the gate allows; the verdict.
@@ -380,8 +393,8 @@ class Run:
         rows = None if self.holdout is None else self.holdout.frame()
         if rows is None or self.pipeline.export is None:
             raise UserError(
-                f"{self.pipeline.file} has held out no rows to prove a compressed model with: add an [export] "
-                "section and train for at least [export] holdout_every batches."
+                f"{self.pipeline.file} has held out no rows to prove a compressed model with: add an "
+                "[export] section and train for at least [export] holdout_every batches."
             )
         table = self.pipeline.export.compress or {}
         settings = self.pipeline.settings(Compression, table, "export.compress")
@@ -392,7 +405,8 @@ class Run:
     def model_path(self) -> Path:
         """Where the served model goes."""
         export = self.pipeline.export
-        return Path((export and export.path) or self.folder / "model.onnx")
+        given = None if export is None else export.path
+        return Path(given or self.folder / "model.onnx")
 
     # ------------------------------------------------------------------------------------ inside
 
@@ -446,18 +460,21 @@ class Run:
         pipeline = self.pipeline
         for section in ("train", "evaluation", "export"):
             if getattr(pipeline, section) is not None and pipeline.model is None:
-                raise UserError(f"[{section}] in {pipeline.file} needs a [model], which is not there.")
+                raise UserError(
+                    f"[{section}] in {pipeline.file} needs a [model], which is not there."
+                )
         if pipeline.infer is not None and pipeline.train is not None and pipeline.base is None:
             raise UserError(
-                f"{pipeline.file} has both [train] and [infer]: a pipeline trains or serves; put [infer] in a file "
-                "of its own with base = this file."
+                f"{pipeline.file} has both [train] and [infer]: a pipeline trains or serves; put [infer] "
+                "in a file of its own with base = this file."
             )
 
     def _ready(self) -> Health:
         return self.heartbeat.health()
 
     @contextlib.contextmanager
-    def _serving(self) -> Any:
+    def _serving(self) -> Iterator[None]:
+        self.metrics.up.set(1)
         if self.pipeline.service is None:
             yield
             return
@@ -466,13 +483,16 @@ class Run:
         try:
             yield
         finally:
+            self.metrics.up.set(0)
             self.service.stop()
 
-    def _memory(self) -> None:
-        for component_, n in getattr(self.learner if self.trains else None, "memory", dict)().items():
-            memory = self.learner.memory  # type: ignore[attr-defined]
-            del n
-            self.metrics.watch_memory(component_, lambda c=component_: memory()[c])
+    def _tell(self) -> None:
+        """Gauges that are known from the start, and callbacks for those that are asked."""
+        memory = getattr(self.learner, "memory", dict) if self.trains else dict
+        for part in memory():
+            self.metrics.watch_memory(part, functools.partial(_part, memory, part))
+        if self._predictor is not None:
+            self.metrics.model.labels(**self._predictor.info()).set(1)
         budget = self.loop.loader.budget
         self.metrics.watch_memory("loader", lambda: budget.used)
         self.metrics.memory_budget_bytes.set(budget.total)
@@ -482,12 +502,19 @@ class Run:
         return hashlib.sha256(mark.encode()).hexdigest()[:8]
 
     def _leave(self, *, stopped: bool) -> tuple[dict[str, Path], Any]:
-        """Write what a finished run leaves behind; a stopped one leaves its checkpoint and numbers."""
+        """Write what a finished run leaves behind; a stopped one leaves its checkpoint and
+        numbers."""
         self.folder.mkdir(parents=True, exist_ok=True)
         files = {"checkpoints": Path(self.checkpoints.settings.path)}
         verdict = None
-        if self.sink is not None and self.pipeline.sink is not None and "path" in self.pipeline.sink:
-            files["predictions" if self.pipeline.model else "rows"] = Path(self.pipeline.sink["path"])
+        if (
+            self.sink is not None
+            and self.pipeline.sink is not None
+            and "path" in self.pipeline.sink
+        ):
+            files["predictions" if self.pipeline.model else "rows"] = Path(
+                self.pipeline.sink["path"]
+            )
         if self.loop.totals.rejected:
             path = self.pipeline.dead_letters.path or self.folder / "dead_letters"
             files["dead letters"] = Path(path)
@@ -499,7 +526,11 @@ class Run:
                     stage.restore(self._mark.stages[stage.name])
             if not stopped and self.pipeline.export is not None:
                 files["model"] = self.export()
-                if self.pipeline.export.compress is not None and self.holdout and self.holdout.frame() is not None:
+                if (
+                    self.pipeline.export.compress is not None
+                    and self.holdout
+                    and self.holdout.frame() is not None
+                ):
                     verdict = self.compress()
                     files["served model"] = self.model_path
                     files["verdict"] = self.folder / "verdict.json"
@@ -532,6 +563,10 @@ def run(
     return Run(pipeline, overrides).run(fresh=fresh)
 
 
+def _part(memory: Callable[[], Mapping[str, int]], name: str) -> int:
+    return memory()[name]
+
+
 def _connectors() -> Any:
     import connectors
 
@@ -545,15 +580,6 @@ def _stage(name: str, table: Mapping[str, Any], pipeline: Pipeline) -> Stage:
     return made
 
 
-def _spread(names: Sequence[str], schema: Schema, *, where: str) -> tuple[str, ...]:
-    spread: dict[str, None] = {}
-    for name in names:
-        found = [column for column in schema if fnmatch.fnmatchcase(column, name)] or [name]
-        spread |= dict.fromkeys(found)
-    require(schema, spread, where=where)
-    return tuple(spread)
-
-
 def _require_output(columns: Sequence[str] | None, schema: Schema) -> None:
     from engine.types import RESERVED
 
@@ -565,7 +591,9 @@ def _ranges(frame: pl.DataFrame | None) -> dict[str, tuple[float, float]]:
     if frame is None:
         return {}
     numeric = [c for c, kind in frame.schema.items() if kind.is_numeric() and not c.startswith("_")]
-    ends = frame.select(pl.col(numeric).min().name.prefix("a"), pl.col(numeric).max().name.prefix("b"))
+    ends = frame.select(
+        pl.col(numeric).min().name.prefix("a"), pl.col(numeric).max().name.prefix("b")
+    )
     row = ends.row(0, named=True)
     return {c: (row["a" + c], row["b" + c]) for c in numeric if row["a" + c] is not None}
 

@@ -177,10 +177,9 @@ class Quantiles(Statistic):
     merging form with the scale function k1; cells of the scale are fixed instead of greedy, so
     that all columns are merged by the same few array operations. Nothing in it is random.
 
-    Error of `quantile(q)` in rank: typically sqrt(q (1 - q)) / 100, that is 0.5 % at the median
-    and less towards the ends, which are exact (held by tests for shuffled, sorted and
-    interleaved streams of several distributions). As with every t-digest there is no bound for
-    an adversary's order.
+    Error of `quantile(q)` in rank: 0.2 % or less, mostly below 0.05 %, and less towards the ends,
+    which are exact (held by tests for shuffled, sorted, reversed and interleaved streams of
+    several distributions). As with every t-digest there is no bound for an adversary's order.
 
     Attributes:
         mean: of each cell's numbers, shape (CELLS, columns), ascending where weight > 0.
@@ -236,7 +235,8 @@ class Quantiles(Statistic):
     @property
     def count(self) -> NDArray[np.int64]:
         """Numbers seen, shape (columns,)."""
-        return self.weight.sum(axis=0).astype(np.int64)
+        count: NDArray[np.int64] = self.weight.sum(axis=0).astype(np.int64)
+        return count
 
     def quantile(self, *q: float) -> Floats:
         """The quantiles q (0-1) of each column, shape (len(q), columns); NaN where nothing was
@@ -252,7 +252,7 @@ class Quantiles(Statistic):
         after = np.cumsum(weight)
         ranks = np.concatenate(([0.0], after - weight / 2, after[-1:]))
         values = np.concatenate((self.low[j : j + 1], self.mean[at, j], self.high[j : j + 1]))
-        return np.interp(q * after[-1], ranks, values)
+        return np.asarray(np.interp(q * after[-1], ranks, values))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -370,14 +370,16 @@ def _cells(weight: Floats) -> NDArray[np.int64]:
     after = np.cumsum(weight, axis=0)
     middle = (after - weight / 2) / np.maximum(after[-1], 1)
     k = CELLS * (np.arcsin(np.clip(2 * middle - 1, -1, 1)) / np.pi + 0.5)
-    return np.minimum(k.astype(np.int64), CELLS - 1)
+    cells: NDArray[np.int64] = np.minimum(k, CELLS - 1).astype(np.int64)
+    return cells
 
 
 def _binned(cell: NDArray[np.int64], values: Floats) -> Floats:
     """Sums of the values of each cell, column by column, shape (CELLS, columns)."""
     columns = cell.shape[1]
     at = cell * columns + np.arange(columns)
-    return np.bincount(at.ravel(), values.ravel(), CELLS * columns).reshape(CELLS, columns)
+    sums = np.bincount(at.ravel(), values.ravel(), CELLS * columns).astype(np.float64)
+    return sums.reshape(CELLS, columns)
 
 
 def _counted(column: pl.Series) -> pl.DataFrame:

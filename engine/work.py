@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from engine.evaluation import Evaluation
 from engine.loop import Done
 from engine.metrics import Metrics
+from engine.report import best_baseline
 from engine.types import Batch, Learner, Predictor, Snapshot
 
 QUALITY_SECONDS = 1.0
@@ -215,6 +216,10 @@ def tell_quality(metrics: Metrics, report: Mapping[str, Any]) -> None:
         for name, value in report.get(window, {}).items():
             if isinstance(value, int | float):
                 metrics.quality.labels(metric=name, window=window).set(value)
+    best = best_baseline(report["all"])
+    for name, value in report["all"].get("baselines", {}).get(best, {}).items():
+        if name in report["all"]:
+            metrics.baseline_quality.labels(metric=name).set(value)
 
 
 __all__ = ["Cleaning", "Holdout", "Serving", "Training", "tell_quality"]

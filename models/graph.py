@@ -11,6 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 OPSET = 17
 """Old enough for every runtime of the last years, new enough for LayerNormalization."""
+ML, ML_OPSET = "ai.onnx.ml", 3
+"""The domain of LabelEncoder."""
 
 
 class Graph:
@@ -50,7 +52,9 @@ class Graph:
     ) -> list[str]:
         """One node with several outputs."""
         names = [self.name(kind.lower()) for _ in range(outputs)]
-        self._nodes.append(helper.make_node(kind, list(inputs), names, domain=domain, **attributes))
+        self._nodes.append(
+            helper.make_node(kind, list(inputs), names, name=names[0], domain=domain, **attributes)
+        )
         return names
 
     def input(self, name: str, kind: int, shape: list[int | str]) -> str:
@@ -73,7 +77,9 @@ class Graph:
             infos.append(helper.make_tensor_value_info(public, kind, shape))
         graph = helper.make_graph(self._nodes, "headrace", self._inputs, infos, self._constants)
         model = helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="headrace"
+            graph,
+            opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(ML, ML_OPSET)],
+            producer_name="headrace",
         )
         model.ir_version = 9
         helper.set_model_props(model, metadata)
@@ -81,4 +87,4 @@ class Graph:
         return model
 
 
-__all__ = ["OPSET", "Graph", "TensorProto"]
+__all__ = ["ML", "OPSET", "Graph", "TensorProto"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -42,11 +43,13 @@ class Numbers:
 
     def copy(self) -> Numbers:
         """One that may be written to."""
-        return Numbers(**{f.name: getattr(self, f.name).copy() for f in fields(self)})
-
-    def finite(self) -> bool:
-        """Whether all of it is."""
-        return all(np.isfinite(array).all() for array in self.arrays())
+        return Numbers(
+            scalars=self.scalars.copy(),
+            mean=self.mean.copy(),
+            variance=self.variance.copy(),
+            weights=self.weights.copy(),
+            penalties=self.penalties.copy(),
+        )
 
     def arrays(self) -> tuple[Floats, Floats, Floats, Floats, Floats]:
         """In the order of the fields."""
@@ -141,7 +144,7 @@ class LinearLearner:
             *_inputs(tensors), target, self._bounds, *self._modes, self._rates,
             *numbers.arrays(), scores,
         )  # fmt: skip
-        if not np.isfinite(loss) or not numbers.finite():
+        if not math.isfinite(loss):
             self.aside.append(batch)
             return Step(
                 scores=self.predict(tensors), loss=float("nan"), steps=0, skipped="non_finite"

@@ -25,36 +25,57 @@ def compiled(function: F) -> F:
 
 
 @compiled
-def scale(
-    row: NDArray[np.float32], mean: Floats, variance: Floats, standardize: bool, out: Floats
-) -> None:
-    """The row as the weights see it; 0 for a feature that never varied."""
-    for j in range(len(mean)):
-        if not standardize:
-            out[j] = row[j]
-        elif variance[j] > 0:
-            out[j] = (row[j] - mean[j]) / np.sqrt(variance[j])
-        else:
-            out[j] = 0.0
+def invert(variance: Floats, standardize: bool, inverse: Floats) -> None:
+    """1 / deviation of each feature: 0 for one that never varied, 1 where nothing is scaled."""
+    for j in range(len(variance)):
+        spread = variance[j] if standardize else 1.0
+        inverse[j] = 1 / math.sqrt(spread) if spread > 0 else 0.0
 
 
 @compiled
-def find(codes: Integers, bounds: Integers, slots: Integers) -> None:
-    """Where the weight of each category's code lies; a code outside its table is code 0."""
+def find(categories: Integers, i: int, bounds: Integers, slots: Integers) -> None:
+    """Where the weight of each of row i's codes lies; a code outside its table is code 0."""
     for k in range(len(slots)):
-        known = 0 <= codes[k] < bounds[k + 1] - bounds[k]
-        slots[k] = bounds[k] + codes[k] if known else bounds[k]
+        code = categories[i, k]
+        known = 0 <= code < bounds[k + 1] - bounds[k]
+        slots[k] = bounds[k] + code if known else bounds[k]
 
 
 @compiled
-def score_of(z: Floats, slots: Integers, weights: Floats, intercept: float) -> float:
-    """The linear score."""
+def score_of(
+    numeric: NDArray[np.float32],
+    i: int,
+    slots: Integers,
+    mean: Floats,
+    inverse: Floats,
+    weights: Floats,
+    intercept: float,
+) -> float:
+    """The linear score of row i. Without scaling, mean is 0 and inverse 1."""
     score = 0.0
-    for j in range(len(z)):
-        score += weights[j] * z[j]
+    for j in range(len(mean)):
+        score += weights[j] * ((numeric[i, j] - mean[j]) * inverse[j])
     for k in range(len(slots)):
         score += weights[slots[k]]
     return score + intercept
+
+
+@compiled
+def welford(
+    numeric: NDArray[np.float32],
+    i: int,
+    count: float,
+    mean: Floats,
+    variance: Floats,
+    inverse: Floats,
+) -> None:
+    """Mean, population variance and 1 / deviation with row i too (Welford, 1962)."""
+    share = 1 / count
+    for j in range(len(mean)):
+        gap = numeric[i, j] - mean[j]
+        mean[j] += gap * share
+        variance[j] += (gap * (numeric[i, j] - mean[j]) - variance[j]) * share
+        inverse[j] = 1 / math.sqrt(variance[j]) if variance[j] > 0 else 0.0
 
 
 @compiled
@@ -68,23 +89,13 @@ def link(score: float, logistic: bool) -> float:
 
 
 @compiled
-def welford(row: NDArray[np.float32], count: float, mean: Floats, variance: Floats) -> None:
-    """Mean and population variance with one more row (Welford, 1962)."""
-    for j in range(len(mean)):
-        old = mean[j]
-        mean[j] += (row[j] - old) / count
-        variance[j] += ((row[j] - old) * (row[j] - mean[j]) - variance[j]) / count
-
-
-@compiled
-def loss_of(score: float, target: float, logistic: bool) -> float:
-    """Squared or log loss."""
+def loss_of(score: float, said: float, target: float, logistic: bool) -> float:
+    """Squared or log loss; `said` is the score's link."""
     if not logistic:
         return (score - target) ** 2
-    margin = score if target > 0 else -score
-    if margin > 0:
-        return math.log1p(math.exp(-margin))
-    return math.log1p(math.exp(margin)) - margin
+    if abs(score) > 30:
+        return max(0.0, -score if target > 0 else score)
+    return -math.log(said if target > 0 else 1 - said)
 
 
 @compiled
@@ -132,36 +143,39 @@ def learn_rows(
         rates: lr, intercept_lr, l1, l2, clip_gradient.
 
     Returns:
-        The sum of the rows' losses before they were learned.
+        The sum of the rows' losses before they were learned; not finite where any of the numbers
+        is not.
     """
     lr, intercept_lr, l1, l2, clip = rates
     count, intercept, most, total = scalars[0], scalars[1], scalars[2], 0.0
-    z, slots = np.empty(len(mean)), np.empty(len(bounds) - 1, np.int64)
+    inverse, slots = np.empty(len(mean)), np.empty(len(bounds) - 1, np.int64)
+    invert(variance, standardize, inverse)
     for i in range(len(target)):
-        find(categories[i], bounds, slots)
-        scale(numeric[i], mean, variance, standardize, z)
-        score = score_of(z, slots, weights, intercept)
+        find(categories, i, bounds, slots)
+        score = score_of(numeric, i, slots, mean, inverse, weights, intercept)
         scores[i] = link(score, logistic)
-        total += loss_of(score, target[i], logistic)
+        total += loss_of(score, scores[i], target[i], logistic)
         count += 1
         if standardize:
-            welford(numeric[i], count, mean, variance)
-            scale(numeric[i], mean, variance, standardize, z)
-            score = score_of(z, slots, weights, intercept)
+            welford(numeric, i, count, mean, variance, inverse)
+            score = score_of(numeric, i, slots, mean, inverse, weights, intercept)
         g = min(max(gradient_of(score, target[i], logistic), -clip), clip)
         intercept -= intercept_lr * g
-        for j in range(len(z)):
-            weights[j] -= lr * (g * z[j] + l2 * weights[j])
+        for j in range(len(mean)):
+            z = (numeric[i, j] - mean[j]) * inverse[j]
+            weights[j] -= lr * (g * z + l2 * weights[j])
         for slot in slots:
             weights[slot] -= lr * (g + l2 * weights[slot])
         if l1 > 0:
             most += l1 * lr
-            for j in range(len(z)):
+            for j in range(len(mean)):
                 penalize(j, most, weights, penalties)
             for slot in slots:
                 penalize(slot, most, weights, penalties)
     scalars[0], scalars[1], scalars[2] = count, intercept, most
-    return total
+    # 0 times a number that is not finite is nan.
+    check: float = 0 * (weights.sum() + intercept + mean.sum() + variance.sum())
+    return total + check
 
 
 @compiled
@@ -178,11 +192,12 @@ def predict_rows(
     scores: Floats,
 ) -> None:
     """Write the rows' scores."""
-    z, slots = np.empty(len(mean)), np.empty(len(bounds) - 1, np.int64)
+    inverse, slots = np.empty(len(mean)), np.empty(len(bounds) - 1, np.int64)
+    invert(variance, standardize, inverse)
     for i in range(len(scores)):
-        find(categories[i], bounds, slots)
-        scale(numeric[i], mean, variance, standardize, z)
-        scores[i] = link(score_of(z, slots, weights, scalars[1]), logistic)
+        find(categories, i, bounds, slots)
+        score = score_of(numeric, i, slots, mean, inverse, weights, scalars[1])
+        scores[i] = link(score, logistic)
 
 
 __all__ = ["Floats", "learn_rows", "predict_rows"]

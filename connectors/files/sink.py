@@ -1,12 +1,14 @@
-"""Files as a sink: a folder of parts, one a flush, each there whole or not at all."""
+"""Files as a sink: a folder of numbered parts, each there whole or not at all."""
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 import polars as pl
 from pydantic import Field
@@ -14,53 +16,46 @@ from pydantic import Field
 from engine import types
 from engine.types import HeadraceError, Snapshot, UserError
 
-Write = Callable[[pl.DataFrame, Path], None]
-WRITERS: dict[str, Write] = {
-    "parquet": lambda frame, path: frame.write_parquet(path),
-    "ndjson": lambda frame, path: frame.write_ndjson(path),
-    "csv": lambda frame, path: frame.write_csv(path),
-    "arrow": lambda frame, path: frame.write_ipc(path),
+WRITERS: dict[str, Callable[[pl.DataFrame, IO[bytes]], None]] = {
+    "parquet": lambda frame, file: frame.write_parquet(file),
+    "ndjson": lambda frame, file: frame.write_ndjson(file),
+    "csv": lambda frame, file: frame.write_csv(file),
+    "arrow": lambda frame, file: frame.write_ipc(file),
 }
+"""Format -> writer. NDJSON and CSV have no infinity of their own: NDJSON writes null for it."""
 
 
 class FilesSink:
-    """See `engine.types.Sink`. ``flush`` turns what was written into ``part-00000012.parquet`` and
-    counts up.
+    """See `engine.types.Sink`. `flush` makes what was written the part ``part-00000012.parquet``.
 
-    A part is written under a temporary name, synced, renamed, and the folder synced. Beyond
-    `max_buffer_bytes`, rows
-    go to temporary parts early; only `flush` makes those visible. `restore` removes parts by their
-    number, and never a
-    file of another name.
+    A part is written under a temporary name, synced, renamed, and the folder synced. Rows beyond
+    `max_buffer_bytes` go to temporary parts early; only `flush` makes those visible. `restore`
+    removes parts by their number, and no file of another name.
     """
 
     class Settings(types.Settings):
         """``[sink] kind = "files"``
 
         Attributes:
-            path: the folder; made when it is first needed.
+            path: the folder; made at the first write.
             format: parquet, ndjson, csv or arrow.
             max_buffer_bytes: rows held in memory between flushes.
         """
 
         path: str
         format: Literal["parquet", "ndjson", "csv", "arrow"] = "parquet"
-        max_buffer_bytes: int = Field(64 << 20, ge=1)
+        max_buffer_bytes: int = Field(default=64 << 20, ge=1)
 
     def __init__(self, settings: FilesSink.Settings) -> None:
+        """Raises: UserError where the folder can never be made or written."""
         self.settings = settings
         self.folder = Path(settings.path)
-        self._write = WRITERS[settings.format]
         self._frames: list[pl.DataFrame] = []
         self._nbytes = 0
         self._spilled: list[Path] = []
         self._next = 0
+        self._pattern = re.compile(rf"part-(\d{{8,}})\.{settings.format}(\.tmp)?")
         self._check()
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held in memory."""
-        return self._nbytes
 
     def write(self, frame: pl.DataFrame) -> None:
         """See `engine.types.Sink`. Raises: HeadraceError when the disk is full."""
@@ -72,18 +67,17 @@ class FilesSink:
             self._spill()
 
     def flush(self) -> None:
-        """See `engine.types.Sink`. Raises: HeadraceError when the disk is full; nothing of it is
-        visible then."""
+        """See `engine.types.Sink`. Raises: HeadraceError when the disk is full."""
         self._spill()
         if not self._spilled:
             return
         try:
             for temporary in self._spilled:
-                temporary.replace(self._part(self._next))
-                self._next += 1
+                temporary.replace(temporary.with_suffix(""))
             _sync(self.folder)
         except OSError as error:
-            raise self._error(error) from error
+            raise self._error(self.folder, error) from error
+        self._next += len(self._spilled)
         self._spilled = []
 
     def snapshot(self) -> Snapshot:
@@ -93,12 +87,14 @@ class FilesSink:
     def restore(self, value: Snapshot) -> None:
         """Remove parts of this number and above, and temporary ones; None removes all parts."""
         self.close()
-        self._next = value or 0
-        pattern = re.compile(rf"part-(\d{{8}})\.{self.settings.format}(\.tmp)?")
-        for path in self.folder.iterdir() if self.folder.is_dir() else ():
-            match = pattern.fullmatch(path.name)
-            if match and (match[2] or int(match[1]) >= self._next):
-                path.unlink()
+        self._next = 0 if value is None else int(value)
+        try:
+            for path in list(self.folder.iterdir()) if self.folder.is_dir() else []:
+                part = self._pattern.fullmatch(path.name)
+                if part and (part[2] or int(part[1]) >= self._next):
+                    path.unlink()
+        except OSError as error:
+            raise self._error(self.folder, error) from error
 
     def close(self) -> None:
         """See `engine.types.Sink`."""
@@ -106,45 +102,63 @@ class FilesSink:
             temporary.unlink(missing_ok=True)
         self._frames, self._nbytes, self._spilled = [], 0, []
 
-    def _part(self, number: int) -> Path:
-        return self.folder / f"part-{number:08d}.{self.settings.format}"
-
     def _spill(self) -> None:
-        """What is in memory to one temporary part."""
+        """What is in memory becomes one temporary part, safe on the disk."""
         if not self._frames:
             return
-        part = self._part(self._next + len(self._spilled))
-        temporary = part.with_name(part.name + ".tmp")
+        number = self._next + len(self._spilled)
+        temporary = self.folder / f"part-{number:08d}.{self.settings.format}.tmp"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._write(pl.concat(self._frames), temporary)
-            _sync(temporary)
-        except (OSError, pl.exceptions.ComputeError) as error:
-            temporary.unlink(missing_ok=True)
-            raise self._error(error) from error
+            with temporary.open("wb") as file:
+                file.write(self._encoded())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            self._discard(temporary)
+            raise self._error(temporary, error) from error
         self._spilled.append(temporary)
         self._frames, self._nbytes = [], 0
 
+    def _encoded(self) -> memoryview:
+        """The part in memory: a disk that fills up while polars itself writes to it is a panic."""
+        buffer = io.BytesIO()
+        WRITERS[self.settings.format](pl.concat(self._frames), buffer)
+        return buffer.getbuffer()
+
+    def _discard(self, temporary: Path) -> None:
+        """Free the space at once; where even that fails, `restore` does it later."""
+        try:
+            temporary.unlink(missing_ok=True)
+        except OSError:
+            return
+
     def _check(self) -> None:
-        """A folder that can never be written is known now. Raises: UserError."""
         place = self.folder.absolute()
-        while not place.exists():
+        while not place.exists() and place != place.parent:
             place = place.parent
-        if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        if not place.is_dir():
             raise UserError(
-                f"[sink] path '{self.folder}' cannot be written: expected a writable folder at {place}."
+                f"[sink] path '{self.folder}' cannot be a folder: '{place}' is a file; choose "
+                "another path."
+            )
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise UserError(
+                f"[sink] path '{self.folder}' cannot be written: no permission at '{place}'; grant "
+                "it, or choose another path."
             )
 
-    def _error(self, error: Exception) -> HeadraceError:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    def _error(self, path: Path, error: OSError) -> HeadraceError:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        what = "free some space" if full else "mend that"
         return HeadraceError(
-            f"[sink] cannot write to {self.folder}: {reason}; mend that and start again: nothing before "
-            "the last checkpoint is lost."
+            f"[sink] cannot write {path}: {error.strerror}: {what} and start again; nothing "
+            "before the last checkpoint is lost."
         )
 
 
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

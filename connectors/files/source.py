@@ -1,24 +1,20 @@
-"""Files as a source: CSV, NDJSON, Parquet, Arrow; one after the other, in the order of their
-names."""
+"""Files as a source: CSV, NDJSON, Parquet and Arrow, one after the other."""
 
 from __future__ import annotations
 
 import csv
-import glob
-import importlib.resources
 import io
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import polars as pl
 from polars.exceptions import PolarsError
 from pydantic import Field
 
-from connectors.files.table import TableFile
-from connectors.files.text import OPENERS, TextFile
+from connectors.files.paths import find, kind
+from connectors.files.table import KINDS, SortedRows, TableFile
+from connectors.files.text import TextFile
 from connectors.formats.columns import Columns
 from connectors.formats.csv import Csv
 from connectors.formats.ndjson import Ndjson
@@ -35,96 +31,91 @@ from engine.types import (
     nearest,
 )
 
-EXTENSIONS = {
-    ".csv": "csv", ".tsv": "csv", ".ndjson": "ndjson", ".jsonl": "ndjson", ".json": "ndjson",
-    ".parquet": "parquet", ".arrow": "arrow", ".ipc": "arrow", ".feather": "arrow",
-}  # fmt: skip
 SAMPLE_ROWS = 1_000
+"""Rows of a text file that its columns' types are guessed from."""
 
 
 class FilesSource:
-    """See `engine.types.Source`. A file is a partition, named by its path.
+    """See `engine.types.Source`. A file is a partition, named by its path as given or found.
 
-    Plain text is sought in, Parquet and Arrow skip row groups and record batches, compressed text
-    is decompressed and
-    passed over. Memory holds one block of text or one chunk of 131,072 rows; with `order_by`,
-    everything.
+    Positions are byte offsets in the (decompressed) text, row numbers in Parquet and Arrow. Plain
+    text is sought in, Parquet and Arrow skip row groups and record batches, compressed text is read
+    over. Memory holds one block of text or one row group; with `order_by`, everything.
     """
 
     class Settings(types.Settings):
         """``[source] kind = "files"``
 
         Attributes:
-            path: a file, a glob, a list of them, or ``package:path/in/package`` for data that a
-            package ships.
-            format: csv, ndjson, parquet or arrow; by the file's extension unless given.
-            delimiter: of CSV; a tab for .tsv.
-            order_by: SQL expressions to sort by, stably; reads all files at once, as one partition
-            whose positions
-                are row numbers in that order. CSV columns are text here: CAST them.
+            path: a file, a glob, a list of them, or ``package:path/in/package`` for data that an
+                installed package ships.
+            format: csv, ndjson, parquet or arrow; by the files' extension unless given.
+            delimiter: of CSV; a comma, for ``.tsv`` a tab, unless given.
+            order_by: SQL expressions to sort by, stably, nulls last; reads all files at once as one
+                partition whose positions are row numbers in that order. CSV columns are text here:
+                CAST them.
             max_record_bytes: the longest row of text that is accepted.
         """
 
         path: str | tuple[str, ...]
         format: Literal["csv", "ndjson", "parquet", "arrow"] | None = None
-        delimiter: str | None = Field(None, min_length=1, max_length=1)
+        delimiter: str | None = Field(default=None, pattern=r"^[\x01-\x7f]$")
         order_by: tuple[str, ...] = ()
-        max_record_bytes: int = Field(16 << 20, ge=1)
+        max_record_bytes: int = Field(default=16 << 20, ge=1)
 
     format: Format
 
     def __init__(self, settings: FilesSource.Settings) -> None:
+        """Raises: UserError where the path leads to no file, or to files of several formats."""
         self.settings = settings
-        self._files = _find(settings.path)
-        self._kind = settings.format or _kind(next(iter(self._files.values())), settings.path)
+        paths = (settings.path,) if isinstance(settings.path, str) else settings.path
+        self._files = find(paths)
+        self._kind = settings.format or kind(self._files)
+        self._names = [",".join(paths)] if settings.order_by else list(self._files)
         self._headers: dict[str, list[str]] = {}
-        self.format = self._format()
         self._columns: list[str] | None = None
-        self._positions: dict[str, int] = {}
-        self._order = list(self._files)
-        self._at = 0
-        self._open: TextFile | TableFile | None = None
         self._sorted: pl.DataFrame | None = None
-        self._sizes = {name: path.stat().st_size for name, path in self._files.items()}
+        self._positions: Mapping[str, int] = {}
+        self._totals: dict[str, int] = {}
+        self._nexts: dict[str, int] = {}
+        self._at = 0
+        self._file: TextFile | TableFile | None = None
+        self.format = self._format()
 
-    # ----------------------------------------------------------------------------- the protocol
+    # ---------------------------------------------------------------------------- the protocol
 
     def schema(self, declared: Schema) -> Schema:
-        """See `engine.types.Source`. Looks at the first file only.
+        """See `engine.types.Source`. Looks into the first file, for its types at 1,000 rows.
 
-        Raises: UserError when a declared column is not in it.
+        Raises: UserError when a declared column is not in it (NDJSON: a field may be absent).
         """
-        there = self._there(declared)
         rest = declared.get("*")
-        named = {c: kind for c, kind in declared.items() if c != "*"}
-        for column in named:
-            if there and column not in there:
-                raise UserError(
-                    f"[source.schema] names column '{column}', which {self._order[0]} does not have."
-                    f"{nearest(column, there)}"
-                )
+        named = {c: dtype for c, dtype in declared.items() if c != "*"}
+        there = self._there(guess=not declared)
+        if self._kind != "ndjson":
+            self._check(named, there)
         if not declared:
             schema = there
-        elif rest is not None:
-            schema = {c: named.get(c, rest) for c in (there or named)}
-        else:
+        elif rest is None:
             schema = named
+        else:
+            schema = {c: named.get(c, rest) for c in there} | named
         self._columns = list(schema)
         return schema
 
     def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
-        """See `engine.types.Source`; a file never keeps one waiting."""
-        if self.settings.order_by:
-            return self._read_sorted(max_rows, max_bytes)
-        while self._at < len(self._order):
-            name = self._order[self._at]
-            if self._open is None:
-                self._open = self._start(name)
-            records = self._open.read(max_rows, max_bytes)
+        """See `engine.types.Source`; a file never keeps one waiting, so never None."""
+        while self._at < len(self._names):
+            name = self._names[self._at]
+            if self._file is None:
+                self._file = self._open(name)
+                self._file.skip_to(self._positions.get(name, 0))
+            records = self._file.read(max_rows, max_bytes)
+            self._totals[name] = self._file.total
+            self._nexts[name] = self._file.next
             if records is not None:
                 return records
-            self._open.close()
-            self._open = None
+            self.close()
             self._at += 1
         raise EndOfStream
 
@@ -132,183 +123,170 @@ class FilesSource:
         """See `engine.types.Source`."""
         self.close()
         self._positions = dict(mark.positions)
+        self._nexts = {}
         self._at = 0
 
     def commit(self, mark: Mark) -> None:
         """Nothing: a file is not changed by reading it."""
 
     def lag(self) -> Mapping[str, int]:
-        """Empty: the rows of a text file are not known before they are read."""
-        return {}
+        """Partition -> bytes (text) or rows not read yet, of the files opened so far."""
+        return {n: max(0, self._totals[n] - at) for n, at in list(self._nexts.items())}
 
     def progress(self, mark: Mark) -> float | None:
-        """Share of the bytes (text) or rows before the mark; compressed text counts by whole
-        files."""
-        if self._sorted is not None:
-            return mark.positions.get(self._name, 0) / max(1, self._sorted.height)
-        done = 0.0
-        for name, position in mark.positions.items():
-            total = self._lengths.get(name)
-            done += self._sizes.get(name, 0) * min(1.0, position / total if total else 1.0)
-        return done / max(1, sum(self._sizes.values()))
+        """Share of the bytes of all files before the mark; inside a compressed file, a guess."""
+        sizes = [1] if self.settings.order_by else [p.stat().st_size for p in self._files.values()]
+        last = max((i for i, n in enumerate(self._names) if n in mark.positions), default=-1)
+        if last < 0:
+            return 0.0
+        name = self._names[last]
+        total = self._totals.get(name, 0)
+        within = min(1.0, mark.positions[name] / total) if total else 0.0
+        return (sum(sizes[:last]) + sizes[last] * within) / max(1, sum(sizes))
 
     def close(self) -> None:
         """See `engine.types.Source`."""
-        if self._open is not None:
-            self._open.close()
-            self._open = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
-    # ------------------------------------------------------------------------------------ inside
-
-    @property
-    def _name(self) -> str:
-        """The partition of a sorted source."""
-        path = self.settings.path
-        return path if isinstance(path, str) else ",".join(path)
-
-    @property
-    def _lengths(self) -> dict[str, int]:
-        """Partition -> its last position, where that is cheap to know."""
-        lengths = {
-            name: self._sizes[name]
-            for name, path in self._files.items()
-            if self._kind in ("csv", "ndjson") and path.suffix not in OPENERS
-        }
-        if isinstance(self._open, TableFile):
-            lengths[self._open.name] = self._open.rows
-        return lengths
-
-    def _format(self) -> Format:
-        if self._kind == "csv":
-            return Csv(self._headers, self._delimiter)
-        return Ndjson() if self._kind == "ndjson" and not self.settings.order_by else Columns()
+    # ---------------------------------------------------------------------------------- formats
 
     @property
     def _delimiter(self) -> str:
-        tabs = any(".tsv" in path.suffixes for path in self._files.values())
+        tabs = all(".tsv" in path.suffixes for path in self._files.values())
         return self.settings.delimiter or ("\t" if tabs else ",")
 
-    def _start(self, name: str) -> TextFile | TableFile:
-        path, position = self._files[name], self._positions.get(name, 0)
-        if self._kind in ("parquet", "arrow"):
-            table = TableFile(path, name, self._kind, self._columns)
-            table.skip_to(position)
-            return table
-        file = self._text(name, path)
-        file.skip_to(position)
+    def _format(self) -> Format:
+        if self.settings.order_by or self._kind in KINDS:
+            return Columns()
+        return Csv(self._headers, self._delimiter) if self._kind == "csv" else Ndjson()
+
+    def _open(self, name: str) -> TextFile | TableFile:
+        if self.settings.order_by:
+            return SortedRows(self._in_order(), name)
+        path = self._files[name]
+        if self._kind in KINDS:
+            return KINDS[self._kind](path, name, self._columns)
+        return self._text(path, name)
+
+    def _text(self, path: Path, name: str) -> TextFile:
+        delimiter = self._delimiter if self._kind == "csv" else None
+        file = TextFile(path, name, delimiter=delimiter, max_record=self.settings.max_record_bytes)
+        if delimiter is not None:
+            self._headers[name] = header(file.header(), name, delimiter)
+            file.keep_blank = len(self._headers[name]) == 1
         return file
 
-    def _text(self, name: str, path: Path) -> TextFile:
-        file = TextFile(
-            path, name, quotes=self._kind == "csv", max_record=self.settings.max_record_bytes
-        )
-        if self._kind == "csv":
-            self._headers[name] = self._header(file)
-        return file
+    # ----------------------------------------------------------------------------------- schema
 
-    def _header(self, file: TextFile) -> list[str]:
-        line = file.header()
-        if line is None:
-            raise UserError(f"{file.name} is empty: expected a CSV header in its first line.")
-        names = next(csv.reader(io.StringIO(line), delimiter=self._delimiter))
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise UserError(
-                f"{file.name} has column '{twice[0]}' twice in its header: rename one of them."
-            )
-        return names
-
-    def _there(self, declared: Schema) -> Schema:
-        """The columns of the first file; a guess of their types for text; {} where it is empty
-        NDJSON."""
+    def _there(self, *, guess: bool) -> Schema:
+        """The columns of the first file; without `guess`, those of text are all text."""
         name, path = next(iter(self._files.items()))
-        if self._kind in ("parquet", "arrow"):
-            return TableFile(path, name, self._kind).schema
-        if self._kind == "csv" and declared:
-            file = self._text(name, path)
-            file.close()
-            return dict.fromkeys(self._headers[name], pl.String())
-        if declared and "*" not in declared:
-            return {}  # a field that NDJSON lacks is null
-        return self._sample(name, path)
-
-    def _sample(self, name: str, path: Path) -> Schema:
-        file = self._text(name, path)
-        records = file.read(SAMPLE_ROWS, self.settings.max_record_bytes)
-        file.close()
-        if self._kind == "ndjson" and records is None:
-            return {}
+        if self._kind in KINDS:
+            table = KINDS[self._kind](path, name)
+            table.close()
+            return table.schema
+        file = self._text(path, name)
         try:
-            if self._kind == "ndjson":
-                assert records is not None
-                frame = pl.read_ndjson(io.BytesIO(_bytes(records)), infer_schema_length=None)
-            else:
-                raw = b"" if records is None else _bytes(records)
-                kinds = {str(i): c for i, c in enumerate(self._headers[name])}
-                frame = pl.read_csv(
-                    io.BytesIO(raw),
-                    has_header=False,
-                    new_columns=list(kinds.values()),
-                    infer_schema_length=None,
-                    try_parse_dates=True,
-                    separator=self._delimiter,
-                    raise_if_empty=False,
-                )
+            if self._kind == "csv" and not guess:
+                return dict.fromkeys(self._headers[name], pl.String())
+            return self._guess(file)
+        finally:
+            file.close()
+
+    def _guess(self, file: TextFile) -> Schema:
+        records = file.read(SAMPLE_ROWS, self.settings.max_record_bytes)
+        data = io.BytesIO(b"" if records is None else _bytes(records))
+        try:
+            frame = self._parse(data, self._headers.get(file.name))
         except PolarsError as error:
-            reason = str(error).splitlines()[0]
             raise UserError(
-                f"The columns of {name} cannot be guessed from its first rows: {reason}; "
-                "declare them in [source.schema]."
+                f"The columns of {file.name} cannot be guessed from its first rows: "
+                f"{_line(error)}; declare them in [source.schema]."
             ) from None
-        return {c: pl.String() if k == pl.Null else k for c, k in frame.schema.items()}
+        odd = (pl.Null, pl.Time)
+        return {c: pl.String() if t.base_type() in odd else t for c, t in frame.schema.items()}
 
-    # ------------------------------------------------------------------------------------- sorted
-
-    def _read_sorted(self, max_rows: int, max_bytes: int) -> Records:
-        if self._sorted is None:
-            self._sorted = self._sort()
-        start = self._positions.get(self._name, 0)
-        part = self._sorted.slice(start, max_rows)
-        size = int(part.estimated_size())
-        if size > max_bytes:
-            part = part.head(max(1, part.height * max_bytes // size))
-        if not part.height:
-            raise EndOfStream
-        stop = start + part.height
-        self._positions = {self._name: stop}
-        return Records(
-            partition=self._name,
-            positions=np.arange(start, stop),
-            next=stop,
-            values=part,
-            arrived=time.monotonic(),
+    def _parse(self, data: io.BytesIO, names: list[str] | None) -> pl.DataFrame:
+        if names is None:
+            empty = not data.getbuffer().nbytes
+            return pl.DataFrame() if empty else pl.read_ndjson(data, infer_schema_length=None)
+        return pl.read_csv(
+            data,
+            has_header=False,
+            new_columns=names,
+            separator=self._delimiter,
+            infer_schema_length=None,
+            try_parse_dates=True,
+            truncate_ragged_lines=True,
+            raise_if_empty=False,
         )
 
-    def _sort(self) -> pl.DataFrame:
-        frames = [self._whole(name, path) for name, path in self._files.items()]
-        try:
-            keys = [pl.sql_expr(sql) for sql in self.settings.order_by]
-            return pl.concat(frames).sort(keys, maintain_order=True, nulls_last=True)
-        except PolarsError as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f"[source] order_by {list(self.settings.order_by)} cannot be done: {reason}; "
-                "CSV columns are text here: CAST them."
-            ) from None
+    def _check(self, named: Schema, there: Schema) -> None:
+        for column in named:
+            if column not in there:
+                raise UserError(
+                    f"[source.schema] names column '{column}', which {next(iter(self._files))} "
+                    f"does not have.{nearest(column, there)}"
+                )
 
-    def _whole(self, name: str, path: Path) -> pl.DataFrame:
-        if self._kind in ("parquet", "arrow"):
-            return TableFile(path, name, self._kind, self._columns).whole()
-        raw = OPENERS[path.suffix](path.open("rb")).read() if path.suffix in OPENERS else path
+    # ----------------------------------------------------------------------------------- sorted
+
+    def _in_order(self) -> pl.DataFrame:
+        if self._sorted is None:
+            frames = [self._whole(path, name) for name, path in self._files.items()]
+            try:
+                keys = [pl.sql_expr(sql) for sql in self.settings.order_by]
+                frame = pl.concat(frames)
+                frame = frame.sort(keys, maintain_order=True, nulls_last=True)
+                self._sorted = frame.select(self._columns or frame.columns)
+            except PolarsError as error:
+                raise UserError(
+                    f"[source] order_by {list(self.settings.order_by)} cannot be done: "
+                    f"{_line(error)}; the columns are {frames[0].columns}, of CSV all text."
+                ) from None
+        return self._sorted
+
+    def _whole(self, path: Path, name: str) -> pl.DataFrame:
+        """All rows of a file; text columns where it is CSV."""
+        if self._kind in KINDS:
+            return KINDS[self._kind](path, name).whole()
+        file = self._text(path, name)
+        parts = []
+        while (records := file.read(1 << 30, 1 << 40)) is not None:
+            parts.append(_bytes(records))
+        file.close()
+        schema = dict.fromkeys(self._headers.get(name, ()), pl.String())
+        if not parts:
+            return pl.DataFrame(schema=schema)
+        data = io.BytesIO(b"".join(parts))
         try:
             if self._kind == "ndjson":
-                return pl.read_ndjson(raw, infer_schema_length=None)
-            return pl.read_csv(raw, infer_schema=False, separator=self._delimiter)
-        except (PolarsError, OSError, EOFError) as error:
-            reason = str(error).splitlines()[0]
+                return pl.read_ndjson(data, infer_schema_length=None)
+            return pl.read_csv(data, has_header=False, schema=schema, separator=self._delimiter)
+        except PolarsError as error:
             raise HeadraceError(
-                f"{name} cannot be read whole, as order_by needs: {reason}."
+                f"{name} cannot be read whole, as [source] order_by needs: {_line(error)}; mend "
+                "the file, or sort it yourself and leave order_by out."
             ) from None
+
+
+def header(raw: bytes | None, name: str, delimiter: str) -> list[str]:
+    """Column names of a CSV's first row.
+
+    Raises: UserError when there is none, it is not UTF-8, or names a column twice.
+    """
+    if raw is None:
+        raise UserError(f"{name} is empty: expected a CSV header in its first line.")
+    try:
+        names = next(csv.reader(io.StringIO(raw.decode().strip("\r\n")), delimiter=delimiter))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"The header of {name} cannot be read: {error}; mend it.") from None
+    twice = [c for i, c in enumerate(names) if c in names[:i]]
+    if twice:
+        raise UserError(f"{name} has column '{twice[0]}' twice in its header: rename one of them.")
+    return names
 
 
 def _bytes(records: Records) -> bytes:
@@ -317,52 +295,8 @@ def _bytes(records: Records) -> bytes:
     return values.data[values.bounds[0] : values.bounds[-1]].tobytes()
 
 
-def _find(paths: str | tuple[str, ...]) -> dict[str, Path]:
-    """Partition -> file. Raises: UserError for a path that leads to none."""
-    found: dict[str, Path] = {}
-    for text in (paths,) if isinstance(paths, str) else paths:
-        package, colon, inside = text.partition(":")
-        if colon and package.replace(".", "").replace("_", "").isalnum() and len(package) > 1:
-            found[text] = _resource(package, inside)
-        elif glob.has_magic(text):
-            matching = sorted(glob.glob(text, recursive=True))  # noqa: PTH207 - may be absolute
-            found |= {name: Path(name) for name in matching if Path(name).is_file()}
-            if not matching:
-                raise UserError(f"[source] path '{text}' matches no file.")
-        else:
-            if not Path(text).is_file():
-                near = nearest(Path(text).name, _names(Path(text).parent))
-                raise UserError(f"[source] path '{text}' is no file.{near}")
-            found[text] = Path(text)
-    return dict(sorted(found.items()))
-
-
-def _names(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir()] if folder.is_dir() else []
-
-
-def _resource(package: str, inside: str) -> Path:
-    try:
-        place = importlib.resources.files(package)
-    except ModuleNotFoundError:
-        raise UserError(
-            f"[source] path '{package}:{inside}' needs the package '{package}': pip install it."
-        ) from None
-    file = place.joinpath(inside)
-    if not file.is_file() or not isinstance(file, Path):
-        raise UserError(f"[source] path '{package}:{inside}' is no file of that package.")
-    return file
-
-
-def _kind(path: Path, given: object) -> str:
-    suffixes = [s for s in path.suffixes if s not in OPENERS]
-    kind = EXTENSIONS.get(suffixes[-1] if suffixes else "")
-    if kind is None:
-        raise UserError(
-            f"[source] path '{given}' has no extension that says what it is: set [source] format to csv, "
-            "ndjson, parquet or arrow."
-        )
-    return kind
+def _line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 __all__ = ["FilesSource"]

@@ -3,104 +3,198 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from polars.exceptions import PolarsError
+from pyarrow import ipc
 
-from engine.types import HeadraceError, Records
+from engine.types import HeadraceError, Records, Schema
 
 CHUNK_ROWS = 131_072
-"""Rows decoded at a time: enough to keep all cores busy, little enough to be held twice."""
+"""Rows of a Parquet row group decoded at a time; a smaller group is decoded whole."""
 
 
-class TableFile:
-    """One Parquet or Arrow file as slices; positions are row numbers.
+class TableFile(ABC):
+    """One file as slices; positions are row numbers.
 
-    A chunk is decoded at once and handed out in slices that share its memory. What lies before the
-    position is
-    skipped by row groups or record batches.
+    A chunk (row group, record batch) is decoded at once and handed out in slices that share its
+    memory; chunks before the position are not touched.
 
     Args:
         path: the file.
         name: the partition.
-        kind: ``parquet`` or ``arrow``.
-        columns: to decode; None decodes all.
+        columns: to decode, those the file has of them; None decodes all.
 
-    Raises (all methods): HeadraceError for a file that is none of its kind, is cut short or
-    damaged.
+    Attributes:
+        schema: the file's columns, before that choice.
+        bounds: rows at which chunks start, and the end, shape (chunks + 1,).
+
+    Raises (all methods): HeadraceError for a file that is none of its kind, cut short or damaged.
     """
 
-    def __init__(self, path: Path, name: str, kind: str, columns: list[str] | None = None) -> None:
+    kind = ""
+    schema: Schema
+    bounds: NDArray[np.int64]
+
+    def __init__(self, path: Path, name: str, columns: Sequence[str] | None = None) -> None:
         self.name = name
-        self._kind = kind
-        scan = pl.scan_parquet if kind == "parquet" else pl.scan_ipc
-        try:
-            frame = scan(path, glob=False) if kind == "parquet" else scan(path)
-            self.schema = dict(frame.collect_schema())
-            self.rows = int(frame.select(pl.len()).collect().item())
-        except (PolarsError, OSError) as error:
-            raise self._error(error) from None
-        wanted = [c for c in columns if c in self.schema] if columns is not None else None
-        self._frame = frame if wanted is None else frame.select(wanted)
-        self._row_bytes = max(1, path.stat().st_size // max(1, self.rows))
-        self._chunk = pl.DataFrame()
-        self._at = 0
         self.next = 0
+        self._chunk = pl.DataFrame()
+        self._start = 0
+        """Row number of the chunk's first row."""
+        try:
+            self._open(path, columns)
+        except (OSError, pa.ArrowException, PolarsError) as error:
+            raise self._error(error) from error
+
+    @property
+    def rows(self) -> int:
+        return int(self.bounds[-1])
+
+    @property
+    def total(self) -> int:
+        """The last position."""
+        return self.rows
 
     def skip_to(self, position: int) -> None:
         """Go on at a row number."""
+        if position > self.rows:
+            raise HeadraceError(
+                f"{self.name} has {self.rows} rows, fewer than {position}, where to resume: "
+                "expected the same file as before."
+            )
         self.next = position
-        self._chunk, self._at = self._chunk.clear(), 0
 
     def read(self, max_rows: int, max_bytes: int) -> Records | None:
-        """The next rows; None at the end of the file."""
-        if self._at >= self._chunk.height:
-            if self.next >= self.rows:
-                return None
-            self._decode(max_bytes)
-        part = self._chunk.slice(self._at, max_rows)
-        size = int(part.estimated_size())
-        if size > max_bytes:
-            part = part.head(max(1, part.height * max_bytes // size))
-        self._at += part.height
-        start, self.next = self.next, self.next + part.height
+        """The next rows of one chunk; None at the end of the file."""
+        if self.next >= self.rows:
+            return None
+        chunk = self._current()
+        at = self.next - self._start
+        wide = int(chunk.estimated_size()) // chunk.height + 8
+        values = chunk.slice(at, max(1, min(max_rows, max_bytes // wide)))
+        start, self.next = self.next, self.next + values.height
         return Records(
             partition=self.name,
             positions=np.arange(start, self.next),
             next=self.next,
-            values=part,
+            values=values,
             arrived=time.monotonic(),
         )
 
     def whole(self) -> pl.DataFrame:
         """All rows at once."""
-        try:
-            return self._frame.collect()
-        except (PolarsError, OSError) as error:
-            raise self._error(error) from None
+        frames = [self._decoded(i) for i in range(len(self.bounds) - 1)]
+        return pl.concat(frames) if frames else pl.DataFrame(schema=self.schema)
 
     def close(self) -> None:
         """Let go of the chunk."""
-        self._chunk = self._chunk.clear()
+        self._chunk = pl.DataFrame()
 
-    def _decode(self, max_bytes: int) -> None:
-        rows = max(1, min(CHUNK_ROWS, max_bytes // self._row_bytes))
+    def _current(self) -> pl.DataFrame:
+        if not self._start <= self.next < self._start + self._chunk.height:
+            number = int(np.searchsorted(self.bounds, self.next, "right")) - 1
+            self._start = int(self.bounds[number])
+            self._chunk = self._decoded(number)
+        return self._chunk
+
+    def _decoded(self, number: int) -> pl.DataFrame:
         try:
-            self._chunk = self._frame.slice(self.next, rows).collect()
-        except (PolarsError, OSError) as error:
-            raise self._error(error) from None
-        self._at = 0
-        assert self._chunk.height, f"{self.name} has {self.rows} rows, none at {self.next}"
-        self._row_bytes = max(1, int(self._chunk.estimated_size()) // self._chunk.height)
+            return self._decode(number)
+        except (OSError, pa.ArrowException, PolarsError) as error:
+            raise self._error(error) from error
 
     def _error(self, error: Exception) -> HeadraceError:
-        reason = str(error).splitlines()[0]
         return HeadraceError(
-            f"{self.name} cannot be read as {self._kind}: {reason}; expected a whole "
-            "file: replace it."
+            f"{self.name} cannot be read as {self.kind} at row {self.next}: "
+            f"{str(error).partition(chr(10))[0]}; the file is cut short, damaged or of another "
+            "format: replace it, or set [source] format."
         )
 
+    @abstractmethod
+    def _open(self, path: Path, columns: Sequence[str] | None) -> None:
+        """Set `schema` and `bounds`."""
 
-__all__ = ["TableFile"]
+    @abstractmethod
+    def _decode(self, number: int) -> pl.DataFrame:
+        """Chunk `number`."""
+
+
+class ParquetFile(TableFile):
+    """Slices of a lazy scan: polars decodes columns in parallel and skips row groups."""
+
+    kind = "parquet"
+
+    def _open(self, path: Path, columns: Sequence[str] | None) -> None:
+        metadata = pq.read_metadata(path)
+        sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        ends = np.cumsum([0, *sizes])
+        inner = [np.arange(a, b, CHUNK_ROWS) for a, b in pairwise(ends)]
+        self.bounds = np.concatenate([*inner, ends[-1:]]).astype(np.int64)
+        frame = pl.scan_parquet(path, glob=False)
+        self.schema = dict(frame.collect_schema())
+        self._frame = frame.select([c for c in columns or self.schema if c in self.schema])
+
+    def _decode(self, number: int) -> pl.DataFrame:
+        start, stop = self.bounds[number : number + 2]
+        return self._frame.slice(int(start), int(stop - start)).collect()
+
+
+class ArrowFile(TableFile):
+    """Record batches of a memory map: nothing is copied where the file is not compressed."""
+
+    kind = "arrow"
+
+    def _open(self, path: Path, columns: Sequence[str] | None) -> None:
+        self._map = pa.memory_map(str(path))
+        names = ipc.open_file(self._map).schema.names
+        fields = [i for i, name in enumerate(names) if columns is None or name in columns]
+        self._reader = self._columns(fields)
+        narrow = self._columns([0])  # batches do not say their size unread: read little of them
+        sizes = [narrow.get_batch(i).num_rows for i in range(narrow.num_record_batches)]
+        self.bounds = np.cumsum([0, *sizes]).astype(np.int64)
+        empty = pl.from_arrow(ipc.open_file(self._map).schema.empty_table())
+        assert isinstance(empty, pl.DataFrame)
+        self.schema = dict(empty.schema)
+
+    def _decode(self, number: int) -> pl.DataFrame:
+        frame = pl.from_arrow(pa.Table.from_batches([self._reader.get_batch(number)]))
+        assert isinstance(frame, pl.DataFrame)
+        return frame
+
+    def close(self) -> None:
+        super().close()
+        self._map.close()
+
+    def _columns(self, fields: list[int]) -> ipc.RecordBatchFileReader:
+        return ipc.open_file(self._map, options=ipc.IpcReadOptions(included_fields=fields))
+
+
+class SortedRows(TableFile):
+    """Rows that are in memory already, as a file of one chunk."""
+
+    kind = "table"
+
+    def __init__(self, frame: pl.DataFrame, name: str) -> None:
+        self._frame = frame
+        super().__init__(Path(), name)
+
+    def _open(self, path: Path, columns: Sequence[str] | None) -> None:
+        self.schema = dict(self._frame.schema)
+        self.bounds = np.array([0, self._frame.height])
+
+    def _decode(self, number: int) -> pl.DataFrame:
+        return self._frame
+
+
+KINDS: dict[str, type[TableFile]] = {"parquet": ParquetFile, "arrow": ArrowFile}
+
+__all__ = ["KINDS", "ArrowFile", "ParquetFile", "SortedRows", "TableFile"]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
+
 import numpy as np
 import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
+from polars.exceptions import PolarsError
 
 from engine.types import PARTITION, POSITION, Records, Rejects, Values
 
@@ -67,10 +70,29 @@ def binary(values: Values) -> pl.Series:
 
 
 def shown(raw: pl.Series) -> pl.Series:
-    """Bytes as text for a dead letter, without the line end; what is not UTF-8 as hex."""
+    """Bytes as text for a dead letter, without the line end; what is not UTF-8 as ``\\xff``."""
     head = raw.bin.slice(0, SHOWN)
-    text = head.cast(pl.String, strict=False).fill_null(head.bin.encode("hex"))
+    try:
+        text = head.cast(pl.String)
+    except PolarsError:
+        text = pl.Series([value.decode("utf-8", "backslashreplace") for value in head])
     return text.str.strip_chars_end("\r\n")
+
+
+def is_utf8(values: Values) -> NDArray[np.bool_]:
+    """Which values are UTF-8, shape (n,). The loop runs once for each that is not."""
+    good = np.ones(len(values), np.bool_)
+    data, ends = values.data.data, values.bounds[1:]
+    at, stop = int(values.bounds[0]), int(values.bounds[-1])
+    while at < stop:
+        try:
+            codecs.utf_8_decode(data[at:stop], "strict", True)
+            break
+        except UnicodeDecodeError as error:
+            row = int(np.searchsorted(ends, at + error.start, "right"))
+            good[row] = False
+            at = int(ends[row])
+    return good
 
 
 def take(values: Values, at: NDArray[np.int64]) -> Values:
@@ -82,6 +104,6 @@ def take(values: Values, at: NDArray[np.int64]) -> Values:
 
 
 __all__ = [
-    "BAD_UTF8", "BROKEN", "NOT_UTF8", "OUT_OF_RANGE", "WRONG_TYPE", "binary", "placed", "rejected",
-    "shown", "take",
+    "BAD_UTF8", "BROKEN", "NOT_UTF8", "OUT_OF_RANGE", "WRONG_TYPE", "binary", "is_utf8", "placed",
+    "rejected", "shown", "take",
 ]  # fmt: skip

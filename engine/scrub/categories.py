@@ -37,7 +37,7 @@ class Categories(Stateless):
 
         columns: tuple[str, ...]
         method: Literal["vocabulary", "hash"] = "vocabulary"
-        size: int = Field(256, ge=1, le=1 << 31)
+        size: int = Field(1_000, ge=1, le=1 << 31)
 
     def __init__(self, name: str, settings: Categories.Settings) -> None:
         super().__init__(name, settings)

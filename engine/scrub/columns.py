@@ -52,15 +52,22 @@ def extended(schema: Schema, new: Mapping[str, pl.DataType], *, where: str) -> S
     return {**schema, **new}
 
 
-def missing(frame: pl.DataFrame, columns: Sequence[str]) -> dict[str, int]:
-    """Column -> how many of its values are missing (null; NaN too in floating-point columns)."""
-    floats = [column for column in columns if frame.schema[column].is_float()]
-    nulls = {column: frame.get_column(column).null_count() for column in columns}
-    if floats and frame.height:
-        nans = frame.select([pl.col(column).is_nan().sum() for column in floats]).row(0)
-        for column, n in zip(floats, nans, strict=True):
-            nulls[column] += n
-    return nulls
+def nulls(frame: pl.DataFrame, columns: Sequence[str]) -> dict[str, int]:
+    """Column -> how many of its values are null, for those that have any."""
+    counts = ((column, frame.get_column(column).null_count()) for column in columns)
+    return {column: n for column, n in counts if n}
+
+
+def nans(frame: pl.DataFrame, columns: Sequence[str]) -> dict[str, int]:
+    """Column -> how many of its values are NaN, for those that have any."""
+    schema = frame.schema
+    floats = [column for column in columns if schema[column].is_float()]
+    if not floats or not frame.height:
+        return {}
+    sums = frame.select(pl.col(floats).sum()).row(0)  # the cheapest test: NaN spreads
+    suspects = [column for column, x in zip(floats, sums, strict=True) if x != x]
+    counts = ((column, int(frame.get_column(column).is_nan().sum())) for column in suspects)
+    return {column: n for column, n in counts if n}
 
 
 def is_missing(column: str, kind: pl.DataType) -> pl.Expr:
@@ -69,4 +76,4 @@ def is_missing(column: str, kind: pl.DataType) -> pl.Expr:
     return x.is_null() | x.is_nan().fill_null(False) if kind.is_float() else x.is_null()
 
 
-__all__ = ["extended", "is_missing", "missing", "numbers", "spread"]
+__all__ = ["extended", "is_missing", "nans", "nulls", "numbers", "spread"]

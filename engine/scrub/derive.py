@@ -6,11 +6,15 @@ import re
 
 import polars as pl
 from polars.exceptions import PolarsError
+from pydantic import Field
 
 from engine.scrub.stage import Stateless
 from engine.types import RESERVED, Batch, Schema, Settings, Transform, UserError, require
 
-LOOKS_AROUND = re.compile(r'"(Agg|Over|Window|Rolling|Quantile|Len)":|"Len"')
+LOOKS_AROUND = re.compile(
+    r'"(Agg|Over|Quantile|SortBy|Sort|Filter|Slice|Explode)":|"(Len|Unique|Reverse)"'
+    r'|"(Cum|Rolling|Ewm|Shift|Diff|Rank|Interpolate|FillNullWithStrategy)\w*"'
+)
 """Parts of a serialized expression whose result depends on other rows."""
 
 
@@ -30,7 +34,7 @@ class Derive(Stateless):
             columns: name = "SQL expression", in order.
         """
 
-        columns: dict[str, str]
+        columns: dict[str, str] = Field(min_length=1)
 
     def __init__(self, name: str, settings: Derive.Settings) -> None:
         super().__init__(name, settings)
@@ -57,12 +61,10 @@ class Derive(Stateless):
             raise UserError(f"{self.where} derives column '{column}', which headrace itself adds.")
         try:
             expression = pl.sql_expr(sql).alias(column)
-            alone = expression.meta.is_row_separable() and not LOOKS_AROUND.search(
-                str(expression.meta.serialize(format="json"))
-            )
+            around = LOOKS_AROUND.search(str(expression.meta.serialize(format="json")))
         except PolarsError as error:
-            raise UserError(self._sentence(column, sql, error)) from None
-        if not alone:
+            raise UserError(self._sentence(column, sql, "is no SQL expression", error)) from None
+        if around:
             raise UserError(
                 f"{self.where} column '{column}' = \"{sql}\" looks at other rows: "
                 "an expression may only use values of its own row."
@@ -73,10 +75,10 @@ class Derive(Stateless):
         try:
             return frame.with_columns(e)
         except PolarsError as error:
-            raise UserError(self._sentence(column, sql, error)) from None
+            raise UserError(self._sentence(column, sql, "cannot be done", error)) from None
 
-    def _sentence(self, column: str, sql: str, error: PolarsError) -> str:
-        return f"{self.where} column '{column}' = \"{sql}\" is no expression: {_first(error)}."
+    def _sentence(self, column: str, sql: str, what: str, error: PolarsError) -> str:
+        return f"{self.where} column '{column}' = \"{sql}\" {what}: {_first(error)}."
 
     def apply(self, batch: Batch) -> Batch:
         try:

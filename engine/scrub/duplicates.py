@@ -35,8 +35,8 @@ class Duplicates(Stateless):
             window: how many rows back a key is remembered.
         """
 
-        by: tuple[str, ...]
-        window: int = Field(1_000_000, ge=1)
+        by: tuple[str, ...] = Field(min_length=1)
+        window: int = Field(50_000, ge=1)
 
     def __init__(self, name: str, settings: Duplicates.Settings) -> None:
         super().__init__(name, settings)
@@ -56,7 +56,7 @@ class Duplicates(Stateless):
         parts = [self._first(keys[at : at + window]) for at in range(0, len(keys), window)]
         first = np.concatenate(parts) if parts else np.empty(0, np.bool_)
         batch = batch.reject(pl.Series(first), stage=self.name, reason="duplicate")
-        return batch.counted(self.name, duplicates=np.count_nonzero(~first))
+        return batch.counted(self.name, duplicates=int((~first).sum()))
 
     def _first(self, keys: Hashes) -> NDArray[np.bool_]:
         """Which of at most `window` rows are no duplicates; remembers them."""

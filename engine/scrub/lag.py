@@ -53,7 +53,7 @@ class Lag(Stateless):
         """``[scrub.NAME]`` with ``kind = "lag"``
 
         Attributes:
-            column: whose past is wanted: numbers, booleans, dates or datetimes.
+            column: whose past is wanted.
             by: the key columns; none means one series.
             time: a datetime, date or integer column; rows without a time find and leave nothing.
             every: length of a step: a duration ("1h", "15m", "1d", "1h30m"), or an integer where
@@ -85,15 +85,15 @@ class Lag(Stateless):
         settings = self.settings
         require(schema, [settings.column, settings.time, *settings.by], where=self.where)
         self._kind = schema[settings.column]
-        if not (self._kind.is_numeric() or self._kind.is_temporal() or self._kind == pl.Boolean):
+        if self._kind.is_nested() or self._kind == pl.Binary:
             raise UserError(
-                f"{self.where} expects numbers, booleans or times in column '{settings.column}', "
-                f"got {self._kind}."
+                f"{self.where} expects single values in column '{settings.column}', got "
+                f"{self._kind}."
             )
-        if len(set(settings.steps)) < len(settings.steps) or min(settings.steps) < 1:
-            raise UserError(
-                f"{self.where} expects different steps of 1 or more, got {list(settings.steps)}."
-            )
+        if min(settings.steps) < 1:
+            raise UserError(f"{self.where} expects steps of 1 or more, got {min(settings.steps)}.")
+        if len(set(settings.steps)) < len(settings.steps):
+            raise UserError(f"{self.where} names a step twice in {list(settings.steps)}.")
         every = self._ticks("every", settings.every, schema[settings.time])
         if every < 1:
             raise UserError(f"{self.where} expects a positive 'every', got {settings.every!r}.")
@@ -116,13 +116,13 @@ class Lag(Stateless):
             tick = UNITS["d"]
         elif kind.is_integer():
             raise UserError(
-                f"{self.where} expects an integer for '{key}', as column '{self.settings.time}' "
-                f"holds integers, got {value!r}."
+                f"{self.where} expects whole numbers for '{key}', as column "
+                f"'{self.settings.time}' holds integers, got {value!r}."
             )
         else:
             raise UserError(
-                f"{self.where} expects datetimes, dates or integers in column "
-                f"'{self.settings.time}', got {kind}: make a time of it with a 'derive' stage."
+                f"{self.where} time expects a datetime, date or integer column, got "
+                f"'{self.settings.time}' of type {kind}: make a time of it with a 'derive' stage."
             )
         return self._whole(key, value, tick)
 
@@ -167,15 +167,13 @@ class Lag(Stateless):
         if column.dtype.is_float():
             column = column.fill_nan(None)
         present = (column.is_not_null() & time.is_not_null()).to_numpy()
-        column = column.to_physical()
-        zero = False if column.dtype == pl.Boolean else 0
-        return keys, times, column.fill_null(zero).to_numpy(), present
+        return keys, times, _plain(column), present
 
     def _remembered(
         self, keys: Hashes, kind: np.dtype[Any]
     ) -> tuple[NDArray[np.bool_], NDArray[Any]]:
         found, _, values = self._past.find(keys)
-        return found, values.astype(kind, copy=False)
+        return found, values if self._past.runs else np.zeros(len(keys), kind)
 
     def _new(self, keys: Hashes, present: NDArray[np.bool_]) -> tuple[Hashes, NDArray[np.int64]]:
         """Keys (with their time) to remember, ascending, and the row that first has each."""
@@ -226,6 +224,14 @@ def _earlier(
     row = rows[at]
     here = (keys[at] == wanted) & (row < np.arange(len(wanted)) // steps)
     return here, values[row]
+
+
+def _plain(column: pl.Series) -> NDArray[Any]:
+    """The values as an array without objects; any value for null."""
+    if column.dtype == pl.String or isinstance(column.dtype, pl.Categorical | pl.Enum):
+        return column.cast(pl.String).fill_null("").to_numpy().astype(np.str_)
+    column = column.to_physical()
+    return column.fill_null(False if column.dtype == pl.Boolean else 0).to_numpy()
 
 
 def _nanoseconds(text: str) -> int | None:

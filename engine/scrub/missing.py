@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
 import numpy as np
 import polars as pl
 from pydantic import Field, field_validator
 
-from engine.scrub.columns import extended, is_missing, missing, numbers, spread
+from engine.scrub.columns import extended, is_missing, nans, nulls, numbers, spread
 from engine.scrub.stage import Learned, LearnSettings
 from engine.statistics import Counts, Moments, Quantiles, Statistic
 from engine.types import Batch, Fill, Schema, Snapshot, Transform, UserError, require
@@ -49,7 +49,7 @@ class Missing(Learned):
         """
 
         columns: tuple[str, ...]
-        strategy: Literal["constant", "mean", "median", "most_frequent", "last", "drop"]
+        strategy: Literal["constant", "mean", "median", "most_frequent", "last", "drop"] = "mean"
         value: bool | int | float | str | None = None
         by: tuple[str, ...] = ()
         keys: int = Field(100_000, ge=1)
@@ -66,6 +66,7 @@ class Missing(Learned):
         super().__init__(name, settings)
         self.settings: Missing.Settings = settings
         self._schema: Schema = {}
+        self._kinds: Schema = {}
         self._last: pl.DataFrame | None = None
 
     # ------------------------------------------------------------------------------------- binding
@@ -74,9 +75,9 @@ class Missing(Learned):
         settings = self.settings
         self._columns = spread(settings.columns, schema, where=self.where)
         self._check(schema)
-        kinds = {column: self._kind(schema[column]) for column in self._columns}
         self._schema = schema
-        after = {**schema, **kinds}
+        self._kinds = {column: self._kind(schema[column]) for column in self._columns}
+        after = {**schema, **self._kinds}
         if settings.indicator:
             after = extended(
                 after, {f"{c}_missing": pl.Float32() for c in self._columns}, where=self.where
@@ -98,6 +99,11 @@ class Missing(Learned):
             raise UserError(
                 f"{self.where} has 'by', which only strategy 'last' uses: take it away."
             )
+        if settings.strategy not in STATISTICS and settings.open(0) is not None:
+            raise UserError(
+                f"{self.where} has 'learn' or 'freeze_after', but strategy '{settings.strategy}' "
+                "learns no statistic: take it away."
+            )
         require(schema, settings.by, where=f"{self.where} by")
         for column in self._columns:
             if column in settings.by:
@@ -116,8 +122,8 @@ class Missing(Learned):
         value = self.settings.value
         if value is not None and not _suits(value, default):
             raise UserError(
-                f"{self.where} cannot fill column '{column}' ({kind}) with {value!r}: "
-                "set a 'value' of the column's type."
+                f"{self.where} value {value!r} does not fit column '{column}' of type {kind}: "
+                "set one of that type, or give the column a stage of its own."
             )
 
     def _kind(self, kind: pl.DataType) -> pl.DataType:
@@ -132,32 +138,34 @@ class Missing(Learned):
     # ------------------------------------------------------------------------------------ applying
 
     def apply(self, batch: Batch) -> Batch:
-        absent = missing(batch.frame, self._columns)
+        null, nan = nulls(batch.frame, self._columns), nans(batch.frame, self._columns)
         if self.settings.strategy == "drop":
-            return self._dropped(batch, absent)
+            return self._dropped(batch, [c for c in self._columns if c in null or c in nan])
+        done = sum(null.values()) + sum(nan.values())
         if self.settings.strategy == "last":
             frame = self._from_last(batch.frame)
-            left = missing(frame, self._columns)
+            done -= sum(nulls(frame, self._columns).values())
         else:
-            frame, left = self._filled(batch.frame, absent), {}
+            frame = self._filled(batch.frame, null, nan)
         if self.settings.indicator:
             frame = frame.with_columns(self._indicators(batch.frame))
         self._learn(batch.frame)
-        done = sum(absent.values()) - sum(left.values())
         return batch.with_frame(frame).counted(self.name, filled=done)
 
-    def _filled(self, frame: pl.DataFrame, absent: dict[str, int]) -> pl.DataFrame:
+    def _filled(
+        self, frame: pl.DataFrame, null: Mapping[str, int], nan: Mapping[str, int]
+    ) -> pl.DataFrame:
         expressions = []
         for column, value in zip(self._columns, self._values(), strict=True):
-            before, after = self._schema[column], self._kind(self._schema[column])
+            kind = self._kinds[column]
             x = pl.col(column)
-            if absent[column] and before.is_float():
+            if column in nan:
                 x = x.fill_nan(None)
-            if after != before:
-                x = x.cast(after)
-            if absent[column]:
-                x = x.fill_null(pl.lit(value, dtype=after))
-            if absent[column] or after != before:
+            if kind != self._schema[column]:
+                x = x.cast(kind)
+            if column in null or column in nan:
+                x = x.fill_null(value if kind == pl.Float64 else pl.lit(value, dtype=kind))
+            if column in null or column in nan or kind != self._schema[column]:
                 expressions.append(x)
         return frame.with_columns(expressions) if expressions else frame
 
@@ -167,8 +175,7 @@ class Missing(Learned):
             for c in self._columns
         ).get_columns()
 
-    def _dropped(self, batch: Batch, absent: dict[str, int]) -> Batch:
-        gaps = [column for column, n in absent.items() if n]
+    def _dropped(self, batch: Batch, gaps: Sequence[str]) -> Batch:
         if not gaps:
             return batch
         tests = [is_missing(column, self._schema[column]) for column in gaps]
@@ -189,7 +196,7 @@ class Missing(Learned):
         rows = pl.concat((self._last, rows))
         filled = pl.col(self._columns).forward_fill()
         rows = rows.with_columns(filled.over(by) if by else filled)
-        if self.settings.open(0) is None and frame.height:
+        if frame.height:
             last = rows.unique(by, keep="last", maintain_order=True) if by else rows
             self._last = last.tail(self.settings.keys if by else 1)
         values = rows.tail(frame.height).select(self._columns)
@@ -199,8 +206,8 @@ class Missing(Learned):
 
     def _fallback(self) -> list[pl.Expr]:
         value = self.settings.value
-        kinds = {column: self._kind(self._schema[column]) for column in self._columns}
-        return [pl.col(c).cast(k).fill_null(pl.lit(value, dtype=k)) for c, k in kinds.items()]
+        kinds = self._kinds.items()
+        return [pl.col(c).cast(k).fill_null(pl.lit(value, dtype=k)) for c, k in kinds]
 
     # -------------------------------------------------------------------------------- what is known
 
@@ -210,13 +217,9 @@ class Missing(Learned):
             _default(self._schema[c]) if self.settings.value is None else self.settings.value
             for c in self._columns
         ]
-        kinds = [self._kind(self._schema[c]) for c in self._columns]
         learned = self._learned_values()
-        values = [d if x is None else x for x, d in zip(learned, defaults, strict=True)]
-        return [
-            float(np.float32(x)) if k == pl.Float32 else int(x) if k.is_integer() else x
-            for x, k in zip(values, kinds, strict=True)
-        ]
+        values = (d if x is None else x for x, d in zip(learned, defaults, strict=True))
+        return [_held(x, k) for x, k in zip(values, self._kinds.values(), strict=True)]
 
     def _learned_values(self) -> list[Any]:
         statistic = self._statistic
@@ -254,6 +257,15 @@ class Missing(Learned):
             )
             for column, value in zip(self._columns, self._values(), strict=True)
         ]
+
+
+def _held(value: Any, kind: pl.DataType) -> Any:
+    """The value as a column of this type holds it."""
+    if kind.is_integer():
+        return int(value)
+    if not kind.is_float():
+        return value
+    return float(np.float32(value)) if kind == pl.Float32 else float(value)
 
 
 def _default(kind: pl.DataType) -> Any:

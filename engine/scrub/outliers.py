@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -14,6 +15,8 @@ from engine.scrub.columns import extended, numbers, spread
 from engine.scrub.stage import Learned, LearnSettings
 from engine.statistics import Moments, Quantiles, Statistic
 from engine.types import Batch, Clip, Schema, Transform, UserError
+
+INF = math.inf
 
 STATISTICS: dict[str, type[Statistic]] = {"zscore": Moments, "iqr": Quantiles}
 
@@ -46,10 +49,10 @@ class Outliers(Learned):
         """
 
         columns: tuple[str, ...]
-        method: Literal["bounds", "zscore", "iqr"]
+        method: Literal["bounds", "zscore", "iqr"] = "zscore"
         action: Literal["clip", "reject", "flag"] = "clip"
-        low: float = Field(-np.inf, allow_inf_nan=True)
-        high: float = Field(np.inf, allow_inf_nan=True)
+        low: float = Field(-INF, allow_inf_nan=True)
+        high: float = Field(INF, allow_inf_nan=True)
         threshold: float = Field(4.0, gt=0, allow_inf_nan=False)
         factor: float = Field(3.0, gt=0, allow_inf_nan=False)
         min_rows: int = Field(100, ge=1)
@@ -58,14 +61,15 @@ class Outliers(Learned):
         super().__init__(name, settings)
         self.settings: Outliers.Settings = settings
         self._schema: Schema = {}
-        self._known: tuple[Statistic | None, NDArray[np.float64]] | None = None
+        self._kinds: Schema = {}
+        self._made: tuple[Statistic | None, dict[str, pl.Expr]] | None = None
 
     def bind(self, schema: Schema) -> Schema:
         settings = self.settings
-        given = settings.low > -np.inf or settings.high < np.inf
-        if settings.method == "bounds" and not (given and settings.low <= settings.high):
+        given = settings.low > -INF or settings.high < INF
+        if settings.method == "bounds" and not (given and settings.low < settings.high):
             raise UserError(
-                f"{self.where} expects bounds low <= high, got {settings.low} and {settings.high}: "
+                f"{self.where} expects low < high, got {settings.low} and {settings.high}: "
                 "set 'low', 'high' or both."
             )
         if settings.method != "bounds" and given:
@@ -76,99 +80,94 @@ class Outliers(Learned):
         self._columns = spread(settings.columns, schema, where=self.where)
         numbers(self._columns, schema, where=self.where)
         self._schema = schema
+        self._kinds = {column: self._kind(schema[column]) for column in self._columns}
         if settings.method in STATISTICS:
             self._begin(STATISTICS[settings.method].empty(len(self._columns)))
         if settings.action == "flag":
             flags = {f"{column}_outlier": pl.Float32() for column in self._columns}
             return extended(schema, flags, where=self.where)
-        return {**schema, **{c: self._kind(schema[c]) for c in self._columns}}
+        return schema if settings.action == "reject" else {**schema, **self._kinds}
 
     def _kind(self, kind: pl.DataType) -> pl.DataType:
+        """The type that values and bounds are compared in, and clipped values have."""
         settings = self.settings
         whole = settings.method == "bounds" and all(
             np.isinf(x) or x.is_integer() for x in (settings.low, settings.high)
         )
-        return kind if kind.is_float() or settings.action != "clip" or whole else pl.Float64()
+        return kind if kind.is_float() or whole else pl.Float64()
 
     def apply(self, batch: Batch) -> Batch:
-        tests = self._tests()
-        outside = dict(zip(tests, batch.frame.select(tests.values()).row(0), strict=True))
-        done = {"clip": self._clipped, "reject": self._rejected, "flag": self._flagged}[
-            self.settings.action
-        ](batch, outside)
+        action = {"clip": self._clipped, "reject": self._rejected, "flag": self._flagged}
+        done = action[self.settings.action](batch)
         self._learn(batch.frame)
         return done
 
-    def _tests(self) -> dict[str, pl.Expr]:
-        """Column -> how many of its values lie outside, for those that are judged."""
-        low, high = self._bounds()
-        judged = np.isfinite(low) | np.isfinite(high)
-        return {
-            column: _outside(column, self._schema[column], low[i], high[i]).sum().alias(column)
-            for i, column in enumerate(self._columns)
-            if judged[i]
-        }
+    def _clipped(self, batch: Batch) -> Batch:
+        casts = [pl.col(c).cast(k) for c, k in self._kinds.items() if k != self._schema[c]]
+        before = batch.frame.with_columns(casts) if casts else batch.frame
+        clipped = before.select(self._clips().values())
+        n = sum(int((x != before.get_column(x.name)).sum()) for x in clipped.get_columns())
+        frame = before.with_columns(clipped.get_columns()) if n else before
+        return batch.with_frame(frame).counted(self.name, clipped=n)
 
-    def _clipped(self, batch: Batch, outside: dict[str, int]) -> Batch:
-        low, high = self._bounds()
-        expressions = []
-        for i, column in enumerate(self._columns):
-            kind = self._kind(self._schema[column])
-            x = pl.col(column)
-            if kind != self._schema[column]:
-                x = x.cast(kind)
-            if outside.get(column):
-                x = x.clip(_bound(low[i], kind), _bound(high[i], kind))
-            if outside.get(column) or kind != self._schema[column]:
-                expressions.append(x)
-        frame = batch.frame.with_columns(expressions) if expressions else batch.frame
-        return batch.with_frame(frame).counted(self.name, clipped=sum(outside.values()))
-
-    def _flagged(self, batch: Batch, outside: dict[str, int]) -> Batch:
-        low, high = self._bounds()
+    def _flagged(self, batch: Batch) -> Batch:
+        tests = self._tests()
+        none = pl.lit(0.0, dtype=pl.Float32)
+        flags = {c: tests[c].cast(pl.Float32) if c in tests else none for c in self._columns}
+        names = [f"{column}_outlier" for column in self._columns]
         frame = batch.frame.with_columns(
-            (
-                _outside(c, self._schema[c], low[i], high[i])
-                if outside.get(c)
-                else pl.lit(0.0, dtype=pl.Float32)
-            )
-            .cast(pl.Float32)
-            .alias(f"{c}_outlier")
-            for i, c in enumerate(self._columns)
+            flag.alias(name) for flag, name in zip(flags.values(), names, strict=True)
         )
-        return batch.with_frame(frame).counted(self.name, flagged=sum(outside.values()))
+        flagged = int(frame.select(pl.sum_horizontal(pl.col(names).sum())).item())
+        return batch.with_frame(frame).counted(self.name, flagged=flagged)
 
-    def _rejected(self, batch: Batch, outside: dict[str, int]) -> Batch:
-        low, high = self._bounds()
-        at = [i for i, column in enumerate(self._columns) if outside.get(column)]
-        if not at:
+    def _rejected(self, batch: Batch) -> Batch:
+        tests = self._tests()
+        if not tests:
             return batch
-        columns = [self._columns[i] for i in at]
-        tests = [
-            _outside(c, self._schema[c], low[i], high[i]) for i, c in zip(at, columns, strict=True)
-        ]
+        low, high = (dict(zip(self._columns, x, strict=True)) for x in self._bounds())
         details = [
             pl.when(test).then(
-                pl.format(f"Expected '{_plain(c)}' in {low[i]:g} ... {high[i]:g}; got {{}}.", c)
+                pl.format(f"Expected '{_plain(c)}' in {low[c]:g} ... {high[c]:g}; got {{}}.", c)
             )
-            for i, c, test in zip(at, columns, tests, strict=True)
+            for c, test in tests.items()
         ]
         return batch.reject(
-            ~pl.any_horizontal(tests),
+            ~pl.any_horizontal(tests.values()),
             stage=self.name,
             reason="outlier",
             detail=pl.coalesce(details),
         )
 
+    def _clips(self) -> dict[str, pl.Expr]:
+        """Column -> its values within the bounds, for those that are judged."""
+        if self._made is None or self._made[0] is not self._statistic:
+            bounds = zip(self._columns, *self._bounds().tolist(), strict=True)
+            clips = {
+                c: self._clip(c, low, high) for c, low, high in bounds if low > -INF or high < INF
+            }
+            self._made = (self._statistic, clips)
+        return self._made[1]
+
+    def _clip(self, column: str, low: float, high: float) -> pl.Expr:
+        kind = self._kinds[column]
+        x = pl.col(column) if kind == self._schema[column] else pl.col(column).cast(kind)
+        return x.clip(_bound(low, kind), _bound(high, kind))
+
+    def _tests(self) -> dict[str, pl.Expr]:
+        """Column -> whether a value lies outside (null, NaN do not), for those that are judged."""
+        return {
+            column: (clip != pl.col(column)).fill_null(False)
+            for column, clip in self._clips().items()
+        }
+
     def _bounds(self) -> NDArray[np.float64]:
         """Low and high of each column as its type holds them, shape (2, columns)."""
-        if self._known is None or self._known[0] is not self._statistic:
-            bounds = np.array(self._learned_bounds())
-            for i, column in enumerate(self._columns):
-                if self._schema[column] == pl.Float32:
-                    bounds[:, i] = bounds[:, i].astype(np.float32)
-            self._known = (self._statistic, bounds)
-        return self._known[1]
+        bounds = np.array(self._learned_bounds())
+        for i, column in enumerate(self._columns):
+            if self._kinds[column] == pl.Float32:
+                bounds[:, i] = bounds[:, i].astype(np.float32)
+        return bounds
 
     def _learned_bounds(self) -> NDArray[np.float64]:
         settings, statistic = self.settings, self._statistic
@@ -182,7 +181,7 @@ class Outliers(Learned):
         else:
             return np.repeat([[settings.low], [settings.high]], len(self._columns), axis=1)
         judged = (statistic.count >= settings.min_rows) & (reach > 0)
-        return np.stack((np.where(judged, low, -np.inf), np.where(judged, high, np.inf)))
+        return np.stack((np.where(judged, low, -INF), np.where(judged, high, INF)))
 
     def transforms(self) -> Sequence[Transform] | None:
         """One `Clip` a column; none for reject, which changes no value; None for flag."""
@@ -194,17 +193,12 @@ class Outliers(Learned):
         return [Clip(column=c, low=low[i], high=high[i]) for i, c in enumerate(self._columns)]
 
 
-def _outside(column: str, kind: pl.DataType, low: float, high: float) -> pl.Expr:
-    """True where the value lies outside; false for null and NaN (which polars sorts above all)."""
-    x = pl.col(column)
-    above = (x > high) & x.is_not_nan() if kind.is_float() else x > high
-    return ((x < low) | above).fill_null(False)
-
-
-def _bound(value: float, kind: pl.DataType) -> pl.Expr | None:
-    if np.isinf(value):
+def _bound(value: float, kind: pl.DataType) -> pl.Expr | float | None:
+    if math.isinf(value):
         return None
-    return pl.lit(int(value) if kind.is_integer() else float(value), dtype=kind)
+    if kind == pl.Float64:
+        return value  # building a literal of a given type costs more than the clipping
+    return pl.lit(int(value) if kind.is_integer() else value, dtype=kind)
 
 
 def _plain(text: str) -> str:

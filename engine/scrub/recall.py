@@ -45,8 +45,9 @@ class Run:
         by_key = np.argsort(keys, kind="stable")
         keys = keys[by_key]
         last = np.append(keys[1:] != keys[:-1], True)
-        at = by_key[last & (order[by_key] >= oldest)]
-        return Run(keys=keys[last & (order[by_key] >= oldest)], order=order[at], values=values[at])
+        kept = last & (order[by_key] >= oldest)
+        at = by_key[kept]
+        return Run(keys=keys[kept], order=order[at], values=values[at])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -20,11 +20,13 @@ class Scaled(Learned):
 
     def __init__(self, name: str, settings: LearnSettings) -> None:
         super().__init__(name, settings)
+        self._schema: Schema = {}
         self._made: tuple[object, list[pl.Expr]] | None = None
 
     def _bound(self, columns: Sequence[str], schema: Schema) -> Schema:
         self._columns = spread(columns, schema, where=self.where)
         numbers(self._columns, schema, where=self.where)
+        self._schema = schema
         return {**schema, **dict.fromkeys(self._columns, pl.Float64())}
 
     def apply(self, batch: Batch) -> Batch:
@@ -37,9 +39,12 @@ class Scaled(Learned):
     def _expressions(self) -> list[pl.Expr]:
         shift, scale = self._numbers().tolist()
         return [
-            (pl.col(column).cast(pl.Float64) - shift[i]) * scale[i]
-            for i, column in enumerate(self._columns)
+            (self._column(column) - shift[i]) * scale[i] for i, column in enumerate(self._columns)
         ]
+
+    def _column(self, column: str) -> pl.Expr:
+        x = pl.col(column)
+        return x if self._schema[column] == pl.Float64 else x.cast(pl.Float64)
 
     def _numbers(self) -> NDArray[np.float64]:
         """Shift and scale of each column, shape (2, columns)."""
@@ -83,7 +88,7 @@ class Standardize(Scaled):
 
 class Normalize(Scaled):
     """Min-max: the smallest number of the batches before goes to `low`, the largest to `high`,
-    or the given `minimum` and `maximum`; 0 while nothing is learned and where a column does not
+    or the given `from_low` and `from_high`; 0 while nothing is learned and where a column does not
     vary. Null stays null, NaN stays NaN."""
 
     class Settings(LearnSettings):
@@ -93,16 +98,16 @@ class Normalize(Scaled):
             columns: names or globs.
             low: start of the interval.
             high: end of the interval.
-            minimum: number that goes to `low`, instead of a learned one.
-            maximum: number that goes to `high`, instead of a learned one.
+            from_low: number that goes to `low`, instead of a learned one.
+            from_high: number that goes to `high`, instead of a learned one.
             clip: keep results within the interval.
         """
 
         columns: tuple[str, ...]
         low: float = Field(0.0, allow_inf_nan=False)
         high: float = Field(1.0, allow_inf_nan=False)
-        minimum: float | None = Field(None, allow_inf_nan=False)
-        maximum: float | None = Field(None, allow_inf_nan=False)
+        from_low: float | None = Field(None, allow_inf_nan=False)
+        from_high: float | None = Field(None, allow_inf_nan=False)
         clip: bool = False
 
     def __init__(self, name: str, settings: Normalize.Settings) -> None:
@@ -112,15 +117,12 @@ class Normalize(Scaled):
     def bind(self, schema: Schema) -> Schema:
         settings = self.settings
         _ascending(settings.low, settings.high, f"{self.where} expects low < high")
-        if settings.minimum is None or settings.maximum is None:
-            self._begin(Extremes.empty(len(settings.columns)))
-        else:
-            where = f"{self.where} expects minimum < maximum"
-            _ascending(settings.minimum, settings.maximum, where)
         after = self._bound(settings.columns, schema)
-        if self._statistic is not None:
-            self._statistic = None
+        if settings.from_low is None or settings.from_high is None:
             self._begin(Extremes.empty(len(self._columns)))
+        else:
+            where = f"{self.where} expects from_low < from_high"
+            _ascending(settings.from_low, settings.from_high, where)
         return after
 
     def apply(self, batch: Batch) -> Batch:
@@ -145,12 +147,11 @@ class Normalize(Scaled):
 
     def _extremes(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         settings, n = self.settings, len(self._columns)
-        if isinstance(self._statistic, Extremes):
-            low, high = self._statistic.low, self._statistic.high
-        if settings.minimum is not None:
-            low = np.full(n, settings.minimum)
-        if settings.maximum is not None:
-            high = np.full(n, settings.maximum)
+        learned = self._statistic
+        if not isinstance(learned, Extremes):
+            learned = Extremes.empty(n)
+        low = learned.low if settings.from_low is None else np.full(n, settings.from_low)
+        high = learned.high if settings.from_high is None else np.full(n, settings.from_high)
         return low, high
 
     def transforms(self) -> Sequence[Transform] | None:

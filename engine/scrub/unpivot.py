@@ -61,7 +61,7 @@ class Unpivot(Stateless):
         if len(kinds) > 1 and odd:
             other = next(c for c in self._columns if schema[c] != schema[odd[0]])
             raise UserError(
-                f"{self.where} expects values of one type, got {schema[odd[0]]} in column "
+                f"{self.where} expects columns of one type, got {schema[odd[0]]} in column "
                 f"'{odd[0]}' and {schema[other]} in '{other}': keep one, or unpivot them apart."
             )
         empty = pl.DataFrame(schema={column: schema[column] for column in self._columns})

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
+import itertools
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import numba
 import numpy as np
 import polars as pl
 import pytest
@@ -16,6 +19,7 @@ from numpy.typing import NDArray
 from river import datasets, linear_model, optim, preprocessing
 
 from engine.types import Batch, Features, Mark, Tensors, UserError
+from models import sgd
 from models.linear import LinearLearner
 
 TASKS: dict[str, Any] = {
@@ -67,14 +71,16 @@ def arrays(task: str) -> tuple[NDArray[np.float32], NDArray[Any]]:
 def scores(made: LinearLearner, task: str, cuts: list[int]) -> NDArray[np.float64]:
     numeric, target = arrays(task)
     edges = [0, *sorted(cuts), len(target)]
-    pieces = zip(edges, edges[1:], strict=False)
+    pieces = itertools.pairwise(edges)
     return np.concatenate([made.learn(batch(numeric[a:b], target[a:b])).scores for a, b in pieces])
 
 
-def by_river(model: Any, rows: list[dict[Any, float]], target: NDArray[Any]) -> list[float]:
+def by_river(
+    model: Any, task: str, rows: list[dict[Any, float]], target: NDArray[Any]
+) -> list[float]:
     said = []
     for row, label in zip(rows, target.tolist(), strict=True):
-        if hasattr(model, "predict_proba_one"):
+        if task == "binary":
             said.append(model.predict_proba_one(row)[True])
         else:
             said.append(model.predict_one(row))
@@ -110,7 +116,7 @@ def test_every_row_is_what_river_says(
     numeric, target = arrays(task)
     names = tuple(phishing()[0][0])
     rows = [dict(zip(names, row, strict=True)) for row in numeric.astype(np.float64).tolist()]
-    expected = by_river(model, rows, target)
+    expected = by_river(model, task, rows, target)
     got = scores(learner(task, standardize=standardize, **training), task, [100, 700])
     np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-9)
 
@@ -121,7 +127,7 @@ def test_a_category_is_river_one_hot() -> None:
     target = (codes[:, 0] + chance.normal(size=300) > 2).astype(np.int64)
     rows: list[dict[Any, float]] = [{("a", a): 1.0, ("b", b): 1.0} for a, b in codes.tolist()]
     expected = by_river(
-        linear_model.LogisticRegression(optimizer=optim.SGD(0.1), l2=0.01), rows, target
+        linear_model.LogisticRegression(optimizer=optim.SGD(0.1), l2=0.01), "binary", rows, target
     )
     only = Features(
         numeric=(), categories={"a": 4, "b": 4}, target="y", task="binary", classes=("0", "1")
@@ -164,6 +170,31 @@ def test_a_batch_that_blows_up_is_skipped_whole_and_kept_aside() -> None:
     assert list(made.aside) == [bad]
     after = made.state_dict()
     assert all(after[key] is before[key] for key in after if key != "shape")
+
+
+def test_machine_code_says_what_python_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numba, "njit", lambda **_: lambda function: function)
+    spec = importlib.util.spec_from_file_location("interpreted", str(sgd.__file__))
+    assert spec is not None
+    assert spec.loader is not None
+    interpreted = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(interpreted)
+    chance = np.random.default_rng(0)
+    numeric = chance.normal(size=(60, 3)).astype(np.float32) * 9
+    codes = chance.integers(-1, 4, (60, 2))
+    bounds = np.array([3, 6, 9], np.int64)
+    rates = (0.5, 0.1, 0.01, 0.001, 2.0)
+    for logistic, standardize in itertools.product([True, False], repeat=2):
+        target = chance.integers(0, 2, 60).astype(np.float64)
+        ends = []
+        for module in (sgd, interpreted):
+            numbers = [np.zeros(n) for n in (3, 3, 3, 9, 9)]
+            said, again, modes = np.empty(60), np.empty(60), (logistic, standardize)
+            inputs = (numeric.copy(), codes.copy())
+            loss = module.learn_rows(*inputs, target, bounds, *modes, rates, *numbers, said)
+            module.predict_rows(*inputs, bounds, *modes, *numbers[:4], again)
+            ends.append(np.concatenate([[loss], said, again, *numbers]))
+        np.testing.assert_allclose(ends[0], ends[1], rtol=1e-9, atol=1e-12)
 
 
 def test_loss_is_the_mean_of_the_rows() -> None:

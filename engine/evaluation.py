@@ -1,0 +1,311 @@
+"""Test-then-train: how good predictions were that were made before the row was learned, beside the
+no-change baselines.
+
+Gama, Sebastiao & Rodrigues, "On Evaluating Stream Learning Algorithms" (Machine Learning, 2013). A
+model that cannot
+beat "the same as last time" has learned nothing worth serving, so that always stands beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from polars.exceptions import PolarsError
+from pydantic import Field
+
+from engine import types
+from engine.quality import Errors, Hits, classes
+from engine.types import Features, Schema, Snapshot, UserError, require
+
+FOLD_ROWS = 4_096
+"""Rows are put aside until there are so many, then summed at once: per batch, evaluation costs next
+to nothing."""
+LAST = "last value"
+MAJORITY, LAST_CLASS = "majority class", "last class"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """Rows put aside: a frame of the columns that are needed, targets (n,), scores (n,) or (n,
+    k)."""
+
+    frame: pl.DataFrame
+    target: NDArray[Any]
+    scores: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+
+class Evaluation:
+    """Sums over all rows, over each slice, over time, and the newest rows themselves for the
+    window.
+
+    What is summed when depends on the batches alone, not on who asks when, so a resumed run ends
+    with the same bits.
+
+    Args:
+        settings: baselines, slices, window, time.
+        features: task and classes.
+    """
+
+    class Settings(types.Settings):
+        """``[evaluation]``
+
+        Attributes:
+            window: newest rows that "window" figures are over.
+            baselines: name -> column with that baseline's prediction (regression). Always there
+            besides: the last
+                value; for classes, the majority class and the last class.
+            slices: name -> SQL condition over the batch's columns; figures for the rows where it
+            holds.
+            time: event time column of the history; None counts rows instead.
+            every: a history step: a duration ("7d") with `time`, else a number of rows.
+        """
+
+        window: int = Field(10_000, ge=1)
+        baselines: dict[str, str] = Field(default_factory=dict)
+        slices: dict[str, str] = Field(default_factory=dict)
+        time: str | None = None
+        every: str | int = 10_000
+
+    def __init__(self, settings: Evaluation.Settings, features: Features) -> None:
+        self.settings = settings
+        self._regression = features.task == "regression"
+        self._classes = len(features.classes)
+        if settings.baselines and not self._regression:
+            raise UserError("[evaluation] baselines are columns of numbers: they fit a regression.")
+        own = [LAST] if self._regression else [MAJORITY, LAST_CLASS]
+        self.baselines = [*settings.baselines, *own]
+        self._groups = {name: self._empty() for name in ("all", *settings.slices)}
+        self._history = pl.DataFrame()
+        self._aside: list[Rows] = []
+        self._window: list[Rows] = []
+        self._rows = 0
+        self._last: float = math.nan
+        self._counts = np.zeros(max(self._classes, 1), np.int64)
+        self._slices: dict[str, pl.Expr] = {}
+        self._needed: list[str] = []
+
+    def bind(self, schema: Schema) -> None:
+        """Raises: UserError for a column that is not there, or a condition that is none."""
+        settings = self.settings
+        require(schema, settings.baselines.values(), where="[evaluation] baselines")
+        needed = dict.fromkeys(settings.baselines.values())
+        for name, sql in settings.slices.items():
+            self._slices[name] = self._condition(name, sql, schema)
+            needed |= dict.fromkeys(self._slices[name].meta.root_names())
+        if settings.time is not None:
+            require(schema, [settings.time], where="[evaluation] time")
+            needed[settings.time] = None
+        if (settings.time is None) != isinstance(settings.every, int):
+            raise UserError(
+                "[evaluation] every expects a duration ('7d') where time is given, else a number "
+                f"of rows; got {settings.every!r}."
+            )
+        self._needed = list(needed)
+
+    def update(
+        self, frame: pl.DataFrame, target: NDArray[Any], scores: NDArray[np.float64]
+    ) -> None:
+        """Rows with their labels and what was predicted for them before they were learned.
+
+        Args:
+            frame: n rows with the bound columns.
+            target: float32 numbers or int64 class numbers, shape (n,).
+            scores: as in `engine.types.Step`.
+        """
+        if not len(target):
+            return
+        self._aside.append(Rows(frame=frame.select(self._needed), target=target, scores=scores))
+        if sum(map(len, self._aside)) >= FOLD_ROWS:
+            self._fold()
+
+    def report(self) -> dict[str, Any]:
+        """``{"rows", "all": {...}, "window": {...}, "slices": {name: {...}}}``; each with the
+        task's metrics and
+        ``baselines``."""
+        now = self._folded()
+        groups = {name: now._group(sums) for name, sums in now._groups.items()}
+        whole = groups.pop("all")
+        return {"rows": now._rows, "all": whole, "window": now._newest(), "slices": groups}
+
+    def history(self) -> pl.DataFrame:
+        """Columns ``time`` (or first row), ``rows``, ``model`` and one a baseline: mean absolute
+        error, or the share
+        of wrong classes, per step."""
+        history = self._folded()._history
+        if not history.height:
+            return history
+        errors = [
+            (pl.col(f"sum {name}") / pl.col(f"n {name}")).fill_nan(None).alias(name)
+            for name in ("model", *self.baselines)
+        ]
+        return history.sort("time").select("time", pl.col("n model").alias("rows"), *errors)
+
+    def state_dict(self) -> dict[str, Snapshot]:
+        """As a plain value."""
+        return {
+            "groups": {name: sums.snapshot() for name, sums in self._groups.items()},
+            "history": self._history,
+            "aside": _plain(self._aside),
+            "window": _plain(self._window),
+            "rows": self._rows,
+            "last": self._last,
+            "counts": self._counts,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Snapshot]) -> None:
+        """Back to it."""
+        kind = Errors if self._regression else Hits
+        self._groups = {name: kind.restore(value) for name, value in state["groups"].items()}
+        self._history = state["history"]
+        self._aside, self._window = _rows(state["aside"]), _rows(state["window"])
+        self._rows, self._last, self._counts = state["rows"], state["last"], state["counts"]
+
+    # -------------------------------------------------------------------------------------- inside
+
+    def _empty(self) -> Errors | Hits:
+        p = len(self.baselines)
+        return Errors.empty(p + 1) if self._regression else Hits.empty(self._classes, p)
+
+    def _condition(self, name: str, sql: str, schema: Schema) -> pl.Expr:
+        try:
+            expr = pl.sql_expr(sql)
+            require(schema, expr.meta.root_names(), where=f"[evaluation.slices] {name}")
+            kind = pl.DataFrame(schema=schema).select(expr).dtypes[0]
+        except PolarsError as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"[evaluation.slices] {name} = '{sql}' is no condition: {reason}."
+            ) from None
+        if kind != pl.Boolean:
+            raise UserError(
+                f"[evaluation.slices] {name} = '{sql}' expects true or false, got {kind}."
+            )
+        return expr.fill_null(False)
+
+    def _folded(self) -> Evaluation:
+        """A copy with everything summed; this one stays, so that asking changes nothing."""
+        if not self._aside:
+            return self
+        now = Evaluation.__new__(Evaluation)
+        now.__dict__ = dict(self.__dict__)
+        now._aside, now._window = list(self._aside), list(self._window)
+        now._groups = dict(self._groups)
+        now._fold()
+        return now
+
+    def _fold(self) -> None:
+        rows = _concat(self._aside)
+        baselines = self._guesses(rows)
+        masks = rows.frame.select(e.alias(name) for name, e in self._slices.items())
+        self._groups["all"] = self._add(self._groups["all"], rows, baselines, None)
+        for name in self._slices:
+            mask = masks[name].to_numpy()
+            self._groups[name] = self._add(self._groups[name], rows, baselines, mask)
+        self._remember(rows, baselines)
+        self._rows += len(rows)
+        self._aside = []
+
+    def _guesses(self, rows: Rows) -> NDArray[Any]:
+        """What every baseline says of each row, from the rows before it; shape (n, p)."""
+        before = np.concatenate([[self._last], rows.target[:-1]])
+        self._last = float(rows.target[-1])
+        if self._regression:
+            columns = [pl.col(c).cast(pl.Float64) for c in self.settings.baselines.values()]
+            if not columns:
+                return before[:, None]
+            return np.column_stack([rows.frame.select(columns).to_numpy(), before])
+        seen = np.eye(self._classes, dtype=np.int64)[rows.target]
+        counts = self._counts + np.cumsum(seen, axis=0) - seen
+        majority = np.where(counts.sum(axis=1) > 0, counts.argmax(axis=1), -1)
+        self._counts = self._counts + seen.sum(axis=0)
+        last = np.where(np.isnan(before), -1, before).astype(np.int64)
+        return np.stack([majority, last], axis=1)
+
+    def _add(
+        self,
+        sums: Errors | Hits,
+        rows: Rows,
+        baselines: NDArray[Any],
+        mask: NDArray[np.bool_] | None,
+    ) -> Errors | Hits:
+        target, scores = rows.target, rows.scores
+        if mask is not None:
+            target, scores, baselines = target[mask], scores[mask], baselines[mask]
+        if isinstance(sums, Errors):
+            return sums.add(target.astype(np.float64), np.column_stack([scores, baselines]))
+        return sums.add(target, scores, baselines)
+
+    def _remember(self, rows: Rows, baselines: NDArray[Any]) -> None:
+        """Errors into the history, rows into the window."""
+        self._window.append(Rows(frame=pl.DataFrame(), target=rows.target, scores=rows.scores))
+        while sum(map(len, self._window[1:])) >= self.settings.window:
+            self._window = self._window[1:]
+        names = ["model", *self.baselines]
+        if self._regression:
+            wrong = np.abs(np.column_stack([rows.scores, baselines]) - rows.target[:, None])
+        else:
+            said = np.column_stack([classes(rows.scores), baselines])
+            wrong = np.where(said >= 0, said != rows.target[:, None], np.nan).astype(np.float64)
+        sums = [f"sum {name}" for name in names]
+        steps = (
+            pl.DataFrame(wrong, schema=sums, orient="row", nan_to_null=True)
+            .with_columns(self._steps(rows).alias("time"))
+            .group_by("time", maintain_order=True)
+            .agg(
+                *(pl.col(c).sum() for c in sums),
+                *(pl.col(c).count().cast(pl.Int64).alias(f"n{c[3:]}") for c in sums),
+            )
+        )
+        if self._history.height:
+            both = pl.concat([self._history, steps])
+            steps = both.group_by("time", maintain_order=True).agg(pl.all().sum())
+        self._history = steps
+
+    def _steps(self, rows: Rows) -> pl.Series:
+        every = self.settings.every
+        if self.settings.time is None:
+            assert isinstance(every, int)
+            numbers = pl.int_range(self._rows, self._rows + len(rows), eager=True)
+            return numbers // every * every
+        return rows.frame.get_column(self.settings.time).dt.truncate(str(every))
+
+    def _group(self, sums: Errors | Hits) -> dict[str, Any]:
+        return {**sums.metrics(), "baselines": sums.baselines(self.baselines)}
+
+    def _newest(self) -> dict[str, Any]:
+        if not self._window:
+            return {}
+        rows = _concat(self._window)
+        n = self.settings.window
+        newest = Rows(frame=rows.frame, target=rows.target[-n:], scores=rows.scores[-n:])
+        p = len(self.baselines)
+        nothing = np.full((len(newest), p), np.nan if self._regression else -1)
+        return self._add(self._empty(), newest, nothing, None).metrics()
+
+
+def _concat(parts: list[Rows]) -> Rows:
+    return Rows(
+        frame=pl.concat([part.frame for part in parts]),
+        target=np.concatenate([part.target for part in parts]),
+        scores=np.concatenate([part.scores for part in parts]),
+    )
+
+
+def _plain(parts: list[Rows]) -> Snapshot:
+    return [{"frame": p.frame, "target": p.target, "scores": p.scores} for p in parts]
+
+
+def _rows(value: Snapshot) -> list[Rows]:
+    return [Rows(**part) for part in value]
+
+
+__all__ = ["Evaluation"]

@@ -1,0 +1,178 @@
+"""A model file that serves: raw columns in, the same columns and the answer's out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import polars as pl
+from numpy.typing import NDArray
+
+from engine import types
+from engine.types import Batch, Features, Schema, UserError, nearest
+from models.export import FORMAT, SCORE
+from models.feed import Inputs
+
+log = logging.getLogger("headrace.predictor")
+
+# The GPU build warns on every machine without one; what matters is said by the guard below.
+ort.set_default_logger_severity(4)
+
+ORDER = ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider")
+SHORT = {"tensorrt": ORDER[0], "cuda": ORDER[1], "cpu": ORDER[2]}
+
+
+def session(path: Path, providers: tuple[str, ...], threads: int | None = None) -> Any:
+    """An ONNX Runtime session on the first of `providers` that works here; then the next.
+
+    ONNX Runtime falls back in silence: ask `get_providers` of the result where it really runs.
+
+    Raises: UserError when the file is no model.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or os.cpu_count() or 1
+    # Threads that spin between batches take the cores from the loader's.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 4
+    names = [SHORT.get(name, name) for name in providers]
+    try:
+        return ort.InferenceSession(os.fspath(path), options, providers=names)
+    except Exception as error:  # noqa: BLE001 - onnxruntime raises many kinds, all its own
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{path} cannot be loaded as an ONNX model: {reason}; expected a file that "
+            "'headrace export' or 'headrace compress' wrote."
+        ) from None
+
+
+def available(wished: tuple[str, ...]) -> tuple[str, ...]:
+    """The wished providers, or all in the usual order, that this build of ONNX Runtime has and
+    whose device is there."""
+    here = set(ort.get_available_providers())
+    if not Path("/dev/nvidiactl").exists():
+        here -= set(ORDER[:2])
+    names = [SHORT.get(name, name) for name in wished] or list(ORDER)
+    return tuple(name for name in names if name in here)
+
+
+def runtime_version() -> str:
+    """ONNX Runtime's, whichever of its packages is installed."""
+    return str(ort.__version__)
+
+
+class OnnxPredictor:
+    """See `engine.types.Predictor`. Adds ``prediction`` (and ``probability`` for classes) and
+    ``model_version``.
+
+    A row whose score is not finite is rejected: stage ``predict``, reason ``non_finite``.
+
+    Attributes:
+        requires: the raw columns it reads.
+        stages: scrub stages that are inside the model file, so that serving leaves them out.
+        provider: where it really runs.
+    """
+
+    class Settings(types.Settings):
+        """``[infer]``
+
+        Attributes:
+            model: the file.
+            providers: tensorrt, cuda, cpu in the order to try; what is there, unless given.
+            strict_provider: fail where the first of them is not what it really runs on.
+            threads: of ONNX Runtime on the CPU; all cores unless given.
+        """
+
+        model: str
+        providers: tuple[str, ...] = ()
+        strict_provider: bool = False
+        threads: int | None = None
+
+    def __init__(self, settings: OnnxPredictor.Settings) -> None:
+        self.settings = settings
+        path = Path(settings.model)
+        if not path.is_file():
+            near = nearest(path.name, [p.name for p in path.parent.glob("*.onnx")])
+            raise UserError(f"[infer] model '{path}' is no file: train and export one first.{near}")
+        data = path.read_bytes()
+        usable = available(settings.providers)
+        self._session = session(path, usable or ("cpu",), settings.threads)
+        self.provider = self._guard()
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        if metadata.get("format") != FORMAT:
+            raise UserError(
+                f"[infer] model '{path}' was not written by headrace: expected format '{FORMAT}' "
+                f"in its metadata, got '{metadata.get('format', 'none')}'."
+            )
+        self.metadata: Mapping[str, str] = metadata
+        self._inputs = Inputs(json.loads(metadata["inputs"]))
+        self.features = Features(
+            numeric=(), task=metadata["task"], classes=tuple(json.loads(metadata["classes"]))
+        )
+        self.stages: tuple[str, ...] = tuple(json.loads(metadata.get("stages", "[]")))
+        self.requires = tuple(self._inputs.kinds)
+        self._digest = hashlib.sha256(data).hexdigest()[:12]
+        self._version = metadata.get("version", self._digest)
+
+    def bind(self, schema: Schema) -> None:
+        """Raises: UserError naming a column that the model needs and the schema lacks, or that is
+        no number."""
+        for column, kind in self._inputs.kinds.items():
+            if column not in schema:
+                raise UserError(
+                    f"The model needs column '{column}', which is not there.{nearest(column, schema)}"
+                )
+            here = schema[column]
+            if kind != "string" and not (here.is_numeric() or here == pl.Boolean):
+                raise UserError(f"The model needs numbers in column '{column}', got {here}.")
+
+    def predict(self, batch: Batch) -> Batch:
+        """Answer every row."""
+        scores = self.scores(batch.frame) if len(batch) else self._none()
+        finite = np.isfinite(scores).reshape(len(scores), -1).all(axis=1)
+        version = pl.lit(self._version).alias("model_version")
+        frame = batch.frame.with_columns(*self.features.answers(scores), version)
+        done = batch.with_frame(frame)
+        if finite.all():
+            return done
+        detail = "Expected a finite score: a value is missing or infinite that nothing fills."
+        return done.reject(pl.Series(finite), stage="predict", reason="non_finite", detail=detail)
+
+    def scores(self, frame: pl.DataFrame) -> NDArray[np.float32]:
+        """Scores of raw rows, shape (n,) or (n, k)."""
+        scores: NDArray[np.float32] = self._session.run([SCORE], self._inputs.feed(frame))[0]
+        return scores
+
+    def _none(self) -> NDArray[np.float32]:
+        k = self.features.outputs
+        return np.empty((0, k) if k > 1 else 0, np.float32)
+
+    def info(self) -> dict[str, str]:
+        """Labels of ``headrace_model_info``."""
+        return {
+            "version": self._version,
+            "precision": self.metadata.get("precision", "float32"),
+            "provider": self.provider,
+            "digest": self._digest,
+        }
+
+    def _guard(self) -> str:
+        """Say where it really runs. Raises: UserError where that is not what was asked for, and
+        strict."""
+        used = str(self._session.get_providers()[0])
+        wished = [SHORT.get(name, name) for name in self.settings.providers]
+        if wished and used != wished[0]:
+            sentence = f"[infer] providers asks for {wished[0]}, but the model runs on {used} here"
+            if self.settings.strict_provider:
+                raise UserError(f"{sentence}: install its libraries, or drop strict_provider.")
+            log.warning("%s", sentence)
+        return used
+
+
+__all__ = ["OnnxPredictor", "available", "runtime_version", "session"]

@@ -1,0 +1,159 @@
+"""The same rows through every source, every sink under the same contract."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import zstandard
+
+from connectors.files import text
+from connectors.files.sink import FilesSink
+from connectors.files.source import FilesSource
+from connectors.memory import MemorySink, MemorySource
+from engine.types import EndOfStream, Records, Sink, Source, Values
+
+N = 53
+ROWS = pl.DataFrame(
+    {
+        "x": [None if i % 7 == 3 else i / 4 for i in range(N)],
+        "n": [i * 10**15 for i in range(N)],
+        "s": [f'a,"{i}"\nb' if i % 5 == 0 else f"öß{i}" for i in range(N)],
+    }
+)
+SCHEMA = dict(ROWS.schema)
+Make = Callable[[Path], Source]
+
+
+def files(path: Path | str | list[str], **settings: Any) -> FilesSource:
+    where = (
+        tuple(map(str, path)) if isinstance(path, list) else str(path)
+    )
+    return FilesSource(FilesSource.Settings(path=where, **settings))
+
+
+def _text(suffix: str, wrap: Callable[[bytes], bytes] = bytes) -> Make:
+    def make(folder: Path) -> Source:
+        raw = ROWS.write_csv() if "csv" in suffix else ROWS.write_ndjson()
+        (folder / f"rows{suffix}").write_bytes(wrap(raw.encode()))
+        return files(folder / f"rows{suffix}")
+
+    return make
+
+
+def _parquet(folder: Path) -> Source:
+    ROWS.write_parquet(folder / "rows.parquet", row_group_size=20)
+    return files(folder / "rows.parquet")
+
+
+def _arrow(folder: Path) -> Source:
+    ROWS.write_ipc(folder / "rows.arrow", record_batch_size=20)
+    return files(folder / "rows.arrow")
+
+
+def _several(folder: Path) -> Source:
+    for i, start in enumerate(range(0, N, 20)):
+        ROWS.slice(start, 20).write_csv(folder / f"part{i}.csv")
+    return files(folder / "part*.csv")
+
+
+def _sorted(folder: Path) -> Source:
+    shuffled = ROWS.sample(fraction=1.0, shuffle=True, seed=0)
+    shuffled.write_csv(folder / "rows.csv")
+    return files(folder / "rows.csv", order_by=("CAST(n AS BIGINT)",))
+
+
+def _memory(folder: Path) -> Source:
+    return MemorySource.of([ROWS.slice(start, 20) for start in range(0, N, 20)])
+
+
+SOURCES: dict[str, Make] = {
+    "csv": _text(".csv"),
+    "csv.gz": _text(".csv.gz", gzip.compress),
+    "ndjson": _text(".ndjson"),
+    "ndjson.zst": _text(".ndjson.zst", zstandard.compress),
+    "parquet": _parquet,
+    "arrow": _arrow,
+    "several": _several,
+    "sorted": _sorted,
+    "memory": _memory,
+}
+SINKS: dict[str, Callable[[Path], Sink]] = {
+    "memory": lambda folder: MemorySink(),
+    **{
+        kind: lambda folder, kind=kind: FilesSink(
+            FilesSink.Settings(path=str(folder / "out"), format=kind)
+        )
+        for kind in ("parquet", "ndjson", "csv", "arrow")
+    },
+}
+
+
+@pytest.fixture(params=SOURCES)
+def make_source(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], Source]:
+    """A fresh source over `ROWS`; text in blocks so small that rows cross them."""
+    monkeypatch.setattr(text, "BLOCK", 64)
+    return lambda: SOURCES[request.param](tmp_path)
+
+
+@pytest.fixture(params=SINKS)
+def make_sink(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Sink]:
+    """A sink; called again, the same place opened again (but for memory, which has no place)."""
+    made: list[Sink] = []
+
+    def make() -> Sink:
+        if request.param == "memory" and made:
+            return made[0]
+        made.append(SINKS[request.param](tmp_path))
+        return made[-1]
+
+    return make
+
+
+def drain(source: Source, max_rows: int = 1_000, max_bytes: int = 1 << 20) -> list[Records]:
+    """All records there are."""
+    pieces = []
+    while True:
+        try:
+            records = source.read(max_rows, max_bytes, 0.0)
+        except EndOfStream:
+            return pieces
+        assert records is not None
+        pieces.append(records)
+
+
+def decoded(source: Source, pieces: list[Records], schema: Any = None) -> pl.DataFrame:
+    """Pieces as one frame of the pipeline's columns; none may be rejected."""
+    made = [source.format.decode(piece, schema or SCHEMA) for piece in pieces]
+    assert not [reject for _, rejects in made for reject in rejects]
+    frames = [frame for frame, _ in made]
+    return pl.concat(frames).drop("_partition", "_position") if frames else ROWS.clear()
+
+
+def records(*rows: bytes, partition: str = "p") -> Records:
+    """Raw rows, at positions 0, 10, 20, ..."""
+    bounds = np.cumsum([0, *map(len, rows)]).astype(np.int64)
+    return Records(
+        partition=partition,
+        positions=np.arange(len(rows)) * 10,
+        next=len(rows) * 10,
+        values=Values(data=np.frombuffer(b"".join(rows), np.uint8), bounds=bounds),
+        arrived=0.0,
+    )
+
+
+def told(rejects: Any) -> list[tuple[str, int, str, str]]:
+    """Rejects as (reason, position, detail, value), by position."""
+    rows = [
+        (r.reason, *row)
+        for r in rejects
+        for row in r.rows.select("_position", "detail", "value").iter_rows()
+    ]
+    return sorted(rows, key=lambda row: row[1])

@@ -1,0 +1,134 @@
+"""What the tests of all stages share: batches of lists, streams of dirty rows, deep comparison."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from engine.scrub import STAGES
+from engine.types import Batch, Mark, Schema
+
+Make = Callable[..., Any]
+Columns = dict[str, list[Any]]
+
+
+def schema_of(frame: pl.DataFrame) -> Schema:
+    return {c: k for c, k in frame.schema.items() if not c.startswith("_")}
+
+
+def batch_of(frame: pl.DataFrame) -> Batch:
+    return Batch(frame=frame, mark=Mark(), arrived=0.0, raw_rows=frame.height)
+
+
+def equal(a: Any, b: Any) -> bool:
+    """The same plain value, bit by bit."""
+    if isinstance(a, dict):
+        return isinstance(b, dict) and list(a) == list(b) and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(equal, a, b))
+    if isinstance(a, np.ndarray):
+        return bool(a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes())
+    if isinstance(a, pl.DataFrame):
+        return a.schema == b.schema and a.equals(b)
+    if isinstance(a, pl.Series):
+        return a.dtype == b.dtype and a.equals(b)
+    return type(a) is type(b) and bool(a == b)
+
+
+@pytest.fixture(scope="session")
+def same() -> Callable[[Any, Any], bool]:
+    return equal
+
+
+@pytest.fixture(scope="session")
+def stage() -> Make:
+    """``stage("missing", columns=["x"], ...)``: the stage by its kind, named ``s``."""
+
+    def make(kind: str, **settings: Any) -> Any:
+        module, _, name = STAGES[kind].partition(":")
+        made = getattr(importlib.import_module(module), name)
+        return made("s", made.Settings(**settings))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def batch() -> Callable[..., Batch]:
+    """``batch(x=[1.0, None])``: a batch of these columns, or of a frame."""
+
+    def make(frame: pl.DataFrame | None = None, **columns: list[Any]) -> Batch:
+        rows = pl.DataFrame(columns, strict=False) if frame is None else frame
+        reserved = [
+            pl.lit("p").alias("_partition"),
+            pl.int_range(pl.len(), dtype=pl.Int64).alias("_position"),
+        ]
+        return batch_of(rows.select(*reserved, pl.all()))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def run(stage: Make, batch: Callable[..., Batch]) -> Callable[..., list[Batch]]:
+    """``run("lag", settings, columns, columns, ...)``: the batches that come out."""
+
+    def make(kind: str, settings: dict[str, Any], *parts: Columns | pl.DataFrame) -> list[Batch]:
+        made = stage(kind, **settings)
+        batches = [batch(p) if isinstance(p, pl.DataFrame) else batch(**p) for p in parts]
+        made.bind(schema_of(batches[0].frame))
+        return [made.apply(b) for b in batches]
+
+    return make
+
+
+def dirty(rows: int, seed: int) -> pl.DataFrame:
+    """Rows of every type, with nulls, NaN, infinity, repeated keys and times out of order."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(50, 10, rows)
+    x[rng.random(rows) < 0.1] = np.nan
+    x[rng.random(rows) < 0.05] = np.inf
+    x[rng.random(rows) < 0.05] *= 100
+    hours = np.arange(rows) // 3 - rng.integers(0, 4, rows)
+    times = [datetime(2024, 1, 1) + timedelta(hours=int(h)) for h in hours]
+    return pl.DataFrame(
+        {
+            "_partition": ["p"] * rows,
+            "_position": np.arange(rows),
+            "key": rng.choice(["a", "b", "ç", ""], rows),
+            "time": pl.Series(times, dtype=pl.Datetime("us")),
+            "x": x,
+            "y": rng.exponential(3, rows),
+            "f": rng.normal(0, 1, rows).astype(np.float32),
+            "n": rng.integers(-5, 5, rows),
+            "text": rng.choice(["red", "green", "blue", "grey", "1", "x"], rows),
+            "flag": rng.random(rows) < 0.5,
+            "void": pl.Series([None] * rows, dtype=pl.Float64),
+        }
+    ).with_columns(
+        pl.when(pl.Series(rng.random(rows) > 0.15)).then(pl.col(c))
+        for c in ("x", "y", "f", "n", "text", "flag", "time")
+    )
+
+
+@pytest.fixture(scope="session")
+def rows() -> Callable[[int, int], pl.DataFrame]:
+    return dirty
+
+
+def cut(frame: pl.DataFrame, sizes: Iterable[int]) -> Sequence[Batch]:
+    """The frame in batches of these sizes and the rest."""
+    batches, at = [], 0
+    for size in sizes:
+        batches.append(batch_of(frame.slice(at, size)))
+        at += size
+    return [*batches, batch_of(frame.slice(at))]
+
+
+@pytest.fixture(scope="session")
+def pieces() -> Callable[[pl.DataFrame, Iterable[int]], Sequence[Batch]]:
+    return cut
