@@ -235,9 +235,13 @@ class Loop:
 
     def _batches(self) -> None:
         batches = iter(self.loader)
-        while not self._stopping and (batch := self._next(batches)) is not None:
+        while not self._stopping:
+            batch = self._next(batches)
+            if batch is None:
+                return
             self._heartbeat.beat()
             self._one(batch)
+            del batch  # or it would stay in memory, uncounted, while the next is awaited
 
     def _next(self, batches: Iterator[Batch]) -> Batch | None:
         self._waiting = True

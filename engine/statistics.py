@@ -177,9 +177,9 @@ class Quantiles(Statistic):
     merging form with the scale function k1; cells of the scale are fixed instead of greedy, so
     that all columns are merged by the same few array operations. Nothing in it is random.
 
-    Error of `quantile(q)` in rank: 0.2 % or less, mostly below 0.05 %, and less towards the ends,
-    which are exact (held by tests for shuffled, sorted, reversed and interleaved streams of
-    several distributions). As with every t-digest there is no bound for an adversary's order.
+    Error of `quantile(q)` in rank: 0.5 % or less, mostly below 0.05 %; the ends are exact. Held
+    by tests for shuffled, sorted, reversed and interleaved streams of several distributions; as
+    with every t-digest there is no bound for an adversary's order.
 
     Attributes:
         mean: of each cell's numbers, shape (CELLS, columns), ascending where weight > 0.
@@ -261,8 +261,8 @@ class Counts(Statistic):
 
     Misra and Gries, "Finding Repeated Elements" (1982), merged as in Agarwal et al., "Mergeable
     Summaries" (2012): a value's count is never too high and at most rows / (size + 1) too low;
-    with no more than `size` different values it is exact. Equal counts stand in order of first
-    appearance.
+    with no more than `size` different values it is exact. Of equal counts the one that led before
+    stands first.
 
     Attributes:
         tables: for each column a frame of ``value`` and ``count``, most frequent first, at most

@@ -422,8 +422,10 @@ class Source(Protocol):
     `commit`, `lag` and `progress`, which the main thread calls.
     """
 
-    format: Format
-    """How its values are decoded; the prepare thread calls it."""
+    @property
+    def format(self) -> Format:
+        """How its values are decoded; the prepare thread calls it."""
+        ...
 
     def schema(self, declared: Schema) -> Schema:
         """The columns a decode will give: `declared`, with ``"*"`` spread over the columns it does

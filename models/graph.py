@@ -11,6 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 OPSET = 17
 """Old enough for every runtime of the last years, new enough for LayerNormalization."""
+DOMAINS = {"": OPSET, "ai.onnx.ml": 2}
+"""Operator set -> version, of those that nodes may come from."""
 ML, ML_OPSET = "ai.onnx.ml", 3
 """The domain of LabelEncoder."""
 
@@ -20,9 +22,13 @@ class Graph:
 
     Values are known by their names: every method that makes one returns its name, to be handed to
     the next.
+
+    Attributes:
+        scope: put before the names of what is made from now on, e.g. ``network/``.
     """
 
     def __init__(self) -> None:
+        self.scope = ""
         self._nodes: list[onnx.NodeProto] = []
         self._constants: list[onnx.TensorProto] = []
         self._inputs: list[onnx.ValueInfoProto] = []
@@ -31,7 +37,7 @@ class Graph:
     def name(self, hint: str) -> str:
         """A name nothing else has."""
         self._count += 1
-        return f"{hint}_{self._count}"
+        return f"{self.scope}{hint}_{self._count}"
 
     def constant(self, value: Any, hint: str = "const") -> str:
         """A constant tensor; `value` is a numpy array (its dtype is kept; text becomes an ONNX

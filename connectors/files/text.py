@@ -193,7 +193,7 @@ class TextFile:
         self._row = 0
         longest = np.diff(self._bounds).max(initial=len(self._buffer) - self._bounds[-1])
         if longest > self._max_record:
-            self._too_long()
+            raise self._too_long()
         if not self.keep_blank:
             self._drop_blank()
 
@@ -222,11 +222,11 @@ class TextFile:
         self._starts = self._starts[np.append(~blank, True)]
         self._bounds = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes[~blank])])
 
-    def _too_long(self) -> None:
+    def _too_long(self) -> UserError:
         sizes = np.append(np.diff(self._bounds), len(self._buffer) - self._bounds[-1])
         at = int(self._starts[int(np.argmax(sizes > self._max_record))])
         quote = " or a quote is not closed" if self._delimiter else ""
-        raise UserError(
+        return UserError(
             f"A row of {self.name} at offset {at} is longer than {self._max_record} bytes{quote}: "
             "mend the file, or raise [source] max_record_bytes."
         )

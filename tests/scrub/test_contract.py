@@ -64,16 +64,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "lag_text": ("lag", {**LAG, "column": "text", "by": [], "steps": [2]}),
     "lag_flag": ("lag", {**LAG, "column": "flag", "by": ["key", "text"], "steps": [1]}),
 }
-ROW_BY_ROW = (
-    "last",
-    "last_of_all",
-    "duplicates",
-    "window",
-    "lag",
-    "lag_late",
-    "lag_text",
-    "lag_flag",
-)
+ROW_BY_ROW = [case for case in CASES if case.startswith(("last", "lag", "dup", "window"))]
 SIZES = (40, 0, 25, 1, 60)
 
 Build = Callable[[str], Stage]

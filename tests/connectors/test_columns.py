@@ -1,0 +1,99 @@
+"""Columns that only need their types checked."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+import polars as pl
+import pytest
+
+from connectors.formats.columns import Columns
+from connectors.memory import MemorySource
+from engine.types import TYPES, HeadraceError, Schema
+from tests.connectors.conftest import told
+
+UTC = datetime.UTC
+DAY = datetime.datetime(2024, 1, 2, 3, tzinfo=UTC)
+
+
+def decode(frame: pl.DataFrame, schema: Schema) -> tuple[pl.DataFrame, list[Any]]:
+    raw = MemorySource.of([frame]).read(1_000, 1 << 20, 0.0)
+    assert raw is not None
+    return Columns().decode(raw, schema)
+
+
+def test_the_right_types_are_handed_through() -> None:
+    frame = pl.DataFrame({"a": [1.0, float("nan")], "b": ["x", None]})
+    made, rejects = decode(frame, {"b": pl.String(), "a": pl.Float64()})
+    assert made.columns == ["_partition", "_position", "b", "a"]
+    assert made["a"].is_nan().to_list() == [False, True]
+    assert not rejects
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "expected", "reason"),
+    [
+        (pl.Series([1.0, 2.5]), "int64", [1], "wrong_type"),
+        (pl.Series([1.0, 1e300]), "int64", [1], "wrong_type"),
+        (pl.Series([1, 1 << 40]), "int32", [1], "out_of_range"),
+        (pl.Series([1, (1 << 53) + 1]), "float64", [1.0], "out_of_range"),
+        (pl.Series([0.5, 1e300]), "float32", [0.5], "out_of_range"),
+        (pl.Series(["1.5", "abc"]), "float64", [1.5], "wrong_type"),
+        (pl.Series([1, 5]), "bool", [True], "wrong_type"),
+        (pl.Series(["2024-01-02", "no"]), "date", [datetime.date(2024, 1, 2)], "wrong_type"),
+        (pl.Series(["7", "x"], dtype=pl.Categorical), "int32", [7], "wrong_type"),
+    ],
+)
+def test_what_does_not_fit_costs_its_row(
+    values: pl.Series, kind: str, expected: list[object], reason: str
+) -> None:
+    made, rejects = decode(values.alias("v").to_frame(), {"v": TYPES[kind]})
+    assert made["v"].to_list() == expected
+    assert made["_position"].to_list() == [0]
+    ((found, position, detail, _),) = told(rejects)
+    assert (found, position) == (reason, 1)
+    assert detail.startswith(f"Expected {kind}, got '")
+    assert detail.endswith("in column 'v'.")
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "expected"),
+    [
+        (pl.Series([1, None, 3]), "float64", [1.0, None, 3.0]),
+        (pl.Series([1.0, None]), "int64", [1, None]),
+        (pl.Series([0.1, float("inf")]), "float32", [pytest.approx(0.1), float("inf")]),
+        (pl.Series([DAY]), "datetime", [DAY.replace(tzinfo=None)]),
+        (pl.Series([5, None]), "string", ["5", None]),
+        (pl.Series([True, False]), "int32", [1, 0]),
+    ],
+)
+def test_what_fits_is_cast(values: pl.Series, kind: str, expected: list[object]) -> None:
+    made, rejects = decode(values.alias("v").to_frame(), {"v": TYPES[kind]})
+    assert made["v"].to_list() == expected
+    assert made["v"].dtype == TYPES[kind]
+    assert not rejects
+
+
+@pytest.mark.parametrize("values", [[[1], [2]], [{"a": 1}, {"a": 2}]])
+def test_types_without_a_way_between_them_reject_every_row(values: list[object]) -> None:
+    made, rejects = decode(pl.DataFrame({"v": values}), {"v": pl.Float64()})
+    assert made.height == 0
+    assert [reason for reason, *_ in told(rejects)] == ["wrong_type"] * 2
+
+
+def test_a_number_is_no_moment_as_its_unit_is_unknown() -> None:
+    made, rejects = decode(pl.DataFrame({"v": [1_700_000_000]}), {"v": pl.Datetime("us")})
+    assert (made.height, len(rejects)) == (0, 1)
+
+
+def test_a_row_with_two_faults_is_rejected_once() -> None:
+    frame = pl.DataFrame({"a": ["x", "1"], "b": ["y", "2"]})
+    made, rejects = decode(frame, {"a": pl.Int64(), "b": pl.Int64()})
+    assert made.select("a", "b").rows() == [(1, 2)]
+    assert [at for _, at, _, _ in told(rejects)] == [0]
+
+
+def test_a_missing_column_names_the_nearest() -> None:
+    with pytest.raises(HeadraceError, match=r"memory has no column 'ab'.*Known: a\."):
+        decode(pl.DataFrame({"a": [1]}), {"ab": pl.Int64()})

@@ -1,0 +1,351 @@
+"""The loader: every row once, in order, with the mark to resume from; errors that reach the loop;
+no thread left."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import threading
+import time
+import tracemalloc
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ByteSize
+from torchdata.nodes import BaseNode
+from torchdata.nodes import Loader as NodeLoader
+
+from connectors.memory import Fault, MemorySource, Pause
+from engine.budget import Budget
+from engine.channel import Channel
+from engine.collate import Collate
+from engine.config import LoaderSettings
+from engine.loader import Loader, PrefetchNode
+from engine.types import Batch, EndOfStream, Features, HeadraceError, Mark, Records, Schema
+
+SCHEMA: Schema = {"a": pl.Int64()}
+
+
+def frame(start: int, stop: int) -> pl.DataFrame:
+    return pl.DataFrame({"a": range(start, stop)}, schema=SCHEMA)
+
+
+def loader(items: list[Any], rows: int = 10, **options: Any) -> Loader:
+    made = LoaderSettings(batch_rows=rows, poll=0.01, **options)
+    return Loader(MemorySource.of(items), schema=SCHEMA, settings=made)
+
+
+def values(batch: Batch) -> list[int]:
+    return batch.frame["a"].to_list()
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_is_left() -> Iterator[None]:
+    before = set(threading.enumerate())
+    yield
+    gc.collect()
+    deadline = time.monotonic() + 5
+    for thread in set(threading.enumerate()) - before:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    assert set(threading.enumerate()) <= before
+
+
+def test_batches_are_cut_by_rows_whatever_the_source_gives() -> None:
+    with loader([frame(0, 7), frame(7, 8), Pause(), frame(8, 25)]) as batches:
+        got = [values(batch) for batch in batches]
+    assert got == [list(range(10)), list(range(10, 20)), list(range(20, 25))]
+
+
+def test_it_is_made_of_torchdata_nodes() -> None:
+    made = loader([frame(0, 5)])
+    assert isinstance(made, NodeLoader)
+    assert isinstance(made.root, BaseNode)
+    made.close()
+
+
+def test_the_mark_is_after_the_batch_in_hand() -> None:
+    with loader([frame(0, 95)]) as batches:
+        marks = [batch.mark.positions for batch in batches]
+    assert marks == [{"memory": n} for n in (10, 20, 30, 40, 50, 60, 70, 80, 90, 95)]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=6), st.integers(1, 40), st.integers(0, 12))
+def test_saved_anywhere_and_restored_the_rest_is_the_same(
+    sizes: list[int], rows: int, taken: int
+) -> None:
+    ends = np.cumsum([0, *sizes]).tolist()
+    items = [frame(a, b) for a, b in itertools.pairwise(ends)]
+    with loader(items, rows) as whole:
+        everything = [values(batch) for batch in whole]
+    first = loader(items, rows)
+    got: list[list[int]] = []
+    for batch in first:
+        if len(got) == taken:
+            break
+        got.append(values(batch))
+        state = first.state_dict()
+    else:
+        state = first.state_dict()
+    first.close()
+    if not got:
+        return
+    with loader(items, rows) as second:
+        second.load_state_dict(state)
+        rest = [values(batch) for batch in second]
+    assert got + rest == everything
+
+
+def test_the_state_is_the_batch_in_hand_not_what_was_read_ahead() -> None:
+    with loader([frame(0, 100)]) as batches:
+        loop = iter(batches)
+        batch = next(loop)
+        state = batches.state_dict()
+        assert state["root"]["positions"] == batch.mark.positions == {"memory": 10}
+
+
+@pytest.mark.parametrize("error", [ValueError("bad"), HeadraceError("bad"), KeyboardInterrupt()])
+@pytest.mark.parametrize("at", [0, 3])
+def test_an_error_in_the_source_comes_after_the_batches_before_it(
+    error: BaseException, at: int
+) -> None:
+    items = [*(frame(10 * i, 10 * i + 10) for i in range(at)), Fault(error), frame(90, 99)]
+    with loader(items) as batches:
+        loop = iter(batches)
+        got = [values(next(loop)) for _ in range(at)]
+        for _ in range(3):  # and again, every time: it never becomes an end of stream
+            with pytest.raises(type(error)) as caught:
+                next(loop)
+            assert caught.value is error
+    assert got == [list(range(10 * i, 10 * i + 10)) for i in range(at)]
+
+
+class Failing:
+    """A stage that raises at its third batch."""
+
+    name = "failing"
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+        self.batches = 0
+
+    def bind(self, schema: Schema) -> Schema:
+        return schema
+
+    def apply(self, batch: Batch) -> Batch:
+        self.batches += 1
+        if self.batches == 3:
+            raise self.error
+        return batch
+
+    def snapshot(self) -> None: ...
+
+    def restore(self, value: object) -> None: ...
+
+    def transforms(self) -> tuple[()]:
+        return ()
+
+
+@pytest.mark.parametrize("error", [ValueError("bad"), SystemExit(3)])
+def test_an_error_in_a_stage_reaches_the_loop(error: BaseException) -> None:
+    source = MemorySource.of([frame(0, 100)])
+    made = LoaderSettings(batch_rows=10)
+    with Loader(source, schema=SCHEMA, stages=[Failing(error)], settings=made) as batches:
+        loop = iter(batches)
+        assert [len(next(loop)) for _ in range(2)] == [10, 10]
+        with pytest.raises(type(error)) as caught:
+            next(loop)
+        assert caught.value is error
+
+
+def test_a_hundred_exits_are_clean_and_quick() -> None:
+    for number in range(100):
+        items: list[Any] = [
+            frame(0, 50),
+            Fault(ValueError("x")) if number % 2 else frame(50, 9_999),
+        ]
+        made = loader(items, rows=1 + number % 7)
+        loop = iter(made)
+        for _ in range(number % 4):
+            next(loop)
+        start = time.monotonic()
+        made.close()
+        assert time.monotonic() - start < 1.0
+        assert not [t for t in threading.enumerate() if t.name.startswith("headrace-")]
+
+
+def test_a_forgotten_loader_stops_by_itself() -> None:
+    made = loader([frame(0, 100_000)])
+    next(iter(made))
+    del made  # the fixture sees that the threads end
+
+
+class Waiting(MemorySource):
+    """Gives its rows, then nothing, until it is told to end."""
+
+    def __init__(self, items: list[Any]) -> None:
+        super().__init__(self.Settings(items=items))
+        self.end = threading.Event()
+
+    def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
+        try:
+            return super().read(max_rows, max_bytes, timeout)
+        except EndOfStream:
+            if self.end.wait(timeout):
+                raise
+            return None
+
+
+def test_a_batch_that_does_not_fill_goes_after_max_delay() -> None:
+    source = Waiting([frame(0, 14)])
+    made = LoaderSettings(batch_rows=10, max_delay=0.05, poll=0.01)
+    with Loader(source, schema=SCHEMA, settings=made) as batches:
+        loop = iter(batches)
+        assert [values(next(loop)) for _ in range(2)] == [list(range(10)), list(range(10, 14))]
+        source.end.set()
+        assert [batch for batch in loop if len(batch)] == []
+
+
+def test_an_idle_stream_gives_empty_batches_that_hold_the_mark() -> None:
+    source = Waiting([frame(0, 10)])
+    made = LoaderSettings(batch_rows=10, poll=0.01)
+    with Loader(source, schema=SCHEMA, settings=made) as batches:
+        loop = iter(batches)
+        assert len(next(loop)) == 10
+        empty = next(loop)
+        assert len(empty) == 0
+        assert empty.frame.schema == {"_partition": pl.String, "_position": pl.Int64, **SCHEMA}
+        assert empty.mark.positions == {"memory": 10}
+
+
+def test_an_empty_source_ends_at_once() -> None:
+    with loader([]) as batches:
+        assert list(batches) == []
+
+
+def test_each_loop_starts_anew() -> None:
+    with loader([frame(0, 20)]) as batches:
+        first = [values(batch) for batch in batches]
+        assert [values(batch) for batch in batches] == first
+
+
+def test_batches_carry_tensors_and_times() -> None:
+    collate = Collate(Features(numeric=("a",), target="a"))
+    source = MemorySource.of([frame(0, 20)])
+    with Loader(source, schema=SCHEMA, collate=collate) as batches:
+        (batch,) = batches
+    assert batch.tensors is not None
+    assert batch.tensors.numeric[:, 0].tolist() == list(range(20))
+    assert 0 < batch.arrived <= batch.ready
+    assert batch.raw_bytes >= 20 * 8
+
+
+class Sized(MemorySource):
+    """Rows whose one value has a given size, made when they are read."""
+
+    def __init__(self, sizes: list[int]) -> None:
+        super().__init__(self.Settings(items=[]))
+        self.sizes = sizes
+        self.at = 0
+
+    def seek(self, mark: Mark) -> None:
+        self.at = mark.positions.get("memory", 0)
+
+    def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
+        if self.at == len(self.sizes):
+            raise EndOfStream
+        values_ = np.zeros(self.sizes[self.at] // 8)
+        self.at += 1
+        return Records(
+            partition="memory",
+            positions=np.array([self.at - 1]),
+            next=self.at,
+            values=pl.DataFrame({"a": [values_]}, schema={"a": pl.List(pl.Float64)}),
+            arrived=time.monotonic(),
+        )
+
+
+class Items(BaseNode[Any]):
+    """Arrays of given sizes, each made when it is asked for."""
+
+    def __init__(self, sizes: list[int]) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self.at = 0
+
+    def reset(self, initial_state: dict[str, Any] | None = None) -> None:
+        super().reset(initial_state)
+        self.at = 0
+
+    def next(self) -> Any:
+        if self.at == len(self.sizes):
+            raise StopIteration
+        self.at += 1
+        return np.ones(self.sizes[self.at - 1], np.uint8)
+
+    def get_state(self) -> dict[str, Any]:
+        return {"at": self.at}
+
+    def close(self) -> None: ...
+
+
+def skewed(n: int, largest: int) -> list[int]:
+    """Sizes from 1 kB up, a row of the largest among them."""
+    chance = np.random.default_rng(3)
+    sizes: list[int] = (
+        np.exp(chance.uniform(np.log(1 << 10), np.log(largest), n)).astype(int).tolist()
+    )
+    sizes[5:9] = [largest] * 4
+    return sizes
+
+
+def test_prefetch_holds_the_budget_and_one_item_at_most() -> None:
+    """Items of 1 kB to 32 MB at a budget of 64 MiB, a consumer that lets the queue fill up."""
+    largest, total = 32 << 20, 64 << 20
+    budget = Budget(total)
+    node: PrefetchNode[Any] = PrefetchNode(
+        Items(skewed(200, largest)),
+        lambda: Channel("items", budget, lambda taken: int(taken[0].nbytes)),
+        "items",
+    )
+    tracemalloc.start()
+    node.reset()
+    seen = 0
+    while True:
+        filled(node, budget)
+        try:
+            item = node.next()
+        except StopIteration:
+            break
+        seen += 1
+        del item
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    node.close()
+    assert seen == 200
+    assert budget.peak > total / 2  # it did fill up
+    assert peak <= total + largest + (1 << 20)
+
+
+def filled(node: PrefetchNode[Any], budget: Budget) -> None:
+    """Wait until the producer waits for room, or has ended."""
+    channel, before = node.channel, -1
+    assert channel is not None
+    deadline = time.monotonic() + 0.02
+    while budget.used != before and time.monotonic() < deadline:
+        before = budget.used
+
+
+def test_a_loaders_two_queues_share_one_budget() -> None:
+    largest, total = 4 << 20, 16 << 20
+    made = LoaderSettings(batch_rows=1, memory_budget=ByteSize(total))
+    schema: Schema = {"a": pl.List(pl.Float64())}
+    with Loader(Sized(skewed(60, largest)), schema=schema, settings=made) as batches:
+        assert sum(1 for _ in batches) == 60
+    assert batches.budget.peak <= total + largest
+    assert batches.budget.used == 0
