@@ -27,7 +27,7 @@ from engine.loader import Loader
 from engine.loop import Breaker, Loop, Totals, Work
 from engine.metrics import Metrics
 from engine.scrub import STAGES
-from engine.scrub.base import spread
+from engine.scrub.columns import spread
 from engine.service import Health, Heartbeat, Service
 from engine.types import (
     Batch,
@@ -149,7 +149,9 @@ class Run:
                 )
         require(self.schema, [model.target], where="[model] target")
         return Features(
-            numeric=tuple(spread(model.numeric, self.schema, where="[model] numeric")),
+            numeric=spread(model.numeric, self.schema, where="[model] numeric")
+            if model.numeric
+            else (),
             categories={column: sizes[column] for column in model.categories},
             target=model.target,
             task=model.task,

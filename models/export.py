@@ -1,170 +1,251 @@
-"""A learner and the scrub stages before it as one ONNX file that takes raw columns."""
+"""A learner and the stages before it as one ONNX file, from raw columns to scores.
+
+Imputation, clipping, scaling and category codes are nodes of the graph, with the numbers that
+training used, so what
+serves cannot differ from what was learned. Each raw column is an input of its own: float64, shape
+(n,), NaN for null;
+or text, shape (n,), "" for null. The one output, ``score``, is float32, shape (n,) or (n, k).
+"""
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+import onnx
+from onnx import TensorProto
 
-from engine.types import Features, Learner, Transform, UserError
-from models.feed import Inputs
-from models.graph import Graph, TensorProto
-from models.preparation import Preparation
+from engine.types import Affine, Clip, Codes, Features, Fill, Transform
+from models.graph import ML, Graph
 
 FORMAT = "headrace/1"
-"""Value of the metadata property ``format``: what else is in the file, and how to read it."""
-NETWORK = "network/"
-"""Names of the network's nodes begin with it; compression touches no others."""
+SCORE = "score"
+KINDS = {"double": TensorProto.DOUBLE, "string": TensorProto.STRING, "int64": TensorProto.INT64}
+
+
+class Writable(Protocol):
+    """A learner that can write itself into a graph."""
+
+    features: Features
+
+    def build(self, graph: Graph, numeric: str, categories: str) -> str:
+        """Add its nodes; the name of its scores, float32, shape (n,) or (n, k).
+
+        Args:
+            numeric: name of a float32 tensor, shape (n, d).
+            categories: name of an int64 tensor, shape (n, c).
+        """
+        ...
 
 
 def export(
-    path: Path | str,
-    learner: Learner,
+    path: Path,
+    learner: Writable,
     transforms: Sequence[Transform],
     metadata: Mapping[str, str],
+    *,
     ranges: Mapping[str, tuple[float, float]] | None = None,
 ) -> Path:
-    """Write the model so that a bare onnxruntime session fed raw columns answers as the learner.
-
-    Inputs are the raw columns, each of shape (n,): numbers as double (null is NaN), text as string
-    (null is "", or what the property ``null_text`` says), codes made before the model as int64.
-    The one output, ``score``, is float32, (n,) or (n, classes) as in `engine.types.Step.scores`;
-    it is NaN where a numeric feature is not finite: such rows were never learned from.
-
-    Metadata properties: format, task, target, classes, features, inputs, null_text, precision,
-    created, target_transforms (what happens to the label before it is learned), ranges if given,
-    and the caller's.
+    """Write the model file, whole or not at all.
 
     Args:
-        path: written atomically.
-        transforms: of the stages inside, in order.
-        metadata: version, pipeline, stages, schema, mark.
-        ranges: raw column -> lowest and highest value seen.
-
-    Raises: UserError when the learner cannot be exported, or reads nothing.
+        transforms: what the stages do now, in their order; those of columns the model does not read
+        are left out.
+        metadata: further properties; the format, task, features and inputs are added.
+        ranges: column -> smallest and largest value seen, for whoever watches the data drift.
     """
-    features = learner.features
-    build = getattr(learner, "build", None)
-    if build is None:
-        raise UserError(
-            f"The learner {type(learner).__name__} cannot be exported: it needs a method "
-            "build(graph, numeric, categories) that writes it into a models.graph.Graph."
-        )
-    if not features.numeric and not features.categories:
-        raise UserError("A model without features cannot be exported: set [model] numeric.")
     graph = Graph()
-    inputs, score = _written(graph, features, transforms, build)
-    shape = ["n"] if features.outputs == 1 else ["n", features.outputs]
-    properties = dict(metadata) | _properties(features, inputs, transforms)
-    if ranges is not None:
-        properties["ranges"] = json.dumps({c: list(ends) for c, ends in ranges.items()})
-    output = _output(inputs)
-    model = graph.model({output: (score, TensorProto.FLOAT, shape)}, properties)
-    return write_atomic(path, model.SerializeToString())
-
-
-def write_atomic(path: Path | str, data: bytes) -> Path:
-    """All of the bytes on the disk under that name, or the file as it was before."""
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    _sync(path.parent)
-    return path
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _written(
-    graph: Graph, features: Features, transforms: Sequence[Transform], build: Any
-) -> tuple[Inputs, str]:
-    """All nodes; the raw columns, and the name of the score."""
-    graph.scope = "prepare/"
-    preparation = Preparation(graph, features, transforms)
-    numeric = preparation.numeric() if features.numeric else None
-    categories = preparation.categories() if features.categories else None
-    some = numeric or categories
-    assert some is not None
-    across = [
-        _empty(graph, some, kind) if x is None else graph.op("Transpose", x, perm=[1, 0])
-        for x, kind in ((numeric, np.float32), (categories, np.int64))
-    ]
-    graph.scope = NETWORK
-    score: str = build(graph, *across)
-    graph.scope = "finish/"
-    if numeric is not None:
-        score = graph.op("Add", score, _unsound(graph, numeric, features.outputs))
-    return preparation.inputs, score
-
-
-def _empty(graph: Graph, other: str, kind: type[np.generic]) -> str:
-    """A matrix (n, 0), for a network that reads no features of that kind."""
-    rows = graph.op("Shape", other, start=1, end=2)
-    shape = graph.op("Concat", rows, graph.constant(np.zeros(1, np.int64)), axis=0)
-    zero = graph.op("ConstantOfShape", shape)
-    element = TensorProto.FLOAT if kind is np.float32 else TensorProto.INT64
-    return graph.op("Cast", zero, to=element)
-
-
-def _unsound(graph: Graph, numeric: str, outputs: int) -> str:
-    """0 for each row, but NaN where a feature is not finite: quantized layers and some activations
-    would make a number of it."""
-    zeros = graph.op("Mul", numeric, graph.constant(np.float32(0)))
-    axes = graph.constant(np.array([0], np.int64), "axes")
-    total = graph.op("ReduceSum", zeros, axes, keepdims=int(outputs > 1))
-    return graph.op("Transpose", total, perm=[1, 0]) if outputs > 1 else total
-
-
-def _output(inputs: Inputs) -> str:
-    name = "score"
-    while name in inputs.kinds:
-        name += "_"
-    return name
-
-
-def _properties(
-    features: Features, inputs: Inputs, transforms: Sequence[Transform]
-) -> dict[str, str]:
-    label = [_plain(t) for t in transforms if t.column == features.target]
-    return {
+    features = learner.features
+    front = _Front(graph, features, transforms)
+    score = learner.build(graph, front.numeric(), front.categories())
+    shape: list[int | str] = ["n"] if features.outputs == 1 else ["n", features.outputs]
+    properties = {
+        **metadata,
         "format": FORMAT,
+        "created": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "task": features.task,
         "target": features.target or "",
-        "target_transforms": json.dumps(label),
         "classes": json.dumps(features.classes),
-        "features": json.dumps(
-            {"numeric": features.numeric, "categories": dict(features.categories)}
-        ),
-        "inputs": json.dumps(dict(inputs.kinds)),
-        "null_text": inputs.null_text,
+        "features": json.dumps([*features.numeric, *features.categories]),
+        "inputs": json.dumps(front.inputs),
+        "ranges": json.dumps({k: list(v) for k, v in (ranges or {}).items() if k in front.inputs}),
         "precision": "float32",
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    model = graph.model({SCORE: (score, TensorProto.FLOAT, shape)}, properties)
+    return write(model, path)
 
 
-def _plain(transform: Transform) -> dict[str, Any]:
-    fields = {name: getattr(transform, name) for name in transform.__slots__}
-    return {"kind": type(transform).__name__} | fields
+def write(model: onnx.ModelProto, path: Path) -> Path:
+    """Under a temporary name, synced, renamed. Raises: OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(model.SerializeToString())
+        file.flush()
+        os.fsync(file.fileno())
+    return temporary.replace(path)
 
 
-__all__ = ["FORMAT", "NETWORK", "export", "write_atomic"]
+class _Front:
+    """The stages' part of the graph: all numeric columns side by side, (n, d) float64, a node or
+    three a stage."""
+
+    def __init__(self, graph: Graph, features: Features, transforms: Sequence[Transform]) -> None:
+        self._graph = graph
+        self._features = features
+        self.inputs: dict[str, str] = {}
+        made = {t.indicator: t.column for t in transforms if isinstance(t, Fill) and t.indicator}
+        coded = {t.column: t for t in transforms if isinstance(t, Codes)}
+        self._text = {c for c in features.categories if c in coded}
+        raw = [made.get(c, c) for c in features.numeric]
+        self._columns = [c for c in dict.fromkeys(raw) if c not in self._text]
+        self._texts: dict[str, str] = {}
+        self._codes: dict[str, str] = {}
+        self._fills: dict[str, str] = {}
+        for column in self._columns:
+            self.inputs[column] = "double"
+        for column in features.categories:
+            self.inputs[column] = "string" if column in self._text else "int64"
+            self._texts[column] = graph.input(column, KINDS[self.inputs[column]], ["n"])
+        self._matrix = self._gather_inputs()
+        for layer in _layers(transforms):
+            self._apply(layer)
+
+    def numeric(self) -> str:
+        """The features, (n, d) float32, in the learner's order."""
+        graph, wanted = self._graph, list(self._features.numeric)
+        x = self._matrix
+        if not wanted:
+            x = graph.constant(np.zeros((1, 0)))
+        elif wanted != self._columns:
+            at = np.array([self._columns.index(c) for c in wanted], np.int64)
+            x = graph.op("Gather", x, graph.constant(at), axis=1)
+        return graph.op("Cast", x, to=TensorProto.FLOAT)
+
+    def categories(self) -> str:
+        """The codes, (n, c) int64."""
+        graph = self._graph
+        columns = [self._codes.get(c, self._texts[c]) for c in self._features.categories]
+        if not columns:
+            return graph.constant(np.zeros((1, 0), np.int64))
+        return self._side_by_side(columns)
+
+    def _gather_inputs(self) -> str:
+        graph = self._graph
+        inputs = [graph.input(c, TensorProto.DOUBLE, ["n"]) for c in self._columns]
+        return self._side_by_side(inputs) if inputs else ""
+
+    def _side_by_side(self, columns: list[str]) -> str:
+        graph = self._graph
+        axis = graph.constant(np.array([1], np.int64))
+        wide = [graph.op("Unsqueeze", column, axis) for column in columns]
+        return graph.op("Concat", *wide, axis=1) if len(wide) > 1 else wide[0]
+
+    def _apply(self, layer: Sequence[Transform]) -> None:
+        """One kind of transform on some of the columns; the others pass unchanged."""
+        numbers = [t for t in layer if t.column in self._columns]
+        for transform in layer:
+            if transform.column in self._text:
+                self._apply_text(transform)
+        if not numbers:
+            return
+        first = numbers[0]
+        if isinstance(first, Fill):
+            self._fill([t for t in numbers if isinstance(t, Fill)])
+        elif isinstance(first, Clip):
+            clips = [t for t in numbers if isinstance(t, Clip)]
+            self._bound("Less", {t.column: t.low for t in clips}, -np.inf)
+            self._bound("Greater", {t.column: t.high for t in clips}, np.inf)
+        elif isinstance(first, Affine):
+            affine = [t for t in numbers if isinstance(t, Affine)]
+            shift = self._vector({t.column: t.shift for t in affine}, 0.0)
+            scale = self._vector({t.column: t.scale for t in affine}, 1.0)
+            graph = self._graph
+            self._matrix = graph.op("Mul", graph.op("Sub", self._matrix, shift), scale)
+
+    def _fill(self, fills: list[Fill]) -> None:
+        graph = self._graph
+        missing = graph.op("IsNaN", self._matrix)
+        filled = {t.column for t in fills}
+        chosen = missing
+        if filled != set(self._columns):
+            mask = np.array([c in filled for c in self._columns])
+            chosen = graph.op("And", missing, graph.constant(mask))
+        values = self._vector({t.column: float(t.value) for t in fills}, 0.0)
+        x = graph.op("Where", chosen, values, self._matrix)
+        flags = [t for t in fills if t.indicator]
+        if flags:
+            at = np.array([self._columns.index(t.column) for t in flags], np.int64)
+            flag = graph.op("Gather", missing, graph.constant(at), axis=1)
+            x = graph.op("Concat", x, graph.op("Cast", flag, to=TensorProto.DOUBLE), axis=1)
+            self._columns = [*self._columns, *(str(t.indicator) for t in flags)]
+        self._matrix = x
+
+    def _bound(self, compare: str, bounds: dict[str, float], nothing: float) -> None:
+        """Where rather than Max and Min: a comparison with NaN is false, so null stays null."""
+        if all(bound == nothing for bound in bounds.values()):
+            return
+        graph = self._graph
+        limit = self._vector(bounds, nothing)
+        beyond = graph.op(compare, self._matrix, limit)
+        self._matrix = graph.op("Where", beyond, limit, self._matrix)
+
+    def _apply_text(self, transform: Transform) -> None:
+        graph, column = self._graph, transform.column
+        text = self._texts[column]
+        if isinstance(transform, Fill):
+            self._fills[column] = str(transform.value)
+            if transform.indicator in self._features.numeric:
+                self._flag_text(text, str(transform.indicator))
+        if isinstance(transform, Codes):
+            codes = {value: i for i, value in enumerate(transform.values, 1)}
+            if self._fills.get(column) in codes:
+                codes[""] = codes[self._fills[column]]
+            self._codes[column] = graph.op(
+                "LabelEncoder",
+                text,
+                domain=ML,
+                keys_strings=list(codes) or ["\0"],
+                values_int64s=list(codes.values()) or [0],
+                default_int64=0,
+            )
+
+    def _flag_text(self, text: str, indicator: str) -> None:
+        graph = self._graph
+        flag = graph.op(
+            "LabelEncoder",
+            text,
+            domain=ML,
+            keys_strings=[""],
+            values_floats=[1.0],
+            default_float=0.0,
+        )
+        column = self._side_by_side([graph.op("Cast", flag, to=TensorProto.DOUBLE)])
+        parts = [self._matrix, column] if self._matrix else [column]
+        self._matrix = graph.op("Concat", *parts, axis=1)
+        self._columns = [*self._columns, indicator]
+
+    def _vector(self, values: Mapping[str, float], otherwise: float) -> str:
+        array = np.array([values.get(c, otherwise) for c in self._columns], np.float64)
+        return self._graph.constant(array)
+
+
+def _layers(transforms: Sequence[Transform]) -> list[list[Transform]]:
+    """Runs of one kind over different columns: what one vector operation can do."""
+    layers: list[list[Transform]] = []
+    for transform in transforms:
+        last: list[Any] = layers[-1] if layers else []
+        alike = bool(last) and type(last[0]) is type(transform)
+        if alike and transform.column not in {t.column for t in last}:
+            last.append(transform)
+        else:
+            layers.append([transform])
+    return layers
+
+
+__all__ = ["FORMAT", "SCORE", "Writable", "export", "write"]

@@ -11,8 +11,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 OPSET = 17
 """Old enough for every runtime of the last years, new enough for LayerNormalization."""
-DOMAINS = {"": OPSET, "ai.onnx.ml": 2}
-"""Operator set -> version, of those that nodes may come from."""
 ML, ML_OPSET = "ai.onnx.ml", 3
 """The domain of LabelEncoder."""
 
