@@ -27,7 +27,8 @@ import numpy as np
 import polars as pl
 from pydantic import Field
 
-from engine.types import HeadraceError, Settings, Snapshot, UserError
+from engine import types
+from engine.types import HeadraceError, Snapshot, UserError
 
 log = logging.getLogger("headrace.checkpoint")
 
@@ -51,7 +52,7 @@ class Checkpoints:
         settings: where, how many, how often.
     """
 
-    class Settings(Settings):
+    class Settings(types.Settings):
         """``[checkpoint]``
 
         Attributes:
@@ -124,6 +125,11 @@ class Checkpoints:
                 "without them, run with --fresh."
             )
         return None
+
+    def forget(self) -> None:
+        """Delete all checkpoints, and nothing else that lies in the folder."""
+        for number in self._numbers():
+            self._path(number).unlink()
 
     def _numbers(self) -> list[int]:
         if not self.folder.is_dir():
@@ -253,6 +259,19 @@ def _ipc(frame: pl.DataFrame) -> memoryview:
     return buffer.getbuffer()
 
 
+def size_of(value: Snapshot) -> int:
+    """Bytes of the arrays, frames and texts of a plain value."""
+    if isinstance(value, np.ndarray):
+        return int(value.nbytes)
+    if isinstance(value, pl.DataFrame | pl.Series):
+        return int(value.estimated_size())
+    if isinstance(value, Mapping):
+        return sum(map(size_of, value.values()))
+    if isinstance(value, list | tuple):
+        return sum(map(size_of, value))
+    return len(value) if isinstance(value, str | bytes) else 8
+
+
 def _difference(now: str | None, was: str | None) -> str:
     """ "a, got b", from the first place where two JSON texts differ, or the texts themselves."""
     try:
@@ -269,4 +288,12 @@ def _difference(now: str | None, was: str | None) -> str:
     return f"{at}{json.dumps(a)}, got {at}{json.dumps(b)}"
 
 
-__all__ = ["CheckpointFailed", "Checkpoints", "Corrupt", "decode", "encode", "write_atomically"]
+__all__ = [
+    "CheckpointFailed",
+    "Checkpoints",
+    "Corrupt",
+    "decode",
+    "encode",
+    "size_of",
+    "write_atomically",
+]

@@ -145,6 +145,8 @@ def _predict(options: argparse.Namespace) -> int:
     from engine.progress import Progress, finish
     from engine.run import Run
 
+    if any(Path(options.output).glob("part-*")):
+        raise UserError(f"{options.output} holds results already: name another --output folder.")
     table: dict[str, Any] = {
         "name": "predict",
         "folder": str(Path(options.output) / ".headrace"),

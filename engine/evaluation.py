@@ -149,6 +149,12 @@ class Evaluation:
         ]
         return history.sort("time").select("time", pl.col("n model").alias("rows"), *errors)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the window and of the rows put aside."""
+        rows = [*self._window, *self._aside]
+        return sum(r.target.nbytes + r.scores.nbytes + int(r.frame.estimated_size()) for r in rows)
+
     def state_dict(self) -> dict[str, Snapshot]:
         """As a plain value."""
         return {

@@ -136,9 +136,9 @@ class Breaker:
             worst = max(counted, key=len, default=None)
             reason = f"{worst.stage}: {worst.reason}" if worst else "see the dead letters"
             raise Flood(
-                f"Stopped: {self._bad / self._rows:.1%} of the last {self._rows} rows were rejected "
-                f"({reason}), and [dead_letters] limit allows {settings.limit:.1%}: mend the input "
-                "or the schema, or raise the limit."
+                f"Stopped: {self._bad / self._rows:.1%} of the last {self._rows} rows were "
+                f"rejected ({reason}), and [dead_letters] limit allows {settings.limit:.1%}: "
+                "mend the input or the schema, or raise the limit."
             )
 
 
@@ -215,14 +215,14 @@ class Loop:
         Raises: Flood; HeadraceError and whatever source, stages, work or sinks raise. What was
         saved stays saved.
         """
-        with self._signals(), self.loader:
+        with self._signals(), self._closing(), self.loader:
             self._saved_batches = self.totals.batches
             try:
                 self._batches()
             except Stopped:
                 log.info("stopping", extra={"reason": "signal"})
             self._save()
-        return self.totals
+            return self.totals
 
     def stop(self) -> None:
         """Finish the batch in hand, save and return from `run`. Any thread may call it."""
@@ -276,7 +276,7 @@ class Loop:
         try:
             self._breaker.check(done.batch.raw_rows + done.batch.grown, done.batch.rejects)
         except Flood:
-            self._save()  # what was rejected so far is safe, and a start after mending goes on behind it
+            self._save()  # a start after mending goes on behind what was rejected
             raise
 
     def _count(self, done: Done) -> None:
@@ -355,6 +355,16 @@ class Loop:
         metrics.checkpoint_bytes.set(path.stat().st_size)
         metrics.checkpoint_timestamp_seconds.set_to_current_time()
         return True
+
+    @contextmanager
+    def _closing(self) -> Iterator[None]:
+        """Whatever ends the run, sinks let go of what was not flushed."""
+        try:
+            yield
+        finally:
+            for sink in (self.sink, self.dead_letters):
+                if sink is not None:
+                    sink.close()
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:

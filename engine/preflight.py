@@ -127,8 +127,8 @@ def _exportable(run: Run) -> Iterator[str]:
                 s.name for s in outside[outside.index(stage) + 1 :] if s.transforms() is None
             )
             yield (
-                f"Stage '{stage.name}' stands before '{later}', which no model file can contain, so "
-                f"serving must run '{stage.name}' too, with its own statistics: move it behind "
+                f"Stage '{stage.name}' stands before '{later}', which no model file can contain, "
+                f"so serving must run '{stage.name}' too, with its own statistics: move it behind "
                 f"'{later}' if you can."
             )
 

@@ -8,7 +8,6 @@ import functools
 import hashlib
 import json
 import logging
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from typing import Any
 import polars as pl
 
 from engine import report
-from engine.checkpoint import Checkpoints
+from engine.checkpoint import Checkpoints, size_of
 from engine.collate import Collate
 from engine.config import ModelSettings, Pipeline, component, validate
 from engine.evaluation import Evaluation
@@ -342,8 +341,7 @@ class Run:
 
     def forget(self) -> None:
         """Delete this pipeline's checkpoints; its results go with the next start."""
-        shutil.rmtree(self.checkpoints.settings.path, ignore_errors=True)
-        self.__dict__.pop("checkpoints", None)
+        self.checkpoints.forget()
 
     def restore(self) -> bool:
         """Put the newest checkpoint's state into stages and learner, to export or look at; whether
@@ -395,8 +393,8 @@ class Run:
         rows = None if self.holdout is None else self.holdout.frame()
         if rows is None or self.pipeline.export is None:
             raise UserError(
-                f"{self.pipeline.file} has held out no rows to prove a compressed model with: add an "
-                "[export] section and train for at least [export] holdout_every batches."
+                f"{self.pipeline.file} has held out no rows to prove a compressed model with: "
+                "add an [export] section and train for at least [export] holdout_every batches."
             )
         table = self.pipeline.export.compress or {}
         settings = self.pipeline.settings(Compression, table, "export.compress")
@@ -467,8 +465,8 @@ class Run:
                 )
         if pipeline.infer is not None and pipeline.train is not None and pipeline.base is None:
             raise UserError(
-                f"{pipeline.file} has both [train] and [infer]: a pipeline trains or serves; put [infer] "
-                "in a file of its own with base = this file."
+                f"{pipeline.file} has both [train] and [infer]: a pipeline trains or serves; put "
+                "[infer] in a file of its own with base = this file."
             )
 
     def _ready(self) -> Health:
@@ -495,6 +493,11 @@ class Run:
             self.metrics.watch_memory(part, functools.partial(_part, memory, part))
         if self._predictor is not None:
             self.metrics.model.labels(**self._predictor.info()).set(1)
+        for stage in self.stages:
+            watch = functools.partial(_state_bytes, stage)
+            self.metrics.watch_memory(f"stage {stage.name}", watch)
+        if self.trains:
+            self.metrics.watch_memory("evaluation", lambda: self.evaluation.nbytes)
         budget = self.loop.loader.budget
         self.metrics.watch_memory("loader", lambda: budget.used)
         self.metrics.memory_budget_bytes.set(budget.total)
@@ -567,6 +570,10 @@ def run(
 
 def _part(memory: Callable[[], Mapping[str, int]], name: str) -> int:
     return memory()[name]
+
+
+def _state_bytes(stage: Stage) -> int:
+    return size_of(stage.snapshot())
 
 
 def _connectors() -> Any:

@@ -158,7 +158,8 @@ def compress(model: Path, rows: pl.DataFrame, settings: Compression, *, path: Pa
     unknown = [name for name in settings.candidates if name not in CANDIDATES]
     if unknown:
         raise UserError(
-            f"[export.compress] candidates expects names of {', '.join(CANDIDATES)}, got '{unknown[0]}'."
+            f"[export.compress] candidates expects names of {', '.join(CANDIDATES)}, "
+            f"got '{unknown[0]}'."
         )
     provider = available(settings.providers)
     bench = _Bench(session(model, provider), rows, settings)
@@ -205,8 +206,8 @@ class _Bench:
         self._old, new = rows.head(cut), rows.slice(cut)
         if cut < 10 or new.height < 10:
             raise UserError(
-                f"A compressed model needs 20 held-out rows with a label or more, got {rows.height}: "
-                "train longer, or lower [export] holdout_every."
+                "A compressed model needs 20 held-out rows with a label or more, got "
+                f"{rows.height}: train longer, or lower [export] holdout_every."
             )
         self.judged = new.height
         self.feed = self.inputs.feed(new)

@@ -126,7 +126,8 @@ class OnnxPredictor:
         for column, kind in self._inputs.kinds.items():
             if column not in schema:
                 raise UserError(
-                    f"The model needs column '{column}', which is not there.{nearest(column, schema)}"
+                    f"The model needs column '{column}', which is not there."
+                    f"{nearest(column, schema)}"
                 )
             here = schema[column]
             if kind != "string" and not (here.is_numeric() or here == pl.Boolean):

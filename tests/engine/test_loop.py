@@ -1,0 +1,191 @@
+"""The loop: effects in their order, everything accounted for, stops that lose nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from connectors.memory import Fault, MemorySink, MemorySource
+from engine.checkpoint import Checkpoints
+from engine.config import DeadLetterSettings, LoaderSettings
+from engine.loader import Loader
+from engine.loop import Breaker, Done, Flood, Loop, Totals
+from engine.types import Batch, HeadraceError, Mark, Rejects, Schema, Snapshot
+
+SCHEMA: Schema = {"a": pl.Int64()}
+
+
+class Summing:
+    """Work with a state: the sum of all it has seen. Odd numbers are rejected."""
+
+    stage = "learn"
+
+    def __init__(self) -> None:
+        self.total = 0
+        self.stop_at: int | None = None
+        self.loop: Loop | None = None
+
+    def do(self, batch: Batch) -> Done:
+        done = batch.reject(pl.col("a") % 2 == 0, stage="learn", reason="odd", detail="It is odd.")
+        self.total += int(done.frame["a"].sum())
+        if self.loop is not None and self.stop_at is not None and self.total >= self.stop_at:
+            self.loop.stop()
+        return Done(batch=done, learned=len(done))
+
+    def state_dict(self) -> dict[str, Snapshot]:
+        return {"total": self.total}
+
+    def load_state_dict(self, state: Mapping[str, Snapshot]) -> None:
+        self.total = state["total"]
+
+
+class Pipeline:
+    """A source of numbers, a loop around it, and what it left."""
+
+    def __init__(self, items: list[Any], folder: Path, sink: MemorySink | None = None) -> None:
+        self.source = MemorySource.of(items)
+        self.sink = sink or MemorySink()
+        self.letters = MemorySink()
+        self.work = Summing()
+        self.loop = self.make(folder)
+
+    def make(self, folder: Path, **options: Any) -> Loop:
+        settings = LoaderSettings(batch_rows=10, poll=0.01)
+        checkpoints = Checkpoints(Checkpoints.Settings(path=str(folder), every_batches=2))
+        made = Loop(
+            source=self.source,
+            loader=Loader(self.source, schema=SCHEMA, settings=settings),
+            work=self.work,
+            sink=self.sink,
+            dead_letters=self.letters,
+            checkpoints=checkpoints,
+            **options,
+        )
+        self.work.loop = made
+        return made
+
+
+def numbers(start: int, stop: int) -> pl.DataFrame:
+    return pl.DataFrame({"a": range(start, stop)}, schema=SCHEMA)
+
+
+def test_every_row_is_learned_or_rejected_and_ends_in_its_place(tmp_path: Path) -> None:
+    made = Pipeline([numbers(0, 95)], tmp_path)
+    totals = made.loop.run()
+    assert totals.balanced
+    assert (totals.read, totals.learned, totals.rejected) == (95, 48, 47)
+    assert totals.reasons == {("learn", "odd"): 47}
+    assert made.sink.frame["a"].to_list() == list(range(0, 95, 2))
+    assert made.letters.frame["_position"].to_list() == list(range(1, 95, 2))
+    assert set(made.letters.frame["reason"]) == {"odd"}
+    assert set(made.letters.frame["stage"]) == {"learn"}
+
+
+def test_nothing_is_committed_that_was_not_finished(tmp_path: Path) -> None:
+    made = Pipeline([numbers(0, 95)], tmp_path)
+    made.loop.run()
+    positions = [mark.positions["memory"] for mark in made.source.commits]
+    assert positions == [20, 40, 60, 80, 95]
+
+
+def test_flush_comes_before_save_and_save_before_commit(tmp_path: Path) -> None:
+    """A sink that fails to flush leaves neither checkpoint nor commit behind that flush."""
+    failing = MemorySink(MemorySink.Settings(fail_on_flush=3))
+    made = Pipeline([numbers(0, 95)], tmp_path, failing)
+    with pytest.raises(HeadraceError, match="fails on flush 3"):
+        made.loop.run()
+    assert [mark.positions["memory"] for mark in made.source.commits] == [20, 40]
+    state = Checkpoints(Checkpoints.Settings(path=str(tmp_path))).load({})
+    assert state is not None
+    assert state["positions"] == {"memory": 40}
+
+
+@pytest.mark.parametrize("at", [0, 15, 40, 77])
+def test_after_a_fault_a_new_start_ends_where_an_untroubled_run_does(
+    tmp_path: Path, at: int
+) -> None:
+    whole = Pipeline([numbers(0, 95)], tmp_path / "whole")
+    whole.loop.run()
+    items = [numbers(0, at), Fault(OSError("gone")), numbers(at, 95)]
+    troubled = Pipeline([i for i in items if not isinstance(i, pl.DataFrame) or i.height], tmp_path)
+    with pytest.raises(OSError, match="gone"):
+        troubled.loop.run()
+    again = Pipeline([numbers(0, 95)], tmp_path, troubled.sink)
+    again.letters = troubled.letters
+    again.loop = again.make(tmp_path)
+    again.loop.resume()
+    again.loop.run()
+    assert again.work.total == whole.work.total
+    assert again.loop.totals == whole.loop.totals
+    assert again.sink.frame.equals(whole.sink.frame)
+    assert again.letters.frame.equals(whole.letters.frame)
+
+
+def test_stop_finishes_the_batch_in_hand_and_saves(tmp_path: Path) -> None:
+    made = Pipeline([numbers(0, 10_000)], tmp_path)
+    made.work.stop_at = 500
+    totals = made.loop.run()
+    assert made.loop.stopped
+    assert totals.balanced
+    assert totals.read == made.source.commits[-1].positions["memory"]
+    assert 0 < totals.read < 10_000
+
+
+def test_a_checkpoint_that_fails_is_counted_and_the_run_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    made = Pipeline([numbers(0, 95)], tmp_path / "file" / "folder")
+    assert made.loop.run().balanced
+    text = made.loop.metrics.exposition()[0].decode()
+    assert "headrace_checkpoint_failures_total 5.0" in text
+    assert made.source.commits == []  # nothing is committed beyond what is saved
+
+
+def rejects(n: int, reason: str) -> tuple[Rejects, ...]:
+    return (Rejects(stage="decode", reason=reason, rows=pl.DataFrame({"x": range(n)})),)
+
+
+def test_the_breaker_trips_on_the_share_of_the_newest_rows() -> None:
+    breaker = Breaker(DeadLetterSettings(limit=0.1, window=100))
+    for _ in range(20):
+        breaker.check(50, rejects(4, "broken"))
+    with pytest.raises(Flood) as caught:
+        breaker.check(50, rejects(20, "broken"))
+    assert str(caught.value).startswith("Stopped: 24.0% of the last 100 rows were rejected")
+    assert "(decode: broken)" in str(caught.value)
+    assert "limit allows 10.0%" in str(caught.value)
+
+
+def test_the_breaker_waits_for_its_window_and_lets_expected_reasons_pass() -> None:
+    breaker = Breaker(DeadLetterSettings(limit=0.1, window=100))
+    breaker.check(99, rejects(99, "broken"))
+    breaker = Breaker(DeadLetterSettings(limit=0.1, window=100))
+    for _ in range(10):
+        breaker.check(100, rejects(100, "missing_label"))
+
+
+def test_a_flood_stops_the_run_and_loses_nothing(tmp_path: Path) -> None:
+    made = Pipeline([numbers(0, 10_000)], tmp_path)
+    breaker = Breaker(DeadLetterSettings(limit=0.4, window=100))
+    made.loop = made.make(tmp_path, breaker=breaker)
+    with pytest.raises(Flood):
+        made.loop.run()
+    totals = made.loop.totals
+    assert totals.balanced
+    assert totals.rejected == made.letters.frame.height
+    assert made.source.commits[-1].positions["memory"] == totals.read == 100
+
+
+def test_totals_come_back_from_a_snapshot() -> None:
+    totals = Totals(batches=3, read=10, learned=7, rejected=3, reasons={("a", "b"): 3})
+    assert Totals.restore(totals.snapshot()) == totals
+    assert totals.balanced
+    totals.read += 1
+    assert not totals.balanced
+
+
+def test_a_mark_is_where_to_resume() -> None:
+    assert Mark().positions == {}
