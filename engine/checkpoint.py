@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import re
+import struct
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -210,6 +211,8 @@ def decode(data: bytes) -> tuple[dict[str, Snapshot], dict[str, str]]:
 
 def _flatten(value: Snapshot, segment: Any) -> Any:
     """The JSON skeleton of a plain value; arrays, bytes and frames become segments."""
+    if isinstance(value, float) and value != value:
+        return {"nan": struct.pack("<d", value).hex()}  # JSON knows one NaN, a float many
     if value is None or isinstance(value, bool | int | float | str):
         assert not isinstance(value, np.generic), f"a numpy scalar {value!r} in a snapshot"
         return value
@@ -241,6 +244,8 @@ def _unflatten(value: Any, segments: list[memoryview]) -> Any:
         return value
     if "dict" in value:
         return {key: _unflatten(item, segments) for key, item in value["dict"].items()}
+    if "nan" in value:
+        return struct.unpack("<d", bytes.fromhex(value["nan"]))[0]
     if "tuple" in value:
         return tuple(_unflatten(item, segments) for item in value["tuple"])
     if "array" in value:

@@ -184,6 +184,7 @@ class Loop:
         self._watch = watch
         self._stopping = False
         self._waiting = False
+        self._unsaved = False
         self._saved_at = time.monotonic()
         self._saved_batches = 0
         self._seconds = self.metrics.stage_seconds
@@ -221,7 +222,8 @@ class Loop:
                 self._batches()
             except Stopped:
                 log.info("stopping", extra={"reason": "signal"})
-            self._save()
+            if self._unsaved:
+                self._save()
             return self.totals
 
     def stop(self) -> None:
@@ -264,6 +266,7 @@ class Loop:
                     self.dead_letters.write(_letters(reject))
         self._count(done)
         self.mark = batch.mark
+        self._unsaved = True
         if self._breaker is not None:
             self._guard(done)
         if self._due():
@@ -330,6 +333,7 @@ class Loop:
                     sink.flush()
         if self._checkpoints is not None and not self._checkpoint(self._checkpoints):
             return
+        self._unsaved = False
         self.source.commit(self.mark)
 
     def _checkpoint(self, checkpoints: Checkpoints) -> bool:

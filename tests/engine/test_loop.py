@@ -140,7 +140,7 @@ def test_a_checkpoint_that_fails_is_counted_and_the_run_goes_on(tmp_path: Path) 
     made = Pipeline([numbers(0, 95)], tmp_path / "file" / "folder")
     assert made.loop.run().balanced
     text = made.loop.metrics.exposition()[0].decode()
-    assert "headrace_checkpoint_failures_total 5.0" in text
+    assert "headrace_checkpoint_failures_total 6.0" in text
     assert made.source.commits == []  # nothing is committed beyond what is saved
 
 
