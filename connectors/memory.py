@@ -10,13 +10,13 @@ import numpy as np
 import polars as pl
 
 from connectors.formats.columns import Columns
+from engine import types
 from engine.types import (
     EndOfStream,
     HeadraceError,
     Mark,
     Records,
     Schema,
-    Settings,
     Snapshot,
     UserError,
     nearest,
@@ -42,7 +42,7 @@ class MemorySource:
         reads: how often `read` was called.
     """
 
-    class Settings(Settings):
+    class Settings(types.Settings):
         """Attributes:
         items: frames (each at least one `Records`), dict rows (one row each), `Fault`, `Pause`.
         partition: what the rows' partition is called.
@@ -138,7 +138,7 @@ class MemorySink:
         frames: what was written, the first `flushed` of it safe.
     """
 
-    class Settings(Settings):
+    class Settings(types.Settings):
         """Attributes:
         fail_on_write: the n-th write (from 1) raises.
         fail_on_flush: the n-th flush (from 1) raises.

@@ -56,12 +56,15 @@ def cast(column: pl.Series, kind: pl.DataType) -> pl.Series:
         return column
     if isinstance(column.dtype, pl.Categorical | pl.Enum):
         column = column.cast(pl.String)
+    nothing = pl.Series(column.name, [None], dtype=kind).new_from_index(0, len(column))
+    if column.dtype.is_nested() and not kind.is_nested():
+        return nothing
     try:
         if column.dtype == pl.String:
             return _from_text(column, kind).alias(column.name)
         return _from_values(column, kind).alias(column.name)
     except PolarsError:  # types with no way between them
-        return pl.Series(column.name, [None], dtype=kind).new_from_index(0, len(column))
+        return nothing
 
 
 def _lost(raw: pl.Series, made: pl.Series) -> NDArray[np.bool_]:
@@ -120,8 +123,8 @@ def _misfits(
     """Rows `lost` of the frame, whose `column` does not fit, split by reason."""
     rows = frame.select(pl.all().gather(lost))
     raw = rows.get_column(column)
-    got = raw.cast(pl.String, strict=False).fill_null("?")
     value = rows.select(pl.struct(pl.all()).struct.json_encode()).to_series()
+    got = value if raw.dtype.is_nested() else raw.cast(pl.String, strict=False).fill_null("?")
     detail = pl.select(
         pl.format("Expected {}, got '{}' in column '{}'.",
                   pl.lit(named(kind)), got.str.head(80), pl.lit(column))

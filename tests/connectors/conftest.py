@@ -31,9 +31,7 @@ Make = Callable[[Path], Source]
 
 
 def files(path: Path | str | list[str], **settings: Any) -> FilesSource:
-    where = (
-        tuple(map(str, path)) if isinstance(path, list) else str(path)
-    )
+    where = tuple(map(str, path)) if isinstance(path, list) else str(path)
     return FilesSource(FilesSource.Settings(path=where, **settings))
 
 

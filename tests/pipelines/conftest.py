@@ -51,8 +51,6 @@ optimizer = "adam"
 threads = 1
 [evaluation]
 window = 1000
-[export]
-holdout_every = 3
 [checkpoint]
 every_batches = 4
 [sink]
