@@ -26,6 +26,14 @@ from pydantic_settings import (
 from engine.types import Settings, UserError, nearest
 
 S = TypeVar("S", bound=Settings)
+WORDS = {
+    "input should be": "expected",
+    "dictionary": "table",
+    "tuple": "list",
+    "expected greater": "expected a number greater",
+    "expected less": "expected a number less",
+}
+"""How pydantic says it -> how a TOML file's writer would."""
 
 
 class LoaderSettings(Settings):
@@ -279,8 +287,9 @@ def _value(text: str) -> Any:
 
 
 def _sentence(error: ValidationError, known: Mapping[str, Any], section: str, where: str) -> str:
-    """The first complaint of a validation: expected, got, where, what to do."""
-    first = error.errors()[0]
+    """The first complaint of a validation: expected, got, where, what to do. A key that is unknown
+    comes before one that is not there: it is likely the same one, misspelt."""
+    first = min(error.errors(), key=lambda complaint: complaint["type"] != "extra_forbidden")
     path = [str(part) for part in first["loc"]]
     place = ".".join([section, *path[:-1]] if section else path[:-1])
     table = f"[{place}] in {where}" if place else where
@@ -290,10 +299,10 @@ def _sentence(error: ValidationError, known: Mapping[str, Any], section: str, wh
         return f"{table} has no key '{key}'.{nearest(key, names)}"
     if first["type"] == "missing":
         return f"{table} needs the key '{key}', which is not there."
-    expected = first["msg"].removeprefix("Value error, ").split(", ")[0]
-    expected = expected.replace("dictionary", "table")
+    expected = first["msg"].removeprefix("Value error, ").partition(", unable to parse")[0]
     expected = expected[0].lower() + expected[1:]
-    expected = expected.replace("input should be", "expected", 1)
+    for theirs, ours in WORDS.items():
+        expected = expected.replace(theirs, ours, 1)
     if not expected.startswith("expected"):
         expected = f"expected another value ({expected})"
     return f"{table}: {expected} for '{key}', got {json.dumps(first['input'], default=str)}."

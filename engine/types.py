@@ -617,7 +617,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f" Known: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}." if names else ""
 
 
-def parse_schema(columns: Mapping[str, str], *, where: str = "[source.schema]") -> Schema:
+def parse_schema(columns: Mapping[str, Any], *, where: str = "[source.schema]") -> Schema:
     """The schema of a pipeline file's ``column = "type"`` table. ``"*"`` (any other column) is kept
     under that name.
 
@@ -631,7 +631,7 @@ def parse_schema(columns: Mapping[str, str], *, where: str = "[source.schema]") 
             )
         if kind not in TYPES:
             raise UserError(
-                f"Unknown type '{kind}' of column '{column}' in {where}.{nearest(kind, TYPES)}"
+                f"Unknown type '{kind}' of column '{column}' in {where}.{nearest(str(kind), TYPES)}"
             )
         schema[column] = TYPES[kind]
     return schema

@@ -172,10 +172,16 @@ class FilesSource:
 
     def _text(self, path: Path, name: str) -> TextFile:
         delimiter = self._delimiter if self._kind == "csv" else None
-        file = TextFile(path, name, delimiter=delimiter, max_record=self.settings.max_record_bytes)
-        if delimiter is not None:
-            self._headers[name] = header(file.header(), name, delimiter)
-            file.keep_blank = len(self._headers[name]) == 1
+        limit = self.settings.max_record_bytes
+        file = TextFile(path, name, delimiter=delimiter, max_record=limit)
+        if delimiter is None:
+            return file
+        raw, end = file.header()
+        self._headers[name] = header(raw, name, delimiter)
+        if len(self._headers[name]) == 1:  # a blank line is a row there
+            file.close()
+            file = TextFile(path, name, delimiter=delimiter, max_record=limit, keep_blank=True)
+            file.skip_to(end)
         return file
 
     # ----------------------------------------------------------------------------------- schema

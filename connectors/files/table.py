@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from polars.exceptions import PolarsError
 from pyarrow import ipc
 
-from engine.types import HeadraceError, Records, Schema
+from engine.types import HeadraceError, Records, Schema, UserError
 
 CHUNK_ROWS = 131_072
 """Rows of a Parquet row group decoded at a time; a smaller group is decoded whole."""
@@ -37,7 +37,8 @@ class TableFile(ABC):
         schema: the file's columns, before that choice.
         bounds: rows at which chunks start, and the end, shape (chunks + 1,).
 
-    Raises (all methods): HeadraceError for a file that is none of its kind, cut short or damaged.
+    Raises (all methods): HeadraceError for a file that is none of its kind, cut short or damaged;
+        UserError for a column that is there twice.
     """
 
     kind = ""
@@ -135,6 +136,7 @@ class ParquetFile(TableFile):
 
     def _open(self, path: Path, columns: Sequence[str] | None) -> None:
         metadata = pq.read_metadata(path)
+        _once(metadata.schema.to_arrow_schema().names, self.name)
         sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
         ends = np.cumsum([0, *sizes])
         inner = [np.arange(a, b, CHUNK_ROWS) for a, b in pairwise(ends)]
@@ -156,6 +158,7 @@ class ArrowFile(TableFile):
     def _open(self, path: Path, columns: Sequence[str] | None) -> None:
         self._map = pa.memory_map(str(path))
         names = ipc.open_file(self._map).schema.names
+        _once(names, self.name)
         fields = [i for i, name in enumerate(names) if columns is None or name in columns]
         self._reader = self._columns(fields)
         narrow = self._columns([0])  # batches do not say their size unread: read little of them
@@ -193,6 +196,12 @@ class SortedRows(TableFile):
 
     def _decode(self, number: int) -> pl.DataFrame:
         return self._frame
+
+
+def _once(names: Sequence[str], file: str) -> None:
+    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    if twice is not None:
+        raise UserError(f"{file} has column '{twice}' twice: rename one of them.")
 
 
 KINDS: dict[str, type[TableFile]] = {"parquet": ParquetFile, "arrow": ArrowFile}

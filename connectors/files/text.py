@@ -108,14 +108,22 @@ class TextFile:
         delimiter: CSV's, whose quoted fields may hold newlines; None where every newline ends a row
             (NDJSON).
         max_record: bytes of the longest row that is accepted.
+        keep_blank: whether a blank line is a row (a CSV of one column: its null).
 
     Raises (all methods): HeadraceError where the file cannot be read on, naming file and offset.
     """
 
-    def __init__(self, path: Path, name: str, *, delimiter: str | None, max_record: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        name: str,
+        *,
+        delimiter: str | None,
+        max_record: int,
+        keep_blank: bool = False,
+    ) -> None:
         self.name = name
-        self.keep_blank = False
-        """Whether a blank line is a row (a CSV of one column: its null)."""
+        self._keep_blank = keep_blank
         self._bytes = Bytes(path, name)
         self._delimiter = delimiter
         self._max_record = max_record
@@ -137,14 +145,15 @@ class TextFile:
         """The last position, a guess where the text is compressed and not read to its end."""
         return int(self._starts[-1]) if self._ended else self._bytes.total
 
-    def header(self) -> bytes | None:
-        """The first row, taken off; None when there is none."""
+    def header(self) -> tuple[bytes | None, int]:
+        """The first row, taken off, or None when there is none; and the offset where it ends."""
         records = self.read(1, self._max_record)
         if records is None:
-            return None
+            return None, self.next
         assert isinstance(records.values, Values)
         bounds = records.values.bounds
-        return records.values.data[bounds[0] : bounds[1]].tobytes()
+        raw = records.values.data[bounds[0] : bounds[1]].tobytes()
+        return raw, int(records.positions[0]) + len(raw)
 
     def skip_to(self, position: int) -> None:
         """Go on at the first row at or after `position`; never back."""
@@ -194,7 +203,7 @@ class TextFile:
         longest = np.diff(self._bounds).max(initial=len(self._buffer) - self._bounds[-1])
         if longest > self._max_record:
             raise self._too_long()
-        if not self.keep_blank:
+        if not self._keep_blank:
             self._drop_blank()
 
     def _row_ends(self) -> NDArray[np.int64]:

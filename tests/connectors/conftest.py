@@ -81,15 +81,14 @@ SOURCES: dict[str, Make] = {
     "sorted": _sorted,
     "memory": _memory,
 }
-SINKS: dict[str, Callable[[Path], Sink]] = {
-    "memory": lambda folder: MemorySink(),
-    **{
-        kind: lambda folder, kind=kind: FilesSink(
-            FilesSink.Settings(path=str(folder / "out"), format=kind)
-        )
-        for kind in ("parquet", "ndjson", "csv", "arrow")
-    },
-}
+SINKS = ("memory", "parquet", "ndjson", "csv", "arrow")
+
+
+def sink_of(kind: str, folder: Path) -> Sink:
+    """A sink of this kind at ``folder/out``."""
+    if kind == "memory":
+        return MemorySink()
+    return FilesSink(FilesSink.Settings(path=str(folder / "out"), format=kind))
 
 
 @pytest.fixture(params=SOURCES)
@@ -109,7 +108,7 @@ def make_sink(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Si
     def make() -> Sink:
         if request.param == "memory" and made:
             return made[0]
-        made.append(SINKS[request.param](tmp_path))
+        made.append(sink_of(request.param, tmp_path))
         return made[-1]
 
     return make
@@ -117,7 +116,7 @@ def make_sink(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Si
 
 def drain(source: Source, max_rows: int = 1_000, max_bytes: int = 1 << 20) -> list[Records]:
     """All records there are."""
-    pieces = []
+    pieces: list[Records] = []
     while True:
         try:
             records = source.read(max_rows, max_bytes, 0.0)

@@ -95,5 +95,5 @@ def test_a_row_with_two_faults_is_rejected_once() -> None:
 
 
 def test_a_missing_column_names_the_nearest() -> None:
-    with pytest.raises(HeadraceError, match="memory has no column 'ab'.*Did you mean 'a'"):
+    with pytest.raises(HeadraceError, match=r"memory has no column 'ab'.*Did you mean 'a'"):
         decode(pl.DataFrame({"a": [1]}), {"ab": pl.Int64()})

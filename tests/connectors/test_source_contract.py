@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from polars.testing import assert_frame_equal
 
-from engine.types import EndOfStream, Mark, Source
+from engine.types import EndOfStream, Mark, Records, Source
 from tests.connectors.conftest import ROWS, SCHEMA, N, decoded, drain
 
 Make = Callable[[], Source]
@@ -57,9 +57,9 @@ def test_max_bytes_holds_but_for_one_larger_row(make_source: Make) -> None:
     assert all(len(p) == 1 for p in drain_again(source, 1))
 
 
-def drain_again(source: Source, max_bytes: int) -> list[object]:
+def drain_again(source: Source, max_bytes: int) -> list[Records]:
     source.seek(Mark())
-    return list(drain(source, 1_000, max_bytes))
+    return drain(source, 1_000, max_bytes)
 
 
 def test_the_end_stays_the_end(make_source: Make) -> None:

