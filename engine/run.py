@@ -523,6 +523,9 @@ class Run:
         if self.loop.totals.rejected:
             path = self.pipeline.dead_letters.path or self.folder / "dead_letters"
             files["dead letters"] = Path(path)
+        for stage in self.stages if self.loop.totals.read else ():
+            for remark in getattr(stage, "remarks", list)():
+                log.warning("%s", remark)
         if self.trains:
             files |= self._report()
             self._mark = self.loop.mark

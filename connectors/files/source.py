@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -91,6 +92,9 @@ class FilesSource:
         """
         rest = declared.get("*")
         named = {c: dtype for c, dtype in declared.items() if c != "*"}
+        if self._kind == "ndjson" and declared and rest is None:  # any field may be absent
+            self._columns = list(named)
+            return named
         there = self._there(guess=not declared)
         if self._kind != "ndjson":
             self._check(named, there)
@@ -216,8 +220,8 @@ class FilesSource:
 
     def _parse(self, data: io.BytesIO, names: list[str] | None) -> pl.DataFrame:
         if names is None:
-            empty = not data.getbuffer().nbytes
-            return pl.DataFrame() if empty else pl.read_ndjson(data, infer_schema_length=None)
+            whole = b"".join(line for line in data if _is_object(line))
+            return pl.read_ndjson(whole, infer_schema_length=None) if whole else pl.DataFrame()
         return pl.read_csv(
             data,
             has_header=False,
@@ -299,6 +303,14 @@ def _bytes(records: Records) -> bytes:
     values = records.values
     assert isinstance(values, Values)
     return values.data[values.bounds[0] : values.bounds[-1]].tobytes()
+
+
+def _is_object(line: bytes) -> bool:
+    """Whether a line of the sample can say something about the columns."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
 
 
 def _line(error: Exception) -> str:

@@ -211,6 +211,18 @@ class Missing(Learned):
 
     # -------------------------------------------------------------------------------- what is known
 
+    def remarks(self) -> list[str]:
+        """A sentence for each column that never had a value, and was filled all the same."""
+        if self.settings.strategy not in STATISTICS:
+            return []
+        empty = (c for c, x in zip(self._columns, self._learned_values(), strict=True) if x is None)
+        filled = dict(zip(self._columns, self._values(), strict=True))
+        return [
+            f"{self.where} found no value in column '{c}' to learn from, and filled all of it with "
+            f"{filled[c]!r}: leave the column out, or set a 'value'."
+            for c in empty
+        ]
+
     def _values(self) -> list[Any]:
         """What each column is filled with now, as its type holds it."""
         defaults = [

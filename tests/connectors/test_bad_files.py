@@ -79,6 +79,16 @@ def test_a_torn_last_line_is_a_reject_at_its_position(tmp_path: Path) -> None:
     assert detail.startswith("Expected a JSON object")
 
 
+def test_broken_lines_say_nothing_about_the_columns(tmp_path: Path) -> None:
+    (tmp_path / "rows.ndjson").write_bytes(b'{\n[]\n{"x":1}\n\xff\n{"x":2.5,"s":"a"}\n')
+    source = files(tmp_path / "rows.ndjson")
+    schema = source.schema({})
+    assert schema == {"x": pl.Float64(), "s": pl.String()}
+    frame, rejects = source.format.decode(drain(source)[0], schema)
+    assert frame.select("x", "s").rows() == [(1.0, None), (2.5, "a")]
+    assert sum(map(len, rejects)) == 3
+
+
 @pytest.mark.parametrize(
     ("suffix", "wrap"), [(".gz", gzip.compress), (".zst", zstandard.ZstdCompressor().compress)]
 )

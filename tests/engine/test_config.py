@@ -62,7 +62,10 @@ def test_a_base_is_overridden_key_by_key(file: Path) -> None:
         ("loader.batch_row=7", "has no key 'batch_row'. Did you mean 'batch_rows'?"),
         ("lodaer.batch_rows=7", "has no key 'lodaer'. Did you mean 'loader'?"),
         ("loader.batch_rows=many", "expected a valid integer for 'batch_rows', got \"many\"."),
-        ("loader.batch_rows=0", "expected a number greater than or equal to 1 for 'batch_rows', got 0."),
+        (
+            "loader.batch_rows=0",
+            "expected a number greater than or equal to 1 for 'batch_rows', got 0.",
+        ),
         ("loader.memory_budget=lots", "for 'memory_budget', got \"lots\"."),
         ("source=3", "expected a valid table for 'source', got 3."),
         ("export.holdout_row=3", "has no key 'holdout_row'. Did you mean 'holdout_rows'?"),

@@ -1,0 +1,139 @@
+"""Every record has one end: `read + grown = learned + predicted + cleaned + rejected`, in the
+checkpoint, in the files and on the metrics page, whatever the data look like and however often the
+run was stopped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import polars as pl
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.config import Pipeline
+from engine.loop import Loop
+from engine.run import Run
+from engine.types import Batch
+
+VALUE = st.none() | st.sampled_from([0, 1, -2.5, 1e39, -1e300, 2**70, "abc", "é", [1]])
+KEY = st.none() | st.sampled_from(["n", "e", "s", "never", '"'])
+LABEL = st.none() | st.sampled_from([1, 2.5, -1e300, "label"])
+ROW = st.tuples(VALUE, VALUE, KEY, LABEL)
+ODD = st.sampled_from(["{", "", "[]", '{"a": {"b": 1}}', '{"n": 99999999999999999999}', "\x00"])
+
+
+def pipeline(folder: Path, **sections: Any) -> Pipeline:
+    """Every kind of stage that can reject, fill or grow; a row has two labels, unpivoted."""
+    table: dict[str, Any] = {
+        "name": "account",
+        "folder": str(folder / "run"),
+        "source": {
+            "kind": "files",
+            "path": str(folder / "data.ndjson"),
+            "schema": {"a": "float64", "b": "float64", "n": "int64", "key": "string"}
+            | {"left": "float64", "right": "float64"},
+        },
+        "loader": {"batch_rows": 5},
+        "scrub": {
+            "duplicates": {"by": ["a", "b", "key"]},
+            "unpivot": {
+                "columns": ["left", "right"],
+                "variable": "side",
+                "value": "y",
+                "keep": ["a", "b", "n", "key"],
+            },
+            "outliers": {"columns": ["b"], "method": "bounds", "low": -1e9, "action": "reject"},
+            "missing": {"columns": ["a"], "strategy": "mean"},
+            "standardize": {"columns": ["a"]},
+            "categories": {"columns": ["key", "side"], "size": 4},
+        },
+        "model": {
+            "target": "y",
+            "numeric": ["a", "b"],
+            "categories": ["key", "side"],
+            "layers": [4],
+        },
+        "train": {"threads": 1},
+        "checkpoint": {"every_batches": 2},
+        "dead_letters": {"limit": 1.0},
+        "sink": {"kind": "files", "path": str(folder / "out")},
+        "export": {"holdout_every": 3, "compress": None},
+    }
+    return Pipeline.of({**table, **sections})
+
+
+def write(folder: Path, rows: list[tuple[Any, ...]], odd: list[str]) -> int:
+    names = ("a", "b", "key", "left")
+    lines = [
+        json.dumps(dict(zip(names, row, strict=True)) | {"n": i, "right": i * 0.5})
+        for i, row in enumerate(rows)
+    ]
+    # Broken lines between whole ones.
+    lines = [*lines[: len(lines) // 2], *filter(str.strip, odd), *lines[len(lines) // 2 :]]
+    (folder / "data.ndjson").write_text("\n".join(lines) + "\n" if lines else "")
+    return len(lines)
+
+
+@settings(max_examples=40, deadline=None)
+@given(rows=st.lists(ROW, max_size=40), odd=st.lists(ODD, max_size=4), stop=st.integers(1, 12))
+def test_every_record_has_one_end(rows: list[tuple[Any, ...]], odd: list[str], stop: int) -> None:
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        count = write(folder, rows, odd)
+        stopped = run_until(folder, stop)
+        summary = Run(pipeline(folder)).run()
+        totals = summary.totals
+        assert summary.resumed == (stopped > 0)
+        assert totals.read == count
+        assert totals.balanced
+        assert totals.rejected == letters(folder)
+        assert totals.learned + totals.predicted == results(folder)
+        assert totals.rejected == sum(totals.reasons.values())
+        page = counters(folder)
+        # The page counts one process; the account spans both.
+        assert page["source"] + page["grown"] == (
+            page["learned"] + page["predicted"] + page.get("rejected", 0.0)
+        )
+        assert page["source"] == count - stopped
+
+
+def run_until(folder: Path, batches: int) -> int:
+    """Run for some batches, as if a signal had come then; how many records were read."""
+
+    def watch(loop: Loop, batch: Batch) -> None:
+        if loop.totals.batches >= batches:
+            loop.stop()
+
+    return Run(pipeline(folder), watch=watch).run().totals.read
+
+
+def letters(folder: Path) -> int:
+    parts = (folder / "run" / "dead_letters").glob("*.ndjson")
+    return sum(len(part.read_text().splitlines()) for part in parts)
+
+
+def results(folder: Path) -> int:
+    return sum(pl.read_parquet(part).height for part in (folder / "out").glob("*.parquet"))
+
+
+def counters(folder: Path) -> dict[str, float]:
+    """Word of ``headrace_<word>_records_total`` -> its sum over labels."""
+    found: dict[str, float] = {}
+    for line in (folder / "run" / "metrics.prom").read_text().splitlines():
+        if "_records_total" in line and not line.startswith("#"):
+            word = line.split("_records_total")[0].removeprefix("headrace_")
+            found[word] = found.get(word, 0.0) + float(line.split()[-1])
+    return found
+
+
+def test_a_cleaning_pipeline_balances_too(tmp_path: Path) -> None:
+    count = write(tmp_path, [(1, 2, "n", 1)] * 30, ["{"])
+    made = pipeline(tmp_path, model=None, train=None, export=None)
+    totals = Run(made).run().totals
+    # 29 rows repeat the first one; each kept record has two sides.
+    assert (totals.read, totals.rejected, totals.grown, totals.cleaned) == (count, 30, 1, 2)
+    assert totals.balanced
+    assert (letters(tmp_path), results(tmp_path)) == (30, 2)

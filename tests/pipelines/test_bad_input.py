@@ -1,0 +1,420 @@
+"""Bad input, a row each: the sentence it gets and its exit code, or its dead letter; and the run's
+account still balances."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import re
+import resource
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from engine.loop import Totals
+from tests.pipelines.conftest import Headrace, Rows, Small
+
+Change = tuple[str, str]
+
+
+@pytest.fixture
+def refused(headrace: Headrace) -> Callable[..., str]:
+    """Runs a file that cannot run: the one sentence it ends with."""
+
+    def run(file: Path, *, code: int) -> str:
+        got, out, err = headrace("run", file, "--log-level", "error")
+        assert got == code, err
+        assert out == ""
+        assert "Traceback" not in err
+        (line,) = [line for line in err.splitlines() if line.startswith("headrace: ")]
+        assert line.endswith((".", "?"))
+        return line
+
+    return run
+
+
+@pytest.fixture
+def kept_going(
+    headrace: Headrace,
+    letters: Callable[[], pl.DataFrame],
+    totals: Callable[[Path], Totals],
+) -> Callable[[Path], tuple[pl.DataFrame, Totals]]:
+    """Runs a file to its end: its dead letters and its account, which balance."""
+
+    def run(file: Path) -> tuple[pl.DataFrame, Totals]:
+        code, _, err = headrace("run", file)
+        assert code == 0, err
+        account = totals(file)
+        assert account.balanced
+        found = letters()
+        assert found.height == account.rejected
+        return found, account
+
+    return run
+
+
+# ---------------------------------------------------------------------------------- the file's keys
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (("folder =", "foldr ="), "has no key 'foldr'. Did you mean 'folder'?"),
+        (("batch_rows", "batch_row"), "has no key 'batch_row'. Did you mean 'batch_rows'?"),
+        (('"files"\npath', '"files"\npaht'), "has no key 'paht'. Did you mean 'path'?"),
+        (("strategy", "stratgy"), "has no key 'stratgy'. Did you mean 'strategy'?"),
+        (("optimizer", "optimiser"), "has no key 'optimiser'. Did you mean 'optimizer'?"),
+        (("layers", "layer"), "has no key 'layer'. Did you mean 'layers'?"),
+        (("[train]", "[trian]"), "has no key 'trian'. Did you mean 'train'?"),
+        (('"files"', '"filse"'), "[source] has no kind 'filse'. Did you mean 'files'?"),
+        (("[scrub.missing]", "[scrub.mising]"), "no kind 'mising'. Did you mean 'missing'?"),
+        (
+            ("batch_rows = 100", 'batch_rows = "many"'),
+            "expected a valid integer for 'batch_rows', got \"many\".",
+        ),
+        (("batch_rows = 100", "batch_rows = 0"), "equal to 1 for 'batch_rows', got 0."),
+        (("= [8]", '= "eight"'), "expected a valid list for 'layers', got \"eight\"."),
+        (('"adam"', '"adm"'), 'got "adm".'),
+        (('"float64"', '"flaot64"'), "Unknown type 'flaot64' of column 'a'"),
+        (('a = "float64"', "a = 3"), "Unknown type '3' of column 'a' in [source.schema]."),
+        (('numeric = ["a", "b"]', 'numeric = ["a", "bb"]'), "needs column 'bb', which is not"),
+        (('target = "y"', 'target = "yy"'), "needs column 'yy', which is not there. Did you mean"),
+        (("[model]", "[model"), "is not valid TOML: Expected ']'"),
+        (("[train]", '[infer]\nmodel = "m"\n[train]'), "has both [train] and [infer]"),
+        (
+            ('columns = ["key"]', 'columns = ["b"]'),
+            "expects text or whole numbers in column 'b', got Float64",
+        ),
+        (('columns = ["a", "b"]', 'columns = ["key"]'), "expects numbers in column 'key'"),
+    ],
+)
+def test_a_mistake_in_the_file(
+    tmp_path: Path, rows: Rows, small: Small, refused: Callable[..., str],
+    change: Change, sentence: str,
+) -> None:  # fmt: skip
+    data = tmp_path / "data.csv"
+    rows().write_csv(data)
+    assert sentence in refused(small(data, change), code=2)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_pipeline_file_that_is_not_there(tmp_path: Path, refused: Callable[..., str]) -> None:
+    (tmp_path / "mine.toml").write_text("")
+    assert "Did you mean 'mine.toml'?" in refused(tmp_path / "mne.toml", code=2)
+
+
+# ------------------------------------------------------------------------------------- whole files
+
+
+def _missing(folder: Path, frame: pl.DataFrame) -> Path:
+    frame.write_csv(folder / "data.csv")
+    return folder / "daat.csv"
+
+
+def _empty(folder: Path, frame: pl.DataFrame) -> Path:
+    (folder / "data.csv").write_bytes(b"")
+    return folder / "data.csv"
+
+
+def _column_missing(folder: Path, frame: pl.DataFrame) -> Path:
+    frame.drop("b").write_csv(folder / "data.csv")
+    return folder / "data.csv"
+
+
+def _column_twice(folder: Path, frame: pl.DataFrame) -> Path:
+    text = frame.write_csv().replace("a,b,n", "a,b,b", 1)
+    (folder / "data.csv").write_text(text)
+    return folder / "data.csv"
+
+
+def _column_twice_parquet(folder: Path, frame: pl.DataFrame) -> Path:
+    table = pa.table([pa.array([1.0])] * 2, names=["a", "a"])
+    pq.write_table(table, folder / "data.parquet")
+    return folder / "data.parquet"
+
+
+def _broken_gzip(folder: Path, frame: pl.DataFrame) -> Path:
+    raw = gzip.compress(frame.write_csv().encode())
+    (folder / "data.csv.gz").write_bytes(raw[: len(raw) // 2])
+    return folder / "data.csv.gz"
+
+
+def _footer_cut_off(folder: Path, frame: pl.DataFrame) -> Path:
+    frame.write_parquet(folder / "whole")
+    (folder / "data.parquet").write_bytes((folder / "whole").read_bytes()[:-200])
+    return folder / "data.parquet"
+
+
+@pytest.mark.parametrize(
+    ("harm", "code", "sentence"),
+    [
+        (_missing, 2, "is no file. Did you mean 'data.csv'?"),
+        (_empty, 2, "data.csv is empty: expected a CSV header in its first line."),
+        (_column_missing, 2, "[source.schema] names column 'b', which "),
+        (_column_twice, 2, "data.csv has column 'b' twice in its header: rename one of them."),
+        (_column_twice_parquet, 2, "has column 'a' twice: rename one of them."),
+        (_broken_gzip, 1, "the file is cut short or damaged: replace it and start again."),
+        (_footer_cut_off, 1, "data.parquet cannot be read as parquet at row 0: "),
+    ],
+)
+def test_a_file_that_cannot_be_read(
+    tmp_path: Path, rows: Rows, small: Small, refused: Callable[..., str],
+    harm: Callable[[Path, pl.DataFrame], Path], code: int, sentence: str,
+) -> None:  # fmt: skip
+    assert sentence in refused(small(harm(tmp_path, rows())), code=code)
+
+
+# -------------------------------------------------------------------------------------- single rows
+
+
+def test_a_wrong_type_in_row_10_000(
+    tmp_path: Path, rows: Rows, small: Small, kept_going: Callable[..., tuple[pl.DataFrame, Totals]]
+) -> None:
+    lines = rows(12_000).write_csv().splitlines(keepends=True)
+    lines[10_000] = "oops,1,1,n,1\n"
+    (tmp_path / "data.csv").write_text("".join(lines))
+    found, account = kept_going(small(tmp_path / "data.csv"))
+    assert account.learned == 11_999
+    assert found.select("_position", "stage", "reason", "detail").rows() == [
+        (
+            len("".join(lines[:10_000])),
+            "decode",
+            "wrong_type",
+            "Expected float64, got 'oops' in column 'a'.",
+        )
+    ]
+
+
+def test_a_torn_last_line(
+    tmp_path: Path, rows: Rows, small: Small, kept_going: Callable[..., tuple[pl.DataFrame, Totals]]
+) -> None:
+    text = rows(200).write_ndjson()
+    (tmp_path / "data.ndjson").write_text(text[:-10])
+    found, account = kept_going(small(tmp_path / "data.ndjson"))
+    assert account.learned == 199
+    assert found.select("_position", "reason").rows() == [(text[:-1].rfind("\n") + 1, "broken")]
+
+
+def test_nan_and_infinity(
+    tmp_path: Path, rows: Rows, small: Small, kept_going: Callable[..., tuple[pl.DataFrame, Totals]]
+) -> None:
+    b = pl.when(pl.col("n") == 107).then(float("inf")).when(pl.col("n") == 9).then(float("nan"))
+    y = pl.when(pl.col("n") == 11).then(float("-inf")).when(pl.col("n") == 13).then(None)
+    frame = rows(300).with_columns(
+        b=b.otherwise(pl.col("b")), y=y.otherwise(pl.col("y"))
+    )  # fmt: skip
+    frame.write_csv(tmp_path / "data.csv")
+    found, account = kept_going(small(tmp_path / "data.csv"))
+    assert account.learned == 296
+    values = found["value"].str.json_path_match("$.n").cast(pl.Int64)
+    told = dict(zip(values, found["reason"], strict=True))
+    assert told == {107: "not_finite", 9: "missing", 11: "not_finite", 13: "missing_label"}
+
+
+def test_an_all_null_column_is_told(
+    tmp_path: Path, rows: Rows, small: Small, headrace: Headrace
+) -> None:
+    rows(300).with_columns(a=pl.lit(None, pl.Float64)).write_csv(tmp_path / "data.csv")
+    code, _, err = headrace("run", small(tmp_path / "data.csv"))
+    assert code == 0
+    assert "[scrub.missing] found no value in column 'a' to learn from, and filled all" in err
+
+
+def test_a_category_never_seen_is_the_unknown_one(
+    tmp_path: Path, rows: Rows, small: Small, headrace: Headrace, totals: Callable[[Path], Totals]
+) -> None:
+    names = pl.format("key {}", pl.col("n"))
+    rows(300).with_columns(key=names).write_csv(tmp_path / "data.csv")
+    file = small(tmp_path / "data.csv")
+    assert headrace("run", file)[0] == 0
+    assert totals(file).learned == 300
+
+
+def test_an_int64_overflow(
+    tmp_path: Path, rows: Rows, small: Small, kept_going: Callable[..., tuple[pl.DataFrame, Totals]]
+) -> None:
+    text = rows(100).write_csv().replace(",50,", f",{2**63},", 1)
+    (tmp_path / "data.csv").write_text(text)
+    found, account = kept_going(small(tmp_path / "data.csv"))
+    assert account.learned == 99
+    assert found.select("reason", "detail").rows() == [
+        ("out_of_range", f"Expected int64, got '{2**63}' in column 'n'.")
+    ]
+
+
+def test_a_label_outside_the_classes(
+    tmp_path: Path, rows: Rows, small: Small, kept_going: Callable[..., tuple[pl.DataFrame, Totals]]
+) -> None:
+    label = pl.when(pl.col("n") == 30).then(pl.lit("meh")).when(pl.col("a") > 0).then(pl.lit("yes"))
+    frame = rows(200).with_columns(y=label.otherwise(pl.lit("no")))
+    frame.write_csv(tmp_path / "data.csv")
+    binary = 'target = "y"\ntask = "binary"\nclasses = ["no", "yes"]'
+    file = small(tmp_path / "data.csv", ('y = "float64"', 'y = "string"'), ('target = "y"', binary))
+    found, account = kept_going(file)
+    assert account.learned == 199
+    assert found.select("stage", "reason", "detail").rows() == [
+        ("collate", "unknown_label", "Expected a label of no, yes; got 'meh'.")
+    ]
+
+
+# -------------------------------------------------------------------------------------- checkpoints
+
+
+def test_a_checkpoint_of_another_pipeline(
+    tmp_path: Path, rows: Rows, small: Small, headrace: Headrace, refused: Callable[..., str]
+) -> None:
+    data = tmp_path / "data.csv"
+    rows(500).write_csv(data)
+    assert headrace("run", small(data))[0] == 0
+    sentence = refused(small(data, ("layers = [8]", "layers = [9]")), code=2)
+    assert "model" in sentence
+    assert "--fresh" in sentence
+    assert headrace("run", "--fresh", small(data, ("layers = [8]", "layers = [9]")))[0] == 0
+
+
+def test_a_checkpoint_cut_in_half_falls_back_to_the_one_before(
+    tmp_path: Path, rows: Rows, small: Small, headrace: Headrace,
+    totals: Callable[[Path], Totals], results: Callable[[], pl.DataFrame],
+) -> None:  # fmt: skip
+    data = tmp_path / "data.csv"
+    rows(1_000).write_csv(data)
+    file = small(data)
+    assert headrace("run", file)[0] == 0
+    before = results()
+    newest = max((tmp_path / "run" / "checkpoints").glob("checkpoint-*[0-9].*"))
+    newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
+    code, _, err = headrace("run", file)
+    assert code == 0
+    assert newest.name in err
+    assert "checkpoint is not whole; the one before it is used" in err
+    assert totals(file).learned == 1_000
+    assert results().equals(before)
+
+
+# ------------------------------------------------------------------------------- models and places
+
+
+def test_a_model_file_that_is_not_ours(
+    tmp_path: Path, rows: Rows, small: Small, refused: Callable[..., str]
+) -> None:
+    data = tmp_path / "data.csv"
+    rows(10).write_csv(data)
+    (tmp_path / "text.onnx").write_text("no model")
+    other = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[n] x) => (float[n] y) { y = Neg(x) }'
+    )
+    onnx.save(other, tmp_path / "other.onnx")
+    cut = f"[model]{_between(small(data), '[model]', '[evaluation]')}[evaluation]\nwindow = 1000\n"
+    for name, sentence in (
+        ("text.onnx", "text.onnx cannot be loaded as an ONNX model"),
+        ("other.onnx", "other.onnx' was not written by headrace"),
+        ("none.onnx", "none.onnx"),
+    ):
+        file = small(data, (cut, f'[infer]\nmodel = "{tmp_path / name}"\n'))
+        assert sentence in refused(file, code=2)
+
+
+def _between(file: Path, start: str, end: str) -> str:
+    text = file.read_text()
+    return text[text.index(start) + len(start) : text.index(end)]
+
+
+def test_a_port_in_use(
+    tmp_path: Path, rows: Rows, small: Small, refused: Callable[..., str]
+) -> None:
+    data = tmp_path / "data.csv"
+    rows(10).write_csv(data)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        sentence = refused(small(data, more=f"[service]\nport = {port}\n"), code=2)
+    assert f"Port {port} on 127.0.0.1 is in use by another program: choose another" in sentence
+
+
+def test_an_output_folder_below_a_file(
+    tmp_path: Path, rows: Rows, small: Small, refused: Callable[..., str]
+) -> None:
+    data = tmp_path / "data.csv"
+    rows(10).write_csv(data)
+    sentence = refused(small(data, ('/out"', '/data.csv/out"')), code=2)
+    assert "cannot be a folder: " in sentence
+
+
+def test_a_read_only_output_folder(tmp_path: Path, rows: Rows, small: Small) -> None:
+    """In a process without root's right to write everywhere."""
+    data = tmp_path / "data.csv"
+    rows(10).write_csv(data)
+    file = small(data)
+    (tmp_path / "out").mkdir(mode=0o555)
+    drop = ["setpriv", "--bounding-set", "-dac_override", "--"] if os.geteuid() == 0 else []
+    command = [*drop, sys.executable, "-m", "engine.cli", "run", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 2, done.stderr
+    assert re.search(r"\[sink\] path '.*out' cannot be written: no permission at", done.stderr)
+
+
+@pytest.fixture
+def small_disk() -> Iterator[Callable[[int], None]]:
+    """Sets how large a file may grow: the kernel refuses what goes beyond, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    signal.signal(signal.SIGXFSZ, before)
+
+
+def test_a_full_disk_for_results_stops_and_keeps_what_is_safe(
+    tmp_path: Path, rows: Rows, small: Small, headrace: Headrace, refused: Callable[..., str],
+    results: Callable[[], pl.DataFrame], small_disk: Callable[[int], None],
+) -> None:  # fmt: skip
+    data = tmp_path / "data.csv"
+    rows(20_000).write_csv(data)
+    file = small(data, ("every_batches = 4", "every_batches = 100"))
+    small_disk(1 << 16)
+    assert "free some space and start again" in refused(file, code=1)
+    small_disk(resource.RLIM_INFINITY)
+    assert headrace("run", file)[0] == 0
+    assert results()["n"].to_list() == list(range(20_000))
+
+
+def test_a_full_disk_for_checkpoints_is_counted_and_the_run_goes_on(
+    tmp_path: Path, rows: Rows, small: Small, headrace: Headrace,
+    counted: Callable[[], dict[str, float]], small_disk: Callable[[int], None],
+) -> None:  # fmt: skip
+    data = tmp_path / "data.csv"
+    rows(2_000).write_csv(data)
+    file = small(data, ("layers = [8]", "layers = [256, 256]"))
+    small_disk(1 << 18)
+    code, _, err = headrace("run", file)
+    assert code == 0
+    assert "checkpoint failed; the last good one stays" in err
+    assert counted()["headrace_checkpoint_failures_total"] == 6
+    assert counted()["headrace_learned_records_total"] == 2_000
+
+
+def test_too_many_rejected_rows_stop_with_their_own_reason(
+    tmp_path: Path, rows: Rows, small: Small, headrace: Headrace,
+    letters: Callable[[], pl.DataFrame],
+) -> None:  # fmt: skip
+    frame = rows(2_000).with_columns(
+        b=pl.when((pl.col("n") > 1_000) & (pl.col("n") % 2 == 0))
+        .then(np.inf)
+        .otherwise(pl.col("b"))
+    )
+    frame.write_csv(tmp_path / "data.csv")
+    breaker = "[dead_letters]\nwindow = 500\nlimit = 0.2\n"
+    code, _, err = headrace("run", small(tmp_path / "data.csv", more=breaker))
+    assert code == 3
+    assert "rows were rejected (collate: not_finite), and [dead_letters] limit allows 20.0%" in err
+    assert set(letters()["reason"]) == {"not_finite"}
