@@ -479,7 +479,6 @@ class Run:
             yield
             return
         self.service.start()
-        log.info("metrics page", extra={"url": self.service.url + "/metrics"})
         try:
             yield
         finally:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ import pytest
 
 from engine.metrics import NAMES, Name
 from engine.service import Service
+from tests.promtool import promtool
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 RULES = DEPLOY / "prometheus" / "alerts.yml"
@@ -48,18 +46,6 @@ def selectors(expr: str) -> Iterator[tuple[str, str]]:
 
 def labels_of(entry: Name) -> set[str]:
     return {*entry.labels, *ADDED, *(["le"] if entry.kind == "histogram" else [])}
-
-
-def promtool(*arguments: str) -> str:
-    """What the real promtool says. It must be there on CI, and is a reason to skip elsewhere."""
-    tool = shutil.which("promtool")
-    if tool is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("promtool is missing on CI: install the Debian package prometheus")
-        pytest.skip("promtool is not installed (Debian package prometheus)")
-    run = subprocess.run([tool, *arguments], capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stdout + run.stderr
-    return run.stdout + run.stderr
 
 
 @pytest.mark.parametrize("expr", expressions())
