@@ -1,0 +1,208 @@
+"""The command as people type it."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from engine.cli import EXIT
+from tests.pipelines.conftest import Headrace, Rows, Small
+
+EXPORT = "[export]\nholdout_every = 3\nholdout_rows = 2000\n"
+
+
+@pytest.fixture
+def data(tmp_path: Path, rows: Rows) -> Path:
+    path = tmp_path / "data.csv"
+    rows(1_500).write_csv(path)
+    return path
+
+
+@pytest.fixture
+def trained(data: Path, small: Small, headrace: Headrace) -> Path:
+    """A pipeline file that has been run, with its model exported and compressed."""
+    file = small(data, more=EXPORT)
+    assert headrace("run", file)[0] == 0
+    return file
+
+
+# --------------------------------------------------------------------------------------------- help
+
+
+@pytest.mark.parametrize("command", ["run", "check", "export", "compress", "predict"])
+def test_help_teaches_with_an_example(headrace: Headrace, command: str) -> None:
+    code, out, _ = headrace(command, "--help")
+    assert code == 0
+    assert f"  headrace {command} " in out
+    assert "--set KEY=VALUE" in out
+
+
+def test_help_names_every_command_and_exit_code(headrace: Headrace) -> None:
+    code, out, _ = headrace("--help")
+    assert code == 0
+    for word in ("run", "check", "export", "compress", "predict"):
+        assert re.search(rf"^    {word} ", out, re.MULTILINE)
+    for number in EXIT.values():
+        assert re.search(rf"\b{number} \w", out)
+
+
+def test_version(headrace: Headrace) -> None:
+    assert headrace("--version")[:2] == (0, f"headrace {version('headrace')}\n")
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["rnu", "x.toml"], ["run"], ["run", "x.toml", "--set"], ["predict", "m.onnx"]]
+)
+def test_a_wrong_command_line_is_the_users_mistake(headrace: Headrace, words: list[str]) -> None:
+    code, out, err = headrace(*words)
+    assert (code, out) == (2, "")
+    assert "usage: headrace" in err
+
+
+# ---------------------------------------------------------------------------------------------- run
+
+
+def test_a_run_says_what_became_of_every_record_and_where_things_are(
+    data: Path, small: Small, headrace: Headrace, tmp_path: Path
+) -> None:
+    code, out, _ = headrace("run", small(data, more=EXPORT))
+    assert code == 0
+    account = re.search(r"1,500 read = ([\d,]+) learned \+ ([\d,]+) predicted", out)
+    assert account is not None
+    assert sum(int(n.replace(",", "")) for n in account.groups()) == 1_500
+    flat = out.replace("\n", "")
+    for name in ("checkpoints", "out", "model.onnx", "verdict.json", "report.json", "metrics.prom"):
+        assert name in flat
+    for file in ("model.fp32.onnx", "model.onnx", "verdict.json", "report.json", "metrics.prom"):
+        assert (tmp_path / "run" / file).stat().st_size > 0
+
+
+def test_a_second_run_has_nothing_left_to_do_and_fresh_starts_over(
+    trained: Path, headrace: Headrace, results: Callable[[], pl.DataFrame]
+) -> None:
+    before = results()
+    code, out, err = headrace("run", trained)
+    assert code == 0
+    assert '"message": "resumed"' in err
+    assert "1,500 read" in out
+    assert results().equals(before)
+    assert headrace("run", "--fresh", trained)[0] == 0
+    assert results().equals(before)
+
+
+def test_the_command_line_goes_before_the_environment_and_that_before_the_file(
+    data: Path, small: Small, headrace: Headrace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HEADRACE_LOADER__BATCH_ROWS", "300")
+    monkeypatch.setenv("HEADRACE_TRAIN__LR", "0.5")
+    code, _, err = headrace("run", small(data), "--set", "train.lr=-1")
+    assert code == 2
+    assert "for 'lr', got -1" in err
+    assert headrace("run", small(data), "--set", "train.lr=0.01")[0] == 0
+    page = (tmp_path / "run" / "metrics.prom").read_text()
+    assert re.search(r"^headrace_steps_total 5.0$", page, re.MULTILINE)
+
+
+def test_a_reader_that_leaves_early_ends_the_command_quietly(data: Path, small: Small) -> None:
+    command = [sys.executable, "-m", "engine.cli", "check", str(small(data))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert b"Traceback" not in process.stderr.read()
+
+
+# -------------------------------------------------------------------------------------------- check
+
+
+def test_check_says_what_each_stage_would_do_and_writes_nothing(
+    data: Path, small: Small, headrace: Headrace, tmp_path: Path
+) -> None:
+    before = set(tmp_path.rglob("*"))
+    file = small(data)
+    code, out, _ = headrace("check", file)
+    assert code == 0
+    assert "1,000 records through the stages" in out
+    for stage in ("decode", "missing", "standardize", "categories", "collate", "learn"):
+        assert re.search(rf"│ {stage} +│", out)
+    assert re.search(r"filled\s+\d+", out)
+    assert "is ready to run." in out.replace("\n", " ")
+    assert set(tmp_path.rglob("*")) == before | {file}
+
+
+def test_check_finds_what_would_fail_later(
+    data: Path, small: Small, headrace: Headrace, trained: Path
+) -> None:
+    code, out, _ = headrace("check", small(data, ("layers = [8]", "layers = [9]"), more=EXPORT))
+    assert code == 1
+    assert "--fresh" in out
+
+
+# ----------------------------------------------------------------------- export, compress, predict
+
+
+def test_export_and_compress_again(trained: Path, headrace: Headrace, tmp_path: Path) -> None:
+    code, out, _ = headrace("export", trained, "--to", tmp_path / "mine.onnx")
+    assert code == 0
+    assert "Wrote" in out
+    first = tmp_path / "run" / "model.fp32.onnx"
+    assert abs((tmp_path / "mine.onnx").stat().st_size - first.stat().st_size) < 1_000
+    code, out, _ = headrace("compress", trained)
+    assert code == 0
+    assert "held-out rows" in out
+    verdict = json.loads((tmp_path / "run" / "verdict.json").read_text())
+    assert verdict["chosen"] in out
+
+
+@pytest.mark.parametrize("command", ["export", "compress"])
+def test_there_is_nothing_to_export_before_a_run(
+    data: Path, small: Small, headrace: Headrace, command: str
+) -> None:
+    code, _, err = headrace(command, small(data, more=EXPORT))
+    assert code == 2
+    assert "There is no checkpoint in" in err
+    assert "headrace run" in err
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "ndjson", "arrow"])
+def test_predict_adds_answers_to_the_rows_of_files(
+    trained: Path, headrace: Headrace, tmp_path: Path, rows: Rows, kind: str
+) -> None:
+    new = rows(500, seed=9).drop("y")
+    new.write_parquet(tmp_path / "new.parquet")
+    model = tmp_path / "run" / "model.onnx"
+    scored = tmp_path / "scored"
+    command = ["predict", model, "--input", tmp_path / "*.parquet", "--output", scored]
+    code, _, err = headrace(*command, "--format", kind)
+    assert code == 0, err
+    (part,) = scored.glob(f"part-*.{kind}")
+    read = {"parquet": "read_parquet", "csv": "read_csv", "ndjson": "read_ndjson"}
+    made: pl.DataFrame = getattr(pl, read.get(kind, "read_ipc"))(part)
+    assert made.height == 500
+    assert set(made.columns) >= {"_partition", "_position", "n", "prediction", "model_version"}
+    assert made["n"].to_list() == new["n"].to_list()
+    assert made["prediction"].is_finite().all()
+    code, _, err = headrace(*command, "--format", kind)
+    assert code == 2
+    assert "holds results already: name another --output folder" in err
+
+
+def test_predict_without_its_columns_names_the_first(
+    trained: Path, headrace: Headrace, tmp_path: Path, rows: Rows
+) -> None:
+    rows(10).drop("b").write_parquet(tmp_path / "new.parquet")
+    model, scored = tmp_path / "run" / "model.onnx", tmp_path / "scored"
+    code, _, err = headrace(
+        "predict", model, "--input", tmp_path / "new.parquet", "--output", scored
+    )
+    assert code == 2
+    assert "needs column 'b'" in err
+    assert not scored.exists()
