@@ -11,6 +11,7 @@ source that gives rows again which the checkpoint's mark skips. So every record 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -18,7 +19,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Protocol
@@ -218,10 +218,10 @@ class Loop:
         """
         with self._signals(), self._closing(), self.loader:
             self._saved_batches = self.totals.batches
-            try:
+            with contextlib.suppress(Stopped):
                 self._batches()
-            except Stopped:
-                log.info("stopping", extra={"reason": "signal"})
+            if self._stopping:
+                log.info("stopping", extra={"batches": self.totals.batches})
             if self._unsaved:
                 self._save()
             return self.totals
@@ -360,7 +360,7 @@ class Loop:
         metrics.checkpoint_timestamp_seconds.set_to_current_time()
         return True
 
-    @contextmanager
+    @contextlib.contextmanager
     def _closing(self) -> Iterator[None]:
         """Whatever ends the run, sinks let go of what was not flushed."""
         try:
@@ -370,13 +370,13 @@ class Loop:
                 if sink is not None:
                     sink.close()
 
-    @contextmanager
+    @contextlib.contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
         self._seconds.labels(stage=stage).observe(time.perf_counter() - start)
 
-    @contextmanager
+    @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
         """SIGINT and SIGTERM stop in good order; a second one stops at once."""
         if threading.current_thread() is not threading.main_thread():

@@ -558,12 +558,20 @@ def test_a_close_inside_the_channels_own_lock_does_not_deadlock() -> None:
 @contextlib.contextmanager
 def interrupt_when(waiting: threading.Event) -> Iterator[None]:
     """Ctrl-C for this thread as soon as it waits."""
-    target = threading.get_ident()
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    target, caught = threading.get_ident(), threading.Event()
+
+    def handle(*_: object) -> None:
+        if not caught.is_set():
+            caught.set()
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, handle)
 
     def send() -> None:
         assert waiting.wait(WAIT)
         signal.pthread_kill(target, signal.SIGINT)
+        while not caught.wait(0.05):  # one that comes just before the sleep does not end it
+            signal.pthread_kill(target, signal.SIGINT)
 
     sender = Work(send)
     try:
