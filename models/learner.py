@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field, PositiveInt
 
+from engine import types
 from engine.types import Batch, Features, Settings, Snapshot, Step, Tensors, UserError, nearest
 from models.identity import require_same
 from models.losses import LossSettings, make_loss
@@ -46,7 +47,7 @@ class TabularLearner:
     Raises: UserError for settings that do not fit the task, the features or each other.
     """
 
-    class Settings(Settings):
+    class Settings(types.Settings):
         """The learner's own keys of ``[model]``.
 
         Attributes:

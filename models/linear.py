@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
+from engine import types
 from engine.types import Batch, Features, Settings, Snapshot, Step, Tensors, UserError
 from models.identity import require_same
 from models.sgd import Floats, learn_rows, predict_rows
@@ -77,7 +78,7 @@ class LinearLearner:
     Raises: UserError for a task it does not know.
     """
 
-    class Settings(Settings):
+    class Settings(types.Settings):
         """The learner's own keys of ``[model]``.
 
         Attributes:

@@ -8,8 +8,9 @@ import polars as pl
 from polars.exceptions import PolarsError
 from pydantic import Field
 
+from engine import types
 from engine.scrub.stage import Stateless
-from engine.types import RESERVED, Batch, Schema, Settings, Transform, UserError, require
+from engine.types import RESERVED, Batch, Schema, Transform, UserError, require
 
 LOOKS_AROUND = re.compile(
     r'"(Agg|Over|Quantile|SortBy|Sort|Filter|Slice|Explode)":|"(Len|Unique|Reverse)"'
@@ -27,7 +28,7 @@ class Derive(Stateless):
     expression fails (a text that is no date) is rejected alone, with reason ``invalid``.
     """
 
-    class Settings(Settings):
+    class Settings(types.Settings):
         """``[scrub.NAME]`` with ``kind = "derive"``
 
         Attributes:

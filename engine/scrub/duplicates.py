@@ -9,11 +9,12 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic import Field
 
+from engine import types
 from engine.scrub.columns import spread
 from engine.scrub.hashing import Hashes, hashes
 from engine.scrub.recall import Recall
 from engine.scrub.stage import Stateless
-from engine.types import Batch, Schema, Settings, Snapshot, Transform
+from engine.types import Batch, Schema, Snapshot, Transform
 
 
 class Duplicates(Stateless):
@@ -27,7 +28,7 @@ class Duplicates(Stateless):
     Null is a value like others; NaN equals NaN.
     """
 
-    class Settings(Settings):
+    class Settings(types.Settings):
         """``[scrub.NAME]`` with ``kind = "duplicates"``
 
         Attributes:

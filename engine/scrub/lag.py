@@ -10,11 +10,12 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic import Field
 
+from engine import types
 from engine.scrub.columns import extended
 from engine.scrub.hashing import Hashes, hashes, mix
 from engine.scrub.recall import Recall
 from engine.scrub.stage import Stateless
-from engine.types import Batch, Schema, Settings, Snapshot, Transform, UserError, require
+from engine.types import Batch, Schema, Snapshot, Transform, UserError, require
 
 Times = NDArray[np.int64]
 
@@ -49,7 +50,7 @@ class Lag(Stateless):
     hash: a wrong value is found with probability remembered / 2**64.
     """
 
-    class Settings(Settings):
+    class Settings(types.Settings):
         """``[scrub.NAME]`` with ``kind = "lag"``
 
         Attributes:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
+from engine import types
 from engine.scrub.columns import spread
 from engine.scrub.stage import Stateless
-from engine.types import RESERVED, Batch, Schema, Settings, Transform, UserError, require
+from engine.types import RESERVED, Batch, Schema, Transform, UserError, require
 
 
 class Unpivot(Stateless):
@@ -18,7 +19,7 @@ class Unpivot(Stateless):
     types meet in the type that holds them all.
     """
 
-    class Settings(Settings):
+    class Settings(types.Settings):
         """``[scrub.NAME]`` with ``kind = "unpivot"``
 
         Attributes:
