@@ -2,8 +2,7 @@
 this file.
 
 The names here are the Python face of everything a pipeline file can do. Importing them loads no
-broker client and no
-ONNX Runtime; a pipeline loads what it names.
+broker client and no ONNX Runtime; a pipeline loads what it names.
 """
 
 from engine.collate import Collate

@@ -1,13 +1,11 @@
 """Everything a restart needs, in one file that is there whole or not at all.
 
 A file is: a magic line, the length of a JSON header, the header (identity, the state's skeleton, a
-table of segments),
-the segments (raw arrays, Arrow IPC frames), and a BLAKE2b digest over all of it. Nothing in it is
-executed on loading.
+table of segments), the segments (raw arrays, Arrow IPC frames), and a BLAKE2b digest over all of
+it. Nothing in it is executed on loading.
 
 Saving writes a temporary name, syncs it, renames it and syncs the folder; older files go only
-afterwards. Loading takes
-the newest file that is whole, and says so when that is not the newest.
+afterwards. Loading takes the newest file that is whole, and says so when that is not the newest.
 """
 
 from __future__ import annotations
@@ -101,8 +99,7 @@ class Checkpoints:
         """The newest whole checkpoint's state; None when there is none at all.
 
         Raises: UserError when it belongs to another pipeline, schema or model; HeadraceError when
-        files are there
-            but none is whole.
+            files are there but none is whole.
         """
         numbers = sorted(self._numbers(), reverse=True)
         skipped: list[str] = []

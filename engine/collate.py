@@ -1,5 +1,4 @@
-"""Columns to tensors: the last step before the model, and the last chance for a bad row to
-leave."""
+"""Columns to tensors: the last step before the model, and the last chance for a bad row to leave."""
 
 from __future__ import annotations
 
@@ -17,10 +16,8 @@ class Collate:
     """Makes a batch's `Tensors` of the model's features.
 
     A row is rejected (stage ``collate``) with reason ``missing`` when a feature is null or NaN,
-    ``not_finite`` when it
-    is infinite or too large for float32, ``missing_label`` or ``unknown_label`` by its label. So a
-    learner only ever
-    sees finite numbers and known classes.
+    ``not_finite`` when it is infinite or too large for float32, ``missing_label`` or
+    ``unknown_label`` by its label. So a learner only ever sees finite numbers and known classes.
 
     Args:
         features: what the model reads; without `target` the batch gets no labels.
@@ -133,8 +130,7 @@ class Collate:
         )
 
     def target(self, frame: pl.DataFrame) -> NDArray[np.float32] | NDArray[np.int64]:
-        """The labels of rows that have one: float32 numbers, or class numbers (int64), shape
-        (n,)."""
+        """The labels of rows that have one: float32 numbers, or class numbers (int64), shape (n,)."""
         column = frame.get_column(str(self.features.target))
         if self.features.task == "regression":
             return column.cast(pl.Float32).to_numpy(writable=True)

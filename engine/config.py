@@ -1,9 +1,8 @@
 """The pipeline file: one TOML table per part, any key overridable, every mistake one sentence.
 
 A part's own settings live with the part (`Kind.Settings`); this module knows only the frame they
-hang in. Order of
-precedence, first wins: ``--set a.b=c``, environment (``HEADRACE_A__B=c``), the file, the file named
-by its ``base``.
+hang in. Order of precedence, first wins: ``--set a.b=c``, environment (``HEADRACE_A__B=c``), the
+file, the file named by its ``base``.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ class LoaderSettings(Settings):
     Attributes:
         batch_rows: raw records per batch; the last batch of a bounded source may be smaller.
         max_delay: seconds the oldest record of a batch may wait for the batch to fill; None waits
-        for ever.
+            for ever.
         memory_budget: bytes that all the loader's queues together may hold ("256MiB").
         read_rows: records asked of the source at a time.
         poll: seconds one read may wait for data; also how soon an idle pipeline notices a stop.
@@ -63,7 +62,7 @@ class DeadLetterSettings(Settings):
         limit: share (0-1) of rejected rows within `window` above which the run stops.
         window: rows over which the share is taken; nothing is judged before so many were seen.
         expected: reasons the breaker does not count (``duplicate``, ``missing_label``: the data's
-        nature, no flood).
+            nature, no flood).
     """
 
     path: str | None = None
@@ -105,7 +104,7 @@ class ExportSettings(Settings):
     Attributes:
         path: the model file, or None: ``<folder>/model.onnx``.
         holdout_every: every so many batches one is predicted but not learned, to calibrate and
-        judge with.
+            judge with.
         holdout_rows: newest held-out rows that are kept.
         compress: settings of the gate, or None to write float32 only.
     """

@@ -2,8 +2,8 @@
 no-change baselines.
 
 Gama, Sebastiao & Rodrigues, "On Evaluating Stream Learning Algorithms" (Machine Learning, 2013). A
-model that cannot
-beat "the same as last time" has learned nothing worth serving, so that always stands beside it.
+model that cannot beat "the same as last time" has learned nothing worth serving, so that always
+stands beside it.
 """
 
 from __future__ import annotations
@@ -32,8 +32,7 @@ MAJORITY, LAST_CLASS = "majority class", "last class"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows:
-    """Rows put aside: a frame of the columns that are needed, targets (n,), scores (n,) or (n,
-    k)."""
+    """Rows put aside: a frame of the columns that are needed, targets (n,), scores (n,) or (n, k)."""
 
     frame: pl.DataFrame
     target: NDArray[Any]
@@ -60,11 +59,10 @@ class Evaluation:
 
         Attributes:
             window: newest rows that "window" figures are over.
-            baselines: name -> column with that baseline's prediction (regression). Always there
-            besides: the last
-                value; for classes, the majority class and the last class.
+            baselines: name -> column with that baseline's prediction (regression). The last value
+                is always among them; for classes, the majority class and the last class.
             slices: name -> SQL condition over the batch's columns; figures for the rows where it
-            holds.
+                holds.
             time: event time column of the history; None counts rows instead.
             every: a history step: a duration ("7d") with `time`, else a number of rows.
         """
@@ -129,8 +127,7 @@ class Evaluation:
 
     def report(self) -> dict[str, Any]:
         """``{"rows", "all": {...}, "window": {...}, "slices": {name: {...}}}``; each with the
-        task's metrics and
-        ``baselines``."""
+        task's metrics and ``baselines``."""
         now = self._folded()
         groups = {name: now._group(sums) for name, sums in now._groups.items()}
         whole = groups.pop("all")
@@ -138,8 +135,7 @@ class Evaluation:
 
     def history(self) -> pl.DataFrame:
         """Columns ``time`` (or first row), ``rows``, ``model`` and one a baseline: mean absolute
-        error, or the share
-        of wrong classes, per step."""
+        error, or the share of wrong classes, per step."""
         history = self._folded()._history
         if not history.height:
             return history

@@ -6,26 +6,20 @@
     your thread -'
 
 State rides on the item: what a node has given is its state, what waits in a queue is not. So the
-`Mark` of the batch
-in your hand is where to resume, whatever the threads have read ahead.
+`Mark` of the batch in your hand is where to resume, whatever the threads have read ahead.
 
 Shutdown and errors, in prose; a difference between this and the code is a bug in the code:
 
 - An error anywhere (BaseException too) reaches the for-loop after the batches before it, and again
-on every later
-  `next`. It is never swallowed, never waits, and never looks like the end of the stream; only a
-  source's
-  `EndOfStream` does.
+  on every later `next`. It is never swallowed, never waits, and never looks like the end of the
+  stream; only a source's `EndOfStream` does.
 - `close` (or leaving the ``with`` block) closes the queues, which wakes both threads wherever they
-wait, and joins
-  them: a read takes at most `poll` seconds, a batch in preparation is finished and dropped.
-  Afterwards no thread is
-  left and the source is closed.
+  wait, and joins them: a read takes at most `poll` seconds, a batch in preparation is finished and
+  dropped. Afterwards no thread is left and the source is closed.
 - A loader that is forgotten without `close` stops its threads when it is garbage-collected.
 
 torchdata's own Prefetcher is not used here: it counts items, not bytes, turns a second look at a
-failed source into
-an end of stream, and hangs on a BaseException.
+failed source into an end of stream, and hangs on a BaseException.
 """
 
 from __future__ import annotations
@@ -236,9 +230,8 @@ class RebatchNode(BaseNode[Raw]):
     """Cuts raw rows into batches of `batch_rows`, or less when the oldest has waited `max_delay`.
 
     Rows are cut while raw, because then a position is exact; stages later only shrink or grow what
-    was cut. On an
-    idle stream an empty batch comes every `idle` seconds, so that the loop behind can act
-    (checkpoint, stop, beat).
+    was cut. On an idle stream an empty batch comes every `idle` seconds, so that the loop behind
+    can act (checkpoint, stop, beat).
     """
 
     idle = 0.5
@@ -333,8 +326,7 @@ class ScrubNode(BaseNode[Batch]):
         stages: in this order; bound already.
         collate: last step, or None for a pipeline that serves or only cleans.
         keep_raw_from: index of the first stage that a model file contains: the rows before it are
-        kept on the batch
-            as `raw`. None keeps nothing.
+            kept on the batch as `raw`. None keeps nothing.
     """
 
     def __init__(

@@ -5,8 +5,8 @@
     3. `source.commit(mark)`:                 the source may forget
 
 A crash between 1 and 2 leaves results that the next start takes away again (`Sink.restore`);
-between 2 and 3, a
-source that gives rows again which the checkpoint's mark skips. So every record counts once.
+between 2 and 3, a source that gives rows again which the checkpoint's mark skips. So every record
+counts once.
 """
 
 from __future__ import annotations
@@ -85,8 +85,7 @@ class Totals:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
     """What the work made of a batch: rows for the sink (with whatever it rejected), and how many it
-    learned,
-    predicted or only passed on."""
+    learned, predicted or only passed on."""
 
     batch: Batch
     learned: int = 0
@@ -325,8 +324,7 @@ class Loop:
 
     def _save(self) -> None:
         """1 flush, 2 checkpoint, 3 commit. A checkpoint that fails is counted and logged, and the
-        run goes on: the
-        last good one stays, and nothing is committed beyond it."""
+        run goes on: the last good one stays, and nothing is committed beyond it."""
         with self._timed("flush"):
             for sink in (self.sink, self.dead_letters):
                 if sink is not None:

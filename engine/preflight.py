@@ -1,5 +1,4 @@
-"""``headrace check``: everything that can be known before a run, and a sample through the
-stages."""
+"""``headrace check``: everything that can be known before a run, and a sample through the stages."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class Errors:
 
     Attributes:
         n, absolute, square: shape (p,), model first; a baseline counts only the rows where it is
-        there.
+            there.
         same: the model's absolute error over the rows of each baseline, shape (p,).
         count, mean, m2: of the target (Chan, Golub & LeVeque, 1979), for R2.
     """

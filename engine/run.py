@@ -506,8 +506,7 @@ class Run:
         return hashlib.sha256(mark.encode()).hexdigest()[:8]
 
     def _leave(self, *, stopped: bool) -> tuple[dict[str, Path], Any]:
-        """Write what a finished run leaves behind; a stopped one leaves its checkpoint and
-        numbers."""
+        """Write what a finished run leaves behind; a stopped one leaves its checkpoint and numbers."""
         self.folder.mkdir(parents=True, exist_ok=True)
         files = {"checkpoints": Path(self.checkpoints.settings.path)}
         verdict = None

@@ -1,8 +1,8 @@
 """Mergeable statistics over many columns at once, as immutable values.
 
 Every statistic is a frozen dataclass of numpy arrays with one entry per column. `update` and
-`merge` give a new one; the statistics of two parts merged equal those of the whole, so parts can
-be learned apart. What is no number (null, NaN, infinity) is ignored.
+`merge` give a new one; the statistics of two parts merged equal those of the whole, so parts can be
+learned apart. What is no number (null, NaN, infinity) is ignored.
 """
 
 from __future__ import annotations
@@ -174,12 +174,12 @@ class Quantiles(Statistic):
     """A t-digest per column: quantiles in bounded memory (4 kB a column).
 
     Dunning and Ertl, "Computing Extremely Accurate Quantiles Using t-Digests" (2019), in the
-    merging form with the scale function k1; cells of the scale are fixed instead of greedy, so
-    that all columns are merged by the same few array operations. Nothing in it is random.
+    merging form with the scale function k1; cells of the scale are fixed instead of greedy, so that
+    all columns are merged by the same few array operations. Nothing in it is random.
 
-    Error of `quantile(q)` in rank: 0.5 % or less, mostly below 0.05 %; the ends are exact. Held
-    by tests for shuffled, sorted, reversed and interleaved streams of several distributions; as
-    with every t-digest there is no bound for an adversary's order.
+    Error of `quantile(q)` in rank: 0.5 % or less, mostly below 0.05 %; the ends are exact. Held by
+    tests for shuffled, sorted, reversed and interleaved streams of several distributions; as with
+    every t-digest there is no bound for an adversary's order.
 
     Attributes:
         mean: of each cell's numbers, shape (CELLS, columns), ascending where weight > 0.
@@ -260,13 +260,13 @@ class Counts(Statistic):
     """The most frequent values of each column, of any type, in bounded memory.
 
     Misra and Gries, "Finding Repeated Elements" (1982), merged as in Agarwal et al., "Mergeable
-    Summaries" (2012): a value's count is never too high and at most rows / (size + 1) too low;
-    with no more than `size` different values it is exact. Of equal counts the one that led before
-    stands first.
+    Summaries" (2012): a value's count is never too high and at most rows / (size + 1) too low; with
+    no more than `size` different values it is exact. Of equal counts the one that led before stands
+    first.
 
     Attributes:
         tables: for each column a frame of ``value`` and ``count``, most frequent first, at most
-        `size` rows; empty tables have type Null until the first value.
+            `size` rows; empty tables have type Null until the first value.
         size: values kept per column.
     """
 

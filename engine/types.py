@@ -7,8 +7,8 @@ One batch, one direction::
                                                      commit(mark) <- the only arrow back
 
 A position always means the NEXT one to read. A batch carries the `Mark` after its last row, so
-nothing that still
-sits in a queue can be committed: only a batch in the consumer's hand has a mark to give.
+nothing that still sits in a queue can be committed: only a batch in the consumer's hand has a mark
+to give.
 
 This module imports polars, numpy, pydantic and torch and nothing of headrace; every other module
 may import it.
@@ -39,9 +39,8 @@ Schema = dict[str, pl.DataType]
 
 Snapshot = Any
 """A stage's state as a plain value: None, bool, int, float, str, bytes, numpy arrays, polars frames
-and series, and
-lists, tuples and string-keyed dicts of those. It is never changed after it was handed out; see
-`Stage.snapshot`."""
+and series, and lists, tuples and string-keyed dicts of those. It is never changed after it was
+handed out; see `Stage.snapshot`."""
 
 
 class HeadraceError(Exception):
@@ -54,8 +53,7 @@ class UserError(HeadraceError, ValueError):
 
 
 class EndOfStream(Exception):
-    """Raised by `Source.read`, and by nothing else, when a bounded source has given its last
-    row."""
+    """Raised by `Source.read`, and by nothing else, when a bounded source has given its last row."""
 
 
 class Settings(BaseModel):
@@ -73,9 +71,9 @@ class Mark:
 
     Attributes:
         positions: partition -> NEXT position to read. Partitions not named are read from their
-        start.
+            start.
         stages: stage name -> snapshot after the batch that carries this mark (stateful stages
-        only).
+            only).
     """
 
     positions: Mapping[str, int] = field(default_factory=dict)
@@ -115,10 +113,10 @@ class Records:
         positions: where each row starts, shape (n,), int64, increasing.
         next: the position to read after the last row.
         values: undecoded bytes (text files, Kafka) or, from a source that is columnar itself
-        (Parquet, Arrow), a frame.
+            (Parquet, Arrow), a frame.
         arrived: `time.monotonic` seconds when the oldest row was read.
         timestamps: broker's or file's own time of each row, ms since the epoch, shape (n,), or
-        None.
+            None.
         extra: further raw columns of n rows by name (keys, headers), or None.
     """
 
@@ -168,10 +166,9 @@ class Rejects:
     Attributes:
         stage: the stage's name (``decode`` for a format's).
         reason: one of a small set of words the component declares, e.g. ``wrong_type``; a metric
-        label.
+            label.
         rows: `_partition`, `_position`, ``detail`` (a sentence, or null) and ``value`` (the row as
-        text; JSON for
-            rows that were already columns), n rows.
+            text; JSON for rows that were already columns), n rows.
     """
 
     stage: str
@@ -190,7 +187,7 @@ class Tensors:
         numeric: shape (n, d), float32, C-contiguous; column i is feature i of `Features.numeric`.
         categories: shape (n, c), int64; codes of `Features.categories`, 0 = unknown.
         target: shape (n,); float32 (regression), int64 class numbers (binary, multiclass), or None
-        when serving.
+            when serving.
     """
 
     numeric: torch.Tensor
@@ -221,8 +218,7 @@ class Batch:
         counts: what stages counted, (stage, what) -> n, e.g. ``("fill", "filled")``.
         tensors: after collation.
         raw: the rows as they were before the stages that a model file can contain, where the
-        pipeline keeps some
-            aside to prove a compressed model with; else None.
+            pipeline keeps some aside to prove a compressed model with; else None.
 
     Holds at every point: ``raw_rows + grown == frame.height + sum(len(r) for r in rejects)``.
     """
@@ -276,7 +272,7 @@ class Batch:
         Args:
             keep: boolean, n rows; null counts as false.
             detail: a sentence for all of them, an expression over their columns, or a text for each
-            of the n rows.
+                of the n rows.
         """
         mask = self.frame.select(keep).to_series() if isinstance(keep, pl.Expr) else keep
         mask = mask.fill_null(False)
@@ -307,11 +303,11 @@ class Features:
     Attributes:
         numeric: names of the numeric columns, in the order of the tensor's columns.
         categories: name -> number of codes, code 0 (unknown) included; the columns hold codes
-        already.
+            already.
         target: the label's column, or None when serving.
         task: ``regression``, ``binary`` or ``multiclass``.
         classes: for classification, the label's values in class order (as text: ``false``,
-        ``true``, ...).
+            ``true``, ...).
     """
 
     numeric: tuple[str, ...]
@@ -327,8 +323,8 @@ class Features:
 
     def answers(self, scores: NDArray[np.floating[Any]]) -> list[pl.Series]:
         """A model's scores as columns: ``prediction`` (Float64, or the class as text), and for
-        classification
-        ``probability`` (of class 1 for binary, of the predicted class for multiclass; Float64).
+        classification ``probability`` (of class 1 for binary, of the predicted class for
+        multiclass; Float64).
 
         Args:
             scores: as in `Step.scores`, shape (n,) or (n, k).
@@ -394,9 +390,8 @@ class Step:
 
     Attributes:
         scores: what the model said of each row BEFORE it learned from it (test-then-train). Shape
-        (n,) float64:
-            the value (regression) or the probability of class 1 (binary); (n, k): class
-            probabilities (multiclass).
+            (n,) float64: the value (regression) or the probability of class 1 (binary); (n, k):
+            class probabilities (multiclass).
         loss: mean training loss over the batch, nan where the step was skipped.
         steps: optimizer steps taken (replay included).
         skipped: None, or why nothing was learned (``non_finite``, ``empty``).
@@ -416,10 +411,8 @@ class Source(Protocol):
     """A place rows come from. Bytes and positions only: it neither decodes nor cleans.
 
     Built as ``Kind(settings)`` with its own nested ``Settings``. Leaves out: batching by rows (the
-    loader's), retries
-    of a decode (the format's), metrics (the loop's). Called from one thread, the loader's fetch
-    thread, but for
-    `commit`, `lag` and `progress`, which the main thread calls.
+    loader's), retries of a decode (the format's), metrics (the loop's). Called from one thread, the
+    loader's fetch thread, but for `commit`, `lag` and `progress`, which the main thread calls.
     """
 
     @property
@@ -429,8 +422,8 @@ class Source(Protocol):
 
     def schema(self, declared: Schema) -> Schema:
         """The columns a decode will give: `declared`, with ``"*"`` spread over the columns it does
-        not name, or,
-        where nothing is declared, what the files say of themselves (a sample, for text).
+        not name, or, where nothing is declared, what the files say of themselves (a sample, for
+        text).
 
         Raises: UserError when a declared column is not in the data, as far as that can be known
         before reading.
@@ -439,8 +432,7 @@ class Source(Protocol):
 
     def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
         """The next rows of one partition: at least 1 and at most `max_rows`, of `max_bytes` or less
-        (one larger row
-        comes alone); None when nothing came within `timeout` seconds.
+        (one larger row comes alone); None when nothing came within `timeout` seconds.
 
         Raises: EndOfStream after the last row of a bounded source; HeadraceError for what cannot be
         read on.
@@ -476,9 +468,8 @@ class Format(Protocol):
 
     def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
         """Columns of `schema` for the rows that fit, with the reserved columns `_partition` and
-        `_position`; and the
-        rows that do not, as `Rejects` of stage ``decode``. ``frame.height + sum(len(r)) ==
-        len(records)``.
+        `_position`; and the rows that do not, as `Rejects` of stage ``decode``. ``frame.height +
+        sum(len(r)) == len(records)``.
 
         Infinity and NaN are values here; null is null. Nothing becomes null in silence.
         """
@@ -487,9 +478,8 @@ class Format(Protocol):
 
 class Stage(Protocol):
     """One step of scrubbing. Learning and applying are different verbs, in this order: a batch is
-    transformed with
-    what was learned from the batches before it, then learned from. So no row is changed by rows
-    that come after it.
+    transformed with what was learned from the batches before it, then learned from. So no row is
+    changed by rows that come after it.
 
     State is a value: `apply` makes a new one and rebinds it, never edits the old, so that
     `snapshot` is a reference.
@@ -520,8 +510,7 @@ class Stage(Protocol):
 
     def transforms(self) -> Sequence[Transform] | None:
         """What it does now, as transforms to write into a model file; None where it cannot be
-        written so (it looks
-        at other rows or changes their number)."""
+        written so (it looks at other rows or changes their number)."""
         ...
 
 
@@ -542,8 +531,7 @@ class Learner(Protocol):
 
     def state_dict(self) -> dict[str, Snapshot]:
         """Everything a restart needs, weights, optimizer, replay and random state, as a plain value
-        of numpy arrays
-        (torch tensors become arrays)."""
+        of numpy arrays (torch tensors become arrays)."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Snapshot]) -> None:
@@ -561,8 +549,7 @@ class Predictor(Protocol):
 @runtime_checkable
 class Sink(Protocol):
     """A place results go. Exactly once together with a checkpoint: what was written after the last
-    `snapshot` that
-    was saved is taken away again by `restore`."""
+    `snapshot` that was saved is taken away again by `restore`."""
 
     def write(self, frame: pl.DataFrame) -> None:
         """Take the rows. They may be buffered, up to a bound; they are not safe yet. A frame of 0
@@ -584,8 +571,7 @@ class Sink(Protocol):
         ...
 
     def close(self) -> None:
-        """Flush nothing, release what is open; what was not flushed is gone. May be called
-        twice."""
+        """Flush nothing, release what is open; what was not flushed is gone. May be called twice."""
         ...
 
 

@@ -27,7 +27,7 @@ class Holdout:
 
     Args:
         every: one batch in so many is held out, by its number, so a restart holds out the same
-        ones.
+            ones.
         rows: how many rows are kept, the newest.
     """
 

@@ -41,8 +41,7 @@ class Compression(types.Settings):
     Attributes:
         candidates: of int8, int8_dynamic, float16; tried in this order.
         max_quality_loss: accepted rise of the error: percent of the float32 model's MAE for a
-        regression, points (of
-            100) of accuracy for classes.
+            regression, points (of 100) of accuracy for classes.
         min_speedup: accepted latency: float32's over the candidate's, at batches of 1,024 rows.
         max_size_ratio: accepted size: the candidate's file over float32's.
         calibration: share of the held-out rows, the oldest, that calibrate; the others judge.
@@ -66,10 +65,10 @@ class Candidate:
     Attributes:
         error: MAE of a regression, 1 - accuracy of classes, on the judging rows.
         loss: by how much that is worse than float32, in percent of it (regression) or points of 100
-        (classes).
+            (classes).
         divergence: largest difference of a score from float32's.
         batch_ms, single_ms: median latency of 1,024 rows and of one, milliseconds; batch_p99_ms the
-        99th percentile.
+            99th percentile.
         speedup: float32's batch_ms over this one's, pair by pair in turn, median.
         size: bytes of the file.
         refusal: why it was not accepted, or None.
@@ -151,7 +150,7 @@ def compress(model: Path, rows: pl.DataFrame, settings: Compression, *, path: Pa
     Args:
         model: the exported float32 model.
         rows: held-out raw rows with the target, oldest first; the oldest calibrate, the newest
-        judge.
+            judge.
 
     Raises: UserError for a candidate's name that is none, or too few rows with a label.
     """

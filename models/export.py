@@ -1,10 +1,9 @@
 """A learner and the stages before it as one ONNX file, from raw columns to scores.
 
 Imputation, clipping, scaling and category codes are nodes of the graph, with the numbers that
-training used, so what
-serves cannot differ from what was learned. Each raw column is an input of its own: float64, shape
-(n,), NaN for null;
-or text, shape (n,), "" for null. The one output, ``score``, is float32, shape (n,) or (n, k).
+training used, so what serves cannot differ from what was learned. Each raw column is an input of
+its own: float64, shape (n,), NaN for null; or text, shape (n,), "" for null. The one output,
+``score``, is float32, shape (n,) or (n, k).
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ def export(
 
     Args:
         transforms: what the stages do now, in their order; those of columns the model does not read
-        are left out.
+            are left out.
         metadata: further properties; the format, task, features and inputs are added.
         ranges: column -> smallest and largest value seen, for whoever watches the data drift.
     """

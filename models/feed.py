@@ -18,8 +18,7 @@ class Inputs:
     """Makes the feed of an ONNX session from frames.
 
     Numbers cost next to nothing; text must become Python strings, about 0.1 us a value, because
-    that is what ONNX
-    Runtime takes.
+    that is what ONNX Runtime takes.
 
     Args:
         kinds: input -> ``double``, ``string`` or ``int64``, as the model file's metadata says.

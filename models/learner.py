@@ -53,15 +53,15 @@ class TabularLearner:
         Attributes:
             layers: widths of the hidden layers.
             embedding: width of the categories' vectors, one for all or by category; None goes by
-            the number of codes (`models.network.embedding_width`).
+                the number of codes (`models.network.embedding_width`).
             activation: after each hidden layer.
             dropout: share of hidden units silenced in a training step.
-            sparse_embeddings: only the rows of a table that a batch uses get a gradient: for
-            tables of many thousand codes. They get no l1 or l2, and adam becomes SparseAdam.
+            sparse_embeddings: only the rows of a table that a batch uses get a gradient: for tables
+                of many thousand codes. They get no l1 or l2, and adam becomes SparseAdam.
             skip: a linear path from the inputs to the output beside the layers.
             target_transform: what a regression learns in place of its target: none, log1p, sqrt,
-            standard (mean and deviation so far), or a warp and then standard:
-            ["sqrt", "standard"].
+                standard (mean and deviation so far), or a warp and then standard: ["sqrt",
+                "standard"].
             seed: of first weights, dropout and replay.
         """
 

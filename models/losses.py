@@ -20,7 +20,7 @@ class LossSettings(Settings):
 
     Attributes:
         loss: mse, mae or huber for regression, cross_entropy for classes; None: mse, or
-        cross_entropy.
+            cross_entropy.
         delta: where huber turns from square to straight, on the network's scale.
         class_weights: how much a row of each class counts, in class order; None: all the same.
     """

@@ -41,9 +41,8 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
 
 def int8(model: Path, path: Path, feeds: Iterable[Feed]) -> None:
     """Static int8: symmetric weights per channel and symmetric activations (S8S8), as QDQ nodes,
-    with ranges from
-    the calibration feeds. Jacob et al., "Quantization and Training of Neural Networks for Efficient
-    Integer-Arithmetic-Only Inference" (CVPR 2018).
+    with ranges from the calibration feeds. Jacob et al., "Quantization and Training of Neural
+    Networks for Efficient Integer-Arithmetic-Only Inference" (CVPR 2018).
     """
 
     def make(source: Path, target: Path) -> None:
@@ -81,8 +80,7 @@ def int8_dynamic(model: Path, path: Path, feeds: Iterable[Feed]) -> None:
 
 
 def float16(model: Path, path: Path, feeds: Iterable[Feed]) -> None:
-    """Half precision for the network; inputs, stages and the score stay as they are. Pays on a
-    GPU."""
+    """Half precision for the network; inputs, stages and the score stay as they are. Pays on a GPU."""
 
     def make(source: Path, target: Path) -> None:
         proto = convert_float_to_float16(

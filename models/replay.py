@@ -23,7 +23,7 @@ class ReplaySettings(Settings):
         replay_steps: steps on kept rows after each batch's own.
         replay_batch: rows a step.
         replay_sampling: ``uniform``, or ``recent``: a row's chance halves with every
-        `replay_half_life` newer rows.
+            `replay_half_life` newer rows.
         replay_half_life: in rows; None is a quarter of `replay_rows`.
     """
 

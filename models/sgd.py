@@ -143,8 +143,8 @@ def learn_rows(
         rates: lr, intercept_lr, l1, l2, clip_gradient.
 
     Returns:
-        The sum of the rows' losses before they were learned; not finite where any of the numbers
-        is not.
+        The sum of the rows' losses before they were learned; not finite where any of the numbers is
+        not.
     """
     lr, intercept_lr, l1, l2, clip = rates
     count, intercept, most, total = scalars[0], scalars[1], scalars[2], 0.0

@@ -25,9 +25,9 @@ class TargetScale:
 
     Attributes:
         warp: ``none``, ``log1p`` or ``sqrt`` (both of targets that are not negative; another makes
-        the loss nan).
+            the loss nan).
         standard: then subtract the mean of all targets learned so far and divide by their standard
-        deviation.
+            deviation.
         count, mean, squares: of the warped targets; `squares` is the sum of squared deviations.
     """
 

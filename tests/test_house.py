@@ -1,5 +1,4 @@
-"""The house stands as its READMEs say: who imports what, what is where, what a clone may
-contain."""
+"""The house stands as its READMEs say: who imports what, what is where, what a clone may contain."""
 
 from __future__ import annotations
 

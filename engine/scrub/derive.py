@@ -23,8 +23,8 @@ class Derive(Stateless):
     """Adds or replaces columns by polars' SQL expressions, in order: later ones may use earlier
     ones.
 
-    Every row for itself: an expression that looks at other rows (sum, avg, over ...) is refused,
-    as its results would depend on how the stream is cut, and on the future. A row on which an
+    Every row for itself: an expression that looks at other rows (sum, avg, over ...) is refused, as
+    its results would depend on how the stream is cut, and on the future. A row on which an
     expression fails (a text that is no date) is rejected alone, with reason ``invalid``.
     """
 

@@ -20,12 +20,12 @@ from engine.types import Batch, Schema, Snapshot, Transform
 class Duplicates(Stateless):
     """Lets the first row of each key through and rejects the others with reason ``duplicate``.
 
-    A row is a duplicate when one with the same key was let through at most `window` rows before
-    it. That is exact to the row and does not depend on how the stream is cut into batches.
+    A row is a duplicate when one with the same key was let through at most `window` rows before it.
+    That is exact to the row and does not depend on how the stream is cut into batches.
 
-    Keys are remembered by a 64-bit hash (16 bytes a key, at most twice `window` of them): a row
-    is taken for another's duplicate with probability window / 2**64, that is 5e-14 at a million.
-    Null is a value like others; NaN equals NaN.
+    Keys are remembered by a 64-bit hash (16 bytes a key, at most twice `window` of them): a row is
+    taken for another's duplicate with probability window / 2**64, that is 5e-14 at a million. Null
+    is a value like others; NaN equals NaN.
     """
 
     class Settings(types.Settings):

@@ -15,8 +15,8 @@ NULL = np.uint64(0x9E3779B97F4A7C15)
 
 
 def hashes(frame: pl.DataFrame) -> Hashes:
-    """One hash per row over all columns, shape (n,). Two different rows are equal with
-    probability 2**-64; null is a value, NaN one value, and -0.0 is 0.0."""
+    """One hash per row over all columns, shape (n,). Two different rows are equal with probability
+    2**-64; null is a value, NaN one value, and -0.0 is 0.0."""
     total = np.zeros(frame.height, np.uint64)
     for column in frame.get_columns():
         total = mix(total * np.uint64(31) + _column(column))

@@ -41,13 +41,13 @@ class Lag(Stateless):
 
     Never the future: a value counts only for rows that stand after it in the stream, in the same
     batch or a later one. Of several rows with the same key and time the first that has a value
-    counts. Rows may come out of order: a row finds what is remembered, that is values no older
-    than ``max(steps) * every + lateness`` before the newest time so far. All that is exact to the
-    row and does not depend on how the stream is cut.
+    counts. Rows may come out of order: a row finds what is remembered, that is values no older than
+    ``max(steps) * every + lateness`` before the newest time so far. All that is exact to the row
+    and does not depend on how the stream is cut.
 
-    One time far in the future makes it forget everything: let an 'outliers' or 'derive' stage
-    look at the clock first where it cannot be trusted. Keys and times are compared by a 64-bit
-    hash: a wrong value is found with probability remembered / 2**64.
+    One time far in the future makes it forget everything: let an 'outliers' or 'derive' stage look
+    at the clock first where it cannot be trusted. Keys and times are compared by a 64-bit hash: a
+    wrong value is found with probability remembered / 2**64.
     """
 
     class Settings(types.Settings):

@@ -26,8 +26,8 @@ class Missing(Learned):
     """Fills missing values (null; NaN too in floating-point columns), or rejects their rows.
 
     A batch is filled with what was learned from the batches before it. ``last`` alone looks into
-    the batch: a value may come from an earlier row of it, never from a later one, so its results
-    do not depend on how the stream is cut.
+    the batch: a value may come from an earlier row of it, never from a later one, so its results do
+    not depend on how the stream is cut.
 
     Types stay as they are, with one exception: numbers other than floating-point ones become
     Float64 where the value to fill in need not be whole (mean, median, a constant like 0.5).

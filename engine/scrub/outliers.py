@@ -26,9 +26,9 @@ class Outliers(Learned):
     their distance (Tukey, "Exploratory Data Analysis", 1977).
 
     A batch is judged by what was learned from the batches before it. Learned from are all finite
-    numbers, outliers too: so bounds follow a level that moves, instead of clipping it for ever.
-    A column without spread (deviation or quartile distance 0) is not judged. Infinity is an
-    outlier where its side has a bound; null and NaN are none.
+    numbers, outliers too: so bounds follow a level that moves, instead of clipping it for ever. A
+    column without spread (deviation or quartile distance 0) is not judged. Infinity is an outlier
+    where its side has a bound; null and NaN are none.
 
     Clipped whole numbers become Float64, unless the bounds are given and whole.
     """

@@ -55,8 +55,8 @@ class Recall:
     """Keys, when each was remembered and with what, as a few sorted runs.
 
     A new batch is one more run; neighbours of similar size are merged (O'Neil et al., "The
-    Log-Structured Merge-Tree", 1996), so that adding costs O(log n) a key and looking up looks
-    into O(log n) runs. What is forgotten leaves with a merge: in memory is up to twice of what is
+    Log-Structured Merge-Tree", 1996), so that adding costs O(log n) a key and looking up looks into
+    O(log n) runs. What is forgotten leaves with a merge: in memory is up to twice of what is
     remembered.
     """
 

@@ -87,8 +87,8 @@ class Standardize(Scaled):
 
 
 class Normalize(Scaled):
-    """Min-max: the smallest number of the batches before goes to `low`, the largest to `high`,
-    or the given `from_low` and `from_high`; 0 while nothing is learned and where a column does not
+    """Min-max: the smallest number of the batches before goes to `low`, the largest to `high`, or
+    the given `from_low` and `from_high`; 0 while nothing is learned and where a column does not
     vary. Null stays null, NaN stays NaN."""
 
     class Settings(LearnSettings):

@@ -14,9 +14,9 @@ from engine.types import RESERVED, Batch, Schema, Transform, UserError, require
 class Unpivot(Stateless):
     """Makes of every row one row per column: its name and its value, beside the kept columns.
 
-    Rows come source row by source row and in it in the order of `columns`, so that time stays
-    time; each keeps the partition and position of the row it came from. Numbers of different
-    types meet in the type that holds them all.
+    Rows come source row by source row and in it in the order of `columns`, so that time stays time;
+    each keeps the partition and position of the row it came from. Numbers of different types meet
+    in the type that holds them all.
     """
 
     class Settings(types.Settings):

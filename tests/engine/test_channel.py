@@ -613,8 +613,8 @@ def source(frame: FrameType) -> str:
 
 
 def at_line(number: int, action: Callable[[], None]) -> Callable[..., Any]:
-    """A trace function that does something before the line of that number (counted as they run)
-    of the channel's and the ledger's code: what a signal handler or the collector may do."""
+    """A trace function that does something before the line of that number (counted as they run) of
+    the channel's and the ledger's code: what a signal handler or the collector may do."""
     count = [number]
 
     def trace(frame: FrameType, event: str, _: object) -> Callable[..., Any] | None:
