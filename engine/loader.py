@@ -29,6 +29,7 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
@@ -446,17 +447,18 @@ class Loader(NodeLoader[Batch]):
         settings = settings or LoaderSettings()
         metrics = metrics or Metrics()
         self.budget = Budget(int(settings.memory_budget))
+        channel = partial(_channel, self.budget, metrics)
         fetch: PrefetchNode[Records | None] = PrefetchNode(
             SourceNode(source, settings, metrics),
             # Half the budget, so that the raw queue cannot starve the prepared one.
-            lambda: self._channel("raw", _raw_bytes, metrics, share=0.5),
+            partial(channel, "raw", _raw_bytes, share=0.5),
             "fetch",
         )
         scrub = ScrubNode(
             RebatchNode(fetch, settings), source, schema, stages, collate, metrics, keep_raw_from
         )
         self._prepared: PrefetchNode[Batch] = PrefetchNode(
-            scrub, lambda: self._channel("prepared", _batch_bytes, metrics), "prepare"
+            scrub, partial(channel, "prepared", _batch_bytes), "prepare"
         )
         super().__init__(self._prepared, restart_on_stop_iteration=False)
         if mark is not None:
@@ -489,21 +491,28 @@ class Loader(NodeLoader[Batch]):
     ) -> None:
         self.close()
 
-    def _channel(
-        self, name: str, size_of: Callable[[Any], int], metrics: Metrics, share: float = 1.0
-    ) -> Channel[Any]:
-        waits = metrics.queue_wait_seconds
-        channel: Channel[Any] = Channel(
-            name,
-            self.budget,
-            size_of,
-            share=share,
-            on_put_wait=waits.labels(queue=name, side="put").observe,
-            on_get_wait=waits.labels(queue=name, side="get").observe,
-        )
-        metrics.watch(metrics.queue_bytes, lambda: channel.nbytes, queue=name)
-        metrics.watch(metrics.queue_items, lambda: len(channel), queue=name)
-        return channel
+
+def _channel(
+    budget: Budget,
+    metrics: Metrics,
+    name: str,
+    size_of: Callable[[Any], int],
+    share: float = 1.0,
+) -> Channel[Any]:
+    """A queue under the budget, seen by the metrics. No method: what a thread reaches must not
+    reach the loader, or a forgotten one would never be collected."""
+    waits = metrics.queue_wait_seconds
+    channel: Channel[Any] = Channel(
+        name,
+        budget,
+        size_of,
+        share=share,
+        on_put_wait=waits.labels(queue=name, side="put").observe,
+        on_get_wait=waits.labels(queue=name, side="get").observe,
+    )
+    metrics.watch(metrics.queue_bytes, lambda: channel.nbytes, queue=name)
+    metrics.watch(metrics.queue_items, lambda: len(channel), queue=name)
+    return channel
 
 
 def _raw_bytes(item: tuple[Records | None, Any]) -> int:

@@ -48,7 +48,7 @@ def values(batch: Batch) -> list[int]:
 def _no_thread_is_left() -> Iterator[None]:
     before = set(threading.enumerate())
     yield
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 5
     while (left := set(threading.enumerate()) - before) and time.monotonic() < deadline:
         gc.collect()  # does nothing while another thread collects, so again and again
         left.pop().join(0.1)
@@ -179,12 +179,6 @@ def test_a_hundred_exits_are_clean_and_quick() -> None:
         assert not [t for t in threading.enumerate() if t.name.startswith("headrace-")]
 
 
-def test_a_forgotten_loader_stops_by_itself() -> None:
-    made = loader([frame(0, 100_000)])
-    next(iter(made))
-    del made  # the fixture sees that the threads end
-
-
 class Waiting(MemorySource):
     """Gives its rows, then nothing, until it is told to end."""
 
@@ -199,6 +193,13 @@ class Waiting(MemorySource):
             if self.end.wait(timeout):
                 raise
             return None
+
+
+def test_a_forgotten_loader_stops_by_itself() -> None:
+    source = Waiting([frame(0, 100)])  # which by itself would never end
+    made = Loader(source, schema=SCHEMA, settings=LoaderSettings(batch_rows=10, poll=0.01))
+    next(iter(made))
+    del made  # the fixture sees that the threads end
 
 
 def test_a_batch_that_does_not_fill_goes_after_max_delay() -> None:
