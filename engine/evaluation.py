@@ -23,7 +23,7 @@ from engine import types
 from engine.quality import Errors, Hits, classes
 from engine.types import Features, Schema, Snapshot, UserError, require
 
-FOLD_ROWS = 4_096
+FOLD_ROWS = 16_384
 """Rows are put aside until there are so many, then summed at once: per batch, evaluation costs next
 to nothing."""
 LAST = "last value"

@@ -261,6 +261,7 @@ class Run:
             self.learner,
             self.evaluation,
             columns=columns,
+            answers=self.sink is not None,
             holdout=self.holdout,
             metrics=self.metrics,
         )

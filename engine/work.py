@@ -70,6 +70,7 @@ class Training:
 
     Args:
         columns: of the batch, to go to the sink beside the prediction; None keeps all.
+        answers: whether there is a sink that wants the predictions.
         holdout: None learns from every batch.
     """
 
@@ -81,6 +82,7 @@ class Training:
         evaluation: Evaluation,
         *,
         columns: Sequence[str] | None = None,
+        answers: bool = True,
         holdout: Holdout | None = None,
         metrics: Metrics | None = None,
     ) -> None:
@@ -89,6 +91,7 @@ class Training:
         self.holdout = holdout
         self.loss = float("nan")
         self._columns = columns
+        self._answers = answers
         self._metrics = metrics or Metrics()
         self._batches = 0
         self._told = 0.0
@@ -154,6 +157,8 @@ class Training:
             tell_quality(self._metrics, self.evaluation.report())
 
     def _answer(self, batch: Batch, scores: NDArray[np.float64]) -> Batch:
+        if not self._answers:
+            return batch
         frame = batch.frame if self._columns is None else batch.frame.select(self._columns)
         return batch.with_frame(frame.with_columns(self.learner.features.answers(scores)))
 

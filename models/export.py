@@ -61,7 +61,9 @@ def export(
     graph = Graph()
     features = learner.features
     front = _Front(graph, features, transforms)
-    score = learner.build(graph, front.numeric(), front.categories())
+    numeric = front.numeric()
+    score = learner.build(graph, numeric, front.categories())
+    score = front.guarded(score, numeric) if features.numeric else score
     shape: list[int | str] = ["n"] if features.outputs == 1 else ["n", features.outputs]
     properties = {
         **metadata,
@@ -99,16 +101,16 @@ class _Front:
         self._features = features
         self.inputs: dict[str, str] = {}
         made = {t.indicator: t.column for t in transforms if isinstance(t, Fill) and t.indicator}
-        coded = {t.column: t for t in transforms if isinstance(t, Codes)}
-        self._text = {c for c in features.categories if c in coded}
-        raw = [made.get(c, c) for c in features.numeric]
-        self._columns = [c for c in dict.fromkeys(raw) if c not in self._text]
+        raw = dict.fromkeys(made.get(c, c) for c in features.numeric)
+        self._text = {t.column for t in transforms if _is_text(t)}
+        self._columns = [c for c in raw if c not in self._text]
         self._texts: dict[str, str] = {}
         self._codes: dict[str, str] = {}
-        self._fills: dict[str, str] = {}
+        self._fills: dict[str, tuple[str, ...]] = {}
         for column in self._columns:
             self.inputs[column] = "double"
-        for column in features.categories:
+        others = [*features.categories, *(c for c in raw if c in self._text)]
+        for column in dict.fromkeys(others):
             self.inputs[column] = "string" if column in self._text else "int64"
             self._texts[column] = graph.input(column, KINDS[self.inputs[column]], ["n"])
         self._matrix = self._gather_inputs()
@@ -134,6 +136,15 @@ class _Front:
             return graph.constant(np.zeros((1, 0), np.int64))
         return self._side_by_side(columns)
 
+    def guarded(self, score: str, numeric: str) -> str:
+        """The score, but NaN where a feature is not finite: relu and int8 would make a number of
+        it, and in training such a row is rejected."""
+        graph = self._graph
+        nothing = graph.op("Mul", numeric, graph.constant(np.float32(0)))  # NaN or 0
+        axis = graph.constant(np.array([1], np.int64))
+        wide = int(self._features.outputs > 1)
+        return graph.op("Add", score, graph.op("ReduceSum", nothing, axis, keepdims=wide))
+
     def _gather_inputs(self) -> str:
         graph = self._graph
         inputs = [graph.input(c, TensorProto.DOUBLE, ["n"]) for c in self._columns]
@@ -149,7 +160,7 @@ class _Front:
         """One kind of transform on some of the columns; the others pass unchanged."""
         numbers = [t for t in layer if t.column in self._columns]
         for transform in layer:
-            if transform.column in self._text:
+            if transform.column in self._texts and transform.column not in self._codes:
                 self._apply_text(transform)
         if not numbers:
             return
@@ -198,13 +209,14 @@ class _Front:
         graph, column = self._graph, transform.column
         text = self._texts[column]
         if isinstance(transform, Fill):
-            self._fills[column] = str(transform.value)
+            self._fills[column] = _said(transform.value)
             if transform.indicator in self._features.numeric:
                 self._flag_text(text, str(transform.indicator))
         if isinstance(transform, Codes):
             codes = {value: i for i, value in enumerate(transform.values, 1)}
-            if self._fills.get(column) in codes:
-                codes[""] = codes[self._fills[column]]
+            for said in self._fills.get(column, ()):
+                if said in codes:
+                    codes[""] = codes[said]
             self._codes[column] = graph.op(
                 "LabelEncoder",
                 text,
@@ -213,6 +225,8 @@ class _Front:
                 values_int64s=list(codes.values()) or [0],
                 default_int64=0,
             )
+            if column in self._features.numeric:
+                self._beside(self._codes[column], column)
 
     def _flag_text(self, text: str, indicator: str) -> None:
         graph = self._graph
@@ -224,14 +238,32 @@ class _Front:
             values_floats=[1.0],
             default_float=0.0,
         )
-        column = self._side_by_side([graph.op("Cast", flag, to=TensorProto.DOUBLE)])
-        parts = [self._matrix, column] if self._matrix else [column]
-        self._matrix = graph.op("Concat", *parts, axis=1)
-        self._columns = [*self._columns, indicator]
+        self._beside(flag, indicator)
+
+    def _beside(self, values: str, column: str) -> None:
+        """Numbers made of a text become a column of the matrix."""
+        graph = self._graph
+        made = self._side_by_side([graph.op("Cast", values, to=TensorProto.DOUBLE)])
+        self._matrix = graph.op("Concat", self._matrix, made, axis=1) if self._matrix else made
+        self._columns = [*self._columns, column]
 
     def _vector(self, values: Mapping[str, float], otherwise: float) -> str:
         array = np.array([values.get(c, otherwise) for c in self._columns], np.float64)
         return self._graph.constant(array)
+
+
+def _is_text(transform: Transform) -> bool:
+    """Whether its column is text before it."""
+    if isinstance(transform, Fill):
+        return isinstance(transform.value, str)
+    return isinstance(transform, Codes)
+
+
+def _said(value: float | str) -> tuple[str, ...]:
+    """What a filled value may be as text: `Fill` holds whole numbers and booleans as floats."""
+    if isinstance(value, str):
+        return (value,)
+    return (str(int(value)), str(bool(value)).lower())
 
 
 def _layers(transforms: Sequence[Transform]) -> list[list[Transform]]:

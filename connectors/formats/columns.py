@@ -18,8 +18,8 @@ class Columns:
         frame = records.values
         assert isinstance(frame, pl.DataFrame)
         present(schema, frame.columns, records.partition)
-        frame = frame.select(list(schema))
-        if frame.schema == schema:
+        frame = frame[list(schema)]
+        if frame.dtypes == list(schema.values()):
             return placed(frame, records), []
         return conform(frame, records, schema)
 

@@ -27,15 +27,8 @@ def placed(
 ) -> pl.DataFrame:
     """The frame with its reserved columns; `at`: which records its rows are, None for all."""
     positions = records.positions if at is None else records.positions[at]
-    return pl.DataFrame(
-        [
-            pl.repeat(records.partition, len(positions), dtype=pl.String, eager=True).alias(
-                PARTITION
-            ),
-            pl.Series(POSITION, positions),
-            *frame.get_columns(),
-        ]
-    )
+    partition = pl.Series(PARTITION, [records.partition]).new_from_index(0, len(positions))
+    return pl.DataFrame([partition, pl.Series(POSITION, positions)]).hstack(frame)
 
 
 def rejected(

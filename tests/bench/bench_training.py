@@ -1,0 +1,116 @@
+"""Online training through headrace, against a bare loop over the same tensors.
+
+``python -m tests.bench training``
+
+Both score a batch, then learn it, with one thread for torch. The bare loop has its tensors in a
+list; headrace reads frames, standardizes, collates, evaluates, counts and answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import polars as pl
+
+from connectors.memory import MemorySource
+from engine.collate import Collate
+from engine.config import LoaderSettings
+from engine.evaluation import Evaluation
+from engine.loader import Loader
+from engine.loop import Loop
+from engine.scrub.scale import Standardize
+from engine.types import Batch, Features, Mark
+from engine.work import Training
+from models.learner import TabularLearner
+from tests.bench.measure import interleave, median, report
+
+ROWS, COLUMNS = 1_024, 32
+SETTINGS = {"small": (128, 64), "wide": (512, 512)}
+"""Hidden layers: of the demo's network, and of one whose steps cost ten times as much."""
+
+
+def main(*, quick: bool = False) -> None:
+    """Measure, print, write ``runs/bench/training.json``."""
+    frame = rows(20 if quick else 200)
+    runs: dict[str, Callable[[], object]] = {}
+    for size, layers in SETTINGS.items():
+        runs[f"bare loop, {size}"] = bare(frame, layers)
+        runs[f"headrace, {size}"] = through(frame, layers, scrub=False)
+        runs[f"headrace with standardize, {size}"] = through(frame, layers, scrub=True)
+    seconds = interleave(runs, rounds=3 if quick else 7)
+    figures = {f"{name}, rows/s": frame.height / median(seconds[name]) for name in runs}
+    for size in SETTINGS:
+        rate = figures[f"bare loop, {size}, rows/s"]
+        for way in ("headrace", "headrace with standardize"):
+            figures[f"{way} / bare loop, {size}"] = figures[f"{way}, {size}, rows/s"] / rate
+    report("training", figures, seconds=seconds, goal="0.97 of the bare loop or more")
+
+
+def rows(batches: int) -> pl.DataFrame:
+    """Numbers and a target that depends on them."""
+    chance = np.random.default_rng(0)
+    x = chance.normal(size=(batches * ROWS, COLUMNS))
+    names = [f"x{i}" for i in range(COLUMNS)]
+    return pl.DataFrame(x, schema=names).with_columns(y=pl.Series(x[:, 0] * 3 + np.sin(x[:, 1])))
+
+
+def learner(frame: pl.DataFrame, layers: tuple[int, ...]) -> TabularLearner:
+    """A fresh one, on one thread."""
+    return TabularLearner(
+        TabularLearner.Settings(layers=layers),
+        TabularLearner.Training(optimizer="adam", threads=1),
+        features(frame),
+    )
+
+
+def features(frame: pl.DataFrame) -> Features:
+    """All columns but the target."""
+    return Features(numeric=tuple(frame.columns[:-1]), target="y")
+
+
+def bare(frame: pl.DataFrame, layers: tuple[int, ...]) -> Callable[[], object]:
+    """The loop that everybody writes, with everything ready."""
+    collate = Collate(features(frame))
+    batches = [
+        collate.apply(Batch(frame=part, mark=Mark(), arrived=0.0))
+        for part in frame.iter_slices(ROWS)
+    ]
+    model = learner(frame, layers)
+    return lambda: [model.learn(batch) for batch in batches]
+
+
+def through(frame: pl.DataFrame, layers: tuple[int, ...], *, scrub: bool) -> Callable[[], object]:
+    """The loop of a run: source, loader, learner, evaluation, account."""
+    model = learner(frame, layers)
+
+    def run() -> None:
+        source = MemorySource.of([frame])
+        schema = source.schema({})
+        stages = []
+        if scrub:
+            stage = Standardize("standardize", Standardize.Settings(columns=("x*",)))
+            schema_after = stage.bind(schema)
+            stages = [stage]
+        else:
+            schema_after = schema
+        collate = Collate(features(frame))
+        collate.bind(schema_after)
+        evaluation = Evaluation(Evaluation.Settings(), features(frame))
+        evaluation.bind(schema_after)
+        loader = Loader(
+            source,
+            schema=schema,
+            stages=stages,
+            collate=collate,
+            settings=LoaderSettings(batch_rows=ROWS),
+        )
+        work = Training(model, evaluation, answers=False)
+        totals = Loop(source=source, loader=loader, work=work).run()
+        assert totals.learned == frame.height
+
+    return run
+
+
+if __name__ == "__main__":
+    main()
