@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -26,7 +25,7 @@ from rich.table import Table
 
 from engine import types
 from engine.types import Features, UserError
-from models.export import SCORE
+from models.export import SCORE, put
 from models.feed import Feed, Inputs
 from models.predictor import available, runtime_version, session
 from models.quantize import CANDIDATES
@@ -177,9 +176,7 @@ def compress(model: Path, rows: pl.DataFrame, settings: Compression, *, path: Pa
     candidates = _judge(bench, paths, settings, provider)
     accepted = [c for c in candidates if c.refusal is None]
     chosen = max(accepted, key=lambda c: c.speedup)
-    temporary = path.with_name(path.name + ".tmp")
-    shutil.copyfile(chosen.path, temporary)
-    temporary.replace(path)
+    put(Path(chosen.path).read_bytes(), path)
     return Verdict(
         candidates=tuple(candidates),
         failed=failed,

@@ -61,9 +61,7 @@ def export(
     graph = Graph()
     features = learner.features
     front = _Front(graph, features, transforms)
-    numeric = front.numeric()
-    score = learner.build(graph, numeric, front.categories())
-    score = front.guarded(score, numeric) if features.numeric else score
+    score = front.guarded(learner.build(graph, front.numeric(), front.categories()))
     shape: list[int | str] = ["n"] if features.outputs == 1 else ["n", features.outputs]
     properties = {
         **metadata,
@@ -82,14 +80,23 @@ def export(
 
 
 def write(model: onnx.ModelProto, path: Path) -> Path:
-    """Under a temporary name, synced, renamed. Raises: OSError."""
+    """The model as a file. Raises: OSError."""
+    return put(model.SerializeToString(), path)
+
+
+def put(data: bytes, path: Path) -> Path:
+    """Under a temporary name, synced, renamed; nothing is left where that fails. Raises:
+    OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(model.SerializeToString())
-        file.flush()
-        os.fsync(file.fileno())
-    return temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        return temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 class _Front:
@@ -100,6 +107,7 @@ class _Front:
         self._graph = graph
         self._features = features
         self.inputs: dict[str, str] = {}
+        self._spoilt = ""
         made = {t.indicator: t.column for t in transforms if isinstance(t, Fill) and t.indicator}
         raw = dict.fromkeys(made.get(c, c) for c in features.numeric)
         self._text = {t.column for t in transforms if _is_text(t)}
@@ -118,15 +126,20 @@ class _Front:
             self._apply(layer)
 
     def numeric(self) -> str:
-        """The features, (n, d) float32, in the learner's order."""
+        """The features, (n, d) float32, in the learner's order, all finite; see `guarded`."""
         graph, wanted = self._graph, list(self._features.numeric)
         x = self._matrix
         if not wanted:
-            x = graph.constant(np.zeros((1, 0)))
-        elif wanted != self._columns:
+            return graph.constant(np.zeros((1, 0), np.float32))
+        if wanted != self._columns:
             at = np.array([self._columns.index(c) for c in wanted], np.int64)
             x = graph.op("Gather", x, graph.constant(at), axis=1)
-        return graph.op("Cast", x, to=TensorProto.FLOAT)
+        x = graph.op("Cast", x, to=TensorProto.FLOAT)
+        # What is not finite becomes 0 for the learner: with ranges by batch (dynamic int8) it
+        # would spoil the other rows.
+        zero = graph.constant(np.float32(0))
+        self._spoilt = graph.op("Mul", x, zero)  # NaN there, else 0
+        return graph.op("Where", graph.op("IsNaN", self._spoilt), zero, x)
 
     def categories(self) -> str:
         """The codes, (n, c) int64."""
@@ -136,14 +149,15 @@ class _Front:
             return graph.constant(np.zeros((1, 0), np.int64))
         return self._side_by_side(columns)
 
-    def guarded(self, score: str, numeric: str) -> str:
-        """The score, but NaN where a feature is not finite: relu and int8 would make a number of
-        it, and in training such a row is rejected."""
+    def guarded(self, score: str) -> str:
+        """The score, but NaN for a row with a feature that is not finite: in training such a row
+        is rejected, and relu or int8 would make a number of it."""
+        if not self._spoilt:
+            return score
         graph = self._graph
-        nothing = graph.op("Mul", numeric, graph.constant(np.float32(0)))  # NaN or 0
         axis = graph.constant(np.array([1], np.int64))
         wide = int(self._features.outputs > 1)
-        return graph.op("Add", score, graph.op("ReduceSum", nothing, axis, keepdims=wide))
+        return graph.op("Add", score, graph.op("ReduceSum", self._spoilt, axis, keepdims=wide))
 
     def _gather_inputs(self) -> str:
         graph = self._graph
@@ -279,4 +293,4 @@ def _layers(transforms: Sequence[Transform]) -> list[list[Transform]]:
     return layers
 
 
-__all__ = ["FORMAT", "SCORE", "Writable", "export", "write"]
+__all__ = ["FORMAT", "SCORE", "Writable", "export", "put", "write"]

@@ -79,7 +79,9 @@ class Graph:
         for public, (value, kind, shape) in outputs.items():
             self._nodes.append(helper.make_node("Identity", [value], [public]))
             infos.append(helper.make_tensor_value_info(public, kind, shape))
-        graph = helper.make_graph(self._nodes, "headrace", self._inputs, infos, self._constants)
+        read = {name for node in self._nodes for name in node.input}
+        constants = [c for c in self._constants if c.name in read]  # ONNX Runtime warns of others
+        graph = helper.make_graph(self._nodes, "headrace", self._inputs, infos, constants)
         model = helper.make_model(
             graph,
             opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(ML, ML_OPSET)],

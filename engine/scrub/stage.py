@@ -69,7 +69,7 @@ class Learned(Stateless):
         if self._statistic is None:
             return
         left = self.settings.open(self._rows)
-        rows = frame.select(self._columns).head(frame.height if left is None else left)
+        rows = frame[list(self._columns)].head(frame.height if left is None else left)
         if rows.height:
             self._statistic = self._statistic.update(rows)
             self._rows += rows.height

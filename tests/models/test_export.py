@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -48,8 +48,8 @@ Chain = Sequence[tuple[str, Any, dict[str, Any]]]
 
 HELD_OUT = 10_000
 WORST = 1e-4
-"""Largest relative difference of a score from the learner's; of one near 0, relative to the middle
-one."""
+"""Largest relative difference of a score from the learner's; of one near 0, relative to a tenth of
+their deviation."""
 CLASSES = {"regression": (), "binary": ("no", "yes"), "multiclass": ("a", "b", "c")}
 NUMBERS = ("level", "count", "span", "flag", "level_missing", "flag_missing")
 CODED = {"key": 9, "code": 13}
@@ -138,7 +138,7 @@ class Line:
             batch = stage.apply(batch)
         return Collate(self.features).apply(batch)
 
-    def train(self, frame: pl.DataFrame, batches: int = 6) -> None:
+    def train(self, frame: pl.DataFrame, batches: int = 10) -> None:
         size = frame.height // batches
         for i in range(batches):
             self.learner.learn(self.scrubbed(frame.slice(i * size, size)))
@@ -166,7 +166,7 @@ def tabular(features: Features, **keys: Any) -> TabularLearner:
     train = {key: value for key, value in keys.items() if key not in known}
     return TabularLearner(
         TabularLearner.Settings(**({"layers": [16, 8]} | model)),
-        TabularLearner.Training(**({"optimizer": "adam", "lr": 0.01} | train)),
+        TabularLearner.Training(**({"optimizer": "adam", "lr": 0.02} | train)),
         features,
     )
 
@@ -215,19 +215,19 @@ def properties(session: onnxruntime.InferenceSession) -> dict[str, str]:
 
 def run(path: Path, frame: pl.DataFrame) -> Scores:
     session = bare(path)
-    scores: Scores = session.run(
-        ["score"], raw(frame, json.loads(properties(session)["inputs"]))
-    )[0]
+    scores: Scores = session.run(["score"], raw(frame, json.loads(properties(session)["inputs"])))[
+        0
+    ]
     return scores
 
 
 def difference(scores: Scores, wanted: Scores) -> float:
-    """The largest, relative to the wanted score, or to the middle one where that is larger."""
-    size = np.abs(wanted)
-    return float((np.abs(scores - wanted) / np.maximum(size, np.median(size))).max())
+    """The largest, relative to the wanted score, or to a tenth of the scores' deviation."""
+    size = np.maximum(np.abs(wanted), 0.1 * wanted.std())
+    return float((np.abs(scores - wanted) / size).max())
 
 
-def proven(line: Line, path: Path, **columns: Any) -> Scores:
+def proven(line: Line, path: Path) -> Scores:
     """Export, and hold against the learner on held-out rows; the file's scores."""
     frame = labelled(data(HELD_OUT, seed=2, held_out=True), line.features.task)
     export(path, line.learner, line.transforms(), {})
@@ -299,7 +299,7 @@ def test_large_numbers_keep_their_digits(tmp_path: Path) -> None:
     line.train(frame.with_columns(y=(pl.col("clock") - start) / 100))
     path = export(tmp_path / "m.onnx", learner, line.transforms(), {})
     scores = run(path, frame)
-    assert np.ptp(scores) > 0.3
+    assert np.ptp(scores) > 0.2
     assert difference(scores, line.scores(frame)) <= WORST
 
 
@@ -388,8 +388,8 @@ def test_learned_bounds_clip(tmp_path: Path, keys: dict[str, Any]) -> None:
     fill = ("fill", Missing, {"columns": ["level"], "strategy": "mean"})
     chain = (("far", Outliers, {"columns": ["level"], **keys}), fill)
     line = trained(tabular(features_of("regression", numeric=("level",), categories={})), chain)
-    scores = proven(line, tmp_path / "m.onnx")
     clip = line.transforms()[0]
+    scores = proven(line, tmp_path / "m.onnx")
     assert isinstance(clip, Clip)
     assert -np.inf < clip.low < clip.high < np.inf
     frame = labelled(data(HELD_OUT, seed=2, held_out=True), "regression")
@@ -412,9 +412,7 @@ PIECES = st.one_of(
     st.builds(Fill, column=st.just("x"), value=st.floats(-5, 5), indicator=st.none()),
     st.builds(Clip, column=st.sampled_from("xy"), low=st.just(-np.inf), high=st.floats(0, 9)),
     st.builds(Clip, column=st.sampled_from("xy"), low=st.floats(-9, -1), high=st.floats(0, 9)),
-    st.builds(
-        Affine, column=st.sampled_from("xy"), shift=st.floats(-3, 3), scale=st.floats(-2, 2)
-    ),
+    st.builds(Affine, column=st.sampled_from("xy"), shift=st.floats(-3, 3), scale=st.floats(-2, 2)),
 )
 
 
@@ -473,7 +471,7 @@ def test_columns_the_model_does_not_read_are_left_out(tmp_path: Path) -> None:
     ]
 
 
-# ------------------------------------------------------------------- what is not a number stays none
+# ------------------------------------------------------------- what is not a number stays none
 
 
 @pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf, 1e300], ids=str)
@@ -497,7 +495,8 @@ def test_a_row_that_training_would_reject_has_no_score(
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_linear_has_no_score_without_a_number(tmp_path: Path, value: float) -> None:
-    learner = linear(features_of("binary", numeric=("x",), categories={}))
+    features = features_of("binary", numeric=("x",), categories={})
+    learner = LinearLearner(LinearLearner.Settings(), LinearLearner.Training(), features)
     numeric = torch.randn((50, 1), generator=torch.Generator().manual_seed(1))
     rows = Tensors(
         numeric=numeric,
@@ -548,21 +547,22 @@ def test_the_file_is_plain_onnx(tmp_path: Path) -> None:
 def test_bare_runtime_has_nothing_to_warn_of(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    features = features_of("regression", categories={})
-    for keys in ({}, {"categories": {}}, {"numeric": ()}):
+    some: list[dict[str, Any]] = [{}, {"categories": {}}, {"numeric": ()}]
+    for keys in some:
         line = trained(tabular(features_of("regression", **keys)))
         path = export(tmp_path / "m.onnx", line.learner, line.transforms(), {})
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 2
         capfd.readouterr()
         onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        assert capfd.readouterr().err == "", (keys, features)
+        assert capfd.readouterr().err == "", keys
 
 
 def test_the_same_learner_makes_the_same_graph(tmp_path: Path) -> None:
     line = trained(tabular(features_of("binary")))
     files = [
-        export(tmp_path / name, line.learner, line.transforms(), {}) for name in ("a.onnx", "b.onnx")
+        export(tmp_path / name, line.learner, line.transforms(), {})
+        for name in ("a.onnx", "b.onnx")
     ]
     sums = {zlib.crc32(onnx.load(file).graph.SerializeToString()) for file in files}
     assert len(sums) == 1
@@ -597,7 +597,8 @@ def test_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_cannot_be_built_touches_nothing(tmp_path: Path) -> None:
     class Broken(Passing):
-        build: Callable[..., str] = lambda self, graph, numeric, categories: graph.op("Nonsense")  # noqa: E731
+        def build(self, graph: Graph, numeric: str, categories: str) -> str:
+            return graph.op("Nonsense", numeric)
 
     with pytest.raises(onnx.checker.ValidationError, match="Nonsense"):
         export(tmp_path / "m.onnx", Broken("x"), [], {})
