@@ -17,11 +17,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from engine.kernels import Floats, buffers
+
 Block = pl.DataFrame | Floats
 """Rows to learn from: a frame of number columns, or an array of shape (n, columns)."""
 
-NO_BITMAP = np.empty(0, np.uint8)
 LARGEST = 1e150
 """Numbers beyond are ignored like infinity: their square is no float64."""
 
@@ -357,24 +357,8 @@ def _of_columns(kernel: Callable[..., None], block: Block) -> Floats:
     frame = _frame(block)
     made = np.empty((frame.width, 3))
     for column, out in zip(frame.get_columns(), made, strict=True):
-        kernel(*_buffers(column), out)
+        kernel(*buffers(column), out)
     return made.T
-
-
-def _buffers(column: pl.Series) -> tuple[Floats, NDArray[np.uint8]]:
-    """Values as one piece of memory, anything where null; and Arrow's bitmap, empty without null.
-    Nothing is copied that is a float64 already."""
-    array = column.cast(pl.Float64).rechunk().to_arrow()
-    bitmap, values = array.buffers()
-    at = array.offset
-    numbers = np.frombuffer(values, np.float64, len(array), at * 8)
-    if bitmap is None or not array.null_count:
-        return numbers, NO_BITMAP
-    bits = np.frombuffer(bitmap, np.uint8)
-    if at % 8:  # a slice that begins within a byte
-        bits = np.packbits(np.unpackbits(bits, bitorder="little")[at:], bitorder="little")
-        return numbers, bits
-    return numbers, bits[at // 8 :]
 
 
 def _frame(block: Block) -> pl.DataFrame:

@@ -8,6 +8,7 @@ numbers.
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import time
@@ -130,7 +131,7 @@ class Verdict:
     def to_json(self, path: Path) -> None:
         """For machines: all figures, with what they were measured on."""
         made = {
-            **asdict(self),
+            **asdict(self, dict_factory=_finite),
             "machine": {
                 "cpu": _cpu(),
                 "cores": os.cpu_count(),
@@ -202,8 +203,9 @@ class _Bench:
         self._old, new = rows.head(cut), rows.slice(cut)
         if cut < 10 or new.height < 10:
             raise UserError(
-                "A compressed model needs 20 held-out rows with a label or more, got "
-                f"{rows.height}: train longer, or lower [export] holdout_every."
+                "A compressed model needs 10 held-out rows with a label or more to calibrate and "
+                f"10 to judge, got {cut} and {new.height}: train longer, or lower [export] "
+                "holdout_every."
             )
         self.judged = new.height
         self.feed = self.inputs.feed(new)
@@ -295,6 +297,12 @@ def _in_turn(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, ND
             if number >= 3:  # the first ones warm up
                 seconds[name].append(time.perf_counter() - start)
     return {name: np.array(values) for name, values in seconds.items()}
+
+
+def _finite(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """JSON has no word for what is not a finite number but null."""
+    plain = ((k, None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in pairs)
+    return dict(plain)
 
 
 def _cpu() -> str:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 import numpy as np
 import polars as pl
 from pydantic import Field, field_validator
 
-from engine.scrub.columns import extended, is_missing, nans, nulls, numbers, spread
+from engine.kernels import filled
+from engine.scrub.columns import extended, is_missing, nans, nulls, numbers, replaced, spread
 from engine.scrub.stage import Learned, LearnSettings
 from engine.statistics import Counts, Moments, Quantiles, Statistic
 from engine.types import Batch, Fill, Schema, Snapshot, Transform, UserError, require
@@ -138,36 +139,30 @@ class Missing(Learned):
     # ------------------------------------------------------------------------------------ applying
 
     def apply(self, batch: Batch) -> Batch:
-        null, nan = nulls(batch.frame, self._columns), nans(batch.frame, self._columns)
         if self.settings.strategy == "drop":
-            return self._dropped(batch, [c for c in self._columns if c in null or c in nan])
-        done = sum(null.values()) + sum(nan.values())
+            return self._dropped(batch)
         if self.settings.strategy == "last":
-            frame = self._from_last(batch.frame)
-            done -= sum(nulls(frame, self._columns).values())
+            frame, done = self._from_last(batch.frame)
         else:
-            frame = self._filled(batch.frame, null, nan)
+            frame, done = self._filled(batch.frame)
         if self.settings.indicator:
             frame = frame.with_columns(self._indicators(batch.frame))
         self._learn(batch.frame)
         return batch.with_frame(frame).counted(self.name, filled=done)
 
-    def _filled(
-        self, frame: pl.DataFrame, null: Mapping[str, int], nan: Mapping[str, int]
-    ) -> pl.DataFrame:
-        expressions = []
-        for column, value in zip(self._columns, self._values(), strict=True):
-            kind = self._kinds[column]
-            x = pl.col(column)
-            if column in nan:
-                x = x.fill_nan(None)
-            if kind != self._schema[column]:
-                x = x.cast(kind)
-            if column in null or column in nan:
-                x = x.fill_null(value if kind == pl.Float64 else pl.lit(value, dtype=kind))
-            if column in null or column in nan or kind != self._schema[column]:
-                expressions.append(x)
-        return frame.with_columns(expressions) if expressions else frame
+    def _filled(self, frame: pl.DataFrame) -> tuple[pl.DataFrame, int]:
+        """The frame without missing values, and how many those were."""
+        made, n = [], 0
+        for name, value in zip(self._columns, self._values(), strict=True):
+            column, kind = frame.get_column(name), self._kinds[name]
+            if column.dtype == pl.Float64:
+                column, lost = filled(column, value)
+            else:
+                column, lost = _filled(column.cast(kind), value)
+            n += lost
+            if lost or kind != self._schema[name]:
+                made.append(column)
+        return replaced(frame, made), n
 
     def _indicators(self, frame: pl.DataFrame) -> list[pl.Series]:
         return frame.select(
@@ -175,7 +170,9 @@ class Missing(Learned):
             for c in self._columns
         ).get_columns()
 
-    def _dropped(self, batch: Batch, gaps: Sequence[str]) -> Batch:
+    def _dropped(self, batch: Batch) -> Batch:
+        lost = {**nulls(batch.frame, self._columns), **nans(batch.frame, self._columns)}
+        gaps = [column for column in self._columns if column in lost]
         if not gaps:
             return batch
         tests = [is_missing(column, self._schema[column]) for column in gaps]
@@ -187,8 +184,10 @@ class Missing(Learned):
             ~pl.any_horizontal(tests), stage=self.name, reason="missing", detail=first
         )
 
-    def _from_last(self, frame: pl.DataFrame) -> pl.DataFrame:
+    def _from_last(self, frame: pl.DataFrame) -> tuple[pl.DataFrame, int]:
+        """The frame with what is remembered, and how many values that filled."""
         assert self._last is not None
+        gaps = [*nulls(frame, self._columns).values(), *nans(frame, self._columns).values()]
         by = list(self.settings.by)
         rows = frame.select(*by, *self._columns).with_columns(
             pl.col(c).fill_nan(None) for c in self._columns if self._schema[c].is_float()
@@ -202,7 +201,8 @@ class Missing(Learned):
         values = rows.tail(frame.height).select(self._columns)
         if self.settings.value is not None:
             values = values.with_columns(self._fallback())
-        return frame.with_columns(values.get_columns())
+        left = sum(nulls(values, self._columns).values())
+        return frame.with_columns(values.get_columns()), sum(gaps) - left
 
     def _fallback(self) -> list[pl.Expr]:
         value = self.settings.value
@@ -269,6 +269,15 @@ class Missing(Learned):
             )
             for column, value in zip(self._columns, self._values(), strict=True)
         ]
+
+
+def _filled(column: pl.Series, value: Any) -> tuple[pl.Series, int]:
+    """`engine.kernels.filled` for a column of any type."""
+    if column.dtype.is_float():
+        column = column.fill_nan(None)
+    lost = column.null_count()
+    fill = pl.col(column.name).fill_null(pl.lit(value, dtype=column.dtype))
+    return (column.to_frame().select(fill).to_series() if lost else column), lost
 
 
 def _held(value: Any, kind: pl.DataType) -> Any:

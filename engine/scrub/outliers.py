@@ -11,7 +11,8 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic import Field
 
-from engine.scrub.columns import extended, numbers, spread
+from engine.kernels import clipped
+from engine.scrub.columns import extended, numbers, replaced, spread
 from engine.scrub.stage import Learned, LearnSettings
 from engine.statistics import Moments, Quantiles, Statistic
 from engine.types import Batch, Clip, Schema, Transform, UserError
@@ -104,11 +105,24 @@ class Outliers(Learned):
 
     def _clipped(self, batch: Batch) -> Batch:
         casts = [pl.col(c).cast(k) for c, k in self._kinds.items() if k != self._schema[c]]
-        before = batch.frame.with_columns(casts) if casts else batch.frame
-        clipped = before.select(self._clips().values())
-        n = sum(int((x != before.get_column(x.name)).sum()) for x in clipped.get_columns())
-        frame = before.with_columns(clipped.get_columns()) if n else before
-        return batch.with_frame(frame).counted(self.name, clipped=n)
+        frame = batch.frame.with_columns(casts) if casts else batch.frame
+        low, high = self._bounds().tolist()
+        made, n = [], 0
+        for i, column in enumerate(self._columns):
+            within, outside = self._within(frame.get_column(column), low[i], high[i])
+            n += outside
+            if outside:
+                made.append(within)
+        return batch.with_frame(replaced(frame, made)).counted(self.name, clipped=n)
+
+    def _within(self, column: pl.Series, low: float, high: float) -> tuple[pl.Series, int]:
+        """The column within its bounds, and how many values were not."""
+        if low == -INF and high == INF:
+            return column, 0
+        if column.dtype == pl.Float64:
+            return clipped(column, low, high)
+        made = column.to_frame().select(self._clips()[column.name]).to_series()
+        return made, int((made != column).sum())
 
     def _flagged(self, batch: Batch) -> Batch:
         tests = self._tests()

@@ -9,7 +9,8 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic import Field
 
-from engine.scrub.columns import numbers, spread
+from engine.kernels import scaled
+from engine.scrub.columns import numbers, replaced, spread
 from engine.scrub.stage import Learned, LearnSettings
 from engine.statistics import Extremes, Moments
 from engine.types import Affine, Batch, Clip, Schema, Transform, UserError
@@ -21,7 +22,6 @@ class Scaled(Learned):
     def __init__(self, name: str, settings: LearnSettings) -> None:
         super().__init__(name, settings)
         self._schema: Schema = {}
-        self._made: tuple[object, list[pl.Expr]] | None = None
 
     def _bound(self, columns: Sequence[str], schema: Schema) -> Schema:
         self._columns = spread(columns, schema, where=self.where)
@@ -30,21 +30,14 @@ class Scaled(Learned):
         return {**schema, **dict.fromkeys(self._columns, pl.Float64())}
 
     def apply(self, batch: Batch) -> Batch:
-        if self._made is None or self._made[0] is not self._statistic:
-            self._made = (self._statistic, self._expressions())
-        done = batch.with_frame(batch.frame.with_columns(self._made[1]))
-        self._learn(batch.frame)
-        return done
-
-    def _expressions(self) -> list[pl.Expr]:
-        shift, scale = self._numbers().tolist()
-        return [
-            (self._column(column) - shift[i]) * scale[i] for i, column in enumerate(self._columns)
+        frame = batch.frame
+        numbers = zip(self._columns, *self._numbers().tolist(), strict=True)
+        made = [
+            scaled(frame.get_column(column).cast(pl.Float64), shift, scale)
+            for column, shift, scale in numbers
         ]
-
-    def _column(self, column: str) -> pl.Expr:
-        x = pl.col(column)
-        return x if self._schema[column] == pl.Float64 else x.cast(pl.Float64)
+        self._learn(frame)
+        return batch.with_frame(replaced(frame, made))
 
     def _numbers(self) -> NDArray[np.float64]:
         """Shift and scale of each column, shape (2, columns)."""

@@ -1,0 +1,414 @@
+"""The gate: who passes it, who is refused and why, and which file serves in the end."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from rich.console import Console
+
+from engine.types import Affine, Batch, Codes, Features, Fill, Mark, Tensors, Transform, UserError
+from models.compress import Compression, Verdict, compress
+from models.export import export
+from models.feed import Feed
+from models.learner import TabularLearner
+from models.predictor import OnnxPredictor
+from models.quantize import CANDIDATES
+
+WIDTH = 16
+NAMES = tuple(f"x{i}" for i in range(WIDTH))
+TASKS = {"regression": (), "binary": ("no", "yes"), "multiclass": ("x", "y", "z")}
+FRONT: list[Transform] = [
+    *(Fill(column=name, value=0.0) for name in NAMES),
+    *(Affine(column=name, shift=0.0, scale=1.0) for name in NAMES),
+    Codes(column="key", values=("n", "e", "s", "w")),
+]
+LENIENT: dict[str, Any] = {"min_speedup": 0.01, "max_size_ratio": 10.0, "rounds": 3}
+"""So that only what a test sets can refuse, on however noisy a machine."""
+
+
+def rows(n: int, seed: int, task: str) -> pl.DataFrame:
+    """Raw rows with the label `y`: a number, no or yes, x, y or z."""
+    rng = np.random.default_rng(seed)
+    numbers = rng.normal(size=(n, WIDTH))
+    codes = rng.integers(0, 5, n)
+    target = labels(numbers, codes, task)
+    if task != "regression":
+        target = np.array(TASKS[task])[target]
+    keys = np.array(["never", "n", "e", "s", "w"])[codes]
+    return pl.DataFrame(numbers, schema=list(NAMES)).with_columns(
+        key=pl.Series(keys), y=pl.Series(target)
+    )
+
+
+def labels(numbers: NDArray[Any], codes: NDArray[Any], task: str) -> NDArray[Any]:
+    signal: NDArray[Any] = numbers[:, :4].sum(1) + numbers[:, 4] * numbers[:, 5] + codes - 2
+    if task == "regression":
+        return signal.astype(np.float32)
+    cuts = [0.0] if task == "binary" else [-1.0, 1.0]
+    return np.digitize(signal, cuts).astype(np.int64)
+
+
+def learner_of(task: str, layers: tuple[int, ...], batches: int) -> TabularLearner:
+    features = Features(
+        numeric=NAMES, categories={"key": 5}, target="y", task=task, classes=TASKS[task]
+    )
+    training = TabularLearner.Training(optimizer="adam", lr=0.003)
+    learner = TabularLearner(TabularLearner.Settings(layers=layers), training, features)
+    rng = np.random.default_rng(0)
+    for _ in range(batches):
+        numbers, codes = rng.normal(size=(256, WIDTH)), rng.integers(0, 5, 256)
+        tensors = Tensors(
+            numeric=torch.from_numpy(numbers.astype(np.float32)),
+            categories=torch.from_numpy(codes[:, None]),
+            target=torch.from_numpy(labels(numbers, codes, task)),
+        )
+        learner.learn(Batch(frame=pl.DataFrame(), mark=Mark(), arrived=0.0, tensors=tensors))
+    return learner
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """(task, layers, batches) -> its float32 file, trained once."""
+    done: dict[object, Path] = {}
+
+    def make(task: str, layers: tuple[int, ...] = (64, 32), batches: int = 60) -> Path:
+        key = task, layers, batches
+        if key not in done:
+            path = tmp_path_factory.mktemp("model") / "m.fp32.onnx"
+            metadata = {"version": "v1", "stages": "[]"}
+            done[key] = export(path, learner_of(task, layers, batches), FRONT, metadata)
+        return done[key]
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of ONNX Runtime: latencies of models in turn, on a machine others use too."""
+    monkeypatch.setattr("models.predictor.os.cpu_count", lambda: 1)
+
+
+Model = Callable[..., Path]
+
+
+def of(verdict: Verdict) -> dict[str, Any]:
+    return {candidate.name: candidate for candidate in verdict.candidates}
+
+
+# ------------------------------------------------------------------------------------- accepted
+
+
+def test_a_wide_network_is_served_in_int8(tmp_path: Path, model: Model) -> None:
+    """Products of 512 x 512 are what int8 is for: no worse, smaller, and it says so."""
+    wide = model("multiclass", (512, 512), 25)
+    settings = Compression(
+        candidates=("int8",), max_quality_loss=2.0, min_speedup=0.01, max_size_ratio=0.35, rounds=5
+    )
+    path = tmp_path / "served" / "model.onnx"
+    verdict = compress(wide, rows(2_000, 7, "multiclass"), settings, path=path)
+    base, small = verdict.candidates
+    assert (base.name, small.name) == ("float32", "int8")
+    assert verdict.failed == {}
+    assert small.refusal is None
+    assert base.error < 0.3  # of three classes: it has learned
+    assert small.loss <= 2.0
+    assert 0 < small.divergence < 0.2
+    assert small.size < 0.35 * base.size
+    assert verdict.chosen == max(verdict.candidates, key=lambda c: c.speedup).name
+    assert path.read_bytes() == Path(of(verdict)[verdict.chosen].path).read_bytes()
+    assert sorted(p.name for p in path.parent.iterdir()) == ["model.int8.onnx", "model.onnx"]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_figures(tmp_path: Path, model: Model, task: str) -> None:
+    """Each candidate's are its own: judged on the newer rows, timed, weighed."""
+    held_out = rows(400, 8, task)
+    settings = Compression(max_quality_loss=1e6, calibration=0.25, **LENIENT)
+    verdict = compress(model(task), held_out, settings, path=tmp_path / "m.onnx")
+    assert [c.name for c in verdict.candidates] == ["float32", *CANDIDATES]
+    assert verdict.measure == ("MAE" if task == "regression" else "error")
+    assert (verdict.rows, verdict.provider) == (300, "CPUExecutionProvider")
+    base = verdict.candidates[0]
+    assert (base.loss, base.divergence, base.speedup) == (0.0, 0.0, 1.0)
+    for c in verdict.candidates:
+        assert c.refusal is None
+        assert c.size == Path(c.path).stat().st_size
+        assert c.error == pytest.approx(error(Path(c.path), held_out.tail(300), task), rel=1e-5)
+        share = base.error if task == "regression" else 1.0
+        assert c.loss == pytest.approx(100 * (c.error - base.error) / share)
+        assert 0 < c.batch_ms <= c.batch_p99_ms
+        assert c.single_ms > 0
+
+
+def error(path: Path, held_out: pl.DataFrame, task: str) -> float:
+    """By the predictor, from its answers."""
+    reserved = pl.lit("p").alias("_partition"), pl.int_range(pl.len()).alias("_position")
+    batch = Batch(frame=held_out.select(*reserved, pl.all()), mark=Mark(), arrived=0.0)
+    predictor = OnnxPredictor(OnnxPredictor.Settings(model=str(path), providers=("cpu",)))
+    said, true = predictor.predict(batch).frame.select("prediction", "y").get_columns()
+    wrong = (said - true).abs() if task == "regression" else (said != true).cast(pl.Float64)
+    return float(wrong.to_numpy().mean())
+
+
+def test_the_fastest_accepted_serves(tmp_path: Path, model: Model) -> None:
+    settings = Compression(max_quality_loss=1e6, **LENIENT)
+    path = tmp_path / "m.onnx"
+    verdict = compress(model("binary"), rows(300, 8, "binary"), settings, path=path)
+    fastest = max(verdict.candidates, key=lambda c: c.speedup)
+    assert verdict.chosen == fastest.name
+    assert path.read_bytes() == Path(fastest.path).read_bytes()
+
+
+def test_labels_that_are_not_text(tmp_path: Path) -> None:
+    """Booleans and whole numbers are classes by their text, as in training."""
+    for classes, kind in ((("false", "true"), pl.Boolean), (("0", "1"), pl.Int64)):
+        features = Features(numeric=("x0",), target="y", task="binary", classes=classes)
+        learner = TabularLearner(
+            TabularLearner.Settings(layers=()), TabularLearner.Training(lr=1.0), features
+        )
+        x = torch.linspace(-1, 1, 100)[:, None]
+        tensors = Tensors(
+            numeric=x, categories=torch.zeros((100, 0), dtype=torch.int64), target=(x[:, 0] > 0) * 1
+        )
+        for _ in range(200):
+            learner.learn(Batch(frame=pl.DataFrame(), mark=Mark(), arrived=0.0, tensors=tensors))
+        file = export(tmp_path / "f.onnx", learner, [], {})
+        frame = pl.DataFrame({"x0": x[:, 0].numpy()}).with_columns(y=(pl.col("x0") > 0).cast(kind))
+        settings = Compression(candidates=(), rounds=3)
+        verdict = compress(file, frame, settings, path=tmp_path / "m.onnx")
+        assert verdict.candidates[0].error < 0.1
+
+
+# ------------------------------------------------------------------------------------- refused
+
+
+def refusal(sentence: str | None, pattern: str) -> float:
+    """The one number the sentence gives of the candidate."""
+    assert sentence is not None
+    found = re.fullmatch(pattern, sentence)
+    assert found, sentence
+    return float(found[1])
+
+
+def test_refused_for_its_quality(tmp_path: Path, model: Model) -> None:
+    """A regression told to the last digit loses something in 8 bits, and none is allowed."""
+    fp32 = model("regression", (64, 32), 150)
+    settings = Compression(candidates=("int8",), max_quality_loss=0, **LENIENT)
+    path = tmp_path / "m.onnx"
+    frame = rows(500, 8, "regression")
+    verdict = compress(fp32, exactly(fp32, frame), settings, path=path)
+    small = of(verdict)["int8"]
+    assert small.loss > 0
+    pattern = r"refused: error rises by ([\d.]+), allowed 0"
+    assert refusal(small.refusal, pattern) == pytest.approx(small.loss, abs=0.01)
+    assert verdict.chosen == "float32"
+    assert path.read_bytes() == fp32.read_bytes()
+
+
+def exactly(path: Path, frame: pl.DataFrame) -> pl.DataFrame:
+    """The rows, labelled with nearly what the model itself says, so that any other is worse."""
+    predictor = OnnxPredictor(OnnxPredictor.Settings(model=str(path), providers=("cpu",)))
+    return frame.with_columns(y=pl.Series(predictor.scores(frame).astype(np.float64) + 1e-4))
+
+
+def test_refused_for_its_speed(tmp_path: Path, model: Model) -> None:
+    fp32 = model("binary")
+    settings = Compression(max_quality_loss=1e6, **{**LENIENT, "min_speedup": 1000})
+    path = tmp_path / "m.onnx"
+    verdict = compress(fp32, rows(200, 8, "binary"), settings, path=path)
+    for candidate in verdict.candidates[1:]:
+        said = refusal(candidate.refusal, r"refused: speed ([\d.]+)x, needed 1000x")
+        assert said == pytest.approx(candidate.speedup, abs=0.01)
+    assert verdict.candidates[0].refusal is None
+    assert verdict.chosen == "float32"
+    assert path.read_bytes() == fp32.read_bytes()
+
+
+def test_refused_for_its_size(tmp_path: Path, model: Model) -> None:
+    fp32 = model("binary")
+    settings = Compression(max_quality_loss=1e6, **{**LENIENT, "max_size_ratio": 0.001})
+    verdict = compress(fp32, rows(200, 8, "binary"), settings, path=tmp_path / "m.onnx")
+    for candidate in verdict.candidates[1:]:
+        said = refusal(candidate.refusal, r"refused: size ([\d.]+) of float32, allowed 0\.001")
+        assert said == pytest.approx(candidate.size / fp32.stat().st_size, abs=0.01)
+    assert verdict.chosen == "float32"
+
+
+def test_all_reasons_are_given(tmp_path: Path, model: Model) -> None:
+    fp32 = model("regression", (64, 32), 150)
+    settings = Compression(
+        candidates=("int8",), max_quality_loss=0, min_speedup=1000, max_size_ratio=0.001, rounds=3
+    )
+    frame = exactly(fp32, rows(300, 8, "regression"))
+    refused = compress(fp32, frame, settings, path=tmp_path / "m.onnx").candidates[1].refusal
+    assert refused is not None
+    parts = r"refused: error rises by .+, allowed 0; speed .+x, needed 1000x; size .+ allowed 0.001"
+    assert re.fullmatch(parts, refused)
+
+
+def test_not_a_number_is_refused(
+    tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Quality that cannot be told is not good quality."""
+    features = Features(numeric=NAMES, target="y", classes=())
+    learner = TabularLearner(TabularLearner.Settings(), TabularLearner.Training(), features)
+    state = learner.state_dict()
+    state["weights"]["layer.0.bias"][:] = np.nan
+    learner.load_state_dict(state)
+    broken = export(tmp_path / "broken.onnx", learner, [], {})
+
+    def make(source: Path, target: Path, feeds: Iterable[Feed]) -> None:
+        target.write_bytes(broken.read_bytes())
+
+    monkeypatch.setitem(CANDIDATES, "int8", make)
+    settings = Compression(candidates=("int8",), max_quality_loss=1e6, **LENIENT)
+    frame = rows(200, 8, "regression").drop("key")
+    learner.load_state_dict({**state, "weights": fresh(features)})
+    verdict = compress(
+        export(tmp_path / "whole.onnx", learner, [], {}), frame, settings, path=tmp_path / "m.onnx"
+    )
+    assert verdict.chosen == "float32"
+    assert verdict.candidates[1].refusal == "refused: error rises by nan, allowed 1e+06"
+    verdict.to_json(tmp_path / "verdict.json")
+    read = json.loads((tmp_path / "verdict.json").read_text(), parse_constant=pytest.fail)
+    assert read["candidates"][1]["loss"] is None  # JSON has no NaN
+
+
+def fresh(features: Features) -> dict[str, NDArray[Any]]:
+    learner = TabularLearner(TabularLearner.Settings(), TabularLearner.Training(), features)
+    weights: dict[str, NDArray[Any]] = learner.state_dict()["weights"]
+    return weights
+
+
+# -------------------------------------------------------------------------- what cannot be made
+
+
+def test_a_candidate_that_fails_costs_only_itself(
+    tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(source: Path, target: Path, feeds: Iterable[Feed]) -> None:
+        target.write_bytes(b"half")
+        raise RuntimeError("no such node\nand a long trace")
+
+    def lies(source: Path, target: Path, feeds: Iterable[Feed]) -> None:
+        target.write_bytes(b"not a model")
+
+    def silent(source: Path, target: Path, feeds: Iterable[Feed]) -> None:
+        raise NotImplementedError
+
+    for name, made in {"int8": fails, "int8_dynamic": lies, "silent": silent}.items():
+        monkeypatch.setitem(CANDIDATES, name, made)
+    settings = Compression(
+        candidates=("int8", "int8_dynamic", "silent", "float16"), max_quality_loss=1e6, **LENIENT
+    )
+    path = tmp_path / "m.onnx"
+    verdict = compress(model("binary"), rows(200, 8, "binary"), settings, path=path)
+    assert [c.name for c in verdict.candidates] == ["float32", "float16"]
+    assert list(verdict.failed) == ["int8", "int8_dynamic", "silent"]
+    assert verdict.failed["int8"] == "no such node"
+    assert "cannot be loaded as an ONNX model" in verdict.failed["int8_dynamic"]
+    assert verdict.failed["silent"] == "NotImplementedError"
+    assert verdict.chosen in ("float32", "float16")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.float16.onnx", "m.onnx"]
+    assert "failed: no such node" in printed(verdict)
+
+
+def test_all_fail(tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(source: Path, target: Path, feeds: Iterable[Feed]) -> None:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr("models.compress.CANDIDATES", dict.fromkeys(CANDIDATES, fails))
+    fp32, path = model("binary"), tmp_path / "m.onnx"
+    verdict = compress(fp32, rows(200, 8, "binary"), Compression(rounds=3), path=path)
+    assert verdict.chosen == "float32"
+    assert path.read_bytes() == fp32.read_bytes()
+
+
+# --------------------------------------------------------------------------------------- verdict
+
+
+def printed(verdict: Verdict) -> str:
+    console = Console(width=200, color_system=None)
+    with console.capture() as said:
+        console.print(verdict.table())
+    return said.get()
+
+
+def test_verdict_for_machines_and_for_people(tmp_path: Path, model: Model) -> None:
+    settings = Compression(max_quality_loss=1e6, **{**LENIENT, "min_speedup": 1000})
+    verdict = compress(
+        model("regression"), rows(200, 8, "regression"), settings, path=tmp_path / "m.onnx"
+    )
+    verdict.to_json(tmp_path / "deep" / "verdict.json")
+    read = json.loads((tmp_path / "deep" / "verdict.json").read_text())
+    assert read["chosen"] == "float32"
+    assert (read["rows"], read["measure"], read["failed"]) == (140, "MAE", {})
+    for candidate, there in zip(verdict.candidates, read["candidates"], strict=True):
+        assert there == {name: getattr(candidate, name) for name in candidate.__slots__}
+    assert set(read["versions"]) == {"onnx", "numpy", "polars", "onnxruntime"}
+    assert read["machine"]["cores"] > 0
+    assert read["machine"]["cpu"]
+    text = printed(verdict)
+    assert "compression, judged on 140 held-out rows (CPUExecutionProvider)" in text
+    lines = {line.split()[1]: line for line in text.splitlines() if "│" in line}
+    assert lines["float32"].rstrip(" │").endswith("serves")
+    for candidate in verdict.candidates[1:]:
+        assert str(candidate.refusal) in lines[candidate.name]
+        assert f"{candidate.loss:+.2f} %" in lines[candidate.name]
+
+
+# ------------------------------------------------------------------------------ the user's mistakes
+
+
+def test_unknown_candidate(tmp_path: Path, model: Model) -> None:
+    settings = Compression(candidates=("int8", "int4"))
+    with pytest.raises(UserError) as error:
+        compress(model("binary"), rows(200, 8, "binary"), settings, path=tmp_path / "m.onnx")
+    assert str(error.value) == (
+        "[export.compress] candidates expects names of int8, int8_dynamic, float16, got 'int4'."
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("count", "unlabelled", "got"),
+    [(0, 0, "0 and 0"), (19, 0, "5 and 14"), (33, 0, "9 and 24"), (50, 31, "5 and 14")],
+)
+def test_too_few_rows(tmp_path: Path, model: Model, count: int, unlabelled: int, got: str) -> None:
+    """Ten must calibrate and ten judge, and each needs a label."""
+    frame = rows(count, 8, "binary").with_row_index("i")
+    frame = frame.with_columns(y=pl.when(pl.col("i") >= unlabelled).then(pl.col("y"))).drop("i")
+    with pytest.raises(UserError) as error:
+        compress(model("binary"), frame, Compression(), path=tmp_path / "m.onnx")
+    assert str(error.value) == (
+        "A compressed model needs 10 held-out rows with a label or more to calibrate and 10 to "
+        f"judge, got {got}: train longer, or lower [export] holdout_every."
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"max_quality_loss": -1},
+        {"min_speedup": 0},
+        {"max_size_ratio": 0},
+        {"calibration": 1.0},
+        {"rounds": 2},
+        {"speed": 1},
+    ],
+    ids=str,
+)
+def test_settings_out_of_bounds(keys: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(keys))):
+        Compression(**keys)
