@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from engine.types import UserError, nearest
+from engine.types import RESERVED, UserError, nearest
 
 Feed = dict[str, NDArray[Any]]
 
@@ -39,7 +39,7 @@ class Inputs:
             missing = next(name for name in self.kinds if name not in frame.columns)
             raise UserError(
                 f"The model needs column '{missing}', which is not there."
-                f"{nearest(missing, frame.columns)}"
+                f"{nearest(missing, set(frame.columns) - set(RESERVED))}"
             ) from None
         except pl.exceptions.PolarsError as error:
             reason = str(error).splitlines()[0]

@@ -136,7 +136,7 @@ class OnnxPredictor:
     def predict(self, batch: Batch) -> Batch:
         """Answer every row."""
         scores = self.scores(batch.frame) if len(batch) else self._none()
-        finite = np.isfinite(scores).reshape(len(scores), -1).all(axis=1)
+        finite = np.isfinite(scores).reshape(len(scores), self.features.outputs).all(axis=1)
         version = pl.lit(self._version).alias("model_version")
         frame = batch.frame.with_columns(*self.features.answers(scores), version)
         done = batch.with_frame(frame)

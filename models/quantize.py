@@ -80,7 +80,8 @@ def int8_dynamic(model: Path, path: Path, feeds: Iterable[Feed]) -> None:
 
 
 def float16(model: Path, path: Path, feeds: Iterable[Feed]) -> None:
-    """Half precision for the network; inputs, stages and the score stay as they are. Pays on a GPU."""
+    """Half precision for the network; inputs, stages and the score stay as they are. Pays on a
+    GPU."""
 
     def make(source: Path, target: Path) -> None:
         proto = convert_float_to_float16(

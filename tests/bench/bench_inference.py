@@ -75,10 +75,7 @@ def against_float32(models: dict[str, Path], *, quick: bool) -> None:
     for rows in SIZES:
         part = test.head(rows)
         times = max(1, (8_192 if quick else 65_536) // max(rows, 256))
-        runs = {
-            name: (lambda run=_bound(session, part), n=times: [run() for _ in range(n)])
-            for name, session in sessions.items()
-        }
+        runs = {name: _bound(session, part, times) for name, session in sessions.items()}
         seconds = interleave(runs, rounds=5 if quick else 15)
         raw |= {f"{name}, {rows}": values for name, values in seconds.items()}
         for name in models:
@@ -138,19 +135,17 @@ def through(model: Path, frame: pl.DataFrame, rows: int) -> Callable[[], object]
 
     def run() -> None:
         source = MemorySource.of([frame])
-        loader = Loader(
-            source, schema=source.schema({}), settings=LoaderSettings(batch_rows=rows)
-        )
+        loader = Loader(source, schema=source.schema({}), settings=LoaderSettings(batch_rows=rows))
         totals = Loop(source=source, loader=loader, work=Serving(serving, ())).run()
         assert totals.predicted == frame.height
 
     return run
 
 
-def _bound(session: OnnxPredictor, part: pl.DataFrame) -> Callable[[], object]:
+def _bound(session: OnnxPredictor, part: pl.DataFrame, times: int) -> Callable[[], object]:
     feed = Inputs(dict.fromkeys(NAMES, "double")).feed(part)
     run = session._session.run
-    return lambda: run([SCORE], feed)
+    return lambda: [run([SCORE], feed) for _ in range(times)]
 
 
 if __name__ == "__main__":

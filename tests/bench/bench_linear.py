@@ -26,7 +26,7 @@ PASSES = {"river": 1, "compiled": 40, "compiled, from columns": 40}
 """How often a round goes over the 1,250 rows: enough to be timed."""
 
 
-def main() -> None:
+def main(*, quick: bool = False) -> None:
     """Measure, print, write ``runs/bench/linear.json``."""
     rows = list(datasets.Phishing())
     names = tuple(rows[0][0])
@@ -47,7 +47,8 @@ def main() -> None:
                 "compiled, from columns",
                 lambda: [learner.learn(collate.apply(batch)) for batch in raw],
             ),
-        }
+        },
+        rounds=3 if quick else 7,
     )
     rates = {name: PASSES[name] * len(rows) / median(seconds[name]) for name in seconds}
     figures = {f"{name}, rows/s": rate for name, rate in rates.items()}

@@ -53,9 +53,10 @@ def rows(n: int, seed: int, task: str) -> pl.DataFrame:
 def labels(numbers: NDArray[Any], codes: NDArray[Any], task: str) -> NDArray[Any]:
     signal: NDArray[Any] = numbers[:, :4].sum(1) + numbers[:, 4] * numbers[:, 5] + codes - 2
     if task == "regression":
-        return signal.astype(np.float32)
+        return np.asarray(signal, np.float32)
     cuts = [0.0] if task == "binary" else [-1.0, 1.0]
-    return np.digitize(signal, cuts).astype(np.int64)
+    classes: NDArray[Any] = np.digitize(signal, cuts).astype(np.int64)
+    return classes
 
 
 def learner_of(task: str, layers: tuple[int, ...], batches: int) -> TabularLearner:

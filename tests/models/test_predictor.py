@@ -30,7 +30,6 @@ FRONT: list[Transform] = [
     Codes(column="key", values=KEYS),
 ]
 """Of `a` and `key`; nothing fills `b`."""
-RESERVED = {"_partition": "p", "_position": 0}
 
 
 def rows(n: int, seed: int = 0) -> pl.DataFrame:
@@ -40,7 +39,7 @@ def rows(n: int, seed: int = 0) -> pl.DataFrame:
             "a": rng.normal(2, 2, n),
             "b": rng.normal(size=n).astype(np.float32),
             "key": rng.choice([*KEYS, "never"], n),
-            "note": [f"row {i}" for i in range(n)],
+            "note": pl.Series([f"row {i}" for i in range(n)], dtype=pl.String),
         }
     )
     gone = [pl.Series(rng.random(n) < 0.2, dtype=pl.Boolean) for _ in "ab"]
@@ -299,8 +298,7 @@ def test_bind_finds_text_for_numbers(model: Model) -> None:
 def test_predict_misses_a_column(model: Model) -> None:
     predictor = predictor_of(model("binary"))
     assert sentence(lambda: predictor.predict(batch_of(rows(3).drop("b")))) == (
-        "The model needs column 'b', which is not there. "
-        "Known: _partition, _position, a, key, note."
+        "The model needs column 'b', which is not there. Known: a, key, note."
     )
 
 

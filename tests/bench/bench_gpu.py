@@ -1,0 +1,103 @@
+"""What a CUDA GPU gives: training, transfer, and inference by provider and precision.
+
+``python -m tests.bench gpu``
+
+Runs only where torch and ONNX Runtime both find the device, and says so in one sentence elsewhere.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import polars as pl
+import torch
+
+from engine.collate import Collate
+from engine.types import Batch, Mark, UserError
+from models.learner import TabularLearner
+from models.predictor import OnnxPredictor
+from models.quantize import float16
+from tests.bench import bench_inference, bench_training
+from tests.bench.measure import interleave, median, report
+
+PROVIDERS = ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider")
+LAYERS = (1_024, 1_024, 512)
+BATCH = 8_192
+
+
+def main(*, quick: bool = False) -> None:
+    """Measure, print, write ``runs/bench/gpu_*.json``; exit 1 with a sentence without a GPU."""
+    if not torch.cuda.is_available():
+        sys.exit("There is no CUDA device here: expected one that torch finds; nothing was run.")
+    training(quick=quick)
+    with TemporaryDirectory() as folder:
+        inference(Path(folder), quick=quick)
+
+
+def training(*, quick: bool) -> None:
+    """A wide network on cpu and cuda, float32 and bfloat16, the copy to the device included."""
+    frame = bench_training.rows(16 if quick else 64)
+    features = bench_training.features(frame)
+    collate = Collate(features)
+    batches = [
+        collate.apply(Batch(frame=part, mark=Mark(), arrived=0.0))
+        for part in frame.iter_slices(BATCH)
+    ]
+
+    def learn(device: str, precision: str) -> Callable[[], object]:
+        learner = TabularLearner(
+            TabularLearner.Settings(layers=LAYERS),
+            TabularLearner.Training(optimizer="adam", device=device, precision=precision),
+            features,
+        )
+        return lambda: [learner.learn(batch) for batch in batches]
+
+    runs = {
+        "cpu float32": learn("cpu", "float32"),
+        "cuda float32": learn("cuda", "float32"),
+        "cuda bfloat16": learn("cuda", "bfloat16"),
+    }
+    seconds = interleave(runs, rounds=3 if quick else 7)
+    figures = {f"{name}, rows/s": frame.height / median(seconds[name]) for name in runs}
+    for name in ("cuda float32", "cuda bfloat16"):
+        figures[f"{name} / cpu float32"] = median(seconds["cpu float32"]) / median(seconds[name])
+    figures["device"] = torch.cuda.get_device_name()  # type: ignore[assignment]
+    report("gpu_training", figures, seconds=seconds)
+
+
+def inference(folder: Path, *, quick: bool) -> None:
+    """float32 and float16 by every provider that is there, and the guard where one is not."""
+    models = bench_inference.trained(folder, 10 if quick else 100)
+    models["float16"] = folder / "float16.onnx"
+    float16(models["float32"], models["float16"], [])
+    test = bench_inference.data(BATCH, seed=5).drop("y")
+    predictors: dict[str, OnnxPredictor] = {}
+    refused: dict[str, str] = {}
+    for provider in PROVIDERS:
+        for precision in ("float32", "float16"):
+            settings = OnnxPredictor.Settings(
+                model=str(models[precision]), providers=(provider,), strict_provider=True
+            )
+            try:
+                predictors[f"{provider} {precision}"] = OnnxPredictor(settings)
+            except UserError as error:
+                refused[f"{provider} {precision}"] = str(error)
+    runs = {name: _scores(predictor, test) for name, predictor in predictors.items()}
+    seconds = interleave(runs, rounds=5 if quick else 15)
+    figures: dict[str, object] = {f"{name}, rows/s": BATCH / median(seconds[name]) for name in runs}
+    base = predictors["CPUExecutionProvider float32"].scores(test)
+    for name, predictor in predictors.items():
+        figures[f"{name}, runs on"] = predictor.provider
+        figures[f"{name}, largest difference"] = float(abs(predictor.scores(test) - base).max())
+    report("gpu_inference", {**figures, **refused}, seconds=seconds)
+
+
+def _scores(predictor: OnnxPredictor, test: pl.DataFrame) -> Callable[[], object]:
+    return lambda: predictor.scores(test)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""The benchmarks run, and leave figures with what they were measured on; how fast decides
+nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+
+
+def bench(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tests.bench", *words]
+    environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
+    return subprocess.run(
+        command, cwd=place, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_every_benchmark_leaves_its_figures(tmp_path: Path) -> None:
+    done = bench(tmp_path, "--quick")
+    assert done.returncode == 0, done.stderr
+    found = {path.stem for path in (tmp_path / "runs" / "bench").glob("*.json")}
+    assert found == {"linear", "loading", "training", "inference", "int8"}
+    for name in found:
+        made = json.loads((tmp_path / "runs" / "bench" / f"{name}.json").read_text())
+        assert made["figures"]
+        assert made["goal"]
+        assert all(len(rounds) >= 3 for rounds in made["seconds"].values())
+        assert {"cpu", "cores", "system"} <= set(made["machine"])
+        assert {"python", "polars", "torch"} <= set(made["versions"])
+        assert f"{name}: goal" in done.stdout
+
+
+def test_an_unknown_benchmark_is_the_users_mistake(tmp_path: Path) -> None:
+    done = bench(tmp_path, "liner")
+    assert done.returncode == 2
+    assert "there is no benchmark 'liner': linear, " in done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_one_sentence_says_so(tmp_path: Path) -> None:
+    done = bench(tmp_path, "gpu")
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith("nothing was run.")
