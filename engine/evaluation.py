@@ -32,7 +32,8 @@ MAJORITY, LAST_CLASS = "majority class", "last class"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows:
-    """Rows put aside: a frame of the columns that are needed, targets (n,), scores (n,) or (n, k)."""
+    """Rows put aside: a frame of the columns that are needed, targets (n,), scores (n,) or (n,
+    k)."""
 
     frame: pl.DataFrame
     target: NDArray[Any]

@@ -39,7 +39,6 @@ from torchdata.nodes import Loader as NodeLoader
 
 from engine.budget import Budget
 from engine.channel import Channel, Closed, Empty
-from engine.collate import Collate
 from engine.config import LoaderSettings
 from engine.metrics import Metrics
 from engine.types import (
@@ -325,7 +324,7 @@ class ScrubNode(BaseNode[Batch]):
     Args:
         schema: columns to decode.
         stages: in this order; bound already.
-        collate: last step, or None for a pipeline that serves or only cleans.
+        collate: the last step, what the model takes; None for a pipeline that only cleans.
         keep_raw_from: index of the first stage that a model file contains: the rows before it are
             kept on the batch as `raw`. None keeps nothing.
     """
@@ -336,7 +335,7 @@ class ScrubNode(BaseNode[Batch]):
         source: Source,
         schema: Schema,
         stages: Sequence[Stage],
-        collate: Collate | None,
+        collate: Callable[[Batch], Batch] | None,
         metrics: Metrics,
         keep_raw_from: int | None = None,
     ) -> None:
@@ -373,7 +372,7 @@ class ScrubNode(BaseNode[Batch]):
         if self._keep_raw_from == len(self._stages):
             batch = replace(batch, raw=batch.frame)
         if self._collate is not None:
-            batch = self._timed("collate", self._collate.apply, batch)
+            batch = self._timed("collate", self._collate, batch)
         snapshots = ((stage.name, stage.snapshot()) for stage in self._stages)
         stages = {name: value for name, value in snapshots if value is not None}
         self._mark = Mark(positions=raw.positions, stages=stages)
@@ -411,7 +410,8 @@ class ScrubNode(BaseNode[Batch]):
 class Loader(NodeLoader[Batch]):
     """Batches of a source, cleaned, ahead of you, within a number of bytes::
 
-        with Loader(source, schema=schema, stages=stages, collate=Collate(features)) as loader:
+        collate = Collate(features).apply
+        with Loader(source, schema=schema, stages=stages, collate=collate) as loader:
             for batch in loader:
                 learner.learn(batch)
 
@@ -423,7 +423,8 @@ class Loader(NodeLoader[Batch]):
         source: rows; closed with the loader.
         schema: columns to decode, as `source.schema` gave them.
         stages: bound stages, in order.
-        collate: None leaves `batch.tensors` empty.
+        collate: makes what the model takes (`Collate.apply`, `Predictor.collate`) in the thread
+            that prepares; None leaves the batch as it is.
         settings: rows a batch, delay, bytes.
         metrics: where waits, sizes and times go; a private one unless given.
         keep_raw_from: see `ScrubNode`.
@@ -438,7 +439,7 @@ class Loader(NodeLoader[Batch]):
         *,
         schema: Schema,
         stages: Sequence[Stage] = (),
-        collate: Collate | None = None,
+        collate: Callable[[Batch], Batch] | None = None,
         settings: LoaderSettings | None = None,
         metrics: Metrics | None = None,
         keep_raw_from: int | None = None,

@@ -1,4 +1,5 @@
-"""``headrace check``: everything that can be known before a run, and a sample through the stages."""
+"""``headrace check``: everything that can be known before a run, and a sample through the
+stages."""
 
 from __future__ import annotations
 
@@ -70,7 +71,7 @@ def _steps(run: Run, batch: Batch) -> Table:
     _row(table, "decode", batch, [])
     steps: list[tuple[str, Callable[[Batch], Batch]]] = [(s.name, s.apply) for s in run.stages]
     if run.collate is not None:
-        steps.append(("collate", run.collate.apply))
+        steps.append(("collate", run.collate))
     for name, apply in steps:
         before, seen = batch.frame.columns, len(batch.rejects)
         batch = apply(batch)

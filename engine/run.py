@@ -158,13 +158,16 @@ class Run:
         )
 
     @cached_property
-    def collate(self) -> Collate | None:
-        """For training: columns to tensors."""
+    def collate(self) -> Callable[[Batch], Batch] | None:
+        """The last step before the model: tensors to train with, a feed to predict with."""
+        if self._predictor is not None:
+            made: Callable[[Batch], Batch] = self._predictor.collate
+            return made
         if not self.trains:
             return None
         collate = Collate(self.features)
         collate.bind(self.schema)
-        return collate
+        return collate.apply
 
     @cached_property
     def learner(self) -> Learner:
@@ -507,7 +510,8 @@ class Run:
         return hashlib.sha256(mark.encode()).hexdigest()[:8]
 
     def _leave(self, *, stopped: bool) -> tuple[dict[str, Path], Any]:
-        """Write what a finished run leaves behind; a stopped one leaves its checkpoint and numbers."""
+        """Write what a finished run leaves behind; a stopped one leaves its checkpoint and
+        numbers."""
         self.folder.mkdir(parents=True, exist_ok=True)
         files = {"checkpoints": Path(self.checkpoints.settings.path)}
         verdict = None

@@ -53,7 +53,8 @@ class UserError(HeadraceError, ValueError):
 
 
 class EndOfStream(Exception):
-    """Raised by `Source.read`, and by nothing else, when a bounded source has given its last row."""
+    """Raised by `Source.read`, and by nothing else, when a bounded source has given its last
+    row."""
 
 
 class Settings(BaseModel):
@@ -216,7 +217,8 @@ class Batch:
         grown: rows that stages added (unpivot) minus none taken away: taken rows are `rejects`.
         rejects: rows that left, by stage and reason.
         counts: what stages counted, (stage, what) -> n, e.g. ``("fill", "filled")``.
-        tensors: after collation.
+        tensors: after collation, for a learner.
+        feed: after collation, for a predictor: input -> array, shape (n,).
         raw: the rows as they were before the stages that a model file can contain, where the
             pipeline keeps some aside to prove a compressed model with; else None.
 
@@ -233,6 +235,7 @@ class Batch:
     rejects: tuple[Rejects, ...] = ()
     counts: Mapping[tuple[str, str], int] = field(default_factory=dict)
     tensors: Tensors | None = None
+    feed: Mapping[str, NDArray[Any]] | None = None
     raw: pl.DataFrame | None = None
 
     def __len__(self) -> int:
@@ -240,10 +243,11 @@ class Batch:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held in memory, rejects and tensors included."""
+        """Bytes held in memory, rejects, tensors and feed included."""
         size = int(self.frame.estimated_size()) + sum(
             int(r.rows.estimated_size()) for r in self.rejects
         )
+        size += sum(array.nbytes for array in (self.feed or {}).values())
         return size + (0 if self.tensors is None else self.tensors.nbytes)
 
     def with_frame(self, frame: pl.DataFrame, *, grown: int = 0) -> Batch:
@@ -333,7 +337,7 @@ class Features:
         if self.task == "regression":
             return [pl.Series("prediction", scores)]
         codes = (scores > 0.5).astype(np.int64) if scores.ndim == 1 else scores.argmax(axis=1)
-        labels = pl.Series(self.classes).gather(codes).alias("prediction")
+        labels = pl.Series("prediction", self.classes, pl.String).gather(codes)
         probability = scores if scores.ndim == 1 else scores.max(axis=1, initial=0.0)
         return [labels, pl.Series("probability", probability)]
 
@@ -543,7 +547,19 @@ class Learner(Protocol):
 class Predictor(Protocol):
     """A model, second face: raw columns in, the same columns and the model's out."""
 
-    def predict(self, batch: Batch) -> Batch: ...
+    def bind(self, schema: Schema) -> None:
+        """Raises: UserError when a column is not there, or not of a type that fits."""
+        ...
+
+    def collate(self, batch: Batch) -> Batch:
+        """The batch with its `feed`. Called by the thread that prepares, so that the one which
+        predicts need not."""
+        ...
+
+    def predict(self, batch: Batch) -> Batch:
+        """The batch with the model's columns, without the rows that it cannot answer. Makes the
+        feed where there is none."""
+        ...
 
 
 @runtime_checkable
@@ -571,7 +587,8 @@ class Sink(Protocol):
         ...
 
     def close(self) -> None:
-        """Flush nothing, release what is open; what was not flushed is gone. May be called twice."""
+        """Flush nothing, release what is open; what was not flushed is gone. May be called
+        twice."""
         ...
 
 

@@ -182,7 +182,7 @@ class Serving:
         batch = self.predictor.predict(batch)
         if self._columns is not None:
             new = [column for column in batch.frame.columns if column not in asked]
-            batch = batch.with_frame(batch.frame.select(*self._columns, *new))
+            batch = batch.with_frame(batch.frame[[*self._columns, *new]])
         return Done(batch=batch, predicted=len(batch))
 
     def state_dict(self) -> dict[str, Snapshot]:

@@ -26,7 +26,6 @@ class Inputs:
 
     def __init__(self, kinds: Mapping[str, str]) -> None:
         self.kinds = dict(kinds)
-        self._exprs = [_expr(name, kind) for name, kind in kinds.items()]
 
     def feed(self, frame: pl.DataFrame) -> Feed:
         """One array a column, shape (n,).
@@ -34,7 +33,7 @@ class Inputs:
         Raises: UserError for a column that is not there, or holds no numbers.
         """
         try:
-            columns = frame.select(self._exprs)
+            return {name: _array(frame.get_column(name), kind) for name, kind in self.kinds.items()}
         except pl.exceptions.ColumnNotFoundError:
             missing = next(name for name in self.kinds if name not in frame.columns)
             raise UserError(
@@ -44,22 +43,19 @@ class Inputs:
         except pl.exceptions.PolarsError as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"The model's columns cannot be made of these: {reason}.") from None
-        return {name: _array(columns.get_column(name), kind) for name, kind in self.kinds.items()}
 
 
-def _expr(name: str, kind: str) -> pl.Expr:
-    column = pl.col(name)
-    if kind == "double":
-        return column.cast(pl.Float64).fill_null(np.nan)
-    if kind == "int64":
-        return column.cast(pl.Int64).fill_null(0)
-    return column.cast(pl.String).fill_null("")
+KINDS = {"double": (pl.Float64, np.nan), "int64": (pl.Int64, 0), "string": (pl.String, "")}
+"""Input's kind -> the column's type, and what stands for null."""
 
 
 def _array(column: pl.Series, kind: str) -> NDArray[Any]:
-    if kind == "string":
-        return column.to_numpy()
-    return np.ascontiguousarray(column.to_numpy())
+    dtype, null = KINDS[kind]
+    if column.dtype != dtype:
+        column = column.cast(dtype)
+    if column.null_count():
+        column = column.fill_null(null)
+    return column.rechunk().to_numpy()
 
 
 __all__ = ["Feed", "Inputs"]

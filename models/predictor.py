@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -119,10 +120,17 @@ class OnnxPredictor:
         self.requires = tuple(self._inputs.kinds)
         self._digest = hashlib.sha256(data).hexdigest()[:12]
         self._version = metadata.get("version", self._digest)
+        self._tag = pl.Series("model_version", [self._version])
 
     def bind(self, schema: Schema) -> None:
         """Raises: UserError naming a column that the model needs and the schema lacks, or that is
-        no number."""
+        no number; or one that the answers would hide."""
+        for column in ("prediction", "probability", "model_version"):
+            if column in schema:
+                raise UserError(
+                    f"Column '{column}' is there already, and the model's answers are called that: "
+                    "rename yours."
+                )
         for column, kind in self._inputs.kinds.items():
             if column not in schema:
                 raise UserError(
@@ -133,13 +141,18 @@ class OnnxPredictor:
             if kind != "string" and not (here.is_numeric() or here == pl.Boolean):
                 raise UserError(f"The model needs numbers in column '{column}', got {here}.")
 
+    def collate(self, batch: Batch) -> Batch:
+        """The columns as the session takes them."""
+        return dataclasses.replace(batch, feed=self._inputs.feed(batch.frame))
+
     def predict(self, batch: Batch) -> Batch:
         """Answer every row."""
-        scores = self.scores(batch.frame) if len(batch) else self._none()
+        scores = (
+            self._run(batch.feed or self._inputs.feed(batch.frame)) if len(batch) else self._none()
+        )
         finite = np.isfinite(scores).reshape(len(scores), self.features.outputs).all(axis=1)
-        version = pl.lit(self._version).alias("model_version")
-        frame = batch.frame.with_columns(*self.features.answers(scores), version)
-        done = batch.with_frame(frame)
+        version = self._tag.new_from_index(0, len(batch))
+        done = batch.with_frame(batch.frame.hstack([*self.features.answers(scores), version]))
         if finite.all():
             return done
         detail = "Expected a finite score: a value is missing or infinite that nothing fills."
@@ -147,7 +160,10 @@ class OnnxPredictor:
 
     def scores(self, frame: pl.DataFrame) -> NDArray[np.float32]:
         """Scores of raw rows, shape (n,) or (n, k)."""
-        scores: NDArray[np.float32] = self._session.run([SCORE], self._inputs.feed(frame))[0]
+        return self._run(self._inputs.feed(frame))
+
+    def _run(self, feed: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        scores: NDArray[np.float32] = self._session.run([SCORE], feed)[0]
         return scores
 
     def _none(self) -> NDArray[np.float32]:

@@ -135,7 +135,9 @@ def through(model: Path, frame: pl.DataFrame, rows: int) -> Callable[[], object]
 
     def run() -> None:
         source = MemorySource.of([frame])
-        loader = Loader(source, schema=source.schema({}), settings=LoaderSettings(batch_rows=rows))
+        settings = LoaderSettings(batch_rows=rows)
+        schema = source.schema({})
+        loader = Loader(source, schema=schema, collate=serving.collate, settings=settings)
         totals = Loop(source=source, loader=loader, work=Serving(serving, ())).run()
         assert totals.predicted == frame.height
 

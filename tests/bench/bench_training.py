@@ -102,7 +102,7 @@ def through(frame: pl.DataFrame, layers: tuple[int, ...], *, scrub: bool) -> Cal
             source,
             schema=schema,
             stages=stages,
-            collate=collate,
+            collate=collate.apply,
             settings=LoaderSettings(batch_rows=ROWS),
         )
         work = Training(model, evaluation, answers=False)

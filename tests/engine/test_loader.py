@@ -238,7 +238,7 @@ def test_each_loop_starts_anew() -> None:
 def test_batches_carry_tensors_and_times() -> None:
     collate = Collate(Features(numeric=("a",), target="a"))
     source = MemorySource.of([frame(0, 20)])
-    with Loader(source, schema=SCHEMA, collate=collate) as batches:
+    with Loader(source, schema=SCHEMA, collate=collate.apply) as batches:
         (batch,) = batches
     assert batch.tensors is not None
     assert batch.tensors.numeric[:, 0].tolist() == list(range(20))
