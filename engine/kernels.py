@@ -23,12 +23,14 @@ def buffers(column: pl.Series) -> tuple[Floats, Bitmap]:
 
     Nothing is copied that is Float64 in one chunk already.
     """
-    array = column.cast(pl.Float64).rechunk().to_arrow()
+    if column.dtype != pl.Float64:
+        column = column.cast(pl.Float64)
+    if not column.null_count():
+        return column.to_numpy(), NO_BITMAP
+    array = column.rechunk().to_arrow()
     bitmap, values = array.buffers()
     at = array.offset
     numbers = np.frombuffer(values, np.float64, len(array), at * 8)
-    if bitmap is None or not array.null_count:
-        return numbers, NO_BITMAP
     bits = np.frombuffer(bitmap, np.uint8)
     if at % 8:  # a slice that begins within a byte
         bits = np.unpackbits(bits, bitorder="little")[at : at + len(array)]

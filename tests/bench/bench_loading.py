@@ -16,7 +16,8 @@ statistic on the way, a worker its own. "frozen" is both without learning.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,6 +26,7 @@ import numpy as np
 import polars as pl
 import psutil
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from engine.config import Pipeline
@@ -44,12 +46,14 @@ def main(*, quick: bool = False) -> None:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "rows.parquet"
         write(path, count)
+        raw = list(slices(read(path)))
+        ready = list(clean(raw))
         runs: dict[str, Callable[[], object]] = {
             "headrace": lambda: headrace(path),
             "headrace, frozen": lambda: headrace(path, freeze_after=ROWS),
-            "read alone": lambda: read(path),
-            "clean alone": _bound(clean, slices(read(path))),
-            "to numpy alone": _bound(numpy, clean(slices(read(path)))),
+            "read alone": lambda: consume(read(path)),
+            "clean alone": lambda: consume(clean(raw)),
+            "to numpy alone": lambda: consume(numpy(ready)),
             "DataLoader, 0 workers": _bound(drain, loader(path, 0)),
             "DataLoader, 2 workers": _bound(drain, loader(path, 2)),
             "DataLoader, frozen, 0 workers": _bound(drain, loader(path, 0, learn=False)),
@@ -112,26 +116,31 @@ def first_batch(path: Path) -> float:
     return median(taken)
 
 
-def read(path: Path) -> list[pl.DataFrame]:
+def read(path: Path) -> Iterator[pl.DataFrame]:
     """Row groups, one after the other."""
     scan = pl.scan_parquet(path)
     count = scan.select(pl.len()).collect().item()
-    return [scan.slice(start, GROUP).collect() for start in range(0, count, GROUP)]
+    return (scan.slice(start, GROUP).collect() for start in range(0, count, GROUP))
 
 
-def slices(groups: list[pl.DataFrame]) -> list[pl.DataFrame]:
+def slices(groups: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
     """Batches of them."""
-    return [part for group in groups for part in group.iter_slices(ROWS)]
+    return (part for group in groups for part in group.iter_slices(ROWS))
 
 
-def clean(parts: list[pl.DataFrame]) -> list[pl.DataFrame]:
+def clean(parts: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
     """Fill, clip and scale."""
-    return [part.select(CLEAN) for part in parts]
+    return (part.select(CLEAN) for part in parts)
 
 
-def numpy(parts: list[pl.DataFrame]) -> list[Any]:
+def numpy(parts: Iterable[pl.DataFrame]) -> Iterator[NDArray[np.float32]]:
     """Row by row in memory, as a network reads them."""
-    return [part.to_numpy(order="c") for part in parts]
+    return (part.to_numpy(order="c") for part in parts)
+
+
+def consume(items: Iterable[object]) -> None:
+    """Make each and let it go, as a consumer of batches does."""
+    deque(items, maxlen=0)
 
 
 class Groups(IterableDataset):  # type: ignore[type-arg]
