@@ -1,4 +1,4 @@
-"""The house stands as its READMEs say: who imports what, what is where, what a clone may contain."""
+"""The house stands as its READMEs say: who imports what, what is where, what a clone may hold."""
 
 from __future__ import annotations
 

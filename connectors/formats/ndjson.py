@@ -26,7 +26,8 @@ NEWLINE = 10
 
 @numba.njit(nogil=True, cache=True)
 def _join(data, bounds, out):  # type: ignore[no-untyped-def]
-    """Values one a line: a line break inside a value is white space in JSON, so it becomes a blank."""
+    """Values one a line: a line break inside a value is white space in JSON, so it becomes a
+    blank."""
     to = 0
     for i in range(len(bounds) - 1):
         for at in range(bounds[i], bounds[i + 1]):
