@@ -4,7 +4,7 @@ BIN := .venv/bin
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick check bench crash clean
+.PHONY: help demo kafka test quick check bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ help: ## this list
 demo: .venv/demo ## install, then train on seven years of street sensors, compress, prove, serve (3 minutes)
 	$(BIN)/headrace run --fresh deploy/pipelines/pedestrians.toml
 	$(BIN)/headrace run --fresh deploy/pipelines/pedestrians-serve.toml
+
+kafka: .venv/test ## a broker of one's own until Ctrl-C (Java 17 and Maven)
+	$(BIN)/python -m tests.broker
 
 test: .venv/test ## install, then pass all tests, with coverage
 	$(BIN)/pytest -n $(JOBS) --dist worksteal --cov --cov-report=term

@@ -2,12 +2,14 @@
 
 SOURCES = {
     "files": "connectors.files.source:FilesSource",
+    "kafka": "connectors.kafka.source:KafkaSource",
     "memory": "connectors.memory:MemorySource",
 }
 """``kind`` in ``[source]`` -> import string."""
 
 SINKS = {
     "files": "connectors.files.sink:FilesSink",
+    "kafka": "connectors.kafka.sink:KafkaSink",
     "memory": "connectors.memory:MemorySink",
 }
 """``kind`` in ``[sink]`` -> import string."""

@@ -31,6 +31,9 @@ from engine.service import Heartbeat
 from engine.types import Batch, HeadraceError, Mark, Rejects, Sink, Snapshot, Source
 
 log = logging.getLogger("headrace.loop")
+LAG_SECONDS = 1.0
+"""How often the source's lag goes to the metrics."""
+MAX_LAGS = 256
 COUNTED = {"filled": "missing_values", "duplicates": "duplicates", "clipped": "clipped_values"}
 """What stages count -> the counter that sums it."""
 
@@ -184,6 +187,7 @@ class Loop:
         self._stopping = False
         self._waiting = False
         self._unsaved = False
+        self._lag_told = 0.0
         self._saved_at = time.monotonic()
         self._saved_batches = 0
         self._seconds = self.metrics.stage_seconds
@@ -221,6 +225,7 @@ class Loop:
                 self._batches()
             if self._stopping:
                 log.info("stopping", extra={"batches": self.totals.batches})
+            self._tell_lag()
             if self._unsaved:
                 self._save()
             return self.totals
@@ -268,10 +273,22 @@ class Loop:
         self._unsaved = True
         if self._breaker is not None:
             self._guard(done)
+        self._tell_lag(every=LAG_SECONDS)
         if self._due():
             self._save()
         if self._watch is not None:
             self._watch(self, batch)
+
+    def _tell_lag(self, every: float = 0.0) -> None:
+        """Of no more than MAX_LAGS partitions: a folder of a million files is no label set."""
+        now = time.monotonic()
+        if now - self._lag_told < every:
+            return
+        self._lag_told = now
+        lags = self.source.lag()
+        if len(lags) <= MAX_LAGS:
+            for partition, n in lags.items():
+                self.metrics.source_lag_records.labels(partition=partition).set(n)
 
     def _guard(self, done: Done) -> None:
         assert self._breaker is not None

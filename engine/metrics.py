@@ -83,6 +83,11 @@ NAMES: Mapping[str, Name] = {
     # source
     "headrace_source_records_total": Name("counter", "Records read from the source."),
     "headrace_source_bytes_total": Name("counter", "Bytes read from the source."),
+    "headrace_source_lag_records": Name(
+        "gauge",
+        "Records of a partition (bytes, of a text file) not read yet.",
+        {"partition": ()},
+    ),
     # scrub
     "headrace_grown_records_total": Name(
         "counter", "Rows that stages added to what the source gave, such as by unpivoting."
@@ -217,6 +222,7 @@ class Metrics:
 
     source_records: Counter
     source_bytes: Counter
+    source_lag_records: Gauge
     grown_records: Counter
     rejected_records: Counter
     dead_letters: Counter

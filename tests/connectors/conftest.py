@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ import zstandard
 from connectors.files import text
 from connectors.files.sink import FilesSink
 from connectors.files.source import FilesSource
+from connectors.kafka.source import KafkaSource
 from connectors.memory import MemorySink, MemorySource
 from engine.types import EndOfStream, Records, Sink, Source, Values
+from tests.broker import Broker, shared_broker
 
 N = 53
 ROWS = pl.DataFrame(
@@ -66,6 +68,22 @@ def _sorted(folder: Path) -> Source:
     return files(folder / "rows.csv", order_by=("CAST(n AS BIGINT)",))
 
 
+def _kafka(folder: Path) -> Source:
+    broker, note = shared_broker(), folder / "topic"
+    if not note.exists():
+        note.write_text(broker.topic())
+        # Batches of a few records each, so that reads end within one and go over several.
+        values = [line.encode() for line in ROWS.write_ndjson().splitlines()]
+        broker.produce(note.read_text(), values, each=20)
+    return kafka_source(broker, note.read_text())
+
+
+def kafka_source(broker: Broker, topic: str, **settings: Any) -> KafkaSource:
+    """What is in the topic now."""
+    made = {"bootstrap": broker.bootstrap, "topics": (topic,), "stop": "end", **settings}
+    return KafkaSource(KafkaSource.Settings(**made))
+
+
 def _memory(folder: Path) -> Source:
     return MemorySource.of([ROWS.slice(start, 20) for start in range(0, N, 20)])
 
@@ -80,6 +98,7 @@ SOURCES: dict[str, Make] = {
     "several": _several,
     "sorted": _sorted,
     "memory": _memory,
+    "kafka": _kafka,
 }
 SINKS = ("memory", "parquet", "ndjson", "csv", "arrow")
 
@@ -94,10 +113,18 @@ def sink_of(kind: str, folder: Path) -> Sink:
 @pytest.fixture(params=SOURCES)
 def make_source(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[], Source]:
+) -> Iterator[Callable[[], Source]]:
     """A fresh source over `ROWS`; text in blocks so small that rows cross them."""
     monkeypatch.setattr(text, "BLOCK", 64)
-    return lambda: SOURCES[request.param](tmp_path)
+    made: list[Source] = []
+
+    def make() -> Source:
+        made.append(SOURCES[request.param](tmp_path))
+        return made[-1]
+
+    yield make
+    for source in made:
+        source.close()
 
 
 @pytest.fixture(params=SINKS)
@@ -119,11 +146,17 @@ def drain(source: Source, max_rows: int = 1_000, max_bytes: int = 1 << 20) -> li
     pieces: list[Records] = []
     while True:
         try:
-            records = source.read(max_rows, max_bytes, 0.0)
+            pieces.append(take(source, max_rows, max_bytes))
         except EndOfStream:
             return pieces
-        assert records is not None
-        pieces.append(records)
+
+
+def take(source: Source, max_rows: int, max_bytes: int) -> Records:
+    """The next records, however often a source that has to ask others says "nothing yet"."""
+    for _ in range(200):
+        if (records := source.read(max_rows, max_bytes, 0.1)) is not None:
+            return records
+    raise AssertionError("nothing within 20 s")
 
 
 def decoded(source: Source, pieces: list[Records], schema: Any = None) -> pl.DataFrame:

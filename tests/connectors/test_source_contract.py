@@ -9,7 +9,7 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from engine.types import EndOfStream, Mark, Records, Source
-from tests.connectors.conftest import ROWS, SCHEMA, N, decoded, drain
+from tests.connectors.conftest import ROWS, SCHEMA, N, decoded, drain, take
 
 Make = Callable[[], Source]
 
@@ -67,14 +67,14 @@ def test_the_end_stays_the_end(make_source: Make) -> None:
     drain(source)
     for _ in range(3):
         with pytest.raises(EndOfStream):
-            source.read(1, 1_000, 0.0)
+            take(source, 1, 1_000)
 
 
 def test_close_twice_and_unread(make_source: Make) -> None:
     source = make_source()
     source.close()
     source.close()
-    source.read(1, 1_000, 0.0)
+    take(source, 1, 1_000)
     source.close()
     source.close()
 
@@ -84,12 +84,11 @@ def test_progress_and_lag_go_to_the_end(make_source: Make) -> None:
     shares = [source.progress(Mark())]
     positions: dict[str, int] = {}
     for _ in range(N):
-        piece = source.read(1, 1_000, 0.0)
-        assert piece is not None
+        piece = take(source, 1, 1_000)
         positions[piece.partition] = piece.next
         shares.append(source.progress(Mark(positions=positions)))
     with pytest.raises(EndOfStream):
-        source.read(1, 1_000, 0.0)
+        take(source, 1, 1_000)
     assert shares[0] == 0.0
     assert source.progress(Mark(positions=positions)) == 1.0
     assert all(share is not None and 0.0 <= share <= 1.0 for share in shares)

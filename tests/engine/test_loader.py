@@ -329,7 +329,7 @@ def test_prefetch_holds_the_budget_and_one_item_at_most() -> None:
     tracemalloc.stop()
     node.close()
     assert seen == 200
-    assert budget.peak > total / 2  # it did fill up
+    assert budget.peak >= total / 2  # it did fill up
     assert peak <= total + largest + (1 << 20)
 
 

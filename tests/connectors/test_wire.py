@@ -1,0 +1,168 @@
+"""Columns off the wire equal the records that kafka-python makes, one by one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.consumer.fetcher import Fetcher
+from kafka.errors import CorruptRecordError
+from kafka.record.memory_records import MemoryRecords, MemoryRecordsBuilder
+
+from connectors.kafka.wire import Chunk, Columnar, decode
+from engine.types import EndOfStream, Mark, Values
+from tests.broker import shared_broker
+from tests.connectors.conftest import drain, kafka_source, take
+
+BYTES = st.none() | st.binary(max_size=200)
+HEADER = st.tuples(st.text(max_size=5), BYTES)
+RECORD = st.tuples(BYTES, BYTES, st.lists(HEADER, max_size=3), st.integers(0, 2**40))
+CODECS = {"none": 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
+
+
+def batch(records: list[Any], codec: int = 0) -> bytes:
+    """A record batch as a producer writes it."""
+    builder = MemoryRecordsBuilder(magic=2, compression_type=codec, batch_size=1 << 24, offset=100)
+    for key, value, headers, timestamp in records:
+        builder.append(timestamp=timestamp, key=key, value=value, headers=headers)
+    builder.close()
+    return bytes(builder.buffer())
+
+
+def values(chunk: Chunk, *, newline: bool) -> list[bytes | None]:
+    raw = chunk.data.tobytes()
+    ends = chunk.bounds[1:] - int(newline)
+    return [
+        None if null else raw[start:end]
+        for start, end, null in zip(chunk.bounds[:-1], ends, chunk.null, strict=True)
+    ]
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    records=st.lists(RECORD, min_size=1, max_size=20),
+    codec=st.sampled_from(list(CODECS.values())),
+    skip=st.integers(0, 25),
+    newline=st.booleans(),
+)
+def test_a_batch_as_columns_is_the_batch_record_by_record(
+    records: list[Any], codec: int, skip: int, newline: bool
+) -> None:
+    raw = batch(records, codec)
+    expected = [r for r in MemoryRecords(raw).next_batch() if r.offset >= 100 + skip]
+    chunk = decode(MemoryRecords(raw).next_batch(), 100 + skip, newline=newline)
+    assert chunk.offsets.tolist() == [r.offset for r in expected]
+    assert chunk.timestamps.tolist() == [r.timestamp for r in expected]
+    assert values(chunk, newline=newline) == [r.value for r in expected]
+    assert chunk.next == 100 + len(records)
+    if newline and len(chunk):
+        assert (chunk.data[chunk.bounds[1:] - 1] == 10).all()
+
+
+@settings(max_examples=80, deadline=None)
+@given(records=st.lists(RECORD, min_size=1, max_size=5), data=st.data())
+def test_a_broken_batch_is_an_error_and_no_crash(records: list[Any], data: st.DataObject) -> None:
+    raw = bytearray(batch(records))
+    at = data.draw(st.integers(61, len(raw) - 1))
+    raw[at] ^= data.draw(st.integers(1, 255))
+    found = MemoryRecords(bytes(raw)).next_batch()
+    assert not found.validate_crc()
+    try:
+        chunk = decode(found, 0, newline=True)
+    except CorruptRecordError:
+        return
+    assert chunk.bounds[-1] == len(chunk.data)
+
+
+def test_the_seam_is_where_it_was() -> None:
+    """What `columnar` leans on inside kafka-python; a version that moves it fails here."""
+    assert issubclass(Columnar, Fetcher.PartitionRecords)
+    for name in ("_unpack_records", "_consume_aborted_transactions_up_to", "_is_batch_aborted",
+                 "_contains_abort_marker", "drain", "take"):  # fmt: skip
+        assert callable(getattr(Fetcher.PartitionRecords, name))
+    broker = shared_broker()
+    consumer = KafkaConsumer(bootstrap_servers=broker.bootstrap)
+    assert isinstance(consumer._fetcher, Fetcher)
+    consumer.close()
+
+
+@pytest.mark.parametrize("codec", [None, "gzip", "snappy", "lz4", "zstd"])
+def test_every_codec_through_a_real_broker(codec: str | None) -> None:
+    broker = shared_broker()
+    topic = broker.topic()
+    sent = [f'{{"n":{i}}}'.encode() for i in range(500)]
+    broker.produce(topic, sent, each=90, compression_type=codec)
+    source = kafka_source(broker, topic)
+    pieces = drain(source, 1_000)
+    source.close()
+    got = [p.values for p in pieces if isinstance(p.values, Values)]
+    lines = b"".join(v.data[v.bounds[0] : v.bounds[-1]].tobytes() for v in got)
+    assert lines.splitlines() == sent
+    assert np.concatenate([p.positions for p in pieces]).tolist() == list(range(500))
+    stamps = [p.timestamps for p in pieces if p.timestamps is not None]
+    assert np.concatenate(stamps).tolist() == [1_000 + i for i in range(500)]
+
+
+def test_tombstones_and_empty_values_shift_nothing() -> None:
+    broker = shared_broker()
+    topic = broker.topic()
+    broker.produce(topic, [b'{"n":0}', None, b"", b'{"n":3}'])
+    source = kafka_source(broker, topic)
+    (piece,) = drain(source, 10)
+    source.close()
+    assert piece.positions.tolist() == [0, 1, 2, 3]
+    frame, rejects = source.format.decode(piece, {"n": pl.Int64()})
+    assert frame.select("_position", "n").rows() == [(0, 0), (3, 3)]
+    assert sorted(p for r in rejects for p in r.rows["_position"]) == [1, 2]
+
+
+@pytest.mark.parametrize("isolation", ["read_committed", "read_uncommitted"])
+def test_aborted_transactions_are_left_out_and_positions_go_on(isolation: str) -> None:
+    broker = shared_broker()
+    topic = broker.topic()
+    producer = KafkaProducer(bootstrap_servers=broker.bootstrap, transactional_id=f"x-{topic}")
+    producer.init_transactions()
+    for number, keep in enumerate([True, False, True]):
+        producer.begin_transaction()
+        for i in range(3):
+            producer.send(topic, f"{number}{i}".encode(), partition=0)
+        producer.flush()
+        if keep:
+            producer.commit_transaction()
+        else:
+            producer.abort_transaction()
+    producer.close()
+    source = kafka_source(broker, topic, isolation=isolation, format="text")
+    schema = source.schema({})
+    pieces = drain(source, 100)
+    frames = [source.format.decode(piece, schema)[0] for piece in pieces]
+    got = [value for frame in frames for value in frame["value"]]
+    kept = ["00", "01", "02", "20", "21", "22"]
+    aborted = ["10", "11", "12"] if isolation == "read_uncommitted" else []
+    assert sorted(got) == sorted(kept + aborted)
+    # Records and markers: 3 x (3 + 1); the end is behind the last marker.
+    assert pieces[-1].next <= 12
+    for _ in range(2):
+        with pytest.raises(EndOfStream):
+            take(source, 1, 1_000)
+    source.seek(Mark(positions={f"{topic}/0": 9}))
+    rest = [source.format.decode(piece, schema)[0]["value"].to_list() for piece in drain(source)]
+    assert rest == [["21", "22"]]
+    source.close()
+
+
+def test_a_topic_partition_has_its_name() -> None:
+    broker = shared_broker()
+    topic = broker.topic(partitions=3)
+    for number in range(3):
+        broker.produce(topic, [b"{}"] * (number + 1), partition=number)
+    source = kafka_source(broker, topic)
+    found = {piece.partition: len(piece) for piece in drain(source)}
+    source.close()
+    assert found == {f"{topic}/{number}": number + 1 for number in range(3)}
+    assert TopicPartition(topic, 0) in source._stops

@@ -1,0 +1,201 @@
+"""The same pipeline with topics in place of files, on a real broker."""
+
+from __future__ import annotations
+
+import gc
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
+
+from engine.loop import Loop
+from engine.run import Run
+from engine.types import Batch
+from tests.broker import Broker, shared_broker
+from tests.pipelines.conftest import Headrace, Rows, Small
+
+FILES = 'kind = "files"\npath = '
+
+
+@pytest.fixture
+def broker() -> Broker:
+    return shared_broker()
+
+
+@pytest.fixture
+def topic(broker: Broker, rows: Rows) -> str:
+    """1,000 of the small pipeline's rows as JSON, in one partition."""
+    name = broker.topic()
+    broker.produce(name, [line.encode() for line in rows(1_000).write_ndjson().splitlines()])
+    return name
+
+
+@pytest.fixture
+def on_kafka(small: Small, broker: Broker, tmp_path: Path) -> Callable[..., Path]:
+    """The small pipeline's file, reading a topic to its end."""
+
+    def write(topic: str, *changes: tuple[str, str], more: str = "", name: str = "small") -> Path:
+        source = f'kind = "kafka"\nbootstrap = "{broker.bootstrap}"\nstop = "end"\n'
+        source += f'group = "{topic}"\ntimeout = 5\ntopics = '
+        return small(Path(topic), (FILES + f'"{topic}"', source + f'"{topic}"'), *changes,
+                     more=more, name=name)  # fmt: skip
+
+    return write
+
+
+def consumed(broker: Broker, topic: str) -> list[Any]:
+    """All records of a topic, by kafka-python alone."""
+    consumer = KafkaConsumer(
+        topic, bootstrap_servers=broker.bootstrap, auto_offset_reset="earliest",
+        consumer_timeout_ms=2_000,
+    )  # fmt: skip
+    found = list(consumer)
+    consumer.close()
+    return found
+
+
+def committed(broker: Broker, topic: str) -> int | None:
+    consumer = KafkaConsumer(bootstrap_servers=broker.bootstrap, group_id=topic)
+    offset: int | None = consumer.committed(TopicPartition(topic, 0))
+    consumer.close()
+    return offset
+
+
+def test_training_on_a_topic_is_training_on_its_file(
+    topic: str, on_kafka: Callable[..., Path], small: Small, broker: Broker,
+    results: Callable[[], pl.DataFrame], rows: Rows, tmp_path: Path,
+) -> None:  # fmt: skip
+    """Stopped in the middle and started again, too; and the group knows how far it is."""
+
+    def stop(loop: Loop, batch: Batch) -> None:
+        if loop.totals.read >= 500:
+            loop.stop()
+
+    file = on_kafka(topic)
+    first = Run(file, watch=stop).run()
+    assert (first.totals.read, first.stopped) == (500, True)
+    assert committed(broker, topic) == 500
+    second = Run(file).run()
+    assert second.resumed
+    assert (second.totals.read, second.totals.learned) == (1_000, 1_000)
+    assert committed(broker, topic) == 1_000
+    by_topic = results()
+    assert by_topic["_position"].to_list() == list(range(1_000))
+    assert set(by_topic["_partition"]) == {f"{topic}/0"}
+
+    rows(1_000).write_ndjson(tmp_path / "data.ndjson")
+    Run(small(tmp_path / "data.ndjson")).run(fresh=True)
+    by_file = results()
+    assert by_topic["prediction"].equals(by_file["prediction"])
+
+
+def test_a_topic_is_cleaned_into_another(
+    topic: str, on_kafka: Callable[..., Path], broker: Broker, headrace: Headrace
+) -> None:
+    to = broker.topic(partitions=2)
+    file = on_kafka(topic)
+    text = file.read_text()
+    start, end = text.index("[model]"), text.index("[checkpoint]")
+    sink = text.index("[sink]")
+    text = text[:start] + text[end:sink]
+    text += f'[sink]\nkind = "kafka"\nbootstrap = "{broker.bootstrap}"\ntopic = "{to}"\n'
+    file.write_text(text + 'key = "n"\ncolumns = ["_partition", "_position", "n", "a", "key"]\n')
+    code, out, err = headrace("run", file)
+    assert code == 0, err
+    assert "1,000 read = 1,000 cleaned" in out
+    found = consumed(broker, to)
+    assert len(found) == 1_000
+    assert {r.partition for r in found} == {0, 1}
+    for record in found:
+        row = json.loads(record.value)
+        assert record.key == str(row["n"]).encode()
+        assert dict(record.headers) == {
+            "headrace.partition": f"{topic}/0".encode(),
+            "headrace.position": str(row["n"]).encode(),
+        }
+        assert row["a"] is not None
+    assert sorted(json.loads(r.value)["n"] for r in found) == list(range(1_000))
+
+
+def test_poison_costs_its_own_record(
+    on_kafka: Callable[..., Path], broker: Broker, headrace: Headrace, rows: Rows,
+    letters: Callable[[], pl.DataFrame],
+) -> None:  # fmt: skip
+    poison = [b"", b"{", b"[1]", b'"text"', b'{"a":"x"}', b'{"n":1.5}', b"\xff\xfe", None,
+              b'{"n":99999999999999999999}', b'{"y":[1]}']  # fmt: skip
+    values: list[bytes | None] = [line.encode() for line in rows(1_000).write_ndjson().splitlines()]
+    for i, bad in enumerate(poison):
+        values[50 + i * 100] = bad
+    topic = broker.topic()
+    broker.produce(topic, values)
+    code, out, err = headrace("run", on_kafka(topic))
+    assert code == 0, err
+    assert "1,000 read = 990 learned + 10 rejected" in out.replace("\n", " ")
+    found = letters()
+    assert found["_position"].to_list() == [50 + i * 100 for i in range(10)]
+    assert set(found["_partition"]) == {f"{topic}/0"}
+    assert set(found["reason"]) == {"broken", "wrong_type", "bad_utf8", "out_of_range"}
+
+
+def test_the_lag_is_on_the_page(topic: str, on_kafka: Callable[..., Path], tmp_path: Path) -> None:
+    Run(on_kafka(topic)).run()
+    page = (tmp_path / "run" / "metrics.prom").read_text()
+    assert f'headrace_source_lag_records{{partition="{topic}/0"}} 0.0' in page
+
+
+# ---------------------------------------------------------------------------------------- bad input
+
+
+def test_a_topic_that_is_not_there(
+    topic: str, on_kafka: Callable[..., Path], headrace: Headrace
+) -> None:
+    code, _, err = headrace("run", on_kafka(topic + "x"))
+    assert code == 2
+    assert f"topic '{topic}x' is not there at " in err
+    assert f"Did you mean '{topic}'?" in err
+
+
+def test_a_broker_that_is_not_there(
+    topic: str, on_kafka: Callable[..., Path], headrace: Headrace
+) -> None:
+    file = on_kafka(topic)
+    code, _, err = headrace(
+        "run", file, "--set", "source.bootstrap=127.0.0.1:1", "--set", "source.timeout=0.5"
+    )
+    with warnings.catch_warnings():  # kafka-python leaves the refused sockets to the collector
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+    assert code == 1
+    assert "at 127.0.0.1:1 failed: " in err
+    assert "is the broker up and its address right?" in err
+
+
+@pytest.mark.parametrize(("lost", "read"), [("fail", None), ("earliest", 400), ("latest", 0)])
+def test_offsets_that_are_gone(
+    topic: str, on_kafka: Callable[..., Path], broker: Broker, headrace: Headrace,
+    lost: str, read: int | None,
+) -> None:  # fmt: skip
+    """A checkpoint at 500, and retention has taken everything before 600."""
+
+    def stop(loop: Loop, batch: Batch) -> None:
+        if loop.totals.read >= 500:
+            loop.stop()
+
+    Run(on_kafka(topic), watch=stop).run()
+    admin = KafkaAdminClient(bootstrap_servers=broker.bootstrap)
+    admin.delete_records({TopicPartition(topic, 0): 600})
+    admin.close()
+    code, out, err = headrace("run", on_kafka(topic), "--set", f"source.lost={lost}")
+    if read is None:
+        assert code == 1
+        assert f"{topic}/0 has offsets 600 to 1000, and 500 is where to go on" in err
+        assert "set [source] lost to 'earliest' or 'latest' to go on without them" in err
+    else:
+        assert code == 0
+        assert '"message": "records lost"' in err
+        assert f"{500 + read:,} read" in out
