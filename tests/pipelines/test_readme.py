@@ -57,7 +57,7 @@ def test_there_are_the_two_commands_and_those_of_a_pipeline() -> None:
 
 
 def test_the_pipeline_file_and_its_commands(place: Path) -> None:
-    (pipeline,) = blocks("toml")
+    pipeline, _ = blocks("toml")
     (place / "fraud.toml").write_text(pipeline)
     chance = np.random.default_rng(0)
     n = 2_500
