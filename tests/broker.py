@@ -121,7 +121,9 @@ class Broker:
         )
         for start in range(0, len(values), each):
             sent = [
-                producer.send(topic, value, key=b"k", partition=partition, timestamp_ms=1_000 + start + i)
+                producer.send(
+                    topic, value, key=b"k", partition=partition, timestamp_ms=1_000 + start + i
+                )
                 for i, value in enumerate(values[start : start + each])
             ]
             producer.flush()
