@@ -118,10 +118,10 @@ class KafkaSource:
             self.seek(self._mark)
         self._commit()
         if not self._waiting:
-            self._poll(timeout)
-        if not self._waiting:
             if self._ended():
                 raise EndOfStream
+            self._poll(timeout)
+        if not self._waiting:
             return None
         records = self._waiting.popleft()
         fit = int(np.searchsorted(_bounds(records), _bounds(records)[0] + max_bytes, "right")) - 1

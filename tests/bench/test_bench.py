@@ -28,7 +28,7 @@ def test_every_benchmark_leaves_its_figures(tmp_path: Path) -> None:
     done = bench(tmp_path, "--quick")
     assert done.returncode == 0, done.stderr
     found = {path.stem for path in (tmp_path / "runs" / "bench").glob("*.json")}
-    assert found == {"linear", "loading", "training", "inference", "int8"}
+    assert found == {"linear", "loading", "training", "inference", "int8", "kafka"}
     for name in found:
         made = json.loads((tmp_path / "runs" / "bench" / f"{name}.json").read_text())
         assert made["figures"]

@@ -1,0 +1,208 @@
+"""A topic to raw rows, and to clean standardized tensors: headrace against the clients people use.
+
+``python -m tests.bench kafka``
+
+JSON records of about 200 bytes with 10 fields, 4 partitions, broker on the same cores. "raw" counts
+records as they come off the wire; "typed" are clean, standardized float32 tensors. confluent-kafka
+is measured where it is installed (``pip install confluent-kafka``): it is no dependency of
+headrace's. CPU seconds are the client process's own.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import polars as pl
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+
+from connectors.kafka.source import KafkaSource
+from connectors.kafka.wire import columnar
+from engine.config import Pipeline
+from engine.run import Run
+from engine.types import EndOfStream, Mark
+from tests.bench.measure import interleave, median, report
+from tests.broker import Broker, shared_broker
+
+PARTITIONS = 4
+NUMBERS = [f"x{i}" for i in range(8)]
+SCHEMA = {**dict.fromkeys(NUMBERS, "float64"), "id": "int64", "kind": "string"}
+
+
+def main(*, quick: bool = False) -> None:
+    """Measure, print, write ``runs/bench/kafka.json``."""
+    broker = shared_broker()
+    count = 40_000 if quick else 1_000_000
+    topic = filled(broker, count)
+    runs: dict[str, Callable[[], int]] = {
+        "headrace, raw": lambda: raw(broker, topic),
+        "bare columnar fetch": lambda: fetch(broker, topic),
+        "headrace, typed": lambda: typed(broker, topic),
+    }
+    slow: dict[str, Callable[[], int]] = {
+        "kafka-python, raw": lambda: by_kafka_python(broker, topic)
+    }
+    try:
+        import confluent_kafka  # noqa: F401
+    except ImportError:
+        print("confluent-kafka is not installed here: left out")
+    else:
+        runs["confluent-kafka, raw"] = lambda: by_confluent(broker, topic, parse=False)
+        runs["confluent-kafka + polars, typed"] = lambda: by_confluent(broker, topic, parse=True)
+    cpu: dict[str, list[float]] = {name: [] for name in {**runs, **slow}}
+    seconds = interleave(
+        {name: _timed(run, cpu[name], count) for name, run in runs.items()},
+        rounds=3 if quick else 5,
+    )
+    seconds |= interleave(
+        {name: _timed(run, cpu[name], count) for name, run in slow.items()}, rounds=3
+    )
+    figures: dict[str, float] = {}
+    for name in seconds:
+        figures[f"{name}, records/s"] = count / median(seconds[name])
+        figures[f"{name}, records per CPU-second"] = count / median(cpu[name])
+    for name, base in (
+        ("headrace, raw", "bare columnar fetch"),
+        ("headrace, raw", "kafka-python, raw"),
+        ("headrace, raw", "confluent-kafka, raw"),
+        ("headrace, typed", "confluent-kafka + polars, typed"),
+    ):
+        if base in seconds:
+            figures[f"{name} / {base}"] = median(seconds[base]) / median(seconds[name])
+            figures[f"{name} / {base}, per CPU-second"] = median(cpu[base]) / median(cpu[name])
+    report(
+        "kafka", figures, seconds=seconds, goal="raw 0.9 of the bare fetch; typed 1.4 x confluent"
+    )
+
+
+def filled(broker: Broker, count: int) -> str:
+    """A topic with that many records."""
+    topic = broker.topic(PARTITIONS)
+    chance = np.random.default_rng(0)
+    x = chance.normal(size=(10_000, len(NUMBERS)))
+    values = [
+        json.dumps(
+            {"id": i, "kind": "abcd"[i % 4], **dict(zip(NUMBERS, row, strict=True))}
+        ).encode()
+        for i, row in enumerate(np.round(x, 12).tolist())
+    ]
+    producer = KafkaProducer(
+        bootstrap_servers=broker.bootstrap, linger_ms=50, batch_size=1 << 18, acks=1,
+        enable_idempotence=False,
+    )  # fmt: skip
+    for i in range(count):
+        producer.send(topic, values[i % len(values)], partition=i % PARTITIONS)
+    producer.flush()
+    producer.close()
+    return topic
+
+
+def source(broker: Broker, topic: str) -> KafkaSource:
+    """To the end of the topic."""
+    return KafkaSource(
+        KafkaSource.Settings(bootstrap=broker.bootstrap, topics=(topic,), stop="end")
+    )
+
+
+def raw(broker: Broker, topic: str) -> int:
+    """As the loader's fetch thread gets them."""
+    made, n = source(broker, topic), 0
+    made.seek(Mark())
+    while True:
+        try:
+            records = made.read(65_536, 32 << 20, 1.0)
+        except EndOfStream:
+            made.close()
+            return n
+        n += 0 if records is None else len(records)
+
+
+def fetch(broker: Broker, topic: str) -> int:
+    """The columnar consumer alone."""
+    consumer = KafkaConsumer(
+        bootstrap_servers=broker.bootstrap, auto_offset_reset="earliest", metrics_enabled=False,
+        fetch_max_bytes=16 << 20, max_partition_fetch_bytes=16 << 20, enable_auto_commit=False,
+    )  # fmt: skip
+    columnar(consumer, newline=True)
+    partitions = [TopicPartition(topic, n) for n in range(PARTITIONS)]
+    consumer.assign(partitions)
+    left = sum(consumer.end_offsets(partitions).values())
+    n = 0
+    while n < left:
+        for chunks in consumer.poll(1_000, max_records=256).values():
+            n += sum(map(len, chunks))
+    consumer.close()
+    return n
+
+
+def typed(broker: Broker, topic: str) -> int:
+    """Through a pipeline's loader: decoded, standardized, float32 tensors of 8,192 rows."""
+    table: dict[str, Any] = {
+        "name": "kafka",
+        "source": {"kind": "kafka", "bootstrap": broker.bootstrap, "topics": [topic], "stop": "end",
+                   "schema": dict.fromkeys([*NUMBERS, "id"], "float64")},
+        "loader": {"batch_rows": 8_192},
+        "scrub": {"standardize": {"columns": NUMBERS, "freeze_after": 8_192}},
+        "model": {"target": "id", "numeric": NUMBERS},
+    }  # fmt: skip
+    with Run(Pipeline.of(table)).loader() as batches:
+        return sum(len(batch) for batch in batches)
+
+
+def by_kafka_python(broker: Broker, topic: str) -> int:
+    """Its own records."""
+    consumer = KafkaConsumer(
+        bootstrap_servers=broker.bootstrap, auto_offset_reset="earliest", metrics_enabled=False,
+        max_poll_records=10_000, max_partition_fetch_bytes=4 << 20, enable_auto_commit=False,
+    )  # fmt: skip
+    partitions = [TopicPartition(topic, n) for n in range(PARTITIONS)]
+    consumer.assign(partitions)
+    left = sum(consumer.end_offsets(partitions).values())
+    n = 0
+    while n < left:
+        n += sum(map(len, consumer.poll(1_000).values()))
+    consumer.close()
+    return n
+
+
+def by_confluent(broker: Broker, topic: str, *, parse: bool) -> int:
+    """Records in lists, joined and parsed by polars, standardized, as tensors."""
+    import confluent_kafka as ck
+
+    consumer = ck.Consumer(
+        {"bootstrap.servers": broker.bootstrap, "group.id": "bench", "enable.auto.commit": False,
+         "auto.offset.reset": "earliest", "enable.partition.eof": False}
+    )  # fmt: skip
+    consumer.assign([ck.TopicPartition(topic, n, 0) for n in range(PARTITIONS)])
+    left = sum(
+        consumer.get_watermark_offsets(ck.TopicPartition(topic, n))[1] for n in range(PARTITIONS)
+    )
+    n = 0
+    while n < left:
+        messages = consumer.consume(8_192, 1.0)
+        n += len(messages)
+        if parse and messages:
+            data = b"\n".join([message.value() or b"" for message in messages])
+            frame = pl.read_ndjson(
+                io.BytesIO(data), schema=dict.fromkeys([*NUMBERS, "id"], pl.Float64)
+            )
+            frame.select(((pl.col(NUMBERS) - 0.01) * 0.99).cast(pl.Float32)).to_torch()
+    consumer.close()
+    return n
+
+
+def _timed(run: Callable[[], int], cpu: list[float], count: int) -> Callable[[], None]:
+    def timed() -> None:
+        start = time.process_time()
+        assert run() == count
+        cpu.append(time.process_time() - start)
+
+    return timed
+
+
+if __name__ == "__main__":
+    main()
