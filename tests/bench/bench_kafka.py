@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import torch
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from connectors.kafka.source import KafkaSource
@@ -170,29 +171,40 @@ def by_kafka_python(broker: Broker, topic: str) -> int:
 
 
 def by_confluent(broker: Broker, topic: str, *, parse: bool) -> int:
-    """Records in lists, joined and parsed by polars, standardized, as tensors."""
+    """Records in lists, joined and parsed by polars, standardized, as tensors. With the settings
+    that reach its best: a deep queue, and hardly a pause when that is full (a second by default).
+    """
     import confluent_kafka as ck
 
     consumer = ck.Consumer(
         {"bootstrap.servers": broker.bootstrap, "group.id": "bench", "enable.auto.commit": False,
-         "auto.offset.reset": "earliest", "enable.partition.eof": False}
+         "auto.offset.reset": "earliest", "fetch.queue.backoff.ms": 2,
+         "queued.min.messages": 1_000_000, "queued.max.messages.kbytes": 1 << 18}
     )  # fmt: skip
     consumer.assign([ck.TopicPartition(topic, n, 0) for n in range(PARTITIONS)])
     left = sum(
         consumer.get_watermark_offsets(ck.TopicPartition(topic, n))[1] for n in range(PARTITIONS)
     )
-    n = 0
+    n, values = 0, []
     while n < left:
-        messages = consumer.consume(8_192, 1.0)
+        # A thousand at a time: three times as fast as 8,192, which wake Python's collector.
+        messages = consumer.consume(min(1_000, left - n), 1.0)
         n += len(messages)
-        if parse and messages:
-            data = b"\n".join([message.value() or b"" for message in messages])
-            frame = pl.read_ndjson(
-                io.BytesIO(data), schema=dict.fromkeys([*NUMBERS, "id"], pl.Float64)
-            )
-            frame.select(((pl.col(NUMBERS) - 0.01) * 0.99).cast(pl.Float32)).to_torch()
+        if parse:
+            values += [message.value() or b"" for message in messages]
+            if len(values) >= 8_000 or n == left:
+                tensors(values)
+                values = []
     consumer.close()
     return n
+
+
+def tensors(values: list[bytes]) -> None:
+    """By polars, in one call each."""
+    schema = dict.fromkeys([*NUMBERS, "id"], pl.Float64)
+    frame = pl.read_ndjson(io.BytesIO(b"\n".join(values)), schema=schema)
+    clean = frame.select(((pl.col(NUMBERS) - 0.01) * 0.99).cast(pl.Float32))
+    torch.from_numpy(clean.to_numpy(order="c", writable=True))
 
 
 def _timed(run: Callable[[], int], cpu: list[float], count: int) -> Callable[[], None]:
