@@ -22,6 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import pytest
 from kafka import KafkaAdminClient, KafkaProducer
 from kafka.admin import NewTopic
 
@@ -180,9 +181,13 @@ class There(Broker):
 @functools.cache
 def shared_broker() -> Broker:
     """One for all tests of this process, started by the first that asks, gone with the process; or
-    the one at KAFKA_BOOTSTRAP_SERVERS."""
+    the one at KAFKA_BOOTSTRAP_SERVERS. What it needs must be there on CI, and is a reason to skip a
+    test elsewhere."""
     if there := os.environ.get("KAFKA_BOOTSTRAP_SERVERS"):
         return There(there)
+    testing = "PYTEST_CURRENT_TEST" in os.environ and os.environ.get("CI") != "true"
+    if testing and (tools := _missing()):
+        pytest.skip(f"no {' and no '.join(tools)} to run a broker with")
     folder = tempfile.mkdtemp(prefix="headrace-kafka-")
     broker = Broker(Path(folder)).start()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -192,8 +197,7 @@ def shared_broker() -> Broker:
 
 def _jars() -> Path:
     """The broker's jars, resolved once a machine."""
-    missing = [tool for tool in ("java", "mvn") if shutil.which(tool) is None]
-    if missing:
+    if missing := _missing():
         raise RuntimeError(
             f"A broker needs {' and '.join(missing)}: install Java 17 or newer and Maven (Debian: "
             "default-jre-headless, maven), or set KAFKA_BOOTSTRAP_SERVERS."
@@ -208,6 +212,10 @@ def _jars() -> Path:
             if not folder.is_dir():  # or another process was faster
                 (Path(made) / "jars").rename(folder)
     return folder
+
+
+def _missing() -> list[str]:
+    return [tool for tool in ("java", "mvn") if shutil.which(tool) is None]
 
 
 def _free_ports(count: int) -> list[int]:
