@@ -65,6 +65,7 @@ class KafkaSettings(types.Settings):
             "sasl_mechanism": self.sasl,
             "sasl_plain_username": self.user,
             "client_id": "headrace",
+            "reconnect_backoff_max_ms": 1_000,  # a broker that is back is found within a second
         }
         if self.password is not None:
             found["sasl_plain_password"] = self.password.get_secret_value()

@@ -33,6 +33,8 @@ from engine.types import (
 log = logging.getLogger("headrace.kafka")
 CHUNKS = 256
 """Record batches asked of the client at a time."""
+CLOSE_SECONDS = 1.5
+"""How long the last commit, and then the goodbye, may take: a stop is to be done within 5 s."""
 
 
 class KafkaSource:
@@ -184,7 +186,7 @@ class KafkaSource:
         except HeadraceError as error:
             log.warning("%s", error)  # a checkpoint has the position too
         finally:
-            consumer.close(autocommit=False)
+            consumer.close(autocommit=False, timeout_ms=int(CLOSE_SECONDS * 1000))
 
     # ---------------------------------------------------------------------------------- inside
 
@@ -281,7 +283,7 @@ class KafkaSource:
             for name, position in mark.positions.items()
         }
         if consumer is not None:
-            consumer.commit(offsets)
+            consumer.commit(offsets, timeout_ms=int(CLOSE_SECONDS * 1000))
         elif offsets:
             self._connected().commit_async(offsets)
 
