@@ -186,7 +186,7 @@ def shared_broker() -> Broker:
     if there := os.environ.get("KAFKA_BOOTSTRAP_SERVERS"):
         return There(there)
     testing = "PYTEST_CURRENT_TEST" in os.environ and os.environ.get("CI") != "true"
-    if testing and (tools := _missing()):
+    if testing and (tools := missing_tools()):
         pytest.skip(f"no {' and no '.join(tools)} to run a broker with")
     folder = tempfile.mkdtemp(prefix="headrace-kafka-")
     broker = Broker(Path(folder)).start()
@@ -197,7 +197,7 @@ def shared_broker() -> Broker:
 
 def _jars() -> Path:
     """The broker's jars, resolved once a machine."""
-    if missing := _missing():
+    if missing := missing_tools():
         raise RuntimeError(
             f"A broker needs {' and '.join(missing)}: install Java 17 or newer and Maven (Debian: "
             "default-jre-headless, maven), or set KAFKA_BOOTSTRAP_SERVERS."
@@ -214,7 +214,7 @@ def _jars() -> Path:
     return folder
 
 
-def _missing() -> list[str]:
+def missing_tools() -> list[str]:
     return [tool for tool in ("java", "mvn") if shutil.which(tool) is None]
 
 
