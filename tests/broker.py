@@ -215,6 +215,7 @@ def _jars() -> Path:
 
 
 def missing_tools() -> list[str]:
+    """What a broker needs to run, and is not installed here."""
     return [tool for tool in ("java", "mvn") if shutil.which(tool) is None]
 
 
