@@ -116,8 +116,9 @@ class MemorySource:
         self._item = int(np.searchsorted(self.starts[1:], position, "right")) if position else 0
         self._row = position - int(self.starts[min(self._item, len(self.items))])
 
-    def commit(self, mark: Mark) -> None:
+    def commit(self, mark: Mark) -> bool:
         self.commits.append(mark)
+        return True
 
     def lag(self) -> Mapping[str, int]:
         item = min(self._item, len(self.items))
@@ -158,7 +159,7 @@ class MemorySink:
         safe = self.frames[: self.flushed]
         return pl.concat(safe) if safe else pl.DataFrame()
 
-    def write(self, frame: pl.DataFrame) -> None:
+    def write(self, frame: pl.DataFrame, places: pl.DataFrame | None = None) -> None:
         self.writes += 1
         if self.writes == self.settings.fail_on_write:
             raise HeadraceError(f"[sink] fails on write {self.writes}, as it was told to.")

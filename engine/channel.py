@@ -45,6 +45,8 @@ from engine.types import EndOfStream
 
 T = TypeVar("T")
 R = TypeVar("R")
+BEAT_SECONDS = 0.5
+"""How often a waiting `put` calls its `beat`."""
 
 
 class Empty(Exception):
@@ -122,14 +124,20 @@ class Channel(Generic[T]):
         """Whether `close` was called."""
         return self._closed
 
-    def put(self, item: T) -> None:
+    def put(self, item: T, beat: Callable[[], object] | None = None) -> None:
         """Add an item; waits for room.
+
+        Args:
+            beat: called every `BEAT_SECONDS` of the wait, outside the lock. What it raises, `put`
+                raises; the item is then not in the channel.
 
         Raises: Closed when the channel is or gets closed.
         """
         size = self._size_of(item)
         assert size >= 0, f"size_of gave {size} bytes in channel {self.name}"
-        outcome, waited = self._until(lambda: self._admit(item, size), self._account.bell, None)
+        outcome, waited = self._until(
+            lambda: self._admit(item, size), self._account.bell, None, beat
+        )
         self.put_wait_seconds += waited
         if self._on_put_wait is not None:
             self._on_put_wait(waited)
@@ -180,7 +188,11 @@ class Channel(Generic[T]):
     # Inside the lock, statements come in an order in which a `close` may slip in between any two.
 
     def _until(
-        self, attempt: Callable[[], R | None], bell: Bell, timeout: float | None
+        self,
+        attempt: Callable[[], R | None],
+        bell: Bell,
+        timeout: float | None,
+        beat: Callable[[], object] | None = None,
     ) -> tuple[R | None, float]:
         """What `attempt`, tried under the lock at every ring, gives other than None, or None when
         the time is up; and how many seconds that took."""
@@ -188,12 +200,16 @@ class Channel(Generic[T]):
             outcome = attempt()
         if outcome is not None or (timeout is not None and timeout <= 0):
             return outcome, 0.0
-        start, waited = time.perf_counter(), 0.0
+        start, waited, beaten = time.perf_counter(), 0.0, 0.0
         while outcome is None and (timeout is None or waited < timeout):
-            bell.wait(None if timeout is None else timeout - waited)
+            left = None if timeout is None else timeout - waited
+            bell.wait(left if beat is None else BEAT_SECONDS)
             with self._lock:
                 outcome = attempt()
             waited = time.perf_counter() - start
+            if beat is not None and outcome is None and waited - beaten >= BEAT_SECONDS:
+                beaten = waited
+                beat()
         return outcome, waited
 
     def _admit(self, item: T, size: int) -> bool | None:

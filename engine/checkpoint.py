@@ -18,7 +18,7 @@ import os
 import re
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,14 +95,22 @@ class Checkpoints:
         self.nbytes = sum(memoryview(part).nbytes for part in parts)
         return path
 
-    def load(self, identity: Mapping[str, str]) -> dict[str, Snapshot] | None:
+    def load(
+        self,
+        identity: Mapping[str, str],
+        counts: Callable[[Mapping[str, Any]], bool] | None = None,
+    ) -> dict[str, Snapshot] | None:
         """The newest whole checkpoint's state; None when there is none at all.
+
+        Args:
+            counts: whether a state counts; one that does not is passed over.
 
         Raises: UserError when it belongs to another pipeline, schema or model; HeadraceError when
             files are there but none is whole.
         """
         numbers = sorted(self._numbers(), reverse=True)
         skipped: list[str] = []
+        passed = 0
         for number in numbers:
             path = self._path(number)
             try:
@@ -111,12 +119,24 @@ class Checkpoints:
                 skipped.append(f"{path.name} ({error})")
                 continue
             self._same(written_by, identity)
+            if counts is not None and not counts(state):
+                log.warning("checkpoint was not committed", extra={"checkpoint": path.name})
+                if number == 1:
+                    return None
+                passed += 1
+                continue
             if skipped:
                 log.warning(
                     "checkpoint is not whole; the one before it is used",
                     extra={"skipped": ", ".join(skipped), "used": path.name},
                 )
             return state
+        if passed:
+            raise HeadraceError(
+                f"No checkpoint in {self.folder} ends where the group's committed offsets are: "
+                "were they reset, or is it another group? To start over from them, run with "
+                "--fresh."
+            )
         if skipped:
             raise HeadraceError(
                 f"No checkpoint in {self.folder} is whole: {', '.join(skipped)}; to start over "

@@ -50,6 +50,7 @@ from engine.types import (
     Mark,
     Records,
     Schema,
+    SharedSource,
     Source,
     Stage,
 )
@@ -125,6 +126,11 @@ class SourceNode(BaseNode[Records | None]):
     def get_state(self) -> dict[str, Any]:
         return self._positions
 
+    @property
+    def beat(self) -> Callable[[], None] | None:
+        """What to call while the queue behind is full; None where nobody waits for it."""
+        return self._source.beat if isinstance(self._source, SharedSource) else None
+
     def close(self) -> None:
         self._source.close()
 
@@ -190,10 +196,16 @@ class PrefetchNode(BaseNode[T], Generic[T]):
         if isinstance(self._node, RebatchNode | ScrubNode):
             self._node.interrupt()
 
-    def close(self) -> None:
-        """Interrupt, wait for the thread, close the node before. Raises: HeadraceError if the
-        thread does not end."""
+    def halt(self) -> None:
+        """End this thread and all before it, and wait for them; nothing is closed. Raises:
+        HeadraceError if one does not end."""
         self._stop()
+        if isinstance(self._node, RebatchNode | ScrubNode):
+            self._node.halt()
+
+    def close(self) -> None:
+        """Halt, close the node before. Raises: HeadraceError if a thread does not end."""
+        self.halt()
         self._node.close()
 
     def _stop(self) -> None:
@@ -212,11 +224,12 @@ def _produce(node: Any, state: dict[str, Any] | None, channel: Channel[Any]) -> 
     """The thread: everything the node gives goes into the channel, its end and its errors too."""
     try:
         node.reset(state)
+        beat = getattr(node, "beat", None)
         while True:
             item = next(node)
             # "Nothing came" is news only to a consumer that has nothing else to do.
             if item is not None or not len(channel):
-                channel.put((item, node.state_dict()))
+                channel.put((item, node.state_dict()), beat)
             del item  # or the last item's memory would stay while the next is awaited
     except StopIteration:
         channel.finish()
@@ -270,6 +283,9 @@ class RebatchNode(BaseNode[Raw]):
 
     def interrupt(self) -> None:
         self._node.interrupt()
+
+    def halt(self) -> None:
+        self._node.halt()
 
     def close(self) -> None:
         self._node.close()
@@ -384,6 +400,9 @@ class ScrubNode(BaseNode[Batch]):
     def interrupt(self) -> None:
         self._node.interrupt()
 
+    def halt(self) -> None:
+        self._node.halt()
+
     def close(self) -> None:
         self._node.close()
 
@@ -473,6 +492,13 @@ class Loader(NodeLoader[Batch]):
     def interrupt(self) -> None:
         """End the threads soon, without waiting for them; the loop raises `Closed`."""
         self._prepared.interrupt()
+
+    def halt(self) -> None:
+        """End the threads and wait for them; the source stays open, the next ``for`` starts anew.
+
+        Raises: HeadraceError when a source or stage keeps its thread for more than 10 s.
+        """
+        self._prepared.halt()
 
     def close(self) -> None:
         """End the threads and wait for them, close the source. May be called twice.

@@ -7,6 +7,10 @@
 A crash between 1 and 2 leaves results that the next start takes away again (`Sink.restore`);
 between 2 and 3, a source that gives rows again which the checkpoint's mark skips. So every record
 counts once.
+
+Where others decide what counts (a transaction, a group that may have given the partitions to
+somebody else meanwhile), 3 is what decides: a checkpoint that was not committed is passed over by
+the next start, and the run itself goes back to the one before when a commit is refused.
 """
 
 from __future__ import annotations
@@ -19,16 +23,28 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any, Protocol
+
+import polars as pl
 
 from engine.checkpoint import CheckpointFailed, Checkpoints
 from engine.config import DeadLetterSettings
 from engine.loader import Loader
 from engine.metrics import Metrics
 from engine.service import Heartbeat
-from engine.types import Batch, HeadraceError, Mark, Rejects, Sink, Snapshot, Source
+from engine.types import (
+    RESERVED,
+    Batch,
+    HeadraceError,
+    Mark,
+    Rejects,
+    SharedSource,
+    Sink,
+    Snapshot,
+    Source,
+)
 
 log = logging.getLogger("headrace.loop")
 LAG_SECONDS = 1.0
@@ -87,13 +103,26 @@ class Totals:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
-    """What the work made of a batch: rows for the sink (with whatever it rejected), and how many it
-    learned, predicted or only passed on."""
+    """What the work made of a batch (with whatever it rejected): the rows for the sink, one for
+    each
+    of the batch's, and how many it learned, predicted or only passed on."""
 
     batch: Batch
+    rows: pl.DataFrame
     learned: int = 0
     predicted: int = 0
     cleaned: int = 0
+
+    def without(self, refused: Rejects) -> Done:
+        """With rows that the sink refused among the rejected."""
+        n = len(refused)
+        batch = replace(self.batch, rejects=(*self.batch.rejects, refused))
+        return replace(
+            self,
+            batch=batch,
+            predicted=max(0, self.predicted - n),
+            cleaned=max(0, self.cleaned - n),
+        )
 
 
 class Work(Protocol):
@@ -148,11 +177,14 @@ class Loop:
     """Runs batches through the work until the source ends, a signal comes or something fails.
 
     Args:
-        source: for commits only; the loader reads it.
+        source: for commits and moves only; the loader reads it.
         sink, dead_letters: None drops the rows (they are counted all the same).
         checkpoints: None saves nothing: a restart begins at the start.
         identity: digests that a checkpoint must have in common with this pipeline.
         watch: called after every batch with the loop and the batch (a progress bar).
+        transaction: commits results and positions together, in place of `source.commit`; False
+            where it was aborted.
+        keeps_state: whether stages or work have a state that belongs to what was read.
     """
 
     def __init__(
@@ -169,6 +201,8 @@ class Loop:
         metrics: Metrics | None = None,
         heartbeat: Heartbeat | None = None,
         watch: Callable[[Loop, Batch], None] | None = None,
+        transaction: Callable[[Mark], bool] | None = None,
+        keeps_state: bool = True,
     ) -> None:
         self.source = source
         self.loader = loader
@@ -184,6 +218,11 @@ class Loop:
         self._identity = dict(identity or {})
         self._heartbeat = heartbeat or Heartbeat()
         self._watch = watch
+        self._shared = source if isinstance(source, SharedSource) else None
+        self._commit = transaction or source.commit
+        self._transactional = transaction is not None
+        self._keeps_state = keeps_state
+        self._aborted = False
         self._stopping = False
         self._waiting = False
         self._unsaved = False
@@ -199,7 +238,16 @@ class Loop:
         Raises: UserError when the checkpoint is another pipeline's; HeadraceError when none can be
         read.
         """
-        state = self._checkpoints.load(self._identity) if self._checkpoints else None
+        self.resumed = self._go_back()
+        if self.resumed:
+            log.info("resumed", extra={"batches": self.totals.batches, "rows": self.totals.read})
+        return self.resumed
+
+    def _go_back(self) -> bool:
+        """To the newest checkpoint that counts; whether there is one."""
+        state = None
+        if self._checkpoints is not None:
+            state = self._checkpoints.load(self._identity, self._counts)
         for sink, name in ((self.sink, "sink"), (self.dead_letters, "dead_letters")):
             if sink is not None:
                 sink.restore(None if state is None else state[name])
@@ -209,9 +257,24 @@ class Loop:
         self.totals = Totals.restore(state["totals"])
         self.work.load_state_dict(state["work"])
         self.loader.seek(self.mark)
-        self.resumed = True
-        log.info("resumed", extra={"batches": self.totals.batches, "rows": self.totals.read})
+        self._unsaved = False
         return True
+
+    def _counts(self, state: Mapping[str, Any]) -> bool:
+        """Whether a checkpoint was committed; always, where nobody else decides.
+
+        Raises: HeadraceError where that cannot be told and matters.
+        """
+        shared = self._shared
+        if shared is None or not (self._transactional or (self._keeps_state and shared.shares)):
+            return True
+        agrees = shared.agrees(state["positions"])
+        if agrees is None:
+            raise HeadraceError(
+                "The newest checkpoint may hold rows that others have read again: its partitions "
+                "have had too many owners since; start over with --fresh."
+            )
+        return agrees
 
     def run(self) -> Totals:
         """Until the end of the source or a signal, then flush, save, commit.
@@ -219,7 +282,7 @@ class Loop:
         Raises: Flood; HeadraceError and whatever source, stages, work or sinks raise. What was
         saved stays saved.
         """
-        with self._signals(), self._closing(), self.loader:
+        with self._signals(), self._closing(), self.loader, self._releasing():
             self._saved_batches = self.totals.batches
             with contextlib.suppress(Stopped):
                 self._batches()
@@ -246,8 +309,33 @@ class Loop:
             if batch is None:
                 return
             self._heartbeat.beat()
+            if self._shared is not None and (self._shared.moving() or self._aborted):
+                del batch
+                batches = self._move(self._shared)
+                continue
             self._one(batch)
             del batch  # or it would stay in memory, uncounted, while the next is awaited
+
+    def _move(self, shared: SharedSource) -> Iterator[Batch]:
+        """Partitions came or went: 1 save what is done, or go back to what was saved where it can
+        no longer be committed; 2 let them go; 3 drop what is in flight; 4 go on with those that
+        there are now."""
+        committed = not (self._aborted or shared.lost) and self._save()
+        if self._aborted or shared.lost or (shared.leaving and not committed):
+            log.warning("going back to the last checkpoint", extra={"rows": self.totals.read})
+            if not self._go_back():
+                raise HeadraceError(
+                    "Partitions were taken away before the first checkpoint was saved: start again."
+                )
+        self._aborted = False
+        shared.release()
+        self.loader.halt()
+        self.mark = shared.settle(self.mark)
+        self.loader.seek(self.mark)
+        self.metrics.source_rebalances.inc()
+        self.metrics.source_lag_records.clear()
+        log.info("partitions", extra={"positions": dict(self.mark.positions)})
+        return iter(self.loader)
 
     def _next(self, batches: Iterator[Batch]) -> Batch | None:
         self._waiting = True
@@ -261,10 +349,12 @@ class Loop:
     def _one(self, batch: Batch) -> None:
         with self._timed(self.work.stage):
             done = self.work.do(batch)
-        rejects = done.batch.rejects
         with self._timed("write"):
-            if self.sink is not None:
-                self.sink.write(done.batch.frame)
+            rejects = done.batch.rejects
+            if (refused := self._write(done)) is not None:
+                rejects = (*rejects, refused)
+                # What was learned from stays learned: only its answer is a dead letter.
+                done = done if done.learned else done.without(refused)
             if self.dead_letters is not None:
                 for reject in rejects:
                     self.dead_letters.write(_letters(reject))
@@ -278,6 +368,12 @@ class Loop:
             self._save()
         if self._watch is not None:
             self._watch(self, batch)
+
+    def _write(self, done: Done) -> Rejects | None:
+        """Rows to the sink; those that it can never take."""
+        if self.sink is None:
+            return None
+        return self.sink.write(done.rows, done.batch.frame.select(RESERVED))
 
     def _tell_lag(self, every: float = 0.0) -> None:
         """Of no more than MAX_LAGS partitions: a folder of a million files is no label set."""
@@ -339,17 +435,20 @@ class Loop:
             return self.totals.batches - self._saved_batches >= settings.every_batches
         return time.monotonic() - self._saved_at >= settings.every_seconds
 
-    def _save(self) -> None:
-        """1 flush, 2 checkpoint, 3 commit. A checkpoint that fails is counted and logged, and the
-        run goes on: the last good one stays, and nothing is committed beyond it."""
+    def _save(self) -> bool:
+        """1 flush, 2 checkpoint, 3 commit; whether all of it is done. A checkpoint that fails is
+        counted and logged, and the run goes on: the last good one stays, and nothing is committed
+        beyond it."""
         with self._timed("flush"):
             for sink in (self.sink, self.dead_letters):
                 if sink is not None:
                     sink.flush()
         if self._checkpoints is not None and not self._checkpoint(self._checkpoints):
-            return
+            return False
         self._unsaved = False
-        self.source.commit(self.mark)
+        committed = self._commit(self.mark)
+        self._aborted = self._transactional and not committed
+        return committed
 
     def _checkpoint(self, checkpoints: Checkpoints) -> bool:
         metrics = self.metrics
@@ -386,6 +485,15 @@ class Loop:
                     sink.close()
 
     @contextlib.contextmanager
+    def _releasing(self) -> Iterator[None]:
+        """Whatever ends the run, nobody waits for it: or the loader's threads could not end."""
+        try:
+            yield
+        finally:
+            if self._shared is not None:
+                self._shared.release()
+
+    @contextlib.contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
@@ -413,9 +521,7 @@ class Loop:
                 signal.signal(number, handler)
 
 
-def _letters(reject: Rejects) -> Any:
-    import polars as pl
-
+def _letters(reject: Rejects) -> pl.DataFrame:
     return reject.rows.with_columns(stage=pl.lit(reject.stage), reason=pl.lit(reject.reason))
 
 

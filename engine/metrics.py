@@ -88,6 +88,9 @@ NAMES: Mapping[str, Name] = {
         "Records of a partition (bytes, of a text file) not read yet.",
         {"partition": ()},
     ),
+    "headrace_source_rebalances_total": Name(
+        "counter", "Times that partitions came to this engine or went away."
+    ),
     # scrub
     "headrace_grown_records_total": Name(
         "counter", "Rows that stages added to what the source gave, such as by unpivoting."
@@ -223,6 +226,7 @@ class Metrics:
     source_records: Counter
     source_bytes: Counter
     source_lag_records: Gauge
+    source_rebalances: Counter
     grown_records: Counter
     rejected_records: Counter
     dead_letters: Counter

@@ -34,6 +34,7 @@ from engine.types import (
     Learner,
     Mark,
     Schema,
+    SharedSource,
     Sink,
     Source,
     Stage,
@@ -102,6 +103,16 @@ class Run:
         table = {k: v for k, v in self.pipeline.source.items() if k != "schema"}
         made: Source = self._component("source", table, _connectors().SOURCES)
         return made
+
+    def _may_share(self) -> None:
+        source = self.source
+        if not isinstance(source, SharedSource) or not source.shares or source.remembers:
+            return
+        if self.keeps_state:
+            raise UserError(
+                f"{self.pipeline.file} keeps a state (it trains, or a stage learns) and shares its "
+                "partitions: give this engine a name in the group that stays, [source] member."
+            )
 
     @cached_property
     def source_schema(self) -> Schema:
@@ -194,8 +205,29 @@ class Run:
         if self.pipeline.sink is None:
             return None
         table = {k: v for k, v in self.pipeline.sink.items() if k != "columns"}
-        made: Sink = self._component("sink", table, _connectors().SINKS)
+        made: Sink = self._component("sink", table, _connectors().SINKS, self._provenance)
         return made
+
+    @property
+    def _provenance(self) -> dict[str, str]:
+        """Headers for every record of a sink that has headers."""
+        made = {"headrace.pipeline": self.pipeline.name}
+        if self._predictor is not None:
+            made["headrace.model"] = self._predictor.info()["version"]
+        return made
+
+    @cached_property
+    def transaction(self) -> Callable[[Mark], bool] | None:
+        """What commits results and positions together; None where the source commits by itself.
+
+        Raises: UserError where source and sink have no transaction in common.
+        """
+        sink: Any = self.sink
+        if sink is None or not getattr(sink.settings, "exactly_once", False):
+            return None
+        sink.follow(self.source)
+        commit: Callable[[Mark], bool] = sink.commit
+        return commit
 
     @cached_property
     def dead_letters(self) -> Sink:
@@ -231,6 +263,11 @@ class Run:
     def trains(self) -> bool:
         """Whether this pipeline learns."""
         return self.pipeline.model is not None and self.pipeline.infer is None
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether what was read is in a state that only this engine has."""
+        return self.trains or any(stage.snapshot() is not None for stage in self.stages)
 
     @property
     def inside(self) -> int:
@@ -284,6 +321,7 @@ class Run:
     @cached_property
     def loop(self) -> Loop:
         """The loop, ready to resume and run."""
+        self._may_share()
         return Loop(
             source=self.source,
             loader=self.loader(),
@@ -296,6 +334,8 @@ class Run:
             metrics=self.metrics,
             heartbeat=self.heartbeat,
             watch=self._watch,
+            keeps_state=self.keeps_state,
+            transaction=self.transaction,
         )
 
     @cached_property
@@ -449,7 +489,13 @@ class Run:
         common = {key: value for key, value in table.items() if key not in own}
         return validate(ModelSettings, common, "model", self.pipeline.file)
 
-    def _component(self, section: str, table: dict[str, Any], known: Mapping[str, str]) -> Any:
+    def _component(
+        self,
+        section: str,
+        table: dict[str, Any],
+        known: Mapping[str, str],
+        provenance: Mapping[str, str] | None = None,
+    ) -> Any:
         table = dict(table)
         name = table.pop("kind", None)
         if name is None:
@@ -458,6 +504,8 @@ class Run:
                 f"{nearest('', known)}"
             )
         kind = component(name, known, section)
+        if provenance and "provenance" in kind.Settings.model_fields:
+            table["provenance"] = {**provenance, **table.get("provenance", {})}
         return kind(self.pipeline.settings(kind.Settings, table, section))
 
     def _modes(self) -> None:

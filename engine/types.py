@@ -448,9 +448,9 @@ class Source(Protocol):
         beginning."""
         ...
 
-    def commit(self, mark: Mark) -> None:
-        """Note outside that everything before `mark` is done (a Kafka group's offsets). Files:
-        nothing to do."""
+    def commit(self, mark: Mark) -> bool:
+        """Note outside that everything before `mark` is done (a Kafka group's offsets); whether it
+        is, or will be, noted. Files: nothing to do."""
         ...
 
     def lag(self) -> Mapping[str, int]:
@@ -463,6 +463,60 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Release what is open. May be called twice."""
+        ...
+
+
+@runtime_checkable
+class SharedSource(Source, Protocol):
+    """A source whose partitions come and go while it is read, for instance because it shares them
+    with other engines. A move is a stop: what is in flight is dropped, what is done is saved and
+    committed, and reading goes on with the partitions that there are now, from that mark.
+
+    The loop, on its own thread: when `moving`, save and commit (unless `lost`: then go back to what
+    was saved last), `release`, end the loader's threads, `settle`, start them again.
+    """
+
+    @property
+    def shares(self) -> bool:
+        """Whether other engines may read what this one leaves."""
+        ...
+
+    @property
+    def remembers(self) -> bool:
+        """Whether `agrees` can tell: an engine with a state needs that where it shares."""
+        ...
+
+    def moving(self) -> bool:
+        """Whether partitions came or went since the last `settle`."""
+        ...
+
+    @property
+    def lost(self) -> bool:
+        """Whether partitions went before what was read of them could be committed: somebody else
+        reads it again."""
+        ...
+
+    @property
+    def leaving(self) -> bool:
+        """Whether partitions wait to go until they are released."""
+        ...
+
+    def release(self) -> None:
+        """Nothing of what was read is in use any more: the partitions may go."""
+        ...
+
+    def settle(self, mark: Mark) -> Mark:
+        """Where to go on with the partitions that there are now. No thread reads meanwhile."""
+        ...
+
+    def agrees(self, positions: Mapping[str, int]) -> bool | None:
+        """Whether a checkpoint that ends at these positions was committed, so that nobody reads
+        again what it contains; None where that cannot be told (any more)."""
+        ...
+
+    def beat(self) -> None:
+        """Called about every second, on the thread that reads, while it waits for room downstream:
+        says to others that this engine is alive. Returns at once."""
         ...
 
 
@@ -565,11 +619,17 @@ class Predictor(Protocol):
 @runtime_checkable
 class Sink(Protocol):
     """A place results go. Exactly once together with a checkpoint: what was written after the last
-    `snapshot` that was saved is taken away again by `restore`."""
+    `snapshot` that was saved is taken away again by `restore`.
 
-    def write(self, frame: pl.DataFrame) -> None:
+    A sink may have `counts() -> Mapping[str, int]`, totals for the metrics."""
+
+    def write(self, frame: pl.DataFrame, places: pl.DataFrame | None = None) -> Rejects | None:
         """Take the rows. They may be buffered, up to a bound; they are not safe yet. A frame of 0
-        rows is legal."""
+        rows is legal. Rows that the place can never take are given back.
+
+        Args:
+            places: where each row was read: the reserved columns, as many rows.
+        """
         ...
 
     def flush(self) -> None:
@@ -660,7 +720,8 @@ __all__ = [
     "EndOfStream",
     "Features", "Fill", "Format", "HeadraceError", "Learner", "Mark", "Predictor", "Records",
     "Rejects",
-    "Schema", "Settings", "Sink", "Snapshot", "Source", "Stage", "Step", "Tensors", "Transform",
+    "Schema", "Settings", "SharedSource", "Sink", "Snapshot", "Source", "Stage", "Step", "Tensors",
+    "Transform",
     "UserError",
     "Values", "nearest", "parse_schema", "require",
 ]  # fmt: skip

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -101,7 +100,7 @@ class Training:
     def do(self, batch: Batch) -> Done:
         """Learn from a collated batch."""
         if not len(batch):
-            return Done(batch=batch)
+            return Done(batch=batch, rows=batch.frame.clear())
         self._batches += 1
         if self.holdout is not None and self.holdout.takes(self._batches):
             return self._hold(self.holdout, batch)
@@ -112,7 +111,7 @@ class Training:
             return self._skip(batch, step.skipped)
         self.loss = step.loss
         self._metrics.loss.set(step.loss)
-        return Done(batch=self._answer(batch, step.scores), learned=len(batch))
+        return Done(batch=batch, rows=self._answer(batch, step.scores), learned=len(batch))
 
     def state_dict(self) -> dict[str, Snapshot]:
         """Learner, evaluation and held-out rows."""
@@ -137,7 +136,7 @@ class Training:
         scores = self.learner.predict(batch.tensors)
         self._evaluate(batch, scores)
         holdout.add(batch.raw)
-        return Done(batch=self._answer(batch, scores), predicted=len(batch))
+        return Done(batch=batch, rows=self._answer(batch, scores), predicted=len(batch))
 
     def _skip(self, batch: Batch, reason: str) -> Done:
         self._metrics.skipped_steps.labels(reason=reason).inc()
@@ -145,7 +144,8 @@ class Training:
             "The step's loss or gradient was not finite, so nothing was learned from these rows."
         )
         keep = pl.repeat(False, len(batch), eager=True)
-        return Done(batch=batch.reject(keep, stage="learn", reason=reason, detail=detail))
+        batch = batch.reject(keep, stage="learn", reason=reason, detail=detail)
+        return Done(batch=batch, rows=batch.frame)
 
     def _evaluate(self, batch: Batch, scores: NDArray[np.float64]) -> None:
         assert batch.tensors is not None
@@ -156,11 +156,11 @@ class Training:
             self._told = now
             tell_quality(self._metrics, self.evaluation.report())
 
-    def _answer(self, batch: Batch, scores: NDArray[np.float64]) -> Batch:
+    def _answer(self, batch: Batch, scores: NDArray[np.float64]) -> pl.DataFrame:
         if not self._answers:
-            return batch
+            return batch.frame
         frame = batch.frame if self._columns is None else batch.frame.select(self._columns)
-        return batch.with_frame(frame.with_columns(self.learner.features.answers(scores)))
+        return frame.with_columns(self.learner.features.answers(scores))
 
 
 class Serving:
@@ -180,10 +180,11 @@ class Serving:
         """Predict a batch of raw columns."""
         asked = batch.frame.columns
         batch = self.predictor.predict(batch)
+        rows = batch.frame
         if self._columns is not None:
-            new = [column for column in batch.frame.columns if column not in asked]
-            batch = batch.with_frame(batch.frame[[*self._columns, *new]])
-        return Done(batch=batch, predicted=len(batch))
+            new = [column for column in rows.columns if column not in asked]
+            rows = rows[[*self._columns, *new]]
+        return Done(batch=batch, rows=rows, predicted=len(batch))
 
     def state_dict(self) -> dict[str, Snapshot]:
         """Nothing: a model that serves does not change."""
@@ -203,9 +204,8 @@ class Cleaning:
 
     def do(self, batch: Batch) -> Done:
         """Keep the asked columns."""
-        if self._columns is not None:
-            batch = replace(batch, frame=batch.frame.select(self._columns))
-        return Done(batch=batch, cleaned=len(batch))
+        rows = batch.frame if self._columns is None else batch.frame.select(self._columns)
+        return Done(batch=batch, rows=rows, cleaned=len(batch))
 
     def state_dict(self) -> dict[str, Snapshot]:
         """Nothing."""

@@ -57,7 +57,7 @@ class FilesSink:
         self._pattern = re.compile(rf"part-(\d{{8,}})\.{settings.format}(\.tmp)?")
         self._check()
 
-    def write(self, frame: pl.DataFrame) -> None:
+    def write(self, frame: pl.DataFrame, places: pl.DataFrame | None = None) -> None:
         """See `engine.types.Sink`. Raises: HeadraceError when the disk is full."""
         if not frame.height:
             return

@@ -130,8 +130,9 @@ class FilesSource:
         self._nexts = {}
         self._at = 0
 
-    def commit(self, mark: Mark) -> None:
+    def commit(self, mark: Mark) -> bool:
         """Nothing: a file is not changed by reading it."""
+        return True
 
     def lag(self) -> Mapping[str, int]:
         """Partition -> bytes (text) or rows not read yet, of the files opened so far."""

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import re
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
-from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
+from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition, errors
+from kafka.errors import IllegalStateError
 from pydantic import Field, field_validator
 
 from connectors.formats.csv import Csv
 from connectors.formats.ndjson import Ndjson
 from connectors.formats.text import Text
 from connectors.kafka.client import KafkaSettings, speaking
+from connectors.kafka.group import Membership, Owners, consumer_settings, name, partition
 from connectors.kafka.wire import Chunk, columnar
 from engine.types import (
     EndOfStream,
@@ -35,21 +39,43 @@ CHUNKS = 256
 """Record batches asked of the client at a time."""
 CLOSE_SECONDS = 1.5
 """How long the last commit, and then the goodbye, may take: a stop is to be done within 5 s."""
+COMMIT_SECONDS = 2.0
+"""How long a member waits for the answer to a commit."""
+GROWN_SECONDS = 30.0
+"""How often the client asks for new topics and partitions."""
+OUT = (
+    errors.CommitFailedError,
+    errors.UnknownMemberIdError,
+    errors.IllegalGenerationError,
+)
+"""Answers to a commit by which a member learns that it is none any more."""
 
 
 class KafkaSource:
     """See `engine.types.Source`. A partition is named ``topic/3``; positions are offsets.
 
-    All partitions of the topics are read by this one process (no consumer group is joined).
-    Where a checkpoint says where to go on, that counts; a partition it does not name starts where
-    the group has committed, if there is a `group`, else at `start`.
+    Without `join`, all partitions of the topics are read by this one process. Where a checkpoint
+    says where to go on, that counts; a partition it does not name starts where the group has
+    committed, if there is a `group`, else at `start`. Partitions that are added later are read from
+    their beginning.
+
+    With `join`, the partitions are shared with the other members of the group, and the group says
+    where to go on: at the offset it has committed. An engine that keeps a state (it trains, or a
+    stage learns) has a name of its own in the group, `member`. What it has read of a partition is
+    in its state, and stays there when the partition moves; the next owner goes on behind it. The
+    committed offset's metadata remembers the owners, so that an engine which comes back knows which
+    of its checkpoints the group has counted.
+
+    Attributes:
+        fence: called before committed offsets are asked for, where transactions commit them: what
+            an earlier self of this engine has left open is then decided.
     """
 
     class Settings(KafkaSettings):
         """``[source] kind = "kafka"``
 
         Attributes:
-            topics: their names.
+            topics: their names; one that begins with ``^`` is a pattern for all that it matches.
             format: of the values: ndjson (a JSON object each), csv (with `columns`) or text (one
                 column ``value``).
             columns: names of the fields of a csv value.
@@ -57,6 +83,13 @@ class KafkaSource:
             stop: end: read what is there at the start, then end; never: wait for more.
             group: offsets of finished records are committed under this name, for others to see the
                 lag and for a start without a checkpoint; nothing is committed unless given.
+            join: share the partitions with the group's other members.
+            member: this engine's own name in the group (static membership): it gets its partitions
+                back when it returns within `session`. Needed by engines that keep a state.
+            assignor: how the group shares: cooperative-sticky, sticky, range or roundrobin; the
+                same for all of its members.
+            session: seconds without a sign of life after which the group gives up on an engine.
+            patience: seconds that a rebalance waits for the batch in hand.
             lost: what to do where the log no longer has the offset to go on at: fail, earliest or
                 latest (records skipped are counted and logged).
             isolation: read_committed leaves out what transactions aborted or have not finished.
@@ -69,6 +102,13 @@ class KafkaSource:
         start: Literal["earliest", "latest"] | int = "earliest"
         stop: Literal["end", "never"] = "never"
         group: str | None = None
+        join: bool = False
+        member: str | None = Field(None, pattern=r"^[A-Za-z0-9._-]{1,100}$")
+        assignor: Literal["cooperative-sticky", "sticky", "range", "roundrobin"] = (
+            "cooperative-sticky"
+        )
+        session: float = Field(45.0, gt=0)
+        patience: float = Field(30.0, gt=0)
         lost: Literal["fail", "earliest", "latest"] = "fail"
         isolation: Literal["read_committed", "read_uncommitted"] = "read_committed"
         fetch_bytes: int = Field(16 << 20, ge=1 << 16)
@@ -82,14 +122,21 @@ class KafkaSource:
         """Raises: UserError for settings that do not fit together."""
         self.settings = settings
         self.format: Format = _format(settings)
+        self._pattern = _pattern(settings)
+        self._membership = Membership(settings.patience) if settings.join else None
+        self.fence: Callable[[], object] | None = None
         self._consumer: KafkaConsumer | None = None
         self._waiting: deque[Records] = deque()
+        self._held = False
         self._stops: dict[TopicPartition, int] = {}
         self._starts: dict[str, int] = {}
         self._ends: dict[str, int] = {}
         self._nexts: dict[str, int] = {}
+        self._owners: dict[str, Owners] = {}
         self._mark = Mark()
         self._marks: deque[Mark] = deque(maxlen=1)
+        self._counted = 0
+        self._looked = 0.0
         self._lock = threading.Lock()
 
     # ---------------------------------------------------------------------------- the protocol
@@ -114,11 +161,11 @@ class KafkaSource:
         return named
 
     def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
-        """See `engine.types.Source`. Also where commits are sent: one thread speaks to the
-        client."""
+        """See `engine.types.Source`."""
         if self._consumer is None:
             self.seek(self._mark)
-        self._commit()
+        self._commit_noted()
+        self._hold(False)
         if not self._waiting:
             if self._ended():
                 raise EndOfStream
@@ -135,31 +182,130 @@ class KafkaSource:
         return records
 
     def seek(self, mark: Mark) -> None:
-        """Raises: UserError for a topic that is not there, or an offset the log has not."""
+        """Of a group's partitions, only those that the mark names are read: `settle` names them.
+
+        Raises: UserError for a topic that is not there, or an offset the log has not.
+        """
         self._mark = mark
         self._waiting.clear()
-        with speaking(self.settings, f"[source] topics {', '.join(self.settings.topics)}"):
-            consumer = self._connected()
-            partitions = self._partitions(consumer)
-            consumer.assign(partitions)
-            first = consumer.beginning_offsets(partitions)
-            end = consumer.end_offsets(partitions)
-            for tp in partitions:
-                at = mark.positions.get(_name(tp))
-                at = self._first(consumer, tp, first, end) if at is None else at
-                at = self._within(tp, at, first[tp], end[tp])
-                consumer.seek(tp, at)
-                self._starts[_name(tp)] = self._nexts[_name(tp)] = at
-                self._ends[_name(tp)] = end[tp]
-            self._stops = end
+        with self._speaking():
+            if self._membership is None:
+                self._seek_all(self._connected(), mark)
+            else:
+                self._seek_assigned(self._membership, mark)
 
-    def commit(self, mark: Mark) -> None:
-        """Noted; sent by the thread that reads, with its next read or at the end."""
-        self._marks.append(mark)
+    def commit(self, mark: Mark) -> bool:
+        """A member's commit is waited for: it may be refused. Otherwise it is noted, and sent by
+        the thread that reads, with its next read or at the end."""
+        if self._membership is None:
+            self._marks.append(mark)
+            return True
+        return self._commit_member(self._membership, self.offsets(mark))
+
+    def offsets(self, mark: Mark) -> dict[TopicPartition, OffsetAndMetadata]:
+        """What there is to commit of a mark: the partitions that are read here."""
+        owners = self._owners if self.settings.member is not None else {}
+        return {
+            partition(text): OffsetAndMetadata(position, owners.get(text, Owners()).text(), -1)
+            for text, position in mark.positions.items()
+            if text in self._nexts
+        }
+
+    def group_metadata(self) -> Any:
+        """Who this is in the group, for a transaction that commits in its name."""
+        return self._connected().group_metadata()
+
+    # ---------------------------------------------------------------------- partitions that move
+
+    @property
+    def shares(self) -> bool:
+        """See `engine.types.SharedSource`."""
+        return self.settings.join
+
+    @property
+    def remembers(self) -> bool:
+        """See `engine.types.SharedSource`: with a name of its own in the group."""
+        return self.settings.member is not None
+
+    def moving(self) -> bool:
+        """See `engine.types.SharedSource`. Without `join`: whether there are more partitions than
+        are read, looked at every `GROWN_SECONDS`."""
+        if self._membership is not None:
+            return self._membership.moving
+        now = time.monotonic()
+        if self.settings.stop == "end" or not self._counted or now - self._looked < GROWN_SECONDS:
+            return False
+        self._looked = now
+        return self._count_partitions(self._connected()) > self._counted
+
+    @property
+    def lost(self) -> bool:
+        """See `engine.types.SharedSource`."""
+        return self._membership is not None and self._membership.lost
+
+    @property
+    def leaving(self) -> bool:
+        """See `engine.types.SharedSource`."""
+        return self._membership is not None and self._membership.leaving
+
+    def release(self) -> None:
+        """See `engine.types.SharedSource`."""
+        if self._membership is not None:
+            self._membership.release()
+
+    def settle(self, mark: Mark) -> Mark:
+        """See `engine.types.SharedSource`. A partition that came starts where the group has
+        committed; where this very engine committed last, at its own checkpoint."""
+        if self._membership is None:
+            return mark
+        positions = {}
+        if self.fence is not None:
+            self.fence()
+        with self._speaking():
+            consumer = self._connected()
+            assigned = sorted(self._membership.settle())
+            first, end = self._ranges(consumer, assigned)
+            for tp in assigned:
+                at = self._settled(consumer, tp, mark, first, end)
+                positions[name(tp)] = self._within(tp, at, first[tp], end[tp])
+        return Mark(positions=positions, stages=mark.stages)
+
+    def agrees(self, positions: Mapping[str, int]) -> bool | None:
+        """See `engine.types.SharedSource`. Of a member: whether it ended where the positions are,
+        by the offsets' metadata; otherwise, whether they are the group's offsets."""
+        member = self.settings.member if self._membership is not None else None
+        if self.settings.group is None or not positions or (self.shares and not self.remembers):
+            return True
+        found = []
+        if self.fence is not None:
+            self.fence()  # what an earlier self has left open is decided now
+        with self._speaking():
+            for text, position in positions.items():
+                committed = self._connected().committed(partition(text), metadata=True)
+                if committed is None:
+                    found.append(False)
+                elif member is None:
+                    found.append(committed.offset == position)
+                else:
+                    end = Owners.parse(committed.metadata).end(member, committed.offset)
+                    found += [] if end is None else [end == position]
+        return all(found) if found else None
+
+    def beat(self) -> None:
+        """See `engine.types.SharedSource`: polls, with everything paused."""
+        if self._consumer is None:
+            return
+        if self._membership is None:
+            self._commit_noted()
+            return
+        self._hold(True)
+        with self._speaking():
+            self._keep(self._connected().poll(timeout_ms=10, max_records=CHUNKS))
 
     def lag(self) -> Mapping[str, int]:
         """Partition -> records not given yet."""
-        return {name: max(0, self._ends[name] - at) for name, at in list(self._nexts.items())}
+        nexts, ends = dict(self._nexts), dict(self._ends)
+        return {text: max(0, ends[text] - at) for text, at in nexts.items() if text in ends}
 
     def progress(self, mark: Mark) -> float | None:
         """Share of the offsets between start and stop."""
@@ -169,8 +315,8 @@ class KafkaSource:
             return 0.0
         total = sum(self._stops.values()) - sum(self._starts.values())
         done = sum(
-            min(mark.positions.get(name, start), self._stops[_partition(name)]) - start
-            for name, start in self._starts.items()
+            min(mark.positions.get(text, start), self._stops[partition(text)]) - start
+            for text, start in self._starts.items()
         )
         return done / total if total > 0 else 1.0
 
@@ -180,9 +326,10 @@ class KafkaSource:
             consumer, self._consumer = self._consumer, None
         if consumer is None:
             return
+        self.release()
         try:
             with speaking(self.settings, "[source] commit"):
-                self._commit(consumer)
+                self._commit_noted(consumer)
         except HeadraceError as error:
             log.warning("%s", error)  # a checkpoint has the position too
         finally:
@@ -190,27 +337,114 @@ class KafkaSource:
 
     # ---------------------------------------------------------------------------------- inside
 
+    @contextlib.contextmanager
+    def _speaking(self) -> Iterator[None]:
+        settings = self.settings
+        with speaking(settings, f"[source] topics {', '.join(settings.topics)}"):
+            try:
+                yield
+            except errors.FencedInstanceIdError as error:
+                raise HeadraceError(
+                    f"Another engine has joined group '{settings.group}' as member "
+                    f"'{settings.member}': give each engine a [source] member of its own."
+                ) from error
+            except errors.InconsistentGroupProtocolError as error:
+                raise UserError(
+                    f"Group '{settings.group}' has members that share by another way than "
+                    f"'{settings.assignor}': set [source] assignor to theirs, or take another "
+                    "group."
+                ) from error
+            except errors.UnknownMemberIdError as error:
+                raise UserError(
+                    f"Group '{settings.group}' has members that joined it, and this engine reads "
+                    "alone: set [source] join = true, or take another group."
+                ) from error
+
     def _connected(self) -> KafkaConsumer:
         if self._consumer is None:
             settings = self.settings
+            assert settings.group is not None or not settings.join
             self._consumer = KafkaConsumer(
                 **settings.config(),
-                group_id=settings.group,
+                **(
+                    consumer_settings(
+                        settings.group,
+                        settings.member,
+                        settings.assignor,
+                        settings.session,
+                        settings.patience,
+                    )
+                    if settings.join and settings.group
+                    else {"group_id": settings.group}
+                ),
                 enable_auto_commit=False,
                 auto_offset_reset="none" if settings.lost == "fail" else settings.lost,
                 isolation_level=settings.isolation,
                 fetch_max_bytes=settings.fetch_bytes,
                 max_partition_fetch_bytes=settings.fetch_bytes,
                 allow_auto_create_topics=False,
+                metadata_max_age_ms=int(GROWN_SECONDS * 1000),
                 metrics_enabled=False,
             )
             columnar(self._consumer, newline=settings.format != "text")
         return self._consumer
 
+    def _seek_all(self, consumer: KafkaConsumer, mark: Mark) -> None:
+        partitions = self._partitions(consumer)
+        grown = bool(self._counted)  # what came since the first look is read from its beginning
+        consumer.assign(partitions)
+        first, end = self._ranges(consumer, partitions)
+        for tp in partitions:
+            at = mark.positions.get(name(tp))
+            if at is None and grown and name(tp) not in self._starts:
+                at = first[tp]
+            at = self._first(consumer, tp, first, end) if at is None else at
+            self._go(consumer, tp, self._within(tp, at, first[tp], end[tp]), end[tp])
+        self._stops = end
+        self._counted, self._looked = len(partitions), time.monotonic()
+
+    def _seek_assigned(self, membership: Membership, mark: Mark) -> None:
+        if self._consumer is None:
+            consumer = self._connected()
+            self._partitions(consumer)  # or a topic that is not there would be waited for
+            membership.join(consumer, self.settings.topics, self._pattern)
+            return
+        consumer = self._consumer
+        self._nexts, self._ends = {}, {}
+        there = [tp for tp in membership.assigned if name(tp) in mark.positions]
+        _, end = self._ranges(consumer, there)
+        membership.reading(there)
+        for tp in there:
+            self._go(consumer, tp, mark.positions[name(tp)], end[tp])
+        self._held = True
+        self._hold(False)
+
+    def _ranges(
+        self, consumer: KafkaConsumer, partitions: list[TopicPartition]
+    ) -> tuple[dict[TopicPartition, int], dict[TopicPartition, int]]:
+        """First offsets, and those behind the last."""
+        if not partitions:
+            return {}, {}
+        return consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)
+
+    def _go(self, consumer: KafkaConsumer, tp: TopicPartition, at: int, end: int) -> None:
+        consumer.seek(tp, at)
+        self._starts.setdefault(name(tp), at)
+        self._nexts[name(tp)] = at
+        self._ends[name(tp)] = end
+
     def _partitions(self, consumer: KafkaConsumer) -> list[TopicPartition]:
         found = []
         there = consumer.topics()
-        for topic in self.settings.topics:
+        topics: Sequence[str] = self.settings.topics
+        if self._pattern is not None:
+            topics = sorted(topic for topic in there if re.match(self._pattern, topic))
+            if not topics:
+                raise UserError(
+                    f"[source] no topic at {self.settings.bootstrap} matches '{self._pattern}'."
+                    f"{nearest('', there)}"
+                )
+        for topic in topics:
             if topic not in there:
                 raise UserError(
                     f"[source] topic '{topic}' is not there at {self.settings.bootstrap}."
@@ -220,19 +454,49 @@ class KafkaSource:
             found += [TopicPartition(topic, number) for number in sorted(numbers)]
         return found
 
+    def _count_partitions(self, consumer: KafkaConsumer) -> int:
+        try:
+            with self._speaking():
+                return len(self._partitions(consumer))
+        except HeadraceError as error:
+            log.warning("%s", error)
+            return 0
+
+    def _settled(
+        self,
+        consumer: KafkaConsumer,
+        tp: TopicPartition,
+        mark: Mark,
+        first: Mapping[TopicPartition, int],
+        end: Mapping[TopicPartition, int],
+    ) -> int:
+        """Where a partition of the group's goes on, and whose it is from there."""
+        member = self.settings.member
+        at = mark.positions.get(name(tp))
+        if at is not None and name(tp) in self._nexts:
+            return at  # it was read here until now
+        committed = consumer.committed(tp, metadata=True)
+        owners = Owners.parse(committed.metadata) if committed is not None else Owners()
+        if at is None or member is None or owners.newest != member:
+            at = self._first(consumer, tp, first, end, committed)
+        if member is not None:
+            self._owners[name(tp)] = owners.taken(member, at)
+        return at
+
     def _first(
         self,
         consumer: KafkaConsumer,
         tp: TopicPartition,
         first: Mapping[TopicPartition, int],
         end: Mapping[TopicPartition, int],
+        committed: OffsetAndMetadata | None = None,
     ) -> int:
         """Where a partition starts that no checkpoint names."""
         start = self.settings.start
-        if self.settings.group is not None:
-            committed = consumer.committed(tp)
-            if committed is not None:
-                return int(committed)
+        if self.settings.group is not None and committed is None:
+            committed = consumer.committed(tp, metadata=True)
+        if committed is not None:
+            return int(committed.offset)
         if isinstance(start, int):
             found = consumer.offsets_for_times({tp: start})[tp]
             return end[tp] if found is None else int(found.offset)
@@ -243,26 +507,39 @@ class KafkaSource:
         if first <= at <= end:
             return at
         lost = self.settings.lost
-        what = f"{_name(tp)} has offsets {first} to {end}, and {at} is where to go on"
+        what = f"{name(tp)} has offsets {first} to {end}, and {at} is where to go on"
         if lost == "fail":
             raise HeadraceError(
                 f"{what}: records are gone (retention?), or it is another topic; set [source] lost "
                 "to 'earliest' or 'latest' to go on without them."
             )
         to = first if lost == "earliest" else end
-        log.warning("records lost", extra={"partition": _name(tp), "skipped": to - at, "why": what})
+        log.warning("records lost", extra={"partition": name(tp), "skipped": to - at, "why": what})
         return to
 
     def _poll(self, timeout: float) -> None:
-        with speaking(self.settings, f"[source] topics {', '.join(self.settings.topics)}"):
+        with self._speaking():
             consumer = self._connected()
-            found = consumer.poll(timeout_ms=int(timeout * 1000), max_records=CHUNKS)
+            self._keep(consumer.poll(timeout_ms=int(timeout * 1000), max_records=CHUNKS))
+
+    def _keep(self, found: Mapping[TopicPartition, Sequence[Chunk]]) -> None:
         arrived = time.monotonic()
         for tp, chunks in found.items():
-            high = consumer.highwater(tp)
-            self._waiting += joined(_name(tp), chunks, arrived, self._stop(tp))
-            if high is not None:
-                self._ends[_name(tp)] = high
+            if name(tp) not in self._nexts:
+                continue  # it came, and nobody has said yet where it starts
+            self._waiting += joined(name(tp), chunks, arrived, self._stop(tp))
+            with contextlib.suppress(IllegalStateError):  # it may have gone since
+                if (high := self._connected().highwater(tp)) is not None:
+                    self._ends[name(tp)] = high
+
+    def _hold(self, held: bool) -> None:
+        """Pause what is read, or resume it."""
+        consumer = self._consumer
+        if held == self._held or consumer is None:
+            return
+        self._held = held
+        read = [tp for tp in consumer.assignment() if name(tp) in self._nexts]
+        (consumer.pause if held else consumer.resume)(*read)
 
     def _stop(self, tp: TopicPartition) -> int | None:
         return self._stops[tp] if self.settings.stop == "end" else None
@@ -273,19 +550,45 @@ class KafkaSource:
         consumer = self._connected()
         return all(consumer.position(tp) >= stop for tp, stop in self._stops.items())
 
-    def _commit(self, consumer: KafkaConsumer | None = None) -> None:
+    def _commit_noted(self, consumer: KafkaConsumer | None = None) -> None:
         """Send the newest mark, if there is one; waiting for the answer only at the end."""
-        if self.settings.group is None or not self._marks:
+        if self.settings.group is None or self._membership is not None or not self._marks:
             return
-        mark = self._marks.popleft()
-        offsets = {
-            _partition(name): OffsetAndMetadata(position, "", -1)
-            for name, position in mark.positions.items()
-        }
+        offsets = self.offsets(self._marks.popleft())
         if consumer is not None:
             consumer.commit(offsets, timeout_ms=int(CLOSE_SECONDS * 1000))
         elif offsets:
             self._connected().commit_async(offsets)
+
+    def _commit_member(
+        self, membership: Membership, offsets: dict[TopicPartition, OffsetAndMetadata]
+    ) -> bool:
+        if not offsets:
+            return True
+        if membership.lost:
+            return False
+        try:
+            with self._speaking():
+                return self._committed(membership, offsets)
+        except UserError:
+            raise
+        except HeadraceError as error:  # the next commit says it all again
+            log.warning("commit failed", extra={"why": str(error)})
+            return False
+
+    def _committed(
+        self, membership: Membership, offsets: dict[TopicPartition, OffsetAndMetadata]
+    ) -> bool:
+        try:
+            self._connected().commit(offsets, timeout_ms=int(COMMIT_SECONDS * 1000))
+        except OUT as error:
+            log.warning("commit refused", extra={"why": type(error).__name__})
+            membership.gone()
+            return False
+        except errors.RebalanceInProgressError:
+            log.info("commit waits for the rebalance to end")
+            return False
+        return True
 
 
 def joined(
@@ -330,13 +633,28 @@ def _format(settings: KafkaSource.Settings) -> Format:
     return Ndjson() if settings.format == "ndjson" else Text()
 
 
-def _name(tp: TopicPartition) -> str:
-    return f"{tp.topic}/{tp.partition}"
+def _pattern(settings: KafkaSource.Settings) -> str | None:
+    """The pattern of the topics' names, if that is what they are given by.
 
-
-def _partition(name: str) -> TopicPartition:
-    topic, _, number = name.rpartition("/")
-    return TopicPartition(topic, int(number))
+    Raises: UserError for one that is none, and for settings that a group needs.
+    """
+    if settings.join and settings.group is None:
+        raise UserError("[source] join needs the name of the group to join: group.")
+    if settings.join and settings.stop == "end":
+        raise UserError(
+            '[source] join shares an endless stream: stop = "end" is for an engine that reads '
+            "alone."
+        )
+    if not any(topic.startswith("^") for topic in settings.topics):
+        return None
+    pattern = "|".join(f"(?:{topic})" for topic in settings.topics)
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise UserError(
+            f"[source] topics '{pattern}' is no regular expression: {error}."
+        ) from error
+    return pattern
 
 
 __all__ = ["KafkaSource", "joined"]

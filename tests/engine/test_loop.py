@@ -34,7 +34,7 @@ class Summing:
         self.total += int(done.frame["a"].sum())
         if self.loop is not None and self.stop_at is not None and self.total >= self.stop_at:
             self.loop.stop()
-        return Done(batch=done, learned=len(done))
+        return Done(batch=done, rows=done.frame, learned=len(done))
 
     def state_dict(self) -> dict[str, Snapshot]:
         return {"total": self.total}

@@ -24,6 +24,7 @@ UNITS = ("seconds", "bytes", "records", "values", "rows", "items", "steps", "rat
 UNITLESS = {
     "headrace_dead_letters_total",
     "headrace_duplicates_total",
+    "headrace_source_rebalances_total",
     "headrace_batch_release_total",
     "headrace_loss",
     "headrace_quality",

@@ -80,7 +80,7 @@ class Work:
     def do(self, batch: Batch) -> Done:
         if self.bomb is not None:
             self.bomb.tick()
-        return Done(batch=batch, learned=len(batch))
+        return Done(batch=batch, rows=batch.frame, learned=len(batch))
 
     def state_dict(self) -> dict[str, Snapshot]:
         return {}
@@ -96,7 +96,7 @@ class Sink(MemorySink):
         super().__init__()
         self.bomb = bomb
 
-    def write(self, frame: pl.DataFrame) -> None:
+    def write(self, frame: pl.DataFrame, places: pl.DataFrame | None = None) -> None:
         self.bomb.tick()
         super().write(frame)
 

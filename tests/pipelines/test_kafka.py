@@ -118,8 +118,10 @@ def test_a_topic_is_cleaned_into_another(
         row = json.loads(record.value)
         assert record.key == str(row["n"]).encode()
         assert dict(record.headers) == {
-            "headrace.partition": f"{topic}/0".encode(),
-            "headrace.position": str(row["n"]).encode(),
+            "headrace.pipeline": b"small",
+            "headrace.topic": topic.encode(),
+            "headrace.partition": b"0",
+            "headrace.offset": str(row["n"]).encode(),
         }
         assert row["a"] is not None
     assert sorted(json.loads(r.value)["n"] for r in found) == list(range(1_000))

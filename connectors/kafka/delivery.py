@@ -1,0 +1,236 @@
+"""Records on their way into topics, each accounted for; in a transaction where one is asked for."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from kafka import KafkaProducer, OffsetAndMetadata, TopicPartition, errors
+from pydantic import Field
+
+from connectors.kafka.client import KafkaSettings, speaking
+from engine.types import HeadraceError
+
+log = logging.getLogger("headrace.kafka")
+OVERHEAD = 1_000
+"""Bytes that a record on its way costs besides itself: its future, its headers."""
+CLOSE_SECONDS = 1.0
+Headers = list[tuple[str, bytes]]
+
+
+class DeliverySettings(KafkaSettings):
+    """What a sink and the dead letters of ``kind = "kafka"`` have in common.
+
+    Attributes:
+        compression: none, gzip, snappy, lz4 or zstd.
+        linger: seconds a batch of records may wait to fill.
+        buffer_bytes: of records that are not acknowledged yet; a full buffer holds `write` up.
+        max_record_bytes: of one record with its key and headers; what is larger becomes a dead
+            letter. The broker's ``message.max.bytes`` must allow it.
+        give_up: seconds one record may take to be delivered, retries included.
+        transaction_timeout: seconds after which the broker aborts a transaction whose engine is
+            gone; readers of committed records wait for that. Longer than the time between
+            checkpoints.
+    """
+
+    compression: str = Field("lz4", pattern="^(none|gzip|snappy|lz4|zstd)$")
+    linger: float = Field(0.02, ge=0)
+    buffer_bytes: int = Field(32 << 20, ge=1 << 20)
+    max_record_bytes: int = Field(1_000_000, ge=1_000)
+    give_up: float = Field(120.0, gt=0)
+    transaction_timeout: float = Field(60.0, gt=0)
+
+
+class Delivery:
+    """A producer: idempotent, acks=all, and `flush` returns when all is acknowledged.
+
+    With a `transaction` id everything that is sent is part of a transaction, which `commit` ends
+    together with the offsets of what was read. A producer of the same id that starts later fences
+    this one.
+
+    Attributes:
+        committed, aborted: transactions so far.
+        failed: records that were not delivered.
+    """
+
+    def __init__(self, settings: DeliverySettings, where: str) -> None:
+        """
+        Args:
+            where: what error sentences call it.
+        """
+        self.settings = settings
+        self.transaction: str | None = None
+        self.committed = self.aborted = self.failed = 0
+        self._where = where
+        self._producer: KafkaProducer | None = None
+        self._sent: list[Any] = []
+        self._nbytes = 0
+        self._open = False
+        self._offsets: Mapping[TopicPartition, OffsetAndMetadata] = {}
+
+    def connect(self) -> KafkaProducer:
+        """The producer; the first time it fences others of its transaction id."""
+        if self._producer is None:
+            settings = self.settings
+            own: dict[str, Any] = {}
+            if self.transaction is not None:
+                own["transactional_id"] = self.transaction
+                own["transaction_timeout_ms"] = int(settings.transaction_timeout * 1000)
+            with self._speaking():
+                self._producer = KafkaProducer(
+                    **settings.config(),
+                    **own,
+                    acks="all",
+                    enable_idempotence=True,
+                    compression_type=(
+                        None if settings.compression == "none" else settings.compression
+                    ),
+                    linger_ms=int(settings.linger * 1000),
+                    delivery_timeout_ms=int(settings.give_up * 1000),
+                    max_block_ms=int(settings.give_up * 1000),
+                    max_request_size=settings.max_record_bytes + (64 << 10),
+                    metrics_enabled=False,
+                    allow_auto_create_topics=False,
+                )
+                if self.transaction is not None:
+                    self._producer.init_transactions()
+        return self._producer
+
+    def send(
+        self,
+        topic: str,
+        values: Iterable[bytes | None],
+        keys: Iterable[bytes | None],
+        headers: Iterable[Headers],
+    ) -> None:
+        """One record for each value. kafka-python's producer takes them one by one, which is what
+        bounds this: about 30,000 records a second a core.
+
+        Raises: HeadraceError where the broker does not take them; UserError for permissions.
+        """
+        producer = self.connect()
+        with self._speaking():
+            self._begin(producer)
+            for value, key, head in zip(values, keys, headers, strict=True):
+                if value is None and key is None:
+                    key = b""  # Kafka knows no record without both
+                self._sent.append(producer.send(topic, value, key=key, headers=head))
+                self._nbytes += OVERHEAD + len(value or b"") + len(key or b"")
+                if self._nbytes > self.settings.buffer_bytes:
+                    self.flush()
+
+    def flush(self) -> None:
+        """Raises: HeadraceError when a record was not delivered: the run stops before its
+        checkpoint, and what was read since the last comes again."""
+        if self._producer is None or not self._sent:
+            return
+        sent, self._sent, self._nbytes = self._sent, [], 0
+        with self._speaking():
+            self._producer.flush(self.settings.give_up)
+            failed = [future for future in sent if not future.succeeded()]
+            if failed:
+                self.failed += len(failed)
+                why = failed[0].exception or errors.KafkaTimeoutError("no answer")
+                raise HeadraceError(
+                    f"{self._where} at {self.settings.bootstrap}: {len(failed)} of {len(sent)} "
+                    f"records were not delivered: {why}; start again: they come again from the "
+                    "last checkpoint."
+                )
+
+    def commit(self, offsets: Mapping[TopicPartition, OffsetAndMetadata], group: Any) -> bool:
+        """End the transaction with these offsets in it; whether it was committed. Where the group
+        has given the partitions to somebody else it is aborted.
+
+        Raises: HeadraceError where another engine has this one's transaction id, or the outcome
+            cannot be known.
+        """
+        if not self._open and offsets == self._offsets:
+            return True
+        producer = self.connect()
+        with self._speaking():
+            try:
+                self._begin(producer)
+                if offsets:
+                    self._wait(lambda: producer.send_offsets_to_transaction(dict(offsets), group))
+                self._wait(producer.commit_transaction)
+            except (errors.CommitFailedError, errors.FencedInstanceIdError) as error:
+                log.warning("transaction aborted", extra={"why": str(error)})
+                self.abort()
+                return False
+            except errors.ProducerFencedError as error:
+                raise HeadraceError(
+                    f"{self._where}: another engine has taken over transaction "
+                    f"'{self.transaction}'; let one engine run, or give each a [source] member of "
+                    "its own."
+                ) from error
+        self._open, self._offsets = False, offsets
+        self.committed += 1
+        return True
+
+    def abort(self) -> None:
+        """Take back what was sent since the last commit."""
+        producer, self._sent, self._nbytes = self._producer, [], 0
+        if producer is not None and self._open:
+            self._open = False
+            self.aborted += 1
+            with self._speaking():
+                self._wait(producer.abort_transaction)
+
+    def close(self) -> None:
+        """Let go. Without a transaction, records that were not flushed may arrive all the same."""
+        producer, self._producer = self._producer, None
+        self._sent, self._nbytes = [], 0
+        if producer is None:
+            return
+        if self._open:
+            self._open = False
+            self.aborted += 1
+            try:
+                self._wait(producer.abort_transaction, CLOSE_SECONDS)
+            except (HeadraceError, errors.KafkaError) as error:
+                log.warning("transaction left to its timeout", extra={"why": str(error)})
+        producer.close(timeout=CLOSE_SECONDS)
+
+    def _begin(self, producer: KafkaProducer) -> None:
+        if self.transaction is not None and not self._open:
+            producer.begin_transaction()
+            self._open = True
+
+    def _wait(self, call: Callable[[], None], seconds: float | None = None) -> None:
+        """Calls that the client has no time limit for, with one."""
+        failure: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                call()
+            except BaseException as error:  # noqa: BLE001 - raised below, where it is waited for
+                failure.append(error)
+
+        thread = threading.Thread(target=work, daemon=True, name="headrace-transaction")
+        thread.start()
+        thread.join(seconds or self.settings.give_up)
+        if failure:
+            raise failure[0]
+        if thread.is_alive():
+            raise HeadraceError(
+                f"{self._where} at {self.settings.bootstrap}: no answer about the transaction; "
+                "start again: what was read since the last committed one comes again."
+            )
+
+    def _speaking(self) -> Any:
+        return speaking(self.settings, self._where)
+
+
+def sizes(
+    values: Sequence[bytes | None], keys: Sequence[bytes | None], headers: Sequence[Headers]
+) -> list[int]:
+    """Bytes of each record, its key and headers included."""
+    return [
+        len(value or b"") + len(key or b"") + sum(len(n) + len(v) for n, v in head)
+        for value, key, head in zip(values, keys, headers, strict=True)
+    ]
+
+
+__all__ = ["Delivery", "DeliverySettings", "Headers", "sizes"]

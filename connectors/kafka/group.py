@@ -1,0 +1,209 @@
+"""Membership of a consumer group: what it gives this engine, what it takes away, and who has read
+what."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Self
+
+from kafka import KafkaConsumer, TopicPartition
+from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+from kafka.coordinator.assignors.range import RangePartitionAssignor
+from kafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
+from kafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
+from kafka.errors import KafkaTimeoutError
+from kafka.future import Future
+
+log = logging.getLogger("headrace.kafka")
+ASSIGNORS = {
+    "cooperative-sticky": CooperativeStickyAssignor,
+    "sticky": StickyPartitionAssignor,
+    "range": RangePartitionAssignor,
+    "roundrobin": RoundRobinPartitionAssignor,
+}
+MAX_OWNERS = 16
+"""Owners of a partition that its committed offset remembers: 4,096 bytes are what brokers allow."""
+
+
+class Membership(AsyncConsumerRebalanceListener):  # type: ignore[misc]
+    """What the group's rebalances come to. Its callbacks run on the client's own thread; the thread
+    that reads waits meanwhile.
+
+    A rebalance that takes partitions which are being read waits until the loop has saved and
+    committed what is done (`release`), at most `seconds`. Then they go, and what was not committed
+    of them is somebody else's: `lost`.
+
+    Attributes:
+        assigned: partitions that are this engine's now.
+        moving: whether that changed since the last `settle`.
+        lost: whether partitions went before they were committed.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.assigned: frozenset[TopicPartition] = frozenset()
+        self.moving = False
+        self.lost = False
+        self._seconds = seconds
+        self._consumer: KafkaConsumer | None = None
+        self._reading: frozenset[TopicPartition] = frozenset()
+        self._released: Future | None = None
+        self._lock = threading.Lock()
+
+    def join(self, consumer: KafkaConsumer, topics: Iterable[str], pattern: str | None) -> None:
+        """Ask the group for partitions; the polls that follow get them."""
+        self._consumer = consumer
+        if pattern is None:
+            consumer.subscribe(topics=list(topics), listener=self)
+        else:
+            consumer.subscribe(pattern=pattern, listener=self)
+
+    def reading(self, partitions: Iterable[TopicPartition]) -> None:
+        """These are being read from now on: they may not go unannounced."""
+        with self._lock:
+            self._reading = frozenset(partitions)
+
+    @property
+    def leaving(self) -> bool:
+        """Whether partitions wait to go."""
+        return self._released is not None
+
+    def release(self) -> None:
+        """Nothing is being read: what waits to go may go."""
+        with self._lock:
+            self._reading = frozenset()
+            released, self._released = self._released, None
+        if released is not None:
+            assert self._consumer is not None
+            self._consumer._net.call_soon_threadsafe(lambda: released.success(None))
+
+    def settle(self) -> frozenset[TopicPartition]:
+        """What is assigned now; nothing moves after that until it is read."""
+        with self._lock:
+            self.moving = self.lost = False
+            return self.assigned
+
+    def gone(self) -> None:
+        """A commit was refused: this engine is no longer who the group thinks reads this."""
+        self.moving = self.lost = True
+
+    # ------------------------------------------------------------------- what the client calls
+
+    async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
+        """Wait for the loop where it is in the middle of something."""
+        with self._lock:
+            if not revoked & self.assigned:
+                return
+            self.assigned -= revoked
+            self.moving = True
+            if not revoked & self._reading:
+                return
+            released = self._released = Future()
+        assert self._consumer is not None
+        try:
+            await self._consumer._manager.wait_for(released, self._seconds * 1000)
+        except KafkaTimeoutError:
+            self.lost, self._released = True, None
+            log.warning(
+                "partitions went before they were committed",
+                extra={"partitions": names(revoked), "waited": self._seconds},
+            )
+
+    async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
+        """Held until the loop says where they start: kafka-python would start them by itself."""
+        assert self._consumer is not None
+        with self._lock:
+            new = assigned - self.assigned
+            self.assigned |= assigned
+            self.moving = True
+        for tp in new:
+            self._consumer.pause(tp)
+            self._consumer.seek(tp, 0)
+
+    async def on_partitions_lost(self, lost: set[TopicPartition]) -> None:
+        """Thrown out: others read them already."""
+        with self._lock:
+            self.assigned -= lost
+            self.moving = True
+            self.lost = self.lost or bool(lost & self._reading)
+        log.warning("thrown out of the group", extra={"partitions": names(lost)})
+
+
+@dataclass(frozen=True, slots=True)
+class Owners:
+    """Who has read a partition, kept in the metadata of its committed offset.
+
+    Attributes:
+        owners: (member, offset at which it began), the newest first.
+    """
+
+    owners: tuple[tuple[str, int], ...] = ()
+
+    @classmethod
+    def parse(cls, metadata: str | None) -> Self:
+        """From a commit's metadata; nobody, where somebody else wrote it."""
+        try:
+            return cls(tuple((str(m), int(at)) for m, at in json.loads(metadata or "[]")))
+        except (ValueError, TypeError):
+            return cls()
+
+    def text(self) -> str:
+        """As metadata."""
+        return json.dumps(self.owners, separators=(",", ":")) if self.owners else ""
+
+    @property
+    def newest(self) -> str | None:
+        """Whose it is."""
+        return self.owners[0][0] if self.owners else None
+
+    def taken(self, member: str, at: int) -> Owners:
+        """With `member` going on at offset `at`."""
+        if self.newest == member:
+            return self
+        return Owners(((member, at), *self.owners)[:MAX_OWNERS])
+
+    def end(self, member: str, committed: int) -> int | None:
+        """Where `member` ended: the committed offset where it is the owner, else where the next one
+        began; None where it is not remembered."""
+        for i, (owner, _) in enumerate(self.owners):
+            if owner == member:
+                return committed if i == 0 else self.owners[i - 1][1]
+        return None
+
+
+def names(partitions: Iterable[TopicPartition]) -> list[str]:
+    """As headrace calls them."""
+    return sorted(name(tp) for tp in partitions)
+
+
+def name(tp: TopicPartition) -> str:
+    """``topic/3``."""
+    return f"{tp.topic}/{tp.partition}"
+
+
+def partition(text: str) -> TopicPartition:
+    """From ``topic/3``."""
+    topic, _, number = text.rpartition("/")
+    return TopicPartition(topic, int(number))
+
+
+def consumer_settings(
+    group: str, member: str | None, assignor: str, session: float, seconds: float
+) -> dict[str, Any]:
+    """What a member's consumer is made with."""
+    return {
+        "group_id": group,
+        "group_instance_id": member,
+        "partition_assignment_strategy": (ASSIGNORS[assignor],),
+        "session_timeout_ms": int(session * 1000),
+        "heartbeat_interval_ms": int(min(3.0, session / 3) * 1000),
+        # Also how long the group waits for a member in a rebalance; this one polls all the time.
+        "max_poll_interval_ms": int(max(60.0, 2 * seconds) * 1000),
+    }
+
+
+__all__ = ["ASSIGNORS", "Membership", "Owners", "consumer_settings", "name", "names", "partition"]
