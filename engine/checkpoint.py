@@ -71,6 +71,7 @@ class Checkpoints:
         self.folder = Path(settings.path)
         self.seconds = 0.0
         self.nbytes = 0
+        self._confirmed: int | None = None
 
     def save(self, state: Mapping[str, Snapshot], identity: Mapping[str, str]) -> Path:
         """Write the next checkpoint; it is safe on the disk when this returns.
@@ -85,7 +86,8 @@ class Checkpoints:
             path = self.folder / f"checkpoint-{max(numbers, default=0) + 1:08d}.hrc"
             write_atomically(path, parts)
             for number in sorted(numbers)[: max(0, len(numbers) + 1 - self.settings.keep)]:
-                self._path(number).unlink()
+                if number != self._confirmed:
+                    self._path(number).unlink()
         except OSError as error:
             raise CheckpointFailed(
                 f"The checkpoint cannot be written to {self.folder}: {error.strerror or error}; "
@@ -130,6 +132,7 @@ class Checkpoints:
                     "checkpoint is not whole; the one before it is used",
                     extra={"skipped": ", ".join(skipped), "used": path.name},
                 )
+            self._confirmed = number
             return state
         if passed:
             raise HeadraceError(
@@ -143,6 +146,10 @@ class Checkpoints:
                 "without them, run with --fresh."
             )
         return None
+
+    def confirm(self) -> None:
+        """The newest one was committed: it stays until another one is, however many come."""
+        self._confirmed = max(self._numbers(), default=None)
 
     def forget(self) -> None:
         """Delete all checkpoints, and nothing else that lies in the folder."""

@@ -447,6 +447,8 @@ class Loop:
             return False
         self._unsaved = False
         committed = self._commit(self.mark)
+        if committed and self._checkpoints is not None:
+            self._checkpoints.confirm()
         self._aborted = self._transactional and not committed
         return committed
 

@@ -17,6 +17,7 @@ log = logging.getLogger("headrace.kafka")
 OVERHEAD = 1_000
 """Bytes that a record on its way costs besides itself: its future, its headers."""
 CLOSE_SECONDS = 1.0
+FENCED = (errors.ProducerFencedError, errors.InvalidProducerEpochError)
 Headers = list[tuple[str, bytes]]
 
 
@@ -67,7 +68,7 @@ class Delivery:
         self._producer: KafkaProducer | None = None
         self._sent: list[Any] = []
         self._nbytes = 0
-        self._open = False
+        self._open = self._fenced = self._again = False
         self._offsets: Mapping[TopicPartition, OffsetAndMetadata] = {}
 
     def connect(self) -> KafkaProducer:
@@ -133,6 +134,9 @@ class Delivery:
             if failed:
                 self.failed += len(failed)
                 why = failed[0].exception or errors.KafkaTimeoutError("no answer")
+                if self.transaction is not None and isinstance(why, FENCED):
+                    self._fenced = True  # `commit` says so
+                    return
                 raise HeadraceError(
                     f"{self._where} at {self.settings.bootstrap}: {len(failed)} of {len(sent)} "
                     f"records were not delivered: {why}; start again: they come again from the "
@@ -140,17 +144,19 @@ class Delivery:
                 )
 
     def commit(self, offsets: Mapping[TopicPartition, OffsetAndMetadata], group: Any) -> bool:
-        """End the transaction with these offsets in it; whether it was committed. Where the group
-        has given the partitions to somebody else it is aborted.
+        """End the transaction with these offsets in it; whether it was committed. It is aborted
+        where the group has given the partitions to somebody else, or the broker has given up on it.
 
-        Raises: HeadraceError where another engine has this one's transaction id, or the outcome
-            cannot be known.
+        Raises: HeadraceError where that happens twice in a row: another engine has this one's
+            transaction id; or where the outcome cannot be known.
         """
         if not self._open and offsets == self._offsets:
             return True
         producer = self.connect()
         with self._speaking():
             try:
+                if self._fenced:
+                    raise errors.ProducerFencedError
                 self._begin(producer)
                 if offsets:
                     self._wait(lambda: producer.send_offsets_to_transaction(dict(offsets), group))
@@ -159,15 +165,26 @@ class Delivery:
                 log.warning("transaction aborted", extra={"why": str(error)})
                 self.abort()
                 return False
-            except errors.ProducerFencedError as error:
-                raise HeadraceError(
-                    f"{self._where}: another engine has taken over transaction "
-                    f"'{self.transaction}'; let one engine run, or give each a [source] member of "
-                    "its own."
-                ) from error
-        self._open, self._offsets = False, offsets
+            except FENCED as error:
+                self._start_over(producer, error)
+                return False
+        self._open, self._offsets, self._again = False, offsets, False
         self.committed += 1
         return True
+
+    def _start_over(self, producer: KafkaProducer, error: BaseException) -> None:
+        """A transaction that outlived its time-out (the broker was away) and another engine of the
+        same id look alike; only the second happens at once again."""
+        if self._again:
+            raise HeadraceError(
+                f"{self._where}: another engine has taken over transaction '{self.transaction}'; "
+                "let one engine run, or give each a [source] member of its own."
+            ) from error
+        log.warning("transaction aborted by the broker", extra={"why": type(error).__name__})
+        self._again, self._open, self._fenced = True, False, False
+        self.aborted += 1
+        self._producer = None
+        producer.close(timeout=CLOSE_SECONDS)
 
     def abort(self) -> None:
         """Take back what was sent since the last commit."""
@@ -176,7 +193,10 @@ class Delivery:
             self._open = False
             self.aborted += 1
             with self._speaking():
-                self._wait(producer.abort_transaction)
+                try:
+                    self._wait(producer.abort_transaction)
+                except FENCED as error:
+                    self._start_over(producer, error)
 
     def close(self) -> None:
         """Let go. Without a transaction, records that were not flushed may arrive all the same."""

@@ -54,6 +54,11 @@ class Membership(AsyncConsumerRebalanceListener):  # type: ignore[misc]
         self._released: Future | None = None
         self._lock = threading.Lock()
 
+    @property
+    def joined(self) -> bool:
+        """Whether the group was asked for partitions."""
+        return self._consumer is not None
+
     def join(self, consumer: KafkaConsumer, topics: Iterable[str], pattern: str | None) -> None:
         """Ask the group for partitions; the polls that follow get them."""
         self._consumer = consumer

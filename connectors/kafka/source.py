@@ -281,7 +281,7 @@ class KafkaSource:
             self.fence()  # what an earlier self has left open is decided now
         with self._speaking():
             for text, position in positions.items():
-                committed = self._connected().committed(partition(text), metadata=True)
+                committed = self._ask_committed(partition(text))
                 if committed is None:
                     found.append(False)
                 elif member is None:
@@ -404,12 +404,11 @@ class KafkaSource:
         self._counted, self._looked = len(partitions), time.monotonic()
 
     def _seek_assigned(self, membership: Membership, mark: Mark) -> None:
-        if self._consumer is None:
-            consumer = self._connected()
+        consumer = self._connected()
+        if not membership.joined:
             self._partitions(consumer)  # or a topic that is not there would be waited for
             membership.join(consumer, self.settings.topics, self._pattern)
             return
-        consumer = self._consumer
         self._nexts, self._ends = {}, {}
         there = [tp for tp in membership.assigned if name(tp) in mark.positions]
         _, end = self._ranges(consumer, there)
@@ -475,13 +474,19 @@ class KafkaSource:
         at = mark.positions.get(name(tp))
         if at is not None and name(tp) in self._nexts:
             return at  # it was read here until now
-        committed = consumer.committed(tp, metadata=True)
+        committed = self._ask_committed(tp)
         owners = Owners.parse(committed.metadata) if committed is not None else Owners()
         if at is None or member is None or owners.newest != member:
             at = self._first(consumer, tp, first, end, committed)
         if member is not None:
             self._owners[name(tp)] = owners.taken(member, at)
         return at
+
+    def _ask_committed(self, tp: TopicPartition) -> OffsetAndMetadata | None:
+        seconds = self.settings.timeout
+        found = self._connected().committed(tp, metadata=True, timeout_ms=int(seconds * 1000))
+        assert found is None or isinstance(found, OffsetAndMetadata)
+        return found
 
     def _first(
         self,
@@ -494,7 +499,7 @@ class KafkaSource:
         """Where a partition starts that no checkpoint names."""
         start = self.settings.start
         if self.settings.group is not None and committed is None:
-            committed = consumer.committed(tp, metadata=True)
+            committed = self._ask_committed(tp)
         if committed is not None:
             return int(committed.offset)
         if isinstance(start, int):

@@ -1,0 +1,1 @@
+"""The failure kit; see README.md beside this file."""

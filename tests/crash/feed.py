@@ -1,0 +1,38 @@
+"""Sends records to a topic's partitions in turn until its standard input ends, then says how many:
+``python -m tests.crash.feed BOOTSTRAP TOPIC PARTITIONS RATE MODULE:FUNCTION``.
+
+A process of its own, because kafka-python leaves the sockets that a broker refused to the
+collector.
+"""
+
+from __future__ import annotations
+
+import importlib
+import select
+import sys
+
+from kafka import KafkaProducer
+
+
+def main() -> None:
+    """A broker that is away holds it up for five minutes at most."""
+    bootstrap, topic, partitions, rate, function = sys.argv[1:]
+    module, _, name = function.partition(":")
+    record = getattr(importlib.import_module(module), name)
+    producer = KafkaProducer(
+        bootstrap_servers=bootstrap, acks="all", enable_idempotence=True,
+        delivery_timeout_ms=300_000, max_block_ms=300_000, reconnect_backoff_max_ms=500,
+    )  # fmt: skip
+    step = max(1, int(rate) // 20)
+    sent = 0
+    while not select.select([sys.stdin], [], [], step / int(rate))[0]:
+        for _ in range(step):
+            producer.send(topic, record(sent), partition=sent % int(partitions))
+            sent += 1
+    producer.flush()
+    producer.close()
+    print(sent)  # noqa: T201 - the answer
+
+
+if __name__ == "__main__":
+    main()

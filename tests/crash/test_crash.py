@@ -1,0 +1,280 @@
+"""Engines killed, groups rebalanced, brokers restarted on a real Apache Kafka; then every record is
+accounted for. Bounded here; ``make crash`` runs it at full size."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine.loop import Totals
+from engine.run import Run
+from tests.broker import Broker
+from tests.crash.kit import (
+    Engine,
+    Feed,
+    Trouble,
+    account,
+    caught_up,
+    in_transaction,
+)
+
+FULL = os.environ.get("HEADRACE_CRASH") == "full"
+REBALANCES = 50 if FULL else 8
+KILLS = 25 if FULL else 3  # of each of two engines
+RESTARTS = 5 if FULL else 2
+SECONDS = 120.0
+ROW = "tests.crash.test_crash:row"
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3_600 if FULL else 600)]
+
+COMMON = """
+name = "{name}"
+folder = "{folder}"
+[source]
+kind = "kafka"
+bootstrap = "{bootstrap}"
+topics = "{topic}"
+group = "{group}"
+session = 6
+patience = 5
+{source}
+[source.schema]
+n = "int64"
+a = "float64"
+y = "float64"
+[loader]
+batch_rows = 200
+max_delay = 0.1
+[checkpoint]
+every_seconds = 0.5
+"""
+CLEAN = """
+[sink]
+kind = "kafka"
+bootstrap = "{bootstrap}"
+topic = "{sink}"
+columns = ["n"]
+transaction_timeout = 10
+exactly_once = {exactly_once}
+"""
+TRAIN = """
+[scrub.standardize]
+columns = ["a"]
+[model]
+target = "y"
+numeric = ["a"]
+layers = [8]
+[train]
+threads = 1
+"""
+INFER = """
+[infer]
+model = "{model}"
+threads = 1
+[sink]
+kind = "kafka"
+bootstrap = "{bootstrap}"
+topic = "{sink}"
+columns = ["n"]
+transaction_timeout = 10
+exactly_once = true
+"""
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    with Broker(tmp_path_factory.mktemp("broker")) as made:
+        yield made
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path, broker: Broker) -> Callable[..., Path]:
+    """Writes a pipeline file."""
+
+    def write(
+        name: str, topic: str, more: str, *, source: str = "join = true", **keys: Any
+    ) -> Path:
+        file = tmp_path / f"{name}.toml"
+        text = (COMMON + more).format(
+            name=name, folder=tmp_path / name, bootstrap=broker.bootstrap, topic=topic,
+            group=f"{name}-{topic}", source=source, **keys,
+        )  # fmt: skip
+        file.write_text(text)
+        return file
+
+    return write
+
+
+def row(n: int) -> bytes:
+    return json.dumps({"n": n, "a": (n % 97) / 10, "y": (n % 97) / 5}).encode()
+
+
+def ended(engines: list[Engine]) -> None:
+    for engine in engines:
+        assert engine.stop() == 0, engine.records()[-5:]
+
+
+@pytest.mark.parametrize("exactly_once", ["false", "true"])
+def test_every_record_through_rebalances(
+    exactly_once: str, broker: Broker, pipeline: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Members of a group join, leave and are killed while records come in."""
+    topic, sink = broker.topic(4), broker.topic(2)
+    file = pipeline("clean", topic, CLEAN, sink=sink, exactly_once=exactly_once)
+    engines = [
+        Engine(file, [f"folder={tmp_path}/engine{i}"], tmp_path / f"engine{i}.log")
+        for i in range(3)
+    ]
+    trouble = Trouble(engines, seed=1, pause=(1.0, 4.0))
+    try:
+        with Feed(broker.bootstrap, topic, 4, ROW, rate=2_000) as feed:
+            engines[0].start()
+            trouble.rebalance(REBALANCES)
+        for engine in engines:
+            engine.start()
+        caught_up(broker.bootstrap, f"clean-{topic}", [topic], SECONDS)
+        ended(engines)
+    finally:
+        for engine in engines:
+            engine.kill()
+    found = account(broker.bootstrap, [topic], sink)
+    print(f"exactly_once={exactly_once}: {len(trouble.done)} changes, {found}")  # noqa: T201
+    assert found.read == feed.sent > 0
+    assert found.at_least_once, (str(found), trouble.done)
+    if exactly_once == "true":
+        assert found.exactly_once, (str(found), trouble.done)
+
+
+def test_training_and_inference_through_kills_and_restarts(
+    broker: Broker, pipeline: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A training engine and an exactly-once inference engine on one topic of four partitions,
+    SIGKILLed in turn; the broker killed and started, twice in the middle of a transaction."""
+    topic, sink = broker.topic(4), broker.topic(2)
+    train = pipeline("train", topic, TRAIN, source='join = true\nmember = "trainer"')
+    model = exported(tmp_path)
+    infer = pipeline("infer", topic, INFER, source='join = true\nmember = "server"',
+                     model=model, sink=sink)  # fmt: skip
+    engines = [Engine(file, [], tmp_path / f"{file.stem}.log") for file in (train, infer)]
+    trouble = Trouble(engines, seed=2, pause=(2.0, 5.0))
+    cut = 0
+    try:
+        with Feed(broker.bootstrap, topic, 4, ROW, rate=1_000) as feed:
+            for engine in engines:
+                engine.start()
+            for restart in range(RESTARTS):
+                trouble.kill(2 * KILLS // RESTARTS)
+                cut += restarted(broker, sink, in_the_middle=restart < 2)
+        for group in ("train", "infer"):
+            caught_up(broker.bootstrap, f"{group}-{topic}", [topic], SECONDS)
+        ended(engines)
+    finally:
+        for engine in engines:
+            engine.kill()
+    found = account(broker.bootstrap, [topic], sink)
+    print(f"{trouble.done}, {cut} restarts in mid-transaction: {found}")  # noqa: T201
+    assert cut >= 2
+    assert found.read == feed.sent > 0
+    assert found.exactly_once, str(found)
+    assert learned(train) == feed.sent
+
+
+def exported(folder: Path) -> Path:
+    """A small model that reads column `a`."""
+    data = folder / "rows.ndjson"
+    data.write_bytes(b"\n".join(row(n) for n in range(2_000)) + b"\n")
+    file = folder / "offline.toml"
+    text = f'name = "offline"\nfolder = "{folder}/offline"\n[source]\nkind = "files"\n'
+    file.write_text(text + f'path = "{data}"\n' + TRAIN)
+    run = Run(file)
+    run.run()
+    return run.export(folder / "model.onnx")
+
+
+def restarted(broker: Broker, topic: str, *, in_the_middle: bool) -> int:
+    """Kill the broker and start it on the same data; 1 if that was in the middle of a
+    transaction."""
+    deadline = time.monotonic() + SECONDS
+    while in_the_middle and not in_transaction(broker.bootstrap, topic):
+        assert time.monotonic() < deadline, "no transaction is open"
+    broker.kill()
+    broker.start()
+    return int(in_the_middle)
+
+
+def learned(file: Path) -> int:
+    """Rows in the weights, by the newest checkpoint, whose positions must say the same."""
+    run = Run(file)
+    state = run.checkpoints.load(run.identity)
+    assert state is not None
+    totals = Totals.restore(state["totals"])
+    assert totals.balanced
+    assert totals.learned == totals.read == sum(state["positions"].values())
+    return totals.learned
+
+
+def test_weights_are_those_of_an_untroubled_run(
+    broker: Broker, pipeline: Callable[..., Path], tmp_path: Path
+) -> None:
+    """One partition, read alone to its end: SIGKILLed many times, and once not at all."""
+    topic = broker.topic(1)
+    broker.produce(topic, [row(n) for n in range(40_000)], each=1_000)
+    source = 'stop = "end"\nlost = "fail"'
+    sets = ["loader.max_delay=60.0", "checkpoint.every_seconds=0.1"]
+    weights = []
+    for name, kills in (("untroubled", 0), ("killed", KILLS)):
+        file = pipeline(name, topic, TRAIN, source=source)
+        to_the_end(file, sets, tmp_path / f"{name}.log", kills)
+        run = Run(file, sets)
+        state = run.checkpoints.load(run.identity)
+        assert state is not None
+        assert learned(file) == 40_000
+        weights.append(state["work"]["learner"])
+    same(*weights)
+
+
+def to_the_end(file: Path, sets: list[str], log: Path, kills: int) -> None:
+    chance = random.Random(3)
+    command = [sys.executable, "-m", "engine.cli", "run", str(file), "--log-format", "json"]
+    command += [word for text in sets for word in ("--set", text)]
+    left = kills
+    while True:
+        with log.open("ab") as out:
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=out)
+        try:
+            # From the start of the process to somewhere in the middle of its work.
+            code = process.wait(chance.uniform(3.0, 5.0) if left else SECONDS)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            left -= 1
+            continue
+        assert code == 0, log.read_text()[-2_000:]
+        return
+
+
+def same(a: Any, b: Any) -> None:
+    """To the bit."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            same(a[key], b[key])
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            same(x, y)
+    elif isinstance(a, np.ndarray):
+        assert a.dtype == b.dtype
+        assert a.tobytes() == b.tobytes()
+    else:
+        assert a == b or (a != a and b != b)
