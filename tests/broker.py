@@ -49,6 +49,7 @@ transaction.state.log.num.partitions=4
 share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
 group.initial.rebalance.delay.ms=0
+log.retention.ms=-1
 """
 
 
@@ -191,14 +192,19 @@ def shared_broker() -> Broker:
     test elsewhere."""
     if there := os.environ.get("KAFKA_BOOTSTRAP_SERVERS"):
         return There(there)
-    testing = "PYTEST_CURRENT_TEST" in os.environ and os.environ.get("CI") != "true"
-    if testing and (tools := missing_tools()):
-        pytest.skip(f"no {' and no '.join(tools)} to run a broker with")
+    skip_without_tools()
     folder = tempfile.mkdtemp(prefix="headrace-kafka-")
     broker = Broker(Path(folder)).start()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     atexit.register(broker.kill)  # first, then the folder goes
     return broker
+
+
+def skip_without_tools() -> None:
+    """Skip the test that asks, unless this is CI."""
+    testing = "PYTEST_CURRENT_TEST" in os.environ and os.environ.get("CI") != "true"
+    if testing and (tools := missing_tools()):
+        pytest.skip(f"no {' and no '.join(tools)} to run a broker with")
 
 
 def _jars() -> Path:

@@ -9,6 +9,9 @@ from pathlib import Path
 import trustme
 from cryptography.hazmat.primitives import serialization as pem
 
+from kafka import KafkaAdminClient
+from kafka.admin import ACL, ACLOperation, ACLPermissionType, ResourcePattern, ResourceType
+
 from tests.broker import Broker, free_ports
 
 HOST = "127.0.0.1"
@@ -18,6 +21,7 @@ LISTENERS = {
     "SASL_PLAINTEXT": "SASL_PLAINTEXT",
     "FOREIGN": "SSL",
     "MOVED": "SSL",
+    "GONE": "PLAINTEXT",
 }
 """Listener -> how it speaks."""
 PASSWORDS = {"engine": "correct-Horse/battery+staple=9", "reader": "only-reads"}
@@ -51,7 +55,8 @@ class SecureBroker(Broker):
         at: listener -> where clients find it. SSL wants a client's certificate; SASL_SSL takes
             PLAIN and SCRAM; SASL_PLAINTEXT takes SCRAM-SHA-512 only; FOREIGN shows a certificate
             for another host; MOVED is reached as localhost, which its certificate is for, and
-            sends clients on to 127.0.0.1, which it is not for.
+            sends clients on to 127.0.0.1, which it is not for. GONE sends them to a port where
+            nobody is.
         ca: file with the certificate that the broker's are signed by.
         clients: name -> (certificate, key) files: ``engine``; ``expired``; ``foreign``, signed by
             somebody else.
@@ -72,6 +77,22 @@ class SecureBroker(Broker):
         super().__init__(folder)
         self.at["MOVED"] = self.at["MOVED"].replace(HOST, "localhost")
 
+    def allow(self, operation: ACLOperation, kind: ResourceType, name: str) -> None:
+        """Let reader do so."""
+        admin = KafkaAdminClient(bootstrap_servers=self.bootstrap)
+        admin.create_acls(
+            [
+                ACL(
+                    principal="User:reader",
+                    host="*",
+                    operation=operation,
+                    permission_type=ACLPermissionType.ALLOW,
+                    resource_pattern=ResourcePattern(kind, name),
+                )
+            ]
+        )
+        admin.close()
+
     def _certificates(self, folder: Path) -> None:
         ca, other = trustme.CA(), trustme.CA()
         ca.cert_pem.write_to_path(self.ca)
@@ -88,14 +109,18 @@ class SecureBroker(Broker):
             )
             cert.write_bytes(_chain(made))
             key.write_bytes(_key(made))
+            key.chmod(0o600)
 
     def _properties(self, text: str) -> str:
         more = "".join(f",{name}://{at}" for name, at in self.at.items())
+        sent_on = more.replace(self.at["GONE"], f"{HOST}:1")
         kinds = "".join(f",{name}:{kind}" for name, kind in LISTENERS.items())
         lines = []
         for line in text.splitlines():
-            if line.startswith(("listeners=", "advertised.listeners=")):
+            if line.startswith("listeners="):
                 line += more
+            if line.startswith("advertised.listeners="):
+                line += sent_on
             if line.startswith("listener.security.protocol.map="):
                 line += kinds
             lines.append(line)
@@ -123,9 +148,7 @@ def _jaas() -> Iterator[str]:
 def _key(made: trustme.LeafCert) -> bytes:
     """The private key as PKCS #8, the one form that Kafka reads."""
     key = pem.load_pem_private_key(made.private_key_pem.bytes(), None)
-    return key.private_bytes(
-        pem.Encoding.PEM, pem.PrivateFormat.PKCS8, pem.NoEncryption()
-    )
+    return key.private_bytes(pem.Encoding.PEM, pem.PrivateFormat.PKCS8, pem.NoEncryption())
 
 
 def _chain(made: trustme.LeafCert) -> bytes:
