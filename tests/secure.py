@@ -8,7 +8,6 @@ from pathlib import Path
 
 import trustme
 from cryptography.hazmat.primitives import serialization as pem
-
 from kafka import KafkaAdminClient
 from kafka.admin import ACL, ACLOperation, ACLPermissionType, ResourcePattern, ResourceType
 

@@ -281,7 +281,7 @@ def speaking(settings: KafkaSettings, what: str) -> Iterator[None]:
     except errors.AuthorizationError as error:
         raise UserError(
             f"{place}: the broker does not allow this to {_who(settings)} ({_words(error)}): "
-            "expected an ACL that allows READ on the topics and the group, or WRITE on the sink's topic."
+            "expected ACLs that allow READ on a source's topics and group, WRITE on a sink's topic."
         ) from error
     except USERS_MISTAKES as error:
         raise UserError(f"{place}: {_words(error)}.") from error
