@@ -210,7 +210,7 @@ class KafkaSettings(types.Settings):
     def _warn(self) -> None:
         if self.security == "SASL_PLAINTEXT":
             log.warning(
-                "the password goes over the network in the clear: use security SASL_SSL",
+                "password and records go over the network in the clear: use security SASL_SSL",
                 extra={"bootstrap": self.bootstrap, "security": self.security},
             )
         for key in ("password_file", "key_file"):
@@ -231,7 +231,9 @@ def _readable(key: str, path: str) -> None:
 
 
 def _unreadable(key: str, path: str, error: Exception) -> ValueError:
-    kind = "text" if key == "password_file" else "certificates in PEM"
+    kind = {"password_file": "text", "key_file": "a private key in PEM"}.get(
+        key, "certificates in PEM"
+    )
     why = getattr(error, "strerror", None) if not isinstance(error, ssl.SSLError) else error.reason
     return ValueError(f"{key} {path} cannot be read ({why or f'no {kind}'}): expected {kind}")
 
@@ -247,6 +249,8 @@ class _Wire(logging.Filter):
     """At debug level kafka-python shows what it sends and gets, passwords and records too."""
 
     def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno > logging.DEBUG:
+            return True
         args = record.args if isinstance(record.args, tuple) else ()
         return not any(
             isinstance(arg, bytes | bytearray | memoryview)
