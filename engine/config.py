@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
-from pydantic import ByteSize, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import ByteSize, Field, SecretStr, TypeAdapter, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -22,6 +22,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from engine.logs import hide
 from engine.types import Settings, UserError, nearest
 
 S = TypeVar("S", bound=Settings)
@@ -202,14 +203,18 @@ class Pipeline(BaseSettings):
 
 
 def validate(kind: type[S], table: Mapping[str, Any], section: str, where: str) -> S:
-    """`kind(**table)`, with pydantic's complaint as one sentence.
+    """`kind(**table)`, with pydantic's complaint as one sentence. Its secrets are hidden from the
+    log from here on.
 
     Raises: UserError
     """
     try:
-        return kind(**table)
+        made = kind(**table)
     except ValidationError as error:
         raise UserError(_sentence(error, kind.model_fields, section, where)) from None
+    for secret in made.secrets():
+        hide(secret)
+    return made
 
 
 def component(name: str, known: Mapping[str, str], section: str) -> type[Any]:
@@ -290,6 +295,9 @@ def _sentence(error: ValidationError, known: Mapping[str, Any], section: str, wh
     comes before one that is not there: it is likely the same one, misspelt."""
     first = min(error.errors(), key=lambda complaint: complaint["type"] != "extra_forbidden")
     path = [str(part) for part in first["loc"]]
+    if not path:  # the settings do not fit together, and say so themselves; the input holds secrets
+        complaint = first["msg"].removeprefix("Value error, ")
+        return f"[{section}] in {where}: {complaint}." if section else f"{where}: {complaint}."
     place = ".".join([section, *path[:-1]] if section else path[:-1])
     table = f"[{place}] in {where}" if place else where
     key = path[-1] if path else section
@@ -304,7 +312,16 @@ def _sentence(error: ValidationError, known: Mapping[str, Any], section: str, wh
         expected = expected.replace(theirs, ours, 1)
     if not expected.startswith("expected"):
         expected = f"expected another value ({expected})"
-    return f"{table}: {expected} for '{key}', got {json.dumps(first['input'], default=str)}."
+    names = known if len(path) == 1 else _fields(known, path[:-1])
+    return f"{table}: {expected} for '{key}', got {_shown(first['input'], names.get(key))}."
+
+
+def _shown(value: object, field: Any) -> str:
+    """As JSON, unless it was meant for a secret."""
+    kind = getattr(field, "annotation", None)
+    if SecretStr in (kind, *getattr(kind, "__args__", ())):
+        return "a value that is not shown"
+    return json.dumps(value, default=str)
 
 
 def _fields(known: Mapping[str, Any], path: list[str]) -> Mapping[str, Any]:

@@ -7,6 +7,7 @@ timestamps and not ages, histograms and never summaries. A label set is small an
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import itertools
 import logging
@@ -185,10 +186,14 @@ _UNKNOWN_AT_FIRST = ("loss", "checkpoint_bytes", "checkpoint_timestamp_seconds")
 
 
 def safe_label(value: object, limit: int = MAX_LABEL) -> str:
-    """Text that is fit for a label: one line of printable characters, at most `limit` of them."""
+    """Text that is fit for a label: one line of printable characters, at most `limit` of them. What
+    is longer keeps its ends (a partition's number is the last) and a digest, so that two long names
+    stay two series."""
     text = str(value)
     if len(text) > limit:
-        text = text[: limit - 3] + "..."
+        digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
+        kept = (limit - len(digest) - 2) // 2
+        text = f"{text[:kept]}~{digest}~{text[-kept:]}"
     return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
 

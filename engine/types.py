@@ -17,7 +17,7 @@ may import it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -25,7 +25,7 @@ import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SecretStr
 
 PARTITION = "_partition"
 """Column that says which partition a row came from (a file's path, ``topic/3``)."""
@@ -61,6 +61,12 @@ class Settings(BaseModel):
     """Base of every component's own small settings: frozen, keyword-only, unknown keys refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    def secrets(self) -> Iterator[str]:
+        """What must never be shown; every `SecretStr` to begin with."""
+        for _, value in self:
+            if isinstance(value, SecretStr):
+                yield value.get_secret_value()
 
 
 # --------------------------------------------------------------------------------------------- data

@@ -49,6 +49,7 @@ transaction.state.log.num.partitions=4
 share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
 group.initial.rebalance.delay.ms=0
+log.retention.ms=-1
 """
 
 
@@ -62,17 +63,15 @@ class Broker:
     def __init__(self, folder: Path) -> None:
         """Formats the folder; `start` runs the broker."""
         self.folder = folder
-        port, controller = _free_ports(2)
+        port, controller = free_ports(2)
         self.bootstrap = f"127.0.0.1:{port}"
         self._config = folder / "server.properties"
         self._process: subprocess.Popen[bytes] | None = None
         self._jars = _jars()
         text = PROPERTIES.format(port=port, controller=controller, data=folder / "data")
-        self._config.write_text(text)
-        identity = str(uuid.uuid4())
-        self._java(
-            "kafka.tools.StorageTool", "format", "--standalone", "-t", identity, "-c"
-        ).check_returncode()
+        self._config.write_text(self._properties(text))
+        words = ["format", "--standalone", "-t", str(uuid.uuid4()), *self._formatted_with(), "-c"]
+        self._java("kafka.tools.StorageTool", *words).check_returncode()
 
     def start(self) -> Broker:
         """Run it, and return when it answers."""
@@ -151,6 +150,14 @@ class Broker:
     ) -> None:
         self.kill()
 
+    def _properties(self, text: str) -> str:
+        """The server's; a further kind of broker adds its own."""
+        return text
+
+    def _formatted_with(self) -> list[str]:
+        """Further words for the storage tool."""
+        return []
+
     def _listens(self) -> bool:
         host, _, port = self.bootstrap.partition(":")
         with contextlib.suppress(OSError), socket.create_connection((host, int(port)), 1):
@@ -185,14 +192,19 @@ def shared_broker() -> Broker:
     test elsewhere."""
     if there := os.environ.get("KAFKA_BOOTSTRAP_SERVERS"):
         return There(there)
-    testing = "PYTEST_CURRENT_TEST" in os.environ and os.environ.get("CI") != "true"
-    if testing and (tools := missing_tools()):
-        pytest.skip(f"no {' and no '.join(tools)} to run a broker with")
+    skip_without_tools()
     folder = tempfile.mkdtemp(prefix="headrace-kafka-")
     broker = Broker(Path(folder)).start()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     atexit.register(broker.kill)  # first, then the folder goes
     return broker
+
+
+def skip_without_tools() -> None:
+    """Skip the test that asks, unless this is CI."""
+    testing = "PYTEST_CURRENT_TEST" in os.environ and os.environ.get("CI") != "true"
+    if testing and (tools := missing_tools()):
+        pytest.skip(f"no {' and no '.join(tools)} to run a broker with")
 
 
 def _jars() -> Path:
@@ -219,7 +231,8 @@ def missing_tools() -> list[str]:
     return [tool for tool in ("java", "mvn") if shutil.which(tool) is None]
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """That nothing listens on now."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [s.getsockname()[1] for s in sockets]
     for s in sockets:

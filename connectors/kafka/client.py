@@ -5,40 +5,55 @@ from __future__ import annotations
 
 import logging
 import os
+import ssl
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Self
 
 from kafka import errors
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator, model_validator
 
+from connectors.kafka import probe
 from engine import types
 from engine.types import HeadraceError, UserError
 
+log = logging.getLogger("headrace.kafka")
+
 USERS_MISTAKES = (
-    errors.SaslAuthenticationFailedError,
-    errors.AuthorizationError,
     errors.InvalidTopicError,
     errors.KafkaConfigurationError,
     errors.UnsupportedVersionError,
     errors.UnsupportedCodecError,
 )
+TLS_KEYS = ("ca_file", "cert_file", "key_file")
+SASL_KEYS = ("sasl", "user", "password", "password_file")
 
 
 class KafkaSettings(types.Settings):
     """What ``[source]`` and ``[sink]`` of ``kind = "kafka"`` have in common.
 
+    What does not fit together, and a file that cannot be read, is refused before anything starts.
+
     Attributes:
         bootstrap: "host:port" of one broker or more, with commas in between; by default the
             environment's KAFKA_BOOTSTRAP_SERVERS, else localhost:9092.
-        security: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL.
-        ca_file: certificates to trust (SSL), PEM; the system's unless given.
-        cert_file, key_file: this client's own (mutual TLS), PEM.
-        sasl: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512.
+        security: PLAINTEXT (for networks of one's own), SSL, SASL_SSL, or SASL_PLAINTEXT, which
+            sends the password (PLAIN) or what it can be guessed from (SCRAM) in the clear and is
+            warned of.
+        ca_file: certificates to trust (SSL, SASL_SSL), PEM; the system's unless given. The
+            broker's host name is always checked.
+        cert_file, key_file: this client's own certificate and its key (mutual TLS), PEM, without
+            pass phrase; `key_file` may be left out where `cert_file` holds both.
+        sasl: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512; needed by SASL_SSL and SASL_PLAINTEXT.
         user: of SASL.
-        password: of SASL; better from the environment:
-            ``HEADRACE_SOURCE__PASSWORD``. Never logged.
-        timeout: seconds to wait for a broker's answer at the start.
+        password: of SASL; better from the environment (``HEADRACE_SOURCE__PASSWORD``,
+            ``HEADRACE_SINK__PASSWORD``) or a file than in the pipeline file. Never shown.
+        password_file: holds the password in its first line, in place of `password`; read at each
+            start.
+        timeout: seconds to wait for a broker's answer at the start. A broker that answers, but
+            never will let this client in, is not waited for.
     """
 
     bootstrap: str = Field(
@@ -51,25 +66,176 @@ class KafkaSettings(types.Settings):
     sasl: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
     user: str | None = None
     password: SecretStr | None = None
+    password_file: str | None = None
     timeout: float = Field(30.0, gt=0)
 
+    @field_validator("bootstrap")
+    @classmethod
+    def _addresses(cls, bootstrap: str) -> str:
+        probe.addresses(bootstrap)
+        return bootstrap
+
+    @model_validator(mode="after")
+    def _fit(self) -> Self:
+        if "SASL" in self.security:
+            self._fit_sasl()
+        else:
+            self._without(SASL_KEYS, "SASL_SSL")
+        if "SSL" in self.security:
+            self._context()
+        else:
+            self._without(TLS_KEYS, "SASL_SSL" if self.sasl else "SSL")
+        return self
+
+    def _fit_sasl(self) -> None:
+        if self.sasl is None:
+            raise ValueError(
+                f"security '{self.security}' needs sasl: expected PLAIN, SCRAM-SHA-256 or "
+                "SCRAM-SHA-512"
+            )
+        if not self.user:
+            raise ValueError(f"sasl '{self.sasl}' needs the name to sign in with: set user")
+        if self.password is not None and self.password_file is not None:
+            raise ValueError("expected password or password_file, got both: take one away")
+        if not self._password():
+            raise ValueError(
+                f"sasl '{self.sasl}' needs the password of user '{self.user}': set it in the "
+                "environment (HEADRACE_SOURCE__PASSWORD, HEADRACE_SINK__PASSWORD) or name a "
+                "password_file"
+            )
+
+    def _without(self, keys: tuple[str, ...], security: str) -> None:
+        for key in keys:
+            if getattr(self, key) is not None:
+                raise ValueError(
+                    f"{key} is of no use with security '{self.security}': set security to "
+                    f"'{security}', or take {key} away"
+                )
+
+    def secrets(self) -> Iterator[str]:
+        """See `engine.types.Settings`."""
+        yield from super().secrets()
+        if self.password_file is not None:
+            yield self._password()
+
     def config(self) -> dict[str, Any]:
-        """As kafka-python's clients take it."""
+        """As kafka-python's clients take it, once a broker has answered that it can be spoken to
+        like this.
+
+        Raises: probe.Refused where it says that it cannot, probe.Unreachable where none answers.
+        """
+        context = self._context() if "SSL" in self.security else None
+        self._warn()
+        servers = probe.addresses(self.bootstrap)
+        left = probe.reach(servers, self._door(context), self.timeout)
         found: dict[str, Any] = {
             "bootstrap_servers": self.bootstrap.split(","),
-            "bootstrap_timeout_ms": int(self.timeout * 1000),
+            "bootstrap_timeout_ms": int(left * 1000),
             "security_protocol": self.security,
-            "ssl_cafile": self.ca_file,
-            "ssl_certfile": self.cert_file,
-            "ssl_keyfile": self.key_file,
-            "sasl_mechanism": self.sasl,
-            "sasl_plain_username": self.user,
+            "ssl_context": context,
             "client_id": "headrace",
             "reconnect_backoff_max_ms": 1_000,  # a broker that is back is found within a second
         }
-        if self.password is not None:
-            found["sasl_plain_password"] = self.password.get_secret_value()
+        if self.sasl is not None:
+            found["sasl_mechanism"] = self.sasl
+            found["sasl_plain_username"] = self.user
+            found["sasl_plain_password"] = self._password()
         return found
+
+    def _password(self) -> str:
+        if self.password_file is None:
+            return "" if self.password is None else self.password.get_secret_value()
+        try:
+            with Path(self.password_file).open(encoding="utf-8") as file:
+                line = file.readline().rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise _unreadable("password_file", self.password_file, error) from None
+        if not line:
+            raise ValueError(f"password_file {self.password_file} has an empty first line")
+        return line
+
+    def _context(self) -> ssl.SSLContext:
+        """Raises: ValueError for a file that is not there or not what it should be."""
+        context = ssl.create_default_context()
+        if self.ca_file is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.minimum_version = ssl.TLSVersion.TLSv1_2
+            _readable("ca_file", self.ca_file)
+            try:
+                context.load_verify_locations(self.ca_file)
+            except ssl.SSLError as error:
+                raise _unreadable("ca_file", self.ca_file, error) from None
+        if self.cert_file is None:
+            if self.key_file is not None:
+                raise ValueError("key_file needs the certificate that it is the key of: cert_file")
+            return context
+        _readable("cert_file", self.cert_file)
+        if self.key_file is not None:
+            _readable("key_file", self.key_file)
+        try:
+            # A pass phrase would be asked for on the terminal, and waited for.
+            context.load_cert_chain(self.cert_file, self.key_file, password="")
+        except ssl.SSLError as error:
+            pair = f"cert_file {self.cert_file} and key_file {self.key_file or '(the same)'}"
+            why = (error.reason or str(error)).lower().replace("_", " ")
+            raise ValueError(
+                f"{pair} cannot be used ({why}): expected a certificate and its own key in PEM, "
+                "without pass phrase"
+            ) from None
+        return context
+
+    def _door(self, context: ssl.SSLContext | None) -> probe.Door:
+        topics, what = self._topics()
+        return probe.Door(
+            security=self.security,
+            tls=context,
+            ca="the system's store (ca_file names others)"
+            if self.ca_file is None
+            else f"ca_file {self.ca_file}",
+            cert=None if self.cert_file is None else f"cert_file {self.cert_file}",
+            sasl=self.sasl,
+            user=self.user or "",
+            password=self._password(),
+            topics=topics,
+            what=what,
+        )
+
+    def _topics(self) -> tuple[tuple[str, ...], int]:
+        """A source's, to read; or a sink's, to write."""
+        given = dict(self)
+        if "topics" in given:
+            return given["topics"], probe.READ
+        return (given["topic"],) if "topic" in given else (), probe.WRITE
+
+    def _warn(self) -> None:
+        if self.security == "SASL_PLAINTEXT":
+            log.warning(
+                "password and records go over the network in the clear: use security SASL_SSL",
+                extra={"bootstrap": self.bootstrap, "security": self.security},
+            )
+        for key in ("password_file", "key_file"):
+            path = getattr(self, key)
+            if path is not None and Path(path).stat().st_mode & stat.S_IROTH:
+                log.warning(
+                    "everybody on this machine can read a secret: chmod 600 it",
+                    extra={"key": key, "file": path},
+                )
+
+
+def _readable(key: str, path: str) -> None:
+    try:
+        with Path(path).open("rb"):
+            pass
+    except OSError as error:
+        raise _unreadable(key, path, error) from None
+
+
+def _unreadable(key: str, path: str, error: Exception) -> ValueError:
+    kind = {"password_file": "text", "key_file": "a private key in PEM"}.get(
+        key, "certificates in PEM"
+    )
+    why = getattr(error, "strerror", None) if not isinstance(error, ssl.SSLError) else error.reason
+    return ValueError(f"{key} {path} cannot be read ({why or f'no {kind}'}): expected {kind}")
 
 
 class _Cancelled(logging.Filter):
@@ -79,7 +245,23 @@ class _Cancelled(logging.Filter):
         return "Cancelled" not in record.getMessage()
 
 
+class _Wire(logging.Filter):
+    """At debug level kafka-python shows what it sends and gets, passwords and records too."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno > logging.DEBUG:
+            return True
+        args = record.args if isinstance(record.args, tuple) else ()
+        return not any(
+            isinstance(arg, bytes | bytearray | memoryview)
+            or type(arg).__name__.startswith(("SaslAuthenticate", "SaslBytes"))
+            for arg in args
+        )
+
+
 logging.getLogger("kafka.cluster").addFilter(_Cancelled())
+for _name in ("kafka.protocol.parser", "kafka.net.connection"):
+    logging.getLogger(_name).addFilter(_Wire())
 
 
 @contextmanager
@@ -88,21 +270,42 @@ def speaking(settings: KafkaSettings, what: str) -> Iterator[None]:
 
     Raises: UserError for a wrong name, password or permission; HeadraceError for the rest.
     """
+    place = f"{what} at {settings.bootstrap}"
     try:
         yield
     except HeadraceError:
         raise
+    except probe.Refused as error:
+        raise UserError(f"{what}: {error}.") from error
+    except errors.SaslAuthenticationFailedError as error:
+        raise UserError(
+            f"{place}: the broker does not let user '{settings.user}' in with {settings.sasl} "
+            f"({error}): expected its password, and a user that it knows."
+        ) from error
+    except errors.AuthorizationError as error:
+        raise UserError(
+            f"{place}: the broker does not allow this to {_who(settings)} ({_words(error)}): "
+            "expected ACLs that allow READ on a source's topics and group, WRITE on a sink's topic."
+        ) from error
     except USERS_MISTAKES as error:
-        raise UserError(f"{what} at {settings.bootstrap}: {_words(error)}.") from error
+        raise UserError(f"{place}: {_words(error)}.") from error
     except (errors.KafkaError, OSError, ValueError) as error:
         raise HeadraceError(
-            f"{what} at {settings.bootstrap} failed: {_words(error)}; is the broker up and its "
-            "address right? Nothing that was committed is lost: start again."
+            f"{place} failed: {_words(error)}; is the broker up and its address right? Nothing "
+            "that was committed is lost: start again."
         ) from error
+
+
+def _who(settings: KafkaSettings) -> str:
+    if settings.user is not None:
+        return f"user '{settings.user}'"
+    return f"cert_file {settings.cert_file}" if settings.cert_file else "a client without a name"
 
 
 def _words(error: BaseException) -> str:
     text = str(error).strip().rstrip(".")
+    if isinstance(error, probe.Unreachable):
+        return text
     return text if text and type(error).__name__ in text else f"{type(error).__name__}: {text}"
 
 
