@@ -227,6 +227,7 @@ class Loop:
         self._waiting = False
         self._unsaved = False
         self._lag_told = 0.0
+        self._sink_told: dict[str, int] = {}
         self._saved_at = time.monotonic()
         self._saved_batches = 0
         self._seconds = self.metrics.stage_seconds
@@ -381,10 +382,22 @@ class Loop:
         if now - self._lag_told < every:
             return
         self._lag_told = now
+        self._tell_sink()
         lags = self.source.lag()
         if len(lags) <= MAX_LAGS:
             for partition, n in lags.items():
                 self.metrics.source_lag_records.labels(partition=partition).set(n)
+
+    def _tell_sink(self) -> None:
+        """What a sink counts by itself, to the metrics."""
+        counts: Mapping[str, int] = getattr(self.sink, "counts", dict)()
+        for what, n in counts.items():
+            more = n - self._sink_told.get(what, 0)
+            self._sink_told[what] = n
+            if what == "undelivered":
+                self.metrics.sink_undelivered_records.inc(more)
+            else:
+                self.metrics.transactions.labels(outcome=what).inc(more)
 
     def _guard(self, done: Done) -> None:
         assert self._breaker is not None

@@ -155,6 +155,15 @@ NAMES: Mapping[str, Name] = {
         "The model that predicts.",
         {"version": (), "precision": (), "provider": (), "digest": ()},
     ),
+    # sink
+    "headrace_sink_undelivered_records_total": Name(
+        "counter", "Records that the sink's place did not take; the run stops, and they come again."
+    ),
+    "headrace_transactions_total": Name(
+        "counter",
+        "Transactions that rows and positions were committed in, by their end.",
+        {"outcome": ("committed", "aborted")},
+    ),
     # state
     "headrace_checkpoint_seconds": Name("histogram", "Time to save a checkpoint.", buckets=WORK),
     "headrace_checkpoint_bytes": Name("gauge", "Size of the newest checkpoint."),
@@ -254,6 +263,8 @@ class Metrics:
     predicted_records: Counter
     cleaned_records: Counter
     model: Gauge
+    sink_undelivered_records: Counter
+    transactions: Counter
     checkpoint_seconds: Histogram
     checkpoint_bytes: Gauge
     checkpoint_timestamp_seconds: Gauge

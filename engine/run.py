@@ -522,7 +522,11 @@ class Run:
             )
 
     def _ready(self) -> Health:
-        return self.heartbeat.health()
+        health = self.heartbeat.health()
+        if health.ok and isinstance(self.source, SharedSource):
+            trouble = self.source.trouble()
+            return health if trouble is None else Health(False, trouble)
+        return health
 
     @contextlib.contextmanager
     def _serving(self) -> Iterator[None]:

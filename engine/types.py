@@ -496,6 +496,10 @@ class SharedSource(Source, Protocol):
         """Whether partitions came or went since the last `settle`."""
         ...
 
+    def trouble(self) -> str | None:
+        """Why it cannot give records now, in a few words; None where it can."""
+        ...
+
     @property
     def lost(self) -> bool:
         """Whether partitions went before what was read of them could be committed: somebody else

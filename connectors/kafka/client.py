@@ -126,6 +126,9 @@ class KafkaSettings(types.Settings):
         """
         context = self._context() if "SSL" in self.security else None
         self._warn()
+        # It shouts at every attempt to reach a broker that is away; `reachable` says it once.
+        client = logging.getLogger("kafka")
+        client.setLevel(logging.NOTSET if log.isEnabledFor(logging.DEBUG) else logging.CRITICAL)
         servers = probe.addresses(self.bootstrap)
         left = probe.reach(servers, self._door(context), self.timeout)
         found: dict[str, Any] = {
@@ -204,7 +207,7 @@ class KafkaSettings(types.Settings):
         """A source's, to read; or a sink's, to write."""
         given = dict(self)
         if "topics" in given:
-            return given["topics"], probe.READ
+            return tuple(t for t in given["topics"] if not t.startswith("^")), probe.READ
         return (given["topic"],) if "topic" in given else (), probe.WRITE
 
     def _warn(self) -> None:
@@ -264,6 +267,11 @@ for _name in ("kafka.protocol.parser", "kafka.net.connection"):
     logging.getLogger(_name).addFilter(_Wire())
 
 
+def reachable(consumer: Any) -> bool:
+    """Whether a consumer has a connection to any broker now."""
+    return any(conn.connected for conn in list(consumer._manager._conns.values()))
+
+
 @contextmanager
 def speaking(settings: KafkaSettings, what: str) -> Iterator[None]:
     """Turns the client's errors into one sentence that says what was tried, where.
@@ -309,4 +317,4 @@ def _words(error: BaseException) -> str:
     return text if text and type(error).__name__ in text else f"{type(error).__name__}: {text}"
 
 
-__all__ = ["KafkaSettings", "speaking"]
+__all__ = ["KafkaSettings", "reachable", "speaking"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -184,7 +185,8 @@ class Delivery:
         self._again, self._open, self._fenced = True, False, False
         self.aborted += 1
         self._producer = None
-        producer.close(timeout=CLOSE_SECONDS)
+        with contextlib.suppress(errors.KafkaError):
+            producer.close(timeout=CLOSE_SECONDS)
 
     def abort(self) -> None:
         """Take back what was sent since the last commit."""
@@ -211,7 +213,8 @@ class Delivery:
                 self._wait(producer.abort_transaction, CLOSE_SECONDS)
             except (HeadraceError, errors.KafkaError) as error:
                 log.warning("transaction left to its timeout", extra={"why": str(error)})
-        producer.close(timeout=CLOSE_SECONDS)
+        with contextlib.suppress(errors.KafkaError):  # what it could not flush comes again
+            producer.close(timeout=CLOSE_SECONDS)
 
     def _begin(self, producer: KafkaProducer) -> None:
         if self.transaction is not None and not self._open:

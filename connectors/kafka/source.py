@@ -19,7 +19,7 @@ from pydantic import Field, field_validator
 from connectors.formats.csv import Csv
 from connectors.formats.ndjson import Ndjson
 from connectors.formats.text import Text
-from connectors.kafka.client import KafkaSettings, speaking
+from connectors.kafka.client import KafkaSettings, reachable, speaking
 from connectors.kafka.group import Membership, Owners, consumer_settings, name, partition
 from connectors.kafka.wire import Chunk, columnar
 from engine.types import (
@@ -137,6 +137,7 @@ class KafkaSource:
         self._marks: deque[Mark] = deque(maxlen=1)
         self._counted = 0
         self._looked = 0.0
+        self._away: float | None = None
         self._lock = threading.Lock()
 
     # ---------------------------------------------------------------------------- the protocol
@@ -238,6 +239,12 @@ class KafkaSource:
         self._looked = now
         return self._count_partitions(self._connected()) > self._counted
 
+    def trouble(self) -> str | None:
+        """See `engine.types.SharedSource`."""
+        if self._away is not None:
+            return f"no broker is in reach since {time.monotonic() - self._away:.0f} s"
+        return None if self._nexts else "no partition is assigned"
+
     @property
     def lost(self) -> bool:
         """See `engine.types.SharedSource`."""
@@ -300,7 +307,9 @@ class KafkaSource:
             return
         self._hold(True)
         with self._speaking():
-            self._keep(self._connected().poll(timeout_ms=10, max_records=CHUNKS))
+            consumer = self._connected()
+            self._keep(consumer.poll(timeout_ms=10, max_records=CHUNKS))
+            self._look(consumer)
 
     def lag(self) -> Mapping[str, int]:
         """Partition -> records not given yet."""
@@ -526,6 +535,19 @@ class KafkaSource:
         with self._speaking():
             consumer = self._connected()
             self._keep(consumer.poll(timeout_ms=int(timeout * 1000), max_records=CHUNKS))
+            self._look(consumer)
+
+    def _look(self, consumer: KafkaConsumer) -> None:
+        """Say once that no broker is in reach, and once that one is again."""
+        there = reachable(consumer)
+        if there == (self._away is None):
+            return
+        if there:
+            log.warning("a broker is in reach again", extra={"bootstrap": self.settings.bootstrap})
+            self._away = None
+        else:
+            log.warning("no broker is in reach", extra={"bootstrap": self.settings.bootstrap})
+            self._away = time.monotonic()
 
     def _keep(self, found: Mapping[TopicPartition, Sequence[Chunk]]) -> None:
         arrived = time.monotonic()
@@ -578,7 +600,8 @@ class KafkaSource:
         except UserError:
             raise
         except HeadraceError as error:  # the next commit says it all again
-            log.warning("commit failed", extra={"why": str(error)})
+            cause = error.__cause__ or error
+            log.warning("commit failed", extra={"why": f"{type(cause).__name__}: {cause}"})
             return False
 
     def _committed(

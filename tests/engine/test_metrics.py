@@ -25,6 +25,7 @@ UNITLESS = {
     "headrace_dead_letters_total",
     "headrace_duplicates_total",
     "headrace_source_rebalances_total",
+    "headrace_transactions_total",
     "headrace_batch_release_total",
     "headrace_loss",
     "headrace_quality",
