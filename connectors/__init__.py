@@ -13,3 +13,9 @@ SINKS = {
     "memory": "connectors.memory:MemorySink",
 }
 """``kind`` in ``[sink]`` -> import string."""
+
+LETTERS = {
+    "files": "connectors.files.sink:FilesSink",
+    "kafka": "connectors.kafka.letters:KafkaLetters",
+}
+"""``kind`` in ``[dead_letters]`` -> import string."""

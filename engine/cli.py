@@ -1,4 +1,4 @@
-"""The command: ``headrace run | check | export | compress | predict``.
+"""The command: ``headrace run | check | export | compress | replay | predict``.
 
 Exit codes: 0 done (also after a signal), 1 failed, 2 the user's mistake, 3 too many rejected rows.
 """
@@ -54,6 +54,15 @@ that the gate accepts.
 
   headrace compress deploy/pipelines/pedestrians.toml
 """
+REPLAY = """\
+Take dead letters back through the pipeline, after what was wrong is mended: in the pipeline's file,
+the model or the code.
+Reads what is there now, once: what is rejected again is a new dead letter. Stop the pipeline first:
+both go on from the
+same checkpoint.
+
+  headrace replay deploy/pipelines/pedestrians.toml
+"""
 PREDICT = """\
 Add a model's predictions to the rows of files.
 
@@ -87,12 +96,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    return _runs(options, fresh=options.fresh)
+
+
+def _replay(options: argparse.Namespace) -> int:
+    return _runs(options, replay=True)
+
+
+def _runs(options: argparse.Namespace, *, fresh: bool = False, replay: bool = False) -> int:
     from engine.progress import Progress, finish
     from engine.run import Run
 
     with Progress() as progress:
-        run = Run(options.file, options.set, watch=progress.watch)
-        summary = run.run(fresh=options.fresh)
+        run = Run(options.file, options.set, watch=progress.watch, replay=replay)
+        summary = run.run(fresh=fresh)
     finish(summary)
     return EXIT["done"]
 
@@ -179,6 +196,7 @@ def _parser() -> argparse.ArgumentParser:
         "--to", type=Path, help="the model file (default: in the pipeline's folder)"
     )
     _command(commands, "compress", "compress the trained model and prove it", COMPRESS, _compress)
+    _command(commands, "replay", "take dead letters back through a pipeline", REPLAY, _replay)
     predict = _command(
         commands, "predict", "add predictions to files", PREDICT, _predict, file=False
     )

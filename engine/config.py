@@ -14,7 +14,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
-from pydantic import ByteSize, Field, SecretStr, TypeAdapter, ValidationError, field_validator
+from pydantic import (
+    ByteSize,
+    ConfigDict,
+    Field,
+    SecretStr,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -56,16 +64,21 @@ class LoaderSettings(Settings):
 
 
 class DeadLetterSettings(Settings):
-    """``[dead_letters]``: where rejected rows go, and when there are too many.
+    """``[dead_letters]``: where rejected rows go, and when there are too many. Its other keys are
+    the kind's own.
 
     Attributes:
-        path: a folder for the NDJSON parts, or None: ``<folder>/dead_letters``.
+        kind: ``files`` (a folder of NDJSON parts) or ``kafka`` (a topic).
+        path: of files; ``<folder>/dead_letters`` unless given.
         limit: share (0-1) of rejected rows within `window` above which the run stops.
         window: rows over which the share is taken; nothing is judged before so many were seen.
         expected: reasons the breaker does not count (``duplicate``, ``missing_label``: the data's
             nature, no flood).
     """
 
+    model_config = ConfigDict(extra="allow")
+
+    kind: str = "files"
     path: str | None = None
     limit: float = Field(0.2, gt=0, le=1)
     window: int = Field(10_000, ge=1)

@@ -343,6 +343,7 @@ class ScrubNode(BaseNode[Batch]):
         collate: the last step, what the model takes; None for a pipeline that only cleans.
         keep_raw_from: index of the first stage that a model file contains: the rows before it are
             kept on the batch as `raw`. None keeps nothing.
+        keep_records: keep the records on the batch, as `pieces`.
     """
 
     def __init__(
@@ -354,9 +355,11 @@ class ScrubNode(BaseNode[Batch]):
         collate: Callable[[Batch], Batch] | None,
         metrics: Metrics,
         keep_raw_from: int | None = None,
+        keep_records: bool = False,
     ) -> None:
         super().__init__()
         self._node = node
+        self._keep_records = keep_records
         self._decode = source.format.decode
         self._schema = schema
         self._empty = pl.DataFrame(schema={PARTITION: pl.String(), POSITION: pl.Int64(), **schema})
@@ -423,6 +426,7 @@ class ScrubNode(BaseNode[Batch]):
             raw_rows=raw.rows,
             raw_bytes=raw.nbytes,
             rejects=tuple(reject for _, rejects in decoded for reject in rejects),
+            pieces=raw.pieces if self._keep_records else (),
         )
 
 
@@ -446,7 +450,7 @@ class Loader(NodeLoader[Batch]):
             that prepares; None leaves the batch as it is.
         settings: rows a batch, delay, bytes.
         metrics: where waits, sizes and times go; a private one unless given.
-        keep_raw_from: see `ScrubNode`.
+        keep_raw_from, keep_records: see `ScrubNode`.
         mark: where to start.
 
     Raises (in the loop): whatever source, format or a stage raised, unchanged.
@@ -462,6 +466,7 @@ class Loader(NodeLoader[Batch]):
         settings: LoaderSettings | None = None,
         metrics: Metrics | None = None,
         keep_raw_from: int | None = None,
+        keep_records: bool = False,
         mark: Mark | None = None,
     ) -> None:
         settings = settings or LoaderSettings()
@@ -475,7 +480,14 @@ class Loader(NodeLoader[Batch]):
             "fetch",
         )
         scrub = ScrubNode(
-            RebatchNode(fetch, settings), source, schema, stages, collate, metrics, keep_raw_from
+            RebatchNode(fetch, settings),
+            source,
+            schema,
+            stages,
+            collate,
+            metrics,
+            keep_raw_from,
+            keep_records,
         )
         self._prepared: PrefetchNode[Batch] = PrefetchNode(
             scrub, partial(channel, "prepared", _batch_bytes), "prepare"

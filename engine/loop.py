@@ -31,6 +31,7 @@ import polars as pl
 
 from engine.checkpoint import CheckpointFailed, Checkpoints
 from engine.config import DeadLetterSettings
+from engine.letters import letters
 from engine.loader import Loader
 from engine.metrics import Metrics
 from engine.service import Heartbeat
@@ -358,7 +359,7 @@ class Loop:
                 done = done if done.learned else done.without(refused)
             if self.dead_letters is not None:
                 for reject in rejects:
-                    self.dead_letters.write(_letters(reject))
+                    self.dead_letters.write(letters(reject, batch.pieces))
         self._count(done)
         self.mark = batch.mark
         self._unsaved = True
@@ -534,10 +535,6 @@ class Loop:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def _letters(reject: Rejects) -> pl.DataFrame:
-    return reject.rows.with_columns(stage=pl.lit(reject.stage), reason=pl.lit(reject.reason))
 
 
 __all__ = ["Breaker", "Done", "Flood", "Loop", "Stopped", "Totals", "Work"]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import polars as pl
 
@@ -78,6 +78,8 @@ class Run:
         pipeline: a file as read, or its path.
         overrides: "a.b=c" texts, for a path.
         watch: called after every batch.
+        replay: read the dead letters in place of the source. What they come to is in the same
+            checkpoint, so a letter is replayed once.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Run:
         overrides: Iterable[str] = (),
         *,
         watch: Callable[[Loop, Batch], None] | None = None,
+        replay: bool = False,
     ) -> None:
         if not isinstance(pipeline, Pipeline):
             pipeline = Pipeline.load(pipeline, overrides)
@@ -93,6 +96,7 @@ class Run:
         self.folder = Path(pipeline.folder)
         self.metrics = Metrics()
         self._watch = watch
+        self._replay = replay
         self._modes()
 
     # ------------------------------------------------------------------------------------- parts
@@ -100,9 +104,33 @@ class Run:
     @cached_property
     def source(self) -> Source:
         """Raises: UserError for a wrong setting or a place that is not there."""
+        return self._replayed() if self._replay else self._source()
+
+    def _source(self) -> Source:
         table = {k: v for k, v in self.pipeline.source.items() if k != "schema"}
         made: Source = self._component("source", table, _connectors().SOURCES)
+        if hasattr(made, "whole"):
+            made.whole = True  # dead letters hold records with their keys and headers
         return made
+
+    def _replayed(self) -> Source:
+        """The dead letters, to be read as the pipeline's own source reads.
+
+        Raises: UserError where there are none, or they are of a kind that cannot be read back.
+        """
+        from connectors.letters import FileLetters, topic_letters
+
+        own: Any = self._source()
+        letters: Any = self.dead_letters
+        kind = self.pipeline.dead_letters.kind
+        if kind == "files":
+            return FileLetters(self.letters_path, own)
+        if kind == "kafka" and "topics" in type(own.settings).model_fields:
+            return topic_letters(letters.settings.topic, own.settings)
+        raise UserError(
+            f"Dead letters of kind '{kind}' cannot be replayed into a source of kind "
+            f"'{self.pipeline.source['kind']}': expected files, or topics on both sides."
+        )
 
     def _may_share(self) -> None:
         source = self.source
@@ -223,7 +251,7 @@ class Run:
         Raises: UserError where source and sink have no transaction in common.
         """
         sink: Any = self.sink
-        if sink is None or not getattr(sink.settings, "exactly_once", False):
+        if sink is None or self._replay or not getattr(sink.settings, "exactly_once", False):
             return None
         sink.follow(self.source)
         commit: Callable[[Mark], bool] = sink.commit
@@ -232,10 +260,22 @@ class Run:
     @cached_property
     def dead_letters(self) -> Sink:
         """Where rejected rows go."""
-        path = self.pipeline.dead_letters.path or str(self.folder / "dead_letters")
-        table = {"kind": "files", "path": path, "format": "ndjson"}
-        made: Sink = self._component("sink", table, _connectors().SINKS)
-        return made
+        settings = self.pipeline.dead_letters
+        table: dict[str, Any] = {"kind": settings.kind, **(settings.model_extra or {})}
+        if settings.kind == "files":
+            table |= {"path": str(self.letters_path), "format": "ndjson"}
+        elif settings.path is not None:
+            table["path"] = settings.path
+        known = _connectors().LETTERS
+        made: Any = self._component("dead_letters", table, known, self._provenance)
+        if hasattr(made, "follow"):
+            made.follow(self.sink)
+        return cast("Sink", made)
+
+    @property
+    def letters_path(self) -> Path:
+        """The folder of dead letters that are files."""
+        return Path(self.pipeline.dead_letters.path or self.folder / "dead_letters")
 
     @cached_property
     def checkpoints(self) -> Checkpoints:
@@ -245,7 +285,10 @@ class Run:
 
     @property
     def identity(self) -> dict[str, str]:
-        """What a checkpoint must have in common with this pipeline to be resumed from."""
+        """What a checkpoint must have in common with this pipeline to be resumed from. Without a
+        state only positions and counts are in it: those go on with another schema or model."""
+        if not self.keeps_state:
+            return {"pipeline": self.pipeline.name}
         schema = {name: str(kind) for name, kind in self.source_schema.items()}
         identity = {
             "pipeline": self.pipeline.name,
@@ -316,6 +359,7 @@ class Run:
             settings=self.pipeline.loader,
             metrics=self.metrics,
             keep_raw_from=None if self.holdout is None else self.inside,
+            keep_records=True,
         )
 
     @cached_property
@@ -575,9 +619,8 @@ class Run:
             files["predictions" if self.pipeline.model else "rows"] = Path(
                 self.pipeline.sink["path"]
             )
-        if self.loop.totals.rejected:
-            path = self.pipeline.dead_letters.path or self.folder / "dead_letters"
-            files["dead letters"] = Path(path)
+        if self.loop.totals.rejected and self.pipeline.dead_letters.kind == "files":
+            files["dead letters"] = self.letters_path
         for stage in self.stages if self.loop.totals.read else ():
             for remark in getattr(stage, "remarks", list)():
                 log.warning("%s", remark)

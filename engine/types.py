@@ -94,10 +94,14 @@ class Values:
     Attributes:
         data: the bytes, shape (total,), uint8, C-contiguous.
         bounds: shape (n + 1,), int64, not decreasing.
+        null: where there is no value, which is not an empty one, shape (n,); None where all are.
+        tail: bytes at the end of each that are not its own (a line end put there for a parser).
     """
 
     data: NDArray[np.uint8]
     bounds: NDArray[np.int64]
+    null: NDArray[np.bool_] | None = None
+    tail: int = 0
 
     def __len__(self) -> int:
         return len(self.bounds) - 1
@@ -108,7 +112,19 @@ class Values:
 
     def slice(self, start: int, stop: int) -> Values:
         """Values start..stop-1, sharing the buffer."""
-        return Values(data=self.data, bounds=self.bounds[start : stop + 1])
+        null = None if self.null is None else self.null[start:stop]
+        bounds = self.bounds[start : stop + 1]
+        return Values(data=self.data, bounds=bounds, null=null, tail=self.tail)
+
+    def take(self, at: NDArray[np.int64]) -> list[bytes | None]:
+        """Some of the values, as they came. A copy each: for the few, not for the many."""
+        found: list[bytes | None] = []
+        for i in at.tolist():
+            if self.null is not None and self.null[i]:
+                found.append(None)
+            else:
+                found.append(self.data[self.bounds[i] : self.bounds[i + 1] - self.tail].tobytes())
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +140,8 @@ class Records:
         arrived: `time.monotonic` seconds when the oldest row was read.
         timestamps: broker's or file's own time of each row, ms since the epoch, shape (n,), or
             None.
-        extra: further raw columns of n rows by name (keys, headers), or None.
+        keys: of each row, or None where the source has none or was not asked for them.
+        headers: of each row, in the source's own bytes, or None.
     """
 
     partition: str
@@ -133,7 +150,8 @@ class Records:
     values: Values | pl.DataFrame
     arrived: float
     timestamps: NDArray[np.int64] | None = None
-    extra: pl.DataFrame | None = None
+    keys: Values | None = None
+    headers: Values | None = None
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -144,8 +162,8 @@ class Records:
         values = self.values
         size = values.nbytes if isinstance(values, Values) else int(values.estimated_size())
         size += 8 * len(self.positions)
-        if self.extra is not None:
-            size += int(self.extra.estimated_size())
+        for more in (self.keys, self.headers):
+            size += 0 if more is None else more.nbytes
         return size
 
     def slice(self, start: int, stop: int) -> Records:
@@ -162,7 +180,8 @@ class Records:
             else values.slice(start, stop - start),
             arrived=self.arrived,
             timestamps=None if self.timestamps is None else self.timestamps[start:stop],
-            extra=None if self.extra is None else self.extra.slice(start, stop - start),
+            keys=None if self.keys is None else self.keys.slice(start, stop),
+            headers=None if self.headers is None else self.headers.slice(start, stop),
         )
 
 
@@ -227,6 +246,7 @@ class Batch:
         feed: after collation, for a predictor: input -> array, shape (n,).
         raw: the rows as they were before the stages that a model file can contain, where the
             pipeline keeps some aside to prove a compressed model with; else None.
+        pieces: the records it was made of, where dead letters are to hold them as they came.
 
     Holds at every point: ``raw_rows + grown == frame.height + sum(len(r) for r in rejects)``.
     """
@@ -243,17 +263,19 @@ class Batch:
     tensors: Tensors | None = None
     feed: Mapping[str, NDArray[Any]] | None = None
     raw: pl.DataFrame | None = None
+    pieces: tuple[Records, ...] = ()
 
     def __len__(self) -> int:
         return self.frame.height
 
     @property
     def nbytes(self) -> int:
-        """Bytes held in memory, rejects, tensors and feed included."""
+        """Bytes held in memory, rejects, tensors, feed and records included."""
         size = int(self.frame.estimated_size()) + sum(
             int(r.rows.estimated_size()) for r in self.rejects
         )
         size += sum(array.nbytes for array in (self.feed or {}).values())
+        size += sum(piece.nbytes for piece in self.pieces)
         return size + (0 if self.tensors is None else self.tensors.nbytes)
 
     def with_frame(self, frame: pl.DataFrame, *, grown: int = 0) -> Batch:

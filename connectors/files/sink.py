@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Literal
 
 import polars as pl
+import polars.selectors as cs
 from pydantic import Field
 
 from engine import types
@@ -22,7 +23,8 @@ WRITERS: dict[str, Callable[[pl.DataFrame, IO[bytes]], None]] = {
     "csv": lambda frame, file: frame.write_csv(file),
     "arrow": lambda frame, file: frame.write_ipc(file),
 }
-"""Format -> writer. NDJSON and CSV have no infinity of their own: NDJSON writes null for it."""
+"""Format -> writer. NDJSON and CSV have no infinity of their own: NDJSON writes null for it; and no
+bytes: they get them in base64."""
 
 
 class FilesSink:
@@ -123,7 +125,10 @@ class FilesSink:
     def _encoded(self) -> memoryview:
         """The part in memory: a disk that fills up while polars itself writes to it is a panic."""
         buffer = io.BytesIO()
-        WRITERS[self.settings.format](pl.concat(self._frames), buffer)
+        frame = pl.concat(self._frames)
+        if self.settings.format in ("ndjson", "csv"):
+            frame = frame.with_columns(cs.binary().bin.encode("base64"))
+        WRITERS[self.settings.format](frame, buffer)
         return buffer.getbuffer()
 
     def _discard(self, temporary: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -166,6 +167,13 @@ class FilesSource:
         if self.settings.order_by or self._kind in KINDS:
             return Columns()
         return Csv(self._headers, self._delimiter) if self._kind == "csv" else Ndjson()
+
+    def format_of_lines(self) -> Format:
+        """How a row of its files is decoded that lies elsewhere; of columns, as JSON."""
+        if self._kind != "csv" or self.settings.order_by:
+            return Ndjson()
+        header = list(self._there(guess=False))
+        return Csv(defaultdict(lambda: header), self._delimiter)
 
     def _open(self, name: str) -> TextFile | TableFile:
         if self.settings.order_by:

@@ -67,6 +67,7 @@ class KafkaSource:
     of its checkpoints the group has counted.
 
     Attributes:
+        whole: whether records are to come with their keys and headers; set before the first read.
         fence: called before committed offsets are asked for, where transactions commit them: what
             an earlier self of this engine has left open is then decided.
     """
@@ -124,6 +125,7 @@ class KafkaSource:
         self.format: Format = _format(settings)
         self._pattern = _pattern(settings)
         self._membership = Membership(settings.patience) if settings.join else None
+        self.whole = False
         self.fence: Callable[[], object] | None = None
         self._consumer: KafkaConsumer | None = None
         self._waiting: deque[Records] = deque()
@@ -283,6 +285,7 @@ class KafkaSource:
         member = self.settings.member if self._membership is not None else None
         if self.settings.group is None or not positions or (self.shares and not self.remembers):
             return True
+        positions = {text: at for text, at in positions.items() if self._named(text)}
         found = []
         if self.fence is not None:
             self.fence()  # what an earlier self has left open is decided now
@@ -395,7 +398,7 @@ class KafkaSource:
                 metadata_max_age_ms=int(GROWN_SECONDS * 1000),
                 metrics_enabled=False,
             )
-            columnar(self._consumer, newline=settings.format != "text")
+            columnar(self._consumer, newline=bool(self._tail), whole=self.whole)
         return self._consumer
 
     def _seek_all(self, consumer: KafkaConsumer, mark: Mark) -> None:
@@ -491,6 +494,13 @@ class KafkaSource:
             self._owners[name(tp)] = owners.taken(member, at)
         return at
 
+    def _named(self, text: str) -> bool:
+        """Whether a partition is of a topic that is read here."""
+        topic = partition(text).topic if "/" in text else text
+        if self._pattern is not None:
+            return re.match(self._pattern, topic) is not None
+        return topic in self.settings.topics
+
     def _ask_committed(self, tp: TopicPartition) -> OffsetAndMetadata | None:
         seconds = self.settings.timeout
         found = self._connected().committed(tp, metadata=True, timeout_ms=int(seconds * 1000))
@@ -554,7 +564,7 @@ class KafkaSource:
         for tp, chunks in found.items():
             if name(tp) not in self._nexts:
                 continue  # it came, and nobody has said yet where it starts
-            self._waiting += joined(name(tp), chunks, arrived, self._stop(tp))
+            self._waiting += joined(name(tp), chunks, arrived, self._stop(tp), self._tail)
             with contextlib.suppress(IllegalStateError):  # it may have gone since
                 if (high := self._connected().highwater(tp)) is not None:
                     self._ends[name(tp)] = high
@@ -567,6 +577,10 @@ class KafkaSource:
         self._held = held
         read = [tp for tp in consumer.assignment() if name(tp) in self._nexts]
         (consumer.pause if held else consumer.resume)(*read)
+
+    @property
+    def _tail(self) -> int:
+        return int(self.settings.format != "text")
 
     def _stop(self, tp: TopicPartition) -> int | None:
         return self._stops[tp] if self.settings.stop == "end" else None
@@ -620,23 +634,23 @@ class KafkaSource:
 
 
 def joined(
-    partition: str, chunks: Sequence[Chunk], arrived: float, stop: int | None
+    partition: str, chunks: Sequence[Chunk], arrived: float, stop: int | None, tail: int = 1
 ) -> Iterable[Records]:
     """Neighbouring chunks as one `Records`, up to the offset `stop`; nothing where all lies
     beyond."""
     offsets = np.concatenate([chunk.offsets for chunk in chunks])
-    ends = np.cumsum([0, *(len(chunk.data) for chunk in chunks)])
-    bounds = [chunk.bounds[:-1] + end for chunk, end in zip(chunks, ends[:-1], strict=True)]
+    null = np.concatenate([chunk.null for chunk in chunks])
     records = Records(
         partition=partition,
         positions=offsets,
         next=chunks[-1].next,
-        values=Values(
-            data=np.concatenate([chunk.data for chunk in chunks]),
-            bounds=np.concatenate([*bounds, ends[-1:]]),
+        values=_together(
+            [Values(data=chunk.data, bounds=chunk.bounds) for chunk in chunks], null, tail
         ),
         arrived=arrived,
         timestamps=np.concatenate([chunk.timestamps for chunk in chunks]),
+        keys=_all([chunk.keys for chunk in chunks]),
+        headers=_all([chunk.headers for chunk in chunks]),
     )
     if stop is not None and records.next > stop:
         kept = int(np.searchsorted(offsets, stop))
@@ -644,6 +658,24 @@ def joined(
             return []
         records = records.slice(0, kept)
     return [records]
+
+
+def _all(parts: Sequence[Values | None]) -> Values | None:
+    there = [part for part in parts if part is not None]
+    if len(there) < len(parts):
+        return None
+    return _together(there, np.concatenate([part.null for part in there if part.null is not None]))
+
+
+def _together(parts: Sequence[Values], null: Any, tail: int = 0) -> Values:
+    ends = np.cumsum([0, *(len(part.data) for part in parts)])
+    bounds = [part.bounds[:-1] + end for part, end in zip(parts, ends[:-1], strict=True)]
+    return Values(
+        data=np.concatenate([part.data for part in parts]),
+        bounds=np.concatenate([*bounds, ends[-1:]]),
+        null=null if null.any() else None,
+        tail=tail,
+    )
 
 
 def _bounds(records: Records) -> Any:

@@ -19,6 +19,8 @@ from kafka.consumer.fetcher import Fetcher, IsolationLevel
 from kafka.errors import CorruptRecordError, UnsupportedVersionError
 from numpy.typing import NDArray
 
+from engine.types import Values
+
 Ints = NDArray[np.int64]
 
 
@@ -33,6 +35,8 @@ class Chunk:
         data: values back to back; each with a newline behind it where the reader asked for that.
         bounds: value i is ``data[bounds[i]:bounds[i + 1]]``, shape (n + 1,).
         null: where the value is null (a tombstone), shape (n,).
+        keys: n keys, where they were asked for.
+        headers: n records' headers as they came, see `headers`, where they were asked for.
     """
 
     offsets: Ints
@@ -41,6 +45,8 @@ class Chunk:
     data: NDArray[np.uint8]
     bounds: Ints
     null: NDArray[np.bool_]
+    keys: Values | None = None
+    headers: Values | None = None
 
     @property
     def offset(self) -> int:
@@ -51,19 +57,22 @@ class Chunk:
         return len(self.offsets)
 
 
-def columnar(consumer: KafkaConsumer, *, newline: bool) -> None:
+def columnar(consumer: KafkaConsumer, *, newline: bool, whole: bool = False) -> None:
     """Make the consumer's `poll` give lists of `Chunk` (and count chunks where it counts records).
 
     Args:
         newline: put a newline behind each value, which one call can then parse as NDJSON.
+        whole: keys and headers too.
     """
-    consumer._fetcher.PartitionRecords = Lines if newline else Columnar
+    made = type("Asked", (Columnar,), {"newline": newline, "whole": whole})
+    consumer._fetcher.PartitionRecords = made
 
 
 class Columnar(Fetcher.PartitionRecords):  # type: ignore[misc]
     """kafka-python's walk over a fetch response, with columns for records."""
 
     newline = False
+    whole = False
 
     def _unpack_records(self, tp: TopicPartition, records: Any, *_: object) -> Iterator[Chunk]:
         last = None
@@ -83,7 +92,7 @@ class Columnar(Fetcher.PartitionRecords):  # type: ignore[misc]
             if self._skipped(batch):
                 self.next_fetch_offset = batch.next_offset
                 continue
-            chunk = decode(batch, self.fetch_offset, newline=self.newline)
+            chunk = decode(batch, self.fetch_offset, newline=self.newline, whole=self.whole)
             self.records_read += len(chunk)
             self.bytes_read += batch.size_in_bytes
             self.next_fetch_offset = batch.next_offset
@@ -105,13 +114,7 @@ class Columnar(Fetcher.PartitionRecords):  # type: ignore[misc]
         return bool(batch.is_control_batch)
 
 
-class Lines(Columnar):
-    """With a newline behind each value."""
-
-    newline = True
-
-
-def decode(batch: Any, start: int, *, newline: bool) -> Chunk:
+def decode(batch: Any, start: int, *, newline: bool, whole: bool = False) -> Chunk:
     """A record batch of kafka-python's as columns.
 
     Args:
@@ -122,7 +125,8 @@ def decode(batch: Any, start: int, *, newline: bool) -> Chunk:
     raw = np.frombuffer(batch._buffer, np.uint8)[batch._pos :]
     n = batch.records_count
     offsets, times = np.empty(n, np.int64), np.empty(n, np.int64)
-    starts, sizes = np.empty(n, np.int64), np.empty(n, np.int64)
+    # Of value, key and headers: where it starts, and how many bytes it has (-1: null).
+    starts, sizes = np.empty((3, n), np.int64), np.empty((3, n), np.int64)
     read = _locate(raw, n, offsets, times, starts, sizes)
     if read != len(raw):
         raise CorruptRecordError(
@@ -130,11 +134,8 @@ def decode(batch: Any, start: int, *, newline: bool) -> Chunk:
             f"{n} records in {len(raw)} bytes."
         )
     kept = int(np.searchsorted(offsets, start - batch.base_offset))
-    offsets, times, starts, sizes = offsets[kept:], times[kept:], starts[kept:], sizes[kept:]
-    bounds = np.zeros(len(sizes) + 1, np.int64)
-    np.cumsum(np.maximum(sizes, 0) + int(newline), out=bounds[1:])
-    data = np.empty(int(bounds[-1]), np.uint8)
-    _gather(raw, starts, sizes, bounds, newline, data)
+    offsets, times, starts, sizes = offsets[kept:], times[kept:], starts[:, kept:], sizes[:, kept:]
+    values = _gathered(raw, starts[0], sizes[0], newline=newline)
     appended = batch.timestamp_type == 1
     return Chunk(
         offsets=offsets + batch.base_offset,
@@ -142,10 +143,46 @@ def decode(batch: Any, start: int, *, newline: bool) -> Chunk:
         timestamps=np.full(len(times), batch.max_timestamp)
         if appended
         else times + batch.first_timestamp,
-        data=data,
-        bounds=bounds,
-        null=sizes < 0,
+        data=values.data,
+        bounds=values.bounds,
+        null=sizes[0] < 0,
+        keys=_gathered(raw, starts[1], sizes[1]) if whole else None,
+        headers=_gathered(raw, starts[2], sizes[2]) if whole else None,
     )
+
+
+def headers(raw: bytes) -> list[tuple[str, bytes]]:
+    """A record's headers from their bytes; a null value is an empty one."""
+    at = 0
+
+    def number() -> int:
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = raw[at]
+            at += 1
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                return (value >> 1) ^ -(value & 1)
+
+    def text() -> bytes:
+        nonlocal at
+        size = number()
+        at += max(size, 0)
+        return raw[at - max(size, 0) : at]
+
+    return [(text().decode("utf-8", "replace"), text()) for _ in range(number() if raw else 0)]
+
+
+def _gathered(raw: Any, starts: Ints, sizes: Ints, *, newline: bool = False) -> Values:
+    """Pieces of a buffer side by side."""
+    starts, sizes = np.ascontiguousarray(starts), np.ascontiguousarray(sizes)
+    bounds = np.zeros(len(sizes) + 1, np.int64)
+    np.cumsum(np.maximum(sizes, 0) + int(newline), out=bounds[1:])
+    data = np.empty(int(bounds[-1]), np.uint8)
+    _gather(raw, starts, sizes, bounds, newline, data)
+    return Values(data=data, bounds=bounds, null=sizes < 0, tail=int(newline))
 
 
 @numba.njit(nogil=True, cache=True)
@@ -164,7 +201,8 @@ def _varint(raw, at):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True)
 def _locate(raw, n, offsets, times, starts, sizes):  # type: ignore[no-untyped-def]
-    """Where the value of each of n records is; how many bytes they took, or -1 for broken ones.
+    """Where value, key and headers of each of n records are; how many bytes they took, or -1 for
+    broken ones.
 
     Record: length, attributes (a byte), timestamp delta, offset delta, key, value, headers; numbers
     are zigzag varints, length -1 is null. https://kafka.apache.org/documentation/#record
@@ -177,12 +215,14 @@ def _locate(raw, n, offsets, times, starts, sizes):  # type: ignore[no-untyped-d
             return -1
         times[i], at = _varint(raw, at + 1)
         offsets[i], at = _varint(raw, at)
-        size, at = _varint(raw, at)
-        at += max(size, 0)
-        sizes[i], at = _varint(raw, at)
-        starts[i] = at
-        if at + max(sizes[i], 0) > end:
-            return -1
+        for part in (1, 0):  # the key comes first
+            sizes[part, i], at = _varint(raw, at)
+            starts[part, i] = at
+            at += max(sizes[part, i], 0)
+            if at > end:
+                return -1
+        starts[2, i] = at
+        sizes[2, i] = end - at
         at = end
     return at
 
@@ -198,4 +238,4 @@ def _gather(raw, starts, sizes, bounds, newline, data):  # type: ignore[no-untyp
             data[bounds[i + 1] - 1] = 10
 
 
-__all__ = ["Chunk", "Columnar", "columnar", "decode"]
+__all__ = ["Chunk", "Columnar", "columnar", "decode", "headers"]

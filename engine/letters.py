@@ -1,0 +1,64 @@
+"""Dead letters: rejected rows with why, where they were read, and the records they came in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import polars as pl
+
+from engine.types import PARTITION, POSITION, Records, Rejects, Values
+
+COLUMNS = {
+    PARTITION: pl.String(),
+    POSITION: pl.Int64(),
+    "stage": pl.String(),
+    "reason": pl.String(),
+    "detail": pl.String(),
+    "value": pl.String(),
+    "timestamp": pl.Int64(),
+    "raw": pl.Binary(),
+    "key": pl.Binary(),
+    "headers": pl.Binary(),
+}
+"""A dead letter. ``value`` is for eyes: the row as text, shortened. ``raw`` is the record as it
+came, ``key`` and ``headers`` with it where the source has them; null where the row came from a
+source of columns, and then ``value`` is the whole row as JSON. ``timestamp``: ms since the
+epoch."""
+
+
+def letters(reject: Rejects, pieces: Sequence[Records]) -> pl.DataFrame:
+    """Rejected rows as dead letters, see `COLUMNS`.
+
+    Args:
+        pieces: the records that the batch was made of; those that are missing leave nulls.
+    """
+    rows = reject.rows.select(PARTITION, POSITION, "detail", "value")
+    n = rows.height
+    found: dict[str, list[bytes | None]] = {name: [None] * n for name in ("raw", "key", "headers")}
+    times: list[int | None] = [None] * n
+    where = rows[PARTITION].to_numpy()
+    positions = rows[POSITION].to_numpy()
+    for piece in pieces:
+        here = np.flatnonzero(where == piece.partition)
+        at = np.searchsorted(piece.positions, positions[here])
+        inside = at < len(piece)
+        inside[inside] = piece.positions[at[inside]] == positions[here][inside]
+        here, at = here[inside], at[inside]
+        values = piece.values if isinstance(piece.values, Values) else None
+        for name, part in (("raw", values), ("key", piece.keys), ("headers", piece.headers)):
+            if part is not None:
+                for row, value in zip(here.tolist(), part.take(at), strict=True):
+                    found[name][row] = value
+        if piece.timestamps is not None:
+            for row, stamp in zip(here.tolist(), piece.timestamps[at].tolist(), strict=True):
+                times[row] = stamp
+    return rows.with_columns(
+        stage=pl.lit(reject.stage),
+        reason=pl.lit(reject.reason),
+        timestamp=pl.Series(times, dtype=pl.Int64),
+        **{name: pl.Series(values, dtype=pl.Binary) for name, values in found.items()},
+    ).select(pl.col(name).cast(kind) for name, kind in COLUMNS.items())
+
+
+__all__ = ["COLUMNS", "letters"]
