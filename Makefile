@@ -4,10 +4,10 @@ BIN := .venv/bin
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo kafka test quick check bench clean
+.PHONY: help demo demo-kafka kafka test quick crash check bench clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .venv/demo: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -23,6 +23,9 @@ demo: .venv/demo ## install, then train on seven years of street sensors, compre
 	$(BIN)/headrace run --fresh deploy/pipelines/pedestrians.toml
 	$(BIN)/headrace run --fresh deploy/pipelines/pedestrians-serve.toml
 
+demo-kafka: .venv/test ## install, start Apache Kafka (Java 17, Maven), learn from a topic and predict beside it (4 minutes)
+	$(BIN)/python deploy/kafka/demo.py
+
 kafka: .venv/test ## a broker of one's own until Ctrl-C (Java 17 and Maven)
 	$(BIN)/python -m tests.broker
 
@@ -31,6 +34,9 @@ test: .venv/test ## install, then pass all tests, with coverage
 
 quick: .venv/test ## the tests that take less than ten seconds each
 	$(BIN)/pytest -n $(JOBS) --dist worksteal -m 'not slow'
+
+crash: .venv/test ## the failure kit at full size: 50 kills, 50 rebalances, 5 restarts of the broker (40 minutes)
+	HEADRACE_CRASH=full $(BIN)/pytest tests/crash -s
 
 check: .venv/test ## ruff, its formatter, mypy --strict, import contracts
 	$(BIN)/ruff check .

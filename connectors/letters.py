@@ -76,9 +76,9 @@ class FileLetters:
         """Nothing: the checkpoint knows what was replayed."""
         return True
 
-    def lag(self) -> Mapping[str, int]:
+    def lag(self, mark: Mark) -> Mapping[str, int]:
         """See `engine.types.Source`."""
-        return self._inner.lag()
+        return self._inner.lag(mark)
 
     def progress(self, mark: Mark) -> float | None:
         """See `engine.types.Source`."""

@@ -120,9 +120,8 @@ class MemorySource:
         self.commits.append(mark)
         return True
 
-    def lag(self) -> Mapping[str, int]:
-        item = min(self._item, len(self.items))
-        return {self.partition: int(self.starts[-1] - self.starts[item]) - self._row}
+    def lag(self, mark: Mark) -> Mapping[str, int]:
+        return {self.partition: int(self.starts[-1]) - mark.positions.get(self.partition, 0)}
 
     def progress(self, mark: Mark) -> float | None:
         total = int(self.starts[-1])

@@ -277,10 +277,16 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
-        merged[key] = (
-            _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-        )
+        if isinstance(old, dict) and isinstance(value, dict) and not _another_kind(old, value):
+            merged[key] = _merge(old, value)
+        else:
+            merged[key] = value
     return merged
+
+
+def _another_kind(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether a table replaces the one below it: the keys of another kind are of no use to it."""
+    return "kind" in old and "kind" in new and old["kind"] != new["kind"]
 
 
 def _overrides(texts: Iterable[str]) -> dict[str, Any]:

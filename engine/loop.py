@@ -384,7 +384,7 @@ class Loop:
             return
         self._lag_told = now
         self._tell_sink()
-        lags = self.source.lag()
+        lags = self.source.lag(self.mark)
         if len(lags) <= MAX_LAGS:
             for partition, n in lags.items():
                 self.metrics.source_lag_records.labels(partition=partition).set(n)

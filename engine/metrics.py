@@ -86,7 +86,7 @@ NAMES: Mapping[str, Name] = {
     "headrace_source_bytes_total": Name("counter", "Bytes read from the source."),
     "headrace_source_lag_records": Name(
         "gauge",
-        "Records of a partition (bytes, of a text file) not read yet.",
+        "Records of a partition (bytes, of a text file) that nothing was done with yet.",
         {"partition": ()},
     ),
     "headrace_source_rebalances_total": Name(

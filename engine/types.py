@@ -481,8 +481,9 @@ class Source(Protocol):
         is, or will be, noted. Files: nothing to do."""
         ...
 
-    def lag(self) -> Mapping[str, int]:
-        """Partition -> records (or, for text files, bytes) not read yet; empty where unknown."""
+    def lag(self, mark: Mark) -> Mapping[str, int]:
+        """Partition -> records (or, for text files, bytes) behind the mark, read ahead or not;
+        empty where unknown."""
         ...
 
     def progress(self, mark: Mark) -> float | None:

@@ -22,7 +22,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import pytest
 from kafka import KafkaAdminClient, KafkaProducer
 from kafka.admin import NewTopic
 
@@ -204,6 +203,8 @@ def skip_without_tools() -> None:
     """Skip the test that asks, unless this is CI."""
     testing = "PYTEST_CURRENT_TEST" in os.environ and os.environ.get("CI") != "true"
     if testing and (tools := missing_tools()):
+        import pytest
+
         pytest.skip(f"no {' and no '.join(tools)} to run a broker with")
 
 

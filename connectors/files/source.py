@@ -135,9 +135,10 @@ class FilesSource:
         """Nothing: a file is not changed by reading it."""
         return True
 
-    def lag(self) -> Mapping[str, int]:
-        """Partition -> bytes (text) or rows not read yet, of the files opened so far."""
-        return {n: max(0, self._totals[n] - at) for n, at in list(self._nexts.items())}
+    def lag(self, mark: Mark) -> Mapping[str, int]:
+        """Partition -> bytes (text) or rows behind the mark, of the files opened so far."""
+        done = mark.positions
+        return {n: max(0, total - done.get(n, 0)) for n, total in list(self._totals.items())}
 
     def progress(self, mark: Mark) -> float | None:
         """Share of the bytes of all files before the mark; inside a compressed file, a guess."""

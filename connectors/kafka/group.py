@@ -72,6 +72,15 @@ class Membership(AsyncConsumerRebalanceListener):  # type: ignore[misc]
         with self._lock:
             self._reading = frozenset(partitions)
 
+    def tend(self) -> None:
+        """Call before every poll. kafka-python (3.0) forgets a join that is under way when a poll
+        ends meanwhile and it was new metadata that asked for it: the member would be out for ever.
+        """
+        assert self._consumer is not None
+        coordinator = self._consumer._coordinator
+        if coordinator._join_task is not None:
+            coordinator.request_rejoin()
+
     @property
     def leaving(self) -> bool:
         """Whether partitions wait to go."""

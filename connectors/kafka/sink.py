@@ -39,6 +39,9 @@ class KafkaSink:
             topic: where to; must be there.
             key: column whose value (as text) is the record's key, and so chooses its partition;
                 none spreads rows evenly.
+            timestamp: column (a datetime, or ms since the epoch) with each record's time; the time
+            of
+                writing unless given.
             exactly_once: commit rows and offsets in one transaction, at every checkpoint. Needs a
                 Kafka source with a `group` at the same brokers.
             provenance: headers of every record; the pipeline's name and the model's version.
@@ -46,6 +49,7 @@ class KafkaSink:
 
         topic: str
         key: str | None = None
+        timestamp: str | None = None
         exactly_once: bool = False
         provenance: dict[str, str] = Field(default_factory=dict)
 
@@ -84,11 +88,11 @@ class KafkaSink:
         """
         if not frame.height:
             return None
-        values, keys = _values(frame), self._keys(frame)
+        values, keys, times = _values(frame), self._keys(frame), self._times(frame)
         headers = [[*self._always, *place] for place in _places(places, frame.height)]
         fits = pl.Series(sizes(values, keys, headers)) <= self.settings.max_record_bytes
         if fits.all():
-            self.delivery.send(self.settings.topic, values, keys, headers)
+            self.delivery.send(self.settings.topic, values, keys, headers, times)
             return None
         at = fits.arg_true().to_list()
         self.delivery.send(
@@ -96,6 +100,7 @@ class KafkaSink:
             [values[i] for i in at],
             [keys[i] for i in at],
             [headers[i] for i in at],
+            None if times is None else [times[i] for i in at],
         )
         return self._refused(places, values, ~fits)
 
@@ -133,6 +138,14 @@ class KafkaSink:
         if self.settings.key is None:
             return [None] * frame.height
         return frame.get_column(self.settings.key).cast(pl.String).cast(pl.Binary).to_list()
+
+    def _times(self, frame: pl.DataFrame) -> list[int | None] | None:
+        if self.settings.timestamp is None:
+            return None
+        times = frame.get_column(self.settings.timestamp)
+        if times.dtype.is_temporal():
+            times = times.cast(pl.Datetime("ms"))
+        return times.cast(pl.Int64).to_list()
 
     def _refused(
         self, places: pl.DataFrame | None, values: list[bytes], which: pl.Series

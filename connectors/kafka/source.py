@@ -138,6 +138,7 @@ class KafkaSource:
         self._mark = Mark()
         self._marks: deque[Mark] = deque(maxlen=1)
         self._counted = 0
+        self._seen: frozenset[TopicPartition] = frozenset()
         self._looked = 0.0
         self._away: float | None = None
         self._lock = threading.Lock()
@@ -277,6 +278,7 @@ class KafkaSource:
             for tp in assigned:
                 at = self._settled(consumer, tp, mark, first, end)
                 positions[name(tp)] = self._within(tp, at, first[tp], end[tp])
+            self._claim(consumer, positions)
         return Mark(positions=positions, stages=mark.stages)
 
     def agrees(self, positions: Mapping[str, int]) -> bool | None:
@@ -311,13 +313,16 @@ class KafkaSource:
         self._hold(True)
         with self._speaking():
             consumer = self._connected()
+            self._membership.tend()
             self._keep(consumer.poll(timeout_ms=10, max_records=CHUNKS))
             self._look(consumer)
 
-    def lag(self) -> Mapping[str, int]:
-        """Partition -> records not given yet."""
-        nexts, ends = dict(self._nexts), dict(self._ends)
-        return {text: max(0, ends[text] - at) for text, at in nexts.items() if text in ends}
+    def lag(self, mark: Mark) -> Mapping[str, int]:
+        """Partition -> records behind the mark, of those that are read here."""
+        starts, ends, done = dict(self._starts), dict(self._ends), mark.positions
+        return {
+            text: max(0, end - done.get(text, starts.get(text, end))) for text, end in ends.items()
+        }
 
     def progress(self, mark: Mark) -> float | None:
         """Share of the offsets between start and stop."""
@@ -356,7 +361,7 @@ class KafkaSource:
             try:
                 yield
             except errors.FencedInstanceIdError as error:
-                raise HeadraceError(
+                raise UserError(
                     f"Another engine has joined group '{settings.group}' as member "
                     f"'{settings.member}': give each engine a [source] member of its own."
                 ) from error
@@ -418,7 +423,8 @@ class KafkaSource:
     def _seek_assigned(self, membership: Membership, mark: Mark) -> None:
         consumer = self._connected()
         if not membership.joined:
-            self._partitions(consumer)  # or a topic that is not there would be waited for
+            # Also because a topic that is not there would be waited for.
+            self._seen = frozenset(self._partitions(consumer))
             membership.join(consumer, self.settings.topics, self._pattern)
             return
         self._nexts, self._ends = {}, {}
@@ -487,6 +493,8 @@ class KafkaSource:
         if at is not None and name(tp) in self._nexts:
             return at  # it was read here until now
         committed = self._ask_committed(tp)
+        if committed is None and self._seen and tp not in self._seen:
+            committed = OffsetAndMetadata(first[tp], "", -1)  # it was added since the start
         owners = Owners.parse(committed.metadata) if committed is not None else Owners()
         if at is None or member is None or owners.newest != member:
             at = self._first(consumer, tp, first, end, committed)
@@ -500,6 +508,18 @@ class KafkaSource:
         if self._pattern is not None:
             return re.match(self._pattern, topic) is not None
         return topic in self.settings.topics
+
+    def _claim(self, consumer: KafkaConsumer, positions: Mapping[str, int]) -> None:
+        """Tell the group where partitions start that nobody has committed yet: another member that
+        gets them next would decide anew, and skip what came meanwhile."""
+        started = {
+            partition(text): OffsetAndMetadata(at, self._owners.get(text, Owners()).text(), -1)
+            for text, at in positions.items()
+            if text not in self._nexts and self._ask_committed(partition(text)) is None
+        }
+        with contextlib.suppress(errors.KafkaError):  # a rebalance: the next commit says it
+            if started:
+                consumer.commit(started, timeout_ms=int(COMMIT_SECONDS * 1000))
 
     def _ask_committed(self, tp: TopicPartition) -> OffsetAndMetadata | None:
         seconds = self.settings.timeout
@@ -544,6 +564,8 @@ class KafkaSource:
     def _poll(self, timeout: float) -> None:
         with self._speaking():
             consumer = self._connected()
+            if self._membership is not None and self._membership.joined:
+                self._membership.tend()
             self._keep(consumer.poll(timeout_ms=int(timeout * 1000), max_records=CHUNKS))
             self._look(consumer)
 

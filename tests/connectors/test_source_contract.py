@@ -92,7 +92,7 @@ def test_progress_and_lag_go_to_the_end(make_source: Make) -> None:
     assert shares[0] == 0.0
     assert source.progress(Mark(positions=positions)) == 1.0
     assert all(share is not None and 0.0 <= share <= 1.0 for share in shares)
-    assert set(source.lag().values()) == {0}
+    assert set(source.lag(Mark(positions=positions)).values()) == {0}
 
 
 def test_commit_takes_a_mark(make_source: Make) -> None:

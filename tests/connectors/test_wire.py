@@ -88,6 +88,14 @@ def test_the_seam_is_where_it_was() -> None:
     broker = shared_broker()
     consumer = KafkaConsumer(bootstrap_servers=broker.bootstrap)
     assert isinstance(consumer._fetcher, Fetcher)
+    # And what `group.py` and `client.py` do.
+    assert consumer._manager._conns
+    assert callable(consumer._manager.wait_for)
+    assert callable(consumer._net.call_soon_threadsafe)
+    member = KafkaConsumer(bootstrap_servers=broker.bootstrap, group_id="seam")
+    assert member._coordinator._join_task is None
+    assert callable(member._coordinator.request_rejoin)
+    member.close()
     consumer.close()
 
 
