@@ -51,6 +51,8 @@ log = logging.getLogger("headrace.loop")
 LAG_SECONDS = 1.0
 """How often the source's lag goes to the metrics."""
 MAX_LAGS = 256
+SKEW_SECONDS = 5.0
+"""How far ahead of this clock a record's time may be."""
 COUNTED = {"filled": "missing_values", "duplicates": "duplicates", "clipped": "clipped_values"}
 """What stages count -> the counter that sums it."""
 
@@ -227,7 +229,7 @@ class Loop:
         self._stopping = False
         self._waiting = False
         self._unsaved = False
-        self._lag_told = 0.0
+        self._lag_told = self._skew_told = self._event_time = 0.0
         self._sink_told: dict[str, int] = {}
         self._saved_at = time.monotonic()
         self._saved_batches = 0
@@ -425,6 +427,7 @@ class Loop:
             )
             if self.dead_letters is not None:
                 metrics.dead_letters.labels(reason=reject.reason).inc(len(reject))
+        self._tell_event_time(batch)
         metrics.source_records.inc(batch.raw_rows)
         metrics.source_bytes.inc(batch.raw_bytes)
         metrics.grown_records.inc(batch.grown)
@@ -440,6 +443,24 @@ class Loop:
             latency = metrics.record_latency_seconds
             latency.labels(span="fetch_to_ready").observe(batch.ready - batch.arrived)
             latency.labels(span="ready_to_done").observe(now - batch.ready)
+
+    def _tell_event_time(self, batch: Batch) -> None:
+        """The newest time of the records; one in the future is a clock's mistake, told once a
+        minute and not shown."""
+        stamps = [int(p.timestamps.max()) for p in batch.pieces if p.timestamps is not None]
+        if not stamps:
+            return
+        newest, now = max(stamps) / 1000, time.time()
+        if newest > now + SKEW_SECONDS:
+            if now - self._skew_told > 60.0:
+                self._skew_told = now
+                log.warning(
+                    "records are from the future: a producer's clock is wrong, or this one",
+                    extra={"partition": batch.pieces[-1].partition, "ahead": newest - now},
+                )
+            newest = now
+        self._event_time = max(self._event_time, newest)
+        self.metrics.source_event_timestamp_seconds.set(self._event_time)
 
     def _due(self) -> bool:
         if self._checkpoints is None:

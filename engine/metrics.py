@@ -89,6 +89,9 @@ NAMES: Mapping[str, Name] = {
         "Records of a partition (bytes, of a text file) that nothing was done with yet.",
         {"partition": ()},
     ),
+    "headrace_source_event_timestamp_seconds": Name(
+        "gauge", "The newest record's own time, in seconds since the epoch, of what was done."
+    ),
     "headrace_source_rebalances_total": Name(
         "counter", "Times that partitions came to this engine or went away."
     ),
@@ -190,7 +193,12 @@ NAMES: Mapping[str, Name] = {
     ),
 }
 
-_UNKNOWN_AT_FIRST = ("loss", "checkpoint_bytes", "checkpoint_timestamp_seconds")
+_UNKNOWN_AT_FIRST = (
+    "loss",
+    "source_event_timestamp_seconds",
+    "checkpoint_bytes",
+    "checkpoint_timestamp_seconds",
+)
 """Gauges that are NaN until they are set: 0 would be a value."""
 
 
@@ -240,6 +248,7 @@ class Metrics:
     source_records: Counter
     source_bytes: Counter
     source_lag_records: Gauge
+    source_event_timestamp_seconds: Gauge
     source_rebalances: Counter
     grown_records: Counter
     rejected_records: Counter

@@ -21,6 +21,7 @@ from connectors.formats.ndjson import Ndjson
 from connectors.formats.text import Text
 from connectors.kafka.client import KafkaSettings, reachable, speaking
 from connectors.kafka.group import Membership, Owners, consumer_settings, name, partition
+from connectors.kafka.record import WithRecord, record_schema
 from connectors.kafka.wire import Chunk, columnar
 from engine.types import (
     EndOfStream,
@@ -80,6 +81,9 @@ class KafkaSource:
             format: of the values: ndjson (a JSON object each), csv (with `columns`) or text (one
                 column ``value``).
             columns: names of the fields of a csv value.
+            record: further columns, of what a record has besides its value: name -> ``key``,
+                ``key bytes``, ``timestamp``, ``topic``, ``partition``, ``offset`` or
+                ``header NAME``.
             start: earliest, latest, or ms since the epoch: where to begin without a checkpoint.
             stop: end: read what is there at the start, then end; never: wait for more.
             group: offsets of finished records are committed under this name, for others to see the
@@ -100,6 +104,7 @@ class KafkaSource:
         topics: tuple[str, ...] = Field(min_length=1)
         format: Literal["ndjson", "csv", "text"] = "ndjson"
         columns: tuple[str, ...] = ()
+        record: dict[str, str] = Field(default_factory=dict)
         start: Literal["earliest", "latest"] | int = "earliest"
         stop: Literal["end", "never"] = "never"
         group: str | None = None
@@ -122,10 +127,14 @@ class KafkaSource:
     def __init__(self, settings: KafkaSource.Settings) -> None:
         """Raises: UserError for settings that do not fit together."""
         self.settings = settings
-        self.format: Format = _format(settings)
+        self._values = _format(settings)
+        self._extra = record_schema(settings.record)
+        self.format: Format = (
+            WithRecord(self._values, settings.record) if settings.record else self._values
+        )
         self._pattern = _pattern(settings)
         self._membership = Membership(settings.patience) if settings.join else None
-        self.whole = False
+        self.whole = bool(settings.record)
         self.fence: Callable[[], object] | None = None
         self._consumer: KafkaConsumer | None = None
         self._waiting: deque[Records] = deque()
@@ -147,8 +156,16 @@ class KafkaSource:
 
     def schema(self, declared: Schema) -> Schema:
         """Raises: UserError where nothing is declared: a topic does not say what it holds."""
-        if isinstance(self.format, Text):
-            return self.format.schema(declared)
+        for column in self._extra:
+            if column in declared:
+                raise UserError(
+                    f"Column '{column}' is in [source.schema] and in [source.record]: rename one."
+                )
+        return self._schema(declared) | self._extra
+
+    def _schema(self, declared: Schema) -> Schema:
+        if isinstance(self._values, Text):
+            return self._values.schema(declared)
         named = {c: kind for c, kind in declared.items() if c != "*"}
         if not named or "*" in declared:
             raise UserError(

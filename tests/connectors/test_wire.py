@@ -89,7 +89,7 @@ def test_the_seam_is_where_it_was() -> None:
     consumer = KafkaConsumer(bootstrap_servers=broker.bootstrap)
     assert isinstance(consumer._fetcher, Fetcher)
     # And what `group.py` and `client.py` do.
-    assert consumer._manager._conns
+    assert isinstance(consumer._manager._conns, dict)
     assert callable(consumer._manager.wait_for)
     assert callable(consumer._net.call_soon_threadsafe)
     member = KafkaConsumer(bootstrap_servers=broker.bootstrap, group_id="seam")

@@ -154,7 +154,8 @@ class Trouble:
                 self.done.append(f"killed {engine.log.stem}")
             else:
                 engine = self._random.choice(running)
-                assert engine.stop() == 0, f"{engine.log} did not stop well"
+                # In its first seconds a process has no handler yet, and nothing to save.
+                assert engine.stop() in (0, -signal.SIGTERM), f"{engine.log} did not stop well"
                 self.done.append(f"left {engine.log.stem}")
 
     def _wait(self) -> None:
