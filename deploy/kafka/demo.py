@@ -11,6 +11,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -61,6 +62,8 @@ def main() -> None:
         admin.close()
         here = {**os.environ, "KAFKA_BOOTSTRAP_SERVERS": bootstrap}
         source, sink = topics.values()
+        for name, port in PORTS.items():
+            PORTS[name] = free(port)
         sets = {
             TRAIN: [f"source.topics={source}", f"source.group=train-{tag}"],
             SERVE: [f"source.topics={source}", f"source.group=serve-{tag}", f"sink.topic={sink}"],
@@ -134,9 +137,19 @@ def engine(here: dict[str, str], name: str, sets: list[str]) -> subprocess.Popen
     folder = Path("runs") / name
     folder.mkdir(parents=True, exist_ok=True)
     words = [sys.executable, "-m", "engine.cli", "run", str(PIPELINES / f"{name}.toml"), "--fresh"]
+    sets = [*sets, f"service.port={PORTS[name]}"]
     words += [word for text in sets for word in ("--set", text)]
     with (folder / "log.txt").open("wb") as log:
         return subprocess.Popen(words, env=here, stdout=log, stderr=log)
+
+
+def free(port: int) -> int:
+    """This port, or another one."""
+    with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+        return port
+    with socket.create_server(("127.0.0.1", 0)) as any_other:
+        found: int = any_other.getsockname()[1]
+        return found
 
 
 def offset(bootstrap: str, topic: str, ms: int | None) -> int:
@@ -151,6 +164,7 @@ def offset(bootstrap: str, topic: str, ms: int | None) -> int:
 
 SAID = {TRAIN: "learns", SERVE: "predicts"}
 PORTS = {TRAIN: 9108, SERVE: 9109}
+"""Where their pages are; any other free one where these are taken."""
 
 
 def page(name: str) -> dict[str, float]:
