@@ -20,6 +20,7 @@ from connectors.files.text import TextFile
 from connectors.formats.columns import Columns
 from connectors.formats.csv import Csv
 from connectors.formats.ndjson import Ndjson
+from connectors.formats.own import Describing, Own, is_own, must_be_declared, own
 from engine import types
 from engine.types import (
     EndOfStream,
@@ -51,7 +52,9 @@ class FilesSource:
         Attributes:
             path: a file, a glob, a list of them, or ``package:path/in/package`` for data that an
                 installed package ships.
-            format: csv, ndjson, parquet or arrow; by the files' extension unless given.
+            format: csv, ndjson, parquet or arrow; by the files' extension unless given; or a class
+                of your own for lines of text, ``package.module:Class``.
+            paths: of NDJSON: column -> where its value is, ``user.address.city``.
             delimiter: of CSV; a comma, for ``.tsv`` a tab, unless given.
             order_by: SQL expressions to sort by, stably, nulls last; reads all files at once as one
                 partition whose positions are row numbers in that order. CSV columns are text here:
@@ -60,7 +63,8 @@ class FilesSource:
         """
 
         path: str | tuple[str, ...]
-        format: Literal["csv", "ndjson", "parquet", "arrow"] | None = None
+        format: Literal["csv", "ndjson", "parquet", "arrow"] | Own | None = None
+        paths: Mapping[str, str] = Field(default_factory=dict)
         delimiter: str | None = Field(default=None, pattern=r"^[\x01-\x7f]$")
         order_by: tuple[str, ...] = ()
         max_record_bytes: int = Field(default=16 << 20, ge=1)
@@ -68,11 +72,16 @@ class FilesSource:
     format: Format
 
     def __init__(self, settings: FilesSource.Settings) -> None:
-        """Raises: UserError where the path leads to no file, or to files of several formats."""
+        """Raises: UserError where the path leads to no file, or to files of several formats, or
+        settings do not fit together."""
         self.settings = settings
         paths = (settings.path,) if isinstance(settings.path, str) else settings.path
         self._files = find(paths)
         self._kind = settings.format or kind(self._files)
+        if settings.order_by and is_own(self._kind):
+            raise UserError(
+                f"[source] order_by is for csv, ndjson, parquet and arrow, not for '{self._kind}'."
+            )
         self._names = [",".join(paths)] if settings.order_by else list(self._files)
         self._headers: dict[str, list[str]] = {}
         self._columns: list[str] | None = None
@@ -93,6 +102,12 @@ class FilesSource:
         """
         rest = declared.get("*")
         named = {c: dtype for c, dtype in declared.items() if c != "*"}
+        if isinstance(self.format, Ndjson):
+            self.format.schema(named)
+        elif isinstance(self.format, Describing):
+            return self.format.schema(declared)
+        elif is_own(self._kind):
+            return must_be_declared(declared, "text in a format of your own")
         if self._kind == "ndjson" and declared and rest is None:  # any field may be absent
             self._columns = list(named)
             return named
@@ -165,9 +180,19 @@ class FilesSource:
         return self.settings.delimiter or ("\t" if tabs else ",")
 
     def _format(self) -> Format:
+        plain = self._kind == "ndjson" and not self.settings.order_by
+        if self.settings.paths and not plain:
+            raise UserError(
+                "[source] paths is for ndjson without order_by, and format is "
+                f"'{self._kind}'{' with order_by' if self.settings.order_by else ''}."
+            )
         if self.settings.order_by or self._kind in KINDS:
             return Columns()
-        return Csv(self._headers, self._delimiter) if self._kind == "csv" else Ndjson()
+        if is_own(self._kind):
+            return own(self._kind)
+        if self._kind == "csv":
+            return Csv(self._headers, self._delimiter)
+        return Ndjson(self.settings.paths)
 
     def format_of_lines(self) -> Format:
         """How a row of its files is decoded that lies elsewhere; of columns, as JSON."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numba
 import numpy as np
@@ -10,6 +14,8 @@ import polars as pl
 from numpy.typing import NDArray
 from polars.exceptions import PolarsError
 
+from connectors.formats import scan
+from connectors.formats.paths import Shape, parse_path
 from connectors.formats.rows import (
     BAD_UTF8,
     BROKEN,
@@ -22,6 +28,13 @@ from connectors.formats.rows import (
 from engine.types import Records, Rejects, Schema, Values
 
 NEWLINE = 10
+PIECES = 8
+"""A large batch is parsed in that many pieces, so that poison in it is noticed early."""
+PIECE_ROWS = 2_000
+"""Of a piece, at least."""
+NULL, LIST, OBJECT = (scan.TOKENS.index(word) for word in ("null", "array", "object"))
+Ints = NDArray[np.int64]
+Made = TypeVar("Made")
 
 
 @numba.njit(nogil=True, cache=True)
@@ -32,44 +45,184 @@ def _join(data, bounds, out):  # type: ignore[no-untyped-def]
     for i in range(len(bounds) - 1):
         for at in range(bounds[i], bounds[i + 1]):
             byte = data[at]
-            out[to] = 32 if byte in (10, 13) else byte
+            out[to] = 32 if byte == 10 else byte
             to += 1
         out[to] = 10
         to += 1
 
 
-class Ndjson:
-    """See `engine.types.Format`. All records are parsed in one call; a poison one is found by
-    halving.
+@numba.njit(nogil=True, cache=True)
+def _chosen(data, bounds, rows, out):  # type: ignore[no-untyped-def]
+    """Some of the lines, one behind the other."""
+    to = 0
+    for i in range(len(rows)):
+        for at in range(bounds[rows[i]], bounds[rows[i] + 1]):
+            out[to] = data[at]
+            to += 1
 
-    A field that is absent is null; fields the schema does not name are ignored; of two equal keys
-    the first counts; a number or object in a ``string`` column is taken as its text. A blank record
-    is ``broken``: it is no object.
+
+@numba.njit(nogil=True, cache=True)
+def _blank(data, bounds, keep):  # type: ignore[no-untyped-def]
+    for i in range(len(keep)):
+        if not keep[i]:
+            data[bounds[i] : bounds[i + 1]] = 32
+
+
+class Ndjson:
+    """See `engine.types.Format`. All records are parsed in one call; where that fails, a compiled
+    walk (`formats/scan.py`) says which lines are to blame, the others are parsed in one call, and
+    the reasons of the bad ones are found for all of them at once.
+
+    A field that is absent is null, and so is one on whose way a step is absent; fields the schema
+    does not name are ignored; of two equal keys the first counts; a number or object in a
+    ``string`` column is taken as its text. A blank record is ``broken``: it is no object.
+
+    Args:
+        paths: column -> where its value is, ``user.address.city`` or ``items[0].price``; a column
+            that is not named is the key of its own name. What is no object (or list) where a step
+            goes into one rejects the row, ``wrong_type``.
     """
+
+    def __init__(self, paths: Mapping[str, str] | None = None) -> None:
+        """Raises: UserError for a text that is no path."""
+        self._paths = dict(paths or {})
+        for column, path in self._paths.items():
+            parse_path(path, column)
+
+    def schema(self, declared: Schema) -> Schema:
+        """The columns, which must be declared. Raises: UserError where they and the paths do not
+        fit together."""
+        if self._paths or declared:
+            Shape.of(declared, self._paths)
+        return declared
 
     def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
         """One row or one reject for each value, also where it holds line breaks or lacks one."""
         assert isinstance(records.values, Values)
+        parser = _parser(tuple(schema.items()), tuple(self._paths.items()))
         data, bounds = _lines(records.values)
-        frames, bad = [pl.DataFrame(schema=schema)], {}
-        pieces = [(0, len(records))] if len(records) else []
-        while pieces:
-            start, stop = pieces.pop()
+        n = len(records)
+        frames = [pl.DataFrame(schema=schema)]
+        for start, stop in _pieces(n):
             try:
-                frames.append(_parse(data[bounds[start] : bounds[stop]], stop - start, schema))
-            except PolarsError as error:
-                if stop - start == 1:
-                    bad[start] = str(error).partition("\n")[0]
-                else:
-                    middle = (start + stop) // 2
-                    pieces += [(middle, stop), (start, middle)]
-        if not bad:
-            return placed(frames[-1], records), []
-        at = np.delete(np.arange(len(records)), list(bad))
-        return placed(pl.concat(frames), records, at), _rejects(records, bad, schema)
+                frames.append(parser.strict(data[bounds[start] : bounds[stop]], stop - start))
+            except PolarsError:
+                break
+        else:
+            return placed(_whole(frames), records), []
+        # Where there is one poison record, there are more: all the rest is looked through at once.
+        frame, bad = parser.sifted(data[bounds[start] :], bounds[start:] - bounds[start])
+        bad = bad.with_columns(pl.col("row") + start)
+        at = np.delete(np.arange(n), bad["row"].to_numpy())
+        return placed(_whole([*frames, frame]), records, at), _rejects(records, bad)
 
 
-def _lines(values: Values) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+@dataclass(frozen=True, slots=True)
+class _Parser:
+    """The parser's call for one shape, and what to do where it fails."""
+
+    shape: Shape
+    tree: scan.Tree
+    types: Schema
+    texts: Schema
+
+    def strict(self, part: NDArray[np.uint8], rows: int) -> pl.DataFrame:
+        """The columns. Raises: PolarsError when one of the lines does not fit, or is blank."""
+        frame = self.shape.columns(_parse(part, rows, self.types, lenient=False))
+        kinds = self.shape.schema
+        return frame if frame.schema == kinds else frame.cast(kinds)  # type: ignore[arg-type]
+
+    def sifted(self, data: NDArray[np.uint8], bounds: Ints) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """The rows that fit, and the others: row, reason, detail."""
+        found = self.tree.scan(data, bounds)
+        fits = found.verdicts == scan.FITS
+        good: list[tuple[Ints, pl.DataFrame]] = []
+        try:
+            good.append(
+                (np.flatnonzero(fits), self.strict(_blanked(data, bounds, fits), fits.sum()))
+            )
+        except PolarsError:  # the walk was kinder than the parser
+            fits[:] = False
+        odd = np.flatnonzero(~fits & (found.verdicts < scan.BROKEN))
+        bad = [_broken(data, bounds, found)]
+        plain = odd[found.verdicts[odd] != scan.SUSPECT]
+        kept, alone = _halved(plain, lambda rows: self.strict(*_taken(data, bounds, rows)))
+        good += kept
+        unsure = np.array([row for row, _ in alone], np.int64)
+        errors = {int(row): error for row, error in alone}
+        suspect = np.union1d(odd[found.verdicts[odd] == scan.SUSPECT], unsure)
+        looked, lost = _halved(suspect, lambda rows: self._looked_at(data, bounds, rows, errors))
+        for rows, (frame, why) in looked:
+            good.append((np.delete(rows, why["row"].to_numpy()), frame))
+            bad.append(why.with_columns(row=pl.Series(rows).gather(why["row"])))
+        bad.append(_lost(lost))
+        good = [(rows, frame) for rows, frame in good if frame.height]
+        whole = pl.concat([pl.DataFrame(schema=self.shape.schema), *(frame for _, frame in good)])
+        if len(good) > 1:
+            whole = whole[np.argsort(np.concatenate([rows for rows, _ in good]))]
+        return whole, pl.concat(bad).sort("row")
+
+    def _looked_at(
+        self, data: NDArray[np.uint8], bounds: Ints, rows: Ints, errors: Mapping[int, str]
+    ) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """The rows that fit all the same, and why the others (row: index into `rows`) do not: what
+        is text where it may be anything, and null where it must be of its type, does not fit.
+
+        Args:
+            errors: row -> what the parser said of it alone.
+
+        Raises: PolarsError when one of the lines is no JSON.
+        """
+        part, n = _taken(data, bounds, rows)
+        ends = np.zeros(n + 1, np.int64)
+        np.cumsum(np.diff(bounds)[rows], out=ends[1:])
+        made = self.shape.columns(_parse(part, n, self.types, lenient=True))
+        text = self.shape.columns(_parse(part, n, self.texts, lenient=True))
+        tokens = self.tree.scan(part, ends, tokens=True).tokens
+        done = np.zeros(n, np.bool_)
+        found = [NOTHING]
+        for name, kind in self.shape.schema.items():
+            nodes = self.shape.way(name)
+            for node in nodes[:-1]:
+                token = tokens[:, self.tree.number(node)]
+                odd = (token != 0) & (token != NULL) & (token != (LIST if node.is_list else OBJECT))
+                found.append(_blocked(np.flatnonzero(odd & ~done), name, node.path, token))
+                done |= odd
+            raw = text.get_column(name)
+            lost = (raw.is_not_null() & made.get_column(name).is_null()).to_numpy() & ~done
+            if lost.any():
+                at = np.flatnonzero(lost)
+                token = tokens[at, self.tree.number(nodes[-1])]
+                found.append(_misfits(at, raw.gather(at), token, name, kind))
+                done |= lost
+        rest = [i for i, row in enumerate(rows.tolist()) if row in errors and not done[i]]
+        found.append(
+            _found(rest, WRONG_TYPE, pl.Series([f"{errors[int(rows[i])]}." for i in rest]))
+        )
+        why = pl.concat(found).sort("row")
+        done[rest] = True
+        return made.filter(pl.Series(~done)).cast(self.shape.schema), why  # type: ignore[arg-type]
+
+
+@functools.lru_cache(maxsize=16)
+def _parser(
+    schema: tuple[tuple[str, pl.DataType], ...], paths: tuple[tuple[str, str], ...]
+) -> _Parser:
+    shape = Shape.of(dict(schema), dict(paths))
+    types = shape.types(text=False)
+    return _Parser(shape, scan.Tree(shape), types, shape.types(text=True))
+
+
+def _whole(frames: list[pl.DataFrame]) -> pl.DataFrame:
+    return frames[-1] if len(frames) == 2 else pl.concat(frames, rechunk=True)
+
+
+def _pieces(rows: int) -> list[tuple[int, int]]:
+    size = max(PIECE_ROWS, -(-rows // PIECES))
+    return [(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+
+def _lines(values: Values) -> tuple[NDArray[np.uint8], Ints]:
     """The values as lines, and the bounds of each; a file's are lines already and not copied."""
     bounds = values.bounds - values.bounds[0]
     part = values.data[values.bounds[0] : values.bounds[-1]]
@@ -82,42 +235,136 @@ def _lines(values: Values) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     return out, bounds + np.arange(len(bounds))
 
 
-def _parse(part: NDArray[np.uint8], rows: int, schema: Schema) -> pl.DataFrame:
-    """Raises: PolarsError when one of the lines does not fit, or is blank."""
-    text = {c: pl.String() if kind == pl.Binary else kind for c, kind in schema.items()}
-    frame = pl.read_ndjson(io.BytesIO(part.data), schema=text)
+def _parse(part: NDArray[np.uint8], rows: int, types: Schema, *, lenient: bool) -> pl.DataFrame:
+    """Raises: PolarsError when one of the lines does not fit (lenient: is no JSON), or is blank."""
+    frame = pl.read_ndjson(io.BytesIO(part.data), schema=types, ignore_errors=lenient)
     if frame.height != rows:
         raise PolarsError("the line is blank")
-    return frame if text == schema else frame.cast(schema)  # type: ignore[arg-type]
+    return frame
 
 
-def _rejects(records: Records, bad: dict[int, str], schema: Schema) -> list[Rejects]:
-    """Bad records by reason, in their order; `bad`: record -> the parser's words."""
-    groups: dict[str, list[tuple[int, str]]] = {}
-    for row, error in sorted(bad.items()):
-        assert isinstance(records.values, Values)
-        reason, detail = _reason(error, records.values.slice(row, row + 1), schema)
-        groups.setdefault(reason, []).append((row, detail))
-    return [
-        rejected(records, np.array([r for r, _ in rows]), reason, pl.Series([d for _, d in rows]))
-        for reason, rows in groups.items()
-    ]
+def _blanked(data: NDArray[np.uint8], bounds: Ints, keep: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """The lines, but blanks (which the parser skips) for those not to keep."""
+    out = data.copy()
+    _blank(out, bounds, keep)
+    return out
 
 
-def _reason(error: str, value: Values, schema: Schema) -> tuple[str, str]:
-    if "InvalidUtf8" in error or "utf-8" in error:
-        return BAD_UTF8, NOT_UTF8
-    if not error.startswith("cannot parse"):
-        return BROKEN, f"Expected a JSON object: {error}."
-    big = any(wide in error for wide in ("(u128)", "(i128)", "(u64) as Int", "(i64) as Int"))
-    data, bounds = _lines(value)
-    for column, kind in schema.items():  # the parser does not say in which column
+def _taken(data: NDArray[np.uint8], bounds: Ints, rows: Ints) -> tuple[NDArray[np.uint8], int]:
+    """Some of the lines, and how many they are."""
+    out = np.empty(int(np.diff(bounds)[rows].sum()), np.uint8)
+    _chosen(data, bounds, rows, out)
+    return out, len(rows)
+
+
+def _halved(
+    rows: Ints, attempt: Callable[[Ints], Made]
+) -> tuple[list[tuple[Ints, Made]], list[tuple[int, str]]]:
+    """What the attempt makes of the rows, in as large pieces as it takes; and the rows it takes not
+    even alone, with what was said of them."""
+    made, alone = [], []
+    pieces = [rows] if len(rows) else []
+    while pieces:
+        piece = pieces.pop()
         try:
-            _parse(data[: bounds[1]], 1, {column: kind})
-        except PolarsError as alone:
-            what = str(alone).partition("\n")[0]
-            return OUT_OF_RANGE if big else WRONG_TYPE, f"In column '{column}': {what}."
-    return OUT_OF_RANGE if big else WRONG_TYPE, f"{error}."
+            made.append((piece, attempt(piece)))
+        except PolarsError as error:
+            if len(piece) == 1:
+                alone.append((int(piece[0]), str(error).partition("\n")[0]))
+            else:
+                pieces += np.array_split(piece, 2)[::-1]
+    return made, alone
+
+
+def _found(
+    rows: Sequence[int] | Ints, reason: str | pl.Series, detail: str | pl.Series
+) -> pl.DataFrame:
+    n = len(rows)
+    columns = {"reason": reason, "detail": detail}
+    series = [
+        s.alias(c).cast(pl.String)
+        if isinstance(s, pl.Series)
+        else pl.repeat(s, n, dtype=pl.String, eager=True).alias(c)
+        for c, s in columns.items()
+    ]
+    return pl.DataFrame([pl.Series("row", rows, pl.Int64), *series])
+
+
+NOTHING = _found([], "", "")
+
+
+def _broken(data: NDArray[np.uint8], bounds: Ints, found: scan.Scan) -> pl.DataFrame:
+    """Lines that are no JSON object."""
+    utf8 = np.flatnonzero(found.verdicts == scan.NOT_UTF8)
+    at = np.flatnonzero((found.verdicts >= scan.BROKEN) & (found.verdicts != scan.NOT_UTF8))
+    words = scan.words(data, bounds[:-1], found, at)
+    return pl.concat([_found(utf8, BAD_UTF8, NOT_UTF8), _found(at, BROKEN, words)])
+
+
+def _lost(alone: list[tuple[int, str]]) -> pl.DataFrame:
+    """Lines that only the parser knows to be broken."""
+    rows = [row for row, _ in alone]
+    utf8 = ["InvalidUtf8" in error or "utf-8" in error for _, error in alone]
+    reason = pl.Series([BAD_UTF8 if u else BROKEN for u in utf8], dtype=pl.String)
+    detail = [
+        NOT_UTF8 if u else f"Expected a JSON object: {error}."
+        for (_, error), u in zip(alone, utf8, strict=True)
+    ]
+    return _found(rows, reason, pl.Series(detail, dtype=pl.String))
+
+
+def _blocked(at: Ints, column: str, path: str, token: NDArray[np.int8]) -> pl.DataFrame:
+    """Lines where something else stands on the way to a column."""
+    names = pl.Series(scan.TOKENS).gather(token[at])
+    head = pl.lit(f"In column '{column}': expected more keys or elements at '{path}', got ")
+    return _found(
+        at, WRONG_TYPE, pl.select(pl.concat_str(head, pl.lit(names), pl.lit("."))).to_series()
+    )
+
+
+def _misfits(
+    at: Ints, raw: pl.Series, token: NDArray[np.int8], column: str, kind: pl.DataType
+) -> pl.DataFrame:
+    """Lines whose value in the column, `raw`, is none of its type."""
+    frame = pl.DataFrame({"raw": raw, "token": pl.Series(scan.TOKENS).gather(token)})
+    value, name = pl.col("raw"), pl.col("token")
+    size = (
+        pl.when(value.str.starts_with("-"))
+        .then(
+            pl.when(value.cast(pl.Int64, strict=False).is_null())
+            .then(pl.lit("i128"))
+            .otherwise(pl.lit("i64"))
+        )
+        .otherwise(
+            pl.when(value.cast(pl.UInt64, strict=False).is_null())
+            .then(pl.lit("u128"))
+            .otherwise(pl.lit("u64"))
+        )
+    )
+    shown = (
+        pl.when(name == "integer")
+        .then(size)
+        .when(name == "nothing")
+        .then(pl.lit("string"))
+        .otherwise(name)
+    )
+    big = (name == "integer") & pl.lit(kind.is_integer())
+    made = frame.select(
+        reason=pl.when(big).then(pl.lit(OUT_OF_RANGE)).otherwise(pl.lit(WRONG_TYPE)),
+        detail=pl.format(
+            "In column '{}': cannot parse '{}' ({}) as {}.",
+            pl.lit(column), value.str.head(80), shown, pl.lit(str(kind.base_type())),
+        ),
+    )  # fmt: skip
+    return _found(at, made["reason"], made["detail"])
+
+
+def _rejects(records: Records, bad: pl.DataFrame) -> list[Rejects]:
+    """Bad records by reason, in their order."""
+    return [
+        rejected(records, group["row"].to_numpy(), str(group["reason"][0]), group["detail"])
+        for group in bad.partition_by("reason", maintain_order=True)
+    ]
 
 
 __all__ = ["Ndjson"]

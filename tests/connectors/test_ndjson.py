@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from connectors.formats import ndjson
 from connectors.formats.ndjson import Ndjson
-from engine.types import Schema
-from tests.connectors.conftest import records, told
+from engine.types import Schema, UserError
+from tests.connectors.conftest import decoded, drain, files, records, told
 
 SCHEMA: Schema = {"x": pl.Float64(), "n": pl.Int64(), "s": pl.String(), "b": pl.Binary()}
 GOOD = {
@@ -61,3 +64,151 @@ def test_a_slice_of_a_shared_buffer() -> None:
     raw = records(b'{"x":1}\n', b'{"x":2}\n', b'{"x":3}\n').slice(1, 2)
     frame, _ = Ndjson().decode(raw, SCHEMA)
     assert frame.select("_position", "x").rows() == [(10, 2.0)]
+
+
+# ------------------------------------------------------------------------- poison, and many at once
+
+WIDE: Schema = {
+    "x": pl.Float64(), "n": pl.Int64(), "s": pl.String(), "i": pl.Int32(), "b": pl.Boolean(),
+    "d": pl.Date(), "t": pl.Datetime("us"), "y": pl.Binary(), "city": pl.String(),
+    "first": pl.Float64(), "second": pl.String(),
+}  # fmt: skip
+PATHS = {"city": "user.address.city", "first": "items[0].price", "second": "items[1].name"}
+KEYS = [b"x", b"n", b"s", b"i", b"b", b"d", b"t", b"y", b"user", b"items", b"other", b"\\u0078"]
+WORDS = [
+    b"1", b"-3", b"1.5", b"1e3", b"1E400", b"01", b"tru", b"true", b"null", b"NaN", b'"abc"',
+    b'"\xff"', b'"\xc3\xb6"', b'"\\n"', b'"\\ud800"', b'"2024-01-02"', b'"2024-02-30"',
+    b'"2024-01-02T03:04:05Z"',
+    b"2147483648", b"9223372036854775808", b"99999999999999999999", b"[1]", b"[]", b"{}", b"[5]",
+    b'{"address":{"city":"Rome"}}', b'{"address":{"city":null}}', b'{"address":5}',
+    b'{"address":{}}',
+    b'[{"price":1},{"name":"z"}]', b'[{"price":"k"}]', b'[{"price":2},{"price":"k"}]', b'[null,{}]',
+    b'"open', b"{", b"1,", b'\t', b'"tab\there"', b"1\n", b'"\\q"', b"[1,]", b"" ,
+]  # fmt: skip
+FIELDS = st.lists(st.tuples(st.sampled_from(KEYS), st.sampled_from(WORDS)), max_size=4)
+
+
+@st.composite
+def lines(draw: st.DrawFn) -> bytes:
+    """A JSON object, more or less."""
+    fields = [b'"' + key + b'": ' + value for key, value in draw(FIELDS)]
+    line = b"{" + b",".join(fields) + b"}"
+    cut = draw(st.integers(0, 12))
+    at = draw(st.integers(0, len(line)))
+    return line[:at] if cut == 0 else line + draw(st.sampled_from([b"", b"\n", b" ", b"}\n"]))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(lines(), min_size=1, max_size=20))
+def test_many_records_are_as_each_alone(parts: list[bytes]) -> None:
+    frame, rejects = Ndjson(PATHS).decode(records(*parts), WIDE)
+    alone = [Ndjson(PATHS).decode(records(part), WIDE) for part in parts]
+    rows = [made.with_columns(_position=pl.lit(10 * i)) for i, (made, _) in enumerate(alone)]
+    assert frame.equals(pl.concat(rows))
+    expected = [(r, 10 * i, d, v) for i, (_, bad) in enumerate(alone) for r, _, d, v in told(bad)]
+    assert told(rejects) == expected
+    assert frame.height + len(expected) == len(parts)
+
+
+@pytest.mark.parametrize("at", [0, 7, 19])
+def test_poison_behind_a_clean_beginning(at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pieces before it are kept as they are."""
+    monkeypatch.setattr(ndjson, "PIECE_ROWS", 3)
+    parts = [b'{"x":%d}' % i for i in range(20)]
+    parts[at] = b'{"x":"a"}'
+    frame, rejects = Ndjson().decode(records(*parts), {"x": pl.Float64()})
+    assert frame.rows() == [("p", i * 10, float(i)) for i in range(20) if i != at]
+    assert [(r, p) for r, p, _, _ in told(rejects)] == [("wrong_type", at * 10)]
+
+
+@pytest.mark.parametrize(
+    ("raw", "detail"),
+    [
+        (b" \n", "Expected a JSON object: the line is blank."),
+        (b'"a"', "Expected a JSON object: it is another value."),
+        (b'{"x":1', "Expected a JSON object: it ends too early."),
+        (b'{"x":1,}', "Expected a JSON object: byte 7 ('}') is out of place."),
+        (b'{"x":1}{}', "Expected a JSON object: byte 7 ('{') is behind its end."),
+        (b'{"x":[1, 2]}', "In column 'x': cannot parse '[1, 2]' (array) as Float64."),
+        (b'{"x":true}', "In column 'x': cannot parse 'true' (bool) as Float64."),
+        (b'{"i":-2147483649}', "In column 'i': cannot parse '-2147483649' (i64) as Int32."),
+        (b'{"s":"ok","d":"2024-02-30","n":"1"}',
+         "In column 'n': cannot parse '1' (string) as Int64."),
+        (b'{"user":{"address":5}}',
+         "In column 'city': expected more keys or elements at 'user.address', got integer."),
+        (b'{"items":{"price":5}}',
+         "In column 'first': expected more keys or elements at 'items', got object."),
+        (b'{"items":[{"price":"a"}]}',
+         "In column 'first': cannot parse 'a' (string) as Float64."),
+    ],
+)  # fmt: skip
+def test_the_words_of_a_reject(raw: bytes, detail: str) -> None:
+    _, rejects = Ndjson(PATHS).decode(records(b'{"x":1}', raw), WIDE)
+    assert [(at, said) for _, at, said, _ in told(rejects)] == [(10, detail)]
+
+
+# -------------------------------------------------------------------------------------------- paths
+
+
+def test_paths_lead_to_columns() -> None:
+    raw = records(
+        b'{"user":{"address":{"city":"Rome"}},"items":[{"price":1},{"name":"z"}]}',
+        b'{"user":{"address":{}},"items":[]}',
+        b'{"user":null,"items":[null]}',
+        b"{}",
+        b'{"items":[{"price":2.5},{"price":"not asked for"}]}',
+    )
+    frame, rejects = Ndjson(PATHS).decode(raw, {c: WIDE[c] for c in ("first", "city", "second")})
+    assert frame.drop("_partition", "_position").rows() == [
+        (1.0, "Rome", "z"), (None, None, None), (None, None, None), (None, None, None),
+        (2.5, None, None),
+    ]  # fmt: skip
+    assert frame.columns[2:] == ["first", "city", "second"]
+    assert rejects == []
+
+
+@pytest.mark.parametrize("path", ["", "a..b", ".a", "a.", "a[x]", "a[-1]", "[0]", "a[0", "a]"])
+def test_what_is_no_path(path: str) -> None:
+    with pytest.raises(
+        UserError, match=r"\[source\] paths: '.*' of column 'c' is no path: expected"
+    ):
+        Ndjson({"c": path})
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        {"a": "u", "b": "u.v"}, {"a": "u.v", "b": "u"}, {"a": "u[0]", "b": "u.v"},
+        {"a": "u.v", "b": "u[0]"}, {"a": "u.v", "b": "u.v"}, {"a": "u.v", "b": "a", "u": "u"},
+        {"a": "u[0]", "b": "u[1]"}, {"a": "u[0]", "b": "u[1].v"},
+    ],
+)  # fmt: skip
+def test_paths_that_cannot_both_be(paths: dict[str, str]) -> None:
+    schema: Schema = {"a": pl.Float64(), "b": pl.String(), "u": pl.Float64()}
+    with pytest.raises(UserError, match=r"^\[source\] paths"):
+        Ndjson(paths).schema(schema)
+
+
+def test_two_columns_may_have_one_place() -> None:
+    made = Ndjson({"a": "u.v", "b": "u.v"})
+    frame, _ = made.decode(records(b'{"u":{"v":1}}'), {"a": pl.Int64(), "b": pl.Int64()})
+    assert frame.select("a", "b").rows() == [(1, 1)]
+
+
+def test_a_path_of_no_column_names_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"paths names column 'citi'.*Did you mean 'city'"):
+        Ndjson({"citi": "u.v"}).schema({"city": pl.String()})
+
+
+def test_paths_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a.ndjson").write_text('{"u":{"v":[1,2]}}\n\n{"u":{}}\n')
+    source = files(tmp_path / "a.ndjson", paths={"second": "u.v[1]"})
+    schema = source.schema({"second": pl.Int64()})
+    pieces = drain(source)
+    assert decoded(source, pieces, schema)["second"].to_list() == [2, None]
+
+
+def test_paths_are_for_ndjson(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("x\n1\n")
+    with pytest.raises(UserError, match=r"paths is for ndjson.* format is 'csv'"):
+        files(tmp_path / "a.csv", paths={"x": "u.v"})

@@ -1,0 +1,67 @@
+"""A user's own format, by its import string."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Annotated, Protocol, runtime_checkable
+
+from pydantic import StringConstraints
+
+from engine.types import Format, Schema, UserError, nearest
+
+Own = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+"""``package.module:Class`` in a pipeline file."""
+
+
+@runtime_checkable
+class Describing(Protocol):
+    """A format that has its own say about the columns."""
+
+    def schema(self, declared: Schema) -> Schema:
+        """The columns that a decode is to give, as `engine.types.Source.schema`. Raises: UserError
+        for columns it cannot give."""
+        ...
+
+
+def is_own(format: str) -> bool:
+    """Whether this names a class, not one of the formats that are here."""
+    return ":" in format
+
+
+def own(name: str) -> Format:
+    """An instance of the class, made without arguments.
+
+    Raises: UserError where there is none, or it does not decode.
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        found = importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(
+            f"[source] format '{name}' cannot be imported: {error}; is its package installed, or "
+            "its folder on PYTHONPATH?"
+        ) from error
+    if not hasattr(found, attribute):
+        raise UserError(
+            f"[source] format '{name}': module '{module}' has no '{attribute}'."
+            f"{nearest(attribute, [n for n in vars(found) if not n.startswith('_')])}"
+        )
+    made = getattr(found, attribute)()
+    if not isinstance(made, Format):
+        raise UserError(
+            f"[source] format '{name}' is no format: expected a class with decode(records, schema)."
+        )
+    return made
+
+
+def must_be_declared(declared: Schema, what: str) -> Schema:
+    """The declared columns. Raises: UserError where there are none, or '*' is among them."""
+    if not declared or "*" in declared:
+        raise UserError(
+            f"[source.schema] must name every column of {what}, and not '*': nothing else says "
+            "what it holds."
+        )
+    return declared
+
+
+__all__ = ["Describing", "Own", "is_own", "must_be_declared", "own"]

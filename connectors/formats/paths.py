@@ -1,0 +1,166 @@
+"""Columns by their place in a JSON object: ``user.address.city``, ``items[0].price``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import polars as pl
+
+from engine.types import Schema, UserError, nearest
+
+Step = str | int
+STEPS = re.compile(r"[^.\[\]]+(?:\[\d+\])*(?:\.[^.\[\]]+(?:\[\d+\])*)*")
+STEP = re.compile(r"[^.\[\]]+|\[\d+\]")
+
+
+def parse_path(path: str, column: str) -> tuple[Step, ...]:
+    """Keys and list indexes on the way to a value. Raises: UserError where it is no path."""
+    if not STEPS.fullmatch(path):
+        raise UserError(
+            f"[source] paths: '{path}' of column '{column}' is no path: expected keys with dots "
+            "in between and list indexes from 0 in brackets, as in 'user.address.city' or "
+            "'items[0].price'."
+        )
+    return tuple(int(s[1:-1]) if s[0] == "[" else s for s in STEP.findall(path))
+
+
+@dataclass(slots=True, kw_only=True)
+class Node:
+    """A place in the object. A leaf has a type; the others have what is below them.
+
+    Attributes:
+        path: as in the settings.
+        kind: of the column, None where the place is only on the way to others.
+        column: the first column that is, or lies below, this place.
+        below: key -> node of an object, index -> node of a list.
+    """
+
+    path: str
+    kind: pl.DataType | None = None
+    column: str = ""
+    below: dict[Step, Node] = field(default_factory=dict)
+
+    @property
+    def is_list(self) -> bool:
+        return any(isinstance(step, int) for step in self.below)
+
+    def dtype(self, *, text: bool) -> pl.DataType:
+        """The polars type that holds all that is asked for; with `text`, every leaf as text."""
+        if self.kind is not None:
+            return pl.String() if text or self.kind == pl.Binary else self.kind
+        if self.is_list:
+            inner = [node.dtype(text=text) for node in self.below.values()]
+            return pl.List(_merged(inner, self))
+        return pl.Struct({str(k): node.dtype(text=text) for k, node in self.below.items()})
+
+    def walk(self) -> Iterator[Node]:
+        """This node and all below, parents first."""
+        yield self
+        for node in self.below.values():
+            yield from node.walk()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """Where the columns of a schema are in an object.
+
+    Attributes:
+        schema: the columns.
+        places: column -> steps to its value.
+        root: the object itself.
+    """
+
+    schema: Schema
+    places: Mapping[str, tuple[Step, ...]]
+    root: Node
+
+    @classmethod
+    def of(cls, schema: Schema, paths: Mapping[str, str]) -> Shape:
+        """Raises: UserError for a path of no column, or two that ask for one place in two ways."""
+        for column in paths:
+            if column not in schema:
+                raise UserError(
+                    f"[source] paths names column '{column}', which [source.schema] does not."
+                    f"{nearest(column, schema)}"
+                )
+        places = {c: parse_path(paths[c], c) if c in paths else (c,) for c in schema}
+        root = Node(path="")
+        for column, steps in places.items():
+            _add(root, steps, column, schema[column])
+        for node in root.walk():
+            node.dtype(text=False)  # lists of two types are found here
+        return cls(schema=schema, places=places, root=root)
+
+    def types(self, *, text: bool) -> Schema:
+        """What the parser is asked for: key -> type; with `text`, every value as text."""
+        return {str(key): node.dtype(text=text) for key, node in self.root.below.items()}
+
+    def way(self, column: str) -> list[Node]:
+        """The nodes on the way to a column's value, and its own, last."""
+        nodes = [self.root]
+        for step in self.places[column]:
+            nodes.append(nodes[-1].below[step])
+        return nodes[1:]
+
+    def columns(self, parsed: pl.DataFrame) -> pl.DataFrame:
+        """The columns of the schema, taken out of what was parsed. A step that is not there is
+        null."""
+        if all(steps == (column,) for column, steps in self.places.items()):
+            return parsed
+        return parsed.select(_value(c, steps) for c, steps in self.places.items())
+
+
+def _value(column: str, steps: tuple[Step, ...]) -> pl.Expr:
+    value = pl.col(str(steps[0]))
+    for step in steps[1:]:
+        if isinstance(step, int):
+            value = value.list.get(step, null_on_oob=True)
+        else:
+            value = value.struct.field(step)
+    return value.alias(column)
+
+
+def _add(root: Node, steps: tuple[Step, ...], column: str, kind: pl.DataType) -> None:
+    node, path = root, ""
+    for step in steps:
+        if node.kind is not None or (node.below and node.is_list != isinstance(step, int)):
+            raise _two_ways(node, column)
+        path = f"{path}[{step}]" if isinstance(step, int) else f"{path}.{step}".lstrip(".")
+        node = node.below.setdefault(step, Node(path=path, column=column))
+    if node.below or (node.kind is not None and node.kind != kind):
+        raise _two_ways(node, column)
+    node.kind = kind
+
+
+def _merged(inner: list[pl.DataType], node: Node) -> pl.DataType:
+    """One type for the elements of a list: fields of objects come together, others are equal."""
+    first = inner[0]
+    if all(kind == first for kind in inner):
+        return first
+    if all(isinstance(kind, pl.Struct) for kind in inner):
+        fields: dict[str, list[pl.DataType]] = {}
+        for kind in inner:
+            assert isinstance(kind, pl.Struct)
+            for one in kind.fields:
+                assert isinstance(one.dtype, pl.DataType)
+                fields.setdefault(one.name, []).append(one.dtype)
+        return pl.Struct({name: _merged(kinds, node) for name, kinds in fields.items()})
+    if all(isinstance(kind, pl.List) for kind in inner):
+        return pl.List(_merged([kind.inner for kind in inner], node))  # type: ignore[attr-defined]
+    raise UserError(
+        f"[source] paths asks for elements of '{node.path}' (column '{node.column}') in two types: "
+        "elements of one list have one, give their columns the same in [source.schema]."
+    )
+
+
+def _two_ways(node: Node, column: str) -> UserError:
+    return UserError(
+        f"[source] paths: columns '{node.column}' and '{column}' take '{node.path}' as two "
+        "different things: expected a value, an object or a list; change one of their paths, or "
+        "give both the same type."
+    )
+
+
+__all__ = ["Node", "Shape", "Step", "parse_path"]

@@ -1,0 +1,510 @@
+"""Which lines of JSON the parser may not take, found by one compiled walk over their bytes.
+
+The parser says that one of many lines is wrong, not which. The walk is as strict as the parser
+about syntax (RFC 8259, UTF-8) and stricter about types: what it lets pass, the parser takes; what
+it calls broken, the parser does not; about the rest it says so, and those few lines are parsed with
+care. `tests/connectors/test_ndjson.py` holds it against the parser.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from connectors.formats.paths import Node, Shape, Step
+
+FITS, SUSPECT, UNSURE = 0, 1, 2
+"""The parser takes the line; a value may not fit its column; the parser alone can say."""
+BLANK, NO_OBJECT, ENDS, PLACE, BEHIND, NOT_UTF8 = 10, 11, 12, 13, 14, 15
+"""Lines that are no JSON object."""
+BROKEN = BLANK
+"""From here on, verdicts are of lines that are no JSON object."""
+WORDS = {BLANK: "the line is blank", NO_OBJECT: "it is another value", ENDS: "it ends too early"}
+TOKENS = ("nothing", "string", "integer", "f64", "bool", "array", "object", "null")
+"""What a value is; a line's token of a node is an index into these."""
+
+OTHERS = -2
+"""Index of the elements of a list that no column asks for; the parser checks them all the same."""
+DEPTH = 128
+"""Levels the walk goes down; deeper lines are the parser's to judge (its own limit is 1,024)."""
+OBJECT, LIST, TEXT, FLOAT, INT64, INT32, BOOL, DATE, MOMENT, OTHER = range(10)
+KINDS: dict[type[pl.DataType], int] = {
+    pl.String: TEXT, pl.Binary: TEXT, pl.Float64: FLOAT, pl.Float32: FLOAT, pl.Int64: INT64,
+    pl.Int32: INT32, pl.Boolean: BOOL, pl.Date: DATE, pl.Datetime: MOMENT,
+}  # fmt: skip
+VALUE, FIRST_KEY, KEY, FIRST_ITEM, AFTER = range(5)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scan:
+    """The verdicts on n lines.
+
+    Attributes:
+        verdicts: shape (n,).
+        places: byte of the line where it breaks, shape (n,).
+        tokens: what stands at each node of the tree, shape (n, nodes), or (n, 0).
+    """
+
+    verdicts: NDArray[np.int64]
+    places: NDArray[np.int64]
+    tokens: NDArray[np.int8]
+
+
+class Tree:
+    """A shape as arrays, for the walk.
+
+    Attributes:
+        nodes: in the arrays' order.
+    """
+
+    def __init__(self, shape: Shape) -> None:
+        root = _with_others(shape.root)
+        self.nodes: list[Node] = list(root.walk())
+        number = {id(node): i for i, node in enumerate(self.nodes)}
+        self._number = {node.path: i for i, node in reversed([*enumerate(self.nodes)])}
+        table = np.full((len(self.nodes), 6), -1, np.int64)
+        names = b""
+        for i, node in enumerate(self.nodes):
+            table[i, 0] = _kind(node)
+            before = -1
+            for step, child in node.below.items():
+                at = number[id(child)]
+                if before < 0:
+                    table[i, 1] = at
+                else:
+                    table[before, 2] = at
+                before = at
+                if isinstance(step, int):
+                    table[at, 5] = step
+                else:
+                    table[at, 3] = len(names)
+                    names += step.encode()
+                    table[at, 4] = len(names)
+        self._table = table
+        self._names = np.frombuffer(names, np.uint8)
+
+    def number(self, node: Node) -> int:
+        """Where a node is in `nodes`."""
+        return self._number[node.path]
+
+    def scan(
+        self, data: NDArray[np.uint8], bounds: NDArray[np.int64], *, tokens: bool = False
+    ) -> Scan:
+        """Judge line i, ``data[bounds[i]:bounds[i + 1]]``; the line break may be part of it."""
+        n = len(bounds) - 1
+        verdicts, places = np.zeros(n, np.int64), np.zeros(n, np.int64)
+        seen = np.zeros((n, len(self.nodes) if tokens else 0), np.int8)
+        _scan(data, bounds, self._table, self._names, verdicts, places, seen)
+        return Scan(verdicts=verdicts, places=places, tokens=seen)
+
+
+def words(
+    data: NDArray[np.uint8], starts: NDArray[np.int64], scan: Scan, at: NDArray[np.int64]
+) -> pl.Series:
+    """Why each of the lines `at`, which are broken, is no JSON object; shape (len(at),)."""
+    codes, places = scan.verdicts[at], scan.places[at]
+    inside = np.minimum(starts[at] + places, max(0, len(data) - 1))
+    byte = data[inside] if len(data) else np.zeros(len(at), np.uint8)
+    shown = pl.Series(np.where((byte > 32) & (byte < 127), byte, ord("?")).astype(np.uint8))
+    sign = shown.replace_strict({i: chr(i) for i in range(33, 127)}, return_dtype=pl.String)
+    frame = pl.DataFrame({"code": codes, "place": places, "sign": sign})
+    code, place = pl.col("code"), pl.col("place")
+    why = (
+        pl.when(code == PLACE)
+        .then(pl.format("byte {} ('{}') is out of place", place, "sign"))
+        .when(code == BEHIND)
+        .then(pl.format("byte {} ('{}') is behind its end", place, "sign"))
+        .otherwise(code.replace_strict(WORDS, default="", return_dtype=pl.String))
+    )
+    return frame.select(pl.format("Expected a JSON object: {}.", why)).to_series()
+
+
+def _with_others(node: Node) -> Node:
+    """The same tree as the parser sees it: all elements of a list have the same fields, and those
+    that no column asks for have them too."""
+    below = {step: _with_others(child) for step, child in node.below.items()}
+    if node.is_list:
+        every = _together([*below.values()], f"{node.path}[]")
+        below = {step: _together([child, every], child.path) for step, child in below.items()}
+        below[OTHERS] = every
+    return dataclasses.replace(node, below=below)
+
+
+def _together(nodes: list[Node], path: str) -> Node:
+    """One node that has all that is below any of them; what is not below the first gets a path that
+    no column has."""
+    steps = dict.fromkeys(step for node in nodes for step in node.below)
+    below: dict[Step, Node] = {}
+    for step in steps:
+        same = [node.below[step] for node in nodes if step in node.below]
+        own = nodes[0].path == path and step in nodes[0].below
+        below[step] = _together(same, same[0].path if own else f"{path}\n{step}")
+    return Node(path=path, kind=nodes[0].kind, below=below)
+
+
+def _kind(node: Node) -> int:
+    if node.kind is None:
+        return LIST if node.is_list else OBJECT
+    return KINDS.get(type(node.kind), OTHER)
+
+
+# --------------------------------------------------------------------------------------- compiled
+
+
+@numba.njit(nogil=True, cache=True)
+def _utf8(data, at, stop):  # type: ignore[no-untyped-def]
+    """Whether the bytes are UTF-8 (Unicode, table 3-7)."""
+    while at < stop:
+        byte = data[at]
+        if byte < 0x80:
+            at += 1
+            continue
+        low, high, more = 0x80, 0xBF, 0
+        if 0xC2 <= byte <= 0xDF:
+            more = 1
+        elif 0xE0 <= byte <= 0xEF:
+            more = 2
+            low = 0xA0 if byte == 0xE0 else 0x80
+            high = 0x9F if byte == 0xED else 0xBF
+        elif 0xF0 <= byte <= 0xF4:
+            more = 3
+            low = 0x90 if byte == 0xF0 else 0x80
+            high = 0x8F if byte == 0xF4 else 0xBF
+        else:
+            return False
+        if at + more >= stop:
+            return False
+        if not low <= data[at + 1] <= high:
+            return False
+        for i in range(2, more + 1):
+            if not 0x80 <= data[at + i] <= 0xBF:
+                return False
+        at += more + 1
+    return True
+
+
+@numba.njit(nogil=True, cache=True)
+def _string(data, at, stop):  # type: ignore[no-untyped-def]
+    """The string that begins at `at`: (byte after its quote, 1 where it has escapes, 2 where the
+    parser must judge them), or (where it breaks, -1), or (end of line, -2) where it has
+    none."""
+    odd = 0
+    while at < stop:
+        byte = data[at]
+        if byte == 34:
+            return at + 1, odd
+        if byte == 10:  # the end of the line
+            return at, -2
+        if byte < 32:
+            return at, -1
+        if byte != 92:
+            at += 1
+            continue
+        odd = max(odd, 1)
+        if at + 1 >= stop:
+            return stop, -2
+        byte = data[at + 1]
+        if byte == 117:  # \u: four hex digits; halves of pairs are a matter of their own
+            odd = 2
+        elif byte not in (34, 92, 47, 98, 102, 110, 114, 116):
+            return at + 1, -1
+        at += 2
+    return stop, -2
+
+
+@numba.njit(nogil=True, cache=True)
+def _number(data, at, stop):  # type: ignore[no-untyped-def]
+    """The number that begins at `at`: (byte after it, digits, 0 an integer or 1 a fraction, and 2
+    more where it is so long or large that the parser must judge), or (where it breaks, -1, 0)."""
+    if data[at] == 45:
+        at += 1
+    first = at
+    while at < stop and 48 <= data[at] <= 57:
+        at += 1
+    digits = at - first
+    if digits == 0 or (digits > 1 and data[first] == 48):
+        return at, -1, 0
+    kind = 0
+    if at < stop and data[at] == 46:
+        kind = 1
+        first = at + 1
+        at += 1
+        while at < stop and 48 <= data[at] <= 57:
+            at += 1
+        if at == first:
+            return at, -1, 0
+        digits += at - first
+    if at < stop and data[at] in (69, 101):
+        kind = 1
+        at += 1
+        if at < stop and data[at] in (43, 45):
+            at += 1
+        first = at
+        size = 0
+        while at < stop and 48 <= data[at] <= 57:
+            size = min(size * 10 + data[at] - 48, 10_000)
+            at += 1
+        if at == first:
+            return at, -1, 0
+        if size > 250:
+            kind = 3
+    return at, digits, kind | 2 if digits > 30 else kind
+
+
+@numba.njit(nogil=True, cache=True)
+def _digits(data, at, count):  # type: ignore[no-untyped-def]
+    """The number of `count` digits at `at`, or -1."""
+    value = 0
+    for i in range(at, at + count):
+        if not 48 <= data[i] <= 57:
+            return -1
+        value = value * 10 + data[i] - 48
+    return value
+
+
+@numba.njit(nogil=True, cache=True)
+def _moment(data, at, stop, whole):  # type: ignore[no-untyped-def]
+    """Whether a date (or, not `whole`, a date with a time) stands there as is usual; others are
+    looked at with care."""
+    size = stop - at
+    if size < 10 or data[at + 4] != 45 or data[at + 7] != 45:
+        return False
+    if _digits(data, at, 4) < 1 or not 1 <= _digits(data, at + 5, 2) <= 12:
+        return False
+    if not 1 <= _digits(data, at + 8, 2) <= 28:
+        return False
+    if size == 10:
+        return True
+    if whole or size < 19 or data[at + 10] not in (32, 84):
+        return False
+    if data[at + 13] != 58 or data[at + 16] != 58:
+        return False
+    if not 0 <= _digits(data, at + 11, 2) <= 23 or not 0 <= _digits(data, at + 14, 2) <= 59:
+        return False
+    if not 0 <= _digits(data, at + 17, 2) <= 59:
+        return False
+    at += 19
+    if at < stop and data[at] == 46:
+        first = at + 1
+        at += 1
+        while at < stop and 48 <= data[at] <= 57:
+            at += 1
+        if not 1 <= at - first <= 9:
+            return False
+    if at < stop and data[at] == 90:
+        at += 1
+    return at == stop
+
+
+@numba.njit(nogil=True, cache=True)
+def _field(data, at, stop, parent, before, table, names):  # type: ignore[no-untyped-def]
+    """The node below `parent` of the key between `at` and `stop`, or -1. Keys mostly come in one
+    order: the one behind that of `before` (or -1) is tried first."""
+    first = table[parent, 1]
+    node = first if before < 0 or table[before, 2] < 0 else table[before, 2]
+    end = node
+    while node >= 0:
+        start = table[node, 3]
+        if table[node, 4] - start == stop - at:
+            same = True
+            for i in range(stop - at):
+                if data[at + i] != names[start + i]:
+                    same = False
+                    break
+            if same:
+                return node
+        node = table[node, 2]
+        if node < 0:
+            node = first
+        if node == end:
+            return -1
+    return -1
+
+
+@numba.njit(nogil=True, cache=True)
+def _item(parent, index, table):  # type: ignore[no-untyped-def]
+    """The node below `parent` of a list's element: its own, or that of all others."""
+    node = table[parent, 1]
+    while node >= 0:
+        if table[node, 5] == index or table[node, 5] == OTHERS:
+            return node
+        node = table[node, 2]
+    return -1
+
+
+@numba.njit(nogil=True, cache=True)
+def _word(data, at, stop, word):  # type: ignore[no-untyped-def]
+    """How many bytes of the word stand at `at`."""
+    for i in range(len(word)):
+        if at + i >= stop or data[at + i] != word[i]:
+            return i
+    return len(word)
+
+
+@numba.njit(nogil=True, cache=True)
+def _scan(data, bounds, table, names, verdicts, places, seen):  # type: ignore[no-untyped-def]
+    kinds = np.empty(DEPTH, np.int64)  # 1 object, 2 list
+    nodes = np.empty(DEPTH, np.int64)
+    counts = np.empty(DEPTH, np.int64)
+    last = np.empty(DEPTH, np.int64)
+    for line in range(len(verdicts)):
+        verdict, at = _walk(
+            data,
+            bounds[line],
+            bounds[line + 1],
+            table,
+            names,
+            seen[line],
+            kinds,
+            nodes,
+            counts,
+            last,
+        )
+        verdicts[line] = verdict
+        places[line] = at - bounds[line]
+
+
+@numba.njit(nogil=True, cache=True)
+def _walk(data, at, stop, table, names, seen, kinds, nodes, counts, last):  # type: ignore[no-untyped-def]
+    """(verdict, where it was made)."""
+    high = np.uint8(0)
+    for byte in data[at:stop]:
+        high |= byte
+    if high >= 0x80 and not _utf8(data, at, stop):
+        return NOT_UTF8, at
+    verdict = FITS
+    depth = -1
+    node = 0
+    state = VALUE
+    begun = False
+    while True:
+        while at < stop and data[at] <= 32 and data[at] in (32, 9, 13, 10):
+            at += 1
+        if at == stop:
+            if state == AFTER and depth < 0:
+                return verdict, at
+            return (ENDS if begun else BLANK), at
+        begun = True
+        byte = data[at]
+        if state == AFTER:
+            if depth < 0:
+                return BEHIND, at
+            at += 1
+            if byte == 44:
+                if kinds[depth] == 1:
+                    state = KEY
+                else:
+                    state = VALUE
+                    counts[depth] += 1
+                    node = -1
+                    if nodes[depth] >= 0:
+                        node = _item(nodes[depth], counts[depth], table)
+            elif (byte == 125 and kinds[depth] == 1) or (byte == 93 and kinds[depth] == 2):
+                depth -= 1
+            else:
+                return PLACE, at - 1
+            continue
+        if state == FIRST_KEY and byte == 125:
+            at += 1
+            depth -= 1
+            state = AFTER
+            continue
+        if state in (KEY, FIRST_KEY):
+            if byte != 34:
+                return PLACE, at
+            first = at + 1
+            at, odd = _string(data, first, stop)
+            if odd < 0:
+                return (ENDS if odd == -2 else PLACE), at
+            if odd == 2 or (odd and nodes[depth] >= 0):
+                verdict = UNSURE
+            node = -1
+            if nodes[depth] >= 0:
+                node = _field(data, first, at - 1, nodes[depth], last[depth], table, names)
+                if node >= 0:
+                    last[depth] = node
+            while at < stop and data[at] <= 32 and data[at] in (32, 9, 13, 10):
+                at += 1
+            if at == stop:
+                return ENDS, at
+            if data[at] != 58:
+                return PLACE, at
+            at += 1
+            state = VALUE
+            continue
+        if state == FIRST_ITEM:
+            if byte == 93:
+                at += 1
+                depth -= 1
+                state = AFTER
+                continue
+            node = -1
+            if nodes[depth] >= 0:
+                node = _item(nodes[depth], 0, table)
+        # A value. Of two equal keys the first counts: the second is of no node.
+        if node >= 0 and len(seen) and seen[node] != 0:
+            node = -1
+        kind = -1 if node < 0 else table[node, 0]
+        state = AFTER
+        if byte == 123 or byte == 91:
+            token = 6 if byte == 123 else 5
+            fits = kind == TEXT or (kind == OBJECT and token == 6) or (kind == LIST and token == 5)
+            if depth < 0 and token == 5:
+                return NO_OBJECT, at
+            depth += 1
+            if depth == DEPTH:
+                return UNSURE, at
+            kinds[depth] = 1 if token == 6 else 2
+            nodes[depth] = node if fits and kind != TEXT else -1
+            counts[depth] = 0
+            last[depth] = -1
+            state = FIRST_KEY if token == 6 else FIRST_ITEM
+            at += 1
+        elif depth < 0:
+            return NO_OBJECT, at
+        elif byte == 34:
+            token = 1
+            first = at + 1
+            at, odd = _string(data, first, stop)
+            if odd < 0:
+                return (ENDS if odd == -2 else PLACE), at
+            if odd == 2:
+                verdict = UNSURE
+            fits = kind == TEXT
+            if (kind in (DATE, MOMENT)) and odd == 0:
+                fits = _moment(data, first, at - 1, kind == DATE)
+        elif byte == 116 or byte == 102 or byte == 110:
+            word = b"true" if byte == 116 else (b"false" if byte == 102 else b"null")
+            token = 7 if byte == 110 else 4
+            same = _word(data, at, stop, word)
+            at += same
+            if same < len(word):
+                return (ENDS if at == stop else PLACE), at
+            fits = token == 7 or kind in (TEXT, BOOL)
+        elif byte == 45 or 48 <= byte <= 57:
+            at, digits, odd = _number(data, at, stop)
+            if digits < 0:
+                return (ENDS if at == stop else PLACE), at
+            token = 2 + (odd & 1)
+            if odd >= 2:
+                verdict = UNSURE
+            fits = kind in (TEXT, FLOAT)
+            if odd == 0 and (kind in (INT64, INT32)):
+                fits = digits <= (18 if kind == INT64 else 9)
+        else:
+            return PLACE, at
+        if node >= 0:
+            if len(seen):
+                seen[node] = token
+            if not fits and verdict == FITS:
+                verdict = SUSPECT
+
+
+__all__ = [
+    "BROKEN", "FITS", "NOT_UTF8", "SUSPECT", "TOKENS", "UNSURE", "Scan", "Tree", "words",
+]  # fmt: skip
