@@ -16,7 +16,7 @@ import numba
 import numpy as np
 from kafka import KafkaConsumer, TopicPartition
 from kafka.consumer.fetcher import Fetcher, IsolationLevel
-from kafka.errors import CorruptRecordError, UnsupportedVersionError
+from kafka.errors import CorruptRecordError, KafkaError, UnsupportedVersionError
 from numpy.typing import NDArray
 
 from engine.types import Values
@@ -121,7 +121,14 @@ def decode(batch: Any, start: int, *, newline: bool, whole: bool = False) -> Chu
         batch: kafka.record.default_records.DefaultRecordBatch, not yet iterated.
         start: records before this offset are left out.
     """
-    batch._maybe_uncompress()
+    try:
+        batch._maybe_uncompress()
+    except KafkaError:
+        raise
+    except Exception as error:  # each codec has its own
+        raise CorruptRecordError(
+            f"The record batch at offset {batch.base_offset} cannot be decompressed: {error}."
+        ) from error
     raw = np.frombuffer(batch._buffer, np.uint8)[batch._pos :]
     n = batch.records_count
     offsets, times = np.empty(n, np.int64), np.empty(n, np.int64)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.consumer.fetcher import Fetcher
-from kafka.errors import CorruptRecordError
+from kafka.errors import CorruptRecordError, UnsupportedCodecError
 from kafka.record.memory_records import MemoryRecords, MemoryRecordsBuilder
 
 from connectors.kafka.wire import Chunk, Columnar, decode
@@ -77,6 +77,21 @@ def test_a_broken_batch_is_an_error_and_no_crash(records: list[Any], data: st.Da
     except CorruptRecordError:
         return
     assert chunk.bounds[-1] == len(chunk.data)
+
+
+@pytest.mark.parametrize(
+    ("codec", "error", "said"),
+    [(6, UnsupportedCodecError, "Unrecognized compression type: 6"),
+     (1, CorruptRecordError, "at offset 0 cannot be decompressed"),
+     (4, CorruptRecordError, "at offset 0 cannot be decompressed")],
+)  # fmt: skip
+def test_a_codec_that_is_unknown_or_not_what_it_says(
+    codec: int, error: type[Exception], said: str
+) -> None:
+    raw = bytearray(batch([(b"k", b"v", [], 1_000)] * 3))
+    raw[22] |= codec
+    with pytest.raises(error, match=said):
+        decode(MemoryRecords(bytes(raw)).next_batch(), 0, newline=True)
 
 
 def test_the_seam_is_where_it_was() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 
 from engine.loop import Loop
 from engine.run import Run
@@ -151,6 +152,25 @@ def test_the_lag_is_on_the_page(topic: str, on_kafka: Callable[..., Path], tmp_p
     Run(on_kafka(topic)).run()
     page = (tmp_path / "run" / "metrics.prom").read_text()
     assert f'headrace_source_lag_records{{partition="{topic}/0"}} 0.0' in page
+
+
+def test_records_from_the_future_are_told_and_not_believed(
+    on_kafka: Callable[..., Path], broker: Broker, headrace: Headrace, rows: Rows, tmp_path: Path
+) -> None:
+    topic = broker.topic()
+    lines = [line.encode() for line in rows(200).write_ndjson().splitlines()]
+    producer = KafkaProducer(bootstrap_servers=broker.bootstrap)
+    soon = int((time.time() + 3_000) * 1000)
+    for i, line in enumerate(lines):
+        producer.send(topic, line, timestamp_ms=soon if i == 150 else 1_000_000 + i)
+    producer.flush()
+    producer.close()
+    code, _, err = headrace("run", on_kafka(topic))
+    assert code == 0
+    assert "records are from the future: a producer's clock is wrong, or this one" in err
+    page = (tmp_path / "run" / "metrics.prom").read_text()
+    (shown,) = re.findall(r"(?m)^headrace_source_event_timestamp_seconds (\S+)", page)
+    assert time.time() - 60 < float(shown) <= time.time()
 
 
 # ---------------------------------------------------------------------------------------- bad input
