@@ -6,6 +6,7 @@ STAGES = {
     "outliers": "engine.scrub.outliers:Outliers",
     "standardize": "engine.scrub.scale:Standardize",
     "normalize": "engine.scrub.scale:Normalize",
+    "robust": "engine.scrub.scale:Robust",
     "categories": "engine.scrub.categories:Categories",
     "derive": "engine.scrub.derive:Derive",
     "unpivot": "engine.scrub.unpivot:Unpivot",

@@ -12,7 +12,7 @@ from pydantic import Field
 from engine.kernels import scaled
 from engine.scrub.columns import numbers, replaced, spread
 from engine.scrub.stage import Learned, LearnSettings
-from engine.statistics import Extremes, Moments
+from engine.statistics import Extremes, Moments, Quantiles
 from engine.types import Affine, Batch, Clip, Schema, Transform, UserError
 
 
@@ -156,6 +156,48 @@ class Normalize(Scaled):
         return made
 
 
+class Robust(Scaled):
+    """``(x - median) / (high quantile - low quantile)`` of the batches before: by default the
+    distance of the quartiles, which outliers cannot carry away while they are less than a quarter
+    of the numbers. 0 while nothing is learned and where a column does not vary; where only the
+    quantiles are equal (most values the same), ``x - median``. Null stays null, NaN stays NaN.
+
+    Quantiles come from a t-digest (`engine.statistics.Quantiles`): median and both quantiles are
+    those of a rank within 0.5 % of the wanted one, mostly within 0.05 %.
+    """
+
+    class Settings(LearnSettings):
+        """``[scrub.NAME]`` with ``kind = "robust"``
+
+        Attributes:
+            columns: names or globs.
+            low: share (0-1) of the numbers below the low quantile.
+            high: share of the numbers below the high quantile.
+        """
+
+        columns: tuple[str, ...]
+        low: float = Field(0.25, ge=0, le=1)
+        high: float = Field(0.75, ge=0, le=1)
+
+    def __init__(self, name: str, settings: Robust.Settings) -> None:
+        super().__init__(name, settings)
+        self.settings: Robust.Settings = settings
+
+    def bind(self, schema: Schema) -> Schema:
+        settings = self.settings
+        _ascending(settings.low, settings.high, f"{self.where} expects low < high")
+        after = self._bound(settings.columns, schema)
+        self._begin(Quantiles.empty(len(self._columns)))
+        return after
+
+    def _numbers(self) -> NDArray[np.float64]:
+        learned = self._statistic
+        assert isinstance(learned, Quantiles)
+        low, median, high = learned.quantile(self.settings.low, 0.5, self.settings.high)
+        width = np.where((high <= low) & (learned.low < learned.high), 1.0, high - low)
+        return np.stack((np.nan_to_num(median), _inverse(np.nan_to_num(width))))
+
+
 def _inverse(width: NDArray[np.float64]) -> NDArray[np.float64]:
     """1 / width, and 0 for 0: a column that does not vary says nothing."""
     return np.divide(1.0, width, where=width > 0, out=np.zeros_like(width))
@@ -166,4 +208,4 @@ def _ascending(low: float, high: float, sentence: str) -> None:
         raise UserError(f"{sentence}, got {low:g} and {high:g}.")
 
 
-__all__ = ["Normalize", "Standardize"]
+__all__ = ["Normalize", "Robust", "Standardize"]

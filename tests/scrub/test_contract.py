@@ -49,6 +49,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "frozen": ("standardize", {"columns": ["x", "y"], "freeze_after": 45}),
     "normalize": ("normalize", {"columns": NUMBERS, "low": -1}),
     "normalize_clipped": ("normalize", {"columns": NUMBERS, "clip": True, "from_high": 55.0}),
+    "robust": ("robust", {"columns": NUMBERS}),
+    "robust_wide": ("robust", {"columns": ["x", "n"], "low": 0.05, "high": 0.9}),
     "vocabulary": ("categories", {"columns": ["text", "n", "flag"], "size": 4}),
     "hash": ("categories", {"columns": ["text", "key"], "method": "hash", "size": 5}),
     "derive": (
@@ -263,6 +265,7 @@ def test_transforms_give_what_apply_gives(case: str, build: Build, stream: list[
         ("zscore", 5),
         ("standardize", 5),
         ("normalize_clipped", 10),
+        ("robust", 5),
         ("vocabulary", 3),
         ("last", None),
         ("hash", None),

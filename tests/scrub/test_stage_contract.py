@@ -33,6 +33,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "standardize": ("standardize", {"columns": ["a", "b", "n"]}),
     "normalize": ("normalize", {"columns": ["a", "b"], "low": -1.0, "high": 1.0}),
     "normalize, clip": ("normalize", {"columns": ["a"], "clip": True}),
+    "robust": ("robust", {"columns": ["a", "b", "n"]}),
     "vocabulary": ("categories", {"columns": ["key"], "size": 4}),
     "hash": ("categories", {"columns": ["key"], "method": "hash", "size": 3}),
     "derive": ("derive", {"columns": {"c": "a + n", "d": "c * 2", "up": "UPPER(key)"}}),
@@ -188,7 +189,7 @@ def test_row_wise_stages_do_not_depend_on_the_cut(case: str, size: int) -> None:
 @pytest.mark.parametrize(
     "case",
     ["constant", "constant text", "mean", "median", "most frequent", "bounds", "zscore", "iqr",
-     "standardize", "normalize", "normalize, clip", "vocabulary"],
+     "standardize", "normalize", "normalize, clip", "robust", "vocabulary"],
 )  # fmt: skip
 def test_transforms_say_exactly_what_apply_does(case: str) -> None:
     stage = make(case)
@@ -246,6 +247,7 @@ def _written(transform: Any) -> list[pl.Expr]:
         ("outliers", {"columns": ["a"], "method": "bounds"}, "expects low < high"),
         ("standardize", {"columns": ["key"]}, "expects numbers in column 'key'"),
         ("normalize", {"columns": ["a"], "low": 1, "high": 0}, "expects low < high"),
+        ("robust", {"columns": ["a"], "low": 0.75, "high": 0.25}, "low < high, got 0.75 and 0.25."),
         ("derive", {"columns": {"x": "a +"}}, "is no SQL expression"),
         ("derive", {"columns": {"x": "aaa + 1"}}, "needs column 'aaa'"),
         ("derive", {"columns": {"x": "key * 2"}}, "cannot be done"),
