@@ -103,14 +103,82 @@ class Moments(Statistic):
     def variance(self) -> Floats:
         """Population variance, 0 where nothing was seen and where rounding alone makes it differ
         from 0 (the bound of scikit-learn's StandardScaler)."""
-        variance = self.m2 / np.maximum(self.count, 1)
-        noise = self.count * np.finfo(np.float64).eps
-        constant = variance <= noise * variance + (noise * self.mean) ** 2
-        return np.where(constant, 0.0, variance)
+        return _spread(self.count, self.count, self.mean, self.m2)
 
     @property
     def deviation(self) -> Floats:
         """Population standard deviation."""
+        return np.sqrt(self.variance)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FadingMoments(Statistic):
+    """Mean and variance that follow drift: a number's weight halves with every `halflife` numbers
+    of its column that come after it.
+
+    The exponentially weighted moments of Finch, "Incremental calculation of weighted mean and
+    variance" (2009), with the weights divided by their sum, so that the first number counts no more
+    than others. What is no number neither counts nor fades.
+
+    Parts follow one another: ``a.merge(b)`` equals the whole where b's rows came after a's.
+
+    Attributes:
+        count: numbers seen, shape (columns,).
+        weight: sum of their weights; the newest has weight 1.
+        mean: their weighted mean, 0 where none was seen.
+        m2: sum of weighted squared deviations from the mean.
+        halflife: in numbers.
+    """
+
+    count: NDArray[np.int64]
+    weight: Floats
+    mean: Floats
+    m2: Floats
+    halflife: float
+
+    @classmethod
+    def empty(cls, columns: int, halflife: float = 1_000.0) -> Self:
+        zeros = np.zeros(columns)
+        count = np.zeros(columns, np.int64)
+        return cls(count=count, weight=zeros, mean=zeros, m2=zeros, halflife=halflife)
+
+    def update(self, block: Block) -> Self:
+        if not len(block):
+            return self
+        age = np.arange(len(block) - 1, -1, -1)
+        weights = np.exp2(-age / self.halflife)
+        frame = _frame(block)
+        made = np.empty((frame.width, 4))
+        for column, out in zip(frame.get_columns(), made, strict=True):
+            _fading(*buffers(column), weights, out)
+        count, weight, mean, m2 = made.T
+        newer = dataclasses.replace(
+            self, count=count.astype(np.int64), weight=weight, mean=mean, m2=m2
+        )
+        return self.merge(newer)
+
+    def merge(self, other: Self) -> Self:
+        fade = np.exp2(-other.count / self.halflife)
+        before = self.weight * fade
+        weight = before + other.weight
+        share = np.divide(other.weight, weight, where=weight > 0, out=np.zeros_like(weight))
+        delta = other.mean - self.mean
+        return dataclasses.replace(
+            self,
+            count=self.count + other.count,
+            weight=weight,
+            mean=self.mean + delta * share,
+            m2=self.m2 * fade + other.m2 + delta * delta * before * share,
+        )
+
+    @property
+    def variance(self) -> Floats:
+        """Weighted population variance; 0 as in `Moments.variance`."""
+        return _spread(self.count, self.weight, self.mean, self.m2)
+
+    @property
+    def deviation(self) -> Floats:
+        """Weighted population standard deviation."""
         return np.sqrt(self.variance)
 
 
@@ -295,6 +363,16 @@ class Counts(Statistic):
 # ------------------------------------------------------------------------------------------ helpers
 
 
+def _spread(
+    count: NDArray[np.int64], weight: NDArray[Any], mean: Floats, squares: Floats
+) -> Floats:
+    """``squares / weight``, 0 where that is no more than the rounding of `count` numbers."""
+    variance = np.divide(squares, weight, where=weight > 0, out=np.zeros_like(squares))
+    noise = count * np.finfo(np.float64).eps
+    constant = variance <= noise * variance + (noise * mean) ** 2
+    return np.where(constant, 0.0, variance)
+
+
 @numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
 def _sums(x):  # type: ignore[no-untyped-def]
     """Mean and squared deviations of x, shape (n,), in two passes; the second takes the first's
@@ -339,6 +417,33 @@ def _moments(x, bitmap, out):  # type: ignore[no-untyped-def]
         x = _good(x, bitmap[:0])
         mean, squares = _sums(x)
     out[0], out[1], out[2] = x.shape[0], mean, squares
+
+
+@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+def _weighted(x, w):  # type: ignore[no-untyped-def]
+    """Sum of w, weighted mean and squared deviations of x, both shape (n,); as `_sums`."""
+    n = x.shape[0]
+    weight, total = 0.0, 0.0
+    for i in range(n):
+        weight += w[i]
+        total += w[i] * x[i]
+    mean = total / weight if n else 0.0
+    squares, rest = 0.0, 0.0
+    for i in range(n):
+        off = x[i] - mean
+        squares += w[i] * off * off
+        rest += w[i] * off
+    return weight, mean, max(squares - rest * rest / weight, 0.0) if n else 0.0
+
+
+@numba.njit(nogil=True, cache=True)
+def _fading(x, bitmap, weights, out):  # type: ignore[no-untyped-def]
+    """Count, sum of weights, mean and squared deviations into out, shape (4,); `weights` of n
+    numbers, the last one's last."""
+    x = _good(x, bitmap)
+    n = x.shape[0]
+    weight, mean, squares = _weighted(x, weights[weights.shape[0] - n :])
+    out[0], out[1], out[2], out[3] = n, weight, mean, squares
 
 
 @numba.njit(nogil=True, cache=True)
@@ -412,4 +517,4 @@ def _counted(column: pl.Series) -> pl.DataFrame:
     return counted.with_columns(pl.col("count").cast(pl.Int64))
 
 
-__all__ = ["Block", "Counts", "Extremes", "Moments", "Quantiles", "Statistic"]
+__all__ = ["Block", "Counts", "Extremes", "FadingMoments", "Moments", "Quantiles", "Statistic"]

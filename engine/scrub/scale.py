@@ -12,7 +12,7 @@ from pydantic import Field
 from engine.kernels import scaled
 from engine.scrub.columns import numbers, replaced, spread
 from engine.scrub.stage import Learned, LearnSettings
-from engine.statistics import Extremes, Moments, Quantiles
+from engine.statistics import Extremes, FadingMoments, Moments, Quantiles
 from engine.types import Affine, Batch, Clip, Schema, Transform, UserError
 
 
@@ -54,16 +54,23 @@ class Scaled(Learned):
 
 class Standardize(Scaled):
     """z-score: ``(x - mean) / deviation`` (population) of the batches before; 0 while nothing is
-    learned and where a column does not vary. Null stays null, NaN stays NaN."""
+    learned and where a column does not vary. Null stays null, NaN stays NaN.
+
+    With a half-life, mean and deviation follow a level that moves: see
+    `engine.statistics.FadingMoments`. Without, a thousandth row moves them by a thousandth.
+    """
 
     class Settings(LearnSettings):
         """``[scrub.NAME]`` with ``kind = "standardize"``
 
         Attributes:
             columns: names or globs.
+            halflife: after how many newer numbers of its column a number counts half; by default
+                all count the same.
         """
 
         columns: tuple[str, ...]
+        halflife: float | None = Field(None, ge=1, allow_inf_nan=False)
 
     def __init__(self, name: str, settings: Standardize.Settings) -> None:
         super().__init__(name, settings)
@@ -71,11 +78,12 @@ class Standardize(Scaled):
 
     def bind(self, schema: Schema) -> Schema:
         after = self._bound(self.settings.columns, schema)
-        self._begin(Moments.empty(len(self._columns)))
+        n, halflife = len(self._columns), self.settings.halflife
+        self._begin(FadingMoments.empty(n, halflife) if halflife else Moments.empty(n))
         return after
 
     def _numbers(self) -> NDArray[np.float64]:
-        assert isinstance(self._statistic, Moments)
+        assert isinstance(self._statistic, Moments | FadingMoments)
         return np.stack((self._statistic.mean, _inverse(self._statistic.deviation)))
 
 

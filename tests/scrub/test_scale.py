@@ -88,3 +88,34 @@ def test_robust_where_most_values_are_the_same(run: Run) -> None:
     done = run("robust", {"columns": ["x", "same"]}, part, {"x": [5.0, 7.0], "same": [2, 3]})
     assert done[1].frame["x"].to_list() == [0.0, 2.0]
     assert done[1].frame["same"].to_list() == [0.0, 0.0]
+
+
+# ---------------------------------------------------------------------------------------- half-life
+
+
+def test_standardize_with_a_halflife_follows_a_level_that_moves(run: Run) -> None:
+    rng = np.random.default_rng(5)
+    x = np.concatenate((rng.normal(0, 1, 20_000), rng.normal(50, 3, 6_000)))
+    parts = [pl.DataFrame({"x": x[at : at + 500]}) for at in range(0, len(x), 500)]
+    last = run("standardize", {"columns": ["x"], "halflife": 300}, *parts)[-1].frame["x"].to_numpy()
+    assert abs(last.mean()) < 0.3
+    assert last.std() == pytest.approx(1, abs=0.15)
+    (*_, plain) = run("standardize", {"columns": ["x"]}, *parts)
+    assert plain.frame["x"].to_numpy().mean() > 1  # which without it would stand far off
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    values=st.lists(st.integers(-1000, 1000).map(float) | st.just(NAN), min_size=2, max_size=60),
+    cut=st.integers(1, 30),
+)
+def test_a_halflife_of_batches_is_that_of_the_whole(
+    run: Run, values: list[float], cut: int
+) -> None:
+    options = {"columns": ["x"], "halflife": 7.0}
+    frame = pl.DataFrame({"x": values}, schema={"x": pl.Float64})
+    parts = [frame.slice(at, cut) for at in range(0, len(values), cut)]
+    probe = pl.DataFrame({"x": [0.0, 1.0, -3.0]})
+    by_parts = run("standardize", options, *parts, probe)[-1].frame["x"].to_list()
+    whole = run("standardize", options, frame, probe)[-1].frame["x"].to_list()
+    assert by_parts == pytest.approx(whole, rel=1e-6, abs=1e-6)

@@ -31,6 +31,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "reject": ("outliers", {"columns": ["a"], "threshold": 1.0, "action": "reject", "min_rows": 9}),
     "flag": ("outliers", {"columns": ["a"], "threshold": 1.0, "action": "flag", "min_rows": 9}),
     "standardize": ("standardize", {"columns": ["a", "b", "n"]}),
+    "fading": ("standardize", {"columns": ["a", "b", "n"], "halflife": 20}),
     "normalize": ("normalize", {"columns": ["a", "b"], "low": -1.0, "high": 1.0}),
     "normalize, clip": ("normalize", {"columns": ["a"], "clip": True}),
     "robust": ("robust", {"columns": ["a", "b", "n"]}),
@@ -189,7 +190,7 @@ def test_row_wise_stages_do_not_depend_on_the_cut(case: str, size: int) -> None:
 @pytest.mark.parametrize(
     "case",
     ["constant", "constant text", "mean", "median", "most frequent", "bounds", "zscore", "iqr",
-     "standardize", "normalize", "normalize, clip", "robust", "vocabulary"],
+     "standardize", "fading", "normalize", "normalize, clip", "robust", "vocabulary"],
 )  # fmt: skip
 def test_transforms_say_exactly_what_apply_does(case: str) -> None:
     stage = make(case)
