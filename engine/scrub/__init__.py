@@ -7,6 +7,7 @@ STAGES = {
     "standardize": "engine.scrub.scale:Standardize",
     "normalize": "engine.scrub.scale:Normalize",
     "robust": "engine.scrub.scale:Robust",
+    "power": "engine.scrub.power:Powers",
     "categories": "engine.scrub.categories:Categories",
     "derive": "engine.scrub.derive:Derive",
     "unpivot": "engine.scrub.unpivot:Unpivot",

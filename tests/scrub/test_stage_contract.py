@@ -13,7 +13,7 @@ import pytest
 from engine.checkpoint import decode, encode
 from engine.config import component, validate
 from engine.scrub import STAGES
-from engine.types import Affine, Batch, Clip, Codes, Fill, Mark, Schema, Stage, UserError
+from engine.types import Affine, Batch, Clip, Codes, Fill, Mark, Power, Schema, Stage, UserError
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "constant": ("missing", {"columns": ["a", "b"], "strategy": "constant", "value": 7.0}),
@@ -35,6 +35,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "normalize": ("normalize", {"columns": ["a", "b"], "low": -1.0, "high": 1.0}),
     "normalize, clip": ("normalize", {"columns": ["a"], "clip": True}),
     "robust": ("robust", {"columns": ["a", "b", "n"]}),
+    "log": ("power", {"columns": ["a", "n"], "method": "log"}),
+    "power": ("power", {"columns": ["a", "b", "n"], "min_rows": 10, "standardize": False}),
+    "power, standard": ("power", {"columns": ["a", "b", "n"], "min_rows": 10}),
     "vocabulary": ("categories", {"columns": ["key"], "size": 4}),
     "hash": ("categories", {"columns": ["key"], "method": "hash", "size": 3}),
     "derive": ("derive", {"columns": {"c": "a + n", "d": "c * 2", "up": "UPPER(key)"}}),
@@ -190,7 +193,8 @@ def test_row_wise_stages_do_not_depend_on_the_cut(case: str, size: int) -> None:
 @pytest.mark.parametrize(
     "case",
     ["constant", "constant text", "mean", "median", "most frequent", "bounds", "zscore", "iqr",
-     "standardize", "fading", "normalize", "normalize, clip", "robust", "vocabulary"],
+     "standardize", "fading", "normalize", "normalize, clip", "robust", "log", "power",
+     "power, standard", "vocabulary"],
 )  # fmt: skip
 def test_transforms_say_exactly_what_apply_does(case: str) -> None:
     stage = make(case)
@@ -220,6 +224,10 @@ def _written(transform: Any) -> list[pl.Expr]:
         return [value.replace_strict(codes, default=0, return_dtype=pl.Int64).fill_null(0)]
     if isinstance(transform, Affine):
         return [(value.cast(pl.Float64) - transform.shift) * transform.scale]
+    if isinstance(transform, Power):
+        x = value.cast(pl.Float64)
+        return [pl.when(x < 0).then(-_curve(-x, transform.below))
+                .otherwise(_curve(x, transform.above)).alias(transform.column)]  # fmt: skip
     if isinstance(transform, Clip):
         clipped = value.clip(transform.low, transform.high)
         return [pl.when(value.is_nan()).then(value).otherwise(clipped).alias(transform.column)]
@@ -231,6 +239,10 @@ def _written(transform: Any) -> list[pl.Expr]:
     if transform.indicator is None:
         return [filled]
     return [filled, missing.cast(pl.Float32).alias(transform.indicator)]
+
+
+def _curve(x: pl.Expr, exponent: float) -> pl.Expr:
+    return ((1 + x).pow(exponent) - 1) / exponent if exponent else x.log1p()
 
 
 @pytest.mark.parametrize(
@@ -249,6 +261,9 @@ def _written(transform: Any) -> list[pl.Expr]:
         ("standardize", {"columns": ["key"]}, "expects numbers in column 'key'"),
         ("normalize", {"columns": ["a"], "low": 1, "high": 0}, "expects low < high"),
         ("robust", {"columns": ["a"], "low": 0.75, "high": 0.25}, "low < high, got 0.75 and 0.25."),
+        ("power", {"columns": ["a"], "method": "log", "exponent": 1}, "only method 'yeo-johnson'"),
+        ("power", {"columns": ["a"], "exponent": 1, "learn": False}, "but learns nothing"),
+        ("power", {"columns": ["key"]}, "expects numbers in column 'key'"),
         ("derive", {"columns": {"x": "a +"}}, "is no SQL expression"),
         ("derive", {"columns": {"x": "aaa + 1"}}, "needs column 'aaa'"),
         ("derive", {"columns": {"x": "key * 2"}}, "cannot be done"),
