@@ -27,6 +27,7 @@ from engine.checkpoint import CheckpointFailed, Checkpoints
 from engine.config import DeadLetterSettings
 from engine.loader import Loader
 from engine.metrics import Metrics
+from engine.scrub.stage import DETECTORS
 from engine.service import Heartbeat
 from engine.types import Batch, HeadraceError, Mark, Rejects, Sink, Snapshot, Source
 
@@ -325,6 +326,8 @@ class Loop:
         for (_, what), n in batch.counts.items():
             if what in COUNTED:
                 getattr(metrics, COUNTED[what]).inc(n)
+            elif what in DETECTORS:
+                metrics.drift.labels(detector=what).inc(n)
         if batch.raw_rows:
             now = time.monotonic()
             latency = metrics.record_latency_seconds

@@ -255,7 +255,7 @@ class Quantiles(Statistic):
     @classmethod
     def of(cls, block: Block) -> Self:
         """The digest of one block."""
-        rows = np.sort(_matrix(block), axis=1)  # NaN comes last
+        rows = np.sort(matrix(block), axis=1)  # NaN comes last
         count = np.count_nonzero(~np.isnan(rows), axis=1)
         if not rows.size:
             return cls.empty(len(rows))
@@ -472,7 +472,7 @@ def _frame(block: Block) -> pl.DataFrame:
     return pl.DataFrame({str(j): column for j, column in enumerate(np.asarray(block).T)})
 
 
-def _matrix(block: Block) -> Floats:
+def matrix(block: Block) -> Floats:
     """Shape (columns, n), C-contiguous; NaN for what is no number."""
     frame = block if isinstance(block, pl.DataFrame) else _frame(block)
     matrix = frame.select(pl.all().cast(pl.Float64)).to_numpy(order="fortran").T
@@ -517,4 +517,13 @@ def _counted(column: pl.Series) -> pl.DataFrame:
     return counted.with_columns(pl.col("count").cast(pl.Int64))
 
 
-__all__ = ["Block", "Counts", "Extremes", "FadingMoments", "Moments", "Quantiles", "Statistic"]
+__all__ = [
+    "Block",
+    "Counts",
+    "Extremes",
+    "FadingMoments",
+    "Moments",
+    "Quantiles",
+    "Statistic",
+    "matrix",
+]

@@ -9,6 +9,7 @@ STAGES = {
     "robust": "engine.scrub.scale:Robust",
     "power": "engine.scrub.power:Powers",
     "categories": "engine.scrub.categories:Categories",
+    "drift": "engine.scrub.drift:Drift",
     "derive": "engine.scrub.derive:Derive",
     "unpivot": "engine.scrub.unpivot:Unpivot",
     "lag": "engine.scrub.lag:Lag",

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from engine.kernels import Floats, powered, scaled, unpowered
 from engine.scrub.columns import numbers, replaced, spread
-from engine.scrub.stage import Learned, LearnSettings
+from engine.scrub.stage import ForgetSettings, Learned
 from engine.statistics import Quantiles
 from engine.types import Affine, Batch, Power, Schema, Snapshot, Transform, UserError
 
@@ -44,7 +44,7 @@ class Powers(Learned):
     Null stays null, NaN stays NaN.
     """
 
-    class Settings(LearnSettings):
+    class Settings(ForgetSettings):
         """``[scrub.NAME]`` with ``kind = "power"``
 
         Attributes:
@@ -88,10 +88,11 @@ class Powers(Learned):
         self._columns = spread(settings.columns, schema, where=self.where)
         numbers(self._columns, schema, where=self.where)
         learns = self._fits or self._standardizes
-        if not learns and settings.open(0) is not None:
+        given = settings.open(0) is not None or settings.forget_on is not None
+        if not learns and given:
             raise UserError(
-                f"{self.where} has 'learn' or 'freeze_after', but learns nothing: take it away, "
-                "or set standardize = true."
+                f"{self.where} has 'learn', 'freeze_after' or 'forget_on', but learns nothing: "
+                "take it away, or set standardize = true."
             )
         n = len(self._columns)
         if self._numbers.shape[1] != n:
@@ -110,7 +111,7 @@ class Powers(Learned):
         for column, above, below, shift, scale in self._rows_of_numbers():
             done = powered(frame.get_column(column).cast(pl.Float64), above, below)
             made.append(scaled(done, shift, scale) if self._standardizes else done)
-        self._learn(frame)
+        self._learn(batch)
         self._fit()
         return batch.with_frame(replaced(frame, made))
 
@@ -135,7 +136,8 @@ class Powers(Learned):
         digest = self._statistic
         if not isinstance(digest, Quantiles):
             return
-        enough = np.maximum(self.settings.min_rows, AFRESH * self._fitted)
+        fitted = np.where(digest.count < self._fitted, 0, self._fitted)  # what was forgotten
+        enough = np.maximum(self.settings.min_rows, AFRESH * fitted)
         at = np.flatnonzero(digest.count >= enough)
         if not len(at):
             return
@@ -202,7 +204,7 @@ def yeo_johnson(values: Floats, weights: Floats) -> Floats:
         _, variance = _moments(np.where(used, sign * curved, 0.0), weights)
         spread = np.log(variance) + 2 * one_sided * start
         found = -spread / 2 + (exponent - 1) * mean_log
-        return np.nan_to_num(found, nan=-np.inf, posinf=-np.inf, neginf=-np.inf)
+        return np.where(np.isfinite(found), found, -np.inf)
 
     with np.errstate(all="ignore"):  # an exponent too large for the numbers is no maximum
         _, varies = _moments(np.where(used, values, 0.0), weights)

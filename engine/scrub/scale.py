@@ -11,7 +11,7 @@ from pydantic import Field
 
 from engine.kernels import scaled
 from engine.scrub.columns import numbers, replaced, spread
-from engine.scrub.stage import Learned, LearnSettings
+from engine.scrub.stage import ForgetSettings, Learned
 from engine.statistics import Extremes, FadingMoments, Moments, Quantiles
 from engine.types import Affine, Batch, Clip, Schema, Transform, UserError
 
@@ -19,7 +19,7 @@ from engine.types import Affine, Batch, Clip, Schema, Transform, UserError
 class Scaled(Learned):
     """``(x - shift) * scale`` in Float64 for each column, the two numbers by what was learned."""
 
-    def __init__(self, name: str, settings: LearnSettings) -> None:
+    def __init__(self, name: str, settings: ForgetSettings) -> None:
         super().__init__(name, settings)
         self._schema: Schema = {}
 
@@ -36,7 +36,7 @@ class Scaled(Learned):
             scaled(frame.get_column(column).cast(pl.Float64), shift, scale)
             for column, shift, scale in numbers
         ]
-        self._learn(frame)
+        self._learn(batch)
         return batch.with_frame(replaced(frame, made))
 
     def _numbers(self) -> NDArray[np.float64]:
@@ -60,7 +60,7 @@ class Standardize(Scaled):
     `engine.statistics.FadingMoments`. Without, a thousandth row moves them by a thousandth.
     """
 
-    class Settings(LearnSettings):
+    class Settings(ForgetSettings):
         """``[scrub.NAME]`` with ``kind = "standardize"``
 
         Attributes:
@@ -92,7 +92,7 @@ class Normalize(Scaled):
     the given `from_low` and `from_high`; 0 while nothing is learned and where a column does not
     vary. Null stays null, NaN stays NaN."""
 
-    class Settings(LearnSettings):
+    class Settings(ForgetSettings):
         """``[scrub.NAME]`` with ``kind = "normalize"``
 
         Attributes:
@@ -174,7 +174,7 @@ class Robust(Scaled):
     those of a rank within 0.5 % of the wanted one, mostly within 0.05 %.
     """
 
-    class Settings(LearnSettings):
+    class Settings(ForgetSettings):
         """``[scrub.NAME]`` with ``kind = "robust"``
 
         Attributes:

@@ -57,6 +57,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "yeo_johnson_given": ("power", {"columns": NUMBERS, "exponent": 0.3, "standardize": True}),
     "vocabulary": ("categories", {"columns": ["text", "n", "flag"], "size": 4}),
     "hash": ("categories", {"columns": ["text", "key"], "method": "hash", "size": 5}),
+    "adwin": ("drift", {"columns": NUMBERS, "warmup": 20}),
+    "page_hinkley": (
+        "drift",
+        {"columns": NUMBERS, "detector": "page_hinkley", "threshold": 3, "warmup": 0},
+    ),
+    "psi": ("drift", {"columns": NUMBERS, "detector": "psi", "window": 30, "bins": 4}),
     "derive": (
         "derive",
         {"columns": {"hour": "date_part('hour', time)", "z": "x * hour", "w": "ln(y)"}},
@@ -273,6 +279,7 @@ def test_transforms_give_what_apply_gives(case: str, build: Build, stream: list[
         ("normalize_clipped", 10),
         ("robust", 5),
         ("fading", 5),
+        ("psi", 0),
         ("log", 5),
         ("yeo_johnson", 10),
         ("vocabulary", 3),
