@@ -219,6 +219,123 @@ class Extremes(Statistic):
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class KeyedMoments(Statistic):
+    """`Moments` of the rows of each key, for the `size` keys seen last; and of all rows together.
+
+    What it learns from has the keys' 64-bit hashes (UInt64) as its first column. Parts follow one
+    another: ``a.merge(b)`` equals the whole where b's rows came after a's and no key has left. A
+    key that left and comes again begins anew.
+
+    Every update copies the table: 16 + 24 bytes a column for each key.
+
+    Attributes:
+        keys: hashes, ascending, shape (k,).
+        seen: number of the row that each was last seen in, shape (k,).
+        count, mean, m2: as in `Moments`, shape (k, columns).
+        total: moments of all rows, whether or not their key is still there.
+        age: rows seen so far.
+        left: how often a key has left.
+        size: keys kept.
+    """
+
+    keys: NDArray[np.uint64]
+    seen: NDArray[np.int64]
+    count: NDArray[np.int64]
+    mean: Floats
+    m2: Floats
+    total: Moments
+    age: int = 0
+    left: int = 0
+    size: int = 10_000
+
+    @classmethod
+    def empty(cls, columns: int, size: int = 10_000) -> Self:
+        zeros = np.zeros((0, columns))
+        return cls(
+            keys=np.zeros(0, np.uint64),
+            seen=np.zeros(0, np.int64),
+            count=zeros.astype(np.int64),
+            mean=zeros,
+            m2=zeros,
+            total=Moments.empty(columns),
+            size=size,
+        )
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def find(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Place of each key in the table, -1 for those that are not there."""
+        if not len(self.keys):
+            return np.full(len(keys), -1)
+        at = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
+        return np.where(self.keys[at] == keys, at, -1)
+
+    def update(self, block: Block) -> Self:
+        assert isinstance(block, pl.DataFrame)
+        if not block.height:
+            return self
+        hashed, numbers = block.to_series(0).to_numpy(), block[:, 1:]
+        keys, group = np.unique(hashed, return_inverse=True)
+        rows = matrix(numbers)
+        count, mean, m2, seen = _grouped(rows, group, len(keys))
+        total = Moments.of(numbers)
+        newer = dataclasses.replace(
+            self, keys=keys, seen=seen, count=count, mean=mean, m2=m2, total=total,
+            age=block.height, left=0,
+        )  # fmt: skip
+        return self.merge(newer)
+
+    def merge(self, other: Self) -> Self:
+        at = self.find(other.keys)
+        known, new = np.flatnonzero(at >= 0), np.flatnonzero(at < 0)
+        place = np.searchsorted(self.keys, other.keys[new])
+        both = self._moments(at[known]).merge(other._moments(known))
+        made: dict[str, Any] = {
+            "seen": _with(self.seen, at[known], other.seen[known] + self.age),
+            "count": _with(self.count, at[known], both.count),
+            "mean": _with(self.mean, at[known], both.mean),
+            "m2": _with(self.m2, at[known], both.m2),
+        }
+        if len(new):
+            made = {
+                name: np.insert(array, place, getattr(other, name)[new], axis=0)
+                for name, array in made.items()
+            }
+            made["seen"][place + np.arange(len(new))] += self.age
+        made["keys"] = np.insert(self.keys, place, other.keys[new]) if len(new) else self.keys
+        extra = len(made["keys"]) - self.size
+        if extra > 0:
+            oldest = np.partition(made["seen"], extra)[extra]  # each row has one key: no ties
+            made = {name: array[made["seen"] >= oldest] for name, array in made.items()}
+        return dataclasses.replace(
+            self,
+            **made,
+            total=self.total.merge(other.total),
+            age=self.age + other.age,
+            left=self.left + other.left + max(extra, 0),
+        )
+
+    def _moments(self, at: NDArray[np.int64]) -> Moments:
+        return Moments(count=self.count[at], mean=self.mean[at], m2=self.m2[at])
+
+    def snapshot(self) -> dict[str, Any]:
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {**plain, "total": self.total.snapshot()}
+
+    @classmethod
+    def restore(cls, value: Mapping[str, Any]) -> Self:
+        return cls(**{**value, "total": Moments.restore(value["total"])})
+
+
+def _with(array: NDArray[Any], at: NDArray[np.int64], values: NDArray[Any]) -> NDArray[Any]:
+    """A copy of the array with other values in some rows."""
+    made = array.copy()
+    made[at] = values
+    return made
+
+
 CELLS = 256
 """Centroids a column keeps in `Quantiles`."""
 
@@ -447,6 +564,33 @@ def _fading(x, bitmap, weights, out):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
+def _grouped(rows, group, groups):  # type: ignore[no-untyped-def]
+    """Count, mean and squared deviations of each group, shape (groups, columns), and its last row.
+
+    Args:
+        rows: shape (columns, n), NaN for what is no number.
+        group: of each row, from 0, shape (n,).
+    """
+    columns, n = rows.shape
+    count = np.zeros((groups, columns), np.int64)
+    mean = np.zeros((groups, columns))
+    m2 = np.zeros((groups, columns))
+    seen = np.zeros(groups, np.int64)
+    for i in range(n):
+        seen[group[i]] = i
+    for j in range(columns):
+        for i in range(n):
+            x = rows[j, i]
+            if x == x:
+                g = group[i]
+                count[g, j] += 1
+                off = x - mean[g, j]
+                mean[g, j] += off / count[g, j]
+                m2[g, j] += off * (x - mean[g, j])
+    return count, mean, m2, seen
+
+
+@numba.njit(nogil=True, cache=True)
 def _extremes(x, bitmap, out):  # type: ignore[no-untyped-def]
     """Count, smallest and largest into out, shape (3,)."""
     x = _good(x, bitmap)
@@ -522,6 +666,7 @@ __all__ = [
     "Counts",
     "Extremes",
     "FadingMoments",
+    "KeyedMoments",
     "Moments",
     "Quantiles",
     "Statistic",

@@ -6,6 +6,7 @@ STAGES = {
     "outliers": "engine.scrub.outliers:Outliers",
     "standardize": "engine.scrub.scale:Standardize",
     "normalize": "engine.scrub.scale:Normalize",
+    "standardize_by": "engine.scrub.keyed:StandardizeBy",
     "robust": "engine.scrub.scale:Robust",
     "power": "engine.scrub.power:Powers",
     "categories": "engine.scrub.categories:Categories",

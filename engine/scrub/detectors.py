@@ -96,9 +96,11 @@ class Adwin(Detector):
         state = {name: getattr(self, name).copy() for name in ("window", "used", "sums", "warm")}
         options = (self.confidence, self.clock, self.warmup, self.shortest, self.grace)
         found: Found = []
+        kernel: Any = _adwin
         for j, column in enumerate(block.get_columns()):
             rows = np.empty(len(column) // self.clock + 1, np.int64)
-            n = _adwin(*buffers(column), *(array[j] for array in state.values()), *options, rows)
+            given: list[Any] = [*buffers(column), *(array[j] for array in state.values()), *options]
+            n = kernel(*given, rows)
             found += [(j, row) for row in rows[:n].tolist()]
         return dataclasses.replace(self, **state), found
 

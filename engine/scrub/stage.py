@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import polars as pl
 from pydantic import Field
 
 from engine.statistics import Statistic
@@ -89,10 +90,14 @@ class Learned(Stateless):
             return
         frame = batch.frame
         left = self.settings.open(self._rows)
-        rows = frame[list(self._columns)].head(frame.height if left is None else left)
+        rows = self._block(frame.head(frame.height if left is None else left))
         if rows.height:
             self._statistic = self._statistic.update(rows)
             self._rows += rows.height
+
+    def _block(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """What the statistic learns from."""
+        return frame[list(self._columns)]
 
     def _drifted(self, batch: Batch) -> bool:
         """Whether the stage named by `forget_on` detected drift in this batch.
@@ -112,7 +117,9 @@ class Learned(Stateless):
 
     def snapshot(self) -> Snapshot:
         """``rows`` and the statistic's fields; None where nothing is ever learned."""
-        return self._statistic and {"rows": self._rows, **self._statistic.snapshot()}
+        if self._statistic is None:
+            return None
+        return {"rows": self._rows, **self._statistic.snapshot()}
 
     def restore(self, value: Snapshot) -> None:
         """Go back to what `snapshot` gave; the stage must be bound."""

@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from river import drift
+from river import drift as untyped
 
 from engine.metrics import NAMES
 from engine.scrub.detectors import Adwin, Detector, PageHinkley, Psi
@@ -24,6 +24,7 @@ NAN = math.nan
 Run = Callable[..., list[Batch]]
 Make = Callable[..., Any]
 Column = np.ndarray[Any, np.dtype[np.float64]]
+drift: Any = untyped
 
 
 def streams() -> dict[str, Column]:
