@@ -336,6 +336,75 @@ def _with(array: NDArray[Any], at: NDArray[np.int64], values: NDArray[Any]) -> N
     return made
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class CoMoments(Statistic):
+    """Means and products of deviations of columns that vary together, over the rows in which every
+    column has a number: all that a linear regression of any on the others needs.
+
+    Merged as `Moments`, pair by pair.
+
+    Attributes:
+        complete: rows.
+        mean: of the complete rows, shape (columns,).
+        products: sums of products of two columns' deviations from their means, shape (columns,
+            columns).
+        single: moments of each column over all its numbers.
+    """
+
+    complete: int
+    mean: Floats
+    products: Floats
+    single: Moments
+
+    @classmethod
+    def empty(cls, columns: int) -> Self:
+        zeros = np.zeros(columns)
+        square = np.zeros((columns, columns))
+        return cls(complete=0, mean=zeros, products=square, single=Moments.empty(columns))
+
+    def update(self, block: Block) -> Self:
+        if not len(block):
+            return self
+        rows = matrix(block)
+        single = Moments.of(block)
+        rows = np.ascontiguousarray(rows[:, ~np.isnan(rows).any(axis=0)])
+        n = rows.shape[1]
+        mean = rows.sum(axis=1) / max(n, 1)
+        rows -= mean[:, None]
+        other = dataclasses.replace(
+            self, complete=n, mean=mean, products=rows @ rows.T, single=single
+        )
+        return self.merge(other)
+
+    def merge(self, other: Self) -> Self:
+        complete = self.complete + other.complete
+        share = other.complete / max(complete, 1)
+        delta = other.mean - self.mean
+        return dataclasses.replace(
+            self,
+            complete=complete,
+            mean=self.mean + delta * share,
+            products=self.products
+            + other.products
+            + np.outer(delta, delta) * (self.complete * share),
+            single=self.single.merge(other.single),
+        )
+
+    @property
+    def deviation(self) -> Floats:
+        """Square root of the sum of squared deviations over rows, 0 as in `Moments.variance`."""
+        rows = np.full(len(self.mean), self.complete)
+        return np.sqrt(_spread(rows, rows, self.mean, np.diagonal(self.products)))
+
+    def snapshot(self) -> dict[str, Any]:
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {**plain, "single": self.single.snapshot()}
+
+    @classmethod
+    def restore(cls, value: Mapping[str, Any]) -> Self:
+        return cls(**{**value, "single": Moments.restore(value["single"])})
+
+
 CELLS = 256
 """Centroids a column keeps in `Quantiles`."""
 
@@ -663,6 +732,7 @@ def _counted(column: pl.Series) -> pl.DataFrame:
 
 __all__ = [
     "Block",
+    "CoMoments",
     "Counts",
     "Extremes",
     "FadingMoments",

@@ -2,6 +2,7 @@
 
 STAGES = {
     "missing": "engine.scrub.missing:Missing",
+    "impute": "engine.scrub.impute:Impute",
     "duplicates": "engine.scrub.duplicates:Duplicates",
     "outliers": "engine.scrub.outliers:Outliers",
     "standardize": "engine.scrub.scale:Standardize",
