@@ -5,6 +5,7 @@ STAGES = {
     "impute": "engine.scrub.impute:Impute",
     "duplicates": "engine.scrub.duplicates:Duplicates",
     "outliers": "engine.scrub.outliers:Outliers",
+    "anomalies": "engine.scrub.anomalies:Anomalies",
     "standardize": "engine.scrub.scale:Standardize",
     "normalize": "engine.scrub.scale:Normalize",
     "standardize_by": "engine.scrub.keyed:StandardizeBy",

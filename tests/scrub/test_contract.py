@@ -50,6 +50,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"columns": NUMBERS, "method": "zscore", "min_rows": 5, "action": "reject"},
     ),
     "flag": ("outliers", {"columns": NUMBERS, "method": "iqr", "min_rows": 5, "action": "flag"}),
+    "halfspace": ("anomalies", {"columns": NUMBERS, "window": 30, "trees": 5, "height": 4}),
+    "halfspace_flag": (
+        "anomalies",
+        {"columns": ["x", "y"], "action": "flag", "window": 12, "share": 0.3, "freeze_after": 50},
+    ),
+    "halfspace_reject": (
+        "anomalies",
+        {"columns": ["x", "n"], "action": "reject", "window": 12, "share": 0.2, "trees": 3},
+    ),
     "standardize": ("standardize", {"columns": NUMBERS}),
     "frozen": ("standardize", {"columns": ["x", "y"], "freeze_after": 45}),
     "fading": ("standardize", {"columns": NUMBERS, "halflife": 30}),
@@ -87,6 +96,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "lag_flag": ("lag", {**LAG, "column": "flag", "by": ["key", "text"], "steps": [1]}),
 }
 ROW_BY_ROW = [case for case in CASES if case.startswith(("last", "lag", "dup", "window"))]
+ROW_BY_ROW += ["halfspace"]
 SIZES = (40, 0, 25, 1, 60)
 
 Build = Callable[[str], Stage]
@@ -289,6 +299,8 @@ def test_transforms_give_what_apply_gives(case: str, build: Build, stream: list[
         ("normalize_clipped", 10),
         ("robust", 5),
         ("fading", 5),
+        ("halfspace", None),
+        ("halfspace_reject", 0),
         ("impute", None),
         ("by_key", None),
         ("psi", 0),
