@@ -34,6 +34,7 @@ from engine.config import DeadLetterSettings
 from engine.letters import letters
 from engine.loader import Loader
 from engine.metrics import Metrics
+from engine.scrub.stage import DETECTORS
 from engine.service import Heartbeat
 from engine.types import (
     RESERVED,
@@ -438,6 +439,8 @@ class Loop:
         for (_, what), n in batch.counts.items():
             if what in COUNTED:
                 getattr(metrics, COUNTED[what]).inc(n)
+            elif what in DETECTORS:
+                metrics.drift.labels(detector=what).inc(n)
         if batch.raw_rows:
             now = time.monotonic()
             latency = metrics.record_latency_seconds

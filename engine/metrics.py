@@ -150,6 +150,11 @@ NAMES: Mapping[str, Name] = {
     "headrace_baseline_quality": Name(
         "gauge", "Quality of the best baseline that learns nothing, over all rows.", {"metric": ()}
     ),
+    "headrace_drift_total": Name(
+        "counter",
+        "Rows at which a stage found that a column had changed.",
+        {"detector": ("adwin", "page_hinkley", "psi")},
+    ),
     # infer
     "headrace_predicted_records_total": Name("counter", "Rows predicted and not learned from."),
     "headrace_cleaned_records_total": Name("counter", "Rows passed on clean, without a model."),
@@ -269,6 +274,7 @@ class Metrics:
     loss: Gauge
     quality: Gauge
     baseline_quality: Gauge
+    drift: Counter
     predicted_records: Counter
     cleaned_records: Counter
     model: Gauge

@@ -103,14 +103,82 @@ class Moments(Statistic):
     def variance(self) -> Floats:
         """Population variance, 0 where nothing was seen and where rounding alone makes it differ
         from 0 (the bound of scikit-learn's StandardScaler)."""
-        variance = self.m2 / np.maximum(self.count, 1)
-        noise = self.count * np.finfo(np.float64).eps
-        constant = variance <= noise * variance + (noise * self.mean) ** 2
-        return np.where(constant, 0.0, variance)
+        return _spread(self.count, self.count, self.mean, self.m2)
 
     @property
     def deviation(self) -> Floats:
         """Population standard deviation."""
+        return np.sqrt(self.variance)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FadingMoments(Statistic):
+    """Mean and variance that follow drift: a number's weight halves with every `halflife` numbers
+    of its column that come after it.
+
+    The exponentially weighted moments of Finch, "Incremental calculation of weighted mean and
+    variance" (2009), with the weights divided by their sum, so that the first number counts no more
+    than others. What is no number neither counts nor fades.
+
+    Parts follow one another: ``a.merge(b)`` equals the whole where b's rows came after a's.
+
+    Attributes:
+        count: numbers seen, shape (columns,).
+        weight: sum of their weights; the newest has weight 1.
+        mean: their weighted mean, 0 where none was seen.
+        m2: sum of weighted squared deviations from the mean.
+        halflife: in numbers.
+    """
+
+    count: NDArray[np.int64]
+    weight: Floats
+    mean: Floats
+    m2: Floats
+    halflife: float
+
+    @classmethod
+    def empty(cls, columns: int, halflife: float = 1_000.0) -> Self:
+        zeros = np.zeros(columns)
+        count = np.zeros(columns, np.int64)
+        return cls(count=count, weight=zeros, mean=zeros, m2=zeros, halflife=halflife)
+
+    def update(self, block: Block) -> Self:
+        if not len(block):
+            return self
+        age = np.arange(len(block) - 1, -1, -1)
+        weights = np.exp2(-age / self.halflife)
+        frame = _frame(block)
+        made = np.empty((frame.width, 4))
+        for column, out in zip(frame.get_columns(), made, strict=True):
+            _fading(*buffers(column), weights, out)
+        count, weight, mean, m2 = made.T
+        newer = dataclasses.replace(
+            self, count=count.astype(np.int64), weight=weight, mean=mean, m2=m2
+        )
+        return self.merge(newer)
+
+    def merge(self, other: Self) -> Self:
+        fade = np.exp2(-other.count / self.halflife)
+        before = self.weight * fade
+        weight = before + other.weight
+        share = np.divide(other.weight, weight, where=weight > 0, out=np.zeros_like(weight))
+        delta = other.mean - self.mean
+        return dataclasses.replace(
+            self,
+            count=self.count + other.count,
+            weight=weight,
+            mean=self.mean + delta * share,
+            m2=self.m2 * fade + other.m2 + delta * delta * before * share,
+        )
+
+    @property
+    def variance(self) -> Floats:
+        """Weighted population variance; 0 as in `Moments.variance`."""
+        return _spread(self.count, self.weight, self.mean, self.m2)
+
+    @property
+    def deviation(self) -> Floats:
+        """Weighted population standard deviation."""
         return np.sqrt(self.variance)
 
 
@@ -151,6 +219,192 @@ class Extremes(Statistic):
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class KeyedMoments(Statistic):
+    """`Moments` of the rows of each key, for the `size` keys seen last; and of all rows together.
+
+    What it learns from has the keys' 64-bit hashes (UInt64) as its first column. Parts follow one
+    another: ``a.merge(b)`` equals the whole where b's rows came after a's and no key has left. A
+    key that left and comes again begins anew.
+
+    Every update copies the table: 16 + 24 bytes a column for each key.
+
+    Attributes:
+        keys: hashes, ascending, shape (k,).
+        seen: number of the row that each was last seen in, shape (k,).
+        count, mean, m2: as in `Moments`, shape (k, columns).
+        total: moments of all rows, whether or not their key is still there.
+        age: rows seen so far.
+        left: how often a key has left.
+        size: keys kept.
+    """
+
+    keys: NDArray[np.uint64]
+    seen: NDArray[np.int64]
+    count: NDArray[np.int64]
+    mean: Floats
+    m2: Floats
+    total: Moments
+    age: int = 0
+    left: int = 0
+    size: int = 10_000
+
+    @classmethod
+    def empty(cls, columns: int, size: int = 10_000) -> Self:
+        zeros = np.zeros((0, columns))
+        return cls(
+            keys=np.zeros(0, np.uint64),
+            seen=np.zeros(0, np.int64),
+            count=zeros.astype(np.int64),
+            mean=zeros,
+            m2=zeros,
+            total=Moments.empty(columns),
+            size=size,
+        )
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def find(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Place of each key in the table, -1 for those that are not there."""
+        if not len(self.keys):
+            return np.full(len(keys), -1)
+        at = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
+        return np.where(self.keys[at] == keys, at, -1)
+
+    def update(self, block: Block) -> Self:
+        assert isinstance(block, pl.DataFrame)
+        if not block.height:
+            return self
+        hashed, numbers = block.to_series(0).to_numpy(), block[:, 1:]
+        keys, group = np.unique(hashed, return_inverse=True)
+        rows = matrix(numbers)
+        count, mean, m2, seen = _grouped(rows, group, len(keys))
+        total = Moments.of(numbers)
+        newer = dataclasses.replace(
+            self, keys=keys, seen=seen, count=count, mean=mean, m2=m2, total=total,
+            age=block.height, left=0,
+        )  # fmt: skip
+        return self.merge(newer)
+
+    def merge(self, other: Self) -> Self:
+        at = self.find(other.keys)
+        known, new = np.flatnonzero(at >= 0), np.flatnonzero(at < 0)
+        place = np.searchsorted(self.keys, other.keys[new])
+        both = self._moments(at[known]).merge(other._moments(known))
+        made: dict[str, Any] = {
+            "seen": _with(self.seen, at[known], other.seen[known] + self.age),
+            "count": _with(self.count, at[known], both.count),
+            "mean": _with(self.mean, at[known], both.mean),
+            "m2": _with(self.m2, at[known], both.m2),
+        }
+        if len(new):
+            made = {
+                name: np.insert(array, place, getattr(other, name)[new], axis=0)
+                for name, array in made.items()
+            }
+            made["seen"][place + np.arange(len(new))] += self.age
+        made["keys"] = np.insert(self.keys, place, other.keys[new]) if len(new) else self.keys
+        extra = len(made["keys"]) - self.size
+        if extra > 0:
+            oldest = np.partition(made["seen"], extra)[extra]  # each row has one key: no ties
+            made = {name: array[made["seen"] >= oldest] for name, array in made.items()}
+        return dataclasses.replace(
+            self,
+            **made,
+            total=self.total.merge(other.total),
+            age=self.age + other.age,
+            left=self.left + other.left + max(extra, 0),
+        )
+
+    def _moments(self, at: NDArray[np.int64]) -> Moments:
+        return Moments(count=self.count[at], mean=self.mean[at], m2=self.m2[at])
+
+    def snapshot(self) -> dict[str, Any]:
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {**plain, "total": self.total.snapshot()}
+
+    @classmethod
+    def restore(cls, value: Mapping[str, Any]) -> Self:
+        return cls(**{**value, "total": Moments.restore(value["total"])})
+
+
+def _with(array: NDArray[Any], at: NDArray[np.int64], values: NDArray[Any]) -> NDArray[Any]:
+    """A copy of the array with other values in some rows."""
+    made = array.copy()
+    made[at] = values
+    return made
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class CoMoments(Statistic):
+    """Means and products of deviations of columns that vary together, over the rows in which every
+    column has a number: all that a linear regression of any on the others needs.
+
+    Merged as `Moments`, pair by pair.
+
+    Attributes:
+        complete: rows.
+        mean: of the complete rows, shape (columns,).
+        products: sums of products of two columns' deviations from their means, shape (columns,
+            columns).
+        single: moments of each column over all its numbers.
+    """
+
+    complete: int
+    mean: Floats
+    products: Floats
+    single: Moments
+
+    @classmethod
+    def empty(cls, columns: int) -> Self:
+        zeros = np.zeros(columns)
+        square = np.zeros((columns, columns))
+        return cls(complete=0, mean=zeros, products=square, single=Moments.empty(columns))
+
+    def update(self, block: Block) -> Self:
+        if not len(block):
+            return self
+        rows = matrix(block)
+        single = Moments.of(block)
+        rows = np.ascontiguousarray(rows[:, ~np.isnan(rows).any(axis=0)])
+        n = rows.shape[1]
+        mean = rows.sum(axis=1) / max(n, 1)
+        rows -= mean[:, None]
+        other = dataclasses.replace(
+            self, complete=n, mean=mean, products=rows @ rows.T, single=single
+        )
+        return self.merge(other)
+
+    def merge(self, other: Self) -> Self:
+        complete = self.complete + other.complete
+        share = other.complete / max(complete, 1)
+        delta = other.mean - self.mean
+        return dataclasses.replace(
+            self,
+            complete=complete,
+            mean=self.mean + delta * share,
+            products=self.products
+            + other.products
+            + np.outer(delta, delta) * (self.complete * share),
+            single=self.single.merge(other.single),
+        )
+
+    @property
+    def deviation(self) -> Floats:
+        """Square root of the sum of squared deviations over rows, 0 as in `Moments.variance`."""
+        rows = np.full(len(self.mean), self.complete)
+        return np.sqrt(_spread(rows, rows, self.mean, np.diagonal(self.products)))
+
+    def snapshot(self) -> dict[str, Any]:
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {**plain, "single": self.single.snapshot()}
+
+    @classmethod
+    def restore(cls, value: Mapping[str, Any]) -> Self:
+        return cls(**{**value, "single": Moments.restore(value["single"])})
+
+
 CELLS = 256
 """Centroids a column keeps in `Quantiles`."""
 
@@ -187,7 +441,7 @@ class Quantiles(Statistic):
     @classmethod
     def of(cls, block: Block) -> Self:
         """The digest of one block."""
-        rows = np.sort(_matrix(block), axis=1)  # NaN comes last
+        rows = np.sort(matrix(block), axis=1)  # NaN comes last
         count = np.count_nonzero(~np.isnan(rows), axis=1)
         if not rows.size:
             return cls.empty(len(rows))
@@ -295,6 +549,16 @@ class Counts(Statistic):
 # ------------------------------------------------------------------------------------------ helpers
 
 
+def _spread(
+    count: NDArray[np.int64], weight: NDArray[Any], mean: Floats, squares: Floats
+) -> Floats:
+    """``squares / weight``, 0 where that is no more than the rounding of `count` numbers."""
+    variance = np.divide(squares, weight, where=weight > 0, out=np.zeros_like(squares))
+    noise = count * np.finfo(np.float64).eps
+    constant = variance <= noise * variance + (noise * mean) ** 2
+    return np.where(constant, 0.0, variance)
+
+
 @numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
 def _sums(x):  # type: ignore[no-untyped-def]
     """Mean and squared deviations of x, shape (n,), in two passes; the second takes the first's
@@ -341,6 +605,60 @@ def _moments(x, bitmap, out):  # type: ignore[no-untyped-def]
     out[0], out[1], out[2] = x.shape[0], mean, squares
 
 
+@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+def _weighted(x, w):  # type: ignore[no-untyped-def]
+    """Sum of w, weighted mean and squared deviations of x, both shape (n,); as `_sums`."""
+    n = x.shape[0]
+    weight, total = 0.0, 0.0
+    for i in range(n):
+        weight += w[i]
+        total += w[i] * x[i]
+    mean = total / weight if n else 0.0
+    squares, rest = 0.0, 0.0
+    for i in range(n):
+        off = x[i] - mean
+        squares += w[i] * off * off
+        rest += w[i] * off
+    return weight, mean, max(squares - rest * rest / weight, 0.0) if n else 0.0
+
+
+@numba.njit(nogil=True, cache=True)
+def _fading(x, bitmap, weights, out):  # type: ignore[no-untyped-def]
+    """Count, sum of weights, mean and squared deviations into out, shape (4,); `weights` of n
+    numbers, the last one's last."""
+    x = _good(x, bitmap)
+    n = x.shape[0]
+    weight, mean, squares = _weighted(x, weights[weights.shape[0] - n :])
+    out[0], out[1], out[2], out[3] = n, weight, mean, squares
+
+
+@numba.njit(nogil=True, cache=True)
+def _grouped(rows, group, groups):  # type: ignore[no-untyped-def]
+    """Count, mean and squared deviations of each group, shape (groups, columns), and its last row.
+
+    Args:
+        rows: shape (columns, n), NaN for what is no number.
+        group: of each row, from 0, shape (n,).
+    """
+    columns, n = rows.shape
+    count = np.zeros((groups, columns), np.int64)
+    mean = np.zeros((groups, columns))
+    m2 = np.zeros((groups, columns))
+    seen = np.zeros(groups, np.int64)
+    for i in range(n):
+        seen[group[i]] = i
+    for j in range(columns):
+        for i in range(n):
+            x = rows[j, i]
+            if x == x:
+                g = group[i]
+                count[g, j] += 1
+                off = x - mean[g, j]
+                mean[g, j] += off / count[g, j]
+                m2[g, j] += off * (x - mean[g, j])
+    return count, mean, m2, seen
+
+
 @numba.njit(nogil=True, cache=True)
 def _extremes(x, bitmap, out):  # type: ignore[no-untyped-def]
     """Count, smallest and largest into out, shape (3,)."""
@@ -367,7 +685,7 @@ def _frame(block: Block) -> pl.DataFrame:
     return pl.DataFrame({str(j): column for j, column in enumerate(np.asarray(block).T)})
 
 
-def _matrix(block: Block) -> Floats:
+def matrix(block: Block) -> Floats:
     """Shape (columns, n), C-contiguous; NaN for what is no number."""
     frame = block if isinstance(block, pl.DataFrame) else _frame(block)
     matrix = frame.select(pl.all().cast(pl.Float64)).to_numpy(order="fortran").T
@@ -412,4 +730,15 @@ def _counted(column: pl.Series) -> pl.DataFrame:
     return counted.with_columns(pl.col("count").cast(pl.Int64))
 
 
-__all__ = ["Block", "Counts", "Extremes", "Moments", "Quantiles", "Statistic"]
+__all__ = [
+    "Block",
+    "CoMoments",
+    "Counts",
+    "Extremes",
+    "FadingMoments",
+    "KeyedMoments",
+    "Moments",
+    "Quantiles",
+    "Statistic",
+    "matrix",
+]

@@ -406,6 +406,20 @@ class Affine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Power:
+    """From 0 on ``((1 + x)**above - 1) / above``, below it ``-((1 - x)**below - 1) / below``, in
+    float64; for an exponent of 0 its limit, the logarithm: ``log(1 + |x|)`` with the sign of x.
+    An exponent of 1 changes nothing. Null stays null.
+
+    Yeo-Johnson's transform of parameter l has the exponents l and 2 - l.
+    """
+
+    column: str
+    above: float
+    below: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Codes:
     """Text to codes: value i of `values` becomes i + 1; anything else, and null, becomes 0."""
 
@@ -413,7 +427,7 @@ class Codes:
     values: tuple[str, ...]
 
 
-Transform = Fill | Clip | Affine | Codes
+Transform = Fill | Clip | Affine | Power | Codes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -750,11 +764,8 @@ class Component(Protocol):
 
 __all__ = [
     "PARTITION", "POSITION", "RESERVED", "TYPES", "Affine", "Batch", "Clip", "Codes", "Component",
-    "EndOfStream",
-    "Features", "Fill", "Format", "HeadraceError", "Learner", "Mark", "Predictor", "Records",
-    "Rejects",
-    "Schema", "Settings", "SharedSource", "Sink", "Snapshot", "Source", "Stage", "Step", "Tensors",
-    "Transform",
-    "UserError",
-    "Values", "nearest", "parse_schema", "require",
+    "EndOfStream", "Features", "Fill", "Format", "HeadraceError", "Learner", "Mark", "Power",
+    "Predictor", "Records", "Rejects", "Schema", "Settings", "SharedSource", "Sink", "Snapshot",
+    "Source", "Stage", "Step", "Tensors", "Transform", "UserError", "Values", "nearest",
+    "parse_schema", "require",
 ]  # fmt: skip

@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from engine.types import Affine, Clip, Codes, Features, Fill, Transform
+from engine.types import Affine, Clip, Codes, Features, Fill, Power, Transform
 from models.graph import ML, Graph
 
 FORMAT = "headrace/1"
@@ -191,6 +191,49 @@ class _Front:
             scale = self._vector({t.column: t.scale for t in affine}, 1.0)
             graph = self._graph
             self._matrix = graph.op("Mul", graph.op("Sub", self._matrix, shift), scale)
+        elif isinstance(first, Power):
+            self._power([t for t in numbers if isinstance(t, Power)])
+
+    def _power(self, powers: list[Power]) -> None:
+        graph, x = self._graph, self._matrix
+        zero = graph.constant(np.float64(0))
+        down = graph.op("Less", x, zero)
+        size = graph.op("Abs", x)
+        y = self._log1p(size)
+        if any(t.above or t.below for t in powers):
+            above = self._vector({t.column: t.above for t in powers}, 1.0)
+            below = self._vector({t.column: t.below for t in powers}, 1.0)
+            p = graph.op("Where", down, below, above)
+            curved = graph.op("Div", self._expm1(graph.op("Mul", p, y)), p)
+            y = graph.op("Where", graph.op("Equal", p, zero), y, curved)
+            one = graph.op("Equal", p, graph.constant(np.float64(1)))
+            y = graph.op("Where", one, size, y)
+        y = graph.op("Where", down, graph.op("Neg", y), y)
+        changed = {t.column for t in powers}
+        if changed != set(self._columns):
+            mask = graph.constant(np.array([c in changed for c in self._columns]))
+            y = graph.op("Where", mask, y, x)
+        self._matrix = y
+
+    # Neither is an operator. Both corrections are Kahan's: what 1 + x loses of a small x is put
+    # back by dividing what is computed of it by what it should be.
+
+    def _log1p(self, x: str) -> str:
+        graph, one = self._graph, self._graph.constant(np.float64(1))
+        u = graph.op("Add", x, one)
+        as_it_is = graph.op("Or", graph.op("Equal", u, one), graph.op("IsInf", u))
+        ratio = graph.op("Div", x, graph.op("Sub", u, one))
+        return graph.op("Where", as_it_is, x, graph.op("Mul", graph.op("Log", u), ratio))
+
+    def _expm1(self, y: str) -> str:
+        graph, one = self._graph, self._graph.constant(np.float64(1))
+        u = graph.op("Exp", y)
+        less = graph.op("Sub", u, one)
+        ends = graph.op("Equal", less, graph.constant(np.float64(-1)))
+        ends = graph.op("Or", ends, graph.op("IsInf", u))
+        ratio = graph.op("Div", y, graph.op("Log", u))
+        made = graph.op("Where", ends, less, graph.op("Mul", less, ratio))
+        return graph.op("Where", graph.op("Equal", u, one), y, made)
 
     def _fill(self, fills: list[Fill]) -> None:
         graph = self._graph

@@ -2,11 +2,17 @@
 
 STAGES = {
     "missing": "engine.scrub.missing:Missing",
+    "impute": "engine.scrub.impute:Impute",
     "duplicates": "engine.scrub.duplicates:Duplicates",
     "outliers": "engine.scrub.outliers:Outliers",
+    "anomalies": "engine.scrub.anomalies:Anomalies",
     "standardize": "engine.scrub.scale:Standardize",
     "normalize": "engine.scrub.scale:Normalize",
+    "standardize_by": "engine.scrub.keyed:StandardizeBy",
+    "robust": "engine.scrub.scale:Robust",
+    "power": "engine.scrub.power:Powers",
     "categories": "engine.scrub.categories:Categories",
+    "drift": "engine.scrub.drift:Drift",
     "derive": "engine.scrub.derive:Derive",
     "unpivot": "engine.scrub.unpivot:Unpivot",
     "lag": "engine.scrub.lag:Lag",

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 
 from engine.kernels import filled
 from engine.scrub.columns import extended, is_missing, nans, nulls, numbers, replaced, spread
-from engine.scrub.stage import Learned, LearnSettings
+from engine.scrub.stage import ForgetSettings, Learned
 from engine.statistics import Counts, Moments, Quantiles, Statistic
 from engine.types import Batch, Fill, Schema, Snapshot, Transform, UserError, require
 
@@ -34,7 +34,7 @@ class Missing(Learned):
     Float64 where the value to fill in need not be whole (mean, median, a constant like 0.5).
     """
 
-    class Settings(LearnSettings):
+    class Settings(ForgetSettings):
         """``[scrub.NAME]`` with ``kind = "missing"``
 
         Attributes:
@@ -100,10 +100,11 @@ class Missing(Learned):
             raise UserError(
                 f"{self.where} has 'by', which only strategy 'last' uses: take it away."
             )
-        if settings.strategy not in STATISTICS and settings.open(0) is not None:
+        learns = settings.open(0) is not None or settings.forget_on is not None
+        if settings.strategy not in STATISTICS and learns:
             raise UserError(
-                f"{self.where} has 'learn' or 'freeze_after', but strategy '{settings.strategy}' "
-                "learns no statistic: take it away."
+                f"{self.where} has 'learn', 'freeze_after' or 'forget_on', but strategy "
+                f"'{settings.strategy}' learns no statistic: take it away."
             )
         require(schema, settings.by, where=f"{self.where} by")
         for column in self._columns:
@@ -147,7 +148,7 @@ class Missing(Learned):
             frame, done = self._filled(batch.frame)
         if self.settings.indicator:
             frame = frame.with_columns(self._indicators(batch.frame))
-        self._learn(batch.frame)
+        self._learn(batch)
         return batch.with_frame(frame).counted(self.name, filled=done)
 
     def _filled(self, frame: pl.DataFrame) -> tuple[pl.DataFrame, int]:

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from engine.kernels import clipped
 from engine.scrub.columns import extended, numbers, replaced, spread
-from engine.scrub.stage import Learned, LearnSettings
+from engine.scrub.stage import ForgetSettings, Learned
 from engine.statistics import Moments, Quantiles, Statistic
 from engine.types import Batch, Clip, Schema, Transform, UserError
 
@@ -34,7 +34,7 @@ class Outliers(Learned):
     Clipped whole numbers become Float64, unless the bounds are given and whole.
     """
 
-    class Settings(LearnSettings):
+    class Settings(ForgetSettings):
         """``[scrub.NAME]`` with ``kind = "outliers"``
 
         Attributes:
@@ -100,7 +100,7 @@ class Outliers(Learned):
     def apply(self, batch: Batch) -> Batch:
         action = {"clip": self._clipped, "reject": self._rejected, "flag": self._flagged}
         done = action[self.settings.action](batch)
-        self._learn(batch.frame)
+        self._learn(batch)
         return done
 
     def _clipped(self, batch: Batch) -> Batch:

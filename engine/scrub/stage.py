@@ -9,7 +9,10 @@ import polars as pl
 from pydantic import Field
 
 from engine.statistics import Statistic
-from engine.types import Settings, Snapshot
+from engine.types import Batch, Settings, Snapshot, UserError
+
+DETECTORS = ("adwin", "page_hinkley", "psi")
+"""What a 'drift' stage counts under."""
 
 
 class LearnSettings(Settings):
@@ -28,6 +31,18 @@ class LearnSettings(Settings):
         if not self.learn:
             return 0
         return None if self.freeze_after is None else max(self.freeze_after - rows, 0)
+
+
+class ForgetSettings(LearnSettings):
+    """Settings of a stage whose statistic can start anew.
+
+    Attributes:
+        forget_on: name of a 'drift' stage before this one: where that detects drift in a batch,
+            what the batches before taught is forgotten, after the batch was transformed with it and
+            before it is learned from; `freeze_after` counts from there.
+    """
+
+    forget_on: str | None = None
 
 
 class Stateless:
@@ -59,24 +74,52 @@ class Learned(Stateless):
 
     _columns: Sequence[str] = ()
     _statistic: Statistic | None = None
+    _nothing: Statistic | None = None
     _rows = 0
 
-    def _begin(self, statistic: Statistic | None) -> None:
+    def _begin(self, statistic: Statistic) -> None:
+        self._nothing = statistic
         if self._statistic is None:
             self._statistic = statistic
 
-    def _learn(self, frame: pl.DataFrame) -> None:
+    def _learn(self, batch: Batch) -> None:
+        """From the batch as it came, before this stage changed it."""
+        if self._drifted(batch):
+            self._statistic, self._rows = self._nothing, 0
         if self._statistic is None:
             return
+        frame = batch.frame
         left = self.settings.open(self._rows)
-        rows = frame[list(self._columns)].head(frame.height if left is None else left)
+        rows = self._block(frame.head(frame.height if left is None else left))
         if rows.height:
             self._statistic = self._statistic.update(rows)
             self._rows += rows.height
 
+    def _block(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """What the statistic learns from."""
+        return frame[list(self._columns)]
+
+    def _drifted(self, batch: Batch) -> bool:
+        """Whether the stage named by `forget_on` detected drift in this batch.
+
+        Raises: UserError when that stage has not looked at it.
+        """
+        name = self.settings.forget_on
+        if name is None or not self.settings.learn:
+            return False
+        counts = [batch.counts.get((name, detector)) for detector in DETECTORS]
+        if all(n is None for n in counts):
+            raise UserError(
+                f"{self.where} forgets on '{name}', but no 'drift' stage of that name stands before"
+                f" it: put [scrub.{name}] before {self.where}, or take 'forget_on' away."
+            )
+        return any(counts)
+
     def snapshot(self) -> Snapshot:
         """``rows`` and the statistic's fields; None where nothing is ever learned."""
-        return self._statistic and {"rows": self._rows, **self._statistic.snapshot()}
+        if self._statistic is None:
+            return None
+        return {"rows": self._rows, **self._statistic.snapshot()}
 
     def restore(self, value: Snapshot) -> None:
         """Go back to what `snapshot` gave; the stage must be bound."""
@@ -88,4 +131,4 @@ class Learned(Stateless):
         self._statistic = self._statistic.restore(fields)
 
 
-__all__ = ["LearnSettings", "Learned", "Stateless"]
+__all__ = ["DETECTORS", "ForgetSettings", "LearnSettings", "Learned", "Stateless"]

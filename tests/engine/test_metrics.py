@@ -23,6 +23,7 @@ from tests.promtool import promtool
 UNITS = ("seconds", "bytes", "records", "values", "rows", "items", "steps", "ratio")
 UNITLESS = {
     "headrace_dead_letters_total",
+    "headrace_drift_total",
     "headrace_duplicates_total",
     "headrace_source_rebalances_total",
     "headrace_transactions_total",

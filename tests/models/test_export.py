@@ -22,10 +22,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from engine.collate import Collate
+from engine.kernels import powered
 from engine.scrub.categories import Categories
 from engine.scrub.missing import Missing
 from engine.scrub.outliers import Outliers
-from engine.scrub.scale import Normalize, Standardize
+from engine.scrub.power import Powers
+from engine.scrub.scale import Normalize, Robust, Standardize
 from engine.types import (
     Affine,
     Batch,
@@ -34,11 +36,12 @@ from engine.types import (
     Features,
     Fill,
     Mark,
+    Power,
     Schema,
     Tensors,
     Transform,
 )
-from models.export import export, write
+from models.export import _Front, export, write
 from models.graph import OPSET, Graph
 from models.learner import TabularLearner
 from models.linear import LinearLearner
@@ -304,6 +307,69 @@ def test_large_numbers_keep_their_digits(tmp_path: Path) -> None:
 
 
 # --------------------------------------------------------------------------- the stages, one by one
+
+
+EXPONENTS = [(0.0, 0.0), (0.4, 1.6), (1.0, 1.0), (-1.5, 3.5), (3.5, -1.5), (0.0, 2.0), (2.0, 0.0)]
+
+
+@pytest.mark.parametrize("exponents", [EXPONENTS, [(0.0, 0.0)]], ids=["powers", "logarithms"])
+def test_powers_are_exact_to_the_last_digits(
+    tmp_path: Path, exponents: list[tuple[float, float]]
+) -> None:
+    """Of double columns with tiny, large and infinite numbers; the column beside stays as it is."""
+    rng = np.random.default_rng(6)
+    x = rng.normal(size=2_000) * 10.0 ** rng.integers(-14, 7, 2_000)
+    x[:6] = [0.0, -0.0, np.inf, -np.inf, np.nan, 1e-300]
+    names = [f"x{i}" for i in range(len(exponents))]
+    powers = [
+        Power(column=name, above=above, below=below)
+        for name, (above, below) in zip(names, exponents, strict=True)
+    ]
+    clips = [Clip(column=name, low=-1e30, high=1e30) for name in names]
+    scales = [Affine(column=name, shift=0.0, scale=1e-30) for name in names]
+    session = front((*names, "beside"), [*powers, *clips, *scales], tmp_path)
+    got = session.run(None, dict.fromkeys((*names, "beside"), x))[0]
+    for j, (above, below) in enumerate(exponents):
+        wanted = powered(pl.Series(x), above, below).to_numpy()
+        known = ~np.isnan(wanted)
+        wanted = np.clip(wanted, -1e30, 1e30) * 1e-30
+        np.testing.assert_allclose(got[known, j], wanted[known], rtol=2e-14, atol=0)
+        assert np.isnan(got[~known, j]).all()
+    assert np.array_equal(got[:, -1], x, equal_nan=True)
+
+
+def front(
+    names: tuple[str, ...], transforms: list[Transform], place: Path
+) -> onnxruntime.InferenceSession:
+    """The stages' part of a model file alone, in double."""
+    graph = Graph()
+    made = _Front(graph, Features(numeric=names), transforms)
+    shape: list[int | str] = ["n", len(names)]
+    outputs = {"matrix": (made._matrix, int(onnx.TensorProto.DOUBLE), shape)}
+    return bare(write(graph.model(outputs, {}), place / "front.onnx"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "keys"),
+    [
+        (Powers, {"columns": ["level", "span"], "method": "log"}),
+        (Powers, {"columns": ["level", "span", "count"]}),
+        (Powers, {"columns": ["span"], "exponent": -0.5}),
+        (Robust, {"columns": ["level", "count"]}),
+        (Standardize, {"columns": ["level", "count"], "halflife": 500}),
+    ],
+)
+def test_every_way_to_scale_a_number(tmp_path: Path, kind: Any, keys: dict[str, Any]) -> None:
+    """Behind a stage that fills them."""
+    names = ("level", "count", "span")
+    learner = tabular(features_of("regression", numeric=names, categories={}))
+    fill = {"columns": list(names), "strategy": "median"}
+    chain: Chain = (
+        ("fill", Missing, fill),
+        ("curve", kind, keys),
+        ("scale", Standardize, {"columns": list(names)}),
+    )
+    proven(trained(learner, chain), tmp_path / "m.onnx")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 from engine.checkpoint import decode, encode
 from engine.config import component, validate
 from engine.scrub import STAGES
-from engine.types import Affine, Batch, Clip, Codes, Fill, Mark, Schema, Stage, UserError
+from engine.types import Affine, Batch, Clip, Codes, Fill, Mark, Power, Schema, Stage, UserError
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "constant": ("missing", {"columns": ["a", "b"], "strategy": "constant", "value": 7.0}),
@@ -24,17 +24,35 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "last": ("missing", {"columns": ["a"], "strategy": "last"}),
     "last by key": ("missing", {"columns": ["a", "b"], "strategy": "last", "by": ["key"]}),
     "drop": ("missing", {"columns": ["a", "b"], "strategy": "drop"}),
+    "impute": ("impute", {"columns": ["a", "b"], "given": ["n"], "min_rows": 10}),
     "duplicates": ("duplicates", {"by": ["key", "n"], "window": 40}),
     "bounds": ("outliers", {"columns": ["a"], "method": "bounds", "low": -1.0, "high": 1.0}),
     "zscore": ("outliers", {"columns": ["a", "b"], "threshold": 1.0, "min_rows": 10}),
     "iqr": ("outliers", {"columns": ["a"], "method": "iqr", "factor": 0.5, "min_rows": 10}),
     "reject": ("outliers", {"columns": ["a"], "threshold": 1.0, "action": "reject", "min_rows": 9}),
     "flag": ("outliers", {"columns": ["a"], "threshold": 1.0, "action": "flag", "min_rows": 9}),
+    "anomalies": ("anomalies", {"columns": ["a", "b", "n"], "window": 20, "trees": 4}),
+    "anomalies, reject": (
+        "anomalies",
+        {"columns": ["a", "n"], "action": "reject", "window": 20, "trees": 4, "share": 0.2},
+    ),
     "standardize": ("standardize", {"columns": ["a", "b", "n"]}),
+    "fading": ("standardize", {"columns": ["a", "b", "n"], "halflife": 20}),
+    "standardize by": ("standardize_by", {"columns": ["a", "b"], "by": ["key"], "min_rows": 3}),
     "normalize": ("normalize", {"columns": ["a", "b"], "low": -1.0, "high": 1.0}),
     "normalize, clip": ("normalize", {"columns": ["a"], "clip": True}),
+    "robust": ("robust", {"columns": ["a", "b", "n"]}),
+    "log": ("power", {"columns": ["a", "n"], "method": "log"}),
+    "power": ("power", {"columns": ["a", "b", "n"], "min_rows": 10, "standardize": False}),
+    "power, standard": ("power", {"columns": ["a", "b", "n"], "min_rows": 10}),
     "vocabulary": ("categories", {"columns": ["key"], "size": 4}),
     "hash": ("categories", {"columns": ["key"], "method": "hash", "size": 3}),
+    "adwin": ("drift", {"columns": ["a", "b", "n"], "warmup": 0}),
+    "page_hinkley": (
+        "drift",
+        {"columns": ["a", "n"], "detector": "page_hinkley", "threshold": 2.0, "warmup": 5},
+    ),
+    "psi": ("drift", {"columns": ["a", "n"], "detector": "psi", "window": 30}),
     "derive": ("derive", {"columns": {"c": "a + n", "d": "c * 2", "up": "UPPER(key)"}}),
     "unpivot": ("unpivot", {"keep": ["key", "n"], "columns": ["a", "b"]}),
     "lag": ("lag", {"column": "a", "by": ["key"], "time": "n", "every": 1, "steps": [1, 2, 5]}),
@@ -188,7 +206,8 @@ def test_row_wise_stages_do_not_depend_on_the_cut(case: str, size: int) -> None:
 @pytest.mark.parametrize(
     "case",
     ["constant", "constant text", "mean", "median", "most frequent", "bounds", "zscore", "iqr",
-     "standardize", "normalize", "normalize, clip", "vocabulary"],
+     "standardize", "fading", "normalize", "normalize, clip", "robust", "log", "power",
+     "power, standard", "vocabulary"],
 )  # fmt: skip
 def test_transforms_say_exactly_what_apply_does(case: str) -> None:
     stage = make(case)
@@ -218,6 +237,10 @@ def _written(transform: Any) -> list[pl.Expr]:
         return [value.replace_strict(codes, default=0, return_dtype=pl.Int64).fill_null(0)]
     if isinstance(transform, Affine):
         return [(value.cast(pl.Float64) - transform.shift) * transform.scale]
+    if isinstance(transform, Power):
+        x = value.cast(pl.Float64)
+        return [pl.when(x < 0).then(-_curve(-x, transform.below))
+                .otherwise(_curve(x, transform.above)).alias(transform.column)]  # fmt: skip
     if isinstance(transform, Clip):
         clipped = value.clip(transform.low, transform.high)
         return [pl.when(value.is_nan()).then(value).otherwise(clipped).alias(transform.column)]
@@ -231,6 +254,10 @@ def _written(transform: Any) -> list[pl.Expr]:
     return [filled, missing.cast(pl.Float32).alias(transform.indicator)]
 
 
+def _curve(x: pl.Expr, exponent: float) -> pl.Expr:
+    return ((1 + x).pow(exponent) - 1) / exponent if exponent else x.log1p()
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "sentence"),
     [
@@ -242,10 +269,22 @@ def _written(transform: Any) -> list[pl.Expr]:
             "value 'x' does not fit column 'a' of type Float64",
         ),
         ("missing", {"columns": ["a"], "strategy": "average"}, "for 'strategy', got \"average\""),
+        ("impute", {"columns": ["a"]}, "has only column 'a', which nothing can predict"),
+        ("impute", {"columns": ["a", "key"]}, "expects numbers in column 'key'"),
         ("duplicates", {"by": ["kye"]}, "needs column 'kye', which is not there. Did you mean"),
         ("outliers", {"columns": ["a"], "method": "bounds"}, "expects low < high"),
         ("standardize", {"columns": ["key"]}, "expects numbers in column 'key'"),
         ("normalize", {"columns": ["a"], "low": 1, "high": 0}, "expects low < high"),
+        ("robust", {"columns": ["a"], "low": 0.75, "high": 0.25}, "low < high, got 0.75 and 0.25."),
+        ("power", {"columns": ["a"], "method": "log", "exponent": 1}, "only method 'yeo-johnson'"),
+        ("power", {"columns": ["a"], "exponent": 1, "learn": False}, "but learns nothing"),
+        ("power", {"columns": ["key"]}, "expects numbers in column 'key'"),
+        ("drift", {"columns": ["a"], "slack": 1}, "has 'slack', which is for page_hinkley: take"),
+        ("drift", {"columns": ["a"], "detector": "psi", "warmup": 1}, "is for adwin and page"),
+        ("missing", {"columns": ["a"], "strategy": "drop", "forget_on": "d"}, "learns no sta"),
+        ("standardize_by", {"columns": ["a"], "by": ["kye"]}, "needs column 'kye', which is not"),
+        ("standardize_by", {"columns": ["a", "n"], "by": ["n"]}, "'n', which is its own key"),
+        ("anomalies", {"columns": ["a"], "score": "b"}, "adds column 'b', which is there already"),
         ("derive", {"columns": {"x": "a +"}}, "is no SQL expression"),
         ("derive", {"columns": {"x": "aaa + 1"}}, "needs column 'aaa'"),
         ("derive", {"columns": {"x": "key * 2"}}, "cannot be done"),

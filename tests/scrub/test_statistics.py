@@ -14,9 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
+from river import stats
 from sklearn.preprocessing import StandardScaler
 
-from engine.statistics import Block, Counts, Extremes, Moments, Quantiles, Statistic
+from engine.statistics import (
+    Block,
+    CoMoments,
+    Counts,
+    Extremes,
+    FadingMoments,
+    Moments,
+    Quantiles,
+    Statistic,
+)
 
 NUMBERS = st.floats(-1e6, 1e6, width=32) | st.sampled_from([math.nan, math.inf, -math.inf, 1e200])
 BLOCKS = arrays(np.float64, st.tuples(st.integers(0, 40), st.just(3)), elements=NUMBERS)
@@ -63,6 +73,68 @@ def test_extremes_of_parts_are_numpys_of_the_whole(
         assert extremes.count[j] == len(column)
         assert extremes.low[j] == (column.min() if len(column) else math.inf)
         assert extremes.high[j] == (column.max() if len(column) else -math.inf)
+
+
+@settings(max_examples=100, deadline=None)
+@given(block=BLOCKS, sizes=SIZES, halflife=st.floats(1, 100))
+def test_fading_moments_of_parts_are_polars_of_the_whole(
+    block: NDArray[np.float64], sizes: list[int], halflife: float
+) -> None:
+    empty = FadingMoments.empty(3, halflife)
+    learned, merged = empty, empty
+    for part in parts(block, sizes):
+        learned = learned.update(part)
+    for part in reversed(parts(block, sizes)):  # each put before those that came after it
+        merged = empty.update(part).merge(merged)
+    for moments in (learned, merged):
+        for j, column in enumerate(map(numbers, block.T)):
+            assert moments.count[j] == len(column)
+            if len(column):
+                series = pl.Series(column)
+                scale = max(1.0, float(np.abs(column).max()))
+                mean = series.ewm_mean(half_life=halflife)[-1]
+                variance = series.ewm_var(half_life=halflife, bias=True)[-1]
+                assert moments.mean[j] == pytest.approx(mean, rel=1e-9, abs=1e-9 * scale)
+                assert moments.variance[j] == pytest.approx(variance, rel=1e-9, abs=1e-9 * scale**2)
+
+
+def test_fading_moments_are_rivers_once_the_first_row_has_faded() -> None:
+    rng = np.random.default_rng(4)
+    column = np.where(np.arange(4_000) < 2_500, 10.0, -5.0) + rng.normal(0, 2, 4_000)
+    factor = 0.02
+    halflife = math.log(0.5) / math.log(1 - factor)
+    mean, variance = stats.EWMean(factor), stats.EWVar(factor)
+    learned = FadingMoments.empty(1, halflife)
+    for at in range(0, 4_000, 500):
+        for x in column[at : at + 500].tolist():
+            mean.update(x)
+            variance.update(x)
+        learned = learned.update(column[at : at + 500, None])
+        if at >= 1_500:
+            assert learned.mean[0] == pytest.approx(mean.get(), rel=1e-9)
+            assert learned.variance[0] == pytest.approx(variance.get(), rel=1e-9)
+
+
+@settings(max_examples=100, deadline=None)
+@given(block=BLOCKS, sizes=SIZES)
+def test_products_of_parts_are_numpys_of_the_whole(
+    block: NDArray[np.float64], sizes: list[int]
+) -> None:
+    learned, merged = CoMoments.empty(3), CoMoments.empty(3)
+    for part in parts(block, sizes):
+        learned = learned.update(part)
+        merged = CoMoments.empty(3).update(part).merge(merged)
+    good = block[(np.abs(block) < 1e150).all(axis=1)]
+    scale = max(1.0, float(np.abs(good).max(initial=0.0)))
+    whole = Moments.empty(3).update(block)
+    for moments in (learned, merged):
+        assert moments.complete == len(good)
+        assert moments.single.count.tolist() == whole.count.tolist()
+        np.testing.assert_allclose(moments.single.mean, whole.mean, rtol=1e-9, atol=1e-9 * scale)
+        if len(good):
+            wanted = np.cov(good.T, bias=True) * len(good)
+            np.testing.assert_allclose(moments.mean, good.mean(axis=0), atol=1e-9 * scale)
+            np.testing.assert_allclose(moments.products, wanted, rtol=1e-9, atol=1e-9 * scale**2)
 
 
 def test_deviation_is_scikit_learns() -> None:
@@ -176,7 +248,7 @@ def test_counts_keep_their_stated_error(
 BLOCK: Block = np.array([[1.0, math.nan], [2.0, 5.0]])
 
 
-@pytest.mark.parametrize("kind", [Moments, Extremes, Quantiles, Counts])
+@pytest.mark.parametrize("kind", [Moments, CoMoments, FadingMoments, Extremes, Quantiles, Counts])
 def test_snapshot_and_restore(kind: type[Statistic], same: Any) -> None:
     statistic = kind.empty(2).update(BLOCK)
     snapshot = statistic.snapshot()
@@ -187,7 +259,7 @@ def test_snapshot_and_restore(kind: type[Statistic], same: Any) -> None:
     assert not same(statistic.update(BLOCK).snapshot(), snapshot)
 
 
-@pytest.mark.parametrize("kind", [Moments, Extremes, Quantiles, Counts])
+@pytest.mark.parametrize("kind", [Moments, CoMoments, FadingMoments, Extremes, Quantiles, Counts])
 def test_no_rows_teach_nothing(kind: type[Statistic], same: Any) -> None:
     statistic = kind.empty(2).update(BLOCK)
     assert same(statistic.update(np.empty((0, 2))).snapshot(), statistic.snapshot())

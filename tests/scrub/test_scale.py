@@ -1,0 +1,121 @@
+"""Numbers on a common scale, against scikit-learn, polars and River."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.preprocessing import RobustScaler
+
+from engine.types import Batch
+
+INF, NAN = math.inf, math.nan
+Run = Callable[..., list[Batch]]
+Make = Callable[..., Any]
+RANK = 0.005
+"""The stated error of a quantile, as a share of the numbers."""
+
+
+# ------------------------------------------------------------------------------------------ robust
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    values=st.lists(
+        st.integers(-1000, 1000).map(float) | st.sampled_from([NAN, INF, None]), min_size=1
+    ),
+    cut=st.integers(1, 20),
+)
+def test_robust_of_few_numbers_is_scikit_learns(
+    run: Run, values: list[float | None], cut: int
+) -> None:
+    """Up to a hundred numbers each have a cell of the digest, but for its interpolation."""
+    frame = pl.DataFrame({"x": values}, schema={"x": pl.Float64})
+    parts = [frame.slice(at, cut) for at in range(0, len(values), cut)]
+    probe = pl.DataFrame({"x": [0.0, 1.0]})
+    at_0, at_1 = run("robust", {"columns": ["x"]}, *parts, probe)[-1].frame["x"]
+    numbers = np.array([v for v in values if v is not None and math.isfinite(v)])
+    if not len(numbers) or np.ptp(numbers) == 0:
+        assert (at_0, at_1) == (0.0, 0.0)
+        return
+    scale = at_1 - at_0
+    assert scale > 0
+    median = -at_0 / scale
+    low, high = neighbours(numbers, 0.5)
+    assert low - 1e-6 <= median <= high + 1e-6
+
+
+def neighbours(numbers: np.ndarray[Any, Any], q: float) -> tuple[float, float]:
+    """The order statistics around rank q, one place further on each side."""
+    ordered = np.sort(numbers)
+    at = q * len(ordered)
+    last = len(ordered) - 1
+    return ordered[max(math.floor(at) - 1, 0)], ordered[min(math.ceil(at), last)]
+
+
+def test_robust_is_scikit_learns_within_the_stated_error(run: Run) -> None:
+    rng = np.random.default_rng(3)
+    frame = pl.DataFrame(
+        {
+            "normal": rng.normal(1e6, 5, 40_000),
+            "tail": rng.exponential(2, 40_000) ** 3,
+            "spoilt": np.where(rng.random(40_000) < 0.2, 1e9, rng.normal(0, 1, 40_000)),
+        }
+    )
+    scaler = RobustScaler().fit(frame.to_numpy())
+    parts = [frame.slice(at, 1000) for at in range(0, 40_000, 1000)]
+    probe = pl.DataFrame(
+        np.stack((scaler.center_, scaler.center_ + scaler.scale_)), schema=frame.columns
+    )
+    done = run("robust", {"columns": ["*"]}, *parts, probe)[-1].frame.select(frame.columns)
+    centre, one = done.to_numpy()
+    for j, column in enumerate(frame.get_columns()):
+        low, high = (column.quantile(0.5 + side * RANK) for side in (-1, 1))
+        assert low is not None
+        assert high is not None
+        assert abs(centre[j]) <= (high - low) / scaler.scale_[j], column.name
+        assert one[j] == pytest.approx(1, abs=0.02), column.name
+
+
+def test_robust_where_most_values_are_the_same(run: Run) -> None:
+    part = {"x": [5.0] * 9 + [99.0], "same": [2] * 10}
+    done = run("robust", {"columns": ["x", "same"]}, part, {"x": [5.0, 7.0], "same": [2, 3]})
+    assert done[1].frame["x"].to_list() == [0.0, 2.0]
+    assert done[1].frame["same"].to_list() == [0.0, 0.0]
+
+
+# ---------------------------------------------------------------------------------------- half-life
+
+
+def test_standardize_with_a_halflife_follows_a_level_that_moves(run: Run) -> None:
+    rng = np.random.default_rng(5)
+    x = np.concatenate((rng.normal(0, 1, 20_000), rng.normal(50, 3, 6_000)))
+    parts = [pl.DataFrame({"x": x[at : at + 500]}) for at in range(0, len(x), 500)]
+    last = run("standardize", {"columns": ["x"], "halflife": 300}, *parts)[-1].frame["x"].to_numpy()
+    assert abs(last.mean()) < 0.3
+    assert last.std() == pytest.approx(1, abs=0.15)
+    (*_, plain) = run("standardize", {"columns": ["x"]}, *parts)
+    assert plain.frame["x"].to_numpy().mean() > 1  # which without it would stand far off
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    values=st.lists(st.integers(-1000, 1000).map(float) | st.just(NAN), min_size=2, max_size=60),
+    cut=st.integers(1, 30),
+)
+def test_a_halflife_of_batches_is_that_of_the_whole(
+    run: Run, values: list[float], cut: int
+) -> None:
+    options = {"columns": ["x"], "halflife": 7.0}
+    frame = pl.DataFrame({"x": values}, schema={"x": pl.Float64})
+    parts = [frame.slice(at, cut) for at in range(0, len(values), cut)]
+    probe = pl.DataFrame({"x": [0.0, 1.0, -3.0]})
+    by_parts = run("standardize", options, *parts, probe)[-1].frame["x"].to_list()
+    whole = run("standardize", options, frame, probe)[-1].frame["x"].to_list()
+    assert by_parts == pytest.approx(whole, rel=1e-6, abs=1e-6)
