@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numba
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from polars.exceptions import PolarsError
 
 from connectors.formats import scan
+from connectors.formats.flat import Flat
 from connectors.formats.paths import Shape, parse_path
 from connectors.formats.rows import (
     BAD_UTF8,
@@ -24,10 +25,14 @@ from connectors.formats.rows import (
     WRONG_TYPE,
     placed,
     rejected,
+    take,
 )
-from engine.types import Records, Rejects, Schema, Values
+from engine.types import POSITION, Records, Rejects, Schema, Values
 
 NEWLINE = 10
+MOST_LEFT = 0.1
+"""Share of records that the walk of `formats/flat.py` may leave to the parser; where it is more,
+they are another kind of JSON, and all go there."""
 PIECES = 8
 """A large batch is parsed in that many pieces, so that poison in it is noticed early."""
 PIECE_ROWS = 2_000
@@ -69,7 +74,8 @@ def _blank(data, bounds, keep):  # type: ignore[no-untyped-def]
 
 
 class Ndjson:
-    """See `engine.types.Format`. All records are parsed in one call; where that fails, a compiled
+    """See `engine.types.Format`. Flat objects of plain types are decoded by a compiled walk
+    (`formats/flat.py`). What it is not sure of is parsed in one call; where that fails, a compiled
     walk (`formats/scan.py`) says which lines are to blame, the others are parsed in one call, and
     the reasons of the bad ones are found for all of them at once.
 
@@ -98,6 +104,27 @@ class Ndjson:
 
     def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
         """One row or one reject for each value, also where it holds line breaks or lacks one."""
+        flat = None if self._paths else _flat(tuple(schema.items()))
+        if flat is None or not len(records):
+            return self._parsed(records, schema)
+        assert isinstance(records.values, Values)
+        frame, taken = flat.decode(records.values)
+        if taken.all():
+            return placed(frame, records), []
+        left = np.flatnonzero(~taken)
+        if len(left) > len(records) * MOST_LEFT:
+            return self._parsed(records, schema)
+        # Few are left to the parser: both parts together, in the records' order.
+        rest = replace(
+            records, positions=records.positions[left], values=take(records.values, left)
+        )
+        parsed, rejects = self._parsed(rest, schema)
+        at = np.flatnonzero(taken)
+        both = pl.concat([placed(frame[at], records, at), parsed])
+        return both.sort(POSITION, maintain_order=True), rejects
+
+    def _parsed(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
+        """All records by the parser."""
         assert isinstance(records.values, Values)
         parser = _parser(tuple(schema.items()), tuple(self._paths.items()))
         data, bounds = _lines(records.values)
@@ -202,6 +229,11 @@ class _Parser:
         why = pl.concat(found).sort("row")
         done[rest] = True
         return made.filter(pl.Series(~done)).cast(self.shape.schema), why  # type: ignore[arg-type]
+
+
+@functools.lru_cache(maxsize=16)
+def _flat(schema: tuple[tuple[str, pl.DataType], ...]) -> Flat | None:
+    return Flat.of(dict(schema))
 
 
 @functools.lru_cache(maxsize=16)

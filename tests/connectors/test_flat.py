@@ -1,0 +1,122 @@
+"""The compiled walk over flat JSON against the parser: the same columns, the same rejects."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
+
+from connectors.formats.flat import Flat
+from connectors.formats.ndjson import Ndjson
+from tests.connectors.conftest import records, told
+
+SCHEMA = {
+    "x": pl.Float64(), "n": pl.Int64(), "i": pl.Int32(), "b": pl.Boolean(), "s": pl.String(),
+    "ö": pl.Float64(),
+}  # fmt: skip
+NUMBERS = st.one_of(
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.integers(-(2**70), 2**70),
+    st.integers(-1_000, 1_000),
+    st.floats(-100, 100).map(lambda x: round(x, 6)),
+)
+SCALARS = st.one_of(NUMBERS, st.booleans(), st.none(), st.text(max_size=6))
+VALUES = st.one_of(
+    SCALARS,
+    st.lists(SCALARS, max_size=2),
+    st.dictionaries(st.text(max_size=2), SCALARS, max_size=2),
+)
+FITTING = st.fixed_dictionaries(
+    {},
+    optional={
+        "x": NUMBERS | st.none(), "n": st.integers(-(2**63), 2**63 - 1), "i": st.integers(-(2**31), 2**31 - 1),
+        "b": st.booleans() | st.none(), "s": st.text(max_size=6) | st.none(), "ö": NUMBERS,
+        "other": SCALARS,
+    },
+)  # fmt: skip
+ANY = st.dictionaries(st.sampled_from([*SCHEMA, "other", "no"]), VALUES, max_size=6)
+
+
+@st.composite
+def lines(draw: st.DrawFn) -> bytes:
+    """An object as somebody may write it, or something that is none."""
+    made = draw(st.one_of(FITTING, FITTING, FITTING, ANY))
+    text = json.dumps(
+        made,
+        ensure_ascii=draw(st.booleans()),
+        separators=draw(st.sampled_from([(",", ":"), (", ", ": "), (" ,\t", " : ")])),
+    ).encode("utf-8", "surrogatepass")
+    if draw(st.integers(0, 9)) == 0 and text:
+        at = draw(st.integers(0, len(text) - 1))
+        text = text[:at] + bytes([draw(st.integers(0, 255))]) + text[at + 1 :]
+    return text
+
+
+def check(rows: list[bytes], schema: Any = None) -> None:
+    given_rows = records(*(row + b"\n" for row in rows))
+    kinds = schema or SCHEMA
+    frame, rejects = Ndjson().decode(given_rows, kinds)
+    expected, expected_rejects = Ndjson()._parsed(given_rows, kinds)
+    assert_frame_equal(frame, expected, check_exact=True)
+    assert told(rejects) == told(expected_rejects)
+
+
+@settings(max_examples=300, deadline=None)
+@given(rows=st.lists(lines(), min_size=1, max_size=30))
+def test_the_walk_and_the_parser_agree(rows: list[bytes]) -> None:
+    check([row.replace(b"\n", b" ") for row in rows])
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    x=st.lists(NUMBERS, min_size=1, max_size=20),
+    form=st.sampled_from(["{!r}", "{:.3e}", "{:.17g}", "{}e-7"]),
+)
+def test_numbers_are_the_parsers_to_the_bit(x: list[float], form: str) -> None:
+    texts = [form.format(float(v) if form != "{}e-7" else int(v)) for v in x]
+    rows = [b'{"x":%s}' % text.encode() for text in texts]
+    check(rows, {"x": pl.Float64()})
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"{}", b" { } ", b'{"x":1}', b'{"x":1,}', b'{"x":}', b'{"x" 1}', b'{x:1}', b'{"x":01}', b'{"x":1.}',
+     b'{"x":.5}', b'{"x":-}', b'{"x":-0}', b'{"x":-0.0}', b'{"x":1e}', b'{"x":1e5}', b'{"x":1E+5}',
+     b'{"x":1e400}', b'{"x":nul}', b'{"x":null}', b'{"x":NaN}', b'{"x":"1"}', b'{"x":true}', b'{"n":1.0}',
+     b'{"n":1e2}', b'{"n":9223372036854775807}', b'{"n":9223372036854775808}', b'{"i":2147483648}',
+     b'{"i":-2147483648}', b'{"b":1}', b'{"b":"true"}', b'{"s":1}', b'{"s":true}', b'{"s":null}',
+     b'{"s":"a\\nb"}', b'{"s":"a\x01b"}', b'{"s":"\xc3\xb6"}', b'{"s":"\xc3"}', b'{"s":"a', b'{"s":"a"} x',
+     b'{"x":1,"x":2}', b'{"x":null,"x":2}', b'{"x":1,"x":"no"}', b'{"other":"\xff","x":1}', b'[1]', b'', b'null',
+     b'{"other":{"a":[1,{}]},"x":2}', b'{"x":1}{"x":2}', b'{"\\u0078":1}', b'{"x":0.1e1}', b'{"x":00}',
+     b'{"x":123456789012345678901234567890}', b'{"x":0.000000000000000000000000000001}', b'{"other":1.2.3}'],
+)  # fmt: skip
+def test_every_way_to_write_a_line(line: bytes) -> None:
+    good = [b'{"x":%d,"n":%d,"s":"t"}' % (i, i) for i in range(20)]
+    check([*good[:7], line, *good[7:]])
+
+
+def test_plain_lines_never_see_the_parser(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object) -> Any:
+        raise AssertionError("the parser was asked")
+
+    monkeypatch.setattr(Ndjson, "_parsed", never)
+    rows = [
+        json.dumps({"x": i / 7, "n": -i, "i": i, "b": i % 2 == 0, "s": f"ö{i}"}, ensure_ascii=False)
+        for i in range(50)
+    ]
+    frame, rejects = Ndjson().decode(records(*(row.encode() + b"\n" for row in rows)), SCHEMA)
+    assert not rejects
+    # repr's seventeen digits are not always below 2**53: those lines are not plain.
+    plain = [json.dumps({"x": round(i / 7, 9)}).encode() + b"\n" for i in range(50)]
+    frame, _ = Ndjson().decode(records(*plain), {"x": pl.Float64()})
+    assert frame["x"].to_list() == [round(i / 7, 9) for i in range(50)]
+
+
+def test_types_that_the_walk_does_not_know_are_the_parsers() -> None:
+    assert Flat.of({"x": pl.Datetime("us")}) is None
+    assert Flat.of({}) is None
