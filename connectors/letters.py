@@ -33,8 +33,8 @@ class FileLetters:
         self._inner = FilesSource(FilesSource.Settings(path=str(folder / "part-*.ndjson")))
         self._source = source
         self.format = _format(source)
-        text = isinstance(source, KafkaSource) and source.settings.format == "text"
-        self._end = b"" if text else b"\n"
+        lines = not isinstance(source, KafkaSource) or source.settings.format in ("ndjson", "csv")
+        self._end = b"\n" if lines else b""
 
     def schema(self, declared: Schema) -> Schema:
         """The pipeline's own."""

@@ -7,7 +7,7 @@ import polars as pl
 from numpy.typing import NDArray
 from polars.exceptions import PolarsError
 
-from connectors.formats.rows import OUT_OF_RANGE, WRONG_TYPE, placed, rejected
+from connectors.formats.rows import OUT_OF_RANGE, WRONG_TYPE, placed, rejected, shown
 from engine.types import TYPES, Records, Rejects, Schema
 
 WORDS = {"true": True, "false": False, "1": True, "0": False}
@@ -122,6 +122,7 @@ def _misfits(
 ) -> list[Rejects]:
     """Rows `lost` of the frame, whose `column` does not fit, split by reason."""
     rows = frame.select(pl.all().gather(lost))
+    rows = rows.with_columns(shown(s) for s in rows if s.dtype == pl.Binary)  # JSON has no bytes
     raw = rows.get_column(column)
     value = rows.select(pl.struct(pl.all()).struct.json_encode()).to_series()
     got = value if raw.dtype.is_nested() else raw.cast(pl.String, strict=False).fill_null("?")

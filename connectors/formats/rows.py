@@ -68,7 +68,11 @@ def shown(raw: pl.Series) -> pl.Series:
     try:
         text = head.cast(pl.String)
     except PolarsError:
-        text = pl.Series([value.decode("utf-8", "backslashreplace") for value in head])
+        text = pl.Series(
+            raw.name,
+            [None if v is None else v.decode("utf-8", "backslashreplace") for v in head],
+            dtype=pl.String,
+        )
     return text.str.strip_chars_end("\r\n")
 
 

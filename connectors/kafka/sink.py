@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import uuid
 from collections.abc import Mapping
+from typing import Literal
 
-import numpy as np
 import polars as pl
-from pydantic import Field
+from pydantic import Field, SecretStr
 
+from connectors.formats.avro import schema_file
+from connectors.formats.encode import AvroEncoder, Encoder, JsonEncoder, RawEncoder
 from connectors.kafka.delivery import Delivery, DeliverySettings, Headers, sizes
+from connectors.kafka.registry import Registry
 from connectors.kafka.source import KafkaSource
 from engine.types import PARTITION, POSITION, Mark, Rejects, Snapshot, UserError
 
-NEWLINE = 10
 SHOWN = 2_000
 """Characters of a refused row that its dead letter shows."""
 
@@ -37,6 +38,15 @@ class KafkaSink:
 
         Attributes:
             topic: where to; must be there.
+            format: of the values: json (an object a row), avro (with `registry` or `schema_file`)
+            or
+                raw (one column of text or bytes, as it is).
+            value: of raw: the column.
+            registry: of avro's schemas, with Confluent's API; the schema is registered as
+                ``<topic>-value``.
+            registry_user, registry_password: of the registry, where it asks for them; the password
+                better from the environment: ``HEADRACE_SINK__REGISTRY_PASSWORD``.
+            schema_file: an Avro schema (.avsc) to write by; made of the columns unless given.
             key: column whose value (as text) is the record's key, and so chooses its partition;
                 none spreads rows evenly.
             timestamp: column (a datetime, or ms since the epoch) with each record's time; the time
@@ -48,13 +58,21 @@ class KafkaSink:
         """
 
         topic: str
+        format: Literal["json", "avro", "raw"] = "json"
+        value: str | None = None
+        registry: str | None = None
+        registry_user: str | None = None
+        registry_password: SecretStr | None = None
+        schema_file: str | None = None
         key: str | None = None
         timestamp: str | None = None
         exactly_once: bool = False
         provenance: dict[str, str] = Field(default_factory=dict)
 
     def __init__(self, settings: KafkaSink.Settings) -> None:
+        """Raises: UserError for settings that do not fit together."""
         self.settings = settings
+        self._encoder = _encoder(settings)
         self.delivery = Delivery(settings, f"[sink] topic '{settings.topic}'")
         self._source: KafkaSource | None = None
         self._always = [(name, value.encode()) for name, value in settings.provenance.items()]
@@ -88,7 +106,7 @@ class KafkaSink:
         """
         if not frame.height:
             return None
-        values, keys, times = _values(frame), self._keys(frame), self._times(frame)
+        values, keys, times = self._encoder.encode(frame), self._keys(frame), self._times(frame)
         headers = [[*self._always, *place] for place in _places(places, frame.height)]
         fits = pl.Series(sizes(values, keys, headers)) <= self.settings.max_record_bytes
         if fits.all():
@@ -164,13 +182,30 @@ class KafkaSink:
         )
 
 
-def _values(frame: pl.DataFrame) -> list[bytes]:
-    """Each row as JSON: all in one call, then cut."""
-    out = io.BytesIO()
-    frame.write_ndjson(out)
-    data = out.getbuffer()
-    ends = np.flatnonzero(np.frombuffer(data, np.uint8) == NEWLINE).tolist()
-    return [bytes(data[a:b]) for a, b in zip([0, *(e + 1 for e in ends)], ends, strict=False)]
+def _encoder(settings: KafkaSink.Settings) -> Encoder:
+    avro = settings.registry is not None or settings.schema_file is not None
+    if avro != (settings.format == "avro"):
+        raise UserError(
+            '[sink] format = "avro" needs the address of a schema registry, registry, or a '
+            "schema_file; other formats need neither."
+        )
+    if settings.format == "raw":
+        return RawEncoder(settings.value)
+    if settings.format == "json":
+        return JsonEncoder()
+    return AvroEncoder(
+        registry=None
+        if settings.registry is None
+        else Registry(
+            settings.registry,
+            user=settings.registry_user,
+            password=settings.registry_password,
+            timeout=settings.timeout,
+            patience=settings.give_up,
+        ),
+        topic=settings.topic,
+        schema=None if settings.schema_file is None else schema_file(settings.schema_file),
+    )
 
 
 def _places(places: pl.DataFrame | None, height: int) -> list[Headers]:

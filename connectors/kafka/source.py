@@ -14,14 +14,17 @@ from typing import Any, Literal
 import numpy as np
 from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition, errors
 from kafka.errors import IllegalStateError
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 
+from connectors.formats.avro import Avro, schema_file
 from connectors.formats.csv import Csv
 from connectors.formats.ndjson import Ndjson
+from connectors.formats.own import Describing, Own, is_own, own
 from connectors.formats.text import Text
 from connectors.kafka.client import KafkaSettings, reachable, speaking
 from connectors.kafka.group import Membership, Owners, consumer_settings, name, partition
 from connectors.kafka.record import WithRecord, record_schema
+from connectors.kafka.registry import Registry
 from connectors.kafka.wire import Chunk, columnar
 from engine.types import (
     EndOfStream,
@@ -78,12 +81,21 @@ class KafkaSource:
 
         Attributes:
             topics: their names; one that begins with ``^`` is a pattern for all that it matches.
-            format: of the values: ndjson (a JSON object each), csv (with `columns`) or text (one
-                column ``value``).
+            format: of the values: ndjson (a JSON object each), csv (with `columns`), avro (with
+                `registry` or `schema_file`), text (one column ``value``), or a class of your own,
+                ``package.module:Class``.
             columns: names of the fields of a csv value.
             record: further columns, of what a record has besides its value: name -> ``key``,
                 ``key bytes``, ``timestamp``, ``topic``, ``partition``, ``offset`` or
                 ``header NAME``.
+            paths: of ndjson and avro: column -> where its value is, ``user.address.city``.
+            registry: of avro's schemas, with Confluent's API: its address, http(s)://...; values
+                begin with the number of the schema that wrote them.
+            registry_user: of the registry, where it asks for one.
+            registry_password: better from the environment: ``HEADRACE_SOURCE__REGISTRY_PASSWORD``.
+                Never logged.
+            registry_patience: seconds to ask again when the registry is down in mid-run.
+            schema_file: an Avro schema (.avsc) that wrote all values; they are plain datums then.
             start: earliest, latest, or ms since the epoch: where to begin without a checkpoint.
             stop: end: read what is there at the start, then end; never: wait for more.
             group: offsets of finished records are committed under this name, for others to see the
@@ -102,9 +114,15 @@ class KafkaSource:
         """
 
         topics: tuple[str, ...] = Field(min_length=1)
-        format: Literal["ndjson", "csv", "text"] = "ndjson"
+        format: Literal["ndjson", "csv", "avro", "text"] | Own = "ndjson"
         columns: tuple[str, ...] = ()
         record: dict[str, str] = Field(default_factory=dict)
+        paths: Mapping[str, str] = Field(default_factory=dict)
+        registry: str | None = None
+        registry_user: str | None = None
+        registry_password: SecretStr | None = None
+        registry_patience: float = Field(60.0, ge=0)
+        schema_file: str | None = None
         start: Literal["earliest", "latest"] | int = "earliest"
         stop: Literal["end", "never"] = "never"
         group: str | None = None
@@ -164,7 +182,7 @@ class KafkaSource:
         return self._schema(declared) | self._extra
 
     def _schema(self, declared: Schema) -> Schema:
-        if isinstance(self._values, Text):
+        if isinstance(self._values, Describing) and not isinstance(self._values, Ndjson):
             return self._values.schema(declared)
         named = {c: kind for c, kind in declared.items() if c != "*"}
         if not named or "*" in declared:
@@ -172,6 +190,8 @@ class KafkaSource:
                 "[source.schema] must name every column of a Kafka source, and not '*': a topic "
                 "does not say what it holds."
             )
+        if isinstance(self.format, Ndjson):
+            return self.format.schema(named)
         if self.settings.format == "csv":
             for column in named:
                 if column not in self.settings.columns:
@@ -619,7 +639,7 @@ class KafkaSource:
 
     @property
     def _tail(self) -> int:
-        return int(self.settings.format != "text")
+        return int(self.settings.format in ("ndjson", "csv"))
 
     def _stop(self, tp: TopicPartition) -> int | None:
         return self._stops[tp] if self.settings.stop == "end" else None
@@ -723,13 +743,44 @@ def _bounds(records: Records) -> Any:
 
 
 def _format(settings: KafkaSource.Settings) -> Format:
-    if settings.format == "csv":
+    kind = settings.format
+    of = {"columns": ("csv",), "paths": ("ndjson", "avro")}
+    of |= dict.fromkeys(
+        ("registry", "registry_user", "registry_password", "schema_file"), ("avro",)
+    )
+    for key, formats in of.items():
+        if getattr(settings, key) and kind not in formats:
+            raise UserError(
+                f"[source] {key} is for {' and '.join(formats)}, and format is '{kind}'."
+            )
+    if kind == "csv":
         if not settings.columns:
             raise UserError('[source] format = "csv" of a topic needs the fields\' names: columns.')
         return Csv(defaultdict(lambda: settings.columns))
-    if settings.columns:
-        raise UserError(f"[source] columns is for csv, and format is '{settings.format}'.")
-    return Ndjson() if settings.format == "ndjson" else Text()
+    if kind == "avro":
+        return _avro(settings)
+    if is_own(kind):
+        return own(kind)
+    return Ndjson(settings.paths) if kind == "ndjson" else Text()
+
+
+def _avro(settings: KafkaSource.Settings) -> Avro:
+    if (settings.registry is None) == (settings.schema_file is None):
+        raise UserError(
+            '[source] format = "avro" needs the address of a schema registry, registry, or the '
+            "schema of plain values, schema_file: one of them."
+        )
+    if settings.registry is None:
+        assert settings.schema_file is not None
+        return Avro(schema_file(settings.schema_file), paths=settings.paths)
+    registry = Registry(
+        settings.registry,
+        user=settings.registry_user,
+        password=settings.registry_password,
+        timeout=settings.timeout,
+        patience=settings.registry_patience,
+    )
+    return Avro(registry, topics=settings.topics, paths=settings.paths)
 
 
 def _pattern(settings: KafkaSource.Settings) -> str | None:

@@ -1,0 +1,395 @@
+"""Avro records: by Confluent's wire format with a schema registry, or plain by a schema file."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import fastavro
+import numpy as np
+import polars as pl
+from fastavro.schema import SchemaParseException, UnknownType, parse_schema
+from numpy.typing import NDArray
+
+from connectors.formats.casts import conform
+from connectors.formats.datums import BLOCKED, FINE, RICH, WORDS, Program, Walked
+from connectors.formats.paths import Node, Shape, parse_path
+from connectors.formats.rows import BAD_UTF8, BROKEN, NOT_UTF8, WRONG_TYPE, placed, rejected
+from engine.types import Records, Rejects, Schema, UserError, Values, nearest
+
+Ints = NDArray[np.int64]
+UNKNOWN = "unknown_schema"
+HEADER = 5
+"""Bytes before a datum: 0, and the schema's number, big-endian."""
+NO_HEADER = "Expected the byte 0 and a schema's number of four bytes, got something else."
+COLUMNS = {
+    "boolean": pl.Boolean(), "int": pl.Int32(), "long": pl.Int64(), "float": pl.Float32(),
+    "double": pl.Float64(), "bytes": pl.Binary(), "fixed": pl.Binary(),
+}  # fmt: skip
+LOGICAL = {
+    "date": pl.Date(), "decimal": pl.Float64(), "uuid": pl.String(),
+    **{f"{local}timestamp-{unit}": pl.Datetime("us")
+       for local in ("", "local-") for unit in ("millis", "micros", "nanos")},
+}  # fmt: skip
+
+
+class UnknownSchema(Exception):
+    """A schema that cannot be had; the message is one sentence."""
+
+
+class Schemas(Protocol):
+    """Where schemas come from: a registry."""
+
+    def by_number(self, number: int) -> Any:
+        """The schema of this number, as `parsed` gives it. Raises: UnknownSchema."""
+        ...
+
+    def newest(self, topic: str, *, patient: bool = True) -> Any | None:
+        """The newest schema of a topic's values, or None."""
+        ...
+
+    def version(self, topic: str, version: int | str, *, patient: bool = True) -> Any:
+        """One version of a topic's schema. Raises: UnknownSchema."""
+        ...
+
+    def versions(self, topic: str, *, patient: bool = True) -> list[int]:
+        """The versions there are."""
+        ...
+
+    def interrupt(self) -> None:
+        """Wait for nothing any more."""
+        ...
+
+
+class Avro:
+    """See `engine.types.Format`. One compiled walk over the records of each schema gives the
+    columns, and knows the record that does not take exactly its bytes.
+
+    Columns are picked by name. One that the writer's schema lacks is found by its aliases in the
+    newest schema, else gets the newest schema's default, else null; fields that no column names are
+    passed over. A value that does not fit its column without loss rejects the row, as in Parquet:
+    int goes to long, float and double, and back where nothing is lost; text is read as CSV fields
+    are.
+
+    Logical types: date; timestamp-millis, -micros, -nanos (to the microsecond) and local ones as
+    datetime; decimal as its exact digits in a ``string`` column, the nearest float64 in a
+    ``float64`` one (which it is where nothing is declared); uuid as text. A time of day is its
+    number, a duration its bytes. A union of several types is text where they differ. Records,
+    arrays and maps come as JSON text in a ``string`` column: those values, and only those, are
+    decoded one by one, by fastavro.
+
+    Args:
+        schemas: a registry (records carry their schema's number), or the one schema of all
+            records, as `schema_file` gives it.
+        topics: that are read, for the columns where none are declared.
+        paths: column -> ``user.address.city``, where it is a field of a record inside.
+    """
+
+    def __init__(
+        self,
+        schemas: Schemas | Mapping[str, Any],
+        *,
+        topics: Sequence[str] = (),
+        paths: Mapping[str, str] | None = None,
+    ) -> None:
+        self._schemas = schemas
+        self._topics = topics
+        self._paths = dict(paths or {})
+        for column, path in self._paths.items():
+            if any(isinstance(step, int) for step in parse_path(path, column)):
+                raise UserError(
+                    f"[source] paths: '{path}' of column '{column}' goes into an array: of Avro, "
+                    "paths lead through records only."
+                )
+        self._programs: dict[tuple[Any, ...], Program] = {}
+        self._newest: dict[tuple[str, int], Any] = {}
+
+    def schema(self, declared: Schema) -> Schema:
+        """The declared columns, or those of the newest schema.
+
+        Raises: UserError where there is no schema to take them from, or none has a declared one;
+        HeadraceError where the registry does not answer.
+        """
+        rest = declared.get("*")
+        named = {c: kind for c, kind in declared.items() if c != "*"}
+        there: dict[str, pl.DataType] = {}
+        for schema in self._at_start():
+            there |= {c: kind for c, kind in columns(schema).items() if c not in there}
+        if not there and (not named or rest is not None):
+            subjects = ", ".join(f"{topic}-value" for topic in self._topics)
+            raise UserError(
+                "[source.schema] names no columns, and the registry has no schema of subject "
+                f"{subjects}: declare the columns."
+            )
+        Shape.of(named, self._paths)
+        for column in named:
+            if there and column not in there and column not in self._paths:
+                self._must_be_old(column, there)
+        if rest is not None:
+            return {c: named.get(c, rest) for c in there} | named
+        return named or there
+
+    def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
+        """Records of several schemas keep their order.
+
+        Raises: HeadraceError where the registry does not answer.
+        """
+        values = records.values
+        assert isinstance(values, Values)
+        shape = Shape.of(schema, self._paths)
+        starts, stops = values.bounds[:-1], values.bounds[1:]
+        if isinstance(self._schemas, Mapping):
+            groups: list[tuple[int, Ints]] = [(-1, np.arange(len(records)))]
+            rejects: list[Rejects] = []
+        else:
+            numbers = _numbers(values)
+            none = np.flatnonzero(numbers < 0)
+            rejects = [rejected(records, none, BROKEN, NO_HEADER)] if len(none) else []
+            starts = starts + HEADER
+            groups = [(int(n), np.flatnonzero(numbers == n)) for n in np.unique(numbers) if n >= 0]
+        frames = []
+        for number, rows in groups:
+            try:
+                writer = self._writer(number)
+            except UnknownSchema as error:
+                rejects.append(rejected(records, rows, UNKNOWN, str(error)))
+                continue
+            program = self._program(records, number, writer, shape)
+            walked = program.walk(values.data, starts[rows], stops[rows])
+            fine = np.flatnonzero(walked.fate == FINE)
+            if len(fine) < len(rows):
+                rejects += _broken(records, rows, walked)
+            raw, odd = self._raw(records, program, walked, fine, number, shape)
+            rejects += _odd(records, rows[fine], odd)
+            gone = np.concatenate([np.zeros(0, np.int64), *(at for _, at, _ in odd)])
+            if len(gone):
+                raw, fine = raw[np.delete(np.arange(len(fine)), gone)], np.delete(fine, gone)
+            frame, more = conform(raw, records, schema, rows[fine])
+            frames.append(frame)
+            rejects += more
+        return _together(frames, records, schema), rejects
+
+    def interrupt(self) -> None:
+        """Wait for the registry no more. Any thread may call it."""
+        if not isinstance(self._schemas, Mapping):
+            self._schemas.interrupt()
+
+    # ------------------------------------------------------------------------------------ inside
+
+    def _at_start(self) -> list[Any]:
+        if isinstance(self._schemas, Mapping):
+            return [self._schemas]
+        found = [self._schemas.newest(topic, patient=False) for topic in self._topics]
+        return [schema for schema in found if schema is not None]
+
+    def _must_be_old(self, column: str, there: Schema) -> None:
+        """Raises: UserError where no older version has the column either."""
+        known = dict(there)
+        if not isinstance(self._schemas, Mapping):
+            for topic in self._topics:
+                for version in self._schemas.versions(topic, patient=False):
+                    try:
+                        known |= columns(self._schemas.version(topic, version, patient=False))
+                    except UnknownSchema:
+                        continue
+        if column not in known:
+            raise UserError(
+                f"[source.schema] names column '{column}', which no version of the schema has."
+                f"{nearest(column, known)}"
+            )
+
+    def _writer(self, number: int) -> Any:
+        return (
+            self._schemas if isinstance(self._schemas, Mapping) else self._schemas.by_number(number)
+        )
+
+    def _reader(self, records: Records, number: int) -> Any | None:
+        """The newest schema of the records' topic, no older than the writer's `number`."""
+        if isinstance(self._schemas, Mapping):
+            return self._schemas
+        topic = records.partition.rpartition("/")[0]
+        if (topic, number) not in self._newest:
+            self._newest[topic, number] = self._schemas.newest(topic)
+        return self._newest[topic, number]
+
+    def _program(self, records: Records, number: int, writer: Any, shape: Shape) -> Program:
+        key = (records.partition.rpartition("/")[0], number, tuple(shape.schema.items()))
+        if key not in self._programs:
+            fields = {field["name"] for field in writer["fields"]}
+            aliases = {}
+            if any(key not in fields for key in shape.root.below):
+                reader = self._reader(records, number)
+                aliases = _aliases(reader)
+            self._programs[key] = Program(writer, shape.root, aliases)
+        return self._programs[key]
+
+    def _raw(
+        self,
+        records: Records,
+        program: Program,
+        walked: Walked,
+        fine: Ints,
+        number: int,
+        shape: Shape,
+    ) -> tuple[pl.DataFrame, list[tuple[str, Ints, str]]]:
+        """The columns as they were written; and column, rows, and kind of what cannot be told."""
+        assert isinstance(records.values, Values)
+        made: list[pl.Series] = []
+        odd: list[tuple[str, Ints, str]] = []
+        taken = np.zeros(len(fine), np.bool_)
+        for column in shape.schema:
+            path = shape.way(column)[-1].path
+            if path not in program.slots:
+                value = self._default(records, number, shape.places[column])
+                made.append(value.new_from_index(0, len(fine)).alias(column))
+                continue
+            series, bad = program.column(records.values.data, walked, path, fine)
+            made.append(series.alias(column))
+            bad = bad[~taken[bad]]
+            for leaf in np.unique(leaves := walked.leaves[program.slots[path]][fine[bad]]).tolist():
+                odd.append((column, bad[leaves == leaf], program.leaves[leaf].kind))
+            taken[bad] = True
+        return pl.DataFrame(made), odd
+
+    def _default(self, records: Records, number: int, steps: tuple[Any, ...]) -> pl.Series:
+        """One value: the newest schema's default of the column, or null."""
+        reader = None if len(steps) > 1 else self._reader(records, number)
+        fields = [] if reader is None else reader["fields"]
+        field = next((f for f in fields if f["name"] == steps[0] and "default" in f), None)
+        if field is None:
+            return pl.Series([None], dtype=pl.Null)
+        assert reader is not None
+        only, datum = default(reader, field)
+        root = Node(path="")
+        root.below[steps[0]] = Node(path=str(steps[0]), kind=pl.String())
+        data = np.frombuffer(datum, np.uint8)
+        program = Program(only, root)
+        walked = program.walk(data, np.zeros(1, np.int64), np.array([len(data)]))
+        series, _ = program.column(data, walked, str(steps[0]), np.zeros(1, np.int64))
+        return series
+
+
+def parsed(text: str, named: Mapping[str, Any] | None = None) -> Any:
+    """A record's schema, with the named types inside it under ``__named_schemas``.
+
+    Args:
+        named: types of other schemas that it refers to.
+
+    Raises: ValueError where it is none.
+    """
+    known = dict(named or {})
+    try:
+        made = parse_schema(json.loads(text), named_schemas=known)
+    except (SchemaParseException, UnknownType, KeyError, TypeError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from None
+    if not isinstance(made, dict) or made.get("type") != "record":
+        raise ValueError("it is no record")
+    return {**made, "__named_schemas": known}
+
+
+def schema_file(path: str) -> Any:
+    """The schema in a file. Raises: UserError where there is none."""
+    try:
+        return parsed(Path(path).read_text())
+    except OSError as error:
+        raise UserError(f"schema_file '{path}' cannot be read: {error.strerror}.") from None
+    except ValueError as error:
+        raise UserError(
+            f"schema_file '{path}' is no Avro schema of a record: {error}; expected "
+            '{"type": "record", ...}.'
+        ) from None
+
+
+def columns(schema: Any) -> Schema:
+    """The columns of a record's schema, by its fields' types."""
+    named = schema["__named_schemas"]
+    return {field["name"]: _column(field["type"], named) for field in schema["fields"]}
+
+
+def _column(schema: Any, named: Mapping[str, Any]) -> pl.DataType:
+    if isinstance(schema, str) and schema in named:
+        schema = named[schema]
+    if isinstance(schema, list):
+        kinds = {_column(branch, named) for branch in schema if branch != "null"}
+        if len(kinds) == 1:
+            return kinds.pop()
+        numbers = all(kind.is_numeric() for kind in kinds)
+        return pl.Float64() if kinds and numbers else pl.String()
+    kind = schema["type"] if isinstance(schema, dict) else schema
+    if not isinstance(kind, str):
+        return _column(kind, named)
+    logical = schema.get("logicalType", "") if isinstance(schema, dict) else ""
+    return LOGICAL.get(logical) or COLUMNS.get(kind, pl.String())
+
+
+def default(schema: Any, field: Mapping[str, Any]) -> tuple[Any, bytes]:
+    """A field's default: the schema of a record of that one field, and its datum."""
+    only = {
+        "type": "record",
+        "name": "headrace.Default",
+        "fields": [field],
+        "__fastavro_parsed": True,
+        "__named_schemas": schema["__named_schemas"],
+    }
+    out = io.BytesIO()
+    fastavro.schemaless_writer(out, only, {field["name"]: _plain(field)})
+    return only, out.getvalue()
+
+
+def _plain(field: Mapping[str, Any]) -> Any:
+    """A default as fastavro writes it: bytes stand in JSON as text of the same code points."""
+    kind = field["type"][0] if isinstance(field["type"], list) else field["type"]
+    name = kind["type"] if isinstance(kind, dict) else kind
+    value = field["default"]
+    return value.encode("latin-1") if name in ("bytes", "fixed") else value
+
+
+def _numbers(values: Values) -> Ints:
+    """The schema's number of each value; -1 where there is no header."""
+    starts, sizes = values.bounds[:-1], np.diff(values.bounds)
+    long = np.flatnonzero(sizes >= HEADER)
+    numbers = np.full(len(values), -1, np.int64)
+    head = values.data[starts[long, None] + np.arange(HEADER)].astype(np.int64)
+    found = head[:, 1:] @ np.array([1 << 24, 1 << 16, 1 << 8, 1])
+    numbers[long] = np.where(head[:, 0] == 0, found, -1)
+    return numbers
+
+
+def _broken(records: Records, rows: Ints, walked: Walked) -> list[Rejects]:
+    return [
+        rejected(records, rows[walked.fate == fate], BROKEN, words)
+        for fate, words in WORDS.items()
+        if (walked.fate == fate).any()
+    ]
+
+
+def _odd(records: Records, rows: Ints, odd: list[tuple[str, Ints, str]]) -> list[Rejects]:
+    words = {
+        BLOCKED: "Expected a record on the way to column '{}', got another value.",
+        RICH: "Expected a value that has JSON in column '{}', got one that fastavro cannot read.",
+    }
+    return [
+        rejected(records, rows[at], WRONG_TYPE, words[kind].format(column))
+        if kind in words
+        else rejected(records, rows[at], BAD_UTF8, NOT_UTF8)
+        for column, at, kind in odd
+    ]
+
+
+def _aliases(reader: Any | None) -> dict[str, Sequence[str]]:
+    fields = [] if reader is None else reader["fields"]
+    return {field["name"]: field["aliases"] for field in fields if field.get("aliases")}
+
+
+def _together(frames: list[pl.DataFrame], records: Records, schema: Schema) -> pl.DataFrame:
+    if len(frames) == 1:
+        return frames[0]
+    if not frames:
+        return placed(pl.DataFrame(schema=schema), records, np.zeros(0, np.int64))
+    return pl.concat(frames, rechunk=True).sort("_position", maintain_order=True)
+
+
+__all__ = ["Avro", "Schemas", "UnknownSchema", "columns", "default", "parsed", "schema_file"]

@@ -1,0 +1,467 @@
+"""Columns to the values of records: JSON, Avro, or one column as it is."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numba
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from polars.exceptions import PolarsError
+
+from connectors.formats.avro import default, parsed
+from connectors.formats.casts import cast
+from engine.types import RESERVED, HeadraceError, UserError, nearest
+
+Ints = NDArray[np.int64]
+NEWLINE = 10
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+NUMBER, BITS4, BITS8, BYTE, SPAN, FIXED = range(6)
+"""How a value is written: a zigzag number, four or eight bytes of a float, a bool, a length and
+bytes, bytes alone."""
+
+
+class Encoder(Protocol):
+    """Columns to bytes; the other way round than `engine.types.Format`."""
+
+    def encode(self, frame: pl.DataFrame) -> list[bytes]:
+        """One value for each row.
+
+        Raises: UserError for columns it cannot write; HeadraceError for values it cannot.
+        """
+        ...
+
+
+class JsonEncoder:
+    """A JSON object a row, without line breaks. Bytes are written as their text (UTF-8)."""
+
+    def encode(self, frame: pl.DataFrame) -> list[bytes]:
+        """See `Encoder`. Raises: HeadraceError for bytes that are not UTF-8."""
+        try:
+            frame = frame.with_columns(pl.col(pl.Binary).cast(pl.String))
+        except PolarsError:
+            raise HeadraceError(
+                "JSON has no bytes, and a value of a bytes column is not UTF-8: leave the column "
+                "out of [sink] columns, or write Avro."
+            ) from None
+        out = io.BytesIO()
+        frame.write_ndjson(out)
+        data = out.getbuffer()
+        ends = np.flatnonzero(np.frombuffer(data, np.uint8) == NEWLINE) + 1
+        return _cut(data, np.concatenate([np.zeros(1, np.int64), ends]), behind=1)
+
+
+class RawEncoder:
+    """One column of text or bytes as it is; the others are left out.
+
+    Args:
+        column: which; the only one of the frame unless given.
+    """
+
+    def __init__(self, column: str | None = None) -> None:
+        self._column = column
+
+    def encode(self, frame: pl.DataFrame) -> list[bytes]:
+        """See `Encoder`. Raises: HeadraceError for a null."""
+        there = [column for column in frame.columns if column not in RESERVED]
+        column = self._column or (there[0] if len(there) == 1 else None)
+        if column is None:
+            raise UserError(
+                f"Raw values are one column, and there are {len(there)}: name the one to write."
+            )
+        if column not in frame.columns:
+            raise UserError(f"There is no column '{column}' to write.{nearest(column, there)}")
+        series = frame.get_column(column)
+        if series.dtype not in (pl.String, pl.Binary):
+            raise UserError(
+                f"Raw values are text or bytes, and column '{column}' is {series.dtype}: cast it "
+                "with a derive stage."
+            )
+        if series.null_count():
+            raise HeadraceError(
+                f"Column '{column}' is null in row {series.is_null().arg_max()} of a batch: "
+                "expected text or bytes to write; fill it or leave the row out."
+            )
+        return series.cast(pl.Binary).to_list()
+
+
+class Registering(Protocol):
+    """Where schemas are registered."""
+
+    def register(self, topic: str, schema: Any) -> int:
+        """The number of a schema of a topic's values."""
+        ...
+
+
+class AvroEncoder:
+    """An Avro record a row, written for all rows by one compiled loop.
+
+    With a registry in Confluent's wire format, under a schema registered as ``<topic>-value``:
+    the one given, or one made of the frame's columns, every field nullable with default null.
+    Without one, plain datums of the schema given. Dates and datetimes are the logical types date
+    and timestamp-micros (UTC). A field of a given schema that the frame lacks gets its default; a
+    column that the schema lacks is left out.
+
+    Args:
+        registry: where to register; None for plain datums.
+        topic: whose values they are.
+        schema: as `connectors.formats.avro.schema_file` gives it: fields of simple types, enums,
+            fixed, date and timestamps, nullable or not.
+    """
+
+    def __init__(
+        self,
+        *,
+        registry: Registering | None = None,
+        topic: str = "",
+        schema: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Raises: UserError for a schema with a field that no column can be."""
+        assert registry is not None or schema is not None
+        self._registry = registry
+        self._topic = topic
+        self._schema = None if schema is None else dict(schema)
+        self._made: dict[tuple[tuple[str, pl.DataType], ...], tuple[list[_Field], bytes]] = {}
+        if self._schema is not None:
+            self._fields(self._schema)
+
+    def encode(self, frame: pl.DataFrame) -> list[bytes]:
+        """See `Encoder`. Raises also: what the registry raises."""
+        fields, head = self._plan(frame)
+        n = frame.height
+        made = [field.arrays(frame) for field in fields]
+        table = np.array([(m.how, m.null, m.value) for m in made], np.int64).reshape(-1, 3)
+        valid = np.empty((len(made), n), np.bool_)
+        numbers, sizes = np.empty((2, len(made), n), np.int64)
+        start = 0
+        for i, m in enumerate(made):
+            valid[i], sizes[i] = m.valid, m.sizes
+            numbers[i] = m.numbers + start if m.how in (SPAN, FIXED) else m.numbers
+            start += len(m.data)
+        data = np.frombuffer(b"".join(m.data for m in made), np.uint8)
+        bounds = np.zeros(n + 1, np.int64)
+        _sizes(table, valid, numbers, sizes, len(head), bounds)
+        out = np.empty(int(bounds[-1]), np.uint8)
+        _write(table, valid, numbers, sizes, data, np.frombuffer(head, np.uint8), bounds, out)
+        return _cut(out.data, bounds)
+
+    def _plan(self, frame: pl.DataFrame) -> tuple[list[_Field], bytes]:
+        key = tuple(frame.schema.items())
+        if key not in self._made:
+            schema = self._schema or derived(dict(frame.schema), self._topic)
+            head = b""
+            if self._registry is not None:
+                number = self._registry.register(self._topic, _bare(schema))
+                head = b"\0" + number.to_bytes(4, "big")
+            self._made[key] = self._fields(schema), head
+        return self._made[key]
+
+    def _fields(self, schema: Mapping[str, Any]) -> list[_Field]:
+        return [_Field.of(field, schema) for field in schema["fields"]]
+
+
+def derived(columns: Mapping[str, pl.DataType], topic: str) -> Any:
+    """The schema of a record of these columns, every field nullable.
+
+    Raises: UserError for a name or type that Avro has not.
+    """
+    fields = []
+    for column, kind in columns.items():
+        if not NAME.fullmatch(column):
+            raise UserError(
+                f"Avro has no field '{column}': expected letters, digits and underscores, not "
+                "beginning with a digit; rename the column, or leave it out."
+            )
+        fields.append({"name": column, "type": ["null", _avro(kind, column)], "default": None})
+    name = re.sub(r"\W", "_", topic, flags=re.ASCII)
+    name = name if NAME.fullmatch(name) else f"_{name}"
+    return parsed(
+        json.dumps({"type": "record", "name": name, "namespace": "headrace", "fields": fields})
+    )
+
+
+def _avro(kind: pl.DataType, column: str) -> Any:
+    if kind == pl.Boolean:
+        return "boolean"
+    if kind in (pl.Int8, pl.Int16, pl.Int32, pl.UInt8, pl.UInt16):
+        return "int"
+    if kind in (pl.Int64, pl.UInt32, pl.UInt64):
+        return "long"
+    if kind in (pl.Float32, pl.Float64):
+        return "float" if kind == pl.Float32 else "double"
+    if isinstance(kind, (pl.String, pl.Categorical, pl.Enum)):
+        return "string"
+    if kind == pl.Binary:
+        return "bytes"
+    if kind == pl.Date:
+        return {"type": "int", "logicalType": "date"}
+    if isinstance(kind, pl.Datetime):
+        return {"type": "long", "logicalType": "timestamp-micros"}
+    raise UserError(
+        f"Column '{column}' is {kind}, which is not written as Avro: cast it with a derive stage, "
+        "or leave it out."
+    )
+
+
+def _bare(schema: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in schema.items() if not key.startswith("__")}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Arrays:
+    """A column of n rows, ready to be written.
+
+    Attributes:
+        how: see `NUMBER`.
+        null: number of the null branch, -1 where it is no union.
+        value: number of the value's branch.
+        valid: where it is not null.
+        numbers: values, bits, or where bytes start in `data`.
+        sizes: of bytes, or one for all.
+    """
+
+    how: int
+    null: int
+    value: int
+    valid: NDArray[np.bool_] | bool
+    numbers: Ints
+    sizes: Ints | int = 0
+    data: bytes = b""
+
+
+HOW: dict[tuple[str, str], tuple[int, pl.DataType]] = {
+    ("boolean", ""): (BYTE, pl.Boolean()),
+    ("int", ""): (NUMBER, pl.Int32()),
+    ("int", "date"): (NUMBER, pl.Date()),
+    ("int", "time-millis"): (NUMBER, pl.Int32()),
+    ("long", ""): (NUMBER, pl.Int64()),
+    ("long", "time-micros"): (NUMBER, pl.Int64()),
+    ("long", "timestamp-millis"): (NUMBER, pl.Datetime("ms")),
+    ("long", "timestamp-micros"): (NUMBER, pl.Datetime("us")),
+    ("long", "local-timestamp-millis"): (NUMBER, pl.Datetime("ms")),
+    ("long", "local-timestamp-micros"): (NUMBER, pl.Datetime("us")),
+    ("float", ""): (BITS4, pl.Float32()),
+    ("double", ""): (BITS8, pl.Float64()),
+    ("string", ""): (SPAN, pl.String()),
+    ("string", "uuid"): (SPAN, pl.String()),
+    ("bytes", ""): (SPAN, pl.Binary()),
+    ("enum", ""): (NUMBER, pl.String()),
+    ("fixed", ""): (FIXED, pl.Binary()),
+}
+"""Type and logical type of a field -> how it is written, and what its column is cast to."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Field:
+    """How one field is written.
+
+    Attributes:
+        kind: the polars type its values have before they are written.
+        null: number of the null branch, -1 where it is not nullable.
+        value: number of the value's branch, -1 where it is no union.
+        symbols: of an enum.
+        size: of a fixed.
+        default: the datum where the frame lacks it, or None.
+    """
+
+    name: str
+    how: int
+    kind: pl.DataType
+    null: int = -1
+    value: int = -1
+    symbols: tuple[str, ...] = ()
+    size: int = 0
+    default: bytes | None = None
+
+    @classmethod
+    def of(cls, field: Mapping[str, Any], schema: Mapping[str, Any]) -> _Field:
+        """Raises: UserError for a type that no column can be."""
+        named, name = schema["__named_schemas"], str(field["name"])
+        kind, null, value = field["type"], -1, -1
+        if isinstance(kind, list) and len(kind) == 2 and "null" in kind:
+            null = kind.index("null")
+            value = 1 - null
+            kind = kind[value]
+        if isinstance(kind, str):
+            kind = named.get(kind, kind)
+        about = kind if isinstance(kind, dict) else {"type": kind}
+        if isinstance(kind, list):
+            about = {"type": "a union"}
+        said = str(about["type"]), str(about.get("logicalType", ""))
+        if said not in HOW:
+            raise UserError(
+                f"Field '{name}' of the Avro schema is {said[1] or said[0]}, which no column is "
+                "written as: expected a simple type, an enum, a fixed, a date or a timestamp of "
+                "milliseconds or microseconds, or one of them and null."
+            )
+        how, made = HOW[said]
+        return cls(
+            name=name,
+            how=how,
+            kind=made,
+            null=null,
+            value=value,
+            symbols=tuple(about.get("symbols", ())),
+            size=int(about.get("size", 0)),
+            default=default(schema, field)[1] if "default" in field else None,
+        )
+
+    def arrays(self, frame: pl.DataFrame) -> _Arrays:
+        """Raises: UserError where the frame lacks it; HeadraceError for a value that is none."""
+        n = frame.height
+        if self.name not in frame.columns:
+            if self.default is None:
+                raise UserError(
+                    f"The Avro schema has field '{self.name}', without a default, and there is no "
+                    f"such column.{nearest(self.name, frame.columns)}"
+                )
+            return _Arrays(
+                how=FIXED, null=-1, value=-1, valid=True, numbers=np.zeros(n, np.int64),
+                sizes=len(self.default), data=self.default,
+            )  # fmt: skip
+        raw = frame.get_column(self.name)
+        made = cast(_timed(raw, self.kind), self.kind)
+        if self.symbols:
+            made = made.replace_strict(
+                {symbol: i for i, symbol in enumerate(self.symbols)},
+                default=None, return_dtype=pl.Int64,
+            )  # fmt: skip
+        if self.how == FIXED:
+            made = made.set(made.bin.size() != self.size, None)
+        lost = made.is_null() & raw.is_not_null() if self.null >= 0 else made.is_null()
+        if lost.any():
+            row = lost.arg_max()
+            assert row is not None
+            raise HeadraceError(
+                f"Column '{self.name}' is {raw[row]!r:.80} in row {row} of a batch, which the "
+                "field of its Avro schema cannot be: change the schema, or cast the column."
+            )
+        valid = made.is_not_null().to_numpy()
+        numbers, sizes, data = self._numbers(made)
+        return _Arrays(
+            how=self.how, null=self.null, value=self.value, valid=valid, numbers=numbers,
+            sizes=sizes, data=data,
+        )  # fmt: skip
+
+    def _numbers(self, made: pl.Series) -> tuple[Ints, Ints | int, bytes]:
+        if self.how in (BITS4, BITS8):
+            bits = np.uint32 if self.how == BITS4 else np.int64
+            return made.fill_null(0).to_numpy().view(bits).astype(np.int64), 0, b""
+        if self.how in (SPAN, FIXED):
+            raw = made.cast(pl.Binary)
+            sizes = raw.bin.size().fill_null(0).to_numpy().astype(np.int64)
+            return np.cumsum(sizes) - sizes, sizes, b"".join(raw.drop_nulls().to_list())
+        return made.to_physical().cast(pl.Int64).fill_null(0).to_numpy(), 0, b""
+
+
+def _timed(raw: pl.Series, kind: pl.DataType) -> pl.Series:
+    """Datetimes in the unit they are written in, cut to it; with a zone, as UTC."""
+    if not isinstance(raw.dtype, pl.Datetime) or not isinstance(kind, pl.Datetime):
+        return raw
+    if raw.dtype.time_zone is not None:
+        raw = raw.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+    return raw.dt.cast_time_unit(kind.time_unit)
+
+
+def _cut(data: memoryview, bounds: Ints, *, behind: int = 0) -> list[bytes]:
+    """The pieces of a buffer, without the last `behind` bytes of each."""
+    ends = bounds.tolist()
+    return [bytes(data[a : b - behind]) for a, b in itertools.pairwise(ends)]
+
+
+# --------------------------------------------------------------------------------------- compiled
+
+
+@numba.njit(nogil=True, cache=True)
+def _zigzag(number):  # type: ignore[no-untyped-def]
+    return np.uint64(number << 1) ^ np.uint64(number >> 63)
+
+
+@numba.njit(nogil=True, cache=True)
+def _length(number):  # type: ignore[no-untyped-def]
+    """Bytes of a number."""
+    rest = _zigzag(number) >> np.uint64(7)
+    size = 1
+    while rest:
+        rest >>= np.uint64(7)
+        size += 1
+    return size
+
+
+@numba.njit(nogil=True, cache=True)
+def _put(out, at, number):  # type: ignore[no-untyped-def]
+    """Write a number; where the next goes."""
+    rest = _zigzag(number)
+    while rest >= 128:
+        out[at] = np.uint8((rest & np.uint64(127)) | np.uint64(128))
+        rest >>= np.uint64(7)
+        at += 1
+    out[at] = np.uint8(rest)
+    return at + 1
+
+
+@numba.njit(nogil=True, cache=True)
+def _sizes(table, valid, numbers, sizes, head, bounds):  # type: ignore[no-untyped-def]
+    """Where each row's datum ends."""
+    for row in range(valid.shape[1]):
+        size = head
+        for i in range(len(table)):
+            how = table[i, 0]
+            if table[i, 1] >= 0:
+                size += 1
+            if not valid[i, row]:
+                continue
+            if how == NUMBER:
+                size += _length(numbers[i, row])
+            elif how == BITS4:
+                size += 4
+            elif how == BITS8:
+                size += 8
+            elif how == BYTE:
+                size += 1
+            else:
+                size += sizes[i, row]
+                if how == SPAN:
+                    size += _length(sizes[i, row])
+        bounds[row + 1] = bounds[row] + size
+
+
+@numba.njit(nogil=True, cache=True)
+def _write(table, valid, numbers, sizes, data, head, bounds, out):  # type: ignore[no-untyped-def]
+    for row in range(valid.shape[1]):
+        at = bounds[row]
+        for byte in head:
+            out[at] = byte
+            at += 1
+        for i in range(len(table)):
+            how = table[i, 0]
+            if table[i, 1] >= 0:
+                at = _put(out, at, table[i, 2] if valid[i, row] else table[i, 1])
+            if not valid[i, row]:
+                continue
+            number = numbers[i, row]
+            if how == NUMBER:
+                at = _put(out, at, number)
+            elif how in (BITS4, BITS8):
+                for j in range(4 if how == BITS4 else 8):
+                    out[at] = np.uint8((number >> (8 * j)) & 255)
+                    at += 1
+            elif how == BYTE:
+                out[at] = np.uint8(number)
+                at += 1
+            else:
+                if how == SPAN:
+                    at = _put(out, at, sizes[i, row])
+                for j in range(sizes[i, row]):
+                    out[at] = data[number + j]
+                    at += 1
+
+
+__all__ = ["AvroEncoder", "Encoder", "JsonEncoder", "RawEncoder", "derived"]
