@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -27,9 +28,18 @@ def pieces(text: str) -> set[bytes]:
     return {data[i : i + PIECE] for i in range(max(len(data) - PIECE, 0) + 1)}
 
 
-def jaccard(a: str, b: str) -> float:
-    one, two = pieces(a), pieces(b)
-    return len(one & two) / len(one | two)
+def similarities(texts: list[str]) -> np.ndarray[Any, Any]:
+    """Exact Jaccard similarity of each two texts, shape (n, n)."""
+    sets = [pieces(text) for text in texts]
+    times = Counter(piece for one in sets for piece in one)
+    shared = {piece: i for i, piece in enumerate(p for p, n in times.items() if n > 1)}
+    there = np.zeros((len(texts), len(shared)), np.float32)
+    for row, one in zip(there, sets, strict=True):
+        row[[shared[piece] for piece in one if piece in shared]] = 1
+    both = (there @ there.T).astype(np.float64)
+    np.fill_diagonal(both, [len(one) for one in sets])
+    size = np.diagonal(both)
+    return np.asarray(both / (size[:, None] + size - both))
 
 
 def articles(rows: int, seed: int) -> list[str]:
@@ -57,15 +67,16 @@ def test_what_is_rejected_is_what_is_similar(run: Run) -> None:
     texts = articles(900, 1)
     (done,) = run("near_duplicates", {"column": "t", "threshold": 0.6}, {"t": texts})
     gone = rejected([done])
-    through: list[str] = []
+    exact = similarities(texts)
+    through: list[int] = []
     clear = 0
-    for i, text in enumerate(texts):
-        most = max((jaccard(text, other) for other in through), default=0.0)
+    for i in range(len(texts)):
+        most = exact[i, through].max(initial=0.0)
         if abs(most - 0.6) > 0.13:  # three standard errors
             assert (i in gone) == (most > 0.6), most
             clear += most > 0.6
         if i not in gone:
-            through.append(text)
+            through.append(i)
     assert clear > 60
     assert done.counts["s", "duplicates"] == len(gone)
 
@@ -83,9 +94,8 @@ def test_recall_and_precision_are_datasketchs_or_better(run: Run) -> None:
             theirs.add(i)
         else:
             index.insert(i, signature)
-    true = {
-        i for i, text in enumerate(texts) if any(jaccard(text, other) >= 0.7 for other in texts[:i])
-    }
+    exact = np.tril(similarities(texts), -1)
+    true = set(np.flatnonzero(exact.max(axis=1) >= 0.7).tolist())
     recall, precision = (len(ours & true) / len(x) for x in (true, ours))
     assert recall >= len(theirs & true) / len(true) - 0.02
     assert precision >= len(theirs & true) / len(theirs) - 0.02
@@ -100,10 +110,11 @@ def test_the_estimate_has_the_stated_error() -> None:
     factors, terms = (rng.integers(0, 2**63, 128).astype(np.uint64) * 2 + 1 for _ in range(2))
     minima = np.empty((400, 128), np.uint32)
     _minima(data, bounds, PIECE, factors, terms, minima)
+    exact = similarities(texts)
     off, expected = [], []
     for i in range(400):
         for j in range(max(0, i - 30), i):
-            true = jaccard(texts[i], texts[j])
+            true = exact[i, j]
             if true > 0.2:
                 off.append((minima[i] == minima[j]).mean() - true)
                 expected.append(true * (1 - true) / 128)
