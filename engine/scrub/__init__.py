@@ -4,6 +4,7 @@ STAGES = {
     "missing": "engine.scrub.missing:Missing",
     "impute": "engine.scrub.impute:Impute",
     "duplicates": "engine.scrub.duplicates:Duplicates",
+    "near_duplicates": "engine.scrub.similar:NearDuplicates",
     "outliers": "engine.scrub.outliers:Outliers",
     "anomalies": "engine.scrub.anomalies:Anomalies",
     "standardize": "engine.scrub.scale:Standardize",

@@ -40,10 +40,11 @@ class Drift(Stateless):
     `engine.scrub.detectors` for the methods and their sources. Where it is found is exact to the
     row and does not depend on how the stream is cut.
 
-    False alarms, measured on 10**6 independent numbers in the defaults: adwin none or one (normal,
-    exponential, uniform), 20 for tails as heavy as Student's t with 3 degrees; page_hinkley none
-    for normal ones; psi none. A change of the mean by one deviation is found after about 50, 70
-    rows and at the next window's end.
+    False alarms in 10**6 independent numbers, measured in the defaults: adwin none or one (normal,
+    uniform), 5 or less (exponential), about 20 (Student's t with 3 degrees); page_hinkley none, but
+    10 or less for Student's t; psi none. A change of the mean by one deviation is found after 52
+    rows (adwin), 49 to 94 rows (page_hinkley), and at the end of the next full window (psi); one of
+    half a deviation after 52 to 182 and 119 to 354 rows, by psi mostly in the next window.
     """
 
     class Settings(types.Settings):

@@ -50,19 +50,27 @@ def _bits(column: pl.Series) -> Hashes:
     return numbers.view(np.uint64)
 
 
-def _texts(column: pl.Series) -> Hashes:
-    """Sum of a random number for each pair of byte and place (Zobrist, 1970), mixed."""
-    array = column.to_arrow(compat_level=pl.CompatLevel.oldest())
+def letters(column: pl.Series) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """The texts' UTF-8 bytes back to back, and where each begins: text i is
+    ``data[bounds[i]:bounds[i + 1]]``."""
+    array = column.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())
     _, bounds, data = array.buffers()
     ends = np.frombuffer(bounds, np.int64)[array.offset :][: len(array) + 1]
     if not len(array) or ends[0] == ends[-1]:
-        return mix(np.zeros(len(array), np.uint64))
-    starts, lengths = ends[:-1] - ends[0], np.diff(ends)
-    text = np.frombuffer(data, np.uint8)[ends[0] : ends[-1]]
+        return np.empty(0, np.uint8), np.zeros(len(array) + 1, np.int64)
+    return np.frombuffer(data, np.uint8)[ends[0] : ends[-1]], ends - ends[0]
+
+
+def _texts(column: pl.Series) -> Hashes:
+    """Sum of a random number for each pair of byte and place (Zobrist, 1970), mixed."""
+    text, ends = letters(column)
+    if not len(text):
+        return mix(np.zeros(len(column), np.uint64))
+    starts, lengths = ends[:-1], np.diff(ends)
     place = np.arange(len(text)) - np.repeat(starts, lengths)
     numbers = mix(text.astype(np.uint64) + (place.astype(np.uint64) << np.uint64(8)))
     sums = np.add.reduceat(np.append(numbers, np.uint64(0)), starts)
     return mix(np.where(lengths > 0, sums, np.uint64(0)) + lengths.astype(np.uint64))
 
 
-__all__ = ["Hashes", "hashes", "mix"]
+__all__ = ["Hashes", "hashes", "letters", "mix"]

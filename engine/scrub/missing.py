@@ -250,6 +250,18 @@ class Missing(Learned):
         """The statistic; for last a frame of keys and values; for constant and drop None."""
         return super().snapshot() if self._last is None else self._last
 
+    def merge(self, value: Snapshot) -> None:
+        """As every stage; of two last values, that of the other instance stays."""
+        if self._last is None:
+            super().merge(value)
+            return
+        both = pl.concat((self._last, cast("pl.DataFrame", value)))
+        by = list(self.settings.by)
+        filled = pl.col(self._columns).forward_fill()
+        both = both.with_columns(filled.over(by) if by else filled)
+        last = both.unique(by, keep="last", maintain_order=True) if by else both
+        self._last = last.tail(self.settings.keys if by else 1)
+
     def restore(self, value: Snapshot) -> None:
         if self._last is None:
             super().restore(value)

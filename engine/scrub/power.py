@@ -157,6 +157,14 @@ class Powers(Learned):
         learned = super().snapshot()
         return learned and {**learned, "numbers": self._numbers, "fitted": self._fitted}
 
+    def merge(self, value: Snapshot) -> None:
+        """As every stage; exponents are fitted anew."""
+        if value is not None:
+            value = {k: v for k, v in value.items() if k not in ("numbers", "fitted")}
+        super().merge(value)
+        self._fitted = np.zeros_like(self._fitted)
+        self._fit()
+
     def restore(self, value: Snapshot) -> None:
         if value is None:
             super().restore(None)

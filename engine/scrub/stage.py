@@ -121,6 +121,16 @@ class Learned(Stateless):
             return None
         return {"rows": self._rows, **self._statistic.snapshot()}
 
+    def merge(self, value: Snapshot) -> None:
+        """Learn what another instance of this stage learned, as its snapshot says: as if its rows
+        had come after this one's. The stage must be bound, to the same columns."""
+        if self._statistic is None:
+            assert value is None
+            return
+        fields = dict(value)
+        self._rows += fields.pop("rows")
+        self._statistic = self._statistic.merge(self._statistic.restore(fields))
+
     def restore(self, value: Snapshot) -> None:
         """Go back to what `snapshot` gave; the stage must be bound."""
         if self._statistic is None:

@@ -23,6 +23,8 @@ PACKAGES = (
     "numba",
     "onnxruntime-gpu",
     "river",
+    "scikit-learn",
+    "datasketch",
 )
 
 

@@ -159,5 +159,5 @@ def test_an_exponent_always_lies_within_its_bounds(values: list[float], weights:
     weight = np.array(weights[: len(values)], np.float64)[:, None]
     (exponent,) = yeo_johnson(x, weight)
     assert LOW <= exponent <= HIGH
-    (doubled,) = yeo_johnson(np.concatenate((x, x)), np.concatenate((weight, weight)))
-    assert exponent == pytest.approx(doubled, abs=1e-3) or x.shape[0] < 40
+    (doubled,) = yeo_johnson(x, 2 * weight)
+    assert exponent == doubled
