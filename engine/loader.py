@@ -47,6 +47,7 @@ from engine.types import (
     Batch,
     EndOfStream,
     HeadraceError,
+    Interruptible,
     Mark,
     Records,
     Schema,
@@ -341,6 +342,7 @@ class ScrubNode(BaseNode[Batch]):
     ) -> None:
         super().__init__()
         self._node = node
+        self._format = source.format
         self._decode = source.format.decode
         self._schema = schema
         self._empty = pl.DataFrame(schema={PARTITION: pl.String(), POSITION: pl.Int64(), **schema})
@@ -382,6 +384,8 @@ class ScrubNode(BaseNode[Batch]):
         return {"positions": self._mark.positions, "stages": self._mark.stages}
 
     def interrupt(self) -> None:
+        if isinstance(self._format, Interruptible):
+            self._format.interrupt()
         self._node.interrupt()
 
     def close(self) -> None:

@@ -480,6 +480,16 @@ class Format(Protocol):
         ...
 
 
+@runtime_checkable
+class Interruptible(Protocol):
+    """A format that may wait for somebody else (a schema registry that is down)."""
+
+    def interrupt(self) -> None:
+        """Let a decode that waits end soon, with an error, and wait no more from now on. Any thread
+        may call it; a loader that ends does."""
+        ...
+
+
 class Stage(Protocol):
     """One step of scrubbing. Learning and applying are different verbs, in this order: a batch is
     transformed with what was learned from the batches before it, then learned from. So no row is
@@ -658,8 +668,8 @@ class Component(Protocol):
 __all__ = [
     "PARTITION", "POSITION", "RESERVED", "TYPES", "Affine", "Batch", "Clip", "Codes", "Component",
     "EndOfStream",
-    "Features", "Fill", "Format", "HeadraceError", "Learner", "Mark", "Predictor", "Records",
-    "Rejects",
+    "Features", "Fill", "Format", "HeadraceError", "Interruptible", "Learner", "Mark",
+    "Predictor", "Records", "Rejects",
     "Schema", "Settings", "Sink", "Snapshot", "Source", "Stage", "Step", "Tensors", "Transform",
     "UserError",
     "Values", "nearest", "parse_schema", "require",

@@ -62,7 +62,7 @@ class Broker:
     def __init__(self, folder: Path) -> None:
         """Formats the folder; `start` runs the broker."""
         self.folder = folder
-        port, controller = _free_ports(2)
+        port, controller = free_ports(2)
         self.bootstrap = f"127.0.0.1:{port}"
         self._config = folder / "server.properties"
         self._process: subprocess.Popen[bytes] | None = None
@@ -219,7 +219,7 @@ def missing_tools() -> list[str]:
     return [tool for tool in ("java", "mvn") if shutil.which(tool) is None]
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [s.getsockname()[1] for s in sockets]
     for s in sockets:
