@@ -47,6 +47,7 @@ from engine.types import (
     Batch,
     EndOfStream,
     HeadraceError,
+    Interruptible,
     Mark,
     Records,
     Schema,
@@ -360,6 +361,7 @@ class ScrubNode(BaseNode[Batch]):
         super().__init__()
         self._node = node
         self._keep_records = keep_records
+        self._format = source.format
         self._decode = source.format.decode
         self._schema = schema
         self._empty = pl.DataFrame(schema={PARTITION: pl.String(), POSITION: pl.Int64(), **schema})
@@ -401,6 +403,8 @@ class ScrubNode(BaseNode[Batch]):
         return {"positions": self._mark.positions, "stages": self._mark.stages}
 
     def interrupt(self) -> None:
+        if isinstance(self._format, Interruptible):
+            self._format.interrupt()
         self._node.interrupt()
 
     def halt(self) -> None:

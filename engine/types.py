@@ -581,6 +581,16 @@ class Format(Protocol):
         ...
 
 
+@runtime_checkable
+class Interruptible(Protocol):
+    """A format that may wait for somebody else (a schema registry that is down)."""
+
+    def interrupt(self) -> None:
+        """Let a decode that waits now end soon, with an error. Any thread may call it; a loader
+        that ends or starts anew does."""
+        ...
+
+
 class Stage(Protocol):
     """One step of scrubbing. Learning and applying are different verbs, in this order: a batch is
     transformed with what was learned from the batches before it, then learned from. So no row is
@@ -764,8 +774,8 @@ class Component(Protocol):
 
 __all__ = [
     "PARTITION", "POSITION", "RESERVED", "TYPES", "Affine", "Batch", "Clip", "Codes", "Component",
-    "EndOfStream", "Features", "Fill", "Format", "HeadraceError", "Learner", "Mark", "Power",
-    "Predictor", "Records", "Rejects", "Schema", "Settings", "SharedSource", "Sink", "Snapshot",
-    "Source", "Stage", "Step", "Tensors", "Transform", "UserError", "Values", "nearest",
-    "parse_schema", "require",
+    "EndOfStream", "Features", "Fill", "Format", "HeadraceError", "Interruptible", "Learner",
+    "Mark", "Power", "Predictor", "Records", "Rejects", "Schema", "Settings", "SharedSource",
+    "Sink", "Snapshot", "Source", "Stage", "Step", "Tensors", "Transform", "UserError", "Values",
+    "nearest", "parse_schema", "require",
 ]  # fmt: skip

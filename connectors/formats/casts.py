@@ -7,7 +7,7 @@ import polars as pl
 from numpy.typing import NDArray
 from polars.exceptions import PolarsError
 
-from connectors.formats.rows import OUT_OF_RANGE, WRONG_TYPE, placed, rejected, shown
+from connectors.formats.rows import OUT_OF_RANGE, WRONG_TYPE, placed, rejected, shown, texts
 from engine.types import TYPES, Records, Rejects, Schema
 
 WORDS = {"true": True, "false": False, "1": True, "0": False}
@@ -78,6 +78,8 @@ def _from_values(column: pl.Series, kind: pl.DataType) -> pl.Series:
         return pl.Series([None], dtype=kind).new_from_index(0, len(column))  # of which unit?
     if isinstance(column.dtype, pl.Datetime) and column.dtype.time_zone is not None:
         column = column.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+    if column.dtype == pl.Binary and kind == pl.String:
+        return texts(column)
     made = column.cast(kind, strict=False)
     if kind in (pl.String, pl.Binary):
         return made

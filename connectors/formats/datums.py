@@ -22,6 +22,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from connectors.formats.paths import Node
+from connectors.formats.rows import texts
 
 Ints = NDArray[np.int64]
 END, NULL, BOOL, INT, LONG, FLOAT, DOUBLE, BYTES, FIXED, ENUM = range(10)
@@ -149,11 +150,14 @@ class Program:
         for kind in kinds.tolist():
             here = leaves == kind
             series, bad = self._series(data, self.leaves[kind], values, sizes, here)
+            if series.dtype == pl.Binary and len(kinds) > 1:
+                series, bad = _text(series)
             made.append(series)
             odd.append(bad)
         types = {series.dtype for series in made}
         if len(types) > 1:
-            made = [series.cast(pl.String, strict=False) for series in made]
+            for i, series in enumerate(made):
+                made[i] = series if series.dtype == pl.String else series.cast(pl.String)
         whole = made[0]
         for series in made[1:]:
             whole = whole.zip_with(whole.is_not_null(), series)
@@ -285,7 +289,7 @@ class Program:
                 digits.str.slice(a, n) for a, n in ((0, 8), (8, 4), (12, 4), (16, 4), (20, 12))
             ]
             return pl.select(pl.concat_str(parts, separator="-")).to_series(), none
-        return (raw, none) if kind in ("bytes", "fixed") else _text(raw, out, ends)
+        return (raw, none) if kind in ("bytes", "fixed") else _text(raw)
 
     def _texts(self, raw: pl.Series, leaf: Leaf) -> tuple[pl.Series, Ints]:
         """Values with parts as JSON; one by one, as only fastavro can tell them. And which rows'
@@ -355,8 +359,9 @@ def _bytes(
     return made, ends, out
 
 
-def _text(raw: pl.Series, out: NDArray[np.uint8], ends: Ints) -> tuple[pl.Series, Ints]:
-    text = raw.cast(pl.String, strict=False)
+def _text(raw: pl.Series) -> tuple[pl.Series, Ints]:
+    """As text; and which rows are not UTF-8."""
+    text = texts(raw)
     if text.null_count() == raw.null_count():
         return text, np.empty(0, np.int64)
     return text, np.flatnonzero((text.is_null() & raw.is_not_null()).to_numpy())

@@ -76,6 +76,21 @@ def shown(raw: pl.Series) -> pl.Series:
     return text.str.strip_chars_end("\r\n")
 
 
+def texts(raw: pl.Series) -> pl.Series:
+    """Bytes as text, null where they are not UTF-8."""
+    try:
+        return raw.cast(pl.String)
+    except PolarsError:
+        pieces = raw.fill_null(b"")
+        bounds = np.zeros(len(raw) + 1, np.int64)
+        np.cumsum(pieces.bin.size().to_numpy(), out=bounds[1:])
+        data = np.frombuffer(b"".join(pieces.to_list()), np.uint8)
+        good = pl.Series(is_utf8(Values(data=data, bounds=bounds)))
+        blank = pl.Series([b""]).new_from_index(0, len(raw))  # what is null is checked all the same
+        text = pieces.zip_with(good, blank).cast(pl.String)
+        return text.set(~good | raw.is_null(), None).alias(raw.name)
+
+
 def is_utf8(values: Values) -> NDArray[np.bool_]:
     """Which values are UTF-8, shape (n,). The loop runs once for each that is not."""
     good = np.ones(len(values), np.bool_)
@@ -102,5 +117,5 @@ def take(values: Values, at: NDArray[np.int64]) -> Values:
 
 __all__ = [
     "BAD_UTF8", "BROKEN", "NOT_UTF8", "OUT_OF_RANGE", "WRONG_TYPE", "binary", "is_utf8", "placed",
-    "rejected", "shown", "take",
+    "rejected", "shown", "take", "texts",
 ]  # fmt: skip

@@ -15,6 +15,7 @@ from engine.types import (
     POSITION,
     RESERVED,
     Format,
+    Interruptible,
     Records,
     Rejects,
     Schema,
@@ -71,6 +72,11 @@ class WithRecord:
         at = np.searchsorted(records.positions, frame[POSITION].to_numpy())
         made = [self._column(records, c, at) for c in schema if c in self._record]
         return frame.with_columns(made).select(*RESERVED, *schema), rejects
+
+    def interrupt(self) -> None:
+        """See `engine.types.Interruptible`."""
+        if isinstance(self.inner, Interruptible):
+            self.inner.interrupt()
 
     def _column(self, records: Records, column: str, at: NDArray[np.int64]) -> pl.Series:
         what = self._record[column]

@@ -125,7 +125,7 @@ class Registry:
         return int(found["id"])
 
     def interrupt(self) -> None:
-        """Wait for nothing any more: who waits gets an error. Any thread may call it."""
+        """Who waits now gets an error. Any thread may call it."""
         self._stopped.set()
 
     # ------------------------------------------------------------------------------------ inside
@@ -149,6 +149,7 @@ class Registry:
     def _ask(self, path: str, body: bytes | None = None, *, patient: bool = True) -> Any | None:
         """What it answers, as JSON; None for 404. Asks again, less and less often, until its
         patience ends."""
+        self._stopped.clear()  # a loader that starts anew has interrupted the one before
         deadline = time.monotonic() + (self._patience if patient else 0.0)
         wait, told = FIRST_WAIT, False
         while True:

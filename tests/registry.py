@@ -1,0 +1,128 @@
+"""A real schema registry of one's own: Apicurio, resolved by Maven, with Confluent's API."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.broker import CACHE, WAIT, free_ports, missing_tools
+
+POM = Path(__file__).parents[1] / "deploy" / "registry" / "pom.xml"
+VERSION = "2.6.13.Final"
+
+
+class SchemaRegistry:
+    """One registry on one folder of data; started again, it has what it had: its database is a file
+    there.
+
+    Attributes:
+        url: where clients find Confluent's API.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (self._port,) = free_ports(1)
+        self.url = f"http://127.0.0.1:{self._port}/apis/ccompat/v7"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._home = _unpacked()
+
+    def start(self) -> SchemaRegistry:
+        """Run it, and return when it answers."""
+        data = {"REGISTRY_STORAGE_KIND": "mem"}  # an H2 database, which need not be in memory
+        data["REGISTRY_DATASOURCE_URL"] = f"jdbc:h2:file:{self.folder / 'data'}"
+        command = ["java", "-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
+        command += ["-Dquarkus.http.host=127.0.0.1", f"-Dquarkus.http.port={self._port}", "-jar"]
+        command.append(str(next(self._home.glob("*-runner.jar"))))
+        with (self.folder / "registry.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=log, cwd=self._home, env={**os.environ, **data},
+                start_new_session=True,
+            )  # fmt: skip
+        deadline = time.monotonic() + WAIT
+        while not self._answers():
+            try:
+                self._process.wait(0.05)
+            except subprocess.TimeoutExpired:
+                if time.monotonic() < deadline:
+                    continue
+            said = (self.folder / "registry.log").read_text()[-2_000:]
+            raise RuntimeError(f"The schema registry did not come up: {said}")
+        return self
+
+    def stop(self) -> None:
+        """In good order."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """At once."""
+        self._end(signal.SIGKILL)
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/subjects", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except (OSError, urllib.error.URLError):
+            return False
+
+    def _end(self, number: int) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.send_signal(number)
+            process.wait(WAIT)
+
+
+class There(SchemaRegistry):
+    """One that somebody else runs, at SCHEMA_REGISTRY_URL."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+
+@functools.cache
+def shared_registry() -> SchemaRegistry:
+    """One for all tests of this process, started by the first that asks, gone with the process; or
+    the one at SCHEMA_REGISTRY_URL. What it needs must be there on CI, and is a reason to skip a
+    test elsewhere."""
+    if there := os.environ.get("SCHEMA_REGISTRY_URL"):
+        return There(there)
+    made = own_registry(Path(tempfile.mkdtemp(prefix="headrace-registry-")))
+    atexit.register(shutil.rmtree, made.folder, ignore_errors=True)
+    atexit.register(made.kill)  # first, then the folder goes
+    return made.start()
+
+
+def own_registry(folder: Path) -> SchemaRegistry:
+    """One that the test alone uses, not started yet."""
+    testing = "PYTEST_CURRENT_TEST" in os.environ and os.environ.get("CI") != "true"
+    if testing and (tools := missing_tools()):
+        pytest.skip(f"no {' and no '.join(tools)} to run a schema registry with")
+    return SchemaRegistry(folder)
+
+
+def _unpacked() -> Path:
+    """The registry's jars, resolved once a machine (142 MB)."""
+    if missing := missing_tools():
+        raise RuntimeError(
+            f"A schema registry needs {' and '.join(missing)}: install Java 17 or newer and Maven "
+            "(Debian: default-jre-headless, maven), or set SCHEMA_REGISTRY_URL."
+        )
+    folder = CACHE / f"apicurio-{VERSION}"
+    if not folder.is_dir():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=CACHE) as made:
+            command = ["mvn", "-q", "-B", "-f", str(POM), "dependency:unpack-dependencies"]
+            subprocess.run([*command, f"-DoutputDirectory={made}/registry"], check=True)
+            if not folder.is_dir():  # or another process was faster
+                (Path(made) / "registry").rename(folder)
+    return folder
