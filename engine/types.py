@@ -485,8 +485,12 @@ class Interruptible(Protocol):
     """A format that may wait for somebody else (a schema registry that is down)."""
 
     def interrupt(self) -> None:
-        """Let a decode that waits end soon, with an error, and wait no more from now on. Any thread
-        may call it; a loader that ends does."""
+        """Let a decode that waits end soon, with an error, and wait no more until `resume`. Any
+        thread may call it; a loader that ends does."""
+        ...
+
+    def resume(self) -> None:
+        """Decodes may wait again: a loader that starts says so."""
         ...
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 
-NAMES = ("linear", "loading", "training", "inference", "kafka")
+NAMES = ("linear", "formats", "loading", "training", "inference", "kafka")
 """All that run everywhere; ``gpu`` must be asked for."""
 
 
