@@ -378,6 +378,8 @@ class ScrubNode(BaseNode[Batch]):
         super().reset(initial_state)
         state = initial_state or {}
         self._mark = Mark(positions=state.get("positions", {}), stages=state.get("stages", {}))
+        if isinstance(self._format, Interruptible):
+            self._format.resume()
         for stage in self._stages:
             stage.restore(self._mark.stages.get(stage.name, self._initial[stage.name]))
         self._node.reset(dict(self._mark.positions))

@@ -243,7 +243,12 @@ class Loop:
         Raises: UserError when the checkpoint is another pipeline's; HeadraceError when none can be
         read.
         """
-        self.resumed = self._go_back()
+        try:
+            self.resumed = self._go_back()
+        except BaseException:
+            with self._closing():
+                self.loader.close()
+            raise
         if self.resumed:
             log.info("resumed", extra={"batches": self.totals.batches, "rows": self.totals.read})
         return self.resumed

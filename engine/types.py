@@ -586,8 +586,12 @@ class Interruptible(Protocol):
     """A format that may wait for somebody else (a schema registry that is down)."""
 
     def interrupt(self) -> None:
-        """Let a decode that waits now end soon, with an error. Any thread may call it; a loader
-        that ends or starts anew does."""
+        """Let a decode that waits end soon, with an error, and wait no more until `resume`. Any
+        thread may call it; a loader that ends does."""
+        ...
+
+    def resume(self) -> None:
+        """Decodes may wait again: a loader that starts says so."""
         ...
 
 

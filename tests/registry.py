@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tarfile
 import tempfile
 import time
 import urllib.error
@@ -24,7 +25,7 @@ VERSION = "2.6.13.Final"
 
 class SchemaRegistry:
     """One registry on one folder of data; started again, it has what it had: its database is a file
-    there.
+    there (which a kill may leave without the last half second).
 
     Attributes:
         url: where clients find Confluent's API.
@@ -39,14 +40,15 @@ class SchemaRegistry:
 
     def start(self) -> SchemaRegistry:
         """Run it, and return when it answers."""
-        data = {"REGISTRY_STORAGE_KIND": "mem"}  # an H2 database, which need not be in memory
-        data["REGISTRY_DATASOURCE_URL"] = f"jdbc:h2:file:{self.folder / 'data'}"
+        # "In memory" is an H2 database, and that may as well be a file.
+        database = f"-Dquarkus.datasource.jdbc.url=jdbc:h2:file:{self.folder / 'data'}"
+        environment = {**os.environ, "REGISTRY_STORAGE_KIND": "mem"}
         command = ["java", "-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
-        command += ["-Dquarkus.http.host=127.0.0.1", f"-Dquarkus.http.port={self._port}", "-jar"]
-        command.append(str(next(self._home.glob("*-runner.jar"))))
+        command += ["-Dquarkus.http.host=127.0.0.1", f"-Dquarkus.http.port={self._port}"]
+        command += [database, "-jar", str(next(self._home.glob("*-runner.jar")))]
         with (self.folder / "registry.log").open("ab") as log:
             self._process = subprocess.Popen(
-                command, stdout=log, stderr=log, cwd=self._home, env={**os.environ, **data},
+                command, stdout=log, stderr=log, cwd=self._home, env=environment,
                 start_new_session=True,
             )  # fmt: skip
         deadline = time.monotonic() + WAIT
@@ -121,8 +123,11 @@ def _unpacked() -> Path:
     if not folder.is_dir():
         CACHE.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=CACHE) as made:
-            command = ["mvn", "-q", "-B", "-f", str(POM), "dependency:unpack-dependencies"]
-            subprocess.run([*command, f"-DoutputDirectory={made}/registry"], check=True)
+            command = ["mvn", "-q", "-B", "-f", str(POM), "dependency:copy-dependencies"]
+            subprocess.run([*command, f"-DoutputDirectory={made}"], check=True)
+            (packed,) = Path(made).glob("*.tar.gz")
+            with tarfile.open(packed) as archive:
+                archive.extractall(f"{made}/registry", filter="data")
             if not folder.is_dir():  # or another process was faster
                 (Path(made) / "registry").rename(folder)
     return folder

@@ -1,1 +1,2 @@
-"""Bytes to columns: CSV, NDJSON, and columns that only need their types checked."""
+"""Bytes to columns and back: CSV, NDJSON, Avro, text, and columns that only need their types
+checked."""

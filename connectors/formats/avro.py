@@ -60,7 +60,11 @@ class Schemas(Protocol):
         ...
 
     def interrupt(self) -> None:
-        """Wait for nothing any more."""
+        """Wait for nothing until `resume`."""
+        ...
+
+    def resume(self) -> None:
+        """Wait again where it does not answer."""
         ...
 
 
@@ -173,9 +177,14 @@ class Avro:
         return _together(frames, records, schema), rejects
 
     def interrupt(self) -> None:
-        """Wait for the registry no more. Any thread may call it."""
+        """See `engine.types.Interruptible`."""
         if not isinstance(self._schemas, Mapping):
             self._schemas.interrupt()
+
+    def resume(self) -> None:
+        """See `engine.types.Interruptible`."""
+        if not isinstance(self._schemas, Mapping):
+            self._schemas.resume()
 
     # ------------------------------------------------------------------------------------ inside
 

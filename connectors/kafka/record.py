@@ -78,6 +78,11 @@ class WithRecord:
         if isinstance(self.inner, Interruptible):
             self.inner.interrupt()
 
+    def resume(self) -> None:
+        """See `engine.types.Interruptible`."""
+        if isinstance(self.inner, Interruptible):
+            self.inner.resume()
+
     def _column(self, records: Records, column: str, at: NDArray[np.int64]) -> pl.Series:
         what = self._record[column]
         if what == "timestamp":

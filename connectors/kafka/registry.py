@@ -125,8 +125,12 @@ class Registry:
         return int(found["id"])
 
     def interrupt(self) -> None:
-        """Who waits now gets an error. Any thread may call it."""
+        """Wait for nothing until `resume`: who waits gets an error. Any thread may call it."""
         self._stopped.set()
+
+    def resume(self) -> None:
+        """Ask again where it does not answer."""
+        self._stopped.clear()
 
     # ------------------------------------------------------------------------------------ inside
 
@@ -149,12 +153,13 @@ class Registry:
     def _ask(self, path: str, body: bytes | None = None, *, patient: bool = True) -> Any | None:
         """What it answers, as JSON; None for 404. Asks again, less and less often, until its
         patience ends."""
-        self._stopped.clear()  # a loader that starts anew has interrupted the one before
         deadline = time.monotonic() + (self._patience if patient else 0.0)
         wait, told = FIRST_WAIT, False
         while True:
             try:
                 return self._once(path, body)
+            except HeadraceError:
+                raise
             except (OSError, http.client.HTTPException, ValueError) as error:
                 left = deadline - time.monotonic()
                 if left <= 0 or self._stopped.wait(min(wait, left)):
@@ -198,7 +203,7 @@ def _subject(topic: str) -> str:
 
 def _words(error: Exception) -> str:
     reason = getattr(error, "reason", error)
-    return f"{type(reason).__name__}: {reason}" if isinstance(reason, Exception) else str(reason)
+    return str(reason) if type(reason) in (OSError, str) else f"{type(reason).__name__}: {reason}"
 
 
 __all__ = ["Registry"]

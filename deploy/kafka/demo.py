@@ -35,7 +35,7 @@ FROM = datetime(2024, 1, 1, tzinfo=UTC)
 """The predicting engine's answers count from here on; the model has learned what lies before."""
 HISTORY_MS = 30 * 24 * 3_600_000
 """What the predicting engine reads before that, for its lags."""
-PATIENCE = 240.0
+PATIENCE = 600.0
 SHOWN = {
     "records": "headrace_source_records_total",
     "learned": "headrace_learned_records_total",
@@ -60,7 +60,8 @@ def main() -> None:
             [NewTopic(t, num_partitions=1, replication_factor=1) for t in topics.values()]
         )
         admin.close()
-        here = {**os.environ, "KAFKA_BOOTSTRAP_SERVERS": bootstrap}
+        # One thread each: two engines and a broker share this machine.
+        here = {"OMP_NUM_THREADS": "1", **os.environ, "KAFKA_BOOTSTRAP_SERVERS": bootstrap}
         source, sink = topics.values()
         for name, port in PORTS.items():
             PORTS[name] = free(port)

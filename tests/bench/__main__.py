@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 
-NAMES = ("linear", "scrub", "loading", "training", "inference", "kafka", "soak")
+NAMES = ("linear", "scrub", "formats", "loading", "training", "inference", "kafka", "soak")
 """All that run everywhere; ``gpu`` must be asked for."""
 
 

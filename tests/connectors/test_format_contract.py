@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connectors.formats.avro import Avro, UnknownSchema, parsed
+from connectors.formats.casts import conform
 from connectors.formats.columns import Columns
 from connectors.formats.csv import Csv
 from connectors.formats.ndjson import Ndjson
@@ -26,7 +27,7 @@ from connectors.formats.rows import placed, rejected
 from connectors.formats.text import Text
 from engine.types import Format, Records, Rejects, Schema, UserError
 from tests.broker import shared_broker
-from tests.connectors.conftest import decoded, drain, files, kafka_source, records
+from tests.connectors.conftest import decoded, drain, files, kafka_source, records, told
 
 SCHEMA: Schema = {"n": pl.Int64(), "s": pl.String()}
 SQUARES: Schema = {"n": pl.Int64(), "s": pl.Int64()}
@@ -69,6 +70,9 @@ class Numbered:
         return [1]
 
     def interrupt(self) -> None:
+        """Nothing waits."""
+
+    def resume(self) -> None:
         """Nothing waits."""
 
 
@@ -236,3 +240,20 @@ def test_what_is_no_format(name: str, said: str) -> None:
     with pytest.raises(UserError) as caught:
         own(name)
     assert said in str(caught.value)
+
+
+def test_the_readmes_format_works() -> None:
+    """The ten lines in connectors/README.md."""
+    text = (Path(__file__).parents[2] / "connectors" / "README.md").read_text()
+    code = text.partition("```python\n")[2].partition("```")[0]
+    known: dict[str, Any] = {"Text": Text, "np": np, "pl": pl, "conform": conform}
+    exec(code, known)
+    raw = records(b"3|red", b"x|blue", b"\xff", b"4", b"5|a|b")
+    schema: Schema = {"n": pl.Int64(), "colour": pl.String()}
+    frame, rejects = known["Pipes"]().decode(raw, schema)
+    assert frame.select("_position", "n", "colour").rows() == [
+        (0, 3, "red"), (30, 4, None), (40, 5, "a"),
+    ]  # fmt: skip
+    assert [(reason, at) for reason, at, _, _ in told(rejects)] == [
+        ("wrong_type", 10), ("bad_utf8", 20),
+    ]  # fmt: skip

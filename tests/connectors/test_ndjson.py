@@ -103,7 +103,9 @@ def lines(draw: st.DrawFn) -> bytes:
 def test_many_records_are_as_each_alone(parts: list[bytes]) -> None:
     frame, rejects = Ndjson(PATHS).decode(records(*parts), WIDE)
     alone = [Ndjson(PATHS).decode(records(part), WIDE) for part in parts]
-    rows = [made.with_columns(_position=pl.lit(10 * i)) for i, (made, _) in enumerate(alone)]
+    rows = [
+        made.with_columns(_position=pl.lit(10 * i, pl.Int64)) for i, (made, _) in enumerate(alone)
+    ]
     assert frame.equals(pl.concat(rows))
     expected = [(r, 10 * i, d, v) for i, (_, bad) in enumerate(alone) for r, _, d, v in told(bad)]
     assert told(rejects) == expected

@@ -1,0 +1,108 @@
+"""Bytes to typed columns: clean records, poisoned ones, and what others do with them.
+
+``python -m tests.bench formats``
+
+100,000 records of about 200 bytes as JSON (100 as Avro) and 10 fields, in memory. Poisoned: every
+hundredth is one of ten kinds of poison in turn.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import fastavro
+import numpy as np
+import polars as pl
+
+from connectors.formats.avro import Avro, parsed
+from connectors.formats.encode import AvroEncoder, derived
+from connectors.formats.ndjson import Ndjson
+from engine.types import Format, Records, Schema, Values
+from tests.bench.measure import interleave, median, report
+
+NUMBERS = [f"x{i}" for i in range(8)]
+SCHEMA: Schema = {
+    "id": pl.Int64(),
+    "kind": pl.String(),
+    **dict.fromkeys(NUMBERS, pl.Float64()),
+}
+POISON = [
+    b"\n", b"{\n", b"[1]\n", b'"text"\n', b'{"x0":"x"}\n', b'{"id":1.5}\n', b"\xff\xfe\n",
+    b'{"x1":1,}\n', b'{"id":99999999999999999999}\n', b'{"x5":[1]}\n',
+]  # fmt: skip
+
+
+def main(*, quick: bool = False) -> None:
+    """Measure, print, write ``runs/bench/formats.json``."""
+    count = 5_000 if quick else 100_000
+    frame = rows(count)
+    lines = [json.dumps(row).encode() + b"\n" for row in frame.to_dicts()]
+    schema = derived(dict(frame.schema), "bench")
+    datums = AvroEncoder(schema=schema).encode(frame)
+    text = {"clean": records(lines), "poisoned": records(poisoned(lines, POISON))}
+    avro = {"clean": records(datums), "poisoned": records(poisoned(datums, damaged(datums[0])))}
+    plain = parsed(json.dumps({k: v for k, v in schema.items() if not k.startswith("__")}))
+    runs = {f"ndjson, {kind}": reading(Ndjson(), made) for kind, made in text.items()}
+    runs |= {f"avro, {kind}": reading(Avro(plain), made) for kind, made in avro.items()}
+    runs["avro by fastavro"] = lambda: by_fastavro(schema, datums)
+    runs["avro, encoded"] = lambda: AvroEncoder(schema=schema).encode(frame)
+    seconds = interleave(runs, rounds=3 if quick else 9)
+    figures = {f"{name}, records/s": count / median(taken) for name, taken in seconds.items()}
+    for name, base in (
+        ("ndjson, poisoned", "ndjson, clean"),
+        ("avro, poisoned", "avro, clean"),
+        ("avro, clean", "avro by fastavro"),
+    ):
+        figures[f"{name} / {base}"] = median(seconds[base]) / median(seconds[name])
+    report("formats", figures, seconds=seconds, goal="poisoned 0.5 of clean")
+
+
+def rows(count: int) -> pl.DataFrame:
+    chance = np.random.default_rng(0)
+    numbers = np.round(chance.normal(size=(count, len(NUMBERS))), 12)
+    return pl.DataFrame(
+        {
+            "id": np.arange(count),
+            "kind": np.array(list("abcd"))[np.arange(count) % 4],
+            **dict(zip(NUMBERS, numbers.T, strict=True)),
+        }
+    )
+
+
+def poisoned(values: list[bytes], poison: list[bytes]) -> list[bytes]:
+    """Every hundredth value is poison, in turn."""
+    return [
+        poison[i // 100 % len(poison)] if i % 100 == 50 else value for i, value in enumerate(values)
+    ]
+
+
+def damaged(datum: bytes) -> list[bytes]:
+    return [b"", datum[:-3], datum + b"x", b"\xff" * 40, datum[:1], b"\x04" + datum[1:]]
+
+
+def records(values: list[bytes]) -> Records:
+    bounds = np.cumsum([0, *map(len, values)]).astype(np.int64)
+    return Records(
+        partition="p",
+        positions=np.arange(len(values)),
+        next=len(values),
+        values=Values(data=np.frombuffer(b"".join(values), np.uint8), bounds=bounds),
+        arrived=0.0,
+    )
+
+
+def reading(format: Format, made: Records) -> Any:
+    """A run of one decode."""
+
+    def run() -> None:
+        frame, rejects = format.decode(made, SCHEMA)
+        assert frame.height + sum(map(len, rejects)) == len(made)
+
+    return run
+
+
+def by_fastavro(schema: Any, datums: list[bytes]) -> pl.DataFrame:
+    """Record by record, as its documentation shows it."""
+    return pl.DataFrame([fastavro.schemaless_reader(io.BytesIO(d), schema, None) for d in datums])
