@@ -345,9 +345,11 @@ def _differs(window, used, sums, confidence, shortest):  # type: ignore[no-untyp
             rest = width - n
             if n < shortest or rest < shortest:
                 continue
-            apart = abs(total / n - (window[1] - total) / rest)
-            parts = 1 / (n - shortest + 1) + 1 / (rest - shortest + 1)
-            if apart > np.sqrt(2 * parts * variance * chance) + 2 / 3 * parts * chance:
+            apart = abs(total * rest - (window[1] - total) * n) / (n * rest)
+            a, b = n - shortest + 1, rest - shortest + 1
+            parts = (a + b) / (a * b)  # 1 / a + 1 / b
+            beyond = apart - 2 / 3 * parts * chance
+            if beyond > 0 and beyond * beyond > 2 * parts * variance * chance:
                 return True
     return False
 
