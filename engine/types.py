@@ -311,7 +311,11 @@ class Batch:
         if mask.all():
             return self
         out = self.frame.filter(~mask)
-        columns = [c for c in out.columns if c not in RESERVED]
+        columns = [
+            pl.col(c).bin.encode("hex") if kind == pl.Binary else pl.col(c)  # JSON has no bytes
+            for c, kind in out.schema.items()
+            if c not in RESERVED
+        ]
         if isinstance(detail, pl.Series):
             detail = pl.lit(detail.filter(~mask))
         elif not isinstance(detail, pl.Expr):

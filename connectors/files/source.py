@@ -8,7 +8,6 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 import polars as pl
 from polars.exceptions import PolarsError
@@ -20,7 +19,7 @@ from connectors.files.text import TextFile
 from connectors.formats.columns import Columns
 from connectors.formats.csv import Csv
 from connectors.formats.ndjson import Ndjson
-from connectors.formats.own import Describing, Own, is_own, must_be_declared, own
+from connectors.formats.own import Describing, is_own, must_be_declared, must_be_known, own
 from engine import types
 from engine.types import (
     EndOfStream,
@@ -34,6 +33,7 @@ from engine.types import (
     nearest,
 )
 
+FORMATS = ("csv", "ndjson", "parquet", "arrow")
 SAMPLE_ROWS = 1_000
 """Rows of a text file that its columns' types are guessed from."""
 
@@ -63,7 +63,7 @@ class FilesSource:
         """
 
         path: str | tuple[str, ...]
-        format: Literal["csv", "ndjson", "parquet", "arrow"] | Own | None = None
+        format: str | None = None
         paths: Mapping[str, str] = Field(default_factory=dict)
         delimiter: str | None = Field(default=None, pattern=r"^[\x01-\x7f]$")
         order_by: tuple[str, ...] = ()
@@ -77,7 +77,7 @@ class FilesSource:
         self.settings = settings
         paths = (settings.path,) if isinstance(settings.path, str) else settings.path
         self._files = find(paths)
-        self._kind = settings.format or kind(self._files)
+        self._kind = must_be_known(settings.format or kind(self._files), FORMATS)
         if settings.order_by and is_own(self._kind):
             raise UserError(
                 f"[source] order_by is for csv, ndjson, parquet and arrow, not for '{self._kind}'."

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from typing import Annotated, Protocol, runtime_checkable
-
-from pydantic import StringConstraints
+import re
+from collections.abc import Collection
+from typing import Protocol, runtime_checkable
 
 from engine.types import Format, Schema, UserError, nearest
 
-Own = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 """``package.module:Class`` in a pipeline file."""
 
 
@@ -25,7 +25,17 @@ class Describing(Protocol):
 
 def is_own(format: str) -> bool:
     """Whether this names a class, not one of the formats that are here."""
-    return ":" in format
+    return OWN.fullmatch(format) is not None
+
+
+def must_be_known(format: str, known: Collection[str]) -> str:
+    """The format. Raises: UserError where it is none of `known`, nor names a class."""
+    if format not in known and not is_own(format):
+        raise UserError(
+            f"[source] format '{format}' is none of {', '.join(known)}, nor a class of your own as "
+            f"'package.module:Class'.{nearest(format, known)}"
+        )
+    return format
 
 
 def own(name: str) -> Format:
@@ -64,4 +74,4 @@ def must_be_declared(declared: Schema, what: str) -> Schema:
     return declared
 
 
-__all__ = ["Describing", "Own", "is_own", "must_be_declared", "own"]
+__all__ = ["Describing", "is_own", "must_be_declared", "must_be_known", "own"]

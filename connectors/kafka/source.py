@@ -19,7 +19,7 @@ from pydantic import Field, SecretStr, field_validator
 from connectors.formats.avro import Avro, schema_file
 from connectors.formats.csv import Csv
 from connectors.formats.ndjson import Ndjson
-from connectors.formats.own import Describing, Own, is_own, own
+from connectors.formats.own import Describing, is_own, must_be_known, own
 from connectors.formats.text import Text
 from connectors.kafka.client import KafkaSettings, reachable, speaking
 from connectors.kafka.group import Membership, Owners, consumer_settings, name, partition
@@ -39,6 +39,7 @@ from engine.types import (
 )
 
 log = logging.getLogger("headrace.kafka")
+FORMATS = ("ndjson", "csv", "avro", "text")
 CHUNKS = 256
 """Record batches asked of the client at a time."""
 CLOSE_SECONDS = 1.5
@@ -114,7 +115,7 @@ class KafkaSource:
         """
 
         topics: tuple[str, ...] = Field(min_length=1)
-        format: Literal["ndjson", "csv", "avro", "text"] | Own = "ndjson"
+        format: str = "ndjson"
         columns: tuple[str, ...] = ()
         record: dict[str, str] = Field(default_factory=dict)
         paths: Mapping[str, str] = Field(default_factory=dict)
@@ -743,7 +744,7 @@ def _bounds(records: Records) -> Any:
 
 
 def _format(settings: KafkaSource.Settings) -> Format:
-    kind = settings.format
+    kind = must_be_known(settings.format, FORMATS)
     of = {"columns": ("csv",), "paths": ("ndjson", "avro")}
     of |= dict.fromkeys(
         ("registry", "registry_user", "registry_password", "schema_file"), ("avro",)

@@ -10,7 +10,7 @@ import pytest
 
 from connectors.formats.columns import Columns
 from connectors.memory import MemorySource
-from engine.types import TYPES, HeadraceError, Schema
+from engine.types import TYPES, Batch, HeadraceError, Mark, Schema
 from tests.connectors.conftest import told
 
 UTC = datetime.UTC
@@ -97,3 +97,24 @@ def test_a_row_with_two_faults_is_rejected_once() -> None:
 def test_a_missing_column_names_the_nearest() -> None:
     with pytest.raises(HeadraceError, match=r"memory has no column 'ab'.*Did you mean 'a'"):
         decode(pl.DataFrame({"a": [1]}), {"ab": pl.Int64()})
+
+
+def test_bytes_beside_a_value_that_does_not_fit() -> None:
+    """JSON has none, and the dead letter is JSON."""
+    frame = pl.DataFrame({"y": [b"\xff", b"a"], "n": ["x", "1"]})
+    made, rejects = decode(frame, {"y": pl.Binary(), "n": pl.Int64()})
+    assert made.select("y", "n").rows() == [(b"a", 1)]
+    assert [value for *_, value in told(rejects)] == [r'{"y":"\\xff","n":"x"}']
+
+
+def test_bytes_that_are_no_text_cost_their_row() -> None:
+    made, rejects = decode(pl.DataFrame({"y": [b"a", b"\xff", None]}), {"y": pl.String()})
+    assert made["y"].to_list() == ["a", None]
+    assert [(reason, at) for reason, at, _, _ in told(rejects)] == [("wrong_type", 1)]
+
+
+def test_a_stage_rejects_a_row_with_bytes() -> None:
+    frame, _ = decode(pl.DataFrame({"y": [b"\xff"], "n": [1]}), {"y": pl.Binary(), "n": pl.Int64()})
+    batch = Batch(frame=frame, mark=Mark(), arrived=0.0, raw_rows=1)
+    (reject,) = batch.reject(pl.col("n") > 1, stage="s", reason="small").rejects
+    assert reject.rows["value"].to_list() == ['{"y":"ff","n":1}']

@@ -25,6 +25,7 @@ from connectors.formats.ndjson import Ndjson
 from connectors.formats.own import own
 from connectors.formats.rows import placed, rejected
 from connectors.formats.text import Text
+from connectors.kafka.source import KafkaSource
 from engine.types import Format, Records, Rejects, Schema, UserError
 from tests.broker import shared_broker
 from tests.connectors.conftest import decoded, drain, files, kafka_source, records, told
@@ -240,6 +241,14 @@ def test_what_is_no_format(name: str, said: str) -> None:
     with pytest.raises(UserError) as caught:
         own(name)
     assert said in str(caught.value)
+
+
+def test_a_format_that_is_none_names_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("n\n1\n")
+    with pytest.raises(UserError, match=r"format 'ndjsn' is none of .*Did you mean 'ndjson'"):
+        files(tmp_path / "a.csv", format="ndjsn")
+    with pytest.raises(UserError, match=r"format 'arvo' is none of .*Did you mean 'avro'"):
+        KafkaSource(KafkaSource.Settings(topics=("t",), format="arvo"))
 
 
 def test_the_readmes_format_works() -> None:

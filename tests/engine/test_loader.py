@@ -22,11 +22,11 @@ from torchdata.nodes import Loader as NodeLoader
 
 from connectors.memory import Fault, MemorySource, Pause
 from engine.budget import Budget
-from engine.channel import Channel
+from engine.channel import Channel, Closed
 from engine.collate import Collate
 from engine.config import LoaderSettings
 from engine.loader import Loader, PrefetchNode
-from engine.types import Batch, EndOfStream, Features, HeadraceError, Mark, Records, Schema
+from engine.types import Batch, EndOfStream, Features, HeadraceError, Mark, Records, Rejects, Schema
 
 SCHEMA: Schema = {"a": pl.Int64()}
 
@@ -350,3 +350,40 @@ def test_a_loaders_two_queues_share_one_budget() -> None:
         assert sum(1 for _ in batches) == 60
     assert batches.budget.peak <= total + largest
     assert batches.budget.used == 0
+
+
+class Patient:
+    """A format whose decode waits for somebody else, until it is woken."""
+
+    def __init__(self) -> None:
+        self.called, self.woken = threading.Event(), threading.Event()
+
+    def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
+        self.called.set()
+        assert self.woken.wait(30)
+        raise HeadraceError("nobody answered")
+
+    def interrupt(self) -> None:
+        self.woken.set()
+
+    def resume(self) -> None:
+        self.woken.clear()
+
+
+def test_a_loader_that_ends_wakes_a_format_that_waits() -> None:
+    source, format = MemorySource.of([frame(0, 10)]), Patient()
+    source.format = format  # type: ignore[assignment]
+    batches = Loader(source, schema=SCHEMA, settings=LoaderSettings(batch_rows=10, poll=0.01))
+
+    def take() -> None:
+        with pytest.raises(Closed):
+            next(iter(batches))
+
+    taking = threading.Thread(target=take)
+    taking.start()
+    assert format.called.wait(30)
+    start = time.monotonic()
+    batches.interrupt()
+    taking.join()
+    batches.close()
+    assert time.monotonic() - start < 5
