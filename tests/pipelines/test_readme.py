@@ -101,8 +101,9 @@ def test_make_demo(place: Path) -> None:
     make = shutil.which("make")
     assert make is not None
     # One thread: another test may run beside it, and threads that spin for a core slow both down.
-    make = f"OMP_NUM_THREADS=1 {make}"
-    said = shell(f"{make} -f {ROOT}/Makefile -o .venv/demo demo BIN={BIN}", place)
+    said = shell(
+        f"env OMP_NUM_THREADS=1 {make} -f {ROOT}/Makefile -o .venv/demo demo BIN={BIN}", place
+    )
     run = place / "runs" / "pedestrians"
     report = json.loads((run / "report.json").read_text())["slices"]["2024-2025"]
     assert report["mae"] <= 40
