@@ -40,11 +40,11 @@ class Drift(Stateless):
     `engine.scrub.detectors` for the methods and their sources. Where it is found is exact to the
     row and does not depend on how the stream is cut.
 
-    False alarms in 10**6 independent numbers, measured in the defaults: adwin none or one (normal,
-    uniform), 5 or less (exponential), about 20 (Student's t with 3 degrees); page_hinkley none, but
-    10 or less for Student's t; psi none. A change of the mean by one deviation is found after 52
-    rows (adwin), 49 to 94 rows (page_hinkley), and at the end of the next full window (psi); one of
-    half a deviation after 52 to 182 and 119 to 354 rows, by psi mostly in the next window.
+    False alarms in 10**6 independent numbers, measured in the defaults: none for normal, uniform
+    and exponential ones; for heavy tails (lognormal, Student's t with 3 degrees) 5 or less by
+    adwin, 10 or less by page_hinkley, none by psi. A change of the mean by one deviation is found
+    after 52 to 84 rows by adwin, 49 to 94 by page_hinkley, and by psi at the end of the next full
+    window; one of half a deviation after 116 to 276, 119 to 354, and mostly in the next window.
     """
 
     class Settings(types.Settings):
@@ -61,8 +61,8 @@ class Drift(Stateless):
             window: for psi, rows; 1,000 by default.
             bins: for psi, quantiles of the reference; 10 by default.
             warmup: for adwin and page_hinkley, numbers of a column whose deviation becomes its
-                unit, at the start and after each drift; 300 by default; 0 takes numbers as they
-                are.
+                unit (adwin: four deviations), at the start and after each drift; 300 by default;
+                0 takes numbers as they are.
             log: write a warning with column, row and detector to the log.
         """
 
