@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Callable
 
 
 class Bell:
@@ -56,7 +57,8 @@ class Budget:
     The ledger says what is true, so `acquire` never waits: whoever calls it has the bytes already,
     and waiting would not make them go away. What waits is a `Channel`, before it takes an item in:
     so a holder that is not a channel (rows kept for the next batch, a sink's buffer) leaves the
-    channels less room, and the process comes under the cap as they drain.
+    channels less room, and the process comes under the cap as they drain. Holders that know by
+    themselves what they have (a client's prefetch, a sink, a replay) are asked: `watch`.
 
     Every channel on the budget works under the budget's one lock. It is re-entrant, so that a
     finalizer or a signal handler which closes a channel cannot deadlock, wherever its thread is.
@@ -73,12 +75,14 @@ class Budget:
         self._accounts: tuple[Account, ...] = ()
         self._named: dict[str, Account] = {}
         self._names: dict[str, int] = {}
+        self._watched: dict[str, Callable[[], int]] = {}
         self._peak = 0
 
     @property
     def used(self) -> int:
         """Bytes held now, all holders together."""
-        return sum([account.nbytes for account in self._accounts])
+        held = sum([account.nbytes for account in self._accounts])
+        return held + sum([nbytes() for nbytes in self._watched.values()])
 
     @property
     def peak(self) -> int:
@@ -96,7 +100,13 @@ class Budget:
             held = dict(self._names)
             for account in self._accounts:
                 held[account.name] += account.nbytes
-            return held
+            return held | {holder: nbytes() for holder, nbytes in self._watched.items()}
+
+    def watch(self, holder: str, nbytes: Callable[[], int]) -> None:
+        """Count what `holder` says that it has. It is asked on every thread, under the lock, and
+        must neither wait nor raise. When it has less, channels hear of it at their next item."""
+        with self.lock:
+            self._watched[holder] = nbytes
 
     def acquire(self, holder: str, n: int) -> None:
         """Note that `holder` has `n` more bytes, at once, even above the cap."""
@@ -112,6 +122,14 @@ class Budget:
             assert 0 <= n <= held, f"{holder} released {n} bytes of {held}"
             account.nbytes = held - n
             self.ring()
+
+    def hold(self, account: Account, n: int) -> None:
+        """Note that an account has `n` bytes now, more or less than before."""
+        with self.lock:
+            freed = account.nbytes > n
+            self.grow(account, n - account.nbytes)
+            if freed:
+                self.ring()
 
     def _account(self, holder: str) -> Account:
         if holder not in self._named:

@@ -5,7 +5,8 @@ The contract; a difference between it and the code is a bug in the code.
 1.  Order and count. One producer puts, one consumer gets. Items come out in the order they went in,
     each once.
 2.  Back-pressure. `put` waits while the item does not fit into what is left of the budget, or into
-    the channel's share of it, or while `max_items` are waiting.
+    the channel's depth, or while `max_items` are waiting. The depth may follow what both sides wait
+    for (`tuning.Depth`); it never exceeds the channel's share of the budget.
 3.  An empty channel, one with nothing waiting in it and nothing in the consumer's hand, always
     accepts one item. So a lone item that is bigger than the budget passes, and the channels of one
     budget cannot block each other for ever: each always moves one item at a time.
@@ -41,6 +42,7 @@ from types import TracebackType
 from typing import Generic, TypeVar
 
 from engine.budget import Bell, Budget
+from engine.tuning import Depth
 from engine.types import EndOfStream
 
 T = TypeVar("T")
@@ -62,6 +64,7 @@ class Channel(Generic[T]):
 
     Attributes:
         name: its holder's name on the budget, and its label in metrics.
+        depth: how many bytes may wait here now.
         put_wait_seconds: how long the producer has waited for room, all in all.
         get_wait_seconds: how long the consumer has waited for items, all in all.
     """
@@ -74,6 +77,7 @@ class Channel(Generic[T]):
         max_items: int | None = None,
         *,
         share: float = 1.0,
+        depth: Depth | None = None,
         on_put_wait: Callable[[float], object] | None = None,
         on_get_wait: Callable[[float], object] | None = None,
     ) -> None:
@@ -83,6 +87,7 @@ class Channel(Generic[T]):
             max_items: a further bound, on the number of waiting items.
             share: part (0-1) of the budget's total that this channel may fill, so that a fast
                 producer upstream leaves the channels downstream room to prefetch.
+            depth: how much of that it fills; all of it unless given.
             on_put_wait: called after every `put` with the seconds it waited, mostly 0.0. Must not
                 raise.
             on_get_wait: the same for `get`.
@@ -98,11 +103,13 @@ class Channel(Generic[T]):
         self._filled = Bell()
         self._size_of = size_of
         self._max_items = max_items
-        self._cap = int(budget.total * share)
+        limit = max(1, int(budget.total * share))
+        self.depth = depth or Depth(limit, fixed=limit)
         self._on_put_wait = on_put_wait
         self._on_get_wait = on_get_wait
         self._items: deque[tuple[T, int]] = deque()
         self._hand: int | None = None
+        self._waited = 0.0
         self._end: BaseException | None = None
         self._traceback: TracebackType | None = None
         self._closed = False
@@ -155,9 +162,11 @@ class Channel(Generic[T]):
         """
         with self._lock:
             self._let_go()
+            self._measure()
         outcome: tuple[T] | BaseException | None
         outcome, waited = self._until(self._take, self._filled, timeout)
         self.get_wait_seconds += waited
+        self._waited = waited
         if self._on_get_wait is not None:
             self._on_get_wait(waited)
         if outcome is None:
@@ -229,7 +238,12 @@ class Channel(Generic[T]):
             return True
         if self._max_items is not None and len(self._items) >= self._max_items:
             return False
-        return size <= self._budget.left and self._account.nbytes + size <= self._cap
+        if size > self._budget.left:
+            return False
+        if self._account.nbytes + size > self.depth.bytes:
+            self.depth.blocked()
+            return False
+        return True
 
     def _take(self) -> tuple[T] | BaseException | None:
         """The next item, now in the consumer's hand; or what to raise; or None: nothing yet."""
@@ -240,6 +254,12 @@ class Channel(Generic[T]):
         if self._max_items is not None:
             self._account.bell.ring()  # the queue got shorter, although the bytes are still held
         return (item,)
+
+    def _measure(self) -> None:
+        """Tell the depth what waited and what will be left when the next item is taken."""
+        unused = self._account.nbytes - self._items[0][1] if self._items else 0
+        if self.depth.took(unused, self._waited, time.perf_counter()):
+            self._account.bell.ring()
 
     def _let_go(self) -> None:
         """Give the bytes in the consumer's hand back."""

@@ -49,18 +49,37 @@ class LoaderSettings(Settings):
 
     Attributes:
         batch_rows: raw records per batch; the last batch of a bounded source may be smaller.
+        batch_bytes: a batch is closed before its raw records are more than this ("8MiB"); an eighth
+            of the budget unless given.
         max_delay: seconds the oldest record of a batch may wait for the batch to fill; None waits
             for ever.
-        memory_budget: bytes that all the loader's queues together may hold ("256MiB").
+        latency_objective: seconds from a record's arrival to its batch being done that 99 of 100
+            are to stay within: a batch is closed early where waiting longer would miss it, by what
+            batches of its size have taken so far.
+        memory_budget: bytes that all buffers of this process together may hold ("256MiB"): read
+            ahead, batches, rows for the sink, replay.
+        prefetch_bytes: depth of each of the loader's queues; None lets it follow what both sides
+            wait for.
+        decode_threads: threads that decode one batch together; None lets the number follow, up to
+            the cores.
         read_rows: records asked of the source at a time.
         poll: seconds one read may wait for data; also how soon an idle pipeline notices a stop.
     """
 
     batch_rows: int = Field(1024, ge=1)
+    batch_bytes: ByteSize | None = Field(None, ge=1)
     max_delay: float | None = Field(None, gt=0)
+    latency_objective: float | None = Field(None, gt=0)
     memory_budget: ByteSize = Field(ByteSize(256 << 20), ge=1 << 16)
+    prefetch_bytes: ByteSize | None = Field(None, ge=1)
+    decode_threads: int | None = Field(None, ge=1, le=256)
     read_rows: int = Field(65_536, ge=1)
     poll: float = Field(0.1, gt=0, le=5)
+
+    @property
+    def batch_limit(self) -> int:
+        """Raw bytes at which a batch is closed."""
+        return int(self.batch_bytes or max(1, int(self.memory_budget) // 8))
 
 
 class DeadLetterSettings(Settings):

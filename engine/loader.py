@@ -24,6 +24,7 @@ failed source into an end of stream, and hangs on a BaseException.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import weakref
@@ -33,17 +34,19 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
-import polars as pl
+import numpy as np
 from torchdata.nodes import BaseNode
 from torchdata.nodes import Loader as NodeLoader
 
 from engine.budget import Budget
 from engine.channel import Channel, Closed, Empty
 from engine.config import LoaderSettings
+from engine.deadline import Deadline
+from engine.decoder import Decoder
 from engine.metrics import Metrics
+from engine.sizes import ends_of
+from engine.tuning import Depth, Threads
 from engine.types import (
-    PARTITION,
-    POSITION,
     Batch,
     EndOfStream,
     HeadraceError,
@@ -72,12 +75,15 @@ class Raw:
         pieces: rows by partition, in the order they were read; may be empty.
         positions: partition -> next position, after all pieces.
         arrived: `time.monotonic` seconds when the oldest row was read.
-        reason: why it was cut here: ``full``, ``delay``, ``drain`` (end of stream) or ``idle``.
+        cut: `time.monotonic` seconds when it was closed.
+        reason: why it was closed: ``full`` (of rows), ``bytes``, ``delay``, ``deadline``, ``drain``
+            (end of stream) or ``idle``.
     """
 
     pieces: tuple[Records, ...]
     positions: dict[str, int]
     arrived: float
+    cut: float
     reason: str
 
     @property
@@ -241,22 +247,39 @@ def _produce(node: Any, state: dict[str, Any] | None, channel: Channel[Any]) -> 
 
 
 class RebatchNode(BaseNode[Raw]):
-    """Cuts raw rows into batches of `batch_rows`, or less when the oldest has waited `max_delay`.
+    """Cuts raw rows into batches: of `batch_rows`, or less where they are `batch_limit` bytes,
+    where
+    the oldest has waited `max_delay`, or where waiting longer would miss the deadline.
 
     Rows are cut while raw, because then a position is exact; stages later only shrink or grow what
     was cut. On an idle stream an empty batch comes every `idle` seconds, so that the loop behind
     can act (checkpoint, stop, beat).
+
+    Args:
+        budget: what it keeps of former items counts there, as ``rebatch``.
+        deadline: says when a batch must go; None: only `max_delay` does.
     """
 
     idle = 0.5
 
-    def __init__(self, node: PrefetchNode[Records | None], settings: LoaderSettings) -> None:
+    def __init__(
+        self,
+        node: PrefetchNode[Records | None],
+        settings: LoaderSettings,
+        budget: Budget,
+        deadline: Deadline | None = None,
+    ) -> None:
         super().__init__()
         self._node = node
         self._rows = settings.batch_rows
+        self._bytes = settings.batch_limit
         self._delay = settings.max_delay
+        self._deadline = deadline
+        self._budget = budget
+        self._account = budget.open("rebatch")
         self._pieces: list[Records] = []
         self._rest: Records | None = None
+        self._left = self._room = 0
         self._positions: dict[str, int] = {}
         self._ended = False
 
@@ -267,17 +290,14 @@ class RebatchNode(BaseNode[Raw]):
         self._node.reset(initial_state)
 
     def next(self) -> Raw:
-        rows = 0
+        self._left, self._room, reason = self._rows, self._bytes, ""
         start = time.monotonic()
-        while rows < self._rows:
-            piece = self._piece(self._rows - rows, start)
-            if piece is None:
-                break
-            rows += len(piece)
-            self._pieces.append(piece)
+        while not reason:
+            records = self._rest or self._wait(start)
+            reason = records if isinstance(records, str) else self._add(records)
         if self._ended and not self._pieces:
             raise StopIteration
-        return self._cut(start, full=rows == self._rows)
+        return self._cut(start, reason)
 
     def get_state(self) -> dict[str, Any]:
         return self._positions
@@ -287,59 +307,78 @@ class RebatchNode(BaseNode[Raw]):
 
     def halt(self) -> None:
         self._node.halt()
+        self._pieces, self._rest = [], None
+        self._budget.hold(self._account, 0)
 
     def close(self) -> None:
         self._node.close()
 
-    def _cut(self, start: float, *, full: bool) -> Raw:
+    def _cut(self, start: float, reason: str) -> Raw:
         pieces, self._pieces = tuple(self._pieces), []
         after = {piece.partition: piece.next for piece in pieces}
         self._positions = {**self._positions, **after}
-        reason = "full" if full else "drain" if self._ended else "delay" if pieces else "idle"
         arrived = min((piece.arrived for piece in pieces), default=start)
-        return Raw(pieces=pieces, positions=self._positions, arrived=arrived, reason=reason)
+        return Raw(
+            pieces=pieces,
+            positions=self._positions,
+            arrived=arrived,
+            cut=time.monotonic(),
+            reason=reason if pieces or self._ended else "idle",
+        )
 
-    def _piece(self, rows: int, start: float) -> Records | None:
-        """Up to `rows` rows; None when the batch must go without more."""
-        records = self._rest or self._wait(start)
-        self._rest = None
-        if records is not None and len(records) > rows:
-            self._rest = records.slice(rows, len(records))
-            records = records.slice(0, rows)
-        return records
+    def _add(self, records: Records) -> str:
+        """Put what fits into the batch and keep the rest; why it is full then, or nothing."""
+        fit = records if len(records) <= self._left else records.slice(0, self._left)
+        ends = ends_of(fit)
+        n = int(np.searchsorted(ends, self._room, "right"))
+        if not self._pieces:
+            n = max(1, n)  # a record that is too large for any batch has one of its own
+        if n:
+            self._pieces.append(records if n == len(records) else records.slice(0, n))
+            self._left -= n
+            self._room -= int(ends[n - 1])
+        self._rest = records.slice(n, len(records)) if n < len(records) else None
+        return "bytes" if n < len(fit) or self._room <= 0 else "" if self._left else "full"
 
-    def _wait(self, start: float) -> Records | None:
+    def _wait(self, start: float) -> Records | str:
+        """The next records, or why the batch must go without more."""
         while True:
-            deadline = self._deadline(start)
-            timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
+            close, why = self._closes(start)
+            timeout = None if close is None else max(0.0, close - time.monotonic())
+            self._budget.hold(self._account, sum(piece.nbytes for piece in self._pieces))
             try:
                 records = self._node.within(timeout)
             except Empty:
-                return None
+                return why
             except StopIteration:
                 self._ended = True
-                return None
+                return "drain"
             if records is not None and len(records):
                 return records
             # Nothing came, or a gap without rows: only its position counts.
             if records is not None:
                 self._positions = {**self._positions, records.partition: records.next}
-            if deadline is not None and time.monotonic() >= deadline:
-                return None
+            if close is not None and time.monotonic() >= close:
+                return why
 
-    def _deadline(self, start: float) -> float | None:
+    def _closes(self, start: float) -> tuple[float | None, str]:
+        """When the batch is closed at the latest, and why."""
         if not self._pieces:
-            return start + self.idle
-        if self._delay is None:
-            return None
-        return self._pieces[0].arrived + self._delay
+            return start + self.idle, "idle"
+        arrived = self._pieces[0].arrived
+        ends = []
+        if self._delay is not None:
+            ends.append((arrived + self._delay, "delay"))
+        if self._deadline is not None:
+            ends.append((self._deadline.close_at(arrived, self._rows - self._left), "deadline"))
+        return min(ends, default=(None, "idle"))
 
 
 class ScrubNode(BaseNode[Batch]):
     """Decodes, cleans and collates raw rows, and stamps the mark on the batch.
 
     Args:
-        schema: columns to decode.
+        decoder: makes a frame of the raw rows.
         stages: in this order; bound already.
         collate: the last step, what the model takes; None for a pipeline that only cleans.
         keep_raw_from: index of the first stage that a model file contains: the rows before it are
@@ -350,8 +389,7 @@ class ScrubNode(BaseNode[Batch]):
     def __init__(
         self,
         node: RebatchNode,
-        source: Source,
-        schema: Schema,
+        decoder: Decoder,
         stages: Sequence[Stage],
         collate: Callable[[Batch], Batch] | None,
         metrics: Metrics,
@@ -361,10 +399,7 @@ class ScrubNode(BaseNode[Batch]):
         super().__init__()
         self._node = node
         self._keep_records = keep_records
-        self._format = source.format
-        self._decode = source.format.decode
-        self._schema = schema
-        self._empty = pl.DataFrame(schema={PARTITION: pl.String(), POSITION: pl.Int64(), **schema})
+        self._decoder = decoder
         self._stages = stages
         self._initial = {stage.name: stage.snapshot() for stage in stages}
         self._collate = collate
@@ -378,8 +413,8 @@ class ScrubNode(BaseNode[Batch]):
         super().reset(initial_state)
         state = initial_state or {}
         self._mark = Mark(positions=state.get("positions", {}), stages=state.get("stages", {}))
-        if isinstance(self._format, Interruptible):
-            self._format.resume()
+        if isinstance(self._decoder.format, Interruptible):
+            self._decoder.format.resume()
         for stage in self._stages:
             stage.restore(self._mark.stages.get(stage.name, self._initial[stage.name]))
         self._node.reset(dict(self._mark.positions))
@@ -405,12 +440,13 @@ class ScrubNode(BaseNode[Batch]):
         return {"positions": self._mark.positions, "stages": self._mark.stages}
 
     def interrupt(self) -> None:
-        if isinstance(self._format, Interruptible):
-            self._format.interrupt()
+        if isinstance(self._decoder.format, Interruptible):
+            self._decoder.format.interrupt()
         self._node.interrupt()
 
     def halt(self) -> None:
         self._node.halt()
+        self._decoder.close()
 
     def close(self) -> None:
         self._node.close()
@@ -422,18 +458,44 @@ class ScrubNode(BaseNode[Batch]):
         return batch
 
     def _batch(self, raw: Raw) -> Batch:
-        decoded = [self._decode(piece, self._schema) for piece in raw.pieces]
-        frames = [frame for frame, _ in decoded]
-        frame = self._empty if not frames else frames[0] if len(frames) == 1 else pl.concat(frames)
+        frame, rejects = self._decoder.decode(raw.pieces)
         return Batch(
             frame=frame,
             mark=self._mark,
             arrived=raw.arrived,
+            cut=raw.cut,
             raw_rows=raw.rows,
             raw_bytes=raw.nbytes,
-            rejects=tuple(reject for _, rejects in decoded for reject in rejects),
+            rejects=rejects,
             pieces=raw.pieces if self._keep_records else (),
         )
+
+
+class BatchesNode(PrefetchNode[Batch]):
+    """The last queue: whoever asks for a batch is done with the one before.
+
+    Args:
+        deadline: learns how long batches take.
+    """
+
+    def __init__(
+        self,
+        node: ScrubNode,
+        make_channel: Callable[[], Channel[Any]],
+        deadline: Deadline | None,
+    ) -> None:
+        super().__init__(node, make_channel, "prepare")
+        self._deadline = deadline
+        self._taken: tuple[int, float] | None = None
+
+    def next(self) -> Batch:
+        taken, self._taken = self._taken, None
+        if taken is not None and self._deadline is not None:
+            rows, cut = taken
+            self._deadline.observe(rows, time.monotonic() - cut)
+        batch = super().next()
+        self._taken = (batch.raw_rows, batch.cut)
+        return batch
 
 
 class Loader(NodeLoader[Batch]):
@@ -478,26 +540,47 @@ class Loader(NodeLoader[Batch]):
         settings = settings or LoaderSettings()
         metrics = metrics or Metrics()
         self.budget = Budget(int(settings.memory_budget))
-        channel = partial(_channel, self.budget, metrics)
+        channel = partial(_channel, self.budget, metrics, settings.prefetch_bytes)
+        objective = settings.latency_objective
+        deadline = None if objective is None else Deadline(objective)
         fetch: PrefetchNode[Records | None] = PrefetchNode(
             SourceNode(source, settings, metrics),
             # Half the budget, so that the raw queue cannot starve the prepared one.
             partial(channel, "raw", _raw_bytes, share=0.5),
             "fetch",
         )
+        waits = Waits()
+        threads = Threads(
+            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1,
+            fixed=settings.decode_threads,
+            on_change=metrics.decode_threads.set,
+        )
+        metrics.decode_threads.set(threads.count)
         scrub = ScrubNode(
-            RebatchNode(fetch, settings),
-            source,
-            schema,
+            RebatchNode(fetch, settings, self.budget, deadline),
+            Decoder(
+                source.format,
+                schema,
+                threads=threads,
+                largest=self.budget.total,
+                waited=waits.total,
+            ),
             stages,
             collate,
             metrics,
             keep_raw_from,
             keep_records,
         )
-        self._prepared: PrefetchNode[Batch] = PrefetchNode(
-            scrub, partial(channel, "prepared", _batch_bytes), "prepare"
+        prepared = partial(
+            channel,
+            "prepared",
+            _batch_bytes,
+            waits=waits,
+            # With an objective, what arrives meanwhile is to join the next batch, not to wait
+            # behind batches that are closed already.
+            max_items=None if deadline is None else 1,
         )
+        self._prepared = BatchesNode(scrub, prepared, deadline)
         super().__init__(self._prepared, restart_on_stop_iteration=False)
         if mark is not None:
             self.seek(mark)
@@ -537,26 +620,60 @@ class Loader(NodeLoader[Batch]):
         self.close()
 
 
+class Waits:
+    """Seconds that a consumer has waited, all in all."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+
+    def add(self, seconds: float) -> None:
+        """So many more."""
+        self._seconds += seconds
+
+    def total(self) -> float:
+        """All."""
+        return self._seconds
+
+
 def _channel(
     budget: Budget,
     metrics: Metrics,
+    fixed: int | None,
     name: str,
     size_of: Callable[[Any], int],
     share: float = 1.0,
+    max_items: int | None = None,
+    waits: Waits | None = None,
 ) -> Channel[Any]:
     """A queue under the budget, seen by the metrics. No method: what a thread reaches must not
     reach the loader, or a forgotten one would never be collected."""
-    waits = metrics.queue_wait_seconds
+    told = metrics.queue_wait_seconds
+    got = told.labels(queue=name, side="get").observe
+    resizes = metrics.queue_resizes
+
+    def waited(seconds: float) -> None:
+        got(seconds)
+        if waits is not None:
+            waits.add(seconds)
+
+    depth = Depth(
+        max(1, int(budget.total * share)),
+        fixed=fixed,
+        on_change=lambda _, direction: resizes.labels(queue=name, direction=direction).inc(),
+        name=name,
+    )
     channel: Channel[Any] = Channel(
         name,
         budget,
         size_of,
-        share=share,
-        on_put_wait=waits.labels(queue=name, side="put").observe,
-        on_get_wait=waits.labels(queue=name, side="get").observe,
+        max_items,
+        depth=depth,
+        on_put_wait=told.labels(queue=name, side="put").observe,
+        on_get_wait=waited,
     )
     metrics.watch(metrics.queue_bytes, lambda: channel.nbytes, queue=name)
     metrics.watch(metrics.queue_items, lambda: len(channel), queue=name)
+    metrics.watch(metrics.queue_depth_bytes, lambda: depth.bytes, queue=name)
     return channel
 
 
@@ -568,4 +685,4 @@ def _batch_bytes(item: tuple[Batch, Any]) -> int:
     return ITEM_BYTES + item[0].nbytes
 
 
-__all__ = ["Loader", "PrefetchNode", "Raw", "RebatchNode", "ScrubNode", "SourceNode"]
+__all__ = ["BatchesNode", "Loader", "PrefetchNode", "Raw", "RebatchNode", "ScrubNode", "SourceNode"]

@@ -115,6 +115,13 @@ NAMES: Mapping[str, Name] = {
     "headrace_queue_bytes": Name(
         "gauge", "Bytes held by a queue, the item in its consumer's hand included.", {"queue": ()}
     ),
+    "headrace_queue_depth_bytes": Name("gauge", "Bytes that a queue may hold now.", {"queue": ()}),
+    "headrace_queue_resizes_total": Name(
+        "counter",
+        "Times that a queue's depth has followed what its sides wait for.",
+        {"queue": ("raw", "prepared"), "direction": ("grow", "shrink")},
+    ),
+    "headrace_decode_threads": Name("gauge", "Threads that decode one batch together."),
     "headrace_queue_items": Name("gauge", "Items waiting in a queue.", {"queue": ()}),
     "headrace_queue_wait_seconds": Name(
         "histogram",
@@ -126,7 +133,7 @@ NAMES: Mapping[str, Name] = {
     "headrace_batch_release_total": Name(
         "counter",
         "Batches by why they were cut where they were.",
-        {"reason": ("full", "delay", "drain", "idle")},
+        {"reason": ("full", "bytes", "delay", "deadline", "drain", "idle")},
     ),
     # latency
     "headrace_record_latency_seconds": Name(
@@ -181,9 +188,7 @@ NAMES: Mapping[str, Name] = {
     "headrace_checkpoint_failures_total": Name("counter", "Checkpoints that could not be saved."),
     # memory
     "headrace_memory_bytes": Name("gauge", "Memory that a component holds.", {"component": ()}),
-    "headrace_memory_budget_bytes": Name(
-        "gauge", "Most bytes that the loader's queues may hold together."
-    ),
+    "headrace_memory_budget_bytes": Name("gauge", "Most bytes that all buffers may hold together."),
     "headrace_device_memory_bytes": Name(
         "gauge", "Memory of an accelerator.", {"device": (), "kind": ()}
     ),
@@ -263,6 +268,9 @@ class Metrics:
     clipped_values: Counter
     stage_seconds: Histogram
     queue_bytes: Gauge
+    queue_depth_bytes: Gauge
+    queue_resizes: Counter
+    decode_threads: Gauge
     queue_items: Gauge
     queue_wait_seconds: Histogram
     batch_rows: Histogram

@@ -30,6 +30,7 @@ from engine.scrub.columns import spread
 from engine.service import Health, Heartbeat, Service
 from engine.types import (
     Batch,
+    Buffered,
     Features,
     Learner,
     Mark,
@@ -47,6 +48,8 @@ from engine.types import (
 from engine.work import Cleaning, Holdout, Serving, Training, tell_quality
 
 log = logging.getLogger("headrace.run")
+SHARES = {"source": 0.25, "sink": 0.25, "dead letters": 0.0625}
+"""Part of the memory budget that a component with a buffer of its own may fill."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -351,7 +354,7 @@ class Run:
 
     def loader(self) -> Loader:
         """A loader of this pipeline's batches, for a loop of your own."""
-        return Loader(
+        loader = Loader(
             self.source,
             schema=self.source_schema,
             stages=self.stages,
@@ -361,14 +364,21 @@ class Run:
             keep_raw_from=None if self.holdout is None else self.inside,
             keep_records=True,
         )
+        self._bound(loader, "source", self.source)
+        return loader
 
     @cached_property
     def loop(self) -> Loop:
         """The loop, ready to resume and run."""
         self._may_share()
+        loader = self.loader()
+        self._bound(loader, "sink", self.sink)
+        self._bound(loader, "dead letters", self.dead_letters)
+        if self.trains:
+            self._count_replay(loader)
         return Loop(
             source=self.source,
-            loader=self.loader(),
+            loader=loader,
             work=self.work,
             sink=self.sink,
             dead_letters=self.dead_letters,
@@ -584,6 +594,26 @@ class Run:
         finally:
             self.metrics.up.set(0)
             self.service.stop()
+
+    def _bound(self, loader: Loader, name: str, part: object) -> None:
+        """A component with a buffer of its own comes under the loader's budget."""
+        if isinstance(part, Buffered):
+            budget, held = loader.budget, part
+            held.bound(max(1, int(budget.total * SHARES[name])))
+            budget.watch(name, lambda: held.nbytes)
+            self.metrics.watch_memory(name, lambda: held.nbytes)
+
+    def _count_replay(self, loader: Loader) -> None:
+        """Raises: UserError where the replay will not fit into the budget."""
+        memory: Callable[[], Mapping[str, int]] = getattr(self.learner, "memory", dict)
+        full = getattr(self.learner, "replay_bytes", 0)
+        if full > loader.budget.total // 2:
+            raise UserError(
+                f"[train] replay_rows come to {full:,} bytes, and half of [loader] memory_budget "
+                f"is {loader.budget.total // 2:,}: lower replay_rows, or raise the budget."
+            )
+        if full:
+            loader.budget.watch("replay", lambda: memory()["replay"])
 
     def _tell(self) -> None:
         """Gauges that are known from the start, and callbacks for those that are asked."""

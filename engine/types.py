@@ -236,6 +236,7 @@ class Batch:
         frame: n rows; the reserved columns and the pipeline's.
         mark: after the last raw row that went into this batch.
         arrived: `time.monotonic` seconds when its oldest row was read.
+        cut: `time.monotonic` seconds when it was closed: nothing more came into it; 0 before.
         ready: `time.monotonic` seconds when it left the scrub; 0 before.
         raw_rows: how many records the source gave for it.
         raw_bytes: and how many bytes.
@@ -254,6 +255,7 @@ class Batch:
     frame: pl.DataFrame
     mark: Mark
     arrived: float
+    cut: float = 0.0
     ready: float = 0.0
     raw_rows: int = 0
     raw_bytes: int = 0
@@ -717,6 +719,22 @@ class Sink(Protocol):
         ...
 
 
+@runtime_checkable
+class Buffered(Protocol):
+    """A component that keeps bytes in this process: a client that reads ahead, a sink that gathers
+    rows. It counts in the one budget of the pipeline."""
+
+    @property
+    def nbytes(self) -> int:
+        """What it holds now. Any thread may ask; neither waits nor raises."""
+        ...
+
+    def bound(self, nbytes: int) -> None:
+        """Hold no more than that, unless the settings say a number of their own. Called once,
+        before anything is read or written."""
+        ...
+
+
 # ------------------------------------------------------------------------------------------ helpers
 
 TYPES: Mapping[str, pl.DataType] = {
@@ -781,9 +799,9 @@ class Component(Protocol):
 
 
 __all__ = [
-    "PARTITION", "POSITION", "RESERVED", "TYPES", "Affine", "Batch", "Clip", "Codes", "Component",
-    "EndOfStream", "Features", "Fill", "Format", "HeadraceError", "Interruptible", "Learner",
-    "Mark", "Power", "Predictor", "Records", "Rejects", "Schema", "Settings", "SharedSource",
-    "Sink", "Snapshot", "Source", "Stage", "Step", "Tensors", "Transform", "UserError", "Values",
-    "nearest", "parse_schema", "require",
+    "PARTITION", "POSITION", "RESERVED", "TYPES", "Affine", "Batch", "Buffered", "Clip", "Codes",
+    "Component", "EndOfStream", "Features", "Fill", "Format", "HeadraceError", "Interruptible",
+    "Learner", "Mark", "Power", "Predictor", "Records", "Rejects", "Schema", "Settings",
+    "SharedSource", "Sink", "Snapshot", "Source", "Stage", "Step", "Tensors", "Transform",
+    "UserError", "Values", "nearest", "parse_schema", "require",
 ]  # fmt: skip

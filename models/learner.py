@@ -190,6 +190,12 @@ class TabularLearner:
         """Bytes of everything it keeps."""
         return sum(self.memory().values())
 
+    @property
+    def replay_bytes(self) -> int:
+        """Of the replay once it is full, in this process's memory."""
+        replay = self._replay
+        return 0 if replay is None or replay.device != "cpu" else replay.full
+
     def memory(self) -> dict[str, int]:
         """Component -> bytes."""
         return {

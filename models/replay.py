@@ -54,6 +54,7 @@ class Replay:
     ) -> None:
         self.settings = settings
         self.rows = settings.replay_rows
+        self.device = torch.device(device).type
         self._ring: Rows = (
             torch.empty((self.rows, numeric), device=device),
             torch.empty((self.rows, categories), dtype=torch.int64, device=device),
@@ -71,6 +72,11 @@ class Replay:
     def nbytes(self) -> int:
         """Bytes of the rows kept now."""
         return sum(part[: self._filled].nbytes for part in self._ring)
+
+    @property
+    def full(self) -> int:
+        """Bytes of all the rows that it can keep."""
+        return sum(part.nbytes for part in self._ring)
 
     def add(self, rows: Rows) -> None:
         """Keep these rows (a copy), over the oldest."""

@@ -41,7 +41,8 @@ class FilesSink:
         Attributes:
             path: the folder; made at the first write.
             format: parquet, ndjson, csv or arrow.
-            max_buffer_bytes: rows held in memory between flushes.
+            max_buffer_bytes: rows held in memory between flushes; less where the pipeline's budget
+                is small.
         """
 
         path: str
@@ -54,6 +55,7 @@ class FilesSink:
         self.folder = Path(settings.path)
         self._frames: list[pl.DataFrame] = []
         self._nbytes = 0
+        self._limit = settings.max_buffer_bytes
         self._spilled: list[Path] = []
         self._next = 0
         self._pattern = re.compile(rf"part-(\d{{8,}})\.{settings.format}(\.tmp)?")
@@ -65,8 +67,18 @@ class FilesSink:
             return
         self._frames.append(frame)
         self._nbytes += int(frame.estimated_size())
-        if self._nbytes > self.settings.max_buffer_bytes:
+        if self._nbytes > self._limit:
             self._spill()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of rows in memory."""
+        return self._nbytes
+
+    def bound(self, nbytes: int) -> None:
+        """See `engine.types.Buffered`."""
+        if "max_buffer_bytes" not in self.settings.model_fields_set:
+            self._limit = max(1, min(self._limit, nbytes))
 
     def flush(self) -> None:
         """See `engine.types.Sink`. Raises: HeadraceError when the disk is full."""

@@ -69,9 +69,15 @@ class Delivery:
         self._where = where
         self._producer: KafkaProducer | None = None
         self._sent: list[Any] = []
-        self._nbytes = 0
+        self.nbytes = 0
+        self._buffer_bytes = settings.buffer_bytes
         self._open = self._fenced = self._again = False
         self._offsets: Mapping[TopicPartition, OffsetAndMetadata] = {}
+
+    def bound(self, nbytes: int) -> None:
+        """See `engine.types.Buffered`."""
+        if "buffer_bytes" not in self.settings.model_fields_set:
+            self._buffer_bytes = max(1, min(self._buffer_bytes, nbytes))
 
     def connect(self) -> KafkaProducer:
         """The producer; the first time it fences others of its transaction id."""
@@ -125,8 +131,8 @@ class Delivery:
                 self._sent.append(
                     producer.send(topic, value, key=key, headers=head, timestamp_ms=at)
                 )
-                self._nbytes += OVERHEAD + len(value or b"") + len(key or b"")
-                if self._nbytes > self.settings.buffer_bytes:
+                self.nbytes += OVERHEAD + len(value or b"") + len(key or b"")
+                if self.nbytes > self._buffer_bytes:
                     self.flush()
 
     def flush(self) -> None:
@@ -134,7 +140,7 @@ class Delivery:
         checkpoint, and what was read since the last comes again."""
         if self._producer is None or not self._sent:
             return
-        sent, self._sent, self._nbytes = self._sent, [], 0
+        sent, self._sent, self.nbytes = self._sent, [], 0
         with self._speaking():
             self._producer.flush(self.settings.give_up)
             failed = [future for future in sent if not future.succeeded()]
@@ -196,7 +202,7 @@ class Delivery:
 
     def abort(self) -> None:
         """Take back what was sent since the last commit."""
-        producer, self._sent, self._nbytes = self._producer, [], 0
+        producer, self._sent, self.nbytes = self._producer, [], 0
         if producer is not None and self._open:
             self._open = False
             self.aborted += 1
@@ -209,7 +215,7 @@ class Delivery:
     def close(self) -> None:
         """Let go. Without a transaction, records that were not flushed may arrive all the same."""
         producer, self._producer = self._producer, None
-        self._sent, self._nbytes = [], 0
+        self._sent, self.nbytes = [], 0
         if producer is None:
             return
         if self._open:

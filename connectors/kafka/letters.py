@@ -78,6 +78,17 @@ class KafkaLetters:
         if not self._shared:
             self.delivery.close()
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of records that are not acknowledged yet; the sink counts those of a delivery that
+        both share."""
+        return 0 if self._shared else self.delivery.nbytes
+
+    def bound(self, nbytes: int) -> None:
+        """See `engine.types.Buffered`."""
+        if not self._shared:
+            self.delivery.bound(nbytes)
+
     def counts(self) -> Mapping[str, int]:
         """Outcomes so far, for the metrics."""
         return {} if self._shared else {"undelivered": self.delivery.failed}

@@ -144,6 +144,15 @@ class KafkaSink:
         delivered all the same."""
         self.delivery.close()
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of records that are not acknowledged yet."""
+        return self.delivery.nbytes
+
+    def bound(self, nbytes: int) -> None:
+        """See `engine.types.Buffered`."""
+        self.delivery.bound(nbytes)
+
     def counts(self) -> Mapping[str, int]:
         """Outcomes so far, for the metrics."""
         delivery = self.delivery

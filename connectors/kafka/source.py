@@ -25,7 +25,7 @@ from connectors.kafka.client import KafkaSettings, reachable, speaking
 from connectors.kafka.group import Membership, Owners, consumer_settings, name, partition
 from connectors.kafka.record import WithRecord, record_schema
 from connectors.kafka.registry import Registry
-from connectors.kafka.wire import Chunk, columnar
+from connectors.kafka.wire import Chunk, columnar, prefetched
 from engine.types import (
     EndOfStream,
     Format,
@@ -157,6 +157,8 @@ class KafkaSource:
         self.fence: Callable[[], object] | None = None
         self._consumer: KafkaConsumer | None = None
         self._waiting: deque[Records] = deque()
+        self._fetch_bytes = settings.fetch_bytes
+        self._nbytes = 0
         self._held = False
         self._stops: dict[TopicPartition, int] = {}
         self._starts: dict[str, int] = {}
@@ -221,7 +223,20 @@ class KafkaSource:
             self._waiting.appendleft(records.slice(n, len(records)))
             records = records.slice(0, n)
         self._nexts[records.partition] = records.next
+        held = 0 if self._consumer is None else prefetched(self._consumer)
+        self._nbytes = held + sum(waiting.nbytes for waiting in self._waiting)
         return records
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that were fetched and not given yet, as of the last read."""
+        return self._nbytes
+
+    def bound(self, nbytes: int) -> None:
+        """See `engine.types.Buffered`."""
+        if "fetch_bytes" not in self.settings.model_fields_set:
+            # The client asks for the next answer when it gives the last: it holds two.
+            self._fetch_bytes = max(1 << 16, min(self._fetch_bytes, nbytes // 2))
 
     def seek(self, mark: Mark) -> None:
         """Of a group's partitions, only those that the mark names are read: `settle` names them.
@@ -435,8 +450,8 @@ class KafkaSource:
                 enable_auto_commit=False,
                 auto_offset_reset="none" if settings.lost == "fail" else settings.lost,
                 isolation_level=settings.isolation,
-                fetch_max_bytes=settings.fetch_bytes,
-                max_partition_fetch_bytes=settings.fetch_bytes,
+                fetch_max_bytes=self._fetch_bytes,
+                max_partition_fetch_bytes=self._fetch_bytes,
                 allow_auto_create_topics=False,
                 metadata_max_age_ms=int(GROWN_SECONDS * 1000),
                 metrics_enabled=False,

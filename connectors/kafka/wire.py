@@ -68,6 +68,13 @@ def columnar(consumer: KafkaConsumer, *, newline: bool, whole: bool = False) -> 
     consumer._fetcher.PartitionRecords = made
 
 
+def prefetched(consumer: KafkaConsumer) -> int:
+    """Bytes of the answers that the client holds and has not given yet."""
+    fetcher = consumer._fetcher
+    waiting = [*fetcher._completed_fetches.copy(), *fetcher._paused_completed_fetches.values()]
+    return sum(len(answer.partition_data.records or b"") for answer in waiting)
+
+
 class Columnar(Fetcher.PartitionRecords):  # type: ignore[misc]
     """kafka-python's walk over a fetch response, with columns for records."""
 

@@ -86,3 +86,21 @@ def test_threads_do_not_lose_bytes() -> None:
         thread.join(30)
     assert budget.held() == {"shared": 8_000} | {f"h{i}": 2_000 for i in range(4)}
     assert budget.used == 16_000
+
+
+def test_a_watched_holder_is_asked() -> None:
+    budget, kept = Budget(100), [7]
+    budget.watch("sink", lambda: kept[0])
+    budget.acquire("raw", 10)
+    assert (budget.used, budget.left, budget.held()) == (17, 83, {"raw": 10, "sink": 7})
+    kept[0] = 95
+    assert budget.left == 0
+
+
+def test_an_account_holds_what_it_is_said_to_hold() -> None:
+    budget = Budget(100)
+    account = budget.open("rebatch")
+    for n in (30, 50, 20):
+        budget.hold(account, n)
+        assert budget.held() == {"rebatch": n}
+    assert budget.peak == 50

@@ -26,6 +26,7 @@ from engine.channel import Channel, Closed
 from engine.collate import Collate
 from engine.config import LoaderSettings
 from engine.loader import Loader, PrefetchNode
+from engine.metrics import Metrics
 from engine.types import Batch, EndOfStream, Features, HeadraceError, Mark, Records, Rejects, Schema
 
 SCHEMA: Schema = {"a": pl.Int64()}
@@ -350,6 +351,45 @@ def test_a_loaders_two_queues_share_one_budget() -> None:
         assert sum(1 for _ in batches) == 60
     assert batches.budget.peak <= total + largest
     assert batches.budget.used == 0
+
+
+@given(
+    sizes=st.lists(st.integers(0, 3_000), min_size=1, max_size=60),
+    limit=st.integers(500, 6_000),
+    read_rows=st.integers(1, 20),
+    start=st.integers(0, 60),
+)
+def test_batches_are_cut_by_bytes_wherever_reading_began(
+    sizes: list[int], limit: int, read_rows: int, start: int
+) -> None:
+    """As many whole records as fit, at least one: the same ones, however they were read."""
+    rows = pl.DataFrame({"a": ["x" * n for n in sizes]})
+    made = LoaderSettings(batch_rows=10, batch_bytes=ByteSize(limit), read_rows=read_rows)
+
+    def cut(mark: Mark) -> list[int]:
+        source = MemorySource.of([rows])
+        with Loader(source, schema={"a": pl.String()}, settings=made, mark=mark) as batches:
+            return [batch.mark.positions["memory"] for batch in batches]
+
+    ends = cut(Mark())
+    for first, end in itertools.pairwise([0, *ends]):
+        size = sum(sizes[first:end])
+        assert size <= limit or end - first == 1
+        if end < len(sizes):
+            assert end - first == 10 or size + sizes[end] > limit or size == limit
+    begin = ends[start % len(ends)]
+    assert cut(Mark(positions={"memory": begin})) == [end for end in ends if end > begin]
+
+
+def test_one_queue_can_be_fixed_by_hand() -> None:
+    made = LoaderSettings(batch_rows=1, prefetch_bytes=ByteSize(5_000))
+    metrics = Metrics()
+    schema: Schema = {"a": pl.List(pl.Float64())}
+    with Loader(Sized([4_000] * 9), schema=schema, settings=made, metrics=metrics) as batches:
+        assert sum(1 for _ in batches) == 9
+        page = metrics.exposition()[0].decode()
+    assert 'headrace_queue_depth_bytes{queue="raw"} 5000.0' in page
+    assert 'headrace_queue_depth_bytes{queue="prepared"} 5000.0' in page
 
 
 class Patient:

@@ -26,6 +26,8 @@ UNITLESS = {
     "headrace_drift_total",
     "headrace_duplicates_total",
     "headrace_source_rebalances_total",
+    "headrace_queue_resizes_total",
+    "headrace_decode_threads",
     "headrace_transactions_total",
     "headrace_batch_release_total",
     "headrace_loss",

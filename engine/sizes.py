@@ -1,0 +1,65 @@
+"""How many bytes rows are, by the rows alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from engine.types import Records, Values
+
+
+def ends_of(records: Records) -> NDArray[np.int64]:
+    """Bytes of the first 1, 2, ... n records, shape (n,).
+
+    They depend on the values and not on how they were read (as `Records.nbytes` may, which tells
+    what memory is held), so that a batch which is cut by them is cut the same way again.
+    """
+    values = records.values
+    if isinstance(values, Values):
+        ends: NDArray[np.int64] = values.bounds[1:] - values.bounds[0]
+        return ends
+    sizes = np.full(len(records), sum(map(_width, values.dtypes)), np.int64)
+    for column in values:
+        if not _width(column.dtype):
+            sizes += _sizes(column)
+    return np.cumsum(sizes)
+
+
+def _width(kind: pl.DataType) -> int:
+    """Bytes of each value; 0 where they vary."""
+    if isinstance(kind, pl.Array):
+        return _width(kind.inner) * int(np.prod(kind.shape))  # type: ignore[arg-type]
+    return 0 if kind.is_nested() or kind in (pl.String, pl.Binary, pl.Object) else 8
+
+
+def _sizes(column: pl.Series) -> NDArray[np.int64]:
+    """Bytes of each value, shape (n,)."""
+    kind = column.dtype
+    if kind == pl.String:
+        return _numbers(column.str.len_bytes())
+    if kind == pl.Binary:
+        return _numbers(column.bin.size())
+    if isinstance(kind, pl.List):
+        counts = _numbers(column.list.len())
+        if width := _width(kind.inner):  # type: ignore[arg-type]
+            return counts * width
+        inner = column.list.explode(keep_nulls=False, empty_as_null=False)
+        ends = np.concatenate([[0], np.cumsum(_sizes(inner))])
+        at = np.concatenate([[0], np.cumsum(counts)])
+        sizes: NDArray[np.int64] = np.diff(ends[at])
+        return sizes
+    if isinstance(kind, pl.Struct):
+        sizes = np.zeros(len(column), np.int64)
+        for part in column.struct.unnest():
+            sizes += _width(part.dtype) or _sizes(part)
+        return sizes
+    return np.full(len(column), 8, np.int64)
+
+
+def _numbers(column: pl.Series) -> NDArray[np.int64]:
+    numbers: NDArray[np.int64] = column.cast(pl.Int64).fill_null(0).to_numpy()
+    return numbers
+
+
+__all__ = ["ends_of"]
