@@ -233,6 +233,7 @@ def _produce(node: Any, state: dict[str, Any] | None, channel: Channel[Any]) -> 
         node.reset(state)
         beat = getattr(node, "beat", None)
         while True:
+            channel.await_room(beat)
             item = next(node)
             # "Nothing came" is news only to a consumer that has nothing else to do.
             if item is not None or not len(channel):
@@ -276,7 +277,7 @@ class RebatchNode(BaseNode[Raw]):
         self._delay = settings.max_delay
         self._deadline = deadline
         self._budget = budget
-        self._account = budget.open("rebatch")
+        self._account = budget.open("rebatch", flows=False)
         self._pieces: list[Records] = []
         self._rest: Records | None = None
         self._left = self._room = 0
@@ -546,7 +547,7 @@ class Loader(NodeLoader[Batch]):
         fetch: PrefetchNode[Records | None] = PrefetchNode(
             SourceNode(source, settings, metrics),
             # Half the budget, so that the raw queue cannot starve the prepared one.
-            partial(channel, "raw", _raw_bytes, share=0.5),
+            partial(channel, "raw", _raw_bytes, share=0.5, entry=True),
             "fetch",
         )
         waits = Waits()
@@ -643,6 +644,7 @@ def _channel(
     size_of: Callable[[Any], int],
     share: float = 1.0,
     max_items: int | None = None,
+    entry: bool = False,
     waits: Waits | None = None,
 ) -> Channel[Any]:
     """A queue under the budget, seen by the metrics. No method: what a thread reaches must not
@@ -668,6 +670,7 @@ def _channel(
         size_of,
         max_items,
         depth=depth,
+        entry=entry,
         on_put_wait=told.labels(queue=name, side="put").observe,
         on_get_wait=waited,
     )
