@@ -220,10 +220,17 @@ class Run:
     def learner(self) -> Learner:
         """Raises: UserError for a setting that does not fit."""
         kind, own = self._learner_kind
-        train = validate(kind.Training, self.pipeline.train or {}, "train", self.pipeline.file)
+        table = dict(self.pipeline.train or {})
+        sampling = table.pop("sampling", None)
+        train = validate(kind.Training, table, "train", self.pipeline.file)
         settings = validate(kind.Settings, own, "model", self.pipeline.file)
         made: Learner = kind(settings, train, self.features)
-        return made
+        if sampling is None:
+            return made
+        from models.balance import Balanced, SamplingSettings
+
+        how = validate(SamplingSettings, sampling, "train.sampling", self.pipeline.file)
+        return Balanced(made, how)
 
     @cached_property
     def evaluation(self) -> Evaluation:
@@ -673,8 +680,9 @@ class Run:
             )
         if self.loop.totals.rejected and self.pipeline.dead_letters.kind == "files":
             files["dead letters"] = self.letters_path
-        for stage in self.stages if self.loop.totals.read else ():
-            for remark in getattr(stage, "remarks", list)():
+        remarking: list[object] = [*self.stages, *([self.learner] if self.trains else [])]
+        for part in remarking if self.loop.totals.read else ():
+            for remark in getattr(part, "remarks", list)():
                 log.warning("%s", remark)
         if self.trains:
             files |= self._report()
