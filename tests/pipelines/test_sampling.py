@@ -69,7 +69,7 @@ def test_resumed_it_goes_on_to_the_bit(tmp_path: Path) -> None:
     second = Run(pipeline(tmp_path / "b", sampling={"smote": 3}))
     assert second.run().resumed
     expected, got = whole.learner.state_dict(), second.learner.state_dict()
-    assert encode(got) == encode(expected)
+    assert encode(got, {}) == encode(expected, {})
 
 
 def test_a_wrong_key_is_one_sentence(tmp_path: Path) -> None:
