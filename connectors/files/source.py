@@ -1,4 +1,4 @@
-"""Files as a source: CSV, NDJSON, Parquet and Arrow, one after the other."""
+"""Files as a source: lines of text, tables, and files that are a row each, one after the other."""
 
 from __future__ import annotations
 
@@ -9,17 +9,21 @@ from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 from polars.exceptions import PolarsError
 from pydantic import Field
 
-from connectors.files.paths import find, kind
+from connectors.files.paths import find, kind, readable
 from connectors.files.table import KINDS, SortedRows, TableFile
 from connectors.files.text import TextFile
+from connectors.files.whole import WholeFiles
 from connectors.formats.columns import Columns
 from connectors.formats.csv import Csv
 from connectors.formats.ndjson import Ndjson
 from connectors.formats.own import Describing, is_own, must_be_declared, must_be_known, own
+from connectors.formats.text import Text
+from connectors.formats.whole import Whole
 from engine import types
 from engine.types import (
     EndOfStream,
@@ -33,33 +37,42 @@ from engine.types import (
     nearest,
 )
 
-FORMATS = ("csv", "ndjson", "parquet", "arrow")
+FORMATS = ("csv", "ndjson", "parquet", "arrow", "text", "json", "images", "documents")
+SORTABLE = ("csv", "ndjson", "parquet", "arrow")
+"""Formats for `order_by`."""
+JSON = ("ndjson", "json")
+WHOLE = ("json", "images", "documents")
+"""Formats whose files are a row each."""
 SAMPLE_ROWS = 1_000
 """Rows of a text file that its columns' types are guessed from."""
 
 
 class FilesSource:
-    """See `engine.types.Source`. A file is a partition, named by its path as given or found.
+    """See `engine.types.Source`. A file is a partition, named by its path as given or found; of
+    files that are a row each, all are one, named by `path`.
 
-    Positions are byte offsets in the (decompressed) text, row numbers in Parquet and Arrow. Plain
-    text is sought in, Parquet and Arrow skip row groups and record batches, compressed text is read
-    over. Memory holds one block of text or one row group; with `order_by`, everything.
+    Positions are byte offsets in the (decompressed) text, row numbers in Parquet and Arrow; see
+    `WholeFiles` for files that are a row each. Plain text is sought in, Parquet and Arrow skip row
+    groups and record batches, compressed text is read over. Memory holds one block of text or one
+    row group; with `order_by`, everything.
     """
 
     class Settings(types.Settings):
         """``[source] kind = "files"``
 
         Attributes:
-            path: a file, a glob, a list of them, or ``package:path/in/package`` for data that an
-                installed package ships.
-            format: csv, ndjson, parquet or arrow; by the files' extension unless given; or a class
+            path: a file, a folder (all files below it), a glob, a list of them, or
+                ``package:path/in/package`` for data that an installed package ships.
+            format: csv, ndjson, parquet, arrow or images, by the files' extension unless given;
+                text (a row a line), documents (a row a file), json (an object a file); or a class
                 of your own for lines of text, ``package.module:Class``.
-            paths: of NDJSON: column -> where its value is, ``user.address.city``.
+            paths: of NDJSON and JSON: column -> where its value is, ``user.address.city``.
             delimiter: of CSV; a comma, for ``.tsv`` a tab, unless given.
             order_by: SQL expressions to sort by, stably, nulls last; reads all files at once as one
                 partition whose positions are row numbers in that order. CSV columns are text here:
                 CAST them.
-            max_record_bytes: the longest row of text that is accepted.
+            max_record_bytes: the longest row of text, or largest file that is a row, that is
+                accepted; a larger file is a dead letter.
         """
 
         path: str | tuple[str, ...]
@@ -76,13 +89,16 @@ class FilesSource:
         settings do not fit together."""
         self.settings = settings
         paths = (settings.path,) if isinstance(settings.path, str) else settings.path
-        self._files = find(paths)
-        self._kind = must_be_known(settings.format or kind(self._files), FORMATS)
-        if settings.order_by and is_own(self._kind):
+        if settings.format is not None:
+            must_be_known(settings.format, FORMATS)
+        self._files = find(paths, settings.format)
+        self._kind = settings.format or kind(self._files)
+        if settings.order_by and self._kind not in SORTABLE:
             raise UserError(
-                f"[source] order_by is for csv, ndjson, parquet and arrow, not for '{self._kind}'."
+                f"[source] order_by is for {', '.join(SORTABLE)}, not for '{self._kind}'."
             )
-        self._names = [",".join(paths)] if settings.order_by else list(self._files)
+        self._single = bool(settings.order_by) or self._kind in WHOLE
+        self._names = [readable(",".join(paths))] if self._single else list(self._files)
         self._headers: dict[str, list[str]] = {}
         self._columns: list[str] | None = None
         self._sorted: pl.DataFrame | None = None
@@ -90,7 +106,7 @@ class FilesSource:
         self._totals: dict[str, int] = {}
         self._nexts: dict[str, int] = {}
         self._at = 0
-        self._file: TextFile | TableFile | None = None
+        self._file: TextFile | TableFile | WholeFiles | None = None
         self.format = self._format()
 
     # ---------------------------------------------------------------------------- the protocol
@@ -102,17 +118,17 @@ class FilesSource:
         """
         rest = declared.get("*")
         named = {c: dtype for c, dtype in declared.items() if c != "*"}
-        if isinstance(self.format, Ndjson):
-            self.format.schema(named)
+        if self._kind in JSON:
+            Ndjson(self.settings.paths).schema(named)
+            if declared and rest is None:  # any field may be absent
+                self._columns = list(named)
+                return named
         elif isinstance(self.format, Describing):
             return self.format.schema(declared)
         elif is_own(self._kind):
             return must_be_declared(declared, "text in a format of your own")
-        if self._kind == "ndjson" and declared and rest is None:  # any field may be absent
-            self._columns = list(named)
-            return named
         there = self._there(guess=not declared)
-        if self._kind != "ndjson":
+        if self._kind not in JSON:
             self._check(named, there)
         if not declared:
             schema = there
@@ -157,7 +173,7 @@ class FilesSource:
 
     def progress(self, mark: Mark) -> float | None:
         """Share of the bytes of all files before the mark; inside a compressed file, a guess."""
-        sizes = [1] if self.settings.order_by else [p.stat().st_size for p in self._files.values()]
+        sizes = [1] if self._single else [p.stat().st_size for p in self._files.values()]
         last = max((i for i, n in enumerate(self._names) if n in mark.positions), default=-1)
         if last < 0:
             return 0.0
@@ -180,34 +196,52 @@ class FilesSource:
         return self.settings.delimiter or ("\t" if tabs else ",")
 
     def _format(self) -> Format:
-        plain = self._kind == "ndjson" and not self.settings.order_by
+        plain = self._kind in JSON and not self.settings.order_by
         if self.settings.paths and not plain:
             raise UserError(
-                "[source] paths is for ndjson without order_by, and format is "
+                f"[source] paths is for {', '.join(JSON)} without order_by, and format is "
                 f"'{self._kind}'{' with order_by' if self.settings.order_by else ''}."
             )
         if self.settings.order_by or self._kind in KINDS:
             return Columns()
         if is_own(self._kind):
             return own(self._kind)
+        if self._kind == "text":
+            return Text(lines=True)
+        if self._kind in WHOLE:
+            inner = Ndjson(self.settings.paths) if self._kind == "json" else None
+            return Whole(self._kind, inner)
         if self._kind == "csv":
             return Csv(self._headers, self._delimiter)
         return Ndjson(self.settings.paths)
 
+    @property
+    def has_lines(self) -> bool:
+        """Whether a line end closes each row."""
+        return self._kind not in WHOLE
+
     def format_of_lines(self) -> Format:
         """How a row of its files is decoded that lies elsewhere; of columns, as JSON."""
+        if self._kind in ("text", *WHOLE):
+            return self.format
         if self._kind != "csv" or self.settings.order_by:
             return Ndjson()
         header = list(self._there(guess=False))
         return Csv(defaultdict(lambda: header), self._delimiter)
 
-    def _open(self, name: str) -> TextFile | TableFile:
+    def _open(self, name: str) -> TextFile | TableFile | WholeFiles:
         if self.settings.order_by:
             return SortedRows(self._in_order(), name)
+        if self._kind in WHOLE:
+            return self._whole_files()
         path = self._files[name]
         if self._kind in KINDS:
             return KINDS[self._kind](path, name, self._columns)
         return self._text(path, name)
+
+    def _whole_files(self) -> WholeFiles:
+        limit = self.settings.max_record_bytes
+        return WholeFiles(self._files, self._names[0], max_record=limit)
 
     def _text(self, path: Path, name: str) -> TextFile:
         delimiter = self._delimiter if self._kind == "csv" else None
@@ -232,7 +266,7 @@ class FilesSource:
             table = KINDS[self._kind](path, name)
             table.close()
             return table.schema
-        file = self._text(path, name)
+        file = self._whole_files() if self._kind in WHOLE else self._text(path, name)
         try:
             if self._kind == "csv" and not guess:
                 return dict.fromkeys(self._headers[name], pl.String())
@@ -240,9 +274,9 @@ class FilesSource:
         finally:
             file.close()
 
-    def _guess(self, file: TextFile) -> Schema:
+    def _guess(self, file: TextFile | WholeFiles) -> Schema:
         records = file.read(SAMPLE_ROWS, self.settings.max_record_bytes)
-        data = io.BytesIO(b"" if records is None else _bytes(records))
+        data = io.BytesIO(b"" if records is None else _lines(records))
         try:
             frame = self._parse(data, self._headers.get(file.name))
         except PolarsError as error:
@@ -334,6 +368,15 @@ def header(raw: bytes | None, name: str, delimiter: str) -> list[str]:
     return names
 
 
+def _lines(records: Records) -> bytes:
+    """As `_bytes`; what is a file each, one a line."""
+    if records.keys is None:
+        return _bytes(records)
+    assert isinstance(records.values, Values)
+    values = records.values.take(np.arange(len(records)))
+    return b"\n".join(value.replace(b"\n", b" ") for value in values if value is not None)
+
+
 def _bytes(records: Records) -> bytes:
     values = records.values
     assert isinstance(values, Values)
@@ -344,7 +387,7 @@ def _is_object(line: bytes) -> bool:
     """Whether a line of the sample can say something about the columns."""
     try:
         return isinstance(json.loads(line), dict)
-    except ValueError:
+    except (ValueError, RecursionError):  # objects in objects, beyond all measure
         return False
 
 

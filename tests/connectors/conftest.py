@@ -68,6 +68,16 @@ def _sorted(folder: Path) -> Source:
     return files(folder / "rows.csv", order_by=("CAST(n AS BIGINT)",))
 
 
+def _whole(folder: Path) -> Source:
+    """A file a row, in several folders."""
+    for i, line in enumerate(ROWS.write_ndjson().splitlines()):
+        path = folder / "rows" / f"{i // 20}" / f"{i:02}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(line)
+    (folder / "rows" / ".hidden").touch()
+    return files(folder / "rows", format="json")
+
+
 def _kafka(folder: Path) -> Source:
     broker, note = shared_broker(), folder / "topic"
     if not note.exists():
@@ -97,6 +107,7 @@ SOURCES: dict[str, Make] = {
     "arrow": _arrow,
     "several": _several,
     "sorted": _sorted,
+    "whole": _whole,
     "memory": _memory,
     "kafka": _kafka,
 }
