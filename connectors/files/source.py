@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+from lxml import etree
 from polars.exceptions import PolarsError
 from pydantic import Field
 
@@ -18,12 +19,15 @@ from connectors.files.paths import find, kind, readable
 from connectors.files.table import KINDS, SortedRows, TableFile
 from connectors.files.text import TextFile
 from connectors.files.whole import WholeFiles
+from connectors.files.xml import XmlRows
 from connectors.formats.columns import Columns
 from connectors.formats.csv import Csv
 from connectors.formats.ndjson import Ndjson
 from connectors.formats.own import Describing, is_own, must_be_declared, must_be_known, own
+from connectors.formats.paths import parse_path, value_at
 from connectors.formats.text import Text
 from connectors.formats.whole import Whole
+from connectors.formats.xml import Fields, Xml, columns_of, documents
 from engine import types
 from engine.types import (
     EndOfStream,
@@ -37,12 +41,16 @@ from engine.types import (
     nearest,
 )
 
-FORMATS = ("csv", "ndjson", "parquet", "arrow", "text", "json", "images", "documents")
+FORMATS = (
+    "csv", "ndjson", "parquet", "arrow", "text", "json", "xml", "images", "documents",
+)  # fmt: skip
 SORTABLE = ("csv", "ndjson", "parquet", "arrow")
 """Formats for `order_by`."""
 JSON = ("ndjson", "json")
-WHOLE = ("json", "images", "documents")
-"""Formats whose files are a row each."""
+PATHS = (*JSON, "xml", *KINDS)
+"""Formats for `paths`."""
+WHOLE = ("json", "xml", "images", "documents")
+"""Formats whose files are a row each; XML without `row`."""
 SAMPLE_ROWS = 1_000
 """Rows of a text file that its columns' types are guessed from."""
 
@@ -63,10 +71,13 @@ class FilesSource:
         Attributes:
             path: a file, a folder (all files below it), a glob, a list of them, or
                 ``package:path/in/package`` for data that an installed package ships.
-            format: csv, ndjson, parquet, arrow or images, by the files' extension unless given;
-                text (a row a line), documents (a row a file), json (an object a file); or a class
-                of your own for lines of text, ``package.module:Class``.
-            paths: of NDJSON and JSON: column -> where its value is, ``user.address.city``.
+            format: csv, ndjson, parquet, arrow, xml or images, by the files' extension unless
+                given; text (a row a line), documents (a row a file), json (an object a file); or a
+                class of your own for lines of text, ``package.module:Class``.
+            paths: column -> where its value is: ``user.address.city`` in NDJSON, JSON, and nested
+                columns of Parquet and Arrow, ``address/city`` or ``@id`` in XML.
+            row: of XML: names of the elements from the root to a row, ``orders/order``; a file is
+                a row unless given.
             delimiter: of CSV; a comma, for ``.tsv`` a tab, unless given.
             order_by: SQL expressions to sort by, stably, nulls last; reads all files at once as one
                 partition whose positions are row numbers in that order. CSV columns are text here:
@@ -78,6 +89,7 @@ class FilesSource:
         path: str | tuple[str, ...]
         format: str | None = None
         paths: Mapping[str, str] = Field(default_factory=dict)
+        row: str | None = None
         delimiter: str | None = Field(default=None, pattern=r"^[\x01-\x7f]$")
         order_by: tuple[str, ...] = ()
         max_record_bytes: int = Field(default=16 << 20, ge=1)
@@ -97,7 +109,8 @@ class FilesSource:
             raise UserError(
                 f"[source] order_by is for {', '.join(SORTABLE)}, not for '{self._kind}'."
             )
-        self._single = bool(settings.order_by) or self._kind in WHOLE
+        self._file_a_row = self._kind in WHOLE and settings.row is None
+        self._single = bool(settings.order_by) or self._file_a_row
         self._names = [readable(",".join(paths))] if self._single else list(self._files)
         self._headers: dict[str, list[str]] = {}
         self._columns: list[str] | None = None
@@ -106,7 +119,7 @@ class FilesSource:
         self._totals: dict[str, int] = {}
         self._nexts: dict[str, int] = {}
         self._at = 0
-        self._file: TextFile | TableFile | WholeFiles | None = None
+        self._file: TextFile | TableFile | WholeFiles | XmlRows | None = None
         self.format = self._format()
 
     # ---------------------------------------------------------------------------- the protocol
@@ -120,15 +133,17 @@ class FilesSource:
         named = {c: dtype for c, dtype in declared.items() if c != "*"}
         if self._kind in JSON:
             Ndjson(self.settings.paths).schema(named)
-            if declared and rest is None:  # any field may be absent
-                self._columns = list(named)
-                return named
+        elif self._kind == "xml":
+            Fields(list(named), self.settings.paths if declared and rest is None else {})
         elif isinstance(self.format, Describing):
             return self.format.schema(declared)
         elif is_own(self._kind):
             return must_be_declared(declared, "text in a format of your own")
+        if self._kind in (*JSON, "xml") and declared and rest is None:  # a field may be absent
+            self._columns = list(named)
+            return named
         there = self._there(guess=not declared)
-        if self._kind not in JSON:
+        if self._kind not in (*JSON, "xml"):
             self._check(named, there)
         if not declared:
             schema = there
@@ -196,21 +211,25 @@ class FilesSource:
         return self.settings.delimiter or ("\t" if tabs else ",")
 
     def _format(self) -> Format:
-        plain = self._kind in JSON and not self.settings.order_by
+        if self.settings.row is not None and self._kind != "xml":
+            raise UserError(f"[source] row is for xml, and format is '{self._kind}'.")
+        plain = self._kind in PATHS and not self.settings.order_by
         if self.settings.paths and not plain:
             raise UserError(
-                f"[source] paths is for {', '.join(JSON)} without order_by, and format is "
+                f"[source] paths is for {', '.join(PATHS)} without order_by, and format is "
                 f"'{self._kind}'{' with order_by' if self.settings.order_by else ''}."
             )
         if self.settings.order_by or self._kind in KINDS:
-            return Columns()
+            return Columns(self.settings.paths)
         if is_own(self._kind):
             return own(self._kind)
         if self._kind == "text":
             return Text(lines=True)
-        if self._kind in WHOLE:
-            inner = Ndjson(self.settings.paths) if self._kind == "json" else None
-            return Whole(self._kind, inner)
+        if self._kind == "xml":
+            inner = Xml(self.settings.paths)
+            return Whole(self._kind, inner) if self._file_a_row else Columns()
+        if self._file_a_row:
+            return Whole(self._kind, Ndjson(self.settings.paths) if self._kind == "json" else None)
         if self._kind == "csv":
             return Csv(self._headers, self._delimiter)
         return Ndjson(self.settings.paths)
@@ -218,30 +237,44 @@ class FilesSource:
     @property
     def has_lines(self) -> bool:
         """Whether a line end closes each row."""
-        return self._kind not in WHOLE
+        return not self._file_a_row
 
     def format_of_lines(self) -> Format:
         """How a row of its files is decoded that lies elsewhere; of columns, as JSON."""
-        if self._kind in ("text", *WHOLE):
+        if self._file_a_row or self._kind == "text":
             return self.format
         if self._kind != "csv" or self.settings.order_by:
             return Ndjson()
         header = list(self._there(guess=False))
         return Csv(defaultdict(lambda: header), self._delimiter)
 
-    def _open(self, name: str) -> TextFile | TableFile | WholeFiles:
+    def _open(self, name: str) -> TextFile | TableFile | WholeFiles | XmlRows:
         if self.settings.order_by:
             return SortedRows(self._in_order(), name)
-        if self._kind in WHOLE:
+        if self._file_a_row:
             return self._whole_files()
         path = self._files[name]
+        if self._kind == "xml":
+            return self._xml(path, name)
         if self._kind in KINDS:
-            return KINDS[self._kind](path, name, self._columns)
+            return KINDS[self._kind](path, name, self._table_columns())
         return self._text(path, name)
 
     def _whole_files(self) -> WholeFiles:
         limit = self.settings.max_record_bytes
         return WholeFiles(self._files, self._names[0], max_record=limit)
+
+    def _xml(self, path: Path, name: str, columns: list[str] | None = None) -> XmlRows:
+        if columns is None:
+            columns = self._columns = self._columns or list(self._guess_xml(guess=False))
+        assert self.settings.row is not None
+        limit = self.settings.max_record_bytes
+        return XmlRows(
+            path, name, self.settings.row, columns, self._paths_of(columns), max_record=limit
+        )
+
+    def _paths_of(self, columns: list[str]) -> dict[str, str]:
+        return {c: path for c, path in self.settings.paths.items() if c in columns}
 
     def _text(self, path: Path, name: str) -> TextFile:
         delimiter = self._delimiter if self._kind == "csv" else None
@@ -265,14 +298,65 @@ class FilesSource:
         if self._kind in KINDS:
             table = KINDS[self._kind](path, name)
             table.close()
-            return table.schema
-        file = self._whole_files() if self._kind in WHOLE else self._text(path, name)
+            return table.schema | self._nested(table.schema)
+        if self._kind == "xml":
+            return self._guess_xml(guess=guess)
+        file = self._whole_files() if self._file_a_row else self._text(path, name)
         try:
             if self._kind == "csv" and not guess:
                 return dict.fromkeys(self._headers[name], pl.String())
             return self._guess(file)
         finally:
             file.close()
+
+    def _nested(self, there: Schema) -> Schema:
+        """The columns that `paths` takes out of others."""
+        found: Schema = {}
+        for column, path in self.settings.paths.items():
+            top = parse_path(path, column)[0]
+            if top not in there:
+                raise UserError(
+                    f"[source] paths: '{path}' of column '{column}' begins at a column that "
+                    f"{next(iter(self._files))} does not have.{nearest(str(top), there)}"
+                )
+            try:
+                value = value_at(parse_path(path, column)).alias(column)
+                found |= dict(pl.LazyFrame(schema=there).select(value).collect_schema())
+            except PolarsError:
+                raise UserError(
+                    f"[source] paths: '{path}' of column '{column}' leads to nothing: column "
+                    f"'{top}' of {next(iter(self._files))} is {there[str(top)]}."
+                ) from None
+        return found
+
+    def _table_columns(self) -> list[str] | None:
+        """Those of the files that the columns are in."""
+        if self._columns is None:
+            return None
+        paths = self.settings.paths
+        return [str(parse_path(paths[c], c)[0]) if c in paths else c for c in self._columns]
+
+    def _guess_xml(self, *, guess: bool) -> Schema:
+        """Columns of the first rows."""
+        elements = self._sample_of_xml()
+        paths = self.settings.paths
+        columns = list(dict.fromkeys([*columns_of(elements), *paths]))
+        texts = Fields(columns, paths).frame(elements)
+        if not guess or not elements:
+            return dict(texts.schema)
+        csv = texts.write_csv(include_header=False, separator=self._delimiter)
+        return _plain(self._parse(io.BytesIO(csv.encode()), columns).schema)
+
+    def _sample_of_xml(self) -> list[etree._Element]:
+        name, path = next(iter(self._files.items()))
+        if not self._file_a_row:
+            rows = self._xml(path, name, columns=[])
+            elements = rows.sample(SAMPLE_ROWS)
+            rows.close()
+            return elements
+        files = self._whole_files()
+        records = files.read(SAMPLE_ROWS, self.settings.max_record_bytes)
+        return documents(records) if records is not None else []
 
     def _guess(self, file: TextFile | WholeFiles) -> Schema:
         records = file.read(SAMPLE_ROWS, self.settings.max_record_bytes)
@@ -284,8 +368,7 @@ class FilesSource:
                 f"The columns of {file.name} cannot be guessed from its first rows: "
                 f"{_line(error)}; declare them in [source.schema]."
             ) from None
-        odd = (pl.Null, pl.Time)
-        return {c: pl.String() if t.base_type() in odd else t for c, t in frame.schema.items()}
+        return _plain(frame.schema)
 
     def _parse(self, data: io.BytesIO, names: list[str] | None) -> pl.DataFrame:
         if names is None:
@@ -381,6 +464,11 @@ def _bytes(records: Records) -> bytes:
     values = records.values
     assert isinstance(values, Values)
     return values.data[values.bounds[0] : values.bounds[-1]].tobytes()
+
+
+def _plain(schema: Mapping[str, pl.DataType]) -> Schema:
+    odd = (pl.Null, pl.Time)
+    return {c: pl.String() if kind.base_type() in odd else kind for c, kind in schema.items()}
 
 
 def _is_object(line: bytes) -> bool:

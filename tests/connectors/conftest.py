@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 import zstandard
 
-from connectors.files import text
+from connectors.files import text, xml
 from connectors.files.sink import FilesSink
 from connectors.files.source import FilesSource
 from connectors.kafka.source import KafkaSource
@@ -78,6 +78,17 @@ def _whole(folder: Path) -> Source:
     return files(folder / "rows", format="json")
 
 
+def _xml(folder: Path) -> Source:
+    """Rows among other elements, some of them in a namespace."""
+    parts = ["<?xml version='1.0'?>\n<rows xmlns:o='urn:o'><head><row n='7'/></head>"]
+    for i, row in enumerate(ROWS.to_dicts()):
+        x = "" if row["x"] is None else f"<x>{row['x']}</x>"
+        tag = "o:row" if i % 3 else "row"
+        parts.append(f"<{tag} n='{row['n']}'>{x}<s><![CDATA[{row['s']}]]></s></{tag}><!-- -->")
+    (folder / "rows.xml").write_text("".join([*parts, "<tail>1</tail></rows>"]))
+    return files(folder / "rows.xml", row="rows/row", paths={"n": "@n"})
+
+
 def _kafka(folder: Path) -> Source:
     broker, note = shared_broker(), folder / "topic"
     if not note.exists():
@@ -108,6 +119,7 @@ SOURCES: dict[str, Make] = {
     "several": _several,
     "sorted": _sorted,
     "whole": _whole,
+    "xml": _xml,
     "memory": _memory,
     "kafka": _kafka,
 }
@@ -127,6 +139,7 @@ def make_source(
 ) -> Iterator[Callable[[], Source]]:
     """A fresh source over `ROWS`; text in blocks so small that rows cross them."""
     monkeypatch.setattr(text, "BLOCK", 64)
+    monkeypatch.setattr(xml, "BLOCK", 100)
     made: list[Source] = []
 
     def make() -> Source:
