@@ -17,6 +17,7 @@ from pydantic import Field
 
 from connectors.files.paths import find, kind, readable
 from connectors.files.table import KINDS, SortedRows, TableFile
+from connectors.files.tar import TarShard
 from connectors.files.text import TextFile
 from connectors.files.whole import WholeFiles
 from connectors.files.xml import XmlRows
@@ -26,6 +27,7 @@ from connectors.formats.ndjson import Ndjson
 from connectors.formats.own import Describing, is_own, must_be_declared, must_be_known, own
 from connectors.formats.paths import parse_path, value_at
 from connectors.formats.text import Text
+from connectors.formats.webdataset import Samples
 from connectors.formats.whole import Whole
 from connectors.formats.xml import Fields, Xml, columns_of, documents
 from engine import types
@@ -43,11 +45,14 @@ from engine.types import (
 
 FORMATS = (
     "csv", "ndjson", "parquet", "arrow", "text", "json", "xml", "images", "documents",
+    "webdataset",
 )  # fmt: skip
 SORTABLE = ("csv", "ndjson", "parquet", "arrow")
 """Formats for `order_by`."""
 JSON = ("ndjson", "json")
-PATHS = (*JSON, "xml", *KINDS)
+OPEN = (*JSON, "xml", "webdataset")
+"""Formats whose rows need not have every column."""
+PATHS = (*OPEN, *KINDS)
 """Formats for `paths`."""
 WHOLE = ("json", "xml", "images", "documents")
 """Formats whose files are a row each; XML without `row`."""
@@ -71,11 +76,13 @@ class FilesSource:
         Attributes:
             path: a file, a folder (all files below it), a glob, a list of them, or
                 ``package:path/in/package`` for data that an installed package ships.
-            format: csv, ndjson, parquet, arrow, xml or images, by the files' extension unless
-                given; text (a row a line), documents (a row a file), json (an object a file); or a
-                class of your own for lines of text, ``package.module:Class``.
+            format: csv, ndjson, parquet, arrow, xml, images or webdataset (a tar whose neighbours
+                with one base name are a row), by the files' extension unless given; text (a row a
+                line), documents (a row a file), json (an object a file); or a class of your own for
+                lines of text, ``package.module:Class``.
             paths: column -> where its value is: ``user.address.city`` in NDJSON, JSON, and nested
-                columns of Parquet and Arrow, ``address/city`` or ``@id`` in XML.
+                columns of Parquet and Arrow, ``address/city`` or ``@id`` in XML, ``jpg;png``
+                or ``json.size.width`` in a WebDataset.
             row: of XML: names of the elements from the root to a row, ``orders/order``; a file is
                 a row unless given.
             delimiter: of CSV; a comma, for ``.tsv`` a tab, unless given.
@@ -119,7 +126,7 @@ class FilesSource:
         self._totals: dict[str, int] = {}
         self._nexts: dict[str, int] = {}
         self._at = 0
-        self._file: TextFile | TableFile | WholeFiles | XmlRows | None = None
+        self._file: TextFile | TableFile | WholeFiles | XmlRows | TarShard | None = None
         self.format = self._format()
 
     # ---------------------------------------------------------------------------- the protocol
@@ -135,15 +142,18 @@ class FilesSource:
             Ndjson(self.settings.paths).schema(named)
         elif self._kind == "xml":
             Fields(list(named), self.settings.paths if declared and rest is None else {})
+        elif isinstance(self.format, Samples):
+            if declared and rest is None:
+                self.format.schema(named)
         elif isinstance(self.format, Describing):
             return self.format.schema(declared)
         elif is_own(self._kind):
             return must_be_declared(declared, "text in a format of your own")
-        if self._kind in (*JSON, "xml") and declared and rest is None:  # a field may be absent
+        if self._kind in OPEN and declared and rest is None:  # a field may be absent
             self._columns = list(named)
             return named
         there = self._there(guess=not declared)
-        if self._kind not in (*JSON, "xml"):
+        if self._kind not in OPEN:
             self._check(named, there)
         if not declared:
             schema = there
@@ -225,6 +235,8 @@ class FilesSource:
             return own(self._kind)
         if self._kind == "text":
             return Text(lines=True)
+        if self._kind == "webdataset":
+            return Samples(self.settings.paths)
         if self._kind == "xml":
             inner = Xml(self.settings.paths)
             return Whole(self._kind, inner) if self._file_a_row else Columns()
@@ -240,7 +252,15 @@ class FilesSource:
         return not self._file_a_row
 
     def format_of_lines(self) -> Format:
-        """How a row of its files is decoded that lies elsewhere; of columns, as JSON."""
+        """How a row of its files is decoded that lies elsewhere; of columns, as JSON.
+
+        Raises: UserError for samples of a tar, of which a dead letter tells only the place.
+        """
+        if self._kind == "webdataset":
+            raise UserError(
+                "Dead letters of a WebDataset tell where a sample lies, they do not hold it: mend "
+                "the tar, and run it again."
+            )
         if self._file_a_row or self._kind == "text":
             return self.format
         if self._kind != "csv" or self.settings.order_by:
@@ -248,7 +268,7 @@ class FilesSource:
         header = list(self._there(guess=False))
         return Csv(defaultdict(lambda: header), self._delimiter)
 
-    def _open(self, name: str) -> TextFile | TableFile | WholeFiles | XmlRows:
+    def _open(self, name: str) -> TextFile | TableFile | WholeFiles | XmlRows | TarShard:
         if self.settings.order_by:
             return SortedRows(self._in_order(), name)
         if self._file_a_row:
@@ -256,6 +276,9 @@ class FilesSource:
         path = self._files[name]
         if self._kind == "xml":
             return self._xml(path, name)
+        if isinstance(self.format, Samples):
+            wanted = None if self._columns is None else self.format.extensions(self._columns)
+            return TarShard(path, name, wanted, max_record=self.settings.max_record_bytes)
         if self._kind in KINDS:
             return KINDS[self._kind](path, name, self._table_columns())
         return self._text(path, name)
@@ -301,6 +324,11 @@ class FilesSource:
             return table.schema | self._nested(table.schema)
         if self._kind == "xml":
             return self._guess_xml(guess=guess)
+        if isinstance(self.format, Samples):
+            shard = TarShard(path, name, None, max_record=self.settings.max_record_bytes)
+            found = self.format.kinds(shard.sample(SAMPLE_ROWS))
+            shard.close()
+            return found
         file = self._whole_files() if self._file_a_row else self._text(path, name)
         try:
             if self._kind == "csv" and not guess:

@@ -76,6 +76,11 @@ class Bytes:
         return block
 
     @property
+    def compressed(self) -> bool:
+        """Whether its size is unknown before its end."""
+        return self._compression is not None
+
+    @property
     def total(self) -> int:
         """Bytes in all; a guess by the ratio so far where they are compressed."""
         if self._compression is None:

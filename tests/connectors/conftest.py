@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable, Iterator
+import io
+import json
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +92,33 @@ def _xml(folder: Path) -> Source:
     return files(folder / "rows.xml", row="rows/row", paths={"n": "@n"})
 
 
+def shard(path: Path, members: Iterable[tuple[str, bytes]], mode: str = "w") -> Path:
+    """A tar of these files."""
+    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
+        for name, raw in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(raw)
+            tar.addfile(info, io.BytesIO(raw))
+    return path
+
+
+def _tar(suffix: str, mode: str) -> Make:
+    """Samples of three members: a number, a text, and JSON."""
+
+    def make(folder: Path) -> Source:
+        members = []
+        for i, row in enumerate(ROWS.to_dicts()):
+            name = f"{'long' * 30}/{i:03}" if i % 4 == 0 else f"{i:03}"
+            members.append((f"{name}.cls", f"{row['n']}\n".encode()))
+            members.append((f"{name}.json", json.dumps({"a": [{"x": row["x"]}]}).encode()))
+            members.append((f"{name}.txt", row["s"].encode()))
+        shard(folder / f"rows{suffix}", members, mode)
+        paths = {"x": "json.a[0].x", "n": "cls", "s": "txt"}
+        return files(folder / f"rows{suffix}", paths=paths)
+
+    return make
+
+
 def _kafka(folder: Path) -> Source:
     broker, note = shared_broker(), folder / "topic"
     if not note.exists():
@@ -120,6 +150,8 @@ SOURCES: dict[str, Make] = {
     "sorted": _sorted,
     "whole": _whole,
     "xml": _xml,
+    "tar": _tar(".tar", "w"),
+    "tar.gz": _tar(".tar.gz", "w:gz"),
     "memory": _memory,
     "kafka": _kafka,
 }
