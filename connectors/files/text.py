@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from engine.types import HeadraceError, Records, UserError, Values
 BLOCK = 4 << 20
 """Bytes read at a time."""
 BOM = b"\xef\xbb\xbf"
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+COMPRESSIONS = {".gz": "gzip", ".tgz": "gzip", ".zst": "zstd"}
 QUOTE, NEWLINE, RETURN = 34, 10, 13
 
 
@@ -54,7 +55,7 @@ class Bytes:
         self.offset = 0
         self._compression = COMPRESSIONS.get(path.suffix)
         try:
-            self._raw = pa.OSFile(str(path))
+            self._raw = pa.OSFile(os.fsencode(path))
             self._size = int(self._raw.size())
             self._file = self._raw
             if self._compression is not None:
@@ -73,6 +74,11 @@ class Bytes:
             ) from error
         self.offset += len(block)
         return block
+
+    @property
+    def compressed(self) -> bool:
+        """Whether its size is unknown before its end."""
+        return self._compression is not None
 
     @property
     def total(self) -> int:
