@@ -45,6 +45,7 @@ from engine.deadline import Deadline
 from engine.decoder import Decoder
 from engine.metrics import Metrics
 from engine.sizes import ends_of
+from engine.times import Times
 from engine.tuning import Depth, Threads
 from engine.types import (
     Batch,
@@ -103,12 +104,12 @@ class SourceNode(BaseNode[Records | None]):
         budget: bytes of the loader; one read takes at most an eighth of it.
     """
 
-    def __init__(self, source: Source, settings: LoaderSettings, metrics: Metrics) -> None:
+    def __init__(self, source: Source, settings: LoaderSettings, times: Times) -> None:
         super().__init__()
         self._source = source
         self._settings = settings
         self._max_bytes = max(1 << 16, int(settings.memory_budget) // 8)
-        self._seconds = metrics.stage_seconds.labels(stage="fetch")
+        self._times = times
         self._positions: dict[str, int] = {}
 
     def reset(self, initial_state: dict[str, Any] | None = None) -> None:
@@ -118,15 +119,16 @@ class SourceNode(BaseNode[Records | None]):
         self._source.seek(mark)
 
     def next(self) -> Records | None:
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.thread_time()
         settings = self._settings
         try:
             records = self._source.read(settings.read_rows, self._max_bytes, settings.poll)
         except EndOfStream:
             raise StopIteration from None
-        if records is not None:
-            # Waiting for data is not work, so a read that gave nothing is not timed.
-            self._seconds.observe(time.perf_counter() - start)
+        if records is None:
+            self._times.idle(time.perf_counter() - start)
+        else:
+            self._times.add("fetch", start, cpu, len(records))
             self._positions = {**self._positions, records.partition: records.next}
         return records
 
@@ -233,6 +235,7 @@ def _produce(node: Any, state: dict[str, Any] | None, channel: Channel[Any]) -> 
         node.reset(state)
         beat = getattr(node, "beat", None)
         while True:
+            channel.await_room(beat)
             item = next(node)
             # "Nothing came" is news only to a consumer that has nothing else to do.
             if item is not None or not len(channel):
@@ -276,7 +279,7 @@ class RebatchNode(BaseNode[Raw]):
         self._delay = settings.max_delay
         self._deadline = deadline
         self._budget = budget
-        self._account = budget.open("rebatch")
+        self._account = budget.open("rebatch", flows=False)
         self._pieces: list[Records] = []
         self._rest: Records | None = None
         self._left = self._room = 0
@@ -393,6 +396,7 @@ class ScrubNode(BaseNode[Batch]):
         stages: Sequence[Stage],
         collate: Callable[[Batch], Batch] | None,
         metrics: Metrics,
+        times: Times,
         keep_raw_from: int | None = None,
         keep_records: bool = False,
     ) -> None:
@@ -406,8 +410,7 @@ class ScrubNode(BaseNode[Batch]):
         self._keep_raw_from = keep_raw_from
         self._mark = Mark()
         self._releases = metrics.batch_release
-        names = ["decode", *(stage.name for stage in stages), "collate"]
-        self._seconds = {name: metrics.stage_seconds.labels(stage=name) for name in names}
+        self._times = times
 
     def reset(self, initial_state: dict[str, Any] | None = None) -> None:
         super().reset(initial_state)
@@ -422,7 +425,8 @@ class ScrubNode(BaseNode[Batch]):
     def next(self) -> Batch:
         raw = next(self._node)
         self._releases.labels(reason=raw.reason).inc()
-        batch = self._timed("decode", self._batch, raw)
+        with self._times.timed("decode", raw.rows):
+            batch = self._batch(raw)
         for index, stage in enumerate(self._stages):
             if index == self._keep_raw_from:
                 batch = replace(batch, raw=batch.frame)
@@ -452,10 +456,8 @@ class ScrubNode(BaseNode[Batch]):
         self._node.close()
 
     def _timed(self, name: str, work: Callable[[Any], Batch], value: Any) -> Batch:
-        start = time.perf_counter()
-        batch = work(value)
-        self._seconds[name].observe(time.perf_counter() - start)
-        return batch
+        with self._times.timed(name):
+            return work(value)
 
     def _batch(self, raw: Raw) -> Batch:
         frame, rejects = self._decoder.decode(raw.pieces)
@@ -510,6 +512,11 @@ class Loader(NodeLoader[Batch]):
     (before the loop).
     Each ``for`` starts anew, from the start or the loaded state.
 
+    Attributes:
+        budget: who holds how many bytes.
+        times: where the time goes.
+        threads: how many decode together.
+
     Args:
         source: rows; closed with the loader.
         schema: columns to decode, as `source.schema` gave them.
@@ -540,17 +547,17 @@ class Loader(NodeLoader[Batch]):
         settings = settings or LoaderSettings()
         metrics = metrics or Metrics()
         self.budget = Budget(int(settings.memory_budget))
-        channel = partial(_channel, self.budget, metrics, settings.prefetch_bytes)
+        self.times = times = Times(metrics)
+        channel = partial(_channel, self.budget, metrics, times, settings.prefetch_bytes)
         objective = settings.latency_objective
         deadline = None if objective is None else Deadline(objective)
         fetch: PrefetchNode[Records | None] = PrefetchNode(
-            SourceNode(source, settings, metrics),
+            SourceNode(source, settings, times),
             # Half the budget, so that the raw queue cannot starve the prepared one.
-            partial(channel, "raw", _raw_bytes, share=0.5),
+            partial(channel, "raw", _raw_bytes, share=0.5, entry=True),
             "fetch",
         )
-        waits = Waits()
-        threads = Threads(
+        self.threads = threads = Threads(
             len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1,
             fixed=settings.decode_threads,
             on_change=metrics.decode_threads.set,
@@ -563,11 +570,12 @@ class Loader(NodeLoader[Batch]):
                 schema,
                 threads=threads,
                 largest=self.budget.total,
-                waited=waits.total,
+                waited=partial(times.waits, "prepared", "get"),
             ),
             stages,
             collate,
             metrics,
+            times,
             keep_raw_from,
             keep_records,
         )
@@ -575,7 +583,6 @@ class Loader(NodeLoader[Batch]):
             channel,
             "prepared",
             _batch_bytes,
-            waits=waits,
             # With an objective, what arrives meanwhile is to join the next batch, not to wait
             # behind batches that are closed already.
             max_items=None if deadline is None else 1,
@@ -620,42 +627,20 @@ class Loader(NodeLoader[Batch]):
         self.close()
 
 
-class Waits:
-    """Seconds that a consumer has waited, all in all."""
-
-    def __init__(self) -> None:
-        self._seconds = 0.0
-
-    def add(self, seconds: float) -> None:
-        """So many more."""
-        self._seconds += seconds
-
-    def total(self) -> float:
-        """All."""
-        return self._seconds
-
-
 def _channel(
     budget: Budget,
     metrics: Metrics,
+    times: Times,
     fixed: int | None,
     name: str,
     size_of: Callable[[Any], int],
     share: float = 1.0,
     max_items: int | None = None,
-    waits: Waits | None = None,
+    entry: bool = False,
 ) -> Channel[Any]:
     """A queue under the budget, seen by the metrics. No method: what a thread reaches must not
     reach the loader, or a forgotten one would never be collected."""
-    told = metrics.queue_wait_seconds
-    got = told.labels(queue=name, side="get").observe
     resizes = metrics.queue_resizes
-
-    def waited(seconds: float) -> None:
-        got(seconds)
-        if waits is not None:
-            waits.add(seconds)
-
     depth = Depth(
         max(1, int(budget.total * share)),
         fixed=fixed,
@@ -668,8 +653,9 @@ def _channel(
         size_of,
         max_items,
         depth=depth,
-        on_put_wait=told.labels(queue=name, side="put").observe,
-        on_get_wait=waited,
+        entry=entry,
+        on_put_wait=times.waiter(name, "put"),
+        on_get_wait=times.waiter(name, "get"),
     )
     metrics.watch(metrics.queue_bytes, lambda: channel.nbytes, queue=name)
     metrics.watch(metrics.queue_items, lambda: len(channel), queue=name)

@@ -8,6 +8,7 @@ import functools
 import hashlib
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from engine.metrics import Metrics
 from engine.scrub import STAGES
 from engine.scrub.columns import spread
 from engine.service import Health, Heartbeat, Service
+from engine.times import Account
 from engine.types import (
     Batch,
     Buffered,
@@ -45,6 +47,7 @@ from engine.types import (
     parse_schema,
     require,
 )
+from engine.verdict import Verdict, judge
 from engine.work import Cleaning, Holdout, Serving, Training, tell_quality
 
 log = logging.getLogger("headrace.run")
@@ -62,6 +65,7 @@ class Summary:
         resumed, stopped: whether it began at a checkpoint; whether a signal ended it.
         report: the evaluation's numbers, or {} without a model in training.
         verdict: the compression gate's, or None.
+        bottleneck: what has held the run, or None where nothing was done.
         files: what it left: checkpoint, model, predictions, dead letters, picture, metrics.
     """
 
@@ -71,6 +75,7 @@ class Summary:
     stopped: bool
     report: Mapping[str, Any] = field(default_factory=dict)
     verdict: Any = None
+    bottleneck: Verdict | None = None
     files: Mapping[str, Path] = field(default_factory=dict)
 
 
@@ -390,7 +395,20 @@ class Run:
             watch=self._watch,
             keeps_state=self.keeps_state,
             transaction=self.transaction,
+            judge=functools.partial(self._judge, loader),
         )
+
+    def _judge(self, loader: Loader, spent: Account) -> Verdict | None:
+        settings = {
+            **self.pipeline.loader.model_dump(include={"batch_rows", "read_rows"}),
+            "decode_threads": loader.threads.count,
+            "every_seconds": self.checkpoints.settings.every_seconds,
+        }
+        device = (self.pipeline.train or {}).get("device", "cpu") if self.trains else "cpu"
+        if self._predictor is not None and "CUDA" in self._predictor.info()["provider"].upper():
+            device = "cuda"
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        return judge(spent, settings=settings, device=device, cores=cores)
 
     @cached_property
     def heartbeat(self) -> Heartbeat:
@@ -426,6 +444,9 @@ class Run:
         with self._serving():
             resumed = loop.resume()
             totals = loop.run()
+            bottleneck = loop.verdict()
+            if bottleneck is not None:
+                log.info("%s", bottleneck, extra={"part": bottleneck.part})
             files, verdict = self._leave(stopped=loop.stopped)
         return Summary(
             totals=totals,
@@ -434,6 +455,7 @@ class Run:
             stopped=loop.stopped,
             report=self.evaluation.report() if self.trains else {},
             verdict=verdict,
+            bottleneck=bottleneck,
             files=files,
         )
 
