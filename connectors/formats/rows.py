@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import dataclasses
 
 import numpy as np
 import polars as pl
@@ -17,6 +18,7 @@ BROKEN = "broken"
 BAD_UTF8 = "bad_utf8"
 WRONG_TYPE = "wrong_type"
 OUT_OF_RANGE = "out_of_range"
+TOO_LARGE = "too_large"
 SHOWN = 2_000
 """Bytes of a rejected value that its dead letter shows; the position leads to the rest."""
 NOT_UTF8 = "Expected UTF-8, got bytes that are none."
@@ -115,7 +117,19 @@ def take(values: Values, at: NDArray[np.int64]) -> Values:
     return Values(data=np.frombuffer(b"".join(chosen.to_list()), np.uint8), bounds=bounds)
 
 
+def some(records: Records, at: NDArray[np.int64]) -> Records:
+    """Some of the records, copied together, without headers."""
+    assert isinstance(records.values, Values)
+    return dataclasses.replace(
+        records,
+        positions=records.positions[at],
+        values=take(records.values, at),
+        keys=None if records.keys is None else take(records.keys, at),
+        headers=None,
+    )
+
+
 __all__ = [
-    "BAD_UTF8", "BROKEN", "NOT_UTF8", "OUT_OF_RANGE", "WRONG_TYPE", "binary", "is_utf8", "placed",
-    "rejected", "shown", "take", "texts",
+    "BAD_UTF8", "BROKEN", "NOT_UTF8", "OUT_OF_RANGE", "TOO_LARGE", "WRONG_TYPE", "binary",
+    "is_utf8", "placed", "rejected", "shown", "some", "take", "texts",
 ]  # fmt: skip
