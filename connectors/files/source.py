@@ -21,6 +21,7 @@ from connectors.files.tar import TarShard
 from connectors.files.text import TextFile
 from connectors.files.whole import WholeFiles
 from connectors.files.xml import XmlRows
+from connectors.formats.bounded import Bounded
 from connectors.formats.columns import Columns
 from connectors.formats.csv import Csv
 from connectors.formats.ndjson import Ndjson
@@ -90,7 +91,8 @@ class FilesSource:
                 partition whose positions are row numbers in that order. CSV columns are text here:
                 CAST them.
             max_record_bytes: the longest row of text, or largest file that is a row, that is
-                accepted; a larger file is a dead letter.
+                accepted; what is larger is a dead letter (of CSV and formats of your own: ends the
+                run).
         """
 
         path: str | tuple[str, ...]
@@ -234,7 +236,7 @@ class FilesSource:
         if is_own(self._kind):
             return own(self._kind)
         if self._kind == "text":
-            return Text(lines=True)
+            return Bounded(Text(lines=True), self.settings.max_record_bytes)
         if self._kind == "webdataset":
             return Samples(self.settings.paths)
         if self._kind == "xml":
@@ -244,7 +246,7 @@ class FilesSource:
             return Whole(self._kind, Ndjson(self.settings.paths) if self._kind == "json" else None)
         if self._kind == "csv":
             return Csv(self._headers, self._delimiter)
-        return Ndjson(self.settings.paths)
+        return Bounded(Ndjson(self.settings.paths), self.settings.max_record_bytes)
 
     @property
     def has_lines(self) -> bool:
@@ -302,6 +304,8 @@ class FilesSource:
     def _text(self, path: Path, name: str) -> TextFile:
         delimiter = self._delimiter if self._kind == "csv" else None
         limit = self.settings.max_record_bytes
+        if self._kind in ("ndjson", "text") and not self.settings.order_by:
+            return TextFile(path, name, delimiter=None, max_record=limit, shorten=True)
         file = TextFile(path, name, delimiter=delimiter, max_record=limit)
         if delimiter is None:
             return file

@@ -265,6 +265,9 @@ class TarShard:
         return None
 
     def _parsed(self, header: bytes, at: int) -> tarfile.TarInfo:
+        info = _plain(header)
+        if info is not None:
+            return info
         try:
             info = tarfile.TarInfo.frombuf(header, "utf-8", "backslashreplace")
         except tarfile.HeaderError as error:
@@ -293,6 +296,26 @@ class TarShard:
             f"{self._bytes.offset if at is None else at}: {what}; the file is cut short, damaged "
             "or of another format: replace it, or set [source] format."
         )
+
+
+def _plain(header: bytes) -> tarfile.TarInfo | None:
+    """Name, size and type of a usual header, in a third of the time that tarfile takes for all that
+    is in it; None leaves it to tarfile."""
+    size, kind = header[124:135], header[156:157]
+    check = header[148:154]
+    usual = (
+        header[257:262] == b"ustar"
+        and kind in (b"0", tarfile.XHDTYPE)
+        and not (size + check).strip(b"01234567")
+        and header[345] == 0  # no prefix
+        and int(check, 8) == 256 + sum(header) - sum(header[148:156])
+    )
+    if not usual:
+        return None
+    name = header[:100].partition(b"\0")[0]
+    info = tarfile.TarInfo(name.decode("utf-8", "backslashreplace"))
+    info.size, info.type = int(size, 8), kind
+    return info
 
 
 def _member(

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from connectors.files.text import BLOCK, COMPRESSIONS, Bytes
+from connectors.formats.rows import TOO_LARGE
 from engine.types import HeadraceError, Records, Values
 
-TOO_LARGE = "too_large"
 UNREADABLE = "unreadable"
 Content = tuple[NDArray[np.uint8], str]
 """A file's bytes, and why there are none, or nothing."""
@@ -148,4 +148,4 @@ def _values(parts: list[NDArray[np.uint8]], null: NDArray[np.bool_] | None = Non
     return Values(data=_joined(parts), bounds=bounds, null=null)
 
 
-__all__ = ["TOO_LARGE", "UNREADABLE", "WholeFiles"]
+__all__ = ["UNREADABLE", "WholeFiles"]

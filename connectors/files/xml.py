@@ -27,6 +27,8 @@ from engine.types import HeadraceError, Records, UserError
 
 BLOCK = 1 << 20
 """Bytes parsed at a time."""
+HEAD = 1 << 12
+"""Bytes in which the root element mostly begins."""
 
 
 class XmlRows:
@@ -198,14 +200,17 @@ class XmlRows:
 
     def _first(self, block: bytes) -> etree.XMLPullParser:
         """A parser that tells of rows and of the root, by a look at the root."""
-        probe = etree.XMLPullParser(events=("start",), **SAFE)
-        broken = None
-        try:
-            probe.feed(block)
-            probe.close()  # or what is short is not looked at; most documents end too early here
-        except etree.XMLSyntaxError as error:
-            broken = error
-        root = next((element for _, element in probe.read_events()), None)
+        root = broken = None
+        for size in (HEAD, BLOCK):
+            probe = etree.XMLPullParser(events=("start",), **SAFE)
+            try:
+                probe.feed(block[:size])
+                probe.close()  # or what is short is not looked at; most documents go on here
+            except etree.XMLSyntaxError as error:
+                broken = error
+            root = next((element for _, element in probe.read_events()), None)
+            if root is not None:
+                break
         if root is None:
             raise broken or HeadraceError(f"{self.name} has no root element: expected XML.")
         self._doctype = root.getroottree().docinfo.internalDTD is not None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
@@ -17,7 +15,7 @@ from connectors.formats.rows import (
     is_utf8,
     rejected,
     shown,
-    take,
+    some,
     texts,
 )
 from engine.types import Format, Records, Rejects, Schema, UserError, Values, nearest
@@ -81,7 +79,7 @@ class Whole:
         rejects: list[Rejects] = []
         if values.null is not None and values.null.any():
             rejects += _unread(records, np.flatnonzero(values.null))
-            records = _some(records, np.flatnonzero(~values.null))
+            records = some(records, np.flatnonzero(~values.null))
         if self._inner is not None:
             frame, more = self._inner.decode(records, schema)
             return frame, [*rejects, *more]
@@ -137,19 +135,7 @@ def _only_utf8(records: Records) -> tuple[Records, list[Rejects]]:
     other = [MARKS.get(head or b"") for head in raw.bin.slice(0, 2)]
     detail = [NOT_UTF8 if o is None else f"Expected UTF-8, got {o}: convert it." for o in other]
     reject = rejected(records, bad, BAD_UTF8, pl.Series(detail), shown(raw))
-    return _some(records, np.flatnonzero(good)), [reject]
-
-
-def _some(records: Records, at: NDArray[np.int64]) -> Records:
-    assert isinstance(records.values, Values)
-    keys = None if records.keys is None else take(records.keys, at)
-    return dataclasses.replace(
-        records,
-        positions=records.positions[at],
-        values=take(records.values, at),
-        keys=keys,
-        headers=None,
-    )
+    return some(records, np.flatnonzero(good)), [reject]
 
 
 def _paths(records: Records) -> pl.Series:

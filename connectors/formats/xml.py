@@ -59,14 +59,29 @@ def local(name: str) -> str:
 
 
 class _Node:
-    """What is asked for in an element: column numbers, and elements below it by name."""
+    """What is asked for in an element: column numbers, and elements below it by name.
 
-    __slots__ = ("attributes", "below", "text")
+    Attributes:
+        leaves: name -> column that is the text of the first element of that name, the usual case;
+            those are not in `below` any more when the tree is done.
+    """
+
+    __slots__ = ("attributes", "below", "leaves", "text")
 
     def __init__(self) -> None:
         self.text: list[int] = []
         self.attributes: list[tuple[str, int]] = []
         self.below: dict[str, dict[int, _Node]] = {}
+        self.leaves: dict[str, int] = {}
+
+    def done(self) -> None:
+        for name, nodes in list(self.below.items()):
+            for node in nodes.values():
+                node.done()
+            only = nodes.get(0) if len(nodes) == 1 else None
+            if only and len(only.text) == 1 and not (only.attributes or only.below or only.leaves):
+                self.leaves[name] = only.text[0]
+                del self.below[name]
 
 
 class Fields:
@@ -106,6 +121,7 @@ class Fields:
                 node.text.append(number)
             if column not in paths and attribute is None and len(steps) == 1:
                 self._either.append((steps[0][0], number))
+        self._root.done()
 
     def frame(self, elements: Sequence[etree._Element | None]) -> pl.DataFrame:
         """The columns as text, a row for each element; None is a row of nulls."""
@@ -115,37 +131,47 @@ class Fields:
                 _fill(self._root, element, row, out)
                 for name, number in self._either:
                     if out[number][row] is None:
-                        out[number][row] = _attribute(element, name) or None
-        return pl.DataFrame(
-            [pl.Series(c, v, pl.String) for c, v in zip(self.columns, out, strict=True)]
-        )
+                        out[number][row] = _attribute(element, name)
+        made = [pl.Series(c, v, pl.String) for c, v in zip(self.columns, out, strict=True)]
+        return pl.DataFrame([column.set(column == "", None) for column in made])
 
 
 def _fill(node: _Node, element: etree._Element, row: int, out: list[list[str | None]]) -> None:
-    """As deep as the paths are, not as the document is."""
+    """As deep as the paths are, not as the document is. What is empty is the empty text: it is
+    there, so that nothing else is taken for it."""
     if node.text:
-        text = ("".join(element.itertext()) if len(element) else element.text) or None
+        text = _text(element)
         for number in node.text:
             out[number][row] = text
     for name, number in node.attributes:
-        out[number][row] = _attribute(element, name) or None
-    if not node.below:
+        out[number][row] = _attribute(element, name)
+    leaves, below = node.leaves, node.below
+    if not leaves and not below:
         return
     seen: dict[str, int] = {}
     for child in element:
         tag = child.tag
         if not isinstance(tag, str):
             continue
-        wanted = node.below.get(tag)
-        if wanted is None and tag[0] == "{":
+        if tag[0] == "{":
             tag = tag.rpartition("}")[2]
-            wanted = node.below.get(tag)
+        leaf = leaves.get(tag)
+        if leaf is not None:
+            values = out[leaf]
+            if values[row] is None:
+                values[row] = _text(child)
+            continue
+        wanted = below.get(tag)
         if wanted is None:
             continue
         seen[tag] = index = seen.get(tag, -1) + 1
-        below = wanted.get(index)
-        if below is not None:
-            _fill(below, child, row, out)
+        inner = wanted.get(index)
+        if inner is not None:
+            _fill(inner, child, row, out)
+
+
+def _text(element: etree._Element) -> str:
+    return "".join(element.itertext()) if len(element) else element.text or ""
 
 
 def _attribute(element: etree._Element, name: str) -> str | None:
