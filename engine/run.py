@@ -31,6 +31,7 @@ from engine.scrub.columns import spread
 from engine.service import Health, Heartbeat, Service
 from engine.times import Account
 from engine.types import (
+    PART,
     Batch,
     Buffered,
     Features,
@@ -249,9 +250,11 @@ class Run:
     @cached_property
     def evaluation(self) -> Evaluation:
         """Raises: UserError for a column that is not there."""
-        settings = self.pipeline.settings(
-            Evaluation.Settings, self.pipeline.evaluation or {}, "evaluation"
-        )
+        table = dict(self.pipeline.evaluation or {})
+        if PART in self.schema:  # what a 'split' stage keeps apart is reported on apart
+            parts = {part: f"{PART} = '{part}'" for part in ("train", "validation", "test")}
+            table["slices"] = {**parts, **table.get("slices", {})}
+        settings = self.pipeline.settings(Evaluation.Settings, table, "evaluation")
         evaluation = Evaluation(settings, self.features)
         evaluation.bind(self.schema)
         return evaluation

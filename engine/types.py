@@ -33,6 +33,9 @@ POSITION = "_position"
 """Column that says where in its partition a row starts (int64; a byte offset, a row number, a Kafka
 offset)."""
 RESERVED = (PARTITION, POSITION)
+PART = "_part"
+"""Column that a 'split' stage adds: whether a row is of the ``train``, ``validation`` or ``test``
+part. Only training rows are learned from, by stages and by the model."""
 
 Schema = dict[str, pl.DataType]
 """Column name -> polars type, in column order. The reserved columns are never part of it."""
@@ -762,6 +765,12 @@ TYPES: Mapping[str, pl.DataType] = {
 """Type names of the pipeline file -> polars types."""
 
 
+def training(frame: pl.DataFrame) -> pl.DataFrame:
+    """The rows to learn from: all, or where a 'split' stage has dealt them out, those of
+    ``train``."""
+    return frame.filter(pl.col(PART) == "train") if PART in frame.columns else frame
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """`` Did you mean 'x'?`` for the known name nearest to `word`, or the known names, or nothing;
     to end a sentence."""
@@ -782,7 +791,7 @@ def parse_schema(columns: Mapping[str, Any], *, where: str = "[source.schema]") 
     """
     schema: Schema = {}
     for column, kind in columns.items():
-        if column in RESERVED:
+        if column in (*RESERVED, PART):
             raise UserError(
                 f"{where} names column '{column}', which headrace itself adds: rename yours."
             )
@@ -810,9 +819,9 @@ class Component(Protocol):
 
 
 __all__ = [
-    "PARTITION", "POSITION", "RESERVED", "TYPES", "Affine", "Batch", "Buffered", "Clip", "Codes",
-    "Component", "EndOfStream", "Features", "Fill", "Format", "HeadraceError", "Interruptible",
-    "Learner", "Mark", "Power", "Predictor", "Records", "Rejects", "Schema", "Settings",
-    "SharedSource", "Sink", "Snapshot", "Source", "Stage", "Step", "Tensors", "Transform",
-    "UserError", "Values", "nearest", "parse_schema", "require",
+    "PART", "PARTITION", "POSITION", "RESERVED", "TYPES", "Affine", "Batch", "Buffered", "Clip",
+    "Codes", "Component", "EndOfStream", "Features", "Fill", "Format", "HeadraceError",
+    "Interruptible", "Learner", "Mark", "Power", "Predictor", "Records", "Rejects", "Schema",
+    "Settings", "SharedSource", "Sink", "Snapshot", "Source", "Stage", "Step", "Tensors",
+    "Transform", "UserError", "Values", "nearest", "parse_schema", "require", "training",
 ]  # fmt: skip

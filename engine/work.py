@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from engine.evaluation import Evaluation
 from engine.loop import Done
 from engine.metrics import Metrics
 from engine.report import best_baseline
-from engine.types import Batch, Learner, Predictor, Snapshot
+from engine.types import PART, Batch, Learner, Predictor, Snapshot, Step, training
 
 QUALITY_SECONDS = 1.0
 """How often quality goes to the metrics: working it out costs more than a batch."""
@@ -104,7 +105,7 @@ class Training:
         self._batches += 1
         if self.holdout is not None and self.holdout.takes(self._batches):
             return self._hold(self.holdout, batch)
-        step = self.learner.learn(batch)
+        step = self._learn(batch)
         self._evaluate(batch, step.scores)
         self._metrics.steps.inc(step.steps)
         if step.skipped is not None:
@@ -135,6 +136,24 @@ class Training:
         if self.holdout is not None and state["holdout"] is not None:
             self.holdout.restore(state["holdout"])
         self._batches = state["batches"]
+
+    def _learn(self, batch: Batch) -> Step:
+        """Learn from the training rows; those of other parts are only scored."""
+        assert batch.tensors is not None
+        if PART not in batch.frame.columns:
+            return self.learner.learn(batch)
+        train = (batch.frame.get_column(PART) == "train").to_numpy()
+        if train.all():
+            return self.learner.learn(batch)
+        rest = np.flatnonzero(~train)
+        said = self.learner.predict(batch.tensors.take(rest))
+        own = batch.tensors.take(np.flatnonzero(train))
+        step = self.learner.learn(replace(batch, frame=training(batch.frame), tensors=own))
+        scores = np.empty((len(train), *said.shape[1:]))
+        scores[rest], scores[train] = said, step.scores
+        skipped = None if step.skipped == "empty" else step.skipped
+        unlearned = step.unlearned + len(rest)
+        return replace(step, scores=scores, skipped=skipped, unlearned=unlearned)
 
     def _hold(self, holdout: Holdout, batch: Batch) -> Done:
         assert batch.tensors is not None

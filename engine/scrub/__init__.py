@@ -1,6 +1,7 @@
 """Stages of scrubbing by the ``kind`` a pipeline file names."""
 
 STAGES = {
+    "split": "engine.scrub.split:Split",
     "missing": "engine.scrub.missing:Missing",
     "impute": "engine.scrub.impute:Impute",
     "duplicates": "engine.scrub.duplicates:Duplicates",

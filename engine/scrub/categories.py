@@ -12,7 +12,7 @@ from pydantic import Field
 from engine.scrub.columns import spread
 from engine.scrub.hashing import hashes
 from engine.scrub.stage import LearnSettings, Stateless
-from engine.types import Batch, Codes, Schema, Snapshot, Transform, UserError
+from engine.types import PART, Batch, Codes, Schema, Snapshot, Transform, UserError
 
 
 class Categories(Stateless):
@@ -67,7 +67,7 @@ class Categories(Stateless):
         code = self._coded if self.settings.method == "vocabulary" else self._hashed
         codes = [code(text) for text in texts]
         if self.settings.method == "vocabulary":
-            self._learn(texts, codes)
+            self._learn(*self._taught(batch.frame, texts, codes))
         unknown = sum(int((column == 0).sum()) for column in codes)
         frame = batch.frame.with_columns(codes)
         return batch.with_frame(frame).counted(self.name, unknown=unknown)
@@ -83,6 +83,15 @@ class Categories(Stateless):
         buckets = hashes(text.to_frame()) % np.uint64(self.settings.size)
         codes = np.where(text.is_null().to_numpy(), 0, buckets.astype(np.int64) + 1)
         return pl.Series(text.name, codes)
+
+    def _taught(
+        self, frame: pl.DataFrame, texts: list[pl.Series], codes: list[pl.Series]
+    ) -> tuple[list[pl.Series], list[pl.Series]]:
+        """The training rows of both."""
+        if PART not in frame.columns:
+            return texts, codes
+        keep = frame.get_column(PART) == "train"
+        return [text.filter(keep) for text in texts], [code.filter(keep) for code in codes]
 
     def _learn(self, texts: Sequence[pl.Series], codes: Sequence[pl.Series]) -> None:
         left = self.settings.open(self._rows)

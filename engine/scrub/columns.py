@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import polars as pl
 
-from engine.types import RESERVED, Schema, UserError, nearest, require
+from engine.types import PART, RESERVED, Schema, UserError, nearest, require
 
 
 def spread(patterns: Iterable[str], schema: Schema, *, where: str) -> tuple[str, ...]:
@@ -21,7 +21,7 @@ def spread(patterns: Iterable[str], schema: Schema, *, where: str) -> tuple[str,
             require(schema, [pattern], where=where)
             found[pattern] = None
             continue
-        matches = [column for column in schema if fnmatch.fnmatchcase(column, pattern)]
+        matches = [c for c in schema if c != PART and fnmatch.fnmatchcase(c, pattern)]
         if not matches:
             near = nearest(pattern, schema)
             raise UserError(f"{where} needs a column like '{pattern}', there is none.{near}")

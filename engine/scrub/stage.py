@@ -9,7 +9,7 @@ import polars as pl
 from pydantic import Field
 
 from engine.statistics import Statistic
-from engine.types import Batch, Settings, Snapshot, UserError
+from engine.types import Batch, Settings, Snapshot, UserError, training
 
 DETECTORS = ("adwin", "page_hinkley", "psi")
 """What a 'drift' stage counts under."""
@@ -83,12 +83,12 @@ class Learned(Stateless):
             self._statistic = statistic
 
     def _learn(self, batch: Batch) -> None:
-        """From the batch as it came, before this stage changed it."""
+        """From the training rows of the batch as it came, before this stage changed it."""
         if self._drifted(batch):
             self._statistic, self._rows = self._nothing, 0
         if self._statistic is None:
             return
-        frame = batch.frame
+        frame = training(batch.frame)
         left = self.settings.open(self._rows)
         rows = self._block(frame.head(frame.height if left is None else left))
         if rows.height:

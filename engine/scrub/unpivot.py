@@ -8,7 +8,7 @@ import polars as pl
 from engine import types
 from engine.scrub.columns import spread
 from engine.scrub.stage import Stateless
-from engine.types import RESERVED, Batch, Schema, Transform, UserError, require
+from engine.types import PART, RESERVED, Batch, Schema, Transform, UserError, require
 
 
 class Unpivot(Stateless):
@@ -43,7 +43,7 @@ class Unpivot(Stateless):
     def bind(self, schema: Schema) -> Schema:
         settings = self.settings
         self._keep = spread(settings.keep, schema, where=self.where) if settings.keep else ()
-        rest = {column: kind for column, kind in schema.items() if column not in self._keep}
+        rest = {c: kind for c, kind in schema.items() if c not in (*self._keep, PART)}
         if not rest:
             raise UserError(f"{self.where} keeps every column: there is none left for rows.")
         require(schema, [c for c in settings.columns if c in self._keep], where=self.where)
@@ -54,6 +54,8 @@ class Unpivot(Stateless):
                 raise UserError(
                     f"{self.where} names a new column '{new}', which is there already: rename it."
                 )
+        if PART in schema:
+            kept[PART] = schema[PART]
         return {**kept, settings.variable: pl.String(), settings.value: self._kind(rest)}
 
     def _kind(self, schema: Schema) -> pl.DataType:
@@ -74,7 +76,10 @@ class Unpivot(Stateless):
         rows = np.repeat(np.arange(n), m)
         names = pl.Series(settings.variable, self._columns, pl.String)
         values = batch.frame.select(pl.concat_list(self._columns).alias(settings.value))
-        frame = batch.frame.select(*RESERVED, *self._keep)[rows].with_columns(
+        kept = dict.fromkeys((*RESERVED, *self._keep))
+        if PART in batch.frame.columns:
+            kept[PART] = None
+        frame = batch.frame.select(*kept)[rows].with_columns(
             names.gather(np.tile(np.arange(m), n)), values.to_series().explode()
         )
         return batch.with_frame(frame, grown=n * m - n)

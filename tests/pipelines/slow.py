@@ -79,6 +79,7 @@ class Decode(Columns):
     """Columns, after a while."""
 
     def __init__(self, seconds: float) -> None:
+        super().__init__()
         self.seconds = seconds
 
     def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:

@@ -75,6 +75,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "log": ("power", {"columns": NUMBERS, "method": "log"}),
     "yeo_johnson": ("power", {"columns": NUMBERS, "min_rows": 20}),
     "yeo_johnson_given": ("power", {"columns": NUMBERS, "exponent": 0.3, "standardize": True}),
+    "split": ("split", {"test": 0.3, "stratify": "text"}),
     "vocabulary": ("categories", {"columns": ["text", "n", "flag"], "size": 4}),
     "hash": ("categories", {"columns": ["text", "key"], "method": "hash", "size": 5}),
     "adwin": ("drift", {"columns": NUMBERS, "warmup": 20}),
