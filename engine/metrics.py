@@ -136,7 +136,7 @@ NAMES: Mapping[str, Name] = {
     ),
     "headrace_bottleneck": Name(
         "gauge",
-        "1 for the part that holds the run, 0 for the others; idle where records come slowly.",
+        "Whether a part holds the run: 1, or 0; idle where records come slowly.",
         {"part": ("source", "decode", "scrub", "transfer", "model", "sink", "checkpoint", "idle")},
     ),
     "headrace_batch_rows": Name("histogram", "Rows of a batch.", buckets=ROWS),

@@ -150,6 +150,20 @@ class Run:
                 "partitions: give this engine a name in the group that stays, [source] member."
             )
 
+    def _may_shuffle(self) -> None:
+        if not self.pipeline.loader.shuffle_rows:
+            return
+        if not self.trains:
+            raise UserError(
+                f"[loader] shuffle_rows in {self.pipeline.file} is for training: expected a "
+                "[train] section, or take it out; results keep the order of their rows."
+            )
+        if isinstance(self.source, SharedSource) and self.source.shares:
+            raise UserError(
+                f"[loader] shuffle_rows in {self.pipeline.file} needs partitions that stay, and "
+                "[source] join shares them: take one of the two out."
+            )
+
     @cached_property
     def source_schema(self) -> Schema:
         """The columns that are decoded."""
@@ -220,10 +234,17 @@ class Run:
     def learner(self) -> Learner:
         """Raises: UserError for a setting that does not fit."""
         kind, own = self._learner_kind
-        train = validate(kind.Training, self.pipeline.train or {}, "train", self.pipeline.file)
+        table = dict(self.pipeline.train or {})
+        sampling = table.pop("sampling", None)
+        train = validate(kind.Training, table, "train", self.pipeline.file)
         settings = validate(kind.Settings, own, "model", self.pipeline.file)
         made: Learner = kind(settings, train, self.features)
-        return made
+        if sampling is None:
+            return made
+        from models.balance import Balanced, SamplingSettings
+
+        how = validate(SamplingSettings, sampling, "train.sampling", self.pipeline.file)
+        return Balanced(made, how)
 
     @cached_property
     def evaluation(self) -> Evaluation:
@@ -298,11 +319,13 @@ class Run:
         if not self.keeps_state:
             return {"pipeline": self.pipeline.name}
         schema = {name: str(kind) for name, kind in self.source_schema.items()}
+        loader = self.pipeline.loader
         identity = {
             "pipeline": self.pipeline.name,
             "schema": json.dumps(schema, sort_keys=True),
             "scrub": json.dumps(self.pipeline.scrub),
             "batch_rows": str(self.pipeline.loader.batch_rows),
+            "shuffle": f"{loader.shuffle_rows} {loader.shuffle_seed}",
         }
         if self.trains:
             identity["model"] = json.dumps(self.pipeline.model, sort_keys=True)
@@ -376,6 +399,7 @@ class Run:
     def loop(self) -> Loop:
         """The loop, ready to resume and run."""
         self._may_share()
+        self._may_shuffle()
         loader = self.loader()
         self._bound(loader, "sink", self.sink)
         self._bound(loader, "dead letters", self.dead_letters)
@@ -673,8 +697,9 @@ class Run:
             )
         if self.loop.totals.rejected and self.pipeline.dead_letters.kind == "files":
             files["dead letters"] = self.letters_path
-        for stage in self.stages if self.loop.totals.read else ():
-            for remark in getattr(stage, "remarks", list)():
+        remarking: list[object] = [*self.stages, *([self.learner] if self.trains else [])]
+        for part in remarking if self.loop.totals.read else ():
+            for remark in getattr(part, "remarks", list)():
                 log.warning("%s", remark)
         if self.trains:
             files |= self._report()

@@ -22,7 +22,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from connectors.formats.paths import Node
-from connectors.formats.rows import texts
+from connectors.formats.rows import pieces, texts
 
 Ints = NDArray[np.int64]
 END, NULL, BOOL, INT, LONG, FLOAT, DOUBLE, BYTES, FIXED, ENUM = range(10)
@@ -348,15 +348,12 @@ def _bytes(
     data: NDArray[np.uint8], starts: Ints, sizes: Ints, here: NDArray[np.bool_]
 ) -> tuple[pl.Series, Ints, NDArray[np.uint8]]:
     """Pieces of the data as a Binary series, their bounds, and the bytes."""
-    ends = np.zeros(len(starts) + 1, np.int64)
-    np.cumsum(sizes, out=ends[1:])
-    out = np.empty(int(ends[-1]), np.uint8)
-    _gather(data, starts, ends, out)
+    found = pieces(data, starts, sizes)
     valid = pa.py_buffer(np.packbits(here, bitorder="little"))
-    buffers = [valid, pa.py_buffer(ends), pa.py_buffer(out)]
+    buffers = [valid, pa.py_buffer(found.bounds), pa.py_buffer(found.data)]
     made = pl.from_arrow(pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(starts), buffers))
     assert isinstance(made, pl.Series)
-    return made, ends, out
+    return made, found.bounds, found.data
 
 
 def _text(raw: pl.Series) -> tuple[pl.Series, Ints]:
@@ -392,15 +389,6 @@ def _decimals(raw: pl.Series, out: NDArray[np.uint8], ends: Ints, scale: int) ->
 
 
 # --------------------------------------------------------------------------------------- compiled
-
-
-@numba.njit(nogil=True, cache=True)
-def _gather(data, starts, ends, out):  # type: ignore[no-untyped-def]
-    for i in range(len(starts)):
-        start = starts[i]
-        to = ends[i]
-        for j in range(ends[i + 1] - to):
-            out[to + j] = data[start + j]
 
 
 @numba.njit(nogil=True, cache=True)

@@ -23,6 +23,7 @@ from connectors.formats.rows import (
     NOT_UTF8,
     OUT_OF_RANGE,
     WRONG_TYPE,
+    pieces,
     placed,
     rejected,
     take,
@@ -54,16 +55,6 @@ def _join(data, bounds, out):  # type: ignore[no-untyped-def]
             to += 1
         out[to] = 10
         to += 1
-
-
-@numba.njit(nogil=True, cache=True)
-def _chosen(data, bounds, rows, out):  # type: ignore[no-untyped-def]
-    """Some of the lines, one behind the other."""
-    to = 0
-    for i in range(len(rows)):
-        for at in range(bounds[rows[i]], bounds[rows[i] + 1]):
-            out[to] = data[at]
-            to += 1
 
 
 @numba.njit(nogil=True, cache=True)
@@ -284,9 +275,7 @@ def _blanked(data: NDArray[np.uint8], bounds: Ints, keep: NDArray[np.bool_]) -> 
 
 def _taken(data: NDArray[np.uint8], bounds: Ints, rows: Ints) -> tuple[NDArray[np.uint8], int]:
     """Some of the lines, and how many they are."""
-    out = np.empty(int(np.diff(bounds)[rows].sum()), np.uint8)
-    _chosen(data, bounds, rows, out)
-    return out, len(rows)
+    return pieces(data, bounds[rows], np.diff(bounds)[rows]).data, len(rows)
 
 
 def _halved(

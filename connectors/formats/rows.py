@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import codecs
-import dataclasses
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -11,6 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from polars.exceptions import PolarsError
 
+from connectors.formats.words import compiled, copy
 from engine.types import PARTITION, POSITION, Records, Rejects, Values
 
 STAGE = "decode"
@@ -111,16 +113,54 @@ def is_utf8(values: Values) -> NDArray[np.bool_]:
 
 def take(values: Values, at: NDArray[np.int64]) -> Values:
     """Some of the values, copied together."""
-    chosen = binary(values).gather(at)
-    bounds = np.zeros(len(chosen) + 1, np.int64)
-    np.cumsum(chosen.bin.size().to_numpy(), out=bounds[1:])
-    return Values(data=np.frombuffer(b"".join(chosen.to_list()), np.uint8), bounds=bounds)
+    starts = values.bounds[at]
+    null = None if values.null is None else values.null[at]
+    made = pieces(values.data, starts, values.bounds[at + 1] - starts)
+    return replace(made, null=null, tail=values.tail)
+
+
+def pieces(data: NDArray[np.uint8], starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> Values:
+    """Pieces of a buffer side by side, as many bytes as `sizes` says from each of `starts`, shape
+    (n,); one of less than none is null."""
+    return together([(data, starts, sizes)])
+
+
+def together(
+    parts: Sequence[tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]],
+    *,
+    newline: bool = False,
+) -> Values:
+    """Pieces of several buffers side by side, see `pieces`.
+
+    Args:
+        parts: buffer, starts, sizes of each.
+        newline: put one behind each piece.
+    """
+    sizes = np.concatenate([part[2] for part in parts])
+    bounds = np.zeros(len(sizes) + 1, np.int64)
+    np.cumsum(np.maximum(sizes, 0) + int(newline), out=bounds[1:])
+    out = np.empty(int(bounds[-1]), np.uint8)
+    done = 0
+    for data, starts, _ in parts:
+        n = len(starts)
+        _copy(data, starts, bounds[done : done + n + 1], int(newline), out)
+        done += n
+    return Values(data=out, bounds=bounds, null=sizes < 0, tail=int(newline))
+
+
+@compiled
+def _copy(data, starts, bounds, newline, out):  # type: ignore[no-untyped-def]
+    for i in range(len(starts)):
+        size = bounds[i + 1] - bounds[i] - newline
+        copy(data, starts[i], size, out, bounds[i])
+        if newline:
+            out[bounds[i] + size] = 10
 
 
 def some(records: Records, at: NDArray[np.int64]) -> Records:
     """Some of the records, copied together, without headers."""
     assert isinstance(records.values, Values)
-    return dataclasses.replace(
+    return replace(
         records,
         positions=records.positions[at],
         values=take(records.values, at),
@@ -131,5 +171,5 @@ def some(records: Records, at: NDArray[np.int64]) -> Records:
 
 __all__ = [
     "BAD_UTF8", "BROKEN", "NOT_UTF8", "OUT_OF_RANGE", "TOO_LARGE", "WRONG_TYPE", "binary",
-    "is_utf8", "placed", "rejected", "shown", "some", "take", "texts",
+    "is_utf8", "pieces", "placed", "rejected", "shown", "some", "take", "texts", "together",
 ]  # fmt: skip

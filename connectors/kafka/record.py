@@ -10,7 +10,7 @@ import polars as pl
 from numpy.typing import NDArray
 from polars.exceptions import PolarsError
 
-from connectors.formats.rows import binary
+from connectors.formats.rows import binary, pieces
 from engine.types import (
     POSITION,
     RESERVED,
@@ -128,11 +128,7 @@ def _header(values: Values | None, name: bytes) -> Values:
     n = len(values)
     starts, sizes = np.zeros(n, np.int64), np.full(n, -1, np.int64)
     _find(values.data, values.bounds, np.frombuffer(name, np.uint8), starts, sizes)
-    bounds = np.zeros(n + 1, np.int64)
-    np.cumsum(np.maximum(sizes, 0), out=bounds[1:])
-    data = np.empty(int(bounds[-1]), np.uint8)
-    _copy(values.data, starts, bounds, data)
-    return Values(data=data, bounds=bounds, null=sizes < 0)
+    return pieces(values.data, starts, sizes)
 
 
 @numba.njit(nogil=True, cache=True)
@@ -168,14 +164,6 @@ def _find(data, bounds, name, starts, sizes):  # type: ignore[no-untyped-def]
             at += max(size, 0)
             is_name = not is_name
             left -= 1
-
-
-@numba.njit(nogil=True, cache=True)
-def _copy(data, starts, bounds, out):  # type: ignore[no-untyped-def]
-    """Pieces side by side."""
-    for i in range(len(starts)):
-        for j in range(bounds[i + 1] - bounds[i]):
-            out[bounds[i] + j] = data[starts[i] + j]
 
 
 __all__ = ["KINDS", "WithRecord", "record_schema"]

@@ -8,7 +8,7 @@ import re
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -41,8 +41,8 @@ from engine.types import (
 
 log = logging.getLogger("headrace.kafka")
 FORMATS = ("ndjson", "csv", "avro", "xml", "text")
-CHUNKS = 256
-"""Record batches asked of the client at a time."""
+CHUNKS = 8
+"""Asked of the client at a time: about as many MiB."""
 CLOSE_SECONDS = 1.5
 """How long the last commit, and then the goodbye, may take: a stop is to be done within 5 s."""
 COMMIT_SECONDS = 2.0
@@ -641,7 +641,8 @@ class KafkaSource:
         for tp, chunks in found.items():
             if name(tp) not in self._nexts:
                 continue  # it came, and nobody has said yet where it starts
-            self._waiting += joined(name(tp), chunks, arrived, self._stop(tp), self._tail)
+            for chunk in chunks:
+                self._waiting += _records(name(tp), chunk, arrived, self._stop(tp), self._tail)
             with contextlib.suppress(IllegalStateError):  # it may have gone since
                 if (high := self._connected().highwater(tp)) is not None:
                     self._ends[name(tp)] = high
@@ -710,49 +711,29 @@ class KafkaSource:
         return True
 
 
-def joined(
-    partition: str, chunks: Sequence[Chunk], arrived: float, stop: int | None, tail: int = 1
-) -> Iterable[Records]:
-    """Neighbouring chunks as one `Records`, up to the offset `stop`; nothing where all lies
-    beyond."""
-    offsets = np.concatenate([chunk.offsets for chunk in chunks])
-    null = np.concatenate([chunk.null for chunk in chunks])
+def _records(
+    partition: str, chunk: Chunk, arrived: float, stop: int | None, tail: int
+) -> Iterator[Records]:
+    """A chunk up to the offset `stop`; nothing where all lies beyond."""
     records = Records(
         partition=partition,
-        positions=offsets,
-        next=chunks[-1].next,
-        values=_together(
-            [Values(data=chunk.data, bounds=chunk.bounds) for chunk in chunks], null, tail
+        positions=chunk.offsets,
+        next=chunk.next,
+        values=Values(
+            data=chunk.data,
+            bounds=chunk.bounds,
+            null=chunk.null if chunk.null.any() else None,
+            tail=tail,
         ),
         arrived=arrived,
-        timestamps=np.concatenate([chunk.timestamps for chunk in chunks]),
-        keys=_all([chunk.keys for chunk in chunks]),
-        headers=_all([chunk.headers for chunk in chunks]),
+        timestamps=chunk.timestamps,
+        keys=chunk.keys,
+        headers=chunk.headers,
     )
-    if stop is not None and records.next > stop:
-        kept = int(np.searchsorted(offsets, stop))
-        if not kept:
-            return []
-        records = records.slice(0, kept)
-    return [records]
-
-
-def _all(parts: Sequence[Values | None]) -> Values | None:
-    there = [part for part in parts if part is not None]
-    if len(there) < len(parts):
-        return None
-    return _together(there, np.concatenate([part.null for part in there if part.null is not None]))
-
-
-def _together(parts: Sequence[Values], null: Any, tail: int = 0) -> Values:
-    ends = np.cumsum([0, *(len(part.data) for part in parts)])
-    bounds = [part.bounds[:-1] + end for part, end in zip(parts, ends[:-1], strict=True)]
-    return Values(
-        data=np.concatenate([part.data for part in parts]),
-        bounds=np.concatenate([*bounds, ends[-1:]]),
-        null=null if null.any() else None,
-        tail=tail,
-    )
+    if stop is None or records.next <= stop:
+        yield records
+    elif kept := int(np.searchsorted(chunk.offsets, stop)):
+        yield records.slice(0, kept)
 
 
 def _bounds(records: Records) -> Any:
@@ -827,4 +808,4 @@ def _pattern(settings: KafkaSource.Settings) -> str | None:
     return pattern
 
 
-__all__ = ["KafkaSource", "joined"]
+__all__ = ["KafkaSource"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -13,6 +15,7 @@ from polars.testing import assert_frame_equal
 
 from connectors.formats.flat import Flat
 from connectors.formats.ndjson import Ndjson
+from engine.types import Values
 from tests.connectors.conftest import records, told
 
 SCHEMA = {
@@ -47,6 +50,8 @@ ANY = st.dictionaries(st.sampled_from([*SCHEMA, "other", "no"]), VALUES, max_siz
 def lines(draw: st.DrawFn) -> bytes:
     """An object as somebody may write it, or something that is none."""
     made = draw(st.one_of(FITTING, FITTING, FITTING, ANY))
+    if draw(st.integers(0, 4)) == 0:
+        made = dict(draw(st.permutations(list(made.items()))))
     text = json.dumps(
         made,
         ensure_ascii=draw(st.booleans()),
@@ -82,6 +87,47 @@ def test_numbers_are_the_parsers_to_the_bit(x: list[float], form: str) -> None:
     texts = [form.format(float(v) if form != "{}e-7" else int(v)) for v in x]
     rows = [b'{"x":%s}' % text.encode() for text in texts]
     check(rows, {"x": pl.Float64()})
+
+
+WRITTEN = st.from_regex(
+    r"-?(0|[1-9][0-9]{0,20})(\.[0-9]{1,25})?([eE][+-]?[0-9]{1,3})?", fullmatch=True
+)
+DOUBLES = st.floats(allow_nan=False, allow_infinity=False)
+
+
+@settings(max_examples=300, deadline=None)
+@given(texts=st.lists(WRITTEN | DOUBLES.map(repr) | DOUBLES.map("{:.6g}".format), min_size=1))
+def test_what_the_walk_takes_is_pythons_number_to_the_bit(texts: list[str]) -> None:
+    flat = Flat.of({"x": pl.Float64(), "n": pl.Int64()})
+    assert flat is not None
+    rows = [b'{"x": %s, "n": %d}' % (t.encode(), len(t)) for t in texts]
+    values = records(*rows).values
+    assert isinstance(values, Values)
+    frame, taken = flat.decode(values)
+    got = frame.filter(pl.Series(taken))
+    texts = [text for text, there in zip(texts, taken, strict=True) if there]
+    assert np.array_equal(got["x"].to_numpy().view(np.int64), np.array(texts, float).view(np.int64))
+    assert got["n"].to_list() == [len(text) for text in texts]
+
+
+@settings(max_examples=100, deadline=None)
+@given(rows=st.lists(lines(), min_size=1, max_size=8), data=st.data())
+def test_a_line_is_the_same_wherever_it_lies(rows: list[bytes], data: st.DataObject) -> None:
+    """Whatever stands before it, and behind: lines are read by words, and compared with others."""
+    raw = b"".join(rows)
+    cuts = data.draw(st.lists(st.integers(0, len(raw)), max_size=8))
+    ends = sorted({*np.cumsum([len(row) for row in rows]).tolist(), *cuts, len(raw)} - {0})
+    pieces = [raw[a:b] for a, b in itertools.pairwise([0, *ends])]
+    flat = Flat.of(SCHEMA)
+    assert flat is not None
+
+    def taken(*pieces: bytes) -> list[Any]:
+        values = records(*pieces).values
+        assert isinstance(values, Values)
+        frame, good = flat.decode(values)
+        return [row if there else None for row, there in zip(frame.rows(), good, strict=True)]
+
+    assert taken(*pieces) == [taken(piece)[0] for piece in pieces]
 
 
 @pytest.mark.parametrize(

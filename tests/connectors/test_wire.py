@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,8 @@ from kafka.consumer.fetcher import Fetcher
 from kafka.errors import CorruptRecordError, UnsupportedCodecError
 from kafka.record.memory_records import MemoryRecords, MemoryRecordsBuilder
 
-from connectors.kafka.wire import Chunk, Columnar, decode
+from connectors.kafka import wire
+from connectors.kafka.wire import Chunk, Columnar, columnar, decode
 from engine.types import EndOfStream, Mark, Values
 from tests.broker import shared_broker
 from tests.connectors.conftest import drain, kafka_source, take
@@ -25,9 +28,11 @@ RECORD = st.tuples(BYTES, BYTES, st.lists(HEADER, max_size=3), st.integers(0, 2*
 CODECS = {"none": 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
 
 
-def batch(records: list[Any], codec: int = 0) -> bytes:
+def batch(records: list[Any], codec: int = 0, offset: int = 100) -> bytes:
     """A record batch as a producer writes it."""
-    builder = MemoryRecordsBuilder(magic=2, compression_type=codec, batch_size=1 << 24, offset=100)
+    builder = MemoryRecordsBuilder(
+        magic=2, compression_type=codec, batch_size=1 << 24, offset=offset
+    )
     for key, value, headers, timestamp in records:
         builder.append(timestamp=timestamp, key=key, value=value, headers=headers)
     builder.close()
@@ -94,6 +99,45 @@ def test_a_codec_that_is_unknown_or_not_what_it_says(
         decode(MemoryRecords(bytes(raw)).next_batch(), 0, newline=True)
 
 
+def answer(*batches: bytes) -> Columnar:
+    """An answer of a broker that holds these record batches."""
+    return Columnar(0, TopicPartition("t", 0), MemoryRecords(b"".join(batches)))
+
+
+def three(offset: int) -> bytes:
+    """A batch of three records from this offset on, which a broker writes in front."""
+    made = batch([(b"k", b"v%d" % i, [], i) for i in range(3)], offset=0)
+    return offset.to_bytes(8, "big") + made[8:]
+
+
+@pytest.mark.parametrize(("together", "sizes"), [(1 << 20, [9]), (1, [3, 3, 3])])
+def test_neighbouring_batches_are_one_chunk_up_to_a_size(
+    together: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "TOGETHER", together)
+    chunks = answer(three(0), three(10), three(20)).take(100)
+    assert [len(chunk) for chunk in chunks] == sizes
+    offsets = [offset for chunk in chunks for offset in chunk.offsets.tolist()]
+    assert offsets == [0, 1, 2, 10, 11, 12, 20, 21, 22]
+    assert [v for chunk in chunks for v in values(chunk, newline=False)] == [
+        b"v0",
+        b"v1",
+        b"v2",
+    ] * 3
+    assert chunks[-1].next == 23
+
+
+def test_what_comes_before_a_damaged_batch_is_whole() -> None:
+    damaged = bytearray(three(20))
+    damaged[-1] ^= 1
+    part = answer(three(0), three(10), bytes(damaged), three(30))
+    (chunk,) = part.take(100)
+    assert chunk.offsets.tolist() == [0, 1, 2, 10, 11, 12]
+    assert (chunk.next, part.next_fetch_offset) == (13, 13)
+    with pytest.raises(CorruptRecordError, match="at offset 20 of t/0 fails its checksum"):
+        part.take(100)
+
+
 def test_the_seam_is_where_it_was() -> None:
     """What `columnar` leans on inside kafka-python; a version that moves it fails here."""
     assert issubclass(Columnar, Fetcher.PartitionRecords)
@@ -103,6 +147,7 @@ def test_the_seam_is_where_it_was() -> None:
     broker = shared_broker()
     consumer = KafkaConsumer(bootstrap_servers=broker.bootstrap)
     assert isinstance(consumer._fetcher, Fetcher)
+    assert inspect.iscoroutinefunction(consumer._manager._build_transport)
     # And what `group.py` and `client.py` do.
     assert isinstance(consumer._manager._conns, dict)
     assert callable(consumer._manager.wait_for)
@@ -129,6 +174,23 @@ def test_every_codec_through_a_real_broker(codec: str | None) -> None:
     assert np.concatenate([p.positions for p in pieces]).tolist() == list(range(500))
     stamps = [p.timestamps for p in pieces if p.timestamps is not None]
     assert np.concatenate(stamps).tolist() == [1_000 + i for i in range(500)]
+
+
+def test_what_comes_is_taken_in_large_pieces() -> None:
+    broker = shared_broker()
+    topic = broker.topic()
+    broker.produce(topic, [b"x" * 100_000] * 30, each=5)
+    consumer = KafkaConsumer(bootstrap_servers=broker.bootstrap, auto_offset_reset="earliest")
+    columnar(consumer, newline=False)
+    consumer.assign([TopicPartition(topic, 0)])
+    sizes: list[int] = []
+    while len(sizes) < 30:
+        for chunks in consumer.poll(1_000).values():
+            sizes += [size for chunk in chunks for size in np.diff(chunk.bounds).tolist()]
+    transports = [conn.transport for conn in consumer._manager._conns.values() if conn.connected]
+    assert any(isinstance(transport._sock_recv, functools.partial) for transport in transports)
+    assert sizes == [100_000] * 30
+    consumer.close()
 
 
 def test_tombstones_and_empty_values_shift_nothing() -> None:

@@ -25,8 +25,9 @@ from engine.budget import Budget
 from engine.channel import Channel, Closed
 from engine.collate import Collate
 from engine.config import LoaderSettings
-from engine.loader import Loader, PrefetchNode
+from engine.loader import Loader
 from engine.metrics import Metrics
+from engine.prefetch import PrefetchNode
 from engine.types import Batch, EndOfStream, Features, HeadraceError, Mark, Records, Rejects, Schema
 
 SCHEMA: Schema = {"a": pl.Int64()}

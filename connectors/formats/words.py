@@ -1,0 +1,100 @@
+"""Eight bytes at a time, for compiled loops over raw bytes.
+
+A word is the eight bytes at a place, the first of them lowest. `load` may read over the end of a
+piece: whoever calls it sees to it that the buffer goes on for eight bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+ONES = np.uint64(0x0101010101010101)
+HIGH = np.uint64(0x8080808080808080)
+ZEROS = np.uint64(0x3030303030303030)
+"""The digit 0, eight times."""
+
+
+_njit: Any = numba.njit
+_intrinsic: Any = intrinsic  # whose types are those of the code, not of the call
+compiled = _njit(nogil=True, cache=True, _nrt=False)
+"""A loop that allocates nothing, and so needs no counting of references to its arrays: where it
+calls others for every value, that counting would cost more than the work."""
+
+
+def _place(context: Any, builder: Any, kind: Any, array: Any, at: Any) -> Any:
+    """Where the byte `at` of an array is."""
+    made = context.make_array(kind)(context, builder, array)
+    return builder.gep(made.data, [at])
+
+
+@_intrinsic  # type: ignore[untyped-decorator]
+def load(typing: Any, data: Any, at: Any) -> Any:
+    """The word at a place of an array of bytes."""
+
+    def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        place = _place(context, builder, signature.args[0], given[0], given[1])
+        return builder.load(builder.bitcast(place, ir.IntType(64).as_pointer()), align=1)
+
+    return types.uint64(data, types.int64), code
+
+
+@_intrinsic  # type: ignore[untyped-decorator]
+def copy(typing: Any, data: Any, start: Any, size: Any, out: Any, to: Any) -> Any:
+    """`size` bytes from one array of bytes into another, which is not the same."""
+
+    def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        source = _place(context, builder, signature.args[0], given[0], given[1])
+        place = _place(context, builder, signature.args[3], given[3], given[4])
+        cgutils.raw_memcpy(builder, place, source, given[2], 1)  # type: ignore[no-untyped-call]
+        return context.get_dummy_value()
+
+    return types.void(data, types.int64, types.int64, out, types.int64), code
+
+
+@_intrinsic  # type: ignore[untyped-decorator]
+def first(typing: Any, word: Any) -> Any:
+    """Which of a word's bytes is the first that is not zero; 8 where all are."""
+
+    def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        bits = builder.cttz(given[0], ir.Constant(ir.IntType(1), 0))
+        return builder.lshr(bits, ir.Constant(ir.IntType(64), 3))
+
+    return types.int64(types.uint64), code
+
+
+@compiled
+def equal(word, byte):  # type: ignore[no-untyped-def]
+    """A bit where a byte is that one; beyond the first such byte, bits may be wrong."""
+    other = word ^ byte
+    return (other - ONES) & ~other & HIGH
+
+
+@compiled
+def digits(word):  # type: ignore[no-untyped-def]
+    """How many of the first bytes are digits."""
+    other = word ^ ZEROS
+    return first(((other + np.uint64(0x7676767676767676)) | other) & HIGH)
+
+
+@compiled
+def number(word, n):  # type: ignore[no-untyped-def]
+    """The whole number that the first n bytes write, which are digits; n is 1 to 8.
+
+    D. Lemire, "Quickly parsing eight digits", 2018: two, then four, then eight at once.
+    """
+    x = (word ^ ZEROS) << np.uint64(64 - 8 * n)
+    x = x * np.uint64(10) + (x >> np.uint64(8))
+    x = (
+        (x & np.uint64(0x000000FF000000FF)) * np.uint64(0x000F424000000064)
+        + ((x >> np.uint64(16)) & np.uint64(0x000000FF000000FF)) * np.uint64(0x0000271000000001)
+    ) >> np.uint64(32)
+    return np.int64(x)
+
+
+__all__ = ["HIGH", "ONES", "compiled", "copy", "digits", "equal", "first", "load", "number"]
