@@ -33,6 +33,7 @@ from connectors.formats.whole import Whole
 from connectors.formats.xml import Fields, Xml, columns_of, documents
 from engine import types
 from engine.types import (
+    RESERVED,
     EndOfStream,
     Format,
     HeadraceError,
@@ -157,6 +158,7 @@ class FilesSource:
             self._columns = list(named)
             return named
         there = self._there(guess=not declared)
+        there = {c: dtype for c, dtype in there.items() if c not in RESERVED}  # a sink's own output
         if self._kind not in OPEN:
             self._check(named, there)
         if not declared:
