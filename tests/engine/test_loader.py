@@ -354,6 +354,7 @@ def test_a_loaders_two_queues_share_one_budget() -> None:
     assert batches.budget.used == 0
 
 
+@settings(deadline=None)
 @given(
     sizes=st.lists(st.integers(0, 3_000), min_size=1, max_size=60),
     limit=st.integers(500, 6_000),
