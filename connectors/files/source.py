@@ -33,6 +33,7 @@ from connectors.formats.whole import Whole
 from connectors.formats.xml import Fields, Xml, columns_of, documents
 from engine import types
 from engine.types import (
+    RESERVED,
     EndOfStream,
     Format,
     HeadraceError,
@@ -59,6 +60,8 @@ WHOLE = ("json", "xml", "images", "documents")
 """Formats whose files are a row each; XML without `row`."""
 SAMPLE_ROWS = 1_000
 """Rows of a text file that its columns' types are guessed from."""
+SAMPLE_BYTES = 4 << 20
+"""Of XML documents, whose trees are many times as large."""
 
 
 class FilesSource:
@@ -155,6 +158,7 @@ class FilesSource:
             self._columns = list(named)
             return named
         there = self._there(guess=not declared)
+        there = {c: dtype for c, dtype in there.items() if c not in RESERVED}  # a sink's own output
         if self._kind not in OPEN:
             self._check(named, there)
         if not declared:
@@ -373,7 +377,7 @@ class FilesSource:
         elements = self._sample_of_xml()
         paths = self.settings.paths
         columns = list(dict.fromkeys([*columns_of(elements), *paths]))
-        texts = Fields(columns, paths).frame(elements)
+        texts = Fields(columns, paths).frame(elements, len(elements))
         if not guess or not elements:
             return dict(texts.schema)
         csv = texts.write_csv(include_header=False, separator=self._delimiter)
@@ -387,7 +391,7 @@ class FilesSource:
             rows.close()
             return elements
         files = self._whole_files()
-        records = files.read(SAMPLE_ROWS, self.settings.max_record_bytes)
+        records = files.read(SAMPLE_ROWS, SAMPLE_BYTES)
         return documents(records) if records is not None else []
 
     def _guess(self, file: TextFile | WholeFiles) -> Schema:

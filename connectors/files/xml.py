@@ -136,12 +136,15 @@ class XmlRows:
         while len(found) < rows and not self._ended and self._bytes.offset <= self._max_record:
             found += self._rows()
         if not found:
-            raise self._error or UserError(
-                f"[source] row '{'/'.join(self._steps)}' leads to nothing in the first "
-                f"{self._bytes.offset:,} bytes of {self.name}: expected the names of the elements "
-                "from the root to a row."
-            )
+            raise self._error or self._none_there()
         return found[:rows]
+
+    def _none_there(self) -> UserError:
+        return UserError(
+            f"[source] row '{'/'.join(self._steps)}' leads to nothing in the first "
+            f"{self._bytes.offset:,} bytes of {self.name}: expected the names of the elements from "
+            "the root to a row; or raise [source] max_record_bytes, to look further."
+        )
 
     def close(self) -> None:
         """Release the file."""
@@ -154,7 +157,7 @@ class XmlRows:
         rows = self._rows()
         self.next += min(skip, len(rows))
         rows = rows[skip:]
-        frame = self._fields.frame(rows)
+        frame = self._fields.frame(rows, len(rows))
         sizes = np.full(len(rows), 8 * frame.width, np.int64)
         for column in frame:
             sizes += column.str.len_bytes().fill_null(0).to_numpy().astype(np.int64)
@@ -185,12 +188,10 @@ class XmlRows:
             )
         except HeadraceError as error:
             self._stop(error)
-        rows = []
-        for event, element in () if self._parser is None else self._parser.read_events():
-            if self._root is None:
-                self._root = element
-            if event == "end" and self._is_row(element):
-                rows.append(element)
+        events = () if self._parser is None else self._parser.read_events()
+        rows = [element for _, element in events if self._is_row(element)]
+        if rows and self._root is None:
+            self._root = rows[0].getroottree().getroot()
         self._last = rows[-1] if rows else self._last
         self._watch(len(block), rows)
         return rows
@@ -199,7 +200,7 @@ class XmlRows:
         self._error, self._ended = error, True
 
     def _first(self, block: bytes) -> etree.XMLPullParser:
-        """A parser that tells of rows and of the root, by a look at the root."""
+        """A parser that tells of rows, where the root is as expected."""
         root = broken = None
         for size in (HEAD, BLOCK):
             probe = etree.XMLPullParser(events=("start",), **SAFE)
@@ -224,13 +225,11 @@ class XmlRows:
                 f"[source] row '{'/'.join(self._steps)}' begins at '{self._steps[0]}', but the "
                 f"root element of {self.name} is '{local(str(root.tag))}'."
             )
-        last = self._steps[-1]
-        tags = None if last == "*" else (f"{{*}}{last}", str(root.tag))
-        return etree.XMLPullParser(events=("start", "end"), tag=tags, **SAFE)
+        tag = None if self._steps[-1] == "*" else f"{{*}}{self._steps[-1]}"
+        return etree.XMLPullParser(events=("end",), tag=tag, **SAFE)
 
     def _is_row(self, element: etree._Element) -> bool:
-        if not _same(element, self._steps[-1]):
-            return False
+        """Whether an element with the name of rows is in the place of rows."""
         parent = element.getparent()
         if parent is self._parent and parent is not None:
             return True
@@ -241,7 +240,10 @@ class XmlRows:
         return True
 
     def _watch(self, size: int, rows: list[etree._Element]) -> None:
-        """Stop at a row that grows beyond the bound."""
+        """Stop at a row that grows beyond the bound, or where none comes at all: what lies before
+        the first cannot be taken away."""
+        if self._root is None and self._bytes.offset > self._max_record and not self._ended:
+            return self._stop(self._none_there())
         node, depth = self._root, 1
         while node is not None and depth < len(self._steps):
             node, depth = node[-1] if len(node) else None, depth + 1
@@ -255,6 +257,7 @@ class XmlRows:
                     "max_record_bytes."
                 )
             )
+        return None
 
     def _prune(self) -> None:
         """Take away what is complete: of all that is open, and no row, only the last element below

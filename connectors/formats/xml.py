@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -123,15 +123,22 @@ class Fields:
                 self._either.append((steps[0][0], number))
         self._root.done()
 
-    def frame(self, elements: Sequence[etree._Element | None]) -> pl.DataFrame:
-        """The columns as text, a row for each element; None is a row of nulls."""
-        out: list[list[str | None]] = [[None] * len(elements) for _ in self.columns]
+    def frame(self, elements: Iterable[etree._Element], rows: int) -> pl.DataFrame:
+        """The columns as text, a row for each element.
+
+        Args:
+            elements: may be parsed as they are asked for: none is kept.
+            rows: how many they are, at most.
+        """
+        out: list[list[str | None]] = [[None] * rows for _ in self.columns]
+        row = -1
         for row, element in enumerate(elements):
-            if element is not None:
-                _fill(self._root, element, row, out)
-                for name, number in self._either:
-                    if out[number][row] is None:
-                        out[number][row] = _attribute(element, name)
+            _fill(self._root, element, row, out)
+            for name, number in self._either:
+                if out[number][row] is None:
+                    out[number][row] = _attribute(element, name)
+        for values in out:
+            del values[row + 1 :]
         made = [pl.Series(c, v, pl.String) for c, v in zip(self.columns, out, strict=True)]
         return pl.DataFrame([column.set(column == "", None) for column in made])
 
@@ -159,7 +166,7 @@ def _fill(node: _Node, element: etree._Element, row: int, out: list[list[str | N
         if leaf is not None:
             values = out[leaf]
             if values[row] is None:
-                values[row] = _text(child)
+                values[row] = _text(child) if len(child) else child.text or ""
             continue
         wanted = below.get(tag)
         if wanted is None:
@@ -255,22 +262,22 @@ class Xml:
         assert isinstance(values, Values)
         parser = etree.XMLParser(**SAFE)
         fields = Fields(list(schema), self._paths)
-        roots: list[etree._Element | None] = []
         bad: dict[int, tuple[str, str]] = {}
-        for row, raw in enumerate(values.take(np.arange(len(values)))):
-            root = None
-            try:
-                root = parsed(raw or b"", parser)
-            except etree.XMLSyntaxError as error:
-                bad[row] = BROKEN, f"Expected an XML document: {said(error)}."
-            except EntityError:
-                bad[row] = ENTITY, REFUSED
-            roots.append(root)
-        frame = fields.frame(roots)
-        good = np.array([root is not None for root in roots], np.bool_)
-        made, rejects = conform(
-            frame.filter(pl.Series(good, dtype=pl.Boolean)), records, schema, np.flatnonzero(good)
-        )
+
+        def roots() -> Iterator[etree._Element]:
+            """One tree at a time: they are many times as large as their text."""
+            for row in range(len(values)):
+                raw = values.data[values.bounds[row] : values.bounds[row + 1]].tobytes()
+                try:
+                    yield parsed(raw, parser)
+                except etree.XMLSyntaxError as error:
+                    bad[row] = BROKEN, f"Expected an XML document: {said(error)}."
+                except EntityError:
+                    bad[row] = ENTITY, REFUSED
+
+        frame = fields.frame(roots(), len(values))
+        good = np.delete(np.arange(len(values)), list(bad))
+        made, rejects = conform(frame, records, schema, good)
         for reason in dict.fromkeys(reason for reason, _ in bad.values()):
             rows = [row for row in bad if bad[row][0] == reason]
             detail = pl.Series([bad[row][1] for row in rows], dtype=pl.String)

@@ -6,7 +6,7 @@ import argparse
 import importlib
 
 NAMES = (
-    "linear", "scrub", "formats", "loading", "memory", "tuning", "deadline", "training",
+    "linear", "scrub", "formats", "inputs", "loading", "memory", "tuning", "deadline", "training",
     "inference", "kafka", "soak",
 )  # fmt: skip
 """All that run everywhere; ``gpu`` must be asked for."""

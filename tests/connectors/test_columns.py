@@ -121,6 +121,20 @@ def test_a_stage_rejects_a_row_with_bytes() -> None:
     assert reject.rows["value"].to_list() == ['{"y":"ff","n":1}']
 
 
+@pytest.mark.parametrize("suffix", ["parquet", "arrow", "csv", "ndjson"])
+def test_what_a_sink_wrote_is_read_without_its_places(tmp_path: Path, suffix: str) -> None:
+    frame = pl.DataFrame({"_partition": ["p"], "_position": [7], "x": [2]})
+    path = tmp_path / f"out.{suffix}"
+    write = {"arrow": "write_ipc"}.get(suffix, f"write_{suffix}")
+    getattr(frame, write)(path)
+    for declared in ({}, {"*": pl.Int64()}):
+        source = files(path)
+        schema = source.schema(dict(declared))
+        assert schema == {"x": pl.Int64()}
+        made, rejects = source.format.decode(drain(source)[0], schema)
+        assert (made.rows(), rejects) == ([(str(path), int(made["_position"][0]), 2)], [])
+
+
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
 def test_images_in_columns(tmp_path: Path, kind: str) -> None:
     """Bytes as a column, and as Hugging Face's datasets write them: {bytes, path}."""

@@ -105,7 +105,7 @@ def test_a_large_file_and_a_lost_one_are_dead_letters(tmp_path: Path) -> None:
     )
     assert large[3] == str(root / "b.jpg")
     assert lost[:2] == ("unreadable", 104)
-    assert "c.jpg cannot be opened" in lost[2]
+    assert "c.jpg cannot be read: No such file or directory." in lost[2]
 
 
 def test_a_text_beyond_all_bounds_takes_no_memory(tmp_path: Path) -> None:

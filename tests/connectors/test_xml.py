@@ -211,7 +211,7 @@ def test_rows_are_those_of_the_whole_tree(
         etree.SubElement(etree.SubElement(row, "b"), "row").tail = text
     path = tmp_path_factory.mktemp("xml") / "a.xml"
     path.write_bytes(etree.tostring(root, encoding="utf-8"))
-    expected = Fields(["n", "b", "s"], {}).frame(root.findall("b/row"))
+    expected = Fields(["n", "b", "s"], {}).frame(root.iterfind("b/row"), len(root.findall("b/row")))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(xml, "BLOCK", block + 60)
         source = files(path, row="a/b/row")
@@ -310,3 +310,17 @@ def test_xml_from_a_topic() -> None:
     schema = source.schema({"n": pl.Int64(), "s": pl.String()})
     assert decoded(source, drain(source), schema).rows() == [(3, "a"), (None, "b")]
     source.close()
+
+
+def test_a_document_without_rows(tmp_path: Path) -> None:
+    path = tmp_path / "rows.xml"
+    schema: Schema = {"n": pl.Int64()}
+    path.write_bytes(b"<rows></rows>")
+    source = files(path, row="rows/row")
+    source.schema(schema)
+    assert drain(source) == []
+    path.write_bytes(b"<rows>" + b"<rwo/>" * 1_000_000 + b"</rows>")
+    source = files(path, row="rows/row", max_record_bytes=1 << 20)
+    source.schema(schema)
+    with pytest.raises(UserError, match=r"'rows/row' leads to nothing in the first 2,097,152 b"):
+        source.read(1, 1, 0.0)
