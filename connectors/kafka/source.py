@@ -21,7 +21,7 @@ from connectors.formats.csv import Csv
 from connectors.formats.ndjson import Ndjson
 from connectors.formats.own import Describing, is_own, must_be_known, own
 from connectors.formats.text import Text
-from connectors.kafka.client import KafkaSettings, reachable, speaking
+from connectors.kafka.client import KafkaSettings, reachable, refusal, speaking
 from connectors.kafka.group import Membership, Owners, consumer_settings, name, partition
 from connectors.kafka.record import WithRecord, record_schema
 from connectors.kafka.registry import Registry
@@ -626,8 +626,13 @@ class KafkaSource:
             self._look(consumer)
 
     def _look(self, consumer: KafkaConsumer) -> None:
-        """Say once that no broker is in reach, and once that one is again."""
+        """Say once that no broker is in reach, and once that one is again.
+
+        Raises: the client's error where a broker is, and does not let it in any more.
+        """
         there = reachable(consumer)
+        if not there and (why := refusal(consumer)) is not None:
+            raise why
         if there == (self._away is None):
             return
         if there:
