@@ -13,8 +13,8 @@ from connectors.formats.ndjson import Ndjson
 from connectors.kafka.source import KafkaSource
 from engine.types import Format, Mark, Records, Schema, Source, UserError, Values
 
-LETTER: Schema = {"value": pl.String(), "raw": pl.String()}
-"""What is read of a file of dead letters; ``raw`` is in base64."""
+LETTER: Schema = {"value": pl.String(), "raw": pl.String(), "key": pl.String()}
+"""What is read of a file of dead letters; ``raw`` and ``key`` are in base64."""
 
 
 class FileLetters:
@@ -33,8 +33,7 @@ class FileLetters:
         self._inner = FilesSource(FilesSource.Settings(path=str(folder / "part-*.ndjson")))
         self._source = source
         self.format = _format(source)
-        lines = not isinstance(source, KafkaSource) or source.settings.format in ("ndjson", "csv")
-        self._end = b"\n" if lines else b""
+        self._end = b"\n" if _has_lines(source) else b""
 
     def schema(self, declared: Schema) -> Schema:
         """The pipeline's own."""
@@ -66,6 +65,7 @@ class FileLetters:
                 bounds=np.cumsum([0, *map(len, lines)]).astype(np.int64),
             ),
             arrived=letters.arrived,
+            keys=_keys(frame["key"]),
         )
 
     def seek(self, mark: Mark) -> None:
@@ -94,6 +94,22 @@ def topic_letters(topic: str, settings: KafkaSource.Settings) -> KafkaSource:
     source, with these settings, does."""
     own = {"topics": (topic,), "stop": "end", "start": "earliest", "join": False, "group": None}
     return KafkaSource(settings.model_copy(update=own))
+
+
+def _has_lines(source: Source) -> bool:
+    """Whether a line end closes the records."""
+    if isinstance(source, FilesSource):
+        return source.has_lines
+    return not isinstance(source, KafkaSource) or source.settings.format in ("ndjson", "csv")
+
+
+def _keys(column: pl.Series) -> Values:
+    keys = [key or b"" for key in column.str.decode("base64", strict=False)]
+    return Values(
+        data=np.frombuffer(b"".join(keys), np.uint8),
+        bounds=np.cumsum([0, *map(len, keys)]).astype(np.int64),
+        null=column.is_null().to_numpy(),
+    )
 
 
 def _format(source: Source) -> Format:

@@ -39,14 +39,16 @@ class Account:
 
     Attributes:
         name: the holder's.
+        flows: whether what it holds moves on by itself: a queue's does, a store's does not.
         nbytes: bytes held; one assignment changes it, so no interrupt can leave it half changed.
         bell: rings when there may be room again.
     """
 
-    __slots__ = ("bell", "name", "nbytes")
+    __slots__ = ("bell", "flows", "name", "nbytes")
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, flows: bool) -> None:
         self.name = name
+        self.flows = flows
         self.nbytes = 0
         self.bell = Bell()
 
@@ -133,18 +135,22 @@ class Budget:
 
     def _account(self, holder: str) -> Account:
         if holder not in self._named:
-            self._named[holder] = self.open(holder)
+            self._named[holder] = self.open(holder, flows=False)
         return self._named[holder]
 
     # For channels, which hold the lock meanwhile.
 
-    def open(self, name: str) -> Account:
+    def open(self, name: str, *, flows: bool) -> Account:
         """A new account, apart from others of the same name."""
-        account = Account(name)
+        account = Account(name, flows=flows)
         with self.lock:
             self._names[name] = 0
             self._accounts = (*self._accounts, account)
         return account
+
+    def flowing(self) -> bool:
+        """Whether any queue holds anything: then there will be more room."""
+        return any(account.nbytes for account in self._accounts if account.flows)
 
     def drop(self, account: Account) -> None:
         """Forget an account and what it holds. May be called twice."""

@@ -9,12 +9,15 @@ The contract; a difference between it and the code is a bug in the code.
     for (`tuning.Depth`); it never exceeds the channel's share of the budget.
 3.  An empty channel, one with nothing waiting in it and nothing in the consumer's hand, always
     accepts one item. So a lone item that is bigger than the budget passes, and the channels of one
-    budget cannot block each other for ever: each always moves one item at a time.
+    budget cannot block each other for ever: each always moves one item at a time. An `entry`, by
+    which new bytes come in, is stricter: it accepts what does not fit only when no channel of the
+    budget holds anything.
 4.  The consumer's hand. An item's bytes are held until the consumer asks for the next one, by any
     `get`, because until then it works on it. A consumer that keeps more than one item must say so
     with `Budget.acquire` before it asks for the next.
 5.  The bound. With one channel on it, the budget never holds more than its total, or one item where
-    that alone is more; each further channel can add one item. The item for which a `put` waits is
+    that alone is more; each further channel that is no entry can add one item, which the channel
+    before it still counts in its consumer's hand. The item for which a `put` waits is
     in the producer's hand and not counted: memory is the budget plus one item.
 6.  Waiting. `get` waits until there is something to tell, at most `timeout` seconds, then raises
     `Empty`. Nobody polls: every wait ends by a notification or at its timeout.
@@ -78,6 +81,7 @@ class Channel(Generic[T]):
         *,
         share: float = 1.0,
         depth: Depth | None = None,
+        entry: bool = False,
         on_put_wait: Callable[[float], object] | None = None,
         on_get_wait: Callable[[float], object] | None = None,
     ) -> None:
@@ -88,6 +92,7 @@ class Channel(Generic[T]):
             share: part (0-1) of the budget's total that this channel may fill, so that a fast
                 producer upstream leaves the channels downstream room to prefetch.
             depth: how much of that it fills; all of it unless given.
+            entry: whether its items are new to the budget; see 3.
             on_put_wait: called after every `put` with the seconds it waited, mostly 0.0. Must not
                 raise.
             on_get_wait: the same for `get`.
@@ -99,7 +104,8 @@ class Channel(Generic[T]):
         self.get_wait_seconds = 0.0
         self._budget = budget
         self._lock = budget.lock
-        self._account = budget.open(name)
+        self._account = budget.open(name, flows=True)
+        self._entry = entry
         self._filled = Bell()
         self._size_of = size_of
         self._max_items = max_items
@@ -149,6 +155,22 @@ class Channel(Generic[T]):
         if self._on_put_wait is not None:
             self._on_put_wait(waited)
         if outcome is not True:
+            raise Closed(self.name)
+
+    def await_room(self, beat: Callable[[], object] | None = None) -> None:
+        """Wait until there is room for something, so that an item is made when it may come in, and
+        not held in the producer's hand while others fill the budget.
+
+        Args:
+            beat: as of `put`.
+
+        Raises: Closed.
+        """
+        _, waited = self._until(lambda: self._accepts(1) or None, self._account.bell, None, beat)
+        self.put_wait_seconds += waited
+        if self._on_put_wait is not None and waited:
+            self._on_put_wait(waited)
+        if self._closed:
             raise Closed(self.name)
 
     def get(self, timeout: float | None = None) -> T:
@@ -234,13 +256,14 @@ class Channel(Generic[T]):
         return not self._closed
 
     def _accepts(self, size: int) -> bool:
-        if self._closed or (not self._items and self._hand is None):
+        empty = not self._items and self._hand is None
+        if self._closed or (empty and not self._entry):
             return True
         if self._max_items is not None and len(self._items) >= self._max_items:
             return False
         if size > self._budget.left:
-            return False
-        if self._account.nbytes + size > self.depth.bytes:
+            return empty and not self._budget.flowing()
+        if not empty and self._account.nbytes + size > self.depth.bytes:
             self.depth.blocked()
             return False
         return True

@@ -1,4 +1,4 @@
-"""The command: ``headrace run | check | export | compress | replay | predict``.
+"""The command: ``headrace run | check | profile | export | compress | replay | predict``.
 
 Exit codes: 0 done (also after a signal), 1 failed, 2 the user's mistake, 3 too many rejected rows.
 """
@@ -63,6 +63,17 @@ same checkpoint.
 
   headrace replay deploy/pipelines/pedestrians.toml
 """
+PROFILE = """\
+Run a sample of a pipeline and say what holds it: source, decode, scrub, model or sink; CPU, GPU or
+I/O; where its memory is;
+and what the setting to change gives, measured. Results, dead letters and checkpoints go to a folder
+that is removed; a topic is
+read without its group and never written to.
+
+  headrace profile deploy/pipelines/pedestrians.toml
+  headrace profile my.toml --seconds 20 --trace trace.json    # open it in Perfetto or
+  chrome://tracing
+"""
 PREDICT = """\
 Add a model's predictions to the rows of files.
 
@@ -121,6 +132,21 @@ def _check(options: argparse.Namespace) -> int:
     return (
         EXIT["done"] if preflight(Run(options.file, options.set), options.rows) else EXIT["failed"]
     )
+
+
+def _profile(options: argparse.Namespace) -> int:
+    from engine.config import Pipeline
+    from engine.profile import profile
+    from engine.progress import console
+
+    pipeline = Pipeline.load(options.file, options.set)
+    with console().status("profiling"):
+        found = profile(
+            pipeline, seconds=options.seconds, trace=options.trace, trials=not options.no_trials
+        )
+    for part in found.tables():
+        console().print(part, highlight=False, soft_wrap=isinstance(part, str))
+    return EXIT["done"]
 
 
 def _trained(options: argparse.Namespace) -> Run:
@@ -197,6 +223,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     _command(commands, "compress", "compress the trained model and prove it", COMPRESS, _compress)
     _command(commands, "replay", "take dead letters back through a pipeline", REPLAY, _replay)
+    profile = _command(
+        commands, "profile", "say what holds a pipeline, and what to change", PROFILE, _profile
+    )
+    profile.add_argument("--seconds", type=float, default=5.0, help="length of the sample (5)")
+    profile.add_argument("--trace", type=Path, help="write what every thread did, for Perfetto")
+    profile.add_argument("--no-trials", action="store_true", help="judge only, try no settings")
     predict = _command(
         commands, "predict", "add predictions to files", PREDICT, _predict, file=False
     )

@@ -62,6 +62,9 @@ class LoaderSettings(Settings):
             wait for.
         decode_threads: threads that decode one batch together; None lets the number follow, up to
             the cores.
+        shuffle_rows: records of a block that is shuffled before it is cut into batches; 0 keeps the
+            order. A block is a quarter of the budget at most.
+        shuffle_seed: of the order within the blocks.
         read_rows: records asked of the source at a time.
         poll: seconds one read may wait for data; also how soon an idle pipeline notices a stop.
     """
@@ -73,6 +76,8 @@ class LoaderSettings(Settings):
     memory_budget: ByteSize = Field(ByteSize(256 << 20), ge=1 << 16)
     prefetch_bytes: ByteSize | None = Field(None, ge=1)
     decode_threads: int | None = Field(None, ge=1, le=256)
+    shuffle_rows: int = Field(0, ge=0)
+    shuffle_seed: int = Field(0, ge=0)
     read_rows: int = Field(65_536, ge=1)
     poll: float = Field(0.1, gt=0, le=5)
 

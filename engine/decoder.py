@@ -12,7 +12,16 @@ import numpy as np
 import polars as pl
 
 from engine.tuning import Threads
-from engine.types import PARTITION, POSITION, Format, Records, Rejects, Schema, Values
+from engine.types import (
+    PARTITION,
+    POSITION,
+    Format,
+    Interruptible,
+    Records,
+    Rejects,
+    Schema,
+    Values,
+)
 
 PART_ROWS = 2_048
 """Rows that are worth a thread."""
@@ -65,6 +74,16 @@ class Decoder:
         self._threads.decoded(rows, now - start, waited - self._waited_before, now)
         self._waited_before = waited
         return frame, (*rejects, *(reject for _, more in decoded for reject in more))
+
+    def interrupt(self) -> None:
+        """See `engine.types.Interruptible`."""
+        if isinstance(self.format, Interruptible):
+            self.format.interrupt()
+
+    def resume(self) -> None:
+        """See `engine.types.Interruptible`."""
+        if isinstance(self.format, Interruptible):
+            self.format.resume()
 
     def close(self) -> None:
         """End the threads, and wait for them. It may decode again afterwards."""

@@ -1,9 +1,11 @@
 """The asynchronous prefetching batch loader, as torchdata nodes::
 
-    SourceNode -> PrefetchNode("raw") -> RebatchNode -> ScrubNode -> PrefetchNode("prepared") -> for
-    batch in loader
-    `---- fetch thread ----'            `------- prepare thread ------'                         `-
-    your thread -'
+    SourceNode -> PrefetchNode("raw") -> RebatchNode -> DecodeNode -> ScrubNode -> BatchesNode ->
+    for
+    `---------- fetch thread --------'   `---------------- prepare thread -----------------'
+    `-your-'
+
+With `shuffle_rows` a ShuffleNode stands in place of RebatchNode and DecodeNode.
 
 State rides on the item: what a node has given is its state, what waits in a queue is not. So the
 `Mark` of the batch in your hand is where to resume, whatever the threads have read ahead.
@@ -25,32 +27,30 @@ failed source into an end of stream, and hangs on a BaseException.
 from __future__ import annotations
 
 import os
-import threading
 import time
-import weakref
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Self
 
-import numpy as np
 from torchdata.nodes import BaseNode
 from torchdata.nodes import Loader as NodeLoader
 
 from engine.budget import Budget
-from engine.channel import Channel, Closed, Empty
+from engine.channel import Channel
 from engine.config import LoaderSettings
 from engine.deadline import Deadline
 from engine.decoder import Decoder
 from engine.metrics import Metrics
-from engine.sizes import ends_of
+from engine.prefetch import PrefetchNode
+from engine.rebatch import RebatchNode
+from engine.shuffle import ShuffleNode
+from engine.times import Times
 from engine.tuning import Depth, Threads
 from engine.types import (
     Batch,
     EndOfStream,
-    HeadraceError,
-    Interruptible,
     Mark,
     Records,
     Schema,
@@ -59,40 +59,8 @@ from engine.types import (
     Stage,
 )
 
-T = TypeVar("T")
-JOIN_SECONDS = 10.0
-"""How long `close` waits for a thread; more means that a source or stage broke its promise to
-return."""
 ITEM_BYTES = 2_048
 """What a queued item costs besides its data: objects, headers, the state beside it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Raw:
-    """Undecoded rows of one batch to be.
-
-    Attributes:
-        pieces: rows by partition, in the order they were read; may be empty.
-        positions: partition -> next position, after all pieces.
-        arrived: `time.monotonic` seconds when the oldest row was read.
-        cut: `time.monotonic` seconds when it was closed.
-        reason: why it was closed: ``full`` (of rows), ``bytes``, ``delay``, ``deadline``, ``drain``
-            (end of stream) or ``idle``.
-    """
-
-    pieces: tuple[Records, ...]
-    positions: dict[str, int]
-    arrived: float
-    cut: float
-    reason: str
-
-    @property
-    def rows(self) -> int:
-        return sum(len(piece) for piece in self.pieces)
-
-    @property
-    def nbytes(self) -> int:
-        return sum(piece.nbytes for piece in self.pieces)
 
 
 class SourceNode(BaseNode[Records | None]):
@@ -103,12 +71,12 @@ class SourceNode(BaseNode[Records | None]):
         budget: bytes of the loader; one read takes at most an eighth of it.
     """
 
-    def __init__(self, source: Source, settings: LoaderSettings, metrics: Metrics) -> None:
+    def __init__(self, source: Source, settings: LoaderSettings, times: Times) -> None:
         super().__init__()
         self._source = source
         self._settings = settings
         self._max_bytes = max(1 << 16, int(settings.memory_budget) // 8)
-        self._seconds = metrics.stage_seconds.labels(stage="fetch")
+        self._times = times
         self._positions: dict[str, int] = {}
 
     def reset(self, initial_state: dict[str, Any] | None = None) -> None:
@@ -118,15 +86,16 @@ class SourceNode(BaseNode[Records | None]):
         self._source.seek(mark)
 
     def next(self) -> Records | None:
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.thread_time()
         settings = self._settings
         try:
             records = self._source.read(settings.read_rows, self._max_bytes, settings.poll)
         except EndOfStream:
             raise StopIteration from None
-        if records is not None:
-            # Waiting for data is not work, so a read that gave nothing is not timed.
-            self._seconds.observe(time.perf_counter() - start)
+        if records is None:
+            self._times.idle(time.perf_counter() - start)
+        else:
+            self._times.add("fetch", start, cpu, len(records))
             self._positions = {**self._positions, records.partition: records.next}
         return records
 
@@ -142,247 +111,11 @@ class SourceNode(BaseNode[Records | None]):
         self._source.close()
 
 
-class PrefetchNode(BaseNode[T], Generic[T]):
-    """Runs the node before it in a thread, ahead of whoever asks, up to a number of bytes.
+class DecodeNode(BaseNode[Batch]):
+    """Raw rows become a batch, with the positions after them on its mark.
 
     Args:
-        node: the node before; only the thread touches it from now on.
-        channel: the queue in between, with its bound.
-    """
-
-    def __init__(self, node: Any, make_channel: Callable[[], Channel[Any]], name: str) -> None:
-        super().__init__()
-        self._node = node
-        self._name = name
-        self._make_channel = make_channel
-        self._channel: Channel[Any] | None = None
-        self._thread: threading.Thread | None = None
-        self._state: dict[str, Any] | None = None
-
-    def reset(self, initial_state: dict[str, Any] | None = None) -> None:
-        self._stop()
-        super().reset(initial_state)
-        self._state = initial_state
-        self._channel = channel = self._make_channel()
-        # The thread holds the node and the channel but not this object, so a forgotten loader can
-        # be collected.
-        self._thread = threading.Thread(
-            target=_produce,
-            args=(self._node, initial_state, channel),
-            name=f"headrace-{self._name}",
-            daemon=True,
-        )
-        weakref.finalize(self, channel.close)
-        self._thread.start()
-
-    def next(self) -> T:
-        return self.within(None)
-
-    def within(self, timeout: float | None) -> T:
-        """The next item. Raises: Empty when it does not come within `timeout` seconds;
-        StopIteration at the end."""
-        assert self._channel is not None, "reset comes first"
-        try:
-            taken: tuple[T, dict[str, Any]] = self._channel.get(timeout)
-        except EndOfStream:
-            raise StopIteration from None
-        item, self._state = taken
-        return item
-
-    def get_state(self) -> dict[str, Any] | None:
-        return self._state
-
-    @property
-    def channel(self) -> Channel[Any] | None:
-        return self._channel
-
-    def interrupt(self) -> None:
-        """Close this queue and all before it: their threads end soon. Any thread may call it."""
-        if self._channel is not None:
-            self._channel.close()
-        if isinstance(self._node, RebatchNode | ScrubNode):
-            self._node.interrupt()
-
-    def halt(self) -> None:
-        """End this thread and all before it, and wait for them; nothing is closed. Raises:
-        HeadraceError if one does not end."""
-        self._stop()
-        if isinstance(self._node, RebatchNode | ScrubNode):
-            self._node.halt()
-
-    def close(self) -> None:
-        """Halt, close the node before. Raises: HeadraceError if a thread does not end."""
-        self.halt()
-        self._node.close()
-
-    def _stop(self) -> None:
-        self.interrupt()
-        thread, self._thread = self._thread, None
-        if thread is not None and thread is not threading.current_thread():
-            thread.join(JOIN_SECONDS)
-            if thread.is_alive():
-                raise HeadraceError(
-                    f"The {self._name} thread did not end within {JOIN_SECONDS:.0f} s: a source's "
-                    "read or a stage's apply must return in bounded time."
-                )
-
-
-def _produce(node: Any, state: dict[str, Any] | None, channel: Channel[Any]) -> None:
-    """The thread: everything the node gives goes into the channel, its end and its errors too."""
-    try:
-        node.reset(state)
-        beat = getattr(node, "beat", None)
-        while True:
-            item = next(node)
-            # "Nothing came" is news only to a consumer that has nothing else to do.
-            if item is not None or not len(channel):
-                channel.put((item, node.state_dict()), beat)
-            del item  # or the last item's memory would stay while the next is awaited
-    except StopIteration:
-        channel.finish()
-    except Closed:
-        channel.close()
-    except BaseException as error:  # noqa: BLE001 - an error must reach the for-loop, whatever it is
-        channel.fail(error)
-
-
-class RebatchNode(BaseNode[Raw]):
-    """Cuts raw rows into batches: of `batch_rows`, or less where they are `batch_limit` bytes,
-    where
-    the oldest has waited `max_delay`, or where waiting longer would miss the deadline.
-
-    Rows are cut while raw, because then a position is exact; stages later only shrink or grow what
-    was cut. On an idle stream an empty batch comes every `idle` seconds, so that the loop behind
-    can act (checkpoint, stop, beat).
-
-    Args:
-        budget: what it keeps of former items counts there, as ``rebatch``.
-        deadline: says when a batch must go; None: only `max_delay` does.
-    """
-
-    idle = 0.5
-
-    def __init__(
-        self,
-        node: PrefetchNode[Records | None],
-        settings: LoaderSettings,
-        budget: Budget,
-        deadline: Deadline | None = None,
-    ) -> None:
-        super().__init__()
-        self._node = node
-        self._rows = settings.batch_rows
-        self._bytes = settings.batch_limit
-        self._delay = settings.max_delay
-        self._deadline = deadline
-        self._budget = budget
-        self._account = budget.open("rebatch")
-        self._pieces: list[Records] = []
-        self._rest: Records | None = None
-        self._left = self._room = 0
-        self._positions: dict[str, int] = {}
-        self._ended = False
-
-    def reset(self, initial_state: dict[str, Any] | None = None) -> None:
-        super().reset(initial_state)
-        self._pieces, self._rest, self._ended = [], None, False
-        self._positions = dict(initial_state or {})
-        self._node.reset(initial_state)
-
-    def next(self) -> Raw:
-        self._left, self._room, reason = self._rows, self._bytes, ""
-        start = time.monotonic()
-        while not reason:
-            records = self._rest or self._wait(start)
-            reason = records if isinstance(records, str) else self._add(records)
-        if self._ended and not self._pieces:
-            raise StopIteration
-        return self._cut(start, reason)
-
-    def get_state(self) -> dict[str, Any]:
-        return self._positions
-
-    def interrupt(self) -> None:
-        self._node.interrupt()
-
-    def halt(self) -> None:
-        self._node.halt()
-        self._pieces, self._rest = [], None
-        self._budget.hold(self._account, 0)
-
-    def close(self) -> None:
-        self._node.close()
-
-    def _cut(self, start: float, reason: str) -> Raw:
-        pieces, self._pieces = tuple(self._pieces), []
-        after = {piece.partition: piece.next for piece in pieces}
-        self._positions = {**self._positions, **after}
-        arrived = min((piece.arrived for piece in pieces), default=start)
-        return Raw(
-            pieces=pieces,
-            positions=self._positions,
-            arrived=arrived,
-            cut=time.monotonic(),
-            reason=reason if pieces or self._ended else "idle",
-        )
-
-    def _add(self, records: Records) -> str:
-        """Put what fits into the batch and keep the rest; why it is full then, or nothing."""
-        fit = records if len(records) <= self._left else records.slice(0, self._left)
-        ends = ends_of(fit)
-        n = int(np.searchsorted(ends, self._room, "right"))
-        if not self._pieces:
-            n = max(1, n)  # a record that is too large for any batch has one of its own
-        if n:
-            self._pieces.append(records if n == len(records) else records.slice(0, n))
-            self._left -= n
-            self._room -= int(ends[n - 1])
-        self._rest = records.slice(n, len(records)) if n < len(records) else None
-        return "bytes" if n < len(fit) or self._room <= 0 else "" if self._left else "full"
-
-    def _wait(self, start: float) -> Records | str:
-        """The next records, or why the batch must go without more."""
-        while True:
-            close, why = self._closes(start)
-            timeout = None if close is None else max(0.0, close - time.monotonic())
-            self._budget.hold(self._account, sum(piece.nbytes for piece in self._pieces))
-            try:
-                records = self._node.within(timeout)
-            except Empty:
-                return why
-            except StopIteration:
-                self._ended = True
-                return "drain"
-            if records is not None and len(records):
-                return records
-            # Nothing came, or a gap without rows: only its position counts.
-            if records is not None:
-                self._positions = {**self._positions, records.partition: records.next}
-            if close is not None and time.monotonic() >= close:
-                return why
-
-    def _closes(self, start: float) -> tuple[float | None, str]:
-        """When the batch is closed at the latest, and why."""
-        if not self._pieces:
-            return start + self.idle, "idle"
-        arrived = self._pieces[0].arrived
-        ends = []
-        if self._delay is not None:
-            ends.append((arrived + self._delay, "delay"))
-        if self._deadline is not None:
-            ends.append((self._deadline.close_at(arrived, self._rows - self._left), "deadline"))
-        return min(ends, default=(None, "idle"))
-
-
-class ScrubNode(BaseNode[Batch]):
-    """Decodes, cleans and collates raw rows, and stamps the mark on the batch.
-
-    Args:
-        decoder: makes a frame of the raw rows.
-        stages: in this order; bound already.
-        collate: the last step, what the model takes; None for a pipeline that only cleans.
-        keep_raw_from: index of the first stage that a model file contains: the rows before it are
-            kept on the batch as `raw`. None keeps nothing.
+        decoder: makes a frame of them.
         keep_records: keep the records on the batch, as `pieces`.
     """
 
@@ -390,39 +123,95 @@ class ScrubNode(BaseNode[Batch]):
         self,
         node: RebatchNode,
         decoder: Decoder,
-        stages: Sequence[Stage],
-        collate: Callable[[Batch], Batch] | None,
         metrics: Metrics,
-        keep_raw_from: int | None = None,
+        times: Times,
         keep_records: bool = False,
     ) -> None:
         super().__init__()
         self._node = node
-        self._keep_records = keep_records
         self._decoder = decoder
+        self._releases = metrics.batch_release
+        self._times = times
+        self._keep_records = keep_records
+        self._positions: Mapping[str, int] = {}
+
+    def reset(self, initial_state: dict[str, Any] | None = None) -> None:
+        super().reset(initial_state)
+        self._positions = (initial_state or {}).get("positions", {})
+        self._decoder.resume()
+        self._node.reset(dict(self._positions))
+
+    def next(self) -> Batch:
+        raw = next(self._node)
+        self._releases.labels(reason=raw.reason).inc()
+        with self._times.timed("decode", raw.rows):
+            frame, rejects = self._decoder.decode(raw.pieces)
+        self._positions = raw.positions
+        return Batch(
+            frame=frame,
+            mark=Mark(positions=raw.positions),
+            arrived=raw.arrived,
+            cut=raw.cut,
+            raw_rows=raw.rows,
+            raw_bytes=raw.nbytes,
+            rejects=rejects,
+            pieces=raw.pieces if self._keep_records else (),
+        )
+
+    def get_state(self) -> dict[str, Any]:
+        return {"positions": self._positions}
+
+    def interrupt(self) -> None:
+        self._decoder.interrupt()
+        self._node.interrupt()
+
+    def halt(self) -> None:
+        self._node.halt()
+        self._decoder.close()
+
+    def close(self) -> None:
+        self._node.close()
+
+
+class ScrubNode(BaseNode[Batch]):
+    """Cleans and collates batches, and stamps the mark on them.
+
+    Args:
+        node: decoded batches, whose marks have positions and the node's own state.
+        stages: in this order; bound already.
+        collate: the last step, what the model takes; None for a pipeline that only cleans.
+        keep_raw_from: index of the first stage that a model file contains: the rows before it are
+            kept on the batch as `raw`. None keeps nothing.
+    """
+
+    def __init__(
+        self,
+        node: DecodeNode | ShuffleNode,
+        stages: Sequence[Stage],
+        collate: Callable[[Batch], Batch] | None,
+        times: Times,
+        keep_raw_from: int | None = None,
+    ) -> None:
+        super().__init__()
+        self._node = node
         self._stages = stages
         self._initial = {stage.name: stage.snapshot() for stage in stages}
         self._collate = collate
         self._keep_raw_from = keep_raw_from
         self._mark = Mark()
-        self._releases = metrics.batch_release
-        names = ["decode", *(stage.name for stage in stages), "collate"]
-        self._seconds = {name: metrics.stage_seconds.labels(stage=name) for name in names}
+        self._times = times
 
     def reset(self, initial_state: dict[str, Any] | None = None) -> None:
         super().reset(initial_state)
         state = initial_state or {}
         self._mark = Mark(positions=state.get("positions", {}), stages=state.get("stages", {}))
-        if isinstance(self._decoder.format, Interruptible):
-            self._decoder.format.resume()
         for stage in self._stages:
             stage.restore(self._mark.stages.get(stage.name, self._initial[stage.name]))
-        self._node.reset(dict(self._mark.positions))
+        self._node.reset({"positions": self._mark.positions, "stages": self._mark.stages})
 
     def next(self) -> Batch:
-        raw = next(self._node)
-        self._releases.labels(reason=raw.reason).inc()
-        batch = self._timed("decode", self._batch, raw)
+        batch: Batch = next(self._node)
+        before = batch.mark
         for index, stage in enumerate(self._stages):
             if index == self._keep_raw_from:
                 batch = replace(batch, raw=batch.frame)
@@ -433,42 +222,24 @@ class ScrubNode(BaseNode[Batch]):
             batch = self._timed("collate", self._collate, batch)
         snapshots = ((stage.name, stage.snapshot()) for stage in self._stages)
         stages = {name: value for name, value in snapshots if value is not None}
-        self._mark = Mark(positions=raw.positions, stages=stages)
+        self._mark = Mark(positions=before.positions, stages={**before.stages, **stages})
         return replace(batch, mark=self._mark, ready=time.monotonic())
 
     def get_state(self) -> dict[str, Any]:
         return {"positions": self._mark.positions, "stages": self._mark.stages}
 
     def interrupt(self) -> None:
-        if isinstance(self._decoder.format, Interruptible):
-            self._decoder.format.interrupt()
         self._node.interrupt()
 
     def halt(self) -> None:
         self._node.halt()
-        self._decoder.close()
 
     def close(self) -> None:
         self._node.close()
 
     def _timed(self, name: str, work: Callable[[Any], Batch], value: Any) -> Batch:
-        start = time.perf_counter()
-        batch = work(value)
-        self._seconds[name].observe(time.perf_counter() - start)
-        return batch
-
-    def _batch(self, raw: Raw) -> Batch:
-        frame, rejects = self._decoder.decode(raw.pieces)
-        return Batch(
-            frame=frame,
-            mark=self._mark,
-            arrived=raw.arrived,
-            cut=raw.cut,
-            raw_rows=raw.rows,
-            raw_bytes=raw.nbytes,
-            rejects=rejects,
-            pieces=raw.pieces if self._keep_records else (),
-        )
+        with self._times.timed(name):
+            return work(value)
 
 
 class BatchesNode(PrefetchNode[Batch]):
@@ -510,6 +281,11 @@ class Loader(NodeLoader[Batch]):
     (before the loop).
     Each ``for`` starts anew, from the start or the loaded state.
 
+    Attributes:
+        budget: who holds how many bytes.
+        times: where the time goes.
+        threads: how many decode together.
+
     Args:
         source: rows; closed with the loader.
         schema: columns to decode, as `source.schema` gave them.
@@ -518,7 +294,7 @@ class Loader(NodeLoader[Batch]):
             that prepares; None leaves the batch as it is.
         settings: rows a batch, delay, bytes.
         metrics: where waits, sizes and times go; a private one unless given.
-        keep_raw_from, keep_records: see `ScrubNode`.
+        keep_raw_from, keep_records: see `ScrubNode` and `DecodeNode`.
         mark: where to start.
 
     Raises (in the loop): whatever source, format or a stage raised, unchanged.
@@ -540,42 +316,40 @@ class Loader(NodeLoader[Batch]):
         settings = settings or LoaderSettings()
         metrics = metrics or Metrics()
         self.budget = Budget(int(settings.memory_budget))
-        channel = partial(_channel, self.budget, metrics, settings.prefetch_bytes)
+        self.times = times = Times(metrics)
+        channel = partial(_channel, self.budget, metrics, times, settings.prefetch_bytes)
         objective = settings.latency_objective
         deadline = None if objective is None else Deadline(objective)
         fetch: PrefetchNode[Records | None] = PrefetchNode(
-            SourceNode(source, settings, metrics),
+            SourceNode(source, settings, times),
             # Half the budget, so that the raw queue cannot starve the prepared one.
-            partial(channel, "raw", _raw_bytes, share=0.5),
+            partial(channel, "raw", _raw_bytes, share=0.5, entry=True),
             "fetch",
         )
-        waits = Waits()
-        threads = Threads(
+        self.threads = threads = Threads(
             len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1,
             fixed=settings.decode_threads,
             on_change=metrics.decode_threads.set,
         )
         metrics.decode_threads.set(threads.count)
-        scrub = ScrubNode(
-            RebatchNode(fetch, settings, self.budget, deadline),
-            Decoder(
-                source.format,
-                schema,
-                threads=threads,
-                largest=self.budget.total,
-                waited=waits.total,
-            ),
-            stages,
-            collate,
-            metrics,
-            keep_raw_from,
-            keep_records,
+        decoder = Decoder(
+            source.format,
+            schema,
+            threads=threads,
+            largest=self.budget.total,
+            waited=partial(times.waits, "prepared", "get"),
         )
+        node: DecodeNode | ShuffleNode
+        if settings.shuffle_rows:
+            node = ShuffleNode(fetch, decoder, settings, self.budget, metrics, times)
+        else:
+            rebatch = RebatchNode(fetch, settings, self.budget, deadline)
+            node = DecodeNode(rebatch, decoder, metrics, times, keep_records)
+        scrub = ScrubNode(node, stages, collate, times, keep_raw_from)
         prepared = partial(
             channel,
             "prepared",
             _batch_bytes,
-            waits=waits,
             # With an objective, what arrives meanwhile is to join the next batch, not to wait
             # behind batches that are closed already.
             max_items=None if deadline is None else 1,
@@ -620,42 +394,20 @@ class Loader(NodeLoader[Batch]):
         self.close()
 
 
-class Waits:
-    """Seconds that a consumer has waited, all in all."""
-
-    def __init__(self) -> None:
-        self._seconds = 0.0
-
-    def add(self, seconds: float) -> None:
-        """So many more."""
-        self._seconds += seconds
-
-    def total(self) -> float:
-        """All."""
-        return self._seconds
-
-
 def _channel(
     budget: Budget,
     metrics: Metrics,
+    times: Times,
     fixed: int | None,
     name: str,
     size_of: Callable[[Any], int],
     share: float = 1.0,
     max_items: int | None = None,
-    waits: Waits | None = None,
+    entry: bool = False,
 ) -> Channel[Any]:
     """A queue under the budget, seen by the metrics. No method: what a thread reaches must not
     reach the loader, or a forgotten one would never be collected."""
-    told = metrics.queue_wait_seconds
-    got = told.labels(queue=name, side="get").observe
     resizes = metrics.queue_resizes
-
-    def waited(seconds: float) -> None:
-        got(seconds)
-        if waits is not None:
-            waits.add(seconds)
-
     depth = Depth(
         max(1, int(budget.total * share)),
         fixed=fixed,
@@ -668,8 +420,9 @@ def _channel(
         size_of,
         max_items,
         depth=depth,
-        on_put_wait=told.labels(queue=name, side="put").observe,
-        on_get_wait=waited,
+        entry=entry,
+        on_put_wait=times.waiter(name, "put"),
+        on_get_wait=times.waiter(name, "get"),
     )
     metrics.watch(metrics.queue_bytes, lambda: channel.nbytes, queue=name)
     metrics.watch(metrics.queue_items, lambda: len(channel), queue=name)
@@ -685,4 +438,4 @@ def _batch_bytes(item: tuple[Batch, Any]) -> int:
     return ITEM_BYTES + item[0].nbytes
 
 
-__all__ = ["BatchesNode", "Loader", "PrefetchNode", "Raw", "RebatchNode", "ScrubNode", "SourceNode"]
+__all__ = ["BatchesNode", "DecodeNode", "Loader", "ScrubNode", "SourceNode"]

@@ -36,6 +36,7 @@ from engine.loader import Loader
 from engine.metrics import Metrics
 from engine.scrub.stage import DETECTORS
 from engine.service import Heartbeat
+from engine.times import Account
 from engine.types import (
     RESERVED,
     Batch,
@@ -47,10 +48,13 @@ from engine.types import (
     Snapshot,
     Source,
 )
+from engine.verdict import PARTS, Verdict
 
 log = logging.getLogger("headrace.loop")
 LAG_SECONDS = 1.0
 """How often the source's lag goes to the metrics."""
+VERDICT_SECONDS = 10.0
+"""Over how long the metrics judge which part holds the run."""
 MAX_LAGS = 256
 SKEW_SECONDS = 5.0
 """How far ahead of this clock a record's time may be."""
@@ -189,6 +193,7 @@ class Loop:
         transaction: commits results and positions together, in place of `source.commit`; False
             where it was aborted.
         keeps_state: whether stages or work have a state that belongs to what was read.
+        judge: says of what was spent which part holds the run.
     """
 
     def __init__(
@@ -207,6 +212,7 @@ class Loop:
         watch: Callable[[Loop, Batch], None] | None = None,
         transaction: Callable[[Mark], bool] | None = None,
         keeps_state: bool = True,
+        judge: Callable[[Account], Verdict | None] | None = None,
     ) -> None:
         self.source = source
         self.loader = loader
@@ -226,6 +232,8 @@ class Loop:
         self._commit = transaction or source.commit
         self._transactional = transaction is not None
         self._keeps_state = keeps_state
+        self._judge = judge
+        self._began = self._judged = Account()
         self._aborted = False
         self._stopping = False
         self._waiting = False
@@ -234,7 +242,7 @@ class Loop:
         self._sink_told: dict[str, int] = {}
         self._saved_at = time.monotonic()
         self._saved_batches = 0
-        self._seconds = self.metrics.stage_seconds
+        self._timed = loader.times.timed
 
     def resume(self) -> bool:
         """Go to the newest good checkpoint; whether there was one. Takes away results that lie
@@ -294,6 +302,7 @@ class Loop:
         """
         with self._signals(), self._closing(), self.loader, self._releasing():
             self._saved_batches = self.totals.batches
+            self._began = self._judged = self.loader.times.account()
             with contextlib.suppress(Stopped):
                 self._batches()
             if self._stopping:
@@ -306,6 +315,13 @@ class Loop:
     def stop(self) -> None:
         """Finish the batch in hand, save and return from `run`. Any thread may call it."""
         self._stopping = True
+
+    def verdict(self, since: Account | None = None) -> Verdict | None:
+        """What has held this run, from its start or `since` then; None where that is too little to
+        tell, or nobody judges."""
+        if self._judge is None:
+            return None
+        return self._judge(self.loader.times.account().since(since or self._began))
 
     @property
     def stopped(self) -> bool:
@@ -357,7 +373,7 @@ class Loop:
             self._waiting = False
 
     def _one(self, batch: Batch) -> None:
-        with self._timed(self.work.stage):
+        with self._timed(self.work.stage, batch.raw_rows):
             done = self.work.do(batch)
         with self._timed("write"):
             rejects = done.batch.rejects
@@ -392,10 +408,25 @@ class Loop:
             return
         self._lag_told = now
         self._tell_sink()
+        self._tell_verdict()
         lags = self.source.lag(self.mark)
         if len(lags) <= MAX_LAGS:
             for partition, n in lags.items():
                 self.metrics.source_lag_records.labels(partition=partition).set(n)
+
+    def _tell_verdict(self) -> None:
+        """Which part has held the run for the last seconds, to the metrics."""
+        if self._judge is None:
+            return
+        account = self.loader.times.account()
+        spent = account.since(self._judged)
+        if spent.at < VERDICT_SECONDS or (verdict := self._judge(spent)) is None:
+            return
+        self._judged = account
+        for part in PARTS:
+            self.metrics.bottleneck.labels(part=part).set(part == verdict.part)
+        for part, seconds in verdict.seconds.items():
+            self.metrics.busy_ratio.labels(part=part).set(seconds / verdict.wall)
 
     def _tell_sink(self) -> None:
         """What a sink counts by itself, to the metrics."""
@@ -537,12 +568,6 @@ class Loop:
         finally:
             if self._shared is not None:
                 self._shared.release()
-
-    @contextlib.contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self._seconds.labels(stage=stage).observe(time.perf_counter() - start)
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:

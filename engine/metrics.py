@@ -129,6 +129,16 @@ NAMES: Mapping[str, Name] = {
         {"queue": (), "side": ("put", "get")},
         WORK,
     ),
+    "headrace_busy_ratio": Name(
+        "gauge",
+        "Share of the last seconds that a part was at work, waits not counted.",
+        {"part": ("source", "decode", "scrub", "transfer", "model", "sink", "checkpoint")},
+    ),
+    "headrace_bottleneck": Name(
+        "gauge",
+        "Whether a part holds the run: 1, or 0; idle where records come slowly.",
+        {"part": ("source", "decode", "scrub", "transfer", "model", "sink", "checkpoint", "idle")},
+    ),
     "headrace_batch_rows": Name("histogram", "Rows of a batch.", buckets=ROWS),
     "headrace_batch_release_total": Name(
         "counter",
@@ -273,6 +283,8 @@ class Metrics:
     decode_threads: Gauge
     queue_items: Gauge
     queue_wait_seconds: Histogram
+    busy_ratio: Gauge
+    bottleneck: Gauge
     batch_rows: Histogram
     batch_release: Counter
     record_latency_seconds: Histogram

@@ -102,6 +102,8 @@ def finish(summary: Summary) -> None:
     if summary.verdict is not None:
         out.print(summary.verdict.table())
     out.print(_account(summary))
+    if summary.bottleneck is not None:
+        out.print(str(summary.bottleneck), highlight=False, soft_wrap=True)
     files = Table(show_header=False, box=None, pad_edge=False)
     for what, path in summary.files.items():
         files.add_row(what, str(path))

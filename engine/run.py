@@ -8,6 +8,7 @@ import functools
 import hashlib
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from engine.metrics import Metrics
 from engine.scrub import STAGES
 from engine.scrub.columns import spread
 from engine.service import Health, Heartbeat, Service
+from engine.times import Account
 from engine.types import (
     Batch,
     Buffered,
@@ -45,6 +47,7 @@ from engine.types import (
     parse_schema,
     require,
 )
+from engine.verdict import Verdict, judge
 from engine.work import Cleaning, Holdout, Serving, Training, tell_quality
 
 log = logging.getLogger("headrace.run")
@@ -62,6 +65,7 @@ class Summary:
         resumed, stopped: whether it began at a checkpoint; whether a signal ended it.
         report: the evaluation's numbers, or {} without a model in training.
         verdict: the compression gate's, or None.
+        bottleneck: what has held the run, or None where nothing was done.
         files: what it left: checkpoint, model, predictions, dead letters, picture, metrics.
     """
 
@@ -71,6 +75,7 @@ class Summary:
     stopped: bool
     report: Mapping[str, Any] = field(default_factory=dict)
     verdict: Any = None
+    bottleneck: Verdict | None = None
     files: Mapping[str, Path] = field(default_factory=dict)
 
 
@@ -145,6 +150,20 @@ class Run:
                 "partitions: give this engine a name in the group that stays, [source] member."
             )
 
+    def _may_shuffle(self) -> None:
+        if not self.pipeline.loader.shuffle_rows:
+            return
+        if not self.trains:
+            raise UserError(
+                f"[loader] shuffle_rows in {self.pipeline.file} is for training: expected a "
+                "[train] section, or take it out; results keep the order of their rows."
+            )
+        if isinstance(self.source, SharedSource) and self.source.shares:
+            raise UserError(
+                f"[loader] shuffle_rows in {self.pipeline.file} needs partitions that stay, and "
+                "[source] join shares them: take one of the two out."
+            )
+
     @cached_property
     def source_schema(self) -> Schema:
         """The columns that are decoded."""
@@ -215,10 +234,17 @@ class Run:
     def learner(self) -> Learner:
         """Raises: UserError for a setting that does not fit."""
         kind, own = self._learner_kind
-        train = validate(kind.Training, self.pipeline.train or {}, "train", self.pipeline.file)
+        table = dict(self.pipeline.train or {})
+        sampling = table.pop("sampling", None)
+        train = validate(kind.Training, table, "train", self.pipeline.file)
         settings = validate(kind.Settings, own, "model", self.pipeline.file)
         made: Learner = kind(settings, train, self.features)
-        return made
+        if sampling is None:
+            return made
+        from models.balance import Balanced, SamplingSettings
+
+        how = validate(SamplingSettings, sampling, "train.sampling", self.pipeline.file)
+        return Balanced(made, how)
 
     @cached_property
     def evaluation(self) -> Evaluation:
@@ -293,11 +319,13 @@ class Run:
         if not self.keeps_state:
             return {"pipeline": self.pipeline.name}
         schema = {name: str(kind) for name, kind in self.source_schema.items()}
+        loader = self.pipeline.loader
         identity = {
             "pipeline": self.pipeline.name,
             "schema": json.dumps(schema, sort_keys=True),
             "scrub": json.dumps(self.pipeline.scrub),
             "batch_rows": str(self.pipeline.loader.batch_rows),
+            "shuffle": f"{loader.shuffle_rows} {loader.shuffle_seed}",
         }
         if self.trains:
             identity["model"] = json.dumps(self.pipeline.model, sort_keys=True)
@@ -371,6 +399,7 @@ class Run:
     def loop(self) -> Loop:
         """The loop, ready to resume and run."""
         self._may_share()
+        self._may_shuffle()
         loader = self.loader()
         self._bound(loader, "sink", self.sink)
         self._bound(loader, "dead letters", self.dead_letters)
@@ -390,7 +419,20 @@ class Run:
             watch=self._watch,
             keeps_state=self.keeps_state,
             transaction=self.transaction,
+            judge=functools.partial(self._judge, loader),
         )
+
+    def _judge(self, loader: Loader, spent: Account) -> Verdict | None:
+        settings = {
+            **self.pipeline.loader.model_dump(include={"batch_rows", "read_rows"}),
+            "decode_threads": loader.threads.count,
+            "every_seconds": self.checkpoints.settings.every_seconds,
+        }
+        device = (self.pipeline.train or {}).get("device", "cpu") if self.trains else "cpu"
+        if self._predictor is not None and "CUDA" in self._predictor.info()["provider"].upper():
+            device = "cuda"
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        return judge(spent, settings=settings, device=device, cores=cores)
 
     @cached_property
     def heartbeat(self) -> Heartbeat:
@@ -426,6 +468,9 @@ class Run:
         with self._serving():
             resumed = loop.resume()
             totals = loop.run()
+            bottleneck = loop.verdict()
+            if bottleneck is not None:
+                log.info("%s", bottleneck, extra={"part": bottleneck.part})
             files, verdict = self._leave(stopped=loop.stopped)
         return Summary(
             totals=totals,
@@ -434,6 +479,7 @@ class Run:
             stopped=loop.stopped,
             report=self.evaluation.report() if self.trains else {},
             verdict=verdict,
+            bottleneck=bottleneck,
             files=files,
         )
 
@@ -651,8 +697,9 @@ class Run:
             )
         if self.loop.totals.rejected and self.pipeline.dead_letters.kind == "files":
             files["dead letters"] = self.letters_path
-        for stage in self.stages if self.loop.totals.read else ():
-            for remark in getattr(stage, "remarks", list)():
+        remarking: list[object] = [*self.stages, *([self.learner] if self.trains else [])]
+        for part in remarking if self.loop.totals.read else ():
+            for remark in getattr(part, "remarks", list)():
                 log.warning("%s", remark)
         if self.trains:
             files |= self._report()

@@ -23,8 +23,8 @@ WAIT_SHARE = 0.01
 """Below this share of its time, a consumer's waiting is not worth memory."""
 GIVEN_BACK = 0.125
 """Part of what was not needed that is given back each epoch: a quarter of it is left after 5 s."""
-START = 0.125
-"""Part of its limit that a queue begins with."""
+START = 0.5
+"""Part of its limit that a queue begins with: what is not needed goes back in seconds."""
 
 
 class Depth:
@@ -46,6 +46,7 @@ class Depth:
         limit: int,
         *,
         fixed: int | None = None,
+        start: float = START,
         on_change: Callable[[int, str], object] | None = None,
         name: str = "",
     ) -> None:
@@ -53,11 +54,12 @@ class Depth:
         Args:
             limit: bytes, at least 1.
             fixed: the depth, for ever; None lets it follow.
+            start: part (0-1) of the limit that it begins with.
             on_change: called with the new depth and ``grow`` or ``shrink``. Must not raise.
         """
         assert limit >= 1, f"limit={limit}"
         self.limit = limit
-        self.bytes = min(limit, fixed) if fixed is not None else max(1, int(limit * START))
+        self.bytes = min(limit, fixed) if fixed is not None else max(1, int(limit * start))
         self._fixed = fixed is not None
         self._on_change = on_change
         self._name = name

@@ -226,6 +226,15 @@ class Tensors:
             sum(t.nbytes for t in (self.numeric, self.categories, self.target) if t is not None)
         )
 
+    def take(self, rows: NDArray[np.int64]) -> Tensors:
+        """Some of the rows, in that order, copied; a row may come several times."""
+        at = torch.from_numpy(rows)
+        return Tensors(
+            numeric=self.numeric[at],
+            categories=self.categories[at],
+            target=None if self.target is None else self.target[at],
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
@@ -447,12 +456,14 @@ class Step:
         loss: mean training loss over the batch, nan where the step was skipped.
         steps: optimizer steps taken (replay included).
         skipped: None, or why nothing was learned (``non_finite``, ``empty``).
+        unlearned: how many of the rows were scored and not learned from, on purpose.
     """
 
     scores: NDArray[np.float64]
     loss: float
     steps: int = 1
     skipped: str | None = None
+    unlearned: int = 0
 
 
 # ---------------------------------------------------------------------------------------- protocols

@@ -109,9 +109,15 @@ class Training:
         self._metrics.steps.inc(step.steps)
         if step.skipped is not None:
             return self._skip(batch, step.skipped)
-        self.loss = step.loss
-        self._metrics.loss.set(step.loss)
-        return Done(batch=batch, rows=self._answer(batch, step.scores), learned=len(batch))
+        if step.steps:
+            self.loss = step.loss
+            self._metrics.loss.set(step.loss)
+        return Done(
+            batch=batch,
+            rows=self._answer(batch, step.scores),
+            learned=len(batch) - step.unlearned,
+            predicted=step.unlearned,
+        )
 
     def state_dict(self) -> dict[str, Snapshot]:
         """Learner, evaluation and held-out rows."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import glob
 import importlib.resources
+import logging
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,13 +15,24 @@ from engine.types import UserError, nearest
 
 EXTENSIONS = {
     ".csv": "csv", ".tsv": "csv", ".ndjson": "ndjson", ".jsonl": "ndjson", ".parquet": "parquet",
-    ".arrow": "arrow", ".ipc": "arrow", ".feather": "arrow",
+    ".arrow": "arrow", ".ipc": "arrow", ".feather": "arrow", ".xml": "xml",
+    ".tar": "webdataset", ".tgz": "webdataset",
+    **dict.fromkeys(
+        (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"), "images"
+    ),
 }  # fmt: skip
+MANY = {"json": (".json",), "documents": (), "text": ()}
+"""Formats that no extension gives away, and the extensions of their files; none: any."""
 RESOURCE = re.compile(r"([A-Za-z_][\w.]*):(\w.*)")
 
+log = logging.getLogger("headrace.files")
 
-def find(paths: Iterable[str]) -> dict[str, Path]:
-    """Partition -> file: in the order given, those of a glob sorted by name.
+
+def find(paths: Iterable[str], format: str | None = None) -> dict[str, Path]:
+    """Partition -> file: in the order given, those of a glob or below a folder sorted by name.
+
+    A folder stands for all files below it but those whose names begin with a dot and, where the
+    format is given, those with an extension of none of its.
 
     Raises: UserError for a path that leads to no file.
     """
@@ -27,14 +40,16 @@ def find(paths: Iterable[str]) -> dict[str, Path]:
     for path in paths:
         resource = RESOURCE.fullmatch(path)
         if Path(path).is_file():
-            found[path] = Path(path)
+            found[readable(path)] = Path(path)
+        elif Path(path).is_dir():
+            found |= _below(path, format)
         elif resource:
             found[path] = _resource(path, resource[1], resource[2])
         elif glob.has_magic(path):
             found |= _matches(path)
         else:
             near = nearest(Path(path).name, _names(Path(path).parent))
-            raise UserError(f"[source] path '{path}' is no file.{near}")
+            raise UserError(f"[source] path '{readable(path)}' is no file.{near}")
     return found
 
 
@@ -49,7 +64,7 @@ def kind(files: dict[str, Path]) -> str:
         if found is None:
             raise UserError(
                 f"[source] path '{name}' has no extension that says what it holds: set [source] "
-                "format to csv, ndjson, parquet or arrow."
+                f"format to {', '.join(dict.fromkeys([*EXTENSIONS.values(), *MANY]))}."
             )
         if found != kinds[first]:
             raise UserError(
@@ -59,16 +74,53 @@ def kind(files: dict[str, Path]) -> str:
     return str(kinds[first])
 
 
+def readable(name: str) -> str:
+    r"""A file's name as text; bytes of it that are not UTF-8 as ``\xff``."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
 def _kind(path: Path) -> str | None:
+    return EXTENSIONS.get(_extension(path))
+
+
+def _extension(path: Path) -> str:
     plain = path.with_suffix("") if path.suffix in COMPRESSIONS else path
-    return EXTENSIONS.get(plain.suffix.lower())
+    return (path.suffix if path.suffix in EXTENSIONS else plain.suffix).lower()
+
+
+def _below(folder: str, format: str | None) -> dict[str, Path]:
+    paths: list[Path] = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name[0] != "."]
+        paths += [Path(parent) / name for name in names if name[0] != "."]
+    files = {readable(str(p)): p for p in sorted(paths, key=os.fsencode) if p.is_file()}
+    fitting = {name: path for name, path in files.items() if _fits(path, format)}
+    if not fitting:
+        what = "" if format is None else f" of format '{format}'"
+        raise UserError(f"[source] path '{readable(folder)}' is a folder without files{what}.")
+    if len(fitting) < len(files):
+        log.warning(
+            "%d of %d files below %s are left out: they have no extension of format '%s'.",
+            len(files) - len(fitting),
+            len(files),
+            readable(folder),
+            format,
+        )
+    return fitting
+
+
+def _fits(path: Path, format: str | None) -> bool:
+    if format in EXTENSIONS.values():
+        return _kind(path) == format
+    extensions = MANY.get(format or "", ())
+    return not extensions or _extension(path) in extensions
 
 
 def _matches(pattern: str) -> dict[str, Path]:
     names = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute
-    found = {name: Path(name) for name in names if Path(name).is_file()}
+    found = {readable(name): Path(name) for name in names if Path(name).is_file()}
     if not found:
-        raise UserError(f"[source] path '{pattern}' matches no file.")
+        raise UserError(f"[source] path '{readable(pattern)}' matches no file.")
     return found
 
 
@@ -88,4 +140,4 @@ def _resource(path: str, package: str, inside: str) -> Path:
     return file
 
 
-__all__ = ["find", "kind"]
+__all__ = ["find", "kind", "readable"]

@@ -1,4 +1,4 @@
-"""Files as a source: CSV, NDJSON, Parquet and Arrow, one after the other."""
+"""Files as a source: lines of text, tables, and files that are a row each, one after the other."""
 
 from __future__ import annotations
 
@@ -9,17 +9,28 @@ from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import polars as pl
+from lxml import etree
 from polars.exceptions import PolarsError
 from pydantic import Field
 
-from connectors.files.paths import find, kind
+from connectors.files.paths import find, kind, readable
 from connectors.files.table import KINDS, SortedRows, TableFile
+from connectors.files.tar import TarShard
 from connectors.files.text import TextFile
+from connectors.files.whole import WholeFiles
+from connectors.files.xml import XmlRows
+from connectors.formats.bounded import Bounded
 from connectors.formats.columns import Columns
 from connectors.formats.csv import Csv
 from connectors.formats.ndjson import Ndjson
 from connectors.formats.own import Describing, is_own, must_be_declared, must_be_known, own
+from connectors.formats.paths import parse_path, value_at
+from connectors.formats.text import Text
+from connectors.formats.webdataset import Samples
+from connectors.formats.whole import Whole
+from connectors.formats.xml import Fields, Xml, columns_of, documents
 from engine import types
 from engine.types import (
     EndOfStream,
@@ -33,38 +44,61 @@ from engine.types import (
     nearest,
 )
 
-FORMATS = ("csv", "ndjson", "parquet", "arrow")
+FORMATS = (
+    "csv", "ndjson", "parquet", "arrow", "text", "json", "xml", "images", "documents",
+    "webdataset",
+)  # fmt: skip
+SORTABLE = ("csv", "ndjson", "parquet", "arrow")
+"""Formats for `order_by`."""
+JSON = ("ndjson", "json")
+OPEN = (*JSON, "xml", "webdataset")
+"""Formats whose rows need not have every column."""
+PATHS = (*OPEN, *KINDS)
+"""Formats for `paths`."""
+WHOLE = ("json", "xml", "images", "documents")
+"""Formats whose files are a row each; XML without `row`."""
 SAMPLE_ROWS = 1_000
 """Rows of a text file that its columns' types are guessed from."""
 
 
 class FilesSource:
-    """See `engine.types.Source`. A file is a partition, named by its path as given or found.
+    """See `engine.types.Source`. A file is a partition, named by its path as given or found; of
+    files that are a row each, all are one, named by `path`.
 
-    Positions are byte offsets in the (decompressed) text, row numbers in Parquet and Arrow. Plain
-    text is sought in, Parquet and Arrow skip row groups and record batches, compressed text is read
-    over. Memory holds one block of text or one row group; with `order_by`, everything.
+    Positions are byte offsets in the (decompressed) text, row numbers in Parquet and Arrow; see
+    `WholeFiles` for files that are a row each. Plain text is sought in, Parquet and Arrow skip row
+    groups and record batches, compressed text is read over. Memory holds one block of text or one
+    row group; with `order_by`, everything.
     """
 
     class Settings(types.Settings):
         """``[source] kind = "files"``
 
         Attributes:
-            path: a file, a glob, a list of them, or ``package:path/in/package`` for data that an
-                installed package ships.
-            format: csv, ndjson, parquet or arrow; by the files' extension unless given; or a class
-                of your own for lines of text, ``package.module:Class``.
-            paths: of NDJSON: column -> where its value is, ``user.address.city``.
+            path: a file, a folder (all files below it), a glob, a list of them, or
+                ``package:path/in/package`` for data that an installed package ships.
+            format: csv, ndjson, parquet, arrow, xml, images or webdataset (a tar whose neighbours
+                with one base name are a row), by the files' extension unless given; text (a row a
+                line), documents (a row a file), json (an object a file); or a class of your own for
+                lines of text, ``package.module:Class``.
+            paths: column -> where its value is: ``user.address.city`` in NDJSON, JSON, and nested
+                columns of Parquet and Arrow, ``address/city`` or ``@id`` in XML, ``jpg;png``
+                or ``json.size.width`` in a WebDataset.
+            row: of XML: names of the elements from the root to a row, ``orders/order``; a file is
+                a row unless given.
             delimiter: of CSV; a comma, for ``.tsv`` a tab, unless given.
             order_by: SQL expressions to sort by, stably, nulls last; reads all files at once as one
                 partition whose positions are row numbers in that order. CSV columns are text here:
                 CAST them.
-            max_record_bytes: the longest row of text that is accepted.
+            max_record_bytes: the longest row of text, or largest file that is a row, that is
+                accepted; what is larger is a dead letter (of CSV and formats of your own: ends the
+                run).
         """
 
         path: str | tuple[str, ...]
         format: str | None = None
         paths: Mapping[str, str] = Field(default_factory=dict)
+        row: str | None = None
         delimiter: str | None = Field(default=None, pattern=r"^[\x01-\x7f]$")
         order_by: tuple[str, ...] = ()
         max_record_bytes: int = Field(default=16 << 20, ge=1)
@@ -76,13 +110,17 @@ class FilesSource:
         settings do not fit together."""
         self.settings = settings
         paths = (settings.path,) if isinstance(settings.path, str) else settings.path
-        self._files = find(paths)
-        self._kind = must_be_known(settings.format or kind(self._files), FORMATS)
-        if settings.order_by and is_own(self._kind):
+        if settings.format is not None:
+            must_be_known(settings.format, FORMATS)
+        self._files = find(paths, settings.format)
+        self._kind = settings.format or kind(self._files)
+        if settings.order_by and self._kind not in SORTABLE:
             raise UserError(
-                f"[source] order_by is for csv, ndjson, parquet and arrow, not for '{self._kind}'."
+                f"[source] order_by is for {', '.join(SORTABLE)}, not for '{self._kind}'."
             )
-        self._names = [",".join(paths)] if settings.order_by else list(self._files)
+        self._file_a_row = self._kind in WHOLE and settings.row is None
+        self._single = bool(settings.order_by) or self._file_a_row
+        self._names = [readable(",".join(paths))] if self._single else list(self._files)
         self._headers: dict[str, list[str]] = {}
         self._columns: list[str] | None = None
         self._sorted: pl.DataFrame | None = None
@@ -90,7 +128,7 @@ class FilesSource:
         self._totals: dict[str, int] = {}
         self._nexts: dict[str, int] = {}
         self._at = 0
-        self._file: TextFile | TableFile | None = None
+        self._file: TextFile | TableFile | WholeFiles | XmlRows | TarShard | None = None
         self.format = self._format()
 
     # ---------------------------------------------------------------------------- the protocol
@@ -102,17 +140,22 @@ class FilesSource:
         """
         rest = declared.get("*")
         named = {c: dtype for c, dtype in declared.items() if c != "*"}
-        if isinstance(self.format, Ndjson):
-            self.format.schema(named)
+        if self._kind in JSON:
+            Ndjson(self.settings.paths).schema(named)
+        elif self._kind == "xml":
+            Fields(list(named), self.settings.paths if declared and rest is None else {})
+        elif isinstance(self.format, Samples):
+            if declared and rest is None:
+                self.format.schema(named)
         elif isinstance(self.format, Describing):
             return self.format.schema(declared)
         elif is_own(self._kind):
             return must_be_declared(declared, "text in a format of your own")
-        if self._kind == "ndjson" and declared and rest is None:  # any field may be absent
+        if self._kind in OPEN and declared and rest is None:  # a field may be absent
             self._columns = list(named)
             return named
         there = self._there(guess=not declared)
-        if self._kind != "ndjson":
+        if self._kind not in OPEN:
             self._check(named, there)
         if not declared:
             schema = there
@@ -157,7 +200,7 @@ class FilesSource:
 
     def progress(self, mark: Mark) -> float | None:
         """Share of the bytes of all files before the mark; inside a compressed file, a guess."""
-        sizes = [1] if self.settings.order_by else [p.stat().st_size for p in self._files.values()]
+        sizes = [1] if self._single else [p.stat().st_size for p in self._files.values()]
         last = max((i for i, n in enumerate(self._names) if n in mark.positions), default=-1)
         if last < 0:
             return 0.0
@@ -180,38 +223,89 @@ class FilesSource:
         return self.settings.delimiter or ("\t" if tabs else ",")
 
     def _format(self) -> Format:
-        plain = self._kind == "ndjson" and not self.settings.order_by
+        if self.settings.row is not None and self._kind != "xml":
+            raise UserError(f"[source] row is for xml, and format is '{self._kind}'.")
+        plain = self._kind in PATHS and not self.settings.order_by
         if self.settings.paths and not plain:
             raise UserError(
-                "[source] paths is for ndjson without order_by, and format is "
+                f"[source] paths is for {', '.join(PATHS)} without order_by, and format is "
                 f"'{self._kind}'{' with order_by' if self.settings.order_by else ''}."
             )
         if self.settings.order_by or self._kind in KINDS:
-            return Columns()
+            return Columns(self.settings.paths)
         if is_own(self._kind):
             return own(self._kind)
+        if self._kind == "text":
+            return Bounded(Text(lines=True), self.settings.max_record_bytes)
+        if self._kind == "webdataset":
+            return Samples(self.settings.paths)
+        if self._kind == "xml":
+            inner = Xml(self.settings.paths)
+            return Whole(self._kind, inner) if self._file_a_row else Columns()
+        if self._file_a_row:
+            return Whole(self._kind, Ndjson(self.settings.paths) if self._kind == "json" else None)
         if self._kind == "csv":
             return Csv(self._headers, self._delimiter)
-        return Ndjson(self.settings.paths)
+        return Bounded(Ndjson(self.settings.paths), self.settings.max_record_bytes)
+
+    @property
+    def has_lines(self) -> bool:
+        """Whether a line end closes each row."""
+        return not self._file_a_row
 
     def format_of_lines(self) -> Format:
-        """How a row of its files is decoded that lies elsewhere; of columns, as JSON."""
+        """How a row of its files is decoded that lies elsewhere; of columns, as JSON.
+
+        Raises: UserError for samples of a tar, of which a dead letter tells only the place.
+        """
+        if self._kind == "webdataset":
+            raise UserError(
+                "Dead letters of a WebDataset tell where a sample lies, they do not hold it: mend "
+                "the tar, and run it again."
+            )
+        if self._file_a_row or self._kind == "text":
+            return self.format
         if self._kind != "csv" or self.settings.order_by:
             return Ndjson()
         header = list(self._there(guess=False))
         return Csv(defaultdict(lambda: header), self._delimiter)
 
-    def _open(self, name: str) -> TextFile | TableFile:
+    def _open(self, name: str) -> TextFile | TableFile | WholeFiles | XmlRows | TarShard:
         if self.settings.order_by:
             return SortedRows(self._in_order(), name)
+        if self._file_a_row:
+            return self._whole_files()
         path = self._files[name]
+        if self._kind == "xml":
+            return self._xml(path, name)
+        if isinstance(self.format, Samples):
+            wanted = None if self._columns is None else self.format.extensions(self._columns)
+            return TarShard(path, name, wanted, max_record=self.settings.max_record_bytes)
         if self._kind in KINDS:
-            return KINDS[self._kind](path, name, self._columns)
+            return KINDS[self._kind](path, name, self._table_columns())
         return self._text(path, name)
+
+    def _whole_files(self) -> WholeFiles:
+        limit = self.settings.max_record_bytes
+        return WholeFiles(self._files, self._names[0], max_record=limit)
+
+    def _xml(self, path: Path, name: str, columns: list[str] | None = None) -> XmlRows:
+        if columns is None:
+            columns = self._columns = self._columns or list(self._guess_xml(guess=False))
+        assert self.settings.row is not None
+        limit = self.settings.max_record_bytes
+        return XmlRows(
+            path, name, self.settings.row, columns, self._paths_of(columns), max_record=limit
+        )
+
+    def _paths_of(self, columns: list[str]) -> dict[str, str]:
+        return {c: path for c, path in self.settings.paths.items() if c in columns}
 
     def _text(self, path: Path, name: str) -> TextFile:
         delimiter = self._delimiter if self._kind == "csv" else None
         limit = self.settings.max_record_bytes
+        if self._kind in ("ndjson", "text") and not self.settings.order_by:
+            return TextFile(path, name, delimiter=None, max_record=limit, shorten=True)
         file = TextFile(path, name, delimiter=delimiter, max_record=limit)
         if delimiter is None:
             return file
@@ -231,8 +325,15 @@ class FilesSource:
         if self._kind in KINDS:
             table = KINDS[self._kind](path, name)
             table.close()
-            return table.schema
-        file = self._text(path, name)
+            return table.schema | self._nested(table.schema)
+        if self._kind == "xml":
+            return self._guess_xml(guess=guess)
+        if isinstance(self.format, Samples):
+            shard = TarShard(path, name, None, max_record=self.settings.max_record_bytes)
+            found = self.format.kinds(shard.sample(SAMPLE_ROWS))
+            shard.close()
+            return found
+        file = self._whole_files() if self._file_a_row else self._text(path, name)
         try:
             if self._kind == "csv" and not guess:
                 return dict.fromkeys(self._headers[name], pl.String())
@@ -240,9 +341,58 @@ class FilesSource:
         finally:
             file.close()
 
-    def _guess(self, file: TextFile) -> Schema:
+    def _nested(self, there: Schema) -> Schema:
+        """The columns that `paths` takes out of others."""
+        found: Schema = {}
+        for column, path in self.settings.paths.items():
+            top = parse_path(path, column)[0]
+            if top not in there:
+                raise UserError(
+                    f"[source] paths: '{path}' of column '{column}' begins at a column that "
+                    f"{next(iter(self._files))} does not have.{nearest(str(top), there)}"
+                )
+            try:
+                value = value_at(parse_path(path, column)).alias(column)
+                found |= dict(pl.LazyFrame(schema=there).select(value).collect_schema())
+            except PolarsError:
+                raise UserError(
+                    f"[source] paths: '{path}' of column '{column}' leads to nothing: column "
+                    f"'{top}' of {next(iter(self._files))} is {there[str(top)]}."
+                ) from None
+        return found
+
+    def _table_columns(self) -> list[str] | None:
+        """Those of the files that the columns are in."""
+        if self._columns is None:
+            return None
+        paths = self.settings.paths
+        return [str(parse_path(paths[c], c)[0]) if c in paths else c for c in self._columns]
+
+    def _guess_xml(self, *, guess: bool) -> Schema:
+        """Columns of the first rows."""
+        elements = self._sample_of_xml()
+        paths = self.settings.paths
+        columns = list(dict.fromkeys([*columns_of(elements), *paths]))
+        texts = Fields(columns, paths).frame(elements)
+        if not guess or not elements:
+            return dict(texts.schema)
+        csv = texts.write_csv(include_header=False, separator=self._delimiter)
+        return _plain(self._parse(io.BytesIO(csv.encode()), columns).schema)
+
+    def _sample_of_xml(self) -> list[etree._Element]:
+        name, path = next(iter(self._files.items()))
+        if not self._file_a_row:
+            rows = self._xml(path, name, columns=[])
+            elements = rows.sample(SAMPLE_ROWS)
+            rows.close()
+            return elements
+        files = self._whole_files()
+        records = files.read(SAMPLE_ROWS, self.settings.max_record_bytes)
+        return documents(records) if records is not None else []
+
+    def _guess(self, file: TextFile | WholeFiles) -> Schema:
         records = file.read(SAMPLE_ROWS, self.settings.max_record_bytes)
-        data = io.BytesIO(b"" if records is None else _bytes(records))
+        data = io.BytesIO(b"" if records is None else _lines(records))
         try:
             frame = self._parse(data, self._headers.get(file.name))
         except PolarsError as error:
@@ -250,8 +400,7 @@ class FilesSource:
                 f"The columns of {file.name} cannot be guessed from its first rows: "
                 f"{_line(error)}; declare them in [source.schema]."
             ) from None
-        odd = (pl.Null, pl.Time)
-        return {c: pl.String() if t.base_type() in odd else t for c, t in frame.schema.items()}
+        return _plain(frame.schema)
 
     def _parse(self, data: io.BytesIO, names: list[str] | None) -> pl.DataFrame:
         if names is None:
@@ -334,17 +483,31 @@ def header(raw: bytes | None, name: str, delimiter: str) -> list[str]:
     return names
 
 
+def _lines(records: Records) -> bytes:
+    """As `_bytes`; what is a file each, one a line."""
+    if records.keys is None:
+        return _bytes(records)
+    assert isinstance(records.values, Values)
+    values = records.values.take(np.arange(len(records)))
+    return b"\n".join(value.replace(b"\n", b" ") for value in values if value is not None)
+
+
 def _bytes(records: Records) -> bytes:
     values = records.values
     assert isinstance(values, Values)
     return values.data[values.bounds[0] : values.bounds[-1]].tobytes()
 
 
+def _plain(schema: Mapping[str, pl.DataType]) -> Schema:
+    odd = (pl.Null, pl.Time)
+    return {c: pl.String() if kind.base_type() in odd else kind for c, kind in schema.items()}
+
+
 def _is_object(line: bytes) -> bool:
     """Whether a line of the sample can say something about the columns."""
     try:
         return isinstance(json.loads(line), dict)
-    except ValueError:
+    except (ValueError, RecursionError):  # objects in objects, beyond all measure
         return False
 
 

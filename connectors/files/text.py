@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from engine.types import HeadraceError, Records, UserError, Values
 BLOCK = 4 << 20
 """Bytes read at a time."""
 BOM = b"\xef\xbb\xbf"
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+COMPRESSIONS = {".gz": "gzip", ".tgz": "gzip", ".zst": "zstd"}
 QUOTE, NEWLINE, RETURN = 34, 10, 13
+HEAD = 2_000
+"""Bytes that are left of a row that is too long."""
 
 
 @numba.njit(nogil=True, cache=True)
@@ -54,7 +57,7 @@ class Bytes:
         self.offset = 0
         self._compression = COMPRESSIONS.get(path.suffix)
         try:
-            self._raw = pa.OSFile(str(path))
+            self._raw = pa.OSFile(os.fsencode(path))
             self._size = int(self._raw.size())
             self._file = self._raw
             if self._compression is not None:
@@ -73,6 +76,11 @@ class Bytes:
             ) from error
         self.offset += len(block)
         return block
+
+    @property
+    def compressed(self) -> bool:
+        """Whether its size is unknown before its end."""
+        return self._compression is not None
 
     @property
     def total(self) -> int:
@@ -109,6 +117,7 @@ class TextFile:
             (NDJSON).
         max_record: bytes of the longest row that is accepted.
         keep_blank: whether a blank line is a row (a CSV of one column: its null).
+        shorten: a row that is longer is a null, with its head as bytes, instead of an error.
 
     Raises (all methods): HeadraceError where the file cannot be read on, naming file and offset.
     """
@@ -121,7 +130,11 @@ class TextFile:
         delimiter: str | None,
         max_record: int,
         keep_blank: bool = False,
+        shorten: bool = False,
     ) -> None:
+        self._shorten = shorten
+        self._null: NDArray[np.bool_] | None = None
+        """Which of the rows in the buffer were too long; None where none was."""
         self.name = name
         self._keep_blank = keep_blank
         self._bytes = Bytes(path, name)
@@ -180,7 +193,11 @@ class TextFile:
             partition=self.name,
             positions=self._starts[start:stop],
             next=int(self._starts[stop]),
-            values=Values(data=self._buffer, bounds=bounds[start : stop + 1]),
+            values=Values(
+                data=self._buffer,
+                bounds=bounds[start : stop + 1],
+                null=None if self._null is None else self._null[start:stop],
+            ),
             arrived=time.monotonic(),
         )
 
@@ -200,9 +217,13 @@ class TextFile:
         self._bounds = np.concatenate([np.zeros(1, np.int64), ends])
         self._starts = self._bounds + offset
         self._row = 0
+        self._null = None
         longest = np.diff(self._bounds).max(initial=len(self._buffer) - self._bounds[-1])
         if longest > self._max_record:
-            raise self._too_long()
+            if not self._shorten:
+                raise self._too_long()
+            self._pass_over_tail()
+            self._shorten_rows()
         if not self._keep_blank:
             self._drop_blank()
 
@@ -228,8 +249,38 @@ class TextFile:
         tail = len(self._buffer) - int(self._bounds[-1])
         keep = np.repeat(np.append(~blank, True), np.append(sizes, tail))
         self._buffer = self._buffer[keep]
+        if self._null is not None:
+            self._null = self._null[~blank]
         self._starts = self._starts[np.append(~blank, True)]
         self._bounds = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes[~blank])])
+
+    def _pass_over_tail(self) -> None:
+        """Where the row that is not complete is too long already: make it complete, with no more in
+        memory than its head."""
+        begun = int(self._bounds[-1])
+        if len(self._buffer) - begun <= self._max_record:
+            return
+        block = self._bytes.read(BLOCK)
+        while len(block) and not (block == NEWLINE).any():
+            block = self._bytes.read(BLOCK)
+        rest = block[int(np.argmax(block == NEWLINE)) + 1 :] if len(block) else block
+        self._buffer = np.concatenate([self._buffer[: begun + self._max_record + 1], rest])
+        self._bounds = np.append(self._bounds, begun + self._max_record + 1)
+        self._starts = np.append(self._starts, self._bytes.offset - len(rest))
+        self._ended = not len(block)
+
+    def _shorten_rows(self) -> None:
+        """Leave the heads of rows that are too long."""
+        sizes = np.diff(self._bounds)
+        self._null = sizes > self._max_record
+        kept = np.where(self._null, np.minimum(sizes, min(HEAD, self._max_record)), sizes)
+        within = np.arange(int(self._bounds[-1])) - np.repeat(self._bounds[:-1], sizes)
+        keep = np.append(
+            within < np.repeat(kept, sizes),
+            np.ones(len(self._buffer) - int(self._bounds[-1]), np.bool_),
+        )
+        self._buffer = self._buffer[keep]
+        self._bounds = np.concatenate([np.zeros(1, np.int64), np.cumsum(kept)])
 
     def _too_long(self) -> UserError:
         sizes = np.append(np.diff(self._bounds), len(self._buffer) - self._bounds[-1])

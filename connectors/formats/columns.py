@@ -2,29 +2,82 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
+from polars.exceptions import PolarsError
 
 from connectors.formats.casts import conform
-from connectors.formats.rows import placed
+from connectors.formats.paths import Step, parse_path, value_at
+from connectors.formats.rows import placed, rejected, shown
 from engine.types import HeadraceError, Records, Rejects, Schema, nearest
+
+PROBLEM = "_problem"
+"""Column in which a source says why it could not read a row, ``reason: sentence``; else null."""
 
 
 class Columns:
     """See `engine.types.Format`. A value that does not fit the schema's type without loss rejects
-    its row, ``wrong_type`` or ``out_of_range``; text is read as CSV fields are."""
+    its row, ``wrong_type`` or ``out_of_range``; text is read as CSV fields are.
+
+    Args:
+        paths: column -> where its value is in a nested column, ``image.bytes``.
+    """
+
+    def __init__(self, paths: Mapping[str, str] | None = None) -> None:
+        """Raises: UserError for a text that is no path."""
+        self._steps = {c: parse_path(path, c) for c, path in (paths or {}).items()}
 
     def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
         """Raises: HeadraceError when a file lacks a column that the schema has."""
-        frame = records.values
-        assert isinstance(frame, pl.DataFrame)
-        present(schema, frame.columns, records.partition)
-        frame = frame[list(schema)]
+        frame, at, rejects = sound(records)
+        steps: dict[str, tuple[Step, ...]] = {c: self._steps.get(c, (c,)) for c in schema}
+        present([str(s[0]) for s in steps.values()], frame.columns, records.partition)
+        try:
+            frame = frame.select(value_at(s).alias(c) for c, s in steps.items())
+        except PolarsError as error:
+            raise HeadraceError(
+                f"{records.partition} has other columns than [source] paths expects: "
+                f"{str(error).partition(chr(10))[0]}."
+            ) from None
         if frame.dtypes == list(schema.values()):
-            return placed(frame, records), []
-        return conform(frame, records, schema)
+            return placed(frame, records, at), rejects
+        made, more = conform(frame, records, schema, at)
+        return made, [*rejects, *more]
 
 
-def present(schema: Schema, columns: list[str], partition: str) -> None:
+def sound(records: Records) -> tuple[pl.DataFrame, NDArray[np.int64] | None, list[Rejects]]:
+    """The rows that the source could read, which of the records they are (None: all), and the
+    others as rejects."""
+    frame = records.values
+    assert isinstance(frame, pl.DataFrame)
+    if PROBLEM not in frame.columns:
+        return frame, None, []
+    why, frame = frame.get_column(PROBLEM), frame.drop(PROBLEM)
+    at = np.flatnonzero(why.is_null())
+    if len(at) == frame.height:
+        return frame, None, []
+    lost = np.flatnonzero(why.is_not_null())
+    rows = frame.select(pl.all().gather(lost))
+    rows = rows.with_columns(shown(s) for s in rows if s.dtype == pl.Binary)  # JSON has no bytes
+    told = pl.DataFrame(
+        {
+            "at": lost,
+            "reason": why.gather(lost).str.extract(r"^(\w+): "),
+            "detail": why.gather(lost).str.replace(r"^\w+: ", ""),
+            "value": rows.select(pl.struct(pl.all()).struct.json_encode()).to_series(),
+        }
+    )
+    rejects = [
+        rejected(records, part["at"].to_numpy(), part["reason"][0], part["detail"], part["value"])
+        for part in told.partition_by("reason", maintain_order=True)
+    ]
+    return frame.select(pl.all().gather(at)), at, rejects
+
+
+def present(schema: Iterable[str], columns: list[str], partition: str) -> None:
     """Raises: HeadraceError when the partition lacks a column of the schema."""
     for column in schema:
         if column not in columns:
@@ -34,4 +87,4 @@ def present(schema: Schema, columns: list[str], partition: str) -> None:
             )
 
 
-__all__ = ["Columns", "present"]
+__all__ = ["PROBLEM", "Columns", "present", "sound"]

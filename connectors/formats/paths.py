@@ -109,17 +109,18 @@ class Shape:
         null."""
         if all(steps == (column,) for column, steps in self.places.items()):
             return parsed
-        return parsed.select(_value(c, steps) for c, steps in self.places.items())
+        return parsed.select(value_at(steps).alias(c) for c, steps in self.places.items())
 
 
-def _value(column: str, steps: tuple[Step, ...]) -> pl.Expr:
+def value_at(steps: tuple[Step, ...]) -> pl.Expr:
+    """What lies there in columns of objects and lists; null where a step is not there."""
     value = pl.col(str(steps[0]))
     for step in steps[1:]:
         if isinstance(step, int):
             value = value.list.get(step, null_on_oob=True)
         else:
             value = value.struct.field(step)
-    return value.alias(column)
+    return value
 
 
 def _add(root: Node, steps: tuple[Step, ...], column: str, kind: pl.DataType) -> None:
@@ -163,4 +164,4 @@ def _two_ways(node: Node, column: str) -> UserError:
     )
 
 
-__all__ = ["Node", "Shape", "Step", "parse_path"]
+__all__ = ["Node", "Shape", "Step", "parse_path", "value_at"]

@@ -20,6 +20,7 @@ BROKEN = "broken"
 BAD_UTF8 = "bad_utf8"
 WRONG_TYPE = "wrong_type"
 OUT_OF_RANGE = "out_of_range"
+TOO_LARGE = "too_large"
 SHOWN = 2_000
 """Bytes of a rejected value that its dead letter shows; the position leads to the rest."""
 NOT_UTF8 = "Expected UTF-8, got bytes that are none."
@@ -156,7 +157,19 @@ def _copy(data, starts, bounds, newline, out):  # type: ignore[no-untyped-def]
             out[bounds[i] + size] = 10
 
 
+def some(records: Records, at: NDArray[np.int64]) -> Records:
+    """Some of the records, copied together, without headers."""
+    assert isinstance(records.values, Values)
+    return replace(
+        records,
+        positions=records.positions[at],
+        values=take(records.values, at),
+        keys=None if records.keys is None else take(records.keys, at),
+        headers=None,
+    )
+
+
 __all__ = [
-    "BAD_UTF8", "BROKEN", "NOT_UTF8", "OUT_OF_RANGE", "WRONG_TYPE", "binary", "is_utf8", "pieces",
-    "placed", "rejected", "shown", "take", "texts", "together",
+    "BAD_UTF8", "BROKEN", "NOT_UTF8", "OUT_OF_RANGE", "TOO_LARGE", "WRONG_TYPE", "binary",
+    "is_utf8", "pieces", "placed", "rejected", "shown", "some", "take", "texts", "together",
 ]  # fmt: skip

@@ -13,7 +13,14 @@ COLUMN = "value"
 
 class Text:
     """See `engine.types.Format`. The one column is called ``value``: ``string`` (UTF-8) or
-    ``bytes``."""
+    ``bytes``.
+
+    Args:
+        lines: take the line end off each value.
+    """
+
+    def __init__(self, *, lines: bool = False) -> None:
+        self._lines = lines
 
     def schema(self, declared: Schema) -> Schema:
         """The column; text unless bytes are declared. Raises: UserError for any other."""
@@ -30,18 +37,29 @@ class Text:
         values = records.values
         assert isinstance(values, Values)
         if schema[COLUMN] == pl.Binary:
-            return placed(binary(values).alias(COLUMN).to_frame(), records), []
+            return placed(self._frame(binary(values)), records), []
         good = is_utf8(values)
         if good.all():
-            return placed(_text(values), records), []
+            return placed(self._frame(binary(values).cast(pl.String)), records), []
         bad = np.flatnonzero(~good)
         kept = np.flatnonzero(good)
         rejects = [rejected(records, bad, BAD_UTF8, NOT_UTF8)]
-        return placed(_text(take(values, kept)), records, kept), rejects
+        text = binary(take(values, kept)).cast(pl.String)
+        return placed(self._frame(text), records, kept), rejects
+
+    def _frame(self, column: pl.Series) -> pl.DataFrame:
+        if self._lines:
+            column = _without_end(column)
+        return column.alias(COLUMN).to_frame()
 
 
-def _text(values: Values) -> pl.DataFrame:
-    return binary(values).cast(pl.String).alias(COLUMN).to_frame()
+def _without_end(column: pl.Series) -> pl.Series:
+    if column.dtype == pl.String:
+        return column.str.strip_suffix("\n").str.strip_suffix("\r")
+    for end in (b"\n", b"\r"):
+        size = column.bin.size().cast(pl.Int64) - column.bin.ends_with(end).cast(pl.Int64)
+        column = pl.select(pl.lit(column).bin.slice(0, pl.lit(size))).to_series()
+    return column
 
 
 __all__ = ["COLUMN", "Text"]

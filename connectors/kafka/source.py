@@ -21,6 +21,7 @@ from connectors.formats.csv import Csv
 from connectors.formats.ndjson import Ndjson
 from connectors.formats.own import Describing, is_own, must_be_known, own
 from connectors.formats.text import Text
+from connectors.formats.xml import Xml
 from connectors.kafka.client import KafkaSettings, reachable, refusal, speaking
 from connectors.kafka.group import Membership, Owners, consumer_settings, name, partition
 from connectors.kafka.record import WithRecord, record_schema
@@ -39,7 +40,7 @@ from engine.types import (
 )
 
 log = logging.getLogger("headrace.kafka")
-FORMATS = ("ndjson", "csv", "avro", "text")
+FORMATS = ("ndjson", "csv", "avro", "xml", "text")
 CHUNKS = 8
 """Asked of the client at a time: about as many MiB."""
 CLOSE_SECONDS = 1.5
@@ -83,13 +84,14 @@ class KafkaSource:
         Attributes:
             topics: their names; one that begins with ``^`` is a pattern for all that it matches.
             format: of the values: ndjson (a JSON object each), csv (with `columns`), avro (with
-                `registry` or `schema_file`), text (one column ``value``), or a class of your own,
-                ``package.module:Class``.
+                `registry` or `schema_file`), xml (a document each), text (one column ``value``), or
+                a class of your own, ``package.module:Class``.
             columns: names of the fields of a csv value.
             record: further columns, of what a record has besides its value: name -> ``key``,
                 ``key bytes``, ``timestamp``, ``topic``, ``partition``, ``offset`` or
                 ``header NAME``.
-            paths: of ndjson and avro: column -> where its value is, ``user.address.city``.
+            paths: column -> where its value is: ``user.address.city`` in ndjson and avro,
+                ``address/city`` or ``@id`` in xml.
             registry: of avro's schemas, with Confluent's API: its address, http(s)://...; values
                 begin with the number of the schema that wrote them.
             registry_user: of the registry, where it asks for one.
@@ -749,7 +751,7 @@ def _bounds(records: Records) -> Any:
 
 def _format(settings: KafkaSource.Settings) -> Format:
     kind = must_be_known(settings.format, FORMATS)
-    of = {"columns": ("csv",), "paths": ("ndjson", "avro")}
+    of = {"columns": ("csv",), "paths": ("ndjson", "avro", "xml")}
     of |= dict.fromkeys(
         ("registry", "registry_user", "registry_password", "schema_file"), ("avro",)
     )
@@ -766,6 +768,8 @@ def _format(settings: KafkaSource.Settings) -> Format:
         return _avro(settings)
     if is_own(kind):
         return own(kind)
+    if kind == "xml":
+        return Xml(settings.paths)
     return Ndjson(settings.paths) if kind == "ndjson" else Text()
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import importlib
 
-NAMES = ("linear", "scrub", "formats", "loading", "training", "inference", "kafka", "soak")
+NAMES = (
+    "linear", "scrub", "formats", "loading", "memory", "tuning", "deadline", "training",
+    "inference", "kafka", "soak",
+)  # fmt: skip
 """All that run everywhere; ``gpu`` must be asked for."""
 
 

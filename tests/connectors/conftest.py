@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable, Iterator
+import io
+import json
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ import polars as pl
 import pytest
 import zstandard
 
-from connectors.files import text
+from connectors.files import text, xml
 from connectors.files.sink import FilesSink
 from connectors.files.source import FilesSource
 from connectors.kafka.source import KafkaSource
@@ -68,6 +71,54 @@ def _sorted(folder: Path) -> Source:
     return files(folder / "rows.csv", order_by=("CAST(n AS BIGINT)",))
 
 
+def _whole(folder: Path) -> Source:
+    """A file a row, in several folders."""
+    for i, line in enumerate(ROWS.write_ndjson().splitlines()):
+        path = folder / "rows" / f"{i // 20}" / f"{i:02}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(line)
+    (folder / "rows" / ".hidden").touch()
+    return files(folder / "rows", format="json")
+
+
+def _xml(folder: Path) -> Source:
+    """Rows among other elements, some of them in a namespace."""
+    parts = ["<?xml version='1.0'?>\n<rows xmlns:o='urn:o'><head><row n='7'/></head>"]
+    for i, row in enumerate(ROWS.to_dicts()):
+        x = "" if row["x"] is None else f"<x>{row['x']}</x>"
+        tag = "o:row" if i % 3 else "row"
+        parts.append(f"<{tag} n='{row['n']}'>{x}<s><![CDATA[{row['s']}]]></s></{tag}><!-- -->")
+    (folder / "rows.xml").write_text("".join([*parts, "<tail>1</tail></rows>"]))
+    return files(folder / "rows.xml", row="rows/row", paths={"n": "@n"})
+
+
+def shard(path: Path, members: Iterable[tuple[str, bytes]], mode: str = "w") -> Path:
+    """A tar of these files."""
+    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
+        for name, raw in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(raw)
+            tar.addfile(info, io.BytesIO(raw))
+    return path
+
+
+def _tar(suffix: str, mode: str) -> Make:
+    """Samples of three members: a number, a text, and JSON."""
+
+    def make(folder: Path) -> Source:
+        members = []
+        for i, row in enumerate(ROWS.to_dicts()):
+            name = f"{'long' * 30}/{i:03}" if i % 4 == 0 else f"{i:03}"
+            members.append((f"{name}.cls", f"{row['n']}\n".encode()))
+            members.append((f"{name}.json", json.dumps({"a": [{"x": row["x"]}]}).encode()))
+            members.append((f"{name}.txt", row["s"].encode()))
+        shard(folder / f"rows{suffix}", members, mode)
+        paths = {"x": "json.a[0].x", "n": "cls", "s": "txt"}
+        return files(folder / f"rows{suffix}", paths=paths)
+
+    return make
+
+
 def _kafka(folder: Path) -> Source:
     broker, note = shared_broker(), folder / "topic"
     if not note.exists():
@@ -97,6 +148,10 @@ SOURCES: dict[str, Make] = {
     "arrow": _arrow,
     "several": _several,
     "sorted": _sorted,
+    "whole": _whole,
+    "xml": _xml,
+    "tar": _tar(".tar", "w"),
+    "tar.gz": _tar(".tar.gz", "w:gz"),
     "memory": _memory,
     "kafka": _kafka,
 }
@@ -116,6 +171,7 @@ def make_source(
 ) -> Iterator[Callable[[], Source]]:
     """A fresh source over `ROWS`; text in blocks so small that rows cross them."""
     monkeypatch.setattr(text, "BLOCK", 64)
+    monkeypatch.setattr(xml, "BLOCK", 100)
     made: list[Source] = []
 
     def make() -> Source:

@@ -17,6 +17,7 @@ import pytest
 import zstandard
 from pyarrow import ipc
 
+from connectors.files import text
 from connectors.files.source import FilesSource
 from connectors.formats.csv import Csv
 from engine.types import HeadraceError, Mark, UserError
@@ -211,12 +212,60 @@ def test_bytes_that_are_no_text_cost_their_row(tmp_path: Path) -> None:
     assert [(reason, at) for reason, at, _, _ in told(rejects)] == [("bad_utf8", 5)]
 
 
-@pytest.mark.parametrize("text", ['s\n"never closed\nand so on\n', "s\n" + "x" * 200 + "\n"])
-def test_a_row_that_is_too_long(tmp_path: Path, text: str) -> None:
-    (tmp_path / "rows.csv").write_text(text + "more\n" * 50)
+@pytest.mark.parametrize("raw", ['s\n"never closed\nand so on\n', "s\n" + "x" * 200 + "\n"])
+def test_a_row_that_is_too_long(tmp_path: Path, raw: str) -> None:
+    (tmp_path / "rows.csv").write_text(raw + "more\n" * 50)
     source = files(tmp_path / "rows.csv", max_record_bytes=100)
     with pytest.raises(UserError, match=r"at offset 2 is longer than 100 bytes.*max_record_bytes"):
         drain(source)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize("block", [64, 1 << 10, 4 << 20])
+def test_a_line_that_is_too_long_costs_itself(
+    tmp_path: Path, suffix: str, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text, "BLOCK", block)
+    long = [b'{"s":"' + b"x" * n + b'"}' for n in (83, 200, 92, 50_000, 92, 10_000)]
+    good = [b'{"s":"%d"}' % i for i in range(len(long) + 1)]
+    lines = [line for pair in zip(good, long, strict=False) for line in pair] + [good[-1], long[1]]
+    raw = b"\n".join(lines)
+    path = tmp_path / f"rows.ndjson{suffix}"
+    path.write_bytes(gzip.compress(raw) if suffix else raw)
+    expected = [i for i, line in enumerate(lines) if len(line) + (i < len(lines) - 1) > 101]
+    starts = np.cumsum([0, *(len(line) + 1 for line in lines)])
+    source = files(path, max_record_bytes=101)
+    schema = source.schema({"s": pl.String()})
+    pieces = drain(source, 2)
+    made = [source.format.decode(piece, schema) for piece in pieces]
+    rejects = told([r for _, more in made for r in more])
+    assert sum(frame.height for frame, _ in made) == len(lines) - len(expected)
+    assert [(why, at) for why, at, _, _ in rejects] == [("too_large", starts[i]) for i in expected]
+    assert rejects[0][2].startswith("Expected a row of at most 101 bytes, got a longer one")
+    assert all(lines[i].decode().startswith(r[3]) for i, r in zip(expected, rejects, strict=True))
+    for piece in pieces:
+        again = files(path, max_record_bytes=101)
+        again.seek(Mark(positions={piece.partition: piece.next}))
+        rest = [p for piece in drain(again, 3) for p in piece.positions.tolist()]
+        assert rest == [at for at in starts[: len(lines)] if at >= piece.next]
+    assert files(path, max_record_bytes=101).schema({}) == {"s": pl.String()}
+
+
+def test_a_line_without_end_takes_no_memory(tmp_path: Path) -> None:
+    """256 MB in one field, under a bound of 1 MB; before and behind it all is as ever."""
+    path = tmp_path / "rows.ndjson.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(b'{"s":"a"}\n{"s":"')
+        for _ in range(256):
+            file.write(b"x" * (1 << 20))
+        file.write(b'"}\n{"s":"b"}\n')
+    source = files(path, max_record_bytes=1 << 20)
+    schema = source.schema({"s": pl.String()})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    made = [source.format.decode(piece, schema) for piece in drain(source)]
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10
+    assert pl.concat([frame for frame, _ in made])["s"].to_list() == ["a", "b"]
+    assert [why for why, *_ in told([r for _, more in made for r in more])] == ["too_large"]
 
 
 def test_a_file_shorter_than_where_to_resume(tmp_path: Path) -> None:

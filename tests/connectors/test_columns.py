@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -10,8 +11,8 @@ import pytest
 
 from connectors.formats.columns import Columns
 from connectors.memory import MemorySource
-from engine.types import TYPES, Batch, HeadraceError, Mark, Schema
-from tests.connectors.conftest import told
+from engine.types import TYPES, Batch, HeadraceError, Mark, Schema, UserError
+from tests.connectors.conftest import decoded, drain, files, told
 
 UTC = datetime.UTC
 DAY = datetime.datetime(2024, 1, 2, 3, tzinfo=UTC)
@@ -118,3 +119,34 @@ def test_a_stage_rejects_a_row_with_bytes() -> None:
     batch = Batch(frame=frame, mark=Mark(), arrived=0.0, raw_rows=1)
     (reject,) = batch.reject(pl.col("n") > 1, stage="s", reason="small").rejects
     assert reject.rows["value"].to_list() == ['{"y":"ff","n":1}']
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_images_in_columns(tmp_path: Path, kind: str) -> None:
+    """Bytes as a column, and as Hugging Face's datasets write them: {bytes, path}."""
+    images = [b"\xff\xd8" + bytes([i]) * i for i in range(5)] + [None]
+    frame = pl.DataFrame(
+        {
+            "plain": images,
+            "image": [{"bytes": raw, "path": f"{i}.jpg"} for i, raw in enumerate(images)],
+            "label": range(6),
+        },
+        schema_overrides={"plain": pl.Binary},
+    )
+    path = tmp_path / f"images.{kind}"
+    frame.write_parquet(path) if kind == "parquet" else frame.write_ipc(path)
+    paths = {"raw": "image.bytes", "name": "image.path"}
+    declared: Schema = {
+        "raw": pl.Binary(), "name": pl.String(), "label": pl.Int64(), "plain": pl.Binary(),
+    }  # fmt: skip
+    source = files(path, paths=paths)
+    made = decoded(source, drain(source, 4), source.schema(declared))
+    assert made["raw"].to_list() == made["plain"].to_list() == images
+    assert made["name"][5] == "5.jpg"
+    found = files(path, paths=paths).schema({"label": pl.Int64(), "*": pl.Int64()})
+    assert found["raw"] == pl.Int64()
+    assert files(path, paths=paths).schema({})["raw"] == pl.Binary()
+    with pytest.raises(UserError, match=r"begins at a column that .* does not have.* 'image'"):
+        files(path, paths={"raw": "imag.bytes"}).schema({})
+    with pytest.raises(UserError, match=r"leads to nothing: column 'image' of .* is Struct"):
+        files(path, paths={"raw": "image.byte"}).schema({})

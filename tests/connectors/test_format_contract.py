@@ -25,6 +25,7 @@ from connectors.formats.ndjson import Ndjson
 from connectors.formats.own import own
 from connectors.formats.rows import placed, rejected
 from connectors.formats.text import Text
+from connectors.formats.xml import Xml
 from connectors.kafka.source import KafkaSource
 from engine.types import Format, Records, Rejects, Schema, UserError
 from tests.broker import shared_broker
@@ -115,6 +116,14 @@ CASES = {
         Csv(defaultdict(lambda: ["n", "s"])),
         {b"1,a\n": (1, "a"), b",\n": (None, None), b'2,"x,y"\n': (2, "x,y"), b"1\n": None,
          b"x,a\n": None, b"1,\xff\n": None},
+        SCHEMA,
+    ),
+    "xml": Case(
+        Xml({"n": "@id"}),
+        {b'<r id="1"><s>a</s></r>': (1, "a"), b'<?xml version="1.0"?>\n<r s="b"/>\n': (None, "b"),
+         b"<r><s/></r>": (None, None), b'<o:r xmlns:o="u"><o:s>x<i>y</i></o:s></o:r>': (None, "xy"),
+         b"": None, b"<r>": None, b'<r id="x"/>': None, b"<r/><r/>": None, b"<r>\xff</r>": None,
+         b'<!DOCTYPE r [<!ENTITY e "x">]><r><s>&e;</s></r>': None, b"<r><s>&e;</s></r>": None},
         SCHEMA,
     ),
     "text": Case(

@@ -25,8 +25,9 @@ from engine.budget import Budget
 from engine.channel import Channel, Closed
 from engine.collate import Collate
 from engine.config import LoaderSettings
-from engine.loader import Loader, PrefetchNode
+from engine.loader import Loader
 from engine.metrics import Metrics
+from engine.prefetch import PrefetchNode
 from engine.types import Batch, EndOfStream, Features, HeadraceError, Mark, Records, Rejects, Schema
 
 SCHEMA: Schema = {"a": pl.Int64()}
@@ -353,6 +354,7 @@ def test_a_loaders_two_queues_share_one_budget() -> None:
     assert batches.budget.used == 0
 
 
+@settings(deadline=None)
 @given(
     sizes=st.lists(st.integers(0, 3_000), min_size=1, max_size=60),
     limit=st.integers(500, 6_000),

@@ -30,6 +30,7 @@ UNITLESS = {
     "headrace_decode_threads",
     "headrace_transactions_total",
     "headrace_batch_release_total",
+    "headrace_bottleneck",
     "headrace_loss",
     "headrace_quality",
     "headrace_baseline_quality",

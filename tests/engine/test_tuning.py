@@ -23,7 +23,7 @@ class Clock:
 
 
 def depth_of(limit: int, fixed: int | None = None) -> tuple[Depth, Clock]:
-    depth, clock = Depth(limit, fixed=fixed), Clock()
+    depth, clock = Depth(limit, fixed=fixed, start=0.125), Clock()
     depth.took(0, 0.0, clock.now)  # the first call only starts the clock
     return depth, clock
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from engine.types import Batch, Features, Learner, Tensors, UserError
+from models.balance import Balanced, SamplingSettings
 from models.graph import Graph, TensorProto
 from models.learner import TabularLearner
 from models.linear import LinearLearner
@@ -51,6 +52,9 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
         {"dropout": 0.2, "target_transform": "standard", "skip": True, "seed": 7},
         {"ema": 0.9, "replay_rows": 64, "replay_steps": 3, "l1": 1e-3, "clip_norm": 1.0},
     ),
+    "balanced": ("tabular", "binary", {}, {"sampling": {"method": "over"}, "replay_rows": 64}),
+    "smote": ("tabular", "multiclass", {}, {"sampling": {"smote": 3, "desired": {"c": 2, "a": 1}}}),
+    "balanced logistic": ("linear", "binary", {}, {"sampling": {"method": "under"}}),
     "linear": ("linear", "regression", {}, {"l2": 0.01}),
     "logistic": ("linear", "binary", {}, {"l1": 0.001}),
     "raw logistic": ("linear", "binary", {"standardize": False}, {}),
@@ -78,7 +82,14 @@ def make(case: str, features: Features) -> Make:
     model, train = CASES[case][2:]
     if kind is TabularLearner:
         model = {"layers": [16, 8], **model}
-    return lambda: kind(kind.Settings(**model), kind.Training(**train), features)
+    sampling = train.get("sampling")
+    own = {key: value for key, value in train.items() if key != "sampling"}
+
+    def made() -> Any:
+        learner = kind(kind.Settings(**model), kind.Training(**own), features)
+        return Balanced(learner, SamplingSettings(**sampling)) if sampling else learner
+
+    return made
 
 
 def equal(a: Any, b: Any, at: str = "state") -> None:
@@ -152,7 +163,7 @@ def test_scores_are_what_it_predicted_before_it_learned(make: Make, batches: Bat
         before = learner.predict(tensors_of(batch))
         step = learner.learn(batch)
         assert step.scores.dtype == before.dtype == np.float64
-        if isinstance(learner, TabularLearner):
+        if isinstance(learner, TabularLearner | Balanced):
             np.testing.assert_allclose(step.scores, before, rtol=1e-6, atol=1e-6)
         else:  # row by row: only the first row is predicted by what was there before the batch
             assert step.scores[0] == before[0]
@@ -247,10 +258,12 @@ def test_it_says_how_large_it_is(make: Make, batches: Batches) -> None:
     for batch in batches:
         learner.learn(batch)
     memory = learner.memory()
-    assert set(memory) == {"weights", "optimizer", "replay"}
+    assert set(memory) - {"sampling"} == {"weights", "optimizer", "replay"}
     assert learner.nbytes == sum(memory.values())
     assert memory["weights"] in (4 * learner.parameters_count, 8 * learner.parameters_count)
-    assert (memory["replay"] > 0) == bool(getattr(learner.training, "replay_rows", 0))
+    inner: Any = learner.learner if isinstance(learner, Balanced) else learner
+    training = inner.training
+    assert (memory["replay"] > 0) == bool(getattr(training, "replay_rows", 0))
     assert isinstance(learner, Learner)
 
 

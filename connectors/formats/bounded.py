@@ -1,0 +1,49 @@
+"""Records that are too long for the source to hold."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+
+from connectors.formats.own import Describing
+from connectors.formats.rows import TOO_LARGE, binary, rejected, shown, some
+from engine.types import Format, Records, Rejects, Schema, Values
+
+
+class Bounded:
+    """See `engine.types.Format`. Another format, for a source that leaves of a record beyond its
+    bound only the head, as a null: that is rejected as ``too_large``.
+
+    Args:
+        inner: for all others.
+        largest: bytes that the source accepts.
+    """
+
+    def __init__(self, inner: Format, largest: int) -> None:
+        self._inner = inner
+        self._largest = largest
+
+    def schema(self, declared: Schema) -> Schema:
+        """The inner one's."""
+        return self._inner.schema(declared) if isinstance(self._inner, Describing) else declared
+
+    def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
+        """What the inner one makes of those that are there."""
+        values = records.values
+        assert isinstance(values, Values)
+        if values.null is None or not values.null.any():
+            return self._inner.decode(records, schema)
+        lost = np.flatnonzero(values.null)
+        reject = rejected(
+            records,
+            lost,
+            TOO_LARGE,
+            f"Expected a row of at most {self._largest:,} bytes, got a longer one: raise [source] "
+            "max_record_bytes.",
+            shown(binary(values).gather(lost)),
+        )
+        frame, rejects = self._inner.decode(some(records, np.flatnonzero(~values.null)), schema)
+        return frame, [reject, *rejects]
+
+
+__all__ = ["Bounded"]

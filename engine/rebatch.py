@@ -1,0 +1,177 @@
+"""Raw rows cut into batches."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torchdata.nodes import BaseNode
+
+from engine.budget import Budget
+from engine.channel import Empty
+from engine.config import LoaderSettings
+from engine.deadline import Deadline
+from engine.prefetch import PrefetchNode
+from engine.sizes import ends_of
+from engine.types import Records
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Raw:
+    """Undecoded rows of one batch to be.
+
+    Attributes:
+        pieces: rows by partition, in the order they were read; may be empty.
+        positions: partition -> next position, after all pieces.
+        arrived: `time.monotonic` seconds when the oldest row was read.
+        cut: `time.monotonic` seconds when it was closed.
+        reason: why it was closed: ``full`` (of rows), ``bytes``, ``delay``, ``deadline``, ``drain``
+            (end of stream) or ``idle``.
+    """
+
+    pieces: tuple[Records, ...]
+    positions: dict[str, int]
+    arrived: float
+    cut: float
+    reason: str
+
+    @property
+    def rows(self) -> int:
+        return sum(len(piece) for piece in self.pieces)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(piece.nbytes for piece in self.pieces)
+
+
+class RebatchNode(BaseNode[Raw]):
+    """Cuts raw rows into batches: of `batch_rows`, or less where they are `batch_limit` bytes,
+    where
+    the oldest has waited `max_delay`, or where waiting longer would miss the deadline.
+
+    Rows are cut while raw, because then a position is exact; stages later only shrink or grow what
+    was cut. On an idle stream an empty batch comes every `idle` seconds, so that the loop behind
+    can act (checkpoint, stop, beat).
+
+    Args:
+        budget: what it keeps of former items counts there, as ``rebatch``.
+        deadline: says when a batch must go; None: only `max_delay` does.
+    """
+
+    idle = 0.5
+
+    def __init__(
+        self,
+        node: PrefetchNode[Records | None],
+        settings: LoaderSettings,
+        budget: Budget,
+        deadline: Deadline | None = None,
+    ) -> None:
+        super().__init__()
+        self._node = node
+        self._rows = settings.batch_rows
+        self._bytes = settings.batch_limit
+        self._delay = settings.max_delay
+        self._deadline = deadline
+        self._budget = budget
+        self._account = budget.open("rebatch", flows=False)
+        self._pieces: list[Records] = []
+        self._rest: Records | None = None
+        self._left = self._room = 0
+        self._positions: dict[str, int] = {}
+        self._ended = False
+
+    def reset(self, initial_state: dict[str, Any] | None = None) -> None:
+        super().reset(initial_state)
+        self._pieces, self._rest, self._ended = [], None, False
+        self._positions = dict(initial_state or {})
+        self._node.reset(initial_state)
+
+    def next(self) -> Raw:
+        self._left, self._room, reason = self._rows, self._bytes, ""
+        start = time.monotonic()
+        while not reason:
+            records = self._rest or self._wait(start)
+            reason = records if isinstance(records, str) else self._add(records)
+        if self._ended and not self._pieces:
+            raise StopIteration
+        return self._cut(start, reason)
+
+    def get_state(self) -> dict[str, Any]:
+        return self._positions
+
+    def interrupt(self) -> None:
+        self._node.interrupt()
+
+    def halt(self) -> None:
+        self._node.halt()
+        self._pieces, self._rest = [], None
+        self._budget.hold(self._account, 0)
+
+    def close(self) -> None:
+        self._node.close()
+
+    def _cut(self, start: float, reason: str) -> Raw:
+        pieces, self._pieces = tuple(self._pieces), []
+        after = {piece.partition: piece.next for piece in pieces}
+        self._positions = {**self._positions, **after}
+        arrived = min((piece.arrived for piece in pieces), default=start)
+        return Raw(
+            pieces=pieces,
+            positions=self._positions,
+            arrived=arrived,
+            cut=time.monotonic(),
+            reason=reason if pieces or self._ended else "idle",
+        )
+
+    def _add(self, records: Records) -> str:
+        """Put what fits into the batch and keep the rest; why it is full then, or nothing."""
+        fit = records if len(records) <= self._left else records.slice(0, self._left)
+        ends = ends_of(fit)
+        n = int(np.searchsorted(ends, self._room, "right"))
+        if not self._pieces:
+            n = max(1, n)  # a record that is too large for any batch has one of its own
+        if n:
+            self._pieces.append(records if n == len(records) else records.slice(0, n))
+            self._left -= n
+            self._room -= int(ends[n - 1])
+        self._rest = records.slice(n, len(records)) if n < len(records) else None
+        return "bytes" if n < len(fit) or self._room <= 0 else "" if self._left else "full"
+
+    def _wait(self, start: float) -> Records | str:
+        """The next records, or why the batch must go without more."""
+        while True:
+            close, why = self._closes(start)
+            timeout = None if close is None else max(0.0, close - time.monotonic())
+            self._budget.hold(self._account, sum(piece.nbytes for piece in self._pieces))
+            try:
+                records = self._node.within(timeout)
+            except Empty:
+                return why
+            except StopIteration:
+                self._ended = True
+                return "drain"
+            if records is not None and len(records):
+                return records
+            # Nothing came, or a gap without rows: only its position counts.
+            if records is not None:
+                self._positions = {**self._positions, records.partition: records.next}
+            if close is not None and time.monotonic() >= close:
+                return why
+
+    def _closes(self, start: float) -> tuple[float | None, str]:
+        """When the batch is closed at the latest, and why."""
+        if not self._pieces:
+            return start + self.idle, "idle"
+        arrived = self._pieces[0].arrived
+        ends = []
+        if self._delay is not None:
+            ends.append((arrived + self._delay, "delay"))
+        if self._deadline is not None:
+            ends.append((self._deadline.close_at(arrived, self._rows - self._left), "deadline"))
+        return min(ends, default=(None, "idle"))
+
+
+__all__ = ["Raw", "RebatchNode"]

@@ -1,0 +1,198 @@
+"""Which part holds a run, on what, and which setting to change.
+
+Three threads work at the same time, so the run is as slow as the one that takes longest for a
+record. In it, the stage that takes most is the culprit; a run cannot get faster by changing
+anything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from engine.decoder import PART_ROWS
+from engine.times import Account, Spent
+
+PARTS = ("source", "decode", "scrub", "transfer", "model", "sink", "checkpoint", "idle")
+"""What a verdict can name; ``idle``: nothing holds the run, records come no faster."""
+MAIN = {
+    "learn": "model",
+    "predict": "model",
+    "clean": "model",
+    "write": "sink",
+    "flush": "sink",
+    "checkpoint": "checkpoint",
+}
+"""Stages of the loop's own thread -> part."""
+OWN = {"fetch": "source", "decode": "decode", "transfer": "transfer"}
+"""Stages with a part of their own; all others are the scrub's."""
+ENOUGH = 0.5
+"""Below this share of the time, the busiest thread holds nothing up where records come slowly."""
+SECONDS = 1.0
+"""A shorter run says more of compilation and of opening files than of what holds a long one."""
+ON_PROCESSOR = 0.4
+"""Share of a stage's time on a processor from which on the processor is what it needs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advice:
+    """A setting that should help.
+
+    Attributes:
+        setting: key and value, as ``--set`` takes them; empty where only words help.
+        why: a few words.
+    """
+
+    setting: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What holds a run.
+
+    Attributes:
+        part: one of `PARTS`.
+        stage: the stage in it that takes most.
+        resource: ``CPU``, ``GPU`` or ``I/O``: what the stage works on, or waits for.
+        share: part (0-1) of the time that the stage takes.
+        limit: the run would be so many times as fast if the stage took no time; no change of it can
+            give more.
+        seconds: part -> seconds of work.
+        wall: seconds looked at.
+        advice: settings to try, the best first.
+    """
+
+    part: str
+    stage: str
+    resource: str
+    share: float
+    limit: float
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    wall: float = 0.0
+    advice: tuple[Advice, ...] = ()
+
+    def __str__(self) -> str:
+        """Two or three sentences for people."""
+        if self.part == "idle":
+            return "Nothing holds the run: records come no faster than they are handled."
+        where = "" if self.stage == self.part else f" ('{self.stage}')"
+        said = (
+            f"The {self.part}{where} holds the run: {self.share:.0%} of the time, {self.resource}; "
+            f"without it the run would be {self.limit:.1f} times as fast."
+        )
+        if self.advice:
+            first = self.advice[0]
+            try_ = f"Try --set {first.setting}: {first.why}" if first.setting else first.why
+            said += f" {try_}."
+        return said
+
+
+def judge(
+    spent: Account, *, settings: Mapping[str, Any], device: str = "cpu", cores: int = 1
+) -> Verdict | None:
+    """The verdict on what was spent; None where nothing was done, or too little to tell.
+
+    Args:
+        spent: what `Account.since` gave: `at` is the length in seconds.
+        settings: ``batch_rows``, ``read_rows``, ``decode_threads`` and ``every_seconds`` as they
+            are now.
+        device: the model's.
+    """
+    work = {name: taken for name, taken in spent.stages.items() if taken.wall > 0}
+    if not work or spent.at < SECONDS:
+        return None
+    threads: dict[str, dict[str, Spent]] = {"fetch": {}, "prepare": {}, "main": {}}
+    for name, taken in work.items():
+        threads["fetch" if name == "fetch" else "main" if name in MAIN else "prepare"][name] = taken
+    busy = {
+        thread: sum(taken.wall for taken in stages.values()) for thread, stages in threads.items()
+    }
+    # By the record: one thread may be far ahead of another.
+    cost = {thread: busy[thread] / _rows(threads[thread]) for thread in threads}
+    slowest = max(cost, key=lambda thread: cost[thread])
+    stage = max(threads[slowest], key=lambda name: threads[slowest][name].wall)
+    part = part_of(stage)
+    if busy[slowest] < ENOUGH * spent.at and spent.idle > ENOUGH * spent.at:
+        part, stage = "idle", "idle"
+    taken = work.get(stage, Spent())
+    others = [each for thread, each in cost.items() if thread != slowest]
+    left = cost[slowest] * (1 - taken.wall / busy[slowest])
+    bound = max(left, *others, 0.01 * cost[slowest])
+    seconds = dict.fromkeys(PARTS[:-1], 0.0)
+    for name, each in work.items():
+        seconds[part_of(name)] += each.wall
+    resource = _resource(part, taken, spent, device)
+    return Verdict(
+        part=part,
+        stage=stage,
+        resource=resource,
+        share=taken.wall / spent.at,
+        limit=cost[slowest] / bound,
+        seconds=seconds,
+        wall=spent.at,
+        advice=tuple(_advice(part, stage, resource, settings, cores)),
+    )
+
+
+def part_of(stage: str) -> str:
+    """The part that a stage belongs to."""
+    return MAIN.get(stage) or OWN.get(stage) or "scrub"
+
+
+def _rows(stages: Mapping[str, Spent]) -> int:
+    return max((taken.rows for taken in stages.values()), default=0) or 1
+
+
+def _resource(part: str, taken: Spent, spent: Account, device: str) -> str:
+    if part in ("model", "transfer") and device != "cpu":
+        return "GPU"
+    own = taken.cpu / taken.wall if taken.wall else 0.0
+    # Work that polars or torch do on threads of their own is on the process's account only.
+    everybody = spent.cpu / spent.at
+    shared = part not in ("source", "sink", "checkpoint") and everybody > 2 * ON_PROCESSOR
+    return "CPU" if own > ON_PROCESSOR or shared else "I/O"
+
+
+def _advice(
+    part: str, stage: str, resource: str, settings: Mapping[str, Any], cores: int
+) -> Iterable[Advice]:
+    rows = 4 * int(settings["batch_rows"])
+    batches = Advice(
+        setting=f"loader.batch_rows={rows}",
+        why="what is paid for each batch is paid less often",
+    )
+    if part == "source":
+        reads = 4 * int(settings["read_rows"])
+        yield Advice(
+            setting=f"loader.read_rows={reads}",
+            why="what is paid for each read is paid less often",
+        )
+    elif part == "decode":
+        threads = int(settings["decode_threads"]) + 1
+        if int(settings["batch_rows"]) < threads * PART_ROWS:
+            yield batches
+        elif resource == "I/O" or threads <= cores:
+            yield Advice(
+                setting=f"loader.decode_threads={threads}", why="they decode a batch together"
+            )
+        yield Advice(setting="", why="fewer columns in [source.schema] are less to decode")
+    elif part in ("scrub", "transfer"):
+        yield batches
+        yield Advice(setting="", why=f"fewer columns in [scrub.{stage}] are less to work on")
+    elif part == "model":
+        yield batches
+        yield Advice(setting="", why="a smaller or compressed model is less to compute")
+    elif stage == "write":
+        yield batches
+        yield Advice(setting="", why="fewer [sink] columns are less to write")
+    elif part in ("sink", "checkpoint"):
+        seconds = 6 * float(settings["every_seconds"])
+        yield Advice(
+            setting=f"checkpoint.every_seconds={seconds:g}",
+            why="results and state are made safe less often; a restart repeats more",
+        )
+
+
+__all__ = ["PARTS", "Advice", "Verdict", "judge", "part_of"]
