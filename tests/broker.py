@@ -15,19 +15,18 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from kafka import KafkaAdminClient, KafkaProducer
 from kafka.admin import NewTopic
 
+from tests.server import Server
+
 POM = Path(__file__).parents[1] / "deploy" / "kafka" / "pom.xml"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headrace"
-WAIT = 60.0
 PROPERTIES = """
 process.roles=broker,controller
 node.id=1
@@ -52,42 +51,32 @@ log.retention.ms=-1
 """
 
 
-class Broker:
-    """One broker on one folder of data; started again, it has what it had.
+class Broker(Server):
+    """One broker; see `Server`.
 
     Attributes:
         bootstrap: where clients find it.
     """
 
+    title = "broker"
+
     def __init__(self, folder: Path) -> None:
         """Formats the folder; `start` runs the broker."""
-        self.folder = folder
+        super().__init__(folder)
         port, controller = free_ports(2)
         self.bootstrap = f"127.0.0.1:{port}"
         self._config = folder / "server.properties"
-        self._process: subprocess.Popen[bytes] | None = None
         self._jars = _jars()
         text = PROPERTIES.format(port=port, controller=controller, data=folder / "data")
         self._config.write_text(self._properties(text))
         words = ["format", "--standalone", "-t", str(uuid.uuid4()), *self._formatted_with(), "-c"]
         self._java("kafka.tools.StorageTool", *words).check_returncode()
 
-    def start(self) -> Broker:
+    def start(self) -> Self:
         """Run it, and return when it answers."""
-        log = (self.folder / "broker.log").open("ab")
         options = ["-Xmx768m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
         command = [*self._command(options), "kafka.Kafka", str(self._config)]
-        self._process = subprocess.Popen(
-            command, stdout=log, stderr=log, cwd=self.folder, start_new_session=True
-        )
-        log.close()
-        deadline = time.monotonic() + WAIT
-        while not self._listens():
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(0.05)
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                said = (self.folder / "broker.log").read_text()[-2_000:]
-                raise RuntimeError(f"The broker did not come up: {said}")
+        self._run(command, cwd=self.folder)
         KafkaAdminClient(bootstrap_servers=self.bootstrap).close()
         return self
 
@@ -130,25 +119,6 @@ class Broker:
                 future.get(0)
         producer.close()
 
-    def stop(self) -> None:
-        """In good order."""
-        self._end(signal.SIGTERM)
-
-    def kill(self) -> None:
-        """At once, as a power cut does."""
-        self._end(signal.SIGKILL)
-
-    def __enter__(self) -> Broker:
-        return self.start()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.kill()
-
     def _properties(self, text: str) -> str:
         """The server's; a further kind of broker adds its own."""
         return text
@@ -157,17 +127,11 @@ class Broker:
         """Further words for the storage tool."""
         return []
 
-    def _listens(self) -> bool:
+    def _answers(self) -> bool:
         host, _, port = self.bootstrap.partition(":")
         with contextlib.suppress(OSError), socket.create_connection((host, int(port)), 1):
             return True
         return False
-
-    def _end(self, number: int) -> None:
-        process, self._process = self._process, None
-        if process is not None:
-            process.send_signal(number)
-            process.wait(WAIT)
 
     def _java(self, *words: str) -> subprocess.CompletedProcess[bytes]:
         command = [*self._command(["-Xmx256m", "-XX:TieredStopAtLevel=1"]), *words]

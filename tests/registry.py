@@ -6,39 +6,38 @@ import atexit
 import functools
 import os
 import shutil
-import signal
 import subprocess
 import tarfile
 import tempfile
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Self
 
-import pytest
-
-from tests.broker import CACHE, WAIT, free_ports, missing_tools
+from tests.broker import CACHE, free_ports, missing_tools, skip_without_tools
+from tests.server import Server
 
 POM = Path(__file__).parents[1] / "deploy" / "registry" / "pom.xml"
 VERSION = "2.6.13.Final"
 
 
-class SchemaRegistry:
-    """One registry on one folder of data; started again, it has what it had: its database is a file
-    there (which a kill may leave without the last half second).
+class SchemaRegistry(Server):
+    """One registry; see `Server`. Its database is a file, which a kill may leave without the last
+    half second.
 
     Attributes:
         url: where clients find Confluent's API.
     """
 
+    title = "schema registry"
+
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        super().__init__(folder)
         (self._port,) = free_ports(1)
         self.url = f"http://127.0.0.1:{self._port}/apis/ccompat/v7"
-        self._process: subprocess.Popen[bytes] | None = None
         self._home = _unpacked()
 
-    def start(self) -> SchemaRegistry:
+    def start(self) -> Self:
         """Run it, and return when it answers."""
         # "In memory" is an H2 database, and that may as well be a file.
         database = f"-Dquarkus.datasource.jdbc.url=jdbc:h2:file:{self.folder / 'data'}"
@@ -46,29 +45,8 @@ class SchemaRegistry:
         command = ["java", "-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
         command += ["-Dquarkus.http.host=127.0.0.1", f"-Dquarkus.http.port={self._port}"]
         command += [database, "-jar", str(next(self._home.glob("*-runner.jar")))]
-        with (self.folder / "registry.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                command, stdout=log, stderr=log, cwd=self._home, env=environment,
-                start_new_session=True,
-            )  # fmt: skip
-        deadline = time.monotonic() + WAIT
-        while not self._answers():
-            try:
-                self._process.wait(0.05)
-            except subprocess.TimeoutExpired:
-                if time.monotonic() < deadline:
-                    continue
-            said = (self.folder / "registry.log").read_text()[-2_000:]
-            raise RuntimeError(f"The schema registry did not come up: {said}")
+        self._run(command, cwd=self._home, env=environment)
         return self
-
-    def stop(self) -> None:
-        """In good order."""
-        self._end(signal.SIGTERM)
-
-    def kill(self) -> None:
-        """At once."""
-        self._end(signal.SIGKILL)
 
     def _answers(self) -> bool:
         try:
@@ -76,12 +54,6 @@ class SchemaRegistry:
                 return bool(answer.status == 200)
         except (OSError, urllib.error.URLError):
             return False
-
-    def _end(self, number: int) -> None:
-        process, self._process = self._process, None
-        if process is not None:
-            process.send_signal(number)
-            process.wait(WAIT)
 
 
 class There(SchemaRegistry):
@@ -106,9 +78,7 @@ def shared_registry() -> SchemaRegistry:
 
 def own_registry(folder: Path) -> SchemaRegistry:
     """One that the test alone uses, not started yet."""
-    testing = "PYTEST_CURRENT_TEST" in os.environ and os.environ.get("CI") != "true"
-    if testing and (tools := missing_tools()):
-        pytest.skip(f"no {' and no '.join(tools)} to run a schema registry with")
+    skip_without_tools()
     return SchemaRegistry(folder)
 
 

@@ -9,7 +9,16 @@ from pathlib import Path
 import trustme
 from cryptography.hazmat.primitives import serialization as pem
 from kafka import KafkaAdminClient
-from kafka.admin import ACL, ACLOperation, ACLPermissionType, ResourcePattern, ResourceType
+from kafka.admin import (
+    ACL,
+    ACLFilter,
+    ACLOperation,
+    ACLPermissionType,
+    ResourcePattern,
+    ResourceType,
+    ScramMechanism,
+    UserScramCredentialDeletion,
+)
 
 from tests.broker import Broker, free_ports
 
@@ -90,6 +99,29 @@ class SecureBroker(Broker):
                 )
             ]
         )
+        admin.close()
+
+    def forbid(self, kind: ResourceType, name: str) -> None:
+        """Take back what reader was let do."""
+        admin = KafkaAdminClient(bootstrap_servers=self.bootstrap)
+        admin.delete_acls(
+            [
+                ACLFilter(
+                    principal="User:reader",
+                    host="*",
+                    operation=ACLOperation.ANY,
+                    permission_type=ACLPermissionType.ANY,
+                    resource_pattern=ResourcePattern(kind, name),
+                )
+            ]
+        )
+        admin.close()
+
+    def forget(self, user: str) -> None:
+        """Delete a user's SCRAM credentials."""
+        admin = KafkaAdminClient(bootstrap_servers=self.bootstrap)
+        for kind in (ScramMechanism.SCRAM_SHA_256, ScramMechanism.SCRAM_SHA_512):
+            admin.alter_user_scram_credentials([UserScramCredentialDeletion(user, kind)])
         admin.close()
 
     def _certificates(self, folder: Path) -> None:

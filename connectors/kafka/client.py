@@ -272,6 +272,13 @@ def reachable(consumer: Any) -> bool:
     return any(conn.connected for conn in list(consumer._manager._conns.values()))
 
 
+def refusal(consumer: Any) -> Exception | None:
+    """Why a broker did not let this client in again, if that is so: kafka-python would go on asking
+    for ever."""
+    found = list(consumer._manager._auth_failures.values())
+    return found[0] if found else None
+
+
 @contextmanager
 def speaking(settings: KafkaSettings, what: str) -> Iterator[None]:
     """Turns the client's errors into one sentence that says what was tried, where.
@@ -317,4 +324,4 @@ def _words(error: BaseException) -> str:
     return text if text and type(error).__name__ in text else f"{type(error).__name__}: {text}"
 
 
-__all__ = ["KafkaSettings", "reachable", "speaking"]
+__all__ = ["KafkaSettings", "reachable", "refusal", "speaking"]

@@ -7,10 +7,10 @@ import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 from kafka import KafkaProducer, OffsetAndMetadata, TopicPartition, errors
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from connectors.kafka.client import KafkaSettings, speaking
 from engine.types import HeadraceError
@@ -44,6 +44,16 @@ class DeliverySettings(KafkaSettings):
     max_record_bytes: int = Field(1_000_000, ge=1_000)
     give_up: float = Field(120.0, gt=0)
     transaction_timeout: float = Field(60.0, gt=0)
+
+    @model_validator(mode="after")
+    def _patient(self) -> Self:
+        if self.give_up < 2 * self.linger + 0.1:
+            raise ValueError(
+                f"give_up = {self.give_up:g} s is over before a batch that waits linger = "
+                f"{self.linger:g} s is sent and answered: expected at least "
+                f"{2 * self.linger + 0.1:g} s"
+            )
+        return self
 
 
 class Delivery:
@@ -98,6 +108,10 @@ class Delivery:
                     ),
                     linger_ms=int(settings.linger * 1000),
                     delivery_timeout_ms=int(settings.give_up * 1000),
+                    # One answer is waited for within that, after the lingering.
+                    request_timeout_ms=int(
+                        min(30.0, 0.9 * (settings.give_up - settings.linger)) * 1000
+                    ),
                     max_block_ms=int(settings.give_up * 1000),
                     max_request_size=settings.max_record_bytes + (64 << 10),
                     metrics_enabled=False,

@@ -22,7 +22,7 @@ from connectors.formats.ndjson import Ndjson
 from connectors.formats.own import Describing, is_own, must_be_known, own
 from connectors.formats.text import Text
 from connectors.formats.xml import Xml
-from connectors.kafka.client import KafkaSettings, reachable, speaking
+from connectors.kafka.client import KafkaSettings, reachable, refusal, speaking
 from connectors.kafka.group import Membership, Owners, consumer_settings, name, partition
 from connectors.kafka.record import WithRecord, record_schema
 from connectors.kafka.registry import Registry
@@ -330,10 +330,12 @@ class KafkaSource:
             consumer = self._connected()
             assigned = sorted(self._membership.settle())
             first, end = self._ranges(consumer, assigned)
+            unclaimed = []
             for tp in assigned:
-                at = self._settled(consumer, tp, mark, first, end)
+                at, claimed = self._settled(consumer, tp, mark, first, end)
                 positions[name(tp)] = self._within(tp, at, first[tp], end[tp])
-            self._claim(consumer, positions)
+                unclaimed += [] if claimed else [name(tp)]
+            self._claim(consumer, {text: positions[text] for text in unclaimed})
         return Mark(positions=positions, stages=mark.stages)
 
     def agrees(self, positions: Mapping[str, int]) -> bool | None:
@@ -470,7 +472,9 @@ class KafkaSource:
             at = mark.positions.get(name(tp))
             if at is None and grown and name(tp) not in self._starts:
                 at = first[tp]
-            at = self._first(consumer, tp, first, end) if at is None else at
+            if at is None:
+                committed = None if self.settings.group is None else self._ask_committed(tp)
+                at = self._first(consumer, tp, first, end, committed)
             self._go(consumer, tp, self._within(tp, at, first[tp], end[tp]), end[tp])
         self._stops = end
         self._counted, self._looked = len(partitions), time.monotonic()
@@ -541,13 +545,15 @@ class KafkaSource:
         mark: Mark,
         first: Mapping[TopicPartition, int],
         end: Mapping[TopicPartition, int],
-    ) -> int:
-        """Where a partition of the group's goes on, and whose it is from there."""
+    ) -> tuple[int, bool]:
+        """Where a partition of the group's goes on, and whether the group knows; whose it is from
+        there is noted."""
         member = self.settings.member
         at = mark.positions.get(name(tp))
         if at is not None and name(tp) in self._nexts:
-            return at  # it was read here until now
+            return at, True  # it was read here until now
         committed = self._ask_committed(tp)
+        claimed = committed is not None
         if committed is None and self._seen and tp not in self._seen:
             committed = OffsetAndMetadata(first[tp], "", -1)  # it was added since the start
         owners = Owners.parse(committed.metadata) if committed is not None else Owners()
@@ -555,7 +561,7 @@ class KafkaSource:
             at = self._first(consumer, tp, first, end, committed)
         if member is not None:
             self._owners[name(tp)] = owners.taken(member, at)
-        return at
+        return at, claimed
 
     def _named(self, text: str) -> bool:
         """Whether a partition is of a topic that is read here."""
@@ -570,7 +576,6 @@ class KafkaSource:
         started = {
             partition(text): OffsetAndMetadata(at, self._owners.get(text, Owners()).text(), -1)
             for text, at in positions.items()
-            if text not in self._nexts and self._ask_committed(partition(text)) is None
         }
         with contextlib.suppress(errors.KafkaError):  # a rebalance: the next commit says it
             if started:
@@ -588,12 +593,10 @@ class KafkaSource:
         tp: TopicPartition,
         first: Mapping[TopicPartition, int],
         end: Mapping[TopicPartition, int],
-        committed: OffsetAndMetadata | None = None,
+        committed: OffsetAndMetadata | None,
     ) -> int:
         """Where a partition starts that no checkpoint names."""
         start = self.settings.start
-        if self.settings.group is not None and committed is None:
-            committed = self._ask_committed(tp)
         if committed is not None:
             return int(committed.offset)
         if isinstance(start, int):
@@ -625,8 +628,13 @@ class KafkaSource:
             self._look(consumer)
 
     def _look(self, consumer: KafkaConsumer) -> None:
-        """Say once that no broker is in reach, and once that one is again."""
+        """Say once that no broker is in reach, and once that one is again.
+
+        Raises: the client's error where a broker is, and does not let it in any more.
+        """
         there = reachable(consumer)
+        if not there and (why := refusal(consumer)) is not None:
+            raise why
         if there == (self._away is None):
             return
         if there:

@@ -150,6 +150,7 @@ def test_the_seam_is_where_it_was() -> None:
     assert inspect.iscoroutinefunction(consumer._manager._build_transport)
     # And what `group.py` and `client.py` do.
     assert isinstance(consumer._manager._conns, dict)
+    assert isinstance(consumer._manager._auth_failures, dict)
     assert callable(consumer._manager.wait_for)
     assert callable(consumer._net.call_soon_threadsafe)
     member = KafkaConsumer(bootstrap_servers=broker.bootstrap, group_id="seam")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -258,38 +257,3 @@ def until_learned(made: Engine, rows: int) -> None:
     deadline = time.monotonic() + 60
     while samples(made.page("/metrics").text)["headrace_learned_records_total"] < rows:
         assert time.monotonic() < deadline, f"{rows} rows were not learned within 60 s"
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(180)
-def test_an_engine_outlives_its_broker_and_stops_in_time(tmp_path: Path) -> None:
-    """The broker is killed, comes back with new records, and none is lost or learned twice."""
-    values = [json.dumps({"a": i / 10, "y": i / 5}).encode() for i in range(2_000)]
-    with Broker(tmp_path) as own:
-        topic = own.topic(partitions=2)
-        own.produce(topic, values[:1_000], partition=0)
-        own.produce(topic, values[1_000:], partition=1)
-        file = tmp_path / "live.toml"
-        file.write_text(LIVE.format(folder=tmp_path / "run", bootstrap=own.bootstrap, topic=topic))
-        command = [sys.executable, "-m", "engine.cli", "run", str(file), "--log-format", "json"]
-        process = subprocess.Popen(
-            command, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        )
-        made = Engine(process)
-        try:
-            made.url = made.until("service listens")["url"]
-            until_learned(made, 2_000)
-            own.kill()
-            own.start()
-            own.produce(topic, values[:300], partition=0)
-            until_learned(made, 2_300)
-            assert made.page("/livez").status_code == 200
-            assert made.stop(signal.SIGTERM) < 5
-        finally:
-            process.kill()
-            process.communicate()
-        run = Run(file)
-        state = run.checkpoints.load(run.identity)
-        assert state is not None
-        assert state["positions"] == {f"{topic}/0": 1_300, f"{topic}/1": 1_000}
-        assert state["totals"]["learned"] == state["totals"]["read"] == 2_300

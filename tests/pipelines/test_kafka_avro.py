@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import json
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from engine.run import Run
 from tests.broker import shared_broker
 from tests.pipelines.conftest import Headrace
 from tests.pipelines.test_kafka import until_learned
-from tests.pipelines.test_service import Engine
+from tests.pipelines.test_service import started
 from tests.registry import SchemaRegistry, own_registry, shared_registry
 
 PIPELINE = """
@@ -174,38 +172,31 @@ def test_an_engine_outlives_its_registry(tmp_path: Path, on_avro: Callable[..., 
     """A record of a new schema comes while the registry is down: the run waits, says so, goes on
     when it is back, and loses nothing; and it stops in time while it waits."""
     (tmp_path / "registry").mkdir()
-    registry, broker = own_registry(tmp_path / "registry").start(), shared_broker()
+    broker = shared_broker()
     topic = broker.topic()
-    old = values(registry, topic, OLD, [{"a": i, "y": i / 4, "gone": "x"} for i in range(300)])
-    row = {"a": 1, "y": 0.5, "kind": "a", "level": 1}
-    new = values(registry, topic, NEW, [row] * 300)
-    newer = values(registry, topic, record(("a", "long"), ("y", "double")), [{"a": 1, "y": 0.5}])
-    broker.produce(topic, list(old))
-    file = on_avro(topic, registry.url, stop="never", more=LEARNING)
-    command = [sys.executable, "-m", "engine.cli", "run", str(file), "--log-format", "json"]
-    process = subprocess.Popen(
-        command, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
-    made = Engine(process)
-    try:
-        made.url = made.until("service listens")["url"]
-        until_learned(made, 300)
-        registry.stop()
-        broker.produce(topic, [*old, *new])
-        made.until("schema registry does not answer, asking again")
-        registry.start()
-        until_learned(made, 900)
-        registry.stop()
-        broker.produce(topic, list(newer))
-        made.until("schema registry does not answer, asking again")
-        assert made.stop(signal.SIGTERM) < 5
-        registry.start()
-        run = Run(file)
-        state = run.checkpoints.load(run.identity)
-    finally:
-        process.kill()
-        process.communicate()
-        registry.kill()
+    with own_registry(tmp_path / "registry") as registry:
+        old = values(registry, topic, OLD, [{"a": i, "y": i / 4, "gone": "x"} for i in range(300)])
+        row = {"a": 1, "y": 0.5, "kind": "a", "level": 1}
+        new = values(registry, topic, NEW, [row] * 300)
+        newer = values(
+            registry, topic, record(("a", "long"), ("y", "double")), [{"a": 1, "y": 0.5}]
+        )
+        broker.produce(topic, list(old))
+        file = on_avro(topic, registry.url, stop="never", more=LEARNING)
+        with started(file) as made:
+            until_learned(made, 300)
+            registry.stop()
+            broker.produce(topic, [*old, *new])
+            made.until("schema registry does not answer, asking again")
+            registry.start()
+            until_learned(made, 900)
+            registry.stop()
+            broker.produce(topic, list(newer))
+            made.until("schema registry does not answer, asking again")
+            assert made.stop(signal.SIGTERM) < 5
+            registry.start()
+            run = Run(file)
+            state = run.checkpoints.load(run.identity)
     assert state is not None
     assert state["positions"] == {f"{topic}/0": 900}
     assert state["totals"]["learned"] == state["totals"]["read"] == 900

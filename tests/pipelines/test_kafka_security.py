@@ -26,6 +26,8 @@ from kafka.admin import ACLOperation, NewTopic, ResourceType
 from engine import logs
 from tests.broker import skip_without_tools
 from tests.pipelines.conftest import Headrace
+from tests.pipelines.test_kafka_group import until
+from tests.pipelines.test_service import started
 from tests.promtool import promtool
 from tests.secure import PASSWORDS, SecureBroker
 
@@ -376,6 +378,79 @@ def test_where_nobody_answers(
         r"1 s \(.*\); is the broker up and its address right\? .*: start again\.\n",
         err,
     ), err
+
+
+# ------------------------------------------------------------------------------------- in mid-run
+
+TAKEN = {
+    "read": "the broker does not allow this to user 'reader' ([Error 29] TopicAuthorization",
+    "write": f"{ROWS} of {ROWS} records were not delivered: [Error 29] TopicAuthorization",
+    "user": "the broker does not let user 'reader' in with SCRAM-SHA-256 ([Error 58] Sasl",
+}
+
+
+@pytest.fixture
+def taken_back(signed: Keys, written: Callable[..., Path]) -> Callable[..., None]:
+    """Runs the pipeline as reader until it has done what there is, takes something away, and looks
+    at what is left: one sentence, and nothing committed that was not delivered."""
+
+    def check(broker: SecureBroker, what: str, take: Callable[[str, str], None]) -> None:
+        topic, to, group = broker.topic(), broker.topic(), f"locked-{what}"
+        rows = [json.dumps({"a": i / 2, "n": i}).encode() for i in range(ROWS)]
+        broker.produce(topic, rows)
+        broker.allow(ACLOperation.READ, ResourceType.TOPIC, topic)
+        broker.allow(ACLOperation.READ, ResourceType.GROUP, group)
+        broker.allow(ACLOperation.WRITE, ResourceType.TOPIC, to)
+        own = signed | {"bootstrap": broker.at["SASL_SSL"], "ca_file": broker.ca}
+        own |= {"user": "reader", "password": PASSWORDS["reader"]}
+        file = written(own | {"group": group}, own | {"give_up": 10.0}, topic, to)
+        more = "every_seconds = 0.2\n[loader]\nmax_delay = 0.1\n[service]\nport = 0\n"
+        file.write_text(file.read_text().replace('stop = "end"', 'stop = "never"') + more)
+        with started(file) as made:
+            until(lambda: committed(broker, group, topic) == ROWS)
+            take(topic, to)
+            broker.produce(topic, rows)
+            _, rest = made.process.communicate(timeout=60)
+        assert TAKEN[what] in rest.splitlines()[-1]
+        assert "Traceback" not in rest
+        assert made.process.returncode == (1 if what == "write" else 2)
+        assert [json.loads(r.value)["n"] for r in consumed(broker, to)] == list(range(ROWS))
+        assert committed(broker, group, topic) == ROWS
+
+    return check
+
+
+def committed(broker: SecureBroker, group: str, topic: str) -> int | None:
+    consumer = KafkaConsumer(bootstrap_servers=broker.bootstrap, group_id=group)
+    offset: int | None = consumer.committed(TopicPartition(topic, 0))
+    consumer.close()
+    return offset
+
+
+@pytest.mark.parametrize("what", ["read", "write"])
+def test_a_permission_that_is_taken_back_ends_the_run(
+    what: str, broker: SecureBroker, taken_back: Callable[..., None]
+) -> None:
+    def take(topic: str, to: str) -> None:
+        broker.forbid(ResourceType.TOPIC, topic if what == "read" else to)
+
+    taken_back(broker, what, take)
+
+
+@pytest.mark.slow
+def test_a_user_who_is_deleted_is_not_tried_for_ever(
+    tmp_path: Path, taken_back: Callable[..., None]
+) -> None:
+    skip_without_tools()
+    (tmp_path / "own").mkdir()
+    with SecureBroker(tmp_path / "own") as own:
+
+        def take(*_: str) -> None:
+            own.forget("reader")
+            own.kill()  # whoever is in stays in, until it has to come in again
+            own.start()
+
+        taken_back(own, "user", take)
 
 
 # ------------------------------------------------------------------------------------- settings

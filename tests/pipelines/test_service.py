@@ -55,12 +55,9 @@ class Engine:
 
 
 @contextmanager
-def engine(folder: Path) -> Iterator[Engine]:
-    """The demo's pipeline, in a folder of the test's, on a free port."""
-    sets = [f"folder={folder}", f"sink.path={folder / 'out'}", "service.port=0", "train.threads=1"]
-    sets += ["checkpoint.every_seconds=0.5"]
-    command = [sys.executable, "-m", "engine.cli", "run", str(DEMO), "--log-format", "json"]
-    command += [word for text in sets for word in ("--set", text)]
+def started(file: Path, *words: str) -> Iterator[Engine]:
+    """A pipeline file's engine, once its page is there."""
+    command = [sys.executable, "-m", "engine.cli", "run", str(file), "--log-format", "json", *words]
     process = subprocess.Popen(
         command, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
@@ -71,6 +68,15 @@ def engine(folder: Path) -> Iterator[Engine]:
     finally:
         process.kill()
         process.communicate()
+
+
+@contextmanager
+def engine(folder: Path) -> Iterator[Engine]:
+    """The demo's pipeline, in a folder of the test's, on a free port."""
+    sets = [f"folder={folder}", f"sink.path={folder / 'out'}", "service.port=0", "train.threads=1"]
+    sets += ["checkpoint.every_seconds=0.5"]
+    with started(DEMO, *(word for text in sets for word in ("--set", text))) as made:
+        yield made
 
 
 def samples(page: str) -> dict[str, float]:

@@ -1,0 +1,92 @@
+"""What takes a minute on a real broker, all within the same one: a batch that takes longer than the
+client's longest pause between two polls, and a broker that is away."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from engine.loop import Loop
+from engine.run import Run
+from engine.types import Batch
+from tests.broker import Broker, shared_broker
+from tests.pipelines.test_kafka import LIVE, until_learned
+from tests.pipelines.test_kafka_group import TRAIN, broker, fill, pipeline, running, until
+from tests.pipelines.test_service import samples, started
+
+__all__ = ["broker", "pipeline"]  # fixtures
+MINUTE = 62.0
+"""Longer than the max.poll.interval of 60 s, and than the session of 45 s."""
+BUDGET = 256 << 10
+ROWS = 4_000
+MEMORY = "process_resident_memory_bytes"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_a_minute_of_work_and_a_minute_without_a_broker(
+    pipeline: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The slow learner stays in its group, its memory within the budget; the engine whose broker is
+    away says so once, waits, and goes on with nothing lost or learned twice."""
+    shared = shared_broker()
+    topic = shared.topic(2)
+    fill(shared, topic, 2, ROWS)
+    begun, done = threading.Event(), threading.Event()
+    used: list[int] = []
+
+    def slow(loop: Loop, batch: Batch) -> None:
+        if len(batch) and not begun.is_set():
+            begun.set()
+            done.wait(MINUTE)  # the work itself
+            used.append(loop.loader.budget.peak)
+            done.set()
+
+    loader = f"memory_budget = {BUDGET}\nread_rows = 100"
+    file = pipeline("slow", topic, TRAIN, 'join = true\nmember = "slow"', loader)
+    with running(file, watch=slow) as run, Broker(tmp_path) as own:
+        live = tmp_path / "live.toml"
+        lost = own.topic(partitions=2)
+        live.write_text(LIVE.format(folder=tmp_path / "run", bootstrap=own.bootstrap, topic=lost))
+        for partition in range(2):
+            own.produce(lost, lines(0, 1_000), partition=partition)
+        with started(live) as made:
+            until_learned(made, 2_000)
+            before = samples(made.page("/metrics").text)[MEMORY]
+            assert begun.wait(30)
+            own.kill()
+            gone = time.monotonic()
+            until(lambda: made.page("/readyz").status_code == 503)
+            assert "no broker is in reach" in made.page("/readyz").text
+            assert done.wait(MINUTE + 10)
+            time.sleep(max(0.0, gone + 60 - time.monotonic()))  # what was started later
+            assert made.page("/readyz").status_code == 503
+            assert made.page("/livez").status_code == 200
+            assert samples(made.page("/metrics").text)[MEMORY] < before + (64 << 20)
+            own.start()
+            own.produce(lost, lines(1_000, 1_300))
+            until_learned(made, 2_300)
+            until(lambda: made.page("/readyz").status_code == 200)
+            assert made.stop(signal.SIGTERM) < 5
+            said = [line["message"] for line in made.log]
+            assert said.count("no broker is in reach") == 1
+            assert said.count("a broker is in reach again") == 1
+        ended = Run(live)
+        state = ended.checkpoints.load(ended.identity)
+        assert state is not None
+        assert state["positions"] == {f"{lost}/0": 1_300, f"{lost}/1": 1_000}
+        assert state["totals"]["learned"] == state["totals"]["read"] == 2_300
+        # And the slow one: in its group ever since its first assignment.
+        until(lambda: run.loop.totals.learned == 2 * ROWS)
+        assert run.metrics.source_rebalances._value.get() == 1
+        assert max(used) <= BUDGET * 1.5
+
+
+def lines(start: int, stop: int) -> list[bytes]:
+    return [json.dumps({"a": i / 10, "y": i / 5}).encode() for i in range(start, stop)]
