@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from engine.checkpoint import Checkpoints
 from engine.scrub import STAGES
-from engine.types import Affine, Batch, Clip, Codes, Fill, Power, Stage, Transform
+from engine.types import PART, Affine, Batch, Clip, Codes, Fill, Power, Stage, Transform
 
 NUMBERS = ["x", "y", "f", "n", "void"]
 LAG: dict[str, Any] = {"column": "x", "by": ["key"], "time": "time", "every": "1h"}
@@ -124,7 +124,7 @@ def stream(rows: Rows, pieces: Cut) -> Sequence[Batch]:
 
 
 def schema(frame: pl.DataFrame) -> dict[str, pl.DataType]:
-    return {c: k for c, k in frame.schema.items() if not c.startswith("_")}
+    return {c: k for c, k in frame.schema.items() if c == PART or not c.startswith("_")}
 
 
 def outcome(batch: Batch) -> Any:
