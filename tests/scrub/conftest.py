@@ -13,6 +13,7 @@ import pytest
 
 from engine.scrub import STAGES
 from engine.types import Batch, Mark, Schema
+from tests.scrub.pictures import some
 
 Make = Callable[..., Any]
 Columns = dict[str, list[Any]]
@@ -108,6 +109,7 @@ def dirty(rows: int, seed: int) -> pl.DataFrame:
             "text": rng.choice(["red", "green", "blue", "grey", "1", "x"], rows),
             "flag": rng.random(rows) < 0.5,
             "void": pl.Series([None] * rows, dtype=pl.Float64),
+            "image": pl.Series(some(rows, seed), dtype=pl.Binary),
         }
     ).with_columns(
         pl.when(pl.Series(rng.random(rows) > 0.15)).then(pl.col(c))
