@@ -1,4 +1,4 @@
-"""The command: ``headrace run | check | profile | export | compress | replay | predict``.
+"""The command: ``headrace run | check | profile | folds | export | compress | replay | predict``.
 
 Exit codes: 0 done (also after a signal), 1 failed, 2 the user's mistake, 3 too many rejected rows.
 """
@@ -74,6 +74,16 @@ read without its group and never written to.
   headrace profile my.toml --seconds 20 --trace trace.json    # open it in Perfetto or
   chrome://tracing
 """
+FOLDS = """\
+Cross-validate a pipeline that learns, on data that ends: one run a fold, each in its own folder.
+A row of the fold is predicted when it comes and never learned; the table has each fold, mean and
+deviation.
+
+  headrace folds deploy/pipelines/phishing.toml --folds 10
+
+A [scrub] stage of kind "split" says how rows are dealt out (folds, by, stratify); without one, in
+turn.
+"""
 PREDICT = """\
 Add a model's predictions to the rows of files.
 
@@ -144,6 +154,19 @@ def _profile(options: argparse.Namespace) -> int:
         found = profile(
             pipeline, seconds=options.seconds, trace=options.trace, trials=not options.no_trials
         )
+    for part in found.tables():
+        console().print(part, highlight=False, soft_wrap=isinstance(part, str))
+    return EXIT["done"]
+
+
+def _folds(options: argparse.Namespace) -> int:
+    from engine.config import Pipeline
+    from engine.folds import folds
+    from engine.progress import Progress, console
+
+    pipeline = Pipeline.load(options.file, options.set)
+    with Progress() as progress:
+        found = folds(pipeline, options.folds, watch=progress.watch)
     for part in found.tables():
         console().print(part, highlight=False, soft_wrap=isinstance(part, str))
     return EXIT["done"]
@@ -229,6 +252,10 @@ def _parser() -> argparse.ArgumentParser:
     profile.add_argument("--seconds", type=float, default=5.0, help="length of the sample (5)")
     profile.add_argument("--trace", type=Path, help="write what every thread did, for Perfetto")
     profile.add_argument("--no-trials", action="store_true", help="judge only, try no settings")
+    folds = _command(commands, "folds", "cross-validate a pipeline that learns", FOLDS, _folds)
+    folds.add_argument(
+        "--folds", type=int, default=5, help="where no split stage says how many (5)"
+    )
     predict = _command(
         commands, "predict", "add predictions to files", PREDICT, _predict, file=False
     )

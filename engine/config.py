@@ -232,6 +232,10 @@ class Pipeline(BaseSettings):
         folder = pipeline.folder or f"runs/{pipeline.name}"
         return pipeline.model_copy(update={"folder": folder, "file": where})
 
+    def table(self) -> dict[str, Any]:
+        """What `of` makes it from, environment and overrides counted in."""
+        return self.model_dump(exclude_none=True, exclude={"file", "base"})
+
     def settings(self, kind: type[S], table: Mapping[str, Any], section: str) -> S:
         """A component's own settings from its table.
 

@@ -127,8 +127,8 @@ class Evaluation:
             self._fold()
 
     def report(self) -> dict[str, Any]:
-        """``{"rows", "all": {...}, "window": {...}, "slices": {name: {...}}}``; each with the
-        task's metrics and ``baselines``."""
+        """``{"rows", "all": {...}, "window": {...}, "slices": {name: {...}}}``; each with its
+        rows, the task's metrics and ``baselines``."""
         now = self._folded()
         groups = {name: now._group(sums) for name, sums in now._groups.items()}
         whole = groups.pop("all")
@@ -282,7 +282,7 @@ class Evaluation:
         return rows.frame.get_column(self.settings.time).dt.truncate(str(every))
 
     def _group(self, sums: Errors | Hits) -> dict[str, Any]:
-        return {**sums.metrics(), "baselines": sums.baselines(self.baselines)}
+        return {"rows": sums.rows, **sums.metrics(), "baselines": sums.baselines(self.baselines)}
 
     def _newest(self) -> dict[str, Any]:
         if not self._window:

@@ -265,15 +265,14 @@ def _try(pipeline: Pipeline, setting: str, records: int) -> Trial:
 
 
 def _with(pipeline: Pipeline, setting: str) -> Pipeline:
-    table = pipeline.model_dump(exclude_none=True, exclude={"file", "base"})
-    return Pipeline.of(table, [setting], where=pipeline.file)
+    return Pipeline.of(pipeline.table(), [setting], where=pipeline.file)
 
 
 def _apart(pipeline: Pipeline, folder: Path) -> tuple[Pipeline, list[str]]:
     """The pipeline with everything it writes in `folder`, and what that leaves out."""
-    table = pipeline.model_dump(
-        exclude_none=True, exclude={"file", "base", "service", "export", "dead_letters"}
-    )
+    table = pipeline.table()
+    for section in ("service", "export", "dead_letters"):
+        table.pop(section, None)
     left_out = []
     source, sink = dict(table["source"]), table.get("sink")
     for key in ("group", "join", "member"):

@@ -68,6 +68,11 @@ class Errors:
             self.m2 + m2 + delta**2 * self.count * n / total,
         )
 
+    @property
+    def rows(self) -> int:
+        """That were added."""
+        return self.count
+
     def metrics(self) -> dict[str, float]:
         """MAE, MSE, RMSE and R2 of the model; {} before the first row."""
         if not self.n[0]:
@@ -148,10 +153,15 @@ class Hits:
             self.right + (baselines == target[:, None]).sum(axis=0),
         )
 
+    @property
+    def rows(self) -> int:
+        """That were added."""
+        return int(self.confusion.sum())
+
     def metrics(self) -> dict[str, Any]:
         """Accuracy, precision, recall, F1 (of class 1, or macro), log loss, AUC (binary), confusion
         matrix."""
-        n = int(self.confusion.sum())
+        n = self.rows
         if not n:
             return {}
         right, true, said = (

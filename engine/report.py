@@ -11,6 +11,8 @@ from rich.table import Table
 
 # Okabe & Ito's palette, told apart by colour-blind readers too.
 MODEL, BASELINES = "#0072B2", ("#E69F00", "#CC79A7", "#009E73", "#D55E00", "#56B4E9")
+FIGURES = ("mae", "rmse", "r2", "accuracy", "f1", "log_loss", "auc")
+"""Metrics worth a column of their own, in order."""
 
 
 def figure(group: Mapping[str, Any]) -> tuple[str, str]:
