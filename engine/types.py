@@ -17,6 +17,7 @@ may import it.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -325,11 +326,7 @@ class Batch:
         if mask.all():
             return self
         out = self.frame.filter(~mask)
-        columns = [
-            pl.col(c).bin.encode("hex") if kind == pl.Binary else pl.col(c)  # JSON has no bytes
-            for c, kind in out.schema.items()
-            if c not in RESERVED
-        ]
+        columns = [_told(c, kind) for c, kind in out.schema.items() if c not in RESERVED]
         if isinstance(detail, pl.Series):
             detail = pl.lit(detail.filter(~mask))
         elif not isinstance(detail, pl.Expr):
@@ -341,6 +338,18 @@ class Batch:
         )
         rejects = (*self.rejects, Rejects(stage=stage, reason=reason, rows=rows))
         return dataclasses.replace(self, frame=self.frame.filter(mask), rejects=rejects)
+
+
+TELLING = 4_096
+"""Numbers of an array that a rejected row's JSON shows; of a larger one it says what it is."""
+
+
+def _told(column: str, kind: pl.DataType) -> pl.Expr:
+    if kind == pl.Binary:  # JSON has no bytes
+        return pl.col(column).bin.encode("hex")
+    if isinstance(kind, pl.Array) and math.prod(kind.shape) > TELLING:
+        return pl.lit(str(kind)).alias(column)
+    return pl.col(column)
 
 
 # ------------------------------------------------------------------------------------ model's words

@@ -84,6 +84,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"columns": NUMBERS, "detector": "page_hinkley", "threshold": 3, "warmup": 0},
     ),
     "psi": ("drift", {"columns": NUMBERS, "detector": "psi", "window": 30, "bins": 4}),
+    "image": ("image", {"columns": ["photo"], "size": [4, 3]}),
+    "image_grey": (
+        "image",
+        {"columns": ["photo"], "size": [5, 5], "mode": "L", "resize": "stretch", "threads": 1},
+    ),
     "derive": (
         "derive",
         {"columns": {"hour": "date_part('hour', time)", "z": "x * hour", "w": "ln(y)"}},
@@ -312,6 +317,7 @@ def test_transforms_give_what_apply_gives(case: str, build: Build, stream: list[
         ("vocabulary", 3),
         ("last", None),
         ("hash", None),
+        ("image", None),
         ("flag", None),
         ("derive", None),
         ("unpivot", None),

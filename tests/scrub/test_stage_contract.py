@@ -14,6 +14,7 @@ from engine.checkpoint import decode, encode
 from engine.config import component, validate
 from engine.scrub import STAGES
 from engine.types import Affine, Batch, Clip, Codes, Fill, Mark, Power, Schema, Stage, UserError
+from tests.scrub.conftest import PHOTOS
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "constant": ("missing", {"columns": ["a", "b"], "strategy": "constant", "value": 7.0}),
@@ -54,6 +55,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"columns": ["a", "n"], "detector": "page_hinkley", "threshold": 2.0, "warmup": 5},
     ),
     "psi": ("drift", {"columns": ["a", "n"], "detector": "psi", "window": 30}),
+    "image": ("image", {"columns": ["photo"], "size": [4, 3]}),
+    "image, grey": ("image", {"columns": ["photo"], "size": [5, 2], "mode": "L"}),
     "derive": ("derive", {"columns": {"c": "a + n", "d": "c * 2", "up": "UPPER(key)"}}),
     "split by key": ("split", {"test": 0.3, "validation": 0.2, "by": ["key"]}),
     "split in turns": ("split", {"folds": 3, "fold": 1}),
@@ -62,7 +65,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "lag": ("lag", {"column": "a", "by": ["key"], "time": "n", "every": 1, "steps": [1, 2, 5]}),
     "lag, no key": ("lag", {"column": "key", "time": "n", "every": 2, "steps": [1]}),
 }
-SCHEMA: Schema = {"key": pl.String(), "n": pl.Int64(), "a": pl.Float64(), "b": pl.Float64()}
+SCHEMA: Schema = {
+    "key": pl.String(), "n": pl.Int64(), "a": pl.Float64(), "b": pl.Float64(), "photo": pl.Binary(),
+}  # fmt: skip
 
 
 def make(case: str) -> Stage:
@@ -93,6 +98,7 @@ def dirty(rows: int, seed: int) -> pl.DataFrame:
             "key": pl.select(pl.when(keys != "").then(keys)).to_series(),
             "n": np.sort(rng.integers(0, rows // 3, rows)),
             **values,
+            "photo": [PHOTOS[i % len(PHOTOS)] for i in range(rows)],
         }
     )
 
@@ -290,6 +296,10 @@ def _curve(x: pl.Expr, exponent: float) -> pl.Expr:
         ("standardize_by", {"columns": ["a"], "by": ["kye"]}, "needs column 'kye', which is not"),
         ("standardize_by", {"columns": ["a", "n"], "by": ["n"]}, "'n', which is its own key"),
         ("anomalies", {"columns": ["a"], "score": "b"}, "adds column 'b', which is there already"),
+        ("image", {"columns": ["a"], "size": [2, 2]}, "expects bytes or paths in column 'a', got"),
+        ("image", {"columns": ["key"], "size": [2, 2]}, "needs the key 'root', the folder below"),
+        ("image", {"columns": ["key"], "size": [2, 2], "root": "/none"}, "root expects a folder"),
+        ("image", {"columns": ["photo"], "size": [0, 2]}, "for '0', got 0"),
         ("derive", {"columns": {"x": "a +"}}, "is no SQL expression"),
         ("derive", {"columns": {"x": "aaa + 1"}}, "needs column 'aaa'"),
         ("derive", {"columns": {"x": "key * 2"}}, "cannot be done"),
