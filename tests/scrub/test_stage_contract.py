@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from engine.scrub import STAGES
 from engine.types import Affine, Batch, Clip, Codes, Fill, Mark, Power, Schema, Stage, UserError
 from tests.scrub.conftest import PHOTOS
 
+WORDS = str(Path(__file__).with_name("words.txt"))
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "constant": ("missing", {"columns": ["a", "b"], "strategy": "constant", "value": 7.0}),
     "constant text": ("missing", {"columns": ["key"], "strategy": "constant", "value": "?"}),
@@ -55,6 +57,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"columns": ["a", "n"], "detector": "page_hinkley", "threshold": 2.0, "warmup": 5},
     ),
     "psi": ("drift", {"columns": ["a", "n"], "detector": "psi", "window": 30}),
+    "tokens": ("tokens", {"columns": ["key"], "split": "characters", "size": 9}),
+    "tokens, known": ("tokens", {"columns": ["key"], "vocabulary": WORDS}),
     "image": ("image", {"columns": ["photo"], "size": [4, 3]}),
     "image, grey": ("image", {"columns": ["photo"], "size": [5, 2], "mode": "L"}),
     "derive": ("derive", {"columns": {"c": "a + n", "d": "c * 2", "up": "UPPER(key)"}}),
@@ -300,6 +304,9 @@ def _curve(x: pl.Expr, exponent: float) -> pl.Expr:
         ("image", {"columns": ["key"], "size": [2, 2]}, "needs the key 'root', the folder below"),
         ("image", {"columns": ["key"], "size": [2, 2], "root": "/none"}, "root expects a folder"),
         ("image", {"columns": ["photo"], "size": [0, 2]}, "for '0', got 0"),
+        ("tokens", {"columns": ["a"]}, "expects text, or lists of texts or whole numbers,"),
+        ("tokens", {"columns": ["key"], "split": "("}, "characters or a regular expression: inva"),
+        ("tokens", {"columns": ["key"], "vocabulary": "/none"}, "'/none' cannot be read: "),
         ("derive", {"columns": {"x": "a +"}}, "is no SQL expression"),
         ("derive", {"columns": {"x": "aaa + 1"}}, "needs column 'aaa'"),
         ("derive", {"columns": {"x": "key * 2"}}, "cannot be done"),
