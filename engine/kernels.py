@@ -16,36 +16,37 @@ import polars as pl
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-Bitmap = NDArray[np.uint8]
-NO_BITMAP: Bitmap = np.empty(0, np.uint8)
+Mask = NDArray[np.uint8]
+ALL: Mask = np.empty(0, np.uint8)
+"""The mask of a column without a null."""
+_BYTES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+BITS = _BYTES.view(np.uint64).ravel().copy()
+"""The eight bytes that a byte of Arrow's validity bitmap stands for, as one number."""
 
 
-def buffers(column: pl.Series) -> tuple[Floats, Bitmap]:
-    """A column of numbers as one piece of memory: values, shape (n,), anything where null; and
-    Arrow's validity bitmap (bit i is 0 where value i is null), empty where there is no null.
+def buffers(column: pl.Series) -> tuple[Floats, Mask]:
+    """A column of numbers as one piece of memory: values, shape (n,), anything where null; and a
+    mask, 0 where null, else 1, empty where there is no null.
 
     Nothing is copied that is Float64 in one chunk already.
     """
     if column.dtype != pl.Float64:
         column = column.cast(pl.Float64)
     if not column.null_count():
-        return column.to_numpy(), NO_BITMAP
+        return column.to_numpy(), ALL
     array = column.rechunk().to_arrow()
     bitmap, values = array.buffers()
-    at = array.offset
-    numbers = np.frombuffer(values, np.float64, len(array), at * 8)
-    bits = np.frombuffer(bitmap, np.uint8)
-    if at % 8:  # a slice that begins within a byte
-        bits = np.unpackbits(bits, bitorder="little")[at : at + len(array)]
-        return numbers, np.packbits(bits, bitorder="little")
-    return numbers, bits[at // 8 :]
+    at, n = array.offset, len(array)
+    numbers = np.frombuffer(values, np.float64, n, at * 8)
+    there = _bytes(np.frombuffer(bitmap, np.uint8), at, n)
+    return numbers, there
 
 
 def filled(column: pl.Series, value: float) -> tuple[pl.Series, int]:
     """A Float64 column with `value` for null and NaN, and how many those were."""
-    numbers, bitmap = buffers(column)
+    numbers, there = buffers(column)
     made = np.empty(len(numbers))
-    n = int(_fill(numbers, bitmap, value, made))
+    n = int(fill_into(numbers, there, value, made))
     return (pl.Series(column.name, made), n) if n else (column, 0)
 
 
@@ -58,7 +59,7 @@ def clipped(column: pl.Series, low: float, high: float) -> tuple[pl.Series, int]
         return (made, n) if n else (column, 0)
     numbers, _ = buffers(column)
     within = np.empty(len(numbers))
-    n = int(_clip(numbers, low, high, within))
+    n = int(clip_into(numbers, low, high, within))
     return (pl.Series(column.name, within), n) if n else (column, 0)
 
 
@@ -68,7 +69,7 @@ def scaled(column: pl.Series, shift: float, scale: float) -> pl.Series:
         return (column - shift) * scale
     numbers, _ = buffers(column)
     made = np.empty(len(numbers))
-    _scale(numbers, shift, scale, made)
+    scale_into(numbers, shift, scale, made)
     return pl.Series(column.name, made)
 
 
@@ -96,11 +97,22 @@ def _each(kernel: Callable[..., None], column: pl.Series, *parameters: float) ->
 
 
 @numba.njit(nogil=True, cache=True)
-def _fill(x, bitmap, value, made):  # type: ignore[no-untyped-def]
+def _bytes(bitmap, at, n):  # type: ignore[no-untyped-def]
+    """Bits `at` ... `at` + `n` of Arrow's bitmap, one a byte, shape (n,)."""
+    first, last = at >> 3, (at + n + 7) >> 3
+    made = np.empty(last - first, np.uint64)
+    for k in range(last - first):
+        made[k] = BITS[bitmap[first + k]]
+    return made.view(np.uint8)[at & 7 : (at & 7) + n]
+
+
+@numba.njit(nogil=True, cache=True)
+def fill_into(x, there, value, made):  # type: ignore[no-untyped-def]
+    """`value` for null and NaN into `made`; how many those were."""
     n = 0
-    if bitmap.shape[0]:
+    if there.shape[0]:
         for i in range(x.shape[0]):
-            lost = (bitmap[i >> 3] >> (i & 7)) & 1 == 0 or x[i] != x[i]
+            lost = (there[i] == 0) | (x[i] != x[i])
             made[i] = value if lost else x[i]
             n += lost
     else:
@@ -112,7 +124,8 @@ def _fill(x, bitmap, value, made):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def _clip(x, low, high, made):  # type: ignore[no-untyped-def]
+def clip_into(x, low, high, made):  # type: ignore[no-untyped-def]
+    """Within the bounds into `made`; how many were not."""
     n = 0
     for i in range(x.shape[0]):
         below, above = x[i] < low, x[i] > high
@@ -122,7 +135,8 @@ def _clip(x, low, high, made):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def _scale(x, shift, scale, made):  # type: ignore[no-untyped-def]
+def scale_into(x, shift, scale, made):  # type: ignore[no-untyped-def]
+    """``(x - shift) * scale`` into `made`."""
     for i in range(x.shape[0]):
         made[i] = (x[i] - shift) * scale
 
@@ -154,13 +168,16 @@ def _unpower(y, above, below, made):  # type: ignore[no-untyped-def]
 
 
 __all__ = [
-    "NO_BITMAP",
-    "Bitmap",
+    "ALL",
     "Floats",
+    "Mask",
     "buffers",
+    "clip_into",
     "clipped",
+    "fill_into",
     "filled",
     "powered",
+    "scale_into",
     "scaled",
     "unpowered",
 ]

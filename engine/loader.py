@@ -45,6 +45,7 @@ from engine.decoder import Decoder
 from engine.metrics import Metrics
 from engine.prefetch import PrefetchNode
 from engine.rebatch import RebatchNode
+from engine.scrub.chain import Chain, chained
 from engine.shuffle import ShuffleNode
 from engine.times import Times
 from engine.tuning import Depth, Threads
@@ -197,7 +198,9 @@ class ScrubNode(BaseNode[Batch]):
         self._stages = stages
         self._initial = {stage.name: stage.snapshot() for stage in stages}
         self._collate = collate
-        self._keep_raw_from = keep_raw_from
+        self._keep_raw = keep_raw_from is not None
+        self._unkept = list(chained(stages[:keep_raw_from]))
+        self._kept = [] if keep_raw_from is None else list(chained(stages[keep_raw_from:]))
         self._mark = Mark()
         self._times = times
 
@@ -212,12 +215,12 @@ class ScrubNode(BaseNode[Batch]):
     def next(self) -> Batch:
         batch: Batch = next(self._node)
         before = batch.mark
-        for index, stage in enumerate(self._stages):
-            if index == self._keep_raw_from:
-                batch = replace(batch, raw=batch.frame)
-            batch = self._timed(stage.name, stage.apply, batch)
-        if self._keep_raw_from == len(self._stages):
+        for step in self._unkept:
+            batch = self._applied(step, batch)
+        if self._keep_raw:
             batch = replace(batch, raw=batch.frame)
+        for step in self._kept:
+            batch = self._applied(step, batch)
         if self._collate is not None:
             batch = self._timed("collate", self._collate, batch)
         snapshots = ((stage.name, stage.snapshot()) for stage in self._stages)
@@ -236,6 +239,11 @@ class ScrubNode(BaseNode[Batch]):
 
     def close(self) -> None:
         self._node.close()
+
+    def _applied(self, step: Stage | Chain, batch: Batch) -> Batch:
+        if isinstance(step, Chain):
+            return step.apply(batch, self._times.took)
+        return self._timed(step.name, step.apply, batch)
 
     def _timed(self, name: str, work: Callable[[Any], Batch], value: Any) -> Batch:
         with self._times.timed(name):

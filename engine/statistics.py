@@ -82,7 +82,12 @@ class Moments(Statistic):
     @classmethod
     def of(cls, block: Block) -> Self:
         """The moments of one block."""
-        count, mean, m2 = _of_columns(_moments, block)
+        return cls.from_sums(_of_columns(moments_into, block))
+
+    @classmethod
+    def from_sums(cls, sums: Floats) -> Self:
+        """From what `moments_into` gave of each column, shape (columns, 3)."""
+        count, mean, m2 = sums.T
         return cls(count=count.astype(np.int64), mean=mean, m2=m2)
 
     def update(self, block: Block) -> Self:
@@ -204,7 +209,12 @@ class Extremes(Statistic):
     @classmethod
     def of(cls, block: Block) -> Self:
         """The extremes of one block."""
-        count, low, high = _of_columns(_extremes, block)
+        return cls.from_sums(_of_columns(extremes_into, block))
+
+    @classmethod
+    def from_sums(cls, sums: Floats) -> Self:
+        """From what `extremes_into` gave of each column, shape (columns, 3)."""
+        count, low, high = sums.T
         return cls(count=count.astype(np.int64), low=low, high=high)
 
     def update(self, block: Block) -> Self:
@@ -291,7 +301,7 @@ class KeyedMoments(Statistic):
         at = self.find(other.keys)
         known, new = np.flatnonzero(at >= 0), np.flatnonzero(at < 0)
         place = np.searchsorted(self.keys, other.keys[new])
-        both = self._moments(at[known]).merge(other._moments(known))
+        both = self.moments_into(at[known]).merge(other.moments_into(known))
         made: dict[str, Any] = {
             "seen": _with(self.seen, at[known], other.seen[known] + self.age),
             "count": _with(self.count, at[known], both.count),
@@ -317,7 +327,7 @@ class KeyedMoments(Statistic):
             left=self.left + other.left + max(extra, 0),
         )
 
-    def _moments(self, at: NDArray[np.int64]) -> Moments:
+    def moments_into(self, at: NDArray[np.int64]) -> Moments:
         return Moments(count=self.count[at], mean=self.mean[at], m2=self.m2[at])
 
     def snapshot(self) -> dict[str, Any]:
@@ -580,27 +590,46 @@ def _sums(x):  # type: ignore[no-untyped-def]
     return mean, max(squares - rest * rest / max(n, 1), 0.0)
 
 
+@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+def _sums_of(x, there):  # type: ignore[no-untyped-def]
+    """Count, mean and squared deviations of the numbers of x that `_good` would keep; as `_sums`,
+    without moving them."""
+    n, total = 0, 0.0
+    for i in range(x.shape[0]):
+        good = (there[i] != 0) & (abs(x[i]) < LARGEST)
+        total += x[i] if good else 0.0
+        n += good
+    mean = total / max(n, 1)
+    squares, rest = 0.0, 0.0
+    for i in range(x.shape[0]):
+        good = (there[i] != 0) & (abs(x[i]) < LARGEST)
+        off = x[i] - mean if good else 0.0
+        squares += off * off
+        rest += off
+    return n, mean, max(squares - rest * rest / max(n, 1), 0.0)
+
+
 @numba.njit(nogil=True, cache=True)
-def _good(x, bitmap):  # type: ignore[no-untyped-def]
-    """The numbers of x that are neither null (0 in Arrow's bitmap, which may be empty), nor NaN,
-    nor beyond `LARGEST`."""
+def _good(x, there):  # type: ignore[no-untyped-def]
+    """The numbers of x that are neither null (0 in the mask, which may be empty), nor NaN, nor
+    beyond `LARGEST`."""
     kept = np.empty(x.shape[0])
     n = 0
     for i in range(x.shape[0]):
-        there = bitmap.shape[0] == 0 or (bitmap[i >> 3] >> (i & 7)) & 1
         kept[n] = x[i]
-        n += there and abs(x[i]) < LARGEST
+        n += (there.shape[0] == 0 or there[i] != 0) and abs(x[i]) < LARGEST
     return kept[:n]
 
 
 @numba.njit(nogil=True, cache=True)
-def _moments(x, bitmap, out):  # type: ignore[no-untyped-def]
-    """Count, mean and squared deviations into out, shape (3,)."""
-    if bitmap.shape[0]:
-        x = _good(x, bitmap)
+def moments_into(x, there, out):  # type: ignore[no-untyped-def]
+    """Count, mean and squared deviations into out, shape (3,); `there` as `buffers` gives it."""
+    if there.shape[0]:
+        out[0], out[1], out[2] = _sums_of(x, there)
+        return
     mean, squares = _sums(x)
     if not (abs(mean) < LARGEST / 10 and squares < LARGEST):
-        x = _good(x, bitmap[:0])
+        x = _good(x, there)
         mean, squares = _sums(x)
     out[0], out[1], out[2] = x.shape[0], mean, squares
 
@@ -623,10 +652,10 @@ def _weighted(x, w):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def _fading(x, bitmap, weights, out):  # type: ignore[no-untyped-def]
+def _fading(x, there, weights, out):  # type: ignore[no-untyped-def]
     """Count, sum of weights, mean and squared deviations into out, shape (4,); `weights` of n
     numbers, the last one's last."""
-    x = _good(x, bitmap)
+    x = _good(x, there)
     n = x.shape[0]
     weight, mean, squares = _weighted(x, weights[weights.shape[0] - n :])
     out[0], out[1], out[2], out[3] = n, weight, mean, squares
@@ -660,9 +689,9 @@ def _grouped(rows, group, groups):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def _extremes(x, bitmap, out):  # type: ignore[no-untyped-def]
+def extremes_into(x, there, out):  # type: ignore[no-untyped-def]
     """Count, smallest and largest into out, shape (3,)."""
-    x = _good(x, bitmap)
+    x = _good(x, there)
     low, high = np.inf, -np.inf
     for i in range(x.shape[0]):
         low = min(low, x[i])
@@ -671,12 +700,12 @@ def _extremes(x, bitmap, out):  # type: ignore[no-untyped-def]
 
 
 def _of_columns(kernel: Callable[..., None], block: Block) -> Floats:
-    """What the kernel says of each column, shape (3, columns)."""
+    """What the kernel says of each column, shape (columns, 3)."""
     frame = _frame(block)
     made = np.empty((frame.width, 3))
     for column, out in zip(frame.get_columns(), made, strict=True):
         kernel(*buffers(column), out)
-    return made.T
+    return made
 
 
 def _frame(block: Block) -> pl.DataFrame:
@@ -740,5 +769,7 @@ __all__ = [
     "Moments",
     "Quantiles",
     "Statistic",
+    "extremes_into",
     "matrix",
+    "moments_into",
 ]

@@ -102,12 +102,15 @@ class Times:
         Args:
             rows: records it was about; told by one stage of each thread at least.
         """
-        wall = time.perf_counter() - start
+        self.took(stage, start, time.perf_counter() - start, time.thread_time() - cpu, rows)
+
+    def took(self, stage: str, start: float, wall: float, cpu: float, rows: int = 0) -> None:
+        """Work that began at `start` took `wall` and `cpu` seconds."""
         spent = self._spent.stages.setdefault(stage, Spent())
         spent.calls += 1
         spent.rows += rows
         spent.wall += wall
-        spent.cpu += time.thread_time() - cpu
+        spent.cpu += cpu
         self._seconds.labels(stage=stage).observe(wall)
         if self.listener is not None:
             self.listener(stage, start, wall)

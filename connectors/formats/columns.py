@@ -33,19 +33,26 @@ class Columns:
     def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
         """Raises: HeadraceError when a file lacks a column that the schema has."""
         frame, at, rejects = sound(records)
-        steps: dict[str, tuple[Step, ...]] = {c: self._steps.get(c, (c,)) for c in schema}
-        present([str(s[0]) for s in steps.values()], frame.columns, records.partition)
-        try:
-            frame = frame.select(value_at(s).alias(c) for c, s in steps.items())
-        except PolarsError as error:
-            raise HeadraceError(
-                f"{records.partition} has other columns than [source] paths expects: "
-                f"{str(error).partition(chr(10))[0]}."
-            ) from None
+        if self._steps:
+            frame = self._at_paths(frame, schema, records.partition)
+        else:
+            present(list(schema), frame.columns, records.partition)
+            frame = frame[list(schema)]
         if frame.dtypes == list(schema.values()):
             return placed(frame, records, at), rejects
         made, more = conform(frame, records, schema, at)
         return made, [*rejects, *more]
+
+    def _at_paths(self, frame: pl.DataFrame, schema: Schema, partition: str) -> pl.DataFrame:
+        steps: dict[str, tuple[Step, ...]] = {c: self._steps.get(c, (c,)) for c in schema}
+        present([str(s[0]) for s in steps.values()], frame.columns, partition)
+        try:
+            return frame.select(value_at(s).alias(c) for c, s in steps.items())
+        except PolarsError as error:
+            raise HeadraceError(
+                f"{partition} has other columns than [source] paths expects: "
+                f"{str(error).partition(chr(10))[0]}."
+            ) from None
 
 
 def sound(records: Records) -> tuple[pl.DataFrame, NDArray[np.int64] | None, list[Rejects]]:

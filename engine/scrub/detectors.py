@@ -241,8 +241,8 @@ _START = np.array([0.0, 0.0, 0.0, 0.0, np.inf, -np.inf])
 
 
 @numba.njit(nogil=True, cache=True, inline="always")
-def _there(x, bitmap, i):  # type: ignore[no-untyped-def]
-    known = bitmap.shape[0] == 0 or (bitmap[i >> 3] >> (i & 7)) & 1
+def _there(x, there, i):  # type: ignore[no-untyped-def]
+    known = there.shape[0] == 0 or there[i] != 0
     return known and abs(x[i]) < LARGEST
 
 
@@ -268,12 +268,12 @@ def _scaled(value, warm, warmup):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def _page_hinkley(x, bitmap, state, warm, slack, threshold, keep, least, warmup, found):  # type: ignore[no-untyped-def]
+def _page_hinkley(x, there, state, warm, slack, threshold, keep, least, warmup, found):  # type: ignore[no-untyped-def]
     """Rows of drift into `found`; how many."""
     count, mean, rising, falling, lowest, highest = state
     n = 0
     for i in range(x.shape[0]):
-        if not _there(x, bitmap, i) or not _warmed(x[i], warm, warmup):
+        if not _there(x, there, i) or not _warmed(x[i], warm, warmup):
             continue
         value = _scaled(x[i], warm, warmup)
         count += 1
@@ -295,12 +295,12 @@ def _page_hinkley(x, bitmap, state, warm, slack, threshold, keep, least, warmup,
 
 @numba.njit(nogil=True, cache=True)
 def _adwin(  # type: ignore[no-untyped-def]
-    x, bitmap, window, used, sums, warm, confidence, clock, warmup, shortest, grace, found
+    x, there, window, used, sums, warm, confidence, clock, warmup, shortest, grace, found
 ):
     """Rows of drift into `found`; how many."""
     n = 0
     for i in range(x.shape[0]):
-        if not _there(x, bitmap, i) or not _warmed(x[i], warm, warmup):
+        if not _there(x, there, i) or not _warmed(x[i], warm, warmup):
             continue
         value = _scaled(x[i], warm, warmup)
         _insert(value / REACH if warmup else value, window, used, sums)

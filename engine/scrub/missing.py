@@ -11,6 +11,7 @@ import polars as pl
 from pydantic import Field, field_validator
 
 from engine.kernels import filled
+from engine.scrub.chain import Link
 from engine.scrub.columns import extended, is_missing, nans, nulls, numbers, replaced, spread
 from engine.scrub.stage import ForgetSettings, Learned
 from engine.statistics import Counts, Moments, Quantiles, Statistic
@@ -150,6 +151,16 @@ class Missing(Learned):
             frame = frame.with_columns(self._indicators(batch.frame))
         self._learn(batch)
         return batch.with_frame(frame).counted(self.name, filled=done)
+
+    def link(self, batch: Batch) -> Link | None:
+        """Numbers filled with one value a column."""
+        if self.settings.strategy in ("last", "drop") or self.settings.indicator:
+            return None
+        values = self._values()
+        if not all(isinstance(value, int | float) for value in values):
+            return None
+        fills = np.array(values, np.float64)
+        return self._linked(batch, "fill", fills, fills, counts="filled")
 
     def _filled(self, frame: pl.DataFrame) -> tuple[pl.DataFrame, int]:
         """The frame without missing values, and how many those were."""

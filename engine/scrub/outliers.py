@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from engine.kernels import clipped
+from engine.scrub.chain import Link
 from engine.scrub.columns import extended, numbers, replaced, spread
 from engine.scrub.stage import ForgetSettings, Learned
 from engine.statistics import Moments, Quantiles, Statistic
@@ -102,6 +103,13 @@ class Outliers(Learned):
         done = action[self.settings.action](batch)
         self._learn(batch)
         return done
+
+    def link(self, batch: Batch) -> Link | None:
+        """Numbers clipped."""
+        if self.settings.action != "clip":
+            return None
+        low, high = self._bounds()
+        return self._linked(batch, "clip", low, high, counts="clipped")
 
     def _clipped(self, batch: Batch) -> Batch:
         casts = [pl.col(c).cast(k) for c, k in self._kinds.items() if k != self._schema[c]]

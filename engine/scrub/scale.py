@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from engine.kernels import scaled
+from engine.scrub.chain import Link
 from engine.scrub.columns import numbers, replaced, spread
 from engine.scrub.stage import ForgetSettings, Learned
 from engine.statistics import Extremes, FadingMoments, Moments, Quantiles
@@ -38,6 +39,11 @@ class Scaled(Learned):
         ]
         self._learn(batch)
         return batch.with_frame(replaced(frame, made))
+
+    def link(self, batch: Batch) -> Link | None:
+        """Numbers shifted and scaled."""
+        shift, scale = self._numbers()
+        return self._linked(batch, "scale", shift, scale)
 
     def _numbers(self) -> NDArray[np.float64]:
         """Shift and scale of each column, shape (2, columns)."""
@@ -136,6 +142,10 @@ class Normalize(Scaled):
         clipped = sum(done.frame.select(outside).row(0)) if len(done) else 0
         frame = done.frame.with_columns(x.clip(low, high)) if clipped else done.frame
         return done.with_frame(frame).counted(self.name, clipped=clipped)
+
+    def link(self, batch: Batch) -> Link | None:
+        """None with `clip`, which counts."""
+        return None if self.settings.clip else super().link(batch)
 
     def _numbers(self) -> NDArray[np.float64]:
         settings = self.settings

@@ -8,8 +8,9 @@ from typing import Any
 import polars as pl
 from pydantic import Field
 
-from engine.statistics import Statistic
-from engine.types import Batch, Settings, Snapshot, UserError, training
+from engine.scrub.chain import Floats, Link
+from engine.statistics import Extremes, Moments, Statistic
+from engine.types import PART, Batch, Settings, Snapshot, UserError, training
 
 DETECTORS = ("adwin", "page_hinkley", "psi")
 """What a 'drift' stage counts under."""
@@ -94,6 +95,34 @@ class Learned(Stateless):
         if rows.height:
             self._statistic = self._statistic.update(rows)
             self._rows += rows.height
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """That it learns from."""
+        return self._columns
+
+    def learn(self, statistic: Any, rows: int) -> None:
+        """Learn from `rows` rows that have this statistic."""
+        assert self._statistic is not None
+        self._statistic = self._statistic.merge(statistic)
+        self._rows += rows
+
+    def _linked(self, batch: Batch, kind: Any, a: Floats, b: Floats, **counts: str) -> Link | None:
+        """The link of a stage that does this, see `engine.scrub.chain`; None where it learns what
+        a link cannot give, or not from all rows."""
+        learns: Any = None if self._statistic is None else type(self._statistic)
+        left = self.settings.open(self._rows)
+        if left == 0:
+            learns = None
+        elif learns is not None and (
+            learns not in (Moments, Extremes)
+            or (left is not None and left < len(batch))
+            or PART in batch.frame.columns
+        ):
+            return None
+        if self.settings.forget_on is not None:
+            return None
+        return Link(kind=kind, a=a, b=b, learns=learns, **counts)
 
     def _block(self, frame: pl.DataFrame) -> pl.DataFrame:
         """What the statistic learns from."""

@@ -1,0 +1,128 @@
+"""Neighbours done together are the same as one after the other, to the bit."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.scrub.chain import Chain, chained
+from engine.scrub.missing import Missing
+from engine.scrub.outliers import Outliers
+from engine.scrub.scale import Normalize, Robust, Standardize
+from engine.types import Batch, Mark
+from tests.scrub.conftest import equal
+
+COLUMNS = ("a", "b", "c")
+KINDS: dict[str, tuple[type[Any], dict[str, Any]]] = {
+    "mean": (Missing, {"strategy": "mean"}),
+    "median": (Missing, {"strategy": "median"}),
+    "constant": (Missing, {"strategy": "constant", "value": 0.5}),
+    "zscore": (Outliers, {"threshold": 1.5, "min_rows": 5}),
+    "bounds": (Outliers, {"method": "bounds", "low": -1}),
+    "iqr": (Outliers, {"method": "iqr", "min_rows": 5}),
+    "standardize": (Standardize, {}),
+    "fading": (Standardize, {"halflife": 20.0}),
+    "normalize": (Normalize, {}),
+    "clipped": (Normalize, {"clip": True}),
+    "robust": (Robust, {}),
+}
+names = st.lists(st.sampled_from(list(KINDS)), min_size=2, max_size=5)
+number = st.one_of(
+    st.floats(-9, 9), st.sampled_from([None, float("nan"), float("inf"), -float("inf"), 1e300])
+)
+frames = st.lists(st.lists(st.tuples(number, number, number), max_size=40), max_size=5)
+
+
+def stages(kinds: list[str], frozen: int | None, columns: tuple[str, ...] = COLUMNS) -> list[Any]:
+    made = []
+    for i, kind in enumerate(kinds):
+        cls, own = KINDS[kind]
+        learns = kind not in ("constant", "bounds")
+        own = {"columns": columns, **own, **({"freeze_after": frozen} if learns else {})}
+        stage = cls(f"{kind}{i}", cls.Settings(**own))
+        stage.bind(dict.fromkeys(columns, pl.Float64()))
+        made.append(stage)
+    return made
+
+
+def batch(rows: list[Any], more: tuple[pl.Series, ...] = ()) -> Batch:
+    frame = pl.DataFrame(rows, schema=dict.fromkeys(COLUMNS, pl.Float64()), orient="row")
+    places = pl.DataFrame({"_partition": ["p"] * len(rows), "_position": np.arange(len(rows))})
+    return Batch(frame=places.hstack(frame).hstack(list(more)), mark=Mark(), arrived=0.0)
+
+
+def heard(took: list[str]) -> Callable[[str, float, float, float], None]:
+    def hear(name: str, start: float, wall: float, cpu: float) -> None:
+        assert wall >= 0
+        assert cpu >= 0
+        took.append(name)
+
+    return hear
+
+
+@settings(deadline=None, max_examples=150)
+@given(names, frames, st.sampled_from([None, 1, 17, 40]))
+def test_together_is_as_apart(kinds: list[str], parts: list[Any], frozen: int | None) -> None:
+    apart, together = stages(kinds, frozen), stages(kinds, frozen)
+    (chain,) = chained(together)
+    assert isinstance(chain, Chain)
+    for rows in parts:
+        one = two = batch(rows)
+        for stage in apart:
+            one = stage.apply(one)
+        took: list[str] = []
+        two = chain.apply(two, heard(took))
+        assert took == [stage.name for stage in together]
+        assert two.frame.equals(one.frame)
+        assert bits(two.frame) == bits(one.frame)
+        assert dict(two.counts) == dict(one.counts)
+        for a, b in zip(apart, together, strict=True):
+            assert equal(a.snapshot(), b.snapshot())
+
+
+def bits(frame: pl.DataFrame) -> list[bytes]:
+    filled = (frame.get_column(c).fill_null(7.0).to_numpy() for c in COLUMNS)
+    return [np.where(np.isnan(column), np.nan, column).tobytes() for column in filled]
+
+
+def test_the_batch_that_comes_in_stays_as_it_is() -> None:
+    given = batch([(1.0, None, 3.0), (4.0, 5.0, float("nan"))])
+    before = copy.deepcopy(given.frame)
+    (chain,) = chained(stages(["mean", "zscore", "standardize"], None))
+    assert isinstance(chain, Chain)
+    made = chain.apply(given, heard([]))
+    assert given.frame.equals(before)
+    assert made.frame.select(COLUMNS).null_count().sum_horizontal().item() == 0
+
+
+def test_whole_numbers_go_one_after_the_other() -> None:
+    made = stages(["mean", "standardize"], None)
+    given = batch([(1.0, 2.0, 3.0)] * 5)
+    whole = given.with_frame(given.frame.with_columns(pl.col("a").cast(pl.Float32)))
+    (chain,) = chained(made)
+    assert isinstance(chain, Chain)
+    assert chain.apply(whole, heard([])).frame.height == 5
+
+
+@pytest.mark.parametrize(
+    ("kinds", "columns", "chains"),
+    [
+        (["mean", "zscore"], [COLUMNS, COLUMNS], [2]),
+        (["mean", "zscore"], [COLUMNS, COLUMNS[:2]], []),
+        (["mean", "zscore", "standardize", "robust"], [COLUMNS, COLUMNS, ("a",), ("a",)], [2, 2]),
+        (["mean"], [COLUMNS], []),
+    ],
+)
+def test_neighbours_on_the_same_columns_are_chained(
+    kinds: list[str], columns: list[tuple[str, ...]], chains: list[int]
+) -> None:
+    made = [stages([kind], None, own)[0] for kind, own in zip(kinds, columns, strict=True)]
+    found = [step for step in chained(made) if isinstance(step, Chain)]
+    assert [len(chain._stages) for chain in found] == chains
