@@ -108,6 +108,9 @@ NAMES: Mapping[str, Name] = {
     "headrace_missing_values_total": Name("counter", "Missing values that were filled."),
     "headrace_duplicates_total": Name("counter", "Rows recognized as duplicates."),
     "headrace_clipped_values_total": Name("counter", "Values clipped to their bounds."),
+    "headrace_truncated_values_total": Name(
+        "counter", "Values of lists longer than [model] max_length that were cut off."
+    ),
     # loader
     "headrace_stage_seconds": Name(
         "histogram", "Time a stage took for one batch.", {"stage": _STAGES}, WORK
@@ -281,6 +284,7 @@ class Metrics:
     missing_values: Counter
     duplicates: Counter
     clipped_values: Counter
+    truncated_values: Counter
     stage_seconds: Histogram
     queue_bytes: Gauge
     queue_depth_bytes: Gauge

@@ -26,6 +26,7 @@ from engine.evaluation import Evaluation
 from engine.loader import Loader
 from engine.loop import Breaker, Loop, Totals, Work
 from engine.metrics import Metrics
+from engine.nested import nested_features
 from engine.scrub import STAGES
 from engine.scrub.columns import spread
 from engine.service import Health, Heartbeat, Service
@@ -209,7 +210,7 @@ class Run:
                     f"{nearest(column, sizes)}"
                 )
         require(self.schema, [model.target], where="[model] target")
-        return Features(
+        features = Features(
             numeric=spread(model.numeric, self.schema, where="[model] numeric")
             if model.numeric
             else (),
@@ -217,7 +218,14 @@ class Run:
             target=model.target,
             task=model.task,
             classes=model.classes,
+            **nested_features(model, self.schema, sizes),
         )
+        if features.nested and self.pipeline.export is not None:
+            raise UserError(
+                f"[export] in {self.pipeline.file} writes models of numbers and categories, and "
+                f"[model] reads images or lists ('{features.nested[0]}'): take [export] out."
+            )
+        return features
 
     @cached_property
     def collate(self) -> Callable[[Batch], Batch] | None:

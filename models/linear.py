@@ -119,6 +119,11 @@ class LinearLearner:
                 f"[model] kind = 'linear' expects task regression or binary, got "
                 f"'{features.task}': use kind = 'tabular'."
             )
+        if features.nested:
+            raise UserError(
+                "[model] kind = 'linear' expects numbers and categories, got "
+                f"'{features.nested[0]}': use kind = 'tabular'."
+            )
         if not features.numeric and not features.categories:
             raise UserError("[model] needs features: name columns in 'numeric' or 'categories'.")
         self.settings = settings

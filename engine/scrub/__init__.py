@@ -16,6 +16,8 @@ STAGES = {
     "power": "engine.scrub.power:Powers",
     "categories": "engine.scrub.categories:Categories",
     "drift": "engine.scrub.drift:Drift",
+    "tokens": "engine.scrub.tokens:Tokens",
+    "image": "engine.scrub.image:Images",
     "derive": "engine.scrub.derive:Derive",
     "unpivot": "engine.scrub.unpivot:Unpivot",
     "lag": "engine.scrub.lag:Lag",

@@ -1,5 +1,5 @@
-"""Parquet to clean, standardized float32 tensors: headrace against the serial limit and PyTorch's
-DataLoader.
+"""Parquet to clean, standardized float32 tensors: headrace against the serial limit and the loaders
+people use.
 
 ``python -m tests.bench loading``
 
@@ -8,9 +8,10 @@ remains when reading, cleaning and turning to numpy are each done alone, one aft
 polars at its best: whole row groups read, expressions made once, statistics known beforehand.
 headrace learns its statistics on the way (three stages, one each), checks types and labels, and
 says
-where to resume. The DataLoader is set up as its documentation advises for a stream: an iterable
-dataset that gives whole batches, the row groups dealt out to persistent workers; it learns one
-statistic on the way, a worker its own. "frozen" is both without learning.
+where to resume. The others (tests/bench/loaders.py) are measured where they are installed
+(``pip install spdl grain datasets ray tensorflow``); they learn one statistic on the way. "frozen"
+is
+without learning.
 """
 
 from __future__ import annotations
@@ -18,61 +19,71 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import polars as pl
-import psutil
-import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from engine.config import Pipeline
 from engine.run import Run
-from engine.statistics import Moments
+from tests.bench.loaders import CLEAN, COLUMNS, GROUP, NAMES, ROWS, Peer, installed, spent
 from tests.bench.measure import interleave, median, report
 
-ROWS, GROUP, COLUMNS = 8_192, 131_072, 32
-NAMES = [f"x{i}" for i in range(COLUMNS)]
-CLEAN = [((pl.col(c).fill_null(0.01).clip(-4.1, 4.2) - 0.01) * 0.9).cast(pl.Float32) for c in NAMES]
-"""The same work as the three stages', with numbers that cost nothing to learn."""
+GROUPS = 31
+"""4 M rows."""
 
 
 def main(*, quick: bool = False) -> None:
     """Measure, print, write ``runs/bench/loading.json``."""
-    count = GROUP * (2 if quick else 16)
-    with TemporaryDirectory() as folder:
+    count = GROUP * (2 if quick else GROUPS)
+    with TemporaryDirectory() as folder, ExitStack() as stack:
         path = Path(folder) / "rows.parquet"
         write(path, count)
-        raw = list(slices(read(path)))
+        raw = list(slices(read(path)))[:: 1 if quick else GROUPS // 4]  # all would fill the memory
         ready = list(clean(raw))
+        part = count / sum(frame.height for frame in raw)
         runs: dict[str, Callable[[], object]] = {
             "headrace": lambda: headrace(path),
             "headrace, frozen": lambda: headrace(path, freeze_after=ROWS),
             "read alone": lambda: consume(read(path)),
             "clean alone": lambda: consume(clean(raw)),
             "to numpy alone": lambda: consume(numpy(ready)),
-            "DataLoader, 0 workers": _bound(drain, loader(path, 0)),
-            "DataLoader, 2 workers": _bound(drain, loader(path, 2)),
-            "DataLoader, frozen, 0 workers": _bound(drain, loader(path, 0, learn=False)),
-            "DataLoader, frozen, 2 workers": _bound(drain, loader(path, 2, learn=False)),
         }
-        seconds = interleave(runs, rounds=3 if quick else 7)
-        cpu = {name: processor(runs[name]) for name in runs if "alone" not in name}
-        first = first_batch(path)
+        peers = {
+            name + ("" if learn else ", frozen"): stack.enter_context(
+                closing(Peer(name, path, learn=learn))
+            )
+            for learn in (True, False)
+            for name in installed(learn=learn)
+        }
+        seconds = interleave(
+            runs | {name: peer.run for name, peer in peers.items()}, rounds=3 if quick else 5
+        )
+        cpu = {name: processor(runs[name]) for name in ("headrace", "headrace, frozen")}
+        cpu |= {name: median(peer.cpu) for name, peer in peers.items()}
+        first = {"headrace": first_batch(path)}
+        first |= {name: median(peer.first) for name, peer in peers.items()}
+    for name in ("clean alone", "to numpy alone"):
+        seconds[name] = [s * part for s in seconds[name]]
     serial = sum(median(seconds[name]) for name in runs if name.endswith("alone"))
-    figures = {f"{name}, rows/s": count / median(seconds[name]) for name in runs}
+    figures = {f"{name}, rows/s": count / median(taken) for name, taken in seconds.items()}
     figures["serial limit, rows/s"] = count / serial
     figures |= {f"{name}, CPU s per million rows": s / count * 1e6 for name, s in cpu.items()}
-    figures["headrace, first batch after, s"] = first
+    figures |= {f"{name}, first batch after, s": s for name, s in first.items()}
     figures["headrace / serial limit"] = serial / median(seconds["headrace"])
-    for kind in ("", ", frozen"):
-        best = min(median(seconds[f"DataLoader{kind}, {n} workers"]) for n in (0, 2))
-        ratio = best / median(seconds[f"headrace{kind}"])
-        figures[f"headrace{kind} / best DataLoader{kind}"] = ratio
-    report("loading", figures, seconds=seconds, goal="0.85 of the serial limit, 2 x DataLoader")
+    for name in peers:
+        own = "headrace, frozen" if name.endswith("frozen") else "headrace"
+        figures[f"{own} / {name}"] = median(seconds[name]) / median(seconds[own])
+    report(
+        "loading",
+        figures,
+        seconds=seconds,
+        goal="0.85 of the serial limit, 2 x the best of the others",
+    )
 
 
 def write(path: Path, count: int) -> None:
@@ -85,8 +96,8 @@ def write(path: Path, count: int) -> None:
     frame.write_parquet(path, row_group_size=GROUP)
 
 
-def headrace(path: Path, **learn: int) -> int:
-    """All batches of a pipeline; how many rows they had."""
+def pipeline(path: Path, **learn: int) -> Pipeline:
+    """Fill, clip and scale by what is learned on the way."""
     stages: dict[str, dict[str, Any]] = {
         "missing": {"columns": ["x*"], "strategy": "mean"},
         "outliers": {"columns": ["x*"], "method": "zscore", "threshold": 4.0},
@@ -99,7 +110,12 @@ def headrace(path: Path, **learn: int) -> int:
         "scrub": {name: settings | learn for name, settings in stages.items()},
         "model": {"target": "y", "numeric": ["x*"]},
     }
-    with Run(Pipeline.of(table)).loader() as batches:
+    return Pipeline.of(table)
+
+
+def headrace(path: Path, **learn: int) -> int:
+    """All batches of a pipeline; how many rows they had."""
+    with Run(pipeline(path, **learn)).loader() as batches:
         return sum(len(batch) for batch in batches)
 
 
@@ -108,9 +124,7 @@ def first_batch(path: Path) -> float:
     taken = []
     for _ in range(5):
         start = time.perf_counter()
-        table = {"name": "first", "source": {"kind": "files", "path": str(path)}}
-        run = Run(Pipeline.of(table, ["model.target=y", 'model.numeric=["x*"]']))
-        with run.loader() as batches:
+        with Run(pipeline(path)).loader() as batches:
             next(iter(batches))
             taken.append(time.perf_counter() - start)
     return median(taken)
@@ -143,77 +157,11 @@ def consume(items: Iterable[object]) -> None:
     deque(items, maxlen=0)
 
 
-class Groups(IterableDataset):  # type: ignore[type-arg]
-    """Clean batches of the file's row groups, dealt out to the workers."""
-
-    def __init__(self, path: Path, *, learn: bool) -> None:
-        self.path = path
-        self.learn = learn
-        self.moments = Moments.empty(COLUMNS)
-
-    def __iter__(self) -> Iterator[torch.Tensor]:
-        worker = get_worker_info()
-        first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        scan = pl.scan_parquet(self.path)
-        count = scan.select(pl.len()).collect().item()
-        for start in range(first * GROUP, count, step * GROUP):
-            for part in scan.slice(start, GROUP).collect().iter_slices(ROWS):
-                made = part.select(self.expressions() if self.learn else CLEAN)
-                if self.learn:
-                    self.update(part)
-                yield torch.from_numpy(made.to_numpy(order="c", writable=True))
-
-    def expressions(self) -> list[pl.Expr]:
-        """Fill, clip and scale by what is known now."""
-        mean, deviation = self.moments.mean, self.moments.deviation
-        scale = np.where(deviation > 0, 1 / np.maximum(deviation, 1e-300), 0.0)
-        low, high = mean - 4 * deviation, mean + 4 * deviation
-        return [
-            ((pl.col(c).fill_null(m).clip(a, b) - m) * s).cast(pl.Float32)
-            for c, m, s, a, b in zip(
-                NAMES, *(x.tolist() for x in (mean, scale, low, high)), strict=True
-            )
-        ]
-
-    def update(self, part: pl.DataFrame) -> None:
-        """Learn from a batch, by polars; merged as headrace merges."""
-        count = part.select(pl.col(NAMES).count()).to_numpy()[0].astype(np.int64)
-        mean = part.select(pl.col(NAMES).mean()).to_numpy()[0]
-        m2 = part.select(pl.col(NAMES).var(ddof=0)).to_numpy()[0] * count
-        self.moments = self.moments.merge(Moments(count=count, mean=mean, m2=m2))
-
-
-def loader(path: Path, workers: int, *, learn: bool = True) -> DataLoader[torch.Tensor]:
-    """As PyTorch's documentation advises: whole batches, workers that stay."""
-    return DataLoader(
-        Groups(path, learn=learn),
-        batch_size=None,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        multiprocessing_context="spawn" if workers else None,
-    )
-
-
-def drain(batches: DataLoader[torch.Tensor]) -> int:
-    """How many rows there were."""
-    return sum(len(batch) for batch in batches)
-
-
 def processor(run: Callable[[], object]) -> float:
     """CPU seconds of one run, workers included."""
-    before = _spent()
+    before = spent()
     run()
-    return _spent() - before
-
-
-def _spent() -> float:
-    me = psutil.Process()
-    times = [p.cpu_times() for p in (me, *me.children(recursive=True))]
-    return float(sum(t.user + t.system for t in times))
-
-
-def _bound(function: Callable[[Any], object], value: object) -> Callable[[], object]:
-    return lambda: function(value)
+    return spent() - before
 
 
 if __name__ == "__main__":

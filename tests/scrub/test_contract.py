@@ -19,6 +19,7 @@ from engine.checkpoint import Checkpoints
 from engine.scrub import STAGES
 from engine.types import PART, Affine, Batch, Clip, Codes, Fill, Power, Stage, Transform
 
+WORDS = str(Path(__file__).with_name("words.txt"))
 NUMBERS = ["x", "y", "f", "n", "void"]
 LAG: dict[str, Any] = {"column": "x", "by": ["key"], "time": "time", "every": "1h"}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -85,6 +86,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"columns": NUMBERS, "detector": "page_hinkley", "threshold": 3, "warmup": 0},
     ),
     "psi": ("drift", {"columns": NUMBERS, "detector": "psi", "window": 30, "bins": 4}),
+    "tokens": ("tokens", {"columns": ["text", "key"], "split": "characters", "size": 50}),
+    "tokens_known": ("tokens", {"columns": ["text"], "vocabulary": WORDS}),
+    "image": ("image", {"columns": ["photo"], "size": [4, 3]}),
+    "image_grey": (
+        "image",
+        {"columns": ["photo"], "size": [5, 5], "mode": "L", "resize": "stretch", "threads": 1},
+    ),
     "derive": (
         "derive",
         {"columns": {"hour": "date_part('hour', time)", "z": "x * hour", "w": "ln(y)"}},
@@ -314,6 +322,8 @@ def test_transforms_give_what_apply_gives(case: str, build: Build, stream: list[
         ("vocabulary", 3),
         ("last", None),
         ("hash", None),
+        ("image", None),
+        ("tokens", None),
         ("flag", None),
         ("derive", None),
         ("unpivot", None),
