@@ -249,7 +249,10 @@ class Run:
         settings = validate(kind.Settings, own, "model", self.pipeline.file)
         made: Learner = kind(settings, train, self.features)
         if self.augmentation is not None:
-            self.augmentation.attach(made)
+            encoders: dict[str, Any] = {}
+            for stage in self.stages:
+                encoders |= getattr(stage, "encoders", dict)()
+            self.augmentation.attach(made, encoders)
         if sampling is None:
             return made
         from models.balance import Balanced, SamplingSettings

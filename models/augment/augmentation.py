@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
+import polars as pl
+from numpy.typing import NDArray
 from pydantic import Field
 
 from engine import types
@@ -24,6 +27,22 @@ class AugmentSettings(types.Settings):
     seed: int = Field(0, ge=0)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """What an augment is for.
+
+    Attributes:
+        features: what the learner reads.
+        soft: whether it takes targets that are shares of classes.
+        encoders: column of lists -> what numbers its single tokens, words or whole numbers, as in
+            the lists; 0 is unknown. Of columns that a stage has numbered.
+    """
+
+    features: Features
+    soft: bool = False
+    encoders: Mapping[str, Callable[[pl.Series], NDArray[np.int64]]] = field(default_factory=dict)
+
+
 class Augment(Protocol):
     """One change of rows on their way to be learned from. Built as ``Kind(name, settings)`` with
     its own nested ``Settings``, a subclass of `AugmentSettings`. It has no state."""
@@ -32,11 +51,8 @@ class Augment(Protocol):
     """The table's."""
     settings: Any
 
-    def bind(self, features: Features, *, soft: bool) -> None:
+    def bind(self, context: Context) -> None:
         """Look up what it changes.
-
-        Args:
-            soft: whether the learner takes targets that are shares of classes.
 
         Raises: UserError naming table and key where it does not fit the features or the learner.
         """
@@ -72,8 +88,15 @@ class Augmentation:
             if times > 1:
                 raise UserError(f"There are {times} augments named '{name}': rename one.")
 
-    def attach(self, learner: Learner) -> None:
+    def attach(
+        self,
+        learner: Learner,
+        encoders: Mapping[str, Callable[[pl.Series], NDArray[np.int64]]] | None = None,
+    ) -> None:
         """Let the learner learn from augmented rows.
+
+        Args:
+            encoders: as in `Context`; for `synonyms` of words.
 
         Raises: UserError where the learner has no place for it, or an augment does not fit.
         """
@@ -83,8 +106,10 @@ class Augmentation:
                 f"[augment] needs a learner that augments, and {type(learner).__name__} has no "
                 "attribute 'augmentation': take [augment] out, or see models/README.md."
             )
+        soft = getattr(taught, "soft_targets", False)
+        context = Context(features=taught.features, soft=soft, encoders=encoders or {})
         for augment in self.augments:
-            augment.bind(taught.features, soft=getattr(taught, "soft_targets", False))
+            augment.bind(context)
         taught.augmentation = self
 
     def __call__(
@@ -98,6 +123,7 @@ class Augmentation:
             step: within the batch.
         """
         changed = {}
+        tensors = replace(tensors, placed=None)  # a copy of the rows as they were
         for augment in self.augments:
             chance = chance_of(augment.settings.seed, augment.name, number, step)
             tensors, changed[augment.name] = augment.apply(tensors, chance)
@@ -112,4 +138,4 @@ def chance_of(seed: int, name: str, number: int, step: int = 0) -> np.random.Gen
     return np.random.Generator(np.random.Philox(key=np.frombuffer(key, np.uint64), counter=counter))
 
 
-__all__ = ["Augment", "AugmentSettings", "Augmentation", "chance_of"]
+__all__ = ["Augment", "AugmentSettings", "Augmentation", "Context", "chance_of"]

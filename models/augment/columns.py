@@ -11,23 +11,27 @@ from numpy.typing import NDArray
 from engine.types import UserError, nearest
 
 
-def places(patterns: Iterable[str], names: Sequence[str], *, where: str) -> NDArray[np.int64]:
-    """Where the features stand that names and globs ("count_lag_*") mean, ascending.
+def chosen(patterns: Iterable[str], names: Iterable[str], *, where: str) -> tuple[str, ...]:
+    """The features that names and globs ("count_lag_*") mean, in the model's order.
 
     Raises: UserError for a name or glob that means no feature.
     """
-    found: set[int] = set()
+    names, found = list(names), set[str]()
     for pattern in patterns:
-        here = [i for i, name in enumerate(names) if fnmatch.fnmatchcase(name, pattern)]
-        if pattern in names:
-            here = [names.index(pattern)]
+        here = [pattern] if pattern in names else fnmatch.filter(names, pattern)
         if not here:
             raise UserError(
                 f"{where} columns names '{pattern}', which is none of the features of [model] that "
                 f"it can change.{nearest(pattern, names)}"
             )
         found.update(here)
-    return np.array(sorted(found), np.int64)
+    return tuple(name for name in names if name in found)
 
 
-__all__ = ["places"]
+def places(patterns: Iterable[str], names: Sequence[str], *, where: str) -> NDArray[np.int64]:
+    """Where they stand among the features, ascending."""
+    found = chosen(patterns, names, where=where)
+    return np.array([names.index(name) for name in found], np.int64)
+
+
+__all__ = ["chosen", "places"]

@@ -71,7 +71,7 @@ def noised(images: torch.Tensor, scale: Floats, chance: np.random.Generator) -> 
     of the range of values."""
     drawn = torch.from_numpy(chance.standard_normal(tuple(images.shape), np.float32))
     noise = drawn.to(images.device) * (_factor(scale, images) * _top(images))
-    return _as(images.float() + noise, images)
+    return _as((images.float() + noise).clamp(0, _top(images)), images)
 
 
 def pasted(
@@ -103,9 +103,8 @@ def _top(images: torch.Tensor) -> float:
 
 
 def _as(made: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-    """Within the range, and of the type of these images."""
-    made = made.clamp(0, _top(images))
-    return made if images.is_floating_point() else made.round_().to(images.dtype)
+    """Of the type of these images."""
+    return made if images.is_floating_point() else made.round_().clamp_(0, 255).to(images.dtype)
 
 
 def _number(values: NDArray[Any], images: torch.Tensor) -> torch.Tensor:

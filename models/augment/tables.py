@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
-from engine.types import Features, Tensors
-from models.augment.augmentation import AugmentSettings
+from engine.types import Tensors
+from models.augment.augmentation import AugmentSettings, Context
 from models.augment.columns import places
 
 
@@ -40,10 +40,10 @@ class Jitter:
         self.settings = settings
         self._at: NDArray[np.int64] = np.empty(0, np.int64)
 
-    def bind(self, features: Features, *, soft: bool = False) -> None:
+    def bind(self, context: Context) -> None:
         """See `models.augment.augmentation.Augment`."""
         where = f"[augment.{self.name}]"
-        self._at = places(self.settings.columns, features.numeric, where=where)
+        self._at = places(self.settings.columns, context.features.numeric, where=where)
 
     def apply(self, tensors: Tensors, chance: np.random.Generator) -> tuple[Tensors, int]:
         """See `models.augment.augmentation.Augment`."""
@@ -84,9 +84,9 @@ class FeatureDropout:
         self.settings = settings
         self._at: NDArray[np.int64] = np.empty(0, np.int64)
 
-    def bind(self, features: Features, *, soft: bool = False) -> None:
+    def bind(self, context: Context) -> None:
         """See `models.augment.augmentation.Augment`."""
-        names = [*features.numeric, *features.categories]
+        names = [*context.features.numeric, *context.features.categories]
         self._at = places(self.settings.columns, names, where=f"[augment.{self.name}]")
 
     def apply(self, tensors: Tensors, chance: np.random.Generator) -> tuple[Tensors, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,34 +15,67 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from engine.config import component
+from engine.nested import padded, ragged, sparse
 from engine.types import Batch, Features, Mark, Step, Tensors, UserError
-from models.augment.augmentation import Augmentation, chance_of
-from models.augment.mixing import Mixup
+from models.augment import AUGMENTS
+from models.augment.augmentation import Augmentation, Context, chance_of
+from models.augment.images import Colour, Crop, Flip, PixelNoise, Rotate
+from models.augment.mixing import Cutmix, Mixup
 from models.augment.tables import FeatureDropout, Jitter
+from models.augment.tokens import Synonyms, TokenDropout, TokenSwap
 from models.balance import Balanced, SamplingSettings
 from models.learner import TabularLearner
 from models.linear import LinearLearner
 from models.losses import LossSettings, make_loss
 
 CLASSES = {"regression": (), "binary": ("no", "yes"), "multiclass": ("a", "b", "c")}
-KINDS: dict[str, Callable[..., Any]] = {
-    "jitter": lambda **s: Jitter("it", Jitter.Settings(**s)),
-    "mixup": lambda **s: Mixup("it", Mixup.Settings(**s)),
-    "feature_dropout": lambda **s: FeatureDropout("it", FeatureDropout.Settings(**s)),
+PAIRS = Path(__file__).with_name("synonyms.csv")
+KINDS: dict[str, tuple[type[Any], dict[str, Any], str]] = {
+    # kind: (class, settings, the key of how much is changed)
+    "jitter": (Jitter, {}, "probability"),
+    "feature_dropout": (FeatureDropout, {}, "share"),
+    "mixup": (Mixup, {}, "probability"),
+    "cutmix": (Cutmix, {}, "probability"),
+    "token_dropout": (TokenDropout, {"share": 0.3}, "share"),
+    "token_swap": (TokenSwap, {"share": 0.5}, "share"),
+    "synonyms": (Synonyms, {"table": str(PAIRS), "share": 0.5}, "share"),
+    "flip": (Flip, {}, "probability"),
+    "crop": (Crop, {}, "probability"),
+    "rotate": (Rotate, {}, "probability"),
+    "colour": (Colour, {}, "probability"),
+    "pixel_noise": (PixelNoise, {}, "probability"),
 }
+MIXING = ("mixup", "cutmix")
 every_kind = pytest.mark.parametrize("kind", KINDS)
 tasks = st.sampled_from(list(CLASSES))
 probabilities = st.floats(0, 1)
 
 
-def features_of(task: str, numeric: int = 3, categories: int = 2) -> Features:
+def make(kind: str, **settings: Any) -> Any:
+    made, options, _ = KINDS[kind]
+    return made("it", made.Settings(**{**options, **settings}))
+
+
+def features_of(task: str, numeric: int = 3, categories: int = 2, *, nested: str = "") -> Features:
+    """With an image, and lists too where `nested` is "all"."""
+    lists = {"words": 9} if nested == "all" else {}
     return Features(
         numeric=tuple(f"x{i}" for i in range(numeric)),
         categories={f"c{i}": 6 for i in range(categories)},
         target="y",
         task=task,
         classes=CLASSES[task],
+        images={"photo": (3, 6, 8)} if nested else {},
+        ragged=lists,
+        padded={"title": 9} if lists else {},
+        sparse={"tags": 5} if lists else {},
+        max_length=7,
     )
+
+
+def for_kind(kind: str, task: str) -> Features:
+    return features_of(task, nested="image" if kind in MIXING else "all")
 
 
 def rows_of(features: Features, n: int, seed: int = 0) -> Tensors:
@@ -54,7 +88,22 @@ def rows_of(features: Features, n: int, seed: int = 0) -> Tensors:
         numeric=torch.from_numpy(numeric),
         categories=torch.from_numpy(chance.integers(0, 6, (n, len(features.categories)))),
         target=torch.from_numpy(target),
+        **nested_of(features, n, chance),
     )
+
+
+def nested_of(features: Features, n: int, chance: np.random.Generator) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    if features.images:
+        pixels = chance.integers(0, 256, (n, 6, 8, 3), dtype=np.uint8)
+        made["images"] = {"photo": torch.from_numpy(pixels).permute(0, 3, 1, 2)}
+    if features.ragged:
+        lists = [chance.integers(1, 9, k).tolist() for k in chance.integers(0, 8, n)]
+        column = pl.Series(lists, dtype=pl.List(pl.Int64))
+        made["ragged"] = {"words": ragged(column, None)[0]}
+        made["padded"] = {"title": padded(column, 7, ())[0]}
+        made["sparse"] = {"tags": sparse(column, 9, None)[0]}
+    return made
 
 
 def parts(tensors: Tensors) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -62,16 +111,33 @@ def parts(tensors: Tensors) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return tensors.numeric, tensors.categories, tensors.target
 
 
+def everything(tensors: Tensors) -> list[torch.Tensor]:
+    found: list[torch.Tensor] = []
+
+    def take(tensor: torch.Tensor) -> torch.Tensor:
+        found.append(tensor)
+        return tensor
+
+    tensors.map(take)
+    return found
+
+
 def same(a: Tensors, b: Tensors) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(parts(a), parts(b), strict=True))
+    return all(torch.equal(x, y) for x, y in zip(everything(a), everything(b), strict=True))
 
 
 def applied(
     made: Any, features: Features, rows: Tensors, number: int = 0, seed: int = 0
 ) -> tuple[Tensors, int]:
-    made.bind(features, soft=True)
+    made.bind(Context(features=features, soft=True))
     done, changed = made.apply(rows, chance_of(seed, "it", number))
     return done, int(changed)
+
+
+def test_every_kind_is_here() -> None:
+    assert list(KINDS) == list(AUGMENTS)
+    for kind, (made, _, _) in KINDS.items():
+        assert component(kind, AUGMENTS, "augment.it") is made
 
 
 @every_kind
@@ -80,12 +146,12 @@ def applied(
 def test_rows_shapes_and_types_hold(
     kind: str, task: str, n: int, seed: int, probability: float
 ) -> None:
-    features = features_of(task)
+    features = for_kind(kind, task)
     rows = rows_of(features, n, seed)
-    before = [part.clone() for part in parts(rows)]
-    key = "share" if kind == "feature_dropout" else "probability"
-    done, changed = applied(KINDS[kind](**{key: probability}), features, rows, seed=seed)
-    assert all(torch.equal(x, y) for x, y in zip(parts(rows), before, strict=True))
+    before = [part.clone() for part in everything(rows)]
+    how_much = {KINDS[kind][2]: probability}
+    done, changed = applied(make(kind, **how_much), features, rows, seed=seed)
+    assert all(torch.equal(x, y) for x, y in zip(everything(rows), before, strict=True))
     numeric, categories, target = parts(done)
     assert (numeric.shape, numeric.dtype) == (rows.numeric.shape, torch.float32)
     assert (categories.shape, categories.dtype) == (rows.categories.shape, torch.int64)
@@ -94,8 +160,11 @@ def test_rows_shapes_and_types_hold(
     assert 0 <= changed <= n
     assert numeric.isfinite().all()
     assert ((categories >= 0) & (categories < 6)).all()
-    if kind != "mixup":
+    photo = done.images["photo"]
+    assert (photo.shape, photo.dtype) == (rows.images["photo"].shape, torch.uint8)
+    if kind not in MIXING:
         assert target is rows.target
+        lists_hold(done, rows)
     elif changed and task == "multiclass":
         assert target.shape == (n, 3)
         assert torch.allclose(target.sum(1), torch.ones(n))
@@ -103,37 +172,159 @@ def test_rows_shapes_and_types_hold(
     elif changed and task == "binary":
         assert target.dtype == torch.float32
         assert ((target >= 0) & (target <= 1)).all()
-    again, _ = applied(KINDS[kind](**{key: probability}), features, rows, seed=seed)
+    again, _ = applied(make(kind, **how_much), features, rows, seed=seed)
     assert same(done, again)
+
+
+def lists_hold(done: Tensors, rows: Tensors) -> None:
+    words, title = done.ragged["words"], done.padded["title"]
+    lengths = words.offsets.diff()
+    assert words.offsets[0] == 0
+    assert words.offsets[-1] == len(words.values)
+    assert (lengths <= rows.ragged["words"].offsets.diff()).all()
+    assert ((lengths > 0) == (rows.ragged["words"].offsets.diff() > 0)).all()
+    assert ((words.values >= 1) & (words.values < 9)).all()
+    assert words.values.dtype == title.values.dtype == torch.int64
+    assert title.values.shape == title.mask.shape == rows.padded["title"].mask.shape
+    assert ((title.values > 0) == title.mask).all()
+    assert (title.mask.long().diff(dim=1) <= 0).all()  # filled up at the end
+    assert done.sparse is rows.sparse
 
 
 @every_kind
 def test_probability_0_changes_nothing(kind: str) -> None:
-    features = features_of("multiclass")
+    features = for_kind(kind, "multiclass")
     rows = rows_of(features, 100)
-    key = "share" if kind == "feature_dropout" else "probability"
-    done, changed = applied(KINDS[kind](**{key: 0.0}), features, rows)
+    done, changed = applied(make(kind, **{KINDS[kind][2]: 0.0}), features, rows)
     assert changed == 0
     assert same(done, rows)
 
 
 @every_kind
 def test_an_own_chance_for_every_batch_step_name_and_seed(kind: str) -> None:
-    features = features_of("regression")
+    features = for_kind(kind, "regression")
     rows = rows_of(features, 30)
-    made = KINDS[kind]()
-    made.bind(features)
+    made = make(kind)
+    made.bind(Context(features=features))
     keys = [(0, "it", 5, 0), (1, "it", 5, 0), (0, "that", 5, 0), (0, "it", 6, 0), (0, "it", 5, 1)]
     results = [made.apply(rows, chance_of(*key))[0] for key in keys]
     for i, one in enumerate(results):
-        assert not any(same(one, other) for other in results[:i])
+        assert not any(same_size(one, other) and same(one, other) for other in results[:i])
+
+
+def same_size(a: Tensors, b: Tensors) -> bool:
+    return all(x.shape == y.shape for x, y in zip(everything(a), everything(b), strict=True))
+
+
+@pytest.mark.parametrize("probability", [0.2, 0.7])
+@pytest.mark.parametrize("kind", ["flip", "crop", "rotate", "colour", "pixel_noise", "cutmix"])
+def test_the_asked_share_of_images_is_changed_and_the_others_are_not(
+    kind: str, probability: float
+) -> None:
+    features = for_kind(kind, "binary")
+    rows = rows_of(features, 2_000)
+    done, changed = applied(make(kind, probability=probability), features, rows)
+    assert changed == pytest.approx(2_000 * probability, rel=0.1)
+    differ = (done.images["photo"] != rows.images["photo"]).flatten(1).any(1)
+    assert changed * 0.7 < differ.sum() <= changed  # a box may be empty, a crop the whole
+    if kind != "cutmix":
+        assert torch.equal(done.numeric, rows.numeric)
+
+
+def test_cutmix_mixes_labels_by_the_area_of_the_box() -> None:
+    features = features_of("multiclass", nested="image")
+    rows = rows_of(features, 400)
+    light = torch.arange(400).remainder(200).byte()[:, None, None, None].expand(400, 3, 6, 8)
+    rows = replace(rows, images={"photo": light})
+    done, _ = applied(make("cutmix"), features, rows)
+    photo, target = done.images["photo"], parts(done)[2]
+    labels = F.one_hot(parts(rows)[2], 3).float()
+    numeric = rows.numeric
+    for i in range(400):
+        share = (photo[i, 0] != i % 200).float().mean()
+        others = set(photo[i, 0].flatten().tolist()) - {i % 200}
+        assert len(others) <= 1
+        for other in others:  # one of the two rows of that light
+            pair = [other, other + 200]
+            assert any(
+                torch.allclose(target[i], (1 - share) * labels[i] + share * labels[j], atol=1e-6)
+                and torch.allclose(
+                    done.numeric[i], (1 - share) * numeric[i] + share * numeric[j], atol=1e-5
+                )
+                for j in pair
+            )
+    shares = torch.stack([(photo[i, 0] != i % 200).float().mean() for i in range(400)])
+    assert 0.2 < shares.mean() < 0.5  # a half, less what was cut off at the edges
+
+
+def test_columns_of_lists_and_images_may_be_chosen() -> None:
+    features = features_of("binary", nested="all")
+    rows = rows_of(features, 50)
+    done, _ = applied(make("token_dropout", columns=["wor*"], share=1.0), features, rows)
+    assert (done.ragged["words"].offsets.diff() <= 1).all()
+    assert same(replace(done, ragged=rows.ragged), rows)
+    done, changed = applied(make("token_dropout", columns=["title"], share=1.0), features, rows)
+    assert (done.padded["title"].mask.sum(1) <= 1).all()
+    assert same(replace(done, padded=rows.padded), rows)
+    assert changed == int((rows.padded["title"].mask.sum(1) > 1).sum())
+
+
+def test_synonyms_come_from_the_table(tmp_path: Path) -> None:
+    features = Features(numeric=(), ragged={"t": 9, "u": 50}, target="y")
+    words = ["", "good", "fine", "nice", "bad"]
+
+    def encode(tokens: pl.Series) -> Any:
+        return tokens.replace_strict(words, range(5), default=0, return_dtype=pl.Int64).to_numpy()
+
+    table = tmp_path / "pairs.parquet"
+    pairs = [("good", "fine"), ("good", "nice"), ("bad", "unheard"), ("unheard", "bad")]
+    pl.DataFrame(pairs, schema=["word", "like"], orient="row").write_parquet(table)
+    made = make("synonyms", table=str(table), columns=["t"], share=1.0)
+    made.bind(Context(features=features, encoders={"t": encode}))
+    lists = pl.Series([[1, 4, 2, 1, 1], [], [3, 0], [1] * 400])
+    rows = Tensors(
+        numeric=torch.empty((4, 0)),
+        categories=torch.empty((4, 0), dtype=torch.int64),
+        ragged={"t": ragged(lists, None)[0], "u": ragged(lists, None)[0]},
+    )
+    done, changed = made.apply(rows, chance_of(0, "it", 0))
+    values = done.ragged["t"].values
+    assert torch.equal(done.ragged["t"].offsets, rows.ragged["t"].offsets)
+    assert values[[1, 2, 5, 6]].tolist() == [4, 2, 3, 0]
+    assert set(values[[0, 3, 4]].tolist()) <= {2, 3}
+    assert values[7:].double().mean() == pytest.approx(2.5, abs=0.1)
+    assert changed == 2
+    assert done.ragged["u"] is rows.ragged["u"]
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (None, r"\[augment.it\] table '.*pairs.csv' cannot be read: "),
+        ("", r"\[augment.it\] table '.*' cannot be read: "),
+        ("a\n1\n", r"expects two columns, token and synonym, got 1"),
+        ("a,b\nx,y\n", r"expects numbers, got String: no 'tokens' stage says how the words of co"),
+        ("a,b\n1,9\n", r"expects ids from 0 to 8 for column 't', got 9 to 9"),
+        ("a,b\n1,1\n0,2\n", r"has no two tokens that column 't' knows"),
+    ],
+)
+def test_a_table_that_is_none_is_one_sentence(
+    content: str | None, sentence: str, tmp_path: Path
+) -> None:
+    table = tmp_path / "pairs.csv"
+    if content is not None:
+        table.write_text(content)
+    features = Features(numeric=(), ragged={"t": 9})
+    with pytest.raises(UserError, match=sentence) as caught:
+        make("synonyms", table=str(table)).bind(Context(features=features))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("probability", [0.1, 0.5, 1.0])
 def test_jitter_is_noise_of_the_asked_deviation_on_the_asked_share(probability: float) -> None:
     features = features_of("regression", numeric=4)
     rows = rows_of(features, 50_000)
-    made = KINDS["jitter"](columns=["x1", "x3"], scale=0.25, probability=probability)
+    made = make("jitter", columns=["x1", "x3"], scale=0.25, probability=probability)
     done, changed = applied(made, features, rows)
     noise = (done.numeric - rows.numeric).double()
     assert (noise[:, [0, 2]] == 0).all()
@@ -149,7 +340,7 @@ def test_feature_dropout_drops_the_asked_share_of_the_asked_columns(share: float
     features = features_of("binary", numeric=3)
     rows = rows_of(features, 20_000)
     rows = replace(rows, categories=rows.categories.clamp(min=1))
-    made = KINDS["feature_dropout"](columns=["x[02]", "c1"], share=share, value=-7.0)
+    made = make("feature_dropout", columns=["x[02]", "c1"], share=share, value=-7.0)
     done, changed = applied(made, features, rows)
     gone = torch.cat([done.numeric == -7, done.categories == 0], 1).double()
     assert gone.mean(0).tolist() == pytest.approx([share, 0, share, 0, share], rel=0.1)
@@ -176,7 +367,7 @@ def test_mixup_lies_between_two_rows_and_so_does_its_label(
     chance = np.random.default_rng(number)
     places = chance.normal(size=(n, 2)).astype(np.float32)  # no three on a line
     rows = replace(rows, numeric=torch.from_numpy(places))
-    made = KINDS["mixup"](alpha=alpha, probability=probability)
+    made = make("mixup", alpha=alpha, probability=probability)
     done, changed = applied(made, features, rows, number)
     if not changed:
         assert same(done, rows)

@@ -15,8 +15,10 @@ import torch
 
 from engine.types import Batch, Features, Learner, Tensors, UserError
 from models.augment import Augment, Augmentation
+from models.augment.images import Crop
 from models.augment.mixing import Mixup
 from models.augment.tables import FeatureDropout, Jitter
+from models.augment.tokens import TokenDropout
 from models.balance import Balanced, SamplingSettings
 from models.graph import Graph, TensorProto
 from models.learner import TabularLearner
@@ -71,6 +73,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "nested": ("tabular", "regression", {"convolutions": [4, 6]}, {"ema": 0.9}),
     "nested classes": ("tabular", "multiclass", {"sparse_embeddings": True, "dropout": 0.1}, {}),
     "nested balanced": ("tabular", "binary", {}, {"sampling": {"smote": 2}}),
+    "nested augmented": ("tabular", "binary", {}, {"augment": True, "ema": 0.5}),
     "linear": ("linear", "regression", {}, {"l2": 0.01}),
     "logistic": ("linear", "binary", {}, {"l1": 0.001}),
     "raw logistic": ("linear", "binary", {"standardize": False}, {}),
@@ -104,10 +107,11 @@ def make(case: str, features: Features) -> Make:
     def made() -> Any:
         learner = kind(kind.Settings(**model), kind.Training(**own), features)
         if "augment" in train:
+            more = (Crop, TokenDropout) if features.nested else (Mixup,)
             augments: list[Augment] = [
                 Jitter("noise", Jitter.Settings(scale=0.05)),
                 FeatureDropout("gaps", FeatureDropout.Settings(share=0.02)),
-                Mixup("mix", Mixup.Settings(probability=0.5)),
+                *(one(one.__name__, one.Settings()) for one in more),
             ]
             Augmentation(augments).attach(learner)
         return Balanced(learner, SamplingSettings(**sampling)) if sampling else learner

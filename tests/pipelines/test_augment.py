@@ -18,6 +18,7 @@ from engine.config import Pipeline
 from engine.preflight import preflight
 from engine.run import Run
 from engine.types import UserError
+from tests.scrub.pictures import encoded
 
 ALL: dict[str, Any] = {
     "jitter": {"columns": ["a", "b"], "scale": 0.2},
@@ -255,3 +256,114 @@ def test_without_a_model_there_is_nothing_to_augment(tmp_path: Path) -> None:
     del made["model"], made["train"]
     with pytest.raises(UserError, match=r"\[augment\] in .* needs a \[model\] that learns"):
         Run(Pipeline.of(made))
+
+
+def pictures(folder: Path, n: int = 1_200) -> None:
+    """Bars that lie or stand, with a text that says so more often than not, as encoded images."""
+    chance = np.random.default_rng(0)
+    standing = chance.random(n) < 0.5
+    images = []
+    for i in range(n):
+        pixels = chance.integers(0, 120, (12, 12, 3), dtype=np.uint8)
+        at = int(chance.integers(0, 10))
+        place = (slice(None), slice(at, at + 2))
+        pixels[place if standing[i] else place[::-1]] = 255
+        images.append(encoded(pixels))
+    words = np.where(standing, "Upright tall", "flat lying")
+    said = np.where(chance.random(n) < 0.7, words, "some words more")
+    label = np.where(standing, "yes", "no")
+    frame = pl.DataFrame({"image": images, "text": said, "y": label})
+    frame.write_parquet(folder / "rows.parquet")
+    (folder / "likes.csv").write_text("word,like\nupright,vertical\nflat,horizontal\ntall,high\n")
+
+
+SEEN: dict[str, Any] = {
+    "flip": {"direction": "vertical"},
+    "crop": {"area": 0.7},
+    "rotate": {"degrees": 10},
+    "colour": {},
+    "pixel_noise": {"scale": 0.02},
+    "token_dropout": {"share": 0.2},
+    "token_swap": {"share": 0.8},
+}
+
+
+def seeing(folder: Path, augment: dict[str, Any], **model: Any) -> Pipeline:
+    made = table(folder, augment)
+    made["loader"] = {"batch_rows": 50}
+    made["scrub"] = {
+        "image": {"columns": ["image"], "size": [12, 12]},
+        "tokens": {"columns": ["text"], "size": 500},
+    }
+    made["model"] = {
+        "task": "binary",
+        "target": "y",
+        "classes": ["no", "yes"],
+        "images": ["image"],
+        "convolutions": [8, 16],
+        "layers": [16],
+        **model,
+    }
+    made["train"] = {"optimizer": "adam", "lr": 5e-3, "threads": 1}
+    return Pipeline.of(made)
+
+
+def test_images_and_texts_are_augmented_and_resumed_to_the_bit(tmp_path: Path) -> None:
+    augment = {**SEEN, "synonyms": {"table": str(tmp_path / "likes.csv"), "share": 0.5}}
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        pictures(tmp_path / name)
+    pictures(tmp_path)
+    whole = Run(seeing(tmp_path / "a", augment, ragged=["text"]))
+    summary = whole.run()
+    assert summary.totals.learned == 1_200
+    assert summary.report["all"]["accuracy"] > 0.8
+    page = (tmp_path / "a" / "run" / "metrics.prom").read_text()
+    for name in augment:
+        line = next(x for x in page.splitlines() if f'_total{{augment="{name}"}}' in x)
+        assert 100 < float(line.split()[-1]) <= 1_200, line
+
+    def halt(loop: Any, batch: Any) -> None:
+        if loop.totals.batches == 11:
+            loop.stop()
+
+    assert Run(seeing(tmp_path / "b", augment, ragged=["text"]), watch=halt).run().stopped
+    second = Run(seeing(tmp_path / "b", augment, ragged=["text"]))
+    assert second.run().resumed
+    assert encode(second.learner.state_dict(), {}) == encode(whole.learner.state_dict(), {})
+
+
+@pytest.mark.parametrize(
+    ("augment", "model", "sentence"),
+    [
+        ({"mixup": {}}, {"ragged": ["text"]}, r"\[augment.mixup\] kind mixes rows, and there is n"),
+        ({"cutmix": {}}, {"images": [], "ragged": ["text"]}, r"\[augment.cutmix\] kind mixes rows"),
+        ({"flip": {"columns": ["imag"]}}, {}, r"columns names 'imag', .* Did you mean 'image'\?"),
+        (
+            {"token_swap": {}},
+            {},
+            r"\[augment.token_swap\] columns names '\*', which is none of the",
+        ),
+        ({"crop": {"area": 0}}, {}, r"\[augment.crop\] .* greater than 0 for 'area', got 0"),
+        ({"rotate": {"degrees": 270}}, {}, r"\[augment.rotate\] .* 180 for 'degrees', got 270"),
+        ({"synonyms": {}}, {"ragged": ["text"]}, r"\[augment.synonyms\] .* needs the key 'table'"),
+    ],
+)
+def test_what_does_not_fit_images_and_texts_is_one_sentence(
+    augment: dict[str, Any], model: dict[str, Any], sentence: str, tmp_path: Path
+) -> None:
+    pictures(tmp_path, 10)
+    with pytest.raises(UserError, match=sentence) as caught:
+        Run(seeing(tmp_path, augment, **model)).run()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_images_are_mixed(kind: str, tmp_path: Path) -> None:
+    pictures(tmp_path)
+    run = Run(seeing(tmp_path, {kind: {"alpha": 0.4}}))
+    summary = run.run()
+    assert summary.totals.learned == 1_200
+    page = (tmp_path / "run" / "metrics.prom").read_text()
+    assert f'headrace_augmented_records_total{{augment="{kind}"}} 1200.0' in page
+    assert summary.report["all"]["log_loss"] < 0.75  # labels of whole classes are what is scored
