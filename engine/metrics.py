@@ -76,7 +76,8 @@ class Name:
 
 
 _STAGES = (
-    "fetch", "decode", "collate", "learn", "predict", "clean", "write", "flush", "checkpoint",
+    "fetch", "decode", "collate", "transfer", "learn", "predict", "clean", "write", "flush",
+    "checkpoint",
 )  # fmt: skip
 _SPANS = ("fetch_to_ready", "ready_to_done")
 

@@ -31,6 +31,7 @@ from engine.scrub import STAGES
 from engine.scrub.columns import spread
 from engine.service import Health, Heartbeat, Service
 from engine.times import Account
+from engine.transfer import Transfer
 from engine.types import (
     PART,
     Batch,
@@ -240,6 +241,13 @@ class Run:
         return collate.apply
 
     @cached_property
+    def transfer(self) -> Callable[[Batch], Batch] | None:
+        """What copies tensors to the learner's device; None where that is this processor, or the
+        learner sees to it by itself (it has no `device`)."""
+        device = str(getattr(self.learner, "device", "cpu")) if self.trains else "cpu"
+        return None if device == "cpu" else Transfer(device).apply
+
+    @cached_property
     def learner(self) -> Learner:
         """Raises: UserError for a setting that does not fit."""
         kind, own = self._learner_kind
@@ -420,6 +428,7 @@ class Run:
             schema=self.source_schema,
             stages=self.stages,
             collate=self.collate,
+            transfer=self.transfer,
             settings=self.pipeline.loader,
             metrics=self.metrics,
             keep_raw_from=None if self.holdout is None else self.inside,
@@ -461,7 +470,7 @@ class Run:
             "decode_threads": loader.threads.count,
             "every_seconds": self.checkpoints.settings.every_seconds,
         }
-        device = (self.pipeline.train or {}).get("device", "cpu") if self.trains else "cpu"
+        device = str(getattr(self.learner, "device", "cpu")) if self.trains else "cpu"
         if self._predictor is not None and "CUDA" in self._predictor.info()["provider"].upper():
             device = "cuda"
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
