@@ -5,22 +5,27 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
 
+from engine import nested
 from engine.types import Batch, Features, Schema, Tensors, UserError, require
+
+T = TypeVar("T")
 
 
 class Collate:
     """Makes a batch's `Tensors` of the model's features.
 
     A row is rejected (stage ``collate``) with reason ``missing`` when a feature is null or NaN,
-    ``not_finite`` when it is infinite or too large for float32, ``missing_label`` or
-    ``unknown_label`` by its label. So a learner only ever sees finite numbers and known classes.
+    ``not_finite`` when it is infinite or too large for float32, ``out_of_range`` when an id is none
+    of those that there are, ``missing_label`` or ``unknown_label`` by its label. So a learner only
+    ever sees finite numbers, known ids and known classes. Values beyond `Features.max_length` are
+    cut off and counted as ``truncated``.
 
     Args:
         features: what the model reads; without `target` the batch gets no labels.
@@ -46,9 +51,12 @@ class Collate:
                 )
         if features.target is not None:
             require(schema, [features.target], where="[model] target")
+        require(schema, features.nested, where="[model]")
+        nested.check(features, schema)
 
     def apply(self, batch: Batch) -> Batch:
         """The batch with tensors, without the rows that cannot have any."""
+        batch = self._whole(batch) if self.features.nested else batch
         batch, labels = self._labelled(batch)
         numeric = _matrix(batch.frame, self.features.numeric)
         finite = np.isfinite(numeric)
@@ -61,7 +69,45 @@ class Collate:
             categories=torch.from_numpy(_codes(batch.frame, list(self.features.categories))),
             target=None if labels is None else torch.from_numpy(labels),
         )
+        if self.features.nested:
+            return self._nested(batch, tensors)
         return dataclasses.replace(batch, tensors=tensors)
+
+    def _nested(self, batch: Batch, tensors: Tensors) -> Batch:
+        """With the arrays and lists beside the numbers."""
+        features, columns = self.features, batch.frame
+        most, cut = features.max_length, 0
+
+        def counted(made: tuple[T, int]) -> T:
+            nonlocal cut
+            cut += made[1]
+            return made[0]
+
+        images = {c: nested.image(columns[c]) for c in features.images}
+        ragged = {c: counted(nested.ragged(columns[c], most)) for c in features.ragged}
+        padded = {
+            c: counted(nested.padded(columns[c], most, features.buckets)) for c in features.padded
+        }
+        sparse = {
+            c: counted(nested.sparse(columns[c], width, most))
+            for c, width in features.sparse.items()
+        }
+        tensors = dataclasses.replace(
+            tensors, images=images, ragged=ragged, padded=padded, sparse=sparse
+        )
+        batch = batch.counted(self.name, truncated=cut) if cut else batch
+        return dataclasses.replace(batch, tensors=tensors)
+
+    def _whole(self, batch: Batch) -> Batch:
+        """Without the rows whose arrays or lists have something bad in them; a row leaves for the
+        first such reason."""
+        left = np.ones(len(batch), np.bool_)
+        for reason, bad, detail in list(nested.bad_rows(batch.frame, self.features)):
+            batch = batch.reject(
+                pl.Series(~bad[left]), stage=self.name, reason=reason, detail=detail
+            )
+            left &= ~bad
+        return batch
 
     def _finite(self, batch: Batch, numeric: NDArray[np.float32]) -> Batch:
         missing, infinite = np.isnan(numeric), np.isinf(numeric)

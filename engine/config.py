@@ -18,6 +18,7 @@ from pydantic import (
     ByteSize,
     ConfigDict,
     Field,
+    PositiveInt,
     SecretStr,
     TypeAdapter,
     ValidationError,
@@ -119,6 +120,14 @@ class ModelSettings(Settings):
         numeric: feature columns; globs are allowed ("count_lag_*").
         categories: category columns, encoded by a ``categories`` stage.
         classes: the label's values in class order; for binary, (negative, positive).
+        images: columns of arrays of shape (height, width, channels), as an ``image`` stage makes
+            them; globs are allowed, here and in the next three.
+        ragged: columns of lists, as a ``tokens`` stage makes them: values and offsets.
+        padded: columns of lists: filled up with 0, and a mask.
+        sparse: columns of lists of ids: how often each id is there.
+        max_length: values of a list that are kept, from its start; needed for `padded` without
+            `buckets`.
+        buckets: lengths that padded lists are filled up to; powers of two unless given.
     """
 
     kind: str = "tabular"
@@ -127,6 +136,12 @@ class ModelSettings(Settings):
     numeric: tuple[str, ...] = ()
     categories: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
+    ragged: tuple[str, ...] = ()
+    padded: tuple[str, ...] = ()
+    sparse: tuple[str, ...] = ()
+    max_length: int | None = Field(None, ge=1)
+    buckets: tuple[PositiveInt, ...] = ()
 
     @field_validator("task")
     @classmethod
@@ -179,6 +194,7 @@ class Pipeline(BaseSettings):
     loader: LoaderSettings = LoaderSettings()
     model: dict[str, Any] | None = None
     train: dict[str, Any] | None = None
+    augment: dict[str, dict[str, Any]] = Field(default_factory=dict)
     infer: dict[str, Any] | None = None
     evaluation: dict[str, Any] | None = None
     sink: dict[str, Any] | None = None

@@ -181,6 +181,7 @@ class ScrubNode(BaseNode[Batch]):
         node: decoded batches, whose marks have positions and the node's own state.
         stages: in this order; bound already.
         collate: the last step, what the model takes; None for a pipeline that only cleans.
+        transfer: copies what collate made to the model's device; None leaves it here.
         keep_raw_from: index of the first stage that a model file contains: the rows before it are
             kept on the batch as `raw`. None keeps nothing.
     """
@@ -192,12 +193,14 @@ class ScrubNode(BaseNode[Batch]):
         collate: Callable[[Batch], Batch] | None,
         times: Times,
         keep_raw_from: int | None = None,
+        transfer: Callable[[Batch], Batch] | None = None,
     ) -> None:
         super().__init__()
         self._node = node
         self._stages = stages
         self._initial = {stage.name: stage.snapshot() for stage in stages}
         self._collate = collate
+        self._transfer = transfer
         self._keep_raw = keep_raw_from is not None
         self._unkept = list(chained(stages[:keep_raw_from]))
         self._kept = [] if keep_raw_from is None else list(chained(stages[keep_raw_from:]))
@@ -223,6 +226,8 @@ class ScrubNode(BaseNode[Batch]):
             batch = self._applied(step, batch)
         if self._collate is not None:
             batch = self._timed("collate", self._collate, batch)
+        if self._transfer is not None:
+            batch = self._timed("transfer", self._transfer, batch)
         snapshots = ((stage.name, stage.snapshot()) for stage in self._stages)
         stages = {name: value for name, value in snapshots if value is not None}
         self._mark = Mark(positions=before.positions, stages={**before.stages, **stages})
@@ -300,6 +305,7 @@ class Loader(NodeLoader[Batch]):
         stages: bound stages, in order.
         collate: makes what the model takes (`Collate.apply`, `Predictor.collate`) in the thread
             that prepares; None leaves the batch as it is.
+        transfer: then copies it to the model's device (`Transfer.apply`), in the same thread.
         settings: rows a batch, delay, bytes.
         metrics: where waits, sizes and times go; a private one unless given.
         keep_raw_from, keep_records: see `ScrubNode` and `DecodeNode`.
@@ -315,6 +321,7 @@ class Loader(NodeLoader[Batch]):
         schema: Schema,
         stages: Sequence[Stage] = (),
         collate: Callable[[Batch], Batch] | None = None,
+        transfer: Callable[[Batch], Batch] | None = None,
         settings: LoaderSettings | None = None,
         metrics: Metrics | None = None,
         keep_raw_from: int | None = None,
@@ -353,7 +360,7 @@ class Loader(NodeLoader[Batch]):
         else:
             rebatch = RebatchNode(fetch, settings, self.budget, deadline)
             node = DecodeNode(rebatch, decoder, metrics, times, keep_records)
-        scrub = ScrubNode(node, stages, collate, times, keep_raw_from)
+        scrub = ScrubNode(node, stages, collate, times, keep_raw_from, transfer)
         prepared = partial(
             channel,
             "prepared",

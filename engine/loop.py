@@ -58,7 +58,10 @@ VERDICT_SECONDS = 10.0
 MAX_LAGS = 256
 SKEW_SECONDS = 5.0
 """How far ahead of this clock a record's time may be."""
-COUNTED = {"filled": "missing_values", "duplicates": "duplicates", "clipped": "clipped_values"}
+COUNTED = {
+    "filled": "missing_values", "duplicates": "duplicates", "clipped": "clipped_values",
+    "truncated": "truncated_values",
+}  # fmt: skip
 """What stages count -> the counter that sums it."""
 
 

@@ -76,7 +76,8 @@ class Name:
 
 
 _STAGES = (
-    "fetch", "decode", "collate", "learn", "predict", "clean", "write", "flush", "checkpoint",
+    "fetch", "decode", "collate", "transfer", "learn", "predict", "clean", "write", "flush",
+    "checkpoint",
 )  # fmt: skip
 _SPANS = ("fetch_to_ready", "ready_to_done")
 
@@ -108,6 +109,9 @@ NAMES: Mapping[str, Name] = {
     "headrace_missing_values_total": Name("counter", "Missing values that were filled."),
     "headrace_duplicates_total": Name("counter", "Rows recognized as duplicates."),
     "headrace_clipped_values_total": Name("counter", "Values clipped to their bounds."),
+    "headrace_truncated_values_total": Name(
+        "counter", "Values of lists longer than [model] max_length that were cut off."
+    ),
     # loader
     "headrace_stage_seconds": Name(
         "histogram", "Time a stage took for one batch.", {"stage": _STAGES}, WORK
@@ -157,6 +161,11 @@ NAMES: Mapping[str, Name] = {
     "headrace_steps_total": Name("counter", "Optimizer steps taken."),
     "headrace_skipped_steps_total": Name(
         "counter", "Batches from which nothing was learned.", {"reason": ("non_finite", "empty")}
+    ),
+    "headrace_augmented_records_total": Name(
+        "counter",
+        "Rows changed by augmentation before they were learned, kept ones learned again included.",
+        {"augment": ()},
     ),
     "headrace_loss": Name("gauge", "Mean training loss over the newest batch."),
     "headrace_quality": Name(
@@ -276,6 +285,7 @@ class Metrics:
     missing_values: Counter
     duplicates: Counter
     clipped_values: Counter
+    truncated_values: Counter
     stage_seconds: Histogram
     queue_bytes: Gauge
     queue_depth_bytes: Gauge
@@ -290,6 +300,7 @@ class Metrics:
     record_latency_seconds: Histogram
     learned_records: Counter
     steps: Counter
+    augmented_records: Counter
     skipped_steps: Counter
     loss: Gauge
     quality: Gauge

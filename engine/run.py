@@ -26,10 +26,12 @@ from engine.evaluation import Evaluation
 from engine.loader import Loader
 from engine.loop import Breaker, Loop, Totals, Work
 from engine.metrics import Metrics
+from engine.nested import nested_features
 from engine.scrub import STAGES
 from engine.scrub.columns import spread
 from engine.service import Health, Heartbeat, Service
 from engine.times import Account
+from engine.transfer import Transfer
 from engine.types import (
     PART,
     Batch,
@@ -209,7 +211,7 @@ class Run:
                     f"{nearest(column, sizes)}"
                 )
         require(self.schema, [model.target], where="[model] target")
-        return Features(
+        features = Features(
             numeric=spread(model.numeric, self.schema, where="[model] numeric")
             if model.numeric
             else (),
@@ -217,7 +219,14 @@ class Run:
             target=model.target,
             task=model.task,
             classes=model.classes,
+            **nested_features(model, self.schema, sizes),
         )
+        if features.nested and self.pipeline.export is not None:
+            raise UserError(
+                f"[export] in {self.pipeline.file} writes models of numbers and categories, and "
+                f"[model] reads images or lists ('{features.nested[0]}'): take [export] out."
+            )
+        return features
 
     @cached_property
     def collate(self) -> Callable[[Batch], Batch] | None:
@@ -232,6 +241,13 @@ class Run:
         return collate.apply
 
     @cached_property
+    def transfer(self) -> Callable[[Batch], Batch] | None:
+        """What copies tensors to the learner's device; None where that is this processor, or the
+        learner sees to it by itself (it has no `device`)."""
+        device = str(getattr(self.learner, "device", "cpu")) if self.trains else "cpu"
+        return None if device == "cpu" else Transfer(device).apply
+
+    @cached_property
     def learner(self) -> Learner:
         """Raises: UserError for a setting that does not fit."""
         kind, own = self._learner_kind
@@ -240,12 +256,34 @@ class Run:
         train = validate(kind.Training, table, "train", self.pipeline.file)
         settings = validate(kind.Settings, own, "model", self.pipeline.file)
         made: Learner = kind(settings, train, self.features)
+        if self.augmentation is not None:
+            encoders: dict[str, Any] = {}
+            for stage in self.stages:
+                encoders |= getattr(stage, "encoders", dict)()
+            self.augmentation.attach(made, encoders)
         if sampling is None:
             return made
         from models.balance import Balanced, SamplingSettings
 
         how = validate(SamplingSettings, sampling, "train.sampling", self.pipeline.file)
         return Balanced(made, how)
+
+    @cached_property
+    def augmentation(self) -> Any:
+        """What the learner learns from in place of the rows; None without a table [augment.NAME].
+
+        Raises: UserError for a setting that does not fit.
+        """
+        if not self.pipeline.augment:
+            return None
+        from models.augment import AUGMENTS, Augmentation
+
+        made = []
+        for name, table in self.pipeline.augment.items():
+            own, section = dict(table), f"augment.{name}"
+            kind = component(own.pop("kind", name), AUGMENTS, section)
+            made.append(kind(name, self.pipeline.settings(kind.Settings, own, section)))
+        return Augmentation(made)
 
     @cached_property
     def evaluation(self) -> Evaluation:
@@ -390,6 +428,7 @@ class Run:
             schema=self.source_schema,
             stages=self.stages,
             collate=self.collate,
+            transfer=self.transfer,
             settings=self.pipeline.loader,
             metrics=self.metrics,
             keep_raw_from=None if self.holdout is None else self.inside,
@@ -431,7 +470,7 @@ class Run:
             "decode_threads": loader.threads.count,
             "every_seconds": self.checkpoints.settings.every_seconds,
         }
-        device = (self.pipeline.train or {}).get("device", "cpu") if self.trains else "cpu"
+        device = str(getattr(self.learner, "device", "cpu")) if self.trains else "cpu"
         if self._predictor is not None and "CUDA" in self._predictor.info()["provider"].upper():
             device = "cuda"
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
@@ -618,6 +657,10 @@ class Run:
                 raise UserError(
                     f"[{section}] in {pipeline.file} needs a [model], which is not there."
                 )
+        if pipeline.augment and pipeline.model is None:
+            raise UserError(
+                f"[augment] in {pipeline.file} needs a [model] that learns, which is not there."
+            )
         if pipeline.infer is not None and pipeline.train is not None and pipeline.base is None:
             raise UserError(
                 f"{pipeline.file} has both [train] and [infer]: a pipeline trains or serves; put "

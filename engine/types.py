@@ -17,7 +17,8 @@ may import it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -208,6 +209,107 @@ class Rejects:
         return self.rows.height
 
 
+Each = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ragged:
+    """Rows of different lengths: row i is ``values[offsets[i]:offsets[i + 1]]``, as EmbeddingBag
+    takes them (``include_last_offset=True``).
+
+    Attributes:
+        values: shape (total,); int64, or float32.
+        offsets: shape (n + 1,), int64, from 0, not decreasing.
+    """
+
+    values: torch.Tensor
+    offsets: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def take(self, rows: NDArray[np.int64]) -> Ragged:
+        """Some of the rows; see `Tensors.take`."""
+        at, offsets = _gathered(self.offsets, rows)
+        return Ragged(values=self.values[at], offsets=offsets)
+
+    def map(self, each: Each) -> Ragged:
+        """The same of other tensors."""
+        return Ragged(values=each(self.values), offsets=each(self.offsets))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Padded:
+    """Rows of different lengths, filled up with 0 to one length, which is one of a few.
+
+    Attributes:
+        values: shape (n, length); int64, or float32.
+        mask: shape (n, length), bool: true where there is a value.
+    """
+
+    values: torch.Tensor
+    mask: torch.Tensor
+
+    def take(self, rows: NDArray[np.int64]) -> Padded:
+        """Some of the rows, at the same length; see `Tensors.take`."""
+        at = torch.from_numpy(rows)
+        return Padded(values=self.values[at], mask=self.mask[at])
+
+    def map(self, each: Each) -> Padded:
+        """The same of other tensors."""
+        return Padded(values=each(self.values), mask=each(self.mask))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sparse:
+    """Rows of mostly zeros: the numbers of row i that are not 0 are ``weights[a:b]`` in the columns
+    ``indices[a:b]``, which ascend, with ``a, b = offsets[i], offsets[i + 1]``. As EmbeddingBag
+    takes them (``include_last_offset=True``, weights ``per_sample_weights``).
+
+    Attributes:
+        indices: shape (total,), int64.
+        offsets: shape (n + 1,), int64.
+        weights: shape (total,), float32.
+        width: number of columns.
+    """
+
+    indices: torch.Tensor
+    offsets: torch.Tensor
+    weights: torch.Tensor
+    width: int
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def take(self, rows: NDArray[np.int64]) -> Sparse:
+        """Some of the rows; see `Tensors.take`."""
+        at, offsets = _gathered(self.offsets, rows)
+        indices, weights = self.indices[at], self.weights[at]
+        return Sparse(indices=indices, offsets=offsets, weights=weights, width=self.width)
+
+    def map(self, each: Each) -> Sparse:
+        """The same of other tensors."""
+        parts = (each(part) for part in (self.indices, self.offsets, self.weights))
+        indices, offsets, weights = parts
+        return Sparse(indices=indices, offsets=offsets, weights=weights, width=self.width)
+
+    def csr(self) -> torch.Tensor:
+        """As one of torch's sparse tensors, shape (n, width), float32; shares memory."""
+        size = (len(self), self.width)
+        return torch.sparse_csr_tensor(
+            self.offsets, self.indices, self.weights, size, check_invariants=False
+        )
+
+
+def _gathered(offsets: torch.Tensor, rows: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where the values of these rows lie, one row behind the other, and their offsets."""
+    bounds = offsets.numpy()
+    starts, lengths = bounds[:-1][rows], np.diff(bounds)[rows]
+    made = np.concatenate(([0], np.cumsum(lengths)))
+    at = np.arange(made[-1]) + np.repeat(starts - made[:-1], lengths)
+    return torch.from_numpy(at), torch.from_numpy(made)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tensors:
     """A batch as the network takes it.
@@ -216,17 +318,50 @@ class Tensors:
         numeric: shape (n, d), float32, C-contiguous; column i is feature i of `Features.numeric`.
         categories: shape (n, c), int64; codes of `Features.categories`, 0 = unknown.
         target: shape (n,); float32 (regression), int64 class numbers (binary, multiclass), or None
-            when serving.
+            when serving. Of rows that augmentation has mixed, float32 shares: of class 1, shape
+            (n,), or of each of k classes, shape (n, k).
+        images: column -> shape (n, channels, height, width), uint8 (0 ... 255) or float32; in
+            memory ``channels_last``. They may lie in the frame's own memory: make new ones, never
+            write into these.
+        ragged, padded, sparse: column -> its rows, of `Features` of the same names.
+        placed: the same on the model's device, where a loader copies them there; never of other
+            rows: what is made of these has none.
     """
 
     numeric: torch.Tensor
     categories: torch.Tensor
     target: torch.Tensor | None = None
+    images: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    ragged: Mapping[str, Ragged] = field(default_factory=dict)
+    padded: Mapping[str, Padded] = field(default_factory=dict)
+    sparse: Mapping[str, Sparse] = field(default_factory=dict)
+    placed: Placed | None = None
+
+    def __len__(self) -> int:
+        return len(self.numeric)
 
     @property
     def nbytes(self) -> int:
-        return int(
-            sum(t.nbytes for t in (self.numeric, self.categories, self.target) if t is not None)
+        """Of all its tensors in this process's memory."""
+        sizes: list[int] = []
+
+        def size(tensor: torch.Tensor) -> torch.Tensor:
+            sizes.append(tensor.nbytes)
+            return tensor
+
+        self.map(size)
+        return sum(sizes)
+
+    def map(self, each: Each) -> Tensors:
+        """The same of other tensors: `each` of every one, in the same order every time."""
+        return Tensors(
+            numeric=each(self.numeric),
+            categories=each(self.categories),
+            target=None if self.target is None else each(self.target),
+            images={name: each(image) for name, image in self.images.items()},
+            ragged={name: rows.map(each) for name, rows in self.ragged.items()},
+            padded={name: rows.map(each) for name, rows in self.padded.items()},
+            sparse={name: rows.map(each) for name, rows in self.sparse.items()},
         )
 
     def take(self, rows: NDArray[np.int64]) -> Tensors:
@@ -236,7 +371,38 @@ class Tensors:
             numeric=self.numeric[at],
             categories=self.categories[at],
             target=None if self.target is None else self.target[at],
+            images={name: image[at] for name, image in self.images.items()},
+            ragged={name: each.take(rows) for name, each in self.ragged.items()},
+            padded={name: each.take(rows) for name, each in self.padded.items()},
+            sparse={name: each.take(rows) for name, each in self.sparse.items()},
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placed:
+    """Tensors on their way to a device.
+
+    Attributes:
+        tensors: there.
+        copied: happens when they are; None where they are already.
+    """
+
+    tensors: Tensors
+    copied: torch.cuda.Event | None = None
+
+    def wait(self) -> Tensors:
+        """The tensors, for the stream in use: what it is given from now on waits for the copy;
+        this thread does not."""
+        if self.copied is not None:
+            stream = torch.cuda.current_stream(self.tensors.numeric.device)
+            stream.wait_event(self.copied)
+
+            def used(tensor: torch.Tensor) -> torch.Tensor:
+                tensor.record_stream(stream)  # its memory belongs to the stream of the copy
+                return tensor
+
+            return self.tensors.map(used)
+        return self.tensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -290,7 +456,9 @@ class Batch:
         )
         size += sum(array.nbytes for array in (self.feed or {}).values())
         size += sum(piece.nbytes for piece in self.pieces)
-        return size + (0 if self.tensors is None else self.tensors.nbytes)
+        if self.tensors is None:
+            return size
+        return size + self.tensors.nbytes - _shared(self.frame, self.tensors.images)
 
     def with_frame(self, frame: pl.DataFrame, *, grown: int = 0) -> Batch:
         """The same batch with other columns (same number of rows, unless `grown` says how many were
@@ -325,11 +493,7 @@ class Batch:
         if mask.all():
             return self
         out = self.frame.filter(~mask)
-        columns = [
-            pl.col(c).bin.encode("hex") if kind == pl.Binary else pl.col(c)  # JSON has no bytes
-            for c, kind in out.schema.items()
-            if c not in RESERVED
-        ]
+        columns = [_told(c, kind) for c, kind in out.schema.items() if c not in RESERVED]
         if isinstance(detail, pl.Series):
             detail = pl.lit(detail.filter(~mask))
         elif not isinstance(detail, pl.Expr):
@@ -341,6 +505,28 @@ class Batch:
         )
         rejects = (*self.rejects, Rejects(stage=stage, reason=reason, rows=rows))
         return dataclasses.replace(self, frame=self.frame.filter(mask), rejects=rejects)
+
+
+def _shared(frame: pl.DataFrame, images: Mapping[str, torch.Tensor]) -> int:
+    """Bytes of images that lie in the frame's memory."""
+    shared = 0
+    for name, image in images.items():
+        if name in frame.columns and frame.height:
+            place = frame.get_column(name).to_numpy().__array_interface__["data"][0]
+            shared += image.nbytes if place == image.data_ptr() else 0
+    return shared
+
+
+TELLING = 4_096
+"""Numbers of an array that a rejected row's JSON shows; of a larger one it says what it is."""
+
+
+def _told(column: str, kind: pl.DataType) -> pl.Expr:
+    if kind == pl.Binary:  # JSON has no bytes
+        return pl.col(column).bin.encode("hex")
+    if isinstance(kind, pl.Array) and math.prod(kind.shape) > TELLING:
+        return pl.lit(str(kind)).alias(column)
+    return pl.col(column)
 
 
 # ------------------------------------------------------------------------------------ model's words
@@ -358,6 +544,13 @@ class Features:
         task: ``regression``, ``binary`` or ``multiclass``.
         classes: for classification, the label's values in class order (as text: ``false``,
             ``true``, ...).
+        images: name -> channels, height, width.
+        ragged, padded: name of a column of lists -> number of its ids, 0 included; 0 where that is
+            not known, or where the lists hold numbers that are no ids.
+        sparse: name of a column of lists of ids -> number of ids; how often each is there.
+        max_length: values of a list that are kept, from its start; None keeps all.
+        buckets: lengths that padded lists are filled up to, ascending: a batch to the smallest that
+            holds its longest row. None given: powers of two up to `max_length`.
     """
 
     numeric: tuple[str, ...]
@@ -365,6 +558,17 @@ class Features:
     target: str | None = None
     task: str = "regression"
     classes: tuple[str, ...] = ()
+    images: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+    ragged: Mapping[str, int] = field(default_factory=dict)
+    padded: Mapping[str, int] = field(default_factory=dict)
+    sparse: Mapping[str, int] = field(default_factory=dict)
+    max_length: int | None = None
+    buckets: tuple[int, ...] = ()
+
+    @property
+    def nested(self) -> tuple[str, ...]:
+        """Names of the columns that hold arrays and lists."""
+        return (*self.images, *self.ragged, *self.padded, *self.sparse)
 
     @property
     def outputs(self) -> int:
@@ -460,6 +664,8 @@ class Step:
         steps: optimizer steps taken (replay included).
         skipped: None, or why nothing was learned (``non_finite``, ``empty``).
         unlearned: how many of the rows were scored and not learned from, on purpose.
+        augmented: name of an augment -> rows that it changed before they were learned, those
+            learned again included.
     """
 
     scores: NDArray[np.float64]
@@ -467,6 +673,7 @@ class Step:
     steps: int = 1
     skipped: str | None = None
     unlearned: int = 0
+    augmented: Mapping[str, int] = field(default_factory=dict)
 
 
 # ---------------------------------------------------------------------------------------- protocols
@@ -821,7 +1028,8 @@ class Component(Protocol):
 __all__ = [
     "PART", "PARTITION", "POSITION", "RESERVED", "TYPES", "Affine", "Batch", "Buffered", "Clip",
     "Codes", "Component", "EndOfStream", "Features", "Fill", "Format", "HeadraceError",
-    "Interruptible", "Learner", "Mark", "Power", "Predictor", "Records", "Rejects", "Schema",
-    "Settings", "SharedSource", "Sink", "Snapshot", "Source", "Stage", "Step", "Tensors",
-    "Transform", "UserError", "Values", "nearest", "parse_schema", "require", "training",
+    "Interruptible", "Learner", "Mark", "Padded", "Placed", "Power", "Predictor", "Ragged",
+    "Records", "Rejects", "Schema", "Settings", "SharedSource", "Sink", "Snapshot", "Source",
+    "Sparse", "Stage", "Step", "Tensors", "Transform", "UserError", "Values", "nearest",
+    "parse_schema", "require", "training",
 ]  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,10 +18,11 @@ from models.identity import require_same
 from models.losses import LossSettings, make_loss
 from models.network import Network, Shape, embedding_width
 from models.optimizer import Optimizer, OptimizerSettings
-from models.replay import Replay, ReplaySettings, Rows
+from models.replay import Replay, ReplaySettings
 from models.target import TargetScale, Transform
 
 if TYPE_CHECKING:
+    from models.augment.augmentation import Augmentation
     from models.graph import Graph
 
 ASIDE = 4
@@ -29,9 +30,13 @@ ASIDE = 4
 
 
 class TabularLearner:
-    """A feed-forward network with embeddings for categories; regression, binary or multiclass.
+    """A feed-forward network with embeddings for categories, bags of embeddings for lists of ids
+    (ragged: the mean, sparse: the sum) and convolutions for images; regression, binary or
+    multiclass.
 
-    `learn` scores the rows, takes one step on them and `replay_steps` on kept rows. Nothing uses
+    `learn` scores the rows, takes one step on them and `replay_steps` on kept rows; with an
+    `augmentation`, each step is on rows augmented anew, while the rows themselves are scored and
+    kept. Nothing uses
     torch's global random state: every draw of a batch comes from generators seeded with the
     learner's seed and the batch's number, so a learner restored from `state_dict` goes on to the
     bit as the first one did.
@@ -43,17 +48,22 @@ class TabularLearner:
 
     Attributes:
         aside: the last few batches that were skipped because loss or gradient was not finite.
+        augmentation: what to learn from in place of the rows; see its `attach`.
 
     Raises: UserError for settings that do not fit the task, the features or each other.
     """
+
+    soft_targets = True
+    """Learns targets between classes."""
 
     class Settings(types.Settings):
         """The learner's own keys of ``[model]``.
 
         Attributes:
             layers: widths of the hidden layers.
-            embedding: width of the categories' vectors, one for all or by category; None goes by
-                the number of codes (`models.network.embedding_width`).
+            embedding: width of the vectors of categories and ids, one for all or by column; None
+                goes by the number of codes (`models.network.embedding_width`).
+            convolutions: widths of the layers that images go through (`models.network.Shape`).
             activation: after each hidden layer.
             dropout: share of hidden units silenced in a training step.
             sparse_embeddings: only the rows of a table that a batch uses get a gradient: for tables
@@ -67,6 +77,7 @@ class TabularLearner:
 
         layers: tuple[PositiveInt, ...] = (128, 64)
         embedding: PositiveInt | dict[str, PositiveInt] | None = None
+        convolutions: tuple[PositiveInt, ...] = Field((16, 32, 64), min_length=1)
         activation: Literal["relu", "silu", "gelu"] = "relu"
         dropout: float = Field(0.0, ge=0, lt=1)
         sparse_embeddings: bool = False
@@ -92,6 +103,7 @@ class TabularLearner:
         self.training = training
         self.features = features
         self.aside: deque[Batch] = deque(maxlen=ASIDE)
+        self.augmentation: Augmentation | None = None
         self.device = _device(training.device)
         if training.threads is not None:
             torch.set_num_threads(training.threads)
@@ -109,7 +121,8 @@ class TabularLearner:
     def learn(self, batch: Batch) -> Step:
         """Score the rows, then step on them and on kept ones.
 
-        With neither dropout nor `ema` the scores come from the first step's own forward pass.
+        With neither dropout nor `ema` nor augmentation the scores come from the first step's own
+        forward pass; else from one more.
         """
         tensors = batch.tensors
         assert tensors is not None, "a batch to learn from is collated"
@@ -121,20 +134,23 @@ class TabularLearner:
         rows = self._placed(tensors)
         scale = self._scale.learned(tensors.target)
         scored = self.predict(tensors) if self._apart else None
-        raw = self._train(rows)
+        changed: Counter[str] = Counter()
+        lesson = self._lesson(rows, 0, changed)
+        raw = self._train(lesson)
         scores = self._answers(raw.detach()) if scored is None else scored
-        loss, taken = self._optimizer.step(self._loss(raw, self._goal(rows[2], scale)))
+        loss, taken = self._optimizer.step(self._loss(raw, self._goal(_target(lesson), scale)))
         if not taken:
             self.aside.append(batch)
             return Step(scores=scores, loss=float("nan"), steps=0, skipped="non_finite")
         self._scale = scale
-        return Step(scores=scores, loss=loss, steps=1 + self._rehearse(rows))
+        steps = 1 + self._rehearse(rows, changed)
+        return Step(scores=scores, loss=loss, steps=steps, augmented=changed)
 
     def predict(self, tensors: Tensors) -> NDArray[np.float64]:
         """Scores by the averaged weights where `ema` is on, without dropout."""
         with torch.inference_mode(), self._autocast():
-            numeric, categories = self._put(tensors.numeric), self._put(tensors.categories)
-            return self._answers(self._serving(numeric, categories))
+            rows = self._placed(tensors)
+            return self._answers(self._serving(rows.numeric, rows.categories, **_nested(rows)))
 
     def state_dict(self) -> dict[str, Snapshot]:
         """Weights, average, optimizer, replay, target's statistics and the number of batches (the
@@ -169,7 +185,14 @@ class TabularLearner:
 
         Returns:
             The name of the scores, float32, (n,) or (n, classes).
+
+        Raises: UserError where it reads images or lists.
         """
+        if self.features.nested:
+            raise UserError(
+                f"[model] reads images or lists ('{self.features.nested[0]}'), which cannot be "
+                "exported: take [export] out, and score with the pipeline that trains."
+            )
         raw = self._serving.build(graph, numeric, categories)
         if self.features.task == "multiclass":
             return graph.op("Softmax", raw, axis=1)
@@ -213,7 +236,8 @@ class TabularLearner:
     @property
     def _apart(self) -> bool:
         """Whether scores need a forward pass of their own."""
-        return self._average is not None or self.settings.dropout > 0
+        augmented = self.augmentation is not None
+        return self._average is not None or self.settings.dropout > 0 or augmented
 
     def _following(self) -> Network | None:
         if not self.training.ema:
@@ -223,6 +247,11 @@ class TabularLearner:
     def _ring(self) -> Replay | None:
         if not self.training.replay_rows:
             return None
+        if self.features.nested:
+            raise UserError(
+                "[train] replay_rows keeps numbers and categories, and [model] reads images or "
+                f"lists ('{self.features.nested[0]}'): take it out."
+            )
         return Replay(
             self.training,
             numeric=len(self.features.numeric),
@@ -239,33 +268,47 @@ class TabularLearner:
             self._noise.manual_seed(seed ^ 0x5EED)
 
     def _put(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(self.device, non_blocking=True) if self.device != "cpu" else tensor
+        return tensor.to(self.device, non_blocking=True)
 
-    def _placed(self, tensors: Tensors) -> Rows:
-        assert tensors.target is not None
-        return self._put(tensors.numeric), self._put(tensors.categories), self._put(tensors.target)
+    def _placed(self, tensors: Tensors) -> Tensors:
+        """On the device: copied there before, or now."""
+        if tensors.placed is not None:
+            return tensors.placed.wait()
+        return tensors if self.device == "cpu" else tensors.map(self._put)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.training.precision == "float32":
             return contextlib.nullcontext()
         return torch.autocast(self.device, torch.bfloat16)
 
-    def _train(self, rows: Rows) -> torch.Tensor:
+    def _train(self, rows: Tensors) -> torch.Tensor:
+        chance: dict[str, Any] = {"dropout": self.settings.dropout, "noise": self._noise}
         with self._autocast():
-            raw = self._network(rows[0], rows[1], dropout=self.settings.dropout, noise=self._noise)
+            raw = self._network(rows.numeric, rows.categories, **_nested(rows), **chance)
         return raw.float()
 
     def _goal(self, target: torch.Tensor, scale: TargetScale) -> torch.Tensor:
         return scale.forward(target) if self.features.task == "regression" else target
 
-    def _rehearse(self, rows: Rows) -> int:
+    def _lesson(self, rows: Tensors, step: int, changed: Counter[str]) -> Tensors:
+        """What to learn from in place of these rows; counts the rows that each augment changed."""
+        if self.augmentation is None:
+            return rows
+        made, counts = self.augmentation(rows, self._batches, step)
+        changed.update(counts)
+        return made
+
+    def _rehearse(self, rows: Tensors, changed: Counter[str]) -> int:
         """Keep the rows, step on kept ones; how many steps were taken."""
         if self._replay is None:
             return 0
-        self._replay.add(rows)
+        self._replay.add((rows.numeric, rows.categories, _target(rows)))
         taken = 0
-        for kept in self._replay.sample(self.training.replay_steps, self._chance):
-            loss = self._loss(self._train(kept), self._goal(kept[2], self._scale))
+        drawn = self._replay.sample(self.training.replay_steps, self._chance)
+        for step, kept in enumerate(drawn, 1):
+            again = Tensors(numeric=kept[0], categories=kept[1], target=kept[2])
+            lesson = self._lesson(again, step, changed)
+            loss = self._loss(self._train(lesson), self._goal(_target(lesson), self._scale))
             taken += self._optimizer.step(loss)[1]
         return taken
 
@@ -285,7 +328,16 @@ class TabularLearner:
     def _identity(self) -> dict[str, Any]:
         """What a saved state must have in common with this learner, by the key to change."""
         settings, training, features = self.settings, self.training, self.features
+        own: dict[str, Any] = {}
+        if features.nested:
+            lists = {**features.ragged, **features.sparse}
+            own["[model] images"] = [[name, *shape] for name, shape in features.images.items()]
+            own["[model] ragged"] = [list(pair) for pair in features.ragged.items()]
+            own["[model] sparse"] = [list(pair) for pair in features.sparse.items()]
+            own["[model] convolutions"] = list(settings.convolutions)
+            own["[model] bags"] = [list(pair) for pair in self._network.shape.bags] if lists else []
         return {
+            **own,
             "[model] kind": "tabular",
             "[model] task": features.task,
             "[model] numeric": list(features.numeric),
@@ -314,34 +366,62 @@ def _device(name: str) -> str:
     return ("cuda" if there else "cpu") if name == "auto" else name
 
 
+def _target(rows: Tensors) -> torch.Tensor:
+    assert rows.target is not None
+    return rows.target
+
+
+def _nested(rows: Tensors) -> dict[str, Any]:
+    """The network's inputs that are lists and images, in the order of its shape."""
+    bags = [*rows.ragged.values(), *rows.sparse.values()]
+    return {"bags": bags, "images": list(rows.images.values())}
+
+
 def _shape(settings: TabularLearner.Settings, features: Features) -> Shape:
-    if not features.numeric and not features.categories:
+    if not features.numeric and not features.categories and not features.nested:
         raise UserError("[model] needs features: name columns in 'numeric' or 'categories'.")
+    if features.padded:
+        raise UserError(
+            "[model] padded is for a learner of your own, and kind = 'tabular' takes lists of any "
+            f"length: name '{next(iter(features.padded))}' in 'ragged' or 'sparse'."
+        )
+    lists = {**features.ragged, **features.sparse}
+    for name, ids in lists.items():
+        if not ids:
+            raise UserError(
+                f"[model] ragged expects ids in column '{name}', and no stage says how many there "
+                "are: make them with a 'tokens' stage."
+            )
+    sizes = {**features.categories, **lists}
+    if len(sizes) < len(features.categories) + len(features.ragged) + len(features.sparse):
+        raise UserError("[model] expects a column in one of 'categories', 'ragged' and 'sparse'.")
+    widths = _embedding(settings.embedding, sizes)
     return Shape(
         numeric=len(features.numeric),
         categories=tuple(features.categories.values()),
-        embedding=_embedding(settings.embedding, features.categories),
+        embedding=widths[: len(features.categories)],
         layers=settings.layers,
         outputs=features.outputs,
         activation=settings.activation,
         skip=settings.skip,
-        sparse=settings.sparse_embeddings and bool(features.categories),
+        sparse=settings.sparse_embeddings and bool(sizes),
+        bags=tuple(zip(lists.values(), widths[len(features.categories) :], strict=True)),
+        images=tuple(channels for channels, _, _ in features.images.values()),
+        convolutions=settings.convolutions if features.images else (),
     )
 
 
-def _embedding(
-    asked: int | Mapping[str, int] | None, categories: Mapping[str, int]
-) -> tuple[int, ...]:
+def _embedding(asked: int | Mapping[str, int] | None, sizes: Mapping[str, int]) -> tuple[int, ...]:
     if isinstance(asked, int):
-        return (asked,) * len(categories)
+        return (asked,) * len(sizes)
     asked = asked or {}
     for name in asked:
-        if name not in categories:
+        if name not in sizes:
             raise UserError(
                 f"[model] embedding names '{name}', which is none of the categories."
-                f"{nearest(name, categories)}"
+                f"{nearest(name, sizes)}"
             )
-    return tuple(asked.get(name, embedding_width(codes)) for name, codes in categories.items())
+    return tuple(asked.get(name, embedding_width(codes)) for name, codes in sizes.items())
 
 
 def _steps(settings: TabularLearner.Settings) -> tuple[str, ...]:

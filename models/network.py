@@ -1,15 +1,18 @@
-"""A feed-forward network over numbers and category codes, with all its weights in one tensor."""
+"""A feed-forward network over numbers, category codes, bags of ids and images, with all its weights
+in one tensor."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch.nn import functional as F
+
+from engine.types import Ragged, Sparse
 
 if TYPE_CHECKING:
     from models.graph import Graph
@@ -42,6 +45,10 @@ class Shape:
         activation: a key of `ACTIVATIONS`.
         skip: add a linear path from the inputs to the output.
         sparse: gradients of the embeddings are sparse; their tables lie outside the one tensor.
+        bags: number of ids and width of the vectors of each bag.
+        images: channels of each image.
+        convolutions: widths of the layers that every image goes through, each 3 x 3 at every second
+            place; the mean over what is left of height and width is input beside the others.
     """
 
     numeric: int
@@ -52,20 +59,31 @@ class Shape:
     activation: str = "relu"
     skip: bool = False
     sparse: bool = False
+    bags: tuple[tuple[int, int], ...] = ()
+    images: tuple[int, ...] = ()
+    convolutions: tuple[int, ...] = ()
 
     @property
     def inputs(self) -> int:
         """Width of the first layer's input."""
-        return self.numeric + sum(self.embedding)
+        bags = sum(width for _, width in self.bags)
+        images = len(self.images) * self.convolutions[-1] if self.images else 0
+        return self.numeric + sum(self.embedding) + bags + images
 
     def tables(self) -> dict[str, tuple[int, int]]:
         """Name -> shape of the embedding tables."""
         pairs = zip(self.categories, self.embedding, strict=True)
-        return {f"embedding.{i}": pair for i, pair in enumerate(pairs)}
+        tables = {f"embedding.{i}": pair for i, pair in enumerate(pairs)}
+        return tables | {f"bag.{i}": pair for i, pair in enumerate(self.bags)}
 
     def dense(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape of the layers' weights and biases, input to output."""
         shapes: dict[str, tuple[int, ...]] = {}
+        for i, channels in enumerate(self.images):
+            for j, units in enumerate(self.convolutions):
+                shapes[f"image.{i}.{j}.weight"] = (units, channels, 3, 3)
+                shapes[f"image.{i}.{j}.bias"] = (units,)
+                channels = units
         width = self.inputs
         for i, units in enumerate((*self.layers, self.outputs)):
             shapes[f"layer.{i}.weight"] = (units, width)
@@ -103,7 +121,8 @@ class Network:
         self.tables = [torch.zeros(s, device=device).requires_grad_() for s in apart.values()]
         self.tensors = dict(zip(apart, self.tables, strict=True)) | self._views(inside)
         self._activation = ACTIVATIONS[shape.activation]
-        self._embeddings = [self.tensors[name] for name in shape.tables()]
+        self._embeddings = [self.tensors[f"embedding.{i}"] for i in range(len(shape.categories))]
+        self._bags = [self.tensors[f"bag.{i}"] for i in range(len(shape.bags))]
         self._layers = [
             (self.tensors[f"layer.{i}.weight"], self.tensors[f"layer.{i}.bias"])
             for i in range(len(shape.layers) + 1)
@@ -115,6 +134,8 @@ class Network:
         numeric: torch.Tensor,
         categories: torch.Tensor,
         *,
+        bags: Sequence[Ragged | Sparse] = (),
+        images: Sequence[torch.Tensor] = (),
         dropout: float = 0.0,
         noise: torch.Generator | None = None,
     ) -> torch.Tensor:
@@ -123,9 +144,11 @@ class Network:
         Args:
             numeric: (n, d), float32.
             categories: (n, c), int64 codes.
+            bags: ids, n rows each: the mean of their vectors, or the sum by their weights.
+            images: (n, channels, height, width); uint8 is brought to -0.5 ... 0.5.
             dropout: share of hidden units silenced, drawn from `noise`.
         """
-        inputs = hidden = self._inputs(numeric, categories)
+        inputs = hidden = self._inputs(numeric, categories, bags, images)
         for weight, bias in self._layers[:-1]:
             hidden = self._activation(F.linear(hidden, weight, bias))
             if dropout:
@@ -183,13 +206,29 @@ class Network:
             scores = graph.op("Add", scores, graph.op("MatMul", inputs, path))
         return scores
 
-    def _inputs(self, numeric: torch.Tensor, categories: torch.Tensor) -> torch.Tensor:
-        if not self._embeddings:
-            return numeric
+    def _inputs(
+        self,
+        numeric: torch.Tensor,
+        categories: torch.Tensor,
+        bags: Sequence[Ragged | Sparse],
+        images: Sequence[torch.Tensor],
+    ) -> torch.Tensor:
         parts = [numeric] if self.shape.numeric else []
         for table, codes in zip(self._embeddings, categories.unbind(1), strict=True):
             parts.append(F.embedding(codes, table, sparse=self.shape.sparse))
-        return torch.cat(parts, 1)
+        for table, bag in zip(self._bags, bags, strict=True):
+            parts.append(_bagged(bag, table, sparse=self.shape.sparse))
+        for i, image in enumerate(images):
+            parts.append(self._looked_at(i, image))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    def _looked_at(self, i: int, image: torch.Tensor) -> torch.Tensor:
+        """(n, channels, height, width) to (n, the last width)."""
+        x = image.float().div_(255).sub_(0.5) if image.dtype == torch.uint8 else image
+        for j in range(len(self.shape.convolutions)):
+            weight, bias = (self.tensors[f"image.{i}.{j}.{part}"] for part in ("weight", "bias"))
+            x = self._activation(F.conv2d(x, weight, bias, stride=2, padding=1))
+        return x.mean((2, 3))
 
     def _views(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
         views, start = {}, 0
@@ -205,11 +244,11 @@ class Network:
         """Uniform within 1/sqrt(inputs), as `torch.nn.Linear`; embeddings standard normal, and the
         unknown code at the origin."""
         for name, tensor in self.tensors.items():
-            if name.startswith("embedding"):
+            if name in self.shape.tables():
                 tensor.copy_(torch.empty(tensor.shape).normal_(generator=chance))
                 tensor[0] = 0
                 continue
-            inputs = self.tensors[name.replace("bias", "weight")].shape[1]
+            inputs = self.tensors[name.replace("bias", "weight")][0].numel()
             bound = 1 / math.sqrt(inputs)
             tensor.copy_(torch.empty(tensor.shape).uniform_(-bound, bound, generator=chance))
 
@@ -233,6 +272,18 @@ class Network:
         share = graph.op("Erf", graph.op("Mul", x, root))
         share = graph.op("Add", share, graph.constant(np.float32(1)))
         return graph.op("Mul", graph.op("Mul", x, graph.constant(np.float32(0.5))), share)
+
+
+def _bagged(bag: Ragged | Sparse, table: torch.Tensor, *, sparse: bool) -> torch.Tensor:
+    """A vector a row, (n, width); zeros for an empty one."""
+    if isinstance(bag, Ragged):
+        ids, weights, mode = bag.values, None, "mean"
+    else:
+        ids, weights, mode = bag.indices, bag.weights, "sum"
+    return F.embedding_bag(
+        ids, table, bag.offsets, mode=mode, sparse=sparse, per_sample_weights=weights,
+        include_last_offset=True,
+    )  # fmt: skip
 
 
 def _gemm(graph: Graph, weights: dict[str, np.ndarray], name: str, x: str) -> str:

@@ -5,6 +5,7 @@ polars' own hashes may change with its version, and a checkpoint must outlive th
 
 from __future__ import annotations
 
+import numba
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
@@ -64,13 +65,28 @@ def letters(column: pl.Series) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 def _texts(column: pl.Series) -> Hashes:
     """Sum of a random number for each pair of byte and place (Zobrist, 1970), mixed."""
     text, ends = letters(column)
-    if not len(text):
-        return mix(np.zeros(len(column), np.uint64))
-    starts, lengths = ends[:-1], np.diff(ends)
-    place = np.arange(len(text)) - np.repeat(starts, lengths)
-    numbers = mix(text.astype(np.uint64) + (place.astype(np.uint64) << np.uint64(8)))
-    sums = np.add.reduceat(np.append(numbers, np.uint64(0)), starts)
-    return mix(np.where(lengths > 0, sums, np.uint64(0)) + lengths.astype(np.uint64))
+    hashed = np.empty(len(column), np.uint64)
+    _zobrist(text, ends, hashed)
+    return hashed
+
+
+@numba.njit(nogil=True, cache=True)
+def _zobrist(text, ends, out):  # type: ignore[no-untyped-def]
+    """The hash of each text into out, shape (n,); the mixing is `mix`'s."""
+    golden = np.uint64(0x9E3779B97F4A7C15)
+    first, second = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+    for i in range(out.shape[0]):
+        start, total = ends[i], np.uint64(0)
+        length = np.uint64(ends[i + 1] - start)
+        for place in range(length):
+            z = np.uint64(text[start + place]) + (np.uint64(place) << np.uint64(8)) + golden
+            z = (z ^ (z >> np.uint64(30))) * first
+            z = (z ^ (z >> np.uint64(27))) * second
+            total += z ^ (z >> np.uint64(31))
+        z = total + length + golden
+        z = (z ^ (z >> np.uint64(30))) * first
+        z = (z ^ (z >> np.uint64(27))) * second
+        out[i] = z ^ (z >> np.uint64(31))
 
 
 __all__ = ["Hashes", "hashes", "letters", "mix"]

@@ -2,6 +2,9 @@
 
 ``python -m tests.bench gpu``
 
+"transfer" learns from batches of images that the loader's thread has pinned and copied ahead, and
+from the same that the model copies by itself; both must come to the same scores.
+
 Runs only where torch and ONNX Runtime both find the device, and says so in one sentence elsewhere.
 """
 
@@ -11,12 +14,18 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
+import numpy as np
 import polars as pl
 import torch
 
+from connectors.memory import MemorySource
 from engine.collate import Collate
-from engine.types import Batch, Mark, UserError
+from engine.config import LoaderSettings
+from engine.loader import Loader
+from engine.transfer import Transfer
+from engine.types import Batch, Features, Mark, UserError
 from models.learner import TabularLearner
 from models.predictor import OnnxPredictor
 from models.quantize import float16
@@ -33,6 +42,7 @@ def main(*, quick: bool = False) -> None:
     if not torch.cuda.is_available():
         sys.exit("There is no CUDA device here: expected one that torch finds; nothing was run.")
     training(quick=quick)
+    transfer(quick=quick)
     with TemporaryDirectory() as folder:
         inference(Path(folder), quick=quick)
 
@@ -66,6 +76,49 @@ def training(*, quick: bool) -> None:
         figures[f"{name} / cpu float32"] = median(seconds["cpu float32"]) / median(seconds[name])
     figures["device"] = torch.cuda.get_device_name()  # type: ignore[assignment]
     report("gpu_training", figures, seconds=seconds)
+
+
+def transfer(*, quick: bool) -> None:
+    """Images copied ahead through pinned memory, against copies by whoever needs them."""
+    rows, size = 256, 224
+    pixels = np.random.default_rng(0).integers(0, 256, (rows, size, size, 3), dtype=np.uint8)
+    frame = pl.DataFrame({"image": pixels, "y": np.arange(rows, dtype=np.float32)})
+    features = Features(numeric=(), images={"image": (3, size, size)}, target="y")
+    settings: dict[str, Any] = {"batch_rows": rows, "poll": 0.01, "memory_budget": 1 << 30}
+    schema = dict(frame.schema)
+    batches = 8 if quick else 64
+    scores: dict[str, float] = {}
+
+    def learn(name: str, ahead: Callable[[Batch], Batch] | None) -> Callable[[], None]:
+        def run() -> None:
+            learner = TabularLearner(
+                TabularLearner.Settings(), TabularLearner.Training(device="cuda"), features
+            )
+            source = MemorySource.of([frame] * batches)
+            made = Loader(
+                source, schema=schema, collate=Collate(features).apply, transfer=ahead,
+                settings=LoaderSettings(**settings),
+            )  # fmt: skip
+            with made as loader:
+                for batch in loader:
+                    assert batch.tensors is not None
+                    assert (batch.tensors.placed is not None) == (ahead is not None)
+                    scores[name] = float(learner.learn(batch).scores.sum())
+                spent = loader.times.account().stages.get("transfer")
+            taken[name] = 0.0 if spent is None else spent.wall / batches
+
+        return run
+
+    taken: dict[str, float] = {}
+    runs = {"ahead": learn("ahead", Transfer("cuda").apply), "by the model": learn("model", None)}
+    seconds = interleave(runs, rounds=3 if quick else 7)
+    figures: dict[str, Any] = {
+        f"{name}, images/s": batches * rows / median(seconds[name]) for name in runs
+    }
+    figures["ahead / by the model"] = median(seconds["by the model"]) / median(seconds["ahead"])
+    figures["transfer, s a batch"] = taken["ahead"]
+    figures["largest difference of scores, relative"] = abs(scores["ahead"] / scores["model"] - 1)
+    report("gpu_transfer", figures, seconds=seconds)
 
 
 def inference(folder: Path, *, quick: bool) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
 
-from engine.types import Batch, Features, Mark, Tensors
+from engine.types import Batch, Features, Mark, Ragged, Sparse, Tensors
 
 CLASSES = {"regression": (), "binary": ("no", "yes"), "multiclass": ("a", "b", "c")}
 
@@ -25,12 +26,19 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def make_features() -> Callable[..., Features]:
-    """(task, numeric=4, categories={"color": 5, "city": 7}) -> Features."""
+    """(task, numeric=4, categories={"color": 5, "city": 7}, nested=False) -> Features; nested adds
+    an image and lists of ids."""
 
     def make(
-        task: str = "regression", numeric: int = 4, categories: dict[str, int] | None = None
+        task: str = "regression",
+        numeric: int = 4,
+        categories: dict[str, int] | None = None,
+        nested: bool = False,
     ) -> Features:
         return Features(
+            images={"photo": (3, 9, 8)} if nested else {},
+            ragged={"words": 20} if nested else {},
+            sparse={"tags": 6} if nested else {},
             numeric=tuple(f"x{i}" for i in range(numeric)),
             categories={"color": 5, "city": 7} if categories is None else categories,
             target="y",
@@ -67,6 +75,24 @@ def _batch(features: Features, rows: int, chance: np.random.Generator) -> Batch:
         numeric=torch.from_numpy(numeric),
         categories=torch.from_numpy(categories),
         target=torch.from_numpy(target),
+        **_nested(features, signal, chance),
     )
     frame = pl.DataFrame({"y": target})
     return Batch(frame=frame, mark=Mark(), arrived=0.0, tensors=tensors)
+
+
+def _nested(features: Features, signal: Any, chance: np.random.Generator) -> dict[str, Any]:
+    """The brightness of the image follows the signal; the ids are of no use."""
+    if not features.nested:
+        return {}
+    rows = len(signal)
+    light = 100 + 10 * np.clip(signal, -9, 9)[:, None, None, None]
+    image = (light + chance.integers(0, 40, (rows, 9, 8, 3))).astype(np.uint8)
+    bounds = torch.from_numpy(np.concatenate(([0], np.cumsum(chance.integers(0, 5, rows)))))
+    ids = torch.from_numpy(chance.integers(0, 20, int(bounds[-1])))
+    tags = Sparse(indices=ids % 6, offsets=bounds, weights=torch.ones(len(ids)), width=6)
+    return {
+        "images": {"photo": torch.from_numpy(image).permute(0, 3, 1, 2)},
+        "ragged": {"words": Ragged(values=ids, offsets=bounds)},
+        "sparse": {"tags": tags},
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -10,10 +11,23 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from PIL import Image
 
 from engine.scrub import STAGES
 from engine.types import Batch, Mark, Schema
+from tests.scrub.pictures import some
 
+
+def photo(height: int = 6, width: int = 9, kind: str = "PNG", mode: str = "RGB") -> bytes:
+    """An encoded image with a slope of brightness from left to right."""
+    slope = np.tile(np.linspace(0, 255, width).astype(np.uint8), (height, 1))
+    file = io.BytesIO()
+    Image.fromarray(slope).convert(mode).save(file, kind)
+    return file.getvalue()
+
+
+PHOTOS = [photo(), None, photo(4, 4, "JPEG"), photo(9, 5, "BMP", "L"), b"", photo()[:-30], b"text"]
+"""Images, and what is none."""
 Make = Callable[..., Any]
 Columns = dict[str, list[Any]]
 
@@ -108,6 +122,8 @@ def dirty(rows: int, seed: int) -> pl.DataFrame:
             "text": rng.choice(["red", "green", "blue", "grey", "1", "x"], rows),
             "flag": rng.random(rows) < 0.5,
             "void": pl.Series([None] * rows, dtype=pl.Float64),
+            "image": pl.Series(some(rows, seed), dtype=pl.Binary),
+            "photo": pl.Series([PHOTOS[i % len(PHOTOS)] for i in range(rows)], dtype=pl.Binary),
         }
     ).with_columns(
         pl.when(pl.Series(rng.random(rows) > 0.15)).then(pl.col(c))

@@ -19,6 +19,7 @@ from engine.checkpoint import Checkpoints
 from engine.scrub import STAGES
 from engine.types import PART, Affine, Batch, Clip, Codes, Fill, Power, Stage, Transform
 
+WORDS = str(Path(__file__).with_name("words.txt"))
 NUMBERS = ["x", "y", "f", "n", "void"]
 LAG: dict[str, Any] = {"column": "x", "by": ["key"], "time": "time", "every": "1h"}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -42,6 +43,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "duplicates": ("duplicates", {"by": ["key", "n"]}),
     "window": ("duplicates", {"by": ["text"], "window": 7}),
     "near": ("near_duplicates", {"column": "text", "piece": 2, "window": 9, "hashes": 16}),
+    "near_images": ("near_duplicate_images", {"column": "image", "window": 9, "distance": 3}),
     "bounds": ("outliers", {"columns": NUMBERS, "method": "bounds", "low": -2, "high": 60}),
     "below": ("outliers", {"columns": NUMBERS, "method": "bounds", "high": 0.5}),
     "zscore": ("outliers", {"columns": NUMBERS, "method": "zscore", "min_rows": 20}),
@@ -84,6 +86,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"columns": NUMBERS, "detector": "page_hinkley", "threshold": 3, "warmup": 0},
     ),
     "psi": ("drift", {"columns": NUMBERS, "detector": "psi", "window": 30, "bins": 4}),
+    "tokens": ("tokens", {"columns": ["text", "key"], "split": "characters", "size": 50}),
+    "tokens_known": ("tokens", {"columns": ["text"], "vocabulary": WORDS}),
+    "image": ("image", {"columns": ["photo"], "size": [4, 3]}),
+    "image_grey": (
+        "image",
+        {"columns": ["photo"], "size": [5, 5], "mode": "L", "resize": "stretch", "threads": 1},
+    ),
     "derive": (
         "derive",
         {"columns": {"hour": "date_part('hour', time)", "z": "x * hour", "w": "ln(y)"}},
@@ -98,7 +107,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "lag_flag": ("lag", {**LAG, "column": "flag", "by": ["key", "text"], "steps": [1]}),
 }
 ROW_BY_ROW = [case for case in CASES if case.startswith(("last", "lag", "dup", "window"))]
-ROW_BY_ROW += ["halfspace", "near"]
+ROW_BY_ROW += ["halfspace", "near", "near_images"]
 SIZES = (40, 0, 25, 1, 60)
 
 Build = Callable[[str], Stage]
@@ -296,6 +305,7 @@ def test_transforms_give_what_apply_gives(case: str, build: Build, stream: list[
         ("drop", 0),
         ("duplicates", 0),
         ("near", 0),
+        ("near_images", 0),
         ("reject", 0),
         ("zscore", 5),
         ("standardize", 5),
@@ -312,6 +322,8 @@ def test_transforms_give_what_apply_gives(case: str, build: Build, stream: list[
         ("vocabulary", 3),
         ("last", None),
         ("hash", None),
+        ("image", None),
+        ("tokens", None),
         ("flag", None),
         ("derive", None),
         ("unpivot", None),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,10 @@ from engine.checkpoint import decode, encode
 from engine.config import component, validate
 from engine.scrub import STAGES
 from engine.types import Affine, Batch, Clip, Codes, Fill, Mark, Power, Schema, Stage, UserError
+from tests.scrub.conftest import PHOTOS
+from tests.scrub.pictures import some
 
+WORDS = str(Path(__file__).with_name("words.txt"))
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "constant": ("missing", {"columns": ["a", "b"], "strategy": "constant", "value": 7.0}),
     "constant text": ("missing", {"columns": ["key"], "strategy": "constant", "value": "?"}),
@@ -27,6 +31,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "impute": ("impute", {"columns": ["a", "b"], "given": ["n"], "min_rows": 10}),
     "duplicates": ("duplicates", {"by": ["key", "n"], "window": 40}),
     "near duplicates": ("near_duplicates", {"column": "key", "window": 12, "hashes": 32}),
+    "near images": ("near_duplicate_images", {"column": "image", "window": 12, "distance": 2}),
     "bounds": ("outliers", {"columns": ["a"], "method": "bounds", "low": -1.0, "high": 1.0}),
     "zscore": ("outliers", {"columns": ["a", "b"], "threshold": 1.0, "min_rows": 10}),
     "iqr": ("outliers", {"columns": ["a"], "method": "iqr", "factor": 0.5, "min_rows": 10}),
@@ -54,6 +59,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"columns": ["a", "n"], "detector": "page_hinkley", "threshold": 2.0, "warmup": 5},
     ),
     "psi": ("drift", {"columns": ["a", "n"], "detector": "psi", "window": 30}),
+    "tokens": ("tokens", {"columns": ["key"], "split": "characters", "size": 9}),
+    "tokens, known": ("tokens", {"columns": ["key"], "vocabulary": WORDS}),
+    "image": ("image", {"columns": ["photo"], "size": [4, 3]}),
+    "image, grey": ("image", {"columns": ["photo"], "size": [5, 2], "mode": "L"}),
     "derive": ("derive", {"columns": {"c": "a + n", "d": "c * 2", "up": "UPPER(key)"}}),
     "split by key": ("split", {"test": 0.3, "validation": 0.2, "by": ["key"]}),
     "split in turns": ("split", {"folds": 3, "fold": 1}),
@@ -62,7 +71,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "lag": ("lag", {"column": "a", "by": ["key"], "time": "n", "every": 1, "steps": [1, 2, 5]}),
     "lag, no key": ("lag", {"column": "key", "time": "n", "every": 2, "steps": [1]}),
 }
-SCHEMA: Schema = {"key": pl.String(), "n": pl.Int64(), "a": pl.Float64(), "b": pl.Float64()}
+SCHEMA: Schema = {
+    "key": pl.String(), "n": pl.Int64(), "a": pl.Float64(), "b": pl.Float64(),
+    "image": pl.Binary(), "photo": pl.Binary(),
+}  # fmt: skip
 
 
 def make(case: str) -> Stage:
@@ -93,6 +105,8 @@ def dirty(rows: int, seed: int) -> pl.DataFrame:
             "key": pl.select(pl.when(keys != "").then(keys)).to_series(),
             "n": np.sort(rng.integers(0, rows // 3, rows)),
             **values,
+            "image": pl.Series(some(rows, seed), dtype=pl.Binary),
+            "photo": [PHOTOS[i % len(PHOTOS)] for i in range(rows)],
         }
     )
 
@@ -277,6 +291,10 @@ def _curve(x: pl.Expr, exponent: float) -> pl.Expr:
         ("impute", {"columns": ["a", "key"]}, "expects numbers in column 'key'"),
         ("duplicates", {"by": ["kye"]}, "needs column 'kye', which is not there. Did you mean"),
         ("near_duplicates", {"column": "a"}, "expects text in column 'a', got Float64: use a"),
+        ("near_duplicates", {"column": "image"}, "Binary: use a 'near_duplicate_images' stage."),
+        ("near_duplicate_images", {"column": "key"}, "expects encoded images (Binary) in column"),
+        ("near_duplicate_images", {"column": "imgae"}, "there. Did you mean 'image'?"),
+        ("near_duplicate_images", {"column": "image", "distance": 65}, "24 for 'distance', got 65"),
         ("outliers", {"columns": ["a"], "method": "bounds"}, "expects low < high"),
         ("standardize", {"columns": ["key"]}, "expects numbers in column 'key'"),
         ("normalize", {"columns": ["a"], "low": 1, "high": 0}, "expects low < high"),
@@ -290,6 +308,13 @@ def _curve(x: pl.Expr, exponent: float) -> pl.Expr:
         ("standardize_by", {"columns": ["a"], "by": ["kye"]}, "needs column 'kye', which is not"),
         ("standardize_by", {"columns": ["a", "n"], "by": ["n"]}, "'n', which is its own key"),
         ("anomalies", {"columns": ["a"], "score": "b"}, "adds column 'b', which is there already"),
+        ("image", {"columns": ["a"], "size": [2, 2]}, "expects bytes or paths in column 'a', got"),
+        ("image", {"columns": ["key"], "size": [2, 2]}, "needs the key 'root', the folder below"),
+        ("image", {"columns": ["key"], "size": [2, 2], "root": "/none"}, "root expects a folder"),
+        ("image", {"columns": ["photo"], "size": [0, 2]}, "for '0', got 0"),
+        ("tokens", {"columns": ["a"]}, "expects text, or lists of texts or whole numbers,"),
+        ("tokens", {"columns": ["key"], "split": "("}, "characters or a regular expression: inva"),
+        ("tokens", {"columns": ["key"], "vocabulary": "/none"}, "'/none' cannot be read: "),
         ("derive", {"columns": {"x": "a +"}}, "is no SQL expression"),
         ("derive", {"columns": {"x": "aaa + 1"}}, "needs column 'aaa'"),
         ("derive", {"columns": {"x": "key * 2"}}, "cannot be done"),

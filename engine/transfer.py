@@ -1,0 +1,49 @@
+"""Batches to the model's device, ahead of the model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from engine.types import Batch, Placed
+
+
+class Transfer:
+    """Copies a batch's tensors to a device, in the thread that prepares.
+
+    For CUDA they go through pinned memory and a stream of their own, so that the copy of one batch
+    runs while the model works on another; whoever takes them (`Placed.wait`) has its stream wait
+    for that copy, not its thread. One copy is under way at a time: what this thread waits for it is
+    part of the time the transfer takes.
+
+    Args:
+        device: ``cuda``, ``cuda:1``, ...; others are copied to at once.
+    """
+
+    name = "transfer"
+
+    def __init__(self, device: str) -> None:
+        self.device = torch.device(device)
+        self._stream: torch.cuda.Stream | None = None
+        if self.device.type == "cuda":
+            self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        self._copied: torch.cuda.Event | None = None
+
+    def apply(self, batch: Batch) -> Batch:
+        """The collated batch with `Tensors.placed`."""
+        assert batch.tensors is not None, "a batch to place is collated"
+        if self._stream is None:
+            placed = Placed(tensors=batch.tensors.map(lambda tensor: tensor.to(self.device)))
+            return replace(batch, tensors=replace(batch.tensors, placed=placed))
+        if self._copied is not None:
+            self._copied.synchronize()
+        pinned = batch.tensors.map(lambda tensor: tensor.pin_memory())
+        with torch.cuda.stream(self._stream):
+            moved = pinned.map(lambda tensor: tensor.to(self.device, non_blocking=True))
+            self._copied = self._stream.record_event()
+        placed = Placed(tensors=moved, copied=self._copied)
+        return replace(batch, tensors=replace(pinned, placed=placed))
+
+
+__all__ = ["Transfer"]

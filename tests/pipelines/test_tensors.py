@@ -1,0 +1,192 @@
+"""Pipelines that learn from images and from text: run, stopped, killed, and resumed to the bit."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from PIL import Image
+
+from engine.loop import Loop
+from engine.preflight import preflight
+from engine.run import Run
+from engine.types import Batch, UserError
+from tests.pipelines.test_crash import finish, newest, same, start, state, wait_until
+
+N = 1_200
+BROKEN = range(7, N, 100)
+Make = Callable[[Path], str]
+
+
+def images(folder: Path) -> str:
+    """Bars and crosses, as PNG and JPEG; one in a hundred is cut off."""
+    chance = np.random.default_rng(0)
+    for i in range(N):
+        pixels = chance.integers(0, 90, (20, 16), dtype=np.uint8)
+        top, left = chance.integers(0, 8, 2)
+        pixels[top + 3 : top + 5, left : left + 8] = 250
+        if i % 2:
+            pixels[top : top + 8, left + 3 : left + 5] = 250
+        path = folder / ("cross" if i % 2 else "bar") / f"{i:05}.{'png' if i % 3 else 'jpg'}"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(path, quality=90)
+        if i in BROKEN:
+            path.write_bytes(path.read_bytes()[:80])
+    return f"""
+[source]
+kind = "files"
+path = "{folder}"
+[source.schema]
+image = "bytes"
+label = "string"
+[scrub.pixels]
+kind = "image"
+columns = ["image"]
+size = [16, 16]
+mode = "L"
+[model]
+images = ["image"]
+convolutions = [16, 32]
+layers = [16]
+"""
+
+
+def text(folder: Path) -> str:
+    """Sentences and tags that tell the class; one in a hundred has no text."""
+    chance = np.random.default_rng(0)
+    with (folder / "rows.ndjson").open("w") as file:
+        for i in range(N):
+            words = [f"{'cross' if i % 2 else 'bar'}{n}" for n in chance.integers(0, 9, 1 + i % 20)]
+            said = None if i in BROKEN else " ".join(words)
+            row = {"text": said, "more": f"x y{i % 4}", "label": "cross" if i % 2 else "bar"}
+            file.write(json.dumps(row) + "\n")
+    return f"""
+[source]
+kind = "files"
+path = "{folder / "rows.ndjson"}"
+[source.schema]
+text = "string"
+more = "string"
+label = "string"
+[scrub.tokens]
+columns = ["text", "more"]
+size = 500
+[model]
+ragged = ["text"]
+sparse = ["more"]
+max_length = 12
+embedding = 16
+layers = [8]
+dropout = 0.1
+"""
+
+
+KINDS: list[Make] = [images, text]
+REST = """
+task = "binary"
+target = "label"
+classes = ["bar", "cross"]
+[train]
+optimizer = "adam"
+lr = 1e-2
+threads = 1
+{more}
+[loader]
+batch_rows = 32
+shuffle_rows = 1200
+[checkpoint]
+every_batches = 3
+[sink]
+kind = "files"
+path = "{folder}/out"
+columns = ["label"]
+"""
+
+
+@pytest.fixture(params=KINDS, ids=lambda make: make.__name__)
+def pipeline(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Path]:
+    """Writes the pipeline's file, by the name of its folder; all on the same data."""
+    (tmp_path / "data").mkdir()
+    first = request.param(tmp_path / "data")
+
+    def write(name: str, more: str = "", rest: str = "") -> Path:
+        file, folder = tmp_path / f"{name}.toml", tmp_path / name
+        head = f'name = "tensors"\nfolder = "{folder}"\n'
+        file.write_text(head + first + REST.format(folder=folder, more=more) + rest)
+        return file
+
+    return write
+
+
+def ends(file: Path) -> dict[str, Any]:
+    """Everything a run ends with."""
+    saved, folder = state(file), file.with_suffix("")
+    return {
+        **{part: saved[part] for part in ("positions", "stages", "totals", "work")},
+        "rows": pl.read_parquet(folder / "out" / "*.parquet"),
+        "letters": pl.read_ndjson(folder / "dead_letters" / "*.ndjson"),
+    }
+
+
+def test_it_learns_and_what_is_broken_is_a_dead_letter(
+    pipeline: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = pipeline("whole")
+    assert preflight(Run(file), 200)
+    assert "is ready to run" in capsys.readouterr().out
+    summary = Run(file).run()
+    assert summary.totals.balanced
+    assert summary.totals.rejected == len(BROKEN)
+    done = ends(file)
+    assert done["rows"].height == N - len(BROKEN)
+    assert done["letters"].height == len(BROKEN)
+    last = done["rows"].tail(200)
+    assert (last["label"] == last["prediction"]).mean() >= 0.95
+
+
+def test_a_stopped_run_ends_where_an_uninterrupted_one_does(pipeline: Callable[..., Path]) -> None:
+    whole, stopped = pipeline("whole"), pipeline("stopped")
+    Run(whole).run()
+    for after in (5, 16):
+
+        def watch(loop: Loop, _: Batch, after: int = after) -> None:
+            if loop.totals.batches == after:
+                loop.stop()
+
+        assert Run(stopped, watch=watch).run().stopped
+    Run(stopped).run()
+    same(ends(whole), ends(stopped))
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_where_an_uninterrupted_one_does(pipeline: Callable[..., Path]) -> None:
+    whole, killed = pipeline("whole"), pipeline("killed")
+    finish(whole)
+    folder = killed.with_suffix("") / "checkpoints"
+    for _ in range(2):
+        seen = newest(folder)
+        process = start(killed)
+        wait_until(lambda: newest(folder) >= seen + 2, process)  # noqa: B023
+        process.send_signal(signal.SIGKILL)
+        assert process.wait(timeout=60) == -signal.SIGKILL
+        assert process.stderr is not None
+        process.stderr.close()
+    finish(killed)
+    same(ends(whole), ends(killed))
+
+
+def test_what_cannot_be_exported_is_told_before_the_run(pipeline: Callable[..., Path]) -> None:
+    file = pipeline("whole", rest="[export]\n")
+    with pytest.raises(UserError, match=r"reads images or lists .*: take \[export\] out"):
+        Run(file).run()
+
+
+def test_rare_classes_are_drawn_from_every_kind(pipeline: Callable[..., Path]) -> None:
+    sampling = '[train.sampling]\nmethod = "over"\ndesired = { cross = 3, bar = 1 }'
+    assert Run(pipeline("whole", sampling)).run().totals.rejected == len(BROKEN)
