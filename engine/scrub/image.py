@@ -24,6 +24,8 @@ from engine.types import Batch, Schema, Transform, UserError
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """What is decoded; the other readers that Pillow has are never reached."""
+MOST_PIXELS = 178_956_970
+"""Above these Pillow opens no image."""
 CHUNK = 8
 """Images that a thread takes at a time."""
 Pixels = NDArray[np.uint8]
@@ -67,7 +69,7 @@ class Images(Stateless):
         mode: Literal["RGB", "L"] = "RGB"
         resize: Literal["crop", "stretch"] = "crop"
         root: str | None = None
-        max_pixels: int = Field(50_000_000, ge=1)
+        max_pixels: int = Field(50_000_000, ge=1, le=MOST_PIXELS)
         threads: int | None = Field(None, ge=1, le=256)
 
     def __init__(self, name: str, settings: Images.Settings) -> None:
