@@ -211,13 +211,12 @@ def _there(module: str) -> bool:
         return False
     if module != "spdl.io":
         return True
-    import spdl.io
+    from spdl.io.utils import get_ffmpeg_versions
 
     try:
-        spdl.io.get_video_filter_desc(scale_width=1, scale_height=1)
-        spdl.io.demux_image(b"")
-    except RuntimeError as error:
-        return "libspdl" not in str(error)
+        get_ffmpeg_versions()
+    except RuntimeError:
+        return False
     return True
 
 
