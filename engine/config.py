@@ -194,6 +194,7 @@ class Pipeline(BaseSettings):
     loader: LoaderSettings = LoaderSettings()
     model: dict[str, Any] | None = None
     train: dict[str, Any] | None = None
+    augment: dict[str, dict[str, Any]] = Field(default_factory=dict)
     infer: dict[str, Any] | None = None
     evaluation: dict[str, Any] | None = None
     sink: dict[str, Any] | None = None

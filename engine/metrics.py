@@ -162,6 +162,11 @@ NAMES: Mapping[str, Name] = {
     "headrace_skipped_steps_total": Name(
         "counter", "Batches from which nothing was learned.", {"reason": ("non_finite", "empty")}
     ),
+    "headrace_augmented_records_total": Name(
+        "counter",
+        "Rows changed by augmentation before they were learned, kept ones learned again included.",
+        {"augment": ()},
+    ),
     "headrace_loss": Name("gauge", "Mean training loss over the newest batch."),
     "headrace_quality": Name(
         "gauge",
@@ -295,6 +300,7 @@ class Metrics:
     record_latency_seconds: Histogram
     learned_records: Counter
     steps: Counter
+    augmented_records: Counter
     skipped_steps: Counter
     loss: Gauge
     quality: Gauge

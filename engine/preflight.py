@@ -76,11 +76,22 @@ def _steps(run: Run, batch: Batch) -> Table:
         before, seen = batch.frame.columns, len(batch.rejects)
         batch = apply(batch)
         _row(table, name, batch, before, seen)
+    for name, rows in _augmented(run, batch).items():
+        table.add_row(f"augment {name}", f"{len(batch):,}", "", f"changed {rows:,}", "")
     if run.pipeline.model is not None or run.pipeline.infer is not None:
         done = run.work.do(batch)
         what = "learned" if done.learned else "predicted"
         table.add_row(run.work.stage, f"{len(done.batch):,}", "", f"{what} {len(done.batch):,}", "")
     return table
+
+
+def _augmented(run: Run, batch: Batch) -> dict[str, int]:
+    """How many of the rows each augment changes, on a way of their own: to the model go all."""
+    if not run.trains or run.augmentation is None or not len(batch):
+        return {}
+    assert run.learner is not None  # it binds them
+    changed: dict[str, int] = run.augmentation(batch.tensors, 0)[1]
+    return changed
 
 
 def _row(table: Table, name: str, batch: Batch, before: list[str], seen: int = 0) -> None:

@@ -256,12 +256,34 @@ class Run:
         train = validate(kind.Training, table, "train", self.pipeline.file)
         settings = validate(kind.Settings, own, "model", self.pipeline.file)
         made: Learner = kind(settings, train, self.features)
+        if self.augmentation is not None:
+            encoders: dict[str, Any] = {}
+            for stage in self.stages:
+                encoders |= getattr(stage, "encoders", dict)()
+            self.augmentation.attach(made, encoders)
         if sampling is None:
             return made
         from models.balance import Balanced, SamplingSettings
 
         how = validate(SamplingSettings, sampling, "train.sampling", self.pipeline.file)
         return Balanced(made, how)
+
+    @cached_property
+    def augmentation(self) -> Any:
+        """What the learner learns from in place of the rows; None without a table [augment.NAME].
+
+        Raises: UserError for a setting that does not fit.
+        """
+        if not self.pipeline.augment:
+            return None
+        from models.augment import AUGMENTS, Augmentation
+
+        made = []
+        for name, table in self.pipeline.augment.items():
+            own, section = dict(table), f"augment.{name}"
+            kind = component(own.pop("kind", name), AUGMENTS, section)
+            made.append(kind(name, self.pipeline.settings(kind.Settings, own, section)))
+        return Augmentation(made)
 
     @cached_property
     def evaluation(self) -> Evaluation:
@@ -635,6 +657,10 @@ class Run:
                 raise UserError(
                     f"[{section}] in {pipeline.file} needs a [model], which is not there."
                 )
+        if pipeline.augment and pipeline.model is None:
+            raise UserError(
+                f"[augment] in {pipeline.file} needs a [model] that learns, which is not there."
+            )
         if pipeline.infer is not None and pipeline.train is not None and pipeline.base is None:
             raise UserError(
                 f"{pipeline.file} has both [train] and [infer]: a pipeline trains or serves; put "

@@ -318,7 +318,8 @@ class Tensors:
         numeric: shape (n, d), float32, C-contiguous; column i is feature i of `Features.numeric`.
         categories: shape (n, c), int64; codes of `Features.categories`, 0 = unknown.
         target: shape (n,); float32 (regression), int64 class numbers (binary, multiclass), or None
-            when serving.
+            when serving. Of rows that augmentation has mixed, float32 shares: of class 1, shape
+            (n,), or of each of k classes, shape (n, k).
         images: column -> shape (n, channels, height, width), uint8 (0 ... 255) or float32; in
             memory ``channels_last``. They may lie in the frame's own memory: make new ones, never
             write into these.
@@ -663,6 +664,8 @@ class Step:
         steps: optimizer steps taken (replay included).
         skipped: None, or why nothing was learned (``non_finite``, ``empty``).
         unlearned: how many of the rows were scored and not learned from, on purpose.
+        augmented: name of an augment -> rows that it changed before they were learned, those
+            learned again included.
     """
 
     scores: NDArray[np.float64]
@@ -670,6 +673,7 @@ class Step:
     steps: int = 1
     skipped: str | None = None
     unlearned: int = 0
+    augmented: Mapping[str, int] = field(default_factory=dict)
 
 
 # ---------------------------------------------------------------------------------------- protocols

@@ -110,6 +110,8 @@ class Training:
         self._metrics.steps.inc(step.steps)
         if step.skipped is not None:
             return self._skip(batch, step.skipped)
+        for name, rows in step.augmented.items():
+            self._metrics.augmented_records.labels(augment=name).inc(rows)
         if step.steps:
             self.loss = step.loss
             self._metrics.loss.set(step.loss)

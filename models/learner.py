@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,6 +22,7 @@ from models.replay import Replay, ReplaySettings
 from models.target import TargetScale, Transform
 
 if TYPE_CHECKING:
+    from models.augment.augmentation import Augmentation
     from models.graph import Graph
 
 ASIDE = 4
@@ -33,7 +34,9 @@ class TabularLearner:
     (ragged: the mean, sparse: the sum) and convolutions for images; regression, binary or
     multiclass.
 
-    `learn` scores the rows, takes one step on them and `replay_steps` on kept rows. Nothing uses
+    `learn` scores the rows, takes one step on them and `replay_steps` on kept rows; with an
+    `augmentation`, each step is on rows augmented anew, while the rows themselves are scored and
+    kept. Nothing uses
     torch's global random state: every draw of a batch comes from generators seeded with the
     learner's seed and the batch's number, so a learner restored from `state_dict` goes on to the
     bit as the first one did.
@@ -45,9 +48,13 @@ class TabularLearner:
 
     Attributes:
         aside: the last few batches that were skipped because loss or gradient was not finite.
+        augmentation: what to learn from in place of the rows; see its `attach`.
 
     Raises: UserError for settings that do not fit the task, the features or each other.
     """
+
+    soft_targets = True
+    """Learns targets between classes."""
 
     class Settings(types.Settings):
         """The learner's own keys of ``[model]``.
@@ -96,6 +103,7 @@ class TabularLearner:
         self.training = training
         self.features = features
         self.aside: deque[Batch] = deque(maxlen=ASIDE)
+        self.augmentation: Augmentation | None = None
         self.device = _device(training.device)
         if training.threads is not None:
             torch.set_num_threads(training.threads)
@@ -113,7 +121,8 @@ class TabularLearner:
     def learn(self, batch: Batch) -> Step:
         """Score the rows, then step on them and on kept ones.
 
-        With neither dropout nor `ema` the scores come from the first step's own forward pass.
+        With neither dropout nor `ema` nor augmentation the scores come from the first step's own
+        forward pass; else from one more.
         """
         tensors = batch.tensors
         assert tensors is not None, "a batch to learn from is collated"
@@ -125,14 +134,17 @@ class TabularLearner:
         rows = self._placed(tensors)
         scale = self._scale.learned(tensors.target)
         scored = self.predict(tensors) if self._apart else None
-        raw = self._train(rows)
+        changed: Counter[str] = Counter()
+        lesson = self._lesson(rows, 0, changed)
+        raw = self._train(lesson)
         scores = self._answers(raw.detach()) if scored is None else scored
-        loss, taken = self._optimizer.step(self._loss(raw, self._goal(_target(rows), scale)))
+        loss, taken = self._optimizer.step(self._loss(raw, self._goal(_target(lesson), scale)))
         if not taken:
             self.aside.append(batch)
             return Step(scores=scores, loss=float("nan"), steps=0, skipped="non_finite")
         self._scale = scale
-        return Step(scores=scores, loss=loss, steps=1 + self._rehearse(rows))
+        steps = 1 + self._rehearse(rows, changed)
+        return Step(scores=scores, loss=loss, steps=steps, augmented=changed)
 
     def predict(self, tensors: Tensors) -> NDArray[np.float64]:
         """Scores by the averaged weights where `ema` is on, without dropout."""
@@ -224,7 +236,8 @@ class TabularLearner:
     @property
     def _apart(self) -> bool:
         """Whether scores need a forward pass of their own."""
-        return self._average is not None or self.settings.dropout > 0
+        augmented = self.augmentation is not None
+        return self._average is not None or self.settings.dropout > 0 or augmented
 
     def _following(self) -> Network | None:
         if not self.training.ema:
@@ -277,15 +290,25 @@ class TabularLearner:
     def _goal(self, target: torch.Tensor, scale: TargetScale) -> torch.Tensor:
         return scale.forward(target) if self.features.task == "regression" else target
 
-    def _rehearse(self, rows: Tensors) -> int:
+    def _lesson(self, rows: Tensors, step: int, changed: Counter[str]) -> Tensors:
+        """What to learn from in place of these rows; counts the rows that each augment changed."""
+        if self.augmentation is None:
+            return rows
+        made, counts = self.augmentation(rows, self._batches, step)
+        changed.update(counts)
+        return made
+
+    def _rehearse(self, rows: Tensors, changed: Counter[str]) -> int:
         """Keep the rows, step on kept ones; how many steps were taken."""
         if self._replay is None:
             return 0
         self._replay.add((rows.numeric, rows.categories, _target(rows)))
         taken = 0
-        for kept in self._replay.sample(self.training.replay_steps, self._chance):
-            again = Tensors(numeric=kept[0], categories=kept[1])
-            loss = self._loss(self._train(again), self._goal(kept[2], self._scale))
+        drawn = self._replay.sample(self.training.replay_steps, self._chance)
+        for step, kept in enumerate(drawn, 1):
+            again = Tensors(numeric=kept[0], categories=kept[1], target=kept[2])
+            lesson = self._lesson(again, step, changed)
+            loss = self._loss(self._train(lesson), self._goal(_target(lesson), self._scale))
             taken += self._optimizer.step(loss)[1]
         return taken
 

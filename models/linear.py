@@ -19,6 +19,7 @@ from models.identity import require_same
 from models.sgd import Floats, learn_rows, predict_rows
 
 if TYPE_CHECKING:
+    from models.augment.augmentation import Augmentation
     from models.graph import Graph
 
 ASIDE = 4
@@ -65,7 +66,9 @@ class LinearLearner:
     Row by row it is River's ``StandardScaler() | LogisticRegression()`` (or ``LinearRegression``)
     with the same settings: a row is predicted with the scaler as it was before the row; then the
     scaler learns it (Welford's method), the row is scaled again, and intercept and weights take a
-    step from that score. How rows are cut into batches changes nothing.
+    step from that score. How rows are cut into batches changes nothing, unless there is an
+    `augmentation`: then intercept and weights learn each row as that has made it, after the row
+    itself was predicted and scaled.
 
     A category is a weight for each code (one-hot, not scaled); a code outside its table counts as
     code 0, unknown. Bound: no multiclass; use kind = "tabular".
@@ -75,8 +78,14 @@ class LinearLearner:
         training: ``[train]``.
         features: what it reads.
 
+    Attributes:
+        augmentation: what to learn from in place of the rows; see its `attach`.
+
     Raises: UserError for a task it does not know.
     """
+
+    soft_targets = True
+    """Learns targets between classes."""
 
     class Settings(types.Settings):
         """The learner's own keys of ``[model]``.
@@ -121,6 +130,7 @@ class LinearLearner:
         self.training = training
         self.features = features
         self.aside: deque[Batch] = deque(maxlen=ASIDE)
+        self.augmentation: Augmentation | None = None
         sizes = [len(features.numeric), *features.categories.values()]
         self._bounds = np.cumsum(sizes, dtype=np.int64)
         self._numbers = _zeros(sizes[0], int(self._bounds[-1]))
@@ -145,10 +155,12 @@ class LinearLearner:
         if not n:
             return Step(scores=np.empty(0), loss=float("nan"), steps=0, skipped="empty")
         numbers, scores = self._numbers.copy(), np.empty(n)
-        target = tensors.target.numpy().astype(np.float64)
+        lesson, changed = tensors, dict[str, int]()
+        if self.augmentation is not None:
+            lesson, changed = self.augmentation(tensors, int(numbers.scalars[0]))
         loss = learn_rows(
-            *_inputs(tensors), target, self._bounds, *self._modes, self._rates,
-            *numbers.arrays(), scores,
+            *_examples(tensors), self._bounds, *self._modes, self._rates,
+            *numbers.arrays(), scores, _examples(lesson), self.augmentation is not None,
         )  # fmt: skip
         if not math.isfinite(loss):
             self.aside.append(batch)
@@ -156,7 +168,7 @@ class LinearLearner:
                 scores=self.predict(tensors), loss=float("nan"), steps=0, skipped="non_finite"
             )
         self._numbers = numbers
-        return Step(scores=scores, loss=loss / n, steps=n)
+        return Step(scores=scores, loss=loss / n, steps=n, augmented=changed)
 
     def predict(self, tensors: Tensors) -> Floats:
         """Scores as in `Step.scores`."""
@@ -211,11 +223,11 @@ class LinearLearner:
         empty = Tensors(
             numeric=torch.empty((0, len(self.features.numeric))),
             categories=torch.empty((0, len(self.features.categories)), dtype=torch.int64),
+            target=torch.empty(0),
         )
-        numbers, scores = self._numbers.copy(), np.empty(0)
         learn_rows(
-            *_inputs(empty), scores, self._bounds, *self._modes, self._rates,
-            *numbers.arrays(), scores,
+            *_examples(empty), self._bounds, *self._modes, self._rates,
+            *self._numbers.copy().arrays(), np.empty(0), _examples(empty), False,
         )  # fmt: skip
         self.predict(empty)
 
@@ -266,6 +278,11 @@ def _zeros(numeric: int, weights: int) -> Numbers:
 
 def _inputs(tensors: Tensors) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     return tensors.numeric.numpy(), tensors.categories.numpy()
+
+
+def _examples(tensors: Tensors) -> tuple[NDArray[np.float32], NDArray[np.int64], Floats]:
+    assert tensors.target is not None
+    return *_inputs(tensors), tensors.target.numpy().astype(np.float64)
 
 
 __all__ = ["LinearLearner", "Numbers"]

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from engine.types import Features, Settings, UserError
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""(raw scores, target on the network's scale) -> mean loss, a scalar."""
+"""(raw scores, target on the network's scale) -> mean loss, a scalar. A target between classes, as
+`engine.types.Tensors` has it, costs what its classes cost, by their shares."""
 
 
 class LossSettings(Settings):
@@ -78,7 +79,16 @@ def _regression(name: str, delta: float) -> Loss:
 
 
 def _multiclass(weights: torch.Tensor | None) -> Loss:
-    return lambda raw, target: F.cross_entropy(raw, target, weights)
+    if weights is None:
+        return lambda raw, target: F.cross_entropy(raw, target)
+
+    def weighted(raw: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        if target.ndim == 1:
+            return F.cross_entropy(raw, target, weights)
+        loss = F.cross_entropy(raw, target, weights, reduction="sum")
+        return loss / (target @ weights).sum()  # as for whole classes; torch divides by the rows
+
+    return weighted
 
 
 def _binary(weights: torch.Tensor | None) -> Loss:
@@ -86,6 +96,10 @@ def _binary(weights: torch.Tensor | None) -> Loss:
         return lambda raw, target: F.binary_cross_entropy_with_logits(raw, target.float())
 
     def weighted(raw: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        if target.is_floating_point():
+            loss = -target * weights[1] * F.logsigmoid(raw)
+            loss -= (1 - target) * weights[0] * F.logsigmoid(-raw)
+            return loss.sum() / weights[0].lerp(weights[1], target).sum()
         rows = weights[target]
         loss = F.binary_cross_entropy_with_logits(raw, target.float(), rows, reduction="sum")
         return loss / rows.sum()  # a weighted mean, as for more classes

@@ -99,15 +99,22 @@ def loss_of(score: float, said: float, target: float, logistic: bool) -> float:
 
 
 @compiled
-def gradient_of(score: float, target: float, logistic: bool) -> float:
-    """The loss's derivative by the score, with River's shortcuts far from 0."""
-    if not logistic:
-        return 2 * (score - target)
-    sign = 1.0 if target > 0 else -1.0
+def pull(score: float, sign: float) -> float:
+    """Log loss's derivative by the score, with River's shortcuts far from 0."""
     margin = score * sign
     if margin > 18:
         return -sign * math.exp(-margin)
     return -sign if margin < -18 else -sign / (math.exp(margin) + 1)
+
+
+@compiled
+def gradient_of(score: float, target: float, logistic: bool) -> float:
+    """The loss's derivative by the score; of a target between the classes, of both by its share."""
+    if not logistic:
+        return 2 * (score - target)
+    if 0 < target < 1:
+        return target * pull(score, 1.0) + (1 - target) * pull(score, -1.0)
+    return pull(score, 1.0 if target > 0 else -1.0)
 
 
 @compiled
@@ -136,10 +143,14 @@ def learn_rows(
     weights: Floats,
     penalties: Floats,
     scores: Floats,
+    taught: tuple[NDArray[np.float32], Integers, Floats],
+    apart: bool,
 ) -> float:
     """Predict each row, then learn it; writes the numbers and `scores`.
 
     Args:
+        taught: numeric, categories and target to learn in place of the rows, where they are
+            `apart`; mean and variance are those of the rows all the same.
         rates: lr, intercept_lr, l1, l2, clip_gradient.
 
     Returns:
@@ -158,11 +169,14 @@ def learn_rows(
         count += 1
         if standardize:
             welford(numeric, i, count, mean, variance, inverse)
-            score = score_of(numeric, i, slots, mean, inverse, weights, intercept)
-        g = min(max(gradient_of(score, target[i], logistic), -clip), clip)
+        if apart:
+            find(taught[1], i, bounds, slots)
+        if standardize or apart:
+            score = score_of(taught[0], i, slots, mean, inverse, weights, intercept)
+        g = min(max(gradient_of(score, taught[2][i], logistic), -clip), clip)
         intercept -= intercept_lr * g
         for j in range(len(mean)):
-            z = (numeric[i, j] - mean[j]) * inverse[j]
+            z = (taught[0][i, j] - mean[j]) * inverse[j]
             weights[j] -= lr * (g * z + l2 * weights[j])
         for slot in slots:
             weights[slot] -= lr * (g + l2 * weights[slot])

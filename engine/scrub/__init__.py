@@ -6,6 +6,7 @@ STAGES = {
     "impute": "engine.scrub.impute:Impute",
     "duplicates": "engine.scrub.duplicates:Duplicates",
     "near_duplicates": "engine.scrub.similar:NearDuplicates",
+    "near_duplicate_images": "engine.scrub.similar_images:NearDuplicateImages",
     "outliers": "engine.scrub.outliers:Outliers",
     "anomalies": "engine.scrub.anomalies:Anomalies",
     "standardize": "engine.scrub.scale:Standardize",

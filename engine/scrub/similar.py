@@ -79,9 +79,10 @@ class NearDuplicates(Stateless):
         column = self.settings.column
         require(schema, [column], where=self.where)
         if schema[column] != pl.String:
+            other = "near_duplicate_images" if schema[column] == pl.Binary else "duplicates"
             raise UserError(
                 f"{self.where} expects text in column '{column}', got {schema[column]}: use a "
-                "'duplicates' stage."
+                f"'{other}' stage."
             )
         return schema
 

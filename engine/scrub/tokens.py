@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,10 @@ class Tokens(Stateless):
         most = self.settings.size if self._known is None else len(self._known)
         return dict.fromkeys(self._columns, most + 1)
 
+    def encoders(self) -> dict[str, Callable[[pl.Series], Ints]]:
+        """Column -> what numbers single tokens as those in its lists."""
+        return dict.fromkeys(self._columns, self._encoded)
+
     def apply(self, batch: Batch) -> Batch:
         lists = [self._numbered(batch.frame.get_column(name)) for name in self._columns]
         unknown = sum(n for _, n in lists)
@@ -141,6 +145,11 @@ class Tokens(Stateless):
         n = _split(text, ends, starts, stops, bounds)
         buckets = spans(text, starts[:n], stops[:n]) % np.uint64(self.settings.size)
         return _lists(column, bounds, buckets.astype(np.int64) + 1), 0
+
+    def _encoded(self, tokens: pl.Series) -> Ints:
+        if self.settings.lower and tokens.dtype == pl.String:
+            tokens = tokens.str.to_lowercase()
+        return self._hashed(tokens) if self._known is None else self._looked_up(tokens)
 
     def _split(self, column: pl.Series) -> pl.Series:
         parts = pl.col(column.name).str.split(self._between, literal=False)

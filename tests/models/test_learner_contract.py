@@ -14,6 +14,11 @@ import pytest
 import torch
 
 from engine.types import Batch, Features, Learner, Tensors, UserError
+from models.augment import Augment, Augmentation
+from models.augment.images import Crop
+from models.augment.mixing import Mixup
+from models.augment.tables import FeatureDropout, Jitter
+from models.augment.tokens import TokenDropout
 from models.balance import Balanced, SamplingSettings
 from models.graph import Graph, TensorProto
 from models.learner import TabularLearner
@@ -55,9 +60,20 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "balanced": ("tabular", "binary", {}, {"sampling": {"method": "over"}, "replay_rows": 64}),
     "smote": ("tabular", "multiclass", {}, {"sampling": {"smote": 3, "desired": {"c": 2, "a": 1}}}),
     "balanced logistic": ("linear", "binary", {}, {"sampling": {"method": "under"}}),
+    "augmented": ("tabular", "multiclass", {"dropout": 0.1}, {"augment": True, "ema": 0.5}),
+    "augmented replay": (
+        "tabular",
+        "regression",
+        {"target_transform": "standard"},
+        {"augment": True, "replay_rows": 90, "replay_steps": 2},
+    ),
+    "augmented, balanced": ("tabular", "binary", {}, {"augment": True, "sampling": {"rate": 2.0}}),
+    "augmented linear": ("linear", "regression", {}, {"augment": True}),
+    "augmented logistic": ("linear", "binary", {}, {"augment": True}),
     "nested": ("tabular", "regression", {"convolutions": [4, 6]}, {"ema": 0.9}),
     "nested classes": ("tabular", "multiclass", {"sparse_embeddings": True, "dropout": 0.1}, {}),
     "nested balanced": ("tabular", "binary", {}, {"sampling": {"smote": 2}}),
+    "nested augmented": ("tabular", "binary", {}, {"augment": True, "ema": 0.5}),
     "linear": ("linear", "regression", {}, {"l2": 0.01}),
     "logistic": ("linear", "binary", {}, {"l1": 0.001}),
     "raw logistic": ("linear", "binary", {"standardize": False}, {}),
@@ -86,10 +102,18 @@ def make(case: str, features: Features) -> Make:
     if kind is TabularLearner:
         model = {"layers": [16, 8], **model}
     sampling = train.get("sampling")
-    own = {key: value for key, value in train.items() if key != "sampling"}
+    own = {key: value for key, value in train.items() if key not in ("sampling", "augment")}
 
     def made() -> Any:
         learner = kind(kind.Settings(**model), kind.Training(**own), features)
+        if "augment" in train:
+            more = (Crop, TokenDropout) if features.nested else (Mixup,)
+            augments: list[Augment] = [
+                Jitter("noise", Jitter.Settings(scale=0.05)),
+                FeatureDropout("gaps", FeatureDropout.Settings(share=0.02)),
+                *(one(one.__name__, one.Settings()) for one in more),
+            ]
+            Augmentation(augments).attach(learner)
         return Balanced(learner, SamplingSettings(**sampling)) if sampling else learner
 
     return made

@@ -184,14 +184,17 @@ def test_machine_code_says_what_python_says(monkeypatch: pytest.MonkeyPatch) -> 
     codes = chance.integers(-1, 4, (60, 2))
     bounds = np.array([3, 6, 9], np.int64)
     rates = (0.5, 0.1, 0.01, 0.001, 2.0)
-    for logistic, standardize in itertools.product([True, False], repeat=2):
+    for logistic, standardize, apart in itertools.product([True, False], repeat=3):
         target = chance.integers(0, 2, 60).astype(np.float64)
         ends = []
         for module in (sgd, interpreted):
             numbers = [np.zeros(n) for n in (3, 3, 3, 9, 9)]
             said, again, modes = np.empty(60), np.empty(60), (logistic, standardize)
             inputs = (numeric.copy(), codes.copy())
-            loss = module.learn_rows(*inputs, target, bounds, *modes, rates, *numbers, said)
+            taught = (inputs[0] + np.float32(apart), inputs[1], np.abs(target - 0.3 * apart))
+            loss = module.learn_rows(
+                *inputs, target, bounds, *modes, rates, *numbers, said, taught, apart
+            )
             module.predict_rows(*inputs, bounds, *modes, *numbers[:4], again)
             ends.append(np.concatenate([[loss], said, again, *numbers]))
         np.testing.assert_allclose(ends[0], ends[1], rtol=1e-9, atol=1e-12)

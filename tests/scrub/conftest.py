@@ -15,6 +15,7 @@ from PIL import Image
 
 from engine.scrub import STAGES
 from engine.types import Batch, Mark, Schema
+from tests.scrub.pictures import some
 
 
 def photo(height: int = 6, width: int = 9, kind: str = "PNG", mode: str = "RGB") -> bytes:
@@ -121,6 +122,7 @@ def dirty(rows: int, seed: int) -> pl.DataFrame:
             "text": rng.choice(["red", "green", "blue", "grey", "1", "x"], rows),
             "flag": rng.random(rows) < 0.5,
             "void": pl.Series([None] * rows, dtype=pl.Float64),
+            "image": pl.Series(some(rows, seed), dtype=pl.Binary),
             "photo": pl.Series([PHOTOS[i % len(PHOTOS)] for i in range(rows)], dtype=pl.Binary),
         }
     ).with_columns(

@@ -43,6 +43,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "duplicates": ("duplicates", {"by": ["key", "n"]}),
     "window": ("duplicates", {"by": ["text"], "window": 7}),
     "near": ("near_duplicates", {"column": "text", "piece": 2, "window": 9, "hashes": 16}),
+    "near_images": ("near_duplicate_images", {"column": "image", "window": 9, "distance": 3}),
     "bounds": ("outliers", {"columns": NUMBERS, "method": "bounds", "low": -2, "high": 60}),
     "below": ("outliers", {"columns": NUMBERS, "method": "bounds", "high": 0.5}),
     "zscore": ("outliers", {"columns": NUMBERS, "method": "zscore", "min_rows": 20}),
@@ -106,7 +107,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "lag_flag": ("lag", {**LAG, "column": "flag", "by": ["key", "text"], "steps": [1]}),
 }
 ROW_BY_ROW = [case for case in CASES if case.startswith(("last", "lag", "dup", "window"))]
-ROW_BY_ROW += ["halfspace", "near"]
+ROW_BY_ROW += ["halfspace", "near", "near_images"]
 SIZES = (40, 0, 25, 1, 60)
 
 Build = Callable[[str], Stage]
@@ -304,6 +305,7 @@ def test_transforms_give_what_apply_gives(case: str, build: Build, stream: list[
         ("drop", 0),
         ("duplicates", 0),
         ("near", 0),
+        ("near_images", 0),
         ("reject", 0),
         ("zscore", 5),
         ("standardize", 5),

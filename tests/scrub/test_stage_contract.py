@@ -16,6 +16,7 @@ from engine.config import component, validate
 from engine.scrub import STAGES
 from engine.types import Affine, Batch, Clip, Codes, Fill, Mark, Power, Schema, Stage, UserError
 from tests.scrub.conftest import PHOTOS
+from tests.scrub.pictures import some
 
 WORDS = str(Path(__file__).with_name("words.txt"))
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -30,6 +31,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "impute": ("impute", {"columns": ["a", "b"], "given": ["n"], "min_rows": 10}),
     "duplicates": ("duplicates", {"by": ["key", "n"], "window": 40}),
     "near duplicates": ("near_duplicates", {"column": "key", "window": 12, "hashes": 32}),
+    "near images": ("near_duplicate_images", {"column": "image", "window": 12, "distance": 2}),
     "bounds": ("outliers", {"columns": ["a"], "method": "bounds", "low": -1.0, "high": 1.0}),
     "zscore": ("outliers", {"columns": ["a", "b"], "threshold": 1.0, "min_rows": 10}),
     "iqr": ("outliers", {"columns": ["a"], "method": "iqr", "factor": 0.5, "min_rows": 10}),
@@ -70,7 +72,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "lag, no key": ("lag", {"column": "key", "time": "n", "every": 2, "steps": [1]}),
 }
 SCHEMA: Schema = {
-    "key": pl.String(), "n": pl.Int64(), "a": pl.Float64(), "b": pl.Float64(), "photo": pl.Binary(),
+    "key": pl.String(), "n": pl.Int64(), "a": pl.Float64(), "b": pl.Float64(),
+    "image": pl.Binary(), "photo": pl.Binary(),
 }  # fmt: skip
 
 
@@ -102,6 +105,7 @@ def dirty(rows: int, seed: int) -> pl.DataFrame:
             "key": pl.select(pl.when(keys != "").then(keys)).to_series(),
             "n": np.sort(rng.integers(0, rows // 3, rows)),
             **values,
+            "image": pl.Series(some(rows, seed), dtype=pl.Binary),
             "photo": [PHOTOS[i % len(PHOTOS)] for i in range(rows)],
         }
     )
@@ -287,6 +291,10 @@ def _curve(x: pl.Expr, exponent: float) -> pl.Expr:
         ("impute", {"columns": ["a", "key"]}, "expects numbers in column 'key'"),
         ("duplicates", {"by": ["kye"]}, "needs column 'kye', which is not there. Did you mean"),
         ("near_duplicates", {"column": "a"}, "expects text in column 'a', got Float64: use a"),
+        ("near_duplicates", {"column": "image"}, "Binary: use a 'near_duplicate_images' stage."),
+        ("near_duplicate_images", {"column": "key"}, "expects encoded images (Binary) in column"),
+        ("near_duplicate_images", {"column": "imgae"}, "there. Did you mean 'image'?"),
+        ("near_duplicate_images", {"column": "image", "distance": 65}, "24 for 'distance', got 65"),
         ("outliers", {"columns": ["a"], "method": "bounds"}, "expects low < high"),
         ("standardize", {"columns": ["key"]}, "expects numbers in column 'key'"),
         ("normalize", {"columns": ["a"], "low": 1, "high": 0}, "expects low < high"),

@@ -1,0 +1,141 @@
+"""What a learner learns from in place of the rows themselves."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from pydantic import Field
+
+from engine import types
+from engine.types import Features, Learner, Tensors, UserError
+
+
+class AugmentSettings(types.Settings):
+    """Settings of every kind of augmentation.
+
+    Attributes:
+        seed: of its chance; two tables of the same seed are independent all the same.
+    """
+
+    seed: int = Field(0, ge=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """What an augment is for.
+
+    Attributes:
+        features: what the learner reads.
+        soft: whether it takes targets that are shares of classes.
+        encoders: column of lists -> what numbers its single tokens, words or whole numbers, as in
+            the lists; 0 is unknown. Of columns that a stage has numbered.
+    """
+
+    features: Features
+    soft: bool = False
+    encoders: Mapping[str, Callable[[pl.Series], NDArray[np.int64]]] = field(default_factory=dict)
+
+
+class Augment(Protocol):
+    """One change of rows on their way to be learned from. Built as ``Kind(name, settings)`` with
+    its own nested ``Settings``, a subclass of `AugmentSettings`. It has no state."""
+
+    name: str
+    """The table's."""
+    settings: Any
+
+    def bind(self, context: Context) -> None:
+        """Look up what it changes.
+
+        Raises: UserError naming table and key where it does not fit the features or the learner.
+        """
+        ...
+
+    def apply(self, tensors: Tensors, chance: np.random.Generator) -> tuple[Tensors, int]:
+        """The rows as they are to be learned, as many and in the same order, on the same device,
+        and how many of them were changed. Never edits its input in place; all chance comes from
+        `chance`."""
+        ...
+
+
+class Augmentation:
+    """The augments of a learner, one after the other::
+
+        Augmentation([Jitter("noise", Jitter.Settings(scale=0.05))]).attach(learner)
+
+    A learner scores the rows as they are and learns from what this makes of them: nothing that is
+    scored, evaluated, held out, exported or served is ever changed.
+
+    Chance is a function of the table's seed and name and of the number of the batch that is learned
+    (and of the step within it, where kept rows are learned again), by a counter-based generator
+    (Philox: Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", 2011). So there is no
+    state to save: a learner that goes on with batch i draws for it what it would have drawn.
+
+    Raises: UserError for two augments of one name.
+    """
+
+    def __init__(self, augments: Sequence[Augment]) -> None:
+        self.augments = tuple(augments)
+        names = Counter(augment.name for augment in augments)
+        for name, times in names.items():
+            if times > 1:
+                raise UserError(f"There are {times} augments named '{name}': rename one.")
+
+    def attach(
+        self,
+        learner: Learner,
+        encoders: Mapping[str, Callable[[pl.Series], NDArray[np.int64]]] | None = None,
+    ) -> None:
+        """Let the learner learn from augmented rows.
+
+        Args:
+            encoders: as in `Context`; for `synonyms` of words.
+
+        Raises: UserError where the learner has no place for it, or an augment does not fit.
+        """
+        taught: Any = learner
+        if not hasattr(taught, "augmentation"):
+            raise UserError(
+                f"[augment] needs a learner that augments, and {type(learner).__name__} has no "
+                "attribute 'augmentation': take [augment] out, or see models/README.md."
+            )
+        soft = getattr(taught, "soft_targets", False)
+        context = Context(features=taught.features, soft=soft, encoders=encoders or {})
+        for augment in self.augments:
+            augment.bind(context)
+        taught.augmentation = self
+
+    def __call__(
+        self, tensors: Tensors, number: int, step: int = 0
+    ) -> tuple[Tensors, dict[str, int]]:
+        """What to learn from, and how many rows each augment changed.
+
+        Args:
+            tensors: with targets, n rows.
+            number: of what was learned before, in batches or rows; each batch has its own.
+            step: within the batch.
+        """
+        changed = {}
+        tensors = replace(tensors, placed=None)  # a copy of the rows as they were
+        for augment in self.augments:
+            chance = chance_of(augment.settings.seed, augment.name, number, step)
+            tensors, changed[augment.name] = augment.apply(tensors, chance)
+        return tensors, changed
+
+
+def chance_of(seed: int, name: str, number: int, step: int = 0) -> np.random.Generator:
+    """A generator that depends on these four and nothing else. Each has 2**128 blocks of its own to
+    draw before it would meet the next step's."""
+    key = hashlib.sha256(f"{seed} {name}".encode()).digest()[:16]
+    counter = np.array([0, 0, step, number], np.uint64)
+    return np.random.Generator(np.random.Philox(key=np.frombuffer(key, np.uint64), counter=counter))
+
+
+__all__ = ["Augment", "AugmentSettings", "Augmentation", "Context", "chance_of"]

@@ -1,0 +1,37 @@
+"""Which features an augment changes."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.types import UserError, nearest
+
+
+def chosen(patterns: Iterable[str], names: Iterable[str], *, where: str) -> tuple[str, ...]:
+    """The features that names and globs ("count_lag_*") mean, in the model's order.
+
+    Raises: UserError for a name or glob that means no feature.
+    """
+    names, found = list(names), set[str]()
+    for pattern in patterns:
+        here = [pattern] if pattern in names else fnmatch.filter(names, pattern)
+        if not here:
+            raise UserError(
+                f"{where} columns names '{pattern}', which is none of the features of [model] that "
+                f"it can change.{nearest(pattern, names)}"
+            )
+        found.update(here)
+    return tuple(name for name in names if name in found)
+
+
+def places(patterns: Iterable[str], names: Sequence[str], *, where: str) -> NDArray[np.int64]:
+    """Where they stand among the features, ascending."""
+    found = chosen(patterns, names, where=where)
+    return np.array([names.index(name) for name in found], np.int64)
+
+
+__all__ = ["chosen", "places"]

@@ -1,0 +1,101 @@
+"""Augmentation of lists: tokens left out, swapped, replaced by their like.
+
+Functions on rows of different lengths, back to back: row i is
+``values[offsets[i]:offsets[i + 1]]``. Values have shape (total,), offsets (n + 1,) from 0; nothing
+is edited in place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+Values = NDArray[Any]
+
+
+def kept_tokens(offsets: Ints, share: float, chance: np.random.Generator) -> Bools:
+    """Which values stay where each is left out with probability `share` (random deletion: Wei and
+    Zou, "EDA: Easy Data Augmentation Techniques", 2019), shape (total,). Of a row that has any, one
+    stays: if all were to go, the last to."""
+    drawn = chance.random(int(offsets[-1]))
+    kept: Bools = drawn >= share
+    lengths = np.diff(offsets)
+    starts = offsets[:-1][lengths > 0]  # reduceat takes no empty rows
+    if len(starts):
+        row = np.repeat(np.arange(len(starts)), lengths[lengths > 0])
+        most = np.maximum.reduceat(drawn, starts)
+        kept |= ~np.logical_or.reduceat(kept, starts)[row] & (drawn == most[row])
+    return kept
+
+
+def filtered(values: Values, offsets: Ints, kept: Bools) -> tuple[Values, Ints]:
+    """The rows with those values only."""
+    return values[kept], np.concatenate(([0], np.cumsum(kept)))[offsets]
+
+
+def swapped(offsets: Ints, share: float, chance: np.random.Generator) -> Ints:
+    """Where each value comes from when neighbours of a row change places, shape (total,).
+
+    Each row is cut into pairs, from its first or second value on, whichever was drawn; each pair is
+    swapped with probability `share`. So this share of the values moves, by one place; but for the
+    ends of a row that have no partner.
+    """
+    total = int(offsets[-1])
+    lengths = np.diff(offsets)
+    place = np.arange(total) - np.repeat(offsets[:-1], lengths)
+    first = chance.integers(0, 2, len(lengths))
+    opens = (place >= np.repeat(first, lengths)) & ((place - np.repeat(first, lengths)) % 2 == 0)
+    opens &= place + 1 < np.repeat(lengths, lengths)
+    left = np.flatnonzero(opens & (chance.random(total) < share))
+    source = np.arange(total)
+    source[left], source[left + 1] = left + 1, left
+    return source
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Likes:
+    """What may stand in place of a token.
+
+    Attributes:
+        tokens: those that have any, ascending, each once, shape (k,).
+        bounds: those of token i are ``likes[bounds[i]:bounds[i + 1]]``, shape (k + 1,).
+        likes: shape (pairs,).
+    """
+
+    tokens: Ints
+    bounds: Ints
+    likes: Ints
+
+    @classmethod
+    def of(cls, tokens: Ints, likes: Ints) -> Likes:
+        """From pairs of a token and one that is like it."""
+        order = np.argsort(tokens, kind="stable")
+        some, starts = np.unique(tokens[order], return_index=True)
+        return cls(tokens=some, bounds=np.append(starts, len(tokens)), likes=likes[order])
+
+    def replaced(self, values: Ints, share: float, chance: np.random.Generator) -> Ints:
+        """Each value that has some replaced by any one of them with probability `share` (synonym
+        replacement: Wei and Zou, 2019), shape (total,)."""
+        drawn, which = chance.random(len(values)) < share, chance.random(len(values))
+        if not len(self.tokens):
+            return values
+        at = np.searchsorted(self.tokens, values).clip(max=len(self.tokens) - 1)
+        rows = np.flatnonzero(drawn & (self.tokens[at] == values))
+        start, end = self.bounds[at[rows]], self.bounds[at[rows] + 1]
+        made = values.copy()
+        made[rows] = self.likes[start + (which[rows] * (end - start)).astype(np.int64)]
+        return made
+
+
+def changed_rows(offsets: Ints, changed: Bools) -> int:
+    """How many rows one of these values lies in."""
+    sums = np.concatenate(([0], np.cumsum(changed)))[offsets]
+    return int((np.diff(sums) > 0).sum())
+
+
+__all__ = ["Likes", "changed_rows", "filtered", "kept_tokens", "swapped"]

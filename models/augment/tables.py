@@ -1,0 +1,119 @@
+"""Augmentation of tables: noise on numbers, values taken away."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+
+from engine.types import Tensors
+from models.augment.augmentation import AugmentSettings, Context
+from models.augment.columns import places
+
+
+class Jitter:
+    """Adds noise to numbers: normal, of mean 0, independent from value to value.
+
+    Sources: Bishop, "Training with Noise is Equivalent to Tikhonov Regularization", 1995.
+    """
+
+    class Settings(AugmentSettings):
+        """``[augment.NAME]`` with ``kind = "jitter"``
+
+        Attributes:
+            columns: numeric features, names or globs.
+            scale: standard deviation of the noise in the features' own unit as the model gets them:
+                for a feature that was standardized, a share of its deviation.
+            probability: of a row to be changed.
+        """
+
+        columns: tuple[str, ...] = ("*",)
+        scale: float = Field(0.1, ge=0, allow_inf_nan=False)
+        probability: float = Field(1.0, ge=0, le=1)
+
+    def __init__(self, name: str, settings: Settings) -> None:
+        self.name = name
+        self.settings = settings
+        self._at: NDArray[np.int64] = np.empty(0, np.int64)
+
+    def bind(self, context: Context) -> None:
+        """See `models.augment.augmentation.Augment`."""
+        where = f"[augment.{self.name}]"
+        self._at = places(self.settings.columns, context.features.numeric, where=where)
+
+    def apply(self, tensors: Tensors, chance: np.random.Generator) -> tuple[Tensors, int]:
+        """See `models.augment.augmentation.Augment`."""
+        settings, n = self.settings, len(tensors.numeric)
+        rows = chance.random(n) < settings.probability
+        if not settings.scale or not rows.any():
+            return tensors, 0
+        noise = chance.standard_normal((n, len(self._at)), np.float32)
+        noise *= np.where(rows, np.float32(settings.scale), np.float32(0))[:, None]
+        made, at = _parts(tensors.numeric, noise, self._at)
+        numeric = tensors.numeric + made if at is None else tensors.numeric.index_add(1, at, made)
+        return dataclasses.replace(tensors, numeric=numeric), int(rows.sum())
+
+
+class FeatureDropout:
+    """Puts a fixed value in place of some values, as if they had not been known: numbers become
+    `value`, category codes 0, the unknown one. A model learns to do without any one of them.
+
+    Sources: Vincent et al., "Extracting and Composing Robust Features with Denoising Autoencoders",
+    2008 (masking noise).
+    """
+
+    class Settings(AugmentSettings):
+        """``[augment.NAME]`` with ``kind = "feature_dropout"``
+
+        Attributes:
+            columns: features, numeric ones or categories, names or globs.
+            share: of the values that are replaced (0-1), each on its own.
+            value: what a number becomes; 0 is the mean of a feature that was standardized.
+        """
+
+        columns: tuple[str, ...] = ("*",)
+        share: float = Field(0.1, ge=0, le=1)
+        value: float = Field(0.0, allow_inf_nan=False)
+
+    def __init__(self, name: str, settings: Settings) -> None:
+        self.name = name
+        self.settings = settings
+        self._at: NDArray[np.int64] = np.empty(0, np.int64)
+
+    def bind(self, context: Context) -> None:
+        """See `models.augment.augmentation.Augment`."""
+        names = [*context.features.numeric, *context.features.categories]
+        self._at = places(self.settings.columns, names, where=f"[augment.{self.name}]")
+
+    def apply(self, tensors: Tensors, chance: np.random.Generator) -> tuple[Tensors, int]:
+        """See `models.augment.augmentation.Augment`."""
+        n, width = tensors.numeric.shape
+        drawn = chance.random((n, len(self._at)), np.float32) < self.settings.share
+        if not drawn.any():
+            return tensors, 0
+        gone = np.zeros((n, width + tensors.categories.shape[1]), np.bool_)
+        gone[:, self._at] = drawn
+        mask = torch.from_numpy(gone).to(tensors.numeric.device)
+        made = dataclasses.replace(
+            tensors,
+            numeric=tensors.numeric.masked_fill(mask[:, :width], self.settings.value),
+            categories=tensors.categories.masked_fill(mask[:, width:], 0),
+        )
+        return made, int(drawn.any(axis=1).sum())
+
+
+def _parts(
+    numeric: torch.Tensor, values: NDArray[Any], at: NDArray[np.int64]
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The values as a tensor beside `numeric`, and the columns that they are of; None for all."""
+    made = torch.from_numpy(values).to(numeric.device)
+    if len(at) == numeric.shape[1]:
+        return made, None
+    return made, torch.from_numpy(at).to(numeric.device)
+
+
+__all__ = ["FeatureDropout", "Jitter"]

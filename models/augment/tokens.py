@@ -1,0 +1,209 @@
+"""Augmentation of text, as lists of tokens: left out, swapped, replaced by a synonym."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+
+from engine.types import Features, Padded, Ragged, Tensors, UserError
+from models.augment.augmentation import AugmentSettings, Context
+from models.augment.columns import chosen
+from models.augment.ragged import Ints, Likes, changed_rows, filtered, kept_tokens, swapped
+
+Rows = tuple[NDArray[Any], Ints, int]
+"""Values, offsets, and how many rows were changed."""
+
+
+class TokenSettings(AugmentSettings):
+    """Settings of every kind that changes lists.
+
+    Attributes:
+        columns: of `ragged` and `padded` lists, names or globs.
+    """
+
+    columns: tuple[str, ...] = ("*",)
+
+
+class TokenAugment:
+    """What the kinds below have in common: lists as values and offsets, whichever way they lie."""
+
+    def __init__(self, name: str, settings: Any) -> None:
+        self.name = name
+        self.settings = settings
+        self._columns: tuple[str, ...] = ()
+
+    @property
+    def where(self) -> str:
+        """How error sentences name the table."""
+        return f"[augment.{self.name}]"
+
+    def bind(self, context: Context) -> None:
+        """See `models.augment.augmentation.Augment`."""
+        names = [*context.features.ragged, *context.features.padded]
+        self._columns = chosen(self.settings.columns, names, where=self.where)
+
+    def apply(self, tensors: Tensors, chance: np.random.Generator) -> tuple[Tensors, int]:
+        """See `models.augment.augmentation.Augment`."""
+        ragged, padded, most = dict(tensors.ragged), dict(tensors.padded), 0
+        for column in self._columns:
+            if column in ragged:
+                ragged[column], changed = self._ragged(column, ragged[column], chance)
+            else:
+                padded[column], changed = self._padded(column, padded[column], chance)
+            most = max(most, changed)
+        return dataclasses.replace(tensors, ragged=ragged, padded=padded), most
+
+    def _changed(
+        self, column: str, values: NDArray[Any], offsets: Ints, chance: np.random.Generator
+    ) -> Rows:
+        """The lists of a column changed; no longer than they were."""
+        raise NotImplementedError
+
+    def _ragged(self, column: str, rows: Ragged, chance: np.random.Generator) -> tuple[Ragged, int]:
+        given = rows.values.cpu().numpy(), rows.offsets.cpu().numpy()
+        values, offsets, changed = self._changed(column, *given, chance)
+        device = rows.values.device
+        made = Ragged(
+            values=torch.from_numpy(values).to(device), offsets=torch.from_numpy(offsets).to(device)
+        )
+        return made, changed
+
+    def _padded(self, column: str, rows: Padded, chance: np.random.Generator) -> tuple[Padded, int]:
+        mask, filled = rows.mask.cpu().numpy(), rows.values.cpu().numpy()
+        offsets = np.concatenate(([0], np.cumsum(mask.sum(axis=1, dtype=np.int64))))
+        values, ends, changed = self._changed(column, filled[mask], offsets, chance)
+        there = np.arange(mask.shape[1]) < np.diff(ends)[:, None]
+        made = np.zeros_like(filled)
+        made[there] = values
+        device = rows.values.device
+        return Padded(
+            values=torch.from_numpy(made).to(device), mask=torch.from_numpy(there).to(device)
+        ), changed
+
+
+class TokenDropout(TokenAugment):
+    """Leaves tokens out; a list that has any keeps one (Wei and Zou, "EDA: Easy Data Augmentation
+    Techniques", 2019)."""
+
+    class Settings(TokenSettings):
+        """``[augment.NAME]`` with ``kind = "token_dropout"``
+
+        Attributes:
+            share: of the tokens that are left out (0-1), each on its own.
+        """
+
+        share: float = Field(0.1, ge=0, le=1)
+
+    def _changed(
+        self, column: str, values: NDArray[Any], offsets: Ints, chance: np.random.Generator
+    ) -> Rows:
+        kept = kept_tokens(offsets, self.settings.share, chance)
+        return *filtered(values, offsets, kept), changed_rows(offsets, ~kept)
+
+
+class TokenSwap(TokenAugment):
+    """Lets tokens change places with a neighbour. What sees a list as a set, as the mean of its
+    vectors does, cannot tell the difference."""
+
+    class Settings(TokenSettings):
+        """``[augment.NAME]`` with ``kind = "token_swap"``
+
+        Attributes:
+            share: of the tokens that move (0-1), two by two.
+        """
+
+        share: float = Field(0.1, ge=0, le=1)
+
+    def _changed(
+        self, column: str, values: NDArray[Any], offsets: Ints, chance: np.random.Generator
+    ) -> Rows:
+        source = swapped(offsets, self.settings.share, chance)
+        return values[source], offsets, changed_rows(offsets, source != np.arange(len(source)))
+
+
+class Synonyms(TokenAugment):
+    """Puts in place of a token another that stands beside it in a table of yours."""
+
+    class Settings(TokenSettings):
+        """``[augment.NAME]`` with ``kind = "synonyms"``
+
+        Attributes:
+            table: a CSV (with a head line) or Parquet file: a token in the first column, what may
+                stand in its place in the second, a pair a row. Tokens are words where a 'tokens'
+                stage numbers them, else the numbers themselves.
+            share: of the tokens in the table that are replaced (0-1), each on its own.
+        """
+
+        table: str
+        share: float = Field(0.1, ge=0, le=1)
+
+    def __init__(self, name: str, settings: Any) -> None:
+        super().__init__(name, settings)
+        self._likes: dict[str, Likes] = {}
+
+    def bind(self, context: Context) -> None:
+        """See `models.augment.augmentation.Augment`."""
+        super().bind(context)
+        pairs = self._read()
+        for column in self._columns:
+            tokens, likes = (self._numbers(column, pairs[:, i], context) for i in range(2))
+            known = (tokens > 0) & (likes > 0) & (tokens != likes)
+            if not known.any():
+                raise UserError(
+                    f"{self.where} table '{self.settings.table}' has no two tokens that column "
+                    f"'{column}' knows: expected one such pair at least."
+                )
+            self._likes[column] = Likes.of(tokens[known], likes[known])
+
+    def _changed(
+        self, column: str, values: NDArray[Any], offsets: Ints, chance: np.random.Generator
+    ) -> Rows:
+        made = self._likes[column].replaced(values, self.settings.share, chance)
+        return made, offsets, changed_rows(offsets, made != values)
+
+    def _read(self) -> pl.DataFrame:
+        path = Path(self.settings.table)
+        where = f"{self.where} table '{path}'"
+        try:
+            read = pl.read_parquet if path.suffix == ".parquet" else pl.read_csv
+            pairs = read(path)
+        except (OSError, pl.exceptions.PolarsError) as error:
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise UserError(f"{where} cannot be read: {reason}.") from None
+        if pairs.width < 2:
+            raise UserError(f"{where} expects two columns, token and synonym, got {pairs.width}.")
+        return pairs[:, :2].drop_nulls()
+
+    def _numbers(self, column: str, words: pl.Series, context: Context) -> Ints:
+        """Of tokens; 0 for unknown ones."""
+        encode = context.encoders.get(column)
+        if encode is not None:
+            return encode(words)
+        if not words.dtype.is_integer():
+            raise UserError(
+                f"{self.where} table '{self.settings.table}' expects numbers, got {words.dtype}: "
+                f"no 'tokens' stage says how the words of column '{column}' are numbered."
+            )
+        numbers = words.cast(pl.Int64).to_numpy()
+        size = _size(column, context.features)
+        if len(numbers) and size and not (numbers.min() >= 0 and numbers.max() < size):
+            raise UserError(
+                f"{self.where} table '{self.settings.table}' expects ids from 0 to {size - 1} for "
+                f"column '{column}', got {numbers.min()} to {numbers.max()}."
+            )
+        return numbers
+
+
+def _size(column: str, features: Features) -> int:
+    """Number of ids of a column; 0 where it is not known."""
+    return features.ragged.get(column, features.padded.get(column, 0))
+
+
+__all__ = ["Synonyms", "TokenAugment", "TokenDropout", "TokenSettings", "TokenSwap"]
