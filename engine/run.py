@@ -174,8 +174,9 @@ class Run:
         if row * settings.batch_rows > half:
             raise UserError(
                 f"[loader] batch_rows = {settings.batch_rows} in {self.pipeline.file} makes "
-                f"batches of {row * settings.batch_rows:,} bytes of arrays, and half of memory_budget is "
-                f"{half:,}: set batch_rows = {max(1, half // row)} or less, or raise the budget."
+                f"batches of {row * settings.batch_rows:,} bytes of arrays, and half of "
+                f"memory_budget is {half:,}: set batch_rows = {max(1, half // row)} or less, or "
+                "raise the budget."
             )
 
     @cached_property
