@@ -25,6 +25,10 @@ PACKAGES = (
     "river",
     "scikit-learn",
     "datasketch",
+    "pillow",
+    "torchvision",
+    "spdl",
+    "datasets",
 )
 
 
