@@ -97,7 +97,7 @@ class SourceNode(BaseNode[Records | None]):
             self._times.idle(time.perf_counter() - start)
         else:
             self._times.add("fetch", start, cpu, len(records))
-            self._positions = {**self._positions, records.partition: records.next}
+            self._positions = {**self._positions, **records.after}
         return records
 
     def get_state(self) -> dict[str, Any]:

@@ -115,8 +115,10 @@ class RebatchNode(BaseNode[Raw]):
 
     def _cut(self, start: float, reason: str) -> Raw:
         pieces, self._pieces = tuple(self._pieces), []
-        after = {piece.partition: piece.next for piece in pieces}
-        self._positions = {**self._positions, **after}
+        positions = dict(self._positions)
+        for piece in pieces:
+            positions |= piece.after
+        self._positions = positions
         arrived = min((piece.arrived for piece in pieces), default=start)
         return Raw(
             pieces=pieces,
@@ -157,7 +159,7 @@ class RebatchNode(BaseNode[Raw]):
                 return records
             # Nothing came, or a gap without rows: only its position counts.
             if records is not None:
-                self._positions = {**self._positions, records.partition: records.next}
+                self._positions = {**self._positions, **records.after}
             if close is not None and time.monotonic() >= close:
                 return why
 

@@ -26,6 +26,7 @@ from engine.evaluation import Evaluation
 from engine.loader import Loader
 from engine.loop import Breaker, Loop, Totals, Work
 from engine.metrics import Metrics
+from engine.mix import Mix, sources_of
 from engine.nested import array_bytes, nested_features
 from engine.scrub import STAGES
 from engine.scrub.columns import spread
@@ -119,7 +120,20 @@ class Run:
 
     def _source(self) -> Source:
         table = {k: v for k, v in self.pipeline.source.items() if k != "schema"}
-        made: Source = self._component("source", table, _connectors().SOURCES)
+        if table.get("kind") == "mix":
+            return self._mixed(table)
+        return self._one_source("source", table)
+
+    def _mixed(self, table: dict[str, Any]) -> Mix:
+        sources = {
+            name: (self._one_source(f"source.sources.{name}", own), weight)
+            for name, (own, weight) in sources_of(table).items()
+        }
+        own = {k: v for k, v in table.items() if k not in ("kind", "sources")}
+        return Mix(self.pipeline.settings(Mix.Settings, own, "source"), sources)
+
+    def _one_source(self, section: str, table: dict[str, Any]) -> Source:
+        made: Source = self._component(section, table, _connectors().SOURCES)
         if hasattr(made, "whole"):
             made.whole = True  # dead letters hold records with their keys and headers
         return made
@@ -154,7 +168,8 @@ class Run:
             )
 
     def _may_repeat(self) -> None:
-        if getattr(getattr(self.source, "settings", None), "epochs", 1) == 1:
+        of = self.source if isinstance(self.source, Mix) else getattr(self.source, "settings", None)
+        if getattr(of, "epochs", 1) == 1:
             return
         for stage in self.stages:
             if getattr(stage, "once", False):

@@ -212,7 +212,7 @@ class ShuffleNode(BaseNode[Batch]):
         if end is None:
             return 0
         # What lies behind the end says that nothing more comes before it.
-        self._nexts[records.partition] = records.next
+        self._nexts |= records.after
         return int(np.searchsorted(records.positions + records.lap, end))
 
     def _fitting(self, records: Records) -> int:
@@ -227,7 +227,7 @@ class ShuffleNode(BaseNode[Batch]):
             self._room -= int(ends[n - 1])
         self._full = n < len(records) or not self._left or self._room <= 0
         if n:
-            self._nexts[records.partition] = records.marked(n)
+            self._nexts |= records.slice(0, n).after
         return n
 
     def _closed(self) -> Block:

@@ -166,6 +166,8 @@ class Records:
         headers: of each row, in the source's own bytes, or None.
         lap: added to positions on a mark, and in `next` already: of rows that are read again, so
             that a mark tells one time from another.
+        counter, counted: a number on the mark that grows by one a row, and what it is before the
+            first of these; empty for none.
     """
 
     partition: str
@@ -177,9 +179,19 @@ class Records:
     keys: Values | None = None
     headers: Values | None = None
     lap: int = 0
+    counter: str = ""
+    counted: int = 0
 
     def __len__(self) -> int:
         return len(self.positions)
+
+    @property
+    def after(self) -> dict[str, int]:
+        """What is on a mark after them."""
+        after = {self.partition: self.next}
+        if self.counter:
+            after[self.counter] = self.counted + len(self)
+        return after
 
     def marked(self, row: int) -> int:
         """The position on a mark that says to go on at `row`."""
@@ -211,6 +223,8 @@ class Records:
             keys=None if self.keys is None else self.keys.slice(start, stop),
             headers=None if self.headers is None else self.headers.slice(start, stop),
             lap=self.lap,
+            counter=self.counter,
+            counted=self.counted + start,
         )
 
 

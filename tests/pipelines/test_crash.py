@@ -82,6 +82,65 @@ path = "{folder}/out"
 columns = ["_position", "time", "key", "y"]
 """
 
+MIXED = """
+name = "mixed"
+folder = "{folder}"
+[source]
+kind = "mix"
+turn = 64
+[source.sources.much]
+kind = "files"
+path = "{data}/much-*.csv"
+weight = 3
+epochs = 2
+shuffle_files = true
+[source.sources.little]
+kind = "files"
+path = "{data}/little.csv"
+epochs = 3
+[source.schema]
+time = "int64"
+key = "string"
+a = "float64"
+b = "float64"
+y = "float64"
+[loader]
+batch_rows = 200
+shuffle_rows = 1500
+[scrub.split]
+test = 0.1
+[scrub.label]
+kind = "derive"
+columns.rare = "CASE WHEN y > 4 THEN 'yes' ELSE 'no' END"
+[scrub.missing]
+columns = ["a", "b"]
+[scrub.outliers]
+columns = ["a", "b"]
+[scrub.standardize]
+columns = ["a", "b"]
+[model]
+task = "binary"
+target = "rare"
+classes = ["no", "yes"]
+numeric = ["a", "b"]
+layers = [8]
+[train]
+optimizer = "adam"
+threads = 1
+[train.sampling]
+method = "hybrid"
+smote = 3
+[augment.jitter]
+columns = ["a", "b"]
+[checkpoint]
+every_batches = 4
+[sink]
+kind = "files"
+path = "{folder}/out"
+columns = ["_partition", "_position"]
+"""
+"""All that draws by chance: mixed, read again, shuffled, split, sampled, augmented."""
+
 
 def write_data(path: Path, rows: int) -> None:
     """Dirty rows: missing values, outliers, repeated keys, missing labels, a torn type."""
@@ -154,24 +213,21 @@ def same(a: Any, b: Any, at: str = "") -> None:
         assert a == b, at
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_killed_runs_end_where_an_uninterrupted_one_does(tmp_path: Path) -> None:
-    data = tmp_path / "data.csv"
-    write_data(data, 60_000)
+def killed_and_whole(folder: Path, pipeline: str, data: Path, kills: int) -> dict[str, Path]:
+    """Runs a pipeline at once, and again with so many SIGKILLs; their files."""
     files = {}
     for name in ("whole", "killed"):
-        files[name] = tmp_path / f"{name}.toml"
-        files[name].write_text(PIPELINE.format(folder=tmp_path / name, data=data))
+        files[name] = folder / f"{name}.toml"
+        files[name].write_text(pipeline.format(folder=folder / name, data=data))
     finish(files["whole"])
 
     chance = random.Random(11)
     killed = 0
-    while killed < KILLS:
-        folder = tmp_path / "killed" / "checkpoints"
-        seen, more = newest(folder), chance.randint(0, 2)
+    while killed < kills:
+        checkpoints = folder / "killed" / "checkpoints"
+        seen, more = newest(checkpoints), chance.randint(0, 2)
         process = start(files["killed"])
-        wait_until(lambda: newest(folder) >= seen + more, process)  # noqa: B023
+        wait_until(lambda: newest(checkpoints) >= seen + more, process)  # noqa: B023
         try:
             process.wait(timeout=chance.uniform(0, 0.05))
         except subprocess.TimeoutExpired:
@@ -182,6 +238,15 @@ def test_killed_runs_end_where_an_uninterrupted_one_does(tmp_path: Path) -> None
         process.stderr.close()
         killed += 1
     finish(files["killed"])
+    return files
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_killed_runs_end_where_an_uninterrupted_one_does(tmp_path: Path) -> None:
+    data = tmp_path / "data.csv"
+    write_data(data, 60_000)
+    files = killed_and_whole(tmp_path, PIPELINE, data, KILLS)
 
     whole, resumed = (state(files[name]) for name in ("whole", "killed"))
     for part in ("positions", "stages", "totals", "work"):
@@ -199,3 +264,22 @@ def test_killed_runs_end_where_an_uninterrupted_one_does(tmp_path: Path) -> None
     assert letters[0].equals(letters[1])
     totals = whole["totals"]
     assert totals["read"] == 60_000 == outputs[0].height + letters[0].height
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_what_draws_by_chance_draws_the_same_after_a_kill(tmp_path: Path) -> None:
+    """Every row as often as it is read, in the same order, learned from as often."""
+    for name, rows in (("much-0", 9_000), ("much-1", 5_000), ("much-2", 7_000), ("little", 6_000)):
+        write_data(tmp_path / f"{name}.csv", rows)
+    files = killed_and_whole(tmp_path, MIXED, tmp_path, 8)
+    whole, resumed = (state(files[name]) for name in ("whole", "killed"))
+    for part in ("positions", "stages", "totals", "work"):
+        same(whole[part], resumed[part], part)
+    assert whole["totals"]["read"] == 2 * 21_000 + 3 * 6_000
+    outputs = [
+        pl.read_parquet(tmp_path / name / "out" / "*.parquet") for name in ("whole", "killed")
+    ]
+    assert outputs[0].equals(outputs[1])
+    times = outputs[0].group_by("_partition", "_position").len()
+    assert set(times["len"]) == {2, 3}

@@ -1,0 +1,291 @@
+"""Several sources as one, their rows by weight.
+
+Whose turn it is depends on how many rows of each were given, and on nothing else: the one whose
+rows
+divided by its weight are fewest (stride scheduling; Waldspurger & Weihl, 1995). Those numbers are
+on
+the mark, so a restart goes on with the same rows in the same order; a source that has nothing for
+now (a topic) lets the others go on, and their order then depends on when its rows came.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import polars as pl
+from pydantic import Field
+
+from engine import types
+from engine.types import (
+    PARTITION,
+    Buffered,
+    EndOfStream,
+    Format,
+    HeadraceError,
+    Interruptible,
+    Mark,
+    Records,
+    Rejects,
+    Schema,
+    Source,
+    UserError,
+)
+
+SEPARATOR = ":"
+NAME = re.compile(r"[A-Za-z0-9_-]+")
+
+
+@dataclass(slots=True)
+class Part:
+    """One of the sources.
+
+    Attributes:
+        name: before the colon of its partitions' names.
+        given: rows of it that were given, over all restarts.
+        ended: it has no more.
+    """
+
+    name: str
+    source: Source
+    weight: float
+    given: int = 0
+    ended: bool = False
+
+    @property
+    def counter(self) -> str:
+        """Under which name `given` is on a mark."""
+        return self.name + SEPARATOR
+
+    def own(self, mark: Mark) -> Mark:
+        """What of the mark is this source's."""
+        start = len(self.counter)
+        positions = {
+            partition[start:]: position
+            for partition, position in mark.positions.items()
+            if partition.startswith(self.counter) and partition != self.counter
+        }
+        return Mark(positions=positions)
+
+
+class Mix:
+    """See `engine.types.Source`. Partitions are named ``source:partition``.
+
+    Args:
+        sources: name -> source and weight; all give the same columns.
+
+    Raises: UserError for weights that give nobody a row, and for a name that is none.
+    """
+
+    class Settings(types.Settings):
+        """``[source] kind = "mix"``; the sources are ``[source.sources.NAME]``, each a ``[source]``
+        of its own with a ``weight``.
+
+        Attributes:
+            turn: rows that one source gives before another does.
+            stop: "all" goes on with the others where a source ends; "first" ends with it.
+        """
+
+        turn: int = Field(256, ge=1)
+        stop: Literal["all", "first"] = "all"
+
+    def __init__(self, settings: Mix.Settings, sources: Mapping[str, tuple[Source, float]]) -> None:
+        self.settings = settings
+        for name, (_, weight) in sources.items():
+            if not NAME.fullmatch(name):
+                raise UserError(
+                    f"[source.sources] expects names of letters, digits, - and _, got '{name}'."
+                )
+            if not (math.isfinite(weight) and weight >= 0):
+                raise UserError(
+                    f"[source.sources.{name}] weight expects a number of 0 or more, got {weight:g}."
+                )
+        self._parts = [Part(n, source, w) for n, (source, w) in sources.items() if w > 0]
+        if not self._parts:
+            raise UserError(
+                "[source.sources] gives nobody a row: expected a weight above 0 at one at least."
+            )
+        self.format: Format = MixFormat({p.name: p.source.format for p in self._parts})
+        self._turn: Part | None = None
+        self._left = 0
+
+    @property
+    def epochs(self) -> int:
+        """How often rows are read at most."""
+        found = [getattr(getattr(p.source, "settings", None), "epochs", 1) for p in self._parts]
+        return max(found)
+
+    def schema(self, declared: Schema) -> Schema:
+        """See `engine.types.Source`; where nothing is declared, the first source says.
+
+        Raises: UserError where a source has other columns.
+        """
+        first, *rest = self._parts
+        schema = first.source.schema(declared)
+        for part in rest:
+            own = part.source.schema(schema)
+            if own != schema:
+                odd = next(c for c in {**schema, **own} if schema.get(c) != own.get(c))
+                raise UserError(
+                    f"[source.sources.{part.name}] has other columns than '{first.name}', first of "
+                    f"them '{odd}': declare those that both have in [source.schema]."
+                )
+        return schema
+
+    def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
+        """See `engine.types.Source`."""
+        waiting: set[str] = set()
+        while True:
+            part = self._next(waiting)
+            if part is None:
+                return None
+            wait = timeout if len(waiting) + 1 == len(self._alive) else 0.0
+            try:
+                records = part.source.read(min(max_rows, self._left), max_bytes, wait)
+            except EndOfStream:
+                part.ended, self._turn = True, None
+                if self.settings.stop == "first":
+                    raise
+                continue
+            if records is None:
+                waiting.add(part.name)
+                self._turn = None
+                continue
+            return self._given(part, records)
+
+    def seek(self, mark: Mark) -> None:
+        """See `engine.types.Source`."""
+        self._turn, self._left = None, 0
+        for part in self._parts:
+            part.source.seek(part.own(mark))
+            part.given, part.ended = mark.positions.get(part.counter, 0), False
+
+    def commit(self, mark: Mark) -> bool:
+        """See `engine.types.Source`; each source its own part."""
+        done = [part.source.commit(part.own(mark)) for part in self._parts]
+        return all(done)
+
+    def lag(self, mark: Mark) -> Mapping[str, int]:
+        """See `engine.types.Source`."""
+        return {
+            part.counter + partition: n
+            for part in self._parts
+            for partition, n in part.source.lag(part.own(mark)).items()
+        }
+
+    def progress(self, mark: Mark) -> float | None:
+        """Of all sources alike; with ``stop = "first"`` of the one that is furthest."""
+        shares = [part.source.progress(part.own(mark)) for part in self._parts]
+        known = [share for share in shares if share is not None]
+        if self.settings.stop == "first":
+            return max(known, default=None)
+        return sum(known) / len(known) if len(known) == len(shares) else None
+
+    def close(self) -> None:
+        """See `engine.types.Source`."""
+        for part in self._parts:
+            part.source.close()
+
+    @property
+    def nbytes(self) -> int:
+        """See `engine.types.Buffered`."""
+        return sum(p.source.nbytes for p in self._parts if isinstance(p.source, Buffered))
+
+    def bound(self, nbytes: int) -> None:
+        """See `engine.types.Buffered`; each buffer an equal share."""
+        buffered = [p.source for p in self._parts if isinstance(p.source, Buffered)]
+        for source in buffered:
+            source.bound(nbytes // len(buffered))
+
+    # -------------------------------------------------------------------------------------- inside
+
+    @property
+    def _alive(self) -> list[Part]:
+        return [part for part in self._parts if not part.ended]
+
+    def _next(self, waiting: set[str]) -> Part | None:
+        """Whose turn it is; None where nobody has anything for now. Raises: EndOfStream."""
+        if self._turn is not None and self._left > 0:
+            return self._turn
+        alive = self._alive
+        if not alive:
+            raise EndOfStream
+        ready = [part for part in alive if part.name not in waiting]
+        if not ready:
+            return None
+        turn = self.settings.turn
+        begun = [part for part in ready if part.given % turn]
+        self._turn = begun[0] if begun else min(ready, key=lambda p: p.given / p.weight)
+        self._left = turn - self._turn.given % turn
+        return self._turn
+
+    def _given(self, part: Part, records: Records) -> Records:
+        before, n = part.given, len(records)
+        part.given += n
+        self._left -= n
+        return replace(
+            records,
+            partition=part.counter + records.partition,
+            counter=part.counter,
+            counted=before,
+        )
+
+
+class MixFormat:
+    """Decodes the records of each source by its own format."""
+
+    def __init__(self, formats: Mapping[str, Format]) -> None:
+        self._formats = formats
+
+    def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
+        """See `engine.types.Format`."""
+        name, _, partition = records.partition.partition(SEPARATOR)
+        own = replace(records, partition=partition)
+        try:
+            frame, rejects = self._formats[name].decode(own, schema)
+        except HeadraceError as error:
+            raise type(error)(f"Source '{name}': {error}") from error
+        place = pl.lit(records.partition).alias(PARTITION)
+        rejects = [replace(r, rows=r.rows.with_columns(place)) for r in rejects]
+        return frame.with_columns(place), rejects
+
+    def interrupt(self) -> None:
+        """See `engine.types.Interruptible`."""
+        for part in self._formats.values():
+            if isinstance(part, Interruptible):
+                part.interrupt()
+
+    def resume(self) -> None:
+        """See `engine.types.Interruptible`."""
+        for part in self._formats.values():
+            if isinstance(part, Interruptible):
+                part.resume()
+
+
+def sources_of(table: Mapping[str, Any]) -> dict[str, tuple[dict[str, Any], float]]:
+    """Name -> ``[source]`` table and weight, of a mix's table.
+
+    Raises: UserError where there is none, or a weight is no number.
+    """
+    given = table.get("sources")
+    if not isinstance(given, Mapping) or not given:
+        raise UserError("[source] kind 'mix' expects its sources as tables [source.sources.NAME].")
+    made = {}
+    for name, part in given.items():
+        own = dict(part) if isinstance(part, Mapping) else {}
+        weight = own.pop("weight", 1.0)
+        if isinstance(weight, bool) or not isinstance(weight, int | float):
+            raise UserError(f"[source.sources.{name}] weight expects a number, got {weight!r}.")
+        if own.get("join") or own.get("kind") == "mix":
+            raise UserError(
+                f"[source.sources.{name}] expects a source of files or a topic without 'join': "
+                "what shares its partitions, or is a mix itself, cannot be mixed."
+            )
+        made[str(name)] = (own, float(weight))
+    return made
+
+
+__all__ = ["Mix", "MixFormat", "Part", "sources_of"]
