@@ -31,7 +31,7 @@ from engine.scrub import STAGES
 from engine.scrub.columns import spread
 from engine.service import Health, Heartbeat, Service
 from engine.times import Account
-from engine.transfer import Transfer
+from engine.transfer import transfer_to
 from engine.types import (
     PART,
     Batch,
@@ -254,10 +254,13 @@ class Run:
 
     @cached_property
     def transfer(self) -> Callable[[Batch], Batch] | None:
-        """What copies tensors to the learner's device; None where that is this processor, or the
-        learner sees to it by itself (it has no `device`)."""
-        device = str(getattr(self.learner, "device", "cpu")) if self.trains else "cpu"
-        return None if device == "cpu" else Transfer(device).apply
+        """What copies tensors to the model's device, ``[train] device`` or the learner's own; None
+        where that is this processor."""
+        if not self.trains:
+            return None
+        own = getattr(self._learner_kind[0], "device", "cpu")
+        made = transfer_to(str((self.pipeline.train or {}).get("device", own)))
+        return None if made is None else made.apply
 
     @cached_property
     def learner(self) -> Learner:
