@@ -383,6 +383,10 @@ class Run:
             "batch_rows": str(self.pipeline.loader.batch_rows),
             "shuffle": f"{loader.shuffle_rows} {loader.shuffle_seed}",
         }
+        for stage in self.stages:  # a stage may read a file that the pipeline's own only names
+            digest: str | None = getattr(stage, "digest", _none)()
+            if digest is not None:
+                identity[f"file for stage {stage.name}"] = digest
         if self.trains:
             identity["model"] = json.dumps(self.pipeline.model, sort_keys=True)
         if self._predictor is not None:
@@ -814,6 +818,10 @@ def _part(memory: Callable[[], Mapping[str, int]], name: str) -> int:
 
 def _state_bytes(stage: Stage) -> int:
     return size_of(stage.snapshot())
+
+
+def _none() -> None:
+    return None
 
 
 def _connectors() -> Any:
