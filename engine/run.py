@@ -32,7 +32,7 @@ from engine.scrub import STAGES
 from engine.scrub.columns import spread
 from engine.service import Health, Heartbeat, Service
 from engine.times import Account
-from engine.transfer import Transfer
+from engine.transfer import transfer_to
 from engine.types import (
     PART,
     Batch,
@@ -280,10 +280,13 @@ class Run:
 
     @cached_property
     def transfer(self) -> Callable[[Batch], Batch] | None:
-        """What copies tensors to the learner's device; None where that is this processor, or the
-        learner sees to it by itself (it has no `device`)."""
-        device = str(getattr(self.learner, "device", "cpu")) if self.trains else "cpu"
-        return None if device == "cpu" else Transfer(device).apply
+        """What copies tensors to the model's device, ``[train] device`` or the learner's own; None
+        where that is this processor."""
+        if not self.trains:
+            return None
+        own = getattr(self._learner_kind[0], "device", "cpu")
+        made = transfer_to(str((self.pipeline.train or {}).get("device", own)))
+        return None if made is None else made.apply
 
     @cached_property
     def learner(self) -> Learner:
@@ -406,6 +409,10 @@ class Run:
             "batch_rows": str(self.pipeline.loader.batch_rows),
             "shuffle": f"{loader.shuffle_rows} {loader.shuffle_seed}",
         }
+        for stage in self.stages:  # a stage may read a file that the pipeline's own only names
+            digest: str | None = getattr(stage, "digest", _none)()
+            if digest is not None:
+                identity[f"file for stage {stage.name}"] = digest
         if self.trains:
             identity["model"] = json.dumps(self.pipeline.model, sort_keys=True)
         if self._predictor is not None:
@@ -838,6 +845,10 @@ def _part(memory: Callable[[], Mapping[str, int]], name: str) -> int:
 
 def _state_bytes(stage: Stage) -> int:
     return size_of(stage.snapshot())
+
+
+def _none() -> None:
+    return None
 
 
 def _connectors() -> Any:

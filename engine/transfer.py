@@ -46,4 +46,13 @@ class Transfer:
         return replace(batch, tensors=replace(pinned, placed=placed))
 
 
-__all__ = ["Transfer"]
+def transfer_to(device: str) -> Transfer | None:
+    """For a device as ``[train] device`` names it: ``auto`` is cuda where there is one. None for
+    this processor, and for one that is not there: the learner says so in its own words."""
+    cuda = torch.cuda.is_available()
+    if device == "auto":
+        device = "cuda" if cuda else "cpu"
+    return None if device == "cpu" or (device.startswith("cuda") and not cuda) else Transfer(device)
+
+
+__all__ = ["Transfer", "transfer_to"]

@@ -418,7 +418,7 @@ def _embedding(asked: int | Mapping[str, int] | None, sizes: Mapping[str, int]) 
     for name in asked:
         if name not in sizes:
             raise UserError(
-                f"[model] embedding names '{name}', which is none of the categories."
+                f"[model] embedding names '{name}', which is none of the categories or lists."
                 f"{nearest(name, sizes)}"
             )
     return tuple(asked.get(name, embedding_width(codes)) for name, codes in sizes.items())

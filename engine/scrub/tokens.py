@@ -18,7 +18,7 @@ from engine import types
 from engine.scrub.columns import replaced, spread
 from engine.scrub.hashing import hashes, letters, spans
 from engine.scrub.stage import Stateless
-from engine.types import Batch, Schema, Snapshot, Transform, UserError
+from engine.types import Batch, Schema, Transform, UserError
 
 Ints = NDArray[np.int64]
 
@@ -97,20 +97,11 @@ class Tokens(Stateless):
         frame = replaced(batch.frame, [made for made, _ in lists])
         return batch.with_frame(frame).counted(self.name, unknown=unknown)
 
-    def snapshot(self) -> Snapshot:
-        """The vocabulary's digest; None for hashing."""
+    def digest(self) -> str | None:
+        """Of the vocabulary, which a checkpoint must have in common with it; None for hashing."""
         if self._known is None:
             return None
-        text = "\n".join(self._known.to_list())
-        return {"vocabulary": hashlib.sha256(text.encode()).hexdigest()}
-
-    def restore(self, value: Snapshot) -> None:
-        """Raises: UserError where the vocabulary is not the one it was."""
-        if value != self.snapshot():
-            raise UserError(
-                f"{self.where} vocabulary '{self.settings.vocabulary}' has changed since the "
-                "checkpoint: put the old one back, or start over (--fresh)."
-            )
+        return hashlib.sha256("\n".join(self._known.to_list()).encode()).hexdigest()
 
     def transforms(self) -> Sequence[Transform] | None:
         """None: no model file can contain it."""

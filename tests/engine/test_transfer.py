@@ -20,7 +20,7 @@ from engine.collate import Collate
 from engine.config import LoaderSettings, Pipeline
 from engine.loader import Loader
 from engine.run import Run
-from engine.transfer import Transfer
+from engine.transfer import Transfer, transfer_to
 from engine.types import Batch, Features, Step, Tensors
 from engine.verdict import judge
 
@@ -156,6 +156,12 @@ def test_a_learners_device_decides(tmp_path: Path) -> None:
     assert verdict.seconds["transfer"] == account.stages["transfer"].wall
     table["model"]["kind"] = "tabular"
     assert Run(Pipeline.of(table)).transfer is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_the_learners_to_refuse() -> None:
+    assert transfer_to("cuda") is transfer_to("auto") is transfer_to("cpu") is None
+    assert transfer_to("meta") is not None
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -241,6 +241,26 @@ def test_images_are_the_same_from_a_folder_a_parquet_column_and_a_tar(tmp_path: 
         assert other.frame["image"].equals(first.frame["image"])
 
 
+def test_another_vocabulary_is_another_pipeline(tmp_path: Path) -> None:
+    words, rows = tmp_path / "words.txt", tmp_path / "rows.ndjson"
+    words.write_text("a\nb\n")
+    pl.DataFrame({"t": ["a b", "b", "c", "a"] * 20, "y": [1.0, 2.0, 3.0, 4.0] * 20}).write_ndjson(
+        rows
+    )
+    table: dict[str, Any] = {
+        "name": "words",
+        "folder": str(tmp_path / "run"),
+        "source": {"kind": "files", "path": str(rows)},
+        "scrub": {"tokens": {"columns": ["t"], "vocabulary": str(words)}},
+        "model": {"ragged": ["t"], "target": "y"},
+    }
+    assert Run(Pipeline.of(table)).run().totals.learned == 80
+    assert Run(Pipeline.of(table)).run().resumed
+    words.write_text("b\na\n")
+    with pytest.raises(UserError, match="was written with another file for stage tokens"):
+        Run(Pipeline.of(table)).run()
+
+
 def test_rare_classes_are_drawn_from_every_kind(pipeline: Callable[..., Path]) -> None:
     sampling = '[train.sampling]\nmethod = "over"\ndesired = { cross = 3, bar = 1 }'
     assert Run(pipeline("whole", sampling)).run().totals.rejected == len(BROKEN)
