@@ -7,7 +7,7 @@ import importlib
 
 NAMES = (
     "linear", "scrub", "formats", "inputs", "loading", "memory", "tuning", "deadline", "training",
-    "inference", "kafka", "soak",
+    "inference", "augment", "kafka", "soak",
 )  # fmt: skip
 """All that run everywhere; ``gpu`` must be asked for."""
 

@@ -20,6 +20,7 @@ PACKAGES = (
     "polars",
     "torch",
     "torchdata",
+    "torchvision",
     "numba",
     "onnxruntime-gpu",
     "river",
