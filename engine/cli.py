@@ -1,4 +1,5 @@
-"""The command: ``headrace run | check | profile | folds | export | compress | replay | predict``.
+"""The command: ``headrace run | check | explore | profile | folds | export | compress | replay |
+predict``.
 
 Exit codes: 0 done (also after a signal), 1 failed, 2 the user's mistake, 3 too many rejected rows.
 """
@@ -40,6 +41,17 @@ with it and what
 would fail later. Writes nothing.
 
   headrace check deploy/pipelines/pedestrians.toml
+"""
+EXPLORE = """\
+Look once at everything in a file, or in a pipeline's source, in memory that does not grow with it:
+types, missing and different values, distributions, order and gaps in time, copies, classes,
+correlations, drift; what the pipeline's stages do with it; and a [scrub] that suits it.
+
+  headrace explore payments.parquet
+  headrace explore 'logs/*.csv.gz' --html logs.html
+  headrace explore deploy/pipelines/pedestrians.toml --json found.json
+
+A topic is read to where it ends now, without its group. Nothing is written but what you name.
 """
 EXPORT = """\
 Write the newest checkpoint's model as float32 ONNX, with imputation, clipping, scaling and category
@@ -144,6 +156,31 @@ def _check(options: argparse.Namespace) -> int:
     )
 
 
+def _explore(options: argparse.Namespace) -> int:
+    import json
+
+    from engine.config import Pipeline
+    from engine.explore import explore, page, terminal
+    from engine.progress import Progress, console
+
+    if options.rows is not None and options.rows < 1:
+        raise UserError(f"Expected --rows of 1 or more, got {options.rows}.")
+    what = options.what
+    if what.endswith(".toml"):
+        what = Pipeline.load(what, options.set)
+    with Progress() as progress:
+        found = explore(what, rows=options.rows, time=options.time, watch=progress.look)
+    for part in terminal.parts(found):
+        console().print(part, highlight=False)
+    if options.html is not None:
+        page.write(found, options.html)
+        console().print(f"Wrote {options.html}.", highlight=False, markup=False)
+    if options.json is not None:
+        options.json.write_text(json.dumps(found.plain(), indent=2, ensure_ascii=False) + "\n")
+        console().print(f"Wrote {options.json}.", highlight=False, markup=False)
+    return EXIT["done"]
+
+
 def _profile(options: argparse.Namespace) -> int:
     from engine.config import Pipeline
     from engine.profile import profile
@@ -240,6 +277,16 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--fresh", action="store_true", help="forget the checkpoints and start over")
     check = _command(commands, "check", "try a pipeline file without running it", CHECK, _check)
     check.add_argument("--rows", type=int, default=1_000, help="records in the sample (1000)")
+    explore = _command(
+        commands, "explore", "see what is in a file or a source", EXPLORE, _explore, file=False
+    )
+    explore.add_argument(
+        "what", metavar="FILE|PIPELINE", help="file or glob: CSV, NDJSON, Parquet, ...; or TOML"
+    )
+    explore.add_argument("--html", type=Path, help="write a page with plots, of one file")
+    explore.add_argument("--json", type=Path, help="write all figures as JSON")
+    explore.add_argument("--rows", type=int, help="look at the first rows only (all)")
+    explore.add_argument("--time", metavar="SQL", help="the time of a row, as an expression")
     export = _command(commands, "export", "write the trained model as ONNX", EXPORT, _export)
     export.add_argument(
         "--to", type=Path, help="the model file (default: in the pipeline's folder)"

@@ -32,8 +32,8 @@ def console() -> Console:
 
 
 class Progress:
-    """A bar on a terminal, a log line every ten seconds elsewhere. Use as a context; `watch` is the
-    loop's hook."""
+    """A bar on a terminal, a log line every ten seconds elsewhere. Use as a context; `watch` and
+    `look` are the hooks of a loop and of a survey."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)
@@ -51,6 +51,7 @@ class Progress:
         self._every = SHOW_SECONDS if self._console.is_terminal else LOG_SECONDS
         self._start = self._shown = time.monotonic()
         self._first: int | None = None
+        self._rows = 0
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -65,17 +66,29 @@ class Progress:
         self._bar.stop()
 
     def watch(self, loop: Loop, batch: Batch) -> None:
-        """Called after every batch; shows at most twice a second."""
-        now = time.monotonic()
+        """Called after every batch of a run; shows at most twice a second."""
         rows = loop.totals.read + loop.totals.grown
+        if self._due(rows, len(batch)):
+            self._show(rows, loop.source.progress(loop.mark), _quality(loop))
+
+    def look(self, batch: Batch, share: float | None) -> None:
+        """Called after every batch of a survey, with the share that is done."""
+        self._rows += batch.raw_rows
+        if self._due(self._rows, batch.raw_rows):
+            self._show(self._rows, share, [])
+
+    def _due(self, rows: int, new: int) -> bool:
+        now = time.monotonic()
         if self._first is None:
-            self._first, self._start = rows - len(batch), now
+            self._first, self._start = rows - new, now
         if now - self._shown < self._every:
-            return
+            return False
         self._shown = now
-        rate = (rows - self._first) / max(now - self._start, 1e-9)
-        said = "  ".join([f"{rows:,} rows", f"{rate:,.0f} rows/s", *_quality(loop)])
-        share = loop.source.progress(loop.mark)
+        return True
+
+    def _show(self, rows: int, share: float | None, more: list[str]) -> None:
+        rate = (rows - (self._first or 0)) / max(self._shown - self._start, 1e-9)
+        said = "  ".join([f"{rows:,} rows", f"{rate:,.0f} rows/s", *more])
         if self._console.is_terminal:
             self._bar.update(
                 self._task, total=None if share is None else 1.0, completed=share or 0.0, said=said

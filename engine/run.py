@@ -153,6 +153,17 @@ class Run:
                 "partitions: give this engine a name in the group that stays, [source] member."
             )
 
+    def _may_repeat(self) -> None:
+        if getattr(getattr(self.source, "settings", None), "epochs", 1) == 1:
+            return
+        for stage in self.stages:
+            if getattr(stage, "once", False):
+                raise UserError(
+                    f"[source] epochs in {self.pipeline.file} reads every row again, and "
+                    f"[scrub.{stage.name}] would take it for a copy or for late: write the cleaned "
+                    "rows first, with a pipeline that has no model, or leave the stage out."
+                )
+
     def _may_shuffle(self) -> None:
         if not self.pipeline.loader.shuffle_rows:
             return
@@ -442,6 +453,7 @@ class Run:
         """The loop, ready to resume and run."""
         self._may_share()
         self._may_shuffle()
+        self._may_repeat()
         loader = self.loader()
         self._bound(loader, "sink", self.sink)
         self._bound(loader, "dead letters", self.dead_letters)

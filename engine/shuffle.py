@@ -213,7 +213,7 @@ class ShuffleNode(BaseNode[Batch]):
             return 0
         # What lies behind the end says that nothing more comes before it.
         self._nexts[records.partition] = records.next
-        return int(np.searchsorted(records.positions, end))
+        return int(np.searchsorted(records.positions + records.lap, end))
 
     def _fitting(self, records: Records) -> int:
         """How many of the records fit into a new block; at least one into an empty one."""
@@ -226,15 +226,13 @@ class ShuffleNode(BaseNode[Batch]):
             self._left -= n
             self._room -= int(ends[n - 1])
         self._full = n < len(records) or not self._left or self._room <= 0
-        if n == len(records):
-            self._nexts[records.partition] = records.next
-        elif n:
-            self._nexts[records.partition] = int(records.positions[n])
+        if n:
+            self._nexts[records.partition] = records.marked(n)
         return n
 
     def _closed(self) -> Block:
         """The records, decoded and in their new order."""
-        pieces = sorted(self._pieces, key=lambda piece: (piece.partition, int(piece.positions[0])))
+        pieces = sorted(self._pieces, key=lambda piece: (piece.partition, piece.marked(0)))
         rows = sum(map(len, pieces))
         with self._times.timed("decode", rows):
             frame, rejects = self._decoder.decode(pieces)

@@ -494,15 +494,29 @@ class Quantiles(Statistic):
         columns = [self._column(j, np.asarray(q)) for j in range(len(self.low))]
         return np.stack(columns, axis=1) if columns else np.empty((len(q), 0))
 
+    def below(self, j: int, values: Floats) -> Floats:
+        """The share of column j's numbers up to each value, by the same interpolation."""
+        ranks, known = self._points(j)
+        if not len(known):
+            return np.full(len(values), np.nan)
+        return np.asarray(np.interp(values, known, ranks / ranks[-1], left=0.0, right=1.0))
+
     def _column(self, j: int, q: Floats) -> Floats:
+        ranks, values = self._points(j)
+        if not len(values):
+            return np.full(len(q), np.nan)
+        return np.asarray(np.interp(q * ranks[-1], ranks, values))
+
+    def _points(self, j: int) -> tuple[Floats, Floats]:
+        """Ranks, and the values that have them; empty where nothing was seen."""
         at = np.flatnonzero(self.weight[:, j])
         if not len(at):
-            return np.full(len(q), np.nan)
+            return np.empty(0), np.empty(0)
         weight = self.weight[at, j]
         after = np.cumsum(weight)
         ranks = np.concatenate(([0.0], after - weight / 2, after[-1:]))
         values = np.concatenate((self.low[j : j + 1], self.mean[at, j], self.high[j : j + 1]))
-        return np.asarray(np.interp(q * after[-1], ranks, values))
+        return ranks, values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

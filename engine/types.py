@@ -90,6 +90,24 @@ class Mark:
     positions: Mapping[str, int] = field(default_factory=dict)
     stages: Mapping[str, Snapshot] = field(default_factory=dict)
 
+    @classmethod
+    def joined(cls, marks: Iterable[Mark]) -> Mark:
+        """What several engines have done that share a source's partitions, for any number of them
+        to go on from.
+
+        Raises: UserError where one has a stage with a state, which is not shared.
+        """
+        positions: dict[str, int] = {}
+        for mark in marks:
+            if mark.stages:
+                raise UserError(
+                    f"Stage '{next(iter(mark.stages))}' has learned apart in each engine: expected "
+                    "stages without a state, or as many engines as before."
+                )
+            for partition, position in mark.positions.items():
+                positions[partition] = max(position, positions.get(partition, 0))
+        return cls(positions=positions)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Values:
@@ -146,6 +164,8 @@ class Records:
             None.
         keys: of each row, or None where the source has none or was not asked for them.
         headers: of each row, in the source's own bytes, or None.
+        lap: added to positions on a mark, and in `next` already: of rows that are read again, so
+            that a mark tells one time from another.
     """
 
     partition: str
@@ -156,9 +176,14 @@ class Records:
     timestamps: NDArray[np.int64] | None = None
     keys: Values | None = None
     headers: Values | None = None
+    lap: int = 0
 
     def __len__(self) -> int:
         return len(self.positions)
+
+    def marked(self, row: int) -> int:
+        """The position on a mark that says to go on at `row`."""
+        return self.next if row >= len(self) else int(self.positions[row]) + self.lap
 
     @property
     def nbytes(self) -> int:
@@ -173,12 +198,11 @@ class Records:
     def slice(self, start: int, stop: int) -> Records:
         """Rows start..stop-1, sharing memory; `next` is the position of row `stop`, or this one's
         at the end."""
-        n = len(self)
         values = self.values
         return Records(
             partition=self.partition,
             positions=self.positions[start:stop],
-            next=self.next if stop >= n else int(self.positions[stop]),
+            next=self.marked(stop),
             values=values.slice(start, stop)
             if isinstance(values, Values)
             else values.slice(start, stop - start),
@@ -186,6 +210,7 @@ class Records:
             timestamps=None if self.timestamps is None else self.timestamps[start:stop],
             keys=None if self.keys is None else self.keys.slice(start, stop),
             headers=None if self.headers is None else self.headers.slice(start, stop),
+            lap=self.lap,
         )
 
 

@@ -6,7 +6,8 @@ import csv
 import io
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,21 @@ from polars.exceptions import PolarsError
 from pydantic import Field
 
 from connectors.files.paths import find, kind, readable
-from connectors.files.table import KINDS, SortedRows, TableFile
+from connectors.files.table import KINDS, SortedRows
 from connectors.files.tar import TarShard
-from connectors.files.text import TextFile
+from connectors.files.text import COMPRESSIONS, TextFile
+from connectors.files.units import (
+    GROUPS,
+    LAP,
+    Piece,
+    Readable,
+    ShareSettings,
+    Unit,
+    line_start,
+    order,
+    pieces,
+    text_bounds,
+)
 from connectors.files.whole import WholeFiles
 from connectors.files.xml import XmlRows
 from connectors.formats.bounded import Bounded
@@ -31,7 +44,6 @@ from connectors.formats.text import Text
 from connectors.formats.webdataset import Samples
 from connectors.formats.whole import Whole
 from connectors.formats.xml import Fields, Xml, columns_of, documents
-from engine import types
 from engine.types import (
     RESERVED,
     EndOfStream,
@@ -74,7 +86,7 @@ class FilesSource:
     row group; with `order_by`, everything.
     """
 
-    class Settings(types.Settings):
+    class Settings(ShareSettings):
         """``[source] kind = "files"``
 
         Attributes:
@@ -96,6 +108,15 @@ class FilesSource:
             max_record_bytes: the longest row of text, or largest file that is a row, that is
                 accepted; what is larger is a dead letter (of CSV and formats of your own: ends the
                 run).
+            epochs: how often all files are read.
+            shuffle_files: read the files of each epoch in another order.
+            seed: of that order.
+            shards: engines that share the files, each row read by one; "env" takes WORLD_SIZE; 1 is
+                for one that may become several. Shared are row groups of Parquet, record batches of
+                Arrow, pieces of 32 MiB of
+                lines,
+                and else whole files.
+            shard: which of them this one is, from 0; "env" takes RANK.
         """
 
         path: str | tuple[str, ...]
@@ -122,16 +143,17 @@ class FilesSource:
                 f"[source] order_by is for {', '.join(SORTABLE)}, not for '{self._kind}'."
             )
         self._file_a_row = self._kind in WHOLE and settings.row is None
-        self._single = bool(settings.order_by) or self._file_a_row
-        self._names = [readable(",".join(paths))] if self._single else list(self._files)
+        self._name = readable(",".join(paths))
+        self._units = self._mine()
         self._headers: dict[str, list[str]] = {}
         self._columns: list[str] | None = None
         self._sorted: pl.DataFrame | None = None
         self._positions: Mapping[str, int] = {}
         self._totals: dict[str, int] = {}
-        self._nexts: dict[str, int] = {}
-        self._at = 0
-        self._file: TextFile | TableFile | WholeFiles | XmlRows | TarShard | None = None
+        self._epoch = self._at = 0
+        self._gave = False
+        self._order = order(len(self._units), settings, 0)
+        self._file: Readable | None = None
         self.format = self._format()
 
     # ---------------------------------------------------------------------------- the protocol
@@ -172,26 +194,35 @@ class FilesSource:
 
     def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
         """See `engine.types.Source`; a file never keeps one waiting, so never None."""
-        while self._at < len(self._names):
-            name = self._names[self._at]
-            if self._file is None:
-                self._file = self._open(name)
-                self._file.skip_to(self._positions.get(name, 0))
-            records = self._file.read(max_rows, max_bytes)
-            self._totals[name] = self._file.total
-            self._nexts[name] = self._file.next
-            if records is not None:
-                return records
-            self.close()
-            self._at += 1
+        while self._epoch < self.settings.epochs:
+            if self._at == len(self._units):
+                self._epoch, self._at = self._epoch + 1, 0
+                self._order = order(len(self._units), self.settings, self._epoch)
+                continue
+            unit = self._units[self._order[self._at]]
+            lap, position = divmod(self._positions.get(unit.name, 0), LAP)
+            if lap <= self._epoch:
+                if self._file is None:
+                    self._file = self._open(unit)
+                    self._file.skip_to(position if lap == self._epoch else 0)
+                records = self._file.read(max_rows, max_bytes)
+                self._totals[unit.name] = self._file.total
+                if records is not None:
+                    self._gave = True
+                    lap = self._epoch * LAP
+                    return replace(records, next=records.next + lap, lap=lap) if lap else records
+                self.close()
+                if not self._gave and not position:
+                    del self._totals[unit.name]  # no row, so no mark will ever name it
+            self._at, self._gave = self._at + 1, False
         raise EndOfStream
 
     def seek(self, mark: Mark) -> None:
         """See `engine.types.Source`."""
         self.close()
         self._positions = dict(mark.positions)
-        self._nexts = {}
-        self._at = 0
+        self._epoch, self._at, self._gave = 0, 0, False
+        self._order = order(len(self._units), self.settings, 0)
 
     def commit(self, mark: Mark) -> bool:
         """Nothing: a file is not changed by reading it."""
@@ -199,19 +230,31 @@ class FilesSource:
 
     def lag(self, mark: Mark) -> Mapping[str, int]:
         """Partition -> bytes (text) or rows behind the mark, of the files opened so far."""
-        done = mark.positions
-        return {n: max(0, total - done.get(n, 0)) for n, total in list(self._totals.items())}
+        behind = {}
+        for name, total in list(self._totals.items()):
+            lap, position = divmod(mark.positions.get(name, 0), LAP)
+            again = self.settings.epochs - 1 - lap
+            behind[name] = max(0, total - position) + again * total
+        return behind
 
     def progress(self, mark: Mark) -> float | None:
         """Share of the bytes of all files before the mark; inside a compressed file, a guess."""
-        sizes = [1] if self._single else [p.stat().st_size for p in self._files.values()]
-        last = max((i for i, n in enumerate(self._names) if n in mark.positions), default=-1)
-        if last < 0:
+        positions = mark.positions
+        known = [unit for unit in self._units if unit.name in positions]
+        if not known:
             return 0.0
-        name = self._names[last]
-        total = self._totals.get(name, 0)
-        within = min(1.0, mark.positions[name] / total) if total else 0.0
-        return (sum(sizes[:last]) + sizes[last] * within) / max(1, sum(sizes))
+        epoch: int = max(positions[unit.name] // LAP for unit in known)
+        places = order(len(self._units), self.settings, epoch).tolist()
+        sizes = [self._units[at].size for at in places]
+        last, within = 0, 0.0
+        for i, at in enumerate(places):
+            unit = self._units[at]
+            lap, position = divmod(positions.get(unit.name, 0), LAP)
+            if unit.name in positions and lap == epoch:
+                first, total = unit.start, self._totals.get(unit.name, 0)
+                last, within = i, (position - first) / max(1, total - first) if total else 0.0
+        done = (sum(sizes[:last]) + sizes[last] * min(1.0, max(0.0, within))) / max(1, sum(sizes))
+        return float(epoch + done) / self.settings.epochs
 
     def close(self) -> None:
         """See `engine.types.Source`."""
@@ -274,12 +317,55 @@ class FilesSource:
         header = list(self._there(guess=False))
         return Csv(defaultdict(lambda: header), self._delimiter)
 
-    def _open(self, name: str) -> TextFile | TableFile | WholeFiles | XmlRows | TarShard:
-        if self.settings.order_by:
-            return SortedRows(self._in_order(), name)
+    def _mine(self) -> list[Unit]:
+        """What this engine reads, in the order of names.
+
+        Raises: UserError where it cannot be shared or shuffled.
+        """
+        settings = self.settings
+        shard, shards = settings.place()
+        if settings.order_by:
+            if settings.shards is not None or settings.shuffle_files:
+                raise UserError(
+                    "[source] order_by reads all files at once, in that order: leave shards and "
+                    "shuffle_files out."
+                )
+            return [Unit(self._name, "")]
         if self._file_a_row:
-            return self._whole_files()
-        path = self._files[name]
+            if settings.shards is None:
+                return [Unit(self._name, "")]
+            if shards > GROUPS:
+                raise UserError(f"[source] shards: expected at most {GROUPS}, got {shards}.")
+            every = [Unit(f"{self._name}[{g}/{GROUPS}]", "", group=g) for g in range(GROUPS)]
+            return every[shard::shards]
+        if settings.shards is None:
+            return [Unit(n, n, size=p.stat().st_size) for n, p in self._files.items()]
+        return list(pieces(self._files, self._bounds))[shard::shards]
+
+    def _bounds(self, name: str, path: Path) -> Sequence[int] | None:
+        """Where a file may be cut; None for one that may not."""
+        if self._kind in KINDS:
+            table = KINDS[self._kind](path, name)
+            table.close()
+            return [int(x) for x in table.bounds]
+        lines = self._kind in ("ndjson", "text") and path.suffix not in COMPRESSIONS
+        return text_bounds(path) if lines else None
+
+    def _open(self, unit: Unit) -> Readable:
+        if unit.stop is None:
+            return self._whole_unit(unit)
+        file = self._whole_unit(unit)
+        first = unit.start
+        if self._kind not in KINDS:
+            first = line_start(self._files[unit.file], unit.start)
+        return Piece(file, unit.name, first, unit.stop)
+
+    def _whole_unit(self, unit: Unit) -> Readable:
+        if self.settings.order_by:
+            return SortedRows(self._in_order(), unit.name)
+        if self._file_a_row:
+            return self._whole_files(unit.name, unit.group)
+        name, path = unit.file, self._files[unit.file]
         if self._kind == "xml":
             return self._xml(path, name)
         if isinstance(self.format, Samples):
@@ -289,9 +375,12 @@ class FilesSource:
             return KINDS[self._kind](path, name, self._table_columns())
         return self._text(path, name)
 
-    def _whole_files(self) -> WholeFiles:
+    def _whole_files(self, name: str, group: int | None = None) -> WholeFiles:
+        """Files that are a row each, in the order of this epoch."""
+        names = list(self._files)[slice(group, None, None if group is None else GROUPS)]
+        names = [names[i] for i in order(len(names), self.settings, self._epoch)]
         limit = self.settings.max_record_bytes
-        return WholeFiles(self._files, self._names[0], max_record=limit)
+        return WholeFiles({n: self._files[n] for n in names}, name, max_record=limit)
 
     def _xml(self, path: Path, name: str, columns: list[str] | None = None) -> XmlRows:
         if columns is None:
@@ -337,7 +426,7 @@ class FilesSource:
             found = self.format.kinds(shard.sample(SAMPLE_ROWS))
             shard.close()
             return found
-        file = self._whole_files() if self._file_a_row else self._text(path, name)
+        file = self._whole_files(self._name) if self._file_a_row else self._text(path, name)
         try:
             if self._kind == "csv" and not guess:
                 return dict.fromkeys(self._headers[name], pl.String())
@@ -390,7 +479,7 @@ class FilesSource:
             elements = rows.sample(SAMPLE_ROWS)
             rows.close()
             return elements
-        files = self._whole_files()
+        files = self._whole_files(self._name)
         records = files.read(SAMPLE_ROWS, SAMPLE_BYTES)
         return documents(records) if records is not None else []
 

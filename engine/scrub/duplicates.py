@@ -28,6 +28,8 @@ class Duplicates(Stateless):
     is a value like others; NaN equals NaN.
     """
 
+    once = True
+
     class Settings(types.Settings):
         """``[scrub.NAME]`` with ``kind = "duplicates"``
 

@@ -50,6 +50,8 @@ class Lag(Stateless):
     wrong value is found with probability remembered / 2**64.
     """
 
+    once = True
+
     class Settings(types.Settings):
         """``[scrub.NAME]`` with ``kind = "lag"``
 

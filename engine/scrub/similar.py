@@ -46,6 +46,8 @@ class NearDuplicates(Stateless):
     Minwise Hashing", 2010) and 17 bytes a band, up to twice: 0.9 kB for the defaults.
     """
 
+    once = True
+
     class Settings(types.Settings):
         """``[scrub.NAME]`` with ``kind = "near_duplicates"``
 

@@ -35,6 +35,8 @@ class NearDuplicateImages(Stateless):
     Memory for each image let through in the last `window` rows: 16 bytes.
     """
 
+    once = True
+
     class Settings(types.Settings):
         """``[scrub.NAME]`` with ``kind = "near_duplicate_images"``
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import polars as pl
 from pydantic import Field
@@ -47,7 +47,14 @@ class ForgetSettings(LearnSettings):
 
 
 class Stateless:
-    """A stage without state."""
+    """A stage without state.
+
+    Attributes:
+        once: it makes sense only of rows that come once: read again, all would look like copies, or
+            late.
+    """
+
+    once: ClassVar[bool] = False
 
     def __init__(self, name: str, settings: Any) -> None:
         self.name = name

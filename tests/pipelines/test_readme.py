@@ -52,7 +52,7 @@ def shell(command: str, place: Path) -> str:
 def test_there_are_the_two_commands_and_those_of_a_pipeline() -> None:
     assert commands()[:2] == ["make demo", "make test"]
     assert [c.split()[:2] for c in commands()[2:]] == [
-        ["headrace", "check"], ["headrace", "run"], ["headrace", "run"],
+        ["headrace", "explore"], ["headrace", "check"], ["headrace", "run"], ["headrace", "run"],
         ["headrace", "profile"], ["headrace", "predict"],
     ]  # fmt: skip
 

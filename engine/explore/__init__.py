@@ -1,0 +1,6 @@
+"""``headrace explore``: what is in a file, a topic or a pipeline's source, after one pass."""
+
+from engine.explore.exploration import explore
+from engine.explore.findings import Findings
+
+__all__ = ["Findings", "explore"]

@@ -1,0 +1,201 @@
+"""When the rows happened: their order, their step, and what is missing between them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from engine.types import RESERVED
+
+PAGE = 1 << 16
+PAGES = 1_024
+"""Of 65,536 steps each: 64 MiB of steps that were seen."""
+SAMPLE = 10_000
+NAMES = ("time", "timestamp", "ts", "date", "datetime", "event_time", "created_at")
+SECONDS = (1e9, 5e9)
+"""Whole numbers in this range under such a name are seconds since 1970; a thousand times more are
+milliseconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gap:
+    """Steps that no row has.
+
+    Attributes:
+        start: the first of them, microseconds since 1970.
+        steps: how many.
+    """
+
+    start: int
+    steps: int
+
+
+def clock(frame: pl.DataFrame) -> tuple[str, pl.Expr] | None:
+    """The time of a row, as far as its columns tell: what it is made of, and an expression for
+    microseconds since 1970; None where no column looks like a time.
+
+    Args:
+        frame: the first rows.
+    """
+    schema = {c: k for c, k in frame.schema.items() if c not in RESERVED}
+    for column, kind in schema.items():
+        if isinstance(kind, pl.Datetime):
+            return column, pl.col(column).dt.epoch("us")
+    dates = [c for c, kind in schema.items() if kind == pl.Date]
+    texts = [c for c, kind in schema.items() if kind == pl.String]
+    for column in texts:
+        whole = pl.col(column).str.to_datetime(strict=False, time_unit="us")
+        if _reads(frame, column, whole) and _reads(frame, column, pl.col(column).str.find("T| ")):
+            return column, whole.dt.replace_time_zone(None).dt.epoch("us")
+        if _reads(frame, column, _date(column)):
+            dates.append(column)
+    for column in dates:
+        day = (_date(column) if schema[column] == pl.String else pl.col(column)).cast(
+            pl.Datetime("us")
+        )
+        for hour in texts:
+            if hour != column and _reads(frame, hour, _hours(hour)):
+                return f"{column} + {hour}", day.dt.epoch("us") + _hours(hour)
+        return column, day.dt.epoch("us")
+    for column, kind in schema.items():
+        if kind.is_integer() and column.lower() in NAMES and frame.height:
+            values = frame.get_column(column).drop_nulls()
+            for unit in (1, 1_000):
+                if len(values) and values.is_between(SECONDS[0] * unit, SECONDS[1] * unit).all():
+                    return column, pl.col(column).cast(pl.Int64) * (1_000_000 // unit)
+    return None
+
+
+def _date(column: str) -> pl.Expr:
+    return pl.col(column).str.to_date("%Y-%m-%d", strict=False)
+
+
+def _hours(column: str) -> pl.Expr:
+    """Microseconds since midnight of texts like ``6:00`` or ``06:00-06:59``."""
+    parts = pl.col(column).str.extract_groups(r"^(\d{1,2}):(\d{2})")
+    hour = parts.struct.field("1").cast(pl.Int64, strict=False)
+    minute = parts.struct.field("2").cast(pl.Int64, strict=False)
+    return (hour * 60 + minute) * 60_000_000
+
+
+def _reads(frame: pl.DataFrame, column: str, expr: pl.Expr) -> bool:
+    """Whether the expression has a value for nearly every text of the column."""
+    texts = frame.select(column).head(SAMPLE).drop_nulls()
+    try:
+        read = texts.select(expr).to_series()
+    except pl.exceptions.PolarsError:
+        return False
+    return texts.height > 0 and read.null_count() <= 0.01 * texts.height
+
+
+class Clock:
+    """The times of a stream.
+
+    Attributes:
+        rows: with a time; `unknown` had none.
+        late: with a time before that of an earlier row.
+        step: the usual distance between neighbours in time, microseconds; 0 where there is none,
+            None while too little is known.
+        repeated: rows at a step that an earlier row had.
+        off: rows that are not at a step.
+        cut: rows that were too far off to be counted.
+    """
+
+    def __init__(self) -> None:
+        self.rows = self.unknown = self.late = self.repeated = self.off = self.cut = 0
+        self.low: int | None = None
+        self.high: int | None = None
+        self.step: int | None = None
+        self._origin = 0
+        self._waiting: list[NDArray[np.int64]] = []
+        self._pages: dict[int, NDArray[np.bool_]] = {}
+
+    def update(self, times: pl.Series) -> None:
+        """Add rows, in their order, by their microseconds since 1970."""
+        known = times.drop_nulls().cast(pl.Int64).to_numpy()
+        self.unknown += times.null_count()
+        if not len(known):
+            return
+        before = known[0] if self.high is None else self.high
+        newest = np.maximum.accumulate(np.append(before, known))
+        self.late += int((known < newest[:-1]).sum())
+        self.low = int(min(known.min(), known[0] if self.low is None else self.low))
+        self.high = int(newest[-1])
+        self.rows += len(known)
+        if self.step is not None:
+            self._mark(known)
+            return
+        self._waiting.append(known)
+        if sum(map(len, self._waiting)) >= SAMPLE:
+            self._settle()
+
+    def close(self) -> None:
+        """No more rows."""
+        if self.step is None and self._waiting:
+            self._settle()
+
+    @property
+    def steps(self) -> int:
+        """From the first to the last time."""
+        if not self.step or self.low is None or self.high is None:
+            return 0
+        return (self.high - self.low) // self.step + 1
+
+    @property
+    def missing(self) -> int:
+        """Steps between the first and the last time that no row has."""
+        return max(0, self.steps - sum(int(page.sum()) for page in self._pages.values()))
+
+    def gaps(self) -> Iterator[Gap]:
+        """All of them, in order."""
+        if not self.step:
+            return
+        found = [
+            number * PAGE + np.flatnonzero(page) for number, page in sorted(self._pages.items())
+        ]
+        there = np.concatenate(found) if found else np.empty(0, np.int64)
+        for at in np.flatnonzero(np.diff(there) > 1):
+            first = int(there[at]) + 1
+            yield Gap(
+                start=self._origin + first * self.step, steps=int(there[at + 1] - there[at]) - 1
+            )
+
+    def _settle(self) -> None:
+        """Find the step, and mark what has waited for it."""
+        known = np.concatenate(self._waiting)
+        self._waiting = []
+        apart = np.diff(np.unique(known))
+        if not len(apart):
+            return
+        values, counts = np.unique(apart, return_counts=True)
+        if counts.max() < 0.5 * len(apart):
+            self.step = 0  # there is none
+            return
+        self.step, self._origin = int(values[counts.argmax()]), int(known[0])
+        self._mark(known)
+
+    def _mark(self, known: NDArray[np.int64]) -> None:
+        if not self.step:
+            return
+        slot, rest = np.divmod(known - self._origin, self.step)
+        self.off += int((rest != 0).sum())
+        slot = slot[rest == 0]
+        number, place = np.divmod(slot, PAGE)
+        for n in np.unique(number).tolist():
+            at = place[number == n]
+            page = self._pages.get(n)
+            if page is None:
+                if len(self._pages) == PAGES:
+                    self.cut += len(at)
+                    continue
+                page = self._pages[n] = np.zeros(PAGE, np.bool_)
+            once = np.unique(at)
+            self.repeated += len(at) - len(once) + int(page[once].sum())
+            page[once] = True
+
+
+__all__ = ["Clock", "Gap", "clock"]

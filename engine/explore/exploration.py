@@ -1,0 +1,134 @@
+"""One pass over a source: the survey, and what a pipeline's stages do meanwhile."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+
+from engine.config import LoaderSettings, Pipeline
+from engine.explore.findings import Findings, figures, left_out, related, sentences, times
+from engine.explore.suggestion import suggestion
+from engine.explore.survey import Survey
+from engine.loader import Loader
+from engine.run import Run
+from engine.types import Batch
+
+BATCH = 65_536
+
+Stages = dict[str, dict[str, int]]
+
+
+def explore(
+    what: str | Path | Pipeline,
+    *,
+    rows: int | None = None,
+    time: str | None = None,
+    watch: Callable[[Batch, float | None], None] | None = None,
+) -> Findings:
+    """Look at everything once, in memory that does not grow with the rows.
+
+    Args:
+        what: a file, folder or glob that the files source reads, or a pipeline: its source is read
+            from the start to where it ends now, its stages are tried, nothing is written and no
+            group is joined.
+        rows: to look at, the first ones; all unless given.
+        time: a SQL expression for the time of a row, where its columns do not tell.
+        watch: called after every batch, with the share of the source that is done (None: unknown).
+
+    Raises: UserError for what is not there or cannot be read; HeadraceError for a source that
+    fails.
+    """
+    pipeline = what if isinstance(what, Pipeline) else _pipeline(Path(what))
+    run = Run(_apart(pipeline))
+    survey = Survey(run.source_schema)
+    stages: Stages = {stage.name: {} for stage in run.stages}
+    rejected: dict[str, int] = {}
+    loader = Loader(
+        run.source,
+        schema=run.source_schema,
+        stages=run.stages,
+        collate=None,
+        settings=LoaderSettings(
+            # Stages see batches as they will in a run: what they know of a batch are those before.
+            batch_rows=pipeline.loader.batch_rows if run.stages else BATCH,
+            memory_budget=pipeline.loader.memory_budget,
+        ),
+        keep_raw_from=0,
+    )
+    read, waiting = 0, list[pl.DataFrame]()
+    with loader:
+        for batch in loader:
+            assert batch.raw is not None
+            left = None if rows is None else rows - read
+            waiting.append(batch.raw if left is None else batch.raw.head(left))
+            read += waiting[-1].height
+            if sum(frame.height for frame in waiting) >= BATCH:
+                survey.update(pl.concat(waiting), time=time)
+                waiting = []
+            _count(batch, stages, rejected)
+            if watch is not None:
+                done = run.source.progress(batch.mark)
+                watch(batch, done if rows is None else max(done or 0, read / rows))
+            if rows is not None and read >= rows:
+                break
+    if waiting:
+        survey.update(pl.concat(waiting), time=time)
+    survey.close()
+    return _findings(pipeline, survey, stages, rejected, rows)
+
+
+def _pipeline(path: Path) -> Pipeline:
+    if path.suffix == ".toml":
+        return Pipeline.load(path)
+    table = {"name": "explore", "source": {"kind": "files", "path": str(path)}}
+    return Pipeline.of(table, where=str(path)).model_copy(update={"name": path.name})
+
+
+def _apart(pipeline: Pipeline) -> Pipeline:
+    """Source and stages alone; a topic is read without its group, to its end."""
+    table = pipeline.table()
+    source = {k: v for k, v in table["source"].items() if k not in ("group", "join", "member")}
+    if source["kind"] == "kafka":
+        source |= {"start": "earliest", "stop": "end"}
+    made = {"name": "explore", "source": source, "scrub": table.get("scrub", {})}
+    return Pipeline.of(made, where=pipeline.file)
+
+
+def _count(batch: Batch, stages: Stages, rejected: dict[str, int]) -> None:
+    for (stage, what), n in batch.counts.items():
+        counts = stages.setdefault(stage, {})
+        counts[what] = counts.get(what, 0) + n
+    for rejects in batch.rejects:
+        counts = stages.get(rejects.stage, rejected)
+        key = rejects.reason if counts is rejected else f"rejected: {rejects.reason}"
+        counts[key] = counts.get(key, 0) + len(rejects)
+
+
+def _findings(
+    pipeline: Pipeline,
+    survey: Survey,
+    stages: Stages,
+    rejected: dict[str, int],
+    rows: int | None,
+) -> Findings:
+    found = Findings(
+        name=pipeline.name,
+        rows=survey.rows,
+        columns=figures(survey),
+        repeated=survey.seen.repeated,
+        times=times(survey),
+        related=related(survey),
+        target=(pipeline.model or {}).get("target"),
+        stages=stages,
+        rejected=rejected,
+        left_out=tuple(left_out(survey, rows)),
+    )
+    return dataclasses.replace(
+        found, sentences=tuple(sentences(found)), suggestion=suggestion(found)
+    )
+
+
+__all__ = ["explore"]

@@ -1,0 +1,526 @@
+"""What a survey comes to: figures of each column, and sentences about what a reader should know."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from engine.explore.distinct import ERROR
+from engine.explore.survey import TOGETHER, VALUES, Column, Survey
+from engine.statistics import Counts, Quantiles
+
+Floats = NDArray[np.float64]
+BINS = 40
+TOP = 8
+FENCE = 3.0
+"""Outliers lie so many quartile distances beyond the quartiles (Tukey's far out values)."""
+DRIFT = 0.2
+"""Population stability index of a slice against the whole above which a column drifts (Siddiqi,
+2006)."""
+STRONG = 0.9
+RARE = 0.5
+"""A class is rare below this part of an equal share."""
+NAMED = 4
+"""Columns that a sentence names."""
+FEW = 10
+"""Values of a column that may be classes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeline:
+    """A numeric column over the stream, a number a slice.
+
+    Attributes:
+        low, median, high: its quantiles 0.1, 0.5 and 0.9; None where a slice has no number.
+        missing: share of rows.
+    """
+
+    low: tuple[float | None, ...]
+    median: tuple[float | None, ...]
+    high: tuple[float | None, ...]
+    missing: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """A column.
+
+    Attributes:
+        name, kind: its name and type.
+        missing: rows without a value, null or NaN.
+        infinite: rows.
+        distinct: different values; `exact` or with a standard error of 0.8 %.
+        top: values and how often they occur, most frequent first; empty where too many differ.
+        others: rows with other values than those.
+        mean, deviation: of numbers.
+        quantiles: 0, 0.01, 0.25, 0.5, 0.75, 0.99 and 1, of numbers.
+        outliers: rows beyond `FENCE` quartile distances, about.
+        edges, bars: of the histogram between the quantiles 0.005 and 0.995: n + 1 numbers, n
+        shares.
+        drift: largest population stability index of a slice against the whole.
+        timeline: over the stream.
+        shortest, longest, length: of texts and bytes, in bytes; the last is the mean.
+        first, last: of times.
+    """
+
+    name: str
+    kind: str
+    missing: int
+    infinite: int = 0
+    distinct: int = 0
+    exact: bool = False
+    top: tuple[tuple[str, int], ...] = ()
+    others: int = 0
+    numbers: int = 0
+    mean: float | None = None
+    deviation: float | None = None
+    quantiles: tuple[float, ...] = ()
+    outliers: int = 0
+    edges: tuple[float, ...] = ()
+    bars: tuple[float, ...] = ()
+    drift: float | None = None
+    timeline: Timeline | None = None
+    shortest: int | None = None
+    longest: int | None = None
+    length: float | None = None
+    first: str | None = None
+    last: str | None = None
+
+    @property
+    def numeric(self) -> bool:
+        """Whether it holds numbers that were seen."""
+        return bool(self.quantiles)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Times:
+    """When the rows happened.
+
+    Attributes:
+        column: what the time is made of.
+        first, last: ISO 8601.
+        step: seconds between neighbours, None where there is no usual one.
+        late: rows behind an earlier row's time.
+        repeated: rows at a time that an earlier row had.
+        off: rows between two steps.
+        unknown: rows without a time.
+        missing: steps that no row has, of `steps`.
+        gaps: the longest ones: first step, and how many.
+    """
+
+    column: str
+    first: str
+    last: str
+    step: float | None
+    late: int
+    repeated: int
+    off: int
+    unknown: int
+    missing: int
+    steps: int
+    gaps: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Findings:
+    """All that is known of a source after one pass.
+
+    Attributes:
+        name: of the file or pipeline.
+        rows: seen.
+        columns: their figures.
+        repeated: rows that were there before, all columns equal.
+        times: None where no column tells a time.
+        related: names, and Pearson's correlation of each pair, None where there is none.
+        target: column with the label, where a pipeline names it.
+        stages: stage -> what it did, e.g. ``{"filled": 7, "rejected: duplicate": 3}``.
+        rejected: reason -> rows that could not be read.
+        sentences: what to know.
+        suggestion: a ``[scrub]`` section, TOML.
+        left_out: what was not looked at, in sentences.
+    """
+
+    name: str
+    rows: int
+    columns: tuple[Figures, ...]
+    repeated: int
+    times: Times | None
+    related: tuple[tuple[str, ...], tuple[tuple[float | None, ...], ...]]
+    target: str | None = None
+    stages: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    rejected: Mapping[str, int] = field(default_factory=dict)
+    sentences: tuple[str, ...] = ()
+    suggestion: str = ""
+    left_out: tuple[str, ...] = ()
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return asdict(self)
+
+
+def figures(survey: Survey) -> tuple[Figures, ...]:
+    """Of every column."""
+    digest = survey.digest
+    made = []
+    for name, column in survey.columns.items():
+        if name in survey.numeric:
+            made.append(_numbers(survey, digest, survey.numeric.index(name), name, column))
+        else:
+            made.append(_others(survey, name, column))
+    return tuple(made)
+
+
+def times(survey: Survey) -> Times | None:
+    """Order and gaps."""
+    found = survey.clock
+    if found is None or survey.time is None or not found.rows:
+        return None
+    assert found.low is not None
+    assert found.high is not None
+    gaps = sorted(found.gaps(), key=lambda gap: -gap.steps)[:TOP] if found.missing else []
+    return Times(
+        column=survey.time,
+        first=moment(found.low),
+        last=moment(found.high),
+        step=found.step / 1e6 if found.step else None,
+        late=found.late,
+        repeated=found.repeated,
+        off=found.off,
+        unknown=found.unknown,
+        missing=found.missing,
+        steps=found.steps,
+        gaps=tuple((moment(gap.start), gap.steps) for gap in gaps),
+    )
+
+
+def related(survey: Survey) -> tuple[tuple[str, ...], tuple[tuple[float | None, ...], ...]]:
+    """Names of numeric columns, and their correlations."""
+    names = tuple(survey.numeric[:TOGETHER])
+    rows = survey.pairs.correlation.tolist()
+    return names, tuple(tuple(_known(x) for x in row) for row in rows)
+
+
+def sentences(found: Findings) -> Iterator[str]:
+    """What to know before one learns from it."""
+    if not found.rows:
+        yield "There are no rows."
+        return
+    if found.repeated:
+        share = _percent(found.repeated, found.rows)
+        yield f"{found.repeated:,} rows are copies of an earlier row{share}."
+    if found.times is not None:
+        yield from _of_times(found.times, found.rows)
+    yield from _of_columns(found.columns, found.rows)
+    yield from _of_classes(found)
+    yield from _of_pairs(found)
+    for reason, n in found.rejected.items():
+        yield f"{n:,} records could not be read: {reason}."
+
+
+def left_out(survey: Survey, limit: int | None) -> Iterator[str]:
+    """What was not looked at."""
+    if limit is not None and survey.rows >= limit:
+        yield f"Rows after the first {survey.rows:,}: --rows was reached."
+    if survey.seen.full:
+        yield (
+            "Copies of rows that came after the first 5.9 million different ones: those are found "
+            "only if they copy one of these."
+        )
+    for name, column in survey.columns.items():
+        if column.distinct is None:
+            yield f"The inside of column '{name}' ({column.kind})."
+    many = [n for n, c in survey.columns.items() if c.counts is None and c.distinct is not None]
+    if many:
+        yield (
+            f"Which values are frequent in {len(many)} columns with {VALUES} different ones or "
+            f"more; how many differ is known within {ERROR:.1%} (one standard error)."
+        )
+    if len(survey.numeric) > TOGETHER:
+        yield f"Correlations of the columns after the first {TOGETHER} numeric ones."
+    if survey.clock is None:
+        yield "Order and gaps in time: no column looks like a time; --time says what it is."
+    elif survey.clock.cut:
+        yield f"Gaps in time around {survey.clock.cut:,} rows that are far from all others."
+    elif survey.clock.rows and not survey.clock.step:
+        yield "Gaps in time: there is no usual step between the rows."
+    if survey.numeric:
+        yield (
+            "Numbers by rank: quantiles, histograms and outliers come from digests and are right "
+            "within 0.5 % of the rows."
+        )
+
+
+def moment(microseconds: int) -> str:
+    """ISO 8601, without a zone: as the data has it."""
+    at = datetime.fromtimestamp(microseconds // 1_000_000, UTC).replace(tzinfo=None)
+    return at.replace(microsecond=microseconds % 1_000_000).isoformat(sep=" ")
+
+
+# ----------------------------------------------------------------------------------------- columns
+
+
+def _numbers(survey: Survey, digest: Quantiles, j: int, name: str, column: Column) -> Figures:
+    common = _common(survey, name, column)
+    count = int(survey.moments.count[j])
+    if not count:
+        return Figures(**common, infinite=column.infinite)
+    quantiles = digest.quantile(0, 0.005, 0.01, 0.25, 0.5, 0.75, 0.99, 0.995, 1)[:, j]
+    low, tail, first, median, third, high = (quantiles[i] for i in (0, 2, 3, 4, 5, 6))
+    reach = FENCE * (third - first)
+    outside = 0.0
+    if reach > 0:
+        inner = digest.below(j, np.array([first - reach, third + reach]))
+        outside = float(inner[0] + 1 - inner[1])
+    ends = float(quantiles[1]), float(quantiles[7])
+    edges, bars = (
+        _histogram(digest, j, *ends) if column.counts is None else _bars(column.counts, *ends)
+    )
+    return Figures(
+        **common,
+        infinite=column.infinite,
+        mean=float(survey.moments.mean[j]),
+        deviation=float(survey.moments.deviation[j]),
+        quantiles=tuple(float(x) for x in (low, tail, first, median, third, high, quantiles[8])),
+        outliers=round(outside * count),
+        edges=edges,
+        bars=bars,
+        drift=_drift(survey, digest, j),
+        timeline=_timeline(survey, j),
+    )
+
+
+def _others(survey: Survey, name: str, column: Column) -> Figures:
+    common = _common(survey, name, column)
+    known = survey.rows - column.null
+    shortest, total, longest = column.lengths or (None, 0, None)
+    return Figures(
+        **common,
+        numbers=column.numbers,
+        shortest=shortest,
+        longest=longest,
+        length=total / known if column.lengths and known else None,
+        first=None if column.low is None else str(column.low),
+        last=None if column.high is None else str(column.high),
+    )
+
+
+def _common(survey: Survey, name: str, column: Column) -> dict[str, Any]:
+    made: dict[str, Any] = {
+        "name": name,
+        "kind": str(column.kind),
+        "missing": column.null + column.nan,
+        "distinct": 0 if column.distinct is None else column.distinct.count,
+    }
+    if column.counts is not None:
+        table = column.counts.tables[0]
+        top = [(_text(v), int(n)) for v, n in table.head(TOP).iter_rows()]
+        rest = int(table["count"].sum()) - sum(n for _, n in top) if table.height else 0
+        made |= {"distinct": table.height, "exact": True, "top": tuple(top), "others": rest}
+    return made
+
+
+def _histogram(
+    digest: Quantiles, j: int, low: float, high: float
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    if not low < high:
+        return (), ()
+    edges = np.linspace(low, high, BINS + 1)
+    below = digest.below(j, np.concatenate(([np.nextafter(low, -np.inf)], edges[1:])))
+    shares = np.diff(below)
+    return tuple(edges.tolist()), tuple(np.maximum(shares, 0).tolist())
+
+
+def _bars(counts: Counts, low: float, high: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The histogram of numbers that are counted one by one."""
+    if not low < high:
+        return (), ()
+    table = counts.tables[0]
+    values, n = table["value"].cast(pl.Float64).to_numpy(), table["count"].to_numpy()
+    found, edges = np.histogram(values, BINS, (low, high), weights=n)
+    return tuple(edges.tolist()), tuple((found / n.sum()).tolist())
+
+
+def _timeline(survey: Survey, j: int) -> Timeline:
+    parts = [part.digest.quantile(0.1, 0.5, 0.9)[:, j] for part in survey.slices]
+    low, median, high = (tuple(_known(p[i]) for p in parts) for i in range(3))
+    missing = tuple(float(part.missing[j]) / part.rows for part in survey.slices)
+    return Timeline(low=low, median=median, high=high, missing=missing)
+
+
+def _drift(survey: Survey, digest: Quantiles, j: int) -> float | None:
+    """Of slices with a quarter of the largest one's rows at least."""
+    edges = np.unique(digest.quantile(*np.linspace(0.1, 0.9, 9))[:, j])
+    whole = _shares(digest, j, edges)
+    most = max(part.rows for part in survey.slices)
+    found = [0.0]
+    for part in survey.slices:
+        n = int(part.digest.count[j])
+        if 4 * part.rows < most or n < 100 or len(survey.slices) < 2:
+            continue
+        own = (_shares(part.digest, j, edges) * n + 0.5) / (n + 0.5 * len(whole))
+        base = (whole * n + 0.5) / (n + 0.5 * len(whole))
+        found.append(float(((own - base) * np.log(own / base)).sum()))
+    return max(found)
+
+
+def _shares(digest: Quantiles, j: int, edges: Floats) -> Floats:
+    below = np.concatenate(([0.0], digest.below(j, edges), [1.0]))
+    return np.maximum(np.diff(below), 0.0)
+
+
+# --------------------------------------------------------------------------------------- sentences
+
+
+def _of_times(found: Times, rows: int) -> Iterator[str]:
+    if found.late:
+        yield f"{found.late:,} rows are out of order by {found.column}{_percent(found.late, rows)}."
+    if found.unknown:
+        yield f"{found.unknown:,} rows have no time in {found.column}."
+    if found.step is None:
+        return
+    step = _duration(found.step)
+    if 0 < found.repeated <= 0.1 * rows:
+        yield f"{found.repeated:,} rows have a time in {found.column} that an earlier row had."
+    elif found.repeated:
+        each = rows / max(1, rows - found.repeated)
+        yield f"Several rows share a time in {found.column}, {each:.1f} on average."
+    if found.off:
+        yield f"{found.off:,} rows lie between two steps of {step}."
+    if found.missing:
+        longest = ", ".join(f"{n:,} from {at}" for at, n in found.gaps[:3])
+        yield (
+            f"{found.missing:,} of {found.steps:,} steps of {step} have no row; the longest gaps: "
+            f"{longest}."
+        )
+
+
+def _of_columns(columns: Sequence[Figures], rows: int) -> Iterator[str]:
+    """A sentence for each kind of trouble, the worst columns first."""
+    void = [c for c in columns if c.missing == rows]
+    if void:
+        yield "No value at all in " + _listed(void, lambda c: repr(c.name))
+    lacking = sorted((c for c in columns if 0 < c.missing < rows), key=lambda c: -c.missing)
+    if lacking:
+        yield "Values are missing in " + _listed(
+            lacking, lambda c: f"{c.name!r} ({c.missing:,} rows{_percent(c.missing, rows)})"
+        )
+    infinite = sorted((c for c in columns if c.infinite), key=lambda c: -c.infinite)
+    if infinite:
+        yield "Numbers are infinite in " + _listed(
+            infinite, lambda c: f"{c.name!r} ({c.infinite:,} rows)"
+        )
+    constant = [c for c in columns if c.exact and c.distinct == 1 and rows > 1]
+    if constant:
+        yield "Always the same value in " + _listed(
+            constant, lambda c: f"{c.name!r} ({c.top[0][0]})"
+        )
+    numbers = [c for c in columns if c.numbers and c.numbers >= 0.99 * (rows - c.missing)]
+    if numbers:
+        yield "Text that reads as numbers, to be declared so in [source.schema], in " + _listed(
+            numbers, lambda c: repr(c.name)
+        )
+    far = [c for c in columns if c.outliers >= max(1, 0.001 * rows)]
+    if far:
+        yield (
+            f"Values lie more than {FENCE:g} quartile distances beyond the quartiles in "
+            + _listed(
+                sorted(far, key=lambda c: -c.outliers),
+                lambda c: f"{c.name!r} (about {c.outliers:,}{_percent(c.outliers, rows)})",
+            )
+        )
+    moving = [c for c in columns if (c.drift or 0) > DRIFT]
+    if moving:
+        yield "Values drift over the stream in " + _listed(
+            sorted(moving, key=lambda c: -(c.drift or 0)),
+            lambda c: f"{c.name!r} (stability index {c.drift:.2f})",
+        )
+
+
+def _listed(columns: Sequence[Figures], say: Callable[[Figures], str]) -> str:
+    """The first few by name, the others by number."""
+    names = ", ".join(map(say, columns[:NAMED]))
+    rest = len(columns) - NAMED
+    return f"{names} and {rest:,} more columns." if rest > 0 else f"{names}."
+
+
+def _percent(n: int, of: int) -> str:
+    return f", {n / of:.1%}" if n >= 0.001 * of else ""
+
+
+def _of_classes(found: Findings) -> Iterator[str]:
+    for column in classes(found):
+        if found.target not in (None, column.name):
+            continue
+        value, n = column.top[-1]
+        known = found.rows - column.missing
+        if n < RARE * known / column.distinct:
+            yield (
+                f"The values of '{column.name}' are unbalanced: {value!r} is that of {n:,} rows "
+                f"only, 1 in {known / n:,.0f}."
+            )
+
+
+def classes(found: Findings) -> list[Figures]:
+    """Columns whose values may be classes: the target, or those with 2 to 10 whole values."""
+    return [
+        column
+        for column in found.columns
+        if column.exact
+        and 2 <= column.distinct <= min(FEW, len(column.top))
+        and (column.name == found.target or not column.kind.startswith(("Float", "Dec")))
+    ]
+
+
+def _of_pairs(found: Findings) -> Iterator[str]:
+    names, rows = found.related
+    pairs = [
+        (abs(r), names[i], names[j], r)
+        for i, row in enumerate(rows)
+        for j, r in enumerate(row[:i])
+        if r is not None and abs(r) >= STRONG
+    ]
+    for _, a, b, r in sorted(pairs, reverse=True)[:TOP]:
+        yield f"Columns '{b}' and '{a}' say nearly the same: correlation {r:.2f}."
+    if len(pairs) > TOP:
+        yield f"So do {len(pairs) - TOP:,} more pairs."
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("day", 86_400), ("hour", 3_600), ("minute", 60), ("second", 1)):
+        if seconds >= size and seconds % size == 0:
+            n = int(seconds // size)
+            return f"one {unit}" if n == 1 else f"{n} {unit}s"
+    return f"{seconds:g} s"
+
+
+def _known(x: float) -> float | None:
+    return float(x) if math.isfinite(x) else None
+
+
+def _text(value: object) -> str:
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+__all__ = [
+    "BINS",
+    "DRIFT",
+    "Figures",
+    "Findings",
+    "Timeline",
+    "Times",
+    "classes",
+    "figures",
+    "left_out",
+    "moment",
+    "related",
+    "sentences",
+    "times",
+]

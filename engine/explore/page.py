@@ -1,0 +1,150 @@
+"""Findings as one page of HTML that needs nothing else: no script, no font, no picture from
+elsewhere.
+
+All that comes from the data is escaped by the template, names of columns too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined, Template
+from markupsafe import Markup
+
+from engine.explore.findings import Figures, Findings, Timeline
+from engine.explore.terminal import number
+from engine.types import UserError
+
+WIDTH, HEIGHT = 280.0, 64.0
+STRIP = 44.0
+
+
+def write(found: Findings, path: Path) -> None:
+    """Raises: UserError where it cannot be written."""
+    try:
+        path.write_text(page(found), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"The page cannot be written to '{path}': {error.strerror}.") from None
+
+
+def page(found: Findings) -> str:
+    """The HTML."""
+    return template().render(
+        found=found,
+        histogram=histogram,
+        timeline=timeline,
+        calendar=calendar,
+        heat=heat,
+        number=number,
+        percent=percent,
+    )
+
+
+def template() -> Template:
+    """Of the page; whatever is put in is escaped."""
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(
+        files("engine.explore").joinpath("page.html").read_text(encoding="utf-8")
+    )
+
+
+def histogram(column: Figures) -> Markup:
+    """Bars of the numbers' shares."""
+    most = max(column.bars, default=0.0) or 1.0
+    wide = WIDTH / max(1, len(column.bars))
+    drawn = [
+        f'<rect x="{i * wide:.2f}" y="{HEIGHT - bar / most * HEIGHT:.2f}" '
+        f'width="{max(wide - 1, 1):.2f}" height="{bar / most * HEIGHT:.2f}"/>'
+        for i, bar in enumerate(column.bars)
+    ]
+    return _svg("bars", HEIGHT, drawn)
+
+
+def timeline(line: Timeline) -> Markup:
+    """The median and what lies between the quantiles 0.1 and 0.9, over the stream; missing values
+    as
+    a strip below."""
+    known = [x for x in (*line.low, *line.high) if x is not None]
+    n = len(line.median)
+    if not known or n < 2:
+        return Markup("")
+    low, high = min(known), max(known)
+    span = (high - low) or 1.0
+    wide = WIDTH / n
+
+    def at(i: int, x: float) -> str:
+        return f"{(i + 0.5) * wide:.1f},{STRIP - (x - low) / span * STRIP:.1f}"
+
+    drawn = []
+    for run in _runs(line):
+        upper = [at(i, line.high[i] or 0.0) for i in run]
+        lower = [at(i, line.low[i] or 0.0) for i in reversed(run)]
+        drawn.append(f'<polygon class="band" points="{" ".join(upper + lower)}"/>')
+        middle = " ".join(at(i, line.median[i] or 0.0) for i in run)
+        drawn.append(f'<polyline points="{middle}"/>')
+    drawn += [
+        f'<rect class="gap" x="{i * wide:.2f}" y="{STRIP + 3:.1f}" width="{wide:.2f}" height="5" '
+        f'opacity="{max(0.15, share):.2f}"/>'
+        for i, share in enumerate(line.missing)
+        if share > 0
+    ]
+    return _svg("line", STRIP + 8, drawn)
+
+
+def calendar(found: Findings) -> Markup:
+    """The longest gaps on the line of time."""
+    times = found.times
+    if times is None or not times.gaps:
+        return Markup("")
+    from datetime import datetime
+
+    first, last = datetime.fromisoformat(times.first), datetime.fromisoformat(times.last)
+    whole = max((last - first).total_seconds(), 1.0)
+    wide = 4 * WIDTH
+    drawn = [f'<rect class="track" x="0" y="8" width="{wide:.0f}" height="8" rx="4"/>']
+    for start, steps in times.gaps:
+        x = (datetime.fromisoformat(start) - first).total_seconds() / whole * wide
+        length = max(3.0, steps * (times.step or 0.0) / whole * wide)
+        drawn.append(
+            f'<rect class="gap" x="{x:.1f}" y="2" width="{length:.1f}" height="20" rx="1.5"/>'
+        )
+    return _svg("calendar", 24, drawn, wide)
+
+
+def heat(value: float | None) -> str:
+    """How strong a correlation is, as one of the page's classes: -5 ... 5."""
+    return "none" if value is None else f"h{round(abs(value) * 5)}{'n' if value < 0 else 'p'}"
+
+
+def percent(n: float, of: float) -> str:
+    """Short; what is there is never 0 %."""
+    share = n / of if of else 0.0
+    return "<0.1 %" if 0 < share < 0.001 else f"{100 * share:.1f} %"
+
+
+def _runs(line: Timeline) -> Sequence[list[int]]:
+    """Slices that have numbers, neighbours together."""
+    runs: list[list[int]] = []
+    for i, x in enumerate(line.median):
+        if x is None:
+            continue
+        if runs and runs[-1][-1] == i - 1:
+            runs[-1].append(i)
+        else:
+            runs.append([i])
+    return runs
+
+
+def _svg(kind: str, height: float, drawn: Sequence[str], width: float = WIDTH) -> Markup:
+    """Markup of numbers alone: no text of the data comes in here."""
+    return Markup(
+        f'<svg class="{kind}" viewBox="0 0 {width:.0f} {height:.0f}" '
+        f'preserveAspectRatio="none" aria-hidden="true">{"".join(drawn)}</svg>'
+    )
+
+
+__all__ = ["page", "write"]

