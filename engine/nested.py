@@ -69,6 +69,18 @@ def check(features: Features, schema: Schema) -> None:
             )
 
 
+def array_bytes(schema: Schema) -> int:
+    """Bytes of the arrays of one row."""
+    total = 0
+    for kind in schema.values():
+        if isinstance(kind, pl.Array):
+            flat: pl.DataType = kind
+            while isinstance(flat, pl.Array):
+                flat = flat.inner  # type: ignore[assignment]
+            total += int(np.prod(kind.shape)) * pl.Series(dtype=flat).to_numpy().itemsize
+    return total
+
+
 def _shape(column: str, kind: pl.DataType) -> tuple[int, int, int]:
     """Channels, height, width."""
     flat = kind.inner if isinstance(kind, pl.Array) else None
@@ -228,4 +240,14 @@ def _cut(column: pl.Series, max_length: int | None) -> tuple[NDArray[Any], NDArr
     return kept, ends, len(values) - len(kept)
 
 
-__all__ = ["bad_rows", "bucket", "check", "image", "nested_features", "padded", "ragged", "sparse"]
+__all__ = [
+    "array_bytes",
+    "bad_rows",
+    "bucket",
+    "check",
+    "image",
+    "nested_features",
+    "padded",
+    "ragged",
+    "sparse",
+]

@@ -26,7 +26,7 @@ from engine.evaluation import Evaluation
 from engine.loader import Loader
 from engine.loop import Breaker, Loop, Totals, Work
 from engine.metrics import Metrics
-from engine.nested import nested_features
+from engine.nested import array_bytes, nested_features
 from engine.scrub import STAGES
 from engine.scrub.columns import spread
 from engine.service import Health, Heartbeat, Service
@@ -176,6 +176,18 @@ class Run:
             raise UserError(
                 f"[loader] shuffle_rows in {self.pipeline.file} needs partitions that stay, and "
                 "[source] join shares them: take one of the two out."
+            )
+
+    def _may_hold(self) -> None:
+        """A batch is cut while it is raw; what an image becomes may be a hundred times that."""
+        settings = self.pipeline.loader
+        row, half = array_bytes(self.schema), int(settings.memory_budget) // 2
+        if row * settings.batch_rows > half:
+            raise UserError(
+                f"[loader] batch_rows = {settings.batch_rows} in {self.pipeline.file} makes "
+                f"batches of {row * settings.batch_rows:,} bytes of arrays, and half of "
+                f"memory_budget is {half:,}: set batch_rows = {max(1, half // row)} or less, or "
+                "raise the budget."
             )
 
     @cached_property
@@ -434,6 +446,7 @@ class Run:
 
     def loader(self) -> Loader:
         """A loader of this pipeline's batches, for a loop of your own."""
+        self._may_hold()
         loader = Loader(
             self.source,
             schema=self.source_schema,

@@ -536,8 +536,8 @@ def _shared(frame: pl.DataFrame, images: Mapping[str, torch.Tensor]) -> int:
     """Bytes of images that lie in the frame's memory."""
     shared = 0
     for name, image in images.items():
-        if name in frame.columns and frame.height:
-            place = frame.get_column(name).to_numpy().__array_interface__["data"][0]
+        if name in frame.columns and (column := frame.get_column(name)).n_chunks() == 1:
+            place = column.to_numpy().__array_interface__["data"][0]
             shared += image.nbytes if place == image.data_ptr() else 0
     return shared
 

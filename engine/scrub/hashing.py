@@ -65,19 +65,28 @@ def letters(column: pl.Series) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 def _texts(column: pl.Series) -> Hashes:
     """Sum of a random number for each pair of byte and place (Zobrist, 1970), mixed."""
     text, ends = letters(column)
-    hashed = np.empty(len(column), np.uint64)
-    _zobrist(text, ends, hashed)
+    return _summed(text, ends[:-1], ends[1:])
+
+
+def spans(text: NDArray[np.uint8], starts: NDArray[np.int64], stops: NDArray[np.int64]) -> Hashes:
+    """One hash for each ``text[starts[i]:stops[i]]``: that of `hashes` for a column of these."""
+    return mix(_summed(text, starts, stops))
+
+
+def _summed(text: NDArray[np.uint8], starts: NDArray[np.int64], stops: NDArray[np.int64]) -> Hashes:
+    hashed = np.empty(len(starts), np.uint64)
+    _zobrist(text, starts, stops, hashed)
     return hashed
 
 
 @numba.njit(nogil=True, cache=True)
-def _zobrist(text, ends, out):  # type: ignore[no-untyped-def]
+def _zobrist(text, starts, stops, out):  # type: ignore[no-untyped-def]
     """The hash of each text into out, shape (n,); the mixing is `mix`'s."""
     golden = np.uint64(0x9E3779B97F4A7C15)
     first, second = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
     for i in range(out.shape[0]):
-        start, total = ends[i], np.uint64(0)
-        length = np.uint64(ends[i + 1] - start)
+        start, total = starts[i], np.uint64(0)
+        length = np.uint64(stops[i] - start)
         for place in range(length):
             z = np.uint64(text[start + place]) + (np.uint64(place) << np.uint64(8)) + golden
             z = (z ^ (z >> np.uint64(30))) * first
@@ -89,4 +98,4 @@ def _zobrist(text, ends, out):  # type: ignore[no-untyped-def]
         out[i] = z ^ (z >> np.uint64(31))
 
 
-__all__ = ["Hashes", "hashes", "letters", "mix"]
+__all__ = ["Hashes", "hashes", "letters", "mix", "spans"]

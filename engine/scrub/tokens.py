@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 import polars as pl
 import pyarrow as pa
@@ -15,7 +16,7 @@ from pydantic import Field
 
 from engine import types
 from engine.scrub.columns import replaced, spread
-from engine.scrub.hashing import hashes
+from engine.scrub.hashing import hashes, letters, spans
 from engine.scrub.stage import Stateless
 from engine.types import Batch, Schema, Snapshot, Transform, UserError
 
@@ -120,6 +121,8 @@ class Tokens(Stateless):
         text = column.dtype == pl.String
         if text:
             column = column.str.to_lowercase() if self.settings.lower else column
+            if self.settings.split == "whitespace" and self._known is None:
+                return self._walked(column)
             column = self._split(column)
         lists: Any = column.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())
         bounds: Ints = np.asarray(lists.offsets)
@@ -131,9 +134,17 @@ class Tokens(Stateless):
         elif not text and tokens.dtype == pl.String and self.settings.lower:
             tokens = tokens.str.to_lowercase()
         numbers = self._hashed(tokens) if self._known is None else self._looked_up(tokens)
-        null = column.is_null().to_numpy()
-        made = pa.LargeListArray.from_arrays(bounds, numbers, mask=pa.array(null))
-        return pl.Series(column.name, made), int((numbers == 0).sum())
+        return _lists(column, bounds, numbers), int((numbers == 0).sum())
+
+    def _walked(self, column: pl.Series) -> tuple[pl.Series, int]:
+        """The same for whitespace and hashing, by one walk over the letters: no text is made of a
+        token."""
+        text, ends = letters(column)
+        starts = np.empty(len(text) // 2 + len(column) + 1, np.int64)
+        stops, bounds = np.empty_like(starts), np.empty(len(column) + 1, np.int64)
+        n = _split(text, ends, starts, stops, bounds)
+        buckets = spans(text, starts[:n], stops[:n]) % np.uint64(self.settings.size)
+        return _lists(column, bounds, buckets.astype(np.int64) + 1), 0
 
     def _encoded(self, tokens: pl.Series) -> Ints:
         if self.settings.lower and tokens.dtype == pl.String:
@@ -170,6 +181,61 @@ class Tokens(Stateless):
             twice = known.filter(known.is_duplicated())[0]
             raise UserError(f"{where} has the token '{twice}' twice: take one out.")
         return known
+
+
+def _lists(column: pl.Series, bounds: Ints, numbers: Ints) -> pl.Series:
+    """The numbers as lists, null where the column is."""
+    null = pa.array(column.is_null().to_numpy())
+    return pl.Series(column.name, pa.LargeListArray.from_arrays(bounds, numbers, mask=null))
+
+
+@numba.njit(nogil=True, cache=True)
+def _split(text, ends, starts, stops, bounds):  # type: ignore[no-untyped-def]
+    """Where tokens between whitespace start and stop, and which of them are each row's; how many
+    there are."""
+    n = 0
+    for i in range(ends.shape[0] - 1):
+        bounds[i] = n
+        at, stop = ends[i], ends[i + 1]
+        while at < stop:
+            space = _space(text, at, stop)
+            if space:
+                at += space
+                continue
+            starts[n] = at
+            at += 1
+            while at < stop and not _space(text, at, stop):
+                at += 1
+            stops[n] = at
+            n += 1
+    bounds[-1] = n
+    return n
+
+
+@numba.njit(nogil=True, inline="always")
+def _space(text, at, stop):  # type: ignore[no-untyped-def]
+    """Bytes of the whitespace that starts here, 0 where none does: Unicode's White_Space, in
+    UTF-8."""
+    a = text[at]
+    if 0x20 < a < 0xC2:  # nearly all
+        return 0
+    if a <= 0x20:
+        return 1 if a == 0x20 or 0x09 <= a <= 0x0D else 0
+    if a > 0xE3 or at + 1 >= stop:
+        return 0
+    b = text[at + 1]
+    if a == 0xC2:
+        return 2 if b == 0x85 or b == 0xA0 else 0
+    if a < 0xE1 or at + 2 >= stop:
+        return 0
+    c = text[at + 2]
+    if a == 0xE1:
+        return 3 if b == 0x9A and c == 0x80 else 0
+    if a == 0xE3:
+        return 3 if b == 0x80 and c == 0x80 else 0
+    if b == 0x81:
+        return 3 if c == 0x9F else 0
+    return 3 if b == 0x80 and (c <= 0x8A or c == 0xA8 or c == 0xA9 or c == 0xAF) else 0
 
 
 __all__ = ["SPLITS", "Tokens"]

@@ -6,8 +6,8 @@ import argparse
 import importlib
 
 NAMES = (
-    "linear", "scrub", "formats", "inputs", "explore", "loading", "memory", "tuning", "deadline",
-    "training", "inference", "augment", "kafka", "soak",
+    "linear", "scrub", "formats", "inputs", "explore", "loading", "images", "ragged", "memory",
+    "tuning", "deadline", "training", "inference", "augment", "kafka", "soak",
 )  # fmt: skip
 """All that run everywhere; ``gpu`` must be asked for."""
 

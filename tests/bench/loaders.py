@@ -253,14 +253,19 @@ FROZEN = ("Ray Data", "tf.data")
 class Peer:
     """A loader in a process of its own.
 
+    Args:
+        module: that has the loader, with a `main` as this one's.
+
     Attributes:
         first: seconds until the first batch, each run.
         cpu: seconds on processors, each run.
     """
 
-    def __init__(self, name: str, path: Path, *, learn: bool) -> None:
+    def __init__(
+        self, name: str, path: Path, *, learn: bool = False, module: str = "tests.bench.loaders"
+    ) -> None:
         self._process = subprocess.Popen(
-            [*(sys.executable, "-m", "tests.bench.loaders"), name, str(path), LEARN[learn]],
+            [sys.executable, "-m", module, name, str(path), LEARN[learn]],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -296,7 +301,11 @@ def installed(*, learn: bool) -> list[str]:
 
 def main(name: str, path: Path, learn: str) -> None:
     """Run at each line that comes in."""
-    make = LOADERS[name][1](path, Cleaner(learn=learn == "learn"))
+    serve(LOADERS[name][1](path, Cleaner(learn=learn == "learn")))
+
+
+def serve(make: Callable[[], Iterable[Any]]) -> None:
+    """Go through what `make` makes at each line that comes in, and say what came."""
     out = sys.stdout
     sys.stdout = sys.stderr  # frameworks talk
     for _ in sys.stdin:

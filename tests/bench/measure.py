@@ -26,6 +26,10 @@ PACKAGES = (
     "river",
     "scikit-learn",
     "datasketch",
+    "pillow",
+    "torchvision",
+    "spdl",
+    "datasets",
 )
 
 

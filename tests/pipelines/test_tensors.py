@@ -13,10 +13,12 @@ import polars as pl
 import pytest
 from PIL import Image
 
+from engine.config import Pipeline
 from engine.loop import Loop
 from engine.preflight import preflight
 from engine.run import Run
 from engine.types import Batch, UserError
+from tests.connectors.conftest import shard
 from tests.pipelines.test_crash import finish, newest, same, start, state, wait_until
 
 N = 1_200
@@ -185,6 +187,58 @@ def test_what_cannot_be_exported_is_told_before_the_run(pipeline: Callable[..., 
     file = pipeline("whole", rest="[export]\n")
     with pytest.raises(UserError, match=r"reads images or lists .*: take \[export\] out"):
         Run(file).run()
+
+
+def test_a_batch_that_would_burst_the_budget_is_told_before_the_run(tmp_path: Path) -> None:
+    table: dict[str, Any] = {
+        "name": "large",
+        "folder": str(tmp_path / "run"),
+        "source": {"kind": "files", "path": str(tmp_path), "format": "images"},
+        "loader": {"batch_rows": 300, "memory_budget": "64MiB"},
+        "scrub": {"x": {"kind": "image", "columns": ["image"], "size": [224, 224]}},
+    }
+    Image.new("RGB", (5, 5)).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match=r"makes batches of 45,158,400 bytes .* batch_rows = 222 "):
+        Run(Pipeline.of(table)).run()
+    table["loader"]["batch_rows"] = 222
+    assert Run(Pipeline.of(table)).run().totals.cleaned == 1
+
+
+def test_images_are_the_same_from_a_folder_a_parquet_column_and_a_tar(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    images(tmp_path / "photos")
+    files = sorted((tmp_path / "photos").rglob("*.*"), key=lambda file: file.name)[:120]
+    contents = [file.read_bytes() for file in files]
+    rows = [{"image": {"bytes": c, "path": f.name}} for c, f in zip(contents, files, strict=True)]
+    pl.DataFrame(rows).write_parquet(tmp_path / "rows.parquet")
+    shard(tmp_path / "rows.tar", [(f"{i:03}.img", c) for i, c in enumerate(contents)])
+    names = [str(file) for file in files]
+    pl.DataFrame({"image": names}).write_ndjson(tmp_path / "rows.ndjson")
+    schema = {"image": "bytes"}
+    paths = {"image": "image.bytes"}
+    sources: list[dict[str, Any]] = [
+        {"path": str(tmp_path / "rows.parquet"), "paths": paths, "schema": schema},
+        {"path": str(tmp_path / "rows.tar"), "paths": {"image": "img"}, "schema": schema},
+        {"path": str(tmp_path / "rows.ndjson"), "schema": {"image": "string"}},
+    ]
+    found = []
+    for source in sources:
+        table: dict[str, Any] = {
+            "name": "same",
+            "source": {"kind": "files", **source},
+            "scrub": {
+                "x": {
+                    "kind": "image", "columns": ["image"], "size": [16, 16], "root": str(tmp_path)
+                }
+            },
+        }  # fmt: skip
+        with Run(Pipeline.of(table)).loader() as loader:
+            (batch,) = loader
+        found.append(batch)
+    first, *others = found
+    assert len(first) == 118
+    for other in others:
+        assert other.frame["image"].equals(first.frame["image"])
 
 
 def test_rare_classes_are_drawn_from_every_kind(pipeline: Callable[..., Path]) -> None:

@@ -108,6 +108,29 @@ def test_resizing_is_what_pillow_does(run: Run, kind: str, resize: str) -> None:
     assert np.abs(pixels(done)[0] - expected).mean() < 2
 
 
+@pytest.mark.parametrize("size", [(64, 64), (375, 500), (501, 1003), (90, 1_200)])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("resize", ["crop", "stretch"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
+def test_the_quick_way_for_jpegs_gives_pillows_pixels(
+    stage: Any, size: tuple[int, int], mode: str, resize: str, options: dict[str, Any]
+) -> None:
+    made = stage("image", columns=["x"], size=[64, 64], mode=mode, resize=resize)
+    for picture in (scene(*size), scene(*size)[:, :, 0]):
+        raw = encoded(picture, "JPEG", **options)
+        quick, whole = made._jpeg(raw), made._sized(io.BytesIO(raw), "")
+        assert quick is not None
+        assert (quick == whole).all()
+
+
+def test_jpegs_of_other_colours_are_pillows(stage: Any) -> None:
+    made = stage("image", columns=["x"], size=[8, 8])
+    file = io.BytesIO()
+    Image.fromarray(scene(8, 8)).convert("CMYK").save(file, "JPEG")
+    assert made._jpeg(file.getvalue()) is None
+    assert made._pixels(file.getvalue()).shape == (8, 8, 3)
+
+
 def test_the_block_is_seen_without_a_copy(run: Run) -> None:
     (done,) = run("image", {"columns": ["x"], "size": [4, 5]}, {"x": [photo()] * 30})
     column = done.frame["x"]
@@ -210,7 +233,7 @@ def test_paths_lead_nowhere_but_below_the_root(run: Run, tmp_path: Path) -> None
         "a\0b": "leads nowhere",
         "": "There is no such file below",
         "x" * 5_000: "leads nowhere",
-        "text.png": "got a file that is none of these",
+        "text.png": "got 4 bytes that are none of these",
     }
     settings = {"columns": ["x"], "size": [6, 9], "root": str(root)}
     (done,) = run("image", settings, {"x": [*paths, None]})

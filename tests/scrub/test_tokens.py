@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from engine.scrub.hashing import hashes
 from engine.types import Batch, UserError
 
+SPACES = [chr(n) for n in range(0x110000) if chr(n).isspace()] + ["a", "\u200b", "\u3001", "\u1681"]
 Run = Callable[..., list[Batch]]
 TEXTS = ["Hello World, hello", " a\t b\n", None, "", "Ça va", "   "]
 PLAIN: dict[str, Callable[[str], list[str]]] = {
@@ -55,6 +56,17 @@ def test_any_texts_in_any_slice(run: Run, texts: list[str | None], start: int) -
     assert [row if row is None else len(row) for row in whole] == [
         None if text is None else len(text.split()) for text in texts
     ]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.none() | st.text(max_size=20) | st.text(alphabet=SPACES, max_size=9)))
+def test_the_walk_splits_where_the_expression_does(run: Run, texts: list[str | None]) -> None:
+    frame = pl.DataFrame({"x": pl.Series(texts, dtype=pl.String)})
+    walked, split = (
+        run("tokens", {"columns": ["x"], "size": 50, "split": how}, frame)[0].frame
+        for how in ("whitespace", r"\s+")
+    )
+    assert walked.equals(split)
 
 
 def test_a_vocabulary_gives_the_numbers_of_its_lines(run: Run, stage: Any, tmp_path: Path) -> None:
