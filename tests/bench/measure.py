@@ -20,7 +20,6 @@ PACKAGES = (
     "polars",
     "torch",
     "torchdata",
-    "torchvision",
     "numba",
     "onnxruntime-gpu",
     "river",
