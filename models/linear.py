@@ -155,12 +155,14 @@ class LinearLearner:
         if not n:
             return Step(scores=np.empty(0), loss=float("nan"), steps=0, skipped="empty")
         numbers, scores = self._numbers.copy(), np.empty(n)
-        lesson, changed = tensors, dict[str, int]()
+        rows = taught = _examples(tensors)
+        changed: dict[str, int] = {}
         if self.augmentation is not None:
             lesson, changed = self.augmentation(tensors, int(numbers.scalars[0]))
+            taught = _examples(lesson)
         loss = learn_rows(
-            *_examples(tensors), self._bounds, *self._modes, self._rates,
-            *numbers.arrays(), scores, _examples(lesson), self.augmentation is not None,
+            *rows, self._bounds, *self._modes, self._rates,
+            *numbers.arrays(), scores, taught, taught is not rows,
         )  # fmt: skip
         if not math.isfinite(loss):
             self.aside.append(batch)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from engine.scrub.hashing import Hashes, letters
+from engine.scrub.image import FORMATS
 
 SIDE = 32
 """Width and height of what is hashed."""
@@ -36,7 +37,7 @@ def perceptual_hashes(
     All sums are exact, so one decoder gives the same bits on every machine.
 
     Args:
-        images: encoded (JPEG, PNG, whatever pillow opens), Binary, shape (n,).
+        images: encoded, in a format that the 'image' stage decodes, Binary, shape (n,).
         threads: that decode; as many as there are cores unless given. They change nothing but the
             time.
 
@@ -47,7 +48,8 @@ def perceptual_hashes(
     there = images.is_not_null().to_numpy(writable=True)
     grey = np.zeros((len(images), SIDE, SIDE), np.uint8)
     decode = partial(_decode, data, bounds, there, grey)
-    count = min(threads or os.cpu_count() or 1, max(1, len(images) // WORTH))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    count = min(threads or cores, max(1, len(images) // WORTH))
     parts = np.array_split(np.arange(len(images)), count)
     if count == 1:
         decode(parts[0])
@@ -92,7 +94,7 @@ def _decode(
 
 
 def _small(encoded: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    with Image.open(io.BytesIO(encoded.tobytes())) as image:
+    with Image.open(io.BytesIO(encoded.tobytes()), formats=FORMATS) as image:
         if image.width * image.height > PIXELS:
             raise ValueError
         image.draft("L", (2 * SIDE, 2 * SIDE))

@@ -29,8 +29,8 @@ class NearDuplicateImages(Stateless):
     lighter or softer; not those that were turned, mirrored or cropped by much. Images of a single
     colour are all alike.
 
-    Null and what is no whole image are let through and not remembered: it is for what decodes the
-    images to reject those.
+    Null and what is no whole image are let through and not remembered: it is for an 'image' stage
+    behind this one to reject those.
 
     Memory for each image let through in the last `window` rows: 16 bytes.
     """

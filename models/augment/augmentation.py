@@ -93,7 +93,8 @@ class Augmentation:
         learner: Learner,
         encoders: Mapping[str, Callable[[pl.Series], NDArray[np.int64]]] | None = None,
     ) -> None:
-        """Let the learner learn from augmented rows.
+        """Let the learner learn from augmented rows. Where classes are balanced
+        (`models.balance.Balanced`), the learner inside: what was drawn is augmented.
 
         Args:
             encoders: as in `Context`; for `synonyms` of words.

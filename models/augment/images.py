@@ -1,7 +1,7 @@
 """Augmentation of images: mirrored, cropped, turned, in other colours, with noise.
 
 Every row draws for itself, as `torchvision.transforms.v2` would if it were called row by row; the
-arithmetic is `models.augment.pixels`, one call a batch.
+arithmetic is `models.augment.pixels`.
 """
 
 from __future__ import annotations
@@ -69,15 +69,14 @@ class ImageAugment:
         self, images: torch.Tensor, at: Ints, drawn: Floats, chance: np.random.Generator
     ) -> torch.Tensor:
         """The images with these rows changed."""
-        if len(at) == len(images):
-            return self._changed(images, drawn, chance)
-        made, rows = images.clone(), torch.from_numpy(at).to(images.device)
-        made[rows] = self._changed(images[rows], drawn[at], chance)
+        made = torch.empty_like(images) if len(at) == len(images) else images.clone()
+        noise = torch.Generator().manual_seed(int(chance.integers(2**63)))
+        for block in pixels.blocks(images, at):
+            rows = pixels.picked(block, images)
+            made[rows] = self._changed(images[rows], drawn[block], noise)
         return made
 
-    def _changed(
-        self, images: torch.Tensor, drawn: Floats, chance: np.random.Generator
-    ) -> torch.Tensor:
+    def _changed(self, images: torch.Tensor, drawn: Floats, noise: torch.Generator) -> torch.Tensor:
         """All of these images changed, by the numbers of each, shape (n, DRAWS)."""
         raise NotImplementedError
 
@@ -95,11 +94,8 @@ class Flip(ImageAugment):
         direction: Literal["horizontal", "vertical"] = "horizontal"
         probability: float = Field(0.5, ge=0, le=1)
 
-    def _changed(
-        self, images: torch.Tensor, drawn: Floats, chance: np.random.Generator
-    ) -> torch.Tensor:
-        all_of = np.ones(len(images), np.bool_)
-        return pixels.flipped(images, all_of, vertical=self.settings.direction == "vertical")
+    def _changed(self, images: torch.Tensor, drawn: Floats, noise: torch.Generator) -> torch.Tensor:
+        return pixels.flipped(images, vertical=self.settings.direction == "vertical")
 
 
 class Crop(ImageAugment):
@@ -120,9 +116,7 @@ class Crop(ImageAugment):
         area: float = Field(0.5, gt=0, le=1)
         ratio: float = Field(4 / 3, ge=1, allow_inf_nan=False)
 
-    def _changed(
-        self, images: torch.Tensor, drawn: Floats, chance: np.random.Generator
-    ) -> torch.Tensor:
+    def _changed(self, images: torch.Tensor, drawn: Floats, noise: torch.Generator) -> torch.Tensor:
         high, wide = images.shape[2:]
         share = self.settings.area + (1 - self.settings.area) * drawn[:, 0]
         ratio = np.exp((2 * drawn[:, 1] - 1) * math.log(self.settings.ratio))
@@ -147,9 +141,7 @@ class Rotate(ImageAugment):
 
         degrees: float = Field(15.0, ge=0, le=180)
 
-    def _changed(
-        self, images: torch.Tensor, drawn: Floats, chance: np.random.Generator
-    ) -> torch.Tensor:
+    def _changed(self, images: torch.Tensor, drawn: Floats, noise: torch.Generator) -> torch.Tensor:
         return pixels.rotated(images, (2 * drawn[:, 0] - 1) * self.settings.degrees)
 
 
@@ -171,9 +163,7 @@ class Colour(ImageAugment):
         contrast: float = Field(0.2, ge=0, le=1)
         saturation: float = Field(0.2, ge=0, le=1)
 
-    def _changed(
-        self, images: torch.Tensor, drawn: Floats, chance: np.random.Generator
-    ) -> torch.Tensor:
+    def _changed(self, images: torch.Tensor, drawn: Floats, noise: torch.Generator) -> torch.Tensor:
         settings = self.settings
         width = np.array([settings.brightness, settings.contrast, settings.saturation])
         return pixels.coloured(images, *(1 + (2 * drawn - 1) * width).T)
@@ -192,10 +182,8 @@ class PixelNoise(ImageAugment):
 
         scale: float = Field(0.05, ge=0, le=1)
 
-    def _changed(
-        self, images: torch.Tensor, drawn: Floats, chance: np.random.Generator
-    ) -> torch.Tensor:
-        return pixels.noised(images, np.full(len(images), self.settings.scale), chance)
+    def _changed(self, images: torch.Tensor, drawn: Floats, noise: torch.Generator) -> torch.Tensor:
+        return pixels.noised(images, np.full(len(images), self.settings.scale), noise)
 
 
 def _whole(side: Floats, most: int) -> Ints:

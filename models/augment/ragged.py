@@ -81,14 +81,16 @@ class Likes:
     def replaced(self, values: Ints, share: float, chance: np.random.Generator) -> Ints:
         """Each value that has some replaced by any one of them with probability `share` (synonym
         replacement: Wei and Zou, 2019), shape (total,)."""
-        drawn, which = chance.random(len(values)) < share, chance.random(len(values))
         if not len(self.tokens):
             return values
-        at = np.searchsorted(self.tokens, values).clip(max=len(self.tokens) - 1)
-        rows = np.flatnonzero(drawn & (self.tokens[at] == values))
-        start, end = self.bounds[at[rows]], self.bounds[at[rows] + 1]
+        drawn = np.flatnonzero(chance.random(len(values)) < share)
+        which = chance.random(len(drawn))
+        at = np.searchsorted(self.tokens, values[drawn]).clip(max=len(self.tokens) - 1)
+        there = self.tokens[at] == values[drawn]
+        start, many = self.bounds[at], np.diff(self.bounds)[at]
+        picked = self.likes[start + (which * many).astype(np.int64)]
         made = values.copy()
-        made[rows] = self.likes[start + (which[rows] * (end - start)).astype(np.int64)]
+        made[drawn[there]] = picked[there]
         return made
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -26,6 +27,8 @@ import river.anomaly
 import river.drift
 import river.preprocessing
 from datasketch import MinHash, MinHashLSH
+from PIL import Image
+from scipy.fft import dct
 from sklearn.experimental import enable_iterative_imputer
 from sklearn.impute import IterativeImputer
 from sklearn.metrics import roc_auc_score
@@ -126,6 +129,15 @@ class Pairs:
             lambda: self._sketched(self.texts[:few]),
             rival_rows=few,
         )
+        images = [photo(seed) for seed in range(self.few // 8)]
+        self._pair(
+            "near_duplicate_images",
+            pl.DataFrame({"image": images}),
+            {"column": "image", "threads": 1},
+            "imagehash",
+            lambda: hashed(images),
+            rival_rows=len(images),
+        )
         return self._runs
 
     def _pair(
@@ -208,6 +220,27 @@ class Pairs:
                 self.strange[: self.few][judged], theirs[judged]
             ),
         }
+
+
+def photo(seed: int) -> bytes:
+    """A JPEG of 224 x 224 pixels."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8))
+    file = io.BytesIO()
+    coarse.resize((224, 224), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def hashed(images: list[bytes]) -> list[int]:
+    """What imagehash's phash does, image by image, and looks up the nearest before."""
+    seen = np.empty(len(images), np.uint64)
+    near = []
+    for i, encoded in enumerate(images):
+        grey = Image.open(io.BytesIO(encoded)).convert("L").resize((32, 32))
+        low = dct(dct(np.asarray(grey, np.float64), axis=0), axis=1)[:8, :8]
+        seen[i] = np.packbits(low > np.median(low)).view(">u8")[0]
+        near.append(int(np.bitwise_count(seen[:i] ^ seen[i]).min(initial=64)))
+    return near
 
 
 def scaling(scaler: Any, rows: list[dict[str, float]]) -> None:

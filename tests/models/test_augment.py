@@ -231,6 +231,20 @@ def test_the_asked_share_of_images_is_changed_and_the_others_are_not(
         assert torch.equal(done.numeric, rows.numeric)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@every_kind
+def test_on_cuda_it_is_the_same(kind: str) -> None:
+    features = for_kind(kind, "multiclass")
+    rows = rows_of(features, 200)
+    here, changed = applied(make(kind), features, rows)
+    there, as_many = applied(make(kind), features, rows.map(torch.Tensor.cuda))
+    assert changed == as_many
+    for ours, theirs in zip(everything(here), everything(there), strict=True):
+        assert theirs.is_cuda
+        level = 1.01 if ours.dtype == torch.uint8 else 1e-4
+        assert torch.allclose(ours.double(), theirs.cpu().double(), rtol=0, atol=level)
+
+
 def test_cutmix_mixes_labels_by_the_area_of_the_box() -> None:
     features = features_of("multiclass", nested="image")
     rows = rows_of(features, 400)

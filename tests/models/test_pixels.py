@@ -49,10 +49,9 @@ every_type = pytest.mark.parametrize("kind", ["bytes", "floats"])
 
 @every_type
 def test_flips_are_torchvisions(kind: str) -> None:
-    images, rows = images_of(kind), np.arange(12) % 3 == 0
-    for vertical, theirs in ((False, V.horizontal_flip), (True, V.vertical_flip)):
-        expected = each(images, lambda i, x: theirs(x) if rows[i] else x)  # noqa: B023
-        assert torch.equal(pixels.flipped(images, rows, vertical=vertical), expected)
+    images = images_of(kind)
+    assert torch.equal(pixels.flipped(images), V.horizontal_flip(images))
+    assert torch.equal(pixels.flipped(images, vertical=True), V.vertical_flip(images))
 
 
 @every_type
@@ -67,7 +66,9 @@ def test_crops_are_torchvisions(kind: str, channels: int) -> None:
             x, int(top[i]), int(left[i]), int(height[i]), int(width[i]), [17, 24], BILINEAR
         ),
     )
-    assert off(pixels.cropped(images, top, left, height, width), expected) <= 1.01
+    assert off(pixels.cropped(images, top, left, height, width), expected) < 0.01
+    # and in one go, as on other devices
+    assert off(pixels._gathered(images, top, left, height, width), expected) <= 1.01
 
 
 @every_type
@@ -96,11 +97,11 @@ def test_colours_are_torchvisions(kind: str, place: int, theirs: Any, channels: 
 def test_noise_has_the_asked_deviation(kind: str) -> None:
     grey = torch.full((2, 3, 100, 100), 0.5)
     images = grey if kind == "floats" else (grey * 255).byte()
-    made = pixels.noised(images, np.array([0.1, 0.0]), np.random.default_rng(0))
+    made = pixels.noised(images, np.array([0.1, 0.0]), torch.Generator().manual_seed(0))
     assert torch.equal(made[1], images[1])
     scale = 1.0 if kind == "floats" else 255.0
     assert float(made[0].float().std()) / scale == pytest.approx(0.1, rel=0.02)
-    assert float(made[0].float().mean()) / scale == pytest.approx(0.5, abs=0.003)
+    assert float(made[0].float().mean()) / scale == pytest.approx(0.5, abs=0.005)
 
 
 @every_type
@@ -134,11 +135,11 @@ def test_shapes_types_and_range_hold(
     top, left = chance.integers(0, size[0] + 1 - height), chance.integers(0, size[1] + 1 - width)
     other = chance.permutation(n)
     for made in (
-        pixels.flipped(images, chance.random(n) < 0.5),
+        pixels.flipped(images),
         pixels.cropped(images, top, left, height, width),
         pixels.rotated(images, chance.uniform(-180, 180, n)),
         pixels.coloured(images, *factor),
-        pixels.noised(images, factor[0], chance),
+        pixels.noised(images, factor[0], torch.Generator().manual_seed(seed)),
         pixels.pasted(images, other, top, left, top + height, left + width),
         pixels.blended(images, other, chance.random(n)),
     ):
@@ -151,9 +152,17 @@ def test_shapes_types_and_range_hold(
 def test_the_neutral_numbers_change_nothing(kind: str) -> None:
     images, one, zero = images_of(kind), np.ones(12), np.zeros(12, np.int64)
     full = np.full(12, 17), np.full(12, 24)
-    assert torch.equal(pixels.flipped(images, zero > 0), images)
     assert off(pixels.cropped(images, zero, zero, *full), images) < 0.01
     assert off(pixels.rotated(images, zero * 0.0), images) < 0.01
     assert off(pixels.coloured(images, one, one, one), images) < 0.01
-    assert torch.equal(pixels.noised(images, zero * 0.0, np.random.default_rng(0)), images)
+    assert torch.equal(pixels.noised(images, zero * 0.0, torch.Generator()), images)
     assert torch.equal(pixels.blended(images, np.arange(12)[::-1].copy(), zero * 0.0), images)
+
+
+@settings(max_examples=20, deadline=None)
+@given(n=st.integers(0, 40), side=st.integers(1, 300))
+def test_blocks_are_all_rows_once(n: int, side: int) -> None:
+    images, rows = torch.empty((n, 3, side, 1), dtype=torch.uint8), np.arange(0, n, 2)
+    cut = list(pixels.blocks(images, rows))
+    assert [row for block in cut for row in block.tolist()] == rows.tolist()
+    assert all(len(block) for block in cut)

@@ -118,6 +118,17 @@ def test_resumed_it_goes_on_to_the_bit(kind: str, tmp_path: Path) -> None:
     assert encode(plain.learner.state_dict(), {}) != encode(expected, {})
 
 
+def test_threads_and_depth_change_nothing(tmp_path: Path) -> None:
+    rows(tmp_path)
+    states = []
+    for i, loader in enumerate(({"decode_threads": 1, "prefetch_bytes": "64KiB"}, {})):
+        made = {"batch_rows": 200, "read_rows": 700, **loader}
+        run = Run(pipeline(tmp_path, ALL, loader=made, name=f"run{i}"))
+        run.run(fresh=True)
+        states.append(encode(run.learner.state_dict(), {}))
+    assert states[0] == states[1]
+
+
 TOML = """
 name = "augmented"
 folder = "{folder}/run"
