@@ -168,9 +168,14 @@ class Split(Stateless):
         else:
             value = hashes(frame.select(settings.stratify))
         rows = pl.DataFrame({"value": value})
-        if self._counts.height >= settings.values:  # further values share one count
-            known = rows["value"].is_in(self._counts["value"].implode())
-            rows = rows.select(pl.when(known).then(pl.col("value")).otherwise(0).alias("value"))
+        # In the order of their first rows, values get a count of their own while there is room; so
+        # which do does not depend on where a batch ends.
+        known = self._counts["value"].filter(self._counts["value"] != 0)
+        seen = rows["value"].unique(maintain_order=True)
+        fresh = seen.filter(~seen.is_in(known.implode())).head(settings.values - len(known))
+        own = pl.concat([known, fresh])
+        one = pl.when(pl.col("value").is_in(own.implode())).then(pl.col("value")).otherwise(0)
+        rows = rows.select(one.cast(pl.UInt64).alias("value"))
         rows = rows.with_columns(pl.int_range(pl.len()).over("value").alias("turn"))
         before = rows.join(self._counts, on="value", how="left", maintain_order="left")
         turns = before["turn"] + before["count"].fill_null(0)

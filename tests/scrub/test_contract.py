@@ -77,7 +77,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "log": ("power", {"columns": NUMBERS, "method": "log"}),
     "yeo_johnson": ("power", {"columns": NUMBERS, "min_rows": 20}),
     "yeo_johnson_given": ("power", {"columns": NUMBERS, "exponent": 0.3, "standardize": True}),
-    "split": ("split", {"test": 0.3, "stratify": "text"}),
+    "split": ("split", {"test": 0.3, "stratify": "text", "values": 3}),
+    "split_by_key": ("split", {"test": 0.3, "validation": 0.2, "by": ["key"]}),
+    "split_in_turns": ("split", {"folds": 3, "fold": 1}),
     "vocabulary": ("categories", {"columns": ["text", "n", "flag"], "size": 4}),
     "hash": ("categories", {"columns": ["text", "key"], "method": "hash", "size": 5}),
     "adwin": ("drift", {"columns": NUMBERS, "warmup": 20}),
@@ -106,7 +108,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "lag_text": ("lag", {**LAG, "column": "text", "by": [], "steps": [2]}),
     "lag_flag": ("lag", {**LAG, "column": "flag", "by": ["key", "text"], "steps": [1]}),
 }
-ROW_BY_ROW = [case for case in CASES if case.startswith(("last", "lag", "dup", "window"))]
+ROW_BY_ROW = [case for case in CASES if case.startswith(("last", "lag", "dup", "window", "split"))]
 ROW_BY_ROW += ["halfspace", "near", "near_images"]
 SIZES = (40, 0, 25, 1, 60)
 

@@ -1,0 +1,79 @@
+"""A setting that no stage can do anything with is one sentence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+import pytest
+
+from engine.config import component, validate
+from engine.scrub import STAGES
+from engine.types import Schema, UserError
+
+SCHEMA: Schema = {
+    "key": pl.String(), "n": pl.Int64(), "a": pl.Float64(), "b": pl.Float64(),
+    "image": pl.Binary(), "photo": pl.Binary(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "sentence"),
+    [
+        ("missing", {"columns": ["aa"]}, "[scrub.stage] needs column 'aa', which is not there."),
+        ("missing", {"columns": ["key"]}, "expects numbers in column 'key', got String"),
+        (
+            "missing",
+            {"columns": ["a"], "strategy": "constant", "value": "x"},
+            "value 'x' does not fit column 'a' of type Float64",
+        ),
+        ("missing", {"columns": ["a"], "strategy": "average"}, "for 'strategy', got \"average\""),
+        ("impute", {"columns": ["a"]}, "has only column 'a', which nothing can predict"),
+        ("impute", {"columns": ["a", "key"]}, "expects numbers in column 'key'"),
+        ("duplicates", {"by": ["kye"]}, "needs column 'kye', which is not there. Did you mean"),
+        ("near_duplicates", {"column": "a"}, "expects text in column 'a', got Float64: use a"),
+        ("near_duplicates", {"column": "image"}, "Binary: use a 'near_duplicate_images' stage."),
+        ("near_duplicate_images", {"column": "key"}, "expects encoded images (Binary) in column"),
+        ("near_duplicate_images", {"column": "imgae"}, "there. Did you mean 'image'?"),
+        ("near_duplicate_images", {"column": "image", "distance": 65}, "24 for 'distance', got 65"),
+        ("outliers", {"columns": ["a"], "method": "bounds"}, "expects low < high"),
+        ("standardize", {"columns": ["key"]}, "expects numbers in column 'key'"),
+        ("normalize", {"columns": ["a"], "low": 1, "high": 0}, "expects low < high"),
+        ("robust", {"columns": ["a"], "low": 0.75, "high": 0.25}, "low < high, got 0.75 and 0.25."),
+        ("power", {"columns": ["a"], "method": "log", "exponent": 1}, "only method 'yeo-johnson'"),
+        ("power", {"columns": ["a"], "exponent": 1, "learn": False}, "but learns nothing"),
+        ("power", {"columns": ["key"]}, "expects numbers in column 'key'"),
+        ("drift", {"columns": ["a"], "slack": 1}, "has 'slack', which is for page_hinkley: take"),
+        ("drift", {"columns": ["a"], "detector": "psi", "warmup": 1}, "is for adwin and page"),
+        ("missing", {"columns": ["a"], "strategy": "drop", "forget_on": "d"}, "learns no sta"),
+        ("standardize_by", {"columns": ["a"], "by": ["kye"]}, "needs column 'kye', which is not"),
+        ("standardize_by", {"columns": ["a", "n"], "by": ["n"]}, "'n', which is its own key"),
+        ("anomalies", {"columns": ["a"], "score": "b"}, "adds column 'b', which is there already"),
+        ("image", {"columns": ["a"], "size": [2, 2]}, "expects bytes or paths in column 'a', got"),
+        ("image", {"columns": ["key"], "size": [2, 2]}, "needs the key 'root', the folder below"),
+        ("image", {"columns": ["key"], "size": [2, 2], "root": "/none"}, "root expects a folder"),
+        ("image", {"columns": ["photo"], "size": [0, 2]}, "for '0', got 0"),
+        ("image", {"columns": ["photo"], "size": [2, 2], "max_pixels": 1 << 30}, "for 'max_pix"),
+        ("tokens", {"columns": ["a"]}, "expects text, or lists of texts or whole numbers,"),
+        ("tokens", {"columns": ["key"], "split": "("}, "characters or a regular expression: inva"),
+        ("tokens", {"columns": ["key"], "vocabulary": "/none"}, "'/none' cannot be read: "),
+        ("split", {}, "expected one of test or validation (shares), folds, or time"),
+        ("split", {"test": 0.6, "validation": 0.5}, "below 1 together, got 1.1"),
+        ("split", {"folds": 3, "fold": 3}, "a fold from 0 to 2, got 3"),
+        ("split", {"test": 0.1, "by": ["kye"]}, "needs column 'kye', which is not there. Did you"),
+        ("split", {"time": "n", "test_from": "soon"}, "expects a value of column 'n' (Int64)"),
+        ("derive", {"columns": {"x": "a +"}}, "is no SQL expression"),
+        ("derive", {"columns": {"x": "aaa + 1"}}, "needs column 'aaa'"),
+        ("derive", {"columns": {"x": "key * 2"}}, "cannot be done"),
+        ("unpivot", {"columns": ["key", "a"]}, "expects columns of one type"),
+        ("lag", {"column": "a", "time": "b", "every": 1, "steps": [1]}, "time expects a datetime"),
+        ("lag", {"column": "a", "time": "n", "every": "1h", "steps": [1]}, "whole numbers"),
+        ("lag", {"column": "a", "time": "n", "every": 1, "steps": [0]}, "of 1 or more, got 0"),
+    ],
+)  # fmt: skip
+def test_a_wrong_setting_is_one_sentence(kind: str, options: dict[str, Any], sentence: str) -> None:
+    found = component(kind, STAGES, "scrub.stage")
+    with pytest.raises(UserError) as caught:
+        found("stage", validate(found.Settings, options, "scrub.stage", "a test")).bind(SCHEMA)
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
