@@ -18,8 +18,6 @@ from pydantic import ValidationError
 from connectors.files import units
 from connectors.files.source import FilesSource
 from connectors.files.units import GROUPS, LAP
-from engine.config import LoaderSettings
-from engine.loader import Loader
 from engine.types import EndOfStream, Mark, Records, Schema, UserError
 
 SCHEMA: Schema = {"n": pl.Int64()}
@@ -172,26 +170,6 @@ def test_positions_of_rows_stay_what_they_are(place: dict[str, Any]) -> None:
         seen += [(records.partition, p) for p in records.positions.tolist()]
         assert records.next // LAP == records.lap // LAP
     assert Counter(seen) == Counter(dict.fromkeys(set(seen), 2))
-
-
-@pytest.mark.parametrize("stop", [1, 3, 7, 9, 12])
-def test_a_loader_goes_on_to_the_digit(place: dict[str, Any], stop: int) -> None:
-    def loader() -> Loader:
-        made = source(place, epochs=3, shuffle_files=True, seed=1)
-        own = LoaderSettings(batch_rows=16, shuffle_rows=25, shuffle_seed=2)
-        return Loader(made, schema=SCHEMA, settings=own)
-
-    with loader() as whole:
-        expected = [batch.frame["n"].to_list() for batch in whole]
-    with loader() as first:
-        batches = iter(first)
-        for _ in range(stop):
-            next(batches)
-        state = first.state_dict()
-    with loader() as second:
-        second.load_state_dict(state)
-        assert [batch.frame["n"].to_list() for batch in second] == expected[stop:]
-    assert Counter(n for batch in expected for n in batch) == Counter(dict.fromkeys(range(N), 3))
 
 
 def test_the_environment_says_which_of_how_many(

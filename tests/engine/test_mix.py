@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connectors.memory import Fault, MemorySource, Pause
-from engine.config import LoaderSettings, Pipeline
-from engine.loader import Loader
+from engine.config import Pipeline
 from engine.mix import Mix, sources_of
 from engine.run import Run
 from engine.types import EndOfStream, HeadraceError, Mark, Schema, UserError
@@ -121,27 +120,6 @@ def test_progress_and_lag_name_the_source() -> None:
     assert set(mark.positions) > {"a:", "b:"}
     assert {name.partition(":")[0] for name in made.lag(Mark())} == {"a", "b"}
     assert set(made.lag(mark).values()) == {0}
-
-
-@pytest.mark.parametrize("shuffle", [0, 30])
-@pytest.mark.parametrize("stop", [1, 2, 5, 8])
-def test_a_loader_goes_on_to_the_digit(stop: int, shuffle: int) -> None:
-    def loader() -> Loader:
-        made = mix({"a": (70, 2.0), "b": (50, 1.0), "c": (9, 1.0)}, turn=4)
-        own = LoaderSettings(batch_rows=12, shuffle_rows=shuffle)
-        return Loader(made, schema=SCHEMA, settings=own)
-
-    with loader() as whole:
-        expected = [batch.frame.rows() for batch in whole]
-    with loader() as first:
-        batches = iter(first)
-        for _ in range(stop):
-            next(batches)
-        state = first.state_dict()
-    with loader() as second:
-        second.load_state_dict(state)
-        assert [batch.frame.rows() for batch in second] == expected[stop:]
-    assert sum(map(len, expected)) == 129
 
 
 MISFITS: dict[str, tuple[dict[str, Any], str]] = {
