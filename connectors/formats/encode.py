@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import json
 import re
 from collections.abc import Mapping
@@ -16,9 +15,11 @@ import polars as pl
 from numpy.typing import NDArray
 from polars.exceptions import PolarsError
 
+from connectors.formats import rows
 from connectors.formats.avro import default, parsed
 from connectors.formats.casts import cast
-from engine.types import RESERVED, HeadraceError, UserError, nearest
+from connectors.formats.varints import length, put
+from engine.types import RESERVED, HeadraceError, UserError, Values, nearest
 
 Ints = NDArray[np.int64]
 NEWLINE = 10
@@ -31,7 +32,7 @@ bytes, bytes alone."""
 class Encoder(Protocol):
     """Columns to bytes; the other way round than `engine.types.Format`."""
 
-    def encode(self, frame: pl.DataFrame) -> list[bytes]:
+    def encode(self, frame: pl.DataFrame) -> Values:
         """One value for each row.
 
         Raises: UserError for columns it cannot write; HeadraceError for values it cannot.
@@ -42,7 +43,7 @@ class Encoder(Protocol):
 class JsonEncoder:
     """A JSON object a row, without line breaks. Bytes are written as their text (UTF-8)."""
 
-    def encode(self, frame: pl.DataFrame) -> list[bytes]:
+    def encode(self, frame: pl.DataFrame) -> Values:
         """See `Encoder`. Raises: HeadraceError for bytes that are not UTF-8."""
         try:
             frame = frame.with_columns(pl.col(pl.Binary).cast(pl.String))
@@ -53,9 +54,9 @@ class JsonEncoder:
             ) from None
         out = io.BytesIO()
         frame.write_ndjson(out)
-        data = out.getbuffer()
-        ends = np.flatnonzero(np.frombuffer(data, np.uint8) == NEWLINE) + 1
-        return _cut(data, np.concatenate([np.zeros(1, np.int64), ends]), behind=1)
+        data = np.frombuffer(out.getbuffer(), np.uint8)
+        ends = np.flatnonzero(data == NEWLINE) + 1
+        return Values(data=data, bounds=np.concatenate([np.zeros(1, np.int64), ends]), tail=1)
 
 
 class RawEncoder:
@@ -68,7 +69,7 @@ class RawEncoder:
     def __init__(self, column: str | None = None) -> None:
         self._column = column
 
-    def encode(self, frame: pl.DataFrame) -> list[bytes]:
+    def encode(self, frame: pl.DataFrame) -> Values:
         """See `Encoder`. Raises: HeadraceError for a null."""
         there = [column for column in frame.columns if column not in RESERVED]
         column = self._column or (there[0] if len(there) == 1 else None)
@@ -89,7 +90,7 @@ class RawEncoder:
                 f"Column '{column}' is null in row {series.is_null().arg_max()} of a batch: "
                 "expected text or bytes to write; fill it or leave the row out."
             )
-        return series.cast(pl.Binary).to_list()
+        return rows.values(series)
 
 
 class Registering(Protocol):
@@ -132,7 +133,7 @@ class AvroEncoder:
         if self._schema is not None:
             self._fields(self._schema)
 
-    def encode(self, frame: pl.DataFrame) -> list[bytes]:
+    def encode(self, frame: pl.DataFrame) -> Values:
         """See `Encoder`. Raises also: what the registry raises."""
         fields, head = self._plan(frame)
         n = frame.height
@@ -150,7 +151,7 @@ class AvroEncoder:
         _sizes(table, valid, numbers, sizes, len(head), bounds)
         out = np.empty(int(bounds[-1]), np.uint8)
         _write(table, valid, numbers, sizes, data, np.frombuffer(head, np.uint8), bounds, out)
-        return _cut(out.data, bounds)
+        return Values(data=out, bounds=bounds)
 
     def _plan(self, frame: pl.DataFrame) -> tuple[list[_Field], bytes]:
         key = tuple(frame.schema.items())
@@ -370,41 +371,7 @@ def _timed(raw: pl.Series, kind: pl.DataType) -> pl.Series:
     return raw.dt.cast_time_unit(kind.time_unit)
 
 
-def _cut(data: memoryview, bounds: Ints, *, behind: int = 0) -> list[bytes]:
-    """The pieces of a buffer, without the last `behind` bytes of each."""
-    ends = bounds.tolist()
-    return [bytes(data[a : b - behind]) for a, b in itertools.pairwise(ends)]
-
-
 # --------------------------------------------------------------------------------------- compiled
-
-
-@numba.njit(nogil=True, cache=True)
-def _zigzag(number):  # type: ignore[no-untyped-def]
-    return np.uint64(number << 1) ^ np.uint64(number >> 63)
-
-
-@numba.njit(nogil=True, cache=True)
-def _length(number):  # type: ignore[no-untyped-def]
-    """Bytes of a number."""
-    rest = _zigzag(number) >> np.uint64(7)
-    size = 1
-    while rest:
-        rest >>= np.uint64(7)
-        size += 1
-    return size
-
-
-@numba.njit(nogil=True, cache=True)
-def _put(out, at, number):  # type: ignore[no-untyped-def]
-    """Write a number; where the next goes."""
-    rest = _zigzag(number)
-    while rest >= 128:
-        out[at] = np.uint8((rest & np.uint64(127)) | np.uint64(128))
-        rest >>= np.uint64(7)
-        at += 1
-    out[at] = np.uint8(rest)
-    return at + 1
 
 
 @numba.njit(nogil=True, cache=True)
@@ -419,7 +386,7 @@ def _sizes(table, valid, numbers, sizes, head, bounds):  # type: ignore[no-untyp
             if not valid[i, row]:
                 continue
             if how == NUMBER:
-                size += _length(numbers[i, row])
+                size += length(numbers[i, row])
             elif how == BITS4:
                 size += 4
             elif how == BITS8:
@@ -429,7 +396,7 @@ def _sizes(table, valid, numbers, sizes, head, bounds):  # type: ignore[no-untyp
             else:
                 size += sizes[i, row]
                 if how == SPAN:
-                    size += _length(sizes[i, row])
+                    size += length(sizes[i, row])
         bounds[row + 1] = bounds[row] + size
 
 
@@ -443,12 +410,12 @@ def _write(table, valid, numbers, sizes, data, head, bounds, out):  # type: igno
         for i in range(len(table)):
             how = table[i, 0]
             if table[i, 1] >= 0:
-                at = _put(out, at, table[i, 2] if valid[i, row] else table[i, 1])
+                at = put(out, at, table[i, 2] if valid[i, row] else table[i, 1])
             if not valid[i, row]:
                 continue
             number = numbers[i, row]
             if how == NUMBER:
-                at = _put(out, at, number)
+                at = put(out, at, number)
             elif how in (BITS4, BITS8):
                 for j in range(4 if how == BITS4 else 8):
                     out[at] = np.uint8((number >> (8 * j)) & 255)
@@ -458,7 +425,7 @@ def _write(table, valid, numbers, sizes, data, head, bounds, out):  # type: igno
                 at += 1
             else:
                 if how == SPAN:
-                    at = _put(out, at, sizes[i, row])
+                    at = put(out, at, sizes[i, row])
                 for j in range(sizes[i, row]):
                     out[at] = data[number + j]
                     at += 1

@@ -66,6 +66,19 @@ def binary(values: Values) -> pl.Series:
     return series
 
 
+def values(series: pl.Series) -> Values:
+    """The other way round: text or bytes, shape (n,); what is null stays so."""
+    array = series.cast(pl.Binary).to_arrow(compat_level=pl.CompatLevel.oldest())
+    if not len(array):
+        return Values(data=np.empty(0, np.uint8), bounds=np.zeros(1, np.int64))
+    _, bounds, data = array.buffers()
+    return Values(
+        data=np.empty(0, np.uint8) if data is None else np.frombuffer(data, np.uint8),
+        bounds=np.frombuffer(bounds, np.int64)[array.offset : array.offset + len(array) + 1],
+        null=series.is_null().to_numpy() if series.null_count() else None,
+    )
+
+
 def shown(raw: pl.Series) -> pl.Series:
     """Bytes as text for a dead letter, without the line end; what is not UTF-8 as ``\\xff``."""
     head = raw.bin.slice(0, SHOWN)
@@ -172,4 +185,5 @@ def some(records: Records, at: NDArray[np.int64]) -> Records:
 __all__ = [
     "BAD_UTF8", "BROKEN", "NOT_UTF8", "OUT_OF_RANGE", "TOO_LARGE", "WRONG_TYPE", "binary",
     "is_utf8", "pieces", "placed", "rejected", "shown", "some", "take", "texts", "together",
+    "values",
 ]  # fmt: skip

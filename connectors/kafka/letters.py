@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 
+import numpy as np
 import polars as pl
 from pydantic import Field
 
-from connectors.kafka import wire
-from connectors.kafka.delivery import Delivery, DeliverySettings, Headers
+from connectors.formats import rows
+from connectors.kafka.delivery import Delivery, DeliverySettings
+from connectors.kafka.outgoing import Outgoing, headed
 from connectors.kafka.sink import KafkaSink
 from engine.types import PARTITION, POSITION, Snapshot
 
@@ -51,16 +54,17 @@ class KafkaLetters:
         """Raises: HeadraceError where the broker does not take them; UserError for permissions."""
         if not frame.height:
             return
-        whole = frame["headers"].is_not_null() | frame["raw"].is_not_null()
-        values = [
-            raw if known else (value or "").encode()
-            for raw, value, known in zip(frame["raw"], frame["value"], whole, strict=True)
-        ]
-        headers = [
-            [*wire.headers(own or b""), *self._always, *why]
-            for own, why in zip(frame["headers"], _why(frame), strict=True)
-        ]
-        self.delivery.send(self.settings.topic, values, frame["key"].to_list(), headers)
+        whole = pl.col("headers").is_not_null() | pl.col("raw").is_not_null()
+        text = pl.col("value").fill_null("").cast(pl.Binary)
+        value = frame.select(pl.when(whole).then("raw").otherwise(text)).to_series()
+        own = rows.values(frame["headers"])
+        records = Outgoing(
+            values=rows.values(value),
+            keys=rows.values(frame["key"]),
+            headers=headed(frame.height, self._always, _why(frame), own),
+            times=np.full(frame.height, int(time.time() * 1000)),
+        )
+        self.delivery.send(self.settings.topic, records, np.arange(frame.height))
 
     def flush(self) -> None:
         """Raises: HeadraceError when a letter was not delivered."""
@@ -94,7 +98,7 @@ class KafkaLetters:
         return {} if self._shared else {"undelivered": self.delivery.failed}
 
 
-def _why(frame: pl.DataFrame) -> list[Headers]:
+def _why(frame: pl.DataFrame) -> dict[str, pl.Series]:
     parts = pl.col(PARTITION).str.extract_groups(r"^(?<topic>.*)/(?<number>\d+)$")
     columns = frame.select(
         pl.coalesce(parts.struct["topic"], PARTITION).alias("headrace.topic"),
@@ -104,12 +108,8 @@ def _why(frame: pl.DataFrame) -> list[Headers]:
         pl.col("reason").alias("headrace.reason"),
         pl.col("detail").alias("headrace.detail"),
         pl.col("timestamp").cast(pl.String).alias("headrace.timestamp"),
-    ).cast(pl.Binary)
-    names = columns.columns
-    return [
-        [(name, value) for name, value in zip(names, row, strict=True) if value is not None]
-        for row in columns.rows()
-    ]
+    )
+    return columns.to_dict()
 
 
 __all__ = ["KafkaLetters"]

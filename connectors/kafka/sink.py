@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Mapping
 from typing import Literal
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 from pydantic import Field, SecretStr
 
+from connectors.formats import rows
 from connectors.formats.avro import schema_file
 from connectors.formats.encode import AvroEncoder, Encoder, JsonEncoder, RawEncoder
-from connectors.kafka.delivery import Delivery, DeliverySettings, Headers, sizes
+from connectors.kafka.delivery import Delivery, DeliverySettings
+from connectors.kafka.outgoing import Ints, Outgoing, headed
 from connectors.kafka.registry import Registry
 from connectors.kafka.source import KafkaSource
-from engine.types import PARTITION, POSITION, Mark, Rejects, Snapshot, UserError
+from engine.types import PARTITION, POSITION, Mark, Rejects, Snapshot, UserError, Values
 
 SHOWN = 2_000
 """Characters of a refused row that its dead letter shows."""
@@ -39,8 +44,7 @@ class KafkaSink:
         Attributes:
             topic: where to; must be there.
             format: of the values: json (an object a row), avro (with `registry` or `schema_file`)
-            or
-                raw (one column of text or bytes, as it is).
+                or raw (one column of text or bytes, as it is).
             value: of raw: the column.
             registry: of avro's schemas, with Confluent's API; the schema is registered as
                 ``<topic>-value``.
@@ -50,8 +54,7 @@ class KafkaSink:
             key: column whose value (as text) is the record's key, and so chooses its partition;
                 none spreads rows evenly.
             timestamp: column (a datetime, or ms since the epoch) with each record's time; the time
-            of
-                writing unless given.
+                of writing unless given, or where it is null.
             exactly_once: commit rows and offsets in one transaction, at every checkpoint. Needs a
                 Kafka source with a `group` at the same brokers.
             provenance: headers of every record; the pipeline's name and the model's version.
@@ -106,21 +109,15 @@ class KafkaSink:
         """
         if not frame.height:
             return None
-        values, keys, times = self._encoder.encode(frame), self._keys(frame), self._times(frame)
-        headers = [[*self._always, *place] for place in _places(places, frame.height)]
-        fits = pl.Series(sizes(values, keys, headers)) <= self.settings.max_record_bytes
-        if fits.all():
-            self.delivery.send(self.settings.topic, values, keys, headers, times)
-            return None
-        at = fits.arg_true().to_list()
-        self.delivery.send(
-            self.settings.topic,
-            [values[i] for i in at],
-            [keys[i] for i in at],
-            [headers[i] for i in at],
-            None if times is None else [times[i] for i in at],
+        records = Outgoing(
+            values=self._encoder.encode(frame),
+            keys=self._keys(frame),
+            headers=headed(frame.height, self._always, _places(places)),
+            times=self._times(frame),
         )
-        return self._refused(places, values, ~fits)
+        fits = records.sizes() <= self.settings.max_record_bytes
+        self.delivery.send(self.settings.topic, records, np.flatnonzero(fits))
+        return None if fits.all() else self._refused(places, records.values, ~fits)
 
     def flush(self) -> None:
         """Raises: HeadraceError when a row was not delivered."""
@@ -161,33 +158,35 @@ class KafkaSink:
             counts |= {"committed": delivery.committed, "aborted": delivery.aborted}
         return counts
 
-    def _keys(self, frame: pl.DataFrame) -> list[bytes | None]:
+    def _keys(self, frame: pl.DataFrame) -> Values | None:
         if self.settings.key is None:
-            return [None] * frame.height
-        return frame.get_column(self.settings.key).cast(pl.String).cast(pl.Binary).to_list()
-
-    def _times(self, frame: pl.DataFrame) -> list[int | None] | None:
-        if self.settings.timestamp is None:
             return None
+        return rows.values(frame.get_column(self.settings.key).cast(pl.String))
+
+    def _times(self, frame: pl.DataFrame) -> Ints:
+        now = int(time.time() * 1000)
+        if self.settings.timestamp is None:
+            return np.full(frame.height, now)
         times = frame.get_column(self.settings.timestamp)
         if times.dtype.is_temporal():
             times = times.cast(pl.Datetime("ms"))
-        return times.cast(pl.Int64).to_list()
+        return times.cast(pl.Int64).fill_null(now).to_numpy()
 
     def _refused(
-        self, places: pl.DataFrame | None, values: list[bytes], which: pl.Series
+        self, places: pl.DataFrame | None, values: Values, which: NDArray[np.bool_]
     ) -> Rejects:
+        at = np.flatnonzero(which)
         if places is None:
             places = pl.DataFrame({PARTITION: [""], POSITION: [-1]})[[0] * len(which)]
         limit = self.settings.max_record_bytes
-        texts = [value[:SHOWN].decode("utf-8", "replace") for value in values]
+        texts = [(value or b"")[:SHOWN].decode("utf-8", "replace") for value in values.take(at)]
         return Rejects(
             stage="write",
             reason="too_large",
-            rows=places.with_columns(
+            rows=places[at].with_columns(
                 pl.lit(f"Expected a record of at most {limit} bytes.").alias("detail"),
                 pl.Series("value", texts),
-            ).filter(which),
+            ),
         )
 
 
@@ -217,20 +216,17 @@ def _encoder(settings: KafkaSink.Settings) -> Encoder:
     )
 
 
-def _places(places: pl.DataFrame | None, height: int) -> list[Headers]:
+def _places(places: pl.DataFrame | None) -> dict[str, pl.Series]:
     """Headers that say where each row was read."""
     if places is None:
-        return [[]] * height
+        return {}
     parts = pl.col(PARTITION).str.extract_groups(r"^(?<topic>.*)/(?<number>\d+)$")
     columns = places.select(
-        pl.coalesce(parts.struct["topic"], PARTITION).alias("topic"),
-        parts.struct["number"].fill_null("").alias("partition"),
-        pl.col(POSITION).cast(pl.String).alias("offset"),
-    ).cast(pl.Binary)
-    return [
-        [("headrace.topic", topic), ("headrace.partition", number), ("headrace.offset", offset)]
-        for topic, number, offset in columns.rows()
-    ]
+        pl.coalesce(parts.struct["topic"], PARTITION).alias("headrace.topic"),
+        parts.struct["number"].fill_null("").alias("headrace.partition"),
+        pl.col(POSITION).cast(pl.String).alias("headrace.offset"),
+    )
+    return columns.to_dict()
 
 
 __all__ = ["KafkaSink"]

@@ -30,6 +30,7 @@ from kafka.net.transport import KafkaTCPTransport
 from numpy.typing import NDArray
 
 from connectors.formats.rows import together
+from connectors.formats.varints import taken
 from engine.types import Values
 
 Ints = NDArray[np.int64]
@@ -287,20 +288,6 @@ def headers(raw: bytes) -> list[tuple[str, bytes]]:
 
 
 @numba.njit(nogil=True, cache=True)
-def _varint(raw, at):  # type: ignore[no-untyped-def]
-    """The zigzag number at `at`, and where the next one begins; beyond the end at a broken one."""
-    value, shift = np.uint64(0), np.uint64(0)
-    while at < len(raw) and shift < 70:
-        byte = raw[at]
-        value |= np.uint64(byte & 0x7F) << shift
-        at += 1
-        if byte < 0x80:
-            return np.int64(value >> np.uint64(1)) ^ -np.int64(value & np.uint64(1)), at
-        shift += np.uint64(7)
-    return np.int64(0), len(raw) + 1
-
-
-@numba.njit(nogil=True, cache=True)
 def _locate(raw, n, offsets, times, starts, sizes):  # type: ignore[no-untyped-def]
     """Where value, key and headers of each of n records are; how many bytes they took, or -1 for
     broken ones.
@@ -310,14 +297,14 @@ def _locate(raw, n, offsets, times, starts, sizes):  # type: ignore[no-untyped-d
     """
     at = 0
     for i in range(n):
-        length, at = _varint(raw, at)
+        length, at = taken(raw, at)
         end = at + length
         if length < 0 or end > len(raw):
             return -1
-        times[i], at = _varint(raw, at + 1)
-        offsets[i], at = _varint(raw, at)
+        times[i], at = taken(raw, at + 1)
+        offsets[i], at = taken(raw, at)
         for part in (1, 0):  # the key comes first
-            sizes[part, i], at = _varint(raw, at)
+            sizes[part, i], at = taken(raw, at)
             starts[part, i] = at
             at += max(sizes[part, i], 0)
             if at > end:

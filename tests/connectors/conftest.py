@@ -18,6 +18,7 @@ import zstandard
 from connectors.files import text, xml
 from connectors.files.sink import FilesSink
 from connectors.files.source import FilesSource
+from connectors.kafka.sink import KafkaSink
 from connectors.kafka.source import KafkaSource
 from connectors.memory import MemorySink, MemorySource
 from engine.types import EndOfStream, Records, Sink, Source, Values
@@ -155,14 +156,28 @@ SOURCES: dict[str, Make] = {
     "memory": _memory,
     "kafka": _kafka,
 }
-SINKS = ("memory", "parquet", "ndjson", "csv", "arrow")
+SINKS = ("memory", "parquet", "ndjson", "csv", "arrow", "kafka")
 
 
 def sink_of(kind: str, folder: Path) -> Sink:
     """A sink of this kind at ``folder/out``."""
     if kind == "memory":
         return MemorySink()
+    if kind == "kafka":
+        return _transactions(folder)
     return FilesSink(FilesSink.Settings(path=str(folder / "out"), format=kind))
+
+
+def _transactions(folder: Path) -> KafkaSink:
+    """Exactly once, behind a source: what another process of that name left open is aborted."""
+    broker, note = shared_broker(), folder / "topics"
+    if not note.exists():
+        note.write_text(f"{broker.topic()} {broker.topic()}")
+    topic, read = note.read_text().split()
+    settings = KafkaSink.Settings(bootstrap=broker.bootstrap, topic=topic, exactly_once=True)
+    sink = KafkaSink(settings)
+    sink.follow(kafka_source(broker, read, group=read))
+    return sink
 
 
 @pytest.fixture(params=SOURCES)
@@ -184,7 +199,7 @@ def make_source(
 
 
 @pytest.fixture(params=SINKS)
-def make_sink(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Sink]:
+def make_sink(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], Sink]]:
     """A sink; called again, the same place opened again (but for memory, which has no place)."""
     made: list[Sink] = []
 
@@ -194,7 +209,9 @@ def make_sink(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Si
         made.append(sink_of(request.param, tmp_path))
         return made[-1]
 
-    return make
+    yield make
+    for sink in made:
+        sink.close()
 
 
 def drain(source: Source, max_rows: int = 1_000, max_bytes: int = 1 << 20) -> list[Records]:

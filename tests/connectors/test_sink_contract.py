@@ -1,4 +1,5 @@
-"""What every sink promises: after `flush` rows are safe, `restore` takes away what came later."""
+"""What every sink promises: after a checkpoint rows are safe, `restore` takes away what came
+later."""
 
 from __future__ import annotations
 
@@ -12,9 +13,11 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from connectors.files.sink import FilesSink
+from connectors.kafka.sink import KafkaSink
 from connectors.memory import MemorySink
-from engine.types import Records, Sink
-from tests.connectors.conftest import ROWS, SCHEMA, drain, files, sink_of
+from engine.types import Mark, Records, Sink, Source
+from tests.broker import shared_broker
+from tests.connectors.conftest import ROWS, SCHEMA, drain, files, kafka_source, sink_of
 
 Make = Callable[[], Sink]
 Read = Callable[[], pl.DataFrame]
@@ -22,14 +25,19 @@ KINDS = ("parquet", "ndjson", "csv", "arrow")
 
 
 @pytest.fixture
-def safe(make_sink: Make, tmp_path: Path) -> Read:
+def safe(make_sink: Make, tmp_path: Path, request: pytest.FixtureRequest) -> Read:
     """What a reader of the sink's place sees now."""
+    kind = request.node.callspec.params["make_sink"]
 
     def read() -> pl.DataFrame:
+        topics = tmp_path / "topics"
+        if topics.exists():
+            return decoded(kafka_source(shared_broker(), topics.read_text().split()[0]))
+        if kind != "memory":
+            return seen(tmp_path)
         sink = make_sink()
-        if isinstance(sink, MemorySink):
-            return sink.frame if sink.flushed else ROWS.clear()
-        return seen(tmp_path)
+        assert isinstance(sink, MemorySink)
+        return sink.frame if sink.flushed else ROWS.clear()
 
     return read
 
@@ -38,25 +46,37 @@ def seen(folder: Path) -> pl.DataFrame:
     """The rows of all parts, by headrace's own source."""
     if not list((folder / "out").glob("part-*[0-9].*[!p]")):
         return ROWS.clear()
-    source = files([str(folder / "out" / "part-*[0-9].*[!p]")])
+    return decoded(files([str(folder / "out" / "part-*[0-9].*[!p]")]))
+
+
+def decoded(source: Source) -> pl.DataFrame:
+    """All rows of a source."""
     schema = source.schema(SCHEMA)
-    frames = []
+    frames = [ROWS.clear()]
     for piece in drain(source):
         frame, rejects = source.format.decode(piece, schema)
         assert not rejects
         frames.append(frame.drop("_partition", "_position"))
+    source.close()
     return pl.concat(frames)
 
 
-def test_flushed_rows_are_safe_in_their_order(make_sink: Make, safe: Read) -> None:
+def keep(sink: Sink) -> None:
+    """What the engine does at a checkpoint."""
+    sink.flush()
+    if isinstance(sink, KafkaSink):
+        assert sink.commit(Mark())
+
+
+def test_kept_rows_are_safe_in_their_order(make_sink: Make, safe: Read) -> None:
     sink = make_sink()
     sink.write(ROWS[:20])
     sink.write(ROWS[20:30])
     assert safe().is_empty()
-    sink.flush()
+    keep(sink)
     assert_frame_equal(safe(), ROWS[:30])
     sink.write(ROWS[30:])
-    sink.flush()
+    keep(sink)
     sink.close()
     assert_frame_equal(safe(), ROWS)
 
@@ -64,7 +84,7 @@ def test_flushed_rows_are_safe_in_their_order(make_sink: Make, safe: Read) -> No
 def test_restore_takes_away_what_came_after_the_snapshot(make_sink: Make, safe: Read) -> None:
     sink = make_sink()
     sink.write(ROWS[:20])
-    sink.flush()
+    keep(sink)
     saved = sink.snapshot()
     sink.write(ROWS[20:25])
     sink.flush()
@@ -73,7 +93,7 @@ def test_restore_takes_away_what_came_after_the_snapshot(make_sink: Make, safe: 
     again.restore(saved)
     assert_frame_equal(safe(), ROWS[:20])
     again.write(ROWS[20:])
-    again.flush()
+    keep(again)
     assert_frame_equal(safe(), ROWS)
 
 
@@ -84,14 +104,14 @@ def test_restore_to_the_start_takes_all_away(make_sink: Make, safe: Read) -> Non
     sink.restore(None)
     assert safe().is_empty()
     sink.write(ROWS[:3])
-    sink.flush()
+    keep(sink)
     assert_frame_equal(safe(), ROWS[:3])
 
 
-def test_closing_drops_what_was_not_flushed(make_sink: Make, safe: Read) -> None:
+def test_closing_drops_what_was_not_kept(make_sink: Make, safe: Read) -> None:
     sink = make_sink()
     sink.write(ROWS[:5])
-    sink.flush()
+    keep(sink)
     sink.write(ROWS[5:9])
     sink.close()
     sink.close()
@@ -105,8 +125,8 @@ def test_empty_writes_and_flushes_change_nothing(make_sink: Make, safe: Read) ->
     sink.flush()
     assert safe().is_empty()
     sink.write(ROWS[:2])
-    sink.flush()
-    sink.flush()
+    keep(sink)
+    keep(sink)
     assert_frame_equal(safe(), ROWS[:2])
 
 
