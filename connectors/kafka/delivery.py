@@ -137,9 +137,9 @@ class Delivery:
             self._begin(producer)
             partitions = len(producer.partitions_for(topic))
             batches, self._turn = plan(records, at, partitions, self._turn, size)
-            for partition, some in batches:
+            for partition, some, nbytes in batches:
                 place = TopicPartition(topic, partition)
-                batch, nbytes = enqueue(producer, place, records, some, size)
+                batch = enqueue(producer, place, records, some, nbytes, size)
                 self._sent.append((batch, len(some), nbytes))
                 self.nbytes += nbytes
                 if self.nbytes > self._buffer_bytes:

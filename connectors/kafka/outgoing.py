@@ -18,7 +18,7 @@ from typing import Any, cast
 import numpy as np
 import polars as pl
 from kafka import KafkaProducer, TopicPartition, errors
-from kafka.producer.future import FutureRecordMetadata
+from kafka.producer.future import FutureProduceResult, FutureRecordMetadata
 from kafka.producer.producer_batch import ProducerBatch
 from kafka.record.memory_records import MemoryRecordsBuilder
 from numpy.typing import NDArray
@@ -65,15 +65,16 @@ class Outgoing:
     def _parts(self) -> tuple[Values | None, Values | None, Values | None]:
         return self.values, self.keys, self.headers
 
-    def write(self, at: Ints, first: int, since: int) -> Bytes:
+    def write(self, at: Ints, nbytes: int, first: int, since: int) -> Bytes:
         """The records `at`, shape (n,), as a batch has them behind its head.
 
         Args:
+            nbytes: of them, at most: see `plan`.
             first: offset of the first in its batch.
             since: ms since the epoch that the batch's times are counted from.
         """
         n = len(self)
-        out = np.empty(int(self.sizes()[at].sum()) + OVERHEAD * len(at), np.uint8)
+        out = np.empty(nbytes, np.uint8)
         value, key = _spans(self.values, n), _spans(self.keys, n)
         head = _spans(self.headers, n, bare=1)
         return out[: _write(at, first, since, self.times, *value, *key, *head, out)]
@@ -81,7 +82,7 @@ class Outgoing:
 
 def plan(
     records: Outgoing, at: Ints, partitions: int, turn: int, size: int = SIZE
-) -> tuple[list[tuple[int, Ints]], int]:
+) -> tuple[list[tuple[int, Ints, int]], int]:
     """Which of the records `at` go where, in batches: by their key's hash, as Kafka's own clients
     have it (murmur2), those without by turns, a batch each.
 
@@ -90,7 +91,8 @@ def plan(
         turn: whose it is.
         size: bytes of a batch, at most, unless it is one record.
 
-    Returns: (partition, records) of each batch, in their order; whose turn it is next.
+    Returns: (partition, records, bytes at most) of each batch, in their order; whose turn it is
+        next.
     """
     sizes = records.sizes()[at] + OVERHEAD
     data, starts, lengths = _spans(records.keys, len(records))
@@ -99,9 +101,12 @@ def plan(
     order = np.argsort(where, kind="stable")
     new = np.empty(len(at), np.bool_)
     _cut(where[order], sizes[order], size, new)
+    if not len(at):
+        return [], turn
     begins = np.flatnonzero(new)
-    cuts = np.split(at[order], begins[1:]) if len(at) else []
-    return list(zip(where[order][begins].tolist(), cuts, strict=True)), turn
+    totals = np.add.reduceat(sizes[order], begins)
+    cuts = np.split(at[order], begins[1:])
+    return list(zip(where[order][begins].tolist(), cuts, totals.tolist(), strict=True)), turn
 
 
 class Batch(ProducerBatch):  # type: ignore[misc]
@@ -113,7 +118,7 @@ class Batch(ProducerBatch):  # type: ignore[misc]
 
     def __init__(self, partition: TopicPartition, compression: int, size: int) -> None:
         super().__init__(partition, MemoryRecordsBuilder(2, compression, size))
-        self._record_futures: Any = Futures(self)
+        self._record_futures: Any = Futures(self.records, self.produce_future)
 
     def room(self, nbytes: int) -> bool:
         """Whether it is still open and as many bytes more fit in."""
@@ -124,24 +129,17 @@ class Batch(ProducerBatch):  # type: ignore[misc]
             and records.size_in_bytes() + nbytes <= records._batch_size
         )
 
-    def put(self, outgoing: Outgoing, at: Ints) -> int:
-        """Take these rows too; bytes they took."""
+    def put(self, outgoing: Outgoing, at: Ints, nbytes: int) -> None:
+        """Take these rows too, which are of so many bytes at most."""
         records, builder, times = self.records, self.records._builder, outgoing.times[at]
         if builder._first_timestamp is None:
             builder._first_timestamp = builder._max_timestamp = int(times[0])
-        data = outgoing.write(at, records._next_offset, builder._first_timestamp)
+        data = outgoing.write(at, nbytes, records._next_offset, builder._first_timestamp)
         builder._buffer += data.data
         builder._max_timestamp = max(builder._max_timestamp, int(times.max()))
         builder._num_records += len(at)
         records._next_offset += len(at)
         builder._last_offset = records._next_offset - 1
-        return len(data)
-
-    @property
-    def settled(self) -> bool:
-        """Whether `failure` would return at once."""
-        made = self._record_futures.made
-        return all(future.is_done for future in made) if made else self.is_done
 
     def failure(self, seconds: float) -> BaseException | None:
         """Wait for the answer; why the records were not delivered, or None where they were."""
@@ -164,33 +162,37 @@ class Futures(Sequence[FutureRecordMetadata]):
     """What kafka-python keeps for each record of a batch; made when it asks for one, which it does
     to split a batch that the broker calls too large."""
 
-    def __init__(self, batch: Batch) -> None:
-        self._batch = batch
+    def __init__(self, records: MemoryRecordsBuilder, whole: FutureProduceResult) -> None:
+        self._records = records  # not the batch: it holds this, and would wait for the collector
+        self._whole = whole
         self.made: list[FutureRecordMetadata] = []
 
     def __len__(self) -> int:
-        return int(self._batch.record_count)
+        return int(self._records.next_offset())
 
     def __getitem__(self, i: Any) -> Any:
         if not self.made:  # all before the first is told of its new batch: see `Batch.failure`
-            whole = self._batch.produce_future
             self.made = [
-                FutureRecordMetadata(whole, n, None, None, -1, -1, -1) for n in range(len(self))
+                FutureRecordMetadata(self._whole, n, None, None, -1, -1, -1)
+                for n in range(len(self))
             ]
         return self.made[i]
 
 
 def enqueue(
-    producer: KafkaProducer, partition: TopicPartition, outgoing: Outgoing, at: Ints, size: int
-) -> tuple[Batch, int]:
-    """Give the producer rows for one partition, in the batch that waits there where they fit.
-
-    Returns: the batch, and the bytes the rows took.
+    producer: KafkaProducer,
+    partition: TopicPartition,
+    outgoing: Outgoing,
+    at: Ints,
+    nbytes: int,
+    size: int,
+) -> Batch:
+    """Give the producer rows of so many bytes for one partition; the batch they are in, which is
+    the one that waits there where they fit.
     """
     manager, accumulator = producer._transaction_manager, producer._accumulator
     if manager.is_transactional():
         manager.maybe_add_partition_to_transaction(partition)
-    nbytes = int(outgoing.sizes()[at].sum()) + OVERHEAD * len(at)
     with accumulator._tp_lock(partition):
         waiting = accumulator._batches[partition]
         batch = waiting[-1] if waiting else None
@@ -198,9 +200,9 @@ def enqueue(
             batch = Batch(partition, accumulator.config["compression_attrs"], size)
             waiting.append(batch)
             accumulator._incomplete.add(batch)
-        nbytes = batch.put(outgoing, at)
+        batch.put(outgoing, at, nbytes)
     producer._sender.wakeup()
-    return batch, nbytes
+    return batch
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import importlib
 
 NAMES = (
     "linear", "scrub", "formats", "inputs", "explore", "loading", "images", "ragged", "memory",
-    "tuning", "deadline", "training", "inference", "augment", "kafka", "soak",
+    "tuning", "deadline", "training", "inference", "augment", "kafka", "sink", "soak",
 )  # fmt: skip
 """All that run everywhere; ``gpu`` must be asked for."""
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
+import weakref
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,7 @@ from kafka.record.memory_records import MemoryRecords, MemoryRecordsBuilder
 
 from connectors.formats import rows
 from connectors.kafka.delivery import Delivery, DeliverySettings
-from connectors.kafka.outgoing import Batch, Outgoing, headed, murmur2, plan
+from connectors.kafka.outgoing import OVERHEAD, Batch, Outgoing, headed, murmur2, plan
 from engine.types import HeadraceError, Values
 from tests.broker import shared_broker
 
@@ -68,17 +70,15 @@ def test_a_batch_of_columns_is_the_batch_record_by_record(
     batch = Batch(TopicPartition("t", 0), codec, 1 << 20)
     at = np.arange(len(records))
     for piece in (at[:cut], at[cut:]):
-        if len(piece):
-            assert batch.put(outgoing(records), piece) <= outgoing(records).sizes()[piece].sum() + (
-                32 * len(piece)
-            )
+        for _, some, nbytes in plan(made := outgoing(records), piece, 1, 0, 1 << 30)[0]:
+            batch.put(made, some, nbytes)
     builder = MemoryRecordsBuilder(2, codec, 1 << 20)
     for key, value, other, headers, moment in records:
         whole = [*headers, *ALWAYS, *([] if other is None else [("h", other)])]
         builder.append(moment, b"" if key is None and value is None else key, value, whole)
-    for made in (batch.records, builder):
-        made.set_producer_state(7, 1, 3, False)
-        made.close()
+    for written in (batch.records, builder):
+        written.set_producer_state(7, 1, 3, False)
+        written.close()
     assert bytes(batch.records.buffer()) == bytes(builder.buffer())
     assert batch.record_count == len(records)
 
@@ -86,7 +86,7 @@ def test_a_batch_of_columns_is_the_batch_record_by_record(
 def test_records_without_keys_and_headers() -> None:
     batch = Batch(TopicPartition("t", 0), 0, 1 << 20)
     values = rows.values(pl.Series(["a", "öß"]))
-    batch.put(Outgoing(values=values, times=np.array([5, 4])), np.arange(2))
+    batch.put(Outgoing(values=values, times=np.array([5, 4])), np.arange(2), 100)
     batch.records.close()
     (found,) = MemoryRecords(batch.records.buffer())
     assert [(r.key, r.value, r.headers, r.timestamp) for r in found] == [
@@ -120,18 +120,32 @@ def test_every_record_goes_to_one_partition_in_its_order(
     )
     at = np.arange(n)[::2]
     batches, later = plan(records, at, partitions, turn, size)
-    chosen = [i for _, some in batches for i in some.tolist()]
+    chosen = [i for _, some, _ in batches for i in some.tolist()]
     assert sorted(chosen) == at.tolist()
     assert later >= turn
     for number in range(partitions):
-        here = [i for partition, some in batches if partition == number for i in some.tolist()]
+        here = [i for partition, some, _ in batches if partition == number for i in some.tolist()]
         assert here == sorted(here)
-    for partition, some in batches:
-        assert len(some) == 1 or (records.sizes()[some] + 32).sum() <= size
+    for partition, some, nbytes in batches:
+        assert nbytes == (records.sizes()[some] + OVERHEAD).sum()
+        assert len(some) == 1 or nbytes <= size
         for i in some.tolist():
             key = keys[i]
             if key is not None:
                 assert partition == (default.murmur2(key) & 0x7FFFFFFF) % partitions
+
+
+def test_a_batch_goes_with_its_last_reference() -> None:
+    """Not with the next round of the garbage collector, which may be long in coming."""
+    gc.disable()
+    try:
+        batch = Batch(TopicPartition("t", 0), 0, 1 << 20)
+        batch.put(plain([b"x"]), np.arange(1), 100)
+        gone = weakref.ref(batch)
+        del batch
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 SEAM: dict[Any, str] = {
