@@ -209,7 +209,9 @@ NAMES: Mapping[str, Name] = {
     "headrace_memory_bytes": Name("gauge", "Memory that a component holds.", {"component": ()}),
     "headrace_memory_budget_bytes": Name("gauge", "Most bytes that all buffers may hold together."),
     "headrace_device_memory_bytes": Name(
-        "gauge", "Memory of an accelerator.", {"device": (), "kind": ()}
+        "gauge",
+        "Memory that PyTorch holds of a GPU.",
+        {"device": (), "kind": ("allocated", "reserved")},
     ),
     # service
     "headrace_build_info": Name("info", "What is running.", {"version": (), "python": ()}),

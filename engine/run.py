@@ -32,7 +32,7 @@ from engine.scrub import STAGES
 from engine.scrub.columns import spread
 from engine.service import Health, Heartbeat, Service
 from engine.times import Account
-from engine.transfer import transfer_to
+from engine.transfer import transfer_to, watch_devices
 from engine.types import (
     PART,
     Batch,
@@ -768,6 +768,7 @@ class Run:
             self.metrics.watch_memory("evaluation", lambda: self.evaluation.nbytes)
         budget = self.loop.loader.budget
         self.metrics.watch_memory("loader", lambda: budget.used)
+        watch_devices(self.metrics)
         self.metrics.memory_budget_bytes.set(budget.total)
 
     def _version(self) -> str:

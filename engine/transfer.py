@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 import torch
 
+from engine.metrics import Metrics
 from engine.types import Batch, Placed
 
 
@@ -55,4 +57,15 @@ def transfer_to(device: str) -> Transfer | None:
     return None if device == "cpu" or (device.startswith("cuda") and not cuda) else Transfer(device)
 
 
-__all__ = ["Transfer", "transfer_to"]
+def watch_devices(metrics: Metrics) -> None:
+    """Show what PyTorch holds of every GPU as ``headrace_device_memory_bytes``: ``allocated`` for
+    tensors, ``reserved`` with what it keeps for the next ones."""
+    for number in range(torch.cuda.device_count()):
+        held = {"allocated": torch.cuda.memory_allocated, "reserved": torch.cuda.memory_reserved}
+        for kind, nbytes in held.items():
+            watched = functools.partial(nbytes, number)
+            gauge = metrics.device_memory_bytes
+            metrics.watch(gauge, watched, device=f"cuda:{number}", kind=kind)
+
+
+__all__ = ["Transfer", "transfer_to", "watch_devices"]

@@ -1,10 +1,10 @@
-"""Ten million records through source, scrub, predict and sink of one engine process.
+"""Forty million records through source, scrub, predict and sink of one engine process.
 
 ``python -m tests.bench soak``
 
 Is memory flat, and the last tenth as fast as the first? The engine is a process of its own with a
-memory budget of 64 MiB; its page is read ten times a second. The topic is filled beforehand, by
-confluent-kafka where it is installed. Broker and engine share the machine.
+memory budget of 64 MiB; its page is read ten times a second. The topic is filled beforehand. Broker
+and engine share the machine.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import polars as pl
 from prometheus_client.parser import text_string_to_metric_families
 
+from connectors.kafka.sink import KafkaSink
 from engine.run import Run
 from tests.bench.measure import report
 from tests.broker import Broker, shared_broker
@@ -76,7 +78,7 @@ port = 0
 
 def main(*, quick: bool = False) -> None:
     """Measure, print, write ``runs/bench/soak.json``."""
-    count = 100_000 if quick else 10_000_000
+    count = 100_000 if quick else 40_000_000
     broker = shared_broker()
     topic, sink = broker.topic(PARTITIONS), broker.topic(PARTITIONS)
     with tempfile.TemporaryDirectory(prefix="headrace-soak-") as name:
@@ -103,24 +105,13 @@ def rows() -> list[bytes]:
 
 
 def fill(broker: Broker, topic: str, values: list[bytes], count: int) -> None:
-    """As fast as there is a client for it."""
-    try:
-        from confluent_kafka import Producer
-    except ImportError:
-        broker.produce(topic, [values[i % len(values)] for i in range(count)], each=1_000)
-        return
-    settings = {"bootstrap.servers": broker.bootstrap, "linger.ms": 50, "batch.size": 1 << 18}
-    producer = Producer(
-        {**settings, "compression.type": "lz4", "queue.buffering.max.kbytes": 1 << 18}
-    )
-    for i in range(count):
-        while True:
-            try:
-                producer.produce(topic, values[i % len(values)], partition=i % PARTITIONS)
-                break
-            except BufferError:
-                producer.poll(0.1)
-    producer.flush()
+    """The rows over and over, to all partitions in turns."""
+    settings = KafkaSink.Settings(bootstrap=broker.bootstrap, topic=topic, format="raw")
+    sink, frame = KafkaSink(settings), pl.DataFrame({"value": values})
+    for _ in range(count // len(values)):
+        sink.write(frame)
+    sink.flush()
+    sink.close()
 
 
 def pipeline(folder: Path, broker: Broker, topic: str, sink: str, values: list[bytes]) -> Path:

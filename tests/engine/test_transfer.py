@@ -19,8 +19,9 @@ from engine import types
 from engine.collate import Collate
 from engine.config import LoaderSettings, Pipeline
 from engine.loader import Loader
+from engine.metrics import Metrics
 from engine.run import Run
-from engine.transfer import Transfer, transfer_to
+from engine.transfer import Transfer, transfer_to, watch_devices
 from engine.types import Batch, Features, Step, Tensors
 from engine.verdict import judge
 
@@ -156,6 +157,15 @@ def test_a_learners_device_decides(tmp_path: Path) -> None:
     assert verdict.seconds["transfer"] == account.stages["transfer"].wall
     table["model"]["kind"] = "tabular"
     assert Run(Pipeline.of(table)).transfer is None
+
+
+def test_what_is_held_of_a_gpu_is_on_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    metrics = Metrics()
+    watch_devices(metrics)
+    page = metrics.exposition()[0].decode()
+    for kind in ("allocated", "reserved"):
+        assert f'headrace_device_memory_bytes{{device="cuda:0",kind="{kind}"}} 0.0' in page
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
