@@ -37,8 +37,7 @@ once.
 """
 CHECK = """\
 Preflight: validates the file, opens the source, decodes a sample, and says what each stage would do
-with it and what
-would fail later. Writes nothing.
+with it and what would fail later. Writes nothing.
 
   headrace check deploy/pipelines/pedestrians.toml
 """
@@ -61,26 +60,21 @@ codes inside.
 """
 COMPRESS = """\
 Make compressed candidates of the exported model (int8, float16), prove each on held-out rows, and
-keep the fastest
-that the gate accepts.
+keep the fastest that the gate accepts.
 
   headrace compress deploy/pipelines/pedestrians.toml
 """
 REPLAY = """\
 Take dead letters back through the pipeline, after what was wrong is mended: in the pipeline's file,
-the model or the code.
-Reads what is there now, once: what is rejected again is a new dead letter. Stop the pipeline first:
-both go on from the
-same checkpoint.
+the model or the code. Reads what is there now, once: what is rejected again is a new dead letter.
+Stop the pipeline first: both go on from the same checkpoint.
 
   headrace replay deploy/pipelines/pedestrians.toml
 """
 PROFILE = """\
 Run a sample of a pipeline and say what holds it: source, decode, scrub, model or sink; CPU, GPU or
-I/O; where its memory is;
-and what the setting to change gives, measured. Results, dead letters and checkpoints go to a folder
-that is removed; a topic is
-read without its group and never written to.
+I/O; where its memory is; and what the setting to change gives, measured. Results, dead letters and
+checkpoints go to a folder that is removed; a topic is read without its group and never written to.
 
   headrace profile deploy/pipelines/pedestrians.toml
   headrace profile my.toml --seconds 20 --trace trace.json    # open it in Perfetto or

@@ -115,8 +115,7 @@ class Totals:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
     """What the work made of a batch (with whatever it rejected): the rows for the sink, one for
-    each
-    of the batch's, and how many it learned, predicted or only passed on."""
+    each of the batch's, and how many it learned, predicted or only passed on."""
 
     batch: Batch
     rows: pl.DataFrame

@@ -1,11 +1,9 @@
 """Several sources as one, their rows by weight.
 
 Whose turn it is depends on how many rows of each were given, and on nothing else: the one whose
-rows
-divided by its weight are fewest (stride scheduling; Waldspurger & Weihl, 1995). Those numbers are
-on
-the mark, so a restart goes on with the same rows in the same order; a source that has nothing for
-now (a topic) lets the others go on, and their order then depends on when its rows came.
+rows divided by its weight are fewest (stride scheduling; Waldspurger & Weihl, 1995). Those numbers
+are on the mark, so a restart goes on with the same rows in the same order; a source that has
+nothing for now (a topic) lets the others go on, and their order then depends on when its rows came.
 """
 
 from __future__ import annotations

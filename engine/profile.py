@@ -2,10 +2,9 @@
 measured.
 
 The pipeline runs on a sample, with results, dead letters and checkpoints in a folder that is
-removed
-afterwards; a topic is read without its group and never written to. Then it runs again with each
-setting that the verdict advises, over as many records, in turns with the first: what is said of
-a setting was seen.
+removed afterwards; a topic is read without its group and never written to. Then it runs again with
+each setting that the verdict advises, over as many records, in turns with the first: what is said
+of a setting was seen.
 """
 
 from __future__ import annotations
@@ -33,8 +32,7 @@ WARM = 0.25
 """Part of a sample that warms up (compilation, files, connections) and is not counted."""
 WARM_SECONDS, WARM_BATCHES = 1.0, 32
 """It takes that long at least, in both, where the sample's length is one of time: what compiles
-does
-so in the first batches."""
+does so in the first batches."""
 ROUNDS = 3
 SAMPLES = 0.05
 """How often memory is looked at, seconds."""

@@ -48,8 +48,7 @@ class Raw:
 
 class RebatchNode(BaseNode[Raw]):
     """Cuts raw rows into batches: of `batch_rows`, or less where they are `batch_limit` bytes,
-    where
-    the oldest has waited `max_delay`, or where waiting longer would miss the deadline.
+    where the oldest has waited `max_delay`, or where waiting longer would miss the deadline.
 
     Rows are cut while raw, because then a position is exact; stages later only shrink or grow what
     was cut. On an idle stream an empty batch comes every `idle` seconds, so that the loop behind

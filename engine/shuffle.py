@@ -5,8 +5,7 @@ from there into an order that is a function of the seed and the block's number a
 does not depend on how the records came, and a checkpoint in the middle of a block needs no rows:
 its mark has the positions at the block's start, the positions at its end, its number, and how many
 of its rows were given. A restart reads those records again, gets the same order, and leaves out
-what
-was given.
+what was given.
 
 Until a block is done its records are not committed, so they come again to whoever has no
 checkpoint.

@@ -2,8 +2,7 @@
 
 Both follow what was measured, under a limit that nothing exceeds, and both can be fixed by hand
 (``[loader] prefetch_bytes``, ``decode_threads``). They are values without threads or clocks of
-their
-own: whoever owns one tells it what happened and when.
+their own: whoever owns one tells it what happened and when.
 """
 
 from __future__ import annotations

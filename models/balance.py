@@ -1,6 +1,5 @@
 """Learning from imbalanced classes: rows are drawn to a desired distribution, and what the model
-says
-is corrected back to the true one."""
+says is corrected back to the true one."""
 
 from __future__ import annotations
 
@@ -68,9 +67,8 @@ class Balanced:
     Every row is scored before anything is learned, on the true distribution. Probabilities are
     corrected for the shares that were learned from: the odds times the true ratio of the classes
     over the learned one (Elkan, "The Foundations of Cost-Sensitive Learning", 2001; Saerens,
-    Latinne
-    and Decaestecker, "Adjusting the Outputs of a Classifier to New a Priori Probabilities", 2002).
-    The exported model does so too.
+    Latinne and Decaestecker, "Adjusting the Outputs of a Classifier to New a Priori Probabilities",
+    2002). The exported model does so too.
 
     With `smote`, the second and further copies of a row lie at random between it and one of its
     nearest kept rows of the same class (Chawla et al., "SMOTE: Synthetic Minority Over-sampling

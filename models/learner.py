@@ -36,10 +36,9 @@ class TabularLearner:
 
     `learn` scores the rows, takes one step on them and `replay_steps` on kept rows; with an
     `augmentation`, each step is on rows augmented anew, while the rows themselves are scored and
-    kept. Nothing uses
-    torch's global random state: every draw of a batch comes from generators seeded with the
-    learner's seed and the batch's number, so a learner restored from `state_dict` goes on to the
-    bit as the first one did.
+    kept. Nothing uses torch's global random state: every draw of a batch comes from generators
+    seeded with the learner's seed and the batch's number, so a learner restored from `state_dict`
+    goes on to the bit as the first one did.
 
     Args:
         settings: ``[model]``.

@@ -113,9 +113,7 @@ class FilesSource:
             seed: of that order.
             shards: engines that share the files, each row read by one; "env" takes WORLD_SIZE; 1 is
                 for one that may become several. Shared are row groups of Parquet, record batches of
-                Arrow, pieces of 32 MiB of
-                lines,
-                and else whole files.
+                Arrow, pieces of 32 MiB of lines, and else whole files.
             shard: which of them this one is, from 0; "env" takes RANK.
         """
 

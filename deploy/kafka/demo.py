@@ -1,6 +1,5 @@
 """``make demo-kafka``: a broker, a topic of street sensors, an engine that learns from it and one
-that
-predicts, side by side, and what they came to.
+that predicts, side by side, and what they came to.
 
 Uses the broker at KAFKA_BOOTSTRAP_SERVERS, or starts one for as long as it runs.
 """

@@ -48,8 +48,7 @@ class Distinct:
 
 class Seen:
     """Which rows were there before, by their hashes: exact until `SLOTS` * `LOAD` different ones
-    are
-    remembered; later ones are then looked up only.
+    are remembered; later ones are then looked up only.
 
     Attributes:
         rows: looked up.

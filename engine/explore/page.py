@@ -66,8 +66,7 @@ def histogram(column: Figures) -> Markup:
 
 def timeline(line: Timeline) -> Markup:
     """The median and what lies between the quantiles 0.1 and 0.9, over the stream; missing values
-    as
-    a strip below."""
+    as a strip below."""
     known = [x for x in (*line.low, *line.high) if x is not None]
     n = len(line.median)
     if not known or n < 2:

@@ -5,8 +5,7 @@
 Ten columns (six of floats, two of whole numbers, one text, one time) as Parquet. Beside it polars'
 ``describe``, which gives count, mean, deviation and quartiles of a frame that is in memory as a
 whole: another question, but the nearest that is in use everywhere. Each run is a process of its
-own,
-so that its peak is its own.
+own, so that its peak is its own.
 """
 
 from __future__ import annotations

@@ -7,11 +7,9 @@ people use.
 remains when reading, cleaning and turning to numpy are each done alone, one after the other, with
 polars at its best: whole row groups read, expressions made once, statistics known beforehand.
 headrace learns its statistics on the way (three stages, one each), checks types and labels, and
-says
-where to resume. The others (tests/bench/loaders.py) are measured where they are installed
+says where to resume. The others (tests/bench/loaders.py) are measured where they are installed
 (``pip install spdl grain datasets ray tensorflow``); they learn one statistic on the way. "frozen"
-is
-without learning.
+is without learning.
 """
 
 from __future__ import annotations

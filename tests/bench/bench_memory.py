@@ -3,14 +3,11 @@
 ``python -m tests.bench memory``
 
 Each case is a process of its own. The kernel's mark of its highest resident memory is reset after
-the
-imports and a warm-up, and what it is above the memory then is the peak. The consumer takes 5 ms for
-each item, so that queues fill up. Items are made when they are read, as from a network. Peers are
-bounded by a number of items: torchdata's Prefetcher ahead by 8, PyTorch's DataLoader by its default
-of
-2 for one worker; a DataLoader's worker counts with its process, what both share once. Allocators
-are
-told to give back what is freed, in every case: what is left is what is held.
+the imports and a warm-up, and what it is above the memory then is the peak. The consumer takes 5 ms
+for each item, so that queues fill up. Items are made when they are read, as from a network. Peers
+are bounded by a number of items: torchdata's Prefetcher ahead by 8, PyTorch's DataLoader by its
+default of 2 for one worker; a DataLoader's worker counts with its process, what both share once.
+Allocators are told to give back what is freed, in every case: what is left is what is held.
 """
 
 from __future__ import annotations

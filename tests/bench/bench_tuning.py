@@ -3,11 +3,10 @@
 ``python -m tests.bench tuning``
 
 A producer makes an item of 256 KiB in 5 ms. The fast consumer takes 1 ms for each, the slow one 10
-ms,
-the alternating one turns from 1 ms to 9 ms and back every second: with a deep queue it never waits.
-The fourth begins alternating and then stays slow: its memory should come back. Sleeps stand for the
-work, so all run at the same time, each with a queue of its own, and only the queues differ. Rates
-are taken after the first ten seconds.
+ms, the alternating one turns from 1 ms to 9 ms and back every second: with a deep queue it never
+waits. The fourth begins alternating and then stays slow: its memory should come back. Sleeps stand
+for the work, so all run at the same time, each with a queue of its own, and only the queues differ.
+Rates are taken after the first ten seconds.
 """
 
 from __future__ import annotations

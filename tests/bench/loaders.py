@@ -1,14 +1,11 @@
 """Other loaders over the same Parquet file, with the same cleaning: each as its documentation
-advises
-for a file of row groups, two workers where it takes a number. The statistics are learned on the
-way,
-by polars, shared by threads, a process its own; or known beforehand.
+advises for a file of row groups, two workers where it takes a number. The statistics are learned on
+the way, by polars, shared by threads, a process its own; or known beforehand.
 
 Each runs in a process of its own, which stays: frameworks that are only waiting leave the cores to
 whoever is measured. ``python -m tests.bench.loaders NAME FILE learn|frozen`` is that process: a
-line
-in is a run, a line out says how many rows it had, seconds until the first batch, and seconds on
-processors.
+line in is a run, a line out says how many rows it had, seconds until the first batch, and seconds
+on processors.
 """
 
 from __future__ import annotations
