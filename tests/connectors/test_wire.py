@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
+import select
+import socket
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,11 +17,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.consumer.fetcher import Fetcher
-from kafka.errors import CorruptRecordError, UnsupportedCodecError
+from kafka.errors import CorruptRecordError, KafkaConnectionError, UnsupportedCodecError
+from kafka.net.connection import KafkaConnection
+from kafka.net.transport import KafkaTCPTransport
+from kafka.protocol.consumer.fetch import FetchRequest, FetchResponse
+from kafka.protocol.frame import KafkaBytes
+from kafka.protocol.parser import KafkaProtocol
+from kafka.record.default_records import DefaultRecordBatch
 from kafka.record.memory_records import MemoryRecords, MemoryRecordsBuilder
 
 from connectors.kafka import wire
-from connectors.kafka.wire import Chunk, Columnar, columnar, decode
+from connectors.kafka.wire import Chunk, Columnar, batches, columnar, decode
 from engine.types import EndOfStream, Mark, Values
 from tests.broker import shared_broker
 from tests.connectors.conftest import drain, kafka_source, take
@@ -60,7 +70,7 @@ def test_a_batch_as_columns_is_the_batch_record_by_record(
 ) -> None:
     raw = batch(records, codec)
     expected = [r for r in MemoryRecords(raw).next_batch() if r.offset >= 100 + skip]
-    chunk = decode(MemoryRecords(raw).next_batch(), 100 + skip, newline=newline)
+    chunk = decode(next(batches(MemoryRecords(raw))), 100 + skip, newline=newline)
     assert chunk.offsets.tolist() == [r.offset for r in expected]
     assert chunk.timestamps.tolist() == [r.timestamp for r in expected]
     assert values(chunk, newline=newline) == [r.value for r in expected]
@@ -75,7 +85,7 @@ def test_a_broken_batch_is_an_error_and_no_crash(records: list[Any], data: st.Da
     raw = bytearray(batch(records))
     at = data.draw(st.integers(61, len(raw) - 1))
     raw[at] ^= data.draw(st.integers(1, 255))
-    found = MemoryRecords(bytes(raw)).next_batch()
+    found = next(batches(MemoryRecords(bytes(raw))))
     assert not found.validate_crc()
     try:
         chunk = decode(found, 0, newline=True)
@@ -96,12 +106,12 @@ def test_a_codec_that_is_unknown_or_not_what_it_says(
     raw = bytearray(batch([(b"k", b"v", [], 1_000)] * 3))
     raw[22] |= codec
     with pytest.raises(error, match=said):
-        decode(MemoryRecords(bytes(raw)).next_batch(), 0, newline=True)
+        decode(next(batches(MemoryRecords(bytes(raw)))), 0, newline=True)
 
 
-def answer(*batches: bytes) -> Columnar:
+def answer(*parts: bytes) -> Columnar:
     """An answer of a broker that holds these record batches."""
-    return Columnar(0, TopicPartition("t", 0), MemoryRecords(b"".join(batches)))
+    return Columnar(0, TopicPartition("t", 0), MemoryRecords(b"".join(parts)))
 
 
 def three(offset: int) -> bytes:
@@ -148,6 +158,19 @@ def test_the_seam_is_where_it_was() -> None:
     consumer = KafkaConsumer(bootstrap_servers=broker.bootstrap)
     assert isinstance(consumer._fetcher, Fetcher)
     assert inspect.iscoroutinefunction(consumer._manager._build_transport)
+    for name in ("_sock", "_protocol"):
+        assert f"self.{name}" in inspect.getsource(KafkaTCPTransport)
+    assert "self.parser" in inspect.getsource(KafkaConnection)
+    parser = KafkaProtocol()
+    assert parser._rbuffer is None
+    assert parser.receive_bytes((8).to_bytes(4, "big") + b"ab") == []
+    assert isinstance(parser._rbuffer, KafkaBytes)
+    assert parser._rbuffer.tell() == 2
+    assert DefaultRecordBatch.__slots__ == (
+        "_buffer", "_header_data", "_pos", "_num_records", "_next_record_index", "_decompressed"
+    )  # fmt: skip
+    assert {"_next_slice", "_pos"} <= set(MemoryRecords.__slots__)
+    assert callable(MemoryRecords._cache_next)
     # And what `group.py` and `client.py` do.
     assert isinstance(consumer._manager._conns, dict)
     assert isinstance(consumer._manager._auth_failures, dict)
@@ -175,6 +198,64 @@ def test_every_codec_through_a_real_broker(codec: str | None) -> None:
     assert np.concatenate([p.positions for p in pieces]).tolist() == list(range(500))
     stamps = [p.timestamps for p in pieces if p.timestamps is not None]
     assert np.concatenate(stamps).tolist() == [1_000 + i for i in range(500)]
+
+
+def fetched(records: bytes) -> tuple[FetchRequest, bytes]:
+    """A request, and a broker's answer to it."""
+    version = 12
+    response = FetchResponse[version]
+    topic = response.FetchableTopicResponse
+    part = topic.PartitionData(partition_index=3, high_watermark=9, records=records)
+    made = response(responses=[topic(topic="t", partitions=[part])])
+    made.with_header(correlation_id=7)
+    return FetchRequest[version](topics=[]), bytes(made.encode(framed=True, header=True))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 5_000), min_size=1, max_size=4),
+    cuts=st.lists(st.integers(1, 4_000), min_size=1, max_size=6),
+)
+def test_answers_that_come_in_pieces_are_the_answers(sizes: list[int], cuts: list[int]) -> None:
+    # What is large is read in another way; here that is much less.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wire, "RECEIVED", 2_000)
+        _in_pieces(sizes, cuts)
+
+
+def _in_pieces(sizes: list[int], cuts: list[int]) -> None:
+    records = [bytes(range(256)) * 20 for _ in sizes]
+    answers = [fetched(r[:size]) for r, size in zip(records, sizes, strict=True)]
+    parser, expected = KafkaProtocol(client_id="t"), KafkaProtocol(client_id="t")
+    for request, _ in answers:
+        parser.send_request(request, correlation_id=7)
+        expected.send_request(request, correlation_id=7)
+    stream = b"".join(text for _, text in answers)
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    transport = SimpleNamespace(_sock=ours, _protocol=SimpleNamespace(parser=parser))
+    got, at = [], 0
+    for cut in itertools.cycle(cuts):
+        theirs.sendall(stream[at : at + cut])
+        while (found := wire._received(transport)) != (b"", None) or _more(ours):
+            assert found[1] is None
+            got += parser.receive_bytes(found[0])
+        at += cut
+        if at >= len(stream):
+            break
+    assert [a.to_dict() for _, a in got] == [a.to_dict() for _, a in expected.receive_bytes(stream)]
+    assert [a.responses[0].partitions[0].records for _, a in got] == [
+        r[:size] for r, size in zip(records, sizes, strict=True)
+    ]
+    theirs.close()
+    data, error = wire._received(transport)
+    assert data == b""
+    assert isinstance(error, KafkaConnectionError)
+    ours.close()
+
+
+def _more(sock: socket.socket) -> bool:
+    return bool(select.select([sock], [], [], 0)[0])
 
 
 def test_what_comes_is_taken_in_large_pieces() -> None:
