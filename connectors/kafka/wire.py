@@ -10,6 +10,7 @@ one buffer. Membership, offsets, aborted transactions and errors stay kafka-pyth
 from __future__ import annotations
 
 import functools
+import ssl
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,8 @@ from engine.types import Values
 Ints = NDArray[np.int64]
 RECEIVED = 1 << 18
 """Bytes taken from a connection between two answers, at most."""
+DRY = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+"""Nothing has come."""
 TOGETHER = 1 << 20
 """Bytes of record batches at which a chunk is whole."""
 
@@ -87,7 +90,7 @@ def columnar(consumer: KafkaConsumer, *, newline: bool, whole: bool = False) -> 
 
     async def widened(*args: Any, **settings: Any) -> Any:
         transport = await build(*args, **settings)
-        if type(transport) is KafkaTCPTransport:
+        if isinstance(transport, KafkaTCPTransport):
             transport._sock_recv = functools.partial(_received, transport)
         return transport
 
@@ -117,18 +120,21 @@ def _received(transport: KafkaTCPTransport) -> tuple[bytes, KafkaError | None]:
     """
     sock, parser = transport._sock, getattr(transport._protocol, "parser", None)
     frame = None if parser is None else parser._rbuffer
+    gone = KafkaConnectionError("socket disconnected")
     try:
-        if frame is not None and len(frame) - frame.tell() > 1:
+        # Until nothing is left: what TLS has deciphered already would wake nobody.
+        while frame is not None and len(frame) - frame.tell() > 1:
             frame.__class__ = Frame
             n = sock.recv_into(memoryview(frame)[frame.tell() : -1])
+            if not n:
+                return b"", gone
             frame.seek(frame.tell() + n)
-            return b"", None if n else KafkaConnectionError("socket disconnected")
         data = sock.recv(RECEIVED)
-    except (BlockingIOError, InterruptedError):
+    except DRY:
         return b"", None
     except OSError as error:
         return b"", KafkaConnectionError(error)
-    return data, None if data else KafkaConnectionError("socket disconnected")
+    return data, None if data else gone
 
 
 def prefetched(consumer: KafkaConsumer) -> int:

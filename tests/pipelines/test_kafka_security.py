@@ -23,8 +23,11 @@ from cryptography.hazmat.primitives import serialization as pem
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import ACLOperation, NewTopic, ResourceType
 
+from connectors.kafka.source import KafkaSource
 from engine import logs
+from engine.types import Mark, Values
 from tests.broker import skip_without_tools
+from tests.connectors.conftest import drain
 from tests.pipelines.conftest import Headrace
 from tests.pipelines.test_kafka_group import until
 from tests.pipelines.test_service import started
@@ -194,6 +197,24 @@ def test_a_pipeline_runs_through_the_lock(
     warned = {line["message"] for line in said if line["logger"] == "headrace.kafka"}
     clear = "password and records go over the network in the clear: use security SASL_SSL"
     assert warned == ({clear} if way == "in the clear" else set())
+
+
+def test_answers_of_megabytes_come_whole_through_the_lock(
+    broker: SecureBroker, mutual: Keys
+) -> None:
+    """Of many TLS records of 16 KiB each; what is deciphered already wakes nobody."""
+    sent = [json.dumps({"n": i, "text": f"{i:06}" * 9_000}).encode() for i in range(150)]
+    name = broker.topic()
+    broker.produce(name, sent, each=10)
+    keys = mutual | {key: str(mutual[key]) for key in ("ca_file", "cert_file", "key_file")}
+    source = KafkaSource(KafkaSource.Settings(**keys, topics=(name,), stop="end"))
+    source.seek(Mark())
+    found = [piece.values for piece in drain(source)]
+    source.close()
+    lines = b"".join(
+        v.data[v.bounds[0] : v.bounds[-1]].tobytes() for v in found if isinstance(v, Values)
+    )
+    assert lines.splitlines() == sent
 
 
 def test_one_server_of_two_is_enough(
