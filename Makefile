@@ -35,7 +35,7 @@ test: .venv/test ## install, then pass all tests, with coverage
 quick: .venv/test ## the tests that take less than ten seconds each
 	$(BIN)/pytest -n $(JOBS) --dist worksteal -m 'not slow'
 
-crash: .venv/test ## the failure kit at full size: 50 kills, 50 rebalances, 5 restarts of the broker (40 minutes)
+crash: .venv/test ## the failure kit at full size: 50 kills, 50 rebalances, 5 restarts of the broker (10 minutes)
 	HEADRACE_CRASH=full $(BIN)/pytest tests/crash -s
 
 check: .venv/test ## ruff, its formatter, mypy --strict, import contracts
