@@ -39,6 +39,7 @@ RECEIVED = 1 << 18
 """Bytes taken from a connection between two answers, at most."""
 DRY = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 """Nothing has come."""
+CLOSED = "the broker closed the connection"
 TOGETHER = 1 << 20
 """Bytes of record batches at which a chunk is whole."""
 
@@ -120,21 +121,22 @@ def _received(transport: KafkaTCPTransport) -> tuple[bytes, KafkaError | None]:
     """
     sock, parser = transport._sock, getattr(transport._protocol, "parser", None)
     frame = None if parser is None else parser._rbuffer
-    gone = KafkaConnectionError("socket disconnected")
     try:
         # Until nothing is left: what TLS has deciphered already would wake nobody.
         while frame is not None and len(frame) - frame.tell() > 1:
             frame.__class__ = Frame
             n = sock.recv_into(memoryview(frame)[frame.tell() : -1])
             if not n:
-                return b"", gone
+                raise ConnectionResetError(CLOSED)
             frame.seek(frame.tell() + n)
         data = sock.recv(RECEIVED)
+        if not data:
+            raise ConnectionResetError(CLOSED)
     except DRY:
         return b"", None
     except OSError as error:
         return b"", KafkaConnectionError(error)
-    return data, None if data else gone
+    return data, None
 
 
 def prefetched(consumer: KafkaConsumer) -> int:
