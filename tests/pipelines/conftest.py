@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from engine import logs
 from engine.cli import main
 
 Headrace = Callable[..., tuple[int, str, str]]
@@ -101,9 +102,13 @@ def small(tmp_path: Path) -> Small:
 
 
 @pytest.fixture
-def headrace(capfd: pytest.CaptureFixture[str]) -> Iterator[Headrace]:
+def headrace(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Headrace]:
     """The command in this process: exit code, standard output, standard error. Puts back the
     logging it set up."""
+    # A process begins without secrets: another test's password may be a word of a sentence here.
+    monkeypatch.setattr(logs, "_hidden", logs._Hidden())
     root, own = logging.getLogger(), logging.getLogger("headrace")
     before = root.handlers[:], root.level, own.level
 
