@@ -47,6 +47,8 @@ CLOSE_SECONDS = 1.5
 """How long the last commit, and then the goodbye, may take: a stop is to be done within 5 s."""
 COMMIT_SECONDS = 2.0
 """How long a member waits for the answer to a commit."""
+ASK_SECONDS = 0.1
+"""Between two questions to a broker that is away."""
 GROWN_SECONDS = 30.0
 """How often the client asks for new topics and partitions."""
 OUT = (
@@ -371,7 +373,7 @@ class KafkaSource:
         with self._speaking():
             consumer = self._connected()
             self._membership.tend()
-            self._keep(consumer.poll(timeout_ms=10, max_records=CHUNKS))
+            self._keep(self._polled(consumer, 0.01))
             self._look(consumer)
 
     def lag(self, mark: Mark) -> Mapping[str, int]:
@@ -582,10 +584,18 @@ class KafkaSource:
                 consumer.commit(started, timeout_ms=int(COMMIT_SECONDS * 1000))
 
     def _ask_committed(self, tp: TopicPartition) -> OffsetAndMetadata | None:
-        seconds = self.settings.timeout
-        found = self._connected().committed(tp, metadata=True, timeout_ms=int(seconds * 1000))
-        assert found is None or isinstance(found, OffsetAndMetadata)
-        return found
+        consumer, deadline = self._connected(), time.monotonic() + self.settings.timeout
+        while True:
+            left = max(0.0, deadline - time.monotonic())
+            try:
+                found = consumer.committed(tp, metadata=True, timeout_ms=int(left * 1000))
+            except errors.KafkaConnectionError:  # as in `_polled`
+                if not left:
+                    raise
+                time.sleep(ASK_SECONDS)
+                continue
+            assert found is None or isinstance(found, OffsetAndMetadata)
+            return found
 
     def _first(
         self,
@@ -624,8 +634,22 @@ class KafkaSource:
             consumer = self._connected()
             if self._membership is not None and self._membership.joined:
                 self._membership.tend()
-            self._keep(consumer.poll(timeout_ms=int(timeout * 1000), max_records=CHUNKS))
+            self._keep(self._polled(consumer, timeout))
             self._look(consumer)
+
+    def _polled(
+        self, consumer: KafkaConsumer, timeout: float
+    ) -> Mapping[TopicPartition, Sequence[Chunk]]:
+        """What has come; nothing where no broker is in reach, which kafka-python (3.0) makes an
+        error of when it looks for the group's coordinator just then."""
+        try:
+            found: Mapping[TopicPartition, Sequence[Chunk]] = consumer.poll(
+                timeout_ms=int(timeout * 1000), max_records=CHUNKS
+            )
+        except errors.KafkaConnectionError as error:
+            log.debug("poll failed", extra={"why": str(error)})
+            return {}
+        return found
 
     def _look(self, consumer: KafkaConsumer) -> None:
         """Say once that no broker is in reach, and once that one is again.

@@ -14,11 +14,14 @@ from typing import Any
 import polars as pl
 import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.errors import KafkaConnectionError
 
+from connectors.kafka.source import KafkaSource
 from engine.loop import Loop
 from engine.run import Run
-from engine.types import Batch
+from engine.types import Batch, Mark
 from tests.broker import Broker, shared_broker
+from tests.connectors.conftest import drain
 from tests.pipelines.conftest import Headrace, Rows, Small
 from tests.pipelines.test_service import Engine, samples
 
@@ -182,6 +185,30 @@ def test_a_topic_that_is_not_there(
     assert code == 2
     assert f"topic '{topic}x' is not there at " in err
     assert f"Did you mean '{topic}'?" in err
+
+
+def test_a_client_that_gives_up_over_a_broker_that_is_away_is_asked_again(broker: Broker) -> None:
+    topic = broker.topic()
+    broker.produce(topic, [b'{"a": 1}'] * 10)
+    source = KafkaSource(
+        KafkaSource.Settings(bootstrap=broker.bootstrap, topics=(topic,), stop="end", group=topic)
+    )
+    source.seek(Mark())
+    consumer = source._connected()
+    refused = [KafkaConnectionError(111, "ECONNREFUSED")] * 2
+    for name in ("poll", "committed"):
+        asked, left = getattr(consumer, name), list(refused)
+
+        def ask(*args: Any, asked: Any = asked, left: Any = left, **settings: Any) -> Any:
+            if left:
+                raise left.pop()
+            return asked(*args, **settings)
+
+        setattr(consumer, name, ask)
+    assert source.read(100, 1 << 20, 1.0) is None
+    assert source.agrees({f"{topic}/0": 0}) is False
+    assert sum(map(len, drain(source, 100))) == 10
+    source.close()
 
 
 def test_a_broker_that_is_not_there(topic: str, on_kafka: Callable[..., Path]) -> None:
