@@ -14,7 +14,16 @@ from kafka import KafkaProducer, OffsetAndMetadata, TopicPartition, errors
 from pydantic import Field, model_validator
 
 from connectors.kafka.client import KafkaSettings, speaking
-from connectors.kafka.outgoing import SIZE, Batch, Ints, Outgoing, enqueue, hastened, plan
+from connectors.kafka.outgoing import (
+    SIZE,
+    Batch,
+    Ints,
+    Outgoing,
+    enqueue,
+    hastened,
+    plan,
+    steadfast,
+)
 from engine.types import HeadraceError
 
 log = logging.getLogger("headrace.kafka")
@@ -119,7 +128,7 @@ class Delivery:
                     allow_auto_create_topics=False,
                 )
                 if self.transaction is not None:
-                    self._producer.init_transactions()
+                    steadfast(self._producer).init_transactions()
         return self._producer
 
     def send(self, topic: str, records: Outgoing, at: Ints) -> None:

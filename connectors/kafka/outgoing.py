@@ -34,6 +34,8 @@ SIZE = 1 << 18
 """Bytes of a record batch before it is compressed, at most, unless it is one record."""
 OVERHEAD = 32
 """Bytes a record has on the wire besides its value, key and headers, at most."""
+PAUSE_MS = 100
+"""Between two questions for a coordinator that cannot be reached."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,6 +220,29 @@ def hastened(producer: KafkaProducer) -> Iterator[None]:
         accumulator._flushes_in_progress.decrement()
 
 
+def steadfast(producer: KafkaProducer) -> KafkaProducer:
+    """The same producer, which forgets no request of a transaction while a broker is away.
+
+    kafka-python (3.0.12) does: where the coordinator cannot be reached, its sender puts the request
+    in hand back only if `await_ready` says so by False, and that raises instead. Nobody would ever
+    answer `init_transactions`, a commit, or the first record of a partition, the broker long back.
+    """
+    client = producer._sender._client
+    ready = client.await_ready
+
+    def await_ready(node: Any, timeout_ms: float = 30_000) -> bool:
+        try:
+            return bool(ready(node, timeout_ms=timeout_ms))
+        except errors.KafkaConnectionError:
+            # Other brokers may name it again and again before it is to be tried again: without a
+            # pause the sender would ask them as fast as they answer.
+            client.poll(timeout_ms=PAUSE_MS)
+            return False
+
+    client.await_ready = await_ready
+    return producer
+
+
 def headed(
     n: int,
     always: Sequence[tuple[str, bytes]],
@@ -397,4 +422,14 @@ def _heads(raw, first, lengths, same, n_same, data, named, starts, sizes, bounds
                 to += sizes[i, row]
 
 
-__all__ = ["SIZE", "Batch", "Outgoing", "enqueue", "hastened", "headed", "murmur2", "plan"]
+__all__ = [
+    "SIZE",
+    "Batch",
+    "Outgoing",
+    "enqueue",
+    "hastened",
+    "headed",
+    "murmur2",
+    "plan",
+    "steadfast",
+]

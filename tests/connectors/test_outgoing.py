@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import inspect
+import threading
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,11 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
+from kafka.cluster import ClusterMetadata
+from kafka.net.compat import KafkaNetClient
+from kafka.net.manager import KafkaConnectionManager
 from kafka.partitioner import default
 from kafka.producer.future import FutureRecordMetadata
 from kafka.producer.kafka import KafkaProducer as Producer
 from kafka.producer.producer_batch import ProducerBatch
 from kafka.producer.record_accumulator import RecordAccumulator
+from kafka.producer.sender import Sender
 from kafka.record.default_records import DefaultRecordBatchBuilder
 from kafka.record.memory_records import MemoryRecords, MemoryRecordsBuilder
 
@@ -26,7 +32,8 @@ from connectors.formats import rows
 from connectors.kafka.delivery import Delivery, DeliverySettings
 from connectors.kafka.outgoing import OVERHEAD, Batch, Outgoing, headed, murmur2, plan
 from engine.types import HeadraceError, Values
-from tests.broker import shared_broker
+from tests.broker import Broker, shared_broker, skip_without_tools
+from tests.crash import kit
 
 BYTES = st.none() | st.binary(max_size=200)
 HEADERS = st.lists(st.tuples(st.text(max_size=5), st.binary(max_size=80)), max_size=3)
@@ -157,6 +164,7 @@ SEAM: dict[Any, str] = {
     RecordAccumulator.begin_flush: "(self)",
     RecordAccumulator._tp_lock: "(self, tp)",
     Producer.partitions_for: "(self, topic)",
+    KafkaNetClient.await_ready: "(self, node_id, timeout_ms=30000)",
 }
 
 
@@ -174,6 +182,7 @@ def test_the_seam_is_where_it_was() -> None:
     split = inspect.getsource(RecordAccumulator.split_and_reenqueue)
     assert "batch._record_futures[future_index]" in split
     assert "original_future.rebind(" in split
+    assert inspect.getsource(Sender).count("elif not self._client.await_ready(target_node,") == 2
 
 
 @pytest.fixture
@@ -275,3 +284,67 @@ def test_a_batch_that_the_broker_calls_too_large_is_split(sent: Any) -> None:
         out.flush()
     out.close()
     assert out.nbytes == 0
+
+
+@pytest.fixture(scope="module")
+def frail(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """A broker that may be stopped."""
+    skip_without_tools()
+    with Broker(tmp_path_factory.mktemp("own")) as broker:
+        yield broker
+
+
+@pytest.mark.parametrize("call", ["connect", "send", "commit"])
+def test_no_request_of_a_transaction_is_lost_while_the_broker_is_away(
+    call: str, frail: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker goes when the client knows the transaction's coordinator, and comes back once the
+    client was refused there."""
+    refused = threading.Event()
+    away, found = KafkaConnectionManager.update_backoff, ClusterMetadata.add_coordinator
+
+    def failed(manager: Any, node: Any) -> Any:
+        if node == "coordinator-1":
+            refused.set()
+        return away(manager, node)
+
+    def stopped(*answer: Any) -> Any:
+        monkeypatch.setattr(ClusterMetadata, "add_coordinator", found)
+        frail.stop()
+        return found(*answer)
+
+    def back() -> None:
+        if refused.wait(20):
+            frail.start()
+
+    monkeypatch.setattr(KafkaConnectionManager, "update_backoff", failed)
+    if call == "connect":
+        monkeypatch.setattr(ClusterMetadata, "add_coordinator", stopped)
+    topic = frail.topic()
+    out = Delivery(DeliverySettings(bootstrap=frail.bootstrap, give_up=20), "[sink] t")
+    out.transaction = topic
+    returns = threading.Thread(target=back)
+    returns.start()
+    try:
+        out.connect().partitions_for(topic)
+        if call == "send":
+            stop(frail, out)
+        out.send(topic, plain([b"x"]), np.arange(1))
+        out.flush()
+        if call == "commit":
+            stop(frail, out)
+        assert out.commit({}, None)
+    finally:
+        out.close()
+        returns.join()
+    assert refused.is_set()
+    assert [r.value for r in kit.records(frail.bootstrap, topic)] == [b"x"]
+
+
+def stop(broker: Broker, out: Delivery) -> None:
+    """Return when the client has seen that its coordinator is gone."""
+    seen = threading.Event()
+    connection = out.connect()._sender._client._manager._conns["coordinator-1"]
+    connection.close_future.add_both(lambda _: seen.set())
+    broker.stop()
+    assert seen.wait(20)
