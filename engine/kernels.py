@@ -9,16 +9,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numba
 import numpy as np
 import polars as pl
+import pyarrow as pa
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.uint8]
 ALL: Mask = np.empty(0, np.uint8)
 """The mask of a column without a null."""
+FLOAT64 = pa.float64()
 _BYTES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
 BITS = _BYTES.view(np.uint64).ravel().copy()
 """The eight bytes that a byte of Arrow's validity bitmap stands for, as one number."""
@@ -38,8 +44,28 @@ def buffers(column: pl.Series) -> tuple[Floats, Mask]:
     bitmap, values = array.buffers()
     at, n = array.offset, len(array)
     numbers = np.frombuffer(values, np.float64, n, at * 8)
-    there = _bytes(np.frombuffer(bitmap, np.uint8), at, n)
+    there = bytes_of(np.frombuffer(bitmap, np.uint8), at, n)
     return numbers, there
+
+
+def places(frame: pl.DataFrame) -> tuple[NDArray[np.int64], object] | None:
+    """Where Float64 columns lie in memory, for a loop over all of them: for each the address of
+    its values, that of Arrow's bitmap (0 where nothing is null), and the bit that it begins with,
+    shape (columns, 3); and what to hold on to meanwhile. None where a column is of another type.
+
+    Nothing is copied that is in one chunk already.
+    """
+    frame = frame if frame.n_chunks() == 1 else frame.rechunk()
+    batch = pa.RecordBatchReader.from_stream(frame).read_next_batch()
+    if not all(kind == FLOAT64 for kind in batch.schema.types):
+        return None
+    made = []
+    for column in batch.columns:
+        bitmap, values = column.buffers()
+        at = column.offset
+        there = (0, 0) if bitmap is None or not column.null_count else (bitmap.address, at)
+        made.append((values.address + at * 8, *there))
+    return np.array(made), batch
 
 
 def filled(column: pl.Series, value: float) -> tuple[pl.Series, int]:
@@ -93,11 +119,24 @@ def _each(kernel: Callable[..., None], column: pl.Series, *parameters: float) ->
     return done.to_frame().select(pl.when(column.is_not_null()).then(done)).to_series()
 
 
+_intrinsic: Any = intrinsic  # whose types are those of the code, not of the call
+
+
+@_intrinsic  # type: ignore[untyped-decorator]
+def pointer(typing: Any, address: Any) -> Any:
+    """What `numba.carray` takes, of an address in memory."""
+
+    def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        return builder.inttoptr(given[0], ir.IntType(8).as_pointer())
+
+    return types.voidptr(types.int64), code
+
+
 # Counted loops: the compiler puts them on the processor's lanes, loops over values it does not.
 
 
 @numba.njit(nogil=True, cache=True)
-def _bytes(bitmap, at, n):  # type: ignore[no-untyped-def]
+def bytes_of(bitmap, at, n):  # type: ignore[no-untyped-def]
     """Bits `at` ... `at` + `n` of Arrow's bitmap, one a byte, shape (n,)."""
     first, last = at >> 3, (at + n + 7) >> 3
     made = np.empty(last - first, np.uint64)
@@ -142,6 +181,21 @@ def scale_into(x, shift, scale, made):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
+def rows_into(columns, made):  # type: ignore[no-untyped-def]
+    """Columns, shape (columns, n), next to each other into float32 `made`, shape (n, columns); what
+    is too large becomes infinite. Eight rows at a time: so much of a column is one line of the
+    processor's cache."""
+    n = len(made)
+    for start in range(0, n - 7, 8):
+        for j in range(len(columns)):
+            for i in range(8):
+                made[start + i, j] = columns[j, start + i]
+    for i in range(n & ~7, n):
+        for j in range(len(columns)):
+            made[i, j] = columns[j, i]
+
+
+@numba.njit(nogil=True, cache=True)
 def _power(x, above, below, made):  # type: ignore[no-untyped-def]
     for i in range(x.shape[0]):
         down = x[i] < 0
@@ -172,11 +226,15 @@ __all__ = [
     "Floats",
     "Mask",
     "buffers",
+    "bytes_of",
     "clip_into",
     "clipped",
     "fill_into",
     "filled",
+    "places",
+    "pointer",
     "powered",
+    "rows_into",
     "scale_into",
     "scaled",
     "unpowered",

@@ -28,24 +28,29 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import accumulate
 from types import TracebackType
 from typing import Any, Self
 
+import polars as pl
 from torchdata.nodes import BaseNode
 from torchdata.nodes import Loader as NodeLoader
 
 from engine.budget import Budget
 from engine.channel import Channel
+from engine.collate import Collate
 from engine.config import LoaderSettings
 from engine.deadline import Deadline
 from engine.decoder import Decoder
 from engine.metrics import Metrics
 from engine.prefetch import PrefetchNode
-from engine.rebatch import RebatchNode
+from engine.rebatch import Raw, RebatchNode
 from engine.scrub.chain import Chain, chained
+from engine.sheaf import Sheaf, Stopped, slices
 from engine.shuffle import ShuffleNode
 from engine.times import Times
 from engine.tuning import Depth, Threads
@@ -54,6 +59,7 @@ from engine.types import (
     EndOfStream,
     Mark,
     Records,
+    Rejects,
     Schema,
     SharedSource,
     Source,
@@ -112,8 +118,8 @@ class SourceNode(BaseNode[Records | None]):
         self._source.close()
 
 
-class DecodeNode(BaseNode[Batch]):
-    """Raw rows become a batch, with the positions after them on its mark.
+class DecodeNode(BaseNode[Sheaf]):
+    """Raw rows become batches, with the positions after them on their marks.
 
     Args:
         decoder: makes a frame of them.
@@ -134,20 +140,47 @@ class DecodeNode(BaseNode[Batch]):
         self._releases = metrics.batch_release
         self._times = times
         self._keep_records = keep_records
+        self._waiting: deque[Raw] = deque()
+        """Batches that are to be decoded one by one, as not all their rows are good."""
         self._positions: Mapping[str, int] = {}
 
     def reset(self, initial_state: dict[str, Any] | None = None) -> None:
         super().reset(initial_state)
+        self._waiting.clear()
         self._positions = (initial_state or {}).get("positions", {})
         self._decoder.resume()
         self._node.reset(dict(self._positions))
 
-    def next(self) -> Batch:
-        raw = next(self._node)
-        self._releases.labels(reason=raw.reason).inc()
-        with self._times.timed("decode", raw.rows):
-            frame, rejects = self._decoder.decode(raw.pieces)
+    def next(self) -> Sheaf:
+        if not self._waiting:
+            raw = next(self._node)
+            self._releases.labels(reason=raw.reason).inc(raw.batches)
+            sheaf = self._decoded(raw)
+            if sheaf is not None:
+                self._positions = raw.positions
+                return sheaf
+            self._waiting.extend(raw.apart())
+        raw = self._waiting.popleft()
+        sheaf = self._decoded(raw)
+        assert sheaf is not None
         self._positions = raw.positions
+        return sheaf
+
+    def _decoded(self, raw: Raw) -> Sheaf | None:
+        """The batches; None where they are several and some of their rows are bad."""
+        with self._times.timed("decode", raw.rows, raw.batches):
+            frame, rejects = self._decoder.decode(raw.pieces)
+        if raw.batches == 1:
+            return Sheaf.of(self._batch(raw, frame, rejects))
+        if rejects or frame.height != raw.rows:
+            return None
+        parts = raw.apart()
+        ends = list(accumulate((part.rows for part in parts), initial=0))
+        frames = slices(frame, ends)
+        batches = (self._batch(part, own) for part, own in zip(parts, frames, strict=True))
+        return Sheaf(batches=tuple(batches), frame=frame)
+
+    def _batch(self, raw: Raw, frame: pl.DataFrame, rejects: tuple[Rejects, ...] = ()) -> Batch:
         return Batch(
             frame=frame,
             mark=Mark(positions=raw.positions),
@@ -184,6 +217,7 @@ class ScrubNode(BaseNode[Batch]):
         transfer: copies what collate made to the model's device; None leaves it here.
         keep_raw_from: index of the first stage that a model file contains: the rows before it are
             kept on the batch as `raw`. None keeps nothing.
+        budget: batches that are done and not asked for yet count there, as ``sheaf``.
     """
 
     def __init__(
@@ -192,6 +226,7 @@ class ScrubNode(BaseNode[Batch]):
         stages: Sequence[Stage],
         collate: Callable[[Batch], Batch] | None,
         times: Times,
+        budget: Budget,
         keep_raw_from: int | None = None,
         transfer: Callable[[Batch], Batch] | None = None,
     ) -> None:
@@ -206,9 +241,15 @@ class ScrubNode(BaseNode[Batch]):
         self._kept = [] if keep_raw_from is None else list(chained(stages[keep_raw_from:]))
         self._mark = Mark()
         self._times = times
+        self._budget = budget
+        self._account = budget.open("sheaf", flows=False)
+        self._done: deque[Batch] = deque()
+        self._error: BaseException | None = None
+        """What comes after them."""
 
     def reset(self, initial_state: dict[str, Any] | None = None) -> None:
         super().reset(initial_state)
+        self._drop()
         state = initial_state or {}
         self._mark = Mark(positions=state.get("positions", {}), stages=state.get("stages", {}))
         for stage in self._stages:
@@ -216,22 +257,18 @@ class ScrubNode(BaseNode[Batch]):
         self._node.reset({"positions": self._mark.positions, "stages": self._mark.stages})
 
     def next(self) -> Batch:
-        batch: Batch = next(self._node)
-        before = batch.mark
-        for step in self._unkept:
-            batch = self._applied(step, batch)
-        if self._keep_raw:
-            batch = replace(batch, raw=batch.frame)
-        for step in self._kept:
-            batch = self._applied(step, batch)
-        if self._collate is not None:
-            batch = self._timed("collate", self._collate, batch)
+        if not self._done:
+            if self._error is not None:
+                raise self._error
+            item: Sheaf | Batch = next(self._node)
+            sheaf = item if isinstance(item, Sheaf) else Sheaf.of(item)
+            self._done.extend(self._cleaned(sheaf))
+        batch = self._done.popleft()
+        self._hold()
         if self._transfer is not None:
             batch = self._timed("transfer", self._transfer, batch)
-        snapshots = ((stage.name, stage.snapshot()) for stage in self._stages)
-        stages = {name: value for name, value in snapshots if value is not None}
-        self._mark = Mark(positions=before.positions, stages={**before.stages, **stages})
-        return replace(batch, mark=self._mark, ready=time.monotonic())
+        self._mark = batch.mark
+        return replace(batch, ready=time.monotonic())
 
     def get_state(self) -> dict[str, Any]:
         return {"positions": self._mark.positions, "stages": self._mark.stages}
@@ -241,14 +278,73 @@ class ScrubNode(BaseNode[Batch]):
 
     def halt(self) -> None:
         self._node.halt()
+        self._drop()
 
     def close(self) -> None:
         self._node.close()
 
-    def _applied(self, step: Stage | Chain, batch: Batch) -> Batch:
+    def _drop(self) -> None:
+        self._done.clear()
+        self._error = None
+        self._hold()
+
+    def _hold(self) -> None:
+        """Tell the ledger of the batches that are done; all of a sheaf are about as large."""
+        each = self._done[0].nbytes if self._done else 0
+        self._budget.hold(self._account, each * len(self._done))
+
+    def _cleaned(self, sheaf: Sheaf) -> tuple[Batch, ...]:
+        marks = [batch.mark for batch in sheaf.batches]
+        states: list[dict[str, Any]] = [{} for _ in marks]
+        for step in self._unkept:
+            sheaf = self._taken(partial(self._applied, step, states), sheaf)
+        if self._keep_raw:
+            sheaf = sheaf.each(lambda batch: replace(batch, raw=batch.frame), sheaf.frame)
+        for step in self._kept:
+            sheaf = self._taken(partial(self._applied, step, states), sheaf)
+        sheaf = self._taken(self._collated, sheaf)
+        told = zip(sheaf.batches, marks, states, strict=False)
+        return tuple(
+            replace(batch, mark=Mark(positions=mark.positions, stages={**mark.stages, **state}))
+            for batch, mark, state in told
+        )
+
+    def _taken(self, step: Callable[[Sheaf], Sheaf], sheaf: Sheaf) -> Sheaf:
+        """After a step. Where it fails, the batches before go on; the error comes after them."""
+        try:
+            return step(sheaf)
+        except Stopped as stopped:
+            self._error = stopped.__cause__
+            return stopped.done
+
+    def _applied(
+        self, step: Stage | Chain, states: Sequence[dict[str, Any]], sheaf: Sheaf
+    ) -> Sheaf:
+        """After a stage, or several; `states` get what they know after each batch."""
+        stages: Sequence[Any] = step.stages if isinstance(step, Chain) else (step,)
+        left = iter(states)
+
+        def learned() -> None:
+            snapshots = ((stage.name, stage.snapshot()) for stage in stages)
+            next(left).update((name, value) for name, value in snapshots if value is not None)
+
         if isinstance(step, Chain):
-            return step.apply(batch, self._times.took)
-        return self._timed(step.name, step.apply, batch)
+            return step.apply(sheaf, self._times.took, learned)
+
+        def applied(batch: Batch) -> Batch:
+            done = self._timed(step.name, step.apply, batch)
+            learned()
+            return done
+
+        return sheaf.each(applied)
+
+    def _collated(self, sheaf: Sheaf) -> Sheaf:
+        if isinstance(self._collate, Collate):
+            with self._times.timed("collate", batches=len(sheaf)):
+                return self._collate.together(sheaf)
+        if self._collate is None:
+            return sheaf
+        return sheaf.each(partial(self._timed, "collate", self._collate))
 
     def _timed(self, name: str, work: Callable[[Any], Batch], value: Any) -> Batch:
         with self._times.timed(name):
@@ -360,7 +456,7 @@ class Loader(NodeLoader[Batch]):
         else:
             rebatch = RebatchNode(fetch, settings, self.budget, deadline)
             node = DecodeNode(rebatch, decoder, metrics, times, keep_records)
-        scrub = ScrubNode(node, stages, collate, times, keep_raw_from, transfer)
+        scrub = ScrubNode(node, stages, collate, times, self.budget, keep_raw_from, transfer)
         prepared = partial(
             channel,
             "prepared",

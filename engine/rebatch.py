@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import polars as pl
 from torchdata.nodes import BaseNode
 
 from engine.budget import Budget
@@ -17,16 +18,22 @@ from engine.prefetch import PrefetchNode
 from engine.sizes import ends_of
 from engine.types import Records
 
+TOGETHER = 4
+"""Batches that go through the loader together, at most: more are no faster, as they leave the
+processor's cache before the next step takes them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Raw:
-    """Undecoded rows of one batch to be.
+    """Undecoded rows of one batch to be, or of several.
 
     Attributes:
         pieces: rows by partition, in the order they were read; may be empty.
         positions: partition -> next position, after all pieces.
         arrived: `time.monotonic` seconds when the oldest row was read.
         cut: `time.monotonic` seconds when it was closed.
+        batches: how many batches they are, of as many rows each; more than one where their rows
+            are columns already and lie in one piece.
         reason: why it was closed: ``full`` (of rows), ``bytes``, ``delay``, ``deadline``, ``drain``
             (end of stream) or ``idle``.
     """
@@ -36,6 +43,19 @@ class Raw:
     arrived: float
     cut: float
     reason: str
+    batches: int = 1
+
+    def apart(self) -> tuple[Raw, ...]:
+        """Each batch by itself."""
+        if self.batches == 1:
+            return (self,)
+        (piece,) = self.pieces
+        size = len(piece) // self.batches
+        pieces = [piece.slice(at, at + size) for at in range(0, len(piece), size)]
+        return tuple(
+            replace(self, pieces=(part,), positions={**self.positions, **part.after}, batches=1)
+            for part in pieces
+        )
 
     @property
     def rows(self) -> int:
@@ -91,12 +111,19 @@ class RebatchNode(BaseNode[Raw]):
     def next(self) -> Raw:
         self._left, self._room, reason = self._rows, self._bytes, ""
         start = time.monotonic()
+        batches = 1
         while not reason:
             records = self._rest or self._wait(start)
-            reason = records if isinstance(records, str) else self._add(records)
+            if isinstance(records, str):
+                reason = records
+            elif (several := self._several(records)) > 1:
+                reason, batches = "full", several
+                self._take(records, several * self._rows)
+            else:
+                reason = self._add(records)
         if self._ended and not self._pieces:
             raise StopIteration
-        return self._cut(start, reason)
+        return self._cut(start, reason, batches)
 
     def get_state(self) -> dict[str, Any]:
         return self._positions
@@ -112,7 +139,7 @@ class RebatchNode(BaseNode[Raw]):
     def close(self) -> None:
         self._node.close()
 
-    def _cut(self, start: float, reason: str) -> Raw:
+    def _cut(self, start: float, reason: str, batches: int) -> Raw:
         pieces, self._pieces = tuple(self._pieces), []
         positions = dict(self._positions)
         for piece in pieces:
@@ -125,7 +152,23 @@ class RebatchNode(BaseNode[Raw]):
             arrived=arrived,
             cut=time.monotonic(),
             reason=reason if pieces or self._ended else "idle",
+            batches=batches,
         )
+
+    def _several(self, records: Records) -> int:
+        """How many whole batches these rows begin with that can be cut at once: together they are
+        no more bytes than one batch may be."""
+        n = min(len(records) // self._rows, TOGETHER)
+        together = isinstance(records.values, pl.DataFrame) and not self._pieces
+        if n < 2 or not together or self._deadline is not None:
+            return 1
+        ends = ends_of(records.slice(0, n * self._rows))[self._rows - 1 :: self._rows]
+        return int(np.searchsorted(ends, self._bytes, "right"))
+
+    def _take(self, records: Records, n: int) -> None:
+        """The first n rows into the batch; the others stay for the next."""
+        self._pieces.append(records if n == len(records) else records.slice(0, n))
+        self._rest = records.slice(n, len(records)) if n < len(records) else None
 
     def _add(self, records: Records) -> str:
         """Put what fits into the batch and keep the rest; why it is full then, or nothing."""
@@ -135,10 +178,11 @@ class RebatchNode(BaseNode[Raw]):
         if not self._pieces:
             n = max(1, n)  # a record that is too large for any batch has one of its own
         if n:
-            self._pieces.append(records if n == len(records) else records.slice(0, n))
+            self._take(records, n)
             self._left -= n
             self._room -= int(ends[n - 1])
-        self._rest = records.slice(n, len(records)) if n < len(records) else None
+        else:
+            self._rest = records
         return "bytes" if n < len(fit) or self._room <= 0 else "" if self._left else "full"
 
     def _wait(self, start: float) -> Records | str:

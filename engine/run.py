@@ -276,7 +276,7 @@ class Run:
             return None
         collate = Collate(self.features)
         collate.bind(self.schema)
-        return collate.apply
+        return collate
 
     @cached_property
     def transfer(self) -> Callable[[Batch], Batch] | None:

@@ -104,23 +104,28 @@ class Times:
         """
         self.took(stage, start, time.perf_counter() - start, time.thread_time() - cpu, rows)
 
-    def took(self, stage: str, start: float, wall: float, cpu: float, rows: int = 0) -> None:
-        """Work that began at `start` took `wall` and `cpu` seconds."""
+    def took(
+        self, stage: str, start: float, wall: float, cpu: float, rows: int = 0, batches: int = 1
+    ) -> None:
+        """Work that began at `start` took `wall` and `cpu` seconds, for all of so many batches."""
         spent = self._spent.stages.setdefault(stage, Spent())
-        spent.calls += 1
+        spent.calls += batches
         spent.rows += rows
         spent.wall += wall
         spent.cpu += cpu
-        self._seconds.labels(stage=stage).observe(wall)
+        seconds = self._seconds.labels(stage=stage)
+        for _ in range(batches):
+            seconds.observe(wall / batches)
         if self.listener is not None:
             self.listener(stage, start, wall)
 
     @contextlib.contextmanager
-    def timed(self, stage: str, rows: int = 0) -> Iterator[None]:
+    def timed(self, stage: str, rows: int = 0, batches: int = 1) -> Iterator[None]:
         """Time what happens inside; what fails is not counted. `rows`: see `add`."""
         start, cpu = time.perf_counter(), time.thread_time()
         yield
-        self.add(stage, start, cpu, rows)
+        wall, used = time.perf_counter() - start, time.thread_time() - cpu
+        self.took(stage, start, wall, used, rows, batches)
 
     def idle(self, seconds: float) -> None:
         """A read gave nothing: waiting for data is no work."""

@@ -8,6 +8,7 @@ numbers.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,17 +18,18 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numba
 import numpy as np
 import polars as pl
+from numba.core import types
 from numpy.typing import NDArray
 
-from engine.kernels import ALL, buffers, clip_into, fill_into, scale_into
+from engine.kernels import bytes_of, clip_into, fill_into, places, pointer, scale_into
+from engine.memory import Memory
 from engine.scrub.columns import replaced
+from engine.sheaf import Sheaf, stopped
 from engine.statistics import Extremes, Moments, extremes_into, moments_into
 from engine.types import Batch, Stage
 
 Floats = NDArray[np.float64]
-Took = Callable[[str, float, float, float], object]
-"""Hears of each stage's work: name, `time.perf_counter` when it began, seconds by the wall, seconds
-on a processor."""
+STEADY = time.CLOCK_MONOTONIC
 KINDS = {"fill": 0, "clip": 1, "scale": 2}
 STATISTICS: dict[type[Moments] | type[Extremes] | None, int] = {None: 0, Moments: 1, Extremes: 2}
 
@@ -48,6 +50,16 @@ class Link:
     b: Floats
     learns: type[Moments] | type[Extremes] | None
     counts: str | None = None
+
+
+class Took(Protocol):
+    """Hears of a stage's work, see `engine.times.Times.took`."""
+
+    def __call__(
+        self, stage: str, start: float, wall: float, cpu: float, rows: int = 0, batches: int = 1
+    ) -> object:
+        """Work that began at `start` took so many seconds, by the wall and on a processor."""
+        ...
 
 
 @runtime_checkable
@@ -75,34 +87,120 @@ class Linked(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """Float64 columns of a frame, and room for what becomes of them.
+
+    Attributes:
+        at: where they lie, see `engine.kernels.places`.
+        held: what must live meanwhile.
+        made: shape (columns, n).
+    """
+
+    at: NDArray[np.int64]
+    held: object
+    made: Floats
+
+    def takes(self, links: Sequence[Link | None]) -> bool:
+        """Whether all of them are links, and no null is left to one that cannot have it."""
+        fills = links[0] is not None and links[0].kind == "fill"
+        return None not in links and (fills or not self.at[:, 1].any())
+
+    def frame(self, before: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
+        """The first rows of the columns in place of those of `before`, sharing memory."""
+        n = self.made.shape[1]
+        whole = pl.Series(self.made.reshape(-1))
+        rows = before.height
+        return replaced(before, (whole.slice(j * n, rows).alias(c) for j, c in enumerate(columns)))
+
+
 class Chain:
     """Neighbours that work on the same columns.
 
     Args:
-        stages: in order, two or more.
+        stages: in order, one or more.
     """
 
     def __init__(self, stages: Sequence[Linked]) -> None:
-        self._stages = stages
+        self.stages = stages
+        self._columns = list(stages[0].columns)
+        self._memory = Memory()
 
-    def apply(self, batch: Batch, took: Took) -> Batch:
-        """As applying the stages one after the other."""
-        links = [stage.link(batch) for stage in self._stages]
-        pairs = zip(self._stages, links, strict=True)
+    def apply(
+        self, sheaf: Sheaf, took: Took, learned: Callable[[], object] = lambda: None
+    ) -> Sheaf:
+        """As applying the stages one after the other, to one batch after the other.
+
+        Args:
+            learned: called when a batch has gone through all stages.
+
+        Raises: as `Sheaf.each`.
+        """
+        first = self._side_by_side(sheaf, took, learned)
+        if first is not None and len(first) == len(sheaf):
+            return first
+        done = [] if first is None else list(first.batches)
+        for batch in sheaf.batches[len(done) :]:
+            try:
+                done.append(self._in_runs(batch, took))
+            except BaseException as error:
+                raise stopped(done, error) from error
+            learned()
+        return Sheaf.joined(done)
+
+    def _side_by_side(
+        self, sheaf: Sheaf, took: Took, learned: Callable[[], object]
+    ) -> Sheaf | None:
+        """The first batches, all that can be done in one block; None where none can."""
+        start, cpu = time.perf_counter(), time.thread_time()
+        block = None if sheaf.frame is None else self._block(sheaf.frame)
+        if sheaf.frame is None or block is None:
+            return None
+        done: list[Batch] = []
+        spent = np.zeros(len(self.stages))
+        for row, batch in zip(sheaf.ends, sheaf.batches, strict=False):
+            links = [stage.link(batch) for stage in self.stages]
+            if not block.takes(links):
+                break
+            done.append(_linked(block, row, batch, self.stages, links, spent))
+            learned()
+        if not done:
+            return None
+        frame = block.frame(sheaf.frame.head(sheaf.ends[len(done)]), self._columns)
+        _tell(took, self.stages, start, cpu, spent, len(done))
+        return Sheaf(batches=tuple(done)).with_frame(frame)
+
+    def _in_runs(self, batch: Batch, took: Took) -> Batch:
+        """Those together that can be, the others by themselves."""
+        links = [stage.link(batch) for stage in self.stages]
+        pairs = zip(self.stages, links, strict=True)
         for linked, group in itertools.groupby(pairs, lambda pair: pair[1] is not None):
-            run = list(group)
-            if linked and len(run) > 1 and _suits(batch.frame, run[0][0].columns, run[0][1]):
-                batch = _together(batch, run, took)
-            else:
-                batch = _apart(batch, [stage for stage, _ in run], took)
+            stages, own = zip(*group, strict=True)
+            start, cpu = time.perf_counter(), time.thread_time()
+            block = self._block(batch.frame) if linked else None
+            if block is None or not block.takes(own):
+                batch = _apart(batch, stages, took)
+                continue
+            spent = np.zeros(len(stages))
+            done = _linked(block, 0, batch, stages, own, spent)
+            batch = done.with_frame(block.frame(batch.frame, self._columns))
+            _tell(took, stages, start, cpu, spent, 1)
         return batch
+
+    def _block(self, frame: pl.DataFrame) -> Block | None:
+        """None where a column is not Float64, or there are no rows."""
+        found = places(frame[self._columns]) if frame.height else None
+        if found is None:
+            return None
+        made = self._memory.empty((len(self._columns), frame.height), np.float64)
+        return Block(at=found[0], held=found[1], made=made)
 
 
 def chained(stages: Iterable[Stage]) -> Iterator[Stage | Chain]:
-    """The stages, neighbours that can be done together as one `Chain`; all are bound."""
+    """The stages, those that have links as chains with their neighbours; all are bound."""
     for columns, group in itertools.groupby(stages, _columns):
         run: list[Any] = list(group)
-        if columns is None or len(run) == 1:
+        if columns is None:
             yield from run
         else:
             yield Chain(run)
@@ -110,16 +208,6 @@ def chained(stages: Iterable[Stage]) -> Iterator[Stage | Chain]:
 
 def _columns(stage: Stage) -> tuple[str, ...] | None:
     return tuple(stage.columns) if isinstance(stage, Linked) else None
-
-
-def _suits(frame: pl.DataFrame, columns: Sequence[str], first: Link | None) -> bool:
-    """Whether the columns are Float64 and have no null that the first link leaves."""
-    assert first is not None
-    given = [frame.get_column(c) for c in columns]
-    fills = first.kind == "fill"
-    return frame.height > 0 and all(
-        c.dtype == pl.Float64 and (fills or not c.null_count()) for c in given
-    )
 
 
 def _apart(batch: Batch, stages: Sequence[Linked], took: Took) -> Batch:
@@ -130,56 +218,122 @@ def _apart(batch: Batch, stages: Sequence[Linked], took: Took) -> Batch:
     return batch
 
 
-def _together(batch: Batch, run: Sequence[tuple[Linked, Link | None]], took: Took) -> Batch:
-    begin, cpu = time.perf_counter(), time.thread_time()
-    stages, links = [s for s, _ in run], [link for _, link in run if link is not None]
-    columns, frame, n = stages[0].columns, batch.frame, len(batch)
-    made = np.empty((len(columns), n))
-    learned = np.empty((len(links), len(columns), 3))
-    changed, walls = [0] * len(links), [0.0] * len(links)
-    steps = [
-        (KINDS[link.kind], link.a.tolist(), link.b.tolist(), STATISTICS[link.learns])
-        for link in links
-    ]
-    start = begin
-    for j, name in enumerate(columns):
-        x, there = buffers(frame.get_column(name))
-        out = made[j]
-        for i, (kind, a, b, learns) in enumerate(steps):
-            changed[i] += _link(x, there, kind, a[j], b[j], learns, out, learned[i, j])
-            x, there = out, ALL
-            now = time.perf_counter()
-            walls[i] += now - start
-            start = now
-    batch = batch.with_frame(replaced(frame, _series(columns, made)))
-    for stage, link, parts, n_changed in zip(stages, links, learned, changed, strict=True):
+def _linked(
+    block: Block,
+    row: int,
+    batch: Batch,
+    stages: Sequence[Linked],
+    links: Sequence[Link | None],
+    spent: Floats,
+) -> Batch:
+    """The batch with what the stages have counted; its columns are in the block from `row` on, and
+    the stages have learned from them.
+
+    Args:
+        spent: gets the seconds of each stage added, shape (stages,).
+    """
+    some = [link for link in links if link is not None]
+    learned = np.empty((len(some), len(block.at), 3))
+    changed, took = np.zeros((2, len(some)), np.int64)
+    _links(
+        block.at,
+        row,
+        len(batch),
+        np.array([KINDS[link.kind] for link in some]),
+        np.array([STATISTICS[link.learns] for link in some]),
+        np.stack([link.a for link in some]),
+        np.stack([link.b for link in some]),
+        block.made,
+        learned,
+        changed,
+        took,
+    )
+    spent += took * 1e-9
+    counts = dict(batch.counts)
+    for stage, link, sums, n in zip(stages, some, learned, changed.tolist(), strict=True):
         if link.learns is not None:
-            stage.learn(link.learns.from_sums(parts), n)
+            stage.learn(link.learns.from_sums(sums), len(batch))
         if link.counts is not None:
-            batch = batch.counted(stage.name, **{link.counts: n_changed})
-    walls[-1] += time.perf_counter() - start
-    share = (time.thread_time() - cpu) / max(sum(walls), 1e-12)
-    for stage, wall in zip(stages, walls, strict=True):
-        took(stage.name, begin, wall, wall * share)
-        begin += wall
-    return batch
+            key = stage.name, link.counts
+            counts[key] = counts.get(key, 0) + n
+    return dataclasses.replace(batch, counts=counts)
 
 
-def _series(columns: Sequence[str], block: Floats) -> Iterator[pl.Series]:
-    """Columns that share the block's memory, shape (columns, n)."""
-    n = block.shape[1]
-    whole = pl.Series(block.reshape(-1))
-    return (whole.slice(j * n, n).alias(name) for j, name in enumerate(columns))
+def _tell(
+    took: Took, stages: Sequence[Linked], start: float, cpu: float, spent: Floats, batches: int
+) -> None:
+    """What each stage took: its loops, and the rest in equal parts."""
+    wall = time.perf_counter() - start
+    share = (time.thread_time() - cpu) / max(wall, 1e-12)
+    rest = max(0.0, wall - float(spent.sum())) / len(stages)
+    for stage, own in zip(stages, (spent + rest).tolist(), strict=True):
+        took(stage.name, start, own, own * share, batches=batches)
+        start += own
+
+
+TILE = 1_024
+"""Values that go through several links while they are in the processor's first cache."""
+_types: Any = types  # whose calls make signatures
+_clock = _types.ExternalFunction("clock_gettime", _types.int32(_types.int32, _types.voidptr))
+_carray: Any = numba.carray  # type: ignore[attr-defined]
 
 
 @numba.njit(nogil=True, cache=True)
-def _link(x, there, kind, a, b, learns, made, learned):  # type: ignore[no-untyped-def]
-    """One link over one column: the statistic of x into `learned`, shape (3,), the result into
-    `made`, which may be x itself; how many values changed."""
-    if learns == 1:
-        moments_into(x, there, learned)
-    elif learns == 2:
-        extremes_into(x, there, learned)
+def _now(room):  # type: ignore[no-untyped-def]
+    """Nanoseconds of the system's steady clock; `room` is for two numbers."""
+    _clock(np.int32(STEADY), room.ctypes)
+    return room[0] * 1_000_000_000 + room[1]
+
+
+@numba.njit(nogil=True, cache=True)
+def _links(at, row, n, kinds, learns, a, b, made, learned, changed, spent):  # type: ignore[no-untyped-def]
+    """All links over all columns, n rows from `row` on.
+
+    Args:
+        at: of the columns, as `engine.kernels.places` gives it.
+        kinds, learns: of each link, as in `KINDS` and `STATISTICS`.
+        a, b: shape (links, columns).
+        made: gets the columns, shape (columns, rows).
+        learned: gets the statistics, shape (links, columns, 3).
+        changed, spent: get how many values each link has changed, and nanoseconds.
+    """
+    columns = len(made)
+    links = len(kinds)
+    room = np.empty(2, np.int64)
+    none = np.empty(0, np.uint8)
+    # A loop that writes what it reads is not put on the processor's lanes: links take turns.
+    turns = np.empty((2, n))
+    now = _now(room)
+    for j in range(columns):
+        x, there = _carray(pointer(at[j, 0] + 8 * row), (n,), np.float64), none
+        if at[j, 1]:
+            bit = at[j, 2] + row
+            there = bytes_of(_carray(pointer(at[j, 1]), ((bit + n + 7) >> 3,), np.uint8), bit, n)
+        first = 0
+        while first < links:
+            # A statistic is of a whole column; links without go on while a tile of it is at hand.
+            if learns[first] == 1:
+                moments_into(x, there, learned[first, j])
+            elif learns[first] == 2:
+                extremes_into(x, there, learned[first, j])
+            last = first + 1
+            while last < links and learns[last] == 0:
+                last += 1
+            for start in range(0, n, TILE):
+                part, mask = x[start : start + TILE], there[start : start + TILE]
+                for i in range(first, last):
+                    out = made[j, row : row + n] if i == links - 1 else turns[i & 1]
+                    out = out[start : start + TILE]
+                    changed[i] += _link(part, mask, kinds[i], a[i, j], b[i, j], out)
+                    part, mask = out, none
+                    before, now = now, _now(room)
+                    spent[i] += now - before
+            x, there, first = turns[(last - 1) & 1], none, last
+
+
+@numba.njit(nogil=True, cache=True)
+def _link(x, there, kind, a, b, made):  # type: ignore[no-untyped-def]
+    """One link over values, into `made`; how many changed."""
     if kind == 0:
         return fill_into(x, there, a, made)
     if kind == 1:

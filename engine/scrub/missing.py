@@ -69,6 +69,8 @@ class Missing(Learned):
         self.settings: Missing.Settings = settings
         self._schema: Schema = {}
         self._kinds: Schema = {}
+        self._wide = False
+        """Whether all columns are Float64 afterwards."""
         self._last: pl.DataFrame | None = None
 
     # ------------------------------------------------------------------------------------- binding
@@ -79,6 +81,7 @@ class Missing(Learned):
         self._check(schema)
         self._schema = schema
         self._kinds = {column: self._kind(schema[column]) for column in self._columns}
+        self._wide = all(kind == pl.Float64 for kind in self._kinds.values())
         after = {**schema, **self._kinds}
         if settings.indicator:
             after = extended(
@@ -156,10 +159,14 @@ class Missing(Learned):
         """Numbers filled with one value a column."""
         if self.settings.strategy in ("last", "drop") or self.settings.indicator:
             return None
-        values = self._values()
-        if not all(isinstance(value, int | float) for value in values):
-            return None
-        fills = np.array(values, np.float64)
+        learned = self._statistic
+        if isinstance(learned, Moments) and self._wide:
+            fills = np.where(learned.count > 0, learned.mean, float(self.settings.value or 0))
+        else:
+            values = self._values()
+            if not all(isinstance(value, int | float) for value in values):
+                return None
+            fills = np.array(values, np.float64)
         return self._linked(batch, "fill", fills, fills, counts="filled")
 
     def _filled(self, frame: pl.DataFrame) -> tuple[pl.DataFrame, int]:

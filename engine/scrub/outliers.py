@@ -64,6 +64,8 @@ class Outliers(Learned):
         self.settings: Outliers.Settings = settings
         self._schema: Schema = {}
         self._kinds: Schema = {}
+        self._narrow = np.zeros(0, np.bool_)
+        """Which columns are Float32."""
         self._made: tuple[Statistic | None, dict[str, pl.Expr]] | None = None
 
     def bind(self, schema: Schema) -> Schema:
@@ -83,6 +85,7 @@ class Outliers(Learned):
         numbers(self._columns, schema, where=self.where)
         self._schema = schema
         self._kinds = {column: self._kind(schema[column]) for column in self._columns}
+        self._narrow = np.array([kind == pl.Float32 for kind in self._kinds.values()])
         if settings.method in STATISTICS:
             self._begin(STATISTICS[settings.method].empty(len(self._columns)))
         if settings.action == "flag":
@@ -185,11 +188,10 @@ class Outliers(Learned):
 
     def _bounds(self) -> NDArray[np.float64]:
         """Low and high of each column as its type holds them, shape (2, columns)."""
-        bounds = np.array(self._learned_bounds())
-        for i, column in enumerate(self._columns):
-            if self._kinds[column] == pl.Float32:
-                bounds[:, i] = bounds[:, i].astype(np.float32)
-        return bounds
+        bounds = self._learned_bounds()
+        if not self._narrow.any():
+            return bounds
+        return np.where(self._narrow, bounds.astype(np.float32).astype(np.float64), bounds)
 
     def _learned_bounds(self) -> NDArray[np.float64]:
         settings, statistic = self.settings, self._statistic

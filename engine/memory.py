@@ -1,0 +1,52 @@
+"""Memory for arrays, used again once nobody looks at it.
+
+The first touch of a page of new memory costs more than what most loops do to it, and batches need
+as much of it each time as the time before.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+SMALLEST = 1 << 16
+"""Bytes from which on memory is used again; what is smaller, the allocator keeps by itself."""
+FREE = 2
+"""References to a block that nobody looks at: the list's, and that of the call that counts."""
+
+
+class Memory:
+    """Gives out arrays. An array's memory is used again when the array and all that shares its
+    memory (views, tensors, series) are gone; whoever holds one of them never sees it change.
+
+    For one thread.
+
+    Args:
+        spare: blocks kept that nobody looks at.
+    """
+
+    def __init__(self, spare: int = 1) -> None:
+        self._spare = spare
+        self._blocks: list[NDArray[np.uint8]] = []
+        """All that were given out and may still be in use, and the spare ones."""
+
+    def empty(self, shape: tuple[int, ...], kind: DTypeLike) -> NDArray[Any]:
+        """An array with anything in it."""
+        dtype = np.dtype(kind)
+        size = math.prod(shape) * dtype.itemsize
+        if size < SMALLEST:
+            return np.empty(shape, dtype)
+        blocks = self._blocks
+        free = [i for i in range(len(blocks)) if sys.getrefcount(blocks[i]) == FREE]
+        at = next((i for i in free if size <= len(blocks[i]) <= 2 * size), None)
+        block = np.empty(size, np.uint8) if at is None else blocks[at]
+        gone = {*[i for i in free if i != at][self._spare :], at}
+        self._blocks = [*(blocks[i] for i in range(len(blocks)) if i not in gone), block]
+        return block[:size].view(dtype).reshape(shape)
+
+
+__all__ = ["Memory"]

@@ -1,0 +1,96 @@
+"""Batches that go through the loader together."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+import polars as pl
+
+from engine.types import Batch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sheaf:
+    """Batches in order. Where their rows lie side by side in one frame, a step may take them all at
+    once: what it asks of Python and polars, it asks once and not for each batch. The outcome is
+    that of one batch after the other, to the bit.
+
+    Attributes:
+        batches: one or more.
+        frame: all their rows, each batch's own a part of it; None where they do not lie in one.
+    """
+
+    batches: tuple[Batch, ...]
+    frame: pl.DataFrame | None = None
+
+    @classmethod
+    def of(cls, batch: Batch) -> Sheaf:
+        """A batch by itself."""
+        return cls(batches=(batch,), frame=batch.frame)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    @property
+    def ends(self) -> list[int]:
+        """The rows that batches begin at, and the end."""
+        return list(accumulate(map(len, self.batches), initial=0))
+
+    def each(self, step: Callable[[Batch], Batch], frame: pl.DataFrame | None = None) -> Sheaf:
+        """After a step that each batch takes by itself.
+
+        Args:
+            frame: all their rows afterwards, where they lie in one still.
+
+        Raises: Stopped where the step failed at another batch than the first; what the step raised
+            where it was the first.
+        """
+        done: list[Batch] = []
+        for batch in self.batches:
+            try:
+                done.append(step(batch))
+            except BaseException as error:
+                raise stopped(done, error) from error
+        made = Sheaf.joined(done)
+        return made if len(made) == 1 else dataclasses.replace(made, frame=frame)
+
+    @classmethod
+    def joined(cls, batches: Sequence[Batch]) -> Sheaf:
+        """Batches that do not lie in one frame."""
+        return cls.of(batches[0]) if len(batches) == 1 else cls(batches=tuple(batches))
+
+    def with_frame(self, frame: pl.DataFrame) -> Sheaf:
+        """The same batches with other columns, their rows those of the frame."""
+        if len(self) == 1:
+            return Sheaf.of(self.batches[0].with_frame(frame))
+        parts = zip(self.batches, slices(frame, self.ends), strict=True)
+        batches = tuple(dataclasses.replace(batch, frame=part) for batch, part in parts)
+        return Sheaf(batches=batches, frame=frame)
+
+
+class Stopped(Exception):
+    """A step failed, and why is its cause; the batches before have taken it.
+
+    Attributes:
+        done: those batches.
+    """
+
+    def __init__(self, done: Sheaf) -> None:
+        super().__init__()
+        self.done = done
+
+
+def stopped(done: Sequence[Batch], error: BaseException) -> BaseException:
+    """What to raise for an error after these batches."""
+    return Stopped(Sheaf.joined(done)) if done else error
+
+
+def slices(frame: pl.DataFrame, ends: Sequence[int]) -> Iterator[pl.DataFrame]:
+    """Parts of a frame, between the rows of `ends`."""
+    return (frame.slice(start, stop - start) for start, stop in pairwise(ends))
+
+
+__all__ = ["Sheaf", "Stopped", "slices", "stopped"]
