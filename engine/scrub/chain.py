@@ -1,6 +1,5 @@
-"""Neighbouring stages over the same numbers, done column by column: what one stage has made of a
-column is still in the processor's cache when the next one takes it, and no column is made in
-between.
+"""Stages over the same numbers as one compiled call: column by column, what one stage has made is
+still in the processor's cache when the next one takes it, and no column is made in between.
 
 The outcome is that of the stages one after the other, to the bit: the same loops run over the same
 numbers.
@@ -115,7 +114,7 @@ class Block:
 
 
 class Chain:
-    """Neighbours that work on the same columns.
+    """Stages that stand side by side and work on the same columns.
 
     Args:
         stages: in order, one or more.
@@ -153,18 +152,20 @@ class Chain:
     ) -> Sheaf | None:
         """The first batches, all that can be done in one block; None where none can."""
         start, cpu = time.perf_counter(), time.thread_time()
-        block = None if sheaf.frame is None else self._block(sheaf.frame)
-        if sheaf.frame is None or block is None:
+        if sheaf.frame is None:
             return None
+        block: Block | None = None
         done: list[Batch] = []
         spent = np.zeros(len(self.stages))
         for row, batch in zip(sheaf.ends, sheaf.batches, strict=False):
             links = [stage.link(batch) for stage in self.stages]
-            if not block.takes(links):
+            if block is None and None not in links:
+                block = self._block(sheaf.frame)
+            if block is None or not block.takes(links):
                 break
             done.append(_linked(block, row, batch, self.stages, links, spent))
             learned()
-        if not done:
+        if block is None or not done:
             return None
         frame = block.frame(sheaf.frame.head(sheaf.ends[len(done)]), self._columns)
         _tell(took, self.stages, start, cpu, spent, len(done))

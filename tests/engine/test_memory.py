@@ -36,7 +36,7 @@ HOLDERS: dict[str, Callable[[Floats], Any]] = {
     "query": lambda array: series(array).to_frame().lazy(),
     "Arrow's array": lambda array: series(array).slice(9, 9).to_arrow(),
     "array of a series": lambda array: series(array).slice(9, 9).to_numpy(),
-    "bytes": lambda array: memoryview(array),
+    "bytes": lambda array: memoryview(array.data),
 }
 
 
