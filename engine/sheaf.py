@@ -53,7 +53,9 @@ class Sheaf:
             try:
                 done.append(step(batch))
             except BaseException as error:
-                raise stopped(done, error) from error
+                if not done:
+                    raise
+                raise Stopped(Sheaf.joined(done)) from error
         made = Sheaf.joined(done)
         return made if len(made) == 1 else dataclasses.replace(made, frame=frame)
 
@@ -64,8 +66,6 @@ class Sheaf:
 
     def with_frame(self, frame: pl.DataFrame) -> Sheaf:
         """The same batches with other columns, their rows those of the frame."""
-        if len(self) == 1:
-            return Sheaf.of(self.batches[0].with_frame(frame))
         parts = zip(self.batches, slices(frame, self.ends), strict=True)
         batches = tuple(dataclasses.replace(batch, frame=part) for batch, part in parts)
         return Sheaf(batches=batches, frame=frame)
@@ -83,14 +83,9 @@ class Stopped(Exception):
         self.done = done
 
 
-def stopped(done: Sequence[Batch], error: BaseException) -> BaseException:
-    """What to raise for an error after these batches."""
-    return Stopped(Sheaf.joined(done)) if done else error
-
-
 def slices(frame: pl.DataFrame, ends: Sequence[int]) -> Iterator[pl.DataFrame]:
     """Parts of a frame, between the rows of `ends`."""
     return (frame.slice(start, stop - start) for start, stop in pairwise(ends))
 
 
-__all__ = ["Sheaf", "Stopped", "slices", "stopped"]
+__all__ = ["Sheaf", "Stopped", "slices"]

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from engine.kernels import bytes_of, clip_into, fill_into, places, pointer, scale_into
 from engine.memory import Memory
 from engine.scrub.columns import replaced
-from engine.sheaf import Sheaf, stopped
+from engine.sheaf import Sheaf, Stopped
 from engine.statistics import Extremes, Moments, extremes_into, moments_into
 from engine.types import Batch, Stage
 
@@ -143,7 +143,9 @@ class Chain:
             try:
                 done.append(self._in_runs(batch, took))
             except BaseException as error:
-                raise stopped(done, error) from error
+                if not done:
+                    raise
+                raise Stopped(Sheaf.joined(done)) from error
             learned()
         return Sheaf.joined(done)
 
