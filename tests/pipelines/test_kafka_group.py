@@ -194,7 +194,7 @@ def test_a_moved_partition_stays_in_the_weights_of_who_learned_it(
         until(lambda: bert.loop.totals.learned == 200)
     with running(files["anna"]) as anna:
         until(lambda: anna.loop.resumed)  # the mark is there before the weights are
-        assert anna.loop.mark.positions
+        until(lambda: anna.loop.mark.positions)
         assert anna.loop.totals.learned == 1_100  # nothing of bert's, nothing twice
     assert sum(Totals.restore(state(f)["totals"]).learned for f in files.values()) == 1_300
 
