@@ -15,8 +15,16 @@ from numpy.typing import DTypeLike, NDArray
 
 SMALLEST = 1 << 16
 """Bytes from which on memory is used again; what is smaller, the allocator keeps by itself."""
-FREE = 2
-"""References to a block that nobody looks at: the list's, and that of the call that counts."""
+
+
+def _holders(blocks: list[NDArray[np.uint8]], i: int) -> int:
+    """References to a block, the list's and those of this call included."""
+    return sys.getrefcount(blocks[i])
+
+
+FREE = _holders([np.empty(0, np.uint8)], 0)
+"""Of a block that nobody looks at. Asked and not written down: where interpreters count otherwise,
+no block would ever be free, and all of them kept."""
 
 
 class Memory:
@@ -41,7 +49,7 @@ class Memory:
         if size < SMALLEST:
             return np.empty(shape, dtype)
         blocks = self._blocks
-        free = [i for i in range(len(blocks)) if sys.getrefcount(blocks[i]) == FREE]
+        free = [i for i in range(len(blocks)) if _holders(blocks, i) == FREE]
         at = next((i for i in free if size <= len(blocks[i]) <= 2 * size), None)
         block = np.empty(size, np.uint8) if at is None else blocks[at]
         gone = {*[i for i in free if i != at][self._spare :], at}

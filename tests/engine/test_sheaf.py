@@ -14,6 +14,7 @@ from pydantic import ByteSize
 
 from connectors.memory import MemorySource
 from engine import rebatch
+from engine.budget import Account, Budget
 from engine.collate import Collate
 from engine.config import LoaderSettings
 from engine.loader import Loader
@@ -190,12 +191,22 @@ def test_a_bad_row_costs_itself() -> None:
     assert [batch.mark.positions["memory"] for batch in got] == [*range(7, 57, 7), 60]
 
 
-def test_what_is_done_and_not_asked_for_is_in_the_ledger() -> None:
+def test_what_is_done_and_not_asked_for_is_in_the_ledger(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+    hold = Budget.hold
+
+    def spy(self: Budget, account: Account, nbytes: int) -> None:
+        if account.name == "sheaf":
+            told.append(nbytes)
+        hold(self, account, nbytes)
+
+    monkeypatch.setattr(Budget, "hold", spy)
     with loader([ROWS], ["mean", "zscore"]) as batches:
         for _ in batches:
             pass
         assert batches.budget.held()["sheaf"] == 0
-        assert batches.budget.peak > 0
+    waiting = [n > 0 for n in told[1:16]]  # the first is of the start
+    assert waiting == [*[True, True, True, False] * 3, True, False, False]
 
 
 def test_each_stops_where_the_step_fails() -> None:
