@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from engine.types import Records, Values
+
+PACKED: dict[pl.DataType | type[pl.DataType], int] = {
+    pl.Boolean: 1,
+    pl.Int8: 1,
+    pl.UInt8: 1,
+    pl.Int16: 2,
+    pl.UInt16: 2,
+    pl.Int32: 4,
+    pl.UInt32: 4,
+    pl.Float32: 4,
+}
+"""Bytes of a value in an array: pixels are many, and one byte each. 8 for the others."""
 
 
 def ends_of(records: Records) -> NDArray[np.int64]:
@@ -29,7 +43,10 @@ def ends_of(records: Records) -> NDArray[np.int64]:
 def _width(kind: pl.DataType) -> int:
     """Bytes of each value; 0 where they vary."""
     if isinstance(kind, pl.Array):
-        return _width(kind.inner) * int(np.prod(kind.shape))  # type: ignore[arg-type]
+        leaf: Any = kind
+        while isinstance(leaf, pl.Array):
+            leaf = leaf.inner
+        return int(np.prod(kind.shape)) * (PACKED.get(leaf, 8) if _width(leaf) else 0)
     return 0 if kind.is_nested() or kind in (pl.String, pl.Binary, pl.Object) else 8
 
 
@@ -40,6 +57,8 @@ def _sizes(column: pl.Series) -> NDArray[np.int64]:
         return _numbers(column.str.len_bytes())
     if kind == pl.Binary:
         return _numbers(column.bin.size())
+    if isinstance(kind, pl.Array):
+        return _sizes(column.arr.to_list())
     if isinstance(kind, pl.List):
         counts = _numbers(column.list.len())
         if width := _width(kind.inner):  # type: ignore[arg-type]

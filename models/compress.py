@@ -28,7 +28,7 @@ from engine import types
 from engine.types import Features, UserError
 from models.export import SCORE, put
 from models.feed import Feed, Inputs
-from models.predictor import available, runtime_version, session
+from models.predictor import available, runs_on, runtime_version, session
 from models.quantize import CANDIDATES
 
 CALIBRATION_BATCH = 512
@@ -161,7 +161,8 @@ def compress(model: Path, rows: pl.DataFrame, settings: Compression, *, path: Pa
             f"got '{unknown[0]}'."
         )
     provider = available(settings.providers)
-    bench = _Bench(session(model, provider), rows, settings)
+    first = session(model, provider)
+    bench = _Bench(first, rows, settings)
     paths = {"float32": model}
     failed: dict[str, str] = {}
     for name in settings.candidates:
@@ -184,7 +185,7 @@ def compress(model: Path, rows: pl.DataFrame, settings: Compression, *, path: Pa
         chosen=chosen.name,
         rows=bench.judged,
         measure=bench.measure,
-        provider=provider[0] if provider else "CPUExecutionProvider",
+        provider=runs_on(first),
     )
 
 

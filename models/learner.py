@@ -128,6 +128,11 @@ class TabularLearner:
         assert tensors.target is not None, "and has a target"
         if not len(tensors.target):
             return Step(scores=self._none(), loss=float("nan"), steps=0, skipped="empty")
+        with self._exactly():
+            return self._learned(batch, tensors)
+
+    def _learned(self, batch: Batch, tensors: Tensors) -> Step:
+        assert tensors.target is not None
         self._batches += 1
         self._seed_draws()
         rows = self._placed(tensors)
@@ -147,7 +152,7 @@ class TabularLearner:
 
     def predict(self, tensors: Tensors) -> NDArray[np.float64]:
         """Scores by the averaged weights where `ema` is on, without dropout."""
-        with torch.inference_mode(), self._autocast():
+        with torch.inference_mode(), self._exactly(), self._autocast():
             rows = self._placed(tensors)
             return self._answers(self._serving(rows.numeric, rows.categories, **_nested(rows)))
 
@@ -279,6 +284,14 @@ class TabularLearner:
         if self.training.precision == "float32":
             return contextlib.nullcontext()
         return torch.autocast(self.device, torch.bfloat16)
+
+    def _exactly(self) -> contextlib.AbstractContextManager[Any]:
+        """On a GPU: convolutions that come out the same every time, and in float32's own digits."""
+        if self.device == "cpu" or not self.features.images:
+            return contextlib.nullcontext()
+        return torch.backends.cudnn.flags(
+            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+        )
 
     def _train(self, rows: Tensors) -> torch.Tensor:
         chance: dict[str, Any] = {"dropout": self.settings.dropout, "noise": self._noise}

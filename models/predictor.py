@@ -28,12 +28,15 @@ ort.set_default_logger_severity(4)
 
 ORDER = ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider")
 SHORT = {"tensorrt": ORDER[0], "cuda": ORDER[1], "cpu": ORDER[2]}
+# By itself CUDA rounds the factors of a float32 product to 10 bits (TF32): a small score of the
+# learner's then differs in its third digit. Who wants half the digits takes the float16 candidate.
+OPTIONS = {ORDER[1]: {"use_tf32": "0"}}
 
 
 def session(path: Path, providers: tuple[str, ...], threads: int | None = None) -> Any:
     """An ONNX Runtime session on the first of `providers` that works here; then the next.
 
-    ONNX Runtime falls back in silence: ask `get_providers` of the result where it really runs.
+    ONNX Runtime falls back in silence: ask `runs_on` of the result where it really runs.
 
     Raises: UserError when the file is no model.
     """
@@ -42,24 +45,37 @@ def session(path: Path, providers: tuple[str, ...], threads: int | None = None) 
     # Threads that spin between batches take the cores from the loader's.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 4
-    names = [SHORT.get(name, name) for name in providers]
-    try:
-        return ort.InferenceSession(os.fspath(path), options, providers=names)
-    except Exception as error:  # noqa: BLE001 - onnxruntime raises many kinds, all its own
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{path} cannot be loaded as an ONNX model: {reason}; expected a file that "
-            "'headrace export' or 'headrace compress' wrote."
-        ) from None
+    names = [SHORT.get(name, name) for name in providers or ("cpu",)]
+    reason = ""
+    while names:
+        chosen = [(name, OPTIONS.get(name, {})) for name in names]
+        try:
+            # Its own next try would say so on the standard output.
+            return ort.InferenceSession(
+                os.fspath(path), options, providers=chosen, enable_fallback=False
+            )
+        except Exception as error:  # noqa: BLE001 - onnxruntime raises many kinds, all its own
+            reason = str(error).splitlines()[0]
+        names = names[1:]
+    raise UserError(
+        f"{path} cannot be loaded as an ONNX model: {reason}; expected a file that "
+        "'headrace export' or 'headrace compress' wrote."
+    )
+
+
+def runs_on(made: Any) -> str:
+    """The provider of a `session`."""
+    return str(made.get_providers()[0])
 
 
 def available(wished: tuple[str, ...]) -> tuple[str, ...]:
-    """The wished providers, or all in the usual order, that this build of ONNX Runtime has and
-    whose device is there."""
+    """The wished providers, or CUDA and the CPU, that this build of ONNX Runtime has and whose
+    device is there. TensorRT is for those who ask: it builds an engine for minutes first, and again
+    for batches of another size."""
     here = set(ort.get_available_providers())
     if not Path("/dev/nvidiactl").exists():
         here -= set(ORDER[:2])
-    names = [SHORT.get(name, name) for name in wished] or list(ORDER)
+    names = [SHORT.get(name, name) for name in wished] or list(ORDER[1:])
     return tuple(name for name in names if name in here)
 
 
@@ -85,7 +101,8 @@ class OnnxPredictor:
 
         Attributes:
             model: the file.
-            providers: tensorrt, cuda, cpu in the order to try; what is there, unless given.
+            providers: tensorrt, cuda, cpu in the order to try; unless given, cuda where there is
+                one, then the cpu.
             strict_provider: fail where the first of them is not what it really runs on.
             threads: of ONNX Runtime on the CPU; all cores unless given.
         """
@@ -103,7 +120,7 @@ class OnnxPredictor:
             raise UserError(f"[infer] model '{path}' is no file: train and export one first.{near}")
         data = path.read_bytes()
         usable = available(settings.providers)
-        self._session = session(path, usable or ("cpu",), settings.threads)
+        self._session = session(path, usable, settings.threads)
         self.provider = self._guard()
         metadata = self._session.get_modelmeta().custom_metadata_map
         if metadata.get("format") != FORMAT:
@@ -182,7 +199,7 @@ class OnnxPredictor:
     def _guard(self) -> str:
         """Say where it really runs. Raises: UserError where that is not what was asked for, and
         strict."""
-        used = str(self._session.get_providers()[0])
+        used = runs_on(self._session)
         wished = [SHORT.get(name, name) for name in self.settings.providers]
         if wished and used != wished[0]:
             sentence = f"[infer] providers asks for {wished[0]}, but the model runs on {used} here"
@@ -192,4 +209,4 @@ class OnnxPredictor:
         return used
 
 
-__all__ = ["OnnxPredictor", "available", "runtime_version", "session"]
+__all__ = ["OnnxPredictor", "available", "runs_on", "runtime_version", "session"]

@@ -5,6 +5,9 @@
 "transfer" learns from batches of images that the loader's thread has pinned and copied ahead, and
 from the same that the model copies by itself; both must come to the same scores.
 
+Takes a minute or two. What the GPU computes is checked by the tests, on it:
+``pytest --device cuda tests/models tests/engine/test_transfer.py``.
+
 Runs only where torch and ONNX Runtime both find the device, and says so in one sentence elsewhere.
 """
 
@@ -42,14 +45,14 @@ def main(*, quick: bool = False) -> None:
     if not torch.cuda.is_available():
         sys.exit("There is no CUDA device here: expected one that torch finds; nothing was run.")
     training(quick=quick)
-    transfer(quick=quick)
     with TemporaryDirectory() as folder:
         inference(Path(folder), quick=quick)
+    transfer(quick=quick)
 
 
 def training(*, quick: bool) -> None:
     """A wide network on cpu and cuda, float32 and bfloat16, the copy to the device included."""
-    frame = bench_training.rows(16 if quick else 64)
+    frame = bench_training.rows(16 if quick else 128)
     features = bench_training.features(frame)
     collate = Collate(features)
     batches = [
@@ -70,7 +73,7 @@ def training(*, quick: bool) -> None:
         "cuda float32": learn("cuda", "float32"),
         "cuda bfloat16": learn("cuda", "bfloat16"),
     }
-    seconds = interleave(runs, rounds=3 if quick else 7)
+    seconds = interleave(runs, rounds=3 if quick else 5)
     figures = {f"{name}, rows/s": frame.height / median(seconds[name]) for name in runs}
     for name in ("cuda float32", "cuda bfloat16"):
         figures[f"{name} / cpu float32"] = median(seconds["cpu float32"]) / median(seconds[name])
@@ -86,7 +89,7 @@ def transfer(*, quick: bool) -> None:
     features = Features(numeric=(), images={"image": (3, size, size)}, target="y")
     settings: dict[str, Any] = {"batch_rows": rows, "poll": 0.01, "memory_budget": 1 << 30}
     schema = dict(frame.schema)
-    batches = 8 if quick else 64
+    batches = 4 if quick else 16
     scores: dict[str, float] = {}
 
     def learn(name: str, ahead: Callable[[Batch], Batch] | None) -> Callable[[], None]:
@@ -111,7 +114,7 @@ def transfer(*, quick: bool) -> None:
 
     taken: dict[str, float] = {}
     runs = {"ahead": learn("ahead", Transfer("cuda").apply), "by the model": learn("model", None)}
-    seconds = interleave(runs, rounds=3 if quick else 7)
+    seconds = interleave(runs, rounds=3 if quick else 5)
     figures: dict[str, Any] = {
         f"{name}, images/s": batches * rows / median(seconds[name]) for name in runs
     }

@@ -164,8 +164,11 @@ def test_what_is_held_of_a_gpu_is_on_the_page(monkeypatch: pytest.MonkeyPatch) -
     metrics = Metrics()
     watch_devices(metrics)
     page = metrics.exposition()[0].decode()
-    for kind in ("allocated", "reserved"):
-        assert f'headrace_device_memory_bytes{{device="cuda:0",kind="{kind}"}} 0.0' in page
+    held = {"allocated": torch.cuda.memory_allocated(0), "reserved": torch.cuda.memory_reserved(0)}
+    for kind, nbytes in held.items():  # 0 of each where there is none
+        line = f'headrace_device_memory_bytes{{device="cuda:0",kind="{kind}"}} '
+        (said,) = (text for text in page.splitlines() if text.startswith(line))
+        assert float(said.removeprefix(line)) == nbytes
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

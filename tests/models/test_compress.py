@@ -21,7 +21,7 @@ from models.compress import Compression, Verdict, compress
 from models.export import export
 from models.feed import Feed
 from models.learner import TabularLearner
-from models.predictor import OnnxPredictor
+from models.predictor import OnnxPredictor, available
 from models.quantize import CANDIDATES
 
 WIDTH = 16
@@ -138,7 +138,7 @@ def test_figures(tmp_path: Path, model: Model, task: str) -> None:
     verdict = compress(model(task), held_out, settings, path=tmp_path / "m.onnx")
     assert [c.name for c in verdict.candidates] == ["float32", *CANDIDATES]
     assert verdict.measure == ("MAE" if task == "regression" else "error")
-    assert (verdict.rows, verdict.provider) == (300, "CPUExecutionProvider")
+    assert (verdict.rows, verdict.provider) == (300, available(())[0])
     base = verdict.candidates[0]
     assert (base.loss, base.divergence, base.speedup) == (0.0, 0.0, 1.0)
     for c in verdict.candidates:
@@ -360,7 +360,7 @@ def test_verdict_for_machines_and_for_people(tmp_path: Path, model: Model) -> No
     assert read["machine"]["cores"] > 0
     assert read["machine"]["cpu"]
     text = printed(verdict)
-    assert "compression, judged on 140 held-out rows (CPUExecutionProvider)" in text
+    assert f"compression, judged on 140 held-out rows ({available(())[0]})" in text
     lines = {line.split()[1]: line for line in text.splitlines() if "│" in line}
     assert lines["float32"].rstrip(" │").endswith("serves")
     for candidate in verdict.candidates[1:]:

@@ -169,7 +169,7 @@ def test_tensors_that_are_placed_are_those_that_are_learned(
     elsewhere = Tensors(
         numeric=tensors.numeric * torch.nan,
         categories=tensors.categories,
-        placed=Placed(tensors=tensors),
+        placed=Placed(tensors=tensors.map(lambda tensor: tensor.to(learner.device))),
     )
     assert learner.predict(elsewhere).tobytes() == expected.tobytes()
 
