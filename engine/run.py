@@ -518,8 +518,8 @@ class Run:
             "every_seconds": self.checkpoints.settings.every_seconds,
         }
         device = str(getattr(self.learner, "device", "cpu")) if self.trains else "cpu"
-        if self._predictor is not None and "CUDA" in self._predictor.info()["provider"].upper():
-            device = "cuda"
+        if self._predictor is not None and "CPU" not in self._predictor.info()["provider"]:
+            device = "cuda"  # or TensorRT
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
         return judge(spent, settings=settings, device=device, cores=cores)
 

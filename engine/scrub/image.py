@@ -33,6 +33,10 @@ MOST_PIXELS = 178_956_970
 CHUNK = 8
 """Images that a thread takes at a time."""
 Pixels = NDArray[np.uint8]
+ORIENTATION = 0x0112
+"""EXIF's tag of how a camera was held: 1 upright, 2 ... 8 as in `_turned`."""
+SIDEWAYS = 5
+"""From this orientation on, height and width change places."""
 
 
 class Refused(Exception):
@@ -52,7 +56,7 @@ class Images(Stateless):
     JPEGs are decoded at the smallest of their size, its half, quarter and eighth that is not below
     the one asked for.
     Resizing is bilinear with antialiasing. Of an animation the first frame is taken, alpha is
-    dropped, 16 bits of grey become 8; the orientation that a camera noted is not applied.
+    dropped, 16 bits of grey become 8.
     """
 
     class Settings(types.Settings):
@@ -64,6 +68,8 @@ class Images(Stateless):
             mode: RGB, or L for grey: channels 3 or 1.
             resize: ``crop`` keeps the proportions: the short side is fitted and the middle taken;
                 ``stretch`` fits both sides.
+            orientation: turn an image upright by what its camera noted (EXIF); without, it is as it
+                was stored, but for TIFF.
             root: the folder below which paths lie; needed where a column holds paths.
             max_pixels: of the encoded image.
             threads: that decode a batch together; None takes the cores.
@@ -73,6 +79,7 @@ class Images(Stateless):
         size: tuple[PositiveInt, PositiveInt]
         mode: Literal["RGB", "L"] = "RGB"
         resize: Literal["crop", "stretch"] = "crop"
+        orientation: bool = True
         root: str | None = None
         max_pixels: int = Field(50_000_000, ge=1, le=MOST_PIXELS)
         threads: int | None = Field(None, ge=1, le=256)
@@ -168,7 +175,8 @@ class Images(Stateless):
             high, wide, space, _ = decode_jpeg_header(data)
             if high * wide > self.settings.max_pixels or space not in ("YCbCr", "RGB", "Gray"):
                 return None
-            want_high, want_wide = self._wanted(high, wide)
+            noted = _noted_in(data) if self.settings.orientation else 1
+            want_high, want_wide = self._wanted(high, wide, noted)
             smaller = min(high // want_high, wide // want_wide, 8)
             half = 1 << max(0, smaller.bit_length() - 1)  # 1, 2, 4 or 8
             colours = "RGB" if self.settings.mode == "RGB" else "GRAY"
@@ -177,7 +185,7 @@ class Images(Stateless):
             )
         except (ValueError, MemoryError):
             return None
-        return self._fitted(pixels)
+        return self._fitted(_turned(pixels, noted))
 
     def _path(self, value: str) -> Path:
         """The file, below the root wherever links lead. Raises: Refused."""
@@ -204,8 +212,11 @@ class Images(Stateless):
                         f"Expected an image of at most {self.settings.max_pixels:,} pixels, got "
                         f"{image.width:,} x {image.height:,}: raise 'max_pixels'."
                     )
-                image.draft(self.settings.mode, self._wanted(image.height, image.width)[::-1])
-                return self._fitted(_channels(image, self.settings.mode))
+                upright = image.format == "TIFF"  # Pillow has turned it
+                noted = 1 if upright or not self.settings.orientation else _noted(image)
+                wanted = self._wanted(image.height, image.width, noted)
+                image.draft(self.settings.mode, wanted[::-1])
+                return self._fitted(_turned(_channels(image, self.settings.mode), noted))
         except Refused:
             raise
         except UnidentifiedImageError:
@@ -217,9 +228,12 @@ class Images(Stateless):
             said = str(error).rstrip(".") or type(error).__name__
             raise Refused(f"The {kind} is damaged or hostile: {said}.") from None
 
-    def _wanted(self, high: int, wide: int) -> tuple[int, int]:
-        """Height and width that an image of these would have if it were only resized."""
+    def _wanted(self, high: int, wide: int, noted: int) -> tuple[int, int]:
+        """Height and width that an image of these would have, as it is stored, if it were only
+        resized."""
         height, width = self._shape[:2]
+        if noted >= SIDEWAYS:
+            height, width = width, height
         if self.settings.resize == "stretch":
             return height, width
         scale = max(height / high, width / wide)
@@ -253,6 +267,41 @@ def _channels(image: Image.Image, mode: str) -> Pixels:
         image = image.convert("RGBA")
     pixels = np.asarray(image if image.mode == mode else image.convert(mode))
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+def _noted(image: Image.Image | Image.Exif) -> int:
+    """The orientation, 1 to 8; 1 where none can be read."""
+    try:
+        exif = image.getexif() if isinstance(image, Image.Image) else image
+        noted = exif.get(ORIENTATION, 1)
+    except Exception:  # noqa: BLE001 - the pixels may be good although the notes are damaged
+        return 1
+    return noted if noted in range(2, 9) else 1
+
+
+def _noted_in(data: bytes) -> int:
+    """The orientation that a JPEG notes."""
+    at = 2
+    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] not in (b"\xda", b""):
+        size = int.from_bytes(data[at + 2 : at + 4], "big")
+        if data[at + 1] == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
+            exif = Image.Exif()
+            try:
+                exif.load(data[at + 4 : at + 2 + size])
+            except Exception:  # noqa: BLE001 - as above
+                return 1
+            return _noted(exif)
+        at += 2 + size
+    return 1
+
+
+def _turned(pixels: Pixels, noted: int) -> Pixels:
+    """Upright, sharing memory."""
+    if noted >= SIDEWAYS:
+        pixels = pixels.swapaxes(0, 1)
+    if noted in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return pixels[:, ::-1] if noted in (2, 3, 6, 7) else pixels
 
 
 def _middle(pixels: Pixels, height: int, width: int) -> Pixels:

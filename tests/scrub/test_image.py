@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from engine.types import Batch
 from tests.scrub.conftest import photo
@@ -94,6 +94,63 @@ def test_crop_takes_the_middle_and_stretch_takes_all(run: Run) -> None:
     assert (pixels(crop) == 200).all()
     assert (pixels(stretch)[0] == halves).all()
     assert 40 < pixels(small).mean() < 60
+
+
+def noting(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_what_a_camera_noted_turns_the_image(run: Run, kind: str, orientation: int) -> None:
+    raw = encoded(scene(24, 40), kind, exif=noting(orientation))
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(raw))))
+    size = expected.shape[:2]
+    assert size == ((40, 24) if orientation >= 5 else (24, 40))
+    (done,) = run("image", {"columns": ["x"], "size": size}, {"x": [raw]})
+    assert (pixels(done)[0] == expected).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("resize", ["crop", "stretch"])
+def test_turned_and_resized_is_resized_and_turned(run: Run, orientation: int, resize: str) -> None:
+    noted = encoded(scene(400, 640), "JPEG", quality=95, exif=noting(orientation))
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(noted)))
+    size = (60, 30)
+    (done,) = run("image", {"columns": ["x"], "size": size, "resize": resize}, {"x": [noted]})
+    (same,) = run(
+        "image",
+        {"columns": ["x"], "size": size, "resize": resize},
+        {"x": [encoded(np.asarray(upright))]},
+    )
+    assert np.abs(pixels(done)[0].astype(int) - pixels(same)[0]).mean() < 2
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_orientation_may_be_left(run: Run, kind: str) -> None:
+    raw = encoded(scene(24, 40), kind, exif=noting(6))
+    settings = {"columns": ["x"], "size": [24, 40], "orientation": False}
+    (done,) = run("image", settings, {"x": [raw]})
+    assert (pixels(done)[0] == np.asarray(Image.open(io.BytesIO(raw)))).all()
+
+
+@pytest.mark.parametrize(
+    "notes", [b"", b"MM\0*", b"II*\0\xff\xff\xff\xff", b"MM\0*\0\0\0\x08\xff\xff", b"what?"]
+)
+@pytest.mark.parametrize("claimed", [0, 400, 60_000])
+def test_damaged_notes_cost_nothing(run: Run, notes: bytes, claimed: int) -> None:
+    plain = encoded(scene(24, 40), "JPEG")
+    body = b"Exif\0\0" + notes
+    part = b"\xff\xe1" + struct.pack(">H", min(2 + len(body) + claimed, 65_535)) + body
+    (fine,) = run(
+        "image", {"columns": ["x"], "size": [24, 40]}, {"x": [plain[:2] + part + plain[2:], plain]}
+    )
+    if not claimed:
+        assert not fine.rejects
+        assert (pixels(fine)[0] == pixels(fine)[1]).all()
+    assert len(fine) + sum(len(reject.rows) for reject in fine.rejects) == 2
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
