@@ -24,7 +24,6 @@ Floats = NDArray[np.float64]
 Mask = NDArray[np.uint8]
 ALL: Mask = np.empty(0, np.uint8)
 """The mask of a column without a null."""
-FLOAT64 = pa.float64()
 _BYTES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
 BITS = _BYTES.view(np.uint64).ravel().copy()
 """The eight bytes that a byte of Arrow's validity bitmap stands for, as one number."""
@@ -48,17 +47,15 @@ def buffers(column: pl.Series) -> tuple[Floats, Mask]:
     return numbers, there
 
 
-def places(frame: pl.DataFrame) -> tuple[NDArray[np.int64], object] | None:
+def places(frame: pl.DataFrame) -> tuple[NDArray[np.int64], object]:
     """Where Float64 columns lie in memory, for a loop over all of them: for each the address of
     its values, that of Arrow's bitmap (0 where nothing is null), and the bit that it begins with,
-    shape (columns, 3); and what to hold on to meanwhile. None where a column is of another type.
+    shape (columns, 3); and what to hold on to meanwhile.
 
     Nothing is copied that is in one chunk already.
     """
     frame = frame if frame.n_chunks() == 1 else frame.rechunk()
     batch = pa.RecordBatchReader.from_stream(frame).read_next_batch()
-    if not all(kind == FLOAT64 for kind in batch.schema.types):
-        return None
     made = []
     for column in batch.columns:
         bitmap, values = column.buffers()

@@ -34,7 +34,7 @@ OPTIONS = {ORDER[1]: {"use_tf32": "0"}}
 
 
 def session(path: Path, providers: tuple[str, ...], threads: int | None = None) -> Any:
-    """An ONNX Runtime session on the first of `providers` that works here; then the next.
+    """An ONNX Runtime session on the first of `providers` that works here, at last on the CPU.
 
     ONNX Runtime falls back in silence: ask `runs_on` of the result where it really runs.
 
@@ -45,7 +45,7 @@ def session(path: Path, providers: tuple[str, ...], threads: int | None = None) 
     # Threads that spin between batches take the cores from the loader's.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 4
-    names = [SHORT.get(name, name) for name in providers or ("cpu",)]
+    names = list(dict.fromkeys([*(SHORT.get(name, name) for name in providers), ORDER[-1]]))
     reason = ""
     while names:
         chosen = [(name, OPTIONS.get(name, {})) for name in names]

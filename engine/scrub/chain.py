@@ -72,9 +72,14 @@ class Linked(Protocol):
         """That it works on, all of them the same way."""
         ...
 
+    @property
+    def kinds(self) -> Sequence[pl.DataType]:
+        """Of what types they are afterwards."""
+        ...
+
     def link(self, batch: Batch) -> Link | None:
-        """What it would do to this batch, its columns being Float64; None where it must be asked
-        itself."""
+        """What it would do to this batch, its columns being floats afterwards; its numbers are as
+        their types hold them. None where it must be asked itself."""
         ...
 
     def learn(self, statistic: Any, rows: int) -> None:
@@ -88,17 +93,19 @@ class Linked(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """Float64 columns of a frame, and room for what becomes of them.
+    """Columns of a frame as Float64, and room for what becomes of them.
 
     Attributes:
         at: where they lie, see `engine.kernels.places`.
         held: what must live meanwhile.
         made: shape (columns, n).
+        kinds: what they are afterwards, Float64 or Float32.
     """
 
     at: NDArray[np.int64]
     held: object
     made: Floats
+    kinds: Sequence[pl.DataType]
 
     def takes(self, links: Sequence[Link | None]) -> bool:
         """Whether all of them are links, and no null is left to one that cannot have it."""
@@ -106,11 +113,12 @@ class Block:
         return None not in links and (fills or not self.at[:, 1].any())
 
     def frame(self, before: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
-        """The first rows of the columns in place of those of `before`, sharing memory."""
+        """The first rows of the columns in place of those of `before`; Float64 shares memory."""
         n = self.made.shape[1]
-        whole = pl.Series(self.made.reshape(-1))
-        rows = before.height
-        return replaced(before, (whole.slice(j * n, rows).alias(c) for j, c in enumerate(columns)))
+        whole, rows = pl.Series(self.made.reshape(-1)), before.height
+        made = (whole.slice(j * n, rows).alias(column) for j, column in enumerate(columns))
+        pairs = zip(made, self.kinds, strict=True)
+        return replaced(before, (x if x.dtype == kind else x.cast(kind) for x, kind in pairs))
 
 
 class Chain:
@@ -123,6 +131,7 @@ class Chain:
     def __init__(self, stages: Sequence[Linked]) -> None:
         self.stages = stages
         self._columns = list(stages[0].columns)
+        self._floats = all(kind.is_float() for stage in stages for kind in stage.kinds)
         self._memory = Memory()
 
     def apply(
@@ -162,7 +171,7 @@ class Chain:
         for row, batch in zip(sheaf.ends, sheaf.batches, strict=False):
             links = [stage.link(batch) for stage in self.stages]
             if block is None and None not in links:
-                block = self._block(sheaf.frame)
+                block = self._block(sheaf.frame, self.stages)
             if block is None or not block.takes(links):
                 break
             done.append(_linked(block, row, batch, self.stages, links, spent))
@@ -180,7 +189,7 @@ class Chain:
         for linked, group in itertools.groupby(pairs, lambda pair: pair[1] is not None):
             stages, own = zip(*group, strict=True)
             start, cpu = time.perf_counter(), time.thread_time()
-            block = self._block(batch.frame) if linked else None
+            block = self._block(batch.frame, stages) if linked else None
             if block is None or not block.takes(own):
                 batch = _apart(batch, stages, took)
                 continue
@@ -190,13 +199,16 @@ class Chain:
             _tell(took, stages, start, cpu, spent, 1)
         return batch
 
-    def _block(self, frame: pl.DataFrame) -> Block | None:
-        """None where a column is not Float64, or there are no rows."""
-        found = places(frame[self._columns]) if frame.height else None
-        if found is None:
+    def _block(self, frame: pl.DataFrame, stages: Sequence[Linked]) -> Block | None:
+        """For what these stages make. None where that is no float, or there are no rows."""
+        if not frame.height or not self._floats:
             return None
+        columns = frame[self._columns]
+        if any(kind != pl.Float64 for kind in columns.dtypes):
+            columns = columns.cast(pl.Float64)
+        at, held = places(columns)
         made = self._memory.empty((len(self._columns), frame.height), np.float64)
-        return Block(at=found[0], held=found[1], made=made)
+        return Block(at=at, held=held, made=made, kinds=stages[-1].kinds)
 
 
 def chained(stages: Iterable[Stage]) -> Iterator[Stage | Chain]:

@@ -155,6 +155,11 @@ class Missing(Learned):
         self._learn(batch)
         return batch.with_frame(frame).counted(self.name, filled=done)
 
+    @property
+    def kinds(self) -> list[pl.DataType]:
+        """See `engine.scrub.chain.Linked`."""
+        return list(self._kinds.values())
+
     def link(self, batch: Batch) -> Link | None:
         """Numbers filled with one value a column."""
         if self.settings.strategy in ("last", "drop") or self.settings.indicator:

@@ -32,7 +32,7 @@ class Outliers(Learned):
     column without spread (deviation or quartile distance 0) is not judged. Infinity is an outlier
     where its side has a bound; null and NaN are none.
 
-    Clipped whole numbers become Float64, unless the bounds are given and whole.
+    Clipped whole numbers become Float64, unless the bounds are given, whole and of their type.
     """
 
     class Settings(ForgetSettings):
@@ -97,7 +97,8 @@ class Outliers(Learned):
         """The type that values and bounds are compared in, and clipped values have."""
         settings = self.settings
         whole = settings.method == "bounds" and all(
-            np.isinf(x) or x.is_integer() for x in (settings.low, settings.high)
+            np.isinf(x) or (x.is_integer() and _holds(kind, int(x)))
+            for x in (settings.low, settings.high)
         )
         return kind if kind.is_float() or whole else pl.Float64()
 
@@ -106,6 +107,11 @@ class Outliers(Learned):
         done = action[self.settings.action](batch)
         self._learn(batch)
         return done
+
+    @property
+    def kinds(self) -> list[pl.DataType]:
+        """See `engine.scrub.chain.Linked`."""
+        return list(self._kinds.values())
 
     def link(self, batch: Batch) -> Link | None:
         """Numbers clipped."""
@@ -215,6 +221,13 @@ class Outliers(Learned):
             return None
         low, high = self._bounds().tolist()
         return [Clip(column=c, low=low[i], high=high[i]) for i, c in enumerate(self._columns)]
+
+
+def _holds(kind: pl.DataType, value: int) -> bool:
+    """Whether a column of this type can have the value."""
+    if abs(value) >= 1 << 127:
+        return False
+    return not pl.Series([value], dtype=pl.Int128).cast(kind, strict=False).null_count()
 
 
 def _bound(value: float, kind: pl.DataType) -> pl.Expr | float | None:

@@ -40,6 +40,11 @@ class Scaled(Learned):
         self._learn(batch)
         return batch.with_frame(replaced(frame, made))
 
+    @property
+    def kinds(self) -> list[pl.DataType]:
+        """See `engine.scrub.chain.Linked`."""
+        return [pl.Float64()] * len(self._columns)
+
     def link(self, batch: Batch) -> Link | None:
         """Numbers shifted and scaled."""
         shift, scale = self._numbers()

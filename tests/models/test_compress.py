@@ -155,7 +155,7 @@ def error(path: Path, held_out: pl.DataFrame, task: str) -> float:
     """By the predictor, from its answers."""
     reserved = pl.lit("p").alias("_partition"), pl.int_range(pl.len()).alias("_position")
     batch = Batch(frame=held_out.select(*reserved, pl.all()), mark=Mark(), arrived=0.0)
-    predictor = OnnxPredictor(OnnxPredictor.Settings(model=str(path), providers=("cpu",)))
+    predictor = OnnxPredictor(OnnxPredictor.Settings(model=str(path)))
     said, true = predictor.predict(batch).frame.select("prediction", "y").get_columns()
     wrong = (said - true).abs() if task == "regression" else (said != true).cast(pl.Float64)
     return float(wrong.to_numpy().mean())
@@ -218,7 +218,7 @@ def test_refused_for_its_quality(tmp_path: Path, model: Model) -> None:
 
 def exactly(path: Path, frame: pl.DataFrame) -> pl.DataFrame:
     """The rows, labelled with nearly what the model itself says, so that any other is worse."""
-    predictor = OnnxPredictor(OnnxPredictor.Settings(model=str(path), providers=("cpu",)))
+    predictor = OnnxPredictor(OnnxPredictor.Settings(model=str(path)))
     return frame.with_columns(y=pl.Series(predictor.scores(frame).astype(np.float64) + 1e-4))
 
 

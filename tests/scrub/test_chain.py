@@ -38,22 +38,33 @@ number = st.one_of(
     st.floats(-9, 9), st.sampled_from([None, float("nan"), float("inf"), -float("inf"), 1e300])
 )
 frames = st.lists(st.lists(st.tuples(number, number, number), max_size=40), max_size=5)
+TYPES = [pl.Float64(), pl.Float32(), pl.Int64(), pl.UInt8()]
+WIDE = (TYPES[0],) * len(COLUMNS)
 
 
-def stages(kinds: list[str], frozen: int | None, columns: tuple[str, ...] = COLUMNS) -> list[Any]:
+def stages(
+    kinds: list[str],
+    frozen: int | None,
+    columns: tuple[str, ...] = COLUMNS,
+    types: tuple[pl.DataType, ...] = WIDE,
+) -> list[Any]:
     made = []
+    schema: Any = dict(zip(columns, types, strict=False))
     for i, kind in enumerate(kinds):
         cls, own = KINDS[kind]
         learns = kind not in ("constant", "bounds")
         own = {"columns": columns, **own, **({"freeze_after": frozen} if learns else {})}
         stage = cls(f"{kind}{i}", cls.Settings(**own))
-        stage.bind(dict.fromkeys(columns, pl.Float64()))
+        schema = stage.bind(schema)
         made.append(stage)
     return made
 
 
-def batch(rows: list[Any], more: tuple[pl.Series, ...] = ()) -> Batch:
+def batch(
+    rows: list[Any], more: tuple[pl.Series, ...] = (), types: tuple[pl.DataType, ...] = WIDE
+) -> Batch:
     frame = pl.DataFrame(rows, schema=dict.fromkeys(COLUMNS, pl.Float64()), orient="row")
+    frame = frame.cast(dict(zip(COLUMNS, types, strict=True)), strict=False)
     places = pl.DataFrame({"_partition": ["p"] * len(rows), "_position": np.arange(len(rows))})
     return Batch(frame=places.hstack(frame).hstack(list(more)), mark=Mark(), arrived=0.0)
 
@@ -70,18 +81,21 @@ def heard(took: list[str]) -> Took:
 
 
 @settings(deadline=None, max_examples=150)
-@given(names, frames, st.sampled_from([None, 1, 17, 40]))
-def test_together_is_as_apart(kinds: list[str], parts: list[Any], frozen: int | None) -> None:
-    apart, together = stages(kinds, frozen), stages(kinds, frozen)
+@given(names, frames, st.sampled_from([None, 1, 17, 40]), st.tuples(*[st.sampled_from(TYPES)] * 3))
+def test_together_is_as_apart(
+    kinds: list[str], parts: list[Any], frozen: int | None, types: tuple[pl.DataType, ...]
+) -> None:
+    apart, together = (stages(kinds, frozen, types=types) for _ in range(2))
     (chain,) = chained(together)
     assert isinstance(chain, Chain)
     for rows in parts:
-        one = two = batch(rows)
+        one = two = batch(rows, types=types)
         for stage in apart:
             one = stage.apply(one)
         took: list[str] = []
         (two,) = chain.apply(Sheaf.of(two), heard(took)).batches
         assert took == [stage.name for stage in together]
+        assert two.frame.schema == one.frame.schema
         assert two.frame.equals(one.frame)
         assert bits(two.frame) == bits(one.frame)
         assert dict(two.counts) == dict(one.counts)
@@ -104,14 +118,25 @@ def test_the_batch_that_comes_in_stays_as_it_is() -> None:
     assert made.frame.select(COLUMNS).null_count().sum_horizontal().item() == 0
 
 
-def test_whole_numbers_go_one_after_the_other() -> None:
-    made = stages(["mean", "standardize"], None)
-    given = batch([(1.0, 2.0, 3.0)] * 5)
-    whole = given.with_frame(given.frame.with_columns(pl.col("a").cast(pl.Float32)))
-    (chain,) = chained(made)
+@pytest.mark.parametrize("kind", TYPES)
+def test_what_becomes_floats_goes_together(
+    kind: pl.DataType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    types = (kind,) * 3
+    (chain,) = chained(stages(["mean", "zscore", "standardize"], None, types=types))
     assert isinstance(chain, Chain)
-    (done,) = chain.apply(Sheaf.of(whole), heard([])).batches
-    assert done.frame.height == 5
+    monkeypatch.delattr("engine.scrub.chain._apart")
+    (done,) = chain.apply(Sheaf.of(batch([(1.0, None, 3.0)] * 5, types=types)), heard([])).batches
+    assert done.frame.schema["b"] == pl.Float64()
+
+
+def test_what_stays_whole_goes_one_after_the_other() -> None:
+    types = (pl.Float64(), pl.Int64(), pl.Float32())
+    (chain,) = chained(stages(["bounds"], None, types=types))
+    assert isinstance(chain, Chain)
+    (done,) = chain.apply(Sheaf.of(batch([(5.0, -2.0, -3.0)] * 5, types=types)), heard([])).batches
+    assert tuple(done.frame.select(COLUMNS).dtypes) == types
+    assert done.frame.select(COLUMNS).row(0) == (5.0, -1, -1.0)
 
 
 @pytest.mark.parametrize(

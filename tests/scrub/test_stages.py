@@ -161,6 +161,20 @@ def test_different_texts_have_different_hashes(texts: list[str]) -> None:
 # --------------------------------------------------------------------------------------- outliers
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "kind"),
+    [(0, 5, pl.UInt8), (-1, 5, pl.Float64), (1, 300, pl.Float64), (0, 1e300, pl.Float64)],
+)
+def test_bounds_that_whole_numbers_cannot_have_make_floats(
+    run: Run, low: float, high: float, kind: Any
+) -> None:
+    options = {"columns": ["x"], "method": "bounds", "low": low, "high": high}
+    (done,) = run("outliers", options, {"x": pl.Series([0, 3, 255], dtype=pl.UInt8)})
+    assert done.frame.schema["x"] == kind
+    assert done.frame["x"].to_list() == [max(low, 0), 3, min(high, 255)]
+    assert run("outliers", {**options, "action": "reject"}, {"x": pl.Series([3], dtype=pl.UInt8)})
+
+
 def test_bounds_clip_infinity_but_not_nan(run: Run) -> None:
     options = {"columns": ["x"], "method": "bounds", "low": 0, "high": 10}
     (done,) = run("outliers", options, {"x": [-1.0, INF, -INF, NAN, None, 5.0]})
