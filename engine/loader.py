@@ -68,6 +68,8 @@ from engine.types import (
 
 ITEM_BYTES = 2_048
 """What a queued item costs besides its data: objects, headers, the state beside it."""
+THREAD_BYTES = 1 << 17
+"""What a thread costs: the stack it touches, its part of the allocator."""
 
 
 class SourceNode(BaseNode[Records | None]):
@@ -427,6 +429,9 @@ class Loader(NodeLoader[Batch]):
         settings = settings or LoaderSettings()
         metrics = metrics or Metrics()
         self.budget = Budget(int(settings.memory_budget))
+        # The consumer's, one that reads, one that prepares, one that decodes with it; less of a
+        # budget so small that this would be felt.
+        self.budget.acquire("threads", min(4 * THREAD_BYTES, self.budget.total // 64))
         self.times = times = Times(metrics)
         channel = partial(_channel, self.budget, metrics, times, settings.prefetch_bytes)
         objective = settings.latency_objective

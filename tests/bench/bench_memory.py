@@ -38,12 +38,13 @@ from engine.types import EndOfStream, Mark, Records, Rejects, Schema, Values
 from tests.bench.measure import report
 
 MIB = 1 << 20
-LARGEST = 32 * MIB
+LARGEST = 32_000_000
 BUDGETS = (32, 64, 256)
 PEERS = ("torchdata Prefetcher", "DataLoader")
 WORK = 0.005
 GIVE_BACK = {
-    "MALLOC_MMAP_THRESHOLD_": str(MIB),
+    "MALLOC_MMAP_THRESHOLD_": str(MIB // 16),
+    "MALLOC_TRIM_THRESHOLD_": "0",
     "_RJEM_MALLOC_CONF": "dirty_decay_ms:0,muzzy_decay_ms:0",
 }
 """For glibc's allocator and for the one of polars."""
