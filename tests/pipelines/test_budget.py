@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from engine.config import Pipeline
+from engine.loader import ITEM_BYTES
 from engine.run import Run
 from engine.types import UserError
 
@@ -31,17 +32,20 @@ def pipeline(folder: Path, **more: Any) -> Pipeline:
 
 def test_the_sinks_rows_count_and_are_bounded(tmp_path: Path) -> None:
     most: list[int] = []
+    sizes: list[int] = []
 
     def watch(loop: Any, batch: Any) -> None:
         held = loop.loader.budget.held()
         most.append(held["sink"])
+        sizes.append(ITEM_BYTES + batch.nbytes)
         assert held.keys() >= {"raw", "prepared", "rebatch", "sink", "dead letters"}
 
     run = Run(pipeline(tmp_path), watch=watch)
     summary = run.run()
     assert summary.totals.cleaned == 2_000
     assert 0 < max(most) <= 65_536 * 4 // 4
-    assert run.loop.loader.budget.peak <= 65_536 * 4
+    # A batch in the second queue is still counted in the hand that the first gave it to.
+    assert run.loop.loader.budget.peak <= 65_536 * 4 + max(sizes)
     page = run.metrics.exposition()[0].decode()
     assert 'headrace_memory_bytes{component="sink"}' in page
     assert pl.read_ndjson(sorted((tmp_path / "out").glob("part-*"))).height == 2_000
