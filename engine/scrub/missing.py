@@ -176,16 +176,21 @@ class Missing(Learned):
 
     def _filled(self, frame: pl.DataFrame) -> tuple[pl.DataFrame, int]:
         """The frame without missing values, and how many those were."""
-        made, n = [], 0
+        made, n, others = [], 0, []
         for name, value in zip(self._columns, self._values(), strict=True):
             column, kind = frame.get_column(name), self._kinds[name]
-            if column.dtype == pl.Float64:
-                column, lost = filled(column, value)
+            if column.dtype.is_numeric() and kind.is_float():
+                column, lost = filled(column.cast(pl.Float64), value)
+                column = column.cast(kind)
             else:
-                column, lost = _filled(column.cast(kind), value)
+                lost = column.null_count()
+                if lost:
+                    others.append(pl.col(name).fill_null(pl.lit(value, dtype=kind)))
             n += lost
-            if lost or kind != self._schema[name]:
+            if kind.is_float() and (lost or kind != self._schema[name]):
                 made.append(column)
+        if others:  # asked for at once: each question costs more than its answer
+            made.extend(frame.select(others))
         return replaced(frame, made), n
 
     def _indicators(self, frame: pl.DataFrame) -> list[pl.Series]:
@@ -305,15 +310,6 @@ class Missing(Learned):
             )
             for column, value in zip(self._columns, self._values(), strict=True)
         ]
-
-
-def _filled(column: pl.Series, value: Any) -> tuple[pl.Series, int]:
-    """`engine.kernels.filled` for a column of any type."""
-    if column.dtype.is_float():
-        column = column.fill_nan(None)
-    lost = column.null_count()
-    fill = pl.col(column.name).fill_null(pl.lit(value, dtype=column.dtype))
-    return (column.to_frame().select(fill).to_series() if lost else column), lost
 
 
 def _held(value: Any, kind: pl.DataType) -> Any:

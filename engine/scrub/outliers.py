@@ -136,8 +136,9 @@ class Outliers(Learned):
         """The column within its bounds, and how many values were not."""
         if low == -INF and high == INF:
             return column, 0
-        if column.dtype == pl.Float64:
-            return clipped(column, low, high)
+        if column.dtype.is_float():
+            made, n = clipped(column.cast(pl.Float64), low, high)
+            return made.cast(column.dtype), n
         made = column.to_frame().select(self._clips()[column.name]).to_series()
         return made, int((made != column).sum())
 
