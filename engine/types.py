@@ -531,7 +531,7 @@ class Batch:
         mask = mask.fill_null(False)
         if mask.all():
             return self
-        out = self.frame.filter(~mask)
+        out = self.frame.filter(~mask).rechunk()  # polars 2.1 may panic over rows in chunks
         columns = [_told(c, kind) for c, kind in out.schema.items() if c not in RESERVED]
         if isinstance(detail, pl.Series):
             detail = pl.lit(detail.filter(~mask))

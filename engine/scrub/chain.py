@@ -28,6 +28,7 @@ from engine.statistics import Extremes, Moments, extremes_into, moments_into
 from engine.types import Batch, Stage
 
 Floats = NDArray[np.float64]
+FLOATS = (pl.Float64, pl.Float32)
 STEADY = time.CLOCK_MONOTONIC
 KINDS = {"fill": 0, "clip": 1, "scale": 2}
 STATISTICS: dict[type[Moments] | type[Extremes] | None, int] = {None: 0, Moments: 1, Extremes: 2}
@@ -131,7 +132,7 @@ class Chain:
     def __init__(self, stages: Sequence[Linked]) -> None:
         self.stages = stages
         self._columns = list(stages[0].columns)
-        self._floats = all(kind.is_float() for stage in stages for kind in stage.kinds)
+        self._floats = all(kind in FLOATS for stage in stages for kind in stage.kinds)
         self._memory = Memory()
 
     def apply(
@@ -200,7 +201,7 @@ class Chain:
         return batch
 
     def _block(self, frame: pl.DataFrame, stages: Sequence[Linked]) -> Block | None:
-        """For what these stages make. None where that is no float, or there are no rows."""
+        """For what these stages make. None where that is not of `FLOATS`, or there are no rows."""
         if not frame.height or not self._floats:
             return None
         columns = frame[self._columns]

@@ -61,6 +61,13 @@ def replaced(frame: pl.DataFrame, columns: Iterable[pl.Series]) -> pl.DataFrame:
     return frame
 
 
+def holds(kind: pl.DataType, value: int) -> bool:
+    """Whether a column of this type can have the whole number."""
+    if abs(value) >= 1 << 127:
+        return False
+    return not pl.Series([value], dtype=pl.Int128).cast(kind, strict=False).null_count()
+
+
 def nulls(frame: pl.DataFrame, columns: Sequence[str]) -> dict[str, int]:
     """Column -> how many of its values are null, for those that have any."""
     counts = ((column, frame.get_column(column).null_count()) for column in columns)
@@ -85,4 +92,4 @@ def is_missing(column: str, kind: pl.DataType) -> pl.Expr:
     return x.is_null() | x.is_nan().fill_null(False) if kind.is_float() else x.is_null()
 
 
-__all__ = ["extended", "is_missing", "nans", "nulls", "numbers", "replaced", "spread"]
+__all__ = ["extended", "holds", "is_missing", "nans", "nulls", "numbers", "replaced", "spread"]

@@ -37,6 +37,8 @@ ORIENTATION = 0x0112
 """EXIF's tag of how a camera was held: 1 upright, 2 ... 8 as in `_turned`."""
 SIDEWAYS = 5
 """From this orientation on, height and width change places."""
+SEGMENTS = 100
+"""Parts of a JPEG before its pixels that are looked through for the notes, which come first."""
 
 
 class Refused(Exception):
@@ -175,7 +177,7 @@ class Images(Stateless):
             high, wide, space, _ = decode_jpeg_header(data)
             if high * wide > self.settings.max_pixels or space not in ("YCbCr", "RGB", "Gray"):
                 return None
-            noted = _noted_in(data) if self.settings.orientation else 1
+            noted = _noted(_notes(data)) if self.settings.orientation else 1
             want_high, want_wide = self._wanted(high, wide, noted)
             smaller = min(high // want_high, wide // want_wide, 8)
             half = 1 << max(0, smaller.bit_length() - 1)  # 1, 2, 4 or 8
@@ -212,11 +214,11 @@ class Images(Stateless):
                         f"Expected an image of at most {self.settings.max_pixels:,} pixels, got "
                         f"{image.width:,} x {image.height:,}: raise 'max_pixels'."
                     )
-                upright = image.format == "TIFF"  # Pillow has turned it
-                noted = 1 if upright or not self.settings.orientation else _noted(image)
-                wanted = self._wanted(image.height, image.width, noted)
-                image.draft(self.settings.mode, wanted[::-1])
-                return self._fitted(_turned(_channels(image, self.settings.mode), noted))
+                if image.format == "JPEG":
+                    wanted = self._wanted(image.height, image.width, self._noted(image))
+                    image.draft(self.settings.mode, wanted[::-1])
+                pixels = _channels(image, self.settings.mode)
+                return self._fitted(_turned(pixels, self._noted(image)))
         except Refused:
             raise
         except UnidentifiedImageError:
@@ -227,6 +229,11 @@ class Images(Stateless):
                 raise Refused(f"The file cannot be read: {error.strerror}.") from None
             said = str(error).rstrip(".") or type(error).__name__
             raise Refused(f"The {kind} is damaged or hostile: {said}.") from None
+
+    def _noted(self, image: Image.Image) -> int:
+        """The orientation; of all but a JPEG, once its pixels are there."""
+        turned = image.format == "TIFF"  # by Pillow
+        return 1 if turned or not self.settings.orientation else _noted(image.info.get("exif"))
 
     def _wanted(self, high: int, wide: int, noted: int) -> tuple[int, int]:
         """Height and width that an image of these would have, as it is stored, if it were only
@@ -269,30 +276,30 @@ def _channels(image: Image.Image, mode: str) -> Pixels:
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
-def _noted(image: Image.Image | Image.Exif) -> int:
-    """The orientation, 1 to 8; 1 where none can be read."""
+def _noted(notes: bytes | None) -> int:
+    """The orientation in these EXIF notes, 1 to 8; 1 where none can be read."""
+    exif = Image.Exif()
     try:
-        exif = image.getexif() if isinstance(image, Image.Image) else image
+        exif.load(notes or b"")
         noted = exif.get(ORIENTATION, 1)
     except Exception:  # noqa: BLE001 - the pixels may be good although the notes are damaged
         return 1
     return noted if noted in range(2, 9) else 1
 
 
-def _noted_in(data: bytes) -> int:
-    """The orientation that a JPEG notes."""
+def _notes(data: bytes) -> bytes | None:
+    """The EXIF notes of a JPEG."""
     at = 2
-    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] not in (b"\xda", b""):
+    for _ in range(SEGMENTS):
+        while data[at : at + 2] == b"\xff\xff":  # what fills up
+            at += 1
+        if data[at : at + 1] != b"\xff" or data[at + 1 : at + 2] == b"\xda":
+            break
         size = int.from_bytes(data[at + 2 : at + 4], "big")
-        if data[at + 1] == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
-            exif = Image.Exif()
-            try:
-                exif.load(data[at + 4 : at + 2 + size])
-            except Exception:  # noqa: BLE001 - as above
-                return 1
-            return _noted(exif)
+        if data[at + 1 : at + 2] == b"\xe1" and data[at + 4 : at + 10] == b"Exif\0\0":
+            return data[at + 4 : at + 2 + size]
         at += 2 + size
-    return 1
+    return None
 
 
 def _turned(pixels: Pixels, noted: int) -> Pixels:

@@ -12,7 +12,16 @@ from pydantic import Field, field_validator
 
 from engine.kernels import filled
 from engine.scrub.chain import Link
-from engine.scrub.columns import extended, is_missing, nans, nulls, numbers, replaced, spread
+from engine.scrub.columns import (
+    extended,
+    holds,
+    is_missing,
+    nans,
+    nulls,
+    numbers,
+    replaced,
+    spread,
+)
 from engine.scrub.stage import ForgetSettings, Learned
 from engine.statistics import Counts, Moments, Quantiles, Statistic
 from engine.types import Batch, Fill, Schema, Snapshot, Transform, UserError, require
@@ -126,7 +135,10 @@ class Missing(Learned):
                 "use strategy 'last' or 'drop'."
             )
         value = self.settings.value
-        if value is not None and not _suits(value, default):
+        fits = value is None or _suits(value, default)
+        if value is not None and fits and self._kind(kind).is_integer():
+            fits = holds(kind, int(value))
+        if not fits:
             raise UserError(
                 f"{self.where} value {value!r} does not fit column '{column}' of type {kind}: "
                 "set one of that type, or give the column a stage of its own."

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from engine.kernels import clipped
 from engine.scrub.chain import Link
-from engine.scrub.columns import extended, numbers, replaced, spread
+from engine.scrub.columns import extended, holds, numbers, replaced, spread
 from engine.scrub.stage import ForgetSettings, Learned
 from engine.statistics import Moments, Quantiles, Statistic
 from engine.types import Batch, Clip, Schema, Transform, UserError
@@ -97,7 +97,7 @@ class Outliers(Learned):
         """The type that values and bounds are compared in, and clipped values have."""
         settings = self.settings
         whole = settings.method == "bounds" and all(
-            np.isinf(x) or (x.is_integer() and _holds(kind, int(x)))
+            np.isinf(x) or (x.is_integer() and holds(kind, int(x)))
             for x in (settings.low, settings.high)
         )
         return kind if kind.is_float() or whole else pl.Float64()
@@ -136,7 +136,7 @@ class Outliers(Learned):
         """The column within its bounds, and how many values were not."""
         if low == -INF and high == INF:
             return column, 0
-        if column.dtype.is_float():
+        if column.dtype in (pl.Float64, pl.Float32):
             made, n = clipped(column.cast(pl.Float64), low, high)
             return made.cast(column.dtype), n
         made = column.to_frame().select(self._clips()[column.name]).to_series()
@@ -222,13 +222,6 @@ class Outliers(Learned):
             return None
         low, high = self._bounds().tolist()
         return [Clip(column=c, low=low[i], high=high[i]) for i, c in enumerate(self._columns)]
-
-
-def _holds(kind: pl.DataType, value: int) -> bool:
-    """Whether a column of this type can have the value."""
-    if abs(value) >= 1 << 127:
-        return False
-    return not pl.Series([value], dtype=pl.Int128).cast(kind, strict=False).null_count()
 
 
 def _bound(value: float, kind: pl.DataType) -> pl.Expr | float | None:

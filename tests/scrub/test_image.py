@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from engine.scrub.image import _notes
 from engine.types import Batch
 from tests.scrub.conftest import photo
 
@@ -134,6 +135,40 @@ def test_orientation_may_be_left(run: Run, kind: str) -> None:
     settings = {"columns": ["x"], "size": [24, 40], "orientation": False}
     (done,) = run("image", settings, {"x": [raw]})
     assert (pixels(done)[0] == np.asarray(Image.open(io.BytesIO(raw)))).all()
+
+
+@pytest.mark.parametrize("noted", [False, True])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_a_damaged_image_stays_one_whatever_it_notes(run: Run, kind: str, noted: bool) -> None:
+    chance = np.random.default_rng(2)
+    raw = encoded(
+        chance.integers(0, 256, (40, 24, 3), dtype=np.uint8), kind,
+        **({"exif": noting(3)} if noted else {}),
+    )  # fmt: skip
+    broken = []
+    for at in range(20, len(raw), max(1, len(raw) // 60)):
+        broken += [raw[:at], raw[:at] + bytes([raw[at] ^ 0x5A]) + raw[at + 1 :]]
+    settings = {"columns": ["x"], "size": [40, 24]}
+    (turned,) = run("image", settings, {"x": broken})
+    (stored,) = run("image", {**settings, "orientation": False}, {"x": broken})
+    assert turned.frame["_position"].to_list() == stored.frame["_position"].to_list()
+    assert len(stored) < len(broken)
+
+
+def test_what_fills_up_before_a_marker_is_passed(run: Run) -> None:
+    raw = encoded(scene(24, 40), "JPEG", exif=noting(6))
+    at = raw.index(b"\xff\xe1")
+    filled = raw[:at] + b"\xff" * 3 + raw[at:]
+    (done,) = run("image", {"columns": ["x"], "size": [40, 24]}, {"x": [raw, filled]})
+    assert (pixels(done)[0] == pixels(done)[1]).all()
+
+
+def test_notes_come_first_or_are_not_looked_for() -> None:
+    raw = encoded(scene(24, 40), "JPEG", exif=noting(6))
+    at = raw.index(b"\xff\xe1")
+    assert _notes(raw) is not None
+    assert _notes(raw[:at] + b"\xff\xfe\x00\x02" * 200 + raw[at:]) is None
+    assert _notes(b"\xff\xd8") is None
 
 
 @pytest.mark.parametrize(

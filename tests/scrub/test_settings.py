@@ -27,6 +27,11 @@ SCHEMA: Schema = {
             {"columns": ["a"], "strategy": "constant", "value": "x"},
             "value 'x' does not fit column 'a' of type Float64",
         ),
+        (
+            "missing",
+            {"columns": ["n"], "strategy": "constant", "value": 1e39},
+            "value 1e+39 does not fit column 'n' of type Int64",
+        ),
         ("missing", {"columns": ["a"], "strategy": "average"}, "for 'strategy', got \"average\""),
         ("impute", {"columns": ["a"]}, "has only column 'a', which nothing can predict"),
         ("impute", {"columns": ["a", "key"]}, "expects numbers in column 'key'"),
