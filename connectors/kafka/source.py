@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import re
 import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition, errors
@@ -47,6 +48,7 @@ CLOSE_SECONDS = 1.5
 """How long the last commit, and then the goodbye, may take: a stop is to be done within 5 s."""
 COMMIT_SECONDS = 2.0
 """How long a member waits for the answer to a commit."""
+T = TypeVar("T")
 ASK_SECONDS = 0.1
 """Between two questions to a broker that is away."""
 GROWN_SECONDS = 30.0
@@ -440,7 +442,8 @@ class KafkaSource:
         if self._consumer is None:
             settings = self.settings
             assert settings.group is not None or not settings.join
-            self._consumer = KafkaConsumer(
+            make = functools.partial(
+                KafkaConsumer,
                 **settings.config(),
                 **(
                     consumer_settings(
@@ -462,6 +465,7 @@ class KafkaSource:
                 metadata_max_age_ms=int(GROWN_SECONDS * 1000),
                 metrics_enabled=False,
             )
+            self._consumer = self._asked(make)
             columnar(self._consumer, newline=bool(self._tail), whole=self.whole)
         return self._consumer
 
@@ -503,7 +507,25 @@ class KafkaSource:
         """First offsets, and those behind the last."""
         if not partitions:
             return {}, {}
-        return consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)
+        return (
+            self._asked(lambda: consumer.beginning_offsets(partitions)),
+            self._asked(lambda: consumer.end_offsets(partitions)),
+        )
+
+    def _asked(self, ask: Callable[[], T]) -> T:
+        """What a broker answers, also where it goes away just then: kafka-python (3.0) makes an
+        error of a connection that breaks while it waits.
+
+        Raises: the client's error where it breaks after `timeout` seconds still.
+        """
+        deadline = time.monotonic() + self.settings.timeout
+        while True:
+            try:
+                return ask()
+            except errors.KafkaConnectionError:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(ASK_SECONDS)
 
     def _go(self, consumer: KafkaConsumer, tp: TopicPartition, at: int, end: int) -> None:
         consumer.seek(tp, at)
@@ -513,7 +535,7 @@ class KafkaSource:
 
     def _partitions(self, consumer: KafkaConsumer) -> list[TopicPartition]:
         found = []
-        there = consumer.topics()
+        there = self._asked(consumer.topics)
         topics: Sequence[str] = self.settings.topics
         if self._pattern is not None:
             topics = sorted(topic for topic in there if re.match(self._pattern, topic))
@@ -528,7 +550,7 @@ class KafkaSource:
                     f"[source] topic '{topic}' is not there at {self.settings.bootstrap}."
                     f"{nearest(topic, there)}"
                 )
-            numbers = consumer.partitions_for_topic(topic) or ()
+            numbers = self._asked(functools.partial(consumer.partitions_for_topic, topic)) or ()
             found += [TopicPartition(topic, number) for number in sorted(numbers)]
         return found
 
@@ -584,18 +606,10 @@ class KafkaSource:
                 consumer.commit(started, timeout_ms=int(COMMIT_SECONDS * 1000))
 
     def _ask_committed(self, tp: TopicPartition) -> OffsetAndMetadata | None:
-        consumer, deadline = self._connected(), time.monotonic() + self.settings.timeout
-        while True:
-            left = max(0.0, deadline - time.monotonic())
-            try:
-                found = consumer.committed(tp, metadata=True, timeout_ms=int(left * 1000))
-            except errors.KafkaConnectionError:  # as in `_polled`
-                if not left:
-                    raise
-                time.sleep(ASK_SECONDS)
-                continue
-            assert found is None or isinstance(found, OffsetAndMetadata)
-            return found
+        wait = int(self.settings.timeout * 1000)
+        found = self._asked(lambda: self._connected().committed(tp, metadata=True, timeout_ms=wait))
+        assert found is None or isinstance(found, OffsetAndMetadata)
+        return found
 
     def _first(
         self,
@@ -610,7 +624,7 @@ class KafkaSource:
         if committed is not None:
             return int(committed.offset)
         if isinstance(start, int):
-            found = consumer.offsets_for_times({tp: start})[tp]
+            found = self._asked(lambda: consumer.offsets_for_times({tp: start}))[tp]
             return end[tp] if found is None else int(found.offset)
         return first[tp] if start == "earliest" else end[tp]
 

@@ -187,6 +187,38 @@ def test_a_topic_that_is_not_there(
     assert f"Did you mean '{topic}'?" in err
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "__init__", "topics", "partitions_for_topic", "beginning_offsets", "end_offsets",
+        "committed", "offsets_for_times",
+    ],
+)  # fmt: skip
+def test_a_connection_that_breaks_at_the_start_is_asked_again(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    topic = broker.topic()
+    broker.produce(topic, [b'{"a": 1}'] * 10)
+    asked, left = getattr(KafkaConsumer, name), [KafkaConnectionError(104, "ECONNRESET")] * 2
+
+    def ask(*args: Any, **settings: Any) -> Any:
+        if left:
+            raise left.pop()
+        return asked(*args, **settings)
+
+    monkeypatch.setattr(KafkaConsumer, name, ask)
+    source = KafkaSource(
+        KafkaSource.Settings(
+            bootstrap=broker.bootstrap, topics=(topic,), stop="end", group=topic, start=0
+        )
+    )
+    source.seek(Mark())
+    records = drain(source)
+    assert sum(map(len, records)) == 10
+    assert not left
+    source.close()
+
+
 def test_a_client_that_gives_up_over_a_broker_that_is_away_is_asked_again(broker: Broker) -> None:
     topic = broker.topic()
     broker.produce(topic, [b'{"a": 1}'] * 10)
