@@ -47,8 +47,8 @@ def session(path: Path, providers: tuple[str, ...], threads: int | None = None) 
     options.log_severity_level = 4
     names = list(dict.fromkeys([*(SHORT.get(name, name) for name in providers), ORDER[-1]]))
     reason = ""
-    while names:
-        chosen = [(name, OPTIONS.get(name, {})) for name in names]
+    for first in range(len(names)):
+        chosen = [(name, OPTIONS.get(name, {})) for name in names[first:]]
         try:
             # Its own next try would say so on the standard output.
             return ort.InferenceSession(
@@ -56,7 +56,6 @@ def session(path: Path, providers: tuple[str, ...], threads: int | None = None) 
             )
         except Exception as error:  # noqa: BLE001 - onnxruntime raises many kinds, all its own
             reason = str(error).splitlines()[0]
-        names = names[1:]
     raise UserError(
         f"{path} cannot be loaded as an ONNX model: {reason}; expected a file that "
         "'headrace export' or 'headrace compress' wrote."

@@ -44,11 +44,11 @@ log = logging.getLogger("headrace.kafka")
 FORMATS = ("ndjson", "csv", "avro", "xml", "text")
 CHUNKS = 8
 """Asked of the client at a time: about as many MiB."""
+T = TypeVar("T")
 CLOSE_SECONDS = 1.5
 """How long the last commit, and then the goodbye, may take: a stop is to be done within 5 s."""
 COMMIT_SECONDS = 2.0
 """How long a member waits for the answer to a commit."""
-T = TypeVar("T")
 ASK_SECONDS = 0.1
 """Between two questions to a broker that is away."""
 GROWN_SECONDS = 30.0
@@ -470,7 +470,7 @@ class KafkaSource:
         return self._consumer
 
     def _seek_all(self, consumer: KafkaConsumer, mark: Mark) -> None:
-        partitions = self._partitions(consumer)
+        partitions = self._asked(lambda: self._partitions(consumer))
         grown = bool(self._counted)  # what came since the first look is read from its beginning
         consumer.assign(partitions)
         first, end = self._ranges(consumer, partitions)
@@ -489,7 +489,7 @@ class KafkaSource:
         consumer = self._connected()
         if not membership.joined:
             # Also because a topic that is not there would be waited for.
-            self._seen = frozenset(self._partitions(consumer))
+            self._seen = frozenset(self._asked(lambda: self._partitions(consumer)))
             membership.join(consumer, self.settings.topics, self._pattern)
             return
         self._nexts, self._ends = {}, {}
@@ -535,7 +535,7 @@ class KafkaSource:
 
     def _partitions(self, consumer: KafkaConsumer) -> list[TopicPartition]:
         found = []
-        there = self._asked(consumer.topics)
+        there = consumer.topics()
         topics: Sequence[str] = self.settings.topics
         if self._pattern is not None:
             topics = sorted(topic for topic in there if re.match(self._pattern, topic))
@@ -550,7 +550,7 @@ class KafkaSource:
                     f"[source] topic '{topic}' is not there at {self.settings.bootstrap}."
                     f"{nearest(topic, there)}"
                 )
-            numbers = self._asked(functools.partial(consumer.partitions_for_topic, topic)) or ()
+            numbers = consumer.partitions_for_topic(topic) or ()
             found += [TopicPartition(topic, number) for number in sorted(numbers)]
         return found
 
