@@ -17,7 +17,7 @@ LETTER: Schema = {"value": pl.String(), "raw": pl.String(), "key": pl.String()}
 """What is read of a file of dead letters; ``raw`` and ``key`` are in base64."""
 
 
-class FileLetters:
+class FileLetters(Source):
     """See `engine.types.Source`. A folder of dead letters as a source of what they hold, decoded as
     the pipeline's own source does. Reads the parts that are there when it is made.
 

@@ -18,6 +18,7 @@ from engine.types import (
     Records,
     Schema,
     Snapshot,
+    Source,
     UserError,
     nearest,
 )
@@ -34,7 +35,7 @@ class Pause:
     """An item that makes one `read` give None, as a silent topic does."""
 
 
-class MemorySource:
+class MemorySource(Source):
     """Frames, in order, as one partition; positions are row numbers.
 
     Attributes:

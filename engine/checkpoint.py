@@ -27,7 +27,7 @@ import polars as pl
 from pydantic import Field
 
 from engine import types
-from engine.types import HeadraceError, Snapshot, UserError
+from engine.types import Duration, HeadraceError, Snapshot, UserError
 
 log = logging.getLogger("headrace.checkpoint")
 
@@ -63,7 +63,7 @@ class Checkpoints:
 
         path: str
         keep: int = Field(3, ge=1)
-        every_seconds: float = Field(10.0, gt=0)
+        every_seconds: Duration = Field(10.0, gt=0)
         every_batches: int | None = Field(None, ge=1)
 
     def __init__(self, settings: Checkpoints.Settings) -> None:

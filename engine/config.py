@@ -32,7 +32,7 @@ from pydantic_settings import (
 )
 
 from engine.logs import hide
-from engine.types import Settings, UserError, nearest
+from engine.types import Duration, Settings, UserError, nearest
 
 S = TypeVar("S", bound=Settings)
 WORDS = {
@@ -43,6 +43,10 @@ WORDS = {
     "expected less": "expected a number less",
 }
 """How pydantic says it -> how a TOML file's writer would."""
+BATCH_DELAY = 0.05
+"""Seconds a record of an endless source waits for others, at most, unless the file says."""
+BLOCK_DELAY = 10.0
+"""The same with `shuffle_rows`: a block that is to be shuffled is of no use half empty."""
 
 
 class LoaderSettings(Settings):
@@ -52,9 +56,10 @@ class LoaderSettings(Settings):
         batch_rows: raw records per batch; the last batch of a bounded source may be smaller.
         batch_bytes: a batch is closed before its raw records are more than this ("8MiB"); an eighth
             of the budget unless given.
-        max_delay: seconds the oldest record of a batch may wait for the batch to fill; None waits
-            for ever.
-        latency_objective: seconds from a record's arrival to its batch being done that 99 of 100
+        max_delay: how long the oldest record of a batch may wait for the batch to fill. Unless
+            given, BATCH_DELAY where the source is endless (BLOCK_DELAY with `shuffle_rows`; what
+            `latency_objective` says where that is given), and until it is full otherwise.
+        latency_objective: time from a record's arrival to its batch being done that 99 of 100
             are to stay within: a batch is closed early where waiting longer would miss it, by what
             batches of its size have taken so far.
         memory_budget: bytes that all buffers of this process together may hold ("256MiB"): read
@@ -67,20 +72,30 @@ class LoaderSettings(Settings):
             order. A block is a quarter of the budget at most.
         shuffle_seed: of the order within the blocks.
         read_rows: records asked of the source at a time.
-        poll: seconds one read may wait for data; also how soon an idle pipeline notices a stop.
+        poll: how long one read may wait for data; also how soon an idle pipeline notices a stop.
     """
 
     batch_rows: int = Field(1024, ge=1)
     batch_bytes: ByteSize | None = Field(None, ge=1)
-    max_delay: float | None = Field(None, gt=0)
-    latency_objective: float | None = Field(None, gt=0)
+    max_delay: Duration | None = Field(None, gt=0)
+    latency_objective: Duration | None = Field(None, gt=0)
     memory_budget: ByteSize = Field(ByteSize(256 << 20), ge=1 << 16)
     prefetch_bytes: ByteSize | None = Field(None, ge=1)
     decode_threads: int | None = Field(None, ge=1, le=256)
     shuffle_rows: int = Field(0, ge=0)
     shuffle_seed: int = Field(0, ge=0)
     read_rows: int = Field(65_536, ge=1)
-    poll: float = Field(0.1, gt=0, le=5)
+    poll: Duration = Field(0.1, gt=0, le=5)
+
+    def of(self, *, endless: bool) -> Self:
+        """The same for a source that is endless, or not: no record waits for ever."""
+        if not endless or self.max_delay is not None:
+            return self
+        if self.shuffle_rows:
+            return self.model_copy(update={"max_delay": BLOCK_DELAY})
+        if self.latency_objective is not None:
+            return self
+        return self.model_copy(update={"max_delay": BATCH_DELAY})
 
     @property
     def batch_limit(self) -> int:

@@ -87,6 +87,13 @@ class SourceNode(BaseNode[Records | None]):
         self._max_bytes = max(1 << 16, int(settings.memory_budget) // 8)
         self._times = times
         self._positions: dict[str, int] = {}
+        self._asked: float | None = None
+
+    @property
+    def asked(self) -> float:
+        """When the source was asked for what it has not answered yet, in `time.monotonic` seconds;
+        now, where it owes no answer. Any thread may ask."""
+        return self._asked or time.monotonic()
 
     def reset(self, initial_state: dict[str, Any] | None = None) -> None:
         super().reset(initial_state)
@@ -97,10 +104,13 @@ class SourceNode(BaseNode[Records | None]):
     def next(self) -> Records | None:
         start, cpu = time.perf_counter(), time.thread_time()
         settings = self._settings
+        self._asked = time.monotonic()
         try:
             records = self._source.read(settings.read_rows, self._max_bytes, settings.poll)
         except EndOfStream:
             raise StopIteration from None
+        finally:
+            self._asked = None
         if records is None:
             self._times.idle(time.perf_counter() - start)
         else:
@@ -426,7 +436,7 @@ class Loader(NodeLoader[Batch]):
         keep_records: bool = False,
         mark: Mark | None = None,
     ) -> None:
-        settings = settings or LoaderSettings()
+        settings = (settings or LoaderSettings()).of(endless=source.endless())
         metrics = metrics or Metrics()
         self.budget = Budget(int(settings.memory_budget))
         # The consumer's, one that reads, one that prepares, one that decodes with it; less of a
@@ -436,8 +446,9 @@ class Loader(NodeLoader[Batch]):
         channel = partial(_channel, self.budget, metrics, times, settings.prefetch_bytes)
         objective = settings.latency_objective
         deadline = None if objective is None else Deadline(objective)
+        self._fetching = SourceNode(source, settings, times)
         fetch: PrefetchNode[Records | None] = PrefetchNode(
-            SourceNode(source, settings, times),
+            self._fetching,
             # Half the budget, so that the raw queue cannot starve the prepared one.
             partial(channel, "raw", _raw_bytes, share=0.5, entry=True),
             "fetch",
@@ -474,6 +485,11 @@ class Loader(NodeLoader[Batch]):
         super().__init__(self._prepared, restart_on_stop_iteration=False)
         if mark is not None:
             self.seek(mark)
+
+    @property
+    def asked(self) -> float:
+        """See `SourceNode.asked`."""
+        return self._fetching.asked
 
     def seek(self, mark: Mark) -> None:
         """Start the next loop after `mark`."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import threading
@@ -194,6 +195,8 @@ class Loop:
         watch: called after every batch with the loop and the batch (a progress bar).
         transaction: commits results and positions together, in place of `source.commit`; False
             where it was aborted.
+        commit_seconds: how soon a transaction is committed after the one before, where that is
+            sooner than the next checkpoint is due.
         keeps_state: whether stages or work have a state that belongs to what was read.
         judge: says of what was spent which part holds the run.
     """
@@ -213,6 +216,7 @@ class Loop:
         heartbeat: Heartbeat | None = None,
         watch: Callable[[Loop, Batch], None] | None = None,
         transaction: Callable[[Mark], bool] | None = None,
+        commit_seconds: float | None = None,
         keeps_state: bool = True,
         judge: Callable[[Account], Verdict | None] | None = None,
     ) -> None:
@@ -222,7 +226,7 @@ class Loop:
         self.sink = sink
         self.dead_letters = dead_letters
         self.totals = Totals()
-        self.mark = Mark()
+        self.mark = self._saved = Mark()
         self.metrics = metrics or Metrics()
         self.resumed = False
         self._breaker = breaker
@@ -233,13 +237,14 @@ class Loop:
         self._shared = source if isinstance(source, SharedSource) else None
         self._commit = transaction or source.commit
         self._transactional = transaction is not None
+        self._commit_seconds = commit_seconds
         self._keeps_state = keeps_state
         self._judge = judge
         self._began = self._judged = Account()
         self._aborted = False
         self._stopping = False
         self._waiting = False
-        self._unsaved = False
+        self._unsaved = self._behind = False
         self._lag_told = self._skew_told = self._event_time = 0.0
         self._sink_told: dict[str, int] = {}
         self._saved_at = time.monotonic()
@@ -273,7 +278,7 @@ class Loop:
                 sink.restore(None if state is None else state[name])
         if state is None:
             return False
-        self.mark = Mark(positions=state["positions"], stages=state["stages"])
+        self.mark = self._saved = Mark(positions=state["positions"], stages=state["stages"])
         self.totals = Totals.restore(state["totals"])
         self.work.load_state_dict(state["work"])
         self.loader.seek(self.mark)
@@ -309,9 +314,9 @@ class Loop:
                 self._batches()
             if self._stopping:
                 log.info("stopping", extra={"batches": self.totals.batches})
-            self._tell_lag()
             if self._unsaved:
                 self._save()
+            self._tell_lag()
             return self.totals
 
     def stop(self) -> None:
@@ -336,7 +341,7 @@ class Loop:
             batch = self._next(batches)
             if batch is None:
                 return
-            self._heartbeat.beat()
+            self._heartbeat.beat(None if batch.raw_rows else self.loader.asked)
             if self._shared is not None and (self._shared.moving() or self._aborted):
                 del batch
                 batches = self._move(self._shared)
@@ -358,7 +363,7 @@ class Loop:
         self._aborted = False
         shared.release()
         self.loader.halt()
-        self.mark = shared.settle(self.mark)
+        self.mark = self._saved = shared.settle(self.mark)
         self.loader.seek(self.mark)
         self.metrics.source_rebalances.inc()
         self.metrics.source_lag_records.clear()
@@ -375,6 +380,8 @@ class Loop:
             self._waiting = False
 
     def _one(self, batch: Batch) -> None:
+        # Before a result can be seen: a lag of 0 says that there is none to come.
+        self._tell_lag(every=LAG_SECONDS if self._behind else 0.0)
         with self._timed(self.work.stage, batch.raw_rows):
             done = self.work.do(batch)
         with self._timed("write"):
@@ -387,13 +394,12 @@ class Loop:
                 for reject in rejects:
                     self.dead_letters.write(letters(reject, batch.pieces))
         self._count(done)
-        self.mark = batch.mark
-        self._unsaved = True
+        moved = batch.raw_rows > 0 or batch.mark.positions != self.mark.positions
+        self.mark, self._unsaved = batch.mark, self._unsaved or moved
         if self._breaker is not None:
             self._guard(done)
-        self._tell_lag(every=LAG_SECONDS)
         if self._due():
-            self._save()
+            self._save() if self._unsaved else self._rest()
         if self._watch is not None:
             self._watch(self, batch)
 
@@ -411,7 +417,8 @@ class Loop:
         self._lag_told = now
         self._tell_sink()
         self._tell_verdict()
-        lags = self.source.lag(self.mark)
+        lags = self.source.lag(self._saved)
+        self._behind = any(lags.values())
         if len(lags) <= MAX_LAGS:
             for partition, n in lags.items():
                 self.metrics.source_lag_records.labels(partition=partition).set(n)
@@ -506,10 +513,20 @@ class Loop:
     def _due(self) -> bool:
         if self._checkpoints is None:
             return False
-        settings = self._checkpoints.settings
+        settings, since = self._checkpoints.settings, time.monotonic() - self._saved_at
+        if self._unsaved and since >= self._commits_after(self._checkpoints):
+            return True
         if settings.every_batches is not None:
             return self.totals.batches - self._saved_batches >= settings.every_batches
-        return time.monotonic() - self._saved_at >= settings.every_seconds
+        return since >= settings.every_seconds
+
+    def _commits_after(self, checkpoints: Checkpoints) -> float:
+        """Seconds from one commit of a transaction to the next. Each takes a checkpoint, by which
+        it counts: a file of positions, and of a state where there is one, which may take a tenth of
+        the time."""
+        if self._commit_seconds is None:
+            return math.inf
+        return max(self._commit_seconds, 10 * checkpoints.seconds)
 
     def _save(self) -> bool:
         """1 flush, 2 checkpoint, 3 commit; whether all of it is done. A checkpoint that fails is
@@ -526,7 +543,17 @@ class Loop:
         if committed and self._checkpoints is not None:
             self._checkpoints.confirm()
         self._aborted = self._transactional and not committed
+        if committed:
+            self._saved = self.mark
         return committed
+
+    def _rest(self) -> None:
+        """Nothing was done since the newest checkpoint: it is as good as a new one. The positions
+        are committed again, as brokers forget those that nobody renews."""
+        self._saved_at, self._saved_batches = time.monotonic(), self.totals.batches
+        if self._saved.positions:
+            self._commit(self._saved)
+            self.metrics.checkpoint_timestamp_seconds.set_to_current_time()
 
     def _checkpoint(self, checkpoints: Checkpoints) -> bool:
         metrics = self.metrics

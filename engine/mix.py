@@ -69,7 +69,7 @@ class Part:
         return Mark(positions=positions)
 
 
-class Mix:
+class Mix(Source):
     """See `engine.types.Source`. Partitions are named ``source:partition``.
 
     Args:
@@ -115,6 +115,10 @@ class Mix:
         """How often rows are read at most."""
         found = [getattr(getattr(p.source, "settings", None), "epochs", 1) for p in self._parts]
         return max(found)
+
+    def endless(self) -> bool:
+        """See `engine.types.Source`: where one of them is."""
+        return any(part.source.endless() for part in self._parts)
 
     def schema(self, declared: Schema) -> Schema:
         """See `engine.types.Source`; where nothing is declared, the first source says.

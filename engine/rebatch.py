@@ -71,15 +71,15 @@ class RebatchNode(BaseNode[Raw]):
     where the oldest has waited `max_delay`, or where waiting longer would miss the deadline.
 
     Rows are cut while raw, because then a position is exact; stages later only shrink or grow what
-    was cut. On an idle stream an empty batch comes every `idle` seconds, so that the loop behind
-    can act (checkpoint, stop, beat).
+    was cut. Where none is full for `idle` seconds, an empty batch comes, whether rows wait for more
+    or none are there, so that the loop behind can act (checkpoint, commit, stop, beat).
 
     Args:
         budget: what it keeps of former items counts there, as ``rebatch``.
         deadline: says when a batch must go; None: only `max_delay` does.
     """
 
-    idle = 0.5
+    idle = 0.2
 
     def __init__(
         self,
@@ -98,19 +98,22 @@ class RebatchNode(BaseNode[Raw]):
         self._account = budget.open("rebatch", flows=False)
         self._pieces: list[Records] = []
         self._rest: Records | None = None
-        self._left = self._room = 0
+        self._left, self._room = self._rows, self._bytes
         self._positions: dict[str, int] = {}
+        self._ahead: dict[str, int] = {}
+        """Positions after the rows that wait."""
         self._ended = False
 
     def reset(self, initial_state: dict[str, Any] | None = None) -> None:
         super().reset(initial_state)
         self._pieces, self._rest, self._ended = [], None, False
+        self._left, self._room = self._rows, self._bytes
         self._positions = dict(initial_state or {})
+        self._ahead = dict(self._positions)
         self._node.reset(initial_state)
 
     def next(self) -> Raw:
-        self._left, self._room, reason = self._rows, self._bytes, ""
-        start = time.monotonic()
+        start, reason = time.monotonic(), ""
         batches = 1
         while not reason:
             records = self._rest or self._wait(start)
@@ -123,7 +126,7 @@ class RebatchNode(BaseNode[Raw]):
                 reason = self._add(records)
         if self._ended and not self._pieces:
             raise StopIteration
-        return self._cut(start, reason, batches)
+        return self._idle() if reason == "idle" else self._cut(start, reason, batches)
 
     def get_state(self) -> dict[str, Any]:
         return self._positions
@@ -134,6 +137,7 @@ class RebatchNode(BaseNode[Raw]):
     def halt(self) -> None:
         self._node.halt()
         self._pieces, self._rest = [], None
+        self._left, self._room = self._rows, self._bytes
         self._budget.hold(self._account, 0)
 
     def close(self) -> None:
@@ -141,19 +145,23 @@ class RebatchNode(BaseNode[Raw]):
 
     def _cut(self, start: float, reason: str, batches: int) -> Raw:
         pieces, self._pieces = tuple(self._pieces), []
-        positions = dict(self._positions)
-        for piece in pieces:
-            positions |= piece.after
-        self._positions = positions
-        arrived = min((piece.arrived for piece in pieces), default=start)
+        self._left, self._room = self._rows, self._bytes
+        self._positions = dict(self._ahead)
         return Raw(
             pieces=pieces,
             positions=self._positions,
-            arrived=arrived,
+            arrived=min((piece.arrived for piece in pieces), default=start),
             cut=time.monotonic(),
-            reason=reason if pieces or self._ended else "idle",
+            reason=reason,
             batches=batches,
         )
+
+    def _idle(self) -> Raw:
+        """No rows: those that wait stay, and the positions before them."""
+        if not self._pieces:
+            self._positions = dict(self._ahead)
+        now = time.monotonic()
+        return Raw(pieces=(), positions=self._positions, arrived=now, cut=now, reason="idle")
 
     def _several(self, records: Records) -> int:
         """How many whole batches these rows begin with that can be cut at once: together they are
@@ -167,7 +175,9 @@ class RebatchNode(BaseNode[Raw]):
 
     def _take(self, records: Records, n: int) -> None:
         """The first n rows into the batch; the others stay for the next."""
-        self._pieces.append(records if n == len(records) else records.slice(0, n))
+        piece = records if n == len(records) else records.slice(0, n)
+        self._pieces.append(piece)
+        self._ahead |= piece.after
         self._rest = records.slice(n, len(records)) if n < len(records) else None
 
     def _add(self, records: Records) -> str:
@@ -189,7 +199,7 @@ class RebatchNode(BaseNode[Raw]):
         """The next records, or why the batch must go without more."""
         while True:
             close, why = self._closes(start)
-            timeout = None if close is None else max(0.0, close - time.monotonic())
+            timeout = max(0.0, close - time.monotonic())
             self._budget.hold(self._account, sum(piece.nbytes for piece in self._pieces))
             try:
                 records = self._node.within(timeout)
@@ -202,21 +212,21 @@ class RebatchNode(BaseNode[Raw]):
                 return records
             # Nothing came, or a gap without rows: only its position counts.
             if records is not None:
-                self._positions = {**self._positions, **records.after}
-            if close is not None and time.monotonic() >= close:
+                self._ahead |= records.after
+            if time.monotonic() >= close:
                 return why
 
-    def _closes(self, start: float) -> tuple[float | None, str]:
-        """When the batch is closed at the latest, and why."""
+    def _closes(self, start: float) -> tuple[float, str]:
+        """When a batch goes at the latest, and why."""
+        ends = [(start + self.idle, "idle")]
         if not self._pieces:
-            return start + self.idle, "idle"
+            return ends[0]
         arrived = self._pieces[0].arrived
-        ends = []
         if self._delay is not None:
             ends.append((arrived + self._delay, "delay"))
         if self._deadline is not None:
             ends.append((self._deadline.close_at(arrived, self._rows - self._left), "deadline"))
-        return min(ends, default=(None, "idle"))
+        return min(ends)
 
 
 __all__ = ["Raw", "RebatchNode"]

@@ -368,6 +368,12 @@ class Run:
         commit: Callable[[Mark], bool] = sink.commit
         return commit
 
+    @property
+    def commit_seconds(self) -> float | None:
+        """How often the transaction is committed; None without one."""
+        sink: Any = self.sink
+        return None if self.transaction is None else float(sink.settings.commit_interval)
+
     @cached_property
     def dead_letters(self) -> Sink:
         """Where rejected rows go."""
@@ -508,6 +514,7 @@ class Run:
             watch=self._watch,
             keeps_state=self.keeps_state,
             transaction=self.transaction,
+            commit_seconds=self.commit_seconds,
             judge=functools.partial(self._judge, loader),
         )
 

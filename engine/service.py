@@ -27,7 +27,7 @@ from starlette.routing import Route
 
 from engine import types
 from engine.metrics import Metrics
-from engine.types import HeadraceError, UserError
+from engine.types import Duration, HeadraceError, UserError
 
 log = logging.getLogger("headrace.service")
 
@@ -57,8 +57,8 @@ class Health:
 
 
 class Heartbeat:
-    """When the loop last made progress. It beats after every batch, and whenever it finds that
-    there is nothing to do."""
+    """When the loop last made progress. It beats after every batch, and where there is nothing to
+    do: a source that answers "nothing" is well, one that does not answer is not."""
 
     def __init__(
         self,
@@ -78,9 +78,9 @@ class Heartbeat:
         if metrics is not None:
             metrics.watch(metrics.loop_stall_seconds, self.age)
 
-    def beat(self) -> None:
-        """Progress was made. Any thread; costs nothing."""
-        self._last = self._clock()
+    def beat(self, at: float | None = None) -> None:
+        """Progress was made, now or `at` a time of the clock. Any thread; costs nothing."""
+        self._last = self._clock() if at is None else at
 
     def age(self) -> float:
         """Seconds since the last beat (or since the start, before the first)."""
@@ -115,7 +115,7 @@ class Service:
         enabled: bool = True
         host: str = "127.0.0.1"
         port: int = Field(9108, ge=0, le=65535)
-        stall_seconds: float = Field(60.0, gt=0)
+        stall_seconds: Duration = Field(60.0, gt=0)
 
     def __init__(
         self,

@@ -18,15 +18,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from fractions import Fraction
+from typing import Annotated, Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, SecretStr
+from pydantic import BaseModel, BeforeValidator, ConfigDict, SecretStr
 
 PARTITION = "_partition"
 """Column that says which partition a row came from (a file's path, ``topic/3``)."""
@@ -71,6 +73,45 @@ class Settings(BaseModel):
         for _, value in self:
             if isinstance(value, SecretStr):
                 yield value.get_secret_value()
+
+
+NANOSECONDS = {
+    "ns": 1,
+    "us": 1_000,
+    "ms": 1_000_000,
+    "s": 1_000_000_000,
+    "m": 60_000_000_000,
+    "h": 3_600_000_000_000,
+    "d": 86_400_000_000_000,
+    "w": 604_800_000_000_000,
+}
+"""Nanoseconds of each unit of a duration; months and years have no fixed length."""
+
+
+def nanoseconds(text: str) -> int | None:
+    """A duration such as "250ms", "1.5h" or "1h30m"; None for any other text."""
+    parts = re.findall(r"(\d+(?:\.\d+)?)(ns|us|ms|s|m|h|d|w)", text)
+    if not parts or "".join(n + unit for n, unit in parts) != text:
+        return None
+    return sum(int(Fraction(n) * NANOSECONDS[unit]) for n, unit in parts)
+
+
+def _seconds(value: Any) -> float:
+    """Raises: ValueError for what is neither a duration nor a finite number of seconds."""
+    if isinstance(value, str) and (length := nanoseconds(value.replace(" ", ""))) is not None:
+        return length / NANOSECONDS["s"]
+    try:
+        seconds = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        seconds = math.nan
+    if not math.isfinite(seconds):
+        raise ValueError('expected seconds or a duration like "250ms", "1s", "5m", "2h" or "7d"')
+    return seconds
+
+
+Duration = Annotated[float, BeforeValidator(_seconds)]
+"""Type of every setting that is a length of time: seconds, written as a number or as text with
+units ("250ms", "1h30m")."""
 
 
 # --------------------------------------------------------------------------------------------- data
@@ -720,17 +761,21 @@ class Step:
 
 @runtime_checkable
 class Source(Protocol):
-    """A place rows come from. Bytes and positions only: it neither decodes nor cleans.
+    """A place rows come from. Bytes and positions only: it neither decodes nor cleans. A class that
+    inherits it gets the defaults of the methods that have one.
 
     Built as ``Kind(settings)`` with its own nested ``Settings``. Leaves out: batching by rows (the
     loader's), retries of a decode (the format's), metrics (the loop's). Called from one thread, the
     loader's fetch thread, but for `commit`, `lag` and `progress`, which the main thread calls.
     """
 
-    @property
-    def format(self) -> Format:
-        """How its values are decoded; the prepare thread calls it."""
-        ...
+    format: Format
+    """How its values are decoded; the prepare thread calls it."""
+
+    def endless(self) -> bool:
+        """Whether rows may come at any time, however long none has come: a batch then does not wait
+        for ever to fill."""
+        return False
 
     def schema(self, declared: Schema) -> Schema:
         """The columns a decode will give: `declared`, with ``"*"`` spread over the columns it does
@@ -1065,10 +1110,11 @@ class Component(Protocol):
 
 
 __all__ = [
-    "PART", "PARTITION", "POSITION", "RESERVED", "TYPES", "Affine", "Batch", "Buffered", "Clip",
-    "Codes", "Component", "EndOfStream", "Features", "Fill", "Format", "HeadraceError",
+    "NANOSECONDS", "PART", "PARTITION", "POSITION", "RESERVED", "TYPES", "Affine", "Batch",
+    "Buffered", "Clip", "Codes", "Component", "Duration", "EndOfStream", "Features", "Fill",
+    "Format", "HeadraceError",
     "Interruptible", "Learner", "Mark", "Padded", "Placed", "Power", "Predictor", "Ragged",
     "Records", "Rejects", "Schema", "Settings", "SharedSource", "Sink", "Snapshot", "Source",
-    "Sparse", "Stage", "Step", "Tensors", "Transform", "UserError", "Values", "nearest",
-    "parse_schema", "require", "training",
+    "Sparse", "Stage", "Step", "Tensors", "Transform", "UserError", "Values", "nanoseconds",
+    "nearest", "parse_schema", "require", "training",
 ]  # fmt: skip

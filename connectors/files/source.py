@@ -52,6 +52,7 @@ from engine.types import (
     Mark,
     Records,
     Schema,
+    Source,
     UserError,
     Values,
     nearest,
@@ -76,7 +77,7 @@ SAMPLE_BYTES = 4 << 20
 """Of XML documents, whose trees are many times as large."""
 
 
-class FilesSource:
+class FilesSource(Source):
     """See `engine.types.Source`. A file is a partition, named by its path as given or found; of
     files that are a row each, all are one, named by `path`.
 

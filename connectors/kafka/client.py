@@ -17,7 +17,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 
 from connectors.kafka import probe
 from engine import types
-from engine.types import HeadraceError, UserError
+from engine.types import Duration, HeadraceError, UserError
 
 log = logging.getLogger("headrace.kafka")
 
@@ -52,7 +52,7 @@ class KafkaSettings(types.Settings):
             ``HEADRACE_SINK__PASSWORD``) or a file than in the pipeline file. Never shown.
         password_file: holds the password in its first line, in place of `password`; read at each
             start.
-        timeout: seconds to wait for a broker's answer at the start. A broker that answers, but
+        timeout: how long to wait for a broker's answer at the start. A broker that answers, but
             never will let this client in, is not waited for.
     """
 
@@ -67,7 +67,7 @@ class KafkaSettings(types.Settings):
     user: str | None = None
     password: SecretStr | None = None
     password_file: str | None = None
-    timeout: float = Field(30.0, gt=0)
+    timeout: Duration = Field(30.0, gt=0)
 
     @field_validator("bootstrap")
     @classmethod

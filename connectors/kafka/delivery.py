@@ -24,7 +24,7 @@ from connectors.kafka.outgoing import (
     plan,
     steadfast,
 )
-from engine.types import HeadraceError
+from engine.types import Duration, HeadraceError
 
 log = logging.getLogger("headrace.kafka")
 CLOSE_SECONDS = 1.0
@@ -38,22 +38,22 @@ class DeliverySettings(KafkaSettings):
 
     Attributes:
         compression: none, gzip, snappy, lz4 or zstd.
-        linger: seconds a batch of records may wait to fill.
+        linger: how long a batch of records may wait to fill.
         buffer_bytes: of records that are not acknowledged yet; a full buffer holds `write` up.
         max_record_bytes: of one record with its key and headers; what is larger becomes a dead
             letter. The broker's ``message.max.bytes`` must allow it.
-        give_up: seconds one record may take to be delivered, retries included.
-        transaction_timeout: seconds after which the broker aborts a transaction whose engine is
+        give_up: how long one record may take to be delivered, retries included.
+        transaction_timeout: time after which the broker aborts a transaction whose engine is
             gone; readers of committed records wait for that. Longer than the time between
             checkpoints.
     """
 
     compression: str = Field("lz4", pattern="^(none|gzip|snappy|lz4|zstd)$")
-    linger: float = Field(0.02, ge=0)
+    linger: Duration = Field(0.02, ge=0)
     buffer_bytes: int = Field(32 << 20, ge=1 << 20)
     max_record_bytes: int = Field(1_000_000, ge=1_000)
-    give_up: float = Field(120.0, gt=0)
-    transaction_timeout: float = Field(60.0, gt=0)
+    give_up: Duration = Field(120.0, gt=0)
+    transaction_timeout: Duration = Field(60.0, gt=0)
 
     @model_validator(mode="after")
     def _patient(self) -> Self:

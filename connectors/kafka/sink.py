@@ -19,7 +19,16 @@ from connectors.kafka.delivery import Delivery, DeliverySettings
 from connectors.kafka.outgoing import Ints, Outgoing, headed
 from connectors.kafka.registry import Registry
 from connectors.kafka.source import KafkaSource
-from engine.types import PARTITION, POSITION, Mark, Rejects, Snapshot, UserError, Values
+from engine.types import (
+    PARTITION,
+    POSITION,
+    Duration,
+    Mark,
+    Rejects,
+    Snapshot,
+    UserError,
+    Values,
+)
 
 SHOWN = 2_000
 """Characters of a refused row that its dead letter shows."""
@@ -55,8 +64,11 @@ class KafkaSink:
                 none spreads rows evenly.
             timestamp: column (a datetime, or ms since the epoch) with each record's time; the time
                 of writing unless given, or where it is null.
-            exactly_once: commit rows and offsets in one transaction, at every checkpoint. Needs a
-                Kafka source with a `group` at the same brokers.
+            exactly_once: commit rows and offsets in one transaction. Needs a Kafka source with a
+                `group` at the same brokers.
+            commit_interval: of exactly_once: how soon rows become visible to readers of committed
+                records. Each commit takes a checkpoint: where a state is large, it waits until
+                that is no more than a tenth of the time, or a checkpoint is due.
             provenance: headers of every record; the pipeline's name and the model's version.
         """
 
@@ -70,6 +82,7 @@ class KafkaSink:
         key: str | None = None
         timestamp: str | None = None
         exactly_once: bool = False
+        commit_interval: Duration = Field(1.0, gt=0)
         provenance: dict[str, str] = Field(default_factory=dict)
 
     def __init__(self, settings: KafkaSink.Settings) -> None:

@@ -29,12 +29,14 @@ from connectors.kafka.record import WithRecord, record_schema
 from connectors.kafka.registry import Registry
 from connectors.kafka.wire import Chunk, columnar, prefetched
 from engine.types import (
+    Duration,
     EndOfStream,
     Format,
     HeadraceError,
     Mark,
     Records,
     Schema,
+    SharedSource,
     UserError,
     Values,
     nearest,
@@ -61,7 +63,7 @@ OUT = (
 """Answers to a commit by which a member learns that it is none any more."""
 
 
-class KafkaSource:
+class KafkaSource(SharedSource):
     """See `engine.types.Source`. A partition is named ``topic/3``; positions are offsets.
 
     Without `join`, all partitions of the topics are read by this one process. Where a checkpoint
@@ -101,7 +103,7 @@ class KafkaSource:
             registry_user: of the registry, where it asks for one.
             registry_password: better from the environment: ``HEADRACE_SOURCE__REGISTRY_PASSWORD``.
                 Never logged.
-            registry_patience: seconds to ask again when the registry is down in mid-run.
+            registry_patience: how long to ask again when the registry is down in mid-run.
             schema_file: an Avro schema (.avsc) that wrote all values; they are plain datums then.
             start: earliest, latest, or ms since the epoch: where to begin without a checkpoint.
             stop: end: read what is there at the start, then end; never: wait for more.
@@ -112,8 +114,8 @@ class KafkaSource:
                 back when it returns within `session`. Needed by engines that keep a state.
             assignor: how the group shares: cooperative-sticky, sticky, range or roundrobin; the
                 same for all of its members.
-            session: seconds without a sign of life after which the group gives up on an engine.
-            patience: seconds that a rebalance waits for the batch in hand.
+            session: time without a sign of life after which the group gives up on an engine.
+            patience: how long a rebalance waits for the batch in hand.
             lost: what to do where the log no longer has the offset to go on at: fail, earliest or
                 latest (records skipped are counted and logged).
             isolation: read_committed leaves out what transactions aborted or have not finished.
@@ -128,7 +130,7 @@ class KafkaSource:
         registry: str | None = None
         registry_user: str | None = None
         registry_password: SecretStr | None = None
-        registry_patience: float = Field(60.0, ge=0)
+        registry_patience: Duration = Field(60.0, ge=0)
         schema_file: str | None = None
         start: Literal["earliest", "latest"] | int = "earliest"
         stop: Literal["end", "never"] = "never"
@@ -138,8 +140,8 @@ class KafkaSource:
         assignor: Literal["cooperative-sticky", "sticky", "range", "roundrobin"] = (
             "cooperative-sticky"
         )
-        session: float = Field(45.0, gt=0)
-        patience: float = Field(30.0, gt=0)
+        session: Duration = Field(45.0, gt=0)
+        patience: Duration = Field(30.0, gt=0)
         lost: Literal["fail", "earliest", "latest"] = "fail"
         isolation: Literal["read_committed", "read_uncommitted"] = "read_committed"
         fetch_bytes: int = Field(16 << 20, ge=1 << 16)
@@ -180,6 +182,10 @@ class KafkaSource:
         self._lock = threading.Lock()
 
     # ---------------------------------------------------------------------------- the protocol
+
+    def endless(self) -> bool:
+        """See `engine.types.Source`."""
+        return self.settings.stop == "never"
 
     def schema(self, declared: Schema) -> Schema:
         """Raises: UserError where nothing is declared: a topic does not say what it holds."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import numpy as np
@@ -15,21 +14,18 @@ from engine.scrub.columns import extended
 from engine.scrub.hashing import Hashes, hashes, mix
 from engine.scrub.recall import Recall
 from engine.scrub.stage import Stateless
-from engine.types import Batch, Schema, Snapshot, Transform, UserError, require
+from engine.types import (
+    NANOSECONDS,
+    Batch,
+    Schema,
+    Snapshot,
+    Transform,
+    UserError,
+    nanoseconds,
+    require,
+)
 
 Times = NDArray[np.int64]
-
-UNITS = {
-    "ns": 1,
-    "us": 1_000,
-    "ms": 1_000_000,
-    "s": 1_000_000_000,
-    "m": 60_000_000_000,
-    "h": 3_600_000_000_000,
-    "d": 86_400_000_000_000,
-    "w": 604_800_000_000_000,
-}
-"""Nanoseconds of each unit of a duration; months and years have no fixed length."""
 
 PER_TICK = {"ns": 1, "us": 1_000, "ms": 1_000_000}
 NEVER = -(1 << 62)
@@ -116,7 +112,7 @@ class Lag(Stateless):
         if isinstance(kind, pl.Datetime):
             tick = PER_TICK[kind.time_unit]
         elif kind == pl.Date:
-            tick = UNITS["d"]
+            tick = NANOSECONDS["d"]
         elif kind.is_integer():
             raise UserError(
                 f"{self.where} expects whole numbers for '{key}', as column "
@@ -130,7 +126,7 @@ class Lag(Stateless):
         return self._whole(key, value, tick)
 
     def _whole(self, key: str, value: str | int, tick: int) -> int:
-        length = 0 if value == 0 else _nanoseconds(str(value))
+        length = 0 if value == 0 else nanoseconds(str(value))
         if length is None:
             raise UserError(
                 f'{self.where} expects a duration like "1h", "15m" or "1d" for \'{key}\', got '
@@ -235,13 +231,6 @@ def _plain(column: pl.Series) -> NDArray[Any]:
         return column.cast(pl.String).fill_null("").to_numpy().astype(np.str_)
     column = column.to_physical()
     return column.fill_null(False if column.dtype == pl.Boolean else 0).to_numpy()
-
-
-def _nanoseconds(text: str) -> int | None:
-    parts = re.findall(r"(\d+)(ns|us|ms|s|m|h|d|w)", text)
-    if not parts or "".join(n + unit for n, unit in parts) != text:
-        return None
-    return sum(int(n) * UNITS[unit] for n, unit in parts)
 
 
 __all__ = ["Lag"]

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from connectors.formats.columns import Columns
 from engine.config import LoaderSettings
 from engine.loader import Loader
-from engine.types import EndOfStream, Mark, Records, Schema
+from engine.types import EndOfStream, Mark, Records, Schema, Source
 from models.predictor import OnnxPredictor
 from tests.bench.bench_inference import data, predictor, through, trained
 from tests.bench.measure import median, report
@@ -41,7 +41,7 @@ WAYS: dict[str, LoaderSettings] = {
 }
 
 
-class Arrivals:
+class Arrivals(Source):
     """Rows that are there from their time on, seconds after the first read. One partition."""
 
     def __init__(self, rows: pl.DataFrame, times: NDArray[np.float64]) -> None:

@@ -34,7 +34,7 @@ from connectors.formats.columns import Columns
 from engine.config import LoaderSettings, component
 from engine.loader import Loader
 from engine.scrub import STAGES
-from engine.types import EndOfStream, Mark, Records, Rejects, Schema, Values
+from engine.types import EndOfStream, Mark, Records, Rejects, Schema, Source, Values
 from tests.bench.measure import report
 
 MIB = 1 << 20
@@ -92,7 +92,7 @@ def made(size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return np.ones(size, np.uint8)
 
 
-class Items:
+class Items(Source):
     """A source of items, each a record; see `engine.types.Source`."""
 
     def __init__(self, count: int) -> None:

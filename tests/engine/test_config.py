@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
-from engine.config import Pipeline, component, validate
+from connectors.kafka.letters import KafkaLetters
+from connectors.kafka.sink import KafkaSink
+from connectors.kafka.source import KafkaSource
+from engine.checkpoint import Checkpoints
+from engine.config import LoaderSettings, Pipeline, component, validate
+from engine.service import Service
 from engine.types import Settings, UserError
 
 MINIMAL = """
@@ -79,6 +84,50 @@ def test_a_wrong_key_or_value_is_one_sentence(file: Path, override: str, sentenc
         Pipeline.load(file, [override])
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("0.25", 0.25), ("3", 3.0), ('"250ms"', 0.25), ('"1s"', 1.0), ('"1.5 s"', 1.5),
+        ('"5m"', 300.0), ('"2h"', 7_200.0), ('"7d"', 604_800.0), ('"1h30m"', 5_400.0),
+        ('"0.5"', 0.5),
+    ],
+)  # fmt: skip
+def test_a_duration_is_a_number_of_seconds_or_has_units(
+    file: Path, text: str, seconds: float
+) -> None:
+    assert Pipeline.load(file, [f"loader.max_delay={text}"]).loader.max_delay == seconds
+
+
+def test_every_setting_that_is_a_time_takes_durations() -> None:
+    """Whatever a docstring calls a time: so that a new setting is not forgotten."""
+    times = {
+        key
+        for kind in (
+            LoaderSettings, Checkpoints.Settings, Service.Settings, KafkaSource.Settings,
+            KafkaSink.Settings, KafkaLetters.Settings,
+        )
+        for key, field in kind.model_fields.items()
+        if "float" in str(field.annotation)
+    }  # fmt: skip
+    for key in times:
+        kinds = (LoaderSettings, Checkpoints.Settings, Service.Settings, KafkaSource.Settings,
+                 KafkaSink.Settings)  # fmt: skip
+        kind = next(kind for kind in kinds if key in kind.model_fields)
+        needed = {"path": "x", "topics": "x", "topic": "x"}
+        table = {k: v for k, v in needed.items() if k in kind.model_fields}
+        assert getattr(validate(kind, {**table, key: "900ms"}, "s", "f"), key) == 0.9
+
+
+@pytest.mark.parametrize("wrong", ["soon", "1 fortnight", "5 minutes", "s", "", "1s ago", "nan"])
+def test_a_duration_that_is_none_is_one_sentence(file: Path, wrong: str) -> None:
+    with pytest.raises(UserError) as caught:
+        Pipeline.load(file, [f'loader.max_delay="{wrong}"'])
+    assert str(caught.value) == (
+        f'[loader] in {file}: expected seconds or a duration like "250ms", "1s", "5m", '
+        f'"2h" or "7d" for \'max_delay\', got "{wrong}".'
+    )
 
 
 def test_a_missing_file_names_its_neighbour(file: Path) -> None:

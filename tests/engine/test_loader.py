@@ -24,9 +24,10 @@ from connectors.memory import Fault, MemorySource, Pause
 from engine.budget import Budget
 from engine.channel import Channel, Closed
 from engine.collate import Collate
-from engine.config import LoaderSettings
+from engine.config import BATCH_DELAY, BLOCK_DELAY, LoaderSettings
 from engine.loader import Loader
 from engine.metrics import Metrics
+from engine.mix import Mix
 from engine.prefetch import PrefetchNode
 from engine.types import Batch, EndOfStream, Features, HeadraceError, Mark, Records, Rejects, Schema
 
@@ -224,6 +225,107 @@ def test_an_idle_stream_gives_empty_batches_that_hold_the_mark() -> None:
         assert len(empty) == 0
         assert empty.frame.schema == {"_partition": pl.String, "_position": pl.Int64, **SCHEMA}
         assert empty.mark.positions == {"memory": 10}
+
+
+class Endless(Waiting):
+    """The same, and says that more may come at any time."""
+
+    def endless(self) -> bool:
+        return True
+
+
+def test_rows_of_an_endless_source_do_not_wait_for_a_full_batch() -> None:
+    """With the defaults; a bounded source fills its batches, however long that takes."""
+    source = Endless([frame(0, 3)])
+    with Loader(source, schema=SCHEMA) as batches:
+        assert values(next(batch for batch in batches if len(batch))) == [0, 1, 2]
+        source.end.set()
+    bounded = Waiting([frame(0, 3), Pause(), frame(3, 8)])
+    with Loader(bounded, schema=SCHEMA, settings=LoaderSettings(poll=0.01)) as batches:
+        loop = iter(batches)
+        assert values(next(loop)) == []  # idle: the loop may act, the rows wait for others
+        bounded.end.set()
+        assert [values(batch) for batch in loop if len(batch)] == [list(range(8))]
+
+
+@pytest.mark.parametrize(
+    ("given", "delay"),
+    [
+        ({}, BATCH_DELAY),
+        ({"max_delay": "2h"}, 7_200.0),
+        ({"latency_objective": 0.5}, None),
+        ({"shuffle_rows": 100}, BLOCK_DELAY),
+    ],
+)
+def test_how_long_a_record_of_an_endless_source_waits(
+    given: dict[str, Any], delay: float | None
+) -> None:
+    made = LoaderSettings(**given)
+    assert made.of(endless=True).max_delay == delay
+    assert made.of(endless=False) == made
+
+
+def test_an_endless_source_makes_its_mix_endless() -> None:
+    bounded, endless = MemorySource.of([frame(0, 1)]), Endless([frame(0, 1)])
+    assert not Mix(Mix.Settings(), {"a": (bounded, 1.0)}).endless()
+    assert Mix(Mix.Settings(), {"a": (bounded, 1.0), "b": (endless, 1.0)}).endless()
+
+
+class Gapped(Waiting):
+    """Three rows, then a gap that a transaction's end leaves, and nothing more."""
+
+    def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
+        found = super().read(max_rows, max_bytes, timeout)
+        if found is None and not self.gap:
+            self.gap = True
+            none = np.empty(0, np.int64)
+            return Records(
+                partition="memory", positions=none, next=5, values=frame(0, 0),
+                arrived=time.monotonic(),
+            )  # fmt: skip
+        return found
+
+    gap = False
+
+
+def test_while_rows_wait_the_mark_stays_before_them() -> None:
+    """An idle loop commits what it holds: not a row that still waits, nor a gap behind it."""
+    source = Gapped([frame(0, 3)])
+    made = LoaderSettings(batch_rows=10, max_delay=0.5, poll=0.01)
+    with Loader(source, schema=SCHEMA, settings=made) as batches:
+        loop = iter(batches)
+        seen: list[tuple[list[int], dict[str, int]]] = []
+        while not seen or not seen[-1][0]:
+            batch = next(loop)
+            seen.append((values(batch), dict(batch.mark.positions)))
+        source.end.set()
+    *before, last = seen
+    assert before
+    assert all(not mark for _, mark in before)
+    assert last == ([0, 1, 2], {"memory": 5})
+
+
+def test_it_says_since_when_a_source_owes_an_answer() -> None:
+    """What hangs is told from what has nothing to give."""
+
+    class Hanging(Waiting):
+        def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
+            hung.set()
+            self.end.wait()
+            raise EndOfStream
+
+    hung = threading.Event()
+    source = Hanging([])
+    before = time.monotonic()
+    with Loader(source, schema=SCHEMA) as batches:
+        loop = iter(batches)
+        assert hung.wait(10)
+        asked = batches.asked
+        assert before <= asked <= time.monotonic()
+        assert [len(next(loop)) for _ in range(3)] == [0, 0, 0]
+        assert batches.asked == asked
+        source.end.set()
+    assert batches.asked > asked
 
 
 def test_an_empty_source_ends_at_once() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,17 @@ from engine.checkpoint import Checkpoints
 from engine.config import DeadLetterSettings, LoaderSettings
 from engine.loader import Loader
 from engine.loop import Breaker, Done, Flood, Loop, Totals
-from engine.types import Batch, HeadraceError, Mark, Rejects, Schema, Snapshot
+from engine.service import Heartbeat
+from engine.types import (
+    Batch,
+    EndOfStream,
+    HeadraceError,
+    Mark,
+    Records,
+    Rejects,
+    Schema,
+    Snapshot,
+)
 
 SCHEMA: Schema = {"a": pl.Int64()}
 
@@ -123,6 +135,82 @@ def test_after_a_fault_a_new_start_ends_where_an_untroubled_run_does(
     assert again.loop.totals == whole.loop.totals
     assert again.sink.frame.equals(whole.sink.frame)
     assert again.letters.frame.equals(whole.letters.frame)
+
+
+class Quiet(MemorySource):
+    """Gives its rows, then nothing, for ever."""
+
+    def endless(self) -> bool:
+        return True
+
+    def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
+        try:
+            return super().read(max_rows, max_bytes, timeout)
+        except EndOfStream:
+            time.sleep(timeout)
+            return None
+
+
+def lag(loop: Loop) -> float:
+    return float(loop.metrics.source_lag_records.labels(partition="memory")._value.get())
+
+
+def test_an_idle_loop_beats_saves_once_and_its_lag_is_0_when_all_is_safe(tmp_path: Path) -> None:
+    """Ten rows that fill no batch are done, saved and committed; the silence after them is no
+    work, and no stall."""
+    made = Pipeline([], tmp_path)
+    made.source = Quiet.of([numbers(0, 10)])
+    heart = Heartbeat(60.0)
+    idle = 0
+    seen: list[tuple[int, int, float]] = []
+
+    def watch(loop: Loop, batch: Batch) -> None:
+        nonlocal idle
+        idle += not len(batch.frame) and loop.totals.read == 10
+        loop._tell_lag()
+        seen.append((loop.totals.read, len(made.source.commits), lag(loop)))
+        if idle == 8:
+            loop.stop()
+
+    checkpoints = Checkpoints(Checkpoints.Settings(path=str(tmp_path), every_batches=2, keep=9))
+    settings = LoaderSettings(poll=0.01)
+    loader = Loader(made.source, schema=SCHEMA, settings=settings)
+    loop = Loop(source=made.source, loader=loader, work=made.work, sink=made.sink,
+                checkpoints=checkpoints, heartbeat=heart, watch=watch)  # fmt: skip
+    loop.run()
+    assert made.sink.frame["a"].to_list() == [0, 2, 4, 6, 8]
+    assert heart.health().ok
+    assert len(list(tmp_path.glob("*.hrc"))) == 1
+    assert {mark.positions["memory"] for mark in made.source.commits} == {10}
+    assert all((lag == 0) == (commits > 0) for read, commits, lag in seen if read)
+    assert loop.metrics.checkpoint_timestamp_seconds._value.get() > 0
+
+
+def test_a_source_that_hangs_is_a_stall(tmp_path: Path) -> None:
+    """Idle batches come all the same: they are no sign of life."""
+
+    class Hanging(Quiet):
+        def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
+            hung.wait()
+            return None
+
+    hung = threading.Event()
+    made = Pipeline([], tmp_path)
+    made.source = Hanging.of([])
+    made.loop = made.make(tmp_path, heartbeat=(heart := Heartbeat(1e-6)))
+    ages: list[float] = []
+
+    def watch(loop: Loop, batch: Batch) -> None:
+        ages.append(heart.age())
+        if len(ages) == 3:
+            hung.set()
+            loop.stop()
+
+    made.loop._watch = watch
+    made.loop.run()
+    assert ages == sorted(ages)
+    assert ages[-1] > 0
+    assert not heart.health().ok
 
 
 def test_stop_finishes_the_batch_in_hand_and_saves(tmp_path: Path) -> None:

@@ -19,12 +19,12 @@ from connectors.memory import MemorySource, Pause
 from engine.config import LoaderSettings
 from engine.loader import Loader
 from engine.shuffle import STATE
-from engine.types import EndOfStream, Mark, Records, Schema
+from engine.types import EndOfStream, Mark, Records, Schema, Source
 
 SCHEMA: Schema = {"a": pl.Int64()}
 
 
-class Partitions:
+class Partitions(Source):
     """Partitions whose records come interleaved, another way for each seed; every third offset is a
     gap, and read last a piece without rows, as of a compacted topic."""
 

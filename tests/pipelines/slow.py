@@ -29,7 +29,7 @@ from engine.types import (
 )
 
 
-class Source:
+class Source(types.Source):
     """`rows` numbers; each read takes `seconds`, each decode `decode` seconds a row."""
 
     class Settings(types.Settings):
