@@ -11,7 +11,7 @@ import polars as pl
 from connectors.files.source import FilesSource
 from connectors.formats.ndjson import Ndjson
 from connectors.kafka.source import KafkaSource
-from engine.types import Format, Mark, Records, Schema, Source, UserError, Values
+from engine.types import Format, Mark, Records, Schema, Snapshot, Source, UserError, Values
 
 LETTER: Schema = {"value": pl.String(), "raw": pl.String(), "key": pl.String()}
 """What is read of a file of dead letters; ``raw`` and ``key`` are in base64."""
@@ -71,6 +71,14 @@ class FileLetters(Source):
     def seek(self, mark: Mark) -> None:
         """See `engine.types.Source`."""
         self._inner.seek(mark)
+
+    def identities(self, mark: Mark) -> Mapping[str, Snapshot]:
+        """See `engine.types.Source`."""
+        return self._inner.identities(mark)
+
+    def recognise(self, identities: Mapping[str, Snapshot]) -> None:
+        """See `engine.types.Source`."""
+        self._inner.recognise(identities)
 
     def commit(self, mark: Mark) -> bool:
         """Nothing: the checkpoint knows what was replayed."""

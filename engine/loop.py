@@ -281,6 +281,7 @@ class Loop:
         self.mark = self._saved = Mark(positions=state["positions"], stages=state["stages"])
         self.totals = Totals.restore(state["totals"])
         self.work.load_state_dict(state["work"])
+        self.source.recognise(state.get("identities", {}))
         self.loader.seek(self.mark)
         self._unsaved = False
         return True
@@ -561,6 +562,7 @@ class Loop:
         state = {
             "positions": dict(self.mark.positions),
             "stages": dict(self.mark.stages),
+            "identities": dict(self.source.identities(self.mark)),
             "totals": self.totals.snapshot(),
             "work": self.work.state_dict(),
             "sink": None if self.sink is None else self.sink.snapshot(),

@@ -29,6 +29,7 @@ from engine.types import (
     Records,
     Rejects,
     Schema,
+    Snapshot,
     Source,
     UserError,
 )
@@ -164,6 +165,21 @@ class Mix(Source):
         for part in self._parts:
             part.source.seek(part.own(mark))
             part.given, part.ended = mark.positions.get(part.counter, 0), False
+
+    def identities(self, mark: Mark) -> Mapping[str, Snapshot]:
+        """See `engine.types.Source`."""
+        return {
+            part.counter + partition: identity
+            for part in self._parts
+            for partition, identity in part.source.identities(part.own(mark)).items()
+        }
+
+    def recognise(self, identities: Mapping[str, Snapshot]) -> None:
+        """See `engine.types.Source`; each source its own part."""
+        for part in self._parts:
+            n = len(part.counter)
+            own = {p[n:]: i for p, i in identities.items() if p.startswith(part.counter)}
+            part.source.recognise(own)
 
     def commit(self, mark: Mark) -> bool:
         """See `engine.types.Source`; each source its own part."""

@@ -766,7 +766,8 @@ class Source(Protocol):
 
     Built as ``Kind(settings)`` with its own nested ``Settings``. Leaves out: batching by rows (the
     loader's), retries of a decode (the format's), metrics (the loop's). Called from one thread, the
-    loader's fetch thread, but for `commit`, `lag` and `progress`, which the main thread calls.
+    loader's fetch thread, but for `commit`, `lag`, `progress` and `identities`, which the main
+    thread calls.
     """
 
     format: Format
@@ -800,6 +801,19 @@ class Source(Protocol):
         """Go to `mark.positions`: the next `read` starts there. Partitions not in it start at their
         beginning."""
         ...
+
+    def identities(self, mark: Mark) -> Mapping[str, Snapshot]:
+        """Partition -> what it is known by beside its name, for a checkpoint; of those on the mark,
+        as plain values."""
+        return {}
+
+    def recognise(self, identities: Mapping[str, Snapshot]) -> None:
+        """Before the `seek` of a resumed run: what `identities` said. What has another name now
+        keeps its partition, what has other content is none that was read.
+
+        Raises: UserError where rows were lost, or would be read twice.
+        """
+        return
 
     def commit(self, mark: Mark) -> bool:
         """Note outside that everything before `mark` is done (a Kafka group's offsets); whether it

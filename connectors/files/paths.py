@@ -10,19 +10,21 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from connectors.files.text import COMPRESSIONS
+from connectors.files.text import compression
 from engine.types import UserError, nearest
 
 EXTENSIONS = {
     ".csv": "csv", ".tsv": "csv", ".ndjson": "ndjson", ".jsonl": "ndjson", ".parquet": "parquet",
     ".arrow": "arrow", ".ipc": "arrow", ".feather": "arrow", ".xml": "xml",
-    ".tar": "webdataset", ".tgz": "webdataset",
+    **dict.fromkeys((".tar", ".tgz", ".tbz2", ".txz"), "webdataset"),
     **dict.fromkeys(
         (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"), "images"
     ),
 }  # fmt: skip
 MANY = {"json": (".json",), "documents": (), "text": ()}
 """Formats that no extension gives away, and the extensions of their files; none: any."""
+NOTES = (".", "_")
+"""How names begin of what is no data: hidden files, and those that Spark, Hive and others leave."""
 RESOURCE = re.compile(r"([A-Za-z_][\w.]*):(\w.*)")
 
 log = logging.getLogger("headrace.files")
@@ -31,8 +33,11 @@ log = logging.getLogger("headrace.files")
 def find(paths: Iterable[str], format: str | None = None) -> dict[str, Path]:
     """Partition -> file: in the order given, those of a glob or below a folder sorted by name.
 
-    A folder stands for all files below it but those whose names begin with a dot and, where the
-    format is given, those with an extension of none of its.
+    A folder stands for all files below it but, where the format is given, those with an extension
+    of none of its. Names that begin with a dot or an underscore (``_SUCCESS``, ``_metadata``,
+    ``.part.crc``) are other programs' notes: they are left out there, and of globs, unless the
+    pattern says so. A part of a pattern that is the name of a folder stands for it, whatever
+    brackets are in it. Paths that lead to one file, links included, are that file once.
 
     Raises: UserError for a path that leads to no file.
     """
@@ -40,7 +45,7 @@ def find(paths: Iterable[str], format: str | None = None) -> dict[str, Path]:
     for path in paths:
         resource = RESOURCE.fullmatch(path)
         if Path(path).is_file():
-            found[readable(path)] = Path(path)
+            found[_shown(path)] = Path(path)
         elif Path(path).is_dir():
             found |= _below(path, format)
         elif resource:
@@ -50,7 +55,7 @@ def find(paths: Iterable[str], format: str | None = None) -> dict[str, Path]:
         else:
             near = nearest(Path(path).name, _names(Path(path).parent))
             raise UserError(f"[source] path '{readable(path)}' is no file.{near}")
-    return found
+    return _once(found)
 
 
 def kind(files: dict[str, Path]) -> str:
@@ -79,25 +84,51 @@ def readable(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
+def _shown(path: str | Path) -> str:
+    """The name of a file's partition: its path as found, in its shortest spelling."""
+    return readable(str(Path(path)))
+
+
+def _once(found: dict[str, Path]) -> dict[str, Path]:
+    """Without those that are another of them by a second name."""
+    first: dict[tuple[int, int], str] = {}
+    for name, path in found.items():
+        stat = path.stat()
+        first.setdefault((stat.st_dev, stat.st_ino), name)
+    kept = set(first.values())
+    again = [name for name in found if name not in kept]
+    if again:
+        log.warning(
+            "%d paths lead to files that others lead to, '%s' for one: each file is read once.",
+            len(again),
+            again[0],
+        )
+    return {name: path for name, path in found.items() if name in kept}
+
+
 def _kind(path: Path) -> str | None:
     return EXTENSIONS.get(_extension(path))
 
 
 def _extension(path: Path) -> str:
-    plain = path.with_suffix("") if path.suffix in COMPRESSIONS else path
-    return (path.suffix if path.suffix in EXTENSIONS else plain.suffix).lower()
+    suffix = path.suffix.lower()
+    plain = path.with_suffix("") if compression(path) else path
+    return suffix if suffix in EXTENSIONS else plain.suffix.lower()
 
 
 def _below(folder: str, format: str | None) -> dict[str, Path]:
     paths: list[Path] = []
     for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if name[0] != "."]
-        paths += [Path(parent) / name for name in names if name[0] != "."]
-    files = {readable(str(p)): p for p in sorted(paths, key=os.fsencode) if p.is_file()}
+        folders[:] = [name for name in folders if name[0] not in NOTES]
+        paths += [Path(parent) / name for name in names if name[0] not in NOTES]
+    files = {_shown(p): p for p in sorted(paths, key=os.fsencode) if p.is_file()}
     fitting = {name: path for name, path in files.items() if _fits(path, format)}
     if not fitting:
         what = "" if format is None else f" of format '{format}'"
-        raise UserError(f"[source] path '{readable(folder)}' is a folder without files{what}.")
+        raise UserError(
+            f"[source] path '{readable(folder)}' is a folder without files{what}; "
+            "names that begin with a dot or an underscore do not count."
+        )
     if len(fitting) < len(files):
         log.warning(
             "%d of %d files below %s are left out: they have no extension of format '%s'.",
@@ -117,11 +148,35 @@ def _fits(path: Path, format: str | None) -> bool:
 
 
 def _matches(pattern: str) -> dict[str, Path]:
-    names = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute
-    found = {readable(name): Path(name) for name in names if Path(name).is_file()}
+    folder, rest = _literal(pattern)
+    names = glob.glob(os.path.join(glob.escape(folder), rest), recursive=True)  # noqa: PTH118, PTH207 - Path.glob takes no absolute
+    names = sorted(name for name in names if not _is_note(name, folder, rest))
+    found = {_shown(name): Path(name) for name in names if Path(name).is_file()}
     if not found:
-        raise UserError(f"[source] path '{readable(pattern)}' matches no file.")
+        raise UserError(
+            f"[source] path '{readable(pattern)}' matches no file; names that begin with a dot or "
+            "an underscore do not count."
+        )
     return found
+
+
+def _literal(pattern: str) -> tuple[str, str]:
+    """The folder that a pattern's first parts name, taken as they are, and the rest of it."""
+    folder, parts = ("/", pattern.lstrip("/")) if pattern.startswith("/") else ("", pattern)
+    first, slash, rest = parts.partition("/")
+    while slash and Path(folder, first).is_dir():
+        folder, parts = os.path.join(folder, first), rest  # noqa: PTH118 - "./" stays
+        first, slash, rest = parts.partition("/")
+    return folder, parts
+
+
+def _is_note(name: str, folder: str, rest: str) -> bool:
+    """Whether a match is another program's note, or lies below one, that no part of the pattern
+    asks for. (Names that begin with a dot are no matches of a star.)"""
+    if any(part.startswith("_") for part in rest.split("/")):
+        return False
+    inside = Path(name).parts[len(Path(folder).parts) :]
+    return any(part.startswith("_") for part in inside)
 
 
 def _names(folder: Path) -> list[str]:

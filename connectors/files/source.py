@@ -5,10 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -16,10 +19,11 @@ from lxml import etree
 from polars.exceptions import PolarsError
 from pydantic import Field
 
+from connectors.files.identity import Fingerprint, Policy, Watched, resumed, together
 from connectors.files.paths import find, kind, readable
 from connectors.files.table import KINDS, SortedRows
 from connectors.files.tar import TarShard
-from connectors.files.text import COMPRESSIONS, TextFile
+from connectors.files.text import TextFile, compression
 from connectors.files.units import (
     GROUPS,
     LAP,
@@ -52,6 +56,7 @@ from engine.types import (
     Mark,
     Records,
     Schema,
+    Snapshot,
     Source,
     UserError,
     Values,
@@ -75,6 +80,8 @@ SAMPLE_ROWS = 1_000
 """Rows of a text file that its columns' types are guessed from."""
 SAMPLE_BYTES = 4 << 20
 """Of XML documents, whose trees are many times as large."""
+
+log = logging.getLogger("headrace.files")
 
 
 class FilesSource(Source):
@@ -109,6 +116,11 @@ class FilesSource(Source):
             max_record_bytes: the longest row of text, or largest file that is a row, that is
                 accepted; what is larger is a dead letter (of CSV and formats of your own: ends the
                 run).
+            on_replaced: where a file that was read is replaced by another, cut, gone before its
+                end, or goes on within the line that was its last: "fail" ends with a sentence;
+                "read" takes what is there now for new, with a warning.
+            last_line: "take" reads a last line that has no line end; "wait" leaves it, with a
+                warning, until it has one: for files that may grow.
             epochs: how often all files are read.
             shuffle_files: read the files of each epoch in another order.
             seed: of that order.
@@ -125,6 +137,8 @@ class FilesSource(Source):
         delimiter: str | None = Field(default=None, pattern=r"^[\x01-\x7f]$")
         order_by: tuple[str, ...] = ()
         max_record_bytes: int = Field(default=16 << 20, ge=1)
+        on_replaced: Policy = "fail"
+        last_line: Literal["take", "wait"] = "take"
 
     format: Format
 
@@ -148,7 +162,11 @@ class FilesSource(Source):
         self._columns: list[str] | None = None
         self._sorted: pl.DataFrame | None = None
         self._positions: Mapping[str, int] = {}
+        self._moved: dict[str, int] = {}
+        """Where partitions are read on, whatever a mark says."""
         self._totals: dict[str, int] = {}
+        self._known: dict[str, Fingerprint] = {}
+        self._watched: dict[str, Watched] = {}
         self._epoch = self._at = 0
         self._gave = False
         self._order = order(len(self._units), settings, 0)
@@ -208,20 +226,81 @@ class FilesSource(Source):
                 self._totals[unit.name] = self._file.total
                 if records is not None:
                     self._gave = True
-                    lap = self._epoch * LAP
-                    return replace(records, next=records.next + lap, lap=lap) if lap else records
+                    return self._marked(unit, records)
+                self._tell_waiting(unit)
                 self.close()
                 if not self._gave and not position:
                     del self._totals[unit.name]  # no row, so no mark will ever name it
             self._at, self._gave = self._at + 1, False
         raise EndOfStream
 
+    def _marked(self, unit: Unit, records: Records) -> Records:
+        """With the positions of this epoch."""
+        lap = self._epoch * LAP
+        if lap:
+            records = replace(records, next=records.next + lap, lap=lap)
+        watched = self._watched.get(unit.name)
+        if watched is not None:
+            file = self._file
+            watched.note(records, unfinished=isinstance(file, TextFile) and file.unfinished)
+        return records
+
+    def _tell_waiting(self, unit: Unit) -> None:
+        if isinstance(self._file, TextFile) and self._file.waiting:
+            log.warning(
+                "%s ends in a line without a line end, at position %d: it is not read until it has "
+                "one (last_line).",
+                unit.name,
+                self._file.next,
+            )
+
     def seek(self, mark: Mark) -> None:
         """See `engine.types.Source`."""
         self.close()
-        self._positions = dict(mark.positions)
+        self._positions = {**mark.positions, **self._moved}
         self._epoch, self._at, self._gave = 0, 0, False
         self._order = order(len(self._units), self.settings, 0)
+
+    def identities(self, mark: Mark) -> Mapping[str, Snapshot]:
+        """See `engine.types.Source`. File -> its `Fingerprint`; of files that are one partition, a
+        digest of all where their order depends on all."""
+        if self._is_one:
+            return {self._name: self._digest}
+        told = {name: known.snapshot() for name, known in self._known.items()}
+        for unit in self._units:
+            position, watched = mark.positions.get(unit.name), self._watched.get(unit.name)
+            if position is not None and watched is not None:
+                total = self._totals.get(unit.name)
+                known = watched.fingerprint if unit.stop else watched.at(position, total, LAP)
+                told[unit.file] = known.snapshot()
+        return told
+
+    def recognise(self, identities: Mapping[str, Snapshot]) -> None:
+        """See `engine.types.Source`."""
+        if self._is_one:
+            for name, known in identities.items():
+                self._name = name
+                if known != self._digest:
+                    raise UserError(
+                        "[source] order_by puts the rows of all files in one order, and the files "
+                        "are not those of the run before: expected no change; start over with "
+                        "--fresh, or leave order_by out."
+                    )
+        else:
+            self._known = {name: Fingerprint.restore(value) for name, value in identities.items()}
+            there = resumed(self._files, self._known, self.settings.on_replaced)
+            self._files, self._known, self._moved = there.files, there.known, there.moved
+        self._units = self._mine()
+
+    @property
+    def _is_one(self) -> bool:
+        """Whether all files are one partition."""
+        return bool(self.settings.order_by) or self._file_a_row
+
+    @cached_property
+    def _digest(self) -> str:
+        """Of the files that are sorted together."""
+        return together(self._files.values()) if self.settings.order_by else ""
 
     def commit(self, mark: Mark) -> bool:
         """Nothing: a file is not changed by reading it."""
@@ -265,7 +344,7 @@ class FilesSource(Source):
 
     @property
     def _delimiter(self) -> str:
-        tabs = all(".tsv" in path.suffixes for path in self._files.values())
+        tabs = all(".tsv" in map(str.lower, path.suffixes) for path in self._files.values())
         return self.settings.delimiter or ("\t" if tabs else ",")
 
     def _format(self) -> Format:
@@ -347,10 +426,14 @@ class FilesSource(Source):
             table = KINDS[self._kind](path, name)
             table.close()
             return [int(x) for x in table.bounds]
-        lines = self._kind in ("ndjson", "text") and path.suffix not in COMPRESSIONS
+        lines = self._kind in ("ndjson", "text") and compression(path) is None
         return text_bounds(path) if lines else None
 
     def _open(self, unit: Unit) -> Readable:
+        if unit.name not in self._watched and not self._is_one:
+            whole = self._kind not in ("csv", "ndjson", "text") and not is_own(self._kind)
+            path, known = self._files[unit.file], self._known.get(unit.file)
+            self._watched[unit.name] = Watched(path, whole=whole, before=known)
         if unit.stop is None:
             return self._whole_unit(unit)
         file = self._whole_unit(unit)
@@ -393,19 +476,32 @@ class FilesSource(Source):
     def _paths_of(self, columns: list[str]) -> dict[str, str]:
         return {c: path for c, path in self.settings.paths.items() if c in columns}
 
+    @property
+    def _waits(self) -> bool:
+        return self.settings.last_line == "wait"
+
     def _text(self, path: Path, name: str) -> TextFile:
         delimiter = self._delimiter if self._kind == "csv" else None
         limit = self.settings.max_record_bytes
         if self._kind in ("ndjson", "text") and not self.settings.order_by:
-            return TextFile(path, name, delimiter=None, max_record=limit, shorten=True)
-        file = TextFile(path, name, delimiter=delimiter, max_record=limit)
+            return TextFile(
+                path, name, delimiter=None, max_record=limit, shorten=True, wait=self._waits
+            )
+        file = TextFile(path, name, delimiter=delimiter, max_record=limit, wait=self._waits)
         if delimiter is None:
             return file
         raw, end = file.header()
         self._headers[name] = header(raw, name, delimiter)
         if len(self._headers[name]) == 1:  # a blank line is a row there
             file.close()
-            file = TextFile(path, name, delimiter=delimiter, max_record=limit, keep_blank=True)
+            file = TextFile(
+                path,
+                name,
+                delimiter=delimiter,
+                max_record=limit,
+                keep_blank=True,
+                wait=self._waits,
+            )
             file.skip_to(end)
         return file
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import os
 import time
 from pathlib import Path
@@ -16,7 +17,11 @@ from engine.types import HeadraceError, Records, UserError, Values
 BLOCK = 4 << 20
 """Bytes read at a time."""
 BOM = b"\xef\xbb\xbf"
-COMPRESSIONS = {".gz": "gzip", ".tgz": "gzip", ".zst": "zstd"}
+COMPRESSIONS = {
+    ".gz": "gzip", ".tgz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".tbz2": "bz2", ".xz": "xz",
+    ".txz": "xz",
+}  # fmt: skip
+"""Extensions in small letters, and how their files are compressed; see `compression`."""
 QUOTE, NEWLINE, RETURN = 34, 10, 13
 HEAD = 2_000
 """Bytes that are left of a row that is too long."""
@@ -43,6 +48,11 @@ def _quoted_ends(data, delimiter):  # type: ignore[no-untyped-def]
     return ends[:n].copy()
 
 
+def compression(path: Path) -> str | None:
+    """How a file is compressed, by its extension in any case; None where it is not."""
+    return COMPRESSIONS.get(path.suffix.lower())
+
+
 class Bytes:
     """The (decompressed) bytes of a file, read forward.
 
@@ -55,12 +65,13 @@ class Bytes:
     def __init__(self, path: Path, name: str) -> None:
         self.name = name
         self.offset = 0
-        self._compression = COMPRESSIONS.get(path.suffix)
+        self._compression = compression(path)
         try:
             self._raw = pa.OSFile(os.fsencode(path))
-            self._size = int(self._raw.size())
             self._file = self._raw
-            if self._compression is not None:
+            if self._compression == "xz":  # which Arrow does not know
+                self._file = pa.PythonFile(lzma.LZMAFile(self._raw), mode="r")  # noqa: SIM115
+            elif self._compression is not None:
                 self._file = pa.CompressedInputStream(self._raw, self._compression)
         except OSError as error:
             raise HeadraceError(f"{name} cannot be opened: {error}.") from error
@@ -69,7 +80,7 @@ class Bytes:
         """Up to `size` bytes, none at the end."""
         try:
             block = np.frombuffer(self._file.read_buffer(size), np.uint8)
-        except OSError as error:
+        except (OSError, lzma.LZMAError, EOFError) as error:
             raise HeadraceError(
                 f"{self.name} cannot be read on at offset {self.offset} of its text: {error}; the "
                 "file is cut short or damaged: replace it and start again."
@@ -88,6 +99,11 @@ class Bytes:
         if self._compression is None:
             return self._size
         return self._size * self.offset // max(1, int(self._raw.tell()))
+
+    @property
+    def _size(self) -> int:
+        """Bytes of the file now: it may grow."""
+        return os.fstat(self._raw.fileno()).st_size
 
     def skip_to(self, offset: int) -> None:
         """Go on at `offset`: by a seek in plain text, by reading over what is compressed."""
@@ -111,13 +127,17 @@ class TextFile:
     are no rows.
 
     Args:
-        path: the file; ``.gz`` and ``.zst`` are decompressed.
+        path: the file; ``.gz``, ``.zst``, ``.bz2`` and ``.xz`` are decompressed.
         name: the partition.
         delimiter: CSV's, whose quoted fields may hold newlines; None where every newline ends a row
             (NDJSON).
         max_record: bytes of the longest row that is accepted.
         keep_blank: whether a blank line is a row (a CSV of one column: its null).
         shorten: a row that is longer is a null, with its head as bytes, instead of an error.
+        wait: a last line without its end is no row: the file may grow.
+
+    Attributes:
+        unfinished: the last row that was read lacks its line end.
 
     Raises (all methods): HeadraceError where the file cannot be read on, naming file and offset.
     """
@@ -131,8 +151,12 @@ class TextFile:
         max_record: int,
         keep_blank: bool = False,
         shorten: bool = False,
+        wait: bool = False,
     ) -> None:
         self._shorten = shorten
+        self._wait = wait
+        self._open_end = False
+        """Whether the last row in the buffer lacks its line end."""
         self._null: NDArray[np.bool_] | None = None
         """Which of the rows in the buffer were too long; None where none was."""
         self.name = name
@@ -152,6 +176,15 @@ class TextFile:
     def next(self) -> int:
         """Position of the next row."""
         return int(self._starts[self._row])
+
+    @property
+    def unfinished(self) -> bool:
+        return self._open_end and self._row == len(self._bounds) - 1
+
+    @property
+    def waiting(self) -> int:
+        """Bytes behind the last row, at the end of the file: a line without its end."""
+        return len(self._buffer) - int(self._bounds[-1]) if self._ended else 0
 
     @property
     def total(self) -> int:
@@ -233,8 +266,10 @@ class TextFile:
             ends = _quoted_ends(data, ord(self._delimiter))
         else:
             ends = np.flatnonzero(data == NEWLINE) + 1
-        if self._ended and len(data) and (not len(ends) or ends[-1] < len(data)):
+        rest = len(data) > (ends[-1] if len(ends) else 0)
+        if self._ended and rest and not self._wait:
             ends = np.append(ends, len(data))  # the last row lacks its newline, or closing quote
+            self._open_end = True
         return np.asarray(ends, np.int64)
 
     def _drop_blank(self) -> None:
@@ -292,4 +327,4 @@ class TextFile:
         )
 
 
-__all__ = ["COMPRESSIONS", "Bytes", "TextFile"]
+__all__ = ["Bytes", "TextFile", "compression"]

@@ -159,7 +159,7 @@ def pieces(
     may not be."""
     for name, path in files.items():
         cuts = bounds(name, path)
-        if cuts is None or len(cuts) < 3:
+        if cuts is None or len(cuts) < 2:
             yield Unit(name, name, size=path.stat().st_size)
             continue
         size = path.stat().st_size // (len(cuts) - 1)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from connectors.files.paths import readable
-from connectors.files.text import BLOCK, COMPRESSIONS, Bytes
+from connectors.files.text import BLOCK, Bytes, compression
 from connectors.formats.rows import TOO_LARGE
 from engine.types import HeadraceError, Records, Values
 
@@ -92,7 +92,7 @@ class WholeFiles:
         """Never more than the bound in memory, whatever a compressed file unpacks to."""
         file = None
         try:
-            if path.suffix not in COMPRESSIONS:
+            if compression(path) is None:
                 return self._plain(path)
             file = Bytes(path, str(path))
             blocks, size = [], 0
