@@ -15,7 +15,7 @@ SINKS = {
 """``kind`` in ``[sink]`` -> import string."""
 
 LETTERS = {
-    "files": "connectors.files.sink:FilesSink",
+    "files": "connectors.files.sink:LettersFolder",
     "kafka": "connectors.kafka.letters:KafkaLetters",
 }
 """``kind`` in ``[dead_letters]`` -> import string."""

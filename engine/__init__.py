@@ -1,36 +1,59 @@
 """headrace's engine: streams in, clean batches out, models learned and served. See README.md beside
 this file.
 
-The names here are the Python face of everything a pipeline file can do. Importing them loads no
-broker client and no ONNX Runtime; a pipeline loads what it names.
+The names here are the Python face of everything a pipeline file can do. Each is imported when it is
+first asked for: `import engine` alone loads no library, and a pipeline loads what it names.
 """
 
-from engine.collate import Collate
-from engine.config import LoaderSettings, Pipeline
-from engine.evaluation import Evaluation
-from engine.loader import Loader
-from engine.loop import Flood, Loop, Totals
-from engine.metrics import Metrics
-from engine.run import Run, Summary, run
-from engine.types import (
-    Batch,
-    EndOfStream,
-    Features,
-    Format,
-    HeadraceError,
-    Learner,
-    Mark,
-    Predictor,
-    Records,
-    Rejects,
-    Settings,
-    Sink,
-    Source,
-    Stage,
-    Step,
-    Tensors,
-    UserError,
-)
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from engine import environment
+
+if TYPE_CHECKING:
+    from engine.collate import Collate
+    from engine.config import LoaderSettings, Pipeline
+    from engine.evaluation import Evaluation
+    from engine.loader import Loader
+    from engine.loop import Flood, Loop, Totals
+    from engine.metrics import Metrics
+    from engine.run import Run, Summary
+    from engine.types import (
+        Batch,
+        EndOfStream,
+        Features,
+        Format,
+        HeadraceError,
+        Learner,
+        Mark,
+        Predictor,
+        Records,
+        Rejects,
+        Settings,
+        Sink,
+        Source,
+        Stage,
+        Step,
+        Tensors,
+        UserError,
+    )
+
+_ELSEWHERE = {
+    "Collate": "collate",
+    "Evaluation": "evaluation",
+    "Flood": "loop",
+    "Loader": "loader",
+    "LoaderSettings": "config",
+    "Loop": "loop",
+    "Metrics": "metrics",
+    "Pipeline": "config",
+    "Run": "run",
+    "Summary": "run",
+    "Totals": "loop",
+}
+"""Name -> its module, for those that are not of `engine.types`."""
 
 __all__ = [
     "Batch",
@@ -61,5 +84,12 @@ __all__ = [
     "Tensors",
     "Totals",
     "UserError",
-    "run",
 ]
+
+environment.prepare()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"engine.{_ELSEWHERE.get(name, 'types')}"), name)

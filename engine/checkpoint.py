@@ -4,8 +4,8 @@ A file is: a magic line, the length of a JSON header, the header (identity, the 
 table of segments), the segments (raw arrays, Arrow IPC frames), and a BLAKE2b digest over all of
 it. Nothing in it is executed on loading.
 
-Saving writes a temporary name, syncs it, renames it and syncs the folder; older files go only
-afterwards. Loading takes the newest file that is whole, and says so when that is not the newest.
+Saving is `atomic`; older files go only afterwards. Loading takes the newest file that is whole, and
+says so when that is not the newest.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import hashlib
 import io
 import json
 import logging
-import os
 import re
 import struct
 import time
@@ -26,7 +25,7 @@ import numpy as np
 import polars as pl
 from pydantic import Field
 
-from engine import types
+from engine import atomic, types
 from engine.types import Duration, HeadraceError, Snapshot, UserError
 
 log = logging.getLogger("headrace.checkpoint")
@@ -59,12 +58,14 @@ class Checkpoints:
             keep: how many of the newest stay.
             every_seconds: time between saves.
             every_batches: batches between saves, instead of the time.
+            private: whether only the user who runs headrace may read them (mode 0600).
         """
 
         path: str
         keep: int = Field(3, ge=1)
         every_seconds: Duration = Field(10.0, gt=0)
         every_batches: int | None = Field(None, ge=1)
+        private: bool = False
 
     def __init__(self, settings: Checkpoints.Settings) -> None:
         self.settings = settings
@@ -84,14 +85,14 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
             numbers = self._numbers()
             path = self.folder / f"checkpoint-{max(numbers, default=0) + 1:08d}.hrc"
-            write_atomically(path, parts)
+            atomic.write_parts(path, parts, private=self.settings.private)
             for number in sorted(numbers)[: max(0, len(numbers) + 1 - self.settings.keep)]:
                 if number != self._confirmed:
                     self._path(number).unlink()
         except OSError as error:
             raise CheckpointFailed(
                 f"The checkpoint cannot be written to {self.folder}: {error.strerror or error}; "
-                "the last good one stays, and the next attempt comes in its time."
+                "the last good one stays."
             ) from error
         self.seconds = time.perf_counter() - start
         self.nbytes = sum(memoryview(part).nbytes for part in parts)
@@ -173,26 +174,6 @@ class Checkpoints:
                     f"The checkpoint in {self.folder} was written with another {part}: expected "
                     f"{_difference(now, was)}; take another folder, or start over with --fresh."
                 )
-
-
-def write_atomically(path: Path, parts: list[bytes | memoryview]) -> None:
-    """Write `parts` under a temporary name, sync, rename, sync the folder. Raises: OSError; leaves
-    nothing behind."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.writelines(parts)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def encode(state: Snapshot, identity: Mapping[str, str]) -> list[bytes | memoryview]:
@@ -324,5 +305,4 @@ __all__ = [
     "decode",
     "encode",
     "size_of",
-    "write_atomically",
 ]

@@ -1,27 +1,27 @@
 """The command: ``headrace run | check | explore | profile | folds | export | compress | replay |
 predict``.
 
-Exit codes: 0 done (also after a signal), 1 failed, 2 the user's mistake, 3 too many rejected rows.
+Exit codes: 0 done (also after a signal), 1 failed, 2 the user's mistake, 3 too many rejected rows;
+a second signal ends with 128 and its number.
+
+Nothing heavy is imported up here: a signal is answered before the first library is loaded.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import logging
+import os
 import sys
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import version
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.types import HeadraceError, UserError
+from engine import environment, signals
+from engine.errors import HeadraceError, UserError
 
 if TYPE_CHECKING:
     from engine.run import Run
 
-log = logging.getLogger("headrace.cli")
 EXIT = {"done": 0, "failed": 1, "mistake": 2, "flood": 3}
 
 RUN = """\
@@ -33,7 +33,7 @@ Stream a source through the scrub, and train, serve or only clean.
 
 A second run of the same file goes on where the last one stopped; --fresh starts over.
 Ctrl-C (SIGINT) or SIGTERM finishes the batch in hand, saves and exits with 0; a second one stops at
-once.
+once, with 130 or 143.
 """
 CHECK = """\
 Preflight: validates the file, opens the source, decodes a sample, and says what each stage would do
@@ -98,28 +98,49 @@ Add a model's predictions to the rows of files.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The ``headrace`` command; the exit code."""
-    options = _parser().parse_args(arguments)
+    """The ``headrace`` command; the exit code.
+
+    Args:
+        arguments: those of this process unless given; only then is the process the command's own.
+    """
+    if arguments is None:
+        signals.take()
+    _open_streams()
+    try:
+        with signals.answering(signals.stop):
+            options = _parser().parse_args(arguments)
+            return _done(options)
+    except signals.Stopped:
+        signals.tell(signals.goodbye())
+        return EXIT["done"]
+
+
+def _done(options: argparse.Namespace) -> int:
+    """Do what is asked for; whatever happens is a sentence and an exit code."""
     from engine import logs
 
     logs.setup(options.log_format, options.log_level)
     try:
-        with _no_traceback_for_pipes():
-            command: Callable[[argparse.Namespace], int] = options.command
-            return command(options)
+        for remark in environment.remarks():
+            _log().warning("%s", remark)
+        command: Callable[[argparse.Namespace], int] = options.command
+        return command(options)
+    except signals.Stopped:
+        raise
     except UserError as error:
         return _say(error, EXIT["mistake"])
     except HeadraceError as error:
         from engine.loop import Flood
 
         return _say(error, EXIT["flood" if isinstance(error, Flood) else "failed"])
-    except Exception as error:  # noqa: BLE001 - the last line of defence: one sentence, details on demand
+    except BrokenPipeError as error:
+        return EXIT["failed"] if _nobody_reads() else _say(_unexpected(error), EXIT["failed"])
+    except BaseException as error:  # noqa: BLE001 - the last line of defence: one sentence, details on demand
         if options.log_level == "debug":
+            import traceback
+
             traceback.print_exc()
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        place = f"{Path(where.filename).name}:{where.lineno}"
-        text = f"{type(error).__name__}: {error} ({place}); --log-level debug shows more."
-        return _say(text, EXIT["failed"])
+        return _say(_unexpected(error), EXIT["failed"])
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -137,7 +158,8 @@ def _runs(options: argparse.Namespace, *, fresh: bool = False, replay: bool = Fa
     with Progress() as progress:
         run = Run(options.file, options.set, watch=progress.watch, replay=replay)
         summary = run.run(fresh=fresh)
-    finish(summary)
+    with signals.answering(signals.note):
+        finish(summary)
     return EXIT["done"]
 
 
@@ -153,6 +175,7 @@ def _check(options: argparse.Namespace) -> int:
 def _explore(options: argparse.Namespace) -> int:
     import json
 
+    from engine import atomic
     from engine.config import Pipeline
     from engine.explore import explore, page, terminal
     from engine.progress import Progress, console
@@ -170,7 +193,7 @@ def _explore(options: argparse.Namespace) -> int:
         page.write(found, options.html)
         console().print(f"Wrote {options.html}.", highlight=False, markup=False)
     if options.json is not None:
-        options.json.write_text(json.dumps(found.plain(), indent=2, ensure_ascii=False) + "\n")
+        atomic.write(options.json, json.dumps(found.plain(), indent=2, ensure_ascii=False) + "\n")
         console().print(f"Wrote {options.json}.", highlight=False, markup=False)
     return EXIT["done"]
 
@@ -254,11 +277,14 @@ def _predict(options: argparse.Namespace) -> int:
     with Progress() as progress:
         run = Run(Pipeline.of(table, options.set, where="the command line"), watch=progress.watch)
         summary = run.run(fresh=True)
-    finish(summary)
+    with signals.answering(signals.note):
+        finish(summary)
     return EXIT["done"]
 
 
 def _parser() -> argparse.ArgumentParser:
+    from importlib.metadata import version
+
     parser = argparse.ArgumentParser(
         prog="headrace",
         description="Streams in, models out: clean, learn online and serve quantized predictions.",
@@ -345,14 +371,52 @@ def _say(error: object, code: int) -> int:
     return code
 
 
-@contextlib.contextmanager
-def _no_traceback_for_pipes() -> Iterator[None]:
-    """``headrace ... | head`` ends quietly."""
+def _unexpected(error: BaseException) -> str:
+    """An error that has no sentence of its own, in one."""
+    import traceback
+
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{Path(where.filename).name}:{where.lineno}"
+    if isinstance(error, SystemExit):
+        return (
+            f"Code of the pipeline's called sys.exit({error.code!r}) ({place}), which ends no run: "
+            "raise an error where it cannot go on, or let the source end."
+        )
+    if isinstance(error, ImportError | MemoryError) and environment.address_space() is not None:
+        return (
+            f"There is no room for the libraries ({type(error).__name__}: {error}): 'ulimit -v' "
+            "limits addresses, of which they reserve more than they use; raise it, or limit memory "
+            "by a control group instead (systemd: MemoryMax)."
+        )
+    return f"{type(error).__name__}: {error} ({place}); --log-level debug shows more."
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output is a pipe whose reader left: ``headrace ... | head`` ends quietly."""
     try:
-        yield
+        sys.stdout.flush()
     except BrokenPipeError:
-        sys.stderr.close()
-        raise SystemExit(EXIT["failed"]) from None
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
+
+
+def _open_streams() -> None:
+    """A standard stream that is closed goes nowhere; left closed, the next file that is opened
+    would take its place and get what is said."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+
+
+def _log() -> Any:
+    import logging
+
+    return logging.getLogger("headrace.cli")
 
 
 if __name__ == "__main__":

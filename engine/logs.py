@@ -7,6 +7,7 @@ given to `hide` is shown as ``***``, wherever it turns up.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -18,7 +19,7 @@ import urllib.parse
 from collections.abc import Mapping
 from typing import Any, TextIO
 
-from engine.types import UserError, nearest
+from engine.errors import UserError, nearest
 
 STYLES = ("auto", "text", "json")
 LEVELS = ("debug", "info", "warning", "error")
@@ -103,8 +104,9 @@ def redact(text: str) -> str:
 def say(sentence: str) -> None:
     """Tell the user a sentence on stderr, in one line and without secrets: an error that ends a
     command is no log record, whatever the style."""
-    sys.stderr.write(escape(redact(sentence)) + "\n")
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # nobody listens: the exit code says it too
+        sys.stderr.write(escape(redact(sentence)) + "\n")
+        sys.stderr.flush()
 
 
 def escape(text: str) -> str:

@@ -18,18 +18,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import os
-import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from types import FrameType
 from typing import Any, Protocol
 
 import polars as pl
 
+from engine import signals
 from engine.checkpoint import CheckpointFailed, Checkpoints
 from engine.config import DeadLetterSettings
 from engine.letters import letters
@@ -68,11 +65,6 @@ COUNTED = {
 
 class Flood(HeadraceError):
     """More rows are rejected than the breaker allows. Exit code 3."""
-
-
-class Stopped(BaseException):
-    """A signal asked to stop while the loop waited for a batch. BaseException: no handler may take
-    it for a failure."""
 
 
 @dataclass(slots=True)
@@ -245,6 +237,7 @@ class Loop:
         self._stopping = False
         self._waiting = False
         self._unsaved = self._behind = False
+        self._failed: CheckpointFailed | None = None
         self._lag_told = self._skew_told = self._event_time = 0.0
         self._sink_told: dict[str, int] = {}
         self._saved_at = time.monotonic()
@@ -305,19 +298,24 @@ class Loop:
     def run(self) -> Totals:
         """Until the end of the source or a signal, then flush, save, commit.
 
-        Raises: Flood; HeadraceError and whatever source, stages, work or sinks raise. What was
-        saved stays saved.
+        Raises: Flood; CheckpointFailed where the last one cannot be written; HeadraceError and
+        whatever source, stages, work or sinks raise. What was saved stays saved.
         """
-        with self._signals(), self._closing(), self.loader, self._releasing():
+        with signals.answering(self._answer), self._closing(), self.loader, self._releasing():
             self._saved_batches = self.totals.batches
+            self._stopping = self._stopping or signals.asked() is not None
             self._began = self._judged = self.loader.times.account()
-            with contextlib.suppress(Stopped):
+            with contextlib.suppress(signals.Stopped):
                 self._batches()
             if self._stopping:
                 log.info("stopping", extra={"batches": self.totals.batches})
-            if self._unsaved:
-                self._save()
+            saved = not self._unsaved or self._save()
             self._tell_lag()
+            if not saved and self._failed is not None:
+                raise CheckpointFailed(
+                    f"{self._failed} What came after it is in none: mend that and start again; it "
+                    "is read again."
+                ) from self._failed
             return self.totals
 
     def stop(self) -> None:
@@ -375,7 +373,7 @@ class Loop:
         self._waiting = True
         try:
             if self._stopping:
-                raise Stopped
+                raise signals.Stopped
             return next(batches, None)
         finally:
             self._waiting = False
@@ -574,8 +572,10 @@ class Loop:
                 path = checkpoints.save(state, self._identity)
         except CheckpointFailed as error:
             metrics.checkpoint_failures.inc()
+            self._failed = error
             log.error("checkpoint failed; the last good one stays", extra={"error": str(error)})
             return False
+        self._failed = None
         metrics.checkpoint_seconds.observe(time.perf_counter() - start)
         metrics.checkpoint_bytes.set(path.stat().st_size)
         metrics.checkpoint_timestamp_seconds.set_to_current_time()
@@ -600,26 +600,11 @@ class Loop:
             if self._shared is not None:
                 self._shared.release()
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM stop in good order; a second one stops at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def handle(number: int, _: FrameType | None) -> None:
-            if self._stopping:
-                os._exit(128 + number)
-            self._stopping = True
-            if self._waiting:
-                raise Stopped
-
-        before = {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _answer(self) -> None:
+        """SIGINT and SIGTERM stop in good order."""
+        self._stopping = True
+        if self._waiting:
+            raise signals.Stopped
 
 
-__all__ = ["Breaker", "Done", "Flood", "Loop", "Stopped", "Totals", "Work"]
+__all__ = ["Breaker", "Done", "Flood", "Loop", "Totals", "Work"]

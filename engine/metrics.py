@@ -12,7 +12,6 @@ import importlib.metadata
 import itertools
 import logging
 import platform
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -33,6 +32,7 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
+from engine import atomic
 from engine.types import HeadraceError
 
 log = logging.getLogger("headrace.metrics")
@@ -365,12 +365,9 @@ class Metrics:
         Raises: HeadraceError when it cannot be written.
         """
         page, _ = self.exposition()
-        part = path.with_name(f".{path.name}.{threading.get_ident()}.tmp")
         try:
-            part.write_bytes(page)
-            part.replace(path)
+            atomic.write(path, page)
         except OSError as error:
-            part.unlink(missing_ok=True)
             raise HeadraceError(f"The metrics cannot be written to '{path}': {error}.") from error
 
 

@@ -89,7 +89,7 @@ def _augmented(run: Run, batch: Batch) -> dict[str, int]:
     """How many of the rows each augment changes, on a way of their own: to the model go all."""
     if not run.trains or run.augmentation is None or not len(batch):
         return {}
-    assert run.learner is not None  # it binds them
+    _ = run.learner  # it binds them
     changed: dict[str, int] = run.augmentation(batch.tensors, 0)[1]
     return changed
 

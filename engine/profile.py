@@ -21,6 +21,7 @@ from pathlib import Path
 import psutil
 from rich.table import Table
 
+from engine import atomic
 from engine.config import Pipeline
 from engine.loop import Loop
 from engine.run import Run
@@ -210,7 +211,7 @@ class Sample:
             for thread, stage, start, wall in self._events
         ]
         try:
-            path.write_text(json.dumps({"traceEvents": events}), encoding="utf-8")
+            atomic.write(path, json.dumps({"traceEvents": events}))
         except OSError as error:
             raise UserError(f"The trace cannot be written to '{path}': {error}.") from error
 

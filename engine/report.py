@@ -9,6 +9,8 @@ from typing import Any
 import polars as pl
 from rich.table import Table
 
+from engine import atomic
+
 # Okabe & Ito's palette, told apart by colour-blind readers too.
 MODEL, BASELINES = "#0072B2", ("#E69F00", "#CC79A7", "#009E73", "#D55E00", "#56B4E9")
 FIGURES = ("mae", "rmse", "r2", "accuracy", "f1", "log_loss", "auc")
@@ -98,7 +100,8 @@ def picture(history: pl.DataFrame, path: Path, *, title: str) -> None:
     axes.grid(axis="y", linewidth=0.4, alpha=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     canvas.tight_layout()
-    canvas.savefig(path)
+    with atomic.written(path) as temporary:
+        canvas.savefig(temporary)
     plt.close(canvas)
 
 

@@ -18,8 +18,8 @@ from typing import Any, cast
 
 import polars as pl
 
-from engine import report
-from engine.checkpoint import Checkpoints, size_of
+from engine import atomic, report
+from engine.checkpoint import CheckpointFailed, Checkpoints, size_of
 from engine.collate import Collate
 from engine.config import ModelSettings, Pipeline, component, validate
 from engine.evaluation import Evaluation
@@ -229,7 +229,7 @@ class Run:
     @property
     def schema(self) -> Schema:
         """The columns after the last stage."""
-        assert self.stages is not None
+        _ = self.stages  # they make it
         return self._schema
 
     @cached_property
@@ -563,11 +563,17 @@ class Run:
         self._tell()
         with self._serving():
             resumed = loop.resume()
-            totals = loop.run()
+            unsaved: CheckpointFailed | None = None
+            try:
+                totals = loop.run()
+            except CheckpointFailed as error:  # all was done; what it came to is left all the same
+                totals, unsaved = loop.totals, error
             bottleneck = loop.verdict()
             if bottleneck is not None:
                 log.info("%s", bottleneck, extra={"part": bottleneck.part})
             files, verdict = self._leave(stopped=loop.stopped)
+        if unsaved is not None:
+            raise unsaved
         return Summary(
             totals=totals,
             seconds=time.perf_counter() - start,
@@ -826,7 +832,7 @@ class Run:
     def _report(self) -> dict[str, Path]:
         tell_quality(self.metrics, self.evaluation.report())
         files = {"report": self.folder / "report.json"}
-        files["report"].write_text(json.dumps(self.evaluation.report(), indent=2, default=str))
+        atomic.write(files["report"], json.dumps(self.evaluation.report(), indent=2, default=str))
         history = self.evaluation.history()
         if history.height > 1:
             files["picture"] = self.folder / "error.png"

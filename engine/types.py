@@ -10,8 +10,8 @@ A position always means the NEXT one to read. A batch carries the `Mark` after i
 nothing that still sits in a queue can be committed: only a batch in the consumer's hand has a mark
 to give.
 
-This module imports polars, numpy, pydantic and torch and nothing of headrace; every other module
-may import it.
+This module imports polars, numpy, pydantic, torch and of headrace `engine.errors` alone; every
+other module may import it.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, SecretStr
 
+from engine.errors import HeadraceError, UserError, nearest
+
 PARTITION = "_partition"
 """Column that says which partition a row came from (a file's path, ``topic/3``)."""
 POSITION = "_position"
@@ -47,15 +49,6 @@ Snapshot = Any
 """A stage's state as a plain value: None, bool, int, float, str, bytes, numpy arrays, polars frames
 and series, and lists, tuples and string-keyed dicts of those. It is never changed after it was
 handed out; see `Stage.snapshot`."""
-
-
-class HeadraceError(Exception):
-    """The run cannot go on. The message is one sentence: expected, got, where, what to do. Exit
-    code 1."""
-
-
-class UserError(HeadraceError, ValueError):
-    """The user's mistake (a file, a key, a value). Same sentence, exit code 2."""
 
 
 class EndOfStream(Exception):
@@ -1074,18 +1067,6 @@ def training(frame: pl.DataFrame) -> pl.DataFrame:
     """The rows to learn from: all, or where a 'split' stage has dealt them out, those of
     ``train``."""
     return frame.filter(pl.col(PART) == "train") if PART in frame.columns else frame
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """`` Did you mean 'x'?`` for the known name nearest to `word`, or the known names, or nothing;
-    to end a sentence."""
-    import difflib
-
-    names = sorted(known)
-    match = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
-    if match:
-        return f" Did you mean '{match[0]}'?"
-    return f" Known: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}." if names else ""
 
 
 def parse_schema(columns: Mapping[str, Any], *, where: str = "[source.schema]") -> Schema:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from rich.table import Table
 
-from engine import types
+from engine import atomic, types
 from engine.types import Features, UserError
 from models.export import SCORE, put
 from models.feed import Feed, Inputs
@@ -141,7 +141,7 @@ class Verdict:
             | {"onnxruntime": runtime_version()},
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(made, indent=2))
+        atomic.write(path, json.dumps(made, indent=2))
 
 
 def compress(model: Path, rows: pl.DataFrame, settings: Compression, *, path: Path) -> Verdict:

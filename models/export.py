@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +18,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
+from engine import atomic
 from engine.types import Affine, Clip, Codes, Features, Fill, Power, Transform
 from models.graph import ML, Graph
 
@@ -85,18 +85,9 @@ def write(model: onnx.ModelProto, path: Path) -> Path:
 
 
 def put(data: bytes, path: Path) -> Path:
-    """Under a temporary name, synced, renamed; nothing is left where that fails. Raises:
-    OSError."""
+    """A model file's content, there whole or not at all. Raises: OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        return temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    return atomic.write(path, data)
 
 
 class _Front:

@@ -8,13 +8,13 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, ClassVar, Literal
 
 import polars as pl
 import polars.selectors as cs
 from pydantic import Field
 
-from engine import types
+from engine import atomic, types
 from engine.types import HeadraceError, Snapshot, UserError
 
 WRITERS: dict[str, Callable[[pl.DataFrame, IO[bytes]], None]] = {
@@ -30,10 +30,12 @@ bytes: they get them in base64."""
 class FilesSink:
     """See `engine.types.Sink`. `flush` makes what was written the part ``part-00000012.parquet``.
 
-    A part is written under a temporary name, synced, renamed, and the folder synced. Rows beyond
-    `max_buffer_bytes` go to temporary parts early; only `flush` makes those visible. `restore`
-    removes parts by their number, and no file of another name.
+    A part is written as `engine.atomic` does. Rows beyond `max_buffer_bytes` go to temporary parts
+    early; only `flush` makes those visible. `restore` removes parts by their number, and no file of
+    another name; that the parts before it are still there is looked at then, too.
     """
+
+    section: ClassVar[str] = "sink"
 
     class Settings(types.Settings):
         """``[sink] kind = "files"``
@@ -43,11 +45,16 @@ class FilesSink:
             format: parquet, ndjson, csv or arrow.
             max_buffer_bytes: rows held in memory between flushes; less where the pipeline's budget
                 is small.
+            verify_parts: whether a start refuses to go on where parts are gone or cut. Set it to
+                false where something else takes parts away.
+            private: whether only the user who runs headrace may read the parts (mode 0600).
         """
 
         path: str
         format: Literal["parquet", "ndjson", "csv", "arrow"] = "parquet"
         max_buffer_bytes: int = Field(default=64 << 20, ge=1)
+        verify_parts: bool = True
+        private: bool = False
 
     def __init__(self, settings: FilesSink.Settings) -> None:
         """Raises: UserError where the folder can never be made or written."""
@@ -57,7 +64,7 @@ class FilesSink:
         self._nbytes = 0
         self._limit = settings.max_buffer_bytes
         self._spilled: list[Path] = []
-        self._next = 0
+        self._next = self._written = 0
         self._pattern = re.compile(rf"part-(\d{{8,}})\.{settings.format}(\.tmp)?")
         self._check()
 
@@ -86,29 +93,55 @@ class FilesSink:
         if not self._spilled:
             return
         try:
-            for temporary in self._spilled:
-                temporary.replace(temporary.with_suffix(""))
-            _sync(self.folder)
+            self._written += sum(temporary.stat().st_size for temporary in self._spilled)
+            atomic.publish({temporary: temporary.with_suffix("") for temporary in self._spilled})
         except OSError as error:
             raise self._error(self.folder, error) from error
         self._next += len(self._spilled)
         self._spilled = []
 
     def snapshot(self) -> Snapshot:
-        """The next part's number."""
-        return self._next
+        """The next part's number, and how long all before it are together."""
+        return {"next": self._next, "bytes": self._written}
 
     def restore(self, value: Snapshot) -> None:
-        """Remove parts of this number and above, and temporary ones; None removes all parts."""
+        """Remove parts of this number and above, and temporary ones; None removes all parts.
+
+        Raises: UserError where parts before it are gone or cut.
+        """
         self.close()
-        self._next = 0 if value is None else int(value)
+        self._next, self._written = (0, 0) if value is None else (value["next"], value["bytes"])
+        there: dict[int, int] = {}
         try:
             for path in list(self.folder.iterdir()) if self.folder.is_dir() else []:
-                part = self._pattern.fullmatch(path.name)
-                if part and (part[2] or int(part[1]) >= self._next):
+                if (part := self._pattern.fullmatch(path.name)) is None:
+                    continue
+                if part[2] or int(part[1]) >= self._next:
                     path.unlink()
+                else:
+                    there[int(part[1])] = path.stat().st_size
         except OSError as error:
             raise self._error(self.folder, error) from error
+        if self.settings.verify_parts:
+            self._verify(there)
+
+    def _verify(self, there: dict[int, int]) -> None:
+        gone = [number for number in range(self._next) if number not in there]
+        if not gone and sum(there.values()) == self._written:
+            return
+        what = (
+            f"{len(gone):,} of {self._next:,} are gone, {self._name(gone[0])} first"
+            if gone
+            else f"they are {sum(there.values()):,} bytes, and {self._written:,} were written"
+        )
+        raise UserError(
+            f"[{self.section}] path '{self.folder}' no longer has the parts that the checkpoint "
+            f"counts on: {what}; put them back, start over with --fresh, or set verify_parts = "
+            "false where something else takes parts away."
+        )
+
+    def _name(self, number: int) -> str:
+        return f"part-{number:08d}.{self.settings.format}"
 
     def close(self) -> None:
         """See `engine.types.Sink`."""
@@ -120,16 +153,12 @@ class FilesSink:
         """What is in memory becomes one temporary part, safe on the disk."""
         if not self._frames:
             return
-        number = self._next + len(self._spilled)
-        temporary = self.folder / f"part-{number:08d}.{self.settings.format}.tmp"
+        name = self._name(self._next + len(self._spilled))
+        temporary = self.folder / (name + atomic.SUFFIX)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                file.write(self._encoded())
-                file.flush()
-                os.fsync(file.fileno())
+            atomic.stage(temporary, [self._encoded()], private=self.settings.private)
         except OSError as error:
-            self._discard(temporary)
             raise self._error(temporary, error) from error
         self._spilled.append(temporary)
         self._frames, self._nbytes = [], 0
@@ -143,43 +172,40 @@ class FilesSink:
         WRITERS[self.settings.format](frame, buffer)
         return buffer.getbuffer()
 
-    def _discard(self, temporary: Path) -> None:
-        """Free the space at once; where even that fails, `restore` does it later."""
-        try:
-            temporary.unlink(missing_ok=True)
-        except OSError:
-            return
-
     def _check(self) -> None:
         place = self.folder.absolute()
         while not place.exists() and place != place.parent:
             place = place.parent
         if not place.is_dir():
             raise UserError(
-                f"[sink] path '{self.folder}' cannot be a folder: '{place}' is a file; choose "
-                "another path."
+                f"[{self.section}] path '{self.folder}' cannot be a folder: '{place}' is a file; "
+                "choose another path."
             )
         if not os.access(place, os.W_OK | os.X_OK):
             raise UserError(
-                f"[sink] path '{self.folder}' cannot be written: no permission at '{place}'; grant "
-                "it, or choose another path."
+                f"[{self.section}] path '{self.folder}' cannot be written: no permission at "
+                f"'{place}'; grant it, or choose another path."
             )
 
     def _error(self, path: Path, error: OSError) -> HeadraceError:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         what = "free some space" if full else "mend that"
         return HeadraceError(
-            f"[sink] cannot write {path}: {error.strerror}: {what} and start again; nothing "
-            "before the last checkpoint is lost."
+            f"[{self.section}] cannot write {path}: {error.strerror}: {what} and start again; "
+            "nothing before the last checkpoint is lost."
         )
 
 
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+class LettersFolder(FilesSink):
+    """Dead letters as files. They are for people, who clear them away once they are mended: none is
+    missed."""
+
+    section = "dead_letters"
+
+    class Settings(FilesSink.Settings):
+        """``[dead_letters] kind = "files"``"""
+
+        verify_parts: bool = False
 
 
-__all__ = ["FilesSink"]
+__all__ = ["FilesSink", "LettersFolder"]

@@ -13,6 +13,7 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
+from engine import atomic
 from engine.explore.findings import Figures, Findings, Timeline
 from engine.explore.terminal import number
 from engine.types import UserError
@@ -24,7 +25,7 @@ STRIP = 44.0
 def write(found: Findings, path: Path) -> None:
     """Raises: UserError where it cannot be written."""
     try:
-        path.write_text(page(found), encoding="utf-8")
+        atomic.write(path, page(found))
     except OSError as error:
         raise UserError(f"The page cannot be written to '{path}': {error.strerror}.") from None
 

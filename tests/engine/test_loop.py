@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 from connectors.memory import Fault, MemorySink, MemorySource
-from engine.checkpoint import Checkpoints
+from engine.checkpoint import CheckpointFailed, Checkpoints
 from engine.config import DeadLetterSettings, LoaderSettings
 from engine.loader import Loader
 from engine.loop import Breaker, Done, Flood, Loop, Totals
@@ -223,10 +223,15 @@ def test_stop_finishes_the_batch_in_hand_and_saves(tmp_path: Path) -> None:
     assert 0 < totals.read < 10_000
 
 
-def test_a_checkpoint_that_fails_is_counted_and_the_run_goes_on(tmp_path: Path) -> None:
+def test_a_checkpoint_that_fails_is_counted_and_the_last_one_fails_the_run(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "file").write_text("")
     made = Pipeline([numbers(0, 95)], tmp_path / "file" / "folder")
-    assert made.loop.run().balanced
+    with pytest.raises(CheckpointFailed, match=r"cannot be written to .*start again"):
+        made.loop.run()
+    assert made.loop.totals.balanced
+    assert made.loop.totals.read == 95
     text = made.loop.metrics.exposition()[0].decode()
     assert "headrace_checkpoint_failures_total 6.0" in text
     assert made.source.commits == []  # nothing is committed beyond what is saved

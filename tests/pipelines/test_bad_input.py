@@ -388,7 +388,7 @@ def test_a_full_disk_for_results_stops_and_keeps_what_is_safe(
     assert results()["n"].to_list() == list(range(20_000))
 
 
-def test_a_full_disk_for_checkpoints_is_counted_and_the_run_goes_on(
+def test_a_full_disk_for_checkpoints_is_counted_and_told_at_the_end(
     tmp_path: Path, rows: Rows, small: Small, headrace: Headrace,
     counted: Callable[[], dict[str, float]], small_disk: Callable[[int], None],
 ) -> None:  # fmt: skip
@@ -397,8 +397,10 @@ def test_a_full_disk_for_checkpoints_is_counted_and_the_run_goes_on(
     file = small(data, ("layers = [8]", "layers = [256, 256]"))
     small_disk(1 << 18)
     code, _, err = headrace("run", file)
-    assert code == 0
+    assert code == 1
     assert "checkpoint failed; the last good one stays" in err
+    assert "headrace: The checkpoint cannot be written to" in err.splitlines()[-1]
+    assert "mend that and start again" in err
     assert counted()["headrace_checkpoint_failures_total"] == 6
     assert counted()["headrace_learned_records_total"] == 2_000
 

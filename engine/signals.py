@@ -1,0 +1,138 @@
+"""SIGINT and SIGTERM, from a command's first line to its last.
+
+The first one asks to stop; who is `answering` says how: a run finishes its batch, and what has no
+order of its own raises `Stopped`. The second ends the process at once, with 128 and its number.
+Nothing that was saved is lost either way: every file is there whole or not at all.
+
+An exception cannot be raised everywhere: inside an import it leaves a module half made, and what
+is called back from C drops it. There the first signal ends the process at once, too, with 0.
+
+Imports nothing heavy: a command is safe from its first moment on.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SHOW_CURSOR = b"\x1b[?25h"
+"""A progress bar hides it."""
+
+_answers: list[Callable[[], None]] = []
+"""Who answers, the innermost last."""
+_asked: signal.Signals | None = None
+
+
+class Stopped(BaseException):
+    """A signal asked to stop. BaseException: no handler may take it for a failure."""
+
+
+def asked() -> str | None:
+    """The name of the signal that asked to stop, or None."""
+    return None if _asked is None else _asked.name
+
+
+def stop() -> None:
+    """The answer of what has no order of its own to stop in. Raises: Stopped."""
+    raise Stopped
+
+
+def note() -> None:
+    """The answer of what is done in a moment anyway, or looks by itself whether it was `asked`."""
+
+
+@contextlib.contextmanager
+def answering(answer: Callable[[], None]) -> Iterator[None]:
+    """Inside, `answer` is called (in the main thread) when the first signal comes. In another
+    thread than the main one: nothing."""
+    global _asked
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    _answers.append(answer)
+    _install()
+    try:
+        yield
+    finally:
+        _answers.pop()
+        if not _answers:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            _asked = None
+
+
+def take() -> None:
+    """For a process that is a command's alone: signals are answered from here to its very end, by
+    `note` where nobody else does."""
+    _answers.append(note)
+    _install()
+    sys.unraisablehook = _unraisable
+    # The interpreter puts the defaults back while it ends: with those, a signal changes the code.
+    atexit.register(lambda: [signal.signal(number, signal.SIG_IGN) for number in SIGNALS])
+
+
+def tell(sentence: str) -> None:
+    """One line on stderr, from wherever a signal came."""
+    with contextlib.suppress(OSError):
+        cursor = SHOW_CURSOR if os.isatty(2) else b""
+        os.write(2, cursor + f"headrace: {sentence}\n".encode())
+
+
+def goodbye() -> str:
+    """What a command says that was stopped."""
+    return f"stopped by {asked()}; what was saved stays, and the same command goes on from there."
+
+
+def _install() -> None:
+    for number in SIGNALS:
+        signal.signal(number, _handle)
+
+
+def _handle(number: int, frame: FrameType | None) -> None:
+    global _asked
+    if _asked is not None:
+        name = signal.Signals(number).name
+        tell(f"ended at once by a second signal ({name}); what was saved stays.")
+        _end(128 + number)
+    _asked = signal.Signals(number)
+    try:
+        _answers[-1]()
+    except Stopped:
+        if _importing(frame):
+            tell(goodbye())
+            _end(0)
+        raise
+
+
+def _importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _unraisable(what: sys.UnraisableHookArgs) -> None:
+    """Somebody dropped an exception: if it was ours, the process ends here."""
+    if issubclass(what.exc_type, Stopped):
+        tell(goodbye())
+        _end(0)
+    sys.__unraisablehook__(what)
+
+
+def _end(code: int) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # closed, broken, or in the middle of a write
+            stream.flush()
+    os._exit(code)
+
+
+__all__ = ["Stopped", "answering", "asked", "goodbye", "note", "stop", "take", "tell"]
