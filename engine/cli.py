@@ -48,6 +48,7 @@ correlations, drift; what the pipeline's stages do with it; and a [scrub] that s
 
   headrace explore payments.parquet
   headrace explore 'logs/*.csv.gz' --html logs.html
+  headrace explore prices.csv --set 'source.schema.zip="string"'
   headrace explore deploy/pipelines/pedestrians.toml --json found.json
 
 A topic is read to where it ends now, without its group. Nothing is written but what you name.
@@ -176,17 +177,15 @@ def _explore(options: argparse.Namespace) -> int:
     import json
 
     from engine import atomic
-    from engine.config import Pipeline
     from engine.explore import explore, page, terminal
     from engine.progress import Progress, console
 
     if options.rows is not None and options.rows < 1:
         raise UserError(f"Expected --rows of 1 or more, got {options.rows}.")
-    what = options.what
-    if what.endswith(".toml"):
-        what = Pipeline.load(what, options.set)
     with Progress() as progress:
-        found = explore(what, rows=options.rows, time=options.time, watch=progress.look)
+        found = explore(
+            options.what, options.set, rows=options.rows, time=options.time, watch=progress.look
+        )
     for part in terminal.parts(found):
         console().print(part, highlight=False)
     if options.html is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import polars as pl
@@ -23,6 +23,7 @@ Stages = dict[str, dict[str, int]]
 
 def explore(
     what: str | Path | Pipeline,
+    overrides: Iterable[str] = (),
     *,
     rows: int | None = None,
     time: str | None = None,
@@ -34,6 +35,7 @@ def explore(
         what: a file, folder or glob that the files source reads, or a pipeline: its source is read
             from the start to where it ends now, its stages are tried, nothing is written and no
             group is joined.
+        overrides: "a.b=c" texts, e.g. "source.delimiter=;", for a file or a pipeline's path.
         rows: to look at, the first ones; all unless given.
         time: a SQL expression for the time of a row, where its columns do not tell.
         watch: called after every batch, with the share of the source that is done (None: unknown).
@@ -41,7 +43,7 @@ def explore(
     Raises: UserError for what is not there or cannot be read; HeadraceError for a source that
     fails.
     """
-    pipeline = what if isinstance(what, Pipeline) else _pipeline(Path(what))
+    pipeline = what if isinstance(what, Pipeline) else _pipeline(Path(what), overrides)
     run = Run(_apart(pipeline))
     survey = Survey(run.source_schema)
     stages: Stages = {stage.name: {} for stage in run.stages}
@@ -80,11 +82,12 @@ def explore(
     return _findings(pipeline, survey, stages, rejected, rows)
 
 
-def _pipeline(path: Path) -> Pipeline:
+def _pipeline(path: Path, overrides: Iterable[str]) -> Pipeline:
     if path.suffix == ".toml":
-        return Pipeline.load(path)
+        return Pipeline.load(path, overrides)
     table = {"name": "explore", "source": {"kind": "files", "path": str(path)}}
-    return Pipeline.of(table, where=str(path)).model_copy(update={"name": path.name})
+    pipeline = Pipeline.of(table, overrides, where="the command line")
+    return pipeline.model_copy(update={"name": path.name})
 
 
 def _apart(pipeline: Pipeline) -> Pipeline:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from engine.explore.distinct import ERROR
-from engine.explore.survey import TOGETHER, VALUES, Column, Survey
+from engine.explore.survey import TOGETHER, VALUES, Column, Slice, Survey
 from engine.statistics import Counts, Quantiles
 
 Floats = NDArray[np.float64]
@@ -31,6 +32,12 @@ NAMED = 4
 """Columns that a sentence names."""
 FEW = 10
 """Values of a column that may be classes."""
+COUNTED = 50
+"""Rows from which a column of consecutive numbers is taken for a counter."""
+KEY = re.compile(r"(?i:(^|[_. -])(id|uuid|guid|key|zip|zipcode|postcode|phone|iban)$)|[a-z]Id$")
+"""Names of columns whose numbers have no size."""
+QUANTILES = (0, 0.005, 0.01, 0.25, 0.5, 0.75, 0.99, 0.995, 1)
+DECILES = tuple(n / 10 for n in range(1, 10))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +66,7 @@ class Figures:
         distinct: different values; `exact` or with a standard error of 0.8 %.
         top: values and how often they occur, most frequent first; empty where too many differ.
         others: rows with other values than those.
+        numbers: texts that read as numbers and lose nothing as such.
         mean, deviation: of numbers.
         quantiles: 0, 0.01, 0.25, 0.5, 0.75, 0.99 and 1, of numbers.
         outliers: rows beyond `FENCE` quartile distances, about.
@@ -97,6 +105,22 @@ class Figures:
     def numeric(self) -> bool:
         """Whether it holds numbers that were seen."""
         return bool(self.quantiles)
+
+    @property
+    def whole(self) -> bool:
+        """Whether its type is that of whole numbers."""
+        return self.kind.startswith(("Int", "UInt"))
+
+    def key(self, rows: int) -> str | None:
+        """Why its numbers name things and measure nothing, None where they may measure."""
+        if not (self.numeric and self.whole):
+            return None
+        if KEY.search(self.name):
+            return "its name says that it is a key"
+        span = self.quantiles[-1] - self.quantiles[0] + 1
+        if rows >= COUNTED and min(self.distinct, span) >= 0.97 * rows and span <= 1.03 * rows:
+            return "it counts the rows"
+        return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,16 +189,52 @@ class Findings:
         return asdict(self)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranks:
+    """What digests say of all numeric columns, worked out once: a digest answers for every column
+    at the cost of all of them, so asking again for each would grow with their square.
+
+    Attributes:
+        digest: of all rows.
+        quantiles: at `QUANTILES`, shape (9, columns); `deciles`: shape (9, columns).
+        slices: of the stream.
+        timeline: quantiles 0.1, 0.5, 0.9 of each slice, shape (slices, 3, columns).
+        counts: numbers of each slice, shape (slices, columns).
+    """
+
+    digest: Quantiles
+    quantiles: Floats
+    deciles: Floats
+    slices: Sequence[Slice]
+    timeline: Floats
+    counts: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, survey: Survey) -> Ranks:
+        """Of the numeric columns of a survey."""
+        digest, slices, columns = survey.digest, survey.slices, len(survey.numeric)
+        parts = [part.digest.quantile(0.1, 0.5, 0.9) for part in slices]
+        counts = [part.digest.count for part in slices]
+        return cls(
+            digest=digest,
+            quantiles=digest.quantile(*QUANTILES),
+            deciles=digest.quantile(*DECILES),
+            slices=slices,
+            timeline=np.array(parts).reshape(len(slices), 3, columns),
+            counts=np.array(counts, np.int64).reshape(len(slices), columns),
+        )
+
+
 def figures(survey: Survey) -> tuple[Figures, ...]:
     """Of every column."""
-    digest = survey.digest
-    made = []
-    for name, column in survey.columns.items():
-        if name in survey.numeric:
-            made.append(_numbers(survey, digest, survey.numeric.index(name), name, column))
-        else:
-            made.append(_others(survey, name, column))
-    return tuple(made)
+    ranks = Ranks.of(survey)
+    places = {name: j for j, name in enumerate(survey.numeric)}
+    return tuple(
+        _numbers(survey, ranks, places[name], name, column)
+        if name in places
+        else _others(survey, name, column)
+        for name, column in survey.columns.items()
+    )
 
 
 def times(survey: Survey) -> Times | None:
@@ -266,12 +326,12 @@ def moment(microseconds: int) -> str:
 # ----------------------------------------------------------------------------------------- columns
 
 
-def _numbers(survey: Survey, digest: Quantiles, j: int, name: str, column: Column) -> Figures:
+def _numbers(survey: Survey, ranks: Ranks, j: int, name: str, column: Column) -> Figures:
     common = _common(survey, name, column)
     count = int(survey.moments.count[j])
     if not count:
         return Figures(**common, infinite=column.infinite)
-    quantiles = digest.quantile(0, 0.005, 0.01, 0.25, 0.5, 0.75, 0.99, 0.995, 1)[:, j]
+    digest, quantiles = ranks.digest, ranks.quantiles[:, j]
     low, tail, first, median, third, high = (quantiles[i] for i in (0, 2, 3, 4, 5, 6))
     reach = FENCE * (third - first)
     outside = 0.0
@@ -291,8 +351,8 @@ def _numbers(survey: Survey, digest: Quantiles, j: int, name: str, column: Colum
         outliers=round(outside * count),
         edges=edges,
         bars=bars,
-        drift=_drift(survey, digest, j),
-        timeline=_timeline(survey, j),
+        drift=_drift(ranks, j),
+        timeline=_timeline(ranks, j),
     )
 
 
@@ -302,7 +362,7 @@ def _others(survey: Survey, name: str, column: Column) -> Figures:
     shortest, total, longest = column.lengths or (None, 0, None)
     return Figures(
         **common,
-        numbers=column.numbers,
+        numbers=0 if column.padded else column.numbers,
         shortest=shortest,
         longest=longest,
         length=total / known if column.lengths and known else None,
@@ -347,22 +407,22 @@ def _bars(counts: Counts, low: float, high: float) -> tuple[tuple[float, ...], t
     return tuple(edges.tolist()), tuple((found / n.sum()).tolist())
 
 
-def _timeline(survey: Survey, j: int) -> Timeline:
-    parts = [part.digest.quantile(0.1, 0.5, 0.9)[:, j] for part in survey.slices]
-    low, median, high = (tuple(_known(p[i]) for p in parts) for i in range(3))
-    missing = tuple(float(part.missing[j]) / part.rows for part in survey.slices)
+def _timeline(ranks: Ranks, j: int) -> Timeline:
+    low, median, high = (tuple(map(_known, ranks.timeline[:, i, j])) for i in range(3))
+    missing = tuple(float(part.missing[j]) / part.rows for part in ranks.slices)
     return Timeline(low=low, median=median, high=high, missing=missing)
 
 
-def _drift(survey: Survey, digest: Quantiles, j: int) -> float | None:
+def _drift(ranks: Ranks, j: int) -> float | None:
     """Of slices with a quarter of the largest one's rows at least."""
-    edges = np.unique(digest.quantile(*np.linspace(0.1, 0.9, 9))[:, j])
-    whole = _shares(digest, j, edges)
-    most = max(part.rows for part in survey.slices)
+    if len(ranks.slices) < 2:
+        return 0.0
+    edges = np.unique(ranks.deciles[:, j])
+    whole = _shares(ranks.digest, j, edges)
+    most = max(part.rows for part in ranks.slices)
     found = [0.0]
-    for part in survey.slices:
-        n = int(part.digest.count[j])
-        if 4 * part.rows < most or n < 100 or len(survey.slices) < 2:
+    for part, n in zip(ranks.slices, ranks.counts[:, j].tolist(), strict=True):
+        if 4 * part.rows < most or n < 100:
             continue
         own = (_shares(part.digest, j, edges) * n + 0.5) / (n + 0.5 * len(whole))
         base = (whole * n + 0.5) / (n + 0.5 * len(whole))
@@ -425,6 +485,11 @@ def _of_columns(columns: Sequence[Figures], rows: int) -> Iterator[str]:
     if numbers:
         yield "Text that reads as numbers, to be declared so in [source.schema], in " + _listed(
             numbers, lambda c: repr(c.name)
+        )
+    keys = [c for c in columns if c.key(rows)]
+    if keys:
+        yield "Numbers that name things instead of measuring them, in " + _listed(
+            keys, lambda c: f"{c.name!r} ({c.key(rows)})"
         )
     far = [c for c in columns if c.outliers >= max(1, 0.001 * rows)]
     if far:

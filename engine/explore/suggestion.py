@@ -63,6 +63,8 @@ def _unfit(column: Figures, found: Findings, time: list[str]) -> str | None:
         return "it does not vary"
     if column.exact and column.distinct == 2 and column.numeric:
         return "two values: a label, or ready as it is"
+    if key := column.key(rows):
+        return f'{key}; as a category, declare it "string" in [source.schema]'
     if column.numeric:
         return None
     if column.kind not in ("String", "Boolean") and not column.kind.startswith(("Enum", "Cat")):

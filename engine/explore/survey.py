@@ -61,6 +61,7 @@ class Column:
         distinct: how many different ones.
         counts: of each value, None where there are too many different ones.
         numbers: texts that read as numbers.
+        padded: of them, those with zeros in front ("01234"), which a number would lose.
         low, high: smallest and largest, of what has an order and is no number.
         lengths: of texts and bytes, in bytes: fewest, sum, most.
     """
@@ -73,6 +74,7 @@ class Column:
     distinct: Distinct | None = None
     counts: Counts | None = None
     numbers: int = 0
+    padded: int = 0
     low: object = None
     high: object = None
     lengths: tuple[int, int, int] | None = None
@@ -152,8 +154,9 @@ class Survey:
         for name, column in self.columns.items():
             if column.distinct is None:
                 continue
-            hashed = hashes(frame.select(name))
-            column.distinct.update(hashed[frame.get_column(name).is_not_null().to_numpy()])
+            values = frame.get_column(name)  # `select` looks at every column of the frame
+            hashed = hashes(values.to_frame())
+            column.distinct.update(hashed[values.is_not_null().to_numpy()])
             total = mix(total * np.uint64(31) + hashed)
         self.seen.update(total)
 
@@ -269,7 +272,9 @@ def _add(column: Column, values: pl.Series) -> None:
         if column.counts.tables[0]["count"].sum() != column.known:
             column.counts = None  # some were forgotten: there are too many different ones
     if kind == pl.String:
-        column.numbers += int(values.cast(pl.Float64, strict=False).is_not_null().sum())
+        numbers = values.filter(values.cast(pl.Float64, strict=False).is_not_null())
+        column.numbers += len(numbers)
+        column.padded += int(numbers.str.contains(r"^[+-]?0\d").sum())
     if kind in (pl.String, pl.Binary):
         _measure(column, values)
     elif kind.is_temporal():

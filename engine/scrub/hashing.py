@@ -41,8 +41,17 @@ def _column(column: pl.Series) -> Hashes:
     elif kind in (pl.String, pl.Binary) or isinstance(kind, pl.Categorical | pl.Enum):
         hashed = _texts(column if kind == pl.Binary else column.cast(pl.String))
     else:
-        hashed = mix(column.to_physical().cast(pl.Int64).fill_null(0).to_numpy().view(np.uint64))
+        hashed = _wholes(column.to_physical())
     return np.where(null, NULL, hashed)
+
+
+def _wholes(column: pl.Series) -> Hashes:
+    """Of whole numbers: by their value, whatever their width; those of 128 bits (and decimals) by
+    their digits."""
+    if column.dtype in (pl.Int128, pl.UInt128) or column.dtype.is_decimal():
+        return _texts(column.cast(pl.String))
+    wide = pl.UInt64 if column.dtype == pl.UInt64 else pl.Int64
+    return mix(column.cast(wide).fill_null(0).to_numpy().view(np.uint64))
 
 
 def _bits(column: pl.Series) -> Hashes:

@@ -17,6 +17,7 @@ from engine.explore.findings import Findings, figures, left_out, related, senten
 from engine.explore.suggestion import suggestion
 from engine.explore.survey import SLICES, VALUES, Survey, as_time
 from engine.scrub.hashing import hashes
+from engine.statistics import Quantiles
 from engine.types import UserError
 
 HOUR = 3_600_000_000
@@ -258,3 +259,83 @@ def test_values_that_are_too_many_are_not_listed() -> None:
     assert (column.exact, column.top) == (False, ())
     assert abs(column.distinct - VALUES - 1) <= 3
     assert column.numbers == VALUES + 1
+
+
+KINDS: dict[str, pl.Series] = {
+    "above 63 bits": pl.Series([2**63 + 5, 2**64 - 1, None], dtype=pl.UInt64),
+    "128 bits": pl.Series([2**100, -(2**100), None], dtype=pl.Int128),
+    "decimal": pl.Series(["1.10", "99999999999999999999.25", None]).cast(pl.Decimal(30, 2)),
+    "narrow": pl.Series([-128, 127, None], dtype=pl.Int8),
+    "nothing": pl.Series([None, None, None]),
+    "bool": pl.Series([True, False, None]),
+    "bytes": pl.Series([b"a", b"\xff", None]),
+    "enum": pl.Series(["a", "b", None], dtype=pl.Enum(["a", "b"])),
+    "list": pl.Series([[1], [2, 3], None]),
+    "struct": pl.Series([{"a": 1}, {"a": 2}, None]),
+    "duration": pl.Series([timedelta(1), timedelta(2), None]),
+    "nanoseconds": pl.Series([1, 2, None]).cast(pl.Datetime("ns", "UTC")),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_type_is_looked_at(kind: str) -> None:
+    column = found(KINDS[kind].alias("x").to_frame()).columns[0]
+    nested = KINDS[kind].dtype.is_nested()
+    assert column.missing == KINDS[kind].null_count()
+    assert column.distinct == (0 if nested else KINDS[kind].drop_nulls().n_unique())
+
+
+def test_whole_numbers_hash_by_value_whatever_their_width() -> None:
+    values = [0, 1, 127]
+    narrow = hashes(pl.DataFrame({"x": pl.Series(values, dtype=pl.UInt8)}))
+    for kind in (pl.Int16, pl.UInt32, pl.Int64, pl.UInt64):
+        assert (hashes(pl.DataFrame({"x": pl.Series(values, dtype=kind)})) == narrow).all()
+
+
+def test_a_digest_is_asked_as_often_for_many_columns_as_for_few(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It answers for all columns at once: asked for each, work grows with their square."""
+    asked: list[int] = []
+    quantile = Quantiles.quantile
+
+    def counting(self: Quantiles, *q: float) -> Any:
+        asked.append(len(self.low))
+        return quantile(self, *q)
+
+    monkeypatch.setattr(Quantiles, "quantile", counting)
+    chance = np.random.default_rng(0)
+    calls = []
+    for columns in (2, 40):
+        asked.clear()
+        found(pl.DataFrame({f"x{i}": chance.normal(size=600) for i in range(columns)}))
+        calls.append(len(asked))
+    assert calls[0] == calls[1]
+
+
+def test_numbers_that_name_things_are_no_features() -> None:
+    chance = np.random.default_rng(0)
+    frame = pl.DataFrame(
+        {
+            "number": np.arange(10_001, 10_201),
+            "user_id": chance.integers(0, 50, 200),
+            "customerId": chance.integers(0, 50, 200),
+            "zip": [f"{i:05}" for i in chance.integers(0, 100, 200)],
+            "paid": chance.integers(0, 1_000, 200),
+            "height": chance.normal(size=200),
+        }
+    )
+    told = found(frame)
+    (keys,) = (s for s in told.sentences if s.startswith("Numbers that name things"))
+    assert "'number' (it counts the rows)" in keys
+    assert "'user_id' (its name" in keys
+    assert "'customerId'" in keys
+    assert "paid" not in keys
+    assert 'columns = ["paid", "height"]' in told.suggestion
+    assert "zip" not in "".join(s for s in told.sentences if "reads as numbers" in s)
+    assert 'columns = ["zip"]' in told.suggestion  # a category
+
+
+def test_text_that_reads_as_numbers_is_said_where_nothing_is_lost() -> None:
+    told = found(pl.DataFrame({"x": ["1", "2.5", "0", "0.5", "-3"]}))
+    assert any("reads as numbers" in s and "'x'" in s for s in told.sentences)

@@ -151,3 +151,13 @@ def test_a_narrow_browser_too(tmp_path: Path) -> None:
 def test_no_path_is_guessed() -> None:
     with pytest.raises(UserError, match="no-such-place"):
         explore("no-such-place/*.csv")
+
+
+def test_a_file_takes_settings_of_its_source(headrace: Headrace, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("a;b\n1;x\n2;y\n")
+    out = tmp_path / "found.json"
+    words = ["explore", tmp_path / "a.csv", "--json", out, "--set"]
+    assert headrace(*words, "source.delimiter=;")[0] == 0
+    assert [c["name"] for c in json.loads(out.read_text())["columns"]] == ["a", "b"]
+    code, _, err = headrace(*words, "source.nonsense=1")
+    assert (code, "no key 'nonsense'" in err) == (2, True)
