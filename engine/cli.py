@@ -254,7 +254,8 @@ def _compress(options: argparse.Namespace) -> int:
     run.export()
     verdict = run.compress()
     verdict.to_json(run.folder / "verdict.json")
-    console().print(verdict.table())
+    for part in verdict.tables():
+        console().print(part, highlight=False, soft_wrap=isinstance(part, str))
     console().print(f"Wrote {run.model_path} and {run.folder / 'verdict.json'}.")
     return EXIT["done"]
 

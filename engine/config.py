@@ -171,14 +171,14 @@ class ExportSettings(Settings):
 
     Attributes:
         path: the model file, or None: ``<folder>/model.onnx``.
-        holdout_every: every so many batches one is predicted but not learned, to calibrate and
-            judge with.
+        holdout: share of the rows (0-1), chosen by a hash of where they come from, that is
+            predicted and never learned, to calibrate and judge with.
         holdout_rows: newest held-out rows that are kept.
         compress: settings of the gate, or None to write float32 only.
     """
 
     path: str | None = None
-    holdout_every: int = Field(50, ge=2)
+    holdout: float = Field(0.02, gt=0, lt=1)
     holdout_rows: int = Field(20_000, ge=100)
     compress: dict[str, Any] | None = Field(default_factory=dict)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 from rich.table import Table
@@ -79,7 +80,7 @@ def _steps(run: Run, batch: Batch) -> Table:
     for name, rows in _augmented(run, batch).items():
         table.add_row(f"augment {name}", f"{len(batch):,}", "", f"changed {rows:,}", "")
     if run.pipeline.model is not None or run.pipeline.infer is not None:
-        done = run.work.do(batch)
+        done = run.work.do(replace(batch, raw=batch.frame))  # held-out rows are kept raw
         what = "learned" if done.learned else "predicted"
         table.add_row(run.work.stage, f"{len(done.batch):,}", "", f"{what} {len(done.batch):,}", "")
     return table

@@ -113,7 +113,8 @@ def finish(summary: Summary) -> None:
     if summary.report:
         out.print(report.table(summary.report))
     if summary.verdict is not None:
-        out.print(summary.verdict.table())
+        for part in summary.verdict.tables():
+            out.print(part, highlight=False, soft_wrap=isinstance(part, str))
     out.print(_account(summary))
     if summary.bottleneck is not None:
         out.print(str(summary.bottleneck), highlight=False, soft_wrap=True)

@@ -450,7 +450,7 @@ class Run:
         export = self.pipeline.export
         if export is None or not self.trains:
             return None
-        return Holdout(export.holdout_every, export.holdout_rows)
+        return Holdout(export.holdout, export.holdout_rows)
 
     @cached_property
     def work(self) -> Work:
@@ -632,16 +632,16 @@ class Run:
     def compress(self, model: Path | None = None) -> Any:
         """Compress the exported model where the gate allows; the verdict.
 
-        Raises: UserError when no rows were held out.
+        Raises: UserError without an [export] section.
         """
         from models.compress import Compression, compress
 
-        rows = None if self.holdout is None else self.holdout.frame()
-        if rows is None or self.pipeline.export is None:
+        if self.pipeline.export is None:
             raise UserError(
-                f"{self.pipeline.file} has held out no rows to prove a compressed model with: "
-                "add an [export] section and train for at least [export] holdout_every batches."
+                f"{self.pipeline.file} holds out no rows to prove a compressed model with: add an "
+                "[export] section and run it again."
             )
+        rows = None if self.holdout is None else self.holdout.frame()
         table = self.pipeline.export.compress or {}
         settings = self.pipeline.settings(Compression, table, "export.compress")
         model = model or self.model_path.with_suffix(".fp32.onnx")
@@ -816,11 +816,7 @@ class Run:
                     stage.restore(self._mark.stages[stage.name])
             if not stopped and self.pipeline.export is not None:
                 files["model"] = self.export()
-                if (
-                    self.pipeline.export.compress is not None
-                    and self.holdout
-                    and self.holdout.frame() is not None
-                ):
+                if self.pipeline.export.compress is not None:
                     verdict = self.compress()
                     files["served model"] = self.model_path
                     files["verdict"] = self.folder / "verdict.json"

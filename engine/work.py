@@ -15,41 +15,53 @@ from engine.evaluation import Evaluation
 from engine.loop import Done
 from engine.metrics import Metrics
 from engine.report import best_baseline
-from engine.types import PART, Batch, Learner, Predictor, Snapshot, Step, training
+from engine.scrub.hashing import place_hashes
+from engine.types import PART, RESERVED, Batch, Learner, Predictor, Snapshot, Step
 
 QUALITY_SECONDS = 1.0
 """How often quality goes to the metrics: working it out costs more than a batch."""
+SALT = 0x60A7
+"""Of the hash that holds rows out, so that it has nothing to do with a `split` stage's."""
+TURN = "_turn"
+"""The number of the batch that a held-out row came with."""
+MAX_FRAMES = 64
+"""Held-out rows of so many batches are put together, each row once."""
 
 
 class Holdout:
-    """The newest rows that were predicted but not learned, raw, to calibrate and judge a compressed
-    model with.
+    """Rows that are predicted and never learned, raw, to calibrate and judge a model with.
+
+    A row is chosen by a hash of its partition and position, so the same rows are held out in every
+    epoch and after every restart, and no batch size changes which.
 
     Args:
-        every: one batch in so many is held out, by its number, so a restart holds out the same
-            ones.
-        rows: how many rows are kept, the newest.
+        share: of the rows (0-1).
+        rows: how many are kept, the newest; of a row that is read again, the newest reading.
     """
 
-    def __init__(self, every: int, rows: int) -> None:
-        self.every = every
+    def __init__(self, share: float, rows: int) -> None:
+        self.share = share
         self.rows = rows
         self._frames: list[pl.DataFrame] = []
+        self._turn = 0
 
-    def takes(self, number: int) -> bool:
-        """Whether batch `number` (from 1) is held out."""
-        return number % self.every == 0
+    def takes(self, frame: pl.DataFrame) -> NDArray[np.bool_]:
+        """Which of the rows are held out, shape (n,)."""
+        chosen: NDArray[np.bool_] = place_hashes(frame, SALT) < np.uint64(self.share * 2**64)
+        return chosen
 
     def add(self, raw: pl.DataFrame) -> None:
-        """Keep these rows, forget the oldest beyond the bound."""
-        frames = [*self._frames, raw]
-        while sum(frame.height for frame in frames[1:]) >= self.rows:
-            frames = frames[1:]
-        self._frames = frames
+        """Keep those of a batch's raw rows that are held out; forget the oldest beyond the
+        bound."""
+        held = raw.filter(self.takes(raw))
+        self._turn += 1
+        self._frames = [*self._frames, held.with_columns(pl.lit(self._turn).alias(TURN))]
+        if len(self._frames) > MAX_FRAMES:
+            self._frames = [self._newest()]
 
     def frame(self) -> pl.DataFrame | None:
-        """The rows, oldest first; None before the first."""
-        return pl.concat(self._frames).tail(self.rows) if self._frames else None
+        """The rows, oldest first, each once; None before the first."""
+        return self._newest().drop(TURN) if self._frames else None
 
     @property
     def nbytes(self) -> int:
@@ -58,11 +70,16 @@ class Holdout:
 
     def snapshot(self) -> Snapshot:
         """As a plain value."""
-        return list(self._frames)
+        return {"frames": list(self._frames), "turn": self._turn}
 
     def restore(self, value: Snapshot) -> None:
         """From what `snapshot` gave."""
-        self._frames = list(value)
+        self._frames, self._turn = list(value["frames"]), value["turn"]
+
+    def _newest(self) -> pl.DataFrame:
+        rows = pl.concat(self._frames)
+        last = pl.col(TURN).max().over(RESERVED)
+        return rows.filter(pl.col(TURN) == last).tail(self.rows)
 
 
 class Training:
@@ -71,7 +88,7 @@ class Training:
     Args:
         columns: of the batch, to go to the sink beside the prediction; None keeps all.
         answers: whether there is a sink that wants the predictions.
-        holdout: None learns from every batch.
+        holdout: None learns from every row.
     """
 
     stage = "learn"
@@ -93,7 +110,6 @@ class Training:
         self._columns = columns
         self._answers = answers
         self._metrics = metrics or Metrics()
-        self._batches = 0
         self._told = 0.0
         if holdout is not None:
             self._metrics.watch_memory("holdout", lambda: holdout.nbytes)
@@ -102,10 +118,7 @@ class Training:
         """Learn from a collated batch."""
         if not len(batch):
             return Done(batch=batch, rows=batch.frame.clear())
-        self._batches += 1
-        if self.holdout is not None and self.holdout.takes(self._batches):
-            return self._hold(self.holdout, batch)
-        step = self._learn(batch)
+        step = self._learn(batch, self._hold(batch))
         self._evaluate(batch, step.scores)
         self._metrics.steps.inc(step.steps)
         if step.skipped is not None:
@@ -128,7 +141,6 @@ class Training:
             "learner": self.learner.state_dict(),
             "evaluation": self.evaluation.state_dict(),
             "holdout": None if self.holdout is None else self.holdout.snapshot(),
-            "batches": self._batches,
         }
 
     def load_state_dict(self, state: Mapping[str, Snapshot]) -> None:
@@ -137,33 +149,34 @@ class Training:
         self.evaluation.load_state_dict(state["evaluation"])
         if self.holdout is not None and state["holdout"] is not None:
             self.holdout.restore(state["holdout"])
-        self._batches = state["batches"]
 
-    def _learn(self, batch: Batch) -> Step:
-        """Learn from the training rows; those of other parts are only scored."""
+    def _hold(self, batch: Batch) -> NDArray[np.bool_]:
+        """Which of the rows are held out, shape (n,); their raw rows are kept."""
+        if self.holdout is None:
+            return np.zeros(len(batch), np.bool_)
+        held = self.holdout.takes(batch.frame)
+        if held.any():
+            assert batch.raw is not None
+            self.holdout.add(batch.raw)
+        return held
+
+    def _learn(self, batch: Batch, held: NDArray[np.bool_]) -> Step:
+        """Learn from the training rows; held-out rows and those of other parts are only scored."""
         assert batch.tensors is not None
-        if PART not in batch.frame.columns:
-            return self.learner.learn(batch)
-        train = (batch.frame.get_column(PART) == "train").to_numpy()
+        train = ~held
+        if PART in batch.frame.columns:
+            train &= (batch.frame.get_column(PART) == "train").to_numpy()
         if train.all():
             return self.learner.learn(batch)
         rest = np.flatnonzero(~train)
         said = self.learner.predict(batch.tensors.take(rest))
         own = batch.tensors.take(np.flatnonzero(train))
-        step = self.learner.learn(replace(batch, frame=training(batch.frame), tensors=own))
+        step = self.learner.learn(replace(batch, frame=batch.frame.filter(train), tensors=own))
         scores = np.empty((len(train), *said.shape[1:]))
         scores[rest], scores[train] = said, step.scores
         skipped = None if step.skipped == "empty" else step.skipped
         unlearned = step.unlearned + len(rest)
         return replace(step, scores=scores, skipped=skipped, unlearned=unlearned)
-
-    def _hold(self, holdout: Holdout, batch: Batch) -> Done:
-        assert batch.tensors is not None
-        assert batch.raw is not None
-        scores = self.learner.predict(batch.tensors)
-        self._evaluate(batch, scores)
-        holdout.add(batch.raw)
-        return Done(batch=batch, rows=self._answer(batch, scores), predicted=len(batch))
 
     def _skip(self, batch: Batch, reason: str) -> Done:
         self._metrics.skipped_steps.labels(reason=reason).inc()

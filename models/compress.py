@@ -1,38 +1,42 @@
 """Make compressed candidates of a model file, prove each on rows it was not trained on, and keep
 the best.
 
-A candidate is accepted only where quality, latency and size all say so; a refusal gives its
-numbers.
+A candidate is accepted only where quality, speed and size all say so, and quality surely; a refusal
+gives its numbers. The engine never runs a candidate itself: see `models.trial`.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import platform
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import ByteSize, Field
+from rich.markup import escape
 from rich.table import Table
 
-from engine import atomic, types
-from engine.types import Features, UserError
-from models.export import SCORE, put
+from engine import types
+from engine.types import HeadraceError, UserError
+from models import trial
 from models.feed import Feed, Inputs
-from models.predictor import available, runs_on, runtime_version, session
+from models.files import metadata, put
+from models.judge import Figure, Floats, Rules, compare_classes, compare_regression, speed
 from models.quantize import CANDIDATES
+from models.session import available, runtime_version
 
+log = logging.getLogger("headrace.compress")
 CALIBRATION_BATCH = 512
-PROBE_ROWS = 1_024
+MIN_CALIBRATION, MIN_JUDGED = 10, 100
+"""Rows with a label without which nothing is calibrated or judged."""
 
 
 class Compression(types.Settings):
@@ -40,22 +44,33 @@ class Compression(types.Settings):
 
     Attributes:
         candidates: of int8, int8_dynamic, float16; tried in this order.
-        max_quality_loss: accepted rise of the error: percent of the float32 model's MAE for a
-            regression, points (of 100) of accuracy for classes.
-        min_speedup: accepted latency: float32's over the candidate's, at batches of 1,024 rows.
+        max_quality_loss: accepted loss of every measure over all held-out rows: percent of the
+            float32 model's MAE and RMSE for a regression; for classes points (of 100) of accuracy,
+            AUC and average precision, and of log loss in units of the classes' entropy.
+        max_slice_loss: accepted loss of the worst slice: points of a class's recall; percent of the
+            MAE of a range of the target, or of the largest errors.
+        confidence: of the intervals; a loss passes where the upper end of its interval does.
+        min_speedup: accepted speed: float32's time over the candidate's, at batches of 1,024 rows.
+            The lower end of its interval must reach it.
         max_size_ratio: accepted size: the candidate's file over float32's.
         calibration: share of the held-out rows, the oldest, that calibrate; the others judge.
         rounds: how often each model runs in turn for its latency.
         providers: as for serving.
+        max_seconds: of processor time for a candidate, to make and to try it.
+        max_memory: for a candidate; unless given, 2 GiB and eight times the model's file.
     """
 
     candidates: tuple[str, ...] = ("int8", "int8_dynamic", "float16")
     max_quality_loss: float = Field(0.5, ge=0)
+    max_slice_loss: float = Field(2.0, ge=0)
+    confidence: float = Field(0.95, gt=0, lt=1)
     min_speedup: float = Field(1.1, gt=0)
     max_size_ratio: float = Field(1.0, gt=0)
     calibration: float = Field(0.3, gt=0, lt=1)
     rounds: int = Field(60, ge=3)
     providers: tuple[str, ...] = ()
+    max_seconds: float = Field(300.0, gt=0)
+    max_memory: ByteSize | None = Field(None, gt=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,10 +81,13 @@ class Candidate:
         error: MAE of a regression, 1 - accuracy of classes, on the judging rows.
         loss: by how much that is worse than float32, in percent of it (regression) or points of 100
             (classes).
+        figures: every measure that is judged, with its interval; that of `error` first, the worst
+            slice last.
         divergence: largest difference of a score from float32's.
-        batch_ms, single_ms: median latency of 1,024 rows and of one, milliseconds; batch_p99_ms the
-            99th percentile.
-        speedup: float32's batch_ms over this one's, pair by pair in turn, median.
+        batch_ms, single_ms: median time of 1,024 rows and of one on one core, milliseconds;
+            batch_p99_ms the 99th percentile.
+        speedup: float32's batch_ms over this one's, pair by pair in turn, median; its interval is
+            speedup_low to speedup_high.
         size: bytes of the file.
         refusal: why it was not accepted, or None.
     """
@@ -78,11 +96,14 @@ class Candidate:
     path: str
     error: float
     loss: float
+    figures: tuple[Figure, ...]
     divergence: float
     batch_ms: float
     batch_p99_ms: float
     single_ms: float
     speedup: float
+    speedup_low: float
+    speedup_high: float
     size: int
     refusal: str | None = None
 
@@ -92,23 +113,38 @@ class Verdict:
     """What the gate found.
 
     Attributes:
-        candidates: float32 first.
-        failed: candidate -> why it could not be made.
+        candidates: float32 first; none where there were too few rows to judge.
+        failed: candidate -> why it could not be made or run.
         chosen: the name of the model that serves: the fastest accepted, or float32.
         rows: how many rows judged.
+        calibration: how many calibrated.
+        which: which rows these are.
+        confidence: of the intervals.
         measure: what `error` is.
         provider: where latency was measured.
+        remark: why nothing was judged, or None.
     """
 
     candidates: tuple[Candidate, ...]
     failed: dict[str, str]
     chosen: str
     rows: int
+    calibration: int
+    which: str
+    confidence: float
     measure: str
     provider: str
+    remark: str | None = None
+
+    def tables(self) -> list[Table | str]:
+        """For people: every measure of every model; a row a candidate, with the refusals in words;
+        or the remark."""
+        if self.remark is not None:
+            return [self.remark]
+        return [self._quality(), self.table()]
 
     def table(self) -> Table:
-        """For people: a row a candidate, and the refusals in words."""
+        """A row a candidate, and the refusals in words."""
         made = Table(
             title=f"compression, judged on {self.rows:,} held-out rows ({self.provider})",
             title_justify="left",
@@ -125,7 +161,26 @@ class Verdict:
                 f"[bold green]{verdict}[/]" if c.name == self.chosen else verdict,
             )  # fmt: skip
         for name, reason in self.failed.items():
-            made.add_row(name, "", "", "", "", "", "", f"failed: {reason}")
+            made.add_row(name, "", "", "", "", "", "", f"refused: {escape(reason)}")
+        return made
+
+    def _quality(self) -> Table:
+        base, *others = self.candidates
+        made = Table(
+            title=f"{self.rows:,} rows, {self.which}; intervals of {self.confidence:.0%}",
+            title_justify="left",
+        )
+        made.add_column("held-out rows")
+        for c in self.candidates:
+            made.add_column(c.name, justify="right")
+        for at, figure in enumerate(base.figures[:-1]):
+            made.add_row(
+                figure.name,
+                f"{figure.value:.4g} ({figure.low:.4g} to {figure.high:.4g})",
+                *(_loss(c.figures[at]) for c in others),
+            )
+        worst = [f"{_loss(c.figures[-1])}, {c.figures[-1].name}" for c in others]
+        made.add_row("worst slice", "", *worst)
         return made
 
     def to_json(self, path: Path) -> None:
@@ -140,19 +195,22 @@ class Verdict:
             "versions": {name: version(name) for name in ("onnx", "numpy", "polars")}
             | {"onnxruntime": runtime_version()},
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic.write(path, json.dumps(made, indent=2))
+        put(json.dumps(made, indent=2).encode(), path)
 
 
-def compress(model: Path, rows: pl.DataFrame, settings: Compression, *, path: Path) -> Verdict:
-    """Make the candidates beside `path`, judge them, and put the chosen model at `path`.
+def compress(
+    model: Path, rows: pl.DataFrame | None, settings: Compression, *, path: Path
+) -> Verdict:
+    """Make the candidates beside `path`, judge them, and put the chosen model at `path`. Where
+    there are too few rows to judge, that is the float32 model, and the verdict says so.
 
     Args:
         model: the exported float32 model.
         rows: held-out raw rows with the target, oldest first; the oldest calibrate, the newest
-            judge.
+            judge. None where no row was held out.
 
-    Raises: UserError for a candidate's name that is none, or too few rows with a label.
+    Raises: UserError for a candidate's name that is none; HeadraceError where the model itself does
+        not run.
     """
     unknown = [name for name in settings.candidates if name not in CANDIDATES]
     if unknown:
@@ -160,144 +218,211 @@ def compress(model: Path, rows: pl.DataFrame, settings: Compression, *, path: Pa
             f"[export.compress] candidates expects names of {', '.join(CANDIDATES)}, "
             f"got '{unknown[0]}'."
         )
-    provider = available(settings.providers)
-    first = session(model, provider)
-    bench = _Bench(first, rows, settings)
-    paths = {"float32": model}
+    bench = _Bench(model, rows, settings)
+    provider = available(settings.providers)[0]
+    if bench.remark is None:
+        try:
+            base = bench.try_out("", model)
+        except trial.Refused as error:
+            raise HeadraceError(f"{model} cannot serve: the model {error}.") from None
+        provider = base.provider
+        bench.judge_by(base.scores)
+    if bench.remark is not None:
+        log.warning("%s", bench.remark)
+        put(model.read_bytes(), path)
+        return bench.verdict((), {}, "float32", provider)
+    candidates = [bench.candidate("float32", model, base, model.stat().st_size)]
     failed: dict[str, str] = {}
     for name in settings.candidates:
         made = path.with_name(f"{path.stem}.{name}.onnx")
+        function = CANDIDATES[name]
         try:
-            CANDIDATES[name](model, made, bench.calibration())
-            session(made, provider)
-        except Exception as error:  # noqa: BLE001 - a candidate that cannot be made is refused, not fatal
-            failed[name] = (str(error).splitlines() or [type(error).__name__])[0]
+            found = bench.try_out(f"{function.__module__}:{function.__qualname__}", made)
+        except trial.Refused as error:
+            failed[name] = str(error)
             made.unlink(missing_ok=True)
             continue
-        paths[name] = made
-    candidates = _judge(bench, paths, settings, provider)
-    accepted = [c for c in candidates if c.refusal is None]
-    chosen = max(accepted, key=lambda c: c.speedup)
+        candidates.append(bench.candidate(name, made, found, candidates[0].size))
+    chosen = _choose([c for c in candidates if c.refusal is None])
     put(Path(chosen.path).read_bytes(), path)
-    return Verdict(
-        candidates=tuple(candidates),
-        failed=failed,
-        chosen=chosen.name,
-        rows=bench.judged,
-        measure=bench.measure,
-        provider=runs_on(first),
-    )
+    return bench.verdict(tuple(candidates), failed, chosen.name, provider)
 
 
 class _Bench:
-    """The held-out rows, split: some calibrate, the others judge."""
+    """The held-out rows, split: some calibrate, the others judge.
 
-    def __init__(self, first: Any, rows: pl.DataFrame, settings: Compression) -> None:
-        metadata = first.get_modelmeta().custom_metadata_map
-        self.inputs = Inputs(json.loads(metadata["inputs"]))
-        self._task = metadata["task"]
-        self._classes = tuple(json.loads(metadata["classes"]))
-        self.measure = "MAE" if self._task == "regression" else "error"
-        target = metadata["target"]
-        rows = rows.filter(pl.col(target).is_not_null())
-        cut = int(rows.height * settings.calibration)
-        self._old, new = rows.head(cut), rows.slice(cut)
-        if cut < 10 or new.height < 10:
-            raise UserError(
-                "A compressed model needs 10 held-out rows with a label or more to calibrate and "
-                f"10 to judge, got {cut} and {new.height}: train longer, or lower [export] "
-                "holdout_every."
-            )
-        self.judged = new.height
-        self.feed = self.inputs.feed(new)
-        self._labels = new.get_column(target)
+    Attributes:
+        remark: why they cannot judge, or None.
+    """
 
-    def calibration(self) -> list[Feed]:
+    def __init__(self, model: Path, rows: pl.DataFrame | None, settings: Compression) -> None:
+        properties = metadata(model)
+        self._model, self._settings = model, settings
+        self._inputs = Inputs(json.loads(properties["inputs"]))
+        self._classes = tuple(json.loads(properties["classes"]))
+        self._threshold = float(properties.get("threshold", 0.5))
+        self._regression = properties["task"] == "regression"
+        self._rules = Rules(
+            max_loss=settings.max_quality_loss,
+            max_slice_loss=settings.max_slice_loss,
+            confidence=settings.confidence,
+        )
+        self._memory = int(settings.max_memory or 2**31 + 8 * model.stat().st_size)
+        self._target_name = properties["target"]
+        self._old, self._new = self._split(rows)
+        self.remark = self._short(self._new.height)
+
+    def try_out(self, make: str, path: Path) -> trial.Result:
+        """Make and run a model in its own process. Raises: trial.Refused."""
+        job = trial.Job(
+            make=make,
+            base=str(self._model),
+            path=str(path),
+            calibration=self._calibration() if make else [],
+            judging=self._inputs.feed(self._new),
+            providers=available(self._settings.providers),
+            rounds=self._settings.rounds,
+            seconds=self._settings.max_seconds,
+            memory=self._memory,
+        )
+        return trial.run(job)
+
+    def judge_by(self, scores: Any) -> None:
+        """Take the float32 model's scores; rows that it gives none are rejected in serving, and
+        judge nothing."""
+        self._there = _finite_rows(scores)
+        self._base = np.asarray(scores[self._there], np.float64)
+        self._target = self._labels()[self._there]
+        self.remark = self._short(len(self._target))
+
+    def candidate(self, name: str, path: Path, found: trial.Result, size: int) -> Candidate:
+        """A model's figures, with its refusal where one is out of bounds."""
+        scores = np.asarray(found.scores[self._there], np.float64)
+        figures = self._compare(scores)
+        times, rate = (
+            1000 * found.batch[:, 1],
+            speed(found.batch[:, 0], found.batch[:, 1], self._rules),
+        )
+        if name == "float32":
+            rate = (1.0, 1.0, 1.0)
+        made = Candidate(
+            name=name,
+            path=str(path),
+            error=figures[0].value,
+            loss=figures[0].loss,
+            figures=figures,
+            divergence=float(np.abs(scores - self._base).max(initial=0.0)),
+            batch_ms=float(np.median(times)),
+            batch_p99_ms=float(np.quantile(times, 0.99)),
+            single_ms=1000 * float(np.median(found.single[:, 1])),
+            speedup=rate[0],
+            speedup_low=rate[1],
+            speedup_high=rate[2],
+            size=path.stat().st_size,
+        )
+        lost = int((~_finite_rows(scores)).sum())
+        return made if name == "float32" else _gated(made, size, lost, self._settings)
+
+    def verdict(
+        self, candidates: tuple[Candidate, ...], failed: dict[str, str], chosen: str, provider: str
+    ) -> Verdict:
+        """What is known of the rows, and of the models."""
+        return Verdict(
+            candidates=candidates,
+            failed=failed,
+            chosen=chosen,
+            rows=len(self._target) if candidates else 0,
+            calibration=self._old.height,
+            which="the newest of those held out by a hash of their place, never learned",
+            confidence=self._settings.confidence,
+            measure="MAE" if self._regression else "error",
+            provider=provider,
+            remark=self.remark,
+        )
+
+    def _split(self, rows: pl.DataFrame | None) -> tuple[pl.DataFrame, pl.DataFrame]:
+        if rows is None:
+            return pl.DataFrame(), pl.DataFrame()
+        label = pl.col(self._target_name)  # rows without one are rejected before they are learned
+        if self._regression:
+            known = label.cast(pl.Float64).is_finite()
+        else:
+            known = label.cast(pl.String).is_in(self._classes)
+        rows = rows.filter(known.fill_null(False))
+        cut = int(rows.height * self._settings.calibration)
+        return rows.head(cut), rows.slice(cut)
+
+    def _short(self, judged: int) -> str | None:
+        """What to say where there are too few rows, or None."""
+        old = self._old.height
+        if old >= MIN_CALIBRATION and judged >= MIN_JUDGED:
+            return None
+        return (
+            f"No compressed model was judged, and float32 serves: there are {old} held-out rows "
+            f"with a label and a score to calibrate and {judged} to judge with, and "
+            f"{MIN_CALIBRATION} and {MIN_JUDGED} are needed. Train longer, or raise [export] "
+            "holdout."
+        )
+
+    def _calibration(self) -> list[Feed]:
         """Feeds of the older rows."""
         size = CALIBRATION_BATCH
         parts = range(0, self._old.height, size)
-        return [self.inputs.feed(self._old.slice(start, size)) for start in parts]
+        return [self._inputs.feed(self._old.slice(start, size)) for start in parts]
 
-    def error(self, scores: NDArray[np.float32]) -> float:
-        """MAE, or the share of wrong classes."""
-        if self._task == "regression":
-            target = self._labels.cast(pl.Float64).to_numpy()
-            return float(np.abs(scores - target).mean())
-        features = Features(numeric=(), task=self._task, classes=self._classes)
-        said = features.answers(scores)[0]
-        return float((said != self._labels.cast(pl.String)).mean())  # type: ignore[arg-type]
-
-    def loss(self, error: float, base: float) -> float:
-        """Percent of float32's error, or points of accuracy."""
-        if self._task == "regression":
-            return 100 * (error - base) / base if base else 0.0
-        return 100 * (error - base)
-
-    def part(self, n: int) -> Feed:
-        """n rows, repeated where there are fewer."""
-        return {name: np.resize(array, n) for name, array in self.feed.items()}
-
-
-def _judge(
-    bench: _Bench, paths: dict[str, Path], settings: Compression, provider: tuple[str, ...]
-) -> list[Candidate]:
-    sessions = {name: session(path, provider) for name, path in paths.items()}
-    scores = {name: s.run([SCORE], bench.feed)[0] for name, s in sessions.items()}
-    batch, single = bench.part(PROBE_ROWS), bench.part(1)
-    runs = {name: _runner(s, batch) for name, s in sessions.items()}
-    wide = _in_turn(runs, settings.rounds)
-    thin = _in_turn({name: _runner(s, single) for name, s in sessions.items()}, settings.rounds)
-    base = bench.error(scores["float32"])
-    size = paths["float32"].stat().st_size
-    made = []
-    for name, path in paths.items():
-        error = bench.error(scores[name])
-        candidate = Candidate(
-            name=name,
-            path=str(path),
-            error=error,
-            loss=bench.loss(error, base),
-            divergence=float(np.abs(scores[name] - scores["float32"]).max()),
-            batch_ms=1000 * float(np.median(wide[name])),
-            batch_p99_ms=1000 * float(np.quantile(wide[name], 0.99)),
-            single_ms=1000 * float(np.median(thin[name])),
-            speedup=float(np.median(wide["float32"] / wide[name])),
-            size=path.stat().st_size,
+    def _labels(self) -> Any:
+        """The target as numbers, or as class numbers, shape (n,)."""
+        labels = self._new.get_column(self._target_name)
+        if self._regression:
+            return labels.cast(pl.Float64).to_numpy()
+        return (
+            labels.cast(pl.String)
+            .cast(pl.Enum(self._classes))
+            .to_physical()
+            .cast(pl.Int64)
+            .to_numpy()
         )
-        made.append(_gated(candidate, size, settings))
-    return made
+
+    def _compare(self, scores: Floats) -> tuple[Figure, ...]:
+        if self._regression:
+            return compare_regression(self._target, self._base, scores, self._rules)
+        return compare_classes(
+            self._target, self._base, scores, self._rules,
+            names=self._classes, threshold=self._threshold,
+        )  # fmt: skip
 
 
-def _gated(c: Candidate, size: int, settings: Compression) -> Candidate:
+def _finite_rows(scores: Any) -> Any:
+    """Which rows have a whole score, shape (n,)."""
+    return np.isfinite(scores).reshape(len(scores), -1).all(axis=1)
+
+
+def _gated(c: Candidate, size: int, lost: int, settings: Compression) -> Candidate:
     """The candidate, with its refusal where a figure is out of bounds."""
-    if c.name == "float32":
-        return c
-    reasons = []
-    if not c.loss <= settings.max_quality_loss:
-        reasons.append(f"error rises by {c.loss:.2f}, allowed {settings.max_quality_loss:g}")
-    if not c.speedup >= settings.min_speedup:
-        reasons.append(f"speed {c.speedup:.2f}x, needed {settings.min_speedup:g}x")
+    reasons = [f.refusal for f in c.figures if f.refusal is not None]
+    if lost:
+        reasons = [f"{lost:,} rows get no finite score"]
+    if not c.speedup_low >= settings.min_speedup:
+        low, high = c.speedup_low, c.speedup_high
+        reasons.append(
+            f"speed {c.speedup:.2f}x ({low:.2f} to {high:.2f}), needed {settings.min_speedup:g}x"
+        )
     if c.size > settings.max_size_ratio * size:
         reasons.append(f"size {c.size / size:.2f} of float32, allowed {settings.max_size_ratio:g}")
-    if not reasons:
-        return c
-    return Candidate(**{**asdict(c), "refusal": f"refused: {'; '.join(reasons)}"})
+    return replace(c, refusal=f"refused: {'; '.join(reasons)}") if reasons else c
 
 
-def _runner(made: Any, feed: Feed) -> Callable[[], object]:
-    return lambda: made.run([SCORE], feed)
+def _choose(accepted: Sequence[Candidate]) -> Candidate:
+    """The fastest; of those that are not surely slower, the smallest: a busy machine that makes
+    one seem a little faster than another changes nothing."""
+    fastest = max(accepted, key=lambda c: c.speedup)
+    return min((c for c in accepted if c.speedup_high >= fastest.speedup_low), key=lambda c: c.size)
 
 
-def _in_turn(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, NDArray[np.float64]]:
-    """Seconds of each, A B C A B C ..., so that a machine whose speed drifts is fair to all."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(rounds + 3):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            if number >= 3:  # the first ones warm up
-                seconds[name].append(time.perf_counter() - start)
-    return {name: np.array(values) for name, values in seconds.items()}
+def _loss(figure: Figure) -> str:
+    """For people: the loss and its interval."""
+    unit = " %" if figure.unit == "%" else " pt"
+    return f"{figure.loss:+.2f}{unit} ({figure.loss_low:+.2f} to {figure.loss_high:+.2f})"
 
 
 def _finite(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

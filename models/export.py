@@ -15,15 +15,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import onnx
 from onnx import TensorProto
 
-from engine import atomic
 from engine.types import Affine, Clip, Codes, Features, Fill, Power, Transform
-from models.graph import ML, Graph
+from models.files import put, write
+from models.graph import ML, SCORE, Graph
 
 FORMAT = "headrace/1"
-SCORE = "score"
 KINDS = {"double": TensorProto.DOUBLE, "string": TensorProto.STRING, "int64": TensorProto.INT64}
 
 
@@ -77,17 +75,6 @@ def export(
     }
     model = graph.model({SCORE: (score, TensorProto.FLOAT, shape)}, properties)
     return write(model, path)
-
-
-def write(model: onnx.ModelProto, path: Path) -> Path:
-    """The model as a file. Raises: OSError."""
-    return put(model.SerializeToString(), path)
-
-
-def put(data: bytes, path: Path) -> Path:
-    """A model file's content, there whole or not at all. Raises: OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return atomic.write(path, data)
 
 
 class _Front:

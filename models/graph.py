@@ -13,6 +13,8 @@ OPSET = 17
 """Old enough for every runtime of the last years, new enough for LayerNormalization."""
 ML, ML_OPSET = "ai.onnx.ml", 3
 """The domain of LabelEncoder."""
+SCORE = "score"
+"""The model file's output."""
 
 
 class Graph:
@@ -93,4 +95,4 @@ class Graph:
         return model
 
 
-__all__ = ["ML", "OPSET", "Graph", "TensorProto"]
+__all__ = ["ML", "OPSET", "SCORE", "Graph", "TensorProto"]

@@ -6,13 +6,11 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import polars as pl
 from numpy.typing import NDArray
 
@@ -20,67 +18,20 @@ from engine import types
 from engine.types import Batch, Features, Schema, UserError, nearest
 from models.export import FORMAT, SCORE
 from models.feed import Inputs
+from models.session import SHORT, NotAModel, available, load, runs_on
 
 log = logging.getLogger("headrace.predictor")
 
-# The GPU build warns on every machine without one; what matters is said by the guard below.
-ort.set_default_logger_severity(4)
-
-ORDER = ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider")
-SHORT = {"tensorrt": ORDER[0], "cuda": ORDER[1], "cpu": ORDER[2]}
-# By itself CUDA rounds the factors of a float32 product to 10 bits (TF32): a small score of the
-# learner's then differs in its third digit. Who wants half the digits takes the float16 candidate.
-OPTIONS = {ORDER[1]: {"use_tf32": "0"}}
-
 
 def session(path: Path, providers: tuple[str, ...], threads: int | None = None) -> Any:
-    """An ONNX Runtime session on the first of `providers` that works here, at last on the CPU.
-
-    ONNX Runtime falls back in silence: ask `runs_on` of the result where it really runs.
-
-    Raises: UserError when the file is no model.
-    """
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or os.cpu_count() or 1
-    # Threads that spin between batches take the cores from the loader's.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 4
-    names = list(dict.fromkeys([*(SHORT.get(name, name) for name in providers), ORDER[-1]]))
-    reason = ""
-    for first in range(len(names)):
-        chosen = [(name, OPTIONS.get(name, {})) for name in names[first:]]
-        try:
-            # Its own next try would say so on the standard output.
-            return ort.InferenceSession(
-                os.fspath(path), options, providers=chosen, enable_fallback=False
-            )
-        except Exception as error:  # noqa: BLE001 - onnxruntime raises many kinds, all its own
-            reason = str(error).splitlines()[0]
-    raise UserError(
-        f"{path} cannot be loaded as an ONNX model: {reason}; expected a file that "
-        "'headrace export' or 'headrace compress' wrote."
-    )
-
-
-def runs_on(made: Any) -> str:
-    """The provider of a `session`."""
-    return str(made.get_providers()[0])
-
-
-def available(wished: tuple[str, ...]) -> tuple[str, ...]:
-    """The wished providers, or CUDA and the CPU, that this build of ONNX Runtime has and whose
-    device is there. TensorRT is for those who ask: it builds an engine for minutes first, and again
-    for batches of another size."""
-    here = set(ort.get_available_providers())
-    if not Path("/dev/nvidiactl").exists():
-        here -= set(ORDER[:2])
-    names = [SHORT.get(name, name) for name in wished] or list(ORDER[1:])
-    return tuple(name for name in names if name in here)
-
-
-def runtime_version() -> str:
-    """ONNX Runtime's, whichever of its packages is installed."""
-    return str(ort.__version__)
+    """A session; see `models.session.load`. Raises: UserError when the file is no model."""
+    try:
+        return load(path, providers, threads)
+    except NotAModel as error:
+        raise UserError(
+            f"{path} cannot be loaded as an ONNX model: {error}; expected a file that "
+            "'headrace export' or 'headrace compress' wrote."
+        ) from None
 
 
 class OnnxPredictor:
@@ -208,4 +159,4 @@ class OnnxPredictor:
         return used
 
 
-__all__ = ["OnnxPredictor", "available", "runs_on", "runtime_version", "session"]
+__all__ = ["OnnxPredictor", "session"]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+from numpy.typing import NDArray
 from onnxruntime.quantization import (
     CalibrationDataReader,
     CalibrationMethod,
@@ -20,9 +21,10 @@ from onnxruntime.quantization import (
 )
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from models.export import write
-from models.feed import Feed
+from models.files import write
 from models.graph import ML
+
+Feed = dict[str, NDArray[Any]]
 
 PRODUCTS = ["Gemm", "MatMul"]
 """What the network is made of, and the stages are not."""

@@ -24,6 +24,15 @@ def hashes(frame: pl.DataFrame) -> Hashes:
     return total
 
 
+def place_hashes(frame: pl.DataFrame, salt: int) -> Hashes:
+    """One hash per row of its partition and position, shape (n,): the same for every column of a
+    record, in every epoch, whatever batch it comes in."""
+    partitions = frame.get_column("_partition").rle().struct.unnest()
+    own = hashes(partitions.select("value")) ^ np.uint64(salt)
+    positions = frame.get_column("_position").cast(pl.Int64).to_numpy().view(np.uint64)
+    return mix(np.repeat(own, partitions["len"].to_numpy()) + mix(positions))
+
+
 def mix(values: Hashes) -> Hashes:
     """The finalizer of splitmix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number
     Generators", 2014): every bit of the result depends on every bit given."""
@@ -107,4 +116,4 @@ def _zobrist(text, starts, stops, out):  # type: ignore[no-untyped-def]
         out[i] = z ^ (z >> np.uint64(31))
 
 
-__all__ = ["Hashes", "hashes", "letters", "mix", "spans"]
+__all__ = ["Hashes", "hashes", "letters", "mix", "place_hashes", "spans"]

@@ -20,7 +20,8 @@ from engine.types import Affine, Batch, Codes, Features, Fill, Mark, Tensors, Tr
 from models.export import export
 from models.graph import Graph, TensorProto
 from models.learner import TabularLearner
-from models.predictor import ORDER, OnnxPredictor, available, session
+from models.predictor import OnnxPredictor, session
+from models.session import ORDER, available
 
 KEYS = ("n", "e", "s", "w")
 TASKS = {"regression": (), "binary": ("no", "yes"), "multiclass": ("x", "y", "z")}

@@ -60,7 +60,7 @@ def pipeline(folder: Path, **sections: Any) -> Pipeline:
         "checkpoint": {"every_batches": 2},
         "dead_letters": {"limit": 1.0},
         "sink": {"kind": "files", "path": str(folder / "out")},
-        "export": {"holdout_every": 3, "compress": None},
+        "export": {"holdout": 0.3, "compress": None},
     }
     return Pipeline.of({**table, **sections})
 

@@ -16,7 +16,7 @@ import pytest
 from engine.cli import EXIT
 from tests.pipelines.conftest import Headrace, Rows, Small
 
-EXPORT = "[export]\nholdout_every = 3\nholdout_rows = 2000\n"
+EXPORT = "[export]\nholdout = 0.3\nholdout_rows = 2000\n"
 
 
 @pytest.fixture

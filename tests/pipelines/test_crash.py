@@ -75,7 +75,7 @@ window = 1000
 every_batches = 4
 keep = 2
 [export]
-holdout_every = 10
+holdout = 0.1
 [sink]
 kind = "files"
 path = "{folder}/out"

@@ -1,0 +1,354 @@
+"""How much worse a model is than another on the same rows, and how sure that is.
+
+Arrays in, figures out: nothing here knows files, sessions or processes. Every figure has a paired
+bootstrap interval (Efron & Tibshirani, "An Introduction to the Bootstrap", 1993): both models are
+scored on the same resampled rows, so what is hard for both cancels out. For AUC, average precision
+and recall, rows are resampled within each class, so that a rare one never vanishes. A share (of
+wrong answers, of a class's rows that were found) has Wilson's interval (1927), which is right for
+few rows and for shares near 0 too.
+
+A candidate passes where the upper end of every interval is within what is allowed
+(non-inferiority): too few rows make an interval wide, and then the answer is no. That every figure
+must pass by itself keeps the risk of a false pass below that of a single one (intersection-union
+test), so nothing is corrected for their number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+RESAMPLES = 500
+CHUNK = 2_000_000
+"""Resampled rows that are in memory at a time."""
+TAIL = 0.05
+"""The share of rows with the largest errors that a regression is judged on apart."""
+RANGES = 5
+"""Ranges of the target that a regression is judged on apart."""
+MIN_RANGE = 20
+"""Rows that such a range has at the least."""
+MAX_RANKED = 50
+"""Of more classes than these, AUC and average precision are not worked out."""
+SMALL = float(np.finfo(np.float32).eps)
+"""Probabilities are kept away from 0 and 1 by so much: scores are float32."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One measure of one model, beside the float32 model's.
+
+    Attributes:
+        name: of the measure.
+        value, low, high: on the judged rows, and its interval.
+        loss, loss_low, loss_high: by how much it is worse than float32's, and that one's interval,
+            in `unit`.
+        allowed: the largest loss that passes.
+        unit: ``pt`` (points of 100) or ``%`` (of float32's value).
+    """
+
+    name: str
+    value: float
+    low: float
+    high: float
+    loss: float
+    loss_low: float
+    loss_high: float
+    allowed: float
+    unit: str
+
+    @property
+    def refusal(self) -> str | None:
+        """Why the candidate does not pass by this measure, or None."""
+        if self.loss_high <= self.allowed:
+            return None
+        span = f"{self.loss_low:.2f} to {self.loss_high:.2f}"
+        unit = "%" if self.unit == "%" else " pt"
+        if not self.loss <= self.allowed:
+            return f"{self.name} worse by {self.loss:.2f}{unit} ({span}), allowed {self.allowed:g}"
+        return (
+            f"{self.name} not surely within {self.allowed:g}{unit}: worse by {self.loss:.2f} "
+            f"({span})"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What is allowed, and how sure it must be.
+
+    Attributes:
+        max_loss: of a measure over all rows, in its unit.
+        max_slice_loss: of the worst slice: a class's recall, a range of the target, the largest
+            errors.
+        confidence: of the intervals.
+        seed: of the resampling.
+    """
+
+    max_loss: float = 0.5
+    max_slice_loss: float = 2.0
+    confidence: float = 0.95
+    seed: int = 0
+
+
+def compare_regression(
+    target: Floats, base: Floats, candidate: Floats, rules: Rules
+) -> tuple[Figure, ...]:
+    """MAE, RMSE, the largest errors, and the range of the target that fares worst.
+
+    Args:
+        target, base, candidate: shape (n,); finite but for the candidate.
+    """
+    errors = np.abs(np.stack([base, candidate], axis=1) - target[:, None])
+    largest = errors.max(axis=1)
+    count = max(1, math.ceil(TAIL * len(target)))
+    worst = np.zeros(len(target), np.bool_)
+    worst[np.argsort(-largest, kind="stable")[:count]] = True  # the same rows for both
+    slices = {f"MAE of the largest {TAIL:.0%}": worst, **_ranges(target)}
+    sums = np.concatenate([m[:, None] * errors for m in slices.values()], axis=1)
+    weighed = np.column_stack([errors, errors**2, sums, *slices.values()])
+    total, drawn = _sums(weighed, np.zeros(len(target), np.int64), rules)
+    figures = []
+
+    def add(name: str, at: int, size: int | None, power: float, allowed: float) -> None:
+        def mean(sums: Floats) -> Floats:
+            n = len(target) if size is None else np.maximum(sums[..., size, None], 1)
+            result: Floats = (sums[..., at : at + 2] / n) ** power
+            return result
+
+        figures.append(_figure(name, mean(total), mean(drawn), "%", allowed, rules))
+
+    add("MAE", 0, None, 1.0, rules.max_loss)
+    add("RMSE", 2, None, 0.5, rules.max_loss)
+    sizes = 4 + 2 * len(slices)
+    for number, name in enumerate(slices):
+        add(name, 4 + 2 * number, sizes + number, 1.0, rules.max_slice_loss)
+    # Of the ranges, the worst one stands for all: it passes where all do.
+    tail, ranges = figures[2], figures[3:]
+    worst_range = [max(ranges, key=_severity)] if ranges else []
+    return (*figures[:2], tail, *worst_range)
+
+
+def compare_classes(
+    target: Ints,
+    base: Floats,
+    candidate: Floats,
+    rules: Rules,
+    *,
+    names: tuple[str, ...],
+    threshold: float = 0.5,
+) -> tuple[Figure, ...]:
+    """Error, log loss, AUC and average precision (over one class against the others, the mean of
+    those that occur), and the class whose recall suffers most.
+
+    Args:
+        target: class numbers, shape (n,).
+        base, candidate: scores, shape (n,) of class 1, or (n, k); finite but for the candidate.
+        names: of the classes.
+        threshold: of class 1, where there are two.
+    """
+    chances = [_chances(scores) for scores in (base, candidate)]
+    said = [_said(scores, threshold) for scores in (base, candidate)]
+    right = np.stack([s == target for s in said], axis=1).astype(np.float64)
+    given = np.stack([c[np.arange(len(target)), target] for c in chances], axis=1)
+    surprise = -np.log(np.clip(given, SMALL, 1 - SMALL))
+    there = np.bincount(target, minlength=len(names))
+    present = np.flatnonzero(there)
+    by_class = np.concatenate([(target == c)[:, None] * right for c in present], axis=1)
+    n = len(target)
+    total, drawn = _sums(np.column_stack([1 - right, surprise]), np.zeros(n, np.int64), rules)
+    found, refound = _sums(by_class, target, rules)
+    shares = there[present] / n
+    entropy = -float((shares * np.log(shares)).sum()) or math.log(2)
+    figures: list[Figure] = []
+
+    def add(name: str, value: Floats, draws: Floats, allowed: float, scale: float = 1.0) -> None:
+        figures.append(_figure(name, value, draws, "pt", allowed, rules, scale))
+
+    add("error", total[:2] / n, drawn[:, :2] / n, rules.max_loss)
+    figures[0] = _share(figures[0], n, rules)
+    add("log loss", total[2:] / n, drawn[:, 2:] / n, rules.max_loss, 1 / entropy)
+    if len(present) > 1 and len(names) <= MAX_RANKED:
+        ranked, redrawn = _ranks(target, chances, present, rules)
+        for number, name in enumerate(("AUC", "average precision")):
+            add(name, ranked[number], redrawn[:, number], rules.max_loss, -1.0)
+    overall = len(figures)
+    for at, c in enumerate(present):
+        own = slice(2 * at, 2 * at + 2)
+        name = f"recall of '{names[c]}'"
+        add(name, found[own] / there[c], refound[:, own] / there[c], rules.max_slice_loss, -1.0)
+        figures[-1] = _share(figures[-1], int(there[c]), rules)
+    worst = max(figures[overall:], key=_severity)
+    return (*figures[:overall], worst)
+
+
+def interval(draws: Floats, confidence: float) -> tuple[float, float]:
+    """The middle `confidence` of the draws; NaN where one is none."""
+    if not np.isfinite(draws).all():
+        return math.nan, math.nan
+    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def speed(base: Floats, candidate: Floats, rules: Rules) -> tuple[float, float, float]:
+    """How many times faster the candidate is, and the interval: the median over pairs of runs that
+    followed each other.
+
+    Args:
+        base, candidate: seconds, shape (rounds,).
+    """
+    ratios = base / np.maximum(candidate, 1e-9)
+    rng = np.random.default_rng(rules.seed)
+    draws = np.median(ratios[rng.integers(0, len(ratios), (RESAMPLES, len(ratios)))], axis=1)
+    low, high = interval(draws, rules.confidence)
+    return float(np.median(ratios)), low, high
+
+
+def _figure(
+    name: str,
+    value: Floats,
+    draws: Floats,
+    unit: str,
+    allowed: float,
+    rules: Rules,
+    scale: float = 1.0,
+) -> Figure:
+    """Of (base, candidate) and their resampled values, shape (RESAMPLES, 2)."""
+    low, high = interval(draws[:, 1], rules.confidence)
+    if unit == "%":
+        loss, losses = _relative(value), _relative(draws)
+    else:
+        loss, losses = (
+            100 * scale * (value[1] - value[0]),
+            100 * scale * (draws[:, 1] - draws[:, 0]),
+        )
+    loss_low, loss_high = interval(np.atleast_1d(losses), rules.confidence)
+    return Figure(
+        name=name,
+        value=float(value[1]),
+        low=low,
+        high=high,
+        loss=float(loss),
+        loss_low=loss_low,
+        loss_high=loss_high,
+        allowed=allowed,
+        unit=unit,
+    )
+
+
+def _share(figure: Figure, n: int, rules: Rules) -> Figure:
+    """The same with Wilson's interval of a share of n rows."""
+    z = NormalDist().inv_cdf((1 + rules.confidence) / 2)
+    p, square = figure.value, z**2 / n
+    middle = (p + square / 2) / (1 + square)
+    half = z * math.sqrt(p * (1 - p) / n + square / (4 * n)) / (1 + square)
+    return replace(figure, low=middle - half, high=middle + half)
+
+
+def _relative(values: Floats) -> Any:
+    """By how many percent the second is above the first; where the first is 0, all or nothing."""
+    base, other = values[..., 0], values[..., 1]
+    rise = np.where(other <= base, 0.0, np.inf)  # NaN rises too
+    some = base > 0
+    return np.where(some, 100 * (other - base) / np.where(some, base, 1.0), rise)
+
+
+def _severity(figure: Figure) -> float:
+    """By which the worst slice is found; NaN is the worst."""
+    return math.inf if math.isnan(figure.loss_high) else figure.loss_high
+
+
+def _resamples(strata: Ints, rules: Rules) -> Iterator[Floats]:
+    """How often each row is drawn, (reps, n) at a time: n rows with replacement, within strata."""
+    n = len(strata)
+    rng = np.random.default_rng(rules.seed)
+    order = np.argsort(strata, kind="stable")
+    counts = np.bincount(strata)
+    sizes = counts[strata[order]]
+    starts = (np.cumsum(counts) - counts)[strata[order]]
+    step = max(1, CHUNK // n)
+    for first in range(0, RESAMPLES, step):
+        reps = min(step, RESAMPLES - first)
+        drawn = order[starts + (rng.random((reps, n)) * sizes).astype(np.int64)]
+        flat = (drawn + np.arange(reps)[:, None] * n).ravel()
+        yield np.bincount(flat, minlength=reps * n).reshape(reps, n).astype(np.float64)
+
+
+def _sums(columns: Floats, strata: Ints, rules: Rules) -> tuple[Floats, Floats]:
+    """Sums of (n, m) columns: over the rows, (m,), and over the resampled rows, (RESAMPLES, m)."""
+    drawn = [weights @ columns for weights in _resamples(strata, rules)]
+    return columns.sum(axis=0), np.concatenate(drawn)
+
+
+def _ranks(
+    target: Ints, chances: list[Floats], present: Ints, rules: Rules
+) -> tuple[Floats, Floats]:
+    """AUC and average precision of both models, (2, 2), and resampled, (RESAMPLES, 2, 2): the mean
+    over the classes, of class 1 alone where there are two."""
+    chosen = present if chances[0].shape[1] > 2 else np.array([1])
+    rankers = [[_ranker(target == c, chance[:, c]) for chance in chances] for c in chosen]
+
+    def all_of(weights: Floats) -> Floats:
+        each = [np.stack([ranked(weights) for ranked in pair], axis=-1) for pair in rankers]
+        mean: Floats = np.mean(each, axis=0)
+        return mean
+
+    value = all_of(np.ones((1, len(target))))[0]
+    return value, np.concatenate([all_of(w) for w in _resamples(target, rules)])
+
+
+def _ranker(positive: NDArray[np.bool_], score: Floats) -> Callable[[Floats], Floats]:
+    """Makes AUC and average precision, (reps, 2), of row weights (reps, n); equal scores are
+    ties."""
+    order = np.argsort(-score, kind="stable")
+    falling = score[order]
+    firsts = np.flatnonzero(np.r_[True, falling[1:] != falling[:-1]])
+    hit = positive[order].astype(np.float64)
+
+    def ranked(weights: Floats) -> Floats:
+        w = weights[:, order]
+        yes, no = w * hit, w * (1 - hit)
+        if len(firsts) < len(order):
+            yes, no = (np.add.reduceat(each, firsts, axis=1) for each in (yes, no))
+        true, false = np.cumsum(yes, axis=1), np.cumsum(no, axis=1)
+        positives, negatives = true[:, -1], false[:, -1]
+        auc = (yes * (negatives[:, None] - false + no / 2)).sum(axis=1) / (positives * negatives)
+        precision = true / np.maximum(true + false, 1)
+        return np.stack([auc, (yes * precision).sum(axis=1) / positives], axis=1)
+
+    if not np.isfinite(score).all():
+        return lambda weights: np.full((len(weights), 2), math.nan)
+    return ranked
+
+
+def _ranges(target: Floats) -> dict[str, NDArray[np.bool_]]:
+    """Name -> rows of a range of the target, each with about as many rows as another."""
+    edges = np.unique(np.quantile(target, np.linspace(0, 1, RANGES + 1)))
+    at = np.clip(np.searchsorted(edges, target, side="right") - 1, 0, max(len(edges) - 2, 0))
+    ranges = {}
+    for number in range(len(edges) - 1):
+        rows = at == number
+        if rows.sum() >= MIN_RANGE:
+            low, high = edges[number], edges[number + 1]
+            ranges[f"MAE where the target is {low:.4g} to {high:.4g}"] = rows
+    return ranges
+
+
+def _chances(scores: Floats) -> Floats:
+    return np.stack([1 - scores, scores], axis=1) if scores.ndim == 1 else scores
+
+
+def _said(scores: Floats, threshold: float) -> Ints:
+    if scores.ndim == 1:
+        return (scores > threshold).astype(np.int64)
+    highest: Ints = scores.argmax(axis=1)
+    return highest
+
+
+__all__ = ["Figure", "Rules", "compare_classes", "compare_regression", "interval", "speed"]
