@@ -1,5 +1,5 @@
 """The command: ``headrace run | check | explore | profile | folds | export | compress | replay |
-predict``.
+predict | reference | schema``.
 
 Exit codes: 0 done (also after a signal), 1 failed, 2 the user's mistake, 3 too many rejected rows;
 a second signal ends with 128 and its number.
@@ -12,12 +12,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine import environment, signals
-from engine.errors import HeadraceError, UserError
+from engine.errors import HeadraceError, UserError, nearest
 
 if TYPE_CHECKING:
     from engine.run import Run
@@ -96,6 +96,41 @@ Add a model's predictions to the rows of files.
 
   headrace predict runs/pedestrians/model.onnx --input 'new/*.parquet' --output predictions
 """
+REFERENCE = """\
+Print what a pipeline file may say: every key of a table, its type, unit and default, and what it is
+for. Without a table, the tables.
+
+  headrace reference
+  headrace reference loader
+  headrace reference source.kafka
+  headrace reference --markdown > reference.md
+"""
+SCHEMA = """\
+Print a JSON Schema of pipeline files, with which editors complete and check them. In an editor with
+Taplo (Even Better TOML), put this at the head of the pipeline:
+
+  #:schema ./headrace.schema.json
+
+  headrace schema > headrace.schema.json
+"""
+MEANT = {
+    "serve": "run (a pipeline with [infer] serves)",
+    "infer": "run (a pipeline with [infer] serves)",
+    "train": "run (a pipeline with [model] trains)",
+    "start": "run",
+    "validate": "check",
+    "test": "check",
+    "lint": "check",
+    "inspect": "explore",
+    "describe": "explore",
+    "score": "predict",
+    "quantize": "compress",
+    "cv": "folds",
+    "bench": "profile",
+    "config": "reference",
+    "help": "--help",
+}
+"""What other tools call a command -> what it is called here."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -109,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _open_streams()
     try:
         with signals.answering(signals.stop):
-            options = _parser().parse_args(arguments)
+            options = _parsed(list(sys.argv[1:] if arguments is None else arguments))
             return _done(options)
     except signals.Stopped:
         signals.tell(signals.goodbye())
@@ -142,6 +177,16 @@ def _done(options: argparse.Namespace) -> int:
 
             traceback.print_exc()
         return _say(_unexpected(error), EXIT["failed"])
+
+
+def _parsed(arguments: list[str]) -> argparse.Namespace:
+    """Exits with 2 and the usage for what cannot be understood, as argparse does."""
+    parser, commands = _parser()
+    word = arguments[0] if arguments else ""
+    if word and not word.startswith("-") and word not in commands:
+        near = f" Did you mean {MEANT[word]}?" if word in MEANT else nearest(word, commands)
+        parser.error(f"there is no command '{word}'.{near}")
+    return parser.parse_args(arguments)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -282,7 +327,29 @@ def _predict(options: argparse.Namespace) -> int:
     return EXIT["done"]
 
 
-def _parser() -> argparse.ArgumentParser:
+def _reference(options: argparse.Namespace) -> int:
+    from engine import reference
+    from engine.progress import console
+
+    if options.markdown:
+        sys.stdout.write(reference.markdown())
+        return EXIT["done"]
+    for part in reference.pages(options.table):
+        console().print(part, highlight=False, markup=False)
+    return EXIT["done"]
+
+
+def _schema(options: argparse.Namespace) -> int:
+    import json
+
+    from engine.reference import schema
+
+    sys.stdout.write(json.dumps(schema(), indent=1) + "\n")
+    return EXIT["done"]
+
+
+def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
+    """And the names of its commands."""
     from importlib.metadata import version
 
     parser = argparse.ArgumentParser(
@@ -332,7 +399,13 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "--format", default="parquet", help="parquet, ndjson, csv or arrow (parquet)"
     )
-    return parser
+    reference = _command(
+        commands, "reference", "say what a pipeline may say", REFERENCE, _reference, file=False
+    )
+    reference.add_argument("table", metavar="TABLE", nargs="?", help="such as loader, source.kafka")
+    reference.add_argument("--markdown", action="store_true", help="all tables, as a page")
+    _command(commands, "schema", "print a JSON Schema for editors", SCHEMA, _schema, file=False)
+    return parser, commands.choices
 
 
 def _command(

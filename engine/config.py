@@ -7,19 +7,21 @@ file, the file named by its ``base``.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import json
+import os
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import (
+    BaseModel,
     ByteSize,
     ConfigDict,
     Field,
     PositiveInt,
-    SecretStr,
     TypeAdapter,
     ValidationError,
     field_validator,
@@ -30,19 +32,83 @@ from pydantic_settings import (
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
+from pydantic_settings.exceptions import SettingsError
 
+from engine.describe import expected, expected_in
 from engine.logs import hide
 from engine.types import Duration, Settings, UserError, nearest
 
 S = TypeVar("S", bound=Settings)
-WORDS = {
-    "input should be": "expected",
-    "dictionary": "table",
-    "tuple": "list",
-    "expected greater": "expected a number greater",
-    "expected less": "expected a number less",
+ENVIRONMENT = "HEADRACE_"
+SHOWN = 200
+"""Characters of a wrong value that a sentence shows."""
+SYNONYMS: Mapping[str, tuple[str, ...]] = {
+    "learning_rate": ("lr",),
+    "eta": ("lr",),
+    "weight_decay": ("l2",),
+    "batch_size": ("batch_rows", "replay_batch"),
+    "batchsize": ("batch_rows",),
+    "max_wait": ("max_delay",),
+    "linger_ms": ("linger",),
+    "bootstrap_servers": ("bootstrap",),
+    "brokers": ("bootstrap",),
+    "servers": ("bootstrap",),
+    "group_id": ("group",),
+    "consumer_group": ("group",),
+    "group_instance_id": ("member",),
+    "session_timeout": ("session",),
+    "auto_offset_reset": ("start",),
+    "offset": ("start",),
+    "security_protocol": ("security",),
+    "sasl_mechanism": ("sasl",),
+    "username": ("user",),
+    "sasl_username": ("user",),
+    "sasl_password": ("password",),
+    "schema_registry": ("registry",),
+    "delivery_timeout": ("give_up",),
+    "acks": ("exactly_once",),
+    "file": ("path",),
+    "files": ("path",),
+    "filename": ("path",),
+    "directory": ("path", "folder"),
+    "dir": ("path", "folder"),
+    "output": ("path",),
+    "input": ("path",),
+    "sep": ("delimiter",),
+    "separator": ("delimiter",),
+    "type": ("kind",),
+    "label": ("target",),
+    "labels": ("classes",),
+    "y": ("target",),
+    "features": ("numeric",),
+    "categorical": ("categories",),
+    "hidden": ("layers",),
+    "hidden_layers": ("layers",),
+    "hidden_size": ("layers",),
+    "objective": ("task",),
+    "random_state": ("seed",),
+    "random_seed": ("seed",),
+    "num_epochs": ("epochs",),
+    "n_epochs": ("epochs",),
+    "num_threads": ("threads",),
+    "n_jobs": ("threads",),
+    "workers": ("threads", "decode_threads"),
+    "num_workers": ("decode_threads",),
+    "prefetch": ("prefetch_bytes",),
+    "shuffle": ("shuffle_rows",),
+    "buffer_size": ("shuffle_rows", "buffer_bytes"),
+    "grad_clip": ("clip_norm",),
+    "clip_grad_norm": ("clip_norm",),
+    "max_grad_norm": ("clip_norm",),
+    "mixed_precision": ("precision",),
+    "gpu": ("device",),
+    "memory": ("memory_budget",),
+    "interval": ("every_seconds",),
+    "model_path": ("model",),
+    "address": ("host",),
+    "bind": ("host",),
 }
-"""How pydantic says it -> how a TOML file's writer would."""
+"""What other tools call a key -> what it is called here."""
 BATCH_DELAY = 0.05
 """Seconds a record of an endless source waits for others, at most, unless the file says."""
 BLOCK_DELAY = 10.0
@@ -103,6 +169,52 @@ class LoaderSettings(Settings):
         return int(self.batch_bytes or max(1, int(self.memory_budget) // 8))
 
 
+class SourceTable(Settings):
+    """``[source]``: what every kind has; its other keys are the kind's own.
+
+    Attributes:
+        kind: ``files``, ``kafka``, ``mix``, ``memory``, or a class of your own,
+            ``package.module:Class``.
+        schema: column -> type of what is decoded: ``[source.schema]``; ``"*"`` is any other
+            column. Files say it themselves unless given.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    kind: str
+    declared: dict[str, Any] = Field(default_factory=dict, alias="schema")
+
+
+class SinkTable(Settings):
+    """``[sink]``: what every kind has; its other keys are the kind's own.
+
+    Attributes:
+        kind: ``files``, ``kafka``, ``memory``, or a class of your own, ``package.module:Class``.
+        columns: those that are written; all unless given. A model adds ``prediction`` (the value,
+            or the class as text) and for classes ``probability`` (of the second of two classes;
+            of the predicted one where there are more); serving adds ``model_version``.
+            ``_partition`` and ``_position`` say where a row was read.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    kind: str
+    columns: tuple[str, ...] | None = None
+
+
+class NamedTable(Settings):
+    """``[scrub.NAME]``, ``[augment.NAME]``: what every kind has; its other keys are the kind's own.
+
+    Attributes:
+        kind: the name of a kind, or a class of your own, ``package.module:Class``; NAME unless
+            given.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    kind: str | None = None
+
+
 class DeadLetterSettings(Settings):
     """``[dead_letters]``: where rejected rows go, and when there are too many. Its other keys are
     the kind's own.
@@ -158,6 +270,14 @@ class ModelSettings(Settings):
     max_length: int | None = Field(None, ge=1)
     buckets: tuple[PositiveInt, ...] = ()
 
+    @field_validator("classes", mode="before", json_schema_input_type=list[str | bool | float])
+    @classmethod
+    def _as_text(cls, classes: Any) -> Any:
+        """``[0, 1]`` and ``[false, true]`` are the labels "0", "1" and "false", "true"."""
+        if not isinstance(classes, list | tuple):
+            return classes
+        return tuple(json.dumps(c) if isinstance(c, bool | int | float) else c for c in classes)
+
     @field_validator("task")
     @classmethod
     def _known(cls, task: str) -> str:
@@ -188,12 +308,13 @@ class Pipeline(BaseSettings):
 
     Attributes:
         name: goes into model files, logs and the default folder.
+        base: another pipeline file, by its path from this one, whose keys this one changes.
         folder: where a run leaves its checkpoints, models and report; ``runs/<name>`` unless given.
         file: the path it was read from, for error sentences.
     """
 
     model_config = SettingsConfigDict(
-        env_prefix="HEADRACE_",
+        env_prefix=ENVIRONMENT,
         env_nested_delimiter="__",
         frozen=True,
         extra="forbid",
@@ -255,12 +376,29 @@ class Pipeline(BaseSettings):
         """The same from a table in memory."""
         # A subclass a call: pydantic-settings takes its sources from the class.
         reader: type[Self] = type(cls.__name__, (cls,), {"sources": (_overrides(overrides), table)})
+        _known_variables(reader)
         try:
             pipeline = reader()
         except ValidationError as error:
-            raise UserError(_sentence(error, reader.model_fields, "", where)) from None
+            raise UserError(_sentence(error, reader, "", where)) from None
+        except SettingsError as error:
+            name = f"{ENVIRONMENT}{str(error).split(chr(34))[1].upper()}"
+            raise UserError(
+                f"{name} in the environment: expected a JSON object; a single key of the table is "
+                f"set by {name}__KEY."
+            ) from None
+        pipeline._check_tables(where)
         folder = pipeline.folder or f"runs/{pipeline.name}"
         return pipeline.model_copy(update={"folder": folder, "file": where})
+
+    def _check_tables(self, where: str) -> None:
+        """What tables have in common whose other keys are their kind's own."""
+        validate(SourceTable, self.source, "source", where)
+        if self.sink is not None:
+            validate(SinkTable, self.sink, "sink", where)
+        for section, tables in (("scrub", self.scrub), ("augment", self.augment)):
+            for name, table in tables.items():
+                validate(NamedTable, table, f"{section}.{name}", where)
 
     def table(self) -> dict[str, Any]:
         """What `of` makes it from, environment and overrides counted in."""
@@ -283,27 +421,30 @@ def validate(kind: type[S], table: Mapping[str, Any], section: str, where: str) 
     try:
         made = kind(**table)
     except ValidationError as error:
-        raise UserError(_sentence(error, kind.model_fields, section, where)) from None
+        raise UserError(_sentence(error, kind, section, where)) from None
     for secret in made.secrets():
         hide(secret)
     return made
 
 
-def component(name: str, known: Mapping[str, str], section: str) -> type[Any]:
+def component(name: Any, known: Mapping[str, str], section: str) -> type[Any]:
     """The class a ``kind`` names: one of `known`, or the user's own by import string.
 
     Raises: UserError when there is no such kind, module or class.
     """
+    if not isinstance(name, str):
+        raise UserError(f"[{section}]: expected text for 'kind', got {_shown(name, None)}.")
     target = known.get(name, name)
     if ":" not in target:
         raise UserError(f"[{section}] has no kind '{name}'.{nearest(name, known)}")
     module, _, attribute = target.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:
         raise UserError(
-            f"[{section}] kind '{name}' cannot be imported: {error}; "
-            "expected 'package.module:Class'."
+            f"[{section}] kind '{name}' cannot be imported: {type(error).__name__}: {error}; "
+            "expected 'package.module:Class', and the package installed or its folder on "
+            "PYTHONPATH."
         ) from error
     if not isinstance(found, type):
         raise UserError(f"[{section}] kind '{name}' names {found!r}, expected a class.")
@@ -326,10 +467,26 @@ def _read(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         near = nearest(path.name, [p.name for p in path.parent.glob("*.toml")])
         raise UserError(f"There is no pipeline file {path}.{near}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is no pipeline file: expected TOML in UTF-8, got the byte "
+            f"0x{error.object[error.start]:02x} at {error.start}.{_meant(path)}"
+        ) from None
+    except (OSError, ValueError) as error:
+        if isinstance(error, tomllib.TOMLDecodeError):
+            raise UserError(f"{path} is not valid TOML: {error}.{_meant(path)}") from None
         raise UserError(f"The pipeline file {path} cannot be read: {error}.") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path} is not valid TOML: {error}.") from None
+    except RecursionError:
+        raise UserError(f"{path} is not valid TOML: its values are nested too deep.") from None
+
+
+def _meant(path: Path) -> str:
+    """What to do with a file that is no pipeline, by its name."""
+    if path.suffix == ".toml":
+        return ""
+    if path.suffix == ".onnx":
+        return f" To use a model: headrace predict {path} --input FILES --output FOLDER."
+    return f" To look at data: headrace explore {path}."
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -368,48 +525,89 @@ def _value(text: str) -> Any:
         return text
 
 
-def _sentence(error: ValidationError, known: Mapping[str, Any], section: str, where: str) -> str:
+def _known_variables(reader: type[BaseSettings]) -> None:
+    """Raises: UserError for a variable that sets a table which is none. Others of the prefix are
+    let be: Kubernetes sets HEADRACE_SERVICE_HOST where a service is called headrace."""
+    for name in os.environ:
+        table, delimiter, _ = name.upper().removeprefix(ENVIRONMENT).partition("__")
+        if not (name.upper().startswith(ENVIRONMENT) and delimiter):
+            continue
+        if table.lower() not in reader.model_fields:
+            raise UserError(
+                f"The environment's {name} names no table of a pipeline file: there is no "
+                f"'{table.lower()}'.{nearest(table.lower(), reader.model_fields)}"
+            )
+
+
+def _sentence(error: ValidationError, settings: type[BaseModel], section: str, where: str) -> str:
     """The first complaint of a validation: expected, got, where, what to do. A key that is unknown
     comes before one that is not there: it is likely the same one, misspelt."""
     first = min(error.errors(), key=lambda complaint: complaint["type"] != "extra_forbidden")
-    path = [str(part) for part in first["loc"]]
-    if not path:  # the settings do not fit together, and say so themselves; the input holds secrets
+    if not first["loc"]:  # they do not fit together, and say so themselves; the input holds secrets
         complaint = first["msg"].removeprefix("Value error, ")
         return f"[{section}] in {where}: {complaint}." if section else f"{where}: {complaint}."
-    place = ".".join([section, *path[:-1]] if section else path[:-1])
+    inner, path, inside = _located(settings, [str(part) for part in first["loc"]])
+    *tables, key = path
+    place = ".".join([section, *tables] if section else tables)
     table = f"[{place}] in {where}" if place else where
-    key = path[-1] if path else section
     if first["type"] == "extra_forbidden":
-        names = known if len(path) == 1 else _fields(known, path[:-1])
-        return f"{table} has no key '{key}'.{nearest(key, names)}"
+        return f"{table} has no key '{key}'.{suggestion(key, inner.model_fields, place)}"
     if first["type"] == "missing":
         return f"{table} needs the key '{key}', which is not there."
-    expected = first["msg"].removeprefix("Value error, ").partition(", unable to parse")[0]
-    expected = expected[0].lower() + expected[1:]
-    for theirs, ours in WORDS.items():
-        expected = expected.replace(theirs, ours, 1)
-    if not expected.startswith("expected"):
-        expected = f"expected another value ({expected})"
-    names = known if len(path) == 1 else _fields(known, path[:-1])
-    return f"{table}: {expected} for '{key}', got {_shown(first['input'], names.get(key))}."
+    field = inner.model_fields[key]
+    wanted = f"expected {expected(field)}"
+    if inside and (value := expected_in(field)) is not None:
+        wanted, key, inside = f"expected {value}", f"{key}.{inside[0]}", inside[1:]
+    if first["type"] == "value_error":
+        wanted = first["msg"].removeprefix("Value error, ")
+        if not wanted.startswith("expected"):
+            wanted = f"expected another value ({wanted})"
+    got = _shown(first["input"], field)
+    return f"{table}: {wanted} for '{key}', got {got}{' in it' if inside else ''}."
+
+
+def _located(
+    settings: type[BaseModel], loc: list[str]
+) -> tuple[type[BaseModel], list[str], list[str]]:
+    """Which Settings class a complaint is about, the path to its key, and what is left of the
+    place: inside a value, or pydantic's name for a member of a union."""
+    for i, part in enumerate(loc):
+        field = settings.model_fields.get(part)
+        nested = None if field is None else _nested(field.annotation)
+        if nested is None or i + 1 == len(loc):
+            return settings, loc[: i + 1], loc[i + 1 :]
+        settings = nested
+    raise AssertionError(loc)
+
+
+def _nested(annotation: Any) -> type[BaseModel] | None:
+    kinds = (annotation, *getattr(annotation, "__args__", ()))
+    return next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
+
+
+def suggestion(key: str, known: Iterable[str], section: str) -> str:
+    """What a key may have meant that is none of `known`: another of its table, what other tools
+    call it, or the same key of another table; to end a sentence."""
+    names = list(known)
+    meant = [name for name in SYNONYMS.get(key.lower(), ()) if name in names]
+    if meant:
+        return f" Did you mean '{meant[0]}'?"
+    if difflib.get_close_matches(key, names, n=1, cutoff=0.8):
+        return nearest(key, names)
+    from engine.reference import tables_with  # on the way to an error only: it imports every kind
+
+    elsewhere = tables_with((key, *SYNONYMS.get(key.lower(), ())), section)
+    if elsewhere:
+        return f" {elsewhere}"
+    return nearest(key, names)
 
 
 def _shown(value: object, field: Any) -> str:
     """As JSON, unless it was meant for a secret."""
-    kind = getattr(field, "annotation", None)
-    if SecretStr in (kind, *getattr(kind, "__args__", ())):
+    if "SecretStr" in repr(getattr(field, "annotation", None)):
         return "a value that is not shown"
-    return json.dumps(value, default=str)
-
-
-def _fields(known: Mapping[str, Any], path: list[str]) -> Mapping[str, Any]:
-    for part in path:
-        kind = getattr(known.get(part), "annotation", None)
-        known = getattr(kind, "model_fields", {})
-        if not known and kind is not None:
-            kinds = [k for k in getattr(kind, "__args__", ()) if hasattr(k, "model_fields")]
-            known = kinds[0].model_fields if kinds else {}
-    return known
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def parse_bytes(text: str) -> int:

@@ -17,6 +17,10 @@ class UserError(HeadraceError, ValueError):
     """The user's mistake (a file, a key, a value). Same sentence, exit code 2."""
 
 
+KNOWN = 100
+"""Names that a sentence lists: those of settings are fewer, those of columns may be thousands."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """`` Did you mean 'x'?`` for the known name nearest to `word`, or the known names, or nothing;
     to end a sentence."""
@@ -26,7 +30,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
     match = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     if match:
         return f" Did you mean '{match[0]}'?"
-    return f" Known: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}." if names else ""
+    more = f" and {len(names) - KNOWN:,} more" if len(names) > KNOWN else ""
+    return f" Known: {', '.join(names[:KNOWN])}{more}." if names else ""
 
 
 __all__ = ["HeadraceError", "UserError", "nearest"]

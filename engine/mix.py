@@ -18,6 +18,7 @@ import polars as pl
 from pydantic import Field
 
 from engine import types
+from engine.config import validate
 from engine.types import (
     PARTITION,
     Buffered,
@@ -283,10 +284,32 @@ class MixFormat:
                 part.resume()
 
 
-def sources_of(table: Mapping[str, Any]) -> dict[str, tuple[dict[str, Any], float]]:
+class MixTable(types.Settings):
+    """What ``[source] kind = "mix"`` has besides its settings.
+
+    Attributes:
+        sources: name -> a source with a weight: ``[source.sources.NAME]``.
+    """
+
+    sources: dict[str, dict[str, Any]] = Field(min_length=1)
+
+
+class PartTable(types.Settings):
+    """``[source.sources.NAME]``; its other keys are those of a ``[source]``.
+
+    Attributes:
+        weight: how many of the mix's rows are this one's, beside the weights of the others.
+    """
+
+    weight: float = Field(1.0, ge=0)
+
+
+def sources_of(
+    table: Mapping[str, Any], where: str = "the pipeline"
+) -> dict[str, tuple[dict[str, Any], float]]:
     """Name -> ``[source]`` table and weight, of a mix's table.
 
-    Raises: UserError where there is none, or a weight is no number.
+    Raises: UserError where there is none, or a weight is no number of 0 or more.
     """
     given = table.get("sources")
     if not isinstance(given, Mapping) or not given:
@@ -294,16 +317,15 @@ def sources_of(table: Mapping[str, Any]) -> dict[str, tuple[dict[str, Any], floa
     made = {}
     for name, part in given.items():
         own = dict(part) if isinstance(part, Mapping) else {}
-        weight = own.pop("weight", 1.0)
-        if isinstance(weight, bool) or not isinstance(weight, int | float):
-            raise UserError(f"[source.sources.{name}] weight expects a number, got {weight!r}.")
+        given_weight = {"weight": own.pop("weight")} if "weight" in own else {}
+        weight = validate(PartTable, given_weight, f"source.sources.{name}", where).weight
         if own.get("join") or own.get("kind") == "mix":
             raise UserError(
                 f"[source.sources.{name}] expects a source of files or a topic without 'join': "
                 "what shares its partitions, or is a mix itself, cannot be mixed."
             )
-        made[str(name)] = (own, float(weight))
+        made[str(name)] = (own, weight)
     return made
 
 
-__all__ = ["Mix", "MixFormat", "Part", "sources_of"]
+__all__ = ["Mix", "MixFormat", "MixTable", "Part", "PartTable", "sources_of"]

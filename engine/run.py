@@ -127,7 +127,7 @@ class Run:
     def _mixed(self, table: dict[str, Any]) -> Mix:
         sources = {
             name: (self._one_source(f"source.sources.{name}", own), weight)
-            for name, (own, weight) in sources_of(table).items()
+            for name, (own, weight) in sources_of(table, self.pipeline.file).items()
         }
         own = {k: v for k, v in table.items() if k not in ("kind", "sources")}
         return Mix(self.pipeline.settings(Mix.Settings, own, "source"), sources)

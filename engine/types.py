@@ -28,7 +28,14 @@ import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, BeforeValidator, ConfigDict, SecretStr
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+)
 
 from engine.errors import HeadraceError, UserError, nearest
 
@@ -56,10 +63,27 @@ class EndOfStream(Exception):
     row."""
 
 
+def _only_number(annotation: str) -> bool:
+    return bool(re.search(r"\b(int|float|ByteSize)\b", annotation)) and not re.search(
+        r"\b(bool|Any)\b", annotation
+    )
+
+
 class Settings(BaseModel):
     """Base of every component's own small settings: frozen, keyword-only, unknown keys refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_bool_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """True is a 1 to Python, and a slip in a pipeline file."""
+        field = cls.model_fields[str(info.field_name)]
+        if isinstance(value, bool) and _only_number(repr(field.annotation)):
+            raise ValueError("expected a number")
+        return value
 
     def secrets(self) -> Iterator[str]:
         """What must never be shown; every `SecretStr` to begin with."""
@@ -102,7 +126,7 @@ def _seconds(value: Any) -> float:
     return seconds
 
 
-Duration = Annotated[float, BeforeValidator(_seconds)]
+Duration = Annotated[float, BeforeValidator(_seconds, json_schema_input_type=float | str)]
 """Type of every setting that is a length of time: seconds, written as a number or as text with
 units ("250ms", "1h30m")."""
 

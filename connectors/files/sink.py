@@ -12,7 +12,7 @@ from typing import IO, ClassVar, Literal
 
 import polars as pl
 import polars.selectors as cs
-from pydantic import Field
+from pydantic import ByteSize, Field
 
 from engine import atomic, types
 from engine.types import HeadraceError, Snapshot, UserError
@@ -52,7 +52,7 @@ class FilesSink:
 
         path: str
         format: Literal["parquet", "ndjson", "csv", "arrow"] = "parquet"
-        max_buffer_bytes: int = Field(default=64 << 20, ge=1)
+        max_buffer_bytes: ByteSize = Field(default=ByteSize(64 << 20), ge=1)
         verify_parts: bool = True
         private: bool = False
 
@@ -62,7 +62,7 @@ class FilesSink:
         self.folder = Path(settings.path)
         self._frames: list[pl.DataFrame] = []
         self._nbytes = 0
-        self._limit = settings.max_buffer_bytes
+        self._limit = int(settings.max_buffer_bytes)
         self._spilled: list[Path] = []
         self._next = self._written = 0
         self._pattern = re.compile(rf"part-(\d{{8,}})\.{settings.format}(\.tmp)?")

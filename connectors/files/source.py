@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 from lxml import etree
 from polars.exceptions import PolarsError
-from pydantic import Field
+from pydantic import ByteSize, Field
 
 from connectors.files.identity import Fingerprint, Policy, Watched, resumed, together
 from connectors.files.paths import find, kind, readable
@@ -136,7 +136,7 @@ class FilesSource(Source):
         row: str | None = None
         delimiter: str | None = Field(default=None, pattern=r"^[\x01-\x7f]$")
         order_by: tuple[str, ...] = ()
-        max_record_bytes: int = Field(default=16 << 20, ge=1)
+        max_record_bytes: ByteSize = Field(default=ByteSize(16 << 20), ge=1)
         on_replaced: Policy = "fail"
         last_line: Literal["take", "wait"] = "take"
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 from kafka import KafkaProducer, OffsetAndMetadata, TopicPartition, errors
-from pydantic import Field, model_validator
+from pydantic import ByteSize, Field, model_validator
 
 from connectors.kafka.client import KafkaSettings, speaking
 from connectors.kafka.outgoing import (
@@ -50,8 +50,8 @@ class DeliverySettings(KafkaSettings):
 
     compression: str = Field("lz4", pattern="^(none|gzip|snappy|lz4|zstd)$")
     linger: Duration = Field(0.02, ge=0)
-    buffer_bytes: int = Field(32 << 20, ge=1 << 20)
-    max_record_bytes: int = Field(1_000_000, ge=1_000)
+    buffer_bytes: ByteSize = Field(ByteSize(32 << 20), ge=1 << 20)
+    max_record_bytes: ByteSize = Field(ByteSize(1_000_000), ge=1_000)
     give_up: Duration = Field(120.0, gt=0)
     transaction_timeout: Duration = Field(60.0, gt=0)
 
@@ -90,7 +90,7 @@ class Delivery:
         self._producer: KafkaProducer | None = None
         self._sent: deque[tuple[Batch, int, int]] = deque()
         self.nbytes = self._turn = 0
-        self._buffer_bytes = settings.buffer_bytes
+        self._buffer_bytes = int(settings.buffer_bytes)
         self._open = self._fenced = self._again = False
         self._offsets: Mapping[TopicPartition, OffsetAndMetadata] = {}
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition, errors
 from kafka.errors import IllegalStateError
-from pydantic import Field, SecretStr, field_validator
+from pydantic import ByteSize, Field, SecretStr, field_validator
 
 from connectors.formats.avro import Avro, schema_file
 from connectors.formats.csv import Csv
@@ -144,9 +144,9 @@ class KafkaSource(SharedSource):
         patience: Duration = Field(30.0, gt=0)
         lost: Literal["fail", "earliest", "latest"] = "fail"
         isolation: Literal["read_committed", "read_uncommitted"] = "read_committed"
-        fetch_bytes: int = Field(16 << 20, ge=1 << 16)
+        fetch_bytes: ByteSize = Field(ByteSize(16 << 20), ge=1 << 16)
 
-        @field_validator("topics", mode="before")
+        @field_validator("topics", mode="before", json_schema_input_type=str | tuple[str, ...])
         @classmethod
         def _one(cls, topics: Any) -> Any:
             return (topics,) if isinstance(topics, str) else topics
@@ -165,7 +165,7 @@ class KafkaSource(SharedSource):
         self.fence: Callable[[], object] | None = None
         self._consumer: KafkaConsumer | None = None
         self._waiting: deque[Records] = deque()
-        self._fetch_bytes = settings.fetch_bytes
+        self._fetch_bytes = int(settings.fetch_bytes)
         self._nbytes = 0
         self._held = False
         self._stops: dict[TopicPartition, int] = {}

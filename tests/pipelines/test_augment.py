@@ -252,7 +252,7 @@ def test_check_shows_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         ({"mixup": {"alpha": 0}}, r"\[augment.mixup\] .* greater than 0 for 'alpha', got 0"),
         ({"jitter": {"columns": ["bb"]}}, r"\[augment.jitter\] columns names 'bb', which is none"),
         ({"jitter": {"columns": ["key"]}}, r"\[augment.jitter\] columns names 'key', which is no"),
-        ({"jitter": 5}, r"expected a valid table for 'jitter', got 5"),
+        ({"jitter": 5}, r"expected a table for 'augment.jitter', got 5"),
     ],
 )
 def test_a_mistake_is_one_sentence(augment: dict[str, Any], sentence: str, tmp_path: Path) -> None:

@@ -80,10 +80,16 @@ def kept_going(
         (("[scrub.missing]", "[scrub.mising]"), "no kind 'mising'. Did you mean 'missing'?"),
         (
             ("batch_rows = 100", 'batch_rows = "many"'),
-            "expected a valid integer for 'batch_rows', got \"many\".",
+            "expected a whole number >= 1 for 'batch_rows', got \"many\".",
         ),
-        (("batch_rows = 100", "batch_rows = 0"), "equal to 1 for 'batch_rows', got 0."),
-        (("= [8]", '= "eight"'), "expected a valid list for 'layers', got \"eight\"."),
+        (
+            ("batch_rows = 100", "batch_rows = 0"),
+            "expected a whole number >= 1 for 'batch_rows', got 0.",
+        ),
+        (
+            ("= [8]", '= "eight"'),
+            "expected a list of whole numbers > 0 for 'layers', got \"eight\".",
+        ),
         (('"adam"', '"adm"'), 'got "adm".'),
         (('"float64"', '"flaot64"'), "Unknown type 'flaot64' of column 'a'"),
         (('a = "float64"', "a = 3"), "Unknown type '3' of column 'a' in [source.schema]."),

@@ -1,0 +1,193 @@
+"""What a Settings class says of its keys, in a user's words: type, unit, default and a text.
+Error sentences, `headrace reference` and the JSON Schema of editors all read it here.
+
+The text of a key is its entry under ``Attributes:`` in the docstring of the class that declares it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, ByteSize, SecretStr
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from engine.types import Duration
+
+SECONDS = 'seconds, or a duration ("250ms", "5m")'
+BYTES = 'bytes ("64MiB", or a whole number)'
+WORDS: Mapping[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    SecretStr: "text",
+    ByteSize: BYTES,
+    dict: "a table",
+    list: "a list",
+    type(None): "nothing",
+    Any: "any value",
+}
+LIMITS = {
+    "ge": ">= {:,}", "gt": "> {:,}", "le": "<= {:,}", "lt": "< {:,}",
+    "min_length": "({} or more)", "pattern": "like {}",
+}  # fmt: skip
+"""How pydantic calls a limit -> how it is said."""
+UNITS = re.compile(
+    r"(?:seconds|bytes|rows|records|batches|steps|^share|percent|degrees|pixels|milliseconds)\b"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key:
+    """A key of a table.
+
+    Attributes:
+        type: what it takes, limits included: ``a whole number >= 1``.
+        unit: of a number: ``seconds``, ``rows``; empty where it has none.
+        default: as a pipeline file would say it; empty where there is none, ``needed`` where the
+            key must be given.
+        text: what it is for, one paragraph.
+    """
+
+    name: str
+    type: str
+    unit: str
+    default: str
+    text: str
+
+
+def keys(settings: type[BaseModel]) -> list[Key]:
+    """The keys of a Settings class, in the order of its fields."""
+    described = texts(settings)
+    return [
+        _key(field.alias or name, field, described.get(field.alias or name, ""))
+        for name, field in settings.model_fields.items()
+    ]
+
+
+@cache
+def texts(settings: type[BaseModel]) -> Mapping[str, str]:
+    """Key -> its entry under ``Attributes:``, of this class or one it inherits from."""
+    found: dict[str, str] = {}
+    for kind in reversed(settings.__mro__):
+        found |= _entries(kind.__dict__.get("__doc__") or "")
+    return found
+
+
+def expected(field: FieldInfo) -> str:
+    """What a key takes: ``a list of text``, ``'a' or 'b'``, ``a whole number >= 1``."""
+    return _limited(_type(field.annotation), field.metadata)
+
+
+def expected_in(field: FieldInfo) -> str | None:
+    """What a value of a key takes that is a table of a user's own names; None of another key."""
+    origin, inner = get_origin(field.annotation), get_args(field.annotation)
+    return _type(inner[1]) if isinstance(origin, type) and issubclass(origin, Mapping) else None
+
+
+def _key(name: str, field: FieldInfo, text: str) -> Key:
+    kind = expected(field)
+    return Key(
+        name=name,
+        type=kind.removeprefix("a ").removeprefix("an "),
+        unit=_unit(name, kind, text),
+        default=_default(field),
+        text=text,
+    )
+
+
+def _entries(docstring: str) -> dict[str, str]:
+    """``name, name: text`` under ``Attributes:``, each text on one line."""
+    _, found, after = inspect.cleandoc(docstring).partition("Attributes:\n")
+    if not found:
+        return {}
+    entries: dict[str, str] = {}
+    names: list[str] = []
+    margin = len(after) - len(after.lstrip(" "))
+    for line in after.splitlines():
+        if line.strip() and len(line) - len(line.lstrip(" ")) < margin:
+            break
+        entry = re.match(rf" {{{margin}}}([a-z][\w, ]*): (.*)", line)
+        if entry is not None:
+            names = entry[1].split(", ")
+            entries |= dict.fromkeys(names, entry[2])
+        elif line.strip():
+            entries |= {name: f"{entries[name]} {line.strip()}" for name in names}
+    return entries
+
+
+def _type(kind: Any) -> str:
+    if kind in WORDS:
+        return WORDS[kind]
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _limited(_type(inner[0]), inner[1:])
+    if origin is Literal:
+        return " or ".join(json.dumps(value) for value in inner)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_type(part) for part in inner if part is not type(None))
+    if origin is tuple:
+        if len(inner) == 2 and inner[1] is not Ellipsis:
+            return f"a list of two: {_type(inner[0])} each"
+        return f"a list of {_plural(_type(inner[0]))}"
+    if origin is list:
+        return f"a list of {_plural(_type(inner[0]))}"
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return "a table" if inner[1] is Any else f"a table of {_plural(_type(inner[1]))}"
+    return "a table" if isinstance(kind, type) and issubclass(kind, BaseModel) else str(kind)
+
+
+def _plural(words: str) -> str:
+    plain = words.removeprefix("a ")
+    return re.sub(r"\b(number|table|list)\b", r"\1s", plain, count=1) if plain != words else words
+
+
+def _limited(words: str, metadata: Sequence[Any]) -> str:
+    if get_args(Duration)[1] in metadata:
+        words = SECONDS
+    limits = [
+        sign.format(limit)
+        for name, sign in LIMITS.items()
+        for one in metadata
+        if (limit := getattr(one, name, None)) is not None
+    ]
+    return f"{words} {' and '.join(limits)}" if limits else words
+
+
+def _unit(name: str, kind: str, text: str) -> str:
+    """Said by the type, or by the beginning of the text, or by the end of the name."""
+    if BYTES in kind:
+        return "bytes"
+    if SECONDS in kind:
+        return "seconds"
+    if "number" not in kind:
+        return ""
+    first = re.split(r"[;:.(]", text, maxsplit=1)[0]
+    found = UNITS.search(first) or UNITS.search(name)
+    return found[0] if found else ""
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "needed"
+    value = field.get_default(call_default_factory=True) if _constant(field) else None
+    if value is None or value is PydanticUndefined:
+        return ""
+    if isinstance(value, ByteSize):
+        return json.dumps(value.human_readable().replace(".0", ""))
+    return json.dumps(value, default=str)
+
+
+def _constant(field: FieldInfo) -> bool:
+    return field.default_factory in (None, dict, list, tuple)
+
+
+__all__ = ["Key", "expected", "expected_in", "keys", "texts"]
