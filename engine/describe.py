@@ -136,7 +136,7 @@ def _type(kind: Any) -> str:
         return " or ".join(_type(part) for part in inner if part is not type(None))
     if origin is tuple:
         if len(inner) == 2 and inner[1] is not Ellipsis:
-            return f"a list of two: {_type(inner[0])} each"
+            return f"a list of two {_plural(_type(inner[0]))}"
         return f"a list of {_plural(_type(inner[0]))}"
     if origin is list:
         return f"a list of {_plural(_type(inner[0]))}"

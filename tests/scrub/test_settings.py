@@ -57,7 +57,7 @@ SCHEMA: Schema = {
         ("image", {"columns": ["a"], "size": [2, 2]}, "expects bytes or paths in column 'a', got"),
         ("image", {"columns": ["key"], "size": [2, 2]}, "needs the key 'root', the folder below"),
         ("image", {"columns": ["key"], "size": [2, 2], "root": "/none"}, "root expects a folder"),
-        ("image", {"columns": ["photo"], "size": [0, 2]}, "for '0', got 0"),
+        ("image", {"columns": ["photo"], "size": [0, 2]}, "for 'size', got 0 in it"),
         ("image", {"columns": ["photo"], "size": [2, 2], "max_pixels": 1 << 30}, "for 'max_pix"),
         ("tokens", {"columns": ["a"]}, "expects text, or lists of texts or whole numbers,"),
         ("tokens", {"columns": ["key"], "split": "("}, "characters or a regular expression: inva"),
