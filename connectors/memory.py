@@ -17,6 +17,7 @@ from engine.types import (
     Mark,
     Records,
     Schema,
+    Sink,
     Snapshot,
     Source,
     UserError,
@@ -132,7 +133,7 @@ class MemorySource(Source):
         """Nothing to release."""
 
 
-class MemorySink:
+class MemorySink(Sink):
     """Keeps frames; `flush` makes them safe, `restore` takes later ones away.
 
     Attributes:

@@ -225,6 +225,9 @@ class Loop:
         self._checkpoints = checkpoints
         self._identity = dict(identity or {})
         self._heartbeat = heartbeat or Heartbeat()
+        for place in (sink, dead_letters):
+            if place is not None:
+                place.watched(self._heartbeat.beat)
         self._watch = watch
         self._shared = source if isinstance(source, SharedSource) else None
         self._commit = transaction or source.commit

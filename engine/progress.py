@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("headrace.progress")
 SHOW_SECONDS = 0.5
 LOG_SECONDS = 10.0
+IDLE_SECONDS = 60.0
+"""How often a log says that nothing came."""
 
 
 def console() -> Console:
@@ -32,8 +34,8 @@ def console() -> Console:
 
 
 class Progress:
-    """A bar on a terminal, a log line every ten seconds elsewhere. Use as a context; `watch` and
-    `look` are the hooks of a loop and of a survey."""
+    """A bar on a terminal; elsewhere a log line every ten seconds, and every minute while nothing
+    comes. Use as a context; `watch` and `look` are the hooks of a loop and of a survey."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)
@@ -51,7 +53,7 @@ class Progress:
         self._every = SHOW_SECONDS if self._console.is_terminal else LOG_SECONDS
         self._start = self._shown = time.monotonic()
         self._first: int | None = None
-        self._rows = 0
+        self._rows = self._told = 0
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -81,9 +83,10 @@ class Progress:
         now = time.monotonic()
         if self._first is None:
             self._first, self._start = rows - new, now
-        if now - self._shown < self._every:
+        quiet = rows == self._told and not self._console.is_terminal
+        if now - self._shown < (IDLE_SECONDS if quiet else self._every):
             return False
-        self._shown = now
+        self._shown, self._told = now, rows
         return True
 
     def _show(self, rows: int, share: float | None, more: list[str]) -> None:

@@ -561,7 +561,7 @@ class Run:
             self.forget()
         loop = self.loop
         self._tell()
-        with self._serving():
+        with self._serving(), self.heartbeat.watched():
             resumed = loop.resume()
             unsaved: CheckpointFailed | None = None
             try:

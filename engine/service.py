@@ -12,10 +12,14 @@ from __future__ import annotations
 import errno
 import logging
 import socket
+import sys
 import threading
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 
 import uvicorn
@@ -35,6 +39,10 @@ START_SECONDS = 10.0
 """How long the thread may take until it answers."""
 GRACE_SECONDS = 1
 """How long a reader in the middle of a page may hold up the end."""
+WATCH_SECONDS = 5.0
+"""How often a watched heartbeat is looked at, at least."""
+PLACES = 6
+"""Calls that are told of a thread that stalls."""
 STOP_SECONDS = 5.0
 """How long `Service.stop` waits for the thread."""
 
@@ -86,12 +94,45 @@ class Heartbeat:
         """Seconds since the last beat (or since the start, before the first)."""
         return max(0.0, self._clock() - self._last)
 
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Meanwhile the log says when this thread stalls, where it is then, and when it goes on."""
+        done, thread = threading.Event(), threading.get_ident()
+        watch = threading.Thread(
+            target=self._watch, args=(done, thread), name="headrace-heartbeat", daemon=True
+        )
+        watch.start()
+        try:
+            yield
+        finally:
+            done.set()
+            watch.join()
+
+    def _watch(self, done: threading.Event, thread: int) -> None:
+        said = False
+        while not done.wait(min(WATCH_SECONDS, self._limit / 4)):
+            health = self.health()
+            if health.ok == (not said):
+                continue
+            said = not health.ok
+            if said:
+                log.warning("stalled: %s", health.reason, extra={"at": _place(thread)})
+            else:
+                log.warning("goes on after a stall")
+
     def health(self) -> Health:
         """Alive, or stalled for how long."""
         age = self.age()
         if age < self._limit:
             return Health(True)
         return Health(False, f"no progress for {age:.1f} s; {self._limit:g} s are allowed")
+
+
+def _place(thread: int) -> str:
+    """Where a thread is, the innermost call first."""
+    frame = sys._current_frames().get(thread)
+    calls = traceback.extract_stack(frame)[:-PLACES:-1] if frame is not None else []
+    return " < ".join(f"{c.name} ({Path(c.filename).name}:{c.lineno})" for c in calls)
 
 
 class Service:

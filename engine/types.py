@@ -1024,7 +1024,13 @@ class Sink(Protocol):
     """A place results go. Exactly once together with a checkpoint: what was written after the last
     `snapshot` that was saved is taken away again by `restore`.
 
-    A sink may have `counts() -> Mapping[str, int]`, totals for the metrics."""
+    A sink may have `counts() -> Mapping[str, int]`, totals for the metrics. A class that inherits
+    it gets the defaults of the methods that have one."""
+
+    def watched(self, beat: Callable[[], object]) -> None:
+        """Called once, before anything is written. A sink that waits for somebody else, within a
+        limit of its own, calls `beat` every second meanwhile, on any thread: that is no stall."""
+        return
 
     def write(self, frame: pl.DataFrame, places: pl.DataFrame | None = None) -> Rejects | None:
         """Take the rows. They may be buffered, up to a bound; they are not safe yet. A frame of 0

@@ -15,7 +15,7 @@ import polars.selectors as cs
 from pydantic import ByteSize, Field
 
 from engine import atomic, types
-from engine.types import HeadraceError, Snapshot, UserError
+from engine.types import HeadraceError, Sink, Snapshot, UserError
 
 WRITERS: dict[str, Callable[[pl.DataFrame, IO[bytes]], None]] = {
     "parquet": lambda frame, file: frame.write_parquet(file),
@@ -27,7 +27,7 @@ WRITERS: dict[str, Callable[[pl.DataFrame, IO[bytes]], None]] = {
 bytes: they get them in base64."""
 
 
-class FilesSink:
+class FilesSink(Sink):
     """See `engine.types.Sink`. `flush` makes what was written the part ``part-00000012.parquet``.
 
     A part is written as `engine.atomic` does. Rows beyond `max_buffer_bytes` go to temporary parts

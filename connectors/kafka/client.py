@@ -7,10 +7,12 @@ import logging
 import os
 import ssl
 import stat
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from kafka import errors
 from pydantic import Field, SecretStr, field_validator, model_validator
@@ -20,6 +22,11 @@ from engine import types
 from engine.types import Duration, HeadraceError, UserError
 
 log = logging.getLogger("headrace.kafka")
+SILENT_SECONDS = 10.0
+"""How long a request may wait for its answer before the broker counts as away."""
+BEAT_SECONDS = 1.0
+HANG_SECONDS = 120.0
+"""How long a start waits for a broker that hangs, unless `timeout` is given."""
 
 USERS_MISTAKES = (
     errors.InvalidTopicError,
@@ -52,8 +59,9 @@ class KafkaSettings(types.Settings):
             ``HEADRACE_SINK__PASSWORD``) or a file than in the pipeline file. Never shown.
         password_file: holds the password in its first line, in place of `password`; read at each
             start.
-        timeout: how long to wait for a broker's answer at the start. A broker that answers, but
-            never will let this client in, is not waited for.
+        timeout: how long to wait for a broker's answer at the start; unless given, 30 s where
+            nobody is there, and 120 s where one is that hangs. A broker that answers, but never
+            will let this client in, is not waited for.
     """
 
     bootstrap: str = Field(
@@ -126,11 +134,12 @@ class KafkaSettings(types.Settings):
         """
         context = self._context() if "SSL" in self.security else None
         self._warn()
-        # It shouts at every attempt to reach a broker that is away; `reachable` says it once.
+        # It shouts at every attempt to reach a broker that is away; `Reach` says it once.
         client = logging.getLogger("kafka")
         client.setLevel(logging.NOTSET if log.isEnabledFor(logging.DEBUG) else logging.CRITICAL)
         servers = probe.addresses(self.bootstrap)
-        left = probe.reach(servers, self._door(context), self.timeout)
+        with Reach.of(self.bootstrap).waiting(self):
+            left = probe.reach(servers, self._door(context), self.timeout, self.hang)
         found: dict[str, Any] = {
             "bootstrap_servers": self.bootstrap.split(","),
             "bootstrap_timeout_ms": int(left * 1000),
@@ -144,6 +153,11 @@ class KafkaSettings(types.Settings):
             found["sasl_plain_username"] = self.user
             found["sasl_plain_password"] = self._password()
         return found
+
+    @property
+    def hang(self) -> float:
+        """How long the start waits for a broker that is there and does not answer."""
+        return self.timeout if "timeout" in self.model_fields_set else HANG_SECONDS
 
     def _password(self) -> str:
         if self.password_file is None:
@@ -267,9 +281,90 @@ for _name in ("kafka.protocol.parser", "kafka.net.connection"):
     logging.getLogger(_name).addFilter(_Wire())
 
 
-def reachable(consumer: Any) -> bool:
-    """Whether a consumer has a connection to any broker now."""
-    return any(conn.connected for conn in list(consumer._manager._conns.values()))
+def answers(consumer: Any, *, again: bool = False) -> bool:
+    """Whether a broker answers this consumer now: by a connection alone that is not told, as a
+    process that hangs keeps its own, and takes new ones.
+
+    Args:
+        again: after a silence; that something was asked of nobody is then not enough.
+    """
+    conns = list(consumer._manager._conns.values())
+    last = [conn.transport.last_read for conn in conns if conn.connected]
+    if any(time.monotonic() - at <= SILENT_SECONDS for at in last):
+        return True
+    return bool(last) and not again and not any(conn.in_flight_requests for conn in conns)
+
+
+class Reach:
+    """Whether the brokers at an address are in reach, by all clients that this process has there:
+    said once when one of them gets no answers, and once when all do again."""
+
+    _known: ClassVar[dict[str, Reach]] = {}
+
+    def __init__(self, bootstrap: str) -> None:
+        self._bootstrap = bootstrap
+        self._without: dict[int, float] = {}
+        self._lock = threading.Lock()
+
+    @classmethod
+    def of(cls, bootstrap: str) -> Reach:
+        """The one of that address."""
+        return cls._known.setdefault(bootstrap, cls(bootstrap))
+
+    @property
+    def since(self) -> float | None:
+        """Since when there is no answer, in `time.monotonic` seconds; None where there are."""
+        return min(list(self._without.values()), default=None)
+
+    def says(self, client: object, answered: bool) -> None:
+        """Whether this client gets answers now. Any thread."""
+        with self._lock:
+            before = bool(self._without)
+            if answered:
+                self._without.pop(id(client), None)
+            else:
+                self._without.setdefault(id(client), time.monotonic())
+            if before == bool(self._without):
+                return
+        said = "a broker is in reach again" if answered else "no broker is in reach"
+        log.warning("%s", said, extra={"bootstrap": self._bootstrap})
+
+    @contextmanager
+    def waiting(self, client: object, beat: Callable[[], object] | None = None) -> Iterator[None]:
+        """Around what waits for an answer, within a limit of its own: a long wait is said.
+
+        Args:
+            beat: called every second meanwhile, on another thread.
+        """
+        done, silent_at = threading.Event(), time.monotonic() + SILENT_SECONDS
+
+        def watch() -> None:
+            while not done.wait(BEAT_SECONDS):
+                if beat is not None:
+                    beat()
+                if time.monotonic() >= silent_at:
+                    self.says(client, False)
+
+        thread = threading.Thread(target=watch, daemon=True, name="headrace-waiting")
+        thread.start()
+        try:
+            yield
+        except BaseException:
+            self._end(done, thread)
+            self.forget(client)
+            raise
+        self._end(done, thread)
+        self.says(client, True)
+
+    @staticmethod
+    def _end(done: threading.Event, thread: threading.Thread) -> None:
+        done.set()
+        thread.join()
+
+    def forget(self, client: object) -> None:
+        """It says nothing more."""
+        with self._lock:
+            self._without.pop(id(client), None)
 
 
 def refusal(consumer: Any) -> Exception | None:
@@ -324,4 +419,4 @@ def _words(error: BaseException) -> str:
     return text if text and type(error).__name__ in text else f"{type(error).__name__}: {text}"
 
 
-__all__ = ["KafkaSettings", "reachable", "refusal", "speaking"]
+__all__ = ["SILENT_SECONDS", "KafkaSettings", "Reach", "answers", "refusal", "speaking"]

@@ -13,7 +13,7 @@ from typing import Any, Self
 from kafka import KafkaProducer, OffsetAndMetadata, TopicPartition, errors
 from pydantic import ByteSize, Field, model_validator
 
-from connectors.kafka.client import KafkaSettings, speaking
+from connectors.kafka.client import KafkaSettings, Reach, speaking
 from connectors.kafka.outgoing import (
     SIZE,
     Batch,
@@ -76,6 +76,7 @@ class Delivery:
     Attributes:
         committed, aborted: transactions so far.
         failed: records that were not delivered.
+        beat: called every second while it waits for an answer, on another thread.
     """
 
     def __init__(self, settings: DeliverySettings, where: str) -> None:
@@ -86,7 +87,9 @@ class Delivery:
         self.settings = settings
         self.transaction: str | None = None
         self.committed = self.aborted = self.failed = 0
+        self.beat: Callable[[], object] | None = None
         self._where = where
+        self._reach = Reach.of(settings.bootstrap)
         self._producer: KafkaProducer | None = None
         self._sent: deque[tuple[Batch, int, int]] = deque()
         self.nbytes = self._turn = 0
@@ -107,7 +110,7 @@ class Delivery:
             if self.transaction is not None:
                 own["transactional_id"] = self.transaction
                 own["transaction_timeout_ms"] = int(settings.transaction_timeout * 1000)
-            with self._speaking():
+            with self._speaking(), self._waiting():
                 self._producer = KafkaProducer(
                     **settings.config(),
                     **own,
@@ -167,7 +170,7 @@ class Delivery:
         until = time.monotonic() + self.settings.give_up + CLOSE_SECONDS
         rows = failed = 0
         why: BaseException | None = None
-        with hastened(producer):
+        with hastened(producer), self._waiting():
             while self._sent and (self.nbytes > left or why is not None):
                 batch, count, nbytes = self._sent.popleft()
                 failure = batch.failure(max(0.0, until - time.monotonic()))
@@ -275,8 +278,9 @@ class Delivery:
                 failure.append(error)
 
         thread = threading.Thread(target=work, daemon=True, name="headrace-transaction")
-        thread.start()
-        thread.join(seconds or self.settings.give_up)
+        with self._waiting():
+            thread.start()
+            thread.join(seconds or self.settings.give_up)
         if failure:
             raise failure[0]
         if thread.is_alive():
@@ -284,6 +288,9 @@ class Delivery:
                 f"{self._where} at {self.settings.bootstrap}: no answer about the transaction; "
                 "start again: what was read since the last committed one comes again."
             )
+
+    def _waiting(self) -> contextlib.AbstractContextManager[None]:
+        return self._reach.waiting(self, self.beat)
 
     def _speaking(self) -> Any:
         return speaking(self.settings, self._where)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import polars as pl
@@ -13,10 +13,10 @@ from connectors.formats import rows
 from connectors.kafka.delivery import Delivery, DeliverySettings
 from connectors.kafka.outgoing import Outgoing, headed
 from connectors.kafka.sink import KafkaSink
-from engine.types import PARTITION, POSITION, Snapshot
+from engine.types import PARTITION, POSITION, Sink, Snapshot
 
 
-class KafkaLetters:
+class KafkaLetters(Sink):
     """See `engine.types.Sink`. Takes dead letters (`engine.letters`); the topic gets each record's
     own value, key and headers, and besides:
 
@@ -49,6 +49,10 @@ class KafkaLetters:
         if isinstance(sink, KafkaSink) and sink.settings.exactly_once:
             self._shared = sink.settings.bootstrap == self.settings.bootstrap
             self.delivery = sink.delivery if self._shared else self.delivery
+
+    def watched(self, beat: Callable[[], object]) -> None:
+        """See `engine.types.Sink`."""
+        self.delivery.beat = beat
 
     def write(self, frame: pl.DataFrame, places: pl.DataFrame | None = None) -> None:
         """Raises: HeadraceError where the broker does not take them; UserError for permissions."""

@@ -13,6 +13,7 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -226,21 +227,35 @@ def steadfast(producer: KafkaProducer) -> KafkaProducer:
     kafka-python (3.0.12) does: where the coordinator cannot be reached, its sender puts the request
     in hand back only if `await_ready` says so by False, and that raises instead. Nobody would ever
     answer `init_transactions`, a commit, or the first record of a partition, the broker long back.
+    And it makes an error that ends everything of a request that was not answered in time, where one
+    whose connection broke is sent again.
     """
-    client = producer._sender._client
-    ready = client.await_ready
+    client, manager = producer._sender._client, producer._transaction_manager
+    ready, following = client.await_ready, manager.next_request_handler
 
     def await_ready(node: Any, timeout_ms: float = 30_000) -> bool:
         try:
             return bool(ready(node, timeout_ms=timeout_ms))
-        except errors.KafkaConnectionError:
+        except (errors.KafkaConnectionError, errors.KafkaTimeoutError, errors.RequestTimedOutError):
             # Other brokers may name it again and again before it is to be tried again: without a
             # pause the sender would ask them as fast as they answer.
             client.poll(timeout_ms=PAUSE_MS)
             return False
 
-    client.await_ready = await_ready
+    def next_request_handler(has_incomplete: bool) -> Any:
+        handler = following(has_incomplete)
+        if handler is not None:
+            handler.on_complete = partial(_completed, handler)
+        return handler
+
+    client.await_ready, manager.next_request_handler = await_ready, next_request_handler
     return producer
+
+
+def _completed(handler: Any, correlation: int, answer: Any) -> None:
+    if isinstance(answer, errors.RequestTimedOutError):  # the client has closed the connection
+        answer = errors.KafkaConnectionError(str(answer))
+    type(handler).on_complete(handler, correlation, answer)
 
 
 def headed(

@@ -41,6 +41,10 @@ class Unreachable(OSError):
     """None answered in time."""
 
 
+class Mute(TimeoutError):
+    """One takes the connection and says nothing: it hangs."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Door:
     """How a client means to come in.
@@ -69,14 +73,25 @@ def addresses(bootstrap: str) -> list[Address]:
     return [_address(text.strip()) for text in bootstrap.split(",")]
 
 
-def reach(servers: Sequence[Address], door: Door, timeout: float) -> float:
+def reach(servers: Sequence[Address], door: Door, timeout: float, hang: float = 0.0) -> float:
     """Knock until one of the servers lets in, and one of the brokers that it names; seconds that
-    are left of `timeout`.
+    are left.
+
+    Args:
+        timeout: seconds for all of it.
+        hang: seconds for one that is there and does not answer, where that is longer.
 
     Raises: Refused, at once; Unreachable, when the time is over.
     """
-    deadline = time.monotonic() + timeout
-    named = _any(servers, door, deadline, f"no answer within {timeout:g} s")
+    start = time.monotonic()
+    try:
+        named = _any(servers, door, start + timeout, f"no answer within {timeout:g} s")
+    except Unreachable as error:
+        if hang <= timeout or not isinstance(error.__cause__, Mute):
+            raise
+        timeout = hang
+        named = _any(servers, door, start + timeout, f"no answer within {timeout:g} s")
+    deadline = start + timeout
     others = [server for server in named[:ASKED] if server not in servers]
     if others and len(others) == len(named):
         names = ", ".join(f"{host}:{port}" for host, port in others)
@@ -102,7 +117,7 @@ def _any(servers: Sequence[Address], door: Door, deadline: float, silence: str) 
             except Refused as error:
                 mistake = error
             except OSError as error:
-                trouble = error
+                trouble = error if not isinstance(trouble, Mute) else trouble
         if mistake is not None:
             raise mistake
         if time.monotonic() + PAUSE >= deadline:
@@ -282,7 +297,10 @@ class _Line:
         head = struct.pack(f">hhih{len(NAME)}s", api, version, api, len(NAME), NAME)
         self._sock.settimeout(self._left())
         self._sock.sendall(struct.pack(">i", len(head) + len(body)) + head + body)
-        size, correlation = struct.unpack(">ii", self._exactly(8))
+        try:
+            size, correlation = struct.unpack(">ii", self._exactly(8))
+        except TimeoutError as error:
+            raise Mute("timed out") from error
         if correlation != api or not 4 <= size <= MOST:
             raise ConnectionAbortedError("what answers there is no Kafka broker")
         return self._exactly(size - 4)
@@ -299,7 +317,7 @@ class _Line:
 
     def _left(self) -> float:
         if (left := self._deadline - time.monotonic()) <= 0:
-            raise TimeoutError("timed out")
+            raise Mute("timed out")
         return left
 
 

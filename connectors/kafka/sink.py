@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import numpy as np
@@ -25,6 +25,7 @@ from engine.types import (
     Duration,
     Mark,
     Rejects,
+    Sink,
     Snapshot,
     UserError,
     Values,
@@ -34,7 +35,7 @@ SHOWN = 2_000
 """Characters of a refused row that its dead letter shows."""
 
 
-class KafkaSink:
+class KafkaSink(Sink):
     """See `engine.types.Sink`. `flush` returns when the brokers have acknowledged every row
     (acks=all, idempotent producer, so a retry within it doubles nothing).
 
@@ -114,6 +115,10 @@ class KafkaSink:
         self.delivery.transaction = f"headrace-{source.settings.group}-{own}"
         self._source = source
         source.fence = self.delivery.connect
+
+    def watched(self, beat: Callable[[], object]) -> None:
+        """See `engine.types.Sink`."""
+        self.delivery.beat = beat
 
     def write(self, frame: pl.DataFrame, places: pl.DataFrame | None = None) -> Rejects | None:
         """One record a row; those that are too large are given back.

@@ -23,7 +23,7 @@ from connectors.formats.ndjson import Ndjson
 from connectors.formats.own import Describing, is_own, must_be_known, own
 from connectors.formats.text import Text
 from connectors.formats.xml import Xml
-from connectors.kafka.client import KafkaSettings, reachable, refusal, speaking
+from connectors.kafka.client import KafkaSettings, Reach, answers, refusal, speaking
 from connectors.kafka.group import Membership, Owners, consumer_settings, name, partition
 from connectors.kafka.record import WithRecord, record_schema
 from connectors.kafka.registry import Registry
@@ -51,6 +51,8 @@ CLOSE_SECONDS = 1.5
 """How long the last commit, and then the goodbye, may take: a stop is to be done within 5 s."""
 COMMIT_SECONDS = 2.0
 """How long a member waits for the answer to a commit."""
+AWAY = (errors.KafkaConnectionError, errors.KafkaTimeoutError, errors.RequestTimedOutError)
+"""What the client makes of a broker that goes away, or hangs, while it waits for its answer."""
 ASK_SECONDS = 0.1
 """Between two questions to a broker that is away."""
 GROWN_SECONDS = 30.0
@@ -178,7 +180,7 @@ class KafkaSource(SharedSource):
         self._counted = 0
         self._seen: frozenset[TopicPartition] = frozenset()
         self._looked = 0.0
-        self._away: float | None = None
+        self._reach = Reach.of(settings.bootstrap)
         self._lock = threading.Lock()
 
     # ---------------------------------------------------------------------------- the protocol
@@ -304,13 +306,15 @@ class KafkaSource(SharedSource):
         now = time.monotonic()
         if self.settings.stop == "end" or not self._counted or now - self._looked < GROWN_SECONDS:
             return False
+        if self._reach.since is not None:
+            return False  # the loop would wait for an answer
         self._looked = now
         return self._count_partitions(self._connected()) > self._counted
 
     def trouble(self) -> str | None:
         """See `engine.types.SharedSource`."""
-        if self._away is not None:
-            return f"no broker is in reach since {time.monotonic() - self._away:.0f} s"
+        if (since := self._reach.since) is not None:
+            return f"no broker is in reach since {time.monotonic() - since:.0f} s"
         return None if self._nexts else "no partition is assigned"
 
     @property
@@ -376,6 +380,8 @@ class KafkaSource(SharedSource):
             return
         if self._membership is None:
             self._commit_noted()
+            with self._speaking():
+                self._look(self._consumer)
             return
         self._hold(True)
         with self._speaking():
@@ -408,6 +414,7 @@ class KafkaSource(SharedSource):
         """Sends the last commit. May be called twice."""
         with self._lock:
             consumer, self._consumer = self._consumer, None
+        self._reach.forget(self)
         if consumer is None:
             return
         self.release()
@@ -522,16 +529,17 @@ class KafkaSource(SharedSource):
         """What a broker answers, also where it goes away just then: kafka-python (3.0) makes an
         error of a connection that breaks while it waits.
 
-        Raises: the client's error where it breaks after `timeout` seconds still.
+        Raises: the client's error where it breaks, or hangs, for longer than a start may wait.
         """
-        deadline = time.monotonic() + self.settings.timeout
-        while True:
-            try:
-                return ask()
-            except errors.KafkaConnectionError:
-                if time.monotonic() >= deadline:
-                    raise
-                time.sleep(ASK_SECONDS)
+        deadline = time.monotonic() + self.settings.hang
+        with self._reach.waiting(ask):
+            while True:
+                try:
+                    return ask()
+                except AWAY:
+                    if time.monotonic() >= deadline:
+                        raise
+                    time.sleep(ASK_SECONDS)
 
     def _go(self, consumer: KafkaConsumer, tp: TopicPartition, at: int, end: int) -> None:
         consumer.seek(tp, at)
@@ -564,9 +572,11 @@ class KafkaSource(SharedSource):
         try:
             with self._speaking():
                 return len(self._partitions(consumer))
-        except HeadraceError as error:
+        except UserError as error:
             log.warning("%s", error)
-            return 0
+        except HeadraceError as error:
+            log.debug("%s", error)  # it is away, and looked at again; `Reach` says it once
+        return 0
 
     def _settled(
         self,
@@ -672,21 +682,14 @@ class KafkaSource(SharedSource):
         return found
 
     def _look(self, consumer: KafkaConsumer) -> None:
-        """Say once that no broker is in reach, and once that one is again.
+        """Note whether a broker is in reach.
 
-        Raises: the client's error where a broker is, and does not let it in any more.
+        Raises: the client's error where one is, and does not let it in any more.
         """
-        there = reachable(consumer)
+        there = answers(consumer, again=self._reach.since is not None)
         if not there and (why := refusal(consumer)) is not None:
             raise why
-        if there == (self._away is None):
-            return
-        if there:
-            log.warning("a broker is in reach again", extra={"bootstrap": self.settings.bootstrap})
-            self._away = None
-        else:
-            log.warning("no broker is in reach", extra={"bootstrap": self.settings.bootstrap})
-            self._away = time.monotonic()
+        self._reach.says(self, there)
 
     def _keep(self, found: Mapping[TopicPartition, Sequence[Chunk]]) -> None:
         arrived = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import socket
 import threading
@@ -64,6 +65,32 @@ def test_a_heart_that_beats_is_alive_and_one_that_stalls_is_not(metrics: Metrics
     heart.beat()
     assert heart.health().ok
     assert heart.age() == 0
+
+
+def test_a_stall_is_said_once_and_so_is_its_end(caplog: pytest.LogCaptureFixture) -> None:
+    heart = Heartbeat(0.02)
+
+    def told() -> list[str]:
+        return [record.getMessage() for record in caplog.records]
+
+    def stuck(count: int) -> None:
+        while len(told()) < count:
+            heart.beat(-1e9)
+
+    def well(count: int) -> None:
+        while len(told()) < count:
+            heart.beat(1e9)
+
+    with heart.watched():
+        stuck(1)
+        well(2)
+        stuck(3)
+        well(4)
+    stalls, ends = told()[::2], told()[1::2]
+    assert all(re.fullmatch(r"stalled: no progress for [\d.e+]+ s; 0.02 s are allowed", s)
+               for s in stalls)  # fmt: skip
+    assert ends == ["goes on after a stall"] * 2
+    assert "stuck (test_service.py:" in vars(caplog.records[0])["at"]
 
 
 # ------------------------------------------------------------------------------------------- routes
