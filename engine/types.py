@@ -19,10 +19,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import zoneinfo
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Annotated, Any, ClassVar, Protocol, runtime_checkable
+from typing import Annotated, Any, ClassVar, Literal, Protocol, cast, runtime_checkable
 
 import numpy as np
 import polars as pl
@@ -51,6 +52,9 @@ part. Only training rows are learned from, by stages and by the model."""
 
 Schema = dict[str, pl.DataType]
 """Column name -> polars type, in column order. The reserved columns are never part of it."""
+
+Unit = Literal["ms", "us", "ns"]
+"""Of a time or a duration."""
 
 Snapshot = Any
 """A stage's state as a plain value: None, bool, int, float, str, bytes, numpy arrays, polars frames
@@ -1081,16 +1085,82 @@ class Buffered(Protocol):
 
 TYPES: Mapping[str, pl.DataType] = {
     "bool": pl.Boolean(),
+    "int8": pl.Int8(),
+    "int16": pl.Int16(),
     "int32": pl.Int32(),
     "int64": pl.Int64(),
+    "uint8": pl.UInt8(),
+    "uint16": pl.UInt16(),
+    "uint32": pl.UInt32(),
+    "uint64": pl.UInt64(),
     "float32": pl.Float32(),
     "float64": pl.Float64(),
     "string": pl.String(),
-    "date": pl.Date(),
-    "datetime": pl.Datetime("us"),
     "bytes": pl.Binary(),
+    "date": pl.Date(),
+    "time": pl.Time(),
+    "datetime": pl.Datetime("us"),
+    "duration": pl.Duration("us"),
 }
-"""Type names of the pipeline file -> polars types."""
+"""Type names of the pipeline file -> polars types. `parse_type` reads those with parameters."""
+FAMILIES = ("datetime", "duration", "decimal", "list")
+"""Types that take parameters."""
+PARAMETERS = "datetime[ms], datetime[ns, Europe/Paris], duration[ms], decimal(12, 2), list[int64]"
+"""Examples of types with parameters, for error sentences."""
+REST = "*"
+"""Stands for every column that a schema does not name; the columns are guessed unless it is
+there."""
+DROPPED = pl.Null()
+"""Type of `REST` where the columns that a schema does not name are not read."""
+_DATETIME = re.compile(r"datetime\[\s*(ms|us|ns)\s*(?:,\s*([\w/+-]+)\s*)?\]")
+_DURATION = re.compile(r"duration\[\s*(ms|us|ns)\s*\]")
+_DECIMAL = re.compile(r"decimal\(\s*(\d+)\s*,\s*(\d+)\s*\)")
+_LIST = re.compile(r"list\[\s*(.+)\]")
+
+
+def parse_type(text: str) -> pl.DataType:
+    """The polars type of a type name: one of `TYPES`, ``datetime[UNIT]`` or ``datetime[UNIT,
+    ZONE]``, ``duration[UNIT]``, ``decimal(PRECISION, SCALE)`` or ``list[TYPE]``, where a unit is
+    ms, us or ns.
+
+    Raises: ValueError for anything else.
+    """
+    name = text.strip()
+    if name in TYPES:
+        return TYPES[name]
+    if match := _DATETIME.fullmatch(name):
+        zone = match[2]
+        if zone is not None and zone not in zoneinfo.available_timezones():
+            raise ValueError(f"'{zone}' is no time zone")
+        return pl.Datetime(cast("Unit", match[1]), zone)
+    if match := _DURATION.fullmatch(name):
+        return pl.Duration(cast("Unit", match[1]))
+    if match := _DECIMAL.fullmatch(name):
+        precision, scale = int(match[1]), int(match[2])
+        if not 1 <= precision <= 38 or scale > precision:
+            raise ValueError("a decimal has 1 to 38 digits, and no more behind the point")
+        return pl.Decimal(precision, scale)
+    if match := _LIST.fullmatch(name):
+        return pl.List(parse_type(match[1]))
+    raise ValueError("no such type")
+
+
+def type_name(dtype: pl.DataType) -> str:
+    """The name of a type in a pipeline file, for `parse_type`; of a type that has none, what
+    polars calls it."""
+    for name, known in TYPES.items():
+        if known == dtype:
+            return name
+    if isinstance(dtype, pl.Datetime):
+        zone = "" if dtype.time_zone is None else f", {dtype.time_zone}"
+        return f"datetime[{dtype.time_unit}{zone}]"
+    if isinstance(dtype, pl.Duration):
+        return f"duration[{dtype.time_unit}]"
+    if isinstance(dtype, pl.Decimal):
+        return f"decimal({dtype.precision}, {dtype.scale})"
+    if isinstance(dtype, pl.List):
+        return f"list[{type_name(dtype.inner)}]"  # type: ignore[arg-type]
+    return str(dtype)
 
 
 def training(frame: pl.DataFrame) -> pl.DataFrame:
@@ -1101,22 +1171,40 @@ def training(frame: pl.DataFrame) -> pl.DataFrame:
 
 def parse_schema(columns: Mapping[str, Any], *, where: str = "[source.schema]") -> Schema:
     """The schema of a pipeline file's ``column = "type"`` table. ``"*"`` (any other column) is kept
-    under that name.
+    under that name: with a type, or `DROPPED` for ``"drop"``; ``"guess"`` is the default and left
+    out.
 
     Raises: UserError for an unknown type or a reserved name.
     """
     schema: Schema = {}
-    for column, kind in columns.items():
+    for column, name in columns.items():
         if column in (*RESERVED, PART):
             raise UserError(
                 f"{where} names column '{column}', which headrace itself adds: rename yours."
             )
-        if kind not in TYPES:
+        if column == REST and name in ("guess", "drop"):
+            if name == "drop":
+                schema[column] = DROPPED
+            continue
+        try:
+            schema[column] = parse_type(str(name))
+        except ValueError as error:
+            why = f": {error}" if str(name).partition("[")[0].partition("(")[0] in FAMILIES else ""
             raise UserError(
-                f"Unknown type '{kind}' of column '{column}' in {where}.{nearest(str(kind), TYPES)}"
-            )
-        schema[column] = TYPES[kind]
+                f"Unknown type '{name}' of column '{column}' in {where}{why}."
+                f"{nearest(str(name), [*TYPES, *FAMILIES])} With parameters: {PARAMETERS}."
+            ) from None
     return schema
+
+
+def spread_schema(declared: Schema, there: Schema) -> Schema:
+    """The columns of a source that holds `there`: the declared ones in their types, the others as
+    `REST` says, as they are unless it is declared."""
+    named = {c: dtype for c, dtype in declared.items() if c != REST}
+    rest = declared.get(REST)
+    if rest == DROPPED:
+        return named
+    return {c: named.get(c, dtype if rest is None else rest) for c, dtype in there.items()} | named
 
 
 def require(schema: Schema, columns: Iterable[str], *, where: str) -> None:
@@ -1135,11 +1223,11 @@ class Component(Protocol):
 
 
 __all__ = [
-    "NANOSECONDS", "PART", "PARTITION", "POSITION", "RESERVED", "TYPES", "Affine", "Batch",
-    "Buffered", "Clip", "Codes", "Component", "Duration", "EndOfStream", "Features", "Fill",
-    "Format", "HeadraceError",
-    "Interruptible", "Learner", "Mark", "Padded", "Placed", "Power", "Predictor", "Ragged",
-    "Records", "Rejects", "Schema", "Settings", "SharedSource", "Sink", "Snapshot", "Source",
-    "Sparse", "Stage", "Step", "Tensors", "Transform", "UserError", "Values", "nanoseconds",
-    "nearest", "parse_schema", "require", "training",
+    "DROPPED", "NANOSECONDS", "PART", "PARTITION", "POSITION", "RESERVED", "REST", "TYPES",
+    "Affine", "Batch", "Buffered", "Clip", "Codes", "Component", "Duration", "EndOfStream",
+    "Features", "Fill", "Format", "HeadraceError", "Interruptible", "Learner", "Mark", "Padded",
+    "Placed", "Power", "Predictor", "Ragged", "Records", "Rejects", "Schema", "Settings",
+    "SharedSource", "Sink", "Snapshot", "Source", "Sparse", "Stage", "Step", "Tensors", "Transform",
+    "Unit", "UserError", "Values", "nanoseconds", "nearest", "parse_schema", "parse_type",
+    "require", "spread_schema", "training", "type_name",
 ]  # fmt: skip

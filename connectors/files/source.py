@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -13,13 +12,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import polars as pl
 from lxml import etree
 from polars.exceptions import PolarsError
 from pydantic import ByteSize, Field
 
 from connectors.files.identity import Fingerprint, Policy, Watched, resumed, together
+from connectors.files.inspection import (
+    Inspection,
+    must_hold_objects,
+    of_csv,
+    of_json,
+    of_tables,
+)
 from connectors.files.paths import find, kind, readable
 from connectors.files.table import KINDS, SortedRows
 from connectors.files.tar import TarShard
@@ -39,8 +44,10 @@ from connectors.files.units import (
 from connectors.files.whole import WholeFiles
 from connectors.files.xml import XmlRows
 from connectors.formats.bounded import Bounded
+from connectors.formats.casts import Coerce
 from connectors.formats.columns import Columns
-from connectors.formats.csv import Csv
+from connectors.formats.csv import Csv, Dialect
+from connectors.formats.guess import Guess
 from connectors.formats.ndjson import Ndjson
 from connectors.formats.own import Describing, is_own, must_be_declared, must_be_known, own
 from connectors.formats.paths import parse_path, value_at
@@ -49,7 +56,9 @@ from connectors.formats.webdataset import Samples
 from connectors.formats.whole import Whole
 from connectors.formats.xml import Fields, Xml, columns_of, documents
 from engine.types import (
+    DROPPED,
     RESERVED,
+    REST,
     EndOfStream,
     Format,
     HeadraceError,
@@ -61,6 +70,7 @@ from engine.types import (
     UserError,
     Values,
     nearest,
+    spread_schema,
 )
 
 FORMATS = (
@@ -72,6 +82,8 @@ SORTABLE = ("csv", "ndjson", "parquet", "arrow")
 JSON = ("ndjson", "json")
 OPEN = (*JSON, "xml", "webdataset")
 """Formats whose rows need not have every column."""
+FOUND = ("xml", "webdataset")
+"""Formats of which only the declared columns are looked for, where there are any."""
 PATHS = (*OPEN, *KINDS)
 """Formats for `paths`."""
 WHOLE = ("json", "xml", "images", "documents")
@@ -110,6 +122,14 @@ class FilesSource(Source):
             row: of XML: names of the elements from the root to a row, ``orders/order``; a file is
                 a row unless given.
             delimiter: of CSV; a comma, for ``.tsv`` a tab, unless given.
+            quote: of CSV: around fields that hold delimiters or line ends; "" for none.
+            decimal: of CSV: a comma where numbers are written 1,5.
+            comment: of CSV: a character; lines that begin with it are no rows.
+            null_values: of CSV: fields that stand for a missing value, besides the empty one.
+            missing_columns: a column that some files have and others do not is "null" there, or
+                the run does not start: "fail".
+            coerce: "lossless" takes every value that equals one of the declared type, however it is
+                written; "strict" only what is written as that type.
             order_by: SQL expressions to sort by, stably, nulls last; reads all files at once as one
                 partition whose positions are row numbers in that order. CSV columns are text here:
                 CAST them.
@@ -135,6 +155,12 @@ class FilesSource(Source):
         paths: Mapping[str, str] = Field(default_factory=dict)
         row: str | None = None
         delimiter: str | None = Field(default=None, pattern=r"^[\x01-\x7f]$")
+        quote: str = Field(default='"', pattern=r"^[\x01-\x7f]?$")
+        decimal: Literal[".", ","] | None = None
+        comment: str | None = Field(default=None, pattern=r"^[\x01-\x7f]$")
+        null_values: tuple[str, ...] = ()
+        missing_columns: Literal["null", "fail"] = "null"
+        coerce: Coerce = "lossless"
         order_by: tuple[str, ...] = ()
         max_record_bytes: ByteSize = Field(default=ByteSize(16 << 20), ge=1)
         on_replaced: Policy = "fail"
@@ -176,36 +202,37 @@ class FilesSource(Source):
     # ---------------------------------------------------------------------------- the protocol
 
     def schema(self, declared: Schema) -> Schema:
-        """See `engine.types.Source`. Looks into the first file, for its types at 1,000 rows.
+        """See `engine.types.Source`. Looks at every footer and header, and where types are to be
+        guessed, at the rows; see `connectors.files.inspection`.
 
-        Raises: UserError when a declared column is not in it (NDJSON: a field may be absent).
+        Raises: UserError when a declared column is in no file (NDJSON: a field may be absent), or a
+            file lacks a column and ``missing_columns`` is "fail".
         """
-        rest = declared.get("*")
-        named = {c: dtype for c, dtype in declared.items() if c != "*"}
+        rest = declared.get(REST)
+        named = {c: dtype for c, dtype in declared.items() if c != REST}
+        found = self._kind in FOUND and bool(declared) and rest is None
+        only = rest == DROPPED or found
         if self._kind in JSON:
             Ndjson(self.settings.paths).schema(named)
         elif self._kind == "xml":
-            Fields(list(named), self.settings.paths if declared and rest is None else {})
+            Fields(list(named), self.settings.paths if only else {})
         elif isinstance(self.format, Samples):
-            if declared and rest is None:
+            if only:
                 self.format.schema(named)
         elif isinstance(self.format, Describing):
             return self.format.schema(declared)
         elif is_own(self._kind):
             return must_be_declared(declared, "text in a format of your own")
-        if self._kind in OPEN and declared and rest is None:  # a field may be absent
+        if only and self._kind in OPEN:  # a field may be absent
+            if self._kind == "ndjson":
+                must_hold_objects(self._files, self._text)
             self._columns = list(named)
             return named
-        there = self._there(guess=not declared)
+        there = self._there(named, guess=rest is None)
         there = {c: dtype for c, dtype in there.items() if c not in RESERVED}  # a sink's own output
         if self._kind not in OPEN:
             self._check(named, there)
-        if not declared:
-            schema = there
-        elif rest is None:
-            schema = named
-        else:
-            schema = {c: named.get(c, rest) for c in there} | named
+        schema = spread_schema(declared, there)
         self._columns = list(schema)
         return schema
 
@@ -343,6 +370,17 @@ class FilesSource(Source):
     # ---------------------------------------------------------------------------------- formats
 
     @property
+    def _dialect(self) -> Dialect:
+        settings = self.settings
+        return Dialect(
+            delimiter=self._delimiter,
+            quote=settings.quote,
+            decimal=settings.decimal or ".",
+            comment=settings.comment,
+            null_values=settings.null_values,
+        )
+
+    @property
     def _delimiter(self) -> str:
         tabs = all(".tsv" in map(str.lower, path.suffixes) for path in self._files.values())
         return self.settings.delimiter or ("\t" if tabs else ",")
@@ -357,7 +395,7 @@ class FilesSource(Source):
                 f"'{self._kind}'{' with order_by' if self.settings.order_by else ''}."
             )
         if self.settings.order_by or self._kind in KINDS:
-            return Columns(self.settings.paths)
+            return Columns(self.settings.paths, coerce=self.settings.coerce, lenient=True)
         if is_own(self._kind):
             return own(self._kind)
         if self._kind == "text":
@@ -370,7 +408,7 @@ class FilesSource(Source):
         if self._file_a_row:
             return Whole(self._kind, Ndjson(self.settings.paths) if self._kind == "json" else None)
         if self._kind == "csv":
-            return Csv(self._headers, self._delimiter)
+            return Csv(self._headers, self._dialect, coerce=self.settings.coerce, lenient=True)
         return Bounded(Ndjson(self.settings.paths), self.settings.max_record_bytes)
 
     @property
@@ -392,8 +430,8 @@ class FilesSource(Source):
             return self.format
         if self._kind != "csv" or self.settings.order_by:
             return Ndjson()
-        header = list(self._there(guess=False))
-        return Csv(defaultdict(lambda: header), self._delimiter)
+        header = list(self._there({}, guess=False))
+        return Csv(defaultdict(lambda: header), self._dialect)
 
     def _mine(self) -> list[Unit]:
         """What this engine reads, in the order of names.
@@ -507,27 +545,51 @@ class FilesSource(Source):
 
     # ----------------------------------------------------------------------------------- schema
 
-    def _there(self, *, guess: bool) -> Schema:
-        """The columns of the first file; without `guess`, those of text are all text."""
-        name, path = next(iter(self._files.items()))
-        if self._kind in KINDS:
-            table = KINDS[self._kind](path, name)
-            table.close()
-            return table.schema | self._nested(table.schema)
+    def _there(self, named: Schema, *, guess: bool) -> Schema:
+        """The columns of all files. Those of text are of types that are guessed, but for the named
+        ones; without `guess`, all are text."""
         if self._kind == "xml":
             return self._guess_xml(guess=guess)
         if isinstance(self.format, Samples):
+            name, path = next(iter(self._files.items()))
             shard = TarShard(path, name, None, max_record=self.settings.max_record_bytes)
             found = self.format.kinds(shard.sample(SAMPLE_ROWS))
             shard.close()
             return found
-        file = self._whole_files(self._name) if self._file_a_row else self._text(path, name)
-        try:
-            if self._kind == "csv" and not guess:
-                return dict.fromkeys(self._headers[name], pl.String())
-            return self._guess(file)
-        finally:
-            file.close()
+        inspection = self._inspection(named if guess else None)
+        if self.settings.missing_columns == "fail":
+            for column, files in inspection.lacking.items():
+                raise UserError(
+                    f"{files[0]} has no column '{column}', which other files have: mend it, or "
+                    'take [source] missing_columns = "fail" out.'
+                )
+        inspection.tell(len(self._files), named)
+        if self._kind in KINDS:
+            tops = inspection.schema
+            plain = {c: pl.String() if t == pl.Null else t for c, t in tops.items()}
+            return plain | self._nested(tops)
+        if self._kind in JSON:  # what a path takes apart is no column of its own as well
+            apart = {str(parse_path(path, c)[0]) for c, path in self.settings.paths.items()}
+            return {c: t for c, t in inspection.schema.items() if c not in apart or c in named}
+        return inspection.schema
+
+    def _inspection(self, named: Schema | None) -> Inspection:
+        if self._kind in KINDS:
+            return of_tables(self._files, self._kind)
+        if isinstance(self.format, Csv):
+            found = of_csv(self._files, self._text, self.format, self._headers, named)
+            if not found.schema:
+                raise UserError(
+                    f"{next(iter(self._files))} is empty: expected a CSV header in its first line."
+                )
+            if found.null_values:
+                self.format.dialect = replace(self.format.dialect, null_values=found.null_values)
+            return found
+        declared = bool(named)
+        if self._file_a_row:
+            files = {self._name: Path()}
+            return of_json(files, lambda _, name: self._whole_files(name), declared=declared)
+        return of_json(self._files, self._text, declared=declared)
 
     def _nested(self, there: Schema) -> Schema:
         """The columns that `paths` takes out of others."""
@@ -564,8 +626,9 @@ class FilesSource(Source):
         texts = Fields(columns, paths).frame(elements, len(elements))
         if not guess or not elements:
             return dict(texts.schema)
-        csv = texts.write_csv(include_header=False, separator=self._delimiter)
-        return _plain(self._parse(io.BytesIO(csv.encode()), columns).schema)
+        types = Guess()
+        types.add(texts)
+        return types.schema()
 
     def _sample_of_xml(self) -> list[etree._Element]:
         name, path = next(iter(self._files.items()))
@@ -578,40 +641,17 @@ class FilesSource(Source):
         records = files.read(SAMPLE_ROWS, SAMPLE_BYTES)
         return documents(records) if records is not None else []
 
-    def _guess(self, file: TextFile | WholeFiles) -> Schema:
-        records = file.read(SAMPLE_ROWS, self.settings.max_record_bytes)
-        data = io.BytesIO(b"" if records is None else _lines(records))
-        try:
-            frame = self._parse(data, self._headers.get(file.name))
-        except PolarsError as error:
-            raise UserError(
-                f"The columns of {file.name} cannot be guessed from its first rows: "
-                f"{_line(error)}; declare them in [source.schema]."
-            ) from None
-        return _plain(frame.schema)
-
-    def _parse(self, data: io.BytesIO, names: list[str] | None) -> pl.DataFrame:
-        if names is None:
-            whole = b"".join(line for line in data if _is_object(line))
-            return pl.read_ndjson(whole, infer_schema_length=None) if whole else pl.DataFrame()
-        return pl.read_csv(
-            data,
-            has_header=False,
-            new_columns=names,
-            separator=self._delimiter,
-            infer_schema_length=None,
-            try_parse_dates=True,
-            truncate_ragged_lines=True,
-            raise_if_empty=False,
-        )
-
     def _check(self, named: Schema, there: Schema) -> None:
         for column in named:
             if column not in there:
                 raise UserError(
-                    f"[source.schema] names column '{column}', which {next(iter(self._files))} "
-                    f"does not have.{nearest(column, there)}"
+                    f"[source.schema] names column '{column}', which {self._every()} does not "
+                    f"have.{nearest(column, there)}"
                 )
+
+    def _every(self) -> str:
+        first, rest = next(iter(self._files)), len(self._files) - 1
+        return f"{first}, or any of {rest} more files," if rest else first
 
     # ----------------------------------------------------------------------------------- sorted
 
@@ -620,7 +660,7 @@ class FilesSource(Source):
             frames = [self._whole(path, name) for name, path in self._files.items()]
             try:
                 keys = [pl.sql_expr(sql) for sql in self.settings.order_by]
-                frame = pl.concat(frames)
+                frame = pl.concat(frames, how="diagonal_relaxed")
                 frame = frame.sort(keys, maintain_order=True, nulls_last=True)
                 self._sorted = frame.select(self._columns or frame.columns)
             except PolarsError as error:
@@ -655,12 +695,12 @@ class FilesSource(Source):
 
 
 def header(raw: bytes | None, name: str, delimiter: str) -> list[str]:
-    """Column names of a CSV's first row.
+    """Column names of a CSV's first row; none where there is none.
 
-    Raises: UserError when there is none, it is not UTF-8, or names a column twice.
+    Raises: UserError when it is not UTF-8, or names a column twice.
     """
     if raw is None:
-        raise UserError(f"{name} is empty: expected a CSV header in its first line.")
+        return []
     try:
         names = next(csv.reader(io.StringIO(raw.decode().strip("\r\n")), delimiter=delimiter))
     except (UnicodeDecodeError, csv.Error) as error:
@@ -671,32 +711,10 @@ def header(raw: bytes | None, name: str, delimiter: str) -> list[str]:
     return names
 
 
-def _lines(records: Records) -> bytes:
-    """As `_bytes`; what is a file each, one a line."""
-    if records.keys is None:
-        return _bytes(records)
-    assert isinstance(records.values, Values)
-    values = records.values.take(np.arange(len(records)))
-    return b"\n".join(value.replace(b"\n", b" ") for value in values if value is not None)
-
-
 def _bytes(records: Records) -> bytes:
     values = records.values
     assert isinstance(values, Values)
     return values.data[values.bounds[0] : values.bounds[-1]].tobytes()
-
-
-def _plain(schema: Mapping[str, pl.DataType]) -> Schema:
-    odd = (pl.Null, pl.Time)
-    return {c: pl.String() if kind.base_type() in odd else kind for c, kind in schema.items()}
-
-
-def _is_object(line: bytes) -> bool:
-    """Whether a line of the sample can say something about the columns."""
-    try:
-        return isinstance(json.loads(line), dict)
-    except (ValueError, RecursionError):  # objects in objects, beyond all measure
-        return False
 
 
 def _line(error: Exception) -> str:

@@ -1,6 +1,14 @@
-"""Casts that lose nothing in silence: a value that does not fit costs its row and says why."""
+"""Casts that lose nothing in silence: a value that does not fit costs its row and says why.
+
+One rule for all formats. A value is taken where it equals one of the declared type, however it is
+written: "12.0" is the integer 12, "true" a bool, 5 the text "5". Numbers become the nearest float,
+times are cut to the declared unit. With ``strict`` a value must be written as what it is declared.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -8,18 +16,37 @@ from numpy.typing import NDArray
 from polars.exceptions import PolarsError
 
 from connectors.formats.rows import OUT_OF_RANGE, WRONG_TYPE, placed, rejected, shown, texts
-from engine.types import TYPES, Records, Rejects, Schema
+from engine.types import Records, Rejects, Schema, type_name
 
+Coerce = Literal["lossless", "strict"]
+"""``[source] coerce``."""
 WORDS = {"true": True, "false": False, "1": True, "0": False}
+DAY = "%Y-%m-%d"
 MOMENTS = (
     "%Y-%m-%dT%H:%M:%S%.f",
     "%Y-%m-%d %H:%M:%S%.f",
-    "%Y-%m-%d",
+    "%Y-%m-%dT%H:%M:%S%.f%#z",
+    "%Y-%m-%d %H:%M:%S%.f%#z",
+    DAY,
     "%Y-%m-%dT%H:%M",
     "%Y-%m-%d %H:%M",
-    "%+",
+    "%Y-%m-%dT%H:%M%#z",
+    "%Y-%m-%d %H:%M%#z",
 )
 """ISO 8601, most usual first. With an offset or Z the moment is turned to UTC."""
+CLOCKS = ("%H:%M:%S%.f", "%H:%M")
+SPANS = (
+    r"^(?<minus>-?)(?:(?<days>\d+) days?,? )?"
+    r"(?<hours>\d+):(?<minutes>\d\d):(?<seconds>\d\d(?:\.\d+)?)$",
+    r"^(?<minus>-?)P(?:(?<days>\d+)D)?"
+    r"(?:T(?:(?<hours>\d+)H)?(?:(?<minutes>\d+)M)?(?:(?<seconds>\d+(?:\.\d+)?)S)?)?$",
+)
+"""A duration: hours, minutes and seconds (``26:00:03.5``), or ISO 8601 (``P1DT2H3.5S``)."""
+WHOLE = r"^\s*[+-]?\d+(\.0*)?\s*$"
+NUMBER = r"^\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*$"
+INFINITE = r"(?i)inf"
+BILLION = 1_000_000_000
+UNITS = {"ms": 1_000, "us": 1_000_000, "ns": BILLION}
 
 
 def conform(
@@ -27,44 +54,95 @@ def conform(
     records: Records,
     schema: Schema,
     at: NDArray[np.int64] | None = None,
+    *,
+    coerce: Coerce = "lossless",
+    written: bool = False,
+    decimal: str = ".",
 ) -> tuple[pl.DataFrame, list[Rejects]]:
     """Every column in the schema's type, placed; rows with a value that does not fit as rejects.
 
     Args:
         frame: raw columns, one row for each of the records `at` (None: all).
+        written: the format writes every value as text (CSV), so text may be of any type.
+        decimal: the decimal point of numbers in text.
     """
     at = np.arange(len(records)) if at is None else at
-    made = pl.DataFrame([cast(frame.get_column(c), kind) for c, kind in schema.items()])
+    raw = _pointed(frame, schema) if decimal == "," else frame
+    made = pl.DataFrame(
+        [cast(raw.get_column(c), dtype, coerce, written=written) for c, dtype in schema.items()]
+    )
     good = np.ones(frame.height, np.bool_)
     rejects: list[Rejects] = []
-    for column, kind in schema.items():
+    for column, dtype in schema.items():
         lost = _lost(frame.get_column(column), made.get_column(column)) & good
         if lost.any():
-            rejects += _misfits(frame, records, at, column, kind, np.flatnonzero(lost))
+            rejects += _misfits(frame, records, at, column, dtype, np.flatnonzero(lost))
             good &= ~lost
     if good.all():
         return placed(made, records, at), rejects
     return placed(made.filter(pl.Series(good)), records, at[good]), rejects
 
 
-def cast(column: pl.Series, kind: pl.DataType) -> pl.Series:
-    """The column in another type; null where a value does not fit without loss.
+def _pointed(frame: pl.DataFrame, schema: Schema) -> pl.DataFrame:
+    """Points for commas in text that is to be a number, and commas for points, so that 1.234 is
+    none."""
+    swapped = [
+        pl.col(c).str.replace_many([",", "."], [".", ","])
+        for c, dtype in schema.items()
+        if dtype.is_numeric() and frame.schema[c] == pl.String
+    ]
+    return frame.with_columns(swapped)
 
-    Float64 to Float32 rounds, that is no loss; a finite value that becomes infinite is.
+
+def cast(
+    column: pl.Series,
+    dtype: pl.DataType,
+    coerce: Coerce = "lossless",
+    *,
+    written: bool = False,
+) -> pl.Series:
+    """The column in another type; null where a value does not fit.
+
+    Numbers become the nearest float, which is no loss; a finite one that becomes infinite is. Times
+    are cut to the unit.
     """
-    if column.dtype == kind:
+    if column.dtype == dtype:
         return column
     if isinstance(column.dtype, pl.Categorical | pl.Enum):
         column = column.cast(pl.String)
-    nothing = pl.Series(column.name, [None], dtype=kind).new_from_index(0, len(column))
-    if column.dtype.is_nested() and not kind.is_nested():
-        return nothing
+    strict = coerce == "strict"
+    if strict and not written and not _akin(column.dtype, dtype):
+        return _nothing(column, dtype)
+    if column.dtype.is_nested() and not dtype.is_nested():
+        return _nothing(column, dtype)
     try:
         if column.dtype == pl.String:
-            return _from_text(column, kind).alias(column.name)
-        return _from_values(column, kind).alias(column.name)
+            return _from_text(column, dtype, strict).alias(column.name)
+        return _from_values(column, dtype).alias(column.name)
     except PolarsError:  # types with no way between them
-        return nothing
+        return _nothing(column, dtype)
+
+
+def _nothing(column: pl.Series, dtype: pl.DataType) -> pl.Series:
+    return pl.Series(column.name, [None], dtype=dtype).new_from_index(0, len(column))
+
+
+def _akin(source: pl.DataType, target: pl.DataType) -> bool:
+    """Whether values of one type are values of the other as they are written."""
+    return source == pl.Null or (
+        _family(source) == _family(target)
+        or (source.is_integer() and (target.is_float() or target.is_decimal()))
+    )
+
+
+def _family(dtype: pl.DataType) -> str:
+    if dtype.is_integer():
+        return "integer"
+    if dtype.is_numeric():
+        return "number"
+    if dtype in (pl.Date, pl.Datetime):
+        return "moment"
+    return "text" if dtype in (pl.String, pl.Binary) else str(dtype.base_type())
 
 
 def _lost(raw: pl.Series, made: pl.Series) -> NDArray[np.bool_]:
@@ -73,45 +151,173 @@ def _lost(raw: pl.Series, made: pl.Series) -> NDArray[np.bool_]:
     return (raw.is_not_null() & made.is_null()).to_numpy()
 
 
-def _from_values(column: pl.Series, kind: pl.DataType) -> pl.Series:
-    if column.dtype.is_numeric() and kind.is_temporal():
-        return pl.Series([None], dtype=kind).new_from_index(0, len(column))  # of which unit?
-    if isinstance(column.dtype, pl.Datetime) and column.dtype.time_zone is not None:
-        column = column.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
-    if column.dtype == pl.Binary and kind == pl.String:
+def _from_values(column: pl.Series, dtype: pl.DataType) -> pl.Series:
+    if column.dtype.is_numeric() and dtype.is_temporal():
+        return _nothing(column, dtype)  # of which unit?
+    if isinstance(column.dtype, pl.Datetime):
+        return _from_moments(column, dtype)
+    if column.dtype == pl.Date and isinstance(dtype, pl.Datetime):
+        return _from_moments(column.cast(pl.Datetime("ms")), dtype)
+    if column.dtype == pl.Binary and dtype == pl.String:
         return texts(column)
-    made = column.cast(kind, strict=False)
-    if kind in (pl.String, pl.Binary):
+    made = column.cast(dtype, strict=False)
+    if dtype in (pl.String, pl.Binary, pl.Duration):
         return made
-    if column.dtype.is_float() and kind.is_float():
-        same = made.is_finite() | ~column.is_finite()
+    if dtype.is_float():
+        same = made.is_finite()
+        if column.dtype.is_float():
+            same |= ~column.is_finite()
+    elif isinstance(dtype, pl.List) and isinstance(column.dtype, pl.List):
+        same = _same_elements(column, made, dtype)
     else:
         same = made.cast(column.dtype, strict=False).eq_missing(column)
-    return made if same.all() else made.set(~same, None)
+    return made if same.all() else made.set(~same.fill_null(True), None)
 
 
-def _from_text(column: pl.Series, kind: pl.DataType) -> pl.Series:
-    if kind in (pl.String, pl.Binary):
-        return column.cast(kind)
+def _from_moments(column: pl.Series, dtype: pl.DataType) -> pl.Series:
+    """Of a time without a zone it is UTC's; a zone's become UTC's where the type has none."""
+    assert isinstance(column.dtype, pl.Datetime)
+    if column.dtype.time_zone is not None:
+        column = column.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+    if not isinstance(dtype, pl.Datetime):
+        made = column.cast(dtype, strict=False)
+        if dtype in (pl.String, pl.Binary):
+            return made
+        same = made.cast(column.dtype, strict=False).eq_missing(column)
+        return made if same.all() else made.set(~same, None)
+    return _zoned(column.cast(pl.Datetime(dtype.time_unit), strict=False), dtype)
+
+
+def _zoned(column: pl.Series, dtype: pl.Datetime) -> pl.Series:
+    if dtype.time_zone is None:
+        return column
+    return column.dt.replace_time_zone("UTC").dt.convert_time_zone(dtype.time_zone)
+
+
+def _same_elements(column: pl.Series, made: pl.Series, dtype: pl.List) -> pl.Series:
+    """Where every element of a list was taken."""
+    inner = dtype.inner
+    if isinstance(inner, pl.DataType) and inner.is_float():
+        count = pl.element().null_count()
+        return made.list.eval(count).list.first() == column.list.eval(count).list.first()
+    return made.cast(column.dtype, strict=False).eq_missing(column)
+
+
+def _from_text(column: pl.Series, dtype: pl.DataType, strict: bool) -> pl.Series:
+    if dtype in (pl.String, pl.Binary):
+        return column.cast(dtype)
     words = column.str.strip_chars()
-    if kind == pl.Boolean:
-        words = words.str.to_lowercase()
-        return words.replace_strict(WORDS, default=None, return_dtype=pl.Boolean)
-    if kind == pl.Date:
-        return words.str.to_date("%Y-%m-%d", strict=False)
-    if isinstance(kind, pl.Datetime):
-        return _moments(words, kind)
-    return words.cast(kind, strict=False)
+    if dtype == pl.Boolean:
+        lower = words.str.to_lowercase()
+        known = {word: value for word, value in WORDS.items() if not (strict and word in "01")}
+        return lower.replace_strict(known, default=None, return_dtype=pl.Boolean)
+    if dtype == pl.Date:
+        return words.str.to_date(DAY, strict=False)
+    if isinstance(dtype, pl.Datetime):
+        return _zoned(_moments(words, dtype), dtype)
+    if dtype == pl.Time:
+        return _first_that_fits(words, dtype, _clock, CLOCKS)
+    if isinstance(dtype, pl.Duration):
+        return _spans(words, dtype)
+    if isinstance(dtype, pl.List):
+        return _lists(words, dtype)
+    if dtype.is_integer():
+        return _whole_numbers(words, dtype, strict)
+    made = words.cast(dtype, strict=False)
+    if dtype.is_float():
+        overflown = made.is_infinite() & ~words.str.contains(INFINITE)
+        return made.set(overflown.fill_null(False), None) if overflown.any() else made
+    if isinstance(dtype, pl.Decimal):  # digits behind the last that it holds are no value of it
+        fits = words.str.contains(rf"^[+-]?\d*\.?\d{{0,{dtype.scale}}}0*$")
+        fits |= words.str.contains("[eE]") & (
+            made.cast(pl.Float64) == words.cast(pl.Float64, strict=False)
+        )
+        return made.set(~fits.fill_null(True), None)
+    return made
 
 
-def _moments(words: pl.Series, kind: pl.Datetime) -> pl.Series:
-    made = pl.Series([None], dtype=kind).new_from_index(0, len(words))
-    for form in MOMENTS:
-        found = words.str.to_datetime(form, time_unit="us", strict=False)
-        made = made.fill_null(found.dt.replace_time_zone(None))
+def _whole_numbers(words: pl.Series, dtype: pl.DataType, strict: bool) -> pl.Series:
+    """Whole numbers, also where they are written ``12.0`` or ``1e3``."""
+    made = words.cast(dtype, strict=False)
+    left = made.is_null() & words.is_not_null()
+    if strict or not left.any():
+        return made
+    at = left.arg_true()
+    rest = words.gather(at)
+    plain = rest.str.replace(r"\.0*$", "").cast(dtype, strict=False)  # all digits count
+    exact = rest.str.contains("[eE.]").fill_null(False)
+    floats = rest.cast(pl.Float64, strict=False)
+    floats = floats.set((floats.abs() > 2.0**53).fill_null(False), None)
+    whole = floats.cast(dtype, strict=False)
+    whole = whole.set((whole.cast(pl.Float64) != floats).fill_null(True), None)
+    return made.scatter(at, plain.fill_null(whole.set(~exact, None)))
+
+
+def _moments(words: pl.Series, dtype: pl.Datetime) -> pl.Series:
+    def parsed(words: pl.Series, form: str) -> pl.Series:
+        found = words.str.to_datetime(form, time_unit=dtype.time_unit, strict=False)
+        if dtype.time_unit == "ns":  # wraps beyond the years that it holds
+            coarse = words.str.to_datetime(form, time_unit="us", strict=False)
+            found = found.set(coarse.cast(found.dtype, strict=False).is_null(), None)
+        return found.dt.replace_time_zone(None)  # UTC's, where there was an offset
+
+    return _first_that_fits(words, pl.Datetime(dtype.time_unit), parsed, MOMENTS)
+
+
+def _clock(words: pl.Series, form: str) -> pl.Series:
+    return words.str.to_time(form, strict=False)
+
+
+def _first_that_fits(
+    words: pl.Series,
+    dtype: pl.DataType,
+    parsed: Callable[[pl.Series, str], pl.Series],
+    forms: Sequence[str],
+) -> pl.Series:
+    """Each word by the first form that reads it. The form of the first word is tried first: most
+    columns have one."""
+    made = _nothing(words, dtype)
+    first = words.drop_nulls().head(1)
+    if not len(first):
+        return made
+    usual = next((form for form in forms if parsed(first, form).null_count() == 0), forms[0])
+    for form in dict.fromkeys([usual, *forms]):
+        made = made.fill_null(parsed(words, form))
         if made.null_count() == words.null_count():
             break
     return made
+
+
+def _spans(words: pl.Series, dtype: pl.DataType) -> pl.Series:
+    """Durations; see `SPANS`."""
+    assert isinstance(dtype, pl.Duration)
+    made = _nothing(words, dtype)
+    for form in SPANS:
+        made = made.fill_null(_spans_of(words.str.extract_groups(form).struct.unnest(), dtype))
+    return made
+
+
+def _spans_of(parts: pl.DataFrame, dtype: pl.Duration) -> pl.Series:
+    whole = parts["seconds"].fill_null("0").str.split_exact(".", 1).struct.unnest()
+    seconds, fraction = (whole[c] for c in whole.columns)
+    for column, each in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        seconds = seconds.cast(pl.Int64) + parts[column].fill_null("0").cast(pl.Int64) * each
+    unit = UNITS[dtype.time_unit]
+    billionths = fraction.fill_null("0").str.pad_end(9, "0").str.head(9).cast(pl.Int64)
+    count = seconds * unit + billionths // (BILLION // unit)
+    signs = parts["minus"].replace_strict({"": 1, "-": -1}, return_dtype=pl.Int64)  # null: no match
+    return (count * signs).cast(dtype)
+
+
+def _lists(words: pl.Series, dtype: pl.List) -> pl.Series:
+    """JSON arrays; halved until those that are none are found."""
+    try:
+        return words.str.json_decode(dtype)
+    except PolarsError:
+        if len(words) == 1:
+            return _nothing(words, dtype)
+        half = len(words) // 2
+        return pl.concat([_lists(words[:half], dtype), _lists(words[half:], dtype)])
 
 
 def _misfits(
@@ -119,7 +325,7 @@ def _misfits(
     records: Records,
     at: NDArray[np.int64],
     column: str,
-    kind: pl.DataType,
+    dtype: pl.DataType,
     lost: NDArray[np.int64],
 ) -> list[Rejects]:
     """Rows `lost` of the frame, whose `column` does not fit, split by reason."""
@@ -130,9 +336,9 @@ def _misfits(
     got = value if raw.dtype.is_nested() else raw.cast(pl.String, strict=False).fill_null("?")
     detail = pl.select(
         pl.format("Expected {}, got '{}' in column '{}'.",
-                  pl.lit(named(kind)), got.str.head(80), pl.lit(column))
+                  pl.lit(type_name(dtype)), got.str.head(80), pl.lit(column))
     ).to_series()  # fmt: skip
-    big = _too_big(raw, got, kind)
+    big = _too_big(got, dtype)
     made = []
     for reason, mask in ((OUT_OF_RANGE, big), (WRONG_TYPE, ~big)):
         if mask.any():
@@ -143,16 +349,13 @@ def _misfits(
     return made
 
 
-def _too_big(raw: pl.Series, got: pl.Series, kind: pl.DataType) -> pl.Series:
+def _too_big(got: pl.Series, dtype: pl.DataType) -> pl.Series:
     """Where a number was given, but one that the type cannot hold."""
-    if kind.is_integer():
-        return got.str.contains(r"^\s*[+-]?\d+(\.0*)?\s*$")
-    return pl.Series([raw.dtype.is_numeric() and kind.is_float()]).new_from_index(0, len(raw))
+    if dtype.is_integer():
+        digits = got.str.contains(WHOLE)
+        return digits | (got.str.contains(NUMBER) & (got.cast(pl.Float64, strict=False) % 1 == 0))
+    number = dtype.is_float() or dtype.is_decimal()
+    return got.str.contains(NUMBER if number else r"$^x")
 
 
-def named(kind: pl.DataType) -> str:
-    """The type's name in a pipeline file."""
-    return next((name for name, known in TYPES.items() if known == kind), str(kind))
-
-
-__all__ = ["cast", "conform", "named"]
+__all__ = ["Coerce", "cast", "conform"]

@@ -9,39 +9,59 @@ import polars as pl
 from numpy.typing import NDArray
 from polars.exceptions import PolarsError
 
-from connectors.formats.casts import conform
+from connectors.formats.casts import Coerce, conform
 from connectors.formats.paths import Step, parse_path, value_at
 from connectors.formats.rows import placed, rejected, shown
-from engine.types import HeadraceError, Records, Rejects, Schema, nearest
+from engine.types import RESERVED, HeadraceError, Records, Rejects, Schema, nearest
 
 PROBLEM = "_problem"
 """Column in which a source says why it could not read a row, ``reason: sentence``; else null."""
 
 
 class Columns:
-    """See `engine.types.Format`. A value that does not fit the schema's type without loss rejects
-    its row, ``wrong_type`` or ``out_of_range``; text is read as CSV fields are.
+    """See `engine.types.Format`. A value that does not fit the schema's type rejects its row,
+    ``wrong_type`` or ``out_of_range``; see `connectors.formats.casts`.
 
     Args:
         paths: column -> where its value is in a nested column, ``image.bytes``.
+        coerce: see `connectors.formats.casts`.
+        lenient: a column that a partition lacks is null there, no error.
     """
 
-    def __init__(self, paths: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        paths: Mapping[str, str] | None = None,
+        *,
+        coerce: Coerce = "lossless",
+        lenient: bool = False,
+    ) -> None:
         """Raises: UserError for a text that is no path."""
         self._steps = {c: parse_path(path, c) for c, path in (paths or {}).items()}
+        self._coerce: Coerce = coerce
+        self._lenient = lenient
 
     def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
         """Raises: HeadraceError when a file lacks a column that the schema has."""
         frame, at, rejects = sound(records)
+        there = self._there(frame, schema)
         if self._steps:
-            frame = self._at_paths(frame, schema, records.partition)
+            frame = self._at_paths(frame, there, records.partition)
         else:
-            present(list(schema), frame.columns, records.partition)
-            frame = frame[list(schema)]
-        if frame.dtypes == list(schema.values()):
-            return placed(frame, records, at), rejects
-        made, more = conform(frame, records, schema, at)
-        return made, [*rejects, *more]
+            present(list(there), frame.columns, records.partition)
+            frame = frame[list(there)]
+        if frame.dtypes == list(there.values()):
+            made = placed(frame, records, at)
+        else:
+            made, more = conform(frame, records, there, at, coerce=self._coerce)
+            rejects = [*rejects, *more]
+        return (made if len(there) == len(schema) else with_nulls(made, schema)), rejects
+
+    def _there(self, frame: pl.DataFrame, schema: Schema) -> Schema:
+        """The columns that the frame has, or must have."""
+        if not self._lenient:
+            return schema
+        tops = {c: str(self._steps.get(c, (c,))[0]) for c in schema}
+        return {c: dtype for c, dtype in schema.items() if tops[c] in frame.columns}
 
     def _at_paths(self, frame: pl.DataFrame, schema: Schema, partition: str) -> pl.DataFrame:
         steps: dict[str, tuple[Step, ...]] = {c: self._steps.get(c, (c,)) for c in schema}
@@ -84,6 +104,14 @@ def sound(records: Records) -> tuple[pl.DataFrame, NDArray[np.int64] | None, lis
     return frame.select(pl.all().gather(at)), at, rejects
 
 
+def with_nulls(frame: pl.DataFrame, schema: Schema) -> pl.DataFrame:
+    """All columns of the schema; those that the frame lacks are null."""
+    lacking = [
+        pl.lit(None, dtype).alias(c) for c, dtype in schema.items() if c not in frame.columns
+    ]
+    return frame.with_columns(lacking).select(*RESERVED, *schema)
+
+
 def present(schema: Iterable[str], columns: list[str], partition: str) -> None:
     """Raises: HeadraceError when the partition lacks a column of the schema."""
     for column in schema:
@@ -94,4 +122,4 @@ def present(schema: Iterable[str], columns: list[str], partition: str) -> None:
             )
 
 
-__all__ = ["PROBLEM", "Columns", "present", "sound"]
+__all__ = ["PROBLEM", "Columns", "present", "sound", "with_nulls"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numba
 import numpy as np
@@ -11,8 +13,8 @@ import polars as pl
 from numpy.typing import NDArray
 from polars.exceptions import PolarsError
 
-from connectors.formats.casts import conform
-from connectors.formats.columns import present
+from connectors.formats.casts import Coerce, conform
+from connectors.formats.columns import present, with_nulls
 from connectors.formats.rows import BAD_UTF8, BROKEN, NOT_UTF8, is_utf8, placed, rejected, take
 from engine.types import Records, Rejects, Schema, Values
 
@@ -20,8 +22,35 @@ DIRECT = (pl.Float64(), pl.Float32(), pl.Int64(), pl.Int32(), pl.String())
 """Types that the CSV parser reads by itself; the others are read as text and cast."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dialect:
+    """How a CSV is written.
+
+    Attributes:
+        delimiter: between fields; one ASCII character.
+        quote: around a field that holds delimiters or line ends; empty for none.
+        decimal: between the whole digits of a number and the others, ``.`` or ``,``.
+        comment: lines that begin with it are no rows; None for none.
+        null_values: fields that stand for a missing value, besides the empty one.
+    """
+
+    delimiter: str = ","
+    quote: str = '"'
+    decimal: Literal[".", ","] = "."
+    comment: str | None = None
+    null_values: tuple[str, ...] = ()
+
+    @property
+    def quote_byte(self) -> int:
+        """Its byte, or -1, which no byte is."""
+        return ord(self.quote) if self.quote else -1
+
+
+COMMAS = Dialect()
+
+
 @numba.njit(nogil=True, cache=True)
-def _fields(data, bounds, delimiter):  # type: ignore[no-untyped-def]
+def _fields(data, bounds, delimiter, quote):  # type: ignore[no-untyped-def]
     """How many fields each row has; a delimiter between quotes is text. -1: a quote stays open."""
     counts = np.ones(len(bounds) - 1, np.int64)
     for i in range(len(counts)):
@@ -30,10 +59,10 @@ def _fields(data, bounds, delimiter):  # type: ignore[no-untyped-def]
         for at in range(bounds[i], bounds[i + 1]):
             byte = data[at]
             if quoted:
-                quoted = byte != 34
-            elif byte == 34:
+                quoted = byte != quote
+            elif byte == quote:
                 # Only a quote at the start of a field opens one, or the second of a doubled quote.
-                quoted = start or data[at - 1] == 34
+                quoted = start or data[at - 1] == quote
             elif byte == delimiter:
                 counts[i] += 1
             start = byte == delimiter and not quoted
@@ -52,42 +81,85 @@ class Csv:
     Args:
         headers: partition -> column names in the file's order; the source fills it as it opens
             files.
-        delimiter: one ASCII character.
+        dialect: how the rows are written.
+        coerce: see `connectors.formats.casts`.
+        lenient: a column that a partition's header lacks is null there, no error.
     """
 
-    def __init__(self, headers: Mapping[str, Sequence[str]], delimiter: str = ",") -> None:
+    def __init__(
+        self,
+        headers: Mapping[str, Sequence[str]],
+        dialect: Dialect = COMMAS,
+        *,
+        coerce: Coerce = "lossless",
+        lenient: bool = False,
+    ) -> None:
         self._headers = headers
-        self._delimiter = delimiter
+        self.dialect = dialect
+        self._coerce: Coerce = coerce
+        self._lenient = lenient
 
     def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
         """Raises: HeadraceError when the file lacks a column that the schema has."""
         values = records.values
         assert isinstance(values, Values)
         header = list(self._headers[records.partition])
-        present(schema, header, records.partition)
-        counts = _fields(values.data, values.bounds, ord(self._delimiter))
-        if (counts == len(header)).all():
-            try:
-                frame = self._parse(values, header, schema)
-            except PolarsError:
-                return self._sorted_out(records, header, counts, schema)
-            if frame.schema == schema:
-                return placed(frame, records), []
-            return conform(frame, records, schema)
-        return self._sorted_out(records, header, counts, schema)
+        lacking = [c for c in schema if c not in header]
+        if not lacking:
+            return self._decode(records, header, schema)
+        if not self._lenient:
+            present(lacking, header, records.partition)
+        there = {c: dtype for c, dtype in schema.items() if c in header}
+        frame, rejects = self._decode(records, header, there)
+        return with_nulls(frame, schema), rejects
+
+    def _decode(
+        self, records: Records, header: list[str], schema: Schema
+    ) -> tuple[pl.DataFrame, list[Rejects]]:
+        values = records.values
+        assert isinstance(values, Values)
+        dialect = self.dialect
+        counts = _fields(values.data, values.bounds, ord(dialect.delimiter), dialect.quote_byte)
+        if not schema or not (counts == len(header)).all():
+            return self._sorted_out(records, header, counts, schema)
+        try:
+            frame = self._parse(values, header, schema)
+        except PolarsError:
+            return self._sorted_out(records, header, counts, schema)
+        if _overflown(frame):
+            return self._sorted_out(records, header, counts, schema)
+        if frame.schema == schema:
+            return placed(frame, records), []
+        return self._conform(frame, records, schema)
+
+    def _conform(
+        self,
+        frame: pl.DataFrame,
+        records: Records,
+        schema: Schema,
+        at: NDArray[np.int64] | None = None,
+    ) -> tuple[pl.DataFrame, list[Rejects]]:
+        decimal = self.dialect.decimal
+        return conform(
+            frame, records, schema, at, coerce=self._coerce, written=True, decimal=decimal
+        )
 
     def _parse(self, values: Values, header: list[str], schema: Schema) -> pl.DataFrame:
         """The schema's columns, typed where the parser knows the type, else text; one row a value.
 
         Raises: PolarsError.
         """
-        kinds = {c: schema[c] if schema.get(c) in DIRECT else pl.String() for c in header}
+        dialect = self.dialect
+        dtypes = {c: schema[c] if schema.get(c) in DIRECT else pl.String() for c in header}
         frame = pl.read_csv(
             io.BytesIO(values.data[values.bounds[0] : values.bounds[-1]].data),
             has_header=False,
-            schema=kinds,
+            schema=dtypes,
             columns=sorted(header.index(c) for c in schema),
-            separator=self._delimiter,
+            separator=dialect.delimiter,
+            quote_char=dialect.quote or None,
+            decimal_comma=dialect.decimal == ",",
+            null_values=list(dialect.null_values) or None,
         )
         if frame.height != len(values):
             raise PolarsError(f"{len(values)} rows expected, {frame.height} found")
@@ -108,13 +180,15 @@ class Csv:
         frame, odd = self._halved(take(records.values, at), header, list(schema))
         detail = "Expected a row of CSV, got quotes in the middle of a field."
         rejects += _rejects(records, at[odd], BROKEN, detail)
-        made, more = conform(frame, records, schema, np.delete(at, odd))
+        made, more = self._conform(frame, records, schema, np.delete(at, odd))
         return made, [*rejects, *more]
 
     def _halved(
         self, values: Values, header: list[str], columns: list[str]
     ) -> tuple[pl.DataFrame, list[int]]:
         """The columns as text, without the rows that cannot be parsed; and which those are."""
+        if not columns:  # of a file that has none of them
+            return pl.DataFrame(height=len(values)), []
         schema: Schema = dict.fromkeys(columns, pl.String())
         frames, odd = [pl.DataFrame(schema=schema)], []
         pieces = [(0, len(values))] if len(values) else []
@@ -129,6 +203,11 @@ class Csv:
                     middle = (start + stop) // 2
                     pieces += [(middle, stop), (start, middle)]
         return pl.concat(frames), odd
+
+
+def _overflown(frame: pl.DataFrame) -> bool:
+    """Whether a float may be infinite because it was too large: its text tells."""
+    return any(s.dtype.is_float() and s.is_infinite().any() for s in frame)
 
 
 def _broken(
@@ -149,4 +228,4 @@ def _rejects(
     return [rejected(records, at, reason, detail)] if len(at) else []
 
 
-__all__ = ["Csv"]
+__all__ = ["Csv", "Dialect"]

@@ -193,15 +193,19 @@ def test_a_column_that_is_not_there(tmp_path: Path, kind: str) -> None:
         files(path).schema({"z": pl.Float64()})
 
 
-def test_a_column_missing_in_a_later_file(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("x,y\n1,2\n")
-    (tmp_path / "b.csv").write_text("x,why\n1,2\n")
-    source = files(tmp_path / "*.csv")
-    schema = source.schema({"x": pl.Float64(), "y": pl.Float64()})
-    first, second = drain(source)
-    assert source.format.decode(first, schema)[0].height == 1
-    with pytest.raises(HeadraceError, match=r"b.csv has no column 'y'"):
-        source.format.decode(second, schema)
+@pytest.mark.parametrize("kind", ["csv", "parquet", "arrow"])
+def test_a_column_that_one_file_lacks_is_null_there_or_refused(tmp_path: Path, kind: str) -> None:
+    write = {"csv": "write_csv", "parquet": "write_parquet", "arrow": "write_ipc"}[kind]
+    getattr(pl.DataFrame({"x": [1], "y": [2.5]}), write)(tmp_path / f"a.{kind}")
+    getattr(pl.DataFrame({"x": [2], "z": ["late"]}), write)(tmp_path / f"b.{kind}")
+    for declared in ({}, {"z": pl.String()}):
+        source = files(tmp_path / f"*.{kind}")
+        schema = source.schema(dict(declared))
+        assert schema == {"x": pl.Int64(), "y": pl.Float64(), "z": pl.String()}
+        made = decoded(source, drain(source), schema)
+        assert made.rows() == [(1, 2.5, None), (2, None, "late")]
+    with pytest.raises(UserError, match=r"b.\w+ has no column 'y', which other files have"):
+        files(tmp_path / f"*.{kind}", missing_columns="fail").schema({})
 
 
 def test_bytes_that_are_no_text_cost_their_row(tmp_path: Path) -> None:

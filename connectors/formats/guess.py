@@ -1,0 +1,278 @@
+"""Types of columns that say nothing of them, guessed by the casts that will read them.
+
+A guess is what every value seen so far can be read as, and no more: a whole number only where its
+text can be had back from it ("01234" is text), a time only where the cast takes it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from polars.exceptions import PolarsError
+
+from connectors.formats import scan
+from connectors.formats.casts import Coerce, cast
+from connectors.formats.paths import Shape
+from engine.types import RESERVED, Schema, Unit
+
+NULL_WORDS = (
+    "NA", "N/A", "n/a", "#N/A", "NULL", "Null", "null", "None", "none", "-", "--", "?", ".", "\\N",
+)  # fmt: skip
+"""Words that often stand for a missing value among numbers or times."""
+FIRST = 64
+"""Values of a column that a type is tried with before all are."""
+NEWLINE = 10
+NUMBERS = {int, float}
+PADDED = r"^[+-]?0\d"
+"""A number whose zeros, or sign, say that it is none."""
+DIGITS = r"^[+-]?\d+$"
+INTEGERS = (pl.Int64(), pl.UInt64())
+MOMENTS = (pl.Date(), pl.Datetime("us"))
+UNITS: tuple[Unit, ...] = ("ms", "us", "ns")
+RANGES: dict[pl.DataType, tuple[int, int]] = {
+    pl.Int8(): (-(1 << 7), 1 << 7),
+    pl.UInt8(): (0, 1 << 8),
+    pl.Int16(): (-(1 << 15), 1 << 15),
+    pl.UInt16(): (0, 1 << 16),
+    pl.Int32(): (-(1 << 31), 1 << 31),
+    pl.UInt32(): (0, 1 << 32),
+    pl.Int64(): (-(1 << 63), 1 << 63),
+    pl.UInt64(): (0, 1 << 64),
+}
+"""What whole numbers hold, the narrowest first: from, and below."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Evidence:
+    """What the values of one column have in common so far.
+
+    Attributes:
+        dtype: the type of all of them; Null while there is none.
+        without: the same of those that are none of `NULL_WORDS`.
+        words: those of `NULL_WORDS` that were among them.
+    """
+
+    dtype: pl.DataType = field(default_factory=pl.Null)
+    without: pl.DataType = field(default_factory=pl.Null)
+    words: set[str] = field(default_factory=set)
+
+    def add(self, column: pl.Series) -> None:
+        """More values, as text."""
+        if self.dtype == pl.String and self.without == pl.String:
+            return
+        values = column.drop_nulls().str.strip_chars()
+        found = guessed(values)
+        self.dtype = common_type(self.dtype, found)
+        if found == pl.String:
+            missing = values.is_in(NULL_WORDS)
+            self.words.update(values.filter(missing).unique())
+            found = guessed(values.filter(~missing)) if missing.any() else found
+        self.without = common_type(self.without, found)
+
+
+class Guess:
+    """The types of several columns of text, as more and more of their rows are seen."""
+
+    def __init__(self) -> None:
+        self._columns: dict[str, Evidence] = {}
+
+    def add(self, frame: pl.DataFrame) -> None:
+        """More rows, all columns as text; it need not have every column."""
+        for column in frame.columns:
+            if column not in RESERVED:
+                self._columns.setdefault(column, Evidence()).add(frame.get_column(column))
+
+    @property
+    def null_values(self) -> tuple[str, ...]:
+        """Words that stand for a missing value: they are all that keeps a column from being
+        numbers or times, and stand in no column of text."""
+        found: set[str] = set()
+        for evidence in self._columns.values():
+            if evidence.dtype == pl.String and evidence.without not in (pl.String, pl.Null):
+                found |= evidence.words
+        for evidence in self._columns.values():
+            if evidence.without in (pl.String, pl.Null):
+                found -= evidence.words
+        return tuple(word for word in NULL_WORDS if word in found)
+
+    def schema(self, null_values: Iterable[str] = ()) -> Schema:
+        """The types, where these words are null; text where there was no value."""
+        known = set(null_values)
+        made: Schema = {}
+        for column, evidence in self._columns.items():
+            dtype = evidence.without if evidence.words <= known else evidence.dtype
+            made[column] = pl.String() if dtype == pl.Null else dtype
+        return made
+
+
+def guessed(values: pl.Series) -> pl.DataType:
+    """The type of all of these texts, none of them null; Null where there are none."""
+    if not len(values):
+        return pl.Null()
+    if _all(values, pl.Boolean(), strict=True):
+        return pl.Boolean()
+    for integer in INTEGERS:
+        if _same_text(values.head(FIRST), integer) and _same_text(values, integer):
+            return integer
+    if _all(values, pl.Float64()) and _are_floats(values):
+        return pl.Float64()
+    return next((dtype for dtype in MOMENTS if _all(values, dtype)), pl.String())
+
+
+def _all(values: pl.Series, dtype: pl.DataType, *, strict: bool = False) -> bool:
+    """Whether the cast takes every one."""
+    coerce: Coerce = "strict" if strict else "lossless"
+    return all(
+        cast(part, dtype, coerce, written=True).null_count() == 0
+        for part in (values.head(FIRST), values)
+    )
+
+
+def _same_text(values: pl.Series, integer: pl.DataType) -> bool:
+    """Whether every text is had back from the number that it writes."""
+    return bool(values.cast(integer, strict=False).cast(pl.String).eq_missing(values).all())
+
+
+def _are_floats(values: pl.Series) -> bool:
+    """Not ids, which are all digits; and at least one has a digit."""
+    digits = values.str.contains(r"\d")
+    ids = values.str.contains(DIGITS)
+    return bool(digits.any() and not ids.all() and not values.str.contains(PADDED).any())
+
+
+def json_types(lines: bytes) -> Schema:
+    """The types of the keys of JSON objects, one a line; text where a key has values of several
+    kinds. Lines that are no object say nothing."""
+    bounds, verdicts = _judged(lines)
+    objects = b"".join(lines[a:b] for a, b in _runs(verdicts < scan.BROKEN, bounds))
+    if not objects:
+        return {}
+    try:
+        frame = pl.read_ndjson(objects, infer_schema_length=None)
+    except PolarsError:  # values of several kinds under one key
+        frame = _by_key(objects)
+    return {c: _settled(frame[c]) for c in frame.columns}
+
+
+def spans_lines(lines: bytes) -> bool:
+    """Whether these are the lines of JSON that is written over several: the first is the beginning
+    of a list, or of an object and none is one."""
+    first = lines.lstrip().partition(b"\n")[0].rstrip()
+    _, verdicts = _judged(lines)
+    return first == b"[" or bool((verdicts >= scan.BROKEN).all() and first[:1] == b"{")
+
+
+def _judged(lines: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where lines begin and end, and the verdicts of `connectors.formats.scan` on them."""
+    data = np.frombuffer(lines, np.uint8)
+    bounds = np.concatenate([[0], np.flatnonzero(data == NEWLINE) + 1]).astype(np.int64)
+    if bounds[-1] < len(data):
+        bounds = np.append(bounds, len(data))
+    return bounds, scan.Tree(Shape.of({}, {})).scan(data, bounds).verdicts
+
+
+def _runs(keep: NDArray[np.bool_], bounds: NDArray[Any]) -> Iterator[tuple[int, int]]:
+    """Where neighbours lie that are to be kept: from, to."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], keep, [False]]).astype(np.int8)))
+    for first, end in edges.reshape(-1, 2).tolist():
+        yield int(bounds[first]), int(bounds[end])
+
+
+def _by_key(lines: bytes) -> pl.DataFrame:
+    """Each key's values by themselves: of several kinds, they are text."""
+    rows = [json.loads(line) for line in lines.splitlines() if line.strip()]
+    made = {}
+    for key in dict.fromkeys(key for row in rows for key in row):
+        values = [row.get(key) for row in rows]
+        texts = [None if value is None else "" for value in values]
+        types = {type(value) for value in values if value is not None}
+        try:
+            made[key] = pl.Series(key, values if len(types) == 1 or types == NUMBERS else texts)
+        except (PolarsError, TypeError, OverflowError):
+            made[key] = pl.Series(key, texts)
+    return pl.DataFrame(list(made.values()))
+
+
+def _settled(column: pl.Series) -> pl.DataType:
+    """A type that can be declared: whole numbers of 128 bits are those of 64 where they fit."""
+    if column.dtype == pl.Int128:
+        fits = column.is_between(0, (1 << 64) - 1).all()
+        return pl.UInt64() if fits else pl.String()
+    return _without_null(column.dtype)
+
+
+def _without_null(dtype: pl.DataType) -> pl.DataType:
+    """Text where there was no value; so that later ones may be any."""
+    if isinstance(dtype, pl.List):
+        return pl.List(_without_null(_inner(dtype)))
+    if isinstance(dtype, pl.Struct):
+        fields = dtype.to_schema()
+        made = {c: _without_null(kind) for c, kind in fields.items()}  # type: ignore[arg-type]
+        return pl.Struct(made) if made else pl.String()
+    return pl.String() if dtype == pl.Int128 else dtype
+
+
+def common_type(a: pl.DataType, b: pl.DataType) -> pl.DataType:
+    """The narrowest type that holds the values of both: text where there is none other."""
+    if a == b or b == pl.Null:
+        return a
+    if a == pl.Null:
+        return b
+    if a.is_integer() and b.is_integer():
+        return _common_integer(a, b)
+    if isinstance(a, pl.Decimal) and isinstance(b, pl.Decimal):
+        return _common_decimal(a, b)
+    for one, other in ((a, b), (b, a)):
+        if isinstance(one, pl.Decimal) and other.is_integer():
+            return _common_decimal(one, pl.Decimal(20, 0))
+        if isinstance(one, pl.Datetime) and other == pl.Date:
+            return one
+    if a.is_numeric() and b.is_numeric():
+        return pl.Float64()
+    if isinstance(a, pl.Datetime) and isinstance(b, pl.Datetime):
+        unit = _finer(a.time_unit, b.time_unit)
+        return pl.Datetime(unit, a.time_zone if a.time_zone == b.time_zone else None)
+    if isinstance(a, pl.Duration) and isinstance(b, pl.Duration):
+        return pl.Duration(_finer(a.time_unit, b.time_unit))
+    if isinstance(a, pl.List) and isinstance(b, pl.List):
+        return pl.List(common_type(_inner(a), _inner(b)))
+    if isinstance(a, pl.Struct) and isinstance(b, pl.Struct):
+        return pl.Struct(common_schema(a.to_schema(), b.to_schema()))  # type: ignore[arg-type]
+    return pl.String()
+
+
+def common_schema(a: Schema, b: Schema) -> Schema:
+    """The columns of both, in the types that hold the values of both."""
+    return {**a, **{c: common_type(a.get(c, pl.Null()), dtype) for c, dtype in b.items()}}
+
+
+def _common_integer(a: pl.DataType, b: pl.DataType) -> pl.DataType:
+    if a not in RANGES or b not in RANGES:  # of 128 bits
+        return pl.Decimal(38, 0)
+    low, high = min(RANGES[a][0], RANGES[b][0]), max(RANGES[a][1], RANGES[b][1])
+    fits = (dtype for dtype, (least, end) in RANGES.items() if least <= low and high <= end)
+    return next(fits, pl.Decimal(38, 0))
+
+
+def _common_decimal(a: pl.Decimal, b: pl.Decimal) -> pl.DataType:
+    scale = max(a.scale, b.scale)
+    whole = max(a.precision - a.scale, b.precision - b.scale)
+    return pl.Decimal(min(38, whole + scale), scale)
+
+
+def _finer(a: Unit, b: Unit) -> Unit:
+    return max(a, b, key=UNITS.index)
+
+
+def _inner(dtype: pl.List) -> pl.DataType:
+    assert isinstance(dtype.inner, pl.DataType)
+    return dtype.inner
+
+
+__all__ = ["Guess", "common_schema", "common_type", "guessed", "json_types", "spans_lines"]

@@ -1,0 +1,233 @@
+"""Types that nobody declared: what is guessed can be read, over all files and all rows."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from connectors.formats.csv import Csv
+from connectors.formats.guess import Guess, common_type, json_types
+from connectors.formats.ndjson import Ndjson
+from engine.types import Schema, UserError, parse_schema, parse_type, type_name
+from tests.connectors.conftest import decoded, drain, files, records, told
+
+WORDS = [
+    "1", "-7", "007", "+8", "1.5", "1e5", "nan", "-inf", "Infinity", "NA", "-", "true", "FALSE",
+    "0", "2024-01-02", "2024-03-10T01:30:00Z", "2024-03-10 01:30:00+02:00", "13/04/2024", "12:30",
+    "9223372036854775808", "123456789012345678901234567890", "1e400", " 5 ", "x", "", "1,5", "-0",
+]  # fmt: skip
+SCALARS = st.one_of(
+    st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(allow_nan=False, allow_infinity=False),
+    st.text(max_size=5), st.lists(st.integers(0, 9), max_size=2),
+    st.dictionaries(st.sampled_from("ab"), st.integers(0, 9), max_size=2),
+)  # fmt: skip
+
+
+def guess(*texts: str | None) -> tuple[pl.DataType, tuple[str, ...]]:
+    found = Guess()
+    found.add(pl.DataFrame({"v": texts}, schema={"v": pl.String()}))
+    return found.schema(found.null_values)["v"], found.null_values
+
+
+def written(path: Path, text: str) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("texts", "dtype"),
+    [
+        (["1", " 2", None], "int64"),
+        (["18446744073709551615", "0"], "uint64"),
+        (["01234", "501"], "string"),
+        (["+49301234"], "string"),
+        (["123456789012345678901234567890"], "string"),
+        (["1", "2.5", "nan", "-Infinity"], "float64"),
+        (["+8", "-1.5"], "float64"),
+        (["nan"], "string"),
+        (["True", "false"], "bool"),
+        (["2024-01-02"], "date"),
+        (["2024-01-02", "2024-01-02T03:04:05Z"], "datetime"),
+        (["2024-03-10T01:30:00+02:00"], "datetime"),
+        (["13/04/2024", "01/12/2024"], "string"),
+        (["1.5", "1e400"], "string"),
+        ([None], "string"),
+    ],
+)
+def test_a_guess(texts: list[str | None], dtype: str) -> None:
+    assert guess(*texts) == (parse_type(dtype), ())
+
+
+def test_words_for_missing_values_are_found_where_no_text_has_them() -> None:
+    assert guess("1.5", "NA", "2") == (pl.Float64(), ("NA",))
+    assert guess("NA", "DE") == (pl.String(), ())
+    found = Guess()
+    found.add(pl.DataFrame({"x": ["1", "NA"], "country": ["NA", "DE"], "y": ["2", "-"]}))
+    assert found.null_values == ("-",)
+    assert found.schema(found.null_values) == {
+        "x": pl.String(), "country": pl.String(), "y": pl.Int64(),
+    }  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.lists(st.sampled_from(WORDS), min_size=1, max_size=4), min_size=1, max_size=3))
+def test_whatever_is_guessed_is_taken(parts: list[list[str]]) -> None:
+    """However the rows came, the same decoder takes every one."""
+    found = Guess()
+    for part in parts:
+        found.add(pl.DataFrame({"v": [w or None for w in part]}, schema={"v": pl.String()}))
+    csv = Csv({"p": ["v", "w"]})
+    rows = [f'"{w}",1\n'.encode() if w else b",1\n" for part in parts for w in part]
+    csv.dialect = type(csv.dialect)(null_values=found.null_values)
+    frame, rejects = csv.decode(records(*rows), found.schema(found.null_values))
+    assert (frame.height, told(rejects)) == (len(rows), [])
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.dictionaries(st.sampled_from("xyz"), SCALARS, max_size=3), max_size=5))
+def test_whatever_is_guessed_of_json_is_taken(rows: list[dict[str, object]]) -> None:
+    lines = [json.dumps(row).encode() + b"\n" for row in rows]
+    schema = {c: _text_for_null(t) for c, t in json_types(b"".join(lines)).items()}
+    if not schema:
+        return
+    frame, rejects = Ndjson().decode(records(*lines), schema)
+    assert (frame.height, told(rejects)) == (len(rows), [])
+
+
+def _text_for_null(dtype: pl.DataType) -> pl.DataType:
+    if dtype == pl.Null:
+        return pl.String()
+    return pl.List(pl.String()) if dtype == pl.List(pl.Null()) else dtype
+
+
+@pytest.mark.parametrize("suffix", ["csv", "ndjson"])
+def test_late_values_count(tmp_path: Path, suffix: str) -> None:
+    rows = [{"id": i, "x": i, "z": None} for i in range(3_000)] + [{"id": 1, "x": 2.5, "z": 7.5}]
+    frame = pl.DataFrame(rows, infer_schema_length=None)
+    text = frame.with_columns(pl.col("x").cast(pl.String).str.strip_suffix(".0"))
+    path = tmp_path / f"rows.{suffix}"
+    text.write_csv(path) if suffix == "csv" else path.write_text("\n".join(map(json.dumps, rows)))
+    source = files(path)
+    schema = source.schema({})
+    assert schema == {"id": pl.Int64(), "x": pl.Float64(), "z": pl.Float64()}
+    assert decoded(source, drain(source), schema).height == len(rows)
+
+
+def test_one_declared_column_leaves_the_others(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.csv", "a,b,c\n1,2,x\n")
+    for declared, expected in (
+        ({"b": "float64"}, {"a": pl.Int64(), "b": pl.Float64(), "c": pl.String()}),
+        ({"b": "float64", "*": "guess"}, {"a": pl.Int64(), "b": pl.Float64(), "c": pl.String()}),
+        ({"b": "float64", "*": "drop"}, {"b": pl.Float64()}),
+        ({"b": "int8", "*": "string"}, {"a": pl.String(), "b": pl.Int8(), "c": pl.String()}),
+    ):
+        assert files(path).schema(parse_schema(declared)) == expected
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ("", '{"x":2}\n', {"x": pl.Int64()}),
+        ("x,y\n", "x,y\n2,2.5\n", {"x": pl.Int64(), "y": pl.Float64()}),
+        ("", "x\n2\n", {"x": pl.Int64()}),
+    ],
+)
+def test_files_without_rows(
+    tmp_path: Path, first: str, second: str, expected: Schema, caplog: pytest.LogCaptureFixture
+) -> None:
+    suffix = "ndjson" if second[0] == "{" else "csv"
+    names = [
+        written(tmp_path / f"{n}.{suffix}", text)
+        for n, text in zip("ab", (first, second), strict=True)
+    ]
+    source = files(tmp_path / f"*.{suffix}")
+    schema = source.schema({})
+    assert schema == expected
+    assert decoded(source, drain(source), schema)["x"].to_list() == [2]
+    assert f"1 of 2 files have no rows: {names[0]}." in caplog.text
+
+
+def test_the_types_of_all_footers(tmp_path: Path) -> None:
+    moment = datetime.datetime(2024, 1, 1)
+    tables = [
+        {"a": pa.array([1], pa.int32()), "t": pa.array([moment], pa.timestamp("ms")),
+         "n": pa.array([None], pa.null()), "only": pa.array([1])},
+        {"a": pa.array([5_000_000_000]), "t": pa.array([moment], pa.timestamp("ns")),
+         "n": pa.array(["x"])},
+        {"a": pa.array([2.5]), "t": pa.array([moment.date()]), "n": pa.array([None], pa.null())},
+    ]  # fmt: skip
+    for i, table in enumerate(tables):
+        pq.write_table(pa.table(table), tmp_path / f"{i}.parquet")
+    source = files(tmp_path / "*.parquet")
+    schema = source.schema({})
+    assert schema == {
+        "a": pl.Float64(), "t": pl.Datetime("ns"), "n": pl.String(), "only": pl.Int64(),
+    }  # fmt: skip
+    made = decoded(source, drain(source), schema)
+    assert made["a"].to_list() == [1.0, 5e9, 2.5]
+    assert made["t"].to_list() == [moment] * 3
+    assert made["n"].to_list() == [None, "x", None]
+    assert made["only"].to_list() == [1, None, None]
+
+
+def test_types_that_do_not_go_together(tmp_path: Path) -> None:
+    pl.DataFrame({"x": [[1]]}).write_parquet(tmp_path / "a.parquet")
+    pl.DataFrame({"x": [1]}).write_parquet(tmp_path / "b.parquet")
+    with pytest.raises(UserError, match=r"'x' is list\[int64\] in .*a.parquet and int64 in"):
+        files(tmp_path / "*.parquet").schema({})
+
+
+@pytest.mark.parametrize(
+    "text", ['{\n "id": 1\n}\n{\n "id": 2\n}\n', '[\n{"id": 1},\n{"id": 2}\n]\n']
+)
+@pytest.mark.parametrize("declared", [{}, {"id": "int64"}, {"id": "int64", "*": "drop"}])
+def test_json_over_several_lines_is_refused(
+    tmp_path: Path, text: str, declared: dict[str, str]
+) -> None:
+    path = written(tmp_path / "a.ndjson", text)
+    with pytest.raises(UserError, match=r"expected one object a line.*jq -c"):
+        files(path).schema(parse_schema(declared))
+
+
+TYPES = st.recursive(
+    st.sampled_from([
+        "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
+        "float32", "float64", "string", "bytes", "date", "time", "datetime", "duration",
+        "datetime[ms]", "datetime[ns, UTC]", "datetime[us, Europe/Paris]", "duration[ns]",
+        "decimal(12, 2)",
+    ]),
+    lambda inner: inner.map("list[{}]".format),
+    max_leaves=3,
+)  # fmt: skip
+
+
+@given(TYPES, TYPES)
+def test_a_type_has_a_name_and_two_have_one_in_common(a: str, b: str) -> None:
+    assert type_name(parse_type(a)) == a
+    both = common_type(parse_type(a), parse_type(b))
+    assert both == common_type(parse_type(b), parse_type(a))
+    assert common_type(parse_type(a), parse_type(a)) == parse_type(a)
+    assert common_type(both, parse_type(a)) == both
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("decimal(40, 2)", "1 to 38 digits"),
+        ("datetime[us, Mars]", "'Mars' is no time zone"),
+        ("integer", r"Unknown type 'integer' of column 'x'"),
+        ("list[blob]", "no such type"),
+    ],
+)
+def test_a_type_that_is_none(name: str, why: str) -> None:
+    with pytest.raises(UserError, match=why):
+        parse_schema({"x": name})
