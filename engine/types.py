@@ -1130,8 +1130,8 @@ def parse_type(text: str) -> pl.DataType:
         return TYPES[name]
     if match := _DATETIME.fullmatch(name):
         zone = match[2]
-        if zone is not None and zone not in zoneinfo.available_timezones():
-            raise ValueError(f"'{zone}' is no time zone")
+        if zone is not None:
+            _known_zone(zone)
         return pl.Datetime(cast("Unit", match[1]), zone)
     if match := _DURATION.fullmatch(name):
         return pl.Duration(cast("Unit", match[1]))
@@ -1143,6 +1143,13 @@ def parse_type(text: str) -> pl.DataType:
     if match := _LIST.fullmatch(name):
         return pl.List(parse_type(match[1]))
     raise ValueError("no such type")
+
+
+def _known_zone(name: str) -> None:
+    try:
+        zoneinfo.ZoneInfo(name)
+    except (OSError, ValueError, zoneinfo.ZoneInfoNotFoundError):
+        raise ValueError(f"'{name}' is no time zone") from None
 
 
 def type_name(dtype: pl.DataType) -> str:

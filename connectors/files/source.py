@@ -576,14 +576,17 @@ class FilesSource(Source):
     def _inspection(self, named: Schema | None) -> Inspection:
         if self._kind in KINDS:
             return of_tables(self._files, self._kind)
-        if isinstance(self.format, Csv):
-            found = of_csv(self._files, self._text, self.format, self._headers, named)
+        if self._kind == "csv":
+            csv = self.format  # of columns, with order_by
+            if not isinstance(csv, Csv):
+                csv = Csv(self._headers, self._dialect, lenient=True)
+            found = of_csv(self._files, self._text, csv, self._headers, named)
             if not found.schema:
                 raise UserError(
                     f"{next(iter(self._files))} is empty: expected a CSV header in its first line."
                 )
             if found.null_values:
-                self.format.dialect = replace(self.format.dialect, null_values=found.null_values)
+                csv.dialect = replace(csv.dialect, null_values=found.null_values)
             return found
         declared = bool(named)
         if self._file_a_row:

@@ -186,17 +186,27 @@ def _runs(keep: NDArray[np.bool_], bounds: NDArray[Any]) -> Iterator[tuple[int, 
 
 def _by_key(lines: bytes) -> pl.DataFrame:
     """Each key's values by themselves: of several kinds, they are text."""
-    rows = [json.loads(line) for line in lines.splitlines() if line.strip()]
+    rows = [row for line in lines.splitlines() if (row := _object(line)) is not None]
     made = {}
     for key in dict.fromkeys(key for row in rows for key in row):
         values = [row.get(key) for row in rows]
         texts = [None if value is None else "" for value in values]
         types = {type(value) for value in values if value is not None}
         try:
+            if types == NUMBERS:
+                values = [None if value is None else float(value) for value in values]
             made[key] = pl.Series(key, values if len(types) == 1 or types == NUMBERS else texts)
         except (PolarsError, TypeError, OverflowError):
             made[key] = pl.Series(key, texts)
     return pl.DataFrame(list(made.values()))
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):  # objects in objects, beyond all measure
+        return None
+    return row if isinstance(row, dict) else None
 
 
 def _settled(column: pl.Series) -> pl.DataType:

@@ -21,11 +21,13 @@ from tests.connectors.conftest import decoded, drain, files, records, told
 
 WORDS = [
     "1", "-7", "007", "+8", "1.5", "1e5", "nan", "-inf", "Infinity", "NA", "-", "true", "FALSE",
-    "0", "2024-01-02", "2024-03-10T01:30:00Z", "2024-03-10 01:30:00+02:00", "13/04/2024", "12:30",
+    "0", "2024-01-02", "2024-03-10T01:30:00Z", "2024-03-10 01:30:00+02:00",
+    "13/04/2024", "12:30",
     "9223372036854775808", "123456789012345678901234567890", "1e400", " 5 ", "x", "", "1,5", "-0",
 ]  # fmt: skip
 SCALARS = st.one_of(
-    st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(allow_nan=False, allow_infinity=False),
+    st.none(), st.booleans(), st.integers(-(2**70), 2**70),
+    st.floats(allow_nan=False, allow_infinity=False),
     st.text(max_size=5), st.lists(st.integers(0, 9), max_size=2),
     st.dictionaries(st.sampled_from("ab"), st.integers(0, 9), max_size=2),
 )  # fmt: skip
@@ -145,15 +147,13 @@ def test_files_without_rows(
     tmp_path: Path, first: str, second: str, expected: Schema, caplog: pytest.LogCaptureFixture
 ) -> None:
     suffix = "ndjson" if second[0] == "{" else "csv"
-    names = [
-        written(tmp_path / f"{n}.{suffix}", text)
-        for n, text in zip("ab", (first, second), strict=True)
-    ]
+    empty = written(tmp_path / f"a.{suffix}", first)
+    written(tmp_path / f"b.{suffix}", second)
     source = files(tmp_path / f"*.{suffix}")
     schema = source.schema({})
     assert schema == expected
     assert decoded(source, drain(source), schema)["x"].to_list() == [2]
-    assert f"1 of 2 files have no rows: {names[0]}." in caplog.text
+    assert f"1 of 2 files have no rows: {empty}." in caplog.text
 
 
 def test_the_types_of_all_footers(tmp_path: Path) -> None:
@@ -210,6 +210,7 @@ TYPES = st.recursive(
 )  # fmt: skip
 
 
+@settings(deadline=None)
 @given(TYPES, TYPES)
 def test_a_type_has_a_name_and_two_have_one_in_common(a: str, b: str) -> None:
     assert type_name(parse_type(a)) == a
