@@ -95,6 +95,12 @@ class Fingerprint:
         fits = all(digest(data) == d for data, d in zip(found[:2], known, strict=False) if d)
         return fits and (len(found) < 3 or len(found[2]) == 1)
 
+    def holds(self, path: Path | int) -> bool:
+        """Whether a file of lines still has the beginning and the row. Raises: OSError,
+        HeadraceError."""
+        head, row = segments(path, [(0, self.head), self.row], raw=False)
+        return digest(head) == self.head_digest and self.row_digest in ("", digest(row))
+
     def line_end_in(self, path: Path) -> int | None:
         """Bytes of the line end that a file has by now where the last row had none; None where it
         goes on within that row."""
@@ -111,15 +117,17 @@ def digest(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=12).hexdigest()
 
 
-def segments(path: Path, places: Sequence[Place], *, raw: bool) -> list[bytes]:
-    """A file's bytes at these places, fewer at its end; of compressed text, unless `raw`, what it
-    unpacks to.
+def segments(path: Path | int, places: Sequence[Place], *, raw: bool) -> list[bytes]:
+    """The bytes at these places of a file, or of an open one that is not compressed; fewer at its
+    end; of compressed text, unless `raw`, what it unpacks to.
 
     Raises: OSError, HeadraceError where it cannot be read.
     """
+    if isinstance(path, int):
+        return [os.pread(path, size, start) for start, size in places]
     if raw or compression(path) is None:
         with path.open("rb", buffering=0) as file:
-            return [os.pread(file.fileno(), size, start) for start, size in places]
+            return segments(file.fileno(), places, raw=True)
     found = [bytearray() for _ in places]
     end = max(start + size for start, size in places)
     text = Bytes(path, str(path))
@@ -141,7 +149,7 @@ class Watched:
         before: what was known of it already.
     """
 
-    def __init__(self, path: Path, *, whole: bool, before: Fingerprint | None = None) -> None:
+    def __init__(self, path: Path | int, *, whole: bool, before: Fingerprint | None = None) -> None:
         self._whole = whole
         self._rows: deque[tuple[int, Place, str, bool]] = deque(maxlen=NOTED)
         """Position on a mark behind a row, the row's place, its digest, whether it lacks its
@@ -150,11 +158,15 @@ class Watched:
             at = before.position
             self._rows.append((at, before.row, before.row_digest, before.unfinished))
         self._told: Fingerprint | None = None
+        self._asked: tuple[int, int | None] = (0, None)
         self.fingerprint = self._looked(path)
 
-    def look(self, path: Path) -> None:
+    def look(self, path: Path | int) -> None:
         """Look again at a file that has grown: more of its beginning may be known."""
-        self.fingerprint = self._looked(path)
+        before, now = self.fingerprint, self._looked(path)
+        (head,) = segments(path, [(0, before.head)], raw=self._whole)
+        if digest(head) == before.head_digest:  # or it was written anew just now
+            self.fingerprint, self._told = now, None
 
     def note(self, records: Records, *, unfinished: bool = False) -> None:
         """Remember the last of the rows."""
@@ -176,10 +188,10 @@ class Watched:
             total: its last position, None where that is unknown.
             lap: what positions on the mark have been added in each epoch.
         """
-        told = self._told
-        if told is None or told.unread or told.position != position % lap:
-            self._told = told = self._known(position, total, lap)
-        return told
+        asked = (position, total)
+        if self._told is None or self._asked != asked:
+            self._told, self._asked = self._known(position, total, lap), asked
+        return self._told
 
     def _known(self, position: int, total: int | None, lap: int) -> Fingerprint:
         known = replace(
@@ -193,8 +205,8 @@ class Watched:
                 return replace(known, row=place, row_digest=row_digest, unfinished=unfinished)
         return known
 
-    def _looked(self, path: Path) -> Fingerprint:
-        stat = path.stat()
+    def _looked(self, path: Path | int) -> Fingerprint:
+        stat = os.stat(path)  # noqa: PTH116 - or a descriptor
         end = (max(0, stat.st_size - HEAD), HEAD) if self._whole else (0, 0)
         head, tail = segments(path, [(0, HEAD), end], raw=self._whole)
         return Fingerprint(
@@ -323,13 +335,7 @@ def resumed(found: Mapping[str, Path], known: Mapping[str, Fingerprint], policy:
         was = known[name]
         end = was.line_end_in(files[name])
         if end is None:
-            _tell(
-                policy,
-                f"'{name}' goes on in its last line, at position {was.row[0]}: that had no line "
-                'end when it was read, and was taken as it was; with last_line = "wait" it is left '
-                "until it has one. Take the rest away",
-                "the whole line is read as another row",
-            )
+            tell_of_line(policy, name, was)
         if end != 0:
             moved[name] = was.row[0] if end is None else was.position + end
     return Resumed(files=files, known=known, moved=moved)
@@ -337,6 +343,17 @@ def resumed(found: Mapping[str, Path], known: Mapping[str, Fingerprint], policy:
 
 def _paths(files: Mapping[str, Path], known: Mapping[str, Fingerprint]) -> set[Path]:
     return {path for name, path in files.items() if name in known}
+
+
+def tell_of_line(policy: Policy, name: str, was: Fingerprint) -> None:
+    """A file goes on within its last row. Raises: UserError where the policy is to fail."""
+    _tell(
+        policy,
+        f"'{name}' goes on in its last line, at position {was.row[0]}: that had no line end when "
+        'it was read, and was taken as it was; last_line = "wait" leaves it until it has one. Take '
+        "the rest away",
+        "the whole line is read as another row",
+    )
 
 
 def _tell(policy: Policy, problem: str, otherwise: str) -> None:
@@ -358,5 +375,6 @@ __all__ = [
     "named",
     "resumed",
     "segments",
+    "tell_of_line",
     "together",
 ]

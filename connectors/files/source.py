@@ -8,7 +8,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +17,8 @@ from lxml import etree
 from polars.exceptions import PolarsError
 from pydantic import ByteSize, Field
 
-from connectors.files.identity import Fingerprint, Policy, Watched, resumed, together
+from connectors.files.follow import Follower
+from connectors.files.identity import Fingerprint, Policy, Watched, resumed, segments, together
 from connectors.files.inspection import (
     Inspection,
     must_hold_objects,
@@ -59,6 +60,7 @@ from engine.types import (
     DROPPED,
     RESERVED,
     REST,
+    Duration,
     EndOfStream,
     Format,
     HeadraceError,
@@ -90,6 +92,8 @@ WHOLE = ("json", "xml", "images", "documents")
 """Formats whose files are a row each; XML without `row`."""
 SAMPLE_ROWS = 1_000
 """Rows of a text file that its columns' types are guessed from."""
+HEADER = 1 << 16
+"""Bytes of a CSV's beginning that its header ends in."""
 SAMPLE_BYTES = 4 << 20
 """Of XML documents, whose trees are many times as large."""
 
@@ -136,11 +140,17 @@ class FilesSource(Source):
             max_record_bytes: the longest row of text, or largest file that is a row, that is
                 accepted; what is larger is a dead letter (of CSV and formats of your own: ends the
                 run).
+            follow: go on for ever: read what is added to files of lines, and files that come, whole
+                ones (compressed, Parquet, Arrow, tars) once they have not changed between two
+                looks: write them elsewhere, and rename them. See `connectors.files.follow`.
+            poll_interval: time between two looks at the files that are followed.
             on_replaced: where a file that was read is replaced by another, cut, gone before its
                 end, or goes on within the line that was its last: "fail" ends with a sentence;
-                "read" takes what is there now for new, with a warning.
+                "read" takes what is there now for new, with a warning. "fail" unless given, "read"
+                where files are followed.
             last_line: "take" reads a last line that has no line end; "wait" leaves it, with a
-                warning, until it has one: for files that may grow.
+                warning, until it has one: for files that may grow. Where files are followed it
+                waits.
             epochs: how often all files are read.
             shuffle_files: read the files of each epoch in another order.
             seed: of that order.
@@ -163,7 +173,9 @@ class FilesSource(Source):
         coerce: Coerce = "lossless"
         order_by: tuple[str, ...] = ()
         max_record_bytes: ByteSize = Field(default=ByteSize(16 << 20), ge=1)
-        on_replaced: Policy = "fail"
+        follow: bool = False
+        poll_interval: Duration = Field(0.5, gt=0)
+        on_replaced: Policy | None = None
         last_line: Literal["take", "wait"] = "take"
 
     format: Format
@@ -175,7 +187,7 @@ class FilesSource(Source):
         paths = (settings.path,) if isinstance(settings.path, str) else settings.path
         if settings.format is not None:
             must_be_known(settings.format, FORMATS)
-        self._files = find(paths, settings.format)
+        self._files = self._found()
         self._kind = settings.format or kind(self._files)
         if settings.order_by and self._kind not in SORTABLE:
             raise UserError(
@@ -183,6 +195,7 @@ class FilesSource(Source):
             )
         self._file_a_row = self._kind in WHOLE and settings.row is None
         self._name = readable(",".join(paths))
+        self._follower = self._followed() if settings.follow else None
         self._units = self._mine()
         self._headers: dict[str, list[str]] = {}
         self._columns: list[str] | None = None
@@ -199,7 +212,48 @@ class FilesSource(Source):
         self._file: Readable | None = None
         self.format = self._format()
 
+    def _found(self) -> dict[str, Path]:
+        """The files there are now.
+
+        Raises: UserError where there is none, unless they are followed and the format is given.
+        """
+        path, format = self.settings.path, self.settings.format
+        try:
+            return find((path,) if isinstance(path, str) else path, format)
+        except UserError as error:
+            if not self.settings.follow or format is None:
+                raise
+            log.warning("%s It is waited for.", error)
+            return {}
+
+    def _followed(self) -> Follower:
+        settings = self.settings
+        own = (settings.order_by, settings.shuffle_files, settings.epochs > 1, settings.shards)
+        names = ("order_by", "shuffle_files", "epochs", "shards")
+        for name, given in zip(names, own, strict=True):
+            if given:
+                raise UserError(
+                    f"[source] follow reads files as they come, without an end: leave {name} out."
+                )
+        if self._file_a_row:
+            raise UserError(
+                f"[source] follow is for files of many rows, and each file of format "
+                f"'{self._kind}' is one: leave follow out."
+            )
+        paths = (settings.path,) if isinstance(settings.path, str) else settings.path
+        return Follower(
+            partial(find, paths, settings.format),
+            self._follow,
+            lines=self._has_rows_of_text,
+            interval=settings.poll_interval,
+            policy=settings.on_replaced or "read",
+        )
+
     # ---------------------------------------------------------------------------- the protocol
+
+    def endless(self) -> bool:
+        """See `engine.types.Source`."""
+        return self.settings.follow
 
     def schema(self, declared: Schema) -> Schema:
         """See `engine.types.Source`. Looks at every footer and header, and where types are to be
@@ -228,6 +282,14 @@ class FilesSource(Source):
                 must_hold_objects(self._files, self._text)
             self._columns = list(named)
             return named
+        if not self._files:  # they are waited for
+            if not named:
+                raise UserError(
+                    "[source] path leads to no file yet that columns could be guessed from: "
+                    "declare them in [source.schema]."
+                )
+            self._columns = list(named)
+            return named
         there = self._there(named, guess=rest is None)
         there = {c: dtype for c, dtype in there.items() if c not in RESERVED}  # a sink's own output
         if self._kind not in OPEN:
@@ -237,7 +299,9 @@ class FilesSource(Source):
         return schema
 
     def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
-        """See `engine.types.Source`; a file never keeps one waiting, so never None."""
+        """See `engine.types.Source`; never None, but of files that are followed."""
+        if self._follower is not None:
+            return self._follower.read(max_rows, max_bytes, timeout)
         while self._epoch < self.settings.epochs:
             if self._at == len(self._units):
                 self._epoch, self._at = self._epoch + 1, 0
@@ -284,6 +348,8 @@ class FilesSource(Source):
     def seek(self, mark: Mark) -> None:
         """See `engine.types.Source`."""
         self.close()
+        if self._follower is not None:
+            self._follower.start(mark.positions, self._known)
         self._positions = {**mark.positions, **self._moved}
         self._epoch, self._at, self._gave = 0, 0, False
         self._order = order(len(self._units), self.settings, 0)
@@ -294,6 +360,9 @@ class FilesSource(Source):
         if self._is_one:
             return {self._name: self._digest}
         told = {name: known.snapshot() for name, known in self._known.items()}
+        if self._follower is not None:
+            followed = self._follower.identities(mark.positions)
+            return told | {name: known.snapshot() for name, known in followed}
         for unit in self._units:
             position, watched = mark.positions.get(unit.name), self._watched.get(unit.name)
             if position is not None and watched is not None:
@@ -315,7 +384,9 @@ class FilesSource(Source):
                     )
         else:
             self._known = {name: Fingerprint.restore(value) for name, value in identities.items()}
-            there = resumed(self._files, self._known, self.settings.on_replaced)
+            if self._follower is not None:
+                return
+            there = resumed(self._files, self._known, self.settings.on_replaced or "fail")
             self._files, self._known, self._moved = there.files, there.known, there.moved
         self._units = self._mine()
 
@@ -335,6 +406,8 @@ class FilesSource(Source):
 
     def lag(self, mark: Mark) -> Mapping[str, int]:
         """Partition -> bytes (text) or rows behind the mark, of the files opened so far."""
+        if self._follower is not None:
+            return self._follower.lag(mark.positions)
         behind = {}
         for name, total in list(self._totals.items()):
             lap, position = divmod(mark.positions.get(name, 0), LAP)
@@ -343,7 +416,10 @@ class FilesSource(Source):
         return behind
 
     def progress(self, mark: Mark) -> float | None:
-        """Share of the bytes of all files before the mark; inside a compressed file, a guess."""
+        """Share of the bytes of all files before the mark; inside a compressed file, a guess. None
+        where they are followed."""
+        if self._follower is not None:
+            return None
         positions = mark.positions
         known = [unit for unit in self._units if unit.name in positions]
         if not known:
@@ -366,6 +442,8 @@ class FilesSource(Source):
         if self._file is not None:
             self._file.close()
             self._file = None
+        if self._follower is not None:
+            self._follower.close()
 
     # ---------------------------------------------------------------------------------- formats
 
@@ -439,6 +517,8 @@ class FilesSource(Source):
         Raises: UserError where it cannot be shared or shuffled.
         """
         settings = self.settings
+        if self._follower is not None:
+            return []
         shard, shards = settings.place()
         if settings.order_by:
             if settings.shards is not None or settings.shuffle_files:
@@ -469,8 +549,8 @@ class FilesSource(Source):
 
     def _open(self, unit: Unit) -> Readable:
         if unit.name not in self._watched and not self._is_one:
-            whole = self._kind not in ("csv", "ndjson", "text") and not is_own(self._kind)
             path, known = self._files[unit.file], self._known.get(unit.file)
+            whole = not self._has_rows_of_text
             self._watched[unit.name] = Watched(path, whole=whole, before=known)
         if unit.stop is None:
             return self._whole_unit(unit)
@@ -485,7 +565,18 @@ class FilesSource(Source):
             return SortedRows(self._in_order(), unit.name)
         if self._file_a_row:
             return self._whole_files(unit.name, unit.group)
-        name, path = unit.file, self._files[unit.file]
+        return self._one(self._files[unit.file], unit.file)
+
+    def _follow(self, path: Path, name: str) -> Readable | None:
+        """As `_one`; None where it lacks even its header."""
+        if self._kind == "csv" and compression(path) is None:
+            (head,) = segments(path, [(0, HEADER)], raw=True)
+            if len(head) < HEADER and b"\n" not in head.lstrip(b"\r\n"):
+                return None
+        return self._one(path, name)
+
+    def _one(self, path: Path, name: str) -> Readable:
+        """The rows of a file."""
         if self._kind == "xml":
             return self._xml(path, name)
         if isinstance(self.format, Samples):
@@ -515,17 +606,17 @@ class FilesSource(Source):
         return {c: path for c, path in self.settings.paths.items() if c in columns}
 
     @property
-    def _waits(self) -> bool:
-        return self.settings.last_line == "wait"
+    def _has_rows_of_text(self) -> bool:
+        return self._kind in ("csv", "ndjson", "text") or is_own(self._kind)
 
     def _text(self, path: Path, name: str) -> TextFile:
         delimiter = self._delimiter if self._kind == "csv" else None
+        grows = self.settings.follow and compression(path) is None
+        wait = grows or self.settings.last_line == "wait"
         limit = self.settings.max_record_bytes
         if self._kind in ("ndjson", "text") and not self.settings.order_by:
-            return TextFile(
-                path, name, delimiter=None, max_record=limit, shorten=True, wait=self._waits
-            )
-        file = TextFile(path, name, delimiter=delimiter, max_record=limit, wait=self._waits)
+            return TextFile(path, name, delimiter=None, max_record=limit, shorten=True, wait=wait)
+        file = TextFile(path, name, delimiter=delimiter, max_record=limit, wait=wait)
         if delimiter is None:
             return file
         raw, end = file.header()
@@ -538,7 +629,7 @@ class FilesSource(Source):
                 delimiter=delimiter,
                 max_record=limit,
                 keep_blank=True,
-                wait=self._waits,
+                wait=wait,
             )
             file.skip_to(end)
         return file

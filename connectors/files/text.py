@@ -105,6 +105,10 @@ class Bytes:
         """Bytes of the file now: it may grow."""
         return os.fstat(self._raw.fileno()).st_size
 
+    def fileno(self) -> int:
+        """The system's descriptor of the file."""
+        return int(self._raw.fileno())
+
     def skip_to(self, offset: int) -> None:
         """Go on at `offset`: by a seek in plain text, by reading over what is compressed."""
         if self._compression is None:
@@ -176,6 +180,28 @@ class TextFile:
     def next(self) -> int:
         """Position of the next row."""
         return int(self._starts[self._row])
+
+    @property
+    def compressed(self) -> bool:
+        return self._bytes.compressed
+
+    @property
+    def offset(self) -> int:
+        """Bytes that were read from the file."""
+        return self._bytes.offset
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the next rows are still in the file."""
+        return self._row == len(self._bounds) - 1
+
+    def fileno(self) -> int:
+        """The system's descriptor of the open file."""
+        return self._bytes.fileno()
+
+    def go_on(self) -> None:
+        """Look again for what was added behind the end."""
+        self._ended = False
 
     @property
     def unfinished(self) -> bool:

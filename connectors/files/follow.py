@@ -1,0 +1,498 @@
+"""Files that grow, and files that appear, as an endless stream of rows.
+
+A look at the folder every so often (`poll_interval`) says which files changed. A file is followed
+by the system's number of it, through any renaming, and by its content (`identity`): so a log that
+is rotated by renaming, by copying and cutting, or by compressing, is read once.
+
+- A file that is gone from the folder is read to its end as long as it is open here.
+- A file that was cut, or written anew, ends there; what it holds now is a new file. A copy of what
+  it was, made before, takes its place: so what was not read of it yet is read there.
+- A new file that holds the same as one that is followed is a copy of it, perhaps one that is still
+  being written (`cp` and `gzip` write in place): it waits until the other goes, or it differs.
+
+What nobody can read is what a writer appends between the last byte copied and the cut: that is
+copytruncate's own loss. Nor is a file read that came and went between two looks.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from connectors.files.identity import (
+    HEAD,
+    Fingerprint,
+    Policy,
+    Watched,
+    digest,
+    free,
+    segments,
+    tell_of_line,
+)
+from connectors.files.text import TextFile, compression
+from connectors.files.units import LAP, Readable
+from engine.types import HeadraceError, Records, UserError
+
+OPEN = 256
+"""Files that are kept open, those that grew last: so that they are read to their ends, whatever
+becomes of their names."""
+SETTLED = 10.0
+"""Seconds without a change after which a file that cannot be read is told of."""
+
+Number = tuple[int, int]
+"""The system's, of a file: device and inode."""
+Open = Callable[[Path, str], Readable | None]
+
+log = logging.getLogger("headrace.files")
+
+
+@dataclass(slots=True, eq=False)
+class Tail:
+    """A partition that is followed.
+
+    Attributes:
+        path: where its file was when it was last seen.
+        number: the system's number of it; None where no file that is there is this one.
+        known: what was known of it when the run began; None for what came since.
+        position: the next to read.
+        size: bytes of it that were seen.
+        told: what it lacks was told.
+    """
+
+    name: str
+    path: Path
+    number: Number | None = None
+    known: Fingerprint | None = None
+    watched: Watched | None = None
+    file: Readable | None = None
+    position: int = 0
+    size: int = 0
+    changed: int = 0
+    retry: bool = False
+    total: int | None = None
+    told: bool = False
+    since: float = field(default_factory=time.monotonic)
+
+    def fingerprint(self, position: int | None = None) -> Fingerprint | None:
+        """What it is known by, where a mark stands at `position`; where it is read, unless
+        given."""
+        if self.watched is None:
+            return self.known
+        return self.watched.at(self.position if position is None else position, self.total, LAP)
+
+    def intact(self) -> bool:
+        """Whether the open file still begins with what was read of it."""
+        text, known = self.text, self.fingerprint()
+        if text is None or known is None:
+            return True
+        size = os.fstat(text.fileno()).st_size
+        return size >= max(self.position, text.offset) and known.holds(text.fileno())
+
+    @property
+    def text(self) -> TextFile | None:
+        """The open file, where it can grow."""
+        file = self.file
+        return file if isinstance(file, TextFile) and not file.compressed else None
+
+    def close(self) -> None:
+        """Let go of its file."""
+        if self.file is not None:
+            self.file.close()
+            self.file = None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A file that is there.
+
+    Attributes:
+        shown: its path as found.
+        changed: when, in ns.
+    """
+
+    shown: str
+    path: Path
+    number: Number
+    size: int
+    changed: int
+
+
+class Follower:
+    """See the module.
+
+    Args:
+        find: the files there are now.
+        opened: a file as rows of a partition; None where it cannot be read yet.
+        lines: whether they have lines, so that those that are not compressed may grow; others are
+            there whole, once they have not changed between two looks.
+        interval: seconds between two looks.
+        policy: what becomes of rows that are lost.
+    """
+
+    def __init__(
+        self,
+        find: Callable[[], Mapping[str, Path]],
+        opened: Open,
+        *,
+        lines: bool,
+        interval: float,
+        policy: Policy,
+    ) -> None:
+        self._find = find
+        self._opened = opened
+        self._lines = lines
+        self._interval = interval
+        self._policy = policy
+        self._tails: dict[str, Tail] = {}
+        self._ready: OrderedDict[str, Tail] = OrderedDict()
+        self._open: OrderedDict[str, Tail] = OrderedDict()
+        self._seen: dict[Number, Found] = {}
+        self._waiting: dict[Number, float] = {}
+        """New files that are not read yet, and since when they have not changed."""
+        self._copies: set[Number] = set()
+        """New files that were said to be copies."""
+        self._next_look = 0.0
+
+    def start(self, positions: Mapping[str, int], known: Mapping[str, Fingerprint]) -> None:
+        """From a mark."""
+        self.close()
+        names = {**known, **dict.fromkeys(self._tails), **dict.fromkeys(positions)}
+        before = {name: tail.fingerprint(positions.get(name)) for name, tail in self._tails.items()}
+        self._tails = {
+            name: Tail(
+                name,
+                Path(name),
+                known=before.get(name) or known.get(name),
+                position=positions[name],
+            )
+            for name in names
+            if name in positions
+        }
+        self._ready.clear()
+        self._seen, self._waiting, self._next_look = {}, {}, 0.0
+
+    def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
+        """See `engine.types.Source.read`."""
+        until = time.monotonic() + timeout
+        while True:
+            if time.monotonic() >= self._next_look:
+                self._look()
+                self._next_look = time.monotonic() + self._interval
+            while self._ready:
+                _, tail = self._ready.popitem(last=False)
+                records = self._next(tail, max_rows, max_bytes)
+                if records is not None:
+                    self._ready[tail.name] = tail  # the others first: none has to wait for its end
+                    return records
+            now = time.monotonic()
+            if now >= until:
+                return None
+            time.sleep(max(0.0, min(until, self._next_look) - now))
+
+    def identities(self, positions: Mapping[str, int]) -> Iterator[tuple[str, Fingerprint]]:
+        """What the partitions on a mark are known by."""
+        for name, tail in list(self._tails.items()):
+            known = tail.fingerprint(positions[name]) if name in positions else None
+            if known is not None:
+                yield name, known
+
+    def lag(self, positions: Mapping[str, int]) -> dict[str, int]:
+        """Partition -> bytes or rows behind a mark, of the files that are there."""
+        return {
+            tail.name: max(0, (tail.total or 0) - positions.get(tail.name, 0))
+            for tail in list(self._tails.values())
+            if tail.number is not None or tail.file is not None
+        }
+
+    def close(self) -> None:
+        """Let go of all files."""
+        for tail in self._open.values():
+            tail.close()
+        self._open.clear()
+
+    # ------------------------------------------------------------------------------------- to read
+
+    def _next(self, tail: Tail, max_rows: int, max_bytes: int) -> Records | None:
+        """Its next rows; None where there are no more, for now or for ever."""
+        file = tail.file or self._reopened(tail)
+        if file is None:
+            return None
+        text = tail.text
+        fills = text is not None and text.exhausted
+        if text is not None and fills:
+            text.go_on()
+            if not tail.intact():
+                self._left(tail)
+                return None
+        records = file.read(max_rows, max_bytes)
+        if fills and not tail.intact():  # cut while it was read: who knows whose rows they are
+            self._left(tail)
+            return None
+        if text is None:
+            tail.total = file.total
+        elif fills:
+            tail.total = os.fstat(text.fileno()).st_size
+            if tail.watched is not None and tail.watched.fingerprint.head < min(HEAD, tail.total):
+                tail.watched.look(text.fileno())
+        if records is not None:
+            tail.position = records.next
+            if tail.watched is not None:
+                tail.watched.note(records)
+        elif text is None:
+            tail.total = tail.position
+            self._close(tail)
+        return records
+
+    def _reopened(self, tail: Tail) -> Readable | None:
+        """Its file, open where it was read last; None where that cannot be done now."""
+        if tail.number is None:
+            return None
+        try:
+            file = self._opened(tail.path, tail.name)
+        except OSError:
+            return None  # it went, or has another name now: the next look tells
+        except HeadraceError:
+            if tail.path.exists() and time.monotonic() - tail.since >= SETTLED:
+                raise
+            file = None
+        if file is None:
+            tail.retry = True
+            return None
+        tail.file, text = file, tail.text
+        try:
+            if text is not None:
+                stat = os.fstat(text.fileno())
+                if (stat.st_dev, stat.st_ino) != tail.number:
+                    tail.close()
+                    return None
+            if tail.watched is None:
+                at = tail.path if text is None else text.fileno()
+                tail.watched = Watched(at, whole=not self._lines, before=tail.known)
+        except OSError:
+            tail.close()
+            return None
+        if not tail.intact():
+            self._left(tail)
+            return None
+        self._finish_line(tail)
+        file.skip_to(tail.position)
+        self._open[tail.name] = tail
+        self._open.move_to_end(tail.name)
+        while len(self._open) > OPEN:
+            self._open.popitem(last=False)[1].close()
+        return file
+
+    def _finish_line(self, tail: Tail) -> None:
+        """Where a run before took a last line for a row that had no line end: pass over its end.
+
+        Raises: UserError where it goes on instead, and the policy is to fail.
+        """
+        known = tail.known
+        if known is None or not known.unfinished or known.position != tail.position:
+            return
+        end = known.line_end_in(tail.path)
+        if end is None:
+            tell_of_line(self._policy, tail.name, known)
+        tail.position = known.row[0] if end is None else tail.position + end
+        tail.known = replace(known, unfinished=end == 0)
+
+    def _left(self, tail: Tail) -> None:
+        """Its file has other content now."""
+        tail.number, tail.since = None, time.monotonic()
+        self._close(tail)
+        self._next_look = 0.0
+
+    def _close(self, tail: Tail) -> None:
+        self._open.pop(tail.name, None)
+        tail.close()
+
+    # ------------------------------------------------------------------------------------- to look
+
+    def _grows(self, path: Path) -> bool:
+        return self._lines and compression(path) is None
+
+    def _look(self) -> None:
+        """Find out what files there are, and which have more to read."""
+        found = self._there()
+        for tail in list(self._tails.values()):
+            if tail.number is not None:
+                self._changed(tail, found.get(tail.number))
+        held = {tail.number for tail in self._tails.values()}
+        new = [file for number, file in found.items() if number not in held and file.size]
+        if new:
+            self._place(new)
+        self._drain()
+        self._seen = found
+        self._waiting = {n: since for n, since in self._waiting.items() if n in found}
+
+    def _there(self) -> dict[Number, Found]:
+        try:
+            paths = self._find()
+        except UserError:  # none, for now
+            return {}
+        found: dict[Number, Found] = {}
+        for shown, path in paths.items():
+            try:
+                stat = path.stat()
+            except OSError:
+                continue
+            number = stat.st_dev, stat.st_ino
+            found[number] = Found(shown, path, number, stat.st_size, stat.st_mtime_ns)
+        return found
+
+    def _changed(self, tail: Tail, file: Found | None) -> None:
+        """What became of a tail's file."""
+        if file is None:
+            tail.number, tail.since = None, time.monotonic()
+            return  # it is read to its end, where it is open
+        tail.path = file.path
+        if (file.size, file.changed) != (tail.size, tail.changed):
+            known = tail.fingerprint() if tail.watched is not None else None
+            if not self._grows(file.path) and known is not None and not known.fits(file.path):
+                self._left(tail)
+                return
+            tail.since = time.monotonic()
+        elif not tail.retry:
+            return
+        self._follow(tail, file)
+
+    def _follow(self, tail: Tail, file: Found) -> None:
+        """There may be more to read of it."""
+        tail.path, tail.number, tail.told, tail.retry = file.path, file.number, False, False
+        tail.size, tail.changed = file.size, file.changed
+        if self._grows(file.path):
+            tail.total = max(file.size, tail.total or 0)  # less, if it was cut: that is seen later
+        self._ready[tail.name] = tail
+
+    def _place(self, new: list[Found]) -> None:
+        """New files: those that are known ones elsewhere, copies, and others."""
+        lost = [tail for tail in self._tails.values() if tail.number is None]
+        numbers = {(tail.known.device, tail.known.inode) for tail in lost if tail.known is not None}
+        # Those with a known number first, and copies that are compressed last.
+        for file in sorted(new, key=lambda f: (f.number not in numbers, not self._grows(f.path))):
+            tail = self._known_as(file, lost)
+            if tail is not None:
+                lost.remove(tail)
+                self._close(tail)
+            elif self._must_wait(file):
+                continue
+            else:
+                tail = Tail(free(file.shown, self._tails), file.path)
+                self._tails[tail.name] = tail
+                log.info("following %s", tail.name)
+            tail.since = time.monotonic()
+            self._waiting.pop(file.number, None)
+            self._follow(tail, file)
+
+    def _known_as(self, file: Found, lost: list[Tail]) -> Tail | None:
+        """Which of the tails whose files are lost a file is, by its content; of several, the one
+        with the system's number or its name."""
+        try:
+            (head,) = segments(file.path, [(0, HEAD)], raw=not self._lines)
+        except (OSError, HeadraceError):
+            return None
+        digests: dict[int, str] = {}
+        fitting: list[Tail] = []
+        for tail in lost:
+            known = tail.fingerprint()
+            if known is None:  # a mark without identities goes by names
+                if tail.name == file.shown:
+                    return tail
+            elif known.head <= len(head):
+                if known.head not in digests:
+                    digests[known.head] = digest(head[: known.head])
+                if known.head_digest == digests[known.head] and known.fits(file.path):
+                    fitting.append(tail)
+        return min(fitting, key=lambda tail: not _near(tail, file), default=None)
+
+    def _must_wait(self, file: Found) -> bool:
+        """Whether a new file may be a copy, or is still being written although it cannot grow."""
+        before, now = self._seen.get(file.number), time.monotonic()
+        same = before is not None and (before.size, before.changed) == (file.size, file.changed)
+        if not same:
+            self._waiting[file.number] = now
+            if not self._grows(file.path):
+                return True
+        if not self._lines:
+            return False
+        try:
+            (head,) = segments(file.path, [(0, HEAD)], raw=False)
+        except (OSError, HeadraceError):
+            return now - self._waiting.get(file.number, now) < SETTLED
+        there = (tail for tail in self._tails.values() if tail.file or tail.number)
+        twin = next((tail for tail in there if self._is_copy(file, head, tail)), None)
+        if twin is not None and file.number not in self._copies:
+            self._copies.add(file.number)
+            log.info("%s holds what %s does: it waits as a copy of it", file.shown, twin.name)
+        return twin is not None or not head
+
+    def _is_copy(self, file: Found, head: bytes, tail: Tail) -> bool:
+        """Whether a file holds what a tail's does, or the beginning of it."""
+        known = tail.fingerprint()
+        if known is None:
+            return False
+        if known.head <= len(head) and digest(head[: known.head]) != known.head_digest:
+            return False
+        at = tail.path if tail.text is None else tail.text.fileno()
+        end = (max(0, file.size - HEAD), min(HEAD, file.size))
+        try:
+            if not known.holds(at):
+                return True  # it was cut just now: the next look tells whose copy this is
+            if compression(file.path) is not None:
+                (beginning,) = segments(at, [(0, len(head))], raw=False)
+                return beginning == head
+            own = segments(file.path, [(0, len(head)), end], raw=False)
+            return own == segments(at, [(0, len(head)), end], raw=False)
+        except (OSError, HeadraceError):
+            return True  # one of them goes just now
+
+    def _drain(self) -> None:
+        """Read on in files that are gone from the folder; tell what is lost of those that cannot be
+        read."""
+        now = time.monotonic()
+        for tail in list(self._tails.values()):
+            if tail.number is not None or tail.told:
+                continue
+            if tail.text is not None:
+                size = os.fstat(tail.text.fileno()).st_size
+                if size != tail.size:
+                    tail.size, tail.since = size, now
+                self._ready[tail.name] = tail
+            if now - tail.since >= SETTLED:
+                self._tell(tail)
+
+    def _tell(self, tail: Tail) -> None:
+        """A tail's file has not come back.
+
+        Raises: UserError where rows are lost and the policy is to fail.
+        """
+        known = tail.fingerprint()
+        tail.told = True
+        self._close(tail)
+        if known is None or not known.unread:
+            log.info("%s is gone, it was read to its end", tail.name)
+            return
+        problem = (
+            f"'{tail.name}', which was read up to position {tail.position}, was cut, replaced or "
+            "taken away before it was read to its end"
+        )
+        if self._policy == "fail":
+            raise UserError(
+                f"[source] {problem}: put it back, start over with --fresh, or set on_replaced = "
+                '"read": then what was not read of it is lost.'
+            )
+        log.warning("%s: the rest is lost.", problem)
+
+
+def _near(tail: Tail, file: Found) -> bool:
+    known = tail.known
+    number = None if known is None else (known.device, known.inode)
+    return file.number == number or file.shown == tail.name
+
+
+__all__ = ["Follower"]
