@@ -92,6 +92,8 @@ WHOLE = ("json", "xml", "images", "documents")
 """Formats whose files are a row each; XML without `row`."""
 SAMPLE_ROWS = 1_000
 """Rows of a text file that its columns' types are guessed from."""
+TRIES = 5
+"""How often columns are looked for in files that come and go."""
 HEADER = 1 << 16
 """Bytes of a CSV's beginning that its header ends in."""
 SAMPLE_BYTES = 4 << 20
@@ -262,6 +264,21 @@ class FilesSource(Source):
         Raises: UserError when a declared column is in no file (NDJSON: a field may be absent), or a
             file lacks a column and ``missing_columns`` is "fail".
         """
+        if self._follower is None:
+            return self._schema(declared)
+        for _ in range(TRIES):
+            self._files = {n: path for n, path in self._files.items() if self._is_begun(path)}
+            try:
+                return self._schema(declared)
+            except UserError:
+                raise
+            except (HeadraceError, OSError):  # a file went meanwhile, or is only half there
+                found = self._found()
+                plain = {name: path for name, path in found.items() if compression(path) is None}
+                self._files = plain or found
+        return self._schema(declared)
+
+    def _schema(self, declared: Schema) -> Schema:
         rest = declared.get(REST)
         named = {c: dtype for c, dtype in declared.items() if c != REST}
         found = self._kind in FOUND and bool(declared) and rest is None
@@ -460,7 +477,9 @@ class FilesSource(Source):
 
     @property
     def _delimiter(self) -> str:
-        tabs = all(".tsv" in map(str.lower, path.suffixes) for path in self._files.values())
+        given = self.settings.path
+        paths = self._files.values() or map(Path, (given,) if isinstance(given, str) else given)
+        tabs = all(".tsv" in map(str.lower, path.suffixes) for path in paths)
         return self.settings.delimiter or ("\t" if tabs else ",")
 
     def _format(self) -> Format:
@@ -569,11 +588,14 @@ class FilesSource(Source):
 
     def _follow(self, path: Path, name: str) -> Readable | None:
         """As `_one`; None where it lacks even its header."""
-        if self._kind == "csv" and compression(path) is None:
-            (head,) = segments(path, [(0, HEADER)], raw=True)
-            if len(head) < HEADER and b"\n" not in head.lstrip(b"\r\n"):
-                return None
-        return self._one(path, name)
+        return self._one(path, name) if self._is_begun(path) else None
+
+    def _is_begun(self, path: Path) -> bool:
+        """Whether a CSV that grows has its header by now."""
+        if self._kind != "csv" or compression(path) is not None:
+            return True
+        (head,) = segments(path, [(0, HEADER)], raw=True)
+        return len(head) == HEADER or b"\n" in head.lstrip(b"\r\n")
 
     def _one(self, path: Path, name: str) -> Readable:
         """The rows of a file."""
