@@ -48,6 +48,7 @@ from connectors.formats.bounded import Bounded
 from connectors.formats.casts import Coerce
 from connectors.formats.columns import Columns
 from connectors.formats.csv import Csv, Dialect
+from connectors.formats.folders import Folders, values_of
 from connectors.formats.guess import Guess
 from connectors.formats.ndjson import Ndjson
 from connectors.formats.own import Describing, is_own, must_be_declared, must_be_known, own
@@ -212,7 +213,10 @@ class FilesSource(Source):
         self._gave = False
         self._order = order(len(self._units), settings, 0)
         self._file: Readable | None = None
-        self.format = self._format()
+        self._inner = self._format()
+        self._folders = {name: values_of(path) for name, path in self._files.items()}
+        hive = any(self._folders.values()) and not self._is_one
+        self.format = Folders(self._inner, self._folders) if hive else self._inner
 
     def _found(self) -> dict[str, Path]:
         """The files there are now.
@@ -264,6 +268,16 @@ class FilesSource(Source):
         Raises: UserError when a declared column is in no file (NDJSON: a field may be absent), or a
             file lacks a column and ``missing_columns`` is "fail".
         """
+        if not isinstance(self.format, Folders):
+            return self._schema_within(declared)
+        said = self.format.schema(declared)
+        within = self._schema_within({c: t for c, t in declared.items() if c not in said})
+        if declared.get(REST) == DROPPED:
+            said = {c: dtype for c, dtype in said.items() if c in declared}
+        return {c: t for c, t in within.items() if c not in said} | said
+
+    def _schema_within(self, declared: Schema) -> Schema:
+        """The columns in the files."""
         if self._follower is None:
             return self._schema(declared)
         for _ in range(TRIES):
@@ -287,11 +301,11 @@ class FilesSource(Source):
             Ndjson(self.settings.paths).schema(named)
         elif self._kind == "xml":
             Fields(list(named), self.settings.paths if only else {})
-        elif isinstance(self.format, Samples):
+        elif isinstance(self._inner, Samples):
             if only:
-                self.format.schema(named)
-        elif isinstance(self.format, Describing):
-            return self.format.schema(declared)
+                self._inner.schema(named)
+        elif isinstance(self._inner, Describing):
+            return self._inner.schema(declared)
         elif is_own(self._kind):
             return must_be_declared(declared, "text in a format of your own")
         if only and self._kind in OPEN:  # a field may be absent
@@ -567,6 +581,8 @@ class FilesSource(Source):
         return text_bounds(path) if lines else None
 
     def _open(self, unit: Unit) -> Readable:
+        if not self._is_one:
+            self._folders[unit.name] = values_of(self._files[unit.file])
         if unit.name not in self._watched and not self._is_one:
             path, known = self._files[unit.file], self._known.get(unit.file)
             whole = not self._has_rows_of_text
@@ -588,6 +604,7 @@ class FilesSource(Source):
 
     def _follow(self, path: Path, name: str) -> Readable | None:
         """As `_one`; None where it lacks even its header."""
+        self._folders[name] = values_of(path)
         return self._one(path, name) if self._is_begun(path) else None
 
     def _is_begun(self, path: Path) -> bool:
@@ -601,8 +618,8 @@ class FilesSource(Source):
         """The rows of a file."""
         if self._kind == "xml":
             return self._xml(path, name)
-        if isinstance(self.format, Samples):
-            wanted = None if self._columns is None else self.format.extensions(self._columns)
+        if isinstance(self._inner, Samples):
+            wanted = None if self._columns is None else self._inner.extensions(self._columns)
             return TarShard(path, name, wanted, max_record=self.settings.max_record_bytes)
         if self._kind in KINDS:
             return KINDS[self._kind](path, name, self._table_columns())
@@ -663,10 +680,10 @@ class FilesSource(Source):
         ones; without `guess`, all are text."""
         if self._kind == "xml":
             return self._guess_xml(guess=guess)
-        if isinstance(self.format, Samples):
+        if isinstance(self._inner, Samples):
             name, path = next(iter(self._files.items()))
             shard = TarShard(path, name, None, max_record=self.settings.max_record_bytes)
-            found = self.format.kinds(shard.sample(SAMPLE_ROWS))
+            found = self._inner.kinds(shard.sample(SAMPLE_ROWS))
             shard.close()
             return found
         inspection = self._inspection(named if guess else None)
@@ -690,7 +707,7 @@ class FilesSource(Source):
         if self._kind in KINDS:
             return of_tables(self._files, self._kind)
         if self._kind == "csv":
-            csv = self.format  # of columns, with order_by
+            csv = self._inner  # of columns, with order_by
             if not isinstance(csv, Csv):
                 csv = Csv(self._headers, self._dialect, lenient=True)
             found = of_csv(self._files, self._text, csv, self._headers, named)
