@@ -357,7 +357,7 @@ class Loop:
         there are now."""
         committed = not (self._aborted or shared.lost) and self._save()
         if self._aborted or shared.lost or (shared.leaving and not committed):
-            log.warning("going back to the last checkpoint", extra={"rows": self.totals.read})
+            log.info("going back to the last checkpoint", extra={"rows": self.totals.read})
             if not self._go_back():
                 raise HeadraceError(
                     "Partitions were taken away before the first checkpoint was saved: start again."
@@ -400,7 +400,7 @@ class Loop:
         self.mark, self._unsaved = batch.mark, self._unsaved or moved
         if self._breaker is not None:
             self._guard(done)
-        if self._due():
+        if self._due(idle=not batch.raw_rows):
             self._save() if self._unsaved else self._rest()
         if self._watch is not None:
             self._watch(self, batch)
@@ -512,23 +512,23 @@ class Loop:
         self._event_time = max(self._event_time, newest)
         self.metrics.source_event_timestamp_seconds.set(self._event_time)
 
-    def _due(self) -> bool:
+    def _due(self, *, idle: bool) -> bool:
         if self._checkpoints is None:
             return False
         settings, since = self._checkpoints.settings, time.monotonic() - self._saved_at
-        if self._unsaved and since >= self._commits_after(self._checkpoints):
+        if self._unsaved and since >= self._commits_after(self._checkpoints, idle=idle):
             return True
         if settings.every_batches is not None:
             return self.totals.batches - self._saved_batches >= settings.every_batches
         return since >= settings.every_seconds
 
-    def _commits_after(self, checkpoints: Checkpoints) -> float:
-        """Seconds from one commit of a transaction to the next. Each takes a checkpoint, by which
-        it counts: a file of positions, and of a state where there is one, which may take a tenth of
-        the time."""
+    def _commits_after(self, checkpoints: Checkpoints, *, idle: bool) -> float:
+        """Seconds from one commit of a transaction to the next; where nothing more comes for now,
+        it need not wait. Each takes a checkpoint, by which it counts: a file of positions, and of a
+        state where there is one, which may take a tenth of the time."""
         if self._commit_seconds is None:
             return math.inf
-        return max(self._commit_seconds, 10 * checkpoints.seconds)
+        return max(0.0 if idle else self._commit_seconds, 10 * checkpoints.seconds)
 
     def _save(self) -> bool:
         """1 flush, 2 checkpoint, 3 commit; whether all of it is done. A checkpoint that fails is

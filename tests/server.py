@@ -40,6 +40,17 @@ class Server:
         """At once, as a power cut does."""
         self._end(signal.SIGKILL)
 
+    def freeze(self) -> None:
+        """Hang, as a machine that swaps or a paused container does: connections stay, nothing is
+        answered."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Go on."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
     def __enter__(self) -> Self:
         return self.start()
 

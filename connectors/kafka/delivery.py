@@ -227,7 +227,7 @@ class Delivery:
                 f"{self._where}: another engine has taken over transaction '{self.transaction}'; "
                 "let one engine run, or give each a [source] member of its own."
             ) from error
-        log.warning("transaction aborted by the broker", extra={"why": type(error).__name__})
+        log.info("transaction aborted by the broker", extra={"why": type(error).__name__})
         self._again, self._open, self._fenced = True, False, False
         self.aborted += 1
         self._producer = None

@@ -68,8 +68,9 @@ class KafkaSink(Sink):
             exactly_once: commit rows and offsets in one transaction. Needs a Kafka source with a
                 `group` at the same brokers.
             commit_interval: of exactly_once: how soon rows become visible to readers of committed
-                records. Each commit takes a checkpoint: where a state is large, it waits until
-                that is no more than a tenth of the time, or a checkpoint is due.
+                records, at the latest; sooner where nothing more comes. Each commit takes a
+                checkpoint: where a state is large, it waits until that is no more than a tenth of
+                the time, or a checkpoint is due.
             provenance: headers of every record; the pipeline's name and the model's version.
         """
 

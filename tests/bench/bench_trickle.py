@@ -126,7 +126,8 @@ def serving(broker: Broker, folder: Path, model: Path, way: str, more: str) -> I
         schema="\n".join(f'{column} = "float64"' for column in names), more=more,
     )  # fmt: skip
     file.write_text(text)
-    engine = subprocess.Popen([sys.executable, "-m", "engine.cli", "run", str(file)])
+    command = [sys.executable, "-m", "engine.cli", "run", str(file), "--log-level", "error"]
+    engine = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     stream = Stream(broker, topic, sink, dict.fromkeys(names, 0.5))
     try:
         stream.run(WARM, 0.05)

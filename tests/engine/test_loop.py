@@ -186,6 +186,36 @@ def test_an_idle_loop_beats_saves_once_and_its_lag_is_0_when_all_is_safe(tmp_pat
     assert loop.metrics.checkpoint_timestamp_seconds._value.get() > 0
 
 
+@pytest.mark.parametrize(("seconds", "commits"), [(1e-9, 5), (3_600.0, 1)])
+def test_a_transaction_is_committed_in_its_own_time(
+    tmp_path: Path, seconds: float, commits: int
+) -> None:
+    """Sooner than a checkpoint is due: each batch, or once when nothing more comes."""
+    made = Pipeline([], tmp_path)
+    made.source = Quiet.of([numbers(0, 50)])
+    marks: list[int] = []
+
+    def commit(mark: Mark) -> bool:
+        marks.append(mark.positions["memory"])
+        return True
+
+    def watch(loop: Loop, batch: Batch) -> None:
+        checkpoints.seconds = 0.0  # a disk that takes its time is not what this is about
+        if marks and marks[-1] == 50:
+            loop.stop()
+
+    checkpoints = Checkpoints(Checkpoints.Settings(path=str(tmp_path), every_seconds=3_600.0))
+    settings = LoaderSettings(batch_rows=10, poll=0.01)
+    loader = Loader(made.source, schema=SCHEMA, settings=settings)
+    loop = Loop(source=made.source, loader=loader, work=made.work, sink=made.sink, watch=watch,
+                checkpoints=checkpoints, transaction=commit, commit_seconds=seconds)  # fmt: skip
+    loop.run()
+    assert marks == [50] if commits == 1 else marks == [10, 20, 30, 40, 50]
+    state = checkpoints.load({})
+    assert state is not None
+    assert state["positions"] == {"memory": 50}
+
+
 def test_a_source_that_hangs_is_a_stall(tmp_path: Path) -> None:
     """Idle batches come all the same: they are no sign of life."""
 
