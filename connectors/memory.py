@@ -22,6 +22,7 @@ from engine.types import (
     Source,
     UserError,
     nearest,
+    spread_schema,
 )
 
 
@@ -79,10 +80,7 @@ class MemorySource(Source):
                     f"[source.schema] names column '{column}', which the first frame does not "
                     f"have.{nearest(column, found)}"
                 )
-        if not declared:
-            return found
-        rest = {c: declared["*"] for c in found if c not in declared} if "*" in declared else {}
-        return {c: kind for c, kind in declared.items() if c != "*"} | rest
+        return spread_schema(declared, found)
 
     def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
         """The next rows of the current item. A `Pause` takes no time."""

@@ -152,6 +152,10 @@ class Checkpoints:
         """The newest one was committed: it stays until another one is, however many come."""
         self._confirmed = max(self._numbers(), default=None)
 
+    def exist(self) -> bool:
+        """Whether there is any, whole or not."""
+        return bool(self._numbers())
+
     def forget(self) -> None:
         """Delete all checkpoints, and nothing else that lies in the folder."""
         for number in self._numbers():

@@ -18,7 +18,17 @@ from engine import nested
 from engine.kernels import rows_into
 from engine.memory import Memory
 from engine.sheaf import Sheaf
-from engine.types import Batch, Features, Mark, Schema, Tensors, UserError, require
+from engine.types import (
+    Batch,
+    Features,
+    Mark,
+    Schema,
+    Tensors,
+    UserError,
+    class_numbers,
+    require,
+    type_name,
+)
 
 T = TypeVar("T")
 
@@ -40,7 +50,6 @@ class Collate:
 
     def __init__(self, features: Features) -> None:
         self.features = features
-        self._classes = pl.Enum(list(features.classes))
         self._memory = Memory()
 
     def bind(self, schema: Schema) -> None:
@@ -52,8 +61,9 @@ class Collate:
             kind = schema[column]
             if not (kind.is_numeric() or kind == pl.Boolean):
                 raise UserError(
-                    f"[model] expects numbers in column '{column}', got {kind}: encode it with a "
-                    "'categories' stage, or leave it out."
+                    f"[model] expects numbers in column '{column}', got {type_name(kind)}: encode "
+                    "it with a 'categories' stage, declare it, as in [source.schema] "
+                    f'{column} = "float64", or leave it out.'
                 )
         if features.target is not None:
             require(schema, [features.target], where="[model] target")
@@ -174,10 +184,7 @@ class Collate:
         if self.features.task == "regression":
             numbers = _matrix(frame, [target], self._memory).ravel()
             return numbers, np.isfinite(numbers)
-        codes = (
-            frame.get_column(target).cast(pl.String).cast(self._classes, strict=False).to_physical()
-        )
-        classes = codes.cast(pl.Int64).fill_null(-1).to_numpy(writable=True)
+        classes = class_numbers(frame.get_column(target), self.features.classes)
         return classes, classes >= 0
 
     def _rejected(self, batch: Batch) -> Batch:
@@ -198,7 +205,8 @@ class Collate:
 
     def _classed(self, batch: Batch) -> Batch:
         target = pl.col(str(self.features.target)).cast(pl.String)
-        known = target.is_in(list(self.features.classes))
+        column = batch.frame.get_column(str(self.features.target))
+        known = pl.Series(class_numbers(column, self.features.classes) >= 0)
         detail = pl.format(
             "Expected a label of "
             + ", ".join(self.features.classes).replace("{", "{{")

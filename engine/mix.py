@@ -20,7 +20,9 @@ from pydantic import Field
 from engine import types
 from engine.config import validate
 from engine.types import (
+    DROPPED,
     PARTITION,
+    REST,
     Buffered,
     EndOfStream,
     Format,
@@ -123,14 +125,15 @@ class Mix(Source):
         return any(part.source.endless() for part in self._parts)
 
     def schema(self, declared: Schema) -> Schema:
-        """See `engine.types.Source`; where nothing is declared, the first source says.
+        """See `engine.types.Source`; where nothing is declared, the first source says. Where
+        something is, the columns are the declared ones: other columns may differ.
 
         Raises: UserError where a source has other columns.
         """
         first, *rest = self._parts
-        schema = first.source.schema(declared)
+        schema = first.source.schema({REST: DROPPED, **declared} if declared else {})
         for part in rest:
-            own = part.source.schema(schema)
+            own = part.source.schema({**schema, REST: DROPPED})
             if own != schema:
                 odd = next(c for c in {**schema, **own} if schema.get(c) != own.get(c))
                 raise UserError(

@@ -34,7 +34,9 @@ from engine.service import Health, Heartbeat, Service
 from engine.times import Account
 from engine.transfer import transfer_to, watch_devices
 from engine.types import (
+    DROPPED,
     PART,
+    REST,
     Batch,
     Buffered,
     Features,
@@ -49,12 +51,16 @@ from engine.types import (
     UserError,
     nearest,
     parse_schema,
+    parse_type,
     require,
+    type_name,
 )
 from engine.verdict import Verdict, judge
 from engine.work import Cleaning, Holdout, Serving, Training, tell_quality
 
 log = logging.getLogger("headrace.run")
+SCHEMA = "schema.json"
+"""File in the pipeline's folder: the columns that a run began with."""
 SHARES = {"source": 0.25, "sink": 0.25, "dead letters": 0.0625}
 """Part of the memory budget that a component with a buffer of its own may fill."""
 
@@ -207,9 +213,40 @@ class Run:
 
     @cached_property
     def source_schema(self) -> Schema:
-        """The columns that are decoded."""
+        """The columns that are decoded: in a run that is resumed, those of its beginning, whatever
+        would be guessed now."""
         declared = parse_schema(self.pipeline.source.get("schema", {}))
-        return self.source.schema(declared)
+        known = self._known_schema if self.checkpoints.exist() else {}
+        if not known:
+            return self.source.schema(declared)
+        try:
+            return self.source.schema({**known, REST: DROPPED})
+        except UserError as error:
+            log.warning("The columns of the run so far do not hold any more: %s", error)
+            return self.source.schema(declared)
+
+    @property
+    def _known_schema(self) -> Schema:
+        """What `_keep_schema` wrote for what is declared now; empty where there is nothing."""
+        path = self.folder / SCHEMA
+        try:
+            kept = json.loads(path.read_text())
+            if kept["declared"] != self.pipeline.source.get("schema", {}):
+                return {}
+            return {column: parse_type(name) for column, name in kept["columns"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return {}
+
+    def _keep_schema(self) -> None:
+        """Write down which columns this run has, for the one that resumes it."""
+        columns = {column: type_name(dtype) for column, dtype in self.source_schema.items()}
+        declared = self.pipeline.source.get("schema", {})
+        text = json.dumps({"declared": declared, "columns": columns}, indent=2)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            atomic.write(self.folder / SCHEMA, text)
+        except OSError as error:
+            log.warning("%s cannot be written: %s", self.folder / SCHEMA, error.strerror)
 
     @cached_property
     def stages(self) -> list[Stage]:
@@ -563,6 +600,8 @@ class Run:
         self._tell()
         with self._serving(), self.heartbeat.watched():
             resumed = loop.resume()
+            if not resumed:
+                self._keep_schema()
             unsaved: CheckpointFailed | None = None
             try:
                 totals = loop.run()

@@ -20,6 +20,7 @@ import dataclasses
 import math
 import re
 import zoneinfo
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -1103,6 +1104,7 @@ TYPES: Mapping[str, pl.DataType] = {
     "duration": pl.Duration("us"),
 }
 """Type names of the pipeline file -> polars types. `parse_type` reads those with parameters."""
+TRUTHS = {"true": 1, "false": 0}
 FAMILIES = ("datetime", "duration", "decimal", "list")
 """Types that take parameters."""
 PARAMETERS = "datetime[ms], datetime[ns, Europe/Paris], duration[ms], decimal(12, 2), list[int64]"
@@ -1204,6 +1206,13 @@ def parse_schema(columns: Mapping[str, Any], *, where: str = "[source.schema]") 
     return schema
 
 
+def only_named(declared: Schema) -> Schema:
+    """The same without `REST` where that is `DROPPED`, for what gives no other columns anyway."""
+    if declared.get(REST) != DROPPED:
+        return declared
+    return {c: dtype for c, dtype in declared.items() if c != REST}
+
+
 def spread_schema(declared: Schema, there: Schema) -> Schema:
     """The columns of a source that holds `there`: the declared ones in their types, the others as
     `REST` says, as they are unless it is declared."""
@@ -1212,6 +1221,51 @@ def spread_schema(declared: Schema, there: Schema) -> Schema:
     if rest == DROPPED:
         return named
     return {c: named.get(c, dtype if rest is None else rest) for c, dtype in there.items()} | named
+
+
+def class_numbers(column: pl.Series, classes: Sequence[str]) -> NDArray[np.int64]:
+    """Which class each label is, shape (n,); -1 for none of them.
+
+    A label is the class of its own text, or else the one class of the same value: 1, 1.0, "1.0" and
+    true are equal, and so are 0, "0.0" and false.
+    """
+    texts = column.cast(pl.String)
+    numbers = texts.cast(pl.Enum(list(classes)), strict=False).to_physical().cast(pl.Int64)
+    left = numbers.is_null() & texts.is_not_null()
+    if left.any():
+        equal = _equal_classes(texts.filter(left).unique().to_list(), classes)
+        found = texts.replace_strict(equal, default=None, return_dtype=pl.Int64)
+        numbers = numbers.fill_null(found)
+    return numbers.fill_null(-1).to_numpy(writable=True)
+
+
+def _equal_classes(labels: Sequence[str], classes: Sequence[str]) -> dict[str, int]:
+    """Those of the labels that equal one class and no other."""
+    values = [_label_value(name) for name in classes]
+    often = Counter(values)
+    number = {v: i for i, v in enumerate(values) if v is not None and often[v] == 1}
+    found = {}
+    for label in labels:
+        value = _label_value(label)
+        if value is not None and value in number:
+            found[label] = number[value]
+    return found
+
+
+def _label_value(text: str) -> int | float | None:
+    """The number that a text, or a truth value, is; None for any other text."""
+    word = text.strip().lower()
+    if word in TRUTHS:
+        return TRUTHS[word]
+    try:
+        return int(word)
+    except ValueError:
+        pass
+    try:
+        value = float(word)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 def require(schema: Schema, columns: Iterable[str], *, where: str) -> None:
@@ -1235,6 +1289,6 @@ __all__ = [
     "Features", "Fill", "Format", "HeadraceError", "Interruptible", "Learner", "Mark", "Padded",
     "Placed", "Power", "Predictor", "Ragged", "Records", "Rejects", "Schema", "Settings",
     "SharedSource", "Sink", "Snapshot", "Source", "Sparse", "Stage", "Step", "Tensors", "Transform",
-    "Unit", "UserError", "Values", "nanoseconds", "nearest", "parse_schema", "parse_type",
-    "require", "spread_schema", "training", "type_name",
+    "Unit", "UserError", "Values", "class_numbers", "nanoseconds", "nearest", "only_named",
+    "parse_schema", "parse_type", "require", "spread_schema", "training", "type_name",
 ]  # fmt: skip

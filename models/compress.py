@@ -25,7 +25,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from engine import types
-from engine.types import HeadraceError, UserError
+from engine.types import HeadraceError, UserError, class_numbers
 from models import trial
 from models.feed import Feed, Inputs
 from models.files import metadata, put
@@ -347,7 +347,8 @@ class _Bench:
         if self._regression:
             known = label.cast(pl.Float64).is_finite()
         else:
-            known = label.cast(pl.String).is_in(self._classes)
+            numbers = class_numbers(rows.get_column(self._target_name), self._classes)
+            known = pl.lit(pl.Series(numbers >= 0))
         rows = rows.filter(known.fill_null(False))
         cut = int(rows.height * self._settings.calibration)
         return rows.head(cut), rows.slice(cut)
@@ -375,13 +376,7 @@ class _Bench:
         labels = self._new.get_column(self._target_name)
         if self._regression:
             return labels.cast(pl.Float64).to_numpy()
-        return (
-            labels.cast(pl.String)
-            .cast(pl.Enum(self._classes))
-            .to_physical()
-            .cast(pl.Int64)
-            .to_numpy()
-        )
+        return class_numbers(labels, self._classes)
 
     def _compare(self, scores: Floats) -> tuple[Figure, ...]:
         if self._regression:

@@ -73,6 +73,7 @@ from engine.types import (
     UserError,
     Values,
     nearest,
+    only_named,
     spread_schema,
 )
 
@@ -305,9 +306,9 @@ class FilesSource(Source):
             if only:
                 self._inner.schema(named)
         elif isinstance(self._inner, Describing):
-            return self._inner.schema(declared)
+            return self._inner.schema(only_named(declared))
         elif is_own(self._kind):
-            return must_be_declared(declared, "text in a format of your own")
+            return must_be_declared(only_named(declared), "text in a format of your own")
         if only and self._kind in OPEN:  # a field may be absent
             if self._kind == "ndjson":
                 must_hold_objects(self._files, self._text)

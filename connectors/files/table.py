@@ -20,6 +20,8 @@ from engine.types import HeadraceError, Records, Schema, UserError
 
 CHUNK_ROWS = 131_072
 """Rows of a Parquet row group decoded at a time; a smaller group is decoded whole."""
+MAGIC = b"ARROW1"
+"""How an Arrow IPC file begins; a stream begins otherwise."""
 PART_COLUMNS = 4
 """Columns that are worth a thread."""
 
@@ -157,27 +159,46 @@ class ParquetFile(TableFile):
 
 
 class ArrowFile(TableFile):
-    """Record batches of a memory map: nothing is copied where the file is not compressed."""
+    """Record batches of a memory map: nothing is copied where the file is not compressed. A stream
+    of record batches, which has no footer, is read from its beginning to the batch that is asked
+    for."""
 
     kind = "arrow"
 
     def _open(self, path: Path, columns: Sequence[str] | None) -> None:
         self._map = pa.memory_map(str(path))
-        names = ipc.open_file(self._map).schema.names
-        _once(names, self.name)
-        fields = [i for i, name in enumerate(names) if columns is None or name in columns]
-        self._reader = self._columns(fields)
-        narrow = self._columns([0])  # batches do not say their size unread: read little of them
-        sizes = [narrow.get_batch(i).num_rows for i in range(narrow.num_record_batches)]
+        self._streamed = self._map.read(len(MAGIC)) != MAGIC
+        schema = self._stream().schema if self._streamed else ipc.open_file(self._map).schema
+        _once(schema.names, self.name)
+        fields = [i for i, name in enumerate(schema.names) if columns is None or name in columns]
+        # Batches do not say their size unread: read little of them.
+        if self._streamed:
+            self._fields, self._at = fields, 0
+            sizes = [batch.num_rows for batch in self._stream([0])]
+            self._batches = iter(self._stream(fields))
+        else:
+            narrow, self._reader = self._columns([0]), self._columns(fields)
+            sizes = [narrow.get_batch(i).num_rows for i in range(narrow.num_record_batches)]
         self.bounds = np.cumsum([0, *sizes]).astype(np.int64)
-        empty = pl.from_arrow(ipc.open_file(self._map).schema.empty_table())
+        empty = pl.from_arrow(schema.empty_table())
         assert isinstance(empty, pl.DataFrame)
         self.schema = dict(empty.schema)
 
     def _decode(self, number: int) -> pl.DataFrame:
-        frame = pl.from_arrow(pa.Table.from_batches([self._reader.get_batch(number)]))
+        batch = self._nth(number) if self._streamed else self._reader.get_batch(number)
+        frame = pl.from_arrow(pa.Table.from_batches([batch]))
         assert isinstance(frame, pl.DataFrame)
         return frame
+
+    def _nth(self, number: int) -> pa.RecordBatch:
+        """A batch of a stream; those before it are passed over."""
+        if number < self._at:
+            self._batches, self._at = iter(self._stream(self._fields)), 0
+        while self._at < number:
+            next(self._batches)
+            self._at += 1
+        self._at += 1
+        return next(self._batches)
 
     def close(self) -> None:
         super().close()
@@ -185,6 +206,11 @@ class ArrowFile(TableFile):
 
     def _columns(self, fields: list[int]) -> ipc.RecordBatchFileReader:
         return ipc.open_file(self._map, options=ipc.IpcReadOptions(included_fields=fields))
+
+    def _stream(self, fields: list[int] | None = None) -> ipc.RecordBatchStreamReader:
+        self._map.seek(0)
+        options = ipc.IpcReadOptions(included_fields=fields)
+        return ipc.open_stream(self._map.read_buffer(), options=options)
 
 
 class SortedRows(TableFile):

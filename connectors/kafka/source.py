@@ -40,6 +40,7 @@ from engine.types import (
     UserError,
     Values,
     nearest,
+    only_named,
 )
 
 log = logging.getLogger("headrace.kafka")
@@ -191,6 +192,7 @@ class KafkaSource(SharedSource):
 
     def schema(self, declared: Schema) -> Schema:
         """Raises: UserError where nothing is declared: a topic does not say what it holds."""
+        declared = only_named(declared)
         for column in self._extra:
             if column in declared:
                 raise UserError(

@@ -12,11 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import ipc
 
 from connectors.formats.csv import Csv
 from connectors.formats.guess import Guess, common_type, json_types
 from connectors.formats.ndjson import Ndjson
-from engine.types import Schema, UserError, parse_schema, parse_type, type_name
+from engine.types import Mark, Schema, UserError, parse_schema, parse_type, type_name
 from tests.connectors.conftest import decoded, drain, files, records, told
 
 WORDS = [
@@ -232,3 +233,25 @@ def test_a_type_has_a_name_and_two_have_one_in_common(a: str, b: str) -> None:
 def test_a_type_that_is_none(name: str, why: str) -> None:
     with pytest.raises(UserError, match=why):
         parse_schema({"x": name})
+
+
+@pytest.mark.parametrize("compression", [None, "zstd"])
+def test_a_stream_of_arrow_is_read_like_a_file(tmp_path: Path, compression: str | None) -> None:
+    """From its beginning, and from any row on."""
+    table = pa.table({"x": range(1_000), "s": [f"r{i}" for i in range(1_000)]})
+    path = tmp_path / "rows.arrow"
+    options = ipc.IpcWriteOptions(compression=compression)
+    with ipc.new_stream(str(path), table.schema, options=options) as writer:
+        writer.write_table(table, max_chunksize=300)
+    for start in (0, 1, 299, 300, 950):
+        source = files(path)
+        schema = source.schema({"s": pl.String()})
+        assert schema == {"x": pl.Int64(), "s": pl.String()}
+        source.seek(Mark(positions={str(path): start}))
+        made = decoded(source, drain(source, 170), schema)
+        assert made["x"].to_list() == list(range(start, 1_000))
+        assert made["s"].to_list() == table["s"].to_pylist()[start:]
+    empty = tmp_path / "none.arrow"
+    with ipc.new_stream(str(empty), table.schema):
+        pass
+    assert drain(files(empty)) == []

@@ -94,7 +94,7 @@ def test_an_empty_batch_is_legal() -> None:
     ("features", "sentence"),
     [
         (Features(numeric=("aa",)), r"\[model\] needs column 'aa', which is not there"),
-        (Features(numeric=("text",)), r"expects numbers in column 'text', got String"),
+        (Features(numeric=("text",)), r"expects numbers in column 'text', got string"),
         (Features(numeric=("a",), target="b"), r"\[model\] target needs column 'b'"),
     ],
 )
