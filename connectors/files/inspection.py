@@ -20,6 +20,7 @@ from connectors.formats.guess import (
     json_types,
     spans_lines,
 )
+from connectors.formats.recode import Table
 from engine.types import RESERVED, Records, Schema, UserError, Values, type_name
 
 BUDGET = 32 << 20
@@ -45,6 +46,23 @@ class Rows(Protocol):
     def close(self) -> None:
         """Release it."""
         ...
+
+
+class Recoded:
+    """An open file of text in another encoding, as UTF-8."""
+
+    def __init__(self, file: Rows, table: Table) -> None:
+        self._file = file
+        self._table = table
+
+    def read(self, max_rows: int, max_bytes: int) -> Records | None:
+        """See `Rows`."""
+        records = self._file.read(max_rows, max_bytes)
+        return None if records is None else self._table.recoded(records)
+
+    def close(self) -> None:
+        """See `Rows`."""
+        self._file.close()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -151,7 +169,7 @@ def of_csv(
         opened: opens a file, and notes its header.
         declared: columns whose type is known; None where no type is to be guessed.
     """
-    found, guess = Inspection(), Guess()
+    found, guess = Inspection(), Guess(csv.dialect.decimal)
     there: dict[str, list[str]] = {}
     shares = Shares(len(files))
     for name, path in files.items():
@@ -298,4 +316,4 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:NAMED]) + (f" and {rest} more" if rest > 0 else "")
 
 
-__all__ = ["Inspection", "must_hold_objects", "of_csv", "of_json", "of_tables"]
+__all__ = ["Inspection", "Recoded", "Rows", "must_hold_objects", "of_csv", "of_json", "of_tables"]

@@ -15,12 +15,14 @@ from typing import Literal
 import polars as pl
 from lxml import etree
 from polars.exceptions import PolarsError
-from pydantic import ByteSize, Field
+from pydantic import ByteSize, Field, field_validator
 
 from connectors.files.follow import Follower
 from connectors.files.identity import Fingerprint, Policy, Watched, resumed, segments, together
 from connectors.files.inspection import (
     Inspection,
+    Recoded,
+    Rows,
     must_hold_objects,
     of_csv,
     of_json,
@@ -53,6 +55,7 @@ from connectors.formats.guess import Guess
 from connectors.formats.ndjson import Ndjson
 from connectors.formats.own import Describing, is_own, must_be_declared, must_be_known, own
 from connectors.formats.paths import parse_path, value_at
+from connectors.formats.recode import Table
 from connectors.formats.text import Text
 from connectors.formats.webdataset import Samples
 from connectors.formats.whole import Whole
@@ -134,6 +137,8 @@ class FilesSource(Source):
             decimal: of CSV: a comma where numbers are written 1,5.
             comment: of CSV: a character; lines that begin with it are no rows.
             null_values: of CSV: fields that stand for a missing value, besides the empty one.
+            encoding: of CSV, NDJSON and lines of text: latin-1, cp1252 or another of one byte a
+                character; UTF-8 unless given.
             missing_columns: a column that some files have and others do not is "null" there, or
                 the run does not start: "fail".
             coerce: "lossless" takes every value that equals one of the declared type, however it is
@@ -173,6 +178,7 @@ class FilesSource(Source):
         decimal: Literal[".", ","] | None = None
         comment: str | None = Field(default=None, pattern=r"^[\x01-\x7f]$")
         null_values: tuple[str, ...] = ()
+        encoding: str | None = None
         missing_columns: Literal["null", "fail"] = "null"
         coerce: Coerce = "lossless"
         order_by: tuple[str, ...] = ()
@@ -181,6 +187,13 @@ class FilesSource(Source):
         poll_interval: Duration = Field(0.5, gt=0)
         on_replaced: Policy | None = None
         last_line: Literal["take", "wait"] = "take"
+
+        @field_validator("encoding")
+        @classmethod
+        def _known(cls, encoding: str | None) -> str | None:
+            if encoding is not None:
+                Table.of(encoding)
+            return encoding
 
     format: Format
 
@@ -198,6 +211,7 @@ class FilesSource(Source):
                 f"[source] order_by is for {', '.join(SORTABLE)}, not for '{self._kind}'."
             )
         self._file_a_row = self._kind in WHOLE and settings.row is None
+        self._table = self._recoding()
         self._name = readable(",".join(paths))
         self._follower = self._followed() if settings.follow else None
         self._units = self._mine()
@@ -311,7 +325,7 @@ class FilesSource(Source):
             return must_be_declared(only_named(declared), "text in a format of your own")
         if only and self._kind in OPEN:  # a field may be absent
             if self._kind == "ndjson":
-                must_hold_objects(self._files, self._text)
+                must_hold_objects(self._files, self._sampled)
             self._columns = list(named)
             return named
         if not self._files:  # they are waited for
@@ -332,6 +346,13 @@ class FilesSource(Source):
 
     def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
         """See `engine.types.Source`; never None, but of files that are followed."""
+        records = self._read(max_rows, max_bytes, timeout)
+        if records is None or self._table is None:
+            return records
+        return self._table.recoded(records)
+
+    def _read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
+        """The next rows as they are in the file."""
         if self._follower is not None:
             return self._follower.read(max_rows, max_bytes, timeout)
         while self._epoch < self.settings.epochs:
@@ -478,6 +499,16 @@ class FilesSource(Source):
             self._follower.close()
 
     # ---------------------------------------------------------------------------------- formats
+
+    def _recoding(self) -> Table | None:
+        """Raises: UserError where an encoding is set for what is no text."""
+        if self.settings.encoding is None:
+            return None
+        if self._kind not in ("csv", "ndjson", "text") and not is_own(self._kind):
+            raise UserError(
+                f"[source] encoding is for csv, ndjson and text, and format is '{self._kind}'."
+            )
+        return Table.of(self.settings.encoding)
 
     @property
     def _dialect(self) -> Dialect:
@@ -650,29 +681,48 @@ class FilesSource(Source):
         return self._kind in ("csv", "ndjson", "text") or is_own(self._kind)
 
     def _text(self, path: Path, name: str) -> TextFile:
-        delimiter = self._delimiter if self._kind == "csv" else None
-        grows = self.settings.follow and compression(path) is None
-        wait = grows or self.settings.last_line == "wait"
-        limit = self.settings.max_record_bytes
-        if self._kind in ("ndjson", "text") and not self.settings.order_by:
-            return TextFile(path, name, delimiter=None, max_record=limit, shorten=True, wait=wait)
-        file = TextFile(path, name, delimiter=delimiter, max_record=limit, wait=wait)
-        if delimiter is None:
-            return file
-        raw, end = file.header()
-        self._headers[name] = header(raw, name, delimiter)
-        if len(self._headers[name]) == 1:  # a blank line is a row there
-            file.close()
-            file = TextFile(
+        if self._kind != "csv":
+            shorten = self._kind in ("ndjson", "text") and not self.settings.order_by
+            return TextFile(
                 path,
                 name,
-                delimiter=delimiter,
-                max_record=limit,
-                keep_blank=True,
-                wait=wait,
+                delimiter=None,
+                max_record=self.settings.max_record_bytes,
+                shorten=shorten,
+                wait=self._waits(path),
             )
+        file = self._csv_file(path, name)
+        raw, end = file.header()
+        encoding = self.settings.encoding or "utf-8"
+        self._headers[name] = header(raw, name, self._dialect, encoding)
+        if len(self._headers[name]) == 1:  # a blank line is a row there
+            file.close()
+            file = self._csv_file(path, name, keep_blank=True)
             file.skip_to(end)
         return file
+
+    def _waits(self, path: Path) -> bool:
+        """Whether a last line without its end is no row."""
+        grows = self.settings.follow and compression(path) is None
+        return grows or self.settings.last_line == "wait"
+
+    def _csv_file(self, path: Path, name: str, *, keep_blank: bool = False) -> TextFile:
+        dialect = self._dialect
+        return TextFile(
+            path,
+            name,
+            delimiter=dialect.delimiter,
+            quote=dialect.quote_byte,
+            comment=-1 if dialect.comment is None else ord(dialect.comment),
+            max_record=self.settings.max_record_bytes,
+            keep_blank=keep_blank,
+            wait=self._waits(path),
+        )
+
+    def _sampled(self, path: Path, name: str) -> Rows:
+        """A file of text to look into, in UTF-8."""
+        file = self._text(path, name)
+        return file if self._table is None else Recoded(file, self._table)
 
     # ----------------------------------------------------------------------------------- schema
 
@@ -711,7 +761,7 @@ class FilesSource(Source):
             csv = self._inner  # of columns, with order_by
             if not isinstance(csv, Csv):
                 csv = Csv(self._headers, self._dialect, lenient=True)
-            found = of_csv(self._files, self._text, csv, self._headers, named)
+            found = of_csv(self._files, self._sampled, csv, self._headers, named)
             if not found.schema:
                 raise UserError(
                     f"{next(iter(self._files))} is empty: expected a CSV header in its first line."
@@ -723,7 +773,7 @@ class FilesSource(Source):
         if self._file_a_row:
             files = {self._name: Path()}
             return of_json(files, lambda _, name: self._whole_files(name), declared=declared)
-        return of_json(self._files, self._text, declared=declared)
+        return of_json(self._files, self._sampled, declared=declared)
 
     def _nested(self, there: Schema) -> Schema:
         """The columns that `paths` takes out of others."""
@@ -808,7 +858,7 @@ class FilesSource(Source):
         """All rows of a file; text columns where it is CSV."""
         if self._kind in KINDS:
             return KINDS[self._kind](path, name).whole()
-        file = self._text(path, name)
+        file = self._sampled(path, name)
         parts = []
         while (records := file.read(1 << 30, 1 << 40)) is not None:
             parts.append(_bytes(records))
@@ -828,16 +878,26 @@ class FilesSource(Source):
             ) from None
 
 
-def header(raw: bytes | None, name: str, delimiter: str) -> list[str]:
+def header(raw: bytes | None, name: str, dialect: Dialect, encoding: str = "utf-8") -> list[str]:
     """Column names of a CSV's first row; none where there is none.
 
-    Raises: UserError when it is not UTF-8, or names a column twice.
+    Raises: UserError when it is in another encoding, or names a column twice.
     """
     if raw is None:
         return []
+    quote = dialect.quote or None
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE
     try:
-        names = next(csv.reader(io.StringIO(raw.decode().strip("\r\n")), delimiter=delimiter))
-    except (UnicodeDecodeError, csv.Error) as error:
+        lines = io.StringIO(raw.decode(encoding).strip("\r\n"))
+        names = next(
+            csv.reader(lines, delimiter=dialect.delimiter, quotechar=quote, quoting=quoting)
+        )
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"The header of {name} cannot be read: {error}; set [source] encoding, for instance "
+            '"latin-1", or mend it.'
+        ) from None
+    except csv.Error as error:
         raise UserError(f"The header of {name} cannot be read: {error}; mend it.") from None
     twice = [c for i, c in enumerate(names) if c in names[:i]]
     if twice:

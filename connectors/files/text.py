@@ -28,23 +28,53 @@ HEAD = 2_000
 
 
 @numba.njit(nogil=True, cache=True)
-def _quoted_ends(data, delimiter):  # type: ignore[no-untyped-def]
-    """Where each row ends, after its newline; a newline in a quoted field is text."""
-    ends = np.empty(len(data), np.int64)
+def _quoted_ends(data, delimiter, quote, comment, longest, final):  # type: ignore[no-untyped-def]
+    """Where each row ends, after its newline; a newline in a quoted field is text.
+
+    A quote that is not closed costs the line it stands in, and no more: where the field never ends
+    (in a file that does, or within the longest row), or something else than a delimiter stands
+    behind its end in another line, the row ends with the first of its lines.
+    """
+    ends = np.empty(len(data) + 1, np.int64)
     n = 0
     quoted = False
     start = True
-    for at in range(len(data)):
-        byte = data[at]
-        if quoted:
-            quoted = byte != 34
-        elif byte == 34:
+    row = at = 0
+    first = -1
+    while True:
+        lost = False
+        if at == len(data):
+            if not (final and quoted and first >= 0):
+                break
+            lost = True
+        elif at == row and data[at] == comment:
+            while at < len(data) and data[at] != 10:
+                at += 1
+            if at == len(data):
+                break
+        byte = data[at] if at < len(data) else np.uint8(0)
+        if lost:
+            pass
+        elif quoted:
+            quoted = byte != quote
+            if byte == 10 and first < 0:
+                first = at
+            if first >= 0:
+                lost = at - row > longest
+                if not quoted and at + 1 < len(data):
+                    after = data[at + 1]
+                    lost |= after != delimiter and after != quote and after != 10 and after != 13
+        elif byte == quote:
             # Only a quote at the start of a field opens one, or the second of a doubled quote.
-            quoted = start or data[at - 1] == 34
-        elif byte == 10:
-            ends[n] = at + 1
-            n += 1
+            quoted = start or data[at - 1] == quote
+        if lost:
+            at, quoted, byte = first, False, np.uint8(10)
         start = not quoted and (byte == delimiter or byte == 10)
+        at += 1
+        if byte == 10 and not quoted:
+            ends[n] = row = at
+            n += 1
+            first = -1
     return ends[:n].copy()
 
 
@@ -135,6 +165,7 @@ class TextFile:
         name: the partition.
         delimiter: CSV's, whose quoted fields may hold newlines; None where every newline ends a row
             (NDJSON).
+        quote, comment: CSV's, as bytes; -1 for none.
         max_record: bytes of the longest row that is accepted.
         keep_blank: whether a blank line is a row (a CSV of one column: its null).
         shorten: a row that is longer is a null, with its head as bytes, instead of an error.
@@ -152,6 +183,8 @@ class TextFile:
         name: str,
         *,
         delimiter: str | None,
+        quote: int = QUOTE,
+        comment: int = -1,
         max_record: int,
         keep_blank: bool = False,
         shorten: bool = False,
@@ -167,6 +200,8 @@ class TextFile:
         self._keep_blank = keep_blank
         self._bytes = Bytes(path, name)
         self._delimiter = delimiter
+        self._quote = quote
+        self._comment = comment
         self._max_record = max_record
         self._ended = False
         self._buffer = np.empty(0, np.uint8)
@@ -232,8 +267,12 @@ class TextFile:
         if position <= self.next:
             return
         if position < self._bytes.offset:  # in the buffer, perhaps at a blank line
-            row = int(np.searchsorted(self._starts, position))
-            self._row = min(row, len(self._starts) - 1)
+            self._row = min(int(np.searchsorted(self._starts, position)), len(self._starts) - 1)
+            within = position - self._starts[-1]
+            if within > 0:  # of a row that ends further down, or of several that it is in truth
+                self._buffer = self._buffer[self._bounds[-1] + within :]
+                self._bounds, self._starts = np.zeros(1, np.int64), np.full(1, position)
+                self._row = 0
             return
         self._bytes.skip_to(position)
         self._buffer, self._row = self._buffer[:0], 0
@@ -283,28 +322,34 @@ class TextFile:
                 raise self._too_long()
             self._pass_over_tail()
             self._shorten_rows()
-        if not self._keep_blank:
-            self._drop_blank()
+        if not self._keep_blank or self._comment >= 0:
+            self._drop_lines()
 
     def _row_ends(self) -> NDArray[np.int64]:
         data = self._buffer
-        if self._delimiter is not None and (data == QUOTE).any():
-            ends = _quoted_ends(data, ord(self._delimiter))
+        final = self._ended and not self._wait
+        if self._delimiter is not None and (data == self._quote).any():
+            ends = _quoted_ends(
+                data, ord(self._delimiter), self._quote, self._comment, self._max_record, final
+            )
         else:
             ends = np.flatnonzero(data == NEWLINE) + 1
         rest = len(data) > (ends[-1] if len(ends) else 0)
-        if self._ended and rest and not self._wait:
+        if final and rest:
             ends = np.append(ends, len(data))  # the last row lacks its newline, or closing quote
             self._open_end = True
         return np.asarray(ends, np.int64)
 
-    def _drop_blank(self) -> None:
-        """Close the buffer over blank lines; positions stay what they are."""
+    def _drop_lines(self) -> None:
+        """Close the buffer over blank lines and comments; positions stay what they are."""
         sizes = np.diff(self._bounds)
-        if not len(sizes) or sizes.min() > 2:
+        if not len(sizes) or (self._comment < 0 and sizes.min() > 2):
             return
         first = self._buffer[self._bounds[:-1]]
-        blank = ((sizes == 1) & (first == NEWLINE)) | ((sizes == 2) & (first == RETURN))
+        blank = first == self._comment
+        if not self._keep_blank:
+            blank |= (sizes == 1) & (first == NEWLINE)
+            blank |= (sizes == 2) & (first == RETURN)
         if not blank.any():
             return
         tail = len(self._buffer) - int(self._bounds[-1])

@@ -67,7 +67,10 @@ def conform(
         decimal: the decimal point of numbers in text.
     """
     at = np.arange(len(records)) if at is None else at
-    raw = _pointed(frame, schema) if decimal == "," else frame
+    raw = frame
+    if decimal == ",":
+        numbers = [c for c, t in schema.items() if t.is_numeric() and frame.schema[c] == pl.String]
+        raw = frame.with_columns(pointed(frame.get_column(c)) for c in numbers)
     made = pl.DataFrame(
         [cast(raw.get_column(c), dtype, coerce, written=written) for c, dtype in schema.items()]
     )
@@ -76,22 +79,17 @@ def conform(
     for column, dtype in schema.items():
         lost = _lost(frame.get_column(column), made.get_column(column)) & good
         if lost.any():
-            rejects += _misfits(frame, records, at, column, dtype, np.flatnonzero(lost))
+            read = raw.get_column(column)
+            rejects += _misfits(frame, read, records, at, dtype, np.flatnonzero(lost))
             good &= ~lost
     if good.all():
         return placed(made, records, at), rejects
     return placed(made.filter(pl.Series(good)), records, at[good]), rejects
 
 
-def _pointed(frame: pl.DataFrame, schema: Schema) -> pl.DataFrame:
-    """Points for commas in text that is to be a number, and commas for points, so that 1.234 is
-    none."""
-    swapped = [
-        pl.col(c).str.replace_many([",", "."], [".", ","])
-        for c, dtype in schema.items()
-        if dtype.is_numeric() and frame.schema[c] == pl.String
-    ]
-    return frame.with_columns(swapped)
+def pointed(texts: pl.Series) -> pl.Series:
+    """Points for commas, and commas for points, so that 1,234 is a number and 1.234 is none."""
+    return texts.str.replace_many([",", "."], [".", ","])
 
 
 def cast(
@@ -322,13 +320,18 @@ def _lists(words: pl.Series, dtype: pl.List) -> pl.Series:
 
 def _misfits(
     frame: pl.DataFrame,
+    read: pl.Series,
     records: Records,
     at: NDArray[np.int64],
-    column: str,
     dtype: pl.DataType,
     lost: NDArray[np.int64],
 ) -> list[Rejects]:
-    """Rows `lost` of the frame, whose `column` does not fit, split by reason."""
+    """Rows `lost` of the frame, whose value in a column does not fit, split by reason.
+
+    Args:
+        read: the column, with points in its numbers.
+    """
+    column = read.name
     rows = frame.select(pl.all().gather(lost))
     rows = rows.with_columns(shown(s) for s in rows if s.dtype == pl.Binary)  # JSON has no bytes
     raw = rows.get_column(column)
@@ -338,7 +341,8 @@ def _misfits(
         pl.format("Expected {}, got '{}' in column '{}'.",
                   pl.lit(type_name(dtype)), got.str.head(80), pl.lit(column))
     ).to_series()  # fmt: skip
-    big = _too_big(got, dtype)
+    pointed_texts = read.gather(lost).fill_null("?") if read.dtype == pl.String else got
+    big = _too_big(pointed_texts, dtype)
     made = []
     for reason, mask in ((OUT_OF_RANGE, big), (WRONG_TYPE, ~big)):
         if mask.any():
@@ -358,4 +362,4 @@ def _too_big(got: pl.Series, dtype: pl.DataType) -> pl.Series:
     return got.str.contains(NUMBER if number else r"$^x")
 
 
-__all__ = ["Coerce", "cast", "conform"]
+__all__ = ["Coerce", "cast", "conform", "pointed"]

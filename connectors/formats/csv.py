@@ -150,7 +150,8 @@ class Csv:
         Raises: PolarsError.
         """
         dialect = self.dialect
-        dtypes = {c: schema[c] if schema.get(c) in DIRECT else pl.String() for c in header}
+        direct = DIRECT if dialect.decimal == "." else (pl.String(),)  # the parser takes points too
+        dtypes = {c: schema[c] if schema.get(c) in direct else pl.String() for c in header}
         frame = pl.read_csv(
             io.BytesIO(values.data[values.bounds[0] : values.bounds[-1]].data),
             has_header=False,
@@ -158,7 +159,6 @@ class Csv:
             columns=sorted(header.index(c) for c in schema),
             separator=dialect.delimiter,
             quote_char=dialect.quote or None,
-            decimal_comma=dialect.decimal == ",",
             null_values=list(dialect.null_values) or None,
         )
         if frame.height != len(values):

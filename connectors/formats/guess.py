@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from polars.exceptions import PolarsError
 
 from connectors.formats import scan
-from connectors.formats.casts import Coerce, cast
+from connectors.formats.casts import Coerce, cast, pointed
 from connectors.formats.paths import Shape
 from engine.types import RESERVED, Schema, Unit
 
@@ -53,11 +53,13 @@ class Evidence:
     """What the values of one column have in common so far.
 
     Attributes:
+        decimal: the decimal point of its numbers.
         dtype: the type of all of them; Null while there is none.
         without: the same of those that are none of `NULL_WORDS`.
         words: those of `NULL_WORDS` that were among them.
     """
 
+    decimal: str = "."
     dtype: pl.DataType = field(default_factory=pl.Null)
     without: pl.DataType = field(default_factory=pl.Null)
     words: set[str] = field(default_factory=set)
@@ -67,26 +69,28 @@ class Evidence:
         if self.dtype == pl.String and self.without == pl.String:
             return
         values = column.drop_nulls().str.strip_chars()
-        found = guessed(values)
+        found = guessed(values, self.decimal)
         self.dtype = common_type(self.dtype, found)
         if found == pl.String:
             missing = values.is_in(NULL_WORDS)
             self.words.update(values.filter(missing).unique())
-            found = guessed(values.filter(~missing)) if missing.any() else found
+            found = guessed(values.filter(~missing), self.decimal) if missing.any() else found
         self.without = common_type(self.without, found)
 
 
 class Guess:
     """The types of several columns of text, as more and more of their rows are seen."""
 
-    def __init__(self) -> None:
+    def __init__(self, decimal: str = ".") -> None:
+        self._decimal = decimal
         self._columns: dict[str, Evidence] = {}
 
     def add(self, frame: pl.DataFrame) -> None:
         """More rows, all columns as text; it need not have every column."""
         for column in frame.columns:
             if column not in RESERVED:
-                self._columns.setdefault(column, Evidence()).add(frame.get_column(column))
+                evidence = self._columns.setdefault(column, Evidence(decimal=self._decimal))
+                evidence.add(frame.get_column(column))
 
     @property
     def null_values(self) -> tuple[str, ...]:
@@ -111,10 +115,14 @@ class Guess:
         return made
 
 
-def guessed(values: pl.Series) -> pl.DataType:
+def guessed(values: pl.Series, decimal: str = ".") -> pl.DataType:
     """The type of all of these texts, none of them null; Null where there are none."""
     if not len(values):
         return pl.Null()
+    if decimal == ",":
+        number = guessed(pointed(values))
+        other = number if number.is_numeric() else guessed(values)
+        return pl.String() if other.is_numeric() and other != number else other
     if _all(values, pl.Boolean(), strict=True):
         return pl.Boolean()
     for integer in INTEGERS:

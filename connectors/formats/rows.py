@@ -23,7 +23,10 @@ OUT_OF_RANGE = "out_of_range"
 TOO_LARGE = "too_large"
 SHOWN = 2_000
 """Bytes of a rejected value that its dead letter shows; the position leads to the rest."""
-NOT_UTF8 = "Expected UTF-8, got bytes that are none."
+NOT_UTF8 = (
+    "Expected UTF-8, got bytes that are none: convert them, or set [source] encoding, for instance "
+    '"latin-1", where they are files.'
+)
 
 
 def placed(

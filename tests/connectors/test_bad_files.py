@@ -216,7 +216,7 @@ def test_bytes_that_are_no_text_cost_their_row(tmp_path: Path) -> None:
     assert [(reason, at) for reason, at, _, _ in told(rejects)] == [("bad_utf8", 5)]
 
 
-@pytest.mark.parametrize("raw", ['s\n"never closed\nand so on\n', "s\n" + "x" * 200 + "\n"])
+@pytest.mark.parametrize("raw", ["s\n" + "x" * 200 + "\n"])
 def test_a_row_that_is_too_long(tmp_path: Path, raw: str) -> None:
     (tmp_path / "rows.csv").write_text(raw + "more\n" * 50)
     source = files(tmp_path / "rows.csv", max_record_bytes=100)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from connectors.formats.csv import Csv
+from connectors.formats.rows import NOT_UTF8
 from engine.types import TYPES, HeadraceError, Records, Schema
 from tests.connectors.conftest import records, told
 
@@ -26,7 +27,7 @@ POISON = {
     b"a,1\n": ("broken", "Expected 4 fields, got 2."),
     b"a,1,2,,5\n": ("broken", "Expected 4 fields, got 5."),
     b'"a,1,2,\n': ("broken", "Expected a row of CSV, got a quote that is not closed."),
-    b"\xff,1,2,\n": ("bad_utf8", "Expected UTF-8, got bytes that are none."),
+    b"\xff,1,2,\n": ("bad_utf8", NOT_UTF8),
     b'5" pipe,1,2,\n': ("broken", "Expected a row of CSV, got quotes in the middle of a field."),
 }
 

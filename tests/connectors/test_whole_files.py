@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 
 from connectors.files.source import FilesSource
+from connectors.formats.rows import NOT_UTF8
 from connectors.letters import FileLetters
 from engine.letters import letters
 from engine.types import HeadraceError, Mark, Schema, Source, UserError
@@ -177,7 +178,7 @@ def test_documents_and_their_encodings(tmp_path: Path) -> None:
     frame, rejects = read(source, {"label": pl.String(), "text": pl.String()})
     assert frame.rows() == [("de", "öß\n"), ("de", "x"), ("de", "")]
     assert [(reason, detail) for reason, _, detail, _ in rejects] == [
-        ("bad_utf8", "Expected UTF-8, got bytes that are none."),
+        ("bad_utf8", NOT_UTF8),
         ("bad_utf8", "Expected UTF-8, got UTF-16: convert it."),
     ]
     raw, none = read(files(tmp_path, format="documents"), {"text": pl.Binary()})
