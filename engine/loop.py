@@ -304,7 +304,12 @@ class Loop:
         Raises: Flood; CheckpointFailed where the last one cannot be written; HeadraceError and
         whatever source, stages, work or sinks raise. What was saved stays saved.
         """
-        with signals.answering(self._answer), self._closing(), self.loader, self._releasing():
+        with (
+            signals.answering(self._answer),
+            self._closing(),
+            self._loading(),
+            self._releasing(),
+        ):
             self._saved_batches = self.totals.batches
             self._stopping = self._stopping or signals.asked() is not None
             self._began = self._judged = self.loader.times.account()
@@ -593,6 +598,20 @@ class Loop:
             for sink in (self.sink, self.dead_letters):
                 if sink is not None:
                     sink.close()
+
+    @contextlib.contextmanager
+    def _loading(self) -> Iterator[None]:
+        """Whatever ends the run, the loader's threads end. One that still waits, for a broker that
+        does not answer, is no failure where a signal ends the process: what there is is saved."""
+        try:
+            yield
+        finally:
+            try:
+                self.loader.close()
+            except HeadraceError as error:
+                if signals.asked() is None:
+                    raise
+                log.warning("%s", error)
 
     @contextlib.contextmanager
     def _releasing(self) -> Iterator[None]:

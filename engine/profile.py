@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 from rich.table import Table
 
-from engine import atomic
+from engine import atomic, signals
 from engine.config import Pipeline
 from engine.loop import Loop
 from engine.run import Run
@@ -186,6 +186,8 @@ class Sample:
         loop.loader.times.listener = self._listen
         self._begin = time.perf_counter()
         summary = self.run_.run(fresh=True)
+        if signals.asked():
+            signals.stop()
         self.records = summary.totals.read
         self.verdict = loop.verdict(self._account) if self._account else summary.bottleneck
         spent = loop.loader.times.account()

@@ -875,19 +875,6 @@ class Run:
         return files
 
 
-def run(
-    pipeline: Pipeline | str | Path, overrides: Iterable[str] = (), *, fresh: bool = False
-) -> Summary:
-    """Run a pipeline file to the end of its source::
-
-        summary = run("deploy/pipelines/pedestrians.toml", ["loader.batch_rows=48"])
-        print(summary.report["all"]["mae"], summary.totals)
-
-    Raises: UserError for the user's mistake; HeadraceError where the run cannot go on.
-    """
-    return Run(pipeline, overrides).run(fresh=fresh)
-
-
 def _part(memory: Callable[[], Mapping[str, int]], name: str) -> int:
     return memory()[name]
 
@@ -931,4 +918,4 @@ def _ranges(frame: pl.DataFrame | None) -> dict[str, tuple[float, float]]:
     return {c: (row["a" + c], row["b" + c]) for c in numeric if row["a" + c] is not None}
 
 
-__all__ = ["Run", "Summary", "run"]
+__all__ = ["Run", "Summary"]

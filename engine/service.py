@@ -3,14 +3,20 @@
 It runs on a thread of its own, so a slow reader costs the loop nothing; and it is not what is
 watched: `/livez` answers for the loop's progress, as a `Heartbeat` saw it, not for the web thread.
 
+Readers cannot harm it: a connection is one request and has `CONNECTION_SECONDS` for it, and where
+there are too many, the one that has waited longest without asking goes. So neither idle connections
+nor slow ones take the descriptors that sources and sinks need, and a scrape still gets in.
+
 Leaves out: TLS and passwords. It listens on this machine alone unless told otherwise; a proxy in
 front of it has both.
 """
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
+import resource
 import socket
 import sys
 import threading
@@ -28,6 +34,8 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
 
 from engine import types
 from engine.metrics import Metrics
@@ -43,6 +51,12 @@ WATCH_SECONDS = 5.0
 """How often a watched heartbeat is looked at, at least."""
 PLACES = 6
 """Calls that are told of a thread that stalls."""
+CONNECTION_SECONDS = 10.0
+"""From a connection's first byte to its last."""
+MAX_CONNECTIONS = 64
+"""At a time; less where the process may have few descriptors, see `_room`."""
+BACKLOG = 32
+"""Connections that the kernel holds for us, and that are taken in at once."""
 STOP_SECONDS = 5.0
 """How long `Service.stop` waits for the thread."""
 
@@ -242,15 +256,17 @@ class Service:
         return uvicorn.Config(
             self._app(),
             loop="asyncio",
-            http="h11",
+            http=_Connection,
+            backlog=BACKLOG,
+            headers=[("connection", "close")],
             ws="none",
             lifespan="off",
             log_config=None,
-            log_level="warning",
+            log_level="error",
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            timeout_graceful_shutdown=GRACE_SECONDS,
+            timeout_graceful_shutdown=2 * GRACE_SECONDS,
         )
 
     # The handlers are coroutines although they await nothing: a plain function would run on a pool
@@ -280,16 +296,70 @@ class Service:
         )
 
 
+class _Readers(ServerState):
+    """The connections there are, no more than there is room for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._room = _room()
+        self._crowded = False
+
+    def make_room(self) -> None:
+        """One has come: where that is one too many, the one that is worth least goes."""
+        there = [c for c in self.connections if isinstance(c, _Connection) and not c.gone]
+        if len(there) <= self._room:
+            return
+        if not self._crowded:
+            self._crowded = True
+            log.warning(
+                "too many connections to the service: idle ones are closed, the oldest first",
+                extra={"limit": self._room},
+            )
+        min(there, key=lambda c: (c.cycle is not None, c.since)).abort()
+
+
+class _Connection(H11Protocol):
+    """One request within `CONNECTION_SECONDS`, whatever its reader does."""
+
+    server_state: _Readers
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.since = self.loop.time()
+        self.gone = False
+        self._deadline = self.loop.call_later(CONNECTION_SECONDS, self.abort)
+        self.server_state.make_room()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._deadline.cancel()
+        super().connection_lost(exc)
+
+    def abort(self) -> None:
+        """Close it now, whatever is still to be sent."""
+        self.gone = True
+        self.transport.abort()
+
+
 class _Server(uvicorn.Server):
     """Says when it is up, and answers for what ends its thread."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
+        self.server_state = _Readers()
         self.up = threading.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self.up.set()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # A reader that takes its time holds up the end a little, and is no error.
+        asyncio.get_running_loop().call_later(GRACE_SECONDS, self._abort)
+        await super().shutdown(sockets)
+
+    def _abort(self) -> None:
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
     def serve_on(self, sock: socket.socket) -> None:
         """The thread."""
@@ -300,6 +370,11 @@ class _Server(uvicorn.Server):
         finally:
             self.up.set()
             sock.close()
+
+
+def _room() -> int:
+    """Connections at a time: a small part of the descriptors that this process may have."""
+    return min(MAX_CONNECTIONS, max(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 16))
 
 
 def _answer(check: Callable[[], Health]) -> Response:
@@ -318,7 +393,7 @@ def _answer(check: Callable[[], Health]) -> Response:
 def _listen(host: str, port: int) -> socket.socket:
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(address[:2], family=family, backlog=128)
+        return socket.create_server(address[:2], family=family, backlog=BACKLOG)
     except (OSError, UnicodeError) as error:
         raise UserError(_refusal(host, port, error)) from error
 

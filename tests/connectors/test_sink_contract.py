@@ -3,6 +3,8 @@ later."""
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from connectors.files.sink import FilesSink
+from connectors.files.sink import FilesSink, LettersFolder
 from connectors.kafka.sink import KafkaSink
 from connectors.memory import MemorySink
-from engine.types import Mark, Records, Sink, Source
+from engine.types import Mark, Records, Sink, Source, UserError
 from tests.broker import shared_broker
 from tests.connectors.conftest import ROWS, SCHEMA, drain, files, kafka_source, sink_of
 
@@ -153,6 +155,65 @@ def test_files_of_other_names_stay(tmp_path: Path) -> None:
     sink.flush()
     sink.restore(None)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(others)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("harm", ["gone", "cut", "grown"])
+def test_parts_that_are_not_as_they_were_written_are_told(
+    kind: str, harm: str, tmp_path: Path
+) -> None:
+    sink = sink_of(kind, tmp_path)
+    for start in (0, 10, 20):
+        sink.write(ROWS[start : start + 10])
+        sink.flush()
+    saved = sink.snapshot()
+    part = tmp_path / "out" / f"part-00000001.{kind}"
+    data = part.read_bytes()
+    again = sink_of(kind, tmp_path)
+    again.restore(saved)  # all there
+    part.unlink()
+    if harm != "gone":
+        part.write_bytes(data[:-1] if harm == "cut" else data + b"x")
+    what = "1 of 3 are gone, part-00000001" if harm == "gone" else "bytes, and .* were written"
+    with pytest.raises(UserError, match=rf"\[sink\] path .* no longer has .*{what}.*--fresh"):
+        sink_of(kind, tmp_path).restore(saved)
+    again = FilesSink(
+        FilesSink.Settings(path=str(tmp_path / "out"), format=kind, verify_parts=False)
+    )
+    again.restore(saved)
+    again.restore(None)
+    assert seen(tmp_path).is_empty()
+
+
+def test_dead_letters_are_no_sink_and_may_be_cleared_away(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"\[dead_letters\] path .* cannot be a folder"):
+        LettersFolder(LettersFolder.Settings(path=str(tmp_path / "file"), format="ndjson"))
+    letters = LettersFolder(LettersFolder.Settings(path=str(tmp_path / "out"), format="ndjson"))
+    letters.write(ROWS[:5])
+    letters.flush()
+    saved = letters.snapshot()
+    next((tmp_path / "out").iterdir()).unlink()
+    letters.restore(saved)
+    letters.write(ROWS[5:9])
+    letters.flush()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["part-00000001.ndjson"]
+
+
+def test_private_parts_are_their_owners(tmp_path: Path) -> None:
+    for private, mode in ((True, 0o600), (False, 0o666 & ~umask())):
+        folder = tmp_path / str(private)
+        sink = FilesSink(FilesSink.Settings(path=str(folder), private=private))
+        sink.write(ROWS)
+        sink.flush()
+        (part,) = folder.iterdir()
+        assert stat.S_IMODE(part.stat().st_mode) == mode
+
+
+def umask() -> int:
+    now = os.umask(0)
+    os.umask(now)
+    return now
 
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8)

@@ -161,6 +161,11 @@ def test_anothers_checkpoint_is_refused(
     assert "start over with --fresh" in str(caught.value)
 
 
+def test_a_private_checkpoint_is_its_owners(tmp_path: Path) -> None:
+    settings = Checkpoints.Settings(path=str(tmp_path), private=True)
+    assert Checkpoints(settings).save(STATE, IDENTITY).stat().st_mode & 0o777 == 0o600
+
+
 FULL = """
 import resource, sys
 import numpy as np

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import re
 import signal
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,7 +17,15 @@ import pydantic
 import pytest
 
 from engine.metrics import Metrics
-from engine.service import STOP_SECONDS, Health, Heartbeat, Service
+from engine.service import (
+    BACKLOG,
+    MAX_CONNECTIONS,
+    STOP_SECONDS,
+    Health,
+    Heartbeat,
+    Service,
+    _room,
+)
 from engine.types import HeadraceError, UserError
 
 FREE = Service.Settings(port=0)
@@ -274,3 +285,75 @@ def test_garbage_does_not_end_the_service(service: Service) -> None:
         with socket.create_connection(("127.0.0.1", service.port), timeout=10) as reader:
             reader.sendall(noise)
     assert get(service, "/livez").status_code == 200
+
+
+def idle(service: Service, n: int) -> list[socket.socket]:
+    """Connections that ask for nothing; one or the other may be closed again already."""
+    made = []
+    for _ in range(n):
+        reader = socket.socket()
+        reader.settimeout(20)
+        reader.connect(("127.0.0.1", service.port))
+        made.append(reader)
+    return made
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_idle_connections_take_no_descriptors_and_keep_nobody_out(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = descriptors()
+    readers = []
+    for _ in range(6):
+        readers += idle(service, 50)
+        assert get(service, "/livez").status_code == 200  # behind all that came before
+        # Theirs are of this process, too.
+        assert descriptors() - before - len(readers) <= MAX_CONNECTIONS + 2 * BACKLOG
+    for reader in readers[: -MAX_CONNECTIONS - BACKLOG]:  # the oldest are closed
+        with contextlib.suppress(ConnectionResetError):
+            assert reader.recv(1) == b""
+    for reader in readers:
+        reader.close()
+    assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == [
+        "too many connections to the service: idle ones are closed, the oldest first"
+    ]
+
+
+def test_few_descriptors_are_few_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    for soft, room in ((1024, 64), (256, 16), (20, 4), (1 << 20, 64)):
+        monkeypatch.setattr("resource.getrlimit", lambda _, soft=soft: (soft, soft))
+        assert _room() == room
+
+
+@pytest.mark.parametrize("said", [b"", b"GET /met", b"GET /metrics HTTP/1.1\r\nHost: x\r\n"])
+def test_a_reader_that_does_not_get_on_is_closed(
+    metrics: Metrics, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    monkeypatch.setattr("engine.service.CONNECTION_SECONDS", 0.2)
+    with Service(metrics, FREE) as service, idle(service, 1)[0] as reader:
+        reader.sendall(said)
+        with contextlib.suppress(ConnectionResetError):
+            assert reader.recv(1) == b""
+
+
+def test_a_connection_is_one_request(service: Service) -> None:
+    with idle(service, 1)[0] as reader:
+        reader.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        said = b"".join(iter(lambda: reader.recv(4096), b""))
+    assert b"connection: close" in said.lower()
+    assert said.endswith(b"ok\n")
+
+
+def test_the_end_with_a_stuck_reader_is_no_error(
+    metrics: Metrics, caplog: pytest.LogCaptureFixture
+) -> None:
+    for i in range(20_000):  # more than a socket takes
+        metrics.quality.labels(metric=f"m{i:05}", window="all" * 50).set(i)
+    with Service(metrics, FREE) as service, idle(service, 1)[0] as reader:
+        reader.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert reader.recv(15) == b"HTTP/1.1 200 OK"  # it has begun, and does not get on
+        service.stop()
+    assert [r.getMessage() for r in caplog.records if r.levelno > logging.INFO] == []

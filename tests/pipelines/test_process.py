@@ -1,0 +1,281 @@
+"""The command as a process of its own, in surroundings that are not made for it."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+import engine
+from tests.pipelines.conftest import Headrace, Rows, Small
+
+MOMENTS = 8
+ROOT = Path(engine.__file__).parents[1]
+EXPORT = "[export]\nholdout = 0.3\nholdout_rows = 1000\n"
+HEADRACE = [sys.executable, "-m", "engine.cli"]
+
+
+@pytest.fixture
+def file(tmp_path: Path, rows: Rows, small: Small) -> Path:
+    """A pipeline that trains, exports, compresses and writes."""
+    rows(1_500).write_csv(tmp_path / "data.csv")
+    return small(tmp_path / "data.csv", more=EXPORT)
+
+
+# ------------------------------------------------------------------------------------------ signals
+
+
+def armed(process: subprocess.Popen[str]) -> bool:
+    """Whether SIGTERM is caught by now, or the process has ended."""
+    try:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+    except FileNotFoundError:
+        return True
+    caught = re.search(r"SigCgt:\t(\w+)", status)
+    return caught is None or bool(int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+
+def start(file: Path) -> subprocess.Popen[str]:
+    """A run from its start; it is as far as to answer signals."""
+    process = subprocess.Popen(
+        [*HEADRACE, "run", "--fresh", str(file), "--log-level", "error"],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    while not armed(process):
+        time.sleep(0.001)
+    return process
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_signal_at_any_moment_ends_as_documented(file: Path, headrace: Headrace) -> None:
+    """Imports, opening, learning, export, compression, the table: a line at most, no traceback."""
+    begin = time.monotonic()
+    with start(file) as process:
+        process.communicate()
+    whole = time.monotonic() - begin
+    chance = random.Random(16)
+    for moment in range(MOMENTS):
+        number = (signal.SIGINT, signal.SIGTERM)[moment % 2]
+        twice = moment % 4 > 1
+        with start(file) as process:
+            try:  # as far into it as the moment is, of a run that ends by itself
+                process.wait(whole * (moment + chance.random()) / MOMENTS)
+            except subprocess.TimeoutExpired:
+                process.send_signal(number)
+            if twice:
+                time.sleep(0.05)
+                process.send_signal(number)
+            out, err = process.communicate()
+        expected = {0, 128 + number} if twice else {0}
+        assert process.returncode in expected, (moment, err)
+        assert len(err.splitlines()) <= 1 + twice, (moment, err)
+        assert "Traceback" not in out + err
+        assert all(line.startswith("headrace: ") for line in err.splitlines())
+    assert headrace("run", file)[0] == 0  # whatever they left, it goes on from there
+
+
+def test_a_signal_before_anything_is_imported(file: Path) -> None:
+    with start(file) as process:
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate()
+    assert (process.returncode, len(err.splitlines())) == (0, 1)
+    assert err.startswith("headrace: stopped by SIGTERM; what was saved stays")
+
+
+SWALLOWED = """
+import signal, sys
+from engine import signals
+signals.take()
+class Callback:
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+        for _ in range(10):
+            pass
+with signals.answering(signals.stop):
+    del [Callback()][0]
+    print("went on")
+"""
+
+
+def test_where_an_exception_is_dropped_the_signal_is_not() -> None:
+    done = subprocess.run([sys.executable, "-c", SWALLOWED], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr.startswith("headrace: stopped by SIGTERM")
+
+
+WAITING = """
+name = "waiting"
+folder = "{folder}"
+[source]
+kind = "kafka"
+topics = ["none"]
+bootstrap = "127.0.0.1:{port}"
+[source.schema]
+a = "float64"
+[sink]
+kind = "files"
+path = "{folder}/out"
+"""
+
+
+def test_a_signal_while_a_broker_is_awaited_ends_with_0(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the connection, says nothing
+        file = tmp_path / "waiting.toml"
+        file.write_text(WAITING.format(folder=tmp_path / "run", port=silent.getsockname()[1]))
+        with start(file) as process:
+            silent.settimeout(100)
+            silent.accept()
+            process.send_signal(signal.SIGTERM)
+            _, err = process.communicate()
+    assert process.returncode == 0, err
+    assert "Traceback" not in err
+
+
+# ------------------------------------------------------------------------------------- surroundings
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_without_asserts_and_without_streams_it_does_its_work(
+    file: Path, tmp_path: Path, results: Callable[[], pl.DataFrame]
+) -> None:
+    """``python -O`` and all three standard streams closed."""
+    command = [sys.executable, "-O", "-m", "engine.cli", "run", str(file)]
+    shell = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"]
+    assert subprocess.run([*shell, *command], timeout=600).returncode == 0
+    assert results().height > 0
+    assert (tmp_path / "run" / "model.onnx").stat().st_size > 0
+
+
+@pytest.fixture
+def read_only(tmp_path: Path) -> Path:
+    """The packages in a folder that nobody may write to, without what was compiled."""
+    code = tmp_path / "code"
+    for name in ("engine", "connectors", "models"):
+        shutil.copytree(ROOT / name, code / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in (code, *(path for path in code.rglob("*") if path.is_dir())):
+        folder.chmod(0o555)
+    return code
+
+
+HARDENED = """
+import sys
+from engine import environment
+from engine.errors import UserError
+try:
+    print(*environment.remarks(), sep="; ")
+except UserError as error:
+    sys.exit(str(error))
+import engine.kernels, connectors.formats.varints
+"""
+
+
+@pytest.mark.parametrize("temporary", [True, False])
+def test_read_only_code_without_a_home(read_only: Path, tmp_path: Path, temporary: bool) -> None:
+    """Loops are compiled in a folder of the process's own; where there is none, that is said."""
+    mine = tmp_path / "tmp"
+    mine.mkdir(mode=0o755 if temporary else 0o555)
+    drop = ["setpriv", "--bounding-set", "-dac_override", "--"] if os.geteuid() == 0 else []
+    keep = {k: v for k, v in os.environ.items() if k not in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME")}
+    environment = {**keep, "HOME": "/proc", "PYTHONPATH": str(read_only), "TMPDIR": str(mine)}
+    script = HARDENED
+    if not temporary:  # what Python falls back to by itself
+        script = "import tempfile; tempfile._get_default_tempdir = lambda: '/proc'\n" + script
+    done = subprocess.run(
+        [*drop, sys.executable, "-c", script],
+        env=environment,
+        cwd=read_only,
+        capture_output=True,
+        text=True,
+    )
+    assert "set NUMBA_CACHE_DIR to a folder that can be written" in done.stdout + done.stderr
+    assert done.returncode == (0 if temporary else 1), done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(mine.iterdir()) == []
+
+
+def test_too_few_addresses_are_a_sentence() -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+
+    done = subprocess.run(
+        [*HEADRACE, "run", "x.toml"], preexec_fn=limit, capture_output=True, text=True
+    )
+    assert done.returncode == 1, done.stderr
+    assert "'ulimit -v' allows 1.0 GiB of addresses" in done.stderr
+    assert "headrace: There is no room for the libraries" in done.stderr.splitlines()[-1]
+
+
+def test_version_and_help_load_no_library() -> None:
+    script = "import sys; from engine.cli import main\ntry: main([sys.argv[1]])\n"
+    script += "except SystemExit: pass\nprint(*sys.modules)"
+    for word in ("--version", "--help"):
+        done = subprocess.run(
+            [sys.executable, "-c", script, word], capture_output=True, text=True, check=True
+        )
+        loaded = set(done.stdout.splitlines()[-1].split())
+        assert "engine.cli" in loaded
+        assert not loaded & {"torch", "polars", "numpy", "pydantic", "rich", "onnxruntime"}
+
+
+def test_code_of_the_users_that_exits_ends_no_run_well(
+    file: Path, headrace: Headrace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "leaving.py").write_text(
+        "import sys\nfrom tests.pipelines.slow import Stage\n"
+        "class Leave(Stage):\n"
+        "    class Settings(Stage.Settings):\n        seconds: float = 0\n"
+        "    def apply(self, batch):\n        sys.exit(0)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    file.write_text(file.read_text() + '[scrub.leave]\nkind = "leaving:Leave"\n')
+    code, _, err = headrace("run", file)
+    assert code == 1
+    assert "called sys.exit(0) (leaving.py:7), which ends no run" in err.splitlines()[-1]
+
+
+# ------------------------------------------------------------------------- what nobody was told of
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+def test_no_socket_and_no_file_that_nobody_asked_for(file: Path, tmp_path: Path) -> None:
+    """Trains, exports and compresses: no library calls home, none writes elsewhere than into the
+    pipeline's folder, caches and temporary folders."""
+    home, trace = tmp_path / "home", tmp_path / "trace"
+    home.mkdir()
+    keep = {k: v for k, v in os.environ.items() if not k.startswith(("XDG_", "ORT_"))}
+    strace = ["strace", "-f", "-qq", "-o", str(trace), "-e", "trace=network,openat"]
+    done = subprocess.run(
+        [*strace, *HEADRACE, "run", str(file), "--log-level", "error"],
+        env={**keep, "HOME": str(home)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = trace.read_text(errors="replace").splitlines()
+    assert any("openat" in line and "data.csv" in line for line in lines)
+    asked = re.compile(r"\b(connect|sendto|sendmsg|bind|listen)\(")
+    assert [line for line in lines if asked.search(line) and "AF_UNIX" not in line] == []
+    written = re.compile(r'openat\([^"]*"([^"]+)".*O_CREAT')
+    opened = {match[1] for line in lines if (match := written.search(line)) and "= -1" not in line}
+    ours = rf"{tmp_path}/(run|out)/|{home}/\.(cache|config)/|/__pycache__/|^/dev/|^/tmp/"
+    allowed = re.compile(ours + "|^/var/lib/libuuid/")  # the clock of numba's unique names
+    assert [name for name in sorted(opened) if not allowed.search(name)] == []
+    kept = {path.relative_to(home).parts[:2] for path in home.rglob("*") if path.is_file()}
+    assert kept <= {(".cache", "matplotlib"), (".cache", "numba")}, kept
