@@ -124,6 +124,10 @@ class Mix(Source):
         """See `engine.types.Source`: where one of them is."""
         return any(part.source.endless() for part in self._parts)
 
+    def repeatable(self) -> bool:
+        """See `engine.types.Source`: where all are."""
+        return all(part.source.repeatable() for part in self._parts)
+
     def schema(self, declared: Schema) -> Schema:
         """See `engine.types.Source`; where nothing is declared, the first source says. Where
         something is, the columns are the declared ones: other columns may differ.

@@ -23,6 +23,9 @@ def preflight(run: Run, rows: int = 1_000) -> bool:
     Writes nothing and saves nothing. Raises: UserError for what makes the file unusable.
     """
     out = console()
+    if not run.source.repeatable():
+        out.print("What the source gives can be read only once: it is left for the run, untried.")
+        return True
     with closing(run.source):
         batch = _sample(run, rows)
         out.print(_steps(run, batch))

@@ -800,6 +800,10 @@ class Source(Protocol):
         for ever to fill."""
         return False
 
+    def repeatable(self) -> bool:
+        """Whether what is read can be read again, by a look before a run."""
+        return True
+
     def schema(self, declared: Schema) -> Schema:
         """The columns a decode will give: `declared`, with ``"*"`` spread over the columns it does
         not name, or, where nothing is declared, what the files say of themselves (a sample, for

@@ -18,7 +18,15 @@ from polars.exceptions import PolarsError
 from pydantic import ByteSize, Field, field_validator
 
 from connectors.files.follow import Follower
-from connectors.files.identity import Fingerprint, Policy, Watched, resumed, segments, together
+from connectors.files.identity import (
+    Fingerprint,
+    Policy,
+    Watched,
+    free,
+    resumed,
+    segments,
+    together,
+)
 from connectors.files.inspection import (
     Inspection,
     Recoded,
@@ -29,6 +37,7 @@ from connectors.files.inspection import (
     of_tables,
 )
 from connectors.files.paths import find, kind, readable
+from connectors.files.standard import NAME, Piped, StandardInput
 from connectors.files.table import KINDS, SortedRows
 from connectors.files.tar import TarShard
 from connectors.files.text import TextFile, compression
@@ -121,8 +130,9 @@ class FilesSource(Source):
         """``[source] kind = "files"``
 
         Attributes:
-            path: a file, a folder (all files below it), a glob, a list of them, or
-                ``package:path/in/package`` for data that an installed package ships.
+            path: a file, a folder (all files below it), a glob, a list of them, "-" for standard
+                input (lines of text, read once, to its end), or ``package:path/in/package`` for
+                data that an installed package ships.
             format: csv, ndjson, parquet, arrow, xml, images or webdataset (a tar whose neighbours
                 with one base name are a row), by the files' extension unless given; text (a row a
                 line), documents (a row a file), json (an object a file); or a class of your own for
@@ -204,6 +214,7 @@ class FilesSource(Source):
         paths = (settings.path,) if isinstance(settings.path, str) else settings.path
         if settings.format is not None:
             must_be_known(settings.format, FORMATS)
+        self._piped = Piped() if settings.path == NAME else None
         self._files = self._found()
         self._kind = settings.format or kind(self._files)
         if settings.order_by and self._kind not in SORTABLE:
@@ -214,6 +225,7 @@ class FilesSource(Source):
         self._table = self._recoding()
         self._name = readable(",".join(paths))
         self._follower = self._followed() if settings.follow else None
+        self._input = None if self._piped is None else self._as_input(self._piped)
         self._units = self._mine()
         self._headers: dict[str, list[str]] = {}
         self._columns: list[str] | None = None
@@ -239,6 +251,8 @@ class FilesSource(Source):
         Raises: UserError where there is none, unless they are followed and the format is given.
         """
         path, format = self.settings.path, self.settings.format
+        if self._piped is not None:
+            return {NAME: Path(NAME)}
         try:
             return find((path,) if isinstance(path, str) else path, format)
         except UserError as error:
@@ -247,15 +261,29 @@ class FilesSource(Source):
             log.warning("%s It is waited for.", error)
             return {}
 
-    def _followed(self) -> Follower:
+    def _as_input(self, piped: Piped) -> StandardInput:
+        if not self._has_rows_of_text:
+            raise UserError(
+                f"[source] path = \"-\" reads lines of text, not '{self._kind}': write it to a "
+                "file."
+            )
+        if self.settings.follow:
+            raise UserError('[source] path = "-" is read to its end: leave follow out.')
+        self._must_be_once("standard input is read once")
+        return StandardInput(piped, partial(self._text, Path(NAME)))
+
+    def _must_be_once(self, why: str) -> None:
+        """Raises: UserError for settings that read all files together, again or by several."""
         settings = self.settings
         own = (settings.order_by, settings.shuffle_files, settings.epochs > 1, settings.shards)
         names = ("order_by", "shuffle_files", "epochs", "shards")
         for name, given in zip(names, own, strict=True):
             if given:
-                raise UserError(
-                    f"[source] follow reads files as they come, without an end: leave {name} out."
-                )
+                raise UserError(f"[source] {why}: leave {name} out.")
+
+    def _followed(self) -> Follower:
+        settings = self.settings
+        self._must_be_once("follow reads files as they come, without an end")
         if self._file_a_row:
             raise UserError(
                 f"[source] follow is for files of many rows, and each file of format "
@@ -274,7 +302,11 @@ class FilesSource(Source):
 
     def endless(self) -> bool:
         """See `engine.types.Source`."""
-        return self.settings.follow
+        return self.settings.follow or self._piped is not None
+
+    def repeatable(self) -> bool:
+        """See `engine.types.Source`."""
+        return self._piped is None
 
     def schema(self, declared: Schema) -> Schema:
         """See `engine.types.Source`. Looks at every footer and header, and where types are to be
@@ -345,7 +377,7 @@ class FilesSource(Source):
         return schema
 
     def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
-        """See `engine.types.Source`; never None, but of files that are followed."""
+        """See `engine.types.Source`; never None, but of what has not come yet."""
         records = self._read(max_rows, max_bytes, timeout)
         if records is None or self._table is None:
             return records
@@ -355,6 +387,8 @@ class FilesSource(Source):
         """The next rows as they are in the file."""
         if self._follower is not None:
             return self._follower.read(max_rows, max_bytes, timeout)
+        if self._input is not None:
+            return self._input.read(max_rows, max_bytes, timeout)
         while self._epoch < self.settings.epochs:
             if self._at == len(self._units):
                 self._epoch, self._at = self._epoch + 1, 0
@@ -401,6 +435,11 @@ class FilesSource(Source):
     def seek(self, mark: Mark) -> None:
         """See `engine.types.Source`."""
         self.close()
+        if self._input is not None:
+            name = free(NAME, mark.positions)
+            if name != NAME:
+                log.warning("Standard input is read as new input, '%s': none is read again.", name)
+            self._input.start(name)
         if self._follower is not None:
             self._follower.start(mark.positions, self._known)
         self._positions = {**mark.positions, **self._moved}
@@ -437,7 +476,7 @@ class FilesSource(Source):
                     )
         else:
             self._known = {name: Fingerprint.restore(value) for name, value in identities.items()}
-            if self._follower is not None:
+            if self._follower is not None or self._piped is not None:
                 return
             there = resumed(self._files, self._known, self.settings.on_replaced or "fail")
             self._files, self._known, self._moved = there.files, there.known, there.moved
@@ -471,7 +510,7 @@ class FilesSource(Source):
     def progress(self, mark: Mark) -> float | None:
         """Share of the bytes of all files before the mark; inside a compressed file, a guess. None
         where they are followed."""
-        if self._follower is not None:
+        if self._follower is not None or self._piped is not None:
             return None
         positions = mark.positions
         known = [unit for unit in self._units if unit.name in positions]
@@ -582,7 +621,7 @@ class FilesSource(Source):
         Raises: UserError where it cannot be shared or shuffled.
         """
         settings = self.settings
-        if self._follower is not None:
+        if self._follower is not None or self._piped is not None:
             return []
         shard, shards = settings.place()
         if settings.order_by:
@@ -690,6 +729,7 @@ class FilesSource(Source):
                 max_record=self.settings.max_record_bytes,
                 shorten=shorten,
                 wait=self._waits(path),
+                opened=self._rewound(),
             )
         file = self._csv_file(path, name)
         raw, end = file.header()
@@ -704,7 +744,14 @@ class FilesSource(Source):
     def _waits(self, path: Path) -> bool:
         """Whether a last line without its end is no row."""
         grows = self.settings.follow and compression(path) is None
-        return grows or self.settings.last_line == "wait"
+        peeking = self._piped is not None and self._piped.peeking
+        return grows or peeking or self.settings.last_line == "wait"
+
+    def _rewound(self) -> Piped | None:
+        """Standard input, from its first byte, where it is read."""
+        if self._piped is not None:
+            self._piped.rewind()
+        return self._piped
 
     def _csv_file(self, path: Path, name: str, *, keep_blank: bool = False) -> TextFile:
         dialect = self._dialect
@@ -717,6 +764,7 @@ class FilesSource(Source):
             max_record=self.settings.max_record_bytes,
             keep_blank=keep_blank,
             wait=self._waits(path),
+            opened=self._rewound(),
         )
 
     def _sampled(self, path: Path, name: str) -> Rows:

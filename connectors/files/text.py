@@ -170,6 +170,7 @@ class TextFile:
         keep_blank: whether a blank line is a row (a CSV of one column: its null).
         shorten: a row that is longer is a null, with its head as bytes, instead of an error.
         wait: a last line without its end is no row: the file may grow.
+        opened: its bytes, in place of the file's.
 
     Attributes:
         unfinished: the last row that was read lacks its line end.
@@ -189,6 +190,7 @@ class TextFile:
         keep_blank: bool = False,
         shorten: bool = False,
         wait: bool = False,
+        opened: Bytes | None = None,
     ) -> None:
         self._shorten = shorten
         self._wait = wait
@@ -198,7 +200,7 @@ class TextFile:
         """Which of the rows in the buffer were too long; None where none was."""
         self.name = name
         self._keep_blank = keep_blank
-        self._bytes = Bytes(path, name)
+        self._bytes = opened or Bytes(path, name)
         self._delimiter = delimiter
         self._quote = quote
         self._comment = comment
@@ -229,6 +231,11 @@ class TextFile:
     def exhausted(self) -> bool:
         """Whether the next rows are still in the file."""
         return self._row == len(self._bounds) - 1
+
+    @property
+    def ended(self) -> bool:
+        """Whether the end of the file was seen."""
+        return self._ended
 
     def fileno(self) -> int:
         """The system's descriptor of the open file."""
@@ -283,7 +290,7 @@ class TextFile:
         while self._row == len(self._bounds) - 1:
             if self._ended:
                 return None
-            self._fill()
+            self.fill()
         start, bounds = self._row, self._bounds
         fitting = int(np.searchsorted(bounds, bounds[start] + max_bytes, "right")) - 1
         stop = self._row = max(start + 1, min(start + max_rows, fitting))
@@ -302,7 +309,7 @@ class TextFile:
     def close(self) -> None:
         self._bytes.close()
 
-    def _fill(self) -> None:
+    def fill(self) -> None:
         """Read a block behind the unfinished row, and find the rows in it."""
         rest = self._buffer[self._bounds[-1] :]
         offset = int(self._starts[-1])
