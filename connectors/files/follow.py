@@ -342,7 +342,8 @@ class Follower:
             except OSError:
                 continue
             number = stat.st_dev, stat.st_ino
-            found[number] = Found(shown, path, number, stat.st_size, stat.st_mtime_ns)
+            file = Found(shown, path, number, stat.st_size, stat.st_mtime_ns)
+            found.setdefault(number, file)
         return found
 
     def _changed(self, tail: Tail, file: Found | None) -> None:
