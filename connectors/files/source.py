@@ -345,7 +345,7 @@ class FilesSource(Source):
         found = self._kind in FOUND and bool(declared) and rest is None
         only = rest == DROPPED or found
         if self._kind in JSON:
-            Ndjson(self.settings.paths).schema(named)
+            Ndjson(self.settings.paths, coerce=self.settings.coerce).schema(named)
         elif self._kind == "xml":
             Fields(list(named), self.settings.paths if only else {})
         elif isinstance(self._inner, Samples):
@@ -588,10 +588,17 @@ class FilesSource(Source):
             inner = Xml(self.settings.paths)
             return Whole(self._kind, inner) if self._file_a_row else Columns()
         if self._file_a_row:
-            return Whole(self._kind, Ndjson(self.settings.paths) if self._kind == "json" else None)
+            return Whole(
+                self._kind,
+                Ndjson(self.settings.paths, coerce=self.settings.coerce)
+                if self._kind == "json"
+                else None,
+            )
         if self._kind == "csv":
             return Csv(self._headers, self._dialect, coerce=self.settings.coerce, lenient=True)
-        return Bounded(Ndjson(self.settings.paths), self.settings.max_record_bytes)
+        return Bounded(
+            Ndjson(self.settings.paths, coerce=self.settings.coerce), self.settings.max_record_bytes
+        )
 
     @property
     def has_lines(self) -> bool:

@@ -1,7 +1,8 @@
 """Flat JSON objects straight into columns, by one compiled walk over their bytes.
 
 It takes the lines that it is sure of: keys and strings without escapes, numbers that have one
-nearest double beyond doubt, each value of its column's type. The others are left to the parser:
+nearest double beyond doubt, each value of its column's type; numbers in a column of text keep the
+text that they are written as. The others are left to the parser:
 `Ndjson` puts both together, and `tests/connectors/test_flat.py` holds that the result is the
 parser's own.
 
@@ -369,10 +370,16 @@ def _line(  # type: ignore[no-untyped-def]
         byte = data[at]
         minus = byte == 45  # as good as chance: nothing may wait for it
         if minus | (np.uint8(byte - 48) < 10):
+            begin = at
             at, mantissa, count, power, whole = _number(data, at + np.int64(minus), end)
             if at < 0:
                 return LEFT
-            if column >= 0:
+            if kind == TEXT:  # as it is written
+                if counts:
+                    texts[0, slots[column], row] = shift + begin
+                    texts[1, slots[column], row] = at - begin
+                    seen[column, row] = VALUE
+            elif column >= 0:
                 if (count > MOST_DIGITS) | (minus & (mantissa == 0)):
                     return LEFT
                 if kind == FLOAT:
@@ -407,11 +414,15 @@ def _line(  # type: ignore[no-untyped-def]
                 seen[column, row] = VALUE
             at = stop + 1
         else:
+            begin = at
             at, what = _literal(data, at, end)
-            if at < 0 or (column >= 0 and what != 2 and kind != BOOL):
+            if at < 0 or (column >= 0 and what != 2 and kind != BOOL and kind != TEXT):
                 return LEFT
             if counts:
-                if what != 2:
+                if kind == TEXT:
+                    texts[0, slots[column], row] = shift + begin
+                    texts[1, slots[column], row] = at - begin
+                elif what != 2:
                     bools[slots[column], row] = what == 1
                 seen[column, row] = NULL if what == 2 else VALUE
         if at >= end:

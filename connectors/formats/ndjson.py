@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from polars.exceptions import PolarsError
 
 from connectors.formats import scan
+from connectors.formats.casts import Coerce, cast
 from connectors.formats.flat import Flat
 from connectors.formats.paths import Shape, parse_path
 from connectors.formats.rows import (
@@ -34,6 +36,9 @@ NEWLINE = 10
 MOST_LEFT = 0.1
 """Share of records that the walk of `formats/flat.py` may leave to the parser; where it is more,
 they are another kind of JSON, and all go there."""
+HALF = re.compile(rb"\\u[dD][89a-fA-F]")
+"""An escape that may be half of a surrogate pair."""
+WORDS = re.compile(rb"NaN|Infinity")
 PIECES = 8
 """A large batch is parsed in that many pieces, so that poison in it is noticed early."""
 PIECE_ROWS = 2_000
@@ -64,6 +69,93 @@ def _blank(data, bounds, keep):  # type: ignore[no-untyped-def]
             data[bounds[i] : bounds[i + 1]] = 32
 
 
+@numba.njit(nogil=True, cache=True)
+def _whole_pairs(data, out):  # type: ignore[no-untyped-def]
+    """A copy in which half of a surrogate pair, which is no character, is written ``\\ufffd``."""
+    at = 0
+    size = len(data)
+    while at < size:
+        out[at] = data[at]
+        if data[at] != 92 or at + 1 >= size:
+            at += 1
+            continue
+        out[at + 1] = data[at + 1]
+        if data[at + 1] != 117 or at + 6 > size:
+            at += 2
+            continue
+        half = _half(data, at)
+        more = half == 1 and at + 12 <= size and data[at + 6] == 92 and data[at + 7] == 117
+        if more and _half(data, at + 6) == 2:
+            out[at : at + 12] = data[at : at + 12]
+            at += 12
+            continue
+        out[at + 2 : at + 6] = data[at + 2 : at + 6]
+        if half:
+            out[at + 2 : at + 5] = 102
+            out[at + 5] = 100
+        at += 6
+
+
+@numba.njit(nogil=True, cache=True)
+def _half(data, at):  # type: ignore[no-untyped-def]
+    """Whether the escape at `at` is the first (1) or second (2) half of a pair; 0 for others."""
+    if data[at + 2] | 32 != 100:
+        return 0
+    digit = data[at + 3] | 32
+    if digit == 56 or digit == 57 or digit == 97 or digit == 98:
+        return 1
+    return 2 if 99 <= digit <= 102 else 0
+
+
+@numba.njit(nogil=True, cache=True)
+def _quoted_words(data, bounds, out, ends):  # type: ignore[no-untyped-def]
+    """A copy in which NaN, Infinity and -Infinity, which JSON does not know, are strings; where its
+    lines end goes to `ends`. Returns how long it is."""
+    to = 0
+    for line in range(len(bounds) - 1):
+        inside = False
+        at = bounds[line]
+        while at < bounds[line + 1]:
+            byte = data[at]
+            size = 1
+            if inside:
+                if byte == 92 and at + 1 < bounds[line + 1]:
+                    size = 2
+                inside = byte != 34
+            elif byte == 34:
+                inside = True
+            elif byte == 78 or byte == 73 or byte == 45:
+                size = _word_size(data, at, bounds[line + 1])
+            word = size > 2
+            if word:
+                out[to] = 34
+                to += 1
+            for i in range(size):
+                out[to] = data[at + i]
+                to += 1
+            if word:
+                out[to] = 34
+                to += 1
+            at += size
+        ends[line + 1] = to
+    return to
+
+
+@numba.njit(nogil=True, cache=True)
+def _word_size(data, at, end):  # type: ignore[no-untyped-def]
+    """Bytes of NaN, Infinity or -Infinity at `at`; 1 for anything else."""
+    for word in (b"NaN", b"Infinity", b"-Infinity"):
+        if at + len(word) <= end:
+            same = True
+            for i in range(len(word)):
+                if data[at + i] != word[i]:
+                    same = False
+                    break
+            if same:
+                return len(word)
+    return 1
+
+
 class Ndjson:
     """See `engine.types.Format`. Flat objects of plain types are decoded by a compiled walk
     (`formats/flat.py`). What it is not sure of is parsed in one call; where that fails, a compiled
@@ -74,14 +166,22 @@ class Ndjson:
     does not name are ignored; of two equal keys the first counts; a number or object in a
     ``string`` column is taken as its text. A blank record is ``broken``: it is no object.
 
+    A value of another type is taken as in all formats (`connectors.formats.casts`): "3.5" is a
+    number, 9.0 an integer. NaN and Infinity, which JSON does not know, are what they say. Half of a
+    surrogate pair becomes U+FFFD.
+
     Args:
         paths: column -> where its value is, ``user.address.city`` or ``items[0].price``; a column
             that is not named is the key of its own name. What is no object (or list) where a step
             goes into one rejects the row, ``wrong_type``.
+        coerce: see `connectors.formats.casts`.
     """
 
-    def __init__(self, paths: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, paths: Mapping[str, str] | None = None, *, coerce: Coerce = "lossless"
+    ) -> None:
         """Raises: UserError for a text that is no path."""
+        self._coerce: Coerce = coerce
         self._paths = dict(paths or {})
         for column, path in self._paths.items():
             parse_path(path, column)
@@ -117,8 +217,12 @@ class Ndjson:
     def _parsed(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
         """All records by the parser."""
         assert isinstance(records.values, Values)
-        parser = _parser(tuple(schema.items()), tuple(self._paths.items()))
+        parser = _parser(tuple(schema.items()), tuple(self._paths.items()), self._coerce)
         data, bounds = _lines(records.values)
+        if HALF.search(data.data):
+            whole = np.empty_like(data)
+            _whole_pairs(data, whole)
+            data = whole
         n = len(records)
         frames = [pl.DataFrame(schema=schema)]
         for start, stop in _pieces(n):
@@ -143,6 +247,7 @@ class _Parser:
     tree: scan.Tree
     types: Schema
     texts: Schema
+    coerce: Coerce
 
     def strict(self, part: NDArray[np.uint8], rows: int) -> pl.DataFrame:
         """The columns. Raises: PolarsError when one of the lines does not fit, or is blank."""
@@ -152,6 +257,8 @@ class _Parser:
 
     def sifted(self, data: NDArray[np.uint8], bounds: Ints) -> tuple[pl.DataFrame, pl.DataFrame]:
         """The rows that fit, and the others: row, reason, detail."""
+        if self.coerce == "lossless" and WORDS.search(data.data):
+            data, bounds = _with_words(data, bounds)
         found = self.tree.scan(data, bounds)
         fits = found.verdicts == scan.FITS
         good: list[tuple[Ints, pl.DataFrame]] = []
@@ -208,6 +315,11 @@ class _Parser:
                 done |= odd
             raw = text.get_column(name)
             lost = (raw.is_not_null() & made.get_column(name).is_null()).to_numpy() & ~done
+            if lost.any() and self.coerce == "lossless":
+                taken = cast(raw.filter(pl.Series(lost)), kind)
+                column = made.get_column(name).cast(kind)
+                made = made.with_columns(column.scatter(np.flatnonzero(lost), taken))
+                lost[np.flatnonzero(lost)] = taken.is_null().to_numpy()
             if lost.any():
                 at = np.flatnonzero(lost)
                 token = tokens[at, self.tree.number(nodes[-1])]
@@ -229,11 +341,13 @@ def _flat(schema: tuple[tuple[str, pl.DataType], ...]) -> Flat | None:
 
 @functools.lru_cache(maxsize=16)
 def _parser(
-    schema: tuple[tuple[str, pl.DataType], ...], paths: tuple[tuple[str, str], ...]
+    schema: tuple[tuple[str, pl.DataType], ...],
+    paths: tuple[tuple[str, str], ...],
+    coerce: Coerce,
 ) -> _Parser:
     shape = Shape.of(dict(schema), dict(paths))
     types = shape.types(text=False)
-    return _Parser(shape, scan.Tree(shape), types, shape.types(text=True))
+    return _Parser(shape, scan.Tree(shape), types, shape.types(text=True), coerce)
 
 
 def _whole(frames: list[pl.DataFrame]) -> pl.DataFrame:
@@ -256,6 +370,12 @@ def _lines(values: Values) -> tuple[NDArray[np.uint8], Ints]:
     out = np.empty(len(part) + len(values), np.uint8)
     _join(values.data, values.bounds, out)
     return out, bounds + np.arange(len(bounds))
+
+
+def _with_words(data: NDArray[np.uint8], bounds: Ints) -> tuple[NDArray[np.uint8], Ints]:
+    """The lines with NaN and the infinities as strings."""
+    out, ends = np.empty(2 * len(data) + 2, np.uint8), np.zeros_like(bounds)
+    return out[: _quoted_words(data, bounds, out, ends)], ends
 
 
 def _parse(part: NDArray[np.uint8], rows: int, types: Schema, *, lenient: bool) -> pl.DataFrame:

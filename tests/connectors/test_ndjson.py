@@ -61,6 +61,46 @@ def test_moments_are_iso_8601() -> None:
     assert [(reason, at) for reason, at, _, _ in told(rejects)] == [("wrong_type", 20)]
 
 
+COERCED = {
+    '{"x":"3.5"}': ("x", 3.5), '{"x":NaN}': ("x", float("nan")), '{"x":-Infinity}': ("x", -1e999),
+    '{"x":"inf"}': ("x", 1e999), '{"n":12.0}': ("n", 12), '{"n":"12.0"}': ("n", 12),
+    '{"n":1e3}': ("n", 1000), '{"b":"true"}': ("b", True), '{"b":1}': ("b", True),
+    '{"s":1.0}': ("s", "1.0"), '{"s":-0.50}': ("s", "-0.50"), '{"s":true}': ("s", "true"),
+    '{"s":12345678901234567890123}': ("s", "12345678901234567890123"),
+    '{"s":"NaN"}': ("s", "NaN"), '{"s":"\\ud800"}': ("s", "\ufffd"),
+    '{"s":"a\\ud800b"}': ("s", "a\ufffdb"), '{"s":"\\udc00\\ud800"}': ("s", "\ufffd\ufffd"),
+    '{"s":"\\ud83d\\ude00"}': ("s", "\U0001f600"), '{"s":"\\\\ud800"}': ("s", "\\ud800"),
+    '{"s":"\\ud800\\u0041"}': ("s", "\ufffdA"),
+}  # fmt: skip
+FLAT: Schema = {"x": pl.Float64(), "n": pl.Int64(), "b": pl.Boolean(), "s": pl.String()}
+
+
+def test_one_rule_of_what_is_taken_for_what() -> None:
+    """As CSV and Parquet; each alone, and all at once."""
+    plain = [b'{"x":1.5}'] * 10 * len(COERCED)
+    lines = [line.encode() for line in COERCED]
+    every, rejects = Ndjson().decode(records(*plain, *lines), FLAT)
+    assert told(rejects) == []
+    for i, (line, (column, value)) in enumerate(COERCED.items()):
+        frame, rejects = Ndjson().decode(records(line.encode()), FLAT)
+        assert told(rejects) == []
+        for got in (frame[column][0], every[column][len(plain) + i]):
+            assert got == value or (got != got and value != value), line
+
+
+@pytest.mark.parametrize("line", ['{"x":"3.5"}', '{"x":NaN}', '{"n":12.0}', '{"b":"true"}'])
+def test_strict_takes_only_what_is_written_as_that_type(line: str) -> None:
+    frame, rejects = Ndjson(coerce="strict").decode(records(line.encode(), b"{}"), FLAT)
+    assert (frame.height, len(told(rejects))) == (1, 1)
+
+
+@pytest.mark.parametrize("value", ["1.5", "99999999999999999999", '"x"', "NaN", '"1e400"'])
+def test_what_is_no_integer_is_none(value: str) -> None:
+    frame, rejects = Ndjson().decode(records(f'{{"n":{value}}}'.encode()), FLAT)
+    assert frame.height == 0
+    assert "In column 'n': cannot parse" in told(rejects)[0][2]
+
+
 def test_a_slice_of_a_shared_buffer() -> None:
     raw = records(b'{"x":1}\n', b'{"x":2}\n', b'{"x":3}\n').slice(1, 2)
     frame, _ = Ndjson().decode(raw, SCHEMA)
@@ -136,7 +176,7 @@ def test_poison_behind_a_clean_beginning(at: int, monkeypatch: pytest.MonkeyPatc
         (b'{"x":true}', "In column 'x': cannot parse 'true' (bool) as Float64."),
         (b'{"i":-2147483649}', "In column 'i': cannot parse '-2147483649' (i64) as Int32."),
         (b'{"s":"ok","d":"2024-02-30","n":"1"}',
-         "In column 'n': cannot parse '1' (string) as Int64."),
+         "In column 'd': cannot parse '2024-02-30' (string) as Date."),
         (b'{"user":{"address":5}}',
          "In column 'city': expected more keys or elements at 'user.address', got integer."),
         (b'{"items":{"price":5}}',
