@@ -87,7 +87,7 @@ NAMES: Mapping[str, Name] = {
     "headrace_source_bytes_total": Name("counter", "Bytes read from the source."),
     "headrace_source_lag_records": Name(
         "gauge",
-        "Records of a partition (bytes, of a text file) that nothing was done with yet.",
+        "Records of a partition (bytes, of a text file) that are not done and committed yet.",
         {"partition": ()},
     ),
     "headrace_source_event_timestamp_seconds": Name(
@@ -202,7 +202,7 @@ NAMES: Mapping[str, Name] = {
     "headrace_checkpoint_seconds": Name("histogram", "Time to save a checkpoint.", buckets=WORK),
     "headrace_checkpoint_bytes": Name("gauge", "Size of the newest checkpoint."),
     "headrace_checkpoint_timestamp_seconds": Name(
-        "gauge", "When the newest checkpoint was saved, in seconds since the epoch."
+        "gauge", "When a checkpoint last held all that was done, in seconds since the epoch."
     ),
     "headrace_checkpoint_failures_total": Name("counter", "Checkpoints that could not be saved."),
     # memory

@@ -289,7 +289,9 @@ def answers(consumer: Any, *, again: bool = False) -> bool:
         again: after a silence; that something was asked of nobody is then not enough.
     """
     conns = list(consumer._manager._conns.values())
-    last = [conn.transport.last_read for conn in conns if conn.connected]
+    # The client's own thread may drop a connection at any moment.
+    lines = [conn.transport for conn in conns if conn.connected]
+    last = [line.last_read for line in lines if line is not None]
     if any(time.monotonic() - at <= SILENT_SECONDS for at in last):
         return True
     return bool(last) and not again and not any(conn.in_flight_requests for conn in conns)
