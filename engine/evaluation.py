@@ -9,7 +9,7 @@ stands beside it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,10 +60,11 @@ class Evaluation:
 
         Attributes:
             window: newest rows that "window" figures are over.
-            baselines: name -> column with that baseline's prediction (regression). The last value
-                is always among them; for classes, the majority class and the last class.
-            slices: name -> SQL condition over the batch's columns; figures for the rows where it
-                holds.
+            baselines: name -> column with that baseline's prediction (regression), as it is before
+                the stages that a model file contains. The last value is always among them; for
+                classes, the majority class and the last class.
+            slices: name -> SQL condition over the batch's columns, as they are before those
+                stages; figures for the rows where it holds.
             time: event time column of the history; None counts rows instead.
             every: a history step: a duration ("7d") with `time`, else a number of rows.
         """
@@ -110,8 +111,17 @@ class Evaluation:
             )
         self._needed = list(needed)
 
+    @property
+    def needed(self) -> Sequence[str]:
+        """Columns that baselines, slices and time look at."""
+        return self._needed
+
     def update(
-        self, frame: pl.DataFrame, target: NDArray[Any], scores: NDArray[np.float64]
+        self,
+        frame: pl.DataFrame,
+        target: NDArray[Any],
+        scores: NDArray[np.float64],
+        raw: pl.DataFrame | None = None,
     ) -> None:
         """Rows with their labels and what was predicted for them before they were learned.
 
@@ -119,10 +129,14 @@ class Evaluation:
             frame: n rows with the bound columns.
             target: float32 numbers or int64 class numbers, shape (n,).
             scores: as in `engine.types.Step`.
+            raw: the rows as `Batch.raw` has them: what is there is taken from there.
         """
         if not len(target):
             return
-        self._aside.append(Rows(frame=frame.select(self._needed), target=target, scores=scores))
+        seen = frame.select(self._needed)
+        if raw is not None:
+            seen = seen.with_columns(raw.select(c for c in self._needed if c in raw.columns))
+        self._aside.append(Rows(frame=seen, target=target, scores=scores))
         if sum(map(len, self._aside)) >= FOLD_ROWS:
             self._fold()
 

@@ -30,6 +30,7 @@ from engine.mix import Mix, sources_of
 from engine.nested import array_bytes, nested_features
 from engine.scrub import STAGES
 from engine.scrub.columns import spread
+from engine.scrub.stage import Stateless
 from engine.service import Health, Heartbeat, Service
 from engine.times import Account
 from engine.transfer import transfer_to, watch_devices
@@ -257,17 +258,17 @@ class Run:
             for name, table in self.pipeline.scrub.items()
             if name not in inside
         ]
-        schema = self.source_schema
+        schemas = [self.source_schema]
         for stage in stages:
-            schema = stage.bind(schema)
-        self._schema = schema
+            schemas.append(stage.bind(schemas[-1]))
+        self._schemas = schemas
         return stages
 
     @property
     def schema(self) -> Schema:
         """The columns after the last stage."""
         _ = self.stages  # they make it
-        return self._schema
+        return self._schemas[-1]
 
     @cached_property
     def features(self) -> Features:
@@ -294,6 +295,7 @@ class Run:
             target=model.target,
             task=model.task,
             classes=model.classes,
+            scaled=tuple(c for s in self.stages if isinstance(s, Stateless) for c in s.scaled),
             **nested_features(model, self.schema, sizes),
         )
         if features.nested and self.pipeline.export is not None:
@@ -372,8 +374,26 @@ class Run:
             table["slices"] = {**parts, **table.get("slices", {})}
         settings = self.pipeline.settings(Evaluation.Settings, table, "evaluation")
         evaluation = Evaluation(settings, self.features)
-        evaluation.bind(self.schema)
+        # Columns are looked at before the stages inside a model file: a scaled one says nothing.
+        evaluation.bind({**self.schema, **self._schemas[self.inside]})
+        for stage in self.stages[: self.inside]:
+            scaled = stage.scaled if isinstance(stage, Stateless) else ()
+            for column in evaluation.needed:
+                if column in scaled:
+                    raise UserError(
+                        f"[evaluation] in {self.pipeline.file} looks at column '{column}', which "
+                        f"[scrub.{stage.name}] has put on another scale: put [scrub.{stage.name}] "
+                        f"behind [scrub.{self.stages[self.inside - 1].name}], or look at a copy "
+                        "that a 'derive' stage makes before it."
+                    )
         return evaluation
+
+    @property
+    def _keep_raw_from(self) -> int | None:
+        """The stage before which rows are kept raw: to prove a compressed model with, and to
+        evaluate on."""
+        evaluates = self.trains and bool(self.evaluation.needed)
+        return self.inside if self.holdout is not None or evaluates else None
 
     @cached_property
     def sink(self) -> Sink | None:
@@ -520,7 +540,7 @@ class Run:
             transfer=self.transfer,
             settings=self.pipeline.loader,
             metrics=self.metrics,
-            keep_raw_from=None if self.holdout is None else self.inside,
+            keep_raw_from=self._keep_raw_from,
             keep_records=True,
         )
         self._bound(loader, "source", self.source)
@@ -695,7 +715,7 @@ class Run:
 
     # ------------------------------------------------------------------------------------ inside
 
-    _schema: Schema
+    _schemas: list[Schema]
     _mark = Mark()
 
     @cached_property
@@ -796,6 +816,8 @@ class Run:
 
     def _count_replay(self, loader: Loader) -> None:
         """Raises: UserError where the replay will not fit into the budget."""
+        if isinstance(self.learner, Buffered):
+            self.learner.bound(loader.budget.total // 8)
         memory: Callable[[], Mapping[str, int]] = getattr(self.learner, "memory", dict)
         full = getattr(self.learner, "replay_bytes", 0)
         if full > loader.budget.total // 2:

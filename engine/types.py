@@ -335,6 +335,12 @@ class Ragged:
         at, offsets = _gathered(self.offsets, rows)
         return Ragged(values=self.values[at], offsets=offsets)
 
+    def slice(self, start: int, stop: int) -> Ragged:
+        """Rows start..stop-1, sharing the values."""
+        first, last = int(self.offsets[start]), int(self.offsets[stop])
+        offsets = self.offsets[start : stop + 1] - first
+        return Ragged(values=self.values[first:last], offsets=offsets)
+
     def map(self, each: Each) -> Ragged:
         """The same of other tensors."""
         return Ragged(values=each(self.values), offsets=each(self.offsets))
@@ -356,6 +362,10 @@ class Padded:
         """Some of the rows, at the same length; see `Tensors.take`."""
         at = torch.from_numpy(rows)
         return Padded(values=self.values[at], mask=self.mask[at])
+
+    def slice(self, start: int, stop: int) -> Padded:
+        """Rows start..stop-1, at the same length, sharing memory."""
+        return Padded(values=self.values[start:stop], mask=self.mask[start:stop])
 
     def map(self, each: Each) -> Padded:
         """The same of other tensors."""
@@ -388,6 +398,16 @@ class Sparse:
         at, offsets = _gathered(self.offsets, rows)
         indices, weights = self.indices[at], self.weights[at]
         return Sparse(indices=indices, offsets=offsets, weights=weights, width=self.width)
+
+    def slice(self, start: int, stop: int) -> Sparse:
+        """Rows start..stop-1, sharing the numbers."""
+        first, last = int(self.offsets[start]), int(self.offsets[stop])
+        return Sparse(
+            indices=self.indices[first:last],
+            offsets=self.offsets[start : stop + 1] - first,
+            weights=self.weights[first:last],
+            width=self.width,
+        )
 
     def map(self, each: Each) -> Sparse:
         """The same of other tensors."""
@@ -466,6 +486,21 @@ class Tensors:
             sparse={name: rows.map(each) for name, rows in self.sparse.items()},
         )
 
+    def slice(self, start: int, stop: int) -> Tensors:
+        """Rows start..stop-1, sharing memory."""
+        if start == 0 and stop == len(self):
+            return self
+        rows = slice(start, stop)
+        return Tensors(
+            numeric=self.numeric[rows],
+            categories=self.categories[rows],
+            target=None if self.target is None else self.target[rows],
+            images={name: image[rows] for name, image in self.images.items()},
+            ragged={name: each.slice(start, stop) for name, each in self.ragged.items()},
+            padded={name: each.slice(start, stop) for name, each in self.padded.items()},
+            sparse={name: each.slice(start, stop) for name, each in self.sparse.items()},
+        )
+
     def take(self, rows: NDArray[np.int64]) -> Tensors:
         """Some of the rows, in that order, copied; a row may come several times."""
         at = torch.from_numpy(rows)
@@ -507,6 +542,22 @@ class Placed:
         return self.tensors
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Scale:
+    """What a stage did to its columns in one batch: ``(x - shift) * factor``. Another batch may
+    have got other numbers, so rows that are kept are brought back with these.
+
+    Attributes:
+        columns: names.
+        shift, factor: a number for each, float64, shape (columns,). A shift of NaN: nothing was
+            known of the column yet.
+    """
+
+    columns: tuple[str, ...]
+    shift: NDArray[np.float64]
+    factor: NDArray[np.float64]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """Rows on their way, and where to resume after them. An empty batch is legal: it moves the
@@ -526,8 +577,10 @@ class Batch:
         tensors: after collation, for a learner.
         feed: after collation, for a predictor: input -> array, shape (n,).
         raw: the rows as they were before the stages that a model file can contain, where the
-            pipeline keeps some aside to prove a compressed model with; else None.
+            pipeline keeps some aside to prove a compressed model with, or evaluates on what those
+            stages change; else None.
         pieces: the records it was made of, where dead letters are to hold them as they came.
+        scales: what stages scaled its columns with, in their order.
 
     Holds at every point: ``raw_rows + grown == frame.height + sum(len(r) for r in rejects)``.
     """
@@ -546,6 +599,7 @@ class Batch:
     feed: Mapping[str, NDArray[Any]] | None = None
     raw: pl.DataFrame | None = None
     pieces: tuple[Records, ...] = ()
+    scales: tuple[Scale, ...] = ()
 
     def __len__(self) -> int:
         return self.frame.height
@@ -566,6 +620,10 @@ class Batch:
         """The same batch with other columns (same number of rows, unless `grown` says how many were
         added)."""
         return dataclasses.replace(self, frame=frame, grown=self.grown + grown)
+
+    def scaled_by(self, scale: Scale) -> Batch:
+        """The same batch with this scale noted."""
+        return dataclasses.replace(self, scales=(*self.scales, scale))
 
     def counted(self, stage: str, **counts: int) -> Batch:
         """The same batch with these counts added to the stage's."""
@@ -606,7 +664,8 @@ class Batch:
             (pl.struct(columns).struct.json_encode() if columns else pl.lit("{}")).alias("value"),
         )
         rejects = (*self.rejects, Rejects(stage=stage, reason=reason, rows=rows))
-        return dataclasses.replace(self, frame=self.frame.filter(mask), rejects=rejects)
+        raw = None if self.raw is None else self.raw.filter(mask)
+        return dataclasses.replace(self, frame=self.frame.filter(mask), raw=raw, rejects=rejects)
 
 
 def _shared(frame: pl.DataFrame, images: Mapping[str, torch.Tensor]) -> int:
@@ -653,6 +712,7 @@ class Features:
         max_length: values of a list that are kept, from its start; None keeps all.
         buckets: lengths that padded lists are filled up to, ascending: a batch to the smallest that
             holds its longest row. None given: powers of two up to `max_length`.
+        scaled: numeric columns that a stage has put on a scale that moves with the stream.
     """
 
     numeric: tuple[str, ...]
@@ -666,6 +726,7 @@ class Features:
     sparse: Mapping[str, int] = field(default_factory=dict)
     max_length: int | None = None
     buckets: tuple[int, ...] = ()
+    scaled: tuple[str, ...] = ()
 
     @property
     def nested(self) -> tuple[str, ...]:
@@ -762,9 +823,11 @@ class Step:
         scores: what the model said of each row BEFORE it learned from it (test-then-train). Shape
             (n,) float64: the value (regression) or the probability of class 1 (binary); (n, k):
             class probabilities (multiclass).
-        loss: mean training loss over the batch, nan where the step was skipped.
-        steps: optimizer steps taken (replay included).
+        loss: mean training loss of the steps on new rows, nan where none was taken.
+        steps: optimizer steps taken (replay included); 0 where the rows wait for more, to fill one.
         skipped: None, or why nothing was learned (``non_finite``, ``empty``).
+        refused: rows that nothing can be learned from (their loss is not finite), bool, shape
+            (n,); None where there are none.
         unlearned: how many of the rows were scored and not learned from, on purpose.
         augmented: name of an augment -> rows that it changed before they were learned, those
             learned again included.
@@ -774,6 +837,7 @@ class Step:
     loss: float
     steps: int = 1
     skipped: str | None = None
+    refused: NDArray[np.bool_] | None = None
     unlearned: int = 0
     augmented: Mapping[str, int] = field(default_factory=dict)
 

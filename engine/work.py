@@ -123,6 +123,8 @@ class Training:
         self._metrics.steps.inc(step.steps)
         if step.skipped is not None:
             return self._skip(batch, step.skipped)
+        if step.refused is not None:
+            batch, step = self._refused(batch, step, step.refused)
         for name, rows in step.augmented.items():
             self._metrics.augmented_records.labels(augment=name).inc(rows)
         if step.steps:
@@ -174,9 +176,13 @@ class Training:
         step = self.learner.learn(replace(batch, frame=batch.frame.filter(train), tensors=own))
         scores = np.empty((len(train), *said.shape[1:]))
         scores[rest], scores[train] = said, step.scores
+        refused = None
+        if step.refused is not None:
+            refused = np.zeros(len(train), np.bool_)
+            refused[train] = step.refused
         skipped = None if step.skipped == "empty" else step.skipped
         unlearned = step.unlearned + len(rest)
-        return replace(step, scores=scores, skipped=skipped, unlearned=unlearned)
+        return replace(step, scores=scores, skipped=skipped, refused=refused, unlearned=unlearned)
 
     def _skip(self, batch: Batch, reason: str) -> Done:
         self._metrics.skipped_steps.labels(reason=reason).inc()
@@ -187,10 +193,22 @@ class Training:
         batch = batch.reject(keep, stage="learn", reason=reason, detail=detail)
         return Done(batch=batch, rows=batch.frame)
 
+    def _refused(self, batch: Batch, step: Step, refused: NDArray[np.bool_]) -> tuple[Batch, Step]:
+        """Without the rows that could not be learned from."""
+        self._metrics.skipped_steps.labels(reason="non_finite").inc()
+        batch = batch.reject(
+            pl.Series(~refused),
+            stage="learn",
+            reason="non_finite",
+            detail="The row's loss or gradient was not finite, so nothing was learned from it.",
+        )
+        return batch, replace(step, scores=step.scores[~refused], refused=None)
+
     def _evaluate(self, batch: Batch, scores: NDArray[np.float64]) -> None:
         assert batch.tensors is not None
         assert batch.tensors.target is not None
-        self.evaluation.update(batch.frame, batch.tensors.target.numpy(), scores)
+        target = batch.tensors.target.numpy()
+        self.evaluation.update(batch.frame, target, scores, batch.raw)
         now = time.monotonic()
         if now - self._told >= QUALITY_SECONDS:
             self._told = now

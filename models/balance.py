@@ -14,6 +14,7 @@ from pydantic import Field
 
 from engine.types import (
     Batch,
+    Buffered,
     Features,
     Learner,
     Settings,
@@ -119,7 +120,12 @@ class Balanced:
             self._seen = seen
             self._drawn = self._drawn + np.bincount(target[chosen], minlength=len(seen))
             self._keep(tensors, target)
-        return dataclasses.replace(step, scores=scores, unlearned=int((times == 0).sum()))
+        refused = None
+        if step.refused is not None:
+            refused = np.zeros(len(target), np.bool_)
+            refused[chosen[step.refused]] = True
+        unlearned = int((times == 0).sum())
+        return dataclasses.replace(step, scores=scores, refused=refused, unlearned=unlearned)
 
     def predict(self, tensors: Tensors) -> NDArray[np.float64]:
         """The learner's scores, corrected."""
@@ -223,6 +229,11 @@ class Balanced:
     def replay_bytes(self) -> int:
         """As the learner's."""
         return int(getattr(self.learner, "replay_bytes", 0))
+
+    def bound(self, nbytes: int) -> None:
+        """As the learner's."""
+        if isinstance(self.learner, Buffered):
+            self.learner.bound(nbytes)
 
     @property
     def nbytes(self) -> int:

@@ -1,10 +1,11 @@
-"""The tabular learner: a network that predicts each batch before it learns from it."""
+"""The tabular learner: a network that predicts each row before it learns from it."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -13,20 +14,42 @@ from numpy.typing import NDArray
 from pydantic import Field, PositiveInt
 
 from engine import types
-from engine.types import Batch, Features, Settings, Snapshot, Step, Tensors, UserError, nearest
+from engine.types import (
+    Batch,
+    Features,
+    Scale,
+    Settings,
+    Snapshot,
+    Step,
+    Tensors,
+    UserError,
+    nearest,
+)
 from models.identity import require_same
 from models.losses import LossSettings, make_loss
 from models.network import Network, Shape, embedding_width
 from models.optimizer import Optimizer, OptimizerSettings
-from models.replay import Replay, ReplaySettings
+from models.replay import AUTOMATIC_BYTES, AUTOMATIC_ROWS, Replay, ReplaySettings
+from models.rescale import Rescale
+from models.rise import Rise
+from models.scaler import Scaler
 from models.target import TargetScale, Transform
+from models.waiting import Waiting
 
 if TYPE_CHECKING:
     from models.augment.augmentation import Augmentation
     from models.graph import Graph
 
+log = logging.getLogger("headrace.learner")
 ASIDE = 4
 """How many batches with a loss or gradient that was not finite are kept to look at."""
+LARGEST = 1e18
+"""What the network says, and what it should say, must be smaller: a square is then still a
+float32."""
+GROWTH = 64
+"""A step has so small a part of the rows seen."""
+FADED = 512
+"""For how many rows the scales count after the model has begun anew."""
 
 
 class TabularLearner:
@@ -34,11 +57,21 @@ class TabularLearner:
     (ragged: the mean, sparse: the sum) and convolutions for images; regression, binary or
     multiclass.
 
-    `learn` scores the rows, takes one step on them and `replay_steps` on kept rows; with an
-    `augmentation`, each step is on rows augmented anew, while the rows themselves are scored and
-    kept. Nothing uses torch's global random state: every draw of a batch comes from generators
-    seeded with the learner's seed and the batch's number, so a learner restored from `state_dict`
-    goes on to the bit as the first one did.
+    **Steps follow rows.** A step has a 64th of the rows seen so far, rounded down to a power of two
+    and at most `step_rows`: a young model takes many small steps, a settled one few large ones.
+    Rows are scored up to the end of a step, then the step is taken, with `replay_steps` on kept
+    rows after it; what does not fill a step waits for the next batch, as part of the state. So each
+    row is scored by a model that has learned all steps before it, and the weights depend on the
+    rows and not on how they were cut into batches, to the bit; scores to the rounding of float32.
+    (What `[scrub]` stages and `[train.sampling]` learn, they learn by the batch.)
+
+    Features that no stage has scaled are standardized by the model itself (`Scaler`). Kept rows are
+    scaled as the stream stands when they are learned again, not as it stood when they came.
+
+    With an `augmentation`, each step is on rows augmented anew, while the rows themselves are
+    scored and kept. Nothing uses torch's global random state: every draw of a step comes from
+    generators seeded with the learner's seed and the step's number, so a learner restored from
+    `state_dict` goes on to the bit as the first one did.
 
     Args:
         settings: ``[model]``.
@@ -68,9 +101,11 @@ class TabularLearner:
             sparse_embeddings: only the rows of a table that a batch uses get a gradient: for tables
                 of many thousand codes. They get no l1 or l2, and adam becomes SparseAdam.
             skip: a linear path from the inputs to the output beside the layers.
+            standardize: scale the numeric features by their mean and deviation so far, but for
+                those that a stage has scaled.
             target_transform: what a regression learns in place of its target: none, log1p, sqrt,
-                standard (mean and deviation so far), or a warp and then standard: ["sqrt",
-                "standard"].
+                standard (mean and deviation so far; the default), or a warp and then standard:
+                ["sqrt", "standard"].
             seed: of first weights, dropout and replay.
         """
 
@@ -81,18 +116,26 @@ class TabularLearner:
         dropout: float = Field(0.0, ge=0, lt=1)
         sparse_embeddings: bool = False
         skip: bool = False
-        target_transform: Transform | tuple[Transform, ...] = "none"
+        standardize: bool = True
+        target_transform: Transform | tuple[Transform, ...] = "standard"
         seed: int = Field(0, ge=0)
 
     class Training(LossSettings, OptimizerSettings, ReplaySettings):
-        """``[train]``: loss, optimizer and replay, and where the arithmetic is done.
+        """``[train]``: loss, optimizer and replay, the steps, and where the arithmetic is done.
 
         Attributes:
+            step_rows: most rows of a step.
+            forget_on: when to forget what no longer holds: ``error``, where the model's own error
+                rises (`models.rise.Rise`); the name of a 'drift' stage, where that detects drift in
+                a batch; ``never``. The model begins anew then, without the kept rows: from old
+                weights it would take longer to learn the contrary.
             device: ``auto`` is cuda where there is one.
             precision: bfloat16 computes the layers in it (autocast); weights stay float32.
             threads: of torch on the CPU, for the whole process; None leaves them.
         """
 
+        step_rows: int = Field(1_024, ge=1)
+        forget_on: str = "error"
         device: Literal["cpu", "cuda", "auto"] = "cpu"
         precision: Literal["float32", "bfloat16"] = "float32"
         threads: int | None = Field(None, ge=1)
@@ -108,20 +151,25 @@ class TabularLearner:
             torch.set_num_threads(training.threads)
         self._loss = make_loss(training, features, self.device)
         self._scale = _scale(settings, features)
-        self._network = Network(_shape(settings, features), seed=settings.seed, device=self.device)
-        self._average = self._following()
-        self._optimizer = Optimizer(training, self._network, self._average)
-        self._replay = self._ring()
+        self._scaler = Scaler.of(_standardized(settings, features), self.device)
+        self._shape = _shape(settings, features)
+        self._begin()
+        self._rescale = Rescale(features, self.device)
+        self._replay = self._ring(AUTOMATIC_BYTES)
+        self._waiting = Waiting()
+        self._rise = Rise()
         self._chance, self._noise = torch.Generator(), torch.Generator(self.device)
-        self._batches = 0
+        self._steps = 0
+        self._rows = 0
 
     # ------------------------------------------------------------------------------------- deeds
 
     def learn(self, batch: Batch) -> Step:
-        """Score the rows, then step on them and on kept ones.
+        """Score the rows and learn from them, step by step.
 
-        With neither dropout nor `ema` nor augmentation the scores come from the first step's own
-        forward pass; else from one more.
+        A row whose loss is not finite is refused; so are the rows of a step whose gradient is not.
+        With neither dropout nor `ema` nor augmentation, a step whose rows come in one piece is
+        scored by its own forward pass.
         """
         tensors = batch.tensors
         assert tensors is not None, "a batch to learn from is collated"
@@ -129,44 +177,56 @@ class TabularLearner:
         if not len(tensors.target):
             return Step(scores=self._none(), loss=float("nan"), steps=0, skipped="empty")
         with self._exactly():
-            return self._learned(batch, tensors)
+            return self._learned(batch, self._placed(tensors))
 
-    def _learned(self, batch: Batch, tensors: Tensors) -> Step:
-        assert tensors.target is not None
-        self._batches += 1
-        self._seed_draws()
-        rows = self._placed(tensors)
-        scale = self._scale.learned(tensors.target)
-        scored = self.predict(tensors) if self._apart else None
-        changed: Counter[str] = Counter()
-        lesson = self._lesson(rows, 0, changed)
-        raw = self._train(lesson)
-        scores = self._answers(raw.detach()) if scored is None else scored
-        loss, taken = self._optimizer.step(self._loss(raw, self._goal(_target(lesson), scale)))
-        if not taken:
+    def _learned(self, batch: Batch, rows: Tensors) -> Step:
+        lesson = _Lesson(len(rows))
+        if self._drifted(batch):
+            self._close(batch.scales, lesson)
+            self._forget()
+        scores: list[NDArray[np.float64]] = []
+        at, n = 0, len(rows)
+        while at < n:
+            part = rows.slice(at, min(n, at + self._step_rows() - len(self._waiting)))
+            raw = self._said(part)
+            part, raw, risen = self._until_rise(part, raw)
+            scores.append(self._answers(raw.detach()))
+            known = self._admit(part, raw, batch.scales, lesson, at)
+            at += len(part)
+            if risen or len(self._waiting) >= self._step_rows():
+                self._close(batch.scales, lesson, known)
+            if risen:
+                self._forget()
+        if lesson.refused.any():
             self.aside.append(batch)
-            return Step(scores=scores, loss=float("nan"), steps=0, skipped="non_finite")
-        self._scale = scale
-        steps = 1 + self._rehearse(rows, changed)
-        return Step(scores=scores, loss=loss, steps=steps, augmented=changed)
+        return lesson.step(np.concatenate(scores))
 
     def predict(self, tensors: Tensors) -> NDArray[np.float64]:
         """Scores by the averaged weights where `ema` is on, without dropout."""
-        with torch.inference_mode(), self._exactly(), self._autocast():
-            rows = self._placed(tensors)
-            return self._answers(self._serving(rows.numeric, rows.categories, **_nested(rows)))
+        with torch.inference_mode(), self._exactly():
+            return self._answers(self._raw(self._placed(tensors)))
+
+    def bound(self, nbytes: int) -> None:
+        """Keep no more bytes of rows to learn again than that, unless `replay_rows` says how many.
+        Called once, before anything is learned."""
+        self._replay = self._ring(min(nbytes, AUTOMATIC_BYTES))
 
     def state_dict(self) -> dict[str, Snapshot]:
-        """Weights, average, optimizer, replay, target's statistics and the number of batches (the
-        state of all chance). A copy."""
+        """Weights, average, optimizer, replay, rows that wait for a step, statistics of features,
+        target and error, and the numbers of steps and rows (steps are the state of all chance). A
+        copy."""
         return {
             "shape": self._identity(),
             "weights": self._network.weights(),
             "average": None if self._average is None else self._average.weights(),
             "optimizer": self._optimizer.state_dict(),
             "replay": None if self._replay is None else self._replay.state_dict(),
+            "waiting": self._waiting.snapshot(),
+            "scaler": self._scaler.snapshot(),
             "target": self._scale.snapshot(),
-            "batches": self._batches,
+            "rise": self._rise.snapshot(),
+            "steps": self._steps,
+            "rows": self._rows,
         }
 
     def load_state_dict(self, state: Mapping[str, Snapshot]) -> None:
@@ -178,8 +238,11 @@ class TabularLearner:
         self._optimizer.load_state_dict(state["optimizer"])
         if self._replay is not None:
             self._replay.load_state_dict(state["replay"])
+        self._waiting.restore(state["waiting"], self.device)
+        self._scaler = self._scaler.restored(state["scaler"])
         self._scale = self._scale.restored(state["target"])
-        self._batches = state["batches"]
+        self._rise = Rise.restored(state["rise"])
+        self._steps, self._rows = state["steps"], state["rows"]
 
     def build(self, graph: Graph, numeric: str, categories: str) -> str:
         """Write what `predict` does into an ONNX graph.
@@ -197,7 +260,7 @@ class TabularLearner:
                 f"[model] reads images or lists ('{self.features.nested[0]}'), which cannot be "
                 "exported: take [export] out, and score with the pipeline that trains."
             )
-        raw = self._serving.build(graph, numeric, categories)
+        raw = self._serving.build(graph, self._scaler.build(graph, numeric), categories)
         if self.features.task == "multiclass":
             return graph.op("Softmax", raw, axis=1)
         raw = graph.op("Squeeze", raw, graph.constant(np.array([1], np.int64), "axis"))
@@ -228,7 +291,7 @@ class TabularLearner:
         return {
             "weights": 4 * self._network.count,
             "optimizer": self._optimizer.nbytes,
-            "replay": 0 if self._replay is None else self._replay.nbytes,
+            "replay": self._waiting.nbytes + (0 if self._replay is None else self._replay.nbytes),
         }
 
     # ------------------------------------------------------------------------------------ inside
@@ -243,30 +306,174 @@ class TabularLearner:
         augmented = self.augmentation is not None
         return self._average is not None or self.settings.dropout > 0 or augmented
 
-    def _following(self) -> Network | None:
-        if not self.training.ema:
-            return None
-        return Network(self._network.shape, seed=self.settings.seed, device=self.device)
+    def _begin(self) -> None:
+        """First weights, nothing learned."""
+        self._network = self._first()
+        self._average = self._first() if self.training.ema else None
+        self._optimizer = Optimizer(self.training, self._network, self._average)
 
-    def _ring(self) -> Replay | None:
-        if not self.training.replay_rows:
-            return None
-        if self.features.nested:
+    def _first(self) -> Network:
+        return Network(self._shape, seed=self.settings.seed, device=self.device)
+
+    def _ring(self, nbytes: int) -> Replay | None:
+        """The kept rows; as many as fit into so many bytes, where nothing is said."""
+        features, training = self.features, self.training
+        asked, exact = training.replay_rows, bool(features.scaled)
+        if asked and features.nested:
             raise UserError(
                 "[train] replay_rows keeps numbers and categories, and [model] reads images or "
-                f"lists ('{self.features.nested[0]}'): take it out."
+                f"lists ('{features.nested[0]}'): take it out."
             )
+        if asked == 0 or features.nested:
+            return None
+        widths = len(features.numeric), len(features.categories)
+        room = max(1, nbytes // Replay.row_bytes(*widths, exact=exact))
         return Replay(
-            self.training,
-            numeric=len(self.features.numeric),
-            categories=len(self.features.categories),
-            target=torch.float32 if self.features.task == "regression" else torch.int64,
+            training,
+            rows=asked or min(AUTOMATIC_ROWS, room),
+            numeric=widths[0],
+            categories=widths[1],
+            target=torch.float32 if features.task == "regression" else torch.int64,
+            exact=exact,
             device=self.device,
+        )
+
+    def _step_rows(self) -> int:
+        """Rows of the next step."""
+        share = max(1, self._rows // GROWTH)
+        return min(self.training.step_rows, 1 << (share.bit_length() - 1))
+
+    def _said(self, part: Tensors) -> torch.Tensor:
+        """Raw scores of rows that come; with a gradient where they can be a step by themselves."""
+        if self._apart or len(self._waiting) or len(part) < self._step_rows():
+            with torch.inference_mode():
+                return self._raw(part)
+        return self._train(part)
+
+    def _until_rise(self, part: Tensors, raw: torch.Tensor) -> tuple[Tensors, torch.Tensor, bool]:
+        """The rows up to the one at which the error is seen to have risen, and whether it has."""
+        if self.training.forget_on != "error":
+            return part, raw, False
+        errors = self._errors(raw.detach(), _target(part)).double().cpu().numpy()
+        self._rise, found = self._rise.seen(np.nan_to_num(errors, posinf=0.0))
+        if found is None:
+            return part, raw, False
+        return part.slice(0, found), raw[:found], True
+
+    def _errors(self, raw: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """How wrong each score is: by the target's scale, or the share that another class got."""
+        if self.features.task == "regression":
+            return (raw - self._goal(target, self._scale)).abs()
+        if raw.ndim == 1:
+            return (raw.sigmoid() - target).abs()
+        return 1 - raw.softmax(1).gather(1, target[:, None]).squeeze(1)
+
+    def _admit(
+        self,
+        part: Tensors,
+        raw: torch.Tensor,
+        scales: Sequence[Scale],
+        lesson: _Lesson,
+        at: int,
+    ) -> torch.Tensor | None:
+        """Let rows wait for their step, and keep them for later ones, but for those whose loss is
+        not finite; their raw scores, where those are the step's."""
+        bad = self._bad(part, raw.detach())
+        if bad is not None:
+            lesson.refused[at : at + len(part)] = bad
+            good = np.flatnonzero(~bad)
+            if not len(good):
+                return None
+            kept = torch.from_numpy(good).to(raw.device)
+            part, raw = part.take(good), raw[kept]
+        self._waiting.add(part)
+        lesson.waits(at, len(part) if bad is None else good)
+        if self._replay is not None:
+            whole = self._rescale.back(part.numeric, scales)
+            self._replay.add((whole, part.categories, _target(part)))
+        return raw if raw.requires_grad and len(self._waiting) == len(part) else None
+
+    def _bad(self, part: Tensors, raw: torch.Tensor) -> NDArray[np.bool_] | None:
+        """Rows of which nothing can be learned, shape (n,); None for none."""
+        large = raw.abs() if raw.ndim == 1 else raw.abs().amax(1)
+        if self.features.task == "regression":
+            large = torch.maximum(large, self._goal(_target(part), self._scale).abs())
+        good = large < LARGEST  # nan is not
+        return None if bool(good.all()) else (~good).cpu().numpy()
+
+    def _close(
+        self, scales: Sequence[Scale], lesson: _Lesson, raw: torch.Tensor | None = None
+    ) -> None:
+        """Take a step on the rows that wait, and some on kept ones.
+
+        Args:
+            raw: what the network says of them, where that is known.
+        """
+        if not len(self._waiting):
+            return
+        rows, size = self._waiting.take(), self._step_rows()
+        self._steps += 1
+        self._seed_draws()
+        scale = self._scale.learned(_target(rows))
+        taught = self._augmented(rows, 0, lesson.changed)
+        raw = self._train(taught) if raw is None else raw
+        loss, taken = self._optimizer.step(self._loss(raw, self._goal(_target(taught), scale)))
+        self._rows += len(rows)
+        if not taken:
+            if before := len(rows) - lesson.failed():
+                log.warning(
+                    "a step's gradient was not finite: rows of earlier batches are not learned",
+                    extra={"rows": before},
+                )
+            return
+        self._scale, self._scaler = scale, self._scaler.learned(rows.numeric)
+        lesson.took(loss)
+        lesson.steps += self._rehearse(scales, size, lesson.changed)
+
+    def _rehearse(self, scales: Sequence[Scale], size: int, changed: Counter[str]) -> int:
+        """Step on kept rows; how many steps were taken."""
+        steps = self.training.rehearsals(self._rows)
+        if self._replay is None or not steps:
+            return 0
+        taken = 0
+        drawn = self._replay.sample(steps, self._chance, size)
+        for step, kept in enumerate(drawn, 1):
+            numeric = self._rescale.forth(kept[0], scales)
+            again = Tensors(numeric=numeric, categories=kept[1], target=kept[2])
+            taught = self._augmented(again, step, changed)
+            loss = self._loss(self._train(taught), self._goal(_target(taught), self._scale))
+            taken += self._optimizer.step(loss)[1]
+        return taken
+
+    def _drifted(self, batch: Batch) -> bool:
+        """Whether the stage named by `forget_on` has detected drift in this batch."""
+        name = self.training.forget_on
+        if name in ("error", "never"):
+            return False
+        counts = [n for (stage, _), n in batch.counts.items() if stage == name]
+        if not counts:
+            raise UserError(
+                f"[train] forget_on = '{name}' expects 'error', 'never' or the name of a 'drift' "
+                f"stage, and there is none of that name: add [scrub.{name}]."
+            )
+        return any(counts)
+
+    def _forget(self) -> None:
+        """Begin anew: no kept rows, first weights. Scales stay, and follow what comes faster."""
+        self._begin()
+        if self._replay is not None:
+            self._replay.clear()
+        self._rows = 0
+        self._scaler, self._scale = self._scaler.faded(FADED), self._scale.faded(FADED)
+        self._rise = Rise()
+        log.info(
+            "the model starts anew: what it learned no longer holds",
+            extra={"forget_on": self.training.forget_on, "steps": self._steps},
         )
 
     def _seed_draws(self) -> None:
         # The state of chance is one number, the same on every device.
-        seed = (self.settings.seed * 1_000_003 + self._batches) % 2**32
+        seed = (self.settings.seed * 1_000_003 + self._steps) % 2**32
         self._chance.manual_seed(seed)
         if self.settings.dropout:
             self._noise.manual_seed(seed ^ 0x5EED)
@@ -295,34 +502,27 @@ class TabularLearner:
 
     def _train(self, rows: Tensors) -> torch.Tensor:
         chance: dict[str, Any] = {"dropout": self.settings.dropout, "noise": self._noise}
+        return self._forward(self._network, rows, **chance)
+
+    def _raw(self, rows: Tensors) -> torch.Tensor:
+        return self._forward(self._serving, rows)
+
+    def _forward(self, network: Network, rows: Tensors, **chance: Any) -> torch.Tensor:
+        numeric = self._scaler.forward(rows.numeric)
         with self._autocast():
-            raw = self._network(rows.numeric, rows.categories, **_nested(rows), **chance)
+            raw = network(numeric, rows.categories, **_nested(rows), **chance)
         return raw.float()
 
     def _goal(self, target: torch.Tensor, scale: TargetScale) -> torch.Tensor:
         return scale.forward(target) if self.features.task == "regression" else target
 
-    def _lesson(self, rows: Tensors, step: int, changed: Counter[str]) -> Tensors:
+    def _augmented(self, rows: Tensors, step: int, changed: Counter[str]) -> Tensors:
         """What to learn from in place of these rows; counts the rows that each augment changed."""
         if self.augmentation is None:
             return rows
-        made, counts = self.augmentation(rows, self._batches, step)
+        made, counts = self.augmentation(rows, self._steps, step)
         changed.update(counts)
         return made
-
-    def _rehearse(self, rows: Tensors, changed: Counter[str]) -> int:
-        """Keep the rows, step on kept ones; how many steps were taken."""
-        if self._replay is None:
-            return 0
-        self._replay.add((rows.numeric, rows.categories, _target(rows)))
-        taken = 0
-        drawn = self._replay.sample(self.training.replay_steps, self._chance)
-        for step, kept in enumerate(drawn, 1):
-            again = Tensors(numeric=kept[0], categories=kept[1], target=kept[2])
-            lesson = self._lesson(again, step, changed)
-            loss = self._loss(self._train(lesson), self._goal(_target(lesson), self._scale))
-            taken += self._optimizer.step(loss)[1]
-        return taken
 
     def _answers(self, raw: torch.Tensor) -> NDArray[np.float64]:
         raw = raw.double()
@@ -360,12 +560,59 @@ class TabularLearner:
             "[model] activation": settings.activation,
             "[model] skip": settings.skip,
             "[model] sparse_embeddings": settings.sparse_embeddings,
-            "[model] target_transform": list(_steps(settings)),
+            "[model] standardize": settings.standardize,
+            "[model] target_transform": list(_steps(settings, features)),
             "[train] optimizer": training.optimizer,
             "[train] momentum": training.momentum,
             "[train] ema": training.ema > 0,
-            "[train] replay_rows": training.replay_rows,
+            "[train] replay_rows": 0 if self._replay is None else self._replay.rows,
         }
+
+
+class _Lesson:
+    """What comes of a batch, step by step.
+
+    Attributes:
+        refused: rows that nothing was learned from, bool, shape (n,).
+        steps: taken.
+        changed: augment -> rows that it changed.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self.refused = np.zeros(rows, np.bool_)
+        self.steps = 0
+        self.changed: Counter[str] = Counter()
+        self._losses: list[float] = []
+        self._waiting: list[NDArray[np.int64]] = []
+
+    def waits(self, at: int, rows: int | NDArray[np.int64]) -> None:
+        """These rows of the part that begins at row `at` wait for their step, or so many."""
+        self._waiting.append(at + np.arange(rows) if isinstance(rows, int) else at + rows)
+
+    def took(self, loss: float) -> None:
+        """A step on the rows that wait was taken."""
+        self._waiting.clear()
+        self._losses.append(loss)
+        self.steps += 1
+
+    def failed(self) -> int:
+        """The step could not be taken; how many of its rows are of this batch."""
+        rows = np.concatenate([*self._waiting, np.empty(0, np.int64)])
+        self._waiting.clear()
+        self.refused[rows] = True
+        return len(rows)
+
+    def step(self, scores: NDArray[np.float64]) -> Step:
+        """All of it, for the caller."""
+        refused = self.refused if self.refused.any() else None
+        return Step(
+            scores=scores,
+            loss=float(np.mean(self._losses)) if self._losses else float("nan"),
+            steps=self.steps,
+            skipped="non_finite" if self.refused.all() else None,
+            refused=refused,
+            augmented=self.changed,
+        )
 
 
 def _device(name: str) -> str:
@@ -436,14 +683,21 @@ def _embedding(asked: int | Mapping[str, int] | None, sizes: Mapping[str, int]) 
     return tuple(asked.get(name, embedding_width(codes)) for name, codes in sizes.items())
 
 
-def _steps(settings: TabularLearner.Settings) -> tuple[str, ...]:
+def _standardized(settings: TabularLearner.Settings, features: Features) -> list[bool]:
+    """Which numeric features the model scales."""
+    return [settings.standardize and name not in features.scaled for name in features.numeric]
+
+
+def _steps(settings: TabularLearner.Settings, features: Features) -> tuple[str, ...]:
     asked = settings.target_transform
+    if "target_transform" not in settings.model_fields_set and features.task != "regression":
+        return ()
     steps = (asked,) if isinstance(asked, str) else asked
     return tuple(step for step in steps if step != "none")
 
 
 def _scale(settings: TabularLearner.Settings, features: Features) -> TargetScale:
-    steps = _steps(settings)
+    steps = _steps(settings, features)
     if steps and features.task != "regression":
         raise UserError(
             f"[model] target_transform is for regression, and task is '{features.task}': "

@@ -11,6 +11,11 @@ from pydantic import Field
 
 from engine.types import Settings
 
+AUTOMATIC_ROWS, AUTOMATIC_BYTES = 10_000, 32 << 20
+"""How much is kept where nothing is said."""
+YOUNG_STEPS, YOUNG_ROWS = 4, 32_768
+"""So many steps on kept rows after each step, as long as so many times the rows seen are fewer than
+that."""
 Rows = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Numeric (n, d), categories (n, c), target (n,)."""
 
@@ -19,49 +24,67 @@ class ReplaySettings(Settings):
     """The replay's keys of ``[train]``.
 
     Attributes:
-        replay_rows: how many of the newest rows are kept; 0 keeps none.
-        replay_steps: steps on kept rows after each batch's own.
-        replay_batch: rows a step.
+        replay_rows: how many of the newest rows are kept; 0 keeps none. None: 10,000, or as many
+            as 32 MiB hold; none of images and lists.
+        replay_steps: steps on kept rows after each step on new ones. None: 4 while the model is
+            young, ever fewer from 8,192 rows on, none from 32,768 on; where `replay_rows` is given,
+            1 at least.
+        replay_batch: rows of such a step. None: as many as a step on new rows has, 64 to 512.
         replay_sampling: ``uniform``, or ``recent``: a row's chance halves with every
             `replay_half_life` newer rows.
-        replay_half_life: in rows; None is a quarter of `replay_rows`.
+        replay_half_life: in rows; None is a quarter of the rows that are kept.
     """
 
-    replay_rows: int = Field(0, ge=0)
-    replay_steps: int = Field(1, ge=0)
-    replay_batch: int = Field(512, ge=1)
+    replay_rows: int | None = Field(None, ge=0)
+    replay_steps: int | None = Field(None, ge=0)
+    replay_batch: int | None = Field(None, ge=1)
     replay_sampling: Literal["uniform", "recent"] = "uniform"
     replay_half_life: float | None = Field(None, gt=0)
+
+    def rehearsals(self, rows: int) -> int:
+        """Steps on kept rows after a step of a model that has seen so many rows."""
+        if self.replay_steps is not None:
+            return self.replay_steps
+        least = 0 if self.replay_rows is None else 1
+        return max(least, min(YOUNG_STEPS, YOUNG_ROWS // max(rows, 1)))
+
+    def rehearsed(self, step: int) -> int:
+        """Rows of a step on kept rows, where a step on new ones has `step`."""
+        return self.replay_batch or min(max(step, 64), 512)
 
 
 class Replay:
     """A ring of rows.
 
     Args:
-        settings: `replay_rows` above 0.
+        settings: how they are drawn.
+        rows: how many are kept, above 0; None goes by the settings.
         numeric, categories: widths of a row.
         target: the targets' type.
+        exact: keep numbers as float64, for rows that are scaled after they were kept.
     """
 
     def __init__(
         self,
         settings: ReplaySettings,
         *,
+        rows: int | None = None,
         numeric: int,
         categories: int,
         target: torch.dtype,
+        exact: bool = False,
         device: str = "cpu",
     ) -> None:
         self.settings = settings
-        self.rows = settings.replay_rows
+        self.rows = rows = rows or settings.replay_rows or AUTOMATIC_ROWS
         self.device = torch.device(device).type
         self._ring: Rows = (
-            torch.empty((self.rows, numeric), device=device),
-            torch.empty((self.rows, categories), dtype=torch.int64, device=device),
-            torch.empty(self.rows, dtype=target, device=device),
+            torch.empty((rows, numeric), dtype=_float(exact), device=device),
+            torch.empty((rows, categories), dtype=torch.int64, device=device),
+            torch.empty(rows, dtype=target, device=device),
         )
         self._filled = self._next = 0
-        half_life = settings.replay_half_life or self.rows / 4
+        half_life = settings.replay_half_life or rows / 4
         self._rate = math.log(2) / half_life
 
     def __len__(self) -> int:
@@ -89,12 +112,17 @@ class Replay:
         self._next = (self._next + given) % self.rows
         self._filled = min(self._filled + given, self.rows)
 
-    def sample(self, steps: int, chance: torch.Generator) -> list[Rows]:
+    def clear(self) -> None:
+        """Forget all rows."""
+        self._filled = self._next = 0
+
+    def sample(self, steps: int, chance: torch.Generator, step: int = 0) -> list[Rows]:
         """Rows for so many steps, drawn with replacement. At least one row must have been added.
 
-        A step gets `replay_batch` rows, or as many as are kept where those are fewer.
+        A step gets what `ReplaySettings.rehearsed` says of one with `step` new rows, or as many as
+        are kept where those are fewer.
         """
-        batch = min(self.settings.replay_batch, self._filled)
+        batch = min(self.settings.rehearsed(step), self._filled)
         index = self._draw(steps * batch, chance).to(self._ring[2].device)
         drawn = [torch.split(part.index_select(0, index), batch) for part in self._ring]
         return list(zip(*drawn, strict=True))
@@ -119,6 +147,15 @@ class Replay:
         share *= -math.expm1(-self._rate * self._filled)
         age = torch.log1p(-share).div_(-self._rate).long().clamp_(max=self._filled - 1)
         return (self._next - 1 - age) % self._filled
+
+    @staticmethod
+    def row_bytes(numeric: int, categories: int, *, exact: bool = False) -> int:
+        """Bytes of a row, its target at the widest."""
+        return numeric * _float(exact).itemsize + 8 * categories + 8
+
+
+def _float(exact: bool) -> torch.dtype:
+    return torch.float64 if exact else torch.float32
 
 
 __all__ = ["Replay", "ReplaySettings", "Rows"]

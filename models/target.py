@@ -33,7 +33,7 @@ class TargetScale:
 
     warp: str = "none"
     standard: bool = False
-    count: int = 0
+    count: float = 0
     mean: float = 0.0
     squares: float = 0.0
 
@@ -87,6 +87,12 @@ class TargetScale:
             power = graph.op("Exp", graph.op("Min", raw, number(HIGHEST)))
             return graph.op("Sub", power, number(1))
         return raw
+
+    def faded(self, rows: int) -> TargetScale:
+        """The same scale, as if so few rows had taught it: those that come move it faster."""
+        if self.count <= rows:
+            return self
+        return dataclasses.replace(self, count=rows, squares=self.squares * (rows / self.count))
 
     def snapshot(self) -> dict[str, Any]:
         """The statistics as a plain value."""

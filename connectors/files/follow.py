@@ -342,8 +342,7 @@ class Follower:
             except OSError:
                 continue
             number = stat.st_dev, stat.st_ino
-            file = Found(shown, path, number, stat.st_size, stat.st_mtime_ns)
-            found.setdefault(number, file)
+            found[number] = Found(shown, path, number, stat.st_size, stat.st_mtime_ns)
         return found
 
     def _changed(self, tail: Tail, file: Found | None) -> None:

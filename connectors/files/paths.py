@@ -8,7 +8,6 @@ import logging
 import os
 import re
 from collections.abc import Iterable
-from functools import lru_cache
 from pathlib import Path
 
 from connectors.files.text import compression
@@ -42,11 +41,6 @@ def find(paths: Iterable[str], format: str | None = None) -> dict[str, Path]:
 
     Raises: UserError for a path that leads to no file.
     """
-    return _once(listed(paths, format))
-
-
-def listed(paths: Iterable[str], format: str | None = None) -> dict[str, Path]:
-    """As `find`; a file may be there by several names."""
     found: dict[str, Path] = {}
     for path in paths:
         resource = RESOURCE.fullmatch(path)
@@ -61,7 +55,7 @@ def listed(paths: Iterable[str], format: str | None = None) -> dict[str, Path]:
         else:
             near = nearest(Path(path).name, _names(Path(path).parent))
             raise UserError(f"[source] path '{readable(path)}' is no file.{near}")
-    return found
+    return _once(found)
 
 
 def kind(files: dict[str, Path]) -> str:
@@ -90,7 +84,6 @@ def readable(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-@lru_cache(1 << 16)
 def _shown(path: str | Path) -> str:
     """The name of a file's partition: its path as found, in its shortest spelling."""
     return readable(str(Path(path)))
@@ -158,19 +151,13 @@ def _matches(pattern: str) -> dict[str, Path]:
     folder, rest = _literal(pattern)
     names = glob.glob(os.path.join(glob.escape(folder), rest), recursive=True)  # noqa: PTH118, PTH207 - Path.glob takes no absolute
     names = sorted(name for name in names if not _is_note(name, folder, rest))
-    found = {_shown(name): _path(name) for name in names if os.path.isfile(name)}  # noqa: PTH113
+    found = {_shown(name): Path(name) for name in names if Path(name).is_file()}
     if not found:
         raise UserError(
             f"[source] path '{readable(pattern)}' matches no file; names that begin with a dot or "
             "an underscore do not count."
         )
     return found
-
-
-@lru_cache(1 << 16)
-def _path(name: str) -> Path:
-    """One object a name: those that are followed are looked for again and again."""
-    return Path(name)
 
 
 def _literal(pattern: str) -> tuple[str, str]:
@@ -188,7 +175,8 @@ def _is_note(name: str, folder: str, rest: str) -> bool:
     asks for. (Names that begin with a dot are no matches of a star.)"""
     if any(part.startswith("_") for part in rest.split("/")):
         return False
-    return name.startswith("_", len(folder)) or "/_" in name[len(folder.rstrip("/")) :]
+    inside = Path(name).parts[len(Path(folder).parts) :]
+    return any(part.startswith("_") for part in inside)
 
 
 def _names(folder: Path) -> list[str]:
@@ -207,4 +195,4 @@ def _resource(path: str, package: str, inside: str) -> Path:
     return file
 
 
-__all__ = ["find", "kind", "listed", "readable"]
+__all__ = ["find", "kind", "readable"]

@@ -36,7 +36,7 @@ from connectors.files.inspection import (
     of_json,
     of_tables,
 )
-from connectors.files.paths import find, kind, listed, readable
+from connectors.files.paths import find, kind, readable
 from connectors.files.standard import NAME, Piped, StandardInput
 from connectors.files.table import KINDS, SortedRows
 from connectors.files.tar import TarShard
@@ -291,7 +291,7 @@ class FilesSource(Source):
             )
         paths = (settings.path,) if isinstance(settings.path, str) else settings.path
         return Follower(
-            partial(listed, paths, settings.format),
+            partial(find, paths, settings.format),
             self._follow,
             lines=self._has_rows_of_text,
             interval=settings.poll_interval,

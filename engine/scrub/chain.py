@@ -25,7 +25,7 @@ from engine.memory import Memory
 from engine.scrub.columns import replaced
 from engine.sheaf import Sheaf, Stopped
 from engine.statistics import Extremes, Moments, extremes_into, moments_into
-from engine.types import Batch, Stage
+from engine.types import Batch, Scale, Stage
 
 Floats = NDArray[np.float64]
 FLOATS = (pl.Float64, pl.Float32)
@@ -43,6 +43,7 @@ class Link:
         a, b: a number for each column, shape (columns,).
         learns: the statistic of the columns as they come in that the stage wants, or None.
         counts: under which word the stage counts changed values, or None.
+        scale: what goes with the batch, where the numbers will be others for the next one.
     """
 
     kind: Literal["fill", "clip", "scale"]
@@ -50,6 +51,7 @@ class Link:
     b: Floats
     learns: type[Moments] | type[Extremes] | None
     counts: str | None = None
+    scale: Scale | None = None
 
 
 class Took(Protocol):
@@ -272,7 +274,8 @@ def _linked(
         if link.counts is not None:
             key = stage.name, link.counts
             counts[key] = counts.get(key, 0) + n
-    return dataclasses.replace(batch, counts=counts)
+    scales = tuple(link.scale for link in some if link.scale is not None)
+    return dataclasses.replace(batch, counts=counts, scales=(*batch.scales, *scales))
 
 
 def _tell(

@@ -109,11 +109,19 @@ class Powers(Learned):
         frame = batch.frame
         made = []
         for column, above, below, shift, scale in self._rows_of_numbers():
-            done = powered(frame.get_column(column).cast(pl.Float64), above, below)
-            made.append(scaled(done, shift, scale) if self._standardizes else done)
+            power = powered(frame.get_column(column).cast(pl.Float64), above, below)
+            made.append(scaled(power, shift, scale) if self._standardizes else power)
+        done = batch.with_frame(replaced(frame, made))
+        if self._standardizes:  # of the powers as they are now: the exponents hardly move
+            done = done.scaled_by(self._scale(*self._numbers[2:].copy()))
         self._learn(batch)
         self._fit()
-        return batch.with_frame(replaced(frame, made))
+        return done
+
+    @property
+    def scaled(self) -> Sequence[str]:
+        """Its columns, where it standardizes them."""
+        return self._columns if self._standardizes else ()
 
     def inverse(self, frame: pl.DataFrame) -> pl.DataFrame:
         """The frame with those of the stage's columns that it has as they were before, by what is

@@ -32,13 +32,17 @@ class Scaled(Learned):
 
     def apply(self, batch: Batch) -> Batch:
         frame = batch.frame
-        numbers = zip(self._columns, *self._numbers().tolist(), strict=True)
-        made = [
-            scaled(frame.get_column(column).cast(pl.Float64), shift, scale)
-            for column, shift, scale in numbers
-        ]
+        shift, factor = self._numbers()
+        scale = self._scale(shift, factor)
+        numbers = zip(self._columns, shift.tolist(), factor.tolist(), strict=True)
+        made = [scaled(frame.get_column(column).cast(pl.Float64), *two) for column, *two in numbers]
         self._learn(batch)
-        return batch.with_frame(replaced(frame, made))
+        return batch.with_frame(replaced(frame, made)).scaled_by(scale)
+
+    @property
+    def scaled(self) -> Sequence[str]:
+        """All its columns."""
+        return self._columns
 
     @property
     def kinds(self) -> list[pl.DataType]:
@@ -47,8 +51,9 @@ class Scaled(Learned):
 
     def link(self, batch: Batch) -> Link | None:
         """Numbers shifted and scaled."""
-        shift, scale = self._numbers()
-        return self._linked(batch, "scale", shift, scale)
+        shift, factor = self._numbers()
+        scale = self._scale(shift, factor)
+        return self._linked(batch, "scale", shift, factor, scale=scale)
 
     def _numbers(self) -> NDArray[np.float64]:
         """Shift and scale of each column, shape (2, columns)."""

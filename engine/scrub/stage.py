@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import polars as pl
 from pydantic import Field
 
 from engine.scrub.chain import Floats, Link
 from engine.statistics import Extremes, Moments, Statistic
-from engine.types import PART, Batch, Settings, Snapshot, UserError, training
+from engine.types import PART, Batch, Scale, Settings, Snapshot, UserError, training
 
 DETECTORS = ("adwin", "page_hinkley", "psi")
 """What a 'drift' stage counts under."""
@@ -65,6 +66,12 @@ class Stateless:
         """How error sentences name the stage."""
         return f"[scrub.{self.name}]"
 
+    @property
+    def scaled(self) -> Sequence[str]:
+        """Columns that it puts on a scale which moves with what it learns: it notes that scale on
+        the batch (`Batch.scales`)."""
+        return ()
+
     def snapshot(self) -> Snapshot:
         """None."""
         return None
@@ -114,7 +121,13 @@ class Learned(Stateless):
         self._statistic = self._statistic.merge(statistic)
         self._rows += rows
 
-    def _linked(self, batch: Batch, kind: Any, a: Floats, b: Floats, **counts: str) -> Link | None:
+    def _scale(self, shift: Floats, factor: Floats) -> Scale:
+        """What goes with a batch whose columns become ``(x - shift) * factor``."""
+        if self._statistic is not None and not self._rows:
+            shift = np.full_like(shift, np.nan)
+        return Scale(columns=tuple(self._columns), shift=shift, factor=factor)
+
+    def _linked(self, batch: Batch, kind: Any, a: Floats, b: Floats, **more: Any) -> Link | None:
         """The link of a stage that does this, see `engine.scrub.chain`; None where it learns what
         a link cannot give, or not from all rows."""
         learns: Any = None if self._statistic is None else type(self._statistic)
@@ -129,7 +142,7 @@ class Learned(Stateless):
             return None
         if self.settings.forget_on is not None:
             return None
-        return Link(kind=kind, a=a, b=b, learns=learns, **counts)
+        return Link(kind=kind, a=a, b=b, learns=learns, **more)
 
     def _block(self, frame: pl.DataFrame) -> pl.DataFrame:
         """What the statistic learns from."""

@@ -18,7 +18,6 @@ import polars as pl
 import pytest
 import zstandard
 
-from connectors.files import units
 from connectors.files.source import FilesSource
 from engine.types import EndOfStream, Mark, Snapshot, UserError
 
@@ -372,26 +371,3 @@ def test_marks_without_identities_go_by_name(caplog: pytest.LogCaptureFixture) -
     three()
     _, (positions, _) = run("d/*.ndjson")
     assert run("./d/*.ndjson", (positions, {}))[0] == []
-
-
-@pytest.mark.parametrize("spelling", SPELLINGS)
-def test_files_that_are_a_row_each_under_another_path(spelling: str) -> None:
-    three()
-    values, state = run("d", format="documents", last_line="take")
-    assert len(values) == 3
-    path = SPELLINGS[spelling]()
-    if spelling != "moved and renamed":  # their order is that of their names
-        assert run(path, state, format="documents")[0] == []
-
-
-@pytest.mark.parametrize("size", [20, 200])
-def test_pieces_of_files_under_another_path(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(units, "PIECE_BYTES", size)
-    three()
-    values, state = run("d/*.ndjson", shards=1)
-    assert values == [str(n) for n in range(6)]
-    assert run("./d/*.ndjson", state, shards=1)[0] == []
-    with Path("d/1.ndjson").open("a") as file:
-        file.write(lines(6, 7, 8))
-    Path("d").rename("e")
-    assert run("e/*.ndjson", state, shards=1)[0] == ["6", "7", "8"]

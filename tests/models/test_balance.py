@@ -236,7 +236,7 @@ def learner_of(kind: str, method: str | None) -> Any:
     make: dict[str, Callable[[], Any]] = {
         "tabular": lambda: TabularLearner(
             TabularLearner.Settings(layers=(8,)),
-            TabularLearner.Training(optimizer="adam", lr=1e-2),
+            TabularLearner.Training(optimizer="adam", lr=1e-2, replay_rows=0),
             BINARY,
         ),
         "linear": lambda: LinearLearner(

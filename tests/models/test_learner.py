@@ -248,11 +248,11 @@ def test_the_way_back_stays_in_range() -> None:
 # ----------------------------------------------------------------------------------------- learner
 
 
-def test_a_batch_that_overflows_is_skipped_whole_and_kept_aside(
+def test_a_batch_that_overflows_is_refused_whole_and_kept_aside(
     make_features: Make, make_batches: Batches
 ) -> None:
     features = make_features()
-    made = learner(features, target_transform="standard", ema=0.9, replay_rows=100)
+    made = learner(features, standardize=False, ema=0.9, replay_rows=100)
     good = make_batches(features, 10)
     made.learn(good[0])
     before = made.state_dict()
@@ -267,11 +267,28 @@ def test_a_batch_that_overflows_is_skipped_whole_and_kept_aside(
     assert after["target"] == before["target"]
     for name in ("weights", "average", "replay"):
         assert all(np.array_equal(after[name][k], before[name][k]) for k in after[name])
-    assert after["optimizer"]["steps"] == before["optimizer"]["steps"] == 2
+    assert after["optimizer"]["steps"] == before["optimizer"]["steps"]
     assert made.learn(good[2]).skipped is None
     for _ in range(9):
         made.learn(huge)
     assert len(made.aside) == 4
+
+
+def test_a_poison_row_costs_itself(make_features: Make, make_batches: Batches) -> None:
+    features = make_features()
+    poisoned, spared = learner(features, standardize=False), learner(features, standardize=False)
+    batch = make_batches(features)[0]
+    tensors = tensors_of(batch)
+    numeric = tensors.numeric.clone()
+    numeric[7] = 1e30
+    step = poisoned.learn(replace(batch, tensors=replace(tensors, numeric=numeric)))
+    assert step.skipped is None
+    assert step.refused is not None
+    assert np.flatnonzero(step.refused).tolist() == [7]
+    rest = np.delete(np.arange(len(batch)), 7)
+    spared.learn(replace(batch, tensors=tensors.take(rest)))
+    one, other = poisoned.state_dict()["weights"], spared.state_dict()["weights"]
+    assert all(np.array_equal(one[name], other[name]) for name in one)
 
 
 def test_a_target_a_warp_cannot_take_is_skipped(make_features: Make, make_batches: Batches) -> None:
@@ -289,14 +306,15 @@ def test_replay_takes_its_steps(make_features: Make, make_batches: Batches) -> N
     features = make_features()
     for steps in (0, 3):
         made = learner(features, replay_rows=50, replay_steps=steps)
-        assert [made.learn(batch).steps for batch in make_batches(features, 3)] == [1 + steps] * 3
+        taken = [made.learn(batch).steps for batch in make_batches(features, 3)]
+        assert taken == [40 * (1 + steps)] * 3
 
 
 def test_one_learner_scores_and_learns_with_one_forward_pass(
     make_features: Make, make_batches: Batches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     features = make_features()
-    batch = make_batches(features)[0]
+    batch = make_batches(features, rows=1)[0]
     passes: list[int] = []
     forward = Network.__call__
 
@@ -307,7 +325,7 @@ def test_one_learner_scores_and_learns_with_one_forward_pass(
     monkeypatch.setattr(Network, "__call__", counted)
     for keys, expected in ({}, 1), ({"dropout": 0.5}, 2), ({"ema": 0.9}, 2):
         passes.clear()
-        learner(features, **keys).learn(batch)
+        learner(features, replay_rows=0, **keys).learn(batch)
         assert len(passes) == expected
 
 
@@ -323,7 +341,8 @@ def test_bfloat16_is_near_and_its_weights_are_float32(
     make_features: Make, make_batches: Batches
 ) -> None:
     features = make_features("multiclass")
-    exact, rough = learner(features), learner(features, precision="bfloat16", dropout=0.0)
+    exact = learner(features, replay_rows=0)
+    rough = learner(features, replay_rows=0, precision="bfloat16")
     for batch in make_batches(features, 20):
         exact.learn(batch)
         step = rough.learn(batch)
@@ -432,7 +451,7 @@ def test_a_device_that_is_not_there(make_features: Make) -> None:
         ({"embedding": 3}, r"\[model\] embedding = \[4, 5\], this pipeline's has \[3, 3\]"),
         ({"optimizer": "sgd"}, r"\[train\] optimizer = adam, this pipeline's has sgd"),
         ({"ema": 0.9}, r"\[train\] ema = False"),
-        ({"replay_rows": 5}, r"\[train\] replay_rows = 0, this pipeline's has 5"),
+        ({"replay_rows": 5}, r"\[train\] replay_rows = 10000, this pipeline's has 5"),
     ],
 )
 def test_a_saved_model_of_another_shape_is_refused(

