@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from connectors.files.source import FilesSource
 from connectors.formats.ndjson import Ndjson
+from connectors.formats.rows import values
+from connectors.kafka.letters import unwrapped
 from connectors.kafka.source import KafkaSource
-from engine.types import Format, Mark, Records, Schema, Snapshot, Source, UserError, Values
+from connectors.kafka.values import TOMBSTONE
+from engine.types import (
+    NO_TIME,
+    PARTITION,
+    POSITION,
+    Format,
+    Interruptible,
+    Mark,
+    Records,
+    Rejects,
+    Schema,
+    Snapshot,
+    Source,
+    UserError,
+)
 
-LETTER: Schema = {"value": pl.String(), "raw": pl.String(), "key": pl.String()}
-"""What is read of a file of dead letters; ``raw`` and ``key`` are in base64."""
+LETTER: Schema = {
+    "of": pl.String(), "at": pl.Int64(), "reason": pl.String(), "timestamp": pl.Int64(),
+    "value": pl.String(), "raw": pl.String(), "key": pl.String(), "headers": pl.String(),
+}  # fmt: skip
+"""What is read of a file of dead letters; the last three are in base64."""
+PATHS = {"of": PARTITION, "at": POSITION}
+"""Where the first two are."""
 
 
 class FileLetters(Source):
@@ -24,16 +48,22 @@ class FileLetters(Source):
     Args:
         folder: where `FilesSink` wrote them.
         source: the pipeline's own.
+        parts: where that is a mix: how partitions of each of its sources begin -> that source.
     """
 
-    def __init__(self, folder: Path, source: Source) -> None:
+    def __init__(
+        self, folder: Path, source: Source, parts: Mapping[str, Source] | None = None
+    ) -> None:
         """Raises: UserError where there are none."""
         if not list(folder.glob("part-*.ndjson")):
             raise UserError(f"There are no dead letters in {folder}: nothing to replay.")
         self._inner = FilesSource(FilesSource.Settings(path=str(folder / "part-*.ndjson")))
+        self._at = folder
+        self._others_known: Mapping[str, Snapshot] = {}
         self._source = source
-        self.format = _format(source)
-        self._end = b"\n" if _has_lines(source) else b""
+        self._parts = parts or {"": source}
+        self.format: Format = Replayed({begin: _format(s) for begin, s in self._parts.items()})
+        self._waiting: deque[Records] = deque()
 
     def schema(self, declared: Schema) -> Schema:
         """The pipeline's own."""
@@ -41,44 +71,27 @@ class FileLetters(Source):
 
     def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
         """See `engine.types.Source`."""
-        letters = self._inner.read(max_rows, max_bytes, timeout)
-        if letters is None:
-            return None
-        frame, broken = Ndjson().decode(letters, LETTER)
-        if broken:
-            raise UserError(
-                f"{letters.partition} holds lines that are no dead letters: expected what headrace "
-                "wrote there; mend it, or move it away."
-            )
-        raw = frame["raw"].str.decode("base64", strict=False)
-        values = [
-            (value or "").encode() if original is None else original
-            for original, value in zip(raw, frame["value"], strict=True)
-        ]
-        lines = [value + self._end for value in values]
-        return Records(
-            partition=letters.partition,
-            positions=letters.positions,
-            next=letters.next,
-            values=Values(
-                data=np.frombuffer(b"".join(lines), np.uint8),
-                bounds=np.cumsum([0, *map(len, lines)]).astype(np.int64),
-            ),
-            arrived=letters.arrived,
-            keys=_keys(frame["key"]),
-        )
+        if not self._waiting:
+            letters = self._inner.read(max_rows, max_bytes, timeout)
+            if letters is None:
+                return None
+            self._waiting.extend(self._opened(letters))
+        return self._waiting.popleft()
 
     def seek(self, mark: Mark) -> None:
         """See `engine.types.Source`."""
+        self._waiting.clear()
         self._inner.seek(mark)
 
     def identities(self, mark: Mark) -> Mapping[str, Snapshot]:
-        """See `engine.types.Source`."""
-        return self._inner.identities(mark)
+        """See `engine.types.Source`; of what is not read here, as it was."""
+        return {**self._others_known, **self._inner.identities(mark)}
 
     def recognise(self, identities: Mapping[str, Snapshot]) -> None:
         """See `engine.types.Source`."""
-        self._inner.recognise(identities)
+        own = {name: known for name, known in identities.items() if Path(name).parent == self._at}
+        self._others_known = {name: k for name, k in identities.items() if name not in own}
+        self._inner.recognise(own)
 
     def commit(self, mark: Mark) -> bool:
         """Nothing: the checkpoint knows what was replayed."""
@@ -96,28 +109,130 @@ class FileLetters(Source):
         """See `engine.types.Source`."""
         self._inner.close()
 
+    def _opened(self, letters: Records) -> Iterator[Records]:
+        """What they hold; of neighbours that come from one source at a time."""
+        frame, broken = Ndjson(PATHS).decode(letters, LETTER)
+        if broken:
+            raise UserError(
+                f"{letters.partition} holds lines that are no dead letters: expected what headrace "
+                "wrote there; mend it, or move it away."
+            )
+        begins = _begins(frame["of"], self._parts)
+        ends = np.flatnonzero(np.append(begins[1:] != begins[:-1], True)) + 1
+        for start, stop in zip([0, *ends[:-1]], ends, strict=True):
+            own = frame.slice(start, stop - start)
+            source = self._parts[begins[start]]
+            yield _records(letters.slice(int(start), int(stop)), own, source)
 
-def topic_letters(topic: str, settings: KafkaSource.Settings) -> KafkaSource:
+
+class TopicLetters(KafkaSource):
     """A topic of dead letters as a source of what it holds now, decoded as the pipeline's own
-    source, with these settings, does."""
-    own = {"topics": (topic,), "stop": "end", "start": "earliest", "join": False, "group": None}
-    return KafkaSource(settings.model_copy(update=own))
+    source does.
+
+    Args:
+        topic: where `KafkaLetters` wrote them.
+        settings: the own source's.
+    """
+
+    def __init__(self, topic: str, settings: KafkaSource.Settings) -> None:
+        own = {
+            "topics": (topic,), "stop": "end", "start": "earliest", "join": False, "group": None,
+        }  # fmt: skip
+        super().__init__(settings.model_copy(update=own))
+        self.whole = True  # the headers say where they come from
+        self.format = Replayed({"": self.format})
+
+    def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
+        """See `engine.types.Source`."""
+        letters = super().read(max_rows, max_bytes, timeout)
+        return unwrapped(letters) if letters else letters
 
 
-def _has_lines(source: Source) -> bool:
-    """Whether a line end closes the records."""
-    if isinstance(source, FilesSource):
-        return source.has_lines
-    return not isinstance(source, KafkaSource) or source.settings.format in ("ndjson", "csv")
+class Replayed:
+    """See `engine.types.Format`. Rows are where they were read first, not where their letters are.
+
+    Args:
+        formats: how partitions of a source begin -> what its records are decoded by.
+    """
+
+    def __init__(self, formats: Mapping[str, Format]) -> None:
+        self._formats = formats
+
+    def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
+        """By the format of the source that they come from."""
+        origins = records.origins
+        assert origins is not None, "these records come for the first time"
+        if not len(records):
+            return next(iter(self._formats.values())).decode(records, schema)
+        begin = _begins(origins[PARTITION].head(1), self._formats)[0]
+        bare = origins.with_columns(pl.col(PARTITION).str.strip_prefix(begin))
+        own = replace(records, origins=bare)
+        frame, rejects = self._formats[begin].decode(own, schema)
+
+        def placed(rows: pl.DataFrame) -> pl.DataFrame:
+            at = np.searchsorted(records.positions, rows[POSITION].to_numpy())
+            return rows.with_columns(origins[at])
+
+        return placed(frame), [replace(reject, rows=placed(reject.rows)) for reject in rejects]
+
+    def interrupt(self) -> None:
+        """See `engine.types.Interruptible`."""
+        for part in self._formats.values():
+            if isinstance(part, Interruptible):
+                part.interrupt()
+
+    def resume(self) -> None:
+        """See `engine.types.Interruptible`."""
+        for part in self._formats.values():
+            if isinstance(part, Interruptible):
+                part.resume()
 
 
-def _keys(column: pl.Series) -> Values:
-    keys = [key or b"" for key in column.str.decode("base64", strict=False)]
-    return Values(
-        data=np.frombuffer(b"".join(keys), np.uint8),
-        bounds=np.cumsum([0, *map(len, keys)]).astype(np.int64),
-        null=column.is_null().to_numpy(),
+def _begins(partitions: pl.Series, known: Mapping[str, object]) -> NDArray[np.object_]:
+    """Which of the known beginnings each partition's name has, shape (n,).
+
+    Raises: UserError where it has none.
+    """
+    found = pl.Series([None], dtype=pl.String).new_from_index(0, len(partitions))
+    for begin in known:
+        which = partitions.str.starts_with(begin) & found.is_null()
+        found = found.zip_with(~which, pl.Series([begin]).new_from_index(0, len(partitions)))
+    if found.null_count():
+        odd = partitions.filter(found.is_null())[0]
+        raise UserError(
+            f"A dead letter comes from '{odd}', and [source.sources] has {', '.join(known)}: give "
+            "that source its name again, or move the letter away."
+        )
+    return found.to_numpy(allow_copy=True)
+
+
+def _records(letters: Records, frame: pl.DataFrame, source: Source) -> Records:
+    """Letters as what they hold."""
+    raw = frame["raw"].str.decode("base64", strict=False)
+    gone = frame["raw"].is_null() & (frame["reason"] == TOMBSTONE)
+    value = raw.zip_with(raw.is_not_null(), frame["value"].fill_null("").cast(pl.Binary))
+    tail = int(isinstance(source, KafkaSource) and source.has_lines)
+    if tail:
+        value = _ended(value)
+    elif not isinstance(source, KafkaSource | FilesSource) or source.has_lines:
+        value = value.zip_with(value.bin.ends_with(b"\n"), _ended(value))
+    keys, headers = (
+        values(frame[name].str.decode("base64", strict=False)) for name in ("key", "headers")
     )
+    made = values(value)
+    return replace(
+        letters,
+        values=replace(made, tail=tail, null=gone.to_numpy() if gone.any() else None),
+        keys=keys,
+        headers=headers,
+        timestamps=frame["timestamp"].fill_null(NO_TIME).to_numpy(),
+        origins=frame.select(pl.col("of").alias(PARTITION), pl.col("at").alias(POSITION)),
+    )
+
+
+def _ended(value: pl.Series) -> pl.Series:
+    """With a line end behind each."""
+    return pl.select(pl.lit(value) + pl.lit(b"\n")).to_series()
 
 
 def _format(source: Source) -> Format:
@@ -127,4 +242,4 @@ def _format(source: Source) -> Format:
     return source.format if isinstance(source, KafkaSource) else Ndjson()
 
 
-__all__ = ["FileLetters", "topic_letters"]
+__all__ = ["FileLetters", "TopicLetters"]

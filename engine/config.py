@@ -224,8 +224,8 @@ class DeadLetterSettings(Settings):
         path: of files; ``<folder>/dead_letters`` unless given.
         limit: share (0-1) of rejected rows within `window` above which the run stops.
         window: rows over which the share is taken; nothing is judged before so many were seen.
-        expected: reasons the breaker does not count (``duplicate``, ``missing_label``: the data's
-            nature, no flood).
+        expected: reasons the breaker does not count (``duplicate``, ``missing_label``,
+            ``tombstone``: the data's nature, no flood).
     """
 
     model_config = ConfigDict(extra="allow")
@@ -234,7 +234,7 @@ class DeadLetterSettings(Settings):
     path: str | None = None
     limit: float = Field(0.2, gt=0, le=1)
     window: int = Field(10_000, ge=1)
-    expected: tuple[str, ...] = ("duplicate", "missing_label")
+    expected: tuple[str, ...] = ("duplicate", "missing_label", "tombstone")
 
 
 class ModelSettings(Settings):

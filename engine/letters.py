@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
-from engine.types import PARTITION, POSITION, Records, Rejects, Values
+from engine.types import NO_TIME, PARTITION, POSITION, Records, Rejects, Values
 
+Ints = NDArray[np.int64]
 COLUMNS = {
     PARTITION: pl.String(),
     POSITION: pl.Int64(),
@@ -37,14 +39,8 @@ def letters(reject: Rejects, pieces: Sequence[Records]) -> pl.DataFrame:
     n = rows.height
     found: dict[str, list[bytes | None]] = {name: [None] * n for name in ("raw", "key", "headers")}
     times: list[int | None] = [None] * n
-    where = rows[PARTITION].to_numpy()
-    positions = rows[POSITION].to_numpy()
     for piece in pieces:
-        here = np.flatnonzero(where == piece.partition)
-        at = np.searchsorted(piece.positions, positions[here])
-        inside = at < len(piece)
-        inside[inside] = piece.positions[at[inside]] == positions[here][inside]
-        here, at = here[inside], at[inside]
+        here, at = _inside(piece, rows)
         values = piece.values if isinstance(piece.values, Values) else None
         for name, part in (("raw", values), ("key", piece.keys), ("headers", piece.headers)):
             if part is not None:
@@ -52,13 +48,27 @@ def letters(reject: Rejects, pieces: Sequence[Records]) -> pl.DataFrame:
                     found[name][row] = value
         if piece.timestamps is not None:
             for row, stamp in zip(here.tolist(), piece.timestamps[at].tolist(), strict=True):
-                times[row] = stamp
+                times[row] = None if stamp == NO_TIME else stamp
     return rows.with_columns(
         stage=pl.lit(reject.stage),
         reason=pl.lit(reject.reason),
         timestamp=pl.Series(times, dtype=pl.Int64),
         **{name: pl.Series(values, dtype=pl.Binary) for name, values in found.items()},
     ).select(pl.col(name).cast(kind) for name, kind in COLUMNS.items())
+
+
+def _inside(piece: Records, rows: pl.DataFrame) -> tuple[Ints, Ints]:
+    """Which of the rows come from these records, and from which of them."""
+    if piece.origins is not None:  # in no order, and one may be there twice
+        known = piece.origins.with_row_index("at").unique([PARTITION, POSITION], keep="first")
+        both = rows.with_row_index("row").join(known, on=[PARTITION, POSITION])
+        return both["row"].cast(pl.Int64).to_numpy(), both["at"].cast(pl.Int64).to_numpy()
+    here = np.flatnonzero(rows[PARTITION].to_numpy() == piece.partition)
+    wanted = rows[POSITION].to_numpy()[here]
+    at = np.searchsorted(piece.positions, wanted)
+    inside = at < len(piece)
+    inside[inside] = piece.positions[at[inside]] == wanted[inside]
+    return here[inside], at[inside]
 
 
 __all__ = ["COLUMNS", "letters"]

@@ -36,6 +36,7 @@ from engine.scrub.stage import DETECTORS
 from engine.service import Heartbeat
 from engine.times import Account
 from engine.types import (
+    NO_TIME,
     RESERVED,
     Batch,
     HeadraceError,
@@ -242,7 +243,7 @@ class Loop:
         self._unsaved = self._behind = False
         self._failed: CheckpointFailed | None = None
         self._lag_told = self._skew_told = self._event_time = 0.0
-        self._sink_told: dict[str, int] = {}
+        self._counts_told: dict[str, int] = {}
         self._saved_at = time.monotonic()
         self._saved_batches = 0
         self._timed = loader.times.timed
@@ -290,6 +291,7 @@ class Loop:
         shared = self._shared
         if shared is None or not (self._transactional or (self._keeps_state and shared.shares)):
             return True
+        shared.recognise(state.get("identities", {}))
         agrees = shared.agrees(state["positions"])
         if agrees is None:
             raise HeadraceError(
@@ -314,6 +316,7 @@ class Loop:
             self._stopping = self._stopping or signals.asked() is not None
             self._began = self._judged = self.loader.times.account()
             with contextlib.suppress(signals.Stopped):
+                self._begin()
                 self._batches()
             if self._stopping:
                 log.info("stopping", extra={"batches": self.totals.batches})
@@ -341,6 +344,24 @@ class Loop:
     def stopped(self) -> bool:
         """Whether the run was asked to stop before the source's end."""
         return self._stopping
+
+    def _begin(self) -> None:
+        """Note where every partition starts before anything is read: what comes to a quiet one
+        while no engine runs is then the next one's to read."""
+        if self._shared is None:
+            return
+        with self._interruptible():
+            self._settle(self._shared)
+        if self._unsaved:
+            self._save()
+
+    def _settle(self, shared: SharedSource) -> None:
+        """Go on with the partitions that there are now."""
+        before = self.mark.positions, self.source.identities(self.mark)
+        self.mark = self._saved = shared.settle(self.mark)
+        self.loader.seek(self.mark)
+        if before != (self.mark.positions, self.source.identities(self.mark)):
+            self._unsaved = True
 
     def _batches(self) -> None:
         batches = iter(self.loader)
@@ -370,19 +391,24 @@ class Loop:
         self._aborted = False
         shared.release()
         self.loader.halt()
-        self.mark = self._saved = shared.settle(self.mark)
-        self.loader.seek(self.mark)
+        self._settle(shared)
         self.metrics.source_rebalances.inc()
         self.metrics.source_lag_records.clear()
         log.info("partitions", extra={"positions": dict(self.mark.positions)})
         return iter(self.loader)
 
     def _next(self, batches: Iterator[Batch]) -> Batch | None:
+        with self._interruptible():
+            return next(batches, None)
+
+    @contextlib.contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """A signal ends what waits here. Raises: Stopped."""
         self._waiting = True
         try:
             if self._stopping:
                 raise signals.Stopped
-            return next(batches, None)
+            yield
         finally:
             self._waiting = False
 
@@ -422,7 +448,7 @@ class Loop:
         if now - self._lag_told < every:
             return
         self._lag_told = now
-        self._tell_sink()
+        self._tell_counts()
         self._tell_verdict()
         lags = self.source.lag(self._saved)
         self._behind = any(lags.values())
@@ -444,16 +470,21 @@ class Loop:
         for part, seconds in verdict.seconds.items():
             self.metrics.busy_ratio.labels(part=part).set(seconds / verdict.wall)
 
-    def _tell_sink(self) -> None:
-        """What a sink counts by itself, to the metrics."""
-        counts: Mapping[str, int] = getattr(self.sink, "counts", dict)()
+    def _tell_counts(self) -> None:
+        """What source and sink count by themselves, to the metrics."""
+        counts: dict[str, int] = dict(getattr(self.sink, "counts", dict)())
+        if self._shared is not None:
+            counts |= self._shared.counts()
+        metrics = self.metrics
+        own = {
+            "undelivered": metrics.sink_undelivered_records,
+            "skipped": metrics.source_skipped_records,
+            "refused": metrics.source_refused_commits,
+        }
         for what, n in counts.items():
-            more = n - self._sink_told.get(what, 0)
-            self._sink_told[what] = n
-            if what == "undelivered":
-                self.metrics.sink_undelivered_records.inc(more)
-            else:
-                self.metrics.transactions.labels(outcome=what).inc(more)
+            more = n - self._counts_told.get(what, 0)
+            self._counts_told[what] = n
+            (own.get(what) or metrics.transactions.labels(outcome=what)).inc(more)
 
     def _guard(self, done: Done) -> None:
         assert self._breaker is not None
@@ -503,6 +534,7 @@ class Loop:
         """The newest time of the records; one in the future is a clock's mistake, told once a
         minute and not shown."""
         stamps = [int(p.timestamps.max()) for p in batch.pieces if p.timestamps is not None]
+        stamps = [stamp for stamp in stamps if stamp != NO_TIME]
         if not stamps:
             return
         newest, now = max(stamps) / 1000, time.time()

@@ -96,6 +96,12 @@ NAMES: Mapping[str, Name] = {
     "headrace_source_rebalances_total": Name(
         "counter", "Times that partitions came to this engine or went away."
     ),
+    "headrace_source_skipped_records_total": Name(
+        "counter", "Records that the source no longer had when it was their turn to be read."
+    ),
+    "headrace_source_refused_commits_total": Name(
+        "counter", "Commits of positions that the source's group did not take."
+    ),
     # scrub
     "headrace_grown_records_total": Name(
         "counter", "Rows that stages added to what the source gave, such as by unpivoting."
@@ -281,6 +287,8 @@ class Metrics:
     source_lag_records: Gauge
     source_event_timestamp_seconds: Gauge
     source_rebalances: Counter
+    source_skipped_records: Counter
+    source_refused_commits: Counter
     grown_records: Counter
     rejected_records: Counter
     dead_letters: Counter

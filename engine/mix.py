@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import polars as pl
 from pydantic import Field
@@ -32,12 +33,14 @@ from engine.types import (
     Records,
     Rejects,
     Schema,
+    SharedSource,
     Snapshot,
     Source,
     UserError,
 )
 
 SEPARATOR = ":"
+V = TypeVar("V")
 NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -64,17 +67,18 @@ class Part:
 
     def own(self, mark: Mark) -> Mark:
         """What of the mark is this source's."""
-        start = len(self.counter)
-        positions = {
-            partition[start:]: position
-            for partition, position in mark.positions.items()
-            if partition.startswith(self.counter) and partition != self.counter
-        }
-        return Mark(positions=positions)
+        return Mark(positions=_within(mark.positions, self.counter))
 
 
-class Mix(Source):
-    """See `engine.types.Source`. Partitions are named ``source:partition``.
+def _within(names: Mapping[str, V], prefix: str) -> dict[str, V]:
+    """What stands under names that begin like that, without it."""
+    start = len(prefix)
+    return {n[start:]: value for n, value in names.items() if n.startswith(prefix) and n != prefix}
+
+
+class Mix(SharedSource):
+    """See `engine.types.SharedSource`: some of the sources may be topics. Partitions are named
+    ``source:partition``.
 
     Args:
         sources: name -> source and weight; all give the same columns.
@@ -115,6 +119,11 @@ class Mix(Source):
         self._left = 0
 
     @property
+    def parts(self) -> dict[str, Source]:
+        """How the partitions of each source begin -> that source."""
+        return {part.counter: part.source for part in self._parts}
+
+    @property
     def epochs(self) -> int:
         """How often rows are read at most."""
         found = [getattr(getattr(p.source, "settings", None), "epochs", 1) for p in self._parts]
@@ -136,8 +145,9 @@ class Mix(Source):
         """
         first, *rest = self._parts
         schema = first.source.schema({REST: DROPPED, **declared} if declared else {})
+        told = schema if not declared or REST in declared else declared
         for part in rest:
-            own = part.source.schema({**schema, REST: DROPPED})
+            own = part.source.schema({REST: DROPPED, **told})
             if own != schema:
                 odd = next(c for c in {**schema, **own} if schema.get(c) != own.get(c))
                 raise UserError(
@@ -185,9 +195,7 @@ class Mix(Source):
     def recognise(self, identities: Mapping[str, Snapshot]) -> None:
         """See `engine.types.Source`; each source its own part."""
         for part in self._parts:
-            n = len(part.counter)
-            own = {p[n:]: i for p, i in identities.items() if p.startswith(part.counter)}
-            part.source.recognise(own)
+            part.source.recognise(_within(identities, part.counter))
 
     def commit(self, mark: Mark) -> bool:
         """See `engine.types.Source`; each source its own part."""
@@ -226,7 +234,63 @@ class Mix(Source):
         for source in buffered:
             source.bound(nbytes // len(buffered))
 
+    # ---------------------------------------------------------------------- partitions that come
+
+    shares = remembers = lost = leaving = False
+    """None of its sources shares its partitions."""
+
+    def moving(self) -> bool:
+        """See `engine.types.SharedSource`."""
+        return any(source.moving() for _, source in self._shared)
+
+    def trouble(self) -> str | None:
+        """See `engine.types.SharedSource`; the first source's that has any."""
+        for part, source in self._shared:
+            if (why := source.trouble()) is not None:
+                return f"source '{part.name}': {why}"
+        return None
+
+    def release(self) -> None:
+        """See `engine.types.SharedSource`."""
+        for _, source in self._shared:
+            source.release()
+
+    def settle(self, mark: Mark) -> Mark:
+        """See `engine.types.SharedSource`."""
+        positions = dict(mark.positions)
+        for part, source in self._shared:
+            settled = source.settle(part.own(mark)).positions
+            positions |= {part.counter + name: at for name, at in settled.items()}
+        return Mark(positions=positions, stages=mark.stages)
+
+    def start_over(self) -> None:
+        """See `engine.types.SharedSource`."""
+        for _, source in self._shared:
+            source.start_over()
+
+    def agrees(self, positions: Mapping[str, int]) -> bool | None:
+        """See `engine.types.SharedSource`."""
+        shared = self._shared
+        found = [source.agrees(_within(positions, part.counter)) for part, source in shared]
+        return False if False in found else None if None in found else True
+
+    def counts(self) -> Mapping[str, int]:
+        """See `engine.types.SharedSource`."""
+        sums: Counter[str] = Counter()
+        for _, source in self._shared:
+            sums.update(source.counts())
+        return sums
+
+    def beat(self) -> None:
+        """See `engine.types.SharedSource`."""
+        for _, source in self._shared:
+            source.beat()
+
     # -------------------------------------------------------------------------------------- inside
+
+    @property
+    def _shared(self) -> list[tuple[Part, SharedSource]]:
+        return [(p, p.source) for p in self._parts if isinstance(p.source, SharedSource)]
 
     @property
     def _alive(self) -> list[Part]:

@@ -24,6 +24,7 @@ from engine.collate import Collate
 from engine.config import ModelSettings, Pipeline, component, validate
 from engine.evaluation import Evaluation
 from engine.loader import Loader
+from engine.lock import locked
 from engine.loop import Breaker, Loop, Totals, Work
 from engine.metrics import Metrics
 from engine.mix import Mix, sources_of
@@ -150,15 +151,15 @@ class Run:
 
         Raises: UserError where there are none, or they are of a kind that cannot be read back.
         """
-        from connectors.letters import FileLetters, topic_letters
+        from connectors.letters import FileLetters, TopicLetters
 
         own: Any = self._source()
         letters: Any = self.dead_letters
         kind = self.pipeline.dead_letters.kind
         if kind == "files":
-            return FileLetters(self.letters_path, own)
+            return FileLetters(self.letters_path, own, own.parts if isinstance(own, Mix) else None)
         if kind == "kafka" and "topics" in type(own.settings).model_fields:
-            return topic_letters(letters.settings.topic, own.settings)
+            return TopicLetters(letters.settings.topic, own.settings)
         raise UserError(
             f"Dead letters of kind '{kind}' cannot be replayed into a source of kind "
             f"'{self.pipeline.source['kind']}': expected files, or topics on both sides."
@@ -611,12 +612,17 @@ class Run:
         Args:
             fresh: forget the checkpoints first, and start over.
 
-        Raises: UserError, Flood, HeadraceError; what user code in stages or learners raises.
+        Raises: UserError, also where another engine works in a folder of this one; Flood,
+            HeadraceError; what user code in stages or learners raises.
         """
+        loop = self.loop  # what is wrong in the file is said before a folder is made
+        with locked(self._own_folders()):
+            if fresh:
+                self.forget()
+            return self._run(loop)
+
+    def _run(self, loop: Loop) -> Summary:
         start = time.perf_counter()
-        if fresh:
-            self.forget()
-        loop = self.loop
         self._tell()
         with self._serving(), self.heartbeat.watched():
             resumed = loop.resume()
@@ -645,7 +651,10 @@ class Run:
         )
 
     def forget(self) -> None:
-        """Delete this pipeline's checkpoints; its results go with the next start."""
+        """Delete this pipeline's checkpoints; its results go with the next start, which is at the
+        source's own."""
+        if isinstance(self.source, SharedSource):
+            self.source.start_over()
         self.checkpoints.forget()
 
     def restore(self) -> bool:
@@ -844,6 +853,17 @@ class Run:
         self.metrics.watch_memory("loader", lambda: budget.used)
         watch_devices(self.metrics)
         self.metrics.memory_budget_bytes.set(budget.total)
+
+    def _own_folders(self) -> Iterator[Path]:
+        """Where a run writes. What it takes away again (results after a checkpoint, old
+        checkpoints) must not be another run's."""
+        yield self.folder
+        yield self.checkpoints.folder
+        if self.pipeline.dead_letters.kind == "files":
+            yield self.letters_path
+        sink = self.pipeline.sink or {}
+        if sink.get("kind") == "files" and isinstance(sink.get("path"), str):
+            yield Path(sink["path"])
 
     def _version(self) -> str:
         mark = json.dumps(dict(self._mark.positions), sort_keys=True)

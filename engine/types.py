@@ -47,6 +47,8 @@ POSITION = "_position"
 """Column that says where in its partition a row starts (int64; a byte offset, a row number, a Kafka
 offset)."""
 RESERVED = (PARTITION, POSITION)
+NO_TIME = -1
+"""Time of a record that has none (Kafka's own number for it; it is no second of 1969)."""
 PART = "_part"
 """Column that a 'split' stage adds: whether a row is of the ``train``, ``validation`` or ``test``
 part. Only training rows are learned from, by stages and by the model."""
@@ -223,12 +225,14 @@ class Records:
         values: undecoded bytes (text files, Kafka) or, from a source that is columnar itself
             (Parquet, Arrow), a frame.
         arrived: `time.monotonic` seconds when the oldest row was read.
-        timestamps: broker's or file's own time of each row, ms since the epoch, shape (n,), or
-            None.
+        timestamps: broker's or file's own time of each row, ms since the epoch, `NO_TIME` for none,
+            shape (n,), or None.
         keys: of each row, or None where the source has none or was not asked for them.
         headers: of each row, in the source's own bytes, or None.
         lap: added to positions on a mark, and in `next` already: of rows that are read again, so
             that a mark tells one time from another.
+        origins: the reserved columns as they were when each row was read first, n rows, from a
+            source that gives again what another gave; None where this is the first time.
         counter, counted: a number on the mark that grows by one a row, and what it is before the
             first of these; empty for none.
     """
@@ -241,6 +245,7 @@ class Records:
     timestamps: NDArray[np.int64] | None = None
     keys: Values | None = None
     headers: Values | None = None
+    origins: pl.DataFrame | None = None
     lap: int = 0
     counter: str = ""
     counted: int = 0
@@ -285,6 +290,7 @@ class Records:
             timestamps=None if self.timestamps is None else self.timestamps[start:stop],
             keys=None if self.keys is None else self.keys.slice(start, stop),
             headers=None if self.headers is None else self.headers.slice(start, stop),
+            origins=None if self.origins is None else self.origins.slice(start, stop - start),
             lap=self.lap,
             counter=self.counter,
             counted=self.counted + start,
@@ -968,12 +974,25 @@ class SharedSource(Source, Protocol):
         ...
 
     def settle(self, mark: Mark) -> Mark:
-        """Where to go on with the partitions that there are now. No thread reads meanwhile."""
+        """Where to go on with the partitions that there are now, each of them named. No thread
+        reads meanwhile. Called before the first read too: what comes to a partition that nothing
+        was read of is then the next run's."""
+        ...
+
+    def start_over(self) -> None:
+        """Forget where others say that this engine is (a group's offsets). Called before anything
+        else, where the checkpoints are forgotten."""
         ...
 
     def agrees(self, positions: Mapping[str, int]) -> bool | None:
         """Whether a checkpoint that ends at these positions was committed, so that nobody reads
-        again what it contains; None where that cannot be told (any more)."""
+        again what it contains; None where that cannot be told (any more). `recognise` comes
+        before."""
+        ...
+
+    def counts(self) -> Mapping[str, int]:
+        """Totals for the metrics: records ``skipped`` because they were gone before they were read,
+        commits that were ``refused``."""
         ...
 
     def beat(self) -> None:
@@ -1352,8 +1371,8 @@ class Component(Protocol):
 
 
 __all__ = [
-    "DROPPED", "NANOSECONDS", "PART", "PARTITION", "POSITION", "RESERVED", "REST", "TYPES",
-    "Affine", "Batch", "Buffered", "Clip", "Codes", "Component", "Duration", "EndOfStream",
+    "DROPPED", "NANOSECONDS", "NO_TIME", "PART", "PARTITION", "POSITION", "RESERVED", "REST",
+    "TYPES", "Affine", "Batch", "Buffered", "Clip", "Codes", "Component", "Duration", "EndOfStream",
     "Features", "Fill", "Format", "HeadraceError", "Interruptible", "Learner", "Mark", "Padded",
     "Placed", "Power", "Predictor", "Ragged", "Records", "Rejects", "Schema", "Settings",
     "SharedSource", "Sink", "Snapshot", "Source", "Sparse", "Stage", "Step", "Tensors", "Transform",

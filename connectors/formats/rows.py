@@ -174,7 +174,8 @@ def _copy(data, starts, bounds, newline, out):  # type: ignore[no-untyped-def]
 
 
 def some(records: Records, at: NDArray[np.int64]) -> Records:
-    """Some of the records, copied together, without headers."""
+    """Some of the records, copied together, as a format takes them: without headers, times and
+    origins."""
     assert isinstance(records.values, Values)
     return replace(
         records,
@@ -182,6 +183,8 @@ def some(records: Records, at: NDArray[np.int64]) -> Records:
         values=take(records.values, at),
         keys=None if records.keys is None else take(records.keys, at),
         headers=None,
+        timestamps=None,
+        origins=None,
     )
 
 

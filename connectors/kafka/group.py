@@ -7,7 +7,7 @@ import json
 import logging
 import threading
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from kafka import KafkaConsumer, TopicPartition
@@ -153,21 +153,26 @@ class Owners:
 
     Attributes:
         owners: (member, offset at which it began), the newest first.
+        topic_id: of the topic that the offset is in; "" where it is not known.
     """
 
     owners: tuple[tuple[str, int], ...] = ()
+    topic_id: str = ""
 
     @classmethod
     def parse(cls, metadata: str | None) -> Self:
         """From a commit's metadata; nobody, where somebody else wrote it."""
         try:
-            return cls(tuple((str(m), int(at)) for m, at in json.loads(metadata or "[]")))
-        except (ValueError, TypeError):
+            found = json.loads(metadata or "{}")
+            owners = tuple((str(m), int(at)) for m, at in found.get("owners", ()))
+            return cls(owners, str(found.get("topic_id", "")))
+        except (ValueError, TypeError, AttributeError):
             return cls()
 
     def text(self) -> str:
         """As metadata."""
-        return json.dumps(self.owners, separators=(",", ":")) if self.owners else ""
+        known = {"topic_id": self.topic_id, "owners": self.owners}
+        return json.dumps({k: v for k, v in known.items() if v}, separators=(",", ":"))
 
     @property
     def newest(self) -> str | None:
@@ -178,7 +183,7 @@ class Owners:
         """With `member` going on at offset `at`."""
         if self.newest == member:
             return self
-        return Owners(((member, at), *self.owners)[:MAX_OWNERS])
+        return replace(self, owners=((member, at), *self.owners)[:MAX_OWNERS])
 
     def end(self, member: str, committed: int) -> int | None:
         """Where `member` ended: the committed offset where it is the owner, else where the next one

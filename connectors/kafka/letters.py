@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
 from pydantic import Field
 
 from connectors.formats import rows
+from connectors.formats.varints import put
 from connectors.kafka.delivery import Delivery, DeliverySettings
 from connectors.kafka.outgoing import Outgoing, headed
 from connectors.kafka.sink import KafkaSink
-from engine.types import PARTITION, POSITION, Sink, Snapshot
+from connectors.kafka.wire import header_entries
+from engine.types import NO_TIME, PARTITION, POSITION, Records, Sink, Snapshot
+
+PREFIX = "headrace."
+PLACE = ("topic", "partition", "offset", "timestamp")
 
 
 class KafkaLetters(Sink):
@@ -102,6 +108,47 @@ class KafkaLetters(Sink):
         return {} if self._shared else {"undelivered": self.delivery.failed}
 
 
+def unwrapped(records: Records) -> Records:
+    """Letters as the records that they were: key and value are those, the headers without those
+    that a letter adds, time and place as they were when it was read first."""
+    assert records.headers is not None, "letters were read without their headers"
+    found = [_opened(raw or b"") for raw in records.headers.take(np.arange(len(records)))]
+    own = [own for own, _ in found]
+    why = pl.DataFrame(
+        [{name: added.get(PREFIX + name) for name in PLACE} for _, added in found],
+        schema=dict.fromkeys(PLACE, pl.String),
+    )
+    place = pl.concat_str("topic", "partition", separator="/")
+    times = why["timestamp"].cast(pl.Int64, strict=False).fill_null(NO_TIME)
+    return replace(
+        records,
+        headers=rows.values(pl.Series(own, dtype=pl.Binary)),
+        timestamps=times.to_numpy(),
+        origins=why.select(
+            pl.coalesce(place, "topic").fill_null("").alias(PARTITION),
+            pl.col("offset").cast(pl.Int64, strict=False).fill_null(-1).alias(POSITION),
+        ),
+    )
+
+
+def _opened(raw: bytes) -> tuple[bytes, dict[str, str]]:
+    """The headers of a letter: those that its record had, as they came, and those that the letter
+    added behind them."""
+    entries = list(header_entries(raw))
+    names = [name for _, name, _ in entries]
+    begins = [i for i, name in enumerate(names) if name == PREFIX + "topic"]
+    cut = begins[-1] if begins else len(entries)
+    if PREFIX + "pipeline" in names[:cut]:  # what every letter has comes first
+        cut -= 1 + names[:cut][::-1].index(PREFIX + "pipeline")
+    if not cut:
+        own = b""
+    else:
+        count = np.empty(10, np.uint8)
+        end = entries[cut][0] if cut < len(entries) else len(raw)
+        own = count[: put(count, 0, cut)].tobytes() + raw[entries[0][0] : end]
+    return own, {name: value.decode("utf-8", "replace") for _, name, value in entries[cut:]}
+
+
 def _why(frame: pl.DataFrame) -> dict[str, pl.Series]:
     parts = pl.col(PARTITION).str.extract_groups(r"^(?<topic>.*)/(?<number>\d+)$")
     columns = frame.select(
@@ -116,4 +163,4 @@ def _why(frame: pl.DataFrame) -> dict[str, pl.Series]:
     return columns.to_dict()
 
 
-__all__ = ["KafkaLetters"]
+__all__ = ["KafkaLetters", "unwrapped"]

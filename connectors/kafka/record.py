@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 from polars.exceptions import PolarsError
 
 from connectors.formats.rows import binary, pieces
+from connectors.kafka.values import Around
 from engine.types import (
+    NO_TIME,
+    PARTITION,
     POSITION,
     RESERVED,
     Format,
-    Interruptible,
     Records,
     Rejects,
     Schema,
@@ -58,11 +60,11 @@ def record_schema(record: Mapping[str, str]) -> Schema:
     return schema
 
 
-class WithRecord:
+class WithRecord(Around):
     """See `engine.types.Format`. Another format's columns, and those of the record around it."""
 
     def __init__(self, inner: Format, record: Mapping[str, str]) -> None:
-        self.inner = inner
+        super().__init__(inner)
         self._record = record
 
     def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
@@ -73,27 +75,14 @@ class WithRecord:
         made = [self._column(records, c, at) for c in schema if c in self._record]
         return frame.with_columns(made).select(*RESERVED, *schema), rejects
 
-    def interrupt(self) -> None:
-        """See `engine.types.Interruptible`."""
-        if isinstance(self.inner, Interruptible):
-            self.inner.interrupt()
-
-    def resume(self) -> None:
-        """See `engine.types.Interruptible`."""
-        if isinstance(self.inner, Interruptible):
-            self.inner.resume()
-
     def _column(self, records: Records, column: str, at: NDArray[np.int64]) -> pl.Series:
         what = self._record[column]
         if what == "timestamp":
             assert records.timestamps is not None
-            return pl.Series(column, records.timestamps[at] * 1000).cast(pl.Datetime("us"))
-        if what == "offset":
-            return pl.Series(column, records.positions[at])
-        if what in ("topic", "partition"):
-            topic, _, number = records.partition.rpartition("/")
-            value = pl.Series(column, [topic if what == "topic" else int(number)], KINDS[what])
-            return value.new_from_index(0, len(at))
+            times = pl.Series(column, records.timestamps[at])
+            return (times.set(times == NO_TIME, None) * 1000).cast(pl.Datetime("us"))
+        if what in ("topic", "partition", "offset"):
+            return _place(records, what, at).alias(column)
         if what.startswith("key"):
             found = _gathered(records.keys, at)
         else:
@@ -101,6 +90,21 @@ class WithRecord:
             found = _gathered(_header(records.headers, name), at)
         found = found.alias(column)
         return found if what == "key bytes" else _text(found)
+
+
+def _place(records: Records, what: str, at: NDArray[np.int64]) -> pl.Series:
+    """Topic, partition or offset, of the first reading; null where it was no topic."""
+    if records.origins is None:
+        if what == "offset":
+            return pl.Series(records.positions[at])
+        topic, _, number = records.partition.rpartition("/")
+        value = pl.Series([topic if what == "topic" else int(number)], dtype=KINDS[what])
+        return value.new_from_index(0, len(at))
+    origins = records.origins[at]
+    if what == "offset":
+        return origins[POSITION]
+    pattern = r"^(.*)/\d+$" if what == "topic" else r"^.*/(\d+)$"
+    return origins[PARTITION].str.extract(pattern).cast(KINDS[what])
 
 
 def _text(raw: pl.Series) -> pl.Series:

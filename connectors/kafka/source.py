@@ -9,7 +9,8 @@ import re
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -27,7 +28,8 @@ from connectors.kafka.client import KafkaSettings, Reach, answers, refusal, spea
 from connectors.kafka.group import Membership, Owners, consumer_settings, name, partition
 from connectors.kafka.record import WithRecord, record_schema
 from connectors.kafka.registry import Registry
-from connectors.kafka.wire import Chunk, columnar, prefetched
+from connectors.kafka.values import Valued
+from connectors.kafka.wire import Chunk, columnar, prefetched, refreshed, topic_ids
 from engine.types import (
     Duration,
     EndOfStream,
@@ -37,6 +39,7 @@ from engine.types import (
     Records,
     Schema,
     SharedSource,
+    Snapshot,
     UserError,
     Values,
     nearest,
@@ -48,6 +51,7 @@ FORMATS = ("ndjson", "csv", "avro", "xml", "text")
 CHUNKS = 8
 """Asked of the client at a time: about as many MiB."""
 T = TypeVar("T")
+Offsets = Mapping[TopicPartition, int]
 CLOSE_SECONDS = 1.5
 """How long the last commit, and then the goodbye, may take: a stop is to be done within 5 s."""
 COMMIT_SECONDS = 2.0
@@ -64,6 +68,8 @@ OUT = (
     errors.IllegalGenerationError,
 )
 """Answers to a commit by which a member learns that it is none any more."""
+FOREIGN = (*OUT, errors.FencedInstanceIdError)
+"""Answers to the commit of one that never was a member: the group has members."""
 
 
 class KafkaSource(SharedSource):
@@ -72,7 +78,8 @@ class KafkaSource(SharedSource):
     Without `join`, all partitions of the topics are read by this one process. Where a checkpoint
     says where to go on, that counts; a partition it does not name starts where the group has
     committed, if there is a `group`, else at `start`. Partitions that are added later are read from
-    their beginning.
+    their beginning. Marks and commits hold the topics' ids, too: an offset is none in a topic that
+    was made anew under the same name.
 
     With `join`, the partitions are shared with the other members of the group, and the group says
     where to go on: at the offset it has committed. An engine that keeps a state (it trains, or a
@@ -119,8 +126,9 @@ class KafkaSource(SharedSource):
                 same for all of its members.
             session: time without a sign of life after which the group gives up on an engine.
             patience: how long a rebalance waits for the batch in hand.
-            lost: what to do where the log no longer has the offset to go on at: fail, earliest or
-                latest (records skipped are counted and logged).
+            lost: what to do where the log no longer has the offset to go on at (retention, also
+                while it is read), or the topic was deleted and made anew: fail, earliest or latest
+                (records skipped are counted and logged).
             isolation: read_committed leaves out what transactions aborted or have not finished.
             fetch_bytes: of one answer of a broker; the client holds up to twice as much.
         """
@@ -159,9 +167,11 @@ class KafkaSource(SharedSource):
         self.settings = settings
         self._values = _format(settings)
         self._extra = record_schema(settings.record)
-        self.format: Format = (
-            WithRecord(self._values, settings.record) if settings.record else self._values
-        )
+        self.format: Format = self._values
+        if not is_own(settings.format):  # one's own may make something of a deletion
+            self.format = Valued(self._values, text=settings.format != "avro")
+        if settings.record:
+            self.format = WithRecord(self.format, settings.record)
         self._pattern = _pattern(settings)
         self._membership = Membership(settings.patience) if settings.join else None
         self.whole = bool(settings.record)
@@ -176,6 +186,15 @@ class KafkaSource(SharedSource):
         self._ends: dict[str, int] = {}
         self._nexts: dict[str, int] = {}
         self._owners: dict[str, Owners] = {}
+        self._ids: dict[str, str] = {}
+        self._others_known: dict[str, Snapshot] = {}
+        self._first_ids: dict[str, str] = {}
+        self._anew: set[str] = set()
+        self._gone: set[str] = set()
+        self._topics_at = 0.0
+        self._over = False
+        self._skipped = self._refused = 0
+        self._unheard = False
         self._mark = Mark()
         self._marks: deque[Mark] = deque(maxlen=1)
         self._counted = 0
@@ -209,8 +228,8 @@ class KafkaSource(SharedSource):
                 "[source.schema] must name every column of a Kafka source, and not '*': a topic "
                 "does not say what it holds."
             )
-        if isinstance(self.format, Ndjson):
-            return self.format.schema(named)
+        if isinstance(self._values, Ndjson):
+            return self._values.schema(named)
         if self.settings.format == "csv":
             for column in named:
                 if column not in self.settings.columns:
@@ -277,11 +296,10 @@ class KafkaSource(SharedSource):
 
     def offsets(self, mark: Mark) -> dict[TopicPartition, OffsetAndMetadata]:
         """What there is to commit of a mark: the partitions that are read here."""
-        owners = self._owners if self.settings.member is not None else {}
         return {
-            partition(text): OffsetAndMetadata(position, owners.get(text, Owners()).text(), -1)
+            partition(text): self._offset(text, position)
             for text, position in mark.positions.items()
-            if text in self._nexts
+            if text in self._nexts and partition(text).topic not in self._anew | self._gone
         }
 
     def group_metadata(self) -> Any:
@@ -303,8 +321,10 @@ class KafkaSource(SharedSource):
     def moving(self) -> bool:
         """See `engine.types.SharedSource`. Without `join`: whether there are more partitions than
         are read, looked at every `GROWN_SECONDS`."""
+        if self._anew or (self._membership is not None and self._membership.moving):
+            return True
         if self._membership is not None:
-            return self._membership.moving
+            return False
         now = time.monotonic()
         if self.settings.stop == "end" or not self._counted or now - self._looked < GROWN_SECONDS:
             return False
@@ -335,37 +355,73 @@ class KafkaSource(SharedSource):
             self._membership.release()
 
     def settle(self, mark: Mark) -> Mark:
-        """See `engine.types.SharedSource`. A partition that came starts where the group has
-        committed; where this very engine committed last, at its own checkpoint."""
-        if self._membership is None:
+        """See `engine.types.SharedSource`. A partition of a group's that came starts where the
+        group has committed; where this very engine committed last, at its own checkpoint."""
+        if self._membership is not None and not self._membership.joined:
             return mark
-        positions = {}
         if self.fence is not None:
             self.fence()
         with self._speaking():
             consumer = self._connected()
-            assigned = sorted(self._membership.settle())
-            first, end = self._ranges(consumer, assigned)
-            unclaimed = []
-            for tp in assigned:
-                at, claimed = self._settled(consumer, tp, mark, first, end)
-                positions[name(tp)] = self._within(tp, at, first[tp], end[tp])
-                unclaimed += [] if claimed else [name(tp)]
-            self._claim(consumer, {text: positions[text] for text in unclaimed})
-        return Mark(positions=positions, stages=mark.stages)
+            if self._membership is None:
+                settled = self._settle_all(consumer, mark)
+            else:
+                settled = self._settle_assigned(consumer, self._membership, mark)
+        return Mark(positions=settled, stages=mark.stages)
+
+    def identities(self, mark: Mark) -> Mapping[str, Snapshot]:
+        """See `engine.types.Source`. Partition -> the id of its topic; what is not read here, as it
+        was."""
+        own = {text: partition(text).topic for text in mark.positions if self._named(text)}
+        ids = {text: self._ids[topic] for text, topic in own.items() if topic in self._ids}
+        return {**self._others_known, **ids}
+
+    def recognise(self, identities: Mapping[str, Snapshot]) -> None:
+        """See `engine.types.Source`; `settle` acts on it."""
+        for text, known in identities.items():
+            if self._named(text):
+                self._ids[partition(text).topic] = str(known)
+            else:
+                self._others_known[text] = known
+
+    def start_over(self) -> None:
+        """See `engine.types.SharedSource`. The group is told at once, so that a start which is
+        killed now does not go on in the middle; where it has members, with the first
+        assignment."""
+        settings = self.settings
+        self._over = True
+        log.info("starting over", extra={"at": settings.start, "group": settings.group})
+        if settings.group is None:
+            return
+        if self.fence is not None:
+            self.fence()
+        with self._speaking():
+            consumer = self._connected()
+            partitions = self._asked(lambda: self._partitions(consumer))
+            self._ids |= self._known_ids(consumer, {tp.topic for tp in partitions})
+            first, end = self._ranges(consumer, partitions)
+            at = {name(tp): self._first(consumer, tp, first, end) for tp in partitions}
+            self._claim(consumer, at)
 
     def agrees(self, positions: Mapping[str, int]) -> bool | None:
         """See `engine.types.SharedSource`. Of a member: whether it ended where the positions are,
         by the offsets' metadata; otherwise, whether they are the group's offsets."""
         member = self.settings.member if self._membership is not None else None
+        positions = {text: at for text, at in positions.items() if self._named(text)}
         if self.settings.group is None or not positions or (self.shares and not self.remembers):
             return True
-        positions = {text: at for text, at in positions.items() if self._named(text)}
         found = []
         if self.fence is not None:
             self.fence()  # what an earlier self has left open is decided now
         with self._speaking():
+            consumer = self._connected()
+            self._asked(consumer.topics)
+            now = self._known_ids(consumer, {partition(text).topic for text in positions})
             for text, position in positions.items():
+                topic = partition(text).topic
+                if now.get(topic) != self._ids.get(topic, now.get(topic)):
+                    found.append(True)  # no group knows of it any more: `settle` acts on it
+                    continue
                 committed = self._ask_committed(partition(text))
                 if committed is None:
                     found.append(False)
@@ -375,6 +431,10 @@ class KafkaSource(SharedSource):
                     end = Owners.parse(committed.metadata).end(member, committed.offset)
                     found += [] if end is None else [end == position]
         return all(found) if found else None
+
+    def counts(self) -> Mapping[str, int]:
+        """See `engine.types.SharedSource`."""
+        return {"skipped": self._skipped, "refused": self._refused}
 
     def beat(self) -> None:
         """See `engine.types.SharedSource`: polls, with everything paused."""
@@ -391,6 +451,7 @@ class KafkaSource(SharedSource):
             self._membership.tend()
             self._keep(self._polled(consumer, 0.01))
             self._look(consumer)
+            self._look_at_topics(consumer)
 
     def lag(self, mark: Mark) -> Mapping[str, int]:
         """Partition -> records behind the mark, of those that are read here."""
@@ -424,7 +485,7 @@ class KafkaSource(SharedSource):
             with speaking(self.settings, "[source] commit"):
                 self._commit_noted(consumer)
         except HeadraceError as error:
-            log.warning("%s", error)  # a checkpoint has the position too
+            self._unheeded(error.__cause__ if isinstance(error.__cause__, Exception) else error)
         finally:
             consumer.close(autocommit=False, timeout_ms=int(CLOSE_SECONDS * 1000))
 
@@ -472,7 +533,7 @@ class KafkaSource(SharedSource):
                     else {"group_id": settings.group}
                 ),
                 enable_auto_commit=False,
-                auto_offset_reset="none" if settings.lost == "fail" else settings.lost,
+                auto_offset_reset="none",  # `_passed` does it, and says so
                 isolation_level=settings.isolation,
                 fetch_max_bytes=self._fetch_bytes,
                 max_partition_fetch_bytes=self._fetch_bytes,
@@ -485,20 +546,99 @@ class KafkaSource(SharedSource):
         return self._consumer
 
     def _seek_all(self, consumer: KafkaConsumer, mark: Mark) -> None:
-        partitions = self._asked(lambda: self._partitions(consumer))
-        grown = bool(self._counted)  # what came since the first look is read from its beginning
+        positions = self._settle_all(consumer, mark)
+        partitions = [partition(text) for text in positions if self._named(text)]
         consumer.assign(partitions)
-        first, end = self._ranges(consumer, partitions)
+        _, end = self._ranges(consumer, partitions)
         for tp in partitions:
-            at = mark.positions.get(name(tp))
-            if at is None and grown and name(tp) not in self._starts:
-                at = first[tp]
-            if at is None:
-                committed = None if self.settings.group is None else self._ask_committed(tp)
-                at = self._first(consumer, tp, first, end, committed)
-            self._go(consumer, tp, self._within(tp, at, first[tp], end[tp]), end[tp])
+            self._go(consumer, tp, positions[name(tp)], end[tp])
         self._stops = end
         self._counted, self._looked = len(partitions), time.monotonic()
+
+    def _settle_all(self, consumer: KafkaConsumer, mark: Mark) -> dict[str, int]:
+        """Where to go on with all partitions that there are."""
+        partitions = self._asked(lambda: self._partitions(consumer))
+        before, ids = self._know(consumer, partitions)
+        first, end = self._ranges(consumer, partitions)
+        positions: dict[str, int] = {}
+        started: dict[str, int] = {}
+        for tp in partitions:
+            text, was = name(tp), before.get(tp.topic, "")
+            at = mark.positions.get(text)
+            committed = None
+            if at is None and self._counted and text not in self._starts:
+                at = first[tp]  # what came since the first look is read from its beginning
+            elif at is None and (committed := self._committed_to(tp)) is not None:
+                at, was = committed.offset, Owners.parse(committed.metadata).topic_id
+            positions[text] = self._begin(consumer, tp, at, was, ids, first, end)
+            if committed is None or positions[text] != at:
+                started[text] = positions[text]
+        unnoted = {text: at for text, at in started.items() if mark.positions.get(text) != at}
+        self._claim(consumer, unnoted)
+        self._over = False
+        return {**self._others(mark), **positions}
+
+    def _settle_assigned(
+        self, consumer: KafkaConsumer, membership: Membership, mark: Mark
+    ) -> dict[str, int]:
+        """Where to go on with the partitions that the group has given to this engine; it is told
+        where those start that nobody has committed yet."""
+        assigned = sorted(membership.settle())
+        self._asked(consumer.topics)
+        self._look_at_topics(consumer)  # a rebalance may be all that a deleted topic comes to
+        before, ids = self._know(consumer, assigned)
+        first, end = self._ranges(consumer, assigned)
+        positions: dict[str, int] = {}
+        unclaimed: dict[str, int] = {}
+        for tp in assigned:
+            text = name(tp)
+            at, was, owners = self._assigned_at(tp, mark, before, first)
+            positions[text] = self._begin(consumer, tp, at, was, ids, first, end)
+            if owners is None or positions[text] != at:
+                unclaimed[text] = positions[text]
+            if self.settings.member is not None and (at is None or text not in self._nexts):
+                taken = (owners or Owners()).taken(self.settings.member, positions[text])
+                self._owners[text] = taken
+        self._claim(consumer, unclaimed)
+        self._over = self._over and not assigned
+        return {**self._others(mark), **positions}
+
+    def _assigned_at(
+        self, tp: TopicPartition, mark: Mark, ids: Mapping[str, str], first: Offsets
+    ) -> tuple[int | None, str, Owners | None]:
+        """Where a partition of the group's goes on, the id of the topic that this is in, and whose
+        it was; None for what nobody knows."""
+        at, member = mark.positions.get(name(tp)), self.settings.member
+        if at is not None and name(tp) in self._nexts:
+            return at, ids.get(tp.topic, ""), Owners()  # it was read here until now
+        committed = self._committed_to(tp)
+        if committed is None:
+            new = bool(self._seen) and tp not in self._seen  # it was added since the start
+            return first[tp] if new else None, self._first_ids.get(tp.topic, ""), None
+        owners = Owners.parse(committed.metadata)
+        if at is None or member is None or owners.newest != member:
+            at = int(committed.offset)
+        return at, owners.topic_id, owners
+
+    def _others(self, mark: Mark) -> dict[str, int]:
+        """Positions of what is not read here: of a topic of dead letters, for instance."""
+        return {text: at for text, at in mark.positions.items() if not self._named(text)}
+
+    def _know(
+        self, consumer: KafkaConsumer, partitions: Sequence[TopicPartition]
+    ) -> tuple[dict[str, str], dict[str, str]]:
+        """The ids that the topics had until now, and those that they have."""
+        topics = {tp.topic for tp in partitions} | self._ids.keys()
+        before, now = dict(self._ids), self._known_ids(consumer, topics)
+        self._first_ids = {**now, **before, **self._first_ids}
+        self._ids |= now
+        self._gone -= now.keys()
+        self._anew -= now.keys()
+        return before, now
+
+    def _known_ids(self, consumer: KafkaConsumer, topics: Iterable[str]) -> dict[str, str]:
+        ids = topic_ids(consumer, topics)
+        return {topic: known for topic, known in ids.items() if known}
 
     def _seek_assigned(self, membership: Membership, mark: Mark) -> None:
         consumer = self._connected()
@@ -580,48 +720,59 @@ class KafkaSource(SharedSource):
             log.debug("%s", error)  # it is away, and looked at again; `Reach` says it once
         return 0
 
-    def _settled(
-        self,
-        consumer: KafkaConsumer,
-        tp: TopicPartition,
-        mark: Mark,
-        first: Mapping[TopicPartition, int],
-        end: Mapping[TopicPartition, int],
-    ) -> tuple[int, bool]:
-        """Where a partition of the group's goes on, and whether the group knows; whose it is from
-        there is noted."""
-        member = self.settings.member
-        at = mark.positions.get(name(tp))
-        if at is not None and name(tp) in self._nexts:
-            return at, True  # it was read here until now
-        committed = self._ask_committed(tp)
-        claimed = committed is not None
-        if committed is None and self._seen and tp not in self._seen:
-            committed = OffsetAndMetadata(first[tp], "", -1)  # it was added since the start
-        owners = Owners.parse(committed.metadata) if committed is not None else Owners()
-        if at is None or member is None or owners.newest != member:
-            at = self._first(consumer, tp, first, end, committed)
-        if member is not None:
-            self._owners[name(tp)] = owners.taken(member, at)
-        return at, claimed
-
     def _named(self, text: str) -> bool:
         """Whether a partition is of a topic that is read here."""
-        topic = partition(text).topic if "/" in text else text
+        topic, _, number = text.rpartition("/")
+        if not number.isdigit():
+            return False
         if self._pattern is not None:
             return re.match(self._pattern, topic) is not None
         return topic in self.settings.topics
 
     def _claim(self, consumer: KafkaConsumer, positions: Mapping[str, int]) -> None:
-        """Tell the group where partitions start that nobody has committed yet: another member that
-        gets them next would decide anew, and skip what came meanwhile."""
-        started = {
-            partition(text): OffsetAndMetadata(at, self._owners.get(text, Owners()).text(), -1)
-            for text, at in positions.items()
-        }
-        with contextlib.suppress(errors.KafkaError):  # a rebalance: the next commit says it
-            if started:
-                consumer.commit(started, timeout_ms=int(COMMIT_SECONDS * 1000))
+        """Tell the group where partitions start that nobody has committed yet: whoever gets them
+        next would decide anew, and skip what came meanwhile."""
+        if self.settings.group is None or not positions:
+            return
+        started = {partition(text): self._offset(text, at) for text, at in positions.items()}
+        try:
+            consumer.commit(started, timeout_ms=int(COMMIT_SECONDS * 1000))
+        except errors.KafkaError as error:  # a rebalance: the next commit says it
+            self._unheeded(error)
+
+    def _offset(self, text: str, position: int) -> OffsetAndMetadata:
+        """As it is committed."""
+        owners = self._owners.get(text, Owners()) if self.settings.member is not None else Owners()
+        known = replace(owners, topic_id=self._ids.get(partition(text).topic, ""))
+        return OffsetAndMetadata(position, known.text(), -1)
+
+    def _heard(self, _: object, answer: object) -> None:
+        """The answer to a commit that nobody waits for. The client's own thread calls it."""
+        if isinstance(answer, Exception):
+            self._unheeded(answer)
+        elif self._unheard:
+            self._unheard = False
+            log.info("commits arrive again", extra={"group": self.settings.group})
+
+    def _unheeded(self, error: Exception) -> None:
+        """A commit was refused: counted, and told until one arrives again."""
+        self._refused += 1
+        if self._membership is not None or self._unheard:
+            return
+        self._unheard = True
+        foreign = isinstance(error, FOREIGN)
+        log.warning(
+            "commits do not arrive: the group has members that joined it, and this engine only "
+            "commits under its name; its checkpoints hold its positions, and the group's offsets "
+            "are not its own: give one of both another group"
+            if foreign
+            else "commits do not arrive; the checkpoints hold the positions",
+            extra={"group": self.settings.group, "why": type(error).__name__},
+        )
+
+    def _committed_to(self, tp: TopicPartition) -> OffsetAndMetadata | None:
+        """Where the group is, if that counts."""
+        return None if self.settings.group is None or self._over else self._ask_committed(tp)
 
     def _ask_committed(self, tp: TopicPartition) -> OffsetAndMetadata | None:
         wait = int(self.settings.timeout * 1000)
@@ -629,18 +780,35 @@ class KafkaSource(SharedSource):
         assert found is None or isinstance(found, OffsetAndMetadata)
         return found
 
-    def _first(
+    def _begin(
         self,
         consumer: KafkaConsumer,
         tp: TopicPartition,
-        first: Mapping[TopicPartition, int],
-        end: Mapping[TopicPartition, int],
-        committed: OffsetAndMetadata | None,
+        at: int | None,
+        was: str,
+        ids: Mapping[str, str],
+        first: Offsets,
+        end: Offsets,
     ) -> int:
-        """Where a partition starts that no checkpoint names."""
+        """Where a partition starts.
+
+        Args:
+            at: where to go on, if somebody knows that.
+            was: id of the topic that `at` is in, "" where nobody knows.
+            ids: the topics' ids now.
+        """
+        if was and ids.get(tp.topic, was) != was:
+            what = f"Topic '{tp.topic}' was deleted and made anew: {name(tp)} has other records now"
+            return self._instead(tp, first[tp], first[tp], end[tp], what)
+        if at is None:
+            return self._first(consumer, tp, first, end)
+        return self._within(tp, at, first[tp], end[tp])
+
+    def _first(
+        self, consumer: KafkaConsumer, tp: TopicPartition, first: Offsets, end: Offsets
+    ) -> int:
+        """Where a partition starts that nobody knows of."""
         start = self.settings.start
-        if committed is not None:
-            return int(committed.offset)
         if isinstance(start, int):
             found = self._asked(lambda: consumer.offsets_for_times({tp: start}))[tp]
             return end[tp] if found is None else int(found.offset)
@@ -650,15 +818,25 @@ class KafkaSource(SharedSource):
         """The position, or where to go instead when the log no longer, or not yet, has it."""
         if first <= at <= end:
             return at
-        lost = self.settings.lost
-        what = f"{name(tp)} has offsets {first} to {end}, and {at} is where to go on"
-        if lost == "fail":
+        what = (
+            f"{name(tp)} has offsets {first} to {end}, and {at} is where to go on: records are "
+            "gone (retention?)"
+        )
+        return self._instead(tp, at, first, end, what)
+
+    def _instead(self, tp: TopicPartition, at: int, first: int, end: int, what: str) -> int:
+        """Where to go on by `lost`. Raises: HeadraceError where that is ``fail``."""
+        if self.settings.lost == "fail":
             raise HeadraceError(
-                f"{what}: records are gone (retention?), or it is another topic; set [source] lost "
-                "to 'earliest' or 'latest' to go on without them."
+                f"{what}; set [source] lost to 'earliest' or 'latest' to go on with what is there "
+                "now."
             )
-        to = first if lost == "earliest" else end
-        log.warning("records lost", extra={"partition": name(tp), "skipped": to - at, "why": what})
+        to = first if self.settings.lost == "earliest" else end
+        self._skipped += max(0, to - at)
+        log.warning(
+            "records lost",
+            extra={"partition": name(tp), "skipped": max(0, to - at), "at": to, "why": what},
+        )
         return to
 
     def _poll(self, timeout: float) -> None:
@@ -668,6 +846,7 @@ class KafkaSource(SharedSource):
                 self._membership.tend()
             self._keep(self._polled(consumer, timeout))
             self._look(consumer)
+            self._look_at_topics(consumer)
 
     def _polled(
         self, consumer: KafkaConsumer, timeout: float
@@ -681,7 +860,81 @@ class KafkaSource(SharedSource):
         except errors.KafkaConnectionError as error:
             log.debug("poll failed", extra={"why": str(error)})
             return {}
+        except errors.OffsetOutOfRangeError as error:
+            for tp, at in error.args[0].items():
+                self._passed(consumer, tp, at)
+            return {}
+        except errors.LogTruncationError as error:
+            for tp, to in error.divergent_offsets.items():
+                self._cut_off(consumer, tp, to)
+            return {}
         return found
+
+    def _passed(self, consumer: KafkaConsumer, tp: TopicPartition, at: int) -> None:
+        """The log no longer has the offset that was asked for: retention has passed the reader, or
+        it is another topic."""
+        self._asked(consumer.topics)
+        self._look_at_topics(consumer)
+        if tp.topic in self._anew | self._gone:
+            return
+        first, end = self._ranges(consumer, [tp])
+        self._jump(consumer, tp, self._within(tp, at, first[tp], end[tp]))
+
+    def _cut_off(
+        self, consumer: KafkaConsumer, tp: TopicPartition, to: OffsetAndMetadata | None
+    ) -> None:
+        """The log has other records now behind `to`, or behind an offset that nobody knows."""
+        first, end = self._ranges(consumer, [tp])
+        what = f"{name(tp)} has lost records that were read (an unclean leader election?)"
+        instead = self._instead(tp, end[tp], first[tp], end[tp], what)
+        self._jump(consumer, tp, instead if to is None else int(to.offset))
+
+    def _jump(self, consumer: KafkaConsumer, tp: TopicPartition, to: int) -> None:
+        """Go on there; no record says so, but a mark must."""
+        consumer.seek(tp, to)
+        nothing = Values(data=np.empty(0, np.uint8), bounds=np.zeros(1, np.int64), tail=self._tail)
+        self._waiting.append(
+            Records(
+                partition=name(tp), positions=np.empty(0, np.int64), next=to, values=nothing,
+                arrived=time.monotonic(),
+            )
+        )  # fmt: skip
+
+    def _look_at_topics(self, consumer: KafkaConsumer) -> None:
+        """Notice topics that are gone, or others under the same name, whenever the client has
+        heard from a broker what there is.
+
+        Raises: HeadraceError where `lost` says so.
+        """
+        if not self._starts or (heard := refreshed(consumer)) == self._topics_at:
+            return
+        self._topics_at = heard
+        for topic, now in topic_ids(consumer, self._ids).items():
+            if now != self._ids[topic] and topic not in self._anew:
+                self._asked(consumer.topics)  # a broker may not know yet
+                self._changed(topic, topic_ids(consumer, [topic]).get(topic, ""))
+
+    def _changed(self, topic: str, now: str) -> None:
+        """A topic that is read has this id now, or none: it is not there."""
+        if now == self._ids[topic]:
+            self._gone.discard(topic)
+        elif now:
+            what = f"Topic '{topic}' was deleted and made anew while it was read"
+            if self.settings.lost == "fail":
+                raise HeadraceError(
+                    f"{what}: nothing of what is in it now was read; set [source] lost to "
+                    "'earliest' or 'latest' to go on with it."
+                )
+            self._anew.add(topic)
+        elif topic not in self._gone:
+            what = f"Topic '{topic}' was deleted while it was read"
+            if self.settings.lost == "fail" and self._pattern is None:
+                raise HeadraceError(
+                    f"{what}: make it again and set [source] lost to 'earliest' to read what comes "
+                    "there, or take it out of [source] topics."
+                )
+            self._gone.add(topic)
+            log.warning("%s: the others go on", what, extra={"topic": topic})
 
     def _look(self, consumer: KafkaConsumer) -> None:
         """Note whether a broker is in reach.
@@ -696,7 +949,7 @@ class KafkaSource(SharedSource):
     def _keep(self, found: Mapping[TopicPartition, Sequence[Chunk]]) -> None:
         arrived = time.monotonic()
         for tp, chunks in found.items():
-            if name(tp) not in self._nexts:
+            if name(tp) not in self._nexts or tp.topic in self._anew:
                 continue  # it came, and nobody has said yet where it starts
             for chunk in chunks:
                 self._waiting += _records(name(tp), chunk, arrived, self._stop(tp), self._tail)
@@ -714,8 +967,13 @@ class KafkaSource(SharedSource):
         (consumer.pause if held else consumer.resume)(*read)
 
     @property
+    def has_lines(self) -> bool:
+        """Whether the format takes a line a value."""
+        return self.settings.format in ("ndjson", "csv")
+
+    @property
     def _tail(self) -> int:
-        return int(self.settings.format in ("ndjson", "csv"))
+        return int(self.has_lines)
 
     def _stop(self, tp: TopicPartition) -> int | None:
         return self._stops[tp] if self.settings.stop == "end" else None
@@ -734,7 +992,7 @@ class KafkaSource(SharedSource):
         if consumer is not None:
             consumer.commit(offsets, timeout_ms=int(CLOSE_SECONDS * 1000))
         elif offsets:
-            self._connected().commit_async(offsets)
+            self._connected().commit_async(offsets, self._heard)
 
     def _commit_member(
         self, membership: Membership, offsets: dict[TopicPartition, OffsetAndMetadata]
@@ -751,6 +1009,7 @@ class KafkaSource(SharedSource):
         except HeadraceError as error:  # the next commit says it all again
             cause = error.__cause__ or error
             log.warning("commit failed", extra={"why": f"{type(cause).__name__}: {cause}"})
+            self._refused += 1
             return False
 
     def _committed(
@@ -760,6 +1019,7 @@ class KafkaSource(SharedSource):
             self._connected().commit(offsets, timeout_ms=int(COMMIT_SECONDS * 1000))
         except OUT as error:
             log.warning("commit refused", extra={"why": type(error).__name__})
+            self._refused += 1
             membership.gone()
             return False
         except errors.RebalanceInProgressError:

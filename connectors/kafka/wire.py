@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import ssl
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,6 +144,21 @@ def prefetched(consumer: KafkaConsumer) -> int:
     fetcher = consumer._fetcher
     waiting = [*fetcher._completed_fetches.copy(), *fetcher._paused_completed_fetches.values()]
     return sum(len(answer.partition_data.records or b"") for answer in waiting)
+
+
+def topic_ids(consumer: KafkaConsumer, topics: Iterable[str]) -> dict[str, str]:
+    """Topic -> the id that its broker gave it when it was made, as of the client's newest metadata;
+    "" for one that is not there. Brokers before 2.8 have none: nothing is known then."""
+    cluster = consumer._cluster
+    if not cluster._topic_ids:
+        return {}
+    ids = {topic: cluster.topic_id(topic) for topic in topics}
+    return {topic: str(i) if i is not None and i.int else "" for topic, i in ids.items()}
+
+
+def refreshed(consumer: KafkaConsumer) -> float:
+    """When the client's metadata was new, in ms of its own clock."""
+    return float(consumer._cluster._last_successful_refresh_ms)
 
 
 class Columnar(Fetcher.PartitionRecords):  # type: ignore[misc]
@@ -321,6 +336,11 @@ def decode(batch: Any, start: int, *, newline: bool, whole: bool = False) -> Chu
 
 def headers(raw: bytes) -> list[tuple[str, bytes]]:
     """A record's headers from their bytes; a null value is an empty one."""
+    return [(name, value) for _, name, value in header_entries(raw)]
+
+
+def header_entries(raw: bytes) -> Iterator[tuple[int, str, bytes]]:
+    """The same, each with where it begins."""
     at = 0
 
     def number() -> int:
@@ -340,7 +360,8 @@ def headers(raw: bytes) -> list[tuple[str, bytes]]:
         at += max(size, 0)
         return raw[at - max(size, 0) : at]
 
-    return [(text().decode("utf-8", "replace"), text()) for _ in range(number() if raw else 0)]
+    for _ in range(number() if raw else 0):
+        yield at, text().decode("utf-8", "replace"), text()
 
 
 @numba.njit(nogil=True, cache=True)
@@ -378,7 +399,10 @@ __all__ = [
     "chunk",
     "columnar",
     "decode",
+    "header_entries",
     "headers",
     "located",
     "prefetched",
+    "refreshed",
+    "topic_ids",
 ]

@@ -26,6 +26,7 @@ UNITLESS = {
     "headrace_drift_total",
     "headrace_duplicates_total",
     "headrace_source_rebalances_total",
+    "headrace_source_refused_commits_total",
     "headrace_queue_resizes_total",
     "headrace_decode_threads",
     "headrace_transactions_total",

@@ -126,8 +126,9 @@ def test_a_letter_is_the_record_and_why(
         assert headers["headrace.reason"] in (
             b"broken",
             b"wrong_type",
-            b"bad_utf8",
+            b"byte_order_mark",
             b"out_of_range",
+            b"tombstone",
         )
         assert headers["headrace.detail"]
         assert headers["headrace.timestamp"] == str(1_000 + at).encode()

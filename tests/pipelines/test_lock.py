@@ -1,0 +1,95 @@
+"""Two engines where one may work: refused, whatever they share; a dead one holds nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from engine.lock import locked
+from engine.loop import Loop
+from engine.run import Run
+from engine.types import Batch, UserError
+from tests.pipelines.conftest import Headrace, Rows, Small
+
+HOLD = """
+import sys
+from pathlib import Path
+from engine.lock import locked
+with locked([Path(sys.argv[1])]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def file(rows: Rows, small: Small, tmp_path: Path) -> Path:
+    rows(1_000).write_parquet(tmp_path / "data.parquet")
+    return small(tmp_path / "data.parquet")
+
+
+@pytest.mark.parametrize(
+    ("command", "sets", "shared"),
+    [
+        (("run",), (), "run"),
+        (("run", "--fresh"), (), "run"),
+        (("replay",), (), "run"),
+        (("run",), ("folder={}/other",), "out"),
+        (("run",), ("folder={}/other", "sink.path={}/elsewhere", "dead_letters.path={}/run/../run"),
+         "run"),
+        (("run",), ("folder={}/other", "sink.path={}/run/checkpoints"), "run/checkpoints"),
+    ],
+)  # fmt: skip
+def test_a_second_engine_is_refused_and_changes_nothing(
+    file: Path, headrace: Headrace, results: Callable[[], pl.DataFrame], tmp_path: Path,
+    command: tuple[str, ...], sets: tuple[str, ...], shared: str,
+) -> None:  # fmt: skip
+    said: list[tuple[int, str]] = []
+
+    def second(loop: Loop, batch: Batch) -> None:
+        if loop.totals.batches == 5 and not said:
+            words = [w for text in sets for w in ("--set", text.format(tmp_path))]
+            if command == ("replay",):
+                (tmp_path / "run" / "dead_letters" / "part-00000000.ndjson").touch()
+            code, _, err = headrace(command[0], file, *command[1:], *words)
+            said.append((code, err))
+
+    done = Run(file, watch=second).run()
+    ((code, err),) = said
+    assert code == 2
+    assert f"Another engine works in {tmp_path / shared}: expected one at a time; stop" in err
+    assert (done.totals.read, done.totals.learned) == (1_000, 1_000)
+    assert results().height == 1_000
+    code, _, err = headrace("run", file)  # the lock ended with the run
+    assert code == 0, err
+
+
+def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match="Another engine works in"), locked([tmp_path]):
+        pass
+    process.kill()
+    process.communicate()
+    with locked([tmp_path]):
+        assert list(tmp_path.iterdir()) == []
+    with locked([tmp_path]):
+        pass
+
+
+def test_where_nothing_can_be_locked_the_engine_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    with locked([tmp_path / "file"]):
+        pass
+    assert "folder cannot be locked: a second engine on it would not be noticed" in caplog.text

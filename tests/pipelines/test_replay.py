@@ -1,0 +1,187 @@
+"""A replay gives the columns of the first reading, wherever the dead letters were."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from kafka import KafkaProducer
+
+from engine.run import Run
+from tests.broker import Broker, shared_broker
+from tests.connectors.conftest import drain, kafka_source
+
+RECORD = (
+    '{ k = "key", kb = "key bytes", at = "timestamp", t = "topic", p = "partition", '
+    'o = "offset", h = "header id", own = "header headrace.topic" }'
+)
+SOURCE = """
+kind = "kafka"
+bootstrap = "{bootstrap}"
+topics = "{topic}"
+stop = "end"
+record = """
+PIPELINE = """
+name = "replay"
+folder = "{folder}/{name}"
+{source}
+[source.schema]
+n = "{kind}"
+[dead_letters]
+{letters}
+[sink]
+kind = "files"
+path = "{folder}/{name}/out"
+"""
+SENT: list[tuple[bytes | None, bytes | None, list[tuple[str, bytes]], int]] = [
+    (b'{"n":0}', b"k0", [("id", b"x")], 1_000),
+    (b'{"n":1.5}', b"k1", [("id", b"x"), ("headrace.topic", b"before")], 2_000),
+    (b'{"n":2.5}', None, [], 3_000),
+    (b'{"n":3.5}', b"\xff", [("id", b"\xff"), ("id", b"second")], -1),
+    (b'{"n":4}', b"k4", [], 4_000),
+    (b'{"n":5.5}', b"", [("id", b"")], 5_000),
+    (None, b"k6", [("id", b"gone")], 6_000),
+]
+"""Value, key, headers, time; what has a broken number is a dead letter while n is a whole one."""
+BROKEN = [1, 2, 3, 5]
+
+
+@pytest.fixture
+def broker() -> Broker:
+    return shared_broker()
+
+
+@pytest.fixture
+def topic(broker: Broker) -> str:
+    return sent(broker, [value for value, *_ in SENT])
+
+
+def sent(broker: Broker, values: list[bytes | None]) -> str:
+    name = broker.topic(partitions=3)
+    producer = KafkaProducer(bootstrap_servers=broker.bootstrap)
+    for value, (_, key, headers, time) in zip(values, SENT, strict=True):
+        producer.send(name, value, key=key, headers=headers, partition=2, timestamp_ms=time)
+    producer.flush()
+    producer.close()
+    return name
+
+
+@pytest.fixture
+def write(broker: Broker, tmp_path: Path) -> Callable[..., Path]:
+    def make(source: str, kind: str, letters: str = 'kind = "files"', name: str = "a") -> Path:
+        file = tmp_path / f"{name}.toml"
+        file.write_text(
+            PIPELINE.format(folder=tmp_path, source=source, kind=kind, letters=letters, name=name)
+        )
+        return file
+
+    return make
+
+
+def one(broker: Broker, topic: str) -> str:
+    filled = SOURCE.format(bootstrap=broker.bootstrap, topic=topic) + RECORD
+    return "[source]" + filled
+
+
+def rows(tmp_path: Path, name: str) -> pl.DataFrame:
+    parts = sorted((tmp_path / name / "out").glob("*.parquet"))
+    frames = [pl.read_parquet(part) for part in parts]
+    return pl.concat(frames, how="vertical_relaxed").sort("_partition", "_position")
+
+
+def file_letters(tmp_path: Path) -> list[dict[str, Any]]:
+    """But for the two that differ: what is only to be looked at."""
+    parts = sorted((tmp_path / "a" / "dead_letters").glob("*.ndjson"))
+    return pl.concat([pl.read_ndjson(part) for part in parts]).to_dicts()
+
+
+@pytest.mark.parametrize("where", ["files", "topic"])
+def test_a_replay_has_the_columns_of_the_first_reading(
+    broker: Broker, topic: str, write: Callable[..., Path], tmp_path: Path, where: str
+) -> None:
+    letters, source = 'kind = "files"', one(broker, topic)
+    if where == "topic":
+        letters = f'kind = "kafka"\nbootstrap = "{broker.bootstrap}"\ntopic = "{broker.topic()}"'
+    whole = Run(write(source, "float64", name="whole")).run()
+    assert (whole.totals.cleaned, whole.totals.rejected) == (6, 1)
+    expected = rows(tmp_path, "whole").filter(pl.col("_position").is_in(BROKEN))
+    assert expected["at"].to_list()[2] is None
+    assert expected["own"].to_list() == ["before", None, None, None]
+
+    first = Run(write(source, "int64", letters)).run()
+    assert (first.totals.cleaned, first.totals.rejected) == (2, 5)
+    again = Run(write(source, "int64", letters), replay=True).run()  # nothing is mended yet
+    assert (again.totals.read, again.totals.rejected) == (12, 10)
+    mended = Run(write(source, "float64", letters), replay=True).run()
+    assert (mended.totals.read, mended.totals.cleaned, mended.totals.rejected) == (17, 6, 11)
+    replayed = rows(tmp_path, "a").filter(pl.col("_position").is_in(BROKEN))
+    assert replayed.equals(expected.select(replayed.columns))
+
+
+def test_what_is_rejected_again_is_the_same_letter(
+    broker: Broker, topic: str, write: Callable[..., Path], tmp_path: Path
+) -> None:
+    file = write(one(broker, topic), "int64")
+    Run(file).run()
+    before = file_letters(tmp_path)
+    assert [letter["timestamp"] for letter in before] == [6_000, 2_000, 3_000, None, 5_000]
+    assert {letter["reason"] for letter in before} == {"tombstone", "wrong_type"}
+    Run(file, replay=True).run()
+    after = file_letters(tmp_path)
+    assert len(after) == 10
+    keys = ("_partition", "_position", "reason", "timestamp", "raw", "key", "headers")
+    told = sorted(str([letter[key] for key in keys]) for letter in after)
+    assert told == sorted(2 * [str([letter[key] for key in keys]) for letter in before])
+
+
+def test_letters_in_a_topic_keep_where_they_come_from(
+    broker: Broker, topic: str, write: Callable[..., Path]
+) -> None:
+    """Also a letter of a letter: whoever looks at the topic sees one place, the record's own."""
+    to = broker.topic()
+    letters = f'kind = "kafka"\nbootstrap = "{broker.bootstrap}"\ntopic = "{to}"'
+    file = write(one(broker, topic), "int64", letters)
+    Run(file).run()
+    Run(file, replay=True).run()
+    record = {name: f"header headrace.{name}" for name in ("partition", "offset", "timestamp")}
+    source = kafka_source(broker, to, format="text", record=record)
+    schema = source.schema({"value": pl.String()})
+    frames = [source.format.decode(piece, schema) for piece in drain(source)]
+    source.close()
+    found = pl.concat([frame for frame, _ in frames])
+    assert sorted(found["offset"]) == sorted(2 * [str(i) for i in BROKEN])
+    assert set(found["partition"]) == {"2"}
+    assert sorted(found["timestamp"].drop_nulls()) == sorted(2 * ["2000", "3000", "5000"])
+
+
+def test_letters_of_a_mix_are_decoded_as_their_own_source_does(
+    broker: Broker, topic: str, write: Callable[..., Path], tmp_path: Path
+) -> None:
+    """One of JSON and one of CSV, whose files of letters are the same."""
+    csv = sent(broker, [f"{i}.5".encode() for i in range(len(SENT))])
+    source = '[source]\nkind = "mix"\n'
+    for name, topic_, more in (("a", topic, ""), ("b", csv, 'format = "csv"\ncolumns = ["n"]\n')):
+        table = one(broker, topic_).replace("[source]", f"[source.sources.{name}]\n{more}")
+        source += table + "\n"
+    whole = Run(write(source, "float64", name="whole")).run()
+    assert (whole.totals.cleaned, whole.totals.rejected) == (13, 1)
+    Run(write(source, "int64", "limit = 1.0")).run()
+    done = Run(write(source, "float64", "limit = 1.0"), replay=True).run()
+    assert (done.totals.read, done.totals.cleaned) == (14 + 12, 13)
+    made, expected = rows(tmp_path, "a"), rows(tmp_path, "whole")
+    assert made.equals(expected.select(made.columns))
+
+
+def test_a_letters_raw_bytes_do_not_grow(
+    broker: Broker, topic: str, write: Callable[..., Path], tmp_path: Path
+) -> None:
+    file = write(one(broker, topic), "int64")
+    Run(file).run()
+    for _ in range(2):
+        Run(file, replay=True).run()
+    raw = {base64.b64decode(letter["raw"]) for letter in file_letters(tmp_path) if letter["raw"]}
+    assert raw == {SENT[i][0] for i in BROKEN}
