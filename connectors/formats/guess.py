@@ -196,17 +196,23 @@ def _by_key(lines: bytes) -> pl.DataFrame:
     """Each key's values by themselves: of several kinds, they are text."""
     rows = [row for line in lines.splitlines() if (row := _object(line)) is not None]
     made = {}
-    for key in dict.fromkeys(key for row in rows for key in row):
+    for key in dict.fromkeys(key for row in rows for key in row if _is_text(key)):
         values = [row.get(key) for row in rows]
         texts = [None if value is None else "" for value in values]
         types = {type(value) for value in values if value is not None}
         try:
             if types == NUMBERS:
                 values = [None if value is None else float(value) for value in values]
-            made[key] = pl.Series(key, values if len(types) == 1 or types == NUMBERS else texts)
-        except (PolarsError, TypeError, OverflowError):
+            plain = types == NUMBERS or (len(types) == 1 and types != {str})
+            made[key] = pl.Series(key, values if plain else texts)
+        except (PolarsError, TypeError, OverflowError, UnicodeEncodeError):
             made[key] = pl.Series(key, texts)
     return pl.DataFrame(list(made.values()))
+
+
+def _is_text(key: str) -> bool:
+    """Whether it has no half of a surrogate pair."""
+    return not any("\ud800" <= sign <= "\udfff" for sign in key)
 
 
 def _object(line: bytes) -> dict[str, Any] | None:

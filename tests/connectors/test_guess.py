@@ -112,6 +112,15 @@ def _text_for_null(dtype: pl.DataType) -> pl.DataType:
     return pl.List(pl.String()) if dtype == pl.List(pl.Null()) else dtype
 
 
+def test_halves_of_surrogate_pairs_are_text() -> None:
+    lines = [b'{"s":"\\ud800\\u0041","\\udc00":1,"x":1}\n', b'{"s":"ok","n":{"a":"\\ud800"}}\n']
+    schema = json_types(b"".join(lines))
+    assert (schema["s"], schema["x"]) == (pl.String(), pl.Int64())
+    frame, rejects = Ndjson().decode(records(*lines), schema)
+    assert told(rejects) == []
+    assert frame["s"].to_list() == ["\ufffdA", "ok"]
+
+
 @pytest.mark.parametrize("suffix", ["csv", "ndjson"])
 def test_late_values_count(tmp_path: Path, suffix: str) -> None:
     rows = [{"id": i, "x": i, "z": None} for i in range(3_000)] + [{"id": 1, "x": 2.5, "z": 7.5}]
