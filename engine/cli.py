@@ -213,9 +213,10 @@ def _check(options: argparse.Namespace) -> int:
     from engine.preflight import preflight
     from engine.run import Run
 
-    return (
-        EXIT["done"] if preflight(Run(options.file, options.set), options.rows) else EXIT["failed"]
-    )
+    if options.rows < 1:
+        raise UserError(f"Expected --rows of 1 or more, got {options.rows}.")
+    good = preflight(Run(options.file, options.set), options.rows)
+    return EXIT["done" if good else "mistake"]
 
 
 def _explore(options: argparse.Namespace) -> int:

@@ -34,7 +34,7 @@ from pydantic_settings import (
 )
 from pydantic_settings.exceptions import SettingsError
 
-from engine.describe import expected, expected_in
+from engine.describe import expected, expected_in, field_of
 from engine.logs import hide
 from engine.types import Duration, Settings, UserError, nearest
 
@@ -551,10 +551,11 @@ def _sentence(error: ValidationError, settings: type[BaseModel], section: str, w
     place = ".".join([section, *tables] if section else tables)
     table = f"[{place}] in {where}" if place else where
     if first["type"] == "extra_forbidden":
-        return f"{table} has no key '{key}'.{suggestion(key, inner.model_fields, place)}"
+        return f"{table} has no key '{key}'.{suggestion(key, inner.model_fields)}"
     if first["type"] == "missing":
         return f"{table} needs the key '{key}', which is not there."
-    field = inner.model_fields[key]
+    field = field_of(inner, key)
+    assert field is not None
     wanted = f"expected {expected(field)}"
     if inside and (value := expected_in(field)) is not None:
         wanted, key, inside = f"expected {value}", f"{key}.{inside[0]}", inside[1:]
@@ -572,7 +573,7 @@ def _located(
     """Which Settings class a complaint is about, the path to its key, and what is left of the
     place: inside a value, or pydantic's name for a member of a union."""
     for i, part in enumerate(loc):
-        field = settings.model_fields.get(part)
+        field = field_of(settings, part)
         nested = None if field is None else _nested(field.annotation)
         if nested is None or i + 1 == len(loc):
             return settings, loc[: i + 1], loc[i + 1 :]
@@ -585,7 +586,7 @@ def _nested(annotation: Any) -> type[BaseModel] | None:
     return next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
 
 
-def suggestion(key: str, known: Iterable[str], section: str) -> str:
+def suggestion(key: str, known: Iterable[str]) -> str:
     """What a key may have meant that is none of `known`: another of its table, what other tools
     call it, or the same key of another table; to end a sentence."""
     names = list(known)
@@ -596,7 +597,7 @@ def suggestion(key: str, known: Iterable[str], section: str) -> str:
         return nearest(key, names)
     from engine.reference import tables_with  # on the way to an error only: it imports every kind
 
-    elsewhere = tables_with((key, *SYNONYMS.get(key.lower(), ())), section)
+    elsewhere = tables_with((key, *SYNONYMS.get(key.lower(), ())))
     if elsewhere:
         return f" {elsewhere}"
     return nearest(key, names)

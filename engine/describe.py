@@ -93,6 +93,12 @@ def expected_in(field: FieldInfo) -> str | None:
     return _type(inner[1]) if isinstance(origin, type) and issubclass(origin, Mapping) else None
 
 
+def field_of(settings: type[BaseModel], key: str) -> FieldInfo | None:
+    """The field of a key as a file names it."""
+    fields = settings.model_fields
+    return fields.get(key) or next((f for f in fields.values() if f.alias == key), None)
+
+
 def _key(name: str, field: FieldInfo, text: str) -> Key:
     kind = expected(field)
     return Key(
@@ -190,4 +196,4 @@ def _constant(field: FieldInfo) -> bool:
     return field.default_factory in (None, dict, list, tuple)
 
 
-__all__ = ["Key", "expected", "expected_in", "keys", "texts"]
+__all__ = ["Key", "expected", "expected_in", "field_of", "keys", "texts"]

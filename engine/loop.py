@@ -19,7 +19,7 @@ import contextlib
 import logging
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -154,26 +154,41 @@ class Breaker:
 
     def __init__(self, settings: DeadLetterSettings) -> None:
         self._settings = settings
-        self._recent: deque[tuple[int, int]] = deque()
-        self._rows = self._bad = 0
+        self._recent: deque[tuple[int, Mapping[str, int]]] = deque()
+        self._rows = 0
+        self._bad: Counter[str] = Counter()
 
     def check(self, rows: int, rejects: tuple[Rejects, ...]) -> None:
         """Take a batch of `rows` rows, rejected ones included. Raises: Flood."""
-        settings = self._settings
-        counted = [reject for reject in rejects if reject.reason not in settings.expected]
-        bad = sum(len(reject) for reject in counted)
+        bad: Counter[str] = Counter()
+        for reject in rejects:
+            if reject.reason not in self._settings.expected:
+                bad[f"{reject.stage}: {reject.reason}"] += len(reject)
         self._recent.append((rows, bad))
-        self._rows, self._bad = self._rows + rows, self._bad + bad
-        while self._rows - self._recent[0][0] >= settings.window:
-            gone = self._recent.popleft()
-            self._rows, self._bad = self._rows - gone[0], self._bad - gone[1]
-        if self._rows >= settings.window and self._bad > settings.limit * self._rows:
-            worst = max(counted, key=len, default=None)
-            reason = f"{worst.stage}: {worst.reason}" if worst else "see the dead letters"
+        self._rows += rows
+        self._bad.update(bad)
+        while self._rows - self._recent[0][0] >= self._settings.window:
+            gone, bad_gone = self._recent.popleft()
+            self._rows -= gone
+            self._bad.subtract(bad_gone)
+        if self._rows >= self._settings.window:
+            self._judge("Stopped", f"the last {self._rows:,}")
+
+    def finish(self) -> None:
+        """The source has ended: too many are too many of a few rows as well. Raises: Flood."""
+        self._judge(
+            "Ended", f"{'the last ' if self._rows >= self._settings.window else ''}{self._rows:,}"
+        )
+
+    def _judge(self, what: str, which: str) -> None:
+        bad, limit = sum(self._bad.values()), self._settings.limit
+        if bad > limit * self._rows:
+            reason, n = self._bad.most_common(1)[0]
             raise Flood(
-                f"Stopped: {self._bad / self._rows:.1%} of the last {self._rows} rows were "
-                f"rejected ({reason}), and [dead_letters] limit allows {settings.limit:.1%}: "
-                "mend the input or the schema, or raise the limit."
+                f"{what}: {bad / self._rows:.1%} of {which} rows were rejected ({reason}"
+                f"{'' if n == bad else f', {n:,} of {bad:,}'}), and [dead_letters] limit allows "
+                f"{limit:.1%}: mend the input or the schema, or raise the limit; the dead letters "
+                "say what was wrong with each row."
             )
 
 
@@ -327,6 +342,8 @@ class Loop:
                     f"{self._failed} What came after it is in none: mend that and start again; it "
                     "is read again."
                 ) from self._failed
+            if self._breaker is not None and not self._stopping:
+                self._breaker.finish()
             return self.totals
 
     def stop(self) -> None:

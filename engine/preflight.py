@@ -3,17 +3,39 @@ stages."""
 
 from __future__ import annotations
 
+import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 from rich.table import Table
+from rich.text import Text
 
+from engine.contract import slips
 from engine.progress import console
 from engine.run import Run
-from engine.types import RESERVED, Batch, EndOfStream, HeadraceError, Mark, Records, UserError
+from engine.types import (
+    RESERVED,
+    Batch,
+    EndOfStream,
+    HeadraceError,
+    Learner,
+    Mark,
+    Records,
+    Rejects,
+    Sink,
+    Source,
+    Stage,
+    UserError,
+)
+
+SEEN = 3
+"""Different values or details that a sentence shows."""
+LABELS = 0.01
+"""Share of sampled rows with an unknown label that is no slip in single rows any more."""
 
 
 def preflight(run: Run, rows: int = 1_000) -> bool:
@@ -27,13 +49,14 @@ def preflight(run: Run, rows: int = 1_000) -> bool:
         out.print("What the source gives can be read only once: it is left for the run, untried.")
         return True
     with closing(run.source):
-        batch = _sample(run, rows)
-        out.print(_steps(run, batch))
-    problems = [
-        sentence for problem in (_places, _exportable, _resumable) for sentence in problem(run)
-    ]
+        run.assemble()
+        table, batch = _steps(run, _sample(run, rows))
+        out.print(table)
+    problems = [*_rejected(run, batch), *_labels(run, batch)]
+    for problem in (_places, _listens, _takes, _misspelt, _exportable, _resumable):
+        problems += problem(run)
     for sentence in problems:
-        out.print(f"[yellow]! {sentence}[/]", highlight=False)
+        out.print(Text(f"! {sentence}", style="yellow"), soft_wrap=True)
     if not problems:
         out.print(f"{run.pipeline.file} is ready to run.")
     return not problems
@@ -67,8 +90,8 @@ def _read(run: Run, rows: int) -> Records | None:
     return None
 
 
-def _steps(run: Run, batch: Batch) -> Table:
-    """Runs the sample through every stage; a row of the table for each."""
+def _steps(run: Run, batch: Batch) -> tuple[Table, Batch]:
+    """Runs the sample through every stage: a row of the table for each, and what is left."""
     table = Table(title=f"{run.pipeline.name}: {batch.raw_rows:,} records through the stages")
     for heading in ("stage", "rows", "rejected", "counted", "columns"):
         table.add_column(heading, justify="right" if heading in ("rows", "rejected") else "left")
@@ -84,9 +107,86 @@ def _steps(run: Run, batch: Batch) -> Table:
         table.add_row(f"augment {name}", f"{len(batch):,}", "", f"changed {rows:,}", "")
     if run.pipeline.model is not None or run.pipeline.infer is not None:
         done = run.work.do(replace(batch, raw=batch.frame))  # held-out rows are kept raw
-        what = "learned" if done.learned else "predicted"
-        table.add_row(run.work.stage, f"{len(done.batch):,}", "", f"{what} {len(done.batch):,}", "")
-    return table
+        what, seen = "learned" if done.learned else "predicted", len(batch.rejects)
+        batch = done.batch
+        _row(
+            table,
+            run.work.stage,
+            batch.counted(run.work.stage, **{what: len(batch)}),
+            batch.frame.columns,
+            seen,
+        )
+    return table, batch
+
+
+def _rejected(run: Run, batch: Batch) -> Iterator[str]:
+    """More of the sample than a run allows, or all of it."""
+    settings = run.pipeline.dead_letters
+    bad = sum(len(r) for r in batch.rejects if r.reason not in settings.expected)
+    total = batch.raw_rows + batch.grown
+    if not batch.rejects or (len(batch) and bad <= settings.limit * total):
+        return
+    left = f"and [dead_letters] limit allows {settings.limit:.1%}" if bad else "and none is left"
+    worst = max(batch.rejects, key=len)
+    yield (
+        f"{sum(len(r) for r in batch.rejects):,} of {total:,} sampled rows are rejected, {left}. "
+        f"Most of them, {len(worst):,}, in {worst.stage} as {worst.reason}: {_details(worst)}"
+    )
+
+
+def _details(reject: Rejects) -> str:
+    """The first different details, or where there are none, rows as text."""
+    texts = reject.rows["detail"].drop_nulls()
+    if texts.is_empty():
+        texts = reject.rows["value"].drop_nulls().str.slice(0, 100)
+    return " ".join(texts.unique(maintain_order=True).head(SEEN))
+
+
+def _labels(run: Run, batch: Batch) -> Iterator[str]:
+    """Labels that are none of the classes, too many for slips."""
+    unknown = [r for r in batch.rejects if r.reason == "unknown_label"]
+    rows = sum(len(r) for r in unknown)
+    if not run.trains or rows < max(1.0, LABELS * batch.raw_rows):
+        return
+    target = run.features.target
+    seen = Counter(str(json.loads(row).get(target)) for r in unknown for row in r.rows["value"])
+    shown = ", ".join(f"'{value}' ({n:,})" for value, n in seen.most_common(10))
+    yield (
+        f"[model] classes are {', '.join(map(repr, run.features.classes))}, and {rows:,} of "
+        f"{batch.raw_rows:,} sampled rows have another label in '{target}': {shown}: add them to "
+        "classes, or choose another target."
+    )
+
+
+def _listens(run: Run) -> Iterator[str]:
+    """A page that cannot be opened."""
+    if run.pipeline.service is None:
+        return
+    try:
+        run.service.probe()
+    except HeadraceError as error:
+        yield str(error)
+
+
+def _takes(run: Run) -> Iterator[str]:
+    """A place that would not take rows."""
+    for place in (run.sink, run.dead_letters):
+        try:
+            if place is not None:
+                place.probe()
+        except HeadraceError as error:
+            yield str(error)
+
+
+def _misspelt(run: Run) -> Iterator[str]:
+    """Members of a user's own classes that nobody calls."""
+    parts: list[tuple[object, type]] = [(run.source, Source), *((s, Stage) for s in run.stages)]
+    if run.sink is not None:
+        parts.append((run.sink, Sink))
+    if run.trains:
+        parts.append((run.learner, Learner))
+    for part, contract in parts:
+        yield from slips(type(part), contract)
 
 
 def _augmented(run: Run, batch: Batch) -> dict[str, int]:
@@ -119,7 +219,7 @@ def _places(run: Run) -> Iterator[str]:
     paths = [run.pipeline.folder, (run.pipeline.sink or {}).get("path")]
     for path in filter(None, paths):
         place = Path(path).absolute()
-        while not place.exists():
+        while not place.exists() and place != place.parent:
             place = place.parent
         if not place.is_dir() or not _writable(place):
             yield f"{path} cannot be made: expected a writable folder at {place}."

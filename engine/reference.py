@@ -141,13 +141,11 @@ def _about(kind: type[Any]) -> str:
     return "" if first.startswith("See ") else first
 
 
-def tables_with(names: Iterable[str], section: str) -> str:
-    """A sentence that says which other tables have a key of one of these names; empty for none."""
+def tables_with(names: Iterable[str]) -> str:
+    """A sentence that says which tables have a key of one of these names; empty for none."""
     for name in names:
         found = [
-            table.title
-            for table in tables()
-            if any(key.name == name for key in table.entries()) and table.section != section
+            table.title for table in tables() if any(key.name == name for key in table.entries())
         ]
         if found:
             shown = ", ".join(found[:ELSEWHERE]) + (", ..." if len(found) > ELSEWHERE else "")

@@ -16,12 +16,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import polars as pl
 
 from engine import atomic, report
 from engine.checkpoint import CheckpointFailed, Checkpoints, size_of
 from engine.collate import Collate
 from engine.config import ModelSettings, Pipeline, component, validate
+from engine.contract import require_contract
 from engine.evaluation import Evaluation
 from engine.loader import Loader
 from engine.lock import locked
@@ -38,6 +40,7 @@ from engine.transfer import transfer_to, watch_devices
 from engine.types import (
     DROPPED,
     PART,
+    RESERVED,
     REST,
     Batch,
     Buffered,
@@ -118,6 +121,31 @@ class Run:
         self._watch = watch
         self._replay = replay
         self._modes()
+
+    def assemble(self) -> None:
+        """Make every part and try them against each other, so that what cannot work is refused
+        before a row is read. Learns nothing, writes nothing.
+
+        Raises: UserError
+        """
+        try:
+            self._assemble()
+        except OSError as error:  # a path that the system does not take
+            raise UserError(
+                f"{self.pipeline.file} names the path '{error.filename}', which cannot be used: "
+                f"{error.strerror}: choose another."
+            ) from error
+
+    def _assemble(self) -> None:
+        self._may_share()
+        self._may_shuffle()
+        self._may_repeat()
+        self._may_hold()
+        _ = (self.evaluation, self.holdout) if self.trains else ()
+        _ = self.work, self.collate, self.transfer, self.transaction, self.dead_letters
+        _ = self.checkpoints, self._service_settings
+        self._may_export()
+        self._may_write()
 
     # ------------------------------------------------------------------------------------- parts
 
@@ -213,10 +241,67 @@ class Run:
                 "raise the budget."
             )
 
+    def _may_export(self) -> None:
+        """What would fail at the end, hours later."""
+        export = self.pipeline.export
+        if export is None or not self.trains:
+            return
+        if not callable(getattr(self.learner, "build", None)):
+            raise UserError(
+                f"[export] in {self.pipeline.file} needs a learner that writes ONNX, and "
+                f"{type(self.learner).__name__} has no method 'build': take [export] out."
+            )
+        if export.compress is not None:
+            from models.compress import Compression
+
+            self.pipeline.settings(Compression, export.compress, "export.compress")
+
+    def _may_write(self) -> None:
+        """Whether the sink can hold the columns that it will get."""
+        columns = (self.pipeline.sink or {}).get("columns")
+        if self.sink is None:
+            return
+        mine = {**dict.fromkeys(RESERVED, pl.String()), **self.schema}
+        added = self._answers
+        for name in added:
+            if name in mine and (columns is None or name in columns):
+                raise UserError(
+                    f"[sink] in {self.pipeline.file} gets a column '{name}' of the model, and the "
+                    f"data has one of that name: rename yours in a 'derive' stage, or leave it out "
+                    "of [source.schema] or [sink] columns."
+                )
+        written = {name: mine[name] for name in (mine if columns is None else columns)}
+        self.sink.bind({**written, **added})
+
+    @property
+    def _answers(self) -> Schema:
+        """Columns that the model adds for the sink."""
+        if self._predictor is not None:
+            return dict.fromkeys(("prediction", "model_version"), pl.String())
+        if not self.trains:
+            return {}
+        features = self.features
+        scores = np.empty((0, features.outputs) if features.task == "multiclass" else 0)
+        return {column.name: column.dtype for column in features.answers(scores)}
+
     @cached_property
     def source_schema(self) -> Schema:
         """The columns that are decoded: in a run that is resumed, those of its beginning, whatever
-        would be guessed now."""
+        would be guessed now.
+
+        Raises: UserError for a name that headrace itself adds.
+        """
+        schema = self._found_schema()
+        for column in (PART, *RESERVED):
+            if column in schema:
+                raise UserError(
+                    f"[source] in {self.pipeline.file} has a column '{column}', a name that "
+                    "headrace itself adds: rename it, or leave it out by declaring the others in "
+                    "[source.schema]."
+                )
+        return schema
+
+    def _found_schema(self) -> Schema:
         declared = parse_schema(self.pipeline.source.get("schema", {}))
         known = self._known_schema if self.checkpoints.exist() else {}
         if not known:
@@ -288,6 +373,7 @@ class Run:
                     f"{nearest(column, sizes)}"
                 )
         require(self.schema, [model.target], where="[model] target")
+        self._may_learn(model)
         features = Features(
             numeric=spread(model.numeric, self.schema, where="[model] numeric")
             if model.numeric
@@ -299,12 +385,46 @@ class Run:
             scaled=tuple(c for s in self.stages if isinstance(s, Stateless) for c in s.scaled),
             **nested_features(model, self.schema, sizes),
         )
+        read = (*features.numeric, *features.categories, *features.nested)
+        if model.target in read:
+            raise UserError(
+                f"[model] in {self.pipeline.file} reads its target '{model.target}' as a feature: "
+                "what is to be predicted is not known then; take it out of the features."
+            )
         if features.nested and self.pipeline.export is not None:
             raise UserError(
                 f"[export] in {self.pipeline.file} writes models of numbers and categories, and "
                 f"[model] reads images or lists ('{features.nested[0]}'): take [export] out."
             )
         return features
+
+    def _may_learn(self, model: ModelSettings) -> None:
+        """Whether the target is something that the task predicts."""
+        kind, where = self.schema[model.target], f"[model] task in {self.pipeline.file}"
+        if model.task == "regression":
+            if not kind.is_numeric():
+                raise UserError(
+                    f"{where} is 'regression', which expects numbers in target '{model.target}', "
+                    f"got {kind}: for classes, set task to 'binary' or 'multiclass'."
+                )
+            if model.classes:
+                raise UserError(
+                    f"{where} is 'regression', and [model] classes are given: set task to "
+                    "'binary' or 'multiclass', or take classes out."
+                )
+            return
+        if kind.is_nested() or kind.is_temporal() or kind == pl.Binary:
+            raise UserError(
+                f"{where} is '{model.task}', which expects text, numbers or true and false in "
+                f"target '{model.target}', got {kind}."
+            )
+        wanted = 2 if model.task == "binary" else len(model.classes)
+        if len(model.classes) != wanted or len(set(model.classes)) < max(wanted, 2):
+            raise UserError(
+                f"{where} is '{model.task}', which expects "
+                f"{'two' if model.task == 'binary' else 'two or more'} different [model] classes, "
+                f"got {json.dumps(list(model.classes))}."
+            )
 
     @cached_property
     def collate(self) -> Callable[[Batch], Batch] | None:
@@ -325,18 +445,16 @@ class Run:
         if not self.trains:
             return None
         own = getattr(self._learner_kind[0], "device", "cpu")
-        made = transfer_to(str((self.pipeline.train or {}).get("device", own)))
+        made = transfer_to(str(getattr(self._training, "device", own)))
         return None if made is None else made.apply
 
     @cached_property
     def learner(self) -> Learner:
         """Raises: UserError for a setting that does not fit."""
         kind, own = self._learner_kind
-        table = dict(self.pipeline.train or {})
-        sampling = table.pop("sampling", None)
-        train = validate(kind.Training, table, "train", self.pipeline.file)
+        sampling = (self.pipeline.train or {}).get("sampling")
         settings = validate(kind.Settings, own, "model", self.pipeline.file)
-        made: Learner = kind(settings, train, self.features)
+        made: Learner = kind(settings, self._training, self.features)
         if self.augmentation is not None:
             encoders: dict[str, Any] = {}
             for stage in self.stages:
@@ -350,6 +468,12 @@ class Run:
         return Balanced(made, how)
 
     @cached_property
+    def _training(self) -> Any:
+        """[train], as the learner has it."""
+        table = {k: v for k, v in (self.pipeline.train or {}).items() if k != "sampling"}
+        return validate(self._learner_kind[0].Training, table, "train", self.pipeline.file)
+
+    @cached_property
     def augmentation(self) -> Any:
         """What the learner learns from in place of the rows; None without a table [augment.NAME].
 
@@ -357,12 +481,13 @@ class Run:
         """
         if not self.pipeline.augment:
             return None
-        from models.augment import AUGMENTS, Augmentation
+        from models.augment import AUGMENTS, Augment, Augmentation
 
         made = []
         for name, table in self.pipeline.augment.items():
             own, section = dict(table), f"augment.{name}"
             kind = component(own.pop("kind", name), AUGMENTS, section)
+            require_contract(kind, Augment, section)
             made.append(kind(name, self.pipeline.settings(kind.Settings, own, section)))
         return Augmentation(made)
 
@@ -550,9 +675,6 @@ class Run:
     @cached_property
     def loop(self) -> Loop:
         """The loop, ready to resume and run."""
-        self._may_share()
-        self._may_shuffle()
-        self._may_repeat()
         loader = self.loader()
         self._bound(loader, "sink", self.sink)
         self._bound(loader, "dead letters", self.dead_letters)
@@ -615,7 +737,8 @@ class Run:
         Raises: UserError, also where another engine works in a folder of this one; Flood,
             HeadraceError; what user code in stages or learners raises.
         """
-        loop = self.loop  # what is wrong in the file is said before a folder is made
+        self.assemble()  # what is wrong in the file is said before a folder is made
+        loop = self.loop
         with locked(self._own_folders()):
             if fresh:
                 self.forget()
@@ -743,6 +866,7 @@ class Run:
 
         table = dict(self.pipeline.model or {})
         kind = component(table.pop("kind", "tabular"), LEARNERS, "model")
+        require_contract(kind, Learner, "model", ("Settings", "Training"))
         own = {key: value for key, value in table.items() if key not in ModelSettings.model_fields}
         return kind, own
 
@@ -774,6 +898,7 @@ class Run:
                 f"{nearest('', known)}"
             )
         kind = component(name, known, section)
+        require_contract(kind, Source if section.startswith("source") else Sink, section)
         if provenance and "provenance" in kind.Settings.model_fields:
             table["provenance"] = {**provenance, **table.get("provenance", {})}
         return kind(self.pipeline.settings(kind.Settings, table, section))
@@ -938,13 +1063,12 @@ def _connectors() -> Any:
 def _stage(name: str, table: Mapping[str, Any], pipeline: Pipeline) -> Stage:
     own = dict(table)
     kind = component(own.pop("kind", name), STAGES, f"scrub.{name}")
+    require_contract(kind, Stage, f"scrub.{name}")
     made: Stage = kind(name, pipeline.settings(kind.Settings, own, f"scrub.{name}"))
     return made
 
 
 def _require_output(columns: Sequence[str] | None, schema: Schema) -> None:
-    from engine.types import RESERVED
-
     known = {**schema, **dict.fromkeys(RESERVED, pl.String())}
     require(known, columns or (), where="[sink] columns")
 

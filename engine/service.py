@@ -208,6 +208,11 @@ class Service:
         host, port = self._address
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
+    def probe(self) -> None:
+        """Raises: UserError when the address cannot be had now."""
+        if self._settings.enabled:
+            _listen(self._settings.host, self._settings.port).close()
+
     def start(self) -> None:
         """Listen, and return when the page answers.
 

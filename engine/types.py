@@ -1124,6 +1124,20 @@ class Sink(Protocol):
         limit of its own, calls `beat` every second meanwhile, on any thread: that is no stall."""
         return
 
+    def bind(self, schema: Schema) -> None:
+        """Say before the first row what could never be taken.
+
+        Raises: UserError for a column that is of a type it cannot hold, or is not there.
+        """
+        return
+
+    def probe(self) -> None:
+        """Ask the place whether it would take rows, without writing one.
+
+        Raises: UserError where it would not (a topic that is not there).
+        """
+        return
+
     def write(self, frame: pl.DataFrame, places: pl.DataFrame | None = None) -> Rejects | None:
         """Take the rows. They may be buffered, up to a bound; they are not safe yet. A frame of 0
         rows is legal. Rows that the place can never take are given back.

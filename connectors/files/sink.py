@@ -15,7 +15,7 @@ import polars.selectors as cs
 from pydantic import ByteSize, Field
 
 from engine import atomic, types
-from engine.types import HeadraceError, Sink, Snapshot, UserError
+from engine.types import HeadraceError, Schema, Sink, Snapshot, UserError
 
 WRITERS: dict[str, Callable[[pl.DataFrame, IO[bytes]], None]] = {
     "parquet": lambda frame, file: frame.write_parquet(file),
@@ -67,6 +67,15 @@ class FilesSink(Sink):
         self._next = self._written = 0
         self._pattern = re.compile(rf"part-(\d{{8,}})\.{settings.format}(\.tmp)?")
         self._check()
+
+    def bind(self, schema: Schema) -> None:
+        """See `engine.types.Sink`."""
+        for column, kind in schema.items():
+            if kind == pl.Object or (kind.is_nested() and self.settings.format == "csv"):
+                raise UserError(
+                    f"[sink] format = \"{self.settings.format}\" cannot hold column '{column}' of "
+                    f'{kind}: write "ndjson" or "parquet", or leave it out of [sink] columns.'
+                )
 
     def write(self, frame: pl.DataFrame, places: pl.DataFrame | None = None) -> None:
         """See `engine.types.Sink`. Raises: HeadraceError when the disk is full."""

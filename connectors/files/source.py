@@ -179,7 +179,7 @@ class FilesSource(Source):
             shard: which of them this one is, from 0; "env" takes RANK.
         """
 
-        path: str | tuple[str, ...]
+        path: str | tuple[str, ...] = Field(min_length=1)
         format: str | None = None
         paths: Mapping[str, str] = Field(default_factory=dict)
         row: str | None = None

@@ -46,7 +46,7 @@ def own(name: str) -> Format:
     module, _, attribute = name.partition(":")
     try:
         found = importlib.import_module(module)
-    except ImportError as error:
+    except Exception as error:
         raise UserError(
             f"[source] format '{name}' cannot be imported: {error}; is its package installed, or "
             "its folder on PYTHONPATH?"
@@ -56,7 +56,8 @@ def own(name: str) -> Format:
             f"[source] format '{name}': module '{module}' has no '{attribute}'."
             f"{nearest(attribute, [n for n in vars(found) if not n.startswith('_')])}"
         )
-    made = getattr(found, attribute)()
+    made = getattr(found, attribute)
+    made = made() if isinstance(made, type) else made
     if not isinstance(made, Format):
         raise UserError(
             f"[source] format '{name}' is no format: expected a class with decode(records, schema)."

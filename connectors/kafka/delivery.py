@@ -134,6 +134,25 @@ class Delivery:
                     steadfast(self._producer).init_transactions()
         return self._producer
 
+    def probe(self, topic: str) -> None:
+        """Ask for the topic, by a producer of its own: that of a transaction would end another
+        engine's.
+
+        Raises: UserError where there is no such topic; HeadraceError where no broker answers.
+        """
+        wait = int(self.settings.timeout * 1000)
+        with self._speaking():
+            producer = KafkaProducer(
+                **self.settings.config(),
+                max_block_ms=wait,
+                metrics_enabled=False,
+                allow_auto_create_topics=False,
+            )
+            try:
+                producer.partitions_for(topic)
+            finally:
+                producer.close(timeout=CLOSE_SECONDS)
+
     def send(self, topic: str, records: Outgoing, at: Ints) -> None:
         """Give the records `at` to the producer, their batches in the order of theirs; a full
         buffer waits for half of it to be acknowledged.

@@ -60,6 +60,10 @@ class KafkaLetters(Sink):
         """See `engine.types.Sink`."""
         self.delivery.beat = beat
 
+    def probe(self) -> None:
+        """See `engine.types.Sink`."""
+        self.delivery.probe(self.settings.topic)
+
     def write(self, frame: pl.DataFrame, places: pl.DataFrame | None = None) -> None:
         """Raises: HeadraceError where the broker does not take them; UserError for permissions."""
         if not frame.height:

@@ -25,10 +25,12 @@ from engine.types import (
     Duration,
     Mark,
     Rejects,
+    Schema,
     Sink,
     Snapshot,
     UserError,
     Values,
+    require,
 )
 
 SHOWN = 2_000
@@ -120,6 +122,18 @@ class KafkaSink(Sink):
     def watched(self, beat: Callable[[], object]) -> None:
         """See `engine.types.Sink`."""
         self.delivery.beat = beat
+
+    def bind(self, schema: Schema) -> None:
+        """See `engine.types.Sink`. A registry is not asked: it would note the schema."""
+        for key in ("key", "timestamp"):
+            column = getattr(self.settings, key)
+            require(schema, () if column is None else (column,), where=f"[sink] {key}")
+        if self.settings.registry is None:
+            self._encoder.encode(pl.DataFrame(schema=schema))
+
+    def probe(self) -> None:
+        """See `engine.types.Sink`."""
+        self.delivery.probe(self.settings.topic)
 
     def write(self, frame: pl.DataFrame, places: pl.DataFrame | None = None) -> Rejects | None:
         """One record a row; those that are too large are given back.

@@ -142,7 +142,7 @@ def test_check_finds_what_would_fail_later(
     data: Path, small: Small, headrace: Headrace, trained: Path
 ) -> None:
     code, out, _ = headrace("check", small(data, ("layers = [8]", "layers = [9]"), more=EXPORT))
-    assert code == 1
+    assert code == 2
     assert "--fresh" in out
 
 
