@@ -85,11 +85,15 @@ class Settings(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_bool_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """True is a 1 to Python, and a slip in a pipeline file."""
+    def _plain_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        """True is a 1 to Python, and a slip in a pipeline file; TOML's whole numbers have 64
+        bits."""
         field = cls.model_fields[str(info.field_name)]
         if isinstance(value, bool) and _only_number(repr(field.annotation)):
             raise ValueError("expected a number")
+        for number in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(number, int) and not -(2**63) <= number < 2**63:
+                raise ValueError("expected a whole number of 64 bits")
         return value
 
     def secrets(self) -> Iterator[str]:

@@ -33,7 +33,7 @@ GIVEN: dict[str, Any] = {
 }  # fmt: skip
 """A fitting value of the keys that a table needs."""
 SCHEMA = {"a": "float64", "n": "int64", "key": "string", "y": "float64"}
-TRIED = 3
+TRIED = 2
 """Values of a key that its settings take, to go on with: chosen at random, by a fixed seed."""
 
 
