@@ -152,8 +152,14 @@ class Breaker:
     """Trips when too large a share of the newest rows is rejected, before dead letters become the
     main output."""
 
-    def __init__(self, settings: DeadLetterSettings) -> None:
+    def __init__(self, settings: DeadLetterSettings, *, few: bool = True) -> None:
+        """
+        Args:
+            few: whether `finish` judges fewer rows than a window; not of dead letters that are
+                read again, of which it is no news that they are rejected.
+        """
         self._settings = settings
+        self._few = few
         self._recent: deque[tuple[int, Mapping[str, int]]] = deque()
         self._rows = 0
         self._bad: Counter[str] = Counter()
@@ -176,9 +182,8 @@ class Breaker:
 
     def finish(self) -> None:
         """The source has ended: too many are too many of a few rows as well. Raises: Flood."""
-        self._judge(
-            "Ended", f"{'the last ' if self._rows >= self._settings.window else ''}{self._rows:,}"
-        )
+        if self._few:
+            self._judge("Ended", f"{self._rows:,}")
 
     def _judge(self, what: str, which: str) -> None:
         bad, limit = sum(self._bad.values()), self._settings.limit

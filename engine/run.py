@@ -686,7 +686,7 @@ class Run:
             work=self.work,
             sink=self.sink,
             dead_letters=self.dead_letters,
-            breaker=Breaker(self.pipeline.dead_letters),
+            breaker=Breaker(self.pipeline.dead_letters, few=not self._replay),
             checkpoints=self.checkpoints,
             identity=self.identity,
             metrics=self.metrics,

@@ -3,11 +3,12 @@ sentence, never another error."""
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import polars as pl
 import pytest
@@ -16,10 +17,11 @@ from engine.config import Pipeline, validate
 from engine.describe import field_of
 from engine.reference import Table, tables
 from engine.run import Run
-from engine.types import HeadraceError, UserError
+from engine.types import HeadraceError, Settings
 
 VALUES: tuple[Any, ...] = (
-    0, -1, 1, 50_000, 2**63, -(2**63) - 1, 1.5, -0.0, 1e308, float("nan"), float("inf"), True, False,
+    0, -1, 1, 50_000, 2**63, -(2**63) - 1, 1.5, -0.0, 1e308, float("nan"), float("inf"),
+    True, False,
     "", " ", "x", "0", "12", "1e9", "a" * 300, "\0", ":", "os:path", "json:JSONDecoder", "é",
     [], [[]], [0], [-1], ["a"], ["a", "a"], ["nope"], [1, "a"], [{}], [None], [2**63], ["*"], ["("],
     {}, {"a": 1}, {"a": "b"}, {"": ""}, {"a": {}}, {"a": ["b"]}, dt.date(2026, 1, 1),
@@ -29,12 +31,14 @@ VALUES: tuple[Any, ...] = (
 GIVEN: dict[str, Any] = {
     "columns": ["a"], "by": ["key"], "column": "a", "time": "n", "every": 1, "steps": [1],
     "size": 8, "score": "s", "topics": ["t"], "topic": "t", "target": "y", "model": "none.onnx",
-    "probability": 0.5, "sources": {"one": {}}, "kind": "files", "name": "fuzz", "items": [{"a": 1.0, "key": "x", "n": 1, "y": 2.0}], "file": "none",
+    "probability": 0.5, "sources": {"one": {}}, "kind": "files", "name": "fuzz", "file": "none",
+    "items": [{"a": 1.0, "key": "x", "n": 1, "y": 2.0}],
 }  # fmt: skip
 """A fitting value of the keys that a table needs."""
 SCHEMA = {"a": "float64", "n": "int64", "key": "string", "y": "float64"}
-TRIED = 2
-"""Values of a key that its settings take, to go on with: chosen at random, by a fixed seed."""
+TRIED = 1
+"""How many of the values that its settings take a key is tried with in a whole pipeline: chosen at
+random, by a fixed seed."""
 
 
 @pytest.fixture
@@ -113,12 +117,8 @@ def test_a_value_of_any_type_is_taken_or_refused_in_one_sentence(
         for value in rng.sample(taken, min(TRIED, len(taken))):
             pipeline, own = _with(base, table)
             own[key.name] = value
-            try:
+            with _one_sentence(f"{table.title} {key.name} = {value!r}"):
                 Run(Pipeline.of(pipeline)).assemble()
-            except HeadraceError as error:
-                assert "\n" not in str(error), (key.name, value)
-            except Exception as error:
-                raise AssertionError(f"{table.title} {key.name} = {value!r}") from error
 
 
 def _taken(table: Table, key: str, value: Any) -> bool:
@@ -131,9 +131,22 @@ def _taken(table: Table, key: str, value: Any) -> bool:
             for name, f in settings.model_fields.items()
             if f.is_required()
         }
-        try:
-            validate(settings, {**needed, key: value}, table.section, "a test")
-        except UserError as error:
-            assert "\n" not in str(error), (key, value)
+        with _one_sentence(f"{table.title} {key} = {value!r}") as refused:
+            validate(
+                cast("type[Settings]", settings), {**needed, key: value}, table.section, "a test"
+            )
+        if refused:
             return False
     return True
+
+
+@contextlib.contextmanager
+def _one_sentence(where: str) -> Iterator[list[str]]:
+    """What is raised is one of ours; its sentence."""
+    said: list[str] = []
+    try:
+        yield said
+    except Exception as error:
+        if not isinstance(error, HeadraceError) or "\n" in str(error):
+            raise AssertionError(where) from error
+        said.append(str(error))
