@@ -47,7 +47,7 @@ from engine.types import (
     Snapshot,
     Source,
 )
-from engine.verdict import PARTS, Verdict
+from engine.verdict import PARTS, RUN_SECONDS, Verdict
 
 log = logging.getLogger("headrace.loop")
 LAG_SECONDS = 1.0
@@ -360,7 +360,10 @@ class Loop:
         tell, or nobody judges."""
         if self._judge is None:
             return None
-        return self._judge(self.loader.times.account().since(since or self._began))
+        spent = self.loader.times.account().since(since or self._began)
+        if since is None and spent.at < RUN_SECONDS:
+            return None
+        return self._judge(spent)
 
     @property
     def stopped(self) -> bool:

@@ -703,12 +703,36 @@ class Run:
             **self.pipeline.loader.model_dump(include={"batch_rows", "read_rows"}),
             "decode_threads": loader.threads.count,
             "every_seconds": self.checkpoints.settings.every_seconds,
+            "threads": self._threads,
+            "costs": self._costs,
         }
         device = str(getattr(self.learner, "device", "cpu")) if self.trains else "cpu"
         if self._predictor is not None and "CPU" not in self._predictor.info()["provider"]:
             device = "cuda"  # or TensorRT
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
         return judge(spent, settings=settings, device=device, cores=cores)
+
+    @property
+    def _threads(self) -> str:
+        """The setting of the model's threads, where it has several; or ""."""
+        section = "train" if self.trains else "infer"
+        table = getattr(self.pipeline, section) or {}
+        knows = not self.trains or "threads" in self._learner_kind[0].Training.model_fields
+        has = self.trains or self._predictor is not None
+        return f"{section}.threads" if has and knows and table.get("threads") != 1 else ""
+
+    @property
+    def _costs(self) -> str:
+        """What another number of rows a batch costs, in words; or ""."""
+        if not self.keeps_state:
+            return ""
+        by_batch = [stage.name for stage in self.stages if stage.snapshot() is not None]
+        steps = self.trains and "step_rows" not in getattr(
+            self._learner_kind[0].Training, "model_fields", {}
+        )
+        changed = [f"[scrub.{name}]" for name in by_batch] + ["the model's steps"] * steps
+        said = "needs --fresh"
+        return f"{said}; {', '.join(changed[:3])} learn by the batch" if changed else said
 
     @cached_property
     def heartbeat(self) -> Heartbeat:

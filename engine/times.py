@@ -7,6 +7,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from engine.metrics import Metrics
@@ -52,6 +53,8 @@ class Account:
         stages: stage -> what it has taken.
         waits: (queue, ``put`` or ``get``) -> seconds.
         idle: seconds of reads that gave nothing, as no more was there.
+        queued: seconds that this process's threads were ready and waited for a core; 0 where the
+            system does not tell.
     """
 
     at: float = 0.0
@@ -59,6 +62,7 @@ class Account:
     stages: dict[str, Spent] = field(default_factory=dict)
     waits: dict[tuple[str, str], float] = field(default_factory=dict)
     idle: float = 0.0
+    queued: float = 0.0
 
     def since(self, before: Account) -> Account:
         """What was spent after `before`; `at` is then how many seconds lie between."""
@@ -78,6 +82,7 @@ class Account:
             stages=stages,
             waits=waits,
             idle=self.idle - before.idle,
+            queued=max(0.0, self.queued - before.queued),
         )
 
 
@@ -151,7 +156,17 @@ class Times:
         """What was spent so far."""
         spent = copy.deepcopy(self._spent)
         spent.at, spent.cpu = time.perf_counter(), time.process_time()
+        spent.queued = _queued()
         return spent
+
+
+def _queued() -> float:
+    """Seconds that the threads of this process have waited for a core so far (Linux)."""
+    total = 0
+    for file in Path("/proc/self/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError, ValueError, IndexError):  # a thread that has just ended
+            total += int(file.read_text().split()[1])
+    return total * 1e-9
 
 
 __all__ = ["Account", "Listener", "Spent", "Times"]

@@ -31,6 +31,11 @@ ENOUGH = 0.5
 """Below this share of the time, the busiest thread holds nothing up where records come slowly."""
 SECONDS = 1.0
 """A shorter run says more of compilation and of opening files than of what holds a long one."""
+RUN_SECONDS = 3.0
+"""A whole run, its start included, must be so long to be judged."""
+CONTENDED = 0.5
+"""Share of the time off a processor that threads were ready for one, from which on it is others
+that take the cores."""
 ON_PROCESSOR = 0.4
 """Share of a stage's time on a processor from which on the processor is what it needs."""
 
@@ -55,7 +60,8 @@ class Verdict:
     Attributes:
         part: one of `PARTS`.
         stage: the stage in it that takes most.
-        resource: ``CPU``, ``GPU`` or ``I/O``: what the stage works on, or waits for.
+        resource: ``CPU``, ``contended CPU`` (others take the cores), ``GPU`` or ``I/O``: what the
+            stage works on, or waits for.
         share: part (0-1) of the time that the stage takes.
         limit: the run would be so many times as fast if the stage took no time; no change of it can
             give more.
@@ -97,7 +103,8 @@ def judge(
     Args:
         spent: what `Account.since` gave: `at` is the length in seconds.
         settings: ``batch_rows``, ``read_rows``, ``decode_threads`` and ``every_seconds`` as they
-            are now.
+            are now; ``threads``: the setting of the model's threads where that may be lowered, or
+            ""; ``costs``: what another ``batch_rows`` costs, in a few words, or "".
         device: the model's.
     """
     work = {name: taken for name, taken in spent.stages.items() if taken.wall > 0}
@@ -152,6 +159,9 @@ def _resource(part: str, taken: Spent, spent: Account, device: str) -> str:
     # Work that polars or torch do on threads of their own is on the process's account only.
     everybody = spent.cpu / spent.at
     shared = part not in ("source", "sink", "checkpoint") and everybody > 2 * ON_PROCESSOR
+    away = max(taken.wall - taken.cpu, 1e-9)
+    if away > 0.2 * taken.wall and spent.queued > CONTENDED * away:
+        return "contended CPU"
     return "CPU" if own > ON_PROCESSOR or shared else "I/O"
 
 
@@ -161,8 +171,13 @@ def _advice(
     rows = 4 * int(settings["batch_rows"])
     batches = Advice(
         setting=f"loader.batch_rows={rows}",
-        why="what is paid for each batch is paid less often",
+        why="what is paid for each batch is paid less often" + _costs(settings),
     )
+    if resource == "contended CPU" and part == "model" and settings.get("threads"):
+        yield Advice(
+            setting=f"{settings['threads']}=1",
+            why="other processes take the cores, and threads that share a step wait for each other",
+        )
     if part == "source":
         reads = 4 * int(settings["read_rows"])
         yield Advice(
@@ -195,4 +210,9 @@ def _advice(
         )
 
 
-__all__ = ["PARTS", "Advice", "Verdict", "judge", "part_of"]
+def _costs(settings: Mapping[str, Any]) -> str:
+    costs = settings.get("costs", "")
+    return f" ({costs})" if costs else ""
+
+
+__all__ = ["PARTS", "RUN_SECONDS", "Advice", "Verdict", "judge", "part_of"]

@@ -7,7 +7,8 @@ import importlib
 
 NAMES = (
     "linear", "scrub", "formats", "inputs", "explore", "loading", "images", "ragged", "memory",
-    "tuning", "deadline", "training", "inference", "augment", "kafka", "sink", "trickle", "soak",
+    "tuning", "deadline", "training", "inference", "augment", "learning", "kafka", "sink",
+    "trickle", "soak",
 )  # fmt: skip
 """All that run everywhere; ``gpu`` must be asked for."""
 

@@ -110,3 +110,17 @@ def test_the_difference_of_two_accounts() -> None:
         "fetch": 0.5,
         "decode": 2.0,
     }
+
+
+def test_waiting_for_a_core_is_no_input_or_output() -> None:
+    spent = account(learn=9.0, cpu=0.2)
+    spent.queued = 6.0
+    found = verdict(spent, settings={"threads": "train.threads"})
+    assert found.resource == "contended CPU"
+    assert found.advice[0].setting == "train.threads=1"
+    assert verdict(account(learn=9.0, cpu=0.2)).resource == "I/O"
+
+
+def test_advice_says_what_it_costs() -> None:
+    found = verdict(account(learn=9.0), settings={"costs": "needs --fresh"})
+    assert "needs --fresh" in str(found)

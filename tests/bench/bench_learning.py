@@ -1,0 +1,115 @@
+"""How well a model learns with nothing set, beside River's, on River's own streams.
+
+``python -m tests.bench learning``
+
+Test-then-train over each stream in its order, by the same rows: the accuracy of all, or the mean
+absolute error. Quality, not speed; nothing is drawn at random but by fixed seeds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+
+from engine.collate import Collate
+from engine.types import Batch, Features, Mark
+from models.learner import TabularLearner
+from tests.bench.measure import report
+
+FLOORS = {"Phishing": 0.88, "Bananas": 0.80, "ImageSegments": 0.90, "TrumpApproval": 1.0}
+"""Accuracy that is reached, or error that is stayed below."""
+
+
+def main(*, quick: bool = False) -> None:
+    """Measure, print, write ``runs/bench/learning.json``."""
+    torch.set_num_threads(1)
+    figures: dict[str, Any] = {}
+    for name in FLOORS:
+        rows = stream(name, 500 if quick else None)
+        unit = "error" if features(*rows).task == "regression" else "accuracy"
+        figures[f"{name}, {unit}"] = headrace(*rows)
+        for other, model in rivals(unit == "error").items():
+            figures[f"{name}, {unit} of {other}"] = river(model, name, len(rows[0]))
+    goal = ", ".join(f"{name} {floor}" for name, floor in FLOORS.items())
+    report("learning", figures, goal=goal)
+
+
+def stream(name: str, most: int | None = None) -> tuple[list[dict[str, float]], list[Any]]:
+    """Numbers and target of each row."""
+    from river import datasets
+
+    pairs = list(getattr(datasets, name)())[:most]
+    return [dict(x) for x, _ in pairs], [y for _, y in pairs]
+
+
+def features(rows: list[dict[str, float]], labels: list[Any]) -> Features:
+    """All columns, and the task that the labels make."""
+    if isinstance(labels[0], float):
+        return Features(numeric=tuple(rows[0]), target="target")
+    classes = tuple(sorted({_text(label) for label in labels}))
+    task = "binary" if len(classes) == 2 else "multiclass"
+    return Features(numeric=tuple(rows[0]), target="target", task=task, classes=classes)
+
+
+def headrace(rows: list[dict[str, float]], labels: list[Any], batch_rows: int = 1_024) -> float:
+    """Accuracy or mean absolute error of the tabular learner as it comes."""
+    reads = features(rows, labels)
+    regression = reads.task == "regression"
+    target = labels if regression else [_text(label) for label in labels]
+    frame = pl.DataFrame(rows).cast(pl.Float64).with_columns(target=pl.Series(target))
+    frame = frame.with_columns(_partition=pl.lit("p"), _position=pl.int_range(pl.len()))
+    collate = Collate(reads)
+    model = TabularLearner(TabularLearner.Settings(), TabularLearner.Training(), reads)
+    right: list[Any] = []
+    for part in frame.iter_slices(batch_rows):
+        batch = collate.apply(Batch(frame=part, mark=Mark(), arrived=0.0))
+        said = model.learn(batch).scores
+        answers = reads.answers(said)[0]
+        truth = part["target"]
+        right.append(((answers - truth).abs() if regression else answers == truth).to_numpy())
+    return float(np.concatenate(right).astype(float).mean())
+
+
+def rivals(regression: bool) -> dict[str, Any]:
+    """River's models for the task, fresh."""
+    from river import forest, linear_model, preprocessing, tree
+
+    scaled = preprocessing.StandardScaler()
+    if regression:
+        return {
+            "River's linear regression": scaled | linear_model.LinearRegression(),
+            "River's adaptive forest": forest.ARFRegressor(seed=1),
+        }
+    return {
+        "River's Hoeffding tree": tree.HoeffdingTreeClassifier(),
+        "River's adaptive forest": forest.ARFClassifier(seed=1),
+    }
+
+
+def river(model: Any, name: str, most: int) -> float:
+    """The same of one of River's, row by row."""
+    from river import datasets
+    from river import metrics as measures
+
+    metrics: Any = measures
+    regression = isinstance(next(iter(getattr(datasets, name)()))[1], float)
+    metric = metrics.MAE() if regression else metrics.Accuracy()
+    for i, (x, y) in enumerate(getattr(datasets, name)()):
+        if i == most:
+            break
+        said = model.predict_one(x)
+        if said is not None:
+            metric.update(y, said)
+        model.learn_one(x, y)
+    return float(metric.get())
+
+
+def _text(label: Any) -> str:
+    return str(label).lower() if isinstance(label, bool) else str(label)
+
+
+if __name__ == "__main__":
+    main()
