@@ -294,14 +294,13 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _compress(options: argparse.Namespace) -> int:
-    from engine.progress import console
+    from engine.progress import console, show
 
     run = _trained(options)
     run.export()
     verdict = run.compress()
     verdict.to_json(run.folder / "verdict.json")
-    for part in verdict.tables():
-        console().print(part, highlight=False, soft_wrap=isinstance(part, str))
+    show(console(), verdict.tables())
     console().print(f"Wrote {run.model_path} and {run.folder / 'verdict.json'}.")
     return EXIT["done"]
 

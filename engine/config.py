@@ -14,7 +14,7 @@ import os
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -25,6 +25,7 @@ from pydantic import (
     TypeAdapter,
     ValidationError,
     field_validator,
+    model_validator,
 )
 from pydantic_settings import (
     BaseSettings,
@@ -36,6 +37,7 @@ from pydantic_settings.exceptions import SettingsError
 
 from engine.describe import expected, expected_in, field_of
 from engine.logs import hide
+from engine.threshold import ThresholdSettings
 from engine.types import Duration, Settings, UserError, nearest
 
 S = TypeVar("S", bound=Settings)
@@ -194,12 +196,14 @@ class SinkTable(Settings):
             or the class as text) and for classes ``probability`` (of the second of two classes;
             of the predicted one where there are more); serving adds ``model_version``.
             ``_partition`` and ``_position`` say where a row was read.
+        probabilities: whether a model also adds ``probability_CLASS`` for every class.
     """
 
     model_config = ConfigDict(extra="allow")
 
     kind: str
     columns: tuple[str, ...] | None = None
+    probabilities: bool = False
 
 
 class NamedTable(Settings):
@@ -247,6 +251,9 @@ class ModelSettings(Settings):
         numeric: feature columns; globs are allowed ("count_lag_*").
         categories: category columns, encoded by a ``categories`` stage.
         classes: the label's values in class order; for binary, (negative, positive).
+        threshold: of two classes, the probability above which the second is predicted, 0.5 unless
+            given; or an aim that it is chosen for on held-out rows: "f1", {precision = 0.9},
+            {recall = 0.8} or {false_positive = 1, false_negative = 20}, what such mistakes cost.
         images: columns of arrays of shape (height, width, channels), as an ``image`` stage makes
             them; globs are allowed, here and in the next three.
         ragged: columns of lists, as a ``tokens`` stage makes them: values and offsets.
@@ -263,6 +270,7 @@ class ModelSettings(Settings):
     numeric: tuple[str, ...] = ()
     categories: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
+    threshold: float | Literal["f1"] | ThresholdSettings | None = None
     images: tuple[str, ...] = ()
     ragged: tuple[str, ...] = ()
     padded: tuple[str, ...] = ()
@@ -284,6 +292,23 @@ class ModelSettings(Settings):
         if task not in (known := ("regression", "binary", "multiclass")):
             raise ValueError(f"expected one of {', '.join(known)}")
         return task
+
+    @field_validator("threshold", mode="before")
+    @classmethod
+    def _aim(cls, given: Any) -> ThresholdSettings | None:
+        return None if given is None else ThresholdSettings.read(given)
+
+    @model_validator(mode="after")
+    def _two_classes(self) -> Self:
+        if self.threshold is not None and self.task != "binary":
+            raise ValueError(f"expected no threshold, which is for task binary, got '{self.task}'")
+        return self
+
+    @property
+    def aim(self) -> ThresholdSettings:
+        """The threshold as settings."""
+        given = self.threshold
+        return given if isinstance(given, ThresholdSettings) else ThresholdSettings(value=0.5)
 
 
 class ExportSettings(Settings):

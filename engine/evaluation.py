@@ -20,7 +20,7 @@ from polars.exceptions import PolarsError
 from pydantic import Field
 
 from engine import types
-from engine.quality import Errors, Hits, classes
+from engine.quality import Errors, Hits, classes, reliability
 from engine.types import Features, Schema, Snapshot, UserError, require
 
 FOLD_ROWS = 16_384
@@ -53,6 +53,9 @@ class Evaluation:
     Args:
         settings: baselines, slices, window, time.
         features: task and classes.
+
+    Attributes:
+        threshold: of class 1, for the rows that are summed from now on.
     """
 
     class Settings(types.Settings):
@@ -67,6 +70,7 @@ class Evaluation:
                 stages; figures for the rows where it holds.
             time: event time column of the history; None counts rows instead.
             every: a history step: a duration ("7d") with `time`, else a number of rows.
+            at_precision: the precision that ``recall_at_precision`` is reported at.
         """
 
         window: int = Field(10_000, ge=1)
@@ -74,11 +78,14 @@ class Evaluation:
         slices: dict[str, str] = Field(default_factory=dict)
         time: str | None = None
         every: str | int = 10_000
+        at_precision: float = Field(0.5, gt=0, le=1)
 
     def __init__(self, settings: Evaluation.Settings, features: Features) -> None:
         self.settings = settings
         self._regression = features.task == "regression"
         self._classes = len(features.classes)
+        self._names = features.classes
+        self.threshold = features.threshold
         if settings.baselines and not self._regression:
             raise UserError("[evaluation] baselines are columns of numbers: they fit a regression.")
         own = [LAST] if self._regression else [MAJORITY, LAST_CLASS]
@@ -141,12 +148,23 @@ class Evaluation:
             self._fold()
 
     def report(self) -> dict[str, Any]:
-        """``{"rows", "all": {...}, "window": {...}, "slices": {name: {...}}}``; each with its
-        rows, the task's metrics and ``baselines``."""
+        """``{"rows", "all": {...}, "window": {...}, "slices": {name: {...}}, "classes"}``; each
+        with its rows, the task's metrics, ``baselines`` and ``chance``; over all rows also
+        ``reliability``."""
         now = self._folded()
         groups = {name: now._group(sums) for name, sums in now._groups.items()}
         whole = groups.pop("all")
-        return {"rows": now._rows, "all": whole, "window": now._newest(), "slices": groups}
+        if isinstance(sums := now._groups["all"], Hits):
+            whole["reliability"] = reliability(sums.histogram)
+        return {
+            "rows": now._rows,
+            "all": whole,
+            "window": now._newest(),
+            "slices": groups,
+            "classes": list(self._names),
+            "at_precision": self.settings.at_precision,
+            "threshold": self.threshold,
+        }
 
     def history(self) -> pl.DataFrame:
         """Columns ``time`` (or first row), ``rows``, ``model`` and one a baseline: mean absolute
@@ -259,7 +277,7 @@ class Evaluation:
             target, scores, baselines = target[mask], scores[mask], baselines[mask]
         if isinstance(sums, Errors):
             return sums.add(target.astype(np.float64), np.column_stack([scores, baselines]))
-        return sums.add(target, scores, baselines)
+        return sums.add(target, scores, baselines, self.threshold)
 
     def _remember(self, rows: Rows, baselines: NDArray[Any]) -> None:
         """Errors into the history, rows into the window."""
@@ -270,7 +288,7 @@ class Evaluation:
         if self._regression:
             wrong = np.abs(np.column_stack([rows.scores, baselines]) - rows.target[:, None])
         else:
-            said = np.column_stack([classes(rows.scores), baselines])
+            said = np.column_stack([classes(rows.scores, self.threshold), baselines])
             wrong = np.where(said >= 0, said != rows.target[:, None], np.nan).astype(np.float64)
         sums = [f"sum {name}" for name in names]
         steps = (
@@ -296,7 +314,14 @@ class Evaluation:
         return rows.frame.get_column(self.settings.time).dt.truncate(str(every))
 
     def _group(self, sums: Errors | Hits) -> dict[str, Any]:
-        return {"rows": sums.rows, **sums.metrics(), "baselines": sums.baselines(self.baselines)}
+        made = {"rows": sums.rows, **self._metrics(sums)}
+        made["baselines"] = sums.baselines(self.baselines)
+        return {**made, "chance": sums.chance()} if isinstance(sums, Hits) else made
+
+    def _metrics(self, sums: Errors | Hits) -> dict[str, Any]:
+        if isinstance(sums, Hits):
+            return sums.metrics(self.settings.at_precision)
+        return sums.metrics()
 
     def _newest(self) -> dict[str, Any]:
         if not self._window:
@@ -306,7 +331,7 @@ class Evaluation:
         newest = Rows(frame=rows.frame, target=rows.target[-n:], scores=rows.scores[-n:])
         p = len(self.baselines)
         nothing = np.full((len(newest), p), np.nan if self._regression else -1)
-        return self._add(self._empty(), newest, nothing, None).metrics()
+        return self._metrics(self._add(self._empty(), newest, nothing, None))
 
 
 def _concat(parts: list[Rows]) -> Rows:

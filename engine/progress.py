@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -109,15 +110,21 @@ def _quality(loop: Loop) -> list[str]:
     return [f"loss {work.loss:.4g}", *([said] if said else [])]
 
 
+def show(out: Console, parts: Iterable[Table | str]) -> None:
+    """Print tables and sentences; a sentence is no markup and is cut nowhere."""
+    for part in parts:
+        plain = isinstance(part, str)
+        out.print(part, highlight=False, markup=not plain, soft_wrap=plain)
+
+
 def finish(summary: Summary) -> None:
     """Print what a run came to: the report, the gate's verdict, the account of every record, the
     files."""
     out = console()
     if summary.report:
-        out.print(report.table(summary.report))
+        show(out, report.tables(summary.report))
     if summary.verdict is not None:
-        for part in summary.verdict.tables():
-            out.print(part, highlight=False, soft_wrap=isinstance(part, str))
+        show(out, summary.verdict.tables())
     out.print(_account(summary))
     if summary.bottleneck is not None:
         out.print(str(summary.bottleneck), highlight=False, soft_wrap=True)

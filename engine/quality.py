@@ -18,8 +18,12 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 BINS = 10_000
-"""Of the score histogram; the area under the ROC curve from it is off by less than 1 / BINS where
-scores spread."""
+"""Bins of the score histogram, equally wide in the score's log odds: a class of one row in a
+million is told apart as finely as one of every second row."""
+ODDS = 20.0
+"""Log odds of the outermost bins."""
+CALIBRATION = 15
+"""Groups of rows that calibration compares, each with about as many rows as another."""
 TINY = float(np.finfo(np.float64).eps)
 
 
@@ -111,13 +115,16 @@ class Hits:
 
     Attributes:
         confusion: shape (k, k): true class, predicted class.
-        loss: summed log loss.
-        histogram: binary only, shape (2, BINS): true class, score bin.
+        loss, brier: summed log loss, and summed squared error of all probabilities (of class 1
+            alone where there are two).
+        histogram: shape (2, BINS): of two classes the true class and the bin of class 1's
+            probability, of more whether the predicted class is the true one and its bin.
         n, right: of the baselines, shape (p,).
     """
 
     confusion: Ints
     loss: float
+    brier: float
     histogram: Ints
     n: Ints
     right: Ints
@@ -125,30 +132,31 @@ class Hits:
     @classmethod
     def empty(cls, k: int, p: int) -> Self:
         """Of k classes and p baselines."""
-        bins = BINS if k == 2 else 0
         nothing = np.zeros(p, np.int64)
-        return cls(np.zeros((k, k), np.int64), 0.0, np.zeros((2, bins), np.int64), nothing, nothing)
+        histogram = np.zeros((2, BINS), np.int64)
+        return cls(np.zeros((k, k), np.int64), 0.0, 0.0, histogram, nothing, nothing)
 
-    def add(self, target: Ints, scores: Floats, baselines: Ints) -> Self:
+    def add(self, target: Ints, scores: Floats, baselines: Ints, threshold: float = 0.5) -> Self:
         """Rows: class numbers (n,), scores (n,) or (n, k), baselines' classes (n, p), -1 where
-        there is none."""
+        there is none; the threshold of class 1 where there are two."""
         if not len(target):
             return self
         k = len(self.confusion)
         chances = probabilities(scores)
-        predicted = classes(scores)
+        predicted = classes(scores, threshold)
         confusion = np.bincount(target * k + predicted, minlength=k * k).reshape(k, k)
         chance = np.clip(chances[np.arange(len(target)), target], TINY, 1 - TINY)
-        histogram = self.histogram
+        wrong = chances - np.eye(k)[target]
         if k == 2:
-            at = np.minimum((chances[:, 1] * BINS).astype(np.int64), BINS - 1)
-            histogram = histogram + np.bincount(target * BINS + at, minlength=2 * BINS).reshape(
-                2, BINS
-            )
+            hit, sure, wrong = target, chances[:, 1], wrong[:, 1]
+        else:
+            hit, sure = (predicted == target).astype(np.int64), chances.max(axis=1)
+        binned = np.bincount(hit * BINS + bins(sure), minlength=2 * BINS).reshape(2, BINS)
         return type(self)(
             self.confusion + confusion,
             self.loss - float(np.log(chance).sum()),
-            histogram,
+            self.brier + float((wrong**2).sum()),
+            self.histogram + binned,
             self.n + (baselines >= 0).sum(axis=0),
             self.right + (baselines == target[:, None]).sum(axis=0),
         )
@@ -158,9 +166,10 @@ class Hits:
         """That were added."""
         return int(self.confusion.sum())
 
-    def metrics(self) -> dict[str, Any]:
-        """Accuracy, precision, recall, F1 (of class 1, or macro), log loss, AUC (binary), confusion
-        matrix."""
+    def metrics(self, at_precision: float = 0.5) -> dict[str, Any]:
+        """Accuracy, precision, recall, F1 (of class 1, or macro), log loss, Brier score,
+        calibration error, confusion matrix; of two classes AUC, average precision and the largest
+        recall at a precision of `at_precision`."""
         n = self.rows
         if not n:
             return {}
@@ -181,10 +190,28 @@ class Hits:
             "recall": float(np.mean(recall[part])),
             "f1": float(np.mean(f1[part])),
             "log_loss": self.loss / n,
+            "brier": self.brier / n,
+            "calibration_error": calibration_error(self.histogram),
         }
         if len(true) == 2:
             made["auc"] = auc(self.histogram)
+            made["average_precision"] = average_precision(self.histogram)
+            made["recall_at_precision"] = recall_at_precision(self.histogram, at_precision)
         return {**made, "confusion": self.confusion.tolist()}
+
+    def chance(self) -> dict[str, float]:
+        """What a model that knows each class's share and nothing else comes to; {} before the
+        first row."""
+        if not self.rows:
+            return {}
+        share = self.confusion.sum(axis=1) / self.rows
+        some = share[share > 0]
+        brier = float((share * (1 - share)).sum())
+        log_loss = -float((some * np.log(some)).sum()) + 0.0
+        made = {"accuracy": float(share.max()), "log_loss": log_loss, "brier": brier}
+        if len(share) == 2:
+            made |= {"brier": brier / 2, "auc": 0.5, "average_precision": float(share[1])}
+        return made
 
     def baselines(self, names: list[str]) -> dict[str, dict[str, float]]:
         """Name -> accuracy and rows."""
@@ -200,6 +227,7 @@ class Hits:
         return {
             "confusion": self.confusion,
             "loss": self.loss,
+            "brier": self.brier,
             "at": at,
             "filled": self.histogram.reshape(-1)[at],
             "n": self.n,
@@ -211,17 +239,35 @@ class Hits:
         """From what `snapshot` gave."""
         empty = cls.empty(len(value["confusion"]), len(value["n"]))
         empty.histogram.reshape(-1)[value["at"]] = value["filled"]
-        return cls(value["confusion"], value["loss"], empty.histogram, value["n"], value["right"])
+        sums = value["loss"], value["brier"]
+        return cls(value["confusion"], *sums, empty.histogram, value["n"], value["right"])
 
 
-def classes(scores: Floats) -> Ints:
-    """Predicted class numbers, shape (n,)."""
-    return (scores > 0.5).astype(np.int64) if scores.ndim == 1 else scores.argmax(axis=1)
+def classes(scores: Floats, threshold: float = 0.5) -> Ints:
+    """Predicted class numbers, shape (n,); where there are two, class 1 is above the threshold."""
+    return (scores > threshold).astype(np.int64) if scores.ndim == 1 else scores.argmax(axis=1)
 
 
 def probabilities(scores: Floats) -> Floats:
     """Scores as probabilities of every class, shape (n, k)."""
     return np.stack([1 - scores, scores], axis=1) if scores.ndim == 1 else scores
+
+
+def bins(chances: Floats) -> Ints:
+    """Each probability's bin of the histogram, shape (n,)."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        odds = np.log(chances) - np.log1p(-chances)
+    at = (np.clip(np.nan_to_num(odds, nan=0.0), -ODDS, ODDS) + ODDS) * (BINS / (2 * ODDS))
+    made: Ints = np.minimum(at.astype(np.int64), BINS - 1)
+    return made
+
+
+def edges() -> Floats:
+    """The lower edge of each bin, as a probability, shape (BINS,)."""
+    odds = np.linspace(-ODDS, ODDS, BINS, endpoint=False)
+    made: Floats = 1 / (1 + np.exp(-odds))
+    made[0] = 0.0
+    return made
 
 
 def auc(histogram: Ints) -> float:
@@ -234,4 +280,71 @@ def auc(histogram: Ints) -> float:
     return wins / pairs if pairs else math.nan
 
 
-__all__ = ["Errors", "Hits", "auc", "classes", "probabilities"]
+def average_precision(histogram: Ints) -> float:
+    """Area under the curve of precision over recall, in steps (as scikit-learn's); the share of
+    class 1 for scores that say nothing."""
+    positives = int(histogram[1].sum())
+    if not positives:
+        return math.nan
+    precision, _ = precision_recall(histogram)
+    return float((histogram[1] * precision).sum() / positives)
+
+
+def recall_at_precision(histogram: Ints, precision: float) -> float:
+    """The largest recall that some threshold reaches with this precision or better; 0 where none
+    does."""
+    if not histogram[1].sum():
+        return math.nan
+    reached, recall = precision_recall(histogram)
+    return float(recall[reached >= precision].max(initial=0.0))
+
+
+def precision_recall(histogram: Ints) -> tuple[Floats, Floats]:
+    """Precision and recall of class 1 where it begins at each bin, shape (BINS,); a precision of 0
+    where no row is above."""
+    false, true = np.cumsum(histogram[:, ::-1], axis=1)[:, ::-1]
+    return true / np.maximum(true + false, 1), true / max(1, int(histogram[1].sum()))
+
+
+def calibration_error(histogram: Ints) -> float:
+    """Expected calibration error (Naeini, Cooper & Hauskrecht, 2015): how far probabilities are
+    from the shares that came true, over groups of equally many rows."""
+    groups = reliability(histogram)
+    n = sum(group["rows"] for group in groups)
+    gaps = sum(group["rows"] * abs(group["said"] - group["true"]) for group in groups)
+    return gaps / n if n else math.nan
+
+
+def reliability(histogram: Ints) -> list[dict[str, Any]]:
+    """Groups of rows by their probability, lowest first: rows, mean probability, share that came
+    true."""
+    rows = histogram.sum(axis=0)
+    total = int(rows.sum())
+    if not total:
+        return []
+    said = np.append(edges(), 1.0)
+    middle = (said[:-1] + said[1:]) / 2
+    group = np.minimum((np.cumsum(rows) - rows) * CALIBRATION // total, CALIBRATION - 1)
+    weights = (rows, rows * middle, histogram[1])
+    sums = [np.bincount(group, weights=w, minlength=CALIBRATION) for w in weights]
+    return [
+        {"rows": int(n), "said": p / n, "true": true / n}
+        for n, p, true in zip(*(column.tolist() for column in sums), strict=True)
+        if n
+    ]
+
+
+__all__ = [
+    "Errors",
+    "Hits",
+    "auc",
+    "average_precision",
+    "bins",
+    "calibration_error",
+    "classes",
+    "edges",
+    "precision_recall",
+    "probabilities",
+    "recall_at_precision",
+    "reliability",
+]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from rich.markup import escape
 from rich.table import Table
 
 from engine import atomic
@@ -15,6 +16,11 @@ from engine import atomic
 MODEL, BASELINES = "#0072B2", ("#E69F00", "#CC79A7", "#009E73", "#D55E00", "#56B4E9")
 FIGURES = ("mae", "rmse", "r2", "accuracy", "f1", "log_loss", "auc")
 """Metrics worth a column of their own, in order."""
+RARE = 0.2
+"""A class with a smaller share of the rows is rare, of more than two one with less than half of an
+equal share: accuracy says little of it."""
+MAX_CONFUSION = 10
+"""Of more classes than these, the confusion matrix is in report.json only."""
 
 
 def figure(group: Mapping[str, Any]) -> tuple[str, str]:
@@ -58,6 +64,90 @@ def table(report: Mapping[str, Any]) -> Table:
         there = [v for v in values.values() if v is not None]
         best = (min if key == "mae" else max)(there, default=None)
         made.add_row(group, *(_cell(values.get(column), best) for column in names))
+    return made
+
+
+def tables(report: Mapping[str, Any]) -> list[Table | str]:
+    """For a terminal: model against baselines, who was taken for whom, what is said of a rare
+    class, and remarks."""
+    made: list[Table | str] = [table(report)]
+    if 0 < len(report["classes"]) <= MAX_CONFUSION and "confusion" in report["all"]:
+        made.append(_confusion(report))
+    if rare_classes(report):
+        made.append(_rare(report))
+    return [*made, *remarks(report)]
+
+
+def rare_classes(report: Mapping[str, Any]) -> list[str]:
+    """The classes that are there and rare."""
+    counts = [sum(row) for row in report["all"].get("confusion", [])]
+    few = min(RARE, 0.5 / max(1, len(counts))) * sum(counts)
+    return [name for name, n in zip(report["classes"], counts, strict=False) if 0 < n < few]
+
+
+def remarks(report: Mapping[str, Any]) -> list[str]:
+    """What a reader of the figures should not miss."""
+    whole = report["all"]
+    best = best_baseline(whole)
+    if best is None:
+        return []
+    key, name = figure(whole)
+    baseline = whole["baselines"][best]
+    theirs = baseline[key]
+    ours = baseline.get("model_mae", whole[key])  # over the rows where there is such a baseline
+    if key == "accuracy" and whole["chance"]["accuracy"] >= theirs:
+        best, theirs = "majority class", whole["chance"]["accuracy"]
+    if ours < theirs if key == "mae" else ours > theirs:
+        return []
+    remark = (
+        f"The baseline '{best}' is no worse than the model: {name} {theirs:.4g} against "
+        f"{ours:.4g}, over {baseline['rows']:,} rows."
+    )
+    chance = whole.get("chance", {}).get("average_precision")
+    if chance is not None and whole["average_precision"] > 2 * chance and rare_classes(report):
+        remark += (
+            f" Of a rare class accuracy says little: its average precision is "
+            f"{whole['average_precision']:.4g}, by chance {chance:.4g}; [model] threshold says "
+            "where it begins."
+        )
+    return [remark]
+
+
+def _confusion(report: Mapping[str, Any]) -> Table:
+    """True classes down, predicted ones across."""
+    names = report["classes"]
+    made = Table(title="rows by true class and prediction", title_justify="left")
+    made.add_column("true")
+    for name in (*names, "recall"):
+        made.add_column(escape(name), justify="right")
+    for at, (name, row) in enumerate(zip(names, report["all"]["confusion"], strict=True)):
+        recall = f"{row[at] / sum(row):.4f}" if sum(row) else ""
+        made.add_row(escape(name), *(f"{n:,}" for n in row), recall)
+    return made
+
+
+def _rare(report: Mapping[str, Any]) -> Table:
+    """What accuracy does not say, beside what a model comes to that knows the shares alone."""
+    whole, chance = report["all"], report["all"]["chance"]
+    names = ", ".join(escape(name) for name in rare_classes(report))
+    made = Table(title=f"rare: {names}", title_justify="left")
+    for column in ("figure", "learned", "share alone"):
+        made.add_column(column, justify="left" if column == "figure" else "right")
+    rows = {
+        "average_precision": "average precision",
+        "auc": "AUC",
+        "recall_at_precision": f"recall at a precision of {report['at_precision']:g}",
+        "precision": f"precision at the threshold {report['threshold']:.4g}",
+        "recall": f"recall at the threshold {report['threshold']:.4g}",
+        "brier": "Brier score",
+        "log_loss": "log loss",
+        "calibration_error": "calibration error",
+    }
+    if len(report["classes"]) > 2:
+        rows |= {"precision": "precision, mean of the classes", "recall": "recall, mean"}
+    for key, name in rows.items():
+        if key in whole:
+            made.add_row(name, _cell(whole[key], None), _cell(chance.get(key), None))
     return made
 
 

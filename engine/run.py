@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -22,7 +22,7 @@ import polars as pl
 from engine import atomic, report
 from engine.checkpoint import CheckpointFailed, Checkpoints, size_of
 from engine.collate import Collate
-from engine.config import ModelSettings, Pipeline, component, validate
+from engine.config import ExportSettings, ModelSettings, Pipeline, component, validate
 from engine.contract import require_contract
 from engine.evaluation import Evaluation
 from engine.loader import Loader
@@ -35,6 +35,7 @@ from engine.scrub import STAGES
 from engine.scrub.columns import spread
 from engine.scrub.stage import Stateless
 from engine.service import Health, Heartbeat, Service
+from engine.threshold import MIN_ROWS, Threshold, chosen
 from engine.times import Account
 from engine.transfer import transfer_to, watch_devices
 from engine.types import (
@@ -68,6 +69,8 @@ SCHEMA = "schema.json"
 """File in the pipeline's folder: the columns that a run began with."""
 SHARES = {"source": 0.25, "sink": 0.25, "dead letters": 0.0625}
 """Part of the memory budget that a component with a buffer of its own may fill."""
+OUTPUT = ("columns", "probabilities")
+"""Keys of [sink] that say what is written, whatever its kind."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -383,6 +386,8 @@ class Run:
             task=model.task,
             classes=model.classes,
             scaled=tuple(c for s in self.stages if isinstance(s, Stateless) for c in s.scaled),
+            threshold=0.5 if model.aim.value is None else model.aim.value,
+            probabilities=self._probabilities,
             **nested_features(model, self.schema, sizes),
         )
         read = (*features.numeric, *features.categories, *features.nested)
@@ -526,7 +531,7 @@ class Run:
         """Where results go."""
         if self.pipeline.sink is None:
             return None
-        table = {k: v for k, v in self.pipeline.sink.items() if k != "columns"}
+        table = {k: v for k, v in self.pipeline.sink.items() if k not in OUTPUT}
         made: Sink = self._component("sink", table, _connectors().SINKS, self._provenance)
         return made
 
@@ -603,7 +608,8 @@ class Run:
             if digest is not None:
                 identity[f"file for stage {stage.name}"] = digest
         if self.trains:
-            identity["model"] = json.dumps(self.pipeline.model, sort_keys=True)
+            learned = {k: v for k, v in (self.pipeline.model or {}).items() if k != "threshold"}
+            identity["model"] = json.dumps(learned, sort_keys=True)
         if self._predictor is not None:
             identity["served model"] = self._predictor.info()["digest"]
         return identity
@@ -629,10 +635,14 @@ class Run:
 
     @cached_property
     def holdout(self) -> Holdout | None:
-        """Rows kept to prove the compressed model with."""
+        """Rows kept to prove the compressed model with, and to choose a threshold by."""
         export = self.pipeline.export
-        if export is None or not self.trains:
+        if not self.trains:
             return None
+        if export is None:
+            if not self._model_settings.aim.aims:
+                return None
+            export = ExportSettings()
         return Holdout(export.holdout, export.holdout_rows)
 
     @cached_property
@@ -652,8 +662,19 @@ class Run:
             columns=columns,
             answers=self.sink is not None,
             holdout=self.holdout,
+            threshold=self._threshold,
             metrics=self.metrics,
         )
+
+    @cached_property
+    def _threshold(self) -> Threshold:
+        rows = 0 if self.holdout is None else self.holdout.rows
+        return Threshold(self._model_settings.aim, rows)
+
+    @property
+    def _probabilities(self) -> bool:
+        """Whether the sink is given every class's probability."""
+        return bool((self.pipeline.sink or {}).get("probabilities"))
 
     def loader(self) -> Loader:
         """A loader of this pipeline's batches, for a loop of your own."""
@@ -842,7 +863,35 @@ class Run:
         }
         frame = None if self.holdout is None else self.holdout.frame()
         learner: Any = self.learner
-        return export(path, learner, transforms, metadata, ranges=_ranges(frame))
+        made = export(path, learner, transforms, metadata, ranges=_ranges(frame))
+        if self._model_settings.aim.aims:
+            self._choose_threshold(made, frame)
+        return made
+
+    def _choose_threshold(self, model: Path, rows: pl.DataFrame | None) -> None:
+        """Note the threshold in the model file that serves its aim best, on the held-out rows as
+        the finished model scores them."""
+        from models.files import annotate
+        from models.predictor import OnnxPredictor
+
+        settings, threshold = self._model_settings.aim, None
+        if rows is not None:
+            label = pl.col(str(self.features.target)).cast(pl.String)
+            rows = rows.filter(label.is_in(self.features.classes).fill_null(False))
+            scores = OnnxPredictor(OnnxPredictor.Settings(model=str(model))).scores(rows)
+            kind = pl.Enum(self.features.classes)
+            target = (
+                rows.select(label.cast(kind).to_physical().cast(pl.Int64)).to_series().to_numpy()
+            )
+            there = np.isfinite(scores)
+            threshold = chosen(settings, target[there], scores[there].astype(np.float64))
+        if threshold is None:
+            log.warning(
+                "[model] threshold is chosen by %d held-out rows of each class at the least, and "
+                "there are fewer: 0.5 serves. Train longer, or raise [export] holdout.",
+                MIN_ROWS,
+            )
+        annotate(model, {"threshold": repr(0.5 if threshold is None else threshold)})
 
     def compress(self, model: Path | None = None) -> Any:
         """Compress the exported model where the gate allows; the verdict.
@@ -881,7 +930,9 @@ class Run:
         from models.predictor import OnnxPredictor
 
         settings = self.pipeline.settings(OnnxPredictor.Settings, self.pipeline.infer, "infer")
-        return OnnxPredictor(settings)
+        made = OnnxPredictor(settings)
+        made.features = replace(made.features, probabilities=self._probabilities)
+        return made
 
     @cached_property
     def _learner_kind(self) -> tuple[type[Any], dict[str, Any]]:

@@ -723,6 +723,8 @@ class Features:
         buckets: lengths that padded lists are filled up to, ascending: a batch to the smallest that
             holds its longest row. None given: powers of two up to `max_length`.
         scaled: numeric columns that a stage has put on a scale that moves with the stream.
+        threshold: of two classes, class 1 is predicted where its probability is above this.
+        probabilities: whether answers hold every class's probability.
     """
 
     numeric: tuple[str, ...]
@@ -737,6 +739,8 @@ class Features:
     max_length: int | None = None
     buckets: tuple[int, ...] = ()
     scaled: tuple[str, ...] = ()
+    threshold: float = 0.5
+    probabilities: bool = False
 
     @property
     def nested(self) -> tuple[str, ...]:
@@ -751,7 +755,7 @@ class Features:
     def answers(self, scores: NDArray[np.floating[Any]]) -> list[pl.Series]:
         """A model's scores as columns: ``prediction`` (Float64, or the class as text), and for
         classification ``probability`` (of class 1 for binary, of the predicted class for
-        multiclass; Float64).
+        multiclass; Float64); with `probabilities` also ``probability_CLASS`` of each.
 
         Args:
             scores: as in `Step.scores`, shape (n,) or (n, k).
@@ -759,10 +763,23 @@ class Features:
         scores = np.asarray(scores, np.float64)
         if self.task == "regression":
             return [pl.Series("prediction", scores)]
-        codes = (scores > 0.5).astype(np.int64) if scores.ndim == 1 else scores.argmax(axis=1)
+        two = scores.ndim == 1
+        codes = (scores > self.threshold).astype(np.int64) if two else scores.argmax(axis=1)
         labels = pl.Series("prediction", self.classes, pl.String).gather(codes)
-        probability = scores if scores.ndim == 1 else scores.max(axis=1, initial=0.0)
-        return [labels, pl.Series("probability", probability)]
+        probability = scores if two else scores.max(axis=1, initial=0.0)
+        each = [1 - scores, scores] if two else list(scores.T)
+        named = zip(self.answer_names[2:], each, strict=False)
+        return [
+            labels, pl.Series("probability", probability), *(pl.Series(n, p) for n, p in named),
+        ]  # fmt: skip
+
+    @property
+    def answer_names(self) -> tuple[str, ...]:
+        """The columns of `answers`."""
+        if self.task == "regression":
+            return ("prediction",)
+        each = [f"probability_{name}" for name in self.classes] if self.probabilities else []
+        return ("prediction", "probability", *each)
 
 
 # What a stage does to single values, with the numbers it has learned, in words that can be written

@@ -16,6 +16,7 @@ from engine.loop import Done
 from engine.metrics import Metrics
 from engine.report import best_baseline
 from engine.scrub.hashing import place_hashes
+from engine.threshold import Threshold, ThresholdSettings
 from engine.types import PART, RESERVED, Batch, Learner, Predictor, Snapshot, Step
 
 QUALITY_SECONDS = 1.0
@@ -42,7 +43,8 @@ class Holdout:
     def __init__(self, share: float, rows: int) -> None:
         self.share = share
         self.rows = rows
-        self._frames: list[pl.DataFrame] = []
+        self._kept = pl.DataFrame()
+        self._new: list[tuple[int, pl.DataFrame]] = []
         self._turn = 0
 
     def takes(self, frame: pl.DataFrame) -> NDArray[np.bool_]:
@@ -53,33 +55,41 @@ class Holdout:
     def add(self, raw: pl.DataFrame) -> None:
         """Keep those of a batch's raw rows that are held out; forget the oldest beyond the
         bound."""
-        held = raw.filter(self.takes(raw))
         self._turn += 1
-        self._frames = [*self._frames, held.with_columns(pl.lit(self._turn).alias(TURN))]
-        if len(self._frames) > MAX_FRAMES:
-            self._frames = [self._newest()]
+        self._new = [*self._new, (self._turn, raw[np.flatnonzero(self.takes(raw))])]
+        if len(self._new) >= MAX_FRAMES:
+            self._kept, self._new = self._newest(), []
 
     def frame(self) -> pl.DataFrame | None:
         """The rows, oldest first, each once; None before the first."""
-        return self._newest().drop(TURN) if self._frames else None
+        return self._newest().drop(TURN) if self._turn else None
 
     @property
     def nbytes(self) -> int:
         """Bytes they hold."""
-        return sum(int(frame.estimated_size()) for frame in self._frames)
+        frames = [self._kept, *(rows for _, rows in self._new)]
+        return sum(int(frame.estimated_size()) for frame in frames)
 
     def snapshot(self) -> Snapshot:
         """As a plain value."""
-        return {"frames": list(self._frames), "turn": self._turn}
+        new = [list(part) for part in self._new]
+        return {"kept": self._kept, "new": new, "turn": self._turn}
 
     def restore(self, value: Snapshot) -> None:
         """From what `snapshot` gave."""
-        self._frames, self._turn = list(value["frames"]), value["turn"]
+        self._kept, self._turn = value["kept"], value["turn"]
+        self._new = [(turn, rows) for turn, rows in value["new"]]
 
     def _newest(self) -> pl.DataFrame:
-        rows = pl.concat(self._frames)
+        """The newest rows with the number of their batch; of a row that came again the last."""
+        frames = [self._kept] if self._kept.width else []
+        if self._new:
+            heights = [rows.height for _, rows in self._new]
+            turns = np.repeat([turn for turn, _ in self._new], heights).astype(np.int64)
+            rows = pl.concat([rows for _, rows in self._new])
+            frames.append(rows.hstack([pl.Series(TURN, turns)]))
         last = pl.col(TURN).max().over(RESERVED)
-        return rows.filter(pl.col(TURN) == last).tail(self.rows)
+        return pl.concat(frames).filter(pl.col(TURN) == last).tail(self.rows)
 
 
 class Training:
@@ -89,6 +99,7 @@ class Training:
         columns: of the batch, to go to the sink beside the prediction; None keeps all.
         answers: whether there is a sink that wants the predictions.
         holdout: None learns from every row.
+        threshold: of class 1; unless given, the features' own.
     """
 
     stage = "learn"
@@ -101,11 +112,14 @@ class Training:
         columns: Sequence[str] | None = None,
         answers: bool = True,
         holdout: Holdout | None = None,
+        threshold: Threshold | None = None,
         metrics: Metrics | None = None,
     ) -> None:
         self.learner = learner
         self.evaluation = evaluation
         self.holdout = holdout
+        given = ThresholdSettings(value=learner.features.threshold)
+        self.threshold = threshold or Threshold(given, 0)
         self.loss = float("nan")
         self._columns = columns
         self._answers = answers
@@ -118,7 +132,8 @@ class Training:
         """Learn from a collated batch."""
         if not len(batch):
             return Done(batch=batch, rows=batch.frame.clear())
-        step = self._learn(batch, self._hold(batch))
+        held = self._hold(batch)
+        step = self._learn(batch, held)
         self._evaluate(batch, step.scores)
         self._metrics.steps.inc(step.steps)
         if step.skipped is not None:
@@ -130,19 +145,22 @@ class Training:
         if step.steps:
             self.loss = step.loss
             self._metrics.loss.set(step.loss)
+        answered = self._answer(batch, step.scores)
+        self._aim(batch, held, step.scores)
         return Done(
             batch=batch,
-            rows=self._answer(batch, step.scores),
+            rows=answered,
             learned=len(batch) - step.unlearned,
             predicted=step.unlearned,
         )
 
     def state_dict(self) -> dict[str, Snapshot]:
-        """Learner, evaluation and held-out rows."""
+        """Learner, evaluation, threshold and held-out rows."""
         return {
             "learner": self.learner.state_dict(),
             "evaluation": self.evaluation.state_dict(),
             "holdout": None if self.holdout is None else self.holdout.snapshot(),
+            "threshold": self.threshold.snapshot(),
         }
 
     def load_state_dict(self, state: Mapping[str, Snapshot]) -> None:
@@ -151,6 +169,8 @@ class Training:
         self.evaluation.load_state_dict(state["evaluation"])
         if self.holdout is not None and state["holdout"] is not None:
             self.holdout.restore(state["holdout"])
+        self.threshold.restore(state["threshold"])
+        self.evaluation.threshold = self.threshold.value
 
     def _hold(self, batch: Batch) -> NDArray[np.bool_]:
         """Which of the rows are held out, shape (n,); their raw rows are kept."""
@@ -170,10 +190,10 @@ class Training:
             train &= (batch.frame.get_column(PART) == "train").to_numpy()
         if train.all():
             return self.learner.learn(batch)
-        rest = np.flatnonzero(~train)
+        rest, learned = np.flatnonzero(~train), np.flatnonzero(train)
         said = self.learner.predict(batch.tensors.take(rest))
-        own = batch.tensors.take(np.flatnonzero(train))
-        step = self.learner.learn(replace(batch, frame=batch.frame.filter(train), tensors=own))
+        own = batch.tensors.take(learned)
+        step = self.learner.learn(replace(batch, frame=batch.frame[learned], tensors=own))
         scores = np.empty((len(train), *said.shape[1:]))
         scores[rest], scores[train] = said, step.scores
         refused = None
@@ -214,11 +234,20 @@ class Training:
             self._told = now
             tell_quality(self._metrics, self.evaluation.report())
 
+    def _aim(self, batch: Batch, held: NDArray[np.bool_], scores: NDArray[np.float64]) -> None:
+        """The threshold follows the held-out rows, from the next batch on."""
+        assert batch.tensors is not None
+        assert batch.tensors.target is not None
+        if held.any():
+            self.threshold.update(batch.tensors.target.numpy()[held], scores[held])
+            self.evaluation.threshold = self.threshold.value
+
     def _answer(self, batch: Batch, scores: NDArray[np.float64]) -> pl.DataFrame:
         if not self._answers:
             return batch.frame
         frame = batch.frame if self._columns is None else batch.frame.select(self._columns)
-        return frame.with_columns(self.learner.features.answers(scores))
+        features = replace(self.learner.features, threshold=self.threshold.value)
+        return frame.with_columns(features.answers(scores))
 
 
 class Serving:

@@ -417,7 +417,11 @@ def _choose(accepted: Sequence[Candidate]) -> Candidate:
 def _loss(figure: Figure) -> str:
     """For people: the loss and its interval."""
     unit = " %" if figure.unit == "%" else " pt"
-    return f"{figure.loss:+.2f}{unit} ({figure.loss_low:+.2f} to {figure.loss_high:+.2f})"
+    loss, low, high = (
+        f"{round(value, 2) + 0.0:+.2f}"  # never -0.00
+        for value in (figure.loss, figure.loss_low, figure.loss_high)
+    )
+    return f"{loss}{unit} ({low} to {high})"
 
 
 def _finite(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

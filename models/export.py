@@ -68,6 +68,7 @@ def export(
         "task": features.task,
         "target": features.target or "",
         "classes": json.dumps(features.classes),
+        "threshold": repr(features.threshold),
         "features": json.dumps([*features.numeric, *features.categories]),
         "inputs": json.dumps(front.inputs),
         "ranges": json.dumps({k: list(v) for k, v in (ranges or {}).items() if k in front.inputs}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
@@ -26,4 +27,12 @@ def metadata(path: Path) -> dict[str, str]:
     return {prop.key: prop.value for prop in model.metadata_props}
 
 
-__all__ = ["metadata", "put", "write"]
+def annotate(path: Path, properties: Mapping[str, str]) -> Path:
+    """Add properties to a model file. Raises: OSError."""
+    model = onnx.load(path, load_external_data=False)
+    kept = {prop.key: prop.value for prop in model.metadata_props}
+    onnx.helper.set_model_props(model, {**kept, **properties})
+    return write(model, path)
+
+
+__all__ = ["annotate", "metadata", "put", "write"]

@@ -81,7 +81,10 @@ class OnnxPredictor:
         self.metadata: Mapping[str, str] = metadata
         self._inputs = Inputs(json.loads(metadata["inputs"]))
         self.features = Features(
-            numeric=(), task=metadata["task"], classes=tuple(json.loads(metadata["classes"]))
+            numeric=(),
+            task=metadata["task"],
+            classes=tuple(json.loads(metadata["classes"])),
+            threshold=float(metadata.get("threshold", 0.5)),
         )
         self.stages: tuple[str, ...] = tuple(json.loads(metadata.get("stages", "[]")))
         self.requires = tuple(self._inputs.kinds)
@@ -92,7 +95,7 @@ class OnnxPredictor:
     def bind(self, schema: Schema) -> None:
         """Raises: UserError naming a column that the model needs and the schema lacks, or that is
         no number; or one that the answers would hide."""
-        for column in ("prediction", "probability", "model_version"):
+        for column in ("prediction", "probability", *self.features.answer_names, "model_version"):
             if column in schema:
                 raise UserError(
                     f"Column '{column}' is there already, and the model's answers are called that: "

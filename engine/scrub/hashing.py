@@ -5,6 +5,8 @@ polars' own hashes may change with its version, and a checkpoint must outlive th
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numba
 import numpy as np
 import polars as pl
@@ -27,10 +29,21 @@ def hashes(frame: pl.DataFrame) -> Hashes:
 def place_hashes(frame: pl.DataFrame, salt: int) -> Hashes:
     """One hash per row of its partition and position, shape (n,): the same for every column of a
     record, in every epoch, whatever batch it comes in."""
-    partitions = frame.get_column("_partition").rle().struct.unnest()
-    own = hashes(partitions.select("value")) ^ np.uint64(salt)
-    positions = frame.get_column("_position").cast(pl.Int64).to_numpy().view(np.uint64)
-    return mix(np.repeat(own, partitions["len"].to_numpy()) + mix(positions))
+    partitions, positions = frame.get_column("_partition"), frame.get_column("_position")
+    own: Hashes | np.uint64
+    if len(partitions) and (partitions == partitions[0]).all():  # as nearly always
+        own = _text_hash(partitions[0], salt)
+    else:
+        runs = partitions.rle().struct.unnest()
+        each = [_text_hash(name, salt) for name in runs["value"]]
+        own = np.repeat(np.array(each, np.uint64), runs["len"].to_numpy())
+    return mix(own + mix(positions.to_numpy().view(np.uint64)))
+
+
+@lru_cache(maxsize=65_536)
+def _text_hash(text: str, salt: int) -> np.uint64:
+    made: np.uint64 = hashes(pl.DataFrame({"text": [text]}))[0] ^ np.uint64(salt)
+    return made
 
 
 def mix(values: Hashes) -> Hashes:

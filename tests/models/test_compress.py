@@ -447,7 +447,9 @@ def test_verdict_for_machines_and_for_people(tmp_path: Path, model: Model) -> No
     assert "140 rows, the newest of those held out by a hash of their place, never learned" in text
     assert "intervals of 95%" in text
     for figure in verdict.candidates[1].figures:
-        assert f"{figure.loss:+.2f} % ({figure.loss_low:+.2f} to {figure.loss_high:+.2f})" in text
+        shown = [figure.loss, figure.loss_low, figure.loss_high]
+        loss, low, high = (f"{round(value, 2) + 0.0:+.2f}" for value in shown)
+        assert f"{loss} % ({low} to {high})" in text
     lines = {line.split()[1]: line for line in text.splitlines() if "│" in line}
     assert lines["float32"].rstrip(" │").endswith("serves")
     for candidate in verdict.candidates[1:]:
