@@ -39,6 +39,7 @@ threads = 1
 holdout = {holdout}
 [export.compress]
 candidates = []
+confidence = 0.9999
 [sink]
 kind = "files"
 path = "{folder}/out"
@@ -110,7 +111,7 @@ def test_labels_follow_the_threshold_in_training_in_the_file_and_in_serving(
         "yes" if p > threshold else "no" for p in scored["probability_yes"]
     ]
     recall = (scored.filter(pl.col("y") == "yes")["prediction"] == "yes").mean()
-    assert recall == pytest.approx(0.8, abs=0.08)
+    assert recall == pytest.approx(0.8, abs=0.2)  # five deviations of a hundred held-out rows
     assert not (scored["probability_yes"] > 0.5).all()
 
     # Another threshold is no other model: the run goes on, and the file says the new one.
