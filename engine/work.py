@@ -134,6 +134,7 @@ class Training:
             return Done(batch=batch, rows=batch.frame.clear())
         held = self._hold(batch)
         step = self._learn(batch, held)
+        scores = step.scores  # of all rows, those that are refused below among them
         self._evaluate(batch, step.scores)
         self._metrics.steps.inc(step.steps)
         if step.skipped is not None:
@@ -146,7 +147,7 @@ class Training:
             self.loss = step.loss
             self._metrics.loss.set(step.loss)
         answered = self._answer(batch, step.scores)
-        self._aim(batch, held, step.scores)
+        self._aim(batch, held, scores)
         return Done(
             batch=batch,
             rows=answered,
