@@ -116,7 +116,7 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
 def _confusion(report: Mapping[str, Any]) -> Table:
     """True classes down, predicted ones across."""
     names = report["classes"]
-    made = Table(title="rows by true class and prediction", title_justify="left")
+    made = Table(title="confusion", title_justify="left")
     made.add_column("true")
     for name in (*names, "recall"):
         made.add_column(escape(name), justify="right")

@@ -87,14 +87,14 @@ def test_labels_follow_the_threshold_in_training_in_the_file_and_in_serving(
     assert code == 0
     for words in ("rare: yes", "average precision", "recall at a precision of 0.5", "Brier score"):
         assert words in out
-    assert "rows by true class and prediction" in out
+    assert "confusion" in out
     trained = pl.read_parquet(tmp_path / "out" / "*.parquet")
     assert (trained["probability_no"] + trained["probability_yes"] - 1).abs().max() < 1e-12  # type: ignore[operator]
     late = trained.tail(2_000)
     true = late.filter(pl.col("y") == "yes")
     # Chosen by what models gave held-out rows so far, which were worse ones.
     assert (true["prediction"] == "yes").mean() > 0.5  # type: ignore[operator]
-    assert (true["probability_yes"] > 0.5).mean() < 0.3  # type: ignore[operator]
+    assert (true["probability_yes"] > 0.5).mean() < 0.45  # type: ignore[operator]
 
     model = tmp_path / "run" / "model.onnx"
     threshold = float(of(onnx.load(model).metadata_props)["threshold"])
