@@ -184,7 +184,7 @@ class TextFile:
         name: str,
         *,
         delimiter: str | None,
-        quote: int = QUOTE,
+        quote: int | np.uint8 = QUOTE,
         comment: int = -1,
         max_record: int,
         keep_blank: bool = False,
