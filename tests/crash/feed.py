@@ -23,6 +23,7 @@ def main() -> None:
         bootstrap_servers=bootstrap, acks="all", enable_idempotence=True,
         delivery_timeout_ms=300_000, max_block_ms=300_000, reconnect_backoff_max_ms=500,
     )  # fmt: skip
+    print("sending", flush=True)  # noqa: T201 - what is waited for
     step = max(1, int(rate) // 20)
     sent = 0
     while not select.select([sys.stdin], [], [], step / int(rate))[0]:

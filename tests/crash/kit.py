@@ -100,6 +100,8 @@ class Feed:
     def __enter__(self) -> Self:
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, text=True)
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == "sending\n", "the feed failed"
         return self
 
     def __exit__(
