@@ -10,12 +10,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from tests.pipelines.conftest import Headrace, Rows, Small
+from tests.pipelines.conftest import PIPELINE, Headrace, Rows, Small
 
 Changes = list[tuple[str, str]]
 BINARY = 'target = "label"\ntask = "binary"\nclasses = ["no", "yes"]'
-SERVED = "[model]\n" + 'target = "y"\nnumeric = ["a", "b"]\ncategories = ["key"]\nlayers = [8]\n'
-SERVED += '[train]\noptimizer = "adam"\nthreads = 1\n[evaluation]\nwindow = 1000\n'
+SERVED = PIPELINE[PIPELINE.index("[model]") : PIPELINE.index("[checkpoint]")]
 
 BROKEN: dict[str, tuple[Changes, str, str]] = {
     # keys, values and tables
