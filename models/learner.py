@@ -355,7 +355,9 @@ class TabularLearner:
         if self.training.forget_on != "error":
             return part, raw, False
         errors = self._errors(raw.detach(), _target(part)).double().cpu().numpy()
-        self._rise, found = self._rise.seen(np.nan_to_num(errors, posinf=0.0))
+        self._rise, found = self._rise.seen(
+            errors if np.isfinite(errors).all() else np.nan_to_num(errors, posinf=0.0)
+        )
         if found is None:
             return part, raw, False
         return part.slice(0, found), raw[:found], True
