@@ -13,7 +13,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from polars.exceptions import PolarsError
+from polars.exceptions import PanicException, PolarsError
 from pyarrow import ipc
 
 from engine.types import HeadraceError, Records, Schema, UserError
@@ -24,6 +24,8 @@ MAGIC = b"ARROW1"
 """How an Arrow IPC file begins; a stream begins otherwise."""
 PART_COLUMNS = 4
 """Columns that are worth a thread."""
+DAMAGE = (OSError, pa.ArrowException, PolarsError, PanicException)
+"""What readers raise for a damaged file; a panic of polars is no `Exception`."""
 
 
 class TableFile(ABC):
@@ -57,7 +59,7 @@ class TableFile(ABC):
         """Row number of the chunk's first row."""
         try:
             self._open(path, columns)
-        except (OSError, pa.ArrowException, PolarsError) as error:
+        except DAMAGE as error:
             raise self._error(error) from error
 
     @property
@@ -114,7 +116,7 @@ class TableFile(ABC):
     def _decoded(self, number: int) -> pl.DataFrame:
         try:
             return self._decode(number)
-        except (OSError, pa.ArrowException, PolarsError) as error:
+        except DAMAGE as error:
             raise self._error(error) from error
 
     def _error(self, error: Exception) -> HeadraceError:
@@ -161,7 +163,11 @@ class ParquetFile(TableFile):
 class ArrowFile(TableFile):
     """Record batches of a memory map: nothing is copied where the file is not compressed. A stream
     of record batches, which has no footer, is read from its beginning to the batch that is asked
-    for."""
+    for.
+
+    A batch is validated in full before its values are touched: an offset that a flipped bit leads
+    out of the file would otherwise end the process, or put its memory into a row.
+    """
 
     kind = "arrow"
 
@@ -186,6 +192,7 @@ class ArrowFile(TableFile):
 
     def _decode(self, number: int) -> pl.DataFrame:
         batch = self._nth(number) if self._streamed else self._reader.get_batch(number)
+        batch.validate(full=True)
         frame = pl.from_arrow(pa.Table.from_batches([batch]))
         assert isinstance(frame, pl.DataFrame)
         return frame

@@ -1,0 +1,114 @@
+"""Processes that read damaged inputs, and what became of them."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+HANG_SECONDS = 60.0
+"""Of processor time on one input."""
+STUCK_SECONDS = 600.0
+"""Of any time, where a process waits for something."""
+MOST_BYTES = 4 << 30
+"""A process may hold."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a number of mutations came to.
+
+    Attributes:
+        read: gave rows or dead letters (a model, a pipeline: worked).
+        refused: were one sentence.
+        findings: number of a mutation -> what was wrong: a signal, a panic, a traceback, a hang,
+            memory that is not the input's.
+    """
+
+    read: int = 0
+    refused: int = 0
+    findings: dict[int, str] = field(default_factory=dict)
+
+
+def fuzz(target: str, mutations: int, folder: Path, *, start: int = 0, step: int = 1) -> Outcome:
+    """Read mutations `start`, `start + step`, ... below `mutations` of a target, each in a process
+    that may die of it."""
+    outcome = Outcome()
+    folder.mkdir(parents=True, exist_ok=True)
+    number = start
+    while number < mutations:
+        number = _process(target, number, mutations, step, folder, outcome)
+    return outcome
+
+
+def _process(target: str, first: int, last: int, step: int, folder: Path, outcome: Outcome) -> int:
+    """One process; the number to go on with."""
+    at = folder / "at"
+    at.write_bytes(first.to_bytes(16, "little"))
+    words = [sys.executable, "-m", "tests.fuzz.worker", target, str(first), str(last), str(step)]
+    out, err = folder / "out", folder / "err"
+    with out.open("wb") as stdout, err.open("wb") as stderr:
+        process = subprocess.Popen([*words, str(folder)], stdout=stdout, stderr=stderr)
+        killed = _watched(process, at)
+    for line in out.read_text().splitlines():
+        said = json.loads(line)
+        if "number" in said:
+            outcome.findings[said["number"]] = said["what"]
+        else:
+            outcome.read += said["read"]
+            outcome.refused += said["refused"]
+    if process.returncode == 0:
+        return last
+    number = _at(at)
+    why = killed or _ended(process.returncode)
+    tail = err.read_text(errors="replace").strip().splitlines()[-1:]
+    outcome.findings[number] = " ".join([why, *tail])
+    outcome.read += (number - first) // step  # it could not tell them apart any more
+    return number + step
+
+
+def _watched(process: subprocess.Popen[bytes], at: Path) -> str:
+    """Wait for its end; why it was killed, or "". Time is that of the processor, so that a busy
+    machine changes nothing."""
+    number, spent, since = -1, 0.0, time.monotonic()
+    while True:
+        try:
+            process.wait(0.2)
+        except subprocess.TimeoutExpired:
+            pass
+        else:
+            return ""
+        try:
+            one = psutil.Process(process.pid)
+            times, held = one.cpu_times(), one.memory_info().rss
+        except psutil.NoSuchProcess:
+            continue
+        used = times.user + times.system
+        if (now := _at(at)) != number:
+            number, spent, since = now, used, time.monotonic()
+        why = ""
+        if held > MOST_BYTES:
+            why = f"memory: {held >> 20} MiB"
+        elif used - spent > HANG_SECONDS or time.monotonic() - since > STUCK_SECONDS:
+            why = "a hang"
+        if why:
+            process.kill()
+            process.wait()
+            return why
+
+
+def _at(path: Path) -> int:
+    return int.from_bytes(path.read_bytes()[:8], "little")
+
+
+def _ended(code: int) -> str:
+    return signal.Signals(-code).name if code < 0 else f"ended with {code}"
+
+
+__all__ = ["Outcome", "fuzz"]
