@@ -1,18 +1,43 @@
-"""Model files on the disk: written whole or not at all."""
+"""Model files on the disk: written whole or not at all, and known to be whole when read.
+
+A file ends with a digest of what stands before it, as a property of the model: protobuf reads a
+message that comes in two pieces as one, so any ONNX reader takes the file as it is. ONNX Runtime is
+only given files whose digest holds: a flipped bit in a graph can end its process.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
+from google.protobuf.message import DecodeError
 
 from engine import atomic
 
+DIGEST = "digest"
+
 
 def write(model: onnx.ModelProto, path: Path) -> Path:
-    """Write the model as a file. Raises: OSError."""
-    return put(model.SerializeToString(), path)
+    """Write the model as a file that ends with its digest. Raises: OSError."""
+    kept = {prop.key: prop.value for prop in model.metadata_props if prop.key != DIGEST}
+    onnx.helper.set_model_props(model, kept)
+    content = model.SerializeToString()
+    return put(content + _seal(content), path)
+
+
+def whole(data: bytes) -> bool:
+    """Whether a file's content is what `write` wrote, to the bit."""
+    size = len(_seal(b""))
+    return data[-size:] == _seal(data[:-size])
+
+
+def _seal(content: bytes) -> bytes:
+    end = onnx.ModelProto()
+    onnx.helper.set_model_props(end, {DIGEST: hashlib.sha256(content).hexdigest()})
+    sealed: bytes = end.SerializeToString()
+    return sealed
 
 
 def put(data: bytes, path: Path) -> Path:
@@ -22,17 +47,22 @@ def put(data: bytes, path: Path) -> Path:
 
 
 def metadata(path: Path) -> dict[str, str]:
-    """A model file's properties, read without running it."""
-    model = onnx.load(path, load_external_data=False)
+    """A model file's properties, read without running it. Raises: OSError; ValueError where it is
+    no ONNX model."""
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except DecodeError as error:
+        raise ValueError(str(error)) from None
+    if not model.ir_version:
+        raise ValueError("it names no version of ONNX")
     return {prop.key: prop.value for prop in model.metadata_props}
 
 
 def annotate(path: Path, properties: Mapping[str, str]) -> Path:
     """Add properties to a model file. Raises: OSError."""
     model = onnx.load(path, load_external_data=False)
-    kept = {prop.key: prop.value for prop in model.metadata_props}
-    onnx.helper.set_model_props(model, {**kept, **properties})
+    onnx.helper.set_model_props(model, {**metadata(path), **properties})
     return write(model, path)
 
 
-__all__ = ["annotate", "metadata", "put", "write"]
+__all__ = ["annotate", "metadata", "put", "whole", "write"]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from engine import types
 from engine.types import Batch, Features, Schema, UserError, nearest
+from models import files
 from models.export import FORMAT, SCORE
 from models.feed import Inputs
 from models.session import SHORT, NotAModel, available, load, runs_on
@@ -32,6 +33,24 @@ def session(path: Path, providers: tuple[str, ...], threads: int | None = None) 
             f"{path} cannot be loaded as an ONNX model: {error}; expected a file that "
             "'headrace export' or 'headrace compress' wrote."
         ) from None
+
+
+def _unfit(path: Path) -> str:
+    """Why a file is none that `files.write` wrote."""
+    wrote = "expected a file that 'headrace export' or 'headrace compress' wrote"
+    try:
+        properties = files.metadata(path)
+    except ValueError as error:
+        return f"[infer] model '{path}' is no ONNX model ({error}): {wrote}."
+    if (format := properties.get("format")) != FORMAT:
+        return (
+            f"[infer] model '{path}' was not written by headrace: expected format '{FORMAT}' in "
+            f"its metadata, got '{format or 'none'}'; {wrote}."
+        )
+    return (
+        f"[infer] model '{path}' is damaged, or was changed after it was written: its content does "
+        "not have its digest; export it again."
+    )
 
 
 class OnnxPredictor:
@@ -69,15 +88,12 @@ class OnnxPredictor:
             near = nearest(path.name, [p.name for p in path.parent.glob("*.onnx")])
             raise UserError(f"[infer] model '{path}' is no file: train and export one first.{near}")
         data = path.read_bytes()
+        if not files.whole(data):
+            raise UserError(_unfit(path))
         usable = available(settings.providers)
         self._session = session(path, usable, settings.threads)
         self.provider = self._guard()
         metadata = self._session.get_modelmeta().custom_metadata_map
-        if metadata.get("format") != FORMAT:
-            raise UserError(
-                f"[infer] model '{path}' was not written by headrace: expected format '{FORMAT}' "
-                f"in its metadata, got '{metadata.get('format', 'none')}'."
-            )
         self.metadata: Mapping[str, str] = metadata
         self._inputs = Inputs(json.loads(metadata["inputs"]))
         self.features = Features(

@@ -261,7 +261,7 @@ def _checkpoint_bytes() -> bytes:
 def _model_bytes() -> bytes:
     import tempfile
 
-    from engine.types import Codes, Features, Fill
+    from engine.types import Codes, Features, Fill, Transform
     from models.export import export
     from models.learner import TabularLearner
 
@@ -271,7 +271,7 @@ def _model_bytes() -> bytes:
     )  # fmt: skip
     own = TabularLearner.Settings(layers=(4,))
     learner = TabularLearner(own, TabularLearner.Training(), features)
-    stages = [
+    stages: list[Transform] = [
         Fill(column="x0", value=0.5, indicator=None),
         Codes(column="color", values=("red", "blue", "green")),
     ]

@@ -23,7 +23,7 @@ CANARY = b"FOREIGN-MEMORY-"
 
 
 def main(name: str, first: int, last: int, step: int, folder: Path) -> None:
-    """Mutations `first`, `first + step`, ... below `last` of a target."""
+    """Read mutations `first`, `first + step`, ... below `last` of a target."""
     logging.disable(logging.CRITICAL)
     target = targets()[name]
     with (folder / "at").open("r+b") as file, mmap.mmap(file.fileno(), 16) as at:
@@ -77,4 +77,5 @@ def _litter(number: int) -> None:
 
 if __name__ == "__main__":
     os.environ["RUST_BACKTRACE"] = "0"
-    main(sys.argv[1], *map(int, sys.argv[2:5]), Path(sys.argv[5]))
+    name, first, last, step, folder = sys.argv[1:]
+    main(name, int(first), int(last), int(step), Path(folder))

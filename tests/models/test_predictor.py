@@ -250,8 +250,8 @@ def test_not_an_onnx_file(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "m.onnx"
     path.write_bytes(data)
     said = sentence(lambda: predictor_of(path))
-    assert said.startswith(f"{path} cannot be loaded as an ONNX model: ")
-    assert said.endswith("; expected a file that 'headrace export' or 'headrace compress' wrote.")
+    assert said.startswith(f"[infer] model '{path}' is no ONNX model (")
+    assert said.endswith(": expected a file that 'headrace export' or 'headrace compress' wrote.")
     assert "\n" not in said
 
 
@@ -259,7 +259,21 @@ def test_a_cut_off_file(tmp_path: Path, model: Model) -> None:
     path = tmp_path / "m.onnx"
     data = model("regression").read_bytes()
     path.write_bytes(data[: len(data) // 2])
-    assert "cannot be loaded as an ONNX model" in sentence(lambda: predictor_of(path))
+    assert "is no ONNX model" in sentence(lambda: predictor_of(path))
+
+
+def test_a_changed_file(tmp_path: Path, model: Model) -> None:
+    """ONNX Runtime is not asked: a flipped bit in a graph can end the process."""
+    path = tmp_path / "m.onnx"
+    file = onnx.load(model("regression"))
+    file.doc_string = "changed"
+    onnx.save(file, path)
+    assert "was changed after it was written" in sentence(lambda: predictor_of(path))
+    data = bytearray(model("regression").read_bytes())
+    at = data.index(b"Gemm")
+    data[at] ^= 1
+    path.write_bytes(data)
+    assert "is damaged" in sentence(lambda: predictor_of(path))
 
 
 @pytest.mark.parametrize("metadata", [{}, {"format": "headrace/99"}], ids=["none", "newer"])
@@ -271,7 +285,8 @@ def test_a_file_that_is_not_ours(tmp_path: Path, metadata: dict[str, str]) -> No
     onnx.save(file, path)
     assert sentence(lambda: predictor_of(path)) == (
         f"[infer] model '{path}' was not written by headrace: expected format 'headrace/1' in its "
-        f"metadata, got '{metadata.get('format', 'none')}'."
+        f"metadata, got '{metadata.get('format', 'none')}'; expected a file that 'headrace export' "
+        "or 'headrace compress' wrote."
     )
 
 
