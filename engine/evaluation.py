@@ -20,6 +20,7 @@ from polars.exceptions import PolarsError
 from pydantic import Field
 
 from engine import types
+from engine.expressions import expression
 from engine.quality import Errors, Hits, classes, reliability
 from engine.types import Features, Schema, Snapshot, UserError, require
 
@@ -212,7 +213,7 @@ class Evaluation:
 
     def _condition(self, name: str, sql: str, schema: Schema) -> pl.Expr:
         try:
-            expr = pl.sql_expr(sql)
+            expr = expression(sql, f"[evaluation.slices] {name}")
             require(schema, expr.meta.root_names(), where=f"[evaluation.slices] {name}")
             kind = pl.DataFrame(schema=schema).select(expr).dtypes[0]
         except PolarsError as error:

@@ -28,6 +28,8 @@ BUDGET = 32 << 20
 LEAST = 64 << 10
 """Of one file, while there is any left."""
 SOME_ROWS = 64
+MOST_COLUMNS = 10_000
+"""Whose types are guessed: more are data in the place of names."""
 PART = 4 << 20
 """Bytes looked at together."""
 NAMED = 3
@@ -176,6 +178,7 @@ def of_csv(
         file = opened(path, name)
         try:
             columns = headers[name]
+            _may_have(len(columns) if declared is not None else 0, name)
             there[name] = columns
             found.schema |= {c: pl.String() for c in columns if c not in found.schema}
             wanted = [] if declared is None else [c for c in columns if c not in declared]
@@ -217,7 +220,9 @@ def of_json(
             for records in shares.parts(file, name, found):
                 seen += len(records)
                 lines = _lines(records)
-                found.schema = common_schema(found.schema, json_types(lines))
+                types = json_types(lines)
+                _may_have(len(types), name)
+                found.schema = common_schema(found.schema, types)
                 if head is None:
                     head = lines
                     if spans_lines(lines) or not (found.schema or declared):
@@ -229,6 +234,14 @@ def of_json(
     found.rows = head is not None
     found.schema = {c: _settled(dtype) for c, dtype in found.schema.items()}
     return found
+
+
+def _may_have(columns: int, name: str) -> None:
+    if columns > MOST_COLUMNS:
+        raise UserError(
+            f"{name} has {columns:,} columns, and more than {MOST_COLUMNS:,} are not guessed: "
+            'declare those that are needed in [source.schema], and "*" = "drop".'
+        )
 
 
 def must_hold_objects(files: Mapping[str, Path], opened: Callable[[Path, str], Rows]) -> None:

@@ -12,6 +12,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import polars as pl
 from lxml import etree
 from polars.exceptions import PolarsError
@@ -65,10 +66,12 @@ from connectors.formats.ndjson import Ndjson
 from connectors.formats.own import Describing, is_own, must_be_declared, must_be_known, own
 from connectors.formats.paths import parse_path, value_at
 from connectors.formats.recode import Table
+from connectors.formats.rows import plain
 from connectors.formats.text import Text
 from connectors.formats.webdataset import Samples
 from connectors.formats.whole import Whole
 from connectors.formats.xml import Fields, Xml, columns_of, documents
+from engine.expressions import expression
 from engine.types import (
     DROPPED,
     RESERVED,
@@ -898,7 +901,7 @@ class FilesSource(Source):
         if self._sorted is None:
             frames = [self._whole(path, name) for name, path in self._files.items()]
             try:
-                keys = [pl.sql_expr(sql) for sql in self.settings.order_by]
+                keys = [expression(sql, "[source] order_by") for sql in self.settings.order_by]
                 frame = pl.concat(frames, how="diagonal_relaxed")
                 frame = frame.sort(keys, maintain_order=True, nulls_last=True)
                 self._sorted = frame.select(self._columns or frame.columns)
@@ -921,11 +924,17 @@ class FilesSource(Source):
         schema = dict.fromkeys(self._headers.get(name, ()), pl.String())
         if not parts:
             return pl.DataFrame(schema=schema)
-        data = io.BytesIO(b"".join(parts))
+        data, blank = plain(np.frombuffer(b"".join(parts), np.uint8))
         try:
             if self._kind == "ndjson":
                 return pl.read_ndjson(data, infer_schema_length=None)
-            return pl.read_csv(data, has_header=False, schema=schema, separator=self._delimiter)
+            return pl.read_csv(
+                data,
+                skip_lines=blank,
+                has_header=False,
+                schema=schema,
+                separator=self._delimiter,
+            )
         except PolarsError as error:
             raise HeadraceError(
                 f"{name} cannot be read whole, as [source] order_by needs: {_line(error)}; mend "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -15,7 +14,16 @@ from polars.exceptions import PolarsError
 
 from connectors.formats.casts import Coerce, conform
 from connectors.formats.columns import present, with_nulls
-from connectors.formats.rows import BAD_UTF8, BROKEN, NOT_UTF8, is_utf8, placed, rejected, take
+from connectors.formats.rows import (
+    BAD_UTF8,
+    BROKEN,
+    NOT_UTF8,
+    is_utf8,
+    placed,
+    plain,
+    rejected,
+    take,
+)
 from engine.types import Records, Rejects, Schema, Values
 
 DIRECT = (pl.Float64(), pl.Float32(), pl.Int64(), pl.Int32(), pl.String())
@@ -153,8 +161,10 @@ class Csv:
         dialect = self.dialect
         direct = DIRECT if dialect.decimal == "." else (pl.String(),)  # the parser takes points too
         dtypes = {c: schema[c] if schema.get(c) in direct else pl.String() for c in header}
+        data, blank = plain(values.data[values.bounds[0] : values.bounds[-1]])
         frame = pl.read_csv(
-            io.BytesIO(values.data[values.bounds[0] : values.bounds[-1]].data),
+            data,
+            skip_lines=blank,
             has_header=False,
             schema=dtypes,
             columns=sorted(header.index(c) for c in schema),

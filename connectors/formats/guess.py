@@ -165,7 +165,7 @@ def json_types(lines: bytes) -> Schema:
         frame = pl.read_ndjson(objects, infer_schema_length=None)
     except PolarsError:  # values of several kinds under one key
         frame = _by_key(objects)
-    return {c: _settled(frame[c]) for c in frame.columns}
+    return {column.name: _settled(column) for column in frame.get_columns()}
 
 
 def spans_lines(lines: bytes) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from connectors.formats.rows import (
     WRONG_TYPE,
     pieces,
     placed,
+    plain,
     rejected,
     take,
 )
@@ -380,7 +380,8 @@ def _with_words(data: NDArray[np.uint8], bounds: Ints) -> tuple[NDArray[np.uint8
 
 def _parse(part: NDArray[np.uint8], rows: int, types: Schema, *, lenient: bool) -> pl.DataFrame:
     """Raises: PolarsError when one of the lines does not fit (lenient: is no JSON), or is blank."""
-    frame = pl.read_ndjson(io.BytesIO(part.data), schema=types, ignore_errors=lenient)
+    data, _ = plain(part)  # the parser skips blank lines by itself
+    frame = pl.read_ndjson(data, schema=types, ignore_errors=lenient)
     if frame.height != rows:
         raise PolarsError("the line is blank")
     return frame

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import io
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -23,10 +24,20 @@ OUT_OF_RANGE = "out_of_range"
 TOO_LARGE = "too_large"
 SHOWN = 2_000
 """Bytes of a rejected value that its dead letter shows; the position leads to the rest."""
+PACKED = (b"\x1f\x8b", b"x\x01", b"x^", b"x\x9c", b"x\xda", b"(\xb5/\xfd")
+"""How gzip, zlib and zstd begin: polars unpacks what it parses where it begins so."""
 NOT_UTF8 = (
     "Expected UTF-8, got bytes that are none: convert them, or set [source] encoding, for instance "
     '"latin-1", where they are files.'
 )
+
+
+def plain(data: NDArray[np.uint8]) -> tuple[io.BytesIO, int]:
+    """Bytes for one of polars' parsers, and how many lines of them it is to skip: text that happens
+    to begin like something compressed gets a blank line before it, and is read as it is."""
+    begin = data[:4].tobytes()
+    blank = begin.startswith(PACKED)
+    return io.BytesIO(b"\n" + data.tobytes() if blank else data.data), int(blank)
 
 
 def placed(
@@ -190,6 +201,6 @@ def some(records: Records, at: NDArray[np.int64]) -> Records:
 
 __all__ = [
     "BAD_UTF8", "BROKEN", "NOT_UTF8", "OUT_OF_RANGE", "TOO_LARGE", "WRONG_TYPE", "binary",
-    "is_utf8", "pieces", "placed", "rejected", "shown", "some", "take", "texts", "together",
-    "values",
+    "is_utf8", "pieces", "placed", "plain", "rejected", "shown", "some", "take", "texts",
+    "together", "values",
 ]  # fmt: skip

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from engine.explore.clock import Clock, clock
 from engine.explore.distinct import Distinct, Seen
+from engine.expressions import expression
 from engine.scrub.hashing import hashes, mix
 from engine.statistics import Counts, Moments, Quantiles, matrix
-from engine.types import RESERVED, Schema
+from engine.types import RESERVED, Schema, UserError
 
 Floats = NDArray[np.float64]
 SLICES = 32
@@ -230,10 +231,8 @@ def as_time(frame: pl.DataFrame, sql: str) -> pl.Expr:
 
     Raises: UserError where it gives none.
     """
-    from engine.types import UserError
-
+    expr = expression(sql, "--time")
     try:
-        expr = pl.sql_expr(sql)
         kind = frame.head(1).select(expr).dtypes[0]
     except pl.exceptions.PolarsError as error:
         raise UserError(f"--time '{sql}' is no expression over the columns: {error}.") from None

@@ -9,6 +9,7 @@ from polars.exceptions import PolarsError
 from pydantic import Field
 
 from engine import types
+from engine.expressions import expression, first, shown
 from engine.scrub.stage import Stateless
 from engine.types import RESERVED, Batch, Schema, Transform, UserError, require
 
@@ -17,6 +18,33 @@ LOOKS_AROUND = re.compile(
     r'|"(Cum|Rolling|Ewm|Shift|Diff|Rank|Interpolate|FillNullWithStrategy)\w*"'
 )
 """Parts of a serialized expression whose result depends on other rows."""
+RECKONS = re.compile(r'"(Plus|Minus|Multiply|Mul|Pow)"')
+"""Parts that wrap around in silence where whole numbers grow beyond their type."""
+
+
+class Derived:
+    """Columns that are derived side by side."""
+
+    def __init__(self) -> None:
+        self._plain: list[pl.Expr] = []
+        self._widened: list[pl.Expr] = []
+        self._whole: set[str] = set()
+
+    def add(self, parsed: pl.Expr, wide: tuple[str, ...], kind: pl.DataType) -> None:
+        """One more, of type `kind`; with `wide` columns taken as 128 bits."""
+        if wide:
+            self._widened.append(parsed.cast(kind))  # strict: what does not fit is an error
+            self._whole.update(wide)
+        else:
+            self._plain.append(parsed)
+
+    def of(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """The frame with its columns. Raises: PolarsError where a row has none."""
+        made = frame.with_columns(self._plain)
+        if not self._widened:
+            return made
+        wide = frame.with_columns(pl.col(sorted(self._whole)).cast(pl.Int128))
+        return made.with_columns(wide.select(self._widened))
 
 
 class Derive(Stateless):
@@ -25,7 +53,8 @@ class Derive(Stateless):
 
     Every row for itself: an expression that looks at other rows (sum, avg, over ...) is refused, as
     its results would depend on how the stream is cut, and on the future. A row on which an
-    expression fails (a text that is no date) is rejected alone, with reason ``invalid``.
+    expression fails (a text that is no date, a product beyond 64 bits) is rejected alone, with
+    reason ``invalid``.
     """
 
     class Settings(types.Settings):
@@ -40,46 +69,42 @@ class Derive(Stateless):
     def __init__(self, name: str, settings: Derive.Settings) -> None:
         super().__init__(name, settings)
         self.settings: Derive.Settings = settings
-        self._steps: list[list[pl.Expr]] = []
+        self._steps: list[Derived] = []
 
     def bind(self, schema: Schema) -> Schema:
         frame = pl.DataFrame(schema=schema)
         self._steps, here = [], set[str]()
         for column, sql in self.settings.columns.items():
-            expression = self._parsed(column, sql)
-            used = set(expression.meta.root_names())
+            parsed = self._parsed(column, sql)
+            used = set(parsed.meta.root_names())
             require(dict(frame.schema), sorted(used), where=f"{self.where} column '{column}'")
-            frame = self._tried(frame, column, sql, expression)
+            wide = _wide(parsed, frame)
+            frame = self._tried(frame, column, sql, parsed)
             if not self._steps or column in here or used & here:
-                self._steps.append([])
+                self._steps.append(Derived())
                 here = set()
-            self._steps[-1].append(expression)
+            self._steps[-1].add(parsed, wide, frame.schema[column])
             here.add(column)
         return dict(frame.schema)
 
     def _parsed(self, column: str, sql: str) -> pl.Expr:
         if column in RESERVED:
             raise UserError(f"{self.where} derives column '{column}', which headrace itself adds.")
-        try:
-            expression = pl.sql_expr(sql).alias(column)
-            around = LOOKS_AROUND.search(str(expression.meta.serialize(format="json")))
-        except PolarsError as error:
-            raise UserError(self._sentence(column, sql, "is no SQL expression", error)) from None
-        if around:
+        where = f"{self.where} column '{column}'"
+        parsed = expression(sql, where).alias(column)
+        if LOOKS_AROUND.search(_tree(parsed)):
             raise UserError(
-                f"{self.where} column '{column}' = \"{sql}\" looks at other rows: "
+                f'{where} = "{shown(sql)}" looks at other rows: '
                 "an expression may only use values of its own row."
             )
-        return expression
+        return parsed
 
     def _tried(self, frame: pl.DataFrame, column: str, sql: str, e: pl.Expr) -> pl.DataFrame:
         try:
             return frame.with_columns(e)
         except PolarsError as error:
-            raise UserError(self._sentence(column, sql, "cannot be done", error)) from None
-
-    def _sentence(self, column: str, sql: str, what: str, error: PolarsError) -> str:
-        return f"{self.where} column '{column}' = \"{sql}\" {what}: {_first(error)}."
+            where = f"{self.where} column '{column}' = \"{shown(sql)}\""
+            raise UserError(f"{where} cannot be done: {first(error)}.") from None
 
     def apply(self, batch: Batch) -> Batch:
         try:
@@ -95,7 +120,7 @@ class Derive(Stateless):
 
     def _evaluated(self, frame: pl.DataFrame) -> pl.DataFrame:
         for step in self._steps:
-            frame = frame.with_columns(step)
+            frame = step.of(frame)
         return frame
 
     def _failures(self, frame: pl.DataFrame, at: int) -> list[tuple[int, str]]:
@@ -104,7 +129,7 @@ class Derive(Stateless):
             self._evaluated(frame)
         except PolarsError as error:
             if frame.height == 1:
-                return [(at, f"{_first(error)}.")]
+                return [(at, f"{first(error)}.")]
             half = frame.height // 2
             return [
                 *self._failures(frame.head(half), at),
@@ -117,8 +142,21 @@ class Derive(Stateless):
         return None
 
 
-def _first(error: PolarsError) -> str:
-    return str(error).split("\n", 1)[0].strip().rstrip(".")
+def _tree(parsed: pl.Expr) -> str:
+    return str(parsed.meta.serialize(format="json"))
+
+
+def _wide(parsed: pl.Expr, frame: pl.DataFrame) -> tuple[str, ...]:
+    """Columns of whole numbers that an expression adds or multiplies, and that it takes as 128 bits
+    too: in their own type they would wrap around in silence."""
+    if not RECKONS.search(_tree(parsed)):
+        return ()
+    whole = tuple(c for c in parsed.meta.root_names() if frame.schema[c].is_integer())
+    try:
+        frame.with_columns(pl.col(whole).cast(pl.Int128)).with_columns(parsed)
+    except PolarsError:
+        return ()  # inside a function that takes 64 bits only
+    return whole
 
 
 __all__ = ["Derive"]

@@ -120,3 +120,13 @@ def test_no_rows() -> None:
     frame, rejects = CSV.decode(records(), SCHEMA)
     assert frame.columns == ["_partition", "_position", *SCHEMA]
     assert (frame.height, rejects) == (0, [])
+
+
+@pytest.mark.parametrize("begin", ["x^", "x\x01"])
+def test_text_that_begins_like_something_packed_is_text(begin: str) -> None:
+    """polars unpacks what it parses where that begins as zlib does."""
+    frame, rejects = Csv({"p": ["a", "b"]}).decode(
+        records(f"{begin}2,1\n".encode(), b"y,2\n"), {"a": pl.String(), "b": pl.Int64()}
+    )
+    assert told(rejects) == []
+    assert frame.select("a", "b").rows() == [(f"{begin}2", 1), ("y", 2)]

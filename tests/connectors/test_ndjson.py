@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -255,3 +259,17 @@ def test_paths_are_for_ndjson(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("x\n1\n")
     with pytest.raises(UserError, match=r"paths is for ndjson.* format is 'csv'"):
         files(tmp_path / "a.csv", paths={"x": "u.v"})
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zlib.compress, zstandard.compress])
+def test_a_packed_value_costs_itself(pack: Callable[[bytes], bytes]) -> None:
+    """polars would unpack the whole batch, and other rows would stand in the place of these."""
+    lines = b"".join(b'{"n": %d}\n' % i for i in range(3))
+    frame, rejects = Ndjson().decode(
+        records(pack(lines), b'{"n": 8}', b'{"n": 9}'), {"n": pl.Int64()}
+    )
+    assert frame["n"].to_list() == [8, 9]
+    assert [(reason, position) for reason, position, _, _ in told(rejects)] in (
+        [("bad_utf8", 0)],
+        [("broken", 0)],
+    )

@@ -191,7 +191,7 @@ def test_a_time_is_told_by_its_columns(case: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sql", "sentence"), [("nope +", "is no expression"), ("x + 1", "expects a time or a date")]
+    ("sql", "sentence"), [("nope +", "is no SQL expression"), ("x + 1", "expects a time or a date")]
 )
 def test_a_time_that_is_none_is_one_sentence(sql: str, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):

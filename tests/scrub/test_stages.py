@@ -313,6 +313,50 @@ def test_looking_at_other_rows_is_refused(stage: Make, sql: str) -> None:
         stage("derive", columns={"z": sql}).bind({"n": pl.Int64()})
 
 
+def test_whole_numbers_that_grow_beyond_their_type_cost_their_row(run: Run) -> None:
+    big = 2**62
+    sql = {"p": "n * n", "s": "n + n", "w": "pow(n, 2)", "more": "n * n > n", "mean": "(n + n) / 2"}
+    part = {"n": pl.Series([3, None, -(2**31)], dtype=pl.Int64)}
+    (done,) = run("derive", {"columns": sql}, part)
+    assert done.frame["p"].to_list() == [9, None, big]
+    assert done.frame.schema["p"] == pl.Int64
+    assert done.frame["more"].to_list() == [True, None, True]
+    (done,) = run("derive", {"columns": sql}, {"n": [3, big, 4]})
+    assert done.frame["p"].to_list() == [9, 16]
+    assert [(r, n) for r, n, _ in gone(done)] == [("invalid", 1)]
+    (done,) = run("derive", {"columns": {"mean": sql["mean"]}}, {"n": [big, big + 2]})
+    assert done.frame["mean"].to_list() == [float(big), float(big + 2)]
+    (done,) = run("derive", {"columns": {"a": "n * n"}}, {"n": pl.Series([200], dtype=pl.UInt8)})
+    assert done.frame.is_empty()  # in 8 bits
+
+
+@pytest.mark.parametrize(
+    ("sql", "why"),
+    [
+        ("now()", "asks the clock (now)"),
+        ("date_diff('day', t, current_date)", "asks the clock (current_date)"),
+        ("CURRENT_TIMESTAMP", "asks the clock (current_timestamp)"),
+        ("(SELECT 1)", "selects from elsewhere"),
+        ("n IN (SELECT a FROM read_csv('/no/such/file'))", "selects from elsewhere"),
+        ("+".join(["n"] * 10_000), "19,999 words and signs"),
+        ("n +", "is no SQL expression"),
+    ],
+    ids=lambda text: text[:20],
+)
+def test_an_expression_is_over_one_row_and_bounded(stage: Make, sql: str, why: str) -> None:
+    with pytest.raises(UserError) as told:
+        stage("derive", columns={"z": sql}).bind({"n": pl.Int64(), "t": pl.Date()})
+    assert why in str(told.value)
+    assert "\n" not in str(told.value)
+    assert len(str(told.value)) < 600
+
+
+def test_a_thousand_terms_are_no_trouble_and_names_may_be_those_of_the_clock(run: Run) -> None:
+    sql = {"sum": "+".join(["n"] * 1_000), "text": "'select now()'", "same": '"now"'}
+    (done,) = run("derive", {"columns": sql}, {"n": [2], "now": [5]})
+    assert done.frame.select("sum", "text", "same").row(0) == (2_000, "select now()", 5)
+
+
 def test_unpivot_row_by_row(run: Run) -> None:
     options = {"keep": ["t"], "variable": "sensor", "value": "count"}
     (done,) = run("unpivot", options, {"t": [1, 2], "b": [10, None], "a": [0.5, 1.5]})

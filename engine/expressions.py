@@ -1,0 +1,70 @@
+"""SQL expressions of a pipeline file, as polars reads them: over one row, and nothing else.
+
+An expression that asks the clock would make a resumed run another one; one that selects could read
+files; one of thousands of terms ends the process, for polars walks it by recursion.
+"""
+
+from __future__ import annotations
+
+import re
+
+import polars as pl
+from polars.exceptions import PanicException, PolarsError
+
+from engine.types import UserError
+
+MOST_TERMS = 2_000
+"""Words and signs; polars overflows the stack at more than three times as many."""
+TERM = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|\w+|[^\s\w]")
+CLOCK = ("current_date", "current_time", "current_timestamp")
+CLOCK_CALLS = ("now", "today", "localtime", "localtimestamp")
+
+
+def expression(sql: str, where: str) -> pl.Expr:
+    """The expression of a SQL text.
+
+    Args:
+        where: begins the sentence of an error, e.g. ``[scrub.spend] column 'rate'``.
+
+    Raises: UserError for what is no expression, or none over a row's own values.
+    """
+    _may(sql, where)
+    try:
+        return pl.sql_expr(sql)
+    except (PolarsError, PanicException) as error:
+        raise UserError(f'{where} = "{shown(sql)}" is no SQL expression: {first(error)}.') from None
+
+
+def _may(sql: str, where: str) -> None:
+    terms = TERM.findall(sql)
+    if len(terms) > MOST_TERMS:
+        raise UserError(
+            f"{where} has {len(terms):,} words and signs, and {MOST_TERMS:,} are the most that one "
+            "expression may have: split it into several columns."
+        )
+    words = [term.lower() for term in terms]
+    if "select" in words:
+        raise UserError(
+            f'{where} = "{shown(sql)}" selects from elsewhere: an expression may only use values '
+            "of its own row."
+        )
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        if word in CLOCK or (word in CLOCK_CALLS and after == "("):
+            raise UserError(
+                f'{where} = "{shown(sql)}" asks the clock ({word}), so that a run that is resumed '
+                "would go on otherwise: use a time of the record, which [source.record] makes a "
+                "column."
+            )
+
+
+def shown(sql: str) -> str:
+    """A text for a sentence, cut where it is long."""
+    return sql if len(sql) <= 200 else f"{sql[:200]}..."
+
+
+def first(error: BaseException) -> str:
+    """The first line of what polars says, without its full stop."""
+    return str(error).split("\n", 1)[0].strip().rstrip(".")
+
+
+__all__ = ["expression", "first", "shown"]
