@@ -4,7 +4,7 @@ BIN := .venv/bin
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-kafka kafka test quick crash check bench clean
+.PHONY: help demo demo-kafka kafka test quick crash fuzz check bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ quick: .venv/test ## the tests that take less than ten seconds each
 
 crash: .venv/test ## the failure kit at full size: 50 kills, 50 rebalances, 5 restarts of the broker (10 minutes)
 	HEADRACE_CRASH=full $(BIN)/pytest tests/crash -s
+
+fuzz: .venv/test ## 100,000 damaged inputs of every kind: no signal, panic, traceback or hang (tests/fuzz)
+	$(BIN)/python -m tests.fuzz
 
 check: .venv/test ## ruff, its formatter, mypy --strict, import contracts
 	$(BIN)/ruff check .

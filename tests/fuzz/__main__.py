@@ -8,22 +8,21 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.fuzz.kit import Outcome, fuzz
-from tests.fuzz.mutate import mutated
-from tests.fuzz.targets import targets
-from tests.fuzz.worker import seed
+from tests.fuzz.targets import TARGETS, target
+from tests.fuzz.worker import damage
 
 
 def main() -> int:
     """The command; 0 where nothing was found."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("targets", nargs="*", help=f"all of them unless given: {list(targets())}")
+    parser.add_argument("targets", nargs="*", help=f"all of them unless given: {list(TARGETS)}")
     parser.add_argument("--mutations", type=int, default=100_000, help="of all targets together")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("runs/fuzz"), help="for what is found")
     options = parser.parse_args()
-    names = options.targets or list(targets())
-    if unknown := set(names) - set(targets()):
-        parser.error(f"no such targets: {sorted(unknown)}; expected some of {list(targets())}")
+    names = options.targets or list(TARGETS)
+    if unknown := set(names) - set(TARGETS):
+        parser.error(f"no such targets: {sorted(unknown)}; expected some of {list(TARGETS)}")
     each = -(-options.mutations // len(names))
     found = 0
     print(f"{'target':<18}{'mutations':>10}{'read':>9}{'refused':>9}{'findings':>10}")
@@ -35,8 +34,8 @@ def main() -> int:
         )
         for number, what in sorted(outcome.findings.items()):
             print(f"  {number}: {what}")
-            file, whole = seed(targets()[name], number)
-            (options.out / f"{number}-{file}").write_bytes(mutated(whole, number))
+            file, damaged = damage(target(name), number)
+            (options.out / f"{number}-{file}").write_bytes(damaged)
         sys.stdout.flush()
     return 1 if found else 0
 

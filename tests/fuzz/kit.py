@@ -12,12 +12,20 @@ from pathlib import Path
 
 import psutil
 
-HANG_SECONDS = 60.0
-"""Of processor time on one input."""
-STUCK_SECONDS = 600.0
-"""Of any time, where a process waits for something."""
-MOST_BYTES = 4 << 30
-"""A process may hold."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one input may cost. Time is that of the processor, so that a busy machine changes
+    nothing; `stuck` is of any time, for a process that waits.
+
+    Attributes:
+        seconds, stuck: on one input.
+        nbytes: that a process holds.
+    """
+
+    seconds: float = 60.0
+    stuck: float = 600.0
+    nbytes: int = 4 << 30
 
 
 @dataclass(slots=True)
@@ -36,26 +44,37 @@ class Outcome:
     findings: dict[int, str] = field(default_factory=dict)
 
 
-def fuzz(target: str, mutations: int, folder: Path, *, start: int = 0, step: int = 1) -> Outcome:
+def fuzz(
+    target: str,
+    mutations: int,
+    folder: Path,
+    *,
+    start: int = 0,
+    step: int = 1,
+    limits: Limits | None = None,
+) -> Outcome:
     """Read mutations `start`, `start + step`, ... below `mutations` of a target, each in a process
     that may die of it."""
     outcome = Outcome()
     folder.mkdir(parents=True, exist_ok=True)
     number = start
     while number < mutations:
-        number = _process(target, number, mutations, step, folder, outcome)
+        number = _process(
+            target, range(number, mutations, step), folder, outcome, limits or Limits()
+        )
     return outcome
 
 
-def _process(target: str, first: int, last: int, step: int, folder: Path, outcome: Outcome) -> int:
+def _process(target: str, numbers: range, folder: Path, outcome: Outcome, limits: Limits) -> int:
     """One process; the number to go on with."""
+    first, last, step = numbers.start, numbers.stop, numbers.step
     at = folder / "at"
     at.write_bytes(first.to_bytes(16, "little"))
     words = [sys.executable, "-m", "tests.fuzz.worker", target, str(first), str(last), str(step)]
     out, err = folder / "out", folder / "err"
     with out.open("wb") as stdout, err.open("wb") as stderr:
         process = subprocess.Popen([*words, str(folder)], stdout=stdout, stderr=stderr)
-        killed = _watched(process, at)
+        killed = _watched(process, at, limits)
     for line in out.read_text().splitlines():
         said = json.loads(line)
         if "number" in said:
@@ -73,9 +92,8 @@ def _process(target: str, first: int, last: int, step: int, folder: Path, outcom
     return number + step
 
 
-def _watched(process: subprocess.Popen[bytes], at: Path) -> str:
-    """Wait for its end; why it was killed, or "". Time is that of the processor, so that a busy
-    machine changes nothing."""
+def _watched(process: subprocess.Popen[bytes], at: Path, limits: Limits) -> str:
+    """Wait for its end; why it was killed, or ""."""
     number, spent, since = -1, 0.0, time.monotonic()
     while True:
         try:
@@ -93,9 +111,9 @@ def _watched(process: subprocess.Popen[bytes], at: Path) -> str:
         if (now := _at(at)) != number:
             number, spent, since = now, used, time.monotonic()
         why = ""
-        if held > MOST_BYTES:
+        if held > limits.nbytes:
             why = f"memory: {held >> 20} MiB"
-        elif used - spent > HANG_SECONDS or time.monotonic() - since > STUCK_SECONDS:
+        elif used - spent > limits.seconds or time.monotonic() - since > limits.stuck:
             why = "a hang"
         if why:
             process.kill()
@@ -111,4 +129,4 @@ def _ended(code: int) -> str:
     return signal.Signals(-code).name if code < 0 else f"ended with {code}"
 
 
-__all__ = ["Outcome", "fuzz"]
+__all__ = ["Limits", "Outcome", "fuzz"]

@@ -75,4 +75,25 @@ def mutated(seed: bytes, number: int) -> bytes:
     return bytes(data)
 
 
-__all__ = ["mutated"]
+ODD = (
+    "0", "-1", "1", "true", '""', '"x"', "[]", "{}", "nan", "inf", "-inf", "1e999", "0.5", '["x"]',
+    "99999999999999999999", "1979-05-27T07:32:00Z", '[["x"]]', "{x = 1}", '"1GiB"', '"250ms"',
+    '"\\u0000"', '"../../x"', "[1, 2]", '["*"]', '"' + "9" * 400 + '"',
+)  # fmt: skip
+"""Values of TOML that hardly any key expects."""
+
+
+def harmed(seed: bytes, number: int) -> bytes:
+    """Damage to a pipeline file: to its values two times of three, to its bytes the third."""
+    rng = random.Random(number)
+    if number % 3 == 0:
+        return mutated(seed, number)
+    lines = seed.decode().splitlines()
+    at = [i for i, line in enumerate(lines) if " = " in line and not line.startswith("folder")]
+    for i in rng.sample(at, rng.choice([1, 1, 2])):
+        key = lines[i].partition(" = ")[0]
+        lines[i] = rng.choice([f"{key} = {rng.choice(ODD)}", f"{key}x = 1", "", f"[{key}]"])
+    return "\n".join(lines).encode()
+
+
+__all__ = ["harmed", "mutated"]

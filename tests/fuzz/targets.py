@@ -10,6 +10,8 @@ import gzip
 import io
 import json
 import lzma
+import os
+import signal
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ from PIL import Image as Picture
 from connectors.files.source import FilesSource
 from connectors.formats.avro import Avro, parsed
 from engine.types import EndOfStream, HeadraceError, Records, Schema, Values
+from tests.fuzz.mutate import harmed, mutated
 
 Read = Callable[[bytes, Path], Iterator[bytes]]
 ROWS = pl.DataFrame(
@@ -45,10 +48,12 @@ class Target:
     Attributes:
         seeds: whole inputs, by the name of the file that they would be in.
         read: gives the bytes that came out; raises HeadraceError for an input that it refuses.
+        harm: the damage: a whole input and a number to a damaged input.
     """
 
     seeds: dict[str, bytes]
     read: Read
+    harm: Callable[[bytes, int], bytes] = mutated
 
 
 def _file(declared: Schema | None = None, **settings: Any) -> Read:
@@ -84,21 +89,16 @@ def _texts(frame: pl.DataFrame) -> Iterator[bytes]:
             yield repr(column.to_list()).encode()
 
 
-def _stage(kind: str, column: str) -> Read:
-    """A scrub stage on one value."""
-    from engine.scrub import STAGES
+def _image(data: bytes, _: Path) -> Iterator[bytes]:
+    """The stage ``image`` on one value."""
+    from engine.scrub.image import Images
     from engine.types import Batch, Mark
 
-    def read(data: bytes, _: Path) -> Iterator[bytes]:
-        frame = _placed(pl.DataFrame({column: [data]}))
-        made = _component(STAGES[kind])("image", _component(STAGES[kind]).Settings(
-            columns=(column,), size=(8, 8)
-        ))  # fmt: skip
-        made.bind(dict(frame.drop("_partition", "_position").schema))
-        batch = Batch(frame=frame, mark=Mark(), arrived=0.0, raw_rows=1)
-        yield from _texts(made.apply(batch).frame.drop("_partition", "_position"))
-
-    return read
+    frame = _placed(pl.DataFrame({"photo": [data]}))
+    stage = Images("image", Images.Settings(columns=("photo",), size=(8, 8)))
+    stage.bind({"photo": pl.Binary()})
+    done = stage.apply(Batch(frame=frame, mark=Mark(), arrived=0.0, raw_rows=1))
+    yield from _texts(done.frame.drop("_partition", "_position"))
 
 
 def _placed(frame: pl.DataFrame) -> pl.DataFrame:
@@ -106,12 +106,6 @@ def _placed(frame: pl.DataFrame) -> pl.DataFrame:
 
     place = pl.DataFrame({"_partition": ["p"], "_position": [0]})
     return pl.concat([place, frame], how="horizontal").select([*RESERVED, *frame.columns])
-
-
-def _component(name: str) -> Any:
-    from engine.config import component
-
-    return component(name, {}, "fuzz")
 
 
 def _avro(data: bytes, _: Path) -> Iterator[bytes]:
@@ -286,51 +280,86 @@ XML = b"<rows>%s</rows>" % b"".join(
 DECLARED: Schema = {"n": pl.Int64(), "x": pl.Float64(), "s": pl.String()}
 
 
-@cache
-def targets() -> dict[str, Target]:
-    """Every kind of input, by its name."""
-    text = {"rows.csv": CSV, "rows.ndjson": LINES}
-    packed = {
-        "rows.csv.gz": gzip.compress(CSV), "rows.ndjson.zst": zstandard.compress(LINES),
-        "rows.csv.bz2": bz2.compress(CSV), "rows.ndjson.xz": lzma.compress(LINES),
-    }  # fmt: skip
-    parquet = {
+TEXT = {"rows.csv": CSV, "rows.ndjson": LINES}
+PACKED = {
+    "rows.csv.gz": gzip.compress(CSV), "rows.ndjson.zst": zstandard.compress(LINES),
+    "rows.csv.bz2": bz2.compress(CSV), "rows.ndjson.xz": lzma.compress(LINES),
+}  # fmt: skip
+
+
+def _parquet() -> dict[str, bytes]:
+    return {
         "plain.parquet": _written(lambda out: ROWS.write_parquet(out, compression="uncompressed")),
         "zstd.parquet": _written(lambda out: ROWS.write_parquet(out, row_group_size=7)),
         "old.parquet": _written(lambda out: ROWS.write_parquet(out, use_pyarrow=True)),
     }
-    arrow = {
+
+
+def _arrows() -> dict[str, bytes]:
+    return {
         "plain.arrow": _arrow("uncompressed"), "zstd.arrow": _arrow("zstd"),
         "lz4.arrow": _arrow("lz4"), "stream.arrow": _arrow(None, stream=True),
     }  # fmt: skip
-    datum = _written(
-        lambda out: fastavro.schemaless_writer(
-            out,
-            fastavro.parse_schema(json.loads(AVRO)),
-            {"n": 5, "s": "text", "many": [1, 2, 3], "e": "B"},
-        )
-    )
-    return {
-        "text, guessed": Target(seeds=text | packed, read=_file()),
-        "text, declared": Target(seeds=text | packed, read=_file(DECLARED)),
-        "parquet": Target(seeds=parquet, read=_file()),
-        "arrow": Target(seeds=arrow, read=_file()),
-        "xml": Target(
-            seeds={"rows.xml": XML},
-            read=_file({"n": pl.Int64(), "s": pl.String()}, row="rows/row", paths={"n": "@n"}),
-        ),
-        "tar": Target(seeds={"rows.tar": _tar()}, read=_file()),
-        "avro": Target(seeds={"datum": datum}, read=_avro),
-        "image": Target(
-            seeds={kind: _picture(kind) for kind in ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF")},
-            read=_stage("image", "photo"),
-        ),
-        "pipeline file": Target(seeds={"fuzz.toml": PIPELINE.encode()}, read=_pipeline),
-        "checkpoint": Target(
-            seeds={"checkpoint-00000001.hrc": _checkpoint_bytes()}, read=_checkpoint
-        ),
-        "model": Target(seeds={"model.onnx": _model_bytes()}, read=_model),
-    }
 
 
-__all__ = ["CSV", "HeadraceError", "Target", "targets"]
+def _datum() -> bytes:
+    row = {"n": 5, "s": "text", "many": [1, 2, 3], "e": "B"}
+    schema = fastavro.parse_schema(json.loads(AVRO))
+    return _written(lambda out: fastavro.schemaless_writer(out, schema, row))
+
+
+def _itself(data: bytes, _: Path) -> Iterator[bytes]:
+    """What the kit looks for, done on purpose, by the number of the seed."""
+    what = data[:1]
+    if what == b"1":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if what == b"2":
+        raise ValueError("a traceback")
+    if what == b"3":
+        yield b"...FOREIGN-MEMORY-..."
+    if what == b"4":
+        raise HeadraceError("two\nlines")
+    if what == b"5":
+        yield bytes(np.ones(1 << 30, np.uint8)[:1])
+        signal.pause()
+    if what == b"6":
+        while True:
+            pass
+    if what == b"7":
+        raise HeadraceError("one sentence")
+
+
+TARGETS: dict[str, Callable[[], Target]] = {
+    "text, guessed": lambda: Target(seeds=TEXT | PACKED, read=_file()),
+    "text, declared": lambda: Target(seeds=TEXT | PACKED, read=_file(DECLARED)),
+    "parquet": lambda: Target(seeds=_parquet(), read=_file()),
+    "arrow": lambda: Target(seeds=_arrows(), read=_file()),
+    "xml": lambda: Target(
+        seeds={"rows.xml": XML},
+        read=_file({"n": pl.Int64(), "s": pl.String()}, row="rows/row", paths={"n": "@n"}),
+    ),
+    "tar": lambda: Target(seeds={"rows.tar": _tar()}, read=_file()),
+    "avro": lambda: Target(seeds={"datum": _datum()}, read=_avro),
+    "image": lambda: Target(
+        seeds={kind: _picture(kind) for kind in ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF")},
+        read=_image,
+    ),
+    "pipeline": lambda: Target(seeds={"fuzz.toml": PIPELINE.encode()}, read=_pipeline, harm=harmed),
+    "checkpoint": lambda: Target(
+        seeds={"checkpoint-00000001.hrc": _checkpoint_bytes()}, read=_checkpoint
+    ),
+    "model": lambda: Target(seeds={"model.onnx": _model_bytes()}, read=_model),
+}
+"""Every kind of input, by its name."""
+ITSELF = Target(
+    seeds={f"{n}": f"{n}".encode() for n in range(8)}, read=_itself, harm=lambda seed, _: seed
+)
+
+
+@cache
+def target(name: str) -> Target:
+    """One of `TARGETS`; "itself" is for the kit's own test."""
+    return ITSELF if name == "itself" else TARGETS[name]()
+
+
+__all__ = ["TARGETS", "Target", "target"]

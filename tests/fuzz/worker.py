@@ -16,8 +16,7 @@ import sys
 from pathlib import Path
 
 from engine.types import HeadraceError
-from tests.fuzz.mutate import mutated
-from tests.fuzz.targets import Target, targets
+from tests.fuzz.targets import Target, target
 
 CANARY = b"FOREIGN-MEMORY-"
 
@@ -25,34 +24,34 @@ CANARY = b"FOREIGN-MEMORY-"
 def main(name: str, first: int, last: int, step: int, folder: Path) -> None:
     """Read mutations `first`, `first + step`, ... below `last` of a target."""
     logging.disable(logging.CRITICAL)
-    target = targets()[name]
+    chosen = target(name)
+    (folder / "rows.csv").write_bytes(b"n,x,s\n1,2,3\n")  # for a pipeline
     with (folder / "at").open("r+b") as file, mmap.mmap(file.fileno(), 16) as at:
         read = refused = 0
         for number in range(first, last, step):
             at[:8] = number.to_bytes(8, "little")
-            finding = _one(target, number, folder)
+            finding = _one(chosen, number, folder)
             read, refused = read + (finding == ""), refused + (finding is None)
             if finding:
                 print(json.dumps({"number": number, "what": finding}), flush=True)
         print(json.dumps({"read": read, "refused": refused}), flush=True)
 
 
-def seed(target: Target, number: int) -> tuple[str, bytes]:
-    """The whole input that a mutation starts from."""
-    names = sorted(target.seeds)
+def damage(chosen: Target, number: int) -> tuple[str, bytes]:
+    """Damaged input `number`: the name of its file, and what is in it."""
+    names = sorted(chosen.seeds)
     name = names[number % len(names)]
-    return name, target.seeds[name]
+    return name, chosen.harm(chosen.seeds[name], number)
 
 
-def _one(target: Target, number: int, folder: Path) -> str | None:
+def _one(chosen: Target, number: int, folder: Path) -> str | None:
     """What is wrong with how one input is read: "" for nothing, None where it was refused."""
-    name, whole = seed(target, number)
-    damaged = mutated(whole, number)
+    name, damaged = damage(chosen, number)
     path = folder / name
     path.write_bytes(damaged.replace(b"FOLDER", str(folder).encode()))
     _litter(number)
     try:
-        for part in target.read(damaged, path):
+        for part in chosen.read(damaged, path):
             if CANARY in part and CANARY not in damaged:
                 return "foreign memory in a row"
     except HeadraceError as error:
