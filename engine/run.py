@@ -308,12 +308,25 @@ class Run:
         declared = parse_schema(self.pipeline.source.get("schema", {}))
         known = self._known_schema if self.checkpoints.exist() else {}
         if not known:
-            return self.source.schema(declared)
+            return self._typed_by_the_model(declared)
         try:
             return self.source.schema({**known, REST: DROPPED})
         except UserError as error:
             log.warning("The columns of the run so far do not hold any more: %s", error)
             return self.source.schema(declared)
+
+    def _typed_by_the_model(self, declared: Schema) -> Schema:
+        """Columns that a model file reads as they come from the source, and that nobody declared,
+        have the types that the model learned them in: a guess from other rows may differ."""
+        schema = self.source.schema(declared)
+        if self._predictor is None or set(self.pipeline.scrub) - set(self._predictor.stages):
+            return schema
+        types: Schema = {
+            column: dtype
+            for column, dtype in self._predictor.columns.items()
+            if column in schema and column not in declared and schema[column] != dtype
+        }
+        return self.source.schema({**declared, **types}) if types else schema
 
     @property
     def _known_schema(self) -> Schema:
@@ -858,7 +871,7 @@ class Run:
             "pipeline": self.pipeline.name,
             "version": self._version(),
             "stages": json.dumps([stage.name for stage in inside]),
-            "schema": json.dumps({name: str(kind) for name, kind in self.schema.items()}),
+            "columns": json.dumps({c: type_name(t) for c, t in self._schemas[self.inside].items()}),
             "mark": json.dumps(dict(self._mark.positions)),
         }
         frame = None if self.holdout is None else self.holdout.frame()

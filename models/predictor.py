@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from engine import types
-from engine.types import Batch, Features, Schema, UserError, nearest
+from engine.types import Batch, Features, Schema, UserError, nearest, parse_type
 from models import files
 from models.export import FORMAT, SCORE
 from models.feed import Inputs
@@ -53,6 +54,15 @@ def _unfit(path: Path) -> str:
     )
 
 
+def _types(names: Mapping[str, str], columns: Sequence[str]) -> Schema:
+    """Types by their names in a pipeline file; without those that cannot be declared."""
+    made: Schema = {}
+    for column in columns:
+        with contextlib.suppress(ValueError, KeyError):
+            made[column] = parse_type(names[column])
+    return made
+
+
 class OnnxPredictor:
     """See `engine.types.Predictor`. Adds ``prediction`` (and ``probability`` for classes) and
     ``model_version``.
@@ -61,6 +71,7 @@ class OnnxPredictor:
 
     Attributes:
         requires: the raw columns it reads.
+        columns: and the types in which it has learned them.
         stages: scrub stages that are inside the model file, so that serving leaves them out.
         provider: where it really runs.
     """
@@ -104,6 +115,7 @@ class OnnxPredictor:
         )
         self.stages: tuple[str, ...] = tuple(json.loads(metadata.get("stages", "[]")))
         self.requires = tuple(self._inputs.kinds)
+        self.columns = _types(json.loads(metadata.get("columns", "{}")), self.requires)
         self._digest = hashlib.sha256(data).hexdigest()[:12]
         self._version = metadata.get("version", self._digest)
         self._tag = pl.Series("model_version", [self._version])
