@@ -74,7 +74,11 @@ def _process(target: str, numbers: range, folder: Path, outcome: Outcome, limits
     out, err = folder / "out", folder / "err"
     with out.open("wb") as stdout, err.open("wb") as stderr:
         process = subprocess.Popen([*words, str(folder)], stdout=stdout, stderr=stderr)
-        killed = _watched(process, at, limits)
+        try:
+            killed = _watched(process, at, limits)
+        finally:
+            process.kill()
+            process.wait()
     for line in out.read_text().splitlines():
         said = json.loads(line)
         if "number" in said:
@@ -88,7 +92,8 @@ def _process(target: str, numbers: range, folder: Path, outcome: Outcome, limits
     why = killed or _ended(process.returncode)
     tail = err.read_text(errors="replace").strip().splitlines()[-1:]
     outcome.findings[number] = " ".join([why, *tail])
-    outcome.read += (number - first) // step  # it could not tell them apart any more
+    # It cannot say any more which of those before were refused.
+    outcome.read += sum(n not in outcome.findings for n in range(first, number, step))
     return number + step
 
 
@@ -116,8 +121,6 @@ def _watched(process: subprocess.Popen[bytes], at: Path, limits: Limits) -> str:
         elif used - spent > limits.seconds or time.monotonic() - since > limits.stuck:
             why = "a hang"
         if why:
-            process.kill()
-            process.wait()
             return why
 
 

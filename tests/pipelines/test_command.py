@@ -195,6 +195,29 @@ def test_predict_adds_answers_to_the_rows_of_files(
     assert "holds results already: name another --output folder" in err
 
 
+def test_predict_reads_columns_in_the_types_that_the_model_learned(
+    trained: Path, headrace: Headrace, tmp_path: Path, rows: Rows
+) -> None:
+    """Whatever would be guessed from the rows to predict: whole numbers, nothing, no rows."""
+    new = rows(50, seed=9).drop("y").with_columns(a=1.0)
+    whole = new.with_columns(pl.col("a", "b").cast(pl.Int8))
+    nothing = new.with_columns(a=pl.lit(None), key=pl.lit(None))
+    new.clear().write_csv(tmp_path / "empty.csv")
+    whole.write_csv(tmp_path / "whole.csv")
+    whole.write_parquet(tmp_path / "whole.parquet")
+    nothing.write_parquet(tmp_path / "nothing.parquet")
+    nothing.write_ndjson(tmp_path / "nothing.ndjson")
+    model = tmp_path / "run" / "model.onnx"
+    for name, n in (
+        ("empty.csv", 0), ("whole.csv", 50), ("whole.parquet", 50), ("nothing.parquet", 50),
+        ("nothing.ndjson", 50),
+    ):  # fmt: skip
+        scored = tmp_path / f"scored-{name}"
+        code, out, err = headrace("predict", model, "--input", tmp_path / name, "--output", scored)
+        assert code == 0, err
+        assert f"{n} read = {n} predicted" in out or (n == 0 and "0 read" in out)
+
+
 def test_predict_without_its_columns_names_the_first(
     trained: Path, headrace: Headrace, tmp_path: Path, rows: Rows
 ) -> None:
