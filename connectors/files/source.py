@@ -943,7 +943,8 @@ class FilesSource(Source):
 
 
 def header(raw: bytes | None, name: str, dialect: Dialect, encoding: str = "utf-8") -> list[str]:
-    """Column names of a CSV's first row; none where there is none.
+    """Column names of a CSV's first row; none where there is none. One without a name, as before an
+    index or behind a last comma, is called by its number: ``column_1`` is the first.
 
     Raises: UserError when it is in another encoding, or names a column twice.
     """
@@ -953,9 +954,8 @@ def header(raw: bytes | None, name: str, dialect: Dialect, encoding: str = "utf-
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE
     try:
         lines = io.StringIO(raw.decode(encoding).strip("\r\n"))
-        names = next(
-            csv.reader(lines, delimiter=dialect.delimiter, quotechar=quote, quoting=quoting)
-        )
+        read = csv.reader(lines, delimiter=dialect.delimiter, quotechar=quote, quoting=quoting)
+        names = [name or f"column_{i}" for i, name in enumerate(next(read), start=1)]
     except UnicodeDecodeError as error:
         raise UserError(
             f"The header of {name} cannot be read: {error}; set [source] encoding, for instance "

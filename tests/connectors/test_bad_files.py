@@ -46,6 +46,15 @@ def test_files_of_several_formats(tmp_path: Path) -> None:
         files(tmp_path / "*")
 
 
+def test_a_column_without_a_name_is_called_by_its_number(tmp_path: Path) -> None:
+    """As an index is written, and a comma at the end of every line."""
+    (tmp_path / "a.csv").write_text(",x,\n0,1.5,a\n1,2.5,b\n")
+    source = files(tmp_path / "a.csv")
+    schema = source.schema({})
+    assert schema == {"column_1": pl.Int64(), "x": pl.Float64(), "column_3": pl.String()}
+    assert decoded(source, drain(source), schema).rows() == [(0, 1.5, "a"), (1, 2.5, "b")]
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".csv.gz", ".csv.zst"])
 def test_a_csv_without_its_header(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"empty{suffix}"
