@@ -12,6 +12,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from tests.waiting import HANG
+
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -37,7 +39,7 @@ def look(page: Path, folder: Path, *, dark: bool, size: tuple[int, int] = (1240,
         ],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG,
         check=True,
     )
     said = [line for line in done.stderr.splitlines() if "CONSOLE" in line]

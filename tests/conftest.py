@@ -1,8 +1,18 @@
-"""Where the learners of the tests compute."""
+"""Where the learners of the tests compute, in which order tests run, and no verdict of Hypothesis
+on speed."""
 
 from __future__ import annotations
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("headrace", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("headrace")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow ones first: a worker that starts one at the end leaves the others nothing to do."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -10,8 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-WAIT = 60.0
-"""Seconds to come up, or to go."""
+from tests.waiting import HANG
 
 
 class Server:
@@ -71,7 +70,7 @@ class Server:
             self._process = subprocess.Popen(
                 command, stdout=log, stderr=log, start_new_session=True, **settings
             )
-        deadline = time.monotonic() + WAIT
+        deadline = time.monotonic() + HANG
         while not self._answers():
             try:
                 self._process.wait(0.05)
@@ -84,7 +83,7 @@ class Server:
         process, self._process = self._process, None
         if process is not None:
             process.send_signal(number)
-            process.wait(WAIT)
+            process.wait(HANG)
 
 
-__all__ = ["WAIT", "Server"]
+__all__ = ["Server"]

@@ -7,8 +7,8 @@ import importlib
 
 NAMES = (
     "linear", "scrub", "formats", "inputs", "explore", "loading", "images", "ragged", "memory",
-    "tuning", "deadline", "training", "inference", "augment", "learning", "kafka", "sink",
-    "trickle", "soak",
+    "tuning", "verdict", "deadline", "training", "inference", "augment", "learning", "kafka",
+    "sink", "trickle", "soak",
 )  # fmt: skip
 """All that run everywhere; ``gpu`` must be asked for."""
 

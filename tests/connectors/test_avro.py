@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -27,6 +26,7 @@ from connectors.kafka.source import KafkaSource
 from engine.types import HeadraceError, Schema, UserError
 from tests.connectors.conftest import records, told
 from tests.registry import own_registry, shared_registry
+from tests.waiting import HANG, until
 
 Fields = list[dict[str, Any]]
 
@@ -492,7 +492,7 @@ class Server:
                 outer.headers.append(self.headers)
                 said = answer(self.path)
                 if said is None:
-                    outer.ended.wait(30)
+                    outer.ended.wait(HANG)
                     return
                 body = said[1] if isinstance(said[1], bytes) else json.dumps(said[1]).encode()
                 self.send_response(said[0])
@@ -567,7 +567,7 @@ def test_one_that_never_answers(serve: Callable[[Answer], Server]) -> None:
 
 def test_who_waits_can_be_woken(serve: Callable[[Answer], Server]) -> None:
     server = serve(lambda path: (500, {}))
-    made = Avro(Registry(server.url, patience=600.0), topics=["t"])
+    made = Avro(Registry(server.url, patience=2 * HANG), topics=["t"])
     said: list[HeadraceError] = []
 
     def decode() -> None:
@@ -578,11 +578,9 @@ def test_who_waits_can_be_woken(serve: Callable[[Answer], Server]) -> None:
 
     thread = threading.Thread(target=decode)
     thread.start()
-    deadline = time.monotonic() + 20
-    while not server.paths:
-        assert time.monotonic() < deadline, "it was not asked within 20 s"
+    until(lambda: server.paths, what="a question")
     made.interrupt()
-    thread.join(20)
+    thread.join(HANG)
     assert not thread.is_alive()
     assert len(said) == 1
 

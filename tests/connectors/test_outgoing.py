@@ -34,6 +34,7 @@ from connectors.kafka.outgoing import OVERHEAD, Batch, Outgoing, headed, murmur2
 from engine.types import HeadraceError, Values
 from tests.broker import Broker, shared_broker, skip_without_tools
 from tests.crash import kit
+from tests.waiting import HANG
 
 BYTES = st.none() | st.binary(max_size=200)
 HEADERS = st.lists(st.tuples(st.text(max_size=5), st.binary(max_size=80)), max_size=3)
@@ -314,7 +315,7 @@ def test_no_request_of_a_transaction_is_lost_while_the_broker_is_away(
         return found(*answer)
 
     def back() -> None:
-        if refused.wait(20):
+        if refused.wait(HANG):
             frail.start()
 
     monkeypatch.setattr(KafkaConnectionManager, "update_backoff", failed)
@@ -347,4 +348,4 @@ def stop(broker: Broker, out: Delivery) -> None:
     connection = out.connect()._sender._client._manager._conns["coordinator-1"]
     connection.close_future.add_both(lambda _: seen.set())
     broker.stop()
-    assert seen.wait(20)
+    assert seen.wait(HANG)

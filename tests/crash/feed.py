@@ -1,4 +1,5 @@
-"""Sends records to a topic's partitions in turn until its standard input ends, then says how many:
+"""Sends records to a topic's partitions in turn until its standard input ends. It says "begun" once
+the first are there, and how many there were at the end:
 ``python -m tests.crash.feed BOOTSTRAP TOPIC PARTITIONS RATE MODULE:FUNCTION``.
 
 A process of its own, because kafka-python leaves the sockets that a broker refused to the
@@ -23,13 +24,15 @@ def main() -> None:
         bootstrap_servers=bootstrap, acks="all", enable_idempotence=True,
         delivery_timeout_ms=300_000, max_block_ms=300_000, reconnect_backoff_max_ms=500,
     )  # fmt: skip
-    print("sending", flush=True)  # noqa: T201 - what is waited for
     step = max(1, int(rate) // 20)
     sent = 0
     while not select.select([sys.stdin], [], [], step / int(rate))[0]:
         for _ in range(step):
             producer.send(topic, record(sent), partition=sent % int(partitions))
             sent += 1
+        if sent == step:
+            producer.flush()
+            print("begun", flush=True)  # noqa: T201 - the answer
     producer.flush()
     producer.close()
     print(sent)  # noqa: T201 - the answer

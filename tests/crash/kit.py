@@ -22,7 +22,8 @@ from typing import Any, Self
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
-OPEN_SECONDS = 120.0
+from tests.waiting import HANG, until
+
 Place = tuple[str, int, int]
 """Topic, partition, offset."""
 
@@ -52,6 +53,11 @@ class Engine:
         self.starts += 1
 
     @property
+    def process(self) -> subprocess.Popen[bytes] | None:
+        """That was started last and not ended by us."""
+        return self._process
+
+    @property
     def running(self) -> bool:
         """Whether the process is there."""
         return self._process is not None and self._process.poll() is None
@@ -63,6 +69,11 @@ class Engine:
     def stop(self) -> int:
         """SIGTERM: the batch in hand, a checkpoint, goodbye. The exit code."""
         return self._end(signal.SIGTERM)
+
+    def wait(self) -> int:
+        """Until it has done its work. The exit code."""
+        assert self._process is not None
+        return self._process.wait(HANG)
 
     def records(self) -> list[dict[str, Any]]:
         """Its log so far, all starts together."""
@@ -78,11 +89,12 @@ class Engine:
         if process is None:
             return 0
         process.send_signal(number)
-        return process.wait(60)
+        return process.wait(HANG)
 
 
 class Feed:
     """A process that sends records to a topic's partitions in turn until it is left; see `feed.py`.
+    Entered, it has sent some.
 
     Args:
         record: "module:function" that makes a number a value.
@@ -101,7 +113,7 @@ class Feed:
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, text=True)
         assert self._process.stdout is not None
-        assert self._process.stdout.readline() == "sending\n", "the feed failed"
+        assert self._process.stdout.readline() == "begun\n", "the feed failed"
         return self
 
     def __exit__(
@@ -110,7 +122,7 @@ class Feed:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        out, _ = self._process.communicate(timeout=300)
+        out, _ = self._process.communicate(timeout=2 * HANG)
         assert self._process.returncode == 0, "the feed failed"
         self.sent = int(out)
 
@@ -210,10 +222,7 @@ def account(
     Args:
         letters: places of dead letters.
     """
-    deadline = time.monotonic() + OPEN_SECONDS
-    while in_transaction(bootstrap, sink):
-        assert time.monotonic() < deadline, f"a transaction on {sink} does not end"
-        time.sleep(0.25)  # between two questions
+    until(lambda: not in_transaction(bootstrap, sink), what="the end of a transaction")
     places = {
         (r.topic, r.partition, r.offset)
         for topic in sources
@@ -266,7 +275,7 @@ def in_transaction(bootstrap: str, topic: str) -> bool:
     return bool(ends[0] != ends[1])
 
 
-def caught_up(bootstrap: str, group: str, topics: Sequence[str], seconds: float) -> None:
+def caught_up(bootstrap: str, group: str, topics: Sequence[str], seconds: float = HANG) -> None:
     """Return when the group has committed all there is. Raises: TimeoutError."""
     deadline = time.monotonic() + seconds
     left: dict[Any, Any] = {}

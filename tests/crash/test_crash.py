@@ -7,9 +7,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,14 +25,15 @@ from tests.crash.kit import (
     caught_up,
     in_transaction,
 )
+from tests.pipelines.test_crash import newest
+from tests.waiting import until
 
 FULL = os.environ.get("HEADRACE_CRASH") == "full"
 REBALANCES = 50 if FULL else 8
 KILLS = 25 if FULL else 3  # of each of two engines
 RESTARTS = 5 if FULL else 2
-SECONDS = 120.0
 ROW = "tests.crash.test_crash:row"
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3_600 if FULL else 600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3_600)]
 
 COMMON = """
 name = "{name}"
@@ -143,7 +141,7 @@ def test_every_record_through_rebalances(
             trouble.rebalance(REBALANCES)
         for engine in engines:
             engine.start()
-        caught_up(broker.bootstrap, f"clean-{topic}", [topic], SECONDS)
+        caught_up(broker.bootstrap, f"clean-{topic}", [topic])
         ended(engines)
     finally:
         for engine in engines:
@@ -177,7 +175,7 @@ def test_training_and_inference_through_kills_and_restarts(
                 trouble.kill(2 * KILLS // RESTARTS)
                 cut += restarted(broker, sink, in_the_middle=restart < 2)
         for group in ("train", "infer"):
-            caught_up(broker.bootstrap, f"{group}-{topic}", [topic], SECONDS)
+            caught_up(broker.bootstrap, f"{group}-{topic}", [topic])
         ended(engines)
     finally:
         for engine in engines:
@@ -205,9 +203,8 @@ def exported(folder: Path) -> Path:
 def restarted(broker: Broker, topic: str, *, in_the_middle: bool) -> int:
     """Kill the broker and start it on the same data; 1 if that was in the middle of a
     transaction."""
-    deadline = time.monotonic() + SECONDS
-    while in_the_middle and not in_transaction(broker.bootstrap, topic):
-        assert time.monotonic() < deadline, "no transaction is open"
+    if in_the_middle:
+        until(lambda: in_transaction(broker.bootstrap, topic), what="a transaction")
     broker.kill()
     broker.start()
     return int(in_the_middle)
@@ -235,7 +232,7 @@ def test_weights_are_those_of_an_untroubled_run(
     weights = []
     for name, kills in (("untroubled", 0), ("killed", KILLS)):
         file = pipeline(name, topic, TRAIN, source=source)
-        to_the_end(file, sets, tmp_path / f"{name}.log", kills)
+        to_the_end(file, sets, tmp_path / name / "checkpoints", kills)
         run = Run(file, sets)
         state = run.checkpoints.load(run.identity)
         assert state is not None
@@ -244,24 +241,17 @@ def test_weights_are_those_of_an_untroubled_run(
     same(*weights)
 
 
-def to_the_end(file: Path, sets: list[str], log: Path, kills: int) -> None:
+def to_the_end(file: Path, sets: list[str], checkpoints: Path, kills: int) -> None:
+    """Run it; SIGKILL so many times, each one or two checkpoints further into its work."""
     chance = random.Random(3)
-    command = [sys.executable, "-m", "engine.cli", "run", str(file), "--log-format", "json"]
-    command += [word for text in sets for word in ("--set", text)]
-    left = kills
-    while True:
-        with log.open("ab") as out:
-            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=out)
-        try:
-            # From the start of the process to somewhere in the middle of its work.
-            code = process.wait(chance.uniform(3.0, 5.0) if left else SECONDS)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            left -= 1
-            continue
-        assert code == 0, log.read_text()[-2_000:]
-        return
+    engine = Engine(file, sets, file.with_suffix(".log"))
+    for _ in range(kills):
+        further = newest(checkpoints) + chance.randint(1, 2)
+        engine.start()
+        until(lambda: newest(checkpoints) >= further, process=engine.process)  # noqa: B023
+        engine.kill()
+    engine.start()
+    assert engine.wait() == 0, engine.log.read_text()[-2_000:]
 
 
 def same(a: Any, b: Any) -> None:

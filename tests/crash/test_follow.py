@@ -12,21 +12,19 @@ import os
 import random
 import shutil
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
 import pytest
 
 from tests.crash.kit import Engine
+from tests.waiting import until
 
 FULL = os.environ.get("HEADRACE_CRASH") == "full"
 KILLS = 10 if FULL else 3
 SECONDS = 60.0
-PATIENCE = 240.0
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3_600)]
 
 PIPELINE = """
 name = "follow"
@@ -130,15 +128,6 @@ def results(folder: Path) -> Counter[int]:
     return found
 
 
-def until(reached: Callable[[], bool], engine: Engine) -> None:
-    """Wait for it, while the engine runs."""
-    end = time.monotonic() + PATIENCE
-    while not reached():
-        assert engine.running, engine.log.read_text()[-2_000:]
-        assert time.monotonic() < end, engine.log.read_text()[-2_000:]
-        time.sleep(0.05)
-
-
 def test_every_line_once(tmp_path: Path) -> None:
     file = tmp_path / "follow.toml"
     file.write_text(PIPELINE.format(folder=tmp_path))
@@ -147,7 +136,7 @@ def test_every_line_once(tmp_path: Path) -> None:
     (_full if FULL else _bounded)(writer, engine, tmp_path)
     writer.close()
     engine.start()
-    until(lambda: len(results(tmp_path)) >= writer.n, engine)
+    until(lambda: len(results(tmp_path)) >= writer.n, process=engine.process)
     assert engine.stop() == 0
     found = results(tmp_path)
     doubled = {n: times for n, times in found.items() if times > 1}
@@ -165,7 +154,7 @@ def _bounded(writer: Writer, engine: Engine, folder: Path) -> None:
             writer.step()
         engine.start()
         before = len(results(folder))
-        until(lambda before=before: len(results(folder)) > before, engine)  # type: ignore[misc]
+        until(lambda: len(results(folder)) > before, process=engine.process)  # noqa: B023
         for _ in range(60):
             writer.step()
         engine.kill()

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.budget import Budget
+from tests.waiting import HANG
 
 
 def test_a_new_ledger_is_empty() -> None:
@@ -83,7 +84,7 @@ def test_threads_do_not_lose_bytes() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(HANG)
     assert budget.held() == {"shared": 8_000} | {f"h{i}": 2_000 for i in range(4)}
     assert budget.used == 16_000
 

@@ -24,9 +24,7 @@ from hypothesis import strategies as st
 from engine.budget import Bell, Budget
 from engine.channel import Channel, Closed, Empty
 from engine.types import EndOfStream
-
-WAIT = 20.0
-"""Seconds after which a test calls a thread hung."""
+from tests.waiting import HANG
 
 
 class Announcing(Bell):
@@ -58,7 +56,7 @@ class Work(threading.Thread):
             self._error = error
 
     def result(self) -> object:
-        self.join(WAIT)
+        self.join(HANG)
         assert not self.is_alive(), "the thread hangs"
         if self._error is not None:
             raise self._error
@@ -80,7 +78,7 @@ def ints(total: int, max_items: int | None = None, share: float = 1.0) -> Channe
 def drain(channel: Channel[int]) -> Iterator[int]:
     with contextlib.suppress(EndOfStream):
         while True:
-            yield channel.get(WAIT)
+            yield channel.get(HANG)
 
 
 # -------------------------------------------------------------------------------- 1 order and count
@@ -120,7 +118,7 @@ def test_nothing_is_lost_doubled_or_held_too_long(
     with contextlib.suppress(EndOfStream):
         while True:
             with contextlib.suppress(Empty):
-                got.append(channel.get(0.0005 if delays else WAIT))
+                got.append(channel.get(0.0005 if delays else HANG))
     producer.result()
     assert got == sizes
     assert budget.peak <= max([total, *sizes])
@@ -164,7 +162,7 @@ def test_two_channels_on_one_budget_never_block_each_other(
     got: list[int] = []
     with contextlib.suppress(EndOfStream):
         while True:
-            got += ready.get(WAIT)
+            got += ready.get(HANG)
     for thread in threads:
         thread.result()
     assert got == sizes
@@ -181,10 +179,10 @@ def test_put_waits_until_the_item_fits() -> None:
     put_waits, _ = announce(channel)
     channel.put(6)
     producer = Work(lambda: channel.put(5))
-    assert put_waits.wait(WAIT)
+    assert put_waits.wait(HANG)
     assert (len(channel), channel.nbytes) == (1, 6)
-    assert channel.get(WAIT) == 6
-    assert channel.get(WAIT) == 5
+    assert channel.get(HANG) == 6
+    assert channel.get(HANG) == 5
     producer.result()
     assert channel.put_wait_seconds > 0
 
@@ -196,7 +194,7 @@ def test_room_given_back_by_another_holder_wakes_a_put() -> None:
     budget.acquire("sink", 8)
     channel.put(1)
     producer = Work(lambda: channel.put(2))
-    assert put_waits.wait(WAIT)
+    assert put_waits.wait(HANG)
     budget.release("sink", 1)
     producer.result()
     assert budget.held() == {"sink": 7, "raw": 3}
@@ -208,9 +206,9 @@ def test_put_waits_while_max_items_are_waiting() -> None:
     channel.put(1)
     channel.put(2)
     producer = Work(lambda: channel.put(3))
-    assert put_waits.wait(WAIT)
+    assert put_waits.wait(HANG)
     assert len(channel) == 2
-    assert channel.get(WAIT) == 1
+    assert channel.get(HANG) == 1
     producer.result()
     assert len(channel) == 2
 
@@ -222,12 +220,12 @@ def test_a_channel_fills_its_share_and_leaves_the_rest() -> None:
     put_waits, _ = announce(raw)
     raw.put(50)
     producer = Work(lambda: raw.put(1))
-    assert put_waits.wait(WAIT)
+    assert put_waits.wait(HANG)
     ready.put(20)
     ready.put(30)
     assert budget.held() == {"raw": 50, "ready": 50}
-    assert raw.get(WAIT) == 50
-    assert raw.get(WAIT) == 1
+    assert raw.get(HANG) == 50
+    assert raw.get(HANG) == 1
     producer.result()
 
 
@@ -237,7 +235,7 @@ def test_a_channel_fills_its_share_and_leaves_the_rest() -> None:
 def test_an_empty_channel_accepts_an_item_bigger_than_the_budget() -> None:
     channel = ints(10)
     channel.put(1_000)
-    assert channel.get(WAIT) == 1_000
+    assert channel.get(HANG) == 1_000
     assert channel._budget.peak == 1_000
 
 
@@ -249,9 +247,9 @@ def test_an_empty_channel_accepts_one_item_although_others_fill_the_budget() -> 
     channel.put(10)
     put_waits, _ = announce(channel)
     producer = Work(lambda: channel.put(1))
-    assert put_waits.wait(WAIT), "only one item"
-    assert channel.get(WAIT) == 10
-    assert channel.get(WAIT) == 1
+    assert put_waits.wait(HANG), "only one item"
+    assert channel.get(HANG) == 10
+    assert channel.get(HANG) == 1
     producer.result()
 
 
@@ -259,11 +257,11 @@ def test_a_channel_is_not_empty_while_the_consumer_holds_an_item() -> None:
     channel = ints(10)
     put_waits, _ = announce(channel)
     channel.put(100)
-    assert channel.get(WAIT) == 100
+    assert channel.get(HANG) == 100
     producer = Work(lambda: channel.put(200))
-    assert put_waits.wait(WAIT)
+    assert put_waits.wait(HANG)
     assert (len(channel), channel.nbytes) == (0, 100)
-    assert channel.get(WAIT) == 200
+    assert channel.get(HANG) == 200
     producer.result()
     assert channel._budget.peak == 200
 
@@ -275,9 +273,9 @@ def test_bytes_are_held_until_the_next_item_is_asked_for() -> None:
     channel = ints(10)
     channel.put(4)
     channel.put(3)
-    assert channel.get(WAIT) == 4
+    assert channel.get(HANG) == 4
     assert channel._budget.held() == {"raw": 7}
-    assert channel.get(WAIT) == 3
+    assert channel.get(HANG) == 3
     assert channel._budget.held() == {"raw": 3}
     with pytest.raises(Empty):
         channel.get(0)
@@ -290,7 +288,7 @@ def test_the_channel_itself_keeps_no_reference_to_what_it_gave_away() -> None:
 
     channel = Channel[Item]("raw", Budget(10), lambda item: 1)
     channel.put(Item())
-    alive = weakref.ref(channel.get(WAIT))
+    alive = weakref.ref(channel.get(HANG))
     gc.collect()
     assert alive() is None
     assert channel.nbytes == 1
@@ -314,7 +312,7 @@ def test_memory_stays_at_the_budget_plus_one_item() -> None:
     received = 0
     with contextlib.suppress(EndOfStream):
         while True:
-            received += len(channel.get(WAIT))
+            received += len(channel.get(HANG))
     producer.result()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -339,7 +337,7 @@ def test_a_waiting_get_wakes_when_an_item_comes() -> None:
     channel = ints(10)
     _, get_waits = announce(channel)
     consumer = Work(channel.get)
-    assert get_waits.wait(WAIT)
+    assert get_waits.wait(HANG)
     channel.put(7)
     assert consumer.result() == 7
     assert channel.get_wait_seconds > 0
@@ -350,7 +348,7 @@ def test_observers_hear_every_hop_and_how_long_it_waited() -> None:
     gets: list[float] = []
     channel = Channel[int]("raw", Budget(10), int, on_put_wait=puts.append, on_get_wait=gets.append)
     channel.put(1)
-    channel.get(WAIT)
+    channel.get(HANG)
     with pytest.raises(Empty):
         channel.get(0.01)
     assert puts == [0.0]
@@ -377,7 +375,7 @@ def test_a_waiting_get_wakes_at_the_end() -> None:
     channel = ints(10)
     _, get_waits = announce(channel)
     consumer = Work(channel.get)
-    assert get_waits.wait(WAIT)
+    assert get_waits.wait(HANG)
     channel.finish()
     with pytest.raises(EndOfStream):
         consumer.result()
@@ -423,7 +421,7 @@ def test_a_waiting_get_wakes_at_a_failure() -> None:
     channel = ints(10)
     _, get_waits = announce(channel)
     consumer = Work(channel.get)
-    assert get_waits.wait(WAIT)
+    assert get_waits.wait(HANG)
     channel.fail(OSError("disk gone"))
     with pytest.raises(OSError, match="disk gone"):
         consumer.result()
@@ -462,7 +460,7 @@ def test_close_wakes_a_waiting_put_and_gives_all_bytes_back() -> None:
     channel.put(4)
     assert channel.get() == 6
     producer = Work(lambda: channel.put(9))
-    assert put_waits.wait(WAIT)
+    assert put_waits.wait(HANG)
     channel.close()
     with pytest.raises(Closed):
         producer.result()
@@ -473,7 +471,7 @@ def test_close_wakes_a_waiting_get() -> None:
     channel = ints(10)
     _, get_waits = announce(channel)
     consumer = Work(channel.get)
-    assert get_waits.wait(WAIT)
+    assert get_waits.wait(HANG)
     channel.close()
     with pytest.raises(Closed):
         consumer.result()
@@ -503,7 +501,7 @@ def test_close_gives_room_to_the_other_channels() -> None:
     staying.put(1)
     closing.put(9)
     producer = Work(lambda: staying.put(5))
-    assert put_waits.wait(WAIT)
+    assert put_waits.wait(HANG)
     closing.close()
     producer.result()
     assert budget.held() == {"closing": 0, "staying": 6}
@@ -568,7 +566,7 @@ def interrupt_when(waiting: threading.Event) -> Iterator[None]:
     before = signal.signal(signal.SIGINT, handle)
 
     def send() -> None:
-        assert waiting.wait(WAIT)
+        assert waiting.wait(HANG)
         signal.pthread_kill(target, signal.SIGINT)
         while not caught.wait(0.05):  # one that comes just before the sleep does not end it
             signal.pthread_kill(target, signal.SIGINT)
@@ -599,7 +597,7 @@ def test_an_interrupted_get_leaves_the_channel_as_it_was() -> None:
     with interrupt_when(get_waits):
         channel.get()
     channel.put(3)
-    assert channel.get(WAIT) == 3
+    assert channel.get(HANG) == 3
     channel.close()
     assert channel._budget.used == 0
 
@@ -688,7 +686,7 @@ def test_after_an_interrupt_anywhere_close_wakes_the_other_side() -> None:
     for channel in everywhere(interrupt, hop):
         put_waits, _ = announce(channel)
         producer = Work(functools.partial(put_all, channel, [9, 9, 9]))
-        assert put_waits.wait(WAIT)
+        assert put_waits.wait(HANG)
         channel.close()
         with pytest.raises(Closed):
             producer.result()
@@ -702,7 +700,7 @@ def test_a_size_that_cannot_be_taken_leaves_the_channel_as_it_was() -> None:
     with pytest.raises(AssertionError, match="size_of gave -1 bytes"):
         channel.put([-1])
     channel.put([2])
-    assert channel.get(WAIT) == [2]
+    assert channel.get(HANG) == [2]
 
 
 @pytest.mark.parametrize("options", [{"max_items": 0}, {"share": 0.0}, {"share": 1.5}])

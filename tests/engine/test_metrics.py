@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from engine.metrics import LATENCY, NAMES, ROWS, WORK, Metrics, Name, attribute, safe_label
 from engine.types import HeadraceError
 from tests.promtool import promtool
+from tests.waiting import HANG
 
 UNITS = ("seconds", "bytes", "records", "values", "rows", "items", "steps", "ratio")
 UNITLESS = {
@@ -247,7 +248,7 @@ def test_scraping_while_others_write_loses_nothing() -> None:
     while any(thread.is_alive() for thread in threads):
         page(metrics)
     for thread in threads:
-        thread.join(30)
+        thread.join(HANG)
     values = samples(metrics)
     assert values["headrace_source_records_total", ()] == 3_000
     assert values["headrace_stage_seconds_count", (("stage", "stage1"),)] == 500

@@ -126,10 +126,13 @@ MISFITS: dict[str, tuple[dict[str, Any], str]] = {
     "no sources": ({}, r"expects its sources as tables \[source.sources.NAME\]"),
     "no kind": ({"a": {"weight": 1}}, r"\[source.sources.a\].*needs the key 'kind'"),
     "a text": (
-        {"a": {"kind": "files", "path": "{rows}", "weight": "2"}},
-        "expects a number, got '2'",
+        {"a": {"kind": "files", "path": "{rows}", "weight": "much"}},
+        "expected a number >= 0 for 'weight', got \"much\"",
     ),
-    "negative": ({"a": {"kind": "files", "path": "{rows}", "weight": -1}}, "0 or more, got -1"),
+    "negative": (
+        {"a": {"kind": "files", "path": "{rows}", "weight": -1}},
+        "expected a number >= 0 for 'weight', got -1",
+    ),
     "nobody": ({"a": {"kind": "files", "path": "{rows}", "weight": 0}}, "gives nobody a row"),
     "a colon": ({"a:b": {"kind": "files", "path": "{rows}"}}, "letters, digits"),
     "within": ({"a": {"kind": "mix"}}, "cannot be mixed"),

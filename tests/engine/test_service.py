@@ -27,12 +27,13 @@ from engine.service import (
     _room,
 )
 from engine.types import HeadraceError, UserError
+from tests.waiting import HANG
 
 FREE = Service.Settings(port=0)
 
 
 def get(service: Service, path: str) -> httpx.Response:
-    return httpx.get(service.url + path, timeout=20, trust_env=False)
+    return httpx.get(service.url + path, timeout=HANG, trust_env=False)
 
 
 def threads() -> set[str]:
@@ -78,26 +79,43 @@ def test_a_heart_that_beats_is_alive_and_one_that_stalls_is_not(metrics: Metrics
     assert heart.age() == 0
 
 
+class Bellman(logging.Handler):
+    """Counts what is said; a thread may wait for the next."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said = threading.Semaphore(0)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._said.release()
+
+    def listen(self) -> None:
+        assert self._said.acquire(timeout=HANG)
+
+
 def test_a_stall_is_said_once_and_so_is_its_end(caplog: pytest.LogCaptureFixture) -> None:
-    heart = Heartbeat(0.02)
+    heart, bellman = Heartbeat(0.02), Bellman()
 
-    def told() -> list[str]:
-        return [record.getMessage() for record in caplog.records]
+    def stuck() -> None:
+        heart.beat(-1e9)
+        bellman.listen()
 
-    def stuck(count: int) -> None:
-        while len(told()) < count:
-            heart.beat(-1e9)
+    def well() -> None:
+        heart.beat(1e9)
+        bellman.listen()
 
-    def well(count: int) -> None:
-        while len(told()) < count:
-            heart.beat(1e9)
-
-    with heart.watched():
-        stuck(1)
-        well(2)
-        stuck(3)
-        well(4)
-    stalls, ends = told()[::2], told()[1::2]
+    logging.getLogger().addHandler(bellman)
+    try:
+        heart.beat(1e9)
+        with heart.watched():
+            for _ in range(2):
+                stuck()
+                well()
+    finally:
+        logging.getLogger().removeHandler(bellman)
+    told = [record.getMessage() for record in caplog.records]
+    stalls, ends = told[::2], told[1::2]
+    assert len(stalls) == 2
     assert all(re.fullmatch(r"stalled: no progress for [\d.e+]+ s; 0.02 s are allowed", s)
                for s in stalls)  # fmt: skip
     assert ends == ["goes on after a stall"] * 2
@@ -180,7 +198,7 @@ def test_it_answers_when_start_returns_and_leaves_nothing_behind(metrics: Metric
         service.stop()
         assert threads() == before
         with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", port), timeout=5)
+            socket.create_connection(("127.0.0.1", port), timeout=HANG)
 
 
 def test_disabled_there_is_no_page(metrics: Metrics) -> None:
@@ -258,7 +276,7 @@ def test_it_listens_on_ipv6_too(metrics: Metrics) -> None:
 
 def slow_reader(service: Service) -> socket.socket:
     """Asks for the page, many times, and reads nothing."""
-    reader = socket.create_connection(("127.0.0.1", service.port), timeout=10)
+    reader = socket.create_connection(("127.0.0.1", service.port), timeout=HANG)
     reader.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n" * 200)
     return reader
 
@@ -269,7 +287,7 @@ def test_a_slow_reader_stalls_neither_others_nor_the_end(metrics: Metrics) -> No
     before = threads()
     with Service(metrics, FREE) as service:
         readers = [slow_reader(service) for _ in range(3)]
-        silent = socket.create_connection(("127.0.0.1", service.port), timeout=10)
+        silent = socket.create_connection(("127.0.0.1", service.port), timeout=HANG)
         assert "m299" in get(service, "/metrics").text
         metrics.steps.inc()
         thread = service._thread
@@ -282,7 +300,7 @@ def test_a_slow_reader_stalls_neither_others_nor_the_end(metrics: Metrics) -> No
 
 def test_garbage_does_not_end_the_service(service: Service) -> None:
     for noise in (b"\x00\xff\x16\x03\x01" * 100, b"GET " + b"/" * 100_000, b""):
-        with socket.create_connection(("127.0.0.1", service.port), timeout=10) as reader:
+        with socket.create_connection(("127.0.0.1", service.port), timeout=HANG) as reader:
             reader.sendall(noise)
     assert get(service, "/livez").status_code == 200
 
@@ -292,7 +310,7 @@ def idle(service: Service, n: int) -> list[socket.socket]:
     made = []
     for _ in range(n):
         reader = socket.socket()
-        reader.settimeout(20)
+        reader.settimeout(HANG)
         reader.connect(("127.0.0.1", service.port))
         made.append(reader)
     return made

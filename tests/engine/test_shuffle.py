@@ -173,7 +173,6 @@ def test_a_block_that_fills_slowly_lets_the_loop_act_and_goes_after_max_delay() 
     with loader(MemorySource.of(items), max_delay=0.05) as batches:
         first = next(batch for batch in batches if len(batch))
     assert sorted(first.frame["a"].to_list()) == [0, 1, 2]
-    assert time.monotonic() - first.arrived < 10
 
 
 def test_its_bytes_count_and_close_a_block() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from engine.preflight import preflight
 from engine.run import Run
 from engine.types import UserError
 from tests.scrub.pictures import encoded
+from tests.waiting import until
 
 ALL: dict[str, Any] = {
     "jitter": {"columns": ["a", "b"], "scale": 0.2},
@@ -180,12 +180,8 @@ def kill(file: Path, checkpoints: Path) -> None:
     before = set(checkpoints.glob("*"))
     command = [sys.executable, "-m", "engine.cli", "run", str(file)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
     try:
-        while set(checkpoints.glob("*")) <= before:
-            assert process.poll() is None, "it ended before it could be killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+        until(lambda: set(checkpoints.glob("*")) - before, process=process, what="a checkpoint")
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()

@@ -23,6 +23,7 @@ import pytest
 
 from engine.loop import Totals
 from tests.pipelines.conftest import Headrace, Rows, Small
+from tests.waiting import HANG
 
 Change = tuple[str, str]
 
@@ -365,7 +366,7 @@ def test_a_read_only_output_folder(tmp_path: Path, rows: Rows, small: Small) -> 
     (tmp_path / "out").mkdir(mode=0o555)
     drop = ["setpriv", "--bounding-set", "-dac_override", "--"] if os.geteuid() == 0 else []
     command = [*drop, sys.executable, "-m", "engine.cli", "run", str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=False)
     assert done.returncode == 2, done.stderr
     assert re.search(r"\[sink\] path '.*out' cannot be written: no permission at", done.stderr)
 

@@ -7,8 +7,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import polars as pl
 import pytest
 
 from engine.run import Run
+from tests.waiting import HANG, until
 
 KILLS = 25
 PIPELINE = """
@@ -168,16 +167,8 @@ def start(file: Path) -> subprocess.Popen[bytes]:
 
 def finish(file: Path) -> None:
     process = start(file)
-    _, errors = process.communicate(timeout=100)
+    _, errors = process.communicate(timeout=HANG)
     assert process.returncode == 0, errors.decode()
-
-
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
-    """Look every few milliseconds, until it is so or the process has ended."""
-    deadline = time.monotonic() + 60
-    while not condition() and process.poll() is None:
-        assert time.monotonic() < deadline, "no checkpoint within 60 s"
-        time.sleep(0.002)
 
 
 def newest(folder: Path) -> int:
@@ -227,12 +218,16 @@ def killed_and_whole(folder: Path, pipeline: str, data: Path, kills: int) -> dic
         checkpoints = folder / "killed" / "checkpoints"
         seen, more = newest(checkpoints), chance.randint(0, 2)
         process = start(files["killed"])
-        wait_until(lambda: newest(checkpoints) >= seen + more, process)  # noqa: B023
+        until(
+            lambda: newest(checkpoints) >= seen + more,  # noqa: B023
+            process=process,
+            what="a checkpoint",
+        )
         try:
             process.wait(timeout=chance.uniform(0, 0.05))
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
-        code = process.wait(timeout=60)
+        code = process.wait(timeout=HANG)
         assert process.stderr is not None
         assert code == -signal.SIGKILL, process.stderr.read().decode()
         process.stderr.close()
@@ -242,7 +237,6 @@ def killed_and_whole(folder: Path, pipeline: str, data: Path, kills: int) -> dic
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_killed_runs_end_where_an_uninterrupted_one_does(tmp_path: Path) -> None:
     data = tmp_path / "data.csv"
     write_data(data, 60_000)
@@ -267,7 +261,6 @@ def test_killed_runs_end_where_an_uninterrupted_one_does(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_what_draws_by_chance_draws_the_same_after_a_kill(tmp_path: Path) -> None:
     """Every row as often as it is read, in the same order, learned from as often."""
     for name, rows in (("much-0", 9_000), ("much-1", 5_000), ("much-2", 7_000), ("little", 6_000)):

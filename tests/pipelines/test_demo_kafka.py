@@ -16,7 +16,6 @@ DEMO = Path(__file__).parents[2] / "deploy" / "kafka" / "demo.py"
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_make_demo_kafka(tmp_path: Path) -> None:
     """Both engines end with an error below every baseline's, and the frozen one predicts every row
     of two years once."""

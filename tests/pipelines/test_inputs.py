@@ -15,7 +15,8 @@ import pytest
 from engine.preflight import preflight
 from engine.run import Run
 from tests.connectors.conftest import shard
-from tests.pipelines.test_crash import finish, newest, start, wait_until
+from tests.pipelines.test_crash import finish, newest, start
+from tests.waiting import HANG, until
 
 N = 3_000
 Make = Callable[[Path], dict[str, Any]]
@@ -119,9 +120,9 @@ def test_a_killed_run_ends_where_an_uninterrupted_one_does(make: Make, tmp_path:
     for _ in range(2):
         seen = newest(folder)
         process = start(file)
-        wait_until(lambda: newest(folder) >= seen + 2, process)  # noqa: B023
+        until(lambda: newest(folder) >= seen + 2, process=process)  # noqa: B023
         process.send_signal(signal.SIGKILL)
-        assert process.wait(timeout=60) == -signal.SIGKILL
+        assert process.wait(timeout=HANG) == -signal.SIGKILL
         assert process.stderr is not None
         process.stderr.close()
     finish(file)

@@ -23,7 +23,8 @@ from engine.types import Batch, Mark
 from tests.broker import Broker, shared_broker
 from tests.connectors.conftest import drain
 from tests.pipelines.conftest import Headrace, Rows, Small
-from tests.pipelines.test_service import Engine, samples
+from tests.pipelines.test_service import Engine, learned
+from tests.waiting import HANG
 
 FILES = 'kind = "files"\npath = '
 
@@ -249,7 +250,7 @@ def test_a_broker_that_is_not_there(topic: str, on_kafka: Callable[..., Path]) -
     file = on_kafka(topic)
     command = [sys.executable, "-m", "engine.cli", "run", str(file)]
     command += ["--set", "source.bootstrap=127.0.0.1:1", "--set", "source.timeout=0.5"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=False)
     assert done.returncode == 1
     assert "at 127.0.0.1:1 failed: " in done.stderr
     assert "is the broker up and its address right?" in done.stderr
@@ -314,6 +315,4 @@ port = 0
 
 
 def until_learned(made: Engine, rows: int) -> None:
-    deadline = time.monotonic() + 60
-    while samples(made.page("/metrics").text)["headrace_learned_records_total"] < rows:
-        assert time.monotonic() < deadline, f"{rows} rows were not learned within 60 s"
+    learned(made, rows - 1)

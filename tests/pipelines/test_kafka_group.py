@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -23,6 +22,7 @@ from engine.types import Batch, UserError
 from tests.broker import Broker, shared_broker
 from tests.crash.kit import account, caught_up
 from tests.pipelines.conftest import Headrace
+from tests.waiting import HANG, until
 
 PIPELINE = """
 name = "shared"
@@ -109,18 +109,10 @@ def running(file: Path, watch: Callable[[Loop, Batch], None] | None = None) -> I
         yield run
     finally:
         loop.stop()
-        thread.join(60)
+        thread.join(HANG)
         assert not thread.is_alive()
     if failed:
         raise failed[0]
-
-
-def until(what: Callable[[], Any], seconds: float = 25.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < deadline, "it did not come to that"
-        time.sleep(0.02)  # between two looks
-    return found
 
 
 def state(file: Path) -> dict[str, Any]:
@@ -221,32 +213,6 @@ def test_a_checkpoint_that_the_group_has_not_counted_is_passed_over(
         until(lambda: run.loop.resumed)
         until(lambda: run.loop.mark.positions == {f"{topic}/0": 500})
         assert run.loop.totals.learned == 300
-
-
-@pytest.mark.slow
-def test_a_learner_slower_than_the_session_stays_in_its_group(
-    broker: Broker, pipeline: Callable[..., Path]
-) -> None:
-    """Every batch takes longer than the session time-out, with the loader full behind it."""
-    topic = broker.topic(2)
-    fill(broker, topic, 2, 3_000)
-    pauses = threading.Event()
-    used: list[int] = []
-
-    def slow(loop: Loop, batch: Batch) -> None:
-        if len(batch) and not pauses.is_set():
-            used.append(loop.loader.budget.peak)
-            pauses.wait(8.0)  # the work itself: longer than the session of 6 s
-
-    loader = 'memory_budget = "128KiB"\nread_rows = 100'
-    file = pipeline("slow", topic, TRAIN, 'join = true\nmember = "slow"\nsession = 6', loader)
-    with running(file, watch=slow) as run:
-        until(lambda: len(used) >= 4, 90)
-        assert run.metrics.source_rebalances._value.get() == 1  # the first assignment
-        assert max(used) <= (128 << 10) * 1.5
-        pauses.set()
-        until(lambda: run.loop.totals.learned == 6_000)
-        assert run.metrics.source_rebalances._value.get() == 1
 
 
 @pytest.mark.parametrize("source", ["join = true", ""])

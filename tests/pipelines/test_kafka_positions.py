@@ -7,7 +7,6 @@ import contextlib
 import json
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from engine.types import Batch, HeadraceError, SharedSource
 from tests.broker import Broker, shared_broker
 from tests.pipelines.conftest import Headrace
 from tests.pipelines.test_service import started
+from tests.waiting import until
 
 PIPELINE = """
 name = "positions"
@@ -95,7 +95,7 @@ def places(topic: str, *spans: tuple[int, int, int]) -> list[tuple[str, int]]:
     return sorted((f"{topic}/{p}", at) for p, a, b in spans for at in range(a, b))
 
 
-def until(rows: int, file: Path) -> Summary:
+def until_read(rows: int, file: Path) -> Summary:
     """Run until so many rows were read in all; an endless source must not give more."""
 
     def watch(loop: Loop, batch: Batch) -> None:
@@ -122,13 +122,14 @@ def again(broker: Broker, topic: str, partitions: int = 1) -> None:
     """Delete a topic and make it anew."""
     admin = KafkaAdminClient(bootstrap_servers=broker.bootstrap)
     admin.delete_topics([topic])
-    deadline = time.monotonic() + 60
-    while True:
-        try:
+
+    def created() -> bool:
+        with contextlib.suppress(KafkaError):  # the old one is still being deleted
             admin.create_topics([NewTopic(topic, partitions, 1)])
-            break
-        except KafkaError:  # the old one is still being deleted
-            assert time.monotonic() < deadline
+            return True
+        return False
+
+    until(created)
     admin.close()
 
 
@@ -166,18 +167,24 @@ def test_what_comes_to_a_quiet_partition_while_no_engine_runs_is_read(
             noted(engine, broker, topic, way, tmp_path)
     broker.produce(topic, values(10, 17), partition=0)
     broker.produce(topic, values(10, 15), partition=1)
-    until(12, file)
+    until_read(12, file)
     assert results() == places(topic, (0, 10, 17), (1, 10, 15))
 
 
 def noted(engine: Any, broker: Broker, topic: str, way: str, tmp_path: Path) -> None:
     """Wait until both partitions' starts are where a start finds them."""
-    deadline = time.monotonic() + 60
-    while way != "joined" and not list((tmp_path / "run" / "checkpoints").glob("*.hrc")):
-        assert time.monotonic() < deadline
-    while way != "alone" and None in [committed(broker, topic, topic, p) for p in range(2)]:
-        assert time.monotonic() < deadline
-    assert engine.process.poll() is None
+    if way != "joined":
+        until(
+            lambda: list((tmp_path / "run" / "checkpoints").glob("*.hrc")),
+            process=engine.process,
+            what="a checkpoint",
+        )
+    if way != "alone":
+        until(
+            lambda: None not in [committed(broker, topic, topic, p) for p in range(2)],
+            process=engine.process,
+            what="a commit of both",
+        )
 
 
 def test_a_quiet_topic_of_a_mix_is_noted_too(
@@ -193,7 +200,7 @@ def test_a_quiet_topic_of_a_mix_is_noted_too(
     file.write_text(text[:head] + mixed + text[tail:])
     until_assigned(file)
     broker.produce(topic, values(10, 15))
-    until(5, file)
+    until_read(5, file)
     assert results() == [(f"a:{topic}/0", at) for at in range(10, 15)]
 
 
@@ -211,21 +218,21 @@ def test_a_topic_made_anew_between_two_runs(
     broker.produce(topic, values(0, 10))
     group = "" if way == "alone" else f'group = "{topic}"\n' + "join = true\n" * (way == "joined")
     file = write([topic], group + f'lost = "{lost}"')
-    until(10, file)
+    until_read(10, file)
     again(broker, topic)
     broker.produce(topic, values(0, 30))
     if lost == "fail":
         for _ in range(2):  # starting again is not the silent case
             with pytest.raises(HeadraceError, match=f"Topic '{topic}' was deleted and made anew: .*"
                                "set .source. lost to 'earliest' or 'latest'"):  # fmt: skip
-                until(40, file)
+                until_read(40, file)
         assert results() == places(topic, (0, 0, 10))
         return
-    until(40 if lost == "earliest" else 10, file)
+    until_read(40 if lost == "earliest" else 10, file)
     (said,) = [r for r in caplog.records if r.message == "records lost"]
     assert said.__dict__["skipped"] == (0 if lost == "earliest" else 30)
     broker.produce(topic, values(30, 35))
-    until(45 if lost == "earliest" else 15, file)
+    until_read(45 if lost == "earliest" else 15, file)
     new = places(topic, (0, 0 if lost == "earliest" else 30, 35))
     assert results() == sorted(places(topic, (0, 0, 10)) + new)
 
@@ -237,7 +244,7 @@ def test_where_only_the_group_knows_its_commits_hold_the_id(
     topic = broker.topic()
     broker.produce(topic, values(0, 10))
     file = write([topic], f'group = "{topic}"\njoin = true')
-    until(10, file)
+    until_read(10, file)
     old = committed(broker, topic, topic)
     assert old.offset == 10
     again(broker, topic)
@@ -247,7 +254,7 @@ def test_where_only_the_group_knows_its_commits_hold_the_id(
     consumer.close()
     Run(file).checkpoints.forget()
     with pytest.raises(HeadraceError, match="was deleted and made anew"):
-        until(20, file)
+        until_read(20, file)
     assert Owners.parse(old.metadata).topic_id
 
 
@@ -276,7 +283,7 @@ def test_a_topic_made_anew_while_it_is_read(
             run.run()
         for _ in range(2):
             with pytest.raises(HeadraceError, match="deleted and made anew"):
-                until(40, file)
+                until_read(40, file)
         assert results() == places(topic, (0, 0, 10))
     else:
         assert run.run().totals.read == 40
@@ -359,7 +366,7 @@ def test_fresh_starts_over_whatever_the_group_has_committed(
         broker.produce(topic, values(0, 10), partition=number)
     join = "join = true\n" * (way == "joined")
     file = write([topic], f'group = "{topic}"\n' + join)
-    until(20, file)
+    until_read(20, file)
 
     def watch(loop: Loop, batch: Batch) -> None:
         if loop.totals.read >= 20 and not batch.raw_rows and reads(loop):
@@ -383,10 +390,7 @@ def stranger(broker: Broker, group: str, topic: str) -> Iterator[None]:
     consumer = KafkaConsumer(
         topic, bootstrap_servers=broker.bootstrap, group_id=group, enable_auto_commit=False
     )
-    deadline = time.monotonic() + 60
-    while not consumer.assignment():
-        consumer.poll(100)
-        assert time.monotonic() < deadline
+    until(lambda: consumer.poll(100) or consumer.assignment())
     over = threading.Event()
 
     def poll() -> None:
@@ -418,6 +422,6 @@ def test_a_stranger_in_the_group_is_told_once_and_counted(
     assert "the group has members that joined it" in said[0]
     assert run.metrics.source_refused_commits._value.get() >= 1
     broker.produce(topic, values(50, 55))
-    until(55, file)
+    until_read(55, file)
     assert results() == places(topic, (0, 0, 55))
     assert committed(broker, topic, topic).offset == 55

@@ -14,13 +14,11 @@ import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from tests.broker import Broker, shared_broker
-from tests.pipelines.test_kafka_group import until
 from tests.pipelines.test_readme import blocks
 from tests.pipelines.test_service import Engine, samples, started
+from tests.waiting import HANG, until
 
 RECORDS = 10
-PATIENCE = 120.0
-"""Seconds for what takes a moment: no verdict hangs on how fast the machine is."""
 
 
 @pytest.fixture
@@ -111,16 +109,16 @@ def test_ten_records_are_ten_answers(mode: str, broker: Broker, tmp_path: Path) 
     group = KafkaConsumer(bootstrap_servers=broker.bootstrap, group_id=topic)
     there = TopicPartition(topic, 0)
     with started(file) as made, answers(broker, scored) as found:
-        until(lambda: made.page("/readyz").status_code == 200, PATIENCE)
+        until(lambda: made.page("/readyz").status_code == 200)
         for n in range(RECORDS):
-            producer.send(topic, json.dumps(payment(n)).encode()).get(PATIENCE)
-            until(lambda n=n: found() > n, PATIENCE)  # type: ignore[misc]
+            producer.send(topic, json.dumps(payment(n)).encode()).get(HANG)
+            until(lambda n=n: found() > n)  # type: ignore[misc]
             assert health(made) == (200, 200)
         settled(made, topic)
         assert group.committed(there) == RECORDS
         for n in range(RECORDS, 2 * RECORDS):
             producer.send(topic, json.dumps(payment(n)).encode())
-        until(lambda: found() == 2 * RECORDS, PATIENCE)
+        until(lambda: found() == 2 * RECORDS)
         settled(made, topic)
         assert group.committed(there) == 2 * RECORDS
     producer.close()
@@ -136,4 +134,4 @@ def settled(made: Engine, topic: str) -> None:
         assert health(made) == (200, 200)
         return lag(made, topic) == 0.0
 
-    until(look, PATIENCE)
+    until(look)

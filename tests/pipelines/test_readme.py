@@ -96,7 +96,7 @@ def test_the_ten_lines_of_python(place: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1_800)
 def test_make_demo(place: Path) -> None:
     """All seven years, as `make demo` runs them when everything is installed."""
     make = shutil.which("make")

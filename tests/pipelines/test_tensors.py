@@ -19,7 +19,8 @@ from engine.preflight import preflight
 from engine.run import Run
 from engine.types import Batch, UserError
 from tests.connectors.conftest import shard
-from tests.pipelines.test_crash import finish, newest, same, start, state, wait_until
+from tests.pipelines.test_crash import finish, newest, same, start, state
+from tests.waiting import HANG, until
 
 N = 1_200
 BROKEN = range(7, N, 100)
@@ -174,9 +175,9 @@ def test_a_killed_run_ends_where_an_uninterrupted_one_does(pipeline: Callable[..
     for _ in range(2):
         seen = newest(folder)
         process = start(killed)
-        wait_until(lambda: newest(folder) >= seen + 2, process)  # noqa: B023
+        until(lambda: newest(folder) >= seen + 2, process=process)  # noqa: B023
         process.send_signal(signal.SIGKILL)
-        assert process.wait(timeout=60) == -signal.SIGKILL
+        assert process.wait(timeout=HANG) == -signal.SIGKILL
         assert process.stderr is not None
         process.stderr.close()
     finish(killed)

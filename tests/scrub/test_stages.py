@@ -532,5 +532,5 @@ def test_a_wrong_setting_says_so(
 
 @pytest.mark.parametrize("value", [NAN, INF])
 def test_no_fill_value_without_a_number(stage: Make, value: float) -> None:
-    with pytest.raises(ValueError, match="expected a finite number"):
+    with pytest.raises(ValueError, match="should be a finite number"):
         stage("missing", columns=["x"], strategy="constant", value=value)

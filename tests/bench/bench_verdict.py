@@ -1,0 +1,82 @@
+"""What a verdict says of a run, against runs made to be so, and what its advice gives.
+
+``python -m tests.bench verdict``
+
+Five pipelines, each held by one part that sleeps: sleeps stand for the work, so what is right is
+known. `headrace profile` names the part and a setting, and says what the setting gives; then two
+runs of their own, longer than the sample, show what it gave.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from engine.config import Pipeline
+from engine.profile import profile
+from engine.run import Run
+from tests.bench.measure import median, report
+
+SLOW = "tests.pipelines.slow"
+COMMON: dict[str, Any] = {
+    "source": {"kind": f"{SLOW}:Source", "rows": 60_000},
+    "loader": {"batch_rows": 200, "read_rows": 1_000},
+}
+DECODING = {"batch_rows": 4_096, "read_rows": 8_192, "decode_threads": 1}
+SCRIPTS: dict[str, dict[str, Any]] = {
+    "source": {"source": {"seconds": 0.02, "rows": 80_000}, "loader": {"read_rows": 500}},
+    "decode": {"source": {"decode": 4e-6, "rows": 700_000}, "loader": DECODING},
+    "scrub": {"scrub": {"sleepy": {"kind": f"{SLOW}:Stage", "seconds": 0.01}}},
+    "model": {
+        "model": {"kind": f"{SLOW}:Learner", "seconds": 0.01, "target": "y", "numeric": ["a"]}
+    },
+    "sink": {"sink": {"kind": f"{SLOW}:Sink", "seconds": 0.01}},
+}
+"""Part -> the tables that make it slow, for a run of three seconds."""
+
+
+def main(*, quick: bool = False) -> None:
+    """Measure, print, write ``runs/bench/verdict.json``."""
+    rounds = 3 if quick else 5
+    seconds: dict[str, list[float]] = {}
+    figures: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for part in ("model",) if quick else tuple(SCRIPTS):
+            found = profile(pipeline(folder, part), seconds=0.2 if quick else 1.5)
+            if found.verdict is None or not found.trials:
+                figures[f"{part}: named"] = "nothing"
+                continue
+            said = found.trials[0]
+            for _ in range(rounds):
+                for way, overrides in (("as it is", ()), ("advised", (said.setting,))):
+                    spent = whole_run(pipeline(folder, part, *overrides))
+                    seconds.setdefault(f"{part}, {way}", []).append(spent)
+            gave = median(seconds[f"{part}, as it is"]) / median(seconds[f"{part}, advised"])
+            figures[f"{part}: named"] = found.verdict.part
+            figures[f"{part}: share of the time"] = found.verdict.share
+            figures[f"{part}: advised"] = said.setting
+            figures[f"{part}: gain said"] = said.gain
+            figures[f"{part}: gain said / gain"] = said.gain / gave
+    report("verdict", figures, seconds=seconds, goal="each part is named; gains within a quarter")
+
+
+def pipeline(folder: Path, part: str, *overrides: str) -> Pipeline:
+    """The one that this part holds."""
+    table: dict[str, Any] = {"name": part, "folder": str(folder / part)}
+    for section in COMMON.keys() | SCRIPTS[part].keys():
+        table[section] = COMMON.get(section, {}) | SCRIPTS[part].get(section, {})
+    return Pipeline.of(table, overrides)
+
+
+def whole_run(made: Pipeline) -> float:
+    """Seconds."""
+    start = time.perf_counter()
+    Run(made).run(fresh=True)
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()
