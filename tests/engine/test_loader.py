@@ -30,6 +30,7 @@ from engine.metrics import Metrics
 from engine.mix import Mix
 from engine.prefetch import PrefetchNode
 from engine.types import Batch, EndOfStream, Features, HeadraceError, Mark, Records, Rejects, Schema
+from tests.engine.test_channel import announce
 from tests.waiting import HANG, until
 
 SCHEMA: Schema = {"a": pl.Int64()}
@@ -291,14 +292,14 @@ class Gapped(Waiting):
 def test_while_rows_wait_the_mark_stays_before_them() -> None:
     """An idle loop commits what it holds: not a row that still waits, nor a gap behind it."""
     source = Gapped([frame(0, 3)])
-    made = LoaderSettings(batch_rows=10, max_delay=0.5, poll=0.01)
+    made = LoaderSettings(batch_rows=10, max_delay=3_600, poll=0.01)
     with Loader(source, schema=SCHEMA, settings=made) as batches:
         loop = iter(batches)
         seen: list[tuple[list[int], dict[str, int]]] = []
         while not seen or not seen[-1][0]:
             batch = next(loop)
             seen.append((values(batch), dict(batch.mark.positions)))
-        source.end.set()
+            source.end.set()  # only then do the three rows go
     *before, last = seen
     assert before
     assert all(not mark for _, mark in before)
@@ -413,16 +414,20 @@ def test_prefetch_holds_the_budget_and_one_item_at_most() -> None:
     """Items of 1 kB to 32 MB at a budget of 64 MiB, a consumer that lets the queue fill up."""
     largest, total = 32 << 20, 64 << 20
     budget = Budget(total)
-    node: PrefetchNode[Any] = PrefetchNode(
-        Items(skewed(200, largest)),
-        lambda: Channel("items", budget, lambda taken: int(taken[0].nbytes)),
-        "items",
-    )
+    full: list[threading.Event] = []
+
+    def channel() -> Channel[Any]:
+        made: Channel[Any] = Channel("items", budget, lambda taken: int(taken[0].nbytes))
+        full.append(announce(made)[0])
+        return made
+
+    node: PrefetchNode[Any] = PrefetchNode(Items(skewed(200, largest)), channel, "items")
     tracemalloc.start()
     node.reset()
     seen = 0
     while True:
-        filled(node, budget)
+        until(lambda: full[0].is_set() or node.channel is None or node.channel._end is not None)
+        full[0].clear()
         try:
             item = node.next()
         except StopIteration:
@@ -435,15 +440,6 @@ def test_prefetch_holds_the_budget_and_one_item_at_most() -> None:
     assert seen == 200
     assert budget.peak >= total / 2  # it did fill up
     assert peak <= total + largest + (1 << 20)
-
-
-def filled(node: PrefetchNode[Any], budget: Budget) -> None:
-    """Wait until the producer waits for room, or has ended."""
-    channel, before = node.channel, -1
-    assert channel is not None
-    deadline = time.monotonic() + 0.02
-    while budget.used != before and time.monotonic() < deadline:
-        before = budget.used
 
 
 def test_a_loaders_two_queues_share_one_budget() -> None:

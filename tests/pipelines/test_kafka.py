@@ -48,7 +48,7 @@ def on_kafka(small: Small, broker: Broker, tmp_path: Path) -> Callable[..., Path
 
     def write(topic: str, *changes: tuple[str, str], more: str = "", name: str = "small") -> Path:
         source = f'kind = "kafka"\nbootstrap = "{broker.bootstrap}"\nstop = "end"\n'
-        source += f'group = "{topic}"\ntimeout = 5\ntopics = '
+        source += f'group = "{topic}"\ntopics = '
         return small(Path(topic), (FILES + f'"{topic}"', source + f'"{topic}"'), *changes,
                      more=more, name=name)  # fmt: skip
 

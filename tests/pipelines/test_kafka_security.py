@@ -34,7 +34,7 @@ from tests.promtool import promtool
 from tests.secure import PASSWORDS, SecureBroker
 from tests.waiting import HANG, until
 
-TIMEOUT = 2.0
+TIMEOUT = HANG
 ROWS = 100
 Keys = dict[str, Any]
 PIPELINE = """
