@@ -63,7 +63,7 @@ class Work(threading.Thread):
         return self._result
 
 
-def announce(channel: Channel[Any]) -> tuple[threading.Event, threading.Event]:
+def announce(channel: Channel[int]) -> tuple[threading.Event, threading.Event]:
     """Events that are set when a put, and when a get, starts to wait."""
     room, filled = Announcing(), Announcing()
     channel._account.bell, channel._filled = room, filled

@@ -21,7 +21,7 @@ from torchdata.nodes import BaseNode
 from torchdata.nodes import Loader as NodeLoader
 
 from connectors.memory import Fault, MemorySource, Pause
-from engine.budget import Budget
+from engine.budget import Bell, Budget
 from engine.channel import Channel, Closed
 from engine.collate import Collate
 from engine.config import BATCH_DELAY, BLOCK_DELAY, LoaderSettings
@@ -30,7 +30,6 @@ from engine.metrics import Metrics
 from engine.mix import Mix
 from engine.prefetch import PrefetchNode
 from engine.types import Batch, EndOfStream, Features, HeadraceError, Mark, Records, Rejects, Schema
-from tests.engine.test_channel import announce
 from tests.waiting import HANG, until
 
 SCHEMA: Schema = {"a": pl.Int64()}
@@ -410,15 +409,26 @@ def skewed(n: int, largest: int) -> list[int]:
     return sizes
 
 
+class Attended(Bell):
+    """A bell that knows whether somebody waits at it."""
+
+    attended = False
+
+    def wait(self, timeout: float | None = None) -> None:
+        self.attended = True
+        super().wait(timeout)
+        self.attended = False
+
+
 def test_prefetch_holds_the_budget_and_one_item_at_most() -> None:
     """Items of 1 kB to 32 MB at a budget of 64 MiB, a consumer that lets the queue fill up."""
     largest, total = 32 << 20, 64 << 20
     budget = Budget(total)
-    full: list[threading.Event] = []
+    bell = Attended()
 
     def channel() -> Channel[Any]:
         made: Channel[Any] = Channel("items", budget, lambda taken: int(taken[0].nbytes))
-        full.append(announce(made)[0])
+        made._account.bell = bell
         return made
 
     node: PrefetchNode[Any] = PrefetchNode(Items(skewed(200, largest)), channel, "items")
@@ -426,8 +436,7 @@ def test_prefetch_holds_the_budget_and_one_item_at_most() -> None:
     node.reset()
     seen = 0
     while True:
-        until(lambda: full[0].is_set() or node.channel is None or node.channel._end is not None)
-        full[0].clear()
+        until(lambda: bell.attended or node.channel is None or node.channel._end is not None)
         try:
             item = node.next()
         except StopIteration:
