@@ -210,7 +210,7 @@ class Collate:
         detail = pl.format(
             "Expected a label of "
             + ", ".join(self.features.classes).replace("{", "{{")
-            + "; got '{}'.",
+            + " ([model] classes); got '{}'.",
             target,
         )
         return batch.reject(known, stage=self.name, reason="unknown_label", detail=detail)

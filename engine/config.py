@@ -246,11 +246,14 @@ class ModelSettings(Settings):
 
     Attributes:
         kind: ``tabular``, ``linear`` or an import string ("package.module:Class").
-        task: regression, binary or multiclass.
+        task: regression, binary or multiclass; unless given, by the target's type: regression for
+            numbers, one of the others for text and bools.
         target: the label's column.
         numeric: feature columns; globs are allowed ("count_lag_*").
         categories: category columns, encoded by a ``categories`` stage.
-        classes: the label's values in class order; for binary, (negative, positive).
+        classes: the label's values in class order; for binary, (negative, positive). Unless given,
+            false and true for a bool target, else the values in the first 100,000 rows of a source
+            that ends, sorted (numbers by value), at most 100.
         threshold: of two classes, the probability above which the second is predicted, 0.5 unless
             given; or an aim that it is chosen for on held-out rows: "f1", {precision = 0.9},
             {recall = 0.8} or {false_positive = 1, false_negative = 20}, what such mistakes cost.
@@ -265,7 +268,7 @@ class ModelSettings(Settings):
     """
 
     kind: str = "tabular"
-    task: str = "regression"
+    task: str | None = None
     target: str
     numeric: tuple[str, ...] = ()
     categories: tuple[str, ...] = ()
@@ -288,8 +291,9 @@ class ModelSettings(Settings):
 
     @field_validator("task")
     @classmethod
-    def _known(cls, task: str) -> str:
-        if task not in (known := ("regression", "binary", "multiclass")):
+    def _known(cls, task: str | None) -> str | None:
+        known = ("regression", "binary", "multiclass")
+        if task is not None and task not in known:
             raise ValueError(f"expected one of {', '.join(known)}")
         return task
 
@@ -300,7 +304,7 @@ class ModelSettings(Settings):
 
     @model_validator(mode="after")
     def _two_classes(self) -> Self:
-        if self.threshold is not None and self.task != "binary":
+        if self.threshold is not None and self.task not in ("binary", None):
             raise ValueError(f"expected no threshold, which is for task binary, got '{self.task}'")
         return self
 

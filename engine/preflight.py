@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 
 from rich.table import Table
@@ -32,6 +33,8 @@ from engine.types import (
     UserError,
 )
 
+LEARNED = 500
+"""Sampled rows that the model learns: enough to try it."""
 SEEN = 3
 """Different values or details that a sentence shows."""
 LABELS = 0.01
@@ -106,7 +109,8 @@ def _steps(run: Run, batch: Batch) -> tuple[Table, Batch]:
     for name, rows in _augmented(run, batch).items():
         table.add_row(f"augment {name}", f"{len(batch):,}", "", f"changed {rows:,}", "")
     if run.pipeline.model is not None or run.pipeline.infer is not None:
-        done = run.work.do(replace(batch, raw=batch.frame))  # held-out rows are kept raw
+        batch = _head(replace(batch, raw=batch.frame), LEARNED)  # held-out rows are kept raw
+        done = run.work.do(batch)
         what, seen = "learned" if done.learned else "predicted", len(batch.rejects)
         batch = done.batch
         _row(
@@ -117,6 +121,18 @@ def _steps(run: Run, batch: Batch) -> tuple[Table, Batch]:
             seen,
         )
     return table, batch
+
+
+def _head(batch: Batch, rows: int) -> Batch:
+    """Its first rows; the rejected ones stay."""
+    some = slice(rows)
+    return replace(
+        batch,
+        frame=batch.frame[some],
+        raw=None if batch.raw is None else batch.raw[some],
+        tensors=None if batch.tensors is None else batch.tensors.map(itemgetter(some)),
+        feed=None if batch.feed is None else {k: v[some] for k, v in batch.feed.items()},
+    )
 
 
 def _rejected(run: Run, batch: Batch) -> Iterator[str]:

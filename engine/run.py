@@ -19,7 +19,7 @@ from typing import Any, cast
 import numpy as np
 import polars as pl
 
-from engine import atomic, report
+from engine import atomic, labels, report
 from engine.checkpoint import CheckpointFailed, Checkpoints, size_of
 from engine.collate import Collate
 from engine.config import ExportSettings, ModelSettings, Pipeline, component, validate
@@ -306,7 +306,7 @@ class Run:
 
     def _found_schema(self) -> Schema:
         declared = parse_schema(self.pipeline.source.get("schema", {}))
-        known = self._known_schema if self.checkpoints.exist() else {}
+        known = self._known_schema
         if not known:
             return self._typed_by_the_model(declared)
         try:
@@ -328,23 +328,46 @@ class Run:
         }
         return self.source.schema({**declared, **types}) if types else schema
 
+    @cached_property
+    def _kept(self) -> Mapping[str, Any]:
+        """What `_keep_schema` wrote for the run that is resumed; empty where there is none."""
+        if self._fresh or not self.checkpoints.exist():
+            return {}
+        try:
+            kept = json.loads((self.folder / SCHEMA).read_text())
+        except (OSError, ValueError):
+            return {}
+        return kept if isinstance(kept, dict) else {}
+
     @property
     def _known_schema(self) -> Schema:
-        """What `_keep_schema` wrote for what is declared now; empty where there is nothing."""
-        path = self.folder / SCHEMA
+        """The columns kept for what is declared now."""
+        kept = self._kept
         try:
-            kept = json.loads(path.read_text())
             if kept["declared"] != self.pipeline.source.get("schema", {}):
                 return {}
             return {column: parse_type(name) for column, name in kept["columns"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             return {}
 
+    @property
+    def _kept_classes(self) -> tuple[str, ...]:
+        """The classes kept, in their order."""
+        kept = self._kept.get("classes", [])
+        good = isinstance(kept, list) and all(isinstance(name, str) for name in kept)
+        return tuple(kept) if good else ()
+
     def _keep_schema(self) -> None:
-        """Write down which columns this run has, for the one that resumes it."""
+        """Write down which columns this run has, and which classes where the file leaves them out,
+        for the one that resumes it."""
         columns = {column: type_name(dtype) for column, dtype in self.source_schema.items()}
-        declared = self.pipeline.source.get("schema", {})
-        text = json.dumps({"declared": declared, "columns": columns}, indent=2)
+        kept: dict[str, Any] = {
+            "declared": self.pipeline.source.get("schema", {}),
+            "columns": columns,
+        }
+        if self.trains and not self._model_settings.classes and self.features.classes:
+            kept["classes"] = list(self.features.classes)
+        text = json.dumps(kept, indent=2)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             atomic.write(self.folder / SCHEMA, text)
@@ -354,17 +377,20 @@ class Run:
     @cached_property
     def stages(self) -> list[Stage]:
         """Bound stages, in order; in serving, without those that the model file contains."""
-        inside = self._predictor.stages if self._predictor is not None else ()
-        stages = [
-            _stage(name, table, self.pipeline)
-            for name, table in self.pipeline.scrub.items()
-            if name not in inside
-        ]
+        stages = self._made_stages()
         schemas = [self.source_schema]
         for stage in stages:
             schemas.append(stage.bind(schemas[-1]))
         self._schemas = schemas
         return stages
+
+    def _made_stages(self) -> list[Stage]:
+        inside = self._predictor.stages if self._predictor is not None else ()
+        return [
+            _stage(name, table, self.pipeline)
+            for name, table in self.pipeline.scrub.items()
+            if name not in inside
+        ]
 
     @property
     def schema(self) -> Schema:
@@ -388,16 +414,15 @@ class Run:
                     f"[model] category '{column}' is encoded by no 'categories' stage of [scrub]."
                     f"{nearest(column, sizes)}"
                 )
-        require(self.schema, [model.target], where="[model] target")
-        self._may_learn(model)
+        task, classes = self._task, self._classes
         features = Features(
             numeric=spread(model.numeric, self.schema, where="[model] numeric")
             if model.numeric
             else (),
             categories={column: sizes[column] for column in model.categories},
             target=model.target,
-            task=model.task,
-            classes=model.classes,
+            task=task,
+            classes=classes,
             scaled=tuple(c for s in self.stages if isinstance(s, Stateless) for c in s.scaled),
             threshold=0.5 if model.aim.value is None else model.aim.value,
             probabilities=self._probabilities,
@@ -416,33 +441,100 @@ class Run:
             )
         return features
 
-    def _may_learn(self, model: ModelSettings) -> None:
-        """Whether the target is something that the task predicts."""
-        kind, where = self.schema[model.target], f"[model] task in {self.pipeline.file}"
-        if model.task == "regression":
-            if not kind.is_numeric():
-                raise UserError(
-                    f"{where} is 'regression', which expects numbers in target '{model.target}', "
-                    f"got {kind}: for classes, set task to 'binary' or 'multiclass'."
-                )
-            if model.classes:
-                raise UserError(
-                    f"{where} is 'regression', and [model] classes are given: set task to "
-                    "'binary' or 'multiclass', or take classes out."
-                )
-            return
-        if kind.is_nested() or kind.is_temporal() or kind == pl.Binary:
+    @cached_property
+    def _task(self) -> str:
+        """Given, or by the target's type.
+
+        Raises: UserError where the target is nothing that the task predicts.
+        """
+        model = self._model_settings
+        require(self.schema, [model.target], where="[model] target")
+        kind = self.schema[model.target]
+        given, where = model.task, f"[model] task in {self.pipeline.file}"
+        if given == "regression" and not kind.is_numeric():
             raise UserError(
-                f"{where} is '{model.task}', which expects text, numbers or true and false in "
-                f"target '{model.target}', got {kind}."
+                f"{where} is 'regression', which expects numbers in target '{model.target}', "
+                f"got {kind}: for classes, set task to 'binary' or 'multiclass'."
             )
-        wanted = 2 if model.task == "binary" else len(model.classes)
-        if len(model.classes) != wanted or len(set(model.classes)) < max(wanted, 2):
+        if given != "regression" and (kind.is_nested() or kind.is_temporal() or kind == pl.Binary):
             raise UserError(
-                f"{where} is '{model.task}', which expects "
-                f"{'two' if model.task == 'binary' else 'two or more'} different [model] classes, "
-                f"got {json.dumps(list(model.classes))}."
+                f"{where} is '{given or 'binary'}', which expects text, numbers or true and false "
+                f"in target '{model.target}', got {kind}."
             )
+        task = given or labels.task_of(kind, len(model.classes or self._found_classes))
+        if task == "regression" and model.classes:
+            raise UserError(
+                f"{where} is 'regression', and [model] classes are given: set task to "
+                "'binary' or 'multiclass', or take classes out."
+            )
+        if task != "binary" and model.threshold is not None:
+            raise UserError(
+                f"[model] threshold in {self.pipeline.file} is for task binary, got '{task}'."
+            )
+        return task
+
+    @cached_property
+    def _classes(self) -> tuple[str, ...]:
+        """Given, as the run that is resumed has them, or found.
+
+        Raises: UserError where they do not fit the task.
+        """
+        if self._task == "regression":
+            return ()
+        classes = self._model_settings.classes
+        if not classes:
+            return self._found_classes
+        wanted = 2 if self._task == "binary" else len(classes)
+        if len(classes) != wanted or len(set(classes)) < max(wanted, 2):
+            raise UserError(
+                f"[model] task in {self.pipeline.file} is '{self._task}', which expects "
+                f"{'two' if self._task == 'binary' else 'two or more'} different [model] classes, "
+                f"got {json.dumps(list(classes))}."
+            )
+        return classes
+
+    @cached_property
+    def _found_classes(self) -> tuple[str, ...]:
+        """Classes that the file leaves out; none where the target's type asks for no classes.
+
+        Raises: UserError where they cannot be known.
+        """
+        model = self._model_settings
+        kind, file = self.schema[model.target], self.pipeline.file
+        if kind == pl.Boolean:
+            return labels.BOOLS
+        if model.task is None and kind.is_numeric():
+            return ()
+        kept = self._kept_classes
+        if kept:
+            return kept
+        if not self.source.repeatable():
+            raise UserError(
+                f"[model] in {file} leaves out classes, and what the source gives can be read only "
+                'once: name them, as in classes = ["no", "yes"].'
+            )
+        found = self._look_at_labels()
+        if self.source.endless():
+            raise UserError(
+                f"[model] in {file} leaves out classes, and the source has no end, so other labels "
+                f"may come: name them; {found.words(model.target)}."
+            )
+        task = model.task or labels.task_of(kind, len(found.values))
+        classes = labels.require_classes(found, task, model.target, f"[model] in {file}")
+        log.info("[model] classes are %s: the labels of %s", json.dumps(list(classes)), found.where)
+        return classes
+
+    def _look_at_labels(self) -> labels.Labels:
+        """With a source and stages that nothing else uses, so that those of the run stay as they
+        are."""
+        if isinstance(self.source, SharedSource) and self.source.shares:
+            return labels.Labels(values=(), rows=0, whole=False)  # a member more moves the group
+        schema, stages = self.source_schema, self._made_stages()
+        for stage in stages:
+            schema = stage.bind(schema)
+        with contextlib.closing(self._source()) as source:
+            source.schema(parse_schema(self.pipeline.source.get("schema", {})))
+            return labels.look(source, self.source_schema, stages, self._model_settings.target)
 
     @cached_property
     def collate(self) -> Callable[[Batch], Batch] | None:
@@ -623,6 +715,8 @@ class Run:
         if self.trains:
             learned = {k: v for k, v in (self.pipeline.model or {}).items() if k != "threshold"}
             identity["model"] = json.dumps(learned, sort_keys=True)
+            if not self._model_settings.classes and self.features.classes:
+                identity["classes"] = json.dumps(self.features.classes)
         if self._predictor is not None:
             identity["served model"] = self._predictor.info()["digest"]
         return identity
@@ -795,6 +889,7 @@ class Run:
         Raises: UserError, also where another engine works in a folder of this one; Flood,
             HeadraceError; what user code in stages or learners raises.
         """
+        self._fresh = fresh
         self.assemble()  # what is wrong in the file is said before a folder is made
         loop = self.loop
         with locked(self._own_folders()):
@@ -935,6 +1030,7 @@ class Run:
 
     _schemas: list[Schema]
     _mark = Mark()
+    _fresh = False
 
     @cached_property
     def _predictor(self) -> Any:

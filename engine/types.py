@@ -1363,18 +1363,18 @@ def class_numbers(column: pl.Series, classes: Sequence[str]) -> NDArray[np.int64
 
 def _equal_classes(labels: Sequence[str], classes: Sequence[str]) -> dict[str, int]:
     """Those of the labels that equal one class and no other."""
-    values = [_label_value(name) for name in classes]
+    values = [label_value(name) for name in classes]
     often = Counter(values)
     number = {v: i for i, v in enumerate(values) if v is not None and often[v] == 1}
     found = {}
     for label in labels:
-        value = _label_value(label)
+        value = label_value(label)
         if value is not None and value in number:
             found[label] = number[value]
     return found
 
 
-def _label_value(text: str) -> int | float | None:
+def label_value(text: str) -> int | float | None:
     """The number that a text, or a truth value, is; None for any other text."""
     word = text.strip().lower()
     if word in TRUTHS:

@@ -63,7 +63,10 @@ def test_classes() -> None:
     assert done.tensors.target is not None
     assert done.tensors.target.tolist() == [2, 0]
     assert reasons(done) == {"missing_label": [2], "unknown_label": [1]}
-    assert done.rejects[1].rows["detail"][0] == "Expected a label of x, y, z; got 'w'."
+    assert (
+        done.rejects[1].rows["detail"][0]
+        == "Expected a label of x, y, z ([model] classes); got 'w'."
+    )
 
 
 def test_boolean_and_integer_labels_are_classes_by_their_text() -> None:

@@ -270,7 +270,7 @@ def test_a_label_outside_the_classes(
     found, account = kept_going(file)
     assert account.learned == 199
     assert found.select("stage", "reason", "detail").rows() == [
-        ("collate", "unknown_label", "Expected a label of no, yes; got 'meh'.")
+        ("collate", "unknown_label", "Expected a label of no, yes ([model] classes); got 'meh'.")
     ]
 
 

@@ -60,7 +60,8 @@ BROKEN: dict[str, tuple[Changes, str, str]] = {
         [('numeric = ["a", "b"]', 'numeric = ["?"]')], "", "reads its target 'y' as a feature",
     ),
     "regression on text": (
-        [('target = "y"', 'target = "label"')], "", "expects numbers in target 'label', got String",
+        [('target = "y"', 'target = "label"\ntask = "regression"')],
+        "", "expects numbers in target 'label', got String",
     ),
     "regression with classes": (
         [('target = "y"', 'target = "y"\nclasses = ["0", "1"]')], "", "classes are given",
@@ -84,6 +85,18 @@ BROKEN: dict[str, tuple[Changes, str, str]] = {
     "one label too few": (
         [('target = "y"', 'target = "colour"\ntask = "binary"\nclasses = ["red", "green"]')],
         "", "'blue' (",
+    ),
+    "binary with three values": (
+        [('target = "y"', 'target = "colour"\ntask = "binary"')],
+        "", "'colour' has 'blue', 'green', 'red' in all 200 rows: set task to 'multiclass'",
+    ),
+    "no classes to be found": (
+        [('target = "y"', 'target = "hollow"\ntask = "multiclass"')],
+        "", "'hollow' has no value in all 200 rows: name them all",
+    ),
+    "numbers that are no classes": (
+        [('target = "y"', 'target = "y"\ntask = "multiclass"')],
+        "", "different short values, and 'y' has '-",
     ),
     "a task that is none": ([('target = "y"', 'target = "y"\ntask = "rank"')], "", "rank"),
     "most rows rejected": ([('label = "string"', 'label = "float64"')], "", "sampled rows are re"),
