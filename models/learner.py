@@ -197,9 +197,10 @@ class TabularLearner:
                 self._close(batch.scales, lesson, known)
             if risen:
                 self._forget()
-        if lesson.refused.any():
+        step = lesson.step(np.concatenate(scores))
+        if step.refused is not None:
             self.aside.append(batch)
-        return lesson.step(np.concatenate(scores))
+        return step
 
     def predict(self, tensors: Tensors) -> NDArray[np.float64]:
         """Scores by the averaged weights where `ema` is on, without dropout."""
@@ -355,9 +356,7 @@ class TabularLearner:
         if self.training.forget_on != "error":
             return part, raw, False
         errors = self._errors(raw.detach(), _target(part)).double().cpu().numpy()
-        self._rise, found = self._rise.seen(
-            errors if np.isfinite(errors).all() else np.nan_to_num(errors, posinf=0.0)
-        )
+        self._rise, found = self._rise.seen(errors)
         if found is None:
             return part, raw, False
         return part.slice(0, found), raw[:found], True
@@ -400,8 +399,9 @@ class TabularLearner:
         large = raw.abs() if raw.ndim == 1 else raw.abs().amax(1)
         if self.features.task == "regression":
             large = torch.maximum(large, self._goal(_target(part), self._scale).abs())
-        good = large < LARGEST  # nan is not
-        return None if bool(good.all()) else (~good).cpu().numpy()
+        if float(large.max()) < LARGEST:  # nan is not
+            return None
+        return (~(large < LARGEST)).cpu().numpy()
 
     def _close(
         self, scales: Sequence[Scale], lesson: _Lesson, raw: torch.Tensor | None = None
@@ -609,9 +609,9 @@ class _Lesson:
         refused = self.refused if self.refused.any() else None
         return Step(
             scores=scores,
-            loss=float(np.mean(self._losses)) if self._losses else float("nan"),
+            loss=sum(self._losses) / len(self._losses) if self._losses else float("nan"),
             steps=self.steps,
-            skipped="non_finite" if self.refused.all() else None,
+            skipped="non_finite" if refused is not None and refused.all() else None,
             refused=refused,
             augmented=self.changed,
         )

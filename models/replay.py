@@ -108,7 +108,8 @@ class Replay:
         for ring, part in zip(self._ring, rows, strict=True):
             newest = part[len(part) - given :]
             ring[self._next : self._next + first] = newest[:first]
-            ring[: given - first] = newest[first:]
+            if first < given:
+                ring[: given - first] = newest[first:]
         self._next = (self._next + given) % self.rows
         self._filled = min(self._filled + given, self.rows)
 

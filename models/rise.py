@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
 
@@ -38,27 +40,12 @@ class Rise:
 
     def seen(self, errors: NDArray[np.float64]) -> tuple[Rise, int | None]:
         """After these errors, shape (n,); or after those up to the first at which a rise is found,
-        and how many they are.
+        and how many they are. One that is not finite counts as 0.
         """
-        counts = self.count + np.arange(1, len(errors) + 1)
-        totals = self.total + np.cumsum(errors)
-        squares = self.squares + np.cumsum(errors * errors)
-        means = totals / counts
-        deviations = np.sqrt(np.maximum(squares / counts - means * means, 0.0))
-        units = np.where(deviations > 0, deviations, 1.0)
-        beyond = np.where(counts > WARMUP, (errors - means) / units - SLACK, 0.0)
-        rising = self.rising + np.cumsum(beyond)
-        lowest = np.minimum(self.lowest, np.minimum.accumulate(rising))
-        found = np.flatnonzero(rising - lowest > THRESHOLD)
-        last = int(found[0]) if len(found) else len(errors) - 1
-        after = Rise(
-            count=int(counts[last]),
-            total=float(totals[last]),
-            squares=float(squares[last]),
-            rising=float(rising[last]),
-            lowest=float(lowest[last]),
-        )
-        return after, last + 1 if len(found) else None
+        *after, rows = _seen(errors, *dataclasses.astuple(self))
+        count, total, squares, rising, lowest = after
+        rise = Rise(count=count, total=total, squares=squares, rising=rising, lowest=lowest)
+        return rise, rows or None
 
     def snapshot(self) -> dict[str, Any]:
         """The fields as a plain value."""
@@ -68,6 +55,25 @@ class Rise:
     def restored(cls, value: Mapping[str, Any]) -> Rise:
         """From what `snapshot` gave."""
         return cls(**value)
+
+
+@numba.njit(nogil=True, cache=True)
+def _seen(errors, count, total, squares, rising, lowest):  # type: ignore[no-untyped-def]
+    """The fields of `Rise` after the errors, and after how many a rise was found (0: none was).
+    In order, so that it does not matter how they are cut."""
+    for i in range(len(errors)):
+        error = errors[i] if errors[i] < math.inf else 0.0  # NaN is not
+        count += 1
+        total += error
+        squares += error * error
+        if count > WARMUP:
+            mean = total / count
+            deviation = math.sqrt(max(squares / count - mean * mean, 0.0))
+            rising += (error - mean) / (deviation if deviation > 0 else 1.0) - SLACK
+        lowest = min(lowest, rising)
+        if rising - lowest > THRESHOLD:
+            return count, total, squares, rising, lowest, i + 1
+    return count, total, squares, rising, lowest, 0
 
 
 __all__ = ["Rise"]

@@ -48,8 +48,8 @@ class TargetScale:
             return self
         warped = self._warped(target.double())
         n, total = len(warped), self.count + len(warped)
-        mean = float(warped.mean())
-        squares = float((warped - mean).square().sum())
+        mean = float(warped.sum()) / n
+        squares = float(warped.sub(mean).square_().sum())
         gap = mean - self.mean
         return dataclasses.replace(
             self,
