@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numba
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from models.graph import Graph
 
-Numbers = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
-"""Shift, factor, lowest and highest of each feature, float32, shape (d,)."""
+Floats = NDArray[np.float64]
+Numbers = tuple[torch.Tensor, ...]
+"""Of each feature, float32, shape (d,): shift, 1 / deviation (1 where it is 0), factor, lowest and
+highest."""
 REACH = 8.0
 """Deviations from the mean beyond which a number counts as so far away: one outlier spoils neither
 a step nor the statistics."""
@@ -37,41 +40,43 @@ class Scaler:
             of features that are not scaled.
     """
 
-    on: torch.Tensor
+    on: NDArray[np.bool_]
     any: bool
     count: float
-    mean: torch.Tensor
-    squares: torch.Tensor
-    _unit: torch.Tensor = field(init=False, repr=False)
-    _per: torch.Tensor = field(init=False, repr=False)
+    mean: Floats
+    squares: Floats
+    device: str = "cpu"
+    _unit: Floats = field(init=False, repr=False)
     _numbers: Numbers = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.any:
             return
-        deviation = self.squares.div(max(self.count, 1.0)).sqrt_()
+        deviation = np.sqrt(self.squares / max(self.count, 1.0))
         varies = deviation > 0
-        unit = torch.where(varies, deviation, 1.0)
-        per = unit.reciprocal().float()
-        factor = torch.where(varies | ~self.on, per, 0.0)
-        limit = torch.where(varies, REACH, torch.inf).float()
-        numbers = (self.mean.float(), factor, -limit, limit)
+        unit = np.where(varies, deviation, 1.0)
+        numbers = np.empty((5, len(unit)), np.float32)
+        numbers[0] = self.mean
+        numbers[1] = 1 / unit
+        numbers[2] = np.where(varies | ~self.on, numbers[1], 0.0)
+        numbers[4] = np.where(varies, REACH, np.inf)
+        numbers[3] = -numbers[4]
+        placed = torch.from_numpy(numbers).to(self.device)
         object.__setattr__(self, "_unit", unit)
-        object.__setattr__(self, "_per", per)
-        object.__setattr__(self, "_numbers", numbers)
+        object.__setattr__(self, "_numbers", placed.unbind())
 
     @classmethod
     def of(cls, on: Sequence[bool], device: str = "cpu") -> Scaler:
         """A scaler of no rows."""
-        zeros = torch.zeros(len(on), dtype=torch.float64, device=device)
-        mask = torch.tensor(list(on), dtype=torch.bool, device=device)
-        return cls(on=mask, any=any(on), count=0.0, mean=zeros, squares=zeros)
+        zeros = np.zeros(len(on))
+        mask = np.array(on, np.bool_)
+        return cls(on=mask, any=any(on), count=0.0, mean=zeros, squares=zeros, device=device)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The features of these rows, scaled; (n, d) float32."""
         if not self.any:
             return x
-        shift, factor, low, high = self._numbers
+        shift, _, factor, low, high = self._numbers
         return (x - shift).mul_(factor).clamp_(low, high)
 
     def learned(self, x: torch.Tensor) -> Scaler:
@@ -82,25 +87,28 @@ class Scaler:
         n, total = len(x), self.count + len(x)
         unit, (mean, squares) = self._unit, self._moments(x)
         gap = unit * mean
-        return dataclasses.replace(
-            self,
+        return Scaler(
+            on=self.on,
+            any=self.any,
             count=total,
             mean=self.mean + gap * (n / total),
             squares=self.squares + squares * unit**2 + gap**2 * (self.count * n / total),
+            device=self.device,
         )
 
-    def _moments(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and sum of squared deviations of what lies how many units from the shift, float64,
-        shape (d,)."""
-        shift, _, low, high = self._numbers
+    def _moments(self, x: torch.Tensor) -> Floats:
+        """Mean and sum of squared deviations of how many units each number lies from the shift,
+        shape (2, d); 0 of features that are not scaled."""
+        shift, per, _, low, high = self._numbers
         if x.device.type == "cpu":
-            moments = torch.zeros((2, len(shift)), dtype=torch.float64)
-            given = (part.numpy() for part in (x, shift, self._per, high, self.on))
-            _moments_into(*given, *moments.numpy())
-            return moments[0], moments[1]
-        z = (x - shift).mul_(self._per).clamp_(low, high).mul_(self.on)
-        mean = z.mean(0, dtype=torch.float64)
-        return mean, z.sub_(mean.float()).square_().sum(0, dtype=torch.float64)
+            made = np.zeros((2, len(shift)))
+            _moments_into(*(part.numpy() for part in (x, shift, per, high)), *made)
+        else:
+            z = (x - shift).mul_(per).clamp_(low, high)
+            mean = z.mean(0, dtype=torch.float64)
+            squares = z.sub_(mean.float()).square_().sum(0, dtype=torch.float64)
+            made = torch.stack([mean, squares]).cpu().numpy()
+        return np.where(self.on, made, 0.0)
 
     def faded(self, rows: int) -> Scaler:
         """The same scale, as if so few rows had taught it: those that come move it faster."""
@@ -114,7 +122,7 @@ class Scaler:
         """`forward` as nodes of an ONNX graph."""
         if not self.any:
             return x
-        shift, factor, low, high = (part.cpu().numpy() for part in self._numbers)
+        shift, _, factor, low, high = (part.cpu().numpy() for part in self._numbers)
         x = graph.op("Mul", graph.op("Sub", x, graph.constant(shift)), graph.constant(factor))
         x = graph.op("Min", x, graph.constant(high))
         return graph.op("Max", x, graph.constant(low))
@@ -123,21 +131,19 @@ class Scaler:
         """The statistics as a plain value."""
         return {
             "count": self.count,
-            "mean": self.mean.cpu().numpy(),
-            "squares": self.squares.cpu().numpy(),
+            "mean": self.mean,
+            "squares": self.squares,
         }
 
     def restored(self, value: Mapping[str, Any]) -> Scaler:
         """With the statistics that `snapshot` gave."""
-        mean, squares = (torch.tensor(value[k], device=self.on.device) for k in ("mean", "squares"))
-        return dataclasses.replace(self, count=value["count"], mean=mean, squares=squares)
+        return dataclasses.replace(self, **value)
 
 
 @numba.njit(nogil=True, cache=True)
-def _moments_into(x, shift, factor, limit, on, mean, squares):  # type: ignore[no-untyped-def]
+def _moments_into(x, shift, factor, limit, mean, squares):  # type: ignore[no-untyped-def]
     """Mean and sum of squared deviations of ``(x - shift) * factor`` within the limit into zeros,
-    shape (d,); 0 for features that are not on. One pass: torch's var_mean takes 20 times as long.
-    """
+    shape (d,). One pass: torch's var_mean takes 20 times as long."""
     n, d = x.shape
     for i in range(n):
         for j in range(d):
@@ -146,8 +152,8 @@ def _moments_into(x, shift, factor, limit, on, mean, squares):  # type: ignore[n
             mean[j] += z
             squares[j] += np.float64(z) * z
     for j in range(d):
-        mean[j] = mean[j] / n if on[j] else 0.0
-        squares[j] = max(squares[j] - n * mean[j] * mean[j], 0.0) if on[j] else 0.0
+        mean[j] /= n
+        squares[j] = max(squares[j] - n * mean[j] * mean[j], 0.0)
 
 
 __all__ = ["REACH", "Scaler"]

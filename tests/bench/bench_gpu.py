@@ -63,7 +63,13 @@ def training(*, quick: bool) -> None:
     def learn(device: str, precision: str) -> Callable[[], object]:
         learner = TabularLearner(
             TabularLearner.Settings(layers=LAYERS),
-            TabularLearner.Training(optimizer="adam", device=device, precision=precision),
+            TabularLearner.Training(
+                optimizer="adam",
+                device=device,
+                precision=precision,
+                step_rows=BATCH,
+                replay_rows=0,
+            ),
             features,
         )
         return lambda: [learner.learn(batch) for batch in batches]
@@ -95,7 +101,9 @@ def transfer(*, quick: bool) -> None:
     def learn(name: str, ahead: Callable[[Batch], Batch] | None) -> Callable[[], None]:
         def run() -> None:
             learner = TabularLearner(
-                TabularLearner.Settings(), TabularLearner.Training(device="cuda"), features
+                TabularLearner.Settings(),
+                TabularLearner.Training(device="cuda", step_rows=rows, replay_rows=0),
+                features,
             )
             source = MemorySource.of([frame] * batches)
             made = Loader(
