@@ -3,9 +3,14 @@ on speed."""
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from hypothesis import HealthCheck, settings
 
+# Before torch is imported, and for every process that a test starts: threads that spin for a core
+# which another worker uses cost three times the processor's time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("headrace", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("headrace")
 
