@@ -69,6 +69,14 @@ class FileLetters(Source):
         """The pipeline's own."""
         return self._source.schema(declared)
 
+    def findings(self) -> Mapping[str, Snapshot]:
+        """The pipeline's own."""
+        return self._source.findings()
+
+    def recall(self, findings: Mapping[str, Snapshot]) -> None:
+        """See `engine.types.Source`."""
+        self._source.recall(findings)
+
     def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
         """See `engine.types.Source`."""
         if not self._waiting:

@@ -156,6 +156,16 @@ class Mix(SharedSource):
                 )
         return schema
 
+    def findings(self) -> Mapping[str, Snapshot]:
+        """See `engine.types.Source`; name of each source -> its own."""
+        return {part.name: dict(part.source.findings()) for part in self._parts}
+
+    def recall(self, findings: Mapping[str, Snapshot]) -> None:
+        """See `engine.types.Source`; each source its own."""
+        for part in self._parts:
+            own = findings.get(part.name)
+            part.source.recall(own if isinstance(own, Mapping) else {})
+
     def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
         """See `engine.types.Source`."""
         waiting: set[str] = set()

@@ -309,10 +309,12 @@ class Run:
         known = self._known_schema
         if not known:
             return self._typed_by_the_model(declared)
+        self.source.recall(self._kept.get("findings", {}))
         try:
             return self.source.schema({**known, REST: DROPPED})
         except UserError as error:
             log.warning("The columns of the run so far do not hold any more: %s", error)
+            self.source.recall({})
             return self.source.schema(declared)
 
     def _typed_by_the_model(self, declared: Schema) -> Schema:
@@ -364,6 +366,7 @@ class Run:
         kept: dict[str, Any] = {
             "declared": self.pipeline.source.get("schema", {}),
             "columns": columns,
+            "findings": dict(self.source.findings()),
         }
         if self.trains and not self._model_settings.classes and self.features.classes:
             kept["classes"] = list(self.features.classes)

@@ -905,6 +905,15 @@ class Source(Protocol):
         """
         ...
 
+    def findings(self) -> Mapping[str, Snapshot]:
+        """What `schema` found beside the types, for the run that resumes this one; plain values."""
+        return {}
+
+    def recall(self, findings: Mapping[str, Snapshot]) -> None:
+        """Before `schema`, in a run that resumes: what `findings` said in the first one; it holds,
+        whatever would be found now."""
+        return
+
     def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
         """The next rows of one partition: at least 1 and at most `max_rows`, of `max_bytes` or less
         (one larger row comes alone); None when nothing came within `timeout` seconds.

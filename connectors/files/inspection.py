@@ -164,19 +164,23 @@ def of_csv(
     csv: Csv,
     headers: Mapping[str, list[str]],
     declared: Iterable[str] | None,
+    *,
+    words: bool = True,
 ) -> Inspection:
     """All headers, and rows to guess the types of columns from that are not declared.
 
     Args:
         opened: opens a file, and notes its header.
         declared: columns whose type is known; None where no type is to be guessed.
+        words: whether words for missing values are looked for.
     """
-    found, guess = Inspection(), Guess(csv.dialect.decimal)
+    found, guess = Inspection(), Guess()
     there: dict[str, list[str]] = {}
     shares = Shares(len(files))
     for name, path in files.items():
         file = opened(path, name)
         try:
+            guess.decimal = csv.dialect.decimal  # as the first file with rows has it
             columns = headers[name]
             _may_have(len(columns) if declared is not None else 0, name)
             there[name] = columns
@@ -194,7 +198,7 @@ def of_csv(
             found.rows |= seen > 0
         finally:
             file.close()
-    found.null_values = () if csv.dialect.null_values else guess.null_values
+    found.null_values = guess.null_values if words else ()
     found.schema |= guess.schema(found.null_values)
     _note_lacking(found, {name: columns for name, columns in there.items() if columns})
     return found

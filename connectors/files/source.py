@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -67,6 +67,7 @@ from connectors.formats.own import Describing, is_own, must_be_declared, must_be
 from connectors.formats.paths import parse_path, value_at
 from connectors.formats.recode import Table
 from connectors.formats.rows import plain
+from connectors.formats.sniff import HEAD, sniffed, unclear
 from connectors.formats.text import Text
 from connectors.formats.webdataset import Samples
 from connectors.formats.whole import Whole
@@ -145,11 +146,15 @@ class FilesSource(Source):
                 or ``json.size.width`` in a WebDataset.
             row: of XML: names of the elements from the root to a row, ``orders/order``; a file is
                 a row unless given.
-            delimiter: of CSV; a comma, for ``.tsv`` a tab, unless given.
+            delimiter: of CSV; unless given, a tab for ``.tsv``, else a comma, or ``;``, a tab or
+                ``|`` where that splits header and rows and a comma does not.
             quote: of CSV: around fields that hold delimiters or line ends; "" for none.
-            decimal: of CSV: a comma where numbers are written 1,5.
-            comment: of CSV: a character; lines that begin with it are no rows.
-            null_values: of CSV: fields that stand for a missing value, besides the empty one.
+            decimal: of CSV: a comma where numbers are written 1,5; found where fields stand between
+                ``;`` or tabs.
+            comment: of CSV: a character; lines that begin with it are no rows; "" for none. Lines
+                before the header that begin with ``#`` are found.
+            null_values: of CSV: fields that stand for a missing value, besides the empty one; found
+                where nothing else keeps a column from being numbers; [] for none.
             encoding: of CSV, NDJSON and lines of text: latin-1, cp1252 or another of one byte a
                 character; UTF-8 unless given.
             missing_columns: a column that some files have and others do not is "null" there, or
@@ -189,7 +194,7 @@ class FilesSource(Source):
         delimiter: str | None = Field(default=None, pattern=r"^[\x01-\x7f]$")
         quote: str = Field(default='"', pattern=r"^[\x01-\x7f]?$")
         decimal: Literal[".", ","] | None = None
-        comment: str | None = Field(default=None, pattern=r"^[\x01-\x7f]$")
+        comment: str | None = Field(default=None, pattern=r"^[\x01-\x7f]?$")
         null_values: tuple[str, ...] = ()
         encoding: str | None = None
         missing_columns: Literal["null", "fail"] = "null"
@@ -243,6 +248,9 @@ class FilesSource(Source):
         self._gave = False
         self._order = order(len(self._units), settings, 0)
         self._file: Readable | None = None
+        self._found_dialect: dict[str, Any] | None = None
+        """What a CSV was found to be written like; None before it was looked at."""
+        self._csvs: list[Csv] = []
         self._inner = self._format()
         self._folders = {name: values_of(path) for name, path in self._files.items()}
         hive = any(self._folders.values()) and not self._is_one
@@ -378,6 +386,17 @@ class FilesSource(Source):
         schema = spread_schema(declared, there)
         self._columns = list(schema)
         return schema
+
+    def findings(self) -> Mapping[str, Snapshot]:
+        """See `engine.types.Source`: how a CSV is written."""
+        return {} if self._found_dialect is None else {"dialect": self._found_dialect}
+
+    def recall(self, findings: Mapping[str, Snapshot]) -> None:
+        """See `engine.types.Source`; what is declared now holds all the same."""
+        found = findings.get("dialect")
+        if found is not None:
+            found = {**found, "null_values": tuple(found.get("null_values", ()))}
+        self._take(found)
 
     def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
         """See `engine.types.Source`; never None, but of what has not come yet."""
@@ -554,21 +573,53 @@ class FilesSource(Source):
 
     @property
     def _dialect(self) -> Dialect:
-        settings = self.settings
-        return Dialect(
-            delimiter=self._delimiter,
-            quote=settings.quote,
-            decimal=settings.decimal or ".",
-            comment=settings.comment,
-            null_values=settings.null_values,
-        )
+        """How a CSV is written: as declared, else as found, else as usual."""
+        return Dialect(**{**(self._found_dialect or {}), **self._declared_dialect})
 
-    @property
-    def _delimiter(self) -> str:
-        given = self.settings.path
-        paths = self._files.values() or map(Path, (given,) if isinstance(given, str) else given)
-        tabs = all(".tsv" in map(str.lower, path.suffixes) for path in paths)
-        return self.settings.delimiter or ("\t" if tabs else ",")
+    @cached_property
+    def _declared_dialect(self) -> dict[str, Any]:
+        """Fields of a `Dialect` that the settings, or the files' extension, say."""
+        settings = self.settings
+        declared: dict[str, Any] = {
+            name: getattr(settings, name)
+            for name in ("delimiter", "quote", "decimal", "comment", "null_values")
+            if name in settings.model_fields_set and getattr(settings, name) is not None
+        }
+        if "comment" in declared:
+            declared["comment"] = declared["comment"] or None
+        paths = self._files.values() or map(Path, _paths(settings))
+        if all(".tsv" in map(str.lower, path.suffixes) for path in paths):
+            declared.setdefault("delimiter", "\t")
+        return declared
+
+    def _take(self, found: dict[str, Any] | None) -> None:
+        """Read CSV as it was found to be written, where nothing else is declared."""
+        self._found_dialect = found
+        for decoder in self._csvs:
+            decoder.dialect = self._dialect
+
+    def _look_at_dialect(self, path: Path, name: str) -> None:
+        """Find out how the first file with rows is written; it holds for all."""
+        if self._piped is not None and not self._piped.peeking:
+            return
+        file = TextFile(
+            path,
+            name,
+            delimiter=None,
+            max_record=1 << 62,
+            wait=self._waits(path),
+            opened=self._rewound(),
+        )
+        records = file.read(1 << 62, HEAD)
+        file.close()
+        if records is None:
+            return
+        self._take(sniffed(_bytes(records), self._declared_dialect))
+        if self._found_dialect:
+            log.info(
+                "%s is read with %s: that is how its first rows are written; [source] settings of "
+                "these names say otherwise.", name, self._dialect.told(),
+            )  # fmt: skip
 
     def _format(self) -> Format:
         if self.settings.row is not None and self._kind != "xml":
@@ -598,10 +649,15 @@ class FilesSource(Source):
                 else None,
             )
         if self._kind == "csv":
-            return Csv(self._headers, self._dialect, coerce=self.settings.coerce, lenient=True)
+            return self._csv(self._headers)
         return Bounded(
             Ndjson(self.settings.paths, coerce=self.settings.coerce), self.settings.max_record_bytes
         )
+
+    def _csv(self, headers: Mapping[str, Sequence[str]]) -> Csv:
+        made = Csv(headers, self._dialect, coerce=self.settings.coerce, lenient=True)
+        self._csvs.append(made)
+        return made
 
     @property
     def has_lines(self) -> bool:
@@ -623,7 +679,7 @@ class FilesSource(Source):
         if self._kind != "csv" or self.settings.order_by:
             return Ndjson()
         header = list(self._there({}, guess=False))
-        return Csv(defaultdict(lambda: header), self._dialect)
+        return self._csv(defaultdict(lambda: header))
 
     def _mine(self) -> list[Unit]:
         """What this engine reads, in the order of names.
@@ -741,13 +797,22 @@ class FilesSource(Source):
                 wait=self._waits(path),
                 opened=self._rewound(),
             )
-        file = self._csv_file(path, name)
+        first = self._found_dialect is None
+        if first:
+            self._look_at_dialect(path, name)
+        dialect = self._dialect
+        file = self._csv_file(path, name, comment=dialect.comment or dialect.preamble)
         raw, end = file.header()
         encoding = self.settings.encoding or "utf-8"
-        self._headers[name] = header(raw, name, self._dialect, encoding)
-        if len(self._headers[name]) == 1:  # a blank line is a row there
+        self._headers[name] = columns = header(raw, name, dialect, encoding)
+        if first and (maybe := unclear(columns)) is not None:
+            log.warning(
+                "%s has one column, '%s': where '%s' stands between columns, set [source] "
+                "delimiter.", name, columns[0], maybe,
+            )  # fmt: skip
+        if len(columns) == 1 or dialect.preamble:  # a blank line is a row there
             file.close()
-            file = self._csv_file(path, name, keep_blank=True)
+            file = self._csv_file(path, name, comment=dialect.comment, keep_blank=len(columns) == 1)
             file.skip_to(end)
         return file
 
@@ -763,14 +828,16 @@ class FilesSource(Source):
             self._piped.rewind()
         return self._piped
 
-    def _csv_file(self, path: Path, name: str, *, keep_blank: bool = False) -> TextFile:
+    def _csv_file(
+        self, path: Path, name: str, *, comment: str | None, keep_blank: bool = False
+    ) -> TextFile:
         dialect = self._dialect
         return TextFile(
             path,
             name,
             delimiter=dialect.delimiter,
             quote=dialect.quote_byte,
-            comment=-1 if dialect.comment is None else ord(dialect.comment),
+            comment=-1 if comment is None else ord(comment),
             max_record=self.settings.max_record_bytes,
             keep_blank=keep_blank,
             wait=self._waits(path),
@@ -816,16 +883,15 @@ class FilesSource(Source):
         if self._kind in KINDS:
             return of_tables(self._files, self._kind)
         if self._kind == "csv":
-            csv = self._inner  # of columns, with order_by
-            if not isinstance(csv, Csv):
-                csv = Csv(self._headers, self._dialect, lenient=True)
-            found = of_csv(self._files, self._sampled, csv, self._headers, named)
+            csv = self._inner if isinstance(self._inner, Csv) else self._csv(self._headers)
+            words = "null_values" not in self._declared_dialect
+            found = of_csv(self._files, self._sampled, csv, self._headers, named, words=words)
             if not found.schema:
                 raise UserError(
                     f"{next(iter(self._files))} is empty: expected a CSV header in its first line."
                 )
             if found.null_values:
-                csv.dialect = replace(csv.dialect, null_values=found.null_values)
+                self._take({**(self._found_dialect or {}), "null_values": found.null_values})
             return found
         declared = bool(named)
         if self._file_a_row:
@@ -933,7 +999,7 @@ class FilesSource(Source):
                 skip_lines=blank,
                 has_header=False,
                 schema=schema,
-                separator=self._delimiter,
+                separator=self._dialect.delimiter,
             )
         except PolarsError as error:
             raise HeadraceError(
@@ -967,6 +1033,10 @@ def header(raw: bytes | None, name: str, dialect: Dialect, encoding: str = "utf-
     if twice:
         raise UserError(f"{name} has column '{twice[0]}' twice in its header: rename one of them.")
     return names
+
+
+def _paths(settings: FilesSource.Settings) -> tuple[str, ...]:
+    return (settings.path,) if isinstance(settings.path, str) else settings.path
 
 
 def _bytes(records: Records) -> bytes:

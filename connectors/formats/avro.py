@@ -14,7 +14,7 @@ import polars as pl
 from fastavro.schema import SchemaParseException, UnknownType, parse_schema
 from numpy.typing import NDArray
 
-from connectors.formats.casts import conform
+from connectors.formats.casts import Coerce, conform
 from connectors.formats.datums import BLOCKED, FINE, RICH, WORDS, Program, Walked
 from connectors.formats.paths import Node, Shape, parse_path
 from connectors.formats.rows import BAD_UTF8, BROKEN, NOT_UTF8, WRONG_TYPE, placed, rejected
@@ -90,6 +90,7 @@ class Avro:
             records, as `schema_file` gives it.
         topics: that are read, for the columns where none are declared.
         paths: column -> ``user.address.city``, where it is a field of a record inside.
+        coerce: see `connectors.formats.casts`.
     """
 
     def __init__(
@@ -98,7 +99,9 @@ class Avro:
         *,
         topics: Sequence[str] = (),
         paths: Mapping[str, str] | None = None,
+        coerce: Coerce = "lossless",
     ) -> None:
+        self._coerce: Coerce = coerce
         self._schemas = schemas
         self._topics = topics
         self._paths = dict(paths or {})
@@ -171,7 +174,7 @@ class Avro:
             gone = np.concatenate([np.zeros(0, np.int64), *(at for _, at, _ in odd)])
             if len(gone):
                 raw, fine = raw[np.delete(np.arange(len(fine)), gone)], np.delete(fine, gone)
-            frame, more = conform(raw, records, schema, rows[fine])
+            frame, more = conform(raw, records, schema, rows[fine], coerce=self._coerce)
             frames.append(frame)
             rejects += more
         return _together(frames, records, schema), rejects

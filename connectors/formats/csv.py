@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numba
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from connectors.formats.rows import (
     rejected,
     take,
 )
+from connectors.formats.words import ONES, compiled, equal, load, occurrences
 from engine.types import Records, Rejects, Schema, Values
 
 DIRECT = (pl.Float64(), pl.Float32(), pl.Int64(), pl.Int32(), pl.String())
@@ -39,6 +40,7 @@ class Dialect:
         quote: around a field that holds delimiters or line ends; empty for none.
         decimal: between the whole digits of a number and the others, ``.`` or ``,``.
         comment: lines that begin with it are no rows; None for none.
+        preamble: lines before the header that begin with it are no rows.
         null_values: fields that stand for a missing value, besides the empty one.
     """
 
@@ -46,6 +48,7 @@ class Dialect:
     quote: str = '"'
     decimal: Literal[".", ","] = "."
     comment: str | None = None
+    preamble: str | None = None
     null_values: tuple[str, ...] = ()
 
     @property
@@ -53,19 +56,40 @@ class Dialect:
         """Its byte, which compiled loops compare faster than a number; or -1, which no byte is."""
         return np.uint8(ord(self.quote)) if self.quote else -1
 
+    def told(self) -> str:
+        """What is not as usual, as it would be declared; empty where all is."""
+        usual = Dialect()
+        parts = [
+            f"{name} = {json.dumps(value)}"
+            for name in ("delimiter", "quote", "decimal", "comment")
+            if (value := getattr(self, name)) != getattr(usual, name)
+        ]
+        if self.preamble:
+            parts.append(f'lines that begin with "{self.preamble}" before its header left out')
+        return ", ".join(parts)
+
 
 COMMAS = Dialect()
 INF = float("inf")
 
 
-@numba.njit(nogil=True, cache=True)
-def _fields(data, bounds, delimiter, quote):  # type: ignore[no-untyped-def]
-    """How many fields each row has; a delimiter between quotes is text. -1: a quote stays open."""
-    counts = np.ones(len(bounds) - 1, np.int64)
+@compiled
+def _fields(data, bounds, delimiter, quote, counts):  # type: ignore[no-untyped-def]
+    """How many fields each row has, to `counts`; a delimiter between quotes is text. -1: a quote
+    stays open. Eight bytes are counted at a time up to a row's first quote."""
+    delimiters, quotes = ONES * np.uint64(delimiter), ONES * np.uint64(quote)
     for i in range(len(counts)):
+        at, end = bounds[i], bounds[i + 1]
+        count = 1
+        while at + 8 <= end:
+            word = load(data, at)
+            if quote >= 0 and equal(word, quotes):
+                break
+            count += occurrences(word, delimiters)
+            at += 8
         quoted = False
-        start = True
-        for at in range(bounds[i], bounds[i + 1]):
+        start = at == bounds[i] or data[at - 1] == delimiter
+        while at < end:
             byte = data[at]
             if quoted:
                 quoted = byte != quote
@@ -73,11 +97,10 @@ def _fields(data, bounds, delimiter, quote):  # type: ignore[no-untyped-def]
                 # Only a quote at the start of a field opens one, or the second of a doubled quote.
                 quoted = start or data[at - 1] == quote
             elif byte == delimiter:
-                counts[i] += 1
+                count += 1
             start = byte == delimiter and not quoted
-        if quoted:
-            counts[i] = -1
-    return counts
+            at += 1
+        counts[i] = -1 if quoted else count
 
 
 class Csv:
@@ -128,7 +151,9 @@ class Csv:
         values = records.values
         assert isinstance(values, Values)
         dialect = self.dialect
-        counts = _fields(values.data, values.bounds, ord(dialect.delimiter), dialect.quote_byte)
+        counts = np.empty(len(values), np.int64)
+        delimiter = np.uint8(ord(dialect.delimiter))
+        _fields(values.data, values.bounds, delimiter, dialect.quote_byte, counts)
         if not schema or not (counts == len(header)).all():
             return self._sorted_out(records, header, counts, schema)
         try:

@@ -79,17 +79,21 @@ class Evidence:
 
 
 class Guess:
-    """The types of several columns of text, as more and more of their rows are seen."""
+    """The types of several columns of text, as more and more of their rows are seen.
+
+    Attributes:
+        decimal: the decimal point of their numbers.
+    """
 
     def __init__(self, decimal: str = ".") -> None:
-        self._decimal = decimal
+        self.decimal = decimal
         self._columns: dict[str, Evidence] = {}
 
     def add(self, frame: pl.DataFrame) -> None:
         """More rows, all columns as text; it need not have every column."""
         for column in frame.columns:
             if column not in RESERVED:
-                evidence = self._columns.setdefault(column, Evidence(decimal=self._decimal))
+                evidence = self._columns.setdefault(column, Evidence(decimal=self.decimal))
                 evidence.add(frame.get_column(column))
 
     @property

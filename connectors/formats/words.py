@@ -76,6 +76,14 @@ def equal(word, byte):  # type: ignore[no-untyped-def]
 
 
 @compiled
+def occurrences(word, byte):  # type: ignore[no-untyped-def]
+    """How many of the bytes are that one (eight times in `byte`)."""
+    other = word ^ byte
+    same = ~(((other & ~HIGH) + ~HIGH) | other) & HIGH
+    return np.int64(((same >> np.uint64(7)) * ONES) >> np.uint64(56))
+
+
+@compiled
 def digits(word):  # type: ignore[no-untyped-def]
     """How many of the first bytes are digits."""
     other = word ^ ZEROS
@@ -97,4 +105,7 @@ def number(word, n):  # type: ignore[no-untyped-def]
     return np.int64(x)
 
 
-__all__ = ["HIGH", "ONES", "compiled", "copy", "digits", "equal", "first", "load", "number"]
+__all__ = [
+    "HIGH", "ONES", "compiled", "copy", "digits", "equal", "first", "load", "number",
+    "occurrences",
+]  # fmt: skip

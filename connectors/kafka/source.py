@@ -19,6 +19,7 @@ from kafka.errors import IllegalStateError
 from pydantic import ByteSize, Field, SecretStr, field_validator
 
 from connectors.formats.avro import Avro, schema_file
+from connectors.formats.casts import Coerce
 from connectors.formats.csv import Csv
 from connectors.formats.ndjson import Ndjson
 from connectors.formats.own import Describing, is_own, must_be_known, own
@@ -131,6 +132,8 @@ class KafkaSource(SharedSource):
                 (records skipped are counted and logged).
             isolation: read_committed leaves out what transactions aborted or have not finished.
             fetch_bytes: of one answer of a broker; the client holds up to twice as much.
+            coerce: of ndjson, csv and avro: "lossless" takes every value that equals one of the
+                declared type, however it is written; "strict" only what is written as that type.
         """
 
         topics: tuple[str, ...] = Field(min_length=1)
@@ -156,6 +159,7 @@ class KafkaSource(SharedSource):
         lost: Literal["fail", "earliest", "latest"] = "fail"
         isolation: Literal["read_committed", "read_uncommitted"] = "read_committed"
         fetch_bytes: ByteSize = Field(ByteSize(16 << 20), ge=1 << 16)
+        coerce: Coerce = "lossless"
 
         @field_validator("topics", mode="before", json_schema_input_type=str | tuple[str, ...])
         @classmethod
@@ -1072,14 +1076,14 @@ def _format(settings: KafkaSource.Settings) -> Format:
     if kind == "csv":
         if not settings.columns:
             raise UserError('[source] format = "csv" of a topic needs the fields\' names: columns.')
-        return Csv(defaultdict(lambda: settings.columns))
+        return Csv(defaultdict(lambda: settings.columns), coerce=settings.coerce)
     if kind == "avro":
         return _avro(settings)
     if is_own(kind):
         return own(kind)
     if kind == "xml":
         return Xml(settings.paths)
-    return Ndjson(settings.paths) if kind == "ndjson" else Text()
+    return Ndjson(settings.paths, coerce=settings.coerce) if kind == "ndjson" else Text()
 
 
 def _avro(settings: KafkaSource.Settings) -> Avro:
@@ -1090,7 +1094,8 @@ def _avro(settings: KafkaSource.Settings) -> Avro:
         )
     if settings.registry is None:
         assert settings.schema_file is not None
-        return Avro(schema_file(settings.schema_file), paths=settings.paths)
+        schema = schema_file(settings.schema_file)
+        return Avro(schema, paths=settings.paths, coerce=settings.coerce)
     registry = Registry(
         settings.registry,
         user=settings.registry_user,
@@ -1098,7 +1103,7 @@ def _avro(settings: KafkaSource.Settings) -> Avro:
         timeout=settings.timeout,
         patience=settings.registry_patience,
     )
-    return Avro(registry, topics=settings.topics, paths=settings.paths)
+    return Avro(registry, topics=settings.topics, paths=settings.paths, coerce=settings.coerce)
 
 
 def _pattern(settings: KafkaSource.Settings) -> str | None:

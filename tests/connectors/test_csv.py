@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from connectors.formats.csv import Csv
+from connectors.formats.csv import Csv, Dialect, _fields
 from connectors.formats.rows import NOT_UTF8
-from engine.types import TYPES, HeadraceError, Records, Schema
+from engine.types import TYPES, HeadraceError, Records, Schema, Values
 from tests.connectors.conftest import records, told
 
 SCHEMA: Schema = {"x": pl.Float64(), "n": pl.Int64(), "s": pl.String(), "t": pl.Datetime("us")}
@@ -130,3 +131,32 @@ def test_text_that_begins_like_something_packed_is_text(begin: str) -> None:
     )
     assert told(rejects) == []
     assert frame.select("a", "b").rows() == [(f"{begin}2", 1), ("y", 2)]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.lists(st.sampled_from(['"', '""', ",", "a", "\n", "éé", "12345678"]), max_size=9)
+             .map("".join), max_size=6),
+    st.sampled_from([",", ";"]),
+    st.sampled_from(['"', ""]),
+)  # fmt: skip
+def test_fields_are_counted_as_byte_by_byte(rows: list[str], delimiter: str, quote: str) -> None:
+    def count(row: bytes) -> int:
+        number, quoted, start = 1, False, True
+        for i, byte in enumerate(row):
+            sign = chr(byte)
+            if quoted:
+                quoted = sign != quote
+            elif quote and sign == quote:
+                quoted = start or row[i - 1 : i] == quote.encode()
+            number += sign == delimiter and not quoted
+            start = sign == delimiter and not quoted
+        return -1 if quoted else number
+
+    raw = [row.encode() + b"\n" for row in rows]
+    values = records(*raw).values
+    assert isinstance(values, Values)
+    counts = np.empty(len(raw), np.int64)
+    dialect = Dialect(delimiter=delimiter, quote=quote)
+    _fields(values.data, values.bounds, np.uint8(ord(delimiter)), dialect.quote_byte, counts)
+    assert counts.tolist() == [count(row) for row in raw]
