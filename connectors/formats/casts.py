@@ -342,7 +342,7 @@ def _misfits(
                   pl.lit(type_name(dtype)), got.str.head(80), pl.lit(column))
     ).to_series()  # fmt: skip
     pointed_texts = read.gather(lost).fill_null("?") if read.dtype == pl.String else got
-    big = _too_big(pointed_texts, dtype)
+    big = too_big(pointed_texts, dtype)
     made = []
     for reason, mask in ((OUT_OF_RANGE, big), (WRONG_TYPE, ~big)):
         if mask.any():
@@ -353,7 +353,7 @@ def _misfits(
     return made
 
 
-def _too_big(got: pl.Series, dtype: pl.DataType) -> pl.Series:
+def too_big(got: pl.Series, dtype: pl.DataType) -> pl.Series:
     """Where a number was given, but one that the type cannot hold."""
     if dtype.is_integer():
         digits = got.str.contains(WHOLE)
@@ -362,4 +362,4 @@ def _too_big(got: pl.Series, dtype: pl.DataType) -> pl.Series:
     return got.str.contains(NUMBER if number else r"$^x")
 
 
-__all__ = ["Coerce", "cast", "conform", "pointed"]
+__all__ = ["Coerce", "cast", "conform", "pointed", "too_big"]

@@ -27,7 +27,8 @@ from connectors.formats.rows import is_utf8, pieces
 from connectors.formats.words import HIGH, ONES, compiled, digits, equal, first, load, number
 from engine.types import Schema, Values
 
-FLOAT, INT64, INT32, BOOL, TEXT = range(5)
+FLOAT, INT64, INT32, BOOL, TEXT, STRING = range(6)
+"""What a column takes: `TEXT` numbers and words too, as they are written, `STRING` strings only."""
 KINDS: dict[pl.DataType, int] = {
     pl.Float64(): FLOAT, pl.Int64(): INT64, pl.Int32(): INT32, pl.Boolean(): BOOL,
     pl.String(): TEXT,
@@ -64,10 +65,11 @@ DOUBLED = _doubled()
 class Flat:
     """A schema of plain columns, as arrays for the walk."""
 
-    def __init__(self, schema: Schema) -> None:
+    def __init__(self, schema: Schema, *, strict: bool = False) -> None:
         self._schema = schema
         kinds = [KINDS[kind] for kind in schema.values()]
         self._kinds = np.array(kinds, np.int64)
+        self._taken = np.where(strict & (self._kinds == TEXT), STRING, self._kinds)
         # A column's row in the array of its kind.
         same = [INT64 if kind == INT32 else kind for kind in kinds]
         self._slots = np.array([same[:i].count(k) for i, k in enumerate(same)], np.int64)
@@ -76,10 +78,14 @@ class Flat:
         self._bounds = np.cumsum([0, *map(len, names)]).astype(np.int64)
 
     @classmethod
-    def of(cls, schema: Schema) -> Flat | None:
-        """None where a column is of a type that the walk does not know."""
+    def of(cls, schema: Schema, *, strict: bool = False) -> Flat | None:
+        """None where a column is of a type that the walk does not know.
+
+        Args:
+            strict: only strings are text; a line where something else stands there is left.
+        """
         known = bool(schema) and all(kind in KINDS for kind in schema.values())
-        return cls(schema) if known else None
+        return cls(schema, strict=strict) if known else None
 
     def decode(self, values: Values) -> tuple[pl.DataFrame, NDArray[np.bool_]]:
         """Columns of n rows, and which of the n lines were taken; the other rows are garbage."""
@@ -103,8 +109,8 @@ class Flat:
             (rest, last - last[0], inner, int(last[0])),
         ):
             _walk(
-                data, bounds, row, shift, self._names, self._bounds, kinds, self._slots, floats,
-                ints, bools, texts, seen, verdicts, glue, masks, leads,
+                data, bounds, row, shift, self._names, self._bounds, self._taken, self._slots,
+                floats, ints, bools, texts, seen, verdicts, glue, masks, leads,
             )  # fmt: skip
         taken = verdicts != LEFT
         if (verdicts == WIDE).any():
@@ -404,7 +410,7 @@ def _line(  # type: ignore[no-untyped-def]
                     seen[column, row] = VALUE
         elif byte == 34:
             stop, ascii = _string(data, at + 1, end)
-            if stop < 0 or (column >= 0 and kind != TEXT):
+            if stop < 0 or (column >= 0 and kind < TEXT):
                 return LEFT
             if not ascii:
                 wide = WIDE

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from polars.exceptions import PolarsError
 
 from connectors.formats import scan
-from connectors.formats.casts import Coerce, cast
+from connectors.formats.casts import Coerce, cast, too_big
 from connectors.formats.flat import Flat
 from connectors.formats.paths import Shape, parse_path
 from connectors.formats.rows import (
@@ -44,7 +44,11 @@ PIECES = 8
 PIECE_ROWS = 2_000
 """Of a piece, at least."""
 NULL, LIST, OBJECT = (scan.TOKENS.index(word) for word in ("null", "array", "object"))
+NUMBERS = tuple(scan.TOKENS.index(word) for word in ("integer", "f64"))
+STRINGS = tuple(scan.TOKENS.index(word) for word in ("nothing", "null", "string"))
 Ints = NDArray[np.int64]
+Lines = tuple[NDArray[np.uint8], Ints]
+"""Lines of JSON, and where each begins and the last ends."""
 Made = TypeVar("Made")
 
 
@@ -195,7 +199,8 @@ class Ndjson:
 
     def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
         """One row or one reject for each value, also where it holds line breaks or lacks one."""
-        flat = None if self._paths else _flat(tuple(schema.items()))
+        strict = self._coerce == "strict"
+        flat = None if self._paths else _flat(tuple(schema.items()), strict)
         if flat is None or not len(records):
             return self._parsed(records, schema)
         assert isinstance(records.values, Values)
@@ -225,9 +230,16 @@ class Ndjson:
             data = whole
         n = len(records)
         frames = [pl.DataFrame(schema=schema)]
+        read, ends, quoted = data, bounds, False
         for start, stop in _pieces(n):
             try:
-                frames.append(parser.strict(data[bounds[start] : bounds[stop]], stop - start))
+                frame = parser.strict(read[ends[start] : ends[stop]], stop - start)
+                if not quoted and parser.may_be_numbers(frame):
+                    if not parser.all_fit(data, bounds):
+                        break
+                    read, ends, quoted = *parser.tree.quoted(data, bounds), True
+                    frame = parser.strict(read[ends[start] : ends[stop]], stop - start)
+                frames.append(frame)
             except PolarsError:
                 break
         else:
@@ -255,11 +267,29 @@ class _Parser:
         kinds = self.shape.schema
         return frame if frame.schema == kinds else frame.cast(kinds)  # type: ignore[arg-type]
 
+    def may_be_numbers(self, frame: pl.DataFrame) -> bool:
+        """Whether a column of text may hold what was no string: where nothing looks like a number,
+        the walk that would know is saved."""
+        texts = [c for c, kind in self.shape.schema.items() if kind in (pl.String, pl.Binary)]
+        if self.coerce == "strict":
+            return bool(texts)
+        looks = (pl.col(c).cast(pl.Binary) for c in texts)
+        like = [((c >= b"-") & (c < b":")).any() for c in looks]
+        return bool(like) and any(frame.select(pl.any_horizontal(like)).row(0))
+
+    def all_fit(self, data: NDArray[np.uint8], bounds: Ints) -> bool:
+        """Whether strings are all that there is in columns of text, where they must be."""
+        if self.coerce != "strict":
+            return True
+        return bool((self.tree.scan(data, bounds).verdicts == scan.FITS).all())
+
     def sifted(self, data: NDArray[np.uint8], bounds: Ints) -> tuple[pl.DataFrame, pl.DataFrame]:
         """The rows that fit, and the others: row, reason, detail."""
         if self.coerce == "lossless" and WORDS.search(data.data):
             data, bounds = _with_words(data, bounds)
         found = self.tree.scan(data, bounds)
+        raw, raw_bounds = data, bounds
+        data, bounds = self.tree.quoted(data, bounds)
         fits = found.verdicts == scan.FITS
         good: list[tuple[Ints, pl.DataFrame]] = []
         try:
@@ -269,14 +299,22 @@ class _Parser:
         except PolarsError:  # the walk was kinder than the parser
             fits[:] = False
         odd = np.flatnonzero(~fits & (found.verdicts < scan.BROKEN))
-        bad = [_broken(data, bounds, found)]
-        plain = odd[found.verdicts[odd] != scan.SUSPECT]
-        kept, alone = _halved(plain, lambda rows: self.strict(*_taken(data, bounds, rows)))
+        bad = [_broken(raw, raw_bounds, found)]
+        careful = (found.verdicts[odd] == scan.SUSPECT) | (self.coerce == "strict")
+        plain = odd[~careful]
+        kept, alone = _halved(
+            plain, lambda rows: self.strict(_taken(data, bounds, rows)[0], len(rows))
+        )
         good += kept
         unsure = np.array([row for row, _ in alone], np.int64)
         errors = {int(row): error for row, error in alone}
-        suspect = np.union1d(odd[found.verdicts[odd] == scan.SUSPECT], unsure)
-        looked, lost = _halved(suspect, lambda rows: self._looked_at(data, bounds, rows, errors))
+        suspect = np.union1d(odd[careful], unsure)
+        looked, lost = _halved(
+            suspect,
+            lambda rows: self._looked_at(
+                _taken(data, bounds, rows), _taken(raw, raw_bounds, rows), rows, errors
+            ),
+        )
         for rows, (frame, why) in looked:
             good.append((np.delete(rows, why["row"].to_numpy()), frame))
             bad.append(why.with_columns(row=pl.Series(rows).gather(why["row"])))
@@ -288,23 +326,22 @@ class _Parser:
         return whole, pl.concat(bad).sort("row")
 
     def _looked_at(
-        self, data: NDArray[np.uint8], bounds: Ints, rows: Ints, errors: Mapping[int, str]
+        self, lines: Lines, written: Lines, rows: Ints, errors: Mapping[int, str]
     ) -> tuple[pl.DataFrame, pl.DataFrame]:
         """The rows that fit all the same, and why the others (row: index into `rows`) do not: what
         is text where it may be anything, and null where it must be of its type, does not fit.
 
         Args:
+            lines, written: the rows to parse, and as they are written.
             errors: row -> what the parser said of it alone.
 
         Raises: PolarsError when one of the lines is no JSON.
         """
-        part, n = _taken(data, bounds, rows)
-        ends = np.zeros(n + 1, np.int64)
-        np.cumsum(np.diff(bounds)[rows], out=ends[1:])
-        made = self.shape.columns(_parse(part, n, self.types, lenient=True))
-        text = self.shape.columns(_parse(part, n, self.texts, lenient=True))
-        tokens = self.tree.scan(part, ends, tokens=True).tokens
-        done = np.zeros(n, np.bool_)
+        n = len(rows)
+        made = self.shape.columns(_parse(lines[0], n, self.types, lenient=True))
+        text = self.shape.columns(_parse(lines[0], n, self.texts, lenient=True))
+        tokens = self.tree.scan(*written, tokens=True).tokens
+        done, mended = np.zeros((2, n), np.bool_)
         found = [NOTHING]
         for name, kind in self.shape.schema.items():
             nodes = self.shape.way(name)
@@ -314,18 +351,26 @@ class _Parser:
                 found.append(_blocked(np.flatnonzero(odd & ~done), name, node.path, token))
                 done |= odd
             raw = text.get_column(name)
+            token = tokens[:, self.tree.number(nodes[-1])]
             lost = (raw.is_not_null() & made.get_column(name).is_null()).to_numpy() & ~done
-            if lost.any() and self.coerce == "lossless":
-                taken = cast(raw.filter(pl.Series(lost)), kind)
+            again = lost
+            if self.coerce == "strict":
+                again = lost & np.isin(token, NUMBERS) & (kind.is_float() or kind.is_decimal())
+            if again.any():  # written otherwise; or a number that the parser does not read
+                coerce: Coerce = "strict" if self.coerce == "strict" else "lossless"
+                taken = cast(raw.filter(pl.Series(again)), kind, coerce, written=True)
                 column = made.get_column(name).cast(kind)
-                made = made.with_columns(column.scatter(np.flatnonzero(lost), taken))
-                lost[np.flatnonzero(lost)] = taken.is_null().to_numpy()
+                made = made.with_columns(column.scatter(np.flatnonzero(again), taken))
+                lost[np.flatnonzero(again)] = taken.is_null().to_numpy()
+                mended |= again & ~lost
+            if self.coerce == "strict" and kind == pl.String:
+                lost |= ~np.isin(token, STRINGS) & raw.is_not_null().to_numpy() & ~done
             if lost.any():
                 at = np.flatnonzero(lost)
-                token = tokens[at, self.tree.number(nodes[-1])]
-                found.append(_misfits(at, raw.gather(at), token, name, kind))
+                found.append(_misfits(at, raw.gather(at), token[at], name, kind, self.coerce))
                 done |= lost
-        rest = [i for i, row in enumerate(rows.tolist()) if row in errors and not done[i]]
+        known = done | mended
+        rest = [i for i, row in enumerate(rows.tolist()) if row in errors and not known[i]]
         found.append(
             _found(rest, WRONG_TYPE, pl.Series([f"{errors[int(rows[i])]}." for i in rest]))
         )
@@ -335,8 +380,8 @@ class _Parser:
 
 
 @functools.lru_cache(maxsize=16)
-def _flat(schema: tuple[tuple[str, pl.DataType], ...]) -> Flat | None:
-    return Flat.of(dict(schema))
+def _flat(schema: tuple[tuple[str, pl.DataType], ...], strict: bool) -> Flat | None:
+    return Flat.of(dict(schema), strict=strict)
 
 
 @functools.lru_cache(maxsize=16)
@@ -347,7 +392,8 @@ def _parser(
 ) -> _Parser:
     shape = Shape.of(dict(schema), dict(paths))
     types = shape.types(text=False)
-    return _Parser(shape, scan.Tree(shape), types, shape.types(text=True), coerce)
+    tree = scan.Tree(shape, strict=coerce == "strict")
+    return _Parser(shape, tree, types, shape.types(text=True), coerce)
 
 
 def _whole(frames: list[pl.DataFrame]) -> pl.DataFrame:
@@ -394,9 +440,10 @@ def _blanked(data: NDArray[np.uint8], bounds: Ints, keep: NDArray[np.bool_]) -> 
     return out
 
 
-def _taken(data: NDArray[np.uint8], bounds: Ints, rows: Ints) -> tuple[NDArray[np.uint8], int]:
-    """Some of the lines, and how many they are."""
-    return pieces(data, bounds[rows], np.diff(bounds)[rows]).data, len(rows)
+def _taken(data: NDArray[np.uint8], bounds: Ints, rows: Ints) -> Lines:
+    """Some of the lines."""
+    made = pieces(data, bounds[rows], np.diff(bounds)[rows])
+    return made.data, made.bounds
 
 
 def _halved(
@@ -465,7 +512,12 @@ def _blocked(at: Ints, column: str, path: str, token: NDArray[np.int8]) -> pl.Da
 
 
 def _misfits(
-    at: Ints, raw: pl.Series, token: NDArray[np.int8], column: str, kind: pl.DataType
+    at: Ints,
+    raw: pl.Series,
+    token: NDArray[np.int8],
+    column: str,
+    kind: pl.DataType,
+    coerce: Coerce,
 ) -> pl.DataFrame:
     """Lines whose value in the column, `raw`, is none of its type."""
     frame = pl.DataFrame({"raw": raw, "token": pl.Series(scan.TOKENS).gather(token)})
@@ -490,7 +542,8 @@ def _misfits(
         .then(pl.lit("string"))
         .otherwise(name)
     )
-    big = (name == "integer") & pl.lit(kind.is_integer())
+    numbers = ["integer", "f64", *(["string"] if coerce == "lossless" else [])]
+    big = name.is_in(numbers) & pl.lit(too_big(raw, kind))
     made = frame.select(
         reason=pl.when(big).then(pl.lit(OUT_OF_RANGE)).otherwise(pl.lit(WRONG_TYPE)),
         detail=pl.format(

@@ -30,9 +30,11 @@ TOKENS = ("nothing", "string", "integer", "f64", "bool", "array", "object", "nul
 
 OTHERS = -2
 """Index of the elements of a list that no column asks for; the parser checks them all the same."""
+QUOTE = np.uint8(34)
 DEPTH = 128
 """Levels the walk goes down; deeper lines are the parser's to judge (its own limit is 1,024)."""
-OBJECT, LIST, TEXT, FLOAT, INT64, INT32, BOOL, DATE, MOMENT, OTHER = range(10)
+OBJECT, LIST, TEXT, FLOAT, INT64, INT32, BOOL, DATE, MOMENT, OTHER, STRING = range(11)
+"""What a node expects: `TEXT` takes anything as its text, `STRING` only strings."""
 KINDS: dict[type[pl.DataType], int] = {
     pl.String: TEXT, pl.Binary: TEXT, pl.Float64: FLOAT, pl.Float32: FLOAT, pl.Int64: INT64,
     pl.Int32: INT32, pl.Boolean: BOOL, pl.Date: DATE, pl.Datetime: MOMENT,
@@ -58,11 +60,14 @@ class Scan:
 class Tree:
     """A shape as arrays, for the walk.
 
+    Args:
+        strict: nothing but a string fits a column of text.
+
     Attributes:
         nodes: in the arrays' order.
     """
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, *, strict: bool = False) -> None:
         root = _with_others(shape.root)
         self.nodes: list[Node] = list(root.walk())
         number = {id(node): i for i, node in enumerate(self.nodes)}
@@ -70,7 +75,8 @@ class Tree:
         table = np.full((len(self.nodes), 6), -1, np.int64)
         names = b""
         for i, node in enumerate(self.nodes):
-            table[i, 0] = _kind(node)
+            kind = _kind(node)
+            table[i, 0] = STRING if strict and kind == TEXT else kind
             before = -1
             for step, child in node.below.items():
                 at = number[id(child)]
@@ -99,8 +105,24 @@ class Tree:
         n = len(bounds) - 1
         verdicts, places = np.zeros(n, np.int64), np.zeros(n, np.int64)
         seen = np.zeros((n, len(self.nodes) if tokens else 0), np.int8)
-        _scan(data, bounds, self._table, self._names, verdicts, places, seen)
+        unmarked = np.zeros(0, np.bool_)
+        _scan(data, bounds, self._table, self._names, verdicts, places, seen, unmarked)
         return Scan(verdicts=verdicts, places=places, tokens=seen)
+
+    def quoted(
+        self, data: NDArray[np.uint8], bounds: NDArray[np.int64]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """The lines with quotes around numbers that the parser would not keep as they are written:
+        those in a column of text, and those of more digits than it reads. Lines that are no JSON
+        object are as they were."""
+        n = len(bounds) - 1
+        marks = np.zeros(len(data) + 1, np.bool_)
+        seen, verdicts = np.zeros((n, 0), np.int8), np.zeros(n, np.int64)
+        _scan(data, bounds, self._table, self._names, verdicts, verdicts.copy(), seen, marks)
+        at = np.flatnonzero(marks)
+        if not len(at):
+            return data, bounds
+        return np.insert(data, at, QUOTE), bounds + np.searchsorted(at, bounds)
 
 
 def words(
@@ -347,7 +369,7 @@ def _word(data, at, stop, word):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def _scan(data, bounds, table, names, verdicts, places, seen):  # type: ignore[no-untyped-def]
+def _scan(data, bounds, table, names, verdicts, places, seen, marks):  # type: ignore[no-untyped-def]
     kinds = np.empty(DEPTH, np.int64)  # 1 object, 2 list
     nodes = np.empty(DEPTH, np.int64)
     counts = np.empty(DEPTH, np.int64)
@@ -364,14 +386,20 @@ def _scan(data, bounds, table, names, verdicts, places, seen):  # type: ignore[n
             nodes,
             counts,
             last,
+            marks,
         )
+        if verdict >= BROKEN and len(marks):
+            marks[bounds[line] : bounds[line + 1]] = False
         verdicts[line] = verdict
         places[line] = at - bounds[line]
 
 
 @numba.njit(nogil=True, cache=True)
-def _walk(data, at, stop, table, names, seen, kinds, nodes, counts, last):  # type: ignore[no-untyped-def]
-    """(verdict, where it was made)."""
+def _walk(  # type: ignore[no-untyped-def]
+    data, at, stop, table, names, seen, kinds, nodes, counts, last, marks
+):
+    """(verdict, where it was made). Where there are `marks`, those are set at the first byte of
+    numbers to be quoted, and behind the last."""
     high = np.uint8(0)
     for byte in data[at:stop]:
         high |= byte
@@ -475,7 +503,7 @@ def _walk(data, at, stop, table, names, seen, kinds, nodes, counts, last):  # ty
                 return (ENDS if odd == -2 else PLACE), at
             if odd == 2:
                 verdict = UNSURE
-            fits = kind == TEXT
+            fits = kind in (TEXT, STRING)
             if (kind in (DATE, MOMENT)) and odd == 0:
                 fits = _moment(data, first, at - 1, kind == DATE)
         elif byte == 116 or byte == 102 or byte == 110:
@@ -487,10 +515,13 @@ def _walk(data, at, stop, table, names, seen, kinds, nodes, counts, last):  # ty
                 return (ENDS if at == stop else PLACE), at
             fits = token == 7 or kind in (TEXT, BOOL)
         elif byte == 45 or 48 <= byte <= 57:
+            first = at
             at, digits, odd = _number(data, at, stop)
             if digits < 0:
                 return (ENDS if at == stop else PLACE), at
             token = 2 + (odd & 1)
+            if len(marks) and (kind in (TEXT, STRING) or odd >= 2):
+                marks[first] = marks[at] = True
             if odd >= 2:
                 verdict = UNSURE
             fits = kind in (TEXT, FLOAT)

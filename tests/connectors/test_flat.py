@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
+from connectors.formats.csv import Csv
 from connectors.formats.flat import Flat
 from connectors.formats.ndjson import Ndjson
 from engine.types import Values
@@ -164,3 +165,55 @@ def test_plain_lines_never_see_the_parser(monkeypatch: pytest.MonkeyPatch) -> No
 def test_types_that_the_walk_does_not_know_are_the_parsers() -> None:
     assert Flat.of({"x": pl.Datetime("us")}) is None
     assert Flat.of({}) is None
+
+
+LITERALS = st.from_regex(
+    r"-?(0|[1-9][0-9]{0,40})([.][0-9]{1,5})?([eE][+-]?[0-9]{1,3})?", fullmatch=True
+)
+PATHS: dict[str, tuple[dict[str, pl.DataType], dict[str, str], bytes]] = {
+    "flat": ({}, {}, b'{"s":%s}'),
+    "a column that the walk does not know": ({"t": pl.Date()}, {}, b'{"s":%s,"t":"2024-01-02"}'),
+    "paths": ({}, {"s": "a.b"}, b'{"a":{"b":%s}}'),
+    "a list": ({}, {"s": "a[1]"}, b'{"a":[7,%s]}'),
+    "an escape": ({}, {}, b'{"e":"\\n","\\u0061":1,"s":%s}'),
+}
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(LITERALS | st.sampled_from(["1e400", "1.0", "-0", "true"]), min_size=1, max_size=5))
+def test_numbers_in_text_are_as_they_are_written(literals: list[str]) -> None:
+    """Whatever way a line takes; beside poison too. What nobody reads rejects no row."""
+    for more, paths, line in PATHS.values():
+        rows = [line % literal.encode() + b"\n" for literal in literals]
+        for poison in ([], [b'{"s":\n']):
+            frame, rejects = Ndjson(paths).decode(
+                records(*rows, *poison), {"s": pl.String(), **more}
+            )
+            assert frame["s"].to_list() == literals
+            assert sum(map(len, rejects)) == len(poison)
+        frame, rejects = Ndjson().decode(records(*rows), {"other": pl.Int64(), **more})
+        assert (frame.height, told(rejects)) == (len(rows), [])
+
+
+@pytest.mark.parametrize("way", PATHS)
+@pytest.mark.parametrize("value", [b"1", b"1.5", b"1e400", b"true", b"{}", b"[1]"])
+def test_strict_text_is_strings_only(way: str, value: bytes) -> None:
+    more, paths, line = PATHS[way]
+    rows = [line % each for each in (b'"a"', value, b"null", b'"1"')]
+    frame, rejects = Ndjson(paths, coerce="strict").decode(
+        records(*rows), {"s": pl.String(), **more}
+    )
+    assert frame["s"].to_list() == ["a", None, "1"]
+    assert [(reason, at) for reason, at, *_ in told(rejects)] == [("wrong_type", 10)]
+
+
+@pytest.mark.parametrize("value", ["1e400", "-1e999", "1" + "0" * 400, '"1e400"'])
+@pytest.mark.parametrize("kind", [pl.Float64(), pl.Float32()])
+def test_a_number_too_large_has_one_reason(value: str, kind: pl.DataType) -> None:
+    lines = [b'{"x":1}', b'{"x":%s}' % value.encode(), b'{"x":1e30}']
+    frame, rejects = Ndjson().decode(records(*lines), {"x": kind})
+    assert frame.height == 2
+    text = [line[5:-1] + b"\n" for line in lines]
+    _, same = Csv({"p": ["x"]}).decode(records(*text), {"x": kind})
+    told_both = [[(reason, at) for reason, at, *_ in told(r)] for r in (rejects, same)]
+    assert told_both == [[("out_of_range", 10)]] * 2
