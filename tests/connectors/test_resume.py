@@ -14,8 +14,10 @@ from connectors.files.source import FilesSource
 from engine.config import LoaderSettings
 from engine.loader import Loader
 from engine.mix import Mix
+from engine.rebatch import RebatchNode
 from engine.types import Source
 from tests.connectors.conftest import ROWS, SCHEMA, SOURCES, N
+from tests.waiting import HANG
 
 Make = Callable[[Path], Source]
 
@@ -60,6 +62,7 @@ def test_it_goes_on_to_the_digit(
 ) -> None:
     monkeypatch.setattr(text, "BLOCK", 64)
     monkeypatch.setattr(xml, "BLOCK", 100)
+    monkeypatch.setattr(RebatchNode, "idle", HANG)  # where a busy machine rests, no batch comes
     settings = LoaderSettings(batch_rows=8, shuffle_rows=shuffle_rows, shuffle_seed=3)
 
     def loader() -> Loader:
