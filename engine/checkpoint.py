@@ -55,8 +55,8 @@ class Checkpoints:
 
         Attributes:
             path: the folder; made at the first save.
-            keep: how many of the newest stay.
-            every_seconds: time between saves.
+            keep: how many of the newest checkpoints stay.
+            every_seconds: time between two checkpoints.
             every_batches: batches between saves, instead of the time.
             private: whether only the user who runs headrace may read them (mode 0600).
         """

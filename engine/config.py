@@ -132,13 +132,13 @@ class LoaderSettings(Settings):
             batches of its size have taken so far.
         memory_budget: bytes that all buffers of this process together may hold ("256MiB"): read
             ahead, batches, rows for the sink, replay.
-        prefetch_bytes: depth of each of the loader's queues; None lets it follow what both sides
-            wait for.
-        decode_threads: threads that decode one batch together; None lets the number follow, up to
-            the cores.
+        prefetch_bytes: depth of each of the loader's queues; unless given, it follows what both
+            sides wait for.
+        decode_threads: threads that decode one batch together; unless given, the number follows, up
+            to the cores.
         shuffle_rows: records of a block that is shuffled before it is cut into batches; 0 keeps the
             order. A block is a quarter of the budget at most.
-        shuffle_seed: of the order within the blocks.
+        shuffle_seed: of the order within the blocks of `shuffle_rows`.
         read_rows: records asked of the source at a time.
         poll: how long one read may wait for data; also how soon an idle pipeline notices a stop.
     """
@@ -319,7 +319,7 @@ class ExportSettings(Settings):
     """``[export]``: at the end of a training run, write the model, compress it and prove it.
 
     Attributes:
-        path: the model file, or None: ``<folder>/model.onnx``.
+        path: the model file; ``<folder>/model.onnx`` unless given.
         holdout: share of the rows (0-1), chosen by a hash of where they come from, that is
             predicted and never learned, to calibrate and judge with.
         holdout_rows: newest held-out rows that are kept.

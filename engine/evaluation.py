@@ -69,7 +69,7 @@ class Evaluation:
                 classes, the majority class and the last class.
             slices: name -> SQL condition over the batch's columns, as they are before those
                 stages; figures for the rows where it holds.
-            time: event time column of the history; None counts rows instead.
+            time: event time column of the history; rows are counted unless given.
             every: a history step: a duration ("7d") with `time`, else a number of rows.
             at_precision: the precision that ``recall_at_precision`` is reported at.
         """

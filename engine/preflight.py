@@ -33,7 +33,7 @@ from engine.types import (
     UserError,
 )
 
-LEARNED = 500
+LEARNED = 32
 """Sampled rows that the model learns: enough to try it."""
 SEEN = 3
 """Different values or details that a sentence shows."""
@@ -109,7 +109,9 @@ def _steps(run: Run, batch: Batch) -> tuple[Table, Batch]:
     for name, rows in _augmented(run, batch).items():
         table.add_row(f"augment {name}", f"{len(batch):,}", "", f"changed {rows:,}", "")
     if run.pipeline.model is not None or run.pipeline.infer is not None:
-        batch = _head(replace(batch, raw=batch.frame), LEARNED)  # held-out rows are kept raw
+        batch = replace(batch, raw=batch.frame)  # held-out rows are kept raw
+        if run.trains:
+            batch = _head(batch, LEARNED)
         done = run.work.do(batch)
         what, seen = "learned" if done.learned else "predicted", len(batch.rejects)
         batch = done.batch
@@ -131,7 +133,6 @@ def _head(batch: Batch, rows: int) -> Batch:
         frame=batch.frame[some],
         raw=None if batch.raw is None else batch.raw[some],
         tensors=None if batch.tensors is None else batch.tensors.map(itemgetter(some)),
-        feed=None if batch.feed is None else {k: v[some] for k, v in batch.feed.items()},
     )
 
 

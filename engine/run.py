@@ -27,7 +27,7 @@ from engine.contract import require_contract
 from engine.evaluation import Evaluation
 from engine.loader import Loader
 from engine.lock import locked
-from engine.loop import Breaker, Loop, Totals, Work
+from engine.loop import Breaker, Flood, Loop, Totals, Work
 from engine.metrics import Metrics
 from engine.mix import Mix, sources_of
 from engine.nested import array_bytes, nested_features
@@ -907,19 +907,26 @@ class Run:
             resumed = loop.resume()
             if not resumed:
                 self._keep_schema()
-            unsaved: CheckpointFailed | None = None
+            failed: CheckpointFailed | Flood | None = None
             try:
-                totals = loop.run()
-            except CheckpointFailed as error:  # all was done; what it came to is left all the same
-                totals, unsaved = loop.totals, error
+                loop.run()
+            except (CheckpointFailed, Flood) as error:  # what was done is left all the same
+                failed = error
             bottleneck = loop.verdict()
             if bottleneck is not None:
                 log.info("%s", bottleneck, extra={"part": bottleneck.part})
-            files, verdict = self._leave(stopped=loop.stopped)
-        if unsaved is not None:
-            raise unsaved
+            flooded = isinstance(failed, Flood)
+            files, verdict = self._leave(stopped=loop.stopped or flooded)
+            if flooded and self.pipeline.export is not None:
+                log.warning(
+                    "No model is exported of a run with so many rejected rows. Its checkpoint is "
+                    "saved: 'headrace export %s' writes one.",
+                    self.pipeline.file,
+                )
+        if failed is not None:
+            raise failed
         return Summary(
-            totals=totals,
+            totals=loop.totals,
             seconds=time.perf_counter() - start,
             resumed=resumed,
             stopped=loop.stopped,

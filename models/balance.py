@@ -44,7 +44,7 @@ class SamplingSettings(Settings):
             class (SMOTE); 0 copies.
         keep: rows of each class that smote looks among, the newest.
         correct: correct probabilities back to the classes' true shares.
-        seed: of the drawing.
+        seed: of the random numbers that rows are drawn by.
     """
 
     method: Literal["under", "over", "hybrid"] = "hybrid"

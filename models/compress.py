@@ -28,7 +28,7 @@ from engine import types
 from engine.types import HeadraceError, UserError, class_numbers
 from models import trial
 from models.feed import Feed, Inputs
-from models.files import metadata, put
+from models.files import Properties, metadata, put
 from models.judge import Figure, Floats, Rules, compare_classes, compare_regression, speed
 from models.quantize import CANDIDATES
 from models.session import available, runtime_version
@@ -55,7 +55,7 @@ class Compression(types.Settings):
         max_size_ratio: accepted size: the candidate's file over float32's.
         calibration: share of the held-out rows, the oldest, that calibrate; the others judge.
         rounds: how often each model runs in turn for its latency.
-        providers: as for serving.
+        providers: ONNX Runtime's providers, as in [infer].
         max_seconds: of processor time for a candidate, to make and to try it.
         max_memory: for a candidate; unless given, 2 GiB and eight times the model's file.
     """
@@ -256,19 +256,19 @@ class _Bench:
     """
 
     def __init__(self, model: Path, rows: pl.DataFrame | None, settings: Compression) -> None:
-        properties = metadata(model)
+        properties = Properties.read(metadata(model), model)
         self._model, self._settings = model, settings
-        self._inputs = Inputs(json.loads(properties["inputs"]))
-        self._classes = tuple(json.loads(properties["classes"]))
-        self._threshold = float(properties.get("threshold", 0.5))
-        self._regression = properties["task"] == "regression"
+        self._inputs = Inputs(properties.inputs)
+        self._classes = properties.classes
+        self._threshold = properties.threshold
+        self._regression = properties.task == "regression"
         self._rules = Rules(
             max_loss=settings.max_quality_loss,
             max_slice_loss=settings.max_slice_loss,
             confidence=settings.confidence,
         )
         self._memory = int(settings.max_memory or 2**31 + 8 * model.stat().st_size)
-        self._target_name = properties["target"]
+        self._target_name = properties.target
         self._old, self._new = self._split(rows)
         self.remark = self._short(self._new.height)
 

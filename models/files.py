@@ -10,13 +10,62 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal, Self
 
 import onnx
 from google.protobuf.message import DecodeError
+from pydantic import BaseModel, ConfigDict, FiniteFloat, Json, ValidationError, model_validator
 
 from engine import atomic
+from engine.types import UserError
 
 DIGEST = "digest"
+
+
+class Properties(BaseModel):
+    """What a model file says of itself.
+
+    Attributes:
+        inputs: column -> its kind in the graph.
+        task, classes, threshold, target: as in [model].
+        stages: scrub stages that are inside the file.
+        columns: column -> name of the type in which it was learned.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    inputs: Json[dict[str, Literal["double", "string", "int64"]]]
+    task: Literal["regression", "binary", "multiclass"]
+    classes: Json[tuple[str, ...]]
+    threshold: FiniteFloat = 0.5
+    target: str = ""
+    stages: Json[tuple[str, ...]] = ()
+    columns: Json[dict[str, str]] = {}
+
+    @model_validator(mode="after")
+    def _fitting(self) -> Self:
+        if not _fits(self.task, len(self.classes)):
+            raise ValueError(f"{len(self.classes)} classes do not fit task {self.task}")
+        return self
+
+    @classmethod
+    def read(cls, found: Mapping[str, str], path: Path) -> Self:
+        """Of a file's metadata. Raises: UserError where it is damaged."""
+        try:
+            return cls.model_validate(dict(found))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            key = str((*first["loc"], "classes")[0])
+            raise UserError(
+                f"The model file {path} is damaged: its property '{key}' is "
+                f"{found.get(key, 'not there')[:100]!r} ({first['msg']}); export it again."
+            ) from None
+
+
+def _fits(task: str, classes: int) -> bool:
+    if task == "binary":
+        return classes == 2
+    return classes >= 2 if task == "multiclass" else classes == 0
 
 
 def write(model: onnx.ModelProto, path: Path) -> Path:
@@ -65,4 +114,4 @@ def annotate(path: Path, properties: Mapping[str, str]) -> Path:
     return write(model, path)
 
 
-__all__ = ["annotate", "metadata", "put", "whole", "write"]
+__all__ = ["Properties", "annotate", "metadata", "put", "whole", "write"]

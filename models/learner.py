@@ -96,7 +96,7 @@ class TabularLearner:
             embedding: width of the vectors of categories and ids, one for all or by column; None
                 goes by the number of codes (`models.network.embedding_width`).
             convolutions: widths of the layers that images go through (`models.network.Shape`).
-            activation: after each hidden layer.
+            activation: function after each hidden layer.
             dropout: share of hidden units silenced in a training step.
             sparse_embeddings: only the rows of a table that a batch uses get a gradient: for tables
                 of many thousand codes. They get no l1 or l2, and adam becomes SparseAdam.
@@ -131,7 +131,7 @@ class TabularLearner:
                 weights it would take longer to learn the contrary.
             device: ``auto`` is cuda where there is one.
             precision: bfloat16 computes the layers in it (autocast); weights stay float32.
-            threads: of torch on the CPU, for the whole process; None leaves them.
+            threads: of torch on the CPU, for the whole process; torch's own number unless given.
         """
 
         step_rows: int = Field(1_024, ge=1)

@@ -23,7 +23,8 @@ class LossSettings(Settings):
         loss: mse, mae or huber for regression, cross_entropy for classes; None: mse, or
             cross_entropy.
         delta: where huber turns from square to straight, on the network's scale.
-        class_weights: how much a row of each class counts, in class order; None: all the same.
+        class_weights: how much a row of each class counts, in class order; all the same
+            unless given.
     """
 
     loss: Literal["mse", "mae", "huber", "cross_entropy"] | None = None

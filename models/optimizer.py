@@ -20,16 +20,16 @@ class OptimizerSettings(Settings):
     Attributes:
         optimizer: sgd, adam or adamw (decay apart from the gradient).
         lr: step size, at its highest.
-        momentum: of sgd.
+        momentum: momentum of the optimizer sgd.
         schedule: ``constant``; ``inverse_sqrt`` (falls with the square root of the steps after the
             warm-up); ``cosine`` (falls to `lr_floor` within `schedule_steps`, and stays).
         warmup: steps over which the step size rises in a line to `lr`.
-        schedule_steps: steps until the cosine's end.
+        schedule_steps: steps until the end of the cosine `schedule`.
         lr_floor: lowest step size of a schedule, as a share of `lr`.
         l1: weight of the sum of the absolute weights, in the gradient before clipping.
         l2: weight of half the sum of the squared weights (adamw: the decay); sparse embeddings get
             neither.
-        clip_norm: longest gradient; None clips nothing.
+        clip_norm: longest gradient; nothing is clipped unless given.
         ema: decay per step of an average of the weights that predicts in their place; 0 is off.
     """
 

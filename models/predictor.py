@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -80,7 +79,7 @@ class OnnxPredictor:
         """``[infer]``
 
         Attributes:
-            model: the file.
+            model: the model file (ONNX) that answers.
             providers: tensorrt, cuda, cpu in the order to try; unless given, cuda where there is
                 one, then the cpu.
             strict_provider: fail where the first of them is not what it really runs on.
@@ -106,16 +105,14 @@ class OnnxPredictor:
         self.provider = self._guard()
         metadata = self._session.get_modelmeta().custom_metadata_map
         self.metadata: Mapping[str, str] = metadata
-        self._inputs = Inputs(json.loads(metadata["inputs"]))
+        found = files.Properties.read(metadata, path)
+        self._inputs = Inputs(found.inputs)
         self.features = Features(
-            numeric=(),
-            task=metadata["task"],
-            classes=tuple(json.loads(metadata["classes"])),
-            threshold=float(metadata.get("threshold", 0.5)),
+            numeric=(), task=found.task, classes=found.classes, threshold=found.threshold
         )
-        self.stages: tuple[str, ...] = tuple(json.loads(metadata.get("stages", "[]")))
+        self.stages = found.stages
         self.requires = tuple(self._inputs.kinds)
-        self.columns = _types(json.loads(metadata.get("columns", "{}")), self.requires)
+        self.columns = _types(found.columns, self.requires)
         self._digest = hashlib.sha256(data).hexdigest()[:12]
         self._version = metadata.get("version", self._digest)
         self._tag = pl.Series("model_version", [self._version])

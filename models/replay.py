@@ -32,7 +32,7 @@ class ReplaySettings(Settings):
         replay_batch: rows of such a step. None: as many as a step on new rows has, 64 to 512.
         replay_sampling: ``uniform``, or ``recent``: a row's chance halves with every
             `replay_half_life` newer rows.
-        replay_half_life: in rows; None is a quarter of the rows that are kept.
+        replay_half_life: in rows; a quarter of the rows that are kept unless given.
     """
 
     replay_rows: int | None = Field(None, ge=0)

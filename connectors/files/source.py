@@ -180,7 +180,7 @@ class FilesSource(Source):
                 waits.
             epochs: how often all files are read.
             shuffle_files: read the files of each epoch in another order.
-            seed: of that order.
+            seed: of the order of `shuffle_files`.
             shards: engines that share the files, each row read by one; "env" takes WORLD_SIZE; 1 is
                 for one that may become several. Shared are row groups of Parquet, record batches of
                 Arrow, pieces of 32 MiB of lines, and else whole files.

@@ -31,7 +31,7 @@ class ShareSettings(Settings):
     Attributes:
         epochs: how often all files are read.
         shuffle_files: read the files of each epoch in another order.
-        seed: of that order.
+        seed: of the order of `shuffle_files`.
         shards: engines that share the files, each row read by one; "env" takes WORLD_SIZE. None
             shares nothing. Who was one of n goes on as one of m: `engine.types.Mark.joined`.
         shard: which of them this one is, from 0; "env" takes RANK.

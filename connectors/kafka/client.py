@@ -54,7 +54,7 @@ class KafkaSettings(types.Settings):
         cert_file, key_file: this client's own certificate and its key (mutual TLS), PEM, without
             pass phrase; `key_file` may be left out where `cert_file` holds both.
         sasl: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512; needed by SASL_SSL and SASL_PLAINTEXT.
-        user: of SASL.
+        user: the SASL user's name.
         password: of SASL; better from the environment (``HEADRACE_SOURCE__PASSWORD``,
             ``HEADRACE_SINK__PASSWORD``) or a file than in the pipeline file. Never shown.
         password_file: holds the password in its first line, in place of `password`; read at each

@@ -37,7 +37,7 @@ class KafkaLetters(Sink):
         """``[dead_letters] kind = "kafka"``
 
         Attributes:
-            topic: where to; must be there.
+            topic: the topic that is written to; must be there.
             provenance: headers of every letter; the pipeline's name.
         """
 

@@ -54,10 +54,10 @@ class KafkaSink(Sink):
         """``[sink] kind = "kafka"``
 
         Attributes:
-            topic: where to; must be there.
+            topic: the topic that is written to; must be there.
             format: of the values: json (an object a row), avro (with `registry` or `schema_file`)
                 or raw (one column of text or bytes, as it is).
-            value: of raw: the column.
+            value: the column that is written as it is, for `format` raw.
             registry: of avro's schemas, with Confluent's API; the schema is registered as
                 ``<topic>-value``.
             registry_user, registry_password: of the registry, where it asks for them; the password

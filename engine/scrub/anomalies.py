@@ -158,7 +158,7 @@ class Anomalies(Stateless):
             window: rows that judge the next ones.
             trees: more are slower and judge more evenly.
             height: how often a tree halves; each more doubles its memory of 20 bytes a node.
-            seed: of what is drawn at random.
+            seed: of the random numbers.
         """
 
         columns: tuple[str, ...]

@@ -73,8 +73,8 @@ class Images(Stateless):
             orientation: turn an image upright by what its camera noted (EXIF); without, it is as it
                 was stored, but for TIFF.
             root: the folder below which paths lie; needed where a column holds paths.
-            max_pixels: of the encoded image.
-            threads: that decode a batch together; None takes the cores.
+            max_pixels: pixels of the largest encoded image that is decoded.
+            threads: that decode a batch together; all cores unless given.
         """
 
         columns: tuple[str, ...]

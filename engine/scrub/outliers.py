@@ -43,8 +43,8 @@ class Outliers(Learned):
             method: bounds, zscore or iqr.
             action: clip (to the nearer bound), reject (the row, with reason ``outlier``) or flag
                 (add ``<column>_outlier``, Float32: 1 or 0).
-            low: for bounds; none by default.
-            high: for bounds; none by default.
+            low: smallest value that is kept, for `method` bounds; no limit unless given.
+            high: largest value that is kept, for `method` bounds; no limit unless given.
             threshold: for zscore, how many deviations.
             factor: for iqr, how many quartile distances.
             min_rows: numbers a column must have learned before zscore or iqr judge it.

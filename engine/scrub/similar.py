@@ -52,7 +52,7 @@ class NearDuplicates(Stateless):
         """``[scrub.NAME]`` with ``kind = "near_duplicates"``
 
         Attributes:
-            column: the text.
+            column: the column of text.
             threshold: share (0-1) of pieces from which on two texts are duplicates.
             window: how many rows back a text is remembered.
             piece: bytes of a piece; a shorter text is one piece.

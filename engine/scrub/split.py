@@ -49,15 +49,15 @@ class Split(Stateless):
         Attributes:
             test: share (0-1) of the rows.
             validation: share of the rows.
-            by: key columns.
+            by: columns whose values together are the key.
             stratify: column whose values get their share each.
             values: distinct values of `stratify` that are counted; a further one is dealt out
                 together with other further ones.
-            time: column of times or numbers.
+            time: column of times or numbers that rows are split by.
             test_from: first time of the test rows; text is read as the column's type.
             validation_from: first time of the validation rows.
             folds: number of folds.
-            fold: the one to test on, from 0.
+            fold: the fold to test on, from 0.
             seed: another one deals keys out in another way.
         """
 

@@ -43,7 +43,7 @@ class Tokens(Stateless):
             columns: names or globs.
             split: whitespace, words (letters, digits and _ together), characters, or a regular
                 expression of what lies between tokens.
-            lower: lower-case first.
+            lower: turn the text to lower case first.
             size: numbers that hashing gives: 1 ... size.
             vocabulary: a file, UTF-8, with a token a line; in place of hashing.
         """

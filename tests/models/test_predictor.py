@@ -17,7 +17,9 @@ import pytest
 import torch
 
 from engine.types import Affine, Batch, Codes, Features, Fill, Mark, Tensors, Transform, UserError
+from models.compress import Compression, compress
 from models.export import export
+from models.files import annotate
 from models.graph import Graph, TensorProto
 from models.learner import TabularLearner
 from models.predictor import OnnxPredictor, session
@@ -274,6 +276,33 @@ def test_a_changed_file(tmp_path: Path, model: Model) -> None:
     data[at] ^= 1
     path.write_bytes(data)
     assert "is damaged" in sentence(lambda: predictor_of(path))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("threshold", "half"),
+        ("threshold", "nan"),
+        ("classes", "[0, "),
+        ("classes", '{"a": 1}'),
+        ("classes", '["one"]'),
+        ("inputs", "[]"),
+        ("inputs", '{"x": "float128"}'),
+        ("task", "ranking"),
+        ("stages", "null"),
+        ("columns", "7"),
+    ],
+)
+def test_damaged_properties_are_a_sentence(
+    key: str, value: str, tmp_path: Path, model: Model
+) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model("binary").read_bytes())
+    annotate(path, {key: value})
+    said = sentence(lambda: predictor_of(path))
+    assert said.startswith(f"The model file {path} is damaged: its property '{key}' is {value!r} (")
+    frame = rows(200)
+    assert sentence(lambda: compress(path, frame, Compression(), path=tmp_path / "small")) == said
 
 
 @pytest.mark.parametrize("metadata", [{}, {"format": "headrace/99"}], ids=["none", "newer"])

@@ -4,6 +4,7 @@ account still balances."""
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import re
 import resource
@@ -422,8 +423,13 @@ def test_too_many_rejected_rows_stop_with_their_own_reason(
         .otherwise(pl.col("b"))
     )
     frame.write_csv(tmp_path / "data.csv")
-    breaker = "[dead_letters]\nwindow = 500\nlimit = 0.2\n"
+    breaker = "[dead_letters]\nwindow = 500\nlimit = 0.2\n[export]\n"
     code, _, err = headrace("run", small(tmp_path / "data.csv", more=breaker))
     assert code == 3
+    assert "No model is exported of a run with so many rejected rows." in err
+    assert not list((tmp_path / "run").glob("*.onnx"))
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["rows"] > 900
+    assert (tmp_path / "run" / "metrics.prom").is_file()
     assert "rows were rejected (collate: not_finite), and [dead_letters] limit allows 20.0%" in err
     assert set(letters()["reason"]) == {"not_finite"}

@@ -1,5 +1,5 @@
 """`headrace check` finds what `run` would stumble over: a list of broken pipelines, each refused
-with its sentence and exit code 2; the shipped ones pass in tests/deploy."""
+with its sentence and exit code 2; the shipped ones pass."""
 
 from __future__ import annotations
 
@@ -254,6 +254,15 @@ def test_a_broken_pipeline_is_refused_with_its_sentence(
 
 def test_there_are_forty_of_them() -> None:
     assert len(BROKEN) >= 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["phishing", "pedestrians"])
+def test_shipped_pipelines_pass(name: str, headrace: Headrace, tmp_path: Path) -> None:
+    file = Path(__file__).parents[2] / "deploy" / "pipelines" / f"{name}.toml"
+    code, out, err = headrace("check", file, "--rows", "200", "--set", f"folder={tmp_path / 'run'}")
+    assert code == 0, out + err
+    assert "is ready to run." in out.replace("\n", " ")
 
 
 def test_the_pipeline_that_they_are_made_of_passes(
