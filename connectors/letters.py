@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,6 +72,10 @@ class FileLetters(Source):
     def findings(self) -> Mapping[str, Snapshot]:
         """The pipeline's own."""
         return self._source.findings()
+
+    def remarks(self) -> Sequence[str]:
+        """The pipeline's own."""
+        return self._source.remarks()
 
     def recall(self, findings: Mapping[str, Snapshot]) -> None:
         """See `engine.types.Source`."""

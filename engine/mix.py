@@ -160,6 +160,11 @@ class Mix(SharedSource):
         """See `engine.types.Source`; name of each source -> its own."""
         return {part.name: dict(part.source.findings()) for part in self._parts}
 
+    def remarks(self) -> list[str]:
+        """See `engine.types.Source`; each source's, with its name."""
+        said = [(part.name, remark) for part in self._parts for remark in part.source.remarks()]
+        return [f"source '{name}': {remark}" for name, remark in said]
+
     def recall(self, findings: Mapping[str, Snapshot]) -> None:
         """See `engine.types.Source`; each source its own."""
         for part in self._parts:

@@ -55,7 +55,7 @@ def preflight(run: Run, rows: int = 1_000) -> bool:
         run.assemble()
         table, batch = _steps(run, _sample(run, rows))
         out.print(table)
-    problems = [*_rejected(run, batch), *_labels(run, batch)]
+    problems = [*_rejected(run, batch), *run.source.remarks(), *_labels(run, batch)]
     for problem in (_places, _listens, _takes, _misspelt, _exportable, _resumable):
         problems += problem(run)
     for sentence in problems:

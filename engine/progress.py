@@ -126,6 +126,7 @@ def finish(summary: Summary) -> None:
     if summary.verdict is not None:
         show(out, summary.verdict.tables())
     out.print(_account(summary))
+    show(out, summary.remarks)
     if summary.bottleneck is not None:
         out.print(str(summary.bottleneck), highlight=False, soft_wrap=True)
     files = Table(show_header=False, box=None, pad_edge=False)

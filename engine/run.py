@@ -84,6 +84,7 @@ class Summary:
         report: the evaluation's numbers, or {} without a model in training.
         verdict: the compression gate's, or None.
         bottleneck: what has held the run, or None where nothing was done.
+        remarks: of the source, see `engine.types.Source.remarks`.
         files: what it left: checkpoint, model, predictions, dead letters, picture, metrics.
     """
 
@@ -94,6 +95,7 @@ class Summary:
     report: Mapping[str, Any] = field(default_factory=dict)
     verdict: Any = None
     bottleneck: Verdict | None = None
+    remarks: Sequence[str] = ()
     files: Mapping[str, Path] = field(default_factory=dict)
 
 
@@ -933,6 +935,7 @@ class Run:
             report=self.evaluation.report() if self.trains else {},
             verdict=verdict,
             bottleneck=bottleneck,
+            remarks=tuple(self.source.remarks()),
             files=files,
         )
 

@@ -909,6 +909,10 @@ class Source(Protocol):
         """What `schema` found beside the types, for the run that resumes this one; plain values."""
         return {}
 
+    def remarks(self) -> Sequence[str]:
+        """What should be said of it when a run ends, each a sentence: what guesses have cost."""
+        return ()
+
     def recall(self, findings: Mapping[str, Snapshot]) -> None:
         """Before `schema`, in a run that resumes: what `findings` said in the first one; it holds,
         whatever would be found now."""

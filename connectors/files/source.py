@@ -62,6 +62,7 @@ from connectors.formats.columns import Columns
 from connectors.formats.csv import Csv, Dialect
 from connectors.formats.folders import Folders, values_of
 from connectors.formats.guess import Guess
+from connectors.formats.guessed import Guessed
 from connectors.formats.ndjson import Ndjson
 from connectors.formats.own import Describing, is_own, must_be_declared, must_be_known, own
 from connectors.formats.paths import parse_path, value_at
@@ -254,7 +255,9 @@ class FilesSource(Source):
         self._inner = self._format()
         self._folders = {name: values_of(path) for name, path in self._files.items()}
         hive = any(self._folders.values()) and not self._is_one
-        self.format = Folders(self._inner, self._folders) if hive else self._inner
+        self._guesses = Guessed(self._inner, lambda: self._dialect.decimal)
+        told = self._guesses if self._kind in ("csv", "ndjson") else self._inner
+        self.format = Folders(told, self._folders) if hive else told
 
     def _found(self) -> dict[str, Path]:
         """The files there are now.
@@ -385,14 +388,22 @@ class FilesSource(Source):
             self._check(named, there)
         schema = spread_schema(declared, there)
         self._columns = list(schema)
+        if rest is None:
+            self._guesses.columns = frozenset(c for c in schema if c not in named)
         return schema
 
     def findings(self) -> Mapping[str, Snapshot]:
-        """See `engine.types.Source`: how a CSV is written."""
-        return {} if self._found_dialect is None else {"dialect": self._found_dialect}
+        """See `engine.types.Source`: how a CSV is written, and which types are guesses."""
+        found = {"dialect": self._found_dialect, "guessed": sorted(self._guesses.columns)}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def remarks(self) -> list[str]:
+        """See `engine.types.Source`."""
+        return self._guesses.costs()
 
     def recall(self, findings: Mapping[str, Snapshot]) -> None:
         """See `engine.types.Source`; what is declared now holds all the same."""
+        self._guesses.columns = frozenset(findings.get("guessed", ()))
         found = findings.get("dialect")
         if found is not None:
             found = {**found, "null_values": tuple(found.get("null_values", ()))}
