@@ -3,6 +3,7 @@ with its sentence and exit code 2; the shipped ones pass."""
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -254,6 +255,30 @@ def test_a_broken_pipeline_is_refused_with_its_sentence(
 
 def test_there_are_forty_of_them() -> None:
     assert len(BROKEN) >= 40
+
+
+def test_a_model_of_other_columns_is_refused(
+    tmp_path: Path, rows: Rows, small: Small, headrace: Headrace
+) -> None:
+    rows(200).write_csv(tmp_path / "data.csv")
+    trains = small(tmp_path / "data.csv", more="[export]\ncompress = {}\n")
+    assert headrace("run", trains, "--set", "export.compress.candidates=[]")[0] == 0
+    model = tmp_path / "run" / "model.fp32.onnx"
+    infer = (SERVED, f"[infer]\nmodel = {json.dumps(str(model))}\n")
+    rows(200).drop("b").write_csv(tmp_path / "other.csv")
+    for data, change, sentence in [
+        ("other.csv", ('b = "float64"\n', ""), "The model needs column 'b', which is not there."),
+        (
+            "data.csv",
+            ('b = "float64"', 'b = "string"'),
+            "The model needs numbers in column 'b', got String.",
+        ),
+    ]:
+        own = ('/run"', '/served"')
+        serves = small(tmp_path / data, own, infer, change, name="serve")
+        code, out, err = headrace("check", serves)
+        assert code == 2, out
+        assert sentence in err.replace("\n", " ")
 
 
 @pytest.mark.slow
