@@ -158,7 +158,7 @@ BROKEN: dict[str, tuple[Changes, str, str]] = {
     ),
     "model that is not there": ([(SERVED, '[infer]\nmodel = "none.onnx"\n')], "", "is no file"),
     "model that is no ONNX": (
-        [(SERVED, "[infer]\nmodel = {data}\n")], "", "cannot be loaded as an ONNX model",
+        [(SERVED, "[infer]\nmodel = {data}\n")], "", "is no ONNX model",
     ),
 }  # fmt: skip
 DECLARED = """\
