@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
-import torch
 from numpy.typing import NDArray
 
 from engine import nested
@@ -27,6 +26,7 @@ from engine.types import (
     UserError,
     class_numbers,
     require,
+    tensor,
     type_name,
 )
 
@@ -81,9 +81,9 @@ class Collate:
             good = finite.all(axis=1)
             numeric, labels = numeric[good], None if labels is None else labels[good]
         tensors = Tensors(
-            numeric=torch.from_numpy(numeric),
-            categories=torch.from_numpy(_codes(batch.frame, list(self.features.categories))),
-            target=None if labels is None else torch.from_numpy(labels),
+            numeric=tensor(numeric),
+            categories=tensor(_codes(batch.frame, list(self.features.categories))),
+            target=None if labels is None else tensor(labels),
         )
         if self.features.nested:
             return self._nested(batch, tensors)

@@ -1,4 +1,4 @@
-"""The asynchronous prefetching batch loader, as torchdata nodes::
+"""The asynchronous prefetching batch loader, as nodes with torchdata's protocol::
 
     SourceNode -> PrefetchNode("raw") -> RebatchNode -> DecodeNode -> ScrubNode -> BatchesNode ->
     for
@@ -37,8 +37,6 @@ from types import TracebackType
 from typing import Any, Self
 
 import polars as pl
-from torchdata.nodes import BaseNode
-from torchdata.nodes import Loader as NodeLoader
 
 from engine.budget import Budget
 from engine.channel import Channel
@@ -47,6 +45,7 @@ from engine.config import LoaderSettings
 from engine.deadline import Deadline
 from engine.decoder import Decoder
 from engine.metrics import Metrics
+from engine.nodes import Items, Node
 from engine.prefetch import PrefetchNode
 from engine.rebatch import Raw, RebatchNode
 from engine.scrub.chain import Chain, chained
@@ -72,7 +71,7 @@ THREAD_BYTES = 1 << 17
 """What a thread costs: the stack it touches, its part of the allocator."""
 
 
-class SourceNode(BaseNode[Records | None]):
+class SourceNode(Node[Records | None]):
     """Reads a source; None where nothing came within `poll` seconds. Ends when the source does.
 
     Args:
@@ -130,7 +129,7 @@ class SourceNode(BaseNode[Records | None]):
         self._source.close()
 
 
-class DecodeNode(BaseNode[Sheaf]):
+class DecodeNode(Node[Sheaf]):
     """Raw rows become batches, with the positions after them on their marks.
 
     Args:
@@ -219,7 +218,7 @@ class DecodeNode(BaseNode[Sheaf]):
         self._node.close()
 
 
-class ScrubNode(BaseNode[Batch]):
+class ScrubNode(Node[Batch]):
     """Cleans and collates batches, and stamps the mark on them.
 
     Args:
@@ -272,7 +271,8 @@ class ScrubNode(BaseNode[Batch]):
         if not self._done:
             if self._error is not None:
                 raise self._error
-            item: Sheaf | Batch = next(self._node)
+            node: Node[Any] = self._node
+            item: Sheaf | Batch = next(node)
             sheaf = item if isinstance(item, Sheaf) else Sheaf.of(item)
             self._done.extend(self._cleaned(sheaf))
         batch = self._done.popleft()
@@ -390,7 +390,7 @@ class BatchesNode(PrefetchNode[Batch]):
         return batch
 
 
-class Loader(NodeLoader[Batch]):
+class Loader(Items[Batch]):
     """Batches of a source, cleaned, ahead of you, within a number of bytes::
 
         collate = Collate(features).apply
@@ -482,7 +482,7 @@ class Loader(NodeLoader[Batch]):
             max_items=None if deadline is None else 1,
         )
         self._prepared = BatchesNode(scrub, prepared, deadline)
-        super().__init__(self._prepared, restart_on_stop_iteration=False)
+        super().__init__(self._prepared)
         if mark is not None:
             self.seek(mark)
 
@@ -494,7 +494,14 @@ class Loader(NodeLoader[Batch]):
     def seek(self, mark: Mark) -> None:
         """Start the next loop after `mark`."""
         state = {"positions": dict(mark.positions), "stages": dict(mark.stages)}
-        self.load_state_dict({"root": state, "num_yielded": 0})
+        self.load_state_dict(state)
+
+    def torchdata(self) -> Any:
+        """As a loader of torchdata's (`torchdata.nodes.Loader`), for tools that take one; imports
+        torch."""
+        from engine.interop import torchdata_loader
+
+        return torchdata_loader(self.root)
 
     def interrupt(self) -> None:
         """End the threads soon, without waiting for them; the loop raises `Closed`."""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
-import torch
 from numpy.typing import NDArray
 
 from engine.config import ModelSettings
 from engine.scrub.columns import spread
-from engine.types import Features, Padded, Ragged, Schema, Sparse, UserError
+from engine.types import Features, Padded, Ragged, Schema, Sparse, UserError, tensor
+
+if TYPE_CHECKING:
+    import torch
 
 Bools = NDArray[np.bool_]
 Bad = tuple[str, Bools, str]
@@ -152,13 +154,13 @@ def image(column: pl.Series) -> torch.Tensor:
     says: bytes and float32 are not copied."""
     if _flat(column).dtype != pl.UInt8:
         column = column.cast(pl.Array(pl.Float32(), column.dtype.shape))  # type: ignore[attr-defined]
-    return torch.from_numpy(np.asarray(_Writable(column.to_numpy()))).permute(0, 3, 1, 2)
+    return tensor(np.asarray(_Writable(column.to_numpy()))).permute(0, 3, 1, 2)
 
 
 def ragged(column: pl.Series, max_length: int | None) -> tuple[Ragged, int]:
     """Lists without a null, and how many of their values were cut off."""
     values, bounds, cut = _cut(column, max_length)
-    made = Ragged(values=torch.from_numpy(values), offsets=torch.from_numpy(bounds))
+    made = Ragged(values=tensor(values), offsets=tensor(bounds))
     return made, cut
 
 
@@ -175,7 +177,7 @@ def padded(
     mask = np.arange(width) < lengths[:, None]
     filled = np.zeros(mask.shape, values.dtype)
     filled[mask] = values
-    return Padded(values=torch.from_numpy(filled), mask=torch.from_numpy(mask)), cut
+    return Padded(values=tensor(filled), mask=tensor(mask)), cut
 
 
 def bucket(longest: int, most: int, buckets: tuple[int, ...] = ()) -> int:
@@ -192,9 +194,9 @@ def sparse(column: pl.Series, width: int, max_length: int | None) -> tuple[Spars
     cells, counts = np.unique(rows * width + values, return_counts=True)
     ends = np.searchsorted(cells, np.arange(len(column) + 1) * width)
     made = Sparse(
-        indices=torch.from_numpy(cells % width),
-        offsets=torch.from_numpy(ends.astype(np.int64)),
-        weights=torch.from_numpy(counts.astype(np.float32)),
+        indices=tensor(cells % width),
+        offsets=tensor(ends.astype(np.int64)),
+        weights=tensor(counts.astype(np.float32)),
         width=width,
     )
     return made, cut

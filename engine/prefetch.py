@@ -7,9 +7,8 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
-from torchdata.nodes import BaseNode
-
 from engine.channel import Channel, Closed
+from engine.nodes import Node
 from engine.types import EndOfStream, HeadraceError
 
 T = TypeVar("T")
@@ -31,7 +30,7 @@ class Threaded(Protocol):
         ...
 
 
-class PrefetchNode(BaseNode[T], Generic[T]):
+class PrefetchNode(Node[T], Generic[T]):
     """Runs the node before it in a thread, ahead of whoever asks, up to a number of bytes.
 
     Args:

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from torchdata.nodes import BaseNode
 
 from engine.budget import Budget
 from engine.channel import Empty
 from engine.config import LoaderSettings
 from engine.deadline import Deadline
+from engine.nodes import Node
 from engine.prefetch import PrefetchNode
 from engine.sizes import ends_of
 from engine.types import Records
@@ -66,7 +66,7 @@ class Raw:
         return sum(piece.nbytes for piece in self.pieces)
 
 
-class RebatchNode(BaseNode[Raw]):
+class RebatchNode(Node[Raw]):
     """Cuts raw rows into batches: of `batch_rows`, or less where they are `batch_limit` bytes,
     where the oldest has waited `max_delay`, or where waiting longer would miss the deadline.
 

@@ -37,7 +37,6 @@ from engine.scrub.stage import Stateless
 from engine.service import Health, Heartbeat, Service
 from engine.threshold import MIN_ROWS, Threshold, chosen
 from engine.times import Account
-from engine.transfer import transfer_to, watch_devices
 from engine.types import (
     DROPPED,
     PART,
@@ -559,6 +558,8 @@ class Run:
         where that is this processor."""
         if not self.trains:
             return None
+        from engine.transfer import transfer_to
+
         own = getattr(self._learner_kind[0], "device", "cpu")
         made = transfer_to(str(getattr(self._training, "device", own)))
         return None if made is None else made.apply
@@ -1170,10 +1171,12 @@ class Run:
             watch = functools.partial(_state_bytes, stage)
             self.metrics.watch_memory(f"stage {stage.name}", watch)
         if self.trains:
+            from engine.transfer import watch_devices
+
+            watch_devices(self.metrics)
             self.metrics.watch_memory("evaluation", lambda: self.evaluation.nbytes)
         budget = self.loop.loader.budget
         self.metrics.watch_memory("loader", lambda: budget.used)
-        watch_devices(self.metrics)
         self.metrics.memory_budget_bytes.set(budget.total)
 
     def _own_folders(self) -> Iterator[Path]:

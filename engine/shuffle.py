@@ -21,13 +21,13 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from torchdata.nodes import BaseNode
 
 from engine.budget import Budget
 from engine.channel import Empty
 from engine.config import LoaderSettings
 from engine.decoder import Decoder
 from engine.metrics import Metrics
+from engine.nodes import Node
 from engine.prefetch import PrefetchNode
 from engine.sizes import ends_of
 from engine.times import Times
@@ -59,7 +59,7 @@ class Block:
     ends: Mapping[str, int]
 
 
-class ShuffleNode(BaseNode[Batch]):
+class ShuffleNode(Node[Batch]):
     """Decoded batches of blocks of `shuffle_rows` records, each block in an order of its own. See
     the module.
 

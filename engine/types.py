@@ -24,11 +24,20 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Annotated, Any, ClassVar, Literal, Protocol, cast, runtime_checkable
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    Protocol,
+    TypeAlias,
+    cast,
+    runtime_checkable,
+)  # fmt: skip
 
 import numpy as np
 import polars as pl
-import torch
 from numpy.typing import NDArray
 from pydantic import (
     BaseModel,
@@ -40,6 +49,9 @@ from pydantic import (
 )
 
 from engine.errors import HeadraceError, UserError, nearest
+
+if TYPE_CHECKING:
+    import torch
 
 PARTITION = "_partition"
 """Column that says which partition a row came from (a file's path, ``topic/3``)."""
@@ -321,7 +333,15 @@ class Rejects:
         return self.rows.height
 
 
-Each = Callable[[torch.Tensor], torch.Tensor]
+Each: TypeAlias = "Callable[[torch.Tensor], torch.Tensor]"
+
+
+def tensor(array: NDArray[Any]) -> torch.Tensor:
+    """An array as a tensor that shares its memory. Only whoever learns imports torch: it takes half
+    a GiB and two seconds."""
+    import torch
+
+    return torch.from_numpy(array)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -370,7 +390,7 @@ class Padded:
 
     def take(self, rows: NDArray[np.int64]) -> Padded:
         """Some of the rows, at the same length; see `Tensors.take`."""
-        at = torch.from_numpy(rows)
+        at = tensor(rows)
         return Padded(values=self.values[at], mask=self.mask[at])
 
     def slice(self, start: int, stop: int) -> Padded:
@@ -427,6 +447,8 @@ class Sparse:
 
     def csr(self) -> torch.Tensor:
         """As one of torch's sparse tensors, shape (n, width), float32; shares memory."""
+        import torch
+
         size = (len(self), self.width)
         return torch.sparse_csr_tensor(
             self.offsets, self.indices, self.weights, size, check_invariants=False
@@ -439,7 +461,7 @@ def _gathered(offsets: torch.Tensor, rows: NDArray[np.int64]) -> tuple[torch.Ten
     starts, lengths = bounds[:-1][rows], np.diff(bounds)[rows]
     made = np.concatenate(([0], np.cumsum(lengths)))
     at = np.arange(made[-1]) + np.repeat(starts - made[:-1], lengths)
-    return torch.from_numpy(at), torch.from_numpy(made)
+    return tensor(at), tensor(made)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -513,7 +535,7 @@ class Tensors:
 
     def take(self, rows: NDArray[np.int64]) -> Tensors:
         """Some of the rows, in that order, copied; a row may come several times."""
-        at = torch.from_numpy(rows)
+        at = tensor(rows)
         return Tensors(
             numeric=self.numeric[at],
             categories=self.categories[at],
@@ -541,6 +563,8 @@ class Placed:
         """The tensors, for the stream in use: what it is given from now on waits for the copy;
         this thread does not."""
         if self.copied is not None:
+            import torch
+
             stream = torch.cuda.current_stream(self.tensors.numeric.device)
             stream.wait_event(self.copied)
 
@@ -1420,10 +1444,11 @@ class Component(Protocol):
 
 __all__ = [
     "DROPPED", "NANOSECONDS", "NO_TIME", "PART", "PARTITION", "POSITION", "RESERVED", "REST",
-    "TYPES", "Affine", "Batch", "Buffered", "Clip", "Codes", "Component", "Duration", "EndOfStream",
-    "Features", "Fill", "Format", "HeadraceError", "Interruptible", "Learner", "Mark", "Padded",
-    "Placed", "Power", "Predictor", "Ragged", "Records", "Rejects", "Schema", "Settings",
-    "SharedSource", "Sink", "Snapshot", "Source", "Sparse", "Stage", "Step", "Tensors", "Transform",
-    "Unit", "UserError", "Values", "class_numbers", "nanoseconds", "nearest", "only_named",
-    "parse_schema", "parse_type", "require", "spread_schema", "training", "type_name",
+    "TYPES", "Affine", "Batch", "Buffered", "Clip", "Codes", "Component", "Duration",
+    "EndOfStream", "Features", "Fill", "Format", "HeadraceError", "Interruptible", "Learner",
+    "Mark", "Padded", "Placed", "Power", "Predictor", "Ragged", "Records", "Rejects", "Schema",
+    "Settings", "SharedSource", "Sink", "Snapshot", "Source", "Sparse", "Stage", "Step", "Tensors",
+    "Transform", "Unit", "UserError", "Values", "class_numbers", "nanoseconds", "nearest",
+    "only_named", "parse_schema", "parse_type", "require", "spread_schema", "tensor", "training",
+    "type_name",
 ]  # fmt: skip

@@ -73,11 +73,12 @@ def test_it_goes_on_to_the_digit(
     with loader() as whole:
         states.append(whole.state_dict())
         for batch in whole:
-            expected.append(batch.frame.rows())
-            states.append(whole.state_dict())
+            if len(batch):  # one without rows says that the source keeps it waiting
+                expected.append(batch.frame.rows())
+                states.append(whole.state_dict())
     rows = sum(map(len, expected))
     assert rows == ROWS_OF.get(case, N) or case == "a shard"
     for done in sorted({0, 1, len(expected) // 2, len(expected) - 1, len(expected)}):
         with loader() as again:
             again.load_state_dict(states[done])
-            assert [batch.frame.rows() for batch in again] == expected[done:]
+            assert [batch.frame.rows() for batch in again if len(batch)] == expected[done:]

@@ -17,17 +17,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ByteSize
-from torchdata.nodes import BaseNode
 from torchdata.nodes import Loader as NodeLoader
+from torchdata.nodes import Mapper
 
 from connectors.memory import Fault, MemorySource, Pause
 from engine.budget import Bell, Budget
 from engine.channel import Channel, Closed
 from engine.collate import Collate
 from engine.config import BATCH_DELAY, BLOCK_DELAY, LoaderSettings
+from engine.interop import TorchdataNode
 from engine.loader import Loader
 from engine.metrics import Metrics
 from engine.mix import Mix
+from engine.nodes import Node
 from engine.prefetch import PrefetchNode
 from engine.types import Batch, EndOfStream, Features, HeadraceError, Mark, Records, Rejects, Schema
 from tests.waiting import HANG, until
@@ -66,11 +68,21 @@ def test_batches_are_cut_by_rows_whatever_the_source_gives() -> None:
     assert got == [list(range(10)), list(range(10, 20)), list(range(20, 25))]
 
 
-def test_it_is_made_of_torchdata_nodes() -> None:
-    made = loader([frame(0, 5)])
-    assert isinstance(made, NodeLoader)
-    assert isinstance(made.root, BaseNode)
-    made.close()
+def test_torchdata_takes_it_as_its_own() -> None:
+    """With nodes of theirs behind it, and their way to save and go on."""
+    with loader([frame(0, 45)]) as made:
+        theirs = NodeLoader(Mapper(TorchdataNode(made.root), values))
+        loop = iter(theirs)
+        first = [next(loop), next(loop)]
+        state = theirs.state_dict()
+    with loader([frame(0, 45)]) as made:
+        theirs = NodeLoader(Mapper(TorchdataNode(made.root), values))
+        theirs.load_state_dict(state)
+        assert [row for batch in [*first, *theirs] for row in batch] == list(range(45))
+    with loader([frame(0, 45)]) as made:
+        own = made.torchdata()
+        assert isinstance(own, NodeLoader)
+        assert [len(batch) for batch in own] == [10, 10, 10, 10, 5]
 
 
 def test_the_mark_is_after_the_batch_in_hand() -> None:
@@ -111,7 +123,8 @@ def test_the_state_is_the_batch_in_hand_not_what_was_read_ahead() -> None:
         loop = iter(batches)
         batch = next(loop)
         state = batches.state_dict()
-        assert state["root"]["positions"] == batch.mark.positions == {"memory": 10}
+        assert state is not None
+        assert state["positions"] == batch.mark.positions == {"memory": 10}
 
 
 @pytest.mark.parametrize("error", [ValueError("bad"), HeadraceError("bad"), KeyboardInterrupt()])
@@ -375,7 +388,7 @@ class Sized(MemorySource):
         )
 
 
-class Items(BaseNode[Any]):
+class Items(Node[Any]):
     """Arrays of given sizes, each made when it is asked for."""
 
     def __init__(self, sizes: list[int]) -> None:

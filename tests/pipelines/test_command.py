@@ -218,6 +218,34 @@ def test_predict_reads_columns_in_the_types_that_the_model_learned(
         assert f"{n} read = {n} predicted" in out or (n == 0 and "0 read" in out)
 
 
+CLEAN_AND_SERVE = """
+import sys
+from pathlib import Path
+from engine.cli import main
+from engine.config import Pipeline
+from engine.run import Run
+
+data, model, out = sys.argv[1:]
+table = {"name": "clean", "folder": f"{out}/run", "source": {"kind": "files", "path": data},
+         "scrub": {"missing": {"columns": ["a"]}, "standardize": {"columns": ["a", "b"]}},
+         "sink": {"kind": "files", "path": f"{out}/clean"}, "service": {"port": 0}}
+Run(Pipeline.of(table)).run()
+assert main(["predict", model, "--input", data, "--output", f"{out}/scored"]) == 0
+print([name for name in ("torch", "torchdata", "kafka", "matplotlib") if name in sys.modules])
+"""
+
+
+def test_an_engine_that_cleans_or_serves_loads_no_torch(
+    trained: Path, tmp_path: Path, rows: Rows
+) -> None:
+    rows(300).write_parquet(tmp_path / "rows.parquet")
+    model = tmp_path / "run" / "model.onnx"
+    command = [sys.executable, "-c", CLEAN_AND_SERVE, tmp_path / "rows.parquet", model, tmp_path]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 def test_predict_without_its_columns_names_the_first(
     trained: Path, headrace: Headrace, tmp_path: Path, rows: Rows
 ) -> None:
