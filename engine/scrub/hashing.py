@@ -28,7 +28,8 @@ def hashes(frame: pl.DataFrame) -> Hashes:
 
 def place_hashes(frame: pl.DataFrame, salt: int) -> Hashes:
     """One hash per row of its partition and position, shape (n,): the same for every column of a
-    record, in every epoch, whatever batch it comes in."""
+    record, in every epoch, whatever batch it comes in. Of a partition's name the last part counts:
+    a file in another folder has the same hashes."""
     partitions, positions = frame.get_column("_partition"), frame.get_column("_position")
     own: Hashes | np.uint64
     if len(partitions) and (partitions == partitions[0]).all():  # as nearly always
@@ -42,7 +43,8 @@ def place_hashes(frame: pl.DataFrame, salt: int) -> Hashes:
 
 @lru_cache(maxsize=65_536)
 def _text_hash(text: str, salt: int) -> np.uint64:
-    made: np.uint64 = hashes(pl.DataFrame({"text": [text]}))[0] ^ np.uint64(salt)
+    name = text.rpartition("/")[2]
+    made: np.uint64 = hashes(pl.DataFrame({"text": [name]}))[0] ^ np.uint64(salt)
     return made
 
 

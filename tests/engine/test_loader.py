@@ -469,7 +469,7 @@ def test_a_loaders_two_queues_share_one_budget() -> None:
     made = LoaderSettings(batch_rows=1, memory_budget=ByteSize(total))
     schema: Schema = {"a": pl.List(pl.Float64())}
     with Loader(Sized(skewed(60, largest)), schema=schema, settings=made) as batches:
-        assert sum(1 for _ in batches) == 60
+        assert sum(len(batch) > 0 for batch in batches) == 60  # a pause gives one without rows
     assert batches.budget.peak <= total + largest
     assert batches.budget.used == batches.budget.held()["threads"] == total // 64
 

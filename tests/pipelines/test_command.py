@@ -226,7 +226,7 @@ from engine.config import Pipeline
 from engine.run import Run
 
 data, model, out = sys.argv[1:]
-table = {"name": "clean", "folder": f"{out}/run", "source": {"kind": "files", "path": data},
+table = {"name": "clean", "folder": f"{out}/cleaning", "source": {"kind": "files", "path": data},
          "scrub": {"missing": {"columns": ["a"]}, "standardize": {"columns": ["a", "b"]}},
          "sink": {"kind": "files", "path": f"{out}/clean"}, "service": {"port": 0}}
 Run(Pipeline.of(table)).run()
