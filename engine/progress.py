@@ -28,10 +28,18 @@ IDLE_SECONDS = 60.0
 """How often a log says that nothing came."""
 
 
+class Output(Console):
+    """Standard output, whose reader may leave early (``| head``)."""
+
+    def on_broken_pipe(self) -> None:
+        """Leave the answer to the command; rich would exit with 1 here."""
+        raise BrokenPipeError
+
+
 def console() -> Console:
     """Standard output; wide enough for the tables where it is no terminal."""
-    made = Console()
-    return made if made.is_terminal else Console(width=120)
+    made = Output()
+    return made if made.is_terminal else Output(width=120)
 
 
 class Progress:
@@ -91,8 +99,9 @@ class Progress:
         return True
 
     def _show(self, rows: int, share: float | None, more: list[str]) -> None:
-        rate = (rows - (self._first or 0)) / max(self._shown - self._start, 1e-9)
-        said = "  ".join([f"{rows:,} rows", f"{rate:,.0f} rows/s", *more])
+        seconds = self._shown - self._start
+        rate = [f"{(rows - (self._first or 0)) / seconds:,.0f} rows/s"] if seconds > 0.05 else []
+        said = "  ".join([f"{rows:,} rows", *rate, *more])
         if self._console.is_terminal:
             self._bar.update(
                 self._task, total=None if share is None else 1.0, completed=share or 0.0, said=said
@@ -128,7 +137,7 @@ def finish(summary: Summary) -> None:
     out.print(_account(summary))
     show(out, summary.remarks)
     if summary.bottleneck is not None:
-        out.print(str(summary.bottleneck), highlight=False, soft_wrap=True)
+        show(out, [str(summary.bottleneck)])
     files = Table(show_header=False, box=None, pad_edge=False)
     for what, path in summary.files.items():
         files.add_row(what, str(path))

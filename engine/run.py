@@ -913,6 +913,7 @@ class Run:
             failed: CheckpointFailed | Flood | None = None
             try:
                 loop.run()
+                self._must_have_learned(loop)
             except (CheckpointFailed, Flood) as error:  # what was done is left all the same
                 failed = error
             bottleneck = loop.verdict()
@@ -939,6 +940,20 @@ class Run:
             remarks=tuple(self.source.remarks()),
             files=files,
         )
+
+    def _must_have_learned(self, loop: Loop) -> None:
+        """Raises: Flood where a source has ended and no row of it all could be learned; also for
+        reasons that are expected now and then, as a missing label."""
+        totals = loop.totals
+        if not self.trains or loop.stopped or totals.learned + totals.predicted:
+            return
+        if totals.rejected:
+            (stage, reason), n = max(totals.reasons.items(), key=lambda item: item[1])
+            raise Flood(
+                f"Ended: none of {totals.read + totals.grown:,} rows could be learned ({stage}: "
+                f"{reason}, {n:,}): mend the input, the schema or [model]; the dead letters say "
+                "what was wrong with each row."
+            )
 
     def forget(self) -> None:
         """Delete this pipeline's checkpoints; its results go with the next start, which is at the

@@ -472,10 +472,18 @@ class Follower:
         Raises: UserError where rows are lost and the policy is to fail.
         """
         known = tail.fingerprint()
+        watched = tail.text is not None
         tail.told = True
         self._close(tail)
         if known is None or not known.unread:
-            log.info("%s is gone, it was read to its end", tail.name)
+            if watched:
+                log.info("%s is gone, it was read to its end", tail.name)
+            else:
+                log.warning(
+                    "%s is gone, and was not watched to its end: it was read up to position %d; "
+                    "what came behind that is read only if [source] path matches its new name too",
+                    tail.name, tail.position,
+                )  # fmt: skip
             return
         problem = (
             f"'{tail.name}', which was read up to position {tail.position}, was cut, replaced or "

@@ -386,6 +386,8 @@ class FilesSource(Source):
         there = {c: dtype for c, dtype in there.items() if c not in RESERVED}  # a sink's own output
         if self._kind not in OPEN:
             self._check(named, there)
+        if self.settings.order_by:
+            self._may_sort(there)
         schema = spread_schema(declared, there)
         self._columns = list(schema)
         if rest is None:
@@ -983,11 +985,23 @@ class FilesSource(Source):
                 frame = frame.sort(keys, maintain_order=True, nulls_last=True)
                 self._sorted = frame.select(self._columns or frame.columns)
             except PolarsError as error:
-                raise UserError(
-                    f"[source] order_by {list(self.settings.order_by)} cannot be done: "
-                    f"{_line(error)}; the columns are {frames[0].columns}, of CSV all text."
-                ) from None
+                raise self._unsorted(error, frames[0].columns) from None
         return self._sorted
+
+    def _may_sort(self, there: Schema) -> None:
+        """Raises: UserError where the columns cannot be sorted so; before anything is read."""
+        columns = dict.fromkeys(there, pl.String()) if self._kind == "csv" else there
+        try:
+            keys = [expression(sql, "[source] order_by") for sql in self.settings.order_by]
+            pl.DataFrame(schema=columns).sort(keys)
+        except PolarsError as error:
+            raise self._unsorted(error, list(columns)) from None
+
+    def _unsorted(self, error: PolarsError, columns: list[str]) -> UserError:
+        return UserError(
+            f"[source] order_by {list(self.settings.order_by)} cannot be done: {_line(error)}; the "
+            f"columns are {columns}, of CSV all text."
+        )
 
     def _whole(self, path: Path, name: str) -> pl.DataFrame:
         """All rows of a file; text columns where it is CSV."""
