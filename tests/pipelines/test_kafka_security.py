@@ -546,7 +546,7 @@ MISFITS: dict[str, tuple[Keys, str]] = {
         "binary cannot be read (no text): expected text.",
     ),
     "address": ({"bootstrap": "here:there"}, "expected host:port, or several with commas"),
-    "mechanism": ({"sasl": "GSSAPI"}, "expected 'PLAIN', 'SCRAM-SHA-256' or 'SCRAM-SHA-512' for "),
+    "mechanism": ({"sasl": "GSSAPI"}, '"PLAIN" or "SCRAM-SHA-256" or "SCRAM-SHA-512" for '),
 }  # fmt: skip
 
 
