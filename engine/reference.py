@@ -172,9 +172,8 @@ def matching(word: str) -> list[Table]:
 
 def _names(table: Table) -> set[str]:
     section = table.section.removesuffix(".NAME")
-    return {section, table.kind, f"{section}.{table.kind}"} - {"", "."} | (
-        {"pipeline"} if not section else set()
-    )
+    names = {section, table.kind, f"{section}.{table.kind}".strip(".")} - {""}
+    return names if section else names | {"pipeline"}
 
 
 def pages(word: str | None) -> Iterator[rich.table.Table | str]:
