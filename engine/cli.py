@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine import environment, signals
-from engine.errors import HeadraceError, UserError, nearest
+from engine.errors import HeadraceError, ReaderLeft, UserError, nearest
 
 if TYPE_CHECKING:
     from engine.run import Run
@@ -170,7 +170,9 @@ def _done(options: argparse.Namespace) -> int:
 
         return _say(error, EXIT["flood" if isinstance(error, Flood) else "failed"])
     except BrokenPipeError as error:
-        return EXIT["failed"] if _nobody_reads() else _say(_unexpected(error), EXIT["failed"])
+        if isinstance(error, ReaderLeft) or _nobody_reads():
+            return EXIT["failed"]
+        return _say(_unexpected(error), EXIT["failed"])
     except BaseException as error:  # noqa: BLE001 - the last line of defence: one sentence, details on demand
         if options.log_level == "debug":
             import traceback

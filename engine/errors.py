@@ -17,6 +17,10 @@ class UserError(HeadraceError, ValueError):
     """The user's mistake (a file, a key, a value). Same sentence, exit code 2."""
 
 
+class ReaderLeft(BrokenPipeError):
+    """Whoever reads the standard output has enough of it: ``headrace ... | head``."""
+
+
 KNOWN = 100
 """Names that a sentence lists: those of settings are fewer, those of columns may be thousands."""
 
@@ -34,4 +38,4 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f" Known: {', '.join(names[:KNOWN])}{more}." if names else ""
 
 
-__all__ = ["HeadraceError", "UserError", "nearest"]
+__all__ = ["HeadraceError", "ReaderLeft", "UserError", "nearest"]

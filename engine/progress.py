@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import time
 from collections.abc import Iterable
 from types import TracebackType
@@ -14,6 +16,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from engine import report
+from engine.errors import ReaderLeft
 from engine.types import Batch
 from engine.work import Training
 
@@ -32,8 +35,9 @@ class Output(Console):
     """Standard output, whose reader may leave early (``| head``)."""
 
     def on_broken_pipe(self) -> None:
-        """Leave the answer to the command; rich would exit with 1 here."""
-        raise BrokenPipeError
+        """Leave the answer to the command; rich would end the process here."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise ReaderLeft
 
 
 def console() -> Console:

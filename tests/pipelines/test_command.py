@@ -257,3 +257,12 @@ def test_predict_without_its_columns_names_the_first(
     assert code == 2
     assert "needs column 'b'" in err
     assert not scored.exists()
+
+
+def test_a_table_whose_reader_leaves_early_ends_quietly() -> None:
+    command = [sys.executable, "-m", "engine.cli", "reference", "source"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""

@@ -32,6 +32,7 @@ folder = "{folder}/{name}"
 [source.schema]
 n = "{kind}"
 [dead_letters]
+limit = 1.0
 {letters}
 [sink]
 kind = "files"
@@ -169,8 +170,8 @@ def test_letters_of_a_mix_are_decoded_as_their_own_source_does(
         source += table + "\n"
     whole = Run(write(source, "float64", name="whole")).run()
     assert (whole.totals.cleaned, whole.totals.rejected) == (13, 1)
-    Run(write(source, "int64", "limit = 1.0")).run()
-    done = Run(write(source, "float64", "limit = 1.0"), replay=True).run()
+    Run(write(source, "int64")).run()
+    done = Run(write(source, "float64"), replay=True).run()
     assert (done.totals.read, done.totals.cleaned) == (14 + 12, 13)
     made, expected = rows(tmp_path, "a"), rows(tmp_path, "whole")
     assert made.equals(expected.select(made.columns))
