@@ -56,10 +56,11 @@ def rows(batches: int) -> pl.DataFrame:
 
 
 def learner(frame: pl.DataFrame, layers: tuple[int, ...]) -> TabularLearner:
-    """A fresh one, on one thread."""
+    """A fresh one, on one thread. It forgets nothing and keeps no rows: each round begins with
+    scales of its own, which it would take for a change and begin anew."""
     return TabularLearner(
         TabularLearner.Settings(layers=layers),
-        TabularLearner.Training(optimizer="adam", threads=1),
+        TabularLearner.Training(optimizer="adam", threads=1, forget_on="never", replay_rows=0),
         features(frame),
     )
 
