@@ -167,9 +167,11 @@ def tabular(features: Features, **keys: Any) -> TabularLearner:
     known = TabularLearner.Settings.model_fields
     model = {key: value for key, value in keys.items() if key in known}
     train = {key: value for key, value in keys.items() if key not in known}
+    # A small rate: of features that say nothing a constant would be learned in the end, and nothing
+    # be left to compare.
     return TabularLearner(
         TabularLearner.Settings(**({"layers": [16, 8]} | model)),
-        TabularLearner.Training(**({"optimizer": "adam", "lr": 0.02} | train)),
+        TabularLearner.Training(**({"optimizer": "adam", "lr": 0.001, "replay_rows": 0} | train)),
         features,
     )
 

@@ -408,8 +408,8 @@ def test_settings_that_do_not_fit(
 @pytest.mark.parametrize(
     ("table", "section", "sentence"),
     [
-        ({"layers": [64, 0]}, "model", "expected greater than 0|greater than 0"),
-        ({"activation": "tanh"}, "model", r"expected 'relu'.* for 'activation', got \"tanh\""),
+        ({"layers": [64, 0]}, "model", "expected a list of whole numbers > 0 for .layers."),
+        ({"activation": "tanh"}, "model", r"expected .relu. or .* for 'activation', got \"tanh\""),
         ({"dropout": 1.0}, "model", "for 'dropout', got 1.0"),
         ({"embedding": 0}, "model", "embedding"),
         ({"layer": [3]}, "model", "has no key 'layer'. Did you mean 'layers'"),
