@@ -945,7 +945,8 @@ class Run:
         """Raises: Flood where a source has ended and no row of it all could be learned; also for
         reasons that are expected now and then, as a missing label."""
         totals = loop.totals
-        if not self.trains or loop.stopped or totals.learned + totals.predicted:
+        allowed = self.pipeline.dead_letters.limit >= 1
+        if not self.trains or loop.stopped or allowed or totals.learned + totals.predicted:
             return
         if totals.rejected:
             (stage, reason), n = max(totals.reasons.items(), key=lambda item: item[1])

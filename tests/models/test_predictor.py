@@ -80,7 +80,9 @@ def learner_of(task: str) -> TabularLearner:
         numeric=("a", "b"), categories={"key": 5}, target="y", task=task, classes=TASKS[task]
     )
     learner = TabularLearner(
-        TabularLearner.Settings(layers=(16,), skip=True), TabularLearner.Training(), features
+        TabularLearner.Settings(layers=(16,), skip=True, seed=4),
+        TabularLearner.Training(),
+        features,
     )
     state = learner.state_dict()
     state["weights"]["skip.weight"] *= 4

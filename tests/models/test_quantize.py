@@ -68,7 +68,9 @@ def learner_of(task: str) -> TabularLearner:
         numeric=NAMES, categories={"key": 5}, target="y", task=task, classes=TASKS[task]
     )
     model = TabularLearner.Settings(layers=(64, 32))
-    learner = TabularLearner(model, TabularLearner.Training(optimizer="adam", lr=0.01), features)
+    learner = TabularLearner(
+        model, TabularLearner.Training(optimizer="adam", lr=0.001, replay_rows=0), features
+    )
     rng = np.random.default_rng(0)
     for _ in range(30):
         learner.learn(taught(rng, task))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from engine.config import Pipeline
 from engine.loop import Loop
 from engine.run import Run
-from engine.types import Batch
+from engine.types import Batch, UserError
 
 VALUE = st.none() | st.sampled_from([0, 1, -2.5, 1e39, -1e300, 2**70, "abc", "é", [1]])
 KEY = st.none() | st.sampled_from(["n", "e", "s", "never", '"'])
@@ -83,7 +83,12 @@ def test_every_record_has_one_end(rows: list[tuple[Any, ...]], odd: list[str], s
     with TemporaryDirectory() as name:
         folder = Path(name)
         count = write(folder, rows, odd)
-        stopped = run_until(folder, stop)
+        try:
+            stopped = run_until(folder, stop)
+        except UserError as error:  # nothing but the beginning of an object
+            if "has no line that is a JSON object" not in str(error):
+                raise
+            return
         summary = Run(pipeline(folder)).run()
         totals = summary.totals
         assert summary.resumed == (stopped > 0)

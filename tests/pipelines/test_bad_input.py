@@ -324,7 +324,7 @@ def test_a_model_file_that_is_not_ours(
     onnx.save(other, tmp_path / "other.onnx")
     cut = f"[model]{_between(small(data), '[model]', '[evaluation]')}[evaluation]\nwindow = 1000\n"
     for name, sentence in (
-        ("text.onnx", "text.onnx cannot be loaded as an ONNX model"),
+        ("text.onnx", "text.onnx' is no ONNX model"),
         ("other.onnx", "other.onnx' was not written by headrace"),
         ("none.onnx", "none.onnx"),
     ):

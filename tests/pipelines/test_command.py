@@ -108,7 +108,7 @@ def test_the_command_line_goes_before_the_environment_and_that_before_the_file(
     assert "for 'lr', got -1" in err
     assert headrace("run", small(data), "--set", "train.lr=0.01")[0] == 0
     page = (tmp_path / "run" / "metrics.prom").read_text()
-    assert re.search(r"^headrace_steps_total 5.0$", page, re.MULTILINE)
+    assert re.search(r"^headrace_batch_rows_count 5\.0$", page, re.MULTILINE)
 
 
 def test_a_reader_that_leaves_early_ends_the_command_quietly(data: Path, small: Small) -> None:

@@ -130,7 +130,13 @@ def test_a_schema_evolved_in_mid_stream_and_poison(
     assert frame.select("y", "a", "kind", "level").to_dicts() == expected
     found = letters()
     assert found["_position"].to_list() == list(poison)
-    assert found["reason"].to_list() == ["broken"] * 3 + ["unknown_schema"] + ["broken"] * 2
+    assert found["reason"].to_list() == [
+        "broken",
+        "tombstone",
+        "broken",
+        "unknown_schema",
+        *["broken"] * 2,
+    ]
 
 
 def test_a_registry_that_is_down_at_the_start(
