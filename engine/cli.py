@@ -457,7 +457,8 @@ def _unexpected(error: BaseException) -> str:
             f"Code of the pipeline's called sys.exit({error.code!r}) ({place}), which ends no run: "
             "raise an error where it cannot go on, or let the source end."
         )
-    if isinstance(error, ImportError | MemoryError) and environment.address_space() is not None:
+    unloaded = isinstance(error, ImportError | MemoryError) or "shared object" in str(error)
+    if unloaded and environment.address_space() is not None:
         return (
             f"There is no room for the libraries ({type(error).__name__}: {error}): 'ulimit -v' "
             "limits addresses, of which they reserve more than they use; raise it, or limit memory "

@@ -210,13 +210,13 @@ def test_read_only_code_without_a_home(read_only: Path, tmp_path: Path, temporar
 
 def test_too_few_addresses_are_a_sentence() -> None:
     def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+        resource.setrlimit(resource.RLIMIT_AS, (1 << 29, 1 << 29))
 
     done = subprocess.run(
         [*HEADRACE, "run", "x.toml"], preexec_fn=limit, capture_output=True, text=True
     )
     assert done.returncode == 1, done.stderr
-    assert "'ulimit -v' allows 1.0 GiB of addresses" in done.stderr
+    assert "'ulimit -v' allows 0.5 GiB of addresses" in done.stderr
     assert "headrace: There is no room for the libraries" in done.stderr.splitlines()[-1]
 
 
