@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
-from operator import itemgetter
 from pathlib import Path
 
 from rich.table import Table
@@ -127,12 +126,12 @@ def _steps(run: Run, batch: Batch) -> tuple[Table, Batch]:
 
 def _head(batch: Batch, rows: int) -> Batch:
     """Its first rows; the rejected ones stay."""
-    some = slice(rows)
+    rows = min(rows, len(batch))
     return replace(
         batch,
-        frame=batch.frame[some],
-        raw=None if batch.raw is None else batch.raw[some],
-        tensors=None if batch.tensors is None else batch.tensors.map(itemgetter(some)),
+        frame=batch.frame[:rows],
+        raw=None if batch.raw is None else batch.raw[:rows],
+        tensors=None if batch.tensors is None else batch.tensors.slice(0, rows),
     )
 
 

@@ -26,25 +26,24 @@ class Derived:
     """Columns that are derived side by side."""
 
     def __init__(self) -> None:
-        self._plain: list[pl.Expr] = []
+        self._all: dict[str, pl.Expr] = {}
         self._widened: list[pl.Expr] = []
         self._whole: set[str] = set()
 
-    def add(self, parsed: pl.Expr, wide: tuple[str, ...], kind: pl.DataType) -> None:
+    def add(self, name: str, parsed: pl.Expr, wide: tuple[str, ...], kind: pl.DataType) -> None:
         """One more, of type `kind`; with `wide` columns taken as 128 bits."""
+        self._all[name] = parsed
         if wide:
             self._widened.append(parsed.cast(kind))  # strict: what does not fit is an error
             self._whole.update(wide)
-        else:
-            self._plain.append(parsed)
 
     def of(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """The frame with its columns. Raises: PolarsError where a row has none."""
-        made = frame.with_columns(self._plain)
+        """The frame with its columns, in order. Raises: PolarsError where a row has none."""
         if not self._widened:
-            return made
+            return frame.with_columns(self._all.values())
         wide = frame.with_columns(pl.col(sorted(self._whole)).cast(pl.Int128))
-        return made.with_columns(wide.select(self._widened))
+        made = wide.select(self._widened).to_dict()
+        return frame.with_columns([made.get(name, e) for name, e in self._all.items()])
 
 
 class Derive(Stateless):
@@ -83,7 +82,7 @@ class Derive(Stateless):
             if not self._steps or column in here or used & here:
                 self._steps.append(Derived())
                 here = set()
-            self._steps[-1].add(parsed, wide, frame.schema[column])
+            self._steps[-1].add(column, parsed, wide, frame.schema[column])
             here.add(column)
         return dict(frame.schema)
 

@@ -52,6 +52,12 @@ LENIENT: dict[str, Any] = {
 """So that only what a test sets can refuse, on however noisy a machine."""
 
 
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A candidate's process imports its maker by name, from the path of this one."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])
+
+
 def rows(n: int, seed: int, task: str) -> pl.DataFrame:
     """Raw rows with the label `y`: a number, no or yes, x, y or z."""
     rng = np.random.default_rng(seed)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from engine import loop
+from engine import loop, verdict
 from engine.config import Pipeline
 from engine.profile import profile
 from tests.pipelines.conftest import Headrace, Rows, Small
@@ -26,6 +26,7 @@ def test_what_the_verdict_advises_is_tried(tmp_path: Path, monkeypatch: pytest.M
     """Whether it names the right part, and gains are as it says, is measured by the benchmark
     `verdict`: a busy machine holds a run elsewhere than a quiet one."""
     monkeypatch.setattr(loop, "RUN_SECONDS", 0.0)
+    monkeypatch.setattr(verdict, "SECONDS", 0.0)
     found = profile(Pipeline.of(TABLE | {"folder": str(tmp_path)}), seconds=0.1)
     assert found.verdict is not None
     assert found.verdict.stage in found.calls
