@@ -140,7 +140,7 @@ def test_a_wide_network_is_served_in_int8(tmp_path: Path, model: Model) -> None:
     assert small.refusal is None
     assert base.error < 0.3  # of three classes: it has learned
     assert small.loss <= 2.0
-    assert 0 < small.divergence < 0.2
+    assert 0 < small.divergence < 0.3  # the largest of all rows
     assert small.size < 0.35 * base.size
     assert verdict.chosen in ("float32", "int8")
     assert path.read_bytes() == Path(of(verdict)[verdict.chosen].path).read_bytes()
