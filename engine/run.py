@@ -25,6 +25,7 @@ from engine.collate import Collate
 from engine.config import ExportSettings, ModelSettings, Pipeline, component, validate
 from engine.contract import require_contract
 from engine.evaluation import Evaluation
+from engine.holdout import Holdout
 from engine.loader import Loader
 from engine.lock import locked
 from engine.loop import Breaker, Flood, Loop, Totals, Work
@@ -61,7 +62,7 @@ from engine.types import (
     type_name,
 )
 from engine.verdict import Verdict, judge
-from engine.work import Cleaning, Holdout, Serving, Training, tell_quality
+from engine.work import Cleaning, Serving, Training, tell_quality
 
 log = logging.getLogger("headrace.run")
 SCHEMA = "schema.json"

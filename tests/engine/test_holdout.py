@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.work import MAX_FRAMES, Holdout
+from engine.holdout import MAX_FRAMES, Holdout
 
 
 def rows(n: int, start: int = 0, partition: str = "a.csv") -> pl.DataFrame:
