@@ -1,4 +1,5 @@
-"""Files that are there whole or not at all: the one place where headrace writes what it leaves.
+"""Files that are there whole or not at all: the one place where headrace writes what it leaves, and
+where it says beforehand that it cannot.
 
 A file is written under a temporary name, synced, renamed, and its folder synced. Where any of that
 fails, nothing is left behind and what was there before is as it was. A link stays a link. What is
@@ -9,8 +10,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from engine.errors import HeadraceError, UserError
 
 SUFFIX = ".tmp"
 """A file of this ending is not done; the next write of the same name takes its place."""
@@ -84,6 +87,92 @@ def publish(names: Mapping[Path, Path]) -> None:
             os.close(handle)
 
 
+def require_folder(path: Path, named: str) -> None:
+    """See that a folder is there and can be written, or can be made. Makes nothing.
+
+    Args:
+        named: what the user calls it, such as ``[sink] path``.
+
+    Raises: UserError
+    """
+    _require(path, f"{named} '{path}'", "a folder")
+
+
+def require_file(path: Path, named: str) -> None:
+    """See that a file can be written there, its folder made where there is none. Writes nothing.
+
+    Raises: UserError
+    """
+    _require(path.parent, f"{named} '{path}'", "a file")
+    if path.is_dir():
+        raise UserError(
+            f"{named} '{path}' cannot be a file: '{path}' is a folder; choose another path."
+        )
+
+
+def _require(folder: Path, what: str, kind: str) -> None:
+    try:
+        place = folder.absolute()
+        while not os.path.lexists(place) and place != place.parent:
+            place = place.parent
+        for part in folder.absolute().relative_to(place).parts if place.is_dir() else ():
+            with suppress(FileNotFoundError):
+                os.lstat(place / part)  # a name that the system does not take
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"{what} cannot be used: {why}; choose another path.") from None
+    if not place.is_dir():
+        raise UserError(f"{what} cannot be {kind}: '{place}' is a file; choose another path.")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(
+            f"{what} cannot be written: no permission at '{place}'; grant it, or choose another "
+            "path."
+        )
+
+
+class Folder:
+    """A folder that is written to for long: whoever takes it away meanwhile is noticed.
+
+    Args:
+        path: it need not be there yet.
+        named: what the user calls it, such as ``[sink] path``.
+    """
+
+    def __init__(self, path: Path, named: str) -> None:
+        self.path = path
+        self.named = named
+        self._known: tuple[int, int] | None = None
+
+    def note(self) -> None:
+        """From now on it is the folder that is there, if one is."""
+        self._known = self._there()
+
+    def make(self) -> None:
+        """Make it where there is none, and note it. Raises: OSError."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._known = self._known or self._there()
+
+    @property
+    def gone(self) -> bool:
+        """Whether the folder that was noted is there no longer, or another one is in its place."""
+        return self._known is not None and self._known != self._there()
+
+    def require(self) -> None:
+        """Raises: HeadraceError where it is gone."""
+        if self.gone:
+            raise HeadraceError(
+                f"{self.named} '{self.path}' was removed or replaced while the engine ran: put it "
+                "back as it was and start again, or start over with --fresh."
+            )
+
+    def _there(self) -> tuple[int, int] | None:
+        try:
+            status = self.path.stat()
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino
+
+
 def _is_device(path: Path) -> bool:
     return path.exists() and not path.is_file()
 
@@ -102,4 +191,14 @@ def _discard(temporary: Path) -> None:
         return
 
 
-__all__ = ["SUFFIX", "publish", "stage", "write", "write_parts", "written"]
+__all__ = [
+    "SUFFIX",
+    "Folder",
+    "publish",
+    "require_file",
+    "require_folder",
+    "stage",
+    "write",
+    "write_parts",
+    "written",
+]

@@ -70,6 +70,8 @@ class Checkpoints:
     def __init__(self, settings: Checkpoints.Settings) -> None:
         self.settings = settings
         self.folder = Path(settings.path)
+        self._place = atomic.Folder(self.folder, "[checkpoint] path")
+        self._lost = False
         self.seconds = 0.0
         self.nbytes = 0
         self._confirmed: int | None = None
@@ -81,8 +83,9 @@ class Checkpoints:
         """
         start = time.perf_counter()
         parts = encode(dict(state), dict(identity))
+        self._lost = self._lost or self._place.gone
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self._place.make()
             numbers = self._numbers()
             path = self.folder / f"checkpoint-{max(numbers, default=0) + 1:08d}.hrc"
             atomic.write_parts(path, parts, private=self.settings.private)
@@ -111,6 +114,7 @@ class Checkpoints:
         Raises: UserError when it belongs to another pipeline, schema or model; HeadraceError when
             files are there but none is whole.
         """
+        self._place.note()
         numbers = sorted(self._numbers(), reverse=True)
         skipped: list[str] = []
         passed = 0
@@ -151,6 +155,15 @@ class Checkpoints:
     def confirm(self) -> None:
         """The newest one was committed: it stays until another one is, however many come."""
         self._confirmed = max(self._numbers(), default=None)
+
+    def require(self) -> None:
+        """Raises: HeadraceError where the folder was taken away while the engine ran; what it has
+        come to is saved in a new one."""
+        if self._lost:
+            raise HeadraceError(
+                f"[checkpoint] path '{self.folder}' was removed or replaced while the engine ran: "
+                "a new checkpoint is saved there; start again to go on from it."
+            )
 
     def exist(self) -> bool:
         """Whether there is any, whole or not."""

@@ -230,6 +230,8 @@ def _explore(options: argparse.Namespace) -> int:
 
     if options.rows is not None and options.rows < 1:
         raise UserError(f"Expected --rows of 1 or more, got {options.rows}.")
+    _require_target(options.html, "--html")
+    _require_target(options.json, "--json")
     with Progress() as progress:
         found = explore(
             options.what, options.set, rows=options.rows, time=options.time, watch=progress.look
@@ -251,6 +253,7 @@ def _profile(options: argparse.Namespace) -> int:
     from engine.progress import console
 
     pipeline = Pipeline.load(options.file, options.set)
+    _require_target(options.trace, "--trace")
     with console().status("profiling"):
         found = profile(
             pipeline, seconds=options.seconds, trace=options.trace, trials=not options.no_trials
@@ -288,20 +291,26 @@ def _trained(options: argparse.Namespace) -> Run:
 
 
 def _export(options: argparse.Namespace) -> int:
+    from engine.lock import locked
     from engine.progress import console
 
-    path = _trained(options).export(options.to)
+    run = _trained(options)
+    _require_target(options.to, "--to")
+    with locked((), [options.to or run.model_path]):
+        path = run.export(options.to)
     console().print(f"Wrote {path}.")
     return EXIT["done"]
 
 
 def _compress(options: argparse.Namespace) -> int:
+    from engine.lock import locked
     from engine.progress import console, show
 
     run = _trained(options)
-    run.export()
-    verdict = run.compress()
-    verdict.to_json(run.folder / "verdict.json")
+    with locked((), [run.model_path]):
+        run.export()
+        verdict = run.compress()
+        verdict.to_json(run.folder / "verdict.json")
     show(console(), verdict.tables())
     console().print(f"Wrote {run.model_path} and {run.folder / 'verdict.json'}.")
     return EXIT["done"]
@@ -327,6 +336,16 @@ def _predict(options: argparse.Namespace) -> int:
     with signals.answering(signals.note):
         finish(summary)
     return EXIT["done"]
+
+
+def _require_target(path: Path | None, option: str) -> None:
+    """What an option names is written after all the work: that it can be is seen before, and its
+    folder made. Raises: UserError."""
+    from engine import atomic
+
+    if path is not None:
+        atomic.require_file(path, option)
+        path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _reference(options: argparse.Namespace) -> int:

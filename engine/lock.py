@@ -1,4 +1,4 @@
-"""Folders that one engine at a time may write to."""
+"""What one engine at a time may write to: folders, and files in folders of others."""
 
 from __future__ import annotations
 
@@ -12,52 +12,89 @@ from pathlib import Path
 from engine.types import UserError
 
 log = logging.getLogger("headrace.lock")
+SUFFIX = ".lock"
+"""A file is replaced by each write, so what is locked for it is a file beside it."""
 
 
 @contextlib.contextmanager
-def locked(folders: Iterable[Path]) -> Iterator[None]:
-    """Hold these folders for as long as the block runs; makes those that are not there.
+def locked(folders: Iterable[Path], files: Iterable[Path] = ()) -> Iterator[None]:
+    """Hold these folders and files for as long as the block runs; makes folders that are not there.
 
-    The lock is the kernel's own (flock, on the folder itself): it ends with its process, however
-    that ends, and leaves no file behind.
+    The lock is the kernel's own (flock): it ends with its process, however that ends. A folder's is
+    on itself and leaves nothing behind. A file's is on an empty file beside it, which goes with the
+    block; one that a dead process left is taken over.
 
-    Raises: UserError where another engine holds one of them.
+    Raises: UserError where another engine holds one of them, or a folder cannot be made.
     """
     with contextlib.ExitStack() as held:
         for folder in dict.fromkeys(folder.resolve() for folder in folders):
-            file = _opened(folder)
-            if file is not None:
-                held.callback(os.close, file)
+            _make(folder)
+            _hold(held, folder, os.O_RDONLY | os.O_DIRECTORY, f"works in {folder}", OWN_FOLDERS)
+        for file in dict.fromkeys(file.resolve() for file in files):
+            _make(file.parent)
+            _hold_beside(held, file)
         yield
 
 
-def _opened(folder: Path) -> int | None:
-    """The open folder that holds the lock; None where this file system has no locks, which is
-    said."""
+OWN_FOLDERS = "each its own folder, [sink] path and [dead_letters] path"
+OWN_FILES = "each its own [export] path"
+
+
+def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
-        _unlocked(folder, error)
-        return None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(file)
-        if not isinstance(error, BlockingIOError):
-            _unlocked(folder, error)
-            return None
         raise UserError(
-            f"Another engine works in {folder}: expected one at a time; stop that one, or give "
-            "each its own folder, [sink] path and [dead_letters] path."
+            f"The folder {folder} cannot be made: {error.strerror}; choose another, or mend that."
+        ) from error
+
+
+def _hold_beside(held: contextlib.ExitStack, file: Path) -> None:
+    beside = file.with_name(file.name + SUFFIX)
+    what = f"writes {file}"
+    while (lock := _hold(held, beside, os.O_RDWR | os.O_CREAT, what, OWN_FILES)) is not None:
+        if _is(lock, beside):
+            held.callback(beside.unlink, missing_ok=True)
+            return
+        # Whoever held it took it away between the opening and the locking: that one is nobody's.
+
+
+def _hold(held: contextlib.ExitStack, path: Path, flags: int, what: str, own: str) -> int | None:
+    """Lock it for as long as `held` lives; None where this file system has no locks, which is
+    said.
+
+    Args:
+        what, own: what another engine does that holds it; what to give each.
+    """
+    try:
+        lock = os.open(path, flags, 0o666)
+    except OSError as error:
+        _unlocked(path, error)
+        return None
+    held.callback(os.close, lock)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(
+            f"Another engine {what}: expected one at a time; stop that one, or give {own}."
         ) from None
-    return file
+    except OSError as error:
+        _unlocked(path, error)
+        return None
+    return lock
 
 
-def _unlocked(folder: Path, error: OSError) -> None:
+def _is(lock: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(lock), path.stat())
+    except OSError:
+        return False
+
+
+def _unlocked(path: Path, error: OSError) -> None:
     log.warning(
-        "folder cannot be locked: a second engine on it would not be noticed",
-        extra={"folder": str(folder), "why": error.strerror or str(error)},
+        "no lock can be had here: a second engine that writes there would not be noticed",
+        extra={"path": str(path), "why": error.strerror or str(error)},
     )
 
 

@@ -609,6 +609,8 @@ class Loop:
         self._aborted = self._transactional and not committed
         if committed:
             self._saved = self.mark
+        if self._checkpoints is not None:
+            self._checkpoints.require()
         return committed
 
     def _rest(self) -> None:

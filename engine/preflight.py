@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 
 from rich.table import Table
 from rich.text import Text
@@ -55,7 +54,7 @@ def preflight(run: Run, rows: int = 1_000) -> bool:
         table, batch = _steps(run, _sample(run, rows))
         out.print(table)
     problems = [*_rejected(run, batch), *run.source.remarks(), *_labels(run, batch)]
-    for problem in (_places, _listens, _takes, _misspelt, _exportable, _resumable):
+    for problem in (_listens, _takes, _misspelt, _exportable, _resumable):
         problems += problem(run)
     for sentence in problems:
         out.print(Text(f"! {sentence}", style="yellow"), soft_wrap=True)
@@ -230,23 +229,6 @@ def _row(table: Table, name: str, batch: Batch, before: list[str], seen: int = 0
     )
 
 
-def _places(run: Run) -> Iterator[str]:
-    """Folders that cannot be written later; found without making them."""
-    paths = [run.pipeline.folder, (run.pipeline.sink or {}).get("path")]
-    for path in filter(None, paths):
-        place = Path(path).absolute()
-        while not place.exists() and place != place.parent:
-            place = place.parent
-        if not place.is_dir() or not _writable(place):
-            yield f"{path} cannot be made: expected a writable folder at {place}."
-
-
-def _writable(place: Path) -> bool:
-    import os
-
-    return os.access(place, os.W_OK | os.X_OK)
-
-
 def _exportable(run: Run) -> Iterator[str]:
     """A model feature that a stage changes which no model file can contain."""
     if run.pipeline.export is None or not run.trains:
@@ -265,10 +247,9 @@ def _exportable(run: Run) -> Iterator[str]:
 
 
 def _resumable(run: Run) -> Iterator[str]:
-    """A checkpoint that a run would refuse."""
-    if not Path(run.checkpoints.settings.path).is_dir():
-        return
+    """A checkpoint, or results of another pipeline, that a run would refuse."""
     try:
+        run.require_own()
         run.checkpoints.load(run.identity)
     except HeadraceError as error:
         yield str(error)

@@ -67,6 +67,8 @@ from engine.work import Cleaning, Serving, Training, tell_quality
 log = logging.getLogger("headrace.run")
 SCHEMA = "schema.json"
 """File in the pipeline's folder: the columns that a run began with."""
+LEFT = (SCHEMA, "report.json", "error.png", "metrics.prom", "verdict.json")
+"""All files of that folder."""
 SHARES = {"source": 0.25, "sink": 0.25, "dead letters": 0.0625}
 """Part of the memory budget that a component with a buffer of its own may fill."""
 OUTPUT = ("columns", "probabilities")
@@ -142,6 +144,8 @@ class Run:
             ) from error
 
     def _assemble(self) -> None:
+        _ = self.source
+        self._may_leave()
         self._may_share()
         self._may_shuffle()
         self._may_repeat()
@@ -197,6 +201,22 @@ class Run:
             f"Dead letters of kind '{kind}' cannot be replayed into a source of kind "
             f"'{self.pipeline.source['kind']}': expected files, or topics on both sides."
         )
+
+    def _may_leave(self) -> None:
+        """Whether what the run leaves can be written; told before anything is read."""
+        atomic.require_folder(self.folder, "folder")
+        atomic.require_folder(self.checkpoints.folder, "[checkpoint] path")
+        for name in LEFT:
+            atomic.require_file(self.folder / name, "folder")
+        if self.pipeline.export is not None:
+            atomic.require_file(self.model_path, "[export] path")
+        sink, letters = self.sink, self.dead_letters  # they look at their own
+        both = set() if sink is None else _resolved(sink.folders()) & _resolved(letters.folders())
+        if both:
+            raise UserError(
+                f"[sink] and [dead_letters] in {self.pipeline.file} both write to {both.pop()}: "
+                "give each a path of its own."
+            )
 
     def _may_share(self) -> None:
         source = self.source
@@ -335,8 +355,11 @@ class Run:
     @cached_property
     def _kept(self) -> Mapping[str, Any]:
         """What `_keep_schema` wrote for the run that is resumed; empty where there is none."""
-        if self._fresh or not self.checkpoints.exist():
-            return {}
+        return self._begun if not self._fresh and self.checkpoints.exist() else {}
+
+    @cached_property
+    def _begun(self) -> Mapping[str, Any]:
+        """The same, also where no checkpoint came of it."""
         try:
             kept = json.loads((self.folder / SCHEMA).read_text())
         except (OSError, ValueError):
@@ -369,6 +392,12 @@ class Run:
             "declared": self.pipeline.source.get("schema", {}),
             "columns": columns,
             "findings": dict(self.source.findings()),
+            "writes": sorted(
+                str(folder)
+                for sink in (self.sink, self.dead_letters)
+                if sink is not None
+                for folder in _resolved(sink.folders())
+            ),
         }
         if self.trains and not self._model_settings.classes and self.features.classes:
             kept["classes"] = list(self.features.classes)
@@ -899,10 +928,39 @@ class Run:
         self._fresh = fresh
         self.assemble()  # what is wrong in the file is said before a folder is made
         loop = self.loop
-        with locked(self._own_folders()):
+        with self.exclusive():
             if fresh:
                 self.forget()
+            else:
+                self.require_own()
             return self._run(loop)
+
+    def exclusive(self) -> contextlib.AbstractContextManager[None]:
+        """For the block, nobody else writes where this run writes.
+
+        Raises: UserError where somebody does.
+        """
+        files = [] if self.pipeline.export is None else [self.model_path]
+        return locked(self._own_folders(), files)
+
+    def require_own(self) -> None:
+        """A run that begins takes away what an earlier one of its own wrote after no checkpoint,
+        and nobody else's results.
+
+        Raises: UserError where there are results of another.
+        """
+        if self.checkpoints.exist():
+            return
+        for sink in (self.sink, self.dead_letters):
+            if sink is None or not sink.holds():
+                continue
+            foreign = _resolved(sink.folders()) - set(map(Path, self._begun.get("writes", [])))
+            if foreign:
+                raise UserError(
+                    f"{foreign.pop()} holds results already, and {self.checkpoints.folder} no "
+                    "checkpoint that they belong to: name another folder, or replace them with "
+                    "--fresh."
+                )
 
     def _run(self, loop: Loop) -> Summary:
         start = time.perf_counter()
@@ -1201,11 +1259,8 @@ class Run:
         checkpoints) must not be another run's."""
         yield self.folder
         yield self.checkpoints.folder
-        if self.pipeline.dead_letters.kind == "files":
-            yield self.letters_path
-        sink = self.pipeline.sink or {}
-        if sink.get("kind") == "files" and isinstance(sink.get("path"), str):
-            yield Path(sink["path"])
+        for sink in (self.sink, self.dead_letters):
+            yield from () if sink is None else sink.folders()
 
     def _version(self) -> str:
         mark = json.dumps(dict(self._mark.positions), sort_keys=True)
@@ -1257,6 +1312,10 @@ class Run:
             files["picture"] = self.folder / "error.png"
             report.picture(history, files["picture"], title=self.pipeline.name)
         return files
+
+
+def _resolved(folders: Iterable[Path]) -> set[Path]:
+    return {folder.resolve() for folder in folders}
 
 
 def _part(memory: Callable[[], Mapping[str, int]], name: str) -> int:

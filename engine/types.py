@@ -24,6 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from pathlib import Path
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -1195,6 +1196,15 @@ class Sink(Protocol):
         Raises: UserError where it would not (a topic that is not there).
         """
         return
+
+    def folders(self) -> Sequence[Path]:
+        """Folders that are its own while it is used: a second engine that would write there is
+        refused."""
+        return ()
+
+    def holds(self) -> bool:
+        """Whether there are results already that `restore(None)` would take away."""
+        return False
 
     def write(self, frame: pl.DataFrame, places: pl.DataFrame | None = None) -> Rejects | None:
         """Take the rows. They may be buffered, up to a bound; they are not safe yet. A frame of 0

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import errno
 import io
-import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, ClassVar, Literal
 
@@ -60,13 +59,22 @@ class FilesSink(Sink):
         """Raises: UserError where the folder can never be made or written."""
         self.settings = settings
         self.folder = Path(settings.path)
+        self._place = atomic.Folder(self.folder, f"[{self.section}] path")
+        atomic.require_folder(self.folder, self._place.named)
         self._frames: list[pl.DataFrame] = []
         self._nbytes = 0
         self._limit = int(settings.max_buffer_bytes)
         self._spilled: list[Path] = []
         self._next = self._written = 0
         self._pattern = re.compile(rf"part-(\d{{8,}})\.{settings.format}(\.tmp)?")
-        self._check()
+
+    def folders(self) -> tuple[Path, ...]:
+        """See `engine.types.Sink`."""
+        return (self.folder,)
+
+    def holds(self) -> bool:
+        """See `engine.types.Sink`: whether there are parts."""
+        return any(True for _ in self._parts())
 
     def bind(self, schema: Schema) -> None:
         """See `engine.types.Sink`."""
@@ -97,7 +105,9 @@ class FilesSink(Sink):
             self._limit = max(1, min(self._limit, nbytes))
 
     def flush(self) -> None:
-        """See `engine.types.Sink`. Raises: HeadraceError when the disk is full."""
+        """See `engine.types.Sink`. Raises: HeadraceError when the disk is full, or the folder or
+        the newest part of it were taken away."""
+        self._require()
         self._spill()
         if not self._spilled:
             return
@@ -120,11 +130,10 @@ class FilesSink(Sink):
         """
         self.close()
         self._next, self._written = (0, 0) if value is None else (value["next"], value["bytes"])
+        self._place.note()
         there: dict[int, int] = {}
         try:
-            for path in list(self.folder.iterdir()) if self.folder.is_dir() else []:
-                if (part := self._pattern.fullmatch(path.name)) is None:
-                    continue
+            for path, part in list(self._parts()):
                 if part[2] or int(part[1]) >= self._next:
                     path.unlink()
                 else:
@@ -133,6 +142,25 @@ class FilesSink(Sink):
             raise self._error(self.folder, error) from error
         if self.settings.verify_parts:
             self._verify(there)
+
+    def _parts(self) -> Iterator[tuple[Path, re.Match[str]]]:
+        """Its parts, temporary ones too: number and ending."""
+        for path in self.folder.iterdir() if self.folder.is_dir() else ():
+            if (part := self._pattern.fullmatch(path.name)) is not None:
+                yield path, part
+
+    def _require(self) -> None:
+        """Raises: HeadraceError where what is there already was taken away."""
+        self._place.require()
+        if not self._next or not self.settings.verify_parts:
+            return
+        newest = self.folder / self._name(self._next - 1)
+        if not newest.exists():
+            raise HeadraceError(
+                f"[{self.section}] path '{self.folder}' has lost {newest.name} while the engine "
+                "ran: put it back and start again, start over with --fresh, or set verify_parts = "
+                "false where something else takes parts away."
+            )
 
     def _verify(self, there: dict[int, int]) -> None:
         gone = [number for number in range(self._next) if number not in there]
@@ -164,8 +192,9 @@ class FilesSink(Sink):
             return
         name = self._name(self._next + len(self._spilled))
         temporary = self.folder / (name + atomic.SUFFIX)
+        self._place.require()
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self._place.make()
             atomic.stage(temporary, [self._encoded()], private=self.settings.private)
         except OSError as error:
             raise self._error(temporary, error) from error
@@ -180,21 +209,6 @@ class FilesSink(Sink):
             frame = frame.with_columns(cs.binary().bin.encode("base64"))
         WRITERS[self.settings.format](frame, buffer)
         return buffer.getbuffer()
-
-    def _check(self) -> None:
-        place = self.folder.absolute()
-        while not place.exists() and place != place.parent:
-            place = place.parent
-        if not place.is_dir():
-            raise UserError(
-                f"[{self.section}] path '{self.folder}' cannot be a folder: '{place}' is a file; "
-                "choose another path."
-            )
-        if not os.access(place, os.W_OK | os.X_OK):
-            raise UserError(
-                f"[{self.section}] path '{self.folder}' cannot be written: no permission at "
-                f"'{place}'; grant it, or choose another path."
-            )
 
     def _error(self, path: Path, error: OSError) -> HeadraceError:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

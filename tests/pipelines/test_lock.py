@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +12,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from engine.config import Pipeline
 from engine.lock import locked
 from engine.loop import Loop
 from engine.run import Run
@@ -87,9 +90,55 @@ def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
 
 
 def test_where_nothing_can_be_locked_the_engine_says_so(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "file").touch()
-    with locked([tmp_path / "file"]):
+    def none(lock: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)  # as a file system does that has none
+    with locked([tmp_path], [tmp_path / "model.onnx"]):
         pass
-    assert "folder cannot be locked: a second engine on it would not be noticed" in caplog.text
+    assert caplog.text.count("a second engine that writes there would not be noticed") == 2
+
+
+def test_two_pipelines_with_one_model_file(file: Path, headrace: Headrace, tmp_path: Path) -> None:
+    model, other = tmp_path / "models" / "m.onnx", tmp_path / "models" / "other.onnx"
+    file.write_text(file.read_text() + f'[export]\npath = "{model}"\n[export.compress]\n')
+    elsewhere = (f'folder="{tmp_path}/b"', f'sink.path="{tmp_path}/c"')
+    said: list[tuple[int, str]] = []
+
+    def second(loop: Loop, batch: Batch) -> None:
+        if loop.totals.batches == 5 and not said:
+            words = [word for text in elsewhere for word in ("--set", text)]
+            for command in (("check", file), ("run", file), ("export", file, "--to", other)):
+                more = [] if command[0] == "export" else words
+                code, out, err = headrace(*command, *more)
+                said.append((code, out + err))
+
+    pipeline = Pipeline.load(file, ["export.compress.candidates=[]"])
+    assert Run(pipeline, watch=second).run().totals.read == 1_000
+    (_, _), (code, err), (exported, _) = said
+    assert code == 2
+    assert f"Another engine writes {model}: expected one at a time; stop that one" in err
+    assert not (tmp_path / "c").exists() or not list((tmp_path / "c").iterdir())
+    assert exported == 0  # another file of the same folder
+    assert {path.name for path in model.parent.iterdir()} == {"m.fp32.onnx", "m.onnx", "other.onnx"}
+
+
+def test_a_file_left_by_a_dead_engine_is_taken_over(tmp_path: Path) -> None:
+    model = tmp_path / "model.onnx"
+    script = HOLD.replace("[Path(sys.argv[1])]", "[], [Path(sys.argv[1])]")
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(model)], text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match=f"Another engine writes {model}: "), locked([], [model]):
+        pass
+    process.kill()
+    process.communicate()
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx.lock"]
+    with locked([], [model]):
+        pass
+    assert list(tmp_path.iterdir()) == []
