@@ -9,9 +9,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pydantic import Field
+from torch.optim.adam import adam
+from torch.optim.sgd import sgd
 
 from engine.types import Settings, UserError
 from models.network import Network
+
+BETAS = 0.9, 0.999
+EPSILON = 1e-8
 
 
 class OptimizerSettings(Settings):
@@ -67,9 +72,9 @@ class Optimizer:
         self.steps = 0
         self._network = network
         self._average = average
-        self._optimizers = [_dense(settings, network)]
+        self._parts: list[_Dense | _Sparse] = [_Dense(settings, network)]
         if network.tables:
-            self._optimizers.append(_sparse(settings, network))
+            self._parts.append(_Sparse(settings, network))
         self._scheduled = settings.schedule != "constant" or settings.warmup > 0
 
     def step(self, loss: torch.Tensor) -> tuple[float, bool]:
@@ -86,9 +91,9 @@ class Optimizer:
         if not math.isfinite(value) or not math.isfinite(norm):
             return value, False
         self._clip(norm)
-        self._schedule()
-        for optimizer in self._optimizers:
-            optimizer.step()
+        lr = self.settings.lr * (self.lr_share(self.steps) if self._scheduled else 1.0)
+        for part in self._parts:
+            part.step(lr)
         self.steps += 1
         self._follow()
         return value, True
@@ -97,22 +102,21 @@ class Optimizer:
     def nbytes(self) -> int:
         """Bytes of gradient, moments and average."""
         tensors = [self._network.gradient]
-        for optimizer in self._optimizers:
-            for state in optimizer.state.values():
-                tensors += [value for value in state.values() if torch.is_tensor(value)]
+        for part in self._parts:
+            for moments in part.state.values():
+                tensors += [value for value in moments.values() if torch.is_tensor(value)]
         tensors += [] if self._average is None else self._average.everything()
         return sum(tensor.nbytes for tensor in tensors)
 
     def state_dict(self) -> dict[str, Any]:
         """Steps and moments, a copy."""
-        moments = [_snapshot(optimizer) for optimizer in self._optimizers]
-        return {"steps": self.steps, "moments": moments}
+        return {"steps": self.steps, "moments": [_snapshot(part.state) for part in self._parts]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """From what `state_dict` of the same kind of optimizer gave."""
         self.steps = state["steps"]
-        for optimizer, moments in zip(self._optimizers, state["moments"], strict=True):
-            _restore(optimizer, moments)
+        for part, moments in zip(self._parts, state["moments"], strict=True):
+            part.restore(_tensors(moments))
 
     def lr_share(self, step: int) -> float:
         """Step size of step `step` (from 0), as a share of `lr`."""
@@ -151,12 +155,6 @@ class Optimizer:
         for table in self._sparse():
             table.grad._values().mul_(limit / norm)
 
-    def _schedule(self) -> None:
-        if self._scheduled:
-            lr = self.settings.lr * self.lr_share(self.steps)
-            for optimizer in self._optimizers:
-                optimizer.param_groups[0]["lr"] = lr
-
     def _follow(self) -> None:
         """Young averages follow faster, (1 + steps) / (10 + steps), or the first random weights
         would stay in them."""
@@ -184,40 +182,98 @@ def _check(settings: OptimizerSettings, network: Network) -> None:
         )
 
 
-def _dense(settings: OptimizerSettings, network: Network) -> torch.optim.Optimizer:
-    common: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.l2, "fused": True}
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD([network.flat], momentum=settings.momentum, **common)
-    kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
-    return kind([network.flat], **common)
+State = dict[int, dict[str, Any]]
+"""Moments by their names, by the number of the tensor that they belong to."""
 
 
-def _sparse(settings: OptimizerSettings, network: Network) -> torch.optim.Optimizer:
-    kind = torch.optim.SGD if settings.optimizer == "sgd" else torch.optim.SparseAdam
-    return kind(network.tables, lr=settings.lr)
+class _Dense:
+    """torch's fused step on the one flat tensor, by its functional form: the classes of
+    ``torch.optim`` load the compiler, which is half of a learning engine's start."""
+
+    def __init__(self, settings: OptimizerSettings, network: Network) -> None:
+        self._settings = settings
+        self._network = network
+        self._moments: dict[str, torch.Tensor] = {}
+
+    @property
+    def state(self) -> State:
+        return {0: self._moments} if self._moments else {}
+
+    def restore(self, state: State) -> None:
+        device = self._network.flat.device
+        self._moments = {name: value.to(device) for name, value in state.get(0, {}).items()}
+
+    @torch.no_grad()
+    def step(self, lr: float) -> None:
+        (self._sgd if self._settings.optimizer == "sgd" else self._adam)(lr)
+
+    def _sgd(self, lr: float) -> None:
+        momentum, buffers = self._settings.momentum, [self._moments.get("momentum_buffer")]
+        sgd(
+            [self._network.flat], [self._network.gradient], buffers, fused=True, lr=lr,
+            weight_decay=self._settings.l2, momentum=momentum, dampening=0.0, nesterov=False,
+            maximize=False,
+        )  # fmt: skip
+        if buffers[0] is not None:
+            self._moments = {"momentum_buffer": buffers[0]}
+
+    def _adam(self, lr: float) -> None:
+        flat = self._network.flat
+        if not self._moments:
+            self._moments = {
+                "step": torch.zeros((), device=flat.device),
+                "exp_avg": torch.zeros_like(flat),
+                "exp_avg_sq": torch.zeros_like(flat),
+            }
+        steps, mean, square = (self._moments[name] for name in ("step", "exp_avg", "exp_avg_sq"))
+        adam(
+            [flat], [self._network.gradient], [mean], [square], [], [steps], fused=True, lr=lr,
+            decoupled_weight_decay=self._settings.optimizer == "adamw",
+            weight_decay=self._settings.l2, beta1=BETAS[0], beta2=BETAS[1], eps=EPSILON,
+            amsgrad=False, maximize=False,
+        )  # fmt: skip
 
 
-def _snapshot(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
+class _Sparse:
+    """torch's step on embeddings whose gradients are sparse."""
+
+    def __init__(self, settings: OptimizerSettings, network: Network) -> None:
+        kind = torch.optim.SGD if settings.optimizer == "sgd" else torch.optim.SparseAdam
+        self._optimizer: torch.optim.Optimizer = kind(network.tables, lr=settings.lr)
+
+    @property
+    def state(self) -> State:
+        state: State = self._optimizer.state_dict()["state"]
+        return state
+
+    def restore(self, state: State) -> None:
+        groups = self._optimizer.state_dict()["param_groups"]
+        self._optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+    def step(self, lr: float) -> None:
+        self._optimizer.param_groups[0]["lr"] = lr
+        self._optimizer.step()
+
+
+def _snapshot(state: State) -> dict[str, dict[str, Any]]:
     return {
         str(index): {
             name: value.detach().clone().cpu().numpy() if torch.is_tensor(value) else value
             for name, value in moments.items()
             if value is not None
         }
-        for index, moments in optimizer.state_dict()["state"].items()
+        for index, moments in state.items()
     }
 
 
-def _restore(optimizer: torch.optim.Optimizer, state: Mapping[str, Mapping[str, Any]]) -> None:
-    moments = {
+def _tensors(state: Mapping[str, Mapping[str, Any]]) -> State:
+    return {
         int(index): {
             name: torch.tensor(value) if isinstance(value, np.ndarray) else value
-            for name, value in values.items()
+            for name, value in moments.items()
         }
-        for index, values in state.items()
+        for index, moments in state.items()
     }
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
 
 __all__ = ["Optimizer", "OptimizerSettings"]
