@@ -718,11 +718,28 @@ TELLING = 4_096
 
 
 def _told(column: str, kind: pl.DataType) -> pl.Expr:
-    if kind == pl.Binary:  # JSON has no bytes
-        return pl.col(column).bin.encode("hex")
     if isinstance(kind, pl.Array) and math.prod(kind.shape) > TELLING:
         return pl.lit(str(kind)).alias(column)
-    return pl.col(column)
+    return without_bytes(pl.col(column), kind)
+
+
+def without_bytes(value: pl.Expr, kind: pl.DataType) -> pl.Expr:
+    """Values for JSON, which has no bytes: those are told in hexadecimal digits, also inside lists
+    and objects."""
+    if kind == pl.Binary:
+        return value.bin.encode("hex")
+    if isinstance(kind, pl.List):
+        inner = element_type(kind)
+        made = without_bytes(pl.element(), inner)
+        return value if made.meta.eq(pl.element()) else value.list.eval(made)
+    if isinstance(kind, pl.Struct):
+        made_fields = [
+            without_bytes(value.struct.field(name), inner).alias(name)
+            for name, inner in kind.to_schema().items()
+            if isinstance(inner, pl.DataType)
+        ]
+        return pl.when(value.is_not_null()).then(pl.struct(made_fields)) if made_fields else value
+    return value
 
 
 # ------------------------------------------------------------------------------------ model's words
@@ -1276,6 +1293,8 @@ TYPES: Mapping[str, pl.DataType] = {
 TRUTHS = {"true": 1, "false": 0}
 FAMILIES = ("datetime", "duration", "decimal", "list")
 """Types that take parameters."""
+MOST_LEVELS = 16
+"""Levels of lists in lists that may be declared, and of lists and objects that are guessed."""
 PARAMETERS = "datetime[ms], datetime[ns, Europe/Paris], duration[ms], decimal(12, 2), list[int64]"
 """Examples of types with parameters, for error sentences."""
 REST = "*"
@@ -1311,9 +1330,17 @@ def parse_type(text: str) -> pl.DataType:
         if not 1 <= precision <= 38 or scale > precision:
             raise ValueError("a decimal has 1 to 38 digits, and no more behind the point")
         return pl.Decimal(precision, scale)
-    if match := _LIST.fullmatch(name):
-        return pl.List(parse_type(match[1]))
-    raise ValueError("no such type")
+    inner, levels = name, 0
+    while match := _LIST.fullmatch(inner):
+        inner, levels = match[1].strip(), levels + 1
+        if levels > MOST_LEVELS:
+            raise ValueError(f"lists go at most {MOST_LEVELS} levels deep")
+    if not levels:
+        raise ValueError("no such type")
+    made = parse_type(inner)
+    for _ in range(levels):
+        made = pl.List(made)
+    return made
 
 
 def _known_zone(name: str) -> None:
@@ -1321,6 +1348,28 @@ def _known_zone(name: str) -> None:
         zoneinfo.ZoneInfo(name)
     except (OSError, ValueError, zoneinfo.ZoneInfoNotFoundError):
         raise ValueError(f"'{name}' is no time zone") from None
+
+
+def element_type(dtype: pl.List) -> pl.DataType:
+    """The type of a list's elements."""
+    inner = dtype.inner
+    return inner if isinstance(inner, pl.DataType) else inner()
+
+
+def is_deep(dtype: pl.DataType) -> bool:
+    """Whether lists and objects are nested in more than `MOST_LEVELS` levels."""
+    level = [dtype]
+    for _ in range(MOST_LEVELS + 1):
+        level = [inner for outer in level for inner in _nested_types(outer)]
+    return bool(level)
+
+
+def _nested_types(dtype: pl.DataType) -> list[pl.DataType]:
+    if isinstance(dtype, pl.List):
+        return [element_type(dtype)]
+    if isinstance(dtype, pl.Struct):
+        return [t for t in dtype.to_schema().values() if isinstance(t, pl.DataType)]
+    return []
 
 
 def type_name(dtype: pl.DataType) -> str:
@@ -1337,7 +1386,7 @@ def type_name(dtype: pl.DataType) -> str:
     if isinstance(dtype, pl.Decimal):
         return f"decimal({dtype.precision}, {dtype.scale})"
     if isinstance(dtype, pl.List):
-        return f"list[{type_name(dtype.inner)}]"  # type: ignore[arg-type]
+        return f"list[{type_name(element_type(dtype))}]"
     return str(dtype)
 
 

@@ -3,6 +3,7 @@
 One rule for all formats. A value is taken where it equals one of the declared type, however it is
 written: "12.0" is the integer 12, "true" a bool, 5 the text "5". Numbers become the nearest float,
 times are cut to the declared unit. With ``strict`` a value must be written as what it is declared.
+A list is taken where every element is, by the same rule.
 """
 
 from __future__ import annotations
@@ -15,8 +16,17 @@ import polars as pl
 from numpy.typing import NDArray
 from polars.exceptions import PolarsError
 
-from connectors.formats.rows import OUT_OF_RANGE, WRONG_TYPE, placed, rejected, shown, texts
-from engine.types import Records, Rejects, Schema, type_name
+from connectors.formats import lists
+from connectors.formats.rows import (
+    OUT_OF_RANGE,
+    WRONG_TYPE,
+    as_json,
+    placed,
+    rejected,
+    shown,
+    texts,
+)
+from engine.types import Records, Rejects, Schema, element_type, type_name
 
 Coerce = Literal["lossless", "strict"]
 """``[source] coerce``."""
@@ -110,18 +120,22 @@ def cast(
         column = column.cast(pl.String)
     strict = coerce == "strict"
     if strict and not written and not _akin(column.dtype, dtype):
-        return _nothing(column, dtype)
+        return nothing(column, dtype)
     if column.dtype.is_nested() and not dtype.is_nested():
-        return _nothing(column, dtype)
+        return nothing(column, dtype)
+    if isinstance(dtype, pl.List) and isinstance(column.dtype, pl.List | pl.Array):
+        elements = lists.of_column(column)
+        return elements.together(cast(elements.values, element_type(dtype), coerce), column.name)
     try:
         if column.dtype == pl.String:
             return _from_text(column, dtype, strict).alias(column.name)
         return _from_values(column, dtype).alias(column.name)
     except PolarsError:  # types with no way between them
-        return _nothing(column, dtype)
+        return nothing(column, dtype)
 
 
-def _nothing(column: pl.Series, dtype: pl.DataType) -> pl.Series:
+def nothing(column: pl.Series, dtype: pl.DataType) -> pl.Series:
+    """Nulls of a type, as many as the column has values."""
     return pl.Series(column.name, [None], dtype=dtype).new_from_index(0, len(column))
 
 
@@ -151,7 +165,7 @@ def _lost(raw: pl.Series, made: pl.Series) -> NDArray[np.bool_]:
 
 def _from_values(column: pl.Series, dtype: pl.DataType) -> pl.Series:
     if column.dtype.is_numeric() and dtype.is_temporal():
-        return _nothing(column, dtype)  # of which unit?
+        return nothing(column, dtype)  # of which unit?
     if isinstance(column.dtype, pl.Datetime):
         return _from_moments(column, dtype)
     if column.dtype == pl.Date and isinstance(dtype, pl.Datetime):
@@ -165,8 +179,6 @@ def _from_values(column: pl.Series, dtype: pl.DataType) -> pl.Series:
         same = made.is_finite()
         if column.dtype.is_float():
             same |= ~column.is_finite()
-    elif isinstance(dtype, pl.List) and isinstance(column.dtype, pl.List):
-        same = _same_elements(column, made, dtype)
     else:
         same = made.cast(column.dtype, strict=False).eq_missing(column)
     return made if same.all() else made.set(~same.fill_null(True), None)
@@ -192,15 +204,6 @@ def _zoned(column: pl.Series, dtype: pl.Datetime) -> pl.Series:
     return column.dt.replace_time_zone("UTC").dt.convert_time_zone(dtype.time_zone)
 
 
-def _same_elements(column: pl.Series, made: pl.Series, dtype: pl.List) -> pl.Series:
-    """Where every element of a list was taken."""
-    inner = dtype.inner
-    if isinstance(inner, pl.DataType) and inner.is_float():
-        count = pl.element().null_count()
-        return made.list.eval(count).list.first() == column.list.eval(count).list.first()
-    return made.cast(column.dtype, strict=False).eq_missing(column)
-
-
 def _from_text(column: pl.Series, dtype: pl.DataType, strict: bool) -> pl.Series:
     if dtype in (pl.String, pl.Binary):
         return column.cast(dtype)
@@ -218,7 +221,10 @@ def _from_text(column: pl.Series, dtype: pl.DataType, strict: bool) -> pl.Series
     if isinstance(dtype, pl.Duration):
         return _spans(words, dtype)
     if isinstance(dtype, pl.List):
-        return _lists(words, dtype)
+        elements = lists.of_json(words)
+        return elements.together(
+            _elements(elements, element_type(dtype), strict=strict), words.name
+        )
     if dtype.is_integer():
         return _whole_numbers(words, dtype, strict)
     made = words.cast(dtype, strict=False)
@@ -274,7 +280,7 @@ def _first_that_fits(
 ) -> pl.Series:
     """Each word by the first form that reads it. The form of the first word is tried first: most
     columns have one."""
-    made = _nothing(words, dtype)
+    made = nothing(words, dtype)
     first = words.drop_nulls().head(1)
     if not len(first):
         return made
@@ -289,7 +295,7 @@ def _first_that_fits(
 def _spans(words: pl.Series, dtype: pl.DataType) -> pl.Series:
     """Durations; see `SPANS`."""
     assert isinstance(dtype, pl.Duration)
-    made = _nothing(words, dtype)
+    made = nothing(words, dtype)
     for form in SPANS:
         made = made.fill_null(_spans_of(words.str.extract_groups(form).struct.unnest(), dtype))
     return made
@@ -307,15 +313,29 @@ def _spans_of(parts: pl.DataFrame, dtype: pl.Duration) -> pl.Series:
     return (count * signs).cast(dtype)
 
 
-def _lists(words: pl.Series, dtype: pl.List) -> pl.Series:
-    """JSON arrays; halved until those that are none are found."""
-    try:
-        return words.str.json_decode(dtype)
-    except PolarsError:
-        if len(words) == 1:
-            return _nothing(words, dtype)
-        half = len(words) // 2
-        return pl.concat([_lists(words[:half], dtype), _lists(words[half:], dtype)])
+def _elements(elements: lists.Elements, dtype: pl.DataType, *, strict: bool) -> pl.Series:
+    """Elements of JSON arrays in their type; null where one does not fit."""
+    values, tokens = elements.values, elements.tokens
+    made = cast(values, dtype, "strict" if strict else "lossless", written=True)
+    wrong = tokens == lists.WORD if not dtype.is_float() else np.zeros(len(tokens), np.bool_)
+    if dtype in (pl.String, pl.Binary):
+        nested = np.flatnonzero(np.isin(tokens, (lists.ARRAY, lists.OBJECT)))
+        if len(nested):
+            wrong[nested] = ~lists.are_json(values.gather(nested))
+    if strict:
+        wrong |= ~np.isin(tokens, written_as(dtype)) & values.is_not_null().to_numpy()
+    return made.set(pl.Series(wrong), None) if wrong.any() else made
+
+
+def written_as(dtype: pl.DataType) -> tuple[int, ...]:
+    """What values of a type are in JSON."""
+    if isinstance(dtype, pl.List):
+        return (lists.ARRAY,)
+    if dtype.is_float() or dtype.is_decimal():
+        return lists.INTEGER, lists.FLOAT
+    if dtype.is_integer():
+        return (lists.INTEGER,)
+    return (lists.BOOL if dtype == pl.Boolean else lists.STRING,)
 
 
 def _misfits(
@@ -333,10 +353,15 @@ def _misfits(
     """
     column = read.name
     rows = frame.select(pl.all().gather(lost))
-    rows = rows.with_columns(shown(s) for s in rows if s.dtype == pl.Binary)  # JSON has no bytes
     raw = rows.get_column(column)
-    value = rows.select(pl.struct(pl.all()).struct.json_encode()).to_series()
-    got = value if raw.dtype.is_nested() else raw.cast(pl.String, strict=False).fill_null("?")
+    value = as_json(rows)
+    raw = shown(raw) if raw.dtype == pl.Binary else raw
+    got = (
+        as_json(raw.alias("").to_frame()).str.slice(len('{"":')).str.head(-1)
+        if raw.dtype.is_nested()
+        else raw.cast(pl.String, strict=False)
+    )
+    got = got.fill_null("?")
     detail = pl.select(
         pl.format("Expected {}, got '{}' in column '{}'.",
                   pl.lit(type_name(dtype)), got.str.head(80), pl.lit(column))
@@ -354,7 +379,15 @@ def _misfits(
 
 
 def too_big(got: pl.Series, dtype: pl.DataType) -> pl.Series:
-    """Where a number was given, but one that the type cannot hold."""
+    """Where a number was given, but one that the type cannot hold; of a list, where the first of
+    its elements that does not fit is such a number."""
+    if isinstance(dtype, pl.List):
+        elements, inner = lists.of_json(got), element_type(dtype)
+        lost = _lost(elements.values, _elements(elements, inner, strict=False))
+        rows, first = np.unique(elements.rows[lost], return_index=True)
+        found = np.zeros(len(got), np.bool_)
+        found[rows] = too_big(elements.values.filter(pl.Series(lost)).gather(first), inner)
+        return pl.Series(found)
     if dtype.is_integer():
         digits = got.str.contains(WHOLE)
         return digits | (got.str.contains(NUMBER) & (got.cast(pl.Float64, strict=False) % 1 == 0))
@@ -362,4 +395,4 @@ def too_big(got: pl.Series, dtype: pl.DataType) -> pl.Series:
     return got.str.contains(NUMBER if number else r"$^x")
 
 
-__all__ = ["Coerce", "cast", "conform", "pointed", "too_big"]
+__all__ = ["Coerce", "cast", "conform", "nothing", "pointed", "too_big", "written_as"]

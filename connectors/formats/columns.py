@@ -11,7 +11,7 @@ from polars.exceptions import PolarsError
 
 from connectors.formats.casts import Coerce, conform
 from connectors.formats.paths import Step, parse_path, value_at
-from connectors.formats.rows import placed, rejected, shown
+from connectors.formats.rows import as_json, placed, rejected
 from engine.types import RESERVED, HeadraceError, Records, Rejects, Schema, nearest
 
 PROBLEM = "_problem"
@@ -88,13 +88,12 @@ def sound(records: Records) -> tuple[pl.DataFrame, NDArray[np.int64] | None, lis
         return frame, None, []
     lost = np.flatnonzero(why.is_not_null())
     rows = frame.select(pl.all().gather(lost))
-    rows = rows.with_columns(shown(s) for s in rows if s.dtype == pl.Binary)  # JSON has no bytes
     told = pl.DataFrame(
         {
             "at": lost,
             "reason": why.gather(lost).str.extract(r"^(\w+): "),
             "detail": why.gather(lost).str.replace(r"^\w+: ", ""),
-            "value": rows.select(pl.struct(pl.all()).struct.json_encode()).to_series(),
+            "value": as_json(rows),
         }
     )
     rejects = [

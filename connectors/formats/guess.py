@@ -19,7 +19,7 @@ from polars.exceptions import PolarsError
 from connectors.formats import scan
 from connectors.formats.casts import Coerce, cast, pointed
 from connectors.formats.paths import Shape
-from engine.types import RESERVED, Schema, Unit
+from engine.types import RESERVED, Schema, Unit, element_type, is_deep
 
 NULL_WORDS = (
     "NA", "N/A", "n/a", "#N/A", "NULL", "Null", "null", "None", "none", "-", "--", "?", ".", "\\N",
@@ -160,9 +160,11 @@ def _are_floats(values: pl.Series) -> bool:
 
 def json_types(lines: bytes) -> Schema:
     """The types of the keys of JSON objects, one a line; text where a key has values of several
-    kinds. Lines that are no object say nothing."""
+    kinds, or such that are nested too deep. Lines that are no object say nothing."""
     bounds, verdicts = _judged(lines)
-    objects = b"".join(lines[a:b] for a, b in _runs(verdicts < scan.BROKEN, bounds))
+    objects = b"".join(lines[a:b] for a, b in _runs(verdicts < scan.DEEP, bounds))
+    deep = np.flatnonzero(verdicts == scan.DEEP).tolist()
+    objects += b"".join(_shallow(lines[bounds[i] : bounds[i + 1]]) for i in deep)
     if not objects:
         return {}
     try:
@@ -214,6 +216,15 @@ def _by_key(lines: bytes) -> pl.DataFrame:
     return pl.DataFrame(list(made.values()))
 
 
+def _shallow(line: bytes) -> bytes:
+    """The same object with text in the place of lists and objects; nothing where it is none."""
+    row = _object(line)
+    if row is None:
+        return b""
+    flat = {key: "" if isinstance(value, list | dict) else value for key, value in row.items()}
+    return json.dumps(flat).encode() + b"\n"
+
+
 def _is_text(key: str) -> bool:
     """Whether it has no half of a surrogate pair."""
     return not any("\ud800" <= sign <= "\udfff" for sign in key)
@@ -232,13 +243,13 @@ def _settled(column: pl.Series) -> pl.DataType:
     if column.dtype == pl.Int128:
         fits = column.is_between(0, (1 << 64) - 1).all()
         return pl.UInt64() if fits else pl.String()
-    return _without_null(column.dtype)
+    return pl.String() if is_deep(column.dtype) else _without_null(column.dtype)
 
 
 def _without_null(dtype: pl.DataType) -> pl.DataType:
     """Text where there was no value; so that later ones may be any."""
     if isinstance(dtype, pl.List):
-        return pl.List(_without_null(_inner(dtype)))
+        return pl.List(_without_null(element_type(dtype)))
     if isinstance(dtype, pl.Struct):
         fields = dtype.to_schema()
         made = {c: _without_null(kind) for c, kind in fields.items()}  # type: ignore[arg-type]
@@ -269,7 +280,7 @@ def common_type(a: pl.DataType, b: pl.DataType) -> pl.DataType:
     if isinstance(a, pl.Duration) and isinstance(b, pl.Duration):
         return pl.Duration(_finer(a.time_unit, b.time_unit))
     if isinstance(a, pl.List) and isinstance(b, pl.List):
-        return pl.List(common_type(_inner(a), _inner(b)))
+        return pl.List(common_type(element_type(a), element_type(b)))
     if isinstance(a, pl.Struct) and isinstance(b, pl.Struct):
         return pl.Struct(common_schema(a.to_schema(), b.to_schema()))  # type: ignore[arg-type]
     return pl.String()
@@ -296,11 +307,6 @@ def _common_decimal(a: pl.Decimal, b: pl.Decimal) -> pl.DataType:
 
 def _finer(a: Unit, b: Unit) -> Unit:
     return max(a, b, key=UNITS.index)
-
-
-def _inner(dtype: pl.List) -> pl.DataType:
-    assert isinstance(dtype.inner, pl.DataType)
-    return dtype.inner
 
 
 __all__ = ["Guess", "common_schema", "common_type", "guessed", "json_types", "spans_lines"]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from polars.exceptions import PolarsError
 
 from connectors.formats import scan
-from connectors.formats.casts import Coerce, cast, too_big
+from connectors.formats.casts import Coerce, cast, nothing, too_big, written_as
 from connectors.formats.flat import Flat
 from connectors.formats.paths import Shape, parse_path
 from connectors.formats.rows import (
@@ -24,13 +24,15 @@ from connectors.formats.rows import (
     NOT_UTF8,
     OUT_OF_RANGE,
     WRONG_TYPE,
+    binary,
     pieces,
     placed,
     plain,
     rejected,
     take,
+    texts,
 )
-from engine.types import POSITION, Records, Rejects, Schema, Values
+from engine.types import POSITION, Records, Rejects, Schema, Values, element_type, type_name
 
 NEWLINE = 10
 MOST_LEFT = 0.1
@@ -44,7 +46,6 @@ PIECES = 8
 PIECE_ROWS = 2_000
 """Of a piece, at least."""
 NULL, LIST, OBJECT = (scan.TOKENS.index(word) for word in ("null", "array", "object"))
-NUMBERS = tuple(scan.TOKENS.index(word) for word in ("integer", "f64"))
 STRINGS = tuple(scan.TOKENS.index(word) for word in ("nothing", "null", "string"))
 Ints = NDArray[np.int64]
 Lines = tuple[NDArray[np.uint8], Ints]
@@ -261,21 +262,39 @@ class _Parser:
     texts: Schema
     coerce: Coerce
 
+    @property
+    def columns_of_text(self) -> list[str]:
+        """Those of text, and of lists of it."""
+        return [c for c, kind in self.shape.schema.items() if _leaf(kind) in (pl.String, pl.Binary)]
+
     def strict(self, part: NDArray[np.uint8], rows: int) -> pl.DataFrame:
         """The columns. Raises: PolarsError when one of the lines does not fit, or is blank."""
         frame = self.shape.columns(_parse(part, rows, self.types, lenient=False))
         kinds = self.shape.schema
+        if any(_overflown(_leaves(frame.get_column(c))).any() for c in kinds):
+            raise PolarsError("a number is too large for its column")
+        times = [c for c, kind in kinds.items() if _leaf(kind).is_temporal()]
+        if times:
+            frame = frame.with_columns(self._moments(frame.get_column(c)) for c in times)
         return frame if frame.schema == kinds else frame.cast(kinds)  # type: ignore[arg-type]
+
+    def _moments(self, text: pl.Series) -> pl.Series:
+        """Times, from text. Raises: PolarsError where one is none."""
+        kind = self.shape.schema[text.name]
+        made = cast(text, kind, written=True)
+        if made.null_count() != text.null_count():
+            raise PolarsError(f"a value of '{text.name}' is no {type_name(kind)}")
+        return made
 
     def may_be_numbers(self, frame: pl.DataFrame) -> bool:
         """Whether a column of text may hold what was no string: where nothing looks like a number,
         the walk that would know is saved."""
-        texts = [c for c, kind in self.shape.schema.items() if kind in (pl.String, pl.Binary)]
         if self.coerce == "strict":
-            return bool(texts)
-        looks = (pl.col(c).cast(pl.Binary) for c in texts)
-        like = [((c >= b"-") & (c < b":")).any() for c in looks]
-        return bool(like) and any(frame.select(pl.any_horizontal(like)).row(0))
+            return bool(self.columns_of_text)
+        leaf = pl.first().cast(pl.Binary)
+        like = ((leaf >= b"-") & (leaf < b":")).any()
+        leaves = (_leaves(frame.get_column(c)).to_frame() for c in self.columns_of_text)
+        return any(bool(column.select(like).item()) for column in leaves)
 
     def all_fit(self, data: NDArray[np.uint8], bounds: Ints) -> bool:
         """Whether strings are all that there is in columns of text, where they must be."""
@@ -340,7 +359,8 @@ class _Parser:
         n = len(rows)
         made = self.shape.columns(_parse(lines[0], n, self.types, lenient=True))
         text = self.shape.columns(_parse(lines[0], n, self.texts, lenient=True))
-        tokens = self.tree.scan(*written, tokens=True).tokens
+        there = self.tree.scan(*written, tokens=True)
+        tokens = there.tokens
         done, mended = np.zeros((2, n), np.bool_)
         found = [NOTHING]
         for name, kind in self.shape.schema.items():
@@ -353,14 +373,21 @@ class _Parser:
             raw = text.get_column(name)
             token = tokens[:, self.tree.number(nodes[-1])]
             lost = (raw.is_not_null() & made.get_column(name).is_null()).to_numpy() & ~done
-            again = lost
+            lost |= _overflown(made.get_column(name)) & ~done
+            if isinstance(kind, pl.List):  # the parser makes null of elements that do not fit
+                spans = there.spans[:, self.tree.number(nodes[-1])]
+                raw = _as_written(raw, written[0], spans, token)
+            if isinstance(kind, pl.List) or kind.is_temporal():
+                lost = raw.is_not_null().to_numpy() & ~done
+                made = made.with_columns(nothing(raw, kind))
+            again = lost.copy()
             if self.coerce == "strict":
-                again = lost & np.isin(token, NUMBERS) & (kind.is_float() or kind.is_decimal())
+                again &= np.isin(token, written_as(kind))
             if again.any():  # written otherwise; or a number that the parser does not read
                 coerce: Coerce = "strict" if self.coerce == "strict" else "lossless"
                 taken = cast(raw.filter(pl.Series(again)), kind, coerce, written=True)
                 column = made.get_column(name).cast(kind)
-                made = made.with_columns(column.scatter(np.flatnonzero(again), taken))
+                made = made.with_columns(_with(column, again, taken))
                 lost[np.flatnonzero(again)] = taken.is_null().to_numpy()
                 mended |= again & ~lost
             if self.coerce == "strict" and kind == pl.String:
@@ -394,6 +421,47 @@ def _parser(
     types = shape.types(text=False)
     tree = scan.Tree(shape, strict=coerce == "strict")
     return _Parser(shape, tree, types, shape.types(text=True), coerce)
+
+
+def _leaf(kind: pl.DataType) -> pl.DataType:
+    """The type of what a list holds in the end."""
+    while isinstance(kind, pl.List):
+        kind = element_type(kind)
+    return kind
+
+
+def _leaves(column: pl.Series) -> pl.Series:
+    while isinstance(column.dtype, pl.List):
+        column = column.explode(empty_as_null=False, keep_nulls=False)
+    return column
+
+
+def _overflown(column: pl.Series) -> NDArray[np.bool_]:
+    """Which numbers the parser made infinite, as float32 does not hold them."""
+    if column.dtype != pl.Float32:
+        return np.zeros(len(column), np.bool_)
+    return column.is_infinite().fill_null(False).to_numpy()
+
+
+def _with(column: pl.Series, where: NDArray[np.bool_], taken: pl.Series) -> pl.Series:
+    """The column with other values in some places (scatter knows no lists)."""
+    spread = taken.gather(np.maximum(np.cumsum(where) - 1, 0))
+    return spread.zip_with(pl.Series(where), column).alias(column.name)
+
+
+def _as_written(
+    text: pl.Series, data: NDArray[np.uint8], spans: Ints, token: NDArray[np.int8]
+) -> pl.Series:
+    """Texts of a column, its lists as they stand in the lines.
+
+    Args:
+        spans: where they do, shape (n, 2).
+    """
+    at = np.flatnonzero((token == LIST) & (spans[:, 1] > spans[:, 0]))
+    if not len(at):
+        return text
+    starts, stops = spans[at].T
+    return text.scatter(at, texts(binary(pieces(data, starts, stops - starts))))
 
 
 def _whole(frames: list[pl.DataFrame]) -> pl.DataFrame:
@@ -520,6 +588,7 @@ def _misfits(
     coerce: Coerce,
 ) -> pl.DataFrame:
     """Lines whose value in the column, `raw`, is none of its type."""
+    wanted = type_name(kind) if kind.is_nested() else str(kind.base_type())
     frame = pl.DataFrame({"raw": raw, "token": pl.Series(scan.TOKENS).gather(token)})
     value, name = pl.col("raw"), pl.col("token")
     size = (
@@ -542,13 +611,13 @@ def _misfits(
         .then(pl.lit("string"))
         .otherwise(name)
     )
-    numbers = ["integer", "f64", *(["string"] if coerce == "lossless" else [])]
+    numbers = ["integer", "f64", "array", *(["string"] if coerce == "lossless" else [])]
     big = name.is_in(numbers) & pl.lit(too_big(raw, kind))
     made = frame.select(
         reason=pl.when(big).then(pl.lit(OUT_OF_RANGE)).otherwise(pl.lit(WRONG_TYPE)),
         detail=pl.format(
             "In column '{}': cannot parse '{}' ({}) as {}.",
-            pl.lit(column), value.str.head(80), shown, pl.lit(str(kind.base_type())),
+            pl.lit(column), value.str.head(80), shown, pl.lit(wanted),
         ),
     )  # fmt: skip
     return _found(at, made["reason"], made["detail"])

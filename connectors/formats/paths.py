@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from engine.types import Schema, UserError, nearest
+from engine.types import Schema, UserError, element_type, nearest
 
 Step = str | int
 STEPS = re.compile(r"[^.\[\]]+(?:\[\d+\])*(?:\.[^.\[\]]+(?:\[\d+\])*)*")
@@ -49,7 +49,7 @@ class Node:
     def dtype(self, *, text: bool) -> pl.DataType:
         """The polars type that holds all that is asked for; with `text`, every leaf as text."""
         if self.kind is not None:
-            return pl.String() if text or self.kind == pl.Binary else self.kind
+            return pl.String() if text else _parsed_as(self.kind)
         if self.is_list:
             inner = [node.dtype(text=text) for node in self.below.values()]
             return pl.List(_merged(inner, self))
@@ -110,6 +110,13 @@ class Shape:
         if all(steps == (column,) for column, steps in self.places.items()):
             return parsed
         return parsed.select(value_at(steps).alias(c) for c, steps in self.places.items())
+
+
+def _parsed_as(kind: pl.DataType) -> pl.DataType:
+    """The parser gives no bytes, and takes times in more ways than one: they are text first."""
+    if isinstance(kind, pl.List):
+        return pl.List(_parsed_as(element_type(kind)))
+    return pl.String() if kind == pl.Binary or kind.is_temporal() else kind
 
 
 def value_at(steps: tuple[Step, ...]) -> pl.Expr:

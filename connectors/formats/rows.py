@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from polars.exceptions import PolarsError
 
 from connectors.formats.words import compiled, copy
-from engine.types import PARTITION, POSITION, Records, Rejects, Values
+from engine.types import PARTITION, POSITION, Records, Rejects, Values, without_bytes
 
 STAGE = "decode"
 BROKEN = "broken"
@@ -105,6 +105,14 @@ def shown(raw: pl.Series) -> pl.Series:
             dtype=pl.String,
         )
     return text.str.strip_chars_end("\r\n")
+
+
+def as_json(rows: pl.DataFrame) -> pl.Series:
+    """Each row as a JSON object; bytes as in `shown`, those inside lists and objects in hexadecimal
+    digits."""
+    rows = rows.with_columns(shown(s) for s in rows if s.dtype == pl.Binary)
+    told = (without_bytes(pl.col(c), kind).alias(c) for c, kind in rows.schema.items())
+    return rows.select(pl.struct(told).struct.json_encode()).to_series()
 
 
 def texts(raw: pl.Series) -> pl.Series:
@@ -200,7 +208,8 @@ def some(records: Records, at: NDArray[np.int64]) -> Records:
 
 
 __all__ = [
-    "BAD_UTF8", "BROKEN", "NOT_UTF8", "OUT_OF_RANGE", "TOO_LARGE", "WRONG_TYPE", "binary",
+    "BAD_UTF8", "BROKEN", "NOT_UTF8", "OUT_OF_RANGE", "TOO_LARGE", "WRONG_TYPE", "as_json",
+    "binary",
     "is_utf8", "pieces", "placed", "plain", "rejected", "shown", "some", "take", "texts",
     "together", "values",
 ]  # fmt: skip

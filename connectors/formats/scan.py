@@ -17,9 +17,11 @@ import polars as pl
 from numpy.typing import NDArray
 
 from connectors.formats.paths import Node, Shape, Step
+from engine.types import element_type
 
-FITS, SUSPECT, UNSURE = 0, 1, 2
-"""The parser takes the line; a value may not fit its column; the parser alone can say."""
+FITS, SUSPECT, UNSURE, DEEP = 0, 1, 2, 3
+"""The parser takes the line; a value may not fit its column; the parser alone can say; the same, as
+it goes down more than `DEPTH` levels."""
 BLANK, NO_OBJECT, ENDS, PLACE, BEHIND, NOT_UTF8 = 10, 11, 12, 13, 14, 15
 """Lines that are no JSON object."""
 BROKEN = BLANK
@@ -50,11 +52,14 @@ class Scan:
         verdicts: shape (n,).
         places: byte of the line where it breaks, shape (n,).
         tokens: what stands at each node of the tree, shape (n, nodes), or (n, 0).
+        spans: from which byte of the buffer to which, shape (n, nodes, 2), or (n, 0, 2); zeros
+            where nothing stands there, or its end was not seen.
     """
 
     verdicts: NDArray[np.int64]
     places: NDArray[np.int64]
     tokens: NDArray[np.int8]
+    spans: NDArray[np.int64]
 
 
 class Tree:
@@ -105,9 +110,10 @@ class Tree:
         n = len(bounds) - 1
         verdicts, places = np.zeros(n, np.int64), np.zeros(n, np.int64)
         seen = np.zeros((n, len(self.nodes) if tokens else 0), np.int8)
+        spans = np.zeros((*seen.shape, 2), np.int64)
         unmarked = np.zeros(0, np.bool_)
-        _scan(data, bounds, self._table, self._names, verdicts, places, seen, unmarked)
-        return Scan(verdicts=verdicts, places=places, tokens=seen)
+        _scan(data, bounds, self._table, self._names, verdicts, places, seen, spans, unmarked)
+        return Scan(verdicts=verdicts, places=places, tokens=seen, spans=spans)
 
     def quoted(
         self, data: NDArray[np.uint8], bounds: NDArray[np.int64]
@@ -117,8 +123,10 @@ class Tree:
         object are as they were."""
         n = len(bounds) - 1
         marks = np.zeros(len(data) + 1, np.bool_)
-        seen, verdicts = np.zeros((n, 0), np.int8), np.zeros(n, np.int64)
-        _scan(data, bounds, self._table, self._names, verdicts, verdicts.copy(), seen, marks)
+        seen, spans = np.zeros((n, 0), np.int8), np.zeros((n, 0, 2), np.int64)
+        verdicts = np.zeros(n, np.int64)
+        places = np.zeros(n, np.int64)
+        _scan(data, bounds, self._table, self._names, verdicts, places, seen, spans, marks)
         at = np.flatnonzero(marks)
         if not len(at):
             return data, bounds
@@ -148,9 +156,12 @@ def words(
 
 def _with_others(node: Node) -> Node:
     """The same tree as the parser sees it: all elements of a list have the same fields, and those
-    that no column asks for have them too."""
+    that no column asks for have them too; those of a column of lists are of its inner type."""
     below = {step: _with_others(child) for step, child in node.below.items()}
-    if node.is_list:
+    if isinstance(node.kind, pl.List):
+        inner = Node(path=f"{node.path}[]", kind=element_type(node.kind))
+        below = {OTHERS: _with_others(inner)}
+    elif node.is_list:
         every = _together([*below.values()], f"{node.path}[]")
         below = {step: _together([child, every], child.path) for step, child in below.items()}
         below[OTHERS] = every
@@ -170,7 +181,7 @@ def _together(nodes: list[Node], path: str) -> Node:
 
 
 def _kind(node: Node) -> int:
-    if node.kind is None:
+    if node.kind is None or isinstance(node.kind, pl.List):
         return LIST if node.is_list else OBJECT
     return KINDS.get(type(node.kind), OTHER)
 
@@ -369,9 +380,10 @@ def _word(data, at, stop, word):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def _scan(data, bounds, table, names, verdicts, places, seen, marks):  # type: ignore[no-untyped-def]
+def _scan(data, bounds, table, names, verdicts, places, seen, spans, marks):  # type: ignore[no-untyped-def]
     kinds = np.empty(DEPTH, np.int64)  # 1 object, 2 list
     nodes = np.empty(DEPTH, np.int64)
+    owners = np.empty(DEPTH, np.int64)
     counts = np.empty(DEPTH, np.int64)
     last = np.empty(DEPTH, np.int64)
     for line in range(len(verdicts)):
@@ -382,8 +394,10 @@ def _scan(data, bounds, table, names, verdicts, places, seen, marks):  # type: i
             table,
             names,
             seen[line],
+            spans[line],
             kinds,
             nodes,
+            owners,
             counts,
             last,
             marks,
@@ -396,10 +410,11 @@ def _scan(data, bounds, table, names, verdicts, places, seen, marks):  # type: i
 
 @numba.njit(nogil=True, cache=True)
 def _walk(  # type: ignore[no-untyped-def]
-    data, at, stop, table, names, seen, kinds, nodes, counts, last, marks
+    data, at, stop, table, names, seen, spans, kinds, nodes, owners, counts, last, marks
 ):
     """(verdict, where it was made). Where there are `marks`, those are set at the first byte of
-    numbers to be quoted, and behind the last."""
+    numbers to be quoted, and behind the last. `owners` are the nodes whose values are open, `nodes`
+    those of them that fit."""
     high = np.uint8(0)
     for byte in data[at:stop]:
         high |= byte
@@ -433,12 +448,16 @@ def _walk(  # type: ignore[no-untyped-def]
                     if nodes[depth] >= 0:
                         node = _item(nodes[depth], counts[depth], table)
             elif (byte == 125 and kinds[depth] == 1) or (byte == 93 and kinds[depth] == 2):
+                if owners[depth] >= 0:
+                    spans[owners[depth], 1] = at
                 depth -= 1
             else:
                 return PLACE, at - 1
             continue
         if state == FIRST_KEY and byte == 125:
             at += 1
+            if owners[depth] >= 0:
+                spans[owners[depth], 1] = at
             depth -= 1
             state = AFTER
             continue
@@ -468,6 +487,8 @@ def _walk(  # type: ignore[no-untyped-def]
         if state == FIRST_ITEM:
             if byte == 93:
                 at += 1
+                if owners[depth] >= 0:
+                    spans[owners[depth], 1] = at
                 depth -= 1
                 state = AFTER
                 continue
@@ -478,6 +499,7 @@ def _walk(  # type: ignore[no-untyped-def]
         if node >= 0 and len(seen) and seen[node] != 0:
             node = -1
         kind = -1 if node < 0 else table[node, 0]
+        begin = at
         state = AFTER
         if byte == 123 or byte == 91:
             token = 6 if byte == 123 else 5
@@ -486,9 +508,10 @@ def _walk(  # type: ignore[no-untyped-def]
                 return NO_OBJECT, at
             depth += 1
             if depth == DEPTH:
-                return UNSURE, at
+                return DEEP, at
             kinds[depth] = 1 if token == 6 else 2
             nodes[depth] = node if fits and kind != TEXT else -1
+            owners[depth] = node if len(seen) else -1
             counts[depth] = 0
             last[depth] = -1
             state = FIRST_KEY if token == 6 else FIRST_ITEM
@@ -532,10 +555,12 @@ def _walk(  # type: ignore[no-untyped-def]
         if node >= 0:
             if len(seen):
                 seen[node] = token
+                spans[node, 0] = begin
+                spans[node, 1] = at if token != 5 and token != 6 else begin
             if not fits and verdict == FITS:
                 verdict = SUSPECT
 
 
 __all__ = [
-    "BROKEN", "FITS", "NOT_UTF8", "SUSPECT", "TOKENS", "UNSURE", "Scan", "Tree", "words",
+    "BROKEN", "DEEP", "FITS", "NOT_UTF8", "SUSPECT", "TOKENS", "UNSURE", "Scan", "Tree", "words",
 ]  # fmt: skip
