@@ -320,8 +320,8 @@ class ExportSettings(Settings):
 
     Attributes:
         path: the model file; ``<folder>/model.onnx`` unless given.
-        holdout: share of the rows (0-1), chosen by a hash of where they come from, that is
-            predicted and never learned, to calibrate and judge with.
+        holdout: share of the rows (0-1), chosen by a hash of their content, that is predicted and
+            never learned, to calibrate and judge with.
         holdout_rows: newest held-out rows that are kept.
         compress: settings of the gate, or None to write float32 only.
     """

@@ -165,6 +165,10 @@ class Mix(SharedSource):
         said = [(part.name, remark) for part in self._parts for remark in part.source.remarks()]
         return [f"source '{name}': {remark}" for name, remark in said]
 
+    def origins(self) -> set[str]:
+        """See `engine.types.Source`: where it is so of one of them."""
+        return {column for part in self._parts for column in part.source.origins()}
+
     def recall(self, findings: Mapping[str, Snapshot]) -> None:
         """See `engine.types.Source`; each source its own."""
         for part in self._parts:

@@ -786,7 +786,13 @@ class Run:
             if not self._model_settings.aim.aims:
                 return None
             export = ExportSettings()
-        return Holdout(export.holdout, export.holdout_rows)
+        before = self.stages[: self.inside]
+        return Holdout(
+            export.holdout,
+            export.holdout_rows,
+            besides=self.source.origins(),
+            by_content=all(stage.snapshot() is None for stage in before),
+        )
 
     @cached_property
     def work(self) -> Work:

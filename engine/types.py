@@ -21,7 +21,7 @@ import math
 import re
 import zoneinfo
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -953,6 +953,11 @@ class Source(Protocol):
 
     def remarks(self) -> Sequence[str]:
         """What should be said of it when a run ends, each a sentence: what guesses have cost."""
+        return ()
+
+    def origins(self) -> Collection[str]:
+        """Columns that say where a row comes from, not what it is: of an equal row that comes again
+        they are others."""
         return ()
 
     def recall(self, findings: Mapping[str, Snapshot]) -> None:

@@ -108,10 +108,10 @@ class Training:
         """Which of the rows are held out, shape (n,); their raw rows are kept."""
         if self.holdout is None:
             return np.zeros(len(batch), np.bool_)
-        held = self.holdout.takes(batch.frame)
+        assert batch.raw is not None
+        held = self.holdout.takes(batch.raw)
         if held.any():
-            assert batch.raw is not None
-            self.holdout.add(batch.raw)
+            self.holdout.add(batch.raw, held)
         return held
 
     def _learn(self, batch: Batch, held: NDArray[np.bool_]) -> Step:

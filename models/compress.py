@@ -333,7 +333,8 @@ class _Bench:
             chosen=chosen,
             rows=len(self._target) if candidates else 0,
             calibration=self._old.height,
-            which="the newest of those held out by a hash of their place, never learned",
+            which="the newest of those held out by a hash of the row (where equal rows are common, "
+            "of its place), never learned",
             confidence=self._settings.confidence,
             measure="MAE" if self._regression else "error",
             provider=provider,

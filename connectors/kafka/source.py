@@ -9,7 +9,7 @@ import re
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
@@ -25,7 +25,14 @@ from connectors.formats.ndjson import Ndjson
 from connectors.formats.own import Describing, is_own, must_be_known, own
 from connectors.formats.text import Text
 from connectors.formats.xml import Xml
-from connectors.kafka.client import KafkaSettings, Reach, answers, refusal, speaking
+from connectors.kafka.client import (
+    SILENT_SECONDS,
+    KafkaSettings,
+    Reach,
+    answers,
+    refusal,
+    speaking,
+)
 from connectors.kafka.group import Membership, Owners, consumer_settings, name, partition
 from connectors.kafka.record import WithRecord, record_schema
 from connectors.kafka.registry import Registry
@@ -199,6 +206,7 @@ class KafkaSource(SharedSource):
         self._over = False
         self._skipped = self._refused = 0
         self._unheard = False
+        self._failing_since: float | None = None
         self._mark = Mark()
         self._marks: deque[Mark] = deque(maxlen=1)
         self._counted = 0
@@ -222,6 +230,10 @@ class KafkaSource(SharedSource):
                     f"Column '{column}' is in [source.schema] and in [source.record]: rename one."
                 )
         return self._schema(declared) | self._extra
+
+    def origins(self) -> Collection[str]:
+        """See `engine.types.Source`: what [source.record] asks for."""
+        return self._extra.keys()
 
     def _schema(self, declared: Schema) -> Schema:
         if isinstance(self._values, Describing) and not isinstance(self._values, Ndjson):
@@ -489,7 +501,8 @@ class KafkaSource(SharedSource):
             with speaking(self.settings, "[source] commit"):
                 self._commit_noted(consumer)
         except HeadraceError as error:
-            self._unheeded(error.__cause__ if isinstance(error.__cause__, Exception) else error)
+            self._refused += 1  # and none comes after it
+            self._tell_refused(error.__cause__ if isinstance(error.__cause__, Exception) else error)
         finally:
             consumer.close(autocommit=False, timeout_ms=int(CLOSE_SECONDS * 1000))
 
@@ -754,13 +767,27 @@ class KafkaSource(SharedSource):
         """The answer to a commit that nobody waits for. The client's own thread calls it."""
         if isinstance(answer, Exception):
             self._unheeded(answer)
-        elif self._unheard:
+            return
+        self._failing_since = None
+        if self._unheard:
             self._unheard = False
             log.info("commits arrive again", extra={"group": self.settings.group})
 
     def _unheeded(self, error: Exception) -> None:
-        """A commit was refused: counted, and told until one arrives again."""
+        """A commit was refused: counted, and told unless the next one may arrive. Of a broker that
+        is out of reach, `Reach` tells."""
         self._refused += 1
+        now = time.monotonic()
+        passing = isinstance(error, errors.KafkaError) and error.retriable
+        if passing and self._reach.since is not None:
+            self._failing_since = None
+            return
+        self._failing_since = self._failing_since or now
+        if not passing or now - self._failing_since >= SILENT_SECONDS:
+            self._tell_refused(error)
+
+    def _tell_refused(self, error: Exception) -> None:
+        """Say that commits do not arrive, once until one does."""
         if self._membership is not None or self._unheard:
             return
         self._unheard = True
@@ -877,9 +904,7 @@ class KafkaSource(SharedSource):
     def _passed(self, consumer: KafkaConsumer, tp: TopicPartition, at: int) -> None:
         """The log no longer has the offset that was asked for: retention has passed the reader, or
         it is another topic."""
-        self._asked(consumer.topics)
-        self._look_at_topics(consumer)
-        if tp.topic in self._anew | self._gone:
+        if self._is_another(consumer, tp.topic):
             return
         first, end = self._ranges(consumer, [tp])
         self._jump(consumer, tp, self._within(tp, at, first[tp], end[tp]))
@@ -887,11 +912,20 @@ class KafkaSource(SharedSource):
     def _cut_off(
         self, consumer: KafkaConsumer, tp: TopicPartition, to: OffsetAndMetadata | None
     ) -> None:
-        """The log has other records now behind `to`, or behind an offset that nobody knows."""
+        """The log has other records now behind `to`, or behind an offset that nobody knows; or it
+        is another topic, which looks the same."""
+        if self._is_another(consumer, tp.topic):
+            return
         first, end = self._ranges(consumer, [tp])
         what = f"{name(tp)} has lost records that were read (an unclean leader election?)"
         instead = self._instead(tp, end[tp], first[tp], end[tp], what)
         self._jump(consumer, tp, instead if to is None else int(to.offset))
+
+    def _is_another(self, consumer: KafkaConsumer, topic: str) -> bool:
+        """Whether the topic is gone or made anew, by what a broker says now."""
+        self._asked(consumer.topics)
+        self._look_at_topics(consumer)
+        return topic in self._anew | self._gone
 
     def _jump(self, consumer: KafkaConsumer, tp: TopicPartition, to: int) -> None:
         """Go on there; no record says so, but a mark must."""

@@ -452,7 +452,7 @@ def test_verdict_for_machines_and_for_people(tmp_path: Path, model: Model) -> No
     assert read["machine"]["cpu"]
     text = printed(verdict)
     assert f"compression, judged on 140 held-out rows ({available(())[0]})" in text
-    assert "140 rows, the newest of those held out by a hash of their place, never learned" in text
+    assert "140 rows, the newest of those held out by a hash of the row" in text
     assert "intervals of 95%" in text
     for figure in verdict.candidates[1].figures:
         shown = [figure.loss, figure.loss_low, figure.loss_high]
