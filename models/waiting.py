@@ -69,7 +69,7 @@ def plain(rows: Tensors) -> dict[str, Any]:
         "numeric": array(rows.numeric),
         "categories": array(rows.categories),
         "target": array(_target(rows)),
-        "images": {name: array(image) for name, image in rows.images.items()},
+        "images": {name: array(image.permute(0, 2, 3, 1)) for name, image in rows.images.items()},
         "ragged": {k: [array(r.values), array(r.offsets)] for k, r in rows.ragged.items()},
         "sparse": {
             k: [array(s.indices), array(s.offsets), array(s.weights), s.width]
@@ -88,10 +88,9 @@ def restored(value: Mapping[str, Any], device: str = "cpu") -> Tensors:
         numeric=tensor(value["numeric"]),
         categories=tensor(value["categories"]),
         target=tensor(value["target"]),
-        images={
-            name: tensor(image).contiguous(memory_format=torch.channels_last)
-            for name, image in value["images"].items()
-        },
+        # Of one channel a tensor is channels_last whatever its strides are, and they decide which
+        # kernel runs: these are the ones that `collate` gives.
+        images={name: tensor(image).permute(0, 3, 1, 2) for name, image in value["images"].items()},
         ragged={
             name: Ragged(values=tensor(values), offsets=tensor(offsets))
             for name, (values, offsets) in value["ragged"].items()

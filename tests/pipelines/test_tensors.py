@@ -168,12 +168,7 @@ def test_a_stopped_run_ends_where_an_uninterrupted_one_does(pipeline: Callable[.
 
 
 @pytest.mark.slow
-def test_a_killed_run_ends_where_an_uninterrupted_one_does(
-    pipeline: Callable[..., Path], request: pytest.FixtureRequest
-) -> None:
-    if request.node.callspec.params["pipeline"].__name__ == "images":
-        why = "rows of a step that waits are summed in other pieces: the last bit of a convolution"
-        request.applymarker(pytest.mark.xfail(reason=why, strict=False))
+def test_a_killed_run_ends_where_an_uninterrupted_one_does(pipeline: Callable[..., Path]) -> None:
     whole, killed = pipeline("whole"), pipeline("killed")
     finish(whole)
     folder = killed.with_suffix("") / "checkpoints"
