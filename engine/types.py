@@ -493,7 +493,7 @@ class Tensors:
     placed: Placed | None = None
 
     def __len__(self) -> int:
-        return len(self.numeric)
+        return int(self.numeric.shape[0])  # a tenth of what a tensor's len costs
 
     @property
     def nbytes(self) -> int:

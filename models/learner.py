@@ -396,12 +396,13 @@ class TabularLearner:
 
     def _bad(self, part: Tensors, raw: torch.Tensor) -> NDArray[np.bool_] | None:
         """Rows of which nothing can be learned, shape (n,); None for none."""
-        large = raw.abs() if raw.ndim == 1 else raw.abs().amax(1)
+        large = np.abs(raw.cpu().numpy())
+        large = large if large.ndim == 1 else large.max(1)
         if self.features.task == "regression":
-            large = torch.maximum(large, self._goal(_target(part), self._scale).abs())
-        if float(large.max()) < LARGEST:  # nan is not
-            return None
-        return (~(large < LARGEST)).cpu().numpy()
+            goal = self._goal(_target(part), self._scale)
+            large = np.maximum(large, np.abs(goal.cpu().numpy()))
+        good: NDArray[np.bool_] = large < LARGEST  # nan is not
+        return None if good.all() else ~good
 
     def _close(
         self, scales: Sequence[Scale], lesson: _Lesson, raw: torch.Tensor | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,9 +17,6 @@ if TYPE_CHECKING:
     from models.graph import Graph
 
 Floats = NDArray[np.float64]
-Numbers = tuple[torch.Tensor, ...]
-"""Of each feature, float32, shape (d,): shift, 1 / deviation (1 where it is 0), factor, lowest and
-highest."""
 REACH = 8.0
 """Deviations from the mean beyond which a number counts as so far away: one outlier spoils neither
 a step nor the statistics."""
@@ -46,24 +44,14 @@ class Scaler:
     mean: Floats
     squares: Floats
     device: str = "cpu"
-    _unit: Floats = field(init=False, repr=False)
-    _numbers: Numbers = field(init=False, repr=False)
+    _numbers: NDArray[np.float32] = field(init=False, repr=False)
+    _placed: torch.Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if not self.any:
-            return
-        deviation = np.sqrt(self.squares / max(self.count, 1.0))
-        varies = deviation > 0
-        unit = np.where(varies, deviation, 1.0)
-        numbers = np.empty((5, len(unit)), np.float32)
-        numbers[0] = self.mean
-        numbers[1] = 1 / unit
-        numbers[2] = np.where(varies | ~self.on, numbers[1], 0.0)
-        numbers[4] = np.where(varies, REACH, np.inf)
-        numbers[3] = -numbers[4]
-        placed = torch.from_numpy(numbers).to(self.device)
-        object.__setattr__(self, "_unit", unit)
-        object.__setattr__(self, "_numbers", placed.unbind())
+        numbers = np.empty((5, len(self.on)), np.float32)
+        _numbers_into(self.on, max(self.count, 1.0), self.mean, self.squares, numbers)
+        object.__setattr__(self, "_numbers", numbers)
+        object.__setattr__(self, "_placed", torch.from_numpy(numbers).to(self.device))
 
     @classmethod
     def of(cls, on: Sequence[bool], device: str = "cpu") -> Scaler:
@@ -76,39 +64,34 @@ class Scaler:
         """The features of these rows, scaled; (n, d) float32."""
         if not self.any:
             return x
-        shift, _, factor, low, high = self._numbers
-        return (x - shift).mul_(factor).clamp_(low, high)
+        shift, _, factor, low, high = self._placed
+        scaled: torch.Tensor = (x - shift).mul_(factor).clamp_(low, high)
+        return scaled
 
     def learned(self, x: torch.Tensor) -> Scaler:
         """With these rows in the statistics (Chan, Golub and LeVeque's merge). A number further
         than `REACH` deviations away counts as so far."""
         if not self.any:
             return self
-        n, total = len(x), self.count + len(x)
-        unit, (mean, squares) = self._unit, self._moments(x)
-        gap = unit * mean
-        return Scaler(
-            on=self.on,
-            any=self.any,
-            count=total,
-            mean=self.mean + gap * (n / total),
-            squares=self.squares + squares * unit**2 + gap**2 * (self.count * n / total),
-            device=self.device,
-        )
-
-    def _moments(self, x: torch.Tensor) -> Floats:
-        """Mean and sum of squared deviations of how many units each number lies from the shift,
-        shape (2, d); 0 of features that are not scaled."""
-        shift, per, _, low, high = self._numbers
-        if x.device.type == "cpu":
-            made = np.zeros((2, len(shift)))
-            _moments_into(*(part.numpy() for part in (x, shift, per, high)), *made)
+        moments = np.zeros((2, len(self.on)))
+        if self.device == "cpu":
+            _moments_into(x.numpy(), self._numbers, moments)
         else:
+            shift, per, _, low, high = self._placed
             z = (x - shift).mul_(per).clamp_(low, high)
             mean = z.mean(0, dtype=torch.float64)
             squares = z.sub_(mean.float()).square_().sum(0, dtype=torch.float64)
-            made = torch.stack([mean, squares]).cpu().numpy()
-        return np.where(self.on, made, 0.0)
+            moments[:] = torch.stack([mean, squares]).cpu().numpy()
+        mean, squares = self.mean.copy(), self.squares.copy()
+        _merge(self.on, self.count, len(x), moments, mean, squares)
+        return Scaler(
+            on=self.on,
+            any=self.any,
+            count=self.count + len(x),
+            mean=mean,
+            squares=squares,
+            device=self.device,
+        )
 
     def faded(self, rows: int) -> Scaler:
         """The same scale, as if so few rows had taught it: those that come move it faster."""
@@ -122,7 +105,7 @@ class Scaler:
         """`forward` as nodes of an ONNX graph."""
         if not self.any:
             return x
-        shift, _, factor, low, high = (part.cpu().numpy() for part in self._numbers)
+        shift, _, factor, low, high = self._numbers
         x = graph.op("Mul", graph.op("Sub", x, graph.constant(shift)), graph.constant(factor))
         x = graph.op("Min", x, graph.constant(high))
         return graph.op("Max", x, graph.constant(low))
@@ -140,20 +123,50 @@ class Scaler:
         return dataclasses.replace(self, **value)
 
 
+# One pass over the rows; torch's var_mean takes 20 times as long.
+
+
 @numba.njit(nogil=True, cache=True)
-def _moments_into(x, shift, factor, limit, mean, squares):  # type: ignore[no-untyped-def]
-    """Mean and sum of squared deviations of ``(x - shift) * factor`` within the limit into zeros,
-    shape (d,). One pass: torch's var_mean takes 20 times as long."""
+def _numbers_into(on, count, mean, squares, numbers):  # type: ignore[no-untyped-def]
+    """Of each feature: shift, 1 / deviation (1 where it is 0), factor, lowest and highest."""
+    for j in range(len(on)):
+        deviation = math.sqrt(squares[j] / count)
+        varies = deviation > 0
+        numbers[0, j] = mean[j]
+        numbers[1, j] = 1 / deviation if varies else 1.0
+        numbers[2, j] = numbers[1, j] if varies or not on[j] else 0.0
+        numbers[4, j] = REACH if varies else np.inf
+        numbers[3, j] = -numbers[4, j]
+
+
+@numba.njit(nogil=True, cache=True)
+def _moments_into(x, numbers, moments):  # type: ignore[no-untyped-def]
+    """Mean and sum of squared deviations of how many units each number lies from the shift, within
+    the limit, into zeros, shape (2, d)."""
+    shift, per, _, low, high = numbers
+    mean, squares = moments
     n, d = x.shape
     for i in range(n):
         for j in range(d):
-            z = (x[i, j] - shift[j]) * factor[j]
-            z = limit[j] if z > limit[j] else -limit[j] if z < -limit[j] else z
+            z = (x[i, j] - shift[j]) * per[j]
+            z = high[j] if z > high[j] else low[j] if z < low[j] else z
             mean[j] += z
             squares[j] += np.float64(z) * z
     for j in range(d):
         mean[j] /= n
         squares[j] = max(squares[j] - n * mean[j] * mean[j], 0.0)
+
+
+@numba.njit(nogil=True, cache=True)
+def _merge(on, count, n, moments, mean, squares):  # type: ignore[no-untyped-def]
+    """Moments of n rows, in units, into the statistics of `count` others."""
+    for j in range(len(on)):
+        if on[j]:
+            unit = math.sqrt(squares[j] / max(count, 1.0))
+            unit = unit if unit > 0 else 1.0
+            gap = unit * moments[0, j]
+            mean[j] += gap * (n / (count + n))
+            squares[j] += moments[1, j] * unit**2 + gap**2 * (count * n / (count + n))
 
 
 __all__ = ["REACH", "Scaler"]

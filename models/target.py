@@ -46,10 +46,11 @@ class TargetScale:
         """With these rows in the statistics (Chan, Golub and LeVeque's merge), in float64."""
         if not self.standard:
             return self
-        warped = self._warped(target.double())
+        warped = self._warped(target.cpu().double()).numpy()
         n, total = len(warped), self.count + len(warped)
-        mean = float(warped.sum()) / n
-        squares = float(warped.sub(mean).square_().sum())
+        mean = float(warped.mean())
+        apart = warped - mean
+        squares = float(np.square(apart).sum())
         gap = mean - self.mean
         return dataclasses.replace(
             self,
