@@ -480,6 +480,23 @@ def component(name: Any, known: Mapping[str, str], section: str) -> type[Any]:
     return found
 
 
+def apart(source: Mapping[str, Any], *, whole: bool = True) -> dict[str, Any]:
+    """A [source] for a look beside the run: it joins no group and commits nothing.
+
+    Args:
+        whole: of a topic, all records that there are now, and no more.
+    """
+    table = {key: value for key, value in source.items() if key not in ("group", "join", "member")}
+    if whole and table.get("kind") == "kafka":
+        table |= {"start": "earliest", "stop": "end"}
+    if isinstance(table.get("sources"), dict):
+        table["sources"] = {
+            name: apart(own, whole=whole) if isinstance(own, dict) else own
+            for name, own in table["sources"].items()
+        }
+    return table
+
+
 def _with_base(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     table = _read(path)
     if "base" not in table:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from rich.table import Table
 from rich.text import Text
 
+from engine.config import apart
 from engine.contract import slips
 from engine.progress import console
 from engine.run import Run
@@ -49,11 +50,9 @@ def preflight(run: Run, rows: int = 1_000) -> bool:
     if not run.source.repeatable():
         out.print("What the source gives can be read only once: it is left for the run, untried.")
         return True
-    with closing(run.source):
+    with closing(run.source), closing(_apart(run)) as source:
         run.assemble()
-        table, batch = _steps(run, _sample(run, rows))
-        out.print(table)
-    problems = [*_rejected(run, batch), *run.source.remarks(), *_labels(run, batch)]
+        problems = list(_tried(run, _sample(run, source, rows), source))
     for problem in (_listens, _takes, _misspelt, _exportable, _resumable):
         problems += problem(run)
     for sentence in problems:
@@ -63,9 +62,35 @@ def preflight(run: Run, rows: int = 1_000) -> bool:
     return not problems
 
 
-def _sample(run: Run, rows: int) -> Batch:
-    records = _read(run, rows)
+def _apart(run: Run) -> Source:
+    """The source, without its group: a look joins nothing, commits nothing, and sees the records
+    that the group has finished, too."""
+    table = apart(run.pipeline.source)
+    if table == run.pipeline.source:
+        return run.source
+    return Run(run.pipeline.model_copy(update={"source": table})).source
+
+
+def _tried(run: Run, sample: Batch | None, source: Source) -> Iterator[str]:
+    """What is amiss with the sample on its way through the stages, which is printed."""
+    out = console()
+    if sample is None:
+        out.print("The source has no records yet: what the stages do is left for the run, untried.")
+        return
+    table, batch = _steps(run, sample)
+    out.print(table)
+    yield from (*_rejected(run, batch), *source.remarks(), *_labels(run, batch))
+
+
+def _sample(run: Run, source: Source, rows: int) -> Batch | None:
+    """The first records, decoded; None where there are none yet.
+
+    Raises: UserError where there are none, and none can come.
+    """
+    records = _read(source, rows)
     if records is None:
+        if run.source.endless():
+            return None
         raise UserError("The source gave no records to try: expected at least one.")
     frame, rejects = run.source.format.decode(records, run.source_schema)
     return Batch(
@@ -78,12 +103,12 @@ def _sample(run: Run, rows: int) -> Batch:
     )
 
 
-def _read(run: Run, rows: int) -> Records | None:
-    run.source.seek(Mark())
+def _read(source: Source, rows: int) -> Records | None:
+    source.seek(Mark())
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         try:
-            records = run.source.read(rows, 64 << 20, 1.0)
+            records = source.read(rows, 64 << 20, 1.0)
         except EndOfStream:
             return None
         if records is not None and len(records):

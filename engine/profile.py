@@ -22,7 +22,7 @@ import psutil
 from rich.table import Table
 
 from engine import atomic, signals
-from engine.config import Pipeline
+from engine.config import Pipeline, apart
 from engine.loop import Loop
 from engine.run import Run
 from engine.times import Account
@@ -275,9 +275,7 @@ def _apart(pipeline: Pipeline, folder: Path) -> tuple[Pipeline, list[str]]:
     for section in ("service", "export", "dead_letters"):
         table.pop(section, None)
     left_out = []
-    source, sink = dict(table["source"]), table.get("sink")
-    for key in ("group", "join", "member"):
-        source.pop(key, None)
+    source, sink = apart(table["source"], whole=False), table.get("sink")
     table |= {"source": source, "folder": str(folder / "run"), "dead_letters": {"limit": 1.0}}
     table["checkpoint"] = {k: v for k, v in pipeline.checkpoint.items() if k != "path"}
     if sink is not None and "path" in sink:

@@ -241,8 +241,9 @@ class KafkaSource(SharedSource):
         named = {c: kind for c, kind in declared.items() if c != "*"}
         if not named or "*" in declared:
             raise UserError(
-                "[source.schema] must name every column of a Kafka source, and not '*': a topic "
-                "does not say what it holds."
+                "A topic does not say what its records hold: name every column that the pipeline "
+                'uses in [source.schema], a line each, such as amount = "float64" or '
+                'country = "string"; "*" cannot stand for them.'
             )
         if isinstance(self._values, Ndjson):
             return self._values.schema(named)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import polars as pl
 
-from engine.config import LoaderSettings, Pipeline
+from engine.config import LoaderSettings, Pipeline, apart
 from engine.explore.findings import Findings, figures, left_out, related, sentences, times
 from engine.explore.suggestion import suggestion
 from engine.explore.survey import Survey
@@ -93,10 +93,7 @@ def _pipeline(path: Path, overrides: Iterable[str]) -> Pipeline:
 def _apart(pipeline: Pipeline) -> Pipeline:
     """Source and stages alone; a topic is read without its group, to its end."""
     table = pipeline.table()
-    source = {k: v for k, v in table["source"].items() if k not in ("group", "join", "member")}
-    if source["kind"] == "kafka":
-        source |= {"start": "earliest", "stop": "end"}
-    made = {"name": "explore", "source": source, "scrub": table.get("scrub", {})}
+    made = {"name": "explore", "source": apart(table["source"]), "scrub": table.get("scrub", {})}
     return Pipeline.of(made, where=pipeline.file)
 
 

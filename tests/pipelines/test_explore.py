@@ -85,7 +85,7 @@ def test_records_that_cannot_be_read_are_told(tmp_path: Path) -> None:
         (["nowhere.toml"], "There is no pipeline file"),
         (["{rows}", "--rows", "0"], "--rows of 1 or more"),
         (["{rows}", "--time", "a"], "expects a time or a date"),
-        (["{rows}", "--html", "{folder}"], "cannot be written"),
+        (["{rows}", "--html", "{folder}"], "cannot be a file: "),
     ],
 )
 def test_what_is_wrong_is_one_sentence(

