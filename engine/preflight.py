@@ -92,7 +92,7 @@ def _sample(run: Run, source: Source, rows: int) -> Batch | None:
         if run.source.endless():
             return None
         raise UserError("The source gave no records to try: expected at least one.")
-    frame, rejects = run.source.format.decode(records, run.source_schema)
+    frame, rejects = run.source.format.decode(records, run.read_schema)
     return Batch(
         frame=frame,
         mark=Mark(),

@@ -32,6 +32,7 @@ from engine.loop import Breaker, Flood, Loop, Totals, Work
 from engine.metrics import Metrics
 from engine.mix import Mix, sources_of
 from engine.nested import array_bytes, nested_features
+from engine.projection import projected
 from engine.scrub import STAGES
 from engine.scrub.columns import spread
 from engine.scrub.stage import Stateless
@@ -426,6 +427,12 @@ class Run:
             if name not in inside
         ]
 
+    @cached_property
+    def read_schema(self) -> Schema:
+        """The columns of the source that somebody reads: in a run, the others are not decoded."""
+        more = () if self._predictor is None else self._predictor.requires
+        return projected(self.pipeline, self.source_schema, self.stages, more)
+
     @property
     def schema(self) -> Schema:
         """The columns after the last stage."""
@@ -568,7 +575,7 @@ class Run:
             schema = stage.bind(schema)
         with contextlib.closing(self._source()) as source:
             source.schema(parse_schema(self.pipeline.source.get("schema", {})))
-            return labels.look(source, self.source_schema, stages, self._model_settings.target)
+            return labels.look(source, self.read_schema, stages, self._model_settings.target)
 
     @cached_property
     def collate(self) -> Callable[[Batch], Batch] | None:
@@ -826,11 +833,14 @@ class Run:
         return bool((self.pipeline.sink or {}).get("probabilities"))
 
     def loader(self) -> Loader:
-        """A loader of this pipeline's batches, for a loop of your own."""
+        """A loader of this pipeline's batches, for a loop of your own: with all columns."""
+        return self._loader(self.source_schema)
+
+    def _loader(self, schema: Schema) -> Loader:
         self._may_hold()
         loader = Loader(
             self.source,
-            schema=self.source_schema,
+            schema=schema,
             stages=self.stages,
             collate=self.collate,
             transfer=self.transfer,
@@ -845,7 +855,7 @@ class Run:
     @cached_property
     def loop(self) -> Loop:
         """The loop, ready to resume and run."""
-        loader = self.loader()
+        loader = self._loader(self.read_schema)
         self._bound(loader, "sink", self.sink)
         self._bound(loader, "dead letters", self.dead_letters)
         if self.trains:

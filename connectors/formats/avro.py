@@ -146,7 +146,7 @@ class Avro:
         """
         values = records.values
         assert isinstance(values, Values)
-        shape = Shape.of(schema, self._paths)
+        shape = Shape.of(schema, {c: path for c, path in self._paths.items() if c in schema})
         starts, stops = values.bounds[:-1], values.bounds[1:]
         if isinstance(self._schemas, Mapping):
             groups: list[tuple[int, Ints]] = [(-1, np.arange(len(records)))]

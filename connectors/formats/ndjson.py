@@ -223,7 +223,8 @@ class Ndjson:
     def _parsed(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
         """All records by the parser."""
         assert isinstance(records.values, Values)
-        parser = _parser(tuple(schema.items()), tuple(self._paths.items()), self._coerce)
+        paths = tuple((c, path) for c, path in self._paths.items() if c in schema)
+        parser = _parser(tuple(schema.items()), paths, self._coerce)
         data, bounds = _lines(records.values)
         if HALF.search(data.data):
             whole = np.empty_like(data)

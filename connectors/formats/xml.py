@@ -261,7 +261,7 @@ class Xml:
         values = records.values
         assert isinstance(values, Values)
         parser = etree.XMLParser(**SAFE)
-        fields = Fields(list(schema), self._paths)
+        fields = Fields(list(schema), {c: p for c, p in self._paths.items() if c in schema})
         bad: dict[int, tuple[str, str]] = {}
 
         def roots() -> Iterator[etree._Element]:

@@ -32,6 +32,8 @@ n = "int64"
 a = "{kind}"
 [loader]
 batch_rows = 100
+[scrub.derive.columns]
+a = "a"  # so that it is read, and must be of its type
 [sink]
 kind = "kafka"
 bootstrap = "{bootstrap}"

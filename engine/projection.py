@@ -1,0 +1,93 @@
+"""Which columns a pipeline reads: the others are not decoded, so that what nobody reads rejects no
+row and costs no time.
+
+A column is read where the pipeline's tables name it: as it is, by a glob, or as a word of an
+expression. That is more than the truth at worst (a column that is called like a stage's kind), and
+never less. Where a user's own class, a sink without `columns` or nothing but stages takes the rows,
+all columns are read.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from engine.config import Pipeline
+from engine.types import Schema, Settings, Stage
+
+WORD = re.compile(r"\w+")
+GLOB = re.compile(r"[*?\[]")
+
+
+def projected(
+    pipeline: Pipeline, schema: Schema, stages: Iterable[Stage], more: Iterable[str] = ()
+) -> Schema:
+    """The columns of the source that are read; all of them where that cannot be known.
+
+    Args:
+        stages: those of [scrub], whose settings have defaults that name columns.
+        more: columns that are read besides, as a model file does.
+    """
+    tables = _tables(pipeline)
+    if _takes_all(pipeline, tables):
+        return schema
+    own = [vars(stage).get("settings") for stage in stages]
+    tables += [settings.model_dump() for settings in own if isinstance(settings, Settings)]
+    texts = {text for table in tables for value in table.values() for text in _texts(value)}
+    words = {word for text in texts for word in WORD.findall(text)}
+    globs = [text for text in texts if GLOB.search(text)]
+    read = {*texts, *words, *more}
+    return {c: kind for c, kind in schema.items() if c in read or _named(c, texts, globs)} or schema
+
+
+def _named(column: str, texts: Iterable[str], globs: Iterable[str]) -> bool:
+    """Whether a glob matches it; or an expression holds it although it is no word."""
+    if any(fnmatch.fnmatchcase(column, glob) for glob in globs):
+        return True
+    return WORD.fullmatch(column) is None and any(column in text for text in texts)
+
+
+def _tables(pipeline: Pipeline) -> list[Mapping[str, Any]]:
+    """Those whose values may name columns; their keys are those of settings."""
+    sections = (pipeline.model, pipeline.train, pipeline.infer, pipeline.evaluation, pipeline.sink)
+    export = None if pipeline.export is None else pipeline.export.model_dump()
+    made = [*pipeline.scrub.values(), *pipeline.augment.values(), export, *sections]
+    return [table for table in made if table is not None]
+
+
+def _takes_all(pipeline: Pipeline, tables: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether the rows go to somebody as they are, or a class that is not headrace's sees them."""
+    if pipeline.sink is None:
+        whole = pipeline.model is None and pipeline.infer is None
+    else:
+        whole = pipeline.sink.get("columns") is None
+    return whole or any(":" in kind for kind in _kinds([*tables, pipeline.source]))
+
+
+def _kinds(value: Any) -> Iterator[str]:
+    """What `kind` and `format` say anywhere."""
+    if isinstance(value, Mapping):
+        yield from (str(value[key]) for key in ("kind", "format") if key in value)
+        for inner in value.values():
+            yield from _kinds(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _kinds(inner)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All strings of a value, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield str(key)
+            yield from _texts(inner)
+    elif isinstance(value, list | tuple | set | frozenset):
+        for inner in value:
+            yield from _texts(inner)
+
+
+__all__ = ["projected"]
