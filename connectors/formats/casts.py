@@ -388,11 +388,13 @@ def too_big(got: pl.Series, dtype: pl.DataType) -> pl.Series:
         found = np.zeros(len(got), np.bool_)
         found[rows] = too_big(elements.values.filter(pl.Series(lost)).gather(first), inner)
         return pl.Series(found)
+    if not dtype.is_numeric():
+        return pl.repeat(False, len(got), eager=True)
+    number = got.str.contains(NUMBER)
     if dtype.is_integer():
-        digits = got.str.contains(WHOLE)
-        return digits | (got.str.contains(NUMBER) & (got.cast(pl.Float64, strict=False) % 1 == 0))
-    number = dtype.is_float() or dtype.is_decimal()
-    return got.str.contains(NUMBER if number else r"$^x")
+        whole = got.str.contains(WHOLE) | (got.cast(pl.Float64, strict=False) % 1 == 0)
+        number &= whole
+    return number & cast(got, dtype).is_null()  # else only `strict` refuses how it is written
 
 
 __all__ = ["Coerce", "cast", "conform", "nothing", "pointed", "too_big", "written_as"]

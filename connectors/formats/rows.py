@@ -131,10 +131,25 @@ def texts(raw: pl.Series) -> pl.Series:
 
 
 def is_utf8(values: Values) -> NDArray[np.bool_]:
-    """Which values are UTF-8, shape (n,). The loop runs once for each that is not."""
+    """Which values are UTF-8, shape (n,). The loops run once for each that is not.
+
+    Neighbours are checked together, between values that begin in the middle of a character: the
+    end of one and the beginning of the next are no character of both.
+    """
     good = np.ones(len(values), np.bool_)
+    starts, ends = values.bounds[:-1], values.bounds[1:]
+    filled = np.flatnonzero(starts < ends)
+    middle = filled[values.data[starts[filled]] & 0xC0 == 0x80]
+    good[middle] = False
+    begins, stops = [values.bounds[0], *ends[middle]], [*starts[middle], values.bounds[-1]]
+    for begin, stop in zip(begins, stops, strict=True):
+        _check_utf8(values, int(begin), int(stop), good)
+    return good
+
+
+def _check_utf8(values: Values, at: int, stop: int, good: NDArray[np.bool_]) -> None:
+    """Mark the values between two places that are not UTF-8 together."""
     data, ends = values.data.data, values.bounds[1:]
-    at, stop = int(values.bounds[0]), int(values.bounds[-1])
     while at < stop:
         try:
             codecs.utf_8_decode(data[at:stop], "strict", True)
@@ -143,7 +158,6 @@ def is_utf8(values: Values) -> NDArray[np.bool_]:
             row = int(np.searchsorted(ends, at + error.start, "right"))
             good[row] = False
             at = int(ends[row])
-    return good
 
 
 def take(values: Values, at: NDArray[np.int64]) -> Values:

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from connectors.formats.csv import Csv
 from connectors.formats.ndjson import Ndjson
+from connectors.formats.rows import is_utf8
 from connectors.formats.text import Text
 from connectors.formats.xml import Xml
 from connectors.kafka.values import Valued
@@ -93,6 +94,8 @@ def test_bytes_may_begin_as_they_like() -> None:
 
 
 @settings(deadline=None)
+@example([b"\xc2", b"\x80"])  # no character of both
+@example([b"a\xe2\x82", b"", b"\xac", b"b", b"\xac"])
 @given(st.lists(st.one_of(st.none(), st.binary(max_size=7)), max_size=8))
 def test_every_value_is_a_row_or_a_reject(values: list[bytes | None]) -> None:
     frame, rejects = decoded("text", values)
@@ -101,3 +104,26 @@ def test_every_value_is_a_row_or_a_reject(values: list[bytes | None]) -> None:
     ]
     for value in frame["value"]:
         assert not value.encode().startswith((b"\xef\xbb\xbf", b"\x1f\x8b"))
+
+
+PIECES = [
+    b"a",
+    b"\xc2",
+    b"\x80",
+    b"\xe2\x82\xac",
+    b"\xe2",
+    b"\x82",
+    b"\xac",
+    b"\xf0\x9f",
+    b"\x98\x80",
+]
+
+
+@given(st.lists(st.lists(st.sampled_from(PIECES), max_size=3).map(b"".join), max_size=6))
+def test_a_value_is_utf8_by_itself_and_not_with_its_neighbours(values: list[bytes]) -> None:
+    def good(value: bytes) -> bool:
+        return value.decode("utf-8", "ignore").encode() == value
+
+    found = records([*values], 0).values
+    assert isinstance(found, Values)
+    assert is_utf8(found).tolist() == [good(value) for value in values]
