@@ -4,12 +4,12 @@ stages."""
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 
+import polars as pl
 from rich.table import Table
 from rich.text import Text
 
@@ -18,18 +18,16 @@ from engine.contract import slips
 from engine.progress import console
 from engine.run import Run
 from engine.types import (
+    PARTITION,
     RESERVED,
     Batch,
-    EndOfStream,
     HeadraceError,
     Learner,
     Mark,
-    Records,
     Rejects,
     Sink,
     Source,
     Stage,
-    UserError,
 )
 
 LEARNED = 32
@@ -75,50 +73,36 @@ def _tried(run: Run, sample: Batch | None, source: Source) -> Iterator[str]:
     """What is amiss with the sample on its way through the stages, which is printed."""
     out = console()
     if sample is None:
-        out.print("The source has no records yet: what the stages do is left for the run, untried.")
+        out.print("The source has no records yet, so its stages are untried: that is no mistake.")
         return
     table, batch = _steps(run, sample)
     out.print(table)
-    yield from (*_rejected(run, batch), *source.remarks(), *_labels(run, batch))
+    problems = [*_rejected(run, batch)]
+    yield from (*(problems or _unreadable(run, sample)), *source.remarks(), *_labels(run, batch))
 
 
 def _sample(run: Run, source: Source, rows: int) -> Batch | None:
-    """The first records, decoded; None where there are none yet.
-
-    Raises: UserError where there are none, and none can come.
-    """
-    records = _read(source, rows)
-    if records is None:
-        if run.source.endless():
-            return None
-        raise UserError("The source gave no records to try: expected at least one.")
-    frame, rejects = run.source.format.decode(records, run.read_schema)
+    """Some records, decoded; None where there are none yet."""
+    pieces = source.sample(rows, 10.0)
+    if not pieces:
+        return None
+    made = [run.source.format.decode(piece, run.read_schema) for piece in pieces]
     return Batch(
-        frame=frame,
+        frame=pl.concat([frame for frame, _ in made]),
         mark=Mark(),
-        arrived=records.arrived,
-        raw_rows=len(records),
-        raw_bytes=records.nbytes,
-        rejects=tuple(rejects),
+        arrived=pieces[0].arrived,
+        raw_rows=sum(map(len, pieces)),
+        raw_bytes=sum(piece.nbytes for piece in pieces),
+        rejects=tuple(reject for _, rejects in made for reject in rejects),
     )
-
-
-def _read(source: Source, rows: int) -> Records | None:
-    source.seek(Mark())
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        try:
-            records = source.read(rows, 64 << 20, 1.0)
-        except EndOfStream:
-            return None
-        if records is not None and len(records):
-            return records
-    return None
 
 
 def _steps(run: Run, batch: Batch) -> tuple[Table, Batch]:
     """Runs the sample through every stage: a row of the table for each, and what is left."""
-    table = Table(title=f"{run.pipeline.name}: {batch.raw_rows:,} records through the stages")
+    places = len({*_partitions(batch.frame), *_lost(batch)})
+    where = f" of {places:,} partitions" if places > 1 else ""
+    records = f"{batch.raw_rows:,} records{where}"
+    table = Table(title=f"{run.pipeline.name}: {records} through the stages")
     for heading in ("stage", "rows", "rejected", "counted", "columns"):
         table.add_column(heading, justify="right" if heading in ("rows", "rejected") else "left")
     _row(table, "decode", batch, [])
@@ -172,6 +156,29 @@ def _rejected(run: Run, batch: Batch) -> Iterator[str]:
         f"{sum(len(r) for r in batch.rejects):,} of {total:,} sampled rows are rejected, {left}. "
         f"Most of them, {len(worst):,}, in {worst.stage} as {worst.reason}: {_details(worst)}"
     )
+
+
+def _unreadable(run: Run, sample: Batch) -> Iterator[str]:
+    """Partitions, but not all, of which not one sampled row could be decoded."""
+    for name, reject in _lost(sample).items():
+        if reject.reason not in run.pipeline.dead_letters.expected:
+            yield (
+                f"Every sampled row of {name} is rejected in {reject.stage}, most of them as "
+                f"{reject.reason}: {_details(reject)}"
+            )
+
+
+def _lost(batch: Batch) -> dict[str, Rejects]:
+    """Partition -> what took most of its rows, for those that have none left."""
+    left = _partitions(batch.frame)
+    found: dict[str, Rejects] = {}
+    for reject in sorted(batch.rejects, key=len):
+        found |= dict.fromkeys(_partitions(reject.rows) - left, reject)
+    return found
+
+
+def _partitions(frame: pl.DataFrame) -> set[str]:
+    return set(frame.get_column(PARTITION).unique())
 
 
 def _details(reject: Rejects) -> str:

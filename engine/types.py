@@ -19,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import time
 import zoneinfo
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -914,6 +915,10 @@ class Step:
 # ---------------------------------------------------------------------------------------- protocols
 
 
+SAMPLED = 64 << 20
+"""Bytes of one piece of a sample, at most."""
+
+
 @runtime_checkable
 class Source(Protocol):
     """A place rows come from. Bytes and positions only: it neither decodes nor cleans. A class that
@@ -978,6 +983,25 @@ class Source(Protocol):
         """Go to `mark.positions`: the next `read` starts there. Partitions not in it start at their
         beginning."""
         ...
+
+    def sample(self, rows: int, timeout: float) -> Sequence[Records]:
+        """About so many rows, from all over what there is, for a look before a run; none where
+        nothing comes within `timeout` seconds. Where it is read next is undefined: `seek`.
+        """
+        self.seek(Mark())
+        found: list[Records] = []
+        left, until = rows, time.monotonic() + timeout
+        while left > 0 and time.monotonic() < until:
+            try:
+                records = self.read(left, SAMPLED, min(timeout, 1.0))
+            except EndOfStream:
+                break
+            if records is None and found:
+                break
+            if records is not None and len(records):
+                found.append(records)
+                left -= len(records)
+        return found
 
     def identities(self, mark: Mark) -> Mapping[str, Snapshot]:
         """Partition -> what it is known by beside its name, for a checkpoint; of those on the mark,

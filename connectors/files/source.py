@@ -78,6 +78,7 @@ from engine.types import (
     DROPPED,
     RESERVED,
     REST,
+    SAMPLED,
     Duration,
     EndOfStream,
     Format,
@@ -115,6 +116,8 @@ TRIES = 5
 """How often columns are looked for in files that come and go."""
 HEADER = 1 << 16
 """Bytes of a CSV's beginning that its header ends in."""
+SAMPLED_FILES = 32
+"""Files that a look before a run reads rows of."""
 SAMPLE_BYTES = 4 << 20
 """Of XML documents, whose trees are many times as large."""
 
@@ -446,6 +449,39 @@ class FilesSource(Source):
                     del self._totals[unit.name]  # no row, so no mark will ever name it
             self._at, self._gave = self._at + 1, False
         raise EndOfStream
+
+    def sample(self, rows: int, timeout: float) -> Sequence[Records]:
+        """See `engine.types.Source`: the first rows of some files from the first to the last, as
+        many of each."""
+        if self._is_one or self._piped is not None:
+            return super().sample(rows, timeout)
+        self.close()
+        names = [name for name, path in self._files.items() if self._is_begun(path)]
+        if len(names) > SAMPLED_FILES:
+            log.info(
+                "The sample is of %d of %d files, from the first to the last.",
+                SAMPLED_FILES,
+                len(names),
+            )
+            places = np.linspace(0, len(names) - 1, SAMPLED_FILES).astype(int)
+            names = [names[at] for at in places.tolist()]
+        found: list[Records] = []
+        for i, name in enumerate(names):  # what short files leave, the next may have
+            left = rows - sum(map(len, found))
+            found += self._head(name, max(1, left // (len(names) - i)))
+        return found
+
+    def _head(self, name: str, rows: int) -> list[Records]:
+        """The first rows of a file; none where it has none."""
+        self._folders[name] = values_of(self._files[name])
+        file = self._one(self._files[name], name)
+        try:
+            records = file.read(rows, SAMPLED)
+        finally:
+            file.close()
+        if records is None:
+            return []
+        return [records if self._table is None else self._table.recoded(records)]
 
     def _marked(self, unit: Unit, records: Records) -> Records:
         """With the positions of this epoch."""
