@@ -173,6 +173,11 @@ NAMES: Mapping[str, Name] = {
         "Rows changed by augmentation before they were learned, kept ones learned again included.",
         {"augment": ()},
     ),
+    "headrace_challenges_total": Name(
+        "counter",
+        "Challenges of the model by a new one, where its error rose or drift was detected.",
+        {"outcome": ("begun", "won", "dropped")},
+    ),
     "headrace_loss": Name("gauge", "Mean training loss over the newest batch."),
     "headrace_quality": Name(
         "gauge",
@@ -311,6 +316,7 @@ class Metrics:
     learned_records: Counter
     steps: Counter
     augmented_records: Counter
+    challenges: Counter
     skipped_steps: Counter
     loss: Gauge
     quality: Gauge

@@ -613,12 +613,14 @@ class Run:
             for stage in self.stages:
                 encoders |= getattr(stage, "encoders", dict)()
             self.augmentation.attach(made, encoders)
-        if sampling is None:
-            return made
         from models.balance import Balanced, SamplingSettings
+        from models.renewal import RenewalSettings, renewed
 
-        how = validate(SamplingSettings, sampling, "train.sampling", self.pipeline.file)
-        return Balanced(made, how)
+        how = self._training.forget_on if isinstance(self._training, RenewalSettings) else "never"
+        if sampling is not None:
+            drawn = validate(SamplingSettings, sampling, "train.sampling", self.pipeline.file)
+            made = Balanced(made, drawn)
+        return renewed(made, how)
 
     @cached_property
     def _training(self) -> Any:

@@ -901,6 +901,7 @@ class Step:
         unlearned: how many of the rows were scored and not learned from, on purpose.
         augmented: name of an augment -> rows that it changed before they were learned, those
             learned again included.
+        challenges: ``begun``, ``won`` or ``dropped`` -> challenges of the model by a new one.
     """
 
     scores: NDArray[np.float64]
@@ -910,6 +911,7 @@ class Step:
     refused: NDArray[np.bool_] | None = None
     unlearned: int = 0
     augmented: Mapping[str, int] = field(default_factory=dict)
+    challenges: Mapping[str, int] = field(default_factory=dict)
 
 
 # ---------------------------------------------------------------------------------------- protocols

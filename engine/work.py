@@ -74,6 +74,8 @@ class Training:
             batch, step = self._refused(batch, step, step.refused)
         for name, rows in step.augmented.items():
             self._metrics.augmented_records.labels(augment=name).inc(rows)
+        for outcome, times in step.challenges.items():
+            self._metrics.challenges.labels(outcome=outcome).inc(times)
         if step.steps:
             self.loss = step.loss
             self._metrics.loss.set(step.loss)

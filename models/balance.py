@@ -25,6 +25,7 @@ from engine.types import (
     nearest,
 )
 from models.identity import require_same
+from models.renewal import Renewable
 
 if TYPE_CHECKING:
     from models.graph import Graph
@@ -57,7 +58,7 @@ class SamplingSettings(Settings):
     seed: int = Field(0, ge=0)
 
 
-class Balanced:
+class Balanced(Renewable):
     """A learner that learns from drawn rows; see `engine.types.Learner`.
 
     Each row is drawn as often as its class needs: on average `rates` times, rounded up or down at
@@ -89,6 +90,7 @@ class Balanced:
         self.learner = learner
         self.settings = settings
         self.features: Features = learner.features
+        self.device = str(getattr(learner, "device", "cpu"))
         self._desired = _desired(settings, self.features)
         classes = len(self.features.classes)
         self._seen = np.zeros(classes, np.int64)
@@ -137,6 +139,11 @@ class Balanced:
         yes = scores * weights[1]
         made: NDArray[np.float64] = yes / (yes + (1 - scores) * weights[0])
         return made
+
+    def successor(self) -> Balanced:
+        """Of a learner that can have one; it counts classes anew."""
+        learner: Any = self.learner
+        return Balanced(learner.successor(), self.settings)
 
     @property
     def rates(self) -> NDArray[np.float64]:
@@ -234,11 +241,6 @@ class Balanced:
         """As the learner's."""
         if isinstance(self.learner, Buffered):
             self.learner.bound(nbytes)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of everything it keeps."""
-        return sum(self.memory().values())
 
     def memory(self) -> dict[str, int]:
         """The learner's, and the rows kept to interpolate."""

@@ -29,9 +29,9 @@ from models.identity import require_same
 from models.losses import LossSettings, make_loss
 from models.network import Network, Shape, embedding_width
 from models.optimizer import Optimizer, OptimizerSettings
+from models.renewal import Renewable, RenewalSettings
 from models.replay import AUTOMATIC_BYTES, AUTOMATIC_ROWS, Replay, ReplaySettings
 from models.rescale import Rescale
-from models.rise import Rise
 from models.scaler import Scaler
 from models.target import TargetScale, Transform
 from models.waiting import Waiting
@@ -49,10 +49,10 @@ float32."""
 GROWTH = 64
 """A step has so small a part of the rows seen."""
 FADED = 512
-"""For how many rows the scales count after the model has begun anew."""
+"""For how many rows the scales of the model before count with a successor."""
 
 
-class TabularLearner:
+class TabularLearner(Renewable):
     """A feed-forward network with embeddings for categories, bags of embeddings for lists of ids
     (ragged: the mean, sparse: the sum) and convolutions for images; regression, binary or
     multiclass.
@@ -120,22 +120,18 @@ class TabularLearner:
         target_transform: Transform | tuple[Transform, ...] = "standard"
         seed: int = Field(0, ge=0)
 
-    class Training(LossSettings, OptimizerSettings, ReplaySettings):
-        """``[train]``: loss, optimizer and replay, the steps, and where the arithmetic is done.
+    class Training(LossSettings, OptimizerSettings, ReplaySettings, RenewalSettings):
+        """``[train]``: loss, optimizer, replay and change, the steps, and where the arithmetic is
+        done.
 
         Attributes:
             step_rows: most rows of a step.
-            forget_on: when to forget what no longer holds: ``error``, where the model's own error
-                rises (`models.rise.Rise`); the name of a 'drift' stage, where that detects drift in
-                a batch; ``never``. The model begins anew then, without the kept rows: from old
-                weights it would take longer to learn the contrary.
             device: ``auto`` is cuda where there is one.
             precision: bfloat16 computes the layers in it (autocast); weights stay float32.
             threads: of torch on the CPU, for the whole process; torch's own number unless given.
         """
 
         step_rows: int = Field(1_024, ge=1)
-        forget_on: str = "error"
         device: Literal["cpu", "cuda", "auto"] = "cpu"
         precision: Literal["float32", "bfloat16"] = "float32"
         threads: int | None = Field(None, ge=1)
@@ -153,11 +149,13 @@ class TabularLearner:
         self._scale = _scale(settings, features)
         self._scaler = Scaler.of(_standardized(settings, features), self.device)
         self._shape = _shape(settings, features)
-        self._begin()
+        self._network = self._first()
+        self._average = self._first() if training.ema else None
+        self._optimizer = Optimizer(training, self._network, self._average)
         self._rescale = Rescale(features, self.device)
-        self._replay = self._ring(AUTOMATIC_BYTES)
+        self._room = AUTOMATIC_BYTES
+        self._replay = self._ring()
         self._waiting = Waiting()
-        self._rise = Rise()
         self._chance, self._noise = torch.Generator(), torch.Generator(self.device)
         self._steps = 0
         self._rows = 0
@@ -181,22 +179,16 @@ class TabularLearner:
 
     def _learned(self, batch: Batch, rows: Tensors) -> Step:
         lesson = _Lesson(len(rows))
-        if self._drifted(batch):
-            self._close(batch.scales, lesson)
-            self._forget()
         scores: list[NDArray[np.float64]] = []
         at, n = 0, len(rows)
         while at < n:
             part = rows.slice(at, min(n, at + self._step_rows() - len(self._waiting)))
             raw = self._said(part)
-            part, raw, risen = self._until_rise(part, raw)
             scores.append(self._answers(raw.detach()))
             known = self._admit(part, raw, batch.scales, lesson, at)
             at += len(part)
-            if risen or len(self._waiting) >= self._step_rows():
+            if len(self._waiting) >= self._step_rows():
                 self._close(batch.scales, lesson, known)
-            if risen:
-                self._forget()
         step = lesson.step(np.concatenate(scores))
         if step.refused is not None:
             self.aside.append(batch)
@@ -210,11 +202,21 @@ class TabularLearner:
     def bound(self, nbytes: int) -> None:
         """Keep no more bytes of rows to learn again than that, unless `replay_rows` says how many.
         Called once, before anything is learned."""
-        self._replay = self._ring(min(nbytes, AUTOMATIC_BYTES))
+        self._room = min(nbytes, AUTOMATIC_BYTES)
+        self._replay = self._ring()
+
+    def successor(self) -> TabularLearner:
+        """First weights, nothing learned or kept. The scales are those of now, and follow the rows
+        that come faster."""
+        made = TabularLearner(self.settings, self.training, self.features)
+        made.bound(self._room)
+        made.augmentation = self.augmentation
+        made._scaler, made._scale = self._scaler.faded(FADED), self._scale.faded(FADED)
+        return made
 
     def state_dict(self) -> dict[str, Snapshot]:
-        """Weights, average, optimizer, replay, rows that wait for a step, statistics of features,
-        target and error, and the numbers of steps and rows (steps are the state of all chance). A
+        """Weights, average, optimizer, replay, rows that wait for a step, statistics of features
+        and target, and the numbers of steps and rows (steps are the state of all chance). A
         copy."""
         return {
             "shape": self._identity(),
@@ -225,7 +227,6 @@ class TabularLearner:
             "waiting": self._waiting.snapshot(),
             "scaler": self._scaler.snapshot(),
             "target": self._scale.snapshot(),
-            "rise": self._rise.snapshot(),
             "steps": self._steps,
             "rows": self._rows,
         }
@@ -242,7 +243,6 @@ class TabularLearner:
         self._waiting.restore(state["waiting"], self.device)
         self._scaler = self._scaler.restored(state["scaler"])
         self._scale = self._scale.restored(state["target"])
-        self._rise = Rise.restored(state["rise"])
         self._steps, self._rows = state["steps"], state["rows"]
 
     def build(self, graph: Graph, numeric: str, categories: str) -> str:
@@ -277,11 +277,6 @@ class TabularLearner:
         return self._network.count
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of everything it keeps."""
-        return sum(self.memory().values())
-
-    @property
     def replay_bytes(self) -> int:
         """Of the replay once it is full, in this process's memory."""
         replay = self._replay
@@ -307,17 +302,11 @@ class TabularLearner:
         augmented = self.augmentation is not None
         return self._average is not None or self.settings.dropout > 0 or augmented
 
-    def _begin(self) -> None:
-        """First weights, nothing learned."""
-        self._network = self._first()
-        self._average = self._first() if self.training.ema else None
-        self._optimizer = Optimizer(self.training, self._network, self._average)
-
     def _first(self) -> Network:
         return Network(self._shape, seed=self.settings.seed, device=self.device)
 
-    def _ring(self, nbytes: int) -> Replay | None:
-        """The kept rows; as many as fit into so many bytes, where nothing is said."""
+    def _ring(self) -> Replay | None:
+        """The kept rows; as many as there is room for, where nothing is said."""
         features, training = self.features, self.training
         asked, exact = training.replay_rows, bool(features.scaled)
         if asked and features.nested:
@@ -328,7 +317,7 @@ class TabularLearner:
         if asked == 0 or features.nested:
             return None
         widths = len(features.numeric), len(features.categories)
-        room = max(1, nbytes // Replay.row_bytes(*widths, exact=exact))
+        room = max(1, self._room // Replay.row_bytes(*widths, exact=exact))
         return Replay(
             training,
             rows=asked or min(AUTOMATIC_ROWS, room),
@@ -350,24 +339,6 @@ class TabularLearner:
             with torch.inference_mode():
                 return self._raw(part)
         return self._train(part)
-
-    def _until_rise(self, part: Tensors, raw: torch.Tensor) -> tuple[Tensors, torch.Tensor, bool]:
-        """The rows up to the one at which the error is seen to have risen, and whether it has."""
-        if self.training.forget_on != "error":
-            return part, raw, False
-        errors = self._errors(raw.detach(), _target(part)).double().cpu().numpy()
-        self._rise, found = self._rise.seen(errors)
-        if found is None:
-            return part, raw, False
-        return part.slice(0, found), raw[:found], True
-
-    def _errors(self, raw: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """How wrong each score is: by the target's scale, or the share that another class got."""
-        if self.features.task == "regression":
-            return (raw - self._goal(target, self._scale)).abs()
-        if raw.ndim == 1:
-            return (raw.sigmoid() - target).abs()
-        return 1 - raw.softmax(1).gather(1, target[:, None]).squeeze(1)
 
     def _admit(
         self,
@@ -447,32 +418,6 @@ class TabularLearner:
             loss = self._loss(self._train(taught), self._goal(_target(taught), self._scale))
             taken += self._optimizer.step(loss)[1]
         return taken
-
-    def _drifted(self, batch: Batch) -> bool:
-        """Whether the stage named by `forget_on` has detected drift in this batch."""
-        name = self.training.forget_on
-        if name in ("error", "never"):
-            return False
-        counts = [n for (stage, _), n in batch.counts.items() if stage == name]
-        if not counts:
-            raise UserError(
-                f"[train] forget_on = '{name}' expects 'error', 'never' or the name of a 'drift' "
-                f"stage, and there is none of that name: add [scrub.{name}]."
-            )
-        return any(counts)
-
-    def _forget(self) -> None:
-        """Begin anew: no kept rows, first weights. Scales stay, and follow what comes faster."""
-        self._begin()
-        if self._replay is not None:
-            self._replay.clear()
-        self._rows = 0
-        self._scaler, self._scale = self._scaler.faded(FADED), self._scale.faded(FADED)
-        self._rise = Rise()
-        log.info(
-            "the model starts anew: what it learned no longer holds",
-            extra={"forget_on": self.training.forget_on, "steps": self._steps},
-        )
 
     def _seed_draws(self) -> None:
         # The state of chance is one number, the same on every device.

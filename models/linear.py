@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import deque
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from pydantic import Field
 from engine import types
 from engine.types import Batch, Features, Settings, Snapshot, Step, Tensors, UserError
 from models.identity import require_same
+from models.renewal import Renewable, RenewalSettings
 from models.sgd import Floats, learn_rows, predict_rows
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 ASIDE = 4
 """How many batches on which the numbers did not stay finite are kept to look at."""
+FADED = 512
+"""For how many rows the scaler of the model before counts with a successor."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +62,7 @@ class Numbers:
         return (self.scalars, self.mean, self.variance, self.weights, self.penalties)
 
 
-class LinearLearner:
+class LinearLearner(Renewable):
     """Linear (squared loss) or logistic (log loss) regression by stochastic gradient descent.
 
     Each row is predicted, then learned from; all in float64, in one compiled call a batch.
@@ -96,10 +100,11 @@ class LinearLearner:
 
         standardize: bool = True
 
-    class Training(Settings):
+    class Training(RenewalSettings):
         """``[train]``.
 
         Attributes:
+            forget_on: as with kind = "tabular", but ``never`` unless given.
             lr: step size of the weights.
             intercept_lr: and of the intercept; 0 keeps it at 0.
             l1: cumulative L1 penalty (Tsuruoka, Tsujii and Ananiadou, 2009).
@@ -107,6 +112,7 @@ class LinearLearner:
             clip_gradient: largest absolute gradient of a row's loss by its score.
         """
 
+        forget_on: str = "never"
         lr: float = Field(0.01, gt=0)
         intercept_lr: float = Field(0.01, ge=0)
         l1: float = Field(0.0, ge=0)
@@ -180,6 +186,16 @@ class LinearLearner:
         )
         return scores
 
+    def successor(self) -> LinearLearner:
+        """No weights yet. The scaler is that of now, and follows the rows that come faster."""
+        made, numbers = LinearLearner(self.settings, self.training, self.features), self._numbers
+        made.augmentation = self.augmentation
+        scalars = np.array([min(numbers.scalars[0], FADED), 0.0, 0.0])
+        made._numbers = dataclasses.replace(
+            made._numbers, scalars=scalars, mean=numbers.mean, variance=numbers.variance
+        )
+        return made
+
     def state_dict(self) -> dict[str, Snapshot]:
         """Features and numbers; nothing is copied, for nothing of it is ever written to."""
         numbers = {f.name: getattr(self._numbers, f.name) for f in fields(Numbers)}
@@ -208,11 +224,6 @@ class LinearLearner:
     def parameters_count(self) -> int:
         """Number of weights, the intercept included."""
         return len(self._numbers.weights) + 1
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of everything it keeps."""
-        return sum(self.memory().values())
 
     def memory(self) -> dict[str, int]:
         """Component -> bytes."""

@@ -113,10 +113,6 @@ class Replay:
         self._next = (self._next + given) % self.rows
         self._filled = min(self._filled + given, self.rows)
 
-    def clear(self) -> None:
-        """Forget all rows."""
-        self._filled = self._next = 0
-
     def sample(self, steps: int, chance: torch.Generator, step: int = 0) -> list[Rows]:
         """Rows for so many steps, drawn with replacement. At least one row must have been added.
 

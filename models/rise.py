@@ -1,4 +1,4 @@
-"""Whether a model's error has risen: the sign that what it learned no longer holds."""
+"""Whether a model's error has risen: the sign that what it learned may no longer hold."""
 
 from __future__ import annotations
 
@@ -12,11 +12,17 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-WARMUP = 300
-"""Errors that are seen before a rise is looked for."""
+BLOCK = 8
+"""Errors that are looked at as one, by their mean: neighbours are often wrong together."""
+WARMUP = 40
+"""Blocks that are seen before a rise is looked for."""
 SLACK = 0.25
-"""Deviations above the mean that an error may lie without counting."""
-THRESHOLD = 50.0
+"""Deviations above the mean that a block may lie without counting."""
+FARTHEST = 8.0
+"""Deviations above the mean beyond which a block counts as so far away."""
+MEMORY = 8_192
+"""Blocks after which what was usual has faded."""
+THRESHOLD = 40.0
 """Deviations that the sum of what lies beyond may rise above its lowest."""
 
 
@@ -25,27 +31,38 @@ class Rise:
     """Page and Hinkley's test on the side where the error grows: while a model learns its error
     falls, and that is no change. A value: looking makes a new one.
 
-    Page, "Continuous Inspection Schemes" (1954); unit and limits as of the 'drift' stage.
+    Page, "Continuous Inspection Schemes" (1954), on the means of blocks of errors.
 
     Attributes:
-        count, total, squares: of the errors so far, their sum and the sum of their squares.
+        threshold: how much the sum of what lies beyond may rise.
+        risen: whether it has risen further.
+        blocks, total, squares: of the blocks so far, the sum of their means and of its squares.
         rising, lowest: the sum of what lay above the mean, and its lowest value.
+        open, held: errors of the block that is not full, and their sum.
+        usual: mean error, of the last 65,536 rows or so; the watches before included.
+        age: blocks that it is of.
     """
 
-    count: int = 0
+    threshold: float = THRESHOLD
+    risen: bool = False
+    blocks: int = 0
     total: float = 0.0
     squares: float = 0.0
     rising: float = 0.0
     lowest: float = 0.0
+    open: int = 0
+    held: float = 0.0
+    usual: float = 0.0
+    age: int = 0
 
-    def seen(self, errors: NDArray[np.float64]) -> tuple[Rise, int | None]:
-        """After these errors, shape (n,); or after those up to the first at which a rise is found,
-        and how many they are. One that is not finite counts as 0.
-        """
-        *after, rows = _seen(errors, *dataclasses.astuple(self))
-        count, total, squares, rising, lowest = after
-        rise = Rise(count=count, total=total, squares=squares, rising=rising, lowest=lowest)
-        return rise, rows or None
+    def again(self, threshold: float = THRESHOLD) -> Rise:
+        """A watch that has seen nothing, but knows what is usual."""
+        return Rise(threshold=threshold, usual=self.usual, age=self.age)
+
+    def seen(self, errors: NDArray[np.float64]) -> Rise:
+        """After these errors, shape (n,). One that is not finite counts as 0."""
+        after = _seen(errors, *dataclasses.astuple(self))
+        return Rise(**dict(zip(Rise.__dataclass_fields__, after, strict=True)))
 
     def snapshot(self) -> dict[str, Any]:
         """The fields as a plain value."""
@@ -58,22 +75,31 @@ class Rise:
 
 
 @numba.njit(nogil=True, cache=True)
-def _seen(errors, count, total, squares, rising, lowest):  # type: ignore[no-untyped-def]
-    """The fields of `Rise` after the errors, and after how many a rise was found (0: none was).
-    In order, so that it does not matter how they are cut."""
+def _seen(  # type: ignore[no-untyped-def]
+    errors, threshold, risen, blocks, total, squares, rising, lowest, open_, held, usual, age
+):
+    """The fields of `Rise` after the errors: one by one, so that it does not matter how they are
+    cut."""
     for i in range(len(errors)):
-        error = errors[i] if errors[i] < math.inf else 0.0  # NaN is not
-        count += 1
-        total += error
-        squares += error * error
-        if count > WARMUP:
-            mean = total / count
-            deviation = math.sqrt(max(squares / count - mean * mean, 0.0))
-            rising += (error - mean) / (deviation if deviation > 0 else 1.0) - SLACK
+        held += errors[i] if errors[i] < math.inf else 0.0  # NaN is not
+        open_ += 1
+        if open_ < BLOCK:
+            continue
+        mean_of_block = held / BLOCK
+        open_, held = 0, 0.0
+        age = min(age + 1, MEMORY)
+        usual += (mean_of_block - usual) / age
+        blocks += 1
+        total += mean_of_block
+        squares += mean_of_block * mean_of_block
+        if blocks > WARMUP:
+            mean = total / blocks
+            deviation = math.sqrt(max(squares / blocks - mean * mean, 0.0))
+            beyond = (mean_of_block - mean) / (deviation if deviation > 0 else 1.0)
+            rising += min(beyond, FARTHEST) - SLACK
         lowest = min(lowest, rising)
-        if rising - lowest > THRESHOLD:
-            return count, total, squares, rising, lowest, i + 1
-    return count, total, squares, rising, lowest, 0
+        risen = risen or rising - lowest > threshold
+    return threshold, risen, blocks, total, squares, rising, lowest, open_, held, usual, age
 
 
-__all__ = ["Rise"]
+__all__ = ["THRESHOLD", "Rise"]

@@ -94,7 +94,8 @@ class Augmentation:
         encoders: Mapping[str, Callable[[pl.Series], NDArray[np.int64]]] | None = None,
     ) -> None:
         """Let the learner learn from augmented rows. Where classes are balanced
-        (`models.balance.Balanced`), the learner inside: what was drawn is augmented.
+        (`models.balance.Balanced`) or a model may be renewed (`models.renewal.Renewed`), the
+        learner inside: what was drawn is augmented.
 
         Args:
             encoders: as in `Context`; for `synonyms` of words.

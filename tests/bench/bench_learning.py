@@ -17,6 +17,7 @@ import torch
 from engine.collate import Collate
 from engine.types import Batch, Features, Mark
 from models.learner import TabularLearner
+from models.renewal import Renewed
 from tests.bench.measure import report
 
 FLOORS = {"Phishing": 0.88, "Bananas": 0.80, "ImageSegments": 0.90, "TrumpApproval": 1.0}
@@ -62,7 +63,7 @@ def headrace(rows: list[dict[str, float]], labels: list[Any], batch_rows: int = 
     frame = pl.DataFrame(rows).cast(pl.Float64).with_columns(target=pl.Series(target))
     frame = frame.with_columns(_partition=pl.lit("p"), _position=pl.int_range(pl.len()))
     collate = Collate(reads)
-    model = TabularLearner(TabularLearner.Settings(), TabularLearner.Training(), reads)
+    model = Renewed(TabularLearner(TabularLearner.Settings(), TabularLearner.Training(), reads))
     right: list[Any] = []
     for part in frame.iter_slices(batch_rows):
         batch = collate.apply(Batch(frame=part, mark=Mark(), arrived=0.0))

@@ -25,6 +25,7 @@ UNITS = ("seconds", "bytes", "records", "values", "rows", "items", "steps", "rat
 UNITLESS = {
     "headrace_dead_letters_total",
     "headrace_drift_total",
+    "headrace_challenges_total",
     "headrace_duplicates_total",
     "headrace_source_rebalances_total",
     "headrace_source_refused_commits_total",

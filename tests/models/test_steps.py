@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from engine.types import Batch, Features, Mark, Scale, Tensors
 from models.learner import TabularLearner
-from models.rise import Rise
 from models.scaler import REACH, Scaler
 from models.waiting import joined, plain, restored
 
@@ -166,45 +165,3 @@ def test_kept_rows_are_scaled_as_the_stream_stands(make_features: Make) -> None:
             seen += 100
         errors[rows] = np.mean(wrong[5:])
     assert errors[2_000] <= 1.2 * errors[0]
-
-
-# ------------------------------------------------------------------------------------------- change
-
-
-def test_a_rise_is_found_at_its_row_however_the_errors_are_cut() -> None:
-    chance = np.random.default_rng(1)
-    errors = np.concatenate([chance.uniform(0, 0.2, 1_000), chance.uniform(0.7, 1, 100)])
-    found = []
-    for cut in (1, 13, 2_000):
-        rise, at = Rise(), 0
-        while at < len(errors):
-            rise, rows = rise.seen(errors[at : at + cut])
-            at += cut if rows is None else rows
-            if rows is not None:
-                found.append(at)
-                break
-    assert len(set(found)) == 1
-    assert 1_000 < found[0] < 1_050
-
-
-def test_a_falling_error_is_no_change() -> None:
-    rise, found = Rise().seen(np.linspace(1, 0, 5_000))
-    assert found is None
-    assert rise.count == 5_000
-
-
-@pytest.mark.parametrize("keys", [{}, {"replay_rows": 5_000, "replay_steps": 2}])
-def test_flipped_labels_are_learned_anew(keys: dict[str, Any]) -> None:
-    chance = np.random.default_rng(0)
-    x = chance.normal(size=(7_000, 4)).astype(np.float32)
-    y = (x @ np.array([1.0, -2.0, 0.5, 0.0]) > 0).astype(np.int64)
-    y[3_000:] = 1 - y[3_000:]
-    features = Features(numeric=tuple("abcd"), target="y", task="binary", classes=("no", "yes"))
-    rows = Tensors(
-        numeric=torch.from_numpy(x),
-        categories=torch.empty((7_000, 0), dtype=torch.int64),
-        target=torch.from_numpy(y),
-    )
-    right = (learned(learner(features, **keys), rows, 1_024) > 0.5) == y
-    assert right[:3_000].mean() > 0.9
-    assert right[5_000:].mean() >= 0.9
