@@ -150,8 +150,8 @@ class Evaluation:
 
     def report(self) -> dict[str, Any]:
         """``{"rows", "all": {...}, "window": {...}, "slices": {name: {...}}, "classes"}``; each
-        with its rows, the task's metrics, ``baselines`` and ``chance``; over all rows also
-        ``reliability``."""
+        with its rows, the task's metrics, ``baselines`` and ``chance`` (the window without rows
+        and chance); over all rows also ``reliability``."""
         now = self._folded()
         groups = {name: now._group(sums) for name, sums in now._groups.items()}
         whole = groups.pop("all")
@@ -282,7 +282,8 @@ class Evaluation:
 
     def _remember(self, rows: Rows, baselines: NDArray[Any]) -> None:
         """Errors into the history, rows into the window."""
-        self._window.append(Rows(frame=pl.DataFrame(), target=rows.target, scores=rows.scores))
+        guesses = pl.DataFrame(baselines, schema=list(map(str, range(baselines.shape[1]))))
+        self._window.append(Rows(frame=guesses, target=rows.target, scores=rows.scores))
         while sum(map(len, self._window[1:])) >= self.settings.window:
             self._window = self._window[1:]
         names = ["model", *self.baselines]
@@ -329,10 +330,9 @@ class Evaluation:
             return {}
         rows = _concat(self._window)
         n = self.settings.window
-        newest = Rows(frame=rows.frame, target=rows.target[-n:], scores=rows.scores[-n:])
-        p = len(self.baselines)
-        nothing = np.full((len(newest), p), np.nan if self._regression else -1)
-        return self._metrics(self._add(self._empty(), newest, nothing, None))
+        newest = Rows(frame=rows.frame.tail(n), target=rows.target[-n:], scores=rows.scores[-n:])
+        sums = self._add(self._empty(), newest, newest.frame.to_numpy(), None)
+        return {**self._metrics(sums), "baselines": sums.baselines(self.baselines)}
 
 
 def _concat(parts: list[Rows]) -> Rows:

@@ -32,6 +32,7 @@ from engine.config import DeadLetterSettings
 from engine.letters import letters
 from engine.loader import Loader
 from engine.metrics import Metrics
+from engine.scrub.chain import UNTAUGHT
 from engine.scrub.stage import DETECTORS
 from engine.service import Heartbeat
 from engine.times import Account
@@ -57,9 +58,11 @@ VERDICT_SECONDS = 10.0
 MAX_LAGS = 256
 SKEW_SECONDS = 5.0
 """How far ahead of this clock a record's time may be."""
+TABLES = ("reasons", "counts")
+"""Of `Totals`, those that are no numbers."""
 COUNTED = {
-    "filled": "missing_values", "duplicates": "duplicates", "clipped": "clipped_values",
-    "truncated": "truncated_values",
+    "filled": "missing_values", UNTAUGHT: "filled_before_learning", "duplicates": "duplicates",
+    "clipped": "clipped_values", "truncated": "truncated_values",
 }  # fmt: skip
 """What stages count -> the counter that sums it."""
 
@@ -77,6 +80,7 @@ class Totals:
         grown: rows that stages added to them.
         learned, predicted, rejected: rows by what became of them; each row is in exactly one.
         reasons: (stage, reason) -> rejected rows.
+        counts: (stage, what it counts) -> how many.
     """
 
     batches: int = 0
@@ -87,6 +91,7 @@ class Totals:
     cleaned: int = 0
     rejected: int = 0
     reasons: dict[tuple[str, str], int] = field(default_factory=dict)
+    counts: dict[tuple[str, str], int] = field(default_factory=dict)
 
     @property
     def balanced(self) -> bool:
@@ -96,14 +101,14 @@ class Totals:
 
     def snapshot(self) -> dict[str, Any]:
         """As a plain value."""
-        counts = {name: getattr(self, name) for name in self.__slots__ if name != "reasons"}
-        return {**counts, "reasons": [[*key, n] for key, n in self.reasons.items()]}
+        tables = {name: [[*key, n] for key, n in getattr(self, name).items()] for name in TABLES}
+        return {name: getattr(self, name) for name in self.__slots__} | tables
 
     @classmethod
     def restore(cls, value: Mapping[str, Any]) -> Totals:
         """From what `snapshot` gave."""
-        counts = {name: n for name, n in value.items() if name != "reasons"}
-        return cls(**counts, reasons={(s, r): n for s, r, n in value["reasons"]})
+        tables = {name: {(s, what): n for s, what, n in value.get(name, ())} for name in TABLES}
+        return cls(**{**value, **tables})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -544,7 +549,8 @@ class Loop:
         metrics.predicted_records.inc(done.predicted)
         metrics.cleaned_records.inc(done.cleaned)
         metrics.batch_rows.observe(len(batch))
-        for (_, what), n in batch.counts.items():
+        for (stage, what), n in batch.counts.items():
+            totals.counts[stage, what] = totals.counts.get((stage, what), 0) + n
             if what in COUNTED:
                 getattr(metrics, COUNTED[what]).inc(n)
             elif what in DETECTORS:

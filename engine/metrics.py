@@ -113,6 +113,10 @@ NAMES: Mapping[str, Name] = {
         "counter", "Rejected rows written to the dead letters.", {"reason": ()}
     ),
     "headrace_missing_values_total": Name("counter", "Missing values that were filled."),
+    "headrace_filled_before_learning_total": Name(
+        "counter",
+        "Missing values of columns that had no value yet: they were filled with 0, or nothing.",
+    ),
     "headrace_duplicates_total": Name("counter", "Rows recognized as duplicates."),
     "headrace_clipped_values_total": Name("counter", "Values clipped to their bounds."),
     "headrace_truncated_values_total": Name(
@@ -298,6 +302,7 @@ class Metrics:
     rejected_records: Counter
     dead_letters: Counter
     missing_values: Counter
+    filled_before_learning: Counter
     duplicates: Counter
     clipped_values: Counter
     truncated_values: Counter

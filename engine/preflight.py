@@ -17,6 +17,7 @@ from engine.config import apart
 from engine.contract import slips
 from engine.progress import console
 from engine.run import Run
+from engine.scrub.stage import Learned
 from engine.types import (
     PARTITION,
     RESERVED,
@@ -77,6 +78,15 @@ def _tried(run: Run, sample: Batch | None, source: Source) -> Iterator[str]:
         return
     table, batch = _steps(run, sample)
     out.print(table)
+    if names := _untaught(run, batch):
+        out.print(
+            f"The sample is a first batch, and stages work with what batches before it taught: "
+            f"{', '.join(names)} {'knows' if len(names) == 1 else 'know'} nothing yet, so numbers "
+            "stay as they are, gaps become 0 and categories are unknown; in a run that is so in "
+            "the first batch alone.",
+            highlight=False,
+            markup=False,
+        )
     problems = [*_rejected(run, batch)]
     yield from (*(problems or _unreadable(run, sample)), *source.remarks(), *_labels(run, batch))
 
@@ -234,6 +244,16 @@ def _misspelt(run: Run) -> Iterator[str]:
         parts.append((run.learner, Learner))
     for part, contract in parts:
         yield from slips(type(part), contract)
+
+
+def _untaught(run: Run, batch: Batch) -> list[str]:
+    """Stages that learn, and had nothing to apply to a first batch."""
+    return [
+        stage.name
+        for stage in run.stages
+        if stage.snapshot() is not None
+        and (isinstance(stage, Learned) or batch.counts.get((stage.name, "unknown")))
+    ]
 
 
 def _augmented(run: Run, batch: Batch) -> dict[str, int]:

@@ -62,6 +62,7 @@ class Profile:
         records: of the sample.
         rate: records a second, the warm-up not counted.
         verdict: what holds the sample; None where it was too short to tell.
+        ended: whether the source ended before the sample's time was over.
         calls, seconds: stage -> how often it worked, and for how long, after the warm-up.
         memory: holder -> most bytes that it had; ``process`` is all of it.
         peaks: stage -> most bytes that the process had at the end of its work.
@@ -72,12 +73,20 @@ class Profile:
     records: int
     rate: float
     verdict: Verdict | None
+    ended: bool = False
     calls: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     memory: dict[str, int] = field(default_factory=dict)
     peaks: dict[str, int] = field(default_factory=dict)
     trials: tuple[Trial, ...] = ()
     left_out: tuple[str, ...] = ()
+
+    @property
+    def _too_short(self) -> str:
+        """What is said without a verdict."""
+        if self.ended:
+            return "The source ended too soon to tell what holds the run: it is done in a moment."
+        return "The sample was too short to tell what holds it: give it more --seconds."
 
     def tables(self) -> Iterable[Table | str]:
         """For a terminal."""
@@ -95,10 +104,7 @@ class Profile:
         for holder, nbytes in sorted(self.memory.items(), key=lambda item: -item[1]):
             memory.add_row(holder, _mib(nbytes))
         yield memory
-        yield str(
-            self.verdict
-            or "The sample was too short to tell what holds it: give it more --seconds."
-        )
+        yield str(self.verdict or self._too_short)
         for trial in self.trials:
             yield (f"Measured: --set {trial.setting} gives {trial.gain:.2f} times the records.")
         yield from self.left_out
@@ -133,6 +139,7 @@ def profile(
             records=first.records,
             rate=first.rate,
             verdict=verdict,
+            ended=not first.run_.loop.stopped,
             calls=first.calls,
             seconds=first.seconds,
             memory=first.memory,

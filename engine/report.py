@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from engine import atomic
+from engine.words import counted
 
 # Okabe & Ito's palette, told apart by colour-blind readers too.
 MODEL, BASELINES = "#0072B2", ("#E69F00", "#CC79A7", "#009E73", "#D55E00", "#56B4E9")
@@ -30,13 +31,13 @@ def figure(group: Mapping[str, Any]) -> tuple[str, str]:
 
 def headline(report: Mapping[str, Any]) -> str:
     """One line for a progress bar; empty before the first row."""
-    window, whole = report.get("window", {}), report.get("all", {})
-    if not window or not whole:
+    window = report.get("window", {})
+    if not window:
         return ""
-    key, name = figure(whole)
-    best = best_baseline(whole)
-    beside = f" ({best}: {whole['baselines'][best][key]:.4g})" if best else ""
-    return f"{name} {window[key]:.4g}{beside}"
+    key, name = figure(window)
+    best = best_baseline(window)
+    beside = f" ({best}: {window['baselines'][best][key]:.4g})" if best else ""
+    return f"newest rows: {name} {window[key]:.4g}{beside}"
 
 
 def best_baseline(group: Mapping[str, Any]) -> str | None:
@@ -95,14 +96,19 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
     baseline = whole["baselines"][best]
     theirs = baseline[key]
     ours = baseline.get("model_mae", whole[key])  # over the rows where there is such a baseline
-    if key == "accuracy" and whole["chance"]["accuracy"] >= theirs:
-        best, theirs = "majority class", whole["chance"]["accuracy"]
-    if ours < theirs if key == "mae" else ours > theirs:
+    share = whole.get("chance", {}).get("accuracy", 0.0)
+    if ours >= theirs if key == "mae" else ours <= theirs:
+        remark = (
+            f"The baseline '{best}' is no worse than the model: {name} {theirs:.4g} against "
+            f"{ours:.4g}, over {counted(baseline['rows'], 'row')}."
+        )
+    elif key == "accuracy" and ours <= share:
+        remark = (
+            f"The most frequent class is no worse than the model: it has {share:.4g} of all "
+            f"{counted(whole['rows'], 'row')}, and the model's accuracy over them is {ours:.4g}."
+        )
+    else:
         return []
-    remark = (
-        f"The baseline '{best}' is no worse than the model: {name} {theirs:.4g} against "
-        f"{ours:.4g}, over {baseline['rows']:,} rows."
-    )
     chance = whole.get("chance", {}).get("average_precision")
     if chance is not None and whole["average_precision"] > 2 * chance and rare_classes(report):
         remark += (

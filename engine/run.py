@@ -34,6 +34,7 @@ from engine.mix import Mix, sources_of
 from engine.nested import array_bytes, nested_features
 from engine.projection import projected
 from engine.scrub import STAGES
+from engine.scrub.chain import UNTAUGHT
 from engine.scrub.columns import spread
 from engine.scrub.stage import Stateless
 from engine.service import Health, Heartbeat, Service
@@ -985,6 +986,7 @@ class Run:
         self._tell()
         with self._serving(), self.heartbeat.watched():
             resumed = loop.resume()
+            self._counts_before = dict(loop.totals.counts)
             if not resumed:
                 self._keep_schema()
             failed: CheckpointFailed | Flood | None = None
@@ -1137,6 +1139,7 @@ class Run:
 
     _schemas: list[Schema]
     _mark = Mark()
+    _counts_before: Mapping[tuple[str, str], int] = {}
     _fresh = False
 
     @cached_property
@@ -1304,6 +1307,8 @@ class Run:
         for part in remarking if self.loop.totals.read else ():
             for remark in getattr(part, "remarks", list)():
                 log.warning("%s", remark)
+        for remark in self._filled_early():
+            log.warning("%s", remark)
         if self.trains:
             files |= self._report()
             self._mark = self.loop.mark
@@ -1321,10 +1326,25 @@ class Run:
         self.metrics.render_final(files["metrics"])
         return files, verdict
 
+    def _filled_early(self) -> Iterator[str]:
+        """A sentence for each stage that, in this run, filled values it knew nothing of."""
+        for (stage, what), n in self.loop.totals.counts.items():
+            if what == UNTAUGHT and n > self._counts_before.get((stage, what), 0):
+                yield (
+                    f"[scrub.{stage}] filled {n:,} values of columns that it had seen no value of "
+                    "yet, with 0, \"\" or false: give a 'missing' stage the 'value' that should "
+                    "stand there, or let the data begin with rows that are whole."
+                )
+
     def _report(self) -> dict[str, Path]:
-        tell_quality(self.metrics, self.evaluation.report())
+        told = self.evaluation.report()
+        tell_quality(self.metrics, told)
+        counted: dict[str, dict[str, int]] = {}
+        for (stage, what), n in self.loop.totals.counts.items():
+            counted.setdefault(stage, {})[what] = n
         files = {"report": self.folder / "report.json"}
-        atomic.write(files["report"], json.dumps(self.evaluation.report(), indent=2, default=str))
+        told = {**told, "counted": counted}
+        atomic.write(files["report"], json.dumps(told, indent=2, default=str))
         history = self.evaluation.history()
         if history.height > 1:
             files["picture"] = self.folder / "error.png"

@@ -90,7 +90,8 @@ class Verdict:
         )
         if self.advice:
             first = self.advice[0]
-            try_ = f"Try --set {first.setting}: {first.why}" if first.setting else first.why
+            words = first.why[0].upper() + first.why[1:]
+            try_ = f"Try --set {first.setting}: {first.why}" if first.setting else words
             said += f" {try_}."
         return said
 
@@ -173,10 +174,16 @@ def _advice(
         setting=f"loader.batch_rows={rows}",
         why="what is paid for each batch is paid less often" + _costs(settings),
     )
-    if resource == "contended CPU" and part == "model" and settings.get("threads"):
+    contended = resource == "contended CPU"
+    if contended and part == "model" and settings.get("threads"):
         yield Advice(
             setting=f"{settings['threads']}=1",
             why="other processes take the cores, and threads that share a step wait for each other",
+        )
+    elif contended:
+        yield Advice(
+            setting="",
+            why="other processes take the cores: give it cores of its own, or run fewer beside it",
         )
     if part == "source":
         reads = 4 * int(settings["read_rows"])
@@ -188,17 +195,25 @@ def _advice(
         threads = int(settings["decode_threads"]) + 1
         if int(settings["batch_rows"]) < threads * PART_ROWS:
             yield batches
-        elif resource == "I/O" or threads <= cores:
+        elif resource == "I/O" or (threads <= cores and not contended):
             yield Advice(
                 setting=f"loader.decode_threads={threads}", why="they decode a batch together"
             )
-        yield Advice(setting="", why="fewer columns in [source.schema] are less to decode")
+        yield Advice(
+            setting="",
+            why="fewer columns in [source.schema] are less to decode, if the model can do without",
+        )
     elif part in ("scrub", "transfer"):
         yield batches
-        yield Advice(setting="", why=f"fewer columns in [scrub.{stage}] are less to work on")
+        yield Advice(
+            setting="",
+            why=f"fewer columns in [scrub.{stage}] are less work, if the model can do without",
+        )
     elif part == "model":
         yield batches
-        yield Advice(setting="", why="a smaller or compressed model is less to compute")
+        yield Advice(
+            setting="", why="a smaller or compressed model is less to compute, and may know less"
+        )
     elif stage == "write":
         yield batches
         yield Advice(setting="", why="fewer [sink] columns are less to write")

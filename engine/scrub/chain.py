@@ -28,9 +28,12 @@ from engine.statistics import Extremes, Moments, extremes_into, moments_into
 from engine.types import Batch, Scale, Stage
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 FLOATS = (pl.Float64, pl.Float32)
 STEADY = time.CLOCK_MONOTONIC
 KINDS = {"fill": 0, "clip": 1, "scale": 2}
+UNTAUGHT = "filled_before_learning"
+"""What a stage counts that fills values of columns it has learned nothing of."""
 STATISTICS: dict[type[Moments] | type[Extremes] | None, int] = {None: 0, Moments: 1, Extremes: 2}
 
 
@@ -43,6 +46,8 @@ class Link:
         a, b: a number for each column, shape (columns,).
         learns: the statistic of the columns as they come in that the stage wants, or None.
         counts: under which word the stage counts changed values, or None.
+        untaught: columns of which the stage has learned nothing yet, shape (columns,), or None:
+            what changes in them is counted under `UNTAUGHT` as well.
         scale: what goes with the batch, where the numbers will be others for the next one.
     """
 
@@ -51,6 +56,7 @@ class Link:
     b: Floats
     learns: type[Moments] | type[Extremes] | None
     counts: str | None = None
+    untaught: NDArray[np.bool_] | None = None
     scale: Scale | None = None
 
 
@@ -252,7 +258,8 @@ def _linked(
     """
     some = [link for link in links if link is not None]
     learned = np.empty((len(some), len(block.at), 3))
-    changed, took = np.zeros((2, len(some)), np.int64)
+    changed = np.zeros((len(some), len(block.at)), np.int64)
+    took = np.zeros(len(some), np.int64)
     _links(
         block.at,
         row,
@@ -268,14 +275,19 @@ def _linked(
     )
     spent += took * 1e-9
     counts = dict(batch.counts)
-    for stage, link, sums, n in zip(stages, some, learned, changed.tolist(), strict=True):
+    for stage, link, sums, values in zip(stages, some, learned, changed, strict=True):
         if link.learns is not None:
             stage.learn(link.learns.from_sums(sums), len(batch))
         if link.counts is not None:
-            key = stage.name, link.counts
-            counts[key] = counts.get(key, 0) + n
+            _count(counts, stage.name, link.counts, values)
+        if link.untaught is not None and values[link.untaught].any():
+            _count(counts, stage.name, UNTAUGHT, values[link.untaught])
     scales = tuple(link.scale for link in some if link.scale is not None)
     return dataclasses.replace(batch, counts=counts, scales=(*batch.scales, *scales))
+
+
+def _count(counts: dict[tuple[str, str], int], stage: str, what: str, values: Ints) -> None:
+    counts[stage, what] = counts.get((stage, what), 0) + int(values.sum())
 
 
 def _tell(
@@ -314,7 +326,8 @@ def _links(at, row, n, kinds, learns, a, b, made, learned, changed, spent):  # t
         a, b: shape (links, columns).
         made: gets the columns, shape (columns, rows).
         learned: gets the statistics, shape (links, columns, 3).
-        changed, spent: get how many values each link has changed, and nanoseconds.
+        changed: gets how many values each link has changed, shape (links, columns).
+        spent: gets nanoseconds of each link.
     """
     columns = len(made)
     links = len(kinds)
@@ -343,7 +356,7 @@ def _links(at, row, n, kinds, learns, a, b, made, learned, changed, spent):  # t
                 for i in range(first, last):
                     out = made[j, row : row + n] if i == links - 1 else turns[i & 1]
                     out = out[start : start + TILE]
-                    changed[i] += _link(part, mask, kinds[i], a[i, j], b[i, j], out)
+                    changed[i, j] += _link(part, mask, kinds[i], a[i, j], b[i, j], out)
                     part, mask = out, none
                     before, now = now, _now(room)
                     spent[i] += now - before

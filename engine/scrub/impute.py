@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from engine.kernels import Floats
+from engine.scrub.chain import UNTAUGHT
 from engine.scrub.columns import extended, is_missing, numbers, replaced, spread
 from engine.scrub.stage import ForgetSettings, Learned
 from engine.statistics import CoMoments, matrix
@@ -99,8 +100,17 @@ class Impute(Learned):
             done = done.with_columns(
                 missing.select(pl.all().cast(pl.Float32).name.suffix("_missing"))
             )
+        untaught = holes[self._untaught]
+        early = {UNTAUGHT: int(untaught.sum())} if untaught.any() else {}
         self._learn(batch)
-        return batch.with_frame(done).counted(self.name, filled=int(holes.sum()))
+        return batch.with_frame(done).counted(self.name, filled=int(holes.sum()), **early)
+
+    @property
+    def _untaught(self) -> NDArray[np.bool_]:
+        """Columns to fill of which no value was seen yet, shape (columns to fill,)."""
+        learned = self._statistic
+        assert isinstance(learned, CoMoments)
+        return np.asarray(learned.single.count[: len(self._filled)] == 0)
 
     def _with(
         self, column: pl.Series, holes: NDArray[np.bool_], at: NDArray[np.int64], said: Floats

@@ -8,10 +8,11 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from engine.kernels import filled
-from engine.scrub.chain import Link
+from engine.scrub.chain import UNTAUGHT, Link
 from engine.scrub.columns import (
     extended,
     holds,
@@ -158,14 +159,18 @@ class Missing(Learned):
     def apply(self, batch: Batch) -> Batch:
         if self.settings.strategy == "drop":
             return self._dropped(batch)
+        early: dict[str, int] = {}
         if self.settings.strategy == "last":
             frame, done = self._from_last(batch.frame)
         else:
-            frame, done = self._filled(batch.frame)
+            frame, filled = self._filled(batch.frame)
+            done = sum(filled)
+            if (untaught := self._untaught()) is not None and any(filled):
+                early = {UNTAUGHT: int(np.array(filled)[untaught].sum())}
         if self.settings.indicator:
             frame = frame.with_columns(self._indicators(batch.frame))
         self._learn(batch)
-        return batch.with_frame(frame).counted(self.name, filled=done)
+        return batch.with_frame(frame).counted(self.name, filled=done, **early)
 
     @property
     def kinds(self) -> list[pl.DataType]:
@@ -174,6 +179,7 @@ class Missing(Learned):
 
     def link(self, batch: Batch) -> Link | None:
         """Numbers filled with one value a column."""
+        untaught = self._untaught()
         if self.settings.strategy in ("last", "drop") or self.settings.indicator:
             return None
         learned = self._statistic
@@ -184,11 +190,26 @@ class Missing(Learned):
             if not all(isinstance(value, int | float) for value in values):
                 return None
             fills = np.array(values, np.float64)
-        return self._linked(batch, "fill", fills, fills, counts="filled")
+        return self._linked(batch, "fill", fills, fills, counts="filled", untaught=untaught)
 
-    def _filled(self, frame: pl.DataFrame) -> tuple[pl.DataFrame, int]:
-        """The frame without missing values, and how many those were."""
-        made, n, others = [], 0, []
+    def _untaught(self) -> NDArray[np.bool_] | None:
+        """Columns that are filled with a default, as no value of them was seen yet, shape
+        (columns,); None where there are none, or the pipeline says with what."""
+        if self.settings.strategy not in STATISTICS or self.settings.value is not None:
+            return None
+        statistic = self._statistic
+        if isinstance(statistic, Moments):
+            untaught = statistic.count == 0
+        elif isinstance(statistic, Quantiles):
+            untaught = statistic.low > statistic.high
+        else:
+            assert isinstance(statistic, Counts)
+            untaught = np.array([table.is_empty() for table in statistic.tables])
+        return untaught if untaught.any() else None
+
+    def _filled(self, frame: pl.DataFrame) -> tuple[pl.DataFrame, list[int]]:
+        """The frame without missing values, and how many those were in each column."""
+        made, n, others = [], list[int](), []
         for name, value in zip(self._columns, self._values(), strict=True):
             column, kind = frame.get_column(name), self._kinds[name]
             if column.dtype.is_numeric() and kind.is_float():
@@ -198,7 +219,7 @@ class Missing(Learned):
                 lost = column.null_count()
                 if lost:
                     others.append(pl.col(name).fill_null(pl.lit(value, dtype=kind)))
-            n += lost
+            n.append(lost)
             if kind.is_float() and (lost or kind != self._schema[name]):
                 made.append(column)
         if others:  # asked for at once: each question costs more than its answer

@@ -26,6 +26,7 @@ UNITLESS = {
     "headrace_dead_letters_total",
     "headrace_drift_total",
     "headrace_challenges_total",
+    "headrace_filled_before_learning_total",
     "headrace_duplicates_total",
     "headrace_source_rebalances_total",
     "headrace_source_refused_commits_total",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -124,3 +125,13 @@ def test_waiting_for_a_core_is_no_input_or_output() -> None:
 def test_advice_says_what_it_costs() -> None:
     found = verdict(account(learn=9.0), settings={"costs": "needs --fresh"})
     assert "needs --fresh" in str(found)
+
+
+@pytest.mark.parametrize("stage", ["decode", "standardize", "learn"])
+def test_where_others_take_the_cores_no_thread_more_is_advised(stage: str) -> None:
+    spent = replace(account(cpu=0.3, **{stage: 9.0}), queued=6.0)
+    found = verdict(spent, cores=4)
+    assert found.resource == "contended CPU"
+    assert found.advice[0].setting == ""
+    assert "Other processes take the cores: give it cores of its own" in str(found)
+    assert not any("decode_threads" in advice.setting for advice in found.advice)

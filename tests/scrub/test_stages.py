@@ -46,6 +46,27 @@ def test_mean_of_the_batches_before(run: Run) -> None:
     assert [b.counts["s", "filled"] for b in done] == [1, 2, 2]
 
 
+@pytest.mark.parametrize("strategy", ["mean", "median", "most_frequent"])
+@pytest.mark.parametrize("indicator", [False, True])
+def test_what_is_filled_before_a_value_was_seen_is_counted(
+    run: Run, strategy: str, indicator: bool
+) -> None:
+    """Column by column: `late` has no value for two batches."""
+    parts = [
+        {"x": [None, 1.0, None], "late": [None, None, None]},
+        {"x": [None, 1.0, 2.0], "late": [None, None, None]},
+        {"x": [None, 1.0, 2.0], "late": [5.0, None, None]},
+        {"x": [None, 1.0, 2.0], "late": [5.0, None, None]},
+    ]
+    frames = [pl.DataFrame(part, schema={"x": pl.Float64, "late": pl.Float64}) for part in parts]
+    options = {"columns": ["x", "late"], "strategy": strategy, "indicator": indicator}
+    done = run("missing", options, *frames)
+    assert [b.counts["s", "filled"] for b in done] == [5, 4, 3, 3]
+    assert [b.counts.get(("s", "filled_before_learning"), 0) for b in done] == [5, 3, 2, 0]
+    said = run("missing", {**options, "value": 1}, *frames)  # the pipeline says with what
+    assert not any(("s", "filled_before_learning") in b.counts for b in said)
+
+
 @pytest.mark.parametrize(
     ("strategy", "given_", "filled"),
     [

@@ -1,0 +1,116 @@
+"""What a run says of itself: a figure is named, and the same wherever the same thing is meant."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from engine import report
+from engine.loop import Loop
+from engine.run import Run
+from engine.types import Batch
+from tests.pipelines.conftest import Headrace, Rows, Small
+
+BINARY = (
+    'target = "y"\n', 'target = "label"\ntask = "binary"\nclasses = ["no", "yes"]\n'
+)  # fmt: skip
+
+
+def labelled(rows: Rows, n: int, share: float = 0.7) -> pl.DataFrame:
+    """Rows whose label is no more than a coin's: the model cannot win."""
+    frame = rows(n)
+    coin = pl.int_range(pl.len()).hash(7) % 1_000 < round(1_000 * share)
+    return frame.with_columns(label=pl.when(coin).then(pl.lit("no")).otherwise(pl.lit("yes")))
+
+
+def binary(small: Small, data: Path) -> Path:
+    return small(data, BINARY, ('y = "float64"\n', 'label = "string"\n'))
+
+
+@pytest.mark.parametrize("n", [3, 400])
+def test_a_baseline_has_one_figure_on_a_screen(
+    rows: Rows, small: Small, headrace: Headrace, tmp_path: Path, n: int
+) -> None:
+    labelled(rows, n).write_csv(tmp_path / "data.csv")
+    code, out, err = headrace("run", binary(small, tmp_path / "data.csv"))
+    assert code == 0, err
+    (row,) = re.findall(r"│ all +│ +(\S+) │ +(\S+) │ +(\S+) │", out)
+    shown = dict(zip(("learned", "majority class", "last class"), row, strict=True))
+    pattern = r"The baseline '(.+)' is no worse than the model: accuracy (\S+) against (\S+), over"
+    share = (
+        r"most frequent class is no worse than the model: it has (\S+) of all ([\d,]+) rows, and"
+    )
+    if said := re.search(pattern, out):
+        assert float(said[2]) == pytest.approx(float(shown[said[1]]), abs=1e-4)
+        assert float(said[3]) == pytest.approx(float(shown["learned"]), abs=1e-4)
+    else:  # a share of all rows is no baseline of the table, and is not called one
+        found = re.search(share, out)
+        assert found is not None, out
+        most = max(labelled(rows, n)["label"].value_counts()["count"])
+        assert float(found[1]) == pytest.approx(most / n, abs=1e-4)
+        assert int(found[2]) == n
+
+
+def test_the_line_while_it_runs_is_over_the_newest_rows_only(
+    rows: Rows, small: Small, tmp_path: Path
+) -> None:
+    """First 'no' alone, then 'yes' alone: over the newest rows the majority is always wrong."""
+    frame = rows(1_200).with_columns(
+        label=pl.when(pl.col("n") < 800).then(pl.lit("no")).otherwise(pl.lit("yes"))
+    )
+    frame.write_csv(tmp_path / "data.csv")
+    file = binary(small, tmp_path / "data.csv")
+    file.write_text(file.read_text().replace("window = 1000", "window = 200"))
+    said: list[str] = []
+
+    def watch(loop: Loop, batch: Batch) -> None:
+        said.append(report.headline(run.evaluation.report()))
+
+    run = Run(file, watch=watch)
+    run.run()
+    window = run.evaluation.report()["window"]
+    assert window["baselines"]["majority class"] == {"accuracy": 0.0, "rows": 200}
+    assert window["baselines"]["last class"] == {"accuracy": 1.0, "rows": 200}
+    shown = f"newest rows: accuracy {window['accuracy']:.4g} (last class: 1)"
+    assert said[-1] == shown
+
+
+# ------------------------------------------------------------------------- before it has learned
+
+
+def test_gaps_filled_before_anything_was_learned_are_told(
+    rows: Rows, small: Small, headrace: Headrace, tmp_path: Path,
+    counted: Callable[[], dict[str, float]],
+) -> None:  # fmt: skip
+    frame = rows(1_000).with_columns(a=pl.when(pl.col("n") < 150).then(None).otherwise("a"))
+    frame.write_csv(tmp_path / "data.csv")
+    file = small(tmp_path / "data.csv")
+    early = 100 + frame["a"][100:200].null_count()  # two batches, the second with the first value
+    code, _, err = headrace("run", file)
+    assert code == 0, err
+    assert f"[scrub.missing] filled {early} values of columns that it had seen no value of" in err
+    assert counted()["headrace_filled_before_learning_total"] == early
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["counted"]["missing"] == {
+        "filled": frame["a"].null_count(), "filled_before_learning": early,
+    }  # fmt: skip
+    code, _, err = headrace("run", file)  # nothing new: told once
+    assert (code, "filled before" in err, "seen no value of" in err) == (0, False, False)
+    code, _, err = headrace("run", file, "--fresh", "--set", "scrub.missing.value=0.5")
+    assert (code, "seen no value of" in err) == (0, False)
+
+
+def test_check_says_what_a_first_batch_counts(
+    rows: Rows, small: Small, headrace: Headrace, tmp_path: Path
+) -> None:
+    rows(300).write_csv(tmp_path / "data.csv")
+    code, out, _ = headrace("check", small(tmp_path / "data.csv"))
+    assert code == 0
+    said = " ".join(out.split())
+    assert "unknown 300" in said
+    assert "missing, standardize, categories know nothing yet, so numbers stay" in said
