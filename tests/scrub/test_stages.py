@@ -52,7 +52,7 @@ def test_what_is_filled_before_a_value_was_seen_is_counted(
     run: Run, strategy: str, indicator: bool
 ) -> None:
     """Column by column: `late` has no value for two batches."""
-    parts = [
+    parts: list[dict[str, list[float | None]]] = [
         {"x": [None, 1.0, None], "late": [None, None, None]},
         {"x": [None, 1.0, 2.0], "late": [None, None, None]},
         {"x": [None, 1.0, 2.0], "late": [5.0, None, None]},
