@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 
 from connectors.files.table import KINDS
+from connectors.formats.columns import PROBLEM
 from connectors.formats.csv import Csv
 from connectors.formats.guess import (
     Guess,
@@ -21,8 +22,10 @@ from connectors.formats.guess import (
     spans_lines,
 )
 from connectors.formats.recode import Table
-from engine.types import RESERVED, Records, Schema, UserError, Values, type_name
+from engine.types import PART, RESERVED, REST, Records, Schema, UserError, Values, type_name
 
+OWN_NAMES = (*RESERVED, PART, PROBLEM, REST, "")
+"""Names that no column of a file can have: headrace's own, and none."""
 BUDGET = 32 << 20
 """Bytes of text that types are guessed from; files with less in all are looked at whole."""
 LEAST = 64 << 10
@@ -30,7 +33,7 @@ LEAST = 64 << 10
 SOME_ROWS = 64
 MOST_COLUMNS = 10_000
 """Whose types are guessed: more are data in the place of names."""
-PART = 4 << 20
+PIECE = 4 << 20
 """Bytes looked at together."""
 NAMED = 3
 """Files that a log line names."""
@@ -186,7 +189,7 @@ def of_csv(
             there[name] = columns
             found.schema |= {c: pl.String() for c in columns if c not in found.schema}
             wanted = [] if declared is None else [c for c in columns if c not in declared]
-            wanted = [c for c in wanted if c not in RESERVED]
+            wanted = [c for c in wanted if c not in OWN_NAMES]
             seen = 0
             for records in shares.parts(file, name, found) if columns else ():
                 seen += len(records)
@@ -287,7 +290,7 @@ class Shares:
         """Rows from the beginning of a file; at least one part of it."""
         share = max(self._left // max(1, self._files), LEAST)
         self._files -= 1
-        while (records := file.read(1 << 30, min(PART, max(share, 1)))) is not None:
+        while (records := file.read(1 << 30, min(PIECE, max(share, 1)))) is not None:
             size = records.nbytes
             share -= size
             self._left -= size
@@ -302,7 +305,7 @@ def _note_lacking(found: Inspection, there: Mapping[str, list[str]]) -> None:
         return
     for column in found.schema:
         lacking = [name for name, columns in there.items() if column not in columns]
-        if lacking and column not in RESERVED:
+        if lacking and column not in OWN_NAMES:
             found.lacking[column] = lacking
 
 

@@ -29,6 +29,7 @@ from connectors.files.identity import (
     together,
 )
 from connectors.files.inspection import (
+    OWN_NAMES,
     Inspection,
     Recoded,
     Rows,
@@ -76,7 +77,6 @@ from connectors.formats.xml import Fields, Xml, columns_of, documents
 from engine.expressions import expression
 from engine.types import (
     DROPPED,
-    RESERVED,
     REST,
     SAMPLED,
     Duration,
@@ -255,6 +255,7 @@ class FilesSource(Source):
         self._found_dialect: dict[str, Any] | None = None
         """What a CSV was found to be written like; None before it was looked at."""
         self._csvs: list[Csv] = []
+        self._left_out: set[str] = set()
         self._inner = self._format()
         self._folders = {name: values_of(path) for name, path in self._files.items()}
         hive = any(self._folders.values()) and not self._is_one
@@ -334,7 +335,7 @@ class FilesSource(Source):
         """
         if not isinstance(self.format, Folders):
             return self._schema_within(declared)
-        said = self.format.schema(declared)
+        said = self._usable(self.format.schema(declared))
         within = self._schema_within({c: t for c, t in declared.items() if c not in said})
         if declared.get(REST) == DROPPED:
             said = {c: dtype for c, dtype in said.items() if c in declared}
@@ -386,7 +387,7 @@ class FilesSource(Source):
             self._columns = list(named)
             return named
         there = self._there(named, guess=rest is None)
-        there = {c: dtype for c, dtype in there.items() if c not in RESERVED}  # a sink's own output
+        there = self._usable(there)
         if self._kind not in OPEN:
             self._check(named, there)
         if self.settings.order_by:
@@ -396,6 +397,22 @@ class FilesSource(Source):
         if rest is None:
             self._guesses.columns = frozenset(c for c in schema if c not in named)
         return schema
+
+    def _usable(self, there: Schema) -> Schema:
+        """The columns that can be columns here; the others are told, once."""
+        paths = self.settings.paths if self._kind in (*JSON, *KINDS) else {}
+        read = {str(parse_path(path, c)[0]) for c, path in paths.items()}
+        for column in there:
+            if column in OWN_NAMES and column not in self._left_out | read:
+                self._left_out.add(column)
+                why = f"headrace has a '{column}' of its own" if column else "it has no name"
+                way = f' in [source] paths, as in other = "{column}"'
+                log.warning(
+                    "Column '%s' of %s is left out, as %s: give it another%s.",
+                    column, self._every().rstrip(","), why,
+                    way if self._kind in (*JSON, *KINDS) else " name there",
+                )  # fmt: skip
+        return {c: dtype for c, dtype in there.items() if c not in OWN_NAMES}
 
     def findings(self) -> Mapping[str, Snapshot]:
         """See `engine.types.Source`: how a CSV is written, and which types are guesses."""

@@ -186,16 +186,12 @@ class ArrowFile(TableFile):
             narrow, self._reader = self._columns([0]), self._columns(fields)
             sizes = [narrow.get_batch(i).num_rows for i in range(narrow.num_record_batches)]
         self.bounds = np.cumsum([0, *sizes]).astype(np.int64)
-        empty = pl.from_arrow(schema.empty_table())
-        assert isinstance(empty, pl.DataFrame)
-        self.schema = dict(empty.schema)
+        self.schema = dict(_frame(schema.empty_table()).schema)
 
     def _decode(self, number: int) -> pl.DataFrame:
         batch = self._nth(number) if self._streamed else self._reader.get_batch(number)
         batch.validate(full=True)
-        frame = pl.from_arrow(pa.Table.from_batches([batch]))
-        assert isinstance(frame, pl.DataFrame)
-        return frame
+        return _frame(pa.Table.from_batches([batch]))
 
     def _nth(self, number: int) -> pa.RecordBatch:
         """A batch of a stream; those before it are passed over."""
@@ -235,6 +231,14 @@ class SortedRows(TableFile):
 
     def _decode(self, number: int) -> pl.DataFrame:
         return self._frame
+
+
+def _frame(table: pa.Table) -> pl.DataFrame:
+    """The same columns, also one without a name, which polars would name."""
+    frame = pl.from_arrow(table)
+    assert isinstance(frame, pl.DataFrame)
+    frame.columns = table.column_names
+    return frame
 
 
 def _once(names: Sequence[str], file: str) -> None:

@@ -199,7 +199,7 @@ class Csv:
         )
         if frame.height != len(values):
             raise PolarsError(f"{len(values)} rows expected, {frame.height} found")
-        return frame.select(list(schema))
+        return frame[list(schema)]
 
     def _sorted_out(
         self, records: Records, header: list[str], counts: NDArray[np.int64], schema: Schema

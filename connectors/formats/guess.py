@@ -213,7 +213,7 @@ def _by_key(lines: bytes) -> pl.DataFrame:
             made[key] = pl.Series(key, values if plain else texts)
         except (PolarsError, TypeError, OverflowError, UnicodeEncodeError):
             made[key] = pl.Series(key, texts)
-    return pl.DataFrame(list(made.values()))
+    return pl.DataFrame(made)
 
 
 def _shallow(line: bytes) -> bytes:

@@ -17,7 +17,7 @@ from polars.exceptions import PolarsError
 from connectors.formats import scan
 from connectors.formats.casts import Coerce, cast, nothing, too_big, written_as
 from connectors.formats.flat import Flat
-from connectors.formats.paths import Shape, parse_path
+from connectors.formats.paths import Shape, parse_path, parsed_as
 from connectors.formats.rows import (
     BAD_UTF8,
     BROKEN,
@@ -274,17 +274,17 @@ class _Parser:
         kinds = self.shape.schema
         if any(_overflown(_leaves(frame.get_column(c))).any() for c in kinds):
             raise PolarsError("a number is too large for its column")
-        times = [c for c, kind in kinds.items() if _leaf(kind).is_temporal()]
-        if times:
-            frame = frame.with_columns(self._moments(frame.get_column(c)) for c in times)
+        others = [c for c, kind in kinds.items() if parsed_as(kind) != kind]
+        if others:
+            frame = frame.with_columns(self._cast(frame.get_column(c)) for c in others)
         return frame if frame.schema == kinds else frame.cast(kinds)  # type: ignore[arg-type]
 
-    def _moments(self, text: pl.Series) -> pl.Series:
-        """Times, from text. Raises: PolarsError where one is none."""
-        kind = self.shape.schema[text.name]
-        made = cast(text, kind, written=True)
-        if made.null_count() != text.null_count():
-            raise PolarsError(f"a value of '{text.name}' is no {type_name(kind)}")
+    def _cast(self, parsed: pl.Series) -> pl.Series:
+        """A column in its own type. Raises: PolarsError where a value does not fit."""
+        kind = self.shape.schema[parsed.name]
+        made = cast(parsed, kind, written=True)
+        if made.null_count() != parsed.null_count():
+            raise PolarsError(f"a value of '{parsed.name}' is no {type_name(kind)}")
         return made
 
     def may_be_numbers(self, frame: pl.DataFrame) -> bool:
@@ -378,7 +378,7 @@ class _Parser:
             if isinstance(kind, pl.List):  # the parser makes null of elements that do not fit
                 spans = there.spans[:, self.tree.number(nodes[-1])]
                 raw = _as_written(raw, written[0], spans, token)
-            if isinstance(kind, pl.List) or kind.is_temporal():
+            if isinstance(kind, pl.List) or parsed_as(kind) != kind:
                 lost = raw.is_not_null().to_numpy() & ~done
                 made = made.with_columns(nothing(raw, kind))
             again = lost.copy()

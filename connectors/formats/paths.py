@@ -16,7 +16,12 @@ STEP = re.compile(r"[^.\[\]]+|\[\d+\]")
 
 
 def parse_path(path: str, column: str) -> tuple[Step, ...]:
-    """Keys and list indexes on the way to a value. Raises: UserError where it is no path."""
+    """Keys and list indexes on the way to a value; the empty path is the key without a name.
+
+    Raises: UserError where it is no path.
+    """
+    if not path:
+        return ("",)
     if not STEPS.fullmatch(path):
         raise UserError(
             f"[source] paths: '{path}' of column '{column}' is no path: expected keys with dots "
@@ -49,7 +54,7 @@ class Node:
     def dtype(self, *, text: bool) -> pl.DataType:
         """The polars type that holds all that is asked for; with `text`, every leaf as text."""
         if self.kind is not None:
-            return pl.String() if text else _parsed_as(self.kind)
+            return pl.String() if text else parsed_as(self.kind)
         if self.is_list:
             inner = [node.dtype(text=text) for node in self.below.values()]
             return pl.List(_merged(inner, self))
@@ -112,10 +117,13 @@ class Shape:
         return parsed.select(value_at(steps).alias(c) for c, steps in self.places.items())
 
 
-def _parsed_as(kind: pl.DataType) -> pl.DataType:
-    """The parser gives no bytes, and takes times in more ways than one: they are text first."""
+def parsed_as(kind: pl.DataType) -> pl.DataType:
+    """What the parser is asked for in place of a type. It gives no bytes, takes times in more ways
+    than one, and panics over narrow integers."""
     if isinstance(kind, pl.List):
-        return pl.List(_parsed_as(element_type(kind)))
+        return pl.List(parsed_as(element_type(kind)))
+    if kind in (pl.Int8, pl.Int16, pl.UInt8, pl.UInt16):
+        return pl.Int64()
     return pl.String() if kind == pl.Binary or kind.is_temporal() else kind
 
 
@@ -135,7 +143,8 @@ def _add(root: Node, steps: tuple[Step, ...], column: str, kind: pl.DataType) ->
     for step in steps:
         if node.kind is not None or (node.below and node.is_list != isinstance(step, int)):
             raise _two_ways(node, column)
-        path = f"{path}[{step}]" if isinstance(step, int) else f"{path}.{step}".lstrip(".")
+        key = step or '""'
+        path = f"{path}[{step}]" if isinstance(step, int) else f"{path}.{key}".lstrip(".")
         node = node.below.setdefault(step, Node(path=path, column=column))
     if node.below or (node.kind is not None and node.kind != kind):
         raise _two_ways(node, column)
@@ -171,4 +180,4 @@ def _two_ways(node: Node, column: str) -> UserError:
     )
 
 
-__all__ = ["Node", "Shape", "Step", "parse_path", "value_at"]
+__all__ = ["Node", "Shape", "Step", "parse_path", "parsed_as", "value_at"]

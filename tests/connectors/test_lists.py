@@ -190,6 +190,25 @@ def test_a_float32_is_not_infinite_in_silence() -> None:
     assert [r[:2] for r in told(rejects)] == [(BIG, 0)]
 
 
+@pytest.mark.parametrize(
+    ("dtype", "text", "expected"),
+    [
+        ("int8", "-128", -128), ("int8", "128", BIG), ("int16", "40000", BIG),
+        ("uint8", "255", 255),
+        ("uint16", "-1", BIG), ("uint32", "7.0", 7), ("uint64", "18446744073709551615", 2**64 - 1),
+        ("int8", '"7"', 7), ("int8", "1.5", LOST), ("int8", "[1]", LOST), ("int16", "null", None),
+        ("date", '"2024-01-02"', datetime.date(2024, 1, 2)), ("date", '"02/01/2024"', LOST),
+        ("date", "19000", LOST), ("time", '"12:30"', datetime.time(12, 30)),
+        ("datetime[ms]", '"2024-01-02T03:00Z"', datetime.datetime(2024, 1, 2, 3)),
+        ("datetime", '"Jan 2 2024"', LOST), ("duration", '"PT1H"', datetime.timedelta(hours=1)),
+        ("bytes", '"a"', b"a"), ("decimal(5, 2)", "1.5", Decimal("1.50")),
+    ],
+)  # fmt: skip
+def test_every_declarable_type_is_had_from_json(dtype: str, text: str, expected: Any) -> None:
+    assert of_json(text, parse_type(dtype), among="null") == expected
+    assert of_json(text, parse_type(dtype), among='{"odd": 1}') == expected
+
+
 # ------------------------------------------------------------------------------------------- depth
 
 
