@@ -19,6 +19,7 @@ from engine.types import (
     UserError,
     label_value,
 )
+from engine.words import counted
 
 ROWS, BYTES, SECONDS = 100_000, 64 << 20, 10.0
 """How far a look goes, at most."""
@@ -48,7 +49,7 @@ class Labels:
     @property
     def where(self) -> str:
         """The rows, in words."""
-        return f"{'all' if self.whole else 'the first'} {self.rows:,} rows"
+        return f"{'all' if self.whole else 'the first'} {counted(self.rows, 'row')}"
 
     @property
     def shown(self) -> str:

@@ -49,6 +49,7 @@ from engine.types import (
     Source,
 )
 from engine.verdict import PARTS, RUN_SECONDS, Verdict
+from engine.words import counted
 
 log = logging.getLogger("headrace.loop")
 LAG_SECONDS = 1.0
@@ -183,19 +184,23 @@ class Breaker:
             self._rows -= gone
             self._bad.subtract(bad_gone)
         if self._rows >= self._settings.window:
-            self._judge("Stopped", f"the last {self._rows:,}")
+            self._judge("Stopped", f"the last {self._judged}")
 
     def finish(self) -> None:
         """The source has ended: too many are too many of a few rows as well. Raises: Flood."""
         if self._few:
-            self._judge("Ended", f"{self._rows:,}")
+            self._judge("Ended", self._judged)
+
+    @property
+    def _judged(self) -> str:
+        return counted(self._rows, "row was", "rows were")
 
     def _judge(self, what: str, which: str) -> None:
         bad, limit = sum(self._bad.values()), self._settings.limit
         if bad > limit * self._rows:
             reason, n = self._bad.most_common(1)[0]
             raise Flood(
-                f"{what}: {bad / self._rows:.1%} of {which} rows were rejected ({reason}"
+                f"{what}: {bad / self._rows:.1%} of {which} rejected ({reason}"
                 f"{'' if n == bad else f', {n:,} of {bad:,}'}), and [dead_letters] limit allows "
                 f"{limit:.1%}: mend the input or the schema, or raise the limit; the dead letters "
                 "say what was wrong with each row."

@@ -30,6 +30,7 @@ from engine.types import (
     Source,
     Stage,
 )
+from engine.words import counted
 
 LEARNED = 32
 """Sampled rows that the model learns: enough to try it."""
@@ -111,7 +112,7 @@ def _steps(run: Run, batch: Batch) -> tuple[Table, Batch]:
     """Runs the sample through every stage: a row of the table for each, and what is left."""
     places = len({*_partitions(batch.frame), *_lost(batch)})
     where = f" of {places:,} partitions" if places > 1 else ""
-    records = f"{batch.raw_rows:,} records{where}"
+    records = f"{counted(batch.raw_rows, 'record')}{where}"
     table = Table(title=f"{run.pipeline.name}: {records} through the stages")
     for heading in ("stage", "rows", "rejected", "counted", "columns"):
         table.add_column(heading, justify="right" if heading in ("rows", "rejected") else "left")
@@ -162,8 +163,9 @@ def _rejected(run: Run, batch: Batch) -> Iterator[str]:
         return
     left = f"and [dead_letters] limit allows {settings.limit:.1%}" if bad else "and none is left"
     worst = max(batch.rejects, key=len)
+    n = sum(len(r) for r in batch.rejects)
     yield (
-        f"{sum(len(r) for r in batch.rejects):,} of {total:,} sampled rows are rejected, {left}. "
+        f"{n:,} of {counted(total, 'sampled row')} {'is' if n == 1 else 'are'} rejected, {left}. "
         f"Most of them, {len(worst):,}, in {worst.stage} as {worst.reason}: {_details(worst)}"
     )
 
@@ -206,13 +208,18 @@ def _labels(run: Run, batch: Batch) -> Iterator[str]:
     if not run.trains or rows < max(1.0, LABELS * batch.raw_rows):
         return
     target = run.features.target
-    seen = Counter(str(json.loads(row).get(target)) for r in unknown for row in r.rows["value"])
+    seen = Counter(_spelt(json.loads(row).get(target)) for r in unknown for row in r.rows["value"])
     shown = ", ".join(f"'{value}' ({n:,})" for value, n in seen.most_common(10))
     yield (
         f"[model] classes are {', '.join(map(repr, run.features.classes))}, and {rows:,} of "
-        f"{batch.raw_rows:,} sampled rows have another label in '{target}': {shown}: add them to "
-        "classes, or choose another target."
+        f"{counted(batch.raw_rows, 'sampled row')} {'has' if rows == 1 else 'have'} another label "
+        f"in '{target}': {shown}: add them to classes, or choose another target."
     )
+
+
+def _spelt(label: object) -> str:
+    """As [model] classes spell it."""
+    return label if isinstance(label, str) else json.dumps(label)
 
 
 def _listens(run: Run) -> Iterator[str]:

@@ -28,6 +28,7 @@ from engine.run import Run
 from engine.times import Account
 from engine.types import Batch, UserError
 from engine.verdict import Verdict, part_of
+from engine.words import counted
 
 WARM = 0.25
 """Part of a sample that warms up (compilation, files, connections) and is not counted."""
@@ -90,7 +91,7 @@ class Profile:
 
     def tables(self) -> Iterable[Table | str]:
         """For a terminal."""
-        yield f"{self.records:,} records, {self.rate:,.0f} a second"
+        yield f"{counted(self.records, 'record')}, {self.rate:,.0f} a second"
         stages = Table(title="work by stage", title_justify="left")
         for name in ("stage", "part", "calls", "seconds", "process at its peak"):
             stages.add_column(name, justify="left" if name in ("stage", "part") else "right")

@@ -18,6 +18,7 @@ from rich.table import Table
 from engine import report
 from engine.errors import ReaderLeft
 from engine.types import Batch
+from engine.words import counted
 from engine.work import Training
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class Progress:
     def _show(self, rows: int, share: float | None, more: list[str]) -> None:
         seconds = self._shown - self._start
         rate = [f"{(rows - (self._first or 0)) / seconds:,.0f} rows/s"] if seconds > 0.05 else []
-        said = "  ".join([f"{rows:,} rows", *rate, *more])
+        said = "  ".join([counted(rows, "row"), *rate, *more])
         if self._console.is_terminal:
             self._bar.update(
                 self._task, total=None if share is None else 1.0, completed=share or 0.0, said=said

@@ -64,6 +64,7 @@ from engine.types import (
     type_name,
 )
 from engine.verdict import Verdict, judge
+from engine.words import counted
 from engine.work import Cleaning, Serving, Training, tell_quality
 
 log = logging.getLogger("headrace.run")
@@ -1030,9 +1031,9 @@ class Run:
         if totals.rejected:
             (stage, reason), n = max(totals.reasons.items(), key=lambda item: item[1])
             raise Flood(
-                f"Ended: none of {totals.read + totals.grown:,} rows could be learned ({stage}: "
-                f"{reason}, {n:,}): mend the input, the schema or [model]; the dead letters say "
-                "what was wrong with each row."
+                f"Ended: none of {counted(totals.read + totals.grown, 'row')} could be learned "
+                f"({stage}: {reason}, {n:,}): mend the input, the schema or [model]; the dead "
+                "letters say what was wrong with each row."
             )
 
     def forget(self) -> None:
@@ -1331,9 +1332,9 @@ class Run:
         for (stage, what), n in self.loop.totals.counts.items():
             if what == UNTAUGHT and n > self._counts_before.get((stage, what), 0):
                 yield (
-                    f"[scrub.{stage}] filled {n:,} values of columns that it had seen no value of "
-                    "yet, with 0, \"\" or false: give a 'missing' stage the 'value' that should "
-                    "stand there, or let the data begin with rows that are whole."
+                    f"[scrub.{stage}] filled {counted(n, 'value')} of columns that it had seen no "
+                    "value of yet, with 0, \"\" or false: give a 'missing' stage the 'value' that "
+                    "should stand there, or let the data begin with rows that are whole."
                 )
 
     def _report(self) -> dict[str, Path]:

@@ -26,6 +26,7 @@ from rich.table import Table
 
 from engine import types
 from engine.types import HeadraceError, UserError, class_numbers
+from engine.words import counted
 from models import trial
 from models.feed import Feed, Inputs
 from models.files import Properties, metadata, put
@@ -146,7 +147,7 @@ class Verdict:
     def table(self) -> Table:
         """A row a candidate, and the refusals in words."""
         made = Table(
-            title=f"compression, judged on {self.rows:,} held-out rows ({self.provider})",
+            title=f"compression, judged on {counted(self.rows, 'held-out row')} ({self.provider})",
             title_justify="left",
         )
         made.add_column("model")
@@ -167,7 +168,7 @@ class Verdict:
     def _quality(self) -> Table:
         base, *others = self.candidates
         made = Table(
-            title=f"{self.rows:,} rows, {self.which}; intervals of {self.confidence:.0%}",
+            title=f"{counted(self.rows, 'row')}, {self.which}; intervals of {self.confidence:.0%}",
             title_justify="left",
         )
         made.add_column("held-out rows")
@@ -360,8 +361,9 @@ class _Bench:
         if old >= MIN_CALIBRATION and judged >= MIN_JUDGED:
             return None
         return (
-            f"No compressed model was judged, and float32 serves: there are {old} held-out rows "
-            f"with a label and a score to calibrate and {judged} to judge with, and "
+            f"No compressed model was judged, and float32 serves: there "
+            f"{'is' if old == 1 else 'are'} {counted(old, 'held-out row')} with a label and a "
+            f"score to calibrate and {judged:,} to judge with, and "
             f"{MIN_CALIBRATION} and {MIN_JUDGED} are needed. Train longer, or raise [export] "
             "holdout."
         )
@@ -397,7 +399,7 @@ def _gated(c: Candidate, size: int, lost: int, settings: Compression) -> Candida
     """The candidate, with its refusal where a figure is out of bounds."""
     reasons = [f.refusal for f in c.figures if f.refusal is not None]
     if lost:
-        reasons = [f"{lost:,} rows get no finite score"]
+        reasons = [counted(lost, "row gets no finite score", "rows get no finite score")]
     if not c.speedup_low >= settings.min_speedup:
         low, high = c.speedup_low, c.speedup_high
         reasons.append(

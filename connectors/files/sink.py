@@ -15,6 +15,7 @@ from pydantic import ByteSize, Field
 
 from engine import atomic, types
 from engine.types import HeadraceError, Schema, Sink, Snapshot, UserError
+from engine.words import counted
 
 WRITERS: dict[str, Callable[[pl.DataFrame, IO[bytes]], None]] = {
     "parquet": lambda frame, file: frame.write_parquet(file),
@@ -167,7 +168,8 @@ class FilesSink(Sink):
         if not gone and sum(there.values()) == self._written:
             return
         what = (
-            f"{len(gone):,} of {self._next:,} are gone, {self._name(gone[0])} first"
+            f"{len(gone):,} of {counted(self._next, 'part')} {'is' if len(gone) == 1 else 'are'} "
+            f"gone, {self._name(gone[0])} first"
             if gone
             else f"they are {sum(there.values()):,} bytes, and {self._written:,} were written"
         )

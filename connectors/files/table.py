@@ -17,6 +17,7 @@ from polars.exceptions import PanicException, PolarsError
 from pyarrow import ipc
 
 from engine.types import HeadraceError, Records, Schema, UserError
+from engine.words import counted
 
 CHUNK_ROWS = 131_072
 """Rows of a Parquet row group decoded at a time; a smaller group is decoded whole."""
@@ -75,8 +76,8 @@ class TableFile(ABC):
         """Go on at a row number."""
         if position > self.rows:
             raise HeadraceError(
-                f"{self.name} has {self.rows} rows, fewer than {position}, where to resume: "
-                "expected the same file as before."
+                f"{self.name} has {counted(self.rows, 'row')}, fewer than {position:,}, where "
+                "to resume: expected the same file as before."
             )
         self.next = position
 

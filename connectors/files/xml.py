@@ -24,6 +24,7 @@ from connectors.formats.xml import (
     said,
 )
 from engine.types import HeadraceError, Records, UserError
+from engine.words import counted
 
 BLOCK = 1 << 20
 """Bytes parsed at a time."""
@@ -105,8 +106,8 @@ class XmlRows:
                 self.next = position
             if self._ended and self._at == self._chunk.height and self.next < position:
                 raise self._error or HeadraceError(
-                    f"{self.name} has {self.next} rows, fewer than {position}, where to resume: "
-                    "expected the same file as before."
+                    f"{self.name} has {counted(self.next, 'row')}, fewer than {position:,}, where "
+                    "to resume: expected the same file as before."
                 )
 
     def read(self, max_rows: int, max_bytes: int) -> Records | None:

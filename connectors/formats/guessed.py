@@ -15,6 +15,7 @@ from connectors.formats.casts import cast, pointed
 from connectors.formats.guess import common_type, guessed
 from connectors.formats.rows import OUT_OF_RANGE, WRONG_TYPE, some
 from engine.types import POSITION, Format, Records, Rejects, Schema, type_name
+from engine.words import counted
 
 log = logging.getLogger("headrace.files")
 
@@ -38,7 +39,7 @@ class Cost:
     def said(self, column: str) -> str:
         """One sentence."""
         return (
-            f"{self.rows:,} rows rejected: the type of column '{column}' is a guess, "
+            f"{counted(self.rows, 'row')} rejected: the type of column '{column}' is a guess, "
             f"{type_name(self.dtype)}, and '{self.value[:80]}' is none; declare "
             f'{json.dumps(column)} = "{type_name(self.taker)}" in [source.schema].'
         )

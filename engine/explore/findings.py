@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from engine.explore.distinct import ERROR
 from engine.explore.survey import TOGETHER, VALUES, Column, Slice, Survey
 from engine.statistics import Counts, Quantiles
+from engine.words import counted
 
 Floats = NDArray[np.float64]
 BINS = 40
@@ -273,15 +274,15 @@ def sentences(found: Findings) -> Iterator[str]:
         yield "There are no rows."
         return
     if found.repeated:
-        share = _percent(found.repeated, found.rows)
-        yield f"{found.repeated:,} rows are copies of an earlier row{share}."
+        copies = counted(found.repeated, "row is a copy", "rows are copies")
+        yield f"{copies} of an earlier row{_percent(found.repeated, found.rows)}."
     if found.times is not None:
         yield from _of_times(found.times, found.rows)
     yield from _of_columns(found.columns, found.rows)
     yield from _of_classes(found)
     yield from _of_pairs(found)
     for reason, n in found.rejected.items():
-        yield f"{n:,} records could not be read: {reason}."
+        yield f"{counted(n, 'record')} could not be read: {reason}."
 
 
 def left_out(survey: Survey, limit: int | None) -> Iterator[str]:
@@ -299,15 +300,16 @@ def left_out(survey: Survey, limit: int | None) -> Iterator[str]:
     many = [n for n, c in survey.columns.items() if c.counts is None and c.distinct is not None]
     if many:
         yield (
-            f"Which values are frequent in {len(many)} columns with {VALUES} different ones or "
-            f"more; how many differ is known within {ERROR:.1%} (one standard error)."
+            f"Which values are frequent in {counted(len(many), 'column')} with {VALUES} different "
+            f"ones or more; how many differ is known within {ERROR:.1%} (one standard error)."
         )
     if len(survey.numeric) > TOGETHER:
         yield f"Correlations of the columns after the first {TOGETHER} numeric ones."
     if survey.clock is None:
         yield "Order and gaps in time: no column looks like a time; --time says what it is."
     elif survey.clock.cut:
-        yield f"Gaps in time around {survey.clock.cut:,} rows that are far from all others."
+        far = counted(survey.clock.cut, "row that is", "rows that are")
+        yield f"Gaps in time around {far} far from all others."
     elif survey.clock.rows and not survey.clock.step:
         yield "Gaps in time: there is no usual step between the rows."
     if survey.numeric:
@@ -440,23 +442,26 @@ def _shares(digest: Quantiles, j: int, edges: Floats) -> Floats:
 
 def _of_times(found: Times, rows: int) -> Iterator[str]:
     if found.late:
-        yield f"{found.late:,} rows are out of order by {found.column}{_percent(found.late, rows)}."
+        late = counted(found.late, "row is", "rows are")
+        yield f"{late} out of order by {found.column}{_percent(found.late, rows)}."
     if found.unknown:
-        yield f"{found.unknown:,} rows have no time in {found.column}."
+        yield f"{counted(found.unknown, 'row has', 'rows have')} no time in {found.column}."
     if found.step is None:
         return
     step = _duration(found.step)
     if 0 < found.repeated <= 0.1 * rows:
-        yield f"{found.repeated:,} rows have a time in {found.column} that an earlier row had."
+        same = counted(found.repeated, "row has", "rows have")
+        yield f"{same} a time in {found.column} that an earlier row had."
     elif found.repeated:
         each = rows / max(1, rows - found.repeated)
         yield f"Several rows share a time in {found.column}, {each:.1f} on average."
     if found.off:
-        yield f"{found.off:,} rows lie between two steps of {step}."
+        yield f"{counted(found.off, 'row lies', 'rows lie')} between two steps of {step}."
     if found.missing:
         longest = ", ".join(f"{n:,} from {at}" for at, n in found.gaps[:3])
         yield (
-            f"{found.missing:,} of {found.steps:,} steps of {step} have no row; the longest gaps: "
+            f"{found.missing:,} of {counted(found.steps, 'step')} of {step} "
+            f"{'has' if found.missing == 1 else 'have'} no row; the longest gaps: "
             f"{longest}."
         )
 
@@ -469,12 +474,13 @@ def _of_columns(columns: Sequence[Figures], rows: int) -> Iterator[str]:
     lacking = sorted((c for c in columns if 0 < c.missing < rows), key=lambda c: -c.missing)
     if lacking:
         yield "Values are missing in " + _listed(
-            lacking, lambda c: f"{c.name!r} ({c.missing:,} rows{_percent(c.missing, rows)})"
+            lacking,
+            lambda c: f"{c.name!r} ({counted(c.missing, 'row')}{_percent(c.missing, rows)})",
         )
     infinite = sorted((c for c in columns if c.infinite), key=lambda c: -c.infinite)
     if infinite:
         yield "Numbers are infinite in " + _listed(
-            infinite, lambda c: f"{c.name!r} ({c.infinite:,} rows)"
+            infinite, lambda c: f"{c.name!r} ({counted(c.infinite, 'row')})"
         )
     constant = [c for c in columns if c.exact and c.distinct == 1 and rows > 1]
     if constant:
@@ -527,8 +533,8 @@ def _of_classes(found: Findings) -> Iterator[str]:
         known = found.rows - column.missing
         if n < RARE * known / column.distinct:
             yield (
-                f"The values of '{column.name}' are unbalanced: {value!r} is that of {n:,} rows "
-                f"only, 1 in {known / n:,.0f}."
+                f"The values of '{column.name}' are unbalanced: {value!r} is that of "
+                f"{counted(n, 'row')} only, 1 in {known / n:,.0f}."
             )
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 
 from engine.explore.findings import Figures, Findings, classes
+from engine.words import counted
 
 SPARSE = 0.6
 """Share of missing values above which a column is left out."""
@@ -79,12 +80,13 @@ def _unfit(column: Figures, found: Findings, time: list[str]) -> str | None:
 def _duplicates(found: Findings, time: list[str]) -> Iterator[str]:
     times = found.times
     if times is not None and 0 < times.repeated <= 0.1 * found.rows:
-        yield f"[scrub.duplicates] # {times.repeated:,} rows have an earlier row's time"
+        same = counted(times.repeated, "row has", "rows have")
+        yield f"[scrub.duplicates] # {same} an earlier row's time"
         yield f"by = {json.dumps(time, ensure_ascii=False)}"
         yield ""
     elif found.repeated:
         names = [c.name for c in found.columns if c.distinct]
-        yield f"[scrub.duplicates] # {found.repeated:,} rows are copies"
+        yield f"[scrub.duplicates] # {counted(found.repeated, 'row is a copy', 'rows are copies')}"
         yield f"by = {json.dumps(names, ensure_ascii=False)}"
         yield ""
 
@@ -133,7 +135,7 @@ def _categories(texts: list[Figures]) -> Iterator[str]:
         return
     most = max(column.distinct for column in texts)
     size = max(8, 1 << most.bit_length())
-    yield f"[scrub.categories] # up to {most:,} different values"
+    yield f"[scrub.categories] # up to {counted(most, 'different value')}"
     yield f"columns = {_names(texts)}"
     if size > 1 << 16:
         yield 'method = "hash"'

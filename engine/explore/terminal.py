@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from engine.explore.findings import Figures, Findings
+from engine.words import counted
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
 WIDTH = 20
@@ -18,7 +19,8 @@ WIDTH = 20
 
 def parts(found: Findings) -> Iterator[RenderableType]:
     """What to print, from top to bottom."""
-    yield Text(f"{found.name}: {found.rows:,} rows, {len(found.columns)} columns", style="bold")
+    size = f"{counted(found.rows, 'row')}, {counted(len(found.columns), 'column')}"
+    yield Text(f"{found.name}: {size}", style="bold")
     if found.sentences:
         yield Panel(
             Group(*(Text(f"• {sentence}") for sentence in found.sentences)),

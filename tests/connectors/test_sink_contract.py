@@ -174,7 +174,7 @@ def test_parts_that_are_not_as_they_were_written_are_told(
     part.unlink()
     if harm != "gone":
         part.write_bytes(data[:-1] if harm == "cut" else data + b"x")
-    what = "1 of 3 are gone, part-00000001" if harm == "gone" else "bytes, and .* were written"
+    what = "1 of 3 parts is gone, part-00000001" if harm == "gone" else "bytes, and .* were written"
     with pytest.raises(UserError, match=rf"\[sink\] path .* no longer has .*{what}.*--fresh"):
         sink_of(kind, tmp_path).restore(saved)
     again = FilesSink(

@@ -76,7 +76,7 @@ def test_records_that_cannot_be_read_are_told(tmp_path: Path) -> None:
     found = explore(tmp_path / "rows.ndjson")
     assert found.rows == 2
     assert sum(found.rejected.values()) == 1
-    assert any(s.startswith("1 records could not be read") for s in found.sentences)
+    assert any(s.startswith("1 record could not be read") for s in found.sentences)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from engine import report
 from engine.loop import Loop
 from engine.run import Run
 from engine.types import Batch
+from engine.words import counted
 from tests.pipelines.conftest import Headrace, Rows, Small
 
 BINARY = (
@@ -114,3 +115,54 @@ def test_check_says_what_a_first_batch_counts(
     said = " ".join(out.split())
     assert "unknown 300" in said
     assert "missing, standardize, categories know nothing yet, so numbers stay" in said
+
+
+# ------------------------------------------------------------------------------- one row, two rows
+
+MANY = re.compile(
+    r"(?<![\d.,])1 (rows|records|values|columns|files|labels|classes|steps|parts|are|have)\b"
+)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_one_is_no_plural(
+    rows: Rows, small: Small, headrace: Headrace, tmp_path: Path, n: int
+) -> None:
+    """Everything that the commands say of one row, and of two."""
+    data = tmp_path / "data.csv"
+    rows(n).with_columns(a=None).write_csv(data)
+    file = small(data)
+    said = [headrace(command, *more) for command, *more in (
+        ("check", file), ("run", file), ("explore", data), ("explore", file),
+        ("profile", file, "--seconds", "1", "--no-trials"),
+    )]  # fmt: skip
+    for code, out, err in said:
+        assert code == 0, out + err
+        assert not MANY.search(out + err), MANY.search(out + err)
+    (tmp_path / "data.csv").write_text("a,b,n,key,y\n1,2,3,e,x\n" + "1,2,3,e,4.0\n" * (n - 1))
+    for command in ("check", "run --fresh", "explore"):
+        name, *more = command.split()
+        _, out, err = headrace(name, file, *more)
+        assert not MANY.search(out + err), MANY.search(out + err)
+
+
+@pytest.mark.parametrize(
+    ("n", "text"), [(0, "0 rows"), (1, "1 row"), (2, "2 rows"), (1_000, "1,000 rows")]
+)
+def test_counted(n: int, text: str) -> None:
+    assert counted(n, "row") == text
+    assert counted(n, "class", "classes").split()[1] == ("class" if n == 1 else "classes")
+
+
+def test_labels_are_spelt_as_the_classes_are(
+    rows: Rows, small: Small, headrace: Headrace, tmp_path: Path
+) -> None:
+    rows(40).with_columns(label=pl.col("n") % 2 == 0).write_csv(tmp_path / "data.csv")
+    file = small(
+        tmp_path / "data.csv",
+        ('target = "y"\n', 'target = "label"\ntask = "binary"\nclasses = ["false", "maybe"]\n'),
+        ('y = "float64"\n', 'label = "bool"\n'),
+    )
+    code, out, _ = headrace("check", file)
+    assert code == 2
+    assert "have another label in 'label': 'true' (20)" in " ".join(out.split())
