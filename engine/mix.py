@@ -34,6 +34,7 @@ from engine.types import (
     Rejects,
     Schema,
     SharedSource,
+    Sink,
     Snapshot,
     Source,
     UserError,
@@ -164,6 +165,11 @@ class Mix(SharedSource):
         """See `engine.types.Source`; each source's, with its name."""
         said = [(part.name, remark) for part in self._parts for remark in part.source.remarks()]
         return [f"source '{name}': {remark}" for name, remark in said]
+
+    def rereads(self, sink: Sink) -> str | None:
+        """See `engine.types.Source`."""
+        found = (part.source.rereads(sink) for part in self._parts)
+        return next((place for place in found if place is not None), None)
 
     def origins(self) -> set[str]:
         """See `engine.types.Source`: where it is so of one of them."""

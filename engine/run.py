@@ -149,6 +149,7 @@ class Run:
     def _assemble(self) -> None:
         _ = self.source
         self._may_leave()
+        self._may_return()
         self._may_share()
         self._may_shuffle()
         self._may_repeat()
@@ -220,6 +221,16 @@ class Run:
                 f"[sink] and [dead_letters] in {self.pipeline.file} both write to {both.pop()}: "
                 "give each a path of its own."
             )
+
+    def _may_return(self) -> None:
+        """Whether what is written comes back as input."""
+        for table, sink in (("sink", self.sink), ("dead_letters", self.dead_letters)):
+            place = None if sink is None or self._replay else self.source.rereads(sink)
+            if place is not None:
+                raise UserError(
+                    f"[{table}] in {self.pipeline.file} writes to {place}, and [source] reads it: "
+                    "every row would come again, without an end. Give it another one."
+                )
 
     def _may_share(self) -> None:
         source = self.source

@@ -962,6 +962,11 @@ class Source(Protocol):
         """What should be said of it when a run ends, each a sentence: what guesses have cost."""
         return ()
 
+    def rereads(self, sink: Sink) -> str | None:
+        """Where the sink writes that this source reads, in words: what is written would come again,
+        without an end. None where that cannot be."""
+        return None
+
     def origins(self) -> Collection[str]:
         """Columns that say where a row comes from, not what it is: of an equal row that comes again
         they are others."""

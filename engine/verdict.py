@@ -109,7 +109,7 @@ def judge(
         device: the model's.
     """
     work = {name: taken for name, taken in spent.stages.items() if taken.wall > 0}
-    if not work or spent.at < SECONDS:
+    if spent.at < SECONDS or not any(taken.rows for taken in work.values()):
         return None
     threads: dict[str, dict[str, Spent]] = {"fetch": {}, "prepare": {}, "main": {}}
     for name, taken in work.items():

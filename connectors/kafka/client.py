@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import ssl
 import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -376,6 +377,19 @@ def refusal(consumer: Any) -> Exception | None:
     return found[0] if found else None
 
 
+def same_broker(one: KafkaSettings, other: KafkaSettings) -> bool:
+    """Whether both name a broker of the same address, however it is spelled."""
+
+    def known(settings: KafkaSettings) -> set[tuple[str, int]]:
+        found = set(probe.addresses(settings.bootstrap))
+        for host, port in list(found):
+            with suppress(OSError):  # told where it is spoken to
+                found |= {(str(a[4][0]), port) for a in socket.getaddrinfo(host, port)}
+        return found
+
+    return bool(known(one) & known(other))
+
+
 @contextmanager
 def speaking(settings: KafkaSettings, what: str) -> Iterator[None]:
     """Turns the client's errors into one sentence that says what was tried, where.
@@ -421,4 +435,12 @@ def _words(error: BaseException) -> str:
     return text if text and type(error).__name__ in text else f"{type(error).__name__}: {text}"
 
 
-__all__ = ["SILENT_SECONDS", "KafkaSettings", "Reach", "answers", "refusal", "speaking"]
+__all__ = [
+    "SILENT_SECONDS",
+    "KafkaSettings",
+    "Reach",
+    "answers",
+    "refusal",
+    "same_broker",
+    "speaking",
+]

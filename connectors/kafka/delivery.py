@@ -66,6 +66,16 @@ class DeliverySettings(KafkaSettings):
         return self
 
 
+class TopicSettings(DeliverySettings):
+    """And of one topic.
+
+    Attributes:
+        topic: the topic that is written to; must be there.
+    """
+
+    topic: str
+
+
 class Delivery:
     """A producer: idempotent, acks=all, and `flush` returns when all is acknowledged.
 
@@ -315,4 +325,4 @@ class Delivery:
         return speaking(self.settings, self._where)
 
 
-__all__ = ["Delivery", "DeliverySettings"]
+__all__ = ["Delivery", "DeliverySettings", "TopicSettings"]

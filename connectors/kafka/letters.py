@@ -12,7 +12,7 @@ from pydantic import Field
 
 from connectors.formats import rows
 from connectors.formats.varints import put
-from connectors.kafka.delivery import Delivery, DeliverySettings
+from connectors.kafka.delivery import Delivery, TopicSettings
 from connectors.kafka.outgoing import Outgoing, headed
 from connectors.kafka.sink import KafkaSink
 from connectors.kafka.wire import header_entries
@@ -33,15 +33,13 @@ class KafkaLetters(Sink):
     At least once, as `KafkaSink` is; part of its transaction where that one is `exactly_once`.
     """
 
-    class Settings(DeliverySettings):
+    class Settings(TopicSettings):
         """``[dead_letters] kind = "kafka"``
 
         Attributes:
-            topic: the topic that is written to; must be there.
             provenance: headers of every letter; the pipeline's name.
         """
 
-        topic: str
         provenance: dict[str, str] = Field(default_factory=dict)
 
     def __init__(self, settings: KafkaLetters.Settings) -> None:

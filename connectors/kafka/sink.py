@@ -15,7 +15,7 @@ from pydantic import Field, SecretStr
 from connectors.formats import rows
 from connectors.formats.avro import schema_file
 from connectors.formats.encode import AvroEncoder, Encoder, JsonEncoder, RawEncoder
-from connectors.kafka.delivery import Delivery, DeliverySettings
+from connectors.kafka.delivery import Delivery, TopicSettings
 from connectors.kafka.outgoing import Ints, Outgoing, headed
 from connectors.kafka.registry import Registry
 from connectors.kafka.source import KafkaSource
@@ -50,11 +50,10 @@ class KafkaSink(Sink):
     Readers that read committed records see each row once.
     """
 
-    class Settings(DeliverySettings):
+    class Settings(TopicSettings):
         """``[sink] kind = "kafka"``
 
         Attributes:
-            topic: the topic that is written to; must be there.
             format: of the values: json (an object a row), avro (with `registry` or `schema_file`)
                 or raw (one column of text or bytes, as it is).
             value: the column that is written as it is, for `format` raw.
@@ -76,7 +75,6 @@ class KafkaSink(Sink):
             provenance: headers of every record; the pipeline's name and the model's version.
         """
 
-        topic: str
         format: Literal["json", "avro", "raw"] = "json"
         value: str | None = None
         registry: str | None = None

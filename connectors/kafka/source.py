@@ -31,8 +31,10 @@ from connectors.kafka.client import (
     Reach,
     answers,
     refusal,
+    same_broker,
     speaking,
 )
+from connectors.kafka.delivery import TopicSettings
 from connectors.kafka.group import Membership, Owners, consumer_settings, name, partition
 from connectors.kafka.record import WithRecord, record_schema
 from connectors.kafka.registry import Registry
@@ -47,6 +49,7 @@ from engine.types import (
     Records,
     Schema,
     SharedSource,
+    Sink,
     Snapshot,
     UserError,
     Values,
@@ -230,6 +233,16 @@ class KafkaSource(SharedSource):
                     f"Column '{column}' is in [source.schema] and in [source.record]: rename one."
                 )
         return self._schema(declared) | self._extra
+
+    def rereads(self, sink: Sink) -> str | None:
+        """See `engine.types.Source`: a topic of this source's, under whatever of its brokers'
+        names."""
+        written = getattr(sink, "settings", None)
+        if not isinstance(written, TopicSettings):
+            return None
+        if not self._named(f"{written.topic}/0") or not same_broker(self.settings, written):
+            return None
+        return f"topic '{written.topic}'"
 
     def origins(self) -> Collection[str]:
         """See `engine.types.Source`: what [source.record] asks for."""
@@ -418,7 +431,14 @@ class KafkaSource(SharedSource):
             self._ids |= self._known_ids(consumer, {tp.topic for tp in partitions})
             first, end = self._ranges(consumer, partitions)
             at = {name(tp): self._first(consumer, tp, first, end) for tp in partitions}
-            self._claim(consumer, at)
+            told = self._claim(consumer, at)
+        if not told and self._membership is not None:
+            log.warning(
+                "starting over in part: the group has other members, which go on; only the "
+                "partitions that this engine is given start over: to start over with all, stop "
+                "every engine of the group first",
+                extra={"group": settings.group},
+            )
 
     def agrees(self, positions: Mapping[str, int]) -> bool | None:
         """See `engine.types.SharedSource`. Of a member: whether it ended where the positions are,
@@ -747,16 +767,18 @@ class KafkaSource(SharedSource):
             return re.match(self._pattern, topic) is not None
         return topic in self.settings.topics
 
-    def _claim(self, consumer: KafkaConsumer, positions: Mapping[str, int]) -> None:
+    def _claim(self, consumer: KafkaConsumer, positions: Mapping[str, int]) -> bool:
         """Tell the group where partitions start that nobody has committed yet: whoever gets them
-        next would decide anew, and skip what came meanwhile."""
+        next would decide anew, and skip what came meanwhile. Whether it took that."""
         if self.settings.group is None or not positions:
-            return
+            return True
         started = {partition(text): self._offset(text, at) for text, at in positions.items()}
         try:
             consumer.commit(started, timeout_ms=int(COMMIT_SECONDS * 1000))
         except errors.KafkaError as error:  # a rebalance: the next commit says it
             self._unheeded(error)
+            return False
+        return True
 
     def _offset(self, text: str, position: int) -> OffsetAndMetadata:
         """As it is committed."""
