@@ -53,8 +53,7 @@ def find(paths: Iterable[str], format: str | None = None) -> dict[str, Path]:
         elif glob.has_magic(path):
             found |= _matches(path)
         else:
-            near = nearest(Path(path).name, _names(Path(path).parent))
-            raise UserError(f"[source] path '{readable(path)}' is no file.{near}")
+            raise _no_file(path)
     return _once(found)
 
 
@@ -104,6 +103,19 @@ def _once(found: dict[str, Path]) -> dict[str, Path]:
             again[0],
         )
     return {name: path for name, path in found.items() if name in kept}
+
+
+def _no_file(path: str) -> UserError:
+    place = Path(path)
+    if place.exists():
+        what = "a named pipe" if place.is_fifo() else "a device or socket"
+        return UserError(
+            f"[source] path '{readable(path)}' is {what}, and no file: expected one that can be "
+            'read again; write it to a file, or pipe it to the command, with path = "-".'
+        )
+    return UserError(
+        f"[source] path '{readable(path)}' is no file.{nearest(place.name, _names(place.parent))}"
+    )
 
 
 def _kind(path: Path) -> str | None:

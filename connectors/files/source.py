@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
+import json
 import logging
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +20,7 @@ import numpy as np
 import polars as pl
 from lxml import etree
 from polars.exceptions import PolarsError
-from pydantic import ByteSize, Field, field_validator
+from pydantic import ByteSize, Field, ValidationInfo, field_validator
 
 from connectors.files.follow import Follower
 from connectors.files.identity import (
@@ -114,6 +118,9 @@ SAMPLE_ROWS = 1_000
 """Rows of a text file that its columns' types are guessed from."""
 TRIES = 5
 """How often columns are looked for in files that come and go."""
+SIGN = re.compile(r"[^\n\r\0\x80-\U0010ffff]")
+OF_CSV = ("delimiter", "quote", "decimal", "comment", "null_values")
+"""Settings that say how a CSV is written."""
 HEADER = 1 << 16
 """Bytes of a CSV's beginning that its header ends in."""
 SAMPLED_FILES = 32
@@ -195,10 +202,10 @@ class FilesSource(Source):
         format: str | None = None
         paths: Mapping[str, str] = Field(default_factory=dict)
         row: str | None = None
-        delimiter: str | None = Field(default=None, pattern=r"^[\x01-\x7f]$")
-        quote: str = Field(default='"', pattern=r"^[\x01-\x7f]?$")
+        delimiter: str | None = None
+        quote: str = '"'
         decimal: Literal[".", ","] | None = None
-        comment: str | None = Field(default=None, pattern=r"^[\x01-\x7f]?$")
+        comment: str | None = None
         null_values: tuple[str, ...] = ()
         encoding: str | None = None
         missing_columns: Literal["null", "fail"] = "null"
@@ -209,6 +216,14 @@ class FilesSource(Source):
         poll_interval: Duration = Field(0.5, gt=0)
         on_replaced: Policy | None = None
         last_line: Literal["take", "wait"] = "take"
+
+        @field_validator("delimiter", "quote", "comment")
+        @classmethod
+        def _one_sign(cls, sign: str | None, info: ValidationInfo) -> str | None:
+            none = "" if info.field_name == "delimiter" else ', or "" for none'
+            if sign is not None and not SIGN.fullmatch(sign) and not (none and not sign):
+                raise ValueError(f'expected one ASCII character that ends no line, as ";"{none}')
+            return sign
 
         @field_validator("encoding")
         @classmethod
@@ -233,6 +248,7 @@ class FilesSource(Source):
             raise UserError(
                 f"[source] order_by is for {', '.join(SORTABLE)}, not for '{self._kind}'."
             )
+        self._must_suit()
         self._file_a_row = self._kind in WHOLE and settings.row is None
         self._table = self._recoding()
         self._name = readable(",".join(paths))
@@ -274,10 +290,27 @@ class FilesSource(Source):
         try:
             return find((path,) if isinstance(path, str) else path, format)
         except UserError as error:
-            if not self.settings.follow or format is None:
+            if not self.settings.follow:
                 raise
+            if format is None:
+                raise UserError(
+                    f"{error} Where files are yet to come, set [source] format and declare their "
+                    "columns in [source.schema]."
+                ) from None
             log.warning("%s It is waited for.", error)
             return {}
+
+    def _must_suit(self) -> None:
+        """Raises: UserError for settings of CSV that mean nothing here, or contradict others."""
+        given = self.settings.model_fields_set
+        for name in OF_CSV:
+            if self._kind != "csv" and name in given and getattr(self.settings, name) is not None:
+                raise UserError(
+                    f"[source] {name} is for csv, and format is '{self._kind}': take it out."
+                )
+        if self._kind == "csv":
+            roles = {"quote": self.settings.quote, **self._declared_dialect}
+            _must_differ(roles, ("delimiter", "quote", "comment", "decimal"), "[source]")
 
     def _as_input(self, piped: Piped) -> StandardInput:
         if not self._has_rows_of_text:
@@ -648,7 +681,7 @@ class FilesSource(Source):
         settings = self.settings
         declared: dict[str, Any] = {
             name: getattr(settings, name)
-            for name in ("delimiter", "quote", "decimal", "comment", "null_values")
+            for name in OF_CSV
             if name in settings.model_fields_set and getattr(settings, name) is not None
         }
         if "comment" in declared:
@@ -681,6 +714,8 @@ class FilesSource(Source):
         if records is None:
             return
         self._take(sniffed(_bytes(records), self._declared_dialect))
+        roles = dataclasses.asdict(self._dialect)
+        _must_differ(roles, ("delimiter", "quote", "comment"), f"{name}:")
         if self._found_dialect:
             log.info(
                 "%s is read with %s: that is how its first rows are written; [source] settings of "
@@ -851,7 +886,20 @@ class FilesSource(Source):
     def _has_rows_of_text(self) -> bool:
         return self._kind in ("csv", "ndjson", "text") or is_own(self._kind)
 
+    def _must_end_lines(self, path: Path, name: str) -> None:
+        """Raises: UserError where a carriage return alone ends them, as on old Macs."""
+        if self._piped is not None or self.settings.follow or compression(path) is not None:
+            return
+        (head,) = segments(path, [(0, HEADER)], raw=True)
+        if b"\n" not in head and b"\r" in head.strip(b"\r"):
+            raise UserError(
+                f"{name} has no line end but carriage returns: expected lines that end in a line "
+                "feed; convert it, for instance with tr '\\r' '\\n'."
+            )
+
     def _text(self, path: Path, name: str) -> TextFile:
+        if not is_own(self._kind):
+            self._must_end_lines(path, name)
         if self._kind != "csv":
             shorten = self._kind in ("ndjson", "text") and not self.settings.order_by
             return TextFile(
@@ -1078,6 +1126,8 @@ class FilesSource(Source):
                 has_header=False,
                 schema=schema,
                 separator=self._dialect.delimiter,
+                quote_char=self._dialect.quote or None,
+                null_values=list(self._dialect.null_values) or None,
             )
         except PolarsError as error:
             raise HeadraceError(
@@ -1111,6 +1161,16 @@ def header(raw: bytes | None, name: str, dialect: Dialect, encoding: str = "utf-
     if twice:
         raise UserError(f"{name} has column '{twice[0]}' twice in its header: rename one of them.")
     return names
+
+
+def _must_differ(roles: Mapping[str, Any], names: Sequence[str], where: str) -> None:
+    """Raises: UserError where one character has two of these roles."""
+    for one, other in combinations(names, 2):
+        if roles.get(one) and roles.get(one) == roles.get(other):
+            raise UserError(
+                f"{where} {one} and {other} are both {json.dumps(roles[one])}: expected different "
+                f"characters; set [source] {one} or {other} to another."
+            )
 
 
 def _paths(settings: FilesSource.Settings) -> tuple[str, ...]:

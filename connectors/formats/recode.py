@@ -37,16 +37,19 @@ class Table:
         """
         try:
             codec = codecs.lookup(encoding)
-            pieces = [_utf8(bytes([byte]), encoding) for byte in range(256)]
-        except LookupError:
-            raise ValueError(f"expected the name of an encoding, got '{encoding}'") from None
-        if codec.name == "utf-8":
+        except (LookupError, ValueError):
+            raise ValueError("expected the name of an encoding, as latin-1 or cp1252") from None
+        if codec.name in ("utf-8", "utf-8-sig"):
             return None
-        several = any(_waits_for_more(bytes([byte]), codec) for byte in range(256))
+        try:
+            pieces = [_utf8(bytes([byte]), encoding) for byte in range(256)]
+            several = any(_waits_for_more(bytes([byte]), codec) for byte in range(256))
+        except (LookupError, UnicodeError):  # no encoding of texts
+            pieces, several = [], True
         if several or b"".join(pieces[:128]) != ASCII:
             raise ValueError(
-                "expected UTF-8, or an encoding of one byte a character, as latin-1 or cp1252, "
-                f"got '{encoding}': convert the files, for instance with iconv"
+                "expected UTF-8, or an encoding of one byte a character, as latin-1 or cp1252 "
+                "(iconv converts others)"
             )
         sizes = np.cumsum([0, *map(len, pieces)]).astype(np.int64)
         return cls(np.frombuffer(b"".join(pieces), np.uint8), sizes)
