@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from connectors.files.identity import LETTERS
 from connectors.files.source import FilesSource
 from connectors.formats.ndjson import Ndjson
 from connectors.formats.rows import values
@@ -41,6 +42,12 @@ PATHS = {"of": PARTITION, "at": POSITION}
 """Where the first two are."""
 
 
+def _runs(partitions: pl.Series) -> list[tuple[int, int]]:
+    """Neighbours that come from one partition: from, to."""
+    ends = np.flatnonzero(np.append((partitions[1:] != partitions[:-1]).to_numpy(), True)) + 1
+    return list(zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True))
+
+
 class FileLetters(Source):
     """See `engine.types.Source`. A folder of dead letters as a source of what they hold, decoded as
     the pipeline's own source does. Reads the parts that are there when it is made.
@@ -58,7 +65,6 @@ class FileLetters(Source):
         if not list(folder.glob("part-*.ndjson")):
             raise UserError(f"There are no dead letters in {folder}: nothing to replay.")
         self._inner = FilesSource(FilesSource.Settings(path=str(folder / "part-*.ndjson")))
-        self._at = folder
         self._others_known: Mapping[str, Snapshot] = {}
         self._source = source
         self._parts = parts or {"": source}
@@ -97,13 +103,12 @@ class FileLetters(Source):
 
     def identities(self, mark: Mark) -> Mapping[str, Snapshot]:
         """See `engine.types.Source`; of what is not read here, as it was."""
-        return {**self._others_known, **self._inner.identities(mark)}
+        return {**self._others_known, LETTERS: dict(self._inner.identities(mark))}
 
     def recognise(self, identities: Mapping[str, Snapshot]) -> None:
         """See `engine.types.Source`."""
-        own = {name: known for name, known in identities.items() if Path(name).parent == self._at}
-        self._others_known = {name: k for name, k in identities.items() if name not in own}
-        self._inner.recognise(own)
+        self._others_known = {name: k for name, k in identities.items() if name != LETTERS}
+        self._inner.recognise(identities.get(LETTERS, {}))
 
     def commit(self, mark: Mark) -> bool:
         """Nothing: the checkpoint knows what was replayed."""
@@ -178,8 +183,15 @@ class Replayed:
             return next(iter(self._formats.values())).decode(records, schema)
         begin = _begins(origins[PARTITION].head(1), self._formats)[0]
         bare = origins.with_columns(pl.col(PARTITION).str.strip_prefix(begin))
-        own = replace(records, origins=bare)
-        frame, rejects = self._formats[begin].decode(own, schema)
+        own, partitions = replace(records, origins=bare), bare.get_column(PARTITION)
+        made = [
+            self._formats[begin].decode(
+                replace(own.slice(start, stop), partition=partitions[start]), schema
+            )
+            for start, stop in _runs(partitions)
+        ]
+        frame = pl.concat([frame for frame, _ in made])
+        rejects = [reject for _, more in made for reject in more]
 
         def placed(rows: pl.DataFrame) -> pl.DataFrame:
             at = np.searchsorted(records.positions, rows[POSITION].to_numpy())

@@ -221,6 +221,10 @@ class Watched:
         )
 
 
+LETTERS = "dead letters"
+"""Under this name, beside a source's own partitions, what was replayed is known by."""
+
+
 def together(paths: Iterable[Path]) -> str:
     """A digest of files whose rows are put in one order: by their sizes, beginnings and ends."""
     looks = [Watched(path, whole=True).fingerprint for path in paths]

@@ -8,7 +8,6 @@ import io
 import json
 import logging
 import re
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -24,6 +23,7 @@ from pydantic import ByteSize, Field, ValidationInfo, field_validator
 
 from connectors.files.follow import Follower
 from connectors.files.identity import (
+    LETTERS,
     Fingerprint,
     Policy,
     Watched,
@@ -263,6 +263,7 @@ class FilesSource(Source):
         """Where partitions are read on, whatever a mark says."""
         self._totals: dict[str, int] = {}
         self._known: dict[str, Fingerprint] = {}
+        self._others_known: Mapping[str, Snapshot] = {}
         self._watched: dict[str, Watched] = {}
         self._epoch = self._at = 0
         self._gave = False
@@ -570,6 +571,9 @@ class FilesSource(Source):
     def identities(self, mark: Mark) -> Mapping[str, Snapshot]:
         """See `engine.types.Source`. File -> its `Fingerprint`; of files that are one partition, a
         digest of all where their order depends on all."""
+        return {**self._others_known, **self._own_identities(mark)}
+
+    def _own_identities(self, mark: Mark) -> Mapping[str, Snapshot]:
         if self._is_one:
             return {self._name: self._digest}
         told = {name: known.snapshot() for name, known in self._known.items()}
@@ -586,8 +590,10 @@ class FilesSource(Source):
 
     def recognise(self, identities: Mapping[str, Snapshot]) -> None:
         """See `engine.types.Source`."""
+        own = {name: known for name, known in identities.items() if name != LETTERS}
+        self._others_known = {name: known for name, known in identities.items() if name == LETTERS}
         if self._is_one:
-            for name, known in identities.items():
+            for name, known in own.items():
                 self._name = name
                 if known != self._digest:
                     raise UserError(
@@ -596,7 +602,7 @@ class FilesSource(Source):
                         "--fresh, or leave order_by out."
                     )
         else:
-            self._known = {name: Fingerprint.restore(value) for name, value in identities.items()}
+            self._known = {name: Fingerprint.restore(value) for name, value in own.items()}
             if self._follower is not None or self._piped is not None:
                 return
             there = resumed(self._files, self._known, self.settings.on_replaced or "fail")
@@ -777,10 +783,11 @@ class FilesSource(Source):
             )
         if self._file_a_row or self._kind == "text":
             return self.format
-        if self._kind != "csv" or self.settings.order_by:
-            return Ndjson()
-        header = list(self._there({}, guess=False))
-        return self._csv(defaultdict(lambda: header))
+        lines: Format = Ndjson()
+        if self._kind == "csv" and not self.settings.order_by:
+            self._there({}, guess=False)  # opens every file
+            lines = self._csv(Headers(self._headers))
+        return Folders(lines, self._folders) if isinstance(self.format, Folders) else lines
 
     def _mine(self) -> list[Unit]:
         """What this engine reads, in the order of names.
@@ -1161,6 +1168,23 @@ def header(raw: bytes | None, name: str, dialect: Dialect, encoding: str = "utf-
     if twice:
         raise UserError(f"{name} has column '{twice[0]}' twice in its header: rename one of them.")
     return names
+
+
+class Headers(dict[str, list[str]]):
+    """Partition -> its header, as far as files are there; of another one, that of all.
+
+    Raises (a look-up): UserError where a file is not there, and the others differ.
+    """
+
+    def __missing__(self, partition: str) -> list[str]:
+        found = {tuple(header) for header in self.values() if header}
+        if len(found) > 1:
+            raise UserError(
+                f"A dead letter comes from '{partition}', which [source] path no longer finds, and "
+                "its files have their columns in different orders: put it back, or move the letter "
+                "away."
+            )
+        return list(*found)
 
 
 def _must_differ(roles: Mapping[str, Any], names: Sequence[str], where: str) -> None:

@@ -87,7 +87,7 @@ def test_lines_that_end_in_carriage_returns_are_refused(tmp_path: Path, kind: st
 def test_a_pipe_is_no_file(tmp_path: Path) -> None:
     place = tmp_path / "in.csv"
     os.mkfifo(place)
-    with pytest.raises(UserError, match='is a named pipe, and no file: .* path = "-"'):
+    with pytest.raises(UserError, match=r'is a named pipe, and no file: .* path = "-"'):
         files(place)
 
 

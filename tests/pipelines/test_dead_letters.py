@@ -12,8 +12,10 @@ import polars as pl
 import pytest
 from kafka import KafkaProducer
 
+from connectors.files.source import Headers
 from engine.loop import Totals
 from engine.run import Run
+from engine.types import UserError
 from tests.broker import Broker, shared_broker
 from tests.crash.kit import account, origin, records
 from tests.pipelines.conftest import Headrace, Rows, Small
@@ -277,3 +279,47 @@ def test_a_row_too_large_for_its_topic_is_a_letter(
     state = run.checkpoints.load(run.identity)
     assert state is not None
     assert Totals.restore(state["totals"]).balanced
+
+
+CLEANING = """
+name = "letters"
+folder = "run"
+[source]
+kind = "files"
+path = "in"
+[source.schema]
+a = "int64"
+b = "string"
+[dead_letters]
+limit = 1.0
+[sink]
+kind = "files"
+path = "out"
+format = "ndjson"
+"""
+
+
+def test_letters_of_files_whose_columns_are_in_other_orders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, headrace: Headrace
+) -> None:
+    """Each is read by the header of its own file; a normal run then warns of nothing."""
+    monkeypatch.chdir(tmp_path)
+    file, folder = tmp_path / "p.toml", tmp_path / "in" / "day=1"
+    file.write_text(CLEANING)
+    folder.mkdir(parents=True)
+    (folder / "1.csv").write_text("a,b\n1,x\n1.5,y\n")
+    (folder / "2.csv").write_text("b,a\nz,2\nw,2.5\n")
+    assert headrace("run", file)[0] == 0
+    file.write_text(CLEANING.replace('"int64"', '"float64"'))
+    code, _, err = headrace("replay", file)
+    assert code == 0, err
+    parts = sorted((tmp_path / "out").glob("*.ndjson"))
+    written = pl.concat([pl.read_ndjson(part) for part in parts], how="diagonal_relaxed")
+    got = written.select("a", "b", "day").sort("a").rows()
+    assert got == [(1.0, "x", 1), (1.5, "y", 1), (2.0, "z", 1), (2.5, "w", 1)]
+    for command in ("run", "replay", "run"):
+        code, _, err = headrace(command, file)
+        assert (code, "are gone" in err) == (0, False), err
+    assert Headers({"in/1.csv": ["a"]})["in/9.csv"] == ["a"]
+    with pytest.raises(UserError, match="A dead letter comes from 'in/9"):
+        Headers({"in/1.csv": ["a", "b"], "in/2.csv": ["b", "a"]})["in/9.csv"]
