@@ -12,7 +12,7 @@ import importlib
 import json
 import os
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
@@ -22,6 +22,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PositiveInt,
+    PrivateAttr,
     TypeAdapter,
     ValidationError,
     field_validator,
@@ -332,6 +333,42 @@ class ExportSettings(Settings):
     compress: dict[str, Any] | None = Field(default_factory=dict)
 
 
+class Origin(str):
+    """Where a pipeline comes from, for sentences: a file, and what was set over it."""
+
+    __slots__ = ("sets",)
+    sets: Mapping[tuple[str, ...], str]
+    """Path of a key -> who set it: ``--set a.b``, or a variable. Not to what: it may be secret."""
+
+    @classmethod
+    def of(cls, where: str, overrides: Iterable[str]) -> Origin:
+        """The same, with overrides and the environment."""
+        made = cls(where)
+        made.sets = {
+            **(where.sets if isinstance(where, Origin) else {}),
+            **{tuple(name.lower().split("__")): f"{ENVIRONMENT}{name}" for name in _variables()},
+            **{tuple(key): f"--set {'.'.join(key)}" for key in map(_key, overrides)},
+        }
+        return made
+
+    def setter(self, path: Sequence[str]) -> str | None:
+        """Who set this key, or something inside it, or a table around it; None: the file."""
+        for key, setter in self.sets.items():
+            n = min(len(key), len(path))
+            if key[:n] == tuple(path[:n]):
+                return setter
+        return None
+
+
+def place(where: str, section: str, key: str) -> str:
+    """How a sentence about a key begins: the table and the file, or who set the key over it."""
+    path = [*section.split("."), key] if section else [key]
+    setter = where.setter(path) if isinstance(where, Origin) else None
+    if setter is not None:
+        return f"{setter}: [{section}]" if section else f"{setter}: a pipeline"
+    return f"[{section}] in {where}" if section else where
+
+
 class Pipeline(BaseSettings):
     """A pipeline file as read; parts named by ``kind`` are still tables, see `component`.
 
@@ -339,7 +376,6 @@ class Pipeline(BaseSettings):
         name: goes into model files, logs and the default folder.
         base: another pipeline file, by its path from this one, whose keys this one changes.
         folder: where a run leaves its checkpoints, models and report; ``runs/<name>`` unless given.
-        file: the path it was read from, for error sentences.
     """
 
     model_config = SettingsConfigDict(
@@ -353,7 +389,7 @@ class Pipeline(BaseSettings):
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
     base: str | None = None
     folder: str = ""
-    file: str = ""
+    _file: str = PrivateAttr("")
     source: dict[str, Any]
     scrub: dict[str, dict[str, Any]] = Field(default_factory=dict)
     loader: LoaderSettings = LoaderSettings()
@@ -403,6 +439,8 @@ class Pipeline(BaseSettings):
         cls, table: Mapping[str, Any], overrides: Iterable[str] = (), *, where: str = "the pipeline"
     ) -> Self:
         """The same from a table in memory."""
+        overrides = list(overrides)
+        where = Origin.of(where, overrides)
         # A subclass a call: pydantic-settings takes its sources from the class.
         reader: type[Self] = type(cls.__name__, (cls,), {"sources": (_overrides(overrides), table)})
         _known_variables(reader)
@@ -418,7 +456,14 @@ class Pipeline(BaseSettings):
             ) from None
         pipeline._check_tables(where)
         folder = pipeline.folder or f"runs/{pipeline.name}"
-        return pipeline.model_copy(update={"folder": folder, "file": where})
+        made = pipeline.model_copy(update={"folder": folder})
+        made._file = where
+        return made
+
+    @property
+    def file(self) -> str:
+        """The path it was read from, for error sentences; an `Origin`."""
+        return self._file
 
     def _check_tables(self, where: str) -> None:
         """What tables have in common whose other keys are their kind's own."""
@@ -431,7 +476,7 @@ class Pipeline(BaseSettings):
 
     def table(self) -> dict[str, Any]:
         """What `of` makes it from, environment and overrides counted in."""
-        return self.model_dump(exclude_none=True, exclude={"file", "base"})
+        return self.model_dump(exclude_none=True, exclude={"base"})
 
     def settings(self, kind: type[S], table: Mapping[str, Any], section: str) -> S:
         """A component's own settings from its table.
@@ -554,14 +599,29 @@ def _another_kind(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
 def _overrides(texts: Iterable[str]) -> dict[str, Any]:
     table: dict[str, Any] = {}
     for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or not key.strip():
-            raise UserError(f"Expected --set key.path=value, got '{text}'.")
-        nested: Any = _value(value.strip())
-        for part in reversed(key.strip().split(".")):
+        nested: Any = _value(text.partition("=")[2].strip())
+        for part in reversed(_key(text)):
             nested = {part: nested}
         table = _merge(table, nested)
     return table
+
+
+def _key(text: str) -> list[str]:
+    """The path of the key that ``a.b=c`` sets. Raises: UserError"""
+    key, equals, _ = text.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"Expected --set key.path=value, got '{text}'.")
+    return key.strip().split(".")
+
+
+def _variables() -> list[str]:
+    """Variables of the environment that set keys of tables, without what they all begin with."""
+    names = (name.upper() for name in os.environ)
+    return [
+        name.removeprefix(ENVIRONMENT)
+        for name in names
+        if name.startswith(ENVIRONMENT) and "__" in name.removeprefix(ENVIRONMENT)
+    ]
 
 
 def _value(text: str) -> Any:
@@ -574,14 +634,12 @@ def _value(text: str) -> Any:
 def _known_variables(reader: type[BaseSettings]) -> None:
     """Raises: UserError for a variable that sets a table which is none. Others of the prefix are
     let be: Kubernetes sets HEADRACE_SERVICE_HOST where a service is called headrace."""
-    for name in os.environ:
-        table, delimiter, _ = name.upper().removeprefix(ENVIRONMENT).partition("__")
-        if not (name.upper().startswith(ENVIRONMENT) and delimiter):
-            continue
+    for name in _variables():
+        table = name.partition("__")[0]
         if table.lower() not in reader.model_fields:
             raise UserError(
-                f"The environment's {name} names no table of a pipeline file: there is no "
-                f"'{table.lower()}'.{nearest(table.lower(), reader.model_fields)}"
+                f"The environment's {ENVIRONMENT}{name} names no table of a pipeline file: there "
+                f"is no '{table.lower()}'.{nearest(table.lower(), reader.model_fields)}"
             )
 
 
@@ -593,9 +651,8 @@ def _sentence(error: ValidationError, settings: type[BaseModel], section: str, w
         complaint = first["msg"].removeprefix("Value error, ")
         return f"[{section}] in {where}: {complaint}." if section else f"{where}: {complaint}."
     inner, path, inside = _located(settings, [str(part) for part in first["loc"]])
-    *tables, key = path
-    place = ".".join([section, *tables] if section else tables)
-    table = f"[{place}] in {where}" if place else where
+    *tables, key = full = [*section.split("."), *path] if section else path
+    table = place(where, ".".join(tables), key)
     if first["type"] == "extra_forbidden":
         return f"{table} has no key '{key}'.{suggestion(key, inner.model_fields)}"
     if first["type"] == "missing":
@@ -610,6 +667,8 @@ def _sentence(error: ValidationError, settings: type[BaseModel], section: str, w
         if not wanted.startswith("expected"):
             wanted = f"expected another value ({wanted})"
     got = _shown(first["input"], field)
+    if isinstance(where, Origin) and (setter := where.setter(full)):
+        table = setter
     return f"{table}: {wanted} for '{key}', got {got}{' in it' if inside else ''}."
 
 

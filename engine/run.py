@@ -22,7 +22,7 @@ import polars as pl
 from engine import atomic, labels, report
 from engine.checkpoint import CheckpointFailed, Checkpoints, size_of
 from engine.collate import Collate
-from engine.config import ExportSettings, ModelSettings, Pipeline, component, validate
+from engine.config import ExportSettings, ModelSettings, Pipeline, component, place, validate
 from engine.contract import require_contract
 from engine.evaluation import Evaluation
 from engine.holdout import Holdout
@@ -1184,7 +1184,8 @@ class Run:
             if key not in kind.Settings.model_fields:
                 known = [*ModelSettings.model_fields, *kind.Settings.model_fields]
                 raise UserError(
-                    f"[model] in {self.pipeline.file} has no key '{key}'.{nearest(key, known)}"
+                    f"{place(self.pipeline.file, 'model', key)} has no key '{key}'."
+                    f"{nearest(key, known)}"
                 )
         common = {key: value for key, value in table.items() if key not in own}
         return validate(ModelSettings, common, "model", self.pipeline.file)

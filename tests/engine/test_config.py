@@ -125,7 +125,7 @@ def test_a_duration_that_is_none_is_one_sentence(file: Path, wrong: str) -> None
     with pytest.raises(UserError) as caught:
         Pipeline.load(file, [f'loader.max_delay="{wrong}"'])
     assert str(caught.value) == (
-        f'[loader] in {file}: expected seconds or a duration like "250ms", "1s", "5m", '
+        f'--set loader.max_delay: expected seconds or a duration like "250ms", "1s", "5m", '
         f'"2h" or "7d" for \'max_delay\', got "{wrong}".'
     )
 

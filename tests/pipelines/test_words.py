@@ -166,3 +166,48 @@ def test_labels_are_spelt_as_the_classes_are(
     code, out, _ = headrace("check", file)
     assert code == 2
     assert "have another label in 'label': 'true' (20)" in " ".join(out.split())
+
+
+# ----------------------------------------------------------------------------------- who set it
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        ("nosuch.key=1", "--set nosuch.key: a pipeline has no key 'nosuch'. Known: augment, base"),
+        ("sorce.path=x", "--set sorce.path: a pipeline has no key 'sorce'. Did you mean 'source'?"),
+        ("batch_rows=3", "--set batch_rows: a pipeline has no key 'batch_rows'. 'batch_rows' is a"),
+        ("loader.batch_row=1", "--set loader.batch_row: [loader] has no key 'batch_row'. Did you"),
+        ("loader.batch_rows=x", "--set loader.batch_rows: expected a whole number >= 1"),
+        ("scrub.missing.valu=1", "--set scrub.missing.valu: [scrub.missing] has no key 'valu'."),
+        ("model.lr=1", "--set model.lr: [model] has no key 'lr'."),
+        ("train.lr=fast", "--set train.lr: expected "),
+        ("name=a b", "--set name: expected text like"),
+    ],
+)
+def test_what_was_set_is_blamed_and_not_the_file(
+    rows: Rows, small: Small, headrace: Headrace, tmp_path: Path, word: str, sentence: str
+) -> None:
+    rows(20).write_csv(tmp_path / "data.csv")
+    file = small(tmp_path / "data.csv")
+    code, _, err = headrace("check", file, "--set", word)
+    assert code == 2
+    assert err.startswith(f"headrace: {sentence}"), err
+    assert str(file) not in err
+
+
+def test_a_variable_is_blamed_and_its_value_is_not_shown(
+    rows: Rows, small: Small, headrace: Headrace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows(20).write_csv(tmp_path / "data.csv")
+    file = small(tmp_path / "data.csv")
+    monkeypatch.setenv("HEADRACE_LOADER__BATCH_ROW", "8")
+    assert headrace("check", file)[2].startswith(
+        "headrace: HEADRACE_LOADER__BATCH_ROW: [loader] ha"
+    )
+    monkeypatch.delenv("HEADRACE_LOADER__BATCH_ROW")
+    err = headrace("check", file, "--set", "source.passwrd=hunter2")[2]
+    assert err.startswith("headrace: --set source.passwrd: [source] has no key 'passwrd'")
+    assert "hunter2" not in err
+    file.write_text(file.read_text().replace("batch_rows = 100", "batch_rows = 0"))
+    assert f"[loader] in {file}: expected" in headrace("check", file)[2]  # the file's own mistake
