@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from engine.explore.distinct import ERROR
 from engine.explore.survey import TOGETHER, VALUES, Column, Slice, Survey
 from engine.statistics import Counts, Quantiles
+from engine.types import type_name
 from engine.words import counted
 
 Floats = NDArray[np.float64]
@@ -61,7 +62,7 @@ class Figures:
     """A column.
 
     Attributes:
-        name, kind: its name and type.
+        name, kind: its name and type, as a pipeline file writes it.
         missing: rows without a value, null or NaN.
         infinite: rows.
         distinct: different values; `exact` or with a standard error of 0.8 %.
@@ -110,7 +111,7 @@ class Figures:
     @property
     def whole(self) -> bool:
         """Whether its type is that of whole numbers."""
-        return self.kind.startswith(("Int", "UInt"))
+        return self.kind.startswith(("int", "uint"))
 
     def key(self, rows: int) -> str | None:
         """Why its numbers name things and measure nothing, None where they may measure."""
@@ -376,7 +377,7 @@ def _others(survey: Survey, name: str, column: Column) -> Figures:
 def _common(survey: Survey, name: str, column: Column) -> dict[str, Any]:
     made: dict[str, Any] = {
         "name": name,
-        "kind": str(column.kind),
+        "kind": type_name(column.kind),
         "missing": column.null + column.nan,
         "distinct": 0 if column.distinct is None else column.distinct.count,
     }
@@ -545,7 +546,7 @@ def classes(found: Findings) -> list[Figures]:
         for column in found.columns
         if column.exact
         and 2 <= column.distinct <= min(FEW, len(column.top))
-        and (column.name == found.target or not column.kind.startswith(("Float", "Dec")))
+        and (column.name == found.target or not column.kind.startswith(("float", "dec")))
     ]
 
 

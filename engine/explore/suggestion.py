@@ -12,6 +12,8 @@ SPARSE = 0.6
 """Share of missing values above which a column is left out."""
 SKEWED = 0.5
 """Bowley's skewness of the quartiles above which logarithms are suggested."""
+LABELS = ("y", "label", "labels", "target", "class")
+"""Names of columns that are to be predicted, where no pipeline says which is."""
 UNLIKE = 0.5
 """Share of rows with a value of their own above which a text names the row instead of a class."""
 
@@ -39,6 +41,10 @@ def _lines(found: Findings) -> Iterator[str]:
         yield f"# left out: {json.dumps(name, ensure_ascii=False)}, {why}"
     if left:
         yield ""
+    if found.target is None:
+        yield "# What is to be predicted belongs in none of these lists: take it out, or let"
+        yield "# headrace explore look at a pipeline with [model] target."
+        yield ""
     yield from _duplicates(found, time)
     yield from _missing(numbers, found)
     yield from _outliers(numbers, found)
@@ -56,6 +62,8 @@ def _unfit(column: Figures, found: Findings, time: list[str]) -> str | None:
     rows = found.rows
     if column.name == found.target:
         return "the target"
+    if found.target is None and column.name.lower() in LABELS:
+        return "by its name what is to be predicted"
     if column.name in time:
         return "the time"
     if column.missing >= SPARSE * rows:
@@ -68,8 +76,8 @@ def _unfit(column: Figures, found: Findings, time: list[str]) -> str | None:
         return f'{key}; as a category, declare it "string" in [source.schema]'
     if column.numeric:
         return None
-    if column.kind not in ("String", "Boolean") and not column.kind.startswith(("Enum", "Cat")):
-        return f"no stage makes features of {column.kind.split('(')[0]}"
+    if column.kind not in ("string", "bool") and not column.kind.startswith(("Enum", "Cat")):
+        return f"no stage makes features of {column.kind}"
     if column.numbers >= 0.99 * (rows - column.missing):
         return 'text that reads as numbers: declare it "float64" in [source.schema]'
     if column.distinct > UNLIKE * rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -64,14 +65,14 @@ def test_figures_are_those_of_polars(given_rows: list[Any], cuts: list[int]) -> 
     for figure in figures(made):
         column = frame[figure.name]
         known = (
-            column.fill_nan(None).drop_nulls() if figure.kind == "Float64" else column.drop_nulls()
+            column.fill_nan(None).drop_nulls() if figure.kind == "float64" else column.drop_nulls()
         )
         assert figure.missing == frame.height - len(known)
         if frame.height:
             assert figure.exact
             assert figure.distinct == known.n_unique()
             assert sum(n for _, n in figure.top) + figure.others == len(known)
-        if figure.kind == "Float64" and len(known):
+        if figure.kind == "float64" and len(known):
             assert figure.mean == pytest.approx(known.mean(), abs=1e-9)
             assert figure.deviation == pytest.approx(known.std(ddof=0), abs=1e-9)
             assert figure.quantiles[0] == known.min()
@@ -339,3 +340,24 @@ def test_numbers_that_name_things_are_no_features() -> None:
 def test_text_that_reads_as_numbers_is_said_where_nothing_is_lost() -> None:
     told = found(pl.DataFrame({"x": ["1", "2.5", "0", "0.5", "-3"]}))
     assert any("reads as numbers" in s and "'x'" in s for s in told.sentences)
+
+
+def test_types_are_named_as_a_pipeline_file_does_and_a_label_is_no_feature() -> None:
+    times = pl.datetime_range(pl.datetime(2024, 1, 1), pl.datetime(2024, 1, 2), "1h", eager=True)
+    n = len(times)
+    frame = pl.DataFrame(
+        {
+            "at": times, "paid": times.reverse().alias("paid"), "a": [float(i) for i in range(n)],
+            "y": [i / 2 for i in range(n)], "Label": ["yes", "no"] * (n // 2) + ["no"],
+        }
+    )  # fmt: skip
+    made = found(frame)
+    assert [column.kind for column in made.columns] == [
+        "datetime", "datetime", "float64", "float64", "string",
+    ]  # fmt: skip
+    text = suggestion(made)
+    assert '"paid", no stage makes features of datetime' in text
+    scrub = tomllib.loads(text)["scrub"]
+    named = {column for table in scrub.values() for column in table.get("columns", ())}
+    assert named <= {"a"}
+    assert "[model] target" in text
