@@ -81,6 +81,7 @@ class Inspection:
         partly: files that were not looked at whole, although types are guessed from them.
         rows: whether a row was seen.
         null_values: fields that are taken for missing values.
+        words: column -> fields of it that may be missing values, see `connectors.formats.guess`.
     """
 
     schema: Schema = field(default_factory=dict)
@@ -89,6 +90,7 @@ class Inspection:
     partly: list[str] = field(default_factory=list)
     rows: bool = False
     null_values: tuple[str, ...] = ()
+    words: dict[str, set[str]] = field(default_factory=dict)
 
     def tell(self, files: int, declared: Schema) -> None:
         """Log what a user should know of it."""
@@ -202,6 +204,7 @@ def of_csv(
         finally:
             file.close()
     found.null_values = guess.null_values if words else ()
+    found.words = guess.words if words else {}
     found.schema |= guess.schema(found.null_values)
     _note_lacking(found, {name: columns for name, columns in there.items() if columns})
     return found

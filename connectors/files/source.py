@@ -8,7 +8,7 @@ import io
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from itertools import combinations
@@ -66,7 +66,7 @@ from connectors.formats.casts import Coerce
 from connectors.formats.columns import Columns
 from connectors.formats.csv import Csv, Dialect
 from connectors.formats.folders import Folders, values_of
-from connectors.formats.guess import Guess
+from connectors.formats.guess import NULL_WORDS, Guess
 from connectors.formats.guessed import Guessed
 from connectors.formats.ndjson import Ndjson
 from connectors.formats.own import Describing, is_own, must_be_declared, must_be_known, own
@@ -273,6 +273,8 @@ class FilesSource(Source):
         """What a CSV was found to be written like; None before it was looked at."""
         self._csvs: list[Csv] = []
         self._left_out: set[str] = set()
+        self._words: dict[str, set[str]] = {}
+        """Column -> fields of a CSV that may stand for missing values."""
         self._inner = self._format()
         self._folders = {name: values_of(path) for name, path in self._files.items()}
         hive = any(self._folders.values()) and not self._is_one
@@ -427,6 +429,7 @@ class FilesSource(Source):
         if self.settings.order_by:
             self._may_sort(there)
         schema = spread_schema(declared, there)
+        self._take_words_of(schema)
         self._columns = list(schema)
         if rest is None:
             self._guesses.columns = frozenset(c for c in schema if c not in named)
@@ -702,6 +705,23 @@ class FilesSource(Source):
         self._found_dialect = found
         for decoder in self._csvs:
             decoder.dialect = self._dialect
+
+    def _take_for_null(self, words: Iterable[str]) -> None:
+        """Read these fields as missing values, besides those that are."""
+        before = (self._found_dialect or {}).get("null_values", ())
+        both = {*before, *words}
+        if both - {*before}:
+            ordered = tuple(word for word in NULL_WORDS if word in both)
+            self._take({**(self._found_dialect or {}), "null_values": ordered})
+
+    def _take_words_of(self, schema: Schema) -> None:
+        """Fields that were all that columns held, which are numbers or times now that somebody says
+        so (a model file), are missing values where no column of text has them."""
+        of_text, others = set[str](), set[str]()
+        for column, words in self._words.items():
+            kind = schema.get(column, pl.String())
+            (of_text if kind in (pl.String, pl.Binary) else others).update(words)
+        self._take_for_null(others - of_text)
 
     def _look_at_dialect(self, path: Path, name: str) -> None:
         """Find out how the first file with rows is written; it holds for all."""
@@ -1011,8 +1031,8 @@ class FilesSource(Source):
                 raise UserError(
                     f"{next(iter(self._files))} is empty: expected a CSV header in its first line."
                 )
-            if found.null_values:
-                self._take({**(self._found_dialect or {}), "null_values": found.null_values})
+            self._words |= found.words
+            self._take_for_null(found.null_values)
             return found
         declared = bool(named)
         if self._file_a_row:

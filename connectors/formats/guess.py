@@ -109,6 +109,11 @@ class Guess:
                 found -= evidence.words
         return tuple(word for word in NULL_WORDS if word in found)
 
+    @property
+    def words(self) -> dict[str, set[str]]:
+        """Column -> those of `NULL_WORDS` that were among its values, where any was."""
+        return {column: found.words for column, found in self._columns.items() if found.words}
+
     def schema(self, null_values: Iterable[str] = ()) -> Schema:
         """The types, where these words are null; text where there was no value."""
         known = set(null_values)

@@ -264,3 +264,25 @@ def test_a_stream_of_arrow_is_read_like_a_file(tmp_path: Path, compression: str 
     with ipc.new_stream(str(empty), table.schema):
         pass
     assert drain(files(empty)) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "rows", "lost"),
+    [
+        ("a,b\nNA,x\nNA,y\n", [None, None], []),
+        ("a,b\nNA,x\n?,y\n1.5,z\n", [None, None, 1.5], []),
+        ("a,b\nNA,NA\n1.5,y\n", [1.5], ["Expected float64, got 'NA' in column 'a'."]),
+        ("a,b\nno,x\nNA,y\n", [None], ["Expected float64, got 'no' in column 'a'."]),
+    ],
+)
+def test_words_for_null_are_found_where_a_model_says_the_type(
+    tmp_path: Path, text: str, rows: list[float | None], lost: list[str]
+) -> None:
+    """As `predict` asks: the types are guessed, then those of the model hold."""
+    source = files(written(tmp_path / "in.csv", text))
+    source.schema({})
+    schema = source.schema({"a": pl.Float64()})
+    assert schema["a"] == pl.Float64()
+    made = [source.format.decode(piece, schema) for piece in drain(source)]
+    assert [value for frame, _ in made for value in frame["a"]] == rows
+    assert [detail for _, rejects in made for _, _, detail, _ in told(rejects)] == lost
