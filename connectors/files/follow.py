@@ -26,6 +26,7 @@ from pathlib import Path
 
 from connectors.files.identity import (
     HEAD,
+    Contents,
     Fingerprint,
     Policy,
     Watched,
@@ -154,8 +155,9 @@ class Follower:
         self._seen: dict[Number, Found] = {}
         self._waiting: dict[Number, float] = {}
         """New files that are not read yet, and since when they have not changed."""
-        self._copies: set[Number] = set()
-        """New files that were said to be copies."""
+        self._contents = Contents()
+        self._copies: dict[Number, float | None] = {}
+        """New files that are taken for copies -> since when; None once that was told."""
         self._next_look = 0.0
 
     def start(self, positions: Mapping[str, int], known: Mapping[str, Fingerprint]) -> None:
@@ -383,6 +385,8 @@ class Follower:
                 continue
             else:
                 tail = Tail(free(file.shown, self._tails), file.path)
+                if not self._lines:
+                    self._contents.note(file.path, tail.name)
                 self._tails[tail.name] = tail
                 log.info("following %s", tail.name)
             tail.since = time.monotonic()
@@ -426,10 +430,22 @@ class Follower:
             return now - self._waiting.get(file.number, now) < SETTLED
         there = (tail for tail in self._tails.values() if tail.file or tail.number)
         twin = next((tail for tail in there if self._is_copy(file, head, tail)), None)
-        if twin is not None and file.number not in self._copies:
-            self._copies.add(file.number)
-            log.info("%s holds what %s does: it waits as a copy of it", file.shown, twin.name)
+        if twin is not None:
+            self._tell_copy(file, twin)
         return twin is not None or not head
+
+    def _tell_copy(self, file: Found, twin: Tail) -> None:
+        """Say of a copy that it waits, and, where it stays, that it is not read."""
+        now = time.monotonic()
+        since = self._copies.setdefault(file.number, now)
+        if since == now:
+            log.info("%s holds what %s does: it waits as a copy of it", file.shown, twin.name)
+        elif since is not None and now - since >= SETTLED:
+            self._copies[file.number] = None
+            log.warning(
+                "%s holds what %s does, so it is taken for a copy of it: its rows are not read "
+                "unless that file goes, or this one goes on otherwise.", file.shown, twin.name,
+            )  # fmt: skip
 
     def _is_copy(self, file: Found, head: bytes, tail: Tail) -> bool:
         """Whether a file holds what a tail's does, or the beginning of it."""

@@ -221,6 +221,8 @@ class Watched:
         )
 
 
+TOLD = 4
+"""Warnings of files that hold the same."""
 LETTERS = "dead letters"
 """Under this name, beside a source's own partitions, what was replayed is known by."""
 
@@ -229,6 +231,32 @@ def together(paths: Iterable[Path]) -> str:
     """A digest of files whose rows are put in one order: by their sizes, beginnings and ends."""
     looks = [Watched(path, whole=True).fingerprint for path in paths]
     return digest(repr([(f.size, f.head_digest, f.row_digest) for f in looks]).encode())
+
+
+class Contents:
+    """Which files hold the same, by size, beginning and end: rows of a copy are read again, which
+    is told."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, str] = {}
+        self._told = 0
+
+    def note(self, path: Path, name: str) -> None:
+        """A file that is to be read."""
+        try:
+            first = self._names.setdefault(together([path]), name)
+        except (OSError, HeadraceError):  # its reader will say so
+            return
+        if first == name or self._told == TOLD or not path.stat().st_size:
+            return
+        self._told += 1
+        if self._told == TOLD:
+            log.warning("There are more files that hold what others do; they are not told.")
+        else:
+            log.warning(
+                "%s has the size, the beginning and the end of %s: the rows of a copy are read "
+                "again, as others; leave one of the two out.", name, first,
+            )  # fmt: skip
 
 
 def named(

@@ -24,6 +24,7 @@ from pydantic import ByteSize, Field, ValidationInfo, field_validator
 from connectors.files.follow import Follower
 from connectors.files.identity import (
     LETTERS,
+    Contents,
     Fingerprint,
     Policy,
     Watched,
@@ -265,6 +266,7 @@ class FilesSource(Source):
         self._known: dict[str, Fingerprint] = {}
         self._others_known: Mapping[str, Snapshot] = {}
         self._watched: dict[str, Watched] = {}
+        self._contents = Contents()
         self._epoch = self._at = 0
         self._gave = False
         self._order = order(len(self._units), settings, 0)
@@ -852,6 +854,7 @@ class FilesSource(Source):
             path, known = self._files[unit.file], self._known.get(unit.file)
             whole = not self._has_rows_of_text
             self._watched[unit.name] = Watched(path, whole=whole, before=known)
+            self._contents.note(path, unit.file)
         if unit.stop is None:
             return self._whole_unit(unit)
         file = self._whole_unit(unit)

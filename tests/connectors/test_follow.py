@@ -261,6 +261,35 @@ def test_a_file_that_goes_on_otherwise_is_no_copy() -> None:
         assert reader.rows() == ["1", "3"]
 
 
+def test_a_copy_that_stays_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(follow, "SETTLED", 0.0)
+    add("d/a.ndjson", 1, 2)
+    with reading("d/*.ndjson") as reader:
+        assert reader.rows() == ["1", "2"]
+        add("d/b.ndjson", 1, 2)
+        assert reader.rows() == []
+        assert reader.rows() == []
+        told = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+        assert told == [
+            "d/b.ndjson holds what d/a.ndjson does, so it is taken for a copy of it: its rows are "
+            "not read unless that file goes, or this one goes on otherwise."
+        ]
+
+
+@pytest.mark.parametrize("write", [parquet, arrow])
+def test_a_copy_that_is_read_again_is_told(write: Any, caplog: pytest.LogCaptureFixture) -> None:
+    suffix = write.__name__
+    write(Path(f"d/a.{suffix}"), 1, 2)
+    with reading(f"d/*.{suffix}") as reader:
+        assert reader.rows() == ["1", "2"]
+        Path("elsewhere").write_bytes(Path(f"d/a.{suffix}").read_bytes())
+        Path("elsewhere").rename(f"d/b.{suffix}")
+        assert reader.rows() == ["1", "2"]
+    assert f"d/b.{suffix} has the size, the beginning and the end of d/a.{suffix}" in caplog.text
+
+
 @pytest.mark.parametrize("write", [parquet, arrow, csv])
 def test_whole_files_that_come(write: Any) -> None:
     suffix = write.__name__

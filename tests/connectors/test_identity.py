@@ -20,6 +20,7 @@ import zstandard
 
 from connectors.files.source import FilesSource
 from engine.types import EndOfStream, Mark, Snapshot, UserError
+from tests.connectors.conftest import decoded, drain, files
 
 State = tuple[dict[str, int], dict[str, Snapshot]]
 NOTHING: State = ({}, {})
@@ -371,3 +372,17 @@ def test_marks_without_identities_go_by_name(caplog: pytest.LogCaptureFixture) -
     three()
     _, (positions, _) = run("d/*.ndjson")
     assert run("./d/*.ndjson", (positions, {}))[0] == []
+
+
+def test_a_copy_beside_its_original_is_read_again_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for i in range(8):
+        (tmp_path / f"{i}.csv").write_text("a\n1\n2\n")
+    (tmp_path / "other.csv").write_text("a\n1\n3\n")
+    source = files(tmp_path)
+    rows = decoded(source, drain(source), source.schema({}))
+    assert rows["a"].to_list() == [1, 2] * 8 + [1, 3]
+    told = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert [f"{tmp_path}/1.csv has the size, the beginning" in told[0], len(told)] == [True, 4]
+    assert "more files that hold what others do" in told[-1]
