@@ -620,20 +620,22 @@ class Run:
         kind, own = self._learner_kind
         sampling = (self.pipeline.train or {}).get("sampling")
         settings = validate(kind.Settings, own, "model", self.pipeline.file)
-        made: Learner = kind(settings, self._training, self.features)
+        made: Any = kind(settings, self._training, self.features)
         if self.augmentation is not None:
             encoders: dict[str, Any] = {}
             for stage in self.stages:
                 encoders |= getattr(stage, "encoders", dict)()
             self.augmentation.attach(made, encoders)
         from models.balance import Balanced, SamplingSettings
-        from models.renewal import RenewalSettings, renewed
+        from models.renewal import RenewalSettings, Renewed, require_renewable
 
         how = self._training.forget_on if isinstance(self._training, RenewalSettings) else "never"
+        if how != "never":
+            require_renewable(made, how, [stage.name for stage in self.stages])
         if sampling is not None:
             drawn = validate(SamplingSettings, sampling, "train.sampling", self.pipeline.file)
             made = Balanced(made, drawn)
-        return renewed(made, how)
+        return made if how == "never" else Renewed(made, how)
 
     @cached_property
     def _training(self) -> Any:

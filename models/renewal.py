@@ -23,6 +23,7 @@ from engine.types import (
     Step,
     Tensors,
     UserError,
+    nearest,
 )
 from models.rise import THRESHOLD, Rise
 
@@ -231,10 +232,7 @@ class Renewed(Renewable):
             return False
         counts = [n for (stage, _), n in batch.counts.items() if stage == name]
         if not counts:
-            raise UserError(
-                f"[train] forget_on = '{name}' expects 'error', 'never' or the name of a 'drift' "
-                f"stage, and there is none of that name: add [scrub.{name}]."
-            )
+            raise _no_stage(name)
         return any(counts)
 
     def _rows_left(self) -> int:
@@ -290,20 +288,24 @@ class Renewed(Renewable):
         log.info(sentence, extra={"forget_on": self.forget_on, "rows": self._rows})
 
 
-def renewed(learner: Learner, forget_on: str) -> Learner:
-    """The learner, challenged where `forget_on` is not ``never``.
-
-    Raises: UserError where it cannot be challenged.
-    """
-    if forget_on == "never":
-        return learner
+def require_renewable(learner: Learner, forget_on: str, stages: Sequence[str]) -> None:
+    """Raises: UserError where the learner cannot be challenged, or `forget_on`, which is not
+    ``never``, is none of the stages."""
+    if forget_on != "error" and forget_on not in stages:
+        raise _no_stage(forget_on, nearest(forget_on, ["error", "never", *stages]))
     if not isinstance(learner, Renewable):
         raise UserError(
             f"[train] forget_on = '{forget_on}' expects a learner that can be challenged, and "
             f"{type(learner).__name__} has no method 'successor': write one "
             "(models.renewal.Renewable), or set forget_on = 'never'."
         )
-    return Renewed(learner, forget_on)
+
+
+def _no_stage(name: str, near: str = "") -> UserError:
+    return UserError(
+        f"[train] forget_on = '{name}' expects 'error', 'never' or the name of a 'drift' stage, "
+        f"and there is none of that name: add [scrub.{name}].{near}"
+    )
 
 
 class _Challenge:
@@ -403,25 +405,25 @@ def _cut(batch: Batch, start: int, stop: int) -> Batch:
     if placed is not None:
         there = Placed(tensors=placed.tensors.slice(start, stop), copied=placed.copied)
         part = dataclasses.replace(part, placed=there)
-    return dataclasses.replace(batch, frame=batch.frame[start:stop], tensors=part)
+    return dataclasses.replace(batch, frame=batch.frame.slice(start, stop - start), tensors=part)
 
 
 def _joined(parts: Sequence[Step]) -> Step:
     """What came of the parts of a batch, as of the whole."""
-    rows = [len(part.scores) for part in parts]
-    refused = np.concatenate([_refused(part) for part in parts])
-    losses = np.array([part.loss for part in parts])
-    known = np.isfinite(losses)
-    loss = np.average(losses[known], weights=np.array(rows)[known]) if known.any() else np.nan
+    learned = [(part.loss, len(part.scores)) for part in parts if math.isfinite(part.loss)]
+    rows = sum(rows for _, rows in learned)
     augmented: Counter[str] = Counter()
     for part in parts:
         augmented.update(part.augmented)
+    refused = None
+    if any(part.refused is not None or part.skipped is not None for part in parts):
+        refused = np.concatenate([_refused(part) for part in parts])
     return Step(
         scores=np.concatenate([part.scores for part in parts]),
-        loss=float(loss),
+        loss=sum(loss * rows for loss, rows in learned) / rows if rows else math.nan,
         steps=sum(part.steps for part in parts),
-        skipped="non_finite" if refused.all() else None,
-        refused=refused if refused.any() else None,
+        skipped="non_finite" if refused is not None and refused.all() else None,
+        refused=refused,
         unlearned=sum(part.unlearned for part in parts),
         augmented=augmented,
     )
@@ -434,4 +436,4 @@ def _refused(step: Step) -> NDArray[np.bool_]:
     return np.full(len(step.scores), step.skipped is not None)
 
 
-__all__ = ["Renewable", "RenewalSettings", "Renewed", "renewed"]
+__all__ = ["Renewable", "RenewalSettings", "Renewed", "require_renewable"]

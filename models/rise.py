@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -26,8 +24,7 @@ THRESHOLD = 40.0
 """Deviations that the sum of what lies beyond may rise above its lowest."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rise:
+class Rise(NamedTuple):
     """Page and Hinkley's test on the side where the error grows: while a model learns its error
     falls, and that is no change. A value: looking makes a new one.
 
@@ -61,12 +58,11 @@ class Rise:
 
     def seen(self, errors: NDArray[np.float64]) -> Rise:
         """After these errors, shape (n,). One that is not finite counts as 0."""
-        after = _seen(errors, *dataclasses.astuple(self))
-        return Rise(**dict(zip(Rise.__dataclass_fields__, after, strict=True)))
+        return Rise(*_seen(errors, *self))
 
     def snapshot(self) -> dict[str, Any]:
         """The fields as a plain value."""
-        return dataclasses.asdict(self)
+        return self._asdict()
 
     @classmethod
     def restored(cls, value: Mapping[str, Any]) -> Rise:

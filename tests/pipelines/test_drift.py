@@ -56,3 +56,37 @@ def test_forgetting_on_a_later_stage_stops_the_run(tmp_path: Path) -> None:
     made = pipeline(tmp_path, {"scale": scale, "watch": {"kind": "drift", "columns": ["x"]}})
     with pytest.raises(UserError, match=r"no 'drift' stage of that name stands before it"):
         Run(made).run()
+
+
+@pytest.mark.parametrize("how", ["error", "watch"])
+def test_a_model_follows_change(
+    tmp_path: Path,
+    how: str,
+    counted: Callable[[], dict[str, float]],
+    results: Callable[[], pl.DataFrame],
+) -> None:
+    """The sign of the label's rule turns at row 4,000, and the level of a column with it."""
+    rng = np.random.default_rng(1)
+    x, level = rng.normal(size=8_000), np.where(np.arange(8_000) < 4_000, 0, 60)
+    frame = pl.DataFrame({"x": x, "z": rng.normal(size=8_000) + level, "y": (x > 0) ^ (level > 0)})
+    frame.write_parquet(tmp_path / "data.parquet")
+    model = {"kind": "linear", "numeric": ["x"], "target": "y", "task": "binary"}
+    watch = {"kind": "drift", "columns": ["z"], "detector": "page_hinkley"}
+    made = {
+        "name": "follow",
+        "folder": str(tmp_path / "run"),
+        "source": {"kind": "files", "path": str(tmp_path / "data.parquet")},
+        "scrub": {"watch": watch},
+        "model": model,
+        "train": {"lr": 0.001, "forget_on": how},
+        "sink": {"kind": "files", "path": str(tmp_path / "out")},
+    }
+    assert Run(Pipeline.of(made)).run().totals.balanced
+    page = (tmp_path / "run" / "metrics.prom").read_text()
+    for outcome in ("begun", "won"):
+        assert f'headrace_challenges_total{{outcome="{outcome}"}} 1.0' in page
+    answers = results()[-2_000:]
+    right = answers["prediction"] == answers["y"].cast(pl.String)
+    assert right.to_numpy().mean() > 0.95
+    with pytest.raises(UserError, match=r"add \[scrub.wacht\]. Did you mean 'watch'\?"):
+        _ = Run(Pipeline.of(made | {"train": {"forget_on": "wacht"}})).learner
