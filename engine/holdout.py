@@ -41,7 +41,8 @@ class Holdout:
     Args:
         share: of the rows (0-1).
         rows: how many are kept, the newest; of a row that is read again, the newest reading.
-        besides: columns that are not content: they say where a row comes from.
+        besides: columns that are not content: nobody learns from them, or they say where a row
+            comes from.
         by_content: False chooses all rows by partition and position: for rows whose content
             changes from epoch to epoch, because a stage that learns has made it.
     """

@@ -814,9 +814,18 @@ class Run:
         return Holdout(
             export.holdout,
             export.holdout_rows,
-            besides=self.source.origins(),
+            besides={*self._unlearned, *self.source.origins()},
             by_content=all(stage.snapshot() is None for stage in before),
         )
+
+    @property
+    def _unlearned(self) -> set[str]:
+        """Columns of the source that neither stages nor model read. What else reads them may change
+        from run to run, and with it whether they are there."""
+        others: dict[str, Any] = dict.fromkeys(("train", "evaluation", "export"))
+        alone = self.pipeline.model_copy(update=others | {"sink": {"columns": []}, "augment": {}})
+        learned = projected(alone, self.source_schema, self.stages)
+        return self.source_schema.keys() - learned.keys()
 
     @cached_property
     def work(self) -> Work:
