@@ -285,10 +285,11 @@ class Run:
         export = self.pipeline.export
         if export is None or not self.trains:
             return
-        if not callable(getattr(self.learner, "build", None)):
+        kind, _ = self._learner_kind
+        if not callable(getattr(kind, "build", None)):
             raise UserError(
                 f"[export] in {self.pipeline.file} needs a learner that writes ONNX, and "
-                f"{type(self.learner).__name__} has no method 'build': take [export] out."
+                f"{kind.__name__} has no method 'build': take [export] out."
             )
         if export.compress is not None:
             from models.compress import Compression

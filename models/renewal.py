@@ -74,10 +74,6 @@ class Renewable(Learner, Protocol):
         augmentation. Scales may be those of now, if they follow the rows that come faster."""
         ...
 
-    def build(self, graph: Graph, numeric: str, categories: str) -> str:
-        """Write what `predict` does into an ONNX graph; see `models.export.Writable`."""
-        ...
-
     def memory(self) -> Mapping[str, int]:
         """Component -> bytes."""
         return {}
@@ -159,8 +155,10 @@ class Renewed(Renewable):
         return self.learner.predict(tensors)
 
     def build(self, graph: Graph, numeric: str, categories: str) -> str:
-        """Write the champion into an ONNX graph."""
-        return self.learner.build(graph, numeric, categories)
+        """Write the champion into an ONNX graph; see `models.export.Writable`."""
+        champion: Any = self.learner
+        built: str = champion.build(graph, numeric, categories)
+        return built
 
     def successor(self) -> Renewed:
         """As of the champion."""
