@@ -145,6 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with signals.answering(signals.stop):
             options = _parsed(list(sys.argv[1:] if arguments is None else arguments))
+            signals.resumable(options.command in (_run, _replay))
             return _done(options)
     except signals.Stopped:
         signals.tell(signals.goodbye())

@@ -28,6 +28,7 @@ SHOW_CURSOR = b"\x1b[?25h"
 _answers: list[Callable[[], None]] = []
 """Who answers, the innermost last."""
 _asked: signal.Signals | None = None
+_resumes = False
 
 
 class Stopped(BaseException):
@@ -86,8 +87,16 @@ def tell(sentence: str) -> None:
         os.write(2, cursor + f"headrace: {sentence}\n".encode())
 
 
+def resumable(resumes: bool) -> None:
+    """Whether the command in hand goes on from what it saved when it is called again."""
+    global _resumes
+    _resumes = resumes
+
+
 def goodbye() -> str:
     """What a command says that was stopped."""
+    if not _resumes:
+        return f"stopped by {asked()} before it was done."
     return f"stopped by {asked()}; what was saved stays, and the same command goes on from there."
 
 
@@ -135,4 +144,4 @@ def _end(code: int) -> None:
     os._exit(code)
 
 
-__all__ = ["Stopped", "answering", "asked", "goodbye", "note", "stop", "take", "tell"]
+__all__ = ["Stopped", "answering", "asked", "goodbye", "note", "resumable", "stop", "take", "tell"]

@@ -36,6 +36,8 @@ RUN_SECONDS = 3.0
 CONTENDED = 0.5
 """Share of the time off a processor that threads were ready for one, from which on it is others
 that take the cores."""
+MOST = 20.0
+"""Where a run would be so many times as fast, the figure says nothing more."""
 ON_PROCESSOR = 0.4
 """Share of a stage's time on a processor from which on the processor is what it needs."""
 
@@ -86,7 +88,7 @@ class Verdict:
         where = "" if self.stage == self.part else f" ('{self.stage}')"
         said = (
             f"The {self.part}{where} holds the run: {self.share:.0%} of the time, {self.resource}; "
-            f"without it the run would be {self.limit:.1f} times as fast."
+            f"without it the run would be {_times(self.limit)} as fast."
         )
         if self.advice:
             first = self.advice[0]
@@ -223,6 +225,10 @@ def _advice(
             setting=f"checkpoint.every_seconds={seconds:g}",
             why="results and state are made safe less often; a restart repeats more",
         )
+
+
+def _times(limit: float) -> str:
+    return f"{limit:.1f} times" if limit < MOST else f"{MOST:.0f} times or more"
 
 
 def _costs(settings: Mapping[str, Any]) -> str:

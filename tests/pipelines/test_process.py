@@ -94,7 +94,48 @@ def test_a_signal_before_anything_is_imported(file: Path) -> None:
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate()
     assert (process.returncode, len(err.splitlines())) == (0, 1)
-    assert err.startswith("headrace: stopped by SIGTERM; what was saved stays")
+    assert err.startswith("headrace: stopped by SIGTERM")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("check", "{file}"),
+        ("explore", "{data}"),
+        ("profile", "{file}", "--seconds", "1"),
+        ("export", "{file}", "--to", "{file}.onnx"),
+        ("compress", "{file}"),
+        ("predict", "{run}/model.onnx", "--input", "{data}", "--output", "{run}/scored"),
+        ("folds", "{file}", "--folds", "2"),
+        ("reference", "--markdown"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_signal_at_any_moment_of_every_command(
+    file: Path, headrace: Headrace, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    """One line that promises nothing: these go on from nowhere."""
+    chance = random.Random(words[0])
+    if words[0] in ("export", "compress", "predict"):
+        assert headrace("run", file)[0] == 0
+    places = {"file": file, "data": tmp_path / "data.csv", "run": tmp_path / "run"}
+    for moment in range(MOMENTS // 2):
+        number = (signal.SIGINT, signal.SIGTERM)[moment % 2]
+        command = [*HEADRACE, *(w.format(**places) for w in words), "--log-level", "error"]
+        with subprocess.Popen(
+            command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as process:
+            while not armed(process):
+                time.sleep(0.001)
+            try:  # as far into it as the moment is, of a command that ends by itself
+                process.wait(4 * (moment + chance.random()) / MOMENTS)
+            except subprocess.TimeoutExpired:
+                process.send_signal(number)
+            out, err = process.communicate()
+        assert process.returncode == 0, (moment, err)
+        assert "Traceback" not in out + err
+        assert err in ("", f"headrace: stopped by {number.name} before it was done.\n")
 
 
 SWALLOWED = """
