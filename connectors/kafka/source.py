@@ -39,7 +39,14 @@ from connectors.kafka.group import Membership, Owners, consumer_settings, name, 
 from connectors.kafka.record import WithRecord, record_schema
 from connectors.kafka.registry import Registry
 from connectors.kafka.values import Valued
-from connectors.kafka.wire import Chunk, columnar, prefetched, refreshed, topic_ids
+from connectors.kafka.wire import (
+    Chunk,
+    columnar,
+    prefetched,
+    refreshed,
+    rehearsed,
+    topic_ids,
+)
 from engine.types import (
     Duration,
     EndOfStream,
@@ -186,6 +193,7 @@ class KafkaSource(SharedSource):
             self.format = Valued(self._values, text=settings.format != "avro")
         if settings.record:
             self.format = WithRecord(self.format, settings.record)
+        self._columns: Schema = {}
         self._pattern = _pattern(settings)
         self._membership = Membership(settings.patience) if settings.join else None
         self.whole = bool(settings.record)
@@ -232,7 +240,8 @@ class KafkaSource(SharedSource):
                 raise UserError(
                     f"Column '{column}' is in [source.schema] and in [source.record]: rename one."
                 )
-        return self._schema(declared) | self._extra
+        self._columns = self._schema(declared) | self._extra
+        return self._columns
 
     def rereads(self, sink: Sink) -> str | None:
         """See `engine.types.Source`: a topic of this source's, under whatever of its brokers'
@@ -581,7 +590,18 @@ class KafkaSource(SharedSource):
             )
             self._consumer = self._asked(make)
             columnar(self._consumer, newline=bool(self._tail), whole=self.whole)
+            if self.endless() and self._columns:
+                self._rehearse()
         return self._consumer
+
+    def _rehearse(self) -> None:
+        """Decode an empty object before the first record comes. Loops are compiled at their first
+        use, which takes seconds where none were kept: the first record would wait for that."""
+        if self.settings.format == "avro" or is_own(self.settings.format):
+            return  # of a registry, or somebody's own, nothing is asked that did not come
+        chunk = rehearsed(b"{}", newline=bool(self._tail), whole=self.whole)
+        for records in _records("rehearsal/0", chunk, time.monotonic(), None, self._tail):
+            self.format.decode(records, self._columns)
 
     def _seek_all(self, consumer: KafkaConsumer, mark: Mark) -> None:
         positions = self._settle_all(consumer, mark)

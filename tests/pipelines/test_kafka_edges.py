@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kafka import KafkaAdminClient, KafkaProducer
@@ -15,7 +16,7 @@ from kafka.admin import NewPartitions, NewTopic
 from connectors.kafka import source
 from engine.loop import Loop
 from engine.run import Run
-from engine.types import Batch
+from engine.types import Batch, Mark, parse_schema
 from tests.broker import Broker
 from tests.pipelines.conftest import Headrace
 from tests.pipelines.test_kafka_positions import (
@@ -182,3 +183,45 @@ def test_starting_over_beside_an_engine_of_the_group_is_told_to_be_in_part(
     assert results() == [(number, at) for at in range(10)]
     (said,) = [r for r in caplog.records if r.message.startswith("starting over in part")]
     assert said.__dict__["group"] == topic
+
+
+@pytest.mark.parametrize(
+    ("words", "schema"),
+    [
+        ({}, {"n": "int64", "s": "string", "t": "datetime", "l": "list[float64]"}),
+        ({"paths": {"n": "a.n"}, "record": {"k": "key", "h": "header x"}}, {"n": "int64"}),
+        ({"format": "csv", "columns": ("n", "s")}, {"n": "int64", "s": "string"}),
+        ({"format": "text"}, {}),
+        ({"format": "xml", "paths": {"n": "a/n"}}, {"n": "int64"}),
+    ],
+)
+def test_a_record_is_decoded_before_the_first_one_comes(
+    words: dict[str, Any], schema: dict[str, str], broker: Broker
+) -> None:
+    """Whatever is compiled at its first use is there then; and nothing of it is a row."""
+    topic = broker.topic()
+    decoded: list[int] = []
+
+    class Counted(source.KafkaSource):
+        def _rehearse(self) -> None:
+            inner = self.format
+
+            class Counting:
+                def decode(self, *given: Any) -> Any:
+                    frame, rejects = inner.decode(*given)
+                    decoded.append(frame.height + sum(len(r) for r in rejects))
+                    return frame, rejects
+
+            self.format = Counting()
+            super()._rehearse()
+            self.format = inner
+
+    reader = Counted(
+        source.KafkaSource.Settings(bootstrap=broker.bootstrap, topics=(topic,), **words)
+    )
+    reader.schema(parse_schema(schema))
+    reader.seek(Mark())
+    assert decoded == [1]
+    assert reader.read(10, 1 << 20, 0.1) is None
+    assert reader.lag(Mark()) == {f"{topic}/0": 0}
+    reader.close()
