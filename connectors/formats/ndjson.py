@@ -262,21 +262,21 @@ class _Parser:
     types: Schema
     texts: Schema
     coerce: Coerce
-
-    @property
-    def columns_of_text(self) -> list[str]:
-        """Those of text, and of lists of it."""
-        return [c for c, kind in self.shape.schema.items() if _leaf(kind) in (pl.String, pl.Binary)]
+    columns_of_text: tuple[str, ...]
+    """Those of text, and of lists of it."""
+    may_overflow: tuple[str, ...]
+    """Those of float32, and of lists of it: the parser makes numbers infinite."""
+    to_cast: tuple[str, ...]
+    """Those that the parser gives in another type."""
 
     def strict(self, part: NDArray[np.uint8], rows: int) -> pl.DataFrame:
         """The columns. Raises: PolarsError when one of the lines does not fit, or is blank."""
         frame = self.shape.columns(_parse(part, rows, self.types, lenient=False))
         kinds = self.shape.schema
-        if any(_overflown(_leaves(frame.get_column(c))).any() for c in kinds):
+        if any(_overflown(_leaves(frame.get_column(c))).any() for c in self.may_overflow):
             raise PolarsError("a number is too large for its column")
-        others = [c for c, kind in kinds.items() if parsed_as(kind) != kind]
-        if others:
-            frame = frame.with_columns(self._cast(frame.get_column(c)) for c in others)
+        if self.to_cast:
+            frame = frame.with_columns(self._cast(frame.get_column(c)) for c in self.to_cast)
         return frame if frame.schema == kinds else frame.cast(kinds)  # type: ignore[arg-type]
 
     def _cast(self, parsed: pl.Series) -> pl.Series:
@@ -421,7 +421,17 @@ def _parser(
     shape = Shape.of(dict(schema), dict(paths))
     types = shape.types(text=False)
     tree = scan.Tree(shape, strict=coerce == "strict")
-    return _Parser(shape, tree, types, shape.types(text=True), coerce)
+    kinds = shape.schema.items()
+    return _Parser(
+        shape,
+        tree,
+        types,
+        shape.types(text=True),
+        coerce,
+        columns_of_text=tuple(c for c, kind in kinds if _leaf(kind) in (pl.String, pl.Binary)),
+        may_overflow=tuple(c for c, kind in kinds if _leaf(kind) == pl.Float32),
+        to_cast=tuple(c for c, kind in kinds if parsed_as(kind) != kind),
+    )
 
 
 def _leaf(kind: pl.DataType) -> pl.DataType:
