@@ -52,7 +52,7 @@ class Samples:
                 head = parts.index("json") + 1
                 rest = ".".join(path.split(".")[head:])
                 parse_path(rest, column)
-                parts = parts[:head]
+                parts = parts[:head] if rest else [""]
             if not all(parts):
                 raise UserError(
                     f"[source] paths: '{path}' of column '{column}' is no path: expected an "
