@@ -122,7 +122,8 @@ BROKEN: dict[str, tuple[Changes, str, str]] = {
         [("path = {out}", 'path = {out}\ncolumns = ["aa"]')], "", "columns needs column 'aa'",
     ),
     "a column of headrace's own": (
-        [("path = {data}", "path = {parts}")], "", "has a column '_part', a name that headrace",
+        [('n = "int64"', 'n = "int64"\n_part = "string"')],
+        "", "names column '_part', which headrace itself adds",
     ),
     "a column that the model adds": (
         [("path = {data}", "path = {scored}")], "", "gets a column 'prediction' of the model",
@@ -217,7 +218,6 @@ def broken(
     for name, made in {
         "data": frame,
         "lists": frame.with_columns(tags=pl.concat_list("key")),
-        "parts": frame.with_columns(_part=pl.lit("mine")),
         "scored": frame.with_columns(prediction=pl.lit(0.5)),
     }.items():
         made.write_parquet(tmp_path / f"{name}.parquet")
