@@ -10,6 +10,7 @@ the seam.
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -110,6 +111,17 @@ def plan(
     totals = np.add.reduceat(sizes[order], begins)
     cuts = np.split(at[order], begins[1:])
     return list(zip(where[order][begins].tolist(), cuts, totals.tolist(), strict=True)), turn
+
+
+@functools.cache
+def rehearse() -> None:
+    """Make a batch of one record that goes nowhere: its loops are compiled at their first use, and
+    the first answer is not to wait for that."""
+    one = rows.values(pl.Series([b"1"]))
+    heads = headed(1, [("a", b"1")], {"b": pl.Series(["1"])})
+    records = Outgoing(values=one, keys=one, headers=heads, times=np.zeros(1, np.int64))
+    for _, at, nbytes in plan(records, np.arange(1), 1, 0)[0]:
+        records.write(at, nbytes, 0, 0)
 
 
 class Batch(ProducerBatch):  # type: ignore[misc]
@@ -446,5 +458,6 @@ __all__ = [
     "headed",
     "murmur2",
     "plan",
+    "rehearse",
     "steadfast",
 ]

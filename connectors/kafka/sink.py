@@ -16,7 +16,7 @@ from connectors.formats import rows
 from connectors.formats.avro import schema_file
 from connectors.formats.encode import AvroEncoder, Encoder, JsonEncoder, RawEncoder
 from connectors.kafka.delivery import Delivery, TopicSettings
-from connectors.kafka.outgoing import Ints, Outgoing, headed
+from connectors.kafka.outgoing import Ints, Outgoing, headed, rehearse
 from connectors.kafka.registry import Registry
 from connectors.kafka.source import KafkaSource
 from engine.types import (
@@ -128,6 +128,7 @@ class KafkaSink(Sink):
             require(schema, () if column is None else (column,), where=f"[sink] {key}")
         if self.settings.registry is None:
             self._encoder.encode(pl.DataFrame(schema=schema))
+        rehearse()
 
     def probe(self) -> None:
         """See `engine.types.Sink`."""

@@ -8,6 +8,7 @@ numbers.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -142,6 +143,7 @@ class Chain:
         self._columns = list(stages[0].columns)
         self._floats = all(kind in FLOATS for stage in stages for kind in stage.kinds)
         self._memory = Memory()
+        _compile()
 
     def apply(
         self, sheaf: Sheaf, took: Took, learned: Callable[[], object] = lambda: None
@@ -300,6 +302,18 @@ def _tell(
     for stage, own in zip(stages, (spent + rest).tolist(), strict=True):
         took(stage.name, start, own, own * share, batches=batches)
         start += own
+
+
+@functools.cache
+def _compile() -> None:
+    """Run the loop over no columns: it is compiled at its first use, which takes seconds where that
+    was not kept, and the first batch is not to wait for it."""
+    whole, number = np.empty(0, np.int64), np.empty((0, 0))
+    learned, changed = np.empty((0, 0, 3)), np.empty((0, 0), np.int64)
+    _links(
+        np.empty((0, 3), np.int64), 0, 0, whole, whole, number, number, number, learned, changed,
+        whole,
+    )  # fmt: skip
 
 
 TILE = 1_024

@@ -165,7 +165,7 @@ class Missing(Learned):
         else:
             frame, filled = self._filled(batch.frame)
             done = sum(filled)
-            if (untaught := self._untaught()) is not None and any(filled):
+            if (untaught := self._untaught()) is not None and any(np.array(filled)[untaught]):
                 early = {UNTAUGHT: int(np.array(filled)[untaught].sum())}
         if self.settings.indicator:
             frame = frame.with_columns(self._indicators(batch.frame))

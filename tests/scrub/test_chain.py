@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.scrub.chain import Chain, Took, chained
+from engine.scrub.chain import Chain, Took, _links, chained
 from engine.scrub.missing import Missing
 from engine.scrub.outliers import Outliers
 from engine.scrub.scale import Normalize, Robust, Standardize
@@ -154,3 +154,8 @@ def test_neighbours_on_the_same_columns_are_chained(
     made = [stages([kind], None, own)[0] for kind, own in zip(kinds, columns, strict=True)]
     found = [step for step in chained(made) if isinstance(step, Chain)]
     assert [len(chain.stages) for chain in found] == chains
+
+
+def test_the_loop_is_compiled_for_what_it_gets_when_the_chain_is_made() -> None:
+    """The first batch does not wait for it: one signature, after chains of all kinds."""
+    assert len(_links.signatures) == 1
