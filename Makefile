@@ -4,7 +4,7 @@ BIN := .venv/bin
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-kafka kafka test quick crash fuzz check bench clean
+.PHONY: help demo demo-kafka kafka test coverage quick crash fuzz check bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,14 +29,17 @@ demo-kafka: .venv/test ## install, start Apache Kafka (Java 17, Maven), learn fr
 kafka: .venv/test ## a broker of one's own until Ctrl-C (Java 17 and Maven)
 	$(BIN)/python -m tests.broker
 
-test: .venv/test ## install, then pass all tests, with coverage
+test: .venv/test ## install, then pass all tests
+	$(BIN)/pytest -n $(JOBS) --dist worksteal
+
+coverage: .venv/test ## all tests, and which lines they reach (half as slow again)
 	$(BIN)/pytest -n $(JOBS) --dist worksteal --cov --cov-report=term
 
 quick: .venv/test ## the tests that take less than ten seconds each
 	$(BIN)/pytest -n $(JOBS) --dist worksteal -m 'not slow'
 
-crash: .venv/test ## the failure kit at full size: 50 kills, 40 signals, 50 rebalances, 5 restarts of the broker (15 minutes)
-	HEADRACE_CRASH=full $(BIN)/pytest tests/crash tests/pipelines/test_process.py -s
+crash: .venv/test ## the failure kit at full size: 80 kills, 40 signals, 50 rebalances, 5 restarts of the broker (15 minutes)
+	HEADRACE_CRASH=full $(BIN)/pytest tests/crash tests/pipelines/test_crash.py tests/pipelines/test_process.py -s
 
 fuzz: .venv/test ## 100,000 damaged inputs of every kind: no signal, panic, traceback or hang (tests/fuzz)
 	$(BIN)/python -m tests.fuzz

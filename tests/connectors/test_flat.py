@@ -73,13 +73,13 @@ def check(rows: list[bytes], schema: Any = None) -> None:
     assert told(rejects) == told(expected_rejects)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(rows=st.lists(lines(), min_size=1, max_size=30))
 def test_the_walk_and_the_parser_agree(rows: list[bytes]) -> None:
     check([row.replace(b"\n", b" ") for row in rows])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     x=st.lists(NUMBERS, min_size=1, max_size=20),
     form=st.sampled_from(["{!r}", "{:.3e}", "{:.17g}", "{}e-7"]),
@@ -96,7 +96,7 @@ WRITTEN = st.from_regex(
 DOUBLES = st.floats(allow_nan=False, allow_infinity=False)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(texts=st.lists(WRITTEN | DOUBLES.map(repr) | DOUBLES.map("{:.6g}".format), min_size=1))
 def test_what_the_walk_takes_is_pythons_number_to_the_bit(texts: list[str]) -> None:
     flat = Flat.of({"x": pl.Float64(), "n": pl.Int64()})

@@ -95,7 +95,7 @@ def test_whatever_is_guessed_is_taken(parts: list[list[str]]) -> None:
     assert (frame.height, told(rejects)) == (len(rows), [])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.dictionaries(st.sampled_from("xyz"), SCALARS, max_size=3), max_size=5))
 def test_whatever_is_guessed_of_json_is_taken(rows: list[dict[str, object]]) -> None:
     lines = [json.dumps(row).encode() + b"\n" for row in rows]

@@ -143,7 +143,7 @@ def lines(draw: st.DrawFn) -> bytes:
     return line[:at] if cut == 0 else line + draw(st.sampled_from([b"", b"\n", b" ", b"}\n"]))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(lines(), min_size=1, max_size=20))
 def test_many_records_are_as_each_alone(parts: list[bytes]) -> None:
     frame, rejects = Ndjson(PATHS).decode(records(*parts), WIDE)

@@ -228,7 +228,10 @@ def test_a_batch_that_does_not_fill_goes_after_max_delay() -> None:
         assert [batch for batch in loop if len(batch)] == []
 
 
-def test_an_idle_stream_gives_empty_batches_that_hold_the_mark() -> None:
+def test_an_idle_stream_gives_empty_batches_that_hold_the_mark(
+    idle: pytest.MonkeyPatch,
+) -> None:
+    idle.undo()
     source = Waiting([frame(0, 10)])
     made = LoaderSettings(batch_rows=10, poll=0.01)
     with Loader(source, schema=SCHEMA, settings=made) as batches:
@@ -247,8 +250,11 @@ class Endless(Waiting):
         return True
 
 
-def test_rows_of_an_endless_source_do_not_wait_for_a_full_batch() -> None:
+def test_rows_of_an_endless_source_do_not_wait_for_a_full_batch(
+    idle: pytest.MonkeyPatch,
+) -> None:
     """With the defaults; a bounded source fills its batches, however long that takes."""
+    idle.undo()
     source = Endless([frame(0, 3)])
     with Loader(source, schema=SCHEMA) as batches:
         assert values(next(batch for batch in batches if len(batch))) == [0, 1, 2]
@@ -301,8 +307,11 @@ class Gapped(Waiting):
     gap = False
 
 
-def test_while_rows_wait_the_mark_stays_before_them() -> None:
+def test_while_rows_wait_the_mark_stays_before_them(
+    idle: pytest.MonkeyPatch,
+) -> None:
     """An idle loop commits what it holds: not a row that still waits, nor a gap behind it."""
+    idle.undo()
     source = Gapped([frame(0, 3)])
     made = LoaderSettings(batch_rows=10, max_delay=3_600, poll=0.01)
     with Loader(source, schema=SCHEMA, settings=made) as batches:
@@ -318,8 +327,12 @@ def test_while_rows_wait_the_mark_stays_before_them() -> None:
     assert last == ([0, 1, 2], {"memory": 5})
 
 
-def test_it_says_since_when_a_source_owes_an_answer() -> None:
+def test_it_says_since_when_a_source_owes_an_answer(
+    idle: pytest.MonkeyPatch,
+) -> None:
     """What hangs is told from what has nothing to give."""
+
+    idle.undo()
 
     class Hanging(Waiting):
         def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:

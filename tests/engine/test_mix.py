@@ -81,7 +81,7 @@ def test_a_restart_goes_on_with_the_same_rows(
         assert own == list(range(len(own)))
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=6)
 @given(st.lists(st.floats(0.05, 10), min_size=2, max_size=4))
 def test_shares_are_the_weights_within_a_percent(given_weights: list[float]) -> None:
     parts = {f"s{i}": (20_000, w) for i, w in enumerate(given_weights)}

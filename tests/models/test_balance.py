@@ -236,7 +236,9 @@ def learner_of(kind: str, method: str | None) -> Any:
     make: dict[str, Callable[[], Any]] = {
         "tabular": lambda: TabularLearner(
             TabularLearner.Settings(layers=(8,)),
-            TabularLearner.Training(optimizer="adam", lr=1e-2, replay_rows=0),
+            TabularLearner.Training(
+                step_rows=256, lr=1e-2, ema=0.98, replay_rows=0, forget_on="never"
+            ),
             BINARY,
         ),
         "linear": lambda: LinearLearner(

@@ -1,8 +1,9 @@
 """SIGKILL at random moments of a training run: the resumed runs end exactly where an uninterrupted
-one does."""
+one does. Bounded here; ``make crash`` kills 25 times."""
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
@@ -17,7 +18,8 @@ import pytest
 from engine.run import Run
 from tests.waiting import HANG, until
 
-KILLS = 25
+FULL = os.environ.get("HEADRACE_CRASH") == "full"
+KILLS, ROWS = (25, 60_000) if FULL else (5, 20_000)
 PIPELINE = """
 name = "crash"
 folder = "{folder}"
@@ -239,7 +241,7 @@ def killed_and_whole(folder: Path, pipeline: str, data: Path, kills: int) -> dic
 @pytest.mark.slow
 def test_killed_runs_end_where_an_uninterrupted_one_does(tmp_path: Path) -> None:
     data = tmp_path / "data.csv"
-    write_data(data, 60_000)
+    write_data(data, ROWS)
     files = killed_and_whole(tmp_path, PIPELINE, data, KILLS)
 
     whole, resumed = (state(files[name]) for name in ("whole", "killed"))
@@ -248,7 +250,7 @@ def test_killed_runs_end_where_an_uninterrupted_one_does(tmp_path: Path) -> None
     outputs = [
         pl.read_parquet(tmp_path / name / "out" / "*.parquet") for name in ("whole", "killed")
     ]
-    assert outputs[0].height > 40_000
+    assert outputs[0].height > ROWS * 2 / 3
     assert not outputs[1]["_position"].is_duplicated().any()
     assert outputs[0].equals(outputs[1])
     letters = [
@@ -257,19 +259,20 @@ def test_killed_runs_end_where_an_uninterrupted_one_does(tmp_path: Path) -> None
     ]
     assert letters[0].equals(letters[1])
     totals = whole["totals"]
-    assert totals["read"] == 60_000 == outputs[0].height + letters[0].height
+    assert totals["read"] == ROWS == outputs[0].height + letters[0].height
 
 
 @pytest.mark.slow
 def test_what_draws_by_chance_draws_the_same_after_a_kill(tmp_path: Path) -> None:
     """Every row as often as it is read, in the same order, learned from as often."""
-    for name, rows in (("much-0", 9_000), ("much-1", 5_000), ("much-2", 7_000), ("little", 6_000)):
+    sizes = {"much-0": 4_500, "much-1": 2_500, "much-2": 3_500, "little": 3_000}
+    for name, rows in sizes.items():
         write_data(tmp_path / f"{name}.csv", rows)
-    files = killed_and_whole(tmp_path, MIXED, tmp_path, 8)
+    files = killed_and_whole(tmp_path, MIXED, tmp_path, 8 if FULL else 3)
     whole, resumed = (state(files[name]) for name in ("whole", "killed"))
     for part in ("positions", "stages", "totals", "work"):
         same(whole[part], resumed[part], part)
-    assert whole["totals"]["read"] == 2 * 21_000 + 3 * 6_000
+    assert whole["totals"]["read"] == 2 * 10_500 + 3 * 3_000
     outputs = [
         pl.read_parquet(tmp_path / name / "out" / "*.parquet") for name in ("whole", "killed")
     ]
