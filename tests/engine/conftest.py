@@ -9,10 +9,10 @@ from engine.shuffle import ShuffleNode
 from tests.waiting import HANG
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def idle(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """No batch comes because none was full for a while; a test that waits for one asks for this
-    fixture and undoes it."""
+    """For modules that count batches: none comes because no other was full for a while; a test that
+    waits for one undoes that."""
     monkeypatch.setattr(RebatchNode, "idle", HANG)
     monkeypatch.setattr(ShuffleNode, "idle", HANG)
     return monkeypatch

@@ -35,6 +35,7 @@ from engine.types import Batch, EndOfStream, Features, HeadraceError, Mark, Reco
 from tests.waiting import HANG, until
 
 SCHEMA: Schema = {"a": pl.Int64()}
+pytestmark = pytest.mark.usefixtures("idle")
 
 
 def frame(start: int, stop: int) -> pl.DataFrame:

@@ -23,6 +23,7 @@ from engine.types import Batch, Features, Mark, Schema
 from tests.scrub.conftest import equal
 from tests.scrub.test_chain import COLUMNS, KINDS, number, stages
 
+pytestmark = pytest.mark.usefixtures("idle")
 SCHEMA: Schema = {**dict.fromkeys(COLUMNS, pl.Float64()), "y": pl.Float64()}
 FEATURES = Features(numeric=COLUMNS, target="y")
 

@@ -21,6 +21,7 @@ from engine.loader import Loader
 from engine.shuffle import STATE
 from engine.types import EndOfStream, Mark, Records, Schema, Source
 
+pytestmark = pytest.mark.usefixtures("idle")
 SCHEMA: Schema = {"a": pl.Int64()}
 
 
