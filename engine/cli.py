@@ -292,13 +292,12 @@ def _trained(options: argparse.Namespace) -> Run:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from engine.lock import locked
     from engine.progress import console
 
     run = _trained(options)
     _require_target(options.to, "--to")
-    with locked((), [options.to or run.model_path]):
-        path = run.export(options.to)
+    # Not locked: it is done beside the engine that goes on learning, and a file appears whole.
+    path = run.export(options.to)
     console().print(f"Wrote {path}.")
     return EXIT["done"]
 

@@ -42,6 +42,7 @@ from connectors.kafka.values import Valued
 from connectors.kafka.wire import (
     Chunk,
     columnar,
+    forbidden,
     prefetched,
     refreshed,
     rehearsed,
@@ -993,7 +994,10 @@ class KafkaSource(SharedSource):
         for topic, now in topic_ids(consumer, self._ids).items():
             if now != self._ids[topic] and topic not in self._anew:
                 self._asked(consumer.topics)  # a broker may not know yet
-                self._changed(topic, topic_ids(consumer, [topic]).get(topic, ""))
+                now = topic_ids(consumer, [topic]).get(topic, "")
+                if not now and self._asked(lambda: forbidden(consumer, topic)):  # noqa: B023
+                    raise errors.TopicAuthorizationFailedError({topic})
+                self._changed(topic, now)
 
     def _changed(self, topic: str, now: str) -> None:
         """A topic that is read has this id now, or none: it is not there."""

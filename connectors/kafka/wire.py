@@ -157,6 +157,19 @@ def topic_ids(consumer: KafkaConsumer, topics: Iterable[str]) -> dict[str, str]:
     return {topic: str(i) if i is not None and i.int else "" for topic, i in ids.items()}
 
 
+def forbidden(consumer: KafkaConsumer, topic: str) -> bool:
+    """Whether the broker does not let this client see the topic. It must be asked for that one: in
+    a list of all topics it is missing, as one that is not there."""
+    cluster = consumer._cluster
+    everything, cluster.need_all_topic_metadata = cluster.need_all_topic_metadata, False
+    try:
+        cluster.add_topic(topic)
+        consumer._net.run(consumer._manager.wait_for, cluster.request_update(), None)
+        return bool(topic in cluster.unauthorized_topics)
+    finally:
+        cluster.need_all_topic_metadata = everything
+
+
 def refreshed(consumer: KafkaConsumer) -> float:
     """When the client's metadata was new, in ms of its own clock."""
     return float(consumer._cluster._last_successful_refresh_ms)
@@ -409,6 +422,7 @@ __all__ = [
     "chunk",
     "columnar",
     "decode",
+    "forbidden",
     "header_entries",
     "headers",
     "located",
