@@ -55,19 +55,21 @@ def rows(batches: int) -> pl.DataFrame:
     return pl.DataFrame(x, schema=names).with_columns(y=pl.Series(x[:, 0] * 3 + np.sin(x[:, 1])))
 
 
-def learner(frame: pl.DataFrame, layers: tuple[int, ...]) -> TabularLearner:
-    """A fresh one, on one thread. It forgets nothing and keeps no rows: each round begins with
-    scales of its own, which it would take for a change and begin anew."""
+def learner(
+    frame: pl.DataFrame, layers: tuple[int, ...], *, scaled: bool = False
+) -> TabularLearner:
+    """A fresh one, on one thread, that keeps no rows; it scales what no stage has scaled."""
     return TabularLearner(
         TabularLearner.Settings(layers=layers),
-        TabularLearner.Training(optimizer="adam", threads=1, forget_on="never", replay_rows=0),
-        features(frame),
+        TabularLearner.Training(optimizer="adam", threads=1, replay_rows=0),
+        features(frame, scaled=scaled),
     )
 
 
-def features(frame: pl.DataFrame) -> Features:
+def features(frame: pl.DataFrame, *, scaled: bool = False) -> Features:
     """All columns but the target."""
-    return Features(numeric=tuple(frame.columns[:-1]), target="y")
+    names = tuple(frame.columns[:-1])
+    return Features(numeric=names, target="y", scaled=names if scaled else ())
 
 
 def bare(frame: pl.DataFrame, layers: tuple[int, ...]) -> Callable[[], object]:
@@ -83,7 +85,7 @@ def bare(frame: pl.DataFrame, layers: tuple[int, ...]) -> Callable[[], object]:
 
 def through(frame: pl.DataFrame, layers: tuple[int, ...], *, scrub: bool) -> Callable[[], object]:
     """The loop of a run: source, loader, learner, evaluation, account."""
-    model = learner(frame, layers)
+    model = learner(frame, layers, scaled=scrub)
 
     def run() -> None:
         source = MemorySource.of([frame])
