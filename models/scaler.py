@@ -73,17 +73,8 @@ class Scaler:
         than `REACH` deviations away counts as so far."""
         if not self.any:
             return self
-        moments = np.zeros((2, len(self.on)))
-        if self.device == "cpu":
-            _moments_into(x.numpy(), self._numbers, moments)
-        else:
-            shift, per, _, low, high = self._placed
-            z = (x - shift).mul_(per).clamp_(low, high)
-            mean = z.mean(0, dtype=torch.float64)
-            squares = z.sub_(mean.float()).square_().sum(0, dtype=torch.float64)
-            moments[:] = torch.stack([mean, squares]).cpu().numpy()
         mean, squares = self.mean.copy(), self.squares.copy()
-        _merge(self.on, self.count, len(x), moments, mean, squares)
+        _merge(self.on, self.count, len(x), self._moments(x), mean, squares)
         return Scaler(
             on=self.on,
             any=self.any,
@@ -92,6 +83,20 @@ class Scaler:
             squares=squares,
             device=self.device,
         )
+
+    def _moments(self, x: torch.Tensor) -> Floats:
+        """Mean and sum of squared deviations of how many units each number lies from the shift,
+        within the limit, shape (2, d)."""
+        moments = np.zeros((2, len(self.on)))
+        if self.device == "cpu":
+            _moments_into(x.numpy(), self._numbers, moments)
+            return moments
+        shift, per, _, low, high = self._placed
+        z = (x - shift).mul_(per).clamp_(low, high)
+        mean = z.mean(0, dtype=torch.float64)
+        squares = z.sub_(mean.float()).square_().sum(0, dtype=torch.float64)
+        moments[:] = torch.stack([mean, squares]).cpu().numpy()
+        return moments
 
     def faded(self, rows: int) -> Scaler:
         """The same scale, as if so few rows had taught it: those that come move it faster."""
@@ -141,8 +146,7 @@ def _numbers_into(on, count, mean, squares, numbers):  # type: ignore[no-untyped
 
 @numba.njit(nogil=True, cache=True)
 def _moments_into(x, numbers, moments):  # type: ignore[no-untyped-def]
-    """Mean and sum of squared deviations of how many units each number lies from the shift, within
-    the limit, into zeros, shape (2, d)."""
+    """`Scaler._moments` of rows on the CPU, into zeros."""
     shift, per, _, low, high = numbers
     mean, squares = moments
     n, d = x.shape

@@ -16,11 +16,10 @@ class Waiting:
 
     def __init__(self) -> None:
         self._parts: list[Tensors] = []
-        self._rows = 0
 
     def __len__(self) -> int:
         """Rows that wait."""
-        return self._rows
+        return sum(map(len, self._parts))
 
     @property
     def nbytes(self) -> int:
@@ -30,11 +29,10 @@ class Waiting:
     def add(self, part: Tensors) -> None:
         """Put rows behind the others. They are not copied: nobody may write to them."""
         self._parts.append(part)
-        self._rows += len(part)
 
     def take(self) -> Tensors:
         """All rows, in order; none are left."""
-        parts, self._parts, self._rows = self._parts, [], 0
+        parts, self._parts = self._parts, []
         return joined(parts)
 
     def snapshot(self) -> dict[str, Any]:
@@ -44,7 +42,6 @@ class Waiting:
     def restore(self, value: Mapping[str, Any], device: str) -> None:
         """Go back to what `snapshot` gave."""
         self._parts = [restored(value, device)] if value else []
-        self._rows = sum(map(len, self._parts))
 
 
 def joined(parts: Sequence[Tensors]) -> Tensors:

@@ -128,7 +128,7 @@ def of(verdict: Verdict) -> dict[str, Any]:
 
 def test_a_wide_network_is_served_in_int8(tmp_path: Path, model: Model) -> None:
     """Products of 512 x 512 are what int8 is for: no worse, smaller, and it says so."""
-    wide = model("multiclass", (512, 512), 25)
+    wide = model("multiclass", (512, 512), 14)
     settings = Compression(
         candidates=("int8",), max_quality_loss=2.0, max_slice_loss=5.0, min_speedup=0.01,
         max_size_ratio=0.35, rounds=5,
@@ -141,7 +141,7 @@ def test_a_wide_network_is_served_in_int8(tmp_path: Path, model: Model) -> None:
     assert small.refusal is None
     assert base.error < 0.3  # of three classes: it has learned
     assert small.loss <= 2.0
-    assert 0 < small.divergence < 0.3  # the largest of all rows
+    assert 0 < small.divergence < 0.2
     assert small.size < 0.35 * base.size
     assert verdict.chosen in ("float32", "int8")
     assert path.read_bytes() == Path(of(verdict)[verdict.chosen].path).read_bytes()
