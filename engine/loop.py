@@ -343,7 +343,6 @@ class Loop:
             self._releasing(),
         ):
             self._saved_batches = self.totals.batches
-            self._stopping = self._stopping or signals.asked() is not None
             self._began = self._judged = self.loader.times.account()
             with contextlib.suppress(signals.Stopped):
                 self._begin()

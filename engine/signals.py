@@ -51,8 +51,8 @@ def note() -> None:
 
 @contextlib.contextmanager
 def answering(answer: Callable[[], None]) -> Iterator[None]:
-    """Inside, `answer` is called (in the main thread) when the first signal comes. In another
-    thread than the main one: nothing."""
+    """Inside, `answer` is called (in the main thread) when the first signal comes, or at once where
+    it came before. In another thread than the main one: nothing."""
     global _asked
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -61,6 +61,8 @@ def answering(answer: Callable[[], None]) -> Iterator[None]:
     _answers.append(answer)
     _install()
     try:
+        if _asked is not None:
+            answer()
         yield
     finally:
         _answers.pop()

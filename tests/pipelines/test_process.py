@@ -89,7 +89,9 @@ def test_a_signal_at_any_moment_ends_as_documented(file: Path, headrace: Headrac
     assert headrace("run", file)[0] == 0  # whatever they left, it goes on from there
 
 
-def test_a_signal_before_anything_is_imported(file: Path) -> None:
+def test_a_signal_before_anything_is_imported(tmp_path: Path) -> None:
+    file = tmp_path / "small.toml"
+    os.mkfifo(file)  # nobody writes it: a run that misses the signal does not end by itself
     with start(file) as process:
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate()
@@ -151,6 +153,26 @@ with signals.answering(signals.stop):
     del [Callback()][0]
     print("went on")
 """
+
+
+EARLY = """
+import signal
+from engine import cli, signals
+took = signals.take
+def take():
+    took()
+    signal.raise_signal(signal.SIGTERM)
+signals.take = take
+raise SystemExit(cli.main())
+"""
+
+
+def test_a_signal_before_anybody_can_answer_is_answered() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", EARLY, "reference"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr == "headrace: stopped by SIGTERM before it was done.\n"
 
 
 def test_where_an_exception_is_dropped_the_signal_is_not() -> None:
