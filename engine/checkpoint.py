@@ -1,11 +1,12 @@
 """Everything a restart needs, in one file that is there whole or not at all.
 
-A file is: a magic line, the length of a JSON header, the header (identity, the state's skeleton, a
-table of segments), the segments (raw arrays, Arrow IPC frames), and a BLAKE2b digest over all of
-it. Nothing in it is executed on loading.
+A file is: a magic line with the number of its layout, the length of a JSON header, the header
+(identity, headrace's version, the state's skeleton, a table of segments), the segments (raw arrays,
+Arrow IPC frames), and a BLAKE2b digest over all of it. Nothing in it is executed on loading.
 
 Saving is `atomic`; older files go only afterwards. Loading takes the newest file that is whole, and
-says so when that is not the newest.
+says so when that is not the newest. A file of another layout is refused, not skipped: it is
+somebody's work. So is a state whose keys are not those that the parts of this headrace have.
 """
 
 from __future__ import annotations
@@ -17,9 +18,12 @@ import logging
 import re
 import struct
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as version_of
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -30,8 +34,13 @@ from engine.types import Duration, HeadraceError, Snapshot, UserError
 
 log = logging.getLogger("headrace.checkpoint")
 
-MAGIC = b"headrace checkpoint 1\n"
+LAYOUT = 2
+"""Raise it with every change to what a state's keys are or mean."""
+NAMED = b"headrace checkpoint "
+MAGIC = NAMED + b"%d\n" % LAYOUT
 DIGEST_BYTES = 32
+SHOWN = 3
+"""Keys that a sentence names."""
 NAME = re.compile(r"checkpoint-(\d{8})\.hrc")
 
 
@@ -41,6 +50,24 @@ class CheckpointFailed(HeadraceError):
 
 class Corrupt(Exception):
     """A file that is no whole checkpoint, and why."""
+
+
+class OtherLayout(Exception):
+    """A checkpoint of another layout, and who wrote it."""
+
+
+class Saved(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+        state: the parts, by name.
+        identity: of the pipeline that it belongs to.
+        version: of the headrace that wrote it.
+    """
+
+    state: dict[str, Snapshot]
+    identity: dict[str, str]
+    version: str
 
 
 class Checkpoints:
@@ -75,6 +102,8 @@ class Checkpoints:
         self.seconds = 0.0
         self.nbytes = 0
         self._confirmed: int | None = None
+        self._loaded = ""
+        """The file that `load` gave, and who wrote it."""
 
     def save(self, state: Mapping[str, Snapshot], identity: Mapping[str, str]) -> Path:
         """Write the next checkpoint; it is safe on the disk when this returns.
@@ -111,8 +140,8 @@ class Checkpoints:
         Args:
             counts: whether a state counts; one that does not is passed over.
 
-        Raises: UserError when it belongs to another pipeline, schema or model; HeadraceError when
-            files are there but none is whole.
+        Raises: UserError when it belongs to another pipeline, schema or model, or is of another
+            layout; HeadraceError when files are there but none is whole.
         """
         self._place.note()
         numbers = sorted(self._numbers(), reverse=True)
@@ -121,11 +150,14 @@ class Checkpoints:
         for number in numbers:
             path = self._path(number)
             try:
-                state, written_by = decode(path.read_bytes())
+                saved = decode(path.read_bytes())
             except (Corrupt, OSError) as error:
                 skipped.append(f"{path.name} ({error})")
                 continue
-            self._same(written_by, identity)
+            except OtherLayout as other:
+                raise _unreadable(f"{path} {other}") from None
+            state, self._loaded = saved.state, f"{path}, written by headrace {saved.version},"
+            self._same(saved.identity, identity)
             if counts is not None and not counts(state):
                 log.info("checkpoint was not committed", extra={"checkpoint": path.name})
                 if number == 1:
@@ -151,6 +183,36 @@ class Checkpoints:
                 "without them, run with --fresh."
             )
         return None
+
+    @contextmanager
+    def restoring(
+        self, state: Mapping[str, Snapshot], parts: Callable[[], Mapping[str, Snapshot]]
+    ) -> Iterator[None]:
+        """For the time in which the parts are given what `load` gave. What they would save then
+        must have the same keys, at every level: one that is missing was not restored, one besides
+        would be lost with the next save.
+
+        Args:
+            parts: what the parts would save now.
+
+        Raises: UserError for a state of another layout; what parts say of their own accord.
+        """
+        before = parts()
+        self._require_none(*_strays(state, before, _columns))
+        try:
+            yield
+        except (HeadraceError, OSError, MemoryError):
+            raise
+        except Exception as error:
+            self._require_none(_strays(state, before, _keys)[0], ())
+            said = f"{type(error).__name__}: {error}".partition("\n")[0]
+            raise _unreadable(f"{self._loaded} cannot be restored ({said})") from error
+        self._require_none(*_strays(state, parts(), _keys))
+
+    def _require_none(self, lost: Sequence[str], more: Sequence[str]) -> None:
+        found = [f"lacks {_few(lost)}"] * bool(lost) + [f"has {_few(more)} besides"] * bool(more)
+        if found:
+            raise _unreadable(f"{self._loaded} {' and '.join(found)}")
 
     def confirm(self) -> None:
         """The newest one was committed: it stays until another one is, however many come."""
@@ -205,7 +267,9 @@ def encode(state: Snapshot, identity: Mapping[str, str]) -> list[bytes | memoryv
         return len(table) - 1
 
     skeleton = _flatten(state, segment)
-    header = json.dumps({"identity": identity, "state": skeleton, "segments": table}).encode()
+    header = json.dumps(
+        {"version": _version(), "identity": identity, "state": skeleton, "segments": table}
+    ).encode()
     parts = [MAGIC, len(header).to_bytes(8, "little"), header, *segments]
     digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
     for part in parts:
@@ -213,22 +277,28 @@ def encode(state: Snapshot, identity: Mapping[str, str]) -> list[bytes | memoryv
     return [*parts, digest.digest()]
 
 
-def decode(data: bytes) -> tuple[dict[str, Snapshot], dict[str, str]]:
-    """State and identity of a checkpoint file's content. Raises: Corrupt."""
-    start = len(MAGIC) + 8
-    if data[: len(MAGIC)] != MAGIC[: len(data)] or len(data) < start + DIGEST_BYTES:
+def decode(data: bytes) -> Saved:
+    """A checkpoint file's content. Raises: Corrupt, OtherLayout."""
+    line, _, _ = data.partition(b"\n")
+    start = len(line) + 1 + 8
+    if not data.startswith(NAMED) or not line[len(NAMED) :].isdigit() or len(data) < start:
         raise Corrupt("it is no checkpoint, or cut short")
     body = memoryview(data)[:-DIGEST_BYTES]
     if hashlib.blake2b(body, digest_size=DIGEST_BYTES).digest() != data[-DIGEST_BYTES:]:
         raise Corrupt("it is cut short or damaged: its checksum differs")
     # The digest vouches for every length that is read from here on.
-    size = int.from_bytes(body[len(MAGIC) : start], "little")
+    size = int.from_bytes(body[start - 8 : start], "little")
     header = json.loads(bytes(body[start : start + size]))
+    version = header.get("version")
+    layout = int(line[len(NAMED) :])
+    if layout != LAYOUT or not {"identity", "state", "segments"} <= set(header):
+        whose = "an earlier headrace" if version is None else f"headrace {version}"
+        raise OtherLayout(f"was written by {whose} in layout {layout}, and this one reads {LAYOUT}")
     segments, at = [], start + size
     for length in header["segments"]:
         segments.append(body[at : at + length])
         at += length
-    return _unflatten(header["state"], segments), header["identity"]
+    return Saved(_unflatten(header["state"], segments), header["identity"], str(version))
 
 
 def _flatten(value: Snapshot, segment: Any) -> Any:
@@ -284,6 +354,55 @@ def _ipc(frame: pl.DataFrame) -> memoryview:
     buffer = io.BytesIO()
     frame.write_ipc(buffer)
     return buffer.getbuffer()
+
+
+def _unreadable(what: str) -> UserError:
+    return UserError(
+        f"{what}: this is headrace {_version()}, whose checkpoints have another layout; go on with "
+        "the one that wrote it, or start over with --fresh."
+    )
+
+
+def _version() -> str:
+    try:
+        return version_of("headrace")
+    except PackageNotFoundError:
+        return "of a source tree"
+
+
+def _strays(
+    saved: Snapshot, here: Snapshot, keys: Callable[[Snapshot], Collection[str]], at: str = ""
+) -> tuple[list[str], list[str]]:
+    """Paths of keys that are only in `here`, and only in `saved`; where one of two is none, as of
+    a part that is new or was taken out, nothing is missing."""
+    if isinstance(saved, Mapping) and isinstance(here, Mapping):
+        inner = {f"{at}.{key}".lstrip("."): (saved[key], here[key]) for key in here if key in saved}
+    elif isinstance(saved, list | tuple) and isinstance(here, list | tuple):
+        inner = {f"{at}[{i}]": pair for i, pair in enumerate(zip(saved, here, strict=False))}
+    else:
+        inner = {}
+    a, b = keys(saved), keys(here)
+    both = bool(a) and bool(b)
+    lost = [f"'{at}.{key}'".replace("'.", "'") for key in b if both and key not in a]
+    more = [f"'{at}.{key}'".replace("'.", "'") for key in a if both and key not in b]
+    for path, (x, y) in inner.items():
+        of_x, of_y = _strays(x, y, keys, path)
+        lost += of_x
+        more += of_y
+    return lost, more
+
+
+def _keys(value: Snapshot) -> Collection[str]:
+    return list(value) if isinstance(value, Mapping) else ()
+
+
+def _columns(value: Snapshot) -> Collection[str]:
+    return value.columns if isinstance(value, pl.DataFrame) else ()
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
 def size_of(value: Snapshot) -> int:

@@ -200,7 +200,7 @@ class Evaluation:
     def load_state_dict(self, state: Mapping[str, Snapshot]) -> None:
         """Back to it."""
         kind = Errors if self._regression else Hits
-        self._groups = {name: kind.restore(value) for name, value in state["groups"].items()}
+        self._groups = {name: kind.restore(state["groups"][name]) for name in self._groups}
         self._history = state["history"]
         self._aside, self._window = _rows(state["aside"]), _rows(state["window"])
         self._rows, self._last, self._counts = state["rows"], state["last"], state["counts"]

@@ -45,6 +45,7 @@ class Holdout:
             comes from.
         by_content: False chooses all rows by partition and position: for rows whose content
             changes from epoch to epoch, because a stage that learns has made it.
+        needed: columns that every row has to have.
     """
 
     def __init__(
@@ -54,11 +55,13 @@ class Holdout:
         *,
         besides: Collection[str] = (),
         by_content: bool = True,
+        needed: Collection[str] = (),
     ) -> None:
         self.share = share
         self.rows = rows
         self._besides = {*besides, *RESERVED, PART}
         self._by_content = by_content
+        self._needed = needed
         self._kept = pl.DataFrame()
         self._new: list[tuple[int, pl.DataFrame]] = []
         self._turn = 0
@@ -96,7 +99,12 @@ class Holdout:
         return {"kept": self._kept, "new": new, "turn": self._turn, "first": self._first}
 
     def restore(self, value: Snapshot) -> None:
-        """From what `snapshot` gave."""
+        """From what `snapshot` gave. Raises: ValueError for rows that lack a column."""
+        frames = [value["kept"], *(rows for _, rows in value["new"])]
+        for rows in frames:
+            lacking = [column for column in self._needed if column not in rows.columns]
+            if rows.width and lacking:
+                raise ValueError(f"held-out rows lack column '{lacking[0]}'")
         self._kept, self._turn = value["kept"], value["turn"]
         self._new = [(turn, rows) for turn, rows in value["new"]]
         self._note(value["first"])
@@ -139,9 +147,9 @@ class Holdout:
         if self._new:
             heights = [rows.height for _, rows in self._new]
             turns = np.repeat([turn for turn, _ in self._new], heights).astype(np.int64)
-            rows = pl.concat([rows for _, rows in self._new])
+            rows = pl.concat([rows for _, rows in self._new], how="diagonal")
             frames.append(rows.hstack([pl.Series(TURN, turns)]))
-        both = pl.concat(frames)
+        both = pl.concat(frames, how="diagonal")  # a column nobody learns from may come and go
         raw = both.drop(TURN)
         place = place_hashes(raw, SALT)
         keys = self._keys(self._contents(raw, place), place)

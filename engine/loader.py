@@ -49,8 +49,9 @@ from engine.nodes import Items, Node
 from engine.prefetch import PrefetchNode
 from engine.rebatch import Raw, RebatchNode
 from engine.scrub.chain import Chain, chained
+from engine.scrub.stage import restore, snapshots
 from engine.sheaf import Sheaf, Stopped, slices
-from engine.shuffle import ShuffleNode
+from engine.shuffle import STATE, ShuffleNode
 from engine.times import Times
 from engine.tuning import Depth, Threads
 from engine.types import (
@@ -61,6 +62,7 @@ from engine.types import (
     Rejects,
     Schema,
     SharedSource,
+    Snapshot,
     Source,
     Stage,
 )
@@ -267,6 +269,19 @@ class ScrubNode(Node[Batch]):
             stage.restore(self._mark.stages.get(stage.name, self._initial[stage.name]))
         self._node.reset({"positions": self._mark.positions, "stages": self._mark.stages})
 
+    def restore(self, stages: Mapping[str, Snapshot]) -> None:
+        """Put what has a state where a mark has it; nothing is running. Raises: KeyError and the
+        like for states of another layout."""
+        if stages:
+            restore(self._stages, stages)
+        if stages and isinstance(self._node, ShuffleNode):
+            self._node.restore(stages[STATE])
+
+    def snapshots(self) -> dict[str, Snapshot]:
+        """What has a state, as a mark has it."""
+        of_node = self._node.snapshots() if isinstance(self._node, ShuffleNode) else {}
+        return {**of_node, **snapshots(self._stages)}
+
     def next(self) -> Batch:
         if not self._done:
             if self._error is not None:
@@ -472,7 +487,9 @@ class Loader(Items[Batch]):
         else:
             rebatch = RebatchNode(fetch, settings, self.budget, deadline)
             node = DecodeNode(rebatch, decoder, metrics, times, keep_records)
-        scrub = ScrubNode(node, stages, collate, times, self.budget, keep_raw_from, transfer)
+        self._scrub = scrub = ScrubNode(
+            node, stages, collate, times, self.budget, keep_raw_from, transfer
+        )
         prepared = partial(
             channel,
             "prepared",
@@ -495,6 +512,15 @@ class Loader(Items[Batch]):
         """Start the next loop after `mark`."""
         state = {"positions": dict(mark.positions), "stages": dict(mark.stages)}
         self.load_state_dict(state)
+
+    def restore(self, mark: Mark) -> None:
+        """Put the stages where a checkpoint's mark has them, before anything is read: what does not
+        fit is known at once. Raises: KeyError and the like for states of another layout."""
+        self._scrub.restore(mark.stages)
+
+    def snapshots(self) -> Mapping[str, Snapshot]:
+        """What the stages are, as a mark has it."""
+        return self._scrub.snapshots()
 
     def torchdata(self) -> Any:
         """As a loader of torchdata's (`torchdata.nodes.Loader`), for tools that take one; imports

@@ -108,7 +108,7 @@ class Totals:
     @classmethod
     def restore(cls, value: Mapping[str, Any]) -> Totals:
         """From what `snapshot` gave."""
-        tables = {name: {(s, what): n for s, what, n in value.get(name, ())} for name in TABLES}
+        tables = {name: {(s, what): n for s, what, n in value[name]} for name in TABLES}
         return cls(**{**value, **tables})
 
 
@@ -286,7 +286,14 @@ class Loop:
         read.
         """
         try:
-            self.resumed = self._go_back()
+            state = self._newest()
+            if state is None or self._checkpoints is None:
+                self._go_to(None)
+            else:
+                with self._checkpoints.restoring(state, self._restored):
+                    self._go_to(state)
+                    self.loader.restore(self.mark)
+            self.resumed = state is not None
         except BaseException:
             with self._closing():
                 self.loader.close()
@@ -295,23 +302,39 @@ class Loop:
             log.info("resumed", extra={"batches": self.totals.batches, "rows": self.totals.read})
         return self.resumed
 
-    def _go_back(self) -> bool:
-        """To the newest checkpoint that counts; whether there is one."""
-        state = None
-        if self._checkpoints is not None:
-            state = self._checkpoints.load(self._identity, self._counts)
+    def _newest(self) -> Mapping[str, Any] | None:
+        """The newest checkpoint that counts."""
+        if self._checkpoints is None:
+            return None
+        return self._checkpoints.load(self._identity, self._counts)
+
+    def _go_to(self, state: Mapping[str, Any] | None) -> None:
+        """To where a checkpoint was saved; None is before the first. Sinks come last: what they
+        take away is gone."""
+        if state is not None:
+            self.mark = self._saved = Mark(positions=state["positions"], stages=state["stages"])
+            self.totals = Totals.restore(state["totals"])
+            self.work.load_state_dict(state["work"])
+            self.source.recognise(state["identities"])
+            self.loader.seek(self.mark)
+            self._unsaved = False
         for sink, name in ((self.sink, "sink"), (self.dead_letters, "dead_letters")):
             if sink is not None:
                 sink.restore(None if state is None else state[name])
-        if state is None:
-            return False
-        self.mark = self._saved = Mark(positions=state["positions"], stages=state["stages"])
-        self.totals = Totals.restore(state["totals"])
-        self.work.load_state_dict(state["work"])
-        self.source.recognise(state.get("identities", {}))
-        self.loader.seek(self.mark)
-        self._unsaved = False
-        return True
+
+    def _parts(self) -> dict[str, Snapshot]:
+        """What a checkpoint holds of the parts that this run has whatever its source gives."""
+        return {
+            "totals": self.totals.snapshot(),
+            "work": self.work.state_dict(),
+            "sink": None if self.sink is None else self.sink.snapshot(),
+            "dead_letters": None if self.dead_letters is None else self.dead_letters.snapshot(),
+        }
+
+    def _restored(self) -> dict[str, Snapshot]:
+        """A checkpoint of the parts as they are; partitions come and go, so theirs are left out."""
+        of_source = {"positions": None, "identities": None}
+        return {**of_source, "stages": self.loader.snapshots(), **self._parts()}
 
     def _counts(self, state: Mapping[str, Any]) -> bool:
         """Whether a checkpoint was committed; always, where nobody else decides.
@@ -321,7 +344,7 @@ class Loop:
         shared = self._shared
         if shared is None or not (self._transactional or (self._keeps_state and shared.shares)):
             return True
-        shared.recognise(state.get("identities", {}))
+        shared.recognise(state["identities"])
         agrees = shared.agrees(state["positions"])
         if agrees is None:
             raise HeadraceError(
@@ -418,10 +441,12 @@ class Loop:
         committed = not (self._aborted or shared.lost) and self._save()
         if self._aborted or shared.lost or (shared.leaving and not committed):
             log.info("going back to the last checkpoint", extra={"rows": self.totals.read})
-            if not self._go_back():
+            state = self._newest()
+            if state is None:
                 raise HeadraceError(
                     "Partitions were taken away before the first checkpoint was saved: start again."
                 )
+            self._go_to(state)
         self._aborted = False
         shared.release()
         self.loader.halt()
@@ -638,10 +663,7 @@ class Loop:
             "positions": dict(self.mark.positions),
             "stages": dict(self.mark.stages),
             "identities": dict(self.source.identities(self.mark)),
-            "totals": self.totals.snapshot(),
-            "work": self.work.state_dict(),
-            "sink": None if self.sink is None else self.sink.snapshot(),
-            "dead_letters": None if self.dead_letters is None else self.dead_letters.snapshot(),
+            **self._parts(),
         }
         start = time.perf_counter()
         try:

@@ -120,14 +120,15 @@ def _steps(run: Run, batch: Batch) -> tuple[Table, Batch]:
     steps: list[tuple[str, Callable[[Batch], Batch]]] = [(s.name, s.apply) for s in run.stages]
     if run.collate is not None:
         steps.append(("collate", run.collate))
-    for name, apply in steps:
+    for at, (name, apply) in enumerate(steps):
+        if at == run.inside:
+            batch = replace(batch, raw=batch.frame)  # what is evaluated and held out
         before, seen = batch.frame.columns, len(batch.rejects)
         batch = apply(batch)
         _row(table, name, batch, before, seen)
     for name, rows in _augmented(run, batch).items():
         table.add_row(f"augment {name}", f"{len(batch):,}", "", f"changed {rows:,}", "")
     if run.pipeline.model is not None or run.pipeline.infer is not None:
-        batch = replace(batch, raw=batch.frame)  # held-out rows are kept raw
         if run.trains:
             batch = _head(batch, LEARNED)
         done = run.work.do(batch)
@@ -309,7 +310,7 @@ def _resumable(run: Run) -> Iterator[str]:
     """A checkpoint, or results of another pipeline, that a run would refuse."""
     try:
         run.require_own()
-        run.checkpoints.load(run.identity)
+        run.restore()
     except HeadraceError as error:
         yield str(error)
 

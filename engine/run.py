@@ -36,7 +36,7 @@ from engine.projection import projected
 from engine.scrub import STAGES
 from engine.scrub.chain import UNTAUGHT
 from engine.scrub.columns import spread
-from engine.scrub.stage import Stateless
+from engine.scrub.stage import Stateless, restore, snapshots
 from engine.service import Health, Heartbeat, Service
 from engine.threshold import MIN_ROWS, Threshold, chosen
 from engine.times import Account
@@ -53,6 +53,7 @@ from engine.types import (
     Schema,
     SharedSource,
     Sink,
+    Snapshot,
     Source,
     Stage,
     Transform,
@@ -776,6 +777,8 @@ class Run:
         if self.trains:
             learned = {k: v for k, v in (self.pipeline.model or {}).items() if k != "threshold"}
             identity["model"] = json.dumps(learned, sort_keys=True)
+            judged = self.evaluation.settings.model_dump(exclude={"window", "at_precision"})
+            identity["evaluation"] = json.dumps(judged, sort_keys=True)
             if not self._model_settings.classes and self.features.classes:
                 identity["classes"] = json.dumps(self.features.classes)
         if self._predictor is not None:
@@ -811,12 +814,14 @@ class Run:
             if not self._model_settings.aim.aims:
                 return None
             export = ExportSettings()
-        before = self.stages[: self.inside]
+        before, unlearned = self.stages[: self.inside], self._unlearned
+        learned = self.source_schema.keys() - unlearned
         return Holdout(
             export.holdout,
             export.holdout_rows,
-            besides={*self._unlearned, *self.source.origins()},
+            besides={*unlearned, *self.source.origins()},
             by_content=all(stage.snapshot() is None for stage in before),
+            needed=[column for column in self._schemas[self.inside] if column in learned],
         )
 
     @property
@@ -1072,12 +1077,15 @@ class Run:
         state = self.checkpoints.load(self.identity)
         if state is None:
             return False
-        for stage in self.stages:
-            if stage.name in state["stages"]:
-                stage.restore(state["stages"][stage.name])
-        self.work.load_state_dict(state["work"])
+        with self.checkpoints.restoring(state, lambda: {**dict.fromkeys(state), **self._state()}):
+            restore(self.stages, state["stages"])
+            self.work.load_state_dict(state["work"])
         self._mark = Mark(positions=state["positions"], stages=state["stages"])
         return True
+
+    def _state(self) -> dict[str, Snapshot]:
+        """What `restore` restores."""
+        return {"stages": snapshots(self.stages), "work": self.work.state_dict()}
 
     def export(self, path: Path | None = None) -> Path:
         """Write the model, scrub stages inside, as float32 ONNX. The stages must stand where the

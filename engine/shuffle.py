@@ -31,7 +31,7 @@ from engine.nodes import Node
 from engine.prefetch import PrefetchNode
 from engine.sizes import ends_of
 from engine.times import Times
-from engine.types import Batch, Mark, Records, Rejects
+from engine.types import Batch, Mark, Records, Rejects, Snapshot
 
 STATE = "_shuffle"
 """Its snapshot's name among those of the stages."""
@@ -103,6 +103,14 @@ class ShuffleNode(Node[Batch]):
         self._begin(state.get("positions", {}), state.get("stages", {}).get(STATE))
         self._decoder.resume()
         self._node.reset(dict(self._start))
+
+    def restore(self, value: Mapping[str, Any]) -> None:
+        """Go to where a mark has it."""
+        self._begin({}, value)
+
+    def snapshots(self) -> Mapping[str, Snapshot]:
+        """Where it is, as a mark has it."""
+        return self._mark().stages
 
     def next(self) -> Batch:
         if self._block is None and not self._fill():

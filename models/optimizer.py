@@ -113,10 +113,22 @@ class Optimizer:
         return {"steps": self.steps, "moments": [_snapshot(part.state) for part in self._parts]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """From what `state_dict` of the same kind of optimizer gave."""
+        """From what `state_dict` of the same kind of optimizer gave. Raises: ValueError where its
+        moments are others: torch would begin them anew without a word."""
         self.steps = state["steps"]
+        names = self._moments if self.steps else set()
         for part, moments in zip(self._parts, state["moments"], strict=True):
+            known = [set(own) for own in moments.values()] or [set()] * isinstance(part, _Dense)
+            if any(own != names for own in known):
+                raise ValueError(f"expected moments {sorted(names)}, got {sorted(*known[:1])}")
             part.restore(_tensors(moments))
+
+    @property
+    def _moments(self) -> set[str]:
+        """Names of what is kept for each weight after the first step."""
+        if self.settings.optimizer != "sgd":
+            return {"step", "exp_avg", "exp_avg_sq"}
+        return {"momentum_buffer"} if self.settings.momentum else set()
 
     def lr_share(self, step: int) -> float:
         """Step size of step `step` (from 0), as a share of `lr`."""

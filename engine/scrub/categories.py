@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -121,7 +121,7 @@ class Categories(Stateless):
     def restore(self, value: Snapshot) -> None:
         if value is not None:
             self._rows = value["rows"]
-            self._known = cast("Mapping[str, pl.Series]", value["known"])
+            self._known = {column: value["known"][column] for column in self._columns}
 
     def transforms(self) -> Sequence[Transform] | None:
         """One `Codes` a column; None for hash, which no model file can contain."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,7 +11,7 @@ from pydantic import Field
 
 from engine.scrub.chain import Floats, Link
 from engine.statistics import Extremes, Moments, Statistic
-from engine.types import PART, Batch, Scale, Settings, Snapshot, UserError, training
+from engine.types import PART, Batch, Scale, Settings, Snapshot, Stage, UserError, training
 
 DETECTORS = ("adwin", "page_hinkley", "psi")
 """What a 'drift' stage counts under."""
@@ -190,4 +190,26 @@ class Learned(Stateless):
         self._statistic = self._statistic.restore(fields)
 
 
-__all__ = ["DETECTORS", "ForgetSettings", "LearnSettings", "Learned", "Stateless"]
+def snapshots(stages: Iterable[Stage]) -> dict[str, Snapshot]:
+    """The states of those that have one, by name: what a mark holds."""
+    states = {stage.name: stage.snapshot() for stage in stages}
+    return {name: state for name, state in states.items() if state is not None}
+
+
+def restore(stages: Iterable[Stage], states: Mapping[str, Snapshot]) -> None:
+    """Put those that have a state where `snapshots` had them. Raises: KeyError where one is
+    missing."""
+    for stage in stages:
+        if stage.snapshot() is not None:
+            stage.restore(states[stage.name])
+
+
+__all__ = [
+    "DETECTORS",
+    "ForgetSettings",
+    "LearnSettings",
+    "Learned",
+    "Stateless",
+    "restore",
+    "snapshots",
+]
