@@ -15,7 +15,7 @@ from engine.types import Batch, Features, Mark, Ragged, Sparse, Tensors
 CLASSES = {"regression": (), "binary": ("no", "yes"), "multiclass": ("a", "b", "c")}
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
     """Small tensors, shared machine."""
     before = torch.get_num_threads()
@@ -24,7 +24,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_features() -> Callable[..., Features]:
     """(task, numeric=4, categories={"color": 5, "city": 7}, nested=False) -> Features; nested adds
     an image and lists of ids."""
@@ -49,7 +49,7 @@ def make_features() -> Callable[..., Features]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_batches() -> Callable[..., list[Batch]]:
     """(features, count=6, rows=40, seed=0) -> batches of a problem that can be learned."""
 

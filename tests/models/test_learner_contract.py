@@ -1,10 +1,14 @@
-"""One contract, every learner under every option that keeps state."""
+"""One contract, every learner under every option that keeps state.
+
+What a learner does with all the batches is done once for each case (`Course`); the tests look at
+it.
+"""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -94,23 +98,23 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(scope="module", params=CASES)
 def case(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def features(case: str, make_features: Callable[..., Features]) -> Features:
     return make_features(CASES[case][1], nested=case.startswith("nested"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def batches(features: Features, make_batches: Callable[..., Batches]) -> Batches:
     """A stage detects drift in all of them, for those that a challenge begins with."""
     return [replace(batch, counts={("watch", "ks"): 1}) for batch in make_batches(features)]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def make(case: str, features: Features) -> Make:
     kind: Any = TabularLearner if CASES[case][0] == "tabular" else LinearLearner
     model, train = CASES[case][2:]
@@ -134,6 +138,39 @@ def make(case: str, features: Features) -> Make:
         return Renewed(learner, "watch") if "forget_on" in train else learner
 
     return made
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Course:
+    """One learner over all batches.
+
+    Attributes:
+        learner: as it is at the end; predict with it, and no more.
+        states: before each batch and at the end, as they were handed out.
+        copies: the same, as they were then.
+        predicted: the scores of each batch before it was learned.
+        steps: what learning each batch said.
+    """
+
+    learner: Any
+    states: list[Any]
+    copies: list[Any]
+    predicted: list[Any]
+    steps: list[Any]
+
+
+@pytest.fixture(scope="module")
+def course(make: Make, batches: Batches) -> Course:
+    torch.manual_seed(1)
+    learner = make()
+    states, predicted, steps = [learner.state_dict()], [], []
+    copies = copy.deepcopy(states)
+    for batch in batches:
+        predicted.append(learner.predict(tensors_of(batch)))
+        steps.append(learner.learn(batch))
+        states.append(learner.state_dict())
+        copies.append(copy.deepcopy(states[-1]))
+    return Course(learner=learner, states=states, copies=copies, predicted=predicted, steps=steps)
 
 
 def equal(a: Any, b: Any, at: str = "state") -> None:
@@ -165,33 +202,30 @@ def tensors_of(batch: Batch) -> Tensors:
 
 
 @pytest.mark.parametrize("learned", [0, 3, 6], ids=["start", "middle", "end"])
-def test_a_restored_learner_goes_on_to_the_bit(make: Make, batches: Batches, learned: int) -> None:
-    first, second = make(), make()
-    for batch in batches[:learned]:
-        first.learn(batch)
-    state = first.state_dict()
-    rest = [first.learn(batch) for batch in batches[learned:]]
-    second.load_state_dict(state)
-    for step, batch in zip(rest, batches[learned:], strict=True):
+def test_a_restored_learner_goes_on_to_the_bit(
+    make: Make, batches: Batches, course: Course, learned: int
+) -> None:
+    second = make()
+    second.load_state_dict(course.states[learned])
+    for step, batch in zip(course.steps[learned:], batches[learned:], strict=True):
         again = second.learn(batch)
         assert again.scores.tobytes() == step.scores.tobytes()
         assert (again.loss, again.steps) == (step.loss, step.steps)
-    equal(first.state_dict(), second.state_dict())
+    equal(second.state_dict(), course.copies[-1])
 
 
-def test_a_state_is_never_changed_after_it_was_handed_out(make: Make, batches: Batches) -> None:
-    first, second = make(), make()
-    first.learn(batches[0])
-    state = first.state_dict()
-    before = copy.deepcopy(state)
-    second.load_state_dict(state)
-    for batch in batches[1:]:
-        first.learn(batch)
+def test_a_state_is_never_changed_after_it_was_handed_out(
+    make: Make, batches: Batches, course: Course
+) -> None:
+    equal(course.states, course.copies)  # nor by who handed it out
+    second = make()
+    second.load_state_dict(course.states[1])
+    for batch in batches[1:4]:
         second.learn(batch)
-    equal(state, before)
+    equal(course.states[1], course.copies[1])
 
 
-def test_a_state_is_a_plain_value(make: Make, batches: Batches) -> None:
+def test_a_state_is_a_plain_value(course: Course) -> None:
     def check(value: Any) -> None:
         if isinstance(value, dict):
             assert all(type(key) is str for key in value)
@@ -202,18 +236,14 @@ def test_a_state_is_a_plain_value(make: Make, batches: Batches) -> None:
         else:
             assert value is None or type(value) in (bool, int, float, str, np.ndarray)
 
-    learner = make()
-    learner.learn(batches[0])
-    check(learner.state_dict())
+    for state in course.states:
+        check(state)
 
 
-def test_scores_are_what_it_predicted_before_it_learned(make: Make, batches: Batches) -> None:
-    learner = make()
-    for batch in batches:
-        before = learner.predict(tensors_of(batch))
-        step = learner.learn(batch)
+def test_scores_are_what_it_predicted_before_it_learned(course: Course) -> None:
+    for before, step in zip(course.predicted, course.steps, strict=True):
         assert step.scores.dtype == before.dtype == np.float64
-        if isinstance(inside(learner)[0], Balanced):
+        if isinstance(inside(course.learner)[0], Balanced):
             np.testing.assert_allclose(step.scores, before, rtol=1e-6, atol=1e-6)
         else:  # step by step: the first row is predicted by what was there before the batch
             np.testing.assert_allclose(step.scores[0], before[0], rtol=1e-6, atol=1e-6)
@@ -242,18 +272,17 @@ def test_predicting_changes_nothing(make: Make, batches: Batches) -> None:
     equal(learner.state_dict(), before)
 
 
-def test_global_chance_is_neither_used_nor_moved(make: Make, batches: Batches) -> None:
-    ends = []
-    for seed in (1, 2):
-        torch.manual_seed(seed)
-        learner = make()
-        for batch in batches:
-            learner.learn(batch)
-        ends.append(learner.state_dict())
-        after = torch.get_rng_state()
-        torch.manual_seed(seed)
-        assert torch.equal(torch.get_rng_state(), after)
-    equal(*ends)
+def test_global_chance_is_neither_used_nor_moved(
+    make: Make, batches: Batches, course: Course
+) -> None:
+    torch.manual_seed(2)  # the course has another
+    learner = make()
+    for batch in batches:
+        learner.learn(batch)
+    after = torch.get_rng_state()
+    torch.manual_seed(2)
+    assert torch.equal(torch.get_rng_state(), after)
+    equal(learner.state_dict(), course.copies[-1])
 
 
 def test_an_empty_batch_is_legal(make: Make, batches: Batches, features: Features) -> None:
@@ -283,10 +312,8 @@ def test_a_state_of_another_model_is_refused(
     make().load_state_dict(state)
 
 
-def test_onnx_says_what_predict_says(make: Make, batches: Batches, features: Features) -> None:
-    learner = make()
-    for batch in batches:
-        learner.learn(batch)
+def test_onnx_says_what_predict_says(course: Course, batches: Batches, features: Features) -> None:
+    learner = course.learner
     expected = learner.predict(tensors_of(batches[0]))
     if features.nested:
         with pytest.raises(
@@ -304,15 +331,13 @@ def test_onnx_says_what_predict_says(make: Make, batches: Batches, features: Fea
 def test_it_learns(make: Make, features: Features, make_batches: Callable[..., Batches]) -> None:
     learner = make()
     counts = {("watch", "ks"): 0}
-    stream = [replace(batch, counts=counts) for batch in make_batches(features, 60, 64)]
+    stream = [replace(batch, counts=counts) for batch in make_batches(features, 30, 64)]
     losses = [learner.learn(batch).loss for batch in stream]
     assert np.mean(losses[-10:]) < 0.95 * np.mean(losses[:2])
 
 
-def test_it_says_how_large_it_is(make: Make, batches: Batches) -> None:
-    learner = make()
-    for batch in batches:
-        learner.learn(batch)
+def test_it_says_how_large_it_is(course: Course) -> None:
+    learner = course.learner
     memory = learner.memory()
     assert set(memory) - {"sampling"} == {"weights", "optimizer", "replay"}
     assert learner.nbytes == sum(memory.values())
