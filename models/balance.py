@@ -145,6 +145,17 @@ class Balanced(Renewable):
         learner: Any = self.learner
         return Balanced(learner.successor(), self.settings)
 
+    def steps_per_row(self, rows: int) -> float:
+        """The learner's, for the rows drawn of a row."""
+        learner: Any = self.learner
+        drawn = self._drawn_per_row
+        return drawn * float(learner.steps_per_row(int(rows * drawn)))
+
+    def pace(self, steps_per_row: float) -> None:
+        """The learner's, for the rows drawn of a row."""
+        learner: Any = self.learner
+        learner.pace(steps_per_row / self._drawn_per_row)
+
     @property
     def rates(self) -> NDArray[np.float64]:
         """How many times a row of each class is learned now, on average, shape (classes,)."""
@@ -248,6 +259,12 @@ class Balanced(Renewable):
         return {**memory, "sampling": sum(rows.nbytes for rows in self._kept)}
 
     # ------------------------------------------------------------------------------------ inside
+
+    @property
+    def _drawn_per_row(self) -> float:
+        """How many times a row was learned, on average."""
+        drawn, seen = int(self._drawn.sum()), int(self._seen.sum())
+        return drawn / seen if drawn else 1.0
 
     def _rates(self, seen: NDArray[np.int64]) -> NDArray[np.float64]:
         ratio, settings = _ratio(self._desired, seen), self.settings

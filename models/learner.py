@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -159,6 +160,7 @@ class TabularLearner(Renewable):
         self._chance, self._noise = torch.Generator(), torch.Generator(self.device)
         self._steps = 0
         self._rows = 0
+        self._pace = math.inf
 
     # ------------------------------------------------------------------------------------- deeds
 
@@ -182,7 +184,9 @@ class TabularLearner(Renewable):
         scores: list[NDArray[np.float64]] = []
         at, n = 0, len(rows)
         while at < n:
-            part = rows.slice(at, min(n, at + self._step_rows() - len(self._waiting)))
+            # A new pace may ask for a smaller step than there are rows that wait.
+            room = max(1, self._step_rows() - len(self._waiting))
+            part = rows.slice(at, min(n, at + room))
             raw = self._said(part)
             scores.append(self._answers(raw.detach()))
             known = self._admit(part, raw, batch.scales, lesson, at)
@@ -213,6 +217,14 @@ class TabularLearner(Renewable):
         made.augmentation = self.augmentation
         made._scaler, made._scale = self._scaler.faded(FADED), self._scale.faded(FADED)
         return made
+
+    def steps_per_row(self, rows: int) -> float:
+        """Steps on new and on kept rows; see `Renewable.steps_per_row`."""
+        return (1 + self._rehearsals(rows)) / self._share(rows)
+
+    def pace(self, steps_per_row: float) -> None:
+        """Take larger steps where that is fewer than its own; see `Renewable.pace`."""
+        self._pace = steps_per_row
 
     def state_dict(self) -> dict[str, Snapshot]:
         """Weights, average, optimizer, replay, rows that wait for a step, statistics of features
@@ -330,8 +342,20 @@ class TabularLearner(Renewable):
 
     def _step_rows(self) -> int:
         """Rows of the next step."""
-        share = max(1, self._rows // GROWTH)
+        own = self._share(self._rows)
+        if self._pace == math.inf:
+            return own
+        least = math.ceil((1 + self._rehearsals(self._rows)) / self._pace)
+        return max(own, min(self.training.step_rows, 1 << (least - 1).bit_length()))
+
+    def _share(self, rows: int) -> int:
+        """Rows of a step of a model that has learned so many."""
+        share = max(1, rows // GROWTH)
         return min(self.training.step_rows, 1 << (share.bit_length() - 1))
+
+    def _rehearsals(self, rows: int) -> int:
+        """Steps on kept rows after one of a model that has learned so many."""
+        return 0 if self._replay is None else self.training.rehearsals(rows)
 
     def _said(self, part: Tensors) -> torch.Tensor:
         """Raw scores of rows that come; with a gradient where they can be a step by themselves."""
@@ -406,8 +430,8 @@ class TabularLearner(Renewable):
 
     def _rehearse(self, scales: Sequence[Scale], size: int, changed: Counter[str]) -> int:
         """Step on kept rows; how many steps were taken."""
-        steps = self.training.rehearsals(self._rows)
-        if self._replay is None or not steps:
+        steps = round(min(self._rehearsals(self._rows), self._pace * size - 1))
+        if self._replay is None or steps < 1:
             return 0
         taken = 0
         drawn = self._replay.sample(steps, self._chance, size)

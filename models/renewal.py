@@ -25,6 +25,7 @@ from engine.types import (
     UserError,
     nearest,
 )
+from models.pace import Pace
 from models.rise import THRESHOLD, Rise
 
 if TYPE_CHECKING:
@@ -46,6 +47,11 @@ LARGEST_THRESHOLD = 64 * THRESHOLD
 STRIDES = 64, 1_024
 """An alarm counts at the next multiple of a 16th of the champion's rows, a power of two within
 these bounds."""
+
+NOTHING_YET: dict[str, Any] = {
+    "rows": 0, "watch": {}, "pace": {}, "limit": math.inf, "challenge": None,
+}  # fmt: skip
+"""What is known of a learner that nobody challenged."""
 
 
 class RenewalSettings(Settings):
@@ -73,6 +79,15 @@ class Renewable(Learner, Protocol):
         """A learner of the same settings that has learned nothing and keeps no rows, with the same
         augmentation. Scales may be those of now, if they follow the rows that come faster."""
         ...
+
+    def steps_per_row(self, rows: int) -> float:
+        """Steps that it takes for each row once it has learned so many, at its own pace."""
+        return 1.0
+
+    def pace(self, steps_per_row: float) -> None:
+        """Take no more steps a row than that from now on, those on kept rows included. Not part of
+        its state."""
+        return
 
     def memory(self) -> Mapping[str, int]:
         """Component -> bytes."""
@@ -114,6 +129,9 @@ class Renewed(Renewable):
     a 20th of the larger of the champion's error and its usual one: a lull without a rare class
     says nothing of either. Else it is dropped in the end, and the next alarm must be louder.
 
+    All this may cost three times the work of the first champion alone, over the whole stream: new
+    models learn by larger steps where changes follow each other (`models.pace`).
+
     Rows count that are learned. Batches are cut where something is decided, so decisions do not
     depend on how rows come in batches, but for drift that a stage detects.
 
@@ -131,6 +149,8 @@ class Renewed(Renewable):
         self.features: Features = learner.features
         self._watch = Rise()
         self._rows = 0
+        self._pace = Pace()
+        self._limit = math.inf
         self._challenge: _Challenge | None = None
 
     # ------------------------------------------------------------------------------------- deeds
@@ -176,6 +196,8 @@ class Renewed(Renewable):
         own = {
             "rows": self._rows,
             "watch": self._watch.snapshot(),
+            "pace": self._pace.snapshot(),
+            "limit": self._limit,
             "challenge": None if challenge is None else challenge.snapshot(),
         }
         return {**self.learner.state_dict(), "renewal": own}
@@ -186,14 +208,20 @@ class Renewed(Renewable):
         Raises: UserError naming the first thing in which the saved model is another.
         """
         self.learner.load_state_dict({k: v for k, v in state.items() if k != "renewal"})
-        own = state.get("renewal", {"rows": 0, "watch": {}, "challenge": None})
+        own = state.get("renewal", NOTHING_YET)
         self._rows, self._watch = own["rows"], Rise.restored(own["watch"])
+        self._pace = Pace.restored(own["pace"])
+        self._hold(own["limit"])
         self._challenge = None
         if own["challenge"] is not None:
             self._challenge = _Challenge(self.learner.successor())
             self._challenge.restore(own["challenge"])
 
     # ------------------------------------------------------------------------------------- sizes
+
+    def steps_per_row(self, rows: int) -> float:
+        """The champion's."""
+        return self.learner.steps_per_row(rows)
 
     @property
     def device(self) -> str:  # type: ignore[override]
@@ -252,26 +280,43 @@ class Renewed(Renewable):
         self._rows += len(errors)
         if challenge is None:
             self._watch = self._watch.seen(errors)
-            if self._watch.risen and self.forget_on == "error" and not self._rows % self._stride:
-                self._begin(counts)
+            self._pace = self._pace.after(len(errors), step.steps, models=1)
+            if not self._rows % self._stride:
+                self._look_up(counts)
             return step
-        said = challenge.learner.learn(part).scores
-        theirs = _errors(self.features, part.tensors, dataclasses.replace(step, scores=said))
-        challenge.saw(errors, theirs)
+        theirs = challenge.learner.learn(part)
+        self._pace = self._pace.after(len(errors), step.steps + theirs.steps, models=2)
+        said = dataclasses.replace(step, scores=theirs.scores)
+        challenge.saw(errors, _errors(self.features, part.tensors, said))
         if not challenge.rows_left:
             self._settle(challenge, counts)
         return step
 
+    def _look_up(self, counts: Counter[str]) -> None:
+        """Begin a challenge where the error has risen; else see to the champion's pace."""
+        self._reckon()
+        if self._watch.risen and self.forget_on == "error":
+            self._begin(counts)
+        if self._limit < math.inf:
+            self._hold(self._allowed(self._rows_left()))
+
     def _begin(self, counts: Counter[str]) -> None:
+        """Unless there is no work left for it."""
+        self._reckon()
+        if self._pace.left < 0:
+            return
         self._challenge = _Challenge(self.learner.successor())
+        self._challenge.hold(self._allowed(self._challenge.rows_left))
         counts["begun"] += 1
         self._tell("a new model learns beside the old one: what that learned may no longer hold")
 
     def _settle(self, challenge: _Challenge, counts: Counter[str]) -> None:
         """Let the challenger take over, drop it, or let it go on."""
+        self._reckon()
         if challenge.better(self._watch.usual):
             self.learner, self._rows = challenge.learner, challenge.rows
             self._challenge, self._watch = None, self._watch.again()
+            self._hold(self._allowed(self._rows_left()))
             counts["won"] += 1
             self._tell("the new model takes over: it is better than the old one")
         elif challenge.rows >= LIMIT:
@@ -281,6 +326,20 @@ class Renewed(Renewable):
             self._tell("the new model is dropped: it is not better than the old one")
         else:
             challenge.go_on()
+            challenge.hold(self._allowed(challenge.rows_left))
+
+    def _reckon(self) -> None:
+        self._pace = self._pace.reckoned(self.learner.steps_per_row(self._pace.total))
+
+    def _allowed(self, rows: int) -> float:
+        """Steps a row that a new model may take on the next rows."""
+        return self._pace.limit(self.learner.steps_per_row(self._pace.total), rows)
+
+    def _hold(self, limit: float) -> None:
+        """Hold the champion to so many steps a row. The first one is held to none: it is what all
+        others are measured by."""
+        self._limit = limit
+        self.learner.pace(limit)
 
     def _tell(self, sentence: str) -> None:
         log.info(sentence, extra={"forget_on": self.forget_on, "rows": self._rows})
@@ -317,6 +376,7 @@ class _Challenge:
     def __init__(self, learner: Renewable) -> None:
         self.learner = learner
         self.rows = 0
+        self._limit = math.inf
         self._look = FIRST
         self._errors: list[NDArray[np.float64]] = []
 
@@ -324,6 +384,11 @@ class _Challenge:
     def rows_left(self) -> int:
         """Rows until the next look."""
         return self._look - self.rows
+
+    def hold(self, limit: float) -> None:
+        """Hold the challenger to so many steps a row."""
+        self._limit = limit
+        self.learner.pace(limit)
 
     def saw(self, champion: NDArray[np.float64], challenger: NDArray[np.float64]) -> None:
         """Note the errors of both on the same rows, shape (n,)."""
@@ -355,12 +420,19 @@ class _Challenge:
         """As a plain value."""
         errors = np.concatenate([*self._errors, np.empty((2, 0))], axis=1)
         learner = self.learner.state_dict()
-        return {"learner": learner, "rows": self.rows, "look": self._look, "errors": errors}
+        return {
+            "learner": learner,
+            "rows": self.rows,
+            "limit": self._limit,
+            "look": self._look,
+            "errors": errors,
+        }
 
     def restore(self, value: Mapping[str, Any]) -> None:
         """From what `snapshot` gave."""
         self.learner.load_state_dict(value["learner"])
         self.rows, self._look, self._errors = value["rows"], value["look"], [value["errors"]]
+        self.hold(value["limit"])
 
 
 def _standard_error(means: NDArray[np.float64]) -> float:

@@ -3,19 +3,22 @@
 ``python -m tests.bench learning``
 
 Test-then-train over each stream in its order, by the same rows: the accuracy of all, or the mean
-absolute error. Quality, not speed; nothing is drawn at random but by fixed seeds.
+absolute error. Nothing is drawn at random but by fixed seeds. Of speed is what following change
+costs (`[train] forget_on`), on a stream that turns round for ever and on one that never does.
 """
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
+from numpy.typing import NDArray
 
 from engine.collate import Collate
-from engine.types import Batch, Features, Mark
+from engine.types import Batch, Features, Mark, Tensors
 from models.learner import TabularLearner
 from models.renewal import Renewed
 from tests.bench.measure import report
@@ -34,8 +37,9 @@ def main(*, quick: bool = False) -> None:
         figures[f"{name}, {unit}"] = headrace(*rows)
         for other, model in rivals(unit == "error").items():
             figures[f"{name}, {unit} of {other}"] = river(model, name, len(rows[0]))
+    figures |= following(20_000 if quick else 200_000)
     goal = ", ".join(f"{name} {floor}" for name, floor in FLOORS.items())
-    report("learning", figures, goal=goal)
+    report("learning", figures, goal=f"{goal}; following change at most 3 times the time")
 
 
 def stream(name: str, most: int | None = None) -> tuple[list[dict[str, float]], list[Any]]:
@@ -72,6 +76,48 @@ def headrace(rows: list[dict[str, float]], labels: list[Any], batch_rows: int = 
         truth = part["target"]
         right.append(((answers - truth).abs() if regression else answers == truth).to_numpy())
     return float(np.concatenate(right).astype(float).mean())
+
+
+def following(rows: int) -> dict[str, float]:
+    """CPU time with `forget_on` over that without, and accuracy with it and without."""
+    figures: dict[str, float] = {}
+    for name, every in (("turns round every 5,000 rows", 5_000), ("never changes", rows)):
+        batches, reads, labels = turning(rows, every)
+        spent, right = [], []
+        for forget in (True, False):
+            model = TabularLearner(TabularLearner.Settings(), TabularLearner.Training(), reads)
+            made = Renewed(model) if forget else model
+            start = time.thread_time()
+            scores = np.concatenate([made.learn(batch).scores for batch in batches])
+            spent.append(time.thread_time() - start)
+            right.append(float(((scores > 0.5) == labels).mean()))
+        figures[f"a stream that {name}, forget_on / never, CPU time"] = spent[0] / spent[1]
+        figures[f"a stream that {name}, accuracy"] = right[0]
+        figures[f"a stream that {name}, accuracy of never"] = right[1]
+    return figures
+
+
+def turning(rows: int, every: int) -> tuple[list[Batch], Features, NDArray[np.int64]]:
+    """Signs of a sum of four numbers, whose weights change theirs every so many rows."""
+    chance = np.random.default_rng(0)
+    x = chance.normal(size=(rows, 4))
+    signs = (-1.0) ** (np.arange(rows) // every)
+    labels = (signs * (x @ [1.0, -2.0, 0.5, 0.0]) + 0.3 * chance.normal(size=rows) > 0).astype(int)
+    reads = Features(numeric=tuple("abcd"), target="y", task="binary", classes=("no", "yes"))
+    tensors = Tensors(
+        numeric=torch.from_numpy(x.astype(np.float32)),
+        categories=torch.empty((rows, 0), dtype=torch.int64),
+        target=torch.from_numpy(labels),
+    )
+    frame = pl.DataFrame({"n": np.arange(rows)})
+    batches = [
+        Batch(
+            frame=frame.slice(at, 1_024), mark=Mark(), arrived=0.0,
+            tensors=tensors.slice(at, min(at + 1_024, rows)),
+        )
+        for at in range(0, rows, 1_024)
+    ]  # fmt: skip
+    return batches, reads, labels
 
 
 def rivals(regression: bool) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from models.augment.tables import Jitter
 from models.balance import Balanced, SamplingSettings
 from models.learner import TabularLearner
 from models.linear import LinearLearner
+from models.pace import STEP_ROWS
 from models.renewal import LIMIT, Renewed, require_renewable
 from models.rise import THRESHOLD
 
@@ -156,6 +157,51 @@ def test_a_change_over_many_rows_is_followed() -> None:
     follows = learned(Renewed(tabular("regression")), batches((x, y)))
     stays = learned(tabular("regression"), batches((x, y)))
     assert error(follows.scores, y) < 0.6 * error(stays.scores, y)
+
+
+def test_changes_without_end_cost_no_more_than_three_times_a_model_alone() -> None:
+    """And most are followed all the same."""
+    n, every = 40_000, 4_000
+    turns = [(at, WEIGHTS * (-1) ** (at // every)) for at in range(every, n, every)]
+    rows = concept("binary", *turns, n=n)
+    spent = Counter[str]()
+
+    class Counted(TabularLearner):
+        def learn(self, batch: Batch) -> Step:
+            step = super().learn(batch)
+            spent[name] += len(step.scores) + STEP_ROWS * step.steps
+            return step
+
+        def successor(self) -> TabularLearner:
+            old = super().successor()
+            made = Counted(self.settings, self.training, self.features)
+            made.load_state_dict(old.state_dict())
+            return made
+
+    def made() -> TabularLearner:
+        training = TabularLearner.Training(replay_rows=2_000, lr=1e-2)
+        return Counted(TabularLearner.Settings(layers=(8,)), training, features("binary"))
+
+    name = "alone"
+    stays = learned(made(), batches(rows))
+    name = "follows"
+    follows = learned(Renewed(made()), batches(rows))
+    assert follows.challenges["won"] > len(turns) / 2
+    assert error(follows.scores, rows[1]) < 0.7 * error(stays.scores, rows[1])
+    assert spent["follows"] < 3 * spent["alone"]
+
+
+def test_no_challenge_begins_while_there_is_no_work_left_for_it() -> None:
+    rows = concept("binary", n=600)
+    made = Renewed(tabular("binary"), "watch")
+    learned(made, batches((rows[0][:300], rows[1][:300])))
+    state, begun = made.state_dict(), []
+    for left in (-1e9, 0.0):
+        state["renewal"]["pace"]["left"] = left
+        made.load_state_dict(state)
+        outcome = learned(made, batches((rows[0][300:], rows[1][300:]), drift=1))
+        begun.append(outcome.challenges["begun"])
+    assert begun == [0, 1]
 
 
 def test_the_linear_learner_follows_too() -> None:

@@ -1,0 +1,73 @@
+"""What following change may cost, and how fast a new model may therefore learn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+STEP_ROWS = 640
+"""A step costs as much as so many more rows of it would: with the default layers, on a CPU, a step
+of 1 row takes two fifths of the time of one of 1,024. Wide layers pay less for a step."""
+FACTOR = 2.5
+"""Work of all models together, at most, for that of one that nobody challenges. What is not counted
+(rows are scored in smaller pieces) makes it three times the time."""
+MOST = 1 << 22
+"""What may be saved up: two models that learn from scratch as fast as they like, to 8,192 rows."""
+HORIZON = 1_024
+"""Rows over which savings are spent, so that some are left where one change follows another."""
+
+
+class Pace(NamedTuple):
+    """An account of work: a token bucket. A value: what is spent makes a new one.
+
+    A young model takes many small steps, and each challenger is young. A model that nobody
+    challenges earns `FACTOR` times its own work; what all models really do is spent. What is left
+    says how many steps a row a new model may take. So the first changes are followed as fast as a
+    model can learn, and where one follows another for ever, by ever larger steps: the work of the
+    whole stream stays within `FACTOR`.
+
+    Work is counted in rows, a step as `STEP_ROWS` of them.
+
+    Attributes:
+        total: rows of the stream so far.
+        left: work that may be spent, as of the last reckoning.
+        rows, spent: rows, and work of all models, since then.
+    """
+
+    total: int = 0
+    left: float = 0.0
+    rows: int = 0
+    spent: int = 0
+
+    def after(self, rows: int, steps: int, models: int) -> Pace:
+        """These rows were scored by so many models, which took so many steps on them."""
+        return self._replace(
+            total=self.total + rows,
+            rows=self.rows + rows,
+            spent=self.spent + models * rows + STEP_ROWS * steps,
+        )
+
+    def reckoned(self, usual: float) -> Pace:
+        """With nothing open.
+
+        Args:
+            usual: steps a row of a model that nobody challenges.
+        """
+        earned = FACTOR * self.rows * (1 + STEP_ROWS * usual)
+        return Pace(total=self.total, left=min(self.left + earned - self.spent, MOST))
+
+    def limit(self, usual: float, rows: int) -> float:
+        """Steps a row that a new model may take on the next rows."""
+        return usual + max(self.left, 0.0) / (STEP_ROWS * max(HORIZON, 2 * rows))
+
+    def snapshot(self) -> dict[str, Any]:
+        """The fields as a plain value."""
+        return self._asdict()
+
+    @classmethod
+    def restored(cls, value: Mapping[str, Any]) -> Pace:
+        """From what `snapshot` gave."""
+        return cls(**value)
+
+
+__all__ = ["FACTOR", "HORIZON", "MOST", "STEP_ROWS", "Pace"]
