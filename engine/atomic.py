@@ -8,7 +8,9 @@ no file (a pipe, a terminal) cannot be renamed: it is written as it is.
 
 from __future__ import annotations
 
+import errno
 import os
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -95,7 +97,8 @@ def require_folder(path: Path, named: str) -> None:
 
     Raises: UserError
     """
-    _require(path, f"{named} '{path}'", "a folder")
+    what = f"{named} '{_shown(path)}'"
+    _require(_existing(path, path, what), what, "a folder")
 
 
 def require_file(path: Path, named: str) -> None:
@@ -103,31 +106,80 @@ def require_file(path: Path, named: str) -> None:
 
     Raises: UserError
     """
-    _require(path.parent, f"{named} '{path}'", "a file")
+    what = f"{named} '{_shown(path)}'"
+    place = _existing(path.parent, path.with_name(path.name + SUFFIX), what)
     if path.is_dir():
         raise UserError(
-            f"{named} '{path}' cannot be a file: '{path}' is a folder; choose another path."
+            f"{what} cannot be a file: '{_shown(path)}' is a folder; choose another path."
         )
+    if not _is_device(path):
+        _require(place, what, "a file")
 
 
-def _require(folder: Path, what: str, kind: str) -> None:
+def _existing(folder: Path, longest: Path, what: str) -> Path:
+    """The folder, or the one above it that is there.
+
+    Args:
+        longest: the longest name that is written.
+
+    Raises: UserError for names that the system does not take.
+    """
     try:
         place = folder.absolute()
         while not os.path.lexists(place) and place != place.parent:
             place = place.parent
-        for part in folder.absolute().relative_to(place).parts if place.is_dir() else ():
+        for part in longest.absolute().relative_to(place).parts if place.is_dir() else ():
             with suppress(FileNotFoundError):
-                os.lstat(place / part)  # a name that the system does not take
+                os.lstat(place / part)
+        with suppress(FileNotFoundError, NotADirectoryError):
+            os.lstat(longest.absolute())  # all of it together
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise UserError(f"{what} cannot be used: {why}; choose another path.") from None
+    return place
+
+
+def _require(place: Path, what: str, kind: str) -> None:
+    """See that something can be made in a place that is there."""
     if not place.is_dir():
-        raise UserError(f"{what} cannot be {kind}: '{place}' is a file; choose another path.")
+        raise UserError(
+            f"{what} cannot be {kind}: '{_shown(place)}' is a file; choose another path."
+        )
     if not os.access(place, os.W_OK | os.X_OK):
         raise UserError(
-            f"{what} cannot be written: no permission at '{place}'; grant it, or choose another "
-            "path."
+            f"{what} cannot be written: no permission at '{_shown(place)}'; grant it, or choose "
+            "another path."
         )
+    refused = _refusal(place)
+    if refused is not None:
+        raise UserError(
+            f"{what} cannot be written: the system makes no file in '{_shown(place)}' ({refused}); "
+            "choose another path."
+        )
+
+
+def _refusal(folder: Path) -> str | None:
+    """Why the system makes no file in a folder, whatever the permissions say: it is read-only, or
+    no disk (/proc, /sys). A file without a name is tried, which leaves no trace; where the file
+    system knows none, one of a hidden name."""
+    try:
+        os.close(os.open(folder, os.O_WRONLY | getattr(os, "O_TMPFILE", os.O_CREAT), PRIVATE))
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+            return error.strerror
+    else:
+        return None
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".headrace-"):
+            return None
+    except OSError as error:
+        return error.strerror
+
+
+def _shown(path: Path) -> str:
+    """A path in a sentence: one line, whatever is in its name."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 class Folder:

@@ -10,9 +10,10 @@ Nothing heavy is imported up here: a signal is answered before the first library
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -243,7 +244,9 @@ def _explore(options: argparse.Namespace) -> int:
         page.write(found, options.html)
         console().print(f"Wrote {options.html}.", highlight=False, markup=False)
     if options.json is not None:
-        atomic.write(options.json, json.dumps(found.plain(), indent=2, ensure_ascii=False) + "\n")
+        with _writing(options.json):
+            text = json.dumps(found.plain(), indent=2, ensure_ascii=False)
+            atomic.write(options.json, text + "\n")
         console().print(f"Wrote {options.json}.", highlight=False, markup=False)
     return EXIT["done"]
 
@@ -294,10 +297,11 @@ def _trained(options: argparse.Namespace) -> Run:
 def _export(options: argparse.Namespace) -> int:
     from engine.progress import console
 
-    run = _trained(options)
     _require_target(options.to, "--to")
+    run = _trained(options)
     # Not locked: it is done beside the engine that goes on learning, and a file appears whole.
-    path = run.export(options.to)
+    with _writing(options.to or run.model_path):
+        path = run.export(options.to)
     console().print(f"Wrote {path}.")
     return EXIT["done"]
 
@@ -317,10 +321,12 @@ def _compress(options: argparse.Namespace) -> int:
 
 
 def _predict(options: argparse.Namespace) -> int:
+    from engine import atomic
     from engine.config import Pipeline
     from engine.progress import Progress, finish
     from engine.run import Run
 
+    atomic.require_folder(Path(options.output), "--output")
     if any(Path(options.output).glob("part-*")):
         raise UserError(f"{options.output} holds results already: name another --output folder.")
     table: dict[str, Any] = {
@@ -346,6 +352,15 @@ def _require_target(path: Path | None, option: str) -> None:
     if path is not None:
         atomic.require_file(path, option)
         path.parent.mkdir(parents=True, exist_ok=True)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Raises: HeadraceError for what is known only when it is written, as a full disk is."""
+    try:
+        yield
+    except OSError as error:
+        raise HeadraceError(f"'{path}' cannot be written: {error.strerror or error}.") from error
 
 
 def _reference(options: argparse.Namespace) -> int:
@@ -477,6 +492,8 @@ def _unexpected(error: BaseException) -> str:
             "raise an error where it cannot go on, or let the source end."
         )
     unloaded = isinstance(error, ImportError | MemoryError) or "shared object" in str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"'{error.filename}' cannot be used: {error.strerror} ({place})."
     if unloaded and environment.address_space() is not None:
         return (
             f"There is no room for the libraries ({type(error).__name__}: {error}): 'ulimit -v' "

@@ -14,9 +14,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from engine import atomic
 from engine.loop import Loop
 from engine.run import Run
-from engine.types import Batch, HeadraceError
+from engine.types import Batch, HeadraceError, UserError
 from tests.pipelines.conftest import Headrace, Rows, Small
 from tests.waiting import HANG
 
@@ -90,6 +91,43 @@ def test_a_place_without_permission(file: Path, tmp_path: Path, key: str) -> Non
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     assert f"cannot be written: no permission at '{tmp_path}/closed'" in done.stderr
+
+
+@pytest.mark.parametrize("place", ["/proc", "/sys"])
+@pytest.mark.parametrize("key", PLACES)
+def test_a_place_where_the_system_makes_no_file(
+    file: Path, headrace: Headrace, key: str, place: str
+) -> None:
+    """Whatever the permissions say: root's are all there."""
+    named, more = PLACES[key]
+    file.write_text(file.read_text() + more)
+    code, _, err = headrace("check", file, "--set", f"{key}={place}/x/y")
+    assert code == 2, err
+    assert f"headrace: {named} '{place}/x/y' cannot be written: " in err
+    assert f"'{place}'" in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("path", ["/proc/x", "/sys/x", "/dev/full/x", "n" * 300, "n" * 253, "a\0b"])
+@pytest.mark.parametrize("require", [atomic.require_file, atomic.require_folder])
+def test_a_path_that_cannot_be_is_known_before(
+    tmp_path: Path, path: str, require: Callable[[Path, str], None]
+) -> None:
+    place = tmp_path / path
+    if len(path) == 253 and require is atomic.require_folder:
+        require(place, "--to")  # a file is written under a longer name first
+        return
+    with pytest.raises(UserError, match=r"--to '.*' cannot be .*another path\.$"):
+        require(place, "--to")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_device_is_a_sentence(file: Path, headrace: Headrace) -> None:
+    for option, code in (("--json", 1), ("--html", 2)):
+        done, _, err = headrace("explore", file, option, "/dev/full")
+        assert (done, err.splitlines()[-1].count("/dev/full")) == (code, 1)
+        assert "No space left on device" in err
+    assert Path("/dev/full").is_char_device()
 
 
 @pytest.mark.parametrize("path", ["a" * 300, "x/" + "b" * 300, "c\0d"])
