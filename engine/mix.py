@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import polars as pl
@@ -170,6 +171,10 @@ class Mix(SharedSource):
         """See `engine.types.Source`."""
         found = (part.source.rereads(sink) for part in self._parts)
         return next((place for place in found if place is not None), None)
+
+    def covers(self, file: Path) -> bool:
+        """See `engine.types.Source`."""
+        return any(part.source.covers(file) for part in self._parts)
 
     def origins(self) -> set[str]:
         """See `engine.types.Source`: where it is so of one of them."""

@@ -232,6 +232,25 @@ class Run:
                     f"[{table}] in {self.pipeline.file} writes to {place}, and [source] reads it: "
                     "every row would come again, without an end. Give it another one."
                 )
+        for named, file in () if self._replay else self._written():
+            if self.source.covers(file):
+                raise UserError(
+                    f"{named} in {self.pipeline.file} writes files such as '{file}', and [source] "
+                    "path leads to them: they would be read as input. Write to another folder, or "
+                    "let [source] path say more exactly what is read."
+                )
+
+    def _written(self) -> Iterator[tuple[str, Path]]:
+        """Files that a run leaves, and what says so."""
+        for name in LEFT:
+            yield "folder", self.folder / name
+        yield "[checkpoint] path", self.checkpoints.folder / "checkpoint-00000001.hrc"
+        for table, sink in (("[sink]", self.sink), ("[dead_letters]", self.dead_letters)):
+            for file in () if sink is None else sink.files():
+                yield table, file
+        if self.pipeline.export is not None:
+            yield "[export] path", self.model_path
+            yield "[export] path", self.model_path.with_suffix(".fp32.onnx")
 
     def _may_share(self) -> None:
         source = self.source

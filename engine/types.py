@@ -967,6 +967,10 @@ class Source(Protocol):
         without an end. None where that cannot be."""
         return None
 
+    def covers(self, file: Path) -> bool:
+        """Whether it would read a file of this path, now or when it is started again."""
+        return False
+
     def origins(self) -> Collection[str]:
         """Columns that say where a row comes from, not what it is: of an equal row that comes again
         they are others."""
@@ -1253,6 +1257,10 @@ class Sink(Protocol):
     def folders(self) -> Sequence[Path]:
         """Folders that are its own while it is used: a second engine that would write there is
         refused."""
+        return ()
+
+    def files(self) -> Sequence[Path]:
+        """A path of each kind of file that it writes."""
         return ()
 
     def holds(self) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import importlib.resources
 import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from connectors.files.text import compression
@@ -55,6 +56,21 @@ def find(paths: Iterable[str], format: str | None = None) -> dict[str, Path]:
         else:
             raise _no_file(path)
     return _once(found)
+
+
+def leads_to(paths: Iterable[str], file: Path, format: str | None = None) -> bool:
+    """Whether `find` would find a file of this path, under whatever spelling, once it is there."""
+    spelt = _spelt(file)
+    for path in paths:
+        if Path(path).is_dir():
+            found = any(_is_data(below) for below in _inside(spelt, path)) and _fits(file, format)
+        elif glob.has_magic(path) and not Path(path).is_file():
+            found = _is_match(path, file, spelt)
+        else:
+            found = file.resolve() == Path(path).resolve()
+        if found:
+            return True
+    return False
 
 
 def kind(files: dict[str, Path]) -> str:
@@ -172,6 +188,52 @@ def _matches(pattern: str) -> dict[str, Path]:
     return found
 
 
+def _spelt(path: str | Path) -> set[Path]:
+    """As it is written, and without links."""
+    return {Path(os.path.abspath(path)), Path(path).resolve()}  # noqa: PTH100 - keeps links
+
+
+def _inside(files: Iterable[Path], folder: str) -> Iterator[tuple[str, ...]]:
+    """The parts of their paths below the folder, for those that lie there."""
+    for top in _spelt(folder):
+        yield from (file.relative_to(top).parts for file in files if file.is_relative_to(top))
+
+
+def _is_data(parts: Iterable[str]) -> bool:
+    return not any(part.startswith(NOTES) for part in parts)
+
+
+def _is_match(pattern: str, file: Path, spelt: Iterable[Path]) -> bool:
+    folder, rest = _literal(pattern)
+    *above, last = wanted = rest.split("/")
+    noted = any(part.startswith("_") for part in wanted)
+    # A folder on the way may be a link to where the file is.
+    ways = glob.glob(os.path.join(glob.escape(folder), *above), recursive=True)  # noqa: PTH118, PTH207
+    linked = file.parent.resolve() in {
+        Path(way).resolve() for way in ways if not _is_note(way, folder, rest)
+    }
+    named = [((file.name,), [last])] if linked else []
+    lies = [(parts, wanted) for parts in _inside(spelt, folder or ".")]
+    return any(
+        _fit_parts(parts, names)
+        for parts, names in (*named, *lies)
+        if noted or not any(part.startswith("_") for part in parts)
+    )
+
+
+def _fit_parts(parts: Sequence[str], wanted: Sequence[str]) -> bool:
+    """Whether names of folders and a file are what the parts of a pattern ask for."""
+    if not wanted:
+        return not parts
+    if wanted[0] == "**" and _fit_parts(parts, wanted[1:]):
+        return True
+    if not parts or (parts[0].startswith(".") and not wanted[0].startswith(".")):
+        return False
+    if wanted[0] == "**":
+        return _fit_parts(parts[1:], wanted)
+    return fnmatch.fnmatchcase(parts[0], wanted[0]) and _fit_parts(parts[1:], wanted[1:])
+
+
 def _literal(pattern: str) -> tuple[str, str]:
     """The folder that a pattern's first parts name, taken as they are, and the rest of it."""
     folder, parts = ("/", pattern.lstrip("/")) if pattern.startswith("/") else ("", pattern)
@@ -207,4 +269,4 @@ def _resource(path: str, package: str, inside: str) -> Path:
     return file
 
 
-__all__ = ["find", "kind", "readable"]
+__all__ = ["find", "kind", "leads_to", "readable"]

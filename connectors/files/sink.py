@@ -73,6 +73,11 @@ class FilesSink(Sink):
         """See `engine.types.Sink`."""
         return (self.folder,)
 
+    def files(self) -> tuple[Path, ...]:
+        """See `engine.types.Sink`."""
+        part = self.folder / f"part-00000000.{self.settings.format}"
+        return part, part.with_name(part.name + atomic.SUFFIX)
+
     def holds(self) -> bool:
         """See `engine.types.Sink`: whether there are parts."""
         return any(True for _ in self._parts())

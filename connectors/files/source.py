@@ -43,7 +43,7 @@ from connectors.files.inspection import (
     of_json,
     of_tables,
 )
-from connectors.files.paths import find, kind, readable
+from connectors.files.paths import find, kind, leads_to, readable
 from connectors.files.standard import NAME, Piped, StandardInput
 from connectors.files.table import KINDS, SortedRows
 from connectors.files.tar import TarShard
@@ -283,6 +283,13 @@ class FilesSource(Source):
         self._guesses = Guessed(self._inner, lambda: self._dialect.decimal)
         told = self._guesses if self._kind in ("csv", "ndjson") else self._inner
         self.format = Folders(told, self._folders) if hive else told
+
+    def covers(self, file: Path) -> bool:
+        """See `engine.types.Source`."""
+        paths = self.settings.path
+        return self._piped is None and leads_to(
+            (paths,) if isinstance(paths, str) else paths, file, self.settings.format
+        )
 
     def _found(self) -> dict[str, Path]:
         """The files there are now.
