@@ -376,7 +376,10 @@ class Run:
 
     def _typed_by_the_model(self, declared: Schema) -> Schema:
         """Columns that a model file reads as they come from the source, and that nobody declared,
-        have the types that the model learned them in: a guess from other rows may differ."""
+        have the types that the model learned them in: a guess from other rows may differ. Cells are
+        read as they were then."""
+        if self._predictor is not None:
+            self.source.adopt(self._predictor.reading)
         schema = self.source.schema(declared)
         if self._predictor is None or set(self.pipeline.scrub) - set(self._predictor.stages):
             return schema
@@ -1127,6 +1130,7 @@ class Run:
             "version": self._version(),
             "stages": json.dumps([stage.name for stage in inside]),
             "columns": json.dumps({c: type_name(t) for c, t in self._schemas[self.inside].items()}),
+            "reading": json.dumps(self.source.reading()),
             "mark": json.dumps(dict(self._mark.positions)),
         }
         frame = None if self.holdout is None else self.holdout.frame()

@@ -981,6 +981,16 @@ class Source(Protocol):
         whatever would be found now."""
         return
 
+    def reading(self) -> Mapping[str, Any]:
+        """How it reads cells, besides their types, as plain values: a model file keeps it, so that
+        rows are read for predictions as those were that it learned."""
+        return {}
+
+    def adopt(self, reading: Mapping[str, Any]) -> None:
+        """Before `schema`: read cells as `reading` of a source that a model learned from said. What
+        this one's settings say, or what is not for its format, holds all the same."""
+        return
+
     def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
         """The next rows of one partition: at least 1 and at most `max_rows`, of `max_bytes` or less
         (one larger row comes alone); None when nothing came within `timeout` seconds.

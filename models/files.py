@@ -30,6 +30,7 @@ class Properties(BaseModel):
         task, classes, threshold, target: as in [model].
         stages: scrub stages that are inside the file.
         columns: column -> name of the type in which it was learned.
+        reading: how cells were read, see `engine.types.Source.reading`.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -41,6 +42,7 @@ class Properties(BaseModel):
     target: str = ""
     stages: Json[tuple[str, ...]] = ()
     columns: Json[dict[str, str]] = {}
+    reading: Json[dict[str, str | tuple[str, ...] | dict[str, str]]] = {}
 
     @model_validator(mode="after")
     def _fitting(self) -> Self:

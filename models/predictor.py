@@ -113,6 +113,7 @@ class OnnxPredictor:
         self.stages = found.stages
         self.requires = tuple(self._inputs.kinds)
         self.columns = _types(found.columns, self.requires)
+        self.reading = found.reading
         self._digest = hashlib.sha256(data).hexdigest()[:12]
         self._version = metadata.get("version", self._digest)
         self._tag = pl.Series("model_version", [self._version])

@@ -120,6 +120,9 @@ SAMPLE_ROWS = 1_000
 TRIES = 5
 """How often columns are looked for in files that come and go."""
 SIGN = re.compile(r"[^\n\r\0\x80-\U0010ffff]")
+READING = ("coerce", "paths", "decimal", "null_values")
+"""Settings that decide what a cell means, whatever file it is in."""
+WORDS = "words"
 OF_CSV = ("delimiter", "quote", "decimal", "comment", "null_values")
 """Settings that say how a CSV is written."""
 HEADER = 1 << 16
@@ -273,12 +276,18 @@ class FilesSource(Source):
         self._file: Readable | None = None
         self._found_dialect: dict[str, Any] | None = None
         """What a CSV was found to be written like; None before it was looked at."""
-        self._csvs: list[Csv] = []
+        self._csvs: list[Csv]
         self._left_out: set[str] = set()
         self._words: dict[str, set[str]] = {}
         """Column -> fields of a CSV that may stand for missing values."""
-        self._inner = self._format()
+        self._words_learned: tuple[str, ...] = ()
+        """Fields of a CSV that were missing values where a model learned."""
         self._folders = {name: values_of(path) for name, path in self._files.items()}
+        self._make_format()
+
+    def _make_format(self) -> None:
+        self._csvs = []
+        self._inner = self._format()
         hive = any(self._folders.values()) and not self._is_one
         self._guesses = Guessed(self._inner, lambda: self._dialect.decimal)
         told = self._guesses if self._kind in ("csv", "ndjson") else self._inner
@@ -464,6 +473,27 @@ class FilesSource(Source):
         """See `engine.types.Source`: how a CSV is written, and which types are guesses."""
         found = {"dialect": self._found_dialect, "guessed": sorted(self._guesses.columns)}
         return {name: value for name, value in found.items() if value is not None}
+
+    def reading(self) -> Mapping[str, Any]:
+        """See `engine.types.Source`: what settings say, and which words a CSV was found to have for
+        missing values."""
+        given = self.settings.model_dump(include=set(READING) & self.settings.model_fields_set)
+        return {**given, WORDS: list(self._dialect.null_values)}
+
+    def adopt(self, reading: Mapping[str, Any]) -> None:
+        """See `engine.types.Source`."""
+        plain = self._kind in PATHS and not self.settings.order_by
+        suits = {"coerce": True, "paths": plain}
+        given = self.settings.model_dump(include=self.settings.model_fields_set)
+        learned = {
+            name: reading[name]
+            for name in READING
+            if name in reading and suits.get(name, self._kind == "csv")
+        }
+        self.settings = FilesSource.Settings(**{**learned, **given})
+        self._words_learned = tuple(reading.get(WORDS, ()))
+        self.__dict__.pop("_declared_dialect", None)  # it is of the settings
+        self._make_format()
 
     def remarks(self) -> list[str]:
         """See `engine.types.Source`."""
@@ -691,7 +721,11 @@ class FilesSource(Source):
     @property
     def _dialect(self) -> Dialect:
         """How a CSV is written: as declared, else as found, else as usual."""
-        return Dialect(**{**(self._found_dialect or {}), **self._declared_dialect})
+        found = dict(self._found_dialect or {})
+        if self._words_learned:
+            words = {*found.get("null_values", ()), *self._words_learned}
+            found["null_values"] = tuple(word for word in NULL_WORDS if word in words)
+        return Dialect(**{**found, **self._declared_dialect})
 
     @cached_property
     def _declared_dialect(self) -> dict[str, Any]:

@@ -8,6 +8,8 @@ import polars as pl
 import pytest
 
 from connectors.files import inspection
+from connectors.files.source import FilesSource
+from engine.cli import main
 from engine.config import Pipeline
 from engine.preflight import preflight
 from engine.progress import finish
@@ -98,3 +100,73 @@ def test_what_a_guess_costs_is_said(
     assert summary.remarks[0] in capsys.readouterr().out
     assert not preflight(Run(pipeline))
     assert said in capsys.readouterr().out
+
+
+LEARNED = """
+name = "t"
+folder = "{folder}"
+[source]
+kind = "files"
+path = "{folder}.csv"
+{settings}
+[scrub.missing]
+columns = ["x"]
+strategy = "median"
+[scrub.categories]
+columns = ["c"]
+size = 8
+[model]
+kind = "linear"
+target = "y"
+numeric = ["x"]
+categories = ["c"]
+"""
+
+
+@pytest.mark.parametrize(
+    ("settings", "learned", "row", "read"),
+    [
+        ('null_values = ["-", "none"]', ["-,none", "1.5,a"], "-,none", "[null, null]"),
+        ('null_values = ["-", "none"]', ["-,none", "1.5,a"], "2.5,NA", "[2.5, 'NA']"),
+        ("", ["NA,a", "2.5,b"], "1.5,NA", "[1.5, null]"),
+        ("null_values = []", ["1.5,NA", "2.5,b"], "1.5,NA", "[1.5, 'NA']"),
+        ('decimal = ","', ['"1,5",a', '"2,5",b'], '"3,5",b', "[3.5, 'b']"),
+    ],
+)
+def test_a_model_file_knows_how_cells_were_read(
+    tmp_path: Path, settings: str, learned: list[str], row: str, read: str
+) -> None:
+    """Predictions are those for the cells as the training run read them, whatever the new file
+    would make of them by itself."""
+    lines = [f"{line},{i % 7}" for i, line in enumerate(learned * 40)]
+    (tmp_path / "t.csv").write_text("\n".join(["x,c,y", *lines]))
+    file = tmp_path / "t.toml"
+    file.write_text(LEARNED.format(folder=tmp_path / "t", settings=settings))
+    run = Run(file)
+    assert run.run().totals.rejected == 0
+    run.export(tmp_path / "model.onnx")
+    (tmp_path / "new.csv").write_text(f"x,c\n{row}\n")
+    words = ["predict", str(tmp_path / "model.onnx")]
+    words += ["--input", str(tmp_path / "new.csv"), "--output", str(tmp_path / "out")]
+    assert main(words) == 0
+    made = pl.read_parquet(tmp_path / "out" / "*.parquet")
+    cells = ["null" if cell is None else repr(cell) for cell in made.select("x", "c").row(0)]
+    assert f"[{', '.join(cells)}]" == read
+
+
+def test_what_is_said_now_holds_and_what_does_not_suit_is_passed_over(tmp_path: Path) -> None:
+    reading = {"null_values": ["-"], "decimal": ",", "coerce": "strict", "words": ["NA"]}
+    (tmp_path / "a.csv").write_text("x;c\n1.5;-\n-;NA\n")
+    source = FilesSource(FilesSource.Settings(path=str(tmp_path / "a.csv"), null_values=["NA"]))
+    source.adopt({**reading, "decimal": "."})
+    schema = source.schema({})
+    piece = source.read(10, 1 << 20, 0.0)
+    assert piece is not None
+    assert source.format.decode(piece, schema)[0].select("x", "c").rows() == [
+        ("1.5", "-"), ("-", None),
+    ]  # fmt: skip
+    (tmp_path / "a.ndjson").write_text('{"x": 1, "c": "-"}\n')
+    plain = FilesSource(FilesSource.Settings(path=str(tmp_path / "a.ndjson")))
+    plain.adopt(reading)
+    assert plain.settings.coerce == "strict"
+    assert plain.settings.null_values == ()
