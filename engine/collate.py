@@ -4,6 +4,7 @@ leave."""
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from itertools import pairwise
 from operator import itemgetter
@@ -51,6 +52,7 @@ class Collate:
     def __init__(self, features: Features) -> None:
         self.features = features
         self._memory = Memory()
+        _compile()
 
     def bind(self, schema: Schema) -> None:
         """Raises: UserError when a feature is not a column, or of a type that is no number."""
@@ -234,6 +236,14 @@ def _matrix(frame: pl.DataFrame, names: Sequence[str], memory: Memory) -> NDArra
         for i, column in enumerate(columns):
             matrix[:, i] = _numbers(column)
     return matrix
+
+
+@functools.cache
+def _compile() -> None:
+    """Compile the loop now: the first batch is not to wait for it."""
+    block = np.empty((0, 0))
+    block.flags.writeable = False  # as polars hands it out
+    rows_into(block, np.empty((0, 0), np.float32))
 
 
 def _numbers(column: pl.Series) -> NDArray[Any]:

@@ -33,6 +33,7 @@ from engine.metrics import Metrics
 from engine.mix import Mix, sources_of
 from engine.nested import array_bytes, nested_features
 from engine.projection import projected
+from engine.rehearsal import rehearse
 from engine.scrub import STAGES
 from engine.scrub.chain import UNTAUGHT
 from engine.scrub.columns import spread
@@ -1035,6 +1036,8 @@ class Run:
     def _run(self, loop: Loop) -> Summary:
         start = time.perf_counter()
         self._tell()
+        if self.source.endless():
+            self._rehearse()
         with self._serving(), self.heartbeat.watched():
             resumed = loop.resume()
             self._counts_before = dict(loop.totals.counts)
@@ -1070,6 +1073,13 @@ class Run:
             remarks=tuple(self.source.remarks()),
             files=files,
         )
+
+    def _rehearse(self) -> None:
+        """With stages that nothing else uses, so that those of the run stay as they are."""
+        schema, stages = self.source_schema, self._made_stages()
+        for stage in stages:
+            schema = stage.bind(schema)
+        rehearse(self.read_schema, stages, self.collate)
 
     def _must_have_learned(self, loop: Loop) -> None:
         """Raises: Flood where a source has ended and no row of it all could be learned; also for

@@ -26,7 +26,7 @@ from engine.types import (
     nearest,
 )
 from models.pace import Pace
-from models.rise import THRESHOLD, Rise
+from models.rise import THRESHOLD, Rise, rehearse
 
 if TYPE_CHECKING:
     from models.graph import Graph
@@ -147,6 +147,7 @@ class Renewed(Renewable):
         self.learner = learner
         self.forget_on = forget_on
         self.features: Features = learner.features
+        rehearse()
         self._watch = Rise()
         self._rows = 0
         self._pace = Pace()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -98,4 +99,10 @@ def _seen(  # type: ignore[no-untyped-def]
     return threshold, risen, blocks, total, squares, rising, lowest, open_, held, usual, age
 
 
-__all__ = ["THRESHOLD", "Rise"]
+@functools.cache
+def rehearse() -> None:
+    """Compile the loop now, so that the first row does not wait."""
+    Rise().seen(np.zeros(1))
+
+
+__all__ = ["THRESHOLD", "Rise", "rehearse"]

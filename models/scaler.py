@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -56,6 +57,7 @@ class Scaler:
     @classmethod
     def of(cls, on: Sequence[bool], device: str = "cpu") -> Scaler:
         """A scaler of no rows."""
+        _compile()
         zeros = np.zeros(len(on))
         mask = np.array(on, np.bool_)
         return cls(on=mask, any=any(on), count=0.0, mean=zeros, squares=zeros, device=device)
@@ -126,6 +128,15 @@ class Scaler:
     def restored(self, value: Mapping[str, Any]) -> Scaler:
         """With the statistics that `snapshot` gave."""
         return dataclasses.replace(self, **value)
+
+
+@functools.cache
+def _compile() -> None:
+    """Compile the loops now, so that the first row does not wait."""
+    numbers, moments = np.empty((5, 0), np.float32), np.empty((2, 0))
+    none = np.empty(0)
+    _moments_into(torch.empty((1, 0)).numpy(), numbers, moments)
+    _merge(np.empty(0, np.bool_), 0.0, 1, moments, none, none)
 
 
 # One pass over the rows; torch's var_mean takes 20 times as long.
