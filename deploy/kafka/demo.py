@@ -43,7 +43,7 @@ SHOWN = {
     "busy": "headrace_record_latency_seconds_sum",
     "batches": "headrace_record_latency_seconds_count",
     "error": 'headrace_quality{metric="mae",window="window"}',
-    "baseline": 'headrace_baseline_quality{metric="mae"}',
+    "baseline": 'headrace_baseline_quality{metric="mae",window="window"}',
 }
 
 
