@@ -23,6 +23,7 @@ from connectors.formats.guess import (
 )
 from connectors.formats.recode import Table
 from engine.types import PART, RESERVED, REST, Records, Schema, UserError, Values, type_name
+from engine.words import counted
 
 OWN_NAMES = (*RESERVED, PART, PROBLEM, REST, "")
 """Names that no column of a file can have: headrace's own, and none."""
@@ -96,14 +97,15 @@ class Inspection:
         """Log what a user should know of it."""
         if self.empty and len(self.empty) < files:
             log.warning(
-                "%d of %d files have no rows: %s.", len(self.empty), files, _some(self.empty)
+                "%s no rows: %s.",
+                counted(len(self.empty), f"of {files:,} files has", f"of {files:,} files have"),
+                _some(self.empty),
             )
         for column, lacking in self.lacking.items():
             log.warning(
-                "%d of %d files lack column '%s', which is null there: %s; [source] "
+                "%s column '%s', which is null there: %s; [source] "
                 'missing_columns = "fail" refuses them.',
-                len(lacking),
-                files,
+                counted(len(lacking), f"of {files:,} files lacks", f"of {files:,} files lack"),
                 column,
                 _some(lacking),
             )
@@ -116,9 +118,9 @@ class Inspection:
         guessed = [c for c in self.schema if c not in declared]
         if self.partly and guessed:
             log.warning(
-                "The types of %d columns are guessed from the first %d MiB of text; declare them "
-                "in [source.schema] where later rows may be of other types.",
-                len(guessed),
+                "%s guessed from the first %d MiB of text; declare them in [source.schema] where "
+                "later rows may be of other types.",
+                counted(len(guessed), "column type is", "column types are"),
                 BUDGET >> 20,
             )
 

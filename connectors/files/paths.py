@@ -13,6 +13,7 @@ from pathlib import Path
 
 from connectors.files.text import compression
 from engine.types import UserError, nearest
+from engine.words import counted
 
 EXTENSIONS = {
     ".csv": "csv", ".tsv": "csv", ".ndjson": "ndjson", ".jsonl": "ndjson", ".parquet": "parquet",
@@ -114,8 +115,8 @@ def _once(found: dict[str, Path]) -> dict[str, Path]:
     again = [name for name in found if name not in kept]
     if again:
         log.warning(
-            "%d paths lead to files that others lead to, '%s' for one: each file is read once.",
-            len(again),
+            "%s to a file that another leads to, '%s' for one: each file is read once.",
+            counted(len(again), "path leads", "paths lead"),
             again[0],
         )
     return {name: path for name, path in found.items() if name in kept}
@@ -157,12 +158,12 @@ def _below(folder: str, format: str | None) -> dict[str, Path]:
             f"[source] path '{readable(folder)}' is a folder without files{what}; "
             "names that begin with a dot or an underscore do not count."
         )
-    if len(fitting) < len(files):
+    left = len(files) - len(fitting)
+    if left:
         log.warning(
-            "%d of %d files below %s are left out: they have no extension of format '%s'.",
-            len(files) - len(fitting),
-            len(files),
+            "Below %s, %s left out: no extension of format '%s'.",
             readable(folder),
+            counted(left, f"of {counted(len(files), 'file')} is", f"of {len(files):,} files are"),
             format,
         )
     return fitting

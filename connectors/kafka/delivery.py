@@ -25,6 +25,7 @@ from connectors.kafka.outgoing import (
     steadfast,
 )
 from engine.types import Duration, HeadraceError
+from engine.words import counted
 
 log = logging.getLogger("headrace.kafka")
 CLOSE_SECONDS = 1.0
@@ -214,9 +215,11 @@ class Delivery:
         if self.transaction is not None and isinstance(why, FENCED):
             self._fenced = True  # `commit` says so
             return
+        of = f"of {counted(rows, 'record')}"
+        lost = counted(failed, f"{of} was", f"{of} were")
         raise HeadraceError(
-            f"{self._where} at {self.settings.bootstrap}: {failed} of {rows} records were not "
-            f"delivered: {why}; start again: they come again from the last checkpoint."
+            f"{self._where} at {self.settings.bootstrap}: {lost} not delivered: "
+            f"{why}; start again: they come again from the last checkpoint."
         )
 
     def commit(self, offsets: Mapping[TopicPartition, OffsetAndMetadata], group: Any) -> bool:

@@ -519,7 +519,8 @@ def _listed(columns: Sequence[Figures], say: Callable[[Figures], str]) -> str:
     """The first few by name, the others by number."""
     names = ", ".join(map(say, columns[:NAMED]))
     rest = len(columns) - NAMED
-    return f"{names} and {rest:,} more columns." if rest > 0 else f"{names}."
+    more = counted(rest, "more column")
+    return f"{names} and {more}." if rest > 0 else f"{names}."
 
 
 def _percent(n: int, of: int) -> str:

@@ -163,7 +163,7 @@ def test_files_without_rows(
     schema = source.schema({})
     assert schema == expected
     assert decoded(source, drain(source), schema)["x"].to_list() == [2]
-    assert f"1 of 2 files have no rows: {empty}." in caplog.text
+    assert f"1 of 2 files has no rows: {empty}." in caplog.text
 
 
 def test_the_types_of_all_footers(tmp_path: Path) -> None:
