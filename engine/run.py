@@ -63,6 +63,7 @@ from engine.types import (
     parse_schema,
     parse_type,
     require,
+    require_names,
     type_name,
 )
 from engine.verdict import Verdict, judge
@@ -353,6 +354,7 @@ class Run:
         Raises: UserError for a name that headrace itself adds.
         """
         schema = self._found_schema()
+        require_names(schema, f"[source] in {self.pipeline.file}")
         for column in (PART, *RESERVED):
             if column in schema:
                 raise UserError(
@@ -454,6 +456,7 @@ class Run:
         schemas = [self.source_schema]
         for stage in stages:
             schemas.append(stage.bind(schemas[-1]))
+            require_names(schemas[-1], f"[scrub.{stage.name}] in {self.pipeline.file}")
         self._schemas = schemas
         return stages
 

@@ -1450,6 +1450,22 @@ def training(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.filter(pl.col(PART) == "train") if PART in frame.columns else frame
 
 
+def is_pattern(name: str) -> bool:
+    """Whether polars takes a column's name for a pattern of names, also where it stands for the
+    column alone: no frame can have it."""
+    return name == REST or (name.startswith("^") and name.endswith("$"))
+
+
+def require_names(columns: Iterable[str], where: str) -> None:
+    """Raises: UserError for a name that no column can have."""
+    for column in columns:
+        if is_pattern(column):
+            raise UserError(
+                f"{where} has a column '{column}', which would stand for all columns whose names "
+                "match it: give it another name."
+            )
+
+
 def parse_schema(columns: Mapping[str, Any], *, where: str = "[source.schema]") -> Schema:
     """The schema of a pipeline file's ``column = "type"`` table. ``"*"`` (any other column) is kept
     under that name: with a type, or `DROPPED` for ``"drop"``; ``"guess"`` is the default and left
@@ -1467,6 +1483,8 @@ def parse_schema(columns: Mapping[str, Any], *, where: str = "[source.schema]") 
             if name == "drop":
                 schema[column] = DROPPED
             continue
+        if column != REST:
+            require_names([column], where)
         try:
             schema[column] = parse_type(str(name))
         except ValueError as error:

@@ -38,6 +38,7 @@ from connectors.files.inspection import (
     Inspection,
     Recoded,
     Rows,
+    is_taken,
     must_hold_objects,
     of_csv,
     of_json,
@@ -95,6 +96,7 @@ from engine.types import (
     Source,
     UserError,
     Values,
+    is_pattern,
     nearest,
     only_named,
     spread_schema,
@@ -133,6 +135,14 @@ SAMPLE_BYTES = 4 << 20
 """Of XML documents, whose trees are many times as large."""
 
 log = logging.getLogger("headrace.files")
+
+
+def _why_taken(column: str) -> str:
+    if not column:
+        return "it has no name"
+    if column in OWN_NAMES:
+        return f"headrace has a '{column}' of its own"
+    return "it would stand for all columns whose names match it"
 
 
 class FilesSource(Source):
@@ -458,16 +468,16 @@ class FilesSource(Source):
         paths = self.settings.paths if self._kind in (*JSON, *KINDS) else {}
         read = {str(parse_path(path, c)[0]) for c, path in paths.items()}
         for column in there:
-            if column in OWN_NAMES and column not in self._left_out | read:
+            if is_taken(column) and column not in self._left_out | read:
                 self._left_out.add(column)
-                why = f"headrace has a '{column}' of its own" if column else "it has no name"
                 way = f' in [source] paths, as in other = "{column}"'
+                if is_pattern(column) or self._kind not in (*JSON, *KINDS):
+                    way = " name there"
                 log.warning(
                     "Column '%s' of %s is left out, as %s: give it another%s.",
-                    column, self._every().rstrip(","), why,
-                    way if self._kind in (*JSON, *KINDS) else " name there",
+                    column, self._every().rstrip(","), _why_taken(column), way,
                 )  # fmt: skip
-        return {c: dtype for c, dtype in there.items() if c not in OWN_NAMES}
+        return {c: dtype for c, dtype in there.items() if not is_taken(c)}
 
     def findings(self) -> Mapping[str, Snapshot]:
         """See `engine.types.Source`: how a CSV is written, and which types are guesses."""
