@@ -3,7 +3,6 @@ accounted for. Bounded here; ``make crash`` runs it at full size."""
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -17,6 +16,7 @@ import pytest
 from engine.loop import Totals
 from engine.run import Run
 from tests.broker import Broker
+from tests.crash.feed import row
 from tests.crash.kit import (
     Engine,
     Feed,
@@ -32,7 +32,7 @@ FULL = os.environ.get("HEADRACE_CRASH") == "full"
 REBALANCES = 50 if FULL else 8
 KILLS = 25 if FULL else 3  # of each of two engines
 RESTARTS = 5 if FULL else 2
-ROW = "tests.crash.test_crash:row"
+ROW = "tests.crash.feed:row"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3_600)]
 
 COMMON = """
@@ -111,10 +111,6 @@ def pipeline(tmp_path: Path, broker: Broker) -> Callable[..., Path]:
         return file
 
     return write
-
-
-def row(n: int) -> bytes:
-    return json.dumps({"n": n, "a": (n % 97) / 10, "y": (n % 97) / 5}).encode()
 
 
 def ended(engines: list[Engine]) -> None:

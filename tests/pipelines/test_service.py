@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from engine.metrics import NAMES
+from tests.forks import Command
 from tests.promtool import promtool
 from tests.waiting import HANG, until
 
@@ -54,10 +55,8 @@ class Engine:
 @contextmanager
 def started(file: Path, *words: str) -> Iterator[Engine]:
     """A pipeline file's engine, once its page is there."""
-    command = [sys.executable, "-m", "engine.cli", "run", str(file), "--log-format", "json", *words]
-    process = subprocess.Popen(
-        command, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
+    command = ["run", str(file), "--log-format", "json", *words]
+    process = Command(command, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     made = Engine(process)
     try:
         made.url = made.until("service listens")["url"]
