@@ -30,6 +30,7 @@ from tests.waiting import until
 
 FULL = os.environ.get("HEADRACE_CRASH") == "full"
 REBALANCES = 50 if FULL else 8
+RATES = (2_000, 1_000) if FULL else (500, 500)  # records a second, of each of two tests
 KILLS = 25 if FULL else 3  # of each of two engines
 RESTARTS = 5 if FULL else 2
 ROW = "tests.crash.feed:row"
@@ -132,7 +133,7 @@ def test_every_record_through_rebalances(
     ]
     trouble = Trouble(engines, seed=1, pause=(1.0, 4.0))
     try:
-        with Feed(broker.bootstrap, topic, 4, ROW, rate=2_000) as feed:
+        with Feed(broker.bootstrap, topic, 4, ROW, rate=RATES[0]) as feed:
             engines[0].start()
             trouble.rebalance(REBALANCES)
         for engine in engines:
@@ -164,7 +165,7 @@ def test_training_and_inference_through_kills_and_restarts(
     trouble = Trouble(engines, seed=2, pause=(2.0, 5.0))
     cut = 0
     try:
-        with Feed(broker.bootstrap, topic, 4, ROW, rate=1_000) as feed:
+        with Feed(broker.bootstrap, topic, 4, ROW, rate=RATES[1]) as feed:
             for engine in engines:
                 engine.start()
             for restart in range(RESTARTS):
