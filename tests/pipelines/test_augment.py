@@ -174,7 +174,7 @@ def test_killed_and_resumed_it_ends_where_an_uninterrupted_run_does(tmp_path: Pa
     for name, kills in (("whole", 0), ("killed", 2)):
         folder = tmp_path / name
         folder.mkdir()
-        rows(folder, 40_000)
+        rows(folder, 10_000)
         file = folder / "pipeline.toml"
         file.write_text(TOML.replace("{folder}", str(folder)))
         for _ in range(kills):
