@@ -275,9 +275,33 @@ class _Parser:
         kinds = self.shape.schema
         if any(_overflown(_leaves(frame.get_column(c))).any() for c in self.may_overflow):
             raise PolarsError("a number is too large for its column")
+        frame = self._as_it_stands(frame, part)
         if self.to_cast:
             frame = frame.with_columns(self._cast(frame.get_column(c)) for c in self.to_cast)
         return frame if frame.schema == kinds else frame.cast(kinds)  # type: ignore[arg-type]
+
+    def _as_it_stands(self, frame: pl.DataFrame, part: NDArray[np.uint8]) -> pl.DataFrame:
+        """Objects and arrays in columns of text as they stand in the lines: the parser writes them
+        anew, without the backslashes of their strings."""
+        for c in self.columns_of_text:
+            text = frame.get_column(c)
+            if text.dtype != pl.String:
+                continue
+            rows = np.flatnonzero(
+                (text.str.starts_with("{") | text.str.starts_with("[")).fill_null(False)
+            )
+            if not len(rows):
+                continue
+            ends = np.flatnonzero(part == NEWLINE) + 1
+            data, bounds = _taken(part, np.concatenate([[0], ends]), rows)
+            number = self.tree.number(self.shape.way(c)[-1])
+            found = self.tree.scan(data, bounds, tokens=True)
+            starts, stops = found.spans[:, number].T
+            nested = np.isin(found.tokens[:, number], (LIST, OBJECT)) & (stops > starts)
+            at = np.flatnonzero(nested)
+            written = pieces(data, starts[at], (stops - starts)[at])
+            frame = frame.with_columns(text.scatter(rows[at], texts(binary(written))))
+        return frame
 
     def _cast(self, parsed: pl.Series) -> pl.Series:
         """A column in its own type. Raises: PolarsError where a value does not fit."""
@@ -359,6 +383,7 @@ class _Parser:
         """
         n = len(rows)
         made = self.shape.columns(_parse(lines[0], n, self.types, lenient=True))
+        made = self._as_it_stands(made, lines[0])
         text = self.shape.columns(_parse(lines[0], n, self.texts, lenient=True))
         there = self.tree.scan(*written, tokens=True)
         tokens = there.tokens
