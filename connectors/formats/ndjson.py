@@ -45,6 +45,7 @@ PIECES = 8
 """A large batch is parsed in that many pieces, so that poison in it is noticed early."""
 PIECE_ROWS = 2_000
 """Of a piece, at least."""
+MAY_BE_NESTED = (pl.first().str.starts_with("{") | pl.first().str.starts_with("[")).fill_null(False)
 NULL, LIST, OBJECT = (scan.TOKENS.index(word) for word in ("null", "array", "object"))
 STRINGS = tuple(scan.TOKENS.index(word) for word in ("nothing", "null", "string"))
 Ints = NDArray[np.int64]
@@ -287,9 +288,7 @@ class _Parser:
             text = frame.get_column(c)
             if text.dtype != pl.String:
                 continue
-            rows = np.flatnonzero(
-                (text.str.starts_with("{") | text.str.starts_with("[")).fill_null(False)
-            )
+            rows = np.flatnonzero(text.to_frame().select(MAY_BE_NESTED).to_series().to_numpy())
             if not len(rows):
                 continue
             ends = np.flatnonzero(part == NEWLINE) + 1
@@ -385,6 +384,8 @@ class _Parser:
         made = self.shape.columns(_parse(lines[0], n, self.types, lenient=True))
         made = self._as_it_stands(made, lines[0])
         text = self.shape.columns(_parse(lines[0], n, self.texts, lenient=True))
+        # Asked for all columns at once: each question costs more than its answer.
+        present, absent = text.select(pl.all().is_not_null()), made.select(pl.all().is_null())
         there = self.tree.scan(*written, tokens=True)
         tokens = there.tokens
         done, mended = np.zeros((2, n), np.bool_)
@@ -398,13 +399,14 @@ class _Parser:
                 done |= odd
             raw = text.get_column(name)
             token = tokens[:, self.tree.number(nodes[-1])]
-            lost = (raw.is_not_null() & made.get_column(name).is_null()).to_numpy() & ~done
+            has = present.get_column(name).to_numpy()
+            lost = has & absent.get_column(name).to_numpy() & ~done
             lost |= _overflown(made.get_column(name)) & ~done
             if isinstance(kind, pl.List):  # the parser makes null of elements that do not fit
                 spans = there.spans[:, self.tree.number(nodes[-1])]
                 raw = _as_written(raw, written[0], spans, token)
             if isinstance(kind, pl.List) or parsed_as(kind) != kind:
-                lost = raw.is_not_null().to_numpy() & ~done
+                lost = has & ~done
                 made = made.with_columns(nothing(raw, kind))
             again = lost.copy()
             if self.coerce == "strict":
@@ -417,7 +419,7 @@ class _Parser:
                 lost[np.flatnonzero(again)] = taken.is_null().to_numpy()
                 mended |= again & ~lost
             if self.coerce == "strict" and kind == pl.String:
-                lost |= ~np.isin(token, STRINGS) & raw.is_not_null().to_numpy() & ~done
+                lost |= ~np.isin(token, STRINGS) & has & ~done
             if lost.any():
                 at = np.flatnonzero(lost)
                 found.append(_misfits(at, raw.gather(at), token[at], name, kind, self.coerce))
