@@ -81,14 +81,14 @@ class Checkpoints:
         """``[checkpoint]``
 
         Attributes:
-            path: the folder; made at the first save.
+            path: the folder; ``<folder>/checkpoints`` unless given. Made at the first save.
             keep: how many of the newest checkpoints stay.
             every_seconds: time between two checkpoints.
-            every_batches: batches between saves, instead of the time.
+            every_batches [batches]: batches between saves, instead of the time.
             private: whether only the user who runs headrace may read them (mode 0600).
         """
 
-        path: str
+        path: str = ""
         keep: int = Field(3, ge=1)
         every_seconds: Duration = Field(10.0, gt=0)
         every_batches: int | None = Field(None, ge=1)

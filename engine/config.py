@@ -122,11 +122,12 @@ class LoaderSettings(Settings):
     """``[loader]``
 
     Attributes:
-        batch_rows: raw records per batch; the last batch of a bounded source may be smaller.
+        batch_rows [records]: raw records per batch; the last batch of a bounded source may be
+            smaller.
         batch_bytes: a batch is closed before its raw records are more than this ("8MiB"); an eighth
             of the budget unless given.
         max_delay: how long the oldest record of a batch may wait for the batch to fill. Unless
-            given, BATCH_DELAY where the source is endless (BLOCK_DELAY with `shuffle_rows`; what
+            given, 50 ms where the source is endless (10 s with `shuffle_rows`; what
             `latency_objective` says where that is given), and until it is full otherwise.
         latency_objective: time from a record's arrival to its batch being done that 99 of 100
             are to stay within: a batch is closed early where waiting longer would miss it, by what
@@ -137,10 +138,10 @@ class LoaderSettings(Settings):
             sides wait for.
         decode_threads: threads that decode one batch together; unless given, the number follows, up
             to the cores.
-        shuffle_rows: records of a block that is shuffled before it is cut into batches; 0 keeps the
-            order. A block is a quarter of the budget at most.
+        shuffle_rows [records]: records of a block that is shuffled before it is cut into batches; 0
+            keeps the order. A block is a quarter of the budget at most.
         shuffle_seed: of the order within the blocks of `shuffle_rows`.
-        read_rows: records asked of the source at a time.
+        read_rows [records]: records asked of the source at a time.
         poll: how long one read may wait for data; also how soon an idle pipeline notices a stop.
     """
 
@@ -227,8 +228,9 @@ class DeadLetterSettings(Settings):
     Attributes:
         kind: ``files`` (a folder of NDJSON parts) or ``kafka`` (a topic).
         path: of files; ``<folder>/dead_letters`` unless given.
-        limit: share (0-1) of rejected rows within `window` above which the run stops.
-        window: rows over which the share is taken; nothing is judged before so many were seen.
+        limit [share]: share (0-1) of rejected rows within `window` above which the run stops.
+        window [rows]: rows over which the share is taken; nothing is judged before so many were
+            seen.
         expected: reasons the breaker does not count (``duplicate``, ``missing_label``,
             ``tombstone``: the data's nature, no flood).
     """
@@ -263,9 +265,9 @@ class ModelSettings(Settings):
         ragged: columns of lists, as a ``tokens`` stage makes them: values and offsets.
         padded: columns of lists: filled up with 0, and a mask.
         sparse: columns of lists of ids: how often each id is there.
-        max_length: values of a list that are kept, from its start; needed for `padded` without
-            `buckets`.
-        buckets: lengths that padded lists are filled up to; powers of two unless given.
+        max_length [values]: values of a list that are kept, from its start; needed for `padded`
+            without `buckets`.
+        buckets [values]: lengths that padded lists are filled up to; powers of two unless given.
     """
 
     kind: str = "tabular"
@@ -321,10 +323,10 @@ class ExportSettings(Settings):
 
     Attributes:
         path: the model file; ``<folder>/model.onnx`` unless given.
-        holdout: share of the rows (0-1), chosen by a hash of their content, that is predicted and
-            never learned, to calibrate and judge with.
-        holdout_rows: newest held-out rows that are kept.
-        compress: settings of the gate, or None to write float32 only.
+        holdout [share]: share of the rows (0-1), chosen by a hash of their content, that is
+            predicted and never learned, to calibrate and judge with.
+        holdout_rows [rows]: newest held-out rows that are kept.
+        compress: settings of the gate; false writes float32 only.
     """
 
     path: str | None = None
@@ -332,18 +334,27 @@ class ExportSettings(Settings):
     holdout_rows: int = Field(20_000, ge=100)
     compress: dict[str, Any] | None = Field(default_factory=dict)
 
+    @field_validator("compress", mode="before")
+    @classmethod
+    def _off(cls, given: Any) -> Any:
+        """TOML has no word for nothing."""
+        return None if given is False else given
+
 
 class Origin(str):
     """Where a pipeline comes from, for sentences: a file, and what was set over it."""
 
-    __slots__ = ("sets",)
+    __slots__ = ("own", "sets")
     sets: Mapping[tuple[str, ...], str]
     """Path of a key -> who set it: ``--set a.b``, or a variable. Not to what: it may be secret."""
+    own: Mapping[str, Any]
+    """What the file itself says."""
 
     @classmethod
-    def of(cls, where: str, overrides: Iterable[str]) -> Origin:
-        """The same, with overrides and the environment."""
+    def of(cls, where: str, overrides: Iterable[str], table: Mapping[str, Any]) -> Origin:
+        """The same, with overrides and the environment over what `table` says."""
         made = cls(where)
+        made.own = where.own if isinstance(where, Origin) else table
         made.sets = {
             **(where.sets if isinstance(where, Origin) else {}),
             **{tuple(name.lower().split("__")): f"{ENVIRONMENT}{name}" for name in _variables()},
@@ -359,11 +370,26 @@ class Origin(str):
                 return setter
         return None
 
+    def maker(self, section: str) -> str | None:
+        """Who made a table that the file itself does not have; None: the file has it."""
+        table: Any = self.own
+        for part in (path := section.split(".")):
+            table = table.get(part) if isinstance(table, Mapping) else None
+        return self.setter(path) if table is None else None
+
+
+def made_by(where: str, section: str) -> str | None:
+    """The beginning of a sentence about a table that only an override or a variable made."""
+    maker = where.maker(section) if isinstance(where, Origin) and section else None
+    return None if maker is None else f"{maker} makes [{section}], which {where} does not have:"
+
 
 def place(where: str, section: str, key: str) -> str:
     """How a sentence about a key begins: the table and the file, or who set the key over it."""
     path = [*section.split("."), key] if section else [key]
     setter = where.setter(path) if isinstance(where, Origin) else None
+    if setter is None and (made := made_by(where, section)):
+        return f"{made} it"
     if setter is not None:
         return f"{setter}: [{section}]" if section else f"{setter}: a pipeline"
     return f"[{section}] in {where}" if section else where
@@ -440,7 +466,7 @@ class Pipeline(BaseSettings):
     ) -> Self:
         """The same from a table in memory."""
         overrides = list(overrides)
-        where = Origin.of(where, overrides)
+        where = Origin.of(where, overrides, table)
         # A subclass a call: pydantic-settings takes its sources from the class.
         reader: type[Self] = type(cls.__name__, (cls,), {"sources": (_overrides(overrides), table)})
         _known_variables(reader)
@@ -501,8 +527,11 @@ def validate(kind: type[S], table: Mapping[str, Any], section: str, where: str) 
     return made
 
 
-def component(name: Any, known: Mapping[str, str], section: str) -> type[Any]:
+def component(name: Any, known: Mapping[str, str], section: str, where: str = "") -> type[Any]:
     """The class a ``kind`` names: one of `known`, or the user's own by import string.
+
+    Args:
+        where: the pipeline's file, an `Origin` where something may have been set over it.
 
     Raises: UserError when there is no such kind, module or class.
     """
@@ -510,7 +539,8 @@ def component(name: Any, known: Mapping[str, str], section: str) -> type[Any]:
         raise UserError(f"[{section}]: expected text for 'kind', got {_shown(name, None)}.")
     target = known.get(name, name)
     if ":" not in target:
-        raise UserError(f"[{section}] has no kind '{name}'.{nearest(name, known)}")
+        head = f"{made} it" if (made := made_by(where, section)) else f"[{section}]"
+        raise UserError(f"{head} has no kind '{name}'.{nearest(name, known)}")
     module, _, attribute = target.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)

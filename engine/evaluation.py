@@ -63,7 +63,7 @@ class Evaluation:
         """``[evaluation]``
 
         Attributes:
-            window: newest rows that "window" figures are over.
+            window [rows]: newest rows that "window" figures are over.
             baselines: name -> column with that baseline's prediction (regression), as it is before
                 the stages that a model file contains. The last value is always among them; for
                 classes, the majority class and the last class.

@@ -93,7 +93,7 @@ class Mix(SharedSource):
         of its own with a ``weight``.
 
         Attributes:
-            turn: rows that one source gives before another does.
+            turn [rows]: rows that one source gives before another does.
             stop: "all" goes on with the others where a source ends; "first" ends with it.
         """
 

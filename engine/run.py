@@ -22,7 +22,15 @@ import polars as pl
 from engine import atomic, labels, report
 from engine.checkpoint import CheckpointFailed, Checkpoints, size_of
 from engine.collate import Collate
-from engine.config import ExportSettings, ModelSettings, Pipeline, component, place, validate
+from engine.config import (
+    ExportSettings,
+    ModelSettings,
+    Pipeline,
+    component,
+    made_by,
+    place,
+    validate,
+)
 from engine.contract import require_contract
 from engine.evaluation import Evaluation
 from engine.holdout import Holdout
@@ -684,7 +692,7 @@ class Run:
         made = []
         for name, table in self.pipeline.augment.items():
             own, section = dict(table), f"augment.{name}"
-            kind = component(own.pop("kind", name), AUGMENTS, section)
+            kind = component(own.pop("kind", name), AUGMENTS, section, self.pipeline.file)
             require_contract(kind, Augment, section)
             made.append(kind(name, self.pipeline.settings(kind.Settings, own, section)))
         return Augmentation(made)
@@ -761,7 +769,7 @@ class Run:
         settings = self.pipeline.dead_letters
         table: dict[str, Any] = {"kind": settings.kind, **(settings.model_extra or {})}
         if settings.kind == "files":
-            table |= {"path": str(self.letters_path), "format": "ndjson"}
+            table |= {"path": str(self.letters_path)}
         elif settings.path is not None:
             table["path"] = settings.path
         known = _connectors().LETTERS
@@ -778,7 +786,8 @@ class Run:
     @cached_property
     def checkpoints(self) -> Checkpoints:
         """Where state is saved."""
-        table = {"path": str(self.folder / "checkpoints"), **self.pipeline.checkpoint}
+        own = self.pipeline.checkpoint
+        table = own if own.get("path") else {**own, "path": str(self.folder / "checkpoints")}
         return Checkpoints(self.pipeline.settings(Checkpoints.Settings, table, "checkpoint"))
 
     @property
@@ -1270,18 +1279,24 @@ class Run:
         pipeline = self.pipeline
         for section in ("train", "evaluation", "export"):
             if getattr(pipeline, section) is not None and pipeline.model is None:
-                raise UserError(
-                    f"[{section}] in {pipeline.file} needs a [model], which is not there."
-                )
+                raise UserError(f"{self._head(section)} needs a [model], which is not there.")
         if pipeline.augment and pipeline.model is None:
             raise UserError(
-                f"[augment] in {pipeline.file} needs a [model] that learns, which is not there."
+                f"{self._head('augment')} needs a [model] that learns, which is not there."
             )
         if pipeline.infer is not None and pipeline.train is not None and pipeline.base is None:
+            maker = made_by(pipeline.file, "train") or made_by(pipeline.file, "infer")
+            if maker is not None:
+                raise UserError(f"{maker} a pipeline trains or serves; take it out.")
             raise UserError(
                 f"{pipeline.file} has both [train] and [infer]: a pipeline trains or serves; put "
                 "[infer] in a file of its own with base = this file."
             )
+
+    def _head(self, section: str) -> str:
+        """How a sentence about a table begins: the file, or who made the table over it."""
+        made = made_by(self.pipeline.file, section)
+        return f"[{section}] in {self.pipeline.file}" if made is None else f"{made} it"
 
     def _ready(self) -> Health:
         health = self.heartbeat.health()
@@ -1445,7 +1460,7 @@ def _connectors() -> Any:
 
 def _stage(name: str, table: Mapping[str, Any], pipeline: Pipeline) -> Stage:
     own = dict(table)
-    kind = component(own.pop("kind", name), STAGES, f"scrub.{name}")
+    kind = component(own.pop("kind", name), STAGES, f"scrub.{name}", pipeline.file)
     require_contract(kind, Stage, f"scrub.{name}")
     made: Stage = kind(name, pipeline.settings(kind.Settings, own, f"scrub.{name}"))
     return made

@@ -37,13 +37,13 @@ class SamplingSettings(Settings):
     Attributes:
         method: ``under`` leaves rows of frequent classes out, ``over`` learns rows of rare ones
             several times, ``hybrid`` does both and learns `rate` rows for each that was read.
-        desired: class -> its share of the rows learned from; equal shares unless given. They are
-            divided by their sum.
+        desired [share]: class -> its share of the rows learned from; equal shares unless given.
+            They are divided by their sum.
         rate: of hybrid.
         copies: a row is learned at most so many times.
         smote: in place of copies, rows between a row and one of its so many nearest of the same
             class (SMOTE); 0 copies.
-        keep: rows of each class that smote looks among, the newest.
+        keep [rows]: rows of each class that smote looks among, the newest.
         correct: correct probabilities back to the classes' true shares.
         seed: of the random numbers that rows are drawn by.
     """

@@ -27,6 +27,24 @@ WRITERS: dict[str, Callable[[pl.DataFrame, IO[bytes]], None]] = {
 bytes: they get them in base64."""
 
 
+class PartSettings(types.Settings):
+    """What a folder of parts has, whatever they are.
+
+    Attributes:
+        path: the folder; made at the first write.
+        max_buffer_bytes: rows held in memory between flushes; less where the pipeline's budget is
+            small.
+        verify_parts: whether a start refuses to go on where parts are gone or cut. Set it to false
+            where something else takes parts away.
+        private: whether only the user who runs headrace may read the parts (mode 0600).
+    """
+
+    path: str
+    max_buffer_bytes: ByteSize = Field(default=ByteSize(64 << 20), ge=1)
+    verify_parts: bool = True
+    private: bool = False
+
+
 class FilesSink(Sink):
     """See `engine.types.Sink`. `flush` makes what was written the part ``part-00000012.parquet``.
 
@@ -37,26 +55,16 @@ class FilesSink(Sink):
 
     section: ClassVar[str] = "sink"
 
-    class Settings(types.Settings):
+    class Settings(PartSettings):
         """``[sink] kind = "files"``
 
         Attributes:
-            path: the folder; made at the first write.
             format: parquet, ndjson, csv or arrow.
-            max_buffer_bytes: rows held in memory between flushes; less where the pipeline's budget
-                is small.
-            verify_parts: whether a start refuses to go on where parts are gone or cut. Set it to
-                false where something else takes parts away.
-            private: whether only the user who runs headrace may read the parts (mode 0600).
         """
 
-        path: str
         format: Literal["parquet", "ndjson", "csv", "arrow"] = "parquet"
-        max_buffer_bytes: ByteSize = Field(default=ByteSize(64 << 20), ge=1)
-        verify_parts: bool = True
-        private: bool = False
 
-    def __init__(self, settings: FilesSink.Settings) -> None:
+    def __init__(self, settings: FilesSink.Settings | LettersFolder.Settings) -> None:
         """Raises: UserError where the folder can never be made or written."""
         self.settings = settings
         self.folder = Path(settings.path)
@@ -232,10 +240,11 @@ class LettersFolder(FilesSink):
 
     section = "dead_letters"
 
-    class Settings(FilesSink.Settings):
-        """``[dead_letters] kind = "files"``"""
+    class Settings(PartSettings):
+        """``[dead_letters] kind = "files"``; always NDJSON, which `headrace replay` reads."""
 
         verify_parts: bool = False
+        format: ClassVar[Literal["ndjson"]] = "ndjson"
 
 
 __all__ = ["FilesSink", "LettersFolder"]

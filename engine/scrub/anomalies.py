@@ -154,8 +154,8 @@ class Anomalies(Stateless):
             action: score (add the column `score`, Float64), flag (add it as Float32, 1 where a row
                 scores high, else 0) or reject (the row, with reason ``anomaly``).
             score: name of the added column.
-            share: share of the rows that score high.
-            window: rows that judge the next ones.
+            share [share]: share of the rows that score high.
+            window [rows]: rows that judge the next ones.
             trees: more are slower and judge more evenly.
             height: how often a tree halves; each more doubles its memory of 20 bytes a node.
             seed: of the random numbers.

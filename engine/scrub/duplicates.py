@@ -35,7 +35,7 @@ class Duplicates(Stateless):
 
         Attributes:
             by: the key columns; names or globs.
-            window: how many rows back a key is remembered.
+            window [rows]: how many rows back a key is remembered.
         """
 
         by: tuple[str, ...] = Field(min_length=1)

@@ -66,14 +66,14 @@ class Images(Stateless):
 
         Attributes:
             columns: names or globs.
-            size: height and width of the result.
+            size [pixels]: height and width of the result.
             mode: RGB, or L for grey: channels 3 or 1.
             resize: ``crop`` keeps the proportions: the short side is fitted and the middle taken;
                 ``stretch`` fits both sides.
             orientation: turn an image upright by what its camera noted (EXIF); without, it is as it
                 was stored, but for TIFF.
             root: the folder below which paths lie; needed where a column holds paths.
-            max_pixels: pixels of the largest encoded image that is decoded.
+            max_pixels [pixels]: pixels of the largest encoded image that is decoded.
             threads: that decode a batch together; all cores unless given.
         """
 

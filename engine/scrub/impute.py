@@ -47,7 +47,7 @@ class Impute(Learned):
             columns: those that are filled, and predict each other; names or globs.
             given: those that help to predict and are not filled; names or globs.
             alpha: the penalty; the more, the nearer to the mean.
-            min_rows: complete rows to learn before anything is predicted.
+            min_rows [rows]: complete rows to learn before anything is predicted.
             indicator: add ``<column>_missing`` (Float32): 1 where the value was missing, else 0.
         """
 

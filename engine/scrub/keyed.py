@@ -39,7 +39,7 @@ class StandardizeBy(Learned):
             columns: names or globs.
             by: the key columns; names or globs.
             keys: how many keys are remembered.
-            min_rows: numbers a key must have in a column before its own statistics count.
+            min_rows [numbers]: numbers a key must have in a column before its own statistics count.
         """
 
         columns: tuple[str, ...]

@@ -45,9 +45,9 @@ class Outliers(Learned):
                 (add ``<column>_outlier``, Float32: 1 or 0).
             low: smallest value that is kept, for `method` bounds; no limit unless given.
             high: largest value that is kept, for `method` bounds; no limit unless given.
-            threshold: for zscore, how many deviations.
+            threshold [deviations]: for zscore, how many deviations.
             factor: for iqr, how many quartile distances.
-            min_rows: numbers a column must have learned before zscore or iqr judge it.
+            min_rows [numbers]: numbers a column must have learned before zscore or iqr judge it.
         """
 
         columns: tuple[str, ...]

@@ -54,7 +54,7 @@ class Powers(Learned):
             standardize: make mean 0 and deviation 1 of the result, by those of the digest at the
                 fit (within 0.01 deviations); 0 until then. By default where the exponent is
                 learned.
-            min_rows: numbers a column must have learned before it is fitted.
+            min_rows [numbers]: numbers a column must have learned before it is fitted.
         """
 
         columns: tuple[str, ...]

@@ -81,8 +81,8 @@ class Standardize(Scaled):
 
         Attributes:
             columns: names or globs.
-            halflife: after how many newer numbers of its column a number counts half; by default
-                all count the same.
+            halflife [numbers]: after how many newer numbers of its column a number counts half; by
+                default all count the same.
         """
 
         columns: tuple[str, ...]
@@ -199,8 +199,8 @@ class Robust(Scaled):
 
         Attributes:
             columns: names or globs.
-            low: share (0-1) of the numbers below the low quantile.
-            high: share of the numbers below the high quantile.
+            low [share]: share (0-1) of the numbers below the low quantile.
+            high [share]: share of the numbers below the high quantile.
         """
 
         columns: tuple[str, ...]

@@ -53,9 +53,9 @@ class NearDuplicates(Stateless):
 
         Attributes:
             column: the column of text.
-            threshold: share (0-1) of pieces from which on two texts are duplicates.
-            window: how many rows back a text is remembered.
-            piece: bytes of a piece; a shorter text is one piece.
+            threshold [share]: share (0-1) of pieces from which on two texts are duplicates.
+            window [rows]: how many rows back a text is remembered.
+            piece [bytes]: bytes of a piece; a shorter text is one piece.
             hashes: more estimate better and take longer.
         """
 

@@ -42,9 +42,9 @@ class NearDuplicateImages(Stateless):
 
         Attributes:
             column: the encoded images (JPEG, PNG, ...), bytes.
-            distance: bits that may differ; two images that have nothing in common differ in about
-                32, and in no more than 6 by chance once in some hundred million pairs.
-            window: how many rows back an image is remembered.
+            distance [bits]: bits that may differ; two images that have nothing in common differ in
+                about 32, and in no more than 6 by chance once in some hundred million pairs.
+            window [rows]: how many rows back an image is remembered.
             threads: that decode; as many as there are cores unless given.
         """
 

@@ -47,8 +47,8 @@ class Split(Stateless):
         """``[scrub.NAME]`` with ``kind = "split"``
 
         Attributes:
-            test: share (0-1) of the rows.
-            validation: share of the rows.
+            test [share]: share (0-1) of the rows.
+            validation [share]: share of the rows.
             by: columns whose values together are the key.
             stratify: column whose values get their share each.
             values: distinct values of `stratify` that are counted; a further one is dealt out

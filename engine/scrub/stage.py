@@ -22,7 +22,7 @@ class LearnSettings(Settings):
 
     Attributes:
         learn: false applies what a checkpoint holds and learns nothing more.
-        freeze_after: rows after which nothing more is learned; exact to the row.
+        freeze_after [rows]: rows after which nothing more is learned; exact to the row.
     """
 
     learn: bool = True

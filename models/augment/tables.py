@@ -28,7 +28,7 @@ class Jitter:
             columns: numeric features, names or globs.
             scale: standard deviation of the noise in the features' own unit as the model gets them:
                 for a feature that was standardized, a share of its deviation.
-            probability: of a row to be changed.
+            probability [share]: of a row to be changed.
         """
 
         columns: tuple[str, ...] = ("*",)
@@ -71,7 +71,7 @@ class FeatureDropout:
 
         Attributes:
             columns: features, numeric ones or categories, names or globs.
-            share: of the values that are replaced (0-1), each on its own.
+            share [share]: of the values that are replaced (0-1), each on its own.
             value: what a number becomes; 0 is the mean of a feature that was standardized.
         """
 

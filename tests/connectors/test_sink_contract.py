@@ -188,8 +188,8 @@ def test_parts_that_are_not_as_they_were_written_are_told(
 def test_dead_letters_are_no_sink_and_may_be_cleared_away(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"\[dead_letters\] path .* cannot be a folder"):
-        LettersFolder(LettersFolder.Settings(path=str(tmp_path / "file"), format="ndjson"))
-    letters = LettersFolder(LettersFolder.Settings(path=str(tmp_path / "out"), format="ndjson"))
+        LettersFolder(LettersFolder.Settings(path=str(tmp_path / "file")))
+    letters = LettersFolder(LettersFolder.Settings(path=str(tmp_path / "out")))
     letters.write(ROWS[:5])
     letters.flush()
     saved = letters.snapshot()
