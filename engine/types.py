@@ -726,21 +726,40 @@ def _told(column: str, kind: pl.DataType) -> pl.Expr:
 
 def without_bytes(value: pl.Expr, kind: pl.DataType) -> pl.Expr:
     """Values for JSON, which has no bytes: those are told in hexadecimal digits, also inside lists
-    and objects."""
-    if kind == pl.Binary:
-        return value.bin.encode("hex")
+    and objects; times as in `in_utc`."""
+    return _each(value, kind, lambda v, k: v.bin.encode("hex") if k == pl.Binary else _utc(v, k))
+
+
+def in_utc(frame: pl.DataFrame) -> pl.DataFrame:
+    """Times without a zone are UTC's, and text says so: with a zone they are written as ISO 8601
+    with T and offset, also inside lists and objects."""
+    told = {c: _each(pl.col(c), kind, _utc) for c, kind in frame.schema.items()}
+    return frame.with_columns(
+        made.alias(c) for c, made in told.items() if not made.meta.eq(pl.col(c))
+    )
+
+
+def _utc(value: pl.Expr, kind: pl.DataType) -> pl.Expr:
+    naive = isinstance(kind, pl.Datetime) and kind.time_zone is None
+    return value.dt.replace_time_zone("UTC") if naive else value
+
+
+def _each(
+    value: pl.Expr, kind: pl.DataType, change: Callable[[pl.Expr, pl.DataType], pl.Expr]
+) -> pl.Expr:
+    """The same with the values at the bottom of lists and objects changed; `value` itself where
+    there is nothing to change in lists and plain values."""
     if isinstance(kind, pl.List):
-        inner = element_type(kind)
-        made = without_bytes(pl.element(), inner)
+        made = _each(pl.element(), element_type(kind), change)
         return value if made.meta.eq(pl.element()) else value.list.eval(made)
     if isinstance(kind, pl.Struct):
         made_fields = [
-            without_bytes(value.struct.field(name), inner).alias(name)
+            _each(value.struct.field(name), inner, change).alias(name)
             for name, inner in kind.to_schema().items()
             if isinstance(inner, pl.DataType)
         ]
         return pl.when(value.is_not_null()).then(pl.struct(made_fields)) if made_fields else value
-    return value
+    return change(value, kind)
 
 
 # ------------------------------------------------------------------------------------ model's words
@@ -1579,7 +1598,7 @@ __all__ = [
     "EndOfStream", "Features", "Fill", "Format", "HeadraceError", "Interruptible", "Learner",
     "Mark", "Padded", "Placed", "Power", "Predictor", "Ragged", "Records", "Rejects", "Schema",
     "Settings", "SharedSource", "Sink", "Snapshot", "Source", "Sparse", "Stage", "Step", "Tensors",
-    "Transform", "Unit", "UserError", "Values", "class_numbers", "nanoseconds", "nearest",
+    "Transform", "Unit", "UserError", "Values", "class_numbers", "in_utc", "nanoseconds", "nearest",
     "only_named", "parse_schema", "parse_type", "require", "spread_schema", "tensor", "training",
     "type_name",
 ]  # fmt: skip

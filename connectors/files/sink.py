@@ -14,17 +14,18 @@ import polars.selectors as cs
 from pydantic import ByteSize, Field
 
 from engine import atomic, types
-from engine.types import HeadraceError, Schema, Sink, Snapshot, UserError
+from engine.types import HeadraceError, Schema, Sink, Snapshot, UserError, in_utc
 from engine.words import counted
 
+MOMENT = "%Y-%m-%dT%H:%M:%S%.f%:z"
 WRITERS: dict[str, Callable[[pl.DataFrame, IO[bytes]], None]] = {
     "parquet": lambda frame, file: frame.write_parquet(file),
     "ndjson": lambda frame, file: frame.write_ndjson(file),
-    "csv": lambda frame, file: frame.write_csv(file),
+    "csv": lambda frame, file: frame.write_csv(file, datetime_format=MOMENT),
     "arrow": lambda frame, file: frame.write_ipc(file),
 }
 """Format -> writer. NDJSON and CSV have no infinity of their own: NDJSON writes null for it; and no
-bytes: they get them in base64."""
+bytes: they get them in base64. Times are ISO 8601 with their offset from UTC."""
 
 
 class PartSettings(types.Settings):
@@ -221,7 +222,9 @@ class FilesSink(Sink):
         buffer = io.BytesIO()
         frame = pl.concat(self._frames)
         if self.settings.format in ("ndjson", "csv"):
-            frame = frame.with_columns(cs.binary().bin.encode("base64"))
+            frame = in_utc(frame.with_columns(cs.binary().bin.encode("base64")))
+        if self.settings.format == "csv":
+            frame = frame.with_columns(cs.duration().dt.to_string("iso"))
         WRITERS[self.settings.format](frame, buffer)
         return buffer.getbuffer()
 

@@ -286,3 +286,24 @@ def test_words_for_null_are_found_where_a_model_says_the_type(
     made = [source.format.decode(piece, schema) for piece in drain(source)]
     assert [value for frame, _ in made for value in frame["a"]] == rows
     assert [detail for _, rejects in made for _, _, detail, _ in told(rejects)] == lost
+
+
+@pytest.mark.parametrize(
+    ("values", "name"),
+    [
+        (["2025-03-01T00:00:00", "2025-03-01T01:02:03.5Z"], "datetime"),
+        (["2025-03-01 00:00:00", None], "datetime"),
+        (["2025-03-01"], "date"),
+        (["2025-03-01", "2025-13-01"], "string"),
+        (["2025-03-01", "soon"], "string"),
+        (["2025-03-01", 5], "string"),
+        (["20250301", "1740787200"], "string"),
+        (["12:30"], "string"),
+        (["5", "6"], "string"),
+    ],
+)
+def test_json_has_no_times_so_text_that_is_one_is_read_as_one(
+    values: list[object], name: str
+) -> None:
+    lines = "".join(json.dumps({"v": value}) + "\n" for value in values).encode()
+    assert type_name(json_types(lines)["v"]) == name
