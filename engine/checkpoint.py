@@ -30,7 +30,7 @@ import polars as pl
 from pydantic import Field
 
 from engine import atomic, types
-from engine.types import Duration, HeadraceError, Snapshot, UserError
+from engine.types import Duration, HeadraceError, Name, Snapshot, UserError
 
 log = logging.getLogger("headrace.checkpoint")
 
@@ -88,7 +88,7 @@ class Checkpoints:
             private: whether only the user who runs headrace may read them (mode 0600).
         """
 
-        path: str = ""
+        path: Name = Field("", validate_default=False)
         keep: int = Field(3, ge=1)
         every_seconds: Duration = Field(10.0, gt=0)
         every_batches: int | None = Field(None, ge=1)

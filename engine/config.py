@@ -39,10 +39,11 @@ from pydantic_settings.exceptions import SettingsError
 from engine.describe import expected, expected_in, field_of
 from engine.logs import hide
 from engine.threshold import ThresholdSettings
-from engine.types import Duration, Settings, UserError, nearest
+from engine.types import Duration, Name, Names, Settings, UserError, nearest
 
 S = TypeVar("S", bound=Settings)
 ENVIRONMENT = "HEADRACE_"
+TEXTS = (str, str | None)
 SHOWN = 200
 """Characters of a wrong value that a sentence shows."""
 SYNONYMS: Mapping[str, tuple[str, ...]] = {
@@ -204,7 +205,7 @@ class SinkTable(Settings):
     model_config = ConfigDict(extra="allow")
 
     kind: str
-    columns: tuple[str, ...] | None = None
+    columns: Names | None = None
     probabilities: bool = False
 
 
@@ -238,7 +239,7 @@ class DeadLetterSettings(Settings):
     model_config = ConfigDict(extra="allow")
 
     kind: str = "files"
-    path: str | None = None
+    path: Name | None = None
     limit: float = Field(0.2, gt=0, le=1)
     window: int = Field(10_000, ge=1)
     expected: tuple[str, ...] = ("duplicate", "missing_label", "tombstone")
@@ -272,15 +273,15 @@ class ModelSettings(Settings):
 
     kind: str = "tabular"
     task: str | None = None
-    target: str
-    numeric: tuple[str, ...] = ()
-    categories: tuple[str, ...] = ()
+    target: Name
+    numeric: Names = ()
+    categories: Names = ()
     classes: tuple[str, ...] = ()
     threshold: float | Literal["f1"] | ThresholdSettings | None = None
-    images: tuple[str, ...] = ()
-    ragged: tuple[str, ...] = ()
-    padded: tuple[str, ...] = ()
-    sparse: tuple[str, ...] = ()
+    images: Names = ()
+    ragged: Names = ()
+    padded: Names = ()
+    sparse: Names = ()
     max_length: int | None = Field(None, ge=1)
     buckets: tuple[PositiveInt, ...] = ()
 
@@ -329,7 +330,7 @@ class ExportSettings(Settings):
         compress: settings of the gate; false writes float32 only.
     """
 
-    path: str | None = None
+    path: Name | None = None
     holdout: float = Field(0.02, gt=0, lt=1)
     holdout_rows: int = Field(20_000, ge=100)
     compress: dict[str, Any] | None = Field(default_factory=dict)
@@ -413,8 +414,8 @@ class Pipeline(BaseSettings):
     sources: ClassVar[tuple[Mapping[str, Any], Mapping[str, Any]]] = ({}, {})
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
-    base: str | None = None
-    folder: str = ""
+    base: Name | None = None
+    folder: Name = Field("", validate_default=False)
     _file: str = PrivateAttr("")
     source: dict[str, Any]
     scrub: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -655,21 +656,34 @@ def _variables() -> list[str]:
 
 
 def _value(text: str) -> Any:
+    """The one value that a text is in TOML; text that is none is itself. Raises: UserError"""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        table = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text
+    if len(table) > 1:
+        raise UserError(
+            f"Expected one value behind --set KEY=, got {text!r}: give every key a --set of its "
+            "own."
+        )
+    return table["value"]
 
 
 def _known_variables(reader: type[BaseSettings]) -> None:
     """Raises: UserError for a variable that sets a table which is none. Others of the prefix are
     let be: Kubernetes sets HEADRACE_SERVICE_HOST where a service is called headrace."""
     for name in _variables():
-        table = name.partition("__")[0]
-        if table.lower() not in reader.model_fields:
+        table = name.partition("__")[0].lower()
+        field = reader.model_fields.get(table)
+        if field is None:
             raise UserError(
                 f"The environment's {ENVIRONMENT}{name} names no table of a pipeline file: there "
-                f"is no '{table.lower()}'.{nearest(table.lower(), reader.model_fields)}"
+                f"is no '{table}'.{nearest(table, reader.model_fields)}"
+            )
+        if field.annotation in TEXTS:
+            raise UserError(
+                f"The environment's {ENVIRONMENT}{name} sets a key of '{table}', which is no table "
+                f"but text: expected {ENVIRONMENT}{table.upper()}."
             )
 
 

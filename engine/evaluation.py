@@ -22,7 +22,7 @@ from pydantic import Field
 from engine import types
 from engine.expressions import expression
 from engine.quality import Errors, Hits, classes, reliability
-from engine.types import Features, Schema, Snapshot, UserError, require
+from engine.types import Features, Name, Schema, Snapshot, UserError, require
 
 FOLD_ROWS = 16_384
 """Rows are put aside until there are so many, then summed at once: per batch, evaluation costs next
@@ -77,7 +77,7 @@ class Evaluation:
         window: int = Field(10_000, ge=1)
         baselines: dict[str, str] = Field(default_factory=dict)
         slices: dict[str, str] = Field(default_factory=dict)
-        time: str | None = None
+        time: Name | None = None
         every: str | int = 10_000
         at_precision: float = Field(0.5, gt=0, le=1)
 

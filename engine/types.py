@@ -42,6 +42,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -117,6 +118,24 @@ class Settings(BaseModel):
                 yield value.get_secret_value()
 
 
+def _some_text(text: str) -> str:
+    if not text:
+        raise ValueError("expected text that is not empty")
+    return text
+
+
+def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
+    if "" in names:
+        raise ValueError("expected names that are not empty")
+    if len(set(names)) < len(names):
+        raise ValueError("expected every name once")
+    return names
+
+
+Name = Annotated[str, AfterValidator(_some_text)]
+"""A setting that names a column, a file or a folder: an empty one names nothing."""
+Names = Annotated[tuple[str, ...], AfterValidator(_each_once)]
+"""Several of them."""
 NANOSECONDS = {
     "ns": 1,
     "us": 1_000,
@@ -1596,9 +1615,9 @@ __all__ = [
     "DROPPED", "NANOSECONDS", "NO_TIME", "PART", "PARTITION", "POSITION", "RESERVED", "REST",
     "TYPES", "Affine", "Batch", "Buffered", "Clip", "Codes", "Component", "Duration",
     "EndOfStream", "Features", "Fill", "Format", "HeadraceError", "Interruptible", "Learner",
-    "Mark", "Padded", "Placed", "Power", "Predictor", "Ragged", "Records", "Rejects", "Schema",
-    "Settings", "SharedSource", "Sink", "Snapshot", "Source", "Sparse", "Stage", "Step", "Tensors",
-    "Transform", "Unit", "UserError", "Values", "class_numbers", "in_utc", "nanoseconds", "nearest",
-    "only_named", "parse_schema", "parse_type", "require", "spread_schema", "tensor", "training",
-    "type_name",
+    "Mark", "Name", "Names", "Padded", "Placed", "Power", "Predictor", "Ragged", "Records",
+    "Rejects", "Schema", "Settings", "SharedSource", "Sink", "Snapshot", "Source", "Sparse",
+    "Stage", "Step", "Tensors", "Transform", "Unit", "UserError", "Values", "class_numbers",
+    "in_utc", "nanoseconds", "nearest", "only_named", "parse_schema", "parse_type", "require",
+    "spread_schema", "tensor", "training", "type_name",
 ]  # fmt: skip

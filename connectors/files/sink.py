@@ -14,7 +14,7 @@ import polars.selectors as cs
 from pydantic import ByteSize, Field
 
 from engine import atomic, types
-from engine.types import HeadraceError, Schema, Sink, Snapshot, UserError, in_utc
+from engine.types import HeadraceError, Name, Schema, Sink, Snapshot, UserError, in_utc
 from engine.words import counted
 
 MOMENT = "%Y-%m-%dT%H:%M:%S%.f%:z"
@@ -40,7 +40,7 @@ class PartSettings(types.Settings):
         private: whether only the user who runs headrace may read the parts (mode 0600).
     """
 
-    path: str
+    path: Name
     max_buffer_bytes: ByteSize = Field(default=ByteSize(64 << 20), ge=1)
     verify_parts: bool = True
     private: bool = False

@@ -231,6 +231,13 @@ class FilesSource(Source):
         on_replaced: Policy | None = None
         last_line: Literal["take", "wait"] = "take"
 
+        @field_validator("path")
+        @classmethod
+        def _all_named(cls, path: str | tuple[str, ...]) -> str | tuple[str, ...]:
+            if "" in path and not isinstance(path, str):
+                raise ValueError("expected paths that are not empty")
+            return path
+
         @field_validator("delimiter", "quote", "comment")
         @classmethod
         def _one_sign(cls, sign: str | None, info: ValidationInfo) -> str | None:

@@ -20,7 +20,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 
 from connectors.kafka import probe
 from engine import types
-from engine.types import Duration, HeadraceError, UserError
+from engine.types import Duration, HeadraceError, Name, UserError
 
 log = logging.getLogger("headrace.kafka")
 SILENT_SECONDS = 10.0
@@ -69,13 +69,13 @@ class KafkaSettings(types.Settings):
         default_factory=lambda: os.environ.get("KAFKA_BOOTSTRAP_SERVERS", "localhost:9092")
     )
     security: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
-    ca_file: str | None = None
-    cert_file: str | None = None
-    key_file: str | None = None
+    ca_file: Name | None = None
+    cert_file: Name | None = None
+    key_file: Name | None = None
     sasl: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
     user: str | None = None
     password: SecretStr | None = None
-    password_file: str | None = None
+    password_file: Name | None = None
     timeout: Duration = Field(30.0, gt=0)
 
     @field_validator("bootstrap")

@@ -24,6 +24,7 @@ from engine.types import (
     POSITION,
     Duration,
     Mark,
+    Name,
     Rejects,
     Schema,
     Sink,
@@ -80,9 +81,9 @@ class KafkaSink(Sink):
         registry: str | None = None
         registry_user: str | None = None
         registry_password: SecretStr | None = None
-        schema_file: str | None = None
-        key: str | None = None
-        timestamp: str | None = None
+        schema_file: Name | None = None
+        key: Name | None = None
+        timestamp: Name | None = None
         exactly_once: bool = False
         commit_interval: Duration = Field(1.0, gt=0)
         provenance: dict[str, str] = Field(default_factory=dict)

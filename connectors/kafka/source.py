@@ -54,6 +54,8 @@ from engine.types import (
     Format,
     HeadraceError,
     Mark,
+    Name,
+    Names,
     Records,
     Schema,
     SharedSource,
@@ -154,16 +156,16 @@ class KafkaSource(SharedSource):
                 declared type, however it is written; "strict" only what is written as that type.
         """
 
-        topics: tuple[str, ...] = Field(min_length=1)
+        topics: Names = Field(min_length=1)
         format: str = "ndjson"
-        columns: tuple[str, ...] = ()
+        columns: Names = ()
         record: dict[str, str] = Field(default_factory=dict)
         paths: Mapping[str, str] = Field(default_factory=dict)
         registry: str | None = None
         registry_user: str | None = None
         registry_password: SecretStr | None = None
         registry_patience: Duration = Field(60.0, ge=0)
-        schema_file: str | None = None
+        schema_file: Name | None = None
         start: Literal["earliest", "latest"] | int = "earliest"
         stop: Literal["end", "never"] = "never"
         group: str | None = None

@@ -17,7 +17,7 @@ from engine.kernels import Floats
 from engine.scrub.columns import extended, numbers, spread
 from engine.scrub.stage import LearnSettings, Stateless
 from engine.statistics import Quantiles
-from engine.types import Batch, Schema, Snapshot, Transform
+from engine.types import Batch, Name, Names, Schema, Snapshot, Transform
 
 SPARSE = 0.1
 """Share of a window's rows: where no more are in a node, its children say nothing."""
@@ -161,9 +161,9 @@ class Anomalies(Stateless):
             seed: of the random numbers.
         """
 
-        columns: tuple[str, ...]
+        columns: Names
         action: Literal["score", "flag", "reject"] = "score"
-        score: str = "anomaly"
+        score: Name = "anomaly"
         share: float = Field(0.01, gt=0, lt=1)
         window: int = Field(250, ge=10)
         trees: int = Field(25, ge=1, le=1_000)

@@ -13,7 +13,7 @@ from engine import types
 from engine.scrub.columns import numbers, spread
 from engine.scrub.detectors import Adwin, Detector, Found, PageHinkley, Psi
 from engine.scrub.stage import Stateless
-from engine.types import Batch, Schema, Snapshot, Transform, UserError
+from engine.types import Batch, Names, Schema, Snapshot, Transform, UserError
 
 log = logging.getLogger("headrace.scrub")
 
@@ -66,7 +66,7 @@ class Drift(Stateless):
             log: write a warning with column, row and detector to the log.
         """
 
-        columns: tuple[str, ...]
+        columns: Names
         detector: Literal["adwin", "page_hinkley", "psi"] = "adwin"
         confidence: float = Field(0.002, gt=0, lt=1)
         slack: float = Field(0.25, ge=0, allow_inf_nan=False)

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from engine import types
 from engine.scrub.columns import replaced, spread
 from engine.scrub.stage import Stateless
-from engine.types import Batch, Schema, Transform, UserError
+from engine.types import Batch, Name, Names, Schema, Transform, UserError
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """What is decoded; the other readers that Pillow has are never reached."""
@@ -77,12 +77,12 @@ class Images(Stateless):
             threads: that decode a batch together; all cores unless given.
         """
 
-        columns: tuple[str, ...]
+        columns: Names
         size: tuple[PositiveInt, PositiveInt]
         mode: Literal["RGB", "L"] = "RGB"
         resize: Literal["crop", "stretch"] = "crop"
         orientation: bool = True
-        root: str | None = None
+        root: Name | None = None
         max_pixels: int = Field(50_000_000, ge=1, le=MOST_PIXELS)
         threads: int | None = Field(None, ge=1, le=256)
 

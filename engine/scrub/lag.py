@@ -17,6 +17,8 @@ from engine.scrub.stage import Stateless
 from engine.types import (
     NANOSECONDS,
     Batch,
+    Name,
+    Names,
     Schema,
     Snapshot,
     Transform,
@@ -62,9 +64,9 @@ class Lag(Stateless):
                 same form as every.
         """
 
-        column: str
-        by: tuple[str, ...] = ()
-        time: str
+        column: Name
+        by: Names = ()
+        time: Name
         every: str | int
         steps: tuple[int, ...] = Field(min_length=1)
         lateness: str | int = 0

@@ -14,7 +14,7 @@ from engine.kernels import Floats, powered, scaled, unpowered
 from engine.scrub.columns import numbers, replaced, spread
 from engine.scrub.stage import ForgetSettings, Learned
 from engine.statistics import Quantiles
-from engine.types import Affine, Batch, Power, Schema, Snapshot, Transform, UserError
+from engine.types import Affine, Batch, Names, Power, Schema, Snapshot, Transform, UserError
 
 AFRESH = 1.1
 """Exponents are fitted again when a column has seen so many times the numbers of the last fit:
@@ -57,7 +57,7 @@ class Powers(Learned):
             min_rows [numbers]: numbers a column must have learned before it is fitted.
         """
 
-        columns: tuple[str, ...]
+        columns: Names
         method: Literal["yeo-johnson", "log"] = "yeo-johnson"
         exponent: float | None = Field(None, ge=LOW, le=HIGH)
         standardize: bool | None = None

@@ -14,7 +14,7 @@ from engine.scrub.chain import Link
 from engine.scrub.columns import numbers, replaced, spread
 from engine.scrub.stage import ForgetSettings, Learned
 from engine.statistics import Extremes, FadingMoments, Moments, Quantiles
-from engine.types import Affine, Batch, Clip, Schema, Transform, UserError
+from engine.types import Affine, Batch, Clip, Names, Schema, Transform, UserError
 
 
 class Scaled(Learned):
@@ -85,7 +85,7 @@ class Standardize(Scaled):
                 default all count the same.
         """
 
-        columns: tuple[str, ...]
+        columns: Names
         halflife: float | None = Field(None, ge=1, allow_inf_nan=False)
 
     def __init__(self, name: str, settings: Standardize.Settings) -> None:
@@ -120,7 +120,7 @@ class Normalize(Scaled):
             clip: keep results within the interval.
         """
 
-        columns: tuple[str, ...]
+        columns: Names
         low: float = Field(0.0, allow_inf_nan=False)
         high: float = Field(1.0, allow_inf_nan=False)
         from_low: float | None = Field(None, allow_inf_nan=False)
@@ -203,7 +203,7 @@ class Robust(Scaled):
             high [share]: share of the numbers below the high quantile.
         """
 
-        columns: tuple[str, ...]
+        columns: Names
         low: float = Field(0.25, ge=0, le=1)
         high: float = Field(0.75, ge=0, le=1)
 

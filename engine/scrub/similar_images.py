@@ -14,7 +14,7 @@ from engine import types
 from engine.scrub.hashing import Hashes
 from engine.scrub.perceptual import perceptual_hashes
 from engine.scrub.stage import Stateless
-from engine.types import Batch, Schema, Snapshot, Transform, UserError, require
+from engine.types import Batch, Name, Schema, Snapshot, Transform, UserError, require
 
 Ints = NDArray[np.int64]
 
@@ -48,7 +48,7 @@ class NearDuplicateImages(Stateless):
             threads: that decode; as many as there are cores unless given.
         """
 
-        column: str
+        column: Name
         distance: int = Field(6, ge=0, le=24)
         window: int = Field(50_000, ge=1)
         threads: int | None = Field(None, ge=1, le=256)

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
-from engine.types import Tensors
+from engine.types import Names, Tensors
 from models.augment.augmentation import AugmentSettings, Context
 from models.augment.columns import places
 
@@ -31,7 +31,7 @@ class Jitter:
             probability [share]: of a row to be changed.
         """
 
-        columns: tuple[str, ...] = ("*",)
+        columns: Names = ("*",)
         scale: float = Field(0.1, ge=0, allow_inf_nan=False)
         probability: float = Field(1.0, ge=0, le=1)
 
@@ -75,7 +75,7 @@ class FeatureDropout:
             value: what a number becomes; 0 is the mean of a feature that was standardized.
         """
 
-        columns: tuple[str, ...] = ("*",)
+        columns: Names = ("*",)
         share: float = Field(0.1, ge=0, le=1)
         value: float = Field(0.0, allow_inf_nan=False)
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
-from engine.types import Features, Padded, Ragged, Tensors, UserError
+from engine.types import Features, Name, Padded, Ragged, Tensors, UserError
 from models.augment.augmentation import AugmentSettings, Context
 from models.augment.columns import chosen
 from models.augment.ragged import Ints, Likes, changed_rows, filtered, kept_tokens, swapped
@@ -141,7 +141,7 @@ class Synonyms(TokenAugment):
             share [share]: of the tokens in the table that are replaced (0-1), each on its own.
         """
 
-        table: str
+        table: Name
         share: float = Field(0.1, ge=0, le=1)
 
     def __init__(self, name: str, settings: Any) -> None:

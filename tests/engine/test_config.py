@@ -78,6 +78,9 @@ def test_a_base_is_overridden_key_by_key(file: Path) -> None:
         ("dead_letters.limit=2", "expected a number > 0 and <= 1 for 'limit', got 2."),
         ("name=two words", "for 'name', got \"two words\"."),
         ("loader", "Expected --set key.path=value, got 'loader'."),
+        ("name=1\n[x]", "Expected one value behind --set KEY=, got '1\\n[x]'"),
+        ("folder=", "--set folder: expected text that is not empty for 'folder', got \"\"."),
+        ("export.path=", "expected text that is not empty for 'path', got \"\"."),
     ],
 )
 def test_a_wrong_key_or_value_is_one_sentence(file: Path, override: str, sentence: str) -> None:
@@ -85,6 +88,14 @@ def test_a_wrong_key_or_value_is_one_sentence(file: Path, override: str, sentenc
         Pipeline.load(file, [override])
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_variable_that_sets_a_key_of_what_is_no_table_is_refused(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEADRACE_NAME__X", "1")
+    with pytest.raises(UserError, match="which is no table but text: expected HEADRACE_NAME"):
+        Pipeline.load(file)
 
 
 @pytest.mark.parametrize(
