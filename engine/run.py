@@ -851,11 +851,19 @@ class Run:
             export = ExportSettings()
         before, unlearned = self.stages[: self.inside], self._unlearned
         learned = self.source_schema.keys() - unlearned
+        stateful = [stage.name for stage in before if stage.snapshot() is not None]
+        if stateful:
+            log.info(
+                "Rows are held out by partition and position, not by content, for [scrub.%s] keeps "
+                "a state that no model file can contain: an equal row that comes again may be "
+                "learned once and judged once.",
+                "] and [scrub.".join(stateful),
+            )
         return Holdout(
             export.holdout,
             export.holdout_rows,
             besides={*unlearned, *self.source.origins()},
-            by_content=all(stage.snapshot() is None for stage in before),
+            by_content=not stateful,
             needed=[column for column in self._schemas[self.inside] if column in learned],
         )
 
