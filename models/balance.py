@@ -97,6 +97,7 @@ class Balanced(Renewable):
         self._drawn = np.zeros(classes, np.int64)
         self._kept = [np.empty((0, len(self.features.numeric)), np.float32)] * classes
         self._batches = 0
+        self._pace: float | None = None
 
     # ------------------------------------------------------------------------------------- deeds
 
@@ -117,6 +118,7 @@ class Balanced(Renewable):
         drawn = self._interpolated(tensors.take(chosen), chosen, chance)
         step = Step(scores=scores, loss=float("nan"), steps=0)
         if len(chosen):
+            self._keep_pace()
             step = self.learner.learn(dataclasses.replace(batch, tensors=drawn))
         if step.skipped is None:
             self._seen = seen
@@ -152,9 +154,8 @@ class Balanced(Renewable):
         return drawn * float(learner.steps_per_row(int(rows * drawn)))
 
     def pace(self, steps_per_row: float) -> None:
-        """The learner's, for the rows drawn of a row."""
-        learner: Any = self.learner
-        learner.pace(steps_per_row / self._drawn_per_row)
+        """The learner's, for the rows drawn of a row: anew for each batch, as they become more."""
+        self._pace = steps_per_row
 
     @property
     def rates(self) -> NDArray[np.float64]:
@@ -259,6 +260,11 @@ class Balanced(Renewable):
         return {**memory, "sampling": sum(rows.nbytes for rows in self._kept)}
 
     # ------------------------------------------------------------------------------------ inside
+
+    def _keep_pace(self) -> None:
+        if self._pace is not None:
+            learner: Any = self.learner
+            learner.pace(self._pace / self._drawn_per_row)
 
     @property
     def _drawn_per_row(self) -> float:
