@@ -1,8 +1,7 @@
 """``make demo-kafka``: a broker, a topic of street sensors, an engine that learns from it and one
 that predicts, side by side, and what they came to.
 
-Uses the broker at KAFKA_BOOTSTRAP_SERVERS, or starts one for as long as it runs. What is said
-behind it is set in both engines: ``demo.py loader.batch_rows=504``.
+Uses the broker at KAFKA_BOOTSTRAP_SERVERS, or starts one for as long as it runs.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ SHOWN = {
     "busy": "headrace_record_latency_seconds_sum",
     "batches": "headrace_record_latency_seconds_count",
     "error": 'headrace_quality{metric="mae",window="window"}',
-    "baseline": 'headrace_baseline_quality{metric="mae",window="window"}',
+    "baseline": 'headrace_baseline_quality{metric="mae"}',
 }
 
 
@@ -65,10 +64,9 @@ def main() -> None:
         source, sink = topics.values()
         for name, port in PORTS.items():
             PORTS[name] = free(port)
-        both = [f"source.topics={source}", *sys.argv[1:]]
         sets = {
-            TRAIN: [*both, f"source.group=train-{tag}"],
-            SERVE: [*both, f"source.group=serve-{tag}", f"sink.topic={sink}"],
+            TRAIN: [f"source.topics={source}", f"source.group=train-{tag}"],
+            SERVE: [f"source.topics={source}", f"source.group=serve-{tag}", f"sink.topic={sink}"],
         }
         out.print(f"Streaming seven years of street sensors into topic {source} ...")
         headrace(here, "run", "pedestrians-feed", [f"sink.topic={source}"], fresh=True)

@@ -290,11 +290,10 @@ class Peer:
         self._process.communicate()
 
 
-def installed(*, learn: bool, quick: bool = False) -> list[str]:
-    """Names of the loaders that are there; quick, one of each library."""
+def installed(*, learn: bool) -> list[str]:
+    """Names of the loaders that are there."""
     there = [name for name, (module, _) in LOADERS.items() if importlib.util.find_spec(module)]
-    there = [name for name in there if not (learn and name in FROZEN)]
-    return list({LOADERS[name][0]: name for name in there}.values()) if quick else there
+    return [name for name in there if not (learn and name in FROZEN)]
 
 
 def main(name: str, path: Path, learn: str) -> None:

@@ -17,7 +17,6 @@ import httpx
 import pytest
 
 from engine.metrics import NAMES
-from tests.forks import Command
 from tests.promtool import promtool
 from tests.waiting import HANG, until
 
@@ -42,8 +41,7 @@ class Engine:
         raise AssertionError(f"the log ended before '{message}': {self.log}")
 
     def page(self, path: str) -> httpx.Response:
-        # There is no TLS, and loading whom to trust in it costs 25 ms of a core.
-        return httpx.get(self.url + path, timeout=HANG, trust_env=False, verify=False)
+        return httpx.get(self.url + path, timeout=HANG, trust_env=False)
 
     def stop(self, number: int) -> None:
         """Send the signal and see a good exit."""
@@ -56,8 +54,10 @@ class Engine:
 @contextmanager
 def started(file: Path, *words: str) -> Iterator[Engine]:
     """A pipeline file's engine, once its page is there."""
-    command = ["run", str(file), "--log-format", "json", *words]
-    process = Command(command, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    command = [sys.executable, "-m", "engine.cli", "run", str(file), "--log-format", "json", *words]
+    process = subprocess.Popen(
+        command, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
     made = Engine(process)
     try:
         made.url = made.until("service listens")["url"]
