@@ -20,8 +20,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def compiled(function: F) -> F:
-    """The function as machine code, compiled at its first call; nothing is cached on disk."""
-    return cast(F, numba.njit(nogil=True, error_model="numpy")(function))
+    """The function as machine code, compiled at its first call and cached on disk."""
+    return cast(F, numba.njit(nogil=True, cache=True, error_model="numpy")(function))
 
 
 @compiled
