@@ -11,7 +11,6 @@ import polars as pl
 
 from connectors.formats.columns import Columns
 from engine import types
-from engine.changes import Fixed, Free
 from engine.types import (
     EndOfStream,
     HeadraceError,
@@ -52,8 +51,8 @@ class MemorySource(Source):
         partition: what the rows' partition is called.
         """
 
-        items: Free[list[Any]]
-        partition: Fixed[str] = "memory"
+        items: list[Any]
+        partition: str = "memory"
 
     def __init__(self, settings: MemorySource.Settings) -> None:
         self.format = Columns()
@@ -145,8 +144,8 @@ class MemorySink(Sink):
         fail_on_flush: the n-th flush (from 1) raises.
         """
 
-        fail_on_write: Free[int | None] = None
-        fail_on_flush: Free[int | None] = None
+        fail_on_write: int | None = None
+        fail_on_flush: int | None = None
 
     def __init__(self, settings: MemorySink.Settings | None = None) -> None:
         self.settings = settings or self.Settings()

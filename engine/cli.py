@@ -171,10 +171,8 @@ def _done(options: argparse.Namespace) -> int:
         from engine.loop import Flood
 
         return _say(error, EXIT["flood" if isinstance(error, Flood) else "failed"])
-    except BrokenPipeError as error:
-        if isinstance(error, ReaderLeft) or _nobody_reads():
-            return EXIT["failed"]
-        return _say(_unexpected(error), EXIT["failed"])
+    except ReaderLeft:
+        return EXIT["failed"]
     except BaseException as error:  # noqa: BLE001 - the last line of defence: one sentence, details on demand
         if options.log_level == "debug":
             import traceback
@@ -365,10 +363,10 @@ def _writing(path: Path) -> Iterator[None]:
 
 def _reference(options: argparse.Namespace) -> int:
     from engine import reference
-    from engine.progress import console
+    from engine.progress import console, put
 
     if options.markdown:
-        sys.stdout.write(reference.markdown())
+        put(reference.markdown())
         return EXIT["done"]
     for part in reference.pages(options.table):
         console().print(part, highlight=False, markup=False)
@@ -378,9 +376,10 @@ def _reference(options: argparse.Namespace) -> int:
 def _schema(options: argparse.Namespace) -> int:
     import json
 
+    from engine.progress import put
     from engine.reference import schema
 
-    sys.stdout.write(json.dumps(schema(), indent=1) + "\n")
+    put(json.dumps(schema(), indent=1) + "\n")
     return EXIT["done"]
 
 
@@ -501,16 +500,6 @@ def _unexpected(error: BaseException) -> str:
             "by a control group instead (systemd: MemoryMax)."
         )
     return f"{type(error).__name__}: {error} ({place}); --log-level debug shows more."
-
-
-def _nobody_reads() -> bool:
-    """Whether standard output is a pipe whose reader left: ``headrace ... | head`` ends quietly."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
 
 
 def _open_streams() -> None:

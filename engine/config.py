@@ -36,14 +36,14 @@ from pydantic_settings import (
 )
 from pydantic_settings.exceptions import SettingsError
 
-from engine.changes import Free, Learned, Told
 from engine.describe import expected, expected_in, field_of
 from engine.logs import hide
 from engine.threshold import ThresholdSettings
-from engine.types import Duration, Settings, UserError, nearest
+from engine.types import Duration, Name, Names, Settings, UserError, nearest
 
 S = TypeVar("S", bound=Settings)
 ENVIRONMENT = "HEADRACE_"
+TEXTS = (str, str | None)
 SHOWN = 200
 """Characters of a wrong value that a sentence shows."""
 SYNONYMS: Mapping[str, tuple[str, ...]] = {
@@ -123,11 +123,12 @@ class LoaderSettings(Settings):
     """``[loader]``
 
     Attributes:
-        batch_rows: raw records per batch; the last batch of a bounded source may be smaller.
+        batch_rows [records]: raw records per batch; the last batch of a bounded source may be
+            smaller.
         batch_bytes: a batch is closed before its raw records are more than this ("8MiB"); an eighth
             of the budget unless given.
         max_delay: how long the oldest record of a batch may wait for the batch to fill. Unless
-            given, BATCH_DELAY where the source is endless (BLOCK_DELAY with `shuffle_rows`; what
+            given, 50 ms where the source is endless (10 s with `shuffle_rows`; what
             `latency_objective` says where that is given), and until it is full otherwise.
         latency_objective: time from a record's arrival to its batch being done that 99 of 100
             are to stay within: a batch is closed early where waiting longer would miss it, by what
@@ -138,24 +139,24 @@ class LoaderSettings(Settings):
             sides wait for.
         decode_threads: threads that decode one batch together; unless given, the number follows, up
             to the cores.
-        shuffle_rows: records of a block that is shuffled before it is cut into batches; 0 keeps the
-            order. A block is a quarter of the budget at most.
+        shuffle_rows [records]: records of a block that is shuffled before it is cut into batches; 0
+            keeps the order. A block is a quarter of the budget at most.
         shuffle_seed: of the order within the blocks of `shuffle_rows`.
-        read_rows: records asked of the source at a time.
+        read_rows [records]: records asked of the source at a time.
         poll: how long one read may wait for data; also how soon an idle pipeline notices a stop.
     """
 
-    batch_rows: Learned[int] = Field(1024, ge=1)
-    batch_bytes: Free[ByteSize | None] = Field(None, ge=1)
-    max_delay: Free[Duration | None] = Field(None, gt=0)
-    latency_objective: Free[Duration | None] = Field(None, gt=0)
-    memory_budget: Free[ByteSize] = Field(ByteSize(256 << 20), ge=1 << 16)
-    prefetch_bytes: Free[ByteSize | None] = Field(None, ge=1)
-    decode_threads: Free[int | None] = Field(None, ge=1, le=256)
-    shuffle_rows: Learned[int] = Field(0, ge=0)
-    shuffle_seed: Learned[int] = Field(0, ge=0)
-    read_rows: Free[int] = Field(65_536, ge=1)
-    poll: Free[Duration] = Field(0.1, gt=0, le=5)
+    batch_rows: int = Field(1024, ge=1)
+    batch_bytes: ByteSize | None = Field(None, ge=1)
+    max_delay: Duration | None = Field(None, gt=0)
+    latency_objective: Duration | None = Field(None, gt=0)
+    memory_budget: ByteSize = Field(ByteSize(256 << 20), ge=1 << 16)
+    prefetch_bytes: ByteSize | None = Field(None, ge=1)
+    decode_threads: int | None = Field(None, ge=1, le=256)
+    shuffle_rows: int = Field(0, ge=0)
+    shuffle_seed: int = Field(0, ge=0)
+    read_rows: int = Field(65_536, ge=1)
+    poll: Duration = Field(0.1, gt=0, le=5)
 
     def of(self, *, endless: bool) -> Self:
         """The same for a source that is endless, or not: no record waits for ever."""
@@ -204,8 +205,8 @@ class SinkTable(Settings):
     model_config = ConfigDict(extra="allow")
 
     kind: str
-    columns: Told[tuple[str, ...] | None] = None
-    probabilities: Told[bool] = False
+    columns: Names | None = None
+    probabilities: bool = False
 
 
 class NamedTable(Settings):
@@ -228,8 +229,9 @@ class DeadLetterSettings(Settings):
     Attributes:
         kind: ``files`` (a folder of NDJSON parts) or ``kafka`` (a topic).
         path: of files; ``<folder>/dead_letters`` unless given.
-        limit: share (0-1) of rejected rows within `window` above which the run stops.
-        window: rows over which the share is taken; nothing is judged before so many were seen.
+        limit [share]: share (0-1) of rejected rows within `window` above which the run stops.
+        window [rows]: rows over which the share is taken; nothing is judged before so many were
+            seen.
         expected: reasons the breaker does not count (``duplicate``, ``missing_label``,
             ``tombstone``: the data's nature, no flood).
     """
@@ -237,10 +239,10 @@ class DeadLetterSettings(Settings):
     model_config = ConfigDict(extra="allow")
 
     kind: str = "files"
-    path: Free[str | None] = None
-    limit: Free[float] = Field(0.2, gt=0, le=1)
-    window: Free[int] = Field(10_000, ge=1)
-    expected: Free[tuple[str, ...]] = ("duplicate", "missing_label", "tombstone")
+    path: Name | None = None
+    limit: float = Field(0.2, gt=0, le=1)
+    window: int = Field(10_000, ge=1)
+    expected: tuple[str, ...] = ("duplicate", "missing_label", "tombstone")
 
 
 class ModelSettings(Settings):
@@ -264,22 +266,22 @@ class ModelSettings(Settings):
         ragged: columns of lists, as a ``tokens`` stage makes them: values and offsets.
         padded: columns of lists: filled up with 0, and a mask.
         sparse: columns of lists of ids: how often each id is there.
-        max_length: values of a list that are kept, from its start; needed for `padded` without
-            `buckets`.
-        buckets: lengths that padded lists are filled up to; powers of two unless given.
+        max_length [values]: values of a list that are kept, from its start; needed for `padded`
+            without `buckets`.
+        buckets [values]: lengths that padded lists are filled up to; powers of two unless given.
     """
 
     kind: str = "tabular"
     task: str | None = None
-    target: str
-    numeric: tuple[str, ...] = ()
-    categories: tuple[str, ...] = ()
+    target: Name
+    numeric: Names = ()
+    categories: Names = ()
     classes: tuple[str, ...] = ()
     threshold: float | Literal["f1"] | ThresholdSettings | None = None
-    images: tuple[str, ...] = ()
-    ragged: tuple[str, ...] = ()
-    padded: tuple[str, ...] = ()
-    sparse: tuple[str, ...] = ()
+    images: Names = ()
+    ragged: Names = ()
+    padded: Names = ()
+    sparse: Names = ()
     max_length: int | None = Field(None, ge=1)
     buckets: tuple[PositiveInt, ...] = ()
 
@@ -322,29 +324,38 @@ class ExportSettings(Settings):
 
     Attributes:
         path: the model file; ``<folder>/model.onnx`` unless given.
-        holdout: share of the rows (0-1), chosen by a hash of their content, that is predicted and
-            never learned, to calibrate and judge with.
-        holdout_rows: newest held-out rows that are kept.
-        compress: settings of the gate, or None to write float32 only.
+        holdout [share]: share of the rows (0-1), chosen by a hash of their content, that is
+            predicted and never learned, to calibrate and judge with.
+        holdout_rows [rows]: newest held-out rows that are kept.
+        compress: settings of the gate; false writes float32 only.
     """
 
-    path: Free[str | None] = None
-    holdout: Free[float] = Field(0.02, gt=0, lt=1)
-    holdout_rows: Free[int] = Field(20_000, ge=100)
-    compress: Free[dict[str, Any] | None] = Field(default_factory=dict)
+    path: Name | None = None
+    holdout: float = Field(0.02, gt=0, lt=1)
+    holdout_rows: int = Field(20_000, ge=100)
+    compress: dict[str, Any] | None = Field(default_factory=dict)
+
+    @field_validator("compress", mode="before")
+    @classmethod
+    def _off(cls, given: Any) -> Any:
+        """TOML has no word for nothing."""
+        return None if given is False else given
 
 
 class Origin(str):
     """Where a pipeline comes from, for sentences: a file, and what was set over it."""
 
-    __slots__ = ("sets",)
+    __slots__ = ("own", "sets")
     sets: Mapping[tuple[str, ...], str]
     """Path of a key -> who set it: ``--set a.b``, or a variable. Not to what: it may be secret."""
+    own: Mapping[str, Any]
+    """What the file itself says."""
 
     @classmethod
-    def of(cls, where: str, overrides: Iterable[str]) -> Origin:
-        """The same, with overrides and the environment."""
+    def of(cls, where: str, overrides: Iterable[str], table: Mapping[str, Any]) -> Origin:
+        """The same, with overrides and the environment over what `table` says."""
         made = cls(where)
+        made.own = where.own if isinstance(where, Origin) else table
         made.sets = {
             **(where.sets if isinstance(where, Origin) else {}),
             **{tuple(name.lower().split("__")): f"{ENVIRONMENT}{name}" for name in _variables()},
@@ -360,11 +371,26 @@ class Origin(str):
                 return setter
         return None
 
+    def maker(self, section: str) -> str | None:
+        """Who made a table that the file itself does not have; None: the file has it."""
+        table: Any = self.own
+        for part in (path := section.split(".")):
+            table = table.get(part) if isinstance(table, Mapping) else None
+        return self.setter(path) if table is None else None
+
+
+def made_by(where: str, section: str) -> str | None:
+    """The beginning of a sentence about a table that only an override or a variable made."""
+    maker = where.maker(section) if isinstance(where, Origin) and section else None
+    return None if maker is None else f"{maker} makes [{section}], which {where} does not have:"
+
 
 def place(where: str, section: str, key: str) -> str:
     """How a sentence about a key begins: the table and the file, or who set the key over it."""
     path = [*section.split("."), key] if section else [key]
     setter = where.setter(path) if isinstance(where, Origin) else None
+    if setter is None and (made := made_by(where, section)):
+        return f"{made} it"
     if setter is not None:
         return f"{setter}: [{section}]" if section else f"{setter}: a pipeline"
     return f"[{section}] in {where}" if section else where
@@ -388,8 +414,8 @@ class Pipeline(BaseSettings):
     sources: ClassVar[tuple[Mapping[str, Any], Mapping[str, Any]]] = ({}, {})
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
-    base: str | None = None
-    folder: str = ""
+    base: Name | None = None
+    folder: Name = Field("", validate_default=False)
     _file: str = PrivateAttr("")
     source: dict[str, Any]
     scrub: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -441,7 +467,7 @@ class Pipeline(BaseSettings):
     ) -> Self:
         """The same from a table in memory."""
         overrides = list(overrides)
-        where = Origin.of(where, overrides)
+        where = Origin.of(where, overrides, table)
         # A subclass a call: pydantic-settings takes its sources from the class.
         reader: type[Self] = type(cls.__name__, (cls,), {"sources": (_overrides(overrides), table)})
         _known_variables(reader)
@@ -502,8 +528,11 @@ def validate(kind: type[S], table: Mapping[str, Any], section: str, where: str) 
     return made
 
 
-def component(name: Any, known: Mapping[str, str], section: str) -> type[Any]:
+def component(name: Any, known: Mapping[str, str], section: str, where: str = "") -> type[Any]:
     """The class a ``kind`` names: one of `known`, or the user's own by import string.
+
+    Args:
+        where: the pipeline's file, an `Origin` where something may have been set over it.
 
     Raises: UserError when there is no such kind, module or class.
     """
@@ -511,7 +540,8 @@ def component(name: Any, known: Mapping[str, str], section: str) -> type[Any]:
         raise UserError(f"[{section}]: expected text for 'kind', got {_shown(name, None)}.")
     target = known.get(name, name)
     if ":" not in target:
-        raise UserError(f"[{section}] has no kind '{name}'.{nearest(name, known)}")
+        head = f"{made} it" if (made := made_by(where, section)) else f"[{section}]"
+        raise UserError(f"{head} has no kind '{name}'.{nearest(name, known)}")
     module, _, attribute = target.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
@@ -626,21 +656,34 @@ def _variables() -> list[str]:
 
 
 def _value(text: str) -> Any:
+    """The one value that a text is in TOML; text that is none is itself. Raises: UserError"""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        table = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text
+    if len(table) > 1:
+        raise UserError(
+            f"Expected one value behind --set KEY=, got {text!r}: give every key a --set of its "
+            "own."
+        )
+    return table["value"]
 
 
 def _known_variables(reader: type[BaseSettings]) -> None:
     """Raises: UserError for a variable that sets a table which is none. Others of the prefix are
     let be: Kubernetes sets HEADRACE_SERVICE_HOST where a service is called headrace."""
     for name in _variables():
-        table = name.partition("__")[0]
-        if table.lower() not in reader.model_fields:
+        table = name.partition("__")[0].lower()
+        field = reader.model_fields.get(table)
+        if field is None:
             raise UserError(
                 f"The environment's {ENVIRONMENT}{name} names no table of a pipeline file: there "
-                f"is no '{table.lower()}'.{nearest(table.lower(), reader.model_fields)}"
+                f"is no '{table}'.{nearest(table, reader.model_fields)}"
+            )
+        if field.annotation in TEXTS:
+            raise UserError(
+                f"The environment's {ENVIRONMENT}{name} sets a key of '{table}', which is no table "
+                f"but text: expected {ENVIRONMENT}{table.upper()}."
             )
 
 

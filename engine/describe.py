@@ -2,12 +2,15 @@
 Error sentences, `headrace reference` and the JSON Schema of editors all read it here.
 
 The text of a key is its entry under ``Attributes:`` in the docstring of the class that declares it.
+The entry gives a number's unit in brackets behind the name, as in ``window [rows]: ...``; times and
+sizes have theirs by their type.
 """
 
 from __future__ import annotations
 
 import inspect
 import json
+import math
 import re
 import types
 from collections.abc import Mapping, Sequence
@@ -40,9 +43,6 @@ LIMITS = {
     "min_length": "({} or more)", "pattern": "like {}",
 }  # fmt: skip
 """How pydantic calls a limit -> how it is said."""
-UNITS = re.compile(
-    r"(?:seconds|bytes|rows|records|batches|steps|^share|percent|degrees|pixels|milliseconds)\b"
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,9 +66,9 @@ class Key:
 
 def keys(settings: type[BaseModel]) -> list[Key]:
     """The keys of a Settings class, in the order of its fields."""
-    described = texts(settings)
+    described, measured = texts(settings), units(settings)
     return [
-        _key(field.alias or name, field, described.get(field.alias or name, ""))
+        _key(key := field.alias or name, field, described.get(key, ""), measured.get(key, ""))
         for name, field in settings.model_fields.items()
     ]
 
@@ -76,10 +76,13 @@ def keys(settings: type[BaseModel]) -> list[Key]:
 @cache
 def texts(settings: type[BaseModel]) -> Mapping[str, str]:
     """Key -> its entry under ``Attributes:``, of this class or one it inherits from."""
-    found: dict[str, str] = {}
-    for kind in reversed(settings.__mro__):
-        found |= _entries(kind.__dict__.get("__doc__") or "")
-    return found
+    return {name: text for name, (text, _) in _described(settings).items()}
+
+
+@cache
+def units(settings: type[BaseModel]) -> Mapping[str, str]:
+    """Key -> the unit that its entry declares, for those that have one."""
+    return {name: unit for name, (_, unit) in _described(settings).items() if unit}
 
 
 def expected(field: FieldInfo) -> str:
@@ -99,34 +102,44 @@ def field_of(settings: type[BaseModel], key: str) -> FieldInfo | None:
     return fields.get(key) or next((f for f in fields.values() if f.alias == key), None)
 
 
-def _key(name: str, field: FieldInfo, text: str) -> Key:
+def _described(settings: type[BaseModel]) -> dict[str, tuple[str, str]]:
+    """Key -> text and unit, of this class or one it inherits from."""
+    found: dict[str, tuple[str, str]] = {}
+    for kind in reversed(settings.__mro__):
+        found |= _entries(kind.__dict__.get("__doc__") or "")
+    return found
+
+
+def _key(name: str, field: FieldInfo, text: str, unit: str) -> Key:
     kind = expected(field)
     return Key(
         name=name,
         type=kind.removeprefix("a ").removeprefix("an "),
-        unit=_unit(name, kind, text),
+        unit=_unit(kind) or unit,
         default=_default(field),
         text=text,
     )
 
 
-def _entries(docstring: str) -> dict[str, str]:
-    """``name, name: text`` under ``Attributes:``, each text on one line."""
+def _entries(docstring: str) -> dict[str, tuple[str, str]]:
+    """``name, name [unit]: text`` under ``Attributes:``, each text on one line."""
     _, found, after = inspect.cleandoc(docstring).partition("Attributes:\n")
     if not found:
         return {}
-    entries: dict[str, str] = {}
+    entries: dict[str, tuple[str, str]] = {}
     names: list[str] = []
     margin = len(after) - len(after.lstrip(" "))
     for line in after.splitlines():
         if line.strip() and len(line) - len(line.lstrip(" ")) < margin:
             break
-        entry = re.match(rf" {{{margin}}}([a-z][\w, ]*): (.*)", line)
+        entry = re.match(rf" {{{margin}}}([a-z][\w, ]*?)(?: \[(\w+)\])?: (.*)", line)
         if entry is not None:
             names = entry[1].split(", ")
-            entries |= dict.fromkeys(names, entry[2])
+            entries |= dict.fromkeys(names, (entry[3], entry[2] or ""))
         elif line.strip():
-            entries |= {name: f"{entries[name]} {line.strip()}" for name in names}
+            entries |= {
+                name: (f"{entries[name][0]} {line.strip()}", entries[name][1]) for name in names
+            }
     return entries
 
 
@@ -168,17 +181,9 @@ def _limited(words: str, metadata: Sequence[Any]) -> str:
     return f"{words} {' and '.join(limits)}" if limits else words
 
 
-def _unit(name: str, kind: str, text: str) -> str:
-    """Said by the type, or by the beginning of the text, or by the end of the name."""
-    if BYTES in kind:
-        return "bytes"
-    if SECONDS in kind:
-        return "seconds"
-    if "number" not in kind:
-        return ""
-    first = re.split(r"[;:.(]", text, maxsplit=1)[0]
-    found = UNITS.search(first) or UNITS.search(name)
-    return found[0] if found else ""
+def _unit(kind: str) -> str:
+    """What the type itself says."""
+    return "bytes" if BYTES in kind else "seconds" if SECONDS in kind else ""
 
 
 def _default(field: FieldInfo) -> str:
@@ -189,6 +194,8 @@ def _default(field: FieldInfo) -> str:
         return ""
     if isinstance(value, ByteSize):
         return json.dumps(value.human_readable().replace(".0", ""))
+    if isinstance(value, float) and math.isinf(value):
+        return "inf" if value > 0 else "-inf"  # as TOML has it
     return json.dumps(value, default=str)
 
 
@@ -196,4 +203,4 @@ def _constant(field: FieldInfo) -> bool:
     return field.default_factory in (None, dict, list, tuple)
 
 
-__all__ = ["Key", "expected", "expected_in", "field_of", "keys", "texts"]
+__all__ = ["Key", "expected", "expected_in", "field_of", "keys", "texts", "units"]

@@ -14,6 +14,8 @@ from pathlib import Path
 from engine.errors import UserError
 
 ASKS = "set NUMBA_CACHE_DIR to a folder that can be written"
+ENOUGH_FILES = 64
+"""Files that a process may have open at once; the libraries' threads and caches alone take some."""
 ENOUGH_ADDRESSES = 16 << 30
 """Bytes that PyTorch, polars and ONNX Runtime find room in; 8 GiB did on two cores, 6 did not."""
 
@@ -29,8 +31,15 @@ def prepare() -> None:
 def remarks() -> list[str]:
     """What is worse here than it could be.
 
-    Raises: UserError where compiled loops have no place at all.
+    Raises: UserError where compiled loops have no place at all, or the libraries no room for their
+        files: they would end the process themselves.
     """
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if files != resource.RLIM_INFINITY and files < ENOUGH_FILES:
+        raise UserError(
+            f"'ulimit -n' allows {files} open files: expected {ENOUGH_FILES} at the least; raise "
+            "it (systemd: LimitNOFILE)."
+        )
     folder = os.environ.get("NUMBA_CACHE_DIR")
     if folder is None and not _keeps_compiled():
         raise UserError(
@@ -64,7 +73,8 @@ def _keeps_compiled() -> bool:
 
 
 def _home() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
+    # Path.expanduser raises where a user has no home at all, as one without a name may.
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # noqa: PTH111
 
 
 _apart: list[str] = []
@@ -86,9 +96,10 @@ def _compile_apart() -> None:
 
 
 def _writable(path: Path) -> bool:
-    """Whether the folder can be written, or made."""
-    path = next(p for p in (path, *path.parents) if p.exists())
-    return os.access(path, os.W_OK | os.X_OK)
+    """Whether the folder can be written, or made. One that cannot even be reached (a home of
+    another user's) cannot."""
+    there = next(p for p in (path, *path.parents) if os.path.exists(p))  # noqa: PTH110 - raises not
+    return os.access(there, os.W_OK | os.X_OK)
 
 
 __all__ = ["address_space", "prepare", "remarks"]

@@ -189,7 +189,9 @@ NAMES: Mapping[str, Name] = {
         {"metric": (), "window": ()},
     ),
     "headrace_baseline_quality": Name(
-        "gauge", "Quality of the best baseline that learns nothing, over all rows.", {"metric": ()}
+        "gauge",
+        "Quality of the best baseline that learns nothing, over all rows or over the newest.",
+        {"metric": (), "window": ()},
     ),
     "headrace_drift_total": Name(
         "counter",

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from engine.config import apart
 from engine.contract import slips
+from engine.explore.notation import hint
 from engine.progress import console
 from engine.run import Run
 from engine.scrub.stage import Learned
@@ -88,6 +89,9 @@ def _tried(run: Run, sample: Batch | None, source: Source) -> Iterator[str]:
             highlight=False,
             markup=False,
         )
+    for column in sample.frame.get_columns():
+        if column.dtype == pl.String and (said := hint(column.name, column)):
+            out.print(said, highlight=False, markup=False, soft_wrap=True)
     problems = [*_rejected(run, batch)]
     yield from (*(problems or _unreadable(run, sample)), *source.remarks(), *_labels(run, batch))
 
@@ -309,7 +313,8 @@ def _exportable(run: Run) -> Iterator[str]:
 def _resumable(run: Run) -> Iterator[str]:
     """A checkpoint, or results of another pipeline, that a run would refuse."""
     try:
-        run.try_resume()
+        run.require_own()
+        run.restore()
     except HeadraceError as error:
         yield str(error)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -16,7 +17,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from engine import report
-from engine.errors import ReaderLeft
+from engine.errors import HeadraceError, ReaderLeft
 from engine.types import Batch
 from engine.words import counted
 from engine.work import Training
@@ -33,12 +34,46 @@ IDLE_SECONDS = 60.0
 
 
 class Output(Console):
-    """Standard output, whose reader may leave early (``| head``)."""
+    """Standard output, whose reader may leave early (``| head``), and whose disk may be full."""
 
     def on_broken_pipe(self) -> None:
         """Leave the answer to the command; rich would end the process here."""
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _close()
         raise ReaderLeft
+
+    def print(self, *parts: Any, **how: Any) -> None:
+        """See `rich.console.Console.print`. Raises: ReaderLeft; HeadraceError where nothing can be
+        written."""
+        with _printing():
+            super().print(*parts, **how)
+
+
+def put(text: str) -> None:
+    """Write plain text to standard output. Raises: as `Output.print`."""
+    with _printing():
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _printing() -> Iterator[None]:
+    try:
+        yield
+    except ReaderLeft:
+        raise
+    except BrokenPipeError:
+        _close()
+        raise ReaderLeft from None
+    except OSError as error:
+        _close()
+        raise HeadraceError(
+            f"Standard output cannot be written: {error.strerror}; what was done before is saved."
+        ) from error
+
+
+def _close() -> None:
+    """What is still to be written to standard output goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def console() -> Console:

@@ -82,8 +82,11 @@ class Table:
         return f'{head} kind = "{self.kind}"' if self.kind else head
 
     def entries(self) -> list[describe.Key]:
-        """In the order of the classes and their fields."""
-        found = {key.name: key for settings in self.settings for key in describe.keys(settings)}
+        """In the order of the classes and their fields; the first class says what a key is."""
+        found: dict[str, describe.Key] = {}
+        for settings in self.settings:
+            for key in describe.keys(settings):
+                found.setdefault(key.name, key)
         return [key for name, key in found.items() if name not in self.hidden]
 
 
@@ -131,7 +134,11 @@ def _kinds(section: str, known: Mapping[str, str], common: type[BaseModel]) -> I
     for name in known:
         kind = component(name, known, section)
         yield Table(
-            section=section, kind=name, settings=(common, kind.Settings), about=_about(kind)
+            section=section,
+            kind=name,
+            settings=(common, kind.Settings),
+            about=_about(kind),
+            hidden=frozenset({"path"} - kind.Settings.model_fields.keys()),
         )
 
 
@@ -239,7 +246,8 @@ def schema() -> dict[str, Any]:
     from connectors import SOURCES
 
     made = {_reference(table): _object(table) for table in tables()}
-    made["export"]["properties"]["compress"] = _to("export.compress")
+    gate = {"anyOf": [_to("export.compress"), {"const": False}]}
+    made["export"]["properties"]["compress"] = gate
     for table in tables():
         if table.section == "train":
             made[_reference(table)]["properties"]["sampling"] = _to("train.sampling")

@@ -20,16 +20,14 @@ import numpy as np
 import polars as pl
 
 from engine import atomic, labels, report
-from engine.changes import watched
-from engine.checkpoint import CheckpointFailed, Checkpoints, Tolerated, size_of
+from engine.checkpoint import CheckpointFailed, Checkpoints, size_of
 from engine.collate import Collate
 from engine.config import (
     ExportSettings,
     ModelSettings,
     Pipeline,
-    SinkTable,
-    apart,
     component,
+    made_by,
     place,
     validate,
 )
@@ -58,7 +56,6 @@ from engine.types import (
     REST,
     Batch,
     Buffered,
-    EndOfStream,
     Features,
     Learner,
     Mark,
@@ -74,6 +71,7 @@ from engine.types import (
     parse_schema,
     parse_type,
     require,
+    require_names,
     type_name,
 )
 from engine.verdict import Verdict, judge
@@ -87,10 +85,6 @@ LEFT = (SCHEMA, "report.json", "error.png", "metrics.prom", "verdict.json")
 """All files of that folder."""
 SHARES = {"source": 0.25, "sink": 0.25, "dead letters": 0.0625}
 """Part of the memory budget that a component with a buffer of its own may fill."""
-TRIED_BYTES, TRIED_SECONDS = 1 << 20, 1.0
-"""Of one read, to try whether a source can go on where a checkpoint ends."""
-PARTS = "source.sources."
-"""Before the name of a source of a mix, in the name of its section."""
 OUTPUT = ("columns", "probabilities")
 """Keys of [sink] that say what is written, whatever its kind."""
 
@@ -145,8 +139,6 @@ class Run:
         self.pipeline = pipeline
         self.folder = Path(pipeline.folder)
         self.metrics = Metrics()
-        self._given: dict[str, tuple[str, Any]] = {}
-        """Kind and settings of each source, sink and place for dead letters, by its section."""
         self._watch = watch
         self._replay = replay
         self._modes()
@@ -194,12 +186,11 @@ class Run:
 
     def _mixed(self, table: dict[str, Any]) -> Mix:
         sources = {
-            name: (self._one_source(f"{PARTS}{name}", own), weight)
+            name: (self._one_source(f"source.sources.{name}", own), weight)
             for name, (own, weight) in sources_of(table, self.pipeline.file).items()
         }
         own = {k: v for k, v in table.items() if k not in ("kind", "sources")}
-        self._given["source"] = "mix", self.pipeline.settings(Mix.Settings, own, "source")
-        return Mix(self._given["source"][1], sources)
+        return Mix(self.pipeline.settings(Mix.Settings, own, "source"), sources)
 
     def _one_source(self, section: str, table: dict[str, Any]) -> Source:
         made: Source = self._component(section, table, _connectors().SOURCES)
@@ -371,6 +362,7 @@ class Run:
         Raises: UserError for a name that headrace itself adds.
         """
         schema = self._found_schema()
+        require_names(schema, f"[source] in {self.pipeline.file}")
         for column in (PART, *RESERVED):
             if column in schema:
                 raise UserError(
@@ -472,6 +464,7 @@ class Run:
         schemas = [self.source_schema]
         for stage in stages:
             schemas.append(stage.bind(schemas[-1]))
+            require_names(schemas[-1], f"[scrub.{stage.name}] in {self.pipeline.file}")
         self._schemas = schemas
         return stages
 
@@ -699,7 +692,7 @@ class Run:
         made = []
         for name, table in self.pipeline.augment.items():
             own, section = dict(table), f"augment.{name}"
-            kind = component(own.pop("kind", name), AUGMENTS, section)
+            kind = component(own.pop("kind", name), AUGMENTS, section, self.pipeline.file)
             require_contract(kind, Augment, section)
             made.append(kind(name, self.pipeline.settings(kind.Settings, own, section)))
         return Augmentation(made)
@@ -776,7 +769,7 @@ class Run:
         settings = self.pipeline.dead_letters
         table: dict[str, Any] = {"kind": settings.kind, **(settings.model_extra or {})}
         if settings.kind == "files":
-            table |= {"path": str(self.letters_path), "format": "ndjson"}
+            table |= {"path": str(self.letters_path)}
         elif settings.path is not None:
             table["path"] = settings.path
         known = _connectors().LETTERS
@@ -793,23 +786,25 @@ class Run:
     @cached_property
     def checkpoints(self) -> Checkpoints:
         """Where state is saved."""
-        table = {"path": str(self.folder / "checkpoints"), **self.pipeline.checkpoint}
+        own = self.pipeline.checkpoint
+        table = own if own.get("path") else {**own, "path": str(self.folder / "checkpoints")}
         return Checkpoints(self.pipeline.settings(Checkpoints.Settings, table, "checkpoint"))
 
     @property
     def identity(self) -> dict[str, str]:
-        """What a checkpoint must have in common with this pipeline to be resumed from; what is
-        `Tolerated` is told where it differs. Without a state only positions and counts are in it:
-        those go on with another schema, or other stages."""
-        columns = {name: str(kind) for name, kind in self.source_schema.items()}
-        read = {
-            "schema": json.dumps(columns, sort_keys=True),
-            "scrub": json.dumps(self.pipeline.scrub),
-        }
-        settings = {"pipeline": self.pipeline.name, **dict(self._settings())}
+        """What a checkpoint must have in common with this pipeline to be resumed from. Without a
+        state only positions and counts are in it: those go on with another schema or model."""
         if not self.keeps_state:
-            return {**settings, **{part: Tolerated(text) for part, text in read.items()}}
-        identity = {**settings, **read}
+            return {"pipeline": self.pipeline.name}
+        schema = {name: str(kind) for name, kind in self.source_schema.items()}
+        loader = self.pipeline.loader
+        identity = {
+            "pipeline": self.pipeline.name,
+            "schema": json.dumps(schema, sort_keys=True),
+            "scrub": json.dumps(self.pipeline.scrub),
+            "batch_rows": str(self.pipeline.loader.batch_rows),
+            "shuffle": f"{loader.shuffle_rows} {loader.shuffle_seed}",
+        }
         for stage in self.stages:  # a stage may read a file that the pipeline's own only names
             digest: str | None = getattr(stage, "digest", _none)()
             if digest is not None:
@@ -817,31 +812,13 @@ class Run:
         if self.trains:
             learned = {k: v for k, v in (self.pipeline.model or {}).items() if k != "threshold"}
             identity["model"] = json.dumps(learned, sort_keys=True)
+            judged = self.evaluation.settings.model_dump(exclude={"window", "at_precision"})
+            identity["evaluation"] = json.dumps(judged, sort_keys=True)
             if not self._model_settings.classes and self.features.classes:
                 identity["classes"] = json.dumps(self.features.classes)
         if self._predictor is not None:
             identity["served model"] = self._predictor.info()["digest"]
         return identity
-
-    def _settings(self) -> Iterator[tuple[str, str]]:
-        """Settings whose change is told or refused: ``[table] key`` and the value, as JSON."""
-        made = self.source, self.sink, self.dead_letters  # which notes what they are given
-        for section, (kind, _) in {"sink": (None, None), **self._given}.items():
-            yield f"[{section}] kind", json.dumps(kind)
-        in_effect, loader = made[0].in_effect(), self.pipeline.loader
-        tables = [(section, settings) for section, (_, settings) in self._given.items()]
-        tables.append(("loader", loader))
-        if self.pipeline.sink is not None:
-            tables.append(("sink", SinkTable.model_validate(self.pipeline.sink)))
-        if self.trains:
-            tables.append(("evaluation", self.evaluation.settings))
-        for section, settings in tables:
-            inner = section.startswith(PARTS)
-            found = in_effect.get(section.removeprefix(PARTS), {}) if inner else in_effect
-            found = found if section.startswith("source") else {}
-            for key, (act, value) in watched(settings, found, learns=self.keeps_state).items():
-                text = json.dumps(value, sort_keys=True)
-                yield f"[{section}] {key}", text if act == "refuse" else Tolerated(text)
 
     @property
     def trains(self) -> bool:
@@ -874,11 +851,19 @@ class Run:
             export = ExportSettings()
         before, unlearned = self.stages[: self.inside], self._unlearned
         learned = self.source_schema.keys() - unlearned
+        stateful = [stage.name for stage in before if stage.snapshot() is not None]
+        if stateful:
+            log.info(
+                "Rows are held out by partition and position, not by content, for [scrub.%s] keeps "
+                "a state that no model file can contain: an equal row that comes again may be "
+                "learned once and judged once.",
+                "] and [scrub.".join(stateful),
+            )
         return Holdout(
             export.holdout,
             export.holdout_rows,
             besides={*unlearned, *self.source.origins()},
-            by_content=all(stage.snapshot() is None for stage in before),
+            by_content=not stateful,
             needed=[column for column in self._schemas[self.inside] if column in learned],
         )
 
@@ -1141,39 +1126,14 @@ class Run:
     def restore(self) -> bool:
         """Put the newest checkpoint's state into stages and learner, to export or look at; whether
         there was one."""
-        return self._load() is not None
-
-    def _load(self) -> Mapping[str, Snapshot] | None:
         state = self.checkpoints.load(self.identity)
         if state is None:
-            return None
+            return False
         with self.checkpoints.restoring(state, lambda: {**dict.fromkeys(state), **self._state()}):
             restore(self.stages, state["stages"])
             self.work.load_state_dict(state["work"])
         self._mark = Mark(positions=state["positions"], stages=state["stages"])
-        return state
-
-    def try_resume(self) -> None:
-        """Do of a resume all that can be done while nothing is written and no group is joined.
-
-        Raises: UserError, HeadraceError where a run would; see `require_own`, too.
-        """
-        self.require_own()
-        state = self._load()
-        if state is None:
-            return
-        for sink, name in ((self.sink, "sink"), (self.dead_letters, "dead_letters")):
-            if sink is not None:
-                sink.require(state[name])
-        if isinstance(self.source, SharedSource) and self.source.shares:
-            return  # its group says where to go on, to members alone
-        source = apart(self.pipeline.source)
-        other = Run(self.pipeline.model_copy(update={"source": source}))
-        _ = other.source_schema
-        with contextlib.closing(other.source) as tried, contextlib.suppress(EndOfStream):
-            tried.recognise(state["identities"])
-            tried.seek(self._mark)
-            tried.read(1, TRIED_BYTES, TRIED_SECONDS)
+        return True
 
     def _state(self) -> dict[str, Snapshot]:
         """What `restore` restores."""
@@ -1321,25 +1281,30 @@ class Run:
         require_contract(kind, Source if section.startswith("source") else Sink, section)
         if provenance and "provenance" in kind.Settings.model_fields:
             table["provenance"] = {**provenance, **table.get("provenance", {})}
-        self._given[section] = name, self.pipeline.settings(kind.Settings, table, section)
-        return kind(self._given[section][1])
+        return kind(self.pipeline.settings(kind.Settings, table, section))
 
     def _modes(self) -> None:
         pipeline = self.pipeline
         for section in ("train", "evaluation", "export"):
             if getattr(pipeline, section) is not None and pipeline.model is None:
-                raise UserError(
-                    f"[{section}] in {pipeline.file} needs a [model], which is not there."
-                )
+                raise UserError(f"{self._head(section)} needs a [model], which is not there.")
         if pipeline.augment and pipeline.model is None:
             raise UserError(
-                f"[augment] in {pipeline.file} needs a [model] that learns, which is not there."
+                f"{self._head('augment')} needs a [model] that learns, which is not there."
             )
         if pipeline.infer is not None and pipeline.train is not None and pipeline.base is None:
+            maker = made_by(pipeline.file, "train") or made_by(pipeline.file, "infer")
+            if maker is not None:
+                raise UserError(f"{maker} a pipeline trains or serves; take it out.")
             raise UserError(
                 f"{pipeline.file} has both [train] and [infer]: a pipeline trains or serves; put "
                 "[infer] in a file of its own with base = this file."
             )
+
+    def _head(self, section: str) -> str:
+        """How a sentence about a table begins: the file, or who made the table over it."""
+        made = made_by(self.pipeline.file, section)
+        return f"[{section}] in {self.pipeline.file}" if made is None else f"{made} it"
 
     def _ready(self) -> Health:
         health = self.heartbeat.health()
@@ -1503,7 +1468,7 @@ def _connectors() -> Any:
 
 def _stage(name: str, table: Mapping[str, Any], pipeline: Pipeline) -> Stage:
     own = dict(table)
-    kind = component(own.pop("kind", name), STAGES, f"scrub.{name}")
+    kind = component(own.pop("kind", name), STAGES, f"scrub.{name}", pipeline.file)
     require_contract(kind, Stage, f"scrub.{name}")
     made: Stage = kind(name, pipeline.settings(kind.Settings, own, f"scrub.{name}"))
     return made

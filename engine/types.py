@@ -42,6 +42,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -117,6 +118,24 @@ class Settings(BaseModel):
                 yield value.get_secret_value()
 
 
+def _some_text(text: str) -> str:
+    if not text:
+        raise ValueError("expected text that is not empty")
+    return text
+
+
+def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
+    if "" in names:
+        raise ValueError("expected names that are not empty")
+    if len(set(names)) < len(names):
+        raise ValueError("expected every name once")
+    return names
+
+
+Name = Annotated[str, AfterValidator(_some_text)]
+"""A setting that names a column, a file or a folder: an empty one names nothing."""
+Names = Annotated[tuple[str, ...], AfterValidator(_each_once)]
+"""Several of them."""
 NANOSECONDS = {
     "ns": 1,
     "us": 1_000,
@@ -726,21 +745,40 @@ def _told(column: str, kind: pl.DataType) -> pl.Expr:
 
 def without_bytes(value: pl.Expr, kind: pl.DataType) -> pl.Expr:
     """Values for JSON, which has no bytes: those are told in hexadecimal digits, also inside lists
-    and objects."""
-    if kind == pl.Binary:
-        return value.bin.encode("hex")
+    and objects; times as in `in_utc`."""
+    return _each(value, kind, lambda v, k: v.bin.encode("hex") if k == pl.Binary else _utc(v, k))
+
+
+def in_utc(frame: pl.DataFrame) -> pl.DataFrame:
+    """Times without a zone are UTC's, and text says so: with a zone they are written as ISO 8601
+    with T and offset, also inside lists and objects."""
+    told = {c: _each(pl.col(c), kind, _utc) for c, kind in frame.schema.items()}
+    return frame.with_columns(
+        made.alias(c) for c, made in told.items() if not made.meta.eq(pl.col(c))
+    )
+
+
+def _utc(value: pl.Expr, kind: pl.DataType) -> pl.Expr:
+    naive = isinstance(kind, pl.Datetime) and kind.time_zone is None
+    return value.dt.replace_time_zone("UTC") if naive else value
+
+
+def _each(
+    value: pl.Expr, kind: pl.DataType, change: Callable[[pl.Expr, pl.DataType], pl.Expr]
+) -> pl.Expr:
+    """The same with the values at the bottom of lists and objects changed; `value` itself where
+    there is nothing to change in lists and plain values."""
     if isinstance(kind, pl.List):
-        inner = element_type(kind)
-        made = without_bytes(pl.element(), inner)
+        made = _each(pl.element(), element_type(kind), change)
         return value if made.meta.eq(pl.element()) else value.list.eval(made)
     if isinstance(kind, pl.Struct):
         made_fields = [
-            without_bytes(value.struct.field(name), inner).alias(name)
+            _each(value.struct.field(name), inner, change).alias(name)
             for name, inner in kind.to_schema().items()
             if isinstance(inner, pl.DataType)
         ]
         return pl.when(value.is_not_null()).then(pl.struct(made_fields)) if made_fields else value
-    return value
+    return change(value, kind)
 
 
 # ------------------------------------------------------------------------------------ model's words
@@ -1024,12 +1062,6 @@ class Source(Protocol):
                 left -= len(records)
         return found
 
-    def in_effect(self) -> Mapping[str, Snapshot]:
-        """Settings that the files, or the environment, decide where they are left out: name ->
-        value, as JSON has it. A change of one of these is a change; see `engine.changes`. Called
-        after `schema`."""
-        return {}
-
     def identities(self, mark: Mark) -> Mapping[str, Snapshot]:
         """Partition -> what it is known by beside its name, for a checkpoint; of those on the mark,
         as plain values."""
@@ -1301,13 +1333,6 @@ class Sink(Protocol):
         """Cheap value that says what is safe. Call after `flush`."""
         ...
 
-    def require(self, value: Snapshot) -> None:
-        """Look whether `restore` could go on from that snapshot, and change nothing.
-
-        Raises: UserError where it could not, as where results are gone.
-        """
-        return
-
     def restore(self, value: Snapshot) -> None:
         """Take away what lies after that snapshot; None takes away everything this pipeline wrote
         here."""
@@ -1463,6 +1488,22 @@ def training(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.filter(pl.col(PART) == "train") if PART in frame.columns else frame
 
 
+def is_pattern(name: str) -> bool:
+    """Whether polars takes a column's name for a pattern of names, also where it stands for the
+    column alone: no frame can have it."""
+    return name == REST or (name.startswith("^") and name.endswith("$"))
+
+
+def require_names(columns: Iterable[str], where: str) -> None:
+    """Raises: UserError for a name that no column can have."""
+    for column in columns:
+        if is_pattern(column):
+            raise UserError(
+                f"{where} has a column '{column}', which would stand for all columns whose names "
+                "match it: give it another name."
+            )
+
+
 def parse_schema(columns: Mapping[str, Any], *, where: str = "[source.schema]") -> Schema:
     """The schema of a pipeline file's ``column = "type"`` table. ``"*"`` (any other column) is kept
     under that name: with a type, or `DROPPED` for ``"drop"``; ``"guess"`` is the default and left
@@ -1480,6 +1521,8 @@ def parse_schema(columns: Mapping[str, Any], *, where: str = "[source.schema]") 
             if name == "drop":
                 schema[column] = DROPPED
             continue
+        if column != REST:
+            require_names([column], where)
         try:
             schema[column] = parse_type(str(name))
         except ValueError as error:
@@ -1572,9 +1615,9 @@ __all__ = [
     "DROPPED", "NANOSECONDS", "NO_TIME", "PART", "PARTITION", "POSITION", "RESERVED", "REST",
     "TYPES", "Affine", "Batch", "Buffered", "Clip", "Codes", "Component", "Duration",
     "EndOfStream", "Features", "Fill", "Format", "HeadraceError", "Interruptible", "Learner",
-    "Mark", "Padded", "Placed", "Power", "Predictor", "Ragged", "Records", "Rejects", "Schema",
-    "Settings", "SharedSource", "Sink", "Snapshot", "Source", "Sparse", "Stage", "Step", "Tensors",
-    "Transform", "Unit", "UserError", "Values", "class_numbers", "nanoseconds", "nearest",
-    "only_named", "parse_schema", "parse_type", "require", "spread_schema", "tensor", "training",
-    "type_name",
+    "Mark", "Name", "Names", "Padded", "Placed", "Power", "Predictor", "Ragged", "Records",
+    "Rejects", "Schema", "Settings", "SharedSource", "Sink", "Snapshot", "Source", "Sparse",
+    "Stage", "Step", "Tensors", "Transform", "Unit", "UserError", "Values", "class_numbers",
+    "in_utc", "nanoseconds", "nearest", "only_named", "parse_schema", "parse_type", "require",
+    "spread_schema", "tensor", "training", "type_name",
 ]  # fmt: skip

@@ -239,13 +239,13 @@ class Cleaning:
 def tell_quality(metrics: Metrics, report: Mapping[str, Any]) -> None:
     """Write an evaluation's numbers to `headrace_quality` and `headrace_baseline_quality`."""
     for window in ("all", "window"):
-        for name, value in report.get(window, {}).items():
+        group = report.get(window, {})
+        for name, value in group.items():
             if isinstance(value, int | float):
                 metrics.quality.labels(metric=name, window=window).set(value)
-    best = best_baseline(report["all"])
-    for name, value in report["all"].get("baselines", {}).get(best, {}).items():
-        if name in report["all"]:
-            metrics.baseline_quality.labels(metric=name).set(value)
+        for name, value in group.get("baselines", {}).get(best_baseline(group), {}).items():
+            if name in group:
+                metrics.baseline_quality.labels(metric=name, window=window).set(value)
 
 
 __all__ = ["Cleaning", "Serving", "Training", "tell_quality"]

@@ -37,13 +37,13 @@ class SamplingSettings(Settings):
     Attributes:
         method: ``under`` leaves rows of frequent classes out, ``over`` learns rows of rare ones
             several times, ``hybrid`` does both and learns `rate` rows for each that was read.
-        desired: class -> its share of the rows learned from; equal shares unless given. They are
-            divided by their sum.
+        desired [share]: class -> its share of the rows learned from; equal shares unless given.
+            They are divided by their sum.
         rate: of hybrid.
         copies: a row is learned at most so many times.
         smote: in place of copies, rows between a row and one of its so many nearest of the same
             class (SMOTE); 0 copies.
-        keep: rows of each class that smote looks among, the newest.
+        keep [rows]: rows of each class that smote looks among, the newest.
         correct: correct probabilities back to the classes' true shares.
         seed: of the random numbers that rows are drawn by.
     """
@@ -97,6 +97,7 @@ class Balanced(Renewable):
         self._drawn = np.zeros(classes, np.int64)
         self._kept = [np.empty((0, len(self.features.numeric)), np.float32)] * classes
         self._batches = 0
+        self._pace: float | None = None
 
     # ------------------------------------------------------------------------------------- deeds
 
@@ -117,6 +118,7 @@ class Balanced(Renewable):
         drawn = self._interpolated(tensors.take(chosen), chosen, chance)
         step = Step(scores=scores, loss=float("nan"), steps=0)
         if len(chosen):
+            self._keep_pace()
             step = self.learner.learn(dataclasses.replace(batch, tensors=drawn))
         if step.skipped is None:
             self._seen = seen
@@ -152,9 +154,8 @@ class Balanced(Renewable):
         return drawn * float(learner.steps_per_row(int(rows * drawn)))
 
     def pace(self, steps_per_row: float) -> None:
-        """The learner's, for the rows drawn of a row."""
-        learner: Any = self.learner
-        learner.pace(steps_per_row / self._drawn_per_row)
+        """The learner's, for the rows drawn of a row: anew for each batch, as they become more."""
+        self._pace = steps_per_row
 
     @property
     def rates(self) -> NDArray[np.float64]:
@@ -259,6 +260,11 @@ class Balanced(Renewable):
         return {**memory, "sampling": sum(rows.nbytes for rows in self._kept)}
 
     # ------------------------------------------------------------------------------------ inside
+
+    def _keep_pace(self) -> None:
+        if self._pace is not None:
+            learner: Any = self.learner
+            learner.pace(self._pace / self._drawn_per_row)
 
     @property
     def _drawn_per_row(self) -> float:

@@ -54,10 +54,11 @@ class Compression(types.Settings):
         min_speedup: accepted speed: float32's time over the candidate's, at batches of 1,024 rows.
             The lower end of its interval must reach it.
         max_size_ratio: accepted size: the candidate's file over float32's.
-        calibration: share of the held-out rows, the oldest, that calibrate; the others judge.
+        calibration [share]: share of the held-out rows, the oldest, that calibrate; the others
+            judge.
         rounds: how often each model runs in turn for its latency.
         providers: ONNX Runtime's providers, as in [infer].
-        max_seconds: of processor time for a candidate, to make and to try it.
+        max_seconds [seconds]: of processor time for a candidate, to make and to try it.
         max_memory: for a candidate; unless given, 2 GiB and eight times the model's file.
     """
 

@@ -94,11 +94,11 @@ class TabularLearner(Renewable):
 
         Attributes:
             layers: widths of the hidden layers.
-            embedding: width of the vectors of categories and ids, one for all or by column; None
-                goes by the number of codes (`models.network.embedding_width`).
+            embedding: width of the vectors of categories and ids, one for all or by column; unless
+                given, by the number of codes (`models.network.embedding_width`).
             convolutions: widths of the layers that images go through (`models.network.Shape`).
             activation: function after each hidden layer.
-            dropout: share of hidden units silenced in a training step.
+            dropout [share]: share of hidden units silenced in a training step.
             sparse_embeddings: only the rows of a table that a batch uses get a gradient: for tables
                 of many thousand codes. They get no l1 or l2, and adam becomes SparseAdam.
             skip: a linear path from the inputs to the output beside the layers.
@@ -126,7 +126,7 @@ class TabularLearner(Renewable):
         done.
 
         Attributes:
-            step_rows: most rows of a step.
+            step_rows [rows]: most rows of a step.
             device: ``auto`` is cuda where there is one.
             precision: bfloat16 computes the layers in it (autocast); weights stay float32.
             threads: of torch on the CPU, for the whole process; torch's own number unless given.

@@ -20,8 +20,8 @@ class LossSettings(Settings):
     """The loss's keys of ``[train]``.
 
     Attributes:
-        loss: mse, mae or huber for regression, cross_entropy for classes; None: mse, or
-            cross_entropy.
+        loss: mse, mae or huber for regression, cross_entropy for classes; unless given,
+            mse, or cross_entropy.
         delta: where huber turns from square to straight, on the network's scale.
         class_weights: how much a row of each class counts, in class order; all the same
             unless given.

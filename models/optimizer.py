@@ -28,9 +28,9 @@ class OptimizerSettings(Settings):
         momentum: momentum of the optimizer sgd.
         schedule: ``constant``; ``inverse_sqrt`` (falls with the square root of the steps after the
             warm-up); ``cosine`` (falls to `lr_floor` within `schedule_steps`, and stays).
-        warmup: steps over which the step size rises in a line to `lr`.
-        schedule_steps: steps until the end of the cosine `schedule`.
-        lr_floor: lowest step size of a schedule, as a share of `lr`.
+        warmup [steps]: steps over which the step size rises in a line to `lr`.
+        schedule_steps [steps]: steps until the end of the cosine `schedule`.
+        lr_floor [share]: lowest step size of a schedule, as a share of `lr`.
         l1: weight of the sum of the absolute weights, in the gradient before clipping.
         l2: weight of half the sum of the squared weights (adamw: the decay); sparse embeddings get
             neither.

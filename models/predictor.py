@@ -15,7 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from engine import types
-from engine.types import Batch, Features, Schema, UserError, nearest, parse_type
+from engine.types import Batch, Features, Name, Schema, UserError, nearest, parse_type
 from models import files
 from models.export import FORMAT, SCORE
 from models.feed import Inputs
@@ -86,7 +86,7 @@ class OnnxPredictor:
             threads: of ONNX Runtime on the CPU; all cores unless given.
         """
 
-        model: str
+        model: Name
         providers: tuple[str, ...] = ()
         strict_provider: bool = False
         threads: int | None = None

@@ -24,15 +24,16 @@ class ReplaySettings(Settings):
     """The replay's keys of ``[train]``.
 
     Attributes:
-        replay_rows: how many of the newest rows are kept; 0 keeps none. None: 10,000, or as many
-            as 32 MiB hold; none of images and lists.
-        replay_steps: steps on kept rows after each step on new ones. None: 4 while the model is
-            young, ever fewer from 8,192 rows on, none from 32,768 on; where `replay_rows` is given,
-            1 at least.
-        replay_batch: rows of such a step. None: as many as a step on new rows has, 64 to 512.
+        replay_rows [rows]: how many of the newest rows are kept; 0 keeps none. Unless given,
+            10,000, or as many as 32 MiB hold; none of images and lists.
+        replay_steps [steps]: steps on kept rows after each step on new ones; unless given, 4 while
+            the model is young, ever fewer from 8,192 rows on, none from 32,768 on; where
+            `replay_rows` is given, 1 at least.
+        replay_batch [rows]: rows of such a step; unless given, as many as a step on new rows
+            has, 64 to 512.
         replay_sampling: ``uniform``, or ``recent``: a row's chance halves with every
             `replay_half_life` newer rows.
-        replay_half_life: in rows; a quarter of the rows that are kept unless given.
+        replay_half_life [rows]: in rows; a quarter of the rows that are kept unless given.
     """
 
     replay_rows: int | None = Field(None, ge=0)

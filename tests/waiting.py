@@ -28,9 +28,11 @@ def until(
     """
     end = time.monotonic() + HANG
     while True:
+        begun = time.monotonic()
         ended = process is not None and process.poll() is not None  # before the last look
         if found := look():
             return found
         assert not ended, f"the process ended before {what} was there"
         assert time.monotonic() < end, f"{what} was not there within {HANG:.0f} s"
-        time.sleep(0.005)  # between two looks
+        # Between two looks; what is looked for needs the core more than one that takes its time.
+        time.sleep(min(0.5, max(0.005, 3 * (time.monotonic() - begun))))

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from connectors.files.text import BLOCK, Bytes, compression
 from engine.types import HeadraceError, Records, UserError, Values
+from engine.words import counted
 
 HEAD = 4_096
 """Bytes of a file's beginning that it is known by."""
@@ -361,7 +362,8 @@ def resumed(found: Mapping[str, Path], known: Mapping[str, Fingerprint], policy:
         known[name] = replace(was, unread=False)  # told, or nothing is lost
     gone = [name for name in missing if name not in new and not known[name].unread]
     if gone:
-        log.warning("%d files that were read are gone, '%s' for one.", len(gone), min(gone))
+        many = counted(len(gone), "file that was read is", "files that were read are")
+        log.warning("%s gone, '%s' for one.", many, min(gone))
     moved = {}
     for name in known.keys() & files.keys():
         was = known[name]

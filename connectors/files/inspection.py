@@ -22,9 +22,27 @@ from connectors.formats.guess import (
     spans_lines,
 )
 from connectors.formats.recode import Table
-from engine.types import PART, RESERVED, REST, Records, Schema, UserError, Values, type_name
+from engine.types import (
+    PART,
+    RESERVED,
+    REST,
+    Records,
+    Schema,
+    UserError,
+    Values,
+    is_pattern,
+    type_name,
+)
+from engine.words import counted
 
 OWN_NAMES = (*RESERVED, PART, PROBLEM, REST, "")
+
+
+def is_taken(name: str) -> bool:
+    """Whether no column of a file can have this name."""
+    return name in OWN_NAMES or is_pattern(name)
+
+
 """Names that no column of a file can have: headrace's own, and none."""
 BUDGET = 32 << 20
 """Bytes of text that types are guessed from; files with less in all are looked at whole."""
@@ -96,14 +114,15 @@ class Inspection:
         """Log what a user should know of it."""
         if self.empty and len(self.empty) < files:
             log.warning(
-                "%d of %d files have no rows: %s.", len(self.empty), files, _some(self.empty)
+                "%s no rows: %s.",
+                counted(len(self.empty), f"of {files:,} files has", f"of {files:,} files have"),
+                _some(self.empty),
             )
         for column, lacking in self.lacking.items():
             log.warning(
-                "%d of %d files lack column '%s', which is null there: %s; [source] "
+                "%s column '%s', which is null there: %s; [source] "
                 'missing_columns = "fail" refuses them.',
-                len(lacking),
-                files,
+                counted(len(lacking), f"of {files:,} files lacks", f"of {files:,} files lack"),
                 column,
                 _some(lacking),
             )
@@ -116,9 +135,9 @@ class Inspection:
         guessed = [c for c in self.schema if c not in declared]
         if self.partly and guessed:
             log.warning(
-                "The types of %d columns are guessed from the first %d MiB of text; declare them "
-                "in [source.schema] where later rows may be of other types.",
-                len(guessed),
+                "%s guessed from the first %d MiB of text; declare them in [source.schema] where "
+                "later rows may be of other types.",
+                counted(len(guessed), "column type is", "column types are"),
                 BUDGET >> 20,
             )
 
@@ -191,7 +210,7 @@ def of_csv(
             there[name] = columns
             found.schema |= {c: pl.String() for c in columns if c not in found.schema}
             wanted = [] if declared is None else [c for c in columns if c not in declared]
-            wanted = [c for c in wanted if c not in OWN_NAMES]
+            wanted = [c for c in wanted if not is_taken(c)]
             seen = 0
             for records in shares.parts(file, name, found) if columns else ():
                 seen += len(records)
@@ -308,7 +327,7 @@ def _note_lacking(found: Inspection, there: Mapping[str, list[str]]) -> None:
         return
     for column in found.schema:
         lacking = [name for name, columns in there.items() if column not in columns]
-        if lacking and column not in OWN_NAMES:
+        if lacking and not is_taken(column):
             found.lacking[column] = lacking
 
 
@@ -339,4 +358,13 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:NAMED]) + (f" and {rest} more" if rest > 0 else "")
 
 
-__all__ = ["Inspection", "Recoded", "Rows", "must_hold_objects", "of_csv", "of_json", "of_tables"]
+__all__ = [
+    "Inspection",
+    "Recoded",
+    "Rows",
+    "is_taken",
+    "must_hold_objects",
+    "of_csv",
+    "of_json",
+    "of_tables",
+]

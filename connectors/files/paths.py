@@ -13,6 +13,7 @@ from pathlib import Path
 
 from connectors.files.text import compression
 from engine.types import UserError, nearest
+from engine.words import counted
 
 EXTENSIONS = {
     ".csv": "csv", ".tsv": "csv", ".ndjson": "ndjson", ".jsonl": "ndjson", ".parquet": "parquet",
@@ -114,8 +115,8 @@ def _once(found: dict[str, Path]) -> dict[str, Path]:
     again = [name for name in found if name not in kept]
     if again:
         log.warning(
-            "%d paths lead to files that others lead to, '%s' for one: each file is read once.",
-            len(again),
+            "%s to a file that another leads to, '%s' for one: each file is read once.",
+            counted(len(again), "path leads", "paths lead"),
             again[0],
         )
     return {name: path for name, path in found.items() if name in kept}
@@ -128,6 +129,11 @@ def _no_file(path: str) -> UserError:
         return UserError(
             f"[source] path '{readable(path)}' is {what}, and no file: expected one that can be "
             'read again; write it to a file, or pipe it to the command, with path = "-".'
+        )
+    if place.is_symlink():
+        return UserError(
+            f"[source] path '{readable(path)}' is a link to '{readable(str(place.readlink()))}', "
+            "where there is nothing: put the file there, or mend the link."
         )
     return UserError(
         f"[source] path '{readable(path)}' is no file.{nearest(place.name, _names(place.parent))}"
@@ -146,7 +152,7 @@ def _extension(path: Path) -> str:
 
 def _below(folder: str, format: str | None) -> dict[str, Path]:
     paths: list[Path] = []
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder, onerror=_unlisted):
         folders[:] = [name for name in folders if name[0] not in NOTES]
         paths += [Path(parent) / name for name in names if name[0] not in NOTES]
     files = {_shown(p): p for p in sorted(paths, key=os.fsencode) if p.is_file()}
@@ -157,15 +163,46 @@ def _below(folder: str, format: str | None) -> dict[str, Path]:
             f"[source] path '{readable(folder)}' is a folder without files{what}; "
             "names that begin with a dot or an underscore do not count."
         )
-    if len(fitting) < len(files):
+    if format is None:
+        return _told_apart(fitting, folder)
+    left = len(files) - len(fitting)
+    if left:
         log.warning(
-            "%d of %d files below %s are left out: they have no extension of format '%s'.",
-            len(files) - len(fitting),
-            len(files),
+            "Below %s, %s left out: no extension of format '%s'.",
             readable(folder),
+            counted(left, f"of {counted(len(files), 'file')} is", f"of {len(files):,} files are"),
             format,
         )
     return fitting
+
+
+def _unlisted(error: OSError) -> None:
+    raise UserError(
+        f"[source] path leads to the folder '{readable(error.filename)}', which cannot be listed: "
+        f"{error.strerror}; grant it, or name the files by a pattern."
+    ) from None
+
+
+def _told_apart(files: dict[str, Path], folder: str) -> dict[str, Path]:
+    """Those whose extensions say what they hold, where any does: a README lies beside data."""
+    known = {name: path for name, path in files.items() if _kind(path) is not None}
+    aside = [name for name in files if name not in known]
+    if not known or not aside:
+        return files
+    log.warning(
+        "Below %s, %s left out, '%s' for one: no extension that says a format; to read such, name "
+        "them by a pattern ('%s') and set [source] format.",
+        readable(folder),
+        counted(len(aside), f"of {counted(len(files), 'file')} is", f"of {len(files):,} files are"),
+        aside[0],
+        _pattern(files[aside[0]]),
+    )
+    return known
+
+
+def _pattern(file: Path) -> str:
+    """One for the files of a folder that are called like this one."""
+    return readable(str(file.parent / (f"*{file.suffix}" if file.suffix else file.name)))
 
 
 def _fits(path: Path, format: str | None) -> bool:

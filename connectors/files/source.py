@@ -38,6 +38,7 @@ from connectors.files.inspection import (
     Inspection,
     Recoded,
     Rows,
+    is_taken,
     must_hold_objects,
     of_csv,
     of_json,
@@ -79,7 +80,6 @@ from connectors.formats.text import Text
 from connectors.formats.webdataset import Samples
 from connectors.formats.whole import Whole
 from connectors.formats.xml import Fields, Xml, columns_of, documents
-from engine.changes import Fixed, Free, Meaning
 from engine.expressions import expression
 from engine.types import (
     DROPPED,
@@ -96,6 +96,7 @@ from engine.types import (
     Source,
     UserError,
     Values,
+    is_pattern,
     nearest,
     only_named,
     spread_schema,
@@ -134,6 +135,14 @@ SAMPLE_BYTES = 4 << 20
 """Of XML documents, whose trees are many times as large."""
 
 log = logging.getLogger("headrace.files")
+
+
+def _why_taken(column: str) -> str:
+    if not column:
+        return "it has no name"
+    if column in OWN_NAMES:
+        return f"headrace has a '{column}' of its own"
+    return "it would stand for all columns whose names match it"
 
 
 class FilesSource(Source):
@@ -203,24 +212,31 @@ class FilesSource(Source):
             shard: which of them this one is, from 0; "env" takes RANK.
         """
 
-        path: Free[str | tuple[str, ...]] = Field(min_length=1)
-        format: Fixed[str | None] = None
-        paths: Meaning[Mapping[str, str]] = Field(default_factory=dict)
-        row: Fixed[str | None] = None
-        delimiter: Fixed[str | None] = None
-        quote: Fixed[str] = '"'
-        decimal: Meaning[Literal[".", ","] | None] = None
-        comment: Fixed[str | None] = None
-        null_values: Meaning[tuple[str, ...]] = ()
-        encoding: Meaning[str | None] = None
-        missing_columns: Free[Literal["null", "fail"]] = "null"
-        coerce: Meaning[Coerce] = "lossless"
-        order_by: Fixed[tuple[str, ...]] = ()
-        max_record_bytes: Free[ByteSize] = Field(default=ByteSize(16 << 20), ge=1)
-        follow: Free[bool] = False
-        poll_interval: Free[Duration] = Field(0.5, gt=0)
-        on_replaced: Free[Policy | None] = None
-        last_line: Free[Literal["take", "wait"]] = "take"
+        path: str | tuple[str, ...] = Field(min_length=1)
+        format: str | None = None
+        paths: Mapping[str, str] = Field(default_factory=dict)
+        row: str | None = None
+        delimiter: str | None = None
+        quote: str = '"'
+        decimal: Literal[".", ","] | None = None
+        comment: str | None = None
+        null_values: tuple[str, ...] = ()
+        encoding: str | None = None
+        missing_columns: Literal["null", "fail"] = "null"
+        coerce: Coerce = "lossless"
+        order_by: tuple[str, ...] = ()
+        max_record_bytes: ByteSize = Field(default=ByteSize(16 << 20), ge=1)
+        follow: bool = False
+        poll_interval: Duration = Field(0.5, gt=0)
+        on_replaced: Policy | None = None
+        last_line: Literal["take", "wait"] = "take"
+
+        @field_validator("path")
+        @classmethod
+        def _all_named(cls, path: str | tuple[str, ...]) -> str | tuple[str, ...]:
+            if "" in path and not isinstance(path, str):
+                raise ValueError("expected paths that are not empty")
+            return path
 
         @field_validator("delimiter", "quote", "comment")
         @classmethod
@@ -459,29 +475,21 @@ class FilesSource(Source):
         paths = self.settings.paths if self._kind in (*JSON, *KINDS) else {}
         read = {str(parse_path(path, c)[0]) for c, path in paths.items()}
         for column in there:
-            if column in OWN_NAMES and column not in self._left_out | read:
+            if is_taken(column) and column not in self._left_out | read:
                 self._left_out.add(column)
-                why = f"headrace has a '{column}' of its own" if column else "it has no name"
                 way = f' in [source] paths, as in other = "{column}"'
+                if is_pattern(column) or self._kind not in (*JSON, *KINDS):
+                    way = " name there"
                 log.warning(
                     "Column '%s' of %s is left out, as %s: give it another%s.",
-                    column, self._every().rstrip(","), why,
-                    way if self._kind in (*JSON, *KINDS) else " name there",
+                    column, self._every().rstrip(","), _why_taken(column), way,
                 )  # fmt: skip
-        return {c: dtype for c, dtype in there.items() if c not in OWN_NAMES}
+        return {c: dtype for c, dtype in there.items() if not is_taken(c)}
 
     def findings(self) -> Mapping[str, Snapshot]:
         """See `engine.types.Source`: how a CSV is written, and which types are guesses."""
         found = {"dialect": self._found_dialect, "guessed": sorted(self._guesses.columns)}
         return {name: value for name, value in found.items() if value is not None}
-
-    def in_effect(self) -> Mapping[str, Snapshot]:
-        """See `engine.types.Source`: the format, how a CSV is written, and which shard this is."""
-        shard, shards = self.settings.place()
-        shared = {"shard": shard, "shards": None if self.settings.shards is None else shards}
-        dialect = dataclasses.asdict(self._dialect) if self._kind == "csv" else {}
-        csv = {name: dialect[name] for name in OF_CSV if name in dialect}
-        return {"format": self._kind, **shared, **csv}
 
     def reading(self) -> Mapping[str, Any]:
         """See `engine.types.Source`: what settings say, and which words a CSV was found to have for

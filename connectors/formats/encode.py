@@ -19,7 +19,7 @@ from connectors.formats import rows
 from connectors.formats.avro import default, parsed
 from connectors.formats.casts import cast
 from connectors.formats.varints import length, put
-from engine.types import RESERVED, HeadraceError, UserError, Values, nearest
+from engine.types import RESERVED, HeadraceError, UserError, Values, in_utc, nearest
 
 Ints = NDArray[np.int64]
 NEWLINE = 10
@@ -41,7 +41,8 @@ class Encoder(Protocol):
 
 
 class JsonEncoder:
-    """A JSON object a row, without line breaks. Bytes are written as their text (UTF-8)."""
+    """A JSON object a row, without line breaks. Bytes are written as their text (UTF-8), times as
+    ISO 8601 with their offset from UTC."""
 
     def encode(self, frame: pl.DataFrame) -> Values:
         """See `Encoder`. Raises: HeadraceError for bytes that are not UTF-8."""
@@ -53,7 +54,7 @@ class JsonEncoder:
                 "out of [sink] columns, or write Avro."
             ) from None
         out = io.BytesIO()
-        frame.write_ndjson(out)
+        in_utc(frame).write_ndjson(out)
         data = np.frombuffer(out.getbuffer(), np.uint8)
         ends = np.flatnonzero(data == NEWLINE) + 1
         return Values(data=data, bounds=np.concatenate([np.zeros(1, np.int64), ends]), tail=1)

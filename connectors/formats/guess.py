@@ -32,6 +32,7 @@ NUMBERS = {int, float}
 PADDED = r"^[+-]?0\d"
 """A number whose zeros, or sign, say that it is none."""
 DIGITS = r"^[+-]?\d+$"
+DATED = r"^\d{4}-\d\d-\d\d"
 INTEGERS = (pl.Int64(), pl.UInt64())
 MOMENTS = (pl.Date(), pl.Datetime("us"))
 UNITS: tuple[Unit, ...] = ("ms", "us", "ns")
@@ -248,7 +249,18 @@ def _settled(column: pl.Series) -> pl.DataType:
     if column.dtype == pl.Int128:
         fits = column.is_between(0, (1 << 64) - 1).all()
         return pl.UInt64() if fits else pl.String()
+    if column.dtype == pl.String:
+        return _moment(column.drop_nulls())
     return pl.String() if is_deep(column.dtype) else _without_null(column.dtype)
+
+
+def _moment(texts: pl.Series) -> pl.DataType:
+    """What JSON has no type for and writes as text: a time, where every text is an ISO 8601 one.
+    A number that is written as text is meant as text."""
+    dated = bool(len(texts)) and bool(texts.head(FIRST).str.contains(DATED).all())
+    if not dated or not texts.str.contains(DATED).all():
+        return pl.String()
+    return next((dtype for dtype in MOMENTS if _all(texts, dtype)), pl.String())
 
 
 def _without_null(dtype: pl.DataType) -> pl.DataType:

@@ -45,6 +45,7 @@ PIECES = 8
 """A large batch is parsed in that many pieces, so that poison in it is noticed early."""
 PIECE_ROWS = 2_000
 """Of a piece, at least."""
+MAY_BE_NESTED = (pl.first().str.starts_with("{") | pl.first().str.starts_with("[")).fill_null(False)
 NULL, LIST, OBJECT = (scan.TOKENS.index(word) for word in ("null", "array", "object"))
 STRINGS = tuple(scan.TOKENS.index(word) for word in ("nothing", "null", "string"))
 Ints = NDArray[np.int64]
@@ -275,9 +276,31 @@ class _Parser:
         kinds = self.shape.schema
         if any(_overflown(_leaves(frame.get_column(c))).any() for c in self.may_overflow):
             raise PolarsError("a number is too large for its column")
+        frame = self._as_it_stands(frame, part)
         if self.to_cast:
             frame = frame.with_columns(self._cast(frame.get_column(c)) for c in self.to_cast)
         return frame if frame.schema == kinds else frame.cast(kinds)  # type: ignore[arg-type]
+
+    def _as_it_stands(self, frame: pl.DataFrame, part: NDArray[np.uint8]) -> pl.DataFrame:
+        """Objects and arrays in columns of text as they stand in the lines: the parser writes them
+        anew, without the backslashes of their strings."""
+        for c in self.columns_of_text:
+            text = frame.get_column(c)
+            if text.dtype != pl.String:
+                continue
+            rows = np.flatnonzero(text.to_frame().select(MAY_BE_NESTED).to_series().to_numpy())
+            if not len(rows):
+                continue
+            ends = np.flatnonzero(part == NEWLINE) + 1
+            data, bounds = _taken(part, np.concatenate([[0], ends]), rows)
+            number = self.tree.number(self.shape.way(c)[-1])
+            found = self.tree.scan(data, bounds, tokens=True)
+            starts, stops = found.spans[:, number].T
+            nested = np.isin(found.tokens[:, number], (LIST, OBJECT)) & (stops > starts)
+            at = np.flatnonzero(nested)
+            written = pieces(data, starts[at], (stops - starts)[at])
+            frame = frame.with_columns(text.scatter(rows[at], texts(binary(written))))
+        return frame
 
     def _cast(self, parsed: pl.Series) -> pl.Series:
         """A column in its own type. Raises: PolarsError where a value does not fit."""
@@ -359,7 +382,10 @@ class _Parser:
         """
         n = len(rows)
         made = self.shape.columns(_parse(lines[0], n, self.types, lenient=True))
+        made = self._as_it_stands(made, lines[0])
         text = self.shape.columns(_parse(lines[0], n, self.texts, lenient=True))
+        # Asked for all columns at once: each question costs more than its answer.
+        present, absent = text.select(pl.all().is_not_null()), made.select(pl.all().is_null())
         there = self.tree.scan(*written, tokens=True)
         tokens = there.tokens
         done, mended = np.zeros((2, n), np.bool_)
@@ -373,13 +399,14 @@ class _Parser:
                 done |= odd
             raw = text.get_column(name)
             token = tokens[:, self.tree.number(nodes[-1])]
-            lost = (raw.is_not_null() & made.get_column(name).is_null()).to_numpy() & ~done
+            has = present.get_column(name).to_numpy()
+            lost = has & absent.get_column(name).to_numpy() & ~done
             lost |= _overflown(made.get_column(name)) & ~done
             if isinstance(kind, pl.List):  # the parser makes null of elements that do not fit
                 spans = there.spans[:, self.tree.number(nodes[-1])]
                 raw = _as_written(raw, written[0], spans, token)
             if isinstance(kind, pl.List) or parsed_as(kind) != kind:
-                lost = raw.is_not_null().to_numpy() & ~done
+                lost = has & ~done
                 made = made.with_columns(nothing(raw, kind))
             again = lost.copy()
             if self.coerce == "strict":
@@ -392,7 +419,7 @@ class _Parser:
                 lost[np.flatnonzero(again)] = taken.is_null().to_numpy()
                 mended |= again & ~lost
             if self.coerce == "strict" and kind == pl.String:
-                lost |= ~np.isin(token, STRINGS) & raw.is_not_null().to_numpy() & ~done
+                lost |= ~np.isin(token, STRINGS) & has & ~done
             if lost.any():
                 at = np.flatnonzero(lost)
                 found.append(_misfits(at, raw.gather(at), token[at], name, kind, self.coerce))

@@ -24,8 +24,8 @@ from connectors.kafka.outgoing import (
     plan,
     steadfast,
 )
-from engine.changes import Free, Told
 from engine.types import Duration, HeadraceError
+from engine.words import counted
 
 log = logging.getLogger("headrace.kafka")
 CLOSE_SECONDS = 1.0
@@ -49,12 +49,12 @@ class DeliverySettings(KafkaSettings):
             checkpoints.
     """
 
-    compression: Free[str] = Field("lz4", pattern="^(none|gzip|snappy|lz4|zstd)$")
-    linger: Free[Duration] = Field(0.02, ge=0)
-    buffer_bytes: Free[ByteSize] = Field(ByteSize(32 << 20), ge=1 << 20)
-    max_record_bytes: Free[ByteSize] = Field(ByteSize(1_000_000), ge=1_000)
-    give_up: Free[Duration] = Field(120.0, gt=0)
-    transaction_timeout: Free[Duration] = Field(60.0, gt=0)
+    compression: str = Field("lz4", pattern="^(none|gzip|snappy|lz4|zstd)$")
+    linger: Duration = Field(0.02, ge=0)
+    buffer_bytes: ByteSize = Field(ByteSize(32 << 20), ge=1 << 20)
+    max_record_bytes: ByteSize = Field(ByteSize(1_000_000), ge=1_000)
+    give_up: Duration = Field(120.0, gt=0)
+    transaction_timeout: Duration = Field(60.0, gt=0)
 
     @model_validator(mode="after")
     def _patient(self) -> Self:
@@ -74,7 +74,7 @@ class TopicSettings(DeliverySettings):
         topic: the topic that is written to; must be there.
     """
 
-    topic: Told[str]
+    topic: str
 
 
 class Delivery:
@@ -215,9 +215,11 @@ class Delivery:
         if self.transaction is not None and isinstance(why, FENCED):
             self._fenced = True  # `commit` says so
             return
+        of = f"of {counted(rows, 'record')}"
+        lost = counted(failed, f"{of} was", f"{of} were")
         raise HeadraceError(
-            f"{self._where} at {self.settings.bootstrap}: {failed} of {rows} records were not "
-            f"delivered: {why}; start again: they come again from the last checkpoint."
+            f"{self._where} at {self.settings.bootstrap}: {lost} not delivered: "
+            f"{why}; start again: they come again from the last checkpoint."
         )
 
     def commit(self, offsets: Mapping[TopicPartition, OffsetAndMetadata], group: Any) -> bool:

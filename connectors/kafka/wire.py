@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 from connectors.formats.rows import together
 from connectors.formats.varints import taken
 from engine.types import Values
+from engine.words import counted
 
 Ints = NDArray[np.int64]
 RECEIVED = 1 << 18
@@ -302,7 +303,7 @@ def located(batch: Any, start: int) -> Part:
     if read != len(raw):
         raise CorruptRecordError(
             f"The record batch at offset {batch.base_offset} is not what its header says: expected "
-            f"{n} records in {len(raw)} bytes."
+            f"{counted(n, 'record')} in {counted(len(raw), 'byte')}."
         )
     kept = int(np.searchsorted(offsets, start - batch.base_offset))
     appended = batch.timestamp_type == 1

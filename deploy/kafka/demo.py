@@ -1,7 +1,8 @@
 """``make demo-kafka``: a broker, a topic of street sensors, an engine that learns from it and one
 that predicts, side by side, and what they came to.
 
-Uses the broker at KAFKA_BOOTSTRAP_SERVERS, or starts one for as long as it runs.
+Uses the broker at KAFKA_BOOTSTRAP_SERVERS, or starts one for as long as it runs. What is said
+behind it is set in both engines: ``demo.py loader.batch_rows=504``.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ SHOWN = {
     "busy": "headrace_record_latency_seconds_sum",
     "batches": "headrace_record_latency_seconds_count",
     "error": 'headrace_quality{metric="mae",window="window"}',
-    "baseline": 'headrace_baseline_quality{metric="mae"}',
+    "baseline": 'headrace_baseline_quality{metric="mae",window="window"}',
 }
 
 
@@ -64,9 +65,10 @@ def main() -> None:
         source, sink = topics.values()
         for name, port in PORTS.items():
             PORTS[name] = free(port)
+        both = [f"source.topics={source}", *sys.argv[1:]]
         sets = {
-            TRAIN: [f"source.topics={source}", f"source.group=train-{tag}"],
-            SERVE: [f"source.topics={source}", f"source.group=serve-{tag}", f"sink.topic={sink}"],
+            TRAIN: [*both, f"source.group=train-{tag}"],
+            SERVE: [*both, f"source.group=serve-{tag}", f"sink.topic={sink}"],
         }
         out.print(f"Streaming seven years of street sensors into topic {source} ...")
         headrace(here, "run", "pedestrians-feed", [f"sink.topic={source}"], fresh=True)

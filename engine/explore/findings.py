@@ -14,6 +14,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from engine.explore.distinct import ERROR
+from engine.explore.notation import notation, truth
 from engine.explore.survey import TOGETHER, VALUES, Column, Slice, Survey
 from engine.statistics import Counts, Quantiles
 from engine.types import type_name
@@ -68,6 +69,7 @@ class Figures:
         distinct: different values; `exact` or with a standard error of 0.8 %.
         top: values and how often they occur, most frequent first; empty where too many differ.
         others: rows with other values than those.
+        special: how its texts write numbers, where no cast reads them; `reader`: what does.
         numbers: texts that read as numbers and lose nothing as such.
         mean, deviation: of numbers.
         quantiles: 0, 0.01, 0.25, 0.5, 0.75, 0.99 and 1, of numbers.
@@ -88,6 +90,8 @@ class Figures:
     exact: bool = False
     top: tuple[tuple[str, int], ...] = ()
     others: int = 0
+    special: str = ""
+    reader: str = ""
     numbers: int = 0
     mean: float | None = None
     deviation: float | None = None
@@ -366,12 +370,18 @@ def _others(survey: Survey, name: str, column: Column) -> Figures:
     return Figures(
         **common,
         numbers=0 if column.padded else column.numbers,
+        **_special(survey, name, column),
         shortest=shortest,
         longest=longest,
         length=total / known if column.lengths and known else None,
         first=None if column.low is None else str(column.low),
         last=None if column.high is None else str(column.high),
     )
+
+
+def _special(survey: Survey, name: str, column: Column) -> dict[str, Any]:
+    found = notation(column.notations, survey.rows - column.null, column.numbers)
+    return {} if found is None else {"special": found.words, "reader": found.read(name)}
 
 
 def _common(survey: Survey, name: str, column: Column) -> dict[str, Any]:
@@ -493,6 +503,20 @@ def _of_columns(columns: Sequence[Figures], rows: int) -> Iterator[str]:
         yield "Text that reads as numbers, to be declared so in [source.schema], in " + _listed(
             numbers, lambda c: repr(c.name)
         )
+    special = [c for c in columns if c.special]
+    if special:
+        yield (
+            "Text that writes numbers as no cast reads them, for a 'derive' stage to read, in "
+            + _listed(special, lambda c: f"{c.name!r} ({c.special})")
+        )
+    truths = {c.name: pair for c in columns if (pair := _truth(c)) is not None}
+    if truths:
+        name, (yes, no) = next(iter(truths.items()))
+        yield (
+            f"Text that says true and false, in {', '.join(map(repr, list(truths)[:NAMED]))} "
+            f"({yes!r}, {no!r}): as it is for a 'categories' stage or as [model] classes; a number "
+            f"by a 'derive' stage, {name} = \"CASE WHEN {name} = '{yes}' THEN 1 ELSE 0 END\"."
+        )
     keys = [c for c in columns if c.key(rows)]
     if keys:
         yield "Numbers that name things instead of measuring them, in " + _listed(
@@ -515,11 +539,17 @@ def _of_columns(columns: Sequence[Figures], rows: int) -> Iterator[str]:
         )
 
 
+def _truth(column: Figures) -> tuple[str, str] | None:
+    known = column.kind == "string" and column.exact and not column.others
+    return truth({value for value, _ in column.top}) if known else None
+
+
 def _listed(columns: Sequence[Figures], say: Callable[[Figures], str]) -> str:
     """The first few by name, the others by number."""
     names = ", ".join(map(say, columns[:NAMED]))
     rest = len(columns) - NAMED
-    return f"{names} and {rest:,} more columns." if rest > 0 else f"{names}."
+    more = counted(rest, "more column")
+    return f"{names} and {more}." if rest > 0 else f"{names}."
 
 
 def _percent(n: int, of: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 
 from engine.explore.findings import Figures, Findings, classes
@@ -12,6 +13,7 @@ SPARSE = 0.6
 """Share of missing values above which a column is left out."""
 SKEWED = 0.5
 """Bowley's skewness of the quartiles above which logarithms are suggested."""
+FIELD = re.compile(r"Struct\(\{'([^']+)'")
 LABELS = ("y", "label", "labels", "target", "class")
 """Names of columns that are to be predicted, where no pipeline says which is."""
 UNLIKE = 0.5
@@ -77,12 +79,50 @@ def _unfit(column: Figures, found: Findings, time: list[str]) -> str | None:
     if column.numeric:
         return None
     if column.kind not in ("string", "bool") and not column.kind.startswith(("Enum", "Cat")):
-        return f"no stage makes features of {column.kind}"
+        return _other(column)
+    if column.special:
+        return (
+            f"numbers {column.special}; a [scrub.derive] reads them: columns = "
+            f"{{ {column.reader} }}"
+        )
     if column.numbers >= 0.99 * (rows - column.missing):
         return 'text that reads as numbers: declare it "float64" in [source.schema]'
     if column.distinct > UNLIKE * rows:
         return "nearly every row has its own value"
     return None
+
+
+def _other(column: Figures) -> str:
+    """What makes features of a column that is neither number nor text."""
+    kind, name = column.kind, json.dumps(column.name, ensure_ascii=False)
+    if kind.startswith("list[") and "[" not in (inner := kind[5:-1]):
+        if inner.startswith("float"):
+            return f"lists of numbers: [model] ragged or padded = [{name}] reads them"
+        if inner.startswith(("int", "uint", "string")):
+            return (
+                f"lists: a [scrub.tokens] with columns = [{name}], and then [model] sparse, ragged "
+                "or padded, make features of them"
+            )
+    if field := FIELD.match(kind):
+        path = f"{column.name}.{field[1]}"
+        return (
+            "an object: [source.paths] makes columns of what is in it, as in "
+            f"{json.dumps(path.replace('.', '_'), ensure_ascii=False)} = "
+            f"{json.dumps(path, ensure_ascii=False)}"
+        )
+    if kind == "bytes":
+        return (
+            f"bytes: where they are encoded images, a [scrub.image] and [model] images = [{name}]"
+        )
+    if kind.startswith("Array"):
+        return f"arrays: of shape (height, width, channels), [model] images = [{name}] reads them"
+    if kind.startswith(("date", "time")):
+        part = "month" if kind == "date" else "hour"
+        return (
+            f"a time: a [scrub.derive] makes numbers of it, as in columns = {{ {part} = "
+            f"'EXTRACT({part} FROM {name})' }}"
+        )
+    return f"no stage makes features of {kind}"
 
 
 def _duplicates(found: Findings, time: list[str]) -> Iterator[str]:

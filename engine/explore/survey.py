@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +13,11 @@ from numpy.typing import NDArray
 
 from engine.explore.clock import Clock, clock
 from engine.explore.distinct import Distinct, Seen
+from engine.explore.notation import counts
 from engine.expressions import expression
 from engine.scrub.hashing import hashes, mix
 from engine.statistics import Counts, Moments, Quantiles, matrix
-from engine.types import RESERVED, Schema, UserError
+from engine.types import RESERVED, Schema, UserError, type_name
 
 Floats = NDArray[np.float64]
 SLICES = 32
@@ -62,6 +64,7 @@ class Column:
         distinct: how many different ones.
         counts: of each value, None where there are too many different ones.
         numbers: texts that read as numbers.
+        notations: texts that each of `engine.explore.notation.NOTATIONS` reads.
         padded: of them, those with zeros in front ("01234"), which a number would lose.
         low, high: smallest and largest, of what has an order and is no number.
         lengths: of texts and bytes, in bytes: fewest, sum, most.
@@ -75,6 +78,7 @@ class Column:
     distinct: Distinct | None = None
     counts: Counts | None = None
     numbers: int = 0
+    notations: tuple[int, ...] = ()
     padded: int = 0
     low: object = None
     high: object = None
@@ -237,7 +241,10 @@ def as_time(frame: pl.DataFrame, sql: str) -> pl.Expr:
     except pl.exceptions.PolarsError as error:
         raise UserError(f"--time '{sql}' is no expression over the columns: {error}.") from None
     if not kind.is_temporal():
-        raise UserError(f"--time '{sql}' expects a time or a date, got {kind}.")
+        raise UserError(
+            f"--time '{sql}' expects a time or a date, got {type_name(kind)}: declare the column, "
+            "as in --set source.schema.NAME=datetime, or take another."
+        )
     return expr.cast(pl.Datetime("us")).dt.epoch("us")
 
 
@@ -273,6 +280,7 @@ def _add(column: Column, values: pl.Series) -> None:
     if kind == pl.String:
         numbers = values.filter(values.cast(pl.Float64, strict=False).is_not_null())
         column.numbers += len(numbers)
+        column.notations = _sums(column.notations, counts(values))
         column.padded += int(numbers.str.contains(r"^[+-]?0\d").sum())
     if kind in (pl.String, pl.Binary):
         _measure(column, values)
@@ -280,6 +288,10 @@ def _add(column: Column, values: pl.Series) -> None:
         ends: list[Any] = [column.low, column.high, values.min(), values.max()]
         ends = [end for end in ends if end is not None]
         column.low, column.high = min(ends, default=None), max(ends, default=None)
+
+
+def _sums(a: tuple[int, ...], b: list[int]) -> tuple[int, ...]:
+    return tuple(map(operator.add, a, b)) if a else tuple(b)
 
 
 def _measure(column: Column, values: pl.Series) -> None:

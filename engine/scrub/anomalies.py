@@ -17,7 +17,7 @@ from engine.kernels import Floats
 from engine.scrub.columns import extended, numbers, spread
 from engine.scrub.stage import LearnSettings, Stateless
 from engine.statistics import Quantiles
-from engine.types import Batch, Schema, Snapshot, Transform
+from engine.types import Batch, Name, Names, Schema, Snapshot, Transform
 
 SPARSE = 0.1
 """Share of a window's rows: where no more are in a node, its children say nothing."""
@@ -154,16 +154,16 @@ class Anomalies(Stateless):
             action: score (add the column `score`, Float64), flag (add it as Float32, 1 where a row
                 scores high, else 0) or reject (the row, with reason ``anomaly``).
             score: name of the added column.
-            share: share of the rows that score high.
-            window: rows that judge the next ones.
+            share [share]: share of the rows that score high.
+            window [rows]: rows that judge the next ones.
             trees: more are slower and judge more evenly.
             height: how often a tree halves; each more doubles its memory of 20 bytes a node.
             seed: of the random numbers.
         """
 
-        columns: tuple[str, ...]
+        columns: Names
         action: Literal["score", "flag", "reject"] = "score"
-        score: str = "anomaly"
+        score: Name = "anomaly"
         share: float = Field(0.01, gt=0, lt=1)
         window: int = Field(250, ge=10)
         trees: int = Field(25, ge=1, le=1_000)

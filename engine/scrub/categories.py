@@ -12,7 +12,7 @@ from pydantic import Field
 from engine.scrub.columns import spread
 from engine.scrub.hashing import hashes
 from engine.scrub.stage import LearnSettings, Stateless
-from engine.types import PART, Batch, Codes, Schema, Snapshot, Transform, UserError
+from engine.types import PART, Batch, Codes, Names, Schema, Snapshot, Transform, UserError
 
 
 class Categories(Stateless):
@@ -35,7 +35,7 @@ class Categories(Stateless):
             size: values that get a code of their own, or number of buckets; codes are 0 ... size.
         """
 
-        columns: tuple[str, ...]
+        columns: Names
         method: Literal["vocabulary", "hash"] = "vocabulary"
         size: int = Field(1_000, ge=1, le=1 << 31)
 

@@ -13,7 +13,7 @@ from engine import types
 from engine.scrub.columns import numbers, spread
 from engine.scrub.detectors import Adwin, Detector, Found, PageHinkley, Psi
 from engine.scrub.stage import Stateless
-from engine.types import Batch, Schema, Snapshot, Transform, UserError
+from engine.types import Batch, Names, Schema, Snapshot, Transform, UserError
 
 log = logging.getLogger("headrace.scrub")
 
@@ -58,15 +58,15 @@ class Drift(Stateless):
                 default.
             threshold: for page_hinkley, how far a sum must go, in units: 50 by default; for psi
                 the index above which it is drift: 0.2 by default.
-            window: for psi, rows; 1,000 by default.
+            window [rows]: for psi, rows; 1,000 by default.
             bins: for psi, quantiles of the reference; 10 by default.
-            warmup: for adwin and page_hinkley, numbers of a column whose deviation becomes its
-                unit (adwin: four deviations), at the start and after each drift; 300 by default;
-                0 takes numbers as they are.
+            warmup [numbers]: for adwin and page_hinkley, numbers of a column whose deviation
+                becomes its unit (adwin: four deviations), at the start and after each drift; 300 by
+                default; 0 takes numbers as they are.
             log: write a warning with column, row and detector to the log.
         """
 
-        columns: tuple[str, ...]
+        columns: Names
         detector: Literal["adwin", "page_hinkley", "psi"] = "adwin"
         confidence: float = Field(0.002, gt=0, lt=1)
         slack: float = Field(0.25, ge=0, allow_inf_nan=False)

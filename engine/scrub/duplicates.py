@@ -14,7 +14,7 @@ from engine.scrub.columns import spread
 from engine.scrub.hashing import Hashes, hashes
 from engine.scrub.recall import Recall
 from engine.scrub.stage import Stateless
-from engine.types import Batch, Schema, Snapshot, Transform
+from engine.types import Batch, Names, Schema, Snapshot, Transform
 
 
 class Duplicates(Stateless):
@@ -35,10 +35,10 @@ class Duplicates(Stateless):
 
         Attributes:
             by: the key columns; names or globs.
-            window: how many rows back a key is remembered.
+            window [rows]: how many rows back a key is remembered.
         """
 
-        by: tuple[str, ...] = Field(min_length=1)
+        by: Names = Field(min_length=1)
         window: int = Field(50_000, ge=1)
 
     def __init__(self, name: str, settings: Duplicates.Settings) -> None:

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from engine import types
 from engine.scrub.columns import replaced, spread
 from engine.scrub.stage import Stateless
-from engine.types import Batch, Schema, Transform, UserError
+from engine.types import Batch, Name, Names, Schema, Transform, UserError
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """What is decoded; the other readers that Pillow has are never reached."""
@@ -66,23 +66,23 @@ class Images(Stateless):
 
         Attributes:
             columns: names or globs.
-            size: height and width of the result.
+            size [pixels]: height and width of the result.
             mode: RGB, or L for grey: channels 3 or 1.
             resize: ``crop`` keeps the proportions: the short side is fitted and the middle taken;
                 ``stretch`` fits both sides.
             orientation: turn an image upright by what its camera noted (EXIF); without, it is as it
                 was stored, but for TIFF.
             root: the folder below which paths lie; needed where a column holds paths.
-            max_pixels: pixels of the largest encoded image that is decoded.
+            max_pixels [pixels]: pixels of the largest encoded image that is decoded.
             threads: that decode a batch together; all cores unless given.
         """
 
-        columns: tuple[str, ...]
+        columns: Names
         size: tuple[PositiveInt, PositiveInt]
         mode: Literal["RGB", "L"] = "RGB"
         resize: Literal["crop", "stretch"] = "crop"
         orientation: bool = True
-        root: str | None = None
+        root: Name | None = None
         max_pixels: int = Field(50_000_000, ge=1, le=MOST_PIXELS)
         threads: int | None = Field(None, ge=1, le=256)
 

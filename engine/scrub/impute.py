@@ -15,7 +15,7 @@ from engine.scrub.chain import UNTAUGHT
 from engine.scrub.columns import extended, is_missing, numbers, replaced, spread
 from engine.scrub.stage import ForgetSettings, Learned
 from engine.statistics import CoMoments, matrix
-from engine.types import Batch, Schema, Transform, UserError
+from engine.types import Batch, Names, Schema, Transform, UserError
 
 AT_ONCE = 1 << 22
 """Numbers of the systems that are solved in one call."""
@@ -47,12 +47,12 @@ class Impute(Learned):
             columns: those that are filled, and predict each other; names or globs.
             given: those that help to predict and are not filled; names or globs.
             alpha: the penalty; the more, the nearer to the mean.
-            min_rows: complete rows to learn before anything is predicted.
+            min_rows [rows]: complete rows to learn before anything is predicted.
             indicator: add ``<column>_missing`` (Float32): 1 where the value was missing, else 0.
         """
 
-        columns: tuple[str, ...]
-        given: tuple[str, ...] = ()
+        columns: Names
+        given: Names = ()
         alpha: float = Field(1.0, gt=0, allow_inf_nan=False)
         min_rows: int = Field(100, ge=2)
         indicator: bool = False

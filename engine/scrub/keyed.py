@@ -15,7 +15,7 @@ from engine.scrub.columns import numbers, replaced, spread
 from engine.scrub.hashing import hashes
 from engine.scrub.stage import ForgetSettings, Learned
 from engine.statistics import KeyedMoments
-from engine.types import Batch, Schema, Transform, UserError
+from engine.types import Batch, Names, Schema, Transform, UserError
 
 HASH = "hash"
 
@@ -39,11 +39,11 @@ class StandardizeBy(Learned):
             columns: names or globs.
             by: the key columns; names or globs.
             keys: how many keys are remembered.
-            min_rows: numbers a key must have in a column before its own statistics count.
+            min_rows [numbers]: numbers a key must have in a column before its own statistics count.
         """
 
-        columns: tuple[str, ...]
-        by: tuple[str, ...] = Field(min_length=1)
+        columns: Names
+        by: Names = Field(min_length=1)
         keys: int = Field(10_000, ge=1)
         min_rows: int = Field(10, ge=1)
 

@@ -17,6 +17,8 @@ from engine.scrub.stage import Stateless
 from engine.types import (
     NANOSECONDS,
     Batch,
+    Name,
+    Names,
     Schema,
     Snapshot,
     Transform,
@@ -57,14 +59,14 @@ class Lag(Stateless):
             time: a datetime, date or integer column; rows without a time find and leave nothing.
             every: length of a step: a duration ("1h", "15m", "1d", "1h30m"), or an integer where
                 time is one.
-            steps: how many steps back, one new column each.
+            steps [steps]: how many steps back, one new column each.
             lateness: how much later than newer rows a row may come and still find all its values;
                 same form as every.
         """
 
-        column: str
-        by: tuple[str, ...] = ()
-        time: str
+        column: Name
+        by: Names = ()
+        time: Name
         every: str | int
         steps: tuple[int, ...] = Field(min_length=1)
         lateness: str | int = 0

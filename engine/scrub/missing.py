@@ -25,7 +25,7 @@ from engine.scrub.columns import (
 )
 from engine.scrub.stage import ForgetSettings, Learned
 from engine.statistics import Counts, Moments, Quantiles, Statistic
-from engine.types import Batch, Fill, Schema, Snapshot, Transform, UserError, require
+from engine.types import Batch, Fill, Names, Schema, Snapshot, Transform, UserError, require
 
 STATISTICS: dict[str, type[Statistic]] = {
     "mean": Moments,
@@ -60,10 +60,10 @@ class Missing(Learned):
             indicator: add ``<column>_missing`` (Float32): 1 where the value was missing, else 0.
         """
 
-        columns: tuple[str, ...]
+        columns: Names
         strategy: Literal["constant", "mean", "median", "most_frequent", "last", "drop"] = "mean"
         value: bool | int | float | str | None = None
-        by: tuple[str, ...] = ()
+        by: Names = ()
         keys: int = Field(100_000, ge=1)
         indicator: bool = False
 

@@ -16,7 +16,7 @@ from engine.scrub.chain import Link
 from engine.scrub.columns import extended, holds, numbers, replaced, spread
 from engine.scrub.stage import ForgetSettings, Learned
 from engine.statistics import Moments, Quantiles, Statistic
-from engine.types import Batch, Clip, Schema, Transform, UserError
+from engine.types import Batch, Clip, Names, Schema, Transform, UserError
 
 INF = math.inf
 
@@ -45,12 +45,12 @@ class Outliers(Learned):
                 (add ``<column>_outlier``, Float32: 1 or 0).
             low: smallest value that is kept, for `method` bounds; no limit unless given.
             high: largest value that is kept, for `method` bounds; no limit unless given.
-            threshold: for zscore, how many deviations.
+            threshold [deviations]: for zscore, how many deviations.
             factor: for iqr, how many quartile distances.
-            min_rows: numbers a column must have learned before zscore or iqr judge it.
+            min_rows [numbers]: numbers a column must have learned before zscore or iqr judge it.
         """
 
-        columns: tuple[str, ...]
+        columns: Names
         method: Literal["bounds", "zscore", "iqr"] = "zscore"
         action: Literal["clip", "reject", "flag"] = "clip"
         low: float = Field(-INF, allow_inf_nan=True)

@@ -14,7 +14,7 @@ from engine.kernels import Floats, powered, scaled, unpowered
 from engine.scrub.columns import numbers, replaced, spread
 from engine.scrub.stage import ForgetSettings, Learned
 from engine.statistics import Quantiles
-from engine.types import Affine, Batch, Power, Schema, Snapshot, Transform, UserError
+from engine.types import Affine, Batch, Names, Power, Schema, Snapshot, Transform, UserError
 
 AFRESH = 1.1
 """Exponents are fitted again when a column has seen so many times the numbers of the last fit:
@@ -54,10 +54,10 @@ class Powers(Learned):
             standardize: make mean 0 and deviation 1 of the result, by those of the digest at the
                 fit (within 0.01 deviations); 0 until then. By default where the exponent is
                 learned.
-            min_rows: numbers a column must have learned before it is fitted.
+            min_rows [numbers]: numbers a column must have learned before it is fitted.
         """
 
-        columns: tuple[str, ...]
+        columns: Names
         method: Literal["yeo-johnson", "log"] = "yeo-johnson"
         exponent: float | None = Field(None, ge=LOW, le=HIGH)
         standardize: bool | None = None

@@ -14,7 +14,7 @@ from engine.scrub.chain import Link
 from engine.scrub.columns import numbers, replaced, spread
 from engine.scrub.stage import ForgetSettings, Learned
 from engine.statistics import Extremes, FadingMoments, Moments, Quantiles
-from engine.types import Affine, Batch, Clip, Schema, Transform, UserError
+from engine.types import Affine, Batch, Clip, Names, Schema, Transform, UserError
 
 
 class Scaled(Learned):
@@ -81,11 +81,11 @@ class Standardize(Scaled):
 
         Attributes:
             columns: names or globs.
-            halflife: after how many newer numbers of its column a number counts half; by default
-                all count the same.
+            halflife [numbers]: after how many newer numbers of its column a number counts half; by
+                default all count the same.
         """
 
-        columns: tuple[str, ...]
+        columns: Names
         halflife: float | None = Field(None, ge=1, allow_inf_nan=False)
 
     def __init__(self, name: str, settings: Standardize.Settings) -> None:
@@ -120,7 +120,7 @@ class Normalize(Scaled):
             clip: keep results within the interval.
         """
 
-        columns: tuple[str, ...]
+        columns: Names
         low: float = Field(0.0, allow_inf_nan=False)
         high: float = Field(1.0, allow_inf_nan=False)
         from_low: float | None = Field(None, allow_inf_nan=False)
@@ -199,11 +199,11 @@ class Robust(Scaled):
 
         Attributes:
             columns: names or globs.
-            low: share (0-1) of the numbers below the low quantile.
-            high: share of the numbers below the high quantile.
+            low [share]: share (0-1) of the numbers below the low quantile.
+            high [share]: share of the numbers below the high quantile.
         """
 
-        columns: tuple[str, ...]
+        columns: Names
         low: float = Field(0.25, ge=0, le=1)
         high: float = Field(0.75, ge=0, le=1)
 

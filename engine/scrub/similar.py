@@ -14,7 +14,7 @@ from engine import types
 from engine.scrub.hashing import Hashes, letters, mix
 from engine.scrub.recall import Recall
 from engine.scrub.stage import Stateless
-from engine.types import Batch, Schema, Snapshot, Transform, UserError, require
+from engine.types import Batch, Name, Schema, Snapshot, Transform, UserError, require
 
 Ints = NDArray[np.int64]
 Signatures = NDArray[np.uint32]
@@ -53,13 +53,13 @@ class NearDuplicates(Stateless):
 
         Attributes:
             column: the column of text.
-            threshold: share (0-1) of pieces from which on two texts are duplicates.
-            window: how many rows back a text is remembered.
-            piece: bytes of a piece; a shorter text is one piece.
+            threshold [share]: share (0-1) of pieces from which on two texts are duplicates.
+            window [rows]: how many rows back a text is remembered.
+            piece [bytes]: bytes of a piece; a shorter text is one piece.
             hashes: more estimate better and take longer.
         """
 
-        column: str
+        column: Name
         threshold: float = Field(0.8, ge=0.1, le=1)
         window: int = Field(50_000, ge=1)
         piece: int = Field(5, ge=1, le=8)

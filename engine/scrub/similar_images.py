@@ -14,7 +14,7 @@ from engine import types
 from engine.scrub.hashing import Hashes
 from engine.scrub.perceptual import perceptual_hashes
 from engine.scrub.stage import Stateless
-from engine.types import Batch, Schema, Snapshot, Transform, UserError, require
+from engine.types import Batch, Name, Schema, Snapshot, Transform, UserError, require
 
 Ints = NDArray[np.int64]
 
@@ -42,13 +42,13 @@ class NearDuplicateImages(Stateless):
 
         Attributes:
             column: the encoded images (JPEG, PNG, ...), bytes.
-            distance: bits that may differ; two images that have nothing in common differ in about
-                32, and in no more than 6 by chance once in some hundred million pairs.
-            window: how many rows back an image is remembered.
+            distance [bits]: bits that may differ; two images that have nothing in common differ in
+                about 32, and in no more than 6 by chance once in some hundred million pairs.
+            window [rows]: how many rows back an image is remembered.
             threads: that decode; as many as there are cores unless given.
         """
 
-        column: str
+        column: Name
         distance: int = Field(6, ge=0, le=24)
         window: int = Field(50_000, ge=1)
         threads: int | None = Field(None, ge=1, le=256)

@@ -14,7 +14,18 @@ from engine import types
 from engine.scrub.columns import extended
 from engine.scrub.hashing import Hashes, hashes
 from engine.scrub.stage import Stateless
-from engine.types import PART, RESERVED, Batch, Schema, Snapshot, Transform, UserError, require
+from engine.types import (
+    PART,
+    RESERVED,
+    Batch,
+    Name,
+    Names,
+    Schema,
+    Snapshot,
+    Transform,
+    UserError,
+    require,
+)
 
 PARTS = ("train", "validation", "test")
 KIND = pl.Enum(PARTS)
@@ -47,8 +58,8 @@ class Split(Stateless):
         """``[scrub.NAME]`` with ``kind = "split"``
 
         Attributes:
-            test: share (0-1) of the rows.
-            validation: share of the rows.
+            test [share]: share (0-1) of the rows.
+            validation [share]: share of the rows.
             by: columns whose values together are the key.
             stratify: column whose values get their share each.
             values: distinct values of `stratify` that are counted; a further one is dealt out
@@ -63,10 +74,10 @@ class Split(Stateless):
 
         test: float = Field(0.0, ge=0, lt=1)
         validation: float = Field(0.0, ge=0, lt=1)
-        by: tuple[str, ...] = ()
-        stratify: str | None = None
+        by: Names = ()
+        stratify: Name | None = None
         values: int = Field(1_000, ge=1)
-        time: str | None = None
+        time: Name | None = None
         test_from: float | str | None = None
         validation_from: float | str | None = None
         folds: int | None = Field(None, ge=2)
@@ -100,7 +111,8 @@ class Split(Stateless):
     def bind(self, schema: Schema) -> Schema:
         """Raises: UserError for a column that is not there, or a time that is none."""
         settings = self.settings
-        needed = [*settings.by, *filter(None, (settings.stratify, settings.time))]
+        apart = [c for c in (settings.stratify, settings.time) if c is not None]
+        needed = [*settings.by, *apart]
         require(schema, needed, where=self.where)
         if settings.time is not None:
             self._kind = schema[settings.time]

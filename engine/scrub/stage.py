@@ -11,7 +11,7 @@ from pydantic import Field
 
 from engine.scrub.chain import Floats, Link
 from engine.statistics import Extremes, Moments, Statistic
-from engine.types import PART, Batch, Scale, Settings, Snapshot, Stage, UserError, training
+from engine.types import PART, Batch, Name, Scale, Settings, Snapshot, Stage, UserError, training
 
 DETECTORS = ("adwin", "page_hinkley", "psi")
 """What a 'drift' stage counts under."""
@@ -22,7 +22,7 @@ class LearnSettings(Settings):
 
     Attributes:
         learn: false applies what a checkpoint holds and learns nothing more.
-        freeze_after: rows after which nothing more is learned; exact to the row.
+        freeze_after [rows]: rows after which nothing more is learned; exact to the row.
     """
 
     learn: bool = True
@@ -44,7 +44,7 @@ class ForgetSettings(LearnSettings):
             before it is learned from; `freeze_after` counts from there.
     """
 
-    forget_on: str | None = None
+    forget_on: Name | None = None
 
 
 class Stateless:

@@ -18,7 +18,7 @@ from engine import types
 from engine.scrub.columns import replaced, spread
 from engine.scrub.hashing import hashes, letters, spans
 from engine.scrub.stage import Stateless
-from engine.types import Batch, Schema, Transform, UserError
+from engine.types import Batch, Name, Names, Schema, Transform, UserError
 
 Ints = NDArray[np.int64]
 
@@ -48,11 +48,11 @@ class Tokens(Stateless):
             vocabulary: a file, UTF-8, with a token a line; in place of hashing.
         """
 
-        columns: tuple[str, ...]
+        columns: Names
         split: str = "whitespace"
         lower: bool = True
         size: int = Field(65_536, ge=1, le=1 << 31)
-        vocabulary: str | None = None
+        vocabulary: Name | None = None
 
     def __init__(self, name: str, settings: Tokens.Settings) -> None:
         super().__init__(name, settings)

@@ -8,7 +8,7 @@ import polars as pl
 from engine import types
 from engine.scrub.columns import spread
 from engine.scrub.stage import Stateless
-from engine.types import PART, RESERVED, Batch, Schema, Transform, UserError, require
+from engine.types import PART, RESERVED, Batch, Name, Names, Schema, Transform, UserError, require
 
 
 class Unpivot(Stateless):
@@ -29,10 +29,10 @@ class Unpivot(Stateless):
             value: name of the new column with their values.
         """
 
-        keep: tuple[str, ...] = ()
-        columns: tuple[str, ...] = ("*",)
-        variable: str = "variable"
-        value: str = "value"
+        keep: Names = ()
+        columns: Names = ("*",)
+        variable: Name = "variable"
+        value: Name = "value"
 
     def __init__(self, name: str, settings: Unpivot.Settings) -> None:
         super().__init__(name, settings)

@@ -29,7 +29,7 @@ class ImageSettings(AugmentSettings):
 
     Attributes:
         columns: images, names or globs; those of a row are all changed alike.
-        probability: of a row to be changed.
+        probability [share]: of a row to be changed.
     """
 
     columns: tuple[str, ...] = ("*",)
@@ -108,8 +108,8 @@ class Crop(ImageAugment):
         """``[augment.NAME]`` with ``kind = "crop"``
 
         Attributes:
-            area: smallest share of the image's area that the part may be; all shares from there to
-                1 are as likely.
+            area [share]: smallest share of the image's area that the part may be; all shares from
+                there to 1 are as likely.
             ratio: by how much width and height may be enlarged differently.
         """
 
@@ -136,7 +136,7 @@ class Rotate(ImageAugment):
         """``[augment.NAME]`` with ``kind = "rotate"``
 
         Attributes:
-            degrees: most that an image is turned, either way; all angles are as likely.
+            degrees [degrees]: most that an image is turned, either way; all angles are as likely.
         """
 
         degrees: float = Field(15.0, ge=0, le=180)
@@ -176,7 +176,7 @@ class PixelNoise(ImageAugment):
         """``[augment.NAME]`` with ``kind = "pixel_noise"``
 
         Attributes:
-            scale: standard deviation, as a share of the range of values (255 of bytes, 1 of
+            scale [share]: standard deviation, as a share of the range of values (255 of bytes, 1 of
                 floats).
         """
 

@@ -25,7 +25,7 @@ class MixSettings(AugmentSettings):
     Attributes:
         alpha: what stays of a row is a share from Beta(alpha, alpha). Small: most rows stay nearly
             what they are, or become nearly another; 1: any share is as likely.
-        probability: of a row to be mixed.
+        probability [share]: of a row to be mixed.
     """
 
     alpha: float = Field(1.0, gt=0, allow_inf_nan=False)

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
-from engine.types import Tensors
+from engine.types import Names, Tensors
 from models.augment.augmentation import AugmentSettings, Context
 from models.augment.columns import places
 
@@ -28,10 +28,10 @@ class Jitter:
             columns: numeric features, names or globs.
             scale: standard deviation of the noise in the features' own unit as the model gets them:
                 for a feature that was standardized, a share of its deviation.
-            probability: of a row to be changed.
+            probability [share]: of a row to be changed.
         """
 
-        columns: tuple[str, ...] = ("*",)
+        columns: Names = ("*",)
         scale: float = Field(0.1, ge=0, allow_inf_nan=False)
         probability: float = Field(1.0, ge=0, le=1)
 
@@ -71,11 +71,11 @@ class FeatureDropout:
 
         Attributes:
             columns: features, numeric ones or categories, names or globs.
-            share: of the values that are replaced (0-1), each on its own.
+            share [share]: of the values that are replaced (0-1), each on its own.
             value: what a number becomes; 0 is the mean of a feature that was standardized.
         """
 
-        columns: tuple[str, ...] = ("*",)
+        columns: Names = ("*",)
         share: float = Field(0.1, ge=0, le=1)
         value: float = Field(0.0, allow_inf_nan=False)
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
-from engine.types import Features, Padded, Ragged, Tensors, UserError
+from engine.types import Features, Name, Padded, Ragged, Tensors, UserError
 from models.augment.augmentation import AugmentSettings, Context
 from models.augment.columns import chosen
 from models.augment.ragged import Ints, Likes, changed_rows, filtered, kept_tokens, swapped
@@ -96,7 +96,7 @@ class TokenDropout(TokenAugment):
         """``[augment.NAME]`` with ``kind = "token_dropout"``
 
         Attributes:
-            share: of the tokens that are left out (0-1), each on its own.
+            share [share]: of the tokens that are left out (0-1), each on its own.
         """
 
         share: float = Field(0.1, ge=0, le=1)
@@ -116,7 +116,7 @@ class TokenSwap(TokenAugment):
         """``[augment.NAME]`` with ``kind = "token_swap"``
 
         Attributes:
-            share: of the tokens that move (0-1), two by two.
+            share [share]: of the tokens that move (0-1), two by two.
         """
 
         share: float = Field(0.1, ge=0, le=1)
@@ -138,10 +138,10 @@ class Synonyms(TokenAugment):
             table: a CSV (with a head line) or Parquet file: a token in the first column, what may
                 stand in its place in the second, a pair a row. Tokens are words where a 'tokens'
                 stage numbers them, else the numbers themselves.
-            share: of the tokens in the table that are replaced (0-1), each on its own.
+            share [share]: of the tokens in the table that are replaced (0-1), each on its own.
         """
 
-        table: str
+        table: Name
         share: float = Field(0.1, ge=0, le=1)
 
     def __init__(self, name: str, settings: Any) -> None:

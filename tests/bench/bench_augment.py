@@ -32,8 +32,6 @@ from models.learner import TabularLearner
 from tests.bench.measure import interleave, median, report
 
 SIDE = 224
-STEPS = 50
-"""Training steps of a round."""
 FEATURES = Features(
     numeric=tuple(f"x{i}" for i in range(32)), target="y", task="binary", classes=("a", "b")
 )
@@ -47,7 +45,8 @@ def main(*, quick: bool = False) -> None:
     try:
         runs, rows = _images(8 if quick else 64)
         more, tokens = _lists(100 if quick else 2_000)
-        seconds = interleave({**runs, **more, **_steps()}, rounds=3 if quick else 7)
+        steps = 2 if quick else 50  # of training, in a round
+        seconds = interleave({**runs, **more, **_steps(steps)}, rounds=3 if quick else 7)
     finally:
         torch.set_num_threads(before)
     figures = {}
@@ -59,7 +58,7 @@ def main(*, quick: bool = False) -> None:
     plain = median(seconds["step"])
     for name in seconds:
         if name.startswith("step"):
-            figures[f"{name}, ms"] = 1e3 * median(seconds[name]) / STEPS
+            figures[f"{name}, ms"] = 1e3 * median(seconds[name]) / steps
             figures[f"{name}: share of the plain step"] = median(seconds[name]) / plain
     report("augment", figures, seconds=seconds, goal="faster than torchvision row by row")
 
@@ -135,8 +134,8 @@ def _each(transform: Callable[[torch.Tensor], torch.Tensor], images: torch.Tenso
     return torch.stack([transform(image) for image in images])
 
 
-def _learn(learner: TabularLearner, batch: Batch) -> None:
-    for _ in range(STEPS):
+def _learn(learner: TabularLearner, batch: Batch, steps: int) -> None:
+    for _ in range(steps):
         learner.learn(batch)
 
 
@@ -151,8 +150,8 @@ class _Given(Synonyms):
         return self._pairs
 
 
-def _steps() -> dict[str, Callable[[], object]]:
-    """A training step on 1,024 rows of 32 numbers, a network of 128-64."""
+def _steps(steps: int) -> dict[str, Callable[[], object]]:
+    """So many training steps on 1,024 rows of 32 numbers, a network of 128-64."""
     chance = np.random.default_rng(0)
     tensors = Tensors(
         numeric=torch.from_numpy(chance.normal(size=(1_024, 32)).astype(np.float32)),
@@ -172,7 +171,7 @@ def _steps() -> dict[str, Callable[[], object]]:
         learner = TabularLearner(settings, training, FEATURES)
         if augment is not None:
             Augmentation([augment]).attach(learner)
-        runs[name] = partial(_learn, learner, batch)
+        runs[name] = partial(_learn, learner, batch, steps)
     return runs
 
 

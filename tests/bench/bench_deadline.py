@@ -93,10 +93,10 @@ class Arrivals(Source):
 
 def main(*, quick: bool = False) -> None:
     """Measure, print, write ``runs/bench/deadline.json``."""
-    seconds = 2.0 if quick else 20.0
+    seconds = 0.3 if quick else 20.0
     with TemporaryDirectory() as folder:
-        model = trained(Path(folder), 30)["float32"]
-        capacity = measured(model, 32_768 if quick else 131_072)
+        model = trained(Path(folder), quick=quick, batches=30)["float32"]
+        capacity = measured(model, 16_384 if quick else 131_072)
         rate = capacity / 2
         times = np.cumsum(np.random.default_rng(0).exponential(1 / rate, int(rate * seconds)))
         rows = data(len(times), seed=1).drop("y")

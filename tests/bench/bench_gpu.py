@@ -134,7 +134,7 @@ def transfer(*, quick: bool) -> None:
 
 def inference(folder: Path, *, quick: bool) -> None:
     """float32 and float16 by every provider that is there, and the guard where one is not."""
-    models = bench_inference.trained(folder, 10 if quick else 100)
+    models = bench_inference.trained(folder, quick=quick, batches=100)
     models["float16"] = folder / "float16.onnx"
     float16(models["float32"], models["float16"], [])
     test = bench_inference.data(BATCH, seed=5).drop("y")

@@ -32,7 +32,7 @@ KINDS = {"224 x 224": (224, 224), "500 x 375": (375, 500)}
 
 def main(*, quick: bool = False) -> None:
     """Measure, print, write ``runs/bench/images.json``."""
-    count = 256 if quick else 4_000
+    count = 64 if quick else 4_000
     seconds: dict[str, list[float]] = {}
     figures: dict[str, Any] = {}
     for kind, (height, width) in list(KINDS.items())[: 1 if quick else None]:
@@ -43,7 +43,7 @@ def main(*, quick: bool = False) -> None:
                 peer: stack.enter_context(
                     closing(Peer(peer, folder, module="tests.bench.decoders"))
                 )
-                for peer in installed("images")
+                for peer in installed("images", quick=quick)
             }
             runs: dict[str, Callable[[], object]] = {"headrace": partial(headrace, folder, count)}
             runs |= {peer: checked(made, count) for peer, made in peers.items()}

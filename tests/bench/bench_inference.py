@@ -33,6 +33,8 @@ from tests.bench.measure import interleave, median, report
 COLUMNS = 32
 NAMES = tuple(f"x{i}" for i in range(COLUMNS))
 FEATURES = Features(numeric=NAMES, target="y", task="binary", classes=("0", "1"))
+LAYERS = (512,) * 4
+QUICK = (32,) * 4
 BATCHES = (1_024, 8_192)
 SIZES = (1, 64, 1_024)
 """Rows of a call, for int8 against float32."""
@@ -41,7 +43,7 @@ SIZES = (1, 64, 1_024)
 def main(*, quick: bool = False) -> None:
     """Measure, print, write ``runs/bench/inference.json``."""
     with TemporaryDirectory() as folder:
-        models = trained(Path(folder), 30 if quick else 300)
+        models = trained(Path(folder), quick=quick)
         through_headrace(models["float32"], quick=quick)
         against_float32(models, quick=quick)
 
@@ -49,7 +51,7 @@ def main(*, quick: bool = False) -> None:
 def through_headrace(model: Path, *, quick: bool) -> None:
     """P5: what the engine around the session costs."""
     runs: dict[str, Callable[[], object]] = {}
-    count = 32_768 if quick else 131_072
+    count = 16_384 if quick else 131_072
     for rows in BATCHES:
         frame = data(count, seed=1).drop("y")
         runs[f"bare, {rows}"] = bare(model, frame, rows)
@@ -64,7 +66,7 @@ def through_headrace(model: Path, *, quick: bool) -> None:
 
 def against_float32(models: dict[str, Path], *, quick: bool) -> None:
     """Latency by rows of a call, and accuracy."""
-    test = data(20_000, seed=2)
+    test = data(2_000 if quick else 20_000, seed=2)
     label = test["y"].to_numpy()
     sessions = {name: predictor(path) for name, path in models.items()}
     figures: dict[str, float] = {}
@@ -94,10 +96,12 @@ def data(rows: int, seed: int) -> pl.DataFrame:
     return pl.DataFrame(x, schema=list(NAMES)).with_columns(y=pl.Series(label))
 
 
-def trained(folder: Path, batches: int) -> dict[str, Path]:
-    """The network as float32 and its candidates, calibrated on rows of their own."""
+def trained(folder: Path, *, quick: bool, batches: int = 300) -> dict[str, Path]:
+    """The network as float32 and its candidates, calibrated on rows of their own; quick, a small
+    one that has hardly learned."""
+    batches = 2 if quick else batches
     learner = TabularLearner(
-        TabularLearner.Settings(layers=(512,) * 4),
+        TabularLearner.Settings(layers=QUICK if quick else LAYERS),
         TabularLearner.Training(optimizer="adam", lr=1e-3),
         FEATURES,
     )

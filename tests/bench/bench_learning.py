@@ -32,7 +32,7 @@ def main(*, quick: bool = False) -> None:
     torch.set_num_threads(1)
     figures: dict[str, Any] = {}
     for name in FLOORS:
-        rows = stream(name, 500 if quick else None)
+        rows = stream(name, 100 if quick else None)
         unit = "error" if features(*rows).task == "regression" else "accuracy"
         figures[f"{name}, {unit}"] = headrace(*rows)
         for other, model in rivals(unit == "error").items():

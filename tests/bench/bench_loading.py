@@ -55,8 +55,8 @@ def main(*, quick: bool = False) -> None:
             name + ("" if learn else ", frozen"): stack.enter_context(
                 closing(Peer(name, path, learn=learn))
             )
-            for learn in (True, False)
-            for name in installed(learn=learn)
+            for learn in ((True,) if quick else (True, False))
+            for name in installed(learn=learn, quick=quick)
         }
         seconds = interleave(
             runs | {name: peer.run for name, peer in peers.items()}, rounds=3 if quick else 5

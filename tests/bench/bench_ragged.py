@@ -31,13 +31,13 @@ from tests.bench.measure import interleave, median, report
 
 def main(*, quick: bool = False) -> None:
     """Measure, print, write ``runs/bench/ragged.json``."""
-    count = 10_000 if quick else 400_000
+    count = 2_000 if quick else 400_000
     with TemporaryDirectory() as name, ExitStack() as stack:
         path = Path(name) / "lines.txt"
         write(path, count)
         peers = {
             peer: stack.enter_context(closing(Peer(peer, path, module="tests.bench.decoders")))
-            for peer in installed("ragged")
+            for peer in installed("ragged", quick=quick)
         }
         runs: dict[str, Callable[[], object]] = {
             "headrace": lambda: headrace(path, count, LINES),

@@ -32,7 +32,7 @@ SETTINGS = {"small": (128, 64), "wide": (512, 512)}
 
 def main(*, quick: bool = False) -> None:
     """Measure, print, write ``runs/bench/training.json``."""
-    frame = rows(20 if quick else 200)
+    frame = rows(2 if quick else 200)
     runs: dict[str, Callable[[], object]] = {}
     for size, layers in SETTINGS.items():
         runs[f"bare loop, {size}"] = bare(frame, layers)

@@ -67,7 +67,7 @@ def main(*, quick: bool = False) -> None:
         for way, more in WAYS.items():
             with serving(broker, Path(name), model, way, more) as stream:
                 for rate in RATES:
-                    count = max(10, rate * 2) if quick else max(60, rate * 30)
+                    count = max(3, rate // 2) if quick else max(60, rate * 30)
                     seconds = stream.run(count, 1 / rate)
                     raw[f"{way}, {rate}/s"] = seconds
                     for q in (50, 99):

@@ -201,9 +201,10 @@ PEERS: dict[str, dict[str, tuple[str, Make]]] = {
 """Benchmark -> name -> the module it needs, and what makes one."""
 
 
-def installed(benchmark: str) -> list[str]:
-    """Names of the loaders that are there, libraries they need included."""
-    return [name for name, (module, _) in PEERS[benchmark].items() if _there(module)]
+def installed(benchmark: str, *, quick: bool = False) -> list[str]:
+    """Names of the loaders that are there, libraries they need included; quick, one of each."""
+    there = {name: module for name, (module, _) in PEERS[benchmark].items() if _there(module)}
+    return list({module: name for name, module in there.items()}.values()) if quick else [*there]
 
 
 def _there(module: str) -> bool:

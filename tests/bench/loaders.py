@@ -290,10 +290,11 @@ class Peer:
         self._process.communicate()
 
 
-def installed(*, learn: bool) -> list[str]:
-    """Names of the loaders that are there."""
+def installed(*, learn: bool, quick: bool = False) -> list[str]:
+    """Names of the loaders that are there; quick, one of each library."""
     there = [name for name, (module, _) in LOADERS.items() if importlib.util.find_spec(module)]
-    return [name for name in there if not (learn and name in FROZEN)]
+    there = [name for name in there if not (learn and name in FROZEN)]
+    return list({LOADERS[name][0]: name for name in there}.values()) if quick else there
 
 
 def main(name: str, path: Path, learn: str) -> None:

@@ -220,3 +220,13 @@ def test_numbers_of_every_length() -> None:
     schema = derived(dict(frame.schema), "t")
     values = encoded(AvroEncoder(schema=schema), frame)
     assert [by_fastavro(value, schema)["n"] for value in values] == numbers
+
+
+def test_times_in_json_have_t_and_offset_wherever_they_are() -> None:
+    moment = datetime(2025, 3, 1)
+    frame = pl.DataFrame(
+        {"t": [moment], "list": [[moment]], "row": [{"t": moment, "n": 1}], "n": [1]}
+    )
+    (value,) = encoded(JsonEncoder(), frame)
+    said = "2025-03-01T00:00:00+00:00"
+    assert json.loads(value) == {"t": said, "list": [said], "row": {"t": said, "n": 1}, "n": 1}

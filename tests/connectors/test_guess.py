@@ -163,7 +163,7 @@ def test_files_without_rows(
     schema = source.schema({})
     assert schema == expected
     assert decoded(source, drain(source), schema)["x"].to_list() == [2]
-    assert f"1 of 2 files have no rows: {empty}." in caplog.text
+    assert f"1 of 2 files has no rows: {empty}." in caplog.text
 
 
 def test_the_types_of_all_footers(tmp_path: Path) -> None:
@@ -286,3 +286,24 @@ def test_words_for_null_are_found_where_a_model_says_the_type(
     made = [source.format.decode(piece, schema) for piece in drain(source)]
     assert [value for frame, _ in made for value in frame["a"]] == rows
     assert [detail for _, rejects in made for _, _, detail, _ in told(rejects)] == lost
+
+
+@pytest.mark.parametrize(
+    ("values", "name"),
+    [
+        (["2025-03-01T00:00:00", "2025-03-01T01:02:03.5Z"], "datetime"),
+        (["2025-03-01 00:00:00", None], "datetime"),
+        (["2025-03-01"], "date"),
+        (["2025-03-01", "2025-13-01"], "string"),
+        (["2025-03-01", "soon"], "string"),
+        (["2025-03-01", 5], "string"),
+        (["20250301", "1740787200"], "string"),
+        (["12:30"], "string"),
+        (["5", "6"], "string"),
+    ],
+)
+def test_json_has_no_times_so_text_that_is_one_is_read_as_one(
+    values: list[object], name: str
+) -> None:
+    lines = "".join(json.dumps({"v": value}) + "\n" for value in values).encode()
+    assert type_name(json_types(lines)["v"]) == name

@@ -237,7 +237,7 @@ def test_a_file_that_is_gone(caplog: pytest.LogCaptureFixture) -> None:
     _, state = run("d/*.ndjson")
     Path("d/0.ndjson").unlink()
     assert run("d/*.ndjson", state)[0] == []
-    assert "1 files that were read are gone, 'd/0.ndjson'" in caplog.text
+    assert "1 file that was read is gone, 'd/0.ndjson'" in caplog.text
 
 
 def test_a_file_that_is_gone_before_its_end() -> None:

@@ -13,7 +13,7 @@ from pyarrow import ipc
 from engine.types import UserError
 from tests.connectors.conftest import decoded, drain, files
 
-NAMES = ("_position", "_partition", "_part", "_problem", "*", "")
+NAMES = ("_position", "_partition", "_part", "_problem", "*", "", "^a.*$", "^$")
 
 
 def write(folder: Path, kind: str, name: str) -> Path:
@@ -49,7 +49,7 @@ def test_a_name_that_cannot_be_is_left_out_and_told(
 
 
 @pytest.mark.parametrize("kind", ["ndjson", "parquet", "arrow"])
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("*", "_problem")])
+@pytest.mark.parametrize("name", [n for n in NAMES if n[:1] not in ("*", "^") and n != "_problem"])
 def test_a_path_gives_it_another_name(
     tmp_path: Path, kind: str, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:

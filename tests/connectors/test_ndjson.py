@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import json
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -273,3 +275,29 @@ def test_a_packed_value_costs_itself(pack: Callable[[bytes], bytes]) -> None:
         [("bad_utf8", 0)],
         [("broken", 0)],
     )
+
+
+nested = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | st.text('\\"/\nab\u00e9 {[', max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text('\\"ab', max_size=3), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+@given(st.lists(st.tuples(nested, st.sampled_from(["1", '"bad"', "x"])), min_size=1, max_size=9))
+@settings(max_examples=150, deadline=None)
+def test_objects_in_text_stand_as_they_are_written(rows: list[tuple[Any, str]]) -> None:
+    """Escapes and numbers too; beside rows that are rejected."""
+    written = [json.dumps(value) for value, _ in rows]
+    lines = [
+        f'{{"o": {text}, "n": {n}}}'.encode() for text, (_, n) in zip(written, rows, strict=True)
+    ]
+    frame, rejects = Ndjson().decode(records(*lines), {"o": pl.String(), "n": pl.Int64()})
+    good = [value for value, n in rows if n == "1"]
+    assert frame.height + sum(map(len, rejects)) == len(rows)
+    kept = [text for text, (_, n) in zip(written, rows, strict=True) if n == "1"]
+    for text, value, made in zip(kept, good, frame["o"].to_list(), strict=True):
+        assert made == (value if value is None or isinstance(value, str) else text)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
+from datetime import date, datetime, timedelta
 from pathlib import Path
 
 import polars as pl
@@ -17,9 +18,10 @@ from polars.testing import assert_frame_equal
 from connectors.files.sink import FilesSink, LettersFolder
 from connectors.kafka.sink import KafkaSink
 from connectors.memory import MemorySink
-from engine.types import Mark, Records, Sink, Source, UserError
+from engine.types import Mark, Records, Sink, Source, UserError, parse_schema
 from tests.broker import shared_broker
 from tests.connectors.conftest import ROWS, SCHEMA, drain, files, kafka_source, sink_of
+from tests.connectors.conftest import decoded as decoded_of
 
 Make = Callable[[], Sink]
 Read = Callable[[], pl.DataFrame]
@@ -188,8 +190,8 @@ def test_parts_that_are_not_as_they_were_written_are_told(
 def test_dead_letters_are_no_sink_and_may_be_cleared_away(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"\[dead_letters\] path .* cannot be a folder"):
-        LettersFolder(LettersFolder.Settings(path=str(tmp_path / "file"), format="ndjson"))
-    letters = LettersFolder(LettersFolder.Settings(path=str(tmp_path / "out"), format="ndjson"))
+        LettersFolder(LettersFolder.Settings(path=str(tmp_path / "file")))
+    letters = LettersFolder(LettersFolder.Settings(path=str(tmp_path / "out")))
     letters.write(ROWS[:5])
     letters.flush()
     saved = letters.snapshot()
@@ -261,3 +263,36 @@ def test_what_a_sink_wrote_a_source_reads(kind: str, tmp_path: Path, frame: pl.D
     assert not [reject for _, rejects in decoded for reject in rejects]
     read = pl.concat([rows for rows, _ in decoded]).drop("_partition", "_position")
     assert_frame_equal(read, frame)
+
+
+@pytest.mark.parametrize("kind", ["ndjson", "csv"])
+def test_times_are_written_so_that_they_are_read_as_times(kind: str, tmp_path: Path) -> None:
+    moments = [datetime(2025, 3, 1), datetime(2025, 3, 1, 7, 8, 9, 123456), None]
+    frame = pl.DataFrame(
+        {
+            "at": pl.Series(moments, dtype=pl.Datetime("us")),
+            "zoned": pl.Series(moments, dtype=pl.Datetime("us")).dt.replace_time_zone(
+                "Europe/Berlin"
+            ),
+            "day": [date(2025, 3, 1), None, date(1999, 1, 2)],
+            "took": [timedelta(days=1, seconds=2), None, timedelta(microseconds=5)],
+            "n": [1, 2, 3],
+        }
+    )
+    sink = sink_of(kind, tmp_path)
+    sink.restore(None)
+    sink.write(frame)
+    sink.flush()
+    path = tmp_path / "out" / f"part-00000000.{kind}"
+    assert "2025-03-01T00:00:00+00:00" in path.read_text()
+    assert "2025-03-01T00:00:00+01:00" in path.read_text()
+    source = files(str(path))
+    schema = source.schema(parse_schema({"took": "duration", "*": "guess"}))
+    assert schema["at"] == schema["zoned"] == pl.Datetime("us")
+    assert schema["day"] == pl.Date()
+    read = decoded_of(source, drain(source), schema)
+    assert read["at"].to_list() == moments
+    assert read["zoned"].to_list() == (
+        frame["zoned"].dt.convert_time_zone("UTC").dt.replace_time_zone(None).to_list()
+    )
+    assert read["took"].to_list() == frame["took"].to_list()

@@ -9,6 +9,7 @@ collector.
 from __future__ import annotations
 
 import importlib
+import json
 import select
 import sys
 
@@ -36,6 +37,11 @@ def main() -> None:
     producer.flush()
     producer.close()
     print(sent)  # noqa: T201 - the answer
+
+
+def row(n: int) -> bytes:
+    """Of these tests: what `a` is, and that the target is twice as much."""
+    return json.dumps({"n": n, "a": (n % 97) / 10, "y": (n % 97) / 5}).encode()
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from typing import Any, Self
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
+from tests.forks import Command
 from tests.waiting import HANG, until
 
 Place = tuple[str, int, int]
@@ -45,11 +46,10 @@ class Engine:
         """Run it, unless it runs."""
         if self.running:
             return
-        command = [sys.executable, "-m", "engine.cli", "run", str(self.file)]
-        command += ["--log-format", "json"]
-        command += [word for text in self._overrides for word in ("--set", text)]
+        words = ["run", str(self.file), "--log-format", "json"]
+        words += [word for text in self._overrides for word in ("--set", text)]
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)
+            self._process = Command(words, stdout=subprocess.DEVNULL, stderr=log)
         self.starts += 1
 
     @property

@@ -3,7 +3,6 @@ accounted for. Bounded here; ``make crash`` runs it at full size."""
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -17,6 +16,7 @@ import pytest
 from engine.loop import Totals
 from engine.run import Run
 from tests.broker import Broker
+from tests.crash.feed import row
 from tests.crash.kit import (
     Engine,
     Feed,
@@ -30,9 +30,10 @@ from tests.waiting import until
 
 FULL = os.environ.get("HEADRACE_CRASH") == "full"
 REBALANCES = 50 if FULL else 8
+RATES = (2_000, 1_000) if FULL else (500, 500)  # records a second, of each of two tests
 KILLS = 25 if FULL else 3  # of each of two engines
 RESTARTS = 5 if FULL else 2
-ROW = "tests.crash.test_crash:row"
+ROW = "tests.crash.feed:row"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3_600)]
 
 COMMON = """
@@ -113,10 +114,6 @@ def pipeline(tmp_path: Path, broker: Broker) -> Callable[..., Path]:
     return write
 
 
-def row(n: int) -> bytes:
-    return json.dumps({"n": n, "a": (n % 97) / 10, "y": (n % 97) / 5}).encode()
-
-
 def ended(engines: list[Engine]) -> None:
     for engine in engines:
         # One that was started last may not have begun: it has no handler yet, and nothing to save.
@@ -136,7 +133,7 @@ def test_every_record_through_rebalances(
     ]
     trouble = Trouble(engines, seed=1, pause=(1.0, 4.0))
     try:
-        with Feed(broker.bootstrap, topic, 4, ROW, rate=2_000) as feed:
+        with Feed(broker.bootstrap, topic, 4, ROW, rate=RATES[0]) as feed:
             engines[0].start()
             trouble.rebalance(REBALANCES)
         for engine in engines:
@@ -168,7 +165,7 @@ def test_training_and_inference_through_kills_and_restarts(
     trouble = Trouble(engines, seed=2, pause=(2.0, 5.0))
     cut = 0
     try:
-        with Feed(broker.bootstrap, topic, 4, ROW, rate=1_000) as feed:
+        with Feed(broker.bootstrap, topic, 4, ROW, rate=RATES[1]) as feed:
             for engine in engines:
                 engine.start()
             for restart in range(RESTARTS):

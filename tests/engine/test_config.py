@@ -12,6 +12,7 @@ from connectors.kafka.sink import KafkaSink
 from connectors.kafka.source import KafkaSource
 from engine.checkpoint import Checkpoints
 from engine.config import LoaderSettings, Pipeline, component, validate
+from engine.run import Run
 from engine.service import Service
 from engine.types import Settings, UserError
 
@@ -77,6 +78,9 @@ def test_a_base_is_overridden_key_by_key(file: Path) -> None:
         ("dead_letters.limit=2", "expected a number > 0 and <= 1 for 'limit', got 2."),
         ("name=two words", "for 'name', got \"two words\"."),
         ("loader", "Expected --set key.path=value, got 'loader'."),
+        ("name=1\n[x]", "Expected one value behind --set KEY=, got '1\\n[x]'"),
+        ("folder=", "--set folder: expected text that is not empty for 'folder', got \"\"."),
+        ("export.path=", "expected text that is not empty for 'path', got \"\"."),
     ],
 )
 def test_a_wrong_key_or_value_is_one_sentence(file: Path, override: str, sentence: str) -> None:
@@ -84,6 +88,14 @@ def test_a_wrong_key_or_value_is_one_sentence(file: Path, override: str, sentenc
         Pipeline.load(file, [override])
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_variable_that_sets_a_key_of_what_is_no_table_is_refused(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEADRACE_NAME__X", "1")
+    with pytest.raises(UserError, match="which is no table but text: expected HEADRACE_NAME"):
+        Pipeline.load(file)
 
 
 @pytest.mark.parametrize(
@@ -191,3 +203,41 @@ def test_a_kind_may_be_the_users_own() -> None:
     import json
 
     assert component("json:JSONDecoder", {}, "source") is json.JSONDecoder
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "rest"),
+    [
+        ("train", "threads", "1", "it needs a [model], which is not there."),
+        ("evaluation", "window", "5", "it needs a [model], which is not there."),
+        ("export", "holdout", "0.1", "it needs a [model], which is not there."),
+        ("sink", "password", "secret", "it needs the key 'kind', which is not there."),
+    ],
+)
+@pytest.mark.parametrize("by", ["variable", "--set"])
+def test_who_makes_a_table_is_named_not_the_file_that_lacks_it(
+    section: str, key: str, value: str, rest: str, by: str,
+    file: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    file.write_text('name = "minimal"\n[source]\nkind = "memory"\nitems = []\n')
+    sets, who = [f"{section}.{key}={value}"], f"--set {section}.{key}"
+    if by == "variable":
+        who = f"HEADRACE_{section.upper()}__{key.upper()}"
+        sets = []
+        monkeypatch.setenv(who, value)
+    with pytest.raises(UserError) as caught:
+        Run(Pipeline.load(file, sets))
+    assert str(caught.value) == f"{who} makes [{section}], which {file} does not have: {rest}"
+    assert "secret" not in str(caught.value)
+
+
+def test_a_stage_that_only_an_override_makes_is_the_overrides(file: Path) -> None:
+    file.write_text('name = "minimal"\n[source]\nkind = "memory"\nitems = []\n')
+    with pytest.raises(UserError, match=r"^--set scrub\.mising\.columns makes \[scrub\.mising\]"):
+        _ = Run(Pipeline.load(file, ["scrub.mising.columns=['a']"])).stages
+
+
+def test_a_table_that_the_file_has_is_the_files_fault(file: Path) -> None:
+    file.write_text('name = "minimal"\n[source]\nkind = "memory"\nitems = []\n[train]\nlr = 1\n')
+    with pytest.raises(UserError, match=r"^\[train\] in .*minimal.toml needs a \[model\]"):
+        Run(Pipeline.load(file, ["train.threads=1"]))

@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from engine.metrics import LATENCY, NAMES, ROWS, WORK, Metrics, Name, attribute, safe_label
 from engine.types import HeadraceError
+from engine.work import tell_quality
 from tests.promtool import promtool
 from tests.waiting import HANG
 
@@ -273,3 +274,25 @@ def test_a_final_page_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> 
     with pytest.raises(HeadraceError, match=r"The metrics cannot be written to '.*metrics.prom':"):
         Metrics().render_final(target)
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.prom"]
+
+
+def test_quality_and_its_baseline_are_over_the_same_rows() -> None:
+    """Alerts compare them: what was easy long ago is no measure of today."""
+    metrics = Metrics()
+    baselines = {"last value": {"mae": 5.0}, "yesterday": {"mae": 9.0}}
+    turned = {"last value": {"mae": 8.0}, "yesterday": {"mae": 7.0}}
+    tell_quality(
+        metrics,
+        {
+            "all": {"mae": 2.0, "baselines": baselines, "rows": 9},
+            "window": {"mae": 6.0, "baselines": turned},
+        },
+    )
+    page = metrics.exposition()[0].decode()
+    for line in (
+        'headrace_quality{metric="mae",window="all"} 2.0',
+        'headrace_baseline_quality{metric="mae",window="all"} 5.0',
+        'headrace_quality{metric="mae",window="window"} 6.0',
+        'headrace_baseline_quality{metric="mae",window="window"} 7.0',
+    ):
+        assert line in page

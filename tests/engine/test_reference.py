@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ import pytest
 from jsonschema import Draft7Validator
 
 from engine import reference
-from engine.config import LoaderSettings, Pipeline
+from engine.config import BATCH_DELAY, BLOCK_DELAY, LoaderSettings, Pipeline
 from engine.describe import Key, keys
-from engine.types import UserError
+from engine.types import Settings, UserError
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 SHIPPED = sorted((DEPLOY / "pipelines").glob("*.toml"))
@@ -128,6 +129,7 @@ def _tables(table: dict[str, Any], free: tuple[str, ...]) -> list[dict[str, Any]
         ({"scrub": {"mine": {"columns": ["a"]}}}, False),
         ({"export": {"compress": {"candidates": ["int8"]}}}, True),
         ({"export": {"compress": {"candidate": ["int8"]}}}, False),
+        ({"export": {"compress": False}}, True),
         ({"source": {"kind": "mix", "sources": {"a": {"kind": "files", "weight": 2}}}}, True),
         ({"source": {"kind": "mix", "sources": {"a": {"kind": "files", "wight": 2}}}}, False),
     ],
@@ -140,3 +142,71 @@ def test_an_editor_knows_kinds_and_types(
 
 def test_the_schema_is_json_of_a_size_for_an_editor(editor: Draft7Validator) -> None:
     assert len(json.dumps(editor.schema)) < 400_000
+
+
+def _keys(section: str, kind: str = "") -> dict[str, Key]:
+    for table in reference.tables():
+        if (table.section, table.kind) == (section, kind):
+            return {key.name: key for key in table.entries()}
+    raise AssertionError(section)
+
+
+def test_a_unit_is_declared_and_never_guessed() -> None:
+    class Mine(Settings):
+        """Mine.
+
+        Attributes:
+            window [rows]: how far back.
+            seed: of the rows that are drawn, in bytes.
+            batch_rows: rows of a batch.
+            low, high [share]: the ends.
+        """
+
+        window: int = 3
+        seed: int = 0
+        batch_rows: int = 1
+        low: float = 0
+        high: float = float("inf")
+
+    found = {key.name: (key.unit, key.default, key.text) for key in keys(Mine)}
+    assert found == {
+        "window": ("rows", "3", "how far back."),
+        "seed": ("", "0", "of the rows that are drawn, in bytes."),
+        "batch_rows": ("", "1", "rows of a batch."),
+        "low": ("share", "0", "the ends."),
+        "high": ("share", "inf", "the ends."),
+    }
+
+
+def test_only_numbers_have_units() -> None:
+    for table in reference.tables():
+        for key in table.entries():
+            assert not key.unit or re.search("number|seconds|bytes", key.type), key.name
+    units = {key.name: key.unit for key in _keys("train.sampling").values()}
+    assert (units["seed"], units["smote"], units["desired"]) == ("", "", "share")
+    assert _keys("loader")["shuffle_seed"].unit == ""
+    assert _keys("export.compress")["max_quality_loss"].unit == ""
+
+
+def test_a_key_that_a_run_can_do_without_is_not_needed() -> None:
+    assert _keys("dead_letters", "files")["path"].default == ""
+    assert "format" not in _keys("dead_letters", "files")
+    assert "path" not in _keys("dead_letters", "kafka")
+    assert _keys("checkpoint")["path"].default != "needed"
+
+
+def test_texts_are_for_users_of_a_file() -> None:
+    page = reference.markdown()
+    assert f"{BATCH_DELAY * 1000:.0f} ms where the source is endless" in page
+    assert f"({BLOCK_DELAY:.0f} s with `shuffle_rows`" in page
+    assert "_DELAY" not in page
+    assert not re.search(r"\bNone\b", page), "TOML has no None"
+
+
+def test_nothing_but_false_turns_the_gate_off() -> None:
+    table = {"name": "a", "source": {"kind": "memory", "items": []}}
+    made = Pipeline.of({**table, "export": {"compress": False}})
+    assert made.export is not None
+    assert made.export.compress is None
+    with pytest.raises(UserError, match="expected a table for 'compress', got 3"):
+        Pipeline.of({**table, "export": {"compress": 3}})

@@ -15,11 +15,13 @@ from hypothesis import strategies as st
 from engine.explore.clock import Clock, clock
 from engine.explore.distinct import ERROR, Distinct, Seen
 from engine.explore.findings import Findings, figures, left_out, related, sentences, times
+from engine.explore.notation import hint
 from engine.explore.suggestion import suggestion
 from engine.explore.survey import SLICES, VALUES, Survey, as_time
+from engine.scrub.derive import Derive
 from engine.scrub.hashing import hashes
 from engine.statistics import Quantiles
-from engine.types import UserError
+from engine.types import Batch, Mark, UserError
 
 HOUR = 3_600_000_000
 
@@ -356,8 +358,65 @@ def test_types_are_named_as_a_pipeline_file_does_and_a_label_is_no_feature() -> 
         "datetime", "datetime", "float64", "float64", "string",
     ]  # fmt: skip
     text = suggestion(made)
-    assert '"paid", no stage makes features of datetime' in text
+    assert '"paid", a time: a [scrub.derive]' in text
     scrub = tomllib.loads(text)["scrub"]
     named = {column for table in scrub.values() for column in table.get("columns", ())}
     assert named <= {"a"}
     assert "[model] target" in text
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ([["a"], ["b", "c"]], 'a [scrub.tokens] with columns = ["x"], and then [model] sparse'),
+        ([[1], [2, 3]], "[scrub.tokens]"),
+        ([[1.5], [2.0]], 'lists of numbers: [model] ragged or padded = ["x"]'),
+        ([{"a": 1, "b": 2}] * 2, '[source.paths] makes columns of what is in it, as in "x_a" ='),
+        ([b"\xff", b"\xfe"], "[scrub.image]"),
+        ([[[1]], [[2]]], "no stage makes features of list[list[int64]]"),
+    ],
+)
+def test_what_makes_features_of_lists_and_objects_is_named(values: list[Any], said: str) -> None:
+    assert said in suggestion(found(pl.DataFrame({"x": values, "z": [1.5, 2.5]})))
+
+
+@pytest.mark.parametrize(
+    ("values", "special", "numbers"),
+    [
+        (["1,100.50", "7", "1,000,000"], "with a comma between thousands", [1100.5, 7, 1e6]),
+        (["1.100,50", "7", "-2.000"], "with a point between thousands", [1100.5, 7, -2000]),
+        (["1,5", "7", "12,25"], "with a decimal comma", [1.5, 7, 12.25]),
+        (["1 100,5", "7", "2 000"], "with a space between thousands", [1100.5, 7, 2000]),
+        (["1'100.5", "7", "2'000"], "with an apostrophe between thousands", [1100.5, 7, 2000]),
+        (["5%", "7.5 %", "0,5%"], "in percent", [0.05, 0.075, 0.005]),
+        (["1.5", "2", "3"], "", []),
+        (["a", "b,c", "1,100"], "", []),
+        ([None, None, None], "", []),
+    ],
+)
+def test_numbers_that_no_cast_reads_are_told_with_what_reads_them(
+    values: list[str | None], special: str, numbers: list[float]
+) -> None:
+    frame = pl.DataFrame({"my x": pl.Series(values, dtype=pl.String), "z": [1.5, 2.5, 3.5]})
+    made = found(frame)
+    assert special in made.columns[0].special
+    assert bool(made.columns[0].special) == bool(special)
+    told = hint("my x", frame["my x"])
+    assert (told is None) == (not special)
+    if told is not None:
+        assert any("'my x'" in s and special in s for s in made.sentences)
+        columns = tomllib.loads(made.columns[0].reader)
+        assert f"{{ {made.columns[0].reader} }}" in made.suggestion
+        assert made.columns[0].reader in told
+        stage = Derive("derive", Derive.Settings(columns=columns))
+        bare = frame.with_columns(_partition=pl.lit("p"), _position=pl.int_range(3))
+        stage.bind(dict(frame.schema))
+        batch = Batch(frame=bare, mark=Mark(), arrived=0.0, raw_rows=3)
+        assert stage.apply(batch).frame["my x"].to_list() == pytest.approx(numbers)
+
+
+def test_words_for_true_and_false_are_told() -> None:
+    frame = pl.DataFrame({"x": ["Ja", "Nein", "Ja"], "y": ["ja", "oui", "ja"], "z": [1.5, 2, 3]})
+    (said,) = [s for s in found(frame).sentences if "true and false" in s]
+    assert "'x' ('Ja', 'Nein')" in said
+    assert "'y'" not in said

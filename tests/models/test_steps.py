@@ -165,3 +165,16 @@ def test_kept_rows_are_scaled_as_the_stream_stands(make_features: Make) -> None:
             seen += 100
         errors[rows] = np.mean(wrong[5:])
     assert errors[2_000] <= 1.2 * errors[0]
+
+
+def test_the_loop_on_this_processor_scales_as_tensors_do() -> None:
+    """To the bit, so that a model trained elsewhere goes on here."""
+    scaler = Scaler.of([True, True, False, True])
+    generator = torch.Generator().manual_seed(0)
+    for n in (1, 7, 1_000):
+        x = 100 * torch.randn((n, 4), generator=generator)
+        x[:, 3], x[0, 0] = 5.0, 1e30 if n == 7 else x[0, 0]
+        shift, _, factor, low, high = torch.from_numpy(scaler._numbers)
+        assert torch.equal(scaler.forward(x), ((x - shift) * factor).clamp(low, high))
+        scaler = scaler.learned(x)
+    assert scaler.forward(torch.full((1, 4), torch.nan)).isnan().tolist() == [[True] * 4]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from engine.config import Pipeline
 from engine.preflight import preflight
 from engine.run import Run
 from engine.types import UserError
+from tests.forks import Command
 from tests.scrub.pictures import encoded
 from tests.waiting import until
 
@@ -174,7 +174,7 @@ def test_killed_and_resumed_it_ends_where_an_uninterrupted_run_does(tmp_path: Pa
     for name, kills in (("whole", 0), ("killed", 2)):
         folder = tmp_path / name
         folder.mkdir()
-        rows(folder, 40_000)
+        rows(folder, 10_000)
         file = folder / "pipeline.toml"
         file.write_text(TOML.replace("{folder}", str(folder)))
         for _ in range(kills):
@@ -187,8 +187,7 @@ def test_killed_and_resumed_it_ends_where_an_uninterrupted_run_does(tmp_path: Pa
 
 def kill(file: Path, checkpoints: Path) -> None:
     before = set(checkpoints.glob("*"))
-    command = [sys.executable, "-m", "engine.cli", "run", str(file)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = Command(["run", str(file)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         until(lambda: set(checkpoints.glob("*")) - before, process=process, what="a checkpoint")
     finally:

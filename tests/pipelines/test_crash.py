@@ -7,7 +7,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import polars as pl
 import pytest
 
 from engine.run import Run
+from tests.forks import Command
 from tests.waiting import HANG, until
 
 FULL = os.environ.get("HEADRACE_CRASH") == "full"
@@ -163,8 +163,8 @@ def write_data(path: Path, rows: int) -> None:
 
 
 def start(file: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "engine.cli", "run", str(file), "--log-level", "warning"]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    words = ["run", str(file), "--log-level", "warning"]
+    return Command(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
 def finish(file: Path) -> None:

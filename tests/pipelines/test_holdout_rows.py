@@ -13,6 +13,7 @@ import pytest
 from engine.run import Run
 from tests.pipelines.conftest import Rows, Small
 
+LAG = '[scrub.lag]\ncolumn = "b"\ntime = "n"\nevery = 1\nsteps = [1]\n'
 EXPORT = "[export]\nholdout = 0.2\ncompress = { candidates = [] }\n"
 
 
@@ -72,3 +73,16 @@ def test_behind_a_stage_that_learns_place_decides(small: Small, rows: Rows, tmp_
     assert held is not None
     assert 60 <= held.height <= 180
     assert again.holdout.takes(held.with_columns(y=0.0)).all()
+
+
+@pytest.mark.parametrize("stage", ["", LAG])
+def test_it_is_said_where_rows_are_held_out_by_place(
+    small: Small, rows: Rows, tmp_path: Path, caplog: pytest.LogCaptureFixture, stage: str
+) -> None:
+    rows(20).write_parquet(tmp_path / "a.parquet")
+    first = ("[scrub.missing]", f"{stage}[scrub.missing]")
+    run = Run(small(tmp_path / "a.parquet", first, more=EXPORT))
+    with caplog.at_level("INFO"):
+        run.assemble()
+    said = "held out by partition and position, not by content, for [scrub.lag] keeps"
+    assert (said in caplog.text) == bool(stage)

@@ -28,6 +28,7 @@ from engine import logs
 from engine.types import Mark, Values
 from tests.broker import skip_without_tools
 from tests.connectors.conftest import drain
+from tests.forks import Command
 from tests.pipelines.conftest import Headrace
 from tests.pipelines.test_service import started
 from tests.promtool import promtool
@@ -149,8 +150,11 @@ def _lines(keys: Keys) -> str:
 
 
 def command(*arguments: object) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-m", "engine.cli", *map(str, arguments)]
-    return subprocess.run(words, capture_output=True, text=True, timeout=HANG, check=False)
+    words = [*map(str, arguments)]
+    pipe = subprocess.PIPE
+    with Command(words, stdout=pipe, stderr=pipe, text=True) as process:
+        out, err = process.communicate(timeout=HANG)
+    return subprocess.CompletedProcess(words, process.returncode, out, err)
 
 
 def consumed(broker: SecureBroker, topic: str) -> list[Any]:

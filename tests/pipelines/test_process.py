@@ -283,6 +283,49 @@ def test_too_few_addresses_are_a_sentence() -> None:
     assert "headrace: There is no room for the libraries" in done.stderr.splitlines()[-1]
 
 
+def test_too_few_open_files_are_a_sentence() -> None:
+    done = subprocess.run(
+        [*HEADRACE, "run", "x.toml"],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (8, 8)),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr == (
+        "headrace: 'ulimit -n' allows 8 open files: expected 64 at the least; raise it (systemd: "
+        "LimitNOFILE).\n"
+    )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs a folder of another user")
+def test_a_home_that_cannot_be_reached_is_no_home(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    os.chown(home, 65534, 65534)
+    keep = {k: v for k, v in os.environ.items() if k not in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME")}
+    drop = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search", "--"]
+    script = "from engine import environment as e; print(e._writable(e._home() / 'numba'))"
+    done = subprocess.run(
+        [*drop, sys.executable, "-c", script],
+        env={**keep, "HOME": str(home)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "False\n", "")
+
+
+@pytest.mark.parametrize("words", [["schema"], ["reference"], ["reference", "--markdown"]])
+def test_standard_output_that_takes_nothing_is_a_sentence(words: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([*HEADRACE, *words], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "headrace: Standard output cannot be written: No space left on device; what was done "
+        "before is saved.\n"
+    )
+
+
 def test_version_and_help_load_no_library() -> None:
     script = "import sys; from engine.cli import main\ntry: main([sys.argv[1]])\n"
     script += "except SystemExit: pass\nprint(*sys.modules)"

@@ -77,8 +77,63 @@ SCHEMA: Schema = {
     ],
 )  # fmt: skip
 def test_a_wrong_setting_is_one_sentence(kind: str, options: dict[str, Any], sentence: str) -> None:
+    assert sentence in refusal(kind, options)
+
+
+NEEDED: dict[str, dict[str, Any]] = {
+    "split": {"test": 0.2}, "categories": {"size": 4}, "image": {"size": [2, 2]},
+    "outliers": {"low": 0.0, "high": 1.0, "method": "bounds"},
+    "lag": {"column": "a", "time": "n", "every": 1, "steps": [1]},
+    "near_duplicates": {"column": "key"}, "near_duplicate_images": {"column": "photo"},
+    "missing": {"strategy": "last"},
+}  # fmt: skip
+"""What a kind needs besides the names of columns."""
+
+
+def naming(several: bool) -> list[tuple[str, str]]:
+    """Kind and key of every setting that names columns: several, or one."""
+    found = []
+    for kind in STAGES:
+        fields = component(kind, STAGES, "scrub.stage").Settings.model_fields.items()
+        for key, field in fields:
+            named = "_some_text" in repr(field) or "_each_once" in repr(field)
+            if named and ("tuple" in repr(field.annotation)) == several:
+                found.append((kind, key))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        (["a", "a"], 'expected every name once for \'{}\', got ["a", "a"].'),
+        ([""], "expected names that are not empty for '{}', got [\"\"]."),
+        ([1], "for '{}'"),
+        ("a", "for '{}', got \"a\"."),
+        (["no such column"], "'no such column'"),
+    ],
+)
+@pytest.mark.parametrize(("kind", "key"), naming(several=True))
+def test_names_of_columns_are_names_each_once(
+    kind: str, key: str, wrong: object, sentence: str
+) -> None:
+    options = {"columns": ["a"], "by": ["key"], **NEEDED.get(kind, {}), key: wrong}
+    known = component(kind, STAGES, "scrub.stage").Settings.model_fields
+    options = {name: value for name, value in options.items() if name in known}
+    assert sentence.format(key) in refusal(kind, options)
+
+
+@pytest.mark.parametrize(("kind", "key"), naming(several=False))
+@pytest.mark.parametrize("wrong", ["", 1, ["a"]])
+def test_a_name_is_text_and_not_empty(kind: str, key: str, wrong: object) -> None:
+    options = {"columns": ["a"], "by": ["key"], **NEEDED.get(kind, {}), key: wrong}
+    known = component(kind, STAGES, "scrub.stage").Settings.model_fields
+    options = {name: value for name, value in options.items() if name in known}
+    assert f"for '{key}', got " in refusal(kind, options)
+
+
+def refusal(kind: str, options: dict[str, Any]) -> str:
     found = component(kind, STAGES, "scrub.stage")
     with pytest.raises(UserError) as caught:
         found("stage", validate(found.Settings, options, "scrub.stage", "a test")).bind(SCHEMA)
-    assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+    return str(caught.value)

@@ -1,0 +1,146 @@
+"""The command in a process of its own that starts at once: a fork of one that has loaded the
+libraries.
+
+Most of what a start costs is imports, 2.5 s of a core; each process that runs tests pays them once,
+in a child that waits. What comes of it is a child of the test like any other: its own memory,
+signals, files and exit code. Tests of the start itself start the real command.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import functools
+import gc
+import importlib
+import json
+import os
+import random
+import runpy
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+LIBRARIES = (
+    "engine", "numba", "scipy.linalg", "torch", "torch.export", "pydantic_settings", "kafka",
+    "starlette.applications", "uvicorn", "prometheus_client", "rich.live", "matplotlib.pyplot",
+    "onnxruntime", "onnx",
+)  # fmt: skip
+"""What an engine imports, but polars and what needs it: its threads would not be there in a
+fork."""
+CHILD_SUBREAPER = 36
+"""Of prctl: processes below whose parent has ended become this one's children."""
+
+
+class Command(subprocess.Popen[Any]):
+    """``headrace WORDS``, with the settings of `subprocess.Popen`."""
+
+    def _execute_child(  # in Popen, what makes a process of words and pipes
+        self, args: Any, executable: Any, preexec_fn: Any, close_fds: Any, pass_fds: Any, cwd: Any,
+        env: Any, startupinfo: Any, creationflags: Any, shell: Any, p2cread: int, p2cwrite: int,
+        c2pread: int, c2pwrite: int, errread: int, errwrite: int, *_: Any,
+    ) -> None:  # fmt: skip
+        ends = [0 if p2cread < 0 else p2cread, 1 if c2pwrite < 0 else c2pwrite]
+        ends.append(2 if errwrite < 0 else errwrite)
+        self.pid = _starter().start(
+            {"words": args, "cwd": str(cwd or Path.cwd()), "env": dict(env or os.environ)}, ends
+        )
+        self._child_created = True
+        for end, other in ((p2cread, p2cwrite), (c2pwrite, c2pread), (errwrite, errread)):
+            if end >= 0 and other >= 0:  # a pipe; a file is its owner's
+                os.close(end)
+
+
+class _Starter:
+    """The process that is forked, seen from a test."""
+
+    def __init__(self) -> None:
+        self._door, inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with inside:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.forks", str(inside.fileno())],
+                pass_fds=[inside.fileno()], cwd=ROOT, stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+            )  # fmt: skip
+        self._lock = threading.Lock()
+        atexit.register(self._end)
+
+    def start(self, what: dict[str, Any], ends: list[int]) -> int:
+        """A child of this process; its number."""
+        with self._lock:
+            _adopt(True)
+            try:
+                socket.send_fds(self._door, [json.dumps(what).encode()], ends)
+                said = self._door.recv(64)
+            finally:
+                _adopt(False)
+        if not said:
+            raise RuntimeError("the process that is forked has ended")
+        return int(said)
+
+    def _end(self) -> None:
+        self._door.close()
+        self._process.wait()
+
+
+@functools.cache
+def _starter() -> _Starter:
+    return _Starter()
+
+
+def _adopt(on: bool) -> None:
+    ctypes.CDLL(None).prctl(CHILD_SUBREAPER, int(on), 0, 0, 0)
+
+
+def main(door: socket.socket) -> None:
+    """Start a command for each message that comes, until there is no test any more."""
+    for name in LIBRARIES:
+        importlib.import_module(name)
+    registry = importlib.import_module("numba.core.registry").cpu_target
+    registry.typing_context.refresh()
+    registry.target_context.refresh()
+    gc.collect()
+    gc.freeze()  # or the collector of each fork would copy all pages
+    while True:
+        message, ends, _, _ = socket.recv_fds(door, 1 << 20, 3)
+        if not message:
+            break
+        answer, inside = os.pipe()
+        if (between := os.fork()) == 0:
+            if number := os.fork():
+                os.write(inside, str(number).encode())
+                os._exit(0)  # and the test takes in the child that has no parent now
+            door.close()
+            os.close(answer)
+            os.close(inside)
+            _run(json.loads(message), ends)
+            break
+        for end in (*ends, inside):
+            os.close(end)
+        said = os.read(answer, 64)
+        os.close(answer)
+        os.waitpid(between, 0)
+        door.send(said)
+
+
+def _run(what: dict[str, Any], ends: list[int]) -> None:
+    """As ``python -m engine.cli`` does."""
+    for number, end in enumerate(ends):
+        os.dup2(end, number)
+        os.close(end)
+    os.chdir(what["cwd"])
+    os.environ.clear()
+    os.environ.update(what["env"])
+    importlib.import_module("engine.environment").prepare()
+    sys.path[0] = what["cwd"]
+    sys.argv[1:] = what["words"]
+    random.seed()
+    runpy.run_module("engine.cli", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main(socket.socket(fileno=int(sys.argv[1])))
