@@ -197,7 +197,8 @@ class SinkTable(Settings):
         kind: ``files``, ``kafka``, ``memory``, or a class of your own, ``package.module:Class``.
         columns: those that are written; all unless given. A model adds ``prediction`` (the value,
             or the class as text) and for classes ``probability`` (of the second of two classes;
-            of the predicted one where there are more); serving adds ``model_version``.
+            of the predicted one where there are more); serving adds ``model_version``. Where one of
+            these is named, those that are not are left out.
             ``_partition`` and ``_position`` say where a row was read.
         probabilities: whether a model also adds ``probability_CLASS`` for every class.
     """

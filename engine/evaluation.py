@@ -151,12 +151,14 @@ class Evaluation:
     def report(self) -> dict[str, Any]:
         """``{"rows", "all": {...}, "window": {...}, "slices": {name: {...}}, "classes"}``; each
         with its rows, the task's metrics, ``baselines`` and ``chance`` (the window without rows
-        and chance); over all rows also ``reliability``."""
+        and chance); over all rows also ``reliability`` and ``by_class``."""
         now = self._folded()
         groups = {name: now._group(sums) for name, sums in now._groups.items()}
         whole = groups.pop("all")
         if isinstance(sums := now._groups["all"], Hits):
             whole["reliability"] = reliability(sums.histogram)
+            figures = sums.by_class(self.settings.at_precision)
+            whole["by_class"] = dict(zip(self._names, figures, strict=True))
         return {
             "rows": now._rows,
             "all": whole,

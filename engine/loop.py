@@ -82,6 +82,9 @@ class Totals:
         learned, predicted, rejected: rows by what became of them; each row is in exactly one.
         reasons: (stage, reason) -> rejected rows.
         counts: (stage, what it counts) -> how many.
+        judged: rows of the source itself, not of dead letters that were read again.
+        bad: of them, rejected for reasons that are not expected, and not mended since by reading
+            their dead letters again.
     """
 
     batches: int = 0
@@ -93,6 +96,8 @@ class Totals:
     rejected: int = 0
     reasons: dict[tuple[str, str], int] = field(default_factory=dict)
     counts: dict[tuple[str, str], int] = field(default_factory=dict)
+    judged: int = 0
+    bad: int = 0
 
     @property
     def balanced(self) -> bool:
@@ -156,26 +161,34 @@ class Work(Protocol):
 
 class Breaker:
     """Trips when too large a share of the newest rows is rejected, before dead letters become the
-    main output."""
+    main output; and at the end, of all rows over all restarts."""
 
-    def __init__(self, settings: DeadLetterSettings, *, few: bool = True) -> None:
+    def __init__(self, settings: DeadLetterSettings, *, again: bool = False) -> None:
         """
         Args:
-            few: whether `finish` judges fewer rows than a window; not of dead letters that are
-                read again, of which it is no news that they are rejected.
+            again: the rows are dead letters that are read again, of which it is no news that they
+                are rejected: `finish` judges nothing, and those that go through are mended.
         """
         self._settings = settings
-        self._few = few
+        self._again = again
         self._recent: deque[tuple[int, Mapping[str, int]]] = deque()
         self._rows = 0
         self._bad: Counter[str] = Counter()
 
+    def count(self, rows: int, rejects: tuple[Rejects, ...], totals: Totals) -> None:
+        """Take a batch of `rows` rows, rejected ones included, into the totals."""
+        if self._again:
+            totals.bad = max(0, totals.bad - rows + sum(map(len, rejects)))
+        else:
+            totals.judged += rows
+            totals.bad += sum(self._unexpected(rejects).values())
+
     def check(self, rows: int, rejects: tuple[Rejects, ...]) -> None:
-        """Take a batch of `rows` rows, rejected ones included. Raises: Flood."""
-        bad: Counter[str] = Counter()
-        for reject in rejects:
-            if reject.reason not in self._settings.expected:
-                bad[f"{reject.stage}: {reject.reason}"] += len(reject)
+        """Judge the newest rows with a batch of `rows` rows, rejected ones included.
+
+        Raises: Flood.
+        """
+        bad = self._unexpected(rejects)
         self._recent.append((rows, bad))
         self._rows += rows
         self._bad.update(bad)
@@ -184,27 +197,44 @@ class Breaker:
             self._rows -= gone
             self._bad.subtract(bad_gone)
         if self._rows >= self._settings.window:
-            self._judge("Stopped", f"the last {self._judged}")
+            which = f"the last {self._counted(self._rows)}"
+            self._judge("Stopped", which, self._rows, sum(self._bad.values()), self._bad)
 
-    def finish(self) -> None:
-        """The source has ended: too many are too many of a few rows as well. Raises: Flood."""
-        if self._few:
-            self._judge("Ended", self._judged)
+    def finish(self, totals: Totals) -> None:
+        """The source has ended: too many are too many of a few rows as well, and of rows that an
+        earlier start has read. Raises: Flood."""
+        if self._again:
+            return
+        reasons = Counter(
+            {
+                f"{stage}: {reason}": n
+                for (stage, reason), n in totals.reasons.items()
+                if reason not in self._settings.expected
+            }
+        )
+        self._judge("Ended", self._counted(totals.judged), totals.judged, totals.bad, reasons)
 
-    @property
-    def _judged(self) -> str:
-        return counted(self._rows, "row was", "rows were")
+    def _unexpected(self, rejects: tuple[Rejects, ...]) -> Counter[str]:
+        bad: Counter[str] = Counter()
+        for reject in rejects:
+            if reject.reason not in self._settings.expected:
+                bad[f"{reject.stage}: {reject.reason}"] += len(reject)
+        return bad
 
-    def _judge(self, what: str, which: str) -> None:
-        bad, limit = sum(self._bad.values()), self._settings.limit
-        if bad > limit * self._rows:
-            reason, n = self._bad.most_common(1)[0]
-            raise Flood(
-                f"{what}: {bad / self._rows:.1%} of {which} rejected ({reason}"
-                f"{'' if n == bad else f', {n:,} of {bad:,}'}), and [dead_letters] limit allows "
-                f"{limit:.1%}: mend the input or the schema, or raise the limit; the dead letters "
-                "say what was wrong with each row."
-            )
+    @staticmethod
+    def _counted(rows: int) -> str:
+        return counted(rows, "row was", "rows were")
+
+    def _judge(self, what: str, which: str, rows: int, bad: int, reasons: Counter[str]) -> None:
+        if bad <= self._settings.limit * rows:
+            return
+        reason, n = reasons.most_common(1)[0]
+        raise Flood(
+            f"{what}: {bad / rows:.1%} of {which} rejected ({reason}"
+            f"{f', {n:,} of {bad:,}' if n < bad else ''}), and [dead_letters] limit allows "
+            f"{self._settings.limit:.1%}: mend the input or the schema, or raise the limit; the "
+            "dead letters say what was wrong with each row."
+        )
 
 
 class Loop:
@@ -380,7 +410,7 @@ class Loop:
                     "is read again."
                 ) from self._failed
             if self._breaker is not None and not self._stopping:
-                self._breaker.finish()
+                self._breaker.finish(self.totals)
             return self.totals
 
     def stop(self) -> None:
@@ -561,6 +591,8 @@ class Loop:
         totals.learned += done.learned
         totals.predicted += done.predicted
         totals.cleaned += done.cleaned
+        if self._breaker is not None:
+            self._breaker.count(batch.raw_rows + batch.grown, batch.rejects, totals)
         for reject in batch.rejects:
             key = (reject.stage, reject.reason)
             totals.rejected += len(reject)

@@ -83,7 +83,7 @@ def _tried(run: Run, sample: Batch | None, source: Source) -> Iterator[str]:
     if names := _untaught(run, batch):
         out.print(
             f"The sample is a first batch, and stages work with what batches before it taught: "
-            f"{', '.join(names)} {'knows' if len(names) == 1 else 'know'} nothing yet, so numbers "
+            f"{', '.join(names)} {'knows' if len(names) == 1 else 'know'} nothing yet, so outliers "
             "stay as they are, gaps become 0 and categories are unknown; in a run that is so in "
             "the first batch alone.",
             highlight=False,
@@ -264,7 +264,10 @@ def _untaught(run: Run, batch: Batch) -> list[str]:
         stage.name
         for stage in run.stages
         if stage.snapshot() is not None
-        and (isinstance(stage, Learned) or batch.counts.get((stage.name, "unknown")))
+        and (
+            (isinstance(stage, Learned) and stage.waits)
+            or batch.counts.get((stage.name, "unknown"))
+        )
     ]
 
 

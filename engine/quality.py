@@ -199,6 +199,29 @@ class Hits:
             made["recall_at_precision"] = recall_at_precision(self.histogram, at_precision)
         return {**made, "confusion": self.confusion.tolist()}
 
+    def by_class(self, at_precision: float = 0.5) -> list[dict[str, float]]:
+        """Of each class against the others: rows, precision, recall and F1 of what was predicted;
+        of two also average precision and the largest recall at a precision of `at_precision`."""
+        said, true = self.confusion.sum(axis=0), self.confusion.sum(axis=1)
+        right = np.diag(self.confusion)
+        made = [
+            {
+                "rows": int(n),
+                "precision": float(hits / max(predicted, 1)),
+                "recall": float(hits / max(n, 1)),
+                "f1": float(2 * hits / max(n + predicted, 1)),
+            }
+            for hits, predicted, n in zip(right, said, true, strict=True)
+        ]
+        if len(made) == 2:
+            # The odds of class 0 are those of class 1 with the other sign.
+            for figures, histogram in zip(
+                made, (self.histogram[::-1, ::-1], self.histogram), strict=True
+            ):
+                figures["average_precision"] = average_precision(histogram)
+                figures["recall_at_precision"] = recall_at_precision(histogram, at_precision)
+        return made
+
     def chance(self) -> dict[str, float]:
         """What a model that knows each class's share and nothing else comes to; {} before the
         first row."""

@@ -109,13 +109,16 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
         )
     else:
         return []
-    chance = whole.get("chance", {}).get("average_precision")
-    if chance is not None and whole["average_precision"] > 2 * chance and rare_classes(report):
-        remark += (
-            f" Of a rare class accuracy says little: its average precision is "
-            f"{whole['average_precision']:.4g}, by chance {chance:.4g}; [model] threshold says "
-            "where it begins."
-        )
+    for rare in rare_classes(report):
+        figures = whole["by_class"][rare]
+        chance, reached = figures["rows"] / whole["rows"], figures.get("average_precision", 0.0)
+        if reached > 2 * chance:
+            second = report["classes"][1]
+            remark += (
+                f" Of a rare class accuracy says little: the average precision of '{rare}' is "
+                f"{reached:.4g}, by chance {chance:.4g}; [model] threshold says where '{second}' "
+                "begins."
+            )
     return [remark]
 
 
@@ -133,27 +136,38 @@ def _confusion(report: Mapping[str, Any]) -> Table:
 
 
 def _rare(report: Mapping[str, Any]) -> Table:
-    """What accuracy does not say, beside what a model comes to that knows the shares alone."""
+    """What accuracy does not say, beside what a model comes to that knows the shares alone: of each
+    rare class, and of the probabilities of all."""
     whole, chance = report["all"], report["all"]["chance"]
-    names = ", ".join(escape(name) for name in rare_classes(report))
-    made = Table(title=f"rare: {names}", title_justify="left")
+    names = rare_classes(report)
+    made = Table(title=f"rare: {', '.join(map(escape, names))}", title_justify="left")
     for column in ("figure", "learned", "share alone"):
         made.add_column(column, justify="left" if column == "figure" else "right")
+    at = f"at the threshold {report['threshold']:.4g}"
+    at = at if len(report["classes"]) == 2 else "as predicted"
     rows = {
         "average_precision": "average precision",
-        "auc": "AUC",
         "recall_at_precision": f"recall at a precision of {report['at_precision']:g}",
-        "precision": f"precision at the threshold {report['threshold']:.4g}",
-        "recall": f"recall at the threshold {report['threshold']:.4g}",
+        "precision": f"precision {at}",
+        "recall": f"recall {at}",
+    }
+    for name in names:
+        figures = whole["by_class"][name]
+        for key, words in rows.items():
+            if key in figures:
+                share = figures["rows"] / whole["rows"] if key == "average_precision" else None
+                made.add_row(
+                    f"{escape(name)}: {words}", _cell(figures[key], None), _cell(share, None)
+                )
+    rest = {
+        "auc": "AUC",
         "brier": "Brier score",
         "log_loss": "log loss",
         "calibration_error": "calibration error",
     }
-    if len(report["classes"]) > 2:
-        rows |= {"precision": "precision, mean of the classes", "recall": "recall, mean"}
-    for key, name in rows.items():
+    for key, words in rest.items():
         if key in whole:
-            made.add_row(name, _cell(whole[key], None), _cell(chance.get(key), None))
+            made.add_row(words, _cell(whole[key], None), _cell(chance.get(key), None))
     return made
 
 

@@ -76,7 +76,7 @@ from engine.types import (
 )
 from engine.verdict import Verdict, judge
 from engine.words import counted
-from engine.work import Cleaning, Serving, Training, tell_quality
+from engine.work import Cleaning, Serving, Training, tell_quality, written
 
 log = logging.getLogger("headrace.run")
 SCHEMA = "schema.json"
@@ -340,19 +340,15 @@ class Run:
                     f"data has one of that name: rename yours in a 'derive' stage, or leave it out "
                     "of [source.schema] or [sink] columns."
                 )
-        written = {name: mine[name] for name in (mine if columns is None else columns)}
-        self.sink.bind({**written, **added})
+        whole = {**mine, **added}
+        self.sink.bind({name: whole[name] for name in written(whole, columns, added)})
 
     @property
     def _answers(self) -> Schema:
         """Columns that the model adds for the sink."""
         if self._predictor is not None:
-            return dict.fromkeys(("prediction", "model_version"), pl.String())
-        if not self.trains:
-            return {}
-        features = self.features
-        scores = np.empty((0, features.outputs) if features.task == "multiclass" else 0)
-        return {column.name: column.dtype for column in features.answers(scores)}
+            return {**_answers(self._predictor.features), "model_version": pl.String()}
+        return _answers(self.features) if self.trains else {}
 
     @cached_property
     def source_schema(self) -> Schema:
@@ -882,9 +878,9 @@ class Run:
         columns = (self.pipeline.sink or {}).get("columns")
         if self._predictor is not None:
             self._predictor.bind(self.schema)
-            _require_output(columns, self.schema)
+        _require_output(columns, {**self.schema, **self._answers})
+        if self._predictor is not None:
             return Serving(self._predictor, columns)
-        _require_output(columns, self.schema)
         if not self.trains:
             return Cleaning(columns)
         return Training(
@@ -941,7 +937,7 @@ class Run:
             work=self.work,
             sink=self.sink,
             dead_letters=self.dead_letters,
-            breaker=Breaker(self.pipeline.dead_letters, few=not self._replay),
+            breaker=Breaker(self.pipeline.dead_letters, again=self._replay),
             checkpoints=self.checkpoints,
             identity=self.identity,
             metrics=self.metrics,
@@ -1472,6 +1468,12 @@ def _stage(name: str, table: Mapping[str, Any], pipeline: Pipeline) -> Stage:
     require_contract(kind, Stage, f"scrub.{name}")
     made: Stage = kind(name, pipeline.settings(kind.Settings, own, f"scrub.{name}"))
     return made
+
+
+def _answers(features: Features) -> Schema:
+    """Columns that a model of these features adds."""
+    scores = np.empty((0, features.outputs) if features.task == "multiclass" else 0)
+    return {column.name: column.dtype for column in features.answers(scores)}
 
 
 def _require_output(columns: Sequence[str] | None, schema: Schema) -> None:

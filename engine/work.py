@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,7 +27,7 @@ class Training:
     """Test-then-train: score the rows, note the error, learn from them.
 
     Args:
-        columns: of the batch, to go to the sink beside the prediction; None keeps all.
+        columns: to go to the sink, see `written`; None for all.
         answers: whether there is a sink that wants the predictions.
         holdout: None learns from every row.
         threshold: of class 1; unless given, the features' own.
@@ -179,16 +179,16 @@ class Training:
     def _answer(self, batch: Batch, scores: NDArray[np.float64]) -> pl.DataFrame:
         if not self._answers:
             return batch.frame
-        frame = batch.frame if self._columns is None else batch.frame.select(self._columns)
         features = replace(self.learner.features, threshold=self.threshold.value)
-        return frame.with_columns(features.answers(scores))
+        rows = batch.frame.with_columns(features.answers(scores))
+        return rows[written(rows.columns, self._columns, features.answer_names)]
 
 
 class Serving:
     """Predict, add the answer's columns, pass on.
 
     Args:
-        columns: to go to the sink beside the prediction's; None keeps all.
+        columns: to go to the sink, see `written`; None for all.
     """
 
     stage = "predict"
@@ -202,9 +202,8 @@ class Serving:
         asked = batch.frame.columns
         batch = self.predictor.predict(batch)
         rows = batch.frame
-        if self._columns is not None:
-            new = [column for column in rows.columns if column not in asked]
-            rows = rows[[*self._columns, *new]]
+        new = [column for column in rows.columns if column not in asked]
+        rows = rows[written(rows.columns, self._columns, new)]
         return Done(batch=batch, rows=rows, predicted=len(batch))
 
     def state_dict(self) -> dict[str, Snapshot]:
@@ -236,6 +235,15 @@ class Cleaning:
         """Nothing."""
 
 
+def written(columns: Iterable[str], asked: Sequence[str] | None, added: Iterable[str]) -> list[str]:
+    """Which columns go to a sink: all; or those that are asked for, and with them those that the
+    model has added, unless some of these are asked for by name."""
+    if asked is None:
+        return list(columns)
+    more = [] if set(asked) & set(added) else added
+    return [*asked, *more]
+
+
 def tell_quality(metrics: Metrics, report: Mapping[str, Any]) -> None:
     """Write an evaluation's numbers to `headrace_quality` and `headrace_baseline_quality`."""
     for window in ("all", "window"):
@@ -248,4 +256,4 @@ def tell_quality(metrics: Metrics, report: Mapping[str, Any]) -> None:
                 metrics.baseline_quality.labels(metric=name, window=window).set(value)
 
 
-__all__ = ["Cleaning", "Serving", "Training", "tell_quality"]
+__all__ = ["Cleaning", "Serving", "Training", "tell_quality", "written"]

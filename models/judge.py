@@ -290,8 +290,9 @@ def _ranks(
     target: Ints, chances: list[Floats], present: Ints, rules: Rules
 ) -> tuple[Floats, Floats]:
     """AUC and average precision of both models, (2, 2), and resampled, (RESAMPLES, 2, 2): the mean
-    over the classes, of class 1 alone where there are two."""
-    chosen = present if chances[0].shape[1] > 2 else np.array([1])
+    over the classes, of the rarer one alone where there are two: it is what they would lose."""
+    rarer = np.bincount(target, minlength=2).argmin(keepdims=True)
+    chosen = present if chances[0].shape[1] > 2 else rarer
     rankers = [[_ranker(target == c, chance[:, c]) for chance in chances] for c in chosen]
 
     def all_of(weights: Floats) -> Floats:

@@ -95,7 +95,8 @@ class LinearLearner(Renewable):
         """The learner's own keys of ``[model]``.
 
         Attributes:
-            standardize: scale the numeric features by their mean and deviation so far.
+            standardize: scale the numeric features by their mean and deviation so far, but for
+                those that a stage has scaled.
         """
 
         standardize: bool = True
@@ -139,6 +140,11 @@ class LinearLearner(Renewable):
         self.augmentation: Augmentation | None = None
         sizes = [len(features.numeric), *features.categories.values()]
         self._bounds = np.cumsum(sizes, dtype=np.int64)
+        # A second scale would take the first rows of a stage, of which it knows little, for all.
+        self._scaled = np.array(
+            [settings.standardize and name not in features.scaled for name in features.numeric],
+            np.bool_,
+        )
         self._numbers = _zeros(sizes[0], int(self._bounds[-1]))
         self._rates = (
             training.lr,
@@ -245,26 +251,30 @@ class LinearLearner(Renewable):
         self.predict(empty)
 
     @property
-    def _modes(self) -> tuple[bool, bool]:
-        return self.features.task == "binary", self.settings.standardize
+    def _modes(self) -> tuple[bool, NDArray[np.bool_]]:
+        return self.features.task == "binary", self._scaled
 
     def _identity(self) -> dict[str, Any]:
+        names = list(self.features.scaled)
+        scaled = {"numeric features scaled by [scrub]": names} if names else {}
         return {
             "[model] kind": "linear",
             "[model] task": self.features.task,
             "[model] numeric": list(self.features.numeric),
             "[model] categories": [list(pair) for pair in self.features.categories.items()],
             "[model] standardize": self.settings.standardize,
+            **scaled,
         }
 
     def _build_numeric(self, graph: Graph, numeric: str) -> str:
         numbers, d = self._numbers, len(self.features.numeric)
         weights = numbers.weights[:d]
-        if self.settings.standardize:
+        if self._scaled.any():
             # The mean apart: folded into the weights, a large one would cost float32 its digits.
             mean = graph.constant(numbers.mean.astype(np.float32), "mean")
             numeric = graph.op("Sub", numeric, mean)
-            spread = np.sqrt(np.where(numbers.variance > 0, numbers.variance, np.inf))
+            variance = np.where(self._scaled, numbers.variance, 1.0)
+            spread = np.sqrt(np.where(variance > 0, variance, np.inf))
             weights = weights / spread
         column = graph.constant(weights.astype(np.float32)[:, None], "weight")
         axis = graph.constant(np.array([1], np.int64), "axis")

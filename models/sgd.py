@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+Flags = NDArray[np.bool_]
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -25,10 +26,10 @@ def compiled(function: F) -> F:
 
 
 @compiled
-def invert(variance: Floats, standardize: bool, inverse: Floats) -> None:
-    """1 / deviation of each feature: 0 for one that never varied, 1 where nothing is scaled."""
+def invert(variance: Floats, scaled: Flags, inverse: Floats) -> None:
+    """1 / deviation of each feature: 0 for one that never varied, 1 for one that is not scaled."""
     for j in range(len(variance)):
-        spread = variance[j] if standardize else 1.0
+        spread = variance[j] if scaled[j] else 1.0
         inverse[j] = 1 / math.sqrt(spread) if spread > 0 else 0.0
 
 
@@ -51,7 +52,7 @@ def score_of(
     weights: Floats,
     intercept: float,
 ) -> float:
-    """The linear score of row i. Without scaling, mean is 0 and inverse 1."""
+    """The linear score of row i. Of a feature that is not scaled, mean is 0 and inverse 1."""
     score = 0.0
     for j in range(len(mean)):
         score += weights[j] * ((numeric[i, j] - mean[j]) * inverse[j])
@@ -65,13 +66,17 @@ def welford(
     numeric: NDArray[np.float32],
     i: int,
     count: float,
+    scaled: Flags,
     mean: Floats,
     variance: Floats,
     inverse: Floats,
 ) -> None:
-    """Mean, population variance and 1 / deviation with row i too (Welford, 1962)."""
+    """Mean, population variance and 1 / deviation with row i too (Welford, 1962), of the features
+    that are scaled."""
     share = 1 / count
     for j in range(len(mean)):
+        if not scaled[j]:
+            continue
         gap = numeric[i, j] - mean[j]
         mean[j] += gap * share
         variance[j] += (gap * (numeric[i, j] - mean[j]) - variance[j]) * share
@@ -135,7 +140,7 @@ def learn_rows(
     target: Floats,
     bounds: Integers,
     logistic: bool,
-    standardize: bool,
+    scaled: Flags,
     rates: tuple[float, float, float, float, float],
     scalars: Floats,
     mean: Floats,
@@ -151,6 +156,7 @@ def learn_rows(
     Args:
         taught: numeric, categories and target to learn in place of the rows, where they are
             `apart`; mean and variance are those of the rows all the same.
+        scaled: the features that are scaled here, shape (d,).
         rates: lr, intercept_lr, l1, l2, clip_gradient.
 
     Returns:
@@ -160,18 +166,19 @@ def learn_rows(
     lr, intercept_lr, l1, l2, clip = rates
     count, intercept, most, total = scalars[0], scalars[1], scalars[2], 0.0
     inverse, slots = np.empty(len(mean)), np.empty(len(bounds) - 1, np.int64)
-    invert(variance, standardize, inverse)
+    scales = scaled.any()
+    invert(variance, scaled, inverse)
     for i in range(len(target)):
         find(categories, i, bounds, slots)
         score = score_of(numeric, i, slots, mean, inverse, weights, intercept)
         scores[i] = link(score, logistic)
         total += loss_of(score, scores[i], target[i], logistic)
         count += 1
-        if standardize:
-            welford(numeric, i, count, mean, variance, inverse)
+        if scales:
+            welford(numeric, i, count, scaled, mean, variance, inverse)
         if apart:
             find(taught[1], i, bounds, slots)
-        if standardize or apart:
+        if scales or apart:
             score = score_of(taught[0], i, slots, mean, inverse, weights, intercept)
         g = min(max(gradient_of(score, taught[2][i], logistic), -clip), clip)
         intercept -= intercept_lr * g
@@ -198,7 +205,7 @@ def predict_rows(
     categories: Integers,
     bounds: Integers,
     logistic: bool,
-    standardize: bool,
+    scaled: Flags,
     scalars: Floats,
     mean: Floats,
     variance: Floats,
@@ -207,7 +214,7 @@ def predict_rows(
 ) -> None:
     """Write the rows' scores."""
     inverse, slots = np.empty(len(mean)), np.empty(len(bounds) - 1, np.int64)
-    invert(variance, standardize, inverse)
+    invert(variance, scaled, inverse)
     for i in range(len(scores)):
         find(categories, i, bounds, slots)
         score = score_of(numeric, i, slots, mean, inverse, weights, scalars[1])

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from engine.kernels import Floats, buffers
-from engine.scrub.columns import numbers, replaced, spread
+from engine.scrub.columns import numbers, spread
 from engine.scrub.hashing import hashes
 from engine.scrub.stage import ForgetSettings, Learned
 from engine.statistics import KeyedMoments
@@ -22,15 +22,18 @@ HASH = "hash"
 
 class StandardizeBy(Learned):
     """z-score among the rows of the same key: ``(x - mean) / deviation`` (population) of the
-    batches before; 0 where a key's column does not vary. Null stays null, NaN stays NaN.
+    batches before; 0 where a key's column does not vary. The first 128 rows are scaled by the rows
+    before and themselves. Null stays null, NaN stays NaN.
 
-    A key with fewer than `min_rows` numbers in a column is measured by all keys' together (0 while
-    nothing is learned). At most `keys` keys are remembered, those seen last; how many left is
-    counted as ``forgotten``, and a key that comes again begins anew. Keys are told apart by a
-    64-bit hash: two are taken for one with probability keys**2 / 2**65. Null is a key like others.
+    A key with fewer than `min_rows` numbers in a column is measured by all keys' together. At most
+    `keys` keys are remembered, those seen last; how many left is counted as ``forgotten``, and a
+    key that comes again begins anew. Keys are told apart by a 64-bit hash: two are taken for one
+    with probability keys**2 / 2**65. Null is a key like others.
 
     Memory: 16 bytes and 24 a column for each key, copied once a batch.
     """
+
+    waits = False
 
     class Settings(ForgetSettings):
         """``[scrub.NAME]`` with ``kind = "standardize_by"``
@@ -64,17 +67,20 @@ class StandardizeBy(Learned):
         return {**schema, **dict.fromkeys(self._columns, pl.Float64())}
 
     def apply(self, batch: Batch) -> Batch:
+        left = self._keyed.left
+        done = self._passed(batch)
+        return done.counted(self.name, forgotten=max(self._keyed.left - left, 0))
+
+    def _changed(self, frame: pl.DataFrame) -> pl.DataFrame:
         learned = self._keyed
-        frame = batch.frame
         at = learned.find(hashes(frame.select(self._by)))
         shift, scale = self._numbers(learned)
-        made = [
-            _scaled(frame.get_column(column), at, shift[:, j], scale[:, j])
-            for j, column in enumerate(self._columns)
-        ]
-        self._learn(batch)
-        done = batch.with_frame(replaced(frame, made))
-        return done.counted(self.name, forgotten=max(self._keyed.left - learned.left, 0))
+        return pl.DataFrame(
+            [
+                _scaled(frame.get_column(column), at, shift[:, j], scale[:, j])
+                for j, column in enumerate(self._columns)
+            ]
+        )
 
     @property
     def _keyed(self) -> KeyedMoments:

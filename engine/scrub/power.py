@@ -14,7 +14,7 @@ from engine.kernels import Floats, powered, scaled, unpowered
 from engine.scrub.columns import numbers, replaced, spread
 from engine.scrub.stage import ForgetSettings, Learned
 from engine.statistics import Quantiles
-from engine.types import Affine, Batch, Names, Power, Schema, Snapshot, Transform, UserError
+from engine.types import Affine, Batch, Names, Power, Scale, Schema, Snapshot, Transform, UserError
 
 AFRESH = 1.1
 """Exponents are fitted again when a column has seen so many times the numbers of the last fit:
@@ -39,10 +39,12 @@ class Powers(Learned):
     within -4 and 6, and so that no more than four digits are lost. They are 1, which changes
     nothing, until `min_rows` numbers are learned and where a column does not vary, and are fitted
     again with every tenth more numbers: set `freeze_after` where what comes later must not see them
-    move.
+    move. The first 128 rows are changed by the rows before and themselves.
 
     Null stays null, NaN stays NaN.
     """
+
+    waits = False
 
     class Settings(ForgetSettings):
         """``[scrub.NAME]`` with ``kind = "power"``
@@ -52,8 +54,7 @@ class Powers(Learned):
             method: yeo-johnson or log.
             exponent: for yeo-johnson, the parameter for all columns, instead of a learned one.
             standardize: make mean 0 and deviation 1 of the result, by those of the digest at the
-                fit (within 0.01 deviations); 0 until then. By default where the exponent is
-                learned.
+                fit (within 0.01 deviations). By default where the exponent is learned.
             min_rows [numbers]: numbers a column must have learned before it is fitted.
         """
 
@@ -106,17 +107,22 @@ class Powers(Learned):
         return {**schema, **dict.fromkeys(self._columns, pl.Float64())}
 
     def apply(self, batch: Batch) -> Batch:
-        frame = batch.frame
+        return self._passed(batch)
+
+    def _noted(self) -> Scale | None:
+        """Of the powers as they are now: the exponents hardly move."""
+        return self._scale(*self._numbers[2:].copy()) if self._standardizes else None
+
+    def _changed(self, frame: pl.DataFrame) -> pl.DataFrame:
         made = []
         for column, above, below, shift, scale in self._rows_of_numbers():
             power = powered(frame.get_column(column).cast(pl.Float64), above, below)
             made.append(scaled(power, shift, scale) if self._standardizes else power)
-        done = batch.with_frame(replaced(frame, made))
-        if self._standardizes:  # of the powers as they are now: the exponents hardly move
-            done = done.scaled_by(self._scale(*self._numbers[2:].copy()))
-        self._learn(batch)
+        return pl.DataFrame(made)
+
+    def _take(self, frame: pl.DataFrame) -> None:
+        super()._take(frame)
         self._fit()
-        return done
 
     @property
     def scaled(self) -> Sequence[str]:
@@ -147,9 +153,13 @@ class Powers(Learned):
         fitted = np.where(digest.count < self._fitted, 0, self._fitted)  # what was forgotten
         enough = np.maximum(self.settings.min_rows, AFRESH * fitted)
         at = np.flatnonzero(digest.count >= enough)
+        few = np.flatnonzero((digest.count > 0) & (digest.count < enough) & (fitted == 0))
+        made = self._numbers.copy()
+        if self._standardizes and len(few):
+            made[2:, few] = _standard(digest.mean[:, few], digest.weight[:, few], made[:2, few])
+            self._numbers = made
         if not len(at):
             return
-        made = self._numbers.copy()
         if self._fits:
             exponent = yeo_johnson(digest.mean[:, at], digest.weight[:, at])
             made[0, at], made[1, at] = exponent, 2 - exponent

@@ -11,14 +11,17 @@ from pydantic import Field
 
 from engine.kernels import scaled
 from engine.scrub.chain import Link
-from engine.scrub.columns import numbers, replaced, spread
+from engine.scrub.columns import numbers, spread
 from engine.scrub.stage import ForgetSettings, Learned
 from engine.statistics import Extremes, FadingMoments, Moments, Quantiles
-from engine.types import Affine, Batch, Clip, Names, Schema, Transform, UserError
+from engine.types import Affine, Batch, Clip, Names, Scale, Schema, Transform, UserError
 
 
 class Scaled(Learned):
-    """``(x - shift) * scale`` in Float64 for each column, the two numbers by what was learned."""
+    """``(x - shift) * scale`` in Float64 for each column, the two numbers by what was learned; see
+    `Learned` for the first rows."""
+
+    waits = False
 
     def __init__(self, name: str, settings: ForgetSettings) -> None:
         super().__init__(name, settings)
@@ -31,13 +34,16 @@ class Scaled(Learned):
         return {**schema, **dict.fromkeys(self._columns, pl.Float64())}
 
     def apply(self, batch: Batch) -> Batch:
-        frame = batch.frame
-        shift, factor = self._numbers()
-        scale = self._scale(shift, factor)
-        numbers = zip(self._columns, shift.tolist(), factor.tolist(), strict=True)
-        made = [scaled(frame.get_column(column).cast(pl.Float64), *two) for column, *two in numbers]
-        self._learn(batch)
-        return batch.with_frame(replaced(frame, made)).scaled_by(scale)
+        return self._passed(batch)
+
+    def _changed(self, frame: pl.DataFrame) -> pl.DataFrame:
+        numbers = zip(self._columns, *self._numbers().tolist(), strict=True)
+        return pl.DataFrame(
+            [scaled(frame.get_column(column).cast(pl.Float64), *two) for column, *two in numbers]
+        )
+
+    def _noted(self) -> Scale:
+        return self._scale(*self._numbers())
 
     @property
     def scaled(self) -> Sequence[str]:
@@ -50,10 +56,10 @@ class Scaled(Learned):
         return [pl.Float64()] * len(self._columns)
 
     def link(self, batch: Batch) -> Link | None:
-        """Numbers shifted and scaled."""
-        shift, factor = self._numbers()
-        scale = self._scale(shift, factor)
-        return self._linked(batch, "scale", shift, factor, scale=scale)
+        """Numbers shifted and scaled; None while rows are learned one by one."""
+        if self._cold(batch):
+            return None
+        return self._linked(batch, "scale", *self._numbers(), scale=self._noted())
 
     def _numbers(self) -> NDArray[np.float64]:
         """Shift and scale of each column, shape (2, columns)."""
@@ -69,8 +75,9 @@ class Scaled(Learned):
 
 
 class Standardize(Scaled):
-    """z-score: ``(x - mean) / deviation`` (population) of the batches before; 0 while nothing is
-    learned and where a column does not vary. Null stays null, NaN stays NaN.
+    """z-score: ``(x - mean) / deviation`` (population) of the batches before; 0 where a column
+    does not vary. The first 128 rows are scaled by the rows before and themselves. Null stays null,
+    NaN stays NaN.
 
     With a half-life, mean and deviation follow a level that moves: see
     `engine.statistics.FadingMoments`. Without, a thousandth row moves them by a thousandth.
@@ -105,8 +112,8 @@ class Standardize(Scaled):
 
 class Normalize(Scaled):
     """Min-max: the smallest number of the batches before goes to `low`, the largest to `high`, or
-    the given `from_low` and `from_high`; 0 while nothing is learned and where a column does not
-    vary. Null stays null, NaN stays NaN."""
+    the given `from_low` and `from_high`; 0 where a column does not vary. The first 128 rows are
+    scaled by the rows before and themselves. Null stays null, NaN stays NaN."""
 
     class Settings(ForgetSettings):
         """``[scrub.NAME]`` with ``kind = "normalize"``
@@ -187,8 +194,9 @@ class Normalize(Scaled):
 class Robust(Scaled):
     """``(x - median) / (high quantile - low quantile)`` of the batches before: by default the
     distance of the quartiles, which outliers cannot carry away while they are less than a quarter
-    of the numbers. 0 while nothing is learned and where a column does not vary; where only the
-    quantiles are equal (most values the same), ``x - median``. Null stays null, NaN stays NaN.
+    of the numbers. 0 where a column does not vary; where only the quantiles are equal (most values
+    the same), ``x - median``. The first 128 rows are scaled by the rows before and themselves. Null
+    stays null, NaN stays NaN.
 
     Quantiles come from a t-digest (`engine.statistics.Quantiles`): median and both quantiles are
     those of a rank within 0.5 % of the wanted one, mostly within 0.05 %.

@@ -10,9 +10,13 @@ import polars as pl
 from pydantic import Field
 
 from engine.scrub.chain import Floats, Link
+from engine.scrub.columns import replaced
 from engine.statistics import Extremes, Moments, Statistic
 from engine.types import PART, Batch, Name, Scale, Settings, Snapshot, Stage, UserError, training
 
+COLD_ROWS = 128
+"""So many rows a stage that puts numbers on a scale learns one by one, each before it is changed
+itself: of the batches before, the first of a stream have nothing to go by."""
 DETECTORS = ("adwin", "page_hinkley", "psi")
 """What a 'drift' stage counts under."""
 
@@ -84,8 +88,14 @@ class Stateless:
 class Learned(Stateless):
     """A stage whose state is one statistic over its columns and the number of rows it has seen.
 
-    `bind` of the stage sets `_columns` and calls `_begin`; its `apply` ends with `_learn`.
+    `bind` of the stage sets `_columns` and calls `_begin`; its `apply` ends with `_learn`, or is
+    `_passed`.
+
+    Attributes:
+        waits: it can do nothing to a first batch, of which it has learned nothing.
     """
+
+    waits: ClassVar[bool] = True
 
     _columns: Sequence[str] = ()
     _statistic: Statistic | None = None
@@ -97,18 +107,58 @@ class Learned(Stateless):
         if self._statistic is None:
             self._statistic = statistic
 
-    def _learn(self, batch: Batch) -> None:
-        """From the training rows of the batch as it came, before this stage changed it."""
+    def _learn(self, batch: Batch, start: int = 0) -> None:
+        """From the training rows of the batch as it came, before this stage changed it; those
+        before `start` it has learned already."""
         if self._drifted(batch):
-            self._statistic, self._rows = self._nothing, 0
+            self._statistic, self._rows, start = self._nothing, 0, 0
+        self._take(batch.frame[start:] if start else batch.frame)
+
+    def _take(self, frame: pl.DataFrame) -> None:
+        """Learn from the training rows of the frame."""
         if self._statistic is None:
             return
-        frame = training(batch.frame)
+        frame = training(frame)
         left = self.settings.open(self._rows)
         rows = self._block(frame.head(frame.height if left is None else left))
         if rows.height:
             self._statistic = self._statistic.update(rows)
             self._rows += rows.height
+
+    def _cold(self, batch: Batch) -> int:
+        """How many rows of the batch are learned one by one, each before it is changed."""
+        if self._statistic is None or self._rows >= COLD_ROWS:
+            return 0
+        left = self.settings.open(self._rows)
+        rows = min(COLD_ROWS - self._rows, len(batch))
+        return rows if left is None else min(rows, left)
+
+    def _passed(self, batch: Batch) -> Batch:
+        """The batch changed by what the rows before it taught, then learned from.
+
+        While little is known, row after row: each is changed by the rows before and itself. So the
+        first rows are as good as any other, and none is changed by what comes after it.
+        """
+        frame, cold = batch.frame, self._cold(batch)
+        parts = []
+        for row in frame.head(cold).iter_slices(1):
+            self._take(row)
+            parts.append(self._changed(row))
+        parts.append(self._changed(frame[cold:] if cold else frame))
+        noted = self._noted()
+        self._learn(batch, cold)
+        changed = pl.concat(parts, rechunk=True) if cold else parts[0]
+        done = batch.with_frame(replaced(frame, changed.get_columns()))
+        return done if noted is None else done.scaled_by(noted)
+
+    def _changed(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """The stage's columns changed by what is known now."""
+        raise NotImplementedError
+
+    def _noted(self) -> Scale | None:
+        """What goes with a batch that is changed by what is known now: of the rows that were
+        changed one by one, the scale that they end with."""
+        return None
 
     @property
     def columns(self) -> Sequence[str]:

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from rich.console import Console
 from sklearn.metrics import (
     average_precision_score,
     brier_score_loss,
     confusion_matrix,
     precision_recall_curve,
+    precision_recall_fscore_support,
     roc_auc_score,
 )
 
+from engine.evaluation import Evaluation
 from engine.quality import CALIBRATION, Hits, bins, edges, reliability
+from engine.report import rare_classes, tables
+from engine.types import Features
 
 
 def rows(n: int, rate: float, seed: int = 0) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -53,6 +60,60 @@ def test_two_classes_however_rare_the_second(rate: float) -> None:
     assert made["recall_at_precision"] == pytest.approx(best, abs=0.05)
     assert np.array_equal(made["confusion"], confusion_matrix(target, scores > rate))
     assert made["calibration_error"] < 0.3 * rate + 1e-4
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_figures_of_a_class_are_its_own_wherever_it_stands(first: bool) -> None:
+    """The rare class is class 1, or class 0."""
+    target, scores = rows(200_000, 0.02)
+    if first:
+        target, scores = 1 - target, 1 - scores
+    made = summed(target, scores, [], 0.9 if first else 0.1).by_class(0.1)
+    predicted = (scores > (0.9 if first else 0.1)).astype(np.int64)
+    each = precision_recall_fscore_support(target, predicted, zero_division=0)
+    for number, figures in enumerate(made):
+        own = scores if number else 1 - scores
+        true = target == number
+        got = [figures[key] for key in ("precision", "recall", "f1", "rows")]
+        np.testing.assert_allclose(got, [values[number] for values in each])
+        expected = average_precision_score(true, own)
+        assert figures["average_precision"] == pytest.approx(expected, rel=0.01)
+        reached, recall, _ = precision_recall_curve(true, own)
+        best = recall[reached >= 0.1].max()
+        assert figures["recall_at_precision"] == pytest.approx(best, abs=0.02)
+
+
+def test_figures_of_each_of_several_classes() -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.dirichlet([0.3, 3, 3], 5_000)
+    target = np.array([rng.choice(3, p=p) for p in scores])
+    made = summed(target, scores, [1_000]).by_class()
+    each = precision_recall_fscore_support(target, scores.argmax(axis=1))
+    for number, figures in enumerate(made):
+        got = [figures[key] for key in ("precision", "recall", "f1", "rows")]
+        np.testing.assert_allclose(got, [values[number] for values in each])
+
+
+@pytest.mark.parametrize("classes", [("yes", "no"), ("no", "yes")])
+def test_the_table_of_a_rare_class_is_of_that_class(classes: tuple[str, str]) -> None:
+    target, scores = rows(20_000, 0.03)
+    if classes[0] == "yes":
+        target, scores = 1 - target, 1 - scores
+    features = Features(numeric=("a",), target="y", task="binary", classes=classes)
+    evaluation = Evaluation(Evaluation.Settings(), features)
+    evaluation.bind({})
+    evaluation.update(pl.DataFrame({"a": scores}), target, scores)
+    made = evaluation.report()
+    assert rare_classes(made) == ["yes"]
+    rare, own = classes.index("yes"), scores if classes[1] == "yes" else 1 - scores
+    console = Console(width=120, record=True)
+    console.print(tables(made)[2])
+    text = console.export_text()
+    expected = average_precision_score(target == rare, own)
+    shown = re.search(r"average precision +│ +(0\.\d+) +│ +(0\.\d+)", text)
+    assert shown is not None
+    assert float(shown[1]) == pytest.approx(expected, rel=0.02)
+    assert float(shown[2]) == pytest.approx((target == rare).mean(), abs=1e-4)
 
 
 def test_calibration_says_how_far_probabilities_are_off() -> None:

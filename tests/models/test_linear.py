@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import itertools
 from collections.abc import Callable
@@ -184,12 +185,13 @@ def test_machine_code_says_what_python_says(monkeypatch: pytest.MonkeyPatch) -> 
     codes = chance.integers(-1, 4, (60, 2))
     bounds = np.array([3, 6, 9], np.int64)
     rates = (0.5, 0.1, 0.01, 0.001, 2.0)
-    for logistic, standardize, apart in itertools.product([True, False], repeat=3):
+    flags = [np.array(on) for on in itertools.product([True, False], repeat=3)]
+    for logistic, scaled, apart in itertools.product([True, False], flags, [True, False]):
         target = chance.integers(0, 2, 60).astype(np.float64)
         ends = []
         for module in (sgd, interpreted):
             numbers = [np.zeros(n) for n in (3, 3, 3, 9, 9)]
-            said, again, modes = np.empty(60), np.empty(60), (logistic, standardize)
+            said, again, modes = np.empty(60), np.empty(60), (logistic, scaled)
             inputs = (numeric.copy(), codes.copy())
             taught = (inputs[0] + np.float32(apart), inputs[1], np.abs(target - 0.3 * apart))
             loss = module.learn_rows(
@@ -198,6 +200,38 @@ def test_machine_code_says_what_python_says(monkeypatch: pytest.MonkeyPatch) -> 
             module.predict_rows(*inputs, bounds, *modes, *numbers[:4], again)
             ends.append(np.concatenate([[loss], said, again, *numbers]))
         np.testing.assert_allclose(ends[0], ends[1], rtol=1e-9, atol=1e-12)
+
+
+def test_what_a_stage_has_scaled_is_not_scaled_again() -> None:
+    """A stage gives 0 while it knows nothing: a deviation of nearly 0 must not amplify the rest."""
+    rng = np.random.default_rng(0)
+    numeric = rng.normal(size=(5_000, 2)).astype(np.float32)
+    target = (100 + 30 * numeric[:, 0] - 20 * numeric[:, 1]).astype(np.float32)
+    cold = numeric.copy()
+    cold[:1_000] = 0
+    names = ("a", "b")
+    scaled = Features(numeric=names, target="y", task="regression", scaled=names)
+    made = LinearLearner(LinearLearner.Settings(), LinearLearner.Training(), scaled)
+    said = made.learn(batch(cold, target)).scores
+    assert np.abs(said - target)[2_000:].mean() < 0.1
+    plain = dataclasses.replace(scaled, scaled=())
+    other = LinearLearner(
+        LinearLearner.Settings(standardize=False), LinearLearner.Training(), plain
+    )
+    np.testing.assert_array_equal(other.learn(batch(cold, target)).scores, said)
+
+
+def test_a_feature_that_no_stage_has_scaled_is_scaled_beside_one_that_is() -> None:
+    rng = np.random.default_rng(0)
+    numeric = (rng.normal(size=(3_000, 2)) * [1, 1_000] + [0, 5_000]).astype(np.float32)
+    target = (10 + 3 * numeric[:, 0] + 0.002 * numeric[:, 1]).astype(np.float32)
+    mixed = Features(numeric=("a", "b"), target="y", task="regression", scaled=("a",))
+    made = LinearLearner(LinearLearner.Settings(), LinearLearner.Training(), mixed)
+    said = made.learn(batch(numeric, target)).scores
+    assert np.abs(said - target)[2_000:].mean() < 0.1
+    state = made.state_dict()
+    assert state["mean"][0] == 0
+    assert state["mean"][1] == pytest.approx(numeric[:, 1].mean(), rel=1e-4)
 
 
 def test_loss_is_the_mean_of_the_rows() -> None:

@@ -100,6 +100,13 @@ def run(stage: Make, batch: Callable[..., Batch]) -> Callable[..., list[Batch]]:
     return make
 
 
+@pytest.fixture
+def steady(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No row is learned before it is changed, not even the first ones of a stream: for tests of
+    what batches before teach, with few rows."""
+    monkeypatch.setattr("engine.scrub.stage.COLD_ROWS", 0)
+
+
 def dirty(rows: int, seed: int) -> pl.DataFrame:
     """Rows of every type, with nulls, NaN, infinity, repeated keys and times out of order."""
     rng = np.random.default_rng(seed)

@@ -118,6 +118,7 @@ def test_the_batch_that_comes_in_stays_as_it_is() -> None:
     assert made.frame.select(COLUMNS).null_count().sum_horizontal().item() == 0
 
 
+@pytest.mark.usefixtures("steady")
 @pytest.mark.parametrize("kind", TYPES[:4])
 def test_what_becomes_floats_goes_together(
     kind: pl.DataType, monkeypatch: pytest.MonkeyPatch

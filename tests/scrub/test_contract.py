@@ -279,6 +279,7 @@ def test_cuts_do_not_matter(
     assert same(pl.concat([stage.apply(b).frame for b in pieces(frame, sizes)]), whole)
 
 
+@pytest.mark.usefixtures("steady")
 @every
 def test_transforms_give_what_apply_gives(case: str, build: Build, stream: list[Batch]) -> None:
     stage = build(case)

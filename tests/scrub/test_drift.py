@@ -206,6 +206,7 @@ def test_the_metric_knows_every_detector() -> None:
 # --------------------------------------------------------------------------------- starting anew
 
 
+@pytest.mark.usefixtures("steady")
 @pytest.mark.parametrize(
     ("kind", "options"),
     [

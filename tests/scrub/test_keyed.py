@@ -105,6 +105,7 @@ def test_each_key_has_its_own_scale(run: Run) -> None:
     assert by_key["std"].to_list() == pytest.approx([1.0] * 30, rel=1e-9)
 
 
+@pytest.mark.usefixtures("steady")
 def test_a_rare_key_is_measured_by_all(run: Run) -> None:
     options = {"columns": ["x"], "by": ["key"], "min_rows": 3}
     first = {"key": ["a", "a", "a", "b", None], "x": [1.0, 3.0, 5.0, 7.0, 9.0]}
@@ -119,6 +120,7 @@ def test_a_rare_key_is_measured_by_all(run: Run) -> None:
     assert scaled == pytest.approx([1.0, 45 / math.sqrt(8)])
 
 
+@pytest.mark.usefixtures("steady")
 def test_a_constant_key_becomes_0(run: Run) -> None:
     part = {"key": [1] * 20 + [2] * 20, "x": [0.1] * 20 + [0.1, 0.7] * 10}
     options = {"columns": ["x"], "by": ["key"], "min_rows": 2}

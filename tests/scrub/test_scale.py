@@ -25,6 +25,7 @@ RANK = 0.005
 # ------------------------------------------------------------------------------------------ robust
 
 
+@pytest.mark.usefixtures("steady")
 @settings(max_examples=60, deadline=None)
 @given(
     values=st.lists(
@@ -83,11 +84,83 @@ def test_robust_is_scikit_learns_within_the_stated_error(run: Run) -> None:
         assert one[j] == pytest.approx(1, abs=0.02), column.name
 
 
+@pytest.mark.usefixtures("steady")
 def test_robust_where_most_values_are_the_same(run: Run) -> None:
     part = {"x": [5.0] * 9 + [99.0], "same": [2] * 10}
     done = run("robust", {"columns": ["x", "same"]}, part, {"x": [5.0, 7.0], "same": [2, 3]})
     assert done[1].frame["x"].to_list() == [0.0, 2.0]
     assert done[1].frame["same"].to_list() == [0.0, 0.0]
+
+
+# ---------------------------------------------------------------------------------- the first rows
+
+
+@pytest.mark.parametrize("cuts", [[], [1], [1, 2, 3], [100, 150], [200]])
+def test_the_first_rows_are_scaled_by_the_rows_before_and_themselves(
+    run: Run, cuts: list[int]
+) -> None:
+    """A small file is scaled too, and however it is cut; the first rows do not explode."""
+    x = np.random.default_rng(0).normal(1_000, 5, 300)
+    edges = zip([0, *cuts], [*cuts, len(x)], strict=True)
+    done = run("standardize", {"columns": ["x"]}, *({"x": x[a:b]} for a, b in edges))
+    made = np.concatenate([b.frame["x"].to_numpy() for b in done])
+    expected = [(x[i] - x[: i + 1].mean()) / (x[: i + 1].std() or np.inf) for i in range(128)]
+    np.testing.assert_allclose(made[:128], expected, atol=1e-9)
+    assert abs(made).max() < 6
+    assert made.std() == pytest.approx(1, abs=0.15)
+    if cuts in ([], [1]):
+        later = (x[128:] - x[:128].mean()) / x[:128].std()
+        np.testing.assert_allclose(made[128:], later)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("standardize", {}),
+        ("standardize", {"halflife": 40}),
+        ("normalize", {}),
+        ("robust", {}),
+        ("power", {}),
+        ("power", {"method": "log", "standardize": True}),
+        ("standardize_by", {"by": ["key"]}),
+    ],
+)
+def test_no_row_of_a_first_batch_is_changed_by_later_ones(
+    run: Run, kind: str, options: dict[str, Any]
+) -> None:
+    rng = np.random.default_rng(1)
+    x = rng.exponential(10, 300)
+    frame = pl.DataFrame({"x": x, "key": rng.integers(0, 3, 300)})
+    other = frame.with_columns(x=pl.Series([*x[:70], *x[70:] * 1e6]))
+    made, changed = (
+        run(kind, {"columns": ["x"], **options}, f)[0].frame["x"] for f in (frame, other)
+    )
+    assert made.n_unique() > 250
+    assert made[:70].equals(changed[:70])
+    assert not made[70:].equals(changed[70:])
+    assert run(kind, {"columns": ["x"], **options}, frame)[0].frame["x"].equals(made)
+
+
+@pytest.mark.parametrize(("kind", "bound"), [("normalize", (0, 1)), ("robust", (-9, 9))])
+def test_the_first_rows_lie_where_the_others_do(
+    run: Run, kind: str, bound: tuple[float, float]
+) -> None:
+    x = np.random.default_rng(0).uniform(-5, 5, 128)
+    made = run(kind, {"columns": ["x"]}, {"x": x})[0].frame["x"]
+    assert made.is_between(*bound).all()
+    assert made[8:].std() > 0.2  # type: ignore[operator]
+
+
+def test_the_first_rows_of_a_part_that_is_not_learned_teach_nothing(run: Run) -> None:
+    part = {"x": [1.0, 100.0, 3.0, 5.0], "_part": ["train", "test", "train", "train"]}
+    made = run("standardize", {"columns": ["x"]}, part)[0].frame["x"].to_list()
+    assert made == pytest.approx([0, 0, 1, 2 / math.sqrt(8 / 3)])
+
+
+def test_a_stage_that_may_learn_little_is_scaled_by_that(run: Run) -> None:
+    options = {"columns": ["x"], "freeze_after": 2}
+    made = run("standardize", options, {"x": [1.0, 3.0, 7.0]})[0].frame["x"].to_list()
+    assert made == [0, 1, 5]
 
 
 # ---------------------------------------------------------------------------------------- half-life

@@ -241,6 +241,7 @@ def test_a_column_that_does_not_vary_is_not_judged(run: Run) -> None:
 # ------------------------------------------------------------------------------------------ scale
 
 
+@pytest.mark.usefixtures("steady")
 def test_z_score_of_the_batches_before(run: Run) -> None:
     parts = ({"x": [1, 3], "c": [5, 5]}, {"x": [4, None], "c": [6, 7]})
     done = run("standardize", {"columns": ["*"]}, *parts)
@@ -248,6 +249,7 @@ def test_z_score_of_the_batches_before(run: Run) -> None:
     assert columns(done, "c") == [[0.0, 0.0], [0.0, 0.0]]
 
 
+@pytest.mark.usefixtures("steady")
 def test_min_max(run: Run) -> None:
     options = {"columns": ["x"], "low": -1, "high": 1, "clip": True}
     done = run("normalize", options, {"x": [0.0, 10.0]}, {"x": [5.0, 20.0, -5.0, None]})
