@@ -291,8 +291,8 @@ def _ranks(
 ) -> tuple[Floats, Floats]:
     """AUC and average precision of both models, (2, 2), and resampled, (RESAMPLES, 2, 2): the mean
     over the classes, of the rarer one alone where there are two: it is what they would lose."""
-    rarer = np.bincount(target, minlength=2).argmin(keepdims=True)
-    chosen = present if chances[0].shape[1] > 2 else rarer
+    rarer = np.bincount(target, minlength=2).argmin()
+    chosen = present if chances[0].shape[1] > 2 else np.array([rarer])
     rankers = [[_ranker(target == c, chance[:, c]) for chance in chances] for c in chosen]
 
     def all_of(weights: Floats) -> Floats:
