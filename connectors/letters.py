@@ -79,6 +79,10 @@ class FileLetters(Source):
         """The pipeline's own."""
         return self._source.findings()
 
+    def in_effect(self) -> Mapping[str, Snapshot]:
+        """The pipeline's own."""
+        return self._source.in_effect()
+
     def remarks(self) -> Sequence[str]:
         """The pipeline's own."""
         return self._source.remarks()
@@ -156,8 +160,13 @@ class TopicLetters(KafkaSource):
             "topics": (topic,), "stop": "end", "start": "earliest", "join": False, "group": None,
         }  # fmt: skip
         super().__init__(settings.model_copy(update=own))
+        self._joins = settings.join
         self.whole = True  # the headers say where they come from
         self.format = Replayed({"": self.format})
+
+    def in_effect(self) -> Mapping[str, Snapshot]:
+        """The own source's."""
+        return {} if self._joins else super().in_effect()
 
     def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
         """See `engine.types.Source`."""

@@ -11,6 +11,7 @@ import polars as pl
 
 from connectors.formats.columns import Columns
 from engine import types
+from engine.changes import Fixed, Free
 from engine.types import (
     EndOfStream,
     HeadraceError,
@@ -51,8 +52,8 @@ class MemorySource(Source):
         partition: what the rows' partition is called.
         """
 
-        items: list[Any]
-        partition: str = "memory"
+        items: Free[list[Any]]
+        partition: Fixed[str] = "memory"
 
     def __init__(self, settings: MemorySource.Settings) -> None:
         self.format = Columns()
@@ -144,8 +145,8 @@ class MemorySink(Sink):
         fail_on_flush: the n-th flush (from 1) raises.
         """
 
-        fail_on_write: int | None = None
-        fail_on_flush: int | None = None
+        fail_on_write: Free[int | None] = None
+        fail_on_flush: Free[int | None] = None
 
     def __init__(self, settings: MemorySink.Settings | None = None) -> None:
         self.settings = settings or self.Settings()

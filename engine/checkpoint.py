@@ -30,11 +30,12 @@ import polars as pl
 from pydantic import Field
 
 from engine import atomic, types
+from engine.changes import Free
 from engine.types import Duration, HeadraceError, Name, Snapshot, UserError
 
 log = logging.getLogger("headrace.checkpoint")
 
-LAYOUT = 2
+LAYOUT = 3
 """Raise it with every change to what a state's keys are or mean."""
 NAMED = b"headrace checkpoint "
 MAGIC = NAMED + b"%d\n" % LAYOUT
@@ -42,6 +43,12 @@ DIGEST_BYTES = 32
 SHOWN = 3
 """Keys that a sentence names."""
 NAME = re.compile(r"checkpoint-(\d{8})\.hrc")
+
+
+class Tolerated(str):
+    """A part of an identity that may be another: what comes then is told."""
+
+    __slots__ = ()
 
 
 class CheckpointFailed(HeadraceError):
@@ -88,11 +95,11 @@ class Checkpoints:
             private: whether only the user who runs headrace may read them (mode 0600).
         """
 
-        path: Name = Field("", validate_default=False)
-        keep: int = Field(3, ge=1)
-        every_seconds: Duration = Field(10.0, gt=0)
-        every_batches: int | None = Field(None, ge=1)
-        private: bool = False
+        path: Free[Name] = Field("", validate_default=False)
+        keep: Free[int] = Field(3, ge=1)
+        every_seconds: Free[Duration] = Field(10.0, gt=0)
+        every_batches: Free[int | None] = Field(None, ge=1)
+        private: Free[bool] = False
 
     def __init__(self, settings: Checkpoints.Settings) -> None:
         self.settings = settings
@@ -170,6 +177,7 @@ class Checkpoints:
                     extra={"skipped": ", ".join(skipped), "used": path.name},
                 )
             self._confirmed = number
+            self._tell(saved.identity, identity)
             return state
         if passed:
             raise HeadraceError(
@@ -246,13 +254,21 @@ class Checkpoints:
         return self.folder / f"checkpoint-{number:08d}.hrc"
 
     def _same(self, written: Mapping[str, str], here: Mapping[str, str]) -> None:
-        for part in {**here, **written}:
-            was, now = written.get(part), here.get(part)
-            if was != now:
+        for part, was, now in _differing(written, here):
+            if not isinstance(now, Tolerated):
+                now_is, was_is = _difference(now, was)
                 raise UserError(
                     f"The checkpoint in {self.folder} was written with another {part}: expected "
-                    f"{_difference(now, was)}; take another folder, or start over with --fresh."
+                    f"{now_is}, got {was_is}; take another folder, or start over with --fresh."
                 )
+
+    def _tell(self, written: Mapping[str, str], here: Mapping[str, str]) -> None:
+        for part, was, now in _differing(written, here):
+            now_is, was_is = _difference(now, was)
+            log.warning(
+                "%s has changed since the checkpoint in %s was written: %s now, %s before; it "
+                "holds for what comes from here on.", part, self.folder, now_is, was_is,
+            )  # fmt: skip
 
 
 def encode(state: Snapshot, identity: Mapping[str, str]) -> list[bytes | memoryview]:
@@ -418,26 +434,38 @@ def size_of(value: Snapshot) -> int:
     return len(value) if isinstance(value, str | bytes) else 8
 
 
-def _difference(now: str | None, was: str | None) -> str:
-    """ "a, got b", from the first place where two JSON texts differ, or the texts themselves."""
+def _differing(
+    written: Mapping[str, str], here: Mapping[str, str]
+) -> Iterator[tuple[str, str | None, str | None]]:
+    """Parts of two identities that differ: name, then, now. A setting, ``[table] key``, that only
+    one of both has is another kind's, which differs itself, or another headrace's."""
+    for part in {**here, **written}:
+        was, now = written.get(part), here.get(part)
+        if was != now and not (part.startswith("[") and None in (was, now)):
+            yield part, was, now
+
+
+def _difference(now: str | None, was: str | None) -> tuple[str, str]:
+    """What stands where two JSON texts differ first; or the texts themselves."""
     try:
         a, b, path = json.loads(now or "null"), json.loads(was or "null"), ""
     except ValueError:
-        return f"'{now}', got '{was}'"
+        return f"'{now}'", f"'{was}'"
     while isinstance(a, dict) and isinstance(b, dict):
         differing = [key for key in {**a, **b} if a.get(key) != b.get(key)]
         if not differing:
-            return "the keys in the same order, got another order"
+            return "the keys in the same order", "another order"
         key = differing[0]
         a, b, path = a.get(key), b.get(key), f"{path}.{key}" if path else key
     at = f"{path} = " if path else ""
-    return f"{at}{json.dumps(a)}, got {at}{json.dumps(b)}"
+    return f"{at}{json.dumps(a)}", f"{at}{json.dumps(b)}"
 
 
 __all__ = [
     "CheckpointFailed",
     "Checkpoints",
     "Corrupt",
+    "Tolerated",
     "decode",
     "encode",
     "size_of",

@@ -36,6 +36,7 @@ from pydantic_settings import (
 )
 from pydantic_settings.exceptions import SettingsError
 
+from engine.changes import Free, Learned, Told
 from engine.describe import expected, expected_in, field_of
 from engine.logs import hide
 from engine.threshold import ThresholdSettings
@@ -146,17 +147,17 @@ class LoaderSettings(Settings):
         poll: how long one read may wait for data; also how soon an idle pipeline notices a stop.
     """
 
-    batch_rows: int = Field(1024, ge=1)
-    batch_bytes: ByteSize | None = Field(None, ge=1)
-    max_delay: Duration | None = Field(None, gt=0)
-    latency_objective: Duration | None = Field(None, gt=0)
-    memory_budget: ByteSize = Field(ByteSize(256 << 20), ge=1 << 16)
-    prefetch_bytes: ByteSize | None = Field(None, ge=1)
-    decode_threads: int | None = Field(None, ge=1, le=256)
-    shuffle_rows: int = Field(0, ge=0)
-    shuffle_seed: int = Field(0, ge=0)
-    read_rows: int = Field(65_536, ge=1)
-    poll: Duration = Field(0.1, gt=0, le=5)
+    batch_rows: Learned[int] = Field(1024, ge=1)
+    batch_bytes: Free[ByteSize | None] = Field(None, ge=1)
+    max_delay: Free[Duration | None] = Field(None, gt=0)
+    latency_objective: Free[Duration | None] = Field(None, gt=0)
+    memory_budget: Free[ByteSize] = Field(ByteSize(256 << 20), ge=1 << 16)
+    prefetch_bytes: Free[ByteSize | None] = Field(None, ge=1)
+    decode_threads: Free[int | None] = Field(None, ge=1, le=256)
+    shuffle_rows: Learned[int] = Field(0, ge=0)
+    shuffle_seed: Learned[int] = Field(0, ge=0)
+    read_rows: Free[int] = Field(65_536, ge=1)
+    poll: Free[Duration] = Field(0.1, gt=0, le=5)
 
     def of(self, *, endless: bool) -> Self:
         """The same for a source that is endless, or not: no record waits for ever."""
@@ -206,8 +207,8 @@ class SinkTable(Settings):
     model_config = ConfigDict(extra="allow")
 
     kind: str
-    columns: Names | None = None
-    probabilities: bool = False
+    columns: Told[Names | None] = None
+    probabilities: Told[bool] = False
 
 
 class NamedTable(Settings):
@@ -240,10 +241,10 @@ class DeadLetterSettings(Settings):
     model_config = ConfigDict(extra="allow")
 
     kind: str = "files"
-    path: Name | None = None
-    limit: float = Field(0.2, gt=0, le=1)
-    window: int = Field(10_000, ge=1)
-    expected: tuple[str, ...] = ("duplicate", "missing_label", "tombstone")
+    path: Free[Name | None] = None
+    limit: Free[float] = Field(0.2, gt=0, le=1)
+    window: Free[int] = Field(10_000, ge=1)
+    expected: Free[tuple[str, ...]] = ("duplicate", "missing_label", "tombstone")
 
 
 class ModelSettings(Settings):
@@ -331,10 +332,10 @@ class ExportSettings(Settings):
         compress: settings of the gate; false writes float32 only.
     """
 
-    path: Name | None = None
-    holdout: float = Field(0.02, gt=0, lt=1)
-    holdout_rows: int = Field(20_000, ge=100)
-    compress: dict[str, Any] | None = Field(default_factory=dict)
+    path: Free[Name | None] = None
+    holdout: Free[float] = Field(0.02, gt=0, lt=1)
+    holdout_rows: Free[int] = Field(20_000, ge=100)
+    compress: Free[dict[str, Any] | None] = Field(default_factory=dict)
 
     @field_validator("compress", mode="before")
     @classmethod

@@ -8,8 +8,9 @@ stands beside it.
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from polars.exceptions import PolarsError
 from pydantic import Field
 
 from engine import types
+from engine.changes import Free, Learned
 from engine.expressions import expression
 from engine.quality import Errors, Hits, classes, reliability
 from engine.types import Features, Name, Schema, Snapshot, UserError, require
@@ -28,6 +30,9 @@ FOLD_ROWS = 16_384
 """Rows are put aside until there are so many, then summed at once: per batch, evaluation costs next
 to nothing."""
 LAST = "last value"
+WHOLE = "all"
+"""The group of all rows."""
+log = logging.getLogger("headrace.evaluation")
 MAJORITY, LAST_CLASS = "majority class", "last class"
 
 
@@ -74,12 +79,12 @@ class Evaluation:
             at_precision: the precision that ``recall_at_precision`` is reported at.
         """
 
-        window: int = Field(10_000, ge=1)
-        baselines: dict[str, str] = Field(default_factory=dict)
-        slices: dict[str, str] = Field(default_factory=dict)
-        time: Name | None = None
-        every: str | int = 10_000
-        at_precision: float = Field(0.5, gt=0, le=1)
+        window: Free[int] = Field(10_000, ge=1)
+        baselines: Learned[dict[str, str]] = Field(default_factory=dict)
+        slices: Free[dict[str, str]] = Field(default_factory=dict)
+        time: Learned[Name | None] = None
+        every: Learned[str | int] = 10_000
+        at_precision: Free[float] = Field(0.5, gt=0, le=1)
 
     def __init__(self, settings: Evaluation.Settings, features: Features) -> None:
         self.settings = settings
@@ -89,9 +94,14 @@ class Evaluation:
         self.threshold = features.threshold
         if settings.baselines and not self._regression:
             raise UserError("[evaluation] baselines are columns of numbers: they fit a regression.")
+        if WHOLE in settings.slices:
+            raise UserError(
+                f"[evaluation.slices] {WHOLE} is what all rows together are called: expected "
+                "another name."
+            )
         own = [LAST] if self._regression else [MAJORITY, LAST_CLASS]
         self.baselines = [*settings.baselines, *own]
-        self._groups = {name: self._empty() for name in ("all", *settings.slices)}
+        self._groups = {name: self._empty() for name in (WHOLE, *settings.slices)}
         self._history = pl.DataFrame()
         self._aside: list[Rows] = []
         self._window: list[Rows] = []
@@ -154,8 +164,8 @@ class Evaluation:
         and chance); over all rows also ``reliability`` and ``by_class``."""
         now = self._folded()
         groups = {name: now._group(sums) for name, sums in now._groups.items()}
-        whole = groups.pop("all")
-        if isinstance(sums := now._groups["all"], Hits):
+        whole = groups.pop(WHOLE)
+        if isinstance(sums := now._groups[WHOLE], Hits):
             whole["reliability"] = reliability(sums.histogram)
             figures = sums.by_class(self.settings.at_precision)
             whole["by_class"] = dict(zip(self._names, figures, strict=True))
@@ -190,7 +200,10 @@ class Evaluation:
     def state_dict(self) -> dict[str, Snapshot]:
         """As a plain value."""
         return {
-            "groups": {name: sums.snapshot() for name, sums in self._groups.items()},
+            "groups": [
+                {"name": name, "where": self._where(name), "sums": sums.snapshot()}
+                for name, sums in self._groups.items()
+            ],
             "history": self._history,
             "aside": _plain(self._aside),
             "window": _plain(self._window),
@@ -200,18 +213,40 @@ class Evaluation:
         }
 
     def load_state_dict(self, state: Mapping[str, Snapshot]) -> None:
-        """Back to it."""
+        """Back to it. A slice goes on where its name and its condition are the same; others begin
+        with the next row, which is told."""
         kind = Errors if self._regression else Hits
-        self._groups = {name: kind.restore(state["groups"][name]) for name in self._groups}
+        saved = {(group["name"], group["where"]): group["sums"] for group in state["groups"]}
+        places = {name: (name, self._where(name)) for name in self._groups}
+        same = {name: saved[place] for name, place in places.items() if place in saved}
+        self._groups |= {name: kind.restore(sums) for name, sums in same.items()}
         self._history = state["history"]
         self._aside, self._window = _rows(state["aside"]), _rows(state["window"])
         self._rows, self._last, self._counts = state["rows"], state["last"], state["counts"]
+        if len(same) < max(len(saved), len(self._groups)):
+            self._tell_changed([name for name, _ in saved], list(same))
+            if self._aside:  # they have the columns of the slices of then
+                self._fold(list(same))
 
     # -------------------------------------------------------------------------------------- inside
 
     def _empty(self) -> Errors | Hits:
         p = len(self.baselines)
         return Errors.empty(p + 1) if self._regression else Hits.empty(self._classes, p)
+
+    def _where(self, name: str) -> str:
+        """The condition of a group."""
+        return "" if name == WHOLE else self.settings.slices[name]
+
+    def _tell_changed(self, before: Sequence[str], same: Sequence[str]) -> None:
+        for name in dict.fromkeys([*before, *self._groups]):
+            if name not in same:
+                what = "has another condition than before: it begins anew"
+                if name not in before:
+                    what = "is new: it begins"
+                if name not in self._groups:
+                    what = "is no longer there: its figures end"
+                log.warning("[evaluation.slices] %s %s with the next row.", name, what)
 
     def _condition(self, name: str, sql: str, schema: Schema) -> pl.Expr:
         try:
@@ -240,12 +275,14 @@ class Evaluation:
         now._fold()
         return now
 
-    def _fold(self) -> None:
+    def _fold(self, slices: Collection[str] | None = None) -> None:
+        """Sum the rows put aside; of the slices, in these or in all."""
         rows = _concat(self._aside)
         baselines = self._guesses(rows)
-        masks = rows.frame.select(e.alias(name) for name, e in self._slices.items())
-        self._groups["all"] = self._add(self._groups["all"], rows, baselines, None)
-        for name in self._slices:
+        chosen = {n: e for n, e in self._slices.items() if slices is None or n in slices}
+        masks = rows.frame.select(e.alias(name) for name, e in chosen.items())
+        self._groups[WHOLE] = self._add(self._groups[WHOLE], rows, baselines, None)
+        for name in chosen:
             mask = masks[name].to_numpy()
             self._groups[name] = self._add(self._groups[name], rows, baselines, mask)
         self._remember(rows, baselines)

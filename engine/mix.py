@@ -20,6 +20,7 @@ import polars as pl
 from pydantic import Field
 
 from engine import types
+from engine.changes import Free
 from engine.config import validate
 from engine.types import (
     DROPPED,
@@ -97,8 +98,8 @@ class Mix(SharedSource):
             stop: "all" goes on with the others where a source ends; "first" ends with it.
         """
 
-        turn: int = Field(256, ge=1)
-        stop: Literal["all", "first"] = "all"
+        turn: Free[int] = Field(256, ge=1)
+        stop: Free[Literal["all", "first"]] = "all"
 
     def __init__(self, settings: Mix.Settings, sources: Mapping[str, tuple[Source, float]]) -> None:
         self.settings = settings
@@ -166,6 +167,10 @@ class Mix(SharedSource):
         """See `engine.types.Source`; each source's, with its name."""
         said = [(part.name, remark) for part in self._parts for remark in part.source.remarks()]
         return [f"source '{name}': {remark}" for name, remark in said]
+
+    def in_effect(self) -> Mapping[str, Snapshot]:
+        """See `engine.types.Source`; name of each source -> its own."""
+        return {part.name: dict(part.source.in_effect()) for part in self._parts}
 
     def rereads(self, sink: Sink) -> str | None:
         """See `engine.types.Source`."""

@@ -316,8 +316,7 @@ def _exportable(run: Run) -> Iterator[str]:
 def _resumable(run: Run) -> Iterator[str]:
     """A checkpoint, or results of another pipeline, that a run would refuse."""
     try:
-        run.require_own()
-        run.restore()
+        run.try_resume()
     except HeadraceError as error:
         yield str(error)
 

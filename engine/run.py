@@ -20,12 +20,15 @@ import numpy as np
 import polars as pl
 
 from engine import atomic, labels, report
-from engine.checkpoint import CheckpointFailed, Checkpoints, size_of
+from engine.changes import watched
+from engine.checkpoint import CheckpointFailed, Checkpoints, Tolerated, size_of
 from engine.collate import Collate
 from engine.config import (
     ExportSettings,
     ModelSettings,
     Pipeline,
+    SinkTable,
+    apart,
     component,
     made_by,
     place,
@@ -56,6 +59,7 @@ from engine.types import (
     REST,
     Batch,
     Buffered,
+    EndOfStream,
     Features,
     Learner,
     Mark,
@@ -85,6 +89,10 @@ LEFT = (SCHEMA, "report.json", "error.png", "metrics.prom", "verdict.json")
 """All files of that folder."""
 SHARES = {"source": 0.25, "sink": 0.25, "dead letters": 0.0625}
 """Part of the memory budget that a component with a buffer of its own may fill."""
+TRIED_BYTES, TRIED_SECONDS = 1 << 20, 1.0
+"""Of one read, to try whether a source can go on where a checkpoint ends."""
+PARTS = "source.sources."
+"""Before the name of a source of a mix, in the name of its section."""
 OUTPUT = ("columns", "probabilities")
 """Keys of [sink] that say what is written, whatever its kind."""
 
@@ -139,6 +147,8 @@ class Run:
         self.pipeline = pipeline
         self.folder = Path(pipeline.folder)
         self.metrics = Metrics()
+        self._given: dict[str, tuple[str, Any]] = {}
+        """Kind and settings of each source, sink and place for dead letters, by its section."""
         self._watch = watch
         self._replay = replay
         self._modes()
@@ -186,11 +196,12 @@ class Run:
 
     def _mixed(self, table: dict[str, Any]) -> Mix:
         sources = {
-            name: (self._one_source(f"source.sources.{name}", own), weight)
+            name: (self._one_source(f"{PARTS}{name}", own), weight)
             for name, (own, weight) in sources_of(table, self.pipeline.file).items()
         }
         own = {k: v for k, v in table.items() if k not in ("kind", "sources")}
-        return Mix(self.pipeline.settings(Mix.Settings, own, "source"), sources)
+        self._given["source"] = "mix", self.pipeline.settings(Mix.Settings, own, "source")
+        return Mix(self._given["source"][1], sources)
 
     def _one_source(self, section: str, table: dict[str, Any]) -> Source:
         made: Source = self._component(section, table, _connectors().SOURCES)
@@ -788,19 +799,18 @@ class Run:
 
     @property
     def identity(self) -> dict[str, str]:
-        """What a checkpoint must have in common with this pipeline to be resumed from. Without a
-        state only positions and counts are in it: those go on with another schema or model."""
-        if not self.keeps_state:
-            return {"pipeline": self.pipeline.name}
-        schema = {name: str(kind) for name, kind in self.source_schema.items()}
-        loader = self.pipeline.loader
-        identity = {
-            "pipeline": self.pipeline.name,
-            "schema": json.dumps(schema, sort_keys=True),
+        """What a checkpoint must have in common with this pipeline to be resumed from; what is
+        `Tolerated` is told where it differs. Without a state only positions and counts are in it:
+        those go on with another schema, or other stages."""
+        columns = {name: str(kind) for name, kind in self.source_schema.items()}
+        read = {
+            "schema": json.dumps(columns, sort_keys=True),
             "scrub": json.dumps(self.pipeline.scrub),
-            "batch_rows": str(self.pipeline.loader.batch_rows),
-            "shuffle": f"{loader.shuffle_rows} {loader.shuffle_seed}",
         }
+        settings = {"pipeline": self.pipeline.name, **dict(self._settings())}
+        if not self.keeps_state:
+            return {**settings, **{part: Tolerated(text) for part, text in read.items()}}
+        identity = {**settings, **read}
         for stage in self.stages:  # a stage may read a file that the pipeline's own only names
             digest: str | None = getattr(stage, "digest", _none)()
             if digest is not None:
@@ -808,13 +818,31 @@ class Run:
         if self.trains:
             learned = {k: v for k, v in (self.pipeline.model or {}).items() if k != "threshold"}
             identity["model"] = json.dumps(learned, sort_keys=True)
-            judged = self.evaluation.settings.model_dump(exclude={"window", "at_precision"})
-            identity["evaluation"] = json.dumps(judged, sort_keys=True)
             if not self._model_settings.classes and self.features.classes:
                 identity["classes"] = json.dumps(self.features.classes)
         if self._predictor is not None:
             identity["served model"] = self._predictor.info()["digest"]
         return identity
+
+    def _settings(self) -> Iterator[tuple[str, str]]:
+        """Settings whose change is told or refused: ``[table] key`` and the value, as JSON."""
+        made = self.source, self.sink, self.dead_letters  # which notes what they are given
+        for section, (kind, _) in {"sink": (None, None), **self._given}.items():
+            yield f"[{section}] kind", json.dumps(kind)
+        in_effect, loader = made[0].in_effect(), self.pipeline.loader
+        tables = [(section, settings) for section, (_, settings) in self._given.items()]
+        tables.append(("loader", loader))
+        if self.pipeline.sink is not None:
+            tables.append(("sink", SinkTable.model_validate(self.pipeline.sink)))
+        if self.trains:
+            tables.append(("evaluation", self.evaluation.settings))
+        for section, settings in tables:
+            inner = section.startswith(PARTS)
+            found = in_effect.get(section.removeprefix(PARTS), {}) if inner else in_effect
+            found = found if section.startswith("source") else {}
+            for key, (act, value) in watched(settings, found, learns=self.keeps_state).items():
+                text = json.dumps(value, sort_keys=True)
+                yield f"[{section}] {key}", text if act == "refuse" else Tolerated(text)
 
     @property
     def trains(self) -> bool:
@@ -1122,14 +1150,39 @@ class Run:
     def restore(self) -> bool:
         """Put the newest checkpoint's state into stages and learner, to export or look at; whether
         there was one."""
+        return self._load() is not None
+
+    def _load(self) -> Mapping[str, Snapshot] | None:
         state = self.checkpoints.load(self.identity)
         if state is None:
-            return False
+            return None
         with self.checkpoints.restoring(state, lambda: {**dict.fromkeys(state), **self._state()}):
             restore(self.stages, state["stages"])
             self.work.load_state_dict(state["work"])
         self._mark = Mark(positions=state["positions"], stages=state["stages"])
-        return True
+        return state
+
+    def try_resume(self) -> None:
+        """Do of a resume all that can be done while nothing is written and no group is joined.
+
+        Raises: UserError, HeadraceError where a run would; see `require_own`, too.
+        """
+        self.require_own()
+        state = self._load()
+        if state is None:
+            return
+        for sink, name in ((self.sink, "sink"), (self.dead_letters, "dead_letters")):
+            if sink is not None:
+                sink.require(state[name])
+        if isinstance(self.source, SharedSource) and self.source.shares:
+            return  # its group says where to go on, to members alone
+        source = apart(self.pipeline.source)
+        other = Run(self.pipeline.model_copy(update={"source": source}))
+        _ = other.source_schema
+        with contextlib.closing(other.source) as tried, contextlib.suppress(EndOfStream):
+            tried.recognise(state["identities"])
+            tried.seek(self._mark)
+            tried.read(1, TRIED_BYTES, TRIED_SECONDS)
 
     def _state(self) -> dict[str, Snapshot]:
         """What `restore` restores."""
@@ -1277,7 +1330,8 @@ class Run:
         require_contract(kind, Source if section.startswith("source") else Sink, section)
         if provenance and "provenance" in kind.Settings.model_fields:
             table["provenance"] = {**provenance, **table.get("provenance", {})}
-        return kind(self.pipeline.settings(kind.Settings, table, section))
+        self._given[section] = name, self.pipeline.settings(kind.Settings, table, section)
+        return kind(self._given[section][1])
 
     def _modes(self) -> None:
         pipeline = self.pipeline

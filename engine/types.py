@@ -1062,6 +1062,12 @@ class Source(Protocol):
                 left -= len(records)
         return found
 
+    def in_effect(self) -> Mapping[str, Snapshot]:
+        """Settings that the files, or the environment, decide where they are left out: name ->
+        value, as JSON has it. A change of one of these is a change; see `engine.changes`. Called
+        after `schema`."""
+        return {}
+
     def identities(self, mark: Mark) -> Mapping[str, Snapshot]:
         """Partition -> what it is known by beside its name, for a checkpoint; of those on the mark,
         as plain values."""
@@ -1332,6 +1338,13 @@ class Sink(Protocol):
     def snapshot(self) -> Snapshot:
         """Cheap value that says what is safe. Call after `flush`."""
         ...
+
+    def require(self, value: Snapshot) -> None:
+        """Look whether `restore` could go on from that snapshot, and change nothing.
+
+        Raises: UserError where it could not, as where results are gone.
+        """
+        return
 
     def restore(self, value: Snapshot) -> None:
         """Take away what lies after that snapshot; None takes away everything this pipeline wrote

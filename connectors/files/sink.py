@@ -14,6 +14,7 @@ import polars.selectors as cs
 from pydantic import ByteSize, Field
 
 from engine import atomic, types
+from engine.changes import Fixed, Free
 from engine.types import HeadraceError, Name, Schema, Sink, Snapshot, UserError, in_utc
 from engine.words import counted
 
@@ -40,10 +41,10 @@ class PartSettings(types.Settings):
         private: whether only the user who runs headrace may read the parts (mode 0600).
     """
 
-    path: Name
-    max_buffer_bytes: ByteSize = Field(default=ByteSize(64 << 20), ge=1)
-    verify_parts: bool = True
-    private: bool = False
+    path: Free[Name]
+    max_buffer_bytes: Free[ByteSize] = Field(default=ByteSize(64 << 20), ge=1)
+    verify_parts: Free[bool] = True
+    private: Free[bool] = False
 
 
 class FilesSink(Sink):
@@ -51,7 +52,8 @@ class FilesSink(Sink):
 
     A part is written as `engine.atomic` does. Rows beyond `max_buffer_bytes` go to temporary parts
     early; only `flush` makes those visible. `restore` removes parts by their number, and no file of
-    another name; that the parts before it are still there is looked at then, too.
+    another name; that the parts before it are still there is looked at first. A folder is known by
+    its parts, however its path is spelt.
     """
 
     section: ClassVar[str] = "sink"
@@ -63,7 +65,7 @@ class FilesSink(Sink):
             format: parquet, ndjson, csv or arrow.
         """
 
-        format: Literal["parquet", "ndjson", "csv", "arrow"] = "parquet"
+        format: Fixed[Literal["parquet", "ndjson", "csv", "arrow"]] = "parquet"
 
     def __init__(self, settings: FilesSink.Settings | LettersFolder.Settings) -> None:
         """Raises: UserError where the folder can never be made or written."""
@@ -135,28 +137,46 @@ class FilesSink(Sink):
         self._spilled = []
 
     def snapshot(self) -> Snapshot:
-        """The next part's number, and how long all before it are together."""
-        return {"next": self._next, "bytes": self._written}
+        """The next part's number, how long all before it are together, and where they are."""
+        return {"next": self._next, "bytes": self._written, "path": str(self.folder.resolve())}
+
+    def require(self, value: Snapshot) -> None:
+        """See `engine.types.Sink`. Raises: UserError where parts before it are gone or cut, or the
+        folder is another one and holds results."""
+        if value is None:
+            return
+        before, after = {}, False
+        for path, part in self._parts():
+            if part[2] or int(part[1]) >= value["next"]:
+                after = True
+            else:
+                before[int(part[1])] = path.stat().st_size
+        moved = "" if value["path"] == str(self.folder.resolve()) else str(value["path"])
+        if self.settings.verify_parts:
+            self._verify(before, value, moved)
+        known = self.settings.verify_parts and value["next"]
+        if moved and after and not known:
+            raise UserError(
+                f"[{self.section}] path '{self.folder}' holds results already, and the checkpoint "
+                f"was written with '{moved}': set it back, name an empty folder, or start over "
+                "with --fresh."
+            )
 
     def restore(self, value: Snapshot) -> None:
         """Remove parts of this number and above, and temporary ones; None removes all parts.
 
-        Raises: UserError where parts before it are gone or cut.
+        Raises: as `require`.
         """
         self.close()
-        self._next, self._written = (0, 0) if value is None else (value["next"], value["bytes"])
         self._place.note()
-        there: dict[int, int] = {}
         try:
+            self.require(value)
+            self._next, self._written = (0, 0) if value is None else (value["next"], value["bytes"])
             for path, part in list(self._parts()):
                 if part[2] or int(part[1]) >= self._next:
                     path.unlink()
-                else:
-                    there[int(part[1])] = path.stat().st_size
         except OSError as error:
             raise self._error(self.folder, error) from error
-        if self.settings.verify_parts:
-            self._verify(there)
 
     def _parts(self) -> Iterator[tuple[Path, re.Match[str]]]:
         """Its parts, temporary ones too: number and ending."""
@@ -177,15 +197,29 @@ class FilesSink(Sink):
                 "false where something else takes parts away."
             )
 
-    def _verify(self, there: dict[int, int]) -> None:
-        gone = [number for number in range(self._next) if number not in there]
-        if not gone and sum(there.values()) == self._written:
+    def _verify(self, there: dict[int, int], value: Snapshot, moved: str) -> None:
+        """Raises: UserError where these parts are not those of a snapshot.
+
+        Args:
+            there: number -> bytes.
+            moved: the folder of then, where it was another.
+        """
+        parts, written = value["next"], value["bytes"]
+        gone = [number for number in range(parts) if number not in there]
+        if not gone and sum(there.values()) == written:
             return
+        if moved:
+            raise UserError(
+                f"The checkpoint was written with another [{self.section}] path: expected "
+                f"'{self.folder}', got '{moved}', where {counted(parts, 'part')} "
+                f"{'is' if parts == 1 else 'are'}; set it back, move the parts, or start over with "
+                "--fresh."
+            )
         what = (
-            f"{len(gone):,} of {counted(self._next, 'part')} {'is' if len(gone) == 1 else 'are'} "
+            f"{len(gone):,} of {counted(parts, 'part')} {'is' if len(gone) == 1 else 'are'} "
             f"gone, {self._name(gone[0])} first"
             if gone
-            else f"they are {sum(there.values()):,} bytes, and {self._written:,} were written"
+            else f"they are {sum(there.values()):,} bytes, and {written:,} were written"
         )
         raise UserError(
             f"[{self.section}] path '{self.folder}' no longer has the parts that the checkpoint "
@@ -246,7 +280,7 @@ class LettersFolder(FilesSink):
     class Settings(PartSettings):
         """``[dead_letters] kind = "files"``; always NDJSON, which `headrace replay` reads."""
 
-        verify_parts: bool = False
+        verify_parts: Free[bool] = False
         format: ClassVar[Literal["ndjson"]] = "ndjson"
 
 

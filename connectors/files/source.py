@@ -80,6 +80,7 @@ from connectors.formats.text import Text
 from connectors.formats.webdataset import Samples
 from connectors.formats.whole import Whole
 from connectors.formats.xml import Fields, Xml, columns_of, documents
+from engine.changes import Fixed, Free, Meaning
 from engine.expressions import expression
 from engine.types import (
     DROPPED,
@@ -212,24 +213,24 @@ class FilesSource(Source):
             shard: which of them this one is, from 0; "env" takes RANK.
         """
 
-        path: str | tuple[str, ...] = Field(min_length=1)
-        format: str | None = None
-        paths: Mapping[str, str] = Field(default_factory=dict)
-        row: str | None = None
-        delimiter: str | None = None
-        quote: str = '"'
-        decimal: Literal[".", ","] | None = None
-        comment: str | None = None
-        null_values: tuple[str, ...] = ()
-        encoding: str | None = None
-        missing_columns: Literal["null", "fail"] = "null"
-        coerce: Coerce = "lossless"
-        order_by: tuple[str, ...] = ()
-        max_record_bytes: ByteSize = Field(default=ByteSize(16 << 20), ge=1)
-        follow: bool = False
-        poll_interval: Duration = Field(0.5, gt=0)
-        on_replaced: Policy | None = None
-        last_line: Literal["take", "wait"] = "take"
+        path: Free[str | tuple[str, ...]] = Field(min_length=1)
+        format: Fixed[str | None] = None
+        paths: Meaning[Mapping[str, str]] = Field(default_factory=dict)
+        row: Fixed[str | None] = None
+        delimiter: Fixed[str | None] = None
+        quote: Fixed[str] = '"'
+        decimal: Meaning[Literal[".", ","] | None] = None
+        comment: Fixed[str | None] = None
+        null_values: Meaning[tuple[str, ...]] = ()
+        encoding: Meaning[str | None] = None
+        missing_columns: Free[Literal["null", "fail"]] = "null"
+        coerce: Meaning[Coerce] = "lossless"
+        order_by: Fixed[tuple[str, ...]] = ()
+        max_record_bytes: Free[ByteSize] = Field(default=ByteSize(16 << 20), ge=1)
+        follow: Free[bool] = False
+        poll_interval: Free[Duration] = Field(0.5, gt=0)
+        on_replaced: Free[Policy | None] = None
+        last_line: Free[Literal["take", "wait"]] = "take"
 
         @field_validator("path")
         @classmethod
@@ -490,6 +491,14 @@ class FilesSource(Source):
         """See `engine.types.Source`: how a CSV is written, and which types are guesses."""
         found = {"dialect": self._found_dialect, "guessed": sorted(self._guesses.columns)}
         return {name: value for name, value in found.items() if value is not None}
+
+    def in_effect(self) -> Mapping[str, Snapshot]:
+        """See `engine.types.Source`: the format, how a CSV is written, and which shard this is."""
+        shard, shards = self.settings.place()
+        shared = {"shard": shard, "shards": None if self.settings.shards is None else shards}
+        dialect = dataclasses.asdict(self._dialect) if self._kind == "csv" else {}
+        csv = {name: dialect[name] for name in OF_CSV if name in dialect}
+        return {"format": self._kind, **shared, **csv}
 
     def reading(self) -> Mapping[str, Any]:
         """See `engine.types.Source`: what settings say, and which words a CSV was found to have for

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from engine.changes import Fixed, Free
 from engine.types import Records, Settings
 
 PIECE_BYTES = 32 << 20
@@ -37,11 +38,11 @@ class ShareSettings(Settings):
         shard: which of them this one is, from 0; "env" takes RANK.
     """
 
-    epochs: int = Field(1, ge=1, le=1 << 20)
-    shuffle_files: bool = False
-    seed: int = Field(0, ge=0)
-    shards: int | Literal["env"] | None = None
-    shard: int | Literal["env"] = 0
+    epochs: Free[int] = Field(1, ge=1, le=1 << 20)
+    shuffle_files: Free[bool] = False
+    seed: Free[int] = Field(0, ge=0)
+    shards: Fixed[int | Literal["env"] | None] = None
+    shard: Fixed[int | Literal["env"]] = 0
 
     @model_validator(mode="after")
     def _within(self) -> ShareSettings:

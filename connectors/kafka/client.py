@@ -20,6 +20,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 
 from connectors.kafka import probe
 from engine import types
+from engine.changes import Free
 from engine.types import Duration, HeadraceError, Name, UserError
 
 log = logging.getLogger("headrace.kafka")
@@ -65,18 +66,18 @@ class KafkaSettings(types.Settings):
             will let this client in, is not waited for.
     """
 
-    bootstrap: str = Field(
+    bootstrap: Free[str] = Field(
         default_factory=lambda: os.environ.get("KAFKA_BOOTSTRAP_SERVERS", "localhost:9092")
     )
-    security: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
-    ca_file: Name | None = None
-    cert_file: Name | None = None
-    key_file: Name | None = None
-    sasl: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
-    user: str | None = None
-    password: SecretStr | None = None
-    password_file: Name | None = None
-    timeout: Duration = Field(30.0, gt=0)
+    security: Free[Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]] = "PLAINTEXT"
+    ca_file: Free[Name | None] = None
+    cert_file: Free[Name | None] = None
+    key_file: Free[Name | None] = None
+    sasl: Free[Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None] = None
+    user: Free[str | None] = None
+    password: Free[SecretStr | None] = None
+    password_file: Free[Name | None] = None
+    timeout: Free[Duration] = Field(30.0, gt=0)
 
     @field_validator("bootstrap")
     @classmethod

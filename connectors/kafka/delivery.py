@@ -24,6 +24,7 @@ from connectors.kafka.outgoing import (
     plan,
     steadfast,
 )
+from engine.changes import Free, Told
 from engine.types import Duration, HeadraceError
 from engine.words import counted
 
@@ -49,12 +50,12 @@ class DeliverySettings(KafkaSettings):
             checkpoints.
     """
 
-    compression: str = Field("lz4", pattern="^(none|gzip|snappy|lz4|zstd)$")
-    linger: Duration = Field(0.02, ge=0)
-    buffer_bytes: ByteSize = Field(ByteSize(32 << 20), ge=1 << 20)
-    max_record_bytes: ByteSize = Field(ByteSize(1_000_000), ge=1_000)
-    give_up: Duration = Field(120.0, gt=0)
-    transaction_timeout: Duration = Field(60.0, gt=0)
+    compression: Free[str] = Field("lz4", pattern="^(none|gzip|snappy|lz4|zstd)$")
+    linger: Free[Duration] = Field(0.02, ge=0)
+    buffer_bytes: Free[ByteSize] = Field(ByteSize(32 << 20), ge=1 << 20)
+    max_record_bytes: Free[ByteSize] = Field(ByteSize(1_000_000), ge=1_000)
+    give_up: Free[Duration] = Field(120.0, gt=0)
+    transaction_timeout: Free[Duration] = Field(60.0, gt=0)
 
     @model_validator(mode="after")
     def _patient(self) -> Self:
@@ -74,7 +75,7 @@ class TopicSettings(DeliverySettings):
         topic: the topic that is written to; must be there.
     """
 
-    topic: str
+    topic: Told[str]
 
 
 class Delivery:

@@ -16,6 +16,7 @@ from connectors.kafka.delivery import Delivery, TopicSettings
 from connectors.kafka.outgoing import Outgoing, headed
 from connectors.kafka.sink import KafkaSink
 from connectors.kafka.wire import header_entries
+from engine.changes import Free
 from engine.types import NO_TIME, PARTITION, POSITION, Records, Sink, Snapshot
 
 PREFIX = "headrace."
@@ -40,7 +41,7 @@ class KafkaLetters(Sink):
             provenance: headers of every letter; the pipeline's name.
         """
 
-        provenance: dict[str, str] = Field(default_factory=dict)
+        provenance: Free[dict[str, str]] = Field(default_factory=dict)
 
     def __init__(self, settings: KafkaLetters.Settings) -> None:
         self.settings = settings

@@ -19,6 +19,7 @@ from connectors.kafka.delivery import Delivery, TopicSettings
 from connectors.kafka.outgoing import Ints, Outgoing, headed, rehearse
 from connectors.kafka.registry import Registry
 from connectors.kafka.source import KafkaSource
+from engine.changes import Free, Told
 from engine.types import (
     PARTITION,
     POSITION,
@@ -76,17 +77,17 @@ class KafkaSink(Sink):
             provenance: headers of every record; the pipeline's name and the model's version.
         """
 
-        format: Literal["json", "avro", "raw"] = "json"
-        value: str | None = None
-        registry: str | None = None
-        registry_user: str | None = None
-        registry_password: SecretStr | None = None
-        schema_file: Name | None = None
-        key: Name | None = None
-        timestamp: Name | None = None
-        exactly_once: bool = False
-        commit_interval: Duration = Field(1.0, gt=0)
-        provenance: dict[str, str] = Field(default_factory=dict)
+        format: Told[Literal["json", "avro", "raw"]] = "json"
+        value: Told[str | None] = None
+        registry: Free[str | None] = None
+        registry_user: Free[str | None] = None
+        registry_password: Free[SecretStr | None] = None
+        schema_file: Told[Name | None] = None
+        key: Told[Name | None] = None
+        timestamp: Told[Name | None] = None
+        exactly_once: Free[bool] = False
+        commit_interval: Free[Duration] = Field(1.0, gt=0)
+        provenance: Free[dict[str, str]] = Field(default_factory=dict)
 
     def __init__(self, settings: KafkaSink.Settings) -> None:
         """Raises: UserError for settings that do not fit together."""

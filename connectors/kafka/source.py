@@ -48,6 +48,7 @@ from connectors.kafka.wire import (
     rehearsed,
     topic_ids,
 )
+from engine.changes import Fixed, Free, Meaning, Told
 from engine.types import (
     Duration,
     EndOfStream,
@@ -156,30 +157,30 @@ class KafkaSource(SharedSource):
                 declared type, however it is written; "strict" only what is written as that type.
         """
 
-        topics: Names = Field(min_length=1)
-        format: str = "ndjson"
-        columns: Names = ()
-        record: dict[str, str] = Field(default_factory=dict)
-        paths: Mapping[str, str] = Field(default_factory=dict)
-        registry: str | None = None
-        registry_user: str | None = None
-        registry_password: SecretStr | None = None
-        registry_patience: Duration = Field(60.0, ge=0)
-        schema_file: Name | None = None
-        start: Literal["earliest", "latest"] | int = "earliest"
-        stop: Literal["end", "never"] = "never"
-        group: str | None = None
-        join: bool = False
-        member: str | None = Field(None, pattern=r"^[A-Za-z0-9._-]{1,100}$")
-        assignor: Literal["cooperative-sticky", "sticky", "range", "roundrobin"] = (
+        topics: Free[Names] = Field(min_length=1)
+        format: Meaning[str] = "ndjson"
+        columns: Meaning[Names] = ()
+        record: Meaning[dict[str, str]] = Field(default_factory=dict)
+        paths: Meaning[Mapping[str, str]] = Field(default_factory=dict)
+        registry: Free[str | None] = None
+        registry_user: Free[str | None] = None
+        registry_password: Free[SecretStr | None] = None
+        registry_patience: Free[Duration] = Field(60.0, ge=0)
+        schema_file: Meaning[Name | None] = None
+        start: Free[Literal["earliest", "latest"] | int] = "earliest"
+        stop: Free[Literal["end", "never"]] = "never"
+        group: Fixed[str | None] = None
+        join: Fixed[bool] = False
+        member: Free[str | None] = Field(None, pattern=r"^[A-Za-z0-9._-]{1,100}$")
+        assignor: Free[Literal["cooperative-sticky", "sticky", "range", "roundrobin"]] = (
             "cooperative-sticky"
         )
-        session: Duration = Field(45.0, gt=0)
-        patience: Duration = Field(30.0, gt=0)
-        lost: Literal["fail", "earliest", "latest"] = "fail"
-        isolation: Literal["read_committed", "read_uncommitted"] = "read_committed"
-        fetch_bytes: ByteSize = Field(ByteSize(16 << 20), ge=1 << 16)
-        coerce: Coerce = "lossless"
+        session: Free[Duration] = Field(45.0, gt=0)
+        patience: Free[Duration] = Field(30.0, gt=0)
+        lost: Free[Literal["fail", "earliest", "latest"]] = "fail"
+        isolation: Told[Literal["read_committed", "read_uncommitted"]] = "read_committed"
+        fetch_bytes: Free[ByteSize] = Field(ByteSize(16 << 20), ge=1 << 16)
+        coerce: Meaning[Coerce] = "lossless"
 
         @field_validator("topics", mode="before", json_schema_input_type=str | tuple[str, ...])
         @classmethod
@@ -410,6 +411,10 @@ class KafkaSource(SharedSource):
             else:
                 settled = self._settle_assigned(consumer, self._membership, mark)
         return Mark(positions=settled, stages=mark.stages)
+
+    def in_effect(self) -> Mapping[str, Snapshot]:
+        """See `engine.types.Source`: a group says where to go on to its members alone."""
+        return {} if self.settings.join else {"group": None}
 
     def identities(self, mark: Mark) -> Mapping[str, Snapshot]:
         """See `engine.types.Source`. Partition -> the id of its topic; what is not read here, as it

@@ -184,6 +184,6 @@ def test_held_out_rows_of_other_columns_are_told(newest: Path, file: Path) -> No
 
 
 def test_another_evaluation_is_told(newest: Path, file: Path) -> None:
-    with pytest.raises(UserError, match="another evaluation"):
-        Run(file, ["evaluation.slices.south=\"key = 's'\""]).loop.resume()
+    with pytest.raises(UserError, match=r"another \[evaluation\] every"):
+        Run(file, ["evaluation.every=50"]).loop.resume()
     assert Run(file, ["evaluation.window=50"]).loop.resume()

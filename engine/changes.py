@@ -1,0 +1,91 @@
+"""What comes of a setting that changes between two runs of one folder.
+
+The second run goes on where the first one's checkpoint ends. What the checkpoint holds was made
+under the settings of then: a position means something only in the order in which rows were read, a
+state only with rows that are read as those it has seen. So every setting says, where it is
+declared, what a change of it comes to; see `Change`. A key without such a mark, of a class of one's
+own, is `Free`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel
+
+from engine.types import Snapshot
+
+T = TypeVar("T")
+Act = Literal["refuse", "tell", "go on"]
+
+
+class Change(Enum):
+    """What is done where a setting is another than in the run before: with a state that was learned
+    from rows, and without one.
+
+    Attributes:
+        FIXED: it decides what a position means.
+        MEANING: it decides what a row means.
+        LEARNED: a state depends on it, and nothing else does.
+        TOLD: what comes from here on is another.
+        FREE: rows and their order stay, or the source or sink itself knows its place again.
+    """
+
+    _value_: tuple[Act, Act]
+
+    FIXED = ("refuse", "refuse")
+    MEANING = ("refuse", "tell")
+    LEARNED = ("refuse", "go on")
+    TOLD = ("tell", "tell")
+    FREE = ("go on", "go on")
+
+    def act(self, *, learns: bool) -> Act:
+        """For a pipeline with a state, or without one."""
+        with_state, without = self._value_
+        return with_state if learns else without
+
+
+Fixed = Annotated[T, Change.FIXED]
+Meaning = Annotated[T, Change.MEANING]
+Learned = Annotated[T, Change.LEARNED]
+Told = Annotated[T, Change.TOLD]
+Free = Annotated[T, Change.FREE]
+
+
+def change_of(settings: type[BaseModel], key: str) -> Change | None:
+    """How a key is marked; None where it is not."""
+    marks = settings.model_fields[key].metadata
+    return next((mark for mark in marks if isinstance(mark, Change)), None)
+
+
+def watched(
+    settings: BaseModel, in_effect: Mapping[str, Snapshot], *, learns: bool
+) -> dict[str, tuple[Act, Any]]:
+    """The keys whose change is not passed over: what is done, and the value as JSON has it.
+
+    Args:
+        in_effect: values of keys that others, or the environment, decide where they are left out.
+        learns: whether the pipeline has a state.
+    """
+    acts = {
+        key: (change_of(type(settings), key) or Change.FREE).act(learns=learns)
+        for key in type(settings).model_fields
+    }
+    kept = {key for key, act in acts.items() if act != "go on"}
+    values = {**settings.model_dump(mode="json", include=kept), **in_effect}
+    return {key: (acts[key], values[key]) for key in acts if key in kept}
+
+
+__all__ = [
+    "Act",
+    "Change",
+    "Fixed",
+    "Free",
+    "Learned",
+    "Meaning",
+    "Told",
+    "change_of",
+    "watched",
+]
