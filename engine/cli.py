@@ -246,7 +246,12 @@ def _explore(options: argparse.Namespace) -> int:
             text = json.dumps(found.plain(), indent=2, ensure_ascii=False)
             atomic.write(options.json, text + "\n")
         console().print(f"Wrote {options.json}.", highlight=False, markup=False)
-    return EXIT["done"]
+    if found.unreadable:
+        console().print(
+            "! More records could not be read than [dead_letters] limit allows in a run.",
+            style="yellow", highlight=False, markup=False,
+        )  # fmt: skip
+    return EXIT["mistake" if found.unreadable else "done"]
 
 
 def _profile(options: argparse.Namespace) -> int:

@@ -166,6 +166,26 @@ class Run:
                 f"{self.pipeline.file} names the path '{error.filename}', which cannot be used: "
                 f"{error.strerror}: choose another."
             ) from error
+        except UserError as error:
+            if not self._untyped():
+                raise
+            raise UserError(
+                f"The source of {self.pipeline.file} has no rows yet, so the types of its columns "
+                "are not known: declare them in [source.schema], or start when there are rows. "
+                f"With all of them taken for text: {error}"
+            ) from error
+
+    def _untyped(self) -> bool:
+        """Whether the columns have the types that a source without rows gives them."""
+        if self.pipeline.source.get("schema"):
+            return False
+        if self.source.endless() or not self.source.repeatable():
+            return False
+        if any(kind != pl.String for kind in self.source_schema.values()):
+            return False
+        with contextlib.closing(self._source()) as source:
+            source.schema({})
+            return not source.sample(1, 1.0)
 
     def _assemble(self) -> None:
         _ = self.source

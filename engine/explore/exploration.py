@@ -48,6 +48,7 @@ def explore(
     survey = Survey(run.source_schema)
     stages: Stages = {stage.name: {} for stage in run.stages}
     rejected: dict[str, int] = {}
+    details: dict[str, str] = {}
     loader = Loader(
         run.source,
         schema=run.source_schema,
@@ -70,7 +71,7 @@ def explore(
             if sum(frame.height for frame in waiting) >= BATCH:
                 survey.update(pl.concat(waiting), time=time)
                 waiting = []
-            _count(batch, stages, rejected)
+            _count(batch, stages, rejected, details)
             if watch is not None:
                 done = run.source.progress(batch.mark)
                 watch(batch, done if rows is None else max(done or 0, read / rows))
@@ -79,7 +80,7 @@ def explore(
     if waiting:
         survey.update(pl.concat(waiting), time=time)
     survey.close()
-    return _findings(pipeline, survey, stages, rejected, rows)
+    return _findings(pipeline, survey, stages, rejected, details, rows)
 
 
 def _pipeline(path: Path, overrides: Iterable[str]) -> Pipeline:
@@ -97,7 +98,7 @@ def _apart(pipeline: Pipeline) -> Pipeline:
     return Pipeline.of(made, where=pipeline.file)
 
 
-def _count(batch: Batch, stages: Stages, rejected: dict[str, int]) -> None:
+def _count(batch: Batch, stages: Stages, rejected: dict[str, int], details: dict[str, str]) -> None:
     for (stage, what), n in batch.counts.items():
         counts = stages.setdefault(stage, {})
         counts[what] = counts.get(what, 0) + n
@@ -105,6 +106,8 @@ def _count(batch: Batch, stages: Stages, rejected: dict[str, int]) -> None:
         counts = stages.get(rejects.stage, rejected)
         key = rejects.reason if counts is rejected else f"rejected: {rejects.reason}"
         counts[key] = counts.get(key, 0) + len(rejects)
+        if counts is rejected and len(rejects):
+            details.setdefault(key, rejects.rows["detail"][0] or "")
 
 
 def _findings(
@@ -112,8 +115,11 @@ def _findings(
     survey: Survey,
     stages: Stages,
     rejected: dict[str, int],
+    details: dict[str, str],
     rows: int | None,
 ) -> Findings:
+    letters = pipeline.dead_letters
+    bad = sum(n for reason, n in rejected.items() if reason not in letters.expected)
     found = Findings(
         name=pipeline.name,
         rows=survey.rows,
@@ -124,6 +130,8 @@ def _findings(
         target=(pipeline.model or {}).get("target"),
         stages=stages,
         rejected=rejected,
+        details=details,
+        unreadable=bad > letters.limit * (survey.rows + sum(rejected.values())),
         left_out=tuple(left_out(survey, rows)),
     )
     return dataclasses.replace(

@@ -171,7 +171,8 @@ class Findings:
         related: names, and Pearson's correlation of each pair, None where there is none.
         target: column with the label, where a pipeline names it.
         stages: stage -> what it did, e.g. ``{"filled": 7, "rejected: duplicate": 3}``.
-        rejected: reason -> rows that could not be read.
+        rejected: reason -> records that could not be read; `details`: what the first was told.
+        unreadable: more of the records than a run allows could not be read.
         sentences: what to know.
         suggestion: a ``[scrub]`` section, TOML.
         left_out: what was not looked at, in sentences.
@@ -186,6 +187,8 @@ class Findings:
     target: str | None = None
     stages: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     rejected: Mapping[str, int] = field(default_factory=dict)
+    details: Mapping[str, str] = field(default_factory=dict)
+    unreadable: bool = False
     sentences: tuple[str, ...] = ()
     suggestion: str = ""
     left_out: tuple[str, ...] = ()
@@ -276,7 +279,9 @@ def related(survey: Survey) -> tuple[tuple[str, ...], tuple[tuple[float | None, 
 def sentences(found: Findings) -> Iterator[str]:
     """What to know before one learns from it."""
     if not found.rows:
-        yield "There are no rows."
+        yield "No row could be read." if found.rejected else "There are no rows."
+    yield from _unread(found)
+    if not found.rows:
         return
     if found.repeated:
         copies = counted(found.repeated, "row is a copy", "rows are copies")
@@ -286,8 +291,16 @@ def sentences(found: Findings) -> Iterator[str]:
     yield from _of_columns(found.columns, found.rows)
     yield from _of_classes(found)
     yield from _of_pairs(found)
+
+
+def _unread(found: Findings) -> Iterator[str]:
+    total = found.rows + sum(found.rejected.values())
     for reason, n in found.rejected.items():
-        yield f"{counted(n, 'record')} could not be read: {reason}."
+        detail = found.details.get(reason)
+        yield (
+            f"{n:,} of {counted(total, 'record')} could not be read: {reason}."
+            f"{f' The first: {detail}' if detail else ''}"
+        )
 
 
 def left_out(survey: Survey, limit: int | None) -> Iterator[str]:
@@ -385,11 +398,12 @@ def _special(survey: Survey, name: str, column: Column) -> dict[str, Any]:
 
 
 def _common(survey: Survey, name: str, column: Column) -> dict[str, Any]:
+    distinct = column.distinct
     made: dict[str, Any] = {
         "name": name,
         "kind": type_name(column.kind),
         "missing": column.null + column.nan,
-        "distinct": 0 if column.distinct is None else column.distinct.count,
+        "distinct": 0 if distinct is None else min(distinct.count, survey.rows - column.null),
     }
     if column.counts is not None:
         table = column.counts.tables[0]

@@ -16,6 +16,8 @@ SKEWED = 0.5
 FIELD = re.compile(r"Struct\(\{'([^']+)'")
 LABELS = ("y", "label", "labels", "target", "class")
 """Names of columns that are to be predicted, where no pipeline says which is."""
+COPIES = 0.5
+"""Where more of the rows are copies, they are rows of few values and no mistake."""
 UNLIKE = 0.5
 """Share of rows with a value of their own above which a text names the row instead of a class."""
 
@@ -132,8 +134,8 @@ def _duplicates(found: Findings, time: list[str]) -> Iterator[str]:
         yield f"[scrub.duplicates] # {same} an earlier row's time"
         yield f"by = {json.dumps(time, ensure_ascii=False)}"
         yield ""
-    elif found.repeated:
-        names = [c.name for c in found.columns if c.distinct]
+    elif 0 < found.repeated <= COPIES * found.rows:
+        names = [c.name for c in found.columns if c.missing < found.rows]
         yield f"[scrub.duplicates] # {counted(found.repeated, 'row is a copy', 'rows are copies')}"
         yield f"by = {json.dumps(names, ensure_ascii=False)}"
         yield ""

@@ -157,11 +157,10 @@ class Survey:
     def _hash(self, frame: pl.DataFrame) -> None:
         total = np.zeros(frame.height, np.uint64)
         for name, column in self.columns.items():
-            if column.distinct is None:
-                continue
             values = frame.get_column(name)  # `select` looks at every column of the frame
             hashed = hashes(values.to_frame())
-            column.distinct.update(hashed[values.is_not_null().to_numpy()])
+            if column.distinct is not None:
+                column.distinct.update(hashed[values.is_not_null().to_numpy()])
             total = mix(total * np.uint64(31) + hashed)
         self.seen.update(total)
 

@@ -102,7 +102,8 @@ def _ends(column: Figures) -> list[str]:
     if column.first is not None:
         return [column.first, "", column.last or ""]
     if column.longest is not None:
-        return [f"{column.shortest:,} B", f"{column.length:,.1f} B", f"{column.longest:,} B"]
+        ends = [f"{number(size or 0)} B long" for size in (column.shortest, column.longest)]
+        return [ends[0], f"mean {number(column.length or 0)} B", ends[1]]
     return ["", "", ""]
 
 

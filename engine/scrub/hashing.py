@@ -5,6 +5,7 @@ polars' own hashes may change with its version, and a checkpoint must outlive th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import numba
@@ -21,7 +22,8 @@ SAMPLE = 64
 
 def hashes(frame: pl.DataFrame) -> Hashes:
     """One hash per row over all columns, shape (n,). Two different rows are equal with probability
-    2**-64; null is a value, NaN one value, and -0.0 is 0.0."""
+    2**-64; null is a value, NaN one value, and -0.0 is 0.0. Lists, arrays and objects count whole.
+    """
     total = np.zeros(frame.height, np.uint64)
     for column in frame.get_columns():
         total = mix(total * np.uint64(31) + _column(column))
@@ -77,6 +79,12 @@ def _column(column: pl.Series) -> Hashes:
         hashed = mix(_bits(column))
     elif kind in (pl.String, pl.Binary) or isinstance(kind, pl.Categorical | pl.Enum):
         hashed = _texts(column if kind == pl.Binary else column.cast(pl.String))
+    elif isinstance(kind, pl.Array):
+        hashed = _whole_lists(column.arr.to_list())
+    elif isinstance(kind, pl.List):
+        hashed = _whole_lists(column)
+    elif isinstance(kind, pl.Struct):
+        hashed = hashes(column.struct.unnest())
     else:
         hashed = _wholes(column.to_physical())
     return np.where(null, NULL, hashed)
@@ -125,16 +133,22 @@ def _lists(column: pl.Series) -> Hashes:
     sizes = column.list.len().to_numpy().astype(np.uint64)
     head = column.list.head(SAMPLE)
     tail = column.list.tail(SAMPLE)
-    return mix(_elements(head) + mix(_elements(tail) + sizes))
+    return mix(_elements(head, _words) + mix(_elements(tail, _words) + sizes))
 
 
-def _elements(column: pl.Series) -> Hashes:
-    """Sum of the elements' hashes, each mixed with its place in its list, shape (n,)."""
-    sizes = column.list.len().to_numpy().astype(np.int64)
+def _whole_lists(column: pl.Series) -> Hashes:
+    """Of lists: all elements by their place, and the length."""
+    sizes = column.list.len().fill_null(0).to_numpy().astype(np.uint64)
+    return mix(_elements(column, _column) + sizes)
+
+
+def _elements(column: pl.Series, words: Callable[[pl.Series], Hashes]) -> Hashes:
+    """Sum of the elements' words, each mixed with its place in its list, shape (n,)."""
+    sizes = column.list.len().fill_null(0).to_numpy().astype(np.int64)
     bounds = np.append(0, np.cumsum(sizes))
     inner = column.explode(empty_as_null=False, keep_nulls=False)
     place = np.arange(len(inner)) - np.repeat(bounds[:-1], sizes)
-    hashed = mix(_words(inner) + mix(place.astype(np.uint64)))
+    hashed = mix(words(inner) + mix(place.astype(np.uint64)))
     total = np.append(np.uint64(0), np.cumsum(hashed, dtype=np.uint64))
     own: Hashes = total[bounds[1:]] - total[bounds[:-1]]
     return own

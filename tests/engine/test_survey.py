@@ -420,3 +420,41 @@ def test_words_for_true_and_false_are_told() -> None:
     (said,) = [s for s in found(frame).sentences if "true and false" in s]
     assert "'x' ('Ja', 'Nein')" in said
     assert "'y'" not in said
+
+
+def test_rows_with_other_lists_are_no_copies() -> None:
+    """Of whatever type the columns are: every value counts, also in the middle of a long list."""
+    n = 300
+    long = [[0.0] * 150 + [float(i)] + [0.0] * 150 for i in range(n)]
+    columns: dict[str, Any] = {
+        "lists": [[i] for i in range(n)],
+        "long": long,
+        "texts": [["same", str(i), None] for i in range(n)],
+        "objects": [{"a": {"b": i}} for i in range(n)],
+        "arrays": pl.Series([[1.0, i] for i in range(n)], dtype=pl.Array(pl.Float64, 2)),
+        "bytes": [b"x" * 200 + bytes([i // 256, i % 256]) + b"x" * 200 for i in range(n)],
+    }
+    for name, values in columns.items():
+        frame = pl.DataFrame({name: values, "y": [i % 2 == 0 for i in range(n)]})
+        made = found(frame)
+        assert made.repeated == 0, name
+        assert "duplicates" not in made.suggestion
+        twice = pl.concat([frame, frame.head(30)])
+        assert survey(twice, [101, 250]).seen.repeated == 30, name
+
+
+def test_no_stage_is_suggested_that_would_leave_little() -> None:
+    frame = pl.DataFrame({"x": [i % 4 * 1.5 for i in range(1_000)], "y": [True, False] * 500})
+    made = found(frame)
+    assert made.repeated == 996
+    assert "duplicates" not in made.suggestion
+    few = pl.concat([pl.DataFrame({"x": np.arange(900) * 1.5}), pl.DataFrame({"x": [0.0] * 100})])
+    assert '[scrub.duplicates] # 100 rows are copies\nby = ["x"]' in found(few).suggestion
+
+
+def test_no_more_values_differ_than_there_are() -> None:
+    for n in (5_000, 20_000):
+        for seed in range(3):
+            x = np.random.default_rng(seed).normal(size=n)
+            frame = pl.DataFrame({"x": [*x, None], "t": [*map(str, x), None]})
+            assert all(c.distinct <= n for c in found(frame).columns)

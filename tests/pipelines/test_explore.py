@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from html.parser import HTMLParser
 from pathlib import Path
@@ -76,7 +77,7 @@ def test_records_that_cannot_be_read_are_told(tmp_path: Path) -> None:
     found = explore(tmp_path / "rows.ndjson")
     assert found.rows == 2
     assert sum(found.rejected.values()) == 1
-    assert any(s.startswith("1 record could not be read") for s in found.sentences)
+    assert any(re.match(r"1 of [\d,]+ records could not be read", s) for s in found.sentences)
 
 
 @pytest.mark.parametrize(
@@ -162,3 +163,49 @@ def test_a_file_takes_settings_of_its_source(headrace: Headrace, tmp_path: Path)
     assert [c["name"] for c in json.loads(out.read_text())["columns"]] == ["a", "b"]
     code, _, err = headrace(*words, "source.nonsense=1")
     assert (code, "no key 'nonsense'" in err) == (2, True)
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_a_file_that_cannot_be_read_says_why_and_ends_as_check_does(
+    tmp_path: Path, headrace: Headrace, rows: int
+) -> None:
+    good = ['{"a": 1}'] * rows
+    (tmp_path / "x.ndjson").write_text("\n".join([*good, *["oops"] * 50]) + "\n")
+    declared = ("--set", 'source.schema.a="int64"')
+    code, out, err = headrace("explore", tmp_path / "x.ndjson", *declared)
+    said = " ".join((out + err).replace("│", " ").split())
+    assert code == 2
+    assert f"50 of {50 + rows} records could not be read: broken." in said
+    assert "Expected a JSON object" in said
+    assert ("No row could be read." in said) == (not rows)
+    assert "There are no rows" not in said
+
+
+def test_a_header_alone_is_no_column_of_text(tmp_path: Path, headrace: Headrace) -> None:
+    (tmp_path / "x.csv").write_text("a,b\n")
+    file = tmp_path / "p.toml"
+    text = f"""
+        name = "p"
+        folder = "{tmp_path}/run"
+        [source]
+        kind = "files"
+        path = "{tmp_path}/x.csv"
+        [scrub.standardize]
+        columns = ["a"]
+        [sink]
+        kind = "files"
+        path = "{tmp_path}/out"
+        """
+    file.write_text(text)
+    for command in ("check", "run"):
+        code, out, err = headrace(command, file)
+        assert code == 2
+        assert "has no rows yet" in " ".join((out + err).split())
+    declared = "[source.schema]\na = 'float64'\nb = 'string'\n[scrub"
+    file.write_text(text.replace("[scrub", declared))
+    assert headrace("check", file)[0] == 0
+    (tmp_path / "x.csv").write_text("a,b\nred,1\n")
+    file.write_text(text)
+    code, out, err = headrace("check", file)
+    assert code == 2
+    assert "no rows" not in out + err
