@@ -42,6 +42,7 @@ MAGIC = NAMED + b"%d\n" % LAYOUT
 DIGEST_BYTES = 32
 SHOWN = 3
 """Keys that a sentence names."""
+NEW_STAGES = " 'headrace replay' goes on with stages that are new, and takes dead letters back."
 NAME = re.compile(r"checkpoint-(\d{8})\.hrc")
 
 
@@ -141,11 +142,13 @@ class Checkpoints:
         self,
         identity: Mapping[str, str],
         counts: Callable[[Mapping[str, Any]], bool] | None = None,
+        mend: Callable[[Saved], Saved] | None = None,
     ) -> dict[str, Snapshot] | None:
         """The newest whole checkpoint's state; None when there is none at all.
 
         Args:
             counts: whether a state counts; one that does not is passed over.
+            mend: makes of a checkpoint what this pipeline may take.
 
         Raises: UserError when it belongs to another pipeline, schema or model, or is of another
             layout; HeadraceError when files are there but none is whole.
@@ -163,6 +166,7 @@ class Checkpoints:
                 continue
             except OtherLayout as other:
                 raise _unreadable(f"{path} {other}") from None
+            saved = saved if mend is None else mend(saved)
             state, self._loaded = saved.state, f"{path}, written by headrace {saved.version},"
             self._same(saved.identity, identity)
             if counts is not None and not counts(state):
@@ -259,7 +263,12 @@ class Checkpoints:
                 now_is, was_is = _difference(now, was)
                 raise UserError(
                     f"The checkpoint in {self.folder} was written with another {part}: expected "
+<<<<<<< HEAD
                     f"{now_is}, got {was_is}; take another folder, or start over with --fresh."
+=======
+                    f"{_difference(now, was)}; take another folder, or start over with --fresh."
+                    + (NEW_STAGES if part == "scrub" else "")
+>>>>>>> 87e4ebc (A replay goes on after stages were mended)
                 )
 
     def _tell(self, written: Mapping[str, str], here: Mapping[str, str]) -> None:

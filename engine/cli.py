@@ -68,7 +68,8 @@ keep the fastest that the gate accepts.
 """
 REPLAY = """\
 Take dead letters back through the pipeline, after what was wrong is mended: in the pipeline's file,
-the model or the code. Reads what is there now, once: what is rejected again is a new dead letter.
+the model or the code. A stage may come, one that learns nothing may change or go; what the others
+have learned stays. Reads what is there now, once: what is rejected again is a new dead letter.
 Stop the pipeline first: both go on from the same checkpoint.
 
   headrace replay deploy/pipelines/pedestrians.toml

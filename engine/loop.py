@@ -27,7 +27,7 @@ from typing import Any, Protocol
 import polars as pl
 
 from engine import signals
-from engine.checkpoint import CheckpointFailed, Checkpoints
+from engine.checkpoint import CheckpointFailed, Checkpoints, Saved
 from engine.config import DeadLetterSettings
 from engine.letters import letters
 from engine.loader import Loader
@@ -251,6 +251,7 @@ class Loop:
         commit_seconds: how soon a transaction is committed after the one before, where that is
             sooner than the next checkpoint is due.
         keeps_state: whether stages or work have a state that belongs to what was read.
+        mend: see `engine.checkpoint.Checkpoints.load`.
         judge: says of what was spent which part holds the run.
     """
 
@@ -272,6 +273,7 @@ class Loop:
         commit_seconds: float | None = None,
         keeps_state: bool = True,
         judge: Callable[[Account], Verdict | None] | None = None,
+        mend: Callable[[Saved], Saved] | None = None,
     ) -> None:
         self.source = source
         self.loader = loader
@@ -296,6 +298,7 @@ class Loop:
         self._commit_seconds = commit_seconds
         self._keeps_state = keeps_state
         self._judge = judge
+        self._mend = mend
         self._began = self._judged = Account()
         self._aborted = False
         self._stopping = False
@@ -336,7 +339,7 @@ class Loop:
         """The newest checkpoint that counts."""
         if self._checkpoints is None:
             return None
-        return self._checkpoints.load(self._identity, self._counts)
+        return self._checkpoints.load(self._identity, self._counts, self._mend)
 
     def _go_to(self, state: Mapping[str, Any] | None) -> None:
         """To where a checkpoint was saved; None is before the first. Sinks come last: what they

@@ -20,8 +20,12 @@ import numpy as np
 import polars as pl
 
 from engine import atomic, labels, report
+<<<<<<< HEAD
 from engine.changes import watched
 from engine.checkpoint import CheckpointFailed, Checkpoints, Tolerated, size_of
+=======
+from engine.checkpoint import CheckpointFailed, Checkpoints, Saved, size_of
+>>>>>>> 87e4ebc (A replay goes on after stages were mended)
 from engine.collate import Collate
 from engine.config import (
     ExportSettings,
@@ -40,6 +44,7 @@ from engine.holdout import Holdout
 from engine.loader import Loader
 from engine.lock import locked
 from engine.loop import Breaker, Flood, Loop, Totals, Work
+from engine.mend import Chain, mended
 from engine.metrics import Metrics
 from engine.mix import Mix, sources_of
 from engine.nested import array_bytes, nested_features
@@ -995,7 +1000,23 @@ class Run:
             transaction=self.transaction,
             commit_seconds=self.commit_seconds,
             judge=functools.partial(self._judge, loader),
+            mend=self._mended if self._replay else None,
         )
+
+    def _mended(self, saved: Saved) -> Saved:
+        return mended(saved, self.identity, self._chain, self._earlier)
+
+    @property
+    def _chain(self) -> Chain:
+        return Chain(stages=self.stages, features=self.features if self.trains else None)
+
+    def _earlier(self, scrub: Mapping[str, Any]) -> Chain:
+        """What stages of other tables would be, over the same columns."""
+        run = Run(self.pipeline.model_copy(update={"scrub": scrub}))
+        run.source, run.source_schema = self.source, self.source_schema
+        if self.trains:
+            run._found_classes = self._found_classes
+        return run._chain
 
     def _judge(self, loader: Loader, spent: Account) -> Verdict | None:
         settings = {

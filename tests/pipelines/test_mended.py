@@ -1,0 +1,121 @@
+"""A replay goes on after its pipeline's stages were mended: what others have learned stays."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from tests.pipelines.conftest import Headrace
+
+Write = Callable[..., Path]
+TRAINS = """
+name = "mended"
+folder = "{folder}"
+[source]
+kind = "files"
+path = "{folder}/data.csv"
+[loader]
+batch_rows = 50
+{stages}
+[model]
+kind = "linear"
+target = "y"
+numeric = [{numeric}]
+[dead_letters]
+limit = 1.0
+"""
+CLEANS = TRAINS.partition("[model]")[0] + "[dead_letters]\nlimit = 1.0\n"
+SCALE = '[scrub.standardize]\ncolumns = ["a", "b"]\n'
+FILL = '[scrub.missing]\ncolumns = ["a"]\nstrategy = "mean"\n'
+REJECT = '[scrub.full]\nkind = "missing"\ncolumns = ["a"]\nstrategy = "drop"\n'
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    n = 200
+    frame = pl.DataFrame(
+        {
+            "a": [None if i % 10 == 0 else i / n for i in range(n)],
+            "b": [i % 7 / 7 for i in range(n)],
+            "y": [2 * i / n for i in range(n)],
+        }
+    )
+    frame.write_csv(tmp_path / "data.csv")
+
+    def make(stages: str, text: str = TRAINS, numeric: str = '"a", "b"') -> Path:
+        file = tmp_path / "mended.toml"
+        file.write_text(text.format(folder=tmp_path, stages=stages, numeric=numeric))
+        return file
+
+    return make
+
+
+def test_rows_that_lacked_a_value_are_learned_once_a_stage_fills_it(
+    write: Write, headrace: Headrace
+) -> None:
+    assert headrace("run", write(SCALE))[0] == 0
+    code, out, err = headrace("replay", write(FILL + SCALE))
+    assert code == 0, err
+    assert "[scrub.missing] is new and knows nothing yet" in err + out
+    assert "200 learned" in out
+    code, out, err = headrace("run", write(FILL + SCALE))  # and the pipeline goes on as it is now
+    assert code == 0, err
+
+
+def test_a_stage_without_a_state_may_change_go_and_come(write: Write, headrace: Headrace) -> None:
+    assert headrace("run", write(REJECT + SCALE, CLEANS))[0] == 0
+    zero = '[scrub.derive.columns]\na = "COALESCE(a, 0.5)"\n'
+    code, out, err = headrace("replay", write(zero + SCALE, CLEANS))
+    assert code == 0, err
+    assert "200 cleaned" in out
+
+
+def test_a_pipeline_without_any_state_takes_any_stage(write: Write, headrace: Headrace) -> None:
+    assert headrace("run", write(REJECT, CLEANS))[0] == 0
+    code, out, err = headrace("replay", write(FILL + SCALE, CLEANS))
+    assert code == 0, err
+    assert "200 cleaned" in out
+
+
+@pytest.mark.parametrize(
+    ("stages", "numeric", "said"),
+    [
+        (
+            FILL,
+            '"a", "b"',
+            "[scrub.standardize] was taken out and has learned from what was read",
+        ),
+        (
+            FILL + SCALE.replace('"a", "b"', '"a"'),
+            '"a", "b"',
+            "[scrub.standardize] was changed, or the columns that it gets,",
+        ),
+        (
+            FILL + "indicator = true\n" + SCALE,
+            '"a*", "b"',
+            "[model] gets other features than its weights have learned",
+        ),
+    ],
+)
+def test_what_would_lose_a_state_is_refused_with_what_can_be_done(
+    stages: str, numeric: str, said: str, write: Write, headrace: Headrace
+) -> None:
+    assert headrace("run", write(SCALE, numeric=numeric))[0] == 0
+    code, _, err = headrace("replay", write(stages, numeric=numeric))
+    assert code == 2
+    assert said in err
+    assert "--fresh" in err
+
+
+def test_a_run_promises_the_same_to_the_bit_and_refuses(
+    write: Write, headrace: Headrace, tmp_path: Path
+) -> None:
+    assert headrace("run", write(SCALE))[0] == 0
+    code, _, err = headrace("run", write(FILL + SCALE))
+    assert code == 2
+    assert "written with another scrub" in err
+    assert json.loads((tmp_path / "schema.json").read_text())["columns"]["a"] == "float64"
