@@ -263,12 +263,8 @@ class Checkpoints:
                 now_is, was_is = _difference(now, was)
                 raise UserError(
                     f"The checkpoint in {self.folder} was written with another {part}: expected "
-<<<<<<< HEAD
                     f"{now_is}, got {was_is}; take another folder, or start over with --fresh."
-=======
-                    f"{_difference(now, was)}; take another folder, or start over with --fresh."
                     + (NEW_STAGES if part == "scrub" else "")
->>>>>>> 87e4ebc (A replay goes on after stages were mended)
                 )
 
     def _tell(self, written: Mapping[str, str], here: Mapping[str, str]) -> None:

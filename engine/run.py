@@ -20,12 +20,8 @@ import numpy as np
 import polars as pl
 
 from engine import atomic, labels, report
-<<<<<<< HEAD
 from engine.changes import watched
-from engine.checkpoint import CheckpointFailed, Checkpoints, Tolerated, size_of
-=======
-from engine.checkpoint import CheckpointFailed, Checkpoints, Saved, size_of
->>>>>>> 87e4ebc (A replay goes on after stages were mended)
+from engine.checkpoint import CheckpointFailed, Checkpoints, Saved, Tolerated, size_of
 from engine.collate import Collate
 from engine.config import (
     ExportSettings,
@@ -1038,8 +1034,13 @@ class Run:
         section = "train" if self.trains else "infer"
         table = getattr(self.pipeline, section) or {}
         knows = not self.trains or "threads" in self._learner_kind[0].Training.model_fields
-        has = self.trains or self._predictor is not None
-        return f"{section}.threads" if has and knows and table.get("threads") != 1 else ""
+        if self.trains:
+            import torch
+
+            several = torch.get_num_threads() > 1  # the learner is made
+        else:
+            several = self._predictor is not None and table.get("threads") != 1
+        return f"{section}.threads" if several and knows else ""
 
     @property
     def _costs(self) -> str:
@@ -1135,8 +1136,6 @@ class Run:
             except (CheckpointFailed, Flood) as error:  # what was done is left all the same
                 failed = error
             bottleneck = loop.verdict()
-            if bottleneck is not None:
-                log.info("%s", bottleneck, extra={"part": bottleneck.part})
             flooded = isinstance(failed, Flood)
             files, verdict = self._leave(stopped=loop.stopped or flooded)
             if flooded and self.pipeline.export is not None:

@@ -8,7 +8,6 @@ gives its numbers. The engine never runs a candidate itself: see `models.trial`.
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 import platform
@@ -34,7 +33,6 @@ from models.judge import Figure, Floats, Rules, compare_classes, compare_regress
 from models.quantize import CANDIDATES
 from models.session import available, runtime_version
 
-log = logging.getLogger("headrace.compress")
 CALIBRATION_BATCH = 512
 MIN_CALIBRATION, MIN_JUDGED = 10, 100
 """Rows with a label without which nothing is calibrated or judged."""
@@ -230,7 +228,6 @@ def compress(
         provider = base.provider
         bench.judge_by(base.scores)
     if bench.remark is not None:
-        log.warning("%s", bench.remark)
         put(model.read_bytes(), path)
         return bench.verdict((), {}, "float32", provider)
     candidates = [bench.candidate("float32", model, base, model.stat().st_size)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -42,6 +43,12 @@ if TYPE_CHECKING:
     from models.graph import Graph
 
 log = logging.getLogger("headrace.learner")
+SHARED_WORK = 100_000_000
+"""Parameters times rows of a step from which on torch's threads share it. Measured on two cores: at
+11 million two threads took 0.92 of one's time, at 39 and 73 million 0.74; beside other processes 4,
+10 and 40 times as long."""
+OWN_THREADS = torch.get_num_threads()
+"""What torch takes by itself."""
 ASIDE = 4
 """How many batches with a loss or gradient that was not finite are kept to look at."""
 LARGEST = 1e18
@@ -129,7 +136,11 @@ class TabularLearner(Renewable):
             step_rows [rows]: most rows of a step.
             device: ``auto`` is cuda where there is one.
             precision: bfloat16 computes the layers in it (autocast); weights stay float32.
-            threads: of torch on the CPU, for the whole process; torch's own number unless given.
+            threads: of torch on the CPU, for the whole process. Unless given, 1 where a step is
+                less than 100 million parameters times rows (`step_rows`) and reads no images, else
+                torch's own number (``OMP_NUM_THREADS``, or the cores): threads that share a small
+                step gain a quarter of its time on idle cores, and lose many times as much on busy
+                ones. Another number may round weights otherwise.
         """
 
         step_rows: int = Field(1_024, ge=1)
@@ -144,13 +155,12 @@ class TabularLearner(Renewable):
         self.aside: deque[Batch] = deque(maxlen=ASIDE)
         self.augmentation: Augmentation | None = None
         self.device = _device(training.device)
-        if training.threads is not None:
-            torch.set_num_threads(training.threads)
         self._loss = make_loss(training, features, self.device)
         self._scale = _scale(settings, features)
         self._scaler = Scaler.of(_standardized(settings, features), self.device)
         self._shape = _shape(settings, features)
         self._network = self._first()
+        torch.set_num_threads(training.threads or self._threads())
         self._average = self._first() if training.ema else None
         self._optimizer = Optimizer(training, self._network, self._average)
         self._rescale = Rescale(features, self.device)
@@ -316,6 +326,11 @@ class TabularLearner(Renewable):
 
     def _first(self) -> Network:
         return Network(self._shape, seed=self.settings.seed, device=self.device)
+
+    def _threads(self) -> int:
+        small = self._network.flat.numel() * self.training.step_rows < SHARED_WORK
+        asked = "OMP_NUM_THREADS" in os.environ
+        return 1 if small and not asked and not self.features.images else OWN_THREADS
 
     def _ring(self) -> Replay | None:
         """The kept rows; as many as there is room for, where nothing is said."""

@@ -95,6 +95,7 @@ class Inspection:
     Attributes:
         schema: every column of any file, in a type that holds the values of all.
         lacking: column -> files with rows that lack it.
+        mixed: column -> a sentence on its last change of type from file to file.
         empty: files without a row, as far as that is known.
         partly: files that were not looked at whole, although types are guessed from them.
         rows: whether a row was seen.
@@ -104,6 +105,7 @@ class Inspection:
 
     schema: Schema = field(default_factory=dict)
     lacking: dict[str, list[str]] = field(default_factory=dict)
+    mixed: dict[str, str] = field(default_factory=dict)
     empty: list[str] = field(default_factory=list)
     partly: list[str] = field(default_factory=list)
     rows: bool = False
@@ -118,14 +120,8 @@ class Inspection:
                 counted(len(self.empty), f"of {files:,} files has", f"of {files:,} files have"),
                 _some(self.empty),
             )
-        for column, lacking in self.lacking.items():
-            log.warning(
-                "%s column '%s', which is null there: %s; [source] "
-                'missing_columns = "fail" refuses them.',
-                counted(len(lacking), f"of {files:,} files lacks", f"of {files:,} files lack"),
-                column,
-                _some(lacking),
-            )
+        self._tell_lacking(files)
+        self._tell_mixed()
         if self.null_values:
             words = ", ".join(f'"{word}"' for word in self.null_values)
             log.warning(
@@ -139,6 +135,39 @@ class Inspection:
                 "later rows may be of other types.",
                 counted(len(guessed), "column type is", "column types are"),
                 BUDGET >> 20,
+            )
+
+    def _tell_lacking(self, files: int) -> None:
+        if len(self.lacking) == 1:
+            ((column, lacking),) = self.lacking.items()
+            log.warning(
+                "%s column '%s', which is null there: %s; [source] "
+                'missing_columns = "fail" refuses them.',
+                counted(len(lacking), f"of {files:,} files lacks", f"of {files:,} files lack"),
+                column,
+                _some(lacking),
+            )
+        elif self.lacking:
+            log.warning(
+                "%d columns are not in all of %s files, and null where they are not: %s; [source] "
+                'missing_columns = "fail" refuses them. --log-level debug tells which files.',
+                len(self.lacking),
+                f"{files:,}",
+                _some([f"'{column}'" for column in self.lacking]),
+            )
+        for column, lacking in self.lacking.items():
+            log.debug("Column '%s' is not in %s.", column, ", ".join(lacking))
+
+    def _tell_mixed(self) -> None:
+        said = list(self.mixed.values())
+        for sentence in said[:NAMED]:
+            log.warning("%s", sentence)
+        for sentence in said[NAMED:]:
+            log.debug("%s", sentence)
+        if len(said) > NAMED:
+            log.warning(
+                "%d more columns are of several types; --log-level debug tells them.",
+                len(said) - NAMED,
             )
 
 
@@ -171,10 +200,10 @@ def _joined(
                 f"{name}: expected types that go together; leave one of the files out."
             )
         if old not in (dtype, pl.Null) and dtype != pl.Null:
-            log.warning(
-                "Column '%s' is %s before %s and %s in it: it is read as %s.",
-                column, type_name(old), name, type_name(dtype), type_name(made[column]),
-            )  # fmt: skip
+            found.mixed[column] = (
+                f"Column '{column}' is {type_name(old)} before {name} and {type_name(dtype)} in "
+                f"it: it is read as {type_name(made[column])}."
+            )
     return made
 
 

@@ -341,3 +341,29 @@ def test_a_full_disk_loses_nothing_that_was_safe(
     with pytest.raises(HeadraceError, match="free some space and start again; nothing"):
         sink.flush()
     assert [path.name for path in (tmp_path / "out").iterdir()] == [f"part-00000000.{kind}"]
+
+
+def test_many_columns_that_are_not_in_all_files_are_one_bounded_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pl.DataFrame({f"c{i}": [1.5] for i in range(300)}).write_csv(tmp_path / "a.csv")
+    for i in range(20):
+        pl.DataFrame({"c0": [2.5]}).write_csv(tmp_path / f"b{i}.csv")
+    schema = files(tmp_path / "*.csv").schema({})
+    assert len(schema) == 300
+    (said,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert said.startswith("299 columns are not in all of 21 files, and null where they are not")
+    assert "'c1', 'c2', 'c3' and 296 more" in said
+    assert len(said) < 300
+
+
+def test_many_columns_of_several_types_are_a_few_lines(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pl.DataFrame({f"c{i}": [1] for i in range(50)}).write_parquet(tmp_path / "a.parquet")
+    pl.DataFrame({f"c{i}": [1.5] for i in range(50)}).write_parquet(tmp_path / "b.parquet")
+    files(tmp_path / "*.parquet").schema({})
+    said = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert len(said) == 4
+    assert said[-1] == "47 more columns are of several types; --log-level debug tells them."
+    assert "'c0' is int64 before" in said[0]

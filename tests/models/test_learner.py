@@ -369,6 +369,33 @@ def test_threads_are_set(make_features: Make) -> None:
     assert torch.get_num_threads() == 2
 
 
+@pytest.mark.parametrize(
+    ("layers", "step_rows", "environment", "small"),
+    [
+        ((128, 64), 1_024, None, True),
+        ((512, 512), 1_024, None, False),
+        ((512, 512), 64, None, True),
+        ((128, 64), 65_536, None, False),
+        ((128, 64), 1_024, "2", False),
+    ],
+)
+def test_threads_share_a_step_only_where_it_is_much_work(
+    layers: tuple[int, ...],
+    step_rows: int,
+    environment: str | None,
+    small: bool,
+    make_features: Make,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("models.learner.OWN_THREADS", 2)
+    if environment is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", environment)
+    settings = TabularLearner.Settings(layers=layers)
+    TabularLearner(settings, TabularLearner.Training(step_rows=step_rows), make_features())
+    assert torch.get_num_threads() == (1 if small else 2)
+
+
 # -------------------------------------------------------------------------------------- complaints
 
 
