@@ -1,8 +1,9 @@
 """Casts that lose nothing in silence: a value that does not fit costs its row and says why.
 
 One rule for all formats. A value is taken where it equals one of the declared type, however it is
-written: "12.0" is the integer 12, "true" a bool, 5 the text "5". Numbers become the nearest float,
-times are cut to the declared unit. With ``strict`` a value must be written as what it is declared.
+written: "12.0" is the integer 12, "true" a bool, 5 the text "5". A fraction becomes the nearest
+float, but a whole number must be had back from it: 9007199254740993 is no float64. Times are cut to
+the declared unit. With ``strict`` a value must be written as what it is declared.
 A list is taken where every element is, by the same rule.
 """
 
@@ -55,6 +56,9 @@ SPANS = (
 WHOLE = r"^\s*[+-]?\d+(\.0*)?\s*$"
 NUMBER = r"^\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*$"
 INFINITE = r"(?i)inf"
+WHOLE_MOST: dict[pl.DataType, int] = {pl.Float64(): 1 << 53, pl.Float32(): 1 << 24}
+"""Up to here a float holds every whole number; this may be made of the next."""
+PLAIN = r"^[+-]?\d+$"
 BILLION = 1_000_000_000
 UNITS = {"ms": 1_000, "us": 1_000_000, "ns": BILLION}
 
@@ -111,8 +115,8 @@ def cast(
 ) -> pl.Series:
     """The column in another type; null where a value does not fit.
 
-    Numbers become the nearest float, which is no loss; a finite one that becomes infinite is. Times
-    are cut to the unit.
+    A fraction becomes the nearest float, which is no loss; a finite number that becomes infinite is
+    one, and a whole number that becomes another. Times are cut to the unit.
     """
     if column.dtype == dtype:
         return column
@@ -175,10 +179,12 @@ def _from_values(column: pl.Series, dtype: pl.DataType) -> pl.Series:
     made = column.cast(dtype, strict=False)
     if dtype in (pl.String, pl.Binary, pl.Duration):
         return made
-    if dtype.is_float():
+    if dtype.is_float() and not column.dtype.is_integer():
         same = made.is_finite()
         if column.dtype.is_float():
             same |= ~column.is_finite()
+    elif dtype.is_float() and not may_be_another(made):
+        return made
     else:
         same = made.cast(column.dtype, strict=False).eq_missing(column)
     return made if same.all() else made.set(~same.fill_null(True), None)
@@ -230,7 +236,8 @@ def _from_text(column: pl.Series, dtype: pl.DataType, strict: bool) -> pl.Series
     made = words.cast(dtype, strict=False)
     if dtype.is_float():
         overflown = made.is_infinite() & ~words.str.contains(INFINITE)
-        return made.set(overflown.fill_null(False), None) if overflown.any() else made
+        made = made.set(overflown.fill_null(False), None) if overflown.any() else made
+        return _had_back(made, words) if may_be_another(made) else made
     if isinstance(dtype, pl.Decimal):  # digits behind the last that it holds are no value of it
         fits = words.str.contains(rf"^[+-]?\d*\.?\d{{0,{dtype.scale}}}0*$")
         fits |= words.str.contains("[eE]") & (
@@ -238,6 +245,26 @@ def _from_text(column: pl.Series, dtype: pl.DataType, strict: bool) -> pl.Series
         )
         return made.set(~fits.fill_null(True), None)
     return made
+
+
+def may_be_another(floats: pl.Series) -> bool:
+    """Whether one may have been made of a whole number that it does not hold."""
+    most = WHOLE_MOST[floats.dtype]
+    low, high = floats.min(), floats.max()
+    return (high is not None and high >= most) or (low is not None and low <= -most)  # type: ignore[operator]
+
+
+def _had_back(floats: pl.Series, words: pl.Series) -> pl.Series:
+    """Null where a whole number was written, and neither it nor its digits are had back: of
+    1e23, written out, the digits are."""
+    at = ((floats.abs() >= WHOLE_MOST[floats.dtype]) & words.str.contains(PLAIN)).arg_true()
+    some, written = floats.gather(at), words.gather(at)
+    same = some.cast(pl.Int128, strict=False) == written.cast(pl.Int128, strict=False)
+    back = some.cast(pl.String).str.replace(r"e.*$", "").str.replace(r"\.0$", "")
+    back = back.str.replace(".", "", literal=True).str.strip_chars_end("0")
+    digits = written.str.replace(r"^([+]|(-))?0*", "${2}").str.strip_chars_end("0")
+    lost = ~(same.fill_null(False) | (back == digits))
+    return floats.scatter(at.filter(lost), None) if lost.any() else floats
 
 
 def _whole_numbers(words: pl.Series, dtype: pl.DataType, strict: bool) -> pl.Series:
@@ -363,8 +390,8 @@ def _misfits(
     )
     got = got.fill_null("?")
     detail = pl.select(
-        pl.format("Expected {}, got '{}' in column '{}'.",
-                  pl.lit(type_name(dtype)), got.str.head(80), pl.lit(column))
+        pl.format("Expected {}, got '{}' in column '{}'{}.",
+                  pl.lit(type_name(dtype)), got.str.head(80), pl.lit(column), why_not(got, dtype))
     ).to_series()  # fmt: skip
     pointed_texts = read.gather(lost).fill_null("?") if read.dtype == pl.String else got
     big = too_big(pointed_texts, dtype)
@@ -376,6 +403,16 @@ def _misfits(
                 rejected(records, at[where], reason, detail.filter(mask), value.filter(mask))
             )
     return made
+
+
+def why_not(got: pl.Series, dtype: pl.DataType) -> pl.Series:
+    """What a sentence about a value that does not fit adds: that a whole number is none of the
+    floats."""
+    if not dtype.is_float():
+        return pl.repeat("", len(got), eager=True)
+    near = got.cast(dtype, strict=False).is_finite().fill_null(False) & got.str.contains(PLAIN)
+    text = f", which no {type_name(dtype)} equals: declare int64 or string"
+    return pl.Series([text]).new_from_index(0, len(got)).set(~near, "")
 
 
 def too_big(got: pl.Series, dtype: pl.DataType) -> pl.Series:
@@ -397,4 +434,7 @@ def too_big(got: pl.Series, dtype: pl.DataType) -> pl.Series:
     return number & cast(got, dtype).is_null()  # else only `strict` refuses how it is written
 
 
-__all__ = ["Coerce", "cast", "conform", "nothing", "pointed", "too_big", "written_as"]
+__all__ = [
+    "WHOLE_MOST", "Coerce", "cast", "conform", "may_be_another", "nothing", "pointed", "too_big",
+    "why_not", "written_as",
+]  # fmt: skip

@@ -12,7 +12,7 @@ import polars as pl
 from numpy.typing import NDArray
 from polars.exceptions import PolarsError
 
-from connectors.formats.casts import Coerce, conform
+from connectors.formats.casts import Coerce, conform, may_be_another
 from connectors.formats.columns import present, with_nulls
 from connectors.formats.rows import (
     BAD_UTF8,
@@ -70,7 +70,6 @@ class Dialect:
 
 
 COMMAS = Dialect()
-INF = float("inf")
 
 
 @compiled
@@ -160,7 +159,7 @@ class Csv:
             frame = self._parse(values, header, schema)
         except PolarsError:
             return self._sorted_out(records, header, counts, schema)
-        if _overflown(frame):
+        if _unsure(frame):
             return self._sorted_out(records, header, counts, schema)
         if frame.schema == schema:
             return placed(frame, records), []
@@ -241,9 +240,10 @@ class Csv:
         return pl.concat(frames), odd
 
 
-def _overflown(frame: pl.DataFrame) -> bool:
-    """Whether a float may be infinite because it was too large: its text tells."""
-    return any(s.dtype.is_float() and (s.max() == INF or s.min() == -INF) for s in frame)
+def _unsure(frame: pl.DataFrame) -> bool:
+    """Whether a float may be infinite because it was too large, or not the whole number that was
+    written: its text tells."""
+    return any(s.dtype.is_float() and may_be_another(s) for s in frame)
 
 
 def _broken(

@@ -371,7 +371,9 @@ def _line(  # type: ignore[no-untyped-def]
             return LEFT
         if not ascii:
             wide = WIDE
-        counts = column >= 0 and seen[column, row] == UNSEEN  # of two equal keys the first does
+        counts = column >= 0
+        if counts and seen[column, row] != UNSEEN:  # a key that stands there twice
+            return LEFT
         kind = kinds[column] if column >= 0 else -1
         byte = data[at]
         minus = byte == 45  # as good as chance: nothing may wait for it
@@ -394,7 +396,7 @@ def _line(  # type: ignore[no-untyped-def]
                         value = value * POWERS[power] if power >= 0 else value / POWERS[-power]
                     else:
                         value, sure = _product(mantissa, power)
-                        if not sure:
+                        if not sure or (whole and np.int64(value) != mantissa):
                             return LEFT
                     if counts:
                         floats[slots[column], row] = value * SIGNS[np.int64(minus)]

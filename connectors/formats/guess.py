@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from polars.exceptions import PolarsError
 
 from connectors.formats import scan
-from connectors.formats.casts import Coerce, cast, pointed
+from connectors.formats.casts import Coerce, cast, may_be_another, pointed
 from connectors.formats.paths import Shape
 from engine.types import RESERVED, Schema, Unit, element_type, is_deep
 
@@ -177,7 +177,19 @@ def json_types(lines: bytes) -> Schema:
         frame = pl.read_ndjson(objects, infer_schema_length=None)
     except PolarsError:  # values of several kinds under one key
         frame = _by_key(objects)
-    return {column.name: _settled(column) for column in frame.get_columns()}
+    return {
+        column.name: pl.String() if _is_another(column, objects) else _settled(column)
+        for column in frame.get_columns()
+    }
+
+
+def _is_another(column: pl.Series, objects: bytes) -> bool:
+    """Whether whole numbers among fractions are such as no float64 holds: their text does."""
+    if column.dtype != pl.Float64 or not may_be_another(column):
+        return False
+    text: Schema = {column.name: pl.String()}
+    words = pl.read_ndjson(objects, schema=text).get_column(column.name)
+    return cast(words, pl.Float64()).null_count() > words.null_count()
 
 
 def spans_lines(lines: bytes) -> bool:

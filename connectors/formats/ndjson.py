@@ -15,7 +15,16 @@ from numpy.typing import NDArray
 from polars.exceptions import PolarsError
 
 from connectors.formats import scan
-from connectors.formats.casts import Coerce, cast, nothing, too_big, written_as
+from connectors.formats.casts import (
+    WHOLE_MOST,
+    Coerce,
+    cast,
+    may_be_another,
+    nothing,
+    too_big,
+    why_not,
+    written_as,
+)
 from connectors.formats.flat import Flat
 from connectors.formats.paths import Shape, parse_path, parsed_as
 from connectors.formats.rows import (
@@ -41,12 +50,18 @@ they are another kind of JSON, and all go there."""
 HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 """An escape that may be half of a surrogate pair."""
 WORDS = re.compile(rb"NaN|Infinity")
+DIGITS = re.compile(rb"\d{8}")
+"""What a whole number has that a float does not hold."""
+TWICE = "Expected every key once, got one twice."
+HALVED = "Expected Unicode text, got an escape that is half of a surrogate pair."
 PIECES = 8
 """A large batch is parsed in that many pieces, so that poison in it is noticed early."""
 PIECE_ROWS = 2_000
 """Of a piece, at least."""
 MAY_BE_NESTED = (pl.first().str.starts_with("{") | pl.first().str.starts_with("[")).fill_null(False)
-NULL, LIST, OBJECT = (scan.TOKENS.index(word) for word in ("null", "array", "object"))
+NULL, LIST, OBJECT, INTEGER = (
+    scan.TOKENS.index(word) for word in ("null", "array", "object", "integer")
+)
 STRINGS = tuple(scan.TOKENS.index(word) for word in ("nothing", "null", "string"))
 Ints = NDArray[np.int64]
 Lines = tuple[NDArray[np.uint8], Ints]
@@ -76,30 +91,23 @@ def _blank(data, bounds, keep):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def _whole_pairs(data, out):  # type: ignore[no-untyped-def]
-    """A copy in which half of a surrogate pair, which is no character, is written ``\\ufffd``."""
-    at = 0
-    size = len(data)
-    while at < size:
-        out[at] = data[at]
-        if data[at] != 92 or at + 1 >= size:
-            at += 1
-            continue
-        out[at + 1] = data[at + 1]
-        if data[at + 1] != 117 or at + 6 > size:
-            at += 2
-            continue
-        half = _half(data, at)
-        more = half == 1 and at + 12 <= size and data[at + 6] == 92 and data[at + 7] == 117
-        if more and _half(data, at + 6) == 2:
-            out[at : at + 12] = data[at : at + 12]
-            at += 12
-            continue
-        out[at + 2 : at + 6] = data[at + 2 : at + 6]
-        if half:
-            out[at + 2 : at + 5] = 102
-            out[at + 5] = 100
-        at += 6
+def _halves(data, bounds, found):  # type: ignore[no-untyped-def]
+    """Which lines have an escape that is half of a surrogate pair, and no character."""
+    for line in range(len(found)):
+        at, size = bounds[line], bounds[line + 1]
+        while at < size:
+            if data[at] != 92 or at + 1 >= size:
+                at += 1
+            elif data[at + 1] != 117 or at + 6 > size:
+                at += 2
+            else:
+                half = _half(data, at)
+                pair = half == 1 and at + 12 <= size and data[at + 6] == 92 and data[at + 7] == 117
+                if pair and _half(data, at + 6) == 2:
+                    at += 6
+                elif half:
+                    found[line] = True
+                at += 6
 
 
 @numba.njit(nogil=True, cache=True)
@@ -169,12 +177,13 @@ class Ndjson:
     the reasons of the bad ones are found for all of them at once.
 
     A field that is absent is null, and so is one on whose way a step is absent; fields the schema
-    does not name are ignored; of two equal keys the first counts; a number or object in a
-    ``string`` column is taken as its text. A blank record is ``broken``: it is no object.
+    does not name are ignored; a number or object in a ``string`` column is taken as its text. A
+    blank record is ``broken``: it is no object; so is one that has a column's key twice, of which
+    readers take the first or the last (keys below the top level: the first counts).
 
     A value of another type is taken as in all formats (`connectors.formats.casts`): "3.5" is a
     number, 9.0 an integer. NaN and Infinity, which JSON does not know, are what they say. Half of a
-    surrogate pair becomes U+FFFD.
+    surrogate pair, which is no character, is ``bad_utf8``.
 
     Args:
         paths: column -> where its value is, ``user.address.city`` or ``items[0].price``; a column
@@ -227,11 +236,13 @@ class Ndjson:
         paths = tuple((c, path) for c, path in self._paths.items() if c in schema)
         parser = _parser(tuple(schema.items()), paths, self._coerce)
         data, bounds = _lines(records.values)
-        if HALF.search(data.data):
-            whole = np.empty_like(data)
-            _whole_pairs(data, whole)
-            data = whole
         n = len(records)
+        refused = [
+            (BROKEN, TWICE, scan.twice(data, bounds, parser.keys)),
+            (BAD_UTF8, HALVED, _halved_pairs(data, bounds)),
+        ]
+        if any(found.any() for _, _, found in refused):
+            return self._without(refused, records, schema)
         frames = [pl.DataFrame(schema=schema)]
         read, ends, quoted = data, bounds, False
         for start, stop in _pieces(n):
@@ -253,6 +264,26 @@ class Ndjson:
         at = np.delete(np.arange(n), bad["row"].to_numpy())
         return placed(_whole([*frames, frame]), records, at), _rejects(records, bad)
 
+    def _without(
+        self,
+        refused: list[tuple[str, str, NDArray[np.bool_]]],
+        records: Records,
+        schema: Schema,
+    ) -> tuple[pl.DataFrame, list[Rejects]]:
+        """Those refused (reason, detail, which of the records) as rejects, the others parsed."""
+        assert isinstance(records.values, Values)
+        left, rejects = np.ones(len(records), np.bool_), []
+        for reason, detail, found in refused:
+            if (found & left).any():
+                rejects.append(rejected(records, np.flatnonzero(found & left), reason, detail))
+                left &= ~found
+        at = np.flatnonzero(left)
+        if not len(at):
+            return placed(pl.DataFrame(schema=schema), records, at), rejects
+        rest = replace(records, positions=records.positions[at], values=take(records.values, at))
+        frame, more = self._parsed(rest, schema)
+        return frame, [*rejects, *more]
+
 
 @dataclass(frozen=True, slots=True)
 class _Parser:
@@ -263,19 +294,28 @@ class _Parser:
     types: Schema
     texts: Schema
     coerce: Coerce
+    keys: tuple[str, ...]
+    """Of the top level, on the way to a column."""
     columns_of_text: tuple[str, ...]
     """Those of text, and of lists of it."""
-    may_overflow: tuple[str, ...]
-    """Those of float32, and of lists of it: the parser makes numbers infinite."""
+    floats: tuple[str, ...]
+    """Those of floats, and of lists of them: the parser makes numbers infinite, or others."""
     to_cast: tuple[str, ...]
     """Those that the parser gives in another type."""
 
-    def strict(self, part: NDArray[np.uint8], rows: int) -> pl.DataFrame:
-        """The columns. Raises: PolarsError when one of the lines does not fit, or is blank."""
+    def strict(self, part: NDArray[np.uint8], rows: int, *, walked: bool = False) -> pl.DataFrame:
+        """The columns. Raises: PolarsError when one of the lines does not fit, or is blank.
+
+        Args:
+            walked: the walk has seen to it that floats hold their whole numbers.
+        """
         frame = self.shape.columns(_parse(part, rows, self.types, lenient=False))
         kinds = self.shape.schema
-        if any(_overflown(_leaves(frame.get_column(c))).any() for c in self.may_overflow):
-            raise PolarsError("a number is too large for its column")
+        for column in self.floats:
+            leaves = _leaves(frame.get_column(column))
+            another = not walked and may_be_another(leaves) and DIGITS.search(part.data)
+            if another or _overflown(leaves).any():
+                raise PolarsError("a number may be none of its column's")
         frame = self._as_it_stands(frame, part)
         if self.to_cast:
             frame = frame.with_columns(self._cast(frame.get_column(c)) for c in self.to_cast)
@@ -337,7 +377,10 @@ class _Parser:
         good: list[tuple[Ints, pl.DataFrame]] = []
         try:
             good.append(
-                (np.flatnonzero(fits), self.strict(_blanked(data, bounds, fits), fits.sum()))
+                (
+                    np.flatnonzero(fits),
+                    self.strict(_blanked(data, bounds, fits), fits.sum(), walked=True),
+                )
             )
         except PolarsError:  # the walk was kinder than the parser
             fits[:] = False
@@ -346,7 +389,8 @@ class _Parser:
         careful = (found.verdicts[odd] == scan.SUSPECT) | (self.coerce == "strict")
         plain = odd[~careful]
         kept, alone = _halved(
-            plain, lambda rows: self.strict(_taken(data, bounds, rows)[0], len(rows))
+            plain,
+            lambda rows: self.strict(_taken(data, bounds, rows)[0], len(rows), walked=True),
         )
         good += kept
         unsure = np.array([row for row, _ in alone], np.int64)
@@ -402,6 +446,7 @@ class _Parser:
             has = present.get_column(name).to_numpy()
             lost = has & absent.get_column(name).to_numpy() & ~done
             lost |= _overflown(made.get_column(name)) & ~done
+            lost |= _beyond(made.get_column(name)) & (token == INTEGER) & ~done
             if isinstance(kind, pl.List):  # the parser makes null of elements that do not fit
                 spans = there.spans[:, self.tree.number(nodes[-1])]
                 raw = _as_written(raw, written[0], spans, token)
@@ -455,8 +500,9 @@ def _parser(
         types,
         shape.types(text=True),
         coerce,
+        tuple(step for step in shape.root.below if isinstance(step, str)),
         columns_of_text=tuple(c for c, kind in kinds if _leaf(kind) in (pl.String, pl.Binary)),
-        may_overflow=tuple(c for c, kind in kinds if _leaf(kind) == pl.Float32),
+        floats=tuple(c for c, kind in kinds if _leaf(kind) in (pl.Float32, pl.Float64)),
         to_cast=tuple(c for c, kind in kinds if parsed_as(kind) != kind),
     )
 
@@ -479,6 +525,21 @@ def _overflown(column: pl.Series) -> NDArray[np.bool_]:
     if column.dtype != pl.Float32:
         return np.zeros(len(column), np.bool_)
     return column.is_infinite().fill_null(False).to_numpy()
+
+
+def _beyond(column: pl.Series) -> NDArray[np.bool_]:
+    """Which numbers may be others than the whole ones that were written."""
+    if column.dtype not in WHOLE_MOST or not may_be_another(column):
+        return np.zeros(len(column), np.bool_)
+    return (column.abs() >= WHOLE_MOST[column.dtype]).fill_null(False).to_numpy()
+
+
+def _halved_pairs(data: NDArray[np.uint8], bounds: Ints) -> NDArray[np.bool_]:
+    """Which lines have half of a surrogate pair."""
+    found = np.zeros(len(bounds) - 1, np.bool_)
+    if HALF.search(data.data):
+        _halves(data, bounds, found)
+    return found
 
 
 def _with(column: pl.Series, where: NDArray[np.bool_], taken: pl.Series) -> pl.Series:
@@ -654,8 +715,8 @@ def _misfits(
     made = frame.select(
         reason=pl.when(big).then(pl.lit(OUT_OF_RANGE)).otherwise(pl.lit(WRONG_TYPE)),
         detail=pl.format(
-            "In column '{}': cannot parse '{}' ({}) as {}.",
-            pl.lit(column), value.str.head(80), shown, pl.lit(wanted),
+            "In column '{}': cannot parse '{}' ({}) as {}{}.",
+            pl.lit(column), value.str.head(80), shown, pl.lit(wanted), pl.lit(why_not(raw, kind)),
         ),
     )  # fmt: skip
     return _found(at, made["reason"], made["detail"])

@@ -9,6 +9,7 @@ care. `tests/connectors/test_ndjson.py` holds it against the parser.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numba
@@ -35,10 +36,10 @@ OTHERS = -2
 QUOTE = np.uint8(34)
 DEPTH = 128
 """Levels the walk goes down; deeper lines are the parser's to judge (its own limit is 1,024)."""
-OBJECT, LIST, TEXT, FLOAT, INT64, INT32, BOOL, DATE, MOMENT, OTHER, STRING = range(11)
+OBJECT, LIST, TEXT, FLOAT, INT64, INT32, BOOL, DATE, MOMENT, OTHER, STRING, FLOAT32 = range(12)
 """What a node expects: `TEXT` takes anything as its text, `STRING` only strings."""
 KINDS: dict[type[pl.DataType], int] = {
-    pl.String: TEXT, pl.Binary: TEXT, pl.Float64: FLOAT, pl.Float32: FLOAT, pl.Int64: INT64,
+    pl.String: TEXT, pl.Binary: TEXT, pl.Float64: FLOAT, pl.Float32: FLOAT32, pl.Int64: INT64,
     pl.Int32: INT32, pl.Boolean: BOOL, pl.Date: DATE, pl.Datetime: MOMENT,
 }  # fmt: skip
 VALUE, FIRST_KEY, KEY, FIRST_ITEM, AFTER = range(5)
@@ -131,6 +132,19 @@ class Tree:
         if not len(at):
             return data, bounds
         return np.insert(data, at, QUOTE), bounds + np.searchsorted(at, bounds)
+
+
+def twice(
+    data: NDArray[np.uint8], bounds: NDArray[np.int64], keys: Sequence[str]
+) -> NDArray[np.bool_]:
+    """Which lines have one of these keys more than once, shape (n,): readers do not agree on which
+    of its values counts."""
+    encoded = [key.encode() for key in keys]
+    names = np.frombuffer(b"".join(encoded), np.uint8)
+    ends = np.cumsum([0, *map(len, encoded)]).astype(np.int64)
+    found = np.zeros(len(bounds) - 1, np.bool_)
+    _twice(data, bounds, names, ends, np.zeros(len(keys), np.int64), found)
+    return found
 
 
 def words(
@@ -248,6 +262,51 @@ def _string(data, at, stop):  # type: ignore[no-untyped-def]
             return at + 1, -1
         at += 2
     return stop, -2
+
+
+@numba.njit(nogil=True, cache=True)
+def _twice(data, bounds, names, ends, lines, found):  # type: ignore[no-untyped-def]
+    """See `twice`. `lines` are the last that had each key, counted from 1."""
+    for line in range(len(found)):
+        depth, key, expected = 0, False, 0
+        at, stop = bounds[line], bounds[line + 1]
+        while at < stop:
+            byte = data[at]
+            at += 1
+            if byte == 34:
+                start = at
+                while at < stop and data[at] != 34:
+                    at += 2 if data[at] == 92 else 1
+                if key:
+                    key = False
+                    for k in range(len(lines)):
+                        i = expected + k
+                        i -= len(lines) if i >= len(lines) else 0
+                        if _same(data, start, at, names, ends[i], ends[i + 1]):
+                            found[line] |= lines[i] == line + 1
+                            lines[i] = line + 1
+                            expected = i + 1 if i + 1 < len(lines) else 0
+                            break
+                at += 1
+            elif byte == 44:
+                key = depth == 1
+            elif byte == 123 or byte == 91:
+                depth += 1
+                key = byte == 123 and depth == 1
+            elif byte == 125 or byte == 93:
+                depth -= 1
+                if depth == 0:
+                    break
+
+
+@numba.njit(nogil=True, cache=True)
+def _same(data, start, stop, names, first, end):  # type: ignore[no-untyped-def]
+    if stop - start != end - first:
+        return False
+    for j in range(stop - start):  # noqa: SIM110 - compiled
+        if data[start + j] != names[first + j]:
+            return False
+    return True
 
 
 @numba.njit(nogil=True, cache=True)
@@ -421,6 +480,7 @@ def _walk(  # type: ignore[no-untyped-def]
     if high >= 0x80 and not _utf8(data, at, stop):
         return NOT_UTF8, at
     verdict = FITS
+    many = False  # digits of a whole number, for a float to hold it for sure
     depth = -1
     node = 0
     state = VALUE
@@ -430,7 +490,7 @@ def _walk(  # type: ignore[no-untyped-def]
             at += 1
         if at == stop:
             if state == AFTER and depth < 0:
-                return verdict, at
+                return (SUSPECT if many else verdict), at
             return (ENDS if begun else BLANK), at
         begun = True
         byte = data[at]
@@ -547,7 +607,9 @@ def _walk(  # type: ignore[no-untyped-def]
                 marks[first] = marks[at] = True
             if odd >= 2:
                 verdict = UNSURE
-            fits = kind in (TEXT, FLOAT)
+            fits = kind in (TEXT, FLOAT, FLOAT32)
+            if odd & 1 == 0 and (kind in (FLOAT, FLOAT32)):
+                many |= digits > (15 if kind == FLOAT else 7)
             if odd == 0 and (kind in (INT64, INT32)):
                 fits = digits <= (18 if kind == INT64 else 9)
         else:
@@ -562,5 +624,6 @@ def _walk(  # type: ignore[no-untyped-def]
 
 
 __all__ = [
-    "BROKEN", "DEEP", "FITS", "NOT_UTF8", "SUSPECT", "TOKENS", "UNSURE", "Scan", "Tree", "words",
+    "BROKEN", "DEEP", "FITS", "NOT_UTF8", "SUSPECT", "TOKENS", "UNSURE", "Scan", "Tree", "twice",
+    "words",
 ]  # fmt: skip

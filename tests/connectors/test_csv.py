@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
+from connectors.formats.casts import cast
 from connectors.formats.csv import Csv, Dialect, _fields
 from connectors.formats.rows import NOT_UTF8
 from engine.types import TYPES, HeadraceError, Records, Schema, Values
@@ -24,6 +25,11 @@ POISON = {
         "out_of_range",
         "Expected int64, got '9223372036854775808' in column 'n'.",
     ),
+    b"a,9007199254740993,1,\n": (
+        "out_of_range",
+        "Expected float64, got '9007199254740993' in column 'x', which no float64 equals: declare "
+        "int64 or string.",
+    ),
     b"a,1,1,soon\n": ("wrong_type", "Expected datetime, got 'soon' in column 't'."),
     b"a,1\n": ("broken", "Expected 4 fields, got 2."),
     b"a,1,2,,5\n": ("broken", "Expected 4 fields, got 5."),
@@ -38,6 +44,12 @@ def rows(raw: Records, schema: Schema = SCHEMA) -> list[tuple[object, ...]]:
     assert not rejects
     assert dict(frame.drop("_partition", "_position").schema) == schema
     return frame.drop("_partition", "_position").rows()
+
+
+def test_columns_of_whole_numbers_keep_theirs_as_floats() -> None:
+    for kind, most in ((pl.Float64(), 2**53), (pl.Float32(), 2**24)):
+        made = cast(pl.Series([most, most + 1, -most - 1, -most, None]), kind)
+        assert made.to_list() == [most, None, None, -most, None]
 
 
 def test_values_of_every_kind() -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pyarrow import ipc
 
 from connectors.formats.csv import Csv
-from connectors.formats.guess import Guess, common_type, json_types
+from connectors.formats.guess import Guess, common_type, guessed, json_types
 from connectors.formats.ndjson import Ndjson
 from engine.types import Mark, Schema, UserError, parse_schema, parse_type, type_name
 from tests.connectors.conftest import decoded, drain, files, records, told
@@ -112,13 +112,28 @@ def _text_for_null(dtype: pl.DataType) -> pl.DataType:
     return pl.List(pl.String()) if dtype == pl.List(pl.Null()) else dtype
 
 
-def test_halves_of_surrogate_pairs_are_text() -> None:
+@pytest.mark.parametrize("kind", ["json", "csv"])
+def test_whole_numbers_that_no_float_holds_are_text_among_fractions(kind: str) -> None:
+    for number, dtype in (("9007199254740993", pl.String()), ("9007199254740992", pl.Float64())):
+        lines = "".join(f'{{"a":{n}}}\n' for n in (number, "0.5"))
+        made = (
+            guessed(pl.Series([number, "0.5"]))
+            if kind == "csv"
+            else json_types(lines.encode())["a"]
+        )
+        assert made == dtype
+
+
+def test_halves_of_surrogate_pairs_are_refused() -> None:
     lines = [b'{"s":"\\ud800\\u0041","\\udc00":1,"x":1}\n', b'{"s":"ok","n":{"a":"\\ud800"}}\n']
     schema = json_types(b"".join(lines))
     assert (schema["s"], schema["x"]) == (pl.String(), pl.Int64())
     frame, rejects = Ndjson().decode(records(*lines), schema)
-    assert told(rejects) == []
-    assert frame["s"].to_list() == ["\ufffdA", "ok"]
+    assert [(reason, at) for reason, at, _, _ in told(rejects)] == [
+        ("bad_utf8", 0),
+        ("bad_utf8", 10),
+    ]
+    assert frame.height == 0
 
 
 @pytest.mark.parametrize("suffix", ["csv", "ndjson"])

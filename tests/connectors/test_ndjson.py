@@ -73,10 +73,11 @@ COERCED = {
     '{"n":1e3}': ("n", 1000), '{"b":"true"}': ("b", True), '{"b":1}': ("b", True),
     '{"s":1.0}': ("s", "1.0"), '{"s":-0.50}': ("s", "-0.50"), '{"s":true}': ("s", "true"),
     '{"s":12345678901234567890123}': ("s", "12345678901234567890123"),
-    '{"s":"NaN"}': ("s", "NaN"), '{"s":"\\ud800"}': ("s", "\ufffd"),
-    '{"s":"a\\ud800b"}': ("s", "a\ufffdb"), '{"s":"\\udc00\\ud800"}': ("s", "\ufffd\ufffd"),
+    '{"s":"NaN"}': ("s", "NaN"), '{"x":9007199254740992}': ("x", 2.0**53),
+    '{"x":100000000000000000000000}': ("x", 1e23), '{"x":-9223372036854775808}': ("x", -(2.0**63)),
+    '{"x":9007199254740993.0}': ("x", 2.0**53),
+    '{"x":123456789012345680000}': ("x", 1.2345678901234568e20),
     '{"s":"\\ud83d\\ude00"}': ("s", "\U0001f600"), '{"s":"\\\\ud800"}': ("s", "\\ud800"),
-    '{"s":"\\ud800\\u0041"}': ("s", "\ufffdA"),
 }  # fmt: skip
 FLAT: Schema = {"x": pl.Float64(), "n": pl.Int64(), "b": pl.Boolean(), "s": pl.String()}
 
@@ -92,6 +93,50 @@ def test_one_rule_of_what_is_taken_for_what() -> None:
         assert told(rejects) == []
         for got in (frame[column][0], every[column][len(plain) + i]):
             assert got == value or (got != got and value != value), line
+
+
+REFUSED = {
+    '{"x":9007199254740993}': ("out_of_range", "which no float64 equals: declare int64 or string"),
+    '{"x":-9007199254740993}': ("out_of_range", "which no float64 equals"),
+    '{"x":"9007199254740993"}': ("out_of_range", "which no float64 equals"),
+    '{"x":123456789012345678901234}': ("out_of_range", "which no float64 equals"),
+    '{"f":16777217}': ("out_of_range", "which no float32 equals"),
+    '{"l":[0.5,9007199254740993]}': ("out_of_range", "'[0.5,9007199254740993]'"),
+    '{"s":"\\ud800"}': ("bad_utf8", "half of a surrogate pair"),
+    '{"s":"a\\ud800b"}': ("bad_utf8", "half of a surrogate pair"),
+    '{"s":"\\ud800\\u0041"}': ("bad_utf8", "half of a surrogate pair"),
+    '{"s":"\\udc00\\ud800"}': ("bad_utf8", "half of a surrogate pair"),
+    '{"x":1,"x":2}': ("broken", "Expected every key once"),
+    '{"s":"\\u00e9","x":1,"n":{"x":3},"x":null}': ("broken", "Expected every key once"),
+}  # fmt: skip
+KEPT = {
+    '{"s":"{\\"x\\":1,\\"x\\":2}"}': ("s", '{"x":1,"x":2}'), '{"x":1,"o":{"x":2}}': ("x", 1),
+    '{"o":1,"o":2,"x":3}': ("x", 3), '{"l":[{"x":1},{"x":2}],"x":3}': ("x", 3),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("line", REFUSED)
+def test_what_would_change_on_its_way_is_a_reject(line: str, wide: bool) -> None:
+    """By the walk over flat objects and by the parser, alone and among good ones."""
+    schema: Schema = {c: FLAT[c] for c in ("x", "s")}
+    if wide or "f" in line or "l" in line:
+        schema |= {"f": pl.Float32(), "l": pl.List(pl.Float64()), "d": pl.Date()}
+    reason, detail = REFUSED[line]
+    good = [b'{"x":1.5}'] * 30
+    for lines in ([line.encode()], [*good, line.encode(), *good]):
+        frame, rejects = Ndjson().decode(records(*lines), schema)
+        ((got, at, said, _),) = told(rejects)
+        assert (got, at, frame.height) == (reason, 10 * lines.index(line.encode()), len(lines) - 1)
+        assert detail in said
+
+
+@pytest.mark.parametrize("line", KEPT)
+def test_keys_count_once_at_the_top_level_where_a_column_is_made_of_them(line: str) -> None:
+    column, value = KEPT[line]
+    for more in ({}, {"d": pl.Date()}):
+        frame, rejects = Ndjson().decode(records(line.encode()), {**FLAT, **more})
+        assert (told(rejects), frame[column][0]) == ([], value)
 
 
 @pytest.mark.parametrize("line", ['{"x":"3.5"}', '{"x":NaN}', '{"n":12.0}', '{"b":"true"}'])
