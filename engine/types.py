@@ -121,6 +121,8 @@ class Settings(BaseModel):
 def _some_text(text: str) -> str:
     if not text:
         raise ValueError("expected text that is not empty")
+    if "\0" in text:  # neither a path nor a sentence can have it
+        raise ValueError("expected text without a zero byte")
     return text
 
 

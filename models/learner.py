@@ -146,7 +146,7 @@ class TabularLearner(Renewable):
         step_rows: int = Field(1_024, ge=1)
         device: Literal["cpu", "cuda", "auto"] = "cpu"
         precision: Literal["float32", "bfloat16"] = "float32"
-        threads: int | None = Field(None, ge=1)
+        threads: int | None = Field(None, ge=1, le=256)
 
     def __init__(self, settings: Settings, training: Training, features: Features) -> None:
         self.settings = settings

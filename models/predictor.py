@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from pydantic import Field
 
 from engine import types
 from engine.types import Batch, Features, Name, Schema, UserError, nearest, parse_type
@@ -89,7 +90,7 @@ class OnnxPredictor:
         model: Name
         providers: tuple[str, ...] = ()
         strict_provider: bool = False
-        threads: int | None = None
+        threads: int | None = Field(None, ge=1, le=256)
 
     def __init__(self, settings: OnnxPredictor.Settings) -> None:
         self.settings = settings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import zoneinfo
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
@@ -23,6 +24,13 @@ CHUNK_ROWS = 131_072
 """Rows of a Parquet row group decoded at a time; a smaller group is decoded whole."""
 MAGIC = b"ARROW1"
 """How an Arrow IPC file begins; a stream begins otherwise."""
+MOST_DIGITS = 38
+"""Of a decimal of 128 bits."""
+HELD = (
+    pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list, pa.types.is_struct,
+    pa.types.is_map,
+)  # fmt: skip
+"""Nested types that a column can have."""
 PART_COLUMNS = 4
 """Columns that are worth a thread."""
 DAMAGE = (OSError, pa.ArrowException, PolarsError, PanicException)
@@ -45,7 +53,7 @@ class TableFile(ABC):
         bounds: rows at which chunks start, and the end, shape (chunks + 1,).
 
     Raises (all methods): HeadraceError for a file that is none of its kind, cut short or damaged;
-        UserError for a column that is there twice.
+        UserError for a column that is there twice, or of a type that no column here has.
     """
 
     kind = ""
@@ -142,8 +150,10 @@ class ParquetFile(TableFile):
     kind = "parquet"
 
     def _open(self, path: Path, columns: Sequence[str] | None) -> None:
-        metadata = pq.read_metadata(path)
-        _once(metadata.schema.to_arrow_schema().names, self.name)
+        with pq.ParquetFile(path) as file:
+            metadata, schema = file.metadata, file.schema_arrow
+        _once(schema.names, self.name)
+        _must_be_held(schema, self.name, wide=True)
         sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
         ends = np.cumsum([0, *sizes])
         inner = [np.arange(a, b, CHUNK_ROWS) for a, b in pairwise(ends)]
@@ -177,6 +187,7 @@ class ArrowFile(TableFile):
         self._streamed = self._map.read(len(MAGIC)) != MAGIC
         schema = self._stream().schema if self._streamed else ipc.open_file(self._map).schema
         _once(schema.names, self.name)
+        _must_be_held(schema, self.name, wide=False)
         fields = [i for i, name in enumerate(schema.names) if columns is None or name in columns]
         # Batches do not say their size unread: read little of them.
         if self._streamed:
@@ -246,6 +257,50 @@ def _once(names: Sequence[str], file: str) -> None:
     twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
     if twice is not None:
         raise UserError(f"{file} has column '{twice}' twice: rename one of them.")
+
+
+def _must_be_held(schema: pa.Schema, file: str, *, wide: bool) -> None:
+    """Polars panics at some types that it does not know, and takes others for damage.
+
+    Args:
+        wide: whether decimals of 256 bits are read where their digits fit into 128.
+
+    Raises: UserError
+    """
+    for field in schema:
+        odd = _odd(field.type, wide)
+        if odd is not None:
+            raise UserError(
+                f"{file} has column '{field.name}' of type {field.type}, and {odd} cannot be read: "
+                "write it as another type, or the file without it."
+            )
+
+
+def _odd(kind: pa.DataType, wide: bool) -> str | None:
+    """What in a type no column here has; None where one has all of it."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return _odd(kind.storage_type, wide)
+    if pa.types.is_dictionary(kind):
+        return _odd(kind.value_type, wide)
+    if pa.types.is_decimal256(kind) and not (wide and kind.precision <= MOST_DIGITS):
+        return f"{kind}, a decimal of 256 bits,"
+    if pa.types.is_timestamp(kind) and kind.tz is not None and not _is_zone(kind.tz):
+        return f"the time zone '{kind.tz}'"
+    if pa.types.is_nested(kind) and not any(known(kind) for known in HELD):
+        return str(kind)
+    if pa.types.is_run_end_encoded(kind) or pa.types.is_interval(kind):
+        return str(kind)
+    inner = (kind.field(i).type for i in range(kind.num_fields))
+    return next((odd for part in inner if (odd := _odd(part, wide)) is not None), None)
+
+
+def _is_zone(name: str) -> bool:
+    """Whether it is in the time zone database; an offset (+05:30) is not."""
+    try:
+        zoneinfo.ZoneInfo(name)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+        return False
+    return True
 
 
 KINDS: dict[str, type[TableFile]] = {"parquet": ParquetFile, "arrow": ArrowFile}

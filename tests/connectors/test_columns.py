@@ -66,7 +66,7 @@ def test_what_does_not_fit_costs_its_row(
         (pl.Series([DAY]), "datetime", [DAY.replace(tzinfo=None)]),
         (pl.Series([5, None]), "string", ["5", None]),
         (pl.Series([True, False]), "int32", [1, 0]),
-        (pl.Series([1, (1 << 53) + 1]), "float64", [1.0, 2.0**53]),  # the nearest
+        (pl.Series([1, (1 << 53) + 2]), "float64", [1.0, 2.0**53 + 2]),
     ],
 )
 def test_what_fits_is_cast(values: pl.Series, kind: str, expected: list[object]) -> None:
