@@ -10,7 +10,7 @@ A list is taken where every element is, by the same rule.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -250,8 +250,8 @@ def _from_text(column: pl.Series, dtype: pl.DataType, strict: bool) -> pl.Series
 def may_be_another(floats: pl.Series) -> bool:
     """Whether one may have been made of a whole number that it does not hold."""
     most = WHOLE_MOST[floats.dtype]
-    low, high = floats.min(), floats.max()
-    return (high is not None and high >= most) or (low is not None and low <= -most)  # type: ignore[operator]
+    ends: list[Any] = [floats.min(), floats.max()]
+    return any(end is not None and abs(end) >= most for end in ends)
 
 
 def _had_back(floats: pl.Series, words: pl.Series) -> pl.Series:
