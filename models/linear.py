@@ -70,7 +70,9 @@ class LinearLearner(Renewable):
     Row by row it is River's ``StandardScaler() | LogisticRegression()`` (or ``LinearRegression``)
     with the same settings: a row is predicted with the scaler as it was before the row; then the
     scaler learns it (Welford's method), the row is scaled again, and intercept and weights take a
-    step from that score. How rows are cut into batches changes nothing, unless there is an
+    step from that score. One thing differs: a step of a regression that would leave its row with a
+    larger error than before goes to the row's target instead; River's then grows without end. How
+    rows are cut into batches changes nothing, unless there is an
     `augmentation`: then intercept and weights learn each row as that has made it, after the row
     itself was predicted and scaled.
 

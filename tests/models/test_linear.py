@@ -160,14 +160,15 @@ def test_cutting_into_batches_changes_nothing(task: str, cuts: list[int]) -> Non
 
 
 def test_a_batch_that_blows_up_is_skipped_whole_and_kept_aside() -> None:
-    made = learner("regression", standardize=False, lr=1e300)
+    made = learner("regression")
     numeric, target = arrays("regression")
+    numeric[700, 2] = np.inf
     before = made.state_dict()
     bad = batch(numeric, target)
     step = made.learn(bad)
     assert (step.skipped, step.steps) == ("non_finite", 0)
     assert np.isnan(step.loss)
-    assert np.isfinite(step.scores).all()
+    assert np.isfinite(np.delete(step.scores, 700)).all()
     assert list(made.aside) == [bad]
     after = made.state_dict()
     assert all(after[key] is before[key] for key in after if key != "shape")
@@ -219,6 +220,26 @@ def test_what_a_stage_has_scaled_is_not_scaled_again() -> None:
         LinearLearner.Settings(standardize=False), LinearLearner.Training(), plain
     )
     np.testing.assert_array_equal(other.learn(batch(cold, target)).scores, said)
+
+
+def test_a_column_that_has_hardly_varied_amplifies_nothing() -> None:
+    """A flag of one row in a thousand, and a column that is noise at first."""
+    rng = np.random.default_rng(0)
+    n = 20_000
+    flag = rng.random(n) < 0.001
+    late = np.where(np.arange(n) < 5_000, 1e-6, 1) * rng.normal(size=n)
+    numeric = np.stack([rng.normal(size=n), flag, late], axis=1).astype(np.float32)
+    target = (10 + 3 * numeric[:, 0] + 2 * flag + late).astype(np.float32)
+    names = ("a", "flag", "late")
+    made = LinearLearner(
+        LinearLearner.Settings(),
+        LinearLearner.Training(),
+        Features(numeric=names, target="y", task="regression"),
+    )
+    error = np.abs(made.learn(batch(numeric, target)).scores - target)
+    assert np.isfinite(error).all()
+    assert error[:5_000].mean() < 0.2
+    assert error[10_000:].mean() < 0.01
 
 
 def test_a_feature_that_no_stage_has_scaled_is_scaled_beside_one_that_is() -> None:
