@@ -17,6 +17,7 @@ from engine.scrub.columns import extended, holds, numbers, replaced, spread
 from engine.scrub.stage import ForgetSettings, Learned
 from engine.statistics import Moments, Quantiles, Statistic
 from engine.types import Batch, Clip, Names, Schema, Transform, UserError
+from engine.words import counted
 
 INF = math.inf
 
@@ -67,6 +68,7 @@ class Outliers(Learned):
         self._narrow = np.zeros(0, np.bool_)
         """Which columns are Float32."""
         self._made: tuple[Statistic | None, dict[str, pl.Expr]] | None = None
+        self._looked = self._judged = False
 
     def bind(self, schema: Schema) -> Schema:
         settings = self.settings
@@ -103,6 +105,8 @@ class Outliers(Learned):
         return kind if kind.is_float() or whole else pl.Float64()
 
     def apply(self, batch: Batch) -> Batch:
+        if not self._judged:
+            self._note(batch, self._bounds())
         action = {"clip": self._clipped, "reject": self._rejected, "flag": self._flagged}
         done = action[self.settings.action](batch)
         self._learn(batch)
@@ -117,8 +121,24 @@ class Outliers(Learned):
         """Numbers clipped."""
         if self.settings.action != "clip":
             return None
-        low, high = self._bounds()
-        return self._linked(batch, "clip", low, high, counts="clipped")
+        bounds = self._bounds()
+        self._note(batch, bounds)
+        return self._linked(batch, "clip", *bounds, counts="clipped")
+
+    def remarks(self) -> list[str]:
+        """Where all rows came before anything was learned, that none of them was judged."""
+        said = super().remarks()
+        if said or self._judged or not self._looked or not self._rows:
+            return said
+        return [
+            f"{self.where} judged none of {counted(self._rows, 'row')}: it judges a batch by "
+            f"those before it, once they have min_rows = {self.settings.min_rows} numbers; a "
+            "smaller [loader] batch_rows lets it begin earlier."
+        ]
+
+    def _note(self, batch: Batch, bounds: NDArray[np.float64]) -> None:
+        self._looked = self._looked or len(batch) > 0
+        self._judged = self._judged or bool(np.isfinite(bounds).any())
 
     def _clipped(self, batch: Batch) -> Batch:
         casts = [pl.col(c).cast(k) for c, k in self._kinds.items() if k != self._schema[c]]

@@ -214,6 +214,15 @@ class Learned(Stateless):
             )
         return any(counts)
 
+    def remarks(self) -> list[str]:
+        """A sentence where the stage applies what it was never let learn."""
+        if self._statistic is None or self.settings.learn or self._rows:
+            return []
+        return [
+            f"{self.where} has learn = false, and has learned nothing yet that it could apply: let "
+            "it learn in a first run, and resume that."
+        ]
+
     def snapshot(self) -> Snapshot:
         """``rows`` and the statistic's fields; None where nothing is ever learned."""
         if self._statistic is None:

@@ -557,3 +557,34 @@ def test_a_wrong_setting_says_so(
 def test_no_fill_value_without_a_number(stage: Make, value: float) -> None:
     with pytest.raises(ValueError, match="should be a finite number"):
         stage("missing", columns=["x"], strategy="constant", value=value)
+
+
+@pytest.mark.parametrize("method", ["zscore", "iqr"])
+def test_a_stage_that_judged_nothing_says_so(stage: Make, batch: Any, method: str) -> None:
+    x = np.random.default_rng(0).normal(size=300)
+    made = stage("outliers", columns=["x"], method=method)
+    made.bind({"x": pl.Float64()})
+    assert made.remarks() == []
+    made.apply(batch(x=x))
+    (said,) = made.remarks()
+    assert "judged none of 300 rows" in said
+    resumed = stage("outliers", columns=["x"], method=method)
+    resumed.bind({"x": pl.Float64()})
+    resumed.restore(made.snapshot())
+    assert resumed.remarks() == []
+    made.apply(batch(x=x))
+    assert made.remarks() == []
+
+
+@pytest.mark.parametrize("kind", ["standardize", "normalize", "robust", "power", "outliers"])
+def test_a_stage_that_was_never_let_learn_says_so(stage: Make, batch: Any, kind: str) -> None:
+    made = stage(kind, columns=["x"], learn=False)
+    made.bind({"x": pl.Float64()})
+    made.apply(batch(x=[1.0, 2.0]))
+    (said,) = made.remarks()
+    assert "has learned nothing yet" in said
+    learned = stage(kind, columns=["x"])
+    learned.bind({"x": pl.Float64()})
+    learned.apply(batch(x=[1.0, 2.0]))
+    made.restore(learned.snapshot())
+    assert not any("learned nothing" in said for said in made.remarks())
