@@ -13,6 +13,7 @@ import polars as pl
 import polars.selectors as cs
 from pydantic import ByteSize, Field
 
+from connectors.formats.held import must_hold, tell_nulls
 from engine import atomic, types
 from engine.changes import Fixed, Free
 from engine.types import HeadraceError, Name, Schema, Sink, Snapshot, UserError, in_utc
@@ -74,6 +75,8 @@ class FilesSink(Sink):
         self._place = atomic.Folder(self.folder, f"[{self.section}] path")
         atomic.require_folder(self.folder, self._place.named)
         self._frames: list[pl.DataFrame] = []
+        self._told: set[str] = set()
+        """Columns whose NaN were told to be null."""
         self._nbytes = 0
         self._limit = int(settings.max_buffer_bytes)
         self._spilled: list[Path] = []
@@ -95,12 +98,8 @@ class FilesSink(Sink):
 
     def bind(self, schema: Schema) -> None:
         """See `engine.types.Sink`."""
-        for column, kind in schema.items():
-            if kind == pl.Object or (kind.is_nested() and self.settings.format == "csv"):
-                raise UserError(
-                    f"[sink] format = \"{self.settings.format}\" cannot hold column '{column}' of "
-                    f'{kind}: write "ndjson" or "parquet", or leave it out of [sink] columns.'
-                )
+        format = self.settings.format
+        must_hold(schema, format, f'[{self.section}] format = "{format}"')
 
     def write(self, frame: pl.DataFrame, places: pl.DataFrame | None = None) -> None:
         """See `engine.types.Sink`. Raises: HeadraceError when the disk is full."""
@@ -255,6 +254,8 @@ class FilesSink(Sink):
         """The part in memory: a disk that fills up while polars itself writes to it is a panic."""
         buffer = io.BytesIO()
         frame = pl.concat(self._frames)
+        if self.settings.format == "ndjson":
+            tell_nulls(frame, self._told)
         if self.settings.format in ("ndjson", "csv"):
             frame = in_utc(frame.with_columns(cs.binary().bin.encode("base64")))
         if self.settings.format == "csv":

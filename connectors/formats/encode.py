@@ -18,8 +18,9 @@ from polars.exceptions import PolarsError
 from connectors.formats import rows
 from connectors.formats.avro import default, parsed
 from connectors.formats.casts import cast
+from connectors.formats.held import must_hold, tell_nulls
 from connectors.formats.varints import length, put
-from engine.types import RESERVED, HeadraceError, UserError, Values, in_utc, nearest
+from engine.types import RESERVED, HeadraceError, Schema, UserError, Values, in_utc, nearest
 
 Ints = NDArray[np.int64]
 NEWLINE = 10
@@ -32,6 +33,13 @@ bytes, bytes alone."""
 class Encoder(Protocol):
     """Columns to bytes; the other way round than `engine.types.Format`."""
 
+    def require(self, schema: Schema) -> None:
+        """See that such columns can be written; nobody is asked for it.
+
+        Raises: UserError
+        """
+        ...
+
     def encode(self, frame: pl.DataFrame) -> Values:
         """One value for each row.
 
@@ -42,10 +50,18 @@ class Encoder(Protocol):
 
 class JsonEncoder:
     """A JSON object a row, without line breaks. Bytes are written as their text (UTF-8), times as
-    ISO 8601 with their offset from UTC."""
+    ISO 8601 with their offset from UTC; NaN and infinities as null, which is told once a column."""
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+
+    def require(self, schema: Schema) -> None:
+        """See `Encoder`."""
+        must_hold(schema, "ndjson", '[sink] format = "json"')
 
     def encode(self, frame: pl.DataFrame) -> Values:
         """See `Encoder`. Raises: HeadraceError for bytes that are not UTF-8."""
+        tell_nulls(frame, self._told)
         try:
             frame = frame.with_columns(pl.col(pl.Binary).cast(pl.String))
         except PolarsError:
@@ -69,6 +85,10 @@ class RawEncoder:
 
     def __init__(self, column: str | None = None) -> None:
         self._column = column
+
+    def require(self, schema: Schema) -> None:
+        """See `Encoder`."""
+        self.encode(pl.DataFrame(schema=schema))
 
     def encode(self, frame: pl.DataFrame) -> Values:
         """See `Encoder`. Raises: HeadraceError for a null."""
@@ -133,6 +153,11 @@ class AvroEncoder:
         self._made: dict[tuple[tuple[str, pl.DataType], ...], tuple[list[_Field], bytes]] = {}
         if self._schema is not None:
             self._fields(self._schema)
+
+    def require(self, schema: Schema) -> None:
+        """See `Encoder`. A registry is not asked: it would note the schema."""
+        made = self._schema or derived(schema, self._topic)
+        AvroEncoder(schema=made).encode(pl.DataFrame(schema=schema))
 
     def encode(self, frame: pl.DataFrame) -> Values:
         """See `Encoder`. Raises also: what the registry raises."""

@@ -124,12 +124,11 @@ class KafkaSink(Sink):
         self.delivery.beat = beat
 
     def bind(self, schema: Schema) -> None:
-        """See `engine.types.Sink`. A registry is not asked: it would note the schema."""
+        """See `engine.types.Sink`."""
         for key in ("key", "timestamp"):
             column = getattr(self.settings, key)
             require(schema, () if column is None else (column,), where=f"[sink] {key}")
-        if self.settings.registry is None:
-            self._encoder.encode(pl.DataFrame(schema=schema))
+        self._encoder.require(schema)
         rehearse()
 
     def probe(self) -> None:
