@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import polars as pl
@@ -26,6 +26,8 @@ ROWS, BYTES, SECONDS = 100_000, 64 << 20, 10.0
 READ_ROWS, READ_BYTES = 10_000, 8 << 20
 MOST = 100
 """Different labels that are still classes."""
+FEW = 20
+"""Different whole numbers that may be classes."""
 PROSE = 60
 """Characters of a label that is no class's name any more."""
 SHOWN = 10
@@ -64,17 +66,19 @@ class Labels:
         return f"'{target}' has {self.shown or 'no value'} in {self.where}"
 
 
-def look(source: Source, schema: Schema, stages: Sequence[Stage], target: str) -> Labels:
+def look(
+    source: Source, schema: Schema, stages: Sequence[Stage], target: str, most: int = ROWS
+) -> Labels:
     """The labels of the first rows, as they are behind the stages, which learn from these rows:
     give bound ones that nobody else uses.
 
-    Reads until ROWS, BYTES or SECONDS are reached, or too many labels for classes were seen.
+    Reads until `most` rows, BYTES or SECONDS are reached, or too many labels for classes were seen.
     """
     source.seek(Mark())
     values: set[str] = set()
     rows = size = 0
     deadline = time.monotonic() + SECONDS
-    while rows < ROWS and size < BYTES and len(values) <= MOST and time.monotonic() < deadline:
+    while rows < most and size < BYTES and len(values) <= MOST and time.monotonic() < deadline:
         try:
             records = source.read(READ_ROWS, READ_BYTES, 1.0)
         except EndOfStream:
@@ -88,11 +92,11 @@ def look(source: Source, schema: Schema, stages: Sequence[Stage], target: str) -
         batch = Batch(frame=frame, mark=Mark(), arrived=records.arrived, raw_rows=len(records))
         for stage in stages:
             batch = stage.apply(batch)
-        values.update(_texts(batch.frame.get_column(target)))
+        values.update(labels_of(batch.frame.get_column(target)))
     return Labels(values=in_order(values), rows=rows, whole=False)
 
 
-def _texts(column: pl.Series) -> list[str]:
+def labels_of(column: pl.Series) -> list[str]:
     """The different labels, as text; null and NaN are none."""
     if column.dtype.is_float():
         column = column.fill_nan(None)
@@ -117,6 +121,24 @@ def task_of(kind: pl.DataType | type[pl.DataType], classes: int) -> str:
     return "multiclass" if classes > 2 else "binary"
 
 
+def few_numbers(values: Collection[str], target: str, where: str) -> str | None:
+    """What to know of a target whose numbers may be classes, although the task is regression; None
+    where they are many, or fractions.
+
+    Args:
+        values: its different values, as text.
+        where: in which rows, in words.
+    """
+    numbers = [label_value(value) for value in values]
+    if not 1 < len(numbers) <= FEW or any(n is None or n % 1 for n in numbers):
+        return None
+    task = "binary" if len(numbers) == 2 else "multiclass"
+    return (
+        f"[model] task is regression, as '{target}' holds numbers; it has {len(numbers)} different "
+        f"whole numbers in {where}: where they are classes, set [model] task = '{task}'."
+    )
+
+
 def require_classes(found: Labels, task: str, target: str, where: str) -> tuple[str, ...]:
     """What was found, as classes.
 
@@ -134,6 +156,11 @@ def require_classes(found: Labels, task: str, target: str, where: str) -> tuple[
             f"{where} leaves out [model] classes, and {seen}, numbers that are no classes: name "
             "them, or set task to 'regression'."
         )
+    if found.rows and not values:
+        raise UserError(
+            f"{where} leaves out [model] classes, and no row has a label: '{target}' is empty in "
+            f"{found.where}. Choose another target, or rows that have one."
+        )
     if len(values) < 2:
         raise UserError(
             f"{where} leaves out [model] classes, and {seen}: name them all, as in "
@@ -147,4 +174,4 @@ def require_classes(found: Labels, task: str, target: str, where: str) -> tuple[
     return values
 
 
-__all__ = ["Labels", "in_order", "look", "require_classes", "task_of"]
+__all__ = ["Labels", "few_numbers", "in_order", "labels_of", "look", "require_classes", "task_of"]

@@ -16,6 +16,7 @@ from rich.text import Text
 from engine.config import apart
 from engine.contract import slips
 from engine.explore.notation import hint
+from engine.labels import few_numbers, labels_of
 from engine.progress import console
 from engine.run import Run
 from engine.scrub.stage import Learned
@@ -92,8 +93,19 @@ def _tried(run: Run, sample: Batch | None, source: Source) -> Iterator[str]:
     for column in sample.frame.get_columns():
         if column.dtype == pl.String and (said := hint(column.name, column)):
             out.print(said, highlight=False, markup=False, soft_wrap=True)
+    if (said := _task(run, sample)) is not None:
+        out.print(said, highlight=False, markup=False, soft_wrap=True)
     problems = [*_rejected(run, batch)]
     yield from (*(problems or _unreadable(run, sample)), *source.remarks(), *_labels(run, batch))
+
+
+def _task(run: Run, sample: Batch) -> str | None:
+    """Which task was chosen, where the labels may be classes."""
+    target = run.features.target if run.trains else None
+    if not run.trains or not run.leaves_task_to_type or target not in sample.frame.columns:
+        return None
+    values = labels_of(sample.frame.get_column(str(target)))
+    return few_numbers(values, str(target), f"the {counted(len(sample.frame), 'sampled row')}")
 
 
 def _sample(run: Run, source: Source, rows: int) -> Batch | None:

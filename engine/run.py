@@ -642,7 +642,7 @@ class Run:
         log.info("[model] classes are %s: the labels of %s", json.dumps(list(classes)), found.where)
         return classes
 
-    def _look_at_labels(self) -> labels.Labels:
+    def _look_at_labels(self, most: int = labels.ROWS) -> labels.Labels:
         """With a source and stages that nothing else uses, so that those of the run stay as they
         are."""
         if isinstance(self.source, SharedSource) and self.source.shares:
@@ -651,8 +651,9 @@ class Run:
         for stage in stages:
             schema = stage.bind(schema)
         with contextlib.closing(self._source()) as source:
-            source.schema(parse_schema(self.pipeline.source.get("schema", {})))
-            return labels.look(source, self.read_schema, stages, self._model_settings.target)
+            source.recall(self.source.findings())  # what was guessed and told is not again
+            source.schema({**self.source_schema, REST: DROPPED})
+            return labels.look(source, self.read_schema, stages, self._model_settings.target, most)
 
     @cached_property
     def collate(self) -> Callable[[Batch], Batch] | None:
@@ -1129,6 +1130,7 @@ class Run:
             self._counts_before = dict(loop.totals.counts)
             if not resumed:
                 self._keep_schema()
+                self._tell_task()
             failed: CheckpointFailed | Flood | None = None
             try:
                 loop.run()
@@ -1157,6 +1159,22 @@ class Run:
             remarks=tuple(self.source.remarks()),
             files=files,
         )
+
+    @property
+    def leaves_task_to_type(self) -> bool:
+        """Whether this is a regression because its target holds numbers, and the file says none."""
+        return self.trains and not self._model_settings.task and self._task == "regression"
+
+    def _tell_task(self) -> None:
+        """Which task was chosen, where the file leaves it out and the labels may be classes."""
+        if not self.leaves_task_to_type:
+            return
+        if self._replay or self.source.endless() or not self.source.repeatable():
+            return
+        found = self._look_at_labels(labels.READ_ROWS)
+        said = labels.few_numbers(found.values, self._model_settings.target, found.where)
+        if said is not None:
+            log.warning("%s", said)
 
     def _rehearse(self) -> None:
         """With stages that nothing else uses, so that those of the run stay as they are."""

@@ -157,3 +157,33 @@ def test_a_source_without_an_end_says_only_a_bools_classes(
 def test_equal_numbers_are_one_class() -> None:
     assert in_order({"1.0", "1", "true", "0"}) == ("0", "1")
     assert in_order({"b", "10", "9"}) == ("10", "9", "b")
+
+
+@pytest.mark.parametrize(
+    ("values", "task", "said"),
+    [
+        ([1, 0], "", "it has 2 different whole numbers in {} 200 {}"),
+        ([1.0, 0.0, None], "", "set [model] task = 'binary'."),
+        ([1, 2, 3], "", "set [model] task = 'multiclass'."),
+        ([1.5, 0.0], "", ""),
+        ([7], "", ""),
+        ([1, 0], 'task = "regression"', ""),
+    ],
+)
+def test_numbers_that_may_be_classes_are_told_with_the_other_task(
+    values: list[Any], task: str, said: str, labelled: Labelled, headrace: Headrace
+) -> None:
+    file = labelled(values, task)
+    for command, words in (("check", ("the", "sampled rows")), ("run", ("all", "rows"))):
+        code, out, err = headrace(command, file)
+        told = " ".join((out + err).split())
+        assert code == 0, err
+        assert told.count("[model] task is regression, as 'label' holds numbers") == bool(said)
+        assert said.format(*words) in told
+
+
+def test_a_target_without_any_label_is_told_so(labelled: Labelled, headrace: Headrace) -> None:
+    code, _, err = headrace("run", labelled([None], 'task = "binary"'))
+    assert code == 2
+    assert "no row has a label: 'label' is empty in all 200 rows. Choose another target" in err
+    assert "other" not in err.replace("another", "")
