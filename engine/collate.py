@@ -194,7 +194,8 @@ class Collate:
         present = column.is_not_null()
         if column.dtype.is_float():
             present = present & column.is_not_nan().fill_null(False)
-        batch = batch.reject(present, stage=self.name, reason="missing_label")
+        detail = f"Expected a label in '{self.features.target}', got null or NaN."
+        batch = batch.reject(present, stage=self.name, reason="missing_label", detail=detail)
         regression = self.features.task == "regression"
         return self._finite_label(batch) if regression else self._classed(batch)
 
@@ -202,7 +203,10 @@ class Collate:
         target = pl.col(str(self.features.target))
         finite = target.cast(pl.Float32, strict=False).is_finite()
         return batch.reject(
-            finite, stage=self.name, reason="not_finite", detail="Expected a finite label."
+            finite,
+            stage=self.name,
+            reason="not_finite",
+            detail=f"Expected a finite label in '{self.features.target}'.",
         )
 
     def _classed(self, batch: Batch) -> Batch:

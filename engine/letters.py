@@ -8,7 +8,16 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from engine.types import NO_TIME, PARTITION, POSITION, Records, Rejects, Values
+from engine.types import (
+    NO_TIME,
+    PARTITION,
+    POSITION,
+    RESERVED,
+    Records,
+    Rejects,
+    Values,
+    without_bytes,
+)
 
 Ints = NDArray[np.int64]
 COLUMNS = {
@@ -23,10 +32,11 @@ COLUMNS = {
     "key": pl.Binary(),
     "headers": pl.Binary(),
 }
-"""A dead letter. ``value`` is for eyes: the row as text, shortened. ``raw`` is the record as it
-came, ``key`` and ``headers`` with it where the source has them; null where the row came from a
-source of columns, and then ``value`` is the whole row as JSON. ``timestamp``: ms since the
-epoch."""
+"""A dead letter. ``value`` is for eyes: the row as text where it could not be decoded, shortened;
+else as JSON with the values that ``stage`` got, behind the stages before it. ``raw`` is the record
+as it came, ``key`` and ``headers`` with it where the source has them; of a source of columns it is
+the row as it was read, as JSON, and null where it has bytes, which JSON does not have.
+``timestamp``: ms since the epoch."""
 
 
 def letters(reject: Rejects, pieces: Sequence[Records]) -> pl.DataFrame:
@@ -42,6 +52,9 @@ def letters(reject: Rejects, pieces: Sequence[Records]) -> pl.DataFrame:
     for piece in pieces:
         here, at = _inside(piece, rows)
         values = piece.values if isinstance(piece.values, Values) else None
+        if isinstance(piece.values, pl.DataFrame) and pl.Binary not in piece.values.dtypes:
+            for row, text in zip(here.tolist(), _as_json(piece.values[at]), strict=True):
+                found["raw"][row] = text.encode()
         for name, part in (("raw", values), ("key", piece.keys), ("headers", piece.headers)):
             if part is not None:
                 for row, value in zip(here.tolist(), part.take(at), strict=True):
@@ -55,6 +68,15 @@ def letters(reject: Rejects, pieces: Sequence[Records]) -> pl.DataFrame:
         timestamp=pl.Series(times, dtype=pl.Int64),
         **{name: pl.Series(values, dtype=pl.Binary) for name, values in found.items()},
     ).select(pl.col(name).cast(kind) for name, kind in COLUMNS.items())
+
+
+def _as_json(frame: pl.DataFrame) -> pl.Series:
+    told = (
+        without_bytes(pl.col(c), kind).alias(c)
+        for c, kind in frame.schema.items()
+        if c not in RESERVED
+    )
+    return frame.select(pl.struct(told).struct.json_encode()).to_series()
 
 
 def _inside(piece: Records, rows: pl.DataFrame) -> tuple[Ints, Ints]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import polars as pl
@@ -119,3 +121,27 @@ def test_a_run_promises_the_same_to_the_bit_and_refuses(
     assert code == 2
     assert "written with another scrub" in err
     assert json.loads((tmp_path / "schema.json").read_text())["columns"]["a"] == "float64"
+
+
+def test_a_letter_of_columns_holds_the_row_as_it_was_read(
+    write: Write, headrace: Headrace, tmp_path: Path
+) -> None:
+    """Not as the stages left it: it would be scaled twice when it comes again."""
+    at = [datetime(2025, 3, 1)] * 6
+    data = pl.DataFrame({"a": [1.0, 2, 3, 4, 5, 6], "b": [0.5] * 6, "y": [1.0, None] * 3, "at": at})
+    data.write_parquet(tmp_path / "data.parquet")
+    sink = f'[sink]\nkind = "files"\npath = "{tmp_path / "out"}"\n'
+    file = write(SCALE, TRAINS.replace("data.csv", "data.parquet") + sink)
+    assert headrace("run", file)[0] == 0
+    (part,) = (tmp_path / "dead_letters").iterdir()
+    letters = pl.read_ndjson(part).sort("_position").to_dicts()
+    raw = [json.loads(base64.b64decode(letter["raw"])) for letter in letters]
+    assert [row["a"] for row in raw] == [2, 4, 6]
+    assert {letter["detail"] for letter in letters} == {"Expected a label in 'y', got null or NaN."}
+    label = '[scrub.derive.columns]\ny = "COALESCE(y, a)"\n'
+    file.write_text(file.read_text().replace(SCALE, label + SCALE))
+    code, out, err = headrace("replay", file)
+    assert code == 0, err
+    assert "6 learned" in out
+    rows = pl.concat([pl.read_parquet(part) for part in (tmp_path / "out").iterdir()])
+    assert sorted(rows["y"]) == [1, 1, 1, 2, 4, 6]
