@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 
@@ -21,8 +21,10 @@ from engine.progress import console
 from engine.run import Run
 from engine.scrub.stage import Learned
 from engine.types import (
+    DROPPED,
     PARTITION,
     RESERVED,
+    REST,
     Batch,
     HeadraceError,
     Learner,
@@ -31,6 +33,9 @@ from engine.types import (
     Sink,
     Source,
     Stage,
+    UserError,
+    only_named,
+    parse_schema,
 )
 from engine.words import counted
 
@@ -49,19 +54,46 @@ def preflight(run: Run, rows: int = 1_000) -> bool:
     Writes nothing and saves nothing. Raises: UserError for what makes the file unusable.
     """
     out = console()
+    checks: Sequence[Callable[[Run], Iterator[str]]]
+    checks = (_listens, _takes, _misspelt, _exportable, _resumable)
     if not run.source.repeatable():
-        out.print("What the source gives can be read only once: it is left for the run, untried.")
-        return True
-    with closing(run.source), closing(_apart(run)) as source:
-        run.assemble()
-        problems = list(_tried(run, _sample(run, source, rows), source))
-    for problem in (_listens, _takes, _misspelt, _exportable, _resumable):
+        problems = list(_unread(run))
+        checks = checks if run.knows_columns and not problems else (_listens, _takes)
+    else:
+        with closing(run.source), closing(_apart(run)) as source:
+            run.assemble()
+            problems = list(_tried(run, _sample(run, source, rows), source))
+    for problem in checks:
         problems += problem(run)
     for sentence in problems:
         out.print(Text(f"! {sentence}", style="yellow"), soft_wrap=True)
     if not problems:
         out.print(f"{run.pipeline.file} is ready to run.")
     return not problems
+
+
+def _unread(run: Run) -> Iterator[str]:
+    """What the declared columns alone say, of a source that can be read only once."""
+    once = "What the source gives can be read only once, so no row of it is tried"
+    declared = only_named(parse_schema(run.pipeline.source.get("schema", {})) | {REST: DROPPED})
+    with closing(run.source):
+        if not declared:
+            console().print(
+                f"{once}; and [source.schema] names no columns, so stages, model and sink are "
+                "untried as well: declare the columns to have them checked.",
+                soft_wrap=True,
+            )
+            return
+        run.take_columns(declared)
+        try:
+            run.assemble()
+        except UserError as error:
+            yield (
+                f"With the columns of [source.schema] alone, and the others are not known before "
+                f"the data comes: {error}"
+            )
+            return
+        console().print(f"{once}: stages, model and sink fit the declared columns.", soft_wrap=True)
 
 
 def _apart(run: Run) -> Source:

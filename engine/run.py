@@ -400,6 +400,15 @@ class Run:
                 )
         return schema
 
+    @property
+    def knows_columns(self) -> bool:
+        """Whether `source_schema` was asked for, or given."""
+        return "source_schema" in vars(self)
+
+    def take_columns(self, schema: Schema) -> None:
+        """These are the columns, as far as is known without a look at the source."""
+        self.source_schema = schema
+
     def _found_schema(self) -> Schema:
         declared = parse_schema(self.pipeline.source.get("schema", {}))
         known = self._known_schema

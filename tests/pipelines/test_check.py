@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -286,3 +288,32 @@ def test_the_pipeline_that_they_are_made_of_passes(
 ) -> None:
     rows(200).write_csv(tmp_path / "data.csv")
     assert headrace("check", small(tmp_path / "data.csv"))[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("schema", "code", "said"),
+    [
+        ('a = "float64"\ny = "float64"\n', 0, "stages, model and sink fit the declared columns"),
+        ('b = "float64"\ny = "float64"\n', 2, "With the columns of [source.schema] alone"),
+        ("", 0, "untried as well: declare the columns"),
+    ],
+)
+def test_of_standard_input_what_is_declared_is_checked(
+    schema: str, code: int, said: str, tmp_path: Path
+) -> None:
+    """Nothing is read: who pipes into `check` would lose rows."""
+    file = tmp_path / "piped.toml"
+    file.write_text(
+        f'name = "piped"\nfolder = "{tmp_path}/run"\n[source]\nkind = "files"\npath = "-"\n'
+        f'format = "ndjson"\n[source.schema]\n{schema}'
+        '[scrub.standardize]\ncolumns = ["a"]\n'
+        '[model]\nkind = "linear"\ntarget = "y"\nnumeric = ["a"]\n'
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "engine.cli", "check", str(file)],
+        input=b"", capture_output=True, check=False, timeout=120,
+    )  # fmt: skip
+    told = (done.stdout + done.stderr).decode()
+    assert done.returncode == code, told
+    assert said in told
+    assert ("'a'" in told) == (code == 2)
