@@ -701,15 +701,20 @@ class Run:
                 encoders |= getattr(stage, "encoders", dict)()
             self.augmentation.attach(made, encoders)
         from models.balance import Balanced, SamplingSettings
-        from models.renewal import RenewalSettings, Renewed, require_renewable
+        from models.renewal import Renewed, require_renewable
 
-        how = self._training.forget_on if isinstance(self._training, RenewalSettings) else "never"
+        how = self._forgets_on
         if how != "never":
             require_renewable(made, how, [stage.name for stage in self.stages])
         if sampling is not None:
             drawn = validate(SamplingSettings, sampling, "train.sampling", self.pipeline.file)
             made = Balanced(made, drawn)
         return made if how == "never" else Renewed(made, how)
+
+    @property
+    def _forgets_on(self) -> str:
+        """[train] forget_on, of a learner that has it."""
+        return str(getattr(self._training, "forget_on", "never"))
 
     @cached_property
     def _training(self) -> Any:
@@ -849,6 +854,10 @@ class Run:
         if self.trains:
             learned = {k: v for k, v in (self.pipeline.model or {}).items() if k != "threshold"}
             identity["model"] = json.dumps(learned, sort_keys=True)
+            # What is around the learner; what is in it, it says itself.
+            drawn = "sampling" in (self.pipeline.train or {})
+            identity["[train] sampling"] = json.dumps("given" if drawn else "none")
+            identity["[train] forget_on"] = json.dumps(self._forgets_on)
             if not self._model_settings.classes and self.features.classes:
                 identity["classes"] = json.dumps(self.features.classes)
         if self._predictor is not None:

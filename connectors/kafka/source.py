@@ -139,9 +139,9 @@ class KafkaSource(SharedSource):
             schema_file: an Avro schema (.avsc) that wrote all values; they are plain datums then.
             start: earliest, latest, or ms since the epoch: where to begin without a checkpoint.
             stop: end: read what is there at the start, then end; never: wait for more.
+            join: share the partitions with the group's other members.
             group: offsets of finished records are committed under this name, for others to see the
                 lag and for a start without a checkpoint; nothing is committed unless given.
-            join: share the partitions with the group's other members.
             member: this engine's own name in the group (static membership): it gets its partitions
                 back when it returns within `session`. Needed by engines that keep a state.
             assignor: how the group shares: cooperative-sticky, sticky, range or roundrobin; the
@@ -169,8 +169,8 @@ class KafkaSource(SharedSource):
         schema_file: Meaning[Name | None] = None
         start: Free[Literal["earliest", "latest"] | int] = "earliest"
         stop: Free[Literal["end", "never"]] = "never"
-        group: Fixed[str | None] = None
         join: Fixed[bool] = False
+        group: Fixed[str | None] = None
         member: Free[str | None] = Field(None, pattern=r"^[A-Za-z0-9._-]{1,100}$")
         assignor: Free[Literal["cooperative-sticky", "sticky", "range", "roundrobin"]] = (
             "cooperative-sticky"

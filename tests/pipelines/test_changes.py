@@ -239,6 +239,7 @@ def learned(tmp_path: Path, small: Small, rows: Rows) -> Path:
         "[source] null_values": "source.null_values=['n']",
         "[loader] batch_rows": "loader.batch_rows=50",
         "[evaluation] every": "evaluation.every=50",
+        "[train] forget_on": "train.forget_on=never",
     }.items(),
 )
 def test_with_a_state_what_rows_mean_is_refused(said: str, sets: str, learned: Path) -> None:

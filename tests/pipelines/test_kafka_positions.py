@@ -19,7 +19,7 @@ from kafka.errors import KafkaError
 from connectors.kafka.group import Owners
 from engine.loop import Loop
 from engine.run import Run, Summary
-from engine.types import Batch, HeadraceError, SharedSource
+from engine.types import Batch, HeadraceError, SharedSource, UserError
 from tests.broker import Broker, shared_broker
 from tests.pipelines.conftest import Headrace
 from tests.pipelines.test_service import started
@@ -222,6 +222,9 @@ def test_a_topic_made_anew_between_two_runs(
     again(broker, topic)
     broker.produce(topic, values(0, 30))
     if lost == "fail":
+        if way != "joined":  # there only a member may ask where to go on
+            with pytest.raises(HeadraceError, match="was deleted and made anew"):
+                Run(file).try_resume()
         for _ in range(2):  # starting again is not the silent case
             with pytest.raises(HeadraceError, match=f"Topic '{topic}' was deleted and made anew: .*"
                                "set .source. lost to 'earliest' or 'latest'"):  # fmt: skip
@@ -235,6 +238,18 @@ def test_a_topic_made_anew_between_two_runs(
     until_read(45 if lost == "earliest" else 15, file)
     new = places(topic, (0, 0 if lost == "earliest" else 30, 35))
     assert results() == sorted(places(topic, (0, 0, 10)) + new)
+
+
+def test_another_group_is_another_place_to_go_on_at_for_its_members_alone(
+    broker: Broker, write: Write
+) -> None:
+    topic = broker.topic()
+    broker.produce(topic, values(0, 10))
+    file = write([topic], f'group = "{topic}"')
+    until_read(10, file)
+    Run(file, ["source.group=another"]).try_resume()
+    with pytest.raises(UserError, match=r"written with another \[source\] join"):
+        Run(file, ["source.join=true"]).try_resume()
 
 
 def test_where_only_the_group_knows_its_commits_hold_the_id(
