@@ -11,6 +11,8 @@ from hypothesis import HealthCheck, settings
 # Before torch is imported, and for every process that a test starts: threads that spin for a core
 # which another worker uses cost three times the processor's time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Processes that may not keep what they compiled compile all of headrace at each start: 0.2 s.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 settings.register_profile("headrace", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("headrace")
 
