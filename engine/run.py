@@ -844,6 +844,8 @@ class Run:
             "scrub": json.dumps(self.pipeline.scrub),
         }
         settings = {"pipeline": self.pipeline.name, **dict(self._settings())}
+        if self._predictor is not None:
+            read["served model"] = self._predictor.info()["digest"]
         if not self.keeps_state:
             return {**settings, **{part: Tolerated(text) for part, text in read.items()}}
         identity = {**settings, **read}
@@ -860,8 +862,6 @@ class Run:
             identity["[train] forget_on"] = json.dumps(self._forgets_on)
             if not self._model_settings.classes and self.features.classes:
                 identity["classes"] = json.dumps(self.features.classes)
-        if self._predictor is not None:
-            identity["served model"] = self._predictor.info()["digest"]
         return identity
 
     def _settings(self) -> Iterator[tuple[str, str]]:

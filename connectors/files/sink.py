@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from engine.changes import Fixed, Free
 from engine.types import HeadraceError, Name, Schema, Sink, Snapshot, UserError, in_utc
 from engine.words import counted
 
+log = logging.getLogger("headrace.files")
 MOMENT = "%Y-%m-%dT%H:%M:%S%.f%:z"
 WRITERS: dict[str, Callable[[pl.DataFrame, IO[bytes]], None]] = {
     "parquet": lambda frame, file: frame.write_parquet(file),
@@ -153,13 +155,18 @@ class FilesSink(Sink):
         moved = "" if value["path"] == str(self.folder.resolve()) else str(value["path"])
         if self.settings.verify_parts:
             self._verify(before, value, moved)
-        known = self.settings.verify_parts and value["next"]
-        if moved and after and not known:
+        if not moved or (self.settings.verify_parts and value["next"]):
+            return  # the same folder, wherever it lies now
+        if after:
             raise UserError(
                 f"[{self.section}] path '{self.folder}' holds results already, and the checkpoint "
                 f"was written with '{moved}': set it back, name an empty folder, or start over "
                 "with --fresh."
             )
+        log.warning(
+            "[%s] path has changed since the checkpoint was written: '%s' now, '%s' before; what "
+            "comes from here on goes there.", self.section, self.folder, moved,
+        )  # fmt: skip
 
     def restore(self, value: Snapshot) -> None:
         """Remove parts of this number and above, and temporary ones; None removes all parts.

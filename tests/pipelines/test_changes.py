@@ -189,6 +189,17 @@ def test_parts_of_another_are_not_taken_away_where_parts_are_not_verified(folder
     assert "holds results already" in refused(("sink.verify_parts=false", "sink.path=theirs"))
 
 
+def test_dead_letters_go_to_another_folder_from_here_on_with_a_word(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stopped(())
+    with caplog.at_level(logging.WARNING):
+        Run("p.toml", ["dead_letters.path=letters"]).run()
+    (line,) = [r.message for r in caplog.records if "path has changed" in r.message]
+    assert line.startswith("[dead_letters]")
+    assert sorted(row["a"] for row in out()) == list(range(ROWS))
+
+
 def test_parts_that_are_gone_are_told_by_check_too(folder: Path) -> None:
     stopped(())
     next(Path("out").iterdir()).unlink()
