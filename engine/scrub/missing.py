@@ -23,7 +23,7 @@ from engine.scrub.columns import (
     replaced,
     spread,
 )
-from engine.scrub.stage import ForgetSettings, Learned
+from engine.scrub.stage import ForgetSettings, Learned, joined
 from engine.statistics import Counts, Moments, Quantiles, Statistic
 from engine.types import Batch, Fill, Names, Schema, Snapshot, Transform, UserError, require
 
@@ -37,13 +37,16 @@ STATISTICS: dict[str, type[Statistic]] = {
 class Missing(Learned):
     """Fills missing values (null; NaN too in floating-point columns), or rejects their rows.
 
-    A batch is filled with what was learned from the batches before it. ``last`` alone looks into
-    the batch: a value may come from an earlier row of it, never from a later one, so its results do
-    not depend on how the stream is cut.
+    A batch is filled with what was learned from the batches before it, each of the first 128 rows
+    with what the rows before it taught. ``last`` alone always looks into the batch: a value may
+    come from an earlier row of it, never from a later one, so its results do not depend on how the
+    stream is cut.
 
     Types stay as they are, with one exception: numbers other than floating-point ones become
     Float64 where the value to fill in need not be whole (mean, median, a constant like 0.5).
     """
+
+    waits = False
 
     class Settings(ForgetSettings):
         """``[scrub.NAME]`` with ``kind = "missing"``
@@ -159,18 +162,28 @@ class Missing(Learned):
     def apply(self, batch: Batch) -> Batch:
         if self.settings.strategy == "drop":
             return self._dropped(batch)
-        early: dict[str, int] = {}
-        if self.settings.strategy == "last":
-            frame, done = self._from_last(batch.frame)
-        else:
-            frame, filled = self._filled(batch.frame)
-            done = sum(filled)
-            if (untaught := self._untaught()) is not None and any(np.array(filled)[untaught]):
-                early = {UNTAUGHT: int(np.array(filled)[untaught].sum())}
-        if self.settings.indicator:
-            frame = frame.with_columns(self._indicators(batch.frame))
-        self._learn(batch)
-        return batch.with_frame(frame).counted(self.name, filled=done, **early)
+        done = self._by_last(batch) if self.settings.strategy == "last" else self._by_value(batch)
+        if not self.settings.indicator:
+            return done
+        return done.with_frame(done.frame.with_columns(self._indicators(batch.frame)))
+
+    def _by_last(self, batch: Batch) -> Batch:
+        frame, n = self._from_last(batch.frame)
+        return batch.with_frame(frame).counted(self.name, filled=n)
+
+    def _by_value(self, batch: Batch) -> Batch:
+        """Gaps filled with what the rows before taught, then learned from."""
+        parts, n, early = [], 0, 0
+        for part in self._parts(batch):
+            made, gaps = self._filled(part)
+            parts.append(made)
+            n += sum(gaps)
+            if (untaught := self._untaught()) is not None:
+                early += int(np.array(gaps)[untaught].sum())
+        self._learn(batch, len(parts) - 1)
+        own = parts if len(parts) == 1 else [made[list(self._columns)] for made in parts]
+        done = batch.with_frame(replaced(batch.frame, joined(own)))
+        return done.counted(self.name, filled=n, **({UNTAUGHT: early} if early else {}))
 
     @property
     def kinds(self) -> list[pl.DataType]:
@@ -178,7 +191,9 @@ class Missing(Learned):
         return list(self._kinds.values())
 
     def link(self, batch: Batch) -> Link | None:
-        """Numbers filled with one value a column."""
+        """Numbers filled with one value a column; None while rows are learned one by one."""
+        if self._cold(batch):
+            return None
         untaught = self._untaught()
         if self.settings.strategy in ("last", "drop") or self.settings.indicator:
             return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,8 +15,8 @@ from engine.statistics import Extremes, Moments, Statistic
 from engine.types import PART, Batch, Name, Scale, Settings, Snapshot, Stage, UserError, training
 
 COLD_ROWS = 128
-"""So many rows a stage that puts numbers on a scale learns one by one, each before it is changed
-itself: of the batches before, the first of a stream have nothing to go by."""
+"""So many rows a stage that scales or fills learns one by one, each before it is changed itself:
+the first of a stream have no batches before them to go by."""
 DETECTORS = ("adwin", "page_hinkley", "psi")
 """What a 'drift' stage counts under."""
 
@@ -133,22 +133,22 @@ class Learned(Stateless):
         rows = min(COLD_ROWS - self._rows, len(batch))
         return rows if left is None else min(rows, left)
 
-    def _passed(self, batch: Batch) -> Batch:
-        """The batch changed by what the rows before it taught, then learned from.
-
-        While little is known, row after row: each is changed by the rows before and itself. So the
-        first rows are as good as any other, and none is changed by what comes after it.
-        """
+    def _parts(self, batch: Batch) -> Iterator[pl.DataFrame]:
+        """The rows of the batch, each part to be changed by what is known when it is given: the
+        first of a stream one by one, each learned by then, so that they are as good as any other
+        and none is changed by what comes after it; then the rest, which is not learned yet."""
         frame, cold = batch.frame, self._cold(batch)
-        parts = []
         for row in frame.head(cold).iter_slices(1):
             self._take(row)
-            parts.append(self._changed(row))
-        parts.append(self._changed(frame[cold:] if cold else frame))
+            yield row
+        yield frame[cold:] if cold else frame
+
+    def _passed(self, batch: Batch) -> Batch:
+        """The batch changed by what the rows before it taught, then learned from."""
+        parts = [self._changed(part) for part in self._parts(batch)]
         noted = self._noted()
-        self._learn(batch, cold)
-        changed = pl.concat(parts, rechunk=True) if cold else parts[0]
-        done = batch.with_frame(replaced(frame, changed.get_columns()))
+        self._learn(batch, len(parts) - 1)
+        done = batch.with_frame(replaced(batch.frame, joined(parts)))
         return done if noted is None else done.scaled_by(noted)
 
     def _changed(self, frame: pl.DataFrame) -> pl.DataFrame:
@@ -249,6 +249,12 @@ class Learned(Stateless):
         self._statistic = self._statistic.restore(fields)
 
 
+def joined(parts: Sequence[pl.DataFrame]) -> list[pl.Series]:
+    """The columns of parts that follow each other."""
+    whole = parts[0] if len(parts) == 1 else pl.concat(parts, rechunk=True)
+    return whole.get_columns()
+
+
 def snapshots(stages: Iterable[Stage]) -> dict[str, Snapshot]:
     """The states of those that have one, by name: what a mark holds."""
     states = {stage.name: stage.snapshot() for stage in stages}
@@ -269,6 +275,7 @@ __all__ = [
     "LearnSettings",
     "Learned",
     "Stateless",
+    "joined",
     "restore",
     "snapshots",
 ]

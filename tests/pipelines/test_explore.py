@@ -63,7 +63,7 @@ def test_a_pipelines_stages_are_tried_and_nothing_is_written(tmp_path: Path) -> 
         }
     )
     found = explore(pipeline)
-    early = a[:100].count(None)
+    early = 1  # of the first row: the next ones have seen one
     assert found.stages["missing"] == {"filled": 143, "filled_before_learning": early}
     assert found.stages["outliers"]["clipped"] > 10
     assert sorted(p.name for p in tmp_path.iterdir()) == ["rows.parquet"]

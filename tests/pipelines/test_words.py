@@ -114,7 +114,7 @@ def test_check_says_what_a_first_batch_counts(
     assert code == 0
     said = " ".join(out.split())
     assert "unknown 300" in said
-    assert "missing, categories know nothing yet, so outliers stay" in said
+    assert "categories knows nothing yet, so outliers stay" in said
 
 
 # ------------------------------------------------------------------------------- one row, two rows

@@ -37,6 +37,7 @@ def columns(batches: list[Batch], name: str) -> list[list[Any]]:
 # ---------------------------------------------------------------------------------------- missing
 
 
+@pytest.mark.usefixtures("steady")
 def test_mean_of_the_batches_before(run: Run) -> None:
     parts = ({"x": [None, 1.0, 3.0]}, {"x": [NAN, INF, None]}, {"x": [8.0, None, None]})
     options = {"columns": ["x"], "strategy": "mean", "value": -1, "indicator": True}
@@ -46,6 +47,7 @@ def test_mean_of_the_batches_before(run: Run) -> None:
     assert [b.counts["s", "filled"] for b in done] == [1, 2, 2]
 
 
+@pytest.mark.usefixtures("steady")
 @pytest.mark.parametrize("strategy", ["mean", "median", "most_frequent"])
 @pytest.mark.parametrize("indicator", [False, True])
 def test_what_is_filled_before_a_value_was_seen_is_counted(
@@ -67,6 +69,7 @@ def test_what_is_filled_before_a_value_was_seen_is_counted(
     assert not any(("s", "filled_before_learning") in b.counts for b in said)
 
 
+@pytest.mark.usefixtures("steady")
 @pytest.mark.parametrize(
     ("strategy", "given_", "filled"),
     [
@@ -588,3 +591,21 @@ def test_a_stage_that_was_never_let_learn_says_so(stage: Make, batch: Any, kind:
     learned.apply(batch(x=[1.0, 2.0]))
     made.restore(learned.snapshot())
     assert not any("learned nothing" in said for said in made.remarks())
+
+
+@pytest.mark.parametrize("strategy", ["mean", "median", "most_frequent"])
+@pytest.mark.parametrize("indicator", [False, True])
+def test_gaps_of_the_first_rows_are_filled_by_the_rows_before(
+    run: Run, strategy: str, indicator: bool
+) -> None:
+    x = [None, 4.0, None, 1.0, None, 7.0, None]
+    options = {"columns": ["x"], "strategy": strategy, "indicator": indicator}
+    done = run("missing", options, pl.DataFrame({"x": x, "own": [[1]] * 7}))[0]
+    if strategy == "most_frequent":  # of values as frequent, any
+        assert done.frame["x"][0] == 0
+        assert set(done.frame["x"]) <= {0.0, 1.0, 4.0, 7.0}
+    else:
+        assert done.frame["x"].to_list() == [0.0, 4.0, 4.0, 1.0, 2.5, 7.0, 4.0]
+    assert (done.counts["s", "filled"], done.counts["s", "filled_before_learning"]) == (4, 1)
+    if indicator:
+        assert done.frame["x_missing"].to_list() == [float(v is None) for v in x]
