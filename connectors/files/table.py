@@ -270,8 +270,9 @@ def _must_be_held(schema: pa.Schema, file: str, *, wide: bool) -> None:
     for field in schema:
         odd = _odd(field.type, wide)
         if odd is not None:
+            what = "which" if odd == str(field.type) else f"and {odd}"
             raise UserError(
-                f"{file} has column '{field.name}' of type {field.type}, and {odd} cannot be read: "
+                f"{file} has column '{field.name}' of type {field.type}, {what} cannot be read: "
                 "write it as another type, or the file without it."
             )
 
@@ -283,7 +284,7 @@ def _odd(kind: pa.DataType, wide: bool) -> str | None:
     if pa.types.is_dictionary(kind):
         return _odd(kind.value_type, wide)
     if pa.types.is_decimal256(kind) and not (wide and kind.precision <= MOST_DIGITS):
-        return f"{kind}, a decimal of 256 bits,"
+        return str(kind)
     if pa.types.is_timestamp(kind) and kind.tz is not None and not _is_zone(kind.tz):
         return f"the time zone '{kind.tz}'"
     if pa.types.is_nested(kind) and not any(known(kind) for known in HELD):
