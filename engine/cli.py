@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
@@ -115,6 +116,16 @@ Taplo (Even Better TOML), put this at the head of the pipeline:
 
   headrace schema > headrace.schema.json
 """
+SPOKEN = {
+    "_predict": {
+        "[source] path": "--input",
+        "[sink] path": "--output",
+        "[sink] format": "--format",
+        "[infer] model": "MODEL",
+    },
+    "_explore": {"[source] path": "FILE"},
+}
+"""What keys of a pipeline file are called where a command has no such file."""
 MEANT = {
     "serve": "run (a pipeline with [infer] serves)",
     "infer": "run (a pipeline with [infer] serves)",
@@ -167,7 +178,7 @@ def _done(options: argparse.Namespace) -> int:
     except signals.Stopped:
         raise
     except UserError as error:
-        return _say(error, EXIT["mistake"])
+        return _say(_spoken(str(error), options), EXIT["mistake"])
     except HeadraceError as error:
         from engine.loop import Flood
 
@@ -476,6 +487,20 @@ def _command(
     )
     parser.add_argument("--log-format", default="auto", choices=["auto", "text", "json"])
     return parser
+
+
+def _spoken(sentence: str, options: argparse.Namespace) -> str:
+    """A sentence in the words of a command that has no pipeline file: what a table's key is there
+    is an argument, or set by --set."""
+    named = SPOKEN.get(options.command.__name__, {})
+    if not named or str(getattr(options, "what", "")).endswith(".toml"):
+        return sentence
+    for key, word in named.items():
+        sentence = sentence.replace(key, word)
+    sentence = re.sub(r"\bset \[(\w+)\] (\w+) (?:to|=) ", r"give --set \1.\2=", sentence)
+    sentence = re.sub(r"\bset \[(\w+)\] (\w+)", r"give --set \1.\2=VALUE", sentence)
+    sentence = re.sub(r"\[(source|loader|infer|sink)\] (\w+)", r"--set \1.\2", sentence)
+    return sentence.replace("[source.schema]", "--set source.schema.COLUMN=TYPE")
 
 
 def _say(error: object, code: int) -> int:

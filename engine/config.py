@@ -200,7 +200,8 @@ class SinkTable(Settings):
             or the class as text) and for classes ``probability`` (of the second of two classes;
             of the predicted one where there are more); serving adds ``model_version``. Where one of
             these is named, those that are not are left out.
-            ``_partition`` and ``_position`` say where a row was read.
+            ``_partition`` and ``_position`` say where a row was read. Values are as the stages left
+            them; those of stages that a served model contains as they came.
         probabilities: whether a model also adds ``probability_CLASS`` for every class.
     """
 

@@ -372,6 +372,13 @@ class Run:
                     f"data has one of that name: rename yours in a 'derive' stage, or leave it out "
                     "of [source.schema] or [sink] columns."
                 )
+        key = str((self.pipeline.sink or {}).get("key"))
+        was = self.source_schema.get(key)
+        if was is not None and mine.get(key, was) != was:
+            log.warning(
+                "[sink] key '%s' is %s as the stages of [scrub] leave it, and %s as it is read: "
+                "take a column that no stage changes.", key, type_name(mine[key]), type_name(was),
+            )  # fmt: skip
         whole = {**mine, **added}
         self.sink.bind({name: whole[name] for name in written(whole, columns, added)})
 

@@ -152,7 +152,10 @@ class OnnxPredictor:
         done = batch.with_frame(batch.frame.hstack([*self.features.answers(scores), version]))
         if finite.all():
             return done
-        detail = "Expected a finite score: a value is missing or infinite that nothing fills."
+        detail = (
+            "Expected a finite score: a value is missing or infinite that nothing fills; a "
+            "[scrub.missing] in the pipeline that trains the model does."
+        )
         return done.reject(pl.Series(finite), stage="predict", reason="non_finite", detail=detail)
 
     def scores(self, frame: pl.DataFrame) -> NDArray[np.float32]:

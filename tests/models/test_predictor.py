@@ -208,7 +208,8 @@ def test_a_row_without_a_score_is_rejected(model: Model, task: str, value: float
     assert (reject.stage, reject.reason) == ("predict", "non_finite")
     assert reject.rows.get_column("_position").to_list() == [1, 4]
     assert reject.rows.get_column("detail").unique().to_list() == [
-        "Expected a finite score: a value is missing or infinite that nothing fills."
+        "Expected a finite score: a value is missing or infinite that nothing fills; a "
+        "[scrub.missing] in the pipeline that trains the model does."
     ]
     assert json.loads(reject.rows.get_column("value")[0])["note"] == "row 1"
     others = predictor_of(model(task)).predict(batch_of(frame)).frame

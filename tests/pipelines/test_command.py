@@ -266,3 +266,27 @@ def test_a_table_whose_reader_leaves_early_ends_quietly() -> None:
         assert process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == b""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said", "never"),
+    [
+        (["predict", "{model}", "--input", "-", "--output", "{out}"], "--input '-'", "[source]"),
+        (["predict", "{model}", "--input", "{odd}", "--output", "{out}"], "--input", "[source]"),
+        (["predict", "{model}", "--input", "{csv}", "--output", "{out}"], "MODEL", "[infer]"),
+        (["explore", "{odd}"], "FILE", "[source]"),
+    ],
+)
+def test_a_command_without_a_pipeline_file_speaks_of_its_own_words(
+    arguments: list[str], said: str, never: str, headrace: Headrace, tmp_path: Path
+) -> None:
+    model, odd = tmp_path / "model.onnx", tmp_path / "rows.odd"
+    odd.write_text("a,b\n1,2\n")
+    csv = odd.rename(tmp_path / "rows.csv") if "{csv}" in arguments else odd
+    places = {"model": model, "odd": odd, "csv": csv, "out": tmp_path / "out"}
+    filled = [word.format(**places) for word in arguments]
+    code, _, err = headrace(*filled)
+    assert code == 2
+    assert said in err
+    assert never not in err
+    assert "set --set" not in err
