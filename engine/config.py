@@ -14,7 +14,7 @@ import os
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -44,7 +44,6 @@ from engine.types import Duration, Name, Names, Settings, UserError, nearest
 
 S = TypeVar("S", bound=Settings)
 ENVIRONMENT = "HEADRACE_"
-TEXTS = (str, str | None)
 SHOWN = 200
 """Characters of a wrong value that a sentence shows."""
 SYNONYMS: Mapping[str, tuple[str, ...]] = {
@@ -683,7 +682,7 @@ def _known_variables(reader: type[BaseSettings]) -> None:
                 f"The environment's {ENVIRONMENT}{name} names no table of a pipeline file: there "
                 f"is no '{table}'.{nearest(table, reader.model_fields)}"
             )
-        if field.annotation in TEXTS:
+        if not _is_table(field.annotation):
             raise UserError(
                 f"The environment's {ENVIRONMENT}{name} sets a key of '{table}', which is no table "
                 f"but text: expected {ENVIRONMENT}{table.upper()}."
@@ -731,6 +730,12 @@ def _located(
             return settings, loc[: i + 1], loc[i + 1 :]
         settings = nested
     raise AssertionError(loc)
+
+
+def _is_table(annotation: Any) -> bool:
+    """Whether a key of the pipeline file holds keys itself."""
+    kinds = (annotation, *get_args(annotation))
+    return _nested(annotation) is not None or any(get_origin(kind) is dict for kind in kinds)
 
 
 def _nested(annotation: Any) -> type[BaseModel] | None:

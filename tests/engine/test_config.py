@@ -90,12 +90,26 @@ def test_a_wrong_key_or_value_is_one_sentence(file: Path, override: str, sentenc
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("key", ["NAME", "BASE", "FOLDER"])
 def test_a_variable_that_sets_a_key_of_what_is_no_table_is_refused(
-    file: Path, monkeypatch: pytest.MonkeyPatch
+    file: Path, monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
-    monkeypatch.setenv("HEADRACE_NAME__X", "1")
-    with pytest.raises(UserError, match="which is no table but text: expected HEADRACE_NAME"):
+    monkeypatch.setenv(f"HEADRACE_{key}__X", "1")
+    with pytest.raises(UserError, match=f"which is no table but text: expected HEADRACE_{key}"):
         Pipeline.load(file)
+
+
+@pytest.mark.parametrize("table", [n for n in Pipeline.model_fields if n not in (
+    "name", "base", "folder"
+)])  # fmt: skip
+def test_a_variable_sets_keys_of_every_table(table: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"HEADRACE_{table.upper()}__NONE", "1")
+    refusal = ""
+    try:
+        Pipeline.of({"name": "a", "source": {"kind": "memory"}})
+    except UserError as error:  # of a table whose keys are known by now
+        refusal = str(error)
+    assert "no table" not in refusal
 
 
 @pytest.mark.parametrize(
