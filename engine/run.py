@@ -62,6 +62,7 @@ from engine.types import (
     Buffered,
     EndOfStream,
     Features,
+    HeadraceError,
     Learner,
     Mark,
     Schema,
@@ -658,18 +659,20 @@ class Run:
         log.info("[model] classes are %s: the labels of %s", json.dumps(list(classes)), found.where)
         return classes
 
-    def _look_at_labels(self, most: int = labels.ROWS) -> labels.Labels:
+    def _look_at_labels(self, most: int = labels.ROWS, *, staged: bool = True) -> labels.Labels:
         """With a source and stages that nothing else uses, so that those of the run stay as they
         are."""
         if isinstance(self.source, SharedSource) and self.source.shares:
             return labels.Labels(values=(), rows=0, whole=False)  # a member more moves the group
-        schema, stages = self.source_schema, self._made_stages()
+        schema, stages = self.source_schema, self._made_stages() if staged else []
         for stage in stages:
             schema = stage.bind(schema)
+        target = self._model_settings.target
+        read = self.read_schema if staged else {target: schema[target]}
         with contextlib.closing(self._source()) as source:
             source.recall(self.source.findings())  # what was guessed and told is not again
             source.schema({**self.source_schema, REST: DROPPED})
-            return labels.look(source, self.read_schema, stages, self._model_settings.target, most)
+            return labels.look(source, read, stages, target, most)
 
     @cached_property
     def collate(self) -> Callable[[Batch], Batch] | None:
@@ -1196,7 +1199,10 @@ class Run:
             return
         if self._replay or self.source.endless() or not self.source.repeatable():
             return
-        found = self._look_at_labels(labels.READ_ROWS)
+        try:  # no stage is asked: it may be anybody's code, and this is no more than a hint
+            found = self._look_at_labels(labels.READ_ROWS, staged=False)
+        except (HeadraceError, OSError, KeyError):
+            return  # the run itself will say it
         said = labels.few_numbers(found.values, self._model_settings.target, found.where)
         if said is not None:
             log.warning("%s", said)
