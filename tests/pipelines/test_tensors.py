@@ -194,11 +194,12 @@ def test_a_batch_that_would_burst_the_budget_is_told_before_the_run(tmp_path: Pa
     table: dict[str, Any] = {
         "name": "large",
         "folder": str(tmp_path / "run"),
-        "source": {"kind": "files", "path": str(tmp_path), "format": "images"},
+        "source": {"kind": "files", "path": str(tmp_path / "images"), "format": "images"},
         "loader": {"batch_rows": 300, "memory_budget": "64MiB"},
         "scrub": {"x": {"kind": "image", "columns": ["image"], "size": [224, 224]}},
     }
-    Image.new("RGB", (5, 5)).save(tmp_path / "a.png")
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (5, 5)).save(tmp_path / "images" / "a.png")
     with pytest.raises(UserError, match=r"makes batches of 45,158,400 bytes .* batch_rows = 222 "):
         Run(Pipeline.of(table)).run()
     table["loader"]["batch_rows"] = 222
