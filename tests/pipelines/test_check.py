@@ -95,7 +95,7 @@ BROKEN: dict[str, tuple[Changes, str, str]] = {
     ),
     "no classes to be found": (
         [('target = "y"', 'target = "hollow"\ntask = "multiclass"')],
-        "", "'hollow' has no value in all 200 rows: name them all",
+        "", "no row has a label: 'hollow' is empty in all 200 rows",
     ),
     "numbers that are no classes": (
         [('target = "y"', 'target = "y"\ntask = "multiclass"')],
