@@ -111,7 +111,7 @@ def _lists(n: int) -> tuple[dict[str, Callable[[], object]], dict[str, int]]:
     context = Context(features=Features(numeric=(), ragged={"t": 2_000}))
     dropout, swap = TokenDropout("a", TokenDropout.Settings()), TokenSwap("a", TokenSwap.Settings())
     table = pl.DataFrame([*likes.items()], orient="row")
-    synonyms = _Given("a", Synonyms.Settings(table=""), table)
+    synonyms = _Given("a", Synonyms.Settings(table="given"), table)
     runs: dict[str, Callable[[], object]] = {}
     for name, made in (("token_dropout", dropout), ("token_swap", swap), ("synonyms", synonyms)):
         made.bind(context)
