@@ -121,6 +121,8 @@ class Optimizer:
             known = [set(own) for own in moments.values()] or [set()] * isinstance(part, _Dense)
             if any(own != names for own in known):
                 raise ValueError(f"expected moments {sorted(names)}, got {sorted(*known[:1])}")
+            if not {*moments} <= {str(weight) for weight in range(part.count)}:
+                raise ValueError(f"expected moments of {part.count} weights, got {sorted(moments)}")
             part.restore(_tensors(moments))
 
     @property
@@ -202,6 +204,9 @@ class _Dense:
     """torch's fused step on the one flat tensor, by its functional form: the classes of
     ``torch.optim`` load the compiler, which is half of a learning engine's start."""
 
+    count = 1
+    """Tensors that it steps."""
+
     def __init__(self, settings: OptimizerSettings, network: Network) -> None:
         self._settings = settings
         self._network = network
@@ -250,6 +255,7 @@ class _Sparse:
     """torch's step on embeddings whose gradients are sparse."""
 
     def __init__(self, settings: OptimizerSettings, network: Network) -> None:
+        self.count = len(network.tables)
         kind = torch.optim.SGD if settings.optimizer == "sgd" else torch.optim.SparseAdam
         self._optimizer: torch.optim.Optimizer = kind(network.tables, lr=settings.lr)
 

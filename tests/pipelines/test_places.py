@@ -138,7 +138,7 @@ def test_a_name_that_no_system_takes(
 ) -> None:
     code, _, err = headrace("check", file, "--set", f"{key}={json.dumps(f'{tmp_path}/{path}')}")
     assert code == 2, err
-    assert "cannot be used: " in err
+    assert ("text without a zero byte" if "\0" in path else "cannot be used: ") in err
 
 
 def test_results_and_dead_letters_in_one_folder(
