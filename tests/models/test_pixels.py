@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as V
@@ -118,6 +118,7 @@ def test_a_box_of_another_is_pasted(kind: str) -> None:
 
 
 @settings(max_examples=30, deadline=None)
+@example(kind="floats", n=3, channels=4, size=(9, 5), seed=37)  # a last bit above 1
 @given(
     kind=st.sampled_from(["bytes", "floats"]),
     n=st.integers(0, 4),
