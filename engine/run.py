@@ -928,9 +928,9 @@ class Run:
         stateful = [stage.name for stage in before if stage.snapshot() is not None]
         if stateful:
             log.info(
-                "Rows are held out by partition and position, not by content, for [scrub.%s] keeps "
-                "a state that no model file can contain: an equal row that comes again may be "
-                "learned once and judged once.",
+                "Rows are held out by partition and position, not by content: no model file can "
+                "hold the state of [scrub.%s]. An equal row that comes again may be learned once "
+                "and judged once.",
                 "] and [scrub.".join(stateful),
             )
         return Holdout(
