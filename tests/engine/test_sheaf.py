@@ -131,6 +131,7 @@ ROWS = frame([(float(i), None if i % 5 == 0 else -i / 3, i % 3 - 1.0, 0.5) for i
 
 
 def test_rows_side_by_side_go_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.scrub.stage.COLD_ROWS", 0)  # those go one by one
     sizes = []
     together = Collate.together
 

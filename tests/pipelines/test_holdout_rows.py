@@ -84,5 +84,5 @@ def test_it_is_said_where_rows_are_held_out_by_place(
     run = Run(small(tmp_path / "a.parquet", first, more=EXPORT))
     with caplog.at_level("INFO"):
         run.assemble()
-    said = "held out by partition and position, not by content, for [scrub.lag] keeps"
+    said = "not by content: no model file can hold the state of [scrub.lag]."
     assert (said in caplog.text) == bool(stage)

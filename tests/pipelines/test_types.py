@@ -9,11 +9,11 @@ import pytest
 
 from connectors.files import inspection
 from connectors.files.source import FilesSource
-from engine.cli import main
 from engine.config import Pipeline
 from engine.preflight import preflight
 from engine.progress import finish
 from engine.run import Run
+from tests.pipelines.conftest import Headrace
 
 
 def test_a_resumed_run_keeps_its_columns_until_it_starts_over(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ categories = ["c"]
     ],
 )
 def test_a_model_file_knows_how_cells_were_read(
-    tmp_path: Path, settings: str, learned: list[str], row: str, read: str
+    tmp_path: Path, headrace: Headrace, settings: str, learned: list[str], row: str, read: str
 ) -> None:
     """Predictions are those for the cells as the training run read them, whatever the new file
     would make of them by itself."""
@@ -146,9 +146,9 @@ def test_a_model_file_knows_how_cells_were_read(
     assert run.run().totals.rejected == 0
     run.export(tmp_path / "model.onnx")
     (tmp_path / "new.csv").write_text(f"x,c\n{row}\n")
-    words = ["predict", str(tmp_path / "model.onnx")]
-    words += ["--input", str(tmp_path / "new.csv"), "--output", str(tmp_path / "out")]
-    assert main(words) == 0
+    words = ["--input", tmp_path / "new.csv", "--output", tmp_path / "out"]
+    code, _, err = headrace("predict", tmp_path / "model.onnx", *words)
+    assert code == 0, err
     made = pl.read_parquet(tmp_path / "out" / "*.parquet")
     cells = ["null" if cell is None else repr(cell) for cell in made.select("x", "c").row(0)]
     assert f"[{', '.join(cells)}]" == read
