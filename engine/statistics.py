@@ -26,6 +26,12 @@ LARGEST = 1e150
 """Numbers beyond are ignored like infinity: their square is no float64."""
 
 
+def inverse(width: Floats) -> Floats:
+    """1 / width of each column, to scale with; 0 where one varies so little that it says nothing:
+    scaled numbers would be no float64."""
+    return np.divide(1.0, width, where=width > 1 / LARGEST, out=np.zeros_like(width))
+
+
 class Statistic:
     """What every statistic can do.
 
@@ -784,6 +790,7 @@ __all__ = [
     "Quantiles",
     "Statistic",
     "extremes_into",
+    "inverse",
     "matrix",
     "moments_into",
 ]

@@ -14,7 +14,7 @@ from engine.kernels import Floats
 from engine.scrub.chain import UNTAUGHT
 from engine.scrub.columns import extended, is_missing, numbers, replaced, spread
 from engine.scrub.stage import ForgetSettings, Learned
-from engine.statistics import CoMoments, matrix
+from engine.statistics import CoMoments, inverse, matrix
 from engine.types import Batch, Names, Schema, Transform, UserError
 
 AT_ONCE = 1 << 22
@@ -132,13 +132,11 @@ class Impute(Learned):
         said = np.repeat(learned.single.mean[:, None], rows.shape[1], axis=1)
         if learned.complete < self.settings.min_rows:
             return said
-        deviation = learned.deviation
-        used = deviation > 0
-        inverse = np.divide(1.0, deviation, where=used, out=np.zeros_like(deviation))
-        z = (rows - learned.mean[:, None]) * inverse[:, None]
-        there = ~np.isnan(rows) & used[:, None]
+        scale = inverse(learned.deviation)
+        z = (rows - learned.mean[:, None]) * scale[:, None]
+        there = ~np.isnan(rows) & (scale > 0)[:, None]
         patterns, which = _patterns(there)
-        products = learned.products * np.outer(inverse, inverse)
+        products = learned.products * np.outer(scale, scale)
         size = max(AT_ONCE // len(products) ** 2, 1)
         for start in range(0, len(patterns), size):
             part = patterns[start : start + size]
@@ -146,8 +144,8 @@ class Impute(Learned):
             here = np.flatnonzero((which >= start) & (which < start + size))
             predicted = np.empty((len(rows), len(here)))
             _predict(np.where(there, z, 0.0)[:, here], which[here] - start, weights, predicted)
-            said[:, here] = predicted * deviation[:, None] + learned.mean[:, None]
-        return np.where(used[:, None], said, learned.single.mean[:, None])
+            said[:, here] = predicted * learned.deviation[:, None] + learned.mean[:, None]
+        return np.where((scale > 0)[:, None], said, learned.single.mean[:, None])
 
     def transforms(self) -> Sequence[Transform] | None:
         """None: a model file knows columns one by one."""

@@ -14,7 +14,7 @@ from engine.kernels import Floats, buffers
 from engine.scrub.columns import numbers, spread
 from engine.scrub.hashing import hashes
 from engine.scrub.stage import ForgetSettings, Learned
-from engine.statistics import KeyedMoments
+from engine.statistics import KeyedMoments, inverse
 from engine.types import Batch, Names, Schema, Transform, UserError
 
 HASH = "hash"
@@ -101,8 +101,7 @@ class StandardizeBy(Learned):
         deviation = np.where(known, deviation, learned.total.deviation)
         shift = np.vstack((shift, learned.total.mean))
         deviation = np.vstack((deviation, learned.total.deviation))
-        scale = np.divide(1.0, deviation, where=deviation > 0, out=np.zeros_like(deviation))
-        return shift, scale
+        return shift, inverse(deviation)
 
     def transforms(self) -> Sequence[Transform] | None:
         """None: a model file knows no keys."""

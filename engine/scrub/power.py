@@ -13,7 +13,7 @@ from pydantic import Field
 from engine.kernels import Floats, powered, scaled, unpowered
 from engine.scrub.columns import numbers, replaced, spread
 from engine.scrub.stage import ForgetSettings, Learned
-from engine.statistics import Quantiles
+from engine.statistics import Quantiles, inverse
 from engine.types import Affine, Batch, Names, Power, Scale, Schema, Snapshot, Transform, UserError
 
 AFRESH = 1.1
@@ -272,9 +272,7 @@ def _standard(values: Floats, weights: Floats, exponents: Floats) -> Floats:
         for column, above, below in zip(values.T, *exponents.tolist(), strict=True)
     ]
     mean, variance = _moments(np.stack(columns, axis=1), weights)
-    deviation = np.sqrt(variance)
-    scale = np.divide(1.0, deviation, where=deviation > 0, out=np.zeros_like(deviation))
-    return np.stack((mean, scale))
+    return np.stack((mean, inverse(np.sqrt(variance))))
 
 
 __all__ = ["Powers", "yeo_johnson"]

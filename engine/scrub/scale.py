@@ -13,7 +13,7 @@ from engine.kernels import scaled
 from engine.scrub.chain import Link
 from engine.scrub.columns import numbers, spread
 from engine.scrub.stage import ForgetSettings, Learned
-from engine.statistics import Extremes, FadingMoments, Moments, Quantiles
+from engine.statistics import Extremes, FadingMoments, Moments, Quantiles, inverse
 from engine.types import Affine, Batch, Clip, Names, Scale, Schema, Transform, UserError
 
 
@@ -107,7 +107,7 @@ class Standardize(Scaled):
 
     def _numbers(self) -> NDArray[np.float64]:
         assert isinstance(self._statistic, Moments | FadingMoments)
-        return np.stack((self._statistic.mean, _inverse(self._statistic.deviation)))
+        return np.stack((self._statistic.mean, inverse(self._statistic.deviation)))
 
 
 class Normalize(Scaled):
@@ -169,7 +169,7 @@ class Normalize(Scaled):
         low, high = self._extremes()
         seen = np.isfinite(low) & np.isfinite(high)
         low, high = np.where(seen, low, 0.0), np.where(seen, high, 0.0)
-        scale = _inverse(np.maximum(high - low, 0.0)) * (settings.high - settings.low)
+        scale = inverse(np.maximum(high - low, 0.0)) * (settings.high - settings.low)
         shift = low - np.divide(settings.low, scale, where=scale > 0, out=np.zeros_like(low))
         return np.stack((shift, scale))
 
@@ -231,12 +231,7 @@ class Robust(Scaled):
         assert isinstance(learned, Quantiles)
         low, median, high = learned.quantile(self.settings.low, 0.5, self.settings.high)
         width = np.where((high <= low) & (learned.low < learned.high), 1.0, high - low)
-        return np.stack((np.nan_to_num(median), _inverse(np.nan_to_num(width))))
-
-
-def _inverse(width: NDArray[np.float64]) -> NDArray[np.float64]:
-    """1 / width, and 0 for 0: a column that does not vary says nothing."""
-    return np.divide(1.0, width, where=width > 0, out=np.zeros_like(width))
+        return np.stack((np.nan_to_num(median), inverse(np.nan_to_num(width))))
 
 
 def _ascending(low: float, high: float, sentence: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ByteSize
 
@@ -105,6 +105,7 @@ parts = st.lists(
 
 @settings(deadline=None, max_examples=60)
 @given(kinds, parts, st.booleans(), st.sampled_from([None, 20]))
+@example(["mean", "normalize"], [[(0.0,) * 4, (0.0, 0.0, 5e-324, 0.0)]], False, None)
 def test_together_is_as_one_by_one(
     kinds: list[str], parts: list[Any], between: bool, frozen: int | None
 ) -> None:
