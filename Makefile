@@ -1,7 +1,7 @@
 # One target per purpose; CI calls the same ones. `make help` lists them.
 PYTHON ?= python3
 BIN := .venv/bin
-JOBS ?= 2
+JOBS ?= 3
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-kafka kafka test coverage quick crash fuzz check bench clean

@@ -4,6 +4,7 @@ on speed."""
 from __future__ import annotations
 
 import os
+from itertools import chain, islice
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -17,9 +18,23 @@ settings.register_profile("headrace", deadline=None, suppress_health_check=[Heal
 settings.load_profile("headrace")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The slow ones first: a worker that starts one at the end leaves the others nothing to do."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The slow ones first, the slowest before all, and some for each worker: xdist gives each of
+    them a part of the list, and one that begins a slow test at the end is waited for."""
+    items.sort(key=_seconds, reverse=True)
+    slow = sum(_seconds(item) > 0 for item in items)
+    workers = getattr(config, "workerinput", {}).get("workercount", 1)
+    parts = [items[:slow][worker::workers] for worker in range(workers)]
+    rest = iter(items[slow:])
+    for worker, part in enumerate(parts):
+        given = sum(map(len, parts[:worker]))
+        part.extend(islice(rest, (len(items) - given) // (workers - worker) - len(part)))
+    items[:] = [*chain(*parts), *rest]
+
+
+def _seconds(item: pytest.Item) -> float:
+    mark = item.get_closest_marker("slow")
+    return 0 if mark is None else mark.args[0] if mark.args else 10
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

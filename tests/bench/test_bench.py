@@ -26,7 +26,7 @@ def bench(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.slow(90)
 @pytest.mark.timeout(1_800)
 def test_every_benchmark_leaves_its_figures(tmp_path: Path) -> None:
     names = [n for n in NAMES if n not in ("kafka", "trickle", "soak") or not missing_tools()]

@@ -126,6 +126,7 @@ def of(verdict: Verdict) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------- accepted
 
 
+@pytest.mark.slow(14)
 def test_a_wide_network_is_served_in_int8(tmp_path: Path, model: Model) -> None:
     """Products of 512 x 512 are what int8 is for: no worse, smaller, and it says so."""
     wide = model("multiclass", (512, 512), 14)

@@ -15,7 +15,7 @@ from tests.broker import shared_broker
 DEMO = Path(__file__).parents[2] / "deploy" / "kafka" / "demo.py"
 
 
-@pytest.mark.slow
+@pytest.mark.slow(47)
 def test_make_demo_kafka(tmp_path: Path) -> None:
     """Both engines end with an error below every baseline's, and the frozen one predicts every row
     of two years once."""

@@ -129,6 +129,7 @@ def owners(broker: Broker, group: str, topic: str, partition: int) -> Owners:
     return Owners.parse(found.metadata)
 
 
+@pytest.mark.slow(15)
 def test_two_engines_share_and_one_takes_over(
     broker: Broker, pipeline: Callable[..., Path]
 ) -> None:
@@ -155,6 +156,7 @@ def test_two_engines_share_and_one_takes_over(
     assert found.exactly_once, str(found)  # every hand-over was in good order
 
 
+@pytest.mark.slow(14)
 def test_a_moved_partition_stays_in_the_weights_of_who_learned_it(
     broker: Broker, pipeline: Callable[..., Path]
 ) -> None:
@@ -191,6 +193,7 @@ def test_a_moved_partition_stays_in_the_weights_of_who_learned_it(
     assert sum(Totals.restore(state(f)["totals"]).learned for f in files.values()) == 1_300
 
 
+@pytest.mark.slow(14)
 def test_a_checkpoint_that_the_group_has_not_counted_is_passed_over(
     broker: Broker, pipeline: Callable[..., Path], tmp_path: Path
 ) -> None:

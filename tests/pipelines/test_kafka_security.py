@@ -450,6 +450,7 @@ def committed(broker: SecureBroker, group: str, topic: str) -> int | None:
     return offset
 
 
+@pytest.mark.slow(18)
 @pytest.mark.parametrize("what", ["read", "write"])
 def test_a_permission_that_is_taken_back_ends_the_run(
     what: str, broker: SecureBroker, taken_back: Callable[..., None]
@@ -460,7 +461,7 @@ def test_a_permission_that_is_taken_back_ends_the_run(
     taken_back(broker, what, take)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(23)
 def test_a_user_who_is_deleted_is_not_tried_for_ever(
     tmp_path: Path, taken_back: Callable[..., None]
 ) -> None:

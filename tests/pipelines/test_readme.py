@@ -57,6 +57,7 @@ def test_there_are_the_two_commands_and_those_of_a_pipeline() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow(40)
 def test_the_pipeline_file_and_its_commands(place: Path) -> None:
     pipeline, _ = blocks("toml")
     (place / "fraud.toml").write_text(pipeline)
@@ -95,7 +96,7 @@ def test_the_ten_lines_of_python(place: Path) -> None:
     assert round(float(done.stdout), 4) == 0.8872
 
 
-@pytest.mark.slow
+@pytest.mark.slow(170)
 @pytest.mark.timeout(1_800)
 def test_make_demo(place: Path) -> None:
     """All seven years, as `make demo` runs them when everything is installed."""
