@@ -82,6 +82,8 @@ AWAY = (errors.KafkaConnectionError, errors.KafkaTimeoutError, errors.RequestTim
 """What the client makes of a broker that goes away, or hangs, while it waits for its answer."""
 ASK_SECONDS = 0.1
 """Between two questions to a broker that is away."""
+CLAIM_SECONDS = 0.5
+"""Between two attempts to tell the group where its partitions are begun."""
 GROWN_SECONDS = 30.0
 """How often the client asks for new topics and partitions."""
 OUT = (
@@ -90,6 +92,8 @@ OUT = (
     errors.IllegalGenerationError,
 )
 """Answers to a commit by which a member learns that it is none any more."""
+PASSING = (*OUT, errors.RebalanceInProgressError)
+"""Those, and that nobody is just now: it joins again."""
 FOREIGN = (*OUT, errors.FencedInstanceIdError)
 """Answers to the commit of one that never was a member: the group has members."""
 
@@ -212,6 +216,8 @@ class KafkaSource(SharedSource):
         self._ends: dict[str, int] = {}
         self._nexts: dict[str, int] = {}
         self._owners: dict[str, Owners] = {}
+        self._unclaimed: dict[str, int] = {}
+        self._claimed_at = 0.0
         self._ids: dict[str, str] = {}
         self._others_known: dict[str, Snapshot] = {}
         self._first_ids: dict[str, str] = {}
@@ -287,7 +293,7 @@ class KafkaSource(SharedSource):
         if self._consumer is None:
             self.seek(self._mark)
         self._commit_noted()
-        self._hold(False)
+        self._hold(bool(self._unclaimed))
         if not self._waiting:
             if self._ended():
                 raise EndOfStream
@@ -380,6 +386,8 @@ class KafkaSource(SharedSource):
         """See `engine.types.SharedSource`."""
         if (since := self._reach.since) is not None:
             return f"no broker is in reach since {time.monotonic() - since:.0f} s"
+        if self._unclaimed:
+            return "the group has not taken yet where its partitions are begun"
         return None if self._nexts else "no partition is assigned"
 
     @property
@@ -448,7 +456,7 @@ class KafkaSource(SharedSource):
             self._ids |= self._known_ids(consumer, {tp.topic for tp in partitions})
             first, end = self._ranges(consumer, partitions)
             at = {name(tp): self._first(consumer, tp, first, end) for tp in partitions}
-            told = self._claim(consumer, at)
+            told, self._unclaimed = self._claim(consumer, at), {}  # what others read stays theirs
         if not told and self._membership is not None:
             log.warning(
                 "starting over in part: the group has other members, which go on; only the "
@@ -640,7 +648,7 @@ class KafkaSource(SharedSource):
             if committed is None or positions[text] != at:
                 started[text] = positions[text]
         unnoted = {text: at for text, at in started.items() if mark.positions.get(text) != at}
-        self._claim(consumer, unnoted)
+        self._claim(consumer, self._still_unclaimed(positions) | unnoted)
         self._over = False
         return {**self._others(mark), **positions}
 
@@ -665,7 +673,7 @@ class KafkaSource(SharedSource):
             if self.settings.member is not None and (at is None or text not in self._nexts):
                 taken = (owners or Owners()).taken(self.settings.member, positions[text])
                 self._owners[text] = taken
-        self._claim(consumer, unclaimed)
+        self._claim(consumer, self._still_unclaimed(positions) | unclaimed)
         self._over = self._over and not assigned
         return {**self._others(mark), **positions}
 
@@ -797,16 +805,36 @@ class KafkaSource(SharedSource):
 
     def _claim(self, consumer: KafkaConsumer, positions: Mapping[str, int]) -> bool:
         """Tell the group where partitions start that nobody has committed yet: whoever gets them
-        next would decide anew, and skip what came meanwhile. Whether it took that."""
+        next would decide anew, and skip what came meanwhile. Whether it took that; where a
+        rebalance or a broker is in the way, nothing is read until it did."""
+        self._unclaimed, self._claimed_at = dict(positions), time.monotonic()
         if self.settings.group is None or not positions:
+            self._unclaimed = {}
             return True
         started = {partition(text): self._offset(text, at) for text, at in positions.items()}
         try:
             consumer.commit(started, timeout_ms=int(COMMIT_SECONDS * 1000))
-        except errors.KafkaError as error:  # a rebalance: the next commit says it
+        except errors.KafkaError as error:
             self._unheeded(error)
+            if not (error.retriable or isinstance(error, PASSING)):
+                self._unclaimed = {}
             return False
+        self._unclaimed = {}
         return True
+
+    def _still_unclaimed(self, positions: Mapping[str, int]) -> dict[str, int]:
+        """What the group has not taken, and is read from there."""
+        return {text: at for text, at in self._unclaimed.items() if positions.get(text) == at}
+
+    def _claim_again(self, consumer: KafkaConsumer) -> None:
+        """What the group has not taken; of a partition that went meanwhile, others tell."""
+        if not self._unclaimed or time.monotonic() - self._claimed_at < CLAIM_SECONDS:
+            return
+        kept = self._unclaimed
+        if self._membership is not None:
+            assigned = {name(tp) for tp in self._membership.assigned}
+            kept = {text: at for text, at in kept.items() if text in assigned}
+        self._claim(consumer, kept)
 
     def _offset(self, text: str, position: int) -> OffsetAndMetadata:
         """As it is committed."""
@@ -927,6 +955,7 @@ class KafkaSource(SharedSource):
             if self._membership is not None and self._membership.joined:
                 self._membership.tend()
             self._keep(self._polled(consumer, timeout))
+            self._claim_again(consumer)
             self._look(consumer)
             self._look_at_topics(consumer)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kafka import KafkaAdminClient, KafkaProducer
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, errors
 from kafka.admin import NewPartitions, NewTopic
 
 from connectors.kafka import source
@@ -157,6 +157,34 @@ def test_an_engine_that_was_ready_and_is_killed_has_noted_where_it_began(
     broker.produce(topic, values(10, 13), partition=1)
     until_read(7, file)
     assert results() == places(topic, (0, 10, 14), (1, 0, 3))
+
+
+@pytest.mark.parametrize("way", ["", "join = true"])
+def test_what_the_group_does_not_take_is_told_again_before_anything_is_read(
+    way: str, broker: Broker, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until then the engine is not ready: killed now, it would leave no trace of where it began."""
+    topic = broker.topic()
+    broker.produce(topic, values(0, 10))
+    busy, commit = [6], KafkaConsumer.commit
+    said: set[str | None] = set()
+
+    def refused(self: KafkaConsumer, *arguments: Any, **more: Any) -> Any:
+        if busy[0]:
+            busy[0] -= 1
+            raise errors.CoordinatorNotAvailableError()
+        return commit(self, *arguments, **more)
+
+    def watch(loop: Loop, batch: Batch) -> None:
+        assert isinstance(loop.source, source.KafkaSource)
+        said.add(loop.source.trouble())
+        if reads(loop) and None in said:
+            assert committed(broker, topic, topic).offset == 10
+            loop.stop()
+
+    monkeypatch.setattr(KafkaConsumer, "commit", refused)
+    Run(write([topic], f'start = "latest"\ngroup = "{topic}"\n{way}'), watch=watch).run()
+    assert "the group has not taken yet where its partitions are begun" in said
 
 
 def test_starting_over_beside_an_engine_of_the_group_is_told_to_be_in_part(
