@@ -816,8 +816,9 @@ class KafkaSource(SharedSource):
             consumer.commit(started, timeout_ms=int(COMMIT_SECONDS * 1000))
         except errors.KafkaError as error:
             self._unheeded(error)
-            if not (error.retriable or isinstance(error, PASSING)):
-                self._unclaimed = {}
+            joins = self._membership is not None and isinstance(error, PASSING)
+            if not (error.retriable or joins):
+                self._unclaimed = {}  # as with members that are strangers: told, and read on
             return False
         self._unclaimed = {}
         return True
