@@ -111,8 +111,7 @@ class Split(Stateless):
     def bind(self, schema: Schema) -> Schema:
         """Raises: UserError for a column that is not there, or a time that is none."""
         settings = self.settings
-        apart = [c for c in (settings.stratify, settings.time) if c is not None]
-        needed = [*settings.by, *apart]
+        needed = [*settings.by, *filter(None, (settings.stratify, settings.time))]
         require(schema, needed, where=self.where)
         if settings.time is not None:
             self._kind = schema[settings.time]
