@@ -34,6 +34,9 @@ LIBRARIES = (
 fork."""
 CHILD_SUBREAPER = 36
 """Of prctl: processes below whose parent has ended become this one's children."""
+_STARTING = threading.Lock()
+"""One at a time: two threads would make two processes to fork, and one of them would stop adopting
+while the other's child is still without a parent; what is not our child cannot be ended."""
 
 
 class Command(subprocess.Popen[Any]):
@@ -46,9 +49,9 @@ class Command(subprocess.Popen[Any]):
     ) -> None:  # fmt: skip
         ends = [0 if p2cread < 0 else p2cread, 1 if c2pwrite < 0 else c2pwrite]
         ends.append(2 if errwrite < 0 else errwrite)
-        self.pid = _starter().start(
-            {"words": args, "cwd": str(cwd or Path.cwd()), "env": dict(env or os.environ)}, ends
-        )
+        what = {"words": args, "cwd": str(cwd or Path.cwd()), "env": dict(env or os.environ)}
+        with _STARTING:
+            self.pid = _starter().start(what, ends)
         self._child_created = True
         for end, other in ((p2cread, p2cwrite), (c2pwrite, c2pread), (errwrite, errread)):
             if end >= 0 and other >= 0:  # a pipe; a file is its owner's
@@ -66,18 +69,16 @@ class _Starter:
                 pass_fds=[inside.fileno()], cwd=ROOT, stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
             )  # fmt: skip
-        self._lock = threading.Lock()
         atexit.register(self._end)
 
     def start(self, what: dict[str, Any], ends: list[int]) -> int:
         """A child of this process; its number."""
-        with self._lock:
-            _adopt(True)
-            try:
-                socket.send_fds(self._door, [json.dumps(what).encode()], ends)
-                said = self._door.recv(64)
-            finally:
-                _adopt(False)
+        _adopt(True)
+        try:
+            socket.send_fds(self._door, [json.dumps(what).encode()], ends)
+            said = self._door.recv(64)
+        finally:
+            _adopt(False)
         if not said:
             raise RuntimeError("the process that is forked has ended")
         return int(said)
