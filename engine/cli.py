@@ -203,6 +203,24 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says where its help cannot be written, which argparse passes over; without `engine.progress`,
+    which loads for longer than the help takes."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if file is not sys.stdout:
+            super()._print_message(message, file)
+            return
+        try:
+            sys.stdout.write(message)
+            sys.stdout.flush()
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if not isinstance(error, BrokenPipeError):  # whoever reads no more needs no word
+                _say(f"Standard output cannot be written: {error.strerror}.", EXIT["failed"])
+            raise SystemExit(EXIT["failed"]) from None
+
+
 def _run(options: argparse.Namespace) -> int:
     return _runs(options, fresh=options.fresh)
 
@@ -404,7 +422,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
     """And the names of its commands."""
     from importlib.metadata import version
 
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="headrace",
         description="Streams in, models out: clean, learn online and serve quantized predictions.",
         epilog="Each command's --help has an example. Exit codes: 0 done, 1 failed, "
@@ -420,15 +438,16 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
         commands, "explore", "see what is in a file or a source", EXPLORE, _explore, file=False
     )
     explore.add_argument(
-        "what", metavar="FILE|PIPELINE", help="file or glob: CSV, NDJSON, Parquet, ...; or TOML"
-    )
-    explore.add_argument("--html", type=Path, help="write a page with plots, of one file")
-    explore.add_argument("--json", type=Path, help="write all figures as JSON")
+        "what", type=_named, metavar="FILE|PIPELINE",
+        help="file or glob: CSV, NDJSON, Parquet, ...; or TOML",
+    )  # fmt: skip
+    explore.add_argument("--html", type=_path, help="write a page with plots, of one file")
+    explore.add_argument("--json", type=_path, help="write all figures as JSON")
     explore.add_argument("--rows", type=int, help="look at the first rows only (all)")
     explore.add_argument("--time", metavar="SQL", help="the time of a row, as an expression")
     export = _command(commands, "export", "write the trained model as ONNX", EXPORT, _export)
     export.add_argument(
-        "--to", type=Path, help="the model file (default: in the pipeline's folder)"
+        "--to", type=_path, help="the model file (default: in the pipeline's folder)"
     )
     _command(commands, "compress", "compress the trained model and prove it", COMPRESS, _compress)
     _command(commands, "replay", "take dead letters back through a pipeline", REPLAY, _replay)
@@ -436,7 +455,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
         commands, "profile", "say what holds a pipeline, and what to change", PROFILE, _profile
     )
     profile.add_argument("--seconds", type=float, default=5.0, help="length of the sample (5)")
-    profile.add_argument("--trace", type=Path, help="write what every thread did, for Perfetto")
+    profile.add_argument("--trace", type=_path, help="write what every thread did, for Perfetto")
     profile.add_argument("--no-trials", action="store_true", help="judge only, try no settings")
     folds = _command(commands, "folds", "cross-validate a pipeline that learns", FOLDS, _folds)
     folds.add_argument(
@@ -445,9 +464,11 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
     predict = _command(
         commands, "predict", "add predictions to files", PREDICT, _predict, file=False
     )
-    predict.add_argument("model", type=Path, metavar="MODEL", help="a model.onnx of headrace's")
-    predict.add_argument("--input", required=True, help="file or glob: CSV, NDJSON, Parquet, Arrow")
-    predict.add_argument("--output", required=True, help="folder for the results")
+    predict.add_argument("model", type=_path, metavar="MODEL", help="a model.onnx of headrace's")
+    predict.add_argument(
+        "--input", type=_named, required=True, help="file or glob: CSV, NDJSON, Parquet, Arrow"
+    )
+    predict.add_argument("--output", type=_named, required=True, help="folder for the results")
     predict.add_argument(
         "--format", default="parquet", help="parquet, ndjson, csv or arrow (parquet)"
     )
@@ -474,7 +495,7 @@ def _command(
     )
     parser.set_defaults(command=command)
     if file:
-        parser.add_argument("file", metavar="FILE", help="the pipeline file (TOML)")
+        parser.add_argument("file", type=_named, metavar="FILE", help="the pipeline file (TOML)")
     parser.add_argument(
         "--set",
         action="append",
@@ -489,17 +510,35 @@ def _command(
     return parser
 
 
+def _named(text: str) -> str:
+    """The name of something; an empty one is a variable of a script that was not set."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a name, got an empty text")
+    return text
+
+
+def _path(text: str) -> Path:
+    return Path(_named(text))
+
+
 def _spoken(sentence: str, options: argparse.Namespace) -> str:
     """A sentence in the words of a command that has no pipeline file: what a table's key is there
     is an argument, or set by --set."""
     named = SPOKEN.get(options.command.__name__, {})
     if not named or str(getattr(options, "what", "")).endswith(".toml"):
         return sentence
+    sentence = re.sub(
+        r"\[(\w+)\] in the command line: (expected .*) for '(\w+)', got",
+        r"[\1] \3: \2, got",
+        sentence,
+    )
     for key, word in named.items():
         sentence = sentence.replace(key, word)
     sentence = re.sub(r"\bset \[(\w+)\] (\w+) (?:to|=) ", r"give --set \1.\2=", sentence)
     sentence = re.sub(r"\bset \[(\w+)\] (\w+)", r"give --set \1.\2=VALUE", sentence)
-    sentence = re.sub(r"\[(source|loader|infer|sink)\] (\w+)", r"--set \1.\2", sentence)
+    sentence = re.sub(
+        r"\[(source|loader|infer|sink)\] (?!has |needs |is )(\w+)", r"--set \1.\2", sentence
+    )
     return sentence.replace("[source.schema]", "--set source.schema.COLUMN=TYPE")
 
 

@@ -59,8 +59,15 @@ def test_version(headrace: Headrace) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["rnu", "x.toml"], ["run"], ["run", "x.toml", "--set"], ["predict", "m.onnx"]]
-)
+    "words",
+    [
+        [], ["rnu", "x.toml"], ["run"], ["run", "x.toml", "--set"], ["predict", "m.onnx"],
+        ["run", ""], ["explore", ""], ["explore", "x", "--html", ""], ["export", "x", "--to", ""],
+        ["predict", "", "--input", "x", "--output", "y"],
+        ["predict", "m", "--input", "", "--output", "y"],
+        ["predict", "m", "--input", "x", "--output", ""],
+    ],
+)  # fmt: skip
 def test_a_wrong_command_line_is_the_users_mistake(headrace: Headrace, words: list[str]) -> None:
     code, out, err = headrace(*words)
     assert (code, out) == (2, "")
@@ -251,11 +258,13 @@ def test_predict_without_its_columns_names_the_first(
 ) -> None:
     rows(10).drop("b").write_parquet(tmp_path / "new.parquet")
     model, scored = tmp_path / "run" / "model.onnx", tmp_path / "scored"
-    code, _, err = headrace(
-        "predict", model, "--input", tmp_path / "new.parquet", "--output", scored
-    )
+    command = ["predict", model, "--input", tmp_path / "new.parquet", "--output", scored]
+    code, _, err = headrace(*command)
     assert code == 2
     assert "needs column 'b'" in err
+    code, _, err = headrace(*command, "--format", "xls")
+    assert code == 2
+    assert '--format: expected "parquet" or' in err
     assert not scored.exists()
 
 
@@ -275,8 +284,12 @@ def test_a_table_whose_reader_leaves_early_ends_quietly() -> None:
         (["predict", "{model}", "--input", "{odd}", "--output", "{out}"], "--input", "[source]"),
         (["predict", "{model}", "--input", "{csv}", "--output", "{out}"], "MODEL", "[infer]"),
         (["explore", "{odd}"], "FILE", "[source]"),
+        (
+            ["predict", "{model}", "--input", "{odd}", "--output", "{out}", "--set", "source.x=1"],
+            "--set source.x: [source] has no key 'x'", "--set source.has",
+        ),
     ],
-)
+)  # fmt: skip
 def test_a_command_without_a_pipeline_file_speaks_of_its_own_words(
     arguments: list[str], said: str, never: str, headrace: Headrace, tmp_path: Path
 ) -> None:
