@@ -7,7 +7,7 @@ text can be had back from it ("01234" is text), a time only where the cast takes
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -187,9 +187,10 @@ def _is_another(column: pl.Series, objects: bytes) -> bool:
     """Whether whole numbers among fractions are such as no float64 holds: their text does."""
     if column.dtype != pl.Float64 or not may_be_another(column):
         return False
-    text: Schema = {column.name: pl.String()}
-    words = pl.read_ndjson(objects, schema=text).get_column(column.name)
-    return cast(words, pl.Float64()).null_count() > words.null_count()
+    rows = (_object(line, number=str) for line in objects.splitlines())
+    texts = [row.get(column.name) for row in rows if row is not None]
+    words = pl.Series([text for text in texts if isinstance(text, str)], dtype=pl.String())
+    return cast(words, pl.Float64()).null_count() > 0
 
 
 def spans_lines(lines: bytes) -> bool:
@@ -248,9 +249,9 @@ def _is_text(key: str) -> bool:
     return not any("\ud800" <= sign <= "\udfff" for sign in key)
 
 
-def _object(line: bytes) -> dict[str, Any] | None:
+def _object(line: bytes, number: Callable[[str], Any] | None = None) -> dict[str, Any] | None:
     try:
-        row = json.loads(line)
+        row = json.loads(line, parse_int=number, parse_float=number)
     except (ValueError, RecursionError):  # objects in objects, beyond all measure
         return None
     return row if isinstance(row, dict) else None

@@ -10,7 +10,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pyarrow import ipc
 
@@ -322,3 +322,18 @@ def test_json_has_no_times_so_text_that_is_one_is_read_as_one(
 ) -> None:
     lines = "".join(json.dumps({"v": value}) + "\n" for value in values).encode()
     assert type_name(json_types(lines)["v"]) == name
+
+
+WRITTEN = st.one_of(
+    st.integers(-(10**30), 10**30).map(str),
+    st.floats(allow_nan=False, allow_infinity=False).map(repr),
+    st.builds("{}e{}".format, st.integers(-99, 99), st.integers(-400, 400)),
+)
+
+
+@given(words=st.lists(WRITTEN, min_size=1, max_size=5))
+@example(words=["1.5", "1e400"])
+@example(words=["1.5", "123456789012345678901234567890"])
+def test_numbers_of_json_are_guessed_as_those_of_csv(words: list[str]) -> None:
+    lines = "".join(f'{{"x": {word}}}\n' for word in words)
+    assert json_types(lines.encode()) == {"x": guessed(pl.Series(words))}
