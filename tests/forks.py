@@ -15,23 +15,26 @@ import gc
 import importlib
 import json
 import os
+import pkgutil
 import random
 import runpy
 import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
 LIBRARIES = (
-    "engine", "numba", "scipy.linalg", "torch", "torch.export", "pydantic_settings", "kafka",
-    "starlette.applications", "uvicorn", "prometheus_client", "rich.live", "matplotlib.pyplot",
-    "onnxruntime", "onnx",
+    "scipy.linalg", "torch.export", "pydantic_settings", "kafka", "starlette.applications",
+    "uvicorn", "prometheus_client", "rich.live", "matplotlib.pyplot", "onnxruntime", "onnx",
 )  # fmt: skip
-"""What an engine imports, but polars and what needs it: its threads would not be there in a
-fork."""
+"""What commands import when they come to it."""
+PACKAGES = ("engine", "connectors", "models")
+APART = ("engine.cli", "engine.interop")
+"""The command itself, which is run as a file, and what needs torchdata."""
 CHILD_SUBREAPER = 36
 """Of prctl: processes below whose parent has ended become this one's children."""
 _STARTING = threading.Lock()
@@ -99,8 +102,9 @@ def _adopt(on: bool) -> None:
 
 def main(door: socket.socket) -> None:
     """Start a command for each message that comes, until there is no test any more."""
-    for name in LIBRARIES:
+    for name in (*LIBRARIES, *_modules()):
         importlib.import_module(name)
+    _see_no_pool()
     registry = importlib.import_module("numba.core.registry").cpu_target
     registry.typing_context.refresh()
     registry.target_context.refresh()
@@ -126,6 +130,21 @@ def main(door: socket.socket) -> None:
         os.close(answer)
         os.waitpid(between, 0)
         door.send(said)
+
+
+def _modules() -> Iterator[str]:
+    """All of headrace's."""
+    for package in PACKAGES:
+        path = importlib.import_module(package).__path__
+        names = (module.name for module in pkgutil.walk_packages(path, f"{package}."))
+        yield from (name for name in names if name not in APART)
+
+
+def _see_no_pool() -> None:
+    """A pool of threads that polars has begun would not be there in a fork, and be waited for."""
+    names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+    if any(name.startswith("polars-0") for name in names):
+        raise RuntimeError("a module of headrace's makes polars work while it is imported")
 
 
 def _run(what: dict[str, Any], ends: list[int]) -> None:

@@ -646,7 +646,7 @@ def _found(
     return pl.DataFrame([pl.Series("row", rows, pl.Int64), *series])
 
 
-NOTHING = _found([], "", "")
+NOTHING = pl.DataFrame(schema={"row": pl.Int64, "reason": pl.String, "detail": pl.String})
 
 
 def _broken(data: NDArray[np.uint8], bounds: Ints, found: scan.Scan) -> pl.DataFrame:

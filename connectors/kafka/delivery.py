@@ -21,6 +21,7 @@ from connectors.kafka.outgoing import (
     Outgoing,
     enqueue,
     hastened,
+    patient,
     plan,
     steadfast,
 )
@@ -123,7 +124,7 @@ class Delivery:
                 own["transactional_id"] = self.transaction
                 own["transaction_timeout_ms"] = int(settings.transaction_timeout * 1000)
             with self._speaking(), self._waiting():
-                self._producer = KafkaProducer(
+                made = KafkaProducer(
                     **settings.config(),
                     **own,
                     acks="all",
@@ -142,6 +143,7 @@ class Delivery:
                     metrics_enabled=False,
                     allow_auto_create_topics=False,
                 )
+                self._producer = patient(made)
                 if self.transaction is not None:
                     steadfast(self._producer).init_transactions()
         return self._producer

@@ -37,7 +37,7 @@ SIZE = 1 << 18
 OVERHEAD = 32
 """Bytes a record has on the wire besides its value, key and headers, at most."""
 PAUSE_MS = 100
-"""Between two questions for a coordinator that cannot be reached."""
+"""Between two questions for a broker that cannot be reached."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,6 +231,16 @@ def hastened(producer: KafkaProducer) -> Iterator[None]:
         yield
     finally:
         accumulator._flushes_in_progress.decrement()
+
+
+def patient(producer: KafkaProducer) -> KafkaProducer:
+    """The same producer, which takes no core to wait for a broker that is away or hangs.
+
+    kafka-python (3.0.12) does: its sender takes how long a connection is not to be tried again, in
+    seconds, for milliseconds; and for one that is being made that is 0, however long it takes.
+    """
+    producer._sender._client.connection_delay = lambda node: PAUSE_MS
+    return producer
 
 
 def steadfast(producer: KafkaProducer) -> KafkaProducer:
@@ -457,6 +467,7 @@ __all__ = [
     "hastened",
     "headed",
     "murmur2",
+    "patient",
     "plan",
     "rehearse",
     "steadfast",

@@ -43,9 +43,9 @@ def main(*, quick: bool = False) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        runs, rows = _images(8 if quick else 64)
+        runs, rows = _images(2 if quick else 64)
         more, tokens = _lists(100 if quick else 2_000)
-        steps = 2 if quick else 50  # of training, in a round
+        steps = 1 if quick else 50  # of training, in a round
         seconds = interleave({**runs, **more, **_steps(steps)}, rounds=3 if quick else 7)
     finally:
         torch.set_num_threads(before)

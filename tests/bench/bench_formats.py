@@ -36,7 +36,7 @@ POISON = [
 
 def main(*, quick: bool = False) -> None:
     """Measure, print, write ``runs/bench/formats.json``."""
-    count = 5_000 if quick else 100_000
+    count = 1_000 if quick else 100_000
     frame = rows(count)
     lines = [json.dumps(row).encode() + b"\n" for row in frame.to_dicts()]
     schema = derived(dict(frame.schema), "bench")

@@ -32,12 +32,12 @@ def main(*, quick: bool = False) -> None:
     torch.set_num_threads(1)
     figures: dict[str, Any] = {}
     for name in FLOORS:
-        rows = stream(name, 100 if quick else None)
+        rows = stream(name, 50 if quick else None)
         unit = "error" if features(*rows).task == "regression" else "accuracy"
         figures[f"{name}, {unit}"] = headrace(*rows)
         for other, model in rivals(unit == "error").items():
             figures[f"{name}, {unit} of {other}"] = river(model, name, len(rows[0]))
-    figures |= following(20_000 if quick else 200_000)
+    figures |= following(6_000 if quick else 200_000)
     goal = ", ".join(f"{name} {floor}" for name, floor in FLOORS.items())
     report("learning", figures, goal=f"{goal}; following change at most 3 times the time")
 

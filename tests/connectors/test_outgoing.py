@@ -166,6 +166,7 @@ SEAM: dict[Any, str] = {
     RecordAccumulator._tp_lock: "(self, tp)",
     Producer.partitions_for: "(self, topic)",
     KafkaNetClient.await_ready: "(self, node_id, timeout_ms=30000)",
+    KafkaNetClient.connection_delay: "(self, node_id)",
 }
 
 
@@ -340,6 +341,40 @@ def test_no_request_of_a_transaction_is_lost_while_the_broker_is_away(
         returns.join()
     assert refused.is_set()
     assert [r.value for r in kit.records(frail.bootstrap, topic)] == [b"x"]
+
+
+def test_a_broker_that_hangs_takes_no_core(frail: Broker) -> None:
+    """The sender, a record in hand and its connection gone, looks for the broker in intervals."""
+    topic = frail.topic()
+    out = Delivery(DeliverySettings(bootstrap=frail.bootstrap, give_up=60), "[sink] t")
+    try:
+        out.send(topic, plain([b"x"]), np.arange(1))
+        out.flush()
+        client = out.connect()._sender._client
+        polled: list[float] = []
+        poll = client.poll
+        enough = threading.Event()
+
+        def watched(timeout_ms: float, future: Any = None) -> Any:
+            if not client.is_ready(1):
+                polled.append(timeout_ms)
+            if len(polled) == 10:
+                enough.set()
+            return poll(timeout_ms=timeout_ms, future=future)
+
+        frail.freeze()
+        try:
+            client.poll = watched
+            client._manager._net.call_soon_threadsafe(lambda: client._manager.close(1))
+            out.send(topic, plain([b"y"]), np.arange(1))
+            assert enough.wait(HANG)
+        finally:
+            frail.thaw()
+        out.flush()
+    finally:
+        out.close()
+    assert min(polled) > 0
+    assert [r.value for r in kit.records(frail.bootstrap, topic)] == [b"x", b"y"]
 
 
 def stop(broker: Broker, out: Delivery) -> None:
