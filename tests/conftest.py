@@ -3,7 +3,9 @@ on speed."""
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 from itertools import chain, islice
 
 import pytest
@@ -14,6 +16,7 @@ from hypothesis import HealthCheck, settings
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Processes that may not keep what they compiled compile all of headrace at each start: 0.2 s.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False  # nor pytest the tests whose asserts it rewrites
 settings.register_profile("headrace", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("headrace")
 
@@ -30,6 +33,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         given = sum(map(len, parts[:worker]))
         part.extend(islice(rest, (len(items) - given) // (workers - worker) - len(part)))
     items[:] = [*chain(*parts), *rest]
+
+
+def pytest_collection_finish() -> None:
+    """What is there by now stays: the collector need not go through all the libraries each time,
+    which takes a second of a core."""
+    gc.collect()
+    gc.freeze()
 
 
 def _seconds(item: pytest.Item) -> float:
