@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +80,7 @@ def array_bytes(schema: Schema) -> int:
             flat: pl.DataType = kind
             while isinstance(flat, pl.Array):
                 flat = flat.inner  # type: ignore[assignment]
-            total += int(np.prod(kind.shape)) * pl.Series(dtype=flat).to_numpy().itemsize
+            total += math.prod(kind.shape) * pl.Series(dtype=flat).to_numpy().itemsize
     return total
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,7 @@ def _width(kind: pl.DataType) -> int:
         leaf: Any = kind
         while isinstance(leaf, pl.Array):
             leaf = leaf.inner
-        return int(np.prod(kind.shape)) * (PACKED.get(leaf, 8) if _width(leaf) else 0)
+        return math.prod(kind.shape) * (PACKED.get(leaf, 8) if _width(leaf) else 0)
     return 0 if kind.is_nested() or kind in (pl.String, pl.Binary, pl.Object) else 8
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import io
 from collections.abc import Callable, Iterable, Sequence
@@ -107,6 +108,7 @@ def steady(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.scrub.stage.COLD_ROWS", 0)
 
 
+@functools.cache
 def dirty(rows: int, seed: int) -> pl.DataFrame:
     """Rows of every type, with nulls, NaN, infinity, repeated keys and times out of order."""
     rng = np.random.default_rng(seed)

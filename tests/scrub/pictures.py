@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from typing import Any
 
@@ -32,6 +33,11 @@ def encoded(pixels: NDArray[np.uint8], kind: str = "PNG", **options: Any) -> byt
 
 def some(rows: int, seed: int) -> list[bytes | None]:
     """A few images again and again, in two formats; null, damaged and empty ones among them."""
-    pool = [encoded(scene(i, 24), kind) for i in range(8) for kind in ("PNG", "JPEG")]
-    pool_all: list[bytes | None] = [*pool, None, b"", b"no image", pool[0][: len(pool[0]) // 2]]
-    return [pool_all[i] for i in np.random.default_rng(seed).integers(0, len(pool_all), rows)]
+    pool = _pool()
+    return [pool[i] for i in np.random.default_rng(seed).integers(0, len(pool), rows)]
+
+
+@functools.cache
+def _pool() -> tuple[bytes | None, ...]:
+    images = [encoded(scene(i, 24), kind) for i in range(8) for kind in ("PNG", "JPEG")]
+    return (*images, None, b"", b"no image", images[0][: len(images[0]) // 2])

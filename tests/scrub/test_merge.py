@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from engine.types import Batch
@@ -39,6 +40,7 @@ SKETCHED: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+@functools.cache
 def rows(n: int, seed: int) -> pl.DataFrame:
     rng = np.random.default_rng(seed)
     x = rng.normal(5, 2, n)
@@ -78,6 +80,9 @@ def test_merged_is_the_whole(
     case: str, sizes: list[int], seed: int, stage: Make, batch: Any
 ) -> None:
     frame = rows(sum(sizes), seed)
+    if case == "most frequent":  # of equal counts the one that led first does: the cut decides
+        counts = frame["n"].drop_nulls().value_counts()["count"].top_k(2)
+        assume(counts.n_unique() == len(counts))
     starts = np.cumsum([0, *sizes[:-1]]).tolist()
     parts = [frame.slice(start, size) for start, size in zip(starts, sizes, strict=True)]
     whole = learned(stage, batch, EXACT[case], parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import struct
 import zlib
@@ -64,6 +65,12 @@ def test_a_jpeg_decoded_small_hashes_as_decoded_whole() -> None:
     assert np.mean(off) < 1
 
 
+@functools.cache
+def originals() -> list[tuple[NDArray[np.uint8], bytes]]:
+    """Images, and their files."""
+    return [(one, encoded(one)) for one in (scene(i, 192) for i in range(30))]
+
+
 @pytest.mark.parametrize(
     "copy",
     [
@@ -79,14 +86,13 @@ def test_a_jpeg_decoded_small_hashes_as_decoded_whole() -> None:
 )
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 def test_copies_are_found(run: Run, copy: Callable[[Image.Image], Image.Image], kind: str) -> None:
-    originals = [scene(i, 192) for i in range(30)]
     copies = []
-    for one in originals:
+    for one, _ in originals():
         changed = copy(Image.fromarray(one))
         changed = changed.convert("RGB") if kind == "JPEG" else changed
         options = {} if kind == "PNG" else {"quality": 50}
         copies.append(encoded(np.asarray(changed), kind, **options))
-    frame = frame_of([*(encoded(one) for one in originals), *copies])
+    frame = frame_of([*(file for _, file in originals()), *copies])
     (done,) = run(KIND, {"column": "image", "distance": 10}, frame)
     assert kept([done]) == list(range(30))
     (reject,) = done.rejects
