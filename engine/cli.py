@@ -533,7 +533,7 @@ def _spoken(sentence: str, options: argparse.Namespace) -> str:
         sentence,
     )
     for key, word in named.items():
-        sentence = sentence.replace(key, word)
+        sentence = re.sub(rf"{re.escape(key)}\b", word, sentence)
     sentence = re.sub(r"\bset \[(\w+)\] (\w+) (?:to|=) ", r"give --set \1.\2=", sentence)
     sentence = re.sub(r"\bset \[(\w+)\] (\w+)", r"give --set \1.\2=VALUE", sentence)
     sentence = re.sub(

@@ -415,7 +415,7 @@ class Pipeline(BaseSettings):
     )
     sources: ClassVar[tuple[Mapping[str, Any], Mapping[str, Any]]] = ({}, {})
 
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    name: str = Field(pattern=r"^\.*[A-Za-z0-9_-][A-Za-z0-9._-]*$")
     base: Name | None = None
     folder: Name = Field("", validate_default=False)
     _file: str = PrivateAttr("")

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Any, cast
 
@@ -258,13 +259,15 @@ class Run:
             atomic.require_file(self.folder / name, "folder")
         if self.pipeline.export is not None:
             atomic.require_file(self.model_path, "[export] path")
-        sink, letters = self.sink, self.dead_letters  # they look at their own
-        both = set() if sink is None else _resolved(sink.folders()) & _resolved(letters.folders())
-        if both:
-            raise UserError(
-                f"[sink] and [dead_letters] in {self.pipeline.file} both write to {both.pop()}: "
-                "give each a path of its own."
-            )
+        written = {"[checkpoint]": _resolved([self.checkpoints.folder])}
+        for table, sink in (("[sink]", self.sink), ("[dead_letters]", self.dead_letters)):
+            written[table] = set() if sink is None else _resolved(sink.folders())
+        for one, other in combinations(written, 2):
+            if both := written[one] & written[other]:
+                raise UserError(
+                    f"{one} and {other} in {self.pipeline.file} both write to {both.pop()}: give "
+                    "each a path of its own."
+                )
 
     def _may_return(self) -> None:
         """Whether what is written comes back as input."""
@@ -1163,15 +1166,19 @@ class Run:
             try:
                 loop.run()
                 self._must_have_learned(loop)
-            except (CheckpointFailed, Flood) as error:  # what was done is left all the same
+            except CheckpointFailed as error:  # what was done is left all the same
                 failed = error
+            except Flood as error:
+                failed = Flood(f"{error}{self._letters_at()}")
             bottleneck = loop.verdict()
             flooded = isinstance(failed, Flood)
             files, verdict = self._leave(stopped=loop.stopped or flooded)
-            if flooded and self.pipeline.export is not None:
-                log.warning(
-                    "No model is exported of a run with so many rejected rows. Its checkpoint is "
-                    "saved: 'headrace export %s' writes one.",
+            if self.pipeline.export is not None and (flooded or (loop.stopped and not failed)):
+                log.log(
+                    logging.WARNING if flooded else logging.INFO,
+                    "No model is exported of a run %s. Its checkpoint is saved: 'headrace export "
+                    "%s' writes one.",
+                    "with so many rejected rows" if flooded else "that is stopped",
                     self.pipeline.file,
                 )
         if failed is not None:
@@ -1187,6 +1194,11 @@ class Run:
             remarks=tuple(self.source.remarks()),
             files=files,
         )
+
+    def _letters_at(self) -> str:
+        """A sentence's end for whoever looks for the dead letters that it speaks of."""
+        in_files = self.pipeline.dead_letters.kind == "files"
+        return f" They are in {self.letters_path}." if in_files else ""
 
     @property
     def leaves_task_to_type(self) -> bool:
@@ -1297,6 +1309,9 @@ class Run:
             "pipeline": self.pipeline.name,
             "version": self._version(),
             "stages": json.dumps([stage.name for stage in inside]),
+            "before": json.dumps(
+                [s.name for s in self.stages[: self.inside] if s.transforms() != ()]
+            ),
             "columns": json.dumps({c: type_name(t) for c, t in self._schemas[self.inside].items()}),
             "reading": json.dumps(self.source.reading()),
             "mark": json.dumps(dict(self._mark.positions)),
@@ -1374,6 +1389,15 @@ class Run:
         settings = self.pipeline.settings(OnnxPredictor.Settings, self.pipeline.infer, "infer")
         made = OnnxPredictor(settings)
         made.features = replace(made.features, probabilities=self._probabilities)
+        if missing := [
+            f"[scrub.{name}]" for name in made.before if name not in self.pipeline.scrub
+        ]:
+            log.warning(
+                "%s was trained behind %s, which no model file holds: its rows must come as those "
+                "leave them, or be served by a pipeline that has them.",
+                settings.model,
+                " and ".join(filter(None, (", ".join(missing[:-1]), missing[-1]))),
+            )
         return made
 
     @cached_property
@@ -1628,7 +1652,7 @@ def _ranges(frame: pl.DataFrame | None) -> dict[str, tuple[float, float]]:
     if frame is None:
         return {}
     numeric = [c for c, kind in frame.schema.items() if kind.is_numeric() and not c.startswith("_")]
-    ends = frame.select(
+    ends = frame.with_columns(pl.selectors.decimal().cast(pl.Float64)).select(
         pl.col(numeric).min().name.prefix("a"), pl.col(numeric).max().name.prefix("b")
     )
     row = ends.row(0, named=True)

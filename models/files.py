@@ -29,6 +29,7 @@ class Properties(BaseModel):
         inputs: column -> its kind in the graph.
         task, classes, threshold, target: as in [model].
         stages: scrub stages that are inside the file.
+        before: scrub stages of its pipeline that are not: rows come as those leave them.
         columns: column -> name of the type in which it was learned.
         reading: how cells were read, see `engine.types.Source.reading`.
     """
@@ -41,6 +42,7 @@ class Properties(BaseModel):
     threshold: FiniteFloat = 0.5
     target: str = ""
     stages: Json[tuple[str, ...]] = ()
+    before: Json[tuple[str, ...]] = ()
     columns: Json[dict[str, str]] = {}
     reading: Json[dict[str, str | tuple[str, ...] | dict[str, str]]] = {}
 

@@ -44,9 +44,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("headrace.learner")
 SHARED_WORK = 100_000_000
-"""Parameters times rows of a step from which on torch's threads share it. Measured on two cores: at
-11 million two threads took 0.92 of one's time, at 39 and 73 million 0.74; beside other processes 4,
-10 and 40 times as long."""
+"""Weights of the layers times rows of a step from which on torch's threads share it. Measured on
+two cores: at 11 million two threads took 0.92 of one's time, at 39 and 73 million 0.74; beside
+other processes 4, 10 and 40 times as long."""
 OWN_THREADS = torch.get_num_threads()
 """What torch takes by itself."""
 ASIDE = 4
@@ -137,10 +137,10 @@ class TabularLearner(Renewable):
             device: ``auto`` is cuda where there is one.
             precision: bfloat16 computes the layers in it (autocast); weights stay float32.
             threads: of torch on the CPU, for the whole process. Unless given, 1 where a step is
-                less than 100 million parameters times rows (`step_rows`) and reads no images, else
-                torch's own number (``OMP_NUM_THREADS``, or the cores): threads that share a small
-                step gain a quarter of its time on idle cores, and lose many times as much on busy
-                ones. Another number may round weights otherwise.
+                less than 100 million weights of layers times rows (`step_rows`) and reads no
+                images, else torch's own number (``OMP_NUM_THREADS``, or the cores): threads that
+                share a small step gain a quarter of its time on idle cores, and lose many times as
+                much on busy ones. Another number may round weights otherwise.
         """
 
         step_rows: int = Field(1_024, ge=1)
@@ -328,7 +328,8 @@ class TabularLearner(Renewable):
         return Network(self._shape, seed=self.settings.seed, device=self.device)
 
     def _threads(self) -> int:
-        small = self._network.flat.numel() * self.training.step_rows < SHARED_WORK
+        dense = sum(map(math.prod, self._shape.dense().values()))  # a row reads little of a table
+        small = dense * self.training.step_rows < SHARED_WORK
         asked = "OMP_NUM_THREADS" in os.environ
         return 1 if small and not asked and not self.features.images else OWN_THREADS
 

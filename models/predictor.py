@@ -73,6 +73,7 @@ class OnnxPredictor:
         requires: the raw columns it reads.
         columns: and the types in which it has learned them.
         stages: scrub stages that are inside the model file, so that serving leaves them out.
+        before: scrub stages that it was trained behind and that no file holds.
         provider: where it really runs.
     """
 
@@ -111,7 +112,7 @@ class OnnxPredictor:
         self.features = Features(
             numeric=(), task=found.task, classes=found.classes, threshold=found.threshold
         )
-        self.stages = found.stages
+        self.stages, self.before = found.stages, found.before
         self.requires = tuple(self._inputs.kinds)
         self.columns = _types(found.columns, self.requires)
         self.reading = found.reading

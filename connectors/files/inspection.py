@@ -99,6 +99,7 @@ class Inspection:
         empty: files without a row, as far as that is known.
         partly: files that were not looked at whole, although types are guessed from them.
         rows: whether a row was seen.
+        blank: columns without a value.
         null_values: fields that are taken for missing values.
         words: column -> fields of it that may be missing values, see `connectors.formats.guess`.
     """
@@ -109,6 +110,7 @@ class Inspection:
     empty: list[str] = field(default_factory=list)
     partly: list[str] = field(default_factory=list)
     rows: bool = False
+    blank: list[str] = field(default_factory=list)
     null_values: tuple[str, ...] = ()
     words: dict[str, set[str]] = field(default_factory=dict)
 
@@ -122,6 +124,13 @@ class Inspection:
             )
         self._tell_lacking(files)
         self._tell_mixed()
+        if self.blank and self.rows:
+            log.warning(
+                "%s no value, and is read as text: declare its type in [source.schema] where it "
+                "is another: %s.",
+                counted(len(self.blank), "column has", "columns have"),
+                _some(self.blank),
+            )
         if self.null_values:
             words = ", ".join(f'"{word}"' for word in self.null_values)
             log.warning(
@@ -253,6 +262,7 @@ def of_csv(
             file.close()
     found.null_values = guess.null_values if words else ()
     found.words = guess.words if words else {}
+    found.blank = guess.blank
     found.schema |= guess.schema(found.null_values)
     _note_lacking(found, {name: columns for name, columns in there.items() if columns})
     return found

@@ -7,7 +7,7 @@ text can be had back from it ("01234" is text), a time only where the cast takes
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,6 +78,10 @@ class Evidence:
             found = guessed(values.filter(~missing), self.decimal) if missing.any() else found
         self.without = common_type(self.without, found)
 
+    def is_text(self, null_values: Collection[str]) -> bool:
+        """Whether it stays text (or nothing at all) where these words are null."""
+        return self.without in (pl.String, pl.Null) or not self.words <= set(null_values)
+
 
 class Guess:
     """The types of several columns of text, as more and more of their rows are seen.
@@ -101,14 +105,16 @@ class Guess:
     def null_values(self) -> tuple[str, ...]:
         """Words that stand for a missing value: they are all that keeps a column from being
         numbers or times, and stand in no column of text."""
-        found: set[str] = set()
-        for evidence in self._columns.values():
-            if evidence.dtype == pl.String and evidence.without not in (pl.String, pl.Null):
-                found |= evidence.words
-        for evidence in self._columns.values():
-            if evidence.without in (pl.String, pl.Null):
-                found -= evidence.words
+        columns = [c for c in self._columns.values() if c.words]
+        found = {word for column in columns for word in column.words}
+        while text := [c for c in columns if c.is_text(found) and c.words & found]:
+            found = found.difference(*(column.words for column in text))
         return tuple(word for word in NULL_WORDS if word in found)
+
+    @property
+    def blank(self) -> list[str]:
+        """Columns of which no value was seen."""
+        return [column for column, found in self._columns.items() if found.dtype == pl.Null]
 
     @property
     def words(self) -> dict[str, set[str]]:

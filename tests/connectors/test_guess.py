@@ -337,3 +337,21 @@ WRITTEN = st.one_of(
 def test_numbers_of_json_are_guessed_as_those_of_csv(words: list[str]) -> None:
     lines = "".join(f'{{"x": {word}}}\n' for word in words)
     assert json_types(lines.encode()) == {"x": guessed(pl.Series(words))}
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"x": ["NA", "4"], "y": ["1", "2"]}, ("NA",)),
+        ({"x": ["NA", "4"], "y": ["a", "NA"]}, ()),
+        # Without "NA" x stays text, and then its "null" is a text as well, and so is that of z.
+        ({"x": ["NA", "4", "null"], "y": ["a", "NA", "b"], "z": ["null", "1", "2"]}, ()),
+        ({"x": ["NA", "4", "null"], "y": ["a", "b", "c"], "z": ["null", "1", "2"]}, ("NA", "null")),
+    ],
+)
+def test_a_word_is_missing_where_that_makes_numbers_of_every_column_that_has_it(
+    columns: dict[str, list[str]], words: tuple[str, ...]
+) -> None:
+    found = Guess()
+    found.add(pl.DataFrame(columns))
+    assert sorted(found.null_values) == sorted(words)

@@ -396,6 +396,17 @@ def test_threads_share_a_step_only_where_it_is_much_work(
     assert torch.get_num_threads() == (1 if small else 2)
 
 
+def test_a_large_table_of_vectors_is_no_work_to_share(
+    make_features: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("models.learner.OWN_THREADS", 2)
+    features = replace(make_features(), categories={"c": 1_001, "d": 100_000})
+    made = TabularLearner(TabularLearner.Settings(), TabularLearner.Training(), features)
+    assert made.parameters_count > 1_000_000
+    assert torch.get_num_threads() == 1
+
+
 # -------------------------------------------------------------------------------------- complaints
 
 

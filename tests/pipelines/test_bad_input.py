@@ -432,4 +432,5 @@ def test_too_many_rejected_rows_stop_with_their_own_reason(
     assert report["rows"] > 900
     assert (tmp_path / "run" / "metrics.prom").is_file()
     assert "rows were rejected (collate: not_finite), and [dead_letters] limit allows 20.0%" in err
+    assert f"say what was wrong with each row. They are in {tmp_path}/run/dead_letters." in err
     assert set(letters()["reason"]) == {"not_finite"}

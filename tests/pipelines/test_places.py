@@ -151,6 +151,23 @@ def test_results_and_dead_letters_in_one_folder(
         assert f"both write to {tmp_path}/out: give each a path of its own" in err
 
 
+@pytest.mark.parametrize("key", ["sink.path", "dead_letters.path"])
+def test_checkpoints_lie_in_a_folder_of_their_own(
+    file: Path, headrace: Headrace, tmp_path: Path, key: str
+) -> None:
+    code, _, err = headrace("check", file, "--set", f"{key}={tmp_path}/run/checkpoints")
+    assert code == 2, err
+    assert "[checkpoint] and [" in err
+    assert f"both write to {tmp_path}/run/checkpoints: give each a path of its own" in err
+
+
+@pytest.mark.parametrize("name", [".", "..", "a/b", ""])
+def test_a_name_is_that_of_a_folder_below_runs(file: Path, headrace: Headrace, name: str) -> None:
+    code, _, err = headrace("check", file, "--set", f"name={json.dumps(name)}")
+    assert code == 2, err
+    assert "for 'name', got" in err
+
+
 @pytest.mark.parametrize("option", ["--html", "--json"])
 def test_a_page_that_cannot_be_written_is_told_before_the_look(
     file: Path, headrace: Headrace, tmp_path: Path, option: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import polars as pl
@@ -13,6 +14,7 @@ from engine.config import Pipeline
 from engine.preflight import preflight
 from engine.progress import finish
 from engine.run import Run
+from models.predictor import OnnxPredictor
 from tests.pipelines.conftest import Headrace
 
 
@@ -170,3 +172,81 @@ def test_what_is_said_now_holds_and_what_does_not_suit_is_passed_over(tmp_path: 
     plain.adopt(reading)
     assert plain.settings.coerce == "strict"
     assert plain.settings.null_values == ()
+
+
+def test_numbers_of_any_type_are_learned_and_exported(tmp_path: Path) -> None:
+    kinds = [
+        pl.Int8(),
+        pl.UInt64(),
+        pl.Float32(),
+        pl.Float64(),
+        pl.Decimal(8, 2),
+        pl.Decimal(38, 0),
+    ]
+    columns = {f"x{i}": kind for i, kind in enumerate(kinds)}
+    rows = pl.DataFrame({c: [i % 100 for i in range(400)] for c in (*columns, "y")})
+    rows.with_columns(pl.col(c).cast(t) for c, t in columns.items()).write_parquet(
+        tmp_path / "rows.parquet"
+    )
+    pipeline = Pipeline.of(
+        {
+            "name": "t",
+            "folder": str(tmp_path / "run"),
+            "source": {"kind": "files", "path": str(tmp_path / "rows.parquet")},
+            "model": {"target": "y", "numeric": list(columns), "layers": [4]},
+            "export": {"holdout": 0.2},
+        }
+    )
+    done = Run(pipeline).run()
+    ranges = json.loads(
+        OnnxPredictor(OnnxPredictor.Settings(model=str(done.files["model"]))).metadata["ranges"]
+    )
+    assert set(ranges) == set(columns)
+    assert all(0 <= low < high <= 99 for low, high in ranges.values())
+
+
+def test_a_model_says_which_stages_its_file_does_not_hold(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "rows.csv").write_text("a,y\n" + "".join(f"{i},{i}\n" for i in range(50)))
+    table = {
+        "name": "t",
+        "folder": str(tmp_path / "run"),
+        "source": {"kind": "files", "path": str(tmp_path / "rows.csv")},
+        "scrub": {
+            "twice": {"kind": "derive", "columns": {"b": "a * 2"}},
+            "duplicates": {"by": ["a"]},
+            "late": {"kind": "derive", "columns": {"c": "b + 1"}},
+            "standardize": {"columns": ["c"]},
+        },
+        "model": {"target": "y", "numeric": ["c"], "layers": [4]},
+        "export": {},
+    }
+    model = Run(Pipeline.of(table)).run().files["model"]
+    serving = {k: v for k, v in table.items() if k not in ("model", "export")}
+    serving |= {"name": "s", "folder": str(tmp_path / "served"), "infer": {"model": str(model)}}
+    Run(Pipeline.of(serving)).assemble()
+    assert "trained behind" not in caplog.text
+    (tmp_path / "new.csv").write_text("c\n1\n")
+    source = {"kind": "files", "path": str(tmp_path / "new.csv")}
+    Run(Pipeline.of({**serving, "scrub": {}, "source": source})).assemble()
+    assert "was trained behind [scrub.twice] and [scrub.late], which no model file" in caplog.text
+
+
+def test_a_run_that_is_stopped_says_how_its_model_is_written(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "rows.csv").write_text("a,y\n" + "".join(f"{i},{i}\n" for i in range(50)))
+    table = {
+        "name": "t",
+        "folder": str(tmp_path / "run"),
+        "source": {"kind": "files", "path": str(tmp_path / "rows.csv")},
+        "loader": {"batch_rows": 10},
+        "model": {"target": "y", "numeric": ["a"], "layers": [4]},
+        "export": {},
+    }
+    caplog.set_level("INFO")
+    done = Run(Pipeline.of(table, where="t.toml"), watch=lambda loop, _: loop.stop()).run()
+    assert done.stopped
+    assert "model" not in done.files
+    assert "a run that is stopped. Its checkpoint is saved: 'headrace export" in caplog.text
