@@ -167,11 +167,12 @@ def tabular(features: Features, **keys: Any) -> TabularLearner:
     known = TabularLearner.Settings.model_fields
     model = {key: value for key, value in keys.items() if key in known}
     train = {key: value for key, value in keys.items() if key not in known}
-    # A small rate: of features that say nothing a constant would be learned in the end, and nothing
-    # be left to compare.
+    # A small rate and few steps: of features that say nothing a constant would be learned in the
+    # end, and nothing be left to compare.
+    few = {"optimizer": "adam", "lr": 0.001, "step_rows": 50, "replay_rows": 0}
     return TabularLearner(
         TabularLearner.Settings(**({"layers": [16, 8]} | model)),
-        TabularLearner.Training(**({"optimizer": "adam", "lr": 0.001, "replay_rows": 0} | train)),
+        TabularLearner.Training(**(few | train)),
         features,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import re
@@ -61,45 +62,48 @@ path = {out}
 """
 
 
+def rows_of(n: int = 1_000, seed: int = 3) -> pl.DataFrame:
+    """The small pipeline's rows: one in twenty lacks its `a`."""
+    rng = np.random.default_rng(seed)
+    a = np.round(rng.normal(size=n), 6)
+    frame = pl.DataFrame(
+        {
+            "a": a,
+            "b": np.round(rng.normal(5, 2, n), 6),
+            "n": np.arange(n),
+            "key": rng.choice(["n", "e", "s", "w"], n),
+            "y": np.round(3 * a + rng.normal(size=n), 6),
+        }
+    )
+    gone = pl.Series(rng.random(n) < 0.05)
+    return frame.with_columns(a=pl.when(gone).then(None).otherwise(pl.col("a")))
+
+
 @pytest.fixture
 def rows() -> Rows:
-    """Makes the small pipeline's rows: one in twenty lacks its `a`."""
+    """Makes the small pipeline's rows."""
+    return rows_of
 
-    def make(n: int = 1_000, seed: int = 3) -> pl.DataFrame:
-        rng = np.random.default_rng(seed)
-        a = np.round(rng.normal(size=n), 6)
-        frame = pl.DataFrame(
-            {
-                "a": a,
-                "b": np.round(rng.normal(5, 2, n), 6),
-                "n": np.arange(n),
-                "key": rng.choice(["n", "e", "s", "w"], n),
-                "y": np.round(3 * a + rng.normal(size=n), 6),
-            }
-        )
-        gone = pl.Series(rng.random(n) < 0.05)
-        return frame.with_columns(a=pl.when(gone).then(None).otherwise(pl.col("a")))
 
-    return make
+def small_in(
+    folder: Path, data: Path, *changes: tuple[str, str], more: str = "", name: str = "small"
+) -> Path:
+    """The small pipeline's file, in a folder with all that it leaves: on which data, with which
+    texts replaced, and what is added behind."""
+    run, out = (json.dumps(str(folder / part)) for part in ("run", "out"))
+    text = PIPELINE.format(folder=run, data=json.dumps(str(data)), out=out)
+    for old, new in changes:
+        assert old in text, old
+        text = text.replace(old, new)
+    file = folder / f"{name}.toml"
+    file.write_text(text + more)
+    return file
 
 
 @pytest.fixture
 def small(tmp_path: Path) -> Small:
-    """Writes the small pipeline's file: on which data, with which texts replaced, and what is added
-    behind."""
-
-    def write(data: Path, *changes: tuple[str, str], more: str = "", name: str = "small") -> Path:
-        run = json.dumps(str(tmp_path / "run"))
-        out = json.dumps(str(tmp_path / "out"))
-        text = PIPELINE.format(folder=run, data=json.dumps(str(data)), out=out)
-        for old, new in changes:
-            assert old in text, old
-            text = text.replace(old, new)
-        file = tmp_path / f"{name}.toml"
-        file.write_text(text + more)
-        return file
-
-    return write
+    """Writes the small pipeline's file; see `small_in`."""
+    return functools.partial(small_in, tmp_path)
 
 
 @pytest.fixture

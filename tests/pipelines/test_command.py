@@ -14,7 +14,8 @@ import polars as pl
 import pytest
 
 from engine.cli import EXIT
-from tests.pipelines.conftest import Headrace, Rows, Small
+from engine.run import Run
+from tests.pipelines.conftest import Headrace, Rows, Small, rows_of, small_in
 
 EXPORT = "[export]\nholdout = 0.3\nholdout_rows = 2000\n"
 
@@ -32,6 +33,16 @@ def trained(data: Path, small: Small, headrace: Headrace) -> Path:
     file = small(data, more=EXPORT)
     assert headrace("run", file)[0] == 0
     return file
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What such a run leaves to serve with."""
+    folder = tmp_path_factory.mktemp("trained")
+    rows_of(1_500).write_csv(folder / "data.csv")
+    run = Run(small_in(folder, folder / "data.csv", more=EXPORT))
+    run.run()
+    return folder / "run" / "model.onnx"
 
 
 # --------------------------------------------------------------------------------------------- help
@@ -181,11 +192,10 @@ def test_there_is_nothing_to_export_before_a_run(
 
 @pytest.mark.parametrize("kind", ["parquet", "csv", "ndjson", "arrow"])
 def test_predict_adds_answers_to_the_rows_of_files(
-    trained: Path, headrace: Headrace, tmp_path: Path, rows: Rows, kind: str
+    model: Path, headrace: Headrace, tmp_path: Path, rows: Rows, kind: str
 ) -> None:
     new = rows(500, seed=9).drop("y")
     new.write_parquet(tmp_path / "new.parquet")
-    model = tmp_path / "run" / "model.onnx"
     scored = tmp_path / "scored"
     command = ["predict", model, "--input", tmp_path / "*.parquet", "--output", scored]
     code, _, err = headrace(*command, "--format", kind)
@@ -203,7 +213,7 @@ def test_predict_adds_answers_to_the_rows_of_files(
 
 
 def test_predict_reads_columns_in_the_types_that_the_model_learned(
-    trained: Path, headrace: Headrace, tmp_path: Path, rows: Rows
+    model: Path, headrace: Headrace, tmp_path: Path, rows: Rows
 ) -> None:
     """Whatever would be guessed from the rows to predict: whole numbers, nothing, no rows."""
     new = rows(50, seed=9).drop("y").with_columns(a=1.0)
@@ -214,7 +224,6 @@ def test_predict_reads_columns_in_the_types_that_the_model_learned(
     whole.write_parquet(tmp_path / "whole.parquet")
     nothing.write_parquet(tmp_path / "nothing.parquet")
     nothing.write_ndjson(tmp_path / "nothing.ndjson")
-    model = tmp_path / "run" / "model.onnx"
     for name, n in (
         ("empty.csv", 0), ("whole.csv", 50), ("whole.parquet", 50), ("nothing.parquet", 50),
         ("nothing.ndjson", 50),
@@ -243,10 +252,9 @@ print([name for name in ("torch", "torchdata", "kafka", "matplotlib") if name in
 
 
 def test_an_engine_that_cleans_or_serves_loads_no_torch(
-    trained: Path, tmp_path: Path, rows: Rows
+    model: Path, tmp_path: Path, rows: Rows
 ) -> None:
     rows(300).write_parquet(tmp_path / "rows.parquet")
-    model = tmp_path / "run" / "model.onnx"
     command = [sys.executable, "-c", CLEAN_AND_SERVE, tmp_path / "rows.parquet", model, tmp_path]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -254,10 +262,10 @@ def test_an_engine_that_cleans_or_serves_loads_no_torch(
 
 
 def test_predict_without_its_columns_names_the_first(
-    trained: Path, headrace: Headrace, tmp_path: Path, rows: Rows
+    model: Path, headrace: Headrace, tmp_path: Path, rows: Rows
 ) -> None:
     rows(10).drop("b").write_parquet(tmp_path / "new.parquet")
-    model, scored = tmp_path / "run" / "model.onnx", tmp_path / "scored"
+    scored = tmp_path / "scored"
     command = ["predict", model, "--input", tmp_path / "new.parquet", "--output", scored]
     code, _, err = headrace(*command)
     assert code == 2
