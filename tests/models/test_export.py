@@ -136,10 +136,14 @@ class Line:
 
     def scrubbed(self, frame: pl.DataFrame) -> Batch:
         """What reaches the learner; the stages learn from it afterwards."""
+        return Collate(self.features).apply(self.passed(frame))
+
+    def passed(self, frame: pl.DataFrame) -> Batch:
+        """The same as columns."""
         batch = batch_of(frame)
         for stage in self.stages:
             batch = stage.apply(batch)
-        return Collate(self.features).apply(batch)
+        return batch
 
     def train(self, frame: pl.DataFrame, batches: int = 10) -> None:
         size = frame.height // batches
@@ -183,10 +187,28 @@ def linear(features: Features, **keys: Any) -> LinearLearner:
 
 
 def trained(learner: Any, chain: Chain = FLAGGED) -> Line:
-    frame = labelled(data(3_000, seed=1), learner.features.task)
-    line = Line(chain, learner.features, learner, dict(frame.schema))
-    line.train(frame)
+    batches, states, schema = passed(chain, learner.features.task)
+    line = Line(chain, learner.features, learner, schema)
+    for stage, state in zip(line.stages, states, strict=True):
+        stage.restore(state)
+    for batch in batches:
+        learner.learn(Collate(learner.features).apply(batch))
     return line
+
+
+def passed(chain: Chain, task: str) -> tuple[list[Batch], list[Any], Schema]:
+    """Ten batches behind stages, what these have learned of them, and the schema before: made once
+    for many learners."""
+    key = repr(chain), task
+    if key not in _passed:
+        frame = labelled(data(3_000, seed=1), task)
+        line = Line(chain, features_of(task, numeric=(), categories={}), None, dict(frame.schema))
+        batches = [line.passed(frame.slice(at, 300)) for at in range(0, 3_000, 300)]
+        _passed[key] = batches, [stage.snapshot() for stage in line.stages], line.schema
+    return _passed[key]
+
+
+_passed: dict[tuple[str, str], tuple[list[Batch], list[Any], Schema]] = {}
 
 
 def raw(frame: pl.DataFrame, inputs: Mapping[str, str]) -> dict[str, NDArray[Any]]:
