@@ -1463,6 +1463,12 @@ def element_type(dtype: pl.List) -> pl.DataType:
     return inner if isinstance(inner, pl.DataType) else inner()
 
 
+def field_types(dtype: pl.Struct) -> Schema:
+    """The types of an object's fields."""
+    fields = dtype.to_schema()
+    return {c: t if isinstance(t, pl.DataType) else t() for c, t in fields.items()}
+
+
 def is_deep(dtype: pl.DataType) -> bool:
     """Whether lists and objects are nested in more than `MOST_LEVELS` levels."""
     level = [dtype]
@@ -1475,7 +1481,7 @@ def _nested_types(dtype: pl.DataType) -> list[pl.DataType]:
     if isinstance(dtype, pl.List):
         return [element_type(dtype)]
     if isinstance(dtype, pl.Struct):
-        return [t for t in dtype.to_schema().values() if isinstance(t, pl.DataType)]
+        return [*field_types(dtype).values()]
     return []
 
 

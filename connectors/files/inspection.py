@@ -269,11 +269,16 @@ def of_csv(
 
 
 def of_json(
-    files: Mapping[str, Path], opened: Callable[[Path, str], Rows], *, declared: bool
+    files: Mapping[str, Path],
+    opened: Callable[[Path, str], Rows],
+    paths: Mapping[str, str],
+    *,
+    declared: bool,
 ) -> Inspection:
     """The keys of the objects, in the types that hold all their values.
 
     Args:
+        paths: column -> where its value is; one that leads to none in any row has no type.
         declared: some columns are, so rows that are no objects may be poison.
 
     Raises: UserError where objects span lines, or no row is an object although nothing is declared.
@@ -288,7 +293,7 @@ def of_json(
             for records in shares.parts(file, name, found):
                 seen += len(records)
                 lines = _lines(records)
-                types = json_types(lines)
+                types = json_types(lines, paths)
                 _may_have(len(types), name)
                 found.schema = common_schema(found.schema, types)
                 if head is None:

@@ -435,7 +435,8 @@ class FilesSource(Source):
         found = self._kind in FOUND and bool(declared) and rest is None
         only = rest == DROPPED or found
         if self._kind in JSON:
-            Ndjson(self.settings.paths, coerce=self.settings.coerce).schema(named)
+            if only or not self._files:  # else the types of the others are guessed
+                Ndjson(self.settings.paths).schema(named)
         elif self._kind == "xml":
             Fields(list(named), self.settings.paths if only else {})
         elif isinstance(self._inner, Samples):
@@ -465,6 +466,8 @@ class FilesSource(Source):
         if self.settings.order_by:
             self._may_sort(there)
         schema = spread_schema(declared, there)
+        if self._kind in JSON:
+            Ndjson(self.settings.paths).schema(schema)
         self._take_words_of(schema)
         self._columns = list(schema)
         if rest is None:
@@ -1087,8 +1090,23 @@ class FilesSource(Source):
             return plain | self._nested(tops)
         if self._kind in JSON:  # what a path takes apart is no column of its own as well
             apart = {str(parse_path(path, c)[0]) for c, path in self.settings.paths.items()}
-            return {c: t for c, t in inspection.schema.items() if c not in apart or c in named}
+            own = {*named, *self.settings.paths}
+            there = {c: t for c, t in inspection.schema.items() if c not in apart or c in own}
+            return self._must_lead(there, named)
         return inspection.schema
+
+    def _must_lead(self, there: Schema, named: Schema) -> Schema:
+        """The same. Raises: UserError for one of `paths` whose column has no type: no row has a
+        value there, and none is declared."""
+        for column, path in self.settings.paths.items():
+            if column not in there and column not in named:
+                top = str(parse_path(path, column)[0])
+                raise UserError(
+                    f"[source] paths: '{path}' of column '{column}' leads to nothing in "
+                    f"{next(iter(self._files))} that its type could be guessed from: correct it, "
+                    f"or declare '{column}' in [source.schema].{nearest(top, there)}"
+                )
+        return there
 
     def _inspection(self, named: Schema | None) -> Inspection:
         if self._kind in KINDS:
@@ -1104,11 +1122,11 @@ class FilesSource(Source):
             self._words |= found.words
             self._take_for_null(found.null_values)
             return found
-        declared = bool(named)
+        declared, paths = bool(named), self.settings.paths
         if self._file_a_row:
             files = {self._name: Path()}
-            return of_json(files, lambda _, name: self._whole_files(name), declared=declared)
-        return of_json(self._files, self._sampled, declared=declared)
+            return of_json(files, lambda _, name: self._whole_files(name), paths, declared=declared)
+        return of_json(self._files, self._sampled, paths, declared=declared)
 
     def _nested(self, there: Schema) -> Schema:
         """The columns that `paths` takes out of others."""

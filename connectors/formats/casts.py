@@ -4,7 +4,7 @@ One rule for all formats. A value is taken where it equals one of the declared t
 written: "12.0" is the integer 12, "true" a bool, 5 the text "5". A fraction becomes the nearest
 float, but a whole number must be had back from it: 9007199254740993 is no float64. Times are cut to
 the declared unit. With ``strict`` a value must be written as what it is declared.
-A list is taken where every element is, by the same rule.
+A list is taken where every element is, an object where every field is, by the same rule.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from connectors.formats.rows import (
     shown,
     texts,
 )
-from engine.types import Records, Rejects, Schema, element_type, type_name
+from engine.types import Records, Rejects, Schema, element_type, field_types, type_name
 
 Coerce = Literal["lossless", "strict"]
 """``[source] coerce``."""
@@ -228,9 +228,15 @@ def _from_text(column: pl.Series, dtype: pl.DataType, strict: bool) -> pl.Series
         return _spans(words, dtype)
     if isinstance(dtype, pl.List):
         elements = lists.of_json(words)
-        return elements.together(
-            _elements(elements, element_type(dtype), strict=strict), words.name
-        )
+        made = _elements(elements.values, elements.tokens, element_type(dtype), strict=strict)
+        return elements.together(made, words.name)
+    if isinstance(dtype, pl.Struct):
+        kinds = field_types(dtype)
+        fields = lists.of_objects(words, kinds)
+        parts = [
+            _elements(*fields.columns[c], kind, strict=strict).alias(c) for c, kind in kinds.items()
+        ]
+        return fields.together(parts, dtype, words.name)
     if dtype.is_integer():
         return _whole_numbers(words, dtype, strict)
     made = words.cast(dtype, strict=False)
@@ -340,9 +346,10 @@ def _spans_of(parts: pl.DataFrame, dtype: pl.Duration) -> pl.Series:
     return (count * signs).cast(dtype)
 
 
-def _elements(elements: lists.Elements, dtype: pl.DataType, *, strict: bool) -> pl.Series:
-    """Elements of JSON arrays in their type; null where one does not fit."""
-    values, tokens = elements.values, elements.tokens
+def _elements(
+    values: pl.Series, tokens: NDArray[np.int8], dtype: pl.DataType, *, strict: bool
+) -> pl.Series:
+    """Elements of JSON arrays, or fields of objects, in their type; null where one does not fit."""
     made = cast(values, dtype, "strict" if strict else "lossless", written=True)
     wrong = tokens == lists.WORD if not dtype.is_float() else np.zeros(len(tokens), np.bool_)
     if dtype in (pl.String, pl.Binary):
@@ -358,6 +365,8 @@ def written_as(dtype: pl.DataType) -> tuple[int, ...]:
     """What values of a type are in JSON."""
     if isinstance(dtype, pl.List):
         return (lists.ARRAY,)
+    if isinstance(dtype, pl.Struct):
+        return (lists.OBJECT,)
     if dtype.is_float() or dtype.is_decimal():
         return lists.INTEGER, lists.FLOAT
     if dtype.is_integer():
@@ -420,7 +429,9 @@ def too_big(got: pl.Series, dtype: pl.DataType) -> pl.Series:
     its elements that does not fit is such a number."""
     if isinstance(dtype, pl.List):
         elements, inner = lists.of_json(got), element_type(dtype)
-        lost = _lost(elements.values, _elements(elements, inner, strict=False))
+        lost = _lost(
+            elements.values, _elements(elements.values, elements.tokens, inner, strict=False)
+        )
         rows, first = np.unique(elements.rows[lost], return_index=True)
         found = np.zeros(len(got), np.bool_)
         found[rows] = too_big(elements.values.filter(pl.Series(lost)).gather(first), inner)

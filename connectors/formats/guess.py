@@ -7,7 +7,8 @@ text can be had back from it ("01234" is text), a time only where the cast takes
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,7 @@ from polars.exceptions import PolarsError
 
 from connectors.formats import scan
 from connectors.formats.casts import Coerce, cast, may_be_another, pointed
-from connectors.formats.paths import Shape
+from connectors.formats.paths import Shape, Step, parse_path, value_at
 from engine.types import RESERVED, Schema, Unit, element_type, is_deep
 
 NULL_WORDS = (
@@ -170,33 +171,77 @@ def _are_floats(values: pl.Series) -> bool:
     return bool(digits.any() and not ids.all() and not values.str.contains(PADDED).any())
 
 
-def json_types(lines: bytes) -> Schema:
+def json_types(lines: bytes, paths: Mapping[str, str] | None = None) -> Schema:
     """The types of the keys of JSON objects, one a line; text where a key has values of several
-    kinds, or such that are nested too deep. Lines that are no object say nothing."""
+    kinds, or such that are nested too deep. Lines that no reader takes say nothing (those that are
+    no object, have a key twice, or half of a surrogate pair), but a key that only they have is one.
+
+    Args:
+        paths: column -> where its value is; one that leads to no value here has no type.
+    """
     bounds, verdicts = _judged(lines)
-    objects = b"".join(lines[a:b] for a, b in _runs(verdicts < scan.DEEP, bounds))
-    deep = np.flatnonzero(verdicts == scan.DEEP).tolist()
-    objects += b"".join(_shallow(lines[bounds[i] : bounds[i + 1]]) for i in deep)
-    if not objects:
-        return {}
-    try:
-        frame = pl.read_ndjson(objects, infer_schema_length=None)
-    except PolarsError:  # values of several kinds under one key
-        frame = _by_key(objects)
-    return {
-        column.name: pl.String() if _is_another(column, objects) else _settled(column)
-        for column in frame.get_columns()
+    data = np.frombuffer(lines, np.uint8)
+    good = (verdicts < scan.BROKEN) & ~scan.halved_pairs(data, bounds)
+    objects = _objects(lines, bounds, verdicts, good)
+    frame = _inferred(objects)
+    again = scan.twice(data, bounds, frame.columns) & good
+    if again.any():
+        objects = _objects(lines, bounds, verdicts, good & ~again)
+        frame = _inferred(objects)
+    refused = (verdicts < scan.BROKEN) & (~good | again)
+    odd = _inferred(_objects(lines, bounds, verdicts, refused)).drop(frame.columns, strict=False)
+    columns: dict[str, tuple[tuple[Step, ...], pl.Series]] = {
+        column.name: ((column.name,), column) for column in frame.get_columns()
     }
+    for name, path in (paths or {}).items():
+        columns.pop(name, None)
+        steps = parse_path(path, name)
+        with suppress(PolarsError):  # it leads to nothing
+            columns[name] = steps, frame.select(value_at(steps).alias(name)).to_series()
+    found = {
+        name: pl.String() if _is_another(column, steps, objects) else _settled(column)
+        for name, (steps, column) in columns.items()
+    }
+    return {**{column.name: _settled(column) for column in odd.get_columns()}, **found}
 
 
-def _is_another(column: pl.Series, objects: bytes) -> bool:
+def _objects(
+    lines: bytes, bounds: NDArray[np.int64], verdicts: NDArray[np.int64], good: NDArray[np.bool_]
+) -> bytes:
+    """Those of the lines that are good, without what is nested too deep."""
+    shallow = b"".join(lines[a:b] for a, b in _runs(good & (verdicts < scan.DEEP), bounds))
+    deep = np.flatnonzero(good & (verdicts == scan.DEEP)).tolist()
+    return shallow + b"".join(_shallow(lines[bounds[i] : bounds[i + 1]]) for i in deep)
+
+
+def _inferred(objects: bytes) -> pl.DataFrame:
+    """The objects in types that hold all their values."""
+    if not objects:
+        return pl.DataFrame()
+    try:
+        return pl.read_ndjson(objects, infer_schema_length=None)
+    except PolarsError:  # values of several kinds under one key
+        return _by_key(objects)
+
+
+def _is_another(column: pl.Series, steps: tuple[Step, ...], objects: bytes) -> bool:
     """Whether whole numbers among fractions are such as no float64 holds: their text does."""
     if column.dtype != pl.Float64 or not may_be_another(column):
         return False
     rows = (_object(line, number=str) for line in objects.splitlines())
-    texts = [row.get(column.name) for row in rows if row is not None]
+    texts = [_at(row, steps) for row in rows]
     words = pl.Series([text for text in texts if isinstance(text, str)], dtype=pl.String())
     return cast(words, pl.Float64()).null_count() > 0
+
+
+def _at(value: Any, steps: tuple[Step, ...]) -> Any:
+    """What lies there in an object; None where a step is not there."""
+    for step in steps:
+        try:
+            value = value[step]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return value
 
 
 def spans_lines(lines: bytes) -> bool:

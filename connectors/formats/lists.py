@@ -1,8 +1,9 @@
-"""Lists taken apart to their elements, and put together again: what a list may hold is then a
-matter of its elements, by the one rule of `connectors.formats.casts`."""
+"""Lists and objects taken apart to their elements and fields, and put together again: what they
+may hold is then a matter of those, by the one rule of `connectors.formats.casts`."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from connectors.formats import scan
 from connectors.formats.paths import Shape
 from connectors.formats.rows import pieces, values
 from connectors.formats.words import compiled
+from engine.types import Schema
 
 Ints = NDArray[np.int64]
 STRING, INTEGER, FLOAT, BOOL, ARRAY, OBJECT, NULL = range(1, len(scan.TOKENS))
@@ -65,6 +67,30 @@ class Elements:
         return series.cast(pl.List(made.dtype)).alias(name)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fields:
+    """Objects of n rows taken apart.
+
+    Attributes:
+        columns: field -> its values, shape (n,), and what each is in JSON (`Elements.tokens`).
+        there: where there is an object, shape (n,).
+    """
+
+    columns: Mapping[str, tuple[pl.Series, NDArray[np.int8]]]
+    there: NDArray[np.bool_]
+
+    def together(self, made: Sequence[pl.Series], dtype: pl.Struct, name: str) -> pl.Series:
+        """The objects again, of other values (in the order of `columns`); null where one of them
+        was lost, null although the value was not."""
+        there = self.there.copy()
+        for column, (raw, _) in zip(made, self.columns.values(), strict=True):
+            if column.null_count() != raw.null_count():
+                there &= ~(column.is_null() & raw.is_not_null()).to_numpy()
+        whole = pl.DataFrame([*made]).to_struct(name).cast(dtype)
+        nothing = pl.Series(name, [None], dtype=dtype).new_from_index(0, len(whole))
+        return whole if there.all() else whole.zip_with(pl.Series(there), nothing)
+
+
 def of_column(column: pl.Series) -> Elements:
     """The elements of a column of lists or arrays."""
     if isinstance(column.dtype, pl.Array):
@@ -84,16 +110,47 @@ def of_json(texts: pl.Series) -> Elements:
     starts, stops = np.zeros((2, len(tokens)), np.int64)
     sizes = np.full(len(texts), -1, np.int64)
     m = int(_elements(raw.data, raw.bounds, starts, stops, tokens, sizes))
-    tokens, starts, stops = tokens[:m], starts[:m], stops[:m]
+    column, tokens = _said(raw.data, starts[:m], stops[:m], tokens[:m])
+    return Elements(values=column, tokens=tokens, sizes=sizes)
+
+
+def of_objects(texts: pl.Series, fields: Iterable[str]) -> Fields:
+    """The fields of JSON objects, as the elements of `of_json`; null where there is none. Of two
+    equal keys the first counts. What is no object has no fields."""
+    raw = values(texts.fill_null(""))
+    schema: Schema = dict.fromkeys(fields, pl.String())
+    shape = Shape.of(schema, {})
+    tree = scan.Tree(shape)
+    found = tree.scan(raw.data, raw.bounds, tokens=True)
+    there = found.verdicts < scan.DEEP
+    backslash = texts.str.contains("\\", literal=True).fill_null(False).to_numpy()
+    columns = {}
+    for field in schema:
+        number = tree.number(shape.way(field)[-1])
+        tokens = np.where(there, found.tokens[:, number], 0)
+        starts, stops = found.spans[:, number].T.copy()
+        string = tokens == STRING
+        quoted = string.astype(np.int64)
+        starts, stops = starts + quoted, stops - quoted
+        escaped = string & backslash
+        tokens = np.where(escaped, STRING + ESCAPED, np.where(tokens == 0, NULL, tokens))
+        columns[field] = _said(raw.data, starts, stops, tokens.astype(np.int8))
+    return Fields(columns=columns, there=there)
+
+
+def _said(
+    data: NDArray[np.uint8], starts: Ints, stops: Ints, tokens: NDArray[np.int8]
+) -> tuple[pl.Series, NDArray[np.int8]]:
+    """Values as text, and what each is; strings lie between their quotes."""
     null = tokens == NULL
-    made = pieces(raw.data, starts, np.where(null, -1, stops - starts))
+    made = pieces(data, starts, np.where(null, -1, stops - starts))
     column = _text(made.data, made.bounds, null)
     escaped = tokens == STRING + ESCAPED
     if escaped.any():
         at = np.flatnonzero(escaped)
         column = column.scatter(at, _unescaped(column.gather(at)))
         tokens = np.where(escaped, np.int8(STRING), tokens)
-    return Elements(values=column, tokens=tokens, sizes=sizes)
+    return column, tokens
 
 
 def are_json(texts: pl.Series) -> NDArray[np.bool_]:
@@ -199,5 +256,5 @@ def _elements(data, bounds, starts, stops, tokens, sizes):  # type: ignore[no-un
     return m
 
 
-__all__ = ["ARRAY", "BOOL", "FLOAT", "INTEGER", "OBJECT", "STRING", "WORD", "Elements", "are_json",
-           "of_column", "of_json"]  # fmt: skip
+__all__ = ["ARRAY", "BOOL", "FLOAT", "INTEGER", "OBJECT", "STRING", "WORD", "Elements", "Fields",
+           "are_json", "of_column", "of_json", "of_objects"]  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -41,14 +41,21 @@ from connectors.formats.rows import (
     take,
     texts,
 )
-from engine.types import POSITION, Records, Rejects, Schema, Values, element_type, type_name
+from engine.types import (
+    POSITION,
+    Records,
+    Rejects,
+    Schema,
+    Values,
+    element_type,
+    field_types,
+    type_name,
+)
 
 NEWLINE = 10
 MOST_LEFT = 0.1
 """Share of records that the walk of `formats/flat.py` may leave to the parser; where it is more,
 they are another kind of JSON, and all go there."""
-HALF = re.compile(rb"\\u[dD][89a-fA-F]")
-"""An escape that may be half of a surrogate pair."""
 WORDS = re.compile(rb"NaN|Infinity")
 DIGITS = re.compile(rb"\d{8}")
 """What a whole number has that a float does not hold."""
@@ -63,6 +70,8 @@ NULL, LIST, OBJECT, INTEGER = (
     scan.TOKENS.index(word) for word in ("null", "array", "object", "integer")
 )
 STRINGS = tuple(scan.TOKENS.index(word) for word in ("nothing", "null", "string"))
+TEXTS: tuple[pl.DataType, ...] = (pl.String(), pl.Binary())
+FLOATS: tuple[pl.DataType, ...] = (pl.Float32(), pl.Float64())
 Ints = NDArray[np.int64]
 Lines = tuple[NDArray[np.uint8], Ints]
 """Lines of JSON, and where each begins and the last ends."""
@@ -88,37 +97,6 @@ def _blank(data, bounds, keep):  # type: ignore[no-untyped-def]
     for i in range(len(keep)):
         if not keep[i]:
             data[bounds[i] : bounds[i + 1]] = 32
-
-
-@numba.njit(nogil=True, cache=True)
-def _halves(data, bounds, found):  # type: ignore[no-untyped-def]
-    """Which lines have an escape that is half of a surrogate pair, and no character."""
-    for line in range(len(found)):
-        at, size = bounds[line], bounds[line + 1]
-        while at < size:
-            if data[at] != 92 or at + 1 >= size:
-                at += 1
-            elif data[at + 1] != 117 or at + 6 > size:
-                at += 2
-            else:
-                half = _half(data, at)
-                pair = half == 1 and at + 12 <= size and data[at + 6] == 92 and data[at + 7] == 117
-                if pair and _half(data, at + 6) == 2:
-                    at += 6
-                elif half:
-                    found[line] = True
-                at += 6
-
-
-@numba.njit(nogil=True, cache=True)
-def _half(data, at):  # type: ignore[no-untyped-def]
-    """Whether the escape at `at` is the first (1) or second (2) half of a pair; 0 for others."""
-    if data[at + 2] | 32 != 100:
-        return 0
-    digit = data[at + 3] | 32
-    if digit == 56 or digit == 57 or digit == 97 or digit == 98:
-        return 1
-    return 2 if 99 <= digit <= 102 else 0
 
 
 @numba.njit(nogil=True, cache=True)
@@ -239,7 +217,7 @@ class Ndjson:
         n = len(records)
         refused = [
             (BROKEN, TWICE, scan.twice(data, bounds, parser.keys)),
-            (BAD_UTF8, HALVED, _halved_pairs(data, bounds)),
+            (BAD_UTF8, HALVED, scan.halved_pairs(data, bounds)),
         ]
         if any(found.any() for _, _, found in refused):
             return self._without(refused, records, schema)
@@ -247,12 +225,15 @@ class Ndjson:
         read, ends, quoted = data, bounds, False
         for start, stop in _pieces(n):
             try:
-                frame = parser.strict(read[ends[start] : ends[stop]], stop - start)
+                lines = functools.partial(_between, data, bounds, start, stop)
+                part = read[ends[start] : ends[stop]]
+                frame = parser.strict(part, stop - start, written=lines)
                 if not quoted and parser.may_be_numbers(frame):
                     if not parser.all_fit(data, bounds):
                         break
                     read, ends, quoted = *parser.tree.quoted(data, bounds), True
-                    frame = parser.strict(read[ends[start] : ends[stop]], stop - start)
+                    part = read[ends[start] : ends[stop]]
+                    frame = parser.strict(part, stop - start, written=lines)
                 frames.append(frame)
             except PolarsError:
                 break
@@ -303,34 +284,46 @@ class _Parser:
     to_cast: tuple[str, ...]
     """Those that the parser gives in another type."""
 
-    def strict(self, part: NDArray[np.uint8], rows: int, *, walked: bool = False) -> pl.DataFrame:
+    def strict(
+        self,
+        part: NDArray[np.uint8],
+        rows: int,
+        *,
+        walked: bool = False,
+        written: Callable[[], NDArray[np.uint8]] | None = None,
+    ) -> pl.DataFrame:
         """The columns. Raises: PolarsError when one of the lines does not fit, or is blank.
 
         Args:
             walked: the walk has seen to it that floats hold their whole numbers.
+            written: the lines as they are written, where those to parse have more quotes.
         """
         frame = self.shape.columns(_parse(part, rows, self.types, lenient=False))
         kinds = self.shape.schema
         for column in self.floats:
-            leaves = _leaves(frame.get_column(column))
-            another = not walked and may_be_another(leaves) and DIGITS.search(part.data)
-            if another or _overflown(leaves).any():
-                raise PolarsError("a number may be none of its column's")
-        frame = self._as_it_stands(frame, part)
+            for leaves in _leaves(frame.get_column(column), FLOATS):
+                another = not walked and may_be_another(leaves) and DIGITS.search(part.data)
+                if another or _overflown(leaves).any():
+                    raise PolarsError("a number may be none of its column's")
+        parsed = frame
+        frame = self._as_it_stands(parsed, (lambda: part) if written is None else written)
+        if any(frame[c].null_count() != parsed[c].null_count() for c in self.columns_of_text):
+            raise PolarsError("a value inside a list or an object may be none of its type")
         if self.to_cast:
             frame = frame.with_columns(self._cast(frame.get_column(c)) for c in self.to_cast)
         return frame if frame.schema == kinds else frame.cast(kinds)  # type: ignore[arg-type]
 
-    def _as_it_stands(self, frame: pl.DataFrame, part: NDArray[np.uint8]) -> pl.DataFrame:
+    def _as_it_stands(
+        self, frame: pl.DataFrame, written: Callable[[], NDArray[np.uint8]]
+    ) -> pl.DataFrame:
         """Objects and arrays in columns of text as they stand in the lines: the parser writes them
         anew, without the backslashes of their strings."""
         for c in self.columns_of_text:
-            text = frame.get_column(c)
-            if text.dtype != pl.String:
-                continue
-            rows = np.flatnonzero(text.to_frame().select(MAY_BE_NESTED).to_series().to_numpy())
+            column = frame.get_column(c)
+            rows = np.flatnonzero(_may_hold_nested(column))
             if not len(rows):
                 continue
+            part = written()
             ends = np.flatnonzero(part == NEWLINE) + 1
             data, bounds = _taken(part, np.concatenate([[0], ends]), rows)
             number = self.tree.number(self.shape.way(c)[-1])
@@ -338,8 +331,12 @@ class _Parser:
             starts, stops = found.spans[:, number].T
             nested = np.isin(found.tokens[:, number], (LIST, OBJECT)) & (stops > starts)
             at = np.flatnonzero(nested)
-            written = pieces(data, starts[at], (stops - starts)[at])
-            frame = frame.with_columns(text.scatter(rows[at], texts(binary(written))))
+            raw = texts(binary(pieces(data, starts[at], (stops - starts)[at])))
+            where = np.zeros(len(column), np.bool_)
+            where[rows[at]] = True
+            if where.any():
+                made = cast(raw, column.dtype, written=True)
+                frame = frame.with_columns(_with(column, where, made))
         return frame
 
     def _cast(self, parsed: pl.Series) -> pl.Series:
@@ -357,8 +354,9 @@ class _Parser:
             return bool(self.columns_of_text)
         leaf = pl.first().cast(pl.Binary)
         like = ((leaf >= b"-") & (leaf < b":")).any()
-        leaves = (_leaves(frame.get_column(c)).to_frame() for c in self.columns_of_text)
-        return any(bool(column.select(like).item()) for column in leaves)
+        columns = (frame.get_column(c) for c in self.columns_of_text)
+        leaves = (leaf.to_frame() for column in columns for leaf in _leaves(column, TEXTS))
+        return any(bool(leaf.select(like).item()) for leaf in leaves)
 
     def all_fit(self, data: NDArray[np.uint8], bounds: Ints) -> bool:
         """Whether strings are all that there is in columns of text, where they must be."""
@@ -379,7 +377,12 @@ class _Parser:
             good.append(
                 (
                     np.flatnonzero(fits),
-                    self.strict(_blanked(data, bounds, fits), fits.sum(), walked=True),
+                    self.strict(
+                        _blanked(data, bounds, fits),
+                        fits.sum(),
+                        walked=True,
+                        written=lambda: _blanked(raw, raw_bounds, fits),
+                    ),
                 )
             )
         except PolarsError:  # the walk was kinder than the parser
@@ -390,7 +393,12 @@ class _Parser:
         plain = odd[~careful]
         kept, alone = _halved(
             plain,
-            lambda rows: self.strict(_taken(data, bounds, rows)[0], len(rows), walked=True),
+            lambda rows: self.strict(
+                _taken(data, bounds, rows)[0],
+                len(rows),
+                walked=True,
+                written=lambda: _taken(raw, raw_bounds, rows)[0],
+            ),
         )
         good += kept
         unsure = np.array([row for row, _ in alone], np.int64)
@@ -426,7 +434,7 @@ class _Parser:
         """
         n = len(rows)
         made = self.shape.columns(_parse(lines[0], n, self.types, lenient=True))
-        made = self._as_it_stands(made, lines[0])
+        made = self._as_it_stands(made, lambda: written[0])
         text = self.shape.columns(_parse(lines[0], n, self.texts, lenient=True))
         # Asked for all columns at once: each question costs more than its answer.
         present, absent = text.select(pl.all().is_not_null()), made.select(pl.all().is_null())
@@ -447,10 +455,10 @@ class _Parser:
             lost = has & absent.get_column(name).to_numpy() & ~done
             lost |= _overflown(made.get_column(name)) & ~done
             lost |= _beyond(made.get_column(name)) & (token == INTEGER) & ~done
-            if isinstance(kind, pl.List):  # the parser makes null of elements that do not fit
+            if kind.is_nested():  # the parser makes null of what does not fit inside
                 spans = there.spans[:, self.tree.number(nodes[-1])]
                 raw = _as_written(raw, written[0], spans, token)
-            if isinstance(kind, pl.List) or parsed_as(kind) != kind:
+            if kind.is_nested() or parsed_as(kind) != kind:
                 lost = has & ~done
                 made = made.with_columns(nothing(raw, kind))
             again = lost.copy()
@@ -501,23 +509,41 @@ def _parser(
         shape.types(text=True),
         coerce,
         tuple(step for step in shape.root.below if isinstance(step, str)),
-        columns_of_text=tuple(c for c, kind in kinds if _leaf(kind) in (pl.String, pl.Binary)),
-        floats=tuple(c for c, kind in kinds if _leaf(kind) in (pl.Float32, pl.Float64)),
+        columns_of_text=tuple(c for c, kind in kinds if {*_leaf_types(kind)} & {*TEXTS}),
+        floats=tuple(c for c, kind in kinds if {*_leaf_types(kind)} & {*FLOATS}),
         to_cast=tuple(c for c, kind in kinds if parsed_as(kind) != kind),
     )
 
 
-def _leaf(kind: pl.DataType) -> pl.DataType:
-    """The type of what a list holds in the end."""
-    while isinstance(kind, pl.List):
-        kind = element_type(kind)
-    return kind
+def _leaf_types(kind: pl.DataType) -> Iterator[pl.DataType]:
+    """The types of what lists and objects hold in the end."""
+    if isinstance(kind, pl.List):
+        yield from _leaf_types(element_type(kind))
+    elif isinstance(kind, pl.Struct):
+        for field in field_types(kind).values():
+            yield from _leaf_types(field)
+    else:
+        yield kind
 
 
-def _leaves(column: pl.Series) -> pl.Series:
-    while isinstance(column.dtype, pl.List):
-        column = column.explode(empty_as_null=False, keep_nulls=False)
-    return column
+def _leaves(column: pl.Series, kinds: Sequence[pl.DataType]) -> Iterator[pl.Series]:
+    """What lists and objects hold in the end, where it is of these types."""
+    if isinstance(column.dtype, pl.List):
+        yield from _leaves(column.explode(empty_as_null=False, keep_nulls=False), kinds)
+    elif isinstance(column.dtype, pl.Struct):
+        for field in column.struct.unnest().get_columns():
+            yield from _leaves(field, kinds)
+    elif column.dtype in kinds:
+        yield column
+
+
+def _may_hold_nested(column: pl.Series) -> NDArray[np.bool_]:
+    """In which rows text may be a list or an object, shape (n,)."""
+    if column.dtype == pl.String:
+        return column.to_frame().select(MAY_BE_NESTED).to_series().to_numpy()
+    leaves = (leaf.to_frame() for leaf in _leaves(column, TEXTS))
+    found = any(leaf.select(MAY_BE_NESTED.any()).item() for leaf in leaves)
+    return np.full(len(column), found)
 
 
 def _overflown(column: pl.Series) -> NDArray[np.bool_]:
@@ -534,14 +560,6 @@ def _beyond(column: pl.Series) -> NDArray[np.bool_]:
     return (column.abs() >= WHOLE_MOST[column.dtype]).fill_null(False).to_numpy()
 
 
-def _halved_pairs(data: NDArray[np.uint8], bounds: Ints) -> NDArray[np.bool_]:
-    """Which lines have half of a surrogate pair."""
-    found = np.zeros(len(bounds) - 1, np.bool_)
-    if HALF.search(data.data):
-        _halves(data, bounds, found)
-    return found
-
-
 def _with(column: pl.Series, where: NDArray[np.bool_], taken: pl.Series) -> pl.Series:
     """The column with other values in some places (scatter knows no lists)."""
     spread = taken.gather(np.maximum(np.cumsum(where) - 1, 0))
@@ -551,12 +569,12 @@ def _with(column: pl.Series, where: NDArray[np.bool_], taken: pl.Series) -> pl.S
 def _as_written(
     text: pl.Series, data: NDArray[np.uint8], spans: Ints, token: NDArray[np.int8]
 ) -> pl.Series:
-    """Texts of a column, its lists as they stand in the lines.
+    """Texts of a column, its lists and objects as they stand in the lines.
 
     Args:
         spans: where they do, shape (n, 2).
     """
-    at = np.flatnonzero((token == LIST) & (spans[:, 1] > spans[:, 0]))
+    at = np.flatnonzero(np.isin(token, (LIST, OBJECT)) & (spans[:, 1] > spans[:, 0]))
     if not len(at):
         return text
     starts, stops = spans[at].T
@@ -605,6 +623,11 @@ def _blanked(data: NDArray[np.uint8], bounds: Ints, keep: NDArray[np.bool_]) -> 
     out = data.copy()
     _blank(out, bounds, keep)
     return out
+
+
+def _between(data: NDArray[np.uint8], bounds: Ints, start: int, stop: int) -> NDArray[np.uint8]:
+    """The lines from one to another."""
+    return data[bounds[start] : bounds[stop]]
 
 
 def _taken(data: NDArray[np.uint8], bounds: Ints, rows: Ints) -> Lines:

@@ -9,6 +9,7 @@ care. `tests/connectors/test_ndjson.py` holds it against the parser.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from connectors.formats.paths import Node, Shape, Step
-from engine.types import element_type
+from engine.types import element_type, field_types
 
 FITS, SUSPECT, UNSURE, DEEP = 0, 1, 2, 3
 """The parser takes the line; a value may not fit its column; the parser alone can say; the same, as
@@ -34,6 +35,8 @@ TOKENS = ("nothing", "string", "integer", "f64", "bool", "array", "object", "nul
 OTHERS = -2
 """Index of the elements of a list that no column asks for; the parser checks them all the same."""
 QUOTE = np.uint8(34)
+HALF = re.compile(rb"\\u[dD][89a-fA-F]")
+"""An escape that may be half of a surrogate pair."""
 DEPTH = 128
 """Levels the walk goes down; deeper lines are the parser's to judge (its own limit is 1,024)."""
 OBJECT, LIST, TEXT, FLOAT, INT64, INT32, BOOL, DATE, MOMENT, OTHER, STRING, FLOAT32 = range(12)
@@ -147,6 +150,14 @@ def twice(
     return found
 
 
+def halved_pairs(data: NDArray[np.uint8], bounds: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which lines have half of a surrogate pair."""
+    found = np.zeros(len(bounds) - 1, np.bool_)
+    if HALF.search(data.data):
+        _halves(data, bounds, found)
+    return found
+
+
 def words(
     data: NDArray[np.uint8], starts: NDArray[np.int64], scan: Scan, at: NDArray[np.int64]
 ) -> pl.Series:
@@ -170,11 +181,17 @@ def words(
 
 def _with_others(node: Node) -> Node:
     """The same tree as the parser sees it: all elements of a list have the same fields, and those
-    that no column asks for have them too; those of a column of lists are of its inner type."""
+    that no column asks for have them too; what a column of lists or objects holds is of the types
+    that it says."""
     below = {step: _with_others(child) for step, child in node.below.items()}
     if isinstance(node.kind, pl.List):
         inner = Node(path=f"{node.path}[]", kind=element_type(node.kind))
         below = {OTHERS: _with_others(inner)}
+    elif isinstance(node.kind, pl.Struct):
+        below = {
+            name: _with_others(Node(path=f"{node.path}\n{name}", kind=kind))
+            for name, kind in field_types(node.kind).items()
+        }
     elif node.is_list:
         every = _together([*below.values()], f"{node.path}[]")
         below = {step: _together([child, every], child.path) for step, child in below.items()}
@@ -195,7 +212,7 @@ def _together(nodes: list[Node], path: str) -> Node:
 
 
 def _kind(node: Node) -> int:
-    if node.kind is None or isinstance(node.kind, pl.List):
+    if node.kind is None or isinstance(node.kind, pl.List | pl.Struct):
         return LIST if node.is_list else OBJECT
     return KINDS.get(type(node.kind), OTHER)
 
@@ -262,6 +279,37 @@ def _string(data, at, stop):  # type: ignore[no-untyped-def]
             return at + 1, -1
         at += 2
     return stop, -2
+
+
+@numba.njit(nogil=True, cache=True)
+def _halves(data, bounds, found):  # type: ignore[no-untyped-def]
+    """Which lines have an escape that is half of a surrogate pair, and no character."""
+    for line in range(len(found)):
+        at, size = bounds[line], bounds[line + 1]
+        while at < size:
+            if data[at] != 92 or at + 1 >= size:
+                at += 1
+            elif data[at + 1] != 117 or at + 6 > size:
+                at += 2
+            else:
+                half = _half(data, at)
+                pair = half == 1 and at + 12 <= size and data[at + 6] == 92 and data[at + 7] == 117
+                if pair and _half(data, at + 6) == 2:
+                    at += 6
+                elif half:
+                    found[line] = True
+                at += 6
+
+
+@numba.njit(nogil=True, cache=True)
+def _half(data, at):  # type: ignore[no-untyped-def]
+    """Whether the escape at `at` is the first (1) or second (2) half of a pair; 0 for others."""
+    if data[at + 2] | 32 != 100:
+        return 0
+    digit = data[at + 3] | 32
+    if digit == 56 or digit == 57 or digit == 97 or digit == 98:
+        return 1
+    return 2 if 99 <= digit <= 102 else 0
 
 
 @numba.njit(nogil=True, cache=True)
@@ -624,6 +672,6 @@ def _walk(  # type: ignore[no-untyped-def]
 
 
 __all__ = [
-    "BROKEN", "DEEP", "FITS", "NOT_UTF8", "SUSPECT", "TOKENS", "UNSURE", "Scan", "Tree", "twice",
-    "words",
+    "BROKEN", "DEEP", "FITS", "NOT_UTF8", "SUSPECT", "TOKENS", "UNSURE", "Scan", "Tree",
+    "halved_pairs", "twice", "words",
 ]  # fmt: skip

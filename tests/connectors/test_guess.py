@@ -355,3 +355,28 @@ def test_a_word_is_missing_where_that_makes_numbers_of_every_column_that_has_it(
     found = Guess()
     found.add(pl.DataFrame(columns))
     assert sorted(found.null_values) == sorted(words)
+
+
+def test_a_path_is_guessed_as_other_columns_are(tmp_path: Path) -> None:
+    path = tmp_path / "rows.ndjson"
+    path.write_text(
+        '{"user":{"city":"Oslo","at":"2024-01-02","n":1},"items":[{"price":1}]}\n'
+        '{"user":null}\n'
+        '{"user":{"n":2.5},"items":[]}\n'
+    )
+    paths = {"city": "user.city", "at": "user.at", "n": "user.n", "price": "items[0].price"}
+    source = files(path, paths=paths)
+    schema = source.schema({})
+    types = {"city": pl.String(), "at": pl.Date(), "n": pl.Float64(), "price": pl.Int64()}
+    assert schema == types
+    rows = decoded(source, drain(source), schema).select(*types)
+    assert rows.rows() == [
+        ("Oslo", datetime.date(2024, 1, 2), 1.0, 1),
+        (None, None, None, None),
+        (None, None, 2.5, None),
+    ]
+    declared = files(path, paths=paths).schema({"n": pl.String()})
+    assert declared == {**types, "n": pl.String()}
+    for schema in ({}, parse_schema({"id": "int64", "*": "drop"})):
+        with pytest.raises(UserError, match=r"leads to nothing|\[source.schema\] does not"):
+            files(path, paths={"city": "user.cty"}).schema(schema)
