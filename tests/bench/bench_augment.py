@@ -45,8 +45,8 @@ def main(*, quick: bool = False) -> None:
     try:
         runs, rows = _images(2 if quick else 64)
         more, tokens = _lists(100 if quick else 2_000)
-        steps = 1 if quick else 50  # of training, in a round
-        seconds = interleave({**runs, **more, **_steps(steps)}, rounds=3 if quick else 7)
+        steps, batch = (1, 64) if quick else (50, 1_024)  # of training, in a round
+        seconds = interleave({**runs, **more, **_steps(steps, batch)}, rounds=3 if quick else 7)
     finally:
         torch.set_num_threads(before)
     figures = {}
@@ -150,13 +150,13 @@ class _Given(Synonyms):
         return self._pairs
 
 
-def _steps(steps: int) -> dict[str, Callable[[], object]]:
-    """So many training steps on 1,024 rows of 32 numbers, a network of 128-64."""
+def _steps(steps: int, n: int) -> dict[str, Callable[[], object]]:
+    """So many training steps on n rows of 32 numbers, a network of 128-64."""
     chance = np.random.default_rng(0)
     tensors = Tensors(
-        numeric=torch.from_numpy(chance.normal(size=(1_024, 32)).astype(np.float32)),
-        categories=torch.empty((1_024, 0), dtype=torch.int64),
-        target=torch.from_numpy(chance.integers(0, 2, 1_024)),
+        numeric=torch.from_numpy(chance.normal(size=(n, 32)).astype(np.float32)),
+        categories=torch.empty((n, 0), dtype=torch.int64),
+        target=torch.from_numpy(chance.integers(0, 2, n)),
     )
     batch = Batch(frame=pl.DataFrame(), mark=Mark(), arrived=0.0, tensors=tensors)
     kinds: dict[str, Any] = {

@@ -37,7 +37,7 @@ def main(*, quick: bool = False) -> None:
         figures[f"{name}, {unit}"] = headrace(*rows)
         for other, model in rivals(unit == "error").items():
             figures[f"{name}, {unit} of {other}"] = river(model, name, len(rows[0]))
-    figures |= following(6_000 if quick else 200_000)
+    figures |= following(2_000 if quick else 200_000)
     goal = ", ".join(f"{name} {floor}" for name, floor in FLOORS.items())
     report("learning", figures, goal=f"{goal}; following change at most 3 times the time")
 

@@ -26,9 +26,6 @@ import polars as pl
 import psutil
 import pyarrow as pa
 from pydantic import ByteSize
-from torch.utils.data import DataLoader, IterableDataset
-from torchdata.nodes import IterableWrapper, Prefetcher
-from torchdata.nodes import Loader as NodeLoader
 
 from connectors.formats.columns import Columns
 from engine.config import LoaderSettings, component
@@ -143,16 +140,6 @@ class Bytes:
         return pl.DataFrame(places).with_columns(pl.Series("item", array)), []
 
 
-class Dataset(IterableDataset):  # type: ignore[type-arg]
-    """The same items for a DataLoader."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def __iter__(self) -> Iterator[Any]:
-        return map(made, sizes(self.count))
-
-
 def headrace(budget: int, count: int) -> Iterable[object]:
     """Batches of one item."""
     settings = LoaderSettings(batch_rows=1, memory_budget=ByteSize(budget * MIB))
@@ -162,14 +149,22 @@ def headrace(budget: int, count: int) -> Iterable[object]:
 
 def prefetcher(_: int, count: int) -> Iterable[object]:
     """torchdata's, over the same items."""
+    from torchdata.nodes import IterableWrapper, Loader, Prefetcher
+
     node = Prefetcher(IterableWrapper(map(made, sizes(count))), prefetch_factor=8)
-    batches: Iterable[object] = NodeLoader(node)
+    batches: Iterable[object] = Loader(node)
     return batches
 
 
 def dataloader(_: int, count: int) -> Iterable[object]:
     """One worker; items are no samples to be put together."""
-    batches: Iterable[object] = DataLoader(Dataset(count), batch_size=None, num_workers=1)
+    from torch.utils.data import DataLoader, IterableDataset
+
+    class Dataset(IterableDataset):  # type: ignore[type-arg]
+        def __iter__(self) -> Iterator[Any]:
+            return map(made, sizes(count))
+
+    batches: Iterable[object] = DataLoader(Dataset(), batch_size=None, num_workers=1)
     return batches
 
 

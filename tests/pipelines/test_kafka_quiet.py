@@ -99,6 +99,7 @@ def lag(made: Engine, topic: str) -> float | None:
     return page.get(f'headrace_source_lag_records{{partition="{topic}/0"}}')
 
 
+@pytest.mark.slow(12)
 @pytest.mark.parametrize("mode", ["train", "clean once"])
 def test_ten_records_are_ten_answers(mode: str, broker: Broker, tmp_path: Path) -> None:
     """One after the other is answered before the next is sent. The lag is 0 only when a reader has

