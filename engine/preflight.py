@@ -19,6 +19,7 @@ from engine.explore.notation import hint
 from engine.labels import few_numbers, labels_of
 from engine.progress import console
 from engine.run import Run
+from engine.scrub.derive import Derive
 from engine.scrub.stage import Learned
 from engine.types import (
     DROPPED,
@@ -122,13 +123,45 @@ def _tried(run: Run, sample: Batch | None, source: Source) -> Iterator[str]:
             highlight=False,
             markup=False,
         )
+    read = _read_by_stages(run, batch)
     for column in sample.frame.get_columns():
-        if column.dtype == pl.String and (said := hint(column.name, column)):
+        if (
+            column.dtype == pl.String
+            and column.name not in read
+            and (said := hint(column.name, column))
+        ):
             out.print(said, highlight=False, markup=False, soft_wrap=True)
     if (said := _task(run, sample)) is not None:
         out.print(said, highlight=False, markup=False, soft_wrap=True)
     problems = [*_rejected(run, batch)]
+    for said in () if problems else _lost_in_stages(run, batch):
+        out.print(said, highlight=False, markup=False, soft_wrap=True)
     yield from (*(problems or _unreadable(run, sample)), *source.remarks(), *_labels(run, batch))
+
+
+def _read_by_stages(run: Run, batch: Batch) -> set[str]:
+    """Columns of text that stages replace by another type, or read by a cast."""
+    after = batch.frame.schema
+    replaced = {c for c, kind in after.items() if kind != pl.String}
+    casts = (
+        pl.sql_expr(sql).meta.root_names()
+        for stage in run.stages
+        if isinstance(stage, Derive)
+        for sql in stage.settings.columns.values()
+        if "CAST(" in sql.upper().replace(" ", "")
+    )
+    return replaced.union(*casts)
+
+
+def _lost_in_stages(run: Run, batch: Batch) -> Iterator[str]:
+    """Sampled rows that a stage rejects, few enough for a run."""
+    for reject in batch.rejects:
+        if reject.reason not in run.pipeline.dead_letters.expected and len(reject):
+            rows = f"{len(reject):,} of {counted(batch.raw_rows, 'sampled row')}"
+            yield (
+                f"{rows} {'is' if len(reject) == 1 else 'are'} rejected in {reject.stage} as "
+                f"{reject.reason}: {_details(reject)}"
+            )
 
 
 def _task(run: Run, sample: Batch) -> str | None:

@@ -14,7 +14,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from engine.explore.distinct import ERROR
-from engine.explore.notation import notation, truth
+from engine.explore.notation import reading, truth
 from engine.explore.survey import TOGETHER, VALUES, Column, Slice, Survey
 from engine.statistics import Counts, Quantiles
 from engine.types import type_name
@@ -70,7 +70,8 @@ class Figures:
         top: values and how often they occur, most frequent first; empty where too many differ.
         others: rows with other values than those.
         special: how its texts write numbers, where no cast reads them; `reader`: what does.
-        numbers: texts that read as numbers and lose nothing as such.
+        reads: whether its texts read as numbers, and lose nothing as such.
+        but: which of its texts are no numbers, for the end of a sentence.
         mean, deviation: of numbers.
         quantiles: 0, 0.01, 0.25, 0.5, 0.75, 0.99 and 1, of numbers.
         outliers: rows beyond `FENCE` quartile distances, about.
@@ -92,7 +93,8 @@ class Figures:
     others: int = 0
     special: str = ""
     reader: str = ""
-    numbers: int = 0
+    reads: bool = False
+    but: str = ""
     mean: float | None = None
     deviation: float | None = None
     quantiles: tuple[float, ...] = ()
@@ -382,7 +384,6 @@ def _others(survey: Survey, name: str, column: Column) -> Figures:
     shortest, total, longest = column.lengths or (None, 0, None)
     return Figures(
         **common,
-        numbers=0 if column.padded else column.numbers,
         **_special(survey, name, column),
         shortest=shortest,
         longest=longest,
@@ -393,8 +394,12 @@ def _others(survey: Survey, name: str, column: Column) -> Figures:
 
 
 def _special(survey: Survey, name: str, column: Column) -> dict[str, Any]:
-    found = notation(column.notations, survey.rows - column.null, column.numbers)
-    return {} if found is None else {"special": found.words, "reader": found.read(name)}
+    found = reading(column.notations, survey.rows - column.null, column.numbers, column.words)
+    if found is None or (found.notation is None and column.padded):
+        return {}
+    if found.notation is None:
+        return {"reads": True, "but": found.but}
+    return {"special": found.notation.words, "reader": found.read(name), "but": found.but}
 
 
 def _common(survey: Survey, name: str, column: Column) -> dict[str, Any]:
@@ -512,16 +517,16 @@ def _of_columns(columns: Sequence[Figures], rows: int) -> Iterator[str]:
         yield "Always the same value in " + _listed(
             constant, lambda c: f"{c.name!r} ({c.top[0][0]})"
         )
-    numbers = [c for c in columns if c.numbers and c.numbers >= 0.99 * (rows - c.missing)]
+    numbers = [c for c in columns if c.reads]
     if numbers:
         yield "Text that reads as numbers, to be declared so in [source.schema], in " + _listed(
-            numbers, lambda c: repr(c.name)
+            numbers, lambda c: f"{c.name!r}{c.but}"
         )
     special = [c for c in columns if c.special]
     if special:
         yield (
             "Text that writes numbers as no cast reads them, for a 'derive' stage to read, in "
-            + _listed(special, lambda c: f"{c.name!r} ({c.special})")
+            + _listed(special, lambda c: f"{c.name!r} ({c.special}{c.but})")
         )
     truths = {c.name: pair for c in columns if (pair := _truth(c)) is not None}
     if truths:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import polars as pl
 
+from engine.words import counted
+
 MOST = 0.99
 """Share of a column's texts that must be written so."""
+MOST_WORDS = 5
+"""Different words between numbers that may stand for gaps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,13 +30,46 @@ class Notation:
     pattern: str
     sql: str
 
-    def read(self, column: str) -> str:
-        """A key of a 'derive' stage's columns that makes numbers of a column, TOML."""
+    def read(self, column: str, *, all_fit: bool = True) -> str:
+        """A key of a 'derive' stage's columns that makes numbers of a column, TOML; unless all
+        texts fit, null of the others."""
         quoted = '"' + column.replace('"', '""') + '"'
-        key, sql = (
-            json.dumps(text, ensure_ascii=False) for text in (column, self.sql.format(quoted))
-        )
+        sql = self.sql if all_fit else self.sql.replace("CAST(", "TRY_CAST(", 1)
+        key, sql = (json.dumps(text, ensure_ascii=False) for text in (column, sql.format(quoted)))
         return f"{key} = {sql}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """How the texts of a column write numbers.
+
+    Attributes:
+        notation: None where a cast reads them.
+        words: the few words that stand between the numbers -> in how many rows.
+        odd: texts that are neither number nor one of these words.
+    """
+
+    notation: Notation | None
+    words: Mapping[str, int]
+    odd: int
+
+    def read(self, column: str) -> str:
+        """See `Notation.read`; empty where there is no notation."""
+        if self.notation is None:
+            return ""
+        return self.notation.read(column, all_fit=not self.words and not self.odd)
+
+    @property
+    def but(self) -> str:
+        """The end of a sentence about the texts that are no number; empty where all are."""
+        parts = [f"{word!r} in {counted(n, 'row')}" for word, n in self.words.items()]
+        if self.odd:
+            parts.insert(0, counted(self.odd, "value that is none", "values that are none"))
+        said = f" but for {', '.join(parts)}" if parts else ""
+        if self.words:
+            values = json.dumps(list(self.words), ensure_ascii=False)
+            said += f": for a CSV, [source] null_values = {values} reads words as missing"
+        return said
 
 
 NOTATIONS = (
@@ -84,17 +121,36 @@ def counts(texts: pl.Series) -> list[int]:
     return [int(stripped.str.contains(one.pattern).sum()) for one in NOTATIONS]
 
 
-def notation(read: Sequence[int], known: int, numbers: int) -> Notation | None:
-    """The one that reads (nearly) all texts of a column, which casts do not.
+def words(texts: pl.Series) -> dict[str, int]:
+    """Texts without a digit that no cast reads as a number -> how many; null is none."""
+    stripped = texts.drop_nulls().str.strip_chars().rename("word")
+    without = stripped.filter(~stripped.str.contains(r"\d"))
+    found = without.filter(without.cast(pl.Float64, strict=False).is_null())
+    return dict(found.value_counts(sort=True).iter_rows())
+
+
+def reading(
+    read: Sequence[int], known: int, numbers: int, words: Mapping[str, int] | None
+) -> Reading | None:
+    """How (nearly) all texts of a column write numbers, but for a few words; None where they write
+    none.
 
     Args:
         read: what `counts` says of the column.
         known: its texts.
         numbers: those of them that a cast reads.
+        words: what `words` says of it; None where there are too many different ones.
     """
-    if not known or numbers >= MOST * known:
+    gaps = {} if words is None or len(words) > MOST_WORDS else words
+    rest = known - sum(gaps.values())
+    if 2 * rest < known or not rest:
         return None
-    return next((one for one, n in zip(NOTATIONS, read, strict=False) if n >= MOST * known), None)
+    if numbers >= MOST * rest:
+        return Reading(notation=None, words=gaps, odd=rest - numbers)
+    for one, n in zip(NOTATIONS, read, strict=False):
+        if n >= MOST * rest:
+            return Reading(notation=one, words=gaps, odd=rest - n)
+    return None
 
 
 def truth(values: set[str]) -> tuple[str, str] | None:
@@ -110,13 +166,20 @@ def hint(column: str, texts: pl.Series) -> str | None:
     """A sentence about a column of text of which these values were seen."""
     texts = texts.drop_nulls()
     numbers = int(texts.str.strip_chars().cast(pl.Float64, strict=False).is_not_null().sum())
-    found = notation(counts(texts), len(texts), numbers)
-    if found is not None:
+    gaps = words(texts)
+    found = reading(counts(texts), len(texts), numbers, gaps)
+    if found is None:
+        return None
+    if found.notation is not None:
+        first = texts.filter(~texts.str.strip_chars().is_in(list(gaps)))[0]
         return (
-            f"'{column}' is text: numbers {found.words} ('{texts[0]}'). A 'derive' stage makes "
-            f"numbers of it: {found.read(column)}"
+            f"'{column}' is text: numbers {found.notation.words} ('{first}'){found.but}. "
+            f"A 'derive' stage makes numbers of it: {found.read(column)}"
         )
-    return None
+    padded = bool(texts.str.contains(r"^\s*[+-]?0\d").any())
+    return f"'{column}' is text: numbers{found.but}." if found.words and not padded else None
 
 
-__all__ = ["NOTATIONS", "Notation", "counts", "hint", "notation", "truth"]
+__all__ = [
+    "MOST_WORDS", "NOTATIONS", "Notation", "Reading", "counts", "hint", "reading", "truth", "words",
+]  # fmt: skip

@@ -84,11 +84,11 @@ def _unfit(column: Figures, found: Findings, time: list[str]) -> str | None:
         return _other(column)
     if column.special:
         return (
-            f"numbers {column.special}; a [scrub.derive] reads them: columns = "
+            f"numbers {column.special}{column.but}; a [scrub.derive] reads them: columns = "
             f"{{ {column.reader} }}"
         )
-    if column.numbers >= 0.99 * (rows - column.missing):
-        return 'text that reads as numbers: declare it "float64" in [source.schema]'
+    if column.reads:
+        return f'text that reads as numbers{column.but}: declare it "float64" in [source.schema]'
     if column.distinct > UNLIKE * rows:
         return "nearly every row has its own value"
     return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from engine.explore.clock import Clock, clock
 from engine.explore.distinct import Distinct, Seen
-from engine.explore.notation import counts
+from engine.explore.notation import MOST_WORDS, counts, words
 from engine.expressions import expression
 from engine.scrub.hashing import hashes, mix
 from engine.statistics import Counts, Moments, Quantiles, matrix
@@ -65,7 +65,8 @@ class Column:
         counts: of each value, None where there are too many different ones.
         numbers: texts that read as numbers.
         notations: texts that each of `engine.explore.notation.NOTATIONS` reads.
-        padded: of them, those with zeros in front ("01234"), which a number would lose.
+        words: texts without a digit -> how many; None where there are many different ones.
+        padded: of `numbers`, those with zeros in front ("01234"), which a number would lose.
         low, high: smallest and largest, of what has an order and is no number.
         lengths: of texts and bytes, in bytes: fewest, sum, most.
     """
@@ -79,6 +80,7 @@ class Column:
     counts: Counts | None = None
     numbers: int = 0
     notations: tuple[int, ...] = ()
+    words: dict[str, int] | None = field(default_factory=dict)
     padded: int = 0
     low: object = None
     high: object = None
@@ -280,6 +282,7 @@ def _add(column: Column, values: pl.Series) -> None:
         numbers = values.filter(values.cast(pl.Float64, strict=False).is_not_null())
         column.numbers += len(numbers)
         column.notations = _sums(column.notations, counts(values))
+        column.words = _few(column.words, values)
         column.padded += int(numbers.str.contains(r"^[+-]?0\d").sum())
     if kind in (pl.String, pl.Binary):
         _measure(column, values)
@@ -287,6 +290,15 @@ def _add(column: Column, values: pl.Series) -> None:
         ends: list[Any] = [column.low, column.high, values.min(), values.max()]
         ends = [end for end in ends if end is not None]
         column.low, column.high = min(ends, default=None), max(ends, default=None)
+
+
+def _few(known: dict[str, int] | None, values: pl.Series) -> dict[str, int] | None:
+    """The words among more values; None once they are many."""
+    if known is None:
+        return None
+    more = words(values)
+    made = {word: known.get(word, 0) + more.get(word, 0) for word in {**known, **more}}
+    return made if len(made) <= MOST_WORDS else None
 
 
 def _sums(a: tuple[int, ...], b: list[int]) -> tuple[int, ...]:

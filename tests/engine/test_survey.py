@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from datetime import datetime, timedelta
 from typing import Any
@@ -261,7 +262,7 @@ def test_values_that_are_too_many_are_not_listed() -> None:
     (column,) = found(frame).columns
     assert (column.exact, column.top) == (False, ())
     assert abs(column.distinct - VALUES - 1) <= 3
-    assert column.numbers == VALUES + 1
+    assert column.reads
 
 
 KINDS: dict[str, pl.Series] = {
@@ -413,6 +414,42 @@ def test_numbers_that_no_cast_reads_are_told_with_what_reads_them(
         stage.bind(dict(frame.schema))
         batch = Batch(frame=bare, mark=Mark(), arrived=0.0, raw_rows=3)
         assert stage.apply(batch).frame["my x"].to_list() == pytest.approx(numbers)
+
+
+@pytest.mark.parametrize(
+    ("values", "words", "special"),
+    [
+        (["61,9", "---", "62,0", "---", "5,5"], {"---": 2}, "with a decimal comma"),
+        (["1.013,2", "n/a", "1.012,8", "?", "7"], {"n/a": 1, "?": 1}, "with a point between"),
+        (["1.5", "none", "2", "3"], {"none": 1}, ""),
+        (["1,5"] * 199 + ["1-2"], {}, "with a decimal comma"),
+        (["1.5"] * 199 + ["1-2"], {}, ""),
+    ],
+)
+def test_what_is_no_number_among_numbers_is_named(
+    values: list[str], words: dict[str, int], special: str
+) -> None:
+    frame = pl.DataFrame({"x": values, "z": [float(i) for i in range(len(values))]})
+    made = found(frame)
+    column = made.columns[0]
+    said = f"null_values = {json.dumps(list(words))}" if words else "but for 1 value that is none"
+    told = hint("x", frame["x"]) if words or special else said
+    for text in (column.but, made.suggestion, told, " ".join(made.sentences)):
+        assert text is not None
+        assert said in text
+        assert all(f"{word!r} in {n} row" in text for word, n in words.items())
+    assert special in column.special
+    if special:
+        (sql,) = tomllib.loads(column.reader).values()
+        read = frame.select(pl.sql_expr(sql)).to_series()
+        assert read.null_count() == (sum(words.values()) or 1)
+
+
+@pytest.mark.parametrize("values", [["a", "b", "1"], ["---", "---", "1,5"], ["007", "x", "008"]])
+def test_texts_are_no_numbers_with_gaps(values: list[str]) -> None:
+    frame = pl.DataFrame({"x": values, "z": [1.5, 2.5, 3.5]})
+    assert not found(frame).columns[0].but
+    assert not hint("x", frame["x"])
 
 
 def test_words_for_true_and_false_are_told() -> None:

@@ -97,3 +97,31 @@ def test_a_header_alone_is_no_mistake(folder: Path, headrace: Headrace) -> None:
     code, out, _ = headrace("check", "p.toml")
     assert (code, "The source has no records yet" in out) == (0, True)
     assert headrace("run", "p.toml")[0] == 0
+
+
+SENSOR = PIPELINE.replace('a = "float64"', 'a = "string"').replace(
+    "[model]", "[scrub.derive]\ncolumns = { a = \"CAST(REPLACE(a, ',', '.') AS DOUBLE)\" }\n[model]"
+)
+
+
+def test_advice_that_a_stage_follows_is_not_repeated_and_what_it_rejects_is_told(
+    folder: Path, headrace: Headrace
+) -> None:
+    pipeline = folder.parent / "p.toml"
+    rows = [f'"1,{i % 100}",1.0' for i in range(998)]
+    (folder / "a.csv").write_text("\n".join(["a,y", "---,1.0", *rows, "---,2.0", ""]))
+    pipeline.write_text(SENSOR)
+    code, out, _ = headrace("check", "p.toml")
+    assert code == 0
+    assert "'a' is text" not in out
+    assert "2 of 1,000 sampled rows are rejected in derive as invalid: " in out
+    pipeline.write_text(SENSOR.replace("{ a = ", "{ b = ").replace('["a"]', '["b"]'))
+    assert "'a' is text" not in headrace("check", "p.toml")[1]
+    pipeline.write_text(
+        SENSOR.replace("{ a = ", "{ b = ")
+        .replace("CAST(REPLACE(a, ',', '.') AS DOUBLE)", "CASE WHEN a > '' THEN 1.5 END")
+        .replace('["a"]', '["b"]')
+    )
+    out = headrace("check", "p.toml")[1]
+    assert """'---' in 2 rows: for a CSV, [source] null_values = ["---"] reads words""" in out
+    assert "TRY_CAST(REPLACE(" in out
