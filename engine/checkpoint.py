@@ -40,6 +40,8 @@ LAYOUT = 3
 NAMED = b"headrace checkpoint "
 MAGIC = NAMED + b"%d\n" % LAYOUT
 DIGEST_BYTES = 32
+PLAIN = (bool, int, float, str, bytes, list, tuple, pl.DataFrame, pl.Series, type(None))
+"""What a state may be made of, beside dicts and arrays of numbers."""
 SHOWN = 3
 """Keys that a sentence names."""
 NEW_STAGES = " 'headrace replay' goes on with stages that are new, and takes dead letters back."
@@ -62,6 +64,10 @@ class Corrupt(Exception):
 
 class OtherLayout(Exception):
     """A checkpoint of another layout, and who wrote it."""
+
+
+class _NotPlain(TypeError):
+    """A value that no checkpoint can hold."""
 
 
 class Saved(NamedTuple):
@@ -287,7 +293,11 @@ def encode(state: Snapshot, identity: Mapping[str, str]) -> list[bytes | memoryv
         table.append(memoryview(data).nbytes)
         return len(table) - 1
 
-    skeleton = _flatten(state, segment)
+    try:
+        skeleton = _flatten(state, segment)
+    except _NotPlain:
+        require_plain(state)
+        raise
     header = json.dumps(
         {"version": _version(), "identity": identity, "state": skeleton, "segments": table}
     ).encode()
@@ -296,6 +306,50 @@ def encode(state: Snapshot, identity: Mapping[str, str]) -> list[bytes | memoryv
     for part in parts:
         digest.update(part)
     return [*parts, digest.digest()]
+
+
+def require_plain(value: Snapshot, path: tuple[str, ...] = ()) -> None:
+    """Whether a checkpoint can hold a state, or a part of one at this path.
+
+    Raises: HeadraceError naming whose part it cannot hold.
+    """
+    odd = _odd(value)
+    if odd is not None:
+        raise HeadraceError(
+            f"The state of {_owner(path)} holds {odd}{' in ' + '.'.join(path) if path else ''}, "
+            "which a checkpoint cannot: expected None, bool, int, float, str, bytes, numpy arrays "
+            "of numbers, polars frames, and lists, tuples and dicts of these with text as keys."
+        )
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            require_plain(item, (*path, key))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            require_plain(item, path)
+
+
+def _odd(value: Snapshot) -> str | None:
+    """What a value is where a checkpoint cannot hold it."""
+    if isinstance(value, np.generic):
+        return f"the numpy scalar {value!r}"
+    if isinstance(value, np.ndarray):
+        return "an array of objects" if value.dtype.hasobject else None
+    if isinstance(value, Mapping):
+        keys = [key for key in value if not isinstance(key, str)]
+        return f"the key {keys[0]!r}" if keys else None
+    return None if isinstance(value, PLAIN) else f"a value of type {type(value).__name__}"
+
+
+def _owner(path: Sequence[str]) -> str:
+    """How sentences name the part of a pipeline that a path of a state belongs to."""
+    match path:
+        case ["stages", name, *_]:
+            return f"[scrub.{name}]"
+        case ["work", "learner", *_]:
+            return "[model]"
+        case ["sink" | "dead_letters" as table, *_]:
+            return f"[{table}]"
+    return "the run"
 
 
 def decode(data: bytes) -> Saved:
@@ -323,21 +377,27 @@ def decode(data: bytes) -> Saved:
 
 
 def _flatten(value: Snapshot, segment: Any) -> Any:
-    """The JSON skeleton of a plain value; arrays, bytes and frames become segments."""
+    """The JSON skeleton of a plain value; arrays, bytes and frames become segments.
+
+    Raises: _NotPlain; `require_plain` says why.
+    """
     if isinstance(value, float) and value != value:
         return {"nan": struct.pack("<d", value).hex()}  # JSON knows one NaN, a float many
+    if isinstance(value, np.generic):  # among them float64, which is a float as well
+        raise _NotPlain
     if value is None or isinstance(value, bool | int | float | str):
-        assert not isinstance(value, np.generic), f"a numpy scalar {value!r} in a snapshot"
         return value
     if isinstance(value, list):
         return [_flatten(item, segment) for item in value]
     if isinstance(value, tuple):
         return {"tuple": [_flatten(item, segment) for item in value]}
     if isinstance(value, Mapping):
-        assert all(isinstance(key, str) for key in value), f"keys {list(value)[:3]} in a snapshot"
+        if not all(isinstance(key, str) for key in value):
+            raise _NotPlain
         return {"dict": {key: _flatten(item, segment) for key, item in value.items()}}
     if isinstance(value, np.ndarray):
-        assert not value.dtype.hasobject, "an array of objects in a snapshot"
+        if value.dtype.hasobject:
+            raise _NotPlain
         flat = np.ascontiguousarray(value).reshape(-1)
         data = flat.view(np.uint8).data if flat.size else b""
         return {"array": segment(data), "dtype": value.dtype.str, "shape": value.shape}
@@ -347,7 +407,7 @@ def _flatten(value: Snapshot, segment: Any) -> Any:
         return {"frame": segment(_ipc(value))}
     if isinstance(value, pl.Series):
         return {"series": segment(_ipc(value.to_frame()))}
-    raise AssertionError(f"a snapshot holds a {type(value).__name__}")
+    raise _NotPlain
 
 
 def _unflatten(value: Any, segments: list[memoryview]) -> Any:
@@ -473,5 +533,6 @@ __all__ = [
     "Tolerated",
     "decode",
     "encode",
+    "require_plain",
     "size_of",
 ]

@@ -553,12 +553,15 @@ def _unexpected(error: BaseException) -> str:
     """An error that has no sentence of its own, in one."""
     import traceback
 
+    from engine.calls import whose
+
     where = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{Path(where.filename).name}:{where.lineno}"
+    who = whose(error)
     if isinstance(error, SystemExit):
         return (
-            f"Code of the pipeline's called sys.exit({error.code!r}) ({place}), which ends no run: "
-            "raise an error where it cannot go on, or let the source end."
+            f"{who or 'Code of the pipeline'} called sys.exit({error.code!r}) ({place}), which "
+            "ends no run: raise an error where it cannot go on, or let the source end."
         )
     unloaded = isinstance(error, ImportError | MemoryError) or "shared object" in str(error)
     if isinstance(error, OSError) and error.filename is not None:
@@ -569,7 +572,9 @@ def _unexpected(error: BaseException) -> str:
             "limits addresses, of which they reserve more than they use; raise it, or limit memory "
             "by a control group instead (systemd: MemoryMax)."
         )
-    return f"{type(error).__name__}: {error} ({place}); --log-level debug shows more."
+    head = f"{who} raised " if who else ""
+    said = f": {error}" if str(error) else ""
+    return f"{head}{type(error).__name__}{said} ({place}); --log-level debug shows more."
 
 
 def _open_streams() -> None:

@@ -11,6 +11,7 @@ from functools import partial
 import numpy as np
 import polars as pl
 
+from engine import calls
 from engine.tuning import Threads
 from engine.types import (
     PARTITION,
@@ -92,7 +93,7 @@ class Decoder:
             pool.shutdown()
 
     def _map(self, parts: Sequence[Records]) -> Iterable[tuple[pl.DataFrame, list[Rejects]]]:
-        decode = partial(self.format.decode, schema=self._schema)
+        decode = partial(calls.decode, self.format, schema=self._schema)
         if len(parts) < 2 or self._threads.count == 1:
             return map(decode, parts)
         if self._pool is None:

@@ -23,7 +23,7 @@ from pydantic import Field
 from engine import types
 from engine.changes import Free, Learned
 from engine.expressions import expression
-from engine.quality import Errors, Hits, classes, reliability
+from engine.quality import Errors, Hits, classes, finite_rows, reliability
 from engine.types import Features, Name, Schema, Snapshot, UserError, require
 
 FOLD_ROWS = 16_384
@@ -146,7 +146,7 @@ class Evaluation:
         Args:
             frame: n rows with the bound columns.
             target: float32 numbers or int64 class numbers, shape (n,).
-            scores: as in `engine.types.Step`.
+            scores: as in `engine.types.Step`; a row without a finite one counts nowhere.
             raw: the rows as `Batch.raw` has them: what is there is taken from there.
         """
         if not len(target):
@@ -279,6 +279,7 @@ class Evaluation:
         """Sum the rows put aside; of the slices, in these or in all."""
         rows = _concat(self._aside)
         baselines = self._guesses(rows)
+        rows, baselines = _scored(rows, baselines)
         chosen = {n: e for n, e in self._slices.items() if slices is None or n in slices}
         masks = rows.frame.select(e.alias(name) for name, e in chosen.items())
         self._groups[WHOLE] = self._add(self._groups[WHOLE], rows, baselines, None)
@@ -380,6 +381,16 @@ def _concat(parts: list[Rows]) -> Rows:
         target=np.concatenate([part.target for part in parts]),
         scores=np.concatenate([part.scores for part in parts]),
     )
+
+
+def _scored(rows: Rows, baselines: NDArray[Any]) -> tuple[Rows, NDArray[Any]]:
+    """The rows that have a finite score: model and baselines are judged by the same rows."""
+    there = finite_rows(rows.scores)
+    if there.all():
+        return rows, baselines
+    frame = rows.frame.filter(there) if rows.frame.width else rows.frame
+    target = rows.target[there]
+    return Rows(frame=frame, target=target, scores=rows.scores[there]), baselines[there]
 
 
 def _plain(parts: list[Rows]) -> Snapshot:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from engine import calls
 from engine.types import (
     Batch,
     EndOfStream,
@@ -88,10 +89,10 @@ def look(
                 break
             continue
         rows, size = rows + len(records), size + records.nbytes
-        frame, _ = source.format.decode(records, schema)
+        frame, _ = calls.decode(source.format, records, schema)
         batch = Batch(frame=frame, mark=Mark(), arrived=records.arrived, raw_rows=len(records))
         for stage in stages:
-            batch = stage.apply(batch)
+            batch = calls.apply(stage, batch)
         values.update(labels_of(batch.frame.get_column(target)))
     return Labels(values=in_order(values), rows=rows, whole=False)
 

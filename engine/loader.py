@@ -38,6 +38,7 @@ from typing import Any, Self
 
 import polars as pl
 
+from engine import calls
 from engine.budget import Budget
 from engine.channel import Channel
 from engine.collate import Collate
@@ -100,14 +101,15 @@ class SourceNode(Node[Records | None]):
         super().reset(initial_state)
         mark = Mark(positions=initial_state or {})
         self._positions = dict(mark.positions)
-        self._source.seek(mark)
+        with calls.Calling("source", self._source):
+            self._source.seek(mark)
 
     def next(self) -> Records | None:
         start, cpu = time.perf_counter(), time.thread_time()
         settings = self._settings
         self._asked = time.monotonic()
         try:
-            records = self._source.read(settings.read_rows, self._max_bytes, settings.poll)
+            records = calls.read(self._source, settings.read_rows, self._max_bytes, settings.poll)
         except EndOfStream:
             raise StopIteration from None
         finally:
@@ -352,14 +354,13 @@ class ScrubNode(Node[Batch]):
         left = iter(states)
 
         def learned() -> None:
-            snapshots = ((stage.name, stage.snapshot()) for stage in stages)
-            next(left).update((name, value) for name, value in snapshots if value is not None)
+            next(left).update(snapshots(stages))
 
         if isinstance(step, Chain):
             return step.apply(sheaf, self._times.took, learned)
 
         def applied(batch: Batch) -> Batch:
-            done = self._timed(step.name, step.apply, batch)
+            done = self._timed(step.name, partial(calls.apply, step), batch)
             learned()
             return done
 

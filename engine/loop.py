@@ -26,8 +26,8 @@ from typing import Any, Protocol
 
 import polars as pl
 
-from engine import signals
-from engine.checkpoint import CheckpointFailed, Checkpoints, Saved
+from engine import calls, signals
+from engine.checkpoint import CheckpointFailed, Checkpoints, Saved, require_plain
 from engine.config import DeadLetterSettings
 from engine.letters import letters
 from engine.loader import Loader
@@ -326,6 +326,8 @@ class Loop:
                 with self._checkpoints.restoring(state, self._restored):
                     self._go_to(state)
                     self.loader.restore(self.mark)
+            if self._checkpoints is not None:
+                require_plain(self._restored())  # known now, not when all rows are done
             self.resumed = state is not None
         except BaseException:
             with self._closing():
@@ -412,6 +414,7 @@ class Loop:
                     f"{self._failed} What came after it is in none: mend that and start again; it "
                     "is read again."
                 ) from self._failed
+            self._require_balance()
             if self._breaker is not None and not self._stopping:
                 self._breaker.finish(self.totals)
             return self.totals
@@ -519,6 +522,7 @@ class Loop:
                 for reject in rejects:
                     self.dead_letters.write(letters(reject, batch.pieces))
         self._count(done)
+        self._require_balance()  # before the mark moves past it
         moved = batch.raw_rows > 0 or batch.mark.positions != self.mark.positions
         self.mark, self._unsaved = batch.mark, self._unsaved or moved
         if self._breaker is not None:
@@ -532,7 +536,7 @@ class Loop:
         """Rows to the sink; those that it can never take."""
         if self.sink is None:
             return None
-        return self.sink.write(done.rows, done.batch.frame.select(RESERVED))
+        return calls.write(self.sink, done.rows, done.batch.frame.select(RESERVED))
 
     def _tell_lag(self, every: float = 0.0) -> None:
         """Of no more than MAX_LAGS partitions: a folder of a million files is no label set."""
@@ -585,6 +589,19 @@ class Loop:
         except Flood:
             self._save()  # a start after mending goes on behind what was rejected
             raise
+
+    def _require_balance(self) -> None:
+        """Raises: HeadraceError where rows are missing or too many: the last line of defence, as
+        whoever loses rows is told at once (`engine.calls`)."""
+        totals = self.totals
+        if not totals.balanced:
+            raise HeadraceError(
+                f"The account does not balance: {totals.read:,} read + {totals.grown:,} added are "
+                f"not {totals.learned:,} learned + {totals.predicted:,} predicted + "
+                f"{totals.cleaned:,} cleaned + {totals.rejected:,} rejected: expected each row in "
+                "exactly one of these; some component of this pipeline loses or invents rows "
+                "without a word, and what came after the last checkpoint is not saved."
+            )
 
     def _count(self, done: Done) -> None:
         batch, totals, metrics = done.batch, self.totals, self.metrics
@@ -669,7 +686,8 @@ class Loop:
         with self._timed("flush"):
             for sink in (self.sink, self.dead_letters):
                 if sink is not None:
-                    sink.flush()
+                    with calls.Calling("sink", sink):
+                        sink.flush()
         if self._checkpoints is not None and not self._checkpoint(self._checkpoints):
             return False
         self._unsaved = False

@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeVar
 import polars as pl
 from pydantic import Field
 
-from engine import types
+from engine import calls, types
 from engine.changes import Free
 from engine.config import validate
 from engine.types import (
@@ -200,7 +200,13 @@ class Mix(SharedSource):
                 return None
             wait = timeout if len(waiting) + 1 == len(self._alive) else 0.0
             try:
-                records = part.source.read(min(max_rows, self._left), max_bytes, wait)
+                records = calls.read(
+                    part.source,
+                    min(max_rows, self._left),
+                    max_bytes,
+                    wait,
+                    f"source.sources.{part.name}",
+                )
             except EndOfStream:
                 part.ended, self._turn = True, None
                 if self.settings.stop == "first":
@@ -370,7 +376,9 @@ class MixFormat:
         name, _, partition = records.partition.partition(SEPARATOR)
         own = replace(records, partition=partition)
         try:
-            frame, rejects = self._formats[name].decode(own, schema)
+            frame, rejects = calls.decode(
+                self._formats[name], own, schema, f"source.sources.{name}"
+            )
         except HeadraceError as error:
             raise type(error)(f"Source '{name}': {error}") from error
         place = pl.lit(records.partition).alias(PARTITION)

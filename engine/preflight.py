@@ -8,11 +8,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 
 import polars as pl
 from rich.table import Table
 from rich.text import Text
 
+from engine import calls
 from engine.config import apart
 from engine.contract import slips
 from engine.explore.notation import hint
@@ -178,7 +180,7 @@ def _sample(run: Run, source: Source, rows: int) -> Batch | None:
     pieces = source.sample(rows, 10.0)
     if not pieces:
         return None
-    made = [run.source.format.decode(piece, run.read_schema) for piece in pieces]
+    made = [calls.decode(run.source.format, piece, run.read_schema) for piece in pieces]
     return Batch(
         frame=pl.concat([frame for frame, _ in made]),
         mark=Mark(),
@@ -198,7 +200,9 @@ def _steps(run: Run, batch: Batch) -> tuple[Table, Batch]:
     for heading in ("stage", "rows", "rejected", "counted", "columns"):
         table.add_column(heading, justify="right" if heading in ("rows", "rejected") else "left")
     _row(table, "decode", batch, [])
-    steps: list[tuple[str, Callable[[Batch], Batch]]] = [(s.name, s.apply) for s in run.stages]
+    steps: list[tuple[str, Callable[[Batch], Batch]]] = [
+        (stage.name, partial(calls.apply, stage)) for stage in run.stages
+    ]
     if run.collate is not None:
         steps.append(("collate", run.collate))
     for at, (name, apply) in enumerate(steps):
@@ -222,6 +226,7 @@ def _steps(run: Run, batch: Batch) -> tuple[Table, Batch]:
             batch.frame.columns,
             seen,
         )
+    run.require_plain()
     return table, batch
 
 

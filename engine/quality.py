@@ -27,6 +27,11 @@ CALIBRATION = 15
 TINY = float(np.finfo(np.float64).eps)
 
 
+def finite_rows(scores: Floats) -> NDArray[np.bool_]:
+    """Which rows have finite scores only; scores (n,) or (n, k)."""
+    return np.isfinite(scores if scores.ndim == 1 else scores.sum(axis=1))
+
+
 @dataclass(frozen=True, slots=True)
 class Errors:
     """Errors of a model and its baselines.

@@ -20,9 +20,17 @@ from typing import Any, cast
 import numpy as np
 import polars as pl
 
-from engine import atomic, labels, report
+from engine import atomic, calls, labels, report
+from engine.calls import Calling
 from engine.changes import watched
-from engine.checkpoint import CheckpointFailed, Checkpoints, Saved, Tolerated, size_of
+from engine.checkpoint import (
+    CheckpointFailed,
+    Checkpoints,
+    Saved,
+    Tolerated,
+    require_plain,
+    size_of,
+)
 from engine.collate import Collate
 from engine.config import (
     ExportSettings,
@@ -511,7 +519,7 @@ class Run:
         stages = self._made_stages()
         schemas = [self.source_schema]
         for stage in stages:
-            schemas.append(stage.bind(schemas[-1]))
+            schemas.append(calls.bind(stage, schemas[-1]))
             require_names(schemas[-1], f"[scrub.{stage.name}] in {self.pipeline.file}")
         self._schemas = schemas
         return stages
@@ -669,7 +677,7 @@ class Run:
             return labels.Labels(values=(), rows=0, whole=False)  # a member more moves the group
         schema, stages = self.source_schema, self._made_stages() if staged else []
         for stage in stages:
-            schema = stage.bind(schema)
+            schema = calls.bind(stage, schema)
         target = self._model_settings.target
         read = self.read_schema if staged else {target: schema[target]}
         with contextlib.closing(self._source()) as source:
@@ -707,7 +715,8 @@ class Run:
         kind, own = self._learner_kind
         sampling = (self.pipeline.train or {}).get("sampling")
         settings = validate(kind.Settings, own, "model", self.pipeline.file)
-        made: Any = kind(settings, self._training, self.features)
+        with Calling("model", kind):
+            made: Any = kind(settings, self._training, self.features)
         if self.augmentation is not None:
             encoders: dict[str, Any] = {}
             for stage in self.stages:
@@ -750,7 +759,9 @@ class Run:
             own, section = dict(table), f"augment.{name}"
             kind = component(own.pop("kind", name), AUGMENTS, section, self.pipeline.file)
             require_contract(kind, Augment, section)
-            made.append(kind(name, self.pipeline.settings(kind.Settings, own, section)))
+            settings = self.pipeline.settings(kind.Settings, own, section)
+            with Calling(section, kind):
+                made.append(kind(name, settings))
         return Augmentation(made)
 
     @cached_property
@@ -1223,7 +1234,7 @@ class Run:
         """With stages that nothing else uses, so that those of the run stay as they are."""
         schema, stages = self.source_schema, self._made_stages()
         for stage in stages:
-            schema = stage.bind(schema)
+            schema = calls.bind(stage, schema)
         rehearse(self.read_schema, stages, self.collate)
 
     def _must_have_learned(self, loop: Loop) -> None:
@@ -1284,6 +1295,10 @@ class Run:
             tried.recognise(state["identities"])
             tried.seek(self._mark)
             tried.read(1, TRIED_BYTES, TRIED_SECONDS)
+
+    def require_plain(self) -> None:
+        """Raises: HeadraceError where a checkpoint cannot hold the state of stages or learner."""
+        require_plain(self._state())
 
     def _state(self) -> dict[str, Snapshot]:
         """What `restore` restores."""
@@ -1444,7 +1459,8 @@ class Run:
         if provenance and "provenance" in kind.Settings.model_fields:
             table["provenance"] = {**provenance, **table.get("provenance", {})}
         self._given[section] = name, self.pipeline.settings(kind.Settings, table, section)
-        return kind(self._given[section][1])
+        with Calling(section, kind):
+            return kind(self._given[section][1])
 
     def _modes(self) -> None:
         pipeline = self.pipeline
@@ -1633,7 +1649,9 @@ def _stage(name: str, table: Mapping[str, Any], pipeline: Pipeline) -> Stage:
     own = dict(table)
     kind = component(own.pop("kind", name), STAGES, f"scrub.{name}", pipeline.file)
     require_contract(kind, Stage, f"scrub.{name}")
-    made: Stage = kind(name, pipeline.settings(kind.Settings, own, f"scrub.{name}"))
+    settings = pipeline.settings(kind.Settings, own, f"scrub.{name}")
+    with Calling(f"scrub.{name}", kind):
+        made: Stage = kind(name, settings)
     return made
 
 

@@ -11,10 +11,12 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from engine import calls
 from engine.evaluation import Evaluation
 from engine.holdout import Holdout
 from engine.loop import Done
 from engine.metrics import Metrics
+from engine.quality import finite_rows
 from engine.report import best_baseline
 from engine.threshold import Threshold, ThresholdSettings
 from engine.types import PART, Batch, Learner, Predictor, Snapshot, Step
@@ -72,6 +74,7 @@ class Training:
             return self._skip(batch, step.skipped)
         if step.refused is not None:
             batch, step = self._refused(batch, step, step.refused)
+        batch, step = self._scored(batch, step)
         for name, rows in step.augmented.items():
             self._metrics.augmented_records.labels(augment=name).inc(rows)
         for outcome, times in step.challenges.items():
@@ -90,8 +93,10 @@ class Training:
 
     def state_dict(self) -> dict[str, Snapshot]:
         """Learner, evaluation, threshold and held-out rows."""
+        with calls.Calling("model", self.learner):
+            learner = self.learner.state_dict()
         return {
-            "learner": self.learner.state_dict(),
+            "learner": learner,
             "evaluation": self.evaluation.state_dict(),
             "holdout": None if self.holdout is None else self.holdout.snapshot(),
             "threshold": self.threshold.snapshot(),
@@ -99,7 +104,8 @@ class Training:
 
     def load_state_dict(self, state: Mapping[str, Snapshot]) -> None:
         """Go back to it."""
-        self.learner.load_state_dict(state["learner"])
+        with calls.Calling("model", self.learner):
+            self.learner.load_state_dict(state["learner"])
         self.evaluation.load_state_dict(state["evaluation"])
         if self.holdout is not None and state["holdout"] is not None:
             self.holdout.restore(state["holdout"])
@@ -123,11 +129,11 @@ class Training:
         if PART in batch.frame.columns:
             train &= (batch.frame.get_column(PART) == "train").to_numpy()
         if train.all():
-            return self.learner.learn(batch)
+            return calls.learn(self.learner, batch)
         rest, learned = np.flatnonzero(~train), np.flatnonzero(train)
-        said = self.learner.predict(batch.tensors.take(rest))
+        said = calls.predict(self.learner, batch.tensors.take(rest))
         own = batch.tensors.take(learned)
-        step = self.learner.learn(replace(batch, frame=batch.frame[learned], tensors=own))
+        step = calls.learn(self.learner, replace(batch, frame=batch.frame[learned], tensors=own))
         scores = np.empty((len(train), *said.shape[1:]))
         scores[rest], scores[train] = said, step.scores
         refused = None
@@ -135,7 +141,7 @@ class Training:
             refused = np.zeros(len(train), np.bool_)
             refused[train] = step.refused
         skipped = None if step.skipped == "empty" else step.skipped
-        unlearned = step.unlearned + len(rest)
+        unlearned = step.unlearned + int(finite_rows(said).sum())
         return replace(step, scores=scores, skipped=skipped, refused=refused, unlearned=unlearned)
 
     def _skip(self, batch: Batch, reason: str) -> Done:
@@ -158,6 +164,20 @@ class Training:
         )
         return batch, replace(step, scores=step.scores[~refused], refused=None)
 
+    def _scored(self, batch: Batch, step: Step) -> tuple[Batch, Step]:
+        """Without the rows that have no finite score: they have no answer."""
+        there = finite_rows(step.scores)
+        if there.all():
+            return batch, step
+        batch = batch.reject(
+            pl.Series(there),
+            stage="predict",
+            reason="non_finite",
+            detail="Expected a finite score, got one that is none, so the row has no answer.",
+        )
+        unlearned = min(step.unlearned, len(batch))
+        return batch, replace(step, scores=step.scores[there], unlearned=unlearned)
+
     def _evaluate(self, batch: Batch, scores: NDArray[np.float64]) -> None:
         assert batch.tensors is not None
         assert batch.tensors.target is not None
@@ -172,6 +192,7 @@ class Training:
         """The threshold follows the held-out rows, from the next batch on."""
         assert batch.tensors is not None
         assert batch.tensors.target is not None
+        held = held & finite_rows(scores)
         if held.any():
             self.threshold.update(batch.tensors.target.numpy()[held], scores[held])
             self.evaluation.threshold = self.threshold.value

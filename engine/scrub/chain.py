@@ -13,7 +13,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import numba
 import numpy as np
@@ -21,6 +21,7 @@ import polars as pl
 from numba.core import types
 from numpy.typing import NDArray
 
+from engine import calls
 from engine.kernels import bytes_of, clip_into, fill_into, places, pointer, scale_into
 from engine.memory import Memory
 from engine.scrub.columns import replaced
@@ -239,7 +240,7 @@ def _columns(stage: Stage) -> tuple[str, ...] | None:
 def _apart(batch: Batch, stages: Sequence[Linked], took: Took) -> Batch:
     for stage in stages:
         start, cpu = time.perf_counter(), time.thread_time()
-        batch = stage.apply(batch)
+        batch = calls.apply(cast(Stage, stage), batch)
         took(stage.name, start, time.perf_counter() - start, time.thread_time() - cpu)
     return batch
 

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 from pydantic import Field
 
+from engine.calls import Calling
 from engine.scrub.chain import Floats, Link
 from engine.scrub.columns import replaced
 from engine.statistics import Extremes, Moments, Statistic
@@ -257,8 +258,13 @@ def joined(parts: Sequence[pl.DataFrame]) -> list[pl.Series]:
 
 def snapshots(stages: Iterable[Stage]) -> dict[str, Snapshot]:
     """The states of those that have one, by name: what a mark holds."""
-    states = {stage.name: stage.snapshot() for stage in stages}
+    states = {stage.name: _snapshot(stage) for stage in stages}
     return {name: state for name, state in states.items() if state is not None}
+
+
+def _snapshot(stage: Stage) -> Snapshot:
+    with Calling(f"scrub.{stage.name}", stage):
+        return stage.snapshot()
 
 
 def restore(stages: Iterable[Stage], states: Mapping[str, Snapshot]) -> None:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from engine import types
-from engine.types import Features, Learner, Tensors, UserError
+from engine.calls import Calling, named
+from engine.types import Features, HeadraceError, Learner, Tensors, UserError
 
 
 class AugmentSettings(types.Settings):
@@ -111,7 +112,8 @@ class Augmentation:
         soft = getattr(taught, "soft_targets", False)
         context = Context(features=taught.features, soft=soft, encoders=encoders or {})
         for augment in self.augments:
-            augment.bind(context)
+            with Calling(f"augment.{augment.name}", augment):
+                augment.bind(context)
         taught.augmentation = self
 
     def __call__(
@@ -128,8 +130,27 @@ class Augmentation:
         tensors = replace(tensors, placed=None)  # a copy of the rows as they were
         for augment in self.augments:
             chance = chance_of(augment.settings.seed, augment.name, number, step)
-            tensors, changed[augment.name] = augment.apply(tensors, chance)
+            with Calling(f"augment.{augment.name}", augment):
+                tensors, changed[augment.name] = _applied(augment, tensors, chance)
         return tensors, changed
+
+
+def _applied(
+    augment: Augment, tensors: Tensors, chance: np.random.Generator
+) -> tuple[Tensors, int]:
+    """Raises: HeadraceError where that is not as many rows, and how many were changed."""
+    done: Any = augment.apply(tensors, chance)
+    if isinstance(done, tuple) and len(done) == 2 and isinstance(done[0], Tensors):
+        if len(done[0]) == len(tensors) and isinstance(done[1], int | np.integer):
+            return done[0], int(done[1])
+        got = f"{len(done[0]):,} rows and {done[1]!r}"
+    else:
+        got = "None" if done is None else f"a {type(done).__name__}"
+    raise HeadraceError(
+        f"{named(f'augment.{augment.name}', augment)} returned {got} from apply of "
+        f"{len(tensors):,} rows: expected as many rows as engine.types.Tensors, and how many of "
+        "them were changed."
+    )
 
 
 def chance_of(seed: int, name: str, number: int, step: int = 0) -> np.random.Generator:

@@ -1,0 +1,370 @@
+"""Calls of components: what they raise names its component and never looks like the end of a
+stream; what they return is held to the contract, once a batch.
+
+A class of the user's is trusted no further than its contract: a bare ``next(iterator)`` in it
+raises StopIteration, by which nodes end; rows that it loses would be missing in the account.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, cast
+
+import numpy as np
+import polars as pl
+
+from engine.types import (
+    PARTITION,
+    POSITION,
+    RESERVED,
+    Batch,
+    EndOfStream,
+    Features,
+    Format,
+    HeadraceError,
+    Learner,
+    Records,
+    Rejects,
+    Schema,
+    Sink,
+    Source,
+    Stage,
+    Step,
+    Tensors,
+)
+from engine.words import counted
+
+OURS = ("engine", "connectors", "models")
+ENDS = (StopIteration, StopAsyncIteration, GeneratorExit, EndOfStream)
+"""What says "nothing more comes" to whoever loops, and is an error where a component raises it."""
+RAISED = "raised by "
+"""How the note begins that an error gets."""
+LEAVES = (
+    "a stage that takes rows out returns batch.reject(keep, stage=self.name, reason=...), one that "
+    "adds rows batch.with_frame(frame, grown=rows_added)"
+)
+PLACED = (
+    f"'{PARTITION}' and '{POSITION}' say where a row came from: pass them on as they are, those of "
+    "a row that was added are those of the row it was made of"
+)
+
+
+class Calling:
+    """The block calls a component::
+
+        with Calling("scrub.mine", stage):
+            done = stage.apply(batch)
+
+    An error of it leaves with a note that names the component (see `whose`); one that would look
+    like the end of a stream becomes a HeadraceError.
+
+    Args:
+        section, key: where the pipeline file names it.
+        component: an instance or a class.
+        may_end: whether EndOfStream is its right: a source's read.
+    """
+
+    __slots__ = ("_component", "_key", "_may_end", "_section")
+
+    def __init__(
+        self, section: str, component: object, *, key: str = "kind", may_end: bool = False
+    ) -> None:
+        self._section = section
+        self._component = component
+        self._key = key
+        self._may_end = may_end
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is None or isinstance(error, HeadraceError):
+            return
+        if self._may_end and isinstance(error, EndOfStream):
+            return
+        who = named(self._section, self._component, self._key)
+        if isinstance(error, ENDS):
+            raise HeadraceError(
+                f"{who} raised {type(error).__name__}{_place(traceback)}, which would pass for the "
+                "end of the data: raise another error, or handle it there; a bare next(iterator) "
+                "raises it where next(iterator, None) does not."
+            ) from error
+        if whose(error) is None:
+            error.add_note(f"{RAISED}{who}")
+
+
+def whose(error: BaseException) -> str | None:
+    """Which component raised it; None where that is not known."""
+    for note in getattr(error, "__notes__", ()):
+        if note.startswith(RAISED):
+            return str(note.removeprefix(RAISED))
+    return None
+
+
+def is_own(component: object) -> bool:
+    """Whether its class is the user's."""
+    return _kind(component).__module__.partition(".")[0] not in OURS
+
+
+def named(section: str, component: object, key: str = "kind") -> str:
+    """How a sentence names a component: its table, and a class of the user's."""
+    kind = _kind(component)
+    own = f" {key} '{kind.__module__}:{kind.__qualname__}'" if is_own(component) else ""
+    return f"[{section}]{own}"
+
+
+def bind(stage: Stage, schema: Schema) -> Schema:
+    """The schema after a stage. Raises: UserError as the stage does; HeadraceError for none."""
+    section = f"scrub.{stage.name}"
+    with Calling(section, stage):
+        after: Any = stage.bind(schema)
+    if not isinstance(after, Mapping):
+        wrong = f"returned {_shown(after)} from bind: expected the schema after it, name -> type"
+        _require(wrong, section, stage)
+    return cast(Schema, after)
+
+
+def apply(stage: Stage, batch: Batch) -> Batch:
+    """The batch after a stage.
+
+    Raises: HeadraceError where rows are missing or too many, or have lost their positions.
+    """
+    section = f"scrub.{stage.name}"
+    with Calling(section, stage):
+        done = stage.apply(batch)
+    if done is not batch:
+        _require(_batch_mistake(batch, done, strict=is_own(stage)), section, stage)
+    return done
+
+
+def read(
+    source: Source, max_rows: int, max_bytes: int, timeout: float, section: str = "source"
+) -> Records | None:
+    """What a source reads. Raises: EndOfStream; HeadraceError for what are no records."""
+    with Calling(section, source, may_end=True):
+        records = source.read(max_rows, max_bytes, timeout)
+    if not isinstance(cast(object, records), Records | None):
+        wrong = f"read {_shown(records)}: expected engine.types.Records, or None"
+        _require(wrong, section, source)
+    return records
+
+
+def decode(
+    format: Format, records: Records, schema: Schema, section: str = "source"
+) -> tuple[pl.DataFrame, list[Rejects]]:
+    """The records as a format decodes them.
+
+    Raises: HeadraceError where rows are missing or too many, or have other columns or positions.
+    """
+    with Calling(section, format, key="format"):
+        decoded = format.decode(records, schema)
+    wrong = _decode_mistake(records, schema, decoded, strict=is_own(format))
+    _require(wrong, section, format, "format")
+    return decoded
+
+
+def learn(learner: Learner, batch: Batch) -> Step:
+    """What a learner did with a batch. Raises: HeadraceError where not each row has its score."""
+    with Calling("model", learner):
+        step = learner.learn(batch)
+    _require(_step_mistake(step, len(batch), learner.features), "model", learner)
+    return step
+
+
+def predict(learner: Learner, tensors: Tensors) -> Any:
+    """Scores, as in `engine.types.Step`. Raises: HeadraceError where not each row has its own."""
+    with Calling("model", learner):
+        scores = learner.predict(tensors)
+    wrong = _scores_mistake(scores, len(tensors), learner.features)
+    _require(wrong and f"predicted {wrong}", "model", learner)
+    return scores
+
+
+def write(sink: Sink, rows: pl.DataFrame, places: pl.DataFrame) -> Rejects | None:
+    """Rows to a sink; those that it can never take. Raises: HeadraceError where it says otherwise
+    than its contract."""
+    with Calling("sink", sink):
+        refused = sink.write(rows, places)
+    if not isinstance(cast(object, refused), Rejects | None) or len(refused or ()) > len(rows):
+        wrong = (
+            f"returned {_shown(refused)} from write of {counted(len(rows), 'row')}: expected None, "
+            "or engine.types.Rejects of rows it can never take"
+        )
+        _require(wrong, "sink", sink)
+    return refused
+
+
+# ----------------------------------------------------------------------------------------- mistakes
+
+
+def _require(wrong: str | None, section: str, component: object, key: str = "kind") -> None:
+    if wrong:
+        raise HeadraceError(f"{named(section, component, key)} {wrong}.")
+
+
+def _batch_mistake(before: Batch, after: Any, *, strict: bool) -> str | None:
+    """What is wrong with what a stage made of a batch.
+
+    Args:
+        strict: look at columns and positions, too.
+    """
+    if not isinstance(after, Batch):
+        return f"returned {_shown(after)} from apply: expected an engine.types.Batch, as " + (
+            "batch.with_frame(frame) makes one"
+        )
+    frame: object = after.frame
+    if not isinstance(frame, pl.DataFrame):
+        hint = ": collect() it" if isinstance(frame, pl.LazyFrame) else ""
+        return f"returned a batch whose frame is {_shown(frame)}, expected a polars.DataFrame{hint}"
+    grown = after.grown - before.grown
+    rejected = _height(after.rejects) - _height(before.rejects)
+    extra = len(after) + rejected - len(before) - grown
+    if extra or grown < 0 or after.raw_rows != before.raw_rows:
+        much = counted(abs(extra), "row is", "rows are")
+        what = f": {much} {'too many' if extra > 0 else 'missing'}" if extra else ""
+        return (
+            f"was given {counted(len(before), 'row')} and returned {len(after):,}, with "
+            f"{rejected:,} rejected and {grown:,} added{what}. Expected an account that balances: "
+            f"{LEAVES}"
+        )
+    if after.raw is not None and len(after.raw) != len(after):
+        return (
+            f"returned {counted(len(after), 'row')} beside {len(after.raw):,} as they were before: "
+            f"{LEAVES}"
+        )
+    return _places_mistake(before, after, grown) if strict else None
+
+
+def _places_mistake(before: Batch, after: Batch, grown: int) -> str | None:
+    for column in RESERVED:
+        there, kind = after.frame.schema.get(column), before.frame.schema[column]
+        if there != kind:
+            what = f"whose '{column}' is {there}"
+            if there is None:
+                what = f"without the column '{column}'"
+            return f"returned rows {what}, expected {kind}: {PLACED}"
+    rejected = [reject.rows for reject in after.rejects[len(before.rejects) :]]
+    if _same_places(before.frame, after.frame, rejected, several=grown > 0):
+        return None
+    return f"returned rows with other positions than it was given: {PLACED}"
+
+
+def _same_places(
+    before: pl.DataFrame, after: pl.DataFrame, rejected: list[pl.DataFrame], *, several: bool
+) -> bool:
+    """Whether the rows after, in any order, have the positions of those before, each once or, with
+    `several`, at least once."""
+    given, kept = before.select(RESERVED), after.select(RESERVED)
+    if kept.equals(given):  # in the same order, as nearly always: a comparison of two columns
+        return True
+    kept = pl.concat([kept, *(rows.select(RESERVED) for rows in rejected)])
+    if several:
+        given, kept = given.unique(), kept.unique()
+    return len(given) == len(kept) and given.sort(RESERVED).equals(kept.sort(RESERVED))
+
+
+def _decode_mistake(records: Records, schema: Schema, decoded: Any, *, strict: bool) -> str | None:
+    """What is wrong with what a format made of records; `strict`: columns and positions, too."""
+    if not (isinstance(decoded, tuple) and len(decoded) == 2):
+        return f"decoded {_shown(decoded)}: expected a polars.DataFrame and a list of Rejects"
+    frame, rejects = decoded
+    if not isinstance(frame, pl.DataFrame):
+        return f"decoded {_shown(frame)}: expected a polars.DataFrame"
+    rejected = _height(rejects)
+    if frame.height + rejected != len(records):
+        return (
+            f"was given {counted(len(records), 'record')} and decoded "
+            f"{counted(frame.height, 'row')}, with {rejected:,} rejected: expected one row or one "
+            "reject for each record; a record that cannot be read goes into Rejects"
+        )
+    if not strict:
+        return None
+    for column, kind in {PARTITION: pl.String(), POSITION: pl.Int64(), **schema}.items():
+        if (there := frame.schema.get(column)) != kind:
+            what = f"no column '{column}'" if there is None else f"column '{column}' as {there}"
+            return f"decoded {what}, expected {kind}"
+    places = pl.concat([part.select(RESERVED) for part in (frame, *(r.rows for r in rejects))])
+    positions = places[POSITION].to_numpy()
+    same = np.array_equal(positions, records.positions) or np.array_equal(
+        np.sort(positions), np.sort(records.positions)
+    )
+    if same and (places[PARTITION] == records.partition).all():
+        return None
+    return (
+        f"decoded rows whose '{PARTITION}' and '{POSITION}' are not those of their records: take "
+        "them from records.partition and records.positions"
+    )
+
+
+def _step_mistake(step: Any, rows: int, features: Features) -> str | None:
+    """What is wrong with what a learner says of a batch of so many rows."""
+    if not isinstance(step, Step):
+        return f"returned {_shown(step)} from learn: expected an engine.types.Step"
+    if wrong := _scores_mistake(step.scores, rows, features):
+        return f"returned a Step with {wrong}"
+    if step.refused is not None and np.shape(step.refused) != (rows,):
+        return (
+            f"returned a Step whose 'refused' has the shape {np.shape(step.refused)}: expected "
+            f"one bool for each of {counted(rows, 'row')}"
+        )
+    if not 0 <= step.unlearned <= rows:
+        return f"returned a Step with {step.unlearned} of {counted(rows, 'row')} unlearned"
+    return None
+
+
+def _scores_mistake(scores: Any, rows: int, features: Features) -> str | None:
+    """What is wrong with scores of so many rows."""
+    multiclass = features.task == "multiclass"
+    shape = (rows, features.outputs) if multiclass else (rows,)
+    if isinstance(scores, np.ndarray) and scores.dtype.kind in "fiu" and scores.shape == shape:
+        return None
+    what = _shown(scores)
+    if isinstance(scores, np.ndarray):
+        what = f"{scores.dtype} of the shape {scores.shape}"
+    return (
+        f"scores that are {what}: expected a numpy array of float64 of the shape {shape}, what the "
+        "model says of each row before it learns from it"
+    )
+
+
+def _height(rejects: Any) -> int:
+    return sum(map(len, rejects))
+
+
+def _kind(component: object) -> type:
+    return component if isinstance(component, type) else type(component)
+
+
+def _shown(value: object) -> str:
+    return "None" if value is None else f"a {type(value).__module__}.{type(value).__qualname__}"
+
+
+def _place(traceback: TracebackType | None) -> str:
+    """`` (file.py:7)``: the last line of the component's own."""
+    if traceback is None:
+        return ""
+    while traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return f" ({Path(traceback.tb_frame.f_code.co_filename).name}:{traceback.tb_lineno})"
+
+
+__all__ = [
+    "Calling",
+    "apply",
+    "bind",
+    "decode",
+    "is_own",
+    "learn",
+    "named",
+    "predict",
+    "read",
+    "whose",
+    "write",
+]

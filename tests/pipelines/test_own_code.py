@@ -1,0 +1,420 @@
+"""A user's own code that breaks its contract: one sentence that names it, exit code 1, and never an
+end of the data or an account that does not balance."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import polars as pl
+import pytest
+
+from connectors.formats.text import Text
+from connectors.memory import MemorySource
+from engine import types
+from engine.calls import Calling, whose
+from engine.config import LoaderSettings
+from engine.loader import Loader
+from engine.types import Batch, EndOfStream, Features, HeadraceError, Records, Rejects, Schema, Step
+from tests.pipelines.conftest import Headrace
+
+ROWS = 3_000
+Change = Callable[[pl.DataFrame], Any]
+
+
+class Changing:
+    """A stage of one's own: changes the frame of every batch as its class says."""
+
+    class Settings(types.Settings):
+        """None."""
+
+    change: ClassVar[Change]
+
+    def __init__(self, name: str, settings: Settings) -> None:
+        self.name = name
+
+    def bind(self, schema: Schema) -> Schema:
+        return schema
+
+    def apply(self, batch: Batch) -> Any:
+        return replace(batch, frame=type(self).change(batch.frame))
+
+    def snapshot(self) -> Any:
+        return None
+
+    def restore(self, value: object) -> None: ...
+
+    def transforms(self) -> None: ...
+
+
+def stage(change: Change) -> type[Changing]:
+    return type("Own", (Changing,), {"change": staticmethod(change)})
+
+
+def throw(error: BaseException) -> Change:
+    def change(frame: pl.DataFrame) -> pl.DataFrame:
+        if 2_000 in frame["id"]:
+            raise error
+        return frame
+
+    return change
+
+
+def nothing(frame: pl.DataFrame) -> pl.DataFrame:
+    return frame
+
+
+class Sampling(Changing):
+    """Keeps every second row, without a word of the others."""
+
+    def apply(self, batch: Batch) -> Batch:
+        return replace(batch, frame=batch.frame.gather_every(2))
+
+
+class Shrinking(Changing):
+    """Takes rows out and calls it growth."""
+
+    def apply(self, batch: Batch) -> Batch:
+        return batch.with_frame(batch.frame.head(1), grown=1 - len(batch))
+
+
+class Repeating(Changing):
+    """Each row twice, and says so; the first one of each batch is rejected."""
+
+    def apply(self, batch: Batch) -> Batch:
+        n = len(batch)
+        grown = batch.with_frame(pl.concat([batch.frame, batch.frame.reverse()]), grown=n)
+        keep = pl.Series(np.arange(2 * n) > 0)
+        return grown.reject(keep, stage=self.name, reason="first")
+
+
+class Holding(Changing):
+    """Has a state that no checkpoint can hold."""
+
+    def apply(self, batch: Batch) -> Batch:
+        return batch
+
+    def snapshot(self) -> Any:
+        return {"seen": {1, 2}}
+
+
+def read_with(kind: type[Changing]) -> list[int]:
+    """The rows of each batch that a loader with this stage gives."""
+    frame = pl.DataFrame({"id": np.arange(ROWS)})
+    source = MemorySource.of([frame])
+    settings = LoaderSettings(batch_rows=500)
+    own: Any = kind("mine", kind.Settings())
+    with Loader(source, schema={"id": pl.Int64()}, stages=[own], settings=settings) as loader:
+        return [len(batch) for batch in loader]
+
+
+@pytest.mark.parametrize(
+    "error", [StopIteration(), StopAsyncIteration(), GeneratorExit(), EndOfStream()], ids=repr
+)
+def test_an_error_of_a_stage_is_no_end_of_the_stream(error: BaseException) -> None:
+    sentence = rf"^\[scrub.mine\] kind '.*:Own' raised {type(error).__name__} \(.*:\d+\), which"
+    with pytest.raises(HeadraceError, match=sentence) as caught:
+        read_with(stage(throw(error)))
+    assert caught.value.__cause__ is error
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda f: f.gather_every(2), "given 500 rows and returned 250, .*: 250 rows are missing"),
+        (lambda f: f.filter(pl.col("id") != 700), "500 rows and returned 499, .*1 row is missing"),
+        (lambda f: pl.concat([f, f]), "500 rows and returned 1,000, .*: 500 rows are too many"),
+        (lambda f: f.clear(), "given 500 rows and returned 0, .*: 500 rows are missing"),
+        (lambda f: f.lazy(), "a batch whose frame is a .*LazyFrame, .*: collect"),
+        (lambda f: None, "a batch whose frame is None, expected a polars.DataFrame"),
+        (lambda f: f.drop("_position"), "rows without the column '_position', expected Int64"),
+        (lambda f: f.cast({"_position": pl.Int32}), "rows whose '_position' is Int32"),
+        (lambda f: f.with_columns(_position=pl.lit(0, pl.Int64)), "rows with other positions"),
+        (lambda f: pl.concat([f[1:], f[1:2]]), "rows with other positions"),
+        (lambda f: f.with_columns(_partition=pl.lit("else")), "rows with other positions"),
+    ],
+)
+def test_a_stage_that_loses_or_invents_rows_is_told(change: Change, sentence: str) -> None:
+    with pytest.raises(HeadraceError, match=rf"^\[scrub.mine\] kind '.*:Own' .*{sentence}"):
+        read_with(stage(change))
+
+
+def test_taking_rows_out_is_no_growth() -> None:
+    with pytest.raises(HeadraceError, match=r"returned 1, with 0 rejected and -499 added"):
+        read_with(Shrinking)
+
+
+def test_what_is_no_batch_is_told() -> None:
+    class Own(Changing):
+        def apply(self, batch: Batch) -> Any:
+            return None
+
+    with pytest.raises(HeadraceError, match=r"Own' returned None from apply: expected an engine"):
+        read_with(Own)
+
+
+def test_rows_may_change_their_order_leave_and_grow() -> None:
+    assert read_with(stage(lambda f: f.reverse())) == [500] * 6
+    assert read_with(Repeating) == [999] * 6
+
+
+def test_any_other_error_stays_itself_and_says_whose_it_is() -> None:
+    error = KeyError("x")
+    with pytest.raises(KeyError) as caught:
+        read_with(stage(throw(error)))
+    assert caught.value is error
+    assert (whose(error) or "").startswith("[scrub.mine] kind '")
+    with pytest.raises(KeyError), Calling("sink", Changing):
+        raise error
+    assert (whose(error) or "").startswith("[scrub.mine]")  # the innermost is who raised it
+
+
+# --------------------------------------------------------------------------------------- a format
+
+
+class Broken(Text):
+    """Lines of text, and then what its class makes of them."""
+
+    def schema(self, declared: Schema) -> Schema:
+        return {"value": pl.String()}
+
+    def decode(self, records: Records, schema: Schema) -> Any:
+        return self.change(*super().decode(records, {"value": pl.String()}))
+
+    def change(self, frame: pl.DataFrame, rejects: list[Rejects]) -> Any:
+        raise NotImplementedError
+
+
+class Halving(Broken):
+    def change(self, frame: pl.DataFrame, rejects: list[Rejects]) -> Any:
+        return frame.head(frame.height // 2), rejects
+
+
+class Ending(Broken):
+    def change(self, frame: pl.DataFrame, rejects: list[Rejects]) -> Any:
+        return next(iter(()))
+
+
+class Renaming(Broken):
+    def change(self, frame: pl.DataFrame, rejects: list[Rejects]) -> Any:
+        return frame.rename({"value": "v"}), rejects
+
+
+class Misplacing(Broken):
+    def change(self, frame: pl.DataFrame, rejects: list[Rejects]) -> Any:
+        return frame.with_columns(pl.col("_position") + 1), rejects
+
+
+class Alone(Broken):
+    def change(self, frame: pl.DataFrame, rejects: list[Rejects]) -> Any:
+        return frame
+
+
+class Rejecting(Broken):
+    def change(self, frame: pl.DataFrame, rejects: list[Rejects]) -> Any:
+        odd = pl.col("value").str.contains("^[0-9]*[13579],")
+        rows = frame.filter(odd).select("_partition", "_position", "value")
+        rows = rows.with_columns(detail=pl.lit("odd"))
+        return frame.filter(~odd), [*rejects, Rejects(stage="decode", reason="odd", rows=rows)]
+
+
+# -------------------------------------------------------------------------------------- a learner
+
+
+class Mean:
+    """A learner of one's own that always says 0; of the third batch what its class says."""
+
+    class Settings(types.Settings):
+        """None."""
+
+    class Training(types.Settings):
+        """None."""
+
+    def __init__(self, settings: Settings, training: Training, features: Features) -> None:
+        self.features = features
+        self.batches = 0
+
+    def learn(self, batch: Batch) -> Any:
+        self.batches += 1
+        zeros = np.zeros(len(batch))
+        return self.third(zeros) if self.batches == 3 else Step(scores=zeros, loss=0.0)
+
+    def third(self, zeros: Any) -> Any:
+        return Step(scores=zeros, loss=0.0)
+
+    def predict(self, tensors: Any) -> Any:
+        return np.zeros(len(tensors))
+
+    def state_dict(self) -> Mapping[str, Any]:
+        return {"batches": self.batches}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.batches = state["batches"]
+
+
+class Silent(Mean):
+    def third(self, zeros: Any) -> None: ...
+
+
+class Short(Mean):
+    def third(self, zeros: Any) -> Step:
+        return Step(scores=zeros[1:], loss=0.0)
+
+
+class Listing(Mean):
+    def third(self, zeros: Any) -> Step:
+        return Step(scores=zeros.tolist(), loss=0.0)
+
+
+class Stopping(Mean):
+    def third(self, zeros: Any) -> Step:
+        raise StopIteration
+
+
+class Unknowing(Mean):
+    def third(self, zeros: Any) -> Step:
+        return Step(scores=zeros + np.nan, loss=0.0)
+
+
+class Keeping(Mean):
+    def state_dict(self) -> Mapping[str, Any]:
+        return {"batches": np.int64(self.batches)}
+
+
+# ------------------------------------------------------------------------------------ the command
+
+PIPELINE = """\
+name = "own"
+folder = "run"
+[source]
+kind = "files"
+path = "{data}"
+{source}
+[sink]
+kind = "files"
+path = "out"
+format = "ndjson"
+[loader]
+batch_rows = 1000
+[service]
+enabled = false
+{more}
+"""
+MODEL = '[model]\nkind = "{}"\ntask = "regression"\ntarget = "y"\nnumeric = ["id"]\n'
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    """Writes a pipeline over `ROWS` rows whose `y` is 10 times their number."""
+
+    def make(more: str = "", source: str = "", name: str = "d.csv") -> Path:
+        monkeypatch.chdir(tmp_path)
+        rows = "".join(f"{i},{10 * i}\n" for i in range(ROWS))
+        (tmp_path / name).write_text(("id,y\n" if name == "d.csv" else "") + rows)
+        file = tmp_path / "p.toml"
+        file.write_text(PIPELINE.format(data=name, source=source, more=more))
+        return file
+
+    return make
+
+
+def of(kind: type) -> str:
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def fails(headrace: Headrace, command: str, file: Path) -> str:
+    code, _, err = headrace(command, file)
+    said = err.splitlines()[-1]
+    assert (code, said[:10]) == (1, "headrace: "), err
+    return said
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        (Sampling, " was given 1,000 rows and returned 500, with 0 rejected and 0 added"),
+        (Holding, "The state of [scrub.mine] holds a value of type set in stages.mine.seen"),
+    ],
+)
+def test_a_stage_is_found_by_check_and_ends_a_run(
+    kind: type, sentence: str, write: Write, headrace: Headrace, tmp_path: Path
+) -> None:
+    file = write(f'[scrub.mine]\nkind = "{of(kind)}"\n')
+    for command in ("check", "run"):
+        said = fails(headrace, command, file)
+        assert sentence in said
+        assert "[scrub.mine]" in said
+    assert not list((tmp_path / "out").glob("*.ndjson"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        (Halving, "1,000 records and decoded 500 rows, with 0 rejected: expected one row or one"),
+        (Ending, "raised StopIteration"),
+        (Renaming, "decoded no column 'value', expected String"),
+        (Misplacing, "are not those of their records"),
+        (Alone, "decoded a polars.dataframe.frame.DataFrame: expected a polars.DataFrame and a"),
+    ],
+)
+def test_a_format_is_found_by_check_and_ends_a_run(
+    kind: type, sentence: str, write: Write, headrace: Headrace
+) -> None:
+    file = write(source=f'format = "{of(kind)}"', name="d.txt")
+    for command in ("check", "run"):
+        said = fails(headrace, command, file)
+        assert f"[source] format '{of(kind)}' " in said
+        assert sentence in said
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        (Silent, "returned None from learn: expected an engine.types.Step"),
+        (Short, "returned a Step with scores that are float64 of the shape (999,): expected"),
+        (Listing, "returned a Step with scores that are a builtins.list: expected"),
+        (Stopping, "raised StopIteration"),
+    ],
+)
+def test_a_learner_that_gives_no_scores_ends_a_run(
+    kind: type, sentence: str, write: Write, headrace: Headrace
+) -> None:
+    said = fails(headrace, "run", write(MODEL.format(of(kind))))
+    assert f"[model] kind '{of(kind)}' {sentence}" in said
+
+
+def test_a_learners_state_is_looked_at_before_it_learns(write: Write, headrace: Headrace) -> None:
+    file = write(MODEL.format(of(Keeping)))
+    for command in ("check", "run"):
+        said = fails(headrace, command, file)
+        assert "The state of [model] holds the numpy scalar np.int64(" in said
+        assert "in work.learner.batches" in said
+
+
+def test_model_and_baseline_are_judged_by_the_rows_that_have_a_score(
+    write: Write, headrace: Headrace, tmp_path: Path
+) -> None:
+    more = "[dead_letters]\nlimit = 0.5\n" + MODEL.format(of(Unknowing))
+    code, out, err = headrace("run", write(more))
+    assert code == 0, err
+    assert "3,000 read = 2,000 learned + 1,000 rejected  (predict: non_finite 1,000)" in out
+    whole = json.loads((tmp_path / "run/report.json").read_text())["all"]
+    assert whole["rows"] == 2_000
+    assert whole["mae"] == pytest.approx(np.mean(10 * np.arange(2_000)))
+    last = whole["baselines"]["last value"]
+    assert (last["rows"], last["mae"]) == (1_999, 10.0)
+    assert last["model_mae"] == pytest.approx(np.mean(10 * np.arange(1, 2_000)))
+
+
+def test_rejects_of_a_format_count(write: Write, headrace: Headrace) -> None:
+    """A format of one's own may reject, in any order."""
+    more = "[dead_letters]\nlimit = 1\n"
+    file = write(more, source=f'format = "{of(Rejecting)}"', name="d.txt")
+    code, out, err = headrace("run", file)
+    assert code == 0, err
+    assert "3,000 read = 1,500 cleaned + 1,500 rejected" in out
