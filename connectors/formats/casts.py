@@ -47,18 +47,24 @@ MOMENTS = (
 """ISO 8601, most usual first. With an offset or Z the moment is turned to UTC."""
 CLOCKS = ("%H:%M:%S%.f", "%H:%M")
 SPANS = (
-    r"^(?<minus>-?)(?:(?<days>\d+) days?,? )?"
-    r"(?<hours>\d+):(?<minutes>\d\d):(?<seconds>\d\d(?:\.\d+)?)$",
-    r"^(?<minus>-?)P(?:(?<days>\d+)D)?"
-    r"(?:T(?:(?<hours>\d+)H)?(?:(?<minutes>\d+)M)?(?:(?<seconds>\d+(?:\.\d+)?)S)?)?$",
+    r"^(?<minus>-?)(?:(?<days>[0-9]+) days?,? )?"
+    r"(?<hours>[0-9]+):(?<minutes>[0-9]{2}):(?<seconds>[0-9]{2}(?:\.[0-9]+)?)$",
+    r"^(?<minus>-?)P(?:(?<days>[0-9]+)D)?"
+    r"(?:T(?:(?<hours>[0-9]+)H)?(?:(?<minutes>[0-9]+)M)?(?:(?<seconds>[0-9]+(?:\.[0-9]+)?)S)?)?$",
 )
 """A duration: hours, minutes and seconds (``26:00:03.5``), or ISO 8601 (``P1DT2H3.5S``)."""
-WHOLE = r"^\s*[+-]?\d+(\.0*)?\s*$"
-NUMBER = r"^\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*$"
+NUMBER = (
+    r"^(?:\+|(?<minus>-))?(?<whole>[0-9]*)\.?(?<fraction>[0-9]*)"
+    r"(?:[eE]\+?(?<power>-?[0-9]+))?$"
+)
+"""A number as all formats write it, if it has a digit before the exponent."""
+PLACES = 80
+"""More digits than any type has before or behind the point."""
+ZEROS = "0" * (PLACES + 1)
 INFINITE = r"(?i)inf"
 WHOLE_MOST: dict[pl.DataType, int] = {pl.Float64(): 1 << 53, pl.Float32(): 1 << 24}
 """Up to here a float holds every whole number; this may be made of the next."""
-PLAIN = r"^[+-]?\d+$"
+PLAIN = r"^[+-]?[0-9]+$"
 BILLION = 1_000_000_000
 UNITS = {"ms": 1_000, "us": 1_000_000, "ns": BILLION}
 
@@ -237,19 +243,13 @@ def _from_text(column: pl.Series, dtype: pl.DataType, strict: bool) -> pl.Series
             _elements(*fields.columns[c], kind, strict=strict).alias(c) for c, kind in kinds.items()
         ]
         return fields.together(parts, dtype, words.name)
-    if dtype.is_integer():
-        return _whole_numbers(words, dtype, strict)
+    if dtype.is_integer() or dtype.is_decimal():
+        return _exact(words, dtype, strict)
     made = words.cast(dtype, strict=False)
     if dtype.is_float():
         overflown = made.is_infinite() & ~words.str.contains(INFINITE)
         made = made.set(overflown.fill_null(False), None) if overflown.any() else made
         return _had_back(made, words) if may_be_another(made) else made
-    if isinstance(dtype, pl.Decimal):  # digits behind the last that it holds are no value of it
-        fits = words.str.contains(rf"^[+-]?\d*\.?\d{{0,{dtype.scale}}}0*$")
-        fits |= words.str.contains("[eE]") & (
-            made.cast(pl.Float64) == words.cast(pl.Float64, strict=False)
-        )
-        return made.set(~fits.fill_null(True), None)
     return made
 
 
@@ -273,21 +273,61 @@ def _had_back(floats: pl.Series, words: pl.Series) -> pl.Series:
     return floats.scatter(at.filter(lost), None) if lost.any() else floats
 
 
-def _whole_numbers(words: pl.Series, dtype: pl.DataType, strict: bool) -> pl.Series:
-    """Whole numbers, also where they are written ``12.0`` or ``1e3``."""
-    made = words.cast(dtype, strict=False)
+def _exact(words: pl.Series, dtype: pl.DataType, strict: bool) -> pl.Series:
+    """Integers and decimals that equal the numbers written, by their digits: ``12.0`` and ``1e3``
+    are integers, but not if `strict`."""
+    made = _by_digits(words, dtype)
     left = made.is_null() & words.is_not_null()
-    if strict or not left.any():
-        return made
+    if strict and dtype.is_integer():
+        left &= words.str.contains(PLAIN)
     at = left.arg_true()
-    rest = words.gather(at)
-    plain = rest.str.replace(r"\.0*$", "").cast(dtype, strict=False)  # all digits count
-    exact = rest.str.contains("[eE.]").fill_null(False)
-    floats = rest.cast(pl.Float64, strict=False)
-    floats = floats.set((floats.abs() > 2.0**53).fill_null(False), None)
-    whole = floats.cast(dtype, strict=False)
-    whole = whole.set((whole.cast(pl.Float64) != floats).fill_null(True), None)
-    return made.scatter(at, plain.fill_null(whole.set(~exact, None)))
+    return made.scatter(at, _by_digits(_written_out(words.gather(at)), dtype)) if len(at) else made
+
+
+def _by_digits(words: pl.Series, dtype: pl.DataType) -> pl.Series:
+    """Numbers without exponents; null also where a decimal has more digits behind the point than
+    its type, which a cast would round away."""
+    made = words.cast(dtype, strict=False)
+    if not isinstance(dtype, pl.Decimal):
+        return made
+    fits = words.str.contains(rf"^[+-]?[0-9]*\.?[0-9]{{0,{dtype.scale}}}0*$")
+    return made.set(~fits.fill_null(True), None)
+
+
+def _written_out(words: pl.Series) -> pl.Series:
+    """Numbers without exponents, signs and zeros that say nothing: "+1.50e3" is "1500", "-0" is
+    "0". Null for what is no number. A number of so large an exponent that no type holds it is
+    another that none holds."""
+    parts = words.str.extract_groups(NUMBER).struct.unnest()
+    digits = pl.col("whole") + pl.col("fraction")
+    power = pl.col("power").cast(pl.Int64, strict=False)
+    huge = pl.when(pl.col("power").str.starts_with("-")).then(-(10**9)).otherwise(10**9)
+    power = pl.when(pl.col("power").is_null()).then(0).otherwise(power.fill_null(huge))
+    behind = pl.col("fraction").str.len_bytes().cast(pl.Int64)
+    parts = parts.select(
+        "minus", digits=digits.str.strip_chars_start("0"), power=power - behind, digit=digits != ""
+    )
+    short = pl.col("digits").str.strip_chars_end("0")
+    more = (pl.col("digits").str.len_bytes() - short.str.len_bytes()).cast(pl.Int64)
+    zero = short == ""
+    power = pl.when(zero).then(0).otherwise((pl.col("power") + more).clip(-PLACES, PLACES))
+    parts = parts.select("digit", zero.alias("zero"), "minus", digits=short, power=power)
+    # As many zeros before the digits, or behind, as put a digit before the point.
+    power, size = pl.col("power"), pl.col("digits").str.len_bytes().cast(pl.Int64)
+    zeros = pl.lit(ZEROS)
+    parts = parts.with_columns(
+        digits=zeros.str.head((1 - power - size).clip(0))
+        + pl.col("digits")
+        + zeros.str.head(power.clip(0))
+    )
+    whole, behind = pl.col("digits").str, (-power).clip(0)
+    text = (
+        pl.when(pl.col("minus").is_null() | pl.col("zero")).then(pl.lit("")).otherwise("minus")
+        + whole.head(whole.len_bytes().cast(pl.Int64) - behind)
+        + pl.when(behind > 0).then(pl.lit(".")).otherwise(pl.lit(""))
+        + whole.tail(behind)
+    )
+    return parts.select(pl.when("digit").then(text)).to_series()
 
 
 def _moments(words: pl.Series, dtype: pl.Datetime) -> pl.Series:
@@ -398,10 +438,7 @@ def _misfits(
         else raw.cast(pl.String, strict=False)
     )
     got = got.fill_null("?")
-    detail = pl.select(
-        pl.format("Expected {}, got '{}' in column '{}'{}.",
-                  pl.lit(type_name(dtype)), got.str.head(80), pl.lit(column), why_not(got, dtype))
-    ).to_series()  # fmt: skip
+    detail = misfit(got, dtype, column)
     pointed_texts = read.gather(lost).fill_null("?") if read.dtype == pl.String else got
     big = too_big(pointed_texts, dtype)
     made = []
@@ -414,9 +451,23 @@ def _misfits(
     return made
 
 
-def why_not(got: pl.Series, dtype: pl.DataType) -> pl.Series:
-    """What a sentence about a value that does not fit adds: that a whole number is none of the
-    floats."""
+def misfit(
+    got: pl.Series, dtype: pl.DataType, column: str, written: str | pl.Series = ""
+) -> pl.Series:
+    """What is said of values that do not fit a column.
+
+    Args:
+        written: as what each is written, where that counts.
+    """
+    return pl.select(
+        pl.format("Expected {}, got '{}'{} in column '{}'{}.",
+                  pl.lit(type_name(dtype)), got.str.head(80), pl.lit(written), pl.lit(column),
+                  _why_not(got, dtype))
+    ).to_series()  # fmt: skip
+
+
+def _why_not(got: pl.Series, dtype: pl.DataType) -> pl.Series:
+    """That a whole number is none of the floats."""
     if not dtype.is_float():
         return pl.repeat("", len(got), eager=True)
     near = got.cast(dtype, strict=False).is_finite().fill_null(False) & got.str.contains(PLAIN)
@@ -438,14 +489,14 @@ def too_big(got: pl.Series, dtype: pl.DataType) -> pl.Series:
         return pl.Series(found)
     if not dtype.is_numeric():
         return pl.repeat(False, len(got), eager=True)
-    number = got.str.contains(NUMBER)
-    if dtype.is_integer():
-        whole = got.str.contains(WHOLE) | (got.cast(pl.Float64, strict=False) % 1 == 0)
-        number &= whole
-    return number & cast(got, dtype).is_null()  # else only `strict` refuses how it is written
+    number = _written_out(got.str.strip_chars())
+    big = number.is_not_null()
+    if dtype.is_integer():  # a fraction is none of any size
+        big &= ~number.str.contains(".", literal=True).fill_null(False)
+    return big & cast(got, dtype).is_null()  # else only `strict` refuses how it is written
 
 
 __all__ = [
-    "WHOLE_MOST", "Coerce", "cast", "conform", "may_be_another", "nothing", "pointed", "too_big",
-    "why_not", "written_as",
+    "WHOLE_MOST", "Coerce", "cast", "conform", "may_be_another", "misfit", "nothing", "pointed",
+    "too_big", "written_as",
 ]  # fmt: skip

@@ -20,9 +20,9 @@ from connectors.formats.casts import (
     Coerce,
     cast,
     may_be_another,
+    misfit,
     nothing,
     too_big,
-    why_not,
     written_as,
 )
 from connectors.formats.flat import Flat
@@ -222,16 +222,18 @@ class Ndjson:
         if any(found.any() for _, _, found in refused):
             return self._without(refused, records, schema)
         frames = [pl.DataFrame(schema=schema)]
-        read, ends, quoted = data, bounds, False
+        read, ends, quoted, quote = data, bounds, False, parser.decimals
         for start, stop in _pieces(n):
             try:
                 lines = functools.partial(_between, data, bounds, start, stop)
-                part = read[ends[start] : ends[stop]]
-                frame = parser.strict(part, stop - start, written=lines)
-                if not quoted and parser.may_be_numbers(frame):
+                if not quote:
+                    part = read[ends[start] : ends[stop]]
+                    frame = parser.strict(part, stop - start, written=lines)
+                    quote = not quoted and parser.may_be_numbers(frame)
+                if quote:
                     if not parser.all_fit(data, bounds):
                         break
-                    read, ends, quoted = *parser.tree.quoted(data, bounds), True
+                    read, ends, quoted, quote = *parser.tree.quoted(data, bounds), True, False
                     part = read[ends[start] : ends[stop]]
                     frame = parser.strict(part, stop - start, written=lines)
                 frames.append(frame)
@@ -281,6 +283,8 @@ class _Parser:
     """Those of text, and of lists of it."""
     floats: tuple[str, ...]
     """Those of floats, and of lists of them: the parser makes numbers infinite, or others."""
+    decimals: bool
+    """Whether a column is of decimals, or of lists of them: numbers that are no floats."""
     to_cast: tuple[str, ...]
     """Those that the parser gives in another type."""
 
@@ -359,7 +363,8 @@ class _Parser:
         return any(bool(leaf.select(like).item()) for leaf in leaves)
 
     def all_fit(self, data: NDArray[np.uint8], bounds: Ints) -> bool:
-        """Whether strings are all that there is in columns of text, where they must be."""
+        """Whether strings are all that there is in columns of text, where they must be, and
+        numbers in those of decimals."""
         if self.coerce != "strict":
             return True
         return bool((self.tree.scan(data, bounds).verdicts == scan.FITS).all())
@@ -385,11 +390,14 @@ class _Parser:
                     ),
                 )
             )
-        except PolarsError:  # the walk was kinder than the parser
+            kinder = False
+        except PolarsError:  # the walk was kinder than the parser, or than a decimal
+            kinder = True
             fits[:] = False
         odd = np.flatnonzero(~fits & (found.verdicts < scan.BROKEN))
         bad = [_broken(raw, raw_bounds, found)]
         careful = (found.verdicts[odd] == scan.SUSPECT) | (self.coerce == "strict")
+        careful |= kinder and self.decimals
         plain = odd[~careful]
         kept, alone = _halved(
             plain,
@@ -511,6 +519,7 @@ def _parser(
         tuple(step for step in shape.root.below if isinstance(step, str)),
         columns_of_text=tuple(c for c, kind in kinds if {*_leaf_types(kind)} & {*TEXTS}),
         floats=tuple(c for c, kind in kinds if {*_leaf_types(kind)} & {*FLOATS}),
+        decimals=any(t.is_decimal() for _, kind in kinds for t in _leaf_types(kind)),
         to_cast=tuple(c for c, kind in kinds if parsed_as(kind) != kind),
     )
 
@@ -710,39 +719,14 @@ def _misfits(
     coerce: Coerce,
 ) -> pl.DataFrame:
     """Lines whose value in the column, `raw`, is none of its type."""
-    wanted = type_name(kind) if kind.is_nested() else str(kind.base_type())
-    frame = pl.DataFrame({"raw": raw, "token": pl.Series(scan.TOKENS).gather(token)})
-    value, name = pl.col("raw"), pl.col("token")
-    size = (
-        pl.when(value.str.starts_with("-"))
-        .then(
-            pl.when(value.cast(pl.Int64, strict=False).is_null())
-            .then(pl.lit("i128"))
-            .otherwise(pl.lit("i64"))
-        )
-        .otherwise(
-            pl.when(value.cast(pl.UInt64, strict=False).is_null())
-            .then(pl.lit("u128"))
-            .otherwise(pl.lit("u64"))
-        )
-    )
-    shown = (
-        pl.when(name == "integer")
-        .then(size)
-        .when(name == "nothing")
-        .then(pl.lit("string"))
-        .otherwise(name)
-    )
-    numbers = ["integer", "f64", "array", *(["string"] if coerce == "lossless" else [])]
-    big = name.is_in(numbers) & pl.lit(too_big(raw, kind))
-    made = frame.select(
-        reason=pl.when(big).then(pl.lit(OUT_OF_RANGE)).otherwise(pl.lit(WRONG_TYPE)),
-        detail=pl.format(
-            "In column '{}': cannot parse '{}' ({}) as {}{}.",
-            pl.lit(column), value.str.head(80), shown, pl.lit(wanted), pl.lit(why_not(raw, kind)),
-        ),
-    )  # fmt: skip
-    return _found(at, made["reason"], made["detail"])
+    name = pl.Series(scan.TOKENS).gather(token)
+    written = pl.select(pl.format(" ({})", name)).to_series() if coerce == "strict" else ""
+    numbers = ["integer", "float", "array", *(["string"] if coerce == "lossless" else [])]
+    big = name.is_in(numbers) & too_big(raw, kind)
+    reason = pl.select(
+        pl.when(big).then(pl.lit(OUT_OF_RANGE)).otherwise(pl.lit(WRONG_TYPE))
+    ).to_series()
+    return _found(at, reason, misfit(raw, kind, column, written))
 
 
 def _rejects(records: Records, bad: pl.DataFrame) -> list[Rejects]:

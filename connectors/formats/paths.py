@@ -119,12 +119,13 @@ class Shape:
 
 def parsed_as(kind: pl.DataType) -> pl.DataType:
     """What the parser is asked for in place of a type. It gives no bytes, takes times in more ways
-    than one, and panics over narrow integers."""
+    than one, makes decimals of floats, and panics over narrow integers."""
     if isinstance(kind, pl.List):
         return pl.List(parsed_as(element_type(kind)))
     if kind in (pl.Int8, pl.Int16, pl.UInt8, pl.UInt16):
         return pl.Int64()
-    return pl.String() if kind == pl.Binary or kind.is_temporal() else kind
+    as_text = kind == pl.Binary or kind.is_temporal() or kind.is_decimal()
+    return pl.String() if as_text else kind
 
 
 def value_at(steps: tuple[Step, ...]) -> pl.Expr:

@@ -29,7 +29,7 @@ BLANK, NO_OBJECT, ENDS, PLACE, BEHIND, NOT_UTF8 = 10, 11, 12, 13, 14, 15
 BROKEN = BLANK
 """From here on, verdicts are of lines that are no JSON object."""
 WORDS = {BLANK: "the line is blank", NO_OBJECT: "it is another value", ENDS: "it ends too early"}
-TOKENS = ("nothing", "string", "integer", "f64", "bool", "array", "object", "null")
+TOKENS = ("nothing", "string", "integer", "float", "bool", "array", "object", "null")
 """What a value is; a line's token of a node is an index into these."""
 
 OTHERS = -2
@@ -40,12 +40,20 @@ HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 DEPTH = 128
 """Levels the walk goes down; deeper lines are the parser's to judge (its own limit is 1,024)."""
 OBJECT, LIST, TEXT, FLOAT, INT64, INT32, BOOL, DATE, MOMENT, OTHER, STRING, FLOAT32 = range(12)
-"""What a node expects: `TEXT` takes anything as its text, `STRING` only strings."""
+DECIMAL, INTEGER = 12, 13
+"""What a node expects: `TEXT` takes anything as its text, `STRING` only strings; of `DECIMAL` all
+numbers fit, however many digits its column takes; `INTEGER` are those of the other sizes."""
 KINDS: dict[type[pl.DataType], int] = {
     pl.String: TEXT, pl.Binary: TEXT, pl.Float64: FLOAT, pl.Float32: FLOAT32, pl.Int64: INT64,
-    pl.Int32: INT32, pl.Boolean: BOOL, pl.Date: DATE, pl.Datetime: MOMENT,
+    pl.Int32: INT32, pl.Boolean: BOOL, pl.Date: DATE, pl.Datetime: MOMENT, pl.Decimal: DECIMAL,
+    **dict.fromkeys([pl.Int8, pl.Int16, pl.UInt8, pl.UInt16, pl.UInt32, pl.UInt64], INTEGER),
 }  # fmt: skip
 VALUE, FIRST_KEY, KEY, FIRST_ITEM, AFTER = range(5)
+SAYS = np.arange(256).astype(np.uint8)
+SAYS[[*b"bfnrt"]] = [*b"\b\f\n\r\t"]
+"""The byte that an escape stands for, by its letter."""
+LEADS = np.array([0, 0, 0xC0, 0xE0, 0xF0])
+"""What a character's first byte has, by how many it has in UTF-8."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,8 +131,9 @@ class Tree:
         self, data: NDArray[np.uint8], bounds: NDArray[np.int64]
     ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """The lines with quotes around numbers that the parser would not keep as they are written:
-        those in a column of text, and those of more digits than it reads. Lines that are no JSON
-        object are as they were."""
+        those in a column of text; those with a point or an exponent in a column of integers or
+        decimals, where it makes floats of them; and those of more digits than it reads. Lines that
+        are no JSON object are as they were."""
         n = len(bounds) - 1
         marks = np.zeros(len(data) + 1, np.bool_)
         seen, spans = np.zeros((n, 0), np.int8), np.zeros((n, 0, 2), np.int64)
@@ -313,6 +322,47 @@ def _half(data, at):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
+def _unescaped(data, at, stop):  # type: ignore[no-untyped-def]
+    """The bytes that a string's inside stands for; of what is no escape, any."""
+    out = np.empty(stop - at, np.uint8)
+    to = 0
+    while at < stop:
+        byte = data[at]
+        if byte != 92 or at + 1 >= stop:
+            out[to] = byte
+            to += 1
+            at += 1
+        elif data[at + 1] != 117:
+            out[to] = SAYS[data[at + 1]]
+            to += 1
+            at += 2
+        elif at + 6 > stop:
+            break
+        else:
+            code = _hex(data, at + 2)
+            at += 6
+            if 0xD800 <= code < 0xDC00 and at + 6 <= stop and data[at + 1] == 117:
+                code = 0x10000 + ((code - 0xD800) << 10) + (_hex(data, at + 2) & 0x3FF)
+                at += 6
+            size = 1 + (code >= 0x80) + (code >= 0x800) + (code >= 0x10000)
+            for i in range(size):  # lead byte, then six bits each (Unicode, table 3-6)
+                bits = code >> (6 * (size - 1 - i))
+                out[to] = (bits & 0x3F) | 0x80 if i else bits | LEADS[size]
+                to += 1
+    return out[:to]
+
+
+@numba.njit(nogil=True, cache=True)
+def _hex(data, at):  # type: ignore[no-untyped-def]
+    """The number of four hexadecimal digits."""
+    code = 0
+    for i in range(at, at + 4):
+        byte = np.int64(data[i])
+        code = code * 16 + (byte - 48 if byte < 58 else ((byte | 32) - 87) & 15)
+    return code
+
+
+@numba.njit(nogil=True, cache=True)
 def _twice(data, bounds, names, ends, lines, found):  # type: ignore[no-untyped-def]
     """See `twice`. `lines` are the last that had each key, counted from 1."""
     for line in range(len(found)):
@@ -322,15 +372,17 @@ def _twice(data, bounds, names, ends, lines, found):  # type: ignore[no-untyped-
             byte = data[at]
             at += 1
             if byte == 34:
-                start = at
+                start, odd = at, False
                 while at < stop and data[at] != 34:
+                    odd |= data[at] == 92
                     at += 2 if data[at] == 92 else 1
                 if key:
                     key = False
+                    name = _unescaped(data, start, at) if odd else data[start:at]
                     for k in range(len(lines)):
                         i = expected + k
                         i -= len(lines) if i >= len(lines) else 0
-                        if _same(data, start, at, names, ends[i], ends[i + 1]):
+                        if _same(name, 0, len(name), names, ends[i], ends[i + 1]):
                             found[line] |= lines[i] == line + 1
                             lines[i] = line + 1
                             expected = i + 1 if i + 1 < len(lines) else 0
@@ -580,7 +632,8 @@ def _walk(  # type: ignore[no-untyped-def]
                 verdict = UNSURE
             node = -1
             if nodes[depth] >= 0:
-                node = _field(data, first, at - 1, nodes[depth], last[depth], table, names)
+                name = _unescaped(data, first, at - 1) if odd else data[first : at - 1]
+                node = _field(name, 0, len(name), nodes[depth], last[depth], table, names)
                 if node >= 0:
                     last[depth] = node
             while at < stop and data[at] <= 32 and data[at] in (32, 9, 13, 10):
@@ -651,11 +704,14 @@ def _walk(  # type: ignore[no-untyped-def]
             if digits < 0:
                 return (ENDS if at == stop else PLACE), at
             token = 2 + (odd & 1)
-            if len(marks) and (kind in (TEXT, STRING) or odd >= 2):
+            text = kind in (TEXT, STRING, DECIMAL) or (
+                token == 3 and kind in (INT64, INT32, INTEGER)
+            )
+            if len(marks) and (text or odd >= 2):
                 marks[first] = marks[at] = True
             if odd >= 2:
                 verdict = UNSURE
-            fits = kind in (TEXT, FLOAT, FLOAT32)
+            fits = kind in (TEXT, FLOAT, FLOAT32, DECIMAL)
             if odd & 1 == 0 and (kind in (FLOAT, FLOAT32)):
                 many |= digits > (15 if kind == FLOAT else 7)
             if odd == 0 and (kind in (INT64, INT32)):

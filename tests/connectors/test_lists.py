@@ -116,8 +116,7 @@ def test_the_reason_names_the_value() -> None:
     _, rejects = csv.decode(records(b"[1.9]\n"), kind)
     assert told(rejects)[0][2] == "Expected list[int64], got '[1.9]' in column 'a'."
     _, rejects = Ndjson().decode(records(b'{"a": [1.9]}\n'), kind)
-    detail = "In column 'a': cannot parse '[1.9]' (array) as list[int64]."
-    assert told(rejects)[0][2] == detail
+    assert told(rejects)[0][2] == "Expected list[int64], got '[1.9]' in column 'a'."
     frame = pl.DataFrame({"b": ["x"], "a": [[1.9]]})
     assert of_table(frame, "list[int64]")[1] == [
         (LOST, "Expected list[int64], got '[1.9]' in column 'a'.")

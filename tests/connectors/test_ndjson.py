@@ -34,9 +34,9 @@ POISON = {
     b'{"x":1': ("broken", "Expected a JSON object: "),
     b"[1]\n": ("broken", "Expected a JSON object: "),
     b'{"x":1}{"x":2}\n': ("broken", "Expected a JSON object: "),
-    b'{"x":"abc"}\n': ("wrong_type", "In column 'x': cannot parse 'abc' (string) as Float64."),
-    b'{"n":1.5}': ("wrong_type", "In column 'n': cannot parse '1.5' (f64) as Int64."),
-    b'{"n":99999999999999999999}\n': ("out_of_range", "In column 'n': cannot parse '9999"),
+    b'{"x":"abc"}\n': ("wrong_type", "Expected float64, got 'abc' in column 'x'."),
+    b'{"n":1.5}': ("wrong_type", "Expected int64, got '1.5' in column 'n'."),
+    b'{"n":99999999999999999999}\n': ("out_of_range", "Expected int64, got '9999"),
     b'{"s":"\xff"}\n': ("bad_utf8", NOT_UTF8),
 }
 
@@ -149,7 +149,7 @@ def test_strict_takes_only_what_is_written_as_that_type(line: str) -> None:
 def test_what_is_no_integer_is_none(value: str) -> None:
     frame, rejects = Ndjson().decode(records(f'{{"n":{value}}}'.encode()), FLAT)
     assert frame.height == 0
-    assert "In column 'n': cannot parse" in told(rejects)[0][2]
+    assert told(rejects)[0][2].startswith("Expected int64, got '")
 
 
 def test_a_slice_of_a_shared_buffer() -> None:
@@ -223,17 +223,17 @@ def test_poison_behind_a_clean_beginning(at: int, monkeypatch: pytest.MonkeyPatc
         (b'{"x":1', "Expected a JSON object: it ends too early."),
         (b'{"x":1,}', "Expected a JSON object: byte 7 ('}') is out of place."),
         (b'{"x":1}{}', "Expected a JSON object: byte 7 ('{') is behind its end."),
-        (b'{"x":[1, 2]}', "In column 'x': cannot parse '[1, 2]' (array) as Float64."),
-        (b'{"x":true}', "In column 'x': cannot parse 'true' (bool) as Float64."),
-        (b'{"i":-2147483649}', "In column 'i': cannot parse '-2147483649' (i64) as Int32."),
+        (b'{"x":[1, 2]}', "Expected float64, got '[1, 2]' in column 'x'."),
+        (b'{"x":true}', "Expected float64, got 'true' in column 'x'."),
+        (b'{"i":-2147483649}', "Expected int32, got '-2147483649' in column 'i'."),
         (b'{"s":"ok","d":"2024-02-30","n":"1"}',
-         "In column 'd': cannot parse '2024-02-30' (string) as Date."),
+         "Expected date, got '2024-02-30' in column 'd'."),
         (b'{"user":{"address":5}}',
          "In column 'city': expected more keys or elements at 'user.address', got integer."),
         (b'{"items":{"price":5}}',
          "In column 'first': expected more keys or elements at 'items', got object."),
         (b'{"items":[{"price":"a"}]}',
-         "In column 'first': cannot parse 'a' (string) as Float64."),
+         "Expected float64, got 'a' in column 'first'."),
     ],
 )  # fmt: skip
 def test_the_words_of_a_reject(raw: bytes, detail: str) -> None:
