@@ -277,11 +277,19 @@ def _exact(words: pl.Series, dtype: pl.DataType, strict: bool) -> pl.Series:
     """Integers and decimals that equal the numbers written, by their digits: ``12.0`` and ``1e3``
     are integers, but not if `strict`."""
     made = _by_digits(words, dtype)
-    left = made.is_null() & words.is_not_null()
-    if strict and dtype.is_integer():
-        left &= words.str.contains(PLAIN)
-    at = left.arg_true()
-    return made.scatter(at, _by_digits(_written_out(words.gather(at)), dtype)) if len(at) else made
+    for spelled in (_without_point, _written_out):  # the dearer one for what the other leaves
+        left = made.is_null() & words.is_not_null()
+        if strict and dtype.is_integer():
+            left &= words.str.contains(PLAIN)
+        at = left.arg_true()
+        if len(at):
+            made = made.scatter(at, _by_digits(spelled(words.gather(at)), dtype))
+    return made
+
+
+def _without_point(words: pl.Series) -> pl.Series:
+    """Whole numbers without a point and zeros behind it."""
+    return words.str.replace(r"\.0*$", "")
 
 
 def _by_digits(words: pl.Series, dtype: pl.DataType) -> pl.Series:

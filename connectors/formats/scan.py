@@ -143,7 +143,9 @@ class Tree:
         at = np.flatnonzero(marks)
         if not len(at):
             return data, bounds
-        return np.insert(data, at, QUOTE), bounds + np.searchsorted(at, bounds)
+        out = np.empty(len(data) + len(at), np.uint8)
+        _quote(data, at, out)
+        return out, bounds + np.searchsorted(at, bounds)
 
 
 def twice(
@@ -378,15 +380,15 @@ def _twice(data, bounds, names, ends, lines, found):  # type: ignore[no-untyped-
                     at += 2 if data[at] == 92 else 1
                 if key:
                     key = False
-                    name = _unescaped(data, start, at) if odd else data[start:at]
-                    for k in range(len(lines)):
-                        i = expected + k
-                        i -= len(lines) if i >= len(lines) else 0
-                        if _same(name, 0, len(name), names, ends[i], ends[i + 1]):
-                            found[line] |= lines[i] == line + 1
-                            lines[i] = line + 1
-                            expected = i + 1 if i + 1 < len(lines) else 0
-                            break
+                    if odd:
+                        name = _unescaped(data, start, at)
+                        i = _index(name, 0, len(name), names, ends, expected)
+                    else:
+                        i = _index(data, start, at, names, ends, expected)
+                    if i >= 0:
+                        found[line] |= lines[i] == line + 1
+                        lines[i] = line + 1
+                        expected = i + 1 if i + 1 < len(lines) else 0
                 at += 1
             elif byte == 44:
                 key = depth == 1
@@ -397,6 +399,18 @@ def _twice(data, bounds, names, ends, lines, found):  # type: ignore[no-untyped-
                 depth -= 1
                 if depth == 0:
                     break
+
+
+@numba.njit(nogil=True, cache=True)
+def _index(data, start, stop, names, ends, expected):  # type: ignore[no-untyped-def]
+    """Which of the names stands there, the expected one first; -1 for none."""
+    n = len(ends) - 1
+    for k in range(n):
+        i = expected + k
+        i -= n if i >= n else 0
+        if _same(data, start, stop, names, ends[i], ends[i + 1]):
+            return i
+    return -1
 
 
 @numba.njit(nogil=True, cache=True)
@@ -446,6 +460,18 @@ def _number(data, at, stop):  # type: ignore[no-untyped-def]
         if size > 250:
             kind = 3
     return at, digits, kind | 2 if digits > 30 else kind
+
+
+@numba.njit(nogil=True, cache=True)
+def _quote(data, places, out):  # type: ignore[no-untyped-def]
+    """A copy with a quote before each of the bytes at these places."""
+    at = 0
+    for i in range(len(places)):
+        stop = places[i]
+        out[at + i : stop + i] = data[at:stop]
+        out[stop + i] = QUOTE
+        at = stop
+    out[at + len(places) :] = data[at:]
 
 
 @numba.njit(nogil=True, cache=True)
@@ -632,8 +658,12 @@ def _walk(  # type: ignore[no-untyped-def]
                 verdict = UNSURE
             node = -1
             if nodes[depth] >= 0:
-                name = _unescaped(data, first, at - 1) if odd else data[first : at - 1]
-                node = _field(name, 0, len(name), nodes[depth], last[depth], table, names)
+                before = last[depth]
+                if odd:
+                    name = _unescaped(data, first, at - 1)
+                    node = _field(name, 0, len(name), nodes[depth], before, table, names)
+                else:
+                    node = _field(data, first, at - 1, nodes[depth], before, table, names)
                 if node >= 0:
                     last[depth] = node
             while at < stop and data[at] <= 32 and data[at] in (32, 9, 13, 10):
