@@ -359,7 +359,7 @@ def _hex(data, at):  # type: ignore[no-untyped-def]
     """The number of four hexadecimal digits."""
     code = 0
     for i in range(at, at + 4):
-        byte = np.int64(data[i])
+        byte = int(data[i])
         code = code * 16 + (byte - 48 if byte < 58 else ((byte | 32) - 87) & 15)
     return code
 
