@@ -355,15 +355,16 @@ class Loop:
             self._unsaved = False
         for sink, name in ((self.sink, "sink"), (self.dead_letters, "dead_letters")):
             if sink is not None:
-                sink.restore(None if state is None else state[name])
+                with calls.Calling(name, sink):
+                    sink.restore(None if state is None else state[name])
 
     def _parts(self) -> dict[str, Snapshot]:
         """What a checkpoint holds of the parts that this run has whatever its source gives."""
         return {
             "totals": self.totals.snapshot(),
             "work": self.work.state_dict(),
-            "sink": None if self.sink is None else self.sink.snapshot(),
-            "dead_letters": None if self.dead_letters is None else self.dead_letters.snapshot(),
+            "sink": _snapshot("sink", self.sink),
+            "dead_letters": _snapshot("dead_letters", self.dead_letters),
         }
 
     def _restored(self) -> dict[str, Snapshot]:
@@ -520,7 +521,8 @@ class Loop:
                 done = done if done.learned else done.without(refused)
             if self.dead_letters is not None:
                 for reject in rejects:
-                    self.dead_letters.write(letters(reject, batch.pieces))
+                    with calls.Calling("dead_letters", self.dead_letters):
+                        self.dead_letters.write(letters(reject, batch.pieces))
         self._count(done)
         self._require_balance()  # before the mark moves past it
         moved = batch.raw_rows > 0 or batch.mark.positions != self.mark.positions
@@ -546,7 +548,8 @@ class Loop:
         self._lag_told = now
         self._tell_counts()
         self._tell_verdict()
-        lags = self.source.lag(self._saved)
+        with calls.Calling("source", self.source):
+            lags = self.source.lag(self._saved)
         self._behind = any(lags.values())
         if len(lags) <= MAX_LAGS:
             for partition, n in lags.items():
@@ -684,14 +687,15 @@ class Loop:
         counted and logged, and the run goes on: the last good one stays, and nothing is committed
         beyond it."""
         with self._timed("flush"):
-            for sink in (self.sink, self.dead_letters):
+            for sink, name in ((self.sink, "sink"), (self.dead_letters, "dead_letters")):
                 if sink is not None:
-                    with calls.Calling("sink", sink):
+                    with calls.Calling(name, sink):
                         sink.flush()
         if self._checkpoints is not None and not self._checkpoint(self._checkpoints):
             return False
         self._unsaved = False
-        committed = self._commit(self.mark)
+        with calls.Calling("source", self.source):
+            committed = self._commit(self.mark)
         if committed and self._checkpoints is not None:
             self._checkpoints.confirm()
         self._aborted = self._transactional and not committed
@@ -771,6 +775,13 @@ class Loop:
         self._stopping = True
         if self._waiting:
             raise signals.Stopped
+
+
+def _snapshot(section: str, sink: Sink | None) -> Snapshot:
+    if sink is None:
+        return None
+    with calls.Calling(section, sink):
+        return sink.snapshot()
 
 
 __all__ = ["Breaker", "Done", "Flood", "Loop", "Totals", "Work"]

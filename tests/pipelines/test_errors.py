@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import polars as pl
@@ -156,3 +157,31 @@ def test_a_loop_of_ones_own_that_breaks_off_leaves_no_thread() -> None:
         with Loader(MemorySource.of(ROWS), schema=SCHEMA, settings=settings) as batches:
             next(iter(batches))
     assert set(threading.enumerate()) == before
+
+
+@pytest.mark.parametrize("place", ["source", "stage", "sink"])
+@pytest.mark.parametrize("error", [StopIteration, StopAsyncIteration, GeneratorExit])
+def test_what_ends_a_loop_elsewhere_is_an_error_here(
+    place: str, error: type[BaseException]
+) -> None:
+    made = PLACES[place](Bomb(error("boom"), 2))
+    with pytest.raises(HeadraceError, match=rf"raised {error.__name__} \(.*\), which would pass"):
+        made.run()
+    assert made.totals.read == 10
+
+
+class Losing(Work):
+    """Work that says of each batch that it has done one row less."""
+
+    def do(self, batch: Batch) -> Done:
+        done = super().do(batch)
+        return replace(done, learned=max(0, done.learned - 1))
+
+
+def test_an_account_that_does_not_balance_ends_the_run() -> None:
+    made = loop(MemorySource.of(ROWS), work=Losing())
+    with pytest.raises(
+        HeadraceError, match=r"does not balance: 10 read \+ 0 added are not 9 learned"
+    ):
+        made.run()
+    assert made.mark.positions == {}

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
 from connectors.formats.text import Text
 from connectors.memory import MemorySource
@@ -19,7 +20,19 @@ from engine import types
 from engine.calls import Calling, whose
 from engine.config import LoaderSettings
 from engine.loader import Loader
-from engine.types import Batch, EndOfStream, Features, HeadraceError, Records, Rejects, Schema, Step
+from engine.types import (
+    Batch,
+    EndOfStream,
+    Features,
+    HeadraceError,
+    Records,
+    Rejects,
+    Schema,
+    Step,
+    Tensors,
+)
+from models.augment import Augmentation
+from models.augment.augmentation import AugmentSettings
 from tests.pipelines.conftest import Headrace
 
 ROWS = 3_000
@@ -283,6 +296,38 @@ class Unknowing(Mean):
 class Keeping(Mean):
     def state_dict(self) -> Mapping[str, Any]:
         return {"batches": np.int64(self.batches)}
+
+
+class Noise:
+    """An augment of one's own that says as its class does."""
+
+    name = "noise"
+    settings = AugmentSettings()
+
+    def __init__(self, answer: Callable[[Tensors], Any]) -> None:
+        self.answer = answer
+
+    def bind(self, context: object) -> None: ...
+
+    def apply(self, tensors: Tensors, chance: np.random.Generator) -> Any:
+        return self.answer(tensors)
+
+
+@pytest.mark.parametrize(
+    ("answer", "sentence"),
+    [
+        (lambda tensors: None, "returned None from apply of 2 rows: expected as many rows"),
+        (lambda tensors: (tensors.slice(0, 1), 1), "returned 1 rows and 1 from apply of 2 rows"),
+        (lambda tensors: next(iter(())), "raised StopIteration"),
+    ],
+)
+def test_an_augment_that_gives_other_rows_is_told(
+    answer: Callable[[Tensors], Any], sentence: str
+) -> None:
+    codes = torch.zeros((2, 0), dtype=torch.int64)
+    rows = Tensors(numeric=torch.zeros((2, 1)), categories=codes, target=torch.zeros(2))
+    with pytest.raises(HeadraceError, match=rf"^\[augment.noise\] kind '.*:Noise' {sentence}"):
+        Augmentation([Noise(answer)])(rows, 0)
 
 
 # ------------------------------------------------------------------------------------ the command
