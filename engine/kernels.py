@@ -87,13 +87,11 @@ def clipped(column: pl.Series, low: float, high: float) -> tuple[pl.Series, int]
 
 
 def scaled(column: pl.Series, shift: float, scale: float) -> pl.Series:
-    """``(x - shift) * scale`` of a Float64 column. Null stays null, NaN NaN."""
-    if column.null_count():
+    """``(x - shift) * scale`` of a Float64 column. Null stays null, NaN NaN; what is infinite stays
+    so also where the scale is 0."""
+    if column.null_count() and scale:
         return (column - shift) * scale
-    numbers, _ = buffers(column)
-    made = np.empty(len(numbers))
-    scale_into(numbers, shift, scale, made)
-    return pl.Series(column.name, made)
+    return _each(scale_into, column, shift, scale)
 
 
 def powered(column: pl.Series, above: float, below: float) -> pl.Series:
@@ -172,9 +170,20 @@ def clip_into(x, low, high, made):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True)
 def scale_into(x, shift, scale, made):  # type: ignore[no-untyped-def]
-    """``(x - shift) * scale`` into `made`."""
-    for i in range(x.shape[0]):
-        made[i] = (x[i] - shift) * scale
+    """``(x - shift) * scale`` into `made`; the infinite stays infinite."""
+    if scale == 0:
+        for i in range(x.shape[0]):
+            made[i] = scaled_one(x[i], shift, scale)
+    else:
+        for i in range(x.shape[0]):
+            made[i] = (x[i] - shift) * scale
+
+
+@numba.njit(nogil=True, cache=True)
+def scaled_one(x, shift, scale):  # type: ignore[no-untyped-def]
+    """``(x - shift) * scale``, where 0 times infinity is infinity: it is not a missing number."""
+    moved = x - shift
+    return moved if scale == 0 and np.isinf(moved) else moved * scale
 
 
 @numba.njit(nogil=True, cache=True)
@@ -234,5 +243,6 @@ __all__ = [
     "rows_into",
     "scale_into",
     "scaled",
+    "scaled_one",
     "unpowered",
 ]

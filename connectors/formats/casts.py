@@ -44,7 +44,10 @@ MOMENTS = (
     "%Y-%m-%dT%H:%M%#z",
     "%Y-%m-%d %H:%M%#z",
 )
-"""ISO 8601, most usual first. With an offset or Z the moment is turned to UTC."""
+"""ISO 8601 with dashes and colons, most usual first. Without an offset it is UTC's time, whatever
+zone the type shows it in; with an offset or Z the moment is turned to UTC."""
+LEAP = ":60"
+"""A leap second: no type holds one, the parser makes another of it."""
 CLOCKS = ("%H:%M:%S%.f", "%H:%M")
 SPANS = (
     r"^(?<minus>-?)(?:(?<days>[0-9]+) days?,? )?"
@@ -225,7 +228,7 @@ def _from_text(column: pl.Series, dtype: pl.DataType, strict: bool) -> pl.Series
         known = {word: value for word, value in WORDS.items() if not (strict and word in "01")}
         return lower.replace_strict(known, default=None, return_dtype=pl.Boolean)
     if dtype == pl.Date:
-        return words.str.to_date(DAY, strict=False)
+        return _days(words)
     if isinstance(dtype, pl.Datetime):
         return _zoned(_moments(words, dtype), dtype)
     if dtype == pl.Time:
@@ -338,6 +341,17 @@ def _written_out(words: pl.Series) -> pl.Series:
     return parts.select(pl.when("digit").then(text)).to_series()
 
 
+def _days(words: pl.Series) -> pl.Series:
+    """Dates, also where they are written as their midnight in UTC."""
+    made = words.str.to_date(DAY, strict=False)
+    at = (made.is_null() & words.is_not_null()).arg_true()
+    if not len(at):
+        return made
+    return made.scatter(
+        at, _from_moments(_moments(words.gather(at), pl.Datetime("us")), made.dtype)
+    )
+
+
 def _moments(words: pl.Series, dtype: pl.Datetime) -> pl.Series:
     def parsed(words: pl.Series, form: str) -> pl.Series:
         found = words.str.to_datetime(form, time_unit=dtype.time_unit, strict=False)
@@ -346,7 +360,9 @@ def _moments(words: pl.Series, dtype: pl.Datetime) -> pl.Series:
             found = found.set(coarse.cast(found.dtype, strict=False).is_null(), None)
         return found.dt.replace_time_zone(None)  # UTC's, where there was an offset
 
-    return _first_that_fits(words, pl.Datetime(dtype.time_unit), parsed, MOMENTS)
+    made = _first_that_fits(words, pl.Datetime(dtype.time_unit), parsed, MOMENTS)
+    leap = words.str.contains(LEAP, literal=True).fill_null(False)
+    return made.set(leap, None) if leap.any() else made
 
 
 def _clock(words: pl.Series, form: str) -> pl.Series:
@@ -383,15 +399,23 @@ def _spans(words: pl.Series, dtype: pl.DataType) -> pl.Series:
 
 
 def _spans_of(parts: pl.DataFrame, dtype: pl.Duration) -> pl.Series:
-    whole = parts["seconds"].fill_null("0").str.split_exact(".", 1).struct.unnest()
-    seconds, fraction = (whole[c] for c in whole.columns)
+    whole = pl.col("seconds").fill_null("0").str.split_exact(".", 1)
+    seconds, fraction = (whole.struct.field(f"field_{i}") for i in range(2))
     for column, each in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
-        seconds = seconds.cast(pl.Int64) + parts[column].fill_null("0").cast(pl.Int64) * each
+        seconds = _wide(seconds) + _wide(pl.col(column).fill_null("0")) * each
     unit = UNITS[dtype.time_unit]
-    billionths = fraction.fill_null("0").str.pad_end(9, "0").str.head(9).cast(pl.Int64)
+    billionths = _wide(fraction.fill_null("0").str.pad_end(9, "0").str.head(9))
     count = seconds * unit + billionths // (BILLION // unit)
-    signs = parts["minus"].replace_strict({"": 1, "-": -1}, return_dtype=pl.Int64)  # null: no match
-    return (count * signs).cast(dtype)
+    signed = pl.when(pl.col("minus") == "-").then(-count).otherwise(count)
+    matched = pl.col("minus").is_not_null()
+    return parts.select(
+        pl.when(matched).then(signed.cast(pl.Int64, strict=False)).cast(dtype)
+    ).to_series()
+
+
+def _wide(whole: pl.Expr) -> pl.Expr:
+    """Whole numbers of 64 bits, where their sums and products have room; null for larger ones."""
+    return whole.cast(pl.Int64, strict=False).cast(pl.Int128)
 
 
 def _elements(

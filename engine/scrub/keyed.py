@@ -10,7 +10,7 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic import Field
 
-from engine.kernels import Floats, buffers
+from engine.kernels import Floats, buffers, scaled_one
 from engine.scrub.columns import numbers, spread
 from engine.scrub.hashing import hashes
 from engine.scrub.stage import ForgetSettings, Learned
@@ -122,7 +122,7 @@ def _scaled(column: pl.Series, at: NDArray[np.int64], shift: Floats, scale: Floa
 def _scale_rows(x, at, shift, scale, made):  # type: ignore[no-untyped-def]
     """Place -1 is the last one, as everywhere in numpy."""
     for i in range(x.shape[0]):
-        made[i] = (x[i] - shift[at[i]]) * scale[at[i]]
+        made[i] = scaled_one(x[i], shift[at[i]], scale[at[i]])
 
 
 __all__ = ["StandardizeBy"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -150,3 +151,47 @@ def test_an_escaped_key_stands_twice_as_well(key: str) -> None:
     )
     again = key in ("v", "\\u0076")
     assert (frame.height, [r for r, *_ in told(rejects)]) == ((0, ["broken"]) if again else (1, []))
+
+
+TIMES = {
+    ("date", "2024-01-05T00:00:00"): "2024-01-05 00:00:00",
+    ("date", "2024-01-05 00:00"): "2024-01-05 00:00:00",
+    ("date", "2024-01-05T02:00:00+02:00"): "2024-01-05 00:00:00",
+    ("date", "2024-01-05T00:00:00+02:00"): None,
+    ("date", "2024-01-05T00:00:00.000001"): None,
+    ("date", "20240105"): None,
+    ("datetime", "2024-01-05T23:59:60"): None,
+    ("datetime", "2024-01-05T23:59:60.5Z"): None,
+    ("datetime", "2024-01-05T23:59:59.5Z"): "2024-01-05 23:59:59.500",
+    ("time", "23:59:60"): None,
+    ("datetime[ms, Europe/Paris]", "2024-10-27T02:30:00"): "2024-10-27 02:30:00",
+    ("datetime[ms, Europe/Paris]", "2024-10-27T02:30:00+02:00"): "2024-10-27 00:30:00",
+}
+
+
+@pytest.mark.parametrize(("kind", "text"), TIMES)
+def test_a_time_is_the_one_that_is_written(kind: str, text: str) -> None:
+    """Without an offset it is UTC's, also into a type of another zone. No type has leap seconds."""
+    for decoder, line in (
+        (Csv({"p": ("v",)}), f"{text}\n"),
+        (Ndjson(), f'{{"v":"{text}"}}'),
+        (Ndjson({"v": "a.v"}), f'{{"a":{{"v":"{text}"}}}}'),
+    ):
+        [got] = outcome(decoder, [line.encode()], parse_type(kind))
+        at = pl.Series([None if got == "wrong_type" else got]).cast(pl.Datetime("us", "UTC"))
+        told_at = at.dt.replace_time_zone(None).dt.to_string("%Y-%m-%d %H:%M:%S%.f")
+        assert told_at.to_list() == [TIMES[kind, text]]
+
+
+@pytest.mark.parametrize(
+    "kind", ["int8", "int64", "uint64", "float64", "decimal(9, 2)", "duration"]
+)
+def test_digits_of_other_scripts_are_no_numbers(kind: str) -> None:
+    lines = [b'{"v":"\xd9\xa3"}', b'{"v":"\xd9\xa3:00:00"}']
+    assert outcome(Ndjson(), lines, parse_type(kind)) == ["wrong_type"] * 2
+
+
+def test_a_duration_that_is_too_long_costs_itself() -> None:
+    lines = [b"99999999999999999999:00:00\n", b"9999999999999999:00:00\n", b"1:00:00\n"]
+    found = outcome(Csv({"p": ("v",)}), lines, parse_type("duration[us]"))
+    assert found == ["wrong_type", "wrong_type", timedelta(hours=1)]

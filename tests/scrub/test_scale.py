@@ -192,3 +192,31 @@ def test_a_halflife_of_batches_is_that_of_the_whole(
     by_parts = run("standardize", options, *parts, probe)[-1].frame["x"].to_list()
     whole = run("standardize", options, frame, probe)[-1].frame["x"].to_list()
     assert by_parts == pytest.approx(whole, rel=1e-6, abs=1e-6)
+
+
+# ------------------------------------------------------------------------------------- the infinite
+
+
+@pytest.mark.usefixtures("steady")
+@pytest.mark.parametrize("kind", ["standardize", "normalize", "robust", "standardize_by"])
+@settings(max_examples=25, deadline=None)
+@given(
+    values=st.lists(st.sampled_from([0.0, 1.0, 5.0, NAN, INF, -INF, None]), min_size=1),
+    cut=st.integers(1, 20),
+)
+def test_what_is_infinite_stays_so_from_the_first_row_on(
+    run: Run, kind: str, values: list[float | None], cut: int
+) -> None:
+    """So that a row is rejected for what it holds."""
+    frame = pl.DataFrame({"x": values, "k": "a"}, schema={"x": pl.Float64, "k": pl.String})
+    parts = [frame.slice(at, cut) for at in range(0, len(values), cut)]
+    by = {"by": ["k"]} if kind == "standardize_by" else {}
+    done = pl.concat([b.frame for b in run(kind, {"columns": ["x"], **by}, *parts)])["x"].to_list()
+    for value, got in zip(values, done, strict=True):
+        if value is None:
+            assert got is None
+        elif math.isinf(value):
+            assert got == value
+        else:
+            assert math.isnan(value) == math.isnan(got)
+            assert not math.isinf(got)
