@@ -324,7 +324,9 @@ def _moment(texts: pl.Series) -> pl.DataType:
     dated = bool(len(texts)) and bool(texts.head(FIRST).str.contains(DATED).all())
     if not dated or not texts.str.contains(DATED).all():
         return pl.String()
-    return next((dtype for dtype in MOMENTS if _all(texts, dtype)), pl.String())
+    # Midnights are dates too, but whoever writes the time has other times.
+    kinds = MOMENTS if texts.str.contains(DATED + r"\s*$").all() else MOMENTS[1:]
+    return next((dtype for dtype in kinds if _all(texts, dtype)), pl.String())
 
 
 def _without_null(dtype: pl.DataType) -> pl.DataType:
