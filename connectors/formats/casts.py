@@ -1,9 +1,11 @@
 """Casts that lose nothing in silence: a value that does not fit costs its row and says why.
 
 One rule for all formats. A value is taken where it equals one of the declared type, however it is
-written: "12.0" is the integer 12, "true" a bool, 5 the text "5". A fraction becomes the nearest
-float, but a whole number must be had back from it: 9007199254740993 is no float64. Times are cut to
-the declared unit. With ``strict`` a value must be written as what it is declared.
+written: "12.0" is the integer 12, "true" a bool, 5 the text "5". Integers and decimals are taken by
+their digits, never through floats. A number with a point or an exponent becomes the nearest float,
+but one written as a whole number, which may be an id, must be had back from it: 9007199254740993 is
+no float64, 9007199254740993.0 is rounded. Times are cut to the declared
+unit. With ``strict`` a value must be written as what it is declared.
 A list is taken where every element is, an object where every field is, by the same rule.
 """
 
