@@ -893,7 +893,8 @@ class Clip:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Affine:
-    """``(x - shift) * scale`` in float64; null stays null."""
+    """``(x - shift) * scale`` in float64; null stays null, and what is infinite so, also where the
+    scale is 0."""
 
     column: str
     shift: float

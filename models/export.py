@@ -169,7 +169,12 @@ class _Front:
             shift = self._vector({t.column: t.shift for t in affine}, 0.0)
             scale = self._vector({t.column: t.scale for t in affine}, 1.0)
             graph = self._graph
-            self._matrix = graph.op("Mul", graph.op("Sub", self._matrix, shift), scale)
+            moved = graph.op("Sub", self._matrix, shift)
+            self._matrix = graph.op("Mul", moved, scale)
+            if not all(t.scale for t in affine):  # 0 times infinity is no missing number
+                constant = graph.op("Equal", scale, graph.constant(np.float64(0)))
+                stays = graph.op("And", graph.op("IsInf", moved), constant)
+                self._matrix = graph.op("Where", stays, moved, self._matrix)
         elif isinstance(first, Power):
             self._power([t for t in numbers if isinstance(t, Power)])
 

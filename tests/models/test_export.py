@@ -584,6 +584,16 @@ def test_a_row_that_training_would_reject_has_no_score(
     assert np.isfinite(scores[[0, 2]]).all()
 
 
+def test_what_is_infinite_is_not_filled_where_a_column_does_not_vary(tmp_path: Path) -> None:
+    """Its scale is 0 then, and 0 times infinity would be a missing number."""
+    line: list[Transform] = [Affine(column="x", shift=3.0, scale=0.0), Fill(column="x", value=7.0)]
+    session = front(("x", "y"), line, tmp_path)
+    x = np.array([3.0, np.inf, -np.inf, np.nan])
+    (made,) = session.run(None, {"x": x, "y": x})
+    assert made.T.tolist()[0] == [0.0, np.inf, -np.inf, 7.0]
+    np.testing.assert_array_equal(made[:, 1], x)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_linear_has_no_score_without_a_number(tmp_path: Path, value: float) -> None:
     features = features_of("binary", numeric=("x",), categories={})

@@ -351,8 +351,10 @@ def written(transforms: Sequence[Transform], frame: pl.DataFrame) -> dict[str, N
         elif isinstance(t, Clip):
             columns[t.column] = np.clip(values, t.low, t.high)
         elif isinstance(t, Affine):
+            moved = values - t.shift
             with np.errstate(invalid="ignore"):  # infinity times 0
-                columns[t.column] = (values - t.shift) * t.scale
+                made = moved * t.scale
+            columns[t.column] = np.where(np.isinf(moved) & (t.scale == 0), moved, made)
         elif isinstance(t, Power):
             columns[t.column] = curve(values, t)
         else:
