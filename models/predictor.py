@@ -46,7 +46,7 @@ def _unfit(path: Path) -> str:
     if (format := properties.get("format")) != FORMAT:
         return (
             f"[infer] model '{path}' was not written by headrace: expected format '{FORMAT}' in "
-            f"its metadata, got '{format or 'none'}'; {wrote}."
+            f"its metadata, got {format or 'none'!r}; {wrote}."
         )
     return (
         f"[infer] model '{path}' is damaged, or was changed after it was written: its content does "

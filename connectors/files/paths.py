@@ -46,9 +46,15 @@ def find(paths: Iterable[str], format: str | None = None) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in paths:
         resource = RESOURCE.fullmatch(path)
-        if Path(path).is_file():
+        try:
+            is_file, is_folder = Path(path).is_file(), Path(path).is_dir()
+        except OSError as error:  # too long a name, links that go round
+            raise UserError(
+                f"[source] path {path[:100]!r} cannot be used: {error.strerror}; choose another."
+            ) from None
+        if is_file:
             found[_shown(path)] = Path(path)
-        elif Path(path).is_dir():
+        elif is_folder:
             found |= _below(path, format)
         elif resource:
             found[path] = _resource(path, resource[1], resource[2])

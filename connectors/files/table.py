@@ -33,8 +33,9 @@ HELD = (
 """Nested types that a column can have."""
 PART_COLUMNS = 4
 """Columns that are worth a thread."""
-DAMAGE = (OSError, pa.ArrowException, PolarsError, PanicException)
-"""What readers raise for a damaged file; a panic of polars is no `Exception`."""
+DAMAGE = (OSError, pa.ArrowException, PolarsError, PanicException, UnicodeDecodeError)
+"""What readers raise for a damaged file; a panic of polars is no `Exception`, and names in a footer
+may be no text."""
 
 
 class TableFile(ABC):

@@ -135,6 +135,18 @@ def test_a_table_that_is_damaged(tmp_path: Path, kind: str, harm: str) -> None:
         drain(files(path))
 
 
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_a_column_whose_name_is_no_text(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"a.{kind}"
+    frame = pl.DataFrame({"name_of_a_column": [1, 2]})
+    frame.write_parquet(path) if kind == "parquet" else frame.write_ipc(path)
+    path.write_bytes(path.read_bytes().replace(b"name_of_a_column", b"\xff" * 16))
+    with pytest.raises(
+        HeadraceError, match=rf"a.{kind} cannot be read as {kind} at row 0: .*utf-8"
+    ):
+        files(path).schema({})
+
+
 def test_a_wrong_type_far_in_costs_its_row(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     lines = MANY.write_csv().splitlines(keepends=True)

@@ -59,3 +59,9 @@ def test_a_folder_that_cannot_be_listed_is_not_left_out(tmp_path: Path) -> None:
         text=True,
     )
     assert "UserError: [source] path leads to the folder './closed', which cannot be" in done.stderr
+
+
+@pytest.mark.parametrize("path", ["9" * 5_000, "a" * 300, "x/" * 3_000])
+def test_a_name_that_no_system_takes_is_the_users_mistake(path: str) -> None:
+    with pytest.raises(UserError, match=r"\[source\] path '.*' cannot be used: File name too long"):
+        find([path])

@@ -308,7 +308,9 @@ def test_damaged_properties_are_a_sentence(
     assert sentence(lambda: compress(path, frame, Compression(), path=tmp_path / "small")) == said
 
 
-@pytest.mark.parametrize("metadata", [{}, {"format": "headrace/99"}], ids=["none", "newer"])
+@pytest.mark.parametrize(
+    "metadata", [{}, {"format": "headrace/99"}, {"format": "h\v\nx"}], ids=["none", "newer", "odd"]
+)
 def test_a_file_that_is_not_ours(tmp_path: Path, metadata: dict[str, str]) -> None:
     graph = Graph()
     x = graph.input("x", TensorProto.FLOAT, ["n"])
@@ -317,7 +319,7 @@ def test_a_file_that_is_not_ours(tmp_path: Path, metadata: dict[str, str]) -> No
     onnx.save(file, path)
     assert sentence(lambda: predictor_of(path)) == (
         f"[infer] model '{path}' was not written by headrace: expected format 'headrace/1' in its "
-        f"metadata, got '{metadata.get('format', 'none')}'; expected a file that 'headrace export' "
+        f"metadata, got {metadata.get('format', 'none')!r}; expected a file that 'headrace export' "
         "or 'headrace compress' wrote."
     )
 
