@@ -19,7 +19,7 @@ help: ## this list
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test,check]'
 	@touch $@
 
-demo: .venv/demo ## install, then train on seven years of street sensors, compress, prove, serve (2 minutes)
+demo: .venv/demo ## install, then train on seven years of street sensors, compress, prove, serve (3 minutes)
 	$(BIN)/headrace run --fresh deploy/pipelines/pedestrians.toml
 	$(BIN)/headrace run --fresh deploy/pipelines/pedestrians-serve.toml
 
