@@ -16,6 +16,6 @@ SINKS = {
 
 LETTERS = {
     "files": "connectors.files.sink:LettersFolder",
-    "kafka": "connectors.kafka.letters:KafkaLetters",
+    "kafka": "connectors.kafka.dead_letters:KafkaLetters",
 }
 """``kind`` in ``[dead_letters]`` -> import string."""

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from connectors.formats.columns import Columns
+from connectors.formats.values.columns import Columns
 from engine import types
-from engine.changes import Fixed, Free
+from engine.types.changes import Fixed, Free
 from engine.types import (
     EndOfStream,
     HeadraceError,

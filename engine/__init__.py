@@ -10,15 +10,15 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from engine import environment
+from engine.system import environment
 
 if TYPE_CHECKING:
-    from engine.collate import Collate
+    from engine.loading.collate import Collate
     from engine.config import LoaderSettings, Pipeline
-    from engine.evaluation import Evaluation
-    from engine.loader import Loader
-    from engine.loop import Flood, Loop, Totals
-    from engine.metrics import Metrics
+    from engine.quality.evaluation import Evaluation
+    from engine.loading.loader import Loader
+    from engine.running.loop import Flood, Loop, Totals
+    from engine.observing.metrics import Metrics
     from engine.run import Run, Summary
     from engine.types import (
         Batch,

@@ -34,7 +34,7 @@ from engine.types import (
     Step,
     Tensors,
 )
-from engine.words import counted
+from engine.types.plural import counted
 
 OURS = ("engine", "connectors", "models")
 ENDS = (StopIteration, StopAsyncIteration, GeneratorExit, EndOfStream)

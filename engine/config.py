@@ -36,10 +36,10 @@ from pydantic_settings import (
 )
 from pydantic_settings.exceptions import SettingsError
 
-from engine.changes import Free, Learned, Told
-from engine.describe import expected, expected_in, field_of
-from engine.logs import hide
-from engine.threshold import ThresholdSettings
+from engine.types.changes import Free, Learned, Told
+from engine.settings_docs import expected, expected_in, field_of
+from engine.observing.logs import hide
+from engine.quality.threshold import ThresholdSettings
 from engine.types import Duration, Name, Names, Settings, UserError, nearest
 
 S = TypeVar("S", bound=Settings)
@@ -752,7 +752,7 @@ def suggestion(key: str, known: Iterable[str]) -> str:
         return f" Did you mean '{meant[0]}'?"
     if difflib.get_close_matches(key, names, n=1, cutoff=0.8):
         return nearest(key, names)
-    from engine.reference import tables_with  # on the way to an error only: it imports every kind
+    from engine.commands.reference import tables_with  # on the way to an error only: it imports every kind
 
     elsewhere = tables_with((key, *SYNONYMS.get(key.lower(), ())))
     if elsewhere:

@@ -20,10 +20,12 @@ from typing import Any, cast
 import numpy as np
 import polars as pl
 
-from engine import atomic, calls, labels, report
+from engine import calls
+from engine.system import atomic
+from engine.running import labels, report
 from engine.calls import Calling
-from engine.changes import watched
-from engine.checkpoint import (
+from engine.types.changes import watched
+from engine.running.checkpoint import (
     CheckpointFailed,
     Checkpoints,
     Saved,
@@ -31,7 +33,7 @@ from engine.checkpoint import (
     require_plain,
     size_of,
 )
-from engine.collate import Collate
+from engine.loading.collate import Collate
 from engine.config import (
     ExportSettings,
     ModelSettings,
@@ -43,25 +45,25 @@ from engine.config import (
     place,
     validate,
 )
-from engine.contract import require_contract
-from engine.evaluation import Evaluation
-from engine.holdout import Holdout
-from engine.loader import Loader
-from engine.lock import locked
-from engine.loop import Breaker, Flood, Loop, Totals, Work
-from engine.mend import Chain, mended
-from engine.metrics import Metrics
-from engine.mix import Mix, sources_of
-from engine.nested import array_bytes, nested_features
+from engine.types.contract import require_contract
+from engine.quality.evaluation import Evaluation
+from engine.running.holdout import Holdout
+from engine.loading.loader import Loader
+from engine.system.lock import locked
+from engine.running.loop import Breaker, Flood, Loop, Totals, Work
+from engine.running.migration import Chain, mended
+from engine.observing.metrics import Metrics
+from engine.loading.mix import Mix, sources_of
+from engine.loading.nested_tensors import array_bytes, nested_features
 from engine.projection import projected
-from engine.rehearsal import rehearse
+from engine.running.warm_up import rehearse
 from engine.scrub import STAGES
-from engine.scrub.chain import UNTAUGHT
+from engine.scrub.fusion import UNTAUGHT
 from engine.scrub.columns import spread
-from engine.scrub.stage import Stateless, restore, snapshots
-from engine.service import Health, Heartbeat, Service
-from engine.threshold import MIN_ROWS, Threshold, chosen
-from engine.times import Account
+from engine.scrub.base import Stateless, restore, snapshots
+from engine.observing.service import Health, Heartbeat, Service
+from engine.quality.threshold import MIN_ROWS, Threshold, chosen
+from engine.observing.timing import Account
 from engine.types import (
     DROPPED,
     PART,
@@ -89,9 +91,9 @@ from engine.types import (
     require_names,
     type_name,
 )
-from engine.verdict import Verdict, judge
-from engine.words import counted
-from engine.work import Cleaning, Serving, Training, tell_quality, written
+from engine.running.bottleneck import Verdict, judge
+from engine.types.plural import counted
+from engine.running.work import Cleaning, Serving, Training, tell_quality, written
 
 log = logging.getLogger("headrace.run")
 SCHEMA = "schema.json"
@@ -245,7 +247,7 @@ class Run:
 
         Raises: UserError where there are none, or they are of a kind that cannot be read back.
         """
-        from connectors.letters import FileLetters, TopicLetters
+        from connectors.dead_letters import FileLetters, TopicLetters
 
         own: Any = self._source()
         letters: Any = self.dead_letters
@@ -366,7 +368,7 @@ class Run:
                 f"{kind.__name__} has no method 'build': take [export] out."
             )
         if export.compress is not None:
-            from models.compress import Compression
+            from models.compress.gate import Compression
 
             self.pipeline.settings(Compression, export.compress, "export.compress")
 
@@ -703,7 +705,7 @@ class Run:
         where that is this processor."""
         if not self.trains:
             return None
-        from engine.transfer import transfer_to
+        from engine.loading.transfer import transfer_to
 
         own = getattr(self._learner_kind[0], "device", "cpu")
         made = transfer_to(str(getattr(self._training, "device", own)))
@@ -722,8 +724,8 @@ class Run:
             for stage in self.stages:
                 encoders |= getattr(stage, "encoders", dict)()
             self.augmentation.attach(made, encoders)
-        from models.balance import Balanced, SamplingSettings
-        from models.renewal import Renewed, require_renewable
+        from models.learners.sampling import Balanced, SamplingSettings
+        from models.challenge.challenger import Renewed, require_renewable
 
         how = self._forgets_on
         if how != "never":
@@ -1310,7 +1312,7 @@ class Run:
 
         Raises: UserError when nothing is trained, or a stage stands where it cannot be written.
         """
-        from models.export import export
+        from models.export.model import export
 
         if not self.trains:
             raise UserError(f"{self.pipeline.file} has no [model]: there is nothing to export.")
@@ -1341,8 +1343,8 @@ class Run:
     def _choose_threshold(self, model: Path, rows: pl.DataFrame | None) -> None:
         """Note the threshold in the model file that serves its aim best, on the held-out rows as
         the finished model scores them."""
-        from models.files import annotate
-        from models.predictor import OnnxPredictor
+        from models.export.model_files import annotate
+        from models.serving.predictor import OnnxPredictor
 
         settings, threshold = self._model_settings.aim, None
         if rows is not None:
@@ -1368,7 +1370,7 @@ class Run:
 
         Raises: UserError without an [export] section.
         """
-        from models.compress import Compression, compress
+        from models.compress.gate import Compression, compress
 
         if self.pipeline.export is None:
             raise UserError(
@@ -1399,7 +1401,7 @@ class Run:
     def _predictor(self) -> Any:
         if self.pipeline.infer is None:
             return None
-        from models.predictor import OnnxPredictor
+        from models.serving.predictor import OnnxPredictor
 
         settings = self.pipeline.settings(OnnxPredictor.Settings, self.pipeline.infer, "infer")
         made = OnnxPredictor(settings)
@@ -1538,7 +1540,7 @@ class Run:
             watch = functools.partial(_state_bytes, stage)
             self.metrics.watch_memory(f"stage {stage.name}", watch)
         if self.trains:
-            from engine.transfer import watch_devices
+            from engine.loading.transfer import watch_devices
 
             watch_devices(self.metrics)
             self.metrics.watch_memory("evaluation", lambda: self.evaluation.nbytes)

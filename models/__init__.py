@@ -1,7 +1,7 @@
 """Columns in, columns out: learners, their export and compression, the predictor."""
 
 LEARNERS = {
-    "tabular": "models.learner:TabularLearner",
-    "linear": "models.linear:LinearLearner",
+    "tabular": "models.learners.tabular:TabularLearner",
+    "linear": "models.learners.linear:LinearLearner",
 }
 """Kinds of ``[model]`` -> import string. Nothing is imported before a pipeline names it."""

@@ -62,7 +62,7 @@ def pytest_configure(config: pytest.Config) -> None:
     device = config.getoption("--device")
     if device == "cpu":
         return
-    from models.learner import TabularLearner
+    from models.learners.tabular import TabularLearner
 
     TabularLearner.Training.model_fields["device"].default = device
     TabularLearner.Training.model_rebuild(force=True)

@@ -33,7 +33,7 @@ LIBRARIES = (
 )  # fmt: skip
 """What commands import when they come to it."""
 PACKAGES = ("engine", "connectors", "models")
-APART = ("engine.cli", "engine.interop")
+APART = ("engine.commands.cli", "engine.loading.interop")
 """The command itself, which is run as a file, and what needs torchdata."""
 CHILD_SUBREAPER = 36
 """Of prctl: processes below whose parent has ended become this one's children."""
@@ -148,18 +148,18 @@ def _see_no_pool() -> None:
 
 
 def _run(what: dict[str, Any], ends: list[int]) -> None:
-    """As ``python -m engine.cli`` does."""
+    """As ``python -m engine.commands.cli`` does."""
     for number, end in enumerate(ends):
         os.dup2(end, number)
         os.close(end)
     os.chdir(what["cwd"])
     os.environ.clear()
     os.environ.update(what["env"])
-    importlib.import_module("engine.environment").prepare()
+    importlib.import_module("engine.system.environment").prepare()
     sys.path[0] = what["cwd"]
     sys.argv[1:] = what["words"]
     random.seed()
-    runpy.run_module("engine.cli", run_name="__main__", alter_sys=True)
+    runpy.run_module("engine.commands.cli", run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

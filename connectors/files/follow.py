@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from connectors.files.identity import (
+from connectors.files.fingerprint import (
     HEAD,
     Contents,
     Fingerprint,
@@ -36,7 +36,7 @@ from connectors.files.identity import (
     tell_of_line,
 )
 from connectors.files.text import TextFile, compression
-from connectors.files.units import LAP, Readable
+from connectors.files.splits import LAP, Readable
 from engine.types import HeadraceError, Records, UserError
 
 OPEN = 256

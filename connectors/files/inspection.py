@@ -12,16 +12,16 @@ import numpy as np
 import polars as pl
 
 from connectors.files.table import KINDS
-from connectors.formats.columns import PROBLEM
+from connectors.formats.values.columns import PROBLEM
 from connectors.formats.csv import Csv
-from connectors.formats.guess import (
+from connectors.formats.inference.infer import (
     Guess,
     common_schema,
     common_type,
     json_types,
     spans_lines,
 )
-from connectors.formats.recode import Table
+from connectors.formats.inference.transcode import Table
 from engine.types import (
     PART,
     RESERVED,
@@ -33,7 +33,7 @@ from engine.types import (
     is_pattern,
     type_name,
 )
-from engine.words import counted
+from engine.types.plural import counted
 
 OWN_NAMES = (*RESERVED, PART, PROBLEM, REST, "")
 
@@ -101,7 +101,7 @@ class Inspection:
         rows: whether a row was seen.
         blank: columns without a value.
         null_values: fields that are taken for missing values.
-        words: column -> fields of it that may be missing values, see `connectors.formats.guess`.
+        words: column -> fields of it that may be missing values, see `connectors.formats.inference.infer`.
     """
 
     schema: Schema = field(default_factory=dict)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from connectors.files.text import compression
 from engine.types import UserError, nearest
-from engine.words import counted
+from engine.types.plural import counted
 
 EXTENSIONS = {
     ".csv": "csv", ".tsv": "csv", ".ndjson": "ndjson", ".jsonl": "ndjson", ".parquet": "parquet",

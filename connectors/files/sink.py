@@ -14,11 +14,12 @@ import polars as pl
 import polars.selectors as cs
 from pydantic import ByteSize, Field
 
-from connectors.formats.held import must_hold, tell_nulls
-from engine import atomic, types
-from engine.changes import Fixed, Free
+from connectors.formats.type_support import must_hold, tell_nulls
+from engine import types
+from engine.system import atomic
+from engine.types.changes import Fixed, Free
 from engine.types import HeadraceError, Name, Schema, Sink, Snapshot, UserError, in_utc
-from engine.words import counted
+from engine.types.plural import counted
 
 log = logging.getLogger("headrace.files")
 MOMENT = "%Y-%m-%dT%H:%M:%S%.f%:z"
@@ -53,7 +54,7 @@ class PartSettings(types.Settings):
 class FilesSink(Sink):
     """See `engine.types.Sink`. `flush` makes what was written the part ``part-00000012.parquet``.
 
-    A part is written as `engine.atomic` does. Rows beyond `max_buffer_bytes` go to temporary parts
+    A part is written as `engine.system.atomic` does. Rows beyond `max_buffer_bytes` go to temporary parts
     early; only `flush` makes those visible. `restore` removes parts by their number, and no file of
     another name; that the parts before it are still there is looked at first. A folder is known by
     its parts, however its path is spelt.

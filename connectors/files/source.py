@@ -22,7 +22,7 @@ from polars.exceptions import PolarsError
 from pydantic import ByteSize, Field, ValidationInfo, field_validator
 
 from connectors.files.follow import Follower
-from connectors.files.identity import (
+from connectors.files.fingerprint import (
     LETTERS,
     Contents,
     Fingerprint,
@@ -45,11 +45,11 @@ from connectors.files.inspection import (
     of_tables,
 )
 from connectors.files.paths import find, kind, leads_to, readable
-from connectors.files.standard import NAME, Piped, StandardInput
+from connectors.files.stdin import NAME, Piped, StandardInput
 from connectors.files.table import KINDS, SortedRows
 from connectors.files.tar import TarShard
 from connectors.files.text import TextFile, compression
-from connectors.files.units import (
+from connectors.files.splits import (
     GROUPS,
     LAP,
     Piece,
@@ -61,27 +61,27 @@ from connectors.files.units import (
     pieces,
     text_bounds,
 )
-from connectors.files.whole import WholeFiles
+from connectors.files.file_rows import WholeFiles
 from connectors.files.xml import XmlRows
 from connectors.formats.bounded import Bounded
-from connectors.formats.casts import Coerce
-from connectors.formats.columns import Columns
+from connectors.formats.values.casts import Coerce
+from connectors.formats.values.columns import Columns
 from connectors.formats.csv import Csv, Dialect
-from connectors.formats.folders import Folders, values_of
-from connectors.formats.guess import NULL_WORDS, Guess
-from connectors.formats.guessed import Guessed
+from connectors.formats.values.hive import Folders, values_of
+from connectors.formats.inference.infer import NULL_WORDS, Guess
+from connectors.formats.inference.misses import Guessed
 from connectors.formats.ndjson import Ndjson
-from connectors.formats.own import Describing, is_own, must_be_declared, must_be_known, own
-from connectors.formats.paths import parse_path, value_at
-from connectors.formats.recode import Table
-from connectors.formats.rows import plain
-from connectors.formats.sniff import HEAD, sniffed, unclear
+from connectors.formats.custom import Describing, is_own, must_be_declared, must_be_known, own
+from connectors.formats.kernels.paths import parse_path, value_at
+from connectors.formats.inference.transcode import Table
+from connectors.formats.kernels.rows import plain
+from connectors.formats.inference.sniff import HEAD, sniffed, unclear
 from connectors.formats.text import Text
 from connectors.formats.webdataset import Samples
-from connectors.formats.whole import Whole
+from connectors.formats.file_content import Whole
 from connectors.formats.xml import Fields, Xml, columns_of, documents
-from engine.changes import Fixed, Free, Meaning
-from engine.expressions import expression
+from engine.types.changes import Fixed, Free, Meaning
+from engine.columnar.expressions import expression
 from engine.types import (
     DROPPED,
     REST,

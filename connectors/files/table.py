@@ -18,7 +18,7 @@ from polars.exceptions import PanicException, PolarsError
 from pyarrow import ipc
 
 from engine.types import HeadraceError, Records, Schema, UserError
-from engine.words import counted
+from engine.types.plural import counted
 
 CHUNK_ROWS = 131_072
 """Rows of a Parquet row group decoded at a time; a smaller group is decoded whole."""

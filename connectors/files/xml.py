@@ -11,7 +11,7 @@ import polars as pl
 from lxml import etree
 
 from connectors.files.text import Bytes
-from connectors.formats.columns import PROBLEM
+from connectors.formats.values.columns import PROBLEM
 from connectors.formats.xml import (
     ENTITY,
     REFUSED,
@@ -24,7 +24,7 @@ from connectors.formats.xml import (
     said,
 )
 from engine.types import HeadraceError, Records, UserError
-from engine.words import counted
+from engine.types.plural import counted
 
 BLOCK = 1 << 20
 """Bytes parsed at a time."""

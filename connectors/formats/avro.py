@@ -14,10 +14,10 @@ import polars as pl
 from fastavro.schema import SchemaParseException, UnknownType, parse_schema
 from numpy.typing import NDArray
 
-from connectors.formats.casts import Coerce, conform
-from connectors.formats.datums import BLOCKED, FINE, RICH, WORDS, Program, Walked
-from connectors.formats.paths import Node, Shape, parse_path
-from connectors.formats.rows import BAD_UTF8, BROKEN, NOT_UTF8, WRONG_TYPE, placed, rejected
+from connectors.formats.values.casts import Coerce, conform
+from connectors.formats.kernels.datums import BLOCKED, FINE, RICH, WORDS, Program, Walked
+from connectors.formats.kernels.paths import Node, Shape, parse_path
+from connectors.formats.kernels.rows import BAD_UTF8, BROKEN, NOT_UTF8, WRONG_TYPE, placed, rejected
 from engine.types import Records, Rejects, Schema, UserError, Values, nearest
 
 Ints = NDArray[np.int64]
@@ -90,7 +90,7 @@ class Avro:
             records, as `schema_file` gives it.
         topics: that are read, for the columns where none are declared.
         paths: column -> ``user.address.city``, where it is a field of a record inside.
-        coerce: see `connectors.formats.casts`.
+        coerce: see `connectors.formats.values.casts`.
     """
 
     def __init__(

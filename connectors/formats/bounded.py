@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from connectors.formats.own import Describing
-from connectors.formats.rows import TOO_LARGE, binary, rejected, shown, some
+from connectors.formats.custom import Describing
+from connectors.formats.kernels.rows import TOO_LARGE, binary, rejected, shown, some
 from engine.types import Format, Records, Rejects, Schema, Values
 
 

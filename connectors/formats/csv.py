@@ -12,9 +12,9 @@ import polars as pl
 from numpy.typing import NDArray
 from polars.exceptions import PolarsError
 
-from connectors.formats.casts import Coerce, conform, may_be_another
-from connectors.formats.columns import present, with_nulls
-from connectors.formats.rows import (
+from connectors.formats.values.casts import Coerce, conform, may_be_another
+from connectors.formats.values.columns import present, with_nulls
+from connectors.formats.kernels.rows import (
     BAD_UTF8,
     BROKEN,
     NOT_UTF8,
@@ -24,7 +24,7 @@ from connectors.formats.rows import (
     rejected,
     take,
 )
-from connectors.formats.words import ONES, compiled, equal, load, occurrences
+from connectors.formats.kernels.swar import ONES, compiled, equal, load, occurrences
 from engine.types import Records, Rejects, Schema, Values
 
 DIRECT = (pl.Float64(), pl.Float32(), pl.Int64(), pl.Int32(), pl.String())
@@ -113,7 +113,7 @@ class Csv:
         headers: partition -> column names in the file's order; the source fills it as it opens
             files.
         dialect: how the rows are written.
-        coerce: see `connectors.formats.casts`.
+        coerce: see `connectors.formats.values.casts`.
         lenient: a column that a partition's header lacks is null there, no error.
     """
 

@@ -15,11 +15,11 @@ import polars as pl
 from numpy.typing import NDArray
 from polars.exceptions import PolarsError
 
-from connectors.formats import rows
+from connectors.formats.kernels import rows
 from connectors.formats.avro import default, parsed
-from connectors.formats.casts import cast
-from connectors.formats.held import must_hold, tell_nulls
-from connectors.formats.varints import length, put
+from connectors.formats.values.casts import cast
+from connectors.formats.type_support import must_hold, tell_nulls
+from connectors.formats.kernels.varints import length, put
 from engine.types import RESERVED, HeadraceError, Schema, UserError, Values, in_utc, nearest
 
 Ints = NDArray[np.int64]

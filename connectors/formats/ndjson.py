@@ -14,8 +14,8 @@ import polars as pl
 from numpy.typing import NDArray
 from polars.exceptions import PolarsError
 
-from connectors.formats import scan
-from connectors.formats.casts import (
+from connectors.formats.kernels import json_scan
+from connectors.formats.values.casts import (
     WHOLE_MOST,
     Coerce,
     cast,
@@ -25,9 +25,9 @@ from connectors.formats.casts import (
     too_big,
     written_as,
 )
-from connectors.formats.flat import Flat
-from connectors.formats.paths import Shape, parse_path, parsed_as
-from connectors.formats.rows import (
+from connectors.formats.kernels.flat_json import Flat
+from connectors.formats.kernels.paths import Shape, parse_path, parsed_as
+from connectors.formats.kernels.rows import (
     BAD_UTF8,
     BROKEN,
     NOT_UTF8,
@@ -67,9 +67,9 @@ PIECE_ROWS = 2_000
 """Of a piece, at least."""
 MAY_BE_NESTED = (pl.first().str.starts_with("{") | pl.first().str.starts_with("[")).fill_null(False)
 NULL, LIST, OBJECT, INTEGER = (
-    scan.TOKENS.index(word) for word in ("null", "array", "object", "integer")
+    json_scan.TOKENS.index(word) for word in ("null", "array", "object", "integer")
 )
-STRINGS = tuple(scan.TOKENS.index(word) for word in ("nothing", "null", "string"))
+STRINGS = tuple(json_scan.TOKENS.index(word) for word in ("nothing", "null", "string"))
 TEXTS: tuple[pl.DataType, ...] = (pl.String(), pl.Binary())
 FLOATS: tuple[pl.DataType, ...] = (pl.Float32(), pl.Float64())
 Ints = NDArray[np.int64]
@@ -159,7 +159,7 @@ class Ndjson:
     blank record is ``broken``: it is no object; so is one that has a column's key twice, of which
     readers take the first or the last (keys below the top level: the first counts).
 
-    A value of another type is taken as in all formats (`connectors.formats.casts`): "3.5" is a
+    A value of another type is taken as in all formats (`connectors.formats.values.casts`): "3.5" is a
     number, 9.0 an integer. NaN and Infinity, which JSON does not know, are what they say. Half of a
     surrogate pair, which is no character, is ``bad_utf8``.
 
@@ -167,7 +167,7 @@ class Ndjson:
         paths: column -> where its value is, ``user.address.city`` or ``items[0].price``; a column
             that is not named is the key of its own name. What is no object (or list) where a step
             goes into one rejects the row, ``wrong_type``.
-        coerce: see `connectors.formats.casts`.
+        coerce: see `connectors.formats.values.casts`.
     """
 
     def __init__(
@@ -216,8 +216,8 @@ class Ndjson:
         data, bounds = _lines(records.values)
         n = len(records)
         refused = [
-            (BROKEN, TWICE, scan.twice(data, bounds, parser.keys)),
-            (BAD_UTF8, HALVED, scan.halved_pairs(data, bounds)),
+            (BROKEN, TWICE, json_scan.twice(data, bounds, parser.keys)),
+            (BAD_UTF8, HALVED, json_scan.halved_pairs(data, bounds)),
         ]
         if any(found.any() for _, _, found in refused):
             return self._without(refused, records, schema)
@@ -273,7 +273,7 @@ class _Parser:
     """The parser's call for one shape, and what to do where it fails."""
 
     shape: Shape
-    tree: scan.Tree
+    tree: json_scan.Tree
     types: Schema
     texts: Schema
     coerce: Coerce
@@ -367,7 +367,7 @@ class _Parser:
         numbers in those of decimals."""
         if self.coerce != "strict":
             return True
-        return bool((self.tree.scan(data, bounds).verdicts == scan.FITS).all())
+        return bool((self.tree.scan(data, bounds).verdicts == json_scan.FITS).all())
 
     def sifted(self, data: NDArray[np.uint8], bounds: Ints) -> tuple[pl.DataFrame, pl.DataFrame]:
         """The rows that fit, and the others: row, reason, detail."""
@@ -376,7 +376,7 @@ class _Parser:
         found = self.tree.scan(data, bounds)
         raw, raw_bounds = data, bounds
         data, bounds = self.tree.quoted(data, bounds)
-        fits = found.verdicts == scan.FITS
+        fits = found.verdicts == json_scan.FITS
         good: list[tuple[Ints, pl.DataFrame]] = []
         try:
             good.append(
@@ -394,9 +394,9 @@ class _Parser:
         except PolarsError:  # the walk was kinder than the parser, or than a decimal
             kinder = True
             fits[:] = False
-        odd = np.flatnonzero(~fits & (found.verdicts < scan.BROKEN))
+        odd = np.flatnonzero(~fits & (found.verdicts < json_scan.BROKEN))
         bad = [_broken(raw, raw_bounds, found)]
-        careful = (found.verdicts[odd] == scan.SUSPECT) | (self.coerce == "strict")
+        careful = (found.verdicts[odd] == json_scan.SUSPECT) | (self.coerce == "strict")
         careful |= kinder and self.decimals
         plain = odd[~careful]
         kept, alone = _halved(
@@ -508,7 +508,7 @@ def _parser(
 ) -> _Parser:
     shape = Shape.of(dict(schema), dict(paths))
     types = shape.types(text=False)
-    tree = scan.Tree(shape, strict=coerce == "strict")
+    tree = json_scan.Tree(shape, strict=coerce == "strict")
     kinds = shape.schema.items()
     return _Parser(
         shape,
@@ -681,11 +681,11 @@ def _found(
 NOTHING = pl.DataFrame(schema={"row": pl.Int64, "reason": pl.String, "detail": pl.String})
 
 
-def _broken(data: NDArray[np.uint8], bounds: Ints, found: scan.Scan) -> pl.DataFrame:
+def _broken(data: NDArray[np.uint8], bounds: Ints, found: json_scan.Scan) -> pl.DataFrame:
     """Lines that are no JSON object."""
-    utf8 = np.flatnonzero(found.verdicts == scan.NOT_UTF8)
-    at = np.flatnonzero((found.verdicts >= scan.BROKEN) & (found.verdicts != scan.NOT_UTF8))
-    words = scan.words(data, bounds[:-1], found, at)
+    utf8 = np.flatnonzero(found.verdicts == json_scan.NOT_UTF8)
+    at = np.flatnonzero((found.verdicts >= json_scan.BROKEN) & (found.verdicts != json_scan.NOT_UTF8))
+    words = json_scan.words(data, bounds[:-1], found, at)
     return pl.concat([_found(utf8, BAD_UTF8, NOT_UTF8), _found(at, BROKEN, words)])
 
 
@@ -703,7 +703,7 @@ def _lost(alone: list[tuple[int, str]]) -> pl.DataFrame:
 
 def _blocked(at: Ints, column: str, path: str, token: NDArray[np.int8]) -> pl.DataFrame:
     """Lines where something else stands on the way to a column."""
-    names = pl.Series(scan.TOKENS).gather(token[at])
+    names = pl.Series(json_scan.TOKENS).gather(token[at])
     head = pl.lit(f"In column '{column}': expected more keys or elements at '{path}', got ")
     return _found(
         at, WRONG_TYPE, pl.select(pl.concat_str(head, pl.lit(names), pl.lit("."))).to_series()
@@ -719,7 +719,7 @@ def _misfits(
     coerce: Coerce,
 ) -> pl.DataFrame:
     """Lines whose value in the column, `raw`, is none of its type."""
-    name = pl.Series(scan.TOKENS).gather(token)
+    name = pl.Series(json_scan.TOKENS).gather(token)
     written = pl.select(pl.format(" ({})", name)).to_series() if coerce == "strict" else ""
     numbers = ["integer", "float", "array", *(["string"] if coerce == "lossless" else [])]
     big = name.is_in(numbers) & too_big(raw, kind)

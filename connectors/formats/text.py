@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from connectors.formats.rows import BAD_UTF8, NOT_UTF8, binary, is_utf8, placed, rejected, take
+from connectors.formats.kernels.rows import BAD_UTF8, NOT_UTF8, binary, is_utf8, placed, rejected, take
 from engine.types import Records, Rejects, Schema, UserError, Values
 
 COLUMN = "value"

@@ -8,11 +8,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from connectors.formats.casts import conform
-from connectors.formats.columns import sound
+from connectors.formats.values.casts import conform
+from connectors.formats.values.columns import sound
 from connectors.formats.ndjson import Ndjson
-from connectors.formats.paths import parse_path
-from connectors.formats.rows import BAD_UTF8, NOT_UTF8, rejected, texts
+from connectors.formats.kernels.paths import parse_path
+from connectors.formats.kernels.rows import BAD_UTF8, NOT_UTF8, rejected, texts
 from engine.types import Records, Rejects, Schema, UserError, Values, nearest
 
 KEY = "__key__"

@@ -11,9 +11,9 @@ import numpy as np
 import polars as pl
 from lxml import etree
 
-from connectors.formats.casts import conform
-from connectors.formats.own import must_be_declared
-from connectors.formats.rows import BROKEN, rejected
+from connectors.formats.values.casts import conform
+from connectors.formats.custom import must_be_declared
+from connectors.formats.kernels.rows import BROKEN, rejected
 from engine.types import Records, Rejects, Schema, UserError, Values, nearest
 
 ENTITY = "entity"

@@ -18,9 +18,9 @@ from typing import Any, ClassVar, Literal, Self
 from kafka import errors
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from connectors.kafka import probe
+from connectors.kafka import handshake
 from engine import types
-from engine.changes import Free
+from engine.types.changes import Free
 from engine.types import Duration, HeadraceError, Name, UserError
 
 log = logging.getLogger("headrace.kafka")
@@ -82,7 +82,7 @@ class KafkaSettings(types.Settings):
     @field_validator("bootstrap")
     @classmethod
     def _addresses(cls, bootstrap: str) -> str:
-        probe.addresses(bootstrap)
+        handshake.addresses(bootstrap)
         return bootstrap
 
     @model_validator(mode="after")
@@ -132,16 +132,16 @@ class KafkaSettings(types.Settings):
         """As kafka-python's clients take it, once a broker has answered that it can be spoken to
         like this.
 
-        Raises: probe.Refused where it says that it cannot, probe.Unreachable where none answers.
+        Raises: handshake.Refused where it says that it cannot, handshake.Unreachable where none answers.
         """
         context = self._context() if "SSL" in self.security else None
         self._warn()
         # It shouts at every attempt to reach a broker that is away; `Reach` says it once.
         client = logging.getLogger("kafka")
         client.setLevel(logging.NOTSET if log.isEnabledFor(logging.DEBUG) else logging.CRITICAL)
-        servers = probe.addresses(self.bootstrap)
+        servers = handshake.addresses(self.bootstrap)
         with Reach.of(self.bootstrap).waiting(self):
-            left = probe.reach(servers, self._door(context), self.timeout, self.hang)
+            left = handshake.reach(servers, self._door(context), self.timeout, self.hang)
         found: dict[str, Any] = {
             "bootstrap_servers": self.bootstrap.split(","),
             "bootstrap_timeout_ms": int(left * 1000),
@@ -203,9 +203,9 @@ class KafkaSettings(types.Settings):
             ) from None
         return context
 
-    def _door(self, context: ssl.SSLContext | None) -> probe.Door:
+    def _door(self, context: ssl.SSLContext | None) -> handshake.Door:
         topics, what = self._topics()
-        return probe.Door(
+        return handshake.Door(
             security=self.security,
             tls=context,
             ca="the system's store (ca_file names others)"
@@ -223,8 +223,8 @@ class KafkaSettings(types.Settings):
         """A source's, to read; or a sink's, to write."""
         given = dict(self)
         if "topics" in given:
-            return tuple(t for t in given["topics"] if not t.startswith("^")), probe.READ
-        return (given["topic"],) if "topic" in given else (), probe.WRITE
+            return tuple(t for t in given["topics"] if not t.startswith("^")), handshake.READ
+        return (given["topic"],) if "topic" in given else (), handshake.WRITE
 
     def _warn(self) -> None:
         if self.security == "SASL_PLAINTEXT":
@@ -382,7 +382,7 @@ def same_broker(one: KafkaSettings, other: KafkaSettings) -> bool:
     """Whether both name a broker of the same address, however it is spelled."""
 
     def known(settings: KafkaSettings) -> set[tuple[str, int]]:
-        found = set(probe.addresses(settings.bootstrap))
+        found = set(handshake.addresses(settings.bootstrap))
         for host, port in list(found):
             with suppress(OSError):  # told where it is spoken to
                 found |= {(str(a[4][0]), port) for a in socket.getaddrinfo(host, port)}
@@ -402,7 +402,7 @@ def speaking(settings: KafkaSettings, what: str) -> Iterator[None]:
         yield
     except HeadraceError:
         raise
-    except probe.Refused as error:
+    except handshake.Refused as error:
         raise UserError(f"{what}: {error}.") from error
     except errors.SaslAuthenticationFailedError as error:
         raise UserError(
@@ -431,7 +431,7 @@ def _who(settings: KafkaSettings) -> str:
 
 def _words(error: BaseException) -> str:
     text = str(error).strip().rstrip(".")
-    if isinstance(error, probe.Unreachable):
+    if isinstance(error, handshake.Unreachable):
         return text
     return text if text and type(error).__name__ in text else f"{type(error).__name__}: {text}"
 

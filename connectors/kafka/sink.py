@@ -12,14 +12,14 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic import Field, SecretStr
 
-from connectors.formats import rows
+from connectors.formats.kernels import rows
 from connectors.formats.avro import schema_file
 from connectors.formats.encode import AvroEncoder, Encoder, JsonEncoder, RawEncoder
-from connectors.kafka.delivery import Delivery, TopicSettings
-from connectors.kafka.outgoing import Ints, Outgoing, headed, rehearse
-from connectors.kafka.registry import Registry
+from connectors.kafka.producer import Delivery, TopicSettings
+from connectors.kafka.record_batches import Ints, Outgoing, headed, rehearse
+from connectors.kafka.schema_registry import Registry
 from connectors.kafka.source import KafkaSource
-from engine.changes import Free, Told
+from engine.types.changes import Free, Told
 from engine.types import (
     PARTITION,
     POSITION,

@@ -19,10 +19,10 @@ from kafka.errors import IllegalStateError
 from pydantic import ByteSize, Field, SecretStr, field_validator
 
 from connectors.formats.avro import Avro, schema_file
-from connectors.formats.casts import Coerce
+from connectors.formats.values.casts import Coerce
 from connectors.formats.csv import Csv
 from connectors.formats.ndjson import Ndjson
-from connectors.formats.own import Describing, is_own, must_be_known, own
+from connectors.formats.custom import Describing, is_own, must_be_known, own
 from connectors.formats.text import Text
 from connectors.formats.xml import Xml
 from connectors.kafka.client import (
@@ -34,12 +34,12 @@ from connectors.kafka.client import (
     same_broker,
     speaking,
 )
-from connectors.kafka.delivery import TopicSettings
-from connectors.kafka.group import Membership, Owners, consumer_settings, name, partition
-from connectors.kafka.record import WithRecord, record_schema
-from connectors.kafka.registry import Registry
-from connectors.kafka.values import Valued
-from connectors.kafka.wire import (
+from connectors.kafka.producer import TopicSettings
+from connectors.kafka.membership import Membership, Owners, consumer_settings, name, partition
+from connectors.kafka.record_columns import WithRecord, record_schema
+from connectors.kafka.schema_registry import Registry
+from connectors.kafka.value_checks import Valued
+from connectors.kafka.fetch import (
     Chunk,
     columnar,
     forbidden,
@@ -48,7 +48,7 @@ from connectors.kafka.wire import (
     rehearsed,
     topic_ids,
 )
-from engine.changes import Fixed, Free, Meaning, Told
+from engine.types.changes import Fixed, Free, Meaning, Told
 from engine.types import (
     Duration,
     EndOfStream,

@@ -126,7 +126,7 @@ def broker(out: Console) -> Iterator[str]:
 def headrace(here: dict[str, str], command: str, name: str, sets: list[str], *, fresh: bool = False,
              to: str = "") -> None:  # fmt: skip
     """Run a command of headrace's to its end."""
-    words = [sys.executable, "-m", "engine.cli", command, str(PIPELINES / f"{name}.toml")]
+    words = [sys.executable, "-m", "engine.commands.cli", command, str(PIPELINES / f"{name}.toml")]
     words += [word for text in sets for word in ("--set", text)]
     words += ["--fresh"] * fresh + (["--to", to] if to else [])
     subprocess.run(
@@ -138,7 +138,7 @@ def engine(here: dict[str, str], name: str, sets: list[str]) -> subprocess.Popen
     """A long-lived one, with its log beside what it leaves."""
     folder = Path("runs") / name
     folder.mkdir(parents=True, exist_ok=True)
-    words = [sys.executable, "-m", "engine.cli", "run", str(PIPELINES / f"{name}.toml"), "--fresh"]
+    words = [sys.executable, "-m", "engine.commands.cli", "run", str(PIPELINES / f"{name}.toml"), "--fresh"]
     sets = [*sets, f"service.port={PORTS[name]}"]
     words += [word for text in sets for word in ("--set", text)]
     with (folder / "log.txt").open("wb") as log:

@@ -8,7 +8,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.scrub.hashing import Hashes
+from engine.columnar.hashing import Hashes
 
 BITS = 14
 ERROR = 1.04 / math.sqrt(2**BITS)

@@ -12,7 +12,7 @@ from engine.config import LoaderSettings, Pipeline, apart
 from engine.explore.findings import Findings, figures, left_out, related, sentences, times
 from engine.explore.suggestion import suggestion
 from engine.explore.survey import Survey
-from engine.loader import Loader
+from engine.loading.loader import Loader
 from engine.run import Run
 from engine.types import Batch
 

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from engine.explore.distinct import ERROR
 from engine.explore.notation import reading, truth
 from engine.explore.survey import TOGETHER, VALUES, Column, Slice, Survey
-from engine.statistics import Counts, Quantiles
+from engine.columnar.statistics import Counts, Quantiles
 from engine.types import type_name
-from engine.words import counted
+from engine.types.plural import counted
 
 Floats = NDArray[np.float64]
 BINS = 40

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from engine.words import counted
+from engine.types.plural import counted
 
 MOST = 0.99
 """Share of a column's texts that must be written so."""

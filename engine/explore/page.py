@@ -13,7 +13,7 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
-from engine import atomic
+from engine.system import atomic
 from engine.explore.findings import Figures, Findings, Timeline
 from engine.explore.terminal import number
 from engine.types import UserError

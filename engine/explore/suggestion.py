@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 from engine.explore.findings import Figures, Findings, classes
-from engine.words import counted
+from engine.types.plural import counted
 
 SPARSE = 0.6
 """Share of missing values above which a column is left out."""

@@ -11,12 +11,12 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from engine.explore.clock import Clock, clock
+from engine.explore.time_axis import Clock, clock
 from engine.explore.distinct import Distinct, Seen
 from engine.explore.notation import MOST_WORDS, counts, words
-from engine.expressions import expression
-from engine.scrub.hashing import hashes, mix
-from engine.statistics import Counts, Moments, Quantiles, matrix
+from engine.columnar.expressions import expression
+from engine.columnar.hashing import hashes, mix
+from engine.columnar.statistics import Counts, Moments, Quantiles, matrix
 from engine.types import RESERVED, Schema, UserError, type_name
 
 Floats = NDArray[np.float64]

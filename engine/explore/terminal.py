@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from engine.explore.findings import Figures, Findings
-from engine.words import counted
+from engine.types.plural import counted
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
 WIDTH = 20

@@ -95,7 +95,7 @@ class Augmentation:
         encoders: Mapping[str, Callable[[pl.Series], NDArray[np.int64]]] | None = None,
     ) -> None:
         """Let the learner learn from augmented rows. Where classes are balanced
-        (`models.balance.Balanced`) or a model may be renewed (`models.renewal.Renewed`), the
+        (`models.learners.sampling.Balanced`) or a model may be renewed (`models.challenge.challenger.Renewed`), the
         learner inside: what was drawn is augmented.
 
         Args:

@@ -20,7 +20,7 @@ import polars as pl
 import torch
 from torchvision.transforms import v2
 
-from engine.nested import ragged
+from engine.loading.nested_tensors import ragged
 from engine.types import Batch, Features, Mark, Tensors
 from models.augment import Augmentation, Context
 from models.augment.augmentation import chance_of
@@ -28,7 +28,7 @@ from models.augment.images import Colour, Crop, Flip, PixelNoise, Rotate
 from models.augment.mixing import Cutmix, Mixup
 from models.augment.tables import FeatureDropout, Jitter
 from models.augment.tokens import Synonyms, TokenDropout, TokenSwap
-from models.learner import TabularLearner
+from models.learners.tabular import TabularLearner
 from tests.bench.measure import interleave, median, report
 
 SIDE = 224

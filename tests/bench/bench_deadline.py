@@ -20,11 +20,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from connectors.formats.columns import Columns
+from connectors.formats.values.columns import Columns
 from engine.config import LoaderSettings
-from engine.loader import Loader
+from engine.loading.loader import Loader
 from engine.types import EndOfStream, Mark, Records, Schema, Source
-from models.predictor import OnnxPredictor
+from models.serving.predictor import OnnxPredictor
 from tests.bench.bench_inference import data, predictor, through, trained
 from tests.bench.measure import median, report
 

@@ -6,7 +6,7 @@
 from the same that the model copies by itself; both must come to the same scores.
 
 Takes a minute or two. What the GPU computes is checked by the tests, on it:
-``pytest --device cuda tests/models tests/engine/test_transfer.py``.
+``pytest --device cuda tests/models tests/engine/loading/test_transfer.py``.
 
 Runs only where torch and ONNX Runtime both find the device, and says so in one sentence elsewhere.
 """
@@ -24,14 +24,14 @@ import polars as pl
 import torch
 
 from connectors.memory import MemorySource
-from engine.collate import Collate
+from engine.loading.collate import Collate
 from engine.config import LoaderSettings
-from engine.loader import Loader
-from engine.transfer import Transfer
+from engine.loading.loader import Loader
+from engine.loading.transfer import Transfer
 from engine.types import Batch, Features, Mark, UserError
-from models.learner import TabularLearner
-from models.predictor import OnnxPredictor
-from models.quantize import float16
+from models.learners.tabular import TabularLearner
+from models.serving.predictor import OnnxPredictor
+from models.compress.quantize import float16
 from tests.bench import bench_inference, bench_training
 from tests.bench.measure import interleave, median, report
 

@@ -17,17 +17,17 @@ import numpy as np
 import polars as pl
 
 from connectors.memory import MemorySource
-from engine.collate import Collate
+from engine.loading.collate import Collate
 from engine.config import LoaderSettings
-from engine.loader import Loader
-from engine.loop import Loop
+from engine.loading.loader import Loader
+from engine.running.loop import Loop
 from engine.types import Batch, Features, Mark
-from engine.work import Serving
-from models.export import SCORE, export
-from models.feed import Inputs
-from models.learner import TabularLearner
-from models.predictor import OnnxPredictor
-from models.quantize import CANDIDATES
+from engine.running.work import Serving
+from models.export.model import SCORE, export
+from models.export.onnx_inputs import Inputs
+from models.learners.tabular import TabularLearner
+from models.serving.predictor import OnnxPredictor
+from models.compress.quantize import CANDIDATES
 from tests.bench.measure import interleave, median, report
 
 COLUMNS = 32

@@ -26,7 +26,7 @@ import torch
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from connectors.kafka.source import KafkaSource
-from connectors.kafka.wire import columnar
+from connectors.kafka.fetch import columnar
 from engine.config import Pipeline
 from engine.run import Run
 from engine.types import EndOfStream, Mark

@@ -17,10 +17,10 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from engine.collate import Collate
+from engine.loading.collate import Collate
 from engine.types import Batch, Features, Mark, Tensors
-from models.learner import TabularLearner
-from models.renewal import Renewed
+from models.learners.tabular import TabularLearner
+from models.challenge.challenger import Renewed
 from tests.bench.measure import report
 
 FLOORS = {"Phishing": 0.88, "Bananas": 0.80, "ImageSegments": 0.90, "TrumpApproval": 1.0}

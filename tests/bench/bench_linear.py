@@ -16,9 +16,9 @@ import numpy as np
 import polars as pl
 from river import datasets, linear_model, optim, preprocessing
 
-from engine.collate import Collate
+from engine.loading.collate import Collate
 from engine.types import Batch, Features, Mark
-from models.linear import LinearLearner
+from models.learners.linear import LinearLearner
 from tests.bench.measure import interleave, median, report
 
 BATCH = 250

@@ -27,9 +27,9 @@ import psutil
 import pyarrow as pa
 from pydantic import ByteSize
 
-from connectors.formats.columns import Columns
+from connectors.formats.values.columns import Columns
 from engine.config import LoaderSettings, component
-from engine.loader import Loader
+from engine.loading.loader import Loader
 from engine.scrub import STAGES
 from engine.types import EndOfStream, Mark, Records, Rejects, Schema, Source, Values
 from tests.bench.measure import report

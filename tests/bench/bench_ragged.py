@@ -18,10 +18,10 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from connectors.files.source import FilesSource
-from engine.collate import Collate
+from engine.loading.collate import Collate
 from engine.config import LoaderSettings
-from engine.loader import Loader
-from engine.scrub.tokens import Tokens
+from engine.loading.loader import Loader
+from engine.scrub.features.tokens import Tokens
 from engine.types import Features, Schema, parse_schema
 from tests.bench.bench_images import checked, processor
 from tests.bench.decoders import LINES, LONGEST, NUMBERS, installed

@@ -131,7 +131,7 @@ def pipeline(folder: Path, broker: Broker, topic: str, sink: str, values: list[b
 
 def watched(file: Path, count: int) -> list[dict[str, float]]:
     """The engine's page, ten times a second, until it has done all: seconds, records, memory."""
-    command = [sys.executable, "-m", "engine.cli", "run", str(file), "--log-format", "json"]
+    command = [sys.executable, "-m", "engine.commands.cli", "run", str(file), "--log-format", "json"]
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )

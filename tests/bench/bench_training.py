@@ -14,15 +14,15 @@ import numpy as np
 import polars as pl
 
 from connectors.memory import MemorySource
-from engine.collate import Collate
+from engine.loading.collate import Collate
 from engine.config import LoaderSettings
-from engine.evaluation import Evaluation
-from engine.loader import Loader
-from engine.loop import Loop
-from engine.scrub.scale import Standardize
+from engine.quality.evaluation import Evaluation
+from engine.loading.loader import Loader
+from engine.running.loop import Loop
+from engine.scrub.values.scale import Standardize
 from engine.types import Batch, Features, Mark
-from engine.work import Training
-from models.learner import TabularLearner
+from engine.running.work import Training
+from models.learners.tabular import TabularLearner
 from tests.bench.measure import interleave, median, report
 
 ROWS, COLUMNS = 1_024, 32

@@ -22,10 +22,10 @@ from pathlib import Path
 import numpy as np
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
-from engine.collate import Collate
+from engine.loading.collate import Collate
 from engine.types import Batch, Mark
-from models.export import export
-from models.learner import TabularLearner
+from models.export.model import export
+from models.learners.tabular import TabularLearner
 from tests.bench.bench_inference import FEATURES, NAMES, data
 from tests.bench.measure import report
 from tests.broker import Broker, shared_broker
@@ -139,7 +139,7 @@ def serving(broker: Broker, folder: Path, model: Path, way: str, more: str) -> I
         schema="\n".join(f'{column} = "float64"' for column in NAMES), more=more,
     )  # fmt: skip
     file.write_text(text)
-    command = [sys.executable, "-m", "engine.cli", "run", str(file), "--log-level", "error"]
+    command = [sys.executable, "-m", "engine.commands.cli", "run", str(file), "--log-level", "error"]
     engine = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     stream = Stream(broker, topic, sink, dict.fromkeys(NAMES, 0.5))
     try:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.config import Pipeline
-from engine.profile import profile
+from engine.commands.profile import profile
 from engine.run import Run
 from tests.bench.measure import median, report
 

@@ -27,7 +27,7 @@ import psutil
 import pyarrow.parquet as pq
 import torch
 
-from engine.statistics import Moments
+from engine.columnar.statistics import Moments
 
 ROWS, GROUP, COLUMNS = 8_192, 131_072, 32
 NAMES = [f"x{i}" for i in range(COLUMNS)]

@@ -18,12 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connectors.formats.avro import Avro, UnknownSchema, parsed
-from connectors.formats.casts import conform
-from connectors.formats.columns import Columns
+from connectors.formats.values.casts import conform
+from connectors.formats.values.columns import Columns
 from connectors.formats.csv import Csv
 from connectors.formats.ndjson import Ndjson
-from connectors.formats.own import own
-from connectors.formats.rows import placed, rejected
+from connectors.formats.custom import own
+from connectors.formats.kernels.rows import placed, rejected
 from connectors.formats.text import Text
 from connectors.formats.xml import Xml
 from connectors.kafka.source import KafkaSource

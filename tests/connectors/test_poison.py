@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from connectors.formats.guess import json_types
+from connectors.formats.inference.infer import json_types
 from connectors.formats.ndjson import Ndjson
 from engine.types import Schema
 from tests.connectors.conftest import records, told

@@ -12,9 +12,9 @@ import pytest
 from connectors.files import text, xml
 from connectors.files.source import FilesSource
 from engine.config import LoaderSettings
-from engine.loader import Loader
-from engine.mix import Mix
-from engine.rebatch import RebatchNode
+from engine.loading.loader import Loader
+from engine.loading.mix import Mix
+from engine.loading.rebatch import RebatchNode
 from engine.types import Source
 from tests.connectors.conftest import ROWS, SCHEMA, SOURCES, N
 from tests.waiting import HANG

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.loop import Totals
+from engine.running.loop import Totals
 from engine.run import Run
 from tests.broker import Broker
 from tests.crash.feed import row

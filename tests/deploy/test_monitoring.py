@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from engine.metrics import NAMES, Name
-from engine.service import Service
+from engine.observing.metrics import NAMES, Name
+from engine.observing.service import Service
 from tests.promtool import promtool
 
 DEPLOY = Path(__file__).parents[2] / "deploy"

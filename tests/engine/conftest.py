@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from engine.rebatch import RebatchNode
-from engine.shuffle import ShuffleNode
+from engine.loading.rebatch import RebatchNode
+from engine.loading.shuffle import ShuffleNode
 from tests.waiting import HANG
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
-from connectors.kafka.letters import KafkaLetters
+from connectors.kafka.dead_letters import KafkaLetters
 from connectors.kafka.sink import KafkaSink
 from connectors.kafka.source import KafkaSource
-from engine.checkpoint import Checkpoints
+from engine.running.checkpoint import Checkpoints
 from engine.config import LoaderSettings, Pipeline, component, validate
 from engine.run import Run
-from engine.service import Service
+from engine.observing.service import Service
 from engine.types import Settings, UserError
 
 MINIMAL = """

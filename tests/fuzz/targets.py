@@ -91,7 +91,7 @@ def _texts(frame: pl.DataFrame) -> Iterator[bytes]:
 
 def _image(data: bytes, _: Path) -> Iterator[bytes]:
     """The stage ``image`` on one value."""
-    from engine.scrub.image import Images
+    from engine.scrub.features.image import Images
     from engine.types import Batch, Mark
 
     frame = _placed(pl.DataFrame({"photo": [data]}))
@@ -136,7 +136,7 @@ def _pipeline(data: bytes, path: Path) -> Iterator[bytes]:
 
 
 def _checkpoint(data: bytes, path: Path) -> Iterator[bytes]:
-    from engine.checkpoint import Checkpoints
+    from engine.running.checkpoint import Checkpoints
 
     del data
     state = Checkpoints(Checkpoints.Settings(path=str(path.parent))).load({"pipeline": "fuzz"})
@@ -144,7 +144,7 @@ def _checkpoint(data: bytes, path: Path) -> Iterator[bytes]:
 
 
 def _model(data: bytes, path: Path) -> Iterator[bytes]:
-    from models.predictor import OnnxPredictor
+    from models.serving.predictor import OnnxPredictor
 
     del data
     predictor = OnnxPredictor(OnnxPredictor.Settings(model=str(path), threads=1))
@@ -244,7 +244,7 @@ def _arrow(compression: Any, *, stream: bool = False) -> bytes:
 def _checkpoint_bytes() -> bytes:
     import tempfile
 
-    from engine.checkpoint import Checkpoints
+    from engine.running.checkpoint import Checkpoints
 
     state = {"positions": {"a": 1}, "work": {"weights": np.arange(9.0)}, "totals": {"read": 1}}
     with tempfile.TemporaryDirectory() as folder:
@@ -256,8 +256,8 @@ def _model_bytes() -> bytes:
     import tempfile
 
     from engine.types import Codes, Features, Fill, Transform
-    from models.export import export
-    from models.learner import TabularLearner
+    from models.export.model import export
+    from models.learners.tabular import TabularLearner
 
     features = Features(
         numeric=("x0", "x1"), categories={"color": 4}, target="y", task="binary",

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from models.quantize import Feed
+from models.compress.quantize import Feed
 
 TEN_GIGABYTES = 10 * 10**9
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from engine.config import component
-from engine.nested import padded, ragged, sparse
+from engine.loading.nested_tensors import padded, ragged, sparse
 from engine.types import Batch, Features, Mark, Step, Tensors, UserError
 from models.augment import AUGMENTS
 from models.augment.augmentation import Augmentation, Context, chance_of
@@ -24,10 +24,10 @@ from models.augment.images import Colour, Crop, Flip, PixelNoise, Rotate
 from models.augment.mixing import Cutmix, Mixup
 from models.augment.tables import FeatureDropout, Jitter
 from models.augment.tokens import Synonyms, TokenDropout, TokenSwap
-from models.balance import Balanced, SamplingSettings
-from models.learner import TabularLearner
-from models.linear import LinearLearner
-from models.losses import LossSettings, make_loss
+from models.learners.sampling import Balanced, SamplingSettings
+from models.learners.tabular import TabularLearner
+from models.learners.linear import LinearLearner
+from models.learners.losses import LossSettings, make_loss
 
 CLASSES = {"regression": (), "binary": ("no", "yes"), "multiclass": ("a", "b", "c")}
 PAIRS = Path(__file__).with_name("synonyms.csv")

@@ -23,11 +23,11 @@ from models.augment.images import Crop
 from models.augment.mixing import Mixup
 from models.augment.tables import FeatureDropout, Jitter
 from models.augment.tokens import TokenDropout
-from models.balance import Balanced, SamplingSettings
-from models.graph import Graph, TensorProto
-from models.learner import TabularLearner
-from models.linear import LinearLearner
-from models.renewal import Renewed
+from models.learners.sampling import Balanced, SamplingSettings
+from models.export.onnx_graph import Graph, TensorProto
+from models.learners.tabular import TabularLearner
+from models.learners.linear import LinearLearner
+from models.challenge.challenger import Renewed
 
 Make = Callable[[], Any]
 Batches = list[Batch]

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from engine.collate import Collate
+from engine.loading.collate import Collate
 from engine.types import Batch, Features, Mark, Placed, Step, Tensors, UserError
-from models.learner import TabularLearner
-from models.linear import LinearLearner
-from models.network import Network, Shape
+from models.learners.tabular import TabularLearner
+from models.learners.linear import LinearLearner
+from models.learners.network import Network, Shape
 
 BINARY: dict[str, Any] = {"target": "y", "task": "binary", "classes": ("bar", "cross")}
 

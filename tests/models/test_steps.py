@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from engine.types import Batch, Features, Mark, Scale, Tensors
-from models.learner import TabularLearner
-from models.scaler import REACH, Scaler
-from models.waiting import joined, plain, restored
+from models.learners.tabular import TabularLearner
+from models.learners.scaler import REACH, Scaler
+from models.learners.step_buffer import joined, plain, restored
 
 Make = Callable[..., Features]
 Batches = Callable[..., list[Batch]]

@@ -14,8 +14,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from engine import logs
-from engine.cli import main
+from engine.observing import logs
+from engine.commands.cli import main
 
 Headrace = Callable[..., tuple[int, str, str]]
 Rows = Callable[..., pl.DataFrame]
@@ -174,7 +174,7 @@ def counted(tmp_path: Path) -> Callable[[], dict[str, float]]:
 @pytest.fixture
 def totals() -> Callable[[Path], Any]:
     """What a pipeline file's newest checkpoint says became of every record."""
-    from engine.loop import Totals
+    from engine.running.loop import Totals
     from engine.run import Run
 
     def read(file: Path) -> Totals:

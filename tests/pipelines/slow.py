@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from connectors.formats.columns import Columns
+from connectors.formats.values.columns import Columns
 from connectors.memory import MemorySink
 from engine import types
 from engine.types import (

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.config import Pipeline
-from engine.loop import Loop
+from engine.running.loop import Loop
 from engine.run import Run
 from engine.types import Batch, UserError
 

@@ -12,9 +12,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from engine.checkpoint import encode
+from engine.running.checkpoint import encode
 from engine.config import Pipeline
-from engine.preflight import preflight
+from engine.commands.preflight import preflight
 from engine.run import Run
 from engine.types import UserError
 from tests.forks import Command

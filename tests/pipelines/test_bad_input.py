@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from engine.loop import Totals
+from engine.running.loop import Totals
 from tests.pipelines.conftest import Headrace, Rows, Small
 from tests.waiting import HANG
 
@@ -366,7 +366,7 @@ def test_a_read_only_output_folder(tmp_path: Path, rows: Rows, small: Small) -> 
     file = small(data)
     (tmp_path / "out").mkdir(mode=0o555)
     drop = ["setpriv", "--bounding-set", "-dac_override", "--"] if os.geteuid() == 0 else []
-    command = [*drop, sys.executable, "-m", "engine.cli", "run", str(file)]
+    command = [*drop, sys.executable, "-m", "engine.commands.cli", "run", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=False)
     assert done.returncode == 2, done.stderr
     assert re.search(r"\[sink\] path '.*out' cannot be written: no permission at", done.stderr)

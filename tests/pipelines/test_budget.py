@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from engine.config import Pipeline
-from engine.loader import ITEM_BYTES
+from engine.loading.loader import ITEM_BYTES
 from engine.run import Run
 from engine.types import UserError
 

@@ -13,12 +13,12 @@ import pytest
 from pydantic import BaseModel
 
 import connectors
-from engine.changes import Change, change_of, watched
-from engine.checkpoint import Checkpoints
+from engine.types.changes import Change, change_of, watched
+from engine.running.checkpoint import Checkpoints
 from engine.config import DeadLetterSettings, ExportSettings, LoaderSettings, SinkTable, component
-from engine.evaluation import Evaluation
-from engine.mix import Mix
-from engine.preflight import preflight
+from engine.quality.evaluation import Evaluation
+from engine.loading.mix import Mix
+from engine.commands.preflight import preflight
 from engine.run import Run
 from engine.types import UserError
 from tests.pipelines.conftest import Rows, Small

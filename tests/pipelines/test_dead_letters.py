@@ -13,7 +13,7 @@ import pytest
 from kafka import KafkaProducer
 
 from connectors.files.source import Headers
-from engine.loop import Totals
+from engine.running.loop import Totals
 from engine.run import Run
 from engine.types import UserError
 from tests.broker import Broker, shared_broker

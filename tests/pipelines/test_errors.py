@@ -13,8 +13,8 @@ import pytest
 
 from connectors.memory import Fault, MemorySink, MemorySource
 from engine.config import LoaderSettings
-from engine.loader import Loader
-from engine.loop import Done, Loop
+from engine.loading.loader import Loader
+from engine.running.loop import Done, Loop
 from engine.types import Batch, HeadraceError, Schema, Snapshot
 
 SCHEMA: Schema = {"a": pl.Int64()}

@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from engine.preflight import preflight
+from engine.commands.preflight import preflight
 from engine.run import Run
 from tests.connectors.conftest import shard
 from tests.pipelines.test_crash import finish, newest, start

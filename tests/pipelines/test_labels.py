@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from engine.labels import in_order
+from engine.running.labels import in_order
 from tests.pipelines.conftest import Headrace, Rows, Small
 
 Labelled = Callable[..., Path]

@@ -13,8 +13,8 @@ import polars as pl
 import pytest
 
 from engine.config import Pipeline
-from engine.lock import locked
-from engine.loop import Loop
+from engine.system.lock import locked
+from engine.running.loop import Loop
 from engine.run import Run
 from engine.types import Batch, UserError
 from tests.pipelines.conftest import Headrace, Rows, Small
@@ -22,7 +22,7 @@ from tests.pipelines.conftest import Headrace, Rows, Small
 HOLD = """
 import sys
 from pathlib import Path
-from engine.lock import locked
+from engine.system.lock import locked
 with locked([Path(sys.argv[1])]):
     print("held", flush=True)
     sys.stdin.read()

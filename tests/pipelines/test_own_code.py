@@ -19,7 +19,7 @@ from connectors.memory import MemorySource
 from engine import types
 from engine.calls import Calling, whose
 from engine.config import LoaderSettings
-from engine.loader import Loader
+from engine.loading.loader import Loader
 from engine.types import (
     Batch,
     EndOfStream,

@@ -14,9 +14,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from engine import atomic
+from engine.system import atomic
 from engine.config import Pipeline
-from engine.loop import Loop
+from engine.running.loop import Loop
 from engine.run import Run
 from engine.types import Batch, HeadraceError, UserError
 from tests.pipelines.conftest import Headrace, Rows, Small
@@ -87,7 +87,7 @@ def test_a_place_without_permission(file: Path, tmp_path: Path, key: str) -> Non
     drop = ["setpriv", "--bounding-set", "-dac_override", "--"] if os.geteuid() == 0 else []
     words = ["check", str(file), "--set", f"{key}={tmp_path}/closed/x"]
     done = subprocess.run(
-        [*drop, sys.executable, "-m", "engine.cli", *words],
+        [*drop, sys.executable, "-m", "engine.commands.cli", *words],
         capture_output=True, text=True, timeout=HANG, check=False,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr

@@ -26,7 +26,7 @@ from tests.waiting import HANG
 MOMENTS = 40 if os.environ.get("HEADRACE_CRASH") == "full" else 4
 ROOT = Path(engine.__file__).parents[1]
 EXPORT = "[export]\nholdout = 0.3\nholdout_rows = 1000\n"
-HEADRACE = [sys.executable, "-m", "engine.cli"]
+HEADRACE = [sys.executable, "-m", "engine.commands.cli"]
 
 
 @pytest.fixture
@@ -228,7 +228,7 @@ def test_without_asserts_and_without_streams_it_does_its_work(
     file: Path, tmp_path: Path, results: Callable[[], pl.DataFrame]
 ) -> None:
     """``python -O`` and all three standard streams closed."""
-    command = [sys.executable, "-O", "-m", "engine.cli", "run", str(file)]
+    command = [sys.executable, "-O", "-m", "engine.commands.cli", "run", str(file)]
     shell = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"]
     assert subprocess.run([*shell, *command], timeout=HANG).returncode == 0
     assert results().height > 0
@@ -254,7 +254,7 @@ try:
     print(*environment.remarks(), sep="; ")
 except UserError as error:
     sys.exit(str(error))
-import engine.kernels, connectors.formats.varints
+import engine.columnar.kernels, connectors.formats.kernels.varints
 """
 
 
@@ -340,14 +340,14 @@ def test_standard_output_that_takes_nothing_is_a_sentence(words: str) -> None:
 
 
 def test_version_and_help_load_no_library() -> None:
-    script = "import sys; from engine.cli import main\ntry: main([sys.argv[1]])\n"
+    script = "import sys; from engine.commands.cli import main\ntry: main([sys.argv[1]])\n"
     script += "except SystemExit: pass\nprint(*sys.modules)"
     for word in ("--version", "--help"):
         done = subprocess.run(
             [sys.executable, "-c", script, word], capture_output=True, text=True, check=True
         )
         loaded = set(done.stdout.splitlines()[-1].split())
-        assert "engine.cli" in loaded
+        assert "engine.commands.cli" in loaded
         assert not loaded & {"torch", "polars", "numpy", "pydantic", "rich", "onnxruntime"}
 
 

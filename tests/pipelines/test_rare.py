@@ -150,7 +150,7 @@ def test_held_out_rows_say_what_rows_never_seen_say_also_after_thirty_epochs(
     error = verdict.candidates[0].figures[0]
     assert (error.name, verdict.rows + verdict.calibration) == ("error", held.height)
 
-    from models.predictor import OnnxPredictor
+    from models.serving.predictor import OnnxPredictor
 
     predictor = OnnxPredictor(OnnxPredictor.Settings(model=str(tmp_path / "run" / "model.onnx")))
 

@@ -10,7 +10,7 @@ import onnxruntime as ort
 import polars as pl
 import pytest
 
-from engine.checkpoint import encode
+from engine.running.checkpoint import encode
 from engine.config import Pipeline
 from engine.run import Run
 from engine.types import UserError

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from engine.metrics import NAMES
+from engine.observing.metrics import NAMES
 from tests.forks import Command
 from tests.promtool import promtool
 from tests.waiting import HANG, until
@@ -121,8 +121,8 @@ def test_the_demos_pipeline_under_watch_is_stopped_and_goes_on(tmp_path: Path) -
 STUCK = """
 import polars as pl, threading
 from connectors.memory import MemorySource
-from engine.loader import Loader
-from engine.loop import Done, Loop
+from engine.loading.loader import Loader
+from engine.running.loop import Done, Loop
 class Stuck:
     stage = "learn"
     def do(self, batch):

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from engine.config import Pipeline
-from engine.loop import Loop
-from engine.preflight import preflight
+from engine.running.loop import Loop
+from engine.commands.preflight import preflight
 from engine.run import Run
 from engine.types import Batch, UserError
 from tests.connectors.conftest import shard

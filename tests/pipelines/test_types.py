@@ -11,10 +11,10 @@ import pytest
 from connectors.files import inspection
 from connectors.files.source import FilesSource
 from engine.config import Pipeline
-from engine.preflight import preflight
-from engine.progress import finish
+from engine.commands.preflight import preflight
+from engine.commands.progress import finish
 from engine.run import Run
-from models.predictor import OnnxPredictor
+from models.serving.predictor import OnnxPredictor
 from tests.pipelines.conftest import Headrace
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from engine import report
-from engine.loop import Loop
+from engine.running import report
+from engine.running.loop import Loop
 from engine.run import Run
 from engine.types import Batch
-from engine.words import counted
+from engine.types.plural import counted
 from tests.pipelines.conftest import Headrace, Rows, Small
 
 BINARY = (

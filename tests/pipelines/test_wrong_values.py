@@ -14,8 +14,8 @@ import polars as pl
 import pytest
 
 from engine.config import Pipeline, validate
-from engine.describe import field_of
-from engine.reference import Table, tables
+from engine.settings_docs import field_of
+from engine.commands.reference import Table, tables
 from engine.run import Run
 from engine.types import HeadraceError, Settings
 

@@ -105,7 +105,7 @@ def run(stage: Make, batch: Callable[..., Batch]) -> Callable[..., list[Batch]]:
 def steady(monkeypatch: pytest.MonkeyPatch) -> None:
     """No row is learned before it is changed, not even the first ones of a stream: for tests of
     what batches before teach, with few rows."""
-    monkeypatch.setattr("engine.scrub.stage.COLD_ROWS", 0)
+    monkeypatch.setattr("engine.scrub.base.COLD_ROWS", 0)
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from engine.checkpoint import Checkpoints
+from engine.running.checkpoint import Checkpoints
 from engine.scrub import STAGES
 from engine.types import PART, Affine, Batch, Clip, Codes, Fill, Power, Stage, Transform
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.scrub.hashing import hashes
+from engine.columnar.hashing import hashes
 from engine.types import Batch, UserError
 
 INF, NAN = math.inf, math.nan

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from river import stats
 from sklearn.preprocessing import StandardScaler
 
-from engine.statistics import (
+from engine.columnar.statistics import (
     Block,
     CoMoments,
     Counts,

@@ -1,0 +1,278 @@
+"""Dead letters read back: the records that they hold, as if they came for the first time."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from connectors.files.fingerprint import LETTERS
+from connectors.files.source import FilesSource
+from connectors.formats.ndjson import Ndjson
+from connectors.formats.kernels.rows import values
+from connectors.kafka.dead_letters import unwrapped
+from connectors.kafka.source import KafkaSource
+from connectors.kafka.value_checks import TOMBSTONE
+from engine.types import (
+    NO_TIME,
+    PARTITION,
+    POSITION,
+    Format,
+    Interruptible,
+    Mark,
+    Records,
+    Rejects,
+    Schema,
+    Snapshot,
+    Source,
+    UserError,
+)
+
+LETTER: Schema = {
+    "of": pl.String(), "at": pl.Int64(), "reason": pl.String(), "timestamp": pl.Int64(),
+    "value": pl.String(), "raw": pl.String(), "key": pl.String(), "headers": pl.String(),
+}  # fmt: skip
+"""What is read of a file of dead letters; the last three are in base64."""
+PATHS = {"of": PARTITION, "at": POSITION}
+"""Where the first two are."""
+
+
+def _runs(partitions: pl.Series) -> list[tuple[int, int]]:
+    """Neighbours that come from one partition: from, to."""
+    ends = np.flatnonzero(np.append((partitions[1:] != partitions[:-1]).to_numpy(), True)) + 1
+    return list(zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True))
+
+
+class FileLetters(Source):
+    """See `engine.types.Source`. A folder of dead letters as a source of what they hold, decoded as
+    the pipeline's own source does. Reads the parts that are there when it is made.
+
+    Args:
+        folder: where `FilesSink` wrote them.
+        source: the pipeline's own.
+        parts: where that is a mix: how partitions of each of its sources begin -> that source.
+    """
+
+    def __init__(
+        self, folder: Path, source: Source, parts: Mapping[str, Source] | None = None
+    ) -> None:
+        """Raises: UserError where there are none."""
+        if not list(folder.glob("part-*.ndjson")):
+            raise UserError(f"There are no dead letters in {folder}: nothing to replay.")
+        self._inner = FilesSource(FilesSource.Settings(path=str(folder / "part-*.ndjson")))
+        self._others_known: Mapping[str, Snapshot] = {}
+        self._source = source
+        self._parts = parts or {"": source}
+        self.format: Format = Replayed({begin: _format(s) for begin, s in self._parts.items()})
+        self._waiting: deque[Records] = deque()
+
+    def schema(self, declared: Schema) -> Schema:
+        """The pipeline's own."""
+        return self._source.schema(declared)
+
+    def findings(self) -> Mapping[str, Snapshot]:
+        """The pipeline's own."""
+        return self._source.findings()
+
+    def in_effect(self) -> Mapping[str, Snapshot]:
+        """The pipeline's own."""
+        return self._source.in_effect()
+
+    def remarks(self) -> Sequence[str]:
+        """The pipeline's own."""
+        return self._source.remarks()
+
+    def recall(self, findings: Mapping[str, Snapshot]) -> None:
+        """See `engine.types.Source`."""
+        self._source.recall(findings)
+
+    def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
+        """See `engine.types.Source`."""
+        if not self._waiting:
+            letters = self._inner.read(max_rows, max_bytes, timeout)
+            if letters is None:
+                return None
+            self._waiting.extend(self._opened(letters))
+        return self._waiting.popleft()
+
+    def seek(self, mark: Mark) -> None:
+        """See `engine.types.Source`."""
+        self._waiting.clear()
+        self._inner.seek(mark)
+
+    def identities(self, mark: Mark) -> Mapping[str, Snapshot]:
+        """See `engine.types.Source`; of what is not read here, as it was."""
+        return {**self._others_known, LETTERS: dict(self._inner.identities(mark))}
+
+    def recognise(self, identities: Mapping[str, Snapshot]) -> None:
+        """See `engine.types.Source`."""
+        self._others_known = {name: k for name, k in identities.items() if name != LETTERS}
+        self._inner.recognise(identities.get(LETTERS, {}))
+
+    def commit(self, mark: Mark) -> bool:
+        """Nothing: the checkpoint knows what was replayed."""
+        return True
+
+    def lag(self, mark: Mark) -> Mapping[str, int]:
+        """See `engine.types.Source`."""
+        return self._inner.lag(mark)
+
+    def progress(self, mark: Mark) -> float | None:
+        """See `engine.types.Source`."""
+        return self._inner.progress(mark)
+
+    def close(self) -> None:
+        """See `engine.types.Source`."""
+        self._inner.close()
+
+    def _opened(self, letters: Records) -> Iterator[Records]:
+        """What they hold; of neighbours that come from one source at a time."""
+        frame, broken = Ndjson(PATHS).decode(letters, LETTER)
+        if broken:
+            raise UserError(
+                f"{letters.partition} holds lines that are no dead letters: expected what headrace "
+                "wrote there; mend it, or move it away."
+            )
+        begins = _begins(frame["of"], self._parts)
+        ends = np.flatnonzero(np.append(begins[1:] != begins[:-1], True)) + 1
+        for start, stop in zip([0, *ends[:-1]], ends, strict=True):
+            own = frame.slice(start, stop - start)
+            source = self._parts[begins[start]]
+            yield _records(letters.slice(int(start), int(stop)), own, source)
+
+
+class TopicLetters(KafkaSource):
+    """A topic of dead letters as a source of what it holds now, decoded as the pipeline's own
+    source does.
+
+    Args:
+        topic: where `KafkaLetters` wrote them.
+        settings: the own source's.
+    """
+
+    def __init__(self, topic: str, settings: KafkaSource.Settings) -> None:
+        own = {
+            "topics": (topic,), "stop": "end", "start": "earliest", "join": False, "group": None,
+        }  # fmt: skip
+        super().__init__(settings.model_copy(update=own))
+        self._joins = settings.join
+        self.whole = True  # the headers say where they come from
+        self.format = Replayed({"": self.format})
+
+    def in_effect(self) -> Mapping[str, Snapshot]:
+        """The own source's."""
+        return {} if self._joins else super().in_effect()
+
+    def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
+        """See `engine.types.Source`."""
+        letters = super().read(max_rows, max_bytes, timeout)
+        return unwrapped(letters) if letters else letters
+
+
+class Replayed:
+    """See `engine.types.Format`. Rows are where they were read first, not where their letters are.
+
+    Args:
+        formats: how partitions of a source begin -> what its records are decoded by.
+    """
+
+    def __init__(self, formats: Mapping[str, Format]) -> None:
+        self._formats = formats
+
+    def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
+        """By the format of the source that they come from."""
+        origins = records.origins
+        assert origins is not None, "these records come for the first time"
+        if not len(records):
+            return next(iter(self._formats.values())).decode(records, schema)
+        begin = _begins(origins[PARTITION].head(1), self._formats)[0]
+        bare = origins.with_columns(pl.col(PARTITION).str.strip_prefix(begin))
+        own, partitions = replace(records, origins=bare), bare.get_column(PARTITION)
+        made = [
+            self._formats[begin].decode(
+                replace(own.slice(start, stop), partition=partitions[start]), schema
+            )
+            for start, stop in _runs(partitions)
+        ]
+        frame = pl.concat([frame for frame, _ in made])
+        rejects = [reject for _, more in made for reject in more]
+
+        def placed(rows: pl.DataFrame) -> pl.DataFrame:
+            at = np.searchsorted(records.positions, rows[POSITION].to_numpy())
+            return rows.with_columns(origins[at])
+
+        return placed(frame), [replace(reject, rows=placed(reject.rows)) for reject in rejects]
+
+    def interrupt(self) -> None:
+        """See `engine.types.Interruptible`."""
+        for part in self._formats.values():
+            if isinstance(part, Interruptible):
+                part.interrupt()
+
+    def resume(self) -> None:
+        """See `engine.types.Interruptible`."""
+        for part in self._formats.values():
+            if isinstance(part, Interruptible):
+                part.resume()
+
+
+def _begins(partitions: pl.Series, known: Mapping[str, object]) -> NDArray[np.object_]:
+    """Which of the known beginnings each partition's name has, shape (n,).
+
+    Raises: UserError where it has none.
+    """
+    found = pl.Series([None], dtype=pl.String).new_from_index(0, len(partitions))
+    for begin in known:
+        which = partitions.str.starts_with(begin) & found.is_null()
+        found = found.zip_with(~which, pl.Series([begin]).new_from_index(0, len(partitions)))
+    if found.null_count():
+        odd = partitions.filter(found.is_null())[0]
+        raise UserError(
+            f"A dead letter comes from '{odd}', and [source.sources] has {', '.join(known)}: give "
+            "that source its name again, or move the letter away."
+        )
+    return found.to_numpy(allow_copy=True)
+
+
+def _records(letters: Records, frame: pl.DataFrame, source: Source) -> Records:
+    """Letters as what they hold."""
+    raw = frame["raw"].str.decode("base64", strict=False)
+    gone = frame["raw"].is_null() & (frame["reason"] == TOMBSTONE)
+    value = raw.zip_with(raw.is_not_null(), frame["value"].fill_null("").cast(pl.Binary))
+    tail = int(isinstance(source, KafkaSource) and source.has_lines)
+    if tail:
+        value = _ended(value)
+    elif not isinstance(source, KafkaSource | FilesSource) or source.has_lines:
+        value = value.zip_with(value.bin.ends_with(b"\n"), _ended(value))
+    keys, headers = (
+        values(frame[name].str.decode("base64", strict=False)) for name in ("key", "headers")
+    )
+    made = values(value)
+    return replace(
+        letters,
+        values=replace(made, tail=tail, null=gone.to_numpy() if gone.any() else None),
+        keys=keys,
+        headers=headers,
+        timestamps=frame["timestamp"].fill_null(NO_TIME).to_numpy(),
+        origins=frame.select(pl.col("of").alias(PARTITION), pl.col("at").alias(POSITION)),
+    )
+
+
+def _ended(value: pl.Series) -> pl.Series:
+    """With a line end behind each."""
+    return pl.select(pl.lit(value) + pl.lit(b"\n")).to_series()
+
+
+def _format(source: Source) -> Format:
+    """As a record of this source is decoded, wherever it lies; rows of columns are JSON there."""
+    if isinstance(source, FilesSource):
+        return source.format_of_lines()
+    return source.format if isinstance(source, KafkaSource) else Ndjson()
+
+
+__all__ = ["FileLetters", "TopicLetters"]

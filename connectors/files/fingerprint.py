@@ -1,0 +1,414 @@
+"""What a file is known by, whatever its path: its content, and what the system says of it.
+
+A partition is named by the path of a file as it was first seen. Between two looks a file may be
+moved, spelt otherwise, rotated, compressed, cut or replaced. So a checkpoint holds a `Fingerprint`
+of each file, and `named` tells which of the files that are there now is which partition.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from connectors.files.text import BLOCK, Bytes, compression
+from engine.types import HeadraceError, Records, UserError, Values
+from engine.types.plural import counted
+
+HEAD = 4_096
+"""Bytes of a file's beginning that it is known by."""
+ROW = 256
+"""Bytes of a row that it is known by."""
+NOTED = 1_024
+"""Rows that are remembered until a checkpoint asks for one; each is the last of a read."""
+
+Place = tuple[int, int]
+"""Where bytes lie, and how many they are."""
+Policy = Literal["fail", "read"]
+
+log = logging.getLogger("headrace.files")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fingerprint:
+    """What a file is known by. Places are in its (decompressed) text where it has lines.
+
+    Attributes:
+        device, inode: the system's number of it.
+        size: bytes on the disk.
+        head: how many bytes of its beginning are known.
+        head_digest: of those.
+        row: where the last row is that was read, or the end of a file that cannot grow.
+        row_digest: of it.
+        whole: nothing can be added to it: a file of another size is another.
+        position: the next to read.
+        unread: there was more behind that.
+        unfinished: the row had no line end, so it may have been half of one.
+    """
+
+    device: int
+    inode: int
+    size: int
+    head: int
+    head_digest: str
+    row: Place = (0, 0)
+    row_digest: str = ""
+    whole: bool = False
+    position: int = 0
+    unread: bool = False
+    unfinished: bool = False
+
+    def snapshot(self) -> list[Any]:
+        """A plain value, and a small one: there may be many. See `restore`."""
+        return [getattr(self, field.name) for field in fields(self)]
+
+    @classmethod
+    def restore(cls, value: Sequence[Any]) -> Fingerprint:
+        """From what `snapshot` gave."""
+        return cls(**{field.name: part for field, part in zip(fields(cls), value, strict=True)})
+
+    def is_at(self, stat: os.stat_result) -> bool:
+        """Whether the system has the same number for a file."""
+        return (self.device, self.inode) == (stat.st_dev, stat.st_ino)
+
+    def fits(self, path: Path) -> bool:
+        """Whether a file begins with what was read of this one."""
+        try:
+            stat = path.stat()
+            if self.whole and stat.st_size != self.size:
+                return False
+            places = [(0, self.head), self.row, (self.position - 1, 1)]
+            same = self.is_at(stat) and self.size == stat.st_size
+            if self.whole or not self.position or (same and compression(path)):
+                places.pop()  # what is compressed need not be read to there
+            if same and compression(path) and not self.whole:
+                places.pop()
+            found = segments(path, places, raw=self.whole)
+        except (HeadraceError, OSError):  # cut short or gone: not what was read
+            return False
+        known = (self.head_digest, self.row_digest)
+        fits = all(digest(data) == d for data, d in zip(found[:2], known, strict=False) if d)
+        return fits and (len(found) < 3 or len(found[2]) == 1)
+
+    def holds(self, path: Path | int) -> bool:
+        """Whether a file of lines still has the beginning and the row. Raises: OSError,
+        HeadraceError."""
+        head, row = segments(path, [(0, self.head), self.row], raw=False)
+        return digest(head) == self.head_digest and self.row_digest in ("", digest(row))
+
+    def line_end_in(self, path: Path) -> int | None:
+        """Bytes of the line end that a file has by now where the last row had none; None where it
+        goes on within that row."""
+        if not self.unfinished:
+            return 0
+        (rest,) = segments(path, [(self.position, 2)], raw=False)
+        if rest[:1] not in (b"", b"\n", b"\r"):
+            return None
+        return 2 if rest == b"\r\n" else len(rest[:1])
+
+
+def digest(data: bytes) -> str:
+    """A short text that no other bytes have."""
+    return hashlib.blake2b(data, digest_size=12).hexdigest()
+
+
+def segments(path: Path | int, places: Sequence[Place], *, raw: bool) -> list[bytes]:
+    """The bytes at these places of a file, or of an open one that is not compressed; fewer at its
+    end; of compressed text, unless `raw`, what it unpacks to.
+
+    Raises: OSError, HeadraceError where it cannot be read.
+    """
+    if isinstance(path, int):
+        return [os.pread(path, size, start) for start, size in places]
+    if raw or compression(path) is None:
+        with path.open("rb", buffering=0) as file:
+            return segments(file.fileno(), places, raw=True)
+    found = [bytearray() for _ in places]
+    end = max(start + size for start, size in places)
+    text = Bytes(path, str(path))
+    try:
+        while text.offset < end and len(block := text.read(min(BLOCK, end - text.offset))):
+            begin = text.offset - len(block)
+            for (start, size), part in zip(places, found, strict=True):
+                part += block[max(0, start - begin) : max(0, start + size - begin)].tobytes()
+    finally:
+        text.close()
+    return [bytes(part) for part in found]
+
+
+class Watched:
+    """What is known of a file that is read, so that it is known again.
+
+    Args:
+        whole: nothing can be added to it.
+        before: what was known of it already.
+    """
+
+    def __init__(self, path: Path | int, *, whole: bool, before: Fingerprint | None = None) -> None:
+        self._whole = whole
+        self._rows: deque[tuple[int, Place, str, bool]] = deque(maxlen=NOTED)
+        """Position on a mark behind a row, the row's place, its digest, whether it lacks its
+        end."""
+        if before is not None and before.row_digest and not whole:
+            at = before.position
+            self._rows.append((at, before.row, before.row_digest, before.unfinished))
+        self._told: Fingerprint | None = None
+        self._asked: tuple[int, int | None] = (0, None)
+        self.fingerprint = self._looked(path)
+
+    def look(self, path: Path | int) -> None:
+        """Look again at a file that has grown: more of its beginning may be known."""
+        before, now = self.fingerprint, self._looked(path)
+        (head,) = segments(path, [(0, before.head)], raw=self._whole)
+        if digest(head) == before.head_digest:  # or it was written anew just now
+            self.fingerprint, self._told = now, None
+
+    def note(self, records: Records, *, unfinished: bool = False) -> None:
+        """Remember the last of the rows."""
+        values = records.values
+        if self._whole or not isinstance(values, Values):
+            return
+        n = len(values) - 1
+        if values.null is not None and values.null[n]:  # only a part of it is there
+            return
+        start, stop = values.bounds[n : n + 2].tolist()
+        row = values.data[start : min(stop, start + ROW)].tobytes()
+        place = (int(records.positions[n]), len(row))
+        self._rows.append((records.next, place, digest(row), unfinished))
+
+    def at(self, position: int, total: int | None, lap: int) -> Fingerprint:
+        """What is known of it where a mark says to go on at `position`.
+
+        Args:
+            total: its last position, None where that is unknown.
+            lap: what positions on the mark have been added in each epoch.
+        """
+        asked = (position, total)
+        if self._told is None or self._asked != asked:
+            self._told, self._asked = self._known(position, total, lap), asked
+        return self._told
+
+    def _known(self, position: int, total: int | None, lap: int) -> Fingerprint:
+        known = replace(
+            self.fingerprint,
+            position=position % lap,
+            unread=total is None or position % lap < total,
+        )
+        for marked, place, row_digest, unfinished in reversed(list(self._rows)):
+            if marked <= position:
+                unfinished = unfinished and marked == position
+                return replace(known, row=place, row_digest=row_digest, unfinished=unfinished)
+        return known
+
+    def _looked(self, path: Path | int) -> Fingerprint:
+        stat = os.stat(path)  # noqa: PTH116 - or a descriptor
+        end = (max(0, stat.st_size - HEAD), HEAD) if self._whole else (0, 0)
+        head, tail = segments(path, [(0, HEAD), end], raw=self._whole)
+        return Fingerprint(
+            device=stat.st_dev,
+            inode=stat.st_ino,
+            size=stat.st_size,
+            head=len(head),
+            head_digest=digest(head),
+            row=end,
+            row_digest=digest(tail) if self._whole else "",
+            whole=self._whole,
+        )
+
+
+TOLD = 4
+"""Warnings of files that hold the same."""
+LETTERS = "dead letters"
+"""Under this name, beside a source's own partitions, what was replayed is known by."""
+
+
+def together(paths: Iterable[Path]) -> str:
+    """A digest of files whose rows are put in one order: by their sizes, beginnings and ends."""
+    looks = [Watched(path, whole=True).fingerprint for path in paths]
+    return digest(repr([(f.size, f.head_digest, f.row_digest) for f in looks]).encode())
+
+
+class Contents:
+    """Which files hold the same, by size, beginning and end: rows of a copy are read again, which
+    is told."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, str] = {}
+        self._told = 0
+
+    def note(self, path: Path, name: str) -> None:
+        """A file that is to be read."""
+        try:
+            first = self._names.setdefault(together([path]), name)
+        except (OSError, HeadraceError):  # its reader will say so
+            return
+        if first == name or self._told == TOLD or not path.stat().st_size:
+            return
+        self._told += 1
+        if self._told == TOLD:
+            log.warning("There are more files that hold what others do; they are not told.")
+        else:
+            log.warning(
+                "%s has the size, the beginning and the end of %s: the rows of a copy are read "
+                "again, as others; leave one of the two out.", name, first,
+            )  # fmt: skip
+
+
+def named(
+    found: Mapping[str, Path], known: Mapping[str, Fingerprint]
+) -> tuple[dict[str, Path], set[str]]:
+    """Partition -> file, for the files that are found, in their order; and which of the known
+    partitions are none of them.
+
+    A file is the partition that its content says; of several that fit, the one that the system's
+    number says, then the one of the same name. Others are new: partitions by their own name, with a
+    number where that is taken.
+    """
+    stats = {name: path.stat() for name, path in found.items()}
+    partition: dict[str, str] = {}
+    left = dict(known)
+
+    def match(candidates: Callable[[str, Fingerprint], Iterator[str]]) -> None:
+        for name, fingerprint in list(left.items()):
+            for shown in candidates(name, fingerprint):
+                if shown not in partition and fingerprint.fits(found[shown]):
+                    partition[shown] = name
+                    del left[name]
+                    break
+
+    match(lambda name, known: (s for s in (name,) if s in found and known.is_at(stats[s])))
+    match(lambda _, known: (s for s in found if known.is_at(stats[s])))
+    match(lambda name, _: iter((name,) if name in found else ()))
+    heads = _heads({s: path for s, path in found.items() if s not in partition}, left)
+    match(lambda _, known: iter(heads.get((known.head, known.head_digest), ())))
+    taken = {*known}
+    for shown in found:
+        if shown not in partition:
+            partition[shown] = free(shown, taken)
+            taken.add(partition[shown])
+    return {partition[shown]: path for shown, path in found.items()}, set(left)
+
+
+def _heads(
+    found: Mapping[str, Path], known: Mapping[str, Fingerprint]
+) -> dict[tuple[int, str], list[str]]:
+    """The beginnings of files that some of the known ones may have -> the files."""
+    heads: dict[tuple[int, str], list[str]] = {}
+    lengths = {fingerprint.head for fingerprint in known.values()}
+    raw = any(fingerprint.whole for fingerprint in known.values())
+    for shown, path in found.items() if lengths else ():
+        try:
+            (head,) = segments(path, [(0, HEAD)], raw=raw)
+        except (HeadraceError, OSError):
+            continue
+        for length in lengths:
+            if length <= len(head):
+                heads.setdefault((length, digest(head[:length])), []).append(shown)
+    return heads
+
+
+def free(name: str, taken: Collection[str]) -> str:
+    """The name, with a number where it is taken."""
+    tries = itertools.chain([name], (f"{name}#{n}" for n in itertools.count(2)))
+    return next(text for text in tries if text not in taken)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resumed:
+    """What a run goes on with.
+
+    Attributes:
+        files: partition -> file, in their order.
+        known: what is known of partitions, those that are gone included.
+        moved: partitions that go on elsewhere than where the mark says.
+    """
+
+    files: dict[str, Path]
+    known: dict[str, Fingerprint]
+    moved: dict[str, int]
+
+
+def resumed(found: Mapping[str, Path], known: Mapping[str, Fingerprint], policy: Policy) -> Resumed:
+    """As `named`, and what else a run needs to know.
+
+    Raises: UserError where a file that was read is replaced, cut, gone before its end, or goes on
+        within its last row, and the policy is to fail.
+    """
+    files, missing = named(found, known)
+    new = {found_name for found_name, path in found.items() if path not in _paths(files, known)}
+    known = dict(known)
+    for name in sorted(missing):
+        was = known[name]
+        where = f"'{name}', which was read up to position {was.position},"
+        if name in new:
+            _tell(
+                policy,
+                f"{where} has other content now, and what was read is not there any more: expected "
+                "the same file, as it was or longer. Put it back",
+                "what is there now is read from its start, as a new file",
+            )
+        elif was.unread:
+            _tell(
+                policy,
+                f"{where} is gone, and there was more behind that. Put it back",
+                "what was not read of it is lost",
+            )
+        known[name] = replace(was, unread=False)  # told, or nothing is lost
+    gone = [name for name in missing if name not in new and not known[name].unread]
+    if gone:
+        many = counted(len(gone), "file that was read is", "files that were read are")
+        log.warning("%s gone, '%s' for one.", many, min(gone))
+    moved = {}
+    for name in known.keys() & files.keys():
+        was = known[name]
+        end = was.line_end_in(files[name])
+        if end is None:
+            tell_of_line(policy, name, was)
+        if end != 0:
+            moved[name] = was.row[0] if end is None else was.position + end
+    return Resumed(files=files, known=known, moved=moved)
+
+
+def _paths(files: Mapping[str, Path], known: Mapping[str, Fingerprint]) -> set[Path]:
+    return {path for name, path in files.items() if name in known}
+
+
+def tell_of_line(policy: Policy, name: str, was: Fingerprint) -> None:
+    """A file goes on within its last row. Raises: UserError where the policy is to fail."""
+    _tell(
+        policy,
+        f"'{name}' goes on in its last line, at position {was.row[0]}: that had no line end when "
+        'it was read, and was taken as it was; last_line = "wait" leaves it until it has one. Take '
+        "the rest away",
+        "the whole line is read as another row",
+    )
+
+
+def _tell(policy: Policy, problem: str, otherwise: str) -> None:
+    """Raises: UserError where the policy is to fail."""
+    if policy == "fail":
+        raise UserError(
+            f'[source] {problem}, start over with --fresh, or set on_replaced = "read": then '
+            f"{otherwise}."
+        )
+    log.warning("%s; %s.", problem.rpartition(". ")[0], otherwise)
+
+
+__all__ = [
+    "Fingerprint",
+    "Policy",
+    "Watched",
+    "digest",
+    "free",
+    "named",
+    "resumed",
+    "segments",
+    "tell_of_line",
+    "together",
+]

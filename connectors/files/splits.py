@@ -1,0 +1,204 @@
+"""What the files source reads one after the other: whole files, or pieces of them that can be dealt
+out to several engines."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from engine.types.changes import Fixed, Free
+from engine.types import Records, Settings
+
+PIECE_BYTES = 32 << 20
+"""Of plain text."""
+GROUPS = 64
+"""Of files that are a row each: so many engines can share them."""
+LAP = 1 << 40
+"""Added to the positions on a mark each time that the files are read again; so no position of one
+epoch is taken for another's, and the mark stays as small as it was."""
+
+
+class ShareSettings(Settings):
+    """How often files are read, in which order, and by whom.
+
+    Attributes:
+        epochs: how often all files are read.
+        shuffle_files: read the files of each epoch in another order.
+        seed: of the order of `shuffle_files`.
+        shards: engines that share the files, each row read by one; "env" takes WORLD_SIZE. None
+            shares nothing. Who was one of n goes on as one of m: `engine.types.Mark.joined`.
+        shard: which of them this one is, from 0; "env" takes RANK.
+    """
+
+    epochs: Free[int] = Field(1, ge=1, le=1 << 20)
+    shuffle_files: Free[bool] = False
+    seed: Free[int] = Field(0, ge=0)
+    shards: Fixed[int | Literal["env"] | None] = None
+    shard: Fixed[int | Literal["env"]] = 0
+
+    @model_validator(mode="after")
+    def _within(self) -> ShareSettings:
+        shard, shards = self.place()
+        if not 0 <= shard < shards:
+            raise ValueError(
+                f"expected a shard from 0 to {max(shards - 1, 0)} of shards = {shards}, got {shard}"
+            )
+        return self
+
+    def place(self) -> tuple[int, int]:
+        """Which of how many. Raises: ValueError where the environment does not say."""
+        shards = 1 if self.shards is None else self.shards
+        return _number(self.shard, "RANK"), _number(shards, "WORLD_SIZE")
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A partition: a file, or the rows of one that begin at `start` or behind and before `stop`.
+
+    Attributes:
+        name: the partition's.
+        file: the file's name; of files that are a row each, nothing.
+        start, stop: positions in the file; None: to its end.
+        group: of files that are a row each, which of `GROUPS`; None: all.
+        size: bytes, about.
+    """
+
+    name: str
+    file: str
+    start: int = 0
+    stop: int | None = None
+    group: int | None = None
+    size: int = 1
+
+
+class Readable(Protocol):
+    """An open file."""
+
+    @property
+    def total(self) -> int:
+        """The last position, as far as it is known."""
+        ...
+
+    def skip_to(self, position: int) -> None:
+        """Go on at a position."""
+        ...
+
+    def read(self, max_rows: int, max_bytes: int) -> Records | None:
+        """The next rows, None at the end."""
+        ...
+
+    def close(self) -> None:
+        """Let go of it."""
+        ...
+
+
+class Piece:
+    """The part of an open file that a unit is of.
+
+    Args:
+        file: opened.
+        first: position of the unit's first row.
+        stop: rows from here on are another's.
+    """
+
+    def __init__(self, file: Readable, name: str, first: int, stop: int) -> None:
+        self._file = file
+        self._name = name
+        self._first = first
+        self._stop = stop
+        self.next = first
+
+    @property
+    def total(self) -> int:
+        return min(self._stop, self._file.total) if self._file.total else self._stop
+
+    def skip_to(self, position: int) -> None:
+        self.next = max(position, self._first)
+        if self.next < self._stop:
+            self._file.skip_to(self.next)
+
+    def read(self, max_rows: int, max_bytes: int) -> Records | None:
+        if self.next >= self._stop:
+            return None
+        records = self._file.read(max_rows, max_bytes)
+        if records is None:
+            self.next = self._stop
+            return None
+        n = int(np.searchsorted(records.positions, self._stop))
+        self.next = self._stop if n < len(records) else records.next
+        if not n:
+            return None
+        return replace(records.slice(0, n), partition=self._name, next=self.next)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def line_start(path: Path, position: int) -> int:
+    """Where the first line begins that begins at `position` or behind."""
+    if position == 0:
+        return 0
+    with path.open("rb") as file:
+        file.seek(position - 1)
+        file.readline()
+        return file.tell()
+
+
+def pieces(
+    files: Mapping[str, Path],
+    bounds: Callable[[str, Path], Sequence[int] | None],
+) -> Iterator[Unit]:
+    """Units of files; `bounds` says where a file may be cut, first and last included, None where it
+    may not be."""
+    for name, path in files.items():
+        cuts = bounds(name, path)
+        if cuts is None or len(cuts) < 2:
+            yield Unit(name, name, size=path.stat().st_size)
+            continue
+        size = path.stat().st_size // (len(cuts) - 1)
+        for number, (start, stop) in enumerate(pairwise(cuts)):
+            yield Unit(f"{name}[{number}]", name, int(start), int(stop), size=size)
+
+
+def text_bounds(path: Path) -> list[int]:
+    """Every `PIECE_BYTES`."""
+    size = path.stat().st_size
+    return [*range(0, size, PIECE_BYTES), size]
+
+
+def order(n: int, settings: ShareSettings, epoch: int) -> NDArray[np.int64]:
+    """The order of n units in an epoch."""
+    if not settings.shuffle_files:
+        return np.arange(n)
+    return np.random.default_rng((settings.seed, epoch)).permutation(n)
+
+
+def _number(given: int | str, variable: str) -> int:
+    if given != "env":
+        return int(given)
+    text = os.environ.get(variable, "")
+    if not text.isdigit():
+        raise ValueError(f"expected a number in the environment variable {variable}, got '{text}'")
+    return int(text)
+
+
+__all__ = [
+    "GROUPS",
+    "LAP",
+    "Piece",
+    "Readable",
+    "ShareSettings",
+    "Unit",
+    "line_start",
+    "order",
+    "pieces",
+    "text_bounds",
+]

@@ -1,0 +1,1 @@
+"""Types, dialect and encoding of a file, inferred from its first bytes."""

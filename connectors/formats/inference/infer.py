@@ -1,0 +1,395 @@
+"""Types of columns that say nothing of them, guessed by the casts that will read them.
+
+A guess is what every value seen so far can be read as, and no more: a whole number only where its
+text can be had back from it ("01234" is text), a time only where the cast takes it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from polars.exceptions import PolarsError
+
+from connectors.formats.kernels import json_scan
+from connectors.formats.values.casts import Coerce, cast, may_be_another, pointed
+from connectors.formats.kernels.paths import Shape, Step, parse_path, value_at
+from engine.types import RESERVED, Schema, Unit, element_type, is_deep
+
+NULL_WORDS = (
+    "NA", "N/A", "n/a", "#N/A", "NULL", "Null", "null", "None", "none", "-", "--", "?", ".", "\\N",
+)  # fmt: skip
+"""Words that often stand for a missing value among numbers or times."""
+FIRST = 64
+"""Values of a column that a type is tried with before all are."""
+NEWLINE = 10
+NUMBERS = {int, float}
+PADDED = r"^[+-]?0\d"
+"""A number whose zeros, or sign, say that it is none."""
+DIGITS = r"^[+-]?\d+$"
+DATED = r"^\d{4}-\d\d-\d\d"
+INTEGERS = (pl.Int64(), pl.UInt64())
+MOMENTS = (pl.Date(), pl.Datetime("us"))
+UNITS: tuple[Unit, ...] = ("ms", "us", "ns")
+RANGES: dict[pl.DataType, tuple[int, int]] = {
+    pl.Int8(): (-(1 << 7), 1 << 7),
+    pl.UInt8(): (0, 1 << 8),
+    pl.Int16(): (-(1 << 15), 1 << 15),
+    pl.UInt16(): (0, 1 << 16),
+    pl.Int32(): (-(1 << 31), 1 << 31),
+    pl.UInt32(): (0, 1 << 32),
+    pl.Int64(): (-(1 << 63), 1 << 63),
+    pl.UInt64(): (0, 1 << 64),
+}
+"""What whole numbers hold, the narrowest first: from, and below."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Evidence:
+    """What the values of one column have in common so far.
+
+    Attributes:
+        decimal: the decimal point of its numbers.
+        dtype: the type of all of them; Null while there is none.
+        without: the same of those that are none of `NULL_WORDS`.
+        words: those of `NULL_WORDS` that were among them.
+    """
+
+    decimal: str = "."
+    dtype: pl.DataType = field(default_factory=pl.Null)
+    without: pl.DataType = field(default_factory=pl.Null)
+    words: set[str] = field(default_factory=set)
+
+    def add(self, column: pl.Series) -> None:
+        """More values, as text."""
+        if self.dtype == pl.String and self.without == pl.String:
+            return
+        values = column.drop_nulls().str.strip_chars()
+        found = guessed(values, self.decimal)
+        self.dtype = common_type(self.dtype, found)
+        if found == pl.String:
+            missing = values.is_in(NULL_WORDS)
+            self.words.update(values.filter(missing).unique())
+            found = guessed(values.filter(~missing), self.decimal) if missing.any() else found
+        self.without = common_type(self.without, found)
+
+    def is_text(self, null_values: Collection[str]) -> bool:
+        """Whether it stays text (or nothing at all) where these words are null."""
+        return self.without in (pl.String, pl.Null) or not self.words <= set(null_values)
+
+
+class Guess:
+    """The types of several columns of text, as more and more of their rows are seen.
+
+    Attributes:
+        decimal: the decimal point of their numbers.
+    """
+
+    def __init__(self, decimal: str = ".") -> None:
+        self.decimal = decimal
+        self._columns: dict[str, Evidence] = {}
+
+    def add(self, frame: pl.DataFrame) -> None:
+        """More rows, all columns as text; it need not have every column."""
+        for column in frame.columns:
+            if column not in RESERVED:
+                evidence = self._columns.setdefault(column, Evidence(decimal=self.decimal))
+                evidence.add(frame.get_column(column))
+
+    @property
+    def null_values(self) -> tuple[str, ...]:
+        """Words that stand for a missing value: they are all that keeps a column from being
+        numbers or times, and stand in no column of text."""
+        columns = [c for c in self._columns.values() if c.words]
+        found = {word for column in columns for word in column.words}
+        while text := [c for c in columns if c.is_text(found) and c.words & found]:
+            found = found.difference(*(column.words for column in text))
+        return tuple(word for word in NULL_WORDS if word in found)
+
+    @property
+    def blank(self) -> list[str]:
+        """Columns of which no value was seen."""
+        return [column for column, found in self._columns.items() if found.dtype == pl.Null]
+
+    @property
+    def words(self) -> dict[str, set[str]]:
+        """Column -> those of `NULL_WORDS` that were among its values, where any was."""
+        return {column: found.words for column, found in self._columns.items() if found.words}
+
+    def schema(self, null_values: Iterable[str] = ()) -> Schema:
+        """The types, where these words are null; text where there was no value."""
+        known = set(null_values)
+        made: Schema = {}
+        for column, evidence in self._columns.items():
+            dtype = evidence.without if evidence.words <= known else evidence.dtype
+            made[column] = pl.String() if dtype == pl.Null else dtype
+        return made
+
+
+def guessed(values: pl.Series, decimal: str = ".") -> pl.DataType:
+    """The type of all of these texts, none of them null; Null where there are none."""
+    if not len(values):
+        return pl.Null()
+    if decimal == ",":
+        number = guessed(pointed(values))
+        other = number if number.is_numeric() else guessed(values)
+        return pl.String() if other.is_numeric() and other != number else other
+    if _all(values, pl.Boolean(), strict=True):
+        return pl.Boolean()
+    for integer in INTEGERS:
+        if _same_text(values.head(FIRST), integer) and _same_text(values, integer):
+            return integer
+    if _all(values, pl.Float64()) and _are_floats(values):
+        return pl.Float64()
+    return next((dtype for dtype in MOMENTS if _all(values, dtype)), pl.String())
+
+
+def _all(values: pl.Series, dtype: pl.DataType, *, strict: bool = False) -> bool:
+    """Whether the cast takes every one."""
+    coerce: Coerce = "strict" if strict else "lossless"
+    return all(
+        cast(part, dtype, coerce, written=True).null_count() == 0
+        for part in (values.head(FIRST), values)
+    )
+
+
+def _same_text(values: pl.Series, integer: pl.DataType) -> bool:
+    """Whether every text is had back from the number that it writes."""
+    return bool(values.cast(integer, strict=False).cast(pl.String).eq_missing(values).all())
+
+
+def _are_floats(values: pl.Series) -> bool:
+    """Not ids, which are all digits; and at least one has a digit."""
+    digits = values.str.contains(r"\d")
+    ids = values.str.contains(DIGITS)
+    return bool(digits.any() and not ids.all() and not values.str.contains(PADDED).any())
+
+
+def json_types(lines: bytes, paths: Mapping[str, str] | None = None) -> Schema:
+    """The types of the keys of JSON objects, one a line; text where a key has values of several
+    kinds, or such that are nested too deep. Lines that no reader takes say nothing (those that are
+    no object, have a key twice, or half of a surrogate pair), but a key that only they have is one.
+
+    Args:
+        paths: column -> where its value is; one that leads to no value here has no type.
+    """
+    bounds, verdicts = _judged(lines)
+    data = np.frombuffer(lines, np.uint8)
+    good = (verdicts < json_scan.BROKEN) & ~json_scan.halved_pairs(data, bounds)
+    objects = _objects(lines, bounds, verdicts, good)
+    frame = _inferred(objects)
+    again = json_scan.twice(data, bounds, frame.columns) & good
+    if again.any():
+        objects = _objects(lines, bounds, verdicts, good & ~again)
+        frame = _inferred(objects)
+    refused = (verdicts < json_scan.BROKEN) & (~good | again)
+    odd = _inferred(_objects(lines, bounds, verdicts, refused)).drop(frame.columns, strict=False)
+    columns: dict[str, tuple[tuple[Step, ...], pl.Series]] = {
+        column.name: ((column.name,), column) for column in frame.get_columns()
+    }
+    for name, path in (paths or {}).items():
+        columns.pop(name, None)
+        steps = parse_path(path, name)
+        with suppress(PolarsError):  # it leads to nothing
+            columns[name] = steps, frame.select(value_at(steps).alias(name)).to_series()
+    found = {
+        name: pl.String() if _is_another(column, steps, objects) else _settled(column)
+        for name, (steps, column) in columns.items()
+    }
+    return {**{column.name: _settled(column) for column in odd.get_columns()}, **found}
+
+
+def _objects(
+    lines: bytes, bounds: NDArray[np.int64], verdicts: NDArray[np.int64], good: NDArray[np.bool_]
+) -> bytes:
+    """Those of the lines that are good, without what is nested too deep."""
+    shallow = b"".join(lines[a:b] for a, b in _runs(good & (verdicts < json_scan.DEEP), bounds))
+    deep = np.flatnonzero(good & (verdicts == json_scan.DEEP)).tolist()
+    return shallow + b"".join(_shallow(lines[bounds[i] : bounds[i + 1]]) for i in deep)
+
+
+def _inferred(objects: bytes) -> pl.DataFrame:
+    """The objects in types that hold all their values."""
+    if not objects:
+        return pl.DataFrame()
+    try:
+        return pl.read_ndjson(objects, infer_schema_length=None)
+    except PolarsError:  # values of several kinds under one key
+        return _by_key(objects)
+
+
+def _is_another(column: pl.Series, steps: tuple[Step, ...], objects: bytes) -> bool:
+    """Whether whole numbers among fractions are such as no float64 holds: their text does."""
+    if column.dtype != pl.Float64 or not may_be_another(column):
+        return False
+    rows = (_object(line, number=str) for line in objects.splitlines())
+    texts = [_at(row, steps) for row in rows]
+    words = pl.Series([text for text in texts if isinstance(text, str)], dtype=pl.String())
+    return cast(words, pl.Float64()).null_count() > 0
+
+
+def _at(value: Any, steps: tuple[Step, ...]) -> Any:
+    """What lies there in an object; None where a step is not there."""
+    for step in steps:
+        try:
+            value = value[step]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return value
+
+
+def spans_lines(lines: bytes) -> bool:
+    """Whether these are the lines of JSON that is written over several: the first is the beginning
+    of a list, or of an object and none is one."""
+    first = lines.lstrip().partition(b"\n")[0].rstrip()
+    _, verdicts = _judged(lines)
+    return first == b"[" or bool((verdicts >= json_scan.BROKEN).all() and first[:1] == b"{")
+
+
+def _judged(lines: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where lines begin and end, and the verdicts of `connectors.formats.kernels.json_scan` on them."""
+    data = np.frombuffer(lines, np.uint8)
+    bounds = np.concatenate([[0], np.flatnonzero(data == NEWLINE) + 1]).astype(np.int64)
+    if bounds[-1] < len(data):
+        bounds = np.append(bounds, len(data))
+    return bounds, json_scan.Tree(Shape.of({}, {})).scan(data, bounds).verdicts
+
+
+def _runs(keep: NDArray[np.bool_], bounds: NDArray[Any]) -> Iterator[tuple[int, int]]:
+    """Where neighbours lie that are to be kept: from, to."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], keep, [False]]).astype(np.int8)))
+    for first, end in edges.reshape(-1, 2).tolist():
+        yield int(bounds[first]), int(bounds[end])
+
+
+def _by_key(lines: bytes) -> pl.DataFrame:
+    """Each key's values by themselves: of several kinds, they are text."""
+    rows = [row for line in lines.splitlines() if (row := _object(line)) is not None]
+    made = {}
+    for key in dict.fromkeys(key for row in rows for key in row if _is_text(key)):
+        values = [row.get(key) for row in rows]
+        texts = [None if value is None else "" for value in values]
+        types = {type(value) for value in values if value is not None}
+        try:
+            if types == NUMBERS:
+                values = [None if value is None else float(value) for value in values]
+            plain = types == NUMBERS or (len(types) == 1 and types != {str})
+            made[key] = pl.Series(key, values if plain else texts)
+        except (PolarsError, TypeError, OverflowError, UnicodeEncodeError):
+            made[key] = pl.Series(key, texts)
+    return pl.DataFrame(made)
+
+
+def _shallow(line: bytes) -> bytes:
+    """The same object with text in the place of lists and objects; nothing where it is none."""
+    row = _object(line)
+    if row is None:
+        return b""
+    flat = {key: "" if isinstance(value, list | dict) else value for key, value in row.items()}
+    return json.dumps(flat).encode() + b"\n"
+
+
+def _is_text(key: str) -> bool:
+    """Whether it has no half of a surrogate pair."""
+    return not any("\ud800" <= sign <= "\udfff" for sign in key)
+
+
+def _object(line: bytes, number: Callable[[str], Any] | None = None) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line, parse_int=number, parse_float=number)
+    except (ValueError, RecursionError):  # objects in objects, beyond all measure
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _settled(column: pl.Series) -> pl.DataType:
+    """A type that can be declared: whole numbers of 128 bits are those of 64 where they fit."""
+    if column.dtype == pl.Int128:
+        fits = column.is_between(0, (1 << 64) - 1).all()
+        return pl.UInt64() if fits else pl.String()
+    if column.dtype == pl.String:
+        return _moment(column.drop_nulls())
+    return pl.String() if is_deep(column.dtype) else _without_null(column.dtype)
+
+
+def _moment(texts: pl.Series) -> pl.DataType:
+    """What JSON has no type for and writes as text: a time, where every text is an ISO 8601 one.
+    A number that is written as text is meant as text."""
+    dated = bool(len(texts)) and bool(texts.head(FIRST).str.contains(DATED).all())
+    if not dated or not texts.str.contains(DATED).all():
+        return pl.String()
+    # Midnights are dates too, but whoever writes the time has other times.
+    kinds = MOMENTS if texts.str.contains(DATED + r"\s*$").all() else MOMENTS[1:]
+    return next((dtype for dtype in kinds if _all(texts, dtype)), pl.String())
+
+
+def _without_null(dtype: pl.DataType) -> pl.DataType:
+    """Text where there was no value; so that later ones may be any."""
+    if isinstance(dtype, pl.List):
+        return pl.List(_without_null(element_type(dtype)))
+    if isinstance(dtype, pl.Struct):
+        fields = dtype.to_schema()
+        made = {c: _without_null(kind) for c, kind in fields.items()}  # type: ignore[arg-type]
+        return pl.Struct(made) if made else pl.String()
+    return pl.String() if dtype == pl.Int128 else dtype
+
+
+def common_type(a: pl.DataType, b: pl.DataType) -> pl.DataType:
+    """The narrowest type that holds the values of both: text where there is none other."""
+    if a == b or b == pl.Null:
+        return a
+    if a == pl.Null:
+        return b
+    if a.is_integer() and b.is_integer():
+        return _common_integer(a, b)
+    if isinstance(a, pl.Decimal) and isinstance(b, pl.Decimal):
+        return _common_decimal(a, b)
+    for one, other in ((a, b), (b, a)):
+        if isinstance(one, pl.Decimal) and other.is_integer():
+            return _common_decimal(one, pl.Decimal(20, 0))
+        if isinstance(one, pl.Datetime) and other == pl.Date:
+            return one
+    if a.is_numeric() and b.is_numeric():
+        return pl.Float64()
+    if isinstance(a, pl.Datetime) and isinstance(b, pl.Datetime):
+        unit = _finer(a.time_unit, b.time_unit)
+        return pl.Datetime(unit, a.time_zone if a.time_zone == b.time_zone else None)
+    if isinstance(a, pl.Duration) and isinstance(b, pl.Duration):
+        return pl.Duration(_finer(a.time_unit, b.time_unit))
+    if isinstance(a, pl.List) and isinstance(b, pl.List):
+        return pl.List(common_type(element_type(a), element_type(b)))
+    if isinstance(a, pl.Struct) and isinstance(b, pl.Struct):
+        return pl.Struct(common_schema(a.to_schema(), b.to_schema()))  # type: ignore[arg-type]
+    return pl.String()
+
+
+def common_schema(a: Schema, b: Schema) -> Schema:
+    """The columns of both, in the types that hold the values of both."""
+    return {**a, **{c: common_type(a.get(c, pl.Null()), dtype) for c, dtype in b.items()}}
+
+
+def _common_integer(a: pl.DataType, b: pl.DataType) -> pl.DataType:
+    if a not in RANGES or b not in RANGES:  # of 128 bits
+        return pl.Decimal(38, 0)
+    low, high = min(RANGES[a][0], RANGES[b][0]), max(RANGES[a][1], RANGES[b][1])
+    fits = (dtype for dtype, (least, end) in RANGES.items() if least <= low and high <= end)
+    return next(fits, pl.Decimal(38, 0))
+
+
+def _common_decimal(a: pl.Decimal, b: pl.Decimal) -> pl.DataType:
+    scale = max(a.scale, b.scale)
+    whole = max(a.precision - a.scale, b.precision - b.scale)
+    return pl.Decimal(min(38, whole + scale), scale)
+
+
+def _finer(a: Unit, b: Unit) -> Unit:
+    return max(a, b, key=UNITS.index)
+
+
+__all__ = ["Guess", "common_schema", "common_type", "guessed", "json_types", "spans_lines"]

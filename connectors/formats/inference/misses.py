@@ -1,0 +1,105 @@
+"""What guessed types cost while rows are read, said with the declaration that would take them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from connectors.formats.values.casts import cast, pointed
+from connectors.formats.inference.infer import common_type, guessed
+from connectors.formats.kernels.rows import OUT_OF_RANGE, WRONG_TYPE, some
+from engine.types import POSITION, Format, Records, Rejects, Schema, type_name
+from engine.types.plural import counted
+
+log = logging.getLogger("headrace.files")
+
+
+@dataclass(slots=True, kw_only=True)
+class Cost:
+    """Rows that the guessed type of a column did not take.
+
+    Attributes:
+        dtype: the guess.
+        taker: the narrowest type that takes all values seen.
+        value: the first that the guess did not take.
+        rows: how many.
+    """
+
+    dtype: pl.DataType
+    taker: pl.DataType
+    value: str
+    rows: int = 0
+
+    def said(self, column: str) -> str:
+        """One sentence."""
+        return (
+            f"{counted(self.rows, 'row')} rejected: the type of column '{column}' is a guess, "
+            f"{type_name(self.dtype)}, and '{self.value[:80]}' is none; declare "
+            f'{json.dumps(column)} = "{type_name(self.taker)}" in [source.schema].'
+        )
+
+
+class Guessed:
+    """See `engine.types.Format`. Another format, some of whose columns are of types that were
+    guessed: a warning names the first value that one of them did not take.
+
+    Args:
+        inner: of text.
+        decimal: tells the decimal point of its numbers.
+
+    Attributes:
+        columns: the guessed ones.
+    """
+
+    def __init__(self, inner: Format, decimal: Callable[[], str]) -> None:
+        self._inner = inner
+        self._decimal = decimal
+        self._costs: dict[str, Cost] = {}
+        self._lock = threading.Lock()
+        self.columns: frozenset[str] = frozenset()
+
+    def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
+        """What the inner one makes of them."""
+        frame, rejects = self._inner.decode(records, schema)
+        mine = {c: t for c, t in schema.items() if c in self.columns and t != pl.String}
+        odd = [r.rows[POSITION] for r in rejects if r.reason in (WRONG_TYPE, OUT_OF_RANGE)]
+        if odd and mine:
+            at = np.searchsorted(records.positions, pl.concat(odd).to_numpy())
+            self._look(some(records, np.sort(at)), mine)
+        return frame, rejects
+
+    def costs(self) -> list[str]:
+        """A sentence for each column whose guess cost rows."""
+        return [cost.said(column) for column, cost in self._costs.items()]
+
+    def _look(self, records: Records, guesses: Schema) -> None:
+        """Which guesses did not take which values of rejected rows."""
+        plain = {c: t for c, t in guesses.items() if not t.is_nested()}
+        texts, _ = self._inner.decode(records, dict.fromkeys(plain, pl.String()))
+        decimal = self._decimal()
+        for column, dtype in plain.items():
+            text = texts[column]
+            read = pointed(text) if decimal == "," and dtype.is_numeric() else text
+            lost = text.filter(read.is_not_null() & cast(read, dtype, written=True).is_null())
+            if len(lost):
+                self._note(column, dtype, lost, common_type(dtype, guessed(lost, decimal)))
+
+    def _note(self, column: str, dtype: pl.DataType, lost: pl.Series, taker: pl.DataType) -> None:
+        with self._lock:
+            first = column not in self._costs
+            cost = self._costs.setdefault(
+                column, Cost(dtype=dtype, taker=taker, value=str(lost[0]))
+            )
+            cost.rows += len(lost)
+            cost.taker = common_type(cost.taker, taker)
+        if first:
+            log.warning("%s", cost.said(column))
+
+
+__all__ = ["Guessed"]

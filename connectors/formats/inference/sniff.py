@@ -1,0 +1,153 @@
+"""How a CSV is written that nobody said it of: found in its first rows, or left as it is usual.
+
+A comma that splits the header is the delimiter, whatever else is in it; the others count only where
+exactly one of them splits the header and the rows alike.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import polars as pl
+
+from connectors.formats.inference.infer import NULL_WORDS, guessed
+
+HEAD = 1 << 18
+"""Bytes of a file that are looked at."""
+ROWS = 1_000
+DELIMITERS = (";", "\t", "|")
+"""Besides the comma."""
+WITH_COMMAS = (";", "\t")
+"""Delimiters of files whose numbers may have decimal commas."""
+ODD = 0.1
+"""Share of rows that may have another number of fields than the header."""
+COMMENT = "#"
+BOM = b"\xef\xbb\xbf"
+THOUSANDS = r"^[+-]?\d{1,3}(,\d{3})+$"
+"""A number whose comma may stand between thousands."""
+
+
+def sniffed(head: bytes, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of `connectors.formats.csv.Dialect` that the first lines of a file tell, besides those
+    that are given."""
+    text = head.removeprefix(BOM).decode("latin-1")  # whatever it is: what is looked for is ASCII
+    comment = given.get("comment", COMMENT) or ""
+    before, body = _parted(text, comment)
+    found: dict[str, Any] = {}
+    if before and "comment" not in given:
+        if _is_preamble(before, body, given):
+            found["preamble"] = COMMENT
+        else:
+            body = text
+    quoted = "quote" in given or '"' in body
+    single = None if quoted else _single_quoted(body, given.get("delimiter"))
+    if single is not None:
+        found["quote"] = "'"
+    quote = given.get("quote", found.get("quote", '"'))
+    delimiter = given.get("delimiter") or single or _delimiter(body, quote)
+    if delimiter != ",":
+        found["delimiter"] = delimiter
+    if delimiter in WITH_COMMAS and _has_decimal_commas(_rows(body, delimiter, quote)):
+        found["decimal"] = ","
+    return {name: value for name, value in found.items() if name not in given}
+
+
+def unclear(header: Sequence[str]) -> str | None:
+    """A delimiter that may be meant where a header has one column only."""
+    return next((d for d in DELIMITERS if len(header) == 1 and d in header[0]), None)
+
+
+def _parted(text: str, comment: str) -> tuple[list[str], str]:
+    """The lines before the header that begin with the comment's character, and what follows."""
+    before, at = [], 0
+    while comment and text.startswith(comment, at):
+        end = text.find("\n", at) + 1 or len(text)
+        before.append(text[at:end].rstrip("\r\n"))
+        at = end
+    return before, text[at:]
+
+
+def _is_preamble(before: Sequence[str], body: str, given: Mapping[str, Any]) -> bool:
+    """Whether the lines are none of the table, as the last of them might be its header."""
+    quote = given.get("quote", '"')
+    delimiter = given.get("delimiter") or _delimiter(body, quote)
+    width = _width(body, delimiter, quote)
+    return width > 1 and _width(before[-1], delimiter, quote) != width
+
+
+def _single_quoted(body: str, delimiter: str | None) -> str | None:
+    """The delimiter where every name of the header stands between single quotes."""
+    for d in (delimiter,) if delimiter else (",", *DELIMITERS):
+        names = rf"'[^'{re.escape(d)}\r\n]*'"
+        header = re.match(rf"{names}(?:{re.escape(d)}{names})+\r?(?:\n|$)", body)
+        if header and _agree(_rows(body, d, "'"), odd=0.0):
+            return d
+    return None
+
+
+def _delimiter(body: str, quote: str) -> str:
+    if _is_well_formed(body, ",", quote) and _width(body, ",", quote) > 1:
+        return ","
+    fitting = [
+        d
+        for d in DELIMITERS
+        if _is_well_formed(body, d, quote)
+        and _width(body, d, quote) > 1
+        and _agree(_rows(body, d, quote), odd=ODD)
+    ]
+    return fitting[0] if len(fitting) == 1 else ","
+
+
+def _is_well_formed(body: str, delimiter: str, quote: str) -> bool:
+    """Whether quotes stand in the header only as this delimiter's files have them."""
+    d, q = re.escape(delimiter), re.escape(quote)
+    if not q:
+        return True
+    name = rf"(?:{q}(?:[^{q}]|{q}{q})*+{q}|[^{q}{d}\r\n]*+)"
+    return re.match(rf"{name}(?:{d}{name})*+\r?(?:\n|$)", body) is not None
+
+
+def _rows(text: str, delimiter: str, quote: str) -> list[list[str]]:
+    """The first rows, without blank ones; none where they cannot be read so."""
+    quoting: Any = csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE
+    lines = io.StringIO(text, newline="")
+    reader = csv.reader(lines, delimiter=delimiter, quotechar=quote or None, quoting=quoting)
+    try:
+        return [row for row in islice(reader, ROWS) if row]
+    except csv.Error:
+        return []
+
+
+def _width(text: str, delimiter: str, quote: str) -> int:
+    """Fields of the header."""
+    rows = _rows(text, delimiter, quote)
+    return len(rows[0]) if rows else 0
+
+
+def _agree(rows: Sequence[Sequence[str]], *, odd: float) -> bool:
+    """Whether the rows have as many fields as the header, but for a share of odd ones."""
+    different = sum(len(row) != len(rows[0]) for row in rows[1:])
+    return bool(rows) and different <= odd * (len(rows) - 1)
+
+
+def _has_decimal_commas(rows: Sequence[Sequence[str]]) -> bool:
+    """Whether a column's numbers have them for certain, and none has decimal points."""
+    found = False
+    kept = [row for row in rows[1:] if len(row) == len(rows[0])]
+    for values in zip(*kept, strict=True):
+        column = pl.Series(values).str.strip_chars()
+        column = column.filter((column != "") & ~column.is_in(NULL_WORDS))
+        if guessed(column) == pl.Float64():
+            if column.str.contains(".", literal=True).any():
+                return False
+        elif guessed(column, ",") == pl.Float64():
+            found |= not column.filter(column.str.contains(",")).str.contains(THOUSANDS).all()
+    return found
+
+
+__all__ = ["HEAD", "sniffed", "unclear"]

@@ -1,0 +1,95 @@
+"""Text in another encoding than UTF-8 to UTF-8, for encodings of one byte a character."""
+
+from __future__ import annotations
+
+import codecs
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from connectors.formats.kernels.swar import compiled
+from engine.types import Records, Values
+
+ASCII = bytes(range(128))
+NONE = b"\xff"
+"""What becomes of a byte that is no character: it is no UTF-8 either, so its row is rejected."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Table:
+    """The UTF-8 of each of 256 bytes.
+
+    Attributes:
+        data: one behind the other.
+        bounds: where that of each begins and ends, shape (257,).
+    """
+
+    data: NDArray[np.uint8]
+    bounds: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, encoding: str) -> Table | None:
+        """None for UTF-8, of which nothing is changed.
+
+        Raises: ValueError for an encoding that is unknown, has several bytes a character, or in
+            which ASCII is not ASCII.
+        """
+        try:
+            codec = codecs.lookup(encoding)
+        except (LookupError, ValueError):
+            raise ValueError("expected the name of an encoding, as latin-1 or cp1252") from None
+        if codec.name in ("utf-8", "utf-8-sig"):
+            return None
+        try:
+            pieces = [_utf8(bytes([byte]), encoding) for byte in range(256)]
+            several = any(_waits_for_more(bytes([byte]), codec) for byte in range(256))
+        except (LookupError, UnicodeError):  # no encoding of texts
+            pieces, several = [], True
+        if several or b"".join(pieces[:128]) != ASCII:
+            raise ValueError(
+                "expected UTF-8, or an encoding of one byte a character, as latin-1 or cp1252 "
+                "(iconv converts others)"
+            )
+        sizes = np.cumsum([0, *map(len, pieces)]).astype(np.int64)
+        return cls(np.frombuffer(b"".join(pieces), np.uint8), sizes)
+
+    def recoded(self, records: Records) -> Records:
+        """The same rows in UTF-8; positions stay what they are."""
+        values = records.values
+        assert isinstance(values, Values)
+        part = values.data[values.bounds[0] : values.bounds[-1]]
+        if not len(part) or part.max() < 128:
+            return records
+        sizes = np.diff(self.bounds)[part]
+        ends = np.concatenate([[0], np.cumsum(sizes)])
+        out = np.empty(int(ends[-1]), np.uint8)
+        _recode(part, self.data, self.bounds, out)
+        made = replace(values, data=out, bounds=ends[values.bounds - values.bounds[0]])
+        return replace(records, values=made)
+
+
+def _utf8(byte: bytes, encoding: str) -> bytes:
+    try:
+        return byte.decode(encoding).encode()
+    except UnicodeDecodeError:
+        return NONE
+
+
+def _waits_for_more(byte: bytes, codec: codecs.CodecInfo) -> bool:
+    """Whether this is the first byte of a longer character."""
+    decoder = codec.incrementaldecoder("ignore")
+    decoder.decode(byte)
+    return bool(decoder.getstate()[0])
+
+
+@compiled
+def _recode(data, table, bounds, out):  # type: ignore[no-untyped-def]
+    to = 0
+    for byte in data:
+        for at in range(bounds[byte], bounds[byte + 1]):
+            out[to] = table[at]
+            to += 1
+
+
+__all__ = ["Table"]

@@ -1,0 +1,553 @@
+"""Avro datums to columns: a schema becomes a small program, and one compiled loop runs it over all
+records.
+
+The encoding is that of the Avro specification, 1.12, "Binary Encoding"; a datum says nothing about
+itself, so only a walk by the schema that wrote it finds its fields, and its end. A record that does
+not take exactly its bytes is known by that, and moves no other.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import fastavro
+import numba
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from connectors.formats.kernels.paths import Node
+from connectors.formats.kernels.rows import pieces, texts
+
+Ints = NDArray[np.int64]
+END, NULL, BOOL, INT, LONG, FLOAT, DOUBLE, BYTES, FIXED, ENUM = range(10)
+UNION, JUMP, OPEN_LIST, CLOSE_LIST, CALL, RETURN, OPEN, CLOSE, FAIL = range(10, 19)
+FINE, SHORT, LEFT, WRONG, DEEP = range(5)
+"""What became of a record: it took its bytes; it needs more; some are left; an index or length in
+it cannot be; it nests deeper than 256."""
+WORDS = {
+    SHORT: "Expected a whole Avro record, got one that ends too early.",
+    LEFT: "Expected one Avro record, got bytes behind its end.",
+    WRONG: "Expected an Avro record of its schema, got an index or a length that cannot be.",
+    DEEP: "Expected an Avro record, got one nested deeper than 256.",
+}
+STACK = 256
+SIMPLE = {
+    "null": NULL, "boolean": BOOL, "int": INT, "long": LONG, "float": FLOAT, "double": DOUBLE,
+    "bytes": BYTES, "string": BYTES, "fixed": FIXED, "enum": ENUM,
+}  # fmt: skip
+BLOCKED = "blocked"
+RICH = "rich"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leaf:
+    """One kind of value that a column may hold.
+
+    Attributes:
+        kind: Avro's name of the type; ``rich`` for one with parts, taken as JSON text; ``blocked``
+            where a path goes on and the value has no fields.
+        logical: the logical type, or "".
+        schema: the type's own schema.
+    """
+
+    kind: str
+    logical: str
+    schema: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Walked:
+    """What the loop found in n records.
+
+    Attributes:
+        fate: see `FINE`, shape (n,).
+        leaves: which leaf a value is, an index into `Program.leaves`; 0 is null; shape (slots, n).
+        values: numbers (floating ones as their bits), indexes of enums, or where bytes start,
+            shape (slots, n).
+        sizes: of bytes, shape (slots, n).
+    """
+
+    fate: Ints
+    leaves: NDArray[np.int16]
+    values: Ints
+    sizes: Ints
+
+
+class Program:
+    """How to walk records of one schema, and what to keep.
+
+    Args:
+        schema: a record's, as `fastavro.parse_schema` gives it.
+        wanted: the root of a tree of nodes: field names on the way to columns.
+        aliases: column's field -> other names that older writers may use for it.
+
+    Attributes:
+        leaves: the kinds of values kept; the first is null.
+        slots: path of a node -> row of the arrays; a path that this schema lacks is not in it.
+    """
+
+    def __init__(
+        self, schema: Any, wanted: Node, aliases: Mapping[str, Sequence[str]] | None = None
+    ) -> None:
+        self._named: Mapping[str, Any] = schema["__named_schemas"]
+        self._aliases = aliases or {}
+        self.leaves = [Leaf(kind="null", logical="", schema="null")]
+        self.slots: dict[str, int] = {}
+        self._ops: list[list[int]] = []
+        self._branches: list[int] = []
+        self._subs: dict[str, int] = {}
+        self._calls: list[tuple[int, str]] = []
+        self._record(schema, wanted)
+        self._emit(END)
+        while self._calls:
+            at, name = self._calls.pop()
+            if name not in self._subs:
+                self._subs[name] = len(self._ops)
+                self._record(self._named[name], None)
+                self._emit(RETURN)
+            self._ops[at][1] = self._subs[name]
+        self._table = np.array(self._ops, np.int64)
+        self._jumps = np.array([*self._branches, 0], np.int64)
+
+    def walk(self, data: NDArray[np.uint8], starts: Ints, stops: Ints) -> Walked:
+        """Record i is ``data[starts[i]:stops[i]]``."""
+        shape = (max(1, len(self.slots)), len(starts))
+        walked = Walked(
+            fate=np.zeros(len(starts), np.int64),
+            leaves=np.zeros(shape, np.int16),
+            values=np.zeros(shape, np.int64),
+            sizes=np.zeros(shape, np.int64),
+        )
+        _walk(
+            data, starts, stops, self._table, self._jumps,
+            walked.fate, walked.leaves, walked.values, walked.sizes,
+        )  # fmt: skip
+        return walked
+
+    def column(
+        self, data: NDArray[np.uint8], walked: Walked, path: str, rows: Ints
+    ) -> tuple[pl.Series, Ints]:
+        """The values of a slot as they are, for some of the records, shape (len(rows),), and
+        the indexes into `rows` of what cannot be told: text that is not UTF-8, a value without
+        fields where a path goes on, or one with parts that has no JSON.
+
+        Several kinds in one column (a union) become text where their types differ.
+        """
+        slot = self.slots[path]
+        leaves = walked.leaves[slot][rows]
+        values, sizes = walked.values[slot][rows], walked.sizes[slot][rows]
+        kinds = np.flatnonzero(np.bincount(leaves, minlength=1))
+        kinds = kinds[kinds > 0]
+        if not len(kinds):
+            return pl.Series([None], dtype=pl.Null).new_from_index(0, len(rows)), kinds
+        made, odd = [], []
+        for kind in kinds.tolist():
+            here = leaves == kind
+            series, bad = self._series(data, self.leaves[kind], values, sizes, here)
+            if series.dtype == pl.Binary and len(kinds) > 1:
+                series, bad = _text(series)
+            made.append(series)
+            odd.append(bad)
+        types = {series.dtype for series in made}
+        if len(types) > 1:
+            for i, series in enumerate(made):
+                made[i] = series if series.dtype == pl.String else series.cast(pl.String)
+        whole = made[0]
+        for series in made[1:]:
+            whole = whole.zip_with(whole.is_not_null(), series)
+        return whole, np.concatenate(odd)
+
+    # -------------------------------------------------------------------------------- compiling
+
+    def _emit(self, op: int, a: int = -1, b: int = 0, c: int = 0) -> int:
+        self._ops.append([op, a, b, c])
+        return len(self._ops) - 1
+
+    def _record(self, schema: Any, wanted: Node | None) -> None:
+        below = {} if wanted is None else {str(key): node for key, node in wanted.below.items()}
+        names = {field["name"] for field in schema["fields"]}
+        for key, node in list(below.items()):
+            if key not in names:
+                below |= {a: node for a in self._aliases.get(key, ()) if a in names}
+        for field in schema["fields"]:
+            self._type(field["type"], below.get(field["name"]))
+
+    def _type(self, schema: Any, wanted: Node | None) -> None:
+        if isinstance(schema, str) and schema not in SIMPLE:
+            schema = self._named[schema]
+        kind = schema if isinstance(schema, str) else "union"
+        if isinstance(schema, dict):
+            kind = schema["type"]
+            if isinstance(kind, (dict, list)):  # {"type": {"type": ...}}
+                self._type(kind, wanted)
+                return
+            if kind in self._named and kind not in SIMPLE:
+                self._type(kind, wanted)
+                return
+        if kind == "union":
+            self._union(schema, wanted)
+        elif kind in ("record", "error") and wanted is not None and wanted.below:
+            self._record(schema, wanted)
+        elif wanted is not None and kind != "null":
+            self._kept(schema, kind, wanted)
+        else:
+            self._skipped(schema, kind)
+
+    def _union(self, branches: Any, wanted: Node | None) -> None:
+        first = len(self._branches)
+        self._branches += [0] * len(branches)
+        self._emit(UNION, len(branches), first)
+        ends = []
+        for i, branch in enumerate(branches):
+            self._branches[first + i] = len(self._ops)
+            self._type(branch, wanted)
+            ends.append(self._emit(JUMP))
+        for end in ends:
+            self._ops[end][1] = len(self._ops)
+
+    def _kept(self, schema: Any, kind: str, wanted: Node) -> None:
+        logical = schema.get("logicalType", "") if isinstance(schema, dict) else ""
+        if wanted.below:
+            for node in wanted.walk():
+                if node.kind is not None:
+                    self._leaf(schema, BLOCKED, "", node.path)
+            self._skipped(schema, kind)
+        elif kind in SIMPLE:
+            slot, leaf = self._leaf(schema, kind, logical, wanted.path)
+            self._emit(SIMPLE[kind], slot, leaf, _extra(schema, kind))
+        else:
+            slot, leaf = self._leaf(schema, RICH, logical, wanted.path, emit=False)
+            self._emit(OPEN, slot, leaf)
+            self._skipped(schema, kind)
+            self._emit(CLOSE, slot, leaf)
+
+    def _leaf(
+        self, schema: Any, kind: str, logical: str, path: str, *, emit: bool = True
+    ) -> tuple[int, int]:
+        slot = self.slots.setdefault(path, len(self.slots))
+        self.leaves.append(Leaf(kind=kind, logical=logical, schema=schema))
+        leaf = len(self.leaves) - 1
+        if kind == BLOCKED and emit:
+            self._emit(OPEN, slot, leaf)
+        return slot, leaf
+
+    def _skipped(self, schema: Any, kind: str) -> None:
+        if kind in SIMPLE:
+            self._emit(SIMPLE[kind], -1, 0, _extra(schema, kind))
+        elif kind in ("record", "error"):
+            self._calls.append((self._emit(CALL), schema["name"]))
+        else:
+            begin = self._emit(OPEN_LIST)
+            if kind == "map":
+                self._emit(BYTES)
+            self._type(schema["items" if kind == "array" else "values"], None)
+            self._emit(CLOSE_LIST, begin)
+            self._ops[begin][1] = len(self._ops)
+
+    # --------------------------------------------------------------------------------- columns
+
+    def _series(
+        self,
+        data: NDArray[np.uint8],
+        leaf: Leaf,
+        values: Ints,
+        sizes: Ints,
+        here: NDArray[np.bool_],
+    ) -> tuple[pl.Series, Ints]:
+        """Values of one kind, null elsewhere; and which rows' text is not UTF-8."""
+        none = np.empty(0, np.int64)
+        kind, logical = leaf.kind, leaf.logical
+        if kind == BLOCKED:
+            return pl.Series([None], dtype=pl.String).new_from_index(0, len(here)), np.flatnonzero(
+                here
+            )
+        if kind == "boolean":
+            return _masked(values != 0, here), none
+        if kind == "double":
+            return _masked(values.view(np.float64), here), none
+        if kind == "float":
+            return _masked(values.astype(np.uint32).view(np.float32).astype(np.float64), here), none
+        if kind in ("int", "long"):
+            return _moments(_masked(values, here), logical), none
+        if kind == "enum":
+            symbols = pl.Series(leaf.schema["symbols"], dtype=pl.String)
+            return symbols.gather(_masked(values, here).cast(pl.UInt32)), none
+        raw, ends, out = _bytes(data, values, np.where(here, sizes, 0), here)
+        if kind == RICH:
+            return self._texts(raw, leaf)
+        if logical == "decimal":
+            return _decimals(raw, out, ends, int(leaf.schema.get("scale", 0))), none
+        if logical == "uuid" and kind == "fixed":
+            digits = raw.bin.encode("hex")
+            parts = [
+                digits.str.slice(a, n) for a, n in ((0, 8), (8, 4), (12, 4), (16, 4), (20, 12))
+            ]
+            return pl.select(pl.concat_str(parts, separator="-")).to_series(), none
+        return (raw, none) if kind in ("bytes", "fixed") else _text(raw)
+
+    def _texts(self, raw: pl.Series, leaf: Leaf) -> tuple[pl.Series, Ints]:
+        """Values with parts as JSON; one by one, as only fastavro can tell them. And which rows'
+        value it cannot."""
+        schema = {**leaf.schema, "__fastavro_parsed": True, "__named_schemas": self._named}
+        texts: list[str | None] = []
+        odd = []
+        for row, value in enumerate(raw):
+            try:
+                texts.append(None if value is None else _json(value, schema))
+            except (ValueError, ArithmeticError, RecursionError):  # a text, date or depth
+                texts.append(None)
+                odd.append(row)
+        return pl.Series(texts, dtype=pl.String), np.array(odd, np.int64)
+
+
+def _json(value: bytes, schema: Any) -> str:
+    made = fastavro.schemaless_reader(io.BytesIO(value), schema, None)
+    return json.dumps(made, default=_plain, ensure_ascii=False)
+
+
+def _plain(value: Any) -> str:
+    return value.hex() if isinstance(value, bytes) else str(value)
+
+
+def _extra(schema: Any, kind: str) -> int:
+    """The bytes of a value of fixed size, the number of symbols of an enum."""
+    if kind in ("float", "double"):
+        return 4 if kind == "float" else 8
+    if kind == "enum":
+        return len(schema["symbols"])
+    return int(schema["size"]) if kind == "fixed" else 0
+
+
+def _masked(values: NDArray[Any], here: NDArray[np.bool_]) -> pl.Series:
+    made = pl.from_arrow(pa.array(values, mask=~here))
+    assert isinstance(made, pl.Series)
+    return made
+
+
+def _moments(numbers: pl.Series, logical: str) -> pl.Series:
+    """Dates and timestamps (UTC, or local as they are); a time of day stays a number."""
+    logical = logical.removeprefix("local-")
+    if logical == "date":
+        return numbers.cast(pl.Int32).cast(pl.Date)
+    if logical == "timestamp-millis":
+        return numbers.cast(pl.Datetime("ms"))
+    if logical == "timestamp-micros":
+        return numbers.cast(pl.Datetime("us"))
+    if logical == "timestamp-nanos":
+        return (numbers // 1_000).cast(pl.Datetime("us"))
+    return numbers
+
+
+def _bytes(
+    data: NDArray[np.uint8], starts: Ints, sizes: Ints, here: NDArray[np.bool_]
+) -> tuple[pl.Series, Ints, NDArray[np.uint8]]:
+    """Pieces of the data as a Binary series, their bounds, and the bytes."""
+    found = pieces(data, starts, sizes)
+    valid = pa.py_buffer(np.packbits(here, bitorder="little"))
+    buffers = [valid, pa.py_buffer(found.bounds), pa.py_buffer(found.data)]
+    made = pl.from_arrow(pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(starts), buffers))
+    assert isinstance(made, pl.Series)
+    return made, found.bounds, found.data
+
+
+def _text(raw: pl.Series) -> tuple[pl.Series, Ints]:
+    """As text; and which rows are not UTF-8."""
+    text = texts(raw)
+    if text.null_count() == raw.null_count():
+        return text, np.empty(0, np.int64)
+    return text, np.flatnonzero((text.is_null() & raw.is_not_null()).to_numpy())
+
+
+def _decimals(raw: pl.Series, out: NDArray[np.uint8], ends: Ints, scale: int) -> pl.Series:
+    """Unscaled big-endian numbers as exact text; up to 8 bytes at once, longer ones one by one."""
+    if np.diff(ends).max(initial=0) <= 8:
+        numbers = np.zeros(len(raw), np.int64)
+        _unscaled(out, ends, numbers)
+        digits = pl.Series(numbers).cast(pl.String)
+    else:
+        digits = pl.Series(
+            [None if v is None else str(int.from_bytes(v, "big", signed=True)) for v in raw],
+            dtype=pl.String,
+        )
+    column = pl.col("digits")
+    frame = digits.alias("digits").to_frame()
+    sign = pl.when(column.str.starts_with("-")).then(pl.lit("-")).otherwise(pl.lit(""))
+    padded = column.str.strip_chars_start("-").str.zfill(scale + 1)
+    text = pl.concat_str(sign, padded)
+    if scale:
+        text = pl.concat_str(
+            sign, padded.str.head(-scale), pl.lit("."), padded.str.tail(scale)
+        )  # fmt: skip
+    made = frame.select(text.alias("text")).to_series()
+    return made.set(raw.is_null(), None) if raw.null_count() else made
+
+
+# --------------------------------------------------------------------------------------- compiled
+
+
+@numba.njit(nogil=True, cache=True)
+def _unscaled(out, ends, numbers):  # type: ignore[no-untyped-def]
+    for i in range(len(numbers)):
+        value = np.int64(0)
+        for at in range(ends[i], ends[i + 1]):
+            byte = np.int64(out[at])
+            if at == ends[i] and byte >= 128:
+                byte -= 256
+            value = value * 256 + byte
+        numbers[i] = value
+
+
+@numba.njit(nogil=True, cache=True)
+def _long(data, at, stop):  # type: ignore[no-untyped-def]
+    """The zigzag number at `at` and where the next begins; -1 where it does not end, -2 where it is
+    longer than 64 bits."""
+    value, shift = np.uint64(0), np.uint64(0)
+    while at < stop:
+        byte = data[at]
+        value |= np.uint64(byte & 0x7F) << shift
+        at += 1
+        if byte < 0x80:
+            if shift == 63 and byte > 1:
+                return np.int64(0), -2
+            return np.int64(value >> np.uint64(1)) ^ -np.int64(value & np.uint64(1)), at
+        shift += np.uint64(7)
+        if shift > 63:
+            return np.int64(0), -2
+    return np.int64(0), -1
+
+
+@numba.njit(nogil=True, cache=True)
+def _walk(data, starts, stops, ops, jumps, fate, leaves, values, sizes):  # type: ignore[no-untyped-def]
+    calls = np.empty(STACK, np.int64)
+    counts = np.empty(STACK, np.int64)
+    places = np.empty(STACK, np.int64)
+    for row in range(len(starts)):
+        fate[row] = _record(
+            data, starts[row], stops[row], ops, jumps, row, leaves, values, sizes,
+            calls, counts, places,
+        )  # fmt: skip
+
+
+@numba.njit(nogil=True, cache=True)
+def _record(data, at, stop, ops, jumps, row, leaves, values, sizes, calls, counts, places):  # type: ignore[no-untyped-def]
+    pc = 0
+    called = 0
+    listed = 0
+    while True:
+        op = ops[pc, 0]
+        a = ops[pc, 1]
+        value = np.int64(0)
+        size = np.int64(0)
+        if op in (BYTES, INT, LONG, ENUM, UNION):
+            value, at = _long(data, at, stop)
+            if at < 0:
+                return SHORT if at == -1 else WRONG
+        if op == BYTES:
+            if value < 0:
+                return WRONG
+            size = value
+            value = at
+            if size > stop - at:
+                return SHORT
+            at += size
+        elif op == UNION:
+            if value < 0 or value >= a:
+                return WRONG
+            pc = jumps[ops[pc, 2] + value]
+            continue
+        elif op == JUMP:
+            pc = a
+            continue
+        elif op == INT:
+            if value < -2147483648 or value > 2147483647:
+                return WRONG
+        elif op == ENUM:
+            if value < 0 or value >= ops[pc, 3]:
+                return WRONG
+        elif op == BOOL:
+            if at >= stop:
+                return SHORT
+            value = np.int64(data[at])
+            if value > 1:
+                return WRONG
+            at += 1
+        elif op in (FLOAT, DOUBLE, FIXED):
+            size = ops[pc, 3]
+            if size > stop - at:
+                return SHORT
+            if op == FIXED:
+                value = at
+            else:
+                bits = np.uint64(0)
+                for i in range(size):
+                    bits |= np.uint64(data[at + i]) << np.uint64(8 * i)
+                value = np.int64(bits)
+            at += size
+        elif op == OPEN:
+            value = at
+        elif op == CLOSE:
+            sizes[a, row] = at - values[a, row]
+            pc += 1
+            continue
+        elif op == OPEN_LIST:
+            count, at = _block(data, at, stop)
+            if at < 0:
+                return SHORT if at == -1 else WRONG
+            if count == 0:
+                pc = a
+                continue
+            if listed == STACK:
+                return DEEP
+            counts[listed] = count
+            places[listed] = at
+            listed += 1
+        elif op == CLOSE_LIST:
+            counts[listed - 1] -= 1
+            if at == places[listed - 1]:  # elements of no bytes: all of them are the same
+                counts[listed - 1] = 0
+            if counts[listed - 1] > 0:
+                places[listed - 1] = at
+                pc = a + 1
+            else:
+                listed -= 1
+                pc = a
+            continue
+        elif op == CALL:
+            if called == STACK:
+                return DEEP
+            calls[called] = pc + 1
+            called += 1
+            pc = a
+            continue
+        elif op == RETURN:
+            called -= 1
+            pc = calls[called]
+            continue
+        elif op == END:
+            return FINE if at == stop else LEFT
+        if a >= 0 and op != OPEN_LIST:
+            leaves[a, row] = ops[pc, 2]
+            values[a, row] = value
+            sizes[a, row] = size
+        pc += 1
+
+
+@numba.njit(nogil=True, cache=True)
+def _block(data, at, stop):  # type: ignore[no-untyped-def]
+    """How many elements follow, and where; a negative number is followed by their bytes."""
+    count, at = _long(data, at, stop)
+    if at >= 0 and count < 0:
+        count = -count
+        _, at = _long(data, at, stop)
+    if at >= 0 and count < 0:
+        return count, -2
+    return count, at
+
+
+__all__ = ["BLOCKED", "FINE", "RICH", "WORDS", "Leaf", "Program", "Walked"]

@@ -1,0 +1,468 @@
+"""Flat JSON objects straight into columns, by one compiled walk over their bytes.
+
+It takes the lines that it is sure of: keys and strings without escapes, numbers that have one
+nearest double beyond doubt, each value of its column's type; numbers in a column of text keep the
+text that they are written as. The others are left to the parser:
+`Ndjson` puts both together, and `tests/connectors/formats/test_flat_json.py` holds that the result is the
+parser's own.
+
+Numbers: where mantissa and power of ten are exact doubles (at most 2**53 and 10**22), one
+multiplication or division rounds once (W. D. Clinger, "How to Read Floating Point Numbers
+Accurately", 1990). Elsewhere the product is taken in twice the precision (T. J. Dekker, "A
+Floating-Point Technique for Extending the Available Precision", 1971), and counts where the error
+that is left cannot change how it rounds (A. Ziv, "Fast Evaluation of Elementary Mathematical
+Functions with Correctly Rounded Last Bit", 1991).
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from connectors.formats.kernels.rows import is_utf8, pieces
+from connectors.formats.kernels.swar import HIGH, ONES, compiled, digits, equal, first, load, number
+from engine.types import Schema, Values
+
+FLOAT, INT64, INT32, BOOL, TEXT, STRING = range(6)
+"""What a column takes: `TEXT` numbers and words too, as they are written, `STRING` strings only."""
+KINDS: dict[pl.DataType, int] = {
+    pl.Float64(): FLOAT, pl.Int64(): INT64, pl.Int32(): INT32, pl.Boolean(): BOOL,
+    pl.String(): TEXT,
+}  # fmt: skip
+UNSEEN, VALUE, NULL = 0, 1, 2
+LEFT, TAKEN, WIDE = 0, 1, 2
+"""Verdicts on a line: not sure, taken, taken if it is UTF-8."""
+QUOTES, ESCAPES, BLANKS = ONES * np.uint8(34), ONES * np.uint8(92), ONES * np.uint8(32)
+TRUE, FALS, NONE = (np.uint64(int.from_bytes(w, "little")) for w in (b"true", b"fals", b"null"))
+SIGNS = np.array([1.0, -1.0])
+TENS = np.array([10**k for k in range(9)])
+SPARE = 64
+"""Bytes that must follow the last line of a buffer."""
+GLUE = 8
+"""Words of what stands between two values, at most, for it to be expected again."""
+STRANGERS = 32
+"""Places in a line at which a key that is no column is remembered."""
+DONE = -2
+MOST_DIGITS = 18
+POWERS = np.array([float(10**k) for k in range(23)])
+LEAST, MOST = -290, 270
+"""Powers of ten in `DOUBLED`; beyond, a product could lose bits or overflow."""
+
+
+def _doubled() -> NDArray[np.float64]:
+    exact = [Fraction(10) ** k for k in range(LEAST, MOST + 1)]
+    return np.array([(float(x), float(x - Fraction(float(x)))) for x in exact])
+
+
+DOUBLED = _doubled()
+"""10**k as the sum of two doubles, from k = LEAST on."""
+
+
+class Flat:
+    """A schema of plain columns, as arrays for the walk."""
+
+    def __init__(self, schema: Schema, *, strict: bool = False) -> None:
+        self._schema = schema
+        kinds = [KINDS[kind] for kind in schema.values()]
+        self._kinds = np.array(kinds, np.int64)
+        self._taken = np.where(strict & (self._kinds == TEXT), STRING, self._kinds)
+        # A column's row in the array of its kind.
+        same = [INT64 if kind == INT32 else kind for kind in kinds]
+        self._slots = np.array([same[:i].count(k) for i, k in enumerate(same)], np.int64)
+        names = [name.encode() for name in schema]
+        self._names = np.frombuffer(b"".join(names), np.uint8)
+        self._bounds = np.cumsum([0, *map(len, names)]).astype(np.int64)
+
+    @classmethod
+    def of(cls, schema: Schema, *, strict: bool = False) -> Flat | None:
+        """None where a column is of a type that the walk does not know.
+
+        Args:
+            strict: only strings are text; a line where something else stands there is left.
+        """
+        known = bool(schema) and all(kind in KINDS for kind in schema.values())
+        return cls(schema, strict=strict) if known else None
+
+    def decode(self, values: Values) -> tuple[pl.DataFrame, NDArray[np.bool_]]:
+        """Columns of n rows, and which of the n lines were taken; the other rows are garbage."""
+        n, kinds = len(values), self._kinds
+        floats = np.empty((int((kinds == FLOAT).sum()), n))
+        ints = np.empty((int(((kinds == INT64) | (kinds == INT32)).sum()), n), np.int64)
+        bools = np.zeros((int((kinds == BOOL).sum()), n), np.bool_)
+        texts = np.zeros((2, int((kinds == TEXT).sum()), n), np.int64)
+        seen = np.zeros((len(kinds), n), np.uint8)
+        verdicts = np.zeros(n, np.uint8)
+        # The walk reads words, so the last lines of a buffer go where there is room behind them.
+        inner = int(np.searchsorted(values.bounds[1:], len(values.data) - SPARE, "right"))
+        last = values.bounds[inner:]
+        rest = np.zeros(int(last[-1] - last[0]) + SPARE, np.uint8)
+        rest[:-SPARE] = values.data[last[0] : last[-1]]
+        guesses = 1 + len(kinds) + STRANGERS
+        glue, masks = np.zeros((2, guesses, GLUE), np.uint64)
+        leads = np.zeros((guesses, 3), np.int64)
+        for data, bounds, row, shift in (
+            (values.data, values.bounds[: inner + 1], 0, 0),
+            (rest, last - last[0], inner, int(last[0])),
+        ):
+            _walk(
+                data, bounds, row, shift, self._names, self._bounds, self._taken, self._slots,
+                floats, ints, bools, texts, seen, verdicts, glue, masks, leads,
+            )  # fmt: skip
+        taken = verdicts != LEFT
+        if (verdicts == WIDE).any():
+            taken &= is_utf8(values)
+        columns = []
+        for i, (name, kind) in enumerate(self._schema.items()):
+            slot, there = self._slots[i], seen[i] == VALUE
+            if kinds[i] == TEXT:
+                column = _text(values.data, texts[0, slot], texts[1, slot], there & taken)
+            else:
+                raw = {FLOAT: floats, BOOL: bools}.get(int(kinds[i]), ints)[slot]
+                column = pl.Series(raw)
+                if not there.all():
+                    column = column.zip_with(
+                        pl.Series(there), pl.Series([None], dtype=column.dtype)
+                    )
+            columns.append(column.cast(kind).alias(name))
+        return pl.DataFrame(columns), taken
+
+
+def _text(
+    data: NDArray[np.uint8],
+    starts: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    there: NDArray[np.bool_],
+) -> pl.Series:
+    """Pieces of a buffer, known to be UTF-8, as a column."""
+    made = pieces(data, starts, np.where(there, sizes, -1))
+    valid = None if there.all() else pa.py_buffer(np.packbits(there, bitorder="little"))
+    buffers = [valid, pa.py_buffer(made.bounds), pa.py_buffer(made.data)]
+    array = pa.Array.from_buffers(pa.large_string(), len(starts), buffers)
+    series = pl.from_arrow(array)
+    assert isinstance(series, pl.Series)
+    return series
+
+
+@compiled
+def _blanks(data, at, end):  # type: ignore[no-untyped-def]
+    """Behind the white space."""
+    while at < end and (data[at] == 32 or data[at] == 10 or data[at] == 13 or data[at] == 9):
+        at += 1
+    return at
+
+
+@compiled
+def _string(data, at, end):  # type: ignore[no-untyped-def]
+    """Behind a string's last byte (where its quote is), and whether all bytes were ASCII; -1 where
+    it does not end, or holds an escape or a control character."""
+    seen = np.uint64(0)
+    while at < end:
+        word = load(data, at)
+        stops = equal(word, QUOTES) | equal(word, ESCAPES) | ((word - BLANKS) & ~word & HIGH)
+        if stops:
+            n = first(stops)
+            at += n
+            if at >= end or data[at] != 34:
+                break
+            seen |= word & ((np.uint64(1) << np.uint64(8 * n)) - np.uint64(1))
+            return at, seen & HIGH == 0
+        seen |= word
+        at += 8
+    return -1, True
+
+
+@compiled
+def _column(data, start, stop, names, bounds, expected):  # type: ignore[no-untyped-def]
+    """Which column a key is, the expected one first; -1 for none."""
+    n = len(bounds) - 1
+    for k in range(n):
+        column = expected + k
+        if column >= n:
+            column -= n
+        first = bounds[column]
+        if bounds[column + 1] - first != stop - start:
+            continue
+        same = True
+        for j in range(stop - start):
+            if data[start + j] != names[first + j]:
+                same = False
+                break
+        if same:
+            return column
+    return -1
+
+
+@compiled
+def _literal(data, at, end):  # type: ignore[no-untyped-def]
+    """Behind true, false or null, and which: 1, 0, 2; -1 for anything else."""
+    word = load(data, at) & np.uint64(0xFFFFFFFF)
+    if word == TRUE and at + 4 <= end:
+        return at + 4, 1
+    if word == FALS and at + 5 <= end and data[at + 4] == 101:
+        return at + 5, 0
+    if word == NONE and at + 4 <= end:
+        return at + 4, 2
+    return -1, 0
+
+
+@compiled
+def _digits(data, at, end, mantissa):  # type: ignore[no-untyped-def]
+    """Behind a run of digits, and the whole number that they and those before write."""
+    word = load(data, at)
+    n = digits(word)
+    while n == 8 and at < end:
+        mantissa = mantissa * 100_000_000 + number(word, 8)
+        at += 8
+        word = load(data, at)
+        n = digits(word)
+    if 0 < n < 8:
+        mantissa = mantissa * TENS[n] + number(word, n)
+        at += n
+    return at, mantissa
+
+
+@compiled
+def _number(data, at, end):  # type: ignore[no-untyped-def]
+    """Behind a number; its digits as one whole number, how many they are, the power of ten to
+    multiply it with, and whether it is written as a whole one. -1 where it is none, and something
+    behind `end` where it does not end before."""
+    begin, power, whole = at, 0, True
+    mantissa = np.int64(data[at]) - 48
+    if mantissa < 0 or mantissa > 9:
+        return -1, mantissa, 0, 0, True
+    at += 1
+    if 48 <= data[at] <= 57:
+        if mantissa == 0:
+            return -1, mantissa, 0, 0, True
+        at, mantissa = _digits(data, at, end, mantissa)
+    count = at - begin - np.int64(data[begin] == 48)
+    if data[at] == 46:
+        whole = False
+        at += 1
+        point = at
+        at, mantissa = _digits(data, at, end, mantissa)
+        power = point - at
+        if power == 0:
+            return -1, mantissa, 0, 0, True
+        zero = count == 0
+        count -= power
+        if zero and count > MOST_DIGITS:  # unless they begin with zeros
+            while point < at and data[point] == 48:
+                point += 1
+                count -= 1
+    if data[at] | 32 == 101:
+        whole = False
+        at += 1
+        sign = 1
+        if data[at] == 43 or data[at] == 45:
+            sign = 44 - int(data[at])
+            at += 1
+        exponent, start = 0, at
+        while at < end and 48 <= data[at] <= 57:
+            exponent = min(exponent * 10 + int(data[at]) - 48, 100_000)
+            at += 1
+        if at == start:
+            return -1, mantissa, 0, 0, True
+        power += sign * exponent
+    return at, mantissa, count, power, whole
+
+
+@compiled
+def _product(mantissa, power):  # type: ignore[no-untyped-def]
+    """The double nearest to mantissa * 10**power, and whether that is certain."""
+    if power < LEAST or power > MOST:
+        return 0.0, False
+    upper = float(mantissa >> 32) * 4294967296.0
+    lower = float(mantissa & 0xFFFFFFFF)
+    a = upper + lower
+    a_rest = lower - (a - upper)
+    b, b_rest = DOUBLED[power - LEAST, 0], DOUBLED[power - LEAST, 1]
+    split = 134217729.0 * a
+    a_high = split - (split - a)
+    split = 134217729.0 * b
+    b_high = split - (split - b)
+    a_low, b_low = a - a_high, b - b_high
+    top = a * b
+    rest = ((a_high * b_high - top) + a_high * b_low + a_low * b_high) + a_low * b_low
+    rest += a * b_rest + a_rest * b
+    value = top + rest
+    rest -= value - top
+    doubt = value * 2.0**-96
+    return value, value + (rest + doubt) == value and value + (rest - doubt) == value
+
+
+@compiled
+def _key(data, at, end, fresh, names, bounds, expected):  # type: ignore[no-untyped-def]
+    """From behind a value (or a line's start) to the next value's first byte, which column that
+    is, -1 for none of them, and whether the key is ASCII. -1 where that is not sure; column `DONE`
+    where the line ends."""
+    at = _blanks(data, at, end)
+    if at >= end or data[at] != (123 if fresh else 44):
+        if not fresh and at < end and data[at] == 125 and _blanks(data, at + 1, end) == end:
+            return at, DONE, True
+        return -1, 0, True
+    at = _blanks(data, at + 1, end)
+    if fresh and at < end and data[at] == 125:
+        return (at if _blanks(data, at + 1, end) == end else -1), DONE, True
+    if at >= end or data[at] != 34:
+        return -1, 0, True
+    stop, ascii = _string(data, at + 1, end)
+    if stop < 0:
+        return -1, 0, True
+    column = _column(data, at + 1, stop, names, bounds, expected)
+    at = _blanks(data, stop + 1, end)
+    if at >= end or data[at] != 58:
+        return -1, 0, True
+    at = _blanks(data, at + 1, end)
+    return (at if at < end else -1), column, ascii
+
+
+@compiled
+def _learned(data, start, stop, guess, column, ascii, glue, masks, leads):  # type: ignore[no-untyped-def]
+    """Expect these bytes in this place from now on, if they are not too many."""
+    size = stop - start
+    leads[guess, 0] = 0
+    if size > 8 * GLUE:
+        return
+    for k in range((size + 7) >> 3):
+        left = size - 8 * k
+        mask = ~np.uint64(0)
+        if left < 8:
+            mask = (np.uint64(1) << np.uint64(8 * left)) - np.uint64(1)
+        masks[guess, k] = mask
+        glue[guess, k] = load(data, start + 8 * k) & mask
+    leads[guess, 0], leads[guess, 1], leads[guess, 2] = size, column, np.int64(ascii)
+
+
+@compiled
+def _line(  # type: ignore[no-untyped-def]
+    data, at, end, row, shift, names, name_bounds, kinds, slots, floats, ints, bools, texts, seen,
+    glue, masks, leads,
+):  # fmt: skip
+    """The verdict on a line, its values put in their places."""
+    wide = TAKEN
+    guess = step = expected = 0
+    while True:
+        size = leads[guess, 0]
+        same = size > 0 and at + size <= end
+        if same:
+            for k in range((size + 7) >> 3):
+                if load(data, at + 8 * k) & masks[guess, k] != glue[guess, k]:
+                    same = False
+                    break
+        if same:
+            at += size
+            if data[at] <= 32:  # more of them than in the line before
+                at = _blanks(data, at, end)
+            column, ascii = leads[guess, 1], leads[guess, 2] != 0
+        else:
+            start = at
+            at, column, ascii = _key(data, at, end, step == 0, names, name_bounds, expected)
+            if at < 0:
+                return LEFT
+            if column == DONE:
+                return wide
+            _learned(data, start, at, guess, column, ascii, glue, masks, leads)
+        if at >= end:
+            return LEFT
+        if not ascii:
+            wide = WIDE
+        counts = column >= 0
+        if counts and seen[column, row] != UNSEEN:  # a key that stands there twice
+            return LEFT
+        kind = kinds[column] if column >= 0 else -1
+        byte = data[at]
+        minus = byte == 45  # as good as chance: nothing may wait for it
+        if minus | (np.uint8(byte - 48) < 10):
+            begin = at
+            at, mantissa, count, power, whole = _number(data, at + np.int64(minus), end)
+            if at < 0:
+                return LEFT
+            if kind == TEXT:  # as it is written
+                if counts:
+                    texts[0, slots[column], row] = shift + begin
+                    texts[1, slots[column], row] = at - begin
+                    seen[column, row] = VALUE
+            elif column >= 0:
+                if (count > MOST_DIGITS) | (minus & (mantissa == 0)):
+                    return LEFT
+                if kind == FLOAT:
+                    if mantissa <= 1 << 53 and -22 <= power <= 22:
+                        value = float(mantissa)
+                        value = value * POWERS[power] if power >= 0 else value / POWERS[-power]
+                    else:
+                        value, sure = _product(mantissa, power)
+                        if not sure or (whole and np.int64(value) != mantissa):
+                            return LEFT
+                    if counts:
+                        floats[slots[column], row] = value * SIGNS[np.int64(minus)]
+                elif kind == INT64 or kind == INT32:  # noqa: SIM109 - compiled, a tuple is slower
+                    value_int = mantissa * (1 - 2 * np.int64(minus))
+                    if not whole or (kind == INT32 and not -(1 << 31) <= value_int < (1 << 31)):
+                        return LEFT
+                    if counts:
+                        ints[slots[column], row] = value_int
+                else:
+                    return LEFT
+                if counts:
+                    seen[column, row] = VALUE
+        elif byte == 34:
+            stop, ascii = _string(data, at + 1, end)
+            if stop < 0 or (column >= 0 and kind < TEXT):
+                return LEFT
+            if not ascii:
+                wide = WIDE
+            if counts:
+                texts[0, slots[column], row] = shift + at + 1
+                texts[1, slots[column], row] = stop - at - 1
+                seen[column, row] = VALUE
+            at = stop + 1
+        else:
+            begin = at
+            at, what = _literal(data, at, end)
+            if at < 0 or (column >= 0 and what != 2 and kind != BOOL and kind != TEXT):
+                return LEFT
+            if counts:
+                if kind == TEXT:
+                    texts[0, slots[column], row] = shift + begin
+                    texts[1, slots[column], row] = at - begin
+                elif what != 2:
+                    bools[slots[column], row] = what == 1
+                seen[column, row] = NULL if what == 2 else VALUE
+        if at >= end:
+            return LEFT
+        if data[at] == 125:
+            return wide if _blanks(data, at + 1, end) == end else LEFT
+        step += 1
+        if column >= 0:
+            guess = 1 + column
+            expected = guess if guess < len(kinds) else 0
+        else:
+            guess = 1 + len(kinds) + min(step, STRANGERS - 1)
+
+
+@compiled
+def _walk(  # type: ignore[no-untyped-def]
+    data, bounds, row, shift, names, name_bounds, kinds, slots, floats, ints, bools, texts, seen,
+    verdicts, glue, masks, leads,
+):  # fmt: skip
+    """Lines of `data`, which goes on for `SPARE` bytes behind the last, as rows from `row` on.
+
+    What stands between two values is the same in most lines, so it is first compared with what was
+    there in the line before, eight bytes at a time (speculation on the structure: Y. Li et al.,
+    "Mison: A Fast JSON Parser for Data Analytics", VLDB 2017). A guess is for the place behind a
+    column, or behind a key that is none at its place in the line: of `leads`, the first number is
+    how many bytes stand there (0: nothing is known), then the column, and whether all are ASCII.
+    """
+    for i in range(len(bounds) - 1):
+        verdicts[row + i] = _line(
+            data, bounds[i], bounds[i + 1], row + i, shift, names, name_bounds, kinds, slots,
+            floats, ints, bools, texts, seen, glue, masks, leads,
+        )  # fmt: skip
+
+
+__all__ = ["Flat"]

@@ -1,0 +1,763 @@
+"""Which lines of JSON the parser may not take, found by one compiled walk over their bytes.
+
+The parser says that one of many lines is wrong, not which. The walk is as strict as the parser
+about syntax (RFC 8259, UTF-8) and stricter about types: what it lets pass, the parser takes; what
+it calls broken, the parser does not; about the rest it says so, and those few lines are parsed with
+care. `tests/connectors/formats/test_ndjson.py` holds it against the parser.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from connectors.formats.kernels.paths import Node, Shape, Step
+from engine.types import element_type, field_types
+
+FITS, SUSPECT, UNSURE, DEEP = 0, 1, 2, 3
+"""The parser takes the line; a value may not fit its column; the parser alone can say; the same, as
+it goes down more than `DEPTH` levels."""
+BLANK, NO_OBJECT, ENDS, PLACE, BEHIND, NOT_UTF8 = 10, 11, 12, 13, 14, 15
+"""Lines that are no JSON object."""
+BROKEN = BLANK
+"""From here on, verdicts are of lines that are no JSON object."""
+WORDS = {BLANK: "the line is blank", NO_OBJECT: "it is another value", ENDS: "it ends too early"}
+TOKENS = ("nothing", "string", "integer", "float", "bool", "array", "object", "null")
+"""What a value is; a line's token of a node is an index into these."""
+
+OTHERS = -2
+"""Index of the elements of a list that no column asks for; the parser checks them all the same."""
+QUOTE = np.uint8(34)
+HALF = re.compile(rb"\\u[dD][89a-fA-F]")
+"""An escape that may be half of a surrogate pair."""
+DEPTH = 128
+"""Levels the walk goes down; deeper lines are the parser's to judge (its own limit is 1,024)."""
+OBJECT, LIST, TEXT, FLOAT, INT64, INT32, BOOL, DATE, MOMENT, OTHER, STRING, FLOAT32 = range(12)
+DECIMAL, INTEGER = 12, 13
+"""What a node expects: `TEXT` takes anything as its text, `STRING` only strings; of `DECIMAL` all
+numbers fit, however many digits its column takes; `INTEGER` are those of the other sizes."""
+KINDS: dict[type[pl.DataType], int] = {
+    pl.String: TEXT, pl.Binary: TEXT, pl.Float64: FLOAT, pl.Float32: FLOAT32, pl.Int64: INT64,
+    pl.Int32: INT32, pl.Boolean: BOOL, pl.Date: DATE, pl.Datetime: MOMENT, pl.Decimal: DECIMAL,
+    **dict.fromkeys([pl.Int8, pl.Int16, pl.UInt8, pl.UInt16, pl.UInt32, pl.UInt64], INTEGER),
+}  # fmt: skip
+VALUE, FIRST_KEY, KEY, FIRST_ITEM, AFTER = range(5)
+SAYS = np.arange(256).astype(np.uint8)
+SAYS[[*b"bfnrt"]] = [*b"\b\f\n\r\t"]
+"""The byte that an escape stands for, by its letter."""
+LEADS = np.array([0, 0, 0xC0, 0xE0, 0xF0])
+"""What a character's first byte has, by how many it has in UTF-8."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scan:
+    """The verdicts on n lines.
+
+    Attributes:
+        verdicts: shape (n,).
+        places: byte of the line where it breaks, shape (n,).
+        tokens: what stands at each node of the tree, shape (n, nodes), or (n, 0).
+        spans: from which byte of the buffer to which, shape (n, nodes, 2), or (n, 0, 2); zeros
+            where nothing stands there, or its end was not seen.
+    """
+
+    verdicts: NDArray[np.int64]
+    places: NDArray[np.int64]
+    tokens: NDArray[np.int8]
+    spans: NDArray[np.int64]
+
+
+class Tree:
+    """A shape as arrays, for the walk.
+
+    Args:
+        strict: nothing but a string fits a column of text.
+
+    Attributes:
+        nodes: in the arrays' order.
+    """
+
+    def __init__(self, shape: Shape, *, strict: bool = False) -> None:
+        root = _with_others(shape.root)
+        self.nodes: list[Node] = list(root.walk())
+        number = {id(node): i for i, node in enumerate(self.nodes)}
+        self._number = {node.path: i for i, node in reversed([*enumerate(self.nodes)])}
+        table = np.full((len(self.nodes), 6), -1, np.int64)
+        names = b""
+        for i, node in enumerate(self.nodes):
+            kind = _kind(node)
+            table[i, 0] = STRING if strict and kind == TEXT else kind
+            before = -1
+            for step, child in node.below.items():
+                at = number[id(child)]
+                if before < 0:
+                    table[i, 1] = at
+                else:
+                    table[before, 2] = at
+                before = at
+                if isinstance(step, int):
+                    table[at, 5] = step
+                else:
+                    table[at, 3] = len(names)
+                    names += step.encode()
+                    table[at, 4] = len(names)
+        self._table = table
+        self._names = np.frombuffer(names, np.uint8)
+
+    def number(self, node: Node) -> int:
+        """Where a node is in `nodes`."""
+        return self._number[node.path]
+
+    def scan(
+        self, data: NDArray[np.uint8], bounds: NDArray[np.int64], *, tokens: bool = False
+    ) -> Scan:
+        """Judge line i, ``data[bounds[i]:bounds[i + 1]]``; the line break may be part of it."""
+        n = len(bounds) - 1
+        verdicts, places = np.zeros(n, np.int64), np.zeros(n, np.int64)
+        seen = np.zeros((n, len(self.nodes) if tokens else 0), np.int8)
+        spans = np.zeros((*seen.shape, 2), np.int64)
+        unmarked = np.zeros(0, np.bool_)
+        _scan(data, bounds, self._table, self._names, verdicts, places, seen, spans, unmarked)
+        return Scan(verdicts=verdicts, places=places, tokens=seen, spans=spans)
+
+    def quoted(
+        self, data: NDArray[np.uint8], bounds: NDArray[np.int64]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """The lines with quotes around numbers that the parser would not keep as they are written:
+        those in a column of text; those with a point or an exponent in a column of integers or
+        decimals, where it makes floats of them; and those of more digits than it reads. Lines that
+        are no JSON object are as they were."""
+        n = len(bounds) - 1
+        marks = np.zeros(len(data) + 1, np.bool_)
+        seen, spans = np.zeros((n, 0), np.int8), np.zeros((n, 0, 2), np.int64)
+        verdicts = np.zeros(n, np.int64)
+        places = np.zeros(n, np.int64)
+        _scan(data, bounds, self._table, self._names, verdicts, places, seen, spans, marks)
+        at = np.flatnonzero(marks)
+        if not len(at):
+            return data, bounds
+        out = np.empty(len(data) + len(at), np.uint8)
+        _quote(data, at, out)
+        return out, bounds + np.searchsorted(at, bounds)
+
+
+def twice(
+    data: NDArray[np.uint8], bounds: NDArray[np.int64], keys: Sequence[str]
+) -> NDArray[np.bool_]:
+    """Which lines have one of these keys more than once, shape (n,): readers do not agree on which
+    of its values counts."""
+    encoded = [key.encode() for key in keys]
+    names = np.frombuffer(b"".join(encoded), np.uint8)
+    ends = np.cumsum([0, *map(len, encoded)]).astype(np.int64)
+    found = np.zeros(len(bounds) - 1, np.bool_)
+    _twice(data, bounds, names, ends, np.zeros(len(keys), np.int64), found)
+    return found
+
+
+def halved_pairs(data: NDArray[np.uint8], bounds: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which lines have half of a surrogate pair."""
+    found = np.zeros(len(bounds) - 1, np.bool_)
+    if HALF.search(data.data):
+        _halves(data, bounds, found)
+    return found
+
+
+def words(
+    data: NDArray[np.uint8], starts: NDArray[np.int64], scan: Scan, at: NDArray[np.int64]
+) -> pl.Series:
+    """Why each of the lines `at`, which are broken, is no JSON object; shape (len(at),)."""
+    codes, places = scan.verdicts[at], scan.places[at]
+    inside = np.minimum(starts[at] + places, max(0, len(data) - 1))
+    byte = data[inside] if len(data) else np.zeros(len(at), np.uint8)
+    shown = pl.Series(np.where((byte > 32) & (byte < 127), byte, ord("?")).astype(np.uint8))
+    sign = shown.replace_strict({i: chr(i) for i in range(33, 127)}, return_dtype=pl.String)
+    frame = pl.DataFrame({"code": codes, "place": places, "sign": sign})
+    code, place = pl.col("code"), pl.col("place")
+    why = (
+        pl.when(code == PLACE)
+        .then(pl.format("byte {} ('{}') is out of place", place, "sign"))
+        .when(code == BEHIND)
+        .then(pl.format("byte {} ('{}') is behind its end", place, "sign"))
+        .otherwise(code.replace_strict(WORDS, default="", return_dtype=pl.String))
+    )
+    return frame.select(pl.format("Expected a JSON object: {}.", why)).to_series()
+
+
+def _with_others(node: Node) -> Node:
+    """The same tree as the parser sees it: all elements of a list have the same fields, and those
+    that no column asks for have them too; what a column of lists or objects holds is of the types
+    that it says."""
+    below = {step: _with_others(child) for step, child in node.below.items()}
+    if isinstance(node.kind, pl.List):
+        inner = Node(path=f"{node.path}[]", kind=element_type(node.kind))
+        below = {OTHERS: _with_others(inner)}
+    elif isinstance(node.kind, pl.Struct):
+        below = {
+            name: _with_others(Node(path=f"{node.path}\n{name}", kind=kind))
+            for name, kind in field_types(node.kind).items()
+        }
+    elif node.is_list:
+        every = _together([*below.values()], f"{node.path}[]")
+        below = {step: _together([child, every], child.path) for step, child in below.items()}
+        below[OTHERS] = every
+    return dataclasses.replace(node, below=below)
+
+
+def _together(nodes: list[Node], path: str) -> Node:
+    """One node that has all that is below any of them; what is not below the first gets a path that
+    no column has."""
+    steps = dict.fromkeys(step for node in nodes for step in node.below)
+    below: dict[Step, Node] = {}
+    for step in steps:
+        same = [node.below[step] for node in nodes if step in node.below]
+        own = nodes[0].path == path and step in nodes[0].below
+        below[step] = _together(same, same[0].path if own else f"{path}\n{step}")
+    return Node(path=path, kind=nodes[0].kind, below=below)
+
+
+def _kind(node: Node) -> int:
+    if node.kind is None or isinstance(node.kind, pl.List | pl.Struct):
+        return LIST if node.is_list else OBJECT
+    return KINDS.get(type(node.kind), OTHER)
+
+
+# --------------------------------------------------------------------------------------- compiled
+
+
+@numba.njit(nogil=True, cache=True)
+def _utf8(data, at, stop):  # type: ignore[no-untyped-def]
+    """Whether the bytes are UTF-8 (Unicode, table 3-7)."""
+    while at < stop:
+        byte = data[at]
+        if byte < 0x80:
+            at += 1
+            continue
+        low, high, more = 0x80, 0xBF, 0
+        if 0xC2 <= byte <= 0xDF:
+            more = 1
+        elif 0xE0 <= byte <= 0xEF:
+            more = 2
+            low = 0xA0 if byte == 0xE0 else 0x80
+            high = 0x9F if byte == 0xED else 0xBF
+        elif 0xF0 <= byte <= 0xF4:
+            more = 3
+            low = 0x90 if byte == 0xF0 else 0x80
+            high = 0x8F if byte == 0xF4 else 0xBF
+        else:
+            return False
+        if at + more >= stop:
+            return False
+        if not low <= data[at + 1] <= high:
+            return False
+        for i in range(2, more + 1):
+            if not 0x80 <= data[at + i] <= 0xBF:
+                return False
+        at += more + 1
+    return True
+
+
+@numba.njit(nogil=True, cache=True)
+def _string(data, at, stop):  # type: ignore[no-untyped-def]
+    """The string that begins at `at`: (byte after its quote, 1 where it has escapes, 2 where the
+    parser must judge them), or (where it breaks, -1), or (end of line, -2) where it has
+    none."""
+    odd = 0
+    while at < stop:
+        byte = data[at]
+        if byte == 34:
+            return at + 1, odd
+        if byte == 10:  # the end of the line
+            return at, -2
+        if byte < 32:
+            return at, -1
+        if byte != 92:
+            at += 1
+            continue
+        odd = max(odd, 1)
+        if at + 1 >= stop:
+            return stop, -2
+        byte = data[at + 1]
+        if byte == 117:  # \u: four hex digits; halves of pairs are a matter of their own
+            odd = 2
+        elif byte not in (34, 92, 47, 98, 102, 110, 114, 116):
+            return at + 1, -1
+        at += 2
+    return stop, -2
+
+
+@numba.njit(nogil=True, cache=True)
+def _halves(data, bounds, found):  # type: ignore[no-untyped-def]
+    """Which lines have an escape that is half of a surrogate pair, and no character."""
+    for line in range(len(found)):
+        at, size = bounds[line], bounds[line + 1]
+        while at < size:
+            if data[at] != 92 or at + 1 >= size:
+                at += 1
+            elif data[at + 1] != 117 or at + 6 > size:
+                at += 2
+            else:
+                half = _half(data, at)
+                pair = half == 1 and at + 12 <= size and data[at + 6] == 92 and data[at + 7] == 117
+                if pair and _half(data, at + 6) == 2:
+                    at += 6
+                elif half:
+                    found[line] = True
+                at += 6
+
+
+@numba.njit(nogil=True, cache=True)
+def _half(data, at):  # type: ignore[no-untyped-def]
+    """Whether the escape at `at` is the first (1) or second (2) half of a pair; 0 for others."""
+    if data[at + 2] | 32 != 100:
+        return 0
+    digit = data[at + 3] | 32
+    if digit == 56 or digit == 57 or digit == 97 or digit == 98:
+        return 1
+    return 2 if 99 <= digit <= 102 else 0
+
+
+@numba.njit(nogil=True, cache=True)
+def _unescaped(data, at, stop):  # type: ignore[no-untyped-def]
+    """The bytes that a string's inside stands for; of what is no escape, any."""
+    out = np.empty(stop - at, np.uint8)
+    to = 0
+    while at < stop:
+        byte = data[at]
+        if byte != 92 or at + 1 >= stop:
+            out[to] = byte
+            to += 1
+            at += 1
+        elif data[at + 1] != 117:
+            out[to] = SAYS[data[at + 1]]
+            to += 1
+            at += 2
+        elif at + 6 > stop:
+            break
+        else:
+            code = _hex(data, at + 2)
+            at += 6
+            if 0xD800 <= code < 0xDC00 and at + 6 <= stop and data[at + 1] == 117:
+                code = 0x10000 + ((code - 0xD800) << 10) + (_hex(data, at + 2) & 0x3FF)
+                at += 6
+            size = 1 + (code >= 0x80) + (code >= 0x800) + (code >= 0x10000)
+            for i in range(size):  # lead byte, then six bits each (Unicode, table 3-6)
+                bits = code >> (6 * (size - 1 - i))
+                out[to] = (bits & 0x3F) | 0x80 if i else bits | LEADS[size]
+                to += 1
+    return out[:to]
+
+
+@numba.njit(nogil=True, cache=True)
+def _hex(data, at):  # type: ignore[no-untyped-def]
+    """The number of four hexadecimal digits."""
+    code = 0
+    for i in range(at, at + 4):
+        byte = int(data[i])
+        code = code * 16 + (byte - 48 if byte < 58 else ((byte | 32) - 87) & 15)
+    return code
+
+
+@numba.njit(nogil=True, cache=True)
+def _twice(data, bounds, names, ends, lines, found):  # type: ignore[no-untyped-def]
+    """See `twice`. `lines` are the last that had each key, counted from 1."""
+    for line in range(len(found)):
+        depth, key, expected = 0, False, 0
+        at, stop = bounds[line], bounds[line + 1]
+        while at < stop:
+            byte = data[at]
+            at += 1
+            if byte == 34:
+                start, odd = at, False
+                while at < stop and data[at] != 34:
+                    odd |= data[at] == 92
+                    at += 2 if data[at] == 92 else 1
+                if key:
+                    key = False
+                    if odd:
+                        name = _unescaped(data, start, at)
+                        i = _index(name, 0, len(name), names, ends, expected)
+                    else:
+                        i = _index(data, start, at, names, ends, expected)
+                    if i >= 0:
+                        found[line] |= lines[i] == line + 1
+                        lines[i] = line + 1
+                        expected = i + 1 if i + 1 < len(lines) else 0
+                at += 1
+            elif byte == 44:
+                key = depth == 1
+            elif byte == 123 or byte == 91:
+                depth += 1
+                key = byte == 123 and depth == 1
+            elif byte == 125 or byte == 93:
+                depth -= 1
+                if depth == 0:
+                    break
+
+
+@numba.njit(nogil=True, cache=True)
+def _index(data, start, stop, names, ends, expected):  # type: ignore[no-untyped-def]
+    """Which of the names stands there, the expected one first; -1 for none."""
+    n = len(ends) - 1
+    for k in range(n):
+        i = expected + k
+        i -= n if i >= n else 0
+        if _same(data, start, stop, names, ends[i], ends[i + 1]):
+            return i
+    return -1
+
+
+@numba.njit(nogil=True, cache=True)
+def _same(data, start, stop, names, first, end):  # type: ignore[no-untyped-def]
+    if stop - start != end - first:
+        return False
+    for j in range(stop - start):  # noqa: SIM110 - compiled
+        if data[start + j] != names[first + j]:
+            return False
+    return True
+
+
+@numba.njit(nogil=True, cache=True)
+def _number(data, at, stop):  # type: ignore[no-untyped-def]
+    """The number that begins at `at`: (byte after it, digits, 0 an integer or 1 a fraction, and 2
+    more where it is so long or large that the parser must judge), or (where it breaks, -1, 0)."""
+    if data[at] == 45:
+        at += 1
+    first = at
+    while at < stop and 48 <= data[at] <= 57:
+        at += 1
+    digits = at - first
+    if digits == 0 or (digits > 1 and data[first] == 48):
+        return at, -1, 0
+    kind = 0
+    if at < stop and data[at] == 46:
+        kind = 1
+        first = at + 1
+        at += 1
+        while at < stop and 48 <= data[at] <= 57:
+            at += 1
+        if at == first:
+            return at, -1, 0
+        digits += at - first
+    if at < stop and data[at] in (69, 101):
+        kind = 1
+        at += 1
+        if at < stop and data[at] in (43, 45):
+            at += 1
+        first = at
+        size = 0
+        while at < stop and 48 <= data[at] <= 57:
+            size = min(size * 10 + data[at] - 48, 10_000)
+            at += 1
+        if at == first:
+            return at, -1, 0
+        if size > 250:
+            kind = 3
+    return at, digits, kind | 2 if digits > 30 else kind
+
+
+@numba.njit(nogil=True, cache=True)
+def _quote(data, places, out):  # type: ignore[no-untyped-def]
+    """A copy with a quote before each of the bytes at these places."""
+    at = 0
+    for i in range(len(places)):
+        stop = places[i]
+        out[at + i : stop + i] = data[at:stop]
+        out[stop + i] = QUOTE
+        at = stop
+    out[at + len(places) :] = data[at:]
+
+
+@numba.njit(nogil=True, cache=True)
+def _digits(data, at, count):  # type: ignore[no-untyped-def]
+    """The number of `count` digits at `at`, or -1."""
+    value = 0
+    for i in range(at, at + count):
+        if not 48 <= data[i] <= 57:
+            return -1
+        value = value * 10 + data[i] - 48
+    return value
+
+
+@numba.njit(nogil=True, cache=True)
+def _moment(data, at, stop, whole):  # type: ignore[no-untyped-def]
+    """Whether a date (or, not `whole`, a date with a time) stands there as is usual; others are
+    looked at with care."""
+    size = stop - at
+    if size < 10 or data[at + 4] != 45 or data[at + 7] != 45:
+        return False
+    if _digits(data, at, 4) < 1 or not 1 <= _digits(data, at + 5, 2) <= 12:
+        return False
+    if not 1 <= _digits(data, at + 8, 2) <= 28:
+        return False
+    if size == 10:
+        return True
+    if whole or size < 19 or data[at + 10] not in (32, 84):
+        return False
+    if data[at + 13] != 58 or data[at + 16] != 58:
+        return False
+    if not 0 <= _digits(data, at + 11, 2) <= 23 or not 0 <= _digits(data, at + 14, 2) <= 59:
+        return False
+    if not 0 <= _digits(data, at + 17, 2) <= 59:
+        return False
+    at += 19
+    if at < stop and data[at] == 46:
+        first = at + 1
+        at += 1
+        while at < stop and 48 <= data[at] <= 57:
+            at += 1
+        if not 1 <= at - first <= 9:
+            return False
+    if at < stop and data[at] == 90:
+        at += 1
+    return at == stop
+
+
+@numba.njit(nogil=True, cache=True)
+def _field(data, at, stop, parent, before, table, names):  # type: ignore[no-untyped-def]
+    """The node below `parent` of the key between `at` and `stop`, or -1. Keys mostly come in one
+    order: the one behind that of `before` (or -1) is tried first."""
+    first = table[parent, 1]
+    node = first if before < 0 or table[before, 2] < 0 else table[before, 2]
+    end = node
+    while node >= 0:
+        start = table[node, 3]
+        if table[node, 4] - start == stop - at:
+            same = True
+            for i in range(stop - at):
+                if data[at + i] != names[start + i]:
+                    same = False
+                    break
+            if same:
+                return node
+        node = table[node, 2]
+        if node < 0:
+            node = first
+        if node == end:
+            return -1
+    return -1
+
+
+@numba.njit(nogil=True, cache=True)
+def _item(parent, index, table):  # type: ignore[no-untyped-def]
+    """The node below `parent` of a list's element: its own, or that of all others."""
+    node = table[parent, 1]
+    while node >= 0:
+        if table[node, 5] == index or table[node, 5] == OTHERS:
+            return node
+        node = table[node, 2]
+    return -1
+
+
+@numba.njit(nogil=True, cache=True)
+def _word(data, at, stop, word):  # type: ignore[no-untyped-def]
+    """How many bytes of the word stand at `at`."""
+    for i in range(len(word)):
+        if at + i >= stop or data[at + i] != word[i]:
+            return i
+    return len(word)
+
+
+@numba.njit(nogil=True, cache=True)
+def _scan(data, bounds, table, names, verdicts, places, seen, spans, marks):  # type: ignore[no-untyped-def]
+    kinds = np.empty(DEPTH, np.int64)  # 1 object, 2 list
+    nodes = np.empty(DEPTH, np.int64)
+    owners = np.empty(DEPTH, np.int64)
+    counts = np.empty(DEPTH, np.int64)
+    last = np.empty(DEPTH, np.int64)
+    for line in range(len(verdicts)):
+        verdict, at = _walk(
+            data,
+            bounds[line],
+            bounds[line + 1],
+            table,
+            names,
+            seen[line],
+            spans[line],
+            kinds,
+            nodes,
+            owners,
+            counts,
+            last,
+            marks,
+        )
+        if verdict >= BROKEN and len(marks):
+            marks[bounds[line] : bounds[line + 1]] = False
+        verdicts[line] = verdict
+        places[line] = at - bounds[line]
+
+
+@numba.njit(nogil=True, cache=True)
+def _walk(  # type: ignore[no-untyped-def]
+    data, at, stop, table, names, seen, spans, kinds, nodes, owners, counts, last, marks
+):
+    """(verdict, where it was made). Where there are `marks`, those are set at the first byte of
+    numbers to be quoted, and behind the last. `owners` are the nodes whose values are open, `nodes`
+    those of them that fit."""
+    high = np.uint8(0)
+    for byte in data[at:stop]:
+        high |= byte
+    if high >= 0x80 and not _utf8(data, at, stop):
+        return NOT_UTF8, at
+    verdict = FITS
+    many = False  # digits of a whole number, for a float to hold it for sure
+    depth = -1
+    node = 0
+    state = VALUE
+    begun = False
+    while True:
+        while at < stop and data[at] <= 32 and data[at] in (32, 9, 13, 10):
+            at += 1
+        if at == stop:
+            if state == AFTER and depth < 0:
+                return (SUSPECT if many else verdict), at
+            return (ENDS if begun else BLANK), at
+        begun = True
+        byte = data[at]
+        if state == AFTER:
+            if depth < 0:
+                return BEHIND, at
+            at += 1
+            if byte == 44:
+                if kinds[depth] == 1:
+                    state = KEY
+                else:
+                    state = VALUE
+                    counts[depth] += 1
+                    node = -1
+                    if nodes[depth] >= 0:
+                        node = _item(nodes[depth], counts[depth], table)
+            elif (byte == 125 and kinds[depth] == 1) or (byte == 93 and kinds[depth] == 2):
+                if owners[depth] >= 0:
+                    spans[owners[depth], 1] = at
+                depth -= 1
+            else:
+                return PLACE, at - 1
+            continue
+        if state == FIRST_KEY and byte == 125:
+            at += 1
+            if owners[depth] >= 0:
+                spans[owners[depth], 1] = at
+            depth -= 1
+            state = AFTER
+            continue
+        if state in (KEY, FIRST_KEY):
+            if byte != 34:
+                return PLACE, at
+            first = at + 1
+            at, odd = _string(data, first, stop)
+            if odd < 0:
+                return (ENDS if odd == -2 else PLACE), at
+            if odd == 2 or (odd and nodes[depth] >= 0):
+                verdict = UNSURE
+            node = -1
+            if nodes[depth] >= 0:
+                before = last[depth]
+                if odd:
+                    name = _unescaped(data, first, at - 1)
+                    node = _field(name, 0, len(name), nodes[depth], before, table, names)
+                else:
+                    node = _field(data, first, at - 1, nodes[depth], before, table, names)
+                if node >= 0:
+                    last[depth] = node
+            while at < stop and data[at] <= 32 and data[at] in (32, 9, 13, 10):
+                at += 1
+            if at == stop:
+                return ENDS, at
+            if data[at] != 58:
+                return PLACE, at
+            at += 1
+            state = VALUE
+            continue
+        if state == FIRST_ITEM:
+            if byte == 93:
+                at += 1
+                if owners[depth] >= 0:
+                    spans[owners[depth], 1] = at
+                depth -= 1
+                state = AFTER
+                continue
+            node = -1
+            if nodes[depth] >= 0:
+                node = _item(nodes[depth], 0, table)
+        # A value. Of two equal keys the first counts: the second is of no node.
+        if node >= 0 and len(seen) and seen[node] != 0:
+            node = -1
+        kind = -1 if node < 0 else table[node, 0]
+        begin = at
+        state = AFTER
+        if byte == 123 or byte == 91:
+            token = 6 if byte == 123 else 5
+            fits = kind == TEXT or (kind == OBJECT and token == 6) or (kind == LIST and token == 5)
+            if depth < 0 and token == 5:
+                return NO_OBJECT, at
+            depth += 1
+            if depth == DEPTH:
+                return DEEP, at
+            kinds[depth] = 1 if token == 6 else 2
+            nodes[depth] = node if fits and kind != TEXT else -1
+            owners[depth] = node if len(seen) else -1
+            counts[depth] = 0
+            last[depth] = -1
+            state = FIRST_KEY if token == 6 else FIRST_ITEM
+            at += 1
+        elif depth < 0:
+            return NO_OBJECT, at
+        elif byte == 34:
+            token = 1
+            first = at + 1
+            at, odd = _string(data, first, stop)
+            if odd < 0:
+                return (ENDS if odd == -2 else PLACE), at
+            if odd == 2:
+                verdict = UNSURE
+            fits = kind in (TEXT, STRING)
+            if (kind in (DATE, MOMENT)) and odd == 0:
+                fits = _moment(data, first, at - 1, kind == DATE)
+        elif byte == 116 or byte == 102 or byte == 110:
+            word = b"true" if byte == 116 else (b"false" if byte == 102 else b"null")
+            token = 7 if byte == 110 else 4
+            same = _word(data, at, stop, word)
+            at += same
+            if same < len(word):
+                return (ENDS if at == stop else PLACE), at
+            fits = token == 7 or kind in (TEXT, BOOL)
+        elif byte == 45 or 48 <= byte <= 57:
+            first = at
+            at, digits, odd = _number(data, at, stop)
+            if digits < 0:
+                return (ENDS if at == stop else PLACE), at
+            token = 2 + (odd & 1)
+            text = kind in (TEXT, STRING, DECIMAL) or (
+                token == 3 and kind in (INT64, INT32, INTEGER)
+            )
+            if len(marks) and (text or odd >= 2):
+                marks[first] = marks[at] = True
+            if odd >= 2:
+                verdict = UNSURE
+            fits = kind in (TEXT, FLOAT, FLOAT32, DECIMAL)
+            if odd & 1 == 0 and (kind in (FLOAT, FLOAT32)):
+                many |= digits > (15 if kind == FLOAT else 7)
+            if odd == 0 and (kind in (INT64, INT32)):
+                fits = digits <= (18 if kind == INT64 else 9)
+        else:
+            return PLACE, at
+        if node >= 0:
+            if len(seen):
+                seen[node] = token
+                spans[node, 0] = begin
+                spans[node, 1] = at if token != 5 and token != 6 else begin
+            if not fits and verdict == FITS:
+                verdict = SUSPECT
+
+
+__all__ = [
+    "BROKEN", "DEEP", "FITS", "NOT_UTF8", "SUSPECT", "TOKENS", "UNSURE", "Scan", "Tree",
+    "halved_pairs", "twice", "words",
+]  # fmt: skip

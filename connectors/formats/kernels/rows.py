@@ -1,0 +1,229 @@
+"""What formats share: raw values as series, reserved columns, and rejects."""
+
+from __future__ import annotations
+
+import codecs
+import io
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from numpy.typing import NDArray
+from polars.exceptions import PolarsError
+
+from connectors.formats.kernels.swar import compiled, copy
+from engine.types import PARTITION, POSITION, Records, Rejects, Values, without_bytes
+
+STAGE = "decode"
+BROKEN = "broken"
+BAD_UTF8 = "bad_utf8"
+WRONG_TYPE = "wrong_type"
+OUT_OF_RANGE = "out_of_range"
+TOO_LARGE = "too_large"
+SHOWN = 2_000
+"""Bytes of a rejected value that its dead letter shows; the position leads to the rest."""
+PACKED = (b"\x1f\x8b", b"x\x01", b"x^", b"x\x9c", b"x\xda", b"(\xb5/\xfd")
+"""How gzip, zlib and zstd begin: polars unpacks what it parses where it begins so."""
+NOT_UTF8 = (
+    "Expected UTF-8, got bytes that are none: convert them, or set [source] encoding, for instance "
+    '"latin-1", where they are files.'
+)
+
+
+def plain(data: NDArray[np.uint8]) -> tuple[io.BytesIO, int]:
+    """Bytes for one of polars' parsers, and how many lines of them it is to skip: text that happens
+    to begin like something compressed gets a blank line before it, and is read as it is."""
+    begin = data[:4].tobytes()
+    blank = begin.startswith(PACKED)
+    return io.BytesIO(b"\n" + data.tobytes() if blank else data.data), int(blank)
+
+
+def placed(
+    frame: pl.DataFrame, records: Records, at: NDArray[np.int64] | None = None
+) -> pl.DataFrame:
+    """The frame with its reserved columns; `at`: which records its rows are, None for all."""
+    positions = records.positions if at is None else records.positions[at]
+    partition = pl.Series(PARTITION, [records.partition]).new_from_index(0, len(positions))
+    return pl.DataFrame([partition, pl.Series(POSITION, positions)]).hstack(frame)
+
+
+def rejected(
+    records: Records,
+    at: NDArray[np.int64],
+    reason: str,
+    detail: str | pl.Series,
+    value: pl.Series | None = None,
+) -> Rejects:
+    """Records `at` as rejects of stage ``decode``.
+
+    Args:
+        detail: a sentence for all, or one for each, shape (len(at),).
+        value: rows as text, shape (len(at),); None shows the raw bytes.
+    """
+    if isinstance(detail, str):
+        detail = pl.repeat(detail, len(at), dtype=pl.String, eager=True)
+    if value is None:
+        assert isinstance(records.values, Values)
+        value = shown(binary(records.values).gather(at))
+    frame = pl.DataFrame([detail.alias("detail"), value.alias("value")])
+    return Rejects(stage=STAGE, reason=reason, rows=placed(frame, records, at))
+
+
+def binary(values: Values) -> pl.Series:
+    """The values as a Binary series, shape (n,); the buffer is shared."""
+    buffers = [None, pa.py_buffer(values.bounds), pa.py_buffer(values.data)]
+    array = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(values), buffers)
+    series = pl.from_arrow(array)
+    assert isinstance(series, pl.Series)
+    return series
+
+
+def values(series: pl.Series) -> Values:
+    """The other way round: text or bytes, shape (n,); what is null stays so."""
+    array = series.cast(pl.Binary).to_arrow(compat_level=pl.CompatLevel.oldest())
+    if not len(array):
+        return Values(data=np.empty(0, np.uint8), bounds=np.zeros(1, np.int64))
+    _, bounds, data = array.buffers()
+    return Values(
+        data=np.empty(0, np.uint8) if data is None else np.frombuffer(data, np.uint8),
+        bounds=np.frombuffer(bounds, np.int64)[array.offset : array.offset + len(array) + 1],
+        null=series.is_null().to_numpy() if series.null_count() else None,
+    )
+
+
+def shown(raw: pl.Series) -> pl.Series:
+    """Bytes as text for a dead letter, without the line end; what is not UTF-8 as ``\\xff``."""
+    head = raw.bin.slice(0, SHOWN)
+    try:
+        text = head.cast(pl.String)
+    except PolarsError:
+        text = pl.Series(
+            raw.name,
+            [None if v is None else v.decode("utf-8", "backslashreplace") for v in head],
+            dtype=pl.String,
+        )
+    return text.str.strip_chars_end("\r\n")
+
+
+def as_json(rows: pl.DataFrame) -> pl.Series:
+    """Each row as a JSON object; bytes as in `shown`, those inside lists and objects in hexadecimal
+    digits."""
+    rows = rows.with_columns(shown(s) for s in rows if s.dtype == pl.Binary)
+    told = (without_bytes(pl.col(c), kind).alias(c) for c, kind in rows.schema.items())
+    return rows.select(pl.struct(told).struct.json_encode()).to_series()
+
+
+def texts(raw: pl.Series) -> pl.Series:
+    """Bytes as text, null where they are not UTF-8."""
+    try:
+        return raw.cast(pl.String)
+    except PolarsError:
+        pieces = raw.fill_null(b"")
+        bounds = np.zeros(len(raw) + 1, np.int64)
+        np.cumsum(pieces.bin.size().to_numpy(), out=bounds[1:])
+        data = np.frombuffer(b"".join(pieces.to_list()), np.uint8)
+        good = pl.Series(is_utf8(Values(data=data, bounds=bounds)))
+        blank = pl.Series([b""]).new_from_index(0, len(raw))  # what is null is checked all the same
+        text = pieces.zip_with(good, blank).cast(pl.String)
+        return text.set(~good | raw.is_null(), None).alias(raw.name)
+
+
+def is_utf8(values: Values) -> NDArray[np.bool_]:
+    """Which values are UTF-8, shape (n,). The loops run once for each that is not.
+
+    Neighbours are checked together, between values that begin in the middle of a character: the
+    end of one and the beginning of the next are no character of both.
+    """
+    good = np.ones(len(values), np.bool_)
+    starts, ends = values.bounds[:-1], values.bounds[1:]
+    filled = np.flatnonzero(starts < ends)
+    middle = filled[values.data[starts[filled]] & 0xC0 == 0x80]
+    good[middle] = False
+    begins, stops = [values.bounds[0], *ends[middle]], [*starts[middle], values.bounds[-1]]
+    for begin, stop in zip(begins, stops, strict=True):
+        _check_utf8(values, int(begin), int(stop), good)
+    return good
+
+
+def _check_utf8(values: Values, at: int, stop: int, good: NDArray[np.bool_]) -> None:
+    """Mark the values between two places that are not UTF-8 together."""
+    data, ends = values.data.data, values.bounds[1:]
+    while at < stop:
+        try:
+            codecs.utf_8_decode(data[at:stop], "strict", True)
+            break
+        except UnicodeDecodeError as error:
+            row = int(np.searchsorted(ends, at + error.start, "right"))
+            good[row] = False
+            at = int(ends[row])
+
+
+def take(values: Values, at: NDArray[np.int64]) -> Values:
+    """Some of the values, copied together."""
+    starts = values.bounds[at]
+    null = None if values.null is None else values.null[at]
+    made = pieces(values.data, starts, values.bounds[at + 1] - starts)
+    return replace(made, null=null, tail=values.tail)
+
+
+def pieces(data: NDArray[np.uint8], starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> Values:
+    """Pieces of a buffer side by side, as many bytes as `sizes` says from each of `starts`, shape
+    (n,); one of less than none is null."""
+    return together([(data, starts, sizes)])
+
+
+def together(
+    parts: Sequence[tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]],
+    *,
+    newline: bool = False,
+) -> Values:
+    """Pieces of several buffers side by side, see `pieces`.
+
+    Args:
+        parts: buffer, starts, sizes of each.
+        newline: put one behind each piece.
+    """
+    sizes = np.concatenate([part[2] for part in parts])
+    bounds = np.zeros(len(sizes) + 1, np.int64)
+    np.cumsum(np.maximum(sizes, 0) + int(newline), out=bounds[1:])
+    out = np.empty(int(bounds[-1]), np.uint8)
+    done = 0
+    for data, starts, _ in parts:
+        n = len(starts)
+        _copy(data, starts, bounds[done : done + n + 1], int(newline), out)
+        done += n
+    return Values(data=out, bounds=bounds, null=sizes < 0, tail=int(newline))
+
+
+@compiled
+def _copy(data, starts, bounds, newline, out):  # type: ignore[no-untyped-def]
+    for i in range(len(starts)):
+        size = bounds[i + 1] - bounds[i] - newline
+        copy(data, starts[i], size, out, bounds[i])
+        if newline:
+            out[bounds[i] + size] = 10
+
+
+def some(records: Records, at: NDArray[np.int64]) -> Records:
+    """Some of the records, copied together, as a format takes them: without headers, times and
+    origins."""
+    assert isinstance(records.values, Values)
+    return replace(
+        records,
+        positions=records.positions[at],
+        values=take(records.values, at),
+        keys=None if records.keys is None else take(records.keys, at),
+        headers=None,
+        timestamps=None,
+        origins=None,
+    )
+
+
+__all__ = [
+    "BAD_UTF8", "BROKEN", "NOT_UTF8", "OUT_OF_RANGE", "TOO_LARGE", "WRONG_TYPE", "as_json",
+    "binary",
+    "is_utf8", "pieces", "placed", "plain", "rejected", "shown", "some", "take", "texts",
+    "together", "values",
+]  # fmt: skip

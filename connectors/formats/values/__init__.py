@@ -1,0 +1,1 @@
+"""From text and lists to typed columns."""

@@ -1,0 +1,124 @@
+"""Records that are columns already (Parquet, Arrow, memory): only their types are checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from polars.exceptions import PolarsError
+
+from connectors.formats.values.casts import Coerce, conform
+from connectors.formats.kernels.paths import Step, parse_path, value_at
+from connectors.formats.kernels.rows import as_json, placed, rejected
+from engine.types import RESERVED, HeadraceError, Records, Rejects, Schema, nearest
+
+PROBLEM = "_problem"
+"""Column in which a source says why it could not read a row, ``reason: sentence``; else null."""
+
+
+class Columns:
+    """See `engine.types.Format`. A value that does not fit the schema's type rejects its row,
+    ``wrong_type`` or ``out_of_range``; see `connectors.formats.values.casts`.
+
+    Args:
+        paths: column -> where its value is in a nested column, ``image.bytes``.
+        coerce: see `connectors.formats.values.casts`.
+        lenient: a column that a partition lacks is null there, no error.
+    """
+
+    def __init__(
+        self,
+        paths: Mapping[str, str] | None = None,
+        *,
+        coerce: Coerce = "lossless",
+        lenient: bool = False,
+    ) -> None:
+        """Raises: UserError for a text that is no path."""
+        self._steps = {c: parse_path(path, c) for c, path in (paths or {}).items()}
+        self._coerce: Coerce = coerce
+        self._lenient = lenient
+
+    def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
+        """Raises: HeadraceError when a file lacks a column that the schema has."""
+        frame, at, rejects = sound(records)
+        there = self._there(frame, schema)
+        if self._steps:
+            frame = self._at_paths(frame, there, records.partition)
+        else:
+            present(list(there), frame.columns, records.partition)
+            frame = frame[list(there)]
+        if frame.dtypes == list(there.values()):
+            made = placed(frame, records, at)
+        else:
+            made, more = conform(frame, records, there, at, coerce=self._coerce)
+            rejects = [*rejects, *more]
+        return (made if len(there) == len(schema) else with_nulls(made, schema)), rejects
+
+    def _there(self, frame: pl.DataFrame, schema: Schema) -> Schema:
+        """The columns that the frame has, or must have."""
+        if not self._lenient:
+            return schema
+        tops = {c: str(self._steps.get(c, (c,))[0]) for c in schema}
+        return {c: dtype for c, dtype in schema.items() if tops[c] in frame.columns}
+
+    def _at_paths(self, frame: pl.DataFrame, schema: Schema, partition: str) -> pl.DataFrame:
+        steps: dict[str, tuple[Step, ...]] = {c: self._steps.get(c, (c,)) for c in schema}
+        present([str(s[0]) for s in steps.values()], frame.columns, partition)
+        try:
+            return frame.select(value_at(s).alias(c) for c, s in steps.items())
+        except PolarsError as error:
+            raise HeadraceError(
+                f"{partition} has other columns than [source] paths expects: "
+                f"{str(error).partition(chr(10))[0]}."
+            ) from None
+
+
+def sound(records: Records) -> tuple[pl.DataFrame, NDArray[np.int64] | None, list[Rejects]]:
+    """The rows that the source could read, which of the records they are (None: all), and the
+    others as rejects."""
+    frame = records.values
+    assert isinstance(frame, pl.DataFrame)
+    if PROBLEM not in frame.columns:
+        return frame, None, []
+    why, frame = frame.get_column(PROBLEM), frame.drop(PROBLEM)
+    at = np.flatnonzero(why.is_null())
+    if len(at) == frame.height:
+        return frame, None, []
+    lost = np.flatnonzero(why.is_not_null())
+    rows = frame.select(pl.all().gather(lost))
+    told = pl.DataFrame(
+        {
+            "at": lost,
+            "reason": why.gather(lost).str.extract(r"^(\w+): "),
+            "detail": why.gather(lost).str.replace(r"^\w+: ", ""),
+            "value": as_json(rows),
+        }
+    )
+    rejects = [
+        rejected(records, part["at"].to_numpy(), part["reason"][0], part["detail"], part["value"])
+        for part in told.partition_by("reason", maintain_order=True)
+    ]
+    return frame.select(pl.all().gather(at)), at, rejects
+
+
+def with_nulls(frame: pl.DataFrame, schema: Schema) -> pl.DataFrame:
+    """All columns of the schema; those that the frame lacks are null."""
+    lacking = [
+        pl.lit(None, dtype).alias(c) for c, dtype in schema.items() if c not in frame.columns
+    ]
+    return frame.with_columns(lacking).select(*RESERVED, *schema)
+
+
+def present(schema: Iterable[str], columns: list[str], partition: str) -> None:
+    """Raises: HeadraceError when the partition lacks a column of the schema."""
+    for column in schema:
+        if column not in columns:
+            raise HeadraceError(
+                f"{partition} has no column '{column}', which the schema names."
+                f"{nearest(column, columns)}"
+            )
+
+
+__all__ = ["PROBLEM", "Columns", "present", "sound", "with_nulls"]

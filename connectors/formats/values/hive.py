@@ -1,0 +1,89 @@
+"""Columns that the names of folders say: ``year=2026/month=07/part-0.csv``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from urllib.parse import unquote
+
+import polars as pl
+
+from connectors.formats.values.casts import cast
+from engine.types import PARTITION, POSITION, Format, Records, Rejects, Schema, UserError
+
+PAIR = re.compile(r"([A-Za-z_][\w.-]*)=(.*)")
+NONE = "__HIVE_DEFAULT_PARTITION__"
+"""What Hive and Spark write for null."""
+WHOLE = re.compile(r"0|-?[1-9]\d{0,17}")
+DAY = re.compile(r"\d{4}-\d\d-\d\d")
+
+
+def values_of(path: Path) -> dict[str, str | None]:
+    """Column -> value, by the folders that a file lies in; escapes like %3A are read."""
+    pairs = filter(None, (PAIR.fullmatch(part) for part in path.parts[:-1]))
+    return {unquote(m[1]): None if m[2] == NONE else unquote(m[2]) for m in pairs}
+
+
+def guessed(values: Iterable[str | None]) -> pl.DataType:
+    """The type of a column's values: whole numbers (none with leading zeros), days, or text."""
+    known = [value for value in values if value is not None]
+    if known and all(WHOLE.fullmatch(value) for value in known):
+        return pl.Int64()
+    if known and all(DAY.fullmatch(value) for value in known):
+        days = cast(pl.Series(known), pl.Date(), written=True)
+        return pl.String() if days.null_count() else pl.Date()
+    return pl.String()
+
+
+class Folders:
+    """See `engine.types.Format`. Another format, and the columns of folders beside it; what a
+    folder says stands before what is in its files.
+
+    Args:
+        inner: of the files.
+        values: partition -> column -> value; may grow.
+    """
+
+    def __init__(self, inner: Format, values: Mapping[str, Mapping[str, str | None]]) -> None:
+        self._inner = inner
+        self._values = values
+
+    def schema(self, declared: Schema) -> Schema:
+        """The folders' columns, in the types declared or guessed.
+
+        Raises: UserError for a value that is none of its declared type.
+        """
+        columns = dict.fromkeys(c for values in self._values.values() for c in values)
+        found: Schema = {}
+        for column in columns:
+            values = list(dict.fromkeys(v.get(column) for v in self._values.values()))
+            found[column] = declared.get(column) or guessed(values)
+            _cast(column, values, found[column])
+        return found
+
+    def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
+        """What the inner one makes of them, and the columns of their folder.
+
+        Raises: UserError for a folder that has come since, as `schema` does.
+        """
+        mine = self._values.get(records.partition, {})
+        inside = {c: dtype for c, dtype in schema.items() if c not in mine}
+        frame, rejects = self._inner.decode(records, inside)
+        columns = [_cast(c, [mine[c]], dtype) for c, dtype in schema.items() if c in mine]
+        frame = frame.with_columns(column.new_from_index(0, frame.height) for column in columns)
+        return frame.select(PARTITION, POSITION, *schema), rejects
+
+
+def _cast(column: str, values: Sequence[str | None], dtype: pl.DataType) -> pl.Series:
+    made = cast(pl.Series(column, values, dtype=pl.String()), dtype, written=True)
+    for value, is_null in zip(values, made.is_null(), strict=True):
+        if is_null and value is not None:
+            raise UserError(
+                f"A folder is named '{column}={value}', and column '{column}' is {dtype}: expected "
+                "a value of that type; declare another in [source.schema]."
+            )
+    return made
+
+
+__all__ = ["Folders", "guessed", "values_of"]

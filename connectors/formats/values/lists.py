@@ -1,0 +1,260 @@
+"""Lists and objects taken apart to their elements and fields, and put together again: what they
+may hold is then a matter of those, by the one rule of `connectors.formats.values.casts`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from numpy.typing import NDArray
+from polars.exceptions import PolarsError
+
+from connectors.formats.kernels import json_scan
+from connectors.formats.kernels.paths import Shape
+from connectors.formats.kernels.rows import pieces, values
+from connectors.formats.kernels.swar import compiled
+from engine.types import Schema
+
+Ints = NDArray[np.int64]
+STRING, INTEGER, FLOAT, BOOL, ARRAY, OBJECT, NULL = range(1, len(json_scan.TOKENS))
+"""What an element is: an index into `connectors.formats.kernels.json_scan.TOKENS`."""
+WORD = 8
+"""NaN, Infinity or -Infinity, which JSON does not know."""
+ESCAPED = 16
+"""Added to `STRING` where it holds escapes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Elements:
+    """Lists of n rows taken apart.
+
+    Attributes:
+        values: all elements, one list after the other, shape (m,).
+        tokens: what each is in JSON, shape (m,); of columns none, shape (0,).
+        sizes: how many elements each list has, shape (n,); -1 where there is no list.
+    """
+
+    values: pl.Series
+    tokens: NDArray[np.int8]
+    sizes: Ints
+
+    @property
+    def rows(self) -> Ints:
+        """The list that each element is in, shape (m,)."""
+        return np.repeat(np.arange(len(self.sizes)), np.maximum(self.sizes, 0))
+
+    def together(self, made: pl.Series, name: str) -> pl.Series:
+        """The lists again, of other elements; null where one of them was lost, null although the
+        value was not."""
+        sizes = self.sizes
+        if made.null_count() != self.values.null_count():
+            lost = (made.is_null() & self.values.is_not_null()).to_numpy()
+            rows = self.rows
+            bad = np.zeros(len(sizes), np.bool_)
+            bad[rows[lost]] = True
+            made = made.filter(pl.Series(~bad[rows]))
+            sizes = np.where(bad, -1, sizes)
+        bounds = np.zeros(len(sizes) + 1, np.int64)
+        np.cumsum(np.maximum(sizes, 0), out=bounds[1:])
+        array = pa.LargeListArray.from_arrays(
+            pa.array(bounds), made.rechunk().to_arrow(), mask=pa.array(sizes < 0)
+        )
+        series = pl.from_arrow(array)
+        assert isinstance(series, pl.Series)
+        return series.cast(pl.List(made.dtype)).alias(name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fields:
+    """Objects of n rows taken apart.
+
+    Attributes:
+        columns: field -> its values, shape (n,), and what each is in JSON (`Elements.tokens`).
+        there: where there is an object, shape (n,).
+    """
+
+    columns: Mapping[str, tuple[pl.Series, NDArray[np.int8]]]
+    there: NDArray[np.bool_]
+
+    def together(self, made: Sequence[pl.Series], dtype: pl.Struct, name: str) -> pl.Series:
+        """The objects again, of other values (in the order of `columns`); null where one of them
+        was lost, null although the value was not."""
+        there = self.there.copy()
+        for column, (raw, _) in zip(made, self.columns.values(), strict=True):
+            if column.null_count() != raw.null_count():
+                there &= ~(column.is_null() & raw.is_not_null()).to_numpy()
+        whole = pl.DataFrame([*made]).to_struct(name).cast(dtype)
+        nothing = pl.Series(name, [None], dtype=dtype).new_from_index(0, len(whole))
+        return whole if there.all() else whole.zip_with(pl.Series(there), nothing)
+
+
+def of_column(column: pl.Series) -> Elements:
+    """The elements of a column of lists or arrays."""
+    if isinstance(column.dtype, pl.Array):
+        column = column.arr.to_list()
+    sizes = column.list.len().fill_null(-1).cast(pl.Int64).to_numpy()
+    flat = column.explode(empty_as_null=False, keep_nulls=False)
+    return Elements(values=flat, tokens=np.zeros(0, np.int8), sizes=sizes)
+
+
+def of_json(texts: pl.Series) -> Elements:
+    """The elements of JSON arrays, as text: strings without their quotes, the others as they are
+    written. What is no array has no list; an element that is an object or array is not looked into.
+    """
+    raw = values(texts.fill_null(""))
+    commas = np.count_nonzero(raw.data == ord(","))
+    tokens = np.zeros(commas + len(texts), np.int8)
+    starts, stops = np.zeros((2, len(tokens)), np.int64)
+    sizes = np.full(len(texts), -1, np.int64)
+    m = int(_elements(raw.data, raw.bounds, starts, stops, tokens, sizes))
+    column, tokens = _said(raw.data, starts[:m], stops[:m], tokens[:m])
+    return Elements(values=column, tokens=tokens, sizes=sizes)
+
+
+def of_objects(texts: pl.Series, fields: Iterable[str]) -> Fields:
+    """The fields of JSON objects, as the elements of `of_json`; null where there is none. Of two
+    equal keys the first counts. What is no object has no fields."""
+    raw = values(texts.fill_null(""))
+    schema: Schema = dict.fromkeys(fields, pl.String())
+    shape = Shape.of(schema, {})
+    tree = json_scan.Tree(shape)
+    found = tree.scan(raw.data, raw.bounds, tokens=True)
+    there = found.verdicts < json_scan.DEEP
+    backslash = texts.str.contains("\\", literal=True).fill_null(False).to_numpy()
+    columns = {}
+    for field in schema:
+        number = tree.number(shape.way(field)[-1])
+        tokens = np.where(there, found.tokens[:, number], 0)
+        starts, stops = found.spans[:, number].T.copy()
+        string = tokens == STRING
+        quoted = string.astype(np.int64)
+        starts, stops = starts + quoted, stops - quoted
+        escaped = string & backslash
+        tokens = np.where(escaped, STRING + ESCAPED, np.where(tokens == 0, NULL, tokens))
+        columns[field] = _said(raw.data, starts, stops, tokens.astype(np.int8))
+    return Fields(columns=columns, there=there)
+
+
+def _said(
+    data: NDArray[np.uint8], starts: Ints, stops: Ints, tokens: NDArray[np.int8]
+) -> tuple[pl.Series, NDArray[np.int8]]:
+    """Values as text, and what each is; strings lie between their quotes."""
+    null = tokens == NULL
+    made = pieces(data, starts, np.where(null, -1, stops - starts))
+    column = _text(made.data, made.bounds, null)
+    escaped = tokens == STRING + ESCAPED
+    if escaped.any():
+        at = np.flatnonzero(escaped)
+        column = column.scatter(at, _unescaped(column.gather(at)))
+        tokens = np.where(escaped, np.int8(STRING), tokens)
+    return column, tokens
+
+
+def are_json(texts: pl.Series) -> NDArray[np.bool_]:
+    """Which of these objects and arrays are JSON, shape (n,)."""
+    raw = values('{"":' + texts.fill_null("") + "}")
+    return json_scan.Tree(Shape.of({}, {})).scan(raw.data, raw.bounds).verdicts < json_scan.DEEP
+
+
+def _text(data: NDArray[np.uint8], bounds: Ints, null: NDArray[np.bool_]) -> pl.Series:
+    buffers = [
+        pa.py_buffer(np.packbits(~null, bitorder="little")), pa.py_buffer(bounds),
+        pa.py_buffer(data),
+    ]  # fmt: skip
+    series = pl.from_arrow(pa.Array.from_buffers(pa.large_string(), len(null), buffers))
+    assert isinstance(series, pl.Series)
+    return series
+
+
+def _unescaped(inside: pl.Series) -> pl.Series:
+    """What strings say that are written like this between their quotes; the text as it is where
+    that is no character (half of a surrogate pair)."""
+    quoted = '"' + inside + '"'
+    try:
+        return quoted.str.json_decode(pl.String())
+    except PolarsError:
+        if len(inside) == 1:
+            return inside
+        half = len(inside) // 2
+        return pl.concat([_unescaped(inside[:half]), _unescaped(inside[half:])])
+
+
+@compiled
+def _space(data, at, end):  # type: ignore[no-untyped-def]
+    while at < end and (data[at] == 32 or data[at] == 10 or data[at] == 13 or data[at] == 9):
+        at += 1
+    return at
+
+
+@compiled
+def _element(data, at, end):  # type: ignore[no-untyped-def]
+    """The element that begins at `at`: where it ends, and what it is; -1 where it is none."""
+    byte = data[at]
+    if byte == 34:
+        stop, odd = json_scan._string(data, at + 1, end)
+        return (stop, STRING + (ESCAPED if odd > 0 else 0)) if odd >= 0 else (-1, 0)
+    if byte == 91 or byte == 123:
+        token = ARRAY if byte == 91 else OBJECT
+        depth = 0
+        while at < end:
+            byte = data[at]
+            if byte == 34:
+                at, odd = json_scan._string(data, at + 1, end)
+                if odd < 0:
+                    return -1, 0
+                continue
+            at += 1
+            if byte == 91 or byte == 123:
+                depth += 1
+            elif byte == 93 or byte == 125:
+                depth -= 1
+                if depth == 0:
+                    return at, token
+        return -1, 0
+    if 48 <= byte <= 57 or (byte == 45 and at + 1 < end and 48 <= data[at + 1] <= 57):
+        stop, count, odd = json_scan._number(data, at, end)
+        return (stop, FLOAT if odd & 1 else INTEGER) if count >= 0 else (-1, 0)
+    for word, token in ((b"null", NULL), (b"true", BOOL), (b"false", BOOL), (b"NaN", WORD),
+                        (b"Infinity", WORD), (b"-Infinity", WORD)):  # fmt: skip
+        if json_scan._word(data, at, end, word) == len(word):
+            return at + len(word), token
+    return -1, 0
+
+
+@compiled
+def _elements(data, bounds, starts, stops, tokens, sizes):  # type: ignore[no-untyped-def]
+    """How many elements all arrays have; see `Elements`. A string's span is without its quotes."""
+    m = 0
+    for i in range(len(sizes)):
+        at, end = _space(data, bounds[i], bounds[i + 1]), bounds[i + 1]
+        if at == end or data[at] != 91:
+            continue
+        first = m
+        at = _space(data, at + 1, end)
+        closed = at < end and data[at] == 93
+        while not closed and at < end:
+            begin = at
+            at, token = _element(data, at, end)
+            if at < 0:
+                break
+            inner = 1 if token == STRING or token == STRING + ESCAPED else 0
+            starts[m], stops[m], tokens[m] = begin + inner, at - inner, token
+            m += 1
+            at = _space(data, at, end)
+            closed = at < end and data[at] == 93
+            if at == end or (data[at] != 44 and not closed):
+                break
+            if not closed:
+                at = _space(data, at + 1, end)
+        if closed and _space(data, at + 1, end) == end:
+            sizes[i] = m - first
+        else:
+            m = first
+    return m
+
+
+__all__ = ["ARRAY", "BOOL", "FLOAT", "INTEGER", "OBJECT", "STRING", "WORD", "Elements", "Fields",
+           "are_json", "of_column", "of_json", "of_objects"]  # fmt: skip

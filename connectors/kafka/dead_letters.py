@@ -1,0 +1,169 @@
+"""A topic for dead letters: each record as it came, with headers that say why it is there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+from pydantic import Field
+
+from connectors.formats.kernels import rows
+from connectors.formats.kernels.varints import put
+from connectors.kafka.producer import Delivery, TopicSettings
+from connectors.kafka.record_batches import Outgoing, headed
+from connectors.kafka.sink import KafkaSink
+from connectors.kafka.fetch import header_entries
+from engine.types.changes import Free
+from engine.types import NO_TIME, PARTITION, POSITION, Records, Sink, Snapshot
+
+PREFIX = "headrace."
+PLACE = ("topic", "partition", "offset", "timestamp")
+
+
+class KafkaLetters(Sink):
+    """See `engine.types.Sink`. Takes dead letters (`engine.running.dead_letters`); the topic gets each record's
+    own value, key and headers, and besides:
+
+    ``headrace.reason``, ``headrace.stage``, ``headrace.detail``, ``headrace.topic``,
+    ``headrace.partition``, ``headrace.offset``, ``headrace.timestamp`` (ms since the epoch) and
+    ``headrace.pipeline``.
+
+    At least once, as `KafkaSink` is; part of its transaction where that one is `exactly_once`.
+    """
+
+    class Settings(TopicSettings):
+        """``[dead_letters] kind = "kafka"``
+
+        Attributes:
+            provenance: headers of every letter; the pipeline's name.
+        """
+
+        provenance: Free[dict[str, str]] = Field(default_factory=dict)
+
+    def __init__(self, settings: KafkaLetters.Settings) -> None:
+        self.settings = settings
+        self.delivery = Delivery(settings, f"[dead_letters] topic '{settings.topic}'")
+        self._shared = False
+        self._always = [(name, value.encode()) for name, value in settings.provenance.items()]
+
+    def follow(self, sink: object) -> None:
+        """Send letters in this sink's transactions; nothing, where it has none or is elsewhere."""
+        if isinstance(sink, KafkaSink) and sink.settings.exactly_once:
+            self._shared = sink.settings.bootstrap == self.settings.bootstrap
+            self.delivery = sink.delivery if self._shared else self.delivery
+
+    def watched(self, beat: Callable[[], object]) -> None:
+        """See `engine.types.Sink`."""
+        self.delivery.beat = beat
+
+    def probe(self) -> None:
+        """See `engine.types.Sink`."""
+        self.delivery.probe(self.settings.topic)
+
+    def write(self, frame: pl.DataFrame, places: pl.DataFrame | None = None) -> None:
+        """Raises: HeadraceError where the broker does not take them; UserError for permissions."""
+        if not frame.height:
+            return
+        whole = pl.col("headers").is_not_null() | pl.col("raw").is_not_null()
+        text = pl.col("value").fill_null("").cast(pl.Binary)
+        value = frame.select(pl.when(whole).then("raw").otherwise(text)).to_series()
+        own = rows.values(frame["headers"])
+        records = Outgoing(
+            values=rows.values(value),
+            keys=rows.values(frame["key"]),
+            headers=headed(frame.height, self._always, _why(frame), own),
+            times=np.full(frame.height, int(time.time() * 1000)),
+        )
+        self.delivery.send(self.settings.topic, records, np.arange(frame.height))
+
+    def flush(self) -> None:
+        """Raises: HeadraceError when a letter was not delivered."""
+        self.delivery.flush()
+
+    def snapshot(self) -> Snapshot:
+        """Nothing: a topic keeps what it was given."""
+        return None
+
+    def restore(self, value: Snapshot) -> None:
+        """Nothing can be taken away; the sink aborts the transaction that both share."""
+
+    def close(self) -> None:
+        """See `engine.types.Sink`."""
+        if not self._shared:
+            self.delivery.close()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of records that are not acknowledged yet; the sink counts those of a delivery that
+        both share."""
+        return 0 if self._shared else self.delivery.nbytes
+
+    def bound(self, nbytes: int) -> None:
+        """See `engine.types.Buffered`."""
+        if not self._shared:
+            self.delivery.bound(nbytes)
+
+    def counts(self) -> Mapping[str, int]:
+        """Outcomes so far, for the metrics."""
+        return {} if self._shared else {"undelivered": self.delivery.failed}
+
+
+def unwrapped(records: Records) -> Records:
+    """Letters as the records that they were: key and value are those, the headers without those
+    that a letter adds, time and place as they were when it was read first."""
+    assert records.headers is not None, "letters were read without their headers"
+    found = [_opened(raw or b"") for raw in records.headers.take(np.arange(len(records)))]
+    own = [own for own, _ in found]
+    why = pl.DataFrame(
+        [{name: added.get(PREFIX + name) for name in PLACE} for _, added in found],
+        schema=dict.fromkeys(PLACE, pl.String),
+    )
+    place = pl.concat_str("topic", "partition", separator="/")
+    times = why["timestamp"].cast(pl.Int64, strict=False).fill_null(NO_TIME)
+    return replace(
+        records,
+        headers=rows.values(pl.Series(own, dtype=pl.Binary)),
+        timestamps=times.to_numpy(),
+        origins=why.select(
+            pl.coalesce(place, "topic").fill_null("").alias(PARTITION),
+            pl.col("offset").cast(pl.Int64, strict=False).fill_null(-1).alias(POSITION),
+        ),
+    )
+
+
+def _opened(raw: bytes) -> tuple[bytes, dict[str, str]]:
+    """The headers of a letter: those that its record had, as they came, and those that the letter
+    added behind them."""
+    entries = list(header_entries(raw))
+    names = [name for _, name, _ in entries]
+    begins = [i for i, name in enumerate(names) if name == PREFIX + "topic"]
+    cut = begins[-1] if begins else len(entries)
+    if PREFIX + "pipeline" in names[:cut]:  # what every letter has comes first
+        cut -= 1 + names[:cut][::-1].index(PREFIX + "pipeline")
+    if not cut:
+        own = b""
+    else:
+        count = np.empty(10, np.uint8)
+        end = entries[cut][0] if cut < len(entries) else len(raw)
+        own = count[: put(count, 0, cut)].tobytes() + raw[entries[0][0] : end]
+    return own, {name: value.decode("utf-8", "replace") for _, name, value in entries[cut:]}
+
+
+def _why(frame: pl.DataFrame) -> dict[str, pl.Series]:
+    parts = pl.col(PARTITION).str.extract_groups(r"^(?<topic>.*)/(?<number>\d+)$")
+    columns = frame.select(
+        pl.coalesce(parts.struct["topic"], PARTITION).alias("headrace.topic"),
+        parts.struct["number"].alias("headrace.partition"),
+        pl.col(POSITION).cast(pl.String).alias("headrace.offset"),
+        pl.col("stage").alias("headrace.stage"),
+        pl.col("reason").alias("headrace.reason"),
+        pl.col("detail").alias("headrace.detail"),
+        pl.col("timestamp").cast(pl.String).alias("headrace.timestamp"),
+    )
+    return columns.to_dict()
+
+
+__all__ = ["KafkaLetters", "unwrapped"]

@@ -1,0 +1,334 @@
+"""Records on their way into topics, each accounted for; in a transaction where one is asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+from kafka import KafkaProducer, OffsetAndMetadata, TopicPartition, errors
+from pydantic import ByteSize, Field, model_validator
+
+from connectors.kafka.client import KafkaSettings, Reach, speaking
+from connectors.kafka.record_batches import (
+    SIZE,
+    Batch,
+    Ints,
+    Outgoing,
+    enqueue,
+    hastened,
+    patient,
+    plan,
+    steadfast,
+)
+from engine.types.changes import Free, Told
+from engine.types import Duration, HeadraceError
+from engine.types.plural import counted
+
+log = logging.getLogger("headrace.kafka")
+CLOSE_SECONDS = 1.0
+FENCED = (errors.ProducerFencedError, errors.InvalidProducerEpochError)
+SMALLEST = 16 << 10
+"""Bytes of a record batch that are worth their head."""
+
+
+class DeliverySettings(KafkaSettings):
+    """What a sink and the dead letters of ``kind = "kafka"`` have in common.
+
+    Attributes:
+        compression: none, gzip, snappy, lz4 or zstd.
+        linger: how long a batch of records may wait to fill.
+        buffer_bytes: of records that are not acknowledged yet; a full buffer holds `write` up.
+        max_record_bytes: of one record with its key and headers; what is larger becomes a dead
+            letter. The broker's ``message.max.bytes`` must allow it.
+        give_up: how long one record may take to be delivered, retries included.
+        transaction_timeout: time after which the broker aborts a transaction whose engine is
+            gone; readers of committed records wait for that. Longer than the time between
+            checkpoints.
+    """
+
+    compression: Free[str] = Field("lz4", pattern="^(none|gzip|snappy|lz4|zstd)$")
+    linger: Free[Duration] = Field(0.02, ge=0)
+    buffer_bytes: Free[ByteSize] = Field(ByteSize(32 << 20), ge=1 << 20)
+    max_record_bytes: Free[ByteSize] = Field(ByteSize(1_000_000), ge=1_000)
+    give_up: Free[Duration] = Field(120.0, gt=0)
+    transaction_timeout: Free[Duration] = Field(60.0, gt=0)
+
+    @model_validator(mode="after")
+    def _patient(self) -> Self:
+        if self.give_up < 2 * self.linger + 0.1:
+            raise ValueError(
+                f"give_up = {self.give_up:g} s is over before a batch that waits linger = "
+                f"{self.linger:g} s is sent and answered: expected at least "
+                f"{2 * self.linger + 0.1:g} s"
+            )
+        return self
+
+
+class TopicSettings(DeliverySettings):
+    """And of one topic.
+
+    Attributes:
+        topic: the topic that is written to; must be there.
+    """
+
+    topic: Told[str]
+
+
+class Delivery:
+    """A producer: idempotent, acks=all, and `flush` returns when all is acknowledged.
+
+    With a `transaction` id everything that is sent is part of a transaction, which `commit` ends
+    together with the offsets of what was read. A producer of the same id that starts later fences
+    this one.
+
+    Attributes:
+        committed, aborted: transactions so far.
+        failed: records that were not delivered.
+        beat: called every second while it waits for an answer, on another thread.
+    """
+
+    def __init__(self, settings: DeliverySettings, where: str) -> None:
+        """
+        Args:
+            where: what error sentences call it.
+        """
+        self.settings = settings
+        self.transaction: str | None = None
+        self.committed = self.aborted = self.failed = 0
+        self.beat: Callable[[], object] | None = None
+        self._where = where
+        self._reach = Reach.of(settings.bootstrap)
+        self._producer: KafkaProducer | None = None
+        self._sent: deque[tuple[Batch, int, int]] = deque()
+        self.nbytes = self._turn = 0
+        self._buffer_bytes = int(settings.buffer_bytes)
+        self._open = self._fenced = self._again = False
+        self._offsets: Mapping[TopicPartition, OffsetAndMetadata] = {}
+
+    def bound(self, nbytes: int) -> None:
+        """See `engine.types.Buffered`."""
+        if "buffer_bytes" not in self.settings.model_fields_set:
+            self._buffer_bytes = max(1, min(self._buffer_bytes, nbytes))
+
+    def connect(self) -> KafkaProducer:
+        """The producer; the first time it fences others of its transaction id."""
+        if self._producer is None:
+            settings = self.settings
+            own: dict[str, Any] = {}
+            if self.transaction is not None:
+                own["transactional_id"] = self.transaction
+                own["transaction_timeout_ms"] = int(settings.transaction_timeout * 1000)
+            with self._speaking(), self._waiting():
+                made = KafkaProducer(
+                    **settings.config(),
+                    **own,
+                    acks="all",
+                    enable_idempotence=True,
+                    compression_type=(
+                        None if settings.compression == "none" else settings.compression
+                    ),
+                    linger_ms=int(settings.linger * 1000),
+                    delivery_timeout_ms=int(settings.give_up * 1000),
+                    # One answer is waited for within that, after the lingering.
+                    request_timeout_ms=int(
+                        min(30.0, 0.9 * (settings.give_up - settings.linger)) * 1000
+                    ),
+                    max_block_ms=int(settings.give_up * 1000),
+                    max_request_size=settings.max_record_bytes + (64 << 10),
+                    metrics_enabled=False,
+                    allow_auto_create_topics=False,
+                )
+                self._producer = patient(made)
+                if self.transaction is not None:
+                    steadfast(self._producer).init_transactions()
+        return self._producer
+
+    def probe(self, topic: str) -> None:
+        """Ask for the topic, by a producer of its own: that of a transaction would end another
+        engine's.
+
+        Raises: UserError where there is no such topic; HeadraceError where no broker answers.
+        """
+        wait = int(self.settings.timeout * 1000)
+        with self._speaking():
+            producer = KafkaProducer(
+                **self.settings.config(),
+                max_block_ms=wait,
+                metrics_enabled=False,
+                allow_auto_create_topics=False,
+            )
+            try:
+                producer.partitions_for(topic)
+            finally:
+                producer.close(timeout=CLOSE_SECONDS)
+
+    def send(self, topic: str, records: Outgoing, at: Ints) -> None:
+        """Give the records `at` to the producer, their batches in the order of theirs; a full
+        buffer waits for half of it to be acknowledged.
+
+        Args:
+            at: which, shape (m,), increasing.
+
+        Raises: HeadraceError where the broker does not take them; UserError for permissions.
+        """
+        producer = self.connect()
+        size = min(SIZE, max(SMALLEST, self.settings.max_record_bytes))
+        with self._speaking():
+            self._begin(producer)
+            partitions = len(producer.partitions_for(topic))
+            batches, self._turn = plan(records, at, partitions, self._turn, size)
+            for partition, some, nbytes in batches:
+                place = TopicPartition(topic, partition)
+                batch = enqueue(producer, place, records, some, nbytes, size)
+                self._sent.append((batch, len(some), nbytes))
+                self.nbytes += nbytes
+                if self.nbytes > self._buffer_bytes:
+                    self._settle(producer, self._buffer_bytes // 2)
+
+    def flush(self) -> None:
+        """Raises: HeadraceError when a record was not delivered: the run stops before its
+        checkpoint, and what was read since the last comes again."""
+        if self._producer is not None and self._sent:
+            with self._speaking():
+                self._settle(self._producer, 0)
+
+    def _settle(self, producer: KafkaProducer, left: int) -> None:
+        """Wait for answers, the oldest first, until no more than these bytes have none; for all,
+        once one is a failure."""
+        until = time.monotonic() + self.settings.give_up + CLOSE_SECONDS
+        rows = failed = 0
+        why: BaseException | None = None
+        with hastened(producer), self._waiting():
+            while self._sent and (self.nbytes > left or why is not None):
+                batch, count, nbytes = self._sent.popleft()
+                failure = batch.failure(max(0.0, until - time.monotonic()))
+                self.nbytes -= nbytes
+                rows += count
+                if failure is not None:
+                    why = why or failure
+                    failed += count
+        if why is None:
+            return
+        self.failed += failed
+        if self.transaction is not None and isinstance(why, FENCED):
+            self._fenced = True  # `commit` says so
+            return
+        of = f"of {counted(rows, 'record')}"
+        lost = counted(failed, f"{of} was", f"{of} were")
+        raise HeadraceError(
+            f"{self._where} at {self.settings.bootstrap}: {lost} not delivered: "
+            f"{why}; start again: they come again from the last checkpoint."
+        )
+
+    def commit(self, offsets: Mapping[TopicPartition, OffsetAndMetadata], group: Any) -> bool:
+        """End the transaction with these offsets in it; whether it was committed. It is aborted
+        where the group has given the partitions to somebody else, or the broker has given up on it.
+
+        Raises: HeadraceError where that happens twice in a row: another engine has this one's
+            transaction id; or where the outcome cannot be known.
+        """
+        if not self._open and offsets == self._offsets:
+            return True
+        producer = self.connect()
+        with self._speaking():
+            try:
+                if self._fenced:
+                    raise errors.ProducerFencedError
+                self._begin(producer)
+                if offsets:
+                    self._wait(lambda: producer.send_offsets_to_transaction(dict(offsets), group))
+                self._wait(producer.commit_transaction)
+            except (errors.CommitFailedError, errors.FencedInstanceIdError) as error:
+                log.warning("transaction aborted", extra={"why": str(error)})
+                self.abort()
+                return False
+            except FENCED as error:
+                self._start_over(producer, error)
+                return False
+        self._open, self._offsets, self._again = False, offsets, False
+        self.committed += 1
+        return True
+
+    def _start_over(self, producer: KafkaProducer, error: BaseException) -> None:
+        """A transaction that outlived its time-out (the broker was away) and another engine of the
+        same id look alike; only the second happens at once again."""
+        if self._again:
+            raise HeadraceError(
+                f"{self._where}: another engine has taken over transaction '{self.transaction}'; "
+                "let one engine run, or give each a [source] member of its own."
+            ) from error
+        log.info("transaction aborted by the broker", extra={"why": type(error).__name__})
+        self._again, self._open, self._fenced = True, False, False
+        self.aborted += 1
+        self._producer = None
+        with contextlib.suppress(errors.KafkaError):
+            producer.close(timeout=CLOSE_SECONDS)
+
+    def abort(self) -> None:
+        """Take back what was sent since the last commit."""
+        producer, self._sent, self.nbytes = self._producer, deque(), 0
+        if producer is not None and self._open:
+            self._open = False
+            self.aborted += 1
+            with self._speaking():
+                try:
+                    self._wait(producer.abort_transaction)
+                except FENCED as error:
+                    self._start_over(producer, error)
+
+    def close(self) -> None:
+        """Let go. Without a transaction, records that were not flushed may arrive all the same."""
+        producer, self._producer = self._producer, None
+        self._sent, self.nbytes = deque(), 0
+        if producer is None:
+            return
+        if self._open:
+            self._open = False
+            self.aborted += 1
+            try:
+                self._wait(producer.abort_transaction, CLOSE_SECONDS)
+            except (HeadraceError, errors.KafkaError) as error:
+                log.warning("transaction left to its timeout", extra={"why": str(error)})
+        with contextlib.suppress(errors.KafkaError):  # what it could not flush comes again
+            producer.close(timeout=CLOSE_SECONDS)
+
+    def _begin(self, producer: KafkaProducer) -> None:
+        if self.transaction is not None and not self._open:
+            producer.begin_transaction()
+            self._open = True
+
+    def _wait(self, call: Callable[[], None], seconds: float | None = None) -> None:
+        """Calls that the client has no time limit for, with one."""
+        failure: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                call()
+            except BaseException as error:  # noqa: BLE001 - raised below, where it is waited for
+                failure.append(error)
+
+        thread = threading.Thread(target=work, daemon=True, name="headrace-transaction")
+        with self._waiting():
+            thread.start()
+            thread.join(seconds or self.settings.give_up)
+        if failure:
+            raise failure[0]
+        if thread.is_alive():
+            raise HeadraceError(
+                f"{self._where} at {self.settings.bootstrap}: no answer about the transaction; "
+                "start again: what was read since the last committed one comes again."
+            )
+
+    def _waiting(self) -> contextlib.AbstractContextManager[None]:
+        return self._reach.waiting(self, self.beat)
+
+    def _speaking(self) -> Any:
+        return speaking(self.settings, self._where)
+
+
+__all__ = ["Delivery", "DeliverySettings", "TopicSettings"]

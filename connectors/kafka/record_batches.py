@@ -1,0 +1,474 @@
+"""Columns to record batches: the one place that knows kafka-python's producer from inside.
+
+kafka-python's producer takes records one by one. Here a compiled loop writes the records of a
+batch from columns, and the producer's accumulator gets the batch as if it had collected it itself.
+Compression, checksums, sequence numbers, transactions, retries and time limits stay
+kafka-python's. `tests/connectors/kafka/test_record_batches.py` fails loudly where a new version of it moves
+the seam.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+import polars as pl
+from kafka import KafkaProducer, TopicPartition, errors
+from kafka.producer.future import FutureProduceResult, FutureRecordMetadata
+from kafka.producer.producer_batch import ProducerBatch
+from kafka.record.memory_records import MemoryRecordsBuilder
+from numpy.typing import NDArray
+
+from connectors.formats.kernels import rows
+from connectors.formats.kernels.varints import length, put, taken
+from connectors.formats.kernels.swar import compiled, copy
+from engine.types import Values
+
+Ints = NDArray[np.int64]
+Bytes = NDArray[np.uint8]
+SIZE = 1 << 18
+"""Bytes of a record batch before it is compressed, at most, unless it is one record."""
+OVERHEAD = 32
+"""Bytes a record has on the wire besides its value, key and headers, at most."""
+PAUSE_MS = 100
+"""Between two questions for a broker that cannot be reached."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outgoing:
+    """n records as columns.
+
+    Attributes:
+        values: n; null where the record is a tombstone.
+        keys: n, or None where no record has one.
+        headers: n records' headers as they are on the wire, see `headed`; None for none.
+        times: ms since the epoch, shape (n,).
+    """
+
+    values: Values
+    keys: Values | None = None
+    headers: Values | None = None
+    times: Ints
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def sizes(self) -> Ints:
+        """Bytes of each record's value, key and headers, shape (n,)."""
+        return sum(
+            (np.maximum(_spans(part, len(self))[2], 0) for part in self._parts()),
+            np.zeros(len(self), np.int64),
+        )
+
+    def _parts(self) -> tuple[Values | None, Values | None, Values | None]:
+        return self.values, self.keys, self.headers
+
+    def write(self, at: Ints, nbytes: int, first: int, since: int) -> Bytes:
+        """The records `at`, shape (n,), as a batch has them behind its head.
+
+        Args:
+            nbytes: of them, at most: see `plan`.
+            first: offset of the first in its batch.
+            since: ms since the epoch that the batch's times are counted from.
+        """
+        n = len(self)
+        out = np.empty(nbytes, np.uint8)
+        value, key = _spans(self.values, n), _spans(self.keys, n)
+        head = _spans(self.headers, n, bare=1)
+        return out[: _write(at, first, since, self.times, *value, *key, *head, out)]
+
+
+def plan(
+    records: Outgoing, at: Ints, partitions: int, turn: int, size: int = SIZE
+) -> tuple[list[tuple[int, Ints, int]], int]:
+    """Which of the records `at` go where, in batches: by their key's hash, as Kafka's own clients
+    have it (murmur2), those without by turns, a batch each.
+
+    Args:
+        partitions: how many there are.
+        turn: whose it is.
+        size: bytes of a batch, at most, unless it is one record.
+
+    Returns: (partition, records, bytes at most) of each batch, in their order; whose turn it is
+        next.
+    """
+    sizes = records.sizes()[at] + OVERHEAD
+    data, starts, lengths = _spans(records.keys, len(records))
+    where = np.empty(len(at), np.int64)
+    turn = _place(data, starts[at], lengths[at], sizes, size, partitions, turn, where)
+    order = np.argsort(where, kind="stable")
+    new = np.empty(len(at), np.bool_)
+    _cut(where[order], sizes[order], size, new)
+    if not len(at):
+        return [], turn
+    begins = np.flatnonzero(new)
+    totals = np.add.reduceat(sizes[order], begins)
+    cuts = np.split(at[order], begins[1:])
+    return list(zip(where[order][begins].tolist(), cuts, totals.tolist(), strict=True)), turn
+
+
+@functools.cache
+def rehearse() -> None:
+    """Make a batch of one record that goes nowhere: its loops are compiled at their first use, and
+    the first answer is not to wait for that."""
+    one = rows.values(pl.Series([b"1"]))
+    heads = headed(1, [("a", b"1")], {"b": pl.Series(["1"])})
+    records = Outgoing(values=one, keys=one, headers=heads, times=np.zeros(1, np.int64))
+    for _, at, nbytes in plan(records, np.arange(1), 1, 0)[0]:
+        records.write(at, nbytes, 0, 0)
+
+
+class Batch(ProducerBatch):  # type: ignore[misc]
+    """A record batch that takes rows as columns.
+
+    Attributes:
+        records: kafka-python's builder of it.
+    """
+
+    def __init__(self, partition: TopicPartition, compression: int, size: int) -> None:
+        super().__init__(partition, MemoryRecordsBuilder(2, compression, size))
+        self._record_futures: Any = Futures(self.records, self.produce_future)
+
+    def room(self, nbytes: int) -> bool:
+        """Whether it is still open and as many bytes more fit in."""
+        records = self.records
+        return (
+            not records._closed
+            and self.attempts == 0
+            and records.size_in_bytes() + nbytes <= records._batch_size
+        )
+
+    def put(self, outgoing: Outgoing, at: Ints, nbytes: int) -> None:
+        """Take these rows too, which are of so many bytes at most."""
+        records, builder, times = self.records, self.records._builder, outgoing.times[at]
+        if builder._first_timestamp is None:
+            builder._first_timestamp = builder._max_timestamp = int(times[0])
+        data = outgoing.write(at, nbytes, records._next_offset, builder._first_timestamp)
+        builder._buffer += data.data
+        builder._max_timestamp = max(builder._max_timestamp, int(times.max()))
+        builder._num_records += len(at)
+        records._next_offset += len(at)
+        builder._last_offset = records._next_offset - 1
+
+    def failure(self, seconds: float) -> BaseException | None:
+        """Wait for the answer; why the records were not delivered, or None where they were."""
+        until = time.monotonic() + seconds
+        self.produce_future.wait(seconds)
+        for future in self._record_futures.made:  # the client has split it
+            try:
+                future.get(max(0.0, until - time.monotonic()))
+            except errors.KafkaError as error:
+                return cast(BaseException, error)
+        if self._record_futures.made:
+            return None
+        if not self.produce_future.is_done:
+            return cast(BaseException, errors.KafkaTimeoutError("no answer"))
+        _, _, reasons = self.produce_future.value
+        return None if reasons is None else reasons(0)
+
+
+class Futures(Sequence[FutureRecordMetadata]):
+    """What kafka-python keeps for each record of a batch; made when it asks for one, which it does
+    to split a batch that the broker calls too large."""
+
+    def __init__(self, records: MemoryRecordsBuilder, whole: FutureProduceResult) -> None:
+        self._records = records  # not the batch: it holds this, and would wait for the collector
+        self._whole = whole
+        self.made: list[FutureRecordMetadata] = []
+
+    def __len__(self) -> int:
+        return int(self._records.next_offset())
+
+    def __getitem__(self, i: Any) -> Any:
+        if not self.made:  # all before the first is told of its new batch: see `Batch.failure`
+            self.made = [
+                FutureRecordMetadata(self._whole, n, None, None, -1, -1, -1)
+                for n in range(len(self))
+            ]
+        return self.made[i]
+
+
+def enqueue(
+    producer: KafkaProducer,
+    partition: TopicPartition,
+    outgoing: Outgoing,
+    at: Ints,
+    nbytes: int,
+    size: int,
+) -> Batch:
+    """Give the producer rows of so many bytes for one partition; the batch they are in, which is
+    the one that waits there where they fit.
+    """
+    manager, accumulator = producer._transaction_manager, producer._accumulator
+    if manager.is_transactional():
+        manager.maybe_add_partition_to_transaction(partition)
+    with accumulator._tp_lock(partition):
+        waiting = accumulator._batches[partition]
+        batch = waiting[-1] if waiting else None
+        if not isinstance(batch, Batch) or not batch.room(nbytes):
+            batch = Batch(partition, accumulator.config["compression_attrs"], size)
+            waiting.append(batch)
+            accumulator._incomplete.add(batch)
+        batch.put(outgoing, at, nbytes)
+    producer._sender.wakeup()
+    return batch
+
+
+@contextlib.contextmanager
+def hastened(producer: KafkaProducer) -> Iterator[None]:
+    """Meanwhile no batch waits to fill. kafka-python's own `flush` waits as well, and fails where a
+    batch is split meanwhile."""
+    accumulator = producer._accumulator
+    accumulator.begin_flush()
+    producer._sender.wakeup()
+    try:
+        yield
+    finally:
+        accumulator._flushes_in_progress.decrement()
+
+
+def patient(producer: KafkaProducer) -> KafkaProducer:
+    """The same producer, which takes no core to wait for a broker that is away or hangs.
+
+    kafka-python (3.0.12) does: its sender takes how long a connection is not to be tried again, in
+    seconds, for milliseconds; and for one that is being made that is 0, however long it takes.
+    """
+    producer._sender._client.connection_delay = lambda node: PAUSE_MS
+    return producer
+
+
+def steadfast(producer: KafkaProducer) -> KafkaProducer:
+    """The same producer, which forgets no request of a transaction while a broker is away.
+
+    kafka-python (3.0.12) does: where the coordinator cannot be reached, its sender puts the request
+    in hand back only if `await_ready` says so by False, and that raises instead. Nobody would ever
+    answer `init_transactions`, a commit, or the first record of a partition, the broker long back.
+    And it makes an error that ends everything of a request that was not answered in time, where one
+    whose connection broke is sent again.
+    """
+    client, manager = producer._sender._client, producer._transaction_manager
+    ready, following = client.await_ready, manager.next_request_handler
+
+    def await_ready(node: Any, timeout_ms: float = 30_000) -> bool:
+        try:
+            return bool(ready(node, timeout_ms=timeout_ms))
+        except (errors.KafkaConnectionError, errors.KafkaTimeoutError, errors.RequestTimedOutError):
+            # Other brokers may name it again and again before it is to be tried again: without a
+            # pause the sender would ask them as fast as they answer.
+            client.poll(timeout_ms=PAUSE_MS)
+            return False
+
+    def next_request_handler(has_incomplete: bool) -> Any:
+        handler = following(has_incomplete)
+        if handler is not None:
+            handler.on_complete = partial(_completed, handler)
+        return handler
+
+    client.await_ready, manager.next_request_handler = await_ready, next_request_handler
+    return producer
+
+
+def _completed(handler: Any, correlation: int, answer: Any) -> None:
+    if isinstance(answer, errors.RequestTimedOutError):  # the client has closed the connection
+        answer = errors.KafkaConnectionError(str(answer))
+    type(handler).on_complete(handler, correlation, answer)
+
+
+def headed(
+    n: int,
+    always: Sequence[tuple[str, bytes]],
+    columns: Mapping[str, pl.Series],
+    own: Values | None = None,
+) -> Values:
+    """Headers of n records as they are on the wire.
+
+    Args:
+        always: of each record.
+        columns: by header; text or bytes, shape (n,); where it is null the record has none.
+        own: headers that come first, as they were read; null or empty for none.
+    """
+    same = np.frombuffer(b"".join(_entry(name, value) for name, value in always), np.uint8)
+    names = [_text(name) for name in columns]
+    spans = [_spans(rows.values(column), n) for column in columns.values()]
+    data = [np.frombuffer(b"".join(names), np.uint8), *(np.asarray(s[0]) for s in spans)]
+    begins = np.cumsum([0, *map(len, data)])
+    starts = np.empty((len(spans), n), np.int64)
+    sizes = np.empty((len(spans), n), np.int64)
+    for i, (_, start, size) in enumerate(spans):
+        starts[i], sizes[i] = start + begins[i + 1], size
+    named = np.cumsum([0, *map(len, names)])
+    raw, first, lengths = _spans(own, n)
+    bounds = np.zeros(n + 1, np.int64)
+    joined = np.concatenate(data)
+    args = (raw, first, lengths, same, len(always), joined, named, starts, sizes, bounds)
+    _heads(*args, np.empty(0, np.uint8), False)
+    out = np.empty(int(bounds[-1]), np.uint8)
+    _heads(*args, out, True)
+    return Values(data=out, bounds=bounds)
+
+
+def _text(text: str) -> bytes:
+    return _sized(text.encode())
+
+
+def _sized(raw: bytes) -> bytes:
+    head = np.empty(10, np.uint8)
+    return head[: put(head, 0, len(raw))].tobytes() + raw
+
+
+def _entry(name: str, value: bytes) -> bytes:
+    return _text(name) + _sized(value)
+
+
+def _spans(values: Values | None, n: int, *, bare: int = -1) -> tuple[Bytes, Ints, Ints]:
+    """Where each of n values begins and how many bytes it has, -1 for null.
+
+    Args:
+        bare: size of each where there are no values: bytes of 0.
+    """
+    if values is None:
+        zeros = _shared(np.zeros(1, np.uint8)), _shared(np.zeros(n, np.int64))
+        return *zeros, np.full(n, bare, np.int64)
+    sizes = np.diff(values.bounds) - values.tail
+    if values.null is not None:
+        sizes[values.null] = -1
+    return _shared(values.data), _shared(values.bounds[:-1]), sizes
+
+
+def _shared(array: NDArray[Any]) -> NDArray[Any]:
+    """Not to be written to, whosever it is: one type for the compiled loops."""
+    array = array.view()
+    array.flags.writeable = False
+    return array
+
+
+# --------------------------------------------------------------------------------------- compiled
+
+WORD = np.uint64(0xFFFFFFFF)
+MIX = np.uint64(0x5BD1E995)
+
+
+@compiled
+def murmur2(data, start, size):  # type: ignore[no-untyped-def]
+    """A key's hash as Kafka's clients have it: A. Appleby's MurmurHash2 of 32 bits, with a seed of
+    theirs, without the sign."""
+    h = np.uint64(0x9747B28C) ^ np.uint64(size)
+    end = start + size
+    while end - start >= 4:
+        k = np.uint64(0)
+        for j in range(4):
+            k |= np.uint64(data[start + j]) << np.uint64(8 * j)
+        k = (k * MIX) & WORD
+        k ^= k >> np.uint64(24)
+        h = ((h * MIX) & WORD) ^ ((k * MIX) & WORD)
+        start += 4
+    if end > start:
+        for j in range(end - start):
+            h ^= np.uint64(data[start + j]) << np.uint64(8 * j)
+        h = (h * MIX) & WORD
+    h ^= h >> np.uint64(13)
+    h = (h * MIX) & WORD
+    h ^= h >> np.uint64(15)
+    return np.int64(h & np.uint64(0x7FFFFFFF))
+
+
+@compiled
+def _place(data, starts, lengths, sizes, size, partitions, turn, where):  # type: ignore[no-untyped-def]
+    total = 0
+    for i in range(len(where)):
+        if lengths[i] >= 0:
+            where[i] = murmur2(data, starts[i], lengths[i]) % partitions
+            continue
+        if total and total + sizes[i] > size:
+            turn, total = turn + 1, 0
+        total += sizes[i]
+        where[i] = turn % partitions
+    return turn + 1 if total else turn
+
+
+@compiled
+def _cut(where, sizes, size, new):  # type: ignore[no-untyped-def]
+    """Where another batch begins."""
+    total = 0
+    for i in range(len(where)):
+        new[i] = i == 0 or where[i] != where[i - 1] or total + sizes[i] > size
+        total = sizes[i] if new[i] else total + sizes[i]
+
+
+@compiled
+def _write(at, first, since, times, vs, v0, vn, ks, k0, kn, hs, h0, hn, out):  # type: ignore[no-untyped-def]
+    """See `connectors.kafka.fetch` for what a record is; data, starts and sizes of values, keys and
+    headers. A record without a value has a key."""
+    to = 0
+    for i in range(len(at)):
+        row = at[i]
+        value, key, head, late = vn[row], kn[row], hn[row], times[row] - since
+        if value < 0 and key < 0:
+            key = 0
+        body = 1 + length(late) + length(first + i) + length(key) + length(value) + head
+        to = put(out, to, body + max(key, 0) + max(value, 0))
+        out[to] = 0
+        to = put(out, to + 1, late)
+        to = put(out, to, first + i)
+        to = put(out, to, key)
+        if key > 0:
+            copy(ks, k0[row], key, out, to)
+            to += key
+        to = put(out, to, value)
+        if value > 0:
+            copy(vs, v0[row], value, out, to)
+            to += value
+        copy(hs, h0[row], head, out, to)
+        to += head
+    return to
+
+
+@compiled
+def _heads(raw, first, lengths, same, n_same, data, named, starts, sizes, bounds, out, write):  # type: ignore[no-untyped-def]
+    """How long each record's headers are; the second time, write them."""
+    for row in range(len(first)):
+        count, begin = 0, first[row]
+        if lengths[row] > 0:
+            count, begin = taken(raw, first[row])
+        rest = first[row] + max(lengths[row], 0) - begin
+        count += n_same
+        size = rest + len(same)
+        for i in range(len(starts)):
+            if sizes[i, row] >= 0:
+                count += 1
+                size += named[i + 1] - named[i] + length(sizes[i, row]) + sizes[i, row]
+        if not write:
+            bounds[row + 1] = bounds[row] + length(count) + size
+            continue
+        to = put(out, bounds[row], count)
+        copy(raw, begin, rest, out, to)
+        to += rest
+        copy(same, 0, len(same), out, to)
+        to += len(same)
+        for i in range(len(starts)):
+            if sizes[i, row] >= 0:
+                copy(data, named[i], named[i + 1] - named[i], out, to)
+                to = put(out, to + named[i + 1] - named[i], sizes[i, row])
+                copy(data, starts[i, row], sizes[i, row], out, to)
+                to += sizes[i, row]
+
+
+__all__ = [
+    "SIZE",
+    "Batch",
+    "Outgoing",
+    "enqueue",
+    "hastened",
+    "headed",
+    "murmur2",
+    "patient",
+    "plan",
+    "rehearse",
+    "steadfast",
+]

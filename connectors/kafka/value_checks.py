@@ -1,0 +1,117 @@
+"""Values that no format can be given: tombstones, and text inside an envelope."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from connectors.formats.kernels.rows import rejected, some
+from connectors.formats.text import Text
+from engine.types import Format, Interruptible, Records, Rejects, Schema, Values
+
+Ints = NDArray[np.int64]
+TOMBSTONE = "tombstone"
+FRAMED = "registry_frame"
+FRAME = 5
+"""Bytes of a schema registry's frame: 0, and the schema's number."""
+BOM = "byte_order_mark"
+COMPRESSED = "compressed"
+ENVELOPES = {
+    b"\x00": (FRAMED, "the frame of a schema registry (a byte 0 and the number of a schema)"),
+    b"\xef\xbb\xbf": (BOM, "a byte order mark (UTF-8)"),
+    b"\xff\xfe": (BOM, "a byte order mark (UTF-16)"),
+    b"\xfe\xff": (BOM, "a byte order mark (UTF-16)"),
+    b"\x1f\x8b": (COMPRESSED, "what gzip makes"),
+    b"\x28\xb5\x2f\xfd": (COMPRESSED, "what zstd makes"),
+}
+"""How values begin that are no plain text, what that is called, and in words."""
+SUSPECT = np.zeros(256, np.bool_)
+SUSPECT[[begin[0] for begin in ENVELOPES]] = True
+
+
+class Around:
+    """See `engine.types.Format`: another one, and something around it."""
+
+    def __init__(self, inner: Format) -> None:
+        self.inner = inner
+
+    def interrupt(self) -> None:
+        """See `engine.types.Interruptible`."""
+        if isinstance(self.inner, Interruptible):
+            self.inner.interrupt()
+
+    def resume(self) -> None:
+        """See `engine.types.Interruptible`."""
+        if isinstance(self.inner, Interruptible):
+            self.inner.resume()
+
+
+class Valued(Around):
+    """See `engine.types.Format`. Another format, for the values that it can be given.
+
+    Args:
+        inner: for all others.
+        text: whether it reads text: a value that begins with a schema registry's frame, a byte
+            order mark, or as a compressed file does, is rejected under that name.
+    """
+
+    def __init__(self, inner: Format, *, text: bool) -> None:
+        super().__init__(inner)
+        self._text = text
+
+    def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
+        """What the inner one makes of those that are there, and plain."""
+        values = records.values
+        assert isinstance(values, Values)
+        rejects = []
+        odd = np.zeros(len(values), np.bool_)
+        if values.null is not None and values.null.any():
+            odd |= values.null
+            detail = "Expected a value, got none (null): its key was deleted."
+            rejects.append(rejected(records, np.flatnonzero(odd), TOMBSTONE, detail))
+        if self._text and not (isinstance(self.inner, Text) and pl.Binary in schema.values()):
+            for begin, at in _enveloped(values, odd):
+                odd[at] = True
+                reason, words = ENVELOPES[begin]
+                rejects.append(rejected(records, at, reason, _detail(values, at, reason, words)))
+        if not odd.any():
+            return self.inner.decode(records, schema)
+        frame, others = self.inner.decode(some(records, np.flatnonzero(~odd)), schema)
+        return frame, [*rejects, *others]
+
+
+def _enveloped(values: Values, odd: NDArray[np.bool_]) -> Iterator[tuple[bytes, Ints]]:
+    """How values begin that are in an envelope, and which these are; `odd` ones are left out."""
+    if not len(values.data):
+        return
+    starts, sizes = values.bounds[:-1], np.diff(values.bounds) - values.tail
+    suspect = SUSPECT[values.data[np.minimum(starts, len(values.data) - 1)]]
+    suspects = np.flatnonzero(suspect & ~odd)
+    for begin in ENVELOPES if len(suspects) else ():
+        at = suspects[sizes[suspects] >= (FRAME if begin == b"\x00" else len(begin))]
+        for i, byte in enumerate(begin):
+            at = at[values.data[starts[at] + i] == byte]
+        if len(at):
+            yield begin, at
+
+
+def _detail(values: Values, at: Ints, reason: str, words: str) -> str | pl.Series:
+    if reason != FRAMED:
+        return f"Expected plain text, got {words} at its start: let the producer write it without."
+    number = np.zeros(len(at), np.int64)
+    for i in range(1, FRAME):
+        number = number << 8 | values.data[values.bounds[at] + i]
+    return pl.select(
+        pl.format(
+            "Expected plain text, got {}, here {}: let the producer write plain values, or read "
+            "them with a format of your own.",
+            pl.lit(words),
+            pl.lit(pl.Series(number)),
+        )
+    ).to_series()
+
+
+__all__ = ["Around", "Valued"]

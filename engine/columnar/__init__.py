@@ -1,0 +1,1 @@
+"""Arithmetic on columns; nothing of threads."""

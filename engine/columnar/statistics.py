@@ -1,0 +1,796 @@
+"""Mergeable statistics over many columns at once, as immutable values.
+
+Every statistic is a frozen dataclass of numpy arrays with one entry per column. `update` and
+`merge` give a new one; the statistics of two parts merged equal those of the whole, so parts can be
+learned apart. What is no number (null, NaN, infinity) is ignored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numba
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from engine.columnar.kernels import Floats, buffers
+
+Block = pl.DataFrame | Floats
+"""Rows to learn from: a frame of number columns, or an array of shape (n, columns)."""
+
+LARGEST = 1e150
+"""Numbers beyond are ignored like infinity: their square is no float64."""
+
+
+def inverse(width: Floats) -> Floats:
+    """1 / width of each column, to scale with; 0 where one varies so little that it says nothing:
+    scaled numbers would be no float64."""
+    return np.divide(1.0, width, where=width > 1 / LARGEST, out=np.zeros_like(width))
+
+
+class Statistic:
+    """What every statistic can do.
+
+    `empty(columns)` makes the statistic of no rows; `of(block)` that of one block.
+    """
+
+    __slots__ = ()
+
+    @classmethod
+    def empty(cls, columns: int) -> Self:
+        """The statistic of no rows."""
+        raise NotImplementedError
+
+    def update(self, block: Block) -> Self:
+        """With the block's rows added; columns in the same order as before."""
+        raise NotImplementedError
+
+    def merge(self, other: Self) -> Self:
+        """Of both parts together."""
+        raise NotImplementedError
+
+    def snapshot(self) -> dict[str, Any]:
+        """The fields as plain values; nothing is copied, nothing is ever changed."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+
+    @classmethod
+    def restore(cls, value: Mapping[str, Any]) -> Self:
+        """The statistic that gave this snapshot."""
+        return cls(**value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Moments(Statistic):
+    """Count, mean and squared deviations.
+
+    Parts are merged by Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for
+    Computing Sample Variances" (1979), which loses no digits to large means.
+
+    Attributes:
+        count: numbers seen, shape (columns,).
+        mean: their mean, 0 where none was seen.
+        m2: sum of squared deviations from the mean.
+    """
+
+    count: NDArray[np.int64]
+    mean: Floats
+    m2: Floats
+
+    @classmethod
+    def empty(cls, columns: int) -> Self:
+        zeros = np.zeros(columns)
+        return cls(count=np.zeros(columns, np.int64), mean=zeros, m2=zeros)
+
+    @classmethod
+    def of(cls, block: Block) -> Self:
+        """The moments of one block."""
+        return cls.from_sums(_of_columns(moments_into, block))
+
+    @classmethod
+    def from_sums(cls, sums: Floats) -> Self:
+        """From what `moments_into` gave of each column, shape (columns, 3)."""
+        count, mean, m2 = sums.T
+        return cls(count=count.astype(np.int64), mean=mean, m2=m2)
+
+    def update(self, block: Block) -> Self:
+        return self.merge(self.of(block)) if len(block) else self
+
+    def merge(self, other: Self) -> Self:
+        count = self.count + other.count
+        share = other.count / np.maximum(count, 1)
+        delta = other.mean - self.mean
+        return dataclasses.replace(
+            self,
+            count=count,
+            mean=self.mean + delta * share,
+            m2=self.m2 + other.m2 + delta * delta * self.count * share,
+        )
+
+    @property
+    def variance(self) -> Floats:
+        """Population variance, 0 where nothing was seen and where rounding alone makes it differ
+        from 0 (the bound of scikit-learn's StandardScaler)."""
+        return _spread(self.count, self.count, self.mean, self.m2)
+
+    @property
+    def deviation(self) -> Floats:
+        """Population standard deviation."""
+        return np.sqrt(self.variance)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FadingMoments(Statistic):
+    """Mean and variance that follow drift: a number's weight halves with every `halflife` numbers
+    of its column that come after it.
+
+    The exponentially weighted moments of Finch, "Incremental calculation of weighted mean and
+    variance" (2009), with the weights divided by their sum, so that the first number counts no more
+    than others. What is no number neither counts nor fades.
+
+    Parts follow one another: ``a.merge(b)`` equals the whole where b's rows came after a's.
+
+    Attributes:
+        count: numbers seen, shape (columns,).
+        weight: sum of their weights; the newest has weight 1.
+        mean: their weighted mean, 0 where none was seen.
+        m2: sum of weighted squared deviations from the mean.
+        halflife: in numbers.
+    """
+
+    count: NDArray[np.int64]
+    weight: Floats
+    mean: Floats
+    m2: Floats
+    halflife: float
+
+    @classmethod
+    def empty(cls, columns: int, halflife: float = 1_000.0) -> Self:
+        zeros = np.zeros(columns)
+        count = np.zeros(columns, np.int64)
+        return cls(count=count, weight=zeros, mean=zeros, m2=zeros, halflife=halflife)
+
+    def update(self, block: Block) -> Self:
+        if not len(block):
+            return self
+        age = np.arange(len(block) - 1, -1, -1)
+        weights = np.exp2(-age / self.halflife)
+        frame = _frame(block)
+        made = np.empty((frame.width, 4))
+        for column, out in zip(frame.get_columns(), made, strict=True):
+            _fading(*buffers(column), weights, out)
+        count, weight, mean, m2 = made.T
+        newer = dataclasses.replace(
+            self, count=count.astype(np.int64), weight=weight, mean=mean, m2=m2
+        )
+        return self.merge(newer)
+
+    def merge(self, other: Self) -> Self:
+        fade = np.exp2(-other.count / self.halflife)
+        before = self.weight * fade
+        weight = before + other.weight
+        share = np.divide(other.weight, weight, where=weight > 0, out=np.zeros_like(weight))
+        delta = other.mean - self.mean
+        return dataclasses.replace(
+            self,
+            count=self.count + other.count,
+            weight=weight,
+            mean=self.mean + delta * share,
+            m2=self.m2 * fade + other.m2 + delta * delta * before * share,
+        )
+
+    @property
+    def variance(self) -> Floats:
+        """Weighted population variance; 0 as in `Moments.variance`."""
+        return _spread(self.count, self.weight, self.mean, self.m2)
+
+    @property
+    def deviation(self) -> Floats:
+        """Weighted population standard deviation."""
+        return np.sqrt(self.variance)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Extremes(Statistic):
+    """Smallest and largest number.
+
+    Attributes:
+        count: numbers seen, shape (columns,).
+        low: the smallest, infinity where none was seen.
+        high: the largest, minus infinity where none was seen.
+    """
+
+    count: NDArray[np.int64]
+    low: Floats
+    high: Floats
+
+    @classmethod
+    def empty(cls, columns: int) -> Self:
+        infinite = np.full(columns, np.inf)
+        return cls(count=np.zeros(columns, np.int64), low=infinite, high=-infinite)
+
+    @classmethod
+    def of(cls, block: Block) -> Self:
+        """The extremes of one block."""
+        return cls.from_sums(_of_columns(extremes_into, block))
+
+    @classmethod
+    def from_sums(cls, sums: Floats) -> Self:
+        """From what `extremes_into` gave of each column, shape (columns, 3)."""
+        count, low, high = sums.T
+        return cls(count=count.astype(np.int64), low=low, high=high)
+
+    def update(self, block: Block) -> Self:
+        return self.merge(self.of(block)) if len(block) else self
+
+    def merge(self, other: Self) -> Self:
+        return dataclasses.replace(
+            self,
+            count=self.count + other.count,
+            low=np.minimum(self.low, other.low),
+            high=np.maximum(self.high, other.high),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class KeyedMoments(Statistic):
+    """`Moments` of the rows of each key, for the `size` keys seen last; and of all rows together.
+
+    What it learns from has the keys' 64-bit hashes (UInt64) as its first column. Parts follow one
+    another: ``a.merge(b)`` equals the whole where b's rows came after a's and no key has left. A
+    key that left and comes again begins anew.
+
+    Every update copies the table: 16 + 24 bytes a column for each key.
+
+    Attributes:
+        keys: hashes, ascending, shape (k,).
+        seen: number of the row that each was last seen in, shape (k,).
+        count, mean, m2: as in `Moments`, shape (k, columns).
+        total: moments of all rows, whether or not their key is still there.
+        age: rows seen so far.
+        left: how often a key has left.
+        size: keys kept.
+    """
+
+    keys: NDArray[np.uint64]
+    seen: NDArray[np.int64]
+    count: NDArray[np.int64]
+    mean: Floats
+    m2: Floats
+    total: Moments
+    age: int = 0
+    left: int = 0
+    size: int = 10_000
+
+    @classmethod
+    def empty(cls, columns: int, size: int = 10_000) -> Self:
+        zeros = np.zeros((0, columns))
+        return cls(
+            keys=np.zeros(0, np.uint64),
+            seen=np.zeros(0, np.int64),
+            count=zeros.astype(np.int64),
+            mean=zeros,
+            m2=zeros,
+            total=Moments.empty(columns),
+            size=size,
+        )
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def find(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Place of each key in the table, -1 for those that are not there."""
+        if not len(self.keys):
+            return np.full(len(keys), -1)
+        at = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
+        return np.where(self.keys[at] == keys, at, -1)
+
+    def update(self, block: Block) -> Self:
+        assert isinstance(block, pl.DataFrame)
+        if not block.height:
+            return self
+        hashed, numbers = block.to_series(0).to_numpy(), block[:, 1:]
+        keys, group = np.unique(hashed, return_inverse=True)
+        rows = matrix(numbers)
+        count, mean, m2, seen = _grouped(rows, group, len(keys))
+        total = Moments.of(numbers)
+        newer = dataclasses.replace(
+            self, keys=keys, seen=seen, count=count, mean=mean, m2=m2, total=total,
+            age=block.height, left=0,
+        )  # fmt: skip
+        return self.merge(newer)
+
+    def merge(self, other: Self) -> Self:
+        at = self.find(other.keys)
+        known, new = np.flatnonzero(at >= 0), np.flatnonzero(at < 0)
+        place = np.searchsorted(self.keys, other.keys[new])
+        both = self.moments_into(at[known]).merge(other.moments_into(known))
+        made: dict[str, Any] = {
+            "seen": _with(self.seen, at[known], other.seen[known] + self.age),
+            "count": _with(self.count, at[known], both.count),
+            "mean": _with(self.mean, at[known], both.mean),
+            "m2": _with(self.m2, at[known], both.m2),
+        }
+        if len(new):
+            made = {
+                name: np.insert(array, place, getattr(other, name)[new], axis=0)
+                for name, array in made.items()
+            }
+            made["seen"][place + np.arange(len(new))] += self.age
+        made["keys"] = np.insert(self.keys, place, other.keys[new]) if len(new) else self.keys
+        extra = len(made["keys"]) - self.size
+        if extra > 0:
+            oldest = np.partition(made["seen"], extra)[extra]  # each row has one key: no ties
+            made = {name: array[made["seen"] >= oldest] for name, array in made.items()}
+        return dataclasses.replace(
+            self,
+            **made,
+            total=self.total.merge(other.total),
+            age=self.age + other.age,
+            left=self.left + other.left + max(extra, 0),
+        )
+
+    def moments_into(self, at: NDArray[np.int64]) -> Moments:
+        return Moments(count=self.count[at], mean=self.mean[at], m2=self.m2[at])
+
+    def snapshot(self) -> dict[str, Any]:
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {**plain, "total": self.total.snapshot()}
+
+    @classmethod
+    def restore(cls, value: Mapping[str, Any]) -> Self:
+        return cls(**{**value, "total": Moments.restore(value["total"])})
+
+
+def _with(array: NDArray[Any], at: NDArray[np.int64], values: NDArray[Any]) -> NDArray[Any]:
+    """A copy of the array with other values in some rows."""
+    made = array.copy()
+    made[at] = values
+    return made
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class CoMoments(Statistic):
+    """Means and products of deviations of columns that vary together, over the rows in which every
+    column has a number: all that a linear regression of any on the others needs.
+
+    Merged as `Moments`, pair by pair.
+
+    Attributes:
+        complete: rows.
+        mean: of the complete rows, shape (columns,).
+        products: sums of products of two columns' deviations from their means, shape (columns,
+            columns).
+        single: moments of each column over all its numbers.
+    """
+
+    complete: int
+    mean: Floats
+    products: Floats
+    single: Moments
+
+    @classmethod
+    def empty(cls, columns: int) -> Self:
+        zeros = np.zeros(columns)
+        square = np.zeros((columns, columns))
+        return cls(complete=0, mean=zeros, products=square, single=Moments.empty(columns))
+
+    def update(self, block: Block) -> Self:
+        if not len(block):
+            return self
+        rows = matrix(block)
+        single = Moments.of(block)
+        rows = np.ascontiguousarray(rows[:, ~np.isnan(rows).any(axis=0)])
+        n = rows.shape[1]
+        mean = rows.sum(axis=1) / max(n, 1)
+        rows -= mean[:, None]
+        other = dataclasses.replace(
+            self, complete=n, mean=mean, products=rows @ rows.T, single=single
+        )
+        return self.merge(other)
+
+    def merge(self, other: Self) -> Self:
+        complete = self.complete + other.complete
+        share = other.complete / max(complete, 1)
+        delta = other.mean - self.mean
+        return dataclasses.replace(
+            self,
+            complete=complete,
+            mean=self.mean + delta * share,
+            products=self.products
+            + other.products
+            + np.outer(delta, delta) * (self.complete * share),
+            single=self.single.merge(other.single),
+        )
+
+    @property
+    def deviation(self) -> Floats:
+        """Square root of the sum of squared deviations over rows, 0 as in `Moments.variance`."""
+        rows = np.full(len(self.mean), self.complete)
+        return np.sqrt(_spread(rows, rows, self.mean, np.diagonal(self.products)))
+
+    def snapshot(self) -> dict[str, Any]:
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {**plain, "single": self.single.snapshot()}
+
+    @classmethod
+    def restore(cls, value: Mapping[str, Any]) -> Self:
+        return cls(**{**value, "single": Moments.restore(value["single"])})
+
+
+CELLS = 256
+"""Centroids a column keeps in `Quantiles`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Quantiles(Statistic):
+    """A t-digest per column: quantiles in bounded memory (4 kB a column).
+
+    Dunning and Ertl, "Computing Extremely Accurate Quantiles Using t-Digests" (2019), in the
+    merging form with the scale function k1; cells of the scale are fixed instead of greedy, so that
+    all columns are merged by the same few array operations. Nothing in it is random.
+
+    Error of `quantile(q)` in rank: 0.5 % or less, mostly below 0.05 %; the ends are exact. Held by
+    tests for shuffled, sorted, reversed and interleaved streams of several distributions; as with
+    every t-digest there is no bound for an adversary's order.
+
+    Attributes:
+        mean: of each cell's numbers, shape (CELLS, columns), ascending where weight > 0.
+        weight: how many numbers each cell holds, float64.
+        low: the smallest number, infinity where none was seen.
+        high: the largest number, minus infinity where none was seen.
+    """
+
+    mean: Floats
+    weight: Floats
+    low: Floats
+    high: Floats
+
+    @classmethod
+    def empty(cls, columns: int) -> Self:
+        zeros, infinite = np.zeros((CELLS, columns)), np.full(columns, np.inf)
+        return cls(mean=zeros, weight=zeros, low=infinite, high=-infinite)
+
+    @classmethod
+    def of(cls, block: Block) -> Self:
+        """The digest of one block."""
+        rows = np.sort(matrix(block), axis=1)  # NaN comes last
+        count = np.count_nonzero(~np.isnan(rows), axis=1)
+        if not rows.size:
+            return cls.empty(len(rows))
+        low = np.where(count > 0, rows[:, 0], np.inf)
+        high = np.where(count > 0, rows[np.arange(len(rows)), count - 1], -np.inf)
+        starts = np.clip(np.ceil(_EDGES * count - 0.5), 0, count).astype(np.int64)
+        starts[-1] = count
+        sums = _segments(np.nan_to_num(rows, nan=0.0), starts)
+        weight = np.diff(starts, axis=0).astype(np.float64)
+        mean = np.where(weight > 0, sums / np.maximum(weight, 1), 0.0)
+        return cls(mean=mean, weight=weight, low=low, high=high)
+
+    def update(self, block: Block) -> Self:
+        return self.merge(self.of(block)) if len(block) else self
+
+    def merge(self, other: Self) -> Self:
+        weight = np.concatenate((self.weight, other.weight))
+        mean = np.concatenate((self.mean, other.mean))
+        order = np.argsort(np.where(weight > 0, mean, np.inf), axis=0, kind="stable")
+        weight, mean = np.take_along_axis(weight, order, 0), np.take_along_axis(mean, order, 0)
+        cell = _cells(weight)
+        total = _binned(cell, weight)
+        return dataclasses.replace(
+            self,
+            mean=_binned(cell, weight * mean) / np.where(total > 0, total, 1.0),
+            weight=total,
+            low=np.minimum(self.low, other.low),
+            high=np.maximum(self.high, other.high),
+        )
+
+    @property
+    def count(self) -> NDArray[np.int64]:
+        """Numbers seen, shape (columns,)."""
+        count: NDArray[np.int64] = self.weight.sum(axis=0).astype(np.int64)
+        return count
+
+    def quantile(self, *q: float) -> Floats:
+        """The quantiles q (0-1) of each column, shape (len(q), columns); NaN where nothing was
+        seen."""
+        columns = [self._column(j, np.asarray(q)) for j in range(len(self.low))]
+        return np.stack(columns, axis=1) if columns else np.empty((len(q), 0))
+
+    def below(self, j: int, values: Floats) -> Floats:
+        """The share of column j's numbers up to each value, by the same interpolation."""
+        ranks, known = self._points(j)
+        if not len(known):
+            return np.full(len(values), np.nan)
+        return np.asarray(np.interp(values, known, ranks / ranks[-1], left=0.0, right=1.0))
+
+    def _column(self, j: int, q: Floats) -> Floats:
+        ranks, values = self._points(j)
+        if not len(values):
+            return np.full(len(q), np.nan)
+        return np.asarray(np.interp(q * ranks[-1], ranks, values))
+
+    def _points(self, j: int) -> tuple[Floats, Floats]:
+        """Ranks, and the values that have them; empty where nothing was seen."""
+        at = np.flatnonzero(self.weight[:, j])
+        if not len(at):
+            return np.empty(0), np.empty(0)
+        weight = self.weight[at, j]
+        after = np.cumsum(weight)
+        ranks = np.concatenate(([0.0], after - weight / 2, after[-1:]))
+        values = np.concatenate((self.low[j : j + 1], self.mean[at, j], self.high[j : j + 1]))
+        return ranks, values
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Counts(Statistic):
+    """The most frequent values of each column, of any type, in bounded memory.
+
+    Misra and Gries, "Finding Repeated Elements" (1982), merged as in Agarwal et al., "Mergeable
+    Summaries" (2012): a value's count is never too high and at most rows / (size + 1) too low; with
+    no more than `size` different values it is exact. Of equal counts the one that led before stands
+    first.
+
+    Attributes:
+        tables: for each column a frame of ``value`` and ``count``, most frequent first, at most
+            `size` rows; empty tables have type Null until the first value.
+        size: values kept per column.
+    """
+
+    tables: tuple[pl.DataFrame, ...]
+    size: int = 1024
+
+    @classmethod
+    def empty(cls, columns: int, size: int = 1024) -> Self:
+        table = pl.DataFrame(schema={"value": pl.Null(), "count": pl.Int64()})
+        return cls(tables=(table,) * columns, size=size)
+
+    def update(self, block: Block) -> Self:
+        frame = block if isinstance(block, pl.DataFrame) else _frame(block)
+        if not frame.height:
+            return self
+        tables = tuple(_counted(column) for column in frame.get_columns())
+        return self.merge(dataclasses.replace(self, tables=tables))
+
+    def merge(self, other: Self) -> Self:
+        tables = (self._merged(a, b) for a, b in zip(self.tables, other.tables, strict=True))
+        return dataclasses.replace(self, tables=tuple(tables))
+
+    def _merged(self, a: pl.DataFrame, b: pl.DataFrame) -> pl.DataFrame:
+        if a.height and b.height:
+            both = pl.concat((a, b)).group_by("value", maintain_order=True).sum()
+        else:
+            both = a if a.height else b
+        both = both.sort("count", descending=True, maintain_order=True)
+        if both.height > self.size:
+            cut = both.item(self.size, "count")
+            both = both.with_columns(pl.col("count") - cut).filter(pl.col("count") > 0)
+        return both
+
+    @property
+    def top(self) -> list[Any]:
+        """The most frequent value of each column, None where nothing was seen."""
+        return [table.item(0, "value") if table.height else None for table in self.tables]
+
+
+# ------------------------------------------------------------------------------------------ helpers
+
+
+def _spread(
+    count: NDArray[np.int64], weight: NDArray[Any], mean: Floats, squares: Floats
+) -> Floats:
+    """``squares / weight``, 0 where that is no more than the rounding of `count` numbers."""
+    variance = np.divide(squares, weight, where=weight > 0, out=np.zeros_like(squares))
+    noise = count * np.finfo(np.float64).eps
+    constant = variance <= noise * variance + (noise * mean) ** 2
+    return np.where(constant, 0.0, variance)
+
+
+@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+def _sums(x):  # type: ignore[no-untyped-def]
+    """Mean and squared deviations of x, shape (n,), in two passes; the second takes the first's
+    rounding out of the deviations (Chan, Golub & LeVeque).
+
+    Counted loops and reordered sums, so that the compiler uses the processor's lanes: iterating
+    over the values takes ten times as long. The order depends on the length alone.
+    """
+    n = x.shape[0]
+    total = 0.0
+    for i in range(n):
+        total += x[i]
+    mean = total / max(n, 1)
+    squares, rest = 0.0, 0.0
+    for i in range(n):
+        off = x[i] - mean
+        squares += off * off
+        rest += off
+    return mean, max(squares - rest * rest / max(n, 1), 0.0)
+
+
+@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+def _sums_of(x, there):  # type: ignore[no-untyped-def]
+    """Count, mean and squared deviations of the numbers of x that `_good` would keep; as `_sums`,
+    without moving them."""
+    n, total = 0, 0.0
+    for i in range(x.shape[0]):
+        good = (there[i] != 0) & (abs(x[i]) < LARGEST)
+        total += x[i] if good else 0.0
+        n += good
+    mean = total / max(n, 1)
+    squares, rest = 0.0, 0.0
+    for i in range(x.shape[0]):
+        good = (there[i] != 0) & (abs(x[i]) < LARGEST)
+        off = x[i] - mean if good else 0.0
+        squares += off * off
+        rest += off
+    return n, mean, max(squares - rest * rest / max(n, 1), 0.0)
+
+
+@numba.njit(nogil=True, cache=True)
+def _good(x, there):  # type: ignore[no-untyped-def]
+    """The numbers of x that are neither null (0 in the mask, which may be empty), nor NaN, nor
+    beyond `LARGEST`."""
+    kept = np.empty(x.shape[0])
+    n = 0
+    for i in range(x.shape[0]):
+        kept[n] = x[i]
+        n += (there.shape[0] == 0 or there[i] != 0) and abs(x[i]) < LARGEST
+    return kept[:n]
+
+
+@numba.njit(nogil=True, cache=True)
+def moments_into(x, there, out):  # type: ignore[no-untyped-def]
+    """Count, mean and squared deviations into out, shape (3,); `there` as `buffers` gives it."""
+    if there.shape[0]:
+        out[0], out[1], out[2] = _sums_of(x, there)
+        return
+    mean, squares = _sums(x)
+    if not (abs(mean) < LARGEST / 10 and squares < LARGEST):
+        x = _good(x, there)
+        mean, squares = _sums(x)
+    out[0], out[1], out[2] = x.shape[0], mean, squares
+
+
+@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+def _weighted(x, w):  # type: ignore[no-untyped-def]
+    """Sum of w, weighted mean and squared deviations of x, both shape (n,); as `_sums`."""
+    n = x.shape[0]
+    weight, total = 0.0, 0.0
+    for i in range(n):
+        weight += w[i]
+        total += w[i] * x[i]
+    mean = total / weight if n else 0.0
+    squares, rest = 0.0, 0.0
+    for i in range(n):
+        off = x[i] - mean
+        squares += w[i] * off * off
+        rest += w[i] * off
+    return weight, mean, max(squares - rest * rest / weight, 0.0) if n else 0.0
+
+
+@numba.njit(nogil=True, cache=True)
+def _fading(x, there, weights, out):  # type: ignore[no-untyped-def]
+    """Count, sum of weights, mean and squared deviations into out, shape (4,); `weights` of n
+    numbers, the last one's last."""
+    x = _good(x, there)
+    n = x.shape[0]
+    weight, mean, squares = _weighted(x, weights[weights.shape[0] - n :])
+    out[0], out[1], out[2], out[3] = n, weight, mean, squares
+
+
+@numba.njit(nogil=True, cache=True)
+def _grouped(rows, group, groups):  # type: ignore[no-untyped-def]
+    """Count, mean and squared deviations of each group, shape (groups, columns), and its last row.
+
+    Args:
+        rows: shape (columns, n), NaN for what is no number.
+        group: of each row, from 0, shape (n,).
+    """
+    columns, n = rows.shape
+    count = np.zeros((groups, columns), np.int64)
+    mean = np.zeros((groups, columns))
+    m2 = np.zeros((groups, columns))
+    seen = np.zeros(groups, np.int64)
+    for i in range(n):
+        seen[group[i]] = i
+    for j in range(columns):
+        for i in range(n):
+            x = rows[j, i]
+            if x == x:
+                g = group[i]
+                count[g, j] += 1
+                off = x - mean[g, j]
+                mean[g, j] += off / count[g, j]
+                m2[g, j] += off * (x - mean[g, j])
+    return count, mean, m2, seen
+
+
+@numba.njit(nogil=True, cache=True)
+def extremes_into(x, there, out):  # type: ignore[no-untyped-def]
+    """Count, smallest and largest into out, shape (3,)."""
+    x = _good(x, there)
+    low, high = np.inf, -np.inf
+    for i in range(x.shape[0]):
+        low = min(low, x[i])
+        high = max(high, x[i])
+    out[0], out[1], out[2] = x.shape[0], low, high
+
+
+def _of_columns(kernel: Callable[..., None], block: Block) -> Floats:
+    """What the kernel says of each column, shape (columns, 3)."""
+    frame = _frame(block)
+    made = np.empty((frame.width, 3))
+    for column, out in zip(frame.get_columns(), made, strict=True):
+        kernel(*buffers(column), out)
+    return made
+
+
+def _frame(block: Block) -> pl.DataFrame:
+    if isinstance(block, pl.DataFrame):
+        return block
+    return pl.DataFrame({str(j): column for j, column in enumerate(np.asarray(block).T)})
+
+
+def matrix(block: Block) -> Floats:
+    """Shape (columns, n), C-contiguous; NaN for what is no number."""
+    frame = block if isinstance(block, pl.DataFrame) else _frame(block)
+    matrix = frame.select(pl.all().cast(pl.Float64)).to_numpy(order="fortran").T
+    return np.where(np.abs(matrix) < LARGEST, matrix, np.nan)
+
+
+_EDGES = (np.sin(np.pi * (np.arange(CELLS + 1)[:, None] / CELLS - 0.5)) + 1) / 2
+"""Quantile at which each cell of the scale function k1 starts, shape (CELLS + 1, 1)."""
+
+
+def _segments(rows: Floats, starts: NDArray[np.int64]) -> Floats:
+    """Sums of ``rows[j, starts[i, j]:starts[i + 1, j]]``, shape (CELLS, columns), any number where
+    that is empty."""
+    flat = np.append(rows.ravel(), 0.0)
+    at = starts[:-1] + np.arange(len(rows)) * rows.shape[1]
+    sums: Floats = np.add.reduceat(flat, at.T.ravel())
+    return sums.reshape(len(rows), -1).T
+
+
+def _cells(weight: Floats) -> NDArray[np.int64]:
+    """The cell that the middle of each centroid falls into; `weight` in order of the means."""
+    after = np.cumsum(weight, axis=0)
+    middle = (after - weight / 2) / np.maximum(after[-1], 1)
+    k = CELLS * (np.arcsin(np.clip(2 * middle - 1, -1, 1)) / np.pi + 0.5)
+    cells: NDArray[np.int64] = np.minimum(k, CELLS - 1).astype(np.int64)
+    return cells
+
+
+def _binned(cell: NDArray[np.int64], values: Floats) -> Floats:
+    """Sums of the values of each cell, column by column, shape (CELLS, columns)."""
+    columns = cell.shape[1]
+    at = cell * columns + np.arange(columns)
+    sums = np.bincount(at.ravel(), values.ravel(), CELLS * columns).astype(np.float64)
+    return sums.reshape(CELLS, columns)
+
+
+def _counted(column: pl.Series) -> pl.DataFrame:
+    if column.dtype.is_float():
+        column = column.fill_nan(None)
+    table = column.alias("value").drop_nulls().to_frame()
+    counted = table.group_by("value", maintain_order=True).len("count")
+    return counted.with_columns(pl.col("count").cast(pl.Int64))
+
+
+__all__ = [
+    "Block",
+    "CoMoments",
+    "Counts",
+    "Extremes",
+    "FadingMoments",
+    "KeyedMoments",
+    "Moments",
+    "Quantiles",
+    "Statistic",
+    "extremes_into",
+    "inverse",
+    "matrix",
+    "moments_into",
+]

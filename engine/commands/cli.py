@@ -1,0 +1,599 @@
+"""The command: ``headrace run | check | explore | profile | folds | export | compress | replay |
+predict | reference | schema``.
+
+Exit codes: 0 done (also after a signal), 1 failed, 2 the user's mistake, 3 too many rejected rows;
+a second signal ends with 128 and its number.
+
+Nothing heavy is imported up here: a signal is answered before the first library is loaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.system import environment, signals
+from engine.errors import HeadraceError, ReaderLeft, UserError, nearest
+
+if TYPE_CHECKING:
+    from engine.run import Run
+
+EXIT = {"done": 0, "failed": 1, "mistake": 2, "flood": 3}
+
+RUN = """\
+Stream a source through the scrub, and train, serve or only clean.
+
+  headrace run deploy/pipelines/pedestrians.toml
+  headrace run my.toml --set loader.batch_rows=512 --set 'sink.path="out"'
+  HEADRACE_SERVICE__PORT=9200 headrace run my.toml
+
+A second run of the same file goes on where the last one stopped; --fresh starts over.
+Ctrl-C (SIGINT) or SIGTERM finishes the batch in hand, saves and exits with 0; a second one stops at
+once, with 130 or 143.
+"""
+CHECK = """\
+Preflight: validates the file, opens the source, decodes a sample, and says what each stage would do
+with it and what would fail later. Writes nothing.
+
+  headrace check deploy/pipelines/pedestrians.toml
+"""
+EXPLORE = """\
+Look once at everything in a file, or in a pipeline's source, in memory that does not grow with it:
+types, missing and different values, distributions, order and gaps in time, copies, classes,
+correlations, drift; what the pipeline's stages do with it; and a [scrub] that suits it.
+
+  headrace explore payments.parquet
+  headrace explore 'logs/*.csv.gz' --html logs.html
+  headrace explore prices.csv --set 'source.schema.zip="string"'
+  headrace explore deploy/pipelines/pedestrians.toml --json found.json
+
+A topic is read to where it ends now, without its group. Nothing is written but what you name.
+"""
+EXPORT = """\
+Write the newest checkpoint's model as float32 ONNX, with imputation, clipping, scaling and category
+codes inside.
+
+  headrace export deploy/pipelines/pedestrians.toml --to model.onnx
+"""
+COMPRESS = """\
+Make compressed candidates of the exported model (int8, float16), prove each on held-out rows, and
+keep the fastest that the gate accepts.
+
+  headrace compress deploy/pipelines/pedestrians.toml
+"""
+REPLAY = """\
+Take dead letters back through the pipeline, after what was wrong is mended: in the pipeline's file,
+the model or the code. A stage may come, one that learns nothing may change or go; what the others
+have learned stays. Reads what is there now, once: what is rejected again is a new dead letter.
+Stop the pipeline first: both go on from the same checkpoint.
+
+  headrace replay deploy/pipelines/pedestrians.toml
+"""
+PROFILE = """\
+Run a sample of a pipeline and say what holds it: source, decode, scrub, model or sink; CPU, GPU or
+I/O; where its memory is; and what the setting to change gives, measured. Results, dead letters and
+checkpoints go to a folder that is removed; a topic is read without its group and never written to.
+
+  headrace profile deploy/pipelines/pedestrians.toml
+  headrace profile my.toml --seconds 20 --trace trace.json    # open it in Perfetto or
+  chrome://tracing
+"""
+FOLDS = """\
+Cross-validate a pipeline that learns, on data that ends: one run a fold, each in its own folder.
+A row of the fold is predicted when it comes and never learned; the table has each fold, mean and
+deviation.
+
+  headrace folds deploy/pipelines/phishing.toml --folds 10
+
+A [scrub] stage of kind "split" says how rows are dealt out (folds, by, stratify); without one, in
+turn.
+"""
+PREDICT = """\
+Add a model's predictions to the rows of files.
+
+  headrace predict runs/pedestrians/model.onnx --input 'new/*.parquet' --output predictions
+"""
+REFERENCE = """\
+Print what a pipeline file may say: every key of a table, its type, unit and default, and what it is
+for. Without a table, the tables.
+
+  headrace reference
+  headrace reference loader
+  headrace reference source.kafka
+  headrace reference --markdown > reference.md
+"""
+SCHEMA = """\
+Print a JSON Schema of pipeline files, with which editors complete and check them. In an editor with
+Taplo (Even Better TOML), put this at the head of the pipeline:
+
+  #:schema ./headrace.schema.json
+
+  headrace schema > headrace.schema.json
+"""
+SPOKEN = {
+    "_predict": {
+        "[source] path": "--input",
+        "[sink] path": "--output",
+        "[sink] format": "--format",
+        "[infer] model": "MODEL",
+    },
+    "_explore": {"[source] path": "FILE"},
+}
+"""What keys of a pipeline file are called where a command has no such file."""
+MEANT = {
+    "serve": "run (a pipeline with [infer] serves)",
+    "infer": "run (a pipeline with [infer] serves)",
+    "train": "run (a pipeline with [model] trains)",
+    "start": "run",
+    "validate": "check",
+    "test": "check",
+    "lint": "check",
+    "inspect": "explore",
+    "describe": "explore",
+    "score": "predict",
+    "quantize": "compress",
+    "cv": "folds",
+    "bench": "profile",
+    "config": "reference",
+    "help": "--help",
+}
+"""What other tools call a command -> what it is called here."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The ``headrace`` command; the exit code.
+
+    Args:
+        arguments: those of this process unless given; only then is the process the command's own.
+    """
+    if arguments is None:
+        signals.take()
+    _open_streams()
+    try:
+        with signals.answering(signals.stop):
+            options = _parsed(list(sys.argv[1:] if arguments is None else arguments))
+            signals.resumable(options.command in (_run, _replay))
+            return _done(options)
+    except signals.Stopped:
+        signals.tell(signals.goodbye())
+        return EXIT["done"]
+
+
+def _done(options: argparse.Namespace) -> int:
+    """Do what is asked for; whatever happens is a sentence and an exit code."""
+    from engine.observing import logs
+
+    logs.setup(options.log_format, options.log_level)
+    try:
+        for remark in environment.remarks():
+            _log().warning("%s", remark)
+        command: Callable[[argparse.Namespace], int] = options.command
+        return command(options)
+    except signals.Stopped:
+        raise
+    except UserError as error:
+        return _say(_spoken(str(error), options), EXIT["mistake"])
+    except HeadraceError as error:
+        from engine.running.loop import Flood
+
+        return _say(error, EXIT["flood" if isinstance(error, Flood) else "failed"])
+    except ReaderLeft:
+        return EXIT["failed"]
+    except BaseException as error:  # noqa: BLE001 - the last line of defence: one sentence, details on demand
+        if options.log_level == "debug":
+            import traceback
+
+            traceback.print_exc()
+        return _say(_unexpected(error), EXIT["failed"])
+
+
+def _parsed(arguments: list[str]) -> argparse.Namespace:
+    """Exits with 2 and the usage for what cannot be understood, as argparse does."""
+    parser, commands = _parser()
+    word = arguments[0] if arguments else ""
+    if word and not word.startswith("-") and word not in commands:
+        near = f" Did you mean {MEANT[word]}?" if word in MEANT else nearest(word, commands)
+        parser.error(f"there is no command '{word}'.{near}")
+    return parser.parse_args(arguments)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says where its help cannot be written, which argparse passes over; without `engine.commands.progress`,
+    which loads for longer than the help takes."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if file is not sys.stdout:
+            super()._print_message(message, file)
+            return
+        try:
+            sys.stdout.write(message)
+            sys.stdout.flush()
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if not isinstance(error, BrokenPipeError):  # whoever reads no more needs no word
+                _say(f"Standard output cannot be written: {error.strerror}.", EXIT["failed"])
+            raise SystemExit(EXIT["failed"]) from None
+
+
+def _run(options: argparse.Namespace) -> int:
+    return _runs(options, fresh=options.fresh)
+
+
+def _replay(options: argparse.Namespace) -> int:
+    return _runs(options, replay=True)
+
+
+def _runs(options: argparse.Namespace, *, fresh: bool = False, replay: bool = False) -> int:
+    from engine.commands.progress import Progress, finish
+    from engine.run import Run
+
+    with Progress() as progress:
+        run = Run(options.file, options.set, watch=progress.watch, replay=replay)
+        summary = run.run(fresh=fresh)
+    with signals.answering(signals.note):
+        finish(summary)
+    return EXIT["done"]
+
+
+def _check(options: argparse.Namespace) -> int:
+    from engine.commands.preflight import preflight
+    from engine.run import Run
+
+    if options.rows < 1:
+        raise UserError(f"Expected --rows of 1 or more, got {options.rows}.")
+    good = preflight(Run(options.file, options.set), options.rows)
+    return EXIT["done" if good else "mistake"]
+
+
+def _explore(options: argparse.Namespace) -> int:
+    import json
+
+    from engine.system import atomic
+    from engine.explore import explore, page, terminal
+    from engine.commands.progress import Progress, console
+
+    if options.rows is not None and options.rows < 1:
+        raise UserError(f"Expected --rows of 1 or more, got {options.rows}.")
+    _require_target(options.html, "--html")
+    _require_target(options.json, "--json")
+    with Progress() as progress:
+        found = explore(
+            options.what, options.set, rows=options.rows, time=options.time, watch=progress.look
+        )
+    for part in terminal.parts(found):
+        console().print(part, highlight=False)
+    if options.html is not None:
+        page.write(found, options.html)
+        console().print(f"Wrote {options.html}.", highlight=False, markup=False)
+    if options.json is not None:
+        with _writing(options.json):
+            text = json.dumps(found.plain(), indent=2, ensure_ascii=False)
+            atomic.write(options.json, text + "\n")
+        console().print(f"Wrote {options.json}.", highlight=False, markup=False)
+    if found.unreadable:
+        console().print(
+            "! More records could not be read than [dead_letters] limit allows in a run.",
+            style="yellow", highlight=False, markup=False,
+        )  # fmt: skip
+    return EXIT["mistake" if found.unreadable else "done"]
+
+
+def _profile(options: argparse.Namespace) -> int:
+    from engine.config import Pipeline
+    from engine.commands.profile import profile
+    from engine.commands.progress import console
+
+    pipeline = Pipeline.load(options.file, options.set)
+    _require_target(options.trace, "--trace")
+    with console().status("profiling"):
+        found = profile(
+            pipeline, seconds=options.seconds, trace=options.trace, trials=not options.no_trials
+        )
+    for part in found.tables():
+        console().print(part, highlight=False, soft_wrap=isinstance(part, str))
+    return EXIT["done"]
+
+
+def _folds(options: argparse.Namespace) -> int:
+    from engine.config import Pipeline
+    from engine.commands.folds import folds
+    from engine.commands.progress import Progress, console
+
+    pipeline = Pipeline.load(options.file, options.set)
+    with Progress() as progress:
+        found = folds(pipeline, options.folds, watch=progress.watch)
+    for part in found.tables():
+        console().print(part, highlight=False, soft_wrap=isinstance(part, str))
+    return EXIT["done"]
+
+
+def _trained(options: argparse.Namespace) -> Run:
+    from engine.run import Run
+
+    run = Run(options.file, options.set)
+    if not run.trains:
+        raise UserError(f"{options.file} has no [model] to train: expected a training pipeline.")
+    if not run.restore():
+        raise UserError(
+            f"There is no checkpoint in {run.checkpoints.settings.path}: run 'headrace run "
+            f"{options.file}' first."
+        )
+    return run
+
+
+def _export(options: argparse.Namespace) -> int:
+    from engine.commands.progress import console
+
+    _require_target(options.to, "--to")
+    run = _trained(options)
+    # Not locked: it is done beside the engine that goes on learning, and a file appears whole.
+    with _writing(options.to or run.model_path):
+        path = run.export(options.to)
+    console().print(f"Wrote {path}.")
+    return EXIT["done"]
+
+
+def _compress(options: argparse.Namespace) -> int:
+    from engine.system.lock import locked
+    from engine.commands.progress import console, show
+
+    run = _trained(options)
+    with locked((), [run.model_path]):
+        run.export()
+        verdict = run.compress()
+        verdict.to_json(run.folder / "verdict.json")
+    show(console(), verdict.tables())
+    console().print(f"Wrote {run.model_path} and {run.folder / 'verdict.json'}.")
+    return EXIT["done"]
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from engine.system import atomic
+    from engine.config import Pipeline
+    from engine.commands.progress import Progress, finish
+    from engine.run import Run
+
+    atomic.require_folder(Path(options.output), "--output")
+    if any(Path(options.output).glob("part-*")):
+        raise UserError(f"{options.output} holds results already: name another --output folder.")
+    table: dict[str, Any] = {
+        "name": "predict",
+        "folder": str(Path(options.output) / ".headrace"),
+        "source": {"kind": "files", "path": options.input},
+        "infer": {"model": str(options.model)},
+        "sink": {"kind": "files", "path": options.output, "format": options.format},
+    }
+    with Progress() as progress:
+        run = Run(Pipeline.of(table, options.set, where="the command line"), watch=progress.watch)
+        summary = run.run(fresh=True)
+    with signals.answering(signals.note):
+        finish(summary)
+    return EXIT["done"]
+
+
+def _require_target(path: Path | None, option: str) -> None:
+    """What an option names is written after all the work: that it can be is seen before, and its
+    folder made. Raises: UserError."""
+    from engine.system import atomic
+
+    if path is not None:
+        atomic.require_file(path, option)
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Raises: HeadraceError for what is known only when it is written, as a full disk is."""
+    try:
+        yield
+    except OSError as error:
+        raise HeadraceError(f"'{path}' cannot be written: {error.strerror or error}.") from error
+
+
+def _reference(options: argparse.Namespace) -> int:
+    from engine.commands import reference
+    from engine.commands.progress import console, put
+
+    if options.markdown:
+        put(reference.markdown())
+        return EXIT["done"]
+    for part in reference.pages(options.table):
+        console().print(part, highlight=False, markup=False)
+    return EXIT["done"]
+
+
+def _schema(options: argparse.Namespace) -> int:
+    import json
+
+    from engine.commands.progress import put
+    from engine.commands.reference import schema
+
+    put(json.dumps(schema(), indent=1) + "\n")
+    return EXIT["done"]
+
+
+def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
+    """And the names of its commands."""
+    from importlib.metadata import version
+
+    parser = _Parser(
+        prog="headrace",
+        description="Streams in, models out: clean, learn online and serve quantized predictions.",
+        epilog="Each command's --help has an example. Exit codes: 0 done, 1 failed, "
+        "2 your mistake, 3 too many rejected rows.",
+    )
+    parser.add_argument("--version", action="version", version=f"headrace {version('headrace')}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    run = _command(commands, "run", "run a pipeline file", RUN, _run)
+    run.add_argument("--fresh", action="store_true", help="forget the checkpoints and start over")
+    check = _command(commands, "check", "try a pipeline file without running it", CHECK, _check)
+    check.add_argument("--rows", type=int, default=1_000, help="records in the sample (1000)")
+    explore = _command(
+        commands, "explore", "see what is in a file or a source", EXPLORE, _explore, file=False
+    )
+    explore.add_argument(
+        "what", type=_named, metavar="FILE|PIPELINE",
+        help="file or glob: CSV, NDJSON, Parquet, ...; or TOML",
+    )  # fmt: skip
+    explore.add_argument("--html", type=_path, help="write a page with plots, of one file")
+    explore.add_argument("--json", type=_path, help="write all figures as JSON")
+    explore.add_argument("--rows", type=int, help="look at the first rows only (all)")
+    explore.add_argument("--time", metavar="SQL", help="the time of a row, as an expression")
+    export = _command(commands, "export", "write the trained model as ONNX", EXPORT, _export)
+    export.add_argument(
+        "--to", type=_path, help="the model file (default: in the pipeline's folder)"
+    )
+    _command(commands, "compress", "compress the trained model and prove it", COMPRESS, _compress)
+    _command(commands, "replay", "take dead letters back through a pipeline", REPLAY, _replay)
+    profile = _command(
+        commands, "profile", "say what holds a pipeline, and what to change", PROFILE, _profile
+    )
+    profile.add_argument("--seconds", type=float, default=5.0, help="length of the sample (5)")
+    profile.add_argument("--trace", type=_path, help="write what every thread did, for Perfetto")
+    profile.add_argument("--no-trials", action="store_true", help="judge only, try no settings")
+    folds = _command(commands, "folds", "cross-validate a pipeline that learns", FOLDS, _folds)
+    folds.add_argument(
+        "--folds", type=int, default=5, help="where no split stage says how many (5)"
+    )
+    predict = _command(
+        commands, "predict", "add predictions to files", PREDICT, _predict, file=False
+    )
+    predict.add_argument("model", type=_path, metavar="MODEL", help="a model.onnx of headrace's")
+    predict.add_argument(
+        "--input", type=_named, required=True, help="file or glob: CSV, NDJSON, Parquet, Arrow"
+    )
+    predict.add_argument("--output", type=_named, required=True, help="folder for the results")
+    predict.add_argument(
+        "--format", default="parquet", help="parquet, ndjson, csv or arrow (parquet)"
+    )
+    reference = _command(
+        commands, "reference", "say what a pipeline may say", REFERENCE, _reference, file=False
+    )
+    reference.add_argument("table", metavar="TABLE", nargs="?", help="such as loader, source.kafka")
+    reference.add_argument("--markdown", action="store_true", help="all tables, as a page")
+    _command(commands, "schema", "print a JSON Schema for editors", SCHEMA, _schema, file=False)
+    return parser, commands.choices
+
+
+def _command(
+    commands: Any,
+    name: str,
+    short: str,
+    text: str,
+    command: Callable[[argparse.Namespace], int],
+    *,
+    file: bool = True,
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=short, description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.set_defaults(command=command)
+    if file:
+        parser.add_argument("file", type=_named, metavar="FILE", help="the pipeline file (TOML)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a key of the file, e.g. loader.batch_rows=512; may be given again",
+    )
+    parser.add_argument(
+        "--log-level", default="info", choices=["debug", "info", "warning", "error"]
+    )
+    parser.add_argument("--log-format", default="auto", choices=["auto", "text", "json"])
+    return parser
+
+
+def _named(text: str) -> str:
+    """The name of something; an empty one is a variable of a script that was not set."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a name, got an empty text")
+    return text
+
+
+def _path(text: str) -> Path:
+    return Path(_named(text))
+
+
+def _spoken(sentence: str, options: argparse.Namespace) -> str:
+    """A sentence in the words of a command that has no pipeline file: what a table's key is there
+    is an argument, or set by --set."""
+    named = SPOKEN.get(options.command.__name__, {})
+    if not named or str(getattr(options, "what", "")).endswith(".toml"):
+        return sentence
+    sentence = re.sub(
+        r"\[(\w+)\] in the command line: (expected .*) for '(\w+)', got",
+        r"[\1] \3: \2, got",
+        sentence,
+    )
+    for key, word in named.items():
+        sentence = re.sub(rf"{re.escape(key)}\b", word, sentence)
+    sentence = re.sub(r"\bset \[(\w+)\] (\w+) (?:to|=) ", r"give --set \1.\2=", sentence)
+    sentence = re.sub(r"\bset \[(\w+)\] (\w+)", r"give --set \1.\2=VALUE", sentence)
+    sentence = re.sub(
+        r"\[(source|loader|infer|sink)\] (?!has |needs |is )(\w+)", r"--set \1.\2", sentence
+    )
+    return sentence.replace("[source.schema]", "--set source.schema.COLUMN=TYPE")
+
+
+def _say(error: object, code: int) -> int:
+    from engine.observing import logs
+
+    logs.say(f"headrace: {error}")
+    return code
+
+
+def _unexpected(error: BaseException) -> str:
+    """An error that has no sentence of its own, in one."""
+    import traceback
+
+    from engine.calls import whose
+
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{Path(where.filename).name}:{where.lineno}"
+    who = whose(error)
+    if isinstance(error, SystemExit):
+        return (
+            f"{who or 'Code of the pipeline'} called sys.exit({error.code!r}) ({place}), which "
+            "ends no run: raise an error where it cannot go on, or let the source end."
+        )
+    unloaded = isinstance(error, ImportError | MemoryError) or "shared object" in str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"'{error.filename}' cannot be used: {error.strerror} ({place})."
+    if unloaded and environment.address_space() is not None:
+        return (
+            f"There is no room for the libraries ({type(error).__name__}: {error}): 'ulimit -v' "
+            "limits addresses, of which they reserve more than they use; raise it, or limit memory "
+            "by a control group instead (systemd: MemoryMax)."
+        )
+    head = f"{who} raised " if who else ""
+    said = f": {error}" if str(error) else ""
+    return f"{head}{type(error).__name__}{said} ({place}); --log-level debug shows more."
+
+
+def _open_streams() -> None:
+    """A standard stream that is closed goes nowhere; left closed, the next file that is opened
+    would take its place and get what is said."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+
+
+def _log() -> Any:
+    import logging
+
+    return logging.getLogger("headrace.cli")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,406 @@
+"""``headrace check``: everything that can be known before a run, and a sample through the
+stages."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+
+import polars as pl
+from rich.table import Table
+from rich.text import Text
+
+from engine import calls
+from engine.config import apart
+from engine.types.contract import slips
+from engine.explore.notation import hint
+from engine.running.labels import few_numbers, labels_of
+from engine.commands.progress import console
+from engine.run import Run
+from engine.scrub.features.derive import Derive
+from engine.scrub.base import Learned
+from engine.types import (
+    DROPPED,
+    PARTITION,
+    RESERVED,
+    REST,
+    Batch,
+    HeadraceError,
+    Learner,
+    Mark,
+    Rejects,
+    Sink,
+    Source,
+    Stage,
+    UserError,
+    only_named,
+    parse_schema,
+)
+from engine.types.plural import counted
+
+LEARNED = 32
+"""Sampled rows that the model learns: enough to try it."""
+SEEN = 3
+"""Different values or details that a sentence shows."""
+LABELS = 0.01
+"""Share of sampled rows with an unknown label that is no slip in single rows any more."""
+
+
+def preflight(run: Run, rows: int = 1_000) -> bool:
+    """Print what the pipeline would do with a sample of `rows` records; whether nothing was found
+    amiss.
+
+    Writes nothing and saves nothing. Raises: UserError for what makes the file unusable.
+    """
+    out = console()
+    checks: Sequence[Callable[[Run], Iterator[str]]]
+    checks = (_listens, _takes, _misspelt, _exportable, _resumable)
+    if not run.source.repeatable():
+        problems = list(_unread(run))
+        checks = checks if run.knows_columns and not problems else (_listens, _takes)
+    else:
+        with closing(run.source), closing(_apart(run)) as source:
+            run.assemble()
+            problems = list(_tried(run, _sample(run, source, rows), source))
+    for problem in checks:
+        problems += problem(run)
+    for sentence in problems:
+        out.print(Text(f"! {sentence}", style="yellow"), soft_wrap=True)
+    if not problems:
+        out.print(f"{run.pipeline.file} is ready to run.")
+    return not problems
+
+
+def _unread(run: Run) -> Iterator[str]:
+    """What the declared columns alone say, of a source that can be read only once."""
+    once = "What the source gives can be read only once, so no row of it is tried"
+    declared = only_named(parse_schema(run.pipeline.source.get("schema", {})) | {REST: DROPPED})
+    with closing(run.source):
+        if not declared:
+            console().print(
+                f"{once}; and [source.schema] names no columns, so stages, model and sink are "
+                "untried as well: declare the columns to have them checked.",
+                soft_wrap=True,
+            )
+            return
+        run.take_columns(declared)
+        try:
+            run.assemble()
+        except UserError as error:
+            yield (
+                f"With the columns of [source.schema] alone, and the others are not known before "
+                f"the data comes: {error}"
+            )
+            return
+        console().print(f"{once}: stages, model and sink fit the declared columns.", soft_wrap=True)
+
+
+def _apart(run: Run) -> Source:
+    """The source, without its group: a look joins nothing, commits nothing, and sees the records
+    that the group has finished, too."""
+    table = apart(run.pipeline.source)
+    if table == run.pipeline.source:
+        return run.source
+    return Run(run.pipeline.model_copy(update={"source": table})).source
+
+
+def _tried(run: Run, sample: Batch | None, source: Source) -> Iterator[str]:
+    """What is amiss with the sample on its way through the stages, which is printed."""
+    out = console()
+    if sample is None:
+        out.print("The source has no records yet, so its stages are untried: that is no mistake.")
+        return
+    table, batch = _steps(run, sample)
+    out.print(table)
+    if names := _untaught(run, batch):
+        out.print(
+            f"The sample is a first batch, and stages work with what batches before it taught: "
+            f"{', '.join(names)} {'knows' if len(names) == 1 else 'know'} nothing yet, so outliers "
+            "stay as they are, gaps become 0 and categories are unknown; in a run that is so in "
+            "the first batch alone.",
+            highlight=False,
+            markup=False,
+        )
+    read = _read_by_stages(run, batch)
+    for column in sample.frame.get_columns():
+        if (
+            column.dtype == pl.String
+            and column.name not in read
+            and (said := hint(column.name, column))
+        ):
+            out.print(said, highlight=False, markup=False, soft_wrap=True)
+    if (said := _task(run, sample)) is not None:
+        out.print(said, highlight=False, markup=False, soft_wrap=True)
+    problems = [*_rejected(run, batch)]
+    for said in () if problems else _lost_in_stages(run, batch):
+        out.print(said, highlight=False, markup=False, soft_wrap=True)
+    yield from (*(problems or _unreadable(run, sample)), *source.remarks(), *_labels(run, batch))
+
+
+def _read_by_stages(run: Run, batch: Batch) -> set[str]:
+    """Columns of text that stages replace by another type, or read by a cast."""
+    after = batch.frame.schema
+    replaced = {c for c, kind in after.items() if kind != pl.String}
+    casts = (
+        pl.sql_expr(sql).meta.root_names()
+        for stage in run.stages
+        if isinstance(stage, Derive)
+        for sql in stage.settings.columns.values()
+        if "CAST(" in sql.upper().replace(" ", "")
+    )
+    return replaced.union(*casts)
+
+
+def _lost_in_stages(run: Run, batch: Batch) -> Iterator[str]:
+    """Sampled rows that a stage rejects, few enough for a run."""
+    for reject in batch.rejects:
+        if reject.reason not in run.pipeline.dead_letters.expected and len(reject):
+            rows = f"{len(reject):,} of {counted(batch.raw_rows, 'sampled row')}"
+            yield (
+                f"{rows} {'is' if len(reject) == 1 else 'are'} rejected in {reject.stage} as "
+                f"{reject.reason}: {_details(reject)}"
+            )
+
+
+def _task(run: Run, sample: Batch) -> str | None:
+    """Which task was chosen, where the labels may be classes."""
+    target = run.features.target if run.trains else None
+    if not run.trains or not run.leaves_task_to_type or target not in sample.frame.columns:
+        return None
+    values = labels_of(sample.frame.get_column(str(target)))
+    return few_numbers(values, str(target), f"the {counted(len(sample.frame), 'sampled row')}")
+
+
+def _sample(run: Run, source: Source, rows: int) -> Batch | None:
+    """Some records, decoded; None where there are none yet."""
+    pieces = source.sample(rows, 10.0)
+    if not pieces:
+        return None
+    made = [calls.decode(run.source.format, piece, run.read_schema) for piece in pieces]
+    return Batch(
+        frame=pl.concat([frame for frame, _ in made]),
+        mark=Mark(),
+        arrived=pieces[0].arrived,
+        raw_rows=sum(map(len, pieces)),
+        raw_bytes=sum(piece.nbytes for piece in pieces),
+        rejects=tuple(reject for _, rejects in made for reject in rejects),
+    )
+
+
+def _steps(run: Run, batch: Batch) -> tuple[Table, Batch]:
+    """Runs the sample through every stage: a row of the table for each, and what is left."""
+    places = len({*_partitions(batch.frame), *_lost(batch)})
+    where = f" of {places:,} partitions" if places > 1 else ""
+    records = f"{counted(batch.raw_rows, 'record')}{where}"
+    table = Table(title=f"{run.pipeline.name}: {records} through the stages")
+    for heading in ("stage", "rows", "rejected", "counted", "columns"):
+        table.add_column(heading, justify="right" if heading in ("rows", "rejected") else "left")
+    _row(table, "decode", batch, [])
+    steps: list[tuple[str, Callable[[Batch], Batch]]] = [
+        (stage.name, partial(calls.apply, stage)) for stage in run.stages
+    ]
+    if run.collate is not None:
+        steps.append(("collate", run.collate))
+    for at, (name, apply) in enumerate(steps):
+        if at == run.inside:
+            batch = replace(batch, raw=batch.frame)  # what is evaluated and held out
+        before, seen = batch.frame.columns, len(batch.rejects)
+        batch = apply(batch)
+        _row(table, name, batch, before, seen)
+    for name, rows in _augmented(run, batch).items():
+        table.add_row(f"augment {name}", f"{len(batch):,}", "", f"changed {rows:,}", "")
+    if run.pipeline.model is not None or run.pipeline.infer is not None:
+        if run.trains:
+            batch = _head(batch, LEARNED)
+        done = run.work.do(batch)
+        what, seen = "learned" if done.learned else "predicted", len(batch.rejects)
+        batch = done.batch
+        _row(
+            table,
+            run.work.stage,
+            batch.counted(run.work.stage, **{what: len(batch)}),
+            batch.frame.columns,
+            seen,
+        )
+    run.require_plain()
+    return table, batch
+
+
+def _head(batch: Batch, rows: int) -> Batch:
+    """Its first rows; the rejected ones stay."""
+    rows = min(rows, len(batch))
+    return replace(
+        batch,
+        frame=batch.frame[:rows],
+        raw=None if batch.raw is None else batch.raw[:rows],
+        tensors=None if batch.tensors is None else batch.tensors.slice(0, rows),
+    )
+
+
+def _rejected(run: Run, batch: Batch) -> Iterator[str]:
+    """More of the sample than a run allows, or all of it."""
+    settings = run.pipeline.dead_letters
+    bad = sum(len(r) for r in batch.rejects if r.reason not in settings.expected)
+    total = batch.raw_rows + batch.grown
+    if not batch.rejects or (len(batch) and bad <= settings.limit * total):
+        return
+    left = f"and [dead_letters] limit allows {settings.limit:.1%}" if bad else "and none is left"
+    worst = max(batch.rejects, key=len)
+    n = sum(len(r) for r in batch.rejects)
+    yield (
+        f"{n:,} of {counted(total, 'sampled row')} {'is' if n == 1 else 'are'} rejected, {left}. "
+        f"Most of them, {len(worst):,}, in {worst.stage} as {worst.reason}: {_details(worst)}"
+    )
+
+
+def _unreadable(run: Run, sample: Batch) -> Iterator[str]:
+    """Partitions, but not all, of which not one sampled row could be decoded."""
+    for name, reject in _lost(sample).items():
+        if reject.reason not in run.pipeline.dead_letters.expected:
+            yield (
+                f"Every sampled row of {name} is rejected in {reject.stage}, most of them as "
+                f"{reject.reason}: {_details(reject)}"
+            )
+
+
+def _lost(batch: Batch) -> dict[str, Rejects]:
+    """Partition -> what took most of its rows, for those that have none left."""
+    left = _partitions(batch.frame)
+    found: dict[str, Rejects] = {}
+    for reject in sorted(batch.rejects, key=len):
+        found |= dict.fromkeys(_partitions(reject.rows) - left, reject)
+    return found
+
+
+def _partitions(frame: pl.DataFrame) -> set[str]:
+    return set(frame.get_column(PARTITION).unique())
+
+
+def _details(reject: Rejects) -> str:
+    """The first different details, or where there are none, rows as text."""
+    texts = reject.rows["detail"].drop_nulls()
+    if texts.is_empty():
+        texts = reject.rows["value"].drop_nulls().str.slice(0, 100)
+    return " ".join(texts.unique(maintain_order=True).head(SEEN))
+
+
+def _labels(run: Run, batch: Batch) -> Iterator[str]:
+    """Labels that are none of the classes, too many for slips."""
+    unknown = [r for r in batch.rejects if r.reason == "unknown_label"]
+    rows = sum(len(r) for r in unknown)
+    if not run.trains or rows < max(1.0, LABELS * batch.raw_rows):
+        return
+    target = run.features.target
+    seen = Counter(_spelt(json.loads(row).get(target)) for r in unknown for row in r.rows["value"])
+    shown = ", ".join(f"'{value}' ({n:,})" for value, n in seen.most_common(10))
+    yield (
+        f"[model] classes are {', '.join(map(repr, run.features.classes))}, and {rows:,} of "
+        f"{counted(batch.raw_rows, 'sampled row')} {'has' if rows == 1 else 'have'} another label "
+        f"in '{target}': {shown}: add them to classes, or choose another target."
+    )
+
+
+def _spelt(label: object) -> str:
+    """As [model] classes spell it."""
+    return label if isinstance(label, str) else json.dumps(label)
+
+
+def _listens(run: Run) -> Iterator[str]:
+    """A page that cannot be opened."""
+    if run.pipeline.service is None:
+        return
+    try:
+        run.service.probe()
+    except HeadraceError as error:
+        yield str(error)
+
+
+def _takes(run: Run) -> Iterator[str]:
+    """A place that would not take rows."""
+    for place in (run.sink, run.dead_letters):
+        try:
+            if place is not None:
+                place.probe()
+        except HeadraceError as error:
+            yield str(error)
+
+
+def _misspelt(run: Run) -> Iterator[str]:
+    """Members of a user's own classes that nobody calls."""
+    parts: list[tuple[object, type]] = [(run.source, Source), *((s, Stage) for s in run.stages)]
+    if run.sink is not None:
+        parts.append((run.sink, Sink))
+    if run.trains:
+        parts.append((run.learner, Learner))
+    for part, contract in parts:
+        yield from slips(type(part), contract)
+
+
+def _untaught(run: Run, batch: Batch) -> list[str]:
+    """Stages that learn, and had nothing to apply to a first batch."""
+    return [
+        stage.name
+        for stage in run.stages
+        if stage.snapshot() is not None
+        and (
+            (isinstance(stage, Learned) and stage.waits)
+            or batch.counts.get((stage.name, "unknown"))
+        )
+    ]
+
+
+def _augmented(run: Run, batch: Batch) -> dict[str, int]:
+    """How many of the rows each augment changes, on a way of their own: to the model go all."""
+    if not run.trains or run.augmentation is None or not len(batch):
+        return {}
+    _ = run.learner  # it binds them
+    changed: dict[str, int] = run.augmentation(batch.tensors, 0)[1]
+    return changed
+
+
+def _row(table: Table, name: str, batch: Batch, before: list[str], seen: int = 0) -> None:
+    rejects: dict[str, int] = {}
+    for reject in batch.rejects[seen:]:
+        rejects[reject.reason] = rejects.get(reject.reason, 0) + len(reject)
+    counts = [f"{what} {n:,}" for (stage, what), n in batch.counts.items() if stage == name and n]
+    columns = [c for c in batch.frame.columns if c not in before and c not in RESERVED]
+    shown = ", ".join(columns[:6]) + (f", ... ({len(columns)})" if len(columns) > 6 else "")
+    table.add_row(
+        name,
+        f"{len(batch):,}",
+        ", ".join(f"{reason} {n:,}" for reason, n in rejects.items()),
+        ", ".join(counts),
+        shown,
+    )
+
+
+def _exportable(run: Run) -> Iterator[str]:
+    """A model feature that a stage changes which no model file can contain."""
+    if run.pipeline.export is None or not run.trains:
+        return
+    outside = run.stages[: run.inside]
+    for stage in outside:
+        if stage.transforms():
+            later = next(
+                s.name for s in outside[outside.index(stage) + 1 :] if s.transforms() is None
+            )
+            yield (
+                f"Stage '{stage.name}' stands before '{later}', which no model file can contain, "
+                f"so serving must run '{stage.name}' too, with its own statistics: move it behind "
+                f"'{later}' if you can."
+            )
+
+
+def _resumable(run: Run) -> Iterator[str]:
+    """A checkpoint, or results of another pipeline, that a run would refuse."""
+    try:
+        run.try_resume()
+    except HeadraceError as error:
+        yield str(error)
+
+
+__all__ = ["preflight"]

@@ -1,0 +1,303 @@
+"""``headrace profile``: what holds a pipeline, where its memory is, and what a setting gives,
+measured.
+
+The pipeline runs on a sample, with results, dead letters and checkpoints in a folder that is
+removed afterwards; a topic is read without its group and never written to. Then it runs again with
+each setting that the verdict advises, over as many records, in turns with the first: what is said
+of a setting was seen.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+from rich.table import Table
+
+from engine.system import atomic, signals
+from engine.config import Pipeline, apart
+from engine.running.loop import Loop
+from engine.run import Run
+from engine.observing.timing import Account
+from engine.types import Batch, UserError
+from engine.running.bottleneck import Verdict, part_of
+from engine.types.plural import counted
+
+WARM = 0.25
+"""Part of a sample that warms up (compilation, files, connections) and is not counted."""
+WARM_SECONDS, WARM_BATCHES = 1.0, 32
+"""It takes that long at least, in both, where the sample's length is one of time: what compiles
+does so in the first batches."""
+ROUNDS = 3
+SAMPLES = 0.05
+"""How often memory is looked at, seconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """What a setting gave.
+
+    Attributes:
+        setting: as ``--set`` takes it.
+        rate: records a second with it, the median.
+        gain: over the rate without it, of the same rounds.
+    """
+
+    setting: str
+    rate: float
+    gain: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """What was found.
+
+    Attributes:
+        records: of the sample.
+        rate: records a second, the warm-up not counted.
+        verdict: what holds the sample; None where it was too short to tell.
+        ended: whether the source ended before the sample's time was over.
+        calls, seconds: stage -> how often it worked, and for how long, after the warm-up.
+        memory: holder -> most bytes that it had; ``process`` is all of it.
+        peaks: stage -> most bytes that the process had at the end of its work.
+        trials: settings that were tried.
+        left_out: what was not looked at, in sentences.
+    """
+
+    records: int
+    rate: float
+    verdict: Verdict | None
+    ended: bool = False
+    calls: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    memory: dict[str, int] = field(default_factory=dict)
+    peaks: dict[str, int] = field(default_factory=dict)
+    trials: tuple[Trial, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def _too_short(self) -> str:
+        """What is said without a verdict."""
+        if self.ended:
+            return "The source ended too soon to tell what holds the run: it is done in a moment."
+        return "The sample was too short to tell what holds it: give it more --seconds."
+
+    def tables(self) -> Iterable[Table | str]:
+        """For a terminal."""
+        yield f"{counted(self.records, 'record')}, {self.rate:,.0f} a second"
+        stages = Table(title="work by stage", title_justify="left")
+        for name in ("stage", "part", "calls", "seconds", "process at its peak"):
+            stages.add_column(name, justify="left" if name in ("stage", "part") else "right")
+        for stage, seconds in sorted(self.seconds.items(), key=lambda item: -item[1]):
+            peak = _mib(self.peaks.get(stage, 0))
+            stages.add_row(stage, part_of(stage), str(self.calls[stage]), f"{seconds:.2f}", peak)
+        yield stages
+        memory = Table(title="memory at its peak", title_justify="left")
+        memory.add_column("held by")
+        memory.add_column("most", justify="right")
+        for holder, nbytes in sorted(self.memory.items(), key=lambda item: -item[1]):
+            memory.add_row(holder, _mib(nbytes))
+        yield memory
+        yield str(self.verdict or self._too_short)
+        for trial in self.trials:
+            yield (f"Measured: --set {trial.setting} gives {trial.gain:.2f} times the records.")
+        yield from self.left_out
+
+
+def profile(
+    pipeline: Pipeline,
+    *,
+    seconds: float = 5.0,
+    trace: Path | None = None,
+    trials: bool = True,
+) -> Profile:
+    """Run a sample, judge it, try what the verdict advises.
+
+    Args:
+        seconds: of the sample; a bounded source may end it sooner.
+        trace: where to write what every thread did, as Chrome's trace events (Perfetto,
+            chrome://tracing and TensorBoard open them).
+        trials: whether to try settings; about six times as long.
+
+    Raises: UserError for what makes the file unusable.
+    """
+    with tempfile.TemporaryDirectory(prefix="headrace-profile-") as name:
+        pipeline, left_out = _apart(pipeline, Path(name))
+        first = Sample(pipeline, seconds=seconds)
+        first.run()
+        if trace is not None:
+            first.write_trace(trace)
+        verdict = first.verdict
+        advised = [a.setting for a in verdict.advice if a.setting] if verdict and trials else []
+        return Profile(
+            records=first.records,
+            rate=first.rate,
+            verdict=verdict,
+            ended=not first.run_.loop.stopped,
+            calls=first.calls,
+            seconds=first.seconds,
+            memory=first.memory,
+            peaks=first.peaks,
+            trials=tuple(_try(pipeline, setting, first.records) for setting in advised),
+            left_out=tuple(left_out),
+        )
+
+
+class Sample:
+    """One run of a pipeline over its first records.
+
+    Args:
+        seconds: after which it stops; or
+        records: after so many.
+    """
+
+    def __init__(
+        self, pipeline: Pipeline, *, seconds: float | None = None, records: int | None = None
+    ) -> None:
+        self._limits = (seconds, records)
+        self._events: list[tuple[str, str, float, float]] = []
+        self._process = psutil.Process()
+        self._marks: list[tuple[float, int]] = []
+        self.run_ = Run(pipeline, watch=self._watch)
+        self.records = 0
+        self.verdict: Verdict | None = None
+        self.calls: dict[str, int] = {}
+        self.seconds: dict[str, float] = {}
+        self.memory: dict[str, int] = {}
+        self.peaks: dict[str, int] = {}
+        self._looked = self._begin = 0.0
+        self._account: Account | None = None
+        self._warm_at: int | None = None
+
+    @property
+    def rate(self) -> float:
+        """Records a second after the warm-up."""
+        last_time, last_count = self._marks[-1] if self._marks else (0.0, 0)
+        seconds, _ = self._limits
+        if seconds is None:
+            warm = [mark for mark in self._marks if mark[1] >= WARM * last_count]
+        else:
+            warm = self._marks[self._warm_at or 0 :]
+        first_time, first_count = warm[0] if len(warm) > 1 else (self._begin, 0)
+        return (last_count - first_count) / max(last_time - first_time, 1e-9)
+
+    def run(self) -> None:
+        """Run it, fresh."""
+        loop = self.run_.loop
+        loop.loader.times.listener = self._listen
+        self._begin = time.perf_counter()
+        summary = self.run_.run(fresh=True)
+        if signals.asked():
+            signals.stop()
+        self.records = summary.totals.read
+        self.verdict = loop.verdict(self._account) if self._account else summary.bottleneck
+        spent = loop.loader.times.account()
+        for stage, taken in spent.since(self._account or Account()).stages.items():
+            self.calls[stage], self.seconds[stage] = taken.calls, taken.wall
+
+    def write_trace(self, path: Path) -> None:
+        """Everything the threads did, as Chrome's trace events; times in microseconds.
+
+        Raises: UserError where it cannot be written.
+        """
+        begin = min((start for *_, start, _ in self._events), default=0.0)
+        events = [
+            {
+                "name": stage,
+                "cat": part_of(stage),
+                "ph": "X",
+                "ts": round((start - begin) * 1e6, 1),
+                "dur": round(wall * 1e6, 1),
+                "pid": 1,
+                "tid": thread,
+            }
+            for thread, stage, start, wall in self._events
+        ]
+        try:
+            atomic.write(path, json.dumps({"traceEvents": events}))
+        except OSError as error:
+            raise UserError(f"The trace cannot be written to '{path}': {error}.") from error
+
+    def _listen(self, stage: str, start: float, wall: float) -> None:
+        self._events.append((threading.current_thread().name, stage, start, wall))
+        now = int(self._process.memory_info().rss)
+        self.peaks[stage] = max(self.peaks.get(stage, 0), now)
+
+    def _watch(self, loop: Loop, batch: Batch) -> None:
+        now = time.perf_counter()
+        self._marks.append((now, loop.totals.read))
+        if now - self._looked > SAMPLES:
+            self._looked = now
+            self._look(loop)
+        seconds, records = self._limits
+        if seconds is not None and self._account is None and self._is_warm(now, seconds):
+            self._account, self._warm_at = loop.loader.times.account(), len(self._marks) - 1
+        late = self._account is not None and now - self._account.at > (seconds or 0.0)
+        if late or (records is not None and loop.totals.read >= records):
+            loop.stop()
+
+    def _is_warm(self, now: float, seconds: float) -> bool:
+        enough = len(self._marks) >= WARM_BATCHES
+        return enough and now - self._marks[0][0] >= max(WARM_SECONDS, WARM * seconds)
+
+    def _look(self, loop: Loop) -> None:
+        held = dict(loop.loader.budget.held())
+        if self.run_.trains:
+            memory: Callable[[], dict[str, int]] = getattr(self.run_.learner, "memory", dict)
+            held |= memory()
+        held["process"] = int(self._process.memory_info().rss)
+        for holder, nbytes in held.items():
+            self.memory[holder] = max(self.memory.get(holder, 0), nbytes)
+
+
+def _try(pipeline: Pipeline, setting: str, records: int) -> Trial:
+    """The setting against none, in turns, over as many records."""
+    other = _with(pipeline, setting)
+    rates: dict[str, list[float]] = {"": [], setting: []}
+    for _ in range(ROUNDS):
+        for name, which in (("", pipeline), (setting, other)):
+            sample = Sample(which, records=records)
+            sample.run()
+            rates[name].append(sample.rate)
+    rate = statistics.median(rates[setting])
+    gain = statistics.median(
+        new / max(old, 1e-9) for old, new in zip(rates[""], rates[setting], strict=True)
+    )
+    return Trial(setting=setting, rate=rate, gain=gain)
+
+
+def _with(pipeline: Pipeline, setting: str) -> Pipeline:
+    return Pipeline.of(pipeline.table(), [setting], where=pipeline.file)
+
+
+def _apart(pipeline: Pipeline, folder: Path) -> tuple[Pipeline, list[str]]:
+    """The pipeline with everything it writes in `folder`, and what that leaves out."""
+    table = pipeline.table()
+    for section in ("service", "export", "dead_letters"):
+        table.pop(section, None)
+    left_out = []
+    source, sink = apart(table["source"], whole=False), table.get("sink")
+    table |= {"source": source, "folder": str(folder / "run"), "dead_letters": {"limit": 1.0}}
+    table["checkpoint"] = {k: v for k, v in pipeline.checkpoint.items() if k != "path"}
+    if sink is not None and "path" in sink:
+        table["sink"] = {**sink, "path": str(folder / "rows")}
+    elif sink is not None and sink.get("kind") == "kafka":
+        del table["sink"]
+        left_out.append("Not looked at: the sink, as a profile writes to no topic.")
+    if pipeline.export is not None:
+        left_out.append("Not looked at: the export at the end.")
+    return Pipeline.of(table, where=pipeline.file), left_out
+
+
+def _mib(nbytes: int) -> str:
+    return f"{nbytes / (1 << 20):,.1f} MiB"
+
+
+__all__ = ["Profile", "Sample", "Trial", "profile"]

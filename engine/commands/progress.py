@@ -1,0 +1,209 @@
+"""What a person at the terminal sees: a progress bar while it runs, a table at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from engine.running import report
+from engine.errors import HeadraceError, ReaderLeft
+from engine.types import Batch
+from engine.types.plural import counted
+from engine.running.work import Training
+
+if TYPE_CHECKING:
+    from engine.running.loop import Loop
+    from engine.run import Summary
+
+log = logging.getLogger("headrace.progress")
+SHOW_SECONDS = 0.5
+LOG_SECONDS = 10.0
+IDLE_SECONDS = 60.0
+"""How often a log says that nothing came."""
+
+
+class Output(Console):
+    """Standard output, whose reader may leave early (``| head``), and whose disk may be full."""
+
+    def on_broken_pipe(self) -> None:
+        """Leave the answer to the command; rich would end the process here."""
+        _close()
+        raise ReaderLeft
+
+    def print(self, *parts: Any, **how: Any) -> None:
+        """See `rich.console.Console.print`. Raises: ReaderLeft; HeadraceError where nothing can be
+        written."""
+        with _printing():
+            super().print(*parts, **how)
+
+
+def put(text: str) -> None:
+    """Write plain text to standard output. Raises: as `Output.print`."""
+    with _printing():
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _printing() -> Iterator[None]:
+    try:
+        yield
+    except ReaderLeft:
+        raise
+    except BrokenPipeError:
+        _close()
+        raise ReaderLeft from None
+    except OSError as error:
+        _close()
+        raise HeadraceError(
+            f"Standard output cannot be written: {error.strerror}; what was done before is saved."
+        ) from error
+
+
+def _close() -> None:
+    """What is still to be written to standard output goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def console() -> Console:
+    """Standard output; wide enough for the tables where it is no terminal."""
+    made = Output()
+    return made if made.is_terminal else Output(width=120)
+
+
+class Progress:
+    """A bar on a terminal; elsewhere a log line every ten seconds, and every minute while nothing
+    comes. Use as a context; `watch` and `look` are the hooks of a loop and of a survey."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._bar = Bar(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[said]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("headrace", total=None, said="")
+        self._every = SHOW_SECONDS if self._console.is_terminal else LOG_SECONDS
+        self._start = self._shown = time.monotonic()
+        self._first: int | None = None
+        self._rows = self._told = 0
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def watch(self, loop: Loop, batch: Batch) -> None:
+        """Called after every batch of a run; shows at most twice a second."""
+        rows = loop.totals.read + loop.totals.grown
+        if self._due(rows, len(batch)):
+            self._show(rows, loop.source.progress(loop.mark), _quality(loop))
+
+    def look(self, batch: Batch, share: float | None) -> None:
+        """Called after every batch of a survey, with the share that is done."""
+        self._rows += batch.raw_rows
+        if self._due(self._rows, batch.raw_rows):
+            self._show(self._rows, share, [])
+
+    def _due(self, rows: int, new: int) -> bool:
+        now = time.monotonic()
+        if self._first is None:
+            self._first, self._start = rows - new, now
+        quiet = rows == self._told and not self._console.is_terminal
+        if now - self._shown < (IDLE_SECONDS if quiet else self._every):
+            return False
+        self._shown, self._told = now, rows
+        return True
+
+    def _show(self, rows: int, share: float | None, more: list[str]) -> None:
+        seconds = self._shown - self._start
+        rate = [f"{(rows - (self._first or 0)) / seconds:,.0f} rows/s"] if seconds > 0.05 else []
+        said = "  ".join([counted(rows, "row"), *rate, *more])
+        if self._console.is_terminal:
+            self._bar.update(
+                self._task, total=None if share is None else 1.0, completed=share or 0.0, said=said
+            )
+        else:
+            done = "" if share is None else f"{share:.0%}  "
+            log.info("%s%s", done, said)
+
+
+def _quality(loop: Loop) -> list[str]:
+    work = loop.work
+    if not isinstance(work, Training):
+        return []
+    said = report.headline(work.evaluation.report())
+    return [f"loss {work.loss:.4g}", *([said] if said else [])]
+
+
+def show(out: Console, parts: Iterable[Table | str]) -> None:
+    """Print tables and sentences; a sentence is no markup and is cut nowhere."""
+    for part in parts:
+        plain = isinstance(part, str)
+        out.print(part, highlight=False, markup=not plain, soft_wrap=plain)
+
+
+def finish(summary: Summary) -> None:
+    """Print what a run came to: the report, the gate's verdict, the account of every record, the
+    files."""
+    out = console()
+    if summary.report:
+        show(out, report.tables(summary.report))
+    if summary.verdict is not None:
+        show(out, summary.verdict.tables())
+    out.print(_account(summary))
+    show(out, summary.remarks)
+    if summary.bottleneck is not None:
+        show(out, [str(summary.bottleneck)])
+    files = Table(show_header=False, box=None, pad_edge=False)
+    for what, path in summary.files.items():
+        files.add_row(what, str(path))
+    out.print(files)
+
+
+def _account(summary: Summary) -> str:
+    totals = summary.totals
+    outcomes = [
+        f"{n:,} {what}"
+        for what, n in (
+            ("learned", totals.learned),
+            ("predicted", totals.predicted),
+            ("cleaned", totals.cleaned),
+            ("rejected", totals.rejected),
+        )
+        if n
+    ]
+    reasons = ", ".join(
+        f"{stage}: {reason} {n:,}" for (stage, reason), n in sorted(totals.reasons.items())
+    )
+    grown = f" + {totals.grown:,} grown" if totals.grown else ""
+    sign = "=" if totals.balanced else "!="
+    state = "stopped by a signal" if summary.stopped else "end of the source"
+    return (
+        f"{totals.read:,} read{grown} {sign} {' + '.join(outcomes) or '0'}"
+        f"{f'  ({reasons})' if reasons else ''}\n"
+        f"{state} after {summary.seconds:.1f} s{', resumed' if summary.resumed else ''}"
+    )

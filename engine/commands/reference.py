@@ -1,0 +1,343 @@
+"""Everything a pipeline file may say, read off the Settings classes: `headrace reference`, its page
+in deploy/, the JSON Schema for editors, and the table that a misplaced key belongs to.
+
+Importing this loads no connector and no model; `tables` imports every kind.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import rich.table
+import rich.text
+from pydantic import BaseModel
+
+from engine import settings_docs
+from engine.running.checkpoint import Checkpoints
+from engine.config import (
+    DeadLetterSettings,
+    ExportSettings,
+    LoaderSettings,
+    ModelSettings,
+    NamedTable,
+    Pipeline,
+    SinkTable,
+    SourceTable,
+    component,
+)
+from engine.quality.evaluation import Evaluation
+from engine.loading.mix import Mix, MixTable, PartTable
+from engine.scrub import STAGES
+from engine.observing.service import Service
+from engine.types import UserError, nearest
+
+FRAME = ("name", "base", "folder")
+"""Keys of a pipeline file that are no tables."""
+OUTPUTS = {
+    "prediction": "the value, or for classes the predicted class as text",
+    "probability": "classes only: of the second of two classes, or of the predicted one of more",
+    "model_version": "serving only: which model said it",
+    "_partition": "where the row was read: a file's path, or topic/partition",
+    "_position": "where in it: a byte or row, or an offset",
+}
+"""Columns that a run adds to the rows it writes."""
+
+
+ELSEWHERE = 3
+"""Tables that a sentence names for a misplaced key."""
+INTRODUCTION = """\
+# Every key of a pipeline file
+
+Written by `headrace reference --markdown` from the Settings classes: change those, not this page.
+Bytes may be written "64MiB". A name that points at code of yours is `package.module:Class`.
+`headrace schema` prints the same as a JSON Schema, for editors."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """A table of a pipeline file.
+
+    Attributes:
+        section: ``loader``, ``scrub.NAME``; empty for the file's own keys.
+        kind: the ``kind`` that has these keys; empty where there is one only.
+        settings: the classes that declare them, what all kinds have first.
+        about: what it is for; nothing where its keys say enough.
+        hidden: keys of theirs that are no user's.
+    """
+
+    section: str
+    kind: str = ""
+    settings: tuple[type[BaseModel], ...]
+    about: str = ""
+    hidden: frozenset[str] = frozenset()
+
+    @property
+    def title(self) -> str:
+        """``[source] kind = "kafka"``."""
+        head = f"[{self.section}]" if self.section else "Keys of the file"
+        return f'{head} kind = "{self.kind}"' if self.kind else head
+
+    def entries(self) -> list[settings_docs.Key]:
+        """In the order of the classes and their fields; the first class says what a key is."""
+        found: dict[str, settings_docs.Key] = {}
+        for settings in self.settings:
+            for key in settings_docs.keys(settings):
+                found.setdefault(key.name, key)
+        return [key for name, key in found.items() if name not in self.hidden]
+
+
+@cache
+def tables() -> tuple[Table, ...]:
+    """Every table, in the order of a pipeline file. Imports every kind."""
+    return tuple(_tables())
+
+
+def _tables() -> Iterator[Table]:
+    from connectors import LETTERS, SINKS, SOURCES
+    from models import LEARNERS
+    from models.augment import AUGMENTS
+    from models.learners.sampling import SamplingSettings
+    from models.compress.gate import Compression
+    from models.serving.predictor import OnnxPredictor
+
+    others = frozenset(Pipeline.model_fields) - frozenset(FRAME)
+    yield Table(section="", settings=(Pipeline,), hidden=others)
+    yield from _kinds("source", SOURCES, SourceTable)
+    yield Table(section="source", kind="mix", settings=(SourceTable, Mix.Settings, MixTable))
+    yield Table(section="source.sources.NAME", settings=(PartTable,))
+    yield from _kinds("scrub.NAME", STAGES, NamedTable)
+    yield Table(section="loader", settings=(LoaderSettings,))
+    yield from _kinds("model", LEARNERS, ModelSettings)
+    for name in LEARNERS:
+        yield Table(
+            section="train",
+            kind=name,
+            settings=(component(name, LEARNERS, "model").Training,),
+        )
+    yield Table(section="train.sampling", settings=(SamplingSettings,))
+    yield from _kinds("augment.NAME", AUGMENTS, NamedTable)
+    yield Table(section="infer", settings=(OnnxPredictor.Settings,))
+    yield Table(section="evaluation", settings=(Evaluation.Settings,))
+    yield from _kinds("sink", SINKS, SinkTable)
+    yield from _kinds("dead_letters", LETTERS, DeadLetterSettings)
+    yield Table(section="checkpoint", settings=(Checkpoints.Settings,))
+    yield Table(section="export", settings=(ExportSettings,))
+    yield Table(section="export.compress", settings=(Compression,))
+    yield Table(section="service", settings=(Service.Settings,))
+
+
+def _kinds(section: str, known: Mapping[str, str], common: type[BaseModel]) -> Iterator[Table]:
+    for name in known:
+        kind = component(name, known, section)
+        yield Table(
+            section=section,
+            kind=name,
+            settings=(common, kind.Settings),
+            about=_about(kind),
+            hidden=frozenset({"path"} - kind.Settings.model_fields.keys()),
+        )
+
+
+def _about(kind: type[Any]) -> str:
+    """The first sentences of a class's docstring, unless they send to a protocol."""
+    first = inspect.cleandoc(kind.__doc__ or "").partition("\n\n")[0].replace("\n", " ")
+    return "" if first.startswith("See ") else first
+
+
+def tables_with(names: Iterable[str]) -> str:
+    """A sentence that says which tables have a key of one of these names; empty for none."""
+    for name in names:
+        found = [
+            table.title for table in tables() if any(key.name == name for key in table.entries())
+        ]
+        if found:
+            shown = ", ".join(found[:ELSEWHERE]) + (", ..." if len(found) > ELSEWHERE else "")
+            return f"'{name}' is a key of {shown}."
+    return ""
+
+
+# ------------------------------------------------------------------------------------------- pages
+
+
+def matching(word: str) -> list[Table]:
+    """The tables that a word of the command names: ``source``, ``source.kafka``, ``scrub``,
+    ``missing``, ``[train]``.
+
+    Raises: UserError where there is none.
+    """
+    word = word.strip("[]").removesuffix(".NAME")
+    found = [table for table in tables() if word in _names(table)]
+    if not found:
+        known = {name for table in tables() for name in _names(table)}
+        raise UserError(f"A pipeline file has no table '{word}'.{nearest(word, known)}")
+    return found
+
+
+def _names(table: Table) -> set[str]:
+    section = table.section.removesuffix(".NAME")
+    names = {section, table.kind, f"{section}.{table.kind}".strip(".")} - {""}
+    return names if section else names | {"pipeline"}
+
+
+def pages(word: str | None) -> Iterator[rich.table.Table | str]:
+    """What the terminal shows: the tables there are, or those that `word` names with their keys.
+
+    Raises: UserError for a table that there is not.
+    """
+    if word is None:
+        yield "headrace reference TABLE says what a table may hold:\n"
+        yield from dict.fromkeys(
+            f"  {table.section or 'pipeline'}"
+            + (f"  ({', '.join(kinds)})" if (kinds := _kinds_of(table.section)) else "")
+            for table in tables()
+        )
+        return
+    for table in matching(word):
+        shown = rich.table.Table(
+            title=rich.text.Text(table.title, style="bold"),
+            title_justify="left",
+            caption=rich.text.Text(table.about),
+            caption_justify="left",
+            box=None,
+            pad_edge=False,
+        )
+        for heading in ("key", "type", "unit", "default", ""):
+            shown.add_column(heading, overflow="fold")
+        for key in table.entries():
+            cells = (key.name, key.type, key.unit, key.default, key.text)
+            shown.add_row(*(rich.text.Text(cell) for cell in cells))
+        yield shown
+
+
+def _kinds_of(section: str) -> list[str]:
+    return [table.kind for table in tables() if table.section == section and table.kind]
+
+
+def markdown() -> str:
+    """The page: every table with its keys."""
+    lines = [INTRODUCTION]
+    for table in tables():
+        lines += ["", f"## {table.title}", ""]
+        if table.about:
+            lines += [table.about, ""]
+        lines += ["| key | type | unit | default | |", "|---|---|---|---|---|"]
+        lines += [_line(key) for key in table.entries()]
+    lines += ["", "## Columns of the output", "", "| column | |", "|---|---|"]
+    lines += [f"| `{name}` | {text} |" for name, text in OUTPUTS.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _line(key: settings_docs.Key) -> str:
+    default = f"`{key.default}`" if key.default not in ("", "needed") else key.default
+    cells = (f"`{key.name}`", key.type, key.unit, default, key.text)
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+# ------------------------------------------------------------------------------------------ schema
+
+
+def schema() -> dict[str, Any]:
+    """A JSON Schema of pipeline files. No key is required: a ``base``, the environment and
+    ``--set`` may give it; whether a file is whole is for `headrace check` to say."""
+    from connectors import SOURCES
+
+    made = {_reference(table): _object(table) for table in tables()}
+    gate = {"anyOf": [_to("export.compress"), {"const": False}]}
+    made["export"]["properties"]["compress"] = gate
+    for table in tables():
+        if table.section == "train":
+            made[_reference(table)]["properties"]["sampling"] = _to("train.sampling")
+    weight = made.pop("source.sources.NAME")["properties"]
+    for kind in SOURCES:
+        part = made[f"source.{kind}"]
+        made[f"source.sources.{kind}"] = {**part, "properties": part["properties"] | weight}
+    parts = [*(_to(f"source.sources.{kind}") for kind in SOURCES), OWN]
+    made["source.mix"]["properties"]["sources"]["additionalProperties"] = {"anyOf": parts}
+    top = made.pop("")["properties"]
+    for section in Pipeline.model_fields:
+        kinds = [table.kind for table in tables() if table.section in (section, f"{section}.NAME")]
+        if section in ("scrub", "augment"):
+            top[section] = _named(section, kinds)
+        elif section != "train" and kinds and section not in FRAME:
+            any_of = [_to(f"{section}.{kind}" if kind else section) for kind in kinds]
+            top[section] = any_of[0] if len(any_of) == 1 else {"anyOf": [*any_of, OWN]}
+    train = [_to(name) for name in made if name.startswith("train.") and "sampling" not in name]
+    return {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "title": "A pipeline file of headrace",
+        "type": "object",
+        "properties": top | {"train": True},
+        "additionalProperties": False,
+        # A model of one's own has training settings of its own.
+        "if": {"properties": {"model": OWN}, "required": ["model"]},
+        "else": {"properties": {"train": {"anyOf": train}}},
+        "definitions": made,
+    }
+
+
+OWN = {
+    "type": "object",
+    "properties": {"kind": {"type": "string", "pattern": ":"}},
+    "required": ["kind"],
+}
+"""A table whose kind is a class of one's own: it may have any key."""
+
+
+def _reference(table: Table) -> str:
+    section = table.section if not table.kind else table.section.removesuffix(".NAME")
+    return f"{section}.{table.kind}" if table.kind else section
+
+
+def _to(name: str) -> dict[str, Any]:
+    return {"$ref": f"#/definitions/{name}"}
+
+
+def _named(section: str, kinds: Iterable[str]) -> dict[str, Any]:
+    """Tables whose kind is their name unless they say another."""
+    to = {kind: _to(f"{section}.{kind}") for kind in kinds}
+    said = [{"allOf": [kind, {"required": ["kind"]}]} for kind in to.values()]
+    return {
+        "type": "object",
+        "properties": {kind: {"anyOf": [one, *said, OWN]} for kind, one in to.items()},
+        "additionalProperties": {"anyOf": [*said, OWN]},
+    }
+
+
+def _object(table: Table) -> dict[str, Any]:
+    """A table as a JSON Schema, its keys with their texts."""
+    properties: dict[str, Any] = {}
+    for settings in table.settings:
+        properties |= _inlined(settings.model_json_schema(by_alias=True))["properties"]
+    texts = {key.name: key.text for key in table.entries()}
+    properties = {
+        name: {**value, "description": texts[name]}
+        for name, value in properties.items()
+        if name in texts
+    }
+    if table.kind and "kind" in properties:
+        properties["kind"] = {"const": table.kind, "description": texts["kind"]}
+    made = {"type": "object", "properties": properties, "additionalProperties": False}
+    return made if not table.about else {**made, "description": table.about}
+
+
+def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
+    """Without references, so that schemas of several classes can be put together."""
+    definitions = schema.pop("$defs", {})
+
+    def inline(value: Any) -> Any:
+        if isinstance(value, dict):
+            if "$ref" in value:
+                return inline(definitions[value["$ref"].rsplit("/", 1)[1]])
+            texts = {"title"} if isinstance(value.get("title"), str) else set()
+            return {key: inline(part) for key, part in value.items() if key not in texts}
+        return [inline(part) for part in value] if isinstance(value, list) else value
+
+    inlined: dict[str, Any] = inline(schema)
+    return inlined
+
+
+__all__ = ["OUTPUTS", "Table", "markdown", "matching", "schema", "tables", "tables_with"]

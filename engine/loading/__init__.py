@@ -1,0 +1,1 @@
+"""From a source to clean batches, prefetched within a memory budget."""

@@ -1,0 +1,299 @@
+"""A queue between two threads that is bounded in bytes.
+
+The contract; a difference between it and the code is a bug in the code.
+
+1.  Order and count. One producer puts, one consumer gets. Items come out in the order they went in,
+    each once.
+2.  Back-pressure. `put` waits while the item does not fit into what is left of the budget, or into
+    the channel's depth, or while `max_items` are waiting. The depth may follow what both sides wait
+    for (`tuning.Depth`); it never exceeds the channel's share of the budget.
+3.  An empty channel, one with nothing waiting in it and nothing in the consumer's hand, always
+    accepts one item. So a lone item that is bigger than the budget passes, and the channels of one
+    budget cannot block each other for ever: each always moves one item at a time. An `entry`, by
+    which new bytes come in, is stricter: it accepts what does not fit only when no channel of the
+    budget holds anything.
+4.  The consumer's hand. An item's bytes are held until the consumer asks for the next one, by any
+    `get`, because until then it works on it. A consumer that keeps more than one item must say so
+    with `Budget.acquire` before it asks for the next.
+5.  The bound. With one channel on it, the budget never holds more than its total, or one item where
+    that alone is more; each further channel that is no entry can add one item, which the channel
+    before it still counts in its consumer's hand. The item for which a `put` waits is
+    in the producer's hand and not counted: memory is the budget plus one item.
+6.  Waiting. `get` waits until there is something to tell, at most `timeout` seconds, then raises
+    `Empty`. Nobody polls: every wait ends by a notification or at its timeout.
+7.  The end. After `finish` the consumer gets what is left, then `EndOfStream`, every time.
+8.  Failure. After `fail` the consumer gets what was put before, in order, then that same exception
+    with its original traceback, every time. Any BaseException will do. The first of `finish` and
+    `fail` counts; nothing is put after it.
+9.  Closing. `close` drops what is waiting and gives all bytes back, the hand's too. A waiting `put`
+    or `get` wakes and raises `Closed`, and so do all later ones. Any thread may close, more than
+    once; `finish` and `fail` afterwards do nothing.
+10. Interruption. A BaseException that arrives in a wait (Ctrl-C) leaves the channel as it was: the
+    item is not in it, nothing is held for it, and both sides may go on or close. Wherever else it
+    arrives, `close` gives all bytes back and wakes the other side. A finalizer or a signal handler
+    may close too, also while its own thread is inside the channel.
+
+Leaves out: several producers or consumers, priorities, and looking at an item without taking it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+from typing import Generic, TypeVar
+
+from engine.loading.budget import Bell, Budget
+from engine.loading.autotune import Depth
+from engine.types import EndOfStream
+
+T = TypeVar("T")
+R = TypeVar("R")
+BEAT_SECONDS = 0.5
+"""How often a waiting `put` calls its `beat`."""
+
+
+class Empty(Exception):
+    """Nothing came within the timeout; ask again."""
+
+
+class Closed(Exception):
+    """The channel was closed: whoever puts or gets should stop, this is no error of the data."""
+
+
+class Channel(Generic[T]):
+    """See the contract above.
+
+    Attributes:
+        name: its holder's name on the budget, and its label in metrics.
+        depth: how many bytes may wait here now.
+        put_wait_seconds: how long the producer has waited for room, all in all.
+        get_wait_seconds: how long the consumer has waited for items, all in all.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        budget: Budget,
+        size_of: Callable[[T], int],
+        max_items: int | None = None,
+        *,
+        share: float = 1.0,
+        depth: Depth | None = None,
+        entry: bool = False,
+        on_put_wait: Callable[[float], object] | None = None,
+        on_get_wait: Callable[[float], object] | None = None,
+    ) -> None:
+        """
+        Args:
+            size_of: bytes that an item holds in memory; called once for each, by `put`.
+            max_items: a further bound, on the number of waiting items.
+            share: part (0-1) of the budget's total that this channel may fill, so that a fast
+                producer upstream leaves the channels downstream room to prefetch.
+            depth: how much of that it fills; all of it unless given.
+            entry: whether its items are new to the budget; see 3.
+            on_put_wait: called after every `put` with the seconds it waited, mostly 0.0. Must not
+                raise.
+            on_get_wait: the same for `get`.
+        """
+        assert max_items is None or max_items >= 1, f"max_items={max_items}"
+        assert 0.0 < share <= 1.0, f"share={share}"
+        self.name = name
+        self.put_wait_seconds = 0.0
+        self.get_wait_seconds = 0.0
+        self._budget = budget
+        self._lock = budget.lock
+        self._account = budget.open(name, flows=True)
+        self._entry = entry
+        self._filled = Bell()
+        self._size_of = size_of
+        self._max_items = max_items
+        limit = max(1, int(budget.total * share))
+        self.depth = depth or Depth(limit, fixed=limit)
+        self._on_put_wait = on_put_wait
+        self._on_get_wait = on_get_wait
+        self._items: deque[tuple[T, int]] = deque()
+        self._hand: int | None = None
+        self._waited = 0.0
+        self._end: BaseException | None = None
+        self._traceback: TracebackType | None = None
+        self._closed = False
+
+    def __len__(self) -> int:
+        """Items waiting; the one in the consumer's hand is not among them."""
+        return len(self._items)
+
+    def __bool__(self) -> bool:
+        return True
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held: what waits and what is in the consumer's hand."""
+        return 0 if self._closed else self._account.nbytes
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    def put(self, item: T, beat: Callable[[], object] | None = None) -> None:
+        """Add an item; waits for room.
+
+        Args:
+            beat: called every `BEAT_SECONDS` of the wait, outside the lock. What it raises, `put`
+                raises; the item is then not in the channel.
+
+        Raises: Closed when the channel is or gets closed.
+        """
+        size = self._size_of(item)
+        assert size >= 0, f"size_of gave {size} bytes in channel {self.name}"
+        outcome, waited = self._until(
+            lambda: self._admit(item, size), self._account.bell, None, beat
+        )
+        self.put_wait_seconds += waited
+        if self._on_put_wait is not None:
+            self._on_put_wait(waited)
+        if outcome is not True:
+            raise Closed(self.name)
+
+    def await_room(self, beat: Callable[[], object] | None = None) -> None:
+        """Wait until there is room for something, so that an item is made when it may come in, and
+        not held in the producer's hand while others fill the budget.
+
+        Args:
+            beat: as of `put`.
+
+        Raises: Closed.
+        """
+        _, waited = self._until(lambda: self._accepts(1) or None, self._account.bell, None, beat)
+        self.put_wait_seconds += waited
+        if self._on_put_wait is not None and waited:
+            self._on_put_wait(waited)
+        if self._closed:
+            raise Closed(self.name)
+
+    def get(self, timeout: float | None = None) -> T:
+        """The next item; gives the bytes of the one before it back first.
+
+        Args:
+            timeout: seconds to wait for it; None for ever; 0 or less not at all.
+
+        Raises: Empty after `timeout`; EndOfStream after the last item; the producer's exception
+            after the last item before it; Closed.
+        """
+        with self._lock:
+            self._let_go()
+            self._measure()
+        outcome: tuple[T] | BaseException | None
+        outcome, waited = self._until(self._take, self._filled, timeout)
+        self.get_wait_seconds += waited
+        self._waited = waited
+        if self._on_get_wait is not None:
+            self._on_get_wait(waited)
+        if outcome is None:
+            raise Empty(self.name)
+        if isinstance(outcome, BaseException):
+            # Reset, or every raise would add its frames to the traceback of the same exception.
+            raise outcome.with_traceback(self._traceback if outcome is self._end else None)
+        return outcome[0]
+
+    def finish(self) -> None:
+        """Say that nothing more comes. Called by the producer."""
+        self._stop(EndOfStream())
+
+    def fail(self, exc: BaseException) -> None:
+        """Say that nothing more comes, and why. Called by the producer, with what it caught."""
+        self._stop(exc)
+
+    def close(self) -> None:
+        """Drop everything and wake everybody. Called by the consumer, or by whoever shuts down."""
+        with self._lock:
+            self._closed = True
+            dropped, self._items = self._items, deque()
+            self._account.bell.ring()
+            self._budget.drop(self._account)
+            self._filled.ring()
+        dropped.clear()  # outside the lock: the items' own finalizers may take their time
+
+    # Inside the lock, statements come in an order in which a `close` may slip in between any two.
+
+    def _until(
+        self,
+        attempt: Callable[[], R | None],
+        bell: Bell,
+        timeout: float | None,
+        beat: Callable[[], object] | None = None,
+    ) -> tuple[R | None, float]:
+        """What `attempt`, tried under the lock at every ring, gives other than None, or None when
+        the time is up; and how many seconds that took."""
+        with self._lock:
+            outcome = attempt()
+        if outcome is not None or (timeout is not None and timeout <= 0):
+            return outcome, 0.0
+        start, waited, beaten = time.perf_counter(), 0.0, 0.0
+        while outcome is None and (timeout is None or waited < timeout):
+            left = None if timeout is None else timeout - waited
+            bell.wait(left if beat is None else BEAT_SECONDS)
+            with self._lock:
+                outcome = attempt()
+            waited = time.perf_counter() - start
+            if beat is not None and outcome is None and waited - beaten >= BEAT_SECONDS:
+                beaten = waited
+                beat()
+        return outcome, waited
+
+    def _admit(self, item: T, size: int) -> bool | None:
+        """True when the item is in, False when it never will be, None while it has to wait."""
+        if not self._accepts(size):
+            return None
+        assert self._end is None, f"put after the end of channel {self.name}"
+        self._budget.grow(self._account, size)
+        self._items.append((item, size))
+        self._filled.ring()
+        if self._closed:
+            self._items.clear()
+        return not self._closed
+
+    def _accepts(self, size: int) -> bool:
+        empty = not self._items and self._hand is None
+        if self._closed or (empty and not self._entry):
+            return True
+        if self._max_items is not None and len(self._items) >= self._max_items:
+            return False
+        if size > self._budget.left:
+            return empty and not self._budget.flowing()
+        if not empty and self._account.nbytes + size > self.depth.bytes:
+            self.depth.blocked()
+            return False
+        return True
+
+    def _take(self) -> tuple[T] | BaseException | None:
+        """The next item, now in the consumer's hand; or what to raise; or None: nothing yet."""
+        try:
+            item, self._hand = self._items.popleft()
+        except IndexError:
+            return Closed(self.name) if self._closed else self._end
+        if self._max_items is not None:
+            self._account.bell.ring()  # the queue got shorter, although the bytes are still held
+        return (item,)
+
+    def _measure(self) -> None:
+        """Tell the depth what waited and what will be left when the next item is taken."""
+        unused = self._account.nbytes - self._items[0][1] if self._items else 0
+        if self.depth.took(unused, self._waited, time.perf_counter()):
+            self._account.bell.ring()
+
+    def _let_go(self) -> None:
+        """Give the bytes in the consumer's hand back."""
+        if self._hand is not None:
+            size, self._hand = self._hand, None
+            self._account.nbytes -= size
+            self._budget.ring()
+
+    def _stop(self, end: BaseException) -> None:
+        with self._lock:
+            if self._end is None and not self._closed:
+                self._traceback = end.__traceback__
+                self._end = end
+                self._filled.ring()

@@ -1,0 +1,268 @@
+"""Columns to tensors: the last step before the model, and the last chance for a bad row to
+leave."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from itertools import pairwise
+from operator import itemgetter
+from typing import Any, TypeVar
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from engine.loading import nested_tensors
+from engine.columnar.kernels import rows_into
+from engine.columnar.buffer_pool import Memory
+from engine.columnar.batch_group import Sheaf
+from engine.types import (
+    Batch,
+    Features,
+    Mark,
+    Schema,
+    Tensors,
+    UserError,
+    class_numbers,
+    require,
+    tensor,
+    type_name,
+)
+
+T = TypeVar("T")
+
+
+class Collate:
+    """Makes a batch's `Tensors` of the model's features.
+
+    A row is rejected (stage ``collate``) with reason ``missing`` when a feature is null or NaN,
+    ``not_finite`` when it is infinite or too large for float32, ``out_of_range`` when an id is none
+    of those that there are, ``missing_label`` or ``unknown_label`` by its label. So a learner only
+    ever sees finite numbers, known ids and known classes. Values beyond `Features.max_length` are
+    cut off and counted as ``truncated``.
+
+    Args:
+        features: what the model reads; without `target` the batch gets no labels.
+    """
+
+    name = "collate"
+
+    def __init__(self, features: Features) -> None:
+        self.features = features
+        self._memory = Memory()
+        _compile()
+
+    def bind(self, schema: Schema) -> None:
+        """Raises: UserError when a feature is not a column, or of a type that is no number."""
+        features = self.features
+        names = [*features.numeric, *features.categories]
+        require(schema, names, where="[model]")
+        for column in names:
+            kind = schema[column]
+            if not (kind.is_numeric() or kind == pl.Boolean):
+                raise UserError(
+                    f"[model] expects numbers in column '{column}', got {type_name(kind)}: encode "
+                    "it with a 'categories' stage, declare it, as in [source.schema] "
+                    f'{column} = "float64", or leave it out.'
+                )
+        if features.target is not None:
+            require(schema, [features.target], where="[model] target")
+        require(schema, features.nested, where="[model]")
+        nested_tensors.check(features, schema)
+
+    def apply(self, batch: Batch) -> Batch:
+        """The batch with tensors, without the rows that cannot have any."""
+        batch = self._whole(batch) if self.features.nested else batch
+        batch, labels = self._labelled(batch)
+        numeric = _matrix(batch.frame, self.features.numeric, self._memory)
+        finite = np.isfinite(numeric)
+        if not finite.all():
+            batch = self._finite(batch, numeric)
+            good = finite.all(axis=1)
+            numeric, labels = numeric[good], None if labels is None else labels[good]
+        tensors = Tensors(
+            numeric=tensor(numeric),
+            categories=tensor(_codes(batch.frame, list(self.features.categories))),
+            target=None if labels is None else tensor(labels),
+        )
+        if self.features.nested:
+            return self._nested(batch, tensors)
+        return dataclasses.replace(batch, tensors=tensors)
+
+    def __call__(self, batch: Batch) -> Batch:
+        """As `apply`."""
+        return self.apply(batch)
+
+    def together(self, sheaf: Sheaf) -> Sheaf:
+        """As `apply` for each batch; at once where all rows can have tensors."""
+        if sheaf.frame is None or len(sheaf) == 1 or self.features.nested:
+            return sheaf.each(self.apply)
+        whole = self.apply(Batch(frame=sheaf.frame, mark=Mark(), arrived=0.0))
+        if whole.rejects or whole.tensors is None:
+            return sheaf.each(self.apply)
+        tensors = whole.tensors
+        parts = [tensors.map(itemgetter(slice(*ends))) for ends in pairwise(sheaf.ends)]
+        batches = zip(sheaf.batches, parts, strict=True)
+        return dataclasses.replace(
+            sheaf,
+            batches=tuple(dataclasses.replace(batch, tensors=part) for batch, part in batches),
+        )
+
+    def _nested(self, batch: Batch, tensors: Tensors) -> Batch:
+        """With the arrays and lists beside the numbers."""
+        features, columns = self.features, batch.frame
+        most, cut = features.max_length, 0
+
+        def counted(made: tuple[T, int]) -> T:
+            nonlocal cut
+            cut += made[1]
+            return made[0]
+
+        images = {c: nested_tensors.image(columns[c]) for c in features.images}
+        ragged = {c: counted(nested_tensors.ragged(columns[c], most)) for c in features.ragged}
+        padded = {
+            c: counted(nested_tensors.padded(columns[c], most, features.buckets)) for c in features.padded
+        }
+        sparse = {
+            c: counted(nested_tensors.sparse(columns[c], width, most))
+            for c, width in features.sparse.items()
+        }
+        tensors = dataclasses.replace(
+            tensors, images=images, ragged=ragged, padded=padded, sparse=sparse
+        )
+        batch = batch.counted(self.name, truncated=cut) if cut else batch
+        return dataclasses.replace(batch, tensors=tensors)
+
+    def _whole(self, batch: Batch) -> Batch:
+        """Without the rows whose arrays or lists have something bad in them; a row leaves for the
+        first such reason."""
+        left = np.ones(len(batch), np.bool_)
+        for reason, bad, detail in list(nested_tensors.bad_rows(batch.frame, self.features)):
+            batch = batch.reject(
+                pl.Series(~bad[left]), stage=self.name, reason=reason, detail=detail
+            )
+            left &= ~bad
+        return batch
+
+    def _finite(self, batch: Batch, numeric: NDArray[np.float32]) -> Batch:
+        missing, infinite = np.isnan(numeric), np.isinf(numeric)
+        absent = missing.any(axis=1)
+        batch = batch.reject(
+            pl.Series(~absent),
+            stage=self.name,
+            reason="missing",
+            detail=self._named("Expected a number in feature '{}', got null or NaN.", missing),
+        )
+        infinite = infinite[~absent]
+        return batch.reject(
+            pl.Series(~infinite.any(axis=1)),
+            stage=self.name,
+            reason="not_finite",
+            detail=self._named(
+                "Expected a float32 in feature '{}', got a larger number.", infinite
+            ),
+        )
+
+    def _named(self, sentence: str, at: NDArray[np.bool_]) -> pl.Series:
+        """The sentence for each row with the name of the first feature where `at` is true."""
+        sentences = pl.Series([sentence.replace("{}", c) for c in self.features.numeric])
+        return sentences.gather(at.argmax(axis=1))
+
+    def _labelled(self, batch: Batch) -> tuple[Batch, NDArray[Any] | None]:
+        """The rows that have a good label, and those: float32 numbers, or class numbers (int64)."""
+        if self.features.target is None:
+            return batch, None
+        labels, good = self._labels(batch.frame)
+        if not good.all():
+            batch = self._rejected(batch)
+            labels, _ = self._labels(batch.frame)
+        return batch, labels
+
+    def _labels(self, frame: pl.DataFrame) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """What can be read as labels, and where that is good."""
+        target = str(self.features.target)
+        if self.features.task == "regression":
+            numbers = _matrix(frame, [target], self._memory).ravel()
+            return numbers, np.isfinite(numbers)
+        classes = class_numbers(frame.get_column(target), self.features.classes)
+        return classes, classes >= 0
+
+    def _rejected(self, batch: Batch) -> Batch:
+        column = batch.frame.get_column(str(self.features.target))
+        present = column.is_not_null()
+        if column.dtype.is_float():
+            present = present & column.is_not_nan().fill_null(False)
+        detail = f"Expected a label in '{self.features.target}', got null or NaN."
+        batch = batch.reject(present, stage=self.name, reason="missing_label", detail=detail)
+        regression = self.features.task == "regression"
+        return self._finite_label(batch) if regression else self._classed(batch)
+
+    def _finite_label(self, batch: Batch) -> Batch:
+        target = pl.col(str(self.features.target))
+        finite = target.cast(pl.Float32, strict=False).is_finite()
+        return batch.reject(
+            finite,
+            stage=self.name,
+            reason="not_finite",
+            detail=f"Expected a finite label in '{self.features.target}'.",
+        )
+
+    def _classed(self, batch: Batch) -> Batch:
+        target = pl.col(str(self.features.target)).cast(pl.String)
+        column = batch.frame.get_column(str(self.features.target))
+        known = pl.Series(class_numbers(column, self.features.classes) >= 0)
+        detail = pl.format(
+            "Expected a label of "
+            + ", ".join(self.features.classes).replace("{", "{{")
+            + " ([model] classes); got '{}'.",
+            target,
+        )
+        return batch.reject(known, stage=self.name, reason="unknown_label", detail=detail)
+
+
+def _matrix(frame: pl.DataFrame, names: Sequence[str], memory: Memory) -> NDArray[np.float32]:
+    """The columns next to each other, shape (n, d), row by row in memory, as a network reads them;
+    null is NaN."""
+    matrix = memory.empty((frame.height, len(names)), np.float32)
+    if not matrix.size:
+        return matrix
+    columns = frame[list(names)]
+    try:  # as stages done together leave them
+        block = columns.to_numpy(order="fortran", allow_copy=False)
+    except RuntimeError:
+        block = None
+    if block is not None and block.dtype == np.float64:
+        rows_into(block.T, matrix)
+        return matrix
+    with np.errstate(over="ignore"):  # becomes infinite, and is rejected as that
+        for i, column in enumerate(columns):
+            matrix[:, i] = _numbers(column)
+    return matrix
+
+
+@functools.cache
+def _compile() -> None:
+    """Compile the loop now: the first batch is not to wait for it."""
+    block = np.empty((0, 0))
+    block.flags.writeable = False  # as polars hands it out
+    rows_into(block, np.empty((0, 0), np.float32))
+
+
+def _numbers(column: pl.Series) -> NDArray[Any]:
+    """The column as it is in memory, shape (n,), where that is numbers without a null."""
+    if column.null_count() or not column.dtype.is_numeric() or column.dtype.is_decimal():
+        column = column.cast(pl.Float32, strict=False)
+    return column.to_numpy()
+
+
+def _codes(frame: pl.DataFrame, names: list[str]) -> NDArray[np.int64]:
+    """Codes of the categories, shape (n, c); null is 0, the unknown one."""
+    codes = np.empty((frame.height, len(names)), np.int64)
+    for i, name in enumerate(names):
+        codes[:, i] = frame.get_column(name).cast(pl.Int64, strict=False).fill_null(0).to_numpy()
+    return codes
+
+
+__all__ = ["Collate"]

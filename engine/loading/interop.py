@@ -1,0 +1,44 @@
+"""headrace's loader as one of torchdata's, for tools that take their nodes or loaders."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from torchdata.nodes import BaseNode, Loader
+
+from engine.loading.nodes import Node
+
+T = TypeVar("T")
+
+
+class TorchdataNode(BaseNode[T]):
+    """A node as torchdata's: to be put before nodes of theirs.
+
+    Args:
+        node: whose items it gives.
+    """
+
+    def __init__(self, node: Node[T]) -> None:
+        super().__init__()
+        self._node = node
+
+    def reset(self, initial_state: dict[str, Any] | None = None) -> None:
+        """See `engine.loading.nodes.Node.reset`."""
+        super().reset(initial_state)
+        self._node.reset(initial_state)
+
+    def next(self) -> T:
+        """See `engine.loading.nodes.Node.next`."""
+        return next(self._node)
+
+    def get_state(self) -> dict[str, Any] | None:
+        """See `engine.loading.nodes.Node.get_state`."""
+        return self._node.state_dict()
+
+
+def torchdata_loader(node: Node[T]) -> Loader[T]:
+    """A node as torchdata's stateful loader. Each ``for`` starts anew, or at a loaded state."""
+    return Loader(TorchdataNode(node), restart_on_stop_iteration=False)
+
+
+__all__ = ["TorchdataNode", "torchdata_loader"]

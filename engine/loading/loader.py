@@ -1,0 +1,607 @@
+"""The asynchronous prefetching batch loader, as nodes with torchdata's protocol::
+
+    SourceNode -> PrefetchNode("raw") -> RebatchNode -> DecodeNode -> ScrubNode -> BatchesNode ->
+    for
+    `---------- fetch thread --------'   `---------------- prepare thread -----------------'
+    `-your-'
+
+With `shuffle_rows` a ShuffleNode stands in place of RebatchNode and DecodeNode.
+
+State rides on the item: what a node has given is its state, what waits in a queue is not. So the
+`Mark` of the batch in your hand is where to resume, whatever the threads have read ahead.
+
+Shutdown and errors, in prose; a difference between this and the code is a bug in the code:
+
+- An error anywhere (BaseException too) reaches the for-loop after the batches before it, and again
+  on every later `next`. It is never swallowed, never waits, and never looks like the end of the
+  stream; only a source's `EndOfStream` does.
+- `close` (or leaving the ``with`` block) closes the queues, which wakes both threads wherever they
+  wait, and joins them: a read takes at most `poll` seconds, a batch in preparation is finished and
+  dropped. Afterwards no thread is left and the source is closed.
+- A loader that is forgotten without `close` stops its threads when it is garbage-collected.
+
+torchdata's own Prefetcher is not used here: it counts items, not bytes, turns a second look at a
+failed source into an end of stream, and hangs on a BaseException.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import accumulate
+from types import TracebackType
+from typing import Any, Self
+
+import polars as pl
+
+from engine import calls
+from engine.loading.budget import Budget
+from engine.loading.channel import Channel
+from engine.loading.collate import Collate
+from engine.config import LoaderSettings
+from engine.loading.deadline import Deadline
+from engine.loading.decoder import Decoder
+from engine.observing.metrics import Metrics
+from engine.loading.nodes import Items, Node
+from engine.loading.prefetch import PrefetchNode
+from engine.loading.rebatch import Raw, RebatchNode
+from engine.scrub.fusion import Chain, chained
+from engine.scrub.base import restore, snapshots
+from engine.columnar.batch_group import Sheaf, Stopped, slices
+from engine.loading.shuffle import STATE, ShuffleNode
+from engine.observing.timing import Times
+from engine.loading.autotune import Depth, Threads
+from engine.types import (
+    Batch,
+    EndOfStream,
+    Mark,
+    Records,
+    Rejects,
+    Schema,
+    SharedSource,
+    Snapshot,
+    Source,
+    Stage,
+)
+
+ITEM_BYTES = 2_048
+"""What a queued item costs besides its data: objects, headers, the state beside it."""
+THREAD_BYTES = 1 << 17
+"""What a thread costs: the stack it touches, its part of the allocator."""
+
+
+class SourceNode(Node[Records | None]):
+    """Reads a source; None where nothing came within `poll` seconds. Ends when the source does.
+
+    Args:
+        source: is sought to the mark it is reset to.
+        budget: bytes of the loader; one read takes at most an eighth of it.
+    """
+
+    def __init__(self, source: Source, settings: LoaderSettings, times: Times) -> None:
+        super().__init__()
+        self._source = source
+        self._settings = settings
+        self._max_bytes = max(1 << 16, int(settings.memory_budget) // 8)
+        self._times = times
+        self._positions: dict[str, int] = {}
+        self._asked: float | None = None
+
+    @property
+    def asked(self) -> float:
+        """When the source was asked for what it has not answered yet, in `time.monotonic` seconds;
+        now, where it owes no answer. Any thread may ask."""
+        return self._asked or time.monotonic()
+
+    def reset(self, initial_state: dict[str, Any] | None = None) -> None:
+        super().reset(initial_state)
+        mark = Mark(positions=initial_state or {})
+        self._positions = dict(mark.positions)
+        with calls.Calling("source", self._source):
+            self._source.seek(mark)
+
+    def next(self) -> Records | None:
+        start, cpu = time.perf_counter(), time.thread_time()
+        settings = self._settings
+        self._asked = time.monotonic()
+        try:
+            records = calls.read(self._source, settings.read_rows, self._max_bytes, settings.poll)
+        except EndOfStream:
+            raise StopIteration from None
+        finally:
+            self._asked = None
+        if records is None:
+            self._times.idle(time.perf_counter() - start)
+        else:
+            self._times.add("fetch", start, cpu, len(records))
+            self._positions = {**self._positions, **records.after}
+        return records
+
+    def get_state(self) -> dict[str, Any]:
+        return self._positions
+
+    @property
+    def beat(self) -> Callable[[], None] | None:
+        """What to call while the queue behind is full; None where nobody waits for it."""
+        return self._source.beat if isinstance(self._source, SharedSource) else None
+
+    def close(self) -> None:
+        self._source.close()
+
+
+class DecodeNode(Node[Sheaf]):
+    """Raw rows become batches, with the positions after them on their marks.
+
+    Args:
+        decoder: makes a frame of them.
+        keep_records: keep the records on the batch, as `pieces`.
+    """
+
+    def __init__(
+        self,
+        node: RebatchNode,
+        decoder: Decoder,
+        metrics: Metrics,
+        times: Times,
+        keep_records: bool = False,
+    ) -> None:
+        super().__init__()
+        self._node = node
+        self._decoder = decoder
+        self._releases = metrics.batch_release
+        self._times = times
+        self._keep_records = keep_records
+        self._waiting: deque[Raw] = deque()
+        """Batches that are to be decoded one by one, as not all their rows are good."""
+        self._positions: Mapping[str, int] = {}
+
+    def reset(self, initial_state: dict[str, Any] | None = None) -> None:
+        super().reset(initial_state)
+        self._waiting.clear()
+        self._positions = (initial_state or {}).get("positions", {})
+        self._decoder.resume()
+        self._node.reset(dict(self._positions))
+
+    def next(self) -> Sheaf:
+        if not self._waiting:
+            raw = next(self._node)
+            self._releases.labels(reason=raw.reason).inc(raw.batches)
+            sheaf = self._decoded(raw)
+            if sheaf is not None:
+                self._positions = raw.positions
+                return sheaf
+            self._waiting.extend(raw.apart())
+        raw = self._waiting.popleft()
+        sheaf = self._decoded(raw)
+        assert sheaf is not None
+        self._positions = raw.positions
+        return sheaf
+
+    def _decoded(self, raw: Raw) -> Sheaf | None:
+        """The batches; None where they are several and some of their rows are bad."""
+        with self._times.timed("decode", raw.rows, raw.batches):
+            frame, rejects = self._decoder.decode(raw.pieces)
+        if raw.batches == 1:
+            return Sheaf.of(self._batch(raw, frame, rejects))
+        if rejects or frame.height != raw.rows:
+            return None
+        parts = raw.apart()
+        ends = list(accumulate((part.rows for part in parts), initial=0))
+        frames = slices(frame, ends)
+        batches = (self._batch(part, own) for part, own in zip(parts, frames, strict=True))
+        return Sheaf(batches=tuple(batches), frame=frame)
+
+    def _batch(self, raw: Raw, frame: pl.DataFrame, rejects: tuple[Rejects, ...] = ()) -> Batch:
+        return Batch(
+            frame=frame,
+            mark=Mark(positions=raw.positions),
+            arrived=raw.arrived,
+            cut=raw.cut,
+            raw_rows=raw.rows,
+            raw_bytes=raw.nbytes,
+            rejects=rejects,
+            pieces=raw.pieces if self._keep_records else (),
+        )
+
+    def get_state(self) -> dict[str, Any]:
+        return {"positions": self._positions}
+
+    def interrupt(self) -> None:
+        self._decoder.interrupt()
+        self._node.interrupt()
+
+    def halt(self) -> None:
+        self._node.halt()
+        self._decoder.close()
+
+    def close(self) -> None:
+        self._node.close()
+
+
+class ScrubNode(Node[Batch]):
+    """Cleans and collates batches, and stamps the mark on them.
+
+    Args:
+        node: decoded batches, whose marks have positions and the node's own state.
+        stages: in this order; bound already.
+        collate: the last step, what the model takes; None for a pipeline that only cleans.
+        transfer: copies what collate made to the model's device; None leaves it here.
+        keep_raw_from: index of the first stage that a model file contains: the rows before it are
+            kept on the batch as `raw`. None keeps nothing.
+        budget: batches that are done and not asked for yet count there, as ``sheaf``.
+    """
+
+    def __init__(
+        self,
+        node: DecodeNode | ShuffleNode,
+        stages: Sequence[Stage],
+        collate: Callable[[Batch], Batch] | None,
+        times: Times,
+        budget: Budget,
+        keep_raw_from: int | None = None,
+        transfer: Callable[[Batch], Batch] | None = None,
+    ) -> None:
+        super().__init__()
+        self._node = node
+        self._stages = stages
+        self._initial = {stage.name: stage.snapshot() for stage in stages}
+        self._collate = collate
+        self._transfer = transfer
+        self._keep_raw = keep_raw_from is not None
+        self._unkept = list(chained(stages[:keep_raw_from]))
+        self._kept = [] if keep_raw_from is None else list(chained(stages[keep_raw_from:]))
+        self._mark = Mark()
+        self._times = times
+        self._budget = budget
+        self._account = budget.open("sheaf", flows=False)
+        self._done: deque[Batch] = deque()
+        self._error: BaseException | None = None
+        """What comes after them."""
+
+    def reset(self, initial_state: dict[str, Any] | None = None) -> None:
+        super().reset(initial_state)
+        self._drop()
+        state = initial_state or {}
+        self._mark = Mark(positions=state.get("positions", {}), stages=state.get("stages", {}))
+        for stage in self._stages:
+            stage.restore(self._mark.stages.get(stage.name, self._initial[stage.name]))
+        self._node.reset({"positions": self._mark.positions, "stages": self._mark.stages})
+
+    def restore(self, stages: Mapping[str, Snapshot]) -> None:
+        """Put what has a state where a mark has it; nothing is running. Raises: KeyError and the
+        like for states of another layout."""
+        if stages:
+            restore(self._stages, stages)
+        if stages and isinstance(self._node, ShuffleNode):
+            self._node.restore(stages[STATE])
+
+    def snapshots(self) -> dict[str, Snapshot]:
+        """What has a state, as a mark has it."""
+        of_node = self._node.snapshots() if isinstance(self._node, ShuffleNode) else {}
+        return {**of_node, **snapshots(self._stages)}
+
+    def next(self) -> Batch:
+        if not self._done:
+            if self._error is not None:
+                raise self._error
+            node: Node[Any] = self._node
+            item: Sheaf | Batch = next(node)
+            sheaf = item if isinstance(item, Sheaf) else Sheaf.of(item)
+            self._done.extend(self._cleaned(sheaf))
+        batch = self._done.popleft()
+        self._hold()
+        if self._transfer is not None:
+            batch = self._timed("transfer", self._transfer, batch)
+        self._mark = batch.mark
+        return replace(batch, ready=time.monotonic())
+
+    def get_state(self) -> dict[str, Any]:
+        return {"positions": self._mark.positions, "stages": self._mark.stages}
+
+    def interrupt(self) -> None:
+        self._node.interrupt()
+
+    def halt(self) -> None:
+        self._node.halt()
+        self._drop()
+
+    def close(self) -> None:
+        self._node.close()
+
+    def _drop(self) -> None:
+        self._done.clear()
+        self._error = None
+        self._hold()
+
+    def _hold(self) -> None:
+        """Tell the ledger of the batches that are done; all of a sheaf are about as large."""
+        each = self._done[0].nbytes if self._done else 0
+        self._budget.hold(self._account, each * len(self._done))
+
+    def _cleaned(self, sheaf: Sheaf) -> tuple[Batch, ...]:
+        marks = [batch.mark for batch in sheaf.batches]
+        states: list[dict[str, Any]] = [{} for _ in marks]
+        for step in self._unkept:
+            sheaf = self._taken(partial(self._applied, step, states), sheaf)
+        if self._keep_raw:
+            sheaf = sheaf.each(lambda batch: replace(batch, raw=batch.frame), sheaf.frame)
+        for step in self._kept:
+            sheaf = self._taken(partial(self._applied, step, states), sheaf)
+        sheaf = self._taken(self._collated, sheaf)
+        told = zip(sheaf.batches, marks, states, strict=False)
+        return tuple(
+            replace(batch, mark=Mark(positions=mark.positions, stages={**mark.stages, **state}))
+            for batch, mark, state in told
+        )
+
+    def _taken(self, step: Callable[[Sheaf], Sheaf], sheaf: Sheaf) -> Sheaf:
+        """After a step. Where it fails, the batches before go on; the error comes after them."""
+        try:
+            return step(sheaf)
+        except Stopped as stopped:
+            self._error = stopped.__cause__
+            return stopped.done
+
+    def _applied(
+        self, step: Stage | Chain, states: Sequence[dict[str, Any]], sheaf: Sheaf
+    ) -> Sheaf:
+        """After a stage, or several; `states` get what they know after each batch."""
+        stages: Sequence[Any] = step.stages if isinstance(step, Chain) else (step,)
+        left = iter(states)
+
+        def learned() -> None:
+            next(left).update(snapshots(stages))
+
+        if isinstance(step, Chain):
+            return step.apply(sheaf, self._times.took, learned)
+
+        def applied(batch: Batch) -> Batch:
+            done = self._timed(step.name, partial(calls.apply, step), batch)
+            learned()
+            return done
+
+        return sheaf.each(applied)
+
+    def _collated(self, sheaf: Sheaf) -> Sheaf:
+        if isinstance(self._collate, Collate):
+            with self._times.timed("collate", batches=len(sheaf)):
+                return self._collate.together(sheaf)
+        if self._collate is None:
+            return sheaf
+        return sheaf.each(partial(self._timed, "collate", self._collate))
+
+    def _timed(self, name: str, work: Callable[[Any], Batch], value: Any) -> Batch:
+        with self._times.timed(name):
+            return work(value)
+
+
+class BatchesNode(PrefetchNode[Batch]):
+    """The last queue: whoever asks for a batch is done with the one before.
+
+    Args:
+        deadline: learns how long batches take.
+    """
+
+    def __init__(
+        self,
+        node: ScrubNode,
+        make_channel: Callable[[], Channel[Any]],
+        deadline: Deadline | None,
+    ) -> None:
+        super().__init__(node, make_channel, "prepare")
+        self._deadline = deadline
+        self._taken: tuple[int, float] | None = None
+
+    def next(self) -> Batch:
+        taken, self._taken = self._taken, None
+        if taken is not None and self._deadline is not None:
+            rows, cut = taken
+            self._deadline.observe(rows, time.monotonic() - cut)
+        batch = super().next()
+        self._taken = (batch.raw_rows, batch.cut)
+        return batch
+
+
+class Loader(Items[Batch]):
+    """Batches of a source, cleaned, ahead of you, within a number of bytes::
+
+        collate = Collate(features).apply
+        with Loader(source, schema=schema, stages=stages, collate=collate) as loader:
+            for batch in loader:
+                learner.learn(batch)
+
+    `state_dict` is where to resume after the last batch you took, `load_state_dict` goes there
+    (before the loop).
+    Each ``for`` starts anew, from the start or the loaded state.
+
+    Attributes:
+        budget: who holds how many bytes.
+        times: where the time goes.
+        threads: how many decode together.
+
+    Args:
+        source: rows; closed with the loader.
+        schema: columns to decode, as `source.schema` gave them.
+        stages: bound stages, in order.
+        collate: makes what the model takes (`Collate.apply`, `Predictor.collate`) in the thread
+            that prepares; None leaves the batch as it is.
+        transfer: then copies it to the model's device (`Transfer.apply`), in the same thread.
+        settings: rows a batch, delay, bytes.
+        metrics: where waits, sizes and times go; a private one unless given.
+        keep_raw_from, keep_records: see `ScrubNode` and `DecodeNode`.
+        mark: where to start.
+
+    Raises (in the loop): whatever source, format or a stage raised, unchanged.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        schema: Schema,
+        stages: Sequence[Stage] = (),
+        collate: Callable[[Batch], Batch] | None = None,
+        transfer: Callable[[Batch], Batch] | None = None,
+        settings: LoaderSettings | None = None,
+        metrics: Metrics | None = None,
+        keep_raw_from: int | None = None,
+        keep_records: bool = False,
+        mark: Mark | None = None,
+    ) -> None:
+        settings = (settings or LoaderSettings()).of(endless=source.endless())
+        metrics = metrics or Metrics()
+        self.budget = Budget(int(settings.memory_budget))
+        # The consumer's, one that reads, one that prepares, one that decodes with it; less of a
+        # budget so small that this would be felt.
+        self.budget.acquire("threads", min(4 * THREAD_BYTES, self.budget.total // 64))
+        self.times = times = Times(metrics)
+        channel = partial(_channel, self.budget, metrics, times, settings.prefetch_bytes)
+        objective = settings.latency_objective
+        deadline = None if objective is None else Deadline(objective)
+        self._fetching = SourceNode(source, settings, times)
+        fetch: PrefetchNode[Records | None] = PrefetchNode(
+            self._fetching,
+            # Half the budget, so that the raw queue cannot starve the prepared one.
+            partial(channel, "raw", _raw_bytes, share=0.5, entry=True),
+            "fetch",
+        )
+        self.threads = threads = Threads(
+            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1,
+            fixed=settings.decode_threads,
+            on_change=metrics.decode_threads.set,
+        )
+        metrics.decode_threads.set(threads.count)
+        decoder = Decoder(
+            source.format,
+            schema,
+            threads=threads,
+            largest=self.budget.total,
+            waited=partial(times.waits, "prepared", "get"),
+        )
+        node: DecodeNode | ShuffleNode
+        if settings.shuffle_rows:
+            node = ShuffleNode(fetch, decoder, settings, self.budget, metrics, times)
+        else:
+            rebatch = RebatchNode(fetch, settings, self.budget, deadline)
+            node = DecodeNode(rebatch, decoder, metrics, times, keep_records)
+        self._scrub = scrub = ScrubNode(
+            node, stages, collate, times, self.budget, keep_raw_from, transfer
+        )
+        prepared = partial(
+            channel,
+            "prepared",
+            _batch_bytes,
+            # With an objective, what arrives meanwhile is to join the next batch, not to wait
+            # behind batches that are closed already.
+            max_items=None if deadline is None else 1,
+        )
+        self._prepared = BatchesNode(scrub, prepared, deadline)
+        super().__init__(self._prepared)
+        if mark is not None:
+            self.seek(mark)
+
+    @property
+    def asked(self) -> float:
+        """See `SourceNode.asked`."""
+        return self._fetching.asked
+
+    def seek(self, mark: Mark) -> None:
+        """Start the next loop after `mark`."""
+        state = {"positions": dict(mark.positions), "stages": dict(mark.stages)}
+        self.load_state_dict(state)
+
+    def restore(self, mark: Mark) -> None:
+        """Put the stages where a checkpoint's mark has them, before anything is read: what does not
+        fit is known at once. Raises: KeyError and the like for states of another layout."""
+        self._scrub.restore(mark.stages)
+
+    def snapshots(self) -> Mapping[str, Snapshot]:
+        """What the stages are, as a mark has it."""
+        return self._scrub.snapshots()
+
+    def torchdata(self) -> Any:
+        """As a loader of torchdata's (`torchdata.nodes.Loader`), for tools that take one; imports
+        torch."""
+        from engine.loading.interop import torchdata_loader
+
+        return torchdata_loader(self.root)
+
+    def interrupt(self) -> None:
+        """End the threads soon, without waiting for them; the loop raises `Closed`."""
+        self._prepared.interrupt()
+
+    def halt(self) -> None:
+        """End the threads and wait for them; the source stays open, the next ``for`` starts anew.
+
+        Raises: HeadraceError when a source or stage keeps its thread for more than 10 s.
+        """
+        self._prepared.halt()
+
+    def close(self) -> None:
+        """End the threads and wait for them, close the source. May be called twice.
+
+        Raises: HeadraceError when a source or stage keeps its thread for more than 10 s.
+        """
+        self._prepared.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _channel(
+    budget: Budget,
+    metrics: Metrics,
+    times: Times,
+    fixed: int | None,
+    name: str,
+    size_of: Callable[[Any], int],
+    share: float = 1.0,
+    max_items: int | None = None,
+    entry: bool = False,
+) -> Channel[Any]:
+    """A queue under the budget, seen by the metrics. No method: what a thread reaches must not
+    reach the loader, or a forgotten one would never be collected."""
+    resizes = metrics.queue_resizes
+    depth = Depth(
+        max(1, int(budget.total * share)),
+        fixed=fixed,
+        on_change=lambda _, direction: resizes.labels(queue=name, direction=direction).inc(),
+        name=name,
+    )
+    channel: Channel[Any] = Channel(
+        name,
+        budget,
+        size_of,
+        max_items,
+        depth=depth,
+        entry=entry,
+        on_put_wait=times.waiter(name, "put"),
+        on_get_wait=times.waiter(name, "get"),
+    )
+    metrics.watch(metrics.queue_bytes, lambda: channel.nbytes, queue=name)
+    metrics.watch(metrics.queue_items, lambda: len(channel), queue=name)
+    metrics.watch(metrics.queue_depth_bytes, lambda: depth.bytes, queue=name)
+    return channel
+
+
+def _raw_bytes(item: tuple[Records | None, Any]) -> int:
+    return ITEM_BYTES + (0 if item[0] is None else item[0].nbytes)
+
+
+def _batch_bytes(item: tuple[Batch, Any]) -> int:
+    return ITEM_BYTES + item[0].nbytes
+
+
+__all__ = ["BatchesNode", "DecodeNode", "Loader", "ScrubNode", "SourceNode"]

@@ -1,0 +1,445 @@
+"""Several sources as one, their rows by weight.
+
+Whose turn it is depends on how many rows of each were given, and on nothing else: the one whose
+rows divided by its weight are fewest (stride scheduling; Waldspurger & Weihl, 1995). Those numbers
+are on the mark, so a restart goes on with the same rows in the same order; a source that has
+nothing for now (a topic) lets the others go on, and their order then depends on when its rows came.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import polars as pl
+from pydantic import Field
+
+from engine import calls, types
+from engine.types.changes import Free
+from engine.config import validate
+from engine.types import (
+    DROPPED,
+    PARTITION,
+    REST,
+    Buffered,
+    EndOfStream,
+    Format,
+    HeadraceError,
+    Interruptible,
+    Mark,
+    Records,
+    Rejects,
+    Schema,
+    SharedSource,
+    Sink,
+    Snapshot,
+    Source,
+    UserError,
+)
+
+SEPARATOR = ":"
+V = TypeVar("V")
+NAME = re.compile(r"[A-Za-z0-9_-]+")
+
+
+@dataclass(slots=True)
+class Part:
+    """One of the sources.
+
+    Attributes:
+        name: before the colon of its partitions' names.
+        given: rows of it that were given, over all restarts.
+        ended: it has no more.
+    """
+
+    name: str
+    source: Source
+    weight: float
+    given: int = 0
+    ended: bool = False
+
+    @property
+    def counter(self) -> str:
+        """Under which name `given` is on a mark."""
+        return self.name + SEPARATOR
+
+    def own(self, mark: Mark) -> Mark:
+        """What of the mark is this source's."""
+        return Mark(positions=_within(mark.positions, self.counter))
+
+
+def _within(names: Mapping[str, V], prefix: str) -> dict[str, V]:
+    """What stands under names that begin like that, without it."""
+    start = len(prefix)
+    return {n[start:]: value for n, value in names.items() if n.startswith(prefix) and n != prefix}
+
+
+class Mix(SharedSource):
+    """See `engine.types.SharedSource`: some of the sources may be topics. Partitions are named
+    ``source:partition``.
+
+    Args:
+        sources: name -> source and weight; all give the same columns.
+
+    Raises: UserError for weights that give nobody a row, and for a name that is none.
+    """
+
+    class Settings(types.Settings):
+        """``[source] kind = "mix"``; the sources are ``[source.sources.NAME]``, each a ``[source]``
+        of its own with a ``weight``.
+
+        Attributes:
+            turn [rows]: rows that one source gives before another does.
+            stop: "all" goes on with the others where a source ends; "first" ends with it.
+        """
+
+        turn: Free[int] = Field(256, ge=1)
+        stop: Free[Literal["all", "first"]] = "all"
+
+    def __init__(self, settings: Mix.Settings, sources: Mapping[str, tuple[Source, float]]) -> None:
+        self.settings = settings
+        for name, (_, weight) in sources.items():
+            if not NAME.fullmatch(name):
+                raise UserError(
+                    f"[source.sources] expects names of letters, digits, - and _, got '{name}'."
+                )
+            if not (math.isfinite(weight) and weight >= 0):
+                raise UserError(
+                    f"[source.sources.{name}] weight expects a number of 0 or more, got {weight:g}."
+                )
+        self._parts = [Part(n, source, w) for n, (source, w) in sources.items() if w > 0]
+        if not self._parts:
+            raise UserError(
+                "[source.sources] gives nobody a row: expected a weight above 0 at one at least."
+            )
+        self.format: Format = MixFormat({p.name: p.source.format for p in self._parts})
+        self._turn: Part | None = None
+        self._left = 0
+
+    @property
+    def parts(self) -> dict[str, Source]:
+        """How the partitions of each source begin -> that source."""
+        return {part.counter: part.source for part in self._parts}
+
+    @property
+    def epochs(self) -> int:
+        """How often rows are read at most."""
+        found = [getattr(getattr(p.source, "settings", None), "epochs", 1) for p in self._parts]
+        return max(found)
+
+    def endless(self) -> bool:
+        """See `engine.types.Source`: where one of them is."""
+        return any(part.source.endless() for part in self._parts)
+
+    def repeatable(self) -> bool:
+        """See `engine.types.Source`: where all are."""
+        return all(part.source.repeatable() for part in self._parts)
+
+    def schema(self, declared: Schema) -> Schema:
+        """See `engine.types.Source`; where nothing is declared, the first source says. Where
+        something is, the columns are the declared ones: other columns may differ.
+
+        Raises: UserError where a source has other columns.
+        """
+        first, *rest = self._parts
+        schema = first.source.schema({REST: DROPPED, **declared} if declared else {})
+        told = schema if not declared or REST in declared else declared
+        for part in rest:
+            own = part.source.schema({REST: DROPPED, **told})
+            if own != schema:
+                odd = next(c for c in {**schema, **own} if schema.get(c) != own.get(c))
+                raise UserError(
+                    f"[source.sources.{part.name}] has other columns than '{first.name}', first of "
+                    f"them '{odd}': declare those that both have in [source.schema]."
+                )
+        return schema
+
+    def findings(self) -> Mapping[str, Snapshot]:
+        """See `engine.types.Source`; name of each source -> its own."""
+        return {part.name: dict(part.source.findings()) for part in self._parts}
+
+    def remarks(self) -> list[str]:
+        """See `engine.types.Source`; each source's, with its name."""
+        said = [(part.name, remark) for part in self._parts for remark in part.source.remarks()]
+        return [f"source '{name}': {remark}" for name, remark in said]
+
+    def in_effect(self) -> Mapping[str, Snapshot]:
+        """See `engine.types.Source`; name of each source -> its own."""
+        return {part.name: dict(part.source.in_effect()) for part in self._parts}
+
+    def rereads(self, sink: Sink) -> str | None:
+        """See `engine.types.Source`."""
+        found = (part.source.rereads(sink) for part in self._parts)
+        return next((place for place in found if place is not None), None)
+
+    def covers(self, file: Path) -> bool:
+        """See `engine.types.Source`."""
+        return any(part.source.covers(file) for part in self._parts)
+
+    def origins(self) -> set[str]:
+        """See `engine.types.Source`: where it is so of one of them."""
+        return {column for part in self._parts for column in part.source.origins()}
+
+    def recall(self, findings: Mapping[str, Snapshot]) -> None:
+        """See `engine.types.Source`; each source its own."""
+        for part in self._parts:
+            own = findings.get(part.name)
+            part.source.recall(own if isinstance(own, Mapping) else {})
+
+    def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
+        """See `engine.types.Source`."""
+        waiting: set[str] = set()
+        while True:
+            part = self._next(waiting)
+            if part is None:
+                return None
+            wait = timeout if len(waiting) + 1 == len(self._alive) else 0.0
+            try:
+                records = calls.read(
+                    part.source,
+                    min(max_rows, self._left),
+                    max_bytes,
+                    wait,
+                    f"source.sources.{part.name}",
+                )
+            except EndOfStream:
+                part.ended, self._turn = True, None
+                if self.settings.stop == "first":
+                    raise
+                continue
+            if records is None:
+                waiting.add(part.name)
+                self._turn = None
+                continue
+            return self._given(part, records)
+
+    def seek(self, mark: Mark) -> None:
+        """See `engine.types.Source`."""
+        self._turn, self._left = None, 0
+        for part in self._parts:
+            part.source.seek(part.own(mark))
+            part.given, part.ended = mark.positions.get(part.counter, 0), False
+
+    def identities(self, mark: Mark) -> Mapping[str, Snapshot]:
+        """See `engine.types.Source`."""
+        return {
+            part.counter + partition: identity
+            for part in self._parts
+            for partition, identity in part.source.identities(part.own(mark)).items()
+        }
+
+    def recognise(self, identities: Mapping[str, Snapshot]) -> None:
+        """See `engine.types.Source`; each source its own part."""
+        for part in self._parts:
+            part.source.recognise(_within(identities, part.counter))
+
+    def commit(self, mark: Mark) -> bool:
+        """See `engine.types.Source`; each source its own part."""
+        done = [part.source.commit(part.own(mark)) for part in self._parts]
+        return all(done)
+
+    def lag(self, mark: Mark) -> Mapping[str, int]:
+        """See `engine.types.Source`."""
+        return {
+            part.counter + partition: n
+            for part in self._parts
+            for partition, n in part.source.lag(part.own(mark)).items()
+        }
+
+    def progress(self, mark: Mark) -> float | None:
+        """Of all sources alike; with ``stop = "first"`` of the one that is furthest."""
+        shares = [part.source.progress(part.own(mark)) for part in self._parts]
+        known = [share for share in shares if share is not None]
+        if self.settings.stop == "first":
+            return max(known, default=None)
+        return sum(known) / len(known) if len(known) == len(shares) else None
+
+    def close(self) -> None:
+        """See `engine.types.Source`."""
+        for part in self._parts:
+            part.source.close()
+
+    @property
+    def nbytes(self) -> int:
+        """See `engine.types.Buffered`."""
+        return sum(p.source.nbytes for p in self._parts if isinstance(p.source, Buffered))
+
+    def bound(self, nbytes: int) -> None:
+        """See `engine.types.Buffered`; each buffer an equal share."""
+        buffered = [p.source for p in self._parts if isinstance(p.source, Buffered)]
+        for source in buffered:
+            source.bound(nbytes // len(buffered))
+
+    # ---------------------------------------------------------------------- partitions that come
+
+    shares = remembers = lost = leaving = False
+    """None of its sources shares its partitions."""
+
+    def moving(self) -> bool:
+        """See `engine.types.SharedSource`."""
+        return any(source.moving() for _, source in self._shared)
+
+    def trouble(self) -> str | None:
+        """See `engine.types.SharedSource`; the first source's that has any."""
+        for part, source in self._shared:
+            if (why := source.trouble()) is not None:
+                return f"source '{part.name}': {why}"
+        return None
+
+    def release(self) -> None:
+        """See `engine.types.SharedSource`."""
+        for _, source in self._shared:
+            source.release()
+
+    def settle(self, mark: Mark) -> Mark:
+        """See `engine.types.SharedSource`."""
+        positions = dict(mark.positions)
+        for part, source in self._shared:
+            settled = source.settle(part.own(mark)).positions
+            positions |= {part.counter + name: at for name, at in settled.items()}
+        return Mark(positions=positions, stages=mark.stages)
+
+    def start_over(self) -> None:
+        """See `engine.types.SharedSource`."""
+        for _, source in self._shared:
+            source.start_over()
+
+    def agrees(self, positions: Mapping[str, int]) -> bool | None:
+        """See `engine.types.SharedSource`."""
+        shared = self._shared
+        found = [source.agrees(_within(positions, part.counter)) for part, source in shared]
+        return False if False in found else None if None in found else True
+
+    def counts(self) -> Mapping[str, int]:
+        """See `engine.types.SharedSource`."""
+        sums: Counter[str] = Counter()
+        for _, source in self._shared:
+            sums.update(source.counts())
+        return sums
+
+    def beat(self) -> None:
+        """See `engine.types.SharedSource`."""
+        for _, source in self._shared:
+            source.beat()
+
+    # -------------------------------------------------------------------------------------- inside
+
+    @property
+    def _shared(self) -> list[tuple[Part, SharedSource]]:
+        return [(p, p.source) for p in self._parts if isinstance(p.source, SharedSource)]
+
+    @property
+    def _alive(self) -> list[Part]:
+        return [part for part in self._parts if not part.ended]
+
+    def _next(self, waiting: set[str]) -> Part | None:
+        """Whose turn it is; None where nobody has anything for now. Raises: EndOfStream."""
+        if self._turn is not None and self._left > 0:
+            return self._turn
+        alive = self._alive
+        if not alive:
+            raise EndOfStream
+        ready = [part for part in alive if part.name not in waiting]
+        if not ready:
+            return None
+        turn = self.settings.turn
+        begun = [part for part in ready if part.given % turn]
+        self._turn = begun[0] if begun else min(ready, key=lambda p: p.given / p.weight)
+        self._left = turn - self._turn.given % turn
+        return self._turn
+
+    def _given(self, part: Part, records: Records) -> Records:
+        before, n = part.given, len(records)
+        part.given += n
+        self._left -= n
+        return replace(
+            records,
+            partition=part.counter + records.partition,
+            counter=part.counter,
+            counted=before,
+        )
+
+
+class MixFormat:
+    """Decodes the records of each source by its own format."""
+
+    def __init__(self, formats: Mapping[str, Format]) -> None:
+        self._formats = formats
+
+    def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
+        """See `engine.types.Format`."""
+        name, _, partition = records.partition.partition(SEPARATOR)
+        own = replace(records, partition=partition)
+        try:
+            frame, rejects = calls.decode(
+                self._formats[name], own, schema, f"source.sources.{name}"
+            )
+        except HeadraceError as error:
+            raise type(error)(f"Source '{name}': {error}") from error
+        place = pl.lit(records.partition).alias(PARTITION)
+        rejects = [replace(r, rows=r.rows.with_columns(place)) for r in rejects]
+        return frame.with_columns(place), rejects
+
+    def interrupt(self) -> None:
+        """See `engine.types.Interruptible`."""
+        for part in self._formats.values():
+            if isinstance(part, Interruptible):
+                part.interrupt()
+
+    def resume(self) -> None:
+        """See `engine.types.Interruptible`."""
+        for part in self._formats.values():
+            if isinstance(part, Interruptible):
+                part.resume()
+
+
+class MixTable(types.Settings):
+    """What ``[source] kind = "mix"`` has besides its settings.
+
+    Attributes:
+        sources: name -> a source with a weight: ``[source.sources.NAME]``.
+    """
+
+    sources: dict[str, dict[str, Any]] = Field(min_length=1)
+
+
+class PartTable(types.Settings):
+    """``[source.sources.NAME]``; its other keys are those of a ``[source]``.
+
+    Attributes:
+        weight: how many of the mix's rows are this one's, beside the weights of the others.
+    """
+
+    weight: float = Field(1.0, ge=0)
+
+
+def sources_of(
+    table: Mapping[str, Any], where: str = "the pipeline"
+) -> dict[str, tuple[dict[str, Any], float]]:
+    """Name -> ``[source]`` table and weight, of a mix's table.
+
+    Raises: UserError where there is none, or a weight is no number of 0 or more.
+    """
+    given = table.get("sources")
+    if not isinstance(given, Mapping) or not given:
+        raise UserError("[source] kind 'mix' expects its sources as tables [source.sources.NAME].")
+    made = {}
+    for name, part in given.items():
+        own = dict(part) if isinstance(part, Mapping) else {}
+        given_weight = {"weight": own.pop("weight")} if "weight" in own else {}
+        weight = validate(PartTable, given_weight, f"source.sources.{name}", where).weight
+        if own.get("join") or own.get("kind") == "mix":
+            raise UserError(
+                f"[source.sources.{name}] expects a source of files or a topic without 'join': "
+                "what shares its partitions, or is a mix itself, cannot be mixed."
+            )
+        made[str(name)] = (own, weight)
+    return made
+
+
+__all__ = ["Mix", "MixFormat", "MixTable", "Part", "PartTable", "sources_of"]

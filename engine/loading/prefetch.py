@@ -1,0 +1,138 @@
+"""A node that runs the nodes before it in a thread, ahead of whoever asks."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+
+from engine.loading.channel import Channel, Closed
+from engine.loading.nodes import Node
+from engine.types import EndOfStream, HeadraceError
+
+T = TypeVar("T")
+JOIN_SECONDS = 10.0
+"""How long `close` waits for a thread; more means that a source or stage broke its promise to
+return."""
+
+
+@runtime_checkable
+class Threaded(Protocol):
+    """A node with a thread somewhere before it."""
+
+    def interrupt(self) -> None:
+        """Let those threads end soon. Any thread may call it."""
+        ...
+
+    def halt(self) -> None:
+        """End them, and wait for them; nothing is closed."""
+        ...
+
+
+class PrefetchNode(Node[T], Generic[T]):
+    """Runs the node before it in a thread, ahead of whoever asks, up to a number of bytes.
+
+    Args:
+        node: the node before; only the thread touches it from now on.
+        channel: the queue in between, with its bound.
+    """
+
+    def __init__(self, node: Any, make_channel: Callable[[], Channel[Any]], name: str) -> None:
+        super().__init__()
+        self._node = node
+        self._name = name
+        self._make_channel = make_channel
+        self._channel: Channel[Any] | None = None
+        self._thread: threading.Thread | None = None
+        self._state: dict[str, Any] | None = None
+
+    def reset(self, initial_state: dict[str, Any] | None = None) -> None:
+        self._stop()
+        super().reset(initial_state)
+        self._state = initial_state
+        self._channel = channel = self._make_channel()
+        # The thread holds the node and the channel but not this object, so a forgotten loader can
+        # be collected.
+        self._thread = threading.Thread(
+            target=_produce,
+            args=(self._node, initial_state, channel),
+            name=f"headrace-{self._name}",
+            daemon=True,
+        )
+        weakref.finalize(self, channel.close)
+        self._thread.start()
+
+    def next(self) -> T:
+        return self.within(None)
+
+    def within(self, timeout: float | None) -> T:
+        """The next item. Raises: Empty when it does not come within `timeout` seconds;
+        StopIteration at the end."""
+        assert self._channel is not None, "reset comes first"
+        try:
+            taken: tuple[T, dict[str, Any]] = self._channel.get(timeout)
+        except EndOfStream:
+            raise StopIteration from None
+        item, self._state = taken
+        return item
+
+    def get_state(self) -> dict[str, Any] | None:
+        return self._state
+
+    @property
+    def channel(self) -> Channel[Any] | None:
+        return self._channel
+
+    def interrupt(self) -> None:
+        """Close this queue and all before it: their threads end soon. Any thread may call it."""
+        if self._channel is not None:
+            self._channel.close()
+        if isinstance(self._node, Threaded):
+            self._node.interrupt()
+
+    def halt(self) -> None:
+        """End this thread and all before it, and wait for them; nothing is closed. Raises:
+        HeadraceError if one does not end."""
+        self._stop()
+        if isinstance(self._node, Threaded):
+            self._node.halt()
+
+    def close(self) -> None:
+        """Halt, close the node before. Raises: HeadraceError if a thread does not end."""
+        self.halt()
+        self._node.close()
+
+    def _stop(self) -> None:
+        self.interrupt()
+        thread, self._thread = self._thread, None
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(JOIN_SECONDS)
+            if thread.is_alive():
+                raise HeadraceError(
+                    f"The {self._name} thread did not end within {JOIN_SECONDS:.0f} s: a source's "
+                    "read or a stage's apply must return in bounded time."
+                )
+
+
+def _produce(node: Any, state: dict[str, Any] | None, channel: Channel[Any]) -> None:
+    """The thread: everything the node gives goes into the channel, its end and its errors too."""
+    try:
+        node.reset(state)
+        beat = getattr(node, "beat", None)
+        while True:
+            channel.await_room(beat)
+            item = next(node)
+            # "Nothing came" is news only to a consumer that has nothing else to do.
+            if item is not None or not len(channel):
+                channel.put((item, node.state_dict()), beat)
+            del item  # or the last item's memory would stay while the next is awaited
+    except StopIteration:
+        channel.finish()
+    except Closed:
+        channel.close()
+    except BaseException as error:  # noqa: BLE001 - an error must reach the for-loop, whatever it is
+        channel.fail(error)
+
+
+__all__ = ["PrefetchNode", "Threaded"]

@@ -1,0 +1,232 @@
+"""Raw rows cut into batches."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from engine.loading.budget import Budget
+from engine.loading.channel import Empty
+from engine.config import LoaderSettings
+from engine.loading.deadline import Deadline
+from engine.loading.nodes import Node
+from engine.loading.prefetch import PrefetchNode
+from engine.columnar.row_sizes import ends_of
+from engine.types import Records
+
+TOGETHER = 4
+"""Batches that go through the loader together, at most: more are no faster, as they leave the
+processor's cache before the next step takes them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Raw:
+    """Undecoded rows of one batch to be, or of several.
+
+    Attributes:
+        pieces: rows by partition, in the order they were read; may be empty.
+        positions: partition -> next position, after all pieces.
+        arrived: `time.monotonic` seconds when the oldest row was read.
+        cut: `time.monotonic` seconds when it was closed.
+        batches: how many batches they are, of as many rows each; more than one where their rows
+            are columns already and lie in one piece.
+        reason: why it was closed: ``full`` (of rows), ``bytes``, ``delay``, ``deadline``, ``drain``
+            (end of stream) or ``idle``.
+    """
+
+    pieces: tuple[Records, ...]
+    positions: dict[str, int]
+    arrived: float
+    cut: float
+    reason: str
+    batches: int = 1
+
+    def apart(self) -> tuple[Raw, ...]:
+        """Each batch by itself."""
+        if self.batches == 1:
+            return (self,)
+        (piece,) = self.pieces
+        size = len(piece) // self.batches
+        pieces = [piece.slice(at, at + size) for at in range(0, len(piece), size)]
+        return tuple(
+            replace(self, pieces=(part,), positions={**self.positions, **part.after}, batches=1)
+            for part in pieces
+        )
+
+    @property
+    def rows(self) -> int:
+        return sum(len(piece) for piece in self.pieces)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(piece.nbytes for piece in self.pieces)
+
+
+class RebatchNode(Node[Raw]):
+    """Cuts raw rows into batches: of `batch_rows`, or less where they are `batch_limit` bytes,
+    where the oldest has waited `max_delay`, or where waiting longer would miss the deadline.
+
+    Rows are cut while raw, because then a position is exact; stages later only shrink or grow what
+    was cut. Where none is full for `idle` seconds, an empty batch comes, whether rows wait for more
+    or none are there, so that the loop behind can act (checkpoint, commit, stop, beat).
+
+    Args:
+        budget: what it keeps of former items counts there, as ``rebatch``.
+        deadline: says when a batch must go; None: only `max_delay` does.
+    """
+
+    idle = 0.2
+
+    def __init__(
+        self,
+        node: PrefetchNode[Records | None],
+        settings: LoaderSettings,
+        budget: Budget,
+        deadline: Deadline | None = None,
+    ) -> None:
+        super().__init__()
+        self._node = node
+        self._rows = settings.batch_rows
+        self._bytes = settings.batch_limit
+        self._delay = settings.max_delay
+        self._deadline = deadline
+        self._budget = budget
+        self._account = budget.open("rebatch", flows=False)
+        self._pieces: list[Records] = []
+        self._rest: Records | None = None
+        self._left, self._room = self._rows, self._bytes
+        self._positions: dict[str, int] = {}
+        self._ahead: dict[str, int] = {}
+        """Positions after the rows that wait."""
+        self._ended = False
+
+    def reset(self, initial_state: dict[str, Any] | None = None) -> None:
+        super().reset(initial_state)
+        self._pieces, self._rest, self._ended = [], None, False
+        self._left, self._room = self._rows, self._bytes
+        self._positions = dict(initial_state or {})
+        self._ahead = dict(self._positions)
+        self._node.reset(initial_state)
+
+    def next(self) -> Raw:
+        start, reason = time.monotonic(), ""
+        batches = 1
+        while not reason:
+            records = self._rest or self._wait(start)
+            if isinstance(records, str):
+                reason = records
+            elif (several := self._several(records)) > 1:
+                reason, batches = "full", several
+                self._take(records, several * self._rows)
+            else:
+                reason = self._add(records)
+        if self._ended and not self._pieces:
+            raise StopIteration
+        return self._idle() if reason == "idle" else self._cut(start, reason, batches)
+
+    def get_state(self) -> dict[str, Any]:
+        return self._positions
+
+    def interrupt(self) -> None:
+        self._node.interrupt()
+
+    def halt(self) -> None:
+        self._node.halt()
+        self._pieces, self._rest = [], None
+        self._left, self._room = self._rows, self._bytes
+        self._budget.hold(self._account, 0)
+
+    def close(self) -> None:
+        self._node.close()
+
+    def _cut(self, start: float, reason: str, batches: int) -> Raw:
+        pieces, self._pieces = tuple(self._pieces), []
+        self._left, self._room = self._rows, self._bytes
+        self._positions = dict(self._ahead)
+        return Raw(
+            pieces=pieces,
+            positions=self._positions,
+            arrived=min((piece.arrived for piece in pieces), default=start),
+            cut=time.monotonic(),
+            reason=reason,
+            batches=batches,
+        )
+
+    def _idle(self) -> Raw:
+        """No rows: those that wait stay, and the positions before them."""
+        if not self._pieces:
+            self._positions = dict(self._ahead)
+        now = time.monotonic()
+        return Raw(pieces=(), positions=self._positions, arrived=now, cut=now, reason="idle")
+
+    def _several(self, records: Records) -> int:
+        """How many whole batches these rows begin with that can be cut at once: together they are
+        no more bytes than one batch may be."""
+        n = min(len(records) // self._rows, TOGETHER)
+        together = isinstance(records.values, pl.DataFrame) and not self._pieces
+        if n < 2 or not together or self._deadline is not None:
+            return 1
+        ends = ends_of(records.slice(0, n * self._rows))[self._rows - 1 :: self._rows]
+        return int(np.searchsorted(ends, self._bytes, "right"))
+
+    def _take(self, records: Records, n: int) -> None:
+        """The first n rows into the batch; the others stay for the next."""
+        piece = records if n == len(records) else records.slice(0, n)
+        self._pieces.append(piece)
+        self._ahead |= piece.after
+        self._rest = records.slice(n, len(records)) if n < len(records) else None
+
+    def _add(self, records: Records) -> str:
+        """Put what fits into the batch and keep the rest; why it is full then, or nothing."""
+        fit = records if len(records) <= self._left else records.slice(0, self._left)
+        ends = ends_of(fit)
+        n = int(np.searchsorted(ends, self._room, "right"))
+        if not self._pieces:
+            n = max(1, n)  # a record that is too large for any batch has one of its own
+        if n:
+            self._take(records, n)
+            self._left -= n
+            self._room -= int(ends[n - 1])
+        else:
+            self._rest = records
+        return "bytes" if n < len(fit) or self._room <= 0 else "" if self._left else "full"
+
+    def _wait(self, start: float) -> Records | str:
+        """The next records, or why the batch must go without more."""
+        while True:
+            close, why = self._closes(start)
+            timeout = max(0.0, close - time.monotonic())
+            self._budget.hold(self._account, sum(piece.nbytes for piece in self._pieces))
+            try:
+                records = self._node.within(timeout)
+            except Empty:
+                return why
+            except StopIteration:
+                self._ended = True
+                return "drain"
+            if records is not None and len(records):
+                return records
+            # Nothing came, or a gap without rows: only its position counts.
+            if records is not None:
+                self._ahead |= records.after
+            if time.monotonic() >= close:
+                return why
+
+    def _closes(self, start: float) -> tuple[float, str]:
+        """When a batch goes at the latest, and why."""
+        ends = [(start + self.idle, "idle")]
+        if not self._pieces:
+            return ends[0]
+        arrived = self._pieces[0].arrived
+        if self._delay is not None:
+            ends.append((arrived + self._delay, "delay"))
+        if self._deadline is not None:
+            ends.append((self._deadline.close_at(arrived, self._rows - self._left), "deadline"))
+        return min(ends)
+
+
+__all__ = ["Raw", "RebatchNode"]

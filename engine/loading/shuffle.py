@@ -1,0 +1,293 @@
+"""Rows of a stream in another order, exactly resumable, within a bounded block.
+
+A block of records is read and decoded, its rows are put in the order of partition and position, and
+from there into an order that is a function of the seed and the block's number alone. So the order
+does not depend on how the records came, and a checkpoint in the middle of a block needs no rows:
+its mark has the positions at the block's start, the positions at its end, its number, and how many
+of its rows were given. A restart reads those records again, gets the same order, and leaves out
+what was given.
+
+Until a block is done its records are not committed, so they come again to whoever has no
+checkpoint.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from engine.loading.budget import Budget
+from engine.loading.channel import Empty
+from engine.config import LoaderSettings
+from engine.loading.decoder import Decoder
+from engine.observing.metrics import Metrics
+from engine.loading.nodes import Node
+from engine.loading.prefetch import PrefetchNode
+from engine.columnar.row_sizes import ends_of
+from engine.observing.timing import Times
+from engine.types import Batch, Mark, Records, Rejects, Snapshot
+
+STATE = "_shuffle"
+"""Its snapshot's name among those of the stages."""
+SHARE = 0.25
+"""Part of the budget that a block's raw records may take."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """Decoded rows in their new order.
+
+    Attributes:
+        frame: the good rows.
+        rejects: the others; they are given with the first batch.
+        rows, nbytes: of the raw records.
+        arrived: `time.monotonic` seconds when the oldest was read.
+        ends: partition -> position after it.
+    """
+
+    frame: pl.DataFrame
+    rejects: tuple[Rejects, ...]
+    rows: int
+    nbytes: int
+    arrived: float
+    ends: Mapping[str, int]
+
+
+class ShuffleNode(Node[Batch]):
+    """Decoded batches of blocks of `shuffle_rows` records, each block in an order of its own. See
+    the module.
+
+    A block is closed early where it would take more than a quarter of the budget, where its oldest
+    record has waited `max_delay`, and at the end of the stream. While a block fills, an empty batch
+    comes every `idle` seconds, so that the loop behind can act.
+
+    Batches keep no records: a row that a later stage rejects is a dead letter as JSON.
+
+    Args:
+        node: records as they are read.
+        budget: what it holds counts there, as ``shuffle``.
+    """
+
+    idle = 0.5
+
+    def __init__(
+        self,
+        node: PrefetchNode[Records | None],
+        decoder: Decoder,
+        settings: LoaderSettings,
+        budget: Budget,
+        metrics: Metrics,
+        times: Times,
+    ) -> None:
+        super().__init__()
+        self._node = node
+        self._decoder = decoder
+        self._rows, self._batch_rows = settings.shuffle_rows, settings.batch_rows
+        self._bytes = max(1, int(int(settings.memory_budget) * SHARE))
+        self._delay, self._seed = settings.max_delay, settings.shuffle_seed
+        self._budget = budget
+        self._account = budget.open("shuffle", flows=False)
+        self._releases = metrics.batch_release
+        self._times = times
+        self._begin({})
+
+    def reset(self, initial_state: dict[str, Any] | None = None) -> None:
+        super().reset(initial_state)
+        state = initial_state or {}
+        self._begin(state.get("positions", {}), state.get("stages", {}).get(STATE))
+        self._decoder.resume()
+        self._node.reset(dict(self._start))
+
+    def restore(self, value: Mapping[str, Any]) -> None:
+        """Go to where a mark has it."""
+        self._begin({}, value)
+
+    def snapshots(self) -> Mapping[str, Snapshot]:
+        """Where it is, as a mark has it."""
+        return self._mark().stages
+
+    def next(self) -> Batch:
+        if self._block is None and not self._fill():
+            if self._ended:
+                raise StopIteration
+            self._releases.labels(reason="idle").inc()
+            now = time.monotonic()
+            return Batch(frame=self._decoder.decode(())[0], mark=self._mark(), arrived=now, cut=now)
+        assert self._block is not None
+        return self._give(self._block)
+
+    def get_state(self) -> dict[str, Any]:
+        mark = self._mark()
+        return {"positions": mark.positions, "stages": mark.stages}
+
+    def interrupt(self) -> None:
+        self._decoder.interrupt()
+        self._node.interrupt()
+
+    def halt(self) -> None:
+        self._node.halt()
+        self._decoder.close()
+        self._begin({})
+        self._budget.hold(self._account, 0)
+
+    def close(self) -> None:
+        self._node.close()
+
+    def _begin(self, start: Mapping[str, int], saved: Mapping[str, Any] | None = None) -> None:
+        """At a block's start, or within the one that `saved` tells of."""
+        saved = saved or {"block": 0, "given": 0, "ends": {}}
+        self._start = dict(start)
+        self._number, self._given = int(saved["block"]), int(saved["given"])
+        self._ends: dict[str, int] = dict(saved["ends"])  # of a block that is read again
+        self._held: deque[Records] = deque()
+        self._block: Block | None = None
+        self._ended = False
+        self._empty()
+
+    def _empty(self) -> None:
+        self._pieces: list[Records] = []
+        self._nexts: dict[str, int] = {}
+        self._left, self._room, self._full = self._rows, self._bytes, False
+
+    # -------------------------------------------------------------------------------- a block fills
+
+    def _fill(self) -> bool:
+        """Read until there is a block; False where nothing comes, for now or for ever."""
+        start = time.monotonic()
+        while not self._done():
+            records: Records | None
+            try:
+                records = self._pull(start)
+            except Empty:
+                records = None
+            except StopIteration:
+                self._ended = True
+                if not self._pieces:
+                    return False
+                break
+            if records is not None:
+                self._take(records)
+            elif self._late():
+                break
+            elif time.monotonic() >= start + self.idle:
+                return False
+        self._block = self._closed()
+        return True
+
+    def _done(self) -> bool:
+        if not self._ends:
+            return self._full
+        at = {**self._start, **self._nexts}
+        return all(at.get(partition, 0) >= end for partition, end in self._ends.items())
+
+    def _pull(self, start: float) -> Records | None:
+        if self._held and not self._ends:
+            return self._held.popleft()
+        until = start + self.idle
+        if self._delay is not None and self._pieces:
+            until = min(until, self._pieces[0].arrived + self._delay)
+        return self._node.within(max(0.0, until - time.monotonic()))
+
+    def _late(self) -> bool:
+        if self._delay is None or not self._pieces or self._ends:
+            return False
+        return time.monotonic() >= self._pieces[0].arrived + self._delay
+
+    def _take(self, records: Records) -> None:
+        """What belongs to the block goes into it, the rest is kept for the next."""
+        again = bool(self._ends)
+        n = self._before_end(records) if again else self._fitting(records)
+        if n < len(records):
+            rest = records.slice(n, len(records))
+            (self._held.append if again else self._held.appendleft)(rest)
+            records = records.slice(0, n)
+        if n:
+            self._pieces.append(records)
+        self._budget.hold(
+            self._account, sum(piece.nbytes for piece in (*self._pieces, *self._held))
+        )
+
+    def _before_end(self, records: Records) -> int:
+        """How many of the records belong to a block that is read again."""
+        end = self._ends.get(records.partition)
+        if end is None:
+            return 0
+        # What lies behind the end says that nothing more comes before it.
+        self._nexts |= records.after
+        return int(np.searchsorted(records.positions + records.lap, end))
+
+    def _fitting(self, records: Records) -> int:
+        """How many of the records fit into a new block; at least one into an empty one."""
+        fit = records.slice(0, min(len(records), self._left))
+        ends = ends_of(fit)
+        n = int(np.searchsorted(ends, self._room, "right"))
+        if not self._pieces and len(fit):
+            n = max(1, n)
+        if n:
+            self._left -= n
+            self._room -= int(ends[n - 1])
+        self._full = n < len(records) or not self._left or self._room <= 0
+        if n:
+            self._nexts |= records.slice(0, n).after
+        return n
+
+    def _closed(self) -> Block:
+        """The records, decoded and in their new order."""
+        pieces = sorted(self._pieces, key=lambda piece: (piece.partition, piece.marked(0)))
+        rows = sum(map(len, pieces))
+        with self._times.timed("decode", rows):
+            frame, rejects = self._decoder.decode(pieces)
+            order = np.random.default_rng((self._seed, self._number)).permutation(frame.height)
+            frame = frame[order]
+        block = Block(
+            frame=frame,
+            rejects=rejects,
+            rows=rows,
+            nbytes=sum(piece.nbytes for piece in pieces),
+            arrived=min((piece.arrived for piece in pieces), default=time.monotonic()),
+            ends=self._ends or self._nexts,
+        )
+        self._empty()
+        held = sum(piece.nbytes for piece in self._held)
+        self._budget.hold(self._account, int(frame.estimated_size()) + held)
+        return block
+
+    # ------------------------------------------------------------------------------- and is given
+
+    def _give(self, block: Block) -> Batch:
+        rejects = () if self._given else block.rejects
+        frame = block.frame.slice(self._given, self._batch_rows)
+        rows = frame.height + sum(map(len, rejects))
+        self._given += frame.height
+        self._ends = dict(block.ends)
+        if self._given >= block.frame.height:
+            self._start |= block.ends
+            self._number, self._given, self._ends, self._block = self._number + 1, 0, {}, None
+        self._releases.labels(reason="full" if self._block else "drain").inc()
+        return Batch(
+            frame=frame,
+            mark=self._mark(),
+            arrived=block.arrived,
+            cut=time.monotonic(),
+            raw_rows=rows,
+            raw_bytes=block.nbytes * rows // max(1, block.rows),
+            rejects=rejects,
+        )
+
+    def _mark(self) -> Mark:
+        """Positions at the block's start, and how far it was given."""
+        state = {
+            "block": self._number,
+            "given": self._given,
+            "ends": dict(self._ends) if self._given else {},
+        }
+        return Mark(positions=dict(self._start), stages={STATE: state})
+
+
+__all__ = ["STATE", "Block", "ShuffleNode"]

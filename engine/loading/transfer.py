@@ -1,0 +1,71 @@
+"""Batches to the model's device, ahead of the model."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+
+import torch
+
+from engine.observing.metrics import Metrics
+from engine.types import Batch, Placed
+
+
+class Transfer:
+    """Copies a batch's tensors to a device, in the thread that prepares.
+
+    For CUDA they go through pinned memory and a stream of their own, so that the copy of one batch
+    runs while the model works on another; whoever takes them (`Placed.wait`) has its stream wait
+    for that copy, not its thread. One copy is under way at a time: what this thread waits for it is
+    part of the time the transfer takes.
+
+    Args:
+        device: ``cuda``, ``cuda:1``, ...; others are copied to at once.
+    """
+
+    name = "transfer"
+
+    def __init__(self, device: str) -> None:
+        self.device = torch.device(device)
+        self._stream: torch.cuda.Stream | None = None
+        if self.device.type == "cuda":
+            self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        self._copied: torch.cuda.Event | None = None
+
+    def apply(self, batch: Batch) -> Batch:
+        """The collated batch with `Tensors.placed`."""
+        assert batch.tensors is not None, "a batch to place is collated"
+        if self._stream is None:
+            placed = Placed(tensors=batch.tensors.map(lambda tensor: tensor.to(self.device)))
+            return replace(batch, tensors=replace(batch.tensors, placed=placed))
+        if self._copied is not None:
+            self._copied.synchronize()
+        pinned = batch.tensors.map(lambda tensor: tensor.pin_memory())
+        with torch.cuda.stream(self._stream):
+            moved = pinned.map(lambda tensor: tensor.to(self.device, non_blocking=True))
+            self._copied = self._stream.record_event()
+        placed = Placed(tensors=moved, copied=self._copied)
+        return replace(batch, tensors=replace(pinned, placed=placed))
+
+
+def transfer_to(device: str) -> Transfer | None:
+    """For a device as ``[train] device`` names it: ``auto`` is cuda where there is one. None for
+    this processor, and for one that is not there: the learner says so in its own words."""
+    cuda = torch.cuda.is_available()
+    if device == "auto":
+        device = "cuda" if cuda else "cpu"
+    return None if device == "cpu" or (device.startswith("cuda") and not cuda) else Transfer(device)
+
+
+def watch_devices(metrics: Metrics) -> None:
+    """Show what PyTorch holds of every GPU as ``headrace_device_memory_bytes``: ``allocated`` for
+    tensors, ``reserved`` with what it keeps for the next ones."""
+    for number in range(torch.cuda.device_count()):
+        held = {"allocated": torch.cuda.memory_allocated, "reserved": torch.cuda.memory_reserved}
+        for kind, nbytes in held.items():
+            watched = functools.partial(nbytes, number)
+            gauge = metrics.device_memory_bytes
+            metrics.watch(gauge, watched, device=f"cuda:{number}", kind=kind)
+
+
+__all__ = ["Transfer", "transfer_to", "watch_devices"]

@@ -1,0 +1,1 @@
+"""Metrics, timers, logs and the HTTP service."""

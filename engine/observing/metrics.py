@@ -1,0 +1,438 @@
+"""Every instrument of headrace, declared once; the only door to the Prometheus client library.
+
+To add one: a line in `NAMES` and its annotation in `Metrics`. Rules for names (a test holds them):
+prefix ``headrace_``, base units, ``_total`` on counters, ``_info`` on metadata, timestamps as
+timestamps and not ages, histograms and never summaries. A label set is small and bounded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import itertools
+import logging
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
+from engine.system import atomic
+from engine.types import HeadraceError
+
+log = logging.getLogger("headrace.metrics")
+
+# Otherwise every counter and every histogram child brings a series that no panel reads.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+WORK = (
+    5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
+)  # fmt: skip
+"""Buckets for work and waits, seconds."""
+LATENCY = (
+    1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
+    900.0, 3600.0,
+)  # fmt: skip
+"""Buckets for how old a record is, seconds: milliseconds from files, to an hour from a topic."""
+ROWS = tuple(float(2**i) for i in range(18))
+"""Buckets for batches, rows: 1 to 131,072."""
+
+MAX_LABEL = 80
+"""Characters of a label value that are kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """What there is to say of one metric.
+
+    Attributes:
+        kind: ``counter``, ``gauge``, ``histogram`` or ``info`` (a gauge whose one series is 1).
+        help: one sentence.
+        labels: label -> the values known beforehand. Where every label has some, all their series
+            exist from the start (counters and histograms at 0). An empty tuple: the values come
+            from the pipeline file, and whoever knows them calls `labels` once at the start.
+        buckets: upper bounds, for a histogram.
+    """
+
+    kind: str
+    help: str
+    labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    buckets: tuple[float, ...] = ()
+
+
+_STAGES = (
+    "fetch", "decode", "collate", "transfer", "learn", "predict", "clean", "write", "flush",
+    "checkpoint",
+)  # fmt: skip
+_SPANS = ("fetch_to_ready", "ready_to_done")
+
+NAMES: Mapping[str, Name] = {
+    # source
+    "headrace_source_records_total": Name("counter", "Records read from the source."),
+    "headrace_source_bytes_total": Name("counter", "Bytes read from the source."),
+    "headrace_source_lag_records": Name(
+        "gauge",
+        "Records of a partition (bytes, of a text file) that are not done and committed yet.",
+        {"partition": ()},
+    ),
+    "headrace_source_event_timestamp_seconds": Name(
+        "gauge", "The newest record's own time, in seconds since the epoch, of what was done."
+    ),
+    "headrace_source_rebalances_total": Name(
+        "counter", "Times that partitions came to this engine or went away."
+    ),
+    "headrace_source_skipped_records_total": Name(
+        "counter", "Records that the source no longer had when it was their turn to be read."
+    ),
+    "headrace_source_refused_commits_total": Name(
+        "counter", "Commits of positions that the source's group did not take."
+    ),
+    # scrub
+    "headrace_grown_records_total": Name(
+        "counter", "Rows that stages added to what the source gave, such as by unpivoting."
+    ),
+    "headrace_rejected_records_total": Name(
+        "counter", "Rows that left the stream.", {"stage": (), "reason": ()}
+    ),
+    "headrace_dead_letters_total": Name(
+        "counter", "Rejected rows written to the dead letters.", {"reason": ()}
+    ),
+    "headrace_missing_values_total": Name("counter", "Missing values that were filled."),
+    "headrace_filled_before_learning_total": Name(
+        "counter",
+        "Missing values of columns that had no value yet: they were filled with 0, or nothing.",
+    ),
+    "headrace_duplicates_total": Name("counter", "Rows recognized as duplicates."),
+    "headrace_clipped_values_total": Name("counter", "Values clipped to their bounds."),
+    "headrace_truncated_values_total": Name(
+        "counter", "Values of lists longer than [model] max_length that were cut off."
+    ),
+    # loader
+    "headrace_stage_seconds": Name(
+        "histogram", "Time a stage took for one batch.", {"stage": _STAGES}, WORK
+    ),
+    "headrace_queue_bytes": Name(
+        "gauge", "Bytes held by a queue, the item in its consumer's hand included.", {"queue": ()}
+    ),
+    "headrace_queue_depth_bytes": Name("gauge", "Bytes that a queue may hold now.", {"queue": ()}),
+    "headrace_queue_resizes_total": Name(
+        "counter",
+        "Times that a queue's depth has followed what its sides wait for.",
+        {"queue": ("raw", "prepared"), "direction": ("grow", "shrink")},
+    ),
+    "headrace_decode_threads": Name("gauge", "Threads that decode one batch together."),
+    "headrace_queue_items": Name("gauge", "Items waiting in a queue.", {"queue": ()}),
+    "headrace_queue_wait_seconds": Name(
+        "histogram",
+        "Time one side waited at a queue for one item: put for room, get for data.",
+        {"queue": (), "side": ("put", "get")},
+        WORK,
+    ),
+    "headrace_busy_ratio": Name(
+        "gauge",
+        "Share of the last seconds that a part was at work, waits not counted.",
+        {"part": ("source", "decode", "scrub", "transfer", "model", "sink", "checkpoint")},
+    ),
+    "headrace_bottleneck": Name(
+        "gauge",
+        "Whether a part holds the run: 1, or 0; idle where records come slowly.",
+        {"part": ("source", "decode", "scrub", "transfer", "model", "sink", "checkpoint", "idle")},
+    ),
+    "headrace_batch_rows": Name("histogram", "Rows of a batch.", buckets=ROWS),
+    "headrace_batch_release_total": Name(
+        "counter",
+        "Batches by why they were cut where they were.",
+        {"reason": ("full", "bytes", "delay", "deadline", "drain", "idle")},
+    ),
+    # latency
+    "headrace_record_latency_seconds": Name(
+        "histogram",
+        "Time a batch's oldest record spent in a part of its way.",
+        {"span": _SPANS},
+        LATENCY,
+    ),
+    # train
+    "headrace_learned_records_total": Name("counter", "Rows learned from."),
+    "headrace_steps_total": Name("counter", "Optimizer steps taken."),
+    "headrace_skipped_steps_total": Name(
+        "counter", "Batches from which nothing was learned.", {"reason": ("non_finite", "empty")}
+    ),
+    "headrace_augmented_records_total": Name(
+        "counter",
+        "Rows changed by augmentation before they were learned, kept ones learned again included.",
+        {"augment": ()},
+    ),
+    "headrace_challenges_total": Name(
+        "counter",
+        "Challenges of the model by a new one, where its error rose or drift was detected.",
+        {"outcome": ("begun", "won", "dropped")},
+    ),
+    "headrace_loss": Name("gauge", "Mean training loss over the newest batch."),
+    "headrace_quality": Name(
+        "gauge",
+        "Quality of predictions made before learning, over all rows or over the newest.",
+        {"metric": (), "window": ()},
+    ),
+    "headrace_baseline_quality": Name(
+        "gauge",
+        "Quality of the best baseline that learns nothing, over all rows or over the newest.",
+        {"metric": (), "window": ()},
+    ),
+    "headrace_drift_total": Name(
+        "counter",
+        "Rows at which a stage found that a column had changed.",
+        {"detector": ("adwin", "page_hinkley", "psi")},
+    ),
+    # infer
+    "headrace_predicted_records_total": Name("counter", "Rows predicted and not learned from."),
+    "headrace_cleaned_records_total": Name("counter", "Rows passed on clean, without a model."),
+    "headrace_model_info": Name(
+        "info",
+        "The model that predicts.",
+        {"version": (), "precision": (), "provider": (), "digest": ()},
+    ),
+    # sink
+    "headrace_sink_undelivered_records_total": Name(
+        "counter", "Records that the sink's place did not take; the run stops, and they come again."
+    ),
+    "headrace_transactions_total": Name(
+        "counter",
+        "Transactions that rows and positions were committed in, by their end.",
+        {"outcome": ("committed", "aborted")},
+    ),
+    # state
+    "headrace_checkpoint_seconds": Name("histogram", "Time to save a checkpoint.", buckets=WORK),
+    "headrace_checkpoint_bytes": Name("gauge", "Size of the newest checkpoint."),
+    "headrace_checkpoint_timestamp_seconds": Name(
+        "gauge", "When a checkpoint last held all that was done, in seconds since the epoch."
+    ),
+    "headrace_checkpoint_failures_total": Name("counter", "Checkpoints that could not be saved."),
+    # memory
+    "headrace_memory_bytes": Name("gauge", "Memory that a component holds.", {"component": ()}),
+    "headrace_memory_budget_bytes": Name("gauge", "Most bytes that all buffers may hold together."),
+    "headrace_device_memory_bytes": Name(
+        "gauge",
+        "Memory that PyTorch holds of a GPU.",
+        {"device": (), "kind": ("allocated", "reserved")},
+    ),
+    # service
+    "headrace_build_info": Name("info", "What is running.", {"version": (), "python": ()}),
+    "headrace_up": Name("gauge", "Whether the loop runs: 1, or 0 before it starts and after it."),
+    "headrace_scrape_seconds": Name(
+        "histogram", "Time to write one page of metrics.", buckets=WORK
+    ),
+    "headrace_loop_stall_seconds": Name(
+        "gauge", "Time since the loop last said that it makes progress."
+    ),
+}
+
+_UNKNOWN_AT_FIRST = (
+    "loss",
+    "source_event_timestamp_seconds",
+    "checkpoint_bytes",
+    "checkpoint_timestamp_seconds",
+)
+"""Gauges that are NaN until they are set: 0 would be a value."""
+
+
+def safe_label(value: object, limit: int = MAX_LABEL) -> str:
+    """Text that is fit for a label: one line of printable characters, at most `limit` of them. What
+    is longer keeps its ends (a partition's number is the last) and a digest, so that two long names
+    stay two series."""
+    text = str(value)
+    if len(text) > limit:
+        digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
+        kept = (limit - len(digest) - 2) // 2
+        text = f"{text[:kept]}~{digest}~{text[-kept:]}"
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
+
+
+class _Safe:
+    """Makes label values safe on their way in, so that nobody can forget it."""
+
+    def labels(self, *values: object, **named: object) -> Any:
+        safe = {label: safe_label(value) for label, value in named.items()}
+        return super().labels(*map(safe_label, values), **safe)  # type: ignore[misc]
+
+
+class _Counter(_Safe, Counter):
+    pass
+
+
+class _Gauge(_Safe, Gauge):
+    pass
+
+
+class _Histogram(_Safe, Histogram):
+    pass
+
+
+class Metrics:
+    """Every instrument of `NAMES`, under its name without ``headrace_``, ``_total`` and ``_info``.
+
+    ``metrics.source_records.inc(n)``, ``metrics.stage_seconds.labels(stage="decode").observe(s)``,
+    ``metrics.loss.set(x)``, ``metrics.model.labels(version=..., ...).set(1)``. Instruments may be
+    used from every thread.
+
+    Attributes:
+        registry: what they are registered with, the process's own metrics included.
+    """
+
+    source_records: Counter
+    source_bytes: Counter
+    source_lag_records: Gauge
+    source_event_timestamp_seconds: Gauge
+    source_rebalances: Counter
+    source_skipped_records: Counter
+    source_refused_commits: Counter
+    grown_records: Counter
+    rejected_records: Counter
+    dead_letters: Counter
+    missing_values: Counter
+    filled_before_learning: Counter
+    duplicates: Counter
+    clipped_values: Counter
+    truncated_values: Counter
+    stage_seconds: Histogram
+    queue_bytes: Gauge
+    queue_depth_bytes: Gauge
+    queue_resizes: Counter
+    decode_threads: Gauge
+    queue_items: Gauge
+    queue_wait_seconds: Histogram
+    busy_ratio: Gauge
+    bottleneck: Gauge
+    batch_rows: Histogram
+    batch_release: Counter
+    record_latency_seconds: Histogram
+    learned_records: Counter
+    steps: Counter
+    augmented_records: Counter
+    challenges: Counter
+    skipped_steps: Counter
+    loss: Gauge
+    quality: Gauge
+    baseline_quality: Gauge
+    drift: Counter
+    predicted_records: Counter
+    cleaned_records: Counter
+    model: Gauge
+    sink_undelivered_records: Counter
+    transactions: Counter
+    checkpoint_seconds: Histogram
+    checkpoint_bytes: Gauge
+    checkpoint_timestamp_seconds: Gauge
+    checkpoint_failures: Counter
+    memory_bytes: Gauge
+    memory_budget_bytes: Gauge
+    device_memory_bytes: Gauge
+    build: Gauge
+    up: Gauge
+    scrape_seconds: Histogram
+    loop_stall_seconds: Gauge
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        """
+        Args:
+            registry: a new one unless given; one registry takes one `Metrics`.
+        """
+        self.registry = CollectorRegistry() if registry is None else registry
+        for name, entry in NAMES.items():
+            setattr(self, attribute(name), _instrument(name, entry, self.registry))
+        for unknown in _UNKNOWN_AT_FIRST:
+            getattr(self, unknown).set(float("nan"))
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=self.registry)
+        self.build.labels(version=_version(), python=platform.python_version()).set(1)
+        process = psutil.Process()
+        self.watch_memory("process", lambda: process.memory_info().rss)
+
+    def watch(self, gauge: Gauge, value: Callable[[], float], **labels: str) -> None:
+        """Ask `value` at every scrape, on the service's thread. Where it raises, the gauge is NaN,
+        the first time with a warning, and the rest of the page is as it was."""
+        child = gauge.labels(**labels) if labels else gauge
+        child.set_function(_Guarded(value, f"{next(iter(gauge.describe())).name}{labels or ''}"))
+
+    def watch_memory(self, component: str, nbytes: Callable[[], int]) -> None:
+        """Show what `component` holds as ``headrace_memory_bytes{component=...}``."""
+        self.watch(self.memory_bytes, nbytes, component=component)
+
+    def exposition(self) -> tuple[bytes, str]:
+        """The page in Prometheus' text format and its content type. How long it took shows on the
+        next one."""
+        start = time.perf_counter()
+        page = generate_latest(self.registry)
+        self.scrape_seconds.observe(time.perf_counter() - start)
+        return page, CONTENT_TYPE_PLAIN_0_0_4
+
+    def render_final(self, path: Path) -> None:
+        """Write the page to a file, whole or not at all, as a record of a run that ended.
+
+        Raises: HeadraceError when it cannot be written.
+        """
+        page, _ = self.exposition()
+        try:
+            atomic.write(path, page)
+        except OSError as error:
+            raise HeadraceError(f"The metrics cannot be written to '{path}': {error}.") from error
+
+
+class _Guarded:
+    """A callback that cannot spoil the page it is asked for."""
+
+    def __init__(self, value: Callable[[], float], name: str) -> None:
+        self._value = value
+        self._name = name
+        self._told = False
+
+    def __call__(self) -> float:
+        try:
+            return float(self._value())
+        except Exception as error:  # noqa: BLE001 - whatever it is, the page must not fail
+            if not self._told:
+                self._told = True
+                log.warning("metric unknown", extra={"metric": self._name, "error": repr(error)})
+            return float("nan")
+
+
+def attribute(name: str) -> str:
+    """A metric's attribute of `Metrics`: ``headrace_steps_total`` -> ``steps``."""
+    return name.removeprefix("headrace_").removesuffix("_total").removesuffix("_info")
+
+
+def _instrument(name: str, entry: Name, registry: CollectorRegistry) -> Counter | Gauge | Histogram:
+    instrument: Counter | Gauge | Histogram
+    if entry.kind == "counter":
+        instrument = _Counter(name, entry.help, tuple(entry.labels), registry=registry)
+    elif entry.kind == "histogram":
+        instrument = _Histogram(
+            name, entry.help, tuple(entry.labels), registry=registry, buckets=entry.buckets
+        )
+    else:
+        instrument = _Gauge(name, entry.help, tuple(entry.labels), registry=registry)
+    if entry.labels and all(entry.labels.values()):
+        for values in itertools.product(*entry.labels.values()):
+            instrument.labels(*values)
+    return instrument
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("headrace")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,422 @@
+"""The page that others watch a run by: metrics, and whether it is alive and ready.
+
+It runs on a thread of its own, so a slow reader costs the loop nothing; and it is not what is
+watched: `/livez` answers for the loop's progress, as a `Heartbeat` saw it, not for the web thread.
+
+Readers cannot harm it: a connection is one request and has `CONNECTION_SECONDS` for it, and where
+there are too many, the one that has waited longest without asking goes. So neither idle connections
+nor slow ones take the descriptors that sources and sinks need, and a scrape still gets in.
+
+Leaves out: TLS and passwords. It listens on this machine alone unless told otherwise; a proxy in
+front of it has both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import resource
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import uvicorn
+from pydantic import Field
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
+
+from engine import types
+from engine.observing.metrics import Metrics
+from engine.types import Duration, HeadraceError, UserError
+
+log = logging.getLogger("headrace.service")
+
+START_SECONDS = 10.0
+"""How long the thread may take until it answers."""
+GRACE_SECONDS = 1
+"""How long a reader in the middle of a page may hold up the end."""
+WATCH_SECONDS = 5.0
+"""How often a watched heartbeat is looked at, at least."""
+PLACES = 6
+"""Calls that are told of a thread that stalls."""
+CONNECTION_SECONDS = 10.0
+"""From a connection's first byte to its last."""
+MAX_CONNECTIONS = 64
+"""At a time; less where the process may have few descriptors, see `_room`."""
+BACKLOG = 32
+"""Connections that the kernel holds for us, and that are taken in at once."""
+STOP_SECONDS = 5.0
+"""How long `Service.stop` waits for the thread."""
+
+_INDEX = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>headrace</title></head>
+<body><h1>headrace</h1><ul>
+<li><a href="/metrics">/metrics</a> for Prometheus</li>
+<li><a href="/livez">/livez</a> whether the loop makes progress</li>
+<li><a href="/readyz">/readyz</a> whether it takes records</li>
+</ul></body></html>
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """A verdict and why, in one line."""
+
+    ok: bool
+    reason: str = "ok"
+
+
+class Heartbeat:
+    """When the loop last made progress. It beats after every batch, and where there is nothing to
+    do: a source that answers "nothing" is well, one that does not answer is not."""
+
+    def __init__(
+        self,
+        stall_seconds: float = 60.0,
+        *,
+        metrics: Metrics | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """
+        Args:
+            stall_seconds: the age of the last beat from which the loop counts as stalled.
+            metrics: where to show that age, as ``headrace_loop_stall_seconds``.
+        """
+        self._limit = stall_seconds
+        self._clock = clock
+        self._last = clock()
+        if metrics is not None:
+            metrics.watch(metrics.loop_stall_seconds, self.age)
+
+    def beat(self, at: float | None = None) -> None:
+        """Progress was made, now or `at` a time of the clock. Any thread; costs nothing."""
+        self._last = self._clock() if at is None else at
+
+    def age(self) -> float:
+        """Seconds since the last beat (or since the start, before the first)."""
+        return max(0.0, self._clock() - self._last)
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Meanwhile the log says when this thread stalls, where it is then, and when it goes on."""
+        done, thread = threading.Event(), threading.get_ident()
+        watch = threading.Thread(
+            target=self._watch, args=(done, thread), name="headrace-heartbeat", daemon=True
+        )
+        watch.start()
+        try:
+            yield
+        finally:
+            done.set()
+            watch.join()
+
+    def _watch(self, done: threading.Event, thread: int) -> None:
+        said = False
+        while not done.wait(min(WATCH_SECONDS, self._limit / 4)):
+            health = self.health()
+            if health.ok == (not said):
+                continue
+            said = not health.ok
+            if said:
+                log.warning("stalled: %s", health.reason, extra={"at": _place(thread)})
+            else:
+                log.warning("goes on after a stall")
+
+    def health(self) -> Health:
+        """Alive, or stalled for how long."""
+        age = self.age()
+        if age < self._limit:
+            return Health(True)
+        return Health(False, f"no progress for {age:.1f} s; {self._limit:g} s are allowed")
+
+
+def _place(thread: int) -> str:
+    """Where a thread is, the innermost call first."""
+    frame = sys._current_frames().get(thread)
+    calls = traceback.extract_stack(frame)[:-PLACES:-1] if frame is not None else []
+    return " < ".join(f"{c.name} ({Path(c.filename).name}:{c.lineno})" for c in calls)
+
+
+class Service:
+    """``/metrics``, ``/livez``, ``/readyz`` and an index, over HTTP.
+
+    Contract: `start` returns when the page answers, or raises; `stop` leaves no thread and no
+    socket behind, whatever readers do; both may be called when there is nothing to do. No signal
+    handler is touched.
+    """
+
+    class Settings(types.Settings):
+        """``[service]``
+
+        Attributes:
+            enabled: whether there is a page at all.
+            host: address to listen on; "0.0.0.0" is every network this machine is in.
+            port: TCP port; 0 takes any free one, the log says which.
+            stall_seconds: time without progress of the loop after which `/livez` says 503.
+        """
+
+        enabled: bool = True
+        host: str = "127.0.0.1"
+        port: int = Field(9108, ge=0, le=65535)
+        stall_seconds: Duration = Field(60.0, gt=0)
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        settings: Settings | None = None,
+        live: Callable[[], Health] = lambda: Health(True),
+        ready: Callable[[], Health] = lambda: Health(True),
+    ) -> None:
+        """
+        Args:
+            live: asked for `/livez`, on the service's thread; a heartbeat's `health`.
+            ready: asked for `/readyz`.
+        """
+        self._settings = settings or self.Settings()
+        self._metrics = metrics
+        self._live = live
+        self._ready = ready
+        self._server: _Server | None = None
+        self._thread: threading.Thread | None = None
+        self._address = ("", 0)
+
+    @property
+    def running(self) -> bool:
+        """Whether the page answers."""
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
+    def port(self) -> int:
+        """The port it listens on, also where the settings say 0."""
+        return self._address[1]
+
+    @property
+    def url(self) -> str:
+        """Where the index is, like ``http://127.0.0.1:9108``."""
+        host, port = self._address
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    def probe(self) -> None:
+        """Raises: UserError when the address cannot be had now."""
+        if self._settings.enabled:
+            _listen(self._settings.host, self._settings.port).close()
+
+    def start(self) -> None:
+        """Listen, and return when the page answers.
+
+        Raises: UserError when the address cannot be had (a port in use); HeadraceError when the
+            server does not come up.
+        """
+        if not self._settings.enabled or self.running:
+            return
+        # Here and not on the thread: the user's mistake is told by the caller, before a run begins.
+        sock = _listen(self._settings.host, self._settings.port)
+        self._address = sock.getsockname()[:2]
+        self._server = server = _Server(self._config())
+        self._thread = threading.Thread(
+            target=server.serve_on, args=(sock,), name="headrace-service", daemon=True
+        )
+        self._thread.start()
+        if not server.up.wait(START_SECONDS) or not server.started:
+            self.stop()
+            sock.close()
+            raise HeadraceError(f"The service on {self.url} did not start; the log says why.")
+        log.info("service listens", extra={"url": self.url})
+
+    def stop(self) -> None:
+        """Close the page; returns within `STOP_SECONDS`."""
+        if self._server is None or self._thread is None:
+            return
+        self._server.should_exit = True
+        self._thread.join(STOP_SECONDS)
+        if self._thread.is_alive():
+            log.error("the service's thread does not end", extra={"url": self.url})
+        self._server = self._thread = None
+
+    def __enter__(self) -> Service:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def _config(self) -> uvicorn.Config:
+        return uvicorn.Config(
+            self._app(),
+            loop="asyncio",
+            http=_Connection,
+            backlog=BACKLOG,
+            headers=[("connection", "close")],
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="error",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=2 * GRACE_SECONDS,
+        )
+
+    # The handlers are coroutines although they await nothing: a plain function would run on a pool
+    # of further threads.
+
+    def _app(self) -> Starlette:
+        async def index(_: Request) -> Response:
+            return HTMLResponse(_INDEX)
+
+        async def metrics(_: Request) -> Response:
+            page, kind = self._metrics.exposition()
+            return Response(page, headers={"content-type": kind})
+
+        async def livez(_: Request) -> Response:
+            return _answer(self._live)
+
+        async def readyz(_: Request) -> Response:
+            return _answer(self._ready)
+
+        return Starlette(
+            routes=[
+                Route("/", index),
+                Route("/metrics", metrics),
+                Route("/livez", livez),
+                Route("/readyz", readyz),
+            ]
+        )
+
+
+class _Readers(ServerState):
+    """The connections there are, no more than there is room for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._room = _room()
+        self._crowded = False
+
+    def make_room(self) -> None:
+        """One has come: where that is one too many, the one that is worth least goes."""
+        there = [c for c in self.connections if isinstance(c, _Connection) and not c.gone]
+        if len(there) <= self._room:
+            return
+        if not self._crowded:
+            self._crowded = True
+            log.warning(
+                "too many connections to the service: idle ones are closed, the oldest first",
+                extra={"limit": self._room},
+            )
+        min(there, key=lambda c: (c.cycle is not None, c.since)).abort()
+
+
+class _Connection(H11Protocol):
+    """One request within `CONNECTION_SECONDS`, whatever its reader does."""
+
+    server_state: _Readers
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.since = self.loop.time()
+        self.gone = False
+        self._deadline = self.loop.call_later(CONNECTION_SECONDS, self.abort)
+        self.server_state.make_room()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._deadline.cancel()
+        super().connection_lost(exc)
+
+    def abort(self) -> None:
+        """Close it now, whatever is still to be sent."""
+        self.gone = True
+        self.transport.abort()
+
+
+class _Server(uvicorn.Server):
+    """Says when it is up, and answers for what ends its thread."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.server_state = _Readers()
+        self.up = threading.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.up.set()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # A reader that takes its time holds up the end a little, and is no error.
+        asyncio.get_running_loop().call_later(GRACE_SECONDS, self._abort)
+        await super().shutdown(sockets)
+
+    def _abort(self) -> None:
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+
+    def serve_on(self, sock: socket.socket) -> None:
+        """The thread."""
+        try:
+            self.run([sock])
+        except BaseException:
+            log.exception("service failed")
+        finally:
+            self.up.set()
+            sock.close()
+
+
+def _room() -> int:
+    """Connections at a time: a small part of the descriptors that this process may have."""
+    return min(MAX_CONNECTIONS, max(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 16))
+
+
+def _answer(check: Callable[[], Health]) -> Response:
+    try:
+        health = check()
+    except Exception as error:
+        log.exception("health check failed")
+        health = Health(False, f"the check itself failed: {error!r}")
+    return PlainTextResponse(
+        " ".join(health.reason.split()) + "\n",
+        status_code=200 if health.ok else 503,
+        headers={"cache-control": "no-store"},
+    )
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family, backlog=BACKLOG)
+    except (OSError, UnicodeError) as error:
+        raise UserError(_refusal(host, port, error)) from error
+
+
+def _refusal(host: str, port: int, error: OSError | UnicodeError) -> str:
+    code = error.errno if isinstance(error, OSError) else None
+    if code == errno.EADDRINUSE:
+        return (
+            f"Port {port} on {host} is in use by another program: choose another with "
+            "`[service] port = ...` in the pipeline file or `--set service.port=...`, or 0 for any "
+            "free one."
+        )
+    if code in (errno.EACCES, errno.EPERM):
+        return (
+            f"Port {port} on {host} is not allowed to this user: choose one above 1023 with "
+            "`[service] port = ...` or `--set service.port=...`."
+        )
+    return (
+        f"The service cannot listen on '{host}', port {port} ({error}): choose an address of this "
+        'machine with `[service] host = ...`, for example "127.0.0.1".'
+    )

@@ -1,0 +1,172 @@
+"""Where the time of a run goes: the work of each stage, the waits of each thread."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from engine.observing.metrics import Metrics
+
+
+@dataclass(slots=True)
+class Spent:
+    """What a stage has taken so far.
+
+    Attributes:
+        calls: how often it was at work.
+        rows: records that it was at work on, where that was told.
+        wall: seconds by the wall.
+        cpu: seconds its thread was on a processor meanwhile; what other threads do for it (polars,
+            torch) is not in it.
+    """
+
+    calls: int = 0
+    rows: int = 0
+    wall: float = 0.0
+    cpu: float = 0.0
+
+
+class Listener(Protocol):
+    """Hears of every piece of work, in its thread: `headrace profile` does."""
+
+    def __call__(self, stage: str, start: float, wall: float) -> object:
+        """
+        Args:
+            start: `time.perf_counter` seconds.
+            wall: seconds.
+        """
+        ...
+
+
+@dataclass(slots=True)
+class Account:
+    """A copy of what was spent up to some moment; two of them differ by what lies between.
+
+    Attributes:
+        at: `time.perf_counter` seconds.
+        cpu: seconds of this process on any processor.
+        stages: stage -> what it has taken.
+        waits: (queue, ``put`` or ``get``) -> seconds.
+        idle: seconds of reads that gave nothing, as no more was there.
+        queued: seconds that this process's threads were ready and waited for a core; 0 where the
+            system does not tell.
+    """
+
+    at: float = 0.0
+    cpu: float = 0.0
+    stages: dict[str, Spent] = field(default_factory=dict)
+    waits: dict[tuple[str, str], float] = field(default_factory=dict)
+    idle: float = 0.0
+    queued: float = 0.0
+
+    def since(self, before: Account) -> Account:
+        """What was spent after `before`; `at` is then how many seconds lie between."""
+        stages = {}
+        for name, now in self.stages.items():
+            then = before.stages.get(name, Spent())
+            stages[name] = Spent(
+                calls=now.calls - then.calls,
+                rows=now.rows - then.rows,
+                wall=now.wall - then.wall,
+                cpu=now.cpu - then.cpu,
+            )
+        waits = {key: n - before.waits.get(key, 0.0) for key, n in self.waits.items()}
+        return Account(
+            at=self.at - before.at,
+            cpu=self.cpu - before.cpu,
+            stages=stages,
+            waits=waits,
+            idle=self.idle - before.idle,
+            queued=max(0.0, self.queued - before.queued),
+        )
+
+
+class Times:
+    """Adds up what stages and queues report, and hands it to the metrics.
+
+    A stage or a side of a queue belongs to one thread, so nothing is locked.
+
+    Attributes:
+        listener: hears of every piece of work, unless None.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.listener: Listener | None = None
+        self._seconds = metrics.stage_seconds
+        self._waits = metrics.queue_wait_seconds
+        self._spent = Account()
+
+    def add(self, stage: str, start: float, cpu: float, rows: int = 0) -> None:
+        """Work that began at `start` (`time.perf_counter`) and `cpu` (`time.thread_time`) ends.
+
+        Args:
+            rows: records it was about; told by one stage of each thread at least.
+        """
+        self.took(stage, start, time.perf_counter() - start, time.thread_time() - cpu, rows)
+
+    def took(
+        self, stage: str, start: float, wall: float, cpu: float, rows: int = 0, batches: int = 1
+    ) -> None:
+        """Work that began at `start` took `wall` and `cpu` seconds, for all of so many batches."""
+        spent = self._spent.stages.setdefault(stage, Spent())
+        spent.calls += batches
+        spent.rows += rows
+        spent.wall += wall
+        spent.cpu += cpu
+        seconds = self._seconds.labels(stage=stage)
+        for _ in range(batches):
+            seconds.observe(wall / batches)
+        if self.listener is not None:
+            self.listener(stage, start, wall)
+
+    @contextlib.contextmanager
+    def timed(self, stage: str, rows: int = 0, batches: int = 1) -> Iterator[None]:
+        """Time what happens inside; what fails is not counted. `rows`: see `add`."""
+        start, cpu = time.perf_counter(), time.thread_time()
+        yield
+        wall, used = time.perf_counter() - start, time.thread_time() - cpu
+        self.took(stage, start, wall, used, rows, batches)
+
+    def idle(self, seconds: float) -> None:
+        """A read gave nothing: waiting for data is no work."""
+        self._spent.idle += seconds
+
+    def waiter(self, queue: str, side: str) -> Callable[[float], None]:
+        """What one side of a queue calls with the seconds it has waited."""
+        observe = self._waits.labels(queue=queue, side=side).observe
+        waits, key = self._spent.waits, (queue, side)
+        waits.setdefault(key, 0.0)
+
+        def waited(seconds: float) -> None:
+            observe(seconds)
+            waits[key] += seconds
+
+        return waited
+
+    def waits(self, queue: str, side: str) -> float:
+        """Seconds that this side has waited, all in all."""
+        return self._spent.waits.get((queue, side), 0.0)
+
+    def account(self) -> Account:
+        """What was spent so far."""
+        spent = copy.deepcopy(self._spent)
+        spent.at, spent.cpu = time.perf_counter(), time.process_time()
+        spent.queued = _queued()
+        return spent
+
+
+def _queued() -> float:
+    """Seconds that the threads of this process have waited for a core so far (Linux)."""
+    total = 0
+    for file in Path("/proc/self/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError, ValueError, IndexError):  # a thread that has just ended
+            total += int(file.read_text().split()[1])
+    return total * 1e-9
+
+
+__all__ = ["Account", "Listener", "Spent", "Times"]

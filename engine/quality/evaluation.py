@@ -1,0 +1,404 @@
+"""Test-then-train: how good predictions were that were made before the row was learned, beside the
+no-change baselines.
+
+Gama, Sebastiao & Rodrigues, "On Evaluating Stream Learning Algorithms" (Machine Learning, 2013). A
+model that cannot beat "the same as last time" has learned nothing worth serving, so that always
+stands beside it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from polars.exceptions import PolarsError
+from pydantic import Field
+
+from engine import types
+from engine.types.changes import Free, Learned
+from engine.columnar.expressions import expression
+from engine.quality.measures import Errors, Hits, classes, finite_rows, reliability
+from engine.types import Features, Name, Schema, Snapshot, UserError, require
+
+FOLD_ROWS = 16_384
+"""Rows are put aside until there are so many, then summed at once: per batch, evaluation costs next
+to nothing."""
+LAST = "last value"
+WHOLE = "all"
+"""The group of all rows."""
+log = logging.getLogger("headrace.evaluation")
+MAJORITY, LAST_CLASS = "majority class", "last class"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """Rows put aside: a frame of the columns that are needed, targets (n,), scores (n,) or (n,
+    k)."""
+
+    frame: pl.DataFrame
+    target: NDArray[Any]
+    scores: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+
+class Evaluation:
+    """Sums over all rows, over each slice, over time, and the newest rows themselves for the
+    window.
+
+    What is summed when depends on the batches alone, not on who asks when, so a resumed run ends
+    with the same bits.
+
+    Args:
+        settings: baselines, slices, window, time.
+        features: task and classes.
+
+    Attributes:
+        threshold: of class 1, for the rows that are summed from now on.
+    """
+
+    class Settings(types.Settings):
+        """``[evaluation]``
+
+        Attributes:
+            window [rows]: newest rows that "window" figures are over.
+            baselines: name -> column with that baseline's prediction (regression), as it is before
+                the stages that a model file contains. The last value is always among them; for
+                classes, the majority class and the last class.
+            slices: name -> SQL condition over the batch's columns, as they are before those
+                stages; figures for the rows where it holds.
+            time: event time column of the history; rows are counted unless given.
+            every: a history step: a duration ("7d") with `time`, else a number of rows.
+            at_precision: the precision that ``recall_at_precision`` is reported at.
+        """
+
+        window: Free[int] = Field(10_000, ge=1)
+        baselines: Learned[dict[str, str]] = Field(default_factory=dict)
+        slices: Free[dict[str, str]] = Field(default_factory=dict)
+        time: Learned[Name | None] = None
+        every: Learned[str | int] = 10_000
+        at_precision: Free[float] = Field(0.5, gt=0, le=1)
+
+    def __init__(self, settings: Evaluation.Settings, features: Features) -> None:
+        self.settings = settings
+        self._regression = features.task == "regression"
+        self._classes = len(features.classes)
+        self._names = features.classes
+        self.threshold = features.threshold
+        if settings.baselines and not self._regression:
+            raise UserError("[evaluation] baselines are columns of numbers: they fit a regression.")
+        if WHOLE in settings.slices:
+            raise UserError(
+                f"[evaluation.slices] {WHOLE} is what all rows together are called: expected "
+                "another name."
+            )
+        own = [LAST] if self._regression else [MAJORITY, LAST_CLASS]
+        self.baselines = [*settings.baselines, *own]
+        self._groups = {name: self._empty() for name in (WHOLE, *settings.slices)}
+        self._history = pl.DataFrame()
+        self._aside: list[Rows] = []
+        self._window: list[Rows] = []
+        self._rows = 0
+        self._last: float = math.nan
+        self._counts = np.zeros(max(self._classes, 1), np.int64)
+        self._slices: dict[str, pl.Expr] = {}
+        self._needed: list[str] = []
+
+    def bind(self, schema: Schema) -> None:
+        """Raises: UserError for a column that is not there, or a condition that is none."""
+        settings = self.settings
+        require(schema, settings.baselines.values(), where="[evaluation] baselines")
+        needed = dict.fromkeys(settings.baselines.values())
+        for name, sql in settings.slices.items():
+            self._slices[name] = self._condition(name, sql, schema)
+            needed |= dict.fromkeys(self._slices[name].meta.root_names())
+        if settings.time is not None:
+            require(schema, [settings.time], where="[evaluation] time")
+            needed[settings.time] = None
+        if (settings.time is None) != isinstance(settings.every, int):
+            raise UserError(
+                "[evaluation] every expects a duration ('7d') where time is given, else a number "
+                f"of rows; got {settings.every!r}."
+            )
+        self._needed = list(needed)
+
+    @property
+    def needed(self) -> Sequence[str]:
+        """Columns that baselines, slices and time look at."""
+        return self._needed
+
+    def update(
+        self,
+        frame: pl.DataFrame,
+        target: NDArray[Any],
+        scores: NDArray[np.float64],
+        raw: pl.DataFrame | None = None,
+    ) -> None:
+        """Rows with their labels and what was predicted for them before they were learned.
+
+        Args:
+            frame: n rows with the bound columns.
+            target: float32 numbers or int64 class numbers, shape (n,).
+            scores: as in `engine.types.Step`; a row without a finite one counts nowhere.
+            raw: the rows as `Batch.raw` has them: what is there is taken from there.
+        """
+        if not len(target):
+            return
+        seen = frame.select(self._needed)
+        if raw is not None:
+            seen = seen.with_columns(raw.select(c for c in self._needed if c in raw.columns))
+        self._aside.append(Rows(frame=seen, target=target, scores=scores))
+        if sum(map(len, self._aside)) >= FOLD_ROWS:
+            self._fold()
+
+    def report(self) -> dict[str, Any]:
+        """``{"rows", "all": {...}, "window": {...}, "slices": {name: {...}}, "classes"}``; each
+        with its rows, the task's metrics, ``baselines`` and ``chance`` (the window without rows
+        and chance); over all rows also ``reliability`` and ``by_class``."""
+        now = self._folded()
+        groups = {name: now._group(sums) for name, sums in now._groups.items()}
+        whole = groups.pop(WHOLE)
+        if isinstance(sums := now._groups[WHOLE], Hits):
+            whole["reliability"] = reliability(sums.histogram)
+            figures = sums.by_class(self.settings.at_precision)
+            whole["by_class"] = dict(zip(self._names, figures, strict=True))
+        return {
+            "rows": now._rows,
+            "all": whole,
+            "window": now._newest(),
+            "slices": groups,
+            "classes": list(self._names),
+            "at_precision": self.settings.at_precision,
+            "threshold": self.threshold,
+        }
+
+    def history(self) -> pl.DataFrame:
+        """Columns ``time`` (or first row), ``rows``, ``model`` and one a baseline: mean absolute
+        error, or the share of wrong classes, per step."""
+        history = self._folded()._history
+        if not history.height:
+            return history
+        errors = [
+            (pl.col(f"sum {name}") / pl.col(f"n {name}")).fill_nan(None).alias(name)
+            for name in ("model", *self.baselines)
+        ]
+        return history.sort("time").select("time", pl.col("n model").alias("rows"), *errors)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the window and of the rows put aside."""
+        rows = [*self._window, *self._aside]
+        return sum(r.target.nbytes + r.scores.nbytes + int(r.frame.estimated_size()) for r in rows)
+
+    def state_dict(self) -> dict[str, Snapshot]:
+        """As a plain value."""
+        return {
+            "groups": [
+                {"name": name, "where": self._where(name), "sums": sums.snapshot()}
+                for name, sums in self._groups.items()
+            ],
+            "history": self._history,
+            "aside": _plain(self._aside),
+            "window": _plain(self._window),
+            "rows": self._rows,
+            "last": self._last,
+            "counts": self._counts,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Snapshot]) -> None:
+        """Back to it. A slice goes on where its name and its condition are the same; others begin
+        with the next row, which is told."""
+        kind = Errors if self._regression else Hits
+        saved = {(group["name"], group["where"]): group["sums"] for group in state["groups"]}
+        places = {name: (name, self._where(name)) for name in self._groups}
+        same = {name: saved[place] for name, place in places.items() if place in saved}
+        self._groups |= {name: kind.restore(sums) for name, sums in same.items()}
+        self._history = state["history"]
+        self._aside, self._window = _rows(state["aside"]), _rows(state["window"])
+        self._rows, self._last, self._counts = state["rows"], state["last"], state["counts"]
+        if len(same) < max(len(saved), len(self._groups)):
+            self._tell_changed([name for name, _ in saved], list(same))
+            if self._aside:  # they have the columns of the slices of then
+                self._fold(list(same))
+
+    # -------------------------------------------------------------------------------------- inside
+
+    def _empty(self) -> Errors | Hits:
+        p = len(self.baselines)
+        return Errors.empty(p + 1) if self._regression else Hits.empty(self._classes, p)
+
+    def _where(self, name: str) -> str:
+        """The condition of a group."""
+        return "" if name == WHOLE else self.settings.slices[name]
+
+    def _tell_changed(self, before: Sequence[str], same: Sequence[str]) -> None:
+        for name in dict.fromkeys([*before, *self._groups]):
+            if name not in same:
+                what = "has another condition than before: it begins anew"
+                if name not in before:
+                    what = "is new: it begins"
+                if name not in self._groups:
+                    what = "is no longer there: its figures end"
+                log.warning("[evaluation.slices] %s %s with the next row.", name, what)
+
+    def _condition(self, name: str, sql: str, schema: Schema) -> pl.Expr:
+        try:
+            expr = expression(sql, f"[evaluation.slices] {name}")
+            require(schema, expr.meta.root_names(), where=f"[evaluation.slices] {name}")
+            kind = pl.DataFrame(schema=schema).select(expr).dtypes[0]
+        except PolarsError as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"[evaluation.slices] {name} = '{sql}' is no condition: {reason}."
+            ) from None
+        if kind != pl.Boolean:
+            raise UserError(
+                f"[evaluation.slices] {name} = '{sql}' expects true or false, got {kind}."
+            )
+        return expr.fill_null(False)
+
+    def _folded(self) -> Evaluation:
+        """A copy with everything summed; this one stays, so that asking changes nothing."""
+        if not self._aside:
+            return self
+        now = Evaluation.__new__(Evaluation)
+        now.__dict__ = dict(self.__dict__)
+        now._aside, now._window = list(self._aside), list(self._window)
+        now._groups = dict(self._groups)
+        now._fold()
+        return now
+
+    def _fold(self, slices: Collection[str] | None = None) -> None:
+        """Sum the rows put aside; of the slices, in these or in all."""
+        rows = _concat(self._aside)
+        baselines = self._guesses(rows)
+        rows, baselines = _scored(rows, baselines)
+        chosen = {n: e for n, e in self._slices.items() if slices is None or n in slices}
+        masks = rows.frame.select(e.alias(name) for name, e in chosen.items())
+        self._groups[WHOLE] = self._add(self._groups[WHOLE], rows, baselines, None)
+        for name in chosen:
+            mask = masks[name].to_numpy()
+            self._groups[name] = self._add(self._groups[name], rows, baselines, mask)
+        self._remember(rows, baselines)
+        self._rows += len(rows)
+        self._aside = []
+
+    def _guesses(self, rows: Rows) -> NDArray[Any]:
+        """What every baseline says of each row, from the rows before it; shape (n, p)."""
+        before = np.concatenate([[self._last], rows.target[:-1]])
+        self._last = float(rows.target[-1])
+        if self._regression:
+            columns = [pl.col(c).cast(pl.Float64) for c in self.settings.baselines.values()]
+            if not columns:
+                return before[:, None]
+            return np.column_stack([rows.frame.select(columns).to_numpy(), before])
+        seen = np.eye(self._classes, dtype=np.int64)[rows.target]
+        counts = self._counts + np.cumsum(seen, axis=0) - seen
+        majority = np.where(counts.sum(axis=1) > 0, counts.argmax(axis=1), -1)
+        self._counts = self._counts + seen.sum(axis=0)
+        last = np.where(np.isnan(before), -1, before).astype(np.int64)
+        return np.stack([majority, last], axis=1)
+
+    def _add(
+        self,
+        sums: Errors | Hits,
+        rows: Rows,
+        baselines: NDArray[Any],
+        mask: NDArray[np.bool_] | None,
+    ) -> Errors | Hits:
+        target, scores = rows.target, rows.scores
+        if mask is not None:
+            target, scores, baselines = target[mask], scores[mask], baselines[mask]
+        if isinstance(sums, Errors):
+            return sums.add(target.astype(np.float64), np.column_stack([scores, baselines]))
+        return sums.add(target, scores, baselines, self.threshold)
+
+    def _remember(self, rows: Rows, baselines: NDArray[Any]) -> None:
+        """Errors into the history, rows into the window."""
+        guesses = pl.DataFrame(baselines, schema=list(map(str, range(baselines.shape[1]))))
+        self._window.append(Rows(frame=guesses, target=rows.target, scores=rows.scores))
+        while sum(map(len, self._window[1:])) >= self.settings.window:
+            self._window = self._window[1:]
+        names = ["model", *self.baselines]
+        if self._regression:
+            wrong = np.abs(np.column_stack([rows.scores, baselines]) - rows.target[:, None])
+        else:
+            said = np.column_stack([classes(rows.scores, self.threshold), baselines])
+            wrong = np.where(said >= 0, said != rows.target[:, None], np.nan).astype(np.float64)
+        sums = [f"sum {name}" for name in names]
+        steps = (
+            pl.DataFrame(wrong, schema=sums, orient="row", nan_to_null=True)
+            .with_columns(self._steps(rows).alias("time"))
+            .group_by("time", maintain_order=True)
+            .agg(
+                *(pl.col(c).sum() for c in sums),
+                *(pl.col(c).count().cast(pl.Int64).alias(f"n{c[3:]}") for c in sums),
+            )
+        )
+        if self._history.height:
+            both = pl.concat([self._history, steps])
+            steps = both.group_by("time", maintain_order=True).agg(pl.all().sum())
+        self._history = steps
+
+    def _steps(self, rows: Rows) -> pl.Series:
+        every = self.settings.every
+        if self.settings.time is None:
+            assert isinstance(every, int)
+            numbers = pl.int_range(self._rows, self._rows + len(rows), eager=True)
+            return numbers // every * every
+        return rows.frame.get_column(self.settings.time).dt.truncate(str(every))
+
+    def _group(self, sums: Errors | Hits) -> dict[str, Any]:
+        made = {"rows": sums.rows, **self._metrics(sums)}
+        made["baselines"] = sums.baselines(self.baselines)
+        return {**made, "chance": sums.chance()} if isinstance(sums, Hits) else made
+
+    def _metrics(self, sums: Errors | Hits) -> dict[str, Any]:
+        if isinstance(sums, Hits):
+            return sums.metrics(self.settings.at_precision)
+        return sums.metrics()
+
+    def _newest(self) -> dict[str, Any]:
+        if not self._window:
+            return {}
+        rows = _concat(self._window)
+        n = self.settings.window
+        newest = Rows(frame=rows.frame.tail(n), target=rows.target[-n:], scores=rows.scores[-n:])
+        sums = self._add(self._empty(), newest, newest.frame.to_numpy(), None)
+        return {**self._metrics(sums), "baselines": sums.baselines(self.baselines)}
+
+
+def _concat(parts: list[Rows]) -> Rows:
+    return Rows(
+        frame=pl.concat([part.frame for part in parts]),
+        target=np.concatenate([part.target for part in parts]),
+        scores=np.concatenate([part.scores for part in parts]),
+    )
+
+
+def _scored(rows: Rows, baselines: NDArray[Any]) -> tuple[Rows, NDArray[Any]]:
+    """The rows that have a finite score: model and baselines are judged by the same rows."""
+    there = finite_rows(rows.scores)
+    if there.all():
+        return rows, baselines
+    frame = rows.frame.filter(there) if rows.frame.width else rows.frame
+    target = rows.target[there]
+    return Rows(frame=frame, target=target, scores=rows.scores[there]), baselines[there]
+
+
+def _plain(parts: list[Rows]) -> Snapshot:
+    return [{"frame": p.frame, "target": p.target, "scores": p.scores} for p in parts]
+
+
+def _rows(value: Snapshot) -> list[Rows]:
+    return [Rows(**part) for part in value]
+
+
+__all__ = ["Evaluation"]

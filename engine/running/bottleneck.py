@@ -1,0 +1,239 @@
+"""Which part holds a run, on what, and which setting to change.
+
+Three threads work at the same time, so the run is as slow as the one that takes longest for a
+record. In it, the stage that takes most is the culprit; a run cannot get faster by changing
+anything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from engine.loading.decoder import PART_ROWS
+from engine.observing.timing import Account, Spent
+
+PARTS = ("source", "decode", "scrub", "transfer", "model", "sink", "checkpoint", "idle")
+"""What a verdict can name; ``idle``: nothing holds the run, records come no faster."""
+MAIN = {
+    "learn": "model",
+    "predict": "model",
+    "clean": "model",
+    "write": "sink",
+    "flush": "sink",
+    "checkpoint": "checkpoint",
+}
+"""Stages of the loop's own thread -> part."""
+OWN = {"fetch": "source", "decode": "decode", "transfer": "transfer"}
+"""Stages with a part of their own; all others are the scrub's."""
+ENOUGH = 0.5
+"""Below this share of the time, the busiest thread holds nothing up where records come slowly."""
+SECONDS = 1.0
+"""A shorter run says more of compilation and of opening files than of what holds a long one."""
+RUN_SECONDS = 3.0
+"""A whole run, its start included, must be so long to be judged."""
+CONTENDED = 0.5
+"""Share of the time off a processor that threads were ready for one, from which on it is others
+that take the cores."""
+MOST = 20.0
+"""Where a run would be so many times as fast, the figure says nothing more."""
+ON_PROCESSOR = 0.4
+"""Share of a stage's time on a processor from which on the processor is what it needs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advice:
+    """A setting that should help.
+
+    Attributes:
+        setting: key and value, as ``--set`` takes them; empty where only words help.
+        why: a few words.
+    """
+
+    setting: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What holds a run.
+
+    Attributes:
+        part: one of `PARTS`.
+        stage: the stage in it that takes most.
+        resource: ``CPU``, ``contended CPU`` (others take the cores), ``GPU`` or ``I/O``: what the
+            stage works on, or waits for.
+        share: part (0-1) of the time that the stage takes.
+        limit: the run would be so many times as fast if the stage took no time; no change of it can
+            give more.
+        seconds: part -> seconds of work.
+        wall: seconds looked at.
+        advice: settings to try, the best first.
+    """
+
+    part: str
+    stage: str
+    resource: str
+    share: float
+    limit: float
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    wall: float = 0.0
+    advice: tuple[Advice, ...] = ()
+
+    def __str__(self) -> str:
+        """Two or three sentences for people."""
+        if self.part == "idle":
+            return "Nothing holds the run: records come no faster than they are handled."
+        where = "" if self.stage == self.part else f" ('{self.stage}')"
+        said = (
+            f"The {self.part}{where} holds the run: {self.share:.0%} of the time, {self.resource}; "
+            f"without it the run would be {_times(self.limit)} as fast."
+        )
+        if self.advice:
+            first = self.advice[0]
+            words = first.why[0].upper() + first.why[1:]
+            try_ = f"Try --set {first.setting}: {first.why}" if first.setting else words
+            said += f" {try_}."
+        return said
+
+
+def judge(
+    spent: Account, *, settings: Mapping[str, Any], device: str = "cpu", cores: int = 1
+) -> Verdict | None:
+    """The verdict on what was spent; None where nothing was done, or too little to tell.
+
+    Args:
+        spent: what `Account.since` gave: `at` is the length in seconds.
+        settings: ``batch_rows``, ``read_rows``, ``decode_threads`` and ``every_seconds`` as they
+            are now; ``threads``: the setting of the model's threads where that may be lowered, or
+            ""; ``costs``: what another ``batch_rows`` costs, in a few words, or "".
+        device: the model's.
+    """
+    work = {name: taken for name, taken in spent.stages.items() if taken.wall > 0}
+    if spent.at < SECONDS or not any(taken.rows for taken in work.values()):
+        return None
+    threads: dict[str, dict[str, Spent]] = {"fetch": {}, "prepare": {}, "main": {}}
+    for name, taken in work.items():
+        threads["fetch" if name == "fetch" else "main" if name in MAIN else "prepare"][name] = taken
+    busy = {
+        thread: sum(taken.wall for taken in stages.values()) for thread, stages in threads.items()
+    }
+    # By the record: one thread may be far ahead of another.
+    cost = {thread: busy[thread] / _rows(threads[thread]) for thread in threads}
+    slowest = max(cost, key=lambda thread: cost[thread])
+    stage = max(threads[slowest], key=lambda name: threads[slowest][name].wall)
+    part = part_of(stage)
+    if busy[slowest] < ENOUGH * spent.at and spent.idle > ENOUGH * spent.at:
+        part, stage = "idle", "idle"
+    taken = work.get(stage, Spent())
+    others = [each for thread, each in cost.items() if thread != slowest]
+    left = cost[slowest] * (1 - taken.wall / busy[slowest])
+    bound = max(left, *others, 0.01 * cost[slowest])
+    seconds = dict.fromkeys(PARTS[:-1], 0.0)
+    for name, each in work.items():
+        seconds[part_of(name)] += each.wall
+    resource = _resource(part, taken, spent, device)
+    return Verdict(
+        part=part,
+        stage=stage,
+        resource=resource,
+        share=taken.wall / spent.at,
+        limit=cost[slowest] / bound,
+        seconds=seconds,
+        wall=spent.at,
+        advice=tuple(_advice(part, stage, resource, settings, cores)),
+    )
+
+
+def part_of(stage: str) -> str:
+    """The part that a stage belongs to."""
+    return MAIN.get(stage) or OWN.get(stage) or "scrub"
+
+
+def _rows(stages: Mapping[str, Spent]) -> int:
+    return max((taken.rows for taken in stages.values()), default=0) or 1
+
+
+def _resource(part: str, taken: Spent, spent: Account, device: str) -> str:
+    if part in ("model", "transfer") and device != "cpu":
+        return "GPU"
+    own = taken.cpu / taken.wall if taken.wall else 0.0
+    # Work that polars or torch do on threads of their own is on the process's account only.
+    everybody = spent.cpu / spent.at
+    shared = part not in ("source", "sink", "checkpoint") and everybody > 2 * ON_PROCESSOR
+    away = max(taken.wall - taken.cpu, 1e-9)
+    if away > 0.2 * taken.wall and spent.queued > CONTENDED * away:
+        return "contended CPU"
+    return "CPU" if own > ON_PROCESSOR or shared else "I/O"
+
+
+def _advice(
+    part: str, stage: str, resource: str, settings: Mapping[str, Any], cores: int
+) -> Iterable[Advice]:
+    rows = 4 * int(settings["batch_rows"])
+    batches = Advice(
+        setting=f"loader.batch_rows={rows}",
+        why="what is paid for each batch is paid less often" + _costs(settings),
+    )
+    contended = resource == "contended CPU"
+    if contended and part == "model" and settings.get("threads"):
+        yield Advice(
+            setting=f"{settings['threads']}=1",
+            why="other processes take the cores, and threads that share a step wait for each other",
+        )
+    elif contended:
+        yield Advice(
+            setting="",
+            why="other processes take the cores: give it cores of its own, or run fewer beside it",
+        )
+    if part == "source":
+        reads = 4 * int(settings["read_rows"])
+        yield Advice(
+            setting=f"loader.read_rows={reads}",
+            why="what is paid for each read is paid less often",
+        )
+    elif part == "decode":
+        threads = int(settings["decode_threads"]) + 1
+        if int(settings["batch_rows"]) < threads * PART_ROWS:
+            yield batches
+        elif resource == "I/O" or (threads <= cores and not contended):
+            yield Advice(
+                setting=f"loader.decode_threads={threads}", why="they decode a batch together"
+            )
+        yield Advice(
+            setting="",
+            why="fewer columns in [source.schema] are less to decode, if the model can do without",
+        )
+    elif part in ("scrub", "transfer"):
+        yield batches
+        yield Advice(
+            setting="",
+            why=f"fewer columns in [scrub.{stage}] are less work, if the model can do without",
+        )
+    elif part == "model":
+        yield batches
+        yield Advice(
+            setting="", why="a smaller or compressed model is less to compute, and may know less"
+        )
+    elif stage == "write":
+        yield batches
+        yield Advice(setting="", why="fewer [sink] columns are less to write")
+    elif part in ("sink", "checkpoint"):
+        seconds = 6 * float(settings["every_seconds"])
+        yield Advice(
+            setting=f"checkpoint.every_seconds={seconds:g}",
+            why="results and state are made safe less often; a restart repeats more",
+        )
+
+
+def _times(limit: float) -> str:
+    return f"{limit:.1f} times" if limit < MOST else f"{MOST:.0f} times or more"
+
+
+def _costs(settings: Mapping[str, Any]) -> str:
+    costs = settings.get("costs", "")
+    return f" ({costs})" if costs else ""
+
+
+__all__ = ["PARTS", "RUN_SECONDS", "Advice", "Verdict", "judge", "part_of"]

@@ -1,0 +1,788 @@
+"""The loop: one batch at a time, and every interval the effects that must be ordered.
+
+    1. `sink.flush` and `dead_letters.flush`: results are safe
+    2. `checkpoints.save`:                    state is safe, and says which results belong to it
+    3. `source.commit(mark)`:                 the source may forget
+
+A crash between 1 and 2 leaves results that the next start takes away again (`Sink.restore`);
+between 2 and 3, a source that gives rows again which the checkpoint's mark skips. So every record
+counts once.
+
+Where others decide what counts (a transaction, a group that may have given the partitions to
+somebody else meanwhile), 3 is what decides: a checkpoint that was not committed is passed over by
+the next start, and the run itself goes back to the one before when a commit is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import polars as pl
+
+from engine import calls
+from engine.system import signals
+from engine.running.checkpoint import CheckpointFailed, Checkpoints, Saved, require_plain
+from engine.config import DeadLetterSettings
+from engine.running.dead_letters import letters
+from engine.loading.loader import Loader
+from engine.observing.metrics import Metrics
+from engine.scrub.fusion import UNTAUGHT
+from engine.scrub.base import DETECTORS
+from engine.observing.service import Heartbeat
+from engine.observing.timing import Account
+from engine.types import (
+    NO_TIME,
+    RESERVED,
+    Batch,
+    HeadraceError,
+    Mark,
+    Rejects,
+    SharedSource,
+    Sink,
+    Snapshot,
+    Source,
+)
+from engine.running.bottleneck import PARTS, RUN_SECONDS, Verdict
+from engine.types.plural import counted
+
+log = logging.getLogger("headrace.loop")
+LAG_SECONDS = 1.0
+"""How often the source's lag goes to the metrics."""
+VERDICT_SECONDS = 10.0
+"""Over how long the metrics judge which part holds the run."""
+MAX_LAGS = 256
+SKEW_SECONDS = 5.0
+"""How far ahead of this clock a record's time may be."""
+TABLES = ("reasons", "counts")
+"""Of `Totals`, those that are no numbers."""
+COUNTED = {
+    "filled": "missing_values", UNTAUGHT: "filled_before_learning", "duplicates": "duplicates",
+    "clipped": "clipped_values", "truncated": "truncated_values",
+}  # fmt: skip
+"""What stages count -> the counter that sums it."""
+
+
+class Flood(HeadraceError):
+    """More rows are rejected than the breaker allows. Exit code 3."""
+
+
+@dataclass(slots=True)
+class Totals:
+    """What became of every record, over all restarts.
+
+    Attributes:
+        read: records the source gave.
+        grown: rows that stages added to them.
+        learned, predicted, rejected: rows by what became of them; each row is in exactly one.
+        reasons: (stage, reason) -> rejected rows.
+        counts: (stage, what it counts) -> how many.
+        judged: rows of the source itself, not of dead letters that were read again.
+        bad: of them, rejected for reasons that are not expected, and not mended since by reading
+            their dead letters again.
+    """
+
+    batches: int = 0
+    read: int = 0
+    grown: int = 0
+    learned: int = 0
+    predicted: int = 0
+    cleaned: int = 0
+    rejected: int = 0
+    reasons: dict[tuple[str, str], int] = field(default_factory=dict)
+    counts: dict[tuple[str, str], int] = field(default_factory=dict)
+    judged: int = 0
+    bad: int = 0
+
+    @property
+    def balanced(self) -> bool:
+        """``in = learned + predicted + rejected`` (a pipeline without a model: cleaned)."""
+        out = self.learned + self.predicted + self.cleaned + self.rejected
+        return self.read + self.grown == out
+
+    def snapshot(self) -> dict[str, Any]:
+        """As a plain value."""
+        tables = {name: [[*key, n] for key, n in getattr(self, name).items()] for name in TABLES}
+        return {name: getattr(self, name) for name in self.__slots__} | tables
+
+    @classmethod
+    def restore(cls, value: Mapping[str, Any]) -> Totals:
+        """From what `snapshot` gave."""
+        tables = {name: {(s, what): n for s, what, n in value[name]} for name in TABLES}
+        return cls(**{**value, **tables})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """What the work made of a batch (with whatever it rejected): the rows for the sink, one for
+    each of the batch's, and how many it learned, predicted or only passed on."""
+
+    batch: Batch
+    rows: pl.DataFrame
+    learned: int = 0
+    predicted: int = 0
+    cleaned: int = 0
+
+    def without(self, refused: Rejects) -> Done:
+        """With rows that the sink refused among the rejected."""
+        n = len(refused)
+        batch = replace(self.batch, rejects=(*self.batch.rejects, refused))
+        return replace(
+            self,
+            batch=batch,
+            predicted=max(0, self.predicted - n),
+            cleaned=max(0, self.cleaned - n),
+        )
+
+
+class Work(Protocol):
+    """What the loop does with a batch: train, serve or only clean."""
+
+    stage: str
+    """``learn``, ``predict`` or ``clean``: its name in ``headrace_stage_seconds``."""
+
+    def do(self, batch: Batch) -> Done:
+        """One batch. May be empty."""
+        ...
+
+    def state_dict(self) -> dict[str, Snapshot]:
+        """Its part of the checkpoint."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Snapshot]) -> None:
+        """Go back to it."""
+        ...
+
+
+class Breaker:
+    """Trips when too large a share of the newest rows is rejected, before dead letters become the
+    main output; and at the end, of all rows over all restarts."""
+
+    def __init__(self, settings: DeadLetterSettings, *, again: bool = False) -> None:
+        """
+        Args:
+            again: the rows are dead letters that are read again, of which it is no news that they
+                are rejected: `finish` judges nothing, and those that go through are mended.
+        """
+        self._settings = settings
+        self._again = again
+        self._recent: deque[tuple[int, Mapping[str, int]]] = deque()
+        self._rows = 0
+        self._bad: Counter[str] = Counter()
+
+    def count(self, rows: int, rejects: tuple[Rejects, ...], totals: Totals) -> None:
+        """Take a batch of `rows` rows, rejected ones included, into the totals."""
+        if self._again:
+            totals.bad = max(0, totals.bad - rows + sum(map(len, rejects)))
+        else:
+            totals.judged += rows
+            totals.bad += sum(self._unexpected(rejects).values())
+
+    def check(self, rows: int, rejects: tuple[Rejects, ...]) -> None:
+        """Judge the newest rows with a batch of `rows` rows, rejected ones included.
+
+        Raises: Flood.
+        """
+        bad = self._unexpected(rejects)
+        self._recent.append((rows, bad))
+        self._rows += rows
+        self._bad.update(bad)
+        while self._rows - self._recent[0][0] >= self._settings.window:
+            gone, bad_gone = self._recent.popleft()
+            self._rows -= gone
+            self._bad.subtract(bad_gone)
+        if self._rows >= self._settings.window:
+            which = f"the last {self._counted(self._rows)}"
+            self._judge("Stopped", which, self._rows, sum(self._bad.values()), self._bad)
+
+    def finish(self, totals: Totals) -> None:
+        """The source has ended: too many are too many of a few rows as well, and of rows that an
+        earlier start has read. Raises: Flood."""
+        if self._again:
+            return
+        reasons = Counter(
+            {
+                f"{stage}: {reason}": n
+                for (stage, reason), n in totals.reasons.items()
+                if reason not in self._settings.expected
+            }
+        )
+        self._judge("Ended", self._counted(totals.judged), totals.judged, totals.bad, reasons)
+
+    def _unexpected(self, rejects: tuple[Rejects, ...]) -> Counter[str]:
+        bad: Counter[str] = Counter()
+        for reject in rejects:
+            if reject.reason not in self._settings.expected:
+                bad[f"{reject.stage}: {reject.reason}"] += len(reject)
+        return bad
+
+    @staticmethod
+    def _counted(rows: int) -> str:
+        return counted(rows, "row was", "rows were")
+
+    def _judge(self, what: str, which: str, rows: int, bad: int, reasons: Counter[str]) -> None:
+        if bad <= self._settings.limit * rows:
+            return
+        reason, n = reasons.most_common(1)[0]
+        raise Flood(
+            f"{what}: {bad / rows:.1%} of {which} rejected ({reason}"
+            f"{f', {n:,} of {bad:,}' if n < bad else ''}), and [dead_letters] limit allows "
+            f"{self._settings.limit:.1%}: mend the input or the schema, or raise the limit; the "
+            "dead letters say what was wrong with each row."
+        )
+
+
+class Loop:
+    """Runs batches through the work until the source ends, a signal comes or something fails.
+
+    Args:
+        source: for commits and moves only; the loader reads it.
+        sink, dead_letters: None drops the rows (they are counted all the same).
+        checkpoints: None saves nothing: a restart begins at the start.
+        identity: digests that a checkpoint must have in common with this pipeline.
+        watch: called after every batch with the loop and the batch (a progress bar).
+        transaction: commits results and positions together, in place of `source.commit`; False
+            where it was aborted.
+        commit_seconds: how soon a transaction is committed after the one before, where that is
+            sooner than the next checkpoint is due.
+        keeps_state: whether stages or work have a state that belongs to what was read.
+        mend: see `engine.running.checkpoint.Checkpoints.load`.
+        judge: says of what was spent which part holds the run.
+    """
+
+    def __init__(
+        self,
+        *,
+        source: Source,
+        loader: Loader,
+        work: Work,
+        sink: Sink | None = None,
+        dead_letters: Sink | None = None,
+        breaker: Breaker | None = None,
+        checkpoints: Checkpoints | None = None,
+        identity: Mapping[str, str] | None = None,
+        metrics: Metrics | None = None,
+        heartbeat: Heartbeat | None = None,
+        watch: Callable[[Loop, Batch], None] | None = None,
+        transaction: Callable[[Mark], bool] | None = None,
+        commit_seconds: float | None = None,
+        keeps_state: bool = True,
+        judge: Callable[[Account], Verdict | None] | None = None,
+        mend: Callable[[Saved], Saved] | None = None,
+    ) -> None:
+        self.source = source
+        self.loader = loader
+        self.work = work
+        self.sink = sink
+        self.dead_letters = dead_letters
+        self.totals = Totals()
+        self.mark = self._saved = Mark()
+        self.metrics = metrics or Metrics()
+        self.resumed = False
+        self._breaker = breaker
+        self._checkpoints = checkpoints
+        self._identity = dict(identity or {})
+        self._heartbeat = heartbeat or Heartbeat()
+        for place in (sink, dead_letters):
+            if place is not None:
+                place.watched(self._heartbeat.beat)
+        self._watch = watch
+        self._shared = source if isinstance(source, SharedSource) else None
+        self._commit = transaction or source.commit
+        self._transactional = transaction is not None
+        self._commit_seconds = commit_seconds
+        self._keeps_state = keeps_state
+        self._judge = judge
+        self._mend = mend
+        self._began = self._judged = Account()
+        self._aborted = False
+        self._stopping = False
+        self._waiting = False
+        self._unsaved = self._behind = False
+        self._failed: CheckpointFailed | None = None
+        self._lag_told = self._skew_told = self._event_time = 0.0
+        self._counts_told: dict[str, int] = {}
+        self._saved_at = time.monotonic()
+        self._saved_batches = 0
+        self._timed = loader.times.timed
+
+    def resume(self) -> bool:
+        """Go to the newest good checkpoint; whether there was one. Takes away results that lie
+        after it.
+
+        Raises: UserError when the checkpoint is another pipeline's; HeadraceError when none can be
+        read.
+        """
+        try:
+            state = self._newest()
+            if state is None or self._checkpoints is None:
+                self._go_to(None)
+            else:
+                with self._checkpoints.restoring(state, self._restored):
+                    self._go_to(state)
+                    self.loader.restore(self.mark)
+            if self._checkpoints is not None:
+                require_plain(self._restored())  # known now, not when all rows are done
+            self.resumed = state is not None
+        except BaseException:
+            with self._closing():
+                self.loader.close()
+            raise
+        if self.resumed:
+            log.info("resumed", extra={"batches": self.totals.batches, "rows": self.totals.read})
+        return self.resumed
+
+    def _newest(self) -> Mapping[str, Any] | None:
+        """The newest checkpoint that counts."""
+        if self._checkpoints is None:
+            return None
+        return self._checkpoints.load(self._identity, self._counts, self._mend)
+
+    def _go_to(self, state: Mapping[str, Any] | None) -> None:
+        """To where a checkpoint was saved; None is before the first. Sinks come last: what they
+        take away is gone."""
+        if state is not None:
+            self.mark = self._saved = Mark(positions=state["positions"], stages=state["stages"])
+            self.totals = Totals.restore(state["totals"])
+            self.work.load_state_dict(state["work"])
+            self.source.recognise(state["identities"])
+            self.loader.seek(self.mark)
+            self._unsaved = False
+        for sink, name in ((self.sink, "sink"), (self.dead_letters, "dead_letters")):
+            if sink is not None:
+                with calls.Calling(name, sink):
+                    sink.restore(None if state is None else state[name])
+
+    def _parts(self) -> dict[str, Snapshot]:
+        """What a checkpoint holds of the parts that this run has whatever its source gives."""
+        return {
+            "totals": self.totals.snapshot(),
+            "work": self.work.state_dict(),
+            "sink": _snapshot("sink", self.sink),
+            "dead_letters": _snapshot("dead_letters", self.dead_letters),
+        }
+
+    def _restored(self) -> dict[str, Snapshot]:
+        """A checkpoint of the parts as they are; partitions come and go, so theirs are left out."""
+        of_source = {"positions": None, "identities": None}
+        return {**of_source, "stages": self.loader.snapshots(), **self._parts()}
+
+    def _counts(self, state: Mapping[str, Any]) -> bool:
+        """Whether a checkpoint was committed; always, where nobody else decides.
+
+        Raises: HeadraceError where that cannot be told and matters.
+        """
+        shared = self._shared
+        if shared is None or not (self._transactional or (self._keeps_state and shared.shares)):
+            return True
+        shared.recognise(state["identities"])
+        agrees = shared.agrees(state["positions"])
+        if agrees is None:
+            raise HeadraceError(
+                "The newest checkpoint may hold rows that others have read again: its partitions "
+                "have had too many owners since; start over with --fresh."
+            )
+        return agrees
+
+    def run(self) -> Totals:
+        """Until the end of the source or a signal, then flush, save, commit.
+
+        Raises: Flood; CheckpointFailed where the last one cannot be written; HeadraceError and
+        whatever source, stages, work or sinks raise. What was saved stays saved.
+        """
+        with (
+            signals.answering(self._answer),
+            self._closing(),
+            self._loading(),
+            self._releasing(),
+        ):
+            self._saved_batches = self.totals.batches
+            self._began = self._judged = self.loader.times.account()
+            with contextlib.suppress(signals.Stopped):
+                self._begin()
+                self._batches()
+            if self._stopping:
+                log.info("stopping", extra={"batches": self.totals.batches})
+            saved = not self._unsaved or self._save()
+            self._tell_lag()
+            if not saved and self._failed is not None:
+                raise CheckpointFailed(
+                    f"{self._failed} What came after it is in none: mend that and start again; it "
+                    "is read again."
+                ) from self._failed
+            self._require_balance()
+            if self._breaker is not None and not self._stopping:
+                self._breaker.finish(self.totals)
+            return self.totals
+
+    def stop(self) -> None:
+        """Finish the batch in hand, save and return from `run`. Any thread may call it."""
+        self._stopping = True
+
+    def verdict(self, since: Account | None = None) -> Verdict | None:
+        """What has held this run, from its start or `since` then; None where that is too little to
+        tell, or nobody judges."""
+        if self._judge is None:
+            return None
+        spent = self.loader.times.account().since(since or self._began)
+        if since is None and spent.at < RUN_SECONDS:
+            return None
+        return self._judge(spent)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the run was asked to stop before the source's end."""
+        return self._stopping
+
+    def _begin(self) -> None:
+        """Note where every partition starts before anything is read: what comes to a quiet one
+        while no engine runs is then the next one's to read."""
+        if self._shared is None:
+            return
+        with self._interruptible():
+            self._settle(self._shared)
+        if self._unsaved:
+            self._save()
+
+    def _settle(self, shared: SharedSource) -> None:
+        """Go on with the partitions that there are now."""
+        before = self.mark.positions, self.source.identities(self.mark)
+        self.mark = self._saved = shared.settle(self.mark)
+        self.loader.seek(self.mark)
+        if before != (self.mark.positions, self.source.identities(self.mark)):
+            self._unsaved = True
+
+    def _batches(self) -> None:
+        batches = iter(self.loader)
+        while not self._stopping:
+            batch = self._next(batches)
+            if batch is None:
+                return
+            self._heartbeat.beat(None if batch.raw_rows else self.loader.asked)
+            if self._shared is not None and (self._shared.moving() or self._aborted):
+                del batch
+                batches = self._move(self._shared)
+                continue
+            self._one(batch)
+            del batch  # or it would stay in memory, uncounted, while the next is awaited
+
+    def _move(self, shared: SharedSource) -> Iterator[Batch]:
+        """Partitions came or went: 1 save what is done, or go back to what was saved where it can
+        no longer be committed; 2 let them go; 3 drop what is in flight; 4 go on with those that
+        there are now."""
+        committed = not (self._aborted or shared.lost) and self._save()
+        if self._aborted or shared.lost or (shared.leaving and not committed):
+            log.info("going back to the last checkpoint", extra={"rows": self.totals.read})
+            state = self._newest()
+            if state is None:
+                raise HeadraceError(
+                    "Partitions were taken away before the first checkpoint was saved: start again."
+                )
+            self._go_to(state)
+        self._aborted = False
+        shared.release()
+        self.loader.halt()
+        self._settle(shared)
+        self.metrics.source_rebalances.inc()
+        self.metrics.source_lag_records.clear()
+        log.info("partitions", extra={"positions": dict(self.mark.positions)})
+        return iter(self.loader)
+
+    def _next(self, batches: Iterator[Batch]) -> Batch | None:
+        with self._interruptible():
+            return next(batches, None)
+
+    @contextlib.contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """A signal ends what waits here. Raises: Stopped."""
+        self._waiting = True
+        try:
+            if self._stopping:
+                raise signals.Stopped
+            yield
+        finally:
+            self._waiting = False
+
+    def _one(self, batch: Batch) -> None:
+        # Before a result can be seen: a lag of 0 says that there is none to come.
+        self._tell_lag(every=LAG_SECONDS if self._behind else 0.0)
+        with self._timed(self.work.stage, batch.raw_rows):
+            done = self.work.do(batch)
+        with self._timed("write"):
+            rejects = done.batch.rejects
+            if (refused := self._write(done)) is not None:
+                rejects = (*rejects, refused)
+                # What was learned from stays learned: only its answer is a dead letter.
+                done = done if done.learned else done.without(refused)
+            if self.dead_letters is not None:
+                for reject in rejects:
+                    with calls.Calling("dead_letters", self.dead_letters):
+                        self.dead_letters.write(letters(reject, batch.pieces))
+        self._count(done)
+        self._require_balance()  # before the mark moves past it
+        moved = batch.raw_rows > 0 or batch.mark.positions != self.mark.positions
+        self.mark, self._unsaved = batch.mark, self._unsaved or moved
+        if self._breaker is not None:
+            self._guard(done)
+        if self._due(idle=not batch.raw_rows):
+            self._save() if self._unsaved else self._rest()
+        if self._watch is not None:
+            self._watch(self, batch)
+
+    def _write(self, done: Done) -> Rejects | None:
+        """Rows to the sink; those that it can never take."""
+        if self.sink is None:
+            return None
+        return calls.write(self.sink, done.rows, done.batch.frame.select(RESERVED))
+
+    def _tell_lag(self, every: float = 0.0) -> None:
+        """Of no more than MAX_LAGS partitions: a folder of a million files is no label set."""
+        now = time.monotonic()
+        if now - self._lag_told < every:
+            return
+        self._lag_told = now
+        self._tell_counts()
+        self._tell_verdict()
+        with calls.Calling("source", self.source):
+            lags = self.source.lag(self._saved)
+        self._behind = any(lags.values())
+        if len(lags) <= MAX_LAGS:
+            for partition, n in lags.items():
+                self.metrics.source_lag_records.labels(partition=partition).set(n)
+
+    def _tell_verdict(self) -> None:
+        """Which part has held the run for the last seconds, to the metrics."""
+        if self._judge is None:
+            return
+        account = self.loader.times.account()
+        spent = account.since(self._judged)
+        if spent.at < VERDICT_SECONDS or (verdict := self._judge(spent)) is None:
+            return
+        self._judged = account
+        for part in PARTS:
+            self.metrics.bottleneck.labels(part=part).set(part == verdict.part)
+        for part, seconds in verdict.seconds.items():
+            self.metrics.busy_ratio.labels(part=part).set(seconds / verdict.wall)
+
+    def _tell_counts(self) -> None:
+        """What source and sink count by themselves, to the metrics."""
+        counts: dict[str, int] = dict(getattr(self.sink, "counts", dict)())
+        if self._shared is not None:
+            counts |= self._shared.counts()
+        metrics = self.metrics
+        own = {
+            "undelivered": metrics.sink_undelivered_records,
+            "skipped": metrics.source_skipped_records,
+            "refused": metrics.source_refused_commits,
+        }
+        for what, n in counts.items():
+            more = n - self._counts_told.get(what, 0)
+            self._counts_told[what] = n
+            (own.get(what) or metrics.transactions.labels(outcome=what)).inc(more)
+
+    def _guard(self, done: Done) -> None:
+        assert self._breaker is not None
+        try:
+            self._breaker.check(done.batch.raw_rows + done.batch.grown, done.batch.rejects)
+        except Flood:
+            self._save()  # a start after mending goes on behind what was rejected
+            raise
+
+    def _require_balance(self) -> None:
+        """Raises: HeadraceError where rows are missing or too many: the last line of defence, as
+        whoever loses rows is told at once (`engine.calls`)."""
+        totals = self.totals
+        if not totals.balanced:
+            raise HeadraceError(
+                f"The account does not balance: {totals.read:,} read + {totals.grown:,} added are "
+                f"not {totals.learned:,} learned + {totals.predicted:,} predicted + "
+                f"{totals.cleaned:,} cleaned + {totals.rejected:,} rejected: expected each row in "
+                "exactly one of these; some component of this pipeline loses or invents rows "
+                "without a word, and what came after the last checkpoint is not saved."
+            )
+
+    def _count(self, done: Done) -> None:
+        batch, totals, metrics = done.batch, self.totals, self.metrics
+        totals.batches += 1
+        totals.read += batch.raw_rows
+        totals.grown += batch.grown
+        totals.learned += done.learned
+        totals.predicted += done.predicted
+        totals.cleaned += done.cleaned
+        if self._breaker is not None:
+            self._breaker.count(batch.raw_rows + batch.grown, batch.rejects, totals)
+        for reject in batch.rejects:
+            key = (reject.stage, reject.reason)
+            totals.rejected += len(reject)
+            totals.reasons[key] = totals.reasons.get(key, 0) + len(reject)
+            metrics.rejected_records.labels(stage=reject.stage, reason=reject.reason).inc(
+                len(reject)
+            )
+            if self.dead_letters is not None:
+                metrics.dead_letters.labels(reason=reject.reason).inc(len(reject))
+        self._tell_event_time(batch)
+        metrics.source_records.inc(batch.raw_rows)
+        metrics.source_bytes.inc(batch.raw_bytes)
+        metrics.grown_records.inc(batch.grown)
+        metrics.learned_records.inc(done.learned)
+        metrics.predicted_records.inc(done.predicted)
+        metrics.cleaned_records.inc(done.cleaned)
+        metrics.batch_rows.observe(len(batch))
+        for (stage, what), n in batch.counts.items():
+            totals.counts[stage, what] = totals.counts.get((stage, what), 0) + n
+            if what in COUNTED:
+                getattr(metrics, COUNTED[what]).inc(n)
+            elif what in DETECTORS:
+                metrics.drift.labels(detector=what).inc(n)
+        if batch.raw_rows:
+            now = time.monotonic()
+            latency = metrics.record_latency_seconds
+            latency.labels(span="fetch_to_ready").observe(batch.ready - batch.arrived)
+            latency.labels(span="ready_to_done").observe(now - batch.ready)
+
+    def _tell_event_time(self, batch: Batch) -> None:
+        """The newest time of the records; one in the future is a clock's mistake, told once a
+        minute and not shown."""
+        stamps = [int(p.timestamps.max()) for p in batch.pieces if p.timestamps is not None]
+        stamps = [stamp for stamp in stamps if stamp != NO_TIME]
+        if not stamps:
+            return
+        newest, now = max(stamps) / 1000, time.time()
+        if newest > now + SKEW_SECONDS:
+            if now - self._skew_told > 60.0:
+                self._skew_told = now
+                log.warning(
+                    "records are from the future: a producer's clock is wrong, or this one",
+                    extra={"partition": batch.pieces[-1].partition, "ahead": newest - now},
+                )
+            newest = now
+        self._event_time = max(self._event_time, newest)
+        self.metrics.source_event_timestamp_seconds.set(self._event_time)
+
+    def _due(self, *, idle: bool) -> bool:
+        if self._checkpoints is None:
+            return False
+        settings, since = self._checkpoints.settings, time.monotonic() - self._saved_at
+        if self._unsaved and since >= self._commits_after(self._checkpoints, idle=idle):
+            return True
+        if settings.every_batches is not None:
+            return self.totals.batches - self._saved_batches >= settings.every_batches
+        return since >= settings.every_seconds
+
+    def _commits_after(self, checkpoints: Checkpoints, *, idle: bool) -> float:
+        """Seconds from one commit of a transaction to the next; where nothing more comes for now,
+        it need not wait. Each takes a checkpoint, by which it counts: a file of positions, and of a
+        state where there is one, which may take a tenth of the time."""
+        if self._commit_seconds is None:
+            return math.inf
+        return max(0.0 if idle else self._commit_seconds, 10 * checkpoints.seconds)
+
+    def _save(self) -> bool:
+        """1 flush, 2 checkpoint, 3 commit; whether all of it is done. A checkpoint that fails is
+        counted and logged, and the run goes on: the last good one stays, and nothing is committed
+        beyond it."""
+        with self._timed("flush"):
+            for sink, name in ((self.sink, "sink"), (self.dead_letters, "dead_letters")):
+                if sink is not None:
+                    with calls.Calling(name, sink):
+                        sink.flush()
+        if self._checkpoints is not None and not self._checkpoint(self._checkpoints):
+            return False
+        self._unsaved = False
+        with calls.Calling("source", self.source):
+            committed = self._commit(self.mark)
+        if committed and self._checkpoints is not None:
+            self._checkpoints.confirm()
+        self._aborted = self._transactional and not committed
+        if committed:
+            self._saved = self.mark
+        if self._checkpoints is not None:
+            self._checkpoints.require()
+        return committed
+
+    def _rest(self) -> None:
+        """Nothing was done since the newest checkpoint: it is as good as a new one. The positions
+        are committed again, as brokers forget those that nobody renews."""
+        self._saved_at, self._saved_batches = time.monotonic(), self.totals.batches
+        if self._saved.positions:
+            self._commit(self._saved)
+            self.metrics.checkpoint_timestamp_seconds.set_to_current_time()
+
+    def _checkpoint(self, checkpoints: Checkpoints) -> bool:
+        metrics = self.metrics
+        self._saved_at, self._saved_batches = time.monotonic(), self.totals.batches
+        state = {
+            "positions": dict(self.mark.positions),
+            "stages": dict(self.mark.stages),
+            "identities": dict(self.source.identities(self.mark)),
+            **self._parts(),
+        }
+        start = time.perf_counter()
+        try:
+            with self._timed("checkpoint"):
+                path = checkpoints.save(state, self._identity)
+        except CheckpointFailed as error:
+            metrics.checkpoint_failures.inc()
+            self._failed = error
+            log.error("checkpoint failed; the last good one stays", extra={"error": str(error)})
+            return False
+        self._failed = None
+        metrics.checkpoint_seconds.observe(time.perf_counter() - start)
+        metrics.checkpoint_bytes.set(path.stat().st_size)
+        metrics.checkpoint_timestamp_seconds.set_to_current_time()
+        return True
+
+    @contextlib.contextmanager
+    def _closing(self) -> Iterator[None]:
+        """Whatever ends the run, sinks let go of what was not flushed."""
+        try:
+            yield
+        finally:
+            for sink in (self.sink, self.dead_letters):
+                if sink is not None:
+                    sink.close()
+
+    @contextlib.contextmanager
+    def _loading(self) -> Iterator[None]:
+        """Whatever ends the run, the loader's threads end. One that still waits, for a broker that
+        does not answer, is no failure where a signal ends the process: what there is is saved."""
+        try:
+            yield
+        finally:
+            try:
+                self.loader.close()
+            except HeadraceError as error:
+                if signals.asked() is None:
+                    raise
+                log.warning("%s", error)
+
+    @contextlib.contextmanager
+    def _releasing(self) -> Iterator[None]:
+        """Whatever ends the run, nobody waits for it: or the loader's threads could not end."""
+        try:
+            yield
+        finally:
+            if self._shared is not None:
+                self._shared.release()
+
+    def _answer(self) -> None:
+        """SIGINT and SIGTERM stop in good order."""
+        self._stopping = True
+        if self._waiting:
+            raise signals.Stopped
+
+
+def _snapshot(section: str, sink: Sink | None) -> Snapshot:
+    if sink is None:
+        return None
+    with calls.Calling(section, sink):
+        return sink.snapshot()
+
+
+__all__ = ["Breaker", "Done", "Flood", "Loop", "Totals", "Work"]

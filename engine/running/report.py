@@ -1,0 +1,270 @@
+"""What a run came to, for people: a line, a table, a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from rich.markup import escape
+from rich.table import Table
+
+from engine.system import atomic
+from engine.types.plural import counted
+
+# Okabe & Ito's palette, told apart by colour-blind readers too.
+MODEL, BASELINES = "#0072B2", ("#E69F00", "#CC79A7", "#009E73", "#D55E00", "#56B4E9")
+FIGURES = ("mae", "rmse", "r2", "accuracy", "f1", "log_loss", "auc")
+"""Metrics worth a column of their own, in order."""
+RARE = 0.2
+"""A class with a smaller share of the rows is rare, of more than two one with less than half of an
+equal share: accuracy says little of it."""
+MAX_CONFUSION = 10
+"""Of more classes than these, the confusion matrix is in report.json only."""
+
+
+def figure(group: Mapping[str, Any]) -> tuple[str, str]:
+    """The metric that stands for a group of an evaluation's report, and how people call it."""
+    return ("mae", "MAE") if "mae" in group else ("accuracy", "accuracy")
+
+
+def headline(report: Mapping[str, Any]) -> str:
+    """One line for a progress bar; empty before the first row."""
+    window = report.get("window", {})
+    if not window:
+        return ""
+    key, name = figure(window)
+    best = best_baseline(window)
+    beside = f" ({best}: {window['baselines'][best][key]:.4g})" if best else ""
+    return f"newest rows: {name} {window[key]:.4g}{beside}"
+
+
+def best_baseline(group: Mapping[str, Any]) -> str | None:
+    """The name of the group's best baseline."""
+    key, _ = figure(group)
+    baselines = group.get("baselines", {})
+    if not baselines:
+        return None
+    choose = min if key == "mae" else max
+    return str(choose(baselines, key=lambda name: baselines[name][key]))
+
+
+def table(report: Mapping[str, Any]) -> Table:
+    """Model against baselines, over all rows and each slice; the best of each row is bold."""
+    groups = {"all": report["all"], **report["slices"]}
+    key, name = figure(report["all"])
+    made = Table(title=f"test-then-train {name}: predicted before learned", title_justify="left")
+    made.add_column("rows of")
+    names = ["learned", *report["all"].get("baselines", {})]
+    for column in names:
+        made.add_column(column, justify="right")
+    for group, figures in groups.items():
+        values = {"learned": figures.get(key)}
+        values |= {b: f[key] for b, f in figures.get("baselines", {}).items()}
+        there = [v for v in values.values() if v is not None]
+        best = (min if key == "mae" else max)(there, default=None)
+        made.add_row(group, *(_cell(values.get(column), best) for column in names))
+    return made
+
+
+def tables(report: Mapping[str, Any]) -> list[Table | str]:
+    """For a terminal: model against baselines, who was taken for whom, what is said of a rare
+    class, and remarks."""
+    made: list[Table | str] = [table(report)]
+    if 0 < len(report["classes"]) <= MAX_CONFUSION and "confusion" in report["all"]:
+        made.append(_confusion(report))
+    if rare_classes(report):
+        made.append(_rare(report))
+    return [*made, *remarks(report)]
+
+
+def rare_classes(report: Mapping[str, Any]) -> list[str]:
+    """The classes that are there and rare."""
+    counts = [sum(row) for row in report["all"].get("confusion", [])]
+    few = min(RARE, 0.5 / max(1, len(counts))) * sum(counts)
+    return [name for name, n in zip(report["classes"], counts, strict=False) if 0 < n < few]
+
+
+def remarks(report: Mapping[str, Any]) -> list[str]:
+    """What a reader of the figures should not miss."""
+    whole = report["all"]
+    best = best_baseline(whole)
+    if best is None:
+        return []
+    key, name = figure(whole)
+    baseline = whole["baselines"][best]
+    theirs = baseline[key]
+    ours = baseline.get("model_mae", whole[key])  # over the rows where there is such a baseline
+    share = whole.get("chance", {}).get("accuracy", 0.0)
+    if ours >= theirs if key == "mae" else ours <= theirs:
+        remark = (
+            f"The baseline '{best}' is no worse than the model: {name} {theirs:.4g} against "
+            f"{ours:.4g}, over {counted(baseline['rows'], 'row')}."
+        )
+    elif key == "accuracy" and ours <= share:
+        remark = (
+            f"The most frequent class is no worse than the model: it has {share:.4g} of all "
+            f"{counted(whole['rows'], 'row')}, and the model's accuracy over them is {ours:.4g}."
+        )
+    else:
+        return []
+    for rare in rare_classes(report):
+        figures = whole["by_class"][rare]
+        chance, reached = figures["rows"] / whole["rows"], figures.get("average_precision", 0.0)
+        if reached > 2 * chance:
+            second = report["classes"][1]
+            remark += (
+                f" Of a rare class accuracy says little: the average precision of '{rare}' is "
+                f"{reached:.4g}, by chance {chance:.4g}; [model] threshold says where '{second}' "
+                "begins."
+            )
+    return [remark]
+
+
+def _confusion(report: Mapping[str, Any]) -> Table:
+    """True classes down, predicted ones across."""
+    names = report["classes"]
+    made = Table(title="confusion", title_justify="left")
+    made.add_column("true")
+    for name in (*names, "recall"):
+        made.add_column(escape(name), justify="right")
+    for at, (name, row) in enumerate(zip(names, report["all"]["confusion"], strict=True)):
+        recall = f"{row[at] / sum(row):.4f}" if sum(row) else ""
+        made.add_row(escape(name), *(f"{n:,}" for n in row), recall)
+    return made
+
+
+def _rare(report: Mapping[str, Any]) -> Table:
+    """What accuracy does not say, beside what a model comes to that knows the shares alone: of each
+    rare class, and of the probabilities of all."""
+    whole, chance = report["all"], report["all"]["chance"]
+    names = rare_classes(report)
+    made = Table(title=f"rare: {', '.join(map(escape, names))}", title_justify="left")
+    for column in ("figure", "learned", "share alone"):
+        made.add_column(column, justify="left" if column == "figure" else "right")
+    at = f"at the threshold {report['threshold']:.4g}"
+    at = at if len(report["classes"]) == 2 else "as predicted"
+    rows = {
+        "average_precision": "average precision",
+        "recall_at_precision": f"recall at a precision of {report['at_precision']:g}",
+        "precision": f"precision {at}",
+        "recall": f"recall {at}",
+    }
+    for name in names:
+        figures = whole["by_class"][name]
+        for key, words in rows.items():
+            if key in figures:
+                share = figures["rows"] / whole["rows"] if key == "average_precision" else None
+                made.add_row(
+                    f"{escape(name)}: {words}", _cell(figures[key], None), _cell(share, None)
+                )
+    rest = {
+        "auc": "AUC",
+        "brier": "Brier score",
+        "log_loss": "log loss",
+        "calibration_error": "calibration error",
+    }
+    for key, words in rest.items():
+        if key in whole:
+            made.add_row(words, _cell(whole[key], None), _cell(chance.get(key), None))
+    return made
+
+
+def _cell(value: float | None, best: float | None) -> str:
+    if value is None:
+        return ""
+    text = f"{value:.4f}" if abs(value) < 10 else f"{value:.1f}"
+    return f"[bold green]{text}[/]" if value == best else text
+
+
+def picture(history: pl.DataFrame, path: Path, *, title: str) -> None:
+    """Draw the learned error and the baselines' over time as a PNG.
+
+    Args:
+        history: as `Evaluation.history` gives it.
+        path: the file; its folder exists.
+        title: what was learned.
+    """
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    names = [c for c in history.columns if c not in ("time", "rows", "model")]
+    names = [c for c in names if history[c].count()]
+    shown = _shown(history, names)
+    canvas, axes = plt.subplots(figsize=(10, 4.6), dpi=160)
+    time = history["time"].to_list()
+    ends: list[tuple[float, str, str]] = []
+    for name, colour in zip(shown, BASELINES, strict=False):
+        axes.plot(time, history[name].to_list(), color=colour, linewidth=1.1, alpha=0.8)
+        ends.append((_end(history[name]), name, colour))
+    axes.plot(time, history["model"].to_list(), color=MODEL, linewidth=2.2)
+    ends.append((_end(history["model"]), "learned online", MODEL))
+    _label(axes, ends)
+    axes.set_title(f"{title}: {_claim(history, shown)}", loc="left", fontsize=12, weight="bold")
+    axes.set_ylabel("mean error of predictions made before learning")
+    axes.set_ylim(bottom=0, top=_top(history, [*shown, "model"]))
+    axes.set_xlim(time[0], time[-1])
+    axes.grid(axis="y", linewidth=0.4, alpha=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    canvas.tight_layout()
+    with atomic.written(path) as temporary:
+        canvas.savefig(temporary)
+    plt.close(canvas)
+
+
+def _shown(history: pl.DataFrame, names: list[str]) -> list[str]:
+    """The named baselines; ``last value`` means little across many keys, so only where it is all
+    there is."""
+    named = [name for name in names if name != "last value"]
+    return (named or names)[: len(BASELINES)]
+
+
+def _end(column: pl.Series) -> float:
+    """Where a line's label goes: its level over the last twentieth."""
+    return float(column.drop_nulls().tail(max(1, len(column) // 20)).mean() or 0.0)  # type: ignore[arg-type]
+
+
+def _top(history: pl.DataFrame, names: list[str]) -> float:
+    """Above nearly everything; single bursts may leave the frame."""
+    tops = [history[name].quantile(0.99) or 0.0 for name in names]
+    return 1.15 * max(tops) or 1.0
+
+
+def _label(axes: Any, ends: list[tuple[float, str, str]]) -> None:
+    """Names at the lines' ends, pushed apart so that none covers another."""
+    low, high = axes.get_ylim()
+    gap = 0.055 * max(high - low, max(e[0] for e in ends) * 1.15)
+    at = -gap
+    for level, name, colour in sorted(ends):
+        at = max(level, at + gap)
+        weight = "bold" if colour == MODEL else "normal"
+        axes.annotate(
+            name,
+            xy=(1.005, at),
+            xycoords=("axes fraction", "data"),
+            color=colour,
+            va="center",
+            fontsize=9,
+            weight=weight,
+        )
+
+
+def _claim(history: pl.DataFrame, names: list[str]) -> str:
+    """The result in words, over the second half of the stream."""
+    half = history.tail(max(1, history.height // 2))
+
+    def level(name: str) -> float:
+        rows = half.filter(pl.col(name).is_not_null())
+        return float((rows[name] * rows["rows"]).sum()) / max(1, int(rows["rows"].sum()))
+
+    best = min(names, key=level)
+    ratio = level("model") / level(best) if level(best) else 1.0
+    if ratio >= 1:
+        return f"no better than '{best}' yet"
+    return f"{1 - ratio:.0%} less error than '{best}', the best baseline"
+
+
+__all__ = ["best_baseline", "figure", "headline", "picture", "table"]

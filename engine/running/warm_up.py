@@ -1,0 +1,69 @@
+"""Invented rows go the way of the first ones: compiled loops are compiled at their first use, which
+takes seconds where none were kept, and the first record is not to wait for that."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import polars as pl
+
+from engine.scrub.fusion import Chain, chained
+from engine.columnar.batch_group import Sheaf
+from engine.types import Batch, Mark, Schema, Stage
+
+log = logging.getLogger("headrace.rehearsal")
+ROWS = 1_024
+"""Enough for the windows that stages fill before they begin, as they are by default."""
+
+
+def rehearse(
+    schema: Schema, stages: Sequence[Stage], collate: Callable[[Batch], Batch] | None
+) -> None:
+    """Take a batch through stages and collation twice: the second time something is learned.
+
+    Stages of the user's own are left out: they may do what cannot be taken back. What fails here
+    fails with a record too, and is told then.
+
+    Args:
+        schema: of what is decoded.
+        stages: bound, and of no further use: they have learned the rows.
+    """
+    own = [stage for stage in stages if type(stage).__module__.startswith("engine.")]
+    steps = list(chained(own))
+    frame = invented(schema)
+    try:
+        for _ in range(2):
+            sheaf = Sheaf.of(Batch(frame=frame, mark=Mark(), arrived=time.monotonic()))
+            for step in steps:
+                if isinstance(step, Chain):
+                    sheaf = step.apply(sheaf, lambda *_, **__: None)
+                else:
+                    sheaf = sheaf.each(step.apply)
+            if collate is not None:
+                sheaf.each(collate)
+    except Exception as error:  # noqa: BLE001 - a real record will say it
+        log.debug("the rehearsal ended early: %s", error)
+
+
+def invented(schema: Schema, rows: int = ROWS) -> pl.DataFrame:
+    """Small numbers and their digits as text, every eighth row null; nested columns are all
+    null."""
+    numbers = np.arange(rows)
+    some = pl.Series(numbers % 100, dtype=pl.Int64).set(pl.Series(numbers % 8 == 7), None)
+    return pl.DataFrame([_column(name, dtype, some) for name, dtype in schema.items()])
+
+
+def _column(name: str, dtype: pl.DataType, numbers: pl.Series) -> pl.Series:
+    if dtype == pl.Boolean:
+        numbers = numbers % 2
+    elif dtype == pl.Binary:
+        numbers = numbers.cast(pl.String)
+    elif not (dtype.is_numeric() or dtype.is_temporal() or dtype == pl.String):
+        return pl.Series(name, [None] * len(numbers), dtype)
+    return numbers.cast(dtype).alias(name)
+
+
+__all__ = ["ROWS", "invented", "rehearse"]

@@ -1,0 +1,280 @@
+"""What the loop does with a batch: train on it, serve it, or only pass it on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from engine import calls
+from engine.quality.evaluation import Evaluation
+from engine.running.holdout import Holdout
+from engine.running.loop import Done
+from engine.observing.metrics import Metrics
+from engine.quality.measures import finite_rows
+from engine.running.report import best_baseline
+from engine.quality.threshold import Threshold, ThresholdSettings
+from engine.types import PART, Batch, Learner, Predictor, Snapshot, Step
+
+QUALITY_SECONDS = 1.0
+"""How often quality goes to the metrics: working it out costs more than a batch."""
+
+
+class Training:
+    """Test-then-train: score the rows, note the error, learn from them.
+
+    Args:
+        columns: to go to the sink, see `written`; None for all.
+        answers: whether there is a sink that wants the predictions.
+        holdout: None learns from every row.
+        threshold: of class 1; unless given, the features' own.
+    """
+
+    stage = "learn"
+
+    def __init__(
+        self,
+        learner: Learner,
+        evaluation: Evaluation,
+        *,
+        columns: Sequence[str] | None = None,
+        answers: bool = True,
+        holdout: Holdout | None = None,
+        threshold: Threshold | None = None,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self.learner = learner
+        self.evaluation = evaluation
+        self.holdout = holdout
+        given = ThresholdSettings(value=learner.features.threshold)
+        self.threshold = threshold or Threshold(given, 0)
+        self.loss = float("nan")
+        self._columns = columns
+        self._answers = answers
+        self._metrics = metrics or Metrics()
+        self._told = 0.0
+        if holdout is not None:
+            self._metrics.watch_memory("holdout", lambda: holdout.nbytes)
+
+    def do(self, batch: Batch) -> Done:
+        """Learn from a collated batch."""
+        if not len(batch):
+            return Done(batch=batch, rows=batch.frame.clear())
+        held = self._hold(batch)
+        step = self._learn(batch, held)
+        scores = step.scores  # of all rows, those that are refused below among them
+        self._evaluate(batch, step.scores)
+        self._metrics.steps.inc(step.steps)
+        if step.skipped is not None:
+            return self._skip(batch, step.skipped)
+        if step.refused is not None:
+            batch, step = self._refused(batch, step, step.refused)
+        batch, step = self._scored(batch, step)
+        for name, rows in step.augmented.items():
+            self._metrics.augmented_records.labels(augment=name).inc(rows)
+        for outcome, times in step.challenges.items():
+            self._metrics.challenges.labels(outcome=outcome).inc(times)
+        if step.steps:
+            self.loss = step.loss
+            self._metrics.loss.set(step.loss)
+        answered = self._answer(batch, step.scores)
+        self._aim(batch, held, scores)
+        return Done(
+            batch=batch,
+            rows=answered,
+            learned=len(batch) - step.unlearned,
+            predicted=step.unlearned,
+        )
+
+    def state_dict(self) -> dict[str, Snapshot]:
+        """Learner, evaluation, threshold and held-out rows."""
+        with calls.Calling("model", self.learner):
+            learner = self.learner.state_dict()
+        return {
+            "learner": learner,
+            "evaluation": self.evaluation.state_dict(),
+            "holdout": None if self.holdout is None else self.holdout.snapshot(),
+            "threshold": self.threshold.snapshot(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Snapshot]) -> None:
+        """Go back to it."""
+        with calls.Calling("model", self.learner):
+            self.learner.load_state_dict(state["learner"])
+        self.evaluation.load_state_dict(state["evaluation"])
+        if self.holdout is not None and state["holdout"] is not None:
+            self.holdout.restore(state["holdout"])
+        self.threshold.restore(state["threshold"])
+        self.evaluation.threshold = self.threshold.value
+
+    def _hold(self, batch: Batch) -> NDArray[np.bool_]:
+        """Which of the rows are held out, shape (n,); their raw rows are kept."""
+        if self.holdout is None:
+            return np.zeros(len(batch), np.bool_)
+        assert batch.raw is not None
+        held = self.holdout.takes(batch.raw)
+        if held.any():
+            self.holdout.add(batch.raw, held)
+        return held
+
+    def _learn(self, batch: Batch, held: NDArray[np.bool_]) -> Step:
+        """Learn from the training rows; held-out rows and those of other parts are only scored."""
+        assert batch.tensors is not None
+        train = ~held
+        if PART in batch.frame.columns:
+            train &= (batch.frame.get_column(PART) == "train").to_numpy()
+        if train.all():
+            return calls.learn(self.learner, batch)
+        rest, learned = np.flatnonzero(~train), np.flatnonzero(train)
+        said = calls.predict(self.learner, batch.tensors.take(rest))
+        own = batch.tensors.take(learned)
+        step = calls.learn(self.learner, replace(batch, frame=batch.frame[learned], tensors=own))
+        scores = np.empty((len(train), *said.shape[1:]))
+        scores[rest], scores[train] = said, step.scores
+        refused = None
+        if step.refused is not None:
+            refused = np.zeros(len(train), np.bool_)
+            refused[train] = step.refused
+        skipped = None if step.skipped == "empty" else step.skipped
+        unlearned = step.unlearned + int(finite_rows(said).sum())
+        return replace(step, scores=scores, skipped=skipped, refused=refused, unlearned=unlearned)
+
+    def _skip(self, batch: Batch, reason: str) -> Done:
+        self._metrics.skipped_steps.labels(reason=reason).inc()
+        detail = (
+            "The step's loss or gradient was not finite, so nothing was learned from these rows."
+        )
+        keep = pl.repeat(False, len(batch), eager=True)
+        batch = batch.reject(keep, stage="learn", reason=reason, detail=detail)
+        return Done(batch=batch, rows=batch.frame)
+
+    def _refused(self, batch: Batch, step: Step, refused: NDArray[np.bool_]) -> tuple[Batch, Step]:
+        """Without the rows that could not be learned from."""
+        self._metrics.skipped_steps.labels(reason="non_finite").inc()
+        batch = batch.reject(
+            pl.Series(~refused),
+            stage="learn",
+            reason="non_finite",
+            detail="The row's loss or gradient was not finite, so nothing was learned from it.",
+        )
+        return batch, replace(step, scores=step.scores[~refused], refused=None)
+
+    def _scored(self, batch: Batch, step: Step) -> tuple[Batch, Step]:
+        """Without the rows that have no finite score: they have no answer."""
+        there = finite_rows(step.scores)
+        if there.all():
+            return batch, step
+        batch = batch.reject(
+            pl.Series(there),
+            stage="predict",
+            reason="non_finite",
+            detail="Expected a finite score, got one that is none, so the row has no answer.",
+        )
+        unlearned = min(step.unlearned, len(batch))
+        return batch, replace(step, scores=step.scores[there], unlearned=unlearned)
+
+    def _evaluate(self, batch: Batch, scores: NDArray[np.float64]) -> None:
+        assert batch.tensors is not None
+        assert batch.tensors.target is not None
+        target = batch.tensors.target.numpy()
+        self.evaluation.update(batch.frame, target, scores, batch.raw)
+        now = time.monotonic()
+        if now - self._told >= QUALITY_SECONDS:
+            self._told = now
+            tell_quality(self._metrics, self.evaluation.report())
+
+    def _aim(self, batch: Batch, held: NDArray[np.bool_], scores: NDArray[np.float64]) -> None:
+        """The threshold follows the held-out rows, from the next batch on."""
+        assert batch.tensors is not None
+        assert batch.tensors.target is not None
+        held = held & finite_rows(scores)
+        if held.any():
+            self.threshold.update(batch.tensors.target.numpy()[held], scores[held])
+            self.evaluation.threshold = self.threshold.value
+
+    def _answer(self, batch: Batch, scores: NDArray[np.float64]) -> pl.DataFrame:
+        if not self._answers:
+            return batch.frame
+        features = replace(self.learner.features, threshold=self.threshold.value)
+        rows = batch.frame.with_columns(features.answers(scores))
+        return rows[written(rows.columns, self._columns, features.answer_names)]
+
+
+class Serving:
+    """Predict, add the answer's columns, pass on.
+
+    Args:
+        columns: to go to the sink, see `written`; None for all.
+    """
+
+    stage = "predict"
+
+    def __init__(self, predictor: Predictor, columns: Sequence[str] | None = None) -> None:
+        self.predictor = predictor
+        self._columns = columns
+
+    def do(self, batch: Batch) -> Done:
+        """Predict a batch of raw columns."""
+        asked = batch.frame.columns
+        batch = self.predictor.predict(batch)
+        rows = batch.frame
+        new = [column for column in rows.columns if column not in asked]
+        rows = rows[written(rows.columns, self._columns, new)]
+        return Done(batch=batch, rows=rows, predicted=len(batch))
+
+    def state_dict(self) -> dict[str, Snapshot]:
+        """Nothing: a model that serves does not change."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Snapshot]) -> None:
+        """Nothing."""
+
+
+class Cleaning:
+    """Pass clean rows on."""
+
+    stage = "clean"
+
+    def __init__(self, columns: Sequence[str] | None = None) -> None:
+        self._columns = columns
+
+    def do(self, batch: Batch) -> Done:
+        """Keep the asked columns."""
+        rows = batch.frame if self._columns is None else batch.frame.select(self._columns)
+        return Done(batch=batch, rows=rows, cleaned=len(batch))
+
+    def state_dict(self) -> dict[str, Snapshot]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Snapshot]) -> None:
+        """Nothing."""
+
+
+def written(columns: Iterable[str], asked: Sequence[str] | None, added: Iterable[str]) -> list[str]:
+    """Which columns go to a sink: all; or those that are asked for, and with them those that the
+    model has added, unless some of these are asked for by name."""
+    if asked is None:
+        return list(columns)
+    more = [] if set(asked) & set(added) else added
+    return [*asked, *more]
+
+
+def tell_quality(metrics: Metrics, report: Mapping[str, Any]) -> None:
+    """Write an evaluation's numbers to `headrace_quality` and `headrace_baseline_quality`."""
+    for window in ("all", "window"):
+        group = report.get(window, {})
+        for name, value in group.items():
+            if isinstance(value, int | float):
+                metrics.quality.labels(metric=name, window=window).set(value)
+        for name, value in group.get("baselines", {}).get(best_baseline(group), {}).items():
+            if name in group:
+                metrics.baseline_quality.labels(metric=name, window=window).set(value)
+
+
+__all__ = ["Cleaning", "Serving", "Training", "tell_quality", "written"]

@@ -1,0 +1,287 @@
+"""What the stages have in common: names for error sentences, and state that is a value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import polars as pl
+from pydantic import Field
+
+from engine.calls import Calling
+from engine.scrub.fusion import Floats, Link
+from engine.scrub.columns import replaced
+from engine.columnar.statistics import Extremes, Moments, Statistic
+from engine.types import PART, Batch, Name, Scale, Settings, Snapshot, Stage, UserError, training
+
+COLD_ROWS = 128
+"""So many rows a stage that scales or fills learns one by one, each before it is changed itself:
+the first of a stream have no batches before them to go by."""
+DETECTORS = ("adwin", "page_hinkley", "psi")
+"""What a 'drift' stage counts under."""
+
+
+class LearnSettings(Settings):
+    """Settings of every stage that learns.
+
+    Attributes:
+        learn: false applies what a checkpoint holds and learns nothing more.
+        freeze_after [rows]: rows after which nothing more is learned; exact to the row.
+    """
+
+    learn: bool = True
+    freeze_after: int | None = Field(None, ge=1)
+
+    def open(self, rows: int) -> int | None:
+        """How many more rows may be learned after `rows`; None for all."""
+        if not self.learn:
+            return 0
+        return None if self.freeze_after is None else max(self.freeze_after - rows, 0)
+
+
+class ForgetSettings(LearnSettings):
+    """Settings of a stage whose statistic can start anew.
+
+    Attributes:
+        forget_on: name of a 'drift' stage before this one: where that detects drift in a batch,
+            what the batches before taught is forgotten, after the batch was transformed with it and
+            before it is learned from; `freeze_after` counts from there.
+    """
+
+    forget_on: Name | None = None
+
+
+class Stateless:
+    """A stage without state.
+
+    Attributes:
+        once: it makes sense only of rows that come once: read again, all would look like copies, or
+            late.
+    """
+
+    once: ClassVar[bool] = False
+
+    def __init__(self, name: str, settings: Any) -> None:
+        self.name = name
+        self.settings = settings
+
+    @property
+    def where(self) -> str:
+        """How error sentences name the stage."""
+        return f"[scrub.{self.name}]"
+
+    @property
+    def scaled(self) -> Sequence[str]:
+        """Columns that it puts on a scale which moves with what it learns: it notes that scale on
+        the batch (`Batch.scales`)."""
+        return ()
+
+    def snapshot(self) -> Snapshot:
+        """None."""
+        return None
+
+    def restore(self, value: Snapshot) -> None:
+        """Nothing to go back to."""
+        assert value is None
+
+
+class Learned(Stateless):
+    """A stage whose state is one statistic over its columns and the number of rows it has seen.
+
+    `bind` of the stage sets `_columns` and calls `_begin`; its `apply` ends with `_learn`, or is
+    `_passed`.
+
+    Attributes:
+        waits: it can do nothing to a first batch, of which it has learned nothing.
+    """
+
+    waits: ClassVar[bool] = True
+
+    _columns: Sequence[str] = ()
+    _statistic: Statistic | None = None
+    _nothing: Statistic | None = None
+    _rows = 0
+
+    def _begin(self, statistic: Statistic) -> None:
+        self._nothing = statistic
+        if self._statistic is None:
+            self._statistic = statistic
+
+    def _learn(self, batch: Batch, start: int = 0) -> None:
+        """From the training rows of the batch as it came, before this stage changed it; those
+        before `start` it has learned already."""
+        if self._drifted(batch):
+            self._statistic, self._rows, start = self._nothing, 0, 0
+        self._take(batch.frame[start:] if start else batch.frame)
+
+    def _take(self, frame: pl.DataFrame) -> None:
+        """Learn from the training rows of the frame."""
+        if self._statistic is None:
+            return
+        frame = training(frame)
+        left = self.settings.open(self._rows)
+        rows = self._block(frame.head(frame.height if left is None else left))
+        if rows.height:
+            self._statistic = self._statistic.update(rows)
+            self._rows += rows.height
+
+    def _cold(self, batch: Batch) -> int:
+        """How many rows of the batch are learned one by one, each before it is changed."""
+        if self._statistic is None or self._rows >= COLD_ROWS:
+            return 0
+        left = self.settings.open(self._rows)
+        rows = min(COLD_ROWS - self._rows, len(batch))
+        return rows if left is None else min(rows, left)
+
+    def _parts(self, batch: Batch) -> Iterator[pl.DataFrame]:
+        """The rows of the batch, each part to be changed by what is known when it is given: the
+        first of a stream one by one, each learned by then, so that they are as good as any other
+        and none is changed by what comes after it; then the rest, which is not learned yet."""
+        frame, cold = batch.frame, self._cold(batch)
+        for row in frame.head(cold).iter_slices(1):
+            self._take(row)
+            yield row
+        yield frame[cold:] if cold else frame
+
+    def _passed(self, batch: Batch) -> Batch:
+        """The batch changed by what the rows before it taught, then learned from."""
+        parts = [self._changed(part) for part in self._parts(batch)]
+        noted = self._noted()
+        self._learn(batch, len(parts) - 1)
+        done = batch.with_frame(replaced(batch.frame, joined(parts)))
+        return done if noted is None else done.scaled_by(noted)
+
+    def _changed(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """The stage's columns changed by what is known now."""
+        raise NotImplementedError
+
+    def _noted(self) -> Scale | None:
+        """What goes with a batch that is changed by what is known now: of the rows that were
+        changed one by one, the scale that they end with."""
+        return None
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """That it learns from."""
+        return self._columns
+
+    def learn(self, statistic: Any, rows: int) -> None:
+        """Learn from `rows` rows that have this statistic."""
+        assert self._statistic is not None
+        self._statistic = self._statistic.merge(statistic)
+        self._rows += rows
+
+    def _scale(self, shift: Floats, factor: Floats) -> Scale:
+        """What goes with a batch whose columns become ``(x - shift) * factor``."""
+        if self._statistic is not None and not self._rows:
+            shift = np.full_like(shift, np.nan)
+        return Scale(columns=tuple(self._columns), shift=shift, factor=factor)
+
+    def _linked(self, batch: Batch, kind: Any, a: Floats, b: Floats, **more: Any) -> Link | None:
+        """The link of a stage that does this, see `engine.scrub.fusion`; None where it learns what
+        a link cannot give, or not from all rows."""
+        learns: Any = None if self._statistic is None else type(self._statistic)
+        left = self.settings.open(self._rows)
+        if left == 0:
+            learns = None
+        elif learns is not None and (
+            learns not in (Moments, Extremes)
+            or (left is not None and left < len(batch))
+            or PART in batch.frame.columns
+        ):
+            return None
+        if self.settings.forget_on is not None:
+            return None
+        return Link(kind=kind, a=a, b=b, learns=learns, **more)
+
+    def _block(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """What the statistic learns from."""
+        return frame[list(self._columns)]
+
+    def _drifted(self, batch: Batch) -> bool:
+        """Whether the stage named by `forget_on` detected drift in this batch.
+
+        Raises: UserError when that stage has not looked at it.
+        """
+        name = self.settings.forget_on
+        if name is None or not self.settings.learn:
+            return False
+        counts = [batch.counts.get((name, detector)) for detector in DETECTORS]
+        if all(n is None for n in counts):
+            raise UserError(
+                f"{self.where} forgets on '{name}', but no 'drift' stage of that name stands before"
+                f" it: put [scrub.{name}] before {self.where}, or take 'forget_on' away."
+            )
+        return any(counts)
+
+    def remarks(self) -> list[str]:
+        """A sentence where the stage applies what it was never let learn."""
+        if self._statistic is None or self.settings.learn or self._rows:
+            return []
+        return [
+            f"{self.where} has learn = false, and has learned nothing yet that it could apply: let "
+            "it learn in a first run, and resume that."
+        ]
+
+    def snapshot(self) -> Snapshot:
+        """``rows`` and the statistic's fields; None where nothing is ever learned."""
+        if self._statistic is None:
+            return None
+        return {"rows": self._rows, **self._statistic.snapshot()}
+
+    def merge(self, value: Snapshot) -> None:
+        """Learn what another instance of this stage learned, as its snapshot says: as if its rows
+        had come after this one's. The stage must be bound, to the same columns."""
+        if self._statistic is None:
+            assert value is None
+            return
+        fields = dict(value)
+        self._rows += fields.pop("rows")
+        self._statistic = self._statistic.merge(self._statistic.restore(fields))
+
+    def restore(self, value: Snapshot) -> None:
+        """Go back to what `snapshot` gave; the stage must be bound."""
+        if self._statistic is None:
+            assert value is None
+            return
+        fields = dict(value)
+        self._rows = fields.pop("rows")
+        self._statistic = self._statistic.restore(fields)
+
+
+def joined(parts: Sequence[pl.DataFrame]) -> list[pl.Series]:
+    """The columns of parts that follow each other."""
+    whole = parts[0] if len(parts) == 1 else pl.concat(parts, rechunk=True)
+    return whole.get_columns()
+
+
+def snapshots(stages: Iterable[Stage]) -> dict[str, Snapshot]:
+    """The states of those that have one, by name: what a mark holds."""
+    states = {stage.name: _snapshot(stage) for stage in stages}
+    return {name: state for name, state in states.items() if state is not None}
+
+
+def _snapshot(stage: Stage) -> Snapshot:
+    with Calling(f"scrub.{stage.name}", stage):
+        return stage.snapshot()
+
+
+def restore(stages: Iterable[Stage], states: Mapping[str, Snapshot]) -> None:
+    """Put those that have a state where `snapshots` had them. Raises: KeyError where one is
+    missing."""
+    for stage in stages:
+        if stage.snapshot() is not None:
+            stage.restore(states[stage.name])
+
+
+__all__ = [
+    "DETECTORS",
+    "ForgetSettings",
+    "LearnSettings",
+    "Learned",
+    "Stateless",
+    "joined",
+    "restore",
+    "snapshots",
+]

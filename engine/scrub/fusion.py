@@ -1,0 +1,392 @@
+"""Stages over the same numbers as one compiled call: column by column, what one stage has made is
+still in the processor's cache when the next one takes it, and no column is made in between.
+
+The outcome is that of the stages one after the other, to the bit: the same loops run over the same
+numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, cast, runtime_checkable
+
+import numba
+import numpy as np
+import polars as pl
+from numba.core import types
+from numpy.typing import NDArray
+
+from engine import calls
+from engine.columnar.kernels import bytes_of, clip_into, fill_into, places, pointer, scale_into
+from engine.columnar.buffer_pool import Memory
+from engine.scrub.columns import replaced
+from engine.columnar.batch_group import Sheaf, Stopped
+from engine.columnar.statistics import Extremes, Moments, extremes_into, moments_into
+from engine.types import Batch, Scale, Stage
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+FLOATS = (pl.Float64, pl.Float32)
+STEADY = time.CLOCK_MONOTONIC
+KINDS = {"fill": 0, "clip": 1, "scale": 2}
+UNTAUGHT = "filled_before_learning"
+"""What a stage counts that fills values of columns it has learned nothing of."""
+STATISTICS: dict[type[Moments] | type[Extremes] | None, int] = {None: 0, Moments: 1, Extremes: 2}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """What a stage does to its columns in one batch.
+
+    Attributes:
+        kind: fill null and NaN with `a`; clip to `a` ... `b`; or ``(x - a) * b``.
+        a, b: a number for each column, shape (columns,).
+        learns: the statistic of the columns as they come in that the stage wants, or None.
+        counts: under which word the stage counts changed values, or None.
+        untaught: columns of which the stage has learned nothing yet, shape (columns,), or None:
+            what changes in them is counted under `UNTAUGHT` as well.
+        scale: what goes with the batch, where the numbers will be others for the next one.
+    """
+
+    kind: Literal["fill", "clip", "scale"]
+    a: Floats
+    b: Floats
+    learns: type[Moments] | type[Extremes] | None
+    counts: str | None = None
+    untaught: NDArray[np.bool_] | None = None
+    scale: Scale | None = None
+
+
+class Took(Protocol):
+    """Hears of a stage's work, see `engine.observing.timing.Times.took`."""
+
+    def __call__(
+        self, stage: str, start: float, wall: float, cpu: float, rows: int = 0, batches: int = 1
+    ) -> object:
+        """Work that began at `start` took so many seconds, by the wall and on a processor."""
+        ...
+
+
+@runtime_checkable
+class Linked(Protocol):
+    """A stage that may be done together with its neighbours."""
+
+    name: str
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """That it works on, all of them the same way."""
+        ...
+
+    @property
+    def kinds(self) -> Sequence[pl.DataType]:
+        """Of what types they are afterwards."""
+        ...
+
+    def link(self, batch: Batch) -> Link | None:
+        """What it would do to this batch, its columns being floats afterwards; its numbers are as
+        their types hold them. None where it must be asked itself."""
+        ...
+
+    def learn(self, statistic: Any, rows: int) -> None:
+        """Learn from `rows` rows that have this statistic."""
+        ...
+
+    def apply(self, batch: Batch) -> Batch:
+        """See `engine.types.Stage`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """Columns of a frame as Float64, and room for what becomes of them.
+
+    Attributes:
+        at: where they lie, see `engine.columnar.kernels.places`.
+        held: what must live meanwhile.
+        made: shape (columns, n).
+        kinds: what they are afterwards, Float64 or Float32.
+    """
+
+    at: NDArray[np.int64]
+    held: object
+    made: Floats
+    kinds: Sequence[pl.DataType]
+
+    def takes(self, links: Sequence[Link | None]) -> bool:
+        """Whether all of them are links, and no null is left to one that cannot have it."""
+        fills = links[0] is not None and links[0].kind == "fill"
+        return None not in links and (fills or not self.at[:, 1].any())
+
+    def frame(self, before: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
+        """The first rows of the columns in place of those of `before`; Float64 shares memory."""
+        n = self.made.shape[1]
+        whole, rows = pl.Series(self.made.reshape(-1)), before.height
+        made = (whole.slice(j * n, rows).alias(column) for j, column in enumerate(columns))
+        pairs = zip(made, self.kinds, strict=True)
+        return replaced(before, (x if x.dtype == kind else x.cast(kind) for x, kind in pairs))
+
+
+class Chain:
+    """Stages that stand side by side and work on the same columns.
+
+    Args:
+        stages: in order, one or more.
+    """
+
+    def __init__(self, stages: Sequence[Linked]) -> None:
+        self.stages = stages
+        self._columns = list(stages[0].columns)
+        self._floats = all(kind in FLOATS for stage in stages for kind in stage.kinds)
+        self._memory = Memory()
+        _compile()
+
+    def apply(
+        self, sheaf: Sheaf, took: Took, learned: Callable[[], object] = lambda: None
+    ) -> Sheaf:
+        """As applying the stages one after the other, to one batch after the other.
+
+        Args:
+            learned: called when a batch has gone through all stages.
+
+        Raises: as `Sheaf.each`.
+        """
+        first = self._side_by_side(sheaf, took, learned)
+        if first is not None and len(first) == len(sheaf):
+            return first
+        done = [] if first is None else list(first.batches)
+        for batch in sheaf.batches[len(done) :]:
+            try:
+                done.append(self._in_runs(batch, took))
+            except BaseException as error:
+                if not done:
+                    raise
+                raise Stopped(Sheaf.joined(done)) from error
+            learned()
+        return Sheaf.joined(done)
+
+    def _side_by_side(
+        self, sheaf: Sheaf, took: Took, learned: Callable[[], object]
+    ) -> Sheaf | None:
+        """The first batches, all that can be done in one block; None where none can."""
+        start, cpu = time.perf_counter(), time.thread_time()
+        if sheaf.frame is None:
+            return None
+        block: Block | None = None
+        done: list[Batch] = []
+        spent = np.zeros(len(self.stages))
+        for row, batch in zip(sheaf.ends, sheaf.batches, strict=False):
+            links = [stage.link(batch) for stage in self.stages]
+            if block is None and None not in links:
+                block = self._block(sheaf.frame, self.stages)
+            if block is None or not block.takes(links):
+                break
+            done.append(_linked(block, row, batch, self.stages, links, spent))
+            learned()
+        if block is None or not done:
+            return None
+        frame = block.frame(sheaf.frame.head(sheaf.ends[len(done)]), self._columns)
+        _tell(took, self.stages, start, cpu, spent, len(done))
+        return Sheaf(batches=tuple(done)).with_frame(frame)
+
+    def _in_runs(self, batch: Batch, took: Took) -> Batch:
+        """Those together that can be, the others by themselves."""
+        links = [stage.link(batch) for stage in self.stages]
+        pairs = zip(self.stages, links, strict=True)
+        for linked, group in itertools.groupby(pairs, lambda pair: pair[1] is not None):
+            stages, own = zip(*group, strict=True)
+            start, cpu = time.perf_counter(), time.thread_time()
+            block = self._block(batch.frame, stages) if linked else None
+            if block is None or not block.takes(own):
+                batch = _apart(batch, stages, took)
+                continue
+            spent = np.zeros(len(stages))
+            done = _linked(block, 0, batch, stages, own, spent)
+            batch = done.with_frame(block.frame(batch.frame, self._columns))
+            _tell(took, stages, start, cpu, spent, 1)
+        return batch
+
+    def _block(self, frame: pl.DataFrame, stages: Sequence[Linked]) -> Block | None:
+        """For what these stages make. None where that is not of `FLOATS`, or there are no rows."""
+        if not frame.height or not self._floats:
+            return None
+        columns = frame[self._columns]
+        if any(kind != pl.Float64 for kind in columns.dtypes):
+            columns = columns.cast(pl.Float64)
+        at, held = places(columns)
+        made = self._memory.empty((len(self._columns), frame.height), np.float64)
+        return Block(at=at, held=held, made=made, kinds=stages[-1].kinds)
+
+
+def chained(stages: Iterable[Stage]) -> Iterator[Stage | Chain]:
+    """The stages, those that have links as chains with their neighbours; all are bound."""
+    for columns, group in itertools.groupby(stages, _columns):
+        run: list[Any] = list(group)
+        if columns is None:
+            yield from run
+        else:
+            yield Chain(run)
+
+
+def _columns(stage: Stage) -> tuple[str, ...] | None:
+    return tuple(stage.columns) if isinstance(stage, Linked) else None
+
+
+def _apart(batch: Batch, stages: Sequence[Linked], took: Took) -> Batch:
+    for stage in stages:
+        start, cpu = time.perf_counter(), time.thread_time()
+        batch = calls.apply(cast(Stage, stage), batch)
+        took(stage.name, start, time.perf_counter() - start, time.thread_time() - cpu)
+    return batch
+
+
+def _linked(
+    block: Block,
+    row: int,
+    batch: Batch,
+    stages: Sequence[Linked],
+    links: Sequence[Link | None],
+    spent: Floats,
+) -> Batch:
+    """The batch with what the stages have counted; its columns are in the block from `row` on, and
+    the stages have learned from them.
+
+    Args:
+        spent: gets the seconds of each stage added, shape (stages,).
+    """
+    some = [link for link in links if link is not None]
+    learned = np.empty((len(some), len(block.at), 3))
+    changed = np.zeros((len(some), len(block.at)), np.int64)
+    took = np.zeros(len(some), np.int64)
+    _links(
+        block.at,
+        row,
+        len(batch),
+        np.array([KINDS[link.kind] for link in some]),
+        np.array([STATISTICS[link.learns] for link in some]),
+        np.stack([link.a for link in some]),
+        np.stack([link.b for link in some]),
+        block.made,
+        learned,
+        changed,
+        took,
+    )
+    spent += took * 1e-9
+    counts = dict(batch.counts)
+    for stage, link, sums, values in zip(stages, some, learned, changed, strict=True):
+        if link.learns is not None:
+            stage.learn(link.learns.from_sums(sums), len(batch))
+        if link.counts is not None:
+            _count(counts, stage.name, link.counts, values)
+        if link.untaught is not None and values[link.untaught].any():
+            _count(counts, stage.name, UNTAUGHT, values[link.untaught])
+    scales = tuple(link.scale for link in some if link.scale is not None)
+    return dataclasses.replace(batch, counts=counts, scales=(*batch.scales, *scales))
+
+
+def _count(counts: dict[tuple[str, str], int], stage: str, what: str, values: Ints) -> None:
+    counts[stage, what] = counts.get((stage, what), 0) + int(values.sum())
+
+
+def _tell(
+    took: Took, stages: Sequence[Linked], start: float, cpu: float, spent: Floats, batches: int
+) -> None:
+    """What each stage took: its loops, and the rest in equal parts."""
+    wall = time.perf_counter() - start
+    share = (time.thread_time() - cpu) / max(wall, 1e-12)
+    rest = max(0.0, wall - float(spent.sum())) / len(stages)
+    for stage, own in zip(stages, (spent + rest).tolist(), strict=True):
+        took(stage.name, start, own, own * share, batches=batches)
+        start += own
+
+
+@functools.cache
+def _compile() -> None:
+    """Run the loop over no columns: it is compiled at its first use, which takes seconds where that
+    was not kept, and the first batch is not to wait for it."""
+    whole, number = np.empty(0, np.int64), np.empty((0, 0))
+    learned, changed = np.empty((0, 0, 3)), np.empty((0, 0), np.int64)
+    _links(
+        np.empty((0, 3), np.int64), 0, 0, whole, whole, number, number, number, learned, changed,
+        whole,
+    )  # fmt: skip
+
+
+TILE = 1_024
+"""Values that go through several links while they are in the processor's first cache."""
+_types: Any = types  # whose calls make signatures
+_clock = _types.ExternalFunction("clock_gettime", _types.int32(_types.int32, _types.voidptr))
+_carray: Any = numba.carray  # type: ignore[attr-defined]
+
+
+@numba.njit(nogil=True, cache=True)
+def _now(room):  # type: ignore[no-untyped-def]
+    """Nanoseconds of the system's steady clock; `room` is for two numbers."""
+    _clock(np.int32(STEADY), room.ctypes)
+    return room[0] * 1_000_000_000 + room[1]
+
+
+@numba.njit(nogil=True, cache=True)
+def _links(at, row, n, kinds, learns, a, b, made, learned, changed, spent):  # type: ignore[no-untyped-def]
+    """All links over all columns, n rows from `row` on.
+
+    Args:
+        at: of the columns, as `engine.columnar.kernels.places` gives it.
+        kinds, learns: of each link, as in `KINDS` and `STATISTICS`.
+        a, b: shape (links, columns).
+        made: gets the columns, shape (columns, rows).
+        learned: gets the statistics, shape (links, columns, 3).
+        changed: gets how many values each link has changed, shape (links, columns).
+        spent: gets nanoseconds of each link.
+    """
+    columns = len(made)
+    links = len(kinds)
+    room = np.empty(2, np.int64)
+    none = np.empty(0, np.uint8)
+    # A loop that writes what it reads is not put on the processor's lanes: links take turns.
+    turns = np.empty((2, n))
+    now = _now(room)
+    for j in range(columns):
+        x, there = _carray(pointer(at[j, 0] + 8 * row), (n,), np.float64), none
+        if at[j, 1]:
+            bit = at[j, 2] + row
+            there = bytes_of(_carray(pointer(at[j, 1]), ((bit + n + 7) >> 3,), np.uint8), bit, n)
+        first = 0
+        while first < links:
+            # A statistic is of a whole column; links without go on while a tile of it is at hand.
+            if learns[first] == 1:
+                moments_into(x, there, learned[first, j])
+            elif learns[first] == 2:
+                extremes_into(x, there, learned[first, j])
+            last = first + 1
+            while last < links and learns[last] == 0:
+                last += 1
+            for start in range(0, n, TILE):
+                part, mask = x[start : start + TILE], there[start : start + TILE]
+                for i in range(first, last):
+                    out = made[j, row : row + n] if i == links - 1 else turns[i & 1]
+                    out = out[start : start + TILE]
+                    changed[i, j] += _link(part, mask, kinds[i], a[i, j], b[i, j], out)
+                    part, mask = out, none
+                    before, now = now, _now(room)
+                    spent[i] += now - before
+            x, there, first = turns[(last - 1) & 1], none, last
+
+
+@numba.njit(nogil=True, cache=True)
+def _link(x, there, kind, a, b, made):  # type: ignore[no-untyped-def]
+    """One link over values, into `made`; how many changed."""
+    if kind == 0:
+        return fill_into(x, there, a, made)
+    if kind == 1:
+        return clip_into(x, a, b, made)
+    scale_into(x, a, b, made)
+    return 0
+
+
+__all__ = ["Chain", "Link", "Linked", "chained"]

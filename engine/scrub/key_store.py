@@ -1,0 +1,107 @@
+"""A memory of keys that is a value: looked up and grown by whole batches, never changed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.columnar.hashing import Hashes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Run:
+    """Keys in ascending order, each once.
+
+    Attributes:
+        keys: hashes, shape (n,).
+        order: row number or time at which each was remembered, int64; what is forgotten by.
+        values: what is remembered of it, any numpy type; may be empty of columns (shape (n, 0)).
+    """
+
+    keys: Hashes
+    order: NDArray[np.int64]
+    values: NDArray[Any]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def find(self, keys: Hashes) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+        """Which of `keys` are here, and where (0 for those that are not)."""
+        at = np.searchsorted(self.keys, keys)
+        at[at == len(self.keys)] = 0
+        found = self.keys[at] == keys
+        return found, np.where(found, at, 0)
+
+    def merge(self, newer: Run, oldest: int) -> Run:
+        """Both, without what is older than `oldest`; of equal keys the newer one."""
+        keys = np.concatenate((self.keys, newer.keys))
+        order = np.concatenate((self.order, newer.order))
+        values = np.concatenate((self.values, newer.values))
+        by_key = np.argsort(keys, kind="stable")
+        keys = keys[by_key]
+        last = np.append(keys[1:] != keys[:-1], True)
+        kept = last & (order[by_key] >= oldest)
+        at = by_key[kept]
+        return Run(keys=keys[kept], order=order[at], values=values[at])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Recall:
+    """Keys, when each was remembered and with what, as a few sorted runs.
+
+    A new batch is one more run; neighbours of similar size are merged (O'Neil et al., "The
+    Log-Structured Merge-Tree", 1996), so that adding costs O(log n) a key and looking up looks into
+    O(log n) runs. What is forgotten leaves with a merge: in memory is up to twice of what is
+    remembered.
+    """
+
+    runs: tuple[Run, ...] = ()
+
+    def __len__(self) -> int:
+        return sum(len(run) for run in self.runs)
+
+    def find(self, keys: Hashes) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[Any]]:
+        """Which of `keys` are remembered, since when, and with what (both 0 for the others).
+
+        Shapes (n,). The caller judges by `order` whether one is too old to count.
+        """
+        found = np.zeros(len(keys), np.bool_)
+        order = np.zeros(len(keys), np.int64)
+        values = np.zeros(len(keys), self.runs[0].values.dtype if self.runs else np.float64)
+        for run in self.runs:  # oldest first: the newer one overwrites
+            here, at = run.find(keys)
+            found |= here
+            order = np.where(here, run.order[at], order)
+            values = np.where(here, run.values[at], values)
+        return found, order, values
+
+    def add(
+        self, keys: Hashes, order: NDArray[np.int64], values: NDArray[Any], *, oldest: int
+    ) -> Self:
+        """With these keys, each once, without what is older than `oldest`."""
+        runs = [run for run in self.runs if run.order.max() >= oldest]
+        if len(keys):
+            by_key = np.argsort(keys)
+            runs.append(Run(keys=keys[by_key], order=order[by_key], values=values[by_key]))
+        while len(runs) > 1 and len(runs[-2]) <= 4 * len(runs[-1]):
+            newer, older = runs.pop(), runs.pop()
+            merged = older.merge(newer, oldest)
+            runs += [merged] if len(merged) else []
+        return dataclasses.replace(self, runs=tuple(runs))
+
+    def snapshot(self) -> list[dict[str, Any]]:
+        """Plain values, O(runs)."""
+        return [{"keys": r.keys, "order": r.order, "values": r.values} for r in self.runs]
+
+    @classmethod
+    def restore(cls, value: Sequence[Mapping[str, Any]]) -> Self:
+        """The memory that gave this snapshot."""
+        return cls(runs=tuple(Run(**run) for run in value))
+
+
+__all__ = ["Recall", "Run"]

@@ -1,0 +1,384 @@
+"""Missing values: fill them, or let their rows go."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, cast
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from pydantic import Field, field_validator
+
+from engine.columnar.kernels import filled
+from engine.scrub.fusion import UNTAUGHT, Link
+from engine.scrub.columns import (
+    extended,
+    holds,
+    is_missing,
+    nans,
+    nulls,
+    numbers,
+    replaced,
+    spread,
+)
+from engine.scrub.base import ForgetSettings, Learned, joined
+from engine.columnar.statistics import Counts, Moments, Quantiles, Statistic
+from engine.types import Batch, Fill, Names, Schema, Snapshot, Transform, UserError, require
+
+STATISTICS: dict[str, type[Statistic]] = {
+    "mean": Moments,
+    "median": Quantiles,
+    "most_frequent": Counts,
+}
+
+
+class Missing(Learned):
+    """Fills missing values (null; NaN too in floating-point columns), or rejects their rows.
+
+    A batch is filled with what was learned from the batches before it, each of the first 128 rows
+    with what the rows before it taught. ``last`` alone always looks into the batch: a value may
+    come from an earlier row of it, never from a later one, so its results do not depend on how the
+    stream is cut.
+
+    Types stay as they are, with one exception: numbers other than floating-point ones become
+    Float64 where the value to fill in need not be whole (mean, median, a constant like 0.5).
+    """
+
+    waits = False
+
+    class Settings(ForgetSettings):
+        """``[scrub.NAME]`` with ``kind = "missing"``
+
+        Attributes:
+            columns: names or globs.
+            strategy: constant, mean, median, most_frequent (of the 1,024 most frequent values),
+                last (the last value of the same key), or drop (the row is rejected with reason
+                ``missing``).
+            value: for constant, and for the others while nothing is learned; by default 0, "" or
+                false by the column's type, and for last: stays missing.
+            by: for last, the key columns; none means one last value for all rows.
+            keys: for last, how many keys are remembered, those seen last.
+            indicator: add ``<column>_missing`` (Float32): 1 where the value was missing, else 0.
+        """
+
+        columns: Names
+        strategy: Literal["constant", "mean", "median", "most_frequent", "last", "drop"] = "mean"
+        value: bool | int | float | str | None = None
+        by: Names = ()
+        keys: int = Field(100_000, ge=1)
+        indicator: bool = False
+
+        @field_validator("value")
+        @classmethod
+        def _finite(cls, value: Any) -> Any:
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError("expected a finite number")
+            return value
+
+    def __init__(self, name: str, settings: Missing.Settings) -> None:
+        super().__init__(name, settings)
+        self.settings: Missing.Settings = settings
+        self._schema: Schema = {}
+        self._kinds: Schema = {}
+        self._wide = False
+        """Whether all columns are Float64 afterwards."""
+        self._last: pl.DataFrame | None = None
+
+    # ------------------------------------------------------------------------------------- binding
+
+    def bind(self, schema: Schema) -> Schema:
+        settings = self.settings
+        self._columns = spread(settings.columns, schema, where=self.where)
+        self._check(schema)
+        self._schema = schema
+        self._kinds = {column: self._kind(schema[column]) for column in self._columns}
+        self._wide = all(kind == pl.Float64 for kind in self._kinds.values())
+        after = {**schema, **self._kinds}
+        if settings.indicator:
+            after = extended(
+                after, {f"{c}_missing": pl.Float32() for c in self._columns}, where=self.where
+            )
+        if settings.strategy in STATISTICS:
+            self._begin(STATISTICS[settings.strategy].empty(len(self._columns)))
+        if settings.strategy == "last" and self._last is None:
+            names = [*settings.by, *self._columns]
+            self._last = pl.DataFrame(schema={name: schema[name] for name in names})
+        return after
+
+    def _check(self, schema: Schema) -> None:
+        settings = self.settings
+        if settings.strategy in ("mean", "median"):
+            numbers(self._columns, schema, where=self.where)
+        if settings.strategy == "drop" and settings.indicator:
+            raise UserError(f"{self.where} drops the rows it would indicate: set one of the two.")
+        if settings.by and settings.strategy != "last":
+            raise UserError(
+                f"{self.where} has 'by', which only strategy 'last' uses: take it away."
+            )
+        learns = settings.open(0) is not None or settings.forget_on is not None
+        if settings.strategy not in STATISTICS and learns:
+            raise UserError(
+                f"{self.where} has 'learn', 'freeze_after' or 'forget_on', but strategy "
+                f"'{settings.strategy}' learns no statistic: take it away."
+            )
+        require(schema, settings.by, where=f"{self.where} by")
+        for column in self._columns:
+            if column in settings.by:
+                raise UserError(f"{self.where} fills column '{column}', which is its own key.")
+            self._check_value(column, schema[column])
+
+    def _check_value(self, column: str, kind: pl.DataType) -> None:
+        if self.settings.strategy == "drop":
+            return
+        default = _default(kind)
+        if default is None and self.settings.strategy != "last":
+            raise UserError(
+                f"{self.where} expects numbers, text or booleans in column '{column}', got {kind}: "
+                "use strategy 'last' or 'drop'."
+            )
+        value = self.settings.value
+        fits = value is None or _suits(value, default)
+        if value is not None and fits and self._kind(kind).is_integer():
+            fits = holds(kind, int(value))
+        if not fits:
+            raise UserError(
+                f"{self.where} value {value!r} does not fit column '{column}' of type {kind}: "
+                "set one of that type, or give the column a stage of its own."
+            )
+
+    def _kind(self, kind: pl.DataType) -> pl.DataType:
+        """The column's type afterwards."""
+        value = self.settings.value
+        fraction = isinstance(value, float) and not value.is_integer()
+        fraction |= self.settings.strategy in ("mean", "median")
+        if self.settings.strategy == "drop" or not fraction or kind.is_float():
+            return kind
+        return pl.Float64()
+
+    # ------------------------------------------------------------------------------------ applying
+
+    def apply(self, batch: Batch) -> Batch:
+        if self.settings.strategy == "drop":
+            return self._dropped(batch)
+        done = self._by_last(batch) if self.settings.strategy == "last" else self._by_value(batch)
+        if not self.settings.indicator:
+            return done
+        return done.with_frame(done.frame.with_columns(self._indicators(batch.frame)))
+
+    def _by_last(self, batch: Batch) -> Batch:
+        frame, n = self._from_last(batch.frame)
+        return batch.with_frame(frame).counted(self.name, filled=n)
+
+    def _by_value(self, batch: Batch) -> Batch:
+        """Gaps filled with what the rows before taught, then learned from."""
+        parts, n, early = [], 0, 0
+        for part in self._parts(batch):
+            made, gaps = self._filled(part)
+            parts.append(made)
+            n += sum(gaps)
+            if (untaught := self._untaught()) is not None:
+                early += int(np.array(gaps)[untaught].sum())
+        self._learn(batch, len(parts) - 1)
+        own = parts if len(parts) == 1 else [made[list(self._columns)] for made in parts]
+        done = batch.with_frame(replaced(batch.frame, joined(own)))
+        return done.counted(self.name, filled=n, **({UNTAUGHT: early} if early else {}))
+
+    @property
+    def kinds(self) -> list[pl.DataType]:
+        """See `engine.scrub.fusion.Linked`."""
+        return list(self._kinds.values())
+
+    def link(self, batch: Batch) -> Link | None:
+        """Numbers filled with one value a column; None while rows are learned one by one."""
+        if self._cold(batch):
+            return None
+        untaught = self._untaught()
+        if self.settings.strategy in ("last", "drop") or self.settings.indicator:
+            return None
+        learned = self._statistic
+        if isinstance(learned, Moments) and self._wide:
+            fills = np.where(learned.count > 0, learned.mean, float(self.settings.value or 0))
+        else:
+            values = self._values()
+            if not all(isinstance(value, int | float) for value in values):
+                return None
+            fills = np.array(values, np.float64)
+        return self._linked(batch, "fill", fills, fills, counts="filled", untaught=untaught)
+
+    def _untaught(self) -> NDArray[np.bool_] | None:
+        """Columns that are filled with a default, as no value of them was seen yet, shape
+        (columns,); None where there are none, or the pipeline says with what."""
+        if self.settings.strategy not in STATISTICS or self.settings.value is not None:
+            return None
+        statistic = self._statistic
+        if isinstance(statistic, Moments):
+            untaught = statistic.count == 0
+        elif isinstance(statistic, Quantiles):
+            untaught = statistic.low > statistic.high
+        else:
+            assert isinstance(statistic, Counts)
+            untaught = np.array([table.is_empty() for table in statistic.tables])
+        return untaught if untaught.any() else None
+
+    def _filled(self, frame: pl.DataFrame) -> tuple[pl.DataFrame, list[int]]:
+        """The frame without missing values, and how many those were in each column."""
+        made, n, others = [], list[int](), []
+        for name, value in zip(self._columns, self._values(), strict=True):
+            column, kind = frame.get_column(name), self._kinds[name]
+            if column.dtype.is_numeric() and kind.is_float():
+                column, lost = filled(column.cast(pl.Float64), value)
+                column = column.cast(kind)
+            else:
+                lost = column.null_count()
+                if lost:
+                    others.append(pl.col(name).fill_null(pl.lit(value, dtype=kind)))
+            n.append(lost)
+            if kind.is_float() and (lost or kind != self._schema[name]):
+                made.append(column)
+        if others:  # asked for at once: each question costs more than its answer
+            made.extend(frame.select(others))
+        return replaced(frame, made), n
+
+    def _indicators(self, frame: pl.DataFrame) -> list[pl.Series]:
+        return frame.select(
+            is_missing(c, self._schema[c]).cast(pl.Float32).alias(f"{c}_missing")
+            for c in self._columns
+        ).get_columns()
+
+    def _dropped(self, batch: Batch) -> Batch:
+        lost = {**nulls(batch.frame, self._columns), **nans(batch.frame, self._columns)}
+        gaps = [column for column in self._columns if column in lost]
+        if not gaps:
+            return batch
+        tests = [is_missing(column, self._schema[column]) for column in gaps]
+        first = pl.coalesce(
+            pl.when(t).then(pl.lit(f"Column '{column}' is missing."))
+            for column, t in zip(gaps, tests, strict=True)
+        )
+        return batch.reject(
+            ~pl.any_horizontal(tests), stage=self.name, reason="missing", detail=first
+        )
+
+    def _from_last(self, frame: pl.DataFrame) -> tuple[pl.DataFrame, int]:
+        """The frame with what is remembered, and how many values that filled."""
+        assert self._last is not None
+        gaps = [*nulls(frame, self._columns).values(), *nans(frame, self._columns).values()]
+        by = list(self.settings.by)
+        rows = frame.select(*by, *self._columns).with_columns(
+            pl.col(c).fill_nan(None) for c in self._columns if self._schema[c].is_float()
+        )
+        rows = pl.concat((self._last, rows))
+        filled = pl.col(self._columns).forward_fill()
+        rows = rows.with_columns(filled.over(by) if by else filled)
+        if frame.height:
+            last = rows.unique(by, keep="last", maintain_order=True) if by else rows
+            self._last = last.tail(self.settings.keys if by else 1)
+        values = rows.tail(frame.height).select(self._columns)
+        if self.settings.value is not None:
+            values = values.with_columns(self._fallback())
+        left = sum(nulls(values, self._columns).values())
+        return frame.with_columns(values.get_columns()), sum(gaps) - left
+
+    def _fallback(self) -> list[pl.Expr]:
+        value = self.settings.value
+        kinds = self._kinds.items()
+        return [pl.col(c).cast(k).fill_null(pl.lit(value, dtype=k)) for c, k in kinds]
+
+    # -------------------------------------------------------------------------------- what is known
+
+    def remarks(self) -> list[str]:
+        """A sentence for each column that never had a value, and was filled all the same."""
+        if self.settings.strategy not in STATISTICS:
+            return []
+        empty = (c for c, x in zip(self._columns, self._learned_values(), strict=True) if x is None)
+        filled = dict(zip(self._columns, self._values(), strict=True))
+        return [
+            f"{self.where} found no value in column '{c}' to learn from, and filled all of it with "
+            f"{filled[c]!r}: leave the column out, or set a 'value'."
+            for c in empty
+        ]
+
+    def _values(self) -> list[Any]:
+        """What each column is filled with now, as its type holds it."""
+        defaults = [
+            _default(self._schema[c]) if self.settings.value is None else self.settings.value
+            for c in self._columns
+        ]
+        learned = self._learned_values()
+        values = (d if x is None else x for x, d in zip(learned, defaults, strict=True))
+        return [_held(x, k) for x, k in zip(values, self._kinds.values(), strict=True)]
+
+    def _learned_values(self) -> list[Any]:
+        statistic = self._statistic
+        if isinstance(statistic, Counts):
+            return statistic.top
+        if isinstance(statistic, Moments):
+            means = np.where(statistic.count > 0, statistic.mean, np.nan)
+        elif isinstance(statistic, Quantiles):
+            means = statistic.quantile(0.5)[0]
+        else:
+            return [None] * len(self._columns)
+        return [None if math.isnan(x) else x for x in means.tolist()]
+
+    def snapshot(self) -> Snapshot:
+        """The statistic; for last a frame of keys and values; for constant and drop None."""
+        return super().snapshot() if self._last is None else self._last
+
+    def merge(self, value: Snapshot) -> None:
+        """As every stage; of two last values, that of the other instance stays."""
+        if self._last is None:
+            super().merge(value)
+            return
+        both = pl.concat((self._last, cast("pl.DataFrame", value)))
+        by = list(self.settings.by)
+        filled = pl.col(self._columns).forward_fill()
+        both = both.with_columns(filled.over(by) if by else filled)
+        last = both.unique(by, keep="last", maintain_order=True) if by else both
+        self._last = last.tail(self.settings.keys if by else 1)
+
+    def restore(self, value: Snapshot) -> None:
+        if self._last is None:
+            super().restore(value)
+        else:
+            self._last = cast("pl.DataFrame", value)
+
+    def transforms(self) -> Sequence[Transform] | None:
+        """One `Fill` a column; none for drop, which changes no value; None for last."""
+        if self.settings.strategy == "last":
+            return None
+        if self.settings.strategy == "drop":
+            return ()
+        return [
+            Fill(
+                column=column,
+                value=value if isinstance(value, str) else float(value),
+                indicator=f"{column}_missing" if self.settings.indicator else None,
+            )
+            for column, value in zip(self._columns, self._values(), strict=True)
+        ]
+
+
+def _held(value: Any, kind: pl.DataType) -> Any:
+    """The value as a column of this type holds it."""
+    if kind.is_integer():
+        return int(value)
+    if not kind.is_float():
+        return value
+    return float(np.float32(value)) if kind == pl.Float32 else float(value)
+
+
+def _default(kind: pl.DataType) -> Any:
+    if kind.is_numeric():
+        return 0
+    return {pl.String: "", pl.Boolean: False}.get(kind.base_type())
+
+
+def _suits(value: Any, default: Any) -> bool:
+    if isinstance(value, bool) or isinstance(default, bool):
+        return isinstance(value, bool) and isinstance(default, bool)
+    return isinstance(value, str) == isinstance(default, str) and default is not None
+
+
+__all__ = ["Missing"]

@@ -1,0 +1,1 @@
+"""Stages that watch the stream for anomalies and drift."""

@@ -1,0 +1,510 @@
+"""Following change: where a model's error rises, a new one learns beside it, and takes its place
+once it is surely better."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.types import (
+    Batch,
+    Features,
+    Learner,
+    Placed,
+    Settings,
+    Snapshot,
+    Step,
+    Tensors,
+    UserError,
+    nearest,
+)
+from models.challenge.token_bucket import Pace
+from models.challenge.error_drift import THRESHOLD, Rise, rehearse
+
+if TYPE_CHECKING:
+    from models.export.onnx_graph import Graph
+
+log = logging.getLogger("headrace.learner")
+FIRST, LIMIT = 256, 8_192
+"""The two are compared at twice so many rows of a challenge, and whenever that has doubled; a
+challenger that has not won after the limit is dropped."""
+BLOCKS = 16
+"""The rows between two looks are compared by the means of so many blocks."""
+SURE = 5.0
+"""Standard errors by which the challenger must be better: Student's t of 15 degrees of freedom is
+beyond it once in 12,000 times, and there are five looks."""
+MARGIN = 0.05
+"""Share of the usual error by which the challenger must be better."""
+LARGEST_THRESHOLD = 64 * THRESHOLD
+"""What `Rise.threshold` doubles up to with every challenge that comes to nothing."""
+STRIDES = 64, 1_024
+"""An alarm counts at the next multiple of a 16th of the champion's rows, a power of two within
+these bounds."""
+
+NOTHING_YET: dict[str, Any] = {
+    "rows": 0, "watch": {}, "pace": {}, "limit": math.inf, "challenge": None,
+}  # fmt: skip
+"""What is known of a learner that nobody challenged."""
+
+
+class RenewalSettings(Settings):
+    """How a learner follows change; a key of ``[train]``.
+
+    Attributes:
+        forget_on: when to ask whether what was learned still holds: ``error``, where the model's
+            own error rises (`models.challenge.error_drift.Rise`); the name of a 'drift' stage, where that detects
+            drift in a batch; ``never``. A new model then learns beside the old one, and takes its
+            place once it is surely better (`models.challenge.challenger.Renewed`).
+    """
+
+    forget_on: str = "error"
+
+
+@runtime_checkable
+class Renewable(Learner, Protocol):
+    """A learner that can be challenged. A class that inherits it gets the defaults of the methods
+    that have one."""
+
+    device: str = "cpu"
+    """Where it computes."""
+
+    def successor(self) -> Renewable:
+        """A learner of the same settings that has learned nothing and keeps no rows, with the same
+        augmentation. Scales may be those of now, if they follow the rows that come faster."""
+        ...
+
+    def steps_per_row(self, rows: int) -> float:
+        """Steps that it takes for each row once it has learned so many, at its own pace."""
+        return 1.0
+
+    def pace(self, steps_per_row: float) -> None:
+        """Take no more steps a row than that from now on, those on kept rows included. Not part of
+        its state."""
+        return
+
+    def memory(self) -> Mapping[str, int]:
+        """Component -> bytes."""
+        return {}
+
+    def bound(self, nbytes: int) -> None:
+        """Keep no more bytes of rows than that; see `engine.types.Buffered`."""
+        return
+
+    def remarks(self) -> list[str]:
+        """What to say at the end of a run."""
+        return []
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of everything it keeps."""
+        return sum(self.memory().values())
+
+    @property
+    def parameters_count(self) -> int:
+        """Number of weights."""
+        return 0
+
+    @property
+    def replay_bytes(self) -> int:
+        """Of the rows it keeps once they are all there."""
+        return 0
+
+
+class Renewed(Renewable):
+    """A learner, the champion, that a challenger may replace; see `engine.types.Learner`.
+
+    An alarm throws nothing away: errors rise for many reasons, and only some of them mean that
+    what was learned no longer holds. It begins a challenge: a successor of the champion learns
+    beside it, as background learners do in adaptive random forests (Gomes et al., "Adaptive random
+    forests for evolving data stream classification", 2017). Both score each row before they learn
+    it; the champion answers. After 512, 1,024, ... 8,192 rows the two are compared on the rows
+    since the look before. The challenger takes over where it is better by 5 standard errors, and by
+    a 20th of the larger of the champion's error and its usual one: a lull without a rare class
+    says nothing of either. Else it is dropped in the end, and the next alarm must be louder.
+
+    All this may cost three times the work of the first champion alone, over the whole stream: new
+    models learn by larger steps where changes follow each other (`models.challenge.token_bucket`).
+
+    Rows count that are learned. Batches are cut where something is decided, so decisions do not
+    depend on how rows come in batches, but for drift that a stage detects.
+
+    Args:
+        learner: the first champion.
+        forget_on: as in `RenewalSettings`; not ``never``.
+
+    Attributes:
+        learner: the champion.
+    """
+
+    def __init__(self, learner: Renewable, forget_on: str = "error") -> None:
+        self.learner = learner
+        self.forget_on = forget_on
+        self.features: Features = learner.features
+        rehearse()
+        self._watch = Rise()
+        self._rows = 0
+        self._pace = Pace()
+        self._limit = math.inf
+        self._challenge: _Challenge | None = None
+
+    # ------------------------------------------------------------------------------------- deeds
+
+    def learn(self, batch: Batch) -> Step:
+        """Score the rows and learn from them; so does the challenger."""
+        assert batch.tensors is not None, "a batch to learn from is collated"
+        counts: Counter[str] = Counter()
+        if self._challenge is None and self._drifted(batch):
+            self._begin(counts)
+        parts: list[Step] = []
+        at, n = 0, len(batch.tensors)
+        while at < n or not parts:
+            part = _cut(batch, at, min(n, at + self._rows_left()))
+            parts.append(self._learned(part, counts))
+            at += len(parts[-1].scores)
+        step = parts[0] if len(parts) == 1 else _joined(parts)
+        return dataclasses.replace(step, challenges=counts) if counts else step
+
+    def predict(self, tensors: Tensors) -> NDArray[np.float64]:
+        """The champion's scores."""
+        return self.learner.predict(tensors)
+
+    def build(self, graph: Graph, numeric: str, categories: str) -> str:
+        """Write the champion into an ONNX graph; see `models.export.model.Writable`."""
+        champion: Any = self.learner
+        built: str = champion.build(graph, numeric, categories)
+        return built
+
+    def successor(self) -> Renewed:
+        """As of the champion."""
+        return Renewed(self.learner.successor(), self.forget_on)
+
+    def remarks(self) -> list[str]:
+        """The champion's."""
+        return self.learner.remarks()
+
+    # ------------------------------------------------------------------------------------- state
+
+    def state_dict(self) -> dict[str, Snapshot]:
+        """The champion's, what is known of its errors, and the challenge."""
+        challenge = self._challenge
+        own = {
+            "rows": self._rows,
+            "watch": self._watch.snapshot(),
+            "pace": self._pace.snapshot(),
+            "limit": self._limit,
+            "challenge": None if challenge is None else challenge.snapshot(),
+        }
+        return {**self.learner.state_dict(), "renewal": own}
+
+    def load_state_dict(self, state: Mapping[str, Snapshot]) -> None:
+        """Also from a learner that nobody challenged.
+
+        Raises: UserError naming the first thing in which the saved model is another.
+        """
+        self.learner.load_state_dict({k: v for k, v in state.items() if k != "renewal"})
+        own = state.get("renewal", NOTHING_YET)
+        self._rows, self._watch = own["rows"], Rise.restored(own["watch"])
+        self._pace = Pace.restored(own["pace"])
+        self._hold(own["limit"])
+        self._challenge = None
+        if own["challenge"] is not None:
+            self._challenge = _Challenge(self.learner.successor())
+            self._challenge.restore(own["challenge"])
+
+    # ------------------------------------------------------------------------------------- sizes
+
+    def steps_per_row(self, rows: int) -> float:
+        """The champion's."""
+        return self.learner.steps_per_row(rows)
+
+    @property
+    def device(self) -> str:  # type: ignore[override]
+        """The champion's."""
+        return self.learner.device
+
+    @property
+    def parameters_count(self) -> int:
+        """The champion's."""
+        return self.learner.parameters_count
+
+    @property
+    def replay_bytes(self) -> int:
+        """The champion's."""
+        return self.learner.replay_bytes
+
+    def bound(self, nbytes: int) -> None:
+        """The champion's."""
+        self.learner.bound(nbytes)
+
+    def memory(self) -> dict[str, int]:
+        """Of champion and challenger together."""
+        memory = Counter(self.learner.memory())
+        if self._challenge is not None:
+            memory.update(self._challenge.learner.memory())
+        return dict(memory)
+
+    # ------------------------------------------------------------------------------------ inside
+
+    def _drifted(self, batch: Batch) -> bool:
+        """Whether the stage named by `forget_on` has detected drift in this batch."""
+        name = self.forget_on
+        if name == "error":
+            return False
+        counts = [n for (stage, _), n in batch.counts.items() if stage == name]
+        if not counts:
+            raise _no_stage(name)
+        return any(counts)
+
+    def _rows_left(self) -> int:
+        """Rows until something may be decided."""
+        if self._challenge is not None:
+            return self._challenge.rows_left
+        return self._stride - self._rows % self._stride
+
+    @property
+    def _stride(self) -> int:
+        least, most = STRIDES
+        return max(least, min(most, 1 << max(1, self._rows // 16).bit_length() - 1))
+
+    def _learned(self, part: Batch, counts: Counter[str]) -> Step:
+        """Learn from rows up to which nothing is decided; then decide."""
+        step, challenge = self.learner.learn(part), self._challenge
+        assert part.tensors is not None
+        errors = _errors(self.features, part.tensors, step)
+        self._rows += len(errors)
+        if challenge is None:
+            self._watch = self._watch.seen(errors)
+            self._pace = self._pace.after(len(errors), step.steps, models=1)
+            if not self._rows % self._stride:
+                self._look_up(counts)
+            return step
+        theirs = challenge.learner.learn(part)
+        self._pace = self._pace.after(len(errors), step.steps + theirs.steps, models=2)
+        said = dataclasses.replace(step, scores=theirs.scores)
+        challenge.saw(errors, _errors(self.features, part.tensors, said))
+        if not challenge.rows_left:
+            self._settle(challenge, counts)
+        return step
+
+    def _look_up(self, counts: Counter[str]) -> None:
+        """Begin a challenge where the error has risen; else see to the champion's pace."""
+        self._reckon()
+        if self._watch.risen and self.forget_on == "error":
+            self._begin(counts)
+        if self._limit < math.inf:
+            self._hold(self._allowed(self._rows_left()))
+
+    def _begin(self, counts: Counter[str]) -> None:
+        """Unless there is no work left for it."""
+        self._reckon()
+        if self._pace.left < 0:
+            return
+        self._challenge = _Challenge(self.learner.successor())
+        self._challenge.hold(self._allowed(self._challenge.rows_left))
+        counts["begun"] += 1
+        self._tell("a new model learns beside the old one: what that learned may no longer hold")
+
+    def _settle(self, challenge: _Challenge, counts: Counter[str]) -> None:
+        """Let the challenger take over, drop it, or let it go on."""
+        self._reckon()
+        if challenge.better(self._watch.usual):
+            self.learner, self._rows = challenge.learner, challenge.rows
+            self._challenge, self._watch = None, self._watch.again()
+            self._hold(self._allowed(self._rows_left()))
+            counts["won"] += 1
+            self._tell("the new model takes over: it is better than the old one")
+        elif challenge.rows >= LIMIT:
+            louder = min(2 * self._watch.threshold, LARGEST_THRESHOLD)
+            self._challenge, self._watch = None, self._watch.again(louder)
+            counts["dropped"] += 1
+            self._tell("the new model is dropped: it is not better than the old one")
+        else:
+            challenge.go_on()
+            challenge.hold(self._allowed(challenge.rows_left))
+
+    def _reckon(self) -> None:
+        self._pace = self._pace.reckoned(self.learner.steps_per_row(self._pace.total))
+
+    def _allowed(self, rows: int) -> float:
+        """Steps a row that a new model may take on the next rows."""
+        return self._pace.limit(self.learner.steps_per_row(self._pace.total), rows)
+
+    def _hold(self, limit: float) -> None:
+        """Hold the champion to so many steps a row. The first one is held to none: it is what all
+        others are measured by."""
+        self._limit = limit
+        self.learner.pace(limit)
+
+    def _tell(self, sentence: str) -> None:
+        log.info(sentence, extra={"forget_on": self.forget_on, "rows": self._rows})
+
+
+def require_renewable(learner: Learner, forget_on: str, stages: Sequence[str]) -> None:
+    """Raises: UserError where the learner cannot be challenged, or `forget_on`, which is not
+    ``never``, is none of the stages."""
+    if forget_on != "error" and forget_on not in stages:
+        raise _no_stage(forget_on, nearest(forget_on, ["error", "never", *stages]))
+    if not isinstance(learner, Renewable):
+        raise UserError(
+            f"[train] forget_on = '{forget_on}' expects a learner that can be challenged, and "
+            f"{type(learner).__name__} has no method 'successor': write one "
+            "(models.challenge.challenger.Renewable), or set forget_on = 'never'."
+        )
+
+
+def _no_stage(name: str, near: str = "") -> UserError:
+    return UserError(
+        f"[train] forget_on = '{name}' expects 'error', 'never' or the name of a 'drift' stage, "
+        f"and there is none of that name: add [scrub.{name}].{near}"
+    )
+
+
+class _Challenge:
+    """A challenger and how it does.
+
+    Attributes:
+        learner: the challenger.
+        rows: learned since the challenge began.
+    """
+
+    def __init__(self, learner: Renewable) -> None:
+        self.learner = learner
+        self.rows = 0
+        self._limit = math.inf
+        self._look = FIRST
+        self._errors: list[NDArray[np.float64]] = []
+
+    @property
+    def rows_left(self) -> int:
+        """Rows until the next look."""
+        return self._look - self.rows
+
+    def hold(self, limit: float) -> None:
+        """Hold the challenger to so many steps a row."""
+        self._limit = limit
+        self.learner.pace(limit)
+
+    def saw(self, champion: NDArray[np.float64], challenger: NDArray[np.float64]) -> None:
+        """Note the errors of both on the same rows, shape (n,)."""
+        self.rows += len(champion)
+        self._errors.append(np.stack([champion, challenger]))
+
+    def better(self, usual: float) -> bool:
+        """Whether the challenger is, beyond chance and by more than a trifle, on the rows since the
+        last look. Before the first its errors are those of a model that knows nothing yet.
+
+        Args:
+            usual: the champion's mean error before the challenge.
+        """
+        if self._look == FIRST:
+            return False
+        both = np.concatenate(self._errors, axis=1)
+        champion, challenger = both.reshape(2, BLOCKS, -1).mean(axis=2)
+        with np.errstate(invalid="ignore"):  # a gain of errors that are not finite is none
+            gain = champion - challenger
+            least = max(SURE * _standard_error(gain), MARGIN * max(champion.mean(), usual))
+            return bool(gain.mean() > least)
+
+    def go_on(self) -> None:
+        """Until the next look."""
+        self._look *= 2
+        self._errors = []
+
+    def snapshot(self) -> dict[str, Any]:
+        """As a plain value."""
+        errors = np.concatenate([*self._errors, np.empty((2, 0))], axis=1)
+        learner = self.learner.state_dict()
+        return {
+            "learner": learner,
+            "rows": self.rows,
+            "limit": self._limit,
+            "look": self._look,
+            "errors": errors,
+        }
+
+    def restore(self, value: Mapping[str, Any]) -> None:
+        """From what `snapshot` gave."""
+        self.learner.load_state_dict(value["learner"])
+        self.rows, self._look, self._errors = value["rows"], value["look"], [value["errors"]]
+        self.hold(value["limit"])
+
+
+def _standard_error(means: NDArray[np.float64]) -> float:
+    """Of the mean of the means of blocks, shape (n,). Where neighbours are alike they count as
+    fewer: the variance of an autoregressive series of their correlation, corrected for the bias
+    that this has in short ones (Marriott and Pope, 1954)."""
+    n, off = len(means), means - means.mean()
+    squares = float(off @ off)
+    alike = float(off[1:] @ off[:-1]) / squares if squares > 0 else 0.0
+    alike = min(max(alike + (1 + 3 * alike) / n, 0.0), 0.9)
+    return math.sqrt(squares / (n - 1) / n * (1 + alike) / (1 - alike))
+
+
+def _errors(features: Features, rows: Tensors, step: Step) -> NDArray[np.float64]:
+    """How wrong each score is, of the rows that were learned: the distance from the target, or
+    Brier's score of the probabilities."""
+    assert rows.target is not None, "rows to learn from have a target"
+    scores, target = step.scores, rows.target.numpy()
+    if step.skipped is not None:
+        return np.empty(0)
+    if step.refused is not None:
+        scores, target = scores[~step.refused], target[~step.refused]
+    if features.task == "regression":
+        errors = np.abs(scores - target)
+    elif scores.ndim == 1:
+        errors = np.square(scores - target)
+    else:
+        right = scores[np.arange(len(target)), target]
+        errors = np.einsum("ij,ij->i", scores, scores) + 1 - 2 * right
+    return np.asarray(errors, np.float64)
+
+
+def _cut(batch: Batch, start: int, stop: int) -> Batch:
+    """Rows start..stop-1 of a batch, those on the device too."""
+    tensors = batch.tensors
+    assert tensors is not None
+    if start == 0 and stop == len(tensors):
+        return batch
+    placed, part = tensors.placed, tensors.slice(start, stop)
+    if placed is not None:
+        there = Placed(tensors=placed.tensors.slice(start, stop), copied=placed.copied)
+        part = dataclasses.replace(part, placed=there)
+    return dataclasses.replace(batch, frame=batch.frame.slice(start, stop - start), tensors=part)
+
+
+def _joined(parts: Sequence[Step]) -> Step:
+    """What came of the parts of a batch, as of the whole."""
+    learned = [(part.loss, len(part.scores)) for part in parts if math.isfinite(part.loss)]
+    rows = sum(rows for _, rows in learned)
+    augmented: Counter[str] = Counter()
+    for part in parts:
+        augmented.update(part.augmented)
+    refused = None
+    if any(part.refused is not None or part.skipped is not None for part in parts):
+        refused = np.concatenate([_refused(part) for part in parts])
+    return Step(
+        scores=np.concatenate([part.scores for part in parts]),
+        loss=sum(loss * rows for loss, rows in learned) / rows if rows else math.nan,
+        steps=sum(part.steps for part in parts),
+        skipped="non_finite" if refused is not None and refused.all() else None,
+        refused=refused,
+        unlearned=sum(part.unlearned for part in parts),
+        augmented=augmented,
+    )
+
+
+def _refused(step: Step) -> NDArray[np.bool_]:
+    """Rows of the step that were not learned though they should, shape (n,)."""
+    if step.refused is not None:
+        return step.refused
+    return np.full(len(step.scores), step.skipped is not None)
+
+
+__all__ = ["Renewable", "RenewalSettings", "Renewed", "require_renewable"]

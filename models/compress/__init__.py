@@ -1,0 +1,1 @@
+"""Quantization, and the gate that a compressed model must pass."""

@@ -1,0 +1,235 @@
+"""A candidate's trial: made, loaded, scored and timed beside the float32 model, in a process of its
+own with limits of time and memory.
+
+A model file can end the process that runs it (ONNX Runtime raises SIGSEGV, SIGABRT and SIGFPE for
+some), and a converter can take all memory: here that costs the candidate, not the engine. The child
+is ``python -m models.compress.candidate_process JOB RESULT``: started anew, never forked from a process with threads. It
+imports neither torch nor polars, so it starts in a moment.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+import pickle
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from models.export.onnx_graph import SCORE
+from models.compress.quantize import Feed
+from models.serving.session import load, runs_on
+
+PROBE_ROWS = 1_024
+NICENESS = 5
+POLL_SECONDS = 0.02
+STALL_SECONDS = 60.0
+"""A child that uses no processor for so long hangs."""
+PROGRESS_SECONDS = 0.01
+"""Processor time that counts as any."""
+WARM_UP = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What a child is to do.
+
+    Attributes:
+        make: import string of a function (float32 model, candidate's path, calibration feeds), or
+            "" where the candidate is there.
+        base, path: the float32 model and the candidate.
+        calibration: feeds.
+        judging: the rows to score.
+        providers: to run on.
+        rounds: pairs of runs to time.
+        seconds: of processor time. Wall time would refuse a good candidate on a busy machine.
+        memory: bytes.
+    """
+
+    make: str
+    base: str
+    path: str
+    calibration: list[Feed]
+    judging: Feed
+    providers: tuple[str, ...]
+    rounds: int
+    seconds: float
+    memory: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What a child found.
+
+    Attributes:
+        scores: of the candidate, shape (n,) or (n, k).
+        batch, single: seconds of pairs of runs, 1,024 rows and one, shape (rounds, 2): float32,
+            candidate.
+        provider: where the candidate ran.
+    """
+
+    scores: NDArray[np.float32]
+    batch: NDArray[np.float64]
+    single: NDArray[np.float64]
+    provider: str
+
+
+class Refused(Exception):
+    """A candidate that could not be made or run; says why."""
+
+
+def run(job: Job) -> Result:
+    """Try a candidate in a child process. Raises: Refused."""
+    with tempfile.TemporaryDirectory() as folder:
+        given, found, said = (Path(folder) / name for name in ("job", "result", "said"))
+        given.write_bytes(pickle.dumps(job, protocol=5))
+        paths = [path or str(Path.cwd()) for path in sys.path]
+        with said.open("wb") as file:
+            child = subprocess.Popen(
+                [sys.executable, "-P", "-m", "models.compress.candidate_process", str(given), str(found)],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+                start_new_session=True,
+            )
+        try:
+            _watch(child, job)
+        finally:
+            if child.poll() is None:
+                os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
+        return _read(child.returncode, found, said.read_text(errors="replace"))
+
+
+def _watch(child: subprocess.Popen[bytes], job: Job) -> None:
+    """Wait for the child's end. Raises: Refused where it goes beyond a limit."""
+    process = psutil.Process(child.pid)
+    used, moved = 0.0, time.monotonic()
+    while True:
+        try:
+            child.wait(POLL_SECONDS)
+            return
+        except subprocess.TimeoutExpired:
+            pass
+        try:
+            with process.oneshot():
+                held, times = process.memory_info().rss, process.cpu_times()
+        except psutil.Error:  # it has just ended
+            continue
+        now, spent = time.monotonic(), times.user + times.system
+        if spent - used >= PROGRESS_SECONDS:
+            used, moved = spent, now
+        if held > job.memory:
+            raise Refused(_too_much(job))
+        if spent > job.seconds:
+            raise Refused(f"took more than {job.seconds:g} s of processor time")
+        if now - moved > STALL_SECONDS:  # whatever its limit: a busy machine may give it none
+            raise Refused(f"hung: no progress for {STALL_SECONDS:g} s")
+
+
+def _read(code: int, found: Path, said: str) -> Result:
+    if found.exists():
+        result = pickle.loads(found.read_bytes())
+        if isinstance(result, str):
+            raise Refused(result)
+        made: Result = result
+        return made
+    lines = said.strip().splitlines()
+    detail = f" ({lines[-1].strip()[:200]})" if lines else ""
+    if code < 0:
+        raise Refused(f"crashed with {signal.Signals(-code).name}{detail}")
+    raise Refused(f"ended with exit code {code}{detail}")
+
+
+def _too_much(job: Job) -> str:
+    return f"took more than {job.memory / 2**20:,.0f} MiB of memory"
+
+
+# ------------------------------------------------------------------------------------- in the child
+
+
+def main(given: Path, found: Path) -> None:
+    """Do the job; leave a `Result` or the reason why there is none."""
+    job: Job = pickle.loads(given.read_bytes())
+    _limit(job)
+    try:
+        result: Result | str = _tried(job)
+    except MemoryError:
+        result = _too_much(job)
+    except Exception as error:  # noqa: BLE001 - whatever a converter raises is the candidate's refusal
+        result = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    temporary = found.with_suffix(".tmp")
+    temporary.write_bytes(pickle.dumps(result, protocol=5))
+    temporary.replace(found)
+
+
+def _limit(job: Job) -> None:
+    """Beyond what the parent watches: no core files, no memory between two looks, no life after
+    the parent's."""
+    os.nice(NICENESS)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if set(job.providers) <= {"CPUExecutionProvider"}:  # CUDA maps far more than it uses
+            resource.setrlimit(resource.RLIMIT_DATA, (job.memory, job.memory))
+
+
+def _tried(job: Job) -> Result:
+    path = Path(job.path)
+    if job.make:
+        module, _, name = job.make.partition(":")
+        getattr(importlib.import_module(module), name)(Path(job.base), path, job.calibration)
+    # One thread: then the time of the processor is the time of the run, whoever else runs.
+    sessions = [load(p, job.providers, 1) for p in (Path(job.base), path)]
+    provider = runs_on(sessions[1])
+    clock = time.thread_time if provider.startswith("CPU") else time.perf_counter
+    scores = sessions[1].run([SCORE], job.judging)[0]
+    batch, single = (
+        _pairs([_runner(s, _rows(job.judging, n)) for s in sessions], job.rounds, clock)
+        for n in (PROBE_ROWS, 1)
+    )
+    return Result(scores=scores, batch=batch, single=single, provider=provider)
+
+
+def _rows(feed: Feed, n: int) -> Feed:
+    """n rows, repeated where there are fewer."""
+    return {name: np.resize(array, n) for name, array in feed.items()}
+
+
+def _runner(session: Any, feed: Feed) -> Callable[[], object]:
+    return lambda: session.run([SCORE], feed)
+
+
+def _pairs(
+    runs: list[Callable[[], object]], rounds: int, clock: Callable[[], float]
+) -> NDArray[np.float64]:
+    """Seconds of each, A B B A A B ..., so that a machine whose speed drifts is fair to both."""
+    seconds = np.empty((rounds + WARM_UP, len(runs)))
+    for number in range(rounds + WARM_UP):
+        order = range(len(runs)) if number % 2 else reversed(range(len(runs)))
+        for at in order:
+            start = clock()
+            runs[at]()
+            seconds[number, at] = clock() - start
+    return seconds[WARM_UP:]
+
+
+if __name__ == "__main__":
+    import models.compress.candidate_process  # the job's classes are this module's by its name, not __main__'s
+
+    models.compress.candidate_process.main(Path(sys.argv[1]), Path(sys.argv[2]))
+
+__all__ = ["Job", "Refused", "Result", "run"]

@@ -1,0 +1,155 @@
+"""Smaller numbers in a model file: int8 and float16. Only the network's products are touched, never
+the stages."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx
+from numpy.typing import NDArray
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    CalibrationMethod,
+    QuantFormat,
+    QuantType,
+    quantize_dynamic,
+    quantize_static,
+)
+from onnxruntime.transformers.float16 import convert_float_to_float16
+
+from models.export.model_files import write
+from models.export.onnx_graph import ML
+
+Feed = dict[str, NDArray[Any]]
+
+PRODUCTS = ["Gemm", "MatMul"]
+"""What the network is made of, and the stages are not."""
+
+
+class _Reader(CalibrationDataReader):  # type: ignore[misc]
+    """Feeds, one after the other."""
+
+    def __init__(self, feeds: Iterable[Feed]) -> None:
+        self._feeds: Iterator[Feed] = iter(feeds)
+
+    def get_next(self) -> Feed | None:
+        """The next; None after the last."""
+        return next(self._feeds, None)
+
+
+def int8(model: Path, path: Path, feeds: Iterable[Feed]) -> None:
+    """Static int8: symmetric weights per channel and symmetric activations (S8S8), as QDQ nodes,
+    with ranges from the calibration feeds. Jacob et al., "Quantization and Training of Neural
+    Networks for Efficient Integer-Arithmetic-Only Inference" (CVPR 2018).
+    """
+
+    def make(source: Path, target: Path) -> None:
+        quantize_static(
+            source,
+            target,
+            _Reader(feeds),
+            quant_format=QuantFormat.QDQ,
+            activation_type=QuantType.QInt8,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            reduce_range=not vnni(),
+            op_types_to_quantize=PRODUCTS,
+            calibrate_method=CalibrationMethod.MinMax,
+            extra_options={"ActivationSymmetric": True, "WeightSymmetric": True},
+        )
+
+    _rewrite(model, path, "int8", make)
+
+
+def int8_dynamic(model: Path, path: Path, feeds: Iterable[Feed]) -> None:
+    """Dynamic int8: weights ahead, activations by each batch's own range; needs no calibration."""
+
+    def make(source: Path, target: Path) -> None:
+        quantize_dynamic(
+            source,
+            target,
+            op_types_to_quantize=["MatMul"],
+            weight_type=QuantType.QInt8,
+            per_channel=False,
+            reduce_range=not vnni(),
+        )
+
+    _rewrite(model, path, "int8_dynamic", make, _products)
+
+
+def float16(model: Path, path: Path, feeds: Iterable[Feed]) -> None:
+    """Half precision for the network; inputs, stages and the score stay as they are. Pays on a
+    GPU."""
+
+    def make(source: Path, target: Path) -> None:
+        proto = convert_float_to_float16(
+            onnx.load(source), keep_io_types=True, op_block_list=["LabelEncoder"]
+        )
+        onnx.save(proto, target)
+
+    _rewrite(model, path, "float16", make)
+
+
+CANDIDATES: dict[str, Callable[[Path, Path, Iterable[Feed]], None]] = {
+    "int8": int8,
+    "int8_dynamic": int8_dynamic,
+    "float16": float16,
+}
+"""Name -> makes it: the float32 model, the candidate's path, calibration feeds."""
+
+
+def vnni() -> bool:
+    """Whether the CPU multiplies int8 without overflow (AVX-512 or AVX VNNI); without, weights take
+    7 bits."""
+    info = Path("/proc/cpuinfo")
+    return not info.exists() or "vnni" in info.read_text()
+
+
+def _rewrite(
+    model: Path,
+    path: Path,
+    precision: str,
+    make: Callable[[Path, Path], None],
+    before: Callable[[onnx.ModelProto], onnx.ModelProto] | None = None,
+) -> None:
+    """Make the candidate beside, keep our metadata, and put it in place whole."""
+    root = logging.getLogger()
+    level = root.level
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "source.onnx", Path(folder) / "target.onnx"
+        proto = onnx.load(model)
+        onnx.save(before(proto) if before else proto, source)
+        root.setLevel(logging.ERROR)  # the quantizer advises on the root logger
+        try:
+            make(source, target)
+        finally:
+            root.setLevel(level)
+        made = onnx.load(target)
+        kept: dict[str, str] = {p.key: p.value for p in proto.metadata_props}
+        onnx.helper.set_model_props(made, {**kept, "precision": precision})
+        write(made, path)
+
+
+def _products(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Gemm as MatMul and Add: the dynamic quantizer knows no Gemm."""
+    nodes: list[Any] = []
+    for node in proto.graph.node:
+        if node.op_type != "Gemm" or node.domain == ML:
+            nodes.append(node)
+            continue
+        x, weight, bias = node.input
+        between = f"{node.output[0]}_product"
+        nodes.append(onnx.helper.make_node("MatMul", [x, weight], [between], name=between))
+        nodes.append(
+            onnx.helper.make_node("Add", [between, bias], list(node.output), name=node.name)
+        )
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    return proto
+
+
+__all__ = ["CANDIDATES", "float16", "int8", "int8_dynamic", "vnni"]

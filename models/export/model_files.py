@@ -1,0 +1,121 @@
+"""Model files on the disk: written whole or not at all, and known to be whole when read.
+
+A file ends with a digest of what stands before it, as a property of the model: protobuf reads a
+message that comes in two pieces as one, so any ONNX reader takes the file as it is. ONNX Runtime is
+only given files whose digest holds: a flipped bit in a graph can end its process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, Self
+
+import onnx
+from google.protobuf.message import DecodeError
+from pydantic import BaseModel, ConfigDict, FiniteFloat, Json, ValidationError, model_validator
+
+from engine.system import atomic
+from engine.types import UserError
+
+DIGEST = "digest"
+
+
+class Properties(BaseModel):
+    """What a model file says of itself.
+
+    Attributes:
+        inputs: column -> its kind in the graph.
+        task, classes, threshold, target: as in [model].
+        stages: scrub stages that are inside the file.
+        before: scrub stages of its pipeline that are not: rows come as those leave them.
+        columns: column -> name of the type in which it was learned.
+        reading: how cells were read, see `engine.types.Source.reading`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    inputs: Json[dict[str, Literal["double", "string", "int64"]]]
+    task: Literal["regression", "binary", "multiclass"]
+    classes: Json[tuple[str, ...]]
+    threshold: FiniteFloat = 0.5
+    target: str = ""
+    stages: Json[tuple[str, ...]] = ()
+    before: Json[tuple[str, ...]] = ()
+    columns: Json[dict[str, str]] = {}
+    reading: Json[dict[str, str | tuple[str, ...] | dict[str, str]]] = {}
+
+    @model_validator(mode="after")
+    def _fitting(self) -> Self:
+        if not _fits(self.task, len(self.classes)):
+            raise ValueError(f"{len(self.classes)} classes do not fit task {self.task}")
+        return self
+
+    @classmethod
+    def read(cls, found: Mapping[str, str], path: Path) -> Self:
+        """Of a file's metadata. Raises: UserError where it is damaged."""
+        try:
+            return cls.model_validate(dict(found))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            key = str((*first["loc"], "classes")[0])
+            raise UserError(
+                f"The model file {path} is damaged: its property '{key}' is "
+                f"{found.get(key, 'not there')[:100]!r} ({first['msg']}); export it again."
+            ) from None
+
+
+def _fits(task: str, classes: int) -> bool:
+    if task == "binary":
+        return classes == 2
+    return classes >= 2 if task == "multiclass" else classes == 0
+
+
+def write(model: onnx.ModelProto, path: Path) -> Path:
+    """Write the model as a file that ends with its digest. Raises: OSError."""
+    kept = {prop.key: prop.value for prop in model.metadata_props if prop.key != DIGEST}
+    onnx.helper.set_model_props(model, kept)
+    content = model.SerializeToString()
+    return put(content + _seal(content), path)
+
+
+def whole(data: bytes) -> bool:
+    """Whether a file's content is what `write` wrote, to the bit."""
+    size = len(_seal(b""))
+    return data[-size:] == _seal(data[:-size])
+
+
+def _seal(content: bytes) -> bytes:
+    end = onnx.ModelProto()
+    onnx.helper.set_model_props(end, {DIGEST: hashlib.sha256(content).hexdigest()})
+    sealed: bytes = end.SerializeToString()
+    return sealed
+
+
+def put(data: bytes, path: Path) -> Path:
+    """Write a model file's content, whole or not at all. Raises: OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return atomic.write(path, data)
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """A model file's properties, read without running it. Raises: OSError; ValueError where it is
+    no ONNX model."""
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except DecodeError as error:
+        raise ValueError(str(error)) from None
+    if not model.ir_version:
+        raise ValueError("it names no version of ONNX")
+    return {prop.key: prop.value for prop in model.metadata_props}
+
+
+def annotate(path: Path, properties: Mapping[str, str]) -> Path:
+    """Add properties to a model file. Raises: OSError."""
+    model = onnx.load(path, load_external_data=False)
+    onnx.helper.set_model_props(model, {**metadata(path), **properties})
+    return write(model, path)
+
+
+__all__ = ["Properties", "annotate", "metadata", "put", "whole", "write"]

@@ -1,0 +1,1 @@
+"""What learns, and the parts that it is made of."""

@@ -1,0 +1,313 @@
+"""Linear and logistic regression, one compiled step a row."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+
+from engine import types
+from engine.types import Batch, Features, Settings, Snapshot, Step, Tensors, UserError
+from models.learners.identity import require_same
+from models.challenge.challenger import Renewable, RenewalSettings
+from models.learners.sgd import Floats, learn_rows, predict_rows
+
+if TYPE_CHECKING:
+    from models.augment.augmentation import Augmentation
+    from models.export.onnx_graph import Graph
+
+ASIDE = 4
+"""How many batches on which the numbers did not stay finite are kept to look at."""
+FADED = 512
+"""For how many rows the scaler of the model before counts with a successor."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Numbers:
+    """What has been learned. Learning makes a new one, so a snapshot is a reference.
+
+    Attributes:
+        scalars: rows seen, intercept, the L1 penalty a weight could have got so far.
+        mean, variance: of the d numeric features (population), float64.
+        weights: d numeric ones, then one for each code of each category.
+        penalties: the L1 penalty each weight did get.
+    """
+
+    scalars: Floats
+    mean: Floats
+    variance: Floats
+    weights: Floats
+    penalties: Floats
+
+    def copy(self) -> Numbers:
+        """One that may be written to."""
+        return Numbers(
+            scalars=self.scalars.copy(),
+            mean=self.mean.copy(),
+            variance=self.variance.copy(),
+            weights=self.weights.copy(),
+            penalties=self.penalties.copy(),
+        )
+
+    def arrays(self) -> tuple[Floats, Floats, Floats, Floats, Floats]:
+        """In the order of the fields."""
+        return (self.scalars, self.mean, self.variance, self.weights, self.penalties)
+
+
+class LinearLearner(Renewable):
+    """Linear (squared loss) or logistic (log loss) regression by stochastic gradient descent.
+
+    Each row is predicted, then learned from; all in float64, in one compiled call a batch.
+
+    Row by row it is River's ``StandardScaler() | LogisticRegression()`` (or ``LinearRegression``)
+    with the same settings: a row is predicted with the scaler as it was before the row; then the
+    scaler learns it (Welford's method), the row is scaled again, and intercept and weights take a
+    step from that score. One thing differs: a step of a regression that would leave its row with a
+    larger error than before goes to the row's target instead; River's then grows without end. How
+    rows are cut into batches changes nothing, unless there is an
+    `augmentation`: then intercept and weights learn each row as that has made it, after the row
+    itself was predicted and scaled.
+
+    A category is a weight for each code (one-hot, not scaled); a code outside its table counts as
+    code 0, unknown. Bound: no multiclass; use kind = "tabular".
+
+    Args:
+        settings: ``[model]``.
+        training: ``[train]``.
+        features: what it reads.
+
+    Attributes:
+        augmentation: what to learn from in place of the rows; see its `attach`.
+
+    Raises: UserError for a task it does not know.
+    """
+
+    soft_targets = True
+    """Learns targets between classes."""
+
+    class Settings(types.Settings):
+        """The learner's own keys of ``[model]``.
+
+        Attributes:
+            standardize: scale the numeric features by their mean and deviation so far, but for
+                those that a stage has scaled.
+        """
+
+        standardize: bool = True
+
+    class Training(RenewalSettings):
+        """``[train]``.
+
+        Attributes:
+            forget_on: as with kind = "tabular", but ``never`` unless given.
+            lr: step size of the weights.
+            intercept_lr: and of the intercept; 0 keeps it at 0.
+            l1: cumulative L1 penalty (Tsuruoka, Tsujii and Ananiadou, 2009).
+            l2: weight of half the sum of the squared weights; of a category, the row's code only.
+            clip_gradient: largest absolute gradient of a row's loss by its score.
+        """
+
+        forget_on: str = "never"
+        lr: float = Field(0.01, gt=0)
+        intercept_lr: float = Field(0.01, ge=0)
+        l1: float = Field(0.0, ge=0)
+        l2: float = Field(0.0, ge=0)
+        clip_gradient: float = Field(1e12, gt=0)
+
+    def __init__(self, settings: Settings, training: Training, features: Features) -> None:
+        if features.task not in ("regression", "binary"):
+            raise UserError(
+                f"[model] kind = 'linear' expects task regression or binary, got "
+                f"'{features.task}': use kind = 'tabular'."
+            )
+        if features.nested:
+            raise UserError(
+                "[model] kind = 'linear' expects numbers and categories, got "
+                f"'{features.nested[0]}': use kind = 'tabular'."
+            )
+        if not features.numeric and not features.categories:
+            raise UserError("[model] needs features: name columns in 'numeric' or 'categories'.")
+        self.settings = settings
+        self.training = training
+        self.features = features
+        self.aside: deque[Batch] = deque(maxlen=ASIDE)
+        self.augmentation: Augmentation | None = None
+        sizes = [len(features.numeric), *features.categories.values()]
+        self._bounds = np.cumsum(sizes, dtype=np.int64)
+        # A second scale would take the first rows of a stage, of which it knows little, for all.
+        self._scaled = np.array(
+            [settings.standardize and name not in features.scaled for name in features.numeric],
+            np.bool_,
+        )
+        self._numbers = _zeros(sizes[0], int(self._bounds[-1]))
+        self._rates = (
+            training.lr,
+            training.intercept_lr,
+            training.l1,
+            training.l2,
+            training.clip_gradient,
+        )
+        self._warm_up()
+
+    def learn(self, batch: Batch) -> Step:
+        """Predict and learn, row by row; `Step.steps` counts rows.
+
+        A batch on which the numbers do not stay finite is skipped whole.
+        """
+        tensors = batch.tensors
+        assert tensors is not None, "a batch to learn from is collated"
+        assert tensors.target is not None, "and has a target"
+        n = len(tensors.target)
+        if not n:
+            return Step(scores=np.empty(0), loss=float("nan"), steps=0, skipped="empty")
+        numbers, scores = self._numbers.copy(), np.empty(n)
+        rows = taught = _examples(tensors)
+        changed: dict[str, int] = {}
+        if self.augmentation is not None:
+            lesson, changed = self.augmentation(tensors, int(numbers.scalars[0]))
+            taught = _examples(lesson)
+        loss = learn_rows(
+            *rows, self._bounds, *self._modes, self._rates,
+            *numbers.arrays(), scores, taught, taught is not rows,
+        )  # fmt: skip
+        if not math.isfinite(loss):
+            self.aside.append(batch)
+            return Step(
+                scores=self.predict(tensors), loss=float("nan"), steps=0, skipped="non_finite"
+            )
+        self._numbers = numbers
+        return Step(scores=scores, loss=loss / n, steps=n, augmented=changed)
+
+    def predict(self, tensors: Tensors) -> Floats:
+        """Scores as in `Step.scores`."""
+        scores = np.empty(len(tensors.numeric))
+        predict_rows(
+            *_inputs(tensors), self._bounds, *self._modes, *self._numbers.arrays()[:4], scores
+        )
+        return scores
+
+    def successor(self) -> LinearLearner:
+        """No weights yet. The scaler is that of now, and follows the rows that come faster."""
+        made, numbers = LinearLearner(self.settings, self.training, self.features), self._numbers
+        made.augmentation = self.augmentation
+        scalars = np.array([min(numbers.scalars[0], FADED), 0.0, 0.0])
+        made._numbers = dataclasses.replace(
+            made._numbers, scalars=scalars, mean=numbers.mean, variance=numbers.variance
+        )
+        return made
+
+    def state_dict(self) -> dict[str, Snapshot]:
+        """Features and numbers; nothing is copied, for nothing of it is ever written to."""
+        numbers = {f.name: getattr(self._numbers, f.name) for f in fields(Numbers)}
+        return {"shape": self._identity(), **numbers}
+
+    def load_state_dict(self, state: Mapping[str, Snapshot]) -> None:
+        """Raises: UserError naming the first thing in which the saved model is another."""
+        require_same(state["shape"], self._identity())
+        self._numbers = Numbers(**{f.name: np.array(state[f.name]) for f in fields(Numbers)})
+
+    def build(self, graph: Graph, numeric: str, categories: str) -> str:
+        """Write what `predict` does into an ONNX graph; the name of the scores, float32, (n,).
+
+        Args:
+            numeric, categories: names of the float32 (n, d) and the int64 (n, c) input.
+        """
+        terms = self._build_tables(graph, categories)
+        if self.features.numeric:
+            terms.append(self._build_numeric(graph, numeric))
+        score = graph.constant(np.float32(self._numbers.scalars[1]), "intercept")
+        for term in terms:
+            score = graph.op("Add", term, score)
+        return graph.op("Sigmoid", score) if self.features.task == "binary" else score
+
+    @property
+    def parameters_count(self) -> int:
+        """Number of weights, the intercept included."""
+        return len(self._numbers.weights) + 1
+
+    def memory(self) -> dict[str, int]:
+        """Component -> bytes."""
+        weights = self._numbers.weights.nbytes + 8
+        total = sum(array.nbytes for array in self._numbers.arrays())
+        return {"weights": weights, "optimizer": total - weights, "replay": 0}
+
+    def _warm_up(self) -> None:
+        """Compile now, so that the first batch does not wait."""
+        empty = Tensors(
+            numeric=torch.empty((0, len(self.features.numeric))),
+            categories=torch.empty((0, len(self.features.categories)), dtype=torch.int64),
+            target=torch.empty(0),
+        )
+        learn_rows(
+            *_examples(empty), self._bounds, *self._modes, self._rates,
+            *self._numbers.copy().arrays(), np.empty(0), _examples(empty), False,
+        )  # fmt: skip
+        self.predict(empty)
+
+    @property
+    def _modes(self) -> tuple[bool, NDArray[np.bool_]]:
+        return self.features.task == "binary", self._scaled
+
+    def _identity(self) -> dict[str, Any]:
+        names = list(self.features.scaled)
+        scaled = {"numeric features scaled by [scrub]": names} if names else {}
+        return {
+            "[model] kind": "linear",
+            "[model] task": self.features.task,
+            "[model] numeric": list(self.features.numeric),
+            "[model] categories": [list(pair) for pair in self.features.categories.items()],
+            "[model] standardize": self.settings.standardize,
+            **scaled,
+        }
+
+    def _build_numeric(self, graph: Graph, numeric: str) -> str:
+        numbers, d = self._numbers, len(self.features.numeric)
+        weights = numbers.weights[:d]
+        if self._scaled.any():
+            # The mean apart: folded into the weights, a large one would cost float32 its digits.
+            mean = graph.constant(numbers.mean.astype(np.float32), "mean")
+            numeric = graph.op("Sub", numeric, mean)
+            variance = np.where(self._scaled, numbers.variance, 1.0)
+            spread = np.sqrt(np.where(variance > 0, variance, np.inf))
+            weights = weights / spread
+        column = graph.constant(weights.astype(np.float32)[:, None], "weight")
+        axis = graph.constant(np.array([1], np.int64), "axis")
+        return graph.op("Squeeze", graph.op("MatMul", numeric, column), axis)
+
+    def _build_tables(self, graph: Graph, categories: str) -> list[str]:
+        terms = []
+        for i, (start, stop) in enumerate(zip(self._bounds, self._bounds[1:], strict=False)):
+            codes = graph.op("Gather", categories, graph.constant(np.int64(i), "column"), axis=1)
+            weights = self._numbers.weights[start:stop].astype(np.float32)
+            terms.append(graph.op("Gather", graph.constant(weights, "table"), codes, axis=0))
+        return terms
+
+
+def _zeros(numeric: int, weights: int) -> Numbers:
+    return Numbers(
+        scalars=np.zeros(3),
+        mean=np.zeros(numeric),
+        variance=np.zeros(numeric),
+        weights=np.zeros(weights),
+        penalties=np.zeros(weights),
+    )
+
+
+def _inputs(tensors: Tensors) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    return tensors.numeric.numpy(), tensors.categories.numpy()
+
+
+def _examples(tensors: Tensors) -> tuple[NDArray[np.float32], NDArray[np.int64], Floats]:
+    assert tensors.target is not None
+    return *_inputs(tensors), tensors.target.numpy().astype(np.float64)
+
+
+__all__ = ["LinearLearner", "Numbers"]

@@ -1,0 +1,294 @@
+"""A feed-forward network over numbers, category codes, bags of ids and images, with all its weights
+in one tensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from engine.types import Ragged, Sparse
+
+if TYPE_CHECKING:
+    from models.export.onnx_graph import Graph
+
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "relu": torch.relu_,  # in place: a linear layer's backward does not need its own output
+    "silu": F.silu,
+    "gelu": F.gelu,
+}
+
+
+def embedding_width(codes: int) -> int:
+    """Width of the vector for a category of so many codes: 1.6 * codes ** 0.56, at most 64.
+
+    Source: the rule of the fastai library, found by trying many tabular data sets.
+    """
+    return min(64, max(1, round(1.6 * math.pow(codes, 0.56))))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What the network is, but for its numbers.
+
+    Attributes:
+        numeric: numeric inputs.
+        categories: number of codes of each category.
+        embedding: width of each category's vector.
+        layers: widths of the hidden layers; empty makes the model linear in its inputs.
+        outputs: 1, or the number of classes.
+        activation: a key of `ACTIVATIONS`.
+        skip: add a linear path from the inputs to the output.
+        sparse: gradients of the embeddings are sparse; their tables lie outside the one tensor.
+        bags: number of ids and width of the vectors of each bag.
+        images: channels of each image.
+        convolutions: widths of the layers that every image goes through, each 3 x 3 at every second
+            place; the mean over what is left of height and width is input beside the others.
+    """
+
+    numeric: int
+    categories: tuple[int, ...] = ()
+    embedding: tuple[int, ...] = ()
+    layers: tuple[int, ...] = ()
+    outputs: int = 1
+    activation: str = "relu"
+    skip: bool = False
+    sparse: bool = False
+    bags: tuple[tuple[int, int], ...] = ()
+    images: tuple[int, ...] = ()
+    convolutions: tuple[int, ...] = ()
+
+    @property
+    def inputs(self) -> int:
+        """Width of the first layer's input."""
+        bags = sum(width for _, width in self.bags)
+        images = len(self.images) * self.convolutions[-1] if self.images else 0
+        return self.numeric + sum(self.embedding) + bags + images
+
+    def tables(self) -> dict[str, tuple[int, int]]:
+        """Name -> shape of the embedding tables."""
+        pairs = zip(self.categories, self.embedding, strict=True)
+        tables = {f"embedding.{i}": pair for i, pair in enumerate(pairs)}
+        return tables | {f"bag.{i}": pair for i, pair in enumerate(self.bags)}
+
+    def dense(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of the layers' weights and biases, input to output."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for i, channels in enumerate(self.images):
+            for j, units in enumerate(self.convolutions):
+                shapes[f"image.{i}.{j}.weight"] = (units, channels, 3, 3)
+                shapes[f"image.{i}.{j}.bias"] = (units,)
+                channels = units
+        width = self.inputs
+        for i, units in enumerate((*self.layers, self.outputs)):
+            shapes[f"layer.{i}.weight"] = (units, width)
+            shapes[f"layer.{i}.bias"] = (units,)
+            width = units
+        if self.skip:
+            shapes["skip.weight"] = (self.outputs, self.inputs)
+        return shapes
+
+
+class Network:
+    """The numbers of a network, and what it makes of rows.
+
+    Dense weights are views of one flat tensor, and their gradients of another, so that optimizer,
+    norm, averaging and snapshot are one operation each instead of one a layer.
+
+    Args:
+        shape: what it is.
+        seed: of the first weights; they are the same on every device.
+
+    Attributes:
+        flat, gradient: shape (p,), float32.
+        tensors: name -> weights, views of `flat` (sparse tables stand alone).
+        tables: the sparse tables.
+    """
+
+    def __init__(self, shape: Shape, *, seed: int = 0, device: str = "cpu") -> None:
+        self.shape = shape
+        inside = shape.dense() if shape.sparse else {**shape.tables(), **shape.dense()}
+        apart = shape.tables() if shape.sparse else {}
+        self.flat = torch.zeros(sum(map(math.prod, inside.values())), device=device)
+        self.flat.requires_grad_()
+        self.gradient = torch.zeros_like(self.flat, requires_grad=False)
+        self.flat.grad = self.gradient
+        self.tables = [torch.zeros(s, device=device).requires_grad_() for s in apart.values()]
+        self.tensors = dict(zip(apart, self.tables, strict=True)) | self._views(inside)
+        self._activation = ACTIVATIONS[shape.activation]
+        self._embeddings = [self.tensors[f"embedding.{i}"] for i in range(len(shape.categories))]
+        self._bags = [self.tensors[f"bag.{i}"] for i in range(len(shape.bags))]
+        self._layers = [
+            (self.tensors[f"layer.{i}.weight"], self.tensors[f"layer.{i}.bias"])
+            for i in range(len(shape.layers) + 1)
+        ]
+        self._initialize(torch.Generator().manual_seed(seed))
+
+    def __call__(
+        self,
+        numeric: torch.Tensor,
+        categories: torch.Tensor,
+        *,
+        bags: Sequence[Ragged | Sparse] = (),
+        images: Sequence[torch.Tensor] = (),
+        dropout: float = 0.0,
+        noise: torch.Generator | None = None,
+    ) -> torch.Tensor:
+        """Raw scores, shape (n,) or (n, outputs): no link function is applied.
+
+        Args:
+            numeric: (n, d), float32.
+            categories: (n, c), int64 codes.
+            bags: ids, n rows each: the mean of their vectors, or the sum by their weights.
+            images: (n, channels, height, width); uint8 is brought to -0.5 ... 0.5.
+            dropout: share of hidden units silenced, drawn from `noise`.
+        """
+        inputs = hidden = self._inputs(numeric, categories, bags, images)
+        for weight, bias in self._layers[:-1]:
+            hidden = self._activation(F.linear(hidden, weight, bias))
+            if dropout:
+                keep = torch.empty_like(hidden).bernoulli_(1 - dropout, generator=noise)
+                hidden = hidden * keep.div_(1 - dropout)
+        scores = F.linear(hidden, *self._layers[-1])
+        if self.shape.skip:
+            scores = scores + F.linear(inputs, self.tensors["skip.weight"])
+        return scores.squeeze(1) if self.shape.outputs == 1 else scores
+
+    @property
+    def count(self) -> int:
+        """Number of weights."""
+        return self.flat.numel() + sum(table.numel() for table in self.tables)
+
+    def everything(self) -> list[torch.Tensor]:
+        """The tensors that hold all weights, none twice."""
+        return [self.flat.detach(), *(table.detach() for table in self.tables)]
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """Name -> weights, a copy."""
+        flat = self.flat.detach().clone().cpu()
+        start, copies = 0, {}
+        for name, tensor in self.tensors.items():
+            if any(tensor is table for table in self.tables):
+                copies[name] = tensor.detach().clone().cpu().numpy()
+                continue
+            part = flat[start : start + tensor.numel()]
+            copies[name] = part.view(tensor.shape).numpy()
+            start += tensor.numel()
+        return copies
+
+    @torch.no_grad()
+    def load(self, weights: dict[str, np.ndarray]) -> None:
+        """Take a copy of what `weights` gave."""
+        for name, tensor in self.tensors.items():
+            tensor.copy_(torch.tensor(weights[name]))
+
+    def build(self, graph: Graph, numeric: str, categories: str) -> str:
+        """Write the network into an ONNX graph.
+
+        Args:
+            numeric, categories: names of the float32 (n, d) and the int64 (n, c) input.
+
+        Returns:
+            The name of the raw scores, float32, (n, 1) or (n, outputs).
+        """
+        weights = self.weights()
+        inputs = hidden = self._build_inputs(graph, weights, numeric, categories)
+        for i in range(len(self.shape.layers)):
+            hidden = self._build_activation(graph, _gemm(graph, weights, f"layer.{i}", hidden))
+        scores = _gemm(graph, weights, f"layer.{len(self.shape.layers)}", hidden)
+        if self.shape.skip:
+            path = graph.constant(weights["skip.weight"].T.copy(), "skip")
+            scores = graph.op("Add", scores, graph.op("MatMul", inputs, path))
+        return scores
+
+    def _inputs(
+        self,
+        numeric: torch.Tensor,
+        categories: torch.Tensor,
+        bags: Sequence[Ragged | Sparse],
+        images: Sequence[torch.Tensor],
+    ) -> torch.Tensor:
+        parts = [numeric] if self.shape.numeric else []
+        for table, codes in zip(self._embeddings, categories.unbind(1), strict=True):
+            parts.append(F.embedding(codes, table, sparse=self.shape.sparse))
+        for table, bag in zip(self._bags, bags, strict=True):
+            parts.append(_bagged(bag, table, sparse=self.shape.sparse))
+        for i, image in enumerate(images):
+            parts.append(self._looked_at(i, image))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    def _looked_at(self, i: int, image: torch.Tensor) -> torch.Tensor:
+        """(n, channels, height, width) to (n, the last width)."""
+        x = image.float().div_(255).sub_(0.5) if image.dtype == torch.uint8 else image
+        for j in range(len(self.shape.convolutions)):
+            weight, bias = (self.tensors[f"image.{i}.{j}.{part}"] for part in ("weight", "bias"))
+            x = self._activation(F.conv2d(x, weight, bias, stride=2, padding=1))
+        return x.mean((2, 3))
+
+    def _views(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
+        views, start = {}, 0
+        for name, shape in shapes.items():
+            part = slice(start, start + math.prod(shape))
+            view = self.flat.detach()[part].view(shape).requires_grad_()
+            view.grad = self.gradient[part].view(shape)
+            views[name], start = view, part.stop
+        return views
+
+    @torch.no_grad()
+    def _initialize(self, chance: torch.Generator) -> None:
+        """Uniform within 1/sqrt(inputs), as `torch.nn.Linear`; embeddings standard normal, and the
+        unknown code at the origin."""
+        for name, tensor in self.tensors.items():
+            if name in self.shape.tables():
+                tensor.copy_(torch.empty(tensor.shape).normal_(generator=chance))
+                tensor[0] = 0
+                continue
+            inputs = self.tensors[name.replace("bias", "weight")][0].numel()
+            bound = 1 / math.sqrt(inputs)
+            tensor.copy_(torch.empty(tensor.shape).uniform_(-bound, bound, generator=chance))
+
+    def _build_inputs(
+        self, graph: Graph, weights: dict[str, np.ndarray], numeric: str, categories: str
+    ) -> str:
+        parts = [numeric] if self.shape.numeric else []
+        for i, name in enumerate(self.shape.tables()):
+            column = graph.constant(np.int64(i), "column")
+            codes = graph.op("Gather", categories, column, axis=1)
+            table = graph.constant(weights[name].copy(), "embedding")
+            parts.append(graph.op("Gather", table, codes, axis=0))
+        return parts[0] if len(parts) == 1 else graph.op("Concat", *parts, axis=1)
+
+    def _build_activation(self, graph: Graph, x: str) -> str:
+        if self.shape.activation == "relu":
+            return graph.op("Relu", x)
+        if self.shape.activation == "silu":
+            return graph.op("Mul", x, graph.op("Sigmoid", x))
+        root = graph.constant(np.float32(math.sqrt(0.5)))
+        share = graph.op("Erf", graph.op("Mul", x, root))
+        share = graph.op("Add", share, graph.constant(np.float32(1)))
+        return graph.op("Mul", graph.op("Mul", x, graph.constant(np.float32(0.5))), share)
+
+
+def _bagged(bag: Ragged | Sparse, table: torch.Tensor, *, sparse: bool) -> torch.Tensor:
+    """A vector a row, (n, width); zeros for an empty one."""
+    if isinstance(bag, Ragged):
+        ids, weights, mode = bag.values, None, "mean"
+    else:
+        ids, weights, mode = bag.indices, bag.weights, "sum"
+    return F.embedding_bag(
+        ids, table, bag.offsets, mode=mode, sparse=sparse, per_sample_weights=weights,
+        include_last_offset=True,
+    )  # fmt: skip
+
+
+def _gemm(graph: Graph, weights: dict[str, np.ndarray], name: str, x: str) -> str:
+    weight = graph.constant(weights[f"{name}.weight"].T.copy(), "weight")
+    return graph.op("Gemm", x, weight, graph.constant(weights[f"{name}.bias"].copy(), "bias"))
+
+
+__all__ = ["ACTIVATIONS", "Network", "Shape", "embedding_width"]

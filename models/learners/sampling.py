@@ -1,0 +1,374 @@
+"""Learning from imbalanced classes: rows are drawn to a desired distribution, and what the model
+says is corrected back to the true one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+
+from engine.types import (
+    Batch,
+    Buffered,
+    Features,
+    Learner,
+    Settings,
+    Snapshot,
+    Step,
+    Tensors,
+    UserError,
+    nearest,
+)
+from models.learners.identity import require_same
+from models.challenge.challenger import Renewable
+
+if TYPE_CHECKING:
+    from models.export.onnx_graph import Graph
+
+
+class SamplingSettings(Settings):
+    """``[train.sampling]``
+
+    Attributes:
+        method: ``under`` leaves rows of frequent classes out, ``over`` learns rows of rare ones
+            several times, ``hybrid`` does both and learns `rate` rows for each that was read.
+        desired [share]: class -> its share of the rows learned from; equal shares unless given.
+            They are divided by their sum.
+        rate: of hybrid.
+        copies: a row is learned at most so many times.
+        smote: in place of copies, rows between a row and one of its so many nearest of the same
+            class (SMOTE); 0 copies.
+        keep [rows]: rows of each class that smote looks among, the newest.
+        correct: correct probabilities back to the classes' true shares.
+        seed: of the random numbers that rows are drawn by.
+    """
+
+    method: Literal["under", "over", "hybrid"] = "hybrid"
+    desired: dict[str, float] = Field(default_factory=dict)
+    rate: float = Field(1.0, gt=0)
+    copies: int = Field(100, ge=1)
+    smote: int = Field(0, ge=0)
+    keep: int = Field(1_000, ge=2)
+    correct: bool = True
+    seed: int = Field(0, ge=0)
+
+
+class Balanced(Renewable):
+    """A learner that learns from drawn rows; see `engine.types.Learner`.
+
+    Each row is drawn as often as its class needs: on average `rates` times, rounded up or down at
+    random. The rates follow the classes' shares so far, this batch included, as those of River's
+    RandomUnderSampler, RandomOverSampler and RandomSampler do; rounding in place of their Poisson
+    draws keeps the distribution closer to the desired one.
+
+    Every row is scored before anything is learned, on the true distribution. Probabilities are
+    corrected for the shares that were learned from: the odds times the true ratio of the classes
+    over the learned one (Elkan, "The Foundations of Cost-Sensitive Learning", 2001; Saerens,
+    Latinne and Decaestecker, "Adjusting the Outputs of a Classifier to New a Priori Probabilities",
+    2002). The exported model does so too.
+
+    With `smote`, the second and further copies of a row lie at random between it and one of its
+    nearest kept rows of the same class (Chawla et al., "SMOTE: Synthetic Minority Over-sampling
+    Technique", 2002): numbers on the line between the two, categories those of the row.
+
+    Chance is a function of the seed and the number of the batch, so a restored learner goes on to
+    the bit.
+
+    Args:
+        learner: of the drawn rows.
+        settings: ``[train.sampling]``.
+
+    Raises: UserError for a regression, an unknown class, or shares that sum to 0.
+    """
+
+    def __init__(self, learner: Learner, settings: SamplingSettings) -> None:
+        self.learner = learner
+        self.settings = settings
+        self.features: Features = learner.features
+        self.device = str(getattr(learner, "device", "cpu"))
+        self._desired = _desired(settings, self.features)
+        classes = len(self.features.classes)
+        self._seen = np.zeros(classes, np.int64)
+        self._drawn = np.zeros(classes, np.int64)
+        self._kept = [np.empty((0, len(self.features.numeric)), np.float32)] * classes
+        self._batches = 0
+        self._pace: float | None = None
+
+    # ------------------------------------------------------------------------------------- deeds
+
+    def learn(self, batch: Batch) -> Step:
+        """Score the rows, draw, learn from what was drawn."""
+        tensors = batch.tensors
+        assert tensors is not None, "a batch to learn from is collated"
+        assert tensors.target is not None, "and has a target"
+        target = tensors.target.numpy()
+        scores = self.predict(tensors)
+        if not len(target):
+            return Step(scores=scores, loss=float("nan"), steps=0, skipped="empty")
+        self._batches += 1
+        chance = np.random.default_rng((self.settings.seed, self._batches))
+        seen = self._seen + np.bincount(target, minlength=len(self._seen))
+        times = self._times(target, seen, chance)
+        chosen = np.repeat(np.arange(len(target)), times)
+        drawn = self._interpolated(tensors.take(chosen), chosen, chance)
+        step = Step(scores=scores, loss=float("nan"), steps=0)
+        if len(chosen):
+            self._keep_pace()
+            step = self.learner.learn(dataclasses.replace(batch, tensors=drawn))
+        if step.skipped is None:
+            self._seen = seen
+            self._drawn = self._drawn + np.bincount(target[chosen], minlength=len(seen))
+            self._keep(tensors, target)
+        refused = None
+        if step.refused is not None:
+            refused = np.zeros(len(target), np.bool_)
+            refused[chosen[step.refused]] = True
+        unlearned = int((times == 0).sum())
+        return dataclasses.replace(step, scores=scores, refused=refused, unlearned=unlearned)
+
+    def predict(self, tensors: Tensors) -> NDArray[np.float64]:
+        """The learner's scores, corrected."""
+        scores, weights = self.learner.predict(tensors), self.weights
+        if scores.ndim == 2:
+            scores = scores * weights
+            scores /= scores.sum(axis=1, keepdims=True)
+            return scores
+        yes = scores * weights[1]
+        made: NDArray[np.float64] = yes / (yes + (1 - scores) * weights[0])
+        return made
+
+    def successor(self) -> Balanced:
+        """Of a learner that can have one; it counts classes anew."""
+        learner: Any = self.learner
+        return Balanced(learner.successor(), self.settings)
+
+    def steps_per_row(self, rows: int) -> float:
+        """The learner's, for the rows drawn of a row."""
+        learner: Any = self.learner
+        drawn = self._drawn_per_row
+        return drawn * float(learner.steps_per_row(int(rows * drawn)))
+
+    def pace(self, steps_per_row: float) -> None:
+        """The learner's, for the rows drawn of a row: anew for each batch, as they become more."""
+        self._pace = steps_per_row
+
+    @property
+    def rates(self) -> NDArray[np.float64]:
+        """How many times a row of each class is learned now, on average, shape (classes,)."""
+        return self._rates(self._seen)
+
+    @property
+    def shares(self) -> NDArray[np.float64]:
+        """Share of each class among the rows learned from so far, shape (classes,)."""
+        return self._drawn / max(1, int(self._drawn.sum()))
+
+    @property
+    def weights(self) -> NDArray[np.float64]:
+        """What the probability of each class is multiplied with, before they are made to sum to 1,
+        shape (classes,): true share over learned share. 1 for all while a class that was seen was
+        not learned."""
+        seen = self._seen > 0
+        if not self.settings.correct or not seen.any() or (self._drawn[seen] == 0).any():
+            return np.ones(len(self._seen))
+        ratio = np.divide(self._seen, self._drawn, where=seen, out=np.ones(len(seen)))
+        made: NDArray[np.float64] = ratio * (self._drawn.sum() / self._seen.sum())
+        return np.where(seen, made, 1.0)
+
+    def remarks(self) -> list[str]:
+        """A sentence for each class that is wanted and never came, or could not be reached."""
+        said, settings = [], self.settings
+        for i, name in enumerate(self.features.classes):
+            if self._desired[i] > 0 and not self._seen[i]:
+                said.append(
+                    f"[train.sampling] wants class '{name}' to be {self._desired[i]:.1%} of what "
+                    "is learned, and no row of it has come."
+                )
+            elif self._rates(self._seen)[i] == settings.copies and settings.copies > 1:
+                said.append(
+                    f"[train.sampling] copies = {settings.copies} keeps class '{name}' below its "
+                    f"{self._desired[i]:.1%}: raise it, or choose method = 'under'."
+                )
+        return said
+
+    # ------------------------------------------------------------------------------------- state
+
+    def state_dict(self) -> dict[str, Snapshot]:
+        """The learner's, and what was seen and drawn."""
+        own = {
+            "shape": self._identity(),
+            "seen": self._seen,
+            "drawn": self._drawn,
+            "kept": list(self._kept),
+            "batches": self._batches,
+        }
+        return {**self.learner.state_dict(), "sampling": own}
+
+    def load_state_dict(self, state: Mapping[str, Snapshot]) -> None:
+        """Raises: UserError naming the first thing in which the saved model is another."""
+        if "sampling" not in state:
+            raise UserError(
+                "The saved model was trained without [train.sampling]: take it out, or start over "
+                "with --fresh."
+            )
+        own = state["sampling"]
+        require_same(own["shape"], self._identity())
+        self.learner.load_state_dict({k: v for k, v in state.items() if k != "sampling"})
+        self._seen, self._drawn = own["seen"], own["drawn"]
+        self._kept, self._batches = list(own["kept"]), own["batches"]
+
+    def build(self, graph: Graph, numeric: str, categories: str) -> str:
+        """Write what `predict` does into an ONNX graph; see `models.export.model.Writable`."""
+        learner: Any = self.learner
+        score: str = learner.build(graph, numeric, categories)
+        weights = self.weights.astype(np.float32)
+        if (weights == 1).all():
+            return score
+        if self.features.task == "multiclass":
+            axis = graph.constant(np.array([1], np.int64))
+            score = graph.op("Mul", score, graph.constant(weights))
+            return graph.op("Div", score, graph.op("ReduceSum", score, axis, keepdims=1))
+        yes = graph.op("Mul", score, graph.constant(weights[1]))
+        no = graph.op("Sub", graph.constant(np.float32(1)), score)
+        no = graph.op("Mul", no, graph.constant(weights[0]))
+        return graph.op("Div", yes, graph.op("Add", yes, no))
+
+    # ------------------------------------------------------------------------------------- sizes
+
+    @property
+    def parameters_count(self) -> int:
+        """As the learner's."""
+        return int(getattr(self.learner, "parameters_count", 0))
+
+    @property
+    def replay_bytes(self) -> int:
+        """As the learner's."""
+        return int(getattr(self.learner, "replay_bytes", 0))
+
+    def bound(self, nbytes: int) -> None:
+        """As the learner's."""
+        if isinstance(self.learner, Buffered):
+            self.learner.bound(nbytes)
+
+    def memory(self) -> dict[str, int]:
+        """The learner's, and the rows kept to interpolate."""
+        memory = dict(getattr(self.learner, "memory", dict)())
+        return {**memory, "sampling": sum(rows.nbytes for rows in self._kept)}
+
+    # ------------------------------------------------------------------------------------ inside
+
+    def _keep_pace(self) -> None:
+        if self._pace is not None:
+            learner: Any = self.learner
+            learner.pace(self._pace / self._drawn_per_row)
+
+    @property
+    def _drawn_per_row(self) -> float:
+        """How many times a row was learned, on average."""
+        drawn, seen = int(self._drawn.sum()), int(self._seen.sum())
+        return drawn / seen if drawn else 1.0
+
+    def _rates(self, seen: NDArray[np.int64]) -> NDArray[np.float64]:
+        ratio, settings = _ratio(self._desired, seen), self.settings
+        some = ratio[ratio > 0]
+        if not len(some):
+            return np.zeros(len(ratio))
+        scale = {"under": 1 / some.max(), "over": 1 / some.min(), "hybrid": settings.rate}
+        made: NDArray[np.float64] = np.minimum(ratio * scale[settings.method], settings.copies)
+        return made
+
+    def _times(
+        self, target: NDArray[np.int64], seen: NDArray[np.int64], chance: np.random.Generator
+    ) -> NDArray[np.int64]:
+        """How often each row is learned, shape (n,)."""
+        wanted = self._rates(seen)[target]
+        return np.floor(wanted + chance.random(len(target))).astype(np.int64)
+
+    def _interpolated(
+        self, drawn: Tensors, chosen: NDArray[np.int64], chance: np.random.Generator
+    ) -> Tensors:
+        """Copies moved towards a neighbour."""
+        if not self.settings.smote:
+            return drawn
+        assert drawn.target is not None
+        copies = np.flatnonzero(np.r_[False, chosen[1:] == chosen[:-1]])
+        numeric, target = drawn.numeric.numpy().copy(), drawn.target.numpy()
+        for code in np.unique(target[copies]).tolist():
+            kept = self._kept[code]
+            if len(kept) < 2:
+                continue
+            at = copies[target[copies] == code]
+            rows, own = np.unique(chosen[at], return_inverse=True)
+            near = _nearest(drawn.numeric[np.searchsorted(chosen, rows)], kept, self.settings.smote)
+            picked = near[own, chance.integers(near.shape[1], size=len(at))]
+            share = chance.random((len(at), 1), np.float32)
+            numeric[at] += share * (kept[picked] - numeric[at])
+        return dataclasses.replace(drawn, numeric=torch.from_numpy(numeric))
+
+    def _keep(self, tensors: Tensors, target: NDArray[np.int64]) -> None:
+        if not self.settings.smote:
+            return
+        rows, keep = tensors.numeric.numpy(), self.settings.keep
+        self._kept = [
+            np.concatenate([kept, rows[target == code]])[-keep:]
+            for code, kept in enumerate(self._kept)
+        ]
+
+    def _identity(self) -> dict[str, Any]:
+        settings = self.settings
+        return {
+            "[model] classes": list(self.features.classes),
+            "[train.sampling] method": settings.method,
+            "[train.sampling] desired": self._desired.tolist(),
+            "[train.sampling] rate": settings.rate,
+            "[train.sampling] smote": settings.smote,
+            "[train.sampling] seed": settings.seed,
+        }
+
+
+def _desired(settings: SamplingSettings, features: Features) -> NDArray[np.float64]:
+    """The shares, in class order."""
+    where = "[train.sampling] desired"
+    if features.task == "regression":
+        raise UserError(
+            "[train.sampling] is for classes, and [model] task is 'regression': take it out."
+        )
+    classes, desired = features.classes, settings.desired
+    for name in desired:
+        if name not in classes:
+            raise UserError(
+                f"{where} names class '{name}', which [model] classes does not."
+                f"{nearest(name, classes)}"
+            )
+    shares = np.array([desired.get(name, 0.0) if desired else 1.0 for name in classes])
+    if not (np.isfinite(shares).all() and (shares >= 0).all() and shares.sum() > 0):
+        raise UserError(
+            f"{where} expects shares of 0 or more, at least one above 0, got {dict(desired)}."
+        )
+    made: NDArray[np.float64] = shares / shares.sum()
+    return made
+
+
+def _ratio(desired: NDArray[np.float64], seen: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Desired share over true share of each class; 0 for one that was not seen."""
+    there = seen > 0
+    actual = seen / max(1, int(seen.sum()))
+    possible = np.where(there, desired, 0.0)
+    possible = possible / (possible.sum() or 1.0)
+    made: NDArray[np.float64] = np.divide(possible, actual, where=there, out=np.zeros(len(desired)))
+    return made
+
+
+def _nearest(rows: torch.Tensor, kept: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+    """The `k` kept rows nearest to each row, but not one that is the row itself, shape (n, k)."""
+    distance = torch.cdist(rows, torch.from_numpy(kept))
+    distance[distance == 0] = torch.inf
+    near: NDArray[np.int64] = distance.topk(min(k, len(kept) - 1), largest=False).indices.numpy()
+    return near
+
+
+__all__ = ["Balanced", "SamplingSettings"]

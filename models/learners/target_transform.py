@@ -1,0 +1,112 @@
+"""The scale on which a regression learns its target, and the way back."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from models.export.onnx_graph import Graph
+
+Transform = Literal["none", "log1p", "sqrt", "standard"]
+HIGHEST = 80.0
+"""Largest argument of the way back from a logarithm: its exponential is still a float32."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetScale:
+    """A value: learning makes a new one.
+
+    Attributes:
+        warp: ``none``, ``log1p`` or ``sqrt`` (both of targets that are not negative; another makes
+            the loss nan).
+        standard: then subtract the mean of all targets learned so far and divide by their standard
+            deviation.
+        count, mean, squares: of the warped targets; `squares` is the sum of squared deviations.
+    """
+
+    warp: str = "none"
+    standard: bool = False
+    count: float = 0
+    mean: float = 0.0
+    squares: float = 0.0
+
+    @property
+    def deviation(self) -> float:
+        """Population standard deviation, 1 where it would be 0."""
+        return math.sqrt(self.squares / self.count) if self.squares > 0 else 1.0
+
+    def learned(self, target: torch.Tensor) -> TargetScale:
+        """With these rows in the statistics (Chan, Golub and LeVeque's merge), in float64."""
+        if not self.standard:
+            return self
+        warped = self._warped(target.cpu().double()).numpy()
+        n, total = len(warped), self.count + len(warped)
+        mean = float(warped.mean())
+        apart = warped - mean
+        squares = float(np.square(apart).sum())
+        gap = mean - self.mean
+        return dataclasses.replace(
+            self,
+            count=total,
+            mean=self.mean + gap * n / total,
+            squares=self.squares + squares + gap * gap * self.count * n / total,
+        )
+
+    def forward(self, target: torch.Tensor) -> torch.Tensor:
+        """What the network should say for these targets."""
+        warped = self._warped(target)
+        return (warped - self.mean) / self.deviation if self.standard else warped
+
+    def inverse(self, raw: torch.Tensor) -> torch.Tensor:
+        """Targets, in their own unit, for what the network says."""
+        if self.standard:
+            raw = raw * self.deviation + self.mean
+        if self.warp == "sqrt":
+            return raw.clamp(min=0).square()
+        return raw.clamp(max=HIGHEST).expm1() if self.warp == "log1p" else raw
+
+    def build(self, graph: Graph, raw: str) -> str:
+        """`inverse` as nodes of an ONNX graph."""
+
+        def number(value: float) -> str:
+            return graph.constant(np.float32(value))
+
+        if self.standard:
+            raw = graph.op("Mul", raw, number(self.deviation))
+            raw = graph.op("Add", raw, number(self.mean))
+        if self.warp == "sqrt":
+            root = graph.op("Relu", raw)
+            return graph.op("Mul", root, root)
+        if self.warp == "log1p":
+            power = graph.op("Exp", graph.op("Min", raw, number(HIGHEST)))
+            return graph.op("Sub", power, number(1))
+        return raw
+
+    def faded(self, rows: int) -> TargetScale:
+        """The same scale, as if so few rows had taught it: those that come move it faster."""
+        if self.count <= rows:
+            return self
+        return dataclasses.replace(self, count=rows, squares=self.squares * (rows / self.count))
+
+    def snapshot(self) -> dict[str, Any]:
+        """The statistics as a plain value."""
+        return {"count": self.count, "mean": self.mean, "squares": self.squares}
+
+    def restored(self, value: Mapping[str, Any]) -> TargetScale:
+        """With the statistics that `snapshot` gave."""
+        return dataclasses.replace(self, **value)
+
+    def _warped(self, target: torch.Tensor) -> torch.Tensor:
+        if self.warp == "sqrt":
+            return target.sqrt()
+        return target.log1p() if self.warp == "log1p" else target
+
+
+__all__ = ["TargetScale", "Transform"]

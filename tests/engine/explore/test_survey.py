@@ -1,0 +1,497 @@
+"""What is found is what is there: against polars and numpy, however the rows are cut."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from datetime import datetime, timedelta
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.explore.time_axis import Clock, clock
+from engine.explore.distinct import ERROR, Distinct, Seen
+from engine.explore.findings import Findings, figures, left_out, related, sentences, times
+from engine.explore.notation import hint
+from engine.explore.suggestion import suggestion
+from engine.explore.survey import SLICES, VALUES, Survey, as_time
+from engine.scrub.features.derive import Derive
+from engine.columnar.hashing import hashes
+from engine.columnar.statistics import Quantiles
+from engine.types import Batch, Mark, UserError
+
+HOUR = 3_600_000_000
+
+
+def survey(frame: pl.DataFrame, cuts: list[int] | None = None, **options: Any) -> Survey:
+    made, start = Survey(dict(frame.schema)), 0
+    for stop in [*sorted(min(c, frame.height) for c in cuts or []), frame.height]:
+        made.update(frame[start:stop], **options)
+        start = stop
+    made.close()
+    return made
+
+
+def found(frame: pl.DataFrame, **own: Any) -> Findings:
+    import dataclasses
+
+    made = survey(frame)
+    bare = Findings(
+        name="rows",
+        rows=made.rows,
+        columns=figures(made),
+        repeated=made.seen.repeated,
+        times=times(made),
+        related=related(made),
+        left_out=tuple(left_out(made, None)),
+        **own,
+    )
+    return dataclasses.replace(bare, sentences=tuple(sentences(bare)), suggestion=suggestion(bare))
+
+
+numbers = st.one_of(st.none(), st.integers(-50, 50).map(float), st.just(float("nan")))
+rows = st.lists(st.tuples(numbers, numbers, st.sampled_from(["a", "b", None])), max_size=300)
+
+
+@settings(deadline=None, max_examples=60)
+@given(rows, st.lists(st.integers(0, 300), max_size=5))
+def test_figures_are_those_of_polars(given_rows: list[Any], cuts: list[int]) -> None:
+    frame = pl.DataFrame(
+        given_rows, schema={"x": pl.Float64, "y": pl.Float64, "t": pl.String}, orient="row"
+    )
+    made = survey(frame, cuts)
+    assert made.rows == frame.height
+    for figure in figures(made):
+        column = frame[figure.name]
+        known = (
+            column.fill_nan(None).drop_nulls() if figure.kind == "float64" else column.drop_nulls()
+        )
+        assert figure.missing == frame.height - len(known)
+        if frame.height:
+            assert figure.exact
+            assert figure.distinct == known.n_unique()
+            assert sum(n for _, n in figure.top) + figure.others == len(known)
+        if figure.kind == "float64" and len(known):
+            assert figure.mean == pytest.approx(known.mean(), abs=1e-9)
+            assert figure.deviation == pytest.approx(known.std(ddof=0), abs=1e-9)
+            assert figure.quantiles[0] == known.min()
+            assert figure.quantiles[-1] == known.max()
+            assert sum(part.rows for part in made.slices) == frame.height
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(2, 5), st.integers(3, 200), st.integers(0, 9), st.lists(st.integers(0, 200)))
+def test_correlations_are_numpys(columns: int, n: int, seed: int, cuts: list[int]) -> None:
+    chance = np.random.default_rng(seed)
+    x = chance.normal(size=(n, columns)) @ chance.normal(size=(columns, columns)) + 1e6
+    frame = pl.DataFrame(x, schema=[f"x{i}" for i in range(columns)])
+    assert survey(frame, cuts[:3]).pairs.correlation == pytest.approx(
+        np.corrcoef(x.T), rel=1e-6, abs=1e-6
+    )
+
+
+def test_a_pair_with_gaps_is_what_remains() -> None:
+    frame = pl.DataFrame({"a": [1.0, 2, None, 4, 9], "b": [2.0, 1, 7, None, 5]})
+    expected = np.corrcoef([1, 2, 9], [2, 1, 5])[0, 1]
+    assert survey(frame, [2]).pairs.correlation[0, 1] == pytest.approx(expected)
+
+
+def test_quantiles_and_far_values_are_right_within_half_a_percent_of_the_rows() -> None:
+    x = np.random.default_rng(1).standard_t(2, 100_000)
+    (column,) = figures(survey(pl.DataFrame({"x": x}), list(range(0, 100_000, 7_000))))
+    for q, value in zip((0.01, 0.25, 0.5, 0.75, 0.99), column.quantiles[1:-1], strict=True):
+        assert abs((x <= value).mean() - q) < 0.005
+    first, third = np.quantile(x, [0.25, 0.75])
+    reach = 3 * (third - first)
+    far = ((x < first - reach) | (x > third + reach)).sum()
+    assert abs(column.outliers - far) < 0.005 * len(x)
+    assert sum(column.bars) == pytest.approx(0.99, abs=0.01)
+
+
+@pytest.mark.parametrize("n", [0, 1, 100, 10_000, 1_000_000])
+def test_distinct_values_are_counted_within_three_errors(n: int) -> None:
+    values = hashes(pl.DataFrame({"x": np.arange(n)}))
+    made, half = Distinct(), Distinct()
+    made.update(values[: n // 2])
+    half.update(values[n // 3 :])
+    made.merge(half)
+    made.update(values)
+    assert abs(made.count - n) <= 3 * ERROR * n
+
+
+def test_copies_are_counted_exactly() -> None:
+    chance = np.random.default_rng(0)
+    x = chance.integers(0, 200_000, 300_000)
+    made = Seen()
+    for part in np.array_split(x, 37):
+        made.update(hashes(pl.DataFrame({"x": part})))
+    assert made.rows == len(x)
+    assert made.repeated == len(x) - len(np.unique(x))
+
+
+def test_a_full_memory_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.explore.distinct.SLOTS", 1 << 16)
+    made = Seen()
+    for start in range(0, 90_000, 30_000):
+        made.update(hashes(pl.DataFrame({"x": np.arange(start, start + 30_000)})))
+    assert made.full
+    made.update(hashes(pl.DataFrame({"x": np.arange(30_000)})))
+    assert made.repeated == 30_000
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.integers(0, 400), min_size=3, max_size=300),
+    st.lists(st.integers(0, 300), max_size=3),
+)
+def test_order_and_gaps(hours: list[int], cuts: list[int]) -> None:
+    made = Clock()
+    made.step, made._origin = HOUR, hours[0] * HOUR  # as a sample of neighbours settles it
+    start = 0
+    for stop in [*sorted(min(c, len(hours)) for c in cuts), len(hours)]:
+        made.update(pl.Series(hours[start:stop], dtype=pl.Int64) * HOUR)
+        start = stop
+    there = sorted(set(hours))
+    assert made.late == sum(h < max(hours[:i], default=h) for i, h in enumerate(hours))
+    assert made.repeated == len(hours) - len(there)
+    assert made.missing == there[-1] - there[0] + 1 - len(there)
+    assert sum(gap.steps for gap in made.gaps()) == made.missing
+
+
+def test_the_step_is_found() -> None:
+    begin = datetime(2024, 1, 1)
+    at = [begin + timedelta(minutes=5 * i) for i in range(2_000) if i not in (7, 8, 9, 1_500)]
+    made = survey(pl.DataFrame({"at": at, "x": range(len(at))}))
+    seen = times(made)
+    assert seen is not None
+    assert (seen.step, seen.missing, seen.late, seen.repeated) == (300.0, 4, 0, 0)
+    assert seen.gaps == (("2024-01-01 00:35:00", 3), ("2024-01-06 05:00:00", 1))
+
+
+TIMES: dict[str, tuple[dict[str, list[Any]], str | None]] = {
+    "datetime": ({"at": [datetime(2024, 1, 1)]}, "at"),
+    "text": ({"at": ["2024-01-01T10:00:00", "2024-01-01T11:00:00"]}, "at"),
+    "date and hour": ({"day": ["2024-01-01"], "hour": ["6:00-6:59"]}, "day + hour"),
+    "date": ({"day": ["2024-01-01"], "x": ["a"]}, "day"),
+    "seconds": ({"timestamp": [1_700_000_000]}, "timestamp"),
+    "milliseconds": ({"ts": [1_700_000_000_000]}, "ts"),
+    "a number that is none": ({"time": [12]}, None),
+    "words": ({"day": ["monday"]}, None),
+}
+
+
+@pytest.mark.parametrize("case", TIMES)
+def test_a_time_is_told_by_its_columns(case: str) -> None:
+    columns, name = TIMES[case]
+    told = clock(pl.DataFrame(columns))
+    assert (told and told[0]) == name
+    if told is not None:
+        year = datetime.fromtimestamp(pl.DataFrame(columns).select(told[1]).item(0, 0) / 1e6)
+        assert year.year in (2023, 2024)
+
+
+@pytest.mark.parametrize(
+    ("sql", "sentence"), [("nope +", "is no SQL expression"), ("x + 1", "expects a time or a date")]
+)
+def test_a_time_that_is_none_is_one_sentence(sql: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        as_time(pl.DataFrame({"x": [1]}), sql)
+
+
+def test_memory_stays_with_the_rows() -> None:
+    made = Survey({"x": pl.Float64()})
+    for _ in range(60):
+        made.update(pl.DataFrame({"x": np.random.default_rng(0).normal(size=5_000)}))
+    assert SLICES // 2 <= len(made.slices) <= SLICES
+    assert len({part.rows for part in made.slices[:-1]}) == 1
+    assert made.columns["x"].counts is None
+
+
+def test_nothing_much() -> None:
+    empty = found(pl.DataFrame(schema={"x": pl.Float64, "t": pl.String}))
+    assert empty.sentences == ("There are no rows.",)
+    assert empty.suggestion == ""
+    one = found(pl.DataFrame({"x": [1.5], "t": ["a"], "n": [None], "l": [[1, 2]]}))
+    assert one.sentences == ("No value at all in 'n'.",)
+    assert "The inside of column 'l' (List(Int64))." in one.left_out
+
+
+def test_the_suggestion_has_a_reason_for_each_stage() -> None:
+    chance = np.random.default_rng(0)
+    n = 2_000
+    x = chance.normal(size=n)
+    x[:20] = 1e3
+    y = [None if i % 10 == 0 else float(i) for i in range(n)]
+    frame = pl.DataFrame(
+        {
+            "x": x,
+            "y": y,
+            "amount": chance.exponential(size=n) ** 4,
+            "kind": chance.choice(["a", "b", "c"], n),
+            "id": [f"row {i}" for i in range(n)],
+            "label": (np.arange(n) % 100 == 0).astype(int),
+            "same": ["-"] * n,
+        }
+    )
+    made = found(pl.concat([frame, frame[:5]]), target="label").suggestion
+    import tomllib
+
+    scrub = tomllib.loads(made)["scrub"]
+    assert list(scrub) == [
+        *("duplicates", "missing", "outliers", "power", "standardize", "categories")
+    ]
+    assert scrub["missing"] == {"columns": ["y"], "strategy": "median", "indicator": True}
+    assert "x" in scrub["outliers"]["columns"]
+    assert scrub["power"]["columns"] == ["amount"]
+    assert scrub["categories"] == {"columns": ["kind"], "size": 8}
+    for line in (
+        '# left out: "id", nearly every row has its own value',
+        '# left out: "label", the target',
+        '# left out: "same", it does not vary',
+        "# [train.sampling]",
+    ):
+        assert line in made
+
+
+def test_values_that_are_too_many_are_not_listed() -> None:
+    frame = pl.DataFrame({"t": [f"{i}" for i in range(VALUES + 1)]})
+    (column,) = found(frame).columns
+    assert (column.exact, column.top) == (False, ())
+    assert abs(column.distinct - VALUES - 1) <= 3
+    assert column.reads
+
+
+KINDS: dict[str, pl.Series] = {
+    "above 63 bits": pl.Series([2**63 + 5, 2**64 - 1, None], dtype=pl.UInt64),
+    "128 bits": pl.Series([2**100, -(2**100), None], dtype=pl.Int128),
+    "decimal": pl.Series(["1.10", "99999999999999999999.25", None]).cast(pl.Decimal(30, 2)),
+    "narrow": pl.Series([-128, 127, None], dtype=pl.Int8),
+    "nothing": pl.Series([None, None, None]),
+    "bool": pl.Series([True, False, None]),
+    "bytes": pl.Series([b"a", b"\xff", None]),
+    "enum": pl.Series(["a", "b", None], dtype=pl.Enum(["a", "b"])),
+    "list": pl.Series([[1], [2, 3], None]),
+    "struct": pl.Series([{"a": 1}, {"a": 2}, None]),
+    "duration": pl.Series([timedelta(1), timedelta(2), None]),
+    "nanoseconds": pl.Series([1, 2, None]).cast(pl.Datetime("ns", "UTC")),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_type_is_looked_at(kind: str) -> None:
+    column = found(KINDS[kind].alias("x").to_frame()).columns[0]
+    nested = KINDS[kind].dtype.is_nested()
+    assert column.missing == KINDS[kind].null_count()
+    assert column.distinct == (0 if nested else KINDS[kind].drop_nulls().n_unique())
+
+
+def test_whole_numbers_hash_by_value_whatever_their_width() -> None:
+    values = [0, 1, 127]
+    narrow = hashes(pl.DataFrame({"x": pl.Series(values, dtype=pl.UInt8)}))
+    for kind in (pl.Int16, pl.UInt32, pl.Int64, pl.UInt64):
+        assert (hashes(pl.DataFrame({"x": pl.Series(values, dtype=kind)})) == narrow).all()
+
+
+def test_a_digest_is_asked_as_often_for_many_columns_as_for_few(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It answers for all columns at once: asked for each, work grows with their square."""
+    asked: list[int] = []
+    quantile = Quantiles.quantile
+
+    def counting(self: Quantiles, *q: float) -> Any:
+        asked.append(len(self.low))
+        return quantile(self, *q)
+
+    monkeypatch.setattr(Quantiles, "quantile", counting)
+    chance = np.random.default_rng(0)
+    calls = []
+    for columns in (2, 40):
+        asked.clear()
+        found(pl.DataFrame({f"x{i}": chance.normal(size=600) for i in range(columns)}))
+        calls.append(len(asked))
+    assert calls[0] == calls[1]
+
+
+def test_numbers_that_name_things_are_no_features() -> None:
+    chance = np.random.default_rng(0)
+    frame = pl.DataFrame(
+        {
+            "number": np.arange(10_001, 10_201),
+            "user_id": chance.integers(0, 50, 200),
+            "customerId": chance.integers(0, 50, 200),
+            "zip": [f"{i:05}" for i in chance.integers(0, 100, 200)],
+            "paid": chance.integers(0, 1_000, 200),
+            "height": chance.normal(size=200),
+        }
+    )
+    told = found(frame)
+    (keys,) = (s for s in told.sentences if s.startswith("Numbers that name things"))
+    assert "'number' (it counts the rows)" in keys
+    assert "'user_id' (its name" in keys
+    assert "'customerId'" in keys
+    assert "paid" not in keys
+    assert 'columns = ["paid", "height"]' in told.suggestion
+    assert "zip" not in "".join(s for s in told.sentences if "reads as numbers" in s)
+    assert 'columns = ["zip"]' in told.suggestion  # a category
+
+
+def test_text_that_reads_as_numbers_is_said_where_nothing_is_lost() -> None:
+    told = found(pl.DataFrame({"x": ["1", "2.5", "0", "0.5", "-3"]}))
+    assert any("reads as numbers" in s and "'x'" in s for s in told.sentences)
+
+
+def test_types_are_named_as_a_pipeline_file_does_and_a_label_is_no_feature() -> None:
+    times = pl.datetime_range(pl.datetime(2024, 1, 1), pl.datetime(2024, 1, 2), "1h", eager=True)
+    n = len(times)
+    frame = pl.DataFrame(
+        {
+            "at": times, "paid": times.reverse().alias("paid"), "a": [float(i) for i in range(n)],
+            "y": [i / 2 for i in range(n)], "Label": ["yes", "no"] * (n // 2) + ["no"],
+        }
+    )  # fmt: skip
+    made = found(frame)
+    assert [column.kind for column in made.columns] == [
+        "datetime", "datetime", "float64", "float64", "string",
+    ]  # fmt: skip
+    text = suggestion(made)
+    assert '"paid", a time: a [scrub.derive]' in text
+    scrub = tomllib.loads(text)["scrub"]
+    named = {column for table in scrub.values() for column in table.get("columns", ())}
+    assert named <= {"a"}
+    assert "[model] target" in text
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ([["a"], ["b", "c"]], 'a [scrub.tokens] with columns = ["x"], and then [model] sparse'),
+        ([[1], [2, 3]], "[scrub.tokens]"),
+        ([[1.5], [2.0]], 'lists of numbers: [model] ragged or padded = ["x"]'),
+        ([{"a": 1, "b": 2}] * 2, '[source.paths] makes columns of what is in it, as in "x_a" ='),
+        ([b"\xff", b"\xfe"], "[scrub.image]"),
+        ([[[1]], [[2]]], "no stage makes features of list[list[int64]]"),
+    ],
+)
+def test_what_makes_features_of_lists_and_objects_is_named(values: list[Any], said: str) -> None:
+    assert said in suggestion(found(pl.DataFrame({"x": values, "z": [1.5, 2.5]})))
+
+
+@pytest.mark.parametrize(
+    ("values", "special", "numbers"),
+    [
+        (["1,100.50", "7", "1,000,000"], "with a comma between thousands", [1100.5, 7, 1e6]),
+        (["1.100,50", "7", "-2.000"], "with a point between thousands", [1100.5, 7, -2000]),
+        (["1,5", "7", "12,25"], "with a decimal comma", [1.5, 7, 12.25]),
+        (["1 100,5", "7", "2 000"], "with a space between thousands", [1100.5, 7, 2000]),
+        (["1'100.5", "7", "2'000"], "with an apostrophe between thousands", [1100.5, 7, 2000]),
+        (["5%", "7.5 %", "0,5%"], "in percent", [0.05, 0.075, 0.005]),
+        (["1.5", "2", "3"], "", []),
+        (["a", "b,c", "1,100"], "", []),
+        ([None, None, None], "", []),
+    ],
+)
+def test_numbers_that_no_cast_reads_are_told_with_what_reads_them(
+    values: list[str | None], special: str, numbers: list[float]
+) -> None:
+    frame = pl.DataFrame({"my x": pl.Series(values, dtype=pl.String), "z": [1.5, 2.5, 3.5]})
+    made = found(frame)
+    assert special in made.columns[0].special
+    assert bool(made.columns[0].special) == bool(special)
+    told = hint("my x", frame["my x"])
+    assert (told is None) == (not special)
+    if told is not None:
+        assert any("'my x'" in s and special in s for s in made.sentences)
+        columns = tomllib.loads(made.columns[0].reader)
+        assert f"{{ {made.columns[0].reader} }}" in made.suggestion
+        assert made.columns[0].reader in told
+        stage = Derive("derive", Derive.Settings(columns=columns))
+        bare = frame.with_columns(_partition=pl.lit("p"), _position=pl.int_range(3))
+        stage.bind(dict(frame.schema))
+        batch = Batch(frame=bare, mark=Mark(), arrived=0.0, raw_rows=3)
+        assert stage.apply(batch).frame["my x"].to_list() == pytest.approx(numbers)
+
+
+@pytest.mark.parametrize(
+    ("values", "words", "special"),
+    [
+        (["61,9", "---", "62,0", "---", "5,5"], {"---": 2}, "with a decimal comma"),
+        (["1.013,2", "n/a", "1.012,8", "?", "7"], {"n/a": 1, "?": 1}, "with a point between"),
+        (["1.5", "none", "2", "3"], {"none": 1}, ""),
+        (["1,5"] * 199 + ["1-2"], {}, "with a decimal comma"),
+        (["1.5"] * 199 + ["1-2"], {}, ""),
+    ],
+)
+def test_what_is_no_number_among_numbers_is_named(
+    values: list[str], words: dict[str, int], special: str
+) -> None:
+    frame = pl.DataFrame({"x": values, "z": [float(i) for i in range(len(values))]})
+    made = found(frame)
+    column = made.columns[0]
+    said = f"null_values = {json.dumps(list(words))}" if words else "but for 1 value that is none"
+    told = hint("x", frame["x"]) if words or special else said
+    for text in (column.but, made.suggestion, told, " ".join(made.sentences)):
+        assert text is not None
+        assert said in text
+        assert all(f"{word!r} in {n} row" in text for word, n in words.items())
+    assert special in column.special
+    if special:
+        (sql,) = tomllib.loads(column.reader).values()
+        read = frame.select(pl.sql_expr(sql)).to_series()
+        assert read.null_count() == (sum(words.values()) or 1)
+
+
+@pytest.mark.parametrize("values", [["a", "b", "1"], ["---", "---", "1,5"], ["007", "x", "008"]])
+def test_texts_are_no_numbers_with_gaps(values: list[str]) -> None:
+    frame = pl.DataFrame({"x": values, "z": [1.5, 2.5, 3.5]})
+    assert not found(frame).columns[0].but
+    assert not hint("x", frame["x"])
+
+
+def test_words_for_true_and_false_are_told() -> None:
+    frame = pl.DataFrame({"x": ["Ja", "Nein", "Ja"], "y": ["ja", "oui", "ja"], "z": [1.5, 2, 3]})
+    (said,) = [s for s in found(frame).sentences if "true and false" in s]
+    assert "'x' ('Ja', 'Nein')" in said
+    assert "'y'" not in said
+
+
+def test_rows_with_other_lists_are_no_copies() -> None:
+    """Of whatever type the columns are: every value counts, also in the middle of a long list."""
+    n = 300
+    long = [[0.0] * 150 + [float(i)] + [0.0] * 150 for i in range(n)]
+    columns: dict[str, Any] = {
+        "lists": [[i] for i in range(n)],
+        "long": long,
+        "texts": [["same", str(i), None] for i in range(n)],
+        "objects": [{"a": {"b": i}} for i in range(n)],
+        "arrays": pl.Series([[1.0, i] for i in range(n)], dtype=pl.Array(pl.Float64, 2)),
+        "bytes": [b"x" * 200 + bytes([i // 256, i % 256]) + b"x" * 200 for i in range(n)],
+    }
+    for name, values in columns.items():
+        frame = pl.DataFrame({name: values, "y": [i % 2 == 0 for i in range(n)]})
+        made = found(frame)
+        assert made.repeated == 0, name
+        assert "duplicates" not in made.suggestion
+        twice = pl.concat([frame, frame.head(30)])
+        assert survey(twice, [101, 250]).seen.repeated == 30, name
+
+
+def test_no_stage_is_suggested_that_would_leave_little() -> None:
+    frame = pl.DataFrame({"x": [i % 4 * 1.5 for i in range(1_000)], "y": [True, False] * 500})
+    made = found(frame)
+    assert made.repeated == 996
+    assert "duplicates" not in made.suggestion
+    few = pl.concat([pl.DataFrame({"x": np.arange(900) * 1.5}), pl.DataFrame({"x": [0.0] * 100})])
+    assert '[scrub.duplicates] # 100 rows are copies\nby = ["x"]' in found(few).suggestion
+
+
+def test_no_more_values_differ_than_there_are() -> None:
+    for n in (5_000, 20_000):
+        for seed in range(3):
+            x = np.random.default_rng(seed).normal(size=n)
+            frame = pl.DataFrame({"x": [*x, None], "t": [*map(str, x), None]})
+            assert all(c.distinct <= n for c in found(frame).columns)

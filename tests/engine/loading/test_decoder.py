@@ -1,0 +1,105 @@
+"""Raw records to one frame: the number of threads changes nothing, a record too large costs
+itself."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import polars as pl
+import pytest
+
+from connectors.formats.ndjson import Ndjson
+from engine.loading.decoder import PART_ROWS, Decoder
+from engine.loading.autotune import Threads
+from engine.types import Records, Rejects, Schema, Values
+
+SCHEMA: Schema = {"a": pl.Int64(), "t": pl.String()}
+
+
+def records(values: list[bytes], start: int = 0, partition: str = "p") -> Records:
+    bounds = np.cumsum([0, *map(len, values)])
+    data = np.frombuffer(b"".join(values), np.uint8)
+    return Records(
+        partition=partition,
+        positions=np.arange(start, start + len(values)),
+        next=start + len(values),
+        values=Values(data=data, bounds=bounds),
+        arrived=0.0,
+    )
+
+
+def lines(n: int, start: int = 0) -> list[bytes]:
+    bad = b'{"a": "x", "t": 1}\n'
+    good = [b'{"a": %d, "t": "row %d"}\n' % (i, i) for i in range(start, start + n)]
+    return [bad if i % 97 == 0 else line for i, line in enumerate(good)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_threads_change_nothing(count: int) -> None:
+    n = 3 * PART_ROWS + 5
+    pieces = [records(lines(n)), records(lines(10, n), n), records(lines(n), partition="q")]
+    alone, together = Decoder(Ndjson(), SCHEMA), decoder(count)
+    frame, rejects = together.decode(pieces)
+    expected, bad = alone.decode(pieces)
+    together.close()
+    assert frame.equals(expected)
+    assert rows_of(rejects).equals(rows_of(bad))
+    assert frame.height + rows_of(rejects).height == 2 * n + 10
+
+
+def decoder(count: int) -> Decoder:
+    return Decoder(Ndjson(), SCHEMA, threads=Threads(count, fixed=count))
+
+
+def rows_of(rejects: tuple[Rejects, ...]) -> pl.DataFrame:
+    return pl.concat(reject.rows for reject in rejects)
+
+
+def test_small_batches_are_not_worth_a_thread() -> None:
+    before = threading.active_count()
+    made = decoder(4)
+    made.decode([records(lines(PART_ROWS))])
+    assert threading.active_count() == before
+    made.close()
+
+
+def test_closed_it_leaves_no_thread_and_works_again() -> None:
+    before = threading.active_count()
+    made = decoder(2)
+    for _ in range(2):
+        made.decode([records(lines(4 * PART_ROWS))])
+        assert threading.active_count() > before
+        made.close()
+        assert threading.active_count() == before
+
+
+def test_nothing_gives_an_empty_frame() -> None:
+    frame, rejects = decoder(2).decode([])
+    assert (frame.height, list(frame.columns)[2:], rejects) == (0, ["a", "t"], ())
+
+
+def test_an_error_of_a_thread_is_raised() -> None:
+    class Broken:
+        def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
+            raise MemoryError("as it may be")
+
+    made = Decoder(Broken(), SCHEMA, threads=Threads(2, fixed=2))
+    with pytest.raises(MemoryError, match="as it may be"):
+        made.decode([records(lines(4 * PART_ROWS))])
+    made.close()
+
+
+def test_a_record_larger_than_the_budget_costs_itself() -> None:
+    huge = b'{"a": 9, "t": "' + b"x" * 1_000 + b'"}\n'
+    values = [huge, *lines(5), huge, huge, *lines(2), huge]
+    made = Decoder(Ndjson(), SCHEMA, largest=1_000)
+    frame, rejects = made.decode([records(values, start=100)])
+    large = [reject for reject in rejects if reject.reason == "too_large"]
+    assert rows_of(tuple(large))["_position"].to_list() == [100, 106, 107, 110]
+    assert large[0].rows["detail"][0] == (
+        "Expected a record of at most 1,000 bytes ([loader] memory_budget), got 1,018: raise the "
+        "budget."
+    )
+    assert frame.height + rows_of(rejects).height == len(values)
+    assert frame["_position"].to_list() == [102, 103, 104, 105, 109]

@@ -1,0 +1,182 @@
+"""Figures of classes from sums: against scikit-learn, however the rows come in parts."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from rich.console import Console
+from sklearn.metrics import (
+    average_precision_score,
+    brier_score_loss,
+    confusion_matrix,
+    precision_recall_curve,
+    precision_recall_fscore_support,
+    roc_auc_score,
+)
+
+from engine.quality.evaluation import Evaluation
+from engine.quality.measures import CALIBRATION, Hits, bins, edges, reliability
+from engine.running.report import rare_classes, tables
+from engine.types import Features
+
+
+def rows(n: int, rate: float, seed: int = 0) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Classes, a share of `rate` of them 1, and well calibrated scores of about that size."""
+    rng = np.random.default_rng(seed)
+    raw = rng.normal(size=n) + np.log(rate / (1 - rate))
+    scores = 1 / (1 + np.exp(-raw))
+    return (rng.random(n) < scores).astype(np.int64), scores
+
+
+def summed(
+    target: NDArray[Any], scores: NDArray[Any], cuts: list[int], threshold: float = 0.5
+) -> Hits:
+    k = 2 if scores.ndim == 1 else scores.shape[1]
+    sums = Hits.empty(k, 0)
+    for start, stop in zip([0, *cuts], [*cuts, len(target)], strict=True):
+        none = np.empty((stop - start, 0), np.int64)
+        sums = sums.add(target[start:stop], scores[start:stop], none, threshold)
+    return sums
+
+
+@pytest.mark.parametrize("rate", [0.3, 0.02, 0.0005, 1e-5])
+def test_two_classes_however_rare_the_second(rate: float) -> None:
+    target, scores = rows(400_000, rate)
+    target[:3] = 1
+    made = summed(target, scores, [100_000], rate).metrics(2 * rate)
+    assert made["auc"] == pytest.approx(roc_auc_score(target, scores), abs=1e-4)
+    precision = average_precision_score(target, scores)
+    assert made["average_precision"] == pytest.approx(precision, rel=0.01)
+    assert made["brier"] == pytest.approx(brier_score_loss(target, scores))
+    reached, recall, _ = precision_recall_curve(target, scores)
+    best = recall[reached >= 2 * rate].max()
+    assert made["recall_at_precision"] == pytest.approx(best, abs=0.05)
+    assert np.array_equal(made["confusion"], confusion_matrix(target, scores > rate))
+    assert made["calibration_error"] < 0.3 * rate + 1e-4
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_figures_of_a_class_are_its_own_wherever_it_stands(first: bool) -> None:
+    """The rare class is class 1, or class 0."""
+    target, scores = rows(200_000, 0.02)
+    if first:
+        target, scores = 1 - target, 1 - scores
+    made = summed(target, scores, [], 0.9 if first else 0.1).by_class(0.1)
+    predicted = (scores > (0.9 if first else 0.1)).astype(np.int64)
+    each = precision_recall_fscore_support(target, predicted, zero_division=0)
+    for number, figures in enumerate(made):
+        own = scores if number else 1 - scores
+        true = target == number
+        got = [figures[key] for key in ("precision", "recall", "f1", "rows")]
+        np.testing.assert_allclose(got, [values[number] for values in each])
+        expected = average_precision_score(true, own)
+        assert figures["average_precision"] == pytest.approx(expected, rel=0.01)
+        reached, recall, _ = precision_recall_curve(true, own)
+        best = recall[reached >= 0.1].max()
+        assert figures["recall_at_precision"] == pytest.approx(best, abs=0.02)
+
+
+def test_figures_of_each_of_several_classes() -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.dirichlet([0.3, 3, 3], 5_000)
+    target = np.array([rng.choice(3, p=p) for p in scores])
+    made = summed(target, scores, [1_000]).by_class()
+    each = precision_recall_fscore_support(target, scores.argmax(axis=1))
+    for number, figures in enumerate(made):
+        got = [figures[key] for key in ("precision", "recall", "f1", "rows")]
+        np.testing.assert_allclose(got, [values[number] for values in each])
+
+
+@pytest.mark.parametrize("classes", [("yes", "no"), ("no", "yes")])
+def test_the_table_of_a_rare_class_is_of_that_class(classes: tuple[str, str]) -> None:
+    target, scores = rows(20_000, 0.03)
+    if classes[0] == "yes":
+        target, scores = 1 - target, 1 - scores
+    features = Features(numeric=("a",), target="y", task="binary", classes=classes)
+    evaluation = Evaluation(Evaluation.Settings(), features)
+    evaluation.bind({})
+    evaluation.update(pl.DataFrame({"a": scores}), target, scores)
+    made = evaluation.report()
+    assert rare_classes(made) == ["yes"]
+    rare, own = classes.index("yes"), scores if classes[1] == "yes" else 1 - scores
+    console = Console(width=120, record=True)
+    console.print(tables(made)[2])
+    text = console.export_text()
+    expected = average_precision_score(target == rare, own)
+    shown = re.search(r"average precision +│ +(0\.\d+) +│ +(0\.\d+)", text)
+    assert shown is not None
+    assert float(shown[1]) == pytest.approx(expected, rel=0.02)
+    assert float(shown[2]) == pytest.approx((target == rare).mean(), abs=1e-4)
+
+
+def test_calibration_says_how_far_probabilities_are_off() -> None:
+    target, scores = rows(200_000, 0.05)
+    honest = summed(target, scores, []).metrics()["calibration_error"]
+    double = summed(target, np.minimum(2 * scores, 0.999), []).metrics()["calibration_error"]
+    assert honest < 0.002
+    assert double == pytest.approx(scores.mean(), rel=0.1)
+    groups = reliability(summed(target, scores, []).histogram)
+    assert len(groups) == CALIBRATION
+    assert sum(group["rows"] for group in groups) == 200_000
+    for group in groups:
+        assert group["rows"] == pytest.approx(200_000 / CALIBRATION, rel=0.05)
+        assert group["said"] == pytest.approx(group["true"], abs=0.02)
+
+
+def test_several_classes() -> None:
+    rng = np.random.default_rng(1)
+    raw = rng.normal(size=(20_000, 4))
+    scores = np.exp(raw) / np.exp(raw).sum(axis=1, keepdims=True)
+    target = (scores.cumsum(axis=1) < rng.random((20_000, 1))).sum(axis=1)
+    sums = summed(target, scores, [7])
+    made = sums.metrics()
+    assert made["brier"] == pytest.approx(((scores - np.eye(4)[target]) ** 2).sum(axis=1).mean())
+    assert made["calibration_error"] < 0.02
+    assert "auc" not in made
+    right = (scores.argmax(axis=1) == target).mean()
+    groups = reliability(sums.histogram)
+    assert sum(g["rows"] * g["true"] for g in groups) / 20_000 == pytest.approx(right)
+
+
+def test_what_the_shares_alone_come_to_stands_beside() -> None:
+    target, scores = rows(50_000, 0.05)
+    share = target.mean()
+    alone = np.full(len(target), share)
+    chance, made = summed(target, scores, []).chance(), summed(target, alone, []).metrics()
+    assert chance["average_precision"] == pytest.approx(made["average_precision"])
+    assert chance["brier"] == pytest.approx(made["brier"])
+    assert chance["log_loss"] == pytest.approx(made["log_loss"])
+    assert chance["auc"] == made["auc"]
+    three = np.eye(3)[np.arange(300) % 3] * 0 + 1 / 3
+    sums = summed(np.arange(300) % 3, three, [])
+    assert sums.chance()["brier"] == pytest.approx(sums.metrics()["brier"])
+    assert Hits.empty(2, 0).chance() == {}
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    scores=st.lists(st.floats(0, 1), min_size=1, max_size=50),
+    cuts=st.lists(st.integers(0, 50), max_size=4),
+    seed=st.integers(0, 9),
+)
+def test_parts_and_a_snapshot_change_nothing(
+    scores: list[float], cuts: list[int], seed: int
+) -> None:
+    given_scores = np.array(scores)
+    target = np.random.default_rng(seed).integers(0, 2, len(scores))
+    cuts = sorted(min(cut, len(scores)) for cut in cuts)
+    whole = summed(target, given_scores, [])
+    parts = Hits.restore(summed(target, given_scores, cuts).snapshot())
+    assert np.array_equal(whole.histogram, parts.histogram)
+    assert np.array_equal(whole.confusion, parts.confusion)
+    assert parts.brier == pytest.approx(whole.brier)
+    at = bins(given_scores)
+    assert (edges()[at] <= given_scores + 1e-12).all()
+    assert (given_scores <= np.append(edges(), 1.0)[at + 1] + 1e-12).all()
