@@ -240,7 +240,7 @@ def _begins(partitions: pl.Series, known: Mapping[str, object]) -> NDArray[np.ob
 
 
 def _records(letters: Records, frame: pl.DataFrame, source: Source) -> Records:
-    """Letters as what they hold."""
+    """Unwrap dead letters into the records they contain."""
     raw = frame["raw"].str.decode("base64", strict=False)
     gone = frame["raw"].is_null() & (frame["reason"] == TOMBSTONE)
     value = raw.zip_with(raw.is_not_null(), frame["value"].fill_null("").cast(pl.Binary))

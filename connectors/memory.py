@@ -133,7 +133,7 @@ class MemorySource(Source):
 
 
 class MemorySink(Sink):
-    """Keeps frames; `flush` makes them safe, `restore` takes later ones away.
+    """An in-memory sink; `flush` makes frames durable, `restore` drops later ones.
 
     Attributes:
         frames: what was written, the first `flushed` of it safe.

@@ -559,7 +559,7 @@ def component(name: Any, known: Mapping[str, str], section: str, where: str = ""
 
 
 def apart(source: Mapping[str, Any], *, whole: bool = True) -> dict[str, Any]:
-    """A [source] for a look beside the run: it joins no group and commits nothing.
+    """Return a copy of the source that joins no consumer group and commits nothing, for inspection.
 
     Args:
         whole: of a topic, all records that there are now, and no more.
@@ -625,7 +625,7 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _another_kind(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether a table replaces the one below it: the keys of another kind are of no use to it."""
+    """Return whether an override replaces the whole table, because its kind differs."""
     return "kind" in old and "kind" in new and old["kind"] != new["kind"]
 
 
@@ -721,7 +721,8 @@ def _sentence(error: ValidationError, settings: type[BaseModel], section: str, w
 def _located(
     settings: type[BaseModel], loc: list[str]
 ) -> tuple[type[BaseModel], list[str], list[str]]:
-    """Which Settings class a complaint is about, the path to its key, and what is left of the
+    """Locate a validation error: the Settings class, the path of the key, and the rest of the
+    location.
     place: inside a value, or pydantic's name for a member of a union."""
     for i, part in enumerate(loc):
         field = field_of(settings, part)
@@ -744,8 +745,8 @@ def _nested(annotation: Any) -> type[BaseModel] | None:
 
 
 def suggestion(key: str, known: Iterable[str]) -> str:
-    """What a key may have meant that is none of `known`: another of its table, what other tools
-    call it, or the same key of another table; to end a sentence."""
+    """Suggest a known key for an unknown one, from this table, from other tools' names, or from
+    other tables."""
     names = list(known)
     meant = [name for name in SYNONYMS.get(key.lower(), ()) if name in names]
     if meant:

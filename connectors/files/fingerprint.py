@@ -1,4 +1,4 @@
-"""What a file is known by, whatever its path: its content, and what the system says of it.
+"""File fingerprints: recognise a file by its content and inode, whatever its path.
 
 A partition is named by the path of a file as it was first seen. Between two looks a file may be
 moved, spelt otherwise, rotated, compressed, cut or replaced. So a checkpoint holds a `Fingerprint`
@@ -114,7 +114,7 @@ class Fingerprint:
 
 
 def digest(data: bytes) -> str:
-    """A short text that no other bytes have."""
+    """Return a short digest of the bytes."""
     return hashlib.blake2b(data, digest_size=12).hexdigest()
 
 
@@ -235,8 +235,8 @@ def together(paths: Iterable[Path]) -> str:
 
 
 class Contents:
-    """Which files hold the same, by size, beginning and end: rows of a copy are read again, which
-    is told."""
+    """Detects copies of a file by size, beginning and end, and warns that their rows are read
+    twice."""
 
     def __init__(self) -> None:
         self._names: dict[str, str] = {}
@@ -321,7 +321,7 @@ def free(name: str, taken: Collection[str]) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resumed:
-    """What a run goes on with.
+    """The files and positions a run resumes with.
 
     Attributes:
         files: partition -> file, in their order.
@@ -335,7 +335,7 @@ class Resumed:
 
 
 def resumed(found: Mapping[str, Path], known: Mapping[str, Fingerprint], policy: Policy) -> Resumed:
-    """As `named`, and what else a run needs to know.
+    """Match the files to the checkpoint and report moved, changed and missing ones.
 
     Raises: UserError where a file that was read is replaced, cut, gone before its end, or goes on
         within its last row, and the policy is to fail.

@@ -80,8 +80,7 @@ class Tail:
     since: float = field(default_factory=time.monotonic)
 
     def fingerprint(self, position: int | None = None) -> Fingerprint | None:
-        """What it is known by, where a mark stands at `position`; where it is read, unless
-        given."""
+        """Return the fingerprint of the file for a mark at `position`."""
         if self.watched is None:
             return self.known
         return self.watched.at(self.position if position is None else position, self.total, LAP)
@@ -101,7 +100,7 @@ class Tail:
         return file if isinstance(file, TextFile) and not file.compressed else None
 
     def close(self) -> None:
-        """Let go of its file."""
+        """Close the file."""
         if self.file is not None:
             self.file.close()
             self.file = None
@@ -109,7 +108,7 @@ class Tail:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A file that is there.
+    """A file seen by the last directory scan.
 
     Attributes:
         shown: its path as found.
@@ -124,7 +123,7 @@ class Found:
 
 
 class Follower:
-    """See the module.
+    """Follows files that grow or appear and yields their new rows.
 
     Args:
         find: the files there are now.
@@ -161,7 +160,7 @@ class Follower:
         self._next_look = 0.0
 
     def start(self, positions: Mapping[str, int], known: Mapping[str, Fingerprint]) -> None:
-        """From a mark."""
+        """Restore the read positions from a mark."""
         self.close()
         names = {**known, **dict.fromkeys(self._tails), **dict.fromkeys(positions)}
         before = {name: tail.fingerprint(positions.get(name)) for name, tail in self._tails.items()}
@@ -304,7 +303,7 @@ class Follower:
         tail.known = replace(known, unfinished=end == 0)
 
     def _left(self, tail: Tail) -> None:
-        """Its file has other content now."""
+        """Handle a file whose content was replaced."""
         tail.number, tail.since = None, time.monotonic()
         self._close(tail)
         self._next_look = 0.0
@@ -348,7 +347,7 @@ class Follower:
         return found
 
     def _changed(self, tail: Tail, file: Found | None) -> None:
-        """What became of a tail's file."""
+        """Update a tail from the file now at its path: unchanged, grown, moved or truncated."""
         if file is None:
             tail.number, tail.since = None, time.monotonic()
             return  # it is read to its end, where it is open
@@ -435,7 +434,7 @@ class Follower:
         return twin is not None or not head
 
     def _tell_copy(self, file: Found, twin: Tail) -> None:
-        """Say of a copy that it waits, and, where it stays, that it is not read."""
+        """Report a possible copy: first that it is held back, later that it is skipped."""
         now = time.monotonic()
         since = self._copies.setdefault(file.number, now)
         if since == now:

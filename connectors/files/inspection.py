@@ -1,4 +1,4 @@
-"""What files say of their columns before they are read: footers, headers, rows to guess from."""
+"""Schema discovery: footers, headers, and sample rows for type inference."""
 
 from __future__ import annotations
 
@@ -342,7 +342,7 @@ def _no_objects(name: str, lines: bytes) -> UserError:
 
 
 class Shares:
-    """Deals the bytes to guess from out to files: what one leaves, the next may have.
+    """Splits the inference byte budget among files; unused bytes pass to the next.
 
     Args:
         files: how many there are.
@@ -376,7 +376,7 @@ def _note_lacking(found: Inspection, there: Mapping[str, list[str]]) -> None:
 
 
 def _settled(dtype: pl.DataType) -> pl.DataType:
-    """Text where there was no value."""
+    """Replace the null type by text."""
     if dtype == pl.Null:
         return pl.String()
     if isinstance(dtype, pl.List):

@@ -1,4 +1,4 @@
-"""Files as a sink: a folder of numbered parts, each there whole or not at all."""
+"""A file sink: writes numbered part files atomically."""
 
 from __future__ import annotations
 
@@ -244,7 +244,7 @@ class FilesSink(Sink):
         self._frames, self._nbytes, self._spilled = [], 0, []
 
     def _spill(self) -> None:
-        """What is in memory becomes one temporary part, safe on the disk."""
+        """Write the buffered rows to a temporary part file and fsync it."""
         if not self._frames:
             return
         name = self._name(self._next + len(self._spilled))

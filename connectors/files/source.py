@@ -687,11 +687,11 @@ class FilesSource(Source):
 
     @cached_property
     def _digest(self) -> str:
-        """Of the files that are sorted together."""
+        """Return the identities of the files of the sorted partition."""
         return together(self._files.values()) if self.settings.order_by else ""
 
     def commit(self, mark: Mark) -> bool:
-        """Nothing: a file is not changed by reading it."""
+        """Do nothing: files have no offsets to commit."""
         return True
 
     def lag(self, mark: Mark) -> Mapping[str, int]:
@@ -749,7 +749,7 @@ class FilesSource(Source):
 
     @property
     def _dialect(self) -> Dialect:
-        """How a CSV is written: as declared, else as found, else as usual."""
+        """Return the CSV dialect: declared, else sniffed, else the default."""
         found = dict(self._found_dialect or {})
         if self._words_learned:
             words = {*found.get("null_values", ()), *self._words_learned}
@@ -773,7 +773,7 @@ class FilesSource(Source):
         return declared
 
     def _take(self, found: dict[str, Any] | None) -> None:
-        """Read CSV as it was found to be written, where nothing else is declared."""
+        """Apply the sniffed CSV dialect to fields that are not declared."""
         self._found_dialect = found
         for decoder in self._csvs:
             decoder.dialect = self._dialect

@@ -51,7 +51,7 @@ class Piped(Bytes):
 
     @property
     def peeking(self) -> bool:
-        """Whether what is read is kept."""
+        """Return whether bytes read so far are buffered for a rewind."""
         return self._peeking
 
     def ready(self, timeout: float) -> bool:

@@ -49,7 +49,7 @@ class Member:
 
 @dataclass(slots=True)
 class Sample:
-    """What was read of a row."""
+    """The members read so far of one sample."""
 
     offset: int
     key: str

@@ -101,8 +101,7 @@ def columnar(consumer: KafkaConsumer, *, newline: bool, whole: bool = False) -> 
 
 
 class Frame(KafkaBytes):  # type: ignore[misc]
-    """An answer that is read where it lies, if it is large: kafka-python's own copies it twice to
-    look at it."""
+    """A response buffer that large fetches are received into without a copy."""
 
     def read(self, nbytes: int | None = None) -> bytes | memoryview:
         """The next bytes, or the whole rest."""
@@ -115,7 +114,7 @@ class Frame(KafkaBytes):  # type: ignore[misc]
 
 
 def _received(transport: KafkaTCPTransport) -> tuple[bytes, KafkaError | None]:
-    """What has come, and what went wrong.
+    """Poll; return the fetched chunks and the errors per partition.
 
     What belongs to an answer that has begun goes to its place at once, but for the last byte, with
     which kafka-python finds it complete. It takes 4 KiB each, puts them together, and copies them
@@ -319,7 +318,7 @@ def located(batch: Any, start: int) -> Part:
 
 
 def rehearsed(value: bytes, *, newline: bool, whole: bool) -> Chunk:
-    """A record of this value as if it had come: the loops it goes through are compiled then."""
+    """Return a synthetic chunk with this value, to warm up the compiled loops."""
     builder = MemoryRecordsBuilder(magic=2, compression_type=0, batch_size=1 << 10, offset=0)
     builder.append(timestamp=0, key=b"", value=value, headers=[])
     builder.close()

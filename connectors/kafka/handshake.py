@@ -1,5 +1,4 @@
-"""What stands at a broker's address, asked before kafka-python is: that one would try again and
-again what can never work, and say only that it timed out.
+"""Broker handshake before kafka-python connects: fails fast on errors that retrying cannot fix.
 
 A few words do it. Every listener answers a SASL handshake: one with SASL names its mechanisms, one
 without says that it has none, one that wants TLS says so in TLS, or hangs up. Then the broker says
@@ -34,7 +33,7 @@ Address = tuple[str, int]
 
 
 class Refused(Exception):
-    """A server answers, and what it says proves that it never will let this client in."""
+    """The broker permanently denies access to this client."""
 
 
 class Unreachable(OSError):
@@ -42,12 +41,12 @@ class Unreachable(OSError):
 
 
 class Mute(TimeoutError):
-    """One takes the connection and says nothing: it hangs."""
+    """A server accepted the connection and sent no reply."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Door:
-    """How a client means to come in.
+    """How the client authenticates: protocol, SASL mechanism, credentials, certificates.
 
     Attributes:
         security: as in `KafkaSettings`.
@@ -74,8 +73,8 @@ def addresses(bootstrap: str) -> list[Address]:
 
 
 def reach(servers: Sequence[Address], door: Door, timeout: float, hang: float = 0.0) -> float:
-    """Knock until one of the servers lets in, and one of the brokers that it names; seconds that
-    are left.
+    """Connect to the bootstrap servers in turn, then to one broker they name; return the seconds
+    left.
 
     Args:
         timeout: seconds for all of it.
@@ -339,7 +338,7 @@ class _Answer:
         return self._data[self._at - max(n, 0) : self._at]
 
     def text(self) -> str:
-        """Null is empty."""
+        """Read a string; null becomes ""."""
         return self.bytes(self.number("h")).decode()
 
 

@@ -87,7 +87,7 @@ class Membership(AsyncConsumerRebalanceListener):  # type: ignore[misc]
         return self._released is not None
 
     def release(self) -> None:
-        """Nothing is being read: what waits to go may go."""
+        """Allow pending revocations; no partition is being read."""
         with self._lock:
             self._reading = frozenset()
             released, self._released = self._released, None
@@ -102,7 +102,7 @@ class Membership(AsyncConsumerRebalanceListener):  # type: ignore[misc]
             return self.assigned
 
     def gone(self) -> None:
-        """A commit was refused: this engine is no longer who the group thinks reads this."""
+        """Handle a rejected commit: the group has evicted this member."""
         self.moving = self.lost = True
 
     # ------------------------------------------------------------------- what the client calls

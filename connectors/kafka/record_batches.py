@@ -115,8 +115,7 @@ def plan(
 
 @functools.cache
 def rehearse() -> None:
-    """Make a batch of one record that goes nowhere: its loops are compiled at their first use, and
-    the first answer is not to wait for that."""
+    """Warm up the compiled loops with a one-record batch that is never sent."""
     one = rows.values(pl.Series([b"1"]))
     heads = headed(1, [("a", b"1")], {"b": pl.Series(["1"])})
     records = Outgoing(values=one, keys=one, headers=heads, times=np.zeros(1, np.int64))
@@ -222,8 +221,8 @@ def enqueue(
 
 @contextlib.contextmanager
 def hastened(producer: KafkaProducer) -> Iterator[None]:
-    """Meanwhile no batch waits to fill. kafka-python's own `flush` waits as well, and fails where a
-    batch is split meanwhile."""
+    """Within this block, send batches at once instead of waiting for linger. kafka-python's own
+    `flush` waits as well, and fails where a batch is split meanwhile."""
     accumulator = producer._accumulator
     accumulator.begin_flush()
     producer._sender.wakeup()
@@ -244,7 +243,7 @@ def patient(producer: KafkaProducer) -> KafkaProducer:
 
 
 def steadfast(producer: KafkaProducer) -> KafkaProducer:
-    """The same producer, which forgets no request of a transaction while a broker is away.
+    """Patch the transaction manager so that it retries coordinator requests after a broker outage.
 
     kafka-python (3.0.12) does: where the coordinator cannot be reached, its sender puts the request
     in hand back only if `await_ready` says so by False, and that raises instead. Nobody would ever
@@ -342,7 +341,7 @@ def _spans(values: Values | None, n: int, *, bare: int = -1) -> tuple[Bytes, Int
 
 
 def _shared(array: NDArray[Any]) -> NDArray[Any]:
-    """Not to be written to, whosever it is: one type for the compiled loops."""
+    """Return a read-only view, so that the compiled loops see one type."""
     array = array.view()
     array.flags.writeable = False
     return array
@@ -431,7 +430,7 @@ def _write(at, first, since, times, vs, v0, vn, ks, k0, kn, hs, h0, hn, out):  #
 
 @compiled
 def _heads(raw, first, lengths, same, n_same, data, named, starts, sizes, bounds, out, write):  # type: ignore[no-untyped-def]
-    """How long each record's headers are; the second time, write them."""
+    """Measure the encoded headers of each record; on the second call, write them."""
     for row in range(len(first)):
         count, begin = 0, first[row]
         if lengths[row] > 0:

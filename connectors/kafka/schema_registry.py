@@ -50,7 +50,7 @@ class Registry:
         timeout: float = ANSWER_SECONDS,
         patience: float = 60.0,
     ) -> None:
-        """Raises: UserError for what is no address."""
+        """Validate the registry URL. Raises: UserError."""
         parts = urllib.parse.urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UserError(
@@ -125,7 +125,8 @@ class Registry:
         return int(found["id"])
 
     def interrupt(self) -> None:
-        """Wait for nothing until `resume`: who waits gets an error. Any thread may call it."""
+        """Abort all waits until `resume`; waiters get an error. Thread-safe. Any thread may call
+        it."""
         self._stopped.set()
 
     def resume(self) -> None:

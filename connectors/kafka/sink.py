@@ -136,7 +136,7 @@ class KafkaSink(Sink):
         self.delivery.probe(self.settings.topic)
 
     def write(self, frame: pl.DataFrame, places: pl.DataFrame | None = None) -> Rejects | None:
-        """One record a row; those that are too large are given back.
+        """Send one record per row; return rows that are too large, as rejects.
 
         Raises: HeadraceError where the broker does not take them; UserError for permissions.
         """
@@ -162,7 +162,7 @@ class KafkaSink(Sink):
         return self.delivery.commit(self._source.offsets(mark), self._source.group_metadata())
 
     def snapshot(self) -> Snapshot:
-        """Nothing: a topic keeps what it was given."""
+        """Do nothing: records in a topic cannot be removed."""
         return None
 
     def restore(self, value: Snapshot) -> None:

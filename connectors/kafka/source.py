@@ -352,7 +352,7 @@ class KafkaSource(SharedSource):
         }
 
     def group_metadata(self) -> Any:
-        """Who this is in the group, for a transaction that commits in its name."""
+        """Return the group metadata for a transactional offset commit."""
         return self._connected().group_metadata()
 
     # ---------------------------------------------------------------------- partitions that move
@@ -867,7 +867,7 @@ class KafkaSource(SharedSource):
             self._tell_refused(error)
 
     def _tell_refused(self, error: Exception) -> None:
-        """Say that commits do not arrive, once until one does."""
+        """Warn once that commits fail; reset by the next success."""
         if self._membership is not None or self._unheard:
             return
         self._unheard = True
@@ -882,7 +882,7 @@ class KafkaSource(SharedSource):
         )
 
     def _committed_to(self, tp: TopicPartition) -> OffsetAndMetadata | None:
-        """Where the group is, if that counts."""
+        """Return the group's committed offset, if a group is set."""
         return None if self.settings.group is None or self._over else self._ask_committed(tp)
 
     def _ask_committed(self, tp: TopicPartition) -> OffsetAndMetadata | None:
@@ -963,8 +963,7 @@ class KafkaSource(SharedSource):
     def _polled(
         self, consumer: KafkaConsumer, timeout: float
     ) -> Mapping[TopicPartition, Sequence[Chunk]]:
-        """What has come; nothing where no broker is in reach, which kafka-python (3.0) makes an
-        error of when it looks for the group's coordinator just then."""
+        """Poll the consumer; return nothing while no broker is reachable."""
         try:
             found: Mapping[TopicPartition, Sequence[Chunk]] = consumer.poll(
                 timeout_ms=int(timeout * 1000), max_records=CHUNKS

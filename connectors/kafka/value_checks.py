@@ -1,4 +1,4 @@
-"""Values that no format can be given: tombstones, and text inside an envelope."""
+"""Values no format can decode: tombstones, and text inside a registry envelope."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Valued(Around):
         self._text = text
 
     def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
-        """What the inner one makes of those that are there, and plain."""
+        """Decode the non-null, unframed values with the inner format."""
         values = records.values
         assert isinstance(values, Values)
         rejects = []

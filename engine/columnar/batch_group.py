@@ -1,4 +1,4 @@
-"""Batches that go through the loader together."""
+"""A group of consecutive batches the loader processes in one pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory for arrays, used again once nobody looks at it.
+"""A pool of array buffers; a buffer is reused once no view of it is left.
 
 The first touch of a page of new memory costs more than what most loops do to it, and batches need
 as much of it each time as the time before.

@@ -1,4 +1,4 @@
-"""SQL expressions of a pipeline file, as polars reads them: over one row, and nothing else.
+"""SQL expressions in a pipeline file: row-wise only, compiled to polars.
 
 An expression that asks the clock would make a resumed run another one; one that selects could read
 files; one of thousands of terms ends the process, for polars walks it by recursion.

@@ -100,7 +100,7 @@ def powered(column: pl.Series, above: float, below: float) -> pl.Series:
 
 
 def unpowered(column: pl.Series, above: float, below: float) -> pl.Series:
-    """What `powered` made this Float64 column of; infinite beyond what it can give."""
+    """Invert the power transform of a Float64 column; infinite outside its range."""
     return _each(_unpower, column, above, below)
 
 

@@ -166,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _done(options: argparse.Namespace) -> int:
-    """Do what is asked for; whatever happens is a sentence and an exit code."""
+    """Run the command; turn every outcome into one sentence and an exit code."""
     from engine.observing import logs
 
     logs.setup(options.log_format, options.log_level)
@@ -378,8 +378,8 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _require_target(path: Path | None, option: str) -> None:
-    """What an option names is written after all the work: that it can be is seen before, and its
-    folder made. Raises: UserError."""
+    """Check before the work starts that the output path of an option can be written, and create its
+    folder. Raises: UserError."""
     from engine.system import atomic
 
     if path is not None:
@@ -550,7 +550,7 @@ def _say(error: object, code: int) -> int:
 
 
 def _unexpected(error: BaseException) -> str:
-    """An error that has no sentence of its own, in one."""
+    """Describe an unexpected exception in one sentence."""
     import traceback
 
     from engine.calls import whose

@@ -31,7 +31,7 @@ STAGE = "folds"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fold:
-    """One of them.
+    """The result of one fold.
 
     Attributes:
         number: from 0.
@@ -48,7 +48,7 @@ class Fold:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Folds:
-    """What was found.
+    """The result of a cross-validation.
 
     Attributes:
         folds: in order.

@@ -1,4 +1,4 @@
-"""What is known of each column after one pass, in memory that does not grow with the rows."""
+"""One-pass column statistics in bounded memory."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Slice:
 
 @dataclass(slots=True)
 class Column:
-    """What every type has.
+    """Statistics common to all column types.
 
     Attributes:
         kind: its type.
@@ -144,7 +144,7 @@ class Survey:
 
     @property
     def digest(self) -> Quantiles:
-        """Of all rows."""
+        """Return the statistics of all rows."""
         whole = Quantiles.empty(len(self.numeric))
         for part in self._slices:
             whole = whole.merge(part.digest)

@@ -1,4 +1,4 @@
-"""One ledger for every byte that waits in a buffer of this process."""
+"""The memory budget: counts every buffered byte of this process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 
 class Bell:
-    """Wakes the one thread that waits at it.
+    """Wakes the single thread that waits on it.
 
     Rung while nobody waits, it lets the next wait pass at once: a ring is never lost, and whoever
     wakes must look again whether there is a reason. Unlike `threading.Condition`, nothing is held
@@ -35,7 +35,7 @@ class Bell:
 
 
 class Account:
-    """What one holder has.
+    """The bytes one holder accounts for.
 
     Attributes:
         name: the holder's.
@@ -54,7 +54,7 @@ class Account:
 
 
 class Budget:
-    """Who holds how many bytes, under one hard cap.
+    """Tracks the bytes of every holder under one hard limit.
 
     The ledger says what is true, so `acquire` never waits: whoever calls it has the bytes already,
     and waiting would not make them go away. What waits is a `Channel`, before it takes an item in:
@@ -105,8 +105,9 @@ class Budget:
             return held | {holder: nbytes() for holder, nbytes in self._watched.items()}
 
     def watch(self, holder: str, nbytes: Callable[[], int]) -> None:
-        """Count what `holder` says that it has. It is asked on every thread, under the lock, and
-        must neither wait nor raise. When it has less, channels hear of it at their next item."""
+        """Register a holder that reports its own size. It is asked on every thread, under the lock,
+        and must neither wait nor raise. When it has less, channels hear of it at their next
+        item."""
         with self.lock:
             self._watched[holder] = nbytes
 
@@ -149,7 +150,7 @@ class Budget:
         return account
 
     def flowing(self) -> bool:
-        """Whether any queue holds anything: then there will be more room."""
+        """Return whether any queue is non-empty, so that room will become free."""
         return any(account.nbytes for account in self._accounts if account.flows)
 
     def drop(self, account: Account) -> None:

@@ -138,7 +138,7 @@ class Channel(Generic[T]):
         return self._closed
 
     def put(self, item: T, beat: Callable[[], object] | None = None) -> None:
-        """Add an item; waits for room.
+        """Put an item; block until there is room.
 
         Args:
             beat: called every `BEAT_SECONDS` of the wait, outside the lock. What it raises, `put`
@@ -199,7 +199,7 @@ class Channel(Generic[T]):
         return outcome[0]
 
     def finish(self) -> None:
-        """Say that nothing more comes. Called by the producer."""
+        """Mark the end of the stream. Called by the producer. Called by the producer."""
         self._stop(EndOfStream())
 
     def fail(self, exc: BaseException) -> None:
@@ -244,7 +244,8 @@ class Channel(Generic[T]):
         return outcome, waited
 
     def _admit(self, item: T, size: int) -> bool | None:
-        """True when the item is in, False when it never will be, None while it has to wait."""
+        """Return True if the item was queued, False if it never can be, None if the caller must
+        wait."""
         if not self._accepts(size):
             return None
         assert self._end is None, f"put after the end of channel {self.name}"
@@ -285,7 +286,7 @@ class Channel(Generic[T]):
             self._account.bell.ring()
 
     def _let_go(self) -> None:
-        """Give the bytes in the consumer's hand back."""
+        """Release the bytes of the item the consumer holds."""
         if self._hand is not None:
             size, self._hand = self._hand, None
             self._account.nbytes -= size

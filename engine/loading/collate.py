@@ -1,5 +1,4 @@
-"""Columns to tensors: the last step before the model, and the last chance for a bad row to
-leave."""
+"""Turns columns into tensors; the last point at which a row can be rejected."""
 
 from __future__ import annotations
 
@@ -111,7 +110,7 @@ class Collate:
         )
 
     def _nested(self, batch: Batch, tensors: Tensors) -> Batch:
-        """With the arrays and lists beside the numbers."""
+        """Add image and list tensors to the numeric ones."""
         features, columns = self.features, batch.frame
         most, cut = features.max_length, 0
 
@@ -181,7 +180,7 @@ class Collate:
         return batch, labels
 
     def _labels(self, frame: pl.DataFrame) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """What can be read as labels, and where that is good."""
+        """Parse the labels; return them with a mask of valid rows."""
         target = str(self.features.target)
         if self.features.task == "regression":
             numbers = _matrix(frame, [target], self._memory).ravel()

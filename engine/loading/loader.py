@@ -272,7 +272,7 @@ class ScrubNode(Node[Batch]):
         self._node.reset({"positions": self._mark.positions, "stages": self._mark.stages})
 
     def restore(self, stages: Mapping[str, Snapshot]) -> None:
-        """Put what has a state where a mark has it; nothing is running. Raises: KeyError and the
+        """Restore the stage states from a mark. No thread may be running. Raises: KeyError and the
         like for states of another layout."""
         if stages:
             restore(self._stages, stages)
@@ -280,7 +280,7 @@ class ScrubNode(Node[Batch]):
             self._node.restore(stages[STATE])
 
     def snapshots(self) -> dict[str, Snapshot]:
-        """What has a state, as a mark has it."""
+        """Return the stage states in the form a mark stores."""
         of_node = self._node.snapshots() if isinstance(self._node, ShuffleNode) else {}
         return {**of_node, **snapshots(self._stages)}
 
@@ -318,7 +318,7 @@ class ScrubNode(Node[Batch]):
         self._hold()
 
     def _hold(self) -> None:
-        """Tell the ledger of the batches that are done; all of a sheaf are about as large."""
+        """Charge the finished batches to the budget, assuming equal sizes within a group."""
         each = self._done[0].nbytes if self._done else 0
         self._budget.hold(self._account, each * len(self._done))
 
@@ -380,7 +380,7 @@ class ScrubNode(Node[Batch]):
 
 
 class BatchesNode(PrefetchNode[Batch]):
-    """The last queue: whoever asks for a batch is done with the one before.
+    """The output queue. Asking for a batch releases the previous one.
 
     Args:
         deadline: learns how long batches take.
@@ -407,7 +407,7 @@ class BatchesNode(PrefetchNode[Batch]):
 
 
 class Loader(Items[Batch]):
-    """Batches of a source, cleaned, ahead of you, within a number of bytes::
+    """Prefetches clean batches from a source within a byte budget::
 
         collate = Collate(features).apply
         with Loader(source, schema=schema, stages=stages, collate=collate) as loader:

@@ -1,4 +1,4 @@
-"""How a run speaks: text on a terminal, JSON lines elsewhere, always on stderr.
+"""Logging: text on a terminal, JSON lines elsewhere, always to stderr.
 
 What comes from outside (a record's value in a message, a file's name in a field) cannot forge a
 line: everything that is not printable is escaped, in messages, fields and tracebacks. What was
@@ -158,7 +158,7 @@ class Json(logging.Formatter):
 
 
 class _Stderr(logging.StreamHandler[TextIO]):
-    """Writes to what `sys.stderr` is at that moment: a progress bar puts itself in its place."""
+    """A handler that looks up `sys.stderr` at every write, because a progress bar replaces it."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
@@ -186,7 +186,7 @@ def _message(record: logging.LogRecord) -> str:
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
-    """What came in `extra`, redacted, of types that JSON has."""
+    """Return the `extra` fields, redacted, as JSON types."""
     return {
         redact(key): _value(value)
         for key, value in record.__dict__.items()

@@ -32,7 +32,7 @@ class Spent:
 
 
 class Listener(Protocol):
-    """Hears of every piece of work, in its thread: `headrace profile` does."""
+    """Callback invoked after every unit of work."""
 
     def __call__(self, stage: str, start: float, wall: float) -> object:
         """

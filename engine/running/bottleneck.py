@@ -1,4 +1,4 @@
-"""Which part holds a run, on what, and which setting to change.
+"""Find the bottleneck of a run: the part, the resource it is bound by, and the setting to change.
 
 Three threads work at the same time, so the run is as slow as the one that takes longest for a
 record. In it, the stage that takes most is the culprit; a run cannot get faster by changing

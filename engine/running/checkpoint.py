@@ -1,4 +1,4 @@
-"""Everything a restart needs, in one file that is there whole or not at all.
+"""Checkpoints: all state a restart needs, in one atomically written file.
 
 A file is: a magic line with the number of its layout, the length of a JSON header, the header
 (identity, headrace's version, the state's skeleton, a table of segments), the segments (raw arrays,
@@ -234,7 +234,7 @@ class Checkpoints:
             raise _unreadable(f"{self._loaded} {' and '.join(found)}")
 
     def confirm(self) -> None:
-        """The newest one was committed: it stays until another one is, however many come."""
+        """Mark the newest checkpoint as committed; it is kept until a later one is committed."""
         self._confirmed = max(self._numbers(), default=None)
 
     def require(self) -> None:

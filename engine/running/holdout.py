@@ -1,4 +1,4 @@
-"""Rows that are predicted and never learned, to calibrate and judge a model with."""
+"""The held-out rows: predicted, never learned, used to calibrate and evaluate a model."""
 
 from __future__ import annotations
 
@@ -120,7 +120,8 @@ class Holdout:
         return rows.select(pl.col("content").min().over("place")).to_series().to_numpy()
 
     def _keys(self, content: Hashes, place: Hashes) -> Hashes:
-        """What a row is known by, shape (n,): its content, or its place where that is common."""
+        """Return one hash per row: of its content, or of its position where the content is
+        frequent."""
         if not len(self._common):
             return content
         common = _among(content, self._common) & ~_among(place, self._early)

@@ -37,7 +37,7 @@ BOOLS = ("false", "true")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Labels:
-    """What a look at a source found.
+    """The labels found in the first rows of a source.
 
     Attributes:
         values: the different labels as text, in class order.

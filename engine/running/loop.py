@@ -70,12 +70,12 @@ COUNTED = {
 
 
 class Flood(HeadraceError):
-    """More rows are rejected than the breaker allows. Exit code 3."""
+    """More rows were rejected than [dead_letters] limit allows. Exit code 3. Exit code 3."""
 
 
 @dataclass(slots=True)
 class Totals:
-    """What became of every record, over all restarts.
+    """Record counts by outcome, summed over all restarts.
 
     Attributes:
         read: records the source gave.
@@ -130,7 +130,7 @@ class Done:
     cleaned: int = 0
 
     def without(self, refused: Rejects) -> Done:
-        """With rows that the sink refused among the rejected."""
+        """Return a copy that also counts the rows the sink rejected."""
         n = len(refused)
         batch = replace(self.batch, rejects=(*self.batch.rejects, refused))
         return replace(
@@ -156,13 +156,12 @@ class Work(Protocol):
         ...
 
     def load_state_dict(self, state: Mapping[str, Snapshot]) -> None:
-        """Go back to it."""
+        """Restore the state of this work."""
         ...
 
 
 class Breaker:
-    """Trips when too large a share of the newest rows is rejected, before dead letters become the
-    main output; and at the end, of all rows over all restarts."""
+    """Stops the run when too large a share of recent rows is rejected."""
 
     def __init__(self, settings: DeadLetterSettings, *, again: bool = False) -> None:
         """
@@ -202,8 +201,8 @@ class Breaker:
             self._judge("Stopped", which, self._rows, sum(self._bad.values()), self._bad)
 
     def finish(self, totals: Totals) -> None:
-        """The source has ended: too many are too many of a few rows as well, and of rows that an
-        earlier start has read. Raises: Flood."""
+        """Check the limit once more at the end of the source, where fewer rows than a window
+        suffice. Raises: Flood."""
         if self._again:
             return
         reasons = Counter(
@@ -313,8 +312,8 @@ class Loop:
         self._timed = loader.times.timed
 
     def resume(self) -> bool:
-        """Go to the newest good checkpoint; whether there was one. Takes away results that lie
-        after it.
+        """Restore the newest valid checkpoint and truncate the output written after it. Return
+        whether there was one. Takes away results that lie after it.
 
         Raises: UserError when the checkpoint is another pipeline's; HeadraceError when none can be
         read.

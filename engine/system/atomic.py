@@ -1,5 +1,5 @@
-"""Files that are there whole or not at all: the one place where headrace writes what it leaves, and
-where it says beforehand that it cannot.
+"""Atomic file writes. The only module that writes output, and that checks in advance whether it
+can.
 
 A file is written under a temporary name, synced, renamed, and its folder synced. Where any of that
 fails, nothing is left behind and what was there before is as it was. A link stays a link. What is
@@ -90,7 +90,7 @@ def publish(names: Mapping[Path, Path]) -> None:
 
 
 def require_folder(path: Path, named: str) -> None:
-    """See that a folder is there and can be written, or can be made. Makes nothing.
+    """Check that a folder is writable or can be created. Creates nothing. Makes nothing.
 
     Args:
         named: what the user calls it, such as ``[sink] path``.
@@ -140,7 +140,7 @@ def _existing(folder: Path, longest: Path, what: str) -> Path:
 
 
 def _require(place: Path, what: str, kind: str) -> None:
-    """See that something can be made in a place that is there."""
+    """Check that a file can be created in an existing folder."""
     if not place.is_dir():
         raise UserError(
             f"{what} cannot be {kind}: '{_shown(place)}' is a file; choose another path."
@@ -183,7 +183,7 @@ def _shown(path: Path) -> str:
 
 
 class Folder:
-    """A folder that is written to for long: whoever takes it away meanwhile is noticed.
+    """An output folder; detects that it was deleted or replaced while the engine runs.
 
     Args:
         path: it need not be there yet.
@@ -196,7 +196,7 @@ class Folder:
         self._known: tuple[int, int] | None = None
 
     def note(self) -> None:
-        """From now on it is the folder that is there, if one is."""
+        """Remember the identity of the folder, if it exists."""
         self._known = self._there()
 
     def make(self) -> None:

@@ -1,4 +1,4 @@
-"""What one engine at a time may write to: folders, and files in folders of others."""
+"""Exclusive locks on output folders and files."""
 
 from __future__ import annotations
 

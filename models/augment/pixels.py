@@ -162,7 +162,7 @@ def _number(values: NDArray[Any], images: torch.Tensor) -> torch.Tensor:
 
 
 def _factor(values: Floats, images: torch.Tensor) -> torch.Tensor:
-    """Beside images, shape (n, 1, 1, 1)."""
+    """Reshape to (n, 1, 1, 1) to broadcast over images."""
     return _number(values, images)[:, None, None, None]
 
 

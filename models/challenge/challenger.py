@@ -182,7 +182,7 @@ class Renewed(Renewable):
         return built
 
     def successor(self) -> Renewed:
-        """As of the champion."""
+        """Return the champion's."""
         return Renewed(self.learner.successor(), self.forget_on)
 
     def remarks(self) -> list[str]:
@@ -204,7 +204,7 @@ class Renewed(Renewable):
         return {**self.learner.state_dict(), "renewal": own}
 
     def load_state_dict(self, state: Mapping[str, Snapshot]) -> None:
-        """Also from a learner that nobody challenged.
+        """Load the state; also accepts one saved without a challenger.
 
         Raises: UserError naming the first thing in which the saved model is another.
         """
@@ -302,7 +302,7 @@ class Renewed(Renewable):
             self._hold(self._allowed(self._rows_left()))
 
     def _begin(self, counts: Counter[str]) -> None:
-        """Unless there is no work left for it."""
+        """Start a challenger if the pace budget allows it."""
         self._reckon()
         if self._pace.left < 0:
             return
@@ -367,7 +367,7 @@ def _no_stage(name: str, near: str = "") -> UserError:
 
 
 class _Challenge:
-    """A challenger and how it does.
+    """A challenger and its error beside the champion's.
 
     Attributes:
         learner: the challenger.

@@ -1,4 +1,4 @@
-"""Whether a model's error has risen: the sign that what it learned may no longer hold."""
+"""Detects a rise of the model's error (Page-Hinkley style)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What following change may cost, and how fast a new model may therefore learn."""
+"""A token bucket that bounds the cost of training challengers."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ WARM_UP = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What a child is to do.
+    """The job of a candidate process.
 
     Attributes:
         make: import string of a function (float32 model, candidate's path, calibration feeds), or

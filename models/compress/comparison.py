@@ -1,4 +1,4 @@
-"""How much worse a model is than another on the same rows, and how sure that is.
+"""Compares two models on the same rows, with bootstrap confidence intervals.
 
 Arrays in, figures out: nothing here knows files, sessions or processes. Every figure has a paired
 bootstrap interval (Efron & Tibshirani, "An Introduction to the Bootstrap", 1993): both models are
@@ -81,7 +81,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """What is allowed, and how sure it must be.
+    """The tolerances and the confidence level of the comparison.
 
     Attributes:
         max_loss: of a measure over all rows, in its unit.

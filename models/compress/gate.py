@@ -110,7 +110,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What the gate found.
+    """The report of the compression gate.
 
     Attributes:
         candidates: float32 first; none where there were too few rows to judge.
@@ -409,8 +409,7 @@ def _gated(c: Candidate, size: int, lost: int, settings: Compression) -> Candida
 
 
 def _choose(accepted: Sequence[Candidate]) -> Candidate:
-    """The fastest; of those that are not surely slower, the smallest: a busy machine that makes
-    one seem a little faster than another changes nothing."""
+    """Choose the fastest candidate; among those not significantly slower, the smallest."""
     fastest = max(accepted, key=lambda c: c.speedup)
     return min((c for c in accepted if c.speedup_high >= fastest.speedup_low), key=lambda c: c.size)
 
@@ -426,7 +425,7 @@ def _loss(figure: Figure) -> str:
 
 
 def _finite(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """JSON has no word for what is not a finite number but null."""
+    """Replace non-finite numbers by null, for JSON."""
     plain = ((k, None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in pairs)
     return dict(plain)
 

@@ -308,7 +308,7 @@ def _said(value: float | str) -> tuple[str, ...]:
 
 
 def _layers(transforms: Sequence[Transform]) -> list[list[Transform]]:
-    """Runs of one kind over different columns: what one vector operation can do."""
+    """Group consecutive transforms of one type over disjoint columns into one vector operation."""
     layers: list[list[Transform]] = []
     for transform in transforms:
         last: list[Any] = layers[-1] if layers else []

@@ -1,4 +1,4 @@
-"""Whether a saved model is this one."""
+"""Check that a saved state belongs to this model."""
 
 from __future__ import annotations
 

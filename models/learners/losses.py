@@ -1,4 +1,4 @@
-"""What a step makes smaller."""
+"""Loss functions."""
 
 from __future__ import annotations
 

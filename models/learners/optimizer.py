@@ -78,7 +78,7 @@ class Optimizer:
         self._scheduled = settings.schedule != "constant" or settings.warmup > 0
 
     def step(self, loss: torch.Tensor) -> tuple[float, bool]:
-        """Go down `loss`; its value, and whether the step was taken.
+        """Take one optimizer step on `loss`; return the loss and whether the step was taken.
 
         Where loss or gradient is not finite, nothing changes.
         """

@@ -143,7 +143,7 @@ class Balanced(Renewable):
         return made
 
     def successor(self) -> Balanced:
-        """Of a learner that can have one; it counts classes anew."""
+        """Return a successor of the wrapped learner, with fresh class counts."""
         learner: Any = self.learner
         return Balanced(learner.successor(), self.settings)
 

@@ -1,4 +1,4 @@
-"""Rows that wait until there are enough of them for a step."""
+"""Buffers rows until they fill an optimizer step."""
 
 from __future__ import annotations
 

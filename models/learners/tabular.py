@@ -220,8 +220,8 @@ class TabularLearner(Renewable):
         self._replay = self._ring()
 
     def successor(self) -> TabularLearner:
-        """First weights, nothing learned or kept. The scales are those of now, and follow the rows
-        that come faster."""
+        """Return a fresh learner that keeps the current scales, discounted so that new rows
+        dominate. The scales are those of now, and follow the rows that come faster."""
         made = TabularLearner(self.settings, self.training, self.features)
         made.bound(self._room)
         made.augmentation = self.augmentation
@@ -300,7 +300,7 @@ class TabularLearner(Renewable):
 
     @property
     def replay_bytes(self) -> int:
-        """Of the replay once it is full, in this process's memory."""
+        """Return the bytes of a full replay buffer in host memory."""
         replay = self._replay
         return 0 if replay is None or replay.device != "cpu" else replay.full
 
@@ -406,7 +406,7 @@ class TabularLearner(Renewable):
         return raw if raw.requires_grad and len(self._waiting) == len(part) else None
 
     def _bad(self, part: Tensors, raw: torch.Tensor) -> NDArray[np.bool_] | None:
-        """Rows of which nothing can be learned, shape (n,); None for none."""
+        """Return a mask of rows with a non-finite loss; None if all are finite."""
         large = np.abs(raw.cpu().numpy())
         large = large if large.ndim == 1 else large.max(1)
         if self.features.task == "regression":
@@ -558,7 +558,7 @@ class TabularLearner(Renewable):
 
 
 class _Lesson:
-    """What comes of a batch, step by step.
+    """Accumulates the scores and outcomes of one batch over its optimizer steps.
 
     Attributes:
         refused: rows that nothing was learned from, bool, shape (n,).
@@ -591,7 +591,7 @@ class _Lesson:
         return len(rows)
 
     def step(self, scores: NDArray[np.float64]) -> Step:
-        """All of it, for the caller."""
+        """Return the finished `Step`."""
         refused = self.refused if self.refused.any() else None
         return Step(
             scores=scores,

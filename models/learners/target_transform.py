@@ -60,7 +60,7 @@ class TargetScale:
         )
 
     def forward(self, target: torch.Tensor) -> torch.Tensor:
-        """What the network should say for these targets."""
+        """Transform targets to the network's scale."""
         warped = self._warped(target)
         return (warped - self.mean) / self.deviation if self.standard else warped
 

@@ -1,4 +1,4 @@
-"""A model file that serves: raw columns in, the same columns and the answer's out."""
+"""Serves a model file: adds prediction columns to raw rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a CSV is written that nobody said it of: found in its first rows, or left as it is usual.
+"""CSV dialect sniffing for files without declared settings.
 
 A comma that splits the header is the delimiter, whatever else is in it; the others count only where
 exactly one of them splits the header and the rows alike.
