@@ -14,8 +14,8 @@ SINKS = {
 }
 """``kind`` in ``[sink]`` -> import string."""
 
-LETTERS = {
-    "files": "connectors.files.sink:LettersFolder",
-    "kafka": "connectors.kafka.dead_letters:KafkaLetters",
+DEAD_LETTER_SINKS = {
+    "files": "connectors.files.sink:FileDeadLetterSink",
+    "kafka": "connectors.kafka.dead_letters:KafkaDeadLetterSink",
 }
 """``kind`` in ``[dead_letters]`` -> import string."""

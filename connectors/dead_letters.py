@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from connectors.files.fingerprint import LETTERS
+from connectors.files.fingerprint import REPLAYED
 from connectors.files.source import FilesSource
 from connectors.formats.ndjson import Ndjson
 from connectors.formats.kernels.rows import values
@@ -19,7 +19,7 @@ from connectors.kafka.dead_letters import unwrapped
 from connectors.kafka.source import KafkaSource
 from connectors.kafka.value_checks import TOMBSTONE
 from engine.types import (
-    NO_TIME,
+    NO_TIMESTAMP,
     PARTITION,
     POSITION,
     Format,
@@ -33,12 +33,12 @@ from engine.types import (
     UserError,
 )
 
-LETTER: Schema = {
+DEAD_LETTER_SCHEMA: Schema = {
     "of": pl.String(), "at": pl.Int64(), "reason": pl.String(), "timestamp": pl.Int64(),
     "value": pl.String(), "raw": pl.String(), "key": pl.String(), "headers": pl.String(),
 }  # fmt: skip
 """What is read of a file of dead letters; the last three are in base64."""
-PATHS = {"of": PARTITION, "at": POSITION}
+ORIGIN_PATHS = {"of": PARTITION, "at": POSITION}
 """Where the first two are."""
 
 
@@ -48,7 +48,7 @@ def _runs(partitions: pl.Series) -> list[tuple[int, int]]:
     return list(zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True))
 
 
-class FileLetters(Source):
+class FileDeadLetterSource(Source):
     """See `engine.types.Source`. A folder of dead letters as a source of what they hold, decoded as
     the pipeline's own source does. Reads the parts that are there when it is made.
 
@@ -65,19 +65,19 @@ class FileLetters(Source):
         if not list(folder.glob("part-*.ndjson")):
             raise UserError(f"There are no dead letters in {folder}: nothing to replay.")
         self._inner = FilesSource(FilesSource.Settings(path=str(folder / "part-*.ndjson")))
-        self._others_known: Mapping[str, Snapshot] = {}
+        self._foreign_identities: Mapping[str, Snapshot] = {}
         self._source = source
         self._parts = parts or {"": source}
-        self.format: Format = Replayed({begin: _format(s) for begin, s in self._parts.items()})
+        self.format: Format = ReplayFormat({begin: _line_format(s) for begin, s in self._parts.items()})
         self._waiting: deque[Records] = deque()
 
     def schema(self, declared: Schema) -> Schema:
         """The pipeline's own."""
         return self._source.schema(declared)
 
-    def findings(self) -> Mapping[str, Snapshot]:
+    def schema_state(self) -> Mapping[str, Snapshot]:
         """The pipeline's own."""
-        return self._source.findings()
+        return self._source.schema_state()
 
     def in_effect(self) -> Mapping[str, Snapshot]:
         """The pipeline's own."""
@@ -87,9 +87,9 @@ class FileLetters(Source):
         """The pipeline's own."""
         return self._source.remarks()
 
-    def recall(self, findings: Mapping[str, Snapshot]) -> None:
+    def restore_schema_state(self, schema_state: Mapping[str, Snapshot]) -> None:
         """See `engine.types.Source`."""
-        self._source.recall(findings)
+        self._source.restore_schema_state(schema_state)
 
     def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
         """See `engine.types.Source`."""
@@ -97,7 +97,7 @@ class FileLetters(Source):
             letters = self._inner.read(max_rows, max_bytes, timeout)
             if letters is None:
                 return None
-            self._waiting.extend(self._opened(letters))
+            self._waiting.extend(self._unwrapped(letters))
         return self._waiting.popleft()
 
     def seek(self, mark: Mark) -> None:
@@ -107,12 +107,12 @@ class FileLetters(Source):
 
     def identities(self, mark: Mark) -> Mapping[str, Snapshot]:
         """See `engine.types.Source`; of what is not read here, as it was."""
-        return {**self._others_known, LETTERS: dict(self._inner.identities(mark))}
+        return {**self._foreign_identities, REPLAYED: dict(self._inner.identities(mark))}
 
-    def recognise(self, identities: Mapping[str, Snapshot]) -> None:
+    def match_identities(self, identities: Mapping[str, Snapshot]) -> None:
         """See `engine.types.Source`."""
-        self._others_known = {name: k for name, k in identities.items() if name != LETTERS}
-        self._inner.recognise(identities.get(LETTERS, {}))
+        self._foreign_identities = {name: k for name, k in identities.items() if name != REPLAYED}
+        self._inner.match_identities(identities.get(REPLAYED, {}))
 
     def commit(self, mark: Mark) -> bool:
         """Nothing: the checkpoint knows what was replayed."""
@@ -130,15 +130,15 @@ class FileLetters(Source):
         """See `engine.types.Source`."""
         self._inner.close()
 
-    def _opened(self, letters: Records) -> Iterator[Records]:
+    def _unwrapped(self, letters: Records) -> Iterator[Records]:
         """What they hold; of neighbours that come from one source at a time."""
-        frame, broken = Ndjson(PATHS).decode(letters, LETTER)
+        frame, broken = Ndjson(ORIGIN_PATHS).decode(letters, DEAD_LETTER_SCHEMA)
         if broken:
             raise UserError(
                 f"{letters.partition} holds lines that are no dead letters: expected what headrace "
                 "wrote there; mend it, or move it away."
             )
-        begins = _begins(frame["of"], self._parts)
+        begins = _matching_prefixes(frame["of"], self._parts)
         ends = np.flatnonzero(np.append(begins[1:] != begins[:-1], True)) + 1
         for start, stop in zip([0, *ends[:-1]], ends, strict=True):
             own = frame.slice(start, stop - start)
@@ -146,23 +146,23 @@ class FileLetters(Source):
             yield _records(letters.slice(int(start), int(stop)), own, source)
 
 
-class TopicLetters(KafkaSource):
+class KafkaDeadLetterSource(KafkaSource):
     """A topic of dead letters as a source of what it holds now, decoded as the pipeline's own
     source does.
 
     Args:
-        topic: where `KafkaLetters` wrote them.
+        topic: where `KafkaDeadLetterSink` wrote them.
         settings: the own source's.
     """
 
     def __init__(self, topic: str, settings: KafkaSource.Settings) -> None:
         own = {
-            "topics": (topic,), "stop": "end", "start": "earliest", "join": False, "group": None,
+            "topics": (topic,), "stop": "end", "start": "earliest", "subscribe": False, "group_id": None,
         }  # fmt: skip
         super().__init__(settings.model_copy(update=own))
-        self._joins = settings.join
-        self.whole = True  # the headers say where they come from
-        self.format = Replayed({"": self.format})
+        self._joins = settings.subscribe
+        self.with_metadata = True  # the headers say where they come from
+        self.format = ReplayFormat({"": self.format})
 
     def in_effect(self) -> Mapping[str, Snapshot]:
         """The own source's."""
@@ -174,7 +174,7 @@ class TopicLetters(KafkaSource):
         return unwrapped(letters) if letters else letters
 
 
-class Replayed:
+class ReplayFormat:
     """See `engine.types.Format`. Rows are where they were read first, not where their letters are.
 
     Args:
@@ -190,17 +190,17 @@ class Replayed:
         assert origins is not None, "these records come for the first time"
         if not len(records):
             return next(iter(self._formats.values())).decode(records, schema)
-        begin = _begins(origins[PARTITION].head(1), self._formats)[0]
+        begin = _matching_prefixes(origins[PARTITION].head(1), self._formats)[0]
         bare = origins.with_columns(pl.col(PARTITION).str.strip_prefix(begin))
         own, partitions = replace(records, origins=bare), bare.get_column(PARTITION)
-        made = [
+        decoded = [
             self._formats[begin].decode(
                 replace(own.slice(start, stop), partition=partitions[start]), schema
             )
             for start, stop in _runs(partitions)
         ]
-        frame = pl.concat([frame for frame, _ in made])
-        rejects = [reject for _, more in made for reject in more]
+        frame = pl.concat([frame for frame, _ in decoded])
+        rejects = [reject for _, more in decoded for reject in more]
 
         def placed(rows: pl.DataFrame) -> pl.DataFrame:
             at = np.searchsorted(records.positions, rows[POSITION].to_numpy())
@@ -221,22 +221,22 @@ class Replayed:
                 part.resume()
 
 
-def _begins(partitions: pl.Series, known: Mapping[str, object]) -> NDArray[np.object_]:
+def _matching_prefixes(partitions: pl.Series, known: Mapping[str, object]) -> NDArray[np.object_]:
     """Which of the known beginnings each partition's name has, shape (n,).
 
     Raises: UserError where it has none.
     """
-    found = pl.Series([None], dtype=pl.String).new_from_index(0, len(partitions))
+    matches = pl.Series([None], dtype=pl.String).new_from_index(0, len(partitions))
     for begin in known:
-        which = partitions.str.starts_with(begin) & found.is_null()
-        found = found.zip_with(~which, pl.Series([begin]).new_from_index(0, len(partitions)))
-    if found.null_count():
-        odd = partitions.filter(found.is_null())[0]
+        which = partitions.str.starts_with(begin) & matches.is_null()
+        matches = matches.zip_with(~which, pl.Series([begin]).new_from_index(0, len(partitions)))
+    if matches.null_count():
+        odd = partitions.filter(matches.is_null())[0]
         raise UserError(
             f"A dead letter comes from '{odd}', and [source.sources] has {', '.join(known)}: give "
             "that source its name again, or move the letter away."
         )
-    return found.to_numpy(allow_copy=True)
+    return matches.to_numpy(allow_copy=True)
 
 
 def _records(letters: Records, frame: pl.DataFrame, source: Source) -> Records:
@@ -246,33 +246,33 @@ def _records(letters: Records, frame: pl.DataFrame, source: Source) -> Records:
     value = raw.zip_with(raw.is_not_null(), frame["value"].fill_null("").cast(pl.Binary))
     tail = int(isinstance(source, KafkaSource) and source.has_lines)
     if tail:
-        value = _ended(value)
+        value = _with_newline(value)
     elif not isinstance(source, KafkaSource | FilesSource) or source.has_lines:
-        value = value.zip_with(value.bin.ends_with(b"\n"), _ended(value))
+        value = value.zip_with(value.bin.ends_with(b"\n"), _with_newline(value))
     keys, headers = (
         values(frame[name].str.decode("base64", strict=False)) for name in ("key", "headers")
     )
-    made = values(value)
+    raw_values = values(value)
     return replace(
         letters,
-        values=replace(made, tail=tail, null=gone.to_numpy() if gone.any() else None),
+        values=replace(raw_values, tail=tail, null=gone.to_numpy() if gone.any() else None),
         keys=keys,
         headers=headers,
-        timestamps=frame["timestamp"].fill_null(NO_TIME).to_numpy(),
+        timestamps=frame["timestamp"].fill_null(NO_TIMESTAMP).to_numpy(),
         origins=frame.select(pl.col("of").alias(PARTITION), pl.col("at").alias(POSITION)),
     )
 
 
-def _ended(value: pl.Series) -> pl.Series:
+def _with_newline(value: pl.Series) -> pl.Series:
     """With a line end behind each."""
     return pl.select(pl.lit(value) + pl.lit(b"\n")).to_series()
 
 
-def _format(source: Source) -> Format:
+def _line_format(source: Source) -> Format:
     """As a record of this source is decoded, wherever it lies; rows of columns are JSON there."""
     if isinstance(source, FilesSource):
         return source.format_of_lines()
     return source.format if isinstance(source, KafkaSource) else Ndjson()
 
 
-__all__ = ["FileLetters", "TopicLetters"]
+__all__ = ["FileDeadLetterSource", "KafkaDeadLetterSource"]

@@ -23,7 +23,7 @@ from engine.types import (
     Source,
     UserError,
     nearest,
-    spread_schema,
+    expand_schema,
 )
 
 
@@ -74,14 +74,14 @@ class MemorySource(Source):
 
     def schema(self, declared: Schema) -> Schema:
         """Raises: UserError for a declared column that the first frame does not have."""
-        found = next((dict(i.schema) for i in self.items if isinstance(i, pl.DataFrame)), {})
+        columns = next((dict(i.schema) for i in self.items if isinstance(i, pl.DataFrame)), {})
         for column in declared:
-            if column != "*" and found and column not in found:
+            if column != "*" and columns and column not in columns:
                 raise UserError(
                     f"[source.schema] names column '{column}', which the first frame does not "
-                    f"have.{nearest(column, found)}"
+                    f"have.{nearest(column, columns)}"
                 )
-        return spread_schema(declared, found)
+        return expand_schema(declared, columns)
 
     def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
         """The next rows of the current item. A `Pause` takes no time."""
@@ -159,7 +159,7 @@ class MemorySink(Sink):
         safe = self.frames[: self.flushed]
         return pl.concat(safe) if safe else pl.DataFrame()
 
-    def write(self, frame: pl.DataFrame, places: pl.DataFrame | None = None) -> None:
+    def write(self, frame: pl.DataFrame, positions: pl.DataFrame | None = None) -> None:
         self.writes += 1
         if self.writes == self.settings.fail_on_write:
             raise HeadraceError(f"[sink] fails on write {self.writes}, as it was told to.")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from engine.config import LoaderSettings, Pipeline
     from engine.quality.evaluation import Evaluation
     from engine.loading.loader import Loader
-    from engine.running.loop import Flood, Loop, Totals
+    from engine.running.loop import TooManyRejects, Loop, Totals
     from engine.observing.metrics import Metrics
     from engine.run import Run, Summary
     from engine.types import (
@@ -61,7 +61,7 @@ __all__ = [
     "EndOfStream",
     "Evaluation",
     "Features",
-    "Flood",
+    "TooManyRejects",
     "Format",
     "HeadraceError",
     "Learner",

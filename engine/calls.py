@@ -43,7 +43,7 @@ RAISED = "raised by "
 """How the note begins that an error gets."""
 LEAVES = (
     "a stage that takes rows out returns batch.reject(keep, stage=self.name, reason=...), one that "
-    "adds rows batch.with_frame(frame, grown=rows_added)"
+    "adds rows batch.with_frame(frame, added=rows_added)"
 )
 PLACED = (
     f"'{PARTITION}' and '{POSITION}' say where a row came from: pass them on as they are, those of "
@@ -108,7 +108,7 @@ def whose(error: BaseException) -> str | None:
     return None
 
 
-def is_own(component: object) -> bool:
+def is_custom(component: object) -> bool:
     """Whether its class is the user's."""
     return _kind(component).__module__.partition(".")[0] not in OURS
 
@@ -116,7 +116,7 @@ def is_own(component: object) -> bool:
 def named(section: str, component: object, key: str = "kind") -> str:
     """How a sentence names a component: its table, and a class of the user's."""
     kind = _kind(component)
-    own = f" {key} '{kind.__module__}:{kind.__qualname__}'" if is_own(component) else ""
+    own = f" {key} '{kind.__module__}:{kind.__qualname__}'" if is_custom(component) else ""
     return f"[{section}]{own}"
 
 
@@ -140,7 +140,7 @@ def apply(stage: Stage, batch: Batch) -> Batch:
     with Calling(section, stage):
         done = stage.apply(batch)
     if done is not batch:
-        _require(_batch_mistake(batch, done, strict=is_own(stage)), section, stage)
+        _require(_batch_mistake(batch, done, strict=is_custom(stage)), section, stage)
     return done
 
 
@@ -165,7 +165,7 @@ def decode(
     """
     with Calling(section, format, key="format"):
         decoded = format.decode(records, schema)
-    wrong = _decode_mistake(records, schema, decoded, strict=is_own(format))
+    wrong = _decode_mistake(records, schema, decoded, strict=is_custom(format))
     _require(wrong, section, format, "format")
     return decoded
 
@@ -191,14 +191,14 @@ def write(sink: Sink, rows: pl.DataFrame, places: pl.DataFrame) -> Rejects | Non
     """Rows to a sink; those that it can never take. Raises: HeadraceError where it says otherwise
     than its contract."""
     with Calling("sink", sink):
-        refused = sink.write(rows, places)
-    if not isinstance(cast(object, refused), Rejects | None) or len(refused or ()) > len(rows):
+        not_learned = sink.write(rows, places)
+    if not isinstance(cast(object, not_learned), Rejects | None) or len(not_learned or ()) > len(rows):
         wrong = (
-            f"returned {_shown(refused)} from write of {counted(len(rows), 'row')}: expected None, "
+            f"returned {_shown(not_learned)} from write of {counted(len(rows), 'row')}: expected None, "
             "or engine.types.Rejects of rows it can never take"
         )
         _require(wrong, "sink", sink)
-    return refused
+    return not_learned
 
 
 # ----------------------------------------------------------------------------------------- mistakes
@@ -223,15 +223,15 @@ def _batch_mistake(before: Batch, after: Any, *, strict: bool) -> str | None:
     if not isinstance(frame, pl.DataFrame):
         hint = ": collect() it" if isinstance(frame, pl.LazyFrame) else ""
         return f"returned a batch whose frame is {_shown(frame)}, expected a polars.DataFrame{hint}"
-    grown = after.grown - before.grown
+    added = after.added - before.added
     rejected = _height(after.rejects) - _height(before.rejects)
-    extra = len(after) + rejected - len(before) - grown
-    if extra or grown < 0 or after.raw_rows != before.raw_rows:
+    extra = len(after) + rejected - len(before) - added
+    if extra or added < 0 or after.raw_rows != before.raw_rows:
         much = counted(abs(extra), "row is", "rows are")
         what = f": {much} {'too many' if extra > 0 else 'missing'}" if extra else ""
         return (
             f"was given {counted(len(before), 'row')} and returned {len(after):,}, with "
-            f"{rejected:,} rejected and {grown:,} added{what}. Expected an account that balances: "
+            f"{rejected:,} rejected and {added:,} added{what}. Expected an account that balances: "
             f"{LEAVES}"
         )
     if after.raw is not None and len(after.raw) != len(after):
@@ -239,10 +239,10 @@ def _batch_mistake(before: Batch, after: Any, *, strict: bool) -> str | None:
             f"returned {counted(len(after), 'row')} beside {len(after.raw):,} as they were before: "
             f"{LEAVES}"
         )
-    return _places_mistake(before, after, grown) if strict else None
+    return _places_mistake(before, after, added) if strict else None
 
 
-def _places_mistake(before: Batch, after: Batch, grown: int) -> str | None:
+def _places_mistake(before: Batch, after: Batch, added: int) -> str | None:
     for column in RESERVED:
         there, kind = after.frame.schema.get(column), before.frame.schema[column]
         if there != kind:
@@ -251,7 +251,7 @@ def _places_mistake(before: Batch, after: Batch, grown: int) -> str | None:
                 what = f"without the column '{column}'"
             return f"returned rows {what}, expected {kind}: {PLACED}"
     rejected = [reject.rows for reject in after.rejects[len(before.rejects) :]]
-    if _same_places(before.frame, after.frame, rejected, several=grown > 0):
+    if _same_places(before.frame, after.frame, rejected, several=added > 0):
         return None
     return f"returned rows with other positions than it was given: {PLACED}"
 
@@ -310,13 +310,13 @@ def _step_mistake(step: Any, rows: int, features: Features) -> str | None:
         return f"returned {_shown(step)} from learn: expected an engine.types.Step"
     if wrong := _scores_mistake(step.scores, rows, features):
         return f"returned a Step with {wrong}"
-    if step.refused is not None and np.shape(step.refused) != (rows,):
+    if step.not_learned is not None and np.shape(step.not_learned) != (rows,):
         return (
-            f"returned a Step whose 'refused' has the shape {np.shape(step.refused)}: expected "
+            f"returned a Step whose 'refused' has the shape {np.shape(step.not_learned)}: expected "
             f"one bool for each of {counted(rows, 'row')}"
         )
-    if not 0 <= step.unlearned <= rows:
-        return f"returned a Step with {step.unlearned} of {counted(rows, 'row')} unlearned"
+    if not 0 <= step.scored_only <= rows:
+        return f"returned a Step with {step.scored_only} of {counted(rows, 'row')} unlearned"
     return None
 
 
@@ -361,7 +361,7 @@ __all__ = [
     "apply",
     "bind",
     "decode",
-    "is_own",
+    "is_custom",
     "learn",
     "named",
     "predict",

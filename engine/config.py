@@ -36,7 +36,7 @@ from pydantic_settings import (
 )
 from pydantic_settings.exceptions import SettingsError
 
-from engine.types.changes import Free, Learned, Told
+from engine.types.changes import Free, Learned, Warned
 from engine.settings_docs import expected, expected_in, field_of
 from engine.observing.logs import hide
 from engine.quality.threshold import ThresholdSettings
@@ -44,7 +44,7 @@ from engine.types import Duration, Name, Names, Settings, UserError, nearest
 
 S = TypeVar("S", bound=Settings)
 ENVIRONMENT = "HEADRACE_"
-SHOWN = 200
+MAX_VALUE_CHARS = 200
 """Characters of a wrong value that a sentence shows."""
 SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "learning_rate": ("lr",),
@@ -54,13 +54,13 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "batchsize": ("batch_rows",),
     "max_wait": ("max_delay",),
     "linger_ms": ("linger",),
-    "bootstrap_servers": ("bootstrap",),
-    "brokers": ("bootstrap",),
-    "servers": ("bootstrap",),
+    "bootstrap_servers": ("bootstrap_servers",),
+    "brokers": ("bootstrap_servers",),
+    "servers": ("bootstrap_servers",),
     "group_id": ("group",),
     "consumer_group": ("group",),
-    "group_instance_id": ("member",),
-    "session_timeout": ("session",),
+    "group_instance_id": ("group_instance_id",),
+    "session_timeout": ("session_timeout",),
     "auto_offset_reset": ("start",),
     "offset": ("start",),
     "security_protocol": ("security",),
@@ -69,7 +69,7 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "sasl_username": ("user",),
     "sasl_password": ("password",),
     "schema_registry": ("registry",),
-    "delivery_timeout": ("give_up",),
+    "delivery_timeout": ("delivery_timeout",),
     "acks": ("exactly_once",),
     "file": ("path",),
     "files": ("path",),
@@ -107,7 +107,7 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "mixed_precision": ("precision",),
     "gpu": ("device",),
     "memory": ("memory_budget",),
-    "interval": ("every_seconds",),
+    "interval": ("interval",),
     "model_path": ("model",),
     "address": ("host",),
     "bind": ("host",),
@@ -143,7 +143,7 @@ class LoaderSettings(Settings):
             keeps the order. A block is a quarter of the budget at most.
         shuffle_seed: of the order within the blocks of `shuffle_rows`.
         read_rows [records]: records asked of the source at a time.
-        poll: how long one read may wait for data; also how soon an idle pipeline notices a stop.
+        poll_timeout: how long one read may wait for data; also how soon an idle pipeline notices a stop.
     """
 
     batch_rows: Learned[int] = Field(1024, ge=1)
@@ -156,11 +156,11 @@ class LoaderSettings(Settings):
     shuffle_rows: Learned[int] = Field(0, ge=0)
     shuffle_seed: Learned[int] = Field(0, ge=0)
     read_rows: Free[int] = Field(65_536, ge=1)
-    poll: Free[Duration] = Field(0.1, gt=0, le=5)
+    poll_timeout: Free[Duration] = Field(0.1, gt=0, le=5)
 
-    def of(self, *, endless: bool) -> Self:
+    def of(self, *, unbounded: bool) -> Self:
         """The same for a source that is endless, or not: no record waits for ever."""
-        if not endless or self.max_delay is not None:
+        if not unbounded or self.max_delay is not None:
             return self
         if self.shuffle_rows:
             return self.model_copy(update={"max_delay": BLOCK_DELAY})
@@ -207,8 +207,8 @@ class SinkTable(Settings):
     model_config = ConfigDict(extra="allow")
 
     kind: str
-    columns: Told[Names | None] = None
-    probabilities: Told[bool] = False
+    columns: Warned[Names | None] = None
+    probabilities: Warned[bool] = False
 
 
 class NamedTable(Settings):
@@ -305,7 +305,7 @@ class ModelSettings(Settings):
 
     @field_validator("threshold", mode="before")
     @classmethod
-    def _aim(cls, given: Any) -> ThresholdSettings | None:
+    def _parse_threshold(cls, given: Any) -> ThresholdSettings | None:
         return None if given is None else ThresholdSettings.read(given)
 
     @model_validator(mode="after")
@@ -315,7 +315,7 @@ class ModelSettings(Settings):
         return self
 
     @property
-    def aim(self) -> ThresholdSettings:
+    def threshold_settings(self) -> ThresholdSettings:
         """The threshold as settings."""
         given = self.threshold
         return given if isinstance(given, ThresholdSettings) else ThresholdSettings(value=0.5)
@@ -344,33 +344,33 @@ class ExportSettings(Settings):
         return None if given is False else given
 
 
-class Origin(str):
+class ConfigOrigin(str):
     """Where a pipeline comes from, for sentences: a file, and what was set over it."""
 
-    __slots__ = ("own", "sets")
-    sets: Mapping[tuple[str, ...], str]
+    __slots__ = ("own", "set_by")
+    set_by: Mapping[tuple[str, ...], str]
     """Path of a key -> who set it: ``--set a.b``, or a variable. Not to what: it may be secret."""
     own: Mapping[str, Any]
     """What the file itself says."""
 
     @classmethod
-    def of(cls, where: str, overrides: Iterable[str], table: Mapping[str, Any]) -> Origin:
+    def of(cls, where: str, overrides: Iterable[str], table: Mapping[str, Any]) -> ConfigOrigin:
         """The same, with overrides and the environment over what `table` says."""
-        made = cls(where)
-        made.own = where.own if isinstance(where, Origin) else table
-        made.sets = {
-            **(where.sets if isinstance(where, Origin) else {}),
+        origin = cls(where)
+        origin.own = where.own if isinstance(where, ConfigOrigin) else table
+        origin.set_by = {
+            **(where.set_by if isinstance(where, ConfigOrigin) else {}),
             **{tuple(name.lower().split("__")): f"{ENVIRONMENT}{name}" for name in _variables()},
             **{tuple(key): f"--set {'.'.join(key)}" for key in map(_key, overrides)},
         }
-        return made
+        return origin
 
-    def setter(self, path: Sequence[str]) -> str | None:
+    def who_set(self, path: Sequence[str]) -> str | None:
         """Who set this key, or something inside it, or a table around it; None: the file."""
-        for key, setter in self.sets.items():
+        for key, who_set in self.set_by.items():
             n = min(len(key), len(path))
             if key[:n] == tuple(path[:n]):
-                return setter
+                return who_set
         return None
 
     def maker(self, section: str) -> str | None:
@@ -378,28 +378,28 @@ class Origin(str):
         table: Any = self.own
         for part in (path := section.split(".")):
             table = table.get(part) if isinstance(table, Mapping) else None
-        return self.setter(path) if table is None else None
+        return self.who_set(path) if table is None else None
 
 
 def made_by(where: str, section: str) -> str | None:
     """The beginning of a sentence about a table that only an override or a variable made."""
-    maker = where.maker(section) if isinstance(where, Origin) and section else None
+    maker = where.maker(section) if isinstance(where, ConfigOrigin) and section else None
     return None if maker is None else f"{maker} makes [{section}], which {where} does not have:"
 
 
-def place(where: str, section: str, key: str) -> str:
+def key_location(where: str, section: str, key: str) -> str:
     """How a sentence about a key begins: the table and the file, or who set the key over it."""
     path = [*section.split("."), key] if section else [key]
-    setter = where.setter(path) if isinstance(where, Origin) else None
-    if setter is None and (made := made_by(where, section)):
+    who_set = where.who_set(path) if isinstance(where, ConfigOrigin) else None
+    if who_set is None and (made := made_by(where, section)):
         return f"{made} it"
-    if setter is not None:
-        return f"{setter}: [{section}]" if section else f"{setter}: a pipeline"
+    if who_set is not None:
+        return f"{who_set}: [{section}]" if section else f"{who_set}: a pipeline"
     return f"[{section}] in {where}" if section else where
 
 
 class Pipeline(BaseSettings):
-    """A pipeline file as read; parts named by ``kind`` are still tables, see `component`.
+    """A pipeline file as read; parts named by ``kind`` are still tables, see `load_class`.
 
     Attributes:
         name: goes into model files, logs and the default folder.
@@ -469,14 +469,14 @@ class Pipeline(BaseSettings):
     ) -> Self:
         """The same from a table in memory."""
         overrides = list(overrides)
-        where = Origin.of(where, overrides, table)
+        where = ConfigOrigin.of(where, overrides, table)
         # A subclass a call: pydantic-settings takes its sources from the class.
         reader: type[Self] = type(cls.__name__, (cls,), {"sources": (_overrides(overrides), table)})
         _known_variables(reader)
         try:
             pipeline = reader()
         except ValidationError as error:
-            raise UserError(_sentence(error, reader, "", where)) from None
+            raise UserError(_error_message(error, reader, "", where)) from None
         except SettingsError as error:
             name = f"{ENVIRONMENT}{str(error).split(chr(34))[1].upper()}"
             raise UserError(
@@ -485,13 +485,13 @@ class Pipeline(BaseSettings):
             ) from None
         pipeline._check_tables(where)
         folder = pipeline.folder or f"runs/{pipeline.name}"
-        made = pipeline.model_copy(update={"folder": folder})
-        made._file = where
-        return made
+        result = pipeline.model_copy(update={"folder": folder})
+        result._file = where
+        return result
 
     @property
     def file(self) -> str:
-        """The path it was read from, for error sentences; an `Origin`."""
+        """The path it was read from, for error sentences; an `ConfigOrigin`."""
         return self._file
 
     def _check_tables(self, where: str) -> None:
@@ -507,34 +507,34 @@ class Pipeline(BaseSettings):
         """What `of` makes it from, environment and overrides counted in."""
         return self.model_dump(exclude_none=True, exclude={"base"})
 
-    def settings(self, kind: type[S], table: Mapping[str, Any], section: str) -> S:
+    def settings(self, settings_class: type[S], table: Mapping[str, Any], section: str) -> S:
         """A component's own settings from its table.
 
         Raises: UserError naming the key, the section and the file.
         """
-        return validate(kind, table, section, self.file)
+        return validate(settings_class, table, section, self.file)
 
 
-def validate(kind: type[S], table: Mapping[str, Any], section: str, where: str) -> S:
-    """`kind(**table)`, with pydantic's complaint as one sentence. Its secrets are hidden from the
+def validate(settings_class: type[S], table: Mapping[str, Any], section: str, where: str) -> S:
+    """`settings_class(**table)`, with pydantic's complaint as one sentence. Its secrets are hidden from the
     log from here on.
 
     Raises: UserError
     """
     try:
-        made = kind(**table)
+        settings = settings_class(**table)
     except ValidationError as error:
-        raise UserError(_sentence(error, kind, section, where)) from None
-    for secret in made.secrets():
+        raise UserError(_error_message(error, settings_class, section, where)) from None
+    for secret in settings.secrets():
         hide(secret)
-    return made
+    return settings
 
 
-def component(name: Any, known: Mapping[str, str], section: str, where: str = "") -> type[Any]:
+def load_class(name: Any, known: Mapping[str, str], section: str, where: str = "") -> type[Any]:
     """The class a ``kind`` names: one of `known`, or the user's own by import string.
 
     Args:
-        where: the pipeline's file, an `Origin` where something may have been set over it.
+        where: the pipeline's file, an `ConfigOrigin` where something may have been set over it.
 
     Raises: UserError when there is no such kind, module or class.
     """
@@ -546,30 +546,30 @@ def component(name: Any, known: Mapping[str, str], section: str, where: str = ""
         raise UserError(f"{head} has no kind '{name}'.{nearest(name, known)}")
     module, _, attribute = target.partition(":")
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        loaded = getattr(importlib.import_module(module), attribute)
     except Exception as error:
         raise UserError(
             f"[{section}] kind '{name}' cannot be imported: {type(error).__name__}: {error}; "
             "expected 'package.module:Class', and the package installed or its folder on "
             "PYTHONPATH."
         ) from error
-    if not isinstance(found, type):
-        raise UserError(f"[{section}] kind '{name}' names {found!r}, expected a class.")
-    return found
+    if not isinstance(loaded, type):
+        raise UserError(f"[{section}] kind '{name}' names {loaded!r}, expected a class.")
+    return loaded
 
 
-def apart(source: Mapping[str, Any], *, whole: bool = True) -> dict[str, Any]:
+def detached_source(source: Mapping[str, Any], *, whole: bool = True) -> dict[str, Any]:
     """Return a copy of the source that joins no consumer group and commits nothing, for inspection.
 
     Args:
         whole: of a topic, all records that there are now, and no more.
     """
-    table = {key: value for key, value in source.items() if key not in ("group", "join", "member")}
+    table = {key: value for key, value in source.items() if key not in ("group_id", "subscribe", "group_instance_id")}
     if whole and table.get("kind") == "kafka":
         table |= {"start": "earliest", "stop": "end"}
     if isinstance(table.get("sources"), dict):
         table["sources"] = {
-            name: apart(own, whole=whole) if isinstance(own, dict) else own
+            name: detached_source(own, whole=whole) if isinstance(own, dict) else own
             for name, own in table["sources"].items()
         }
     return table
@@ -594,17 +594,17 @@ def _read(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path} is no pipeline file: expected TOML in UTF-8, got the byte "
-            f"0x{error.object[error.start]:02x} at {error.start}.{_meant(path)}"
+            f"0x{error.object[error.start]:02x} at {error.start}.{_file_hint(path)}"
         ) from None
     except (OSError, ValueError) as error:
         if isinstance(error, tomllib.TOMLDecodeError):
-            raise UserError(f"{path} is not valid TOML: {error}.{_meant(path)}") from None
+            raise UserError(f"{path} is not valid TOML: {error}.{_file_hint(path)}") from None
         raise UserError(f"The pipeline file {path} cannot be read: {error}.") from None
     except RecursionError:
         raise UserError(f"{path} is not valid TOML: its values are nested too deep.") from None
 
 
-def _meant(path: Path) -> str:
+def _file_hint(path: Path) -> str:
     """What to do with a file that is no pipeline, by its name."""
     if path.suffix == ".toml":
         return ""
@@ -689,7 +689,7 @@ def _known_variables(reader: type[BaseSettings]) -> None:
             )
 
 
-def _sentence(error: ValidationError, settings: type[BaseModel], section: str, where: str) -> str:
+def _error_message(error: ValidationError, settings: type[BaseModel], section: str, where: str) -> str:
     """The first complaint of a validation: expected, got, where, what to do. A key that is unknown
     comes before one that is not there: it is likely the same one, misspelt."""
     first = min(error.errors(), key=lambda complaint: complaint["type"] != "extra_forbidden")
@@ -698,7 +698,7 @@ def _sentence(error: ValidationError, settings: type[BaseModel], section: str, w
         return f"[{section}] in {where}: {complaint}." if section else f"{where}: {complaint}."
     inner, path, inside = _located(settings, [str(part) for part in first["loc"]])
     *tables, key = full = [*section.split("."), *path] if section else path
-    table = place(where, ".".join(tables), key)
+    table = key_location(where, ".".join(tables), key)
     if first["type"] == "extra_forbidden":
         return f"{table} has no key '{key}'.{suggestion(key, inner.model_fields)}"
     if first["type"] == "missing":
@@ -713,8 +713,8 @@ def _sentence(error: ValidationError, settings: type[BaseModel], section: str, w
         if not wanted.startswith("expected"):
             wanted = f"expected another value ({wanted})"
     got = _shown(first["input"], field)
-    if isinstance(where, Origin) and (setter := where.setter(full)):
-        table = setter
+    if isinstance(where, ConfigOrigin) and (who_set := where.who_set(full)):
+        table = who_set
     return f"{table}: {wanted} for '{key}', got {got}{' in it' if inside else ''}."
 
 
@@ -766,7 +766,7 @@ def _shown(value: object, field: Any) -> str:
     if "SecretStr" in repr(getattr(field, "annotation", None)):
         return "a value that is not shown"
     text = json.dumps(value, default=str, ensure_ascii=False)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+    return text if len(text) <= MAX_VALUE_CHARS else f"{text[:MAX_VALUE_CHARS]}..."
 
 
 def parse_bytes(text: str) -> int:

@@ -39,7 +39,7 @@ def projected(
     words = {word for text in texts for word in WORD.findall(text)}
     globs = [text for text in texts if GLOB.search(text)]
     read = {*texts, *words, *more}
-    return {c: kind for c, kind in schema.items() if c in read or _named(c, texts, globs)} or schema
+    return {c: dtype for c, dtype in schema.items() if c in read or _named(c, texts, globs)} or schema
 
 
 def _named(column: str, texts: Iterable[str], globs: Iterable[str]) -> bool:
@@ -53,8 +53,8 @@ def _tables(pipeline: Pipeline) -> list[Mapping[str, Any]]:
     """Those whose values may name columns; their keys are those of settings."""
     sections = (pipeline.model, pipeline.train, pipeline.infer, pipeline.evaluation, pipeline.sink)
     export = None if pipeline.export is None else pipeline.export.model_dump()
-    made = [*pipeline.scrub.values(), *pipeline.augment.values(), export, *sections]
-    return [table for table in made if table is not None]
+    candidates = [*pipeline.scrub.values(), *pipeline.augment.values(), export, *sections]
+    return [table for table in candidates if table is not None]
 
 
 def _takes_all(pipeline: Pipeline, tables: Iterable[Mapping[str, Any]]) -> bool:
@@ -63,7 +63,7 @@ def _takes_all(pipeline: Pipeline, tables: Iterable[Mapping[str, Any]]) -> bool:
         whole = pipeline.model is None and pipeline.infer is None
     else:
         whole = pipeline.sink.get("columns") is None
-    return whole or any(":" in kind for kind in _kinds([*tables, pipeline.source]))
+    return whole or any(":" in name for name in _kinds([*tables, pipeline.source]))
 
 
 def _kinds(value: Any) -> Iterator[str]:

@@ -24,7 +24,7 @@ from engine import calls
 from engine.system import atomic
 from engine.running import labels, report
 from engine.calls import Calling
-from engine.types.changes import watched
+from engine.types.changes import compared_settings
 from engine.running.checkpoint import (
     CheckpointFailed,
     Checkpoints,
@@ -39,10 +39,10 @@ from engine.config import (
     ModelSettings,
     Pipeline,
     SinkTable,
-    apart,
-    component,
+    detached_source,
+    load_class,
     made_by,
-    place,
+    key_location,
     validate,
 )
 from engine.types.contract import require_contract
@@ -50,25 +50,25 @@ from engine.quality.evaluation import Evaluation
 from engine.running.holdout import Holdout
 from engine.loading.loader import Loader
 from engine.system.lock import locked
-from engine.running.loop import Breaker, Flood, Loop, Totals, Work
-from engine.running.migration import Chain, mended
+from engine.running.loop import RejectLimit, TooManyRejects, Loop, Totals, Work
+from engine.running.migration import BoundStages, migrate
 from engine.observing.metrics import Metrics
 from engine.loading.mix import Mix, sources_of
 from engine.loading.nested_tensors import array_bytes, nested_features
 from engine.projection import projected
-from engine.running.warm_up import rehearse
+from engine.running.warm_up import warm_up
 from engine.scrub import STAGES
-from engine.scrub.fusion import UNTAUGHT
-from engine.scrub.columns import spread
-from engine.scrub.base import Stateless, restore, snapshots
+from engine.scrub.fusion import FILLED_BEFORE_LEARNING
+from engine.scrub.columns import expand_columns
+from engine.scrub.base import StageBase, restore, snapshots
 from engine.observing.service import Health, Heartbeat, Service
-from engine.quality.threshold import MIN_ROWS, Threshold, chosen
-from engine.observing.timing import Account
+from engine.quality.threshold import MIN_ROWS, Threshold, choose_threshold
+from engine.observing.timing import TimingSnapshot
 from engine.types import (
     DROPPED,
     PART,
     RESERVED,
-    REST,
+    WILDCARD,
     Batch,
     Buffered,
     EndOfStream,
@@ -91,22 +91,22 @@ from engine.types import (
     require_names,
     type_name,
 )
-from engine.running.bottleneck import Verdict, judge
+from engine.running.bottleneck import Bottleneck, diagnose
 from engine.types.plural import counted
-from engine.running.work import Cleaning, Serving, Training, tell_quality, written
+from engine.running.work import Cleaning, Serving, Training, report_quality, written
 
 log = logging.getLogger("headrace.run")
-SCHEMA = "schema.json"
+SCHEMA_FILE = "schema.json"
 """File in the pipeline's folder: the columns that a run began with."""
-LEFT = (SCHEMA, "report.json", "error.png", "metrics.prom", "verdict.json")
+OUTPUT_FILES = (SCHEMA_FILE, "report.json", "error.png", "metrics.prom", "compression.json")
 """All files of that folder."""
-SHARES = {"source": 0.25, "sink": 0.25, "dead letters": 0.0625}
+MEMORY_SHARES = {"source": 0.25, "sink": 0.25, "dead letters": 0.0625}
 """Part of the memory budget that a component with a buffer of its own may fill."""
 TRIED_BYTES, TRIED_SECONDS = 1 << 20, 1.0
 """Of one read, to try whether a source can go on where a checkpoint ends."""
 PARTS = "source.sources."
 """Before the name of a source of a mix, in the name of its section."""
-OUTPUT = ("columns", "probabilities")
+COMMON_SINK_KEYS = ("columns", "probabilities")
 """Keys of [sink] that say what is written, whatever its kind."""
 
 
@@ -119,7 +119,7 @@ class Summary:
         seconds: of this run.
         resumed, stopped: whether it began at a checkpoint; whether a signal ended it.
         report: the evaluation's numbers, or {} without a model in training.
-        verdict: the compression gate's, or None.
+        compression: the compression gate's, or None.
         bottleneck: what has held the run, or None where nothing was done.
         remarks: of the source, see `engine.types.Source.remarks`.
         files: what it left: checkpoint, model, predictions, dead letters, picture, metrics.
@@ -130,8 +130,8 @@ class Summary:
     resumed: bool
     stopped: bool
     report: Mapping[str, Any] = field(default_factory=dict)
-    verdict: Any = None
-    bottleneck: Verdict | None = None
+    compression: Any = None
+    bottleneck: Bottleneck | None = None
     remarks: Sequence[str] = ()
     files: Mapping[str, Path] = field(default_factory=dict)
 
@@ -164,7 +164,7 @@ class Run:
         """Kind and settings of each source, sink and place for dead letters, by its section."""
         self._watch = watch
         self._replay = replay
-        self._modes()
+        self._check_sections()
 
     def assemble(self) -> None:
         """Make every part and try them against each other, so that what cannot work is refused
@@ -192,7 +192,7 @@ class Run:
         """Whether the columns have the types that a source without rows gives them."""
         if self.pipeline.source.get("schema"):
             return False
-        if self.source.endless() or not self.source.repeatable():
+        if self.source.unbounded() or not self.source.can_be_reread():
             return False
         if any(kind != pl.String for kind in self.source_schema.values()):
             return False
@@ -202,70 +202,70 @@ class Run:
 
     def _assemble(self) -> None:
         _ = self.source
-        self._may_leave()
-        self._may_return()
-        self._may_share()
-        self._may_shuffle()
-        self._may_repeat()
-        self._may_hold()
+        self._check_outputs()
+        self._check_feedback()
+        self._check_shared()
+        self._check_shuffle()
+        self._check_epochs()
+        self._check_batch_memory()
         _ = (self.evaluation, self.holdout) if self.trains else ()
         _ = self.work, self.collate, self.transfer, self.transaction, self.dead_letters
         _ = self.checkpoints, self._service_settings
-        self._may_export()
-        self._may_write()
+        self._check_export()
+        self._check_sink_schema()
 
     # ------------------------------------------------------------------------------------- parts
 
     @cached_property
     def source(self) -> Source:
         """Raises: UserError for a wrong setting or a place that is not there."""
-        return self._replayed() if self._replay else self._source()
+        return self._dead_letter_source() if self._replay else self._source()
 
     def _source(self) -> Source:
         table = {k: v for k, v in self.pipeline.source.items() if k != "schema"}
         if table.get("kind") == "mix":
             return self._mixed(table)
-        return self._one_source("source", table)
+        return self._build_source("source", table)
 
     def _mixed(self, table: dict[str, Any]) -> Mix:
         sources = {
-            name: (self._one_source(f"{PARTS}{name}", own), weight)
+            name: (self._build_source(f"{PARTS}{name}", own), weight)
             for name, (own, weight) in sources_of(table, self.pipeline.file).items()
         }
         own = {k: v for k, v in table.items() if k not in ("kind", "sources")}
         self._given["source"] = "mix", self.pipeline.settings(Mix.Settings, own, "source")
         return Mix(self._given["source"][1], sources)
 
-    def _one_source(self, section: str, table: dict[str, Any]) -> Source:
-        made: Source = self._component(section, table, _connectors().SOURCES)
-        if hasattr(made, "whole"):
-            made.whole = True  # dead letters hold records with their keys and headers
-        return made
+    def _build_source(self, section: str, table: dict[str, Any]) -> Source:
+        source: Source = self._component(section, table, _connectors().SOURCES)
+        if hasattr(source, "with_metadata"):
+            source.with_metadata = True  # dead letters hold records with their keys and headers
+        return source
 
-    def _replayed(self) -> Source:
+    def _dead_letter_source(self) -> Source:
         """The dead letters, to be read as the pipeline's own source reads.
 
         Raises: UserError where there are none, or they are of a kind that cannot be read back.
         """
-        from connectors.dead_letters import FileLetters, TopicLetters
+        from connectors.dead_letters import FileDeadLetterSource, KafkaDeadLetterSource
 
         own: Any = self._source()
         letters: Any = self.dead_letters
-        kind = self.pipeline.dead_letters.kind
-        if kind == "files":
-            return FileLetters(self.letters_path, own, own.parts if isinstance(own, Mix) else None)
-        if kind == "kafka" and "topics" in type(own.settings).model_fields:
-            return TopicLetters(letters.settings.topic, own.settings)
+        sink_kind = self.pipeline.dead_letters.kind
+        if sink_kind == "files":
+            return FileDeadLetterSource(self.dead_letters_path, own, own.parts if isinstance(own, Mix) else None)
+        if sink_kind == "kafka" and "topics" in type(own.settings).model_fields:
+            return KafkaDeadLetterSource(letters.settings.topic, own.settings)
         raise UserError(
-            f"Dead letters of kind '{kind}' cannot be replayed into a source of kind "
-            f"'{self.pipeline.source['kind']}': expected files, or topics on both sides."
+            f"Dead letters of kind '{sink_kind}' cannot be replayed into a source of kind "
+            f"'{self.pipeline.source['sink_kind']}': expected files, or topics on both sides."
         )
 
-    def _may_leave(self) -> None:
+    def _check_outputs(self) -> None:
         """Whether what the run leaves can be written; told before anything is read."""
         atomic.require_folder(self.folder, "folder")
         atomic.require_folder(self.checkpoints.folder, "[checkpoint] path")
-        for name in LEFT:
+        for name in OUTPUT_FILES:
             atomic.require_file(self.folder / name, "folder")
         if self.pipeline.export is not None:
             atomic.require_file(self.model_path, "[export] path")
@@ -279,17 +279,17 @@ class Run:
                     "each a path of its own."
                 )
 
-    def _may_return(self) -> None:
+    def _check_feedback(self) -> None:
         """Whether what is written comes back as input."""
         for table, sink in (("sink", self.sink), ("dead_letters", self.dead_letters)):
-            place = None if sink is None or self._replay else self.source.rereads(sink)
-            if place is not None:
+            key_location = None if sink is None or self._replay else self.source.reads_output_of(sink)
+            if key_location is not None:
                 raise UserError(
-                    f"[{table}] in {self.pipeline.file} writes to {place}, and [source] reads it: "
+                    f"[{table}] in {self.pipeline.file} writes to {key_location}, and [source] reads it: "
                     "every row would come again, without an end. Give it another one."
                 )
         for named, file in () if self._replay else self._written():
-            if self.source.covers(file):
+            if self.source.reads_file(file):
                 raise UserError(
                     f"{named} in {self.pipeline.file} writes files such as '{file}', and [source] "
                     "path leads to them: they would be read as input. Write to another folder, or "
@@ -298,7 +298,7 @@ class Run:
 
     def _written(self) -> Iterator[tuple[str, Path]]:
         """Files that a run leaves, and what says so."""
-        for name in LEFT:
+        for name in OUTPUT_FILES:
             yield "folder", self.folder / name
         yield "[checkpoint] path", self.checkpoints.folder / "checkpoint-00000001.hrc"
         for table, sink in (("[sink]", self.sink), ("[dead_letters]", self.dead_letters)):
@@ -308,29 +308,29 @@ class Run:
             yield "[export] path", self.model_path
             yield "[export] path", self.model_path.with_suffix(".fp32.onnx")
 
-    def _may_share(self) -> None:
+    def _check_shared(self) -> None:
         source = self.source
-        if not isinstance(source, SharedSource) or not source.shares or source.remembers:
+        if not isinstance(source, SharedSource) or not source.shares_partitions or source.tracks_owners:
             return
         if self.keeps_state:
             raise UserError(
                 f"{self.pipeline.file} keeps a state (it trains, or a stage learns) and shares its "
-                "partitions: give this engine a name in the group that stays, [source] member."
+                "partitions: give this engine a name in the group that stays, [source] group_instance_id."
             )
 
-    def _may_repeat(self) -> None:
+    def _check_epochs(self) -> None:
         of = self.source if isinstance(self.source, Mix) else getattr(self.source, "settings", None)
         if getattr(of, "epochs", 1) == 1:
             return
         for stage in self.stages:
-            if getattr(stage, "once", False):
+            if getattr(stage, "single_pass", False):
                 raise UserError(
                     f"[source] epochs in {self.pipeline.file} reads every row again, and "
                     f"[scrub.{stage.name}] would take it for a copy or for late: write the cleaned "
                     "rows first, with a pipeline that has no model, or leave the stage out."
                 )
 
-    def _may_shuffle(self) -> None:
+    def _check_shuffle(self) -> None:
         if not self.pipeline.loader.shuffle_rows:
             return
         if not self.trains:
@@ -338,13 +338,13 @@ class Run:
                 f"[loader] shuffle_rows in {self.pipeline.file} is for training: expected a "
                 "[train] section, or take it out; results keep the order of their rows."
             )
-        if isinstance(self.source, SharedSource) and self.source.shares:
+        if isinstance(self.source, SharedSource) and self.source.shares_partitions:
             raise UserError(
                 f"[loader] shuffle_rows in {self.pipeline.file} needs partitions that stay, and "
-                "[source] join shares them: take one of the two out."
+                "[source] subscribe shares them: take one of the two out."
             )
 
-    def _may_hold(self) -> None:
+    def _check_batch_memory(self) -> None:
         """A batch is cut while it is raw; what an image becomes may be a hundred times that."""
         settings = self.pipeline.loader
         row, half = array_bytes(self.schema), int(settings.memory_budget) // 2
@@ -356,29 +356,29 @@ class Run:
                 "raise the budget."
             )
 
-    def _may_export(self) -> None:
+    def _check_export(self) -> None:
         """What would fail at the end, hours later."""
         export = self.pipeline.export
         if export is None or not self.trains:
             return
-        kind, _ = self._learner_kind
-        if not callable(getattr(kind, "build", None)):
+        learner_class, _ = self._learner_class
+        if not callable(getattr(learner_class, "build", None)):
             raise UserError(
                 f"[export] in {self.pipeline.file} needs a learner that writes ONNX, and "
-                f"{kind.__name__} has no method 'build': take [export] out."
+                f"{learner_class.__name__} has no method 'build': take [export] out."
             )
         if export.compress is not None:
             from models.compress.gate import Compression
 
             self.pipeline.settings(Compression, export.compress, "export.compress")
 
-    def _may_write(self) -> None:
+    def _check_sink_schema(self) -> None:
         """Whether the sink can hold the columns that it will get."""
         columns = (self.pipeline.sink or {}).get("columns")
         if self.sink is None:
             return
         mine = {**dict.fromkeys(RESERVED, pl.String()), **self.schema}
-        added = self._answers
+        added = self._model_columns
         for name in added:
             if name in mine and (columns is None or name in columns):
                 raise UserError(
@@ -393,15 +393,15 @@ class Run:
                 "[sink] key '%s' is %s as the stages of [scrub] leave it, and %s as it is read: "
                 "take a column that no stage changes.", key, type_name(mine[key]), type_name(was),
             )  # fmt: skip
-        whole = {**mine, **added}
-        self.sink.bind({name: whole[name] for name in written(whole, columns, added)})
+        all_columns = {**mine, **added}
+        self.sink.bind({name: all_columns[name] for name in written(all_columns, columns, added)})
 
     @property
-    def _answers(self) -> Schema:
+    def _model_columns(self) -> Schema:
         """Columns that the model adds for the sink."""
         if self._predictor is not None:
-            return {**_answers(self._predictor.features), "model_version": pl.String()}
-        return _answers(self.features) if self.trains else {}
+            return {**_model_columns(self._predictor.features), "model_version": pl.String()}
+        return _model_columns(self.features) if self.trains else {}
 
     @cached_property
     def source_schema(self) -> Schema:
@@ -410,7 +410,7 @@ class Run:
 
         Raises: UserError for a name that headrace itself adds.
         """
-        schema = self._found_schema()
+        schema = self._resolve_schema()
         require_names(schema, f"[source] in {self.pipeline.file}")
         for column in (PART, *RESERVED):
             if column in schema:
@@ -430,25 +430,25 @@ class Run:
         """These are the columns, as far as is known without a look at the source."""
         self.source_schema = schema
 
-    def _found_schema(self) -> Schema:
+    def _resolve_schema(self) -> Schema:
         declared = parse_schema(self.pipeline.source.get("schema", {}))
         known = self._known_schema
         if not known:
-            return self._typed_by_the_model(declared)
-        self.source.recall(self._kept.get("findings", {}))
+            return self._model_schema(declared)
+        self.source.restore_schema_state(self._saved_schema.get("findings", {}))
         try:
-            return self.source.schema({**known, REST: DROPPED})
+            return self.source.schema({**known, WILDCARD: DROPPED})
         except UserError as error:
             log.warning("The columns of the run so far do not hold any more: %s", error)
-            self.source.recall({})
+            self.source.restore_schema_state({})
             return self.source.schema(declared)
 
-    def _typed_by_the_model(self, declared: Schema) -> Schema:
+    def _model_schema(self, declared: Schema) -> Schema:
         """Columns that a model file reads as they come from the source, and that nobody declared,
         have the types that the model learned them in: a guess from other rows may differ. Cells are
         read as they were then."""
         if self._predictor is not None:
-            self.source.adopt(self._predictor.reading)
+            self.source.use_parse_settings(self._predictor.parse_settings)
         schema = self.source.schema(declared)
         if self._predictor is None or set(self.pipeline.scrub) - set(self._predictor.stages):
             return schema
@@ -460,15 +460,15 @@ class Run:
         return self.source.schema({**declared, **types}) if types else schema
 
     @cached_property
-    def _kept(self) -> Mapping[str, Any]:
-        """What `_keep_schema` wrote for the run that is resumed; empty where there is none."""
-        return self._begun if not self._fresh and self.checkpoints.exist() else {}
+    def _saved_schema(self) -> Mapping[str, Any]:
+        """What `_save_schema` wrote for the run that is resumed; empty where there is none."""
+        return self._schema_file if not self._fresh and self.checkpoints.exists() else {}
 
     @cached_property
-    def _begun(self) -> Mapping[str, Any]:
+    def _schema_file(self) -> Mapping[str, Any]:
         """The same, also where no checkpoint came of it."""
         try:
-            kept = json.loads((self.folder / SCHEMA).read_text())
+            kept = json.loads((self.folder / SCHEMA_FILE).read_text())
         except (OSError, ValueError):
             return {}
         return kept if isinstance(kept, dict) else {}
@@ -476,7 +476,7 @@ class Run:
     @property
     def _known_schema(self) -> Schema:
         """The columns kept for what is declared now."""
-        kept = self._kept
+        kept = self._saved_schema
         try:
             if kept["declared"] != self.pipeline.source.get("schema", {}):
                 return {}
@@ -487,18 +487,18 @@ class Run:
     @property
     def _kept_classes(self) -> tuple[str, ...]:
         """The classes kept, in their order."""
-        kept = self._kept.get("classes", [])
+        kept = self._saved_schema.get("classes", [])
         good = isinstance(kept, list) and all(isinstance(name, str) for name in kept)
         return tuple(kept) if good else ()
 
-    def _keep_schema(self) -> None:
+    def _save_schema(self) -> None:
         """Write down which columns this run has, and which classes where the file leaves them out,
         for the one that resumes it."""
         columns = {column: type_name(dtype) for column, dtype in self.source_schema.items()}
         kept: dict[str, Any] = {
             "declared": self.pipeline.source.get("schema", {}),
             "columns": columns,
-            "findings": dict(self.source.findings()),
+            "findings": dict(self.source.schema_state()),
             "writes": sorted(
                 str(folder)
                 for sink in (self.sink, self.dead_letters)
@@ -511,14 +511,14 @@ class Run:
         text = json.dumps(kept, indent=2)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            atomic.write(self.folder / SCHEMA, text)
+            atomic.write(self.folder / SCHEMA_FILE, text)
         except OSError as error:
-            log.warning("%s cannot be written: %s", self.folder / SCHEMA, error.strerror)
+            log.warning("%s cannot be written: %s", self.folder / SCHEMA_FILE, error.strerror)
 
     @cached_property
     def stages(self) -> list[Stage]:
         """Bound stages, in order; in serving, without those that the model file contains."""
-        stages = self._made_stages()
+        stages = self._build_stages()
         schemas = [self.source_schema]
         for stage in stages:
             schemas.append(calls.bind(stage, schemas[-1]))
@@ -526,12 +526,12 @@ class Run:
         self._schemas = schemas
         return stages
 
-    def _made_stages(self) -> list[Stage]:
-        inside = self._predictor.stages if self._predictor is not None else ()
+    def _build_stages(self) -> list[Stage]:
+        export_from = self._predictor.stages if self._predictor is not None else ()
         return [
             _stage(name, table, self.pipeline)
             for name, table in self.pipeline.scrub.items()
-            if name not in inside
+            if name not in export_from
         ]
 
     @cached_property
@@ -553,28 +553,28 @@ class Run:
         Raises: UserError for a column that is not there or cannot be a feature.
         """
         model = self._model_settings
-        sizes: dict[str, int] = {}
+        vocabulary_sizes: dict[str, int] = {}
         for stage in self.stages:
-            sizes |= getattr(stage, "sizes", dict)()
+            vocabulary_sizes |= getattr(stage, "vocabulary_sizes", dict)()
         for column in model.categories:
-            if column not in sizes:
+            if column not in vocabulary_sizes:
                 raise UserError(
                     f"[model] category '{column}' is encoded by no 'categories' stage of [scrub]."
-                    f"{nearest(column, sizes)}"
+                    f"{nearest(column, vocabulary_sizes)}"
                 )
         task, classes = self._task, self._classes
         features = Features(
-            numeric=spread(model.numeric, self.schema, where="[model] numeric")
+            numeric=expand_columns(model.numeric, self.schema, where="[model] numeric")
             if model.numeric
             else (),
-            categories={column: sizes[column] for column in model.categories},
+            categories={column: vocabulary_sizes[column] for column in model.categories},
             target=model.target,
             task=task,
             classes=classes,
-            scaled=tuple(c for s in self.stages if isinstance(s, Stateless) for c in s.scaled),
-            threshold=0.5 if model.aim.value is None else model.aim.value,
+            scaled=tuple(c for s in self.stages if isinstance(s, StageBase) for c in s.scaled),
+            threshold=0.5 if model.threshold_settings.value is None else model.threshold_settings.value,
             probabilities=self._probabilities,
-            **nested_features(model, self.schema, sizes),
+            **nested_features(model, self.schema, vocabulary_sizes),
         )
         read = (*features.numeric, *features.categories, *features.nested)
         if model.target in read:
@@ -597,19 +597,19 @@ class Run:
         """
         model = self._model_settings
         require(self.schema, [model.target], where="[model] target")
-        kind = self.schema[model.target]
+        dtype = self.schema[model.target]
         given, where = model.task, f"[model] task in {self.pipeline.file}"
-        if given == "regression" and not kind.is_numeric():
+        if given == "regression" and not dtype.is_numeric():
             raise UserError(
                 f"{where} is 'regression', which expects numbers in target '{model.target}', "
-                f"got {kind}: for classes, set task to 'binary' or 'multiclass'."
+                f"got {dtype}: for classes, set task to 'binary' or 'multiclass'."
             )
-        if given != "regression" and (kind.is_nested() or kind.is_temporal() or kind == pl.Binary):
+        if given != "regression" and (dtype.is_nested() or dtype.is_temporal() or dtype == pl.Binary):
             raise UserError(
                 f"{where} is '{given or 'binary'}', which expects text, numbers or true and false "
-                f"in target '{model.target}', got {kind}."
+                f"in target '{model.target}', got {dtype}."
             )
-        task = given or labels.task_of(kind, len(model.classes or self._found_classes))
+        task = given or labels.task_of(dtype, len(model.classes or self._inferred_classes))
         if task == "regression" and model.classes:
             raise UserError(
                 f"{where} is 'regression', and [model] classes are given: set task to "
@@ -631,7 +631,7 @@ class Run:
             return ()
         classes = self._model_settings.classes
         if not classes:
-            return self._found_classes
+            return self._inferred_classes
         wanted = 2 if self._task == "binary" else len(classes)
         if len(classes) != wanted or len(set(classes)) < max(wanted, 2):
             raise UserError(
@@ -642,57 +642,57 @@ class Run:
         return classes
 
     @cached_property
-    def _found_classes(self) -> tuple[str, ...]:
+    def _inferred_classes(self) -> tuple[str, ...]:
         """Classes that the file leaves out; none where the target's type asks for no classes.
 
         Raises: UserError where they cannot be known.
         """
         model = self._model_settings
-        kind, file = self.schema[model.target], self.pipeline.file
-        if kind == pl.Boolean:
+        dtype, file = self.schema[model.target], self.pipeline.file
+        if dtype == pl.Boolean:
             return labels.BOOLS
-        if model.task is None and kind.is_numeric():
+        if model.task is None and dtype.is_numeric():
             return ()
         kept = self._kept_classes
         if kept:
             return kept
-        if not self.source.repeatable():
+        if not self.source.can_be_reread():
             raise UserError(
                 f"[model] in {file} leaves out classes, and what the source gives can be read only "
                 'once: name them, as in classes = ["no", "yes"].'
             )
-        found = self._look_at_labels()
-        if self.source.endless():
+        labels_found = self._sample_labels()
+        if self.source.unbounded():
             raise UserError(
                 f"[model] in {file} leaves out classes, and the source has no end, so other labels "
-                f"may come: name them; {found.words(model.target)}."
+                f"may come: name them; {labels_found.words(model.target)}."
             )
-        task = model.task or labels.task_of(kind, len(found.values))
-        classes = labels.require_classes(found, task, model.target, f"[model] in {file}")
-        log.info("[model] classes are %s: the labels of %s", json.dumps(list(classes)), found.where)
+        task = model.task or labels.task_of(dtype, len(labels_found.values))
+        classes = labels.require_classes(labels_found, task, model.target, f"[model] in {file}")
+        log.info("[model] classes are %s: the labels of %s", json.dumps(list(classes)), labels_found.where)
         return classes
 
-    def _look_at_labels(self, most: int = labels.ROWS, *, staged: bool = True) -> labels.Labels:
+    def _sample_labels(self, most: int = labels.ROWS, *, staged: bool = True) -> labels.Labels:
         """With a source and stages that nothing else uses, so that those of the run stay as they
         are."""
-        if isinstance(self.source, SharedSource) and self.source.shares:
+        if isinstance(self.source, SharedSource) and self.source.shares_partitions:
             return labels.Labels(values=(), rows=0, whole=False)  # a member more moves the group
-        schema, stages = self.source_schema, self._made_stages() if staged else []
+        schema, stages = self.source_schema, self._build_stages() if staged else []
         for stage in stages:
             schema = calls.bind(stage, schema)
         target = self._model_settings.target
         read = self.read_schema if staged else {target: schema[target]}
         with contextlib.closing(self._source()) as source:
-            source.recall(self.source.findings())  # what was guessed and told is not again
-            source.schema({**self.source_schema, REST: DROPPED})
+            source.restore_schema_state(self.source.schema_state())  # what was guessed and told is not again
+            source.schema({**self.source_schema, WILDCARD: DROPPED})
             return labels.look(source, read, stages, target, most)
 
     @cached_property
     def collate(self) -> Callable[[Batch], Batch] | None:
         """The last step before the model: tensors to train with, a feed to predict with."""
         if self._predictor is not None:
-            made: Callable[[Batch], Batch] = self._predictor.collate
-            return made
+            apply: Callable[[Batch], Batch] = self._predictor.collate
+            return apply
         if not self.trains:
             return None
         collate = Collate(self.features)
@@ -707,33 +707,33 @@ class Run:
             return None
         from engine.loading.transfer import transfer_to
 
-        own = getattr(self._learner_kind[0], "device", "cpu")
-        made = transfer_to(str(getattr(self._training, "device", own)))
-        return None if made is None else made.apply
+        own = getattr(self._learner_class[0], "device", "cpu")
+        transfer = transfer_to(str(getattr(self._training, "device", own)))
+        return None if transfer is None else transfer.apply
 
     @cached_property
     def learner(self) -> Learner:
         """Raises: UserError for a setting that does not fit."""
-        kind, own = self._learner_kind
+        learner_class, own = self._learner_class
         sampling = (self.pipeline.train or {}).get("sampling")
-        settings = validate(kind.Settings, own, "model", self.pipeline.file)
-        with Calling("model", kind):
-            made: Any = kind(settings, self._training, self.features)
+        settings = validate(learner_class.Settings, own, "model", self.pipeline.file)
+        with Calling("model", learner_class):
+            learner: Any = learner_class(settings, self._training, self.features)
         if self.augmentation is not None:
             encoders: dict[str, Any] = {}
             for stage in self.stages:
                 encoders |= getattr(stage, "encoders", dict)()
-            self.augmentation.attach(made, encoders)
-        from models.learners.sampling import Balanced, SamplingSettings
-        from models.challenge.challenger import Renewed, require_renewable
+            self.augmentation.attach(learner, encoders)
+        from models.learners.sampling import ResampledLearner, SamplingSettings
+        from models.challenge.challenger import ChampionChallenger, require_challengeable
 
         how = self._forgets_on
         if how != "never":
-            require_renewable(made, how, [stage.name for stage in self.stages])
+            require_challengeable(learner, how, [stage.name for stage in self.stages])
         if sampling is not None:
             drawn = validate(SamplingSettings, sampling, "train.sampling", self.pipeline.file)
-            made = Balanced(made, drawn)
-        return made if how == "never" else Renewed(made, how)
+            learner = ResampledLearner(learner, drawn)
+        return learner if how == "never" else ChampionChallenger(learner, how)
 
     @property
     def _forgets_on(self) -> str:
@@ -744,7 +744,7 @@ class Run:
     def _training(self) -> Any:
         """[train], as the learner has it."""
         table = {k: v for k, v in (self.pipeline.train or {}).items() if k != "sampling"}
-        return validate(self._learner_kind[0].Training, table, "train", self.pipeline.file)
+        return validate(self._learner_class[0].Training, table, "train", self.pipeline.file)
 
     @cached_property
     def augmentation(self) -> Any:
@@ -756,15 +756,15 @@ class Run:
             return None
         from models.augment import AUGMENTS, Augment, Augmentation
 
-        made = []
+        augments = []
         for name, table in self.pipeline.augment.items():
             own, section = dict(table), f"augment.{name}"
-            kind = component(own.pop("kind", name), AUGMENTS, section, self.pipeline.file)
-            require_contract(kind, Augment, section)
-            settings = self.pipeline.settings(kind.Settings, own, section)
-            with Calling(section, kind):
-                made.append(kind(name, settings))
-        return Augmentation(made)
+            augment_class = load_class(own.pop("kind", name), AUGMENTS, section, self.pipeline.file)
+            require_contract(augment_class, Augment, section)
+            settings = self.pipeline.settings(augment_class.Settings, own, section)
+            with Calling(section, augment_class):
+                augments.append(augment_class(name, settings))
+        return Augmentation(augments)
 
     @cached_property
     def evaluation(self) -> Evaluation:
@@ -776,15 +776,15 @@ class Run:
         settings = self.pipeline.settings(Evaluation.Settings, table, "evaluation")
         evaluation = Evaluation(settings, self.features)
         # Columns are looked at before the stages inside a model file: a scaled one says nothing.
-        evaluation.bind({**self.schema, **self._schemas[self.inside]})
-        for stage in self.stages[: self.inside]:
-            scaled = stage.scaled if isinstance(stage, Stateless) else ()
+        evaluation.bind({**self.schema, **self._schemas[self.export_from]})
+        for stage in self.stages[: self.export_from]:
+            scaled = stage.scaled if isinstance(stage, StageBase) else ()
             for column in evaluation.needed:
                 if column in scaled:
                     raise UserError(
                         f"[evaluation] in {self.pipeline.file} looks at column '{column}', which "
                         f"[scrub.{stage.name}] has put on another scale: put [scrub.{stage.name}] "
-                        f"behind [scrub.{self.stages[self.inside - 1].name}], or look at a copy "
+                        f"behind [scrub.{self.stages[self.export_from - 1].name}], or look at a copy "
                         "that a 'derive' stage makes before it."
                     )
         return evaluation
@@ -794,24 +794,24 @@ class Run:
         """The stage before which rows are kept raw: to prove a compressed model with, and to
         evaluate on."""
         evaluates = self.trains and bool(self.evaluation.needed)
-        return self.inside if self.holdout is not None or evaluates else None
+        return self.export_from if self.holdout is not None or evaluates else None
 
     @cached_property
     def sink(self) -> Sink | None:
         """Where results go."""
         if self.pipeline.sink is None:
             return None
-        table = {k: v for k, v in self.pipeline.sink.items() if k not in OUTPUT}
-        made: Sink = self._component("sink", table, _connectors().SINKS, self._provenance)
-        return made
+        table = {k: v for k, v in self.pipeline.sink.items() if k not in COMMON_SINK_KEYS}
+        sink: Sink = self._component("sink", table, _connectors().SINKS, self._provenance)
+        return sink
 
     @property
     def _provenance(self) -> dict[str, str]:
         """Headers for every record of a sink that has headers."""
-        made = {"headrace.pipeline": self.pipeline.name}
+        headers = {"headrace.pipeline": self.pipeline.name}
         if self._predictor is not None:
-            made["headrace.model"] = self._predictor.info()["version"]
-        return made
+            headers["headrace.model"] = self._predictor.info()["version"]
+        return headers
 
     @cached_property
     def transaction(self) -> Callable[[Mark], bool] | None:
@@ -822,7 +822,7 @@ class Run:
         sink: Any = self.sink
         if sink is None or self._replay or not getattr(sink.settings, "exactly_once", False):
             return None
-        sink.follow(self.source)
+        sink.share_transaction(self.source)
         commit: Callable[[Mark], bool] = sink.commit
         return commit
 
@@ -838,17 +838,17 @@ class Run:
         settings = self.pipeline.dead_letters
         table: dict[str, Any] = {"kind": settings.kind, **(settings.model_extra or {})}
         if settings.kind == "files":
-            table |= {"path": str(self.letters_path)}
+            table |= {"path": str(self.dead_letters_path)}
         elif settings.path is not None:
             table["path"] = settings.path
-        known = _connectors().LETTERS
-        made: Any = self._component("dead_letters", table, known, self._provenance)
-        if hasattr(made, "follow"):
-            made.follow(self.sink)
-        return cast("Sink", made)
+        known = _connectors().DEAD_LETTER_SINKS
+        sink: Any = self._component("dead_letters", table, known, self._provenance)
+        if hasattr(sink, "follow"):
+            sink.share_transaction(self.sink)
+        return cast("Sink", sink)
 
     @property
-    def letters_path(self) -> Path:
+    def dead_letters_path(self) -> Path:
         """The folder of dead letters that are files."""
         return Path(self.pipeline.dead_letters.path or self.folder / "dead_letters")
 
@@ -864,7 +864,7 @@ class Run:
         """What a checkpoint must have in common with this pipeline to be resumed from; what is
         `Tolerated` is told where it differs. Without a state only positions and counts are in it:
         those go on with another schema, or other stages."""
-        columns = {name: str(kind) for name, kind in self.source_schema.items()}
+        columns = {name: str(dtype) for name, dtype in self.source_schema.items()}
         read = {
             "schema": json.dumps(columns, sort_keys=True),
             "scrub": json.dumps(self.pipeline.scrub),
@@ -906,7 +906,7 @@ class Run:
             inner = section.startswith(PARTS)
             found = in_effect.get(section.removeprefix(PARTS), {}) if inner else in_effect
             found = found if section.startswith("source") else {}
-            for key, (act, value) in watched(settings, found, learns=self.keeps_state).items():
+            for key, (act, value) in compared_settings(settings, found, learns=self.keeps_state).items():
                 text = json.dumps(value, sort_keys=True)
                 yield f"[{section}] {key}", text if act == "refuse" else Tolerated(text)
 
@@ -921,7 +921,7 @@ class Run:
         return self.trains or any(stage.snapshot() is not None for stage in self.stages)
 
     @property
-    def inside(self) -> int:
+    def export_from(self) -> int:
         """Index of the first stage that a model file contains: from there on, all can be written
         into one."""
         index = len(self.stages)
@@ -936,11 +936,11 @@ class Run:
         if not self.trains:
             return None
         if export is None:
-            if not self._model_settings.aim.aims:
+            if not self._model_settings.threshold_settings.is_chosen:
                 return None
             export = ExportSettings()
-        before, unlearned = self.stages[: self.inside], self._unlearned
-        learned = self.source_schema.keys() - unlearned
+        before, unread = self.stages[: self.export_from], self._unread_columns
+        learned = self.source_schema.keys() - unread
         stateful = [stage.name for stage in before if stage.snapshot() is not None]
         if stateful:
             log.info(
@@ -952,13 +952,13 @@ class Run:
         return Holdout(
             export.holdout,
             export.holdout_rows,
-            besides={*unlearned, *self.source.origins()},
+            ignored={*unread, *self.source.origin_columns()},
             by_content=not stateful,
-            needed=[column for column in self._schemas[self.inside] if column in learned],
+            needed=[column for column in self._schemas[self.export_from] if column in learned],
         )
 
     @property
-    def _unlearned(self) -> set[str]:
+    def _unread_columns(self) -> set[str]:
         """Columns of the source that neither stages nor model read. What else reads them may change
         from run to run, and with it whether they are there."""
         others: dict[str, Any] = dict.fromkeys(("train", "evaluation", "export"))
@@ -972,7 +972,7 @@ class Run:
         columns = (self.pipeline.sink or {}).get("columns")
         if self._predictor is not None:
             self._predictor.bind(self.schema)
-        _require_output(columns, {**self.schema, **self._answers})
+        _require_output(columns, {**self.schema, **self._model_columns})
         if self._predictor is not None:
             return Serving(self._predictor, columns)
         if not self.trains:
@@ -981,7 +981,7 @@ class Run:
             self.learner,
             self.evaluation,
             columns=columns,
-            answers=self.sink is not None,
+            emit_predictions=self.sink is not None,
             holdout=self.holdout,
             threshold=self._threshold,
             metrics=self.metrics,
@@ -990,7 +990,7 @@ class Run:
     @cached_property
     def _threshold(self) -> Threshold:
         rows = 0 if self.holdout is None else self.holdout.rows
-        return Threshold(self._model_settings.aim, rows)
+        return Threshold(self._model_settings.threshold_settings, rows)
 
     @property
     def _probabilities(self) -> bool:
@@ -1002,7 +1002,7 @@ class Run:
         return self._loader(self.source_schema)
 
     def _loader(self, schema: Schema) -> Loader:
-        self._may_hold()
+        self._check_batch_memory()
         loader = Loader(
             self.source,
             schema=schema,
@@ -1014,15 +1014,15 @@ class Run:
             keep_raw_from=self._keep_raw_from,
             keep_records=True,
         )
-        self._bound(loader, "source", self.source)
+        self._limit_memory(loader, "source", self.source)
         return loader
 
     @cached_property
     def loop(self) -> Loop:
         """The loop, ready to resume and run."""
         loader = self._loader(self.read_schema)
-        self._bound(loader, "sink", self.sink)
-        self._bound(loader, "dead letters", self.dead_letters)
+        self._limit_memory(loader, "sink", self.sink)
+        self._limit_memory(loader, "dead letters", self.dead_letters)
         if self.trains:
             self._count_replay(loader)
         return Loop(
@@ -1031,7 +1031,7 @@ class Run:
             work=self.work,
             sink=self.sink,
             dead_letters=self.dead_letters,
-            breaker=Breaker(self.pipeline.dead_letters, again=self._replay),
+            reject_limit=RejectLimit(self.pipeline.dead_letters, again=self._replay),
             checkpoints=self.checkpoints,
             identity=self.identity,
             metrics=self.metrics,
@@ -1040,45 +1040,45 @@ class Run:
             keeps_state=self.keeps_state,
             transaction=self.transaction,
             commit_seconds=self.commit_seconds,
-            judge=functools.partial(self._judge, loader),
+            diagnose=functools.partial(self._diagnose, loader),
             mend=self._mended if self._replay else None,
         )
 
     def _mended(self, saved: Saved) -> Saved:
-        return mended(saved, self.identity, self._chain, self._earlier)
+        return migrate(saved, self.identity, self._chain, self._earlier)
 
     @property
-    def _chain(self) -> Chain:
-        return Chain(stages=self.stages, features=self.features if self.trains else None)
+    def _chain(self) -> BoundStages:
+        return BoundStages(stages=self.stages, features=self.features if self.trains else None)
 
-    def _earlier(self, scrub: Mapping[str, Any]) -> Chain:
+    def _earlier(self, scrub: Mapping[str, Any]) -> BoundStages:
         """What stages of other tables would be, over the same columns."""
         run = Run(self.pipeline.model_copy(update={"scrub": scrub}))
         run.source, run.source_schema = self.source, self.source_schema
         if self.trains:
-            run._found_classes = self._found_classes
+            run._inferred_classes = self._inferred_classes
         return run._chain
 
-    def _judge(self, loader: Loader, spent: Account) -> Verdict | None:
+    def _diagnose(self, loader: Loader, timing: TimingSnapshot) -> Bottleneck | None:
         settings = {
             **self.pipeline.loader.model_dump(include={"batch_rows", "read_rows"}),
             "decode_threads": loader.threads.count,
-            "every_seconds": self.checkpoints.settings.every_seconds,
+            "interval": self.checkpoints.settings.interval,
             "threads": self._threads,
-            "costs": self._costs,
+            "costs": self._batch_rows_caveat,
         }
         device = str(getattr(self.learner, "device", "cpu")) if self.trains else "cpu"
         if self._predictor is not None and "CPU" not in self._predictor.info()["provider"]:
             device = "cuda"  # or TensorRT
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-        return judge(spent, settings=settings, device=device, cores=cores)
+        return diagnose(timing, settings=settings, device=device, cores=cores)
 
     @property
     def _threads(self) -> str:
         """The setting of the model's threads, where it has several; or ""."""
         section = "train" if self.trains else "infer"
         table = getattr(self.pipeline, section) or {}
-        knows = not self.trains or "threads" in self._learner_kind[0].Training.model_fields
+        knows = not self.trains or "threads" in self._learner_class[0].Training.model_fields
         if self.trains:
             import torch
 
@@ -1088,22 +1088,22 @@ class Run:
         return f"{section}.threads" if several and knows else ""
 
     @property
-    def _costs(self) -> str:
+    def _batch_rows_caveat(self) -> str:
         """What another number of rows a batch costs, in words; or ""."""
         if not self.keeps_state:
             return ""
         by_batch = [stage.name for stage in self.stages if stage.snapshot() is not None]
         steps = self.trains and "step_rows" not in getattr(
-            self._learner_kind[0].Training, "model_fields", {}
+            self._learner_class[0].Training, "model_fields", {}
         )
         changed = [f"[scrub.{name}]" for name in by_batch] + ["the model's steps"] * steps
-        said = "needs --fresh"
-        return f"{said}; {', '.join(changed[:3])} learn by the batch" if changed else said
+        caveat = "needs --fresh"
+        return f"{caveat}; {', '.join(changed[:3])} learn by the batch" if changed else caveat
 
     @cached_property
     def heartbeat(self) -> Heartbeat:
         """What /livez looks at."""
-        return Heartbeat(self._service_settings.stall_seconds, metrics=self.metrics)
+        return Heartbeat(self._service_settings.stall_timeout, metrics=self.metrics)
 
     @cached_property
     def service(self) -> Service:
@@ -1124,7 +1124,7 @@ class Run:
         Args:
             fresh: forget the checkpoints first, and start over.
 
-        Raises: UserError, also where another engine works in a folder of this one; Flood,
+        Raises: UserError, also where another engine works in a folder of this one; TooManyRejects,
             HeadraceError; what user code in stages or learners raises.
         """
         self._fresh = fresh
@@ -1132,9 +1132,9 @@ class Run:
         loop = self.loop
         with self.exclusive():
             if fresh:
-                self.forget()
+                self.delete_all()
             else:
-                self.require_own()
+                self.require_own_output()
             return self._run(loop)
 
     def exclusive(self) -> contextlib.AbstractContextManager[None]:
@@ -1145,18 +1145,18 @@ class Run:
         files = [] if self.pipeline.export is None else [self.model_path]
         return locked(self._own_folders(), files)
 
-    def require_own(self) -> None:
+    def require_own_output(self) -> None:
         """A run that begins takes away what an earlier one of its own wrote after no checkpoint,
         and nobody else's results.
 
         Raises: UserError where there are results of another.
         """
-        if self.checkpoints.exist():
+        if self.checkpoints.exists():
             return
         for sink in (self.sink, self.dead_letters):
-            if sink is None or not sink.holds():
+            if sink is None or not sink.has_output():
                 continue
-            foreign = _resolved(sink.folders()) - set(map(Path, self._begun.get("writes", [])))
+            foreign = _resolved(sink.folders()) - set(map(Path, self._schema_file.get("writes", [])))
             if foreign:
                 raise UserError(
                     f"{foreign.pop()} holds results already, and {self.checkpoints.folder} no "
@@ -1166,32 +1166,32 @@ class Run:
 
     def _run(self, loop: Loop) -> Summary:
         start = time.perf_counter()
-        self._tell()
-        if self.source.endless():
-            self._rehearse()
+        self._register_gauges()
+        if self.source.unbounded():
+            self._warm_up()
         with self._serving(), self.heartbeat.watched():
             resumed = loop.resume()
             self._counts_before = dict(loop.totals.counts)
             if not resumed:
-                self._keep_schema()
+                self._save_schema()
                 self._tell_task()
-            failed: CheckpointFailed | Flood | None = None
+            failed: CheckpointFailed | TooManyRejects | None = None
             try:
                 loop.run()
-                self._must_have_learned(loop)
+                self._require_learned(loop)
             except CheckpointFailed as error:  # what was done is left all the same
                 failed = error
-            except Flood as error:
-                failed = Flood(f"{error}{self._letters_at()}")
-            bottleneck = loop.verdict()
-            flooded = isinstance(failed, Flood)
-            files, verdict = self._leave(stopped=loop.stopped or flooded)
-            if self.pipeline.export is not None and (flooded or (loop.stopped and not failed)):
+            except TooManyRejects as error:
+                failed = TooManyRejects(f"{error}{self._letters_at()}")
+            bottleneck = loop.bottleneck()
+            too_many = isinstance(failed, TooManyRejects)
+            files, compression = self._write_outputs(stopped=loop.stopped or too_many)
+            if self.pipeline.export is not None and (too_many or (loop.stopped and not failed)):
                 log.log(
-                    logging.WARNING if flooded else logging.INFO,
+                    logging.WARNING if too_many else logging.INFO,
                     "No model is exported of a run %s. Its checkpoint is saved: 'headrace export "
                     "%s' writes one.",
-                    "with so many rejected rows" if flooded else "that is stopped",
+                    "with so many rejected rows" if too_many else "that is stopped",
                     self.pipeline.file,
                 )
         if failed is not None:
@@ -1202,7 +1202,7 @@ class Run:
             resumed=resumed,
             stopped=loop.stopped,
             report=self.evaluation.report() if self.trains else {},
-            verdict=verdict,
+            compression=compression,
             bottleneck=bottleneck,
             remarks=tuple(self.source.remarks()),
             files=files,
@@ -1211,7 +1211,7 @@ class Run:
     def _letters_at(self) -> str:
         """A sentence's end for whoever looks for the dead letters that it speaks of."""
         in_files = self.pipeline.dead_letters.kind == "files"
-        return f" They are in {self.letters_path}." if in_files else ""
+        return f" They are in {self.dead_letters_path}." if in_files else ""
 
     @property
     def leaves_task_to_type(self) -> bool:
@@ -1222,25 +1222,25 @@ class Run:
         """Which task was chosen, where the file leaves it out and the labels may be classes."""
         if not self.leaves_task_to_type:
             return
-        if self._replay or self.source.endless() or not self.source.repeatable():
+        if self._replay or self.source.unbounded() or not self.source.can_be_reread():
             return
         try:  # no stage is asked: it may be anybody's code, and this is no more than a hint
-            found = self._look_at_labels(labels.READ_ROWS, staged=False)
+            found = self._sample_labels(labels.READ_ROWS, staged=False)
         except (HeadraceError, OSError, KeyError):
             return  # the run itself will say it
         said = labels.few_numbers(found.values, self._model_settings.target, found.where)
         if said is not None:
             log.warning("%s", said)
 
-    def _rehearse(self) -> None:
+    def _warm_up(self) -> None:
         """With stages that nothing else uses, so that those of the run stay as they are."""
-        schema, stages = self.source_schema, self._made_stages()
+        schema, stages = self.source_schema, self._build_stages()
         for stage in stages:
             schema = calls.bind(stage, schema)
-        rehearse(self.read_schema, stages, self.collate)
+        warm_up(self.read_schema, stages, self.collate)
 
-    def _must_have_learned(self, loop: Loop) -> None:
-        """Raises: Flood where a source has ended and no row of it all could be learned; also for
+    def _require_learned(self, loop: Loop) -> None:
+        """Raises: TooManyRejects where a source has ended and no row of it all could be learned; also for
         reasons that are expected now and then, as a missing label."""
         totals = loop.totals
         allowed = self.pipeline.dead_letters.limit >= 1
@@ -1248,18 +1248,18 @@ class Run:
             return
         if totals.rejected:
             (stage, reason), n = max(totals.reasons.items(), key=lambda item: item[1])
-            raise Flood(
-                f"Ended: none of {counted(totals.read + totals.grown, 'row')} could be learned "
+            raise TooManyRejects(
+                f"Ended: none of {counted(totals.read + totals.added, 'row')} could be learned "
                 f"({stage}: {reason}, {n:,}): mend the input, the schema or [model]; the dead "
                 "letters say what was wrong with each row."
             )
 
-    def forget(self) -> None:
+    def delete_all(self) -> None:
         """Delete this pipeline's checkpoints; its results go with the next start, which is at the
         source's own."""
         if isinstance(self.source, SharedSource):
-            self.source.start_over()
-        self.checkpoints.forget()
+            self.source.reset_offsets()
+        self.checkpoints.delete_all()
 
     def restore(self) -> bool:
         """Put the newest checkpoint's state into stages and learner, to export or look at; whether
@@ -1279,22 +1279,22 @@ class Run:
     def try_resume(self) -> None:
         """Do of a resume all that can be done while nothing is written and no group is joined.
 
-        Raises: UserError, HeadraceError where a run would; see `require_own`, too.
+        Raises: UserError, HeadraceError where a run would; see `require_own_output`, too.
         """
-        self.require_own()
+        self.require_own_output()
         state = self._load()
         if state is None:
             return
         for sink, name in ((self.sink, "sink"), (self.dead_letters, "dead_letters")):
             if sink is not None:
                 sink.require(state[name])
-        if isinstance(self.source, SharedSource) and self.source.shares:
+        if isinstance(self.source, SharedSource) and self.source.shares_partitions:
             return  # its group says where to go on, to members alone
-        source = apart(self.pipeline.source)
+        source = detached_source(self.pipeline.source)
         other = Run(self.pipeline.model_copy(update={"source": source}))
         _ = other.source_schema
         with contextlib.closing(other.source) as tried, contextlib.suppress(EndOfStream):
-            tried.recognise(state["identities"])
+            tried.match_identities(state["identities"])
             tried.seek(self._mark)
             tried.read(1, TRIED_BYTES, TRIED_SECONDS)
 
@@ -1318,27 +1318,27 @@ class Run:
             raise UserError(f"{self.pipeline.file} has no [model]: there is nothing to export.")
         path = path or self.model_path.with_suffix(".fp32.onnx")
         path.parent.mkdir(parents=True, exist_ok=True)
-        inside = self.stages[self.inside :]
+        export_from = self.stages[self.export_from :]
         transforms: list[Transform] = []
-        for stage in inside:
+        for stage in export_from:
             transforms += stage.transforms() or ()
         metadata = {
             "pipeline": self.pipeline.name,
             "version": self._version(),
-            "stages": json.dumps([stage.name for stage in inside]),
+            "stages": json.dumps([stage.name for stage in export_from]),
             "before": json.dumps(
-                [s.name for s in self.stages[: self.inside] if s.transforms() != ()]
+                [s.name for s in self.stages[: self.export_from] if s.transforms() != ()]
             ),
-            "columns": json.dumps({c: type_name(t) for c, t in self._schemas[self.inside].items()}),
-            "reading": json.dumps(self.source.reading()),
+            "columns": json.dumps({c: type_name(t) for c, t in self._schemas[self.export_from].items()}),
+            "reading": json.dumps(self.source.parse_settings()),
             "mark": json.dumps(dict(self._mark.positions)),
         }
         frame = None if self.holdout is None else self.holdout.frame()
         learner: Any = self.learner
-        made = export(path, learner, transforms, metadata, ranges=_ranges(frame))
-        if self._model_settings.aim.aims:
-            self._choose_threshold(made, frame)
-        return made
+        model_file = export(path, learner, transforms, metadata, ranges=_ranges(frame))
+        if self._model_settings.threshold_settings.is_chosen:
+            self._choose_threshold(model_file, frame)
+        return model_file
 
     def _choose_threshold(self, model: Path, rows: pl.DataFrame | None) -> None:
         """Note the threshold in the model file that serves its aim best, on the held-out rows as
@@ -1346,17 +1346,17 @@ class Run:
         from models.export.model_files import annotate
         from models.serving.predictor import OnnxPredictor
 
-        settings, threshold = self._model_settings.aim, None
+        settings, threshold = self._model_settings.threshold_settings, None
         if rows is not None:
             label = pl.col(str(self.features.target)).cast(pl.String)
             rows = rows.filter(label.is_in(self.features.classes).fill_null(False))
             scores = OnnxPredictor(OnnxPredictor.Settings(model=str(model))).scores(rows)
-            kind = pl.Enum(self.features.classes)
+            classes = pl.Enum(self.features.classes)
             target = (
-                rows.select(label.cast(kind).to_physical().cast(pl.Int64)).to_series().to_numpy()
+                rows.select(label.cast(classes).to_physical().cast(pl.Int64)).to_series().to_numpy()
             )
-            there = np.isfinite(scores)
-            threshold = chosen(settings, target[there], scores[there].astype(np.float64))
+            finite = np.isfinite(scores)
+            threshold = choose_threshold(settings, target[finite], scores[finite].astype(np.float64))
         if threshold is None:
             log.warning(
                 "[model] threshold is chosen by %d held-out rows of each class at the least, and "
@@ -1404,10 +1404,10 @@ class Run:
         from models.serving.predictor import OnnxPredictor
 
         settings = self.pipeline.settings(OnnxPredictor.Settings, self.pipeline.infer, "infer")
-        made = OnnxPredictor(settings)
-        made.features = replace(made.features, probabilities=self._probabilities)
+        predictor = OnnxPredictor(settings)
+        predictor.features = replace(predictor.features, probabilities=self._probabilities)
         if missing := [
-            f"[scrub.{name}]" for name in made.before if name not in self.pipeline.scrub
+            f"[scrub.{name}]" for name in predictor.before if name not in self.pipeline.scrub
         ]:
             log.warning(
                 "%s was trained behind %s, which no model file holds: its rows must come as those "
@@ -1415,28 +1415,28 @@ class Run:
                 settings.model,
                 " and ".join(filter(None, (", ".join(missing[:-1]), missing[-1]))),
             )
-        return made
+        return predictor
 
     @cached_property
-    def _learner_kind(self) -> tuple[type[Any], dict[str, Any]]:
+    def _learner_class(self) -> tuple[type[Any], dict[str, Any]]:
         """The learner's class, and its own keys of [model]."""
         from models import LEARNERS
 
         table = dict(self.pipeline.model or {})
-        kind = component(table.pop("kind", "tabular"), LEARNERS, "model")
-        require_contract(kind, Learner, "model", ("Settings", "Training"))
+        learner_class = load_class(table.pop("kind", "tabular"), LEARNERS, "model")
+        require_contract(learner_class, Learner, "model", ("Settings", "Training"))
         own = {key: value for key, value in table.items() if key not in ModelSettings.model_fields}
-        return kind, own
+        return learner_class, own
 
     @cached_property
     def _model_settings(self) -> ModelSettings:
         table = self.pipeline.model or {}
-        kind, own = self._learner_kind
+        learner_class, own = self._learner_class
         for key in own:
-            if key not in kind.Settings.model_fields:
-                known = [*ModelSettings.model_fields, *kind.Settings.model_fields]
+            if key not in learner_class.Settings.model_fields:
+                known = [*ModelSettings.model_fields, *learner_class.Settings.model_fields]
                 raise UserError(
-                    f"{place(self.pipeline.file, 'model', key)} has no key '{key}'."
+                    f"{key_location(self.pipeline.file, 'model', key)} has no key '{key}'."
                     f"{nearest(key, known)}"
                 )
         common = {key: value for key, value in table.items() if key not in own}
@@ -1456,15 +1456,15 @@ class Run:
                 f"[{section}] in {self.pipeline.file} needs the key 'kind', which is not there."
                 f"{nearest('', known)}"
             )
-        kind = component(name, known, section)
-        require_contract(kind, Source if section.startswith("source") else Sink, section)
-        if provenance and "provenance" in kind.Settings.model_fields:
+        component_class = load_class(name, known, section)
+        require_contract(component_class, Source if section.startswith("source") else Sink, section)
+        if provenance and "provenance" in component_class.Settings.model_fields:
             table["provenance"] = {**provenance, **table.get("provenance", {})}
-        self._given[section] = name, self.pipeline.settings(kind.Settings, table, section)
-        with Calling(section, kind):
-            return kind(self._given[section][1])
+        self._given[section] = name, self.pipeline.settings(component_class.Settings, table, section)
+        with Calling(section, component_class):
+            return component_class(self._given[section][1])
 
-    def _modes(self) -> None:
+    def _check_sections(self) -> None:
         pipeline = self.pipeline
         for section in ("train", "evaluation", "export"):
             if getattr(pipeline, section) is not None and pipeline.model is None:
@@ -1490,8 +1490,8 @@ class Run:
     def _ready(self) -> Health:
         health = self.heartbeat.health()
         if health.ok and isinstance(self.source, SharedSource):
-            trouble = self.source.trouble()
-            return health if trouble is None else Health(False, trouble)
+            unavailable_reason = self.source.unavailable_reason()
+            return health if unavailable_reason is None else Health(False, unavailable_reason)
         return health
 
     @contextlib.contextmanager
@@ -1507,18 +1507,18 @@ class Run:
             self.metrics.up.set(0)
             self.service.stop()
 
-    def _bound(self, loader: Loader, name: str, part: object) -> None:
+    def _limit_memory(self, loader: Loader, name: str, part: object) -> None:
         """A component with a buffer of its own comes under the loader's budget."""
         if isinstance(part, Buffered):
             budget, held = loader.budget, part
-            held.bound(max(1, int(budget.total * SHARES[name])))
+            held.limit_memory(max(1, int(budget.total * MEMORY_SHARES[name])))
             budget.watch(name, lambda: held.nbytes)
             self.metrics.watch_memory(name, lambda: held.nbytes)
 
     def _count_replay(self, loader: Loader) -> None:
         """Raises: UserError where the replay will not fit into the budget."""
         if isinstance(self.learner, Buffered):
-            self.learner.bound(loader.budget.total // 8)
+            self.learner.limit_memory(loader.budget.total // 8)
         memory: Callable[[], Mapping[str, int]] = getattr(self.learner, "memory", dict)
         full = getattr(self.learner, "replay_bytes", 0)
         if full > loader.budget.total // 2:
@@ -1529,7 +1529,7 @@ class Run:
         if full:
             loader.budget.watch("replay", lambda: memory()["replay"])
 
-    def _tell(self) -> None:
+    def _register_gauges(self) -> None:
         """Gauges that are known from the start, and callbacks for those that are asked."""
         memory = getattr(self.learner, "memory", dict) if self.trains else dict
         for part in memory():
@@ -1560,12 +1560,12 @@ class Run:
         mark = json.dumps(dict(self._mark.positions), sort_keys=True)
         return hashlib.sha256(mark.encode()).hexdigest()[:8]
 
-    def _leave(self, *, stopped: bool) -> tuple[dict[str, Path], Any]:
+    def _write_outputs(self, *, stopped: bool) -> tuple[dict[str, Path], Any]:
         """Write what a finished run leaves behind; a stopped one leaves its checkpoint and
         numbers."""
         self.folder.mkdir(parents=True, exist_ok=True)
         files = {"checkpoints": Path(self.checkpoints.settings.path)}
-        verdict = None
+        compression = None
         if (
             self.sink is not None
             and self.pipeline.sink is not None
@@ -1575,12 +1575,12 @@ class Run:
                 self.pipeline.sink["path"]
             )
         if self.loop.totals.rejected and self.pipeline.dead_letters.kind == "files":
-            files["dead letters"] = self.letters_path
+            files["dead letters"] = self.dead_letters_path
         remarking: list[object] = [*self.stages, *([self.learner] if self.trains else [])]
         for part in remarking if self.loop.totals.read else ():
             for remark in getattr(part, "remarks", list)():
                 log.warning("%s", remark)
-        for remark in self._filled_early():
+        for remark in self._early_fill_warnings():
             log.warning("%s", remark)
         if self.trains:
             files |= self._report()
@@ -1591,18 +1591,18 @@ class Run:
             if not stopped and self.pipeline.export is not None:
                 files["model"] = self.export()
                 if self.pipeline.export.compress is not None:
-                    verdict = self.compress()
+                    compression = self.compress()
                     files["served model"] = self.model_path
-                    files["verdict"] = self.folder / "verdict.json"
-                    verdict.to_json(files["verdict"])
+                    files["verdict"] = self.folder / "compression.json"
+                    compression.to_json(files["verdict"])
         files["metrics"] = self.folder / "metrics.prom"
         self.metrics.render_final(files["metrics"])
-        return files, verdict
+        return files, compression
 
-    def _filled_early(self) -> Iterator[str]:
+    def _early_fill_warnings(self) -> Iterator[str]:
         """A sentence for each stage that, in this run, filled values it knew nothing of."""
-        for (stage, what), n in self.loop.totals.counts.items():
-            if what == UNTAUGHT and n > self._counts_before.get((stage, what), 0):
+        for (stage, name), n in self.loop.totals.counts.items():
+            if name == FILLED_BEFORE_LEARNING and n > self._counts_before.get((stage, name), 0):
                 yield (
                     f"[scrub.{stage}] filled {counted(n, 'value')} of columns that it had seen no "
                     "value of yet, with 0, \"\" or false: give a 'missing' stage the 'value' that "
@@ -1610,18 +1610,18 @@ class Run:
                 )
 
     def _report(self) -> dict[str, Path]:
-        told = self.evaluation.report()
-        tell_quality(self.metrics, told)
+        report_out = self.evaluation.report()
+        report_quality(self.metrics, report_out)
         counted: dict[str, dict[str, int]] = {}
-        for (stage, what), n in self.loop.totals.counts.items():
-            counted.setdefault(stage, {})[what] = n
+        for (stage, name), n in self.loop.totals.counts.items():
+            counted.setdefault(stage, {})[name] = n
         files = {"report": self.folder / "report.json"}
-        told = {**told, "counted": counted}
-        atomic.write(files["report"], json.dumps(told, indent=2, default=str))
+        report_out = {**report_out, "counted": counted}
+        atomic.write(files["report"], json.dumps(report_out, indent=2, default=str))
         history = self.evaluation.history()
         if history.height > 1:
             files["picture"] = self.folder / "error.png"
-            report.picture(history, files["picture"], title=self.pipeline.name)
+            report.plot_errors(history, files["picture"], title=self.pipeline.name)
         return files
 
 
@@ -1649,18 +1649,18 @@ def _connectors() -> Any:
 
 def _stage(name: str, table: Mapping[str, Any], pipeline: Pipeline) -> Stage:
     own = dict(table)
-    kind = component(own.pop("kind", name), STAGES, f"scrub.{name}", pipeline.file)
-    require_contract(kind, Stage, f"scrub.{name}")
-    settings = pipeline.settings(kind.Settings, own, f"scrub.{name}")
-    with Calling(f"scrub.{name}", kind):
-        made: Stage = kind(name, settings)
-    return made
+    stage_class = load_class(own.pop("kind", name), STAGES, f"scrub.{name}", pipeline.file)
+    require_contract(stage_class, Stage, f"scrub.{name}")
+    settings = pipeline.settings(stage_class.Settings, own, f"scrub.{name}")
+    with Calling(f"scrub.{name}", stage_class):
+        stage: Stage = stage_class(name, settings)
+    return stage
 
 
-def _answers(features: Features) -> Schema:
+def _model_columns(features: Features) -> Schema:
     """Columns that a model of these features adds."""
     scores = np.empty((0, features.outputs) if features.task == "multiclass" else 0)
-    return {column.name: column.dtype for column in features.answers(scores)}
+    return {column.name: column.dtype for column in features.prediction_columns(scores)}
 
 
 def _require_output(columns: Sequence[str] | None, schema: Schema) -> None:
@@ -1671,7 +1671,7 @@ def _require_output(columns: Sequence[str] | None, schema: Schema) -> None:
 def _ranges(frame: pl.DataFrame | None) -> dict[str, tuple[float, float]]:
     if frame is None:
         return {}
-    numeric = [c for c, kind in frame.schema.items() if kind.is_numeric() and not c.startswith("_")]
+    numeric = [c for c, dtype in frame.schema.items() if dtype.is_numeric() and not c.startswith("_")]
     ends = frame.with_columns(pl.selectors.decimal().cast(pl.Float64)).select(
         pl.col(numeric).min().name.prefix("a"), pl.col(numeric).max().name.prefix("b")
     )

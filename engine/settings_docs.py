@@ -26,7 +26,7 @@ from engine.types import Duration
 
 SECONDS = 'seconds, or a duration ("250ms", "5m")'
 BYTES = 'bytes ("64MiB", or a whole number)'
-WORDS: Mapping[Any, str] = {
+TYPE_WORDS: Mapping[Any, str] = {
     bool: "true or false",
     int: "a whole number",
     float: "a number",
@@ -111,11 +111,11 @@ def _described(settings: type[BaseModel]) -> dict[str, tuple[str, str]]:
 
 
 def _key(name: str, field: FieldInfo, text: str, unit: str) -> Key:
-    kind = expected(field)
+    type_text = expected(field)
     return Key(
         name=name,
-        type=kind.removeprefix("a ").removeprefix("an "),
-        unit=_unit(kind) or unit,
+        type=type_text.removeprefix("a ").removeprefix("an "),
+        unit=_unit(type_text) or unit,
         default=_default(field),
         text=text,
     )
@@ -143,10 +143,10 @@ def _entries(docstring: str) -> dict[str, tuple[str, str]]:
     return entries
 
 
-def _type(kind: Any) -> str:
-    if kind in WORDS:
-        return WORDS[kind]
-    origin, inner = get_origin(kind), get_args(kind)
+def _type(annotation: Any) -> str:
+    if annotation in TYPE_WORDS:
+        return TYPE_WORDS[annotation]
+    origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _limited(_type(inner[0]), inner[1:])
     if origin is Literal:
@@ -161,7 +161,7 @@ def _type(kind: Any) -> str:
         return f"a list of {_plural(_type(inner[0]))}"
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return "a table" if inner[1] is Any else f"a table of {_plural(_type(inner[1]))}"
-    return "a table" if isinstance(kind, type) and issubclass(kind, BaseModel) else str(kind)
+    return "a table" if isinstance(annotation, type) and issubclass(annotation, BaseModel) else str(annotation)
 
 
 def _plural(words: str) -> str:
@@ -175,15 +175,15 @@ def _limited(words: str, metadata: Sequence[Any]) -> str:
     limits = [
         sign.format(limit)
         for name, sign in LIMITS.items()
-        for one in metadata
-        if (limit := getattr(one, name, None)) is not None
+        for item in metadata
+        if (limit := getattr(item, name, None)) is not None
     ]
     return f"{words} {' and '.join(limits)}" if limits else words
 
 
-def _unit(kind: str) -> str:
+def _unit(type_text: str) -> str:
     """What the type itself says."""
-    return "bytes" if BYTES in kind else "seconds" if SECONDS in kind else ""
+    return "bytes" if BYTES in type_text else "seconds" if SECONDS in type_text else ""
 
 
 def _default(field: FieldInfo) -> str:

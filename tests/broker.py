@@ -55,7 +55,7 @@ class Broker(Server):
     """One broker; see `Server`.
 
     Attributes:
-        bootstrap: where clients find it.
+        bootstrap_servers: where clients find it.
     """
 
     title = "broker"
@@ -64,7 +64,7 @@ class Broker(Server):
         """Formats the folder; `start` runs the broker."""
         super().__init__(folder)
         port, controller = free_ports(2)
-        self.bootstrap = f"127.0.0.1:{port}"
+        self.bootstrap_servers = f"127.0.0.1:{port}"
         self._config = folder / "server.properties"
         self._jars = _jars()
         text = PROPERTIES.format(port=port, controller=controller, data=folder / "data")
@@ -77,13 +77,13 @@ class Broker(Server):
         options = ["-Xmx768m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
         command = [*self._command(options), "kafka.Kafka", str(self._config)]
         self._run(command, cwd=self.folder)
-        KafkaAdminClient(bootstrap_servers=self.bootstrap).close()
+        KafkaAdminClient(bootstrap_servers=self.bootstrap_servers).close()
         return self
 
     def topic(self, partitions: int = 1) -> str:
         """A new topic; its name."""
         name = f"t-{uuid.uuid4().hex[:12]}"
-        admin = KafkaAdminClient(bootstrap_servers=self.bootstrap)
+        admin = KafkaAdminClient(bootstrap_servers=self.bootstrap_servers)
         made = NewTopic(name=name, num_partitions=partitions, replication_factor=1)
         admin.create_topics([made])
         admin.close()
@@ -105,7 +105,7 @@ class Broker(Server):
         """
         # A batch is sent when it is full, lingers too long, or is flushed: only the last happens.
         producer = KafkaProducer(
-            bootstrap_servers=self.bootstrap, linger_ms=60_000, batch_size=1 << 20, **settings
+            bootstrap_servers=self.bootstrap_servers, linger_ms=60_000, batch_size=1 << 20, **settings
         )
         for start in range(0, len(values), each):
             sent = [
@@ -128,7 +128,7 @@ class Broker(Server):
         return []
 
     def _answers(self) -> bool:
-        host, _, port = self.bootstrap.partition(":")
+        host, _, port = self.bootstrap_servers.partition(":")
         with contextlib.suppress(OSError), socket.create_connection((host, int(port)), 1):
             return True
         return False
@@ -144,8 +144,8 @@ class Broker(Server):
 class There(Broker):
     """One that somebody else runs, at KAFKA_BOOTSTRAP_SERVERS."""
 
-    def __init__(self, bootstrap: str) -> None:
-        self.bootstrap = bootstrap
+    def __init__(self, bootstrap_servers: str) -> None:
+        self.bootstrap_servers = bootstrap_servers
 
 
 @functools.cache
@@ -209,7 +209,7 @@ def main() -> None:
     """Run one until Ctrl-C."""
     with tempfile.TemporaryDirectory() as folder, Broker(Path(folder)) as broker:
         print(  # noqa: T201 - the answer of `make kafka`
-            f"export KAFKA_BOOTSTRAP_SERVERS={broker.bootstrap}", flush=True
+            f"export KAFKA_BOOTSTRAP_SERVERS={broker.bootstrap_servers}", flush=True
         )
         signal.sigwait({signal.SIGINT, signal.SIGTERM})
 

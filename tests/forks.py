@@ -52,9 +52,9 @@ class Command(subprocess.Popen[Any]):
     ) -> None:  # fmt: skip
         ends = [0 if p2cread < 0 else p2cread, 1 if c2pwrite < 0 else c2pwrite]
         ends.append(2 if errwrite < 0 else errwrite)
-        what = {"words": args, "cwd": str(cwd or Path.cwd()), "env": dict(env or os.environ)}
+        request = {"words": args, "cwd": str(cwd or Path.cwd()), "env": dict(env or os.environ)}
         with _STARTING:
-            self.pid = _starter().start(what, ends)
+            self.pid = _starter().start(request, ends)
         self._child_created = True
         for end, other in ((p2cread, p2cwrite), (c2pwrite, c2pread), (errwrite, errread)):
             if end >= 0 and other >= 0:  # a pipe; a file is its owner's
@@ -65,7 +65,7 @@ class _Starter:
     """The process that is forked, seen from a test."""
 
     def __init__(self) -> None:
-        self._door, inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._channel, inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with inside:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.forks", str(inside.fileno())],
@@ -74,20 +74,20 @@ class _Starter:
             )  # fmt: skip
         atexit.register(self._end)
 
-    def start(self, what: dict[str, Any], ends: list[int]) -> int:
+    def start(self, request: dict[str, Any], ends: list[int]) -> int:
         """A child of this process; its number."""
         _adopt(True)
         try:
-            socket.send_fds(self._door, [json.dumps(what).encode()], ends)
-            said = self._door.recv(64)
+            socket.send_fds(self._channel, [json.dumps(request).encode()], ends)
+            reply = self._channel.recv(64)
         finally:
             _adopt(False)
-        if not said:
+        if not reply:
             raise RuntimeError("the process that is forked has ended")
-        return int(said)
+        return int(reply)
 
     def _end(self) -> None:
-        self._door.close()
+        self._channel.close()
         self._process.wait()
 
 
@@ -100,7 +100,7 @@ def _adopt(on: bool) -> None:
     ctypes.CDLL(None).prctl(CHILD_SUBREAPER, int(on), 0, 0, 0)
 
 
-def main(door: socket.socket) -> None:
+def main(channel: socket.socket) -> None:
     """Start a command for each message that comes, until there is no test any more."""
     for name in (*LIBRARIES, *_modules()):
         importlib.import_module(name)
@@ -111,7 +111,7 @@ def main(door: socket.socket) -> None:
     gc.collect()
     gc.freeze()  # or the collector of each fork would copy all pages
     while True:
-        message, ends, _, _ = socket.recv_fds(door, 1 << 20, 3)
+        message, ends, _, _ = socket.recv_fds(channel, 1 << 20, 3)
         if not message:
             break
         answer, inside = os.pipe()
@@ -119,17 +119,17 @@ def main(door: socket.socket) -> None:
             if number := os.fork():
                 os.write(inside, str(number).encode())
                 os._exit(0)  # and the test takes in the child that has no parent now
-            door.close()
+            channel.close()
             os.close(answer)
             os.close(inside)
             _run(json.loads(message), ends)
             break
         for end in (*ends, inside):
             os.close(end)
-        said = os.read(answer, 64)
+        reply = os.read(answer, 64)
         os.close(answer)
         os.waitpid(between, 0)
-        door.send(said)
+        channel.send(reply)
 
 
 def _modules() -> Iterator[str]:
@@ -147,17 +147,17 @@ def _see_no_pool() -> None:
         raise RuntimeError("a module of headrace's makes polars work while it is imported")
 
 
-def _run(what: dict[str, Any], ends: list[int]) -> None:
+def _run(request: dict[str, Any], ends: list[int]) -> None:
     """As ``python -m engine.commands.cli`` does."""
     for number, end in enumerate(ends):
         os.dup2(end, number)
         os.close(end)
-    os.chdir(what["cwd"])
+    os.chdir(request["cwd"])
     os.environ.clear()
-    os.environ.update(what["env"])
+    os.environ.update(request["env"])
     importlib.import_module("engine.system.environment").prepare()
-    sys.path[0] = what["cwd"]
-    sys.argv[1:] = what["words"]
+    sys.path[0] = request["cwd"]
+    sys.argv[1:] = request["words"]
     random.seed()
     runpy.run_module("engine.commands.cli", run_name="__main__", alter_sys=True)
 

@@ -56,7 +56,7 @@ SCRAM = "org.apache.kafka.common.security.scram.ScramLoginModule"
 
 
 class SecureBroker(Broker):
-    """One with further listeners. Everybody may do everything on the plain one, which `bootstrap`
+    """One with further listeners. Everybody may do everything on the plain one, which `bootstrap_servers`
     names; elsewhere `PASSWORDS` and the common name of a client's certificate say who one is.
 
     Attributes:
@@ -87,7 +87,7 @@ class SecureBroker(Broker):
 
     def allow(self, operation: ACLOperation, kind: ResourceType, name: str) -> None:
         """Let reader do so."""
-        admin = KafkaAdminClient(bootstrap_servers=self.bootstrap)
+        admin = KafkaAdminClient(bootstrap_servers=self.bootstrap_servers)
         admin.create_acls(
             [
                 ACL(
@@ -103,7 +103,7 @@ class SecureBroker(Broker):
 
     def forbid(self, kind: ResourceType, name: str) -> None:
         """Take back what reader was let do."""
-        admin = KafkaAdminClient(bootstrap_servers=self.bootstrap)
+        admin = KafkaAdminClient(bootstrap_servers=self.bootstrap_servers)
         admin.delete_acls(
             [
                 ACLFilter(
@@ -119,7 +119,7 @@ class SecureBroker(Broker):
 
     def forget(self, user: str) -> None:
         """Delete a user's SCRAM credentials."""
-        admin = KafkaAdminClient(bootstrap_servers=self.bootstrap)
+        admin = KafkaAdminClient(bootstrap_servers=self.bootstrap_servers)
         for kind in (ScramMechanism.SCRAM_SHA_256, ScramMechanism.SCRAM_SHA_512):
             admin.alter_user_scram_credentials([UserScramCredentialDeletion(user, kind)])
         admin.close()

@@ -20,7 +20,7 @@ Content = tuple[NDArray[np.uint8], str]
 """A file's bytes, and why there are none, or nothing."""
 
 
-class WholeFiles:
+class FileRows:
     """Many files as the rows of one partition, in the order given.
 
     A position is where a file would start if they all lay one behind the other, a byte between
@@ -109,7 +109,7 @@ class WholeFiles:
         finally:
             if file is not None:
                 file.close()
-        return _joined(blocks), ""
+        return _concat(blocks), ""
 
     def _plain(self, path: Path) -> Content:
         """In as few calls as can be: there are many small files."""
@@ -124,7 +124,7 @@ class WholeFiles:
                 left -= len(part)
         finally:
             os.close(file)
-        return _joined(parts), ""
+        return _concat(parts), ""
 
     def _too_large(self, got: str) -> Content:
         return NOTHING, (
@@ -159,13 +159,13 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _joined(blocks: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+def _concat(blocks: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     return blocks[0] if len(blocks) == 1 else np.concatenate([NOTHING, *blocks])
 
 
 def _values(parts: list[NDArray[np.uint8]], null: NDArray[np.bool_] | None = None) -> Values:
     bounds = np.cumsum([0, *map(len, parts)]).astype(np.int64)
-    return Values(data=_joined(parts), bounds=bounds, null=null)
+    return Values(data=_concat(parts), bounds=bounds, null=null)
 
 
-__all__ = ["UNREADABLE", "WholeFiles"]
+__all__ = ["UNREADABLE", "FileRows"]

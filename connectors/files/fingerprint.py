@@ -2,7 +2,7 @@
 
 A partition is named by the path of a file as it was first seen. Between two looks a file may be
 moved, spelt otherwise, rotated, compressed, cut or replaced. So a checkpoint holds a `Fingerprint`
-of each file, and `named` tells which of the files that are there now is which partition.
+of each file, and `match_files` tells which of the files that are there now is which partition.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from connectors.files.text import BLOCK, Bytes, compression
 from engine.types import HeadraceError, Records, UserError, Values
 from engine.types.plural import counted
 
-HEAD = 4_096
+HEAD_BYTES = 4_096
 """Bytes of a file's beginning that it is known by."""
-ROW = 256
+ROW_BYTES = 256
 """Bytes of a row that it is known by."""
-NOTED = 1_024
+MAX_NOTED_ROWS = 1_024
 """Rows that are remembered until a checkpoint asks for one; each is the last of a read."""
 
-Place = tuple[int, int]
+Span = tuple[int, int]
 """Where bytes lie, and how many they are."""
 Policy = Literal["fail", "read"]
 
@@ -57,7 +57,7 @@ class Fingerprint:
     size: int
     head: int
     head_digest: str
-    row: Place = (0, 0)
+    row: Span = (0, 0)
     row_digest: str = ""
     whole: bool = False
     position: int = 0
@@ -73,30 +73,30 @@ class Fingerprint:
         """From what `snapshot` gave."""
         return cls(**{field.name: part for field, part in zip(fields(cls), value, strict=True)})
 
-    def is_at(self, stat: os.stat_result) -> bool:
+    def same_inode(self, stat: os.stat_result) -> bool:
         """Whether the system has the same number for a file."""
         return (self.device, self.inode) == (stat.st_dev, stat.st_ino)
 
-    def fits(self, path: Path) -> bool:
+    def matches_file(self, path: Path) -> bool:
         """Whether a file begins with what was read of this one."""
         try:
             stat = path.stat()
             if self.whole and stat.st_size != self.size:
                 return False
             places = [(0, self.head), self.row, (self.position - 1, 1)]
-            same = self.is_at(stat) and self.size == stat.st_size
+            same = self.same_inode(stat) and self.size == stat.st_size
             if self.whole or not self.position or (same and compression(path)):
                 places.pop()  # what is compressed need not be read to there
             if same and compression(path) and not self.whole:
                 places.pop()
-            found = segments(path, places, raw=self.whole)
+            chunks = segments(path, places, raw=self.whole)
         except (HeadraceError, OSError):  # cut short or gone: not what was read
             return False
         known = (self.head_digest, self.row_digest)
-        fits = all(digest(data) == d for data, d in zip(found[:2], known, strict=False) if d)
-        return fits and (len(found) < 3 or len(found[2]) == 1)
+        matches_file = all(digest(data) == d for data, d in zip(chunks[:2], known, strict=False) if d)
+        return matches_file and (len(chunks) < 3 or len(chunks[2]) == 1)
 
-    def holds(self, path: Path | int) -> bool:
+    def has_beginning_of(self, path: Path | int) -> bool:
         """Whether a file of lines still has the beginning and the row. Raises: OSError,
         HeadraceError."""
         head, row = segments(path, [(0, self.head), self.row], raw=False)
@@ -118,7 +118,7 @@ def digest(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=12).hexdigest()
 
 
-def segments(path: Path | int, places: Sequence[Place], *, raw: bool) -> list[bytes]:
+def segments(path: Path | int, places: Sequence[Span], *, raw: bool) -> list[bytes]:
     """The bytes at these places of a file, or of an open one that is not compressed; fewer at its
     end; of compressed text, unless `raw`, what it unpacks to.
 
@@ -129,20 +129,20 @@ def segments(path: Path | int, places: Sequence[Place], *, raw: bool) -> list[by
     if raw or compression(path) is None:
         with path.open("rb", buffering=0) as file:
             return segments(file.fileno(), places, raw=True)
-    found = [bytearray() for _ in places]
+    parts = [bytearray() for _ in places]
     end = max(start + size for start, size in places)
     text = Bytes(path, str(path))
     try:
         while text.offset < end and len(block := text.read(min(BLOCK, end - text.offset))):
             begin = text.offset - len(block)
-            for (start, size), part in zip(places, found, strict=True):
+            for (start, size), part in zip(places, parts, strict=True):
                 part += block[max(0, start - begin) : max(0, start + size - begin)].tobytes()
     finally:
         text.close()
-    return [bytes(part) for part in found]
+    return [bytes(part) for part in parts]
 
 
-class Watched:
+class FingerprintTracker:
     """What is known of a file that is read, so that it is known again.
 
     Args:
@@ -152,24 +152,24 @@ class Watched:
 
     def __init__(self, path: Path | int, *, whole: bool, before: Fingerprint | None = None) -> None:
         self._whole = whole
-        self._rows: deque[tuple[int, Place, str, bool]] = deque(maxlen=NOTED)
+        self._rows: deque[tuple[int, Span, str, bool]] = deque(maxlen=MAX_NOTED_ROWS)
         """Position on a mark behind a row, the row's place, its digest, whether it lacks its
         end."""
         if before is not None and before.row_digest and not whole:
             at = before.position
             self._rows.append((at, before.row, before.row_digest, before.unfinished))
-        self._told: Fingerprint | None = None
-        self._asked: tuple[int, int | None] = (0, None)
+        self._last: Fingerprint | None = None
+        self._last_key: tuple[int, int | None] = (0, None)
         self.fingerprint = self._looked(path)
 
-    def look(self, path: Path | int) -> None:
+    def refresh(self, path: Path | int) -> None:
         """Look again at a file that has grown: more of its beginning may be known."""
         before, now = self.fingerprint, self._looked(path)
         (head,) = segments(path, [(0, before.head)], raw=self._whole)
         if digest(head) == before.head_digest:  # or it was written anew just now
-            self.fingerprint, self._told = now, None
+            self.fingerprint, self._last = now, None
 
-    def note(self, records: Records, *, unfinished: bool = False) -> None:
+    def record(self, records: Records, *, unfinished: bool = False) -> None:
         """Remember the last of the rows."""
         values = records.values
         if self._whole or not isinstance(values, Values):
@@ -178,27 +178,27 @@ class Watched:
         if values.null is not None and values.null[n]:  # only a part of it is there
             return
         start, stop = values.bounds[n : n + 2].tolist()
-        row = values.data[start : min(stop, start + ROW)].tobytes()
+        row = values.data[start : min(stop, start + ROW_BYTES)].tobytes()
         place = (int(records.positions[n]), len(row))
         self._rows.append((records.next, place, digest(row), unfinished))
 
-    def at(self, position: int, total: int | None, lap: int) -> Fingerprint:
+    def at(self, position: int, total: int | None, epoch_stride: int) -> Fingerprint:
         """What is known of it where a mark says to go on at `position`.
 
         Args:
             total: its last position, None where that is unknown.
-            lap: what positions on the mark have been added in each epoch.
+            epoch_stride: what positions on the mark have been added in each epoch.
         """
         asked = (position, total)
-        if self._told is None or self._asked != asked:
-            self._told, self._asked = self._known(position, total, lap), asked
-        return self._told
+        if self._last is None or self._last_key != asked:
+            self._last, self._last_key = self._known(position, total, epoch_stride), asked
+        return self._last
 
-    def _known(self, position: int, total: int | None, lap: int) -> Fingerprint:
+    def _known(self, position: int, total: int | None, epoch_stride: int) -> Fingerprint:
         known = replace(
             self.fingerprint,
-            position=position % lap,
-            unread=total is None or position % lap < total,
+            position=position % epoch_stride,
+            unread=total is None or position % epoch_stride < total,
         )
         for marked, place, row_digest, unfinished in reversed(list(self._rows)):
             if marked <= position:
@@ -208,8 +208,8 @@ class Watched:
 
     def _looked(self, path: Path | int) -> Fingerprint:
         stat = os.stat(path)  # noqa: PTH116 - or a descriptor
-        end = (max(0, stat.st_size - HEAD), HEAD) if self._whole else (0, 0)
-        head, tail = segments(path, [(0, HEAD), end], raw=self._whole)
+        end = (max(0, stat.st_size - HEAD_BYTES), HEAD_BYTES) if self._whole else (0, 0)
+        head, tail = segments(path, [(0, HEAD_BYTES), end], raw=self._whole)
         return Fingerprint(
             device=stat.st_dev,
             inode=stat.st_ino,
@@ -222,19 +222,19 @@ class Watched:
         )
 
 
-TOLD = 4
+MAX_COPY_WARNINGS = 4
 """Warnings of files that hold the same."""
-LETTERS = "dead letters"
+REPLAYED = "dead letters"
 """Under this name, beside a source's own partitions, what was replayed is known by."""
 
 
-def together(paths: Iterable[Path]) -> str:
+def combined_digest(paths: Iterable[Path]) -> str:
     """A digest of files whose rows are put in one order: by their sizes, beginnings and ends."""
-    looks = [Watched(path, whole=True).fingerprint for path in paths]
+    looks = [FingerprintTracker(path, whole=True).fingerprint for path in paths]
     return digest(repr([(f.size, f.head_digest, f.row_digest) for f in looks]).encode())
 
 
-class Contents:
+class CopyDetector:
     """Detects copies of a file by size, beginning and end, and warns that their rows are read
     twice."""
 
@@ -245,13 +245,13 @@ class Contents:
     def note(self, path: Path, name: str) -> None:
         """A file that is to be read."""
         try:
-            first = self._names.setdefault(together([path]), name)
+            first = self._names.setdefault(combined_digest([path]), name)
         except (OSError, HeadraceError):  # its reader will say so
             return
-        if first == name or self._told == TOLD or not path.stat().st_size:
+        if first == name or self._told == MAX_COPY_WARNINGS or not path.stat().st_size:
             return
         self._told += 1
-        if self._told == TOLD:
+        if self._told == MAX_COPY_WARNINGS:
             log.warning("There are more files that hold what others do; they are not told.")
         else:
             log.warning(
@@ -260,8 +260,8 @@ class Contents:
             )  # fmt: skip
 
 
-def named(
-    found: Mapping[str, Path], known: Mapping[str, Fingerprint]
+def match_files(
+    files: Mapping[str, Path], known: Mapping[str, Fingerprint]
 ) -> tuple[dict[str, Path], set[str]]:
     """Partition -> file, for the files that are found, in their order; and which of the known
     partitions are none of them.
@@ -270,41 +270,41 @@ def named(
     number says, then the one of the same name. Others are new: partitions by their own name, with a
     number where that is taken.
     """
-    stats = {name: path.stat() for name, path in found.items()}
+    stats = {name: path.stat() for name, path in files.items()}
     partition: dict[str, str] = {}
     left = dict(known)
 
     def match(candidates: Callable[[str, Fingerprint], Iterator[str]]) -> None:
         for name, fingerprint in list(left.items()):
             for shown in candidates(name, fingerprint):
-                if shown not in partition and fingerprint.fits(found[shown]):
+                if shown not in partition and fingerprint.matches_file(files[shown]):
                     partition[shown] = name
                     del left[name]
                     break
 
-    match(lambda name, known: (s for s in (name,) if s in found and known.is_at(stats[s])))
-    match(lambda _, known: (s for s in found if known.is_at(stats[s])))
-    match(lambda name, _: iter((name,) if name in found else ()))
-    heads = _heads({s: path for s, path in found.items() if s not in partition}, left)
+    match(lambda name, known: (s for s in (name,) if s in files and known.same_inode(stats[s])))
+    match(lambda _, known: (s for s in files if known.same_inode(stats[s])))
+    match(lambda name, _: iter((name,) if name in files else ()))
+    heads = _heads({s: path for s, path in files.items() if s not in partition}, left)
     match(lambda _, known: iter(heads.get((known.head, known.head_digest), ())))
     taken = {*known}
-    for shown in found:
+    for shown in files:
         if shown not in partition:
-            partition[shown] = free(shown, taken)
+            partition[shown] = unique_name(shown, taken)
             taken.add(partition[shown])
-    return {partition[shown]: path for shown, path in found.items()}, set(left)
+    return {partition[shown]: path for shown, path in files.items()}, set(left)
 
 
 def _heads(
-    found: Mapping[str, Path], known: Mapping[str, Fingerprint]
+    files: Mapping[str, Path], known: Mapping[str, Fingerprint]
 ) -> dict[tuple[int, str], list[str]]:
     """The beginnings of files that some of the known ones may have -> the files."""
     heads: dict[tuple[int, str], list[str]] = {}
     lengths = {fingerprint.head for fingerprint in known.values()}
     raw = any(fingerprint.whole for fingerprint in known.values())
-    for shown, path in found.items() if lengths else ():
+    for shown, path in files.items() if lengths else ():
         try:
-            (head,) = segments(path, [(0, HEAD)], raw=raw)
+            (head,) = segments(path, [(0, HEAD_BYTES)], raw=raw)
         except (HeadraceError, OSError):
             continue
         for length in lengths:
@@ -313,14 +313,14 @@ def _heads(
     return heads
 
 
-def free(name: str, taken: Collection[str]) -> str:
+def unique_name(name: str, taken: Collection[str]) -> str:
     """The name, with a number where it is taken."""
     tries = itertools.chain([name], (f"{name}#{n}" for n in itertools.count(2)))
     return next(text for text in tries if text not in taken)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Resumed:
+class ResumePlan:
     """The files and positions a run resumes with.
 
     Attributes:
@@ -334,27 +334,27 @@ class Resumed:
     moved: dict[str, int]
 
 
-def resumed(found: Mapping[str, Path], known: Mapping[str, Fingerprint], policy: Policy) -> Resumed:
+def plan_resume(present: Mapping[str, Path], known: Mapping[str, Fingerprint], policy: Policy) -> ResumePlan:
     """Match the files to the checkpoint and report moved, changed and missing ones.
 
     Raises: UserError where a file that was read is replaced, cut, gone before its end, or goes on
         within its last row, and the policy is to fail.
     """
-    files, missing = named(found, known)
-    new = {found_name for found_name, path in found.items() if path not in _paths(files, known)}
+    files, missing = match_files(present, known)
+    new = {found_name for found_name, path in present.items() if path not in _paths(files, known)}
     known = dict(known)
     for name in sorted(missing):
         was = known[name]
         where = f"'{name}', which was read up to position {was.position},"
         if name in new:
-            _tell(
+            _fail_or_warn(
                 policy,
                 f"{where} has other content now, and what was read is not there any more: expected "
                 "the same file, as it was or longer. Put it back",
                 "what is there now is read from its start, as a new file",
             )
         elif was.unread:
-            _tell(
+            _fail_or_warn(
                 policy,
                 f"{where} is gone, and there was more behind that. Put it back",
                 "what was not read of it is lost",
@@ -369,19 +369,19 @@ def resumed(found: Mapping[str, Path], known: Mapping[str, Fingerprint], policy:
         was = known[name]
         end = was.line_end_in(files[name])
         if end is None:
-            tell_of_line(policy, name, was)
+            report_continued_line(policy, name, was)
         if end != 0:
             moved[name] = was.row[0] if end is None else was.position + end
-    return Resumed(files=files, known=known, moved=moved)
+    return ResumePlan(files=files, known=known, moved=moved)
 
 
 def _paths(files: Mapping[str, Path], known: Mapping[str, Fingerprint]) -> set[Path]:
     return {path for name, path in files.items() if name in known}
 
 
-def tell_of_line(policy: Policy, name: str, was: Fingerprint) -> None:
+def report_continued_line(policy: Policy, name: str, was: Fingerprint) -> None:
     """A file goes on within its last row. Raises: UserError where the policy is to fail."""
-    _tell(
+    _fail_or_warn(
         policy,
         f"'{name}' goes on in its last line, at position {was.row[0]}: that had no line end when "
         'it was read, and was taken as it was; last_line = "wait" leaves it until it has one. Take '
@@ -390,7 +390,7 @@ def tell_of_line(policy: Policy, name: str, was: Fingerprint) -> None:
     )
 
 
-def _tell(policy: Policy, problem: str, otherwise: str) -> None:
+def _fail_or_warn(policy: Policy, problem: str, otherwise: str) -> None:
     """Raises: UserError where the policy is to fail."""
     if policy == "fail":
         raise UserError(
@@ -403,12 +403,12 @@ def _tell(policy: Policy, problem: str, otherwise: str) -> None:
 __all__ = [
     "Fingerprint",
     "Policy",
-    "Watched",
+    "FingerprintTracker",
     "digest",
-    "free",
-    "named",
-    "resumed",
+    "unique_name",
+    "match_files",
+    "plan_resume",
     "segments",
-    "tell_of_line",
-    "together",
+    "report_continued_line",
+    "combined_digest",
 ]

@@ -25,27 +25,27 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from connectors.files.fingerprint import (
-    HEAD,
-    Contents,
+    HEAD_BYTES,
+    CopyDetector,
     Fingerprint,
     Policy,
-    Watched,
+    FingerprintTracker,
     digest,
-    free,
+    unique_name,
     segments,
-    tell_of_line,
+    report_continued_line,
 )
 from connectors.files.text import TextFile, compression
-from connectors.files.splits import LAP, Readable
+from connectors.files.splits import EPOCH_STRIDE, Readable
 from engine.types import HeadraceError, Records, UserError
 
-OPEN = 256
+MAX_OPEN_FILES = 256
 """Files that are kept open, those that grew last: so that they are read to their ends, whatever
 becomes of their names."""
-SETTLED = 10.0
+SETTLE_SECONDS = 10.0
 """Seconds without a change after which a file that cannot be read is told of."""
 
-Number = tuple[int, int]
+FileId = tuple[int, int]
 """The system's, of a file: device and inode."""
 Open = Callable[[Path, str], Readable | None]
 
@@ -58,32 +58,32 @@ class Tail:
 
     Attributes:
         path: where its file was when it was last seen.
-        number: the system's number of it; None where no file that is there is this one.
+        file_id: the system's number of it; None where no file that is there is this one.
         known: what was known of it when the run began; None for what came since.
         position: the next to read.
         size: bytes of it that were seen.
-        told: what it lacks was told.
+        reported: what it lacks was told.
     """
 
     name: str
     path: Path
-    number: Number | None = None
+    file_id: FileId | None = None
     known: Fingerprint | None = None
-    watched: Watched | None = None
+    watched: FingerprintTracker | None = None
     file: Readable | None = None
     position: int = 0
     size: int = 0
     changed: int = 0
     retry: bool = False
     total: int | None = None
-    told: bool = False
+    reported: bool = False
     since: float = field(default_factory=time.monotonic)
 
     def fingerprint(self, position: int | None = None) -> Fingerprint | None:
         """Return the fingerprint of the file for a mark at `position`."""
         if self.watched is None:
             return self.known
-        return self.watched.at(self.position if position is None else position, self.total, LAP)
+        return self.watched.at(self.position if position is None else position, self.total, EPOCH_STRIDE)
 
     def intact(self) -> bool:
         """Whether the open file still begins with what was read of it."""
@@ -91,7 +91,7 @@ class Tail:
         if text is None or known is None:
             return True
         size = os.fstat(text.fileno()).st_size
-        return size >= max(self.position, text.offset) and known.holds(text.fileno())
+        return size >= max(self.position, text.offset) and known.has_beginning_of(text.fileno())
 
     @property
     def text(self) -> TextFile | None:
@@ -107,7 +107,7 @@ class Tail:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class SeenFile:
     """A file seen by the last directory scan.
 
     Attributes:
@@ -117,7 +117,7 @@ class Found:
 
     shown: str
     path: Path
-    number: Number
+    file_id: FileId
     size: int
     changed: int
 
@@ -151,11 +151,11 @@ class Follower:
         self._tails: dict[str, Tail] = {}
         self._ready: OrderedDict[str, Tail] = OrderedDict()
         self._open: OrderedDict[str, Tail] = OrderedDict()
-        self._seen: dict[Number, Found] = {}
-        self._waiting: dict[Number, float] = {}
+        self._seen: dict[FileId, SeenFile] = {}
+        self._waiting: dict[FileId, float] = {}
         """New files that are not read yet, and since when they have not changed."""
-        self._contents = Contents()
-        self._copies: dict[Number, float | None] = {}
+        self._contents = CopyDetector()
+        self._copies: dict[FileId, float | None] = {}
         """New files that are taken for copies -> since when; None once that was told."""
         self._next_look = 0.0
 
@@ -207,7 +207,7 @@ class Follower:
         return {
             tail.name: max(0, (tail.total or 0) - positions.get(tail.name, 0))
             for tail in list(self._tails.values())
-            if tail.number is not None or tail.file is not None
+            if tail.file_id is not None or tail.file is not None
         }
 
     def close(self) -> None:
@@ -228,22 +228,22 @@ class Follower:
         if text is not None and fills:
             text.go_on()
             if not tail.intact():
-                self._left(tail)
+                self._detach(tail)
                 return None
         records = file.read(max_rows, max_bytes)
         if fills and not tail.intact():  # cut while it was read: who knows whose rows they are
-            self._left(tail)
+            self._detach(tail)
             return None
         if text is None:
             tail.total = file.total
         elif fills:
             tail.total = os.fstat(text.fileno()).st_size
-            if tail.watched is not None and tail.watched.fingerprint.head < min(HEAD, tail.total):
-                tail.watched.look(text.fileno())
+            if tail.watched is not None and tail.watched.fingerprint.head < min(HEAD_BYTES, tail.total):
+                tail.watched.refresh(text.fileno())
         if records is not None:
             tail.position = records.next
             if tail.watched is not None:
-                tail.watched.note(records)
+                tail.watched.record(records)
         elif text is None:
             tail.total = tail.position
             self._close(tail)
@@ -251,14 +251,14 @@ class Follower:
 
     def _reopened(self, tail: Tail) -> Readable | None:
         """Its file, open where it was read last; None where that cannot be done now."""
-        if tail.number is None:
+        if tail.file_id is None:
             return None
         try:
             file = self._opened(tail.path, tail.name)
         except OSError:
             return None  # it went, or has another name now: the next look tells
         except HeadraceError:
-            if tail.path.exists() and time.monotonic() - tail.since >= SETTLED:
+            if tail.path.exists() and time.monotonic() - tail.since >= SETTLE_SECONDS:
                 raise
             file = None
         if file is None:
@@ -268,23 +268,23 @@ class Follower:
         try:
             if text is not None:
                 stat = os.fstat(text.fileno())
-                if (stat.st_dev, stat.st_ino) != tail.number:
+                if (stat.st_dev, stat.st_ino) != tail.file_id:
                     tail.close()
                     return None
             if tail.watched is None:
                 at = tail.path if text is None else text.fileno()
-                tail.watched = Watched(at, whole=not self._lines, before=tail.known)
+                tail.watched = FingerprintTracker(at, whole=not self._lines, before=tail.known)
         except OSError:
             tail.close()
             return None
         if not tail.intact():
-            self._left(tail)
+            self._detach(tail)
             return None
         self._finish_line(tail)
         file.skip_to(tail.position)
         self._open[tail.name] = tail
         self._open.move_to_end(tail.name)
-        while len(self._open) > OPEN:
+        while len(self._open) > MAX_OPEN_FILES:
             self._open.popitem(last=False)[1].close()
         return file
 
@@ -298,13 +298,13 @@ class Follower:
             return
         end = known.line_end_in(tail.path)
         if end is None:
-            tell_of_line(self._policy, tail.name, known)
+            report_continued_line(self._policy, tail.name, known)
         tail.position = known.row[0] if end is None else tail.position + end
         tail.known = replace(known, unfinished=end == 0)
 
-    def _left(self, tail: Tail) -> None:
+    def _detach(self, tail: Tail) -> None:
         """Handle a file whose content was replaced."""
-        tail.number, tail.since = None, time.monotonic()
+        tail.file_id, tail.since = None, time.monotonic()
         self._close(tail)
         self._next_look = 0.0
 
@@ -319,84 +319,84 @@ class Follower:
 
     def _look(self) -> None:
         """Find out what files there are, and which have more to read."""
-        found = self._there()
+        files = self._scan()
         for tail in list(self._tails.values()):
-            if tail.number is not None:
-                self._changed(tail, found.get(tail.number))
-        held = {tail.number for tail in self._tails.values()}
-        new = [file for number, file in found.items() if number not in held and file.size]
+            if tail.file_id is not None:
+                self._changed(tail, files.get(tail.file_id))
+        held = {tail.file_id for tail in self._tails.values()}
+        new = [file for file_id, file in files.items() if file_id not in held and file.size]
         if new:
-            self._place(new)
+            self._assign_new(new)
         self._drain()
-        self._seen = found
-        self._waiting = {n: since for n, since in self._waiting.items() if n in found}
+        self._seen = files
+        self._waiting = {n: since for n, since in self._waiting.items() if n in files}
 
-    def _there(self) -> dict[Number, Found]:
+    def _scan(self) -> dict[FileId, SeenFile]:
         try:
             paths = self._find()
         except UserError:  # none, for now
             return {}
-        found: dict[Number, Found] = {}
+        files: dict[FileId, SeenFile] = {}
         for shown, path in paths.items():
             try:
                 stat = path.stat()
             except OSError:
                 continue
-            number = stat.st_dev, stat.st_ino
-            found[number] = Found(shown, path, number, stat.st_size, stat.st_mtime_ns)
-        return found
+            file_id = stat.st_dev, stat.st_ino
+            files[file_id] = SeenFile(shown, path, file_id, stat.st_size, stat.st_mtime_ns)
+        return files
 
-    def _changed(self, tail: Tail, file: Found | None) -> None:
+    def _changed(self, tail: Tail, file: SeenFile | None) -> None:
         """Update a tail from the file now at its path: unchanged, grown, moved or truncated."""
         if file is None:
-            tail.number, tail.since = None, time.monotonic()
+            tail.file_id, tail.since = None, time.monotonic()
             return  # it is read to its end, where it is open
         tail.path = file.path
         if (file.size, file.changed) != (tail.size, tail.changed):
             known = tail.fingerprint() if tail.watched is not None else None
-            if not self._grows(file.path) and known is not None and not known.fits(file.path):
-                self._left(tail)
+            if not self._grows(file.path) and known is not None and not known.matches_file(file.path):
+                self._detach(tail)
                 return
             tail.since = time.monotonic()
         elif not tail.retry:
             return
         self._follow(tail, file)
 
-    def _follow(self, tail: Tail, file: Found) -> None:
+    def _follow(self, tail: Tail, file: SeenFile) -> None:
         """There may be more to read of it."""
-        tail.path, tail.number, tail.told, tail.retry = file.path, file.number, False, False
+        tail.path, tail.file_id, tail.reported, tail.retry = file.path, file.file_id, False, False
         tail.size, tail.changed = file.size, file.changed
         if self._grows(file.path):
             tail.total = max(file.size, tail.total or 0)  # less, if it was cut: that is seen later
         self._ready[tail.name] = tail
 
-    def _place(self, new: list[Found]) -> None:
+    def _assign_new(self, new: list[SeenFile]) -> None:
         """New files: those that are known ones elsewhere, copies, and others."""
-        lost = [tail for tail in self._tails.values() if tail.number is None]
+        lost = [tail for tail in self._tails.values() if tail.file_id is None]
         numbers = {(tail.known.device, tail.known.inode) for tail in lost if tail.known is not None}
         # Those with a known number first, and copies that are compressed last.
-        for file in sorted(new, key=lambda f: (f.number not in numbers, not self._grows(f.path))):
-            tail = self._known_as(file, lost)
+        for file in sorted(new, key=lambda f: (f.file_id not in numbers, not self._grows(f.path))):
+            tail = self._match_lost(file, lost)
             if tail is not None:
                 lost.remove(tail)
                 self._close(tail)
             elif self._must_wait(file):
                 continue
             else:
-                tail = Tail(free(file.shown, self._tails), file.path)
+                tail = Tail(unique_name(file.shown, self._tails), file.path)
                 if not self._lines:
                     self._contents.note(file.path, tail.name)
                 self._tails[tail.name] = tail
                 log.info("following %s", tail.name)
             tail.since = time.monotonic()
-            self._waiting.pop(file.number, None)
+            self._waiting.pop(file.file_id, None)
             self._follow(tail, file)
 
-    def _known_as(self, file: Found, lost: list[Tail]) -> Tail | None:
+    def _match_lost(self, file: SeenFile, lost: list[Tail]) -> Tail | None:
         """Which of the tails whose files are lost a file is, by its content; of several, the one
         with the system's number or its name."""
         try:
-            (head,) = segments(file.path, [(0, HEAD)], raw=not self._lines)
+            (head,) = segments(file.path, [(0, HEAD_BYTES)], raw=not self._lines)
         except (OSError, HeadraceError):
             return None
         digests: dict[int, str] = {}
@@ -409,44 +409,44 @@ class Follower:
             elif known.head <= len(head):
                 if known.head not in digests:
                     digests[known.head] = digest(head[: known.head])
-                if known.head_digest == digests[known.head] and known.fits(file.path):
+                if known.head_digest == digests[known.head] and known.matches_file(file.path):
                     fitting.append(tail)
-        return min(fitting, key=lambda tail: not _near(tail, file), default=None)
+        return min(fitting, key=lambda tail: not _is_same_file(tail, file), default=None)
 
-    def _must_wait(self, file: Found) -> bool:
+    def _must_wait(self, file: SeenFile) -> bool:
         """Whether a new file may be a copy, or is still being written although it cannot grow."""
-        before, now = self._seen.get(file.number), time.monotonic()
+        before, now = self._seen.get(file.file_id), time.monotonic()
         same = before is not None and (before.size, before.changed) == (file.size, file.changed)
         if not same:
-            self._waiting[file.number] = now
+            self._waiting[file.file_id] = now
             if not self._grows(file.path):
                 return True
         if not self._lines:
             return False
         try:
-            (head,) = segments(file.path, [(0, HEAD)], raw=False)
+            (head,) = segments(file.path, [(0, HEAD_BYTES)], raw=False)
         except (OSError, HeadraceError):
-            return now - self._waiting.get(file.number, now) < SETTLED
-        there = (tail for tail in self._tails.values() if tail.file or tail.number)
-        twin = next((tail for tail in there if self._is_copy(file, head, tail)), None)
+            return now - self._waiting.get(file.file_id, now) < SETTLE_SECONDS
+        tails = (tail for tail in self._tails.values() if tail.file or tail.file_id)
+        twin = next((tail for tail in tails if self._is_copy(file, head, tail)), None)
         if twin is not None:
-            self._tell_copy(file, twin)
+            self._report_copy(file, twin)
         return twin is not None or not head
 
-    def _tell_copy(self, file: Found, twin: Tail) -> None:
+    def _report_copy(self, file: SeenFile, twin: Tail) -> None:
         """Report a possible copy: first that it is held back, later that it is skipped."""
         now = time.monotonic()
-        since = self._copies.setdefault(file.number, now)
+        since = self._copies.setdefault(file.file_id, now)
         if since == now:
             log.info("%s holds what %s does: it waits as a copy of it", file.shown, twin.name)
-        elif since is not None and now - since >= SETTLED:
-            self._copies[file.number] = None
+        elif since is not None and now - since >= SETTLE_SECONDS:
+            self._copies[file.file_id] = None
             log.warning(
                 "%s holds what %s does, so it is taken for a copy of it: its rows are not read "
                 "unless that file goes, or this one goes on otherwise.", file.shown, twin.name,
             )  # fmt: skip
 
-    def _is_copy(self, file: Found, head: bytes, tail: Tail) -> bool:
+    def _is_copy(self, file: SeenFile, head: bytes, tail: Tail) -> bool:
         """Whether a file holds what a tail's does, or the beginning of it."""
         known = tail.fingerprint()
         if known is None:
@@ -454,9 +454,9 @@ class Follower:
         if known.head <= len(head) and digest(head[: known.head]) != known.head_digest:
             return False
         at = tail.path if tail.text is None else tail.text.fileno()
-        end = (max(0, file.size - HEAD), min(HEAD, file.size))
+        end = (max(0, file.size - HEAD_BYTES), min(HEAD_BYTES, file.size))
         try:
-            if not known.holds(at):
+            if not known.has_beginning_of(at):
                 return True  # it was cut just now: the next look tells whose copy this is
             if compression(file.path) is not None:
                 (beginning,) = segments(at, [(0, len(head))], raw=False)
@@ -471,24 +471,24 @@ class Follower:
         read."""
         now = time.monotonic()
         for tail in list(self._tails.values()):
-            if tail.number is not None or tail.told:
+            if tail.file_id is not None or tail.reported:
                 continue
             if tail.text is not None:
                 size = os.fstat(tail.text.fileno()).st_size
                 if size != tail.size:
                     tail.size, tail.since = size, now
                 self._ready[tail.name] = tail
-            if now - tail.since >= SETTLED:
-                self._tell(tail)
+            if now - tail.since >= SETTLE_SECONDS:
+                self._report_lost(tail)
 
-    def _tell(self, tail: Tail) -> None:
+    def _report_lost(self, tail: Tail) -> None:
         """A tail's file has not come back.
 
         Raises: UserError where rows are lost and the policy is to fail.
         """
         known = tail.fingerprint()
         watched = tail.text is not None
-        tail.told = True
+        tail.reported = True
         self._close(tail)
         if known is None or not known.unread:
             if watched:
@@ -512,10 +512,10 @@ class Follower:
         log.warning("%s: the rest is lost.", problem)
 
 
-def _near(tail: Tail, file: Found) -> bool:
+def _is_same_file(tail: Tail, file: SeenFile) -> bool:
     known = tail.known
-    number = None if known is None else (known.device, known.inode)
-    return file.number == number or file.shown == tail.name
+    file_id = None if known is None else (known.device, known.inode)
+    return file.file_id == file_id or file.shown == tail.name
 
 
 __all__ = ["Follower"]

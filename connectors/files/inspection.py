@@ -11,21 +11,21 @@ from typing import Protocol
 import numpy as np
 import polars as pl
 
-from connectors.files.table import KINDS
+from connectors.files.table import TABLE_READERS
 from connectors.formats.values.columns import PROBLEM
 from connectors.formats.csv import Csv
 from connectors.formats.inference.infer import (
-    Guess,
+    TypeInference,
     common_schema,
     common_type,
-    json_types,
+    infer_json_types,
     spans_lines,
 )
-from connectors.formats.inference.transcode import Table
+from connectors.formats.inference.transcode import Transcoder
 from engine.types import (
     PART,
     RESERVED,
-    REST,
+    WILDCARD,
     Records,
     Schema,
     UserError,
@@ -35,31 +35,31 @@ from engine.types import (
 )
 from engine.types.plural import counted
 
-OWN_NAMES = (*RESERVED, PART, PROBLEM, REST, "")
+RESERVED_NAMES = (*RESERVED, PART, PROBLEM, WILDCARD, "")
 
 
 def is_taken(name: str) -> bool:
     """Whether no column of a file can have this name."""
-    return name in OWN_NAMES or is_pattern(name)
+    return name in RESERVED_NAMES or is_pattern(name)
 
 
 """Names that no column of a file can have: headrace's own, and none."""
-BUDGET = 32 << 20
+INFERENCE_BYTES = 32 << 20
 """Bytes of text that types are guessed from; files with less in all are looked at whole."""
-LEAST = 64 << 10
+MIN_BYTES_PER_FILE = 64 << 10
 """Of one file, while there is any left."""
 SOME_ROWS = 64
-MOST_COLUMNS = 10_000
+MAX_INFERRED_COLUMNS = 10_000
 """Whose types are guessed: more are data in the place of names."""
 PIECE = 4 << 20
 """Bytes looked at together."""
-NAMED = 3
+MAX_FILES_NAMED = 3
 """Files that a log line names."""
 
 log = logging.getLogger("headrace.files")
 
 
-class Rows(Protocol):
+class RowReader(Protocol):
     """An open file whose rows are text."""
 
     def read(self, max_rows: int, max_bytes: int) -> Records | None:
@@ -71,20 +71,20 @@ class Rows(Protocol):
         ...
 
 
-class Recoded:
+class TranscodedReader:
     """An open file of text in another encoding, as UTF-8."""
 
-    def __init__(self, file: Rows, table: Table) -> None:
+    def __init__(self, file: RowReader, table: Transcoder) -> None:
         self._file = file
         self._table = table
 
     def read(self, max_rows: int, max_bytes: int) -> Records | None:
-        """See `Rows`."""
+        """See `RowReader`."""
         records = self._file.read(max_rows, max_bytes)
         return None if records is None else self._table.recoded(records)
 
     def close(self) -> None:
-        """See `Rows`."""
+        """See `RowReader`."""
         self._file.close()
 
 
@@ -94,10 +94,10 @@ class Inspection:
 
     Attributes:
         schema: every column of any file, in a type that holds the values of all.
-        lacking: column -> files with rows that lack it.
+        missing_in: column -> files with rows that lack it.
         mixed: column -> a sentence on its last change of type from file to file.
         empty: files without a row, as far as that is known.
-        partly: files that were not looked at whole, although types are guessed from them.
+        partly_read: files that were not looked at whole, although types are guessed from them.
         rows: whether a row was seen.
         blank: columns without a value.
         null_values: fields that are taken for missing values.
@@ -105,16 +105,16 @@ class Inspection:
     """
 
     schema: Schema = field(default_factory=dict)
-    lacking: dict[str, list[str]] = field(default_factory=dict)
+    missing_in: dict[str, list[str]] = field(default_factory=dict)
     mixed: dict[str, str] = field(default_factory=dict)
     empty: list[str] = field(default_factory=list)
-    partly: list[str] = field(default_factory=list)
+    partly_read: list[str] = field(default_factory=list)
     rows: bool = False
     blank: list[str] = field(default_factory=list)
     null_values: tuple[str, ...] = ()
     words: dict[str, set[str]] = field(default_factory=dict)
 
-    def tell(self, files: int, declared: Schema) -> None:
+    def log_warnings(self, files: int, declared: Schema) -> None:
         """Log what a user should know of it."""
         if self.empty and len(self.empty) < files:
             log.warning(
@@ -138,91 +138,91 @@ class Inspection:
                 words,
             )
         guessed = [c for c in self.schema if c not in declared]
-        if self.partly and guessed:
+        if self.partly_read and guessed:
             log.warning(
                 "%s guessed from the first %d MiB of text; declare them in [source.schema] where "
                 "later rows may be of other types.",
                 counted(len(guessed), "column type is", "column types are"),
-                BUDGET >> 20,
+                INFERENCE_BYTES >> 20,
             )
 
     def _tell_lacking(self, files: int) -> None:
-        if len(self.lacking) == 1:
-            ((column, lacking),) = self.lacking.items()
+        if len(self.missing_in) == 1:
+            ((column, missing_in),) = self.missing_in.items()
             log.warning(
                 "%s column '%s', which is null there: %s; [source] "
                 'missing_columns = "fail" refuses them.',
-                counted(len(lacking), f"of {files:,} files lacks", f"of {files:,} files lack"),
+                counted(len(missing_in), f"of {files:,} files lacks", f"of {files:,} files lack"),
                 column,
-                _some(lacking),
+                _some(missing_in),
             )
-        elif self.lacking:
+        elif self.missing_in:
             log.warning(
                 "%d columns are not in all of %s files, and null where they are not: %s; [source] "
                 'missing_columns = "fail" refuses them. --log-level debug tells which files.',
-                len(self.lacking),
+                len(self.missing_in),
                 f"{files:,}",
-                _some([f"'{column}'" for column in self.lacking]),
+                _some([f"'{column}'" for column in self.missing_in]),
             )
-        for column, lacking in self.lacking.items():
-            log.debug("Column '%s' is not in %s.", column, ", ".join(lacking))
+        for column, missing_in in self.missing_in.items():
+            log.debug("Column '%s' is not in %s.", column, ", ".join(missing_in))
 
     def _tell_mixed(self) -> None:
         said = list(self.mixed.values())
-        for sentence in said[:NAMED]:
+        for sentence in said[:MAX_FILES_NAMED]:
             log.warning("%s", sentence)
-        for sentence in said[NAMED:]:
+        for sentence in said[MAX_FILES_NAMED:]:
             log.debug("%s", sentence)
-        if len(said) > NAMED:
+        if len(said) > MAX_FILES_NAMED:
             log.warning(
                 "%d more columns are of several types; --log-level debug tells them.",
-                len(said) - NAMED,
+                len(said) - MAX_FILES_NAMED,
             )
 
 
-def of_tables(files: Mapping[str, Path], kind: str) -> Inspection:
+def inspect_tables(files: Mapping[str, Path], format: str) -> Inspection:
     """All footers. Raises: UserError where one column is of types that no type holds together."""
-    found = Inspection()
-    there: dict[str, list[str]] = {}
+    inspection = Inspection()
+    columns_by_file: dict[str, list[str]] = {}
     for name, path in files.items():
-        table = KINDS[kind](path, name)
+        table = TABLE_READERS[format](path, name)
         table.close()
         if not table.rows:
-            found.empty.append(name)
-        found.schema = _joined(found, table.schema, name, there)
-        found.rows |= table.rows > 0
-        there[name] = list(table.schema)
-    _note_lacking(found, there)
-    return found
+            inspection.empty.append(name)
+        inspection.schema = _merge_schema(inspection, table.schema, name, columns_by_file)
+        inspection.rows |= table.rows > 0
+        columns_by_file[name] = list(table.schema)
+    _note_lacking(inspection, columns_by_file)
+    return inspection
 
 
-def _joined(
-    found: Inspection, schema: Schema, name: str, before: Mapping[str, list[str]]
+def _merge_schema(
+    inspection: Inspection, schema: Schema, name: str, before: Mapping[str, list[str]]
 ) -> Schema:
-    made = common_schema(found.schema, schema)
+    merged = common_schema(inspection.schema, schema)
     for column, dtype in schema.items():
-        old = found.schema.get(column, dtype)
-        if made[column] == pl.String and pl.String not in (old, dtype) and _nested(old, dtype):
+        old = inspection.schema.get(column, dtype)
+        if merged[column] == pl.String and pl.String not in (old, dtype) and _nested(old, dtype):
             first = next(file for file, columns in before.items() if column in columns)
             raise UserError(
                 f"Column '{column}' is {type_name(old)} in {first} and {type_name(dtype)} in "
                 f"{name}: expected types that go together; leave one of the files out."
             )
         if old not in (dtype, pl.Null) and dtype != pl.Null:
-            found.mixed[column] = (
+            inspection.mixed[column] = (
                 f"Column '{column}' is {type_name(old)} before {name} and {type_name(dtype)} in "
-                f"it: it is read as {type_name(made[column])}."
+                f"it: it is read as {type_name(merged[column])}."
             )
-    return made
+    return merged
 
 
 def _nested(*dtypes: pl.DataType) -> bool:
     return any(dtype.is_nested() for dtype in dtypes)
 
 
-def of_csv(
+def inspect_csv(
     files: Mapping[str, Path],
-    opened: Callable[[Path, str], Rows],
+    opened: Callable[[Path, str], RowReader],
     csv: Csv,
     headers: Mapping[str, list[str]],
     declared: Iterable[str] | None,
@@ -236,41 +236,41 @@ def of_csv(
         declared: columns whose type is known; None where no type is to be guessed.
         words: whether words for missing values are looked for.
     """
-    found, guess = Inspection(), Guess()
-    there: dict[str, list[str]] = {}
-    shares = Shares(len(files))
+    inspection, guess = Inspection(), TypeInference()
+    columns_by_file: dict[str, list[str]] = {}
+    shares = SampleBudget(len(files))
     for name, path in files.items():
         file = opened(path, name)
         try:
             guess.decimal = csv.dialect.decimal  # as the first file with rows has it
             columns = headers[name]
-            _may_have(len(columns) if declared is not None else 0, name)
-            there[name] = columns
-            found.schema |= {c: pl.String() for c in columns if c not in found.schema}
+            _check_column_count(len(columns) if declared is not None else 0, name)
+            columns_by_file[name] = columns
+            inspection.schema |= {c: pl.String() for c in columns if c not in inspection.schema}
             wanted = [] if declared is None else [c for c in columns if c not in declared]
             wanted = [c for c in wanted if not is_taken(c)]
             seen = 0
-            for records in shares.parts(file, name, found) if columns else ():
+            for records in shares.parts(file, name, inspection) if columns else ():
                 seen += len(records)
                 if not wanted:
                     break
                 guess.add(csv.decode(records, dict.fromkeys(wanted, pl.String()))[0])
             if not seen:
-                found.empty.append(name)
-            found.rows |= seen > 0
+                inspection.empty.append(name)
+            inspection.rows |= seen > 0
         finally:
             file.close()
-    found.null_values = guess.null_values if words else ()
-    found.words = guess.words if words else {}
-    found.blank = guess.blank
-    found.schema |= guess.schema(found.null_values)
-    _note_lacking(found, {name: columns for name, columns in there.items() if columns})
-    return found
+    inspection.null_values = guess.null_values if words else ()
+    inspection.words = guess.words if words else {}
+    inspection.blank = guess.blank
+    inspection.schema |= guess.schema(inspection.null_values)
+    _note_lacking(inspection, {name: columns for name, columns in columns_by_file.items() if columns})
+    return inspection
 
 
-def of_json(
+def inspect_json(
     files: Mapping[str, Path],
-    opened: Callable[[Path, str], Rows],
+    opened: Callable[[Path, str], RowReader],
     paths: Mapping[str, str],
     *,
     declared: bool,
@@ -283,46 +283,46 @@ def of_json(
 
     Raises: UserError where objects span lines, or no row is an object although nothing is declared.
     """
-    found = Inspection()
-    shares = Shares(len(files))
+    inspection = Inspection()
+    shares = SampleBudget(len(files))
     head: bytes | None = None
     for name, path in files.items():
         file = opened(path, name)
         try:
             seen = 0
-            for records in shares.parts(file, name, found):
+            for records in shares.parts(file, name, inspection):
                 seen += len(records)
                 lines = _lines(records)
-                types = json_types(lines, paths)
-                _may_have(len(types), name)
-                found.schema = common_schema(found.schema, types)
+                types = infer_json_types(lines, paths)
+                _check_column_count(len(types), name)
+                inspection.schema = common_schema(inspection.schema, types)
                 if head is None:
                     head = lines
-                    if spans_lines(lines) or not (found.schema or declared):
+                    if spans_lines(lines) or not (inspection.schema or declared):
                         raise _no_objects(name, lines)
             if not seen:
-                found.empty.append(name)
+                inspection.empty.append(name)
         finally:
             file.close()
-    found.rows = head is not None
-    found.schema = {c: _settled(dtype) for c, dtype in found.schema.items()}
-    return found
+    inspection.rows = head is not None
+    inspection.schema = {c: _resolved_type(dtype) for c, dtype in inspection.schema.items()}
+    return inspection
 
 
-def _may_have(columns: int, name: str) -> None:
-    if columns > MOST_COLUMNS:
+def _check_column_count(columns: int, name: str) -> None:
+    if columns > MAX_INFERRED_COLUMNS:
         raise UserError(
-            f"{name} has {columns:,} columns, and more than {MOST_COLUMNS:,} are not guessed: "
+            f"{name} has {columns:,} columns, and more than {MAX_INFERRED_COLUMNS:,} are not guessed: "
             'declare those that are needed in [source.schema], and "*" = "drop".'
         )
 
 
-def must_hold_objects(files: Mapping[str, Path], opened: Callable[[Path, str], Rows]) -> None:
+def require_objects(files: Mapping[str, Path], opened: Callable[[Path, str], RowReader]) -> None:
     """Raises: UserError where the first rows are the lines of objects that span several."""
     for name, path in files.items():
         file = opened(path, name)
         try:
-            records = file.read(SOME_ROWS, LEAST)
+            records = file.read(SOME_ROWS, MIN_BYTES_PER_FILE)
         finally:
             file.close()
         if records is not None:
@@ -341,7 +341,7 @@ def _no_objects(name: str, lines: bytes) -> UserError:
     )
 
 
-class Shares:
+class SampleBudget:
     """Splits the inference byte budget among files; unused bytes pass to the next.
 
     Args:
@@ -349,12 +349,12 @@ class Shares:
     """
 
     def __init__(self, files: int) -> None:
-        self._left = BUDGET
+        self._left = INFERENCE_BYTES
         self._files = files
 
-    def parts(self, file: Rows, name: str, found: Inspection) -> Iterator[Records]:
+    def parts(self, file: RowReader, name: str, inspection: Inspection) -> Iterator[Records]:
         """Rows from the beginning of a file; at least one part of it."""
-        share = max(self._left // max(1, self._files), LEAST)
+        share = max(self._left // max(1, self._files), MIN_BYTES_PER_FILE)
         self._files -= 1
         while (records := file.read(1 << 30, min(PIECE, max(share, 1)))) is not None:
             size = records.nbytes
@@ -362,28 +362,28 @@ class Shares:
             self._left -= size
             yield records
             if share <= 0 or self._left <= 0:
-                found.partly.append(name)
+                inspection.partly_read.append(name)
                 return
 
 
-def _note_lacking(found: Inspection, there: Mapping[str, list[str]]) -> None:
-    if len(set(map(frozenset, there.values()))) < 2:
+def _note_lacking(inspection: Inspection, columns_by_file: Mapping[str, list[str]]) -> None:
+    if len(set(map(frozenset, columns_by_file.values()))) < 2:
         return
-    for column in found.schema:
-        lacking = [name for name, columns in there.items() if column not in columns]
-        if lacking and not is_taken(column):
-            found.lacking[column] = lacking
+    for column in inspection.schema:
+        missing_in = [name for name, columns in columns_by_file.items() if column not in columns]
+        if missing_in and not is_taken(column):
+            inspection.missing_in[column] = missing_in
 
 
-def _settled(dtype: pl.DataType) -> pl.DataType:
+def _resolved_type(dtype: pl.DataType) -> pl.DataType:
     """Replace the null type by text."""
     if dtype == pl.Null:
         return pl.String()
     if isinstance(dtype, pl.List):
-        return pl.List(_settled(common_type(dtype.inner, pl.Null())))  # type: ignore[arg-type]
+        return pl.List(_resolved_type(common_type(dtype.inner, pl.Null())))  # type: ignore[arg-type]
     if isinstance(dtype, pl.Struct):
         fields = dtype.to_schema()
-        return pl.Struct({c: _settled(kind) for c, kind in fields.items()})  # type: ignore[arg-type]
+        return pl.Struct({c: _resolved_type(field_type) for c, field_type in fields.items()})  # type: ignore[arg-type]
     return dtype
 
 
@@ -398,17 +398,17 @@ def _lines(records: Records) -> bytes:
 
 
 def _some(names: list[str]) -> str:
-    rest = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {rest} more" if rest > 0 else "")
+    rest = len(names) - MAX_FILES_NAMED
+    return ", ".join(names[:MAX_FILES_NAMED]) + (f" and {rest} more" if rest > 0 else "")
 
 
 __all__ = [
     "Inspection",
-    "Recoded",
-    "Rows",
+    "TranscodedReader",
+    "RowReader",
     "is_taken",
-    "must_hold_objects",
-    "of_csv",
-    "of_json",
-    "of_tables",
+    "require_objects",
+    "inspect_csv",
+    "inspect_json",
+    "inspect_tables",
 ]

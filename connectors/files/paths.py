@@ -23,16 +23,16 @@ EXTENSIONS = {
         (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"), "images"
     ),
 }  # fmt: skip
-MANY = {"json": (".json",), "documents": (), "text": ()}
+AMBIGUOUS_FORMATS = {"json": (".json",), "documents": (), "text": ()}
 """Formats that no extension gives away, and the extensions of their files; none: any."""
-NOTES = (".", "_")
+HIDDEN_PREFIXES = (".", "_")
 """How names begin of what is no data: hidden files, and those that Spark, Hive and others leave."""
-RESOURCE = re.compile(r"([A-Za-z_][\w.]*):(\w.*)")
+PACKAGE_RESOURCE = re.compile(r"([A-Za-z_][\w.]*):(\w.*)")
 
 log = logging.getLogger("headrace.files")
 
 
-def find(paths: Iterable[str], format: str | None = None) -> dict[str, Path]:
+def find_files(paths: Iterable[str], format: str | None = None) -> dict[str, Path]:
     """Partition -> file: in the order given, those of a glob or below a folder sorted by name.
 
     A folder stands for all files below it but, where the format is given, those with an extension
@@ -43,9 +43,9 @@ def find(paths: Iterable[str], format: str | None = None) -> dict[str, Path]:
 
     Raises: UserError for a path that leads to no file.
     """
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for path in paths:
-        resource = RESOURCE.fullmatch(path)
+        resource = PACKAGE_RESOURCE.fullmatch(path)
         try:
             is_file, is_folder = Path(path).is_file(), Path(path).is_dir()
         except OSError as error:  # too long a name, links that go round
@@ -53,24 +53,24 @@ def find(paths: Iterable[str], format: str | None = None) -> dict[str, Path]:
                 f"[source] path {path[:100]!r} cannot be used: {error.strerror}; choose another."
             ) from None
         if is_file:
-            found[_shown(path)] = Path(path)
+            files[_shown(path)] = Path(path)
         elif is_folder:
-            found |= _below(path, format)
+            files |= _below(path, format)
         elif resource:
-            found[path] = _resource(path, resource[1], resource[2])
+            files[path] = _resource(path, resource[1], resource[2])
         elif glob.has_magic(path):
-            found |= _matches(path)
+            files |= _matches(path)
         else:
             raise _no_file(path)
-    return _once(found)
+    return _once(files)
 
 
-def leads_to(paths: Iterable[str], file: Path, format: str | None = None) -> bool:
-    """Whether `find` would find a file of this path, under whatever spelling, once it is there."""
-    spelt = _spelt(file)
+def would_match(paths: Iterable[str], file: Path, format: str | None = None) -> bool:
+    """Whether `find_files` would find a file of this path, under whatever spelling, once it is there."""
+    spelt = _spellings(file)
     for path in paths:
         if Path(path).is_dir():
-            found = any(_is_data(below) for below in _inside(spelt, path)) and _fits(file, format)
+            found = any(_is_data(below) for below in _relative_parts(spelt, path)) and _fits(file, format)
         elif glob.has_magic(path) and not Path(path).is_file():
             found = _is_match(path, file, spelt)
         else:
@@ -80,23 +80,23 @@ def leads_to(paths: Iterable[str], file: Path, format: str | None = None) -> boo
     return False
 
 
-def kind(files: dict[str, Path]) -> str:
+def common_format(files: dict[str, Path]) -> str:
     """The one format of these files, by their extensions.
 
     Raises: UserError where one says nothing or they say different things.
     """
     kinds = {name: _kind(path) for name, path in files.items()}
     first = next(iter(kinds))
-    for name, found in kinds.items():
-        if found is None:
+    for name, format in kinds.items():
+        if format is None:
             raise UserError(
                 f"[source] path '{name}' has no extension that says what it holds: set [source] "
-                f"format to {', '.join(dict.fromkeys([*EXTENSIONS.values(), *MANY]))}."
+                f"format to {', '.join(dict.fromkeys([*EXTENSIONS.values(), *AMBIGUOUS_FORMATS]))}."
             )
-        if found != kinds[first]:
+        if format != kinds[first]:
             raise UserError(
                 f"[source] path leads to files of two formats, '{first}' ({kinds[first]}) and "
-                f"'{name}' ({found}): choose one."
+                f"'{name}' ({format}): choose one."
             )
     return str(kinds[first])
 
@@ -111,29 +111,29 @@ def _shown(path: str | Path) -> str:
     return readable(str(Path(path)))
 
 
-def _once(found: dict[str, Path]) -> dict[str, Path]:
+def _once(files: dict[str, Path]) -> dict[str, Path]:
     """Without those that are another of them by a second name."""
     first: dict[tuple[int, int], str] = {}
-    for name, path in found.items():
+    for name, path in files.items():
         stat = path.stat()
         first.setdefault((stat.st_dev, stat.st_ino), name)
     kept = set(first.values())
-    again = [name for name in found if name not in kept]
+    again = [name for name in files if name not in kept]
     if again:
         log.warning(
             "%s to a file that another leads to, '%s' for one: each file is read once.",
             counted(len(again), "path leads", "paths lead"),
             again[0],
         )
-    return {name: path for name, path in found.items() if name in kept}
+    return {name: path for name, path in files.items() if name in kept}
 
 
 def _no_file(path: str) -> UserError:
     place = Path(path)
     if place.exists():
-        what = "a named pipe" if place.is_fifo() else "a device or socket"
+        description = "a named pipe" if place.is_fifo() else "a device or socket"
         return UserError(
-            f"[source] path '{readable(path)}' is {what}, and no file: expected one that can be "
+            f"[source] path '{readable(path)}' is {description}, and no file: expected one that can be "
             'read again; write it to a file, or pipe it to the command, with path = "-".'
         )
     if place.is_symlink():
@@ -159,14 +159,14 @@ def _extension(path: Path) -> str:
 def _below(folder: str, format: str | None) -> dict[str, Path]:
     paths: list[Path] = []
     for parent, folders, names in os.walk(folder, onerror=_unlisted):
-        folders[:] = [name for name in folders if name[0] not in NOTES]
-        paths += [Path(parent) / name for name in names if name[0] not in NOTES]
+        folders[:] = [name for name in folders if name[0] not in HIDDEN_PREFIXES]
+        paths += [Path(parent) / name for name in names if name[0] not in HIDDEN_PREFIXES]
     files = {_shown(p): p for p in sorted(paths, key=os.fsencode) if p.is_file()}
     fitting = {name: path for name, path in files.items() if _fits(path, format)}
     if not fitting:
-        what = "" if format is None else f" of format '{format}'"
+        of_format = "" if format is None else f" of format '{format}'"
         raise UserError(
-            f"[source] path '{readable(folder)}' is a folder without files{what}; "
+            f"[source] path '{readable(folder)}' is a folder without files{of_format}; "
             "names that begin with a dot or an underscore do not count."
         )
     if format is None:
@@ -214,7 +214,7 @@ def _pattern(file: Path) -> str:
 def _fits(path: Path, format: str | None) -> bool:
     if format in EXTENSIONS.values():
         return _kind(path) == format
-    extensions = MANY.get(format or "", ())
+    extensions = AMBIGUOUS_FORMATS.get(format or "", ())
     return not extensions or _extension(path) in extensions
 
 
@@ -222,28 +222,28 @@ def _matches(pattern: str) -> dict[str, Path]:
     folder, rest = _literal(pattern)
     names = glob.glob(os.path.join(glob.escape(folder), rest), recursive=True)  # noqa: PTH118, PTH207 - Path.glob takes no absolute
     names = sorted(name for name in names if not _is_note(name, folder, rest))
-    found = {_shown(name): Path(name) for name in names if Path(name).is_file()}
-    if not found:
+    files = {_shown(name): Path(name) for name in names if Path(name).is_file()}
+    if not files:
         raise UserError(
             f"[source] path '{readable(pattern)}' matches no file; names that begin with a dot or "
             "an underscore do not count."
         )
-    return found
+    return files
 
 
-def _spelt(path: str | Path) -> set[Path]:
+def _spellings(path: str | Path) -> set[Path]:
     """As it is written, and without links."""
     return {Path(os.path.abspath(path)), Path(path).resolve()}  # noqa: PTH100 - keeps links
 
 
-def _inside(files: Iterable[Path], folder: str) -> Iterator[tuple[str, ...]]:
+def _relative_parts(files: Iterable[Path], folder: str) -> Iterator[tuple[str, ...]]:
     """The parts of their paths below the folder, for those that lie there."""
-    for top in _spelt(folder):
+    for top in _spellings(folder):
         yield from (file.relative_to(top).parts for file in files if file.is_relative_to(top))
 
 
 def _is_data(parts: Iterable[str]) -> bool:
-    return not any(part.startswith(NOTES) for part in parts)
+    return not any(part.startswith(HIDDEN_PREFIXES) for part in parts)
 
 
 def _is_match(pattern: str, file: Path, spelt: Iterable[Path]) -> bool:
@@ -256,7 +256,7 @@ def _is_match(pattern: str, file: Path, spelt: Iterable[Path]) -> bool:
         Path(way).resolve() for way in ways if not _is_note(way, folder, rest)
     }
     named = [((file.name,), [last])] if linked else []
-    lies = [(parts, wanted) for parts in _inside(spelt, folder or ".")]
+    lies = [(parts, wanted) for parts in _relative_parts(spelt, folder or ".")]
     return any(
         _fit_parts(parts, names)
         for parts, names in (*named, *lies)
@@ -312,4 +312,4 @@ def _resource(path: str, package: str, inside: str) -> Path:
     return file
 
 
-__all__ = ["find", "kind", "leads_to", "readable"]
+__all__ = ["find_files", "common_format", "would_match", "readable"]

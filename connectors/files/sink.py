@@ -14,7 +14,7 @@ import polars as pl
 import polars.selectors as cs
 from pydantic import ByteSize, Field
 
-from connectors.formats.type_support import must_hold, tell_nulls
+from connectors.formats.type_support import require_supported, warn_about_nulls
 from engine import types
 from engine.system import atomic
 from engine.types.changes import Fixed, Free
@@ -71,7 +71,7 @@ class FilesSink(Sink):
 
         format: Fixed[Literal["parquet", "ndjson", "csv", "arrow"]] = "parquet"
 
-    def __init__(self, settings: FilesSink.Settings | LettersFolder.Settings) -> None:
+    def __init__(self, settings: FilesSink.Settings | FileDeadLetterSink.Settings) -> None:
         """Raises: UserError where the folder can never be made or written."""
         self.settings = settings
         self.folder = Path(settings.path)
@@ -95,16 +95,16 @@ class FilesSink(Sink):
         part = self.folder / f"part-00000000.{self.settings.format}"
         return part, part.with_name(part.name + atomic.SUFFIX)
 
-    def holds(self) -> bool:
+    def has_output(self) -> bool:
         """See `engine.types.Sink`: whether there are parts."""
         return any(True for _ in self._parts())
 
     def bind(self, schema: Schema) -> None:
         """See `engine.types.Sink`."""
         format = self.settings.format
-        must_hold(schema, format, f'[{self.section}] format = "{format}"')
+        require_supported(schema, format, f'[{self.section}] format = "{format}"')
 
-    def write(self, frame: pl.DataFrame, places: pl.DataFrame | None = None) -> None:
+    def write(self, frame: pl.DataFrame, positions: pl.DataFrame | None = None) -> None:
         """See `engine.types.Sink`. Raises: HeadraceError when the disk is full."""
         if not frame.height:
             return
@@ -118,7 +118,7 @@ class FilesSink(Sink):
         """Bytes of rows in memory."""
         return self._nbytes
 
-    def bound(self, nbytes: int) -> None:
+    def limit_memory(self, nbytes: int) -> None:
         """See `engine.types.Buffered`."""
         if "max_buffer_bytes" not in self.settings.model_fields_set:
             self._limit = max(1, min(self._limit, nbytes))
@@ -204,16 +204,16 @@ class FilesSink(Sink):
                 "false where something else takes parts away."
             )
 
-    def _verify(self, there: dict[int, int], value: Snapshot, moved: str) -> None:
+    def _verify(self, sizes: dict[int, int], value: Snapshot, moved: str) -> None:
         """Raises: UserError where these parts are not those of a snapshot.
 
         Args:
-            there: number -> bytes.
+            sizes: number -> bytes.
             moved: the folder of then, where it was another.
         """
         parts, written = value["next"], value["bytes"]
-        gone = [number for number in range(parts) if number not in there]
-        if not gone and sum(there.values()) == written:
+        gone = [number for number in range(parts) if number not in sizes]
+        if not gone and sum(sizes.values()) == written:
             return
         if moved:
             raise UserError(
@@ -222,15 +222,15 @@ class FilesSink(Sink):
                 f"{'is' if parts == 1 else 'are'}; set it back, move the parts, or start over with "
                 "--fresh."
             )
-        what = (
+        problem = (
             f"{len(gone):,} of {counted(parts, 'part')} {'is' if len(gone) == 1 else 'are'} "
             f"gone, {self._name(gone[0])} first"
             if gone
-            else f"they are {sum(there.values()):,} bytes, and {written:,} were written"
+            else f"they are {sum(sizes.values()):,} bytes, and {written:,} were written"
         )
         raise UserError(
             f"[{self.section}] path '{self.folder}' no longer has the parts that the checkpoint "
-            f"counts on: {what}; put them back, start over with --fresh, or set verify_parts = "
+            f"counts on: {problem}; put them back, start over with --fresh, or set verify_parts = "
             "false where something else takes parts away."
         )
 
@@ -263,7 +263,7 @@ class FilesSink(Sink):
         buffer = io.BytesIO()
         frame = pl.concat(self._frames)
         if self.settings.format == "ndjson":
-            tell_nulls(frame, self._told)
+            warn_about_nulls(frame, self._told)
         if self.settings.format in ("ndjson", "csv"):
             frame = in_utc(frame.with_columns(cs.binary().bin.encode("base64")))
         if self.settings.format == "csv":
@@ -273,14 +273,14 @@ class FilesSink(Sink):
 
     def _error(self, path: Path, error: OSError) -> HeadraceError:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        what = "free some space" if full else "mend that"
+        remedy = "free some space" if full else "mend that"
         return HeadraceError(
-            f"[{self.section}] cannot write {path}: {error.strerror}: {what} and start again; "
+            f"[{self.section}] cannot write {path}: {error.strerror}: {remedy} and start again; "
             "nothing before the last checkpoint is lost."
         )
 
 
-class LettersFolder(FilesSink):
+class FileDeadLetterSink(FilesSink):
     """Dead letters as files. They are for people, who clear them away once they are mended: none is
     missed."""
 
@@ -293,4 +293,4 @@ class LettersFolder(FilesSink):
         format: ClassVar[Literal["ndjson"]] = "ndjson"
 
 
-__all__ = ["FilesSink", "LettersFolder"]
+__all__ = ["FilesSink", "FileDeadLetterSink"]

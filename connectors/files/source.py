@@ -23,69 +23,69 @@ from pydantic import ByteSize, Field, ValidationInfo, field_validator
 
 from connectors.files.follow import Follower
 from connectors.files.fingerprint import (
-    LETTERS,
-    Contents,
+    REPLAYED,
+    CopyDetector,
     Fingerprint,
     Policy,
-    Watched,
-    free,
-    resumed,
+    FingerprintTracker,
+    unique_name,
+    plan_resume,
     segments,
-    together,
+    combined_digest,
 )
 from connectors.files.inspection import (
-    OWN_NAMES,
+    RESERVED_NAMES,
     Inspection,
-    Recoded,
-    Rows,
+    TranscodedReader,
+    RowReader,
     is_taken,
-    must_hold_objects,
-    of_csv,
-    of_json,
-    of_tables,
+    require_objects,
+    inspect_csv,
+    inspect_json,
+    inspect_tables,
 )
-from connectors.files.paths import find, kind, leads_to, readable
-from connectors.files.stdin import NAME, Piped, StandardInput
-from connectors.files.table import KINDS, SortedRows
+from connectors.files.paths import find_files, common_format, would_match, readable
+from connectors.files.stdin import STDIN, StdinBytes, StdinRows
+from connectors.files.table import TABLE_READERS, SortedRows
 from connectors.files.tar import TarShard
 from connectors.files.text import TextFile, compression
 from connectors.files.splits import (
-    GROUPS,
-    LAP,
-    Piece,
+    SHARD_GROUPS,
+    EPOCH_STRIDE,
+    SplitReader,
     Readable,
-    ShareSettings,
-    Unit,
+    ShardSettings,
+    InputSplit,
     line_start,
     order,
     pieces,
     text_bounds,
 )
-from connectors.files.file_rows import WholeFiles
+from connectors.files.file_rows import FileRows
 from connectors.files.xml import XmlRows
-from connectors.formats.bounded import Bounded
+from connectors.formats.bounded import SizeLimited
 from connectors.formats.values.casts import Coerce
 from connectors.formats.values.columns import Columns
 from connectors.formats.csv import Csv, Dialect
-from connectors.formats.values.hive import Folders, values_of
-from connectors.formats.inference.infer import NULL_WORDS, Guess
-from connectors.formats.inference.misses import Guessed
+from connectors.formats.values.hive import HivePartitions, partition_values
+from connectors.formats.inference.infer import NULL_WORDS, TypeInference
+from connectors.formats.inference.misses import InferredTypes
 from connectors.formats.ndjson import Ndjson
-from connectors.formats.custom import Describing, is_own, must_be_declared, must_be_known, own
+from connectors.formats.custom import Describing, is_custom, require_declared, require_known_format, load_custom
 from connectors.formats.kernels.paths import parse_path, value_at
-from connectors.formats.inference.transcode import Table
-from connectors.formats.kernels.rows import plain
-from connectors.formats.inference.sniff import HEAD, sniffed, unclear
-from connectors.formats.text import Text
-from connectors.formats.webdataset import Samples
-from connectors.formats.file_content import Whole
+from connectors.formats.inference.transcode import Transcoder
+from connectors.formats.kernels.rows import parser_input
+from connectors.formats.inference.sniff import HEAD, sniff_dialect, unclear
+from connectors.formats.text import RawText
+from connectors.formats.webdataset import WebDatasetFormat
+from connectors.formats.file_content import FileContent
 from connectors.formats.xml import Fields, Xml, columns_of, documents
 from engine.types.changes import Fixed, Free, Meaning
 from engine.columnar.expressions import expression
 from engine.types import (
     DROPPED,
-    REST,
-    SAMPLED,
+    WILDCARD,
+    SAMPLE_BYTES,
     Duration,
     EndOfStream,
     Format,
@@ -100,7 +100,7 @@ from engine.types import (
     is_pattern,
     nearest,
     only_named,
-    spread_schema,
+    expand_schema,
 )
 
 FORMATS = (
@@ -109,30 +109,30 @@ FORMATS = (
 )  # fmt: skip
 SORTABLE = ("csv", "ndjson", "parquet", "arrow")
 """Formats for `order_by`."""
-JSON = ("ndjson", "json")
-OPEN = (*JSON, "xml", "webdataset")
+JSON_FORMATS = ("ndjson", "json")
+SPARSE_FORMATS = (*JSON_FORMATS, "xml", "webdataset")
 """Formats whose rows need not have every column."""
-FOUND = ("xml", "webdataset")
+DECLARED_ONLY_FORMATS = ("xml", "webdataset")
 """Formats of which only the declared columns are looked for, where there are any."""
-PATHS = (*OPEN, *KINDS)
+PATH_FORMATS = (*SPARSE_FORMATS, *TABLE_READERS)
 """Formats for `paths`."""
-WHOLE = ("json", "xml", "images", "documents")
+FILE_ROW_FORMATS = ("json", "xml", "images", "documents")
 """Formats whose files are a row each; XML without `row`."""
 SAMPLE_ROWS = 1_000
 """Rows of a text file that its columns' types are guessed from."""
-TRIES = 5
+SCHEMA_ATTEMPTS = 5
 """How often columns are looked for in files that come and go."""
-SIGN = re.compile(r"[^\n\r\0\x80-\U0010ffff]")
-READING = ("coerce", "paths", "decimal", "null_values")
+CSV_CHARACTER = re.compile(r"[^\n\r\0\x80-\U0010ffff]")
+PARSE_SETTINGS = ("coerce", "paths", "decimal", "null_values")
 """Settings that decide what a cell means, whatever file it is in."""
-WORDS = "words"
-OF_CSV = ("delimiter", "quote", "decimal", "comment", "null_values")
+NULL_WORDS_KEY = "words"
+CSV_SETTINGS = ("delimiter", "quote", "decimal", "comment", "null_values")
 """Settings that say how a CSV is written."""
-HEADER = 1 << 16
+HEADER_BYTES = 1 << 16
 """Bytes of a CSV's beginning that its header ends in."""
 SAMPLED_FILES = 32
 """Files that a look before a run reads rows of."""
-SAMPLE_BYTES = 4 << 20
+INSPECTION_BYTES = 4 << 20
 """Of XML documents, whose trees are many times as large."""
 
 log = logging.getLogger("headrace.files")
@@ -141,7 +141,7 @@ log = logging.getLogger("headrace.files")
 def _why_taken(column: str) -> str:
     if not column:
         return "it has no name"
-    if column in OWN_NAMES:
+    if column in RESERVED_NAMES:
         return f"headrace has a '{column}' of its own"
     return "it would stand for all columns whose names match it"
 
@@ -151,12 +151,12 @@ class FilesSource(Source):
     files that are a row each, all are one, named by `path`.
 
     Positions are byte offsets in the (decompressed) text, row numbers in Parquet and Arrow; see
-    `WholeFiles` for files that are a row each. Plain text is sought in, Parquet and Arrow skip row
+    `FileRows` for files that are a row each. Plain text is sought in, Parquet and Arrow skip row
     groups and record batches, compressed text is read over. Memory holds one block of text or one
     row group; with `order_by`, everything.
     """
 
-    class Settings(ShareSettings):
+    class Settings(ShardSettings):
         """``[source] kind = "files"``
 
         Attributes:
@@ -243,7 +243,7 @@ class FilesSource(Source):
         @classmethod
         def _one_sign(cls, sign: str | None, info: ValidationInfo) -> str | None:
             none = "" if info.field_name == "delimiter" else ', or "" for none'
-            if sign is not None and not SIGN.fullmatch(sign) and not (none and not sign):
+            if sign is not None and not CSV_CHARACTER.fullmatch(sign) and not (none and not sign):
                 raise ValueError(f'expected one ASCII character that ends no line, as ";"{none}')
             return sign
 
@@ -251,7 +251,7 @@ class FilesSource(Source):
         @classmethod
         def _known(cls, encoding: str | None) -> str | None:
             if encoding is not None:
-                Table.of(encoding)
+                Transcoder.of(encoding)
             return encoding
 
     format: Format
@@ -262,21 +262,21 @@ class FilesSource(Source):
         self.settings = settings
         paths = (settings.path,) if isinstance(settings.path, str) else settings.path
         if settings.format is not None:
-            must_be_known(settings.format, FORMATS)
-        self._piped = Piped() if settings.path == NAME else None
+            require_known_format(settings.format, FORMATS)
+        self._stdin = StdinBytes() if settings.path == STDIN else None
         self._files = self._found()
-        self._kind = settings.format or kind(self._files)
+        self._kind = settings.format or common_format(self._files)
         if settings.order_by and self._kind not in SORTABLE:
             raise UserError(
                 f"[source] order_by is for {', '.join(SORTABLE)}, not for '{self._kind}'."
             )
-        self._must_suit()
-        self._file_a_row = self._kind in WHOLE and settings.row is None
+        self._check_csv_settings()
+        self._file_per_row = self._kind in FILE_ROW_FORMATS and settings.row is None
         self._table = self._recoding()
         self._name = readable(",".join(paths))
         self._follower = self._followed() if settings.follow else None
-        self._input = None if self._piped is None else self._as_input(self._piped)
-        self._units = self._mine()
+        self._stdin_rows = None if self._stdin is None else self._as_input(self._stdin)
+        self._splits = self._assigned_splits()
         self._headers: dict[str, list[str]] = {}
         self._columns: list[str] | None = None
         self._sorted: pl.DataFrame | None = None
@@ -285,36 +285,36 @@ class FilesSource(Source):
         """Where partitions are read on, whatever a mark says."""
         self._totals: dict[str, int] = {}
         self._known: dict[str, Fingerprint] = {}
-        self._others_known: Mapping[str, Snapshot] = {}
-        self._watched: dict[str, Watched] = {}
-        self._contents = Contents()
+        self._foreign_identities: Mapping[str, Snapshot] = {}
+        self._watched: dict[str, FingerprintTracker] = {}
+        self._contents = CopyDetector()
         self._epoch = self._at = 0
-        self._gave = False
-        self._order = order(len(self._units), settings, 0)
+        self._yielded = False
+        self._order = order(len(self._splits), settings, 0)
         self._file: Readable | None = None
-        self._found_dialect: dict[str, Any] | None = None
+        self._sniffed_dialect: dict[str, Any] | None = None
         """What a CSV was found to be written like; None before it was looked at."""
         self._csvs: list[Csv]
         self._left_out: set[str] = set()
         self._words: dict[str, set[str]] = {}
         """Column -> fields of a CSV that may stand for missing values."""
-        self._words_learned: tuple[str, ...] = ()
+        self._model_null_values: tuple[str, ...] = ()
         """Fields of a CSV that were missing values where a model learned."""
-        self._folders = {name: values_of(path) for name, path in self._files.items()}
+        self._folders = {name: partition_values(path) for name, path in self._files.items()}
         self._make_format()
 
     def _make_format(self) -> None:
         self._csvs = []
         self._inner = self._format()
-        hive = any(self._folders.values()) and not self._is_one
-        self._guesses = Guessed(self._inner, lambda: self._dialect.decimal)
-        told = self._guesses if self._kind in ("csv", "ndjson") else self._inner
-        self.format = Folders(told, self._folders) if hive else told
+        hive = any(self._folders.values()) and not self._is_single_partition
+        self._inferred = InferredTypes(self._inner, lambda: self._dialect.decimal)
+        told = self._inferred if self._kind in ("csv", "ndjson") else self._inner
+        self.format = HivePartitions(told, self._folders) if hive else told
 
-    def covers(self, file: Path) -> bool:
+    def reads_file(self, file: Path) -> bool:
         """See `engine.types.Source`."""
         paths = self.settings.path
-        return self._piped is None and leads_to(
+        return self._stdin is None and would_match(
             (paths,) if isinstance(paths, str) else paths, file, self.settings.format
         )
 
@@ -324,10 +324,10 @@ class FilesSource(Source):
         Raises: UserError where there is none, unless they are followed and the format is given.
         """
         path, format = self.settings.path, self.settings.format
-        if self._piped is not None:
-            return {NAME: Path(NAME)}
+        if self._stdin is not None:
+            return {STDIN: Path(STDIN)}
         try:
-            return find((path,) if isinstance(path, str) else path, format)
+            return find_files((path,) if isinstance(path, str) else path, format)
         except UserError as error:
             if not self.settings.follow:
                 raise
@@ -339,10 +339,10 @@ class FilesSource(Source):
             log.warning("%s It is waited for.", error)
             return {}
 
-    def _must_suit(self) -> None:
+    def _check_csv_settings(self) -> None:
         """Raises: UserError for settings of CSV that mean nothing here, or contradict others."""
         given = self.settings.model_fields_set
-        for name in OF_CSV:
+        for name in CSV_SETTINGS:
             if self._kind != "csv" and name in given and getattr(self.settings, name) is not None:
                 raise UserError(
                     f"[source] {name} is for csv, and format is '{self._kind}': take it out."
@@ -351,7 +351,7 @@ class FilesSource(Source):
             roles = {"quote": self.settings.quote, **self._declared_dialect}
             _must_differ(roles, ("delimiter", "quote", "comment", "decimal"), "[source]")
 
-    def _as_input(self, piped: Piped) -> StandardInput:
+    def _as_input(self, piped: StdinBytes) -> StdinRows:
         if not self._has_rows_of_text:
             raise UserError(
                 f"[source] path = \"-\" reads lines of text, not '{self._kind}': write it to a "
@@ -360,7 +360,7 @@ class FilesSource(Source):
         if self.settings.follow:
             raise UserError('[source] path = "-" is read to its end: leave follow out.')
         self._must_be_once("standard input is read once")
-        return StandardInput(piped, partial(self._text, Path(NAME)))
+        return StdinRows(piped, partial(self._text, Path(STDIN)))
 
     def _must_be_once(self, why: str) -> None:
         """Raises: UserError for settings that read all files together, again or by several."""
@@ -374,14 +374,14 @@ class FilesSource(Source):
     def _followed(self) -> Follower:
         settings = self.settings
         self._must_be_once("follow reads files as they come, without an end")
-        if self._file_a_row:
+        if self._file_per_row:
             raise UserError(
                 f"[source] follow is for files of many rows, and each file of format "
                 f"'{self._kind}' is one: leave follow out."
             )
         paths = (settings.path,) if isinstance(settings.path, str) else settings.path
         return Follower(
-            partial(find, paths, settings.format),
+            partial(find_files, paths, settings.format),
             self._follow,
             lines=self._has_rows_of_text,
             interval=settings.poll_interval,
@@ -390,13 +390,13 @@ class FilesSource(Source):
 
     # ---------------------------------------------------------------------------- the protocol
 
-    def endless(self) -> bool:
+    def unbounded(self) -> bool:
         """See `engine.types.Source`."""
-        return self.settings.follow or self._piped is not None
+        return self.settings.follow or self._stdin is not None
 
-    def repeatable(self) -> bool:
+    def can_be_reread(self) -> bool:
         """See `engine.types.Source`."""
-        return self._piped is None
+        return self._stdin is None
 
     def schema(self, declared: Schema) -> Schema:
         """See `engine.types.Source`. Looks at every footer and header, and where types are to be
@@ -405,50 +405,50 @@ class FilesSource(Source):
         Raises: UserError when a declared column is in no file (NDJSON: a field may be absent), or a
             file lacks a column and ``missing_columns`` is "fail".
         """
-        if not isinstance(self.format, Folders):
+        if not isinstance(self.format, HivePartitions):
             return self._schema_within(declared)
-        said = self._usable(self.format.schema(declared))
-        within = self._schema_within({c: t for c, t in declared.items() if c not in said})
-        if declared.get(REST) == DROPPED:
-            said = {c: dtype for c, dtype in said.items() if c in declared}
-        return {c: t for c, t in within.items() if c not in said} | said
+        from_folders = self._usable(self.format.schema(declared))
+        within = self._schema_within({c: t for c, t in declared.items() if c not in from_folders})
+        if declared.get(WILDCARD) == DROPPED:
+            from_folders = {c: dtype for c, dtype in from_folders.items() if c in declared}
+        return {c: t for c, t in within.items() if c not in from_folders} | from_folders
 
     def _schema_within(self, declared: Schema) -> Schema:
         """The columns in the files."""
         if self._follower is None:
             return self._schema(declared)
-        for _ in range(TRIES):
+        for _ in range(SCHEMA_ATTEMPTS):
             self._files = {n: path for n, path in self._files.items() if self._is_begun(path)}
             try:
                 return self._schema(declared)
             except UserError:
                 raise
             except (HeadraceError, OSError):  # a file went meanwhile, or is only half there
-                found = self._found()
-                plain = {name: path for name, path in found.items() if compression(path) is None}
-                self._files = plain or found
+                files = self._found()
+                plain = {name: path for name, path in files.items() if compression(path) is None}
+                self._files = plain or files
         return self._schema(declared)
 
     def _schema(self, declared: Schema) -> Schema:
-        rest = declared.get(REST)
-        named = {c: dtype for c, dtype in declared.items() if c != REST}
-        found = self._kind in FOUND and bool(declared) and rest is None
-        only = rest == DROPPED or found
-        if self._kind in JSON:
+        rest = declared.get(WILDCARD)
+        named = {c: dtype for c, dtype in declared.items() if c != WILDCARD}
+        declared_only = self._kind in DECLARED_ONLY_FORMATS and bool(declared) and rest is None
+        only = rest == DROPPED or declared_only
+        if self._kind in JSON_FORMATS:
             if only or not self._files:  # else the types of the others are guessed
                 Ndjson(self.settings.paths).schema(named)
         elif self._kind == "xml":
             Fields(list(named), self.settings.paths if only else {})
-        elif isinstance(self._inner, Samples):
+        elif isinstance(self._inner, WebDatasetFormat):
             if only:
                 self._inner.schema(named)
         elif isinstance(self._inner, Describing):
             return self._inner.schema(only_named(declared))
-        elif is_own(self._kind):
-            return must_be_declared(only_named(declared), "text in a format of your own")
-        if only and self._kind in OPEN:  # a field may be absent
+        elif is_custom(self._kind):
+            return require_declared(only_named(declared), "text in a format of your own")
+        if only and self._kind in SPARSE_FORMATS:  # a field may be absent
             if self._kind == "ndjson":
-                must_hold_objects(self._files, self._sampled)
+                require_objects(self._files, self._sampled)
             self._columns = list(named)
             return named
         if not self._files:  # they are waited for
@@ -459,82 +459,82 @@ class FilesSource(Source):
                 )
             self._columns = list(named)
             return named
-        there = self._there(named, guess=rest is None)
-        there = self._usable(there)
-        if self._kind not in OPEN:
-            self._check(named, there)
+        available = self._file_schema(named, guess=rest is None)
+        available = self._usable(available)
+        if self._kind not in SPARSE_FORMATS:
+            self._check(named, available)
         if self.settings.order_by:
-            self._may_sort(there)
-        schema = spread_schema(declared, there)
-        if self._kind in JSON:
+            self._check_sortable(available)
+        schema = expand_schema(declared, available)
+        if self._kind in JSON_FORMATS:
             Ndjson(self.settings.paths).schema(schema)
-        self._take_words_of(schema)
+        self._use_null_words(schema)
         self._columns = list(schema)
         if rest is None:
-            self._guesses.columns = frozenset(c for c in schema if c not in named)
+            self._inferred.columns = frozenset(c for c in schema if c not in named)
         return schema
 
-    def _usable(self, there: Schema) -> Schema:
+    def _usable(self, available: Schema) -> Schema:
         """The columns that can be columns here; the others are told, once."""
-        paths = self.settings.paths if self._kind in (*JSON, *KINDS) else {}
+        paths = self.settings.paths if self._kind in (*JSON_FORMATS, *TABLE_READERS) else {}
         read = {str(parse_path(path, c)[0]) for c, path in paths.items()}
-        for column in there:
+        for column in available:
             if is_taken(column) and column not in self._left_out | read:
                 self._left_out.add(column)
                 way = f' in [source] paths, as in other = "{column}"'
-                if is_pattern(column) or self._kind not in (*JSON, *KINDS):
+                if is_pattern(column) or self._kind not in (*JSON_FORMATS, *TABLE_READERS):
                     way = " name there"
                 log.warning(
                     "Column '%s' of %s is left out, as %s: give it another%s.",
-                    column, self._every().rstrip(","), _why_taken(column), way,
+                    column, self._all_files().rstrip(","), _why_taken(column), way,
                 )  # fmt: skip
-        return {c: dtype for c, dtype in there.items() if not is_taken(c)}
+        return {c: dtype for c, dtype in available.items() if not is_taken(c)}
 
-    def findings(self) -> Mapping[str, Snapshot]:
+    def schema_state(self) -> Mapping[str, Snapshot]:
         """See `engine.types.Source`: how a CSV is written, and which types are guesses."""
-        found = {"dialect": self._found_dialect, "guessed": sorted(self._guesses.columns)}
-        return {name: value for name, value in found.items() if value is not None}
+        state = {"dialect": self._sniffed_dialect, "guessed": sorted(self._inferred.columns)}
+        return {name: value for name, value in state.items() if value is not None}
 
     def in_effect(self) -> Mapping[str, Snapshot]:
         """See `engine.types.Source`: the format, how a CSV is written, and which shard this is."""
         shard, shards = self.settings.place()
         shared = {"shard": shard, "shards": None if self.settings.shards is None else shards}
         dialect = dataclasses.asdict(self._dialect) if self._kind == "csv" else {}
-        csv = {name: dialect[name] for name in OF_CSV if name in dialect}
+        csv = {name: dialect[name] for name in CSV_SETTINGS if name in dialect}
         return {"format": self._kind, **shared, **csv}
 
-    def reading(self) -> Mapping[str, Any]:
+    def parse_settings(self) -> Mapping[str, Any]:
         """See `engine.types.Source`: what settings say, and which words a CSV was found to have for
         missing values."""
-        given = self.settings.model_dump(include=set(READING) & self.settings.model_fields_set)
-        return {**given, WORDS: list(self._dialect.null_values)}
+        given = self.settings.model_dump(include=set(PARSE_SETTINGS) & self.settings.model_fields_set)
+        return {**given, NULL_WORDS_KEY: list(self._dialect.null_values)}
 
-    def adopt(self, reading: Mapping[str, Any]) -> None:
+    def use_parse_settings(self, parse_settings: Mapping[str, Any]) -> None:
         """See `engine.types.Source`."""
-        plain = self._kind in PATHS and not self.settings.order_by
+        plain = self._kind in PATH_FORMATS and not self.settings.order_by
         suits = {"coerce": True, "paths": plain}
         given = self.settings.model_dump(include=self.settings.model_fields_set)
         learned = {
-            name: reading[name]
-            for name in READING
-            if name in reading and suits.get(name, self._kind == "csv")
+            name: parse_settings[name]
+            for name in PARSE_SETTINGS
+            if name in parse_settings and suits.get(name, self._kind == "csv")
         }
         self.settings = FilesSource.Settings(**{**learned, **given})
-        self._words_learned = tuple(reading.get(WORDS, ()))
+        self._model_null_values = tuple(parse_settings.get(NULL_WORDS_KEY, ()))
         self.__dict__.pop("_declared_dialect", None)  # it is of the settings
         self._make_format()
 
     def remarks(self) -> list[str]:
         """See `engine.types.Source`."""
-        return self._guesses.costs()
+        return self._inferred.misses()
 
-    def recall(self, findings: Mapping[str, Snapshot]) -> None:
+    def restore_schema_state(self, schema_state: Mapping[str, Snapshot]) -> None:
         """See `engine.types.Source`; what is declared now holds all the same."""
-        self._guesses.columns = frozenset(findings.get("guessed", ()))
-        found = findings.get("dialect")
-        if found is not None:
-            found = {**found, "null_values": tuple(found.get("null_values", ()))}
-        self._take(found)
+        self._inferred.columns = frozenset(schema_state.get("guessed", ()))
+        dialect = schema_state.get("dialect")
+        if dialect is not None:
+            dialect = {**dialect, "null_values": tuple(dialect.get("null_values", ()))}
+        self._use_dialect(dialect)
 
     def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
         """See `engine.types.Source`; never None, but of what has not come yet."""
@@ -547,35 +547,35 @@ class FilesSource(Source):
         """The next rows as they are in the file."""
         if self._follower is not None:
             return self._follower.read(max_rows, max_bytes, timeout)
-        if self._input is not None:
-            return self._input.read(max_rows, max_bytes, timeout)
+        if self._stdin_rows is not None:
+            return self._stdin_rows.read(max_rows, max_bytes, timeout)
         while self._epoch < self.settings.epochs:
-            if self._at == len(self._units):
+            if self._at == len(self._splits):
                 self._epoch, self._at = self._epoch + 1, 0
-                self._order = order(len(self._units), self.settings, self._epoch)
+                self._order = order(len(self._splits), self.settings, self._epoch)
                 continue
-            unit = self._units[self._order[self._at]]
-            lap, position = divmod(self._positions.get(unit.name, 0), LAP)
-            if lap <= self._epoch:
+            split = self._splits[self._order[self._at]]
+            epoch, position = divmod(self._positions.get(split.name, 0), EPOCH_STRIDE)
+            if epoch <= self._epoch:
                 if self._file is None:
-                    self._file = self._open(unit)
-                    self._file.skip_to(position if lap == self._epoch else 0)
+                    self._file = self._open(split)
+                    self._file.skip_to(position if epoch == self._epoch else 0)
                 records = self._file.read(max_rows, max_bytes)
-                self._totals[unit.name] = self._file.total
+                self._totals[split.name] = self._file.total
                 if records is not None:
-                    self._gave = True
-                    return self._marked(unit, records)
-                self._tell_waiting(unit)
+                    self._yielded = True
+                    return self._with_epoch(split, records)
+                self._tell_waiting(split)
                 self.close()
-                if not self._gave and not position:
-                    del self._totals[unit.name]  # no row, so no mark will ever name it
-            self._at, self._gave = self._at + 1, False
+                if not self._yielded and not position:
+                    del self._totals[split.name]  # no row, so no mark will ever name it
+            self._at, self._yielded = self._at + 1, False
         raise EndOfStream
 
     def sample(self, rows: int, timeout: float) -> Sequence[Records]:
         """See `engine.types.Source`: the first rows of some files from the first to the last, as
         many of each."""
-        if self._is_one or self._piped is not None:
+        if self._is_single_partition or self._stdin is not None:
             return super().sample(rows, timeout)
         self.close()
         names = [name for name, path in self._files.items() if self._is_begun(path)]
@@ -587,83 +587,83 @@ class FilesSource(Source):
             )
             places = np.linspace(0, len(names) - 1, SAMPLED_FILES).astype(int)
             names = [names[at] for at in places.tolist()]
-        found: list[Records] = []
+        pieces: list[Records] = []
         for i, name in enumerate(names):  # what short files leave, the next may have
-            left = rows - sum(map(len, found))
-            found += self._head(name, max(1, left // (len(names) - i)))
-        return found
+            left = rows - sum(map(len, pieces))
+            pieces += self._head(name, max(1, left // (len(names) - i)))
+        return pieces
 
     def _head(self, name: str, rows: int) -> list[Records]:
         """The first rows of a file; none where it has none."""
-        self._folders[name] = values_of(self._files[name])
+        self._folders[name] = partition_values(self._files[name])
         file = self._one(self._files[name], name)
         try:
-            records = file.read(rows, SAMPLED)
+            records = file.read(rows, SAMPLE_BYTES)
         finally:
             file.close()
         if records is None:
             return []
         return [records if self._table is None else self._table.recoded(records)]
 
-    def _marked(self, unit: Unit, records: Records) -> Records:
+    def _with_epoch(self, split: InputSplit, records: Records) -> Records:
         """With the positions of this epoch."""
-        lap = self._epoch * LAP
-        if lap:
-            records = replace(records, next=records.next + lap, lap=lap)
-        watched = self._watched.get(unit.name)
+        epoch_offset = self._epoch * EPOCH_STRIDE
+        if epoch_offset:
+            records = replace(records, next=records.next + epoch_offset, epoch_offset=epoch_offset)
+        watched = self._watched.get(split.name)
         if watched is not None:
             file = self._file
-            watched.note(records, unfinished=isinstance(file, TextFile) and file.unfinished)
+            watched.record(records, unfinished=isinstance(file, TextFile) and file.unfinished)
         return records
 
-    def _tell_waiting(self, unit: Unit) -> None:
+    def _tell_waiting(self, split: InputSplit) -> None:
         if isinstance(self._file, TextFile) and self._file.waiting:
             log.warning(
                 "%s ends in a line without a line end, at position %d: it is not read until it has "
                 "one (last_line).",
-                unit.name,
+                split.name,
                 self._file.next,
             )
 
     def seek(self, mark: Mark) -> None:
         """See `engine.types.Source`."""
         self.close()
-        if self._input is not None:
-            name = free(NAME, mark.positions)
-            if name != NAME:
+        if self._stdin_rows is not None:
+            name = unique_name(STDIN, mark.positions)
+            if name != STDIN:
                 log.warning("Standard input is read as new input, '%s': none is read again.", name)
-            self._input.start(name)
+            self._stdin_rows.start(name)
         if self._follower is not None:
             self._follower.start(mark.positions, self._known)
         self._positions = {**mark.positions, **self._moved}
-        self._epoch, self._at, self._gave = 0, 0, False
-        self._order = order(len(self._units), self.settings, 0)
+        self._epoch, self._at, self._yielded = 0, 0, False
+        self._order = order(len(self._splits), self.settings, 0)
 
     def identities(self, mark: Mark) -> Mapping[str, Snapshot]:
         """See `engine.types.Source`. File -> its `Fingerprint`; of files that are one partition, a
         digest of all where their order depends on all."""
-        return {**self._others_known, **self._own_identities(mark)}
+        return {**self._foreign_identities, **self._own_identities(mark)}
 
     def _own_identities(self, mark: Mark) -> Mapping[str, Snapshot]:
-        if self._is_one:
+        if self._is_single_partition:
             return {self._name: self._digest}
-        told = {name: known.snapshot() for name, known in self._known.items()}
+        identities = {name: known.snapshot() for name, known in self._known.items()}
         if self._follower is not None:
             followed = self._follower.identities(mark.positions)
-            return told | {name: known.snapshot() for name, known in followed}
-        for unit in self._units:
-            position, watched = mark.positions.get(unit.name), self._watched.get(unit.name)
+            return identities | {name: known.snapshot() for name, known in followed}
+        for split in self._splits:
+            position, watched = mark.positions.get(split.name), self._watched.get(split.name)
             if position is not None and watched is not None:
-                total = self._totals.get(unit.name)
-                known = watched.fingerprint if unit.stop else watched.at(position, total, LAP)
-                told[unit.file] = known.snapshot()
-        return told
+                total = self._totals.get(split.name)
+                known = watched.fingerprint if split.stop else watched.at(position, total, EPOCH_STRIDE)
+                identities[split.file] = known.snapshot()
+        return identities
 
-    def recognise(self, identities: Mapping[str, Snapshot]) -> None:
+    def match_identities(self, identities: Mapping[str, Snapshot]) -> None:
         """See `engine.types.Source`."""
-        own = {name: known for name, known in identities.items() if name != LETTERS}
-        self._others_known = {name: known for name, known in identities.items() if name == LETTERS}
-        if self._is_one:
+        own = {name: known for name, known in identities.items() if name != REPLAYED}
+        self._foreign_identities = {name: known for name, known in identities.items() if name == REPLAYED}
+        if self._is_single_partition:
             for name, known in own.items():
                 self._name = name
                 if known != self._digest:
@@ -674,21 +674,21 @@ class FilesSource(Source):
                     )
         else:
             self._known = {name: Fingerprint.restore(value) for name, value in own.items()}
-            if self._follower is not None or self._piped is not None:
+            if self._follower is not None or self._stdin is not None:
                 return
-            there = resumed(self._files, self._known, self.settings.on_replaced or "fail")
-            self._files, self._known, self._moved = there.files, there.known, there.moved
-        self._units = self._mine()
+            plan = plan_resume(self._files, self._known, self.settings.on_replaced or "fail")
+            self._files, self._known, self._moved = plan.files, plan.known, plan.moved
+        self._splits = self._assigned_splits()
 
     @property
-    def _is_one(self) -> bool:
+    def _is_single_partition(self) -> bool:
         """Whether all files are one partition."""
-        return bool(self.settings.order_by) or self._file_a_row
+        return bool(self.settings.order_by) or self._file_per_row
 
     @cached_property
     def _digest(self) -> str:
         """Return the identities of the files of the sorted partition."""
-        return together(self._files.values()) if self.settings.order_by else ""
+        return combined_digest(self._files.values()) if self.settings.order_by else ""
 
     def commit(self, mark: Mark) -> bool:
         """Do nothing: files have no offsets to commit."""
@@ -700,29 +700,29 @@ class FilesSource(Source):
             return self._follower.lag(mark.positions)
         behind = {}
         for name, total in list(self._totals.items()):
-            lap, position = divmod(mark.positions.get(name, 0), LAP)
-            again = self.settings.epochs - 1 - lap
+            epoch, position = divmod(mark.positions.get(name, 0), EPOCH_STRIDE)
+            again = self.settings.epochs - 1 - epoch
             behind[name] = max(0, total - position) + again * total
         return behind
 
     def progress(self, mark: Mark) -> float | None:
         """Share of the bytes of all files before the mark; inside a compressed file, a guess. None
         where they are followed."""
-        if self._follower is not None or self._piped is not None:
+        if self._follower is not None or self._stdin is not None:
             return None
         positions = mark.positions
-        known = [unit for unit in self._units if unit.name in positions]
+        known = [split for split in self._splits if split.name in positions]
         if not known:
             return 0.0
-        epoch: int = max(positions[unit.name] // LAP for unit in known)
-        places = order(len(self._units), self.settings, epoch).tolist()
-        sizes = [self._units[at].size for at in places]
+        epoch: int = max(positions[split.name] // EPOCH_STRIDE for split in known)
+        places = order(len(self._splits), self.settings, epoch).tolist()
+        sizes = [self._splits[at].size for at in places]
         last, within = 0, 0.0
         for i, at in enumerate(places):
-            unit = self._units[at]
-            lap, position = divmod(positions.get(unit.name, 0), LAP)
-            if unit.name in positions and lap == epoch:
-                first, total = unit.start, self._totals.get(unit.name, 0)
+            split = self._splits[at]
+            mark_epoch, position = divmod(positions.get(split.name, 0), EPOCH_STRIDE)
+            if split.name in positions and mark_epoch == epoch:
+                first, total = split.start, self._totals.get(split.name, 0)
                 last, within = i, (position - first) / max(1, total - first) if total else 0.0
         done = (sum(sizes[:last]) + sizes[last] * min(1.0, max(0.0, within))) / max(1, sum(sizes))
         return float(epoch + done) / self.settings.epochs
@@ -737,22 +737,22 @@ class FilesSource(Source):
 
     # ---------------------------------------------------------------------------------- formats
 
-    def _recoding(self) -> Table | None:
+    def _recoding(self) -> Transcoder | None:
         """Raises: UserError where an encoding is set for what is no text."""
         if self.settings.encoding is None:
             return None
-        if self._kind not in ("csv", "ndjson", "text") and not is_own(self._kind):
+        if self._kind not in ("csv", "ndjson", "text") and not is_custom(self._kind):
             raise UserError(
                 f"[source] encoding is for csv, ndjson and text, and format is '{self._kind}'."
             )
-        return Table.of(self.settings.encoding)
+        return Transcoder.of(self.settings.encoding)
 
     @property
     def _dialect(self) -> Dialect:
         """Return the CSV dialect: declared, else sniffed, else the default."""
-        found = dict(self._found_dialect or {})
-        if self._words_learned:
-            words = {*found.get("null_values", ()), *self._words_learned}
+        found = dict(self._sniffed_dialect or {})
+        if self._model_null_values:
+            words = {*found.get("null_values", ()), *self._model_null_values}
             found["null_values"] = tuple(word for word in NULL_WORDS if word in words)
         return Dialect(**{**found, **self._declared_dialect})
 
@@ -762,7 +762,7 @@ class FilesSource(Source):
         settings = self.settings
         declared: dict[str, Any] = {
             name: getattr(settings, name)
-            for name in OF_CSV
+            for name in CSV_SETTINGS
             if name in settings.model_fields_set and getattr(settings, name) is not None
         }
         if "comment" in declared:
@@ -772,32 +772,32 @@ class FilesSource(Source):
             declared.setdefault("delimiter", "\t")
         return declared
 
-    def _take(self, found: dict[str, Any] | None) -> None:
+    def _use_dialect(self, dialect: dict[str, Any] | None) -> None:
         """Apply the sniffed CSV dialect to fields that are not declared."""
-        self._found_dialect = found
+        self._sniffed_dialect = dialect
         for decoder in self._csvs:
             decoder.dialect = self._dialect
 
-    def _take_for_null(self, words: Iterable[str]) -> None:
+    def _add_null_values(self, words: Iterable[str]) -> None:
         """Read these fields as missing values, besides those that are."""
-        before = (self._found_dialect or {}).get("null_values", ())
+        before = (self._sniffed_dialect or {}).get("null_values", ())
         both = {*before, *words}
         if both - {*before}:
             ordered = tuple(word for word in NULL_WORDS if word in both)
-            self._take({**(self._found_dialect or {}), "null_values": ordered})
+            self._use_dialect({**(self._sniffed_dialect or {}), "null_values": ordered})
 
-    def _take_words_of(self, schema: Schema) -> None:
+    def _use_null_words(self, schema: Schema) -> None:
         """Fields that were all that columns held, which are numbers or times now that somebody says
         so (a model file), are missing values where no column of text has them."""
         of_text, others = set[str](), set[str]()
         for column, words in self._words.items():
-            kind = schema.get(column, pl.String())
-            (of_text if kind in (pl.String, pl.Binary) else others).update(words)
-        self._take_for_null(others - of_text)
+            dtype = schema.get(column, pl.String())
+            (of_text if dtype in (pl.String, pl.Binary) else others).update(words)
+        self._add_null_values(others - of_text)
 
-    def _look_at_dialect(self, path: Path, name: str) -> None:
+    def _sniff(self, path: Path, name: str) -> None:
         """Find out how the first file with rows is written; it holds for all."""
-        if self._piped is not None and not self._piped.peeking:
+        if self._stdin is not None and not self._stdin.peeking:
             return
         file = TextFile(
             path,
@@ -811,10 +811,10 @@ class FilesSource(Source):
         file.close()
         if records is None:
             return
-        self._take(sniffed(_bytes(records), self._declared_dialect))
+        self._use_dialect(sniff_dialect(_bytes(records), self._declared_dialect))
         roles = dataclasses.asdict(self._dialect)
         _must_differ(roles, ("delimiter", "quote", "comment"), f"{name}:")
-        if self._found_dialect:
+        if self._sniffed_dialect:
             log.info(
                 "%s is read with %s: that is how its first rows are written; [source] settings of "
                 "these names say otherwise.", name, self._dialect.told(),
@@ -823,25 +823,25 @@ class FilesSource(Source):
     def _format(self) -> Format:
         if self.settings.row is not None and self._kind != "xml":
             raise UserError(f"[source] row is for xml, and format is '{self._kind}'.")
-        plain = self._kind in PATHS and not self.settings.order_by
+        plain = self._kind in PATH_FORMATS and not self.settings.order_by
         if self.settings.paths and not plain:
             raise UserError(
-                f"[source] paths is for {', '.join(PATHS)} without order_by, and format is "
+                f"[source] paths is for {', '.join(PATH_FORMATS)} without order_by, and format is "
                 f"'{self._kind}'{' with order_by' if self.settings.order_by else ''}."
             )
-        if self.settings.order_by or self._kind in KINDS:
+        if self.settings.order_by or self._kind in TABLE_READERS:
             return Columns(self.settings.paths, coerce=self.settings.coerce, lenient=True)
-        if is_own(self._kind):
-            return own(self._kind)
+        if is_custom(self._kind):
+            return load_custom(self._kind)
         if self._kind == "text":
-            return Bounded(Text(lines=True), self.settings.max_record_bytes)
+            return SizeLimited(RawText(lines=True), self.settings.max_record_bytes)
         if self._kind == "webdataset":
-            return Samples(self.settings.paths)
+            return WebDatasetFormat(self.settings.paths)
         if self._kind == "xml":
             inner = Xml(self.settings.paths)
-            return Whole(self._kind, inner) if self._file_a_row else Columns()
-        if self._file_a_row:
-            return Whole(
+            return FileContent(self._kind, inner) if self._file_per_row else Columns()
+        if self._file_per_row:
+            return FileContent(
                 self._kind,
                 Ndjson(self.settings.paths, coerce=self.settings.coerce)
                 if self._kind == "json"
@@ -849,19 +849,19 @@ class FilesSource(Source):
             )
         if self._kind == "csv":
             return self._csv(self._headers)
-        return Bounded(
+        return SizeLimited(
             Ndjson(self.settings.paths, coerce=self.settings.coerce), self.settings.max_record_bytes
         )
 
     def _csv(self, headers: Mapping[str, Sequence[str]]) -> Csv:
-        made = Csv(headers, self._dialect, coerce=self.settings.coerce, lenient=True)
-        self._csvs.append(made)
-        return made
+        decoder = Csv(headers, self._dialect, coerce=self.settings.coerce, lenient=True)
+        self._csvs.append(decoder)
+        return decoder
 
     @property
     def has_lines(self) -> bool:
         """Whether a line end closes each row."""
-        return not self._file_a_row
+        return not self._file_per_row
 
     def format_of_lines(self) -> Format:
         """How a row of its files is decoded that lies elsewhere; of columns, as JSON.
@@ -873,21 +873,21 @@ class FilesSource(Source):
                 "Dead letters of a WebDataset tell where a sample lies, they do not hold it: mend "
                 "the tar, and run it again."
             )
-        if self._file_a_row or self._kind == "text":
+        if self._file_per_row or self._kind == "text":
             return self.format
         lines: Format = Ndjson()
         if self._kind == "csv" and not self.settings.order_by:
-            self._there({}, guess=False)  # opens every file
+            self._file_schema({}, guess=False)  # opens every file
             lines = self._csv(Headers(self._headers))
-        return Folders(lines, self._folders) if isinstance(self.format, Folders) else lines
+        return HivePartitions(lines, self._folders) if isinstance(self.format, HivePartitions) else lines
 
-    def _mine(self) -> list[Unit]:
+    def _assigned_splits(self) -> list[InputSplit]:
         """What this engine reads, in the order of names.
 
         Raises: UserError where it cannot be shared or shuffled.
         """
         settings = self.settings
-        if self._follower is not None or self._piped is not None:
+        if self._follower is not None or self._stdin is not None:
             return []
         shard, shards = settings.place()
         if settings.order_by:
@@ -896,79 +896,79 @@ class FilesSource(Source):
                     "[source] order_by reads all files at once, in that order: leave shards and "
                     "shuffle_files out."
                 )
-            return [Unit(self._name, "")]
-        if self._file_a_row:
+            return [InputSplit(self._name, "")]
+        if self._file_per_row:
             if settings.shards is None:
-                return [Unit(self._name, "")]
-            if shards > GROUPS:
-                raise UserError(f"[source] shards: expected at most {GROUPS}, got {shards}.")
-            every = [Unit(f"{self._name}[{g}/{GROUPS}]", "", group=g) for g in range(GROUPS)]
+                return [InputSplit(self._name, "")]
+            if shards > SHARD_GROUPS:
+                raise UserError(f"[source] shards: expected at most {SHARD_GROUPS}, got {shards}.")
+            every = [InputSplit(f"{self._name}[{g}/{SHARD_GROUPS}]", "", group=g) for g in range(SHARD_GROUPS)]
             return every[shard::shards]
         if settings.shards is None:
-            return [Unit(n, n, size=p.stat().st_size) for n, p in self._files.items()]
+            return [InputSplit(n, n, size=p.stat().st_size) for n, p in self._files.items()]
         return list(pieces(self._files, self._bounds))[shard::shards]
 
     def _bounds(self, name: str, path: Path) -> Sequence[int] | None:
         """Where a file may be cut; None for one that may not."""
-        if self._kind in KINDS:
-            table = KINDS[self._kind](path, name)
+        if self._kind in TABLE_READERS:
+            table = TABLE_READERS[self._kind](path, name)
             table.close()
             return [int(x) for x in table.bounds]
         lines = self._kind in ("ndjson", "text") and compression(path) is None
         return text_bounds(path) if lines else None
 
-    def _open(self, unit: Unit) -> Readable:
-        if not self._is_one:
-            self._folders[unit.name] = values_of(self._files[unit.file])
-        if unit.name not in self._watched and not self._is_one:
-            path, known = self._files[unit.file], self._known.get(unit.file)
+    def _open(self, split: InputSplit) -> Readable:
+        if not self._is_single_partition:
+            self._folders[split.name] = partition_values(self._files[split.file])
+        if split.name not in self._watched and not self._is_single_partition:
+            path, known = self._files[split.file], self._known.get(split.file)
             whole = not self._has_rows_of_text
-            self._watched[unit.name] = Watched(path, whole=whole, before=known)
-            self._contents.note(path, unit.file)
-        if unit.stop is None:
-            return self._whole_unit(unit)
-        file = self._whole_unit(unit)
-        first = unit.start
-        if self._kind not in KINDS:
-            first = line_start(self._files[unit.file], unit.start)
-        return Piece(file, unit.name, first, unit.stop)
+            self._watched[split.name] = FingerprintTracker(path, whole=whole, before=known)
+            self._contents.note(path, split.file)
+        if split.stop is None:
+            return self._whole_unit(split)
+        file = self._whole_unit(split)
+        first = split.start
+        if self._kind not in TABLE_READERS:
+            first = line_start(self._files[split.file], split.start)
+        return SplitReader(file, split.name, first, split.stop)
 
-    def _whole_unit(self, unit: Unit) -> Readable:
+    def _whole_unit(self, split: InputSplit) -> Readable:
         if self.settings.order_by:
-            return SortedRows(self._in_order(), unit.name)
-        if self._file_a_row:
-            return self._whole_files(unit.name, unit.group)
-        return self._one(self._files[unit.file], unit.file)
+            return SortedRows(self._in_order(), split.name)
+        if self._file_per_row:
+            return self._whole_files(split.name, split.group)
+        return self._one(self._files[split.file], split.file)
 
     def _follow(self, path: Path, name: str) -> Readable | None:
         """As `_one`; None where it lacks even its header."""
-        self._folders[name] = values_of(path)
+        self._folders[name] = partition_values(path)
         return self._one(path, name) if self._is_begun(path) else None
 
     def _is_begun(self, path: Path) -> bool:
         """Whether a CSV that grows has its header by now."""
         if self._kind != "csv" or compression(path) is not None:
             return True
-        (head,) = segments(path, [(0, HEADER)], raw=True)
-        return len(head) == HEADER or b"\n" in head.lstrip(b"\r\n")
+        (head,) = segments(path, [(0, HEADER_BYTES)], raw=True)
+        return len(head) == HEADER_BYTES or b"\n" in head.lstrip(b"\r\n")
 
     def _one(self, path: Path, name: str) -> Readable:
         """The rows of a file."""
         if self._kind == "xml":
             return self._xml(path, name)
-        if isinstance(self._inner, Samples):
+        if isinstance(self._inner, WebDatasetFormat):
             wanted = None if self._columns is None else self._inner.extensions(self._columns)
             return TarShard(path, name, wanted, max_record=self.settings.max_record_bytes)
-        if self._kind in KINDS:
-            return KINDS[self._kind](path, name, self._table_columns())
+        if self._kind in TABLE_READERS:
+            return TABLE_READERS[self._kind](path, name, self._table_columns())
         return self._text(path, name)
 
-    def _whole_files(self, name: str, group: int | None = None) -> WholeFiles:
+    def _whole_files(self, name: str, group: int | None = None) -> FileRows:
         """Files that are a row each, in the order of this epoch."""
-        names = list(self._files)[slice(group, None, None if group is None else GROUPS)]
+        names = list(self._files)[slice(group, None, None if group is None else SHARD_GROUPS)]
         names = [names[i] for i in order(len(names), self.settings, self._epoch)]
         limit = self.settings.max_record_bytes
-        return WholeFiles({n: self._files[n] for n in names}, name, max_record=limit)
+        return FileRows({n: self._files[n] for n in names}, name, max_record=limit)
 
     def _xml(self, path: Path, name: str, columns: list[str] | None = None) -> XmlRows:
         if columns is None:
@@ -984,13 +984,13 @@ class FilesSource(Source):
 
     @property
     def _has_rows_of_text(self) -> bool:
-        return self._kind in ("csv", "ndjson", "text") or is_own(self._kind)
+        return self._kind in ("csv", "ndjson", "text") or is_custom(self._kind)
 
     def _must_end_lines(self, path: Path, name: str) -> None:
         """Raises: UserError where a carriage return alone ends them, as on old Macs."""
-        if self._piped is not None or self.settings.follow or compression(path) is not None:
+        if self._stdin is not None or self.settings.follow or compression(path) is not None:
             return
-        (head,) = segments(path, [(0, HEADER)], raw=True)
+        (head,) = segments(path, [(0, HEADER_BYTES)], raw=True)
         if b"\n" not in head and b"\r" in head.strip(b"\r"):
             raise UserError(
                 f"{name} has no line end but carriage returns: expected lines that end in a line "
@@ -998,7 +998,7 @@ class FilesSource(Source):
             )
 
     def _text(self, path: Path, name: str) -> TextFile:
-        if not is_own(self._kind):
+        if not is_custom(self._kind):
             self._must_end_lines(path, name)
         if self._kind != "csv":
             shorten = self._kind in ("ndjson", "text") and not self.settings.order_by
@@ -1011,9 +1011,9 @@ class FilesSource(Source):
                 wait=self._waits(path),
                 opened=self._rewound(),
             )
-        first = self._found_dialect is None
+        first = self._sniffed_dialect is None
         if first:
-            self._look_at_dialect(path, name)
+            self._sniff(path, name)
         dialect = self._dialect
         file = self._csv_file(path, name, comment=dialect.comment or dialect.preamble)
         raw, end = file.header()
@@ -1033,14 +1033,14 @@ class FilesSource(Source):
     def _waits(self, path: Path) -> bool:
         """Whether a last line without its end is no row."""
         grows = self.settings.follow and compression(path) is None
-        peeking = self._piped is not None and self._piped.peeking
+        peeking = self._stdin is not None and self._stdin.peeking
         return grows or peeking or self.settings.last_line == "wait"
 
-    def _rewound(self) -> Piped | None:
+    def _rewound(self) -> StdinBytes | None:
         """Standard input, from its first byte, where it is read."""
-        if self._piped is not None:
-            self._piped.rewind()
-        return self._piped
+        if self._stdin is not None:
+            self._stdin.rewind()
+        return self._stdin
 
     def _csv_file(
         self, path: Path, name: str, *, comment: str | None, keep_blank: bool = False
@@ -1058,37 +1058,37 @@ class FilesSource(Source):
             opened=self._rewound(),
         )
 
-    def _sampled(self, path: Path, name: str) -> Rows:
+    def _sampled(self, path: Path, name: str) -> RowReader:
         """A file of text to look into, in UTF-8."""
         file = self._text(path, name)
-        return file if self._table is None else Recoded(file, self._table)
+        return file if self._table is None else TranscodedReader(file, self._table)
 
     # ----------------------------------------------------------------------------------- schema
 
-    def _there(self, named: Schema, *, guess: bool) -> Schema:
+    def _file_schema(self, named: Schema, *, guess: bool) -> Schema:
         """The columns of all files. Those of text are of types that are guessed, but for the named
         ones; without `guess`, all are text."""
         if self._kind == "xml":
             return self._guess_xml(guess=guess)
-        if isinstance(self._inner, Samples):
+        if isinstance(self._inner, WebDatasetFormat):
             name, path = next(iter(self._files.items()))
             shard = TarShard(path, name, None, max_record=self.settings.max_record_bytes)
-            found = self._inner.kinds(shard.sample(SAMPLE_ROWS))
+            columns = self._inner.kinds(shard.sample(SAMPLE_ROWS))
             shard.close()
-            return found
+            return columns
         inspection = self._inspection(named if guess else None)
         if self.settings.missing_columns == "fail":
-            for column, files in inspection.lacking.items():
+            for column, files in inspection.missing_in.items():
                 raise UserError(
                     f"{files[0]} has no column '{column}', which other files have: mend it, or "
                     'take [source] missing_columns = "fail" out.'
                 )
-        inspection.tell(len(self._files), named)
-        if self._kind in KINDS:
+        inspection.log_warnings(len(self._files), named)
+        if self._kind in TABLE_READERS:
             tops = inspection.schema
             plain = {c: pl.String() if t == pl.Null else t for c, t in tops.items()}
             return plain | self._nested(tops)
-        if self._kind in JSON:  # what a path takes apart is no column of its own as well
+        if self._kind in JSON_FORMATS:  # what a path takes apart is no column of its own as well
             apart = {str(parse_path(path, c)[0]) for c, path in self.settings.paths.items()}
             own = {*named, *self.settings.paths}
             there = {c: t for c, t in inspection.schema.items() if c not in apart or c in own}
@@ -1109,44 +1109,44 @@ class FilesSource(Source):
         return there
 
     def _inspection(self, named: Schema | None) -> Inspection:
-        if self._kind in KINDS:
-            return of_tables(self._files, self._kind)
+        if self._kind in TABLE_READERS:
+            return inspect_tables(self._files, self._kind)
         if self._kind == "csv":
             csv = self._inner if isinstance(self._inner, Csv) else self._csv(self._headers)
             words = "null_values" not in self._declared_dialect
-            found = of_csv(self._files, self._sampled, csv, self._headers, named, words=words)
-            if not found.schema:
+            inspection = inspect_csv(self._files, self._sampled, csv, self._headers, named, words=words)
+            if not inspection.schema:
                 raise UserError(
                     f"{next(iter(self._files))} is empty: expected a CSV header in its first line."
                 )
-            self._words |= found.words
-            self._take_for_null(found.null_values)
-            return found
+            self._words |= inspection.words
+            self._add_null_values(inspection.null_values)
+            return inspection
         declared, paths = bool(named), self.settings.paths
-        if self._file_a_row:
+        if self._file_per_row:
             files = {self._name: Path()}
-            return of_json(files, lambda _, name: self._whole_files(name), paths, declared=declared)
-        return of_json(self._files, self._sampled, paths, declared=declared)
+            return inspect_json(files, lambda _, name: self._whole_files(name), paths, declared=declared)
+        return inspect_json(self._files, self._sampled, paths, declared=declared)
 
-    def _nested(self, there: Schema) -> Schema:
+    def _nested(self, available: Schema) -> Schema:
         """The columns that `paths` takes out of others."""
-        found: Schema = {}
+        columns: Schema = {}
         for column, path in self.settings.paths.items():
             top = parse_path(path, column)[0]
-            if top not in there:
+            if top not in available:
                 raise UserError(
                     f"[source] paths: '{path}' of column '{column}' begins at a column that "
-                    f"{next(iter(self._files))} does not have.{nearest(str(top), there)}"
+                    f"{next(iter(self._files))} does not have.{nearest(str(top), available)}"
                 )
             try:
                 value = value_at(parse_path(path, column)).alias(column)
-                found |= dict(pl.LazyFrame(schema=there).select(value).collect_schema())
+                columns |= dict(pl.LazyFrame(schema=available).select(value).collect_schema())
             except PolarsError:
                 raise UserError(
                     f"[source] paths: '{path}' of column '{column}' leads to nothing: column "
-                    f"'{top}' of {next(iter(self._files))} is {there[str(top)]}."
+                    f"'{top}' of {next(iter(self._files))} is {available[str(top)]}."
                 ) from None
-        return found
+        return columns
 
     def _table_columns(self) -> list[str] | None:
         """Those of the files that the columns are in."""
@@ -1163,30 +1163,30 @@ class FilesSource(Source):
         texts = Fields(columns, paths).frame(elements, len(elements))
         if not guess or not elements:
             return dict(texts.schema)
-        types = Guess()
+        types = TypeInference()
         types.add(texts)
         return types.schema()
 
     def _sample_of_xml(self) -> list[etree._Element]:
         name, path = next(iter(self._files.items()))
-        if not self._file_a_row:
+        if not self._file_per_row:
             rows = self._xml(path, name, columns=[])
             elements = rows.sample(SAMPLE_ROWS)
             rows.close()
             return elements
         files = self._whole_files(self._name)
-        records = files.read(SAMPLE_ROWS, SAMPLE_BYTES)
+        records = files.read(SAMPLE_ROWS, INSPECTION_BYTES)
         return documents(records) if records is not None else []
 
-    def _check(self, named: Schema, there: Schema) -> None:
+    def _check(self, named: Schema, available: Schema) -> None:
         for column in named:
-            if column not in there:
+            if column not in available:
                 raise UserError(
-                    f"[source.schema] names column '{column}', which {self._every()} does not "
-                    f"have.{nearest(column, there)}"
+                    f"[source.schema] names column '{column}', which {self._all_files()} does not "
+                    f"have.{nearest(column, available)}"
                 )
 
-    def _every(self) -> str:
+    def _all_files(self) -> str:
         first, rest = next(iter(self._files)), len(self._files) - 1
         return f"{first}, or any of {rest} more files," if rest else first
 
@@ -1194,7 +1194,7 @@ class FilesSource(Source):
 
     def _in_order(self) -> pl.DataFrame:
         if self._sorted is None:
-            frames = [self._whole(path, name) for name, path in self._files.items()]
+            frames = [self._read_all(path, name) for name, path in self._files.items()]
             try:
                 keys = [expression(sql, "[source] order_by") for sql in self.settings.order_by]
                 frame = pl.concat(frames, how="diagonal_relaxed")
@@ -1204,9 +1204,9 @@ class FilesSource(Source):
                 raise self._unsorted(error, frames[0].columns) from None
         return self._sorted
 
-    def _may_sort(self, there: Schema) -> None:
+    def _check_sortable(self, available: Schema) -> None:
         """Raises: UserError where the columns cannot be sorted so; before anything is read."""
-        columns = dict.fromkeys(there, pl.String()) if self._kind == "csv" else there
+        columns = dict.fromkeys(available, pl.String()) if self._kind == "csv" else available
         try:
             keys = [expression(sql, "[source] order_by") for sql in self.settings.order_by]
             pl.DataFrame(schema=columns).sort(keys)
@@ -1219,10 +1219,10 @@ class FilesSource(Source):
             f"columns are {columns}, of CSV all text."
         )
 
-    def _whole(self, path: Path, name: str) -> pl.DataFrame:
+    def _read_all(self, path: Path, name: str) -> pl.DataFrame:
         """All rows of a file; text columns where it is CSV."""
-        if self._kind in KINDS:
-            return KINDS[self._kind](path, name).whole()
+        if self._kind in TABLE_READERS:
+            return TABLE_READERS[self._kind](path, name).whole()
         file = self._sampled(path, name)
         parts = []
         while (records := file.read(1 << 30, 1 << 40)) is not None:
@@ -1231,7 +1231,7 @@ class FilesSource(Source):
         schema = dict.fromkeys(self._headers.get(name, ()), pl.String())
         if not parts:
             return pl.DataFrame(schema=schema)
-        data, blank = plain(np.frombuffer(b"".join(parts), np.uint8))
+        data, blank = parser_input(np.frombuffer(b"".join(parts), np.uint8))
         try:
             if self._kind == "ndjson":
                 return pl.read_ndjson(data, infer_schema_length=None)
@@ -1285,23 +1285,23 @@ class Headers(dict[str, list[str]]):
     """
 
     def __missing__(self, partition: str) -> list[str]:
-        found = {tuple(header) for header in self.values() if header}
-        if len(found) > 1:
+        headers = {tuple(header) for header in self.values() if header}
+        if len(headers) > 1:
             raise UserError(
                 f"A dead letter comes from '{partition}', which [source] path no longer finds, and "
                 "its files have their columns in different orders: put it back, or move the letter "
                 "away."
             )
-        return list(*found)
+        return list(*headers)
 
 
 def _must_differ(roles: Mapping[str, Any], names: Sequence[str], where: str) -> None:
     """Raises: UserError where one character has two of these roles."""
-    for one, other in combinations(names, 2):
-        if roles.get(one) and roles.get(one) == roles.get(other):
+    for first, other in combinations(names, 2):
+        if roles.get(first) and roles.get(first) == roles.get(other):
             raise UserError(
-                f"{where} {one} and {other} are both {json.dumps(roles[one])}: expected different "
-                f"characters; set [source] {one} or {other} to another."
+                f"{where} {first} and {other} are both {json.dumps(roles[first])}: expected different "
+                f"characters; set [source] {first} or {other} to another."
             )
 
 

@@ -19,14 +19,14 @@ from engine.types import Records, Settings
 
 PIECE_BYTES = 32 << 20
 """Of plain text."""
-GROUPS = 64
+SHARD_GROUPS = 64
 """Of files that are a row each: so many engines can share them."""
-LAP = 1 << 40
+EPOCH_STRIDE = 1 << 40
 """Added to the positions on a mark each time that the files are read again; so no position of one
 epoch is taken for another's, and the mark stays as small as it was."""
 
 
-class ShareSettings(Settings):
+class ShardSettings(Settings):
     """How often files are read, in which order, and by whom.
 
     Attributes:
@@ -45,7 +45,7 @@ class ShareSettings(Settings):
     shard: Fixed[int | Literal["env"]] = 0
 
     @model_validator(mode="after")
-    def _within(self) -> ShareSettings:
+    def _within(self) -> ShardSettings:
         shard, shards = self.place()
         if not 0 <= shard < shards:
             raise ValueError(
@@ -60,14 +60,14 @@ class ShareSettings(Settings):
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
+class InputSplit:
     """A partition: a file, or the rows of one that begin at `start` or behind and before `stop`.
 
     Attributes:
         name: the partition's.
         file: the file's name; of files that are a row each, nothing.
         start, stop: positions in the file; None: to its end.
-        group: of files that are a row each, which of `GROUPS`; None: all.
+        group: of files that are a row each, which of `SHARD_GROUPS`; None: all.
         size: bytes, about.
     """
 
@@ -100,7 +100,7 @@ class Readable(Protocol):
         ...
 
 
-class Piece:
+class SplitReader:
     """The part of an open file that a unit is of.
 
     Args:
@@ -155,17 +155,17 @@ def line_start(path: Path, position: int) -> int:
 def pieces(
     files: Mapping[str, Path],
     bounds: Callable[[str, Path], Sequence[int] | None],
-) -> Iterator[Unit]:
+) -> Iterator[InputSplit]:
     """Units of files; `bounds` says where a file may be cut, first and last included, None where it
     may not be."""
     for name, path in files.items():
         cuts = bounds(name, path)
         if cuts is None or len(cuts) < 2:
-            yield Unit(name, name, size=path.stat().st_size)
+            yield InputSplit(name, name, size=path.stat().st_size)
             continue
         size = path.stat().st_size // (len(cuts) - 1)
         for number, (start, stop) in enumerate(pairwise(cuts)):
-            yield Unit(f"{name}[{number}]", name, int(start), int(stop), size=size)
+            yield InputSplit(f"{name}[{number}]", name, int(start), int(stop), size=size)
 
 
 def text_bounds(path: Path) -> list[int]:
@@ -174,7 +174,7 @@ def text_bounds(path: Path) -> list[int]:
     return [*range(0, size, PIECE_BYTES), size]
 
 
-def order(n: int, settings: ShareSettings, epoch: int) -> NDArray[np.int64]:
+def order(n: int, settings: ShardSettings, epoch: int) -> NDArray[np.int64]:
     """The order of n units in an epoch."""
     if not settings.shuffle_files:
         return np.arange(n)
@@ -191,12 +191,12 @@ def _number(given: int | str, variable: str) -> int:
 
 
 __all__ = [
-    "GROUPS",
-    "LAP",
-    "Piece",
+    "SHARD_GROUPS",
+    "EPOCH_STRIDE",
+    "SplitReader",
     "Readable",
-    "ShareSettings",
-    "Unit",
+    "ShardSettings",
+    "InputSplit",
     "line_start",
     "order",
     "pieces",

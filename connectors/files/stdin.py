@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from connectors.files.text import BLOCK, Bytes, TextFile
 from engine.types import EndOfStream, HeadraceError, Records
 
-NAME = "-"
+STDIN = "-"
 """How a path says standard input; the partition too."""
 DESCRIPTOR = 0
 """The system's, of standard input."""
@@ -23,7 +23,7 @@ QUIET = 0.3
 """Seconds without more bytes after which what has come is enough to guess from."""
 
 
-class Piped(Bytes):
+class StdinBytes(Bytes):
     """The bytes of an open pipe. The first of them are kept until rows are read, so that a look at
     them takes nothing away.
     """
@@ -110,18 +110,18 @@ class Piped(Bytes):
         return block
 
 
-class StandardInput:
+class StdinRows:
     """Rows of what is piped in.
 
     Args:
         opened: its text, from the first byte, as rows of a partition of this name.
     """
 
-    def __init__(self, piped: Piped, opened: Callable[[str], TextFile]) -> None:
+    def __init__(self, piped: StdinBytes, opened: Callable[[str], TextFile]) -> None:
         self._piped = piped
         self._opened = opened
         self._text: TextFile | None = None
-        self._name = NAME
+        self._name = STDIN
 
     def start(self, name: str) -> None:
         """As a partition of this name."""
@@ -144,4 +144,4 @@ class StandardInput:
         return self._text.read(max_rows, max_bytes)
 
 
-__all__ = ["NAME", "Piped", "StandardInput"]
+__all__ = ["STDIN", "StdinBytes", "StdinRows"]

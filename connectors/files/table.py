@@ -33,7 +33,7 @@ HELD = (
 """Nested types that a column can have."""
 PART_COLUMNS = 4
 """Columns that are worth a thread."""
-DAMAGE = (OSError, pa.ArrowException, PolarsError, PanicException, UnicodeDecodeError)
+READ_ERRORS = (OSError, pa.ArrowException, PolarsError, PanicException, UnicodeDecodeError)
 """What readers raise for a damaged file; a panic of polars is no `Exception`, and names in a footer
 may be no text."""
 
@@ -69,7 +69,7 @@ class TableFile(ABC):
         """Row number of the chunk's first row."""
         try:
             self._open(path, columns)
-        except DAMAGE as error:
+        except READ_ERRORS as error:
             raise self._error(error) from error
 
     @property
@@ -126,7 +126,7 @@ class TableFile(ABC):
     def _decoded(self, number: int) -> pl.DataFrame:
         try:
             return self._decode(number)
-        except DAMAGE as error:
+        except READ_ERRORS as error:
             raise self._error(error) from error
 
     def _error(self, error: Exception) -> HeadraceError:
@@ -305,6 +305,6 @@ def _is_zone(name: str) -> bool:
     return True
 
 
-KINDS: dict[str, type[TableFile]] = {"parquet": ParquetFile, "arrow": ArrowFile}
+TABLE_READERS: dict[str, type[TableFile]] = {"parquet": ParquetFile, "arrow": ArrowFile}
 
-__all__ = ["KINDS", "ArrowFile", "ParquetFile", "SortedRows", "TableFile"]
+__all__ = ["TABLE_READERS", "ArrowFile", "ParquetFile", "SortedRows", "TableFile"]

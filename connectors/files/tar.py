@@ -20,7 +20,7 @@ HEADER = tarfile.BLOCKSIZE
 ZEROS = bytes(HEADER)
 LONGEST_NAME = 1 << 16
 """Bytes of an extended header that is read; a longer one is damage, or malice."""
-TROUBLES = {
+UNSUPPORTED_MEMBERS = {
     tarfile.SYMTYPE: "a symbolic link", tarfile.LNKTYPE: "a link", tarfile.CHRTYPE: "a device",
     tarfile.BLKTYPE: "a device", tarfile.FIFOTYPE: "a pipe",
     tarfile.GNUTYPE_SPARSE: "a sparse file",
@@ -48,7 +48,7 @@ class Member:
 
 
 @dataclass(slots=True)
-class Sample:
+class TarSample:
     """The members read so far of one sample."""
 
     offset: int
@@ -86,7 +86,7 @@ class TarShard:
         self._bytes = Bytes(path, name)
         self._member: Member | None = None
         """The first of the next sample, read already."""
-        self._held: Sample | None = None
+        self._held: TarSample | None = None
         self._behind = 0
         """Where the headers go on behind what was read."""
         self._started = 0
@@ -109,7 +109,7 @@ class TarShard:
         """The next samples; None at the end of the file."""
         if self._error is not None:
             raise self._error
-        samples: list[Sample] = []
+        samples: list[TarSample] = []
         room = max_bytes
         while len(samples) < max_rows:
             try:
@@ -172,13 +172,13 @@ class TarShard:
 
     # --------------------------------------------------------------------------------- samples
 
-    def _sample(self) -> Sample | None:
+    def _sample(self) -> TarSample | None:
         """The next row, of neighbours with one key."""
         self._started = self._behind if self._member is None else self._member.offset
         member = self._member or self._next_member()
         if member is None:
             return None
-        sample = Sample(member.offset, member.key, size=len(member.key))
+        sample = TarSample(member.offset, member.key, size=len(member.key))
         while member is not None and member.key == sample.key:
             self._member = None
             self._take(sample, member)
@@ -190,7 +190,7 @@ class TarShard:
             sample.parts = {}
         return sample
 
-    def _take(self, sample: Sample, member: Member) -> None:
+    def _take(self, sample: TarSample, member: Member) -> None:
         problem = member.problem
         if not problem and member.extension in sample.parts:
             problem = (
@@ -254,11 +254,11 @@ class TarShard:
                     name = long.decode("utf-8", "backslashreplace")
             else:
                 real = info.size if size is None else size
-                empty = info.isdir() or info.type in TROUBLES.keys() - {tarfile.GNUTYPE_SPARSE}
+                empty = info.isdir() or info.type in UNSUPPORTED_MEMBERS.keys() - {tarfile.GNUTYPE_SPARSE}
                 self._behind = data + _padded(0 if empty else real)
                 if not info.isdir():
                     shown = info.name if name is None else name
-                    return _member(offset, shown, data, real, TROUBLES.get(info.type), sparse)
+                    return _member(offset, shown, data, real, UNSUPPORTED_MEMBERS.get(info.type), sparse)
                 offset, name, size, sparse = None, None, None, False
                 continue
             self._behind = data + _padded(info.size)
@@ -290,10 +290,10 @@ class TarShard:
             raise self._damaged("it ends within a file")
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _damaged(self, what: str, at: int | None = None) -> HeadraceError:
+    def _damaged(self, problem: str, at: int | None = None) -> HeadraceError:
         return HeadraceError(
             f"{self.name} cannot be read on as a tar at offset "
-            f"{self._bytes.offset if at is None else at}: {what}; the file is cut short, damaged "
+            f"{self._bytes.offset if at is None else at}: {problem}; the file is cut short, damaged "
             "or of another format: replace it, or set [source] format."
         )
 
@@ -301,11 +301,11 @@ class TarShard:
 def _plain(header: bytes) -> tarfile.TarInfo | None:
     """Name, size and type of a usual header, in a third of the time that tarfile takes for all that
     is in it; None leaves it to tarfile."""
-    size, kind = header[124:135], header[156:157]
+    size, type_flag = header[124:135], header[156:157]
     check = header[148:154]
     usual = (
         header[257:262] == b"ustar"
-        and kind in (b"0", tarfile.XHDTYPE)
+        and type_flag in (b"0", tarfile.XHDTYPE)
         and not (size + check).strip(b"01234567")
         and header[345] == 0  # no prefix
         and int(check, 8) == 256 + sum(header) - sum(header[148:156])
@@ -314,7 +314,7 @@ def _plain(header: bytes) -> tarfile.TarInfo | None:
         return None
     name = header[:100].partition(b"\0")[0]
     info = tarfile.TarInfo(name.decode("utf-8", "backslashreplace"))
-    info.size, info.type = int(size, 8), kind
+    info.size, info.type = int(size, 8), type_flag
     return info
 
 

@@ -23,7 +23,7 @@ COMPRESSIONS = {
 }  # fmt: skip
 """Extensions in small letters, and how their files are compressed; see `compression`."""
 QUOTE, NEWLINE, RETURN = 34, 10, 13
-HEAD = 2_000
+PREVIEW_BYTES = 2_000
 """Bytes that are left of a row that is too long."""
 
 
@@ -386,7 +386,7 @@ class TextFile:
         """Leave the heads of rows that are too long."""
         sizes = np.diff(self._bounds)
         self._null = sizes > self._max_record
-        kept = np.where(self._null, np.minimum(sizes, min(HEAD, self._max_record)), sizes)
+        kept = np.where(self._null, np.minimum(sizes, min(PREVIEW_BYTES, self._max_record)), sizes)
         within = np.arange(int(self._bounds[-1])) - np.repeat(self._bounds[:-1], sizes)
         keep = np.append(
             within < np.repeat(kept, sizes),

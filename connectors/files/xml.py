@@ -133,12 +133,12 @@ class XmlRows:
     def sample(self, rows: int) -> list[etree._Element]:
         """The first rows, of as many bytes as one may have. Raises: HeadraceError, UserError where
         there is none."""
-        found: list[etree._Element] = []
-        while len(found) < rows and not self._ended and self._bytes.offset <= self._max_record:
-            found += self._rows()
-        if not found:
+        elements: list[etree._Element] = []
+        while len(elements) < rows and not self._ended and self._bytes.offset <= self._max_record:
+            elements += self._rows()
+        if not elements:
             raise self._error or self._none_there()
-        return found[:rows]
+        return elements[:rows]
 
     def _none_there(self) -> UserError:
         return UserError(

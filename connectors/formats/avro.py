@@ -15,13 +15,13 @@ from fastavro.schema import SchemaParseException, UnknownType, parse_schema
 from numpy.typing import NDArray
 
 from connectors.formats.values.casts import Coerce, conform
-from connectors.formats.kernels.datums import BLOCKED, FINE, RICH, WORDS, Program, Walked
-from connectors.formats.kernels.paths import Node, Shape, parse_path
-from connectors.formats.kernels.rows import BAD_UTF8, BROKEN, NOT_UTF8, WRONG_TYPE, placed, rejected
+from connectors.formats.kernels.datums import BLOCKED, FINE, RICH, FATE_REASONS, Program, WalkResult
+from connectors.formats.kernels.paths import PathNode, JsonShape, parse_path
+from connectors.formats.kernels.rows import BAD_UTF8, BROKEN, NOT_UTF8, WRONG_TYPE, with_position_columns, make_rejects
 from engine.types import Records, Rejects, Schema, UserError, Values, nearest
 
 Ints = NDArray[np.int64]
-UNKNOWN = "unknown_schema"
+UNKNOWN_SCHEMA = "unknown_schema"
 HEADER = 5
 """Bytes before a datum: 0, and the schema's number, big-endian."""
 NO_HEADER = "Expected the byte 0 and a schema's number of four bytes, got something else."
@@ -43,19 +43,19 @@ class UnknownSchema(Exception):
 class Schemas(Protocol):
     """Where schemas come from: a registry."""
 
-    def by_number(self, number: int) -> Any:
+    def by_id(self, number: int) -> Any:
         """The schema of this number, as `parsed` gives it. Raises: UnknownSchema."""
         ...
 
-    def newest(self, topic: str, *, patient: bool = True) -> Any | None:
+    def latest(self, topic: str, *, retry: bool = True) -> Any | None:
         """The newest schema of a topic's values, or None."""
         ...
 
-    def version(self, topic: str, version: int | str, *, patient: bool = True) -> Any:
+    def version(self, topic: str, version: int | str, *, retry: bool = True) -> Any:
         """One version of a topic's schema. Raises: UnknownSchema."""
         ...
 
-    def versions(self, topic: str, *, patient: bool = True) -> list[int]:
+    def versions(self, topic: str, *, retry: bool = True) -> list[int]:
         """The versions there are."""
         ...
 
@@ -121,23 +121,23 @@ class Avro:
         HeadraceError where the registry does not answer.
         """
         rest = declared.get("*")
-        named = {c: kind for c, kind in declared.items() if c != "*"}
-        there: dict[str, pl.DataType] = {}
+        named = {c: dtype for c, dtype in declared.items() if c != "*"}
+        known_columns: dict[str, pl.DataType] = {}
         for schema in self._at_start():
-            there |= {c: kind for c, kind in columns(schema).items() if c not in there}
-        if not there and (not named or rest is not None):
+            known_columns |= {c: dtype for c, dtype in columns(schema).items() if c not in known_columns}
+        if not known_columns and (not named or rest is not None):
             subjects = ", ".join(f"{topic}-value" for topic in self._topics)
             raise UserError(
                 "[source.schema] names no columns, and the registry has no schema of subject "
                 f"{subjects}: declare the columns."
             )
-        Shape.of(named, self._paths)
+        JsonShape.of(named, self._paths)
         for column in named:
-            if there and column not in there and column not in self._paths:
-                self._must_be_old(column, there)
+            if known_columns and column not in known_columns and column not in self._paths:
+                self._must_be_old(column, known_columns)
         if rest is not None:
-            return {c: named.get(c, rest) for c in there} | named
-        return named or there
+            return {c: named.get(c, rest) for c in known_columns} | named
+        return named or known_columns
 
     def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
         """Records of several schemas keep their order.
@@ -146,7 +146,7 @@ class Avro:
         """
         values = records.values
         assert isinstance(values, Values)
-        shape = Shape.of(schema, {c: path for c, path in self._paths.items() if c in schema})
+        shape = JsonShape.of(schema, {c: path for c, path in self._paths.items() if c in schema})
         starts, stops = values.bounds[:-1], values.bounds[1:]
         if isinstance(self._schemas, Mapping):
             groups: list[tuple[int, Ints]] = [(-1, np.arange(len(records)))]
@@ -154,7 +154,7 @@ class Avro:
         else:
             numbers = _numbers(values)
             none = np.flatnonzero(numbers < 0)
-            rejects = [rejected(records, none, BROKEN, NO_HEADER)] if len(none) else []
+            rejects = [make_rejects(records, none, BROKEN, NO_HEADER)] if len(none) else []
             starts = starts + HEADER
             groups = [(int(n), np.flatnonzero(numbers == n)) for n in np.unique(numbers) if n >= 0]
         frames = []
@@ -162,7 +162,7 @@ class Avro:
             try:
                 writer = self._writer(number)
             except UnknownSchema as error:
-                rejects.append(rejected(records, rows, UNKNOWN, str(error)))
+                rejects.append(make_rejects(records, rows, UNKNOWN_SCHEMA, str(error)))
                 continue
             program = self._program(records, number, writer, shape)
             walked = program.walk(values.data, starts[rows], stops[rows])
@@ -177,7 +177,7 @@ class Avro:
             frame, more = conform(raw, records, schema, rows[fine], coerce=self._coerce)
             frames.append(frame)
             rejects += more
-        return _together(frames, records, schema), rejects
+        return _merge_frames(frames, records, schema), rejects
 
     def interrupt(self) -> None:
         """See `engine.types.Interruptible`."""
@@ -194,17 +194,17 @@ class Avro:
     def _at_start(self) -> list[Any]:
         if isinstance(self._schemas, Mapping):
             return [self._schemas]
-        found = [self._schemas.newest(topic, patient=False) for topic in self._topics]
-        return [schema for schema in found if schema is not None]
+        schemas = [self._schemas.latest(topic, retry=False) for topic in self._topics]
+        return [schema for schema in schemas if schema is not None]
 
-    def _must_be_old(self, column: str, there: Schema) -> None:
+    def _must_be_old(self, column: str, available: Schema) -> None:
         """Raises: UserError where no older version has the column either."""
-        known = dict(there)
+        known = dict(available)
         if not isinstance(self._schemas, Mapping):
             for topic in self._topics:
-                for version in self._schemas.versions(topic, patient=False):
+                for version in self._schemas.versions(topic, retry=False):
                     try:
-                        known |= columns(self._schemas.version(topic, version, patient=False))
+                        known |= columns(self._schemas.version(topic, version, retry=False))
                     except UnknownSchema:
                         continue
         if column not in known:
@@ -215,7 +215,7 @@ class Avro:
 
     def _writer(self, number: int) -> Any:
         return (
-            self._schemas if isinstance(self._schemas, Mapping) else self._schemas.by_number(number)
+            self._schemas if isinstance(self._schemas, Mapping) else self._schemas.by_id(number)
         )
 
     def _reader(self, records: Records, number: int) -> Any | None:
@@ -224,10 +224,10 @@ class Avro:
             return self._schemas
         topic = records.partition.rpartition("/")[0]
         if (topic, number) not in self._newest:
-            self._newest[topic, number] = self._schemas.newest(topic)
+            self._newest[topic, number] = self._schemas.latest(topic)
         return self._newest[topic, number]
 
-    def _program(self, records: Records, number: int, writer: Any, shape: Shape) -> Program:
+    def _program(self, records: Records, number: int, writer: Any, shape: JsonShape) -> Program:
         key = (records.partition.rpartition("/")[0], number, tuple(shape.schema.items()))
         if key not in self._programs:
             fields = {field["name"] for field in writer["fields"]}
@@ -242,29 +242,29 @@ class Avro:
         self,
         records: Records,
         program: Program,
-        walked: Walked,
+        walked: WalkResult,
         fine: Ints,
         number: int,
-        shape: Shape,
+        shape: JsonShape,
     ) -> tuple[pl.DataFrame, list[tuple[str, Ints, str]]]:
         """The columns as they were written; and column, rows, and kind of what cannot be told."""
         assert isinstance(records.values, Values)
-        made: list[pl.Series] = []
+        named: list[pl.Series] = []
         odd: list[tuple[str, Ints, str]] = []
         taken = np.zeros(len(fine), np.bool_)
         for column in shape.schema:
             path = shape.way(column)[-1].path
             if path not in program.slots:
                 value = self._default(records, number, shape.places[column])
-                made.append(value.new_from_index(0, len(fine)).alias(column))
+                named.append(value.new_from_index(0, len(fine)).alias(column))
                 continue
             series, bad = program.column(records.values.data, walked, path, fine)
-            made.append(series.alias(column))
+            named.append(series.alias(column))
             bad = bad[~taken[bad]]
             for leaf in np.unique(leaves := walked.leaves[program.slots[path]][fine[bad]]).tolist():
                 odd.append((column, bad[leaves == leaf], program.leaves[leaf].kind))
             taken[bad] = True
-        return pl.DataFrame(made), odd
+        return pl.DataFrame(named), odd
 
     def _default(self, records: Records, number: int, steps: tuple[Any, ...]) -> pl.Series:
         """One value: the newest schema's default of the column, or null."""
@@ -275,8 +275,8 @@ class Avro:
             return pl.Series([None], dtype=pl.Null)
         assert reader is not None
         only, datum = default(reader, field)
-        root = Node(path="")
-        root.below[steps[0]] = Node(path=str(steps[0]), kind=pl.String())
+        root = PathNode(path="")
+        root.below[steps[0]] = PathNode(path=str(steps[0]), kind=pl.String())
         data = np.frombuffer(datum, np.uint8)
         program = Program(only, root)
         walked = program.walk(data, np.zeros(1, np.int64), np.array([len(data)]))
@@ -294,12 +294,12 @@ def parsed(text: str, named: Mapping[str, Any] | None = None) -> Any:
     """
     known = dict(named or {})
     try:
-        made = parse_schema(json.loads(text), named_schemas=known)
+        schema = parse_schema(json.loads(text), named_schemas=known)
     except (SchemaParseException, UnknownType, KeyError, TypeError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from None
-    if not isinstance(made, dict) or made.get("type") != "record":
+    if not isinstance(schema, dict) or schema.get("type") != "record":
         raise ValueError("it is no record")
-    return {**made, "__named_schemas": known}
+    return {**schema, "__named_schemas": known}
 
 
 def schema_file(path: str) -> Any:
@@ -328,13 +328,13 @@ def _column(schema: Any, named: Mapping[str, Any]) -> pl.DataType:
         kinds = {_column(branch, named) for branch in schema if branch != "null"}
         if len(kinds) == 1:
             return kinds.pop()
-        numbers = all(kind.is_numeric() for kind in kinds)
+        numbers = all(avro_type.is_numeric() for avro_type in kinds)
         return pl.Float64() if kinds and numbers else pl.String()
-    kind = schema["type"] if isinstance(schema, dict) else schema
-    if not isinstance(kind, str):
-        return _column(kind, named)
+    avro_type = schema["type"] if isinstance(schema, dict) else schema
+    if not isinstance(avro_type, str):
+        return _column(avro_type, named)
     logical = schema.get("logicalType", "") if isinstance(schema, dict) else ""
-    return LOGICAL.get(logical) or COLUMNS.get(kind, pl.String())
+    return LOGICAL.get(logical) or COLUMNS.get(avro_type, pl.String())
 
 
 def default(schema: Any, field: Mapping[str, Any]) -> tuple[Any, bytes]:
@@ -353,8 +353,8 @@ def default(schema: Any, field: Mapping[str, Any]) -> tuple[Any, bytes]:
 
 def _plain(field: Mapping[str, Any]) -> Any:
     """A default as fastavro writes it: bytes stand in JSON as text of the same code points."""
-    kind = field["type"][0] if isinstance(field["type"], list) else field["type"]
-    name = kind["type"] if isinstance(kind, dict) else kind
+    branch = field["type"][0] if isinstance(field["type"], list) else field["type"]
+    name = branch["type"] if isinstance(branch, dict) else branch
     value = field["default"]
     return value.encode("latin-1") if name in ("bytes", "fixed") else value
 
@@ -365,15 +365,15 @@ def _numbers(values: Values) -> Ints:
     long = np.flatnonzero(sizes >= HEADER)
     numbers = np.full(len(values), -1, np.int64)
     head = values.data[starts[long, None] + np.arange(HEADER)].astype(np.int64)
-    found = head[:, 1:] @ np.array([1 << 24, 1 << 16, 1 << 8, 1])
-    numbers[long] = np.where(head[:, 0] == 0, found, -1)
+    ids = head[:, 1:] @ np.array([1 << 24, 1 << 16, 1 << 8, 1])
+    numbers[long] = np.where(head[:, 0] == 0, ids, -1)
     return numbers
 
 
-def _broken(records: Records, rows: Ints, walked: Walked) -> list[Rejects]:
+def _broken(records: Records, rows: Ints, walked: WalkResult) -> list[Rejects]:
     return [
-        rejected(records, rows[walked.fate == fate], BROKEN, words)
-        for fate, words in WORDS.items()
+        make_rejects(records, rows[walked.fate == fate], BROKEN, words)
+        for fate, words in FATE_REASONS.items()
         if (walked.fate == fate).any()
     ]
 
@@ -384,10 +384,10 @@ def _odd(records: Records, rows: Ints, odd: list[tuple[str, Ints, str]]) -> list
         RICH: "Expected a value that has JSON in column '{}', got one that fastavro cannot read.",
     }
     return [
-        rejected(records, rows[at], WRONG_TYPE, words[kind].format(column))
-        if kind in words
-        else rejected(records, rows[at], BAD_UTF8, NOT_UTF8)
-        for column, at, kind in odd
+        make_rejects(records, rows[at], WRONG_TYPE, words[branch].format(column))
+        if branch in words
+        else make_rejects(records, rows[at], BAD_UTF8, NOT_UTF8)
+        for column, at, branch in odd
     ]
 
 
@@ -396,11 +396,11 @@ def _aliases(reader: Any | None) -> dict[str, Sequence[str]]:
     return {field["name"]: field["aliases"] for field in fields if field.get("aliases")}
 
 
-def _together(frames: list[pl.DataFrame], records: Records, schema: Schema) -> pl.DataFrame:
+def _merge_frames(frames: list[pl.DataFrame], records: Records, schema: Schema) -> pl.DataFrame:
     if len(frames) == 1:
         return frames[0]
     if not frames:
-        return placed(pl.DataFrame(schema=schema), records, np.zeros(0, np.int64))
+        return with_position_columns(pl.DataFrame(schema=schema), records, np.zeros(0, np.int64))
     return pl.concat(frames, rechunk=True).sort("_position", maintain_order=True)
 
 

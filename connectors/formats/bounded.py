@@ -6,11 +6,11 @@ import numpy as np
 import polars as pl
 
 from connectors.formats.custom import Describing
-from connectors.formats.kernels.rows import TOO_LARGE, binary, rejected, shown, some
+from connectors.formats.kernels.rows import TOO_LARGE, binary, make_rejects, preview, select_records
 from engine.types import Format, Records, Rejects, Schema, Values
 
 
-class Bounded:
+class SizeLimited:
     """See `engine.types.Format`. Another format, for a source that leaves of a record beyond its
     bound only the head, as a null: that is rejected as ``too_large``.
 
@@ -34,16 +34,16 @@ class Bounded:
         if values.null is None or not values.null.any():
             return self._inner.decode(records, schema)
         lost = np.flatnonzero(values.null)
-        reject = rejected(
+        reject = make_rejects(
             records,
             lost,
             TOO_LARGE,
             f"Expected a row of at most {self._largest:,} bytes, got a longer one: raise [source] "
             "max_record_bytes.",
-            shown(binary(values).gather(lost)),
+            preview(binary(values).gather(lost)),
         )
-        frame, rejects = self._inner.decode(some(records, np.flatnonzero(~values.null)), schema)
+        frame, rejects = self._inner.decode(select_records(records, np.flatnonzero(~values.null)), schema)
         return frame, [reject, *rejects]
 
 
-__all__ = ["Bounded"]
+__all__ = ["SizeLimited"]

@@ -19,9 +19,9 @@ from connectors.formats.kernels.rows import (
     BROKEN,
     NOT_UTF8,
     is_utf8,
-    placed,
-    plain,
-    rejected,
+    with_position_columns,
+    parser_input,
+    make_rejects,
     take,
 )
 from connectors.formats.kernels.swar import ONES, compiled, equal, load, occurrences
@@ -140,8 +140,8 @@ class Csv:
             return self._decode(records, header, schema)
         if not self._lenient:
             present(lacking, header, records.partition)
-        there = {c: dtype for c, dtype in schema.items() if c in header}
-        frame, rejects = self._decode(records, header, there)
+        available = {c: dtype for c, dtype in schema.items() if c in header}
+        frame, rejects = self._decode(records, header, available)
         return with_nulls(frame, schema), rejects
 
     def _decode(
@@ -154,15 +154,15 @@ class Csv:
         delimiter = np.uint8(ord(dialect.delimiter))
         _fields(values.data, values.bounds, delimiter, dialect.quote_byte, counts)
         if not schema or not (counts == len(header)).all():
-            return self._sorted_out(records, header, counts, schema)
+            return self._decode_rest(records, header, counts, schema)
         try:
             frame = self._parse(values, header, schema)
         except PolarsError:
-            return self._sorted_out(records, header, counts, schema)
+            return self._decode_rest(records, header, counts, schema)
         if _unsure(frame):
-            return self._sorted_out(records, header, counts, schema)
+            return self._decode_rest(records, header, counts, schema)
         if frame.schema == schema:
-            return placed(frame, records), []
+            return with_position_columns(frame, records), []
         return self._conform(frame, records, schema)
 
     def _conform(
@@ -185,7 +185,7 @@ class Csv:
         dialect = self.dialect
         direct = DIRECT if dialect.decimal == "." else (pl.String(),)  # the parser takes points too
         dtypes = {c: schema[c] if schema.get(c) in direct else pl.String() for c in header}
-        data, blank = plain(values.data[values.bounds[0] : values.bounds[-1]])
+        data, blank = parser_input(values.data[values.bounds[0] : values.bounds[-1]])
         frame = pl.read_csv(
             data,
             skip_lines=blank,
@@ -200,7 +200,7 @@ class Csv:
             raise PolarsError(f"{len(values)} rows expected, {frame.height} found")
         return frame[list(schema)]
 
-    def _sorted_out(
+    def _decode_rest(
         self, records: Records, header: list[str], counts: NDArray[np.int64], schema: Schema
     ) -> tuple[pl.DataFrame, list[Rejects]]:
         """Rows that are no rows leave, the others are read as text and cast."""
@@ -212,13 +212,13 @@ class Csv:
             *_rejects(records, np.flatnonzero(whole & ~utf8), BAD_UTF8, NOT_UTF8),
         ]
         at = np.flatnonzero(whole & utf8)
-        frame, odd = self._halved(take(records.values, at), header, list(schema))
+        frame, odd = self._bisect(take(records.values, at), header, list(schema))
         detail = "Expected a row of CSV, got quotes in the middle of a field."
         rejects += _rejects(records, at[odd], BROKEN, detail)
-        made, more = self._conform(frame, records, schema, np.delete(at, odd))
-        return made, [*rejects, *more]
+        frame_of_rest, more = self._conform(frame, records, schema, np.delete(at, odd))
+        return frame_of_rest, [*rejects, *more]
 
-    def _halved(
+    def _bisect(
         self, values: Values, header: list[str], columns: list[str]
     ) -> tuple[pl.DataFrame, list[int]]:
         """The columns as text, without the rows that cannot be parsed; and which those are."""
@@ -261,7 +261,7 @@ def _broken(
 def _rejects(
     records: Records, at: NDArray[np.int64], reason: str, detail: str | pl.Series
 ) -> list[Rejects]:
-    return [rejected(records, at, reason, detail)] if len(at) else []
+    return [make_rejects(records, at, reason, detail)] if len(at) else []
 
 
 __all__ = ["Csv", "Dialect"]

@@ -23,14 +23,14 @@ class Describing(Protocol):
         ...
 
 
-def is_own(format: str) -> bool:
+def is_custom(format: str) -> bool:
     """Whether this names a class, not one of the formats that are here."""
     return OWN.fullmatch(format) is not None
 
 
-def must_be_known(format: str, known: Collection[str]) -> str:
+def require_known_format(format: str, known: Collection[str]) -> str:
     """The format. Raises: UserError where it is none of `known`, nor names a class."""
-    if format not in known and not is_own(format):
+    if format not in known and not is_custom(format):
         raise UserError(
             f"[source] format '{format}' is none of {', '.join(known)}, nor a class of your own as "
             f"'package.module:Class'.{nearest(format, known)}"
@@ -38,41 +38,41 @@ def must_be_known(format: str, known: Collection[str]) -> str:
     return format
 
 
-def own(name: str) -> Format:
+def load_custom(name: str) -> Format:
     """An instance of the class, made without arguments.
 
     Raises: UserError where there is none, or it does not decode.
     """
     module, _, attribute = name.partition(":")
     try:
-        found = importlib.import_module(module)
+        loaded = importlib.import_module(module)
     except Exception as error:
         raise UserError(
             f"[source] format '{name}' cannot be imported: {error}; is its package installed, or "
             "its folder on PYTHONPATH?"
         ) from error
-    if not hasattr(found, attribute):
+    if not hasattr(loaded, attribute):
         raise UserError(
             f"[source] format '{name}': module '{module}' has no '{attribute}'."
-            f"{nearest(attribute, [n for n in vars(found) if not n.startswith('_')])}"
+            f"{nearest(attribute, [n for n in vars(loaded) if not n.startswith('_')])}"
         )
-    made = getattr(found, attribute)
-    made = made() if isinstance(made, type) else made
-    if not isinstance(made, Format):
+    instance = getattr(loaded, attribute)
+    instance = instance() if isinstance(instance, type) else instance
+    if not isinstance(instance, Format):
         raise UserError(
             f"[source] format '{name}' is no format: expected a class with decode(records, schema)."
         )
-    return made
+    return instance
 
 
-def must_be_declared(declared: Schema, what: str) -> Schema:
+def require_declared(declared: Schema, described: str) -> Schema:
     """The declared columns. Raises: UserError where there are none, or '*' is among them."""
     if not declared or "*" in declared:
         raise UserError(
-            f"[source.schema] must name every column of {what}, and not '*': nothing else says "
+            f"[source.schema] must name every column of {described}, and not '*': nothing else says "
             "what it holds."
         )
     return declared
 
 
-__all__ = ["Describing", "is_own", "must_be_declared", "must_be_known", "own"]
+__all__ = ["Describing", "is_custom", "require_declared", "require_known_format", "load_custom"]

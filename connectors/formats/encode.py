@@ -18,13 +18,13 @@ from polars.exceptions import PolarsError
 from connectors.formats.kernels import rows
 from connectors.formats.avro import default, parsed
 from connectors.formats.values.casts import cast
-from connectors.formats.type_support import must_hold, tell_nulls
-from connectors.formats.kernels.varints import length, put
+from connectors.formats.type_support import require_supported, warn_about_nulls
+from connectors.formats.kernels.varints import varint_size, write_varint
 from engine.types import RESERVED, HeadraceError, Schema, UserError, Values, in_utc, nearest
 
 Ints = NDArray[np.int64]
 NEWLINE = 10
-NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+AVRO_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 NUMBER, BITS4, BITS8, BYTE, SPAN, FIXED = range(6)
 """How a value is written: a zigzag number, four or eight bytes of a float, a bool, a length and
 bytes, bytes alone."""
@@ -57,11 +57,11 @@ class JsonEncoder:
 
     def require(self, schema: Schema) -> None:
         """See `Encoder`."""
-        must_hold(schema, "ndjson", '[sink] format = "json"')
+        require_supported(schema, "ndjson", '[sink] format = "json"')
 
     def encode(self, frame: pl.DataFrame) -> Values:
         """See `Encoder`. Raises: HeadraceError for bytes that are not UTF-8."""
-        tell_nulls(frame, self._told)
+        warn_about_nulls(frame, self._told)
         try:
             frame = frame.with_columns(pl.col(pl.Binary).cast(pl.String))
         except PolarsError:
@@ -92,14 +92,14 @@ class RawEncoder:
 
     def encode(self, frame: pl.DataFrame) -> Values:
         """See `Encoder`. Raises: HeadraceError for a null."""
-        there = [column for column in frame.columns if column not in RESERVED]
-        column = self._column or (there[0] if len(there) == 1 else None)
+        columns = [column for column in frame.columns if column not in RESERVED]
+        column = self._column or (columns[0] if len(columns) == 1 else None)
         if column is None:
             raise UserError(
-                f"Raw values are one column, and there are {len(there)}: name the one to write."
+                f"Raw values are one column, and there are {len(columns)}: name the one to write."
             )
         if column not in frame.columns:
-            raise UserError(f"There is no column '{column}' to write.{nearest(column, there)}")
+            raise UserError(f"There is no column '{column}' to write.{nearest(column, columns)}")
         series = frame.get_column(column)
         if series.dtype not in (pl.String, pl.Binary):
             raise UserError(
@@ -163,16 +163,16 @@ class AvroEncoder:
         """See `Encoder`. Raises also: what the registry raises."""
         fields, head = self._plan(frame)
         n = frame.height
-        made = [field.arrays(frame) for field in fields]
-        table = np.array([(m.how, m.null, m.value) for m in made], np.int64).reshape(-1, 3)
-        valid = np.empty((len(made), n), np.bool_)
-        numbers, sizes = np.empty((2, len(made), n), np.int64)
+        arrays = [field.arrays(frame) for field in fields]
+        table = np.array([(m.how, m.null, m.value) for m in arrays], np.int64).reshape(-1, 3)
+        valid = np.empty((len(arrays), n), np.bool_)
+        numbers, sizes = np.empty((2, len(arrays), n), np.int64)
         start = 0
-        for i, m in enumerate(made):
+        for i, m in enumerate(arrays):
             valid[i], sizes[i] = m.valid, m.sizes
             numbers[i] = m.numbers + start if m.how in (SPAN, FIXED) else m.numbers
             start += len(m.data)
-        data = np.frombuffer(b"".join(m.data for m in made), np.uint8)
+        data = np.frombuffer(b"".join(m.data for m in arrays), np.uint8)
         bounds = np.zeros(n + 1, np.int64)
         _sizes(table, valid, numbers, sizes, len(head), bounds)
         out = np.empty(int(bounds[-1]), np.uint8)
@@ -200,39 +200,39 @@ def derived(columns: Mapping[str, pl.DataType], topic: str) -> Any:
     Raises: UserError for a name or type that Avro has not.
     """
     fields = []
-    for column, kind in columns.items():
-        if not NAME.fullmatch(column):
+    for column, dtype in columns.items():
+        if not AVRO_NAME.fullmatch(column):
             raise UserError(
                 f"Avro has no field '{column}': expected letters, digits and underscores, not "
                 "beginning with a digit; rename the column, or leave it out."
             )
-        fields.append({"name": column, "type": ["null", _avro(kind, column)], "default": None})
+        fields.append({"name": column, "type": ["null", _avro(dtype, column)], "default": None})
     name = re.sub(r"\W", "_", topic, flags=re.ASCII)
-    name = name if NAME.fullmatch(name) else f"_{name}"
+    name = name if AVRO_NAME.fullmatch(name) else f"_{name}"
     return parsed(
         json.dumps({"type": "record", "name": name, "namespace": "headrace", "fields": fields})
     )
 
 
-def _avro(kind: pl.DataType, column: str) -> Any:
-    if kind == pl.Boolean:
+def _avro(dtype: pl.DataType, column: str) -> Any:
+    if dtype == pl.Boolean:
         return "boolean"
-    if kind in (pl.Int8, pl.Int16, pl.Int32, pl.UInt8, pl.UInt16):
+    if dtype in (pl.Int8, pl.Int16, pl.Int32, pl.UInt8, pl.UInt16):
         return "int"
-    if kind in (pl.Int64, pl.UInt32, pl.UInt64):
+    if dtype in (pl.Int64, pl.UInt32, pl.UInt64):
         return "long"
-    if kind in (pl.Float32, pl.Float64):
-        return "float" if kind == pl.Float32 else "double"
-    if isinstance(kind, (pl.String, pl.Categorical, pl.Enum)):
+    if dtype in (pl.Float32, pl.Float64):
+        return "float" if dtype == pl.Float32 else "double"
+    if isinstance(dtype, (pl.String, pl.Categorical, pl.Enum)):
         return "string"
-    if kind == pl.Binary:
+    if dtype == pl.Binary:
         return "bytes"
-    if kind == pl.Date:
+    if dtype == pl.Date:
         return {"type": "int", "logicalType": "date"}
-    if isinstance(kind, pl.Datetime):
+    if isinstance(dtype, pl.Datetime):
         return {"type": "long", "logicalType": "timestamp-micros"}
     raise UserError(
-        f"Column '{column}' is {kind}, which is not written as Avro: cast it with a derive stage, "
+        f"Column '{column}' is {dtype}, which is not written as Avro: cast it with a derive stage, "
         "or leave it out."
     )
 
@@ -311,28 +311,28 @@ class _Field:
     def of(cls, field: Mapping[str, Any], schema: Mapping[str, Any]) -> _Field:
         """Raises: UserError for a type that no column can be."""
         named, name = schema["__named_schemas"], str(field["name"])
-        kind, null, value = field["type"], -1, -1
-        if isinstance(kind, list) and len(kind) == 2 and "null" in kind:
-            null = kind.index("null")
+        avro_type, null, value = field["type"], -1, -1
+        if isinstance(avro_type, list) and len(avro_type) == 2 and "null" in avro_type:
+            null = avro_type.index("null")
             value = 1 - null
-            kind = kind[value]
-        if isinstance(kind, str):
-            kind = named.get(kind, kind)
-        about = kind if isinstance(kind, dict) else {"type": kind}
-        if isinstance(kind, list):
+            avro_type = avro_type[value]
+        if isinstance(avro_type, str):
+            avro_type = named.get(avro_type, avro_type)
+        about = avro_type if isinstance(avro_type, dict) else {"type": avro_type}
+        if isinstance(avro_type, list):
             about = {"type": "a union"}
-        said = str(about["type"]), str(about.get("logicalType", ""))
-        if said not in HOW:
+        type_key = str(about["type"]), str(about.get("logicalType", ""))
+        if type_key not in HOW:
             raise UserError(
-                f"Field '{name}' of the Avro schema is {said[1] or said[0]}, which no column is "
+                f"Field '{name}' of the Avro schema is {type_key[1] or type_key[0]}, which no column is "
                 "written as: expected a simple type, an enum, a fixed, a date or a timestamp of "
                 "milliseconds or microseconds, or one of them and null."
             )
-        how, made = HOW[said]
+        how, dtype = HOW[type_key]
         return cls(
             name=name,
             how=how,
-            kind=made,
+            kind=dtype,
             null=null,
             value=value,
             symbols=tuple(about.get("symbols", ())),
@@ -354,15 +354,15 @@ class _Field:
                 sizes=len(self.default), data=self.default,
             )  # fmt: skip
         raw = frame.get_column(self.name)
-        made = cast(_timed(raw, self.kind), self.kind)
+        column = cast(_timed(raw, self.kind), self.kind)
         if self.symbols:
-            made = made.replace_strict(
+            column = column.replace_strict(
                 {symbol: i for i, symbol in enumerate(self.symbols)},
                 default=None, return_dtype=pl.Int64,
             )  # fmt: skip
         if self.how == FIXED:
-            made = made.set(made.bin.size() != self.size, None)
-        lost = made.is_null() & raw.is_not_null() if self.null >= 0 else made.is_null()
+            column = column.set(column.bin.size() != self.size, None)
+        lost = column.is_null() & raw.is_not_null() if self.null >= 0 else column.is_null()
         if lost.any():
             row = lost.arg_max()
             assert row is not None
@@ -370,31 +370,31 @@ class _Field:
                 f"Column '{self.name}' is {raw[row]!r:.80} in row {row} of a batch, which the "
                 "field of its Avro schema cannot be: change the schema, or cast the column."
             )
-        valid = made.is_not_null().to_numpy()
-        numbers, sizes, data = self._numbers(made)
+        valid = column.is_not_null().to_numpy()
+        numbers, sizes, data = self._numbers(column)
         return _Arrays(
             how=self.how, null=self.null, value=self.value, valid=valid, numbers=numbers,
             sizes=sizes, data=data,
         )  # fmt: skip
 
-    def _numbers(self, made: pl.Series) -> tuple[Ints, Ints | int, bytes]:
+    def _numbers(self, column: pl.Series) -> tuple[Ints, Ints | int, bytes]:
         if self.how in (BITS4, BITS8):
             bits = np.uint32 if self.how == BITS4 else np.int64
-            return made.fill_null(0).to_numpy().view(bits).astype(np.int64), 0, b""
+            return column.fill_null(0).to_numpy().view(bits).astype(np.int64), 0, b""
         if self.how in (SPAN, FIXED):
-            raw = made.cast(pl.Binary)
+            raw = column.cast(pl.Binary)
             sizes = raw.bin.size().fill_null(0).to_numpy().astype(np.int64)
             return np.cumsum(sizes) - sizes, sizes, b"".join(raw.drop_nulls().to_list())
-        return made.to_physical().cast(pl.Int64).fill_null(0).to_numpy(), 0, b""
+        return column.to_physical().cast(pl.Int64).fill_null(0).to_numpy(), 0, b""
 
 
-def _timed(raw: pl.Series, kind: pl.DataType) -> pl.Series:
+def _timed(raw: pl.Series, dtype: pl.DataType) -> pl.Series:
     """Datetimes in the unit they are written in, cut to it; with a zone, as UTC."""
-    if not isinstance(raw.dtype, pl.Datetime) or not isinstance(kind, pl.Datetime):
+    if not isinstance(raw.dtype, pl.Datetime) or not isinstance(dtype, pl.Datetime):
         return raw
     if raw.dtype.time_zone is not None:
         raw = raw.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
-    return raw.dt.cast_time_unit(kind.time_unit)
+    return raw.dt.cast_time_unit(dtype.time_unit)
 
 
 # --------------------------------------------------------------------------------------- compiled
@@ -412,7 +412,7 @@ def _sizes(table, valid, numbers, sizes, head, bounds):  # type: ignore[no-untyp
             if not valid[i, row]:
                 continue
             if how == NUMBER:
-                size += length(numbers[i, row])
+                size += varint_size(numbers[i, row])
             elif how == BITS4:
                 size += 4
             elif how == BITS8:
@@ -422,7 +422,7 @@ def _sizes(table, valid, numbers, sizes, head, bounds):  # type: ignore[no-untyp
             else:
                 size += sizes[i, row]
                 if how == SPAN:
-                    size += length(sizes[i, row])
+                    size += varint_size(sizes[i, row])
         bounds[row + 1] = bounds[row] + size
 
 
@@ -436,12 +436,12 @@ def _write(table, valid, numbers, sizes, data, head, bounds, out):  # type: igno
         for i in range(len(table)):
             how = table[i, 0]
             if table[i, 1] >= 0:
-                at = put(out, at, table[i, 2] if valid[i, row] else table[i, 1])
+                at = write_varint(out, at, table[i, 2] if valid[i, row] else table[i, 1])
             if not valid[i, row]:
                 continue
             number = numbers[i, row]
             if how == NUMBER:
-                at = put(out, at, number)
+                at = write_varint(out, at, number)
             elif how in (BITS4, BITS8):
                 for j in range(4 if how == BITS4 else 8):
                     out[at] = np.uint8((number >> (8 * j)) & 255)
@@ -451,7 +451,7 @@ def _write(table, valid, numbers, sizes, data, head, bounds, out):  # type: igno
                 at += 1
             else:
                 if how == SPAN:
-                    at = put(out, at, sizes[i, row])
+                    at = write_varint(out, at, sizes[i, row])
                 for j in range(sizes[i, row]):
                     out[at] = data[number + j]
                     at += 1

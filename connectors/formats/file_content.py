@@ -13,10 +13,10 @@ from connectors.formats.kernels.rows import (
     NOT_UTF8,
     binary,
     is_utf8,
-    rejected,
-    shown,
-    some,
-    texts,
+    make_rejects,
+    preview,
+    select_records,
+    decode_utf8,
 )
 from engine.types import Format, Records, Rejects, Schema, UserError, Values, nearest
 
@@ -30,7 +30,7 @@ MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 """Byte order marks of what is no UTF-8."""
 
 
-class Whole:
+class FileContent:
     """See `engine.types.Format`. A record is a file, its key the path. What the source could not
     read is rejected for the reason that it gives.
 
@@ -43,34 +43,34 @@ class Whole:
         inner: decodes the content of a file.
     """
 
-    def __init__(self, kind: str, inner: Format | None = None) -> None:
-        self._kind = kind
+    def __init__(self, format: str, inner: Format | None = None) -> None:
+        self._kind = format
         self._inner = inner
-        self._content, self._type = CONTENTS.get(kind, ("", pl.Binary()))
+        self._content, self._type = CONTENTS.get(format, ("", pl.Binary()))
 
     def schema(self, declared: Schema) -> Schema:
         """The columns; content and path unless declared. Raises: UserError for any other."""
         if self._inner is not None:
             inner = self._inner
             return inner.schema(declared) if isinstance(inner, Describing) else declared
-        there: Schema = {self._content: self._type, PATH: pl.String(), LABEL: pl.String()}
-        named = {c: kind for c, kind in declared.items() if c != "*"}
-        for column, kind in named.items():
-            if column not in there:
+        available: Schema = {self._content: self._type, PATH: pl.String(), LABEL: pl.String()}
+        named = {c: dtype for c, dtype in declared.items() if c != "*"}
+        for column, dtype in named.items():
+            if column not in available:
                 raise UserError(
                     f"[source.schema] names column '{column}', which {self._kind} do not have: "
-                    f"expected {', '.join(there)}.{nearest(column, there)}"
+                    f"expected {', '.join(available)}.{nearest(column, available)}"
                 )
-            if column == self._content and kind not in (self._type, pl.Binary()):
+            if column == self._content and dtype not in (self._type, pl.Binary()):
                 raise UserError(
                     f"[source.schema] column '{column}' of {self._kind} is "
                     f"{'bytes' if self._type == pl.Binary() else 'string or bytes'}, not a "
-                    f"{str(kind).lower()}."
+                    f"{str(dtype).lower()}."
                 )
         if not declared:
             return {self._content: self._type, PATH: pl.String()}
         rest = declared.get("*")
-        return named if rest is None else {c: named.get(c, there[c]) for c in there}
+        return named if rest is None else {c: named.get(c, available[c]) for c in available}
 
     def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
         """Every file that could be read; a text that is not UTF-8 is rejected."""
@@ -79,7 +79,7 @@ class Whole:
         rejects: list[Rejects] = []
         if values.null is not None and values.null.any():
             rejects += _unread(records, np.flatnonzero(values.null))
-            records = some(records, np.flatnonzero(~values.null))
+            records = select_records(records, np.flatnonzero(~values.null))
         if self._inner is not None:
             frame, more = self._inner.decode(records, schema)
             return frame, [*rejects, *more]
@@ -92,17 +92,17 @@ class Whole:
     def _columns(self, records: Records, schema: Schema) -> pl.DataFrame:
         values = records.values
         assert isinstance(values, Values)
-        made = {}
+        columns = {}
         if self._content in schema:
             content = binary(values)
             if schema[self._content] == pl.String():
                 content = content.cast(pl.String).str.strip_prefix("\ufeff")
-            made[self._content] = content
+            columns[self._content] = content
         if PATH in schema or LABEL in schema:
             paths = _paths(records)
-            made[PATH] = paths
-            made[LABEL] = paths.str.extract(r"([^/]+)/+[^/]*$")
-        return pl.DataFrame([made[c].alias(c) for c in schema])
+            columns[PATH] = paths
+            columns[LABEL] = paths.str.extract(r"([^/]+)/+[^/]*$")
+        return pl.DataFrame([columns[c].alias(c) for c in schema])
 
 
 def _unread(records: Records, at: NDArray[np.int64]) -> list[Rejects]:
@@ -110,8 +110,8 @@ def _unread(records: Records, at: NDArray[np.int64]) -> list[Rejects]:
     value = _paths(records).gather(at)
     why = pl.Series([None] * len(at), dtype=pl.String)
     if records.headers is not None:
-        why = texts(binary(records.headers).gather(at))
-    told = pl.DataFrame(
+        why = decode_utf8(binary(records.headers).gather(at))
+    problems = pl.DataFrame(
         {
             "at": at,
             "value": value,
@@ -120,8 +120,8 @@ def _unread(records: Records, at: NDArray[np.int64]) -> list[Rejects]:
         }
     )
     return [
-        rejected(records, part["at"].to_numpy(), part["reason"][0], part["detail"], part["value"])
-        for part in told.partition_by("reason", maintain_order=True)
+        make_rejects(records, part["at"].to_numpy(), part["reason"][0], part["detail"], part["value"])
+        for part in problems.partition_by("reason", maintain_order=True)
     ]
 
 
@@ -134,14 +134,14 @@ def _only_utf8(records: Records) -> tuple[Records, list[Rejects]]:
     raw = binary(records.values).gather(bad)
     other = [MARKS.get(head or b"") for head in raw.bin.slice(0, 2)]
     detail = [NOT_UTF8 if o is None else f"Expected UTF-8, got {o}: convert it." for o in other]
-    reject = rejected(records, bad, BAD_UTF8, pl.Series(detail), shown(raw))
-    return some(records, np.flatnonzero(good)), [reject]
+    reject = make_rejects(records, bad, BAD_UTF8, pl.Series(detail), preview(raw))
+    return select_records(records, np.flatnonzero(good)), [reject]
 
 
 def _paths(records: Records) -> pl.Series:
     if records.keys is None:
         return pl.Series([None] * len(records), dtype=pl.String)
-    return texts(binary(records.keys))
+    return decode_utf8(binary(records.keys))
 
 
-__all__ = ["CONTENTS", "Whole"]
+__all__ = ["CONTENTS", "FileContent"]

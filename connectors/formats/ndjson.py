@@ -25,8 +25,8 @@ from connectors.formats.values.casts import (
     too_big,
     written_as,
 )
-from connectors.formats.kernels.flat_json import Flat
-from connectors.formats.kernels.paths import Shape, parse_path, parsed_as
+from connectors.formats.kernels.flat_json import FlatJson
+from connectors.formats.kernels.paths import JsonShape, parse_path, parsed_as
 from connectors.formats.kernels.rows import (
     BAD_UTF8,
     BROKEN,
@@ -34,12 +34,12 @@ from connectors.formats.kernels.rows import (
     OUT_OF_RANGE,
     WRONG_TYPE,
     binary,
-    pieces,
-    placed,
-    plain,
-    rejected,
+    gather,
+    with_position_columns,
+    parser_input,
+    make_rejects,
     take,
-    texts,
+    decode_utf8,
 )
 from engine.types import (
     POSITION,
@@ -56,7 +56,7 @@ NEWLINE = 10
 MOST_LEFT = 0.1
 """Share of records that the walk of `formats/flat.py` may leave to the parser; where it is more,
 they are another kind of JSON, and all go there."""
-WORDS = re.compile(rb"NaN|Infinity")
+NAN_WORDS = re.compile(rb"NaN|Infinity")
 DIGITS = re.compile(rb"\d{8}")
 """What a whole number has that a float does not hold."""
 TWICE = "Expected every key once, got one twice."
@@ -183,7 +183,7 @@ class Ndjson:
         """The columns, which must be declared. Raises: UserError where they and the paths do not
         fit together."""
         if self._paths or declared:
-            Shape.of(declared, self._paths)
+            JsonShape.of(declared, self._paths)
         return declared
 
     def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
@@ -195,7 +195,7 @@ class Ndjson:
         assert isinstance(records.values, Values)
         frame, taken = flat.decode(records.values)
         if taken.all():
-            return placed(frame, records), []
+            return with_position_columns(frame, records), []
         left = np.flatnonzero(~taken)
         if len(left) > len(records) * MOST_LEFT:
             return self._parsed(records, schema)
@@ -205,7 +205,7 @@ class Ndjson:
         )
         parsed, rejects = self._parsed(rest, schema)
         at = np.flatnonzero(taken)
-        both = pl.concat([placed(frame[at], records, at), parsed])
+        both = pl.concat([with_position_columns(frame[at], records, at), parsed])
         return both.sort(POSITION, maintain_order=True), rejects
 
     def _parsed(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
@@ -240,12 +240,12 @@ class Ndjson:
             except PolarsError:
                 break
         else:
-            return placed(_whole(frames), records), []
+            return with_position_columns(_whole(frames), records), []
         # Where there is one poison record, there are more: all the rest is looked through at once.
         frame, bad = parser.sifted(data[bounds[start] :], bounds[start:] - bounds[start])
         bad = bad.with_columns(pl.col("row") + start)
         at = np.delete(np.arange(n), bad["row"].to_numpy())
-        return placed(_whole([*frames, frame]), records, at), _rejects(records, bad)
+        return with_position_columns(_whole([*frames, frame]), records, at), _rejects(records, bad)
 
     def _without(
         self,
@@ -258,11 +258,11 @@ class Ndjson:
         left, rejects = np.ones(len(records), np.bool_), []
         for reason, detail, found in refused:
             if (found & left).any():
-                rejects.append(rejected(records, np.flatnonzero(found & left), reason, detail))
+                rejects.append(make_rejects(records, np.flatnonzero(found & left), reason, detail))
                 left &= ~found
         at = np.flatnonzero(left)
         if not len(at):
-            return placed(pl.DataFrame(schema=schema), records, at), rejects
+            return with_position_columns(pl.DataFrame(schema=schema), records, at), rejects
         rest = replace(records, positions=records.positions[at], values=take(records.values, at))
         frame, more = self._parsed(rest, schema)
         return frame, [*rejects, *more]
@@ -272,7 +272,7 @@ class Ndjson:
 class _Parser:
     """The parser's call for one shape, and what to do where it fails."""
 
-    shape: Shape
+    shape: JsonShape
     tree: json_scan.Tree
     types: Schema
     texts: Schema
@@ -335,7 +335,7 @@ class _Parser:
             starts, stops = found.spans[:, number].T
             nested = np.isin(found.tokens[:, number], (LIST, OBJECT)) & (stops > starts)
             at = np.flatnonzero(nested)
-            raw = texts(binary(pieces(data, starts[at], (stops - starts)[at])))
+            raw = decode_utf8(binary(gather(data, starts[at], (stops - starts)[at])))
             where = np.zeros(len(column), np.bool_)
             where[rows[at]] = True
             if where.any():
@@ -345,11 +345,11 @@ class _Parser:
 
     def _cast(self, parsed: pl.Series) -> pl.Series:
         """A column in its own type. Raises: PolarsError where a value does not fit."""
-        kind = self.shape.schema[parsed.name]
-        made = cast(parsed, kind, written=True)
-        if made.null_count() != parsed.null_count():
-            raise PolarsError(f"a value of '{parsed.name}' is no {type_name(kind)}")
-        return made
+        dtype = self.shape.schema[parsed.name]
+        result = cast(parsed, dtype, written=True)
+        if result.null_count() != parsed.null_count():
+            raise PolarsError(f"a value of '{parsed.name}' is no {type_name(dtype)}")
+        return result
 
     def may_be_numbers(self, frame: pl.DataFrame) -> bool:
         """Whether a column of text may hold what was no string: where nothing looks like a number,
@@ -371,12 +371,12 @@ class _Parser:
 
     def sifted(self, data: NDArray[np.uint8], bounds: Ints) -> tuple[pl.DataFrame, pl.DataFrame]:
         """The rows that fit, and the others: row, reason, detail."""
-        if self.coerce == "lossless" and WORDS.search(data.data):
+        if self.coerce == "lossless" and NAN_WORDS.search(data.data):
             data, bounds = _with_words(data, bounds)
-        found = self.tree.scan(data, bounds)
+        scanned = self.tree.scan(data, bounds)
         raw, raw_bounds = data, bounds
         data, bounds = self.tree.quoted(data, bounds)
-        fits = found.verdicts == json_scan.FITS
+        fits = scanned.verdicts == json_scan.FITS
         good: list[tuple[Ints, pl.DataFrame]] = []
         try:
             good.append(
@@ -394,12 +394,12 @@ class _Parser:
         except PolarsError:  # the walk was kinder than the parser, or than a decimal
             kinder = True
             fits[:] = False
-        odd = np.flatnonzero(~fits & (found.verdicts < json_scan.BROKEN))
-        bad = [_broken(raw, raw_bounds, found)]
-        careful = (found.verdicts[odd] == json_scan.SUSPECT) | (self.coerce == "strict")
+        odd = np.flatnonzero(~fits & (scanned.verdicts < json_scan.BROKEN))
+        bad = [_broken(raw, raw_bounds, scanned)]
+        careful = (scanned.verdicts[odd] == json_scan.SUSPECT) | (self.coerce == "strict")
         careful |= kinder and self.decimals
         plain = odd[~careful]
-        kept, alone = _halved(
+        kept, alone = _bisect(
             plain,
             lambda rows: self.strict(
                 _taken(data, bounds, rows)[0],
@@ -412,9 +412,9 @@ class _Parser:
         unsure = np.array([row for row, _ in alone], np.int64)
         errors = {int(row): error for row, error in alone}
         suspect = np.union1d(odd[careful], unsure)
-        looked, lost = _halved(
+        looked, lost = _bisect(
             suspect,
-            lambda rows: self._looked_at(
+            lambda rows: self._check_types(
                 _taken(data, bounds, rows), _taken(raw, raw_bounds, rows), rows, errors
             ),
         )
@@ -428,7 +428,7 @@ class _Parser:
             whole = whole[np.argsort(np.concatenate([rows for rows, _ in good]))]
         return whole, pl.concat(bad).sort("row")
 
-    def _looked_at(
+    def _check_types(
         self, lines: Lines, written: Lines, rows: Ints, errors: Mapping[int, str]
     ) -> tuple[pl.DataFrame, pl.DataFrame]:
         """The rows that fit all the same, and why the others (row: index into `rows`) do not: what
@@ -441,63 +441,63 @@ class _Parser:
         Raises: PolarsError when one of the lines is no JSON.
         """
         n = len(rows)
-        made = self.shape.columns(_parse(lines[0], n, self.types, lenient=True))
-        made = self._as_it_stands(made, lambda: written[0])
+        frame = self.shape.columns(_parse(lines[0], n, self.types, lenient=True))
+        frame = self._as_it_stands(frame, lambda: written[0])
         text = self.shape.columns(_parse(lines[0], n, self.texts, lenient=True))
         # Asked for all columns at once: each question costs more than its answer.
-        present, absent = text.select(pl.all().is_not_null()), made.select(pl.all().is_null())
-        there = self.tree.scan(*written, tokens=True)
-        tokens = there.tokens
+        present, absent = text.select(pl.all().is_not_null()), frame.select(pl.all().is_null())
+        rescanned = self.tree.scan(*written, tokens=True)
+        tokens = rescanned.tokens
         done, mended = np.zeros((2, n), np.bool_)
-        found = [NOTHING]
-        for name, kind in self.shape.schema.items():
+        problems = [NOTHING]
+        for name, dtype in self.shape.schema.items():
             nodes = self.shape.way(name)
             for node in nodes[:-1]:
                 token = tokens[:, self.tree.number(node)]
                 odd = (token != 0) & (token != NULL) & (token != (LIST if node.is_list else OBJECT))
-                found.append(_blocked(np.flatnonzero(odd & ~done), name, node.path, token))
+                problems.append(_blocked(np.flatnonzero(odd & ~done), name, node.path, token))
                 done |= odd
             raw = text.get_column(name)
             token = tokens[:, self.tree.number(nodes[-1])]
             has = present.get_column(name).to_numpy()
             lost = has & absent.get_column(name).to_numpy() & ~done
-            lost |= _overflown(made.get_column(name)) & ~done
-            lost |= _beyond(made.get_column(name)) & (token == INTEGER) & ~done
-            if kind.is_nested():  # the parser makes null of what does not fit inside
-                spans = there.spans[:, self.tree.number(nodes[-1])]
+            lost |= _overflown(frame.get_column(name)) & ~done
+            lost |= _beyond(frame.get_column(name)) & (token == INTEGER) & ~done
+            if dtype.is_nested():  # the parser makes null of what does not fit inside
+                spans = rescanned.spans[:, self.tree.number(nodes[-1])]
                 raw = _as_written(raw, written[0], spans, token)
-            if kind.is_nested() or parsed_as(kind) != kind:
+            if dtype.is_nested() or parsed_as(dtype) != dtype:
                 lost = has & ~done
-                made = made.with_columns(nothing(raw, kind))
+                frame = frame.with_columns(nothing(raw, dtype))
             again = lost.copy()
             if self.coerce == "strict":
-                again &= np.isin(token, written_as(kind))
+                again &= np.isin(token, written_as(dtype))
             if again.any():  # written otherwise; or a number that the parser does not read
                 coerce: Coerce = "strict" if self.coerce == "strict" else "lossless"
-                taken = cast(raw.filter(pl.Series(again)), kind, coerce, written=True)
-                column = made.get_column(name).cast(kind)
-                made = made.with_columns(_with(column, again, taken))
+                taken = cast(raw.filter(pl.Series(again)), dtype, coerce, written=True)
+                column = frame.get_column(name).cast(dtype)
+                frame = frame.with_columns(_with(column, again, taken))
                 lost[np.flatnonzero(again)] = taken.is_null().to_numpy()
                 mended |= again & ~lost
-            if self.coerce == "strict" and kind == pl.String:
+            if self.coerce == "strict" and dtype == pl.String:
                 lost |= ~np.isin(token, STRINGS) & has & ~done
             if lost.any():
                 at = np.flatnonzero(lost)
-                found.append(_misfits(at, raw.gather(at), token[at], name, kind, self.coerce))
+                problems.append(_misfits(at, raw.gather(at), token[at], name, dtype, self.coerce))
                 done |= lost
         known = done | mended
         rest = [i for i, row in enumerate(rows.tolist()) if row in errors and not known[i]]
-        found.append(
+        problems.append(
             _found(rest, WRONG_TYPE, pl.Series([f"{errors[int(rows[i])]}." for i in rest]))
         )
-        why = pl.concat(found).sort("row")
+        why = pl.concat(problems).sort("row")
         done[rest] = True
-        return made.filter(pl.Series(~done)).cast(self.shape.schema), why  # type: ignore[arg-type]
+        return frame.filter(pl.Series(~done)).cast(self.shape.schema), why  # type: ignore[arg-type]
 
 
 @functools.lru_cache(maxsize=16)
-def _flat(schema: tuple[tuple[str, pl.DataType], ...], strict: bool) -> Flat | None:
-    return Flat.of(dict(schema), strict=strict)
+def _flat(schema: tuple[tuple[str, pl.DataType], ...], strict: bool) -> FlatJson | None:
+    return FlatJson.of(dict(schema), strict=strict)
 
 
 @functools.lru_cache(maxsize=16)
@@ -506,7 +506,7 @@ def _parser(
     paths: tuple[tuple[str, str], ...],
     coerce: Coerce,
 ) -> _Parser:
-    shape = Shape.of(dict(schema), dict(paths))
+    shape = JsonShape.of(dict(schema), dict(paths))
     types = shape.types(text=False)
     tree = json_scan.Tree(shape, strict=coerce == "strict")
     kinds = shape.schema.items()
@@ -517,10 +517,10 @@ def _parser(
         shape.types(text=True),
         coerce,
         tuple(step for step in shape.root.below if isinstance(step, str)),
-        columns_of_text=tuple(c for c, kind in kinds if {*_leaf_types(kind)} & {*TEXTS}),
-        floats=tuple(c for c, kind in kinds if {*_leaf_types(kind)} & {*FLOATS}),
-        decimals=any(t.is_decimal() for _, kind in kinds for t in _leaf_types(kind)),
-        to_cast=tuple(c for c, kind in kinds if parsed_as(kind) != kind),
+        columns_of_text=tuple(c for c, dtype in kinds if {*_leaf_types(dtype)} & {*TEXTS}),
+        floats=tuple(c for c, dtype in kinds if {*_leaf_types(dtype)} & {*FLOATS}),
+        decimals=any(t.is_decimal() for _, dtype in kinds for t in _leaf_types(dtype)),
+        to_cast=tuple(c for c, dtype in kinds if parsed_as(dtype) != dtype),
     )
 
 
@@ -587,7 +587,7 @@ def _as_written(
     if not len(at):
         return text
     starts, stops = spans[at].T
-    return text.scatter(at, texts(binary(pieces(data, starts, stops - starts))))
+    return text.scatter(at, decode_utf8(binary(gather(data, starts, stops - starts))))
 
 
 def _whole(frames: list[pl.DataFrame]) -> pl.DataFrame:
@@ -620,7 +620,7 @@ def _with_words(data: NDArray[np.uint8], bounds: Ints) -> tuple[NDArray[np.uint8
 
 def _parse(part: NDArray[np.uint8], rows: int, types: Schema, *, lenient: bool) -> pl.DataFrame:
     """Raises: PolarsError when one of the lines does not fit (lenient: is no JSON), or is blank."""
-    data, _ = plain(part)  # the parser skips blank lines by itself
+    data, _ = parser_input(part)  # the parser skips blank lines by itself
     frame = pl.read_ndjson(data, schema=types, ignore_errors=lenient)
     if frame.height != rows:
         raise PolarsError("the line is blank")
@@ -641,27 +641,27 @@ def _between(data: NDArray[np.uint8], bounds: Ints, start: int, stop: int) -> ND
 
 def _taken(data: NDArray[np.uint8], bounds: Ints, rows: Ints) -> Lines:
     """Some of the lines."""
-    made = pieces(data, bounds[rows], np.diff(bounds)[rows])
-    return made.data, made.bounds
+    gathered = gather(data, bounds[rows], np.diff(bounds)[rows])
+    return gathered.data, gathered.bounds
 
 
-def _halved(
+def _bisect(
     rows: Ints, attempt: Callable[[Ints], Made]
 ) -> tuple[list[tuple[Ints, Made]], list[tuple[int, str]]]:
     """What the attempt makes of the rows, in as large pieces as it takes; and the rows it takes not
     even alone, with what was said of them."""
-    made, alone = [], []
+    results, alone = [], []
     pieces = [rows] if len(rows) else []
     while pieces:
         piece = pieces.pop()
         try:
-            made.append((piece, attempt(piece)))
+            results.append((piece, attempt(piece)))
         except PolarsError as error:
             if len(piece) == 1:
                 alone.append((int(piece[0]), str(error).partition("\n")[0]))
             else:
                 pieces += np.array_split(piece, 2)[::-1]
-    return made, alone
+    return results, alone
 
 
 def _found(
@@ -681,11 +681,11 @@ def _found(
 NOTHING = pl.DataFrame(schema={"row": pl.Int64, "reason": pl.String, "detail": pl.String})
 
 
-def _broken(data: NDArray[np.uint8], bounds: Ints, found: json_scan.Scan) -> pl.DataFrame:
+def _broken(data: NDArray[np.uint8], bounds: Ints, scanned: json_scan.Scan) -> pl.DataFrame:
     """Lines that are no JSON object."""
-    utf8 = np.flatnonzero(found.verdicts == json_scan.NOT_UTF8)
-    at = np.flatnonzero((found.verdicts >= json_scan.BROKEN) & (found.verdicts != json_scan.NOT_UTF8))
-    words = json_scan.words(data, bounds[:-1], found, at)
+    utf8 = np.flatnonzero(scanned.verdicts == json_scan.NOT_UTF8)
+    at = np.flatnonzero((scanned.verdicts >= json_scan.BROKEN) & (scanned.verdicts != json_scan.NOT_UTF8))
+    words = json_scan.words(data, bounds[:-1], scanned, at)
     return pl.concat([_found(utf8, BAD_UTF8, NOT_UTF8), _found(at, BROKEN, words)])
 
 
@@ -715,24 +715,24 @@ def _misfits(
     raw: pl.Series,
     token: NDArray[np.int8],
     column: str,
-    kind: pl.DataType,
+    dtype: pl.DataType,
     coerce: Coerce,
 ) -> pl.DataFrame:
     """Lines whose value in the column, `raw`, is none of its type."""
     name = pl.Series(json_scan.TOKENS).gather(token)
     written = pl.select(pl.format(" ({})", name)).to_series() if coerce == "strict" else ""
     numbers = ["integer", "float", "array", *(["string"] if coerce == "lossless" else [])]
-    big = name.is_in(numbers) & too_big(raw, kind)
+    big = name.is_in(numbers) & too_big(raw, dtype)
     reason = pl.select(
         pl.when(big).then(pl.lit(OUT_OF_RANGE)).otherwise(pl.lit(WRONG_TYPE))
     ).to_series()
-    return _found(at, reason, misfit(raw, kind, column, written))
+    return _found(at, reason, misfit(raw, dtype, column, written))
 
 
 def _rejects(records: Records, bad: pl.DataFrame) -> list[Rejects]:
     """Bad records by reason, in their order."""
     return [
-        rejected(records, group["row"].to_numpy(), str(group["reason"][0]), group["detail"])
+        make_rejects(records, group["row"].to_numpy(), str(group["reason"][0]), group["detail"])
         for group in bad.partition_by("reason", maintain_order=True)
     ]
 

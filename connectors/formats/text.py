@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from connectors.formats.kernels.rows import BAD_UTF8, NOT_UTF8, binary, is_utf8, placed, rejected, take
+from connectors.formats.kernels.rows import BAD_UTF8, NOT_UTF8, binary, is_utf8, with_position_columns, make_rejects, take
 from engine.types import Records, Rejects, Schema, UserError, Values
 
 COLUMN = "value"
 
 
-class Text:
+class RawText:
     """See `engine.types.Format`. The one column is called ``value``: ``string`` (UTF-8) or
     ``bytes``.
 
@@ -37,15 +37,15 @@ class Text:
         values = records.values
         assert isinstance(values, Values)
         if schema[COLUMN] == pl.Binary:
-            return placed(self._frame(binary(values)), records), []
+            return with_position_columns(self._frame(binary(values)), records), []
         good = is_utf8(values)
         if good.all():
-            return placed(self._frame(binary(values).cast(pl.String)), records), []
+            return with_position_columns(self._frame(binary(values).cast(pl.String)), records), []
         bad = np.flatnonzero(~good)
         kept = np.flatnonzero(good)
-        rejects = [rejected(records, bad, BAD_UTF8, NOT_UTF8)]
+        rejects = [make_rejects(records, bad, BAD_UTF8, NOT_UTF8)]
         text = binary(take(values, kept)).cast(pl.String)
-        return placed(self._frame(text), records, kept), rejects
+        return with_position_columns(self._frame(text), records, kept), rejects
 
     def _frame(self, column: pl.Series) -> pl.DataFrame:
         if self._lines:
@@ -62,4 +62,4 @@ def _without_end(column: pl.Series) -> pl.Series:
     return column
 
 
-__all__ = ["COLUMN", "Text"]
+__all__ = ["COLUMN", "RawText"]

@@ -9,25 +9,25 @@ import polars as pl
 from numpy.typing import NDArray
 
 from connectors.formats.values.casts import conform
-from connectors.formats.values.columns import sound
+from connectors.formats.values.columns import readable_rows
 from connectors.formats.ndjson import Ndjson
 from connectors.formats.kernels.paths import parse_path
-from connectors.formats.kernels.rows import BAD_UTF8, NOT_UTF8, rejected, texts
+from connectors.formats.kernels.rows import BAD_UTF8, NOT_UTF8, make_rejects, decode_utf8
 from engine.types import Records, Rejects, Schema, UserError, Values, nearest
 
 KEY = "__key__"
 """Column of a sample's name: its members' path up to the first dot of the last part."""
-KINDS: Schema = {
+EXTENSION_TYPES: Schema = {
     KEY: pl.String(),
     **dict.fromkeys(("cls", "cls2", "class", "count", "index", "inx", "id"), pl.Int64()),
     **dict.fromkeys(("txt", "text", "transcript", "json"), pl.String()),
 }
 """Types of columns that are not declared, as WebDataset decodes them; others are bytes."""
-Place = tuple[tuple[str, ...], str]
+MemberPath = tuple[tuple[str, ...], str]
 """Extensions, of which the first that is there counts, and the path in their JSON, or nothing."""
 
 
-class Samples:
+class WebDatasetFormat:
     """See `engine.types.Format`. Records are frames of bytes, a column an extension (see
     `connectors.files.tar`). A column is what lies under the extension of its name: bytes as they
     are, anything else as text (UTF-8) that is cast; null where the sample has none.
@@ -43,7 +43,7 @@ class Samples:
         for column in self._paths:
             self.place(column)
 
-    def place(self, column: str) -> Place:
+    def place(self, column: str) -> MemberPath:
         """Where a column is. Raises: UserError for a path that is none."""
         extensions, rest = [], ""
         for path in self._paths.get(column, column).split(";"):
@@ -63,8 +63,8 @@ class Samples:
 
     def extensions(self, columns: Iterable[str]) -> list[str]:
         """Those that the columns are made of."""
-        found = [e for c in columns if not self._is_key(c) for e in self.place(c)[0]]
-        return list(dict.fromkeys(found))
+        names = [e for c in columns if not self._is_key(c) for e in self.place(c)[0]]
+        return list(dict.fromkeys(names))
 
     def schema(self, declared: Schema) -> Schema:
         """The columns that are declared. Raises: UserError where they and the paths do not fit
@@ -79,30 +79,30 @@ class Samples:
 
     def kinds(self, extensions: Iterable[str]) -> Schema:
         """Columns of samples with these extensions, where none are declared."""
-        there = dict.fromkeys([KEY, *extensions, *self._paths])
-        return {c: KINDS.get(c, pl.String() if self._in_json(c) else pl.Binary()) for c in there}
+        names = dict.fromkeys([KEY, *extensions, *self._paths])
+        return {c: EXTENSION_TYPES.get(c, pl.String() if self._in_json(c) else pl.Binary()) for c in names}
 
     def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
         """Every sample that could be read, and whose text is UTF-8 and JSON is JSON."""
-        frame, at, rejects = sound(records)
+        frame, at, rejects = readable_rows(records)
         at = np.arange(len(records)) if at is None else at
         good = np.ones(frame.height, np.bool_)
-        made: dict[str, pl.Series] = {}
+        columns: dict[str, pl.Series] = {}
         nested: dict[tuple[str, ...], dict[str, str]] = {}
-        for column, kind in schema.items():
+        for column, dtype in schema.items():
             extensions, rest = self.place(column)
             raw = frame.get_column(KEY) if self._is_key(column) else _first(frame, extensions)
             if rest:
                 nested.setdefault(extensions, {})[column] = rest
-            elif kind == pl.Binary() or self._is_key(column):
-                made[column] = raw
+            elif dtype == pl.Binary() or self._is_key(column):
+                columns[column] = raw
             else:
-                made[column] = texts(raw)
-                lost = (raw.is_not_null() & made[column].is_null()).to_numpy() & good
+                columns[column] = decode_utf8(raw)
+                lost = (raw.is_not_null() & columns[column].is_null()).to_numpy() & good
                 if lost.any():
                     rows = np.flatnonzero(lost)
                     shown = frame.get_column(KEY).gather(rows)
-                    rejects.append(rejected(records, at[rows], BAD_UTF8, NOT_UTF8, shown))
+                    rejects.append(make_rejects(records, at[rows], BAD_UTF8, NOT_UTF8, shown))
                     good &= ~lost
         for extensions, places in nested.items():
             rows = np.flatnonzero(_first(frame, extensions).is_not_null().to_numpy() & good)
@@ -117,8 +117,8 @@ class Samples:
             index[where] = np.arange(inner.height)
             wanted = pl.Series(index).replace(-1, None)
             for column in places:
-                made[column] = inner.get_column(column).gather(wanted)
-        made_frame = pl.DataFrame([made[c].alias(c) for c in schema]).filter(pl.Series(good))
+                columns[column] = inner.get_column(column).gather(wanted)
+        made_frame = pl.DataFrame([columns[c].alias(c) for c in schema]).filter(pl.Series(good))
         done, more = conform(made_frame, records, schema, at[good])
         return done, [*rejects, *more]
 
@@ -131,10 +131,10 @@ class Samples:
 
 def _first(frame: pl.DataFrame, extensions: Iterable[str]) -> pl.Series:
     """The first of them that a sample has."""
-    there = [pl.col(e) for e in extensions if e in frame.columns]
-    if not there:
+    columns = [pl.col(e) for e in extensions if e in frame.columns]
+    if not columns:
         return pl.Series([None], dtype=pl.Binary).new_from_index(0, frame.height)
-    return frame.select(pl.coalesce(there)).to_series()
+    return frame.select(pl.coalesce(columns)).to_series()
 
 
 def _as_records(raw: pl.Series, records: Records, at: NDArray[np.int64]) -> Records:
@@ -151,4 +151,4 @@ def _as_records(raw: pl.Series, records: Records, at: NDArray[np.int64]) -> Reco
     )
 
 
-__all__ = ["KEY", "Samples"]
+__all__ = ["KEY", "WebDatasetFormat"]

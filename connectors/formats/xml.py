@@ -12,8 +12,8 @@ import polars as pl
 from lxml import etree
 
 from connectors.formats.values.casts import conform
-from connectors.formats.custom import must_be_declared
-from connectors.formats.kernels.rows import BROKEN, rejected
+from connectors.formats.custom import require_declared
+from connectors.formats.kernels.rows import BROKEN, make_rejects
 from engine.types import Records, Rejects, Schema, UserError, Values, nearest
 
 ENTITY = "entity"
@@ -30,12 +30,12 @@ text."""
 STEP = r"(?:[^/@\[\]\s.][^/@\[\]\s]*(?:\[\d+\])?)"
 PATH = re.compile(rf"\.|@[^/@\[\]\s]+|{STEP}(?:/{STEP})*(?:/@[^/@\[\]\s]+)?")
 ROW = re.compile(r"[^/@\[\]\s]+(?:/[^/@\[\]\s]+)*")
-Place = tuple[tuple[tuple[str, int], ...], str | None]
+ElementPath = tuple[tuple[tuple[str, int], ...], str | None]
 """Names and indexes of the elements on the way, and the attribute's name (behind a colon where it
 has a namespace), or None for the text."""
 
 
-def parse_place(path: str, column: str) -> Place:
+def parse_place(path: str, column: str) -> ElementPath:
     """Where a path leads to. Raises: UserError where it is none."""
     if not PATH.fullmatch(path):
         raise UserError(
@@ -139,8 +139,8 @@ class Fields:
                     out[number][row] = _attribute(element, name)
         for values in out:
             del values[row + 1 :]
-        made = [pl.Series(c, v, pl.String) for c, v in zip(self.columns, out, strict=True)]
-        return pl.DataFrame([column.set(column == "", None) for column in made])
+        columns = [pl.Series(c, v, pl.String) for c, v in zip(self.columns, out, strict=True)]
+        return pl.DataFrame([column.set(column == "", None) for column in columns])
 
 
 def _fill(node: _Node, element: etree._Element, row: int, out: list[list[str | None]]) -> None:
@@ -214,11 +214,11 @@ def documents(records: Records) -> list[etree._Element]:
     """The roots of those that are XML, for a sample."""
     assert isinstance(records.values, Values)
     parser = etree.XMLParser(**SAFE)
-    found = []
+    roots = []
     for raw in records.values.take(np.arange(len(records))):
         with contextlib.suppress(etree.XMLSyntaxError, EntityError):
-            found.append(parsed(raw or b"", parser))
-    return found
+            roots.append(parsed(raw or b"", parser))
+    return roots
 
 
 def declares_entities(element: etree._Element) -> bool:
@@ -253,7 +253,7 @@ class Xml:
     def schema(self, declared: Schema) -> Schema:
         """The columns, which must be declared. Raises: UserError where they and the paths do not
         fit together."""
-        Fields(list(must_be_declared(declared, "XML documents")), self._paths)
+        Fields(list(require_declared(declared, "XML documents")), self._paths)
         return declared
 
     def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
@@ -277,12 +277,12 @@ class Xml:
 
         frame = fields.frame(roots(), len(values))
         good = np.delete(np.arange(len(values)), list(bad))
-        made, rejects = conform(frame, records, schema, good)
+        result, rejects = conform(frame, records, schema, good)
         for reason in dict.fromkeys(reason for reason, _ in bad.values()):
             rows = [row for row in bad if bad[row][0] == reason]
             detail = pl.Series([bad[row][1] for row in rows], dtype=pl.String)
-            rejects.append(rejected(records, np.array(rows, np.int64), reason, detail))
-        return made, rejects
+            rejects.append(make_rejects(records, np.array(rows, np.int64), reason, detail))
+        return result, rejects
 
 
 class EntityError(Exception):

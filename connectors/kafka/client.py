@@ -26,7 +26,7 @@ from engine.types import Duration, HeadraceError, Name, UserError
 log = logging.getLogger("headrace.kafka")
 SILENT_SECONDS = 10.0
 """How long a request may wait for its answer before the broker counts as away."""
-BEAT_SECONDS = 1.0
+KEEP_ALIVE_SECONDS = 1.0
 HANG_SECONDS = 120.0
 """How long a start waits for a broker that hangs, unless `timeout` is given."""
 
@@ -36,8 +36,8 @@ USERS_MISTAKES = (
     errors.UnsupportedVersionError,
     errors.UnsupportedCodecError,
 )
-TLS_KEYS = ("ca_file", "cert_file", "key_file")
-SASL_KEYS = ("sasl", "user", "password", "password_file")
+TLS_KEYS = ("ssl_cafile", "ssl_certfile", "ssl_keyfile")
+SASL_KEYS = ("sasl_mechanism", "user", "password", "password_file")
 
 
 class KafkaSettings(types.Settings):
@@ -46,16 +46,16 @@ class KafkaSettings(types.Settings):
     What does not fit together, and a file that cannot be read, is refused before anything starts.
 
     Attributes:
-        bootstrap: "host:port" of one broker or more, with commas in between; by default the
+        bootstrap_servers: "host:port" of one broker or more, with commas in between; by default the
             environment's KAFKA_BOOTSTRAP_SERVERS, else localhost:9092.
-        security: PLAINTEXT (for networks of one's own), SSL, SASL_SSL, or SASL_PLAINTEXT, which
+        security_protocol: PLAINTEXT (for networks of one's own), SSL, SASL_SSL, or SASL_PLAINTEXT, which
             sends the password (PLAIN) or what it can be guessed from (SCRAM) in the clear and is
             warned of.
-        ca_file: certificates to trust (SSL, SASL_SSL), PEM; the system's unless given. The
+        ssl_cafile: certificates to trust (SSL, SASL_SSL), PEM; the system's unless given. The
             broker's host name is always checked.
-        cert_file, key_file: this client's own certificate and its key (mutual TLS), PEM, without
-            pass phrase; `key_file` may be left out where `cert_file` holds both.
-        sasl: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512; needed by SASL_SSL and SASL_PLAINTEXT.
+        ssl_certfile, ssl_keyfile: this client's own certificate and its key (mutual TLS), PEM, without
+            pass phrase; `ssl_keyfile` may be left out where `ssl_certfile` holds both.
+        sasl_mechanism: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512; needed by SASL_SSL and SASL_PLAINTEXT.
         user: the SASL user's name.
         password: of SASL; better from the environment (``HEADRACE_SOURCE__PASSWORD``,
             ``HEADRACE_SINK__PASSWORD``) or a file than in the pipeline file. Never shown.
@@ -66,60 +66,60 @@ class KafkaSettings(types.Settings):
             will let this client in, is not waited for.
     """
 
-    bootstrap: Free[str] = Field(
+    bootstrap_servers: Free[str] = Field(
         default_factory=lambda: os.environ.get("KAFKA_BOOTSTRAP_SERVERS", "localhost:9092")
     )
-    security: Free[Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]] = "PLAINTEXT"
-    ca_file: Free[Name | None] = None
-    cert_file: Free[Name | None] = None
-    key_file: Free[Name | None] = None
-    sasl: Free[Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None] = None
+    security_protocol: Free[Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]] = "PLAINTEXT"
+    ssl_cafile: Free[Name | None] = None
+    ssl_certfile: Free[Name | None] = None
+    ssl_keyfile: Free[Name | None] = None
+    sasl_mechanism: Free[Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None] = None
     user: Free[str | None] = None
     password: Free[SecretStr | None] = None
     password_file: Free[Name | None] = None
     timeout: Free[Duration] = Field(30.0, gt=0)
 
-    @field_validator("bootstrap")
+    @field_validator("bootstrap_servers")
     @classmethod
-    def _addresses(cls, bootstrap: str) -> str:
-        handshake.addresses(bootstrap)
-        return bootstrap
+    def _addresses(cls, bootstrap_servers: str) -> str:
+        handshake.addresses(bootstrap_servers)
+        return bootstrap_servers
 
     @model_validator(mode="after")
     def _fit(self) -> Self:
-        if "SASL" in self.security:
+        if "SASL" in self.security_protocol:
             self._fit_sasl()
         else:
-            self._without(SASL_KEYS, "SASL_SSL")
-        if "SSL" in self.security:
+            self._unanswered(SASL_KEYS, "SASL_SSL")
+        if "SSL" in self.security_protocol:
             self._context()
         else:
-            self._without(TLS_KEYS, "SASL_SSL" if self.sasl else "SSL")
+            self._unanswered(TLS_KEYS, "SASL_SSL" if self.sasl_mechanism else "SSL")
         return self
 
     def _fit_sasl(self) -> None:
-        if self.sasl is None:
+        if self.sasl_mechanism is None:
             raise ValueError(
-                f"security '{self.security}' needs sasl: expected PLAIN, SCRAM-SHA-256 or "
+                f"security_protocol '{self.security_protocol}' needs sasl_mechanism: expected PLAIN, SCRAM-SHA-256 or "
                 "SCRAM-SHA-512"
             )
         if not self.user:
-            raise ValueError(f"sasl '{self.sasl}' needs the name to sign in with: set user")
+            raise ValueError(f"sasl_mechanism '{self.sasl_mechanism}' needs the name to sign in with: set user")
         if self.password is not None and self.password_file is not None:
             raise ValueError("expected password or password_file, got both: take one away")
         if not self._password():
             raise ValueError(
-                f"sasl '{self.sasl}' needs the password of user '{self.user}': set it in the "
+                f"sasl_mechanism '{self.sasl_mechanism}' needs the password of user '{self.user}': set it in the "
                 "environment (HEADRACE_SOURCE__PASSWORD, HEADRACE_SINK__PASSWORD) or name a "
                 "password_file"
             )
 
-    def _without(self, keys: tuple[str, ...], security: str) -> None:
+    def _unanswered(self, keys: tuple[str, ...], security_protocol: str) -> None:
         for key in keys:
             if getattr(self, key) is not None:
                 raise ValueError(
-                    f"{key} is of no use with security '{self.security}': set security to "
-                    f"'{security}', or take {key} away"
+                    f"{key} is of no use with security_protocol '{self.security_protocol}': set security_protocol to "
+                    f"'{security_protocol}', or take {key} away"
                 )
 
     def secrets(self) -> Iterator[str]:
@@ -132,29 +132,29 @@ class KafkaSettings(types.Settings):
         """As kafka-python's clients take it, once a broker has answered that it can be spoken to
         like this.
 
-        Raises: handshake.Refused where it says that it cannot, handshake.Unreachable where none answers.
+        Raises: handshake.AccessDenied where it says that it cannot, handshake.Unreachable where none answers.
         """
-        context = self._context() if "SSL" in self.security else None
+        context = self._context() if "SSL" in self.security_protocol else None
         self._warn()
-        # It shouts at every attempt to reach a broker that is away; `Reach` says it once.
+        # It shouts at every attempt to reach a broker that is away; `BrokerHealth` says it once.
         client = logging.getLogger("kafka")
         client.setLevel(logging.NOTSET if log.isEnabledFor(logging.DEBUG) else logging.CRITICAL)
-        servers = handshake.addresses(self.bootstrap)
-        with Reach.of(self.bootstrap).waiting(self):
-            left = handshake.reach(servers, self._door(context), self.timeout, self.hang)
-        found: dict[str, Any] = {
-            "bootstrap_servers": self.bootstrap.split(","),
+        servers = handshake.addresses(self.bootstrap_servers)
+        with BrokerHealth.of(self.bootstrap_servers).watching(self):
+            left = handshake.connect(servers, self._client_identity(context), self.timeout, self.hang)
+        config: dict[str, Any] = {
+            "bootstrap_servers": self.bootstrap_servers.split(","),
             "bootstrap_timeout_ms": int(left * 1000),
-            "security_protocol": self.security,
+            "security_protocol": self.security_protocol,
             "ssl_context": context,
             "client_id": "headrace",
             "reconnect_backoff_max_ms": 1_000,  # a broker that is back is found within a second
         }
-        if self.sasl is not None:
-            found["sasl_mechanism"] = self.sasl
-            found["sasl_plain_username"] = self.user
-            found["sasl_plain_password"] = self._password()
-        return found
+        if self.sasl_mechanism is not None:
+            config["sasl_mechanism"] = self.sasl_mechanism
+            config["sasl_plain_username"] = self.user
+            config["sasl_plain_password"] = self._password()
+        return config
 
     @property
     def hang(self) -> float:
@@ -176,26 +176,26 @@ class KafkaSettings(types.Settings):
     def _context(self) -> ssl.SSLContext:
         """Raises: ValueError for a file that is not there or not what it should be."""
         context = ssl.create_default_context()
-        if self.ca_file is not None:
+        if self.ssl_cafile is not None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             context.minimum_version = ssl.TLSVersion.TLSv1_2
-            _readable("ca_file", self.ca_file)
+            _readable("ssl_cafile", self.ssl_cafile)
             try:
-                context.load_verify_locations(self.ca_file)
+                context.load_verify_locations(self.ssl_cafile)
             except ssl.SSLError as error:
-                raise _unreadable("ca_file", self.ca_file, error) from None
-        if self.cert_file is None:
-            if self.key_file is not None:
-                raise ValueError("key_file needs the certificate that it is the key of: cert_file")
+                raise _unreadable("ssl_cafile", self.ssl_cafile, error) from None
+        if self.ssl_certfile is None:
+            if self.ssl_keyfile is not None:
+                raise ValueError("ssl_keyfile needs the certificate that it is the key of: ssl_certfile")
             return context
-        _readable("cert_file", self.cert_file)
-        if self.key_file is not None:
-            _readable("key_file", self.key_file)
+        _readable("ssl_certfile", self.ssl_certfile)
+        if self.ssl_keyfile is not None:
+            _readable("ssl_keyfile", self.ssl_keyfile)
         try:
             # A pass phrase would be asked for on the terminal, and waited for.
-            context.load_cert_chain(self.cert_file, self.key_file, password="")
+            context.load_cert_chain(self.ssl_certfile, self.ssl_keyfile, password="")
         except ssl.SSLError as error:
-            pair = f"cert_file {self.cert_file} and key_file {self.key_file or '(the same)'}"
+            pair = f"ssl_certfile {self.ssl_certfile} and ssl_keyfile {self.ssl_keyfile or '(the same)'}"
             why = (error.reason or str(error)).lower().replace("_", " ")
             raise ValueError(
                 f"{pair} cannot be used ({why}): expected a certificate and its own key in PEM, "
@@ -203,20 +203,20 @@ class KafkaSettings(types.Settings):
             ) from None
         return context
 
-    def _door(self, context: ssl.SSLContext | None) -> handshake.Door:
-        topics, what = self._topics()
-        return handshake.Door(
-            security=self.security,
+    def _client_identity(self, context: ssl.SSLContext | None) -> handshake.ClientIdentity:
+        topics, operation = self._topics()
+        return handshake.ClientIdentity(
+            security_protocol=self.security_protocol,
             tls=context,
-            ca="the system's store (ca_file names others)"
-            if self.ca_file is None
-            else f"ca_file {self.ca_file}",
-            cert=None if self.cert_file is None else f"cert_file {self.cert_file}",
-            sasl=self.sasl,
+            ca="the system's store (ssl_cafile names others)"
+            if self.ssl_cafile is None
+            else f"ssl_cafile {self.ssl_cafile}",
+            cert=None if self.ssl_certfile is None else f"ssl_certfile {self.ssl_certfile}",
+            sasl_mechanism=self.sasl_mechanism,
             user=self.user or "",
             password=self._password(),
             topics=topics,
-            what=what,
+            what=operation,
         )
 
     def _topics(self) -> tuple[tuple[str, ...], int]:
@@ -227,12 +227,12 @@ class KafkaSettings(types.Settings):
         return (given["topic"],) if "topic" in given else (), handshake.WRITE
 
     def _warn(self) -> None:
-        if self.security == "SASL_PLAINTEXT":
+        if self.security_protocol == "SASL_PLAINTEXT":
             log.warning(
-                "password and records go over the network in the clear: use security SASL_SSL",
-                extra={"bootstrap": self.bootstrap, "security": self.security},
+                "password and records go over the network in the clear: use security_protocol SASL_SSL",
+                extra={"bootstrap_servers": self.bootstrap_servers, "security_protocol": self.security_protocol},
             )
-        for key in ("password_file", "key_file"):
+        for key in ("password_file", "ssl_keyfile"):
             path = getattr(self, key)
             if path is not None and Path(path).stat().st_mode & stat.S_IROTH:
                 log.warning(
@@ -250,11 +250,11 @@ def _readable(key: str, path: str) -> None:
 
 
 def _unreadable(key: str, path: str, error: Exception) -> ValueError:
-    kind = {"password_file": "text", "key_file": "a private key in PEM"}.get(
+    expected = {"password_file": "text", "ssl_keyfile": "a private key in PEM"}.get(
         key, "certificates in PEM"
     )
     why = getattr(error, "strerror", None) if not isinstance(error, ssl.SSLError) else error.reason
-    return ValueError(f"{key} {path} cannot be read ({why or f'no {kind}'}): expected {kind}")
+    return ValueError(f"{key} {path} cannot be read ({why or f'no {expected}'}): expected {expected}")
 
 
 class _Cancelled(logging.Filter):
@@ -283,7 +283,7 @@ for _name in ("kafka.protocol.parser", "kafka.net.connection"):
     logging.getLogger(_name).addFilter(_Wire())
 
 
-def answers(consumer: Any, *, again: bool = False) -> bool:
+def is_answering(consumer: Any, *, again: bool = False) -> bool:
     """Whether a broker answers this consumer now: by a connection alone that is not told, as a
     process that hangs keeps its own, and takes new ones.
 
@@ -299,55 +299,55 @@ def answers(consumer: Any, *, again: bool = False) -> bool:
     return bool(last) and not again and not any(conn.in_flight_requests for conn in conns)
 
 
-class Reach:
+class BrokerHealth:
     """Whether the brokers at an address are in reach, by all clients that this process has there:
     said once when one of them gets no answers, and once when all do again."""
 
-    _known: ClassVar[dict[str, Reach]] = {}
+    _known: ClassVar[dict[str, BrokerHealth]] = {}
 
-    def __init__(self, bootstrap: str) -> None:
-        self._bootstrap = bootstrap
-        self._without: dict[int, float] = {}
+    def __init__(self, bootstrap_servers: str) -> None:
+        self._bootstrap = bootstrap_servers
+        self._unanswered: dict[int, float] = {}
         self._lock = threading.Lock()
 
     @classmethod
-    def of(cls, bootstrap: str) -> Reach:
+    def of(cls, bootstrap_servers: str) -> BrokerHealth:
         """The one of that address."""
-        return cls._known.setdefault(bootstrap, cls(bootstrap))
+        return cls._known.setdefault(bootstrap_servers, cls(bootstrap_servers))
 
     @property
-    def since(self) -> float | None:
+    def unreachable_since(self) -> float | None:
         """Since when there is no answer, in `time.monotonic` seconds; None where there are."""
-        return min(list(self._without.values()), default=None)
+        return min(list(self._unanswered.values()), default=None)
 
-    def says(self, client: object, answered: bool) -> None:
+    def report(self, client: object, answered: bool) -> None:
         """Whether this client gets answers now. Any thread."""
         with self._lock:
-            before = bool(self._without)
+            before = bool(self._unanswered)
             if answered:
-                self._without.pop(id(client), None)
+                self._unanswered.pop(id(client), None)
             else:
-                self._without.setdefault(id(client), time.monotonic())
-            if before == bool(self._without):
+                self._unanswered.setdefault(id(client), time.monotonic())
+            if before == bool(self._unanswered):
                 return
-        said = "a broker is in reach again" if answered else "no broker is in reach"
-        log.warning("%s", said, extra={"bootstrap": self._bootstrap})
+        message = "a broker is in reach again" if answered else "no broker is in reach"
+        log.warning("%s", message, extra={"bootstrap_servers": self._bootstrap})
 
     @contextmanager
-    def waiting(self, client: object, beat: Callable[[], object] | None = None) -> Iterator[None]:
+    def watching(self, client: object, keep_alive: Callable[[], object] | None = None) -> Iterator[None]:
         """Around what waits for an answer, within a limit of its own: a long wait is said.
 
         Args:
-            beat: called every second meanwhile, on another thread.
+            keep_alive: called every second meanwhile, on another thread.
         """
         done, silent_at = threading.Event(), time.monotonic() + SILENT_SECONDS
 
         def watch() -> None:
-            while not done.wait(BEAT_SECONDS):
-                if beat is not None:
-                    beat()
+            while not done.wait(KEEP_ALIVE_SECONDS):
+                if keep_alive is not None:
+                    keep_alive()
                 if time.monotonic() >= silent_at:
-                    self.says(client, False)
+                    self.report(client, False)
 
         thread = threading.Thread(target=watch, daemon=True, name="headrace-waiting")
         thread.start()
@@ -358,7 +358,7 @@ class Reach:
             self.forget(client)
             raise
         self._end(done, thread)
-        self.says(client, True)
+        self.report(client, True)
 
     @staticmethod
     def _end(done: threading.Event, thread: threading.Thread) -> None:
@@ -368,45 +368,45 @@ class Reach:
     def forget(self, client: object) -> None:
         """It says nothing more."""
         with self._lock:
-            self._without.pop(id(client), None)
+            self._unanswered.pop(id(client), None)
 
 
-def refusal(consumer: Any) -> Exception | None:
+def auth_failure(consumer: Any) -> Exception | None:
     """Why a broker did not let this client in again, if that is so: kafka-python would go on asking
     for ever."""
-    found = list(consumer._manager._auth_failures.values())
-    return found[0] if found else None
+    failures = list(consumer._manager._auth_failures.values())
+    return failures[0] if failures else None
 
 
-def same_broker(one: KafkaSettings, other: KafkaSettings) -> bool:
+def same_broker(first: KafkaSettings, other: KafkaSettings) -> bool:
     """Whether both name a broker of the same address, however it is spelled."""
 
     def known(settings: KafkaSettings) -> set[tuple[str, int]]:
-        found = set(handshake.addresses(settings.bootstrap))
-        for host, port in list(found):
+        hosts = set(handshake.addresses(settings.bootstrap_servers))
+        for host, port in list(hosts):
             with suppress(OSError):  # told where it is spoken to
-                found |= {(str(a[4][0]), port) for a in socket.getaddrinfo(host, port)}
-        return found
+                hosts |= {(str(a[4][0]), port) for a in socket.getaddrinfo(host, port)}
+        return hosts
 
-    return bool(known(one) & known(other))
+    return bool(known(first) & known(other))
 
 
 @contextmanager
-def speaking(settings: KafkaSettings, what: str) -> Iterator[None]:
+def translated_errors(settings: KafkaSettings, action: str) -> Iterator[None]:
     """Turns the client's errors into one sentence that says what was tried, where.
 
     Raises: UserError for a wrong name, password or permission; HeadraceError for the rest.
     """
-    place = f"{what} at {settings.bootstrap}"
+    place = f"{action} at {settings.bootstrap_servers}"
     try:
         yield
     except HeadraceError:
         raise
-    except handshake.Refused as error:
-        raise UserError(f"{what}: {error}.") from error
+    except handshake.AccessDenied as error:
+        raise UserError(f"{action}: {error}.") from error
     except errors.SaslAuthenticationFailedError as error:
         raise UserError(
-            f"{place}: the broker does not let user '{settings.user}' in with {settings.sasl} "
+            f"{place}: the broker does not let user '{settings.user}' in with {settings.sasl_mechanism} "
             f"({error}): expected its password, and a user that it knows."
         ) from error
     except errors.AuthorizationError as error:
@@ -426,7 +426,7 @@ def speaking(settings: KafkaSettings, what: str) -> Iterator[None]:
 def _who(settings: KafkaSettings) -> str:
     if settings.user is not None:
         return f"user '{settings.user}'"
-    return f"cert_file {settings.cert_file}" if settings.cert_file else "a client without a name"
+    return f"ssl_certfile {settings.ssl_certfile}" if settings.ssl_certfile else "a client without a name"
 
 
 def _words(error: BaseException) -> str:
@@ -439,9 +439,9 @@ def _words(error: BaseException) -> str:
 __all__ = [
     "SILENT_SECONDS",
     "KafkaSettings",
-    "Reach",
-    "answers",
-    "refusal",
+    "BrokerHealth",
+    "is_answering",
+    "auth_failure",
     "same_broker",
-    "speaking",
+    "translated_errors",
 ]

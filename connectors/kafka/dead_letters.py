@@ -11,19 +11,19 @@ import polars as pl
 from pydantic import Field
 
 from connectors.formats.kernels import rows
-from connectors.formats.kernels.varints import put
-from connectors.kafka.producer import Delivery, TopicSettings
-from connectors.kafka.record_batches import Outgoing, headed
+from connectors.formats.kernels.varints import write_varint
+from connectors.kafka.producer import VerifiedProducer, TopicSettings
+from connectors.kafka.record_batches import OutgoingRecords, encode_headers
 from connectors.kafka.sink import KafkaSink
 from connectors.kafka.fetch import header_entries
 from engine.types.changes import Free
-from engine.types import NO_TIME, PARTITION, POSITION, Records, Sink, Snapshot
+from engine.types import NO_TIMESTAMP, PARTITION, POSITION, Records, Sink, Snapshot
 
 PREFIX = "headrace."
-PLACE = ("topic", "partition", "offset", "timestamp")
+ORIGIN_HEADERS = ("topic", "partition", "offset", "timestamp")
 
 
-class KafkaLetters(Sink):
+class KafkaDeadLetterSink(Sink):
     """See `engine.types.Sink`. Takes dead letters (`engine.running.dead_letters`); the topic gets each record's
     own value, key and headers, and besides:
 
@@ -43,27 +43,27 @@ class KafkaLetters(Sink):
 
         provenance: Free[dict[str, str]] = Field(default_factory=dict)
 
-    def __init__(self, settings: KafkaLetters.Settings) -> None:
+    def __init__(self, settings: KafkaDeadLetterSink.Settings) -> None:
         self.settings = settings
-        self.delivery = Delivery(settings, f"[dead_letters] topic '{settings.topic}'")
+        self.delivery = VerifiedProducer(settings, f"[dead_letters] topic '{settings.topic}'")
         self._shared = False
         self._always = [(name, value.encode()) for name, value in settings.provenance.items()]
 
-    def follow(self, sink: object) -> None:
+    def share_transaction(self, sink: object) -> None:
         """Send letters in this sink's transactions; nothing, where it has none or is elsewhere."""
         if isinstance(sink, KafkaSink) and sink.settings.exactly_once:
-            self._shared = sink.settings.bootstrap == self.settings.bootstrap
+            self._shared = sink.settings.bootstrap_servers == self.settings.bootstrap_servers
             self.delivery = sink.delivery if self._shared else self.delivery
 
-    def watched(self, beat: Callable[[], object]) -> None:
+    def on_wait(self, keep_alive: Callable[[], object]) -> None:
         """See `engine.types.Sink`."""
-        self.delivery.beat = beat
+        self.delivery.keep_alive = keep_alive
 
     def probe(self) -> None:
         """See `engine.types.Sink`."""
         self.delivery.probe(self.settings.topic)
 
-    def write(self, frame: pl.DataFrame, places: pl.DataFrame | None = None) -> None:
+    def write(self, frame: pl.DataFrame, positions: pl.DataFrame | None = None) -> None:
         """Raises: HeadraceError where the broker does not take them; UserError for permissions."""
         if not frame.height:
             return
@@ -71,10 +71,10 @@ class KafkaLetters(Sink):
         text = pl.col("value").fill_null("").cast(pl.Binary)
         value = frame.select(pl.when(whole).then("raw").otherwise(text)).to_series()
         own = rows.values(frame["headers"])
-        records = Outgoing(
+        records = OutgoingRecords(
             values=rows.values(value),
             keys=rows.values(frame["key"]),
-            headers=headed(frame.height, self._always, _why(frame), own),
+            headers=encode_headers(frame.height, self._always, _why(frame), own),
             times=np.full(frame.height, int(time.time() * 1000)),
         )
         self.delivery.send(self.settings.topic, records, np.arange(frame.height))
@@ -101,28 +101,28 @@ class KafkaLetters(Sink):
         both share."""
         return 0 if self._shared else self.delivery.nbytes
 
-    def bound(self, nbytes: int) -> None:
+    def limit_memory(self, nbytes: int) -> None:
         """See `engine.types.Buffered`."""
         if not self._shared:
-            self.delivery.bound(nbytes)
+            self.delivery.limit_memory(nbytes)
 
     def counts(self) -> Mapping[str, int]:
         """Outcomes so far, for the metrics."""
-        return {} if self._shared else {"undelivered": self.delivery.failed}
+        return {} if self._shared else {"failed_records": self.delivery.failed}
 
 
 def unwrapped(records: Records) -> Records:
     """Letters as the records that they were: key and value are those, the headers without those
     that a letter adds, time and place as they were when it was read first."""
     assert records.headers is not None, "letters were read without their headers"
-    found = [_opened(raw or b"") for raw in records.headers.take(np.arange(len(records)))]
-    own = [own for own, _ in found]
+    opened = [_opened(raw or b"") for raw in records.headers.take(np.arange(len(records)))]
+    own = [own for own, _ in opened]
     why = pl.DataFrame(
-        [{name: added.get(PREFIX + name) for name in PLACE} for _, added in found],
-        schema=dict.fromkeys(PLACE, pl.String),
+        [{name: added.get(PREFIX + name) for name in ORIGIN_HEADERS} for _, added in opened],
+        schema=dict.fromkeys(ORIGIN_HEADERS, pl.String),
     )
     place = pl.concat_str("topic", "partition", separator="/")
-    times = why["timestamp"].cast(pl.Int64, strict=False).fill_null(NO_TIME)
+    times = why["timestamp"].cast(pl.Int64, strict=False).fill_null(NO_TIMESTAMP)
     return replace(
         records,
         headers=rows.values(pl.Series(own, dtype=pl.Binary)),
@@ -148,7 +148,7 @@ def _opened(raw: bytes) -> tuple[bytes, dict[str, str]]:
     else:
         count = np.empty(10, np.uint8)
         end = entries[cut][0] if cut < len(entries) else len(raw)
-        own = count[: put(count, 0, cut)].tobytes() + raw[entries[0][0] : end]
+        own = count[: write_varint(count, 0, cut)].tobytes() + raw[entries[0][0] : end]
     return own, {name: value.decode("utf-8", "replace") for _, name, value in entries[cut:]}
 
 
@@ -166,4 +166,4 @@ def _why(frame: pl.DataFrame) -> dict[str, pl.Series]:
     return columns.to_dict()
 
 
-__all__ = ["KafkaLetters", "unwrapped"]
+__all__ = ["KafkaDeadLetterSink", "unwrapped"]

@@ -1,6 +1,6 @@
 """Record batches to columns: the one place that knows kafka-python from inside.
 
-kafka-python makes a Python object of every record. `Columnar` takes the place of the class that
+kafka-python makes a Python object of every record. `ColumnarRecords` takes the place of the class that
 does (one attribute of the consumer's fetcher; another, of its connections, puts what comes where it
 belongs at once) and gives a `Chunk` of some record batches instead, decoded by a compiled loop into
 one buffer. Membership, offsets, aborted transactions and errors stay kafka-python's.
@@ -31,18 +31,18 @@ from kafka.record.default_records import DefaultRecordBatch
 from kafka.record.memory_records import MemoryRecords, MemoryRecordsBuilder
 from numpy.typing import NDArray
 
-from connectors.formats.kernels.rows import together
-from connectors.formats.kernels.varints import taken
+from connectors.formats.kernels.rows import gather_all
+from connectors.formats.kernels.varints import read_varint
 from engine.types import Values
 from engine.types.plural import counted
 
 Ints = NDArray[np.int64]
-RECEIVED = 1 << 18
+RECEIVE_BYTES = 1 << 18
 """Bytes taken from a connection between two answers, at most."""
-DRY = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+WOULD_BLOCK = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 """Nothing has come."""
 CLOSED = "the broker closed the connection"
-TOGETHER = 1 << 20
+CHUNK_BYTES = 1 << 20
 """Bytes of record batches at which a chunk is whole."""
 
 
@@ -79,34 +79,34 @@ class Chunk:
         return len(self.offsets)
 
 
-def columnar(consumer: KafkaConsumer, *, newline: bool, whole: bool = False) -> None:
+def install_columnar_fetch(consumer: KafkaConsumer, *, newline: bool, with_metadata: bool = False) -> None:
     """Make the consumer's `poll` give lists of `Chunk` (and count chunks where it counts records).
 
     Args:
         newline: put a newline behind each value, which one call can then parse as NDJSON.
-        whole: keys and headers too.
+        with_metadata: keys and headers too.
     """
-    made = type("Asked", (Columnar,), {"newline": newline, "whole": whole})
-    consumer._fetcher.PartitionRecords = made
+    subclass = type("Asked", (ColumnarRecords,), {"newline": newline, "with_metadata": with_metadata})
+    consumer._fetcher.PartitionRecords = subclass
     manager = consumer._manager
     build = manager._build_transport
 
-    async def widened(*args: Any, **settings: Any) -> Any:
+    async def with_direct_receive(*args: Any, **settings: Any) -> Any:
         transport = await build(*args, **settings)
         if isinstance(transport, KafkaTCPTransport):
             transport._sock_recv = functools.partial(_received, transport)
         return transport
 
-    manager._build_transport = widened
+    manager._build_transport = with_direct_receive
 
 
-class Frame(KafkaBytes):  # type: ignore[misc]
+class ResponseBuffer(KafkaBytes):  # type: ignore[misc]
     """A response buffer that large fetches are received into without a copy."""
 
     def read(self, nbytes: int | None = None) -> bytes | memoryview:
         """The next bytes, or the whole rest."""
         at: int = self.tell()
-        if nbytes is not None or len(self) - at < RECEIVED:
+        if nbytes is not None or len(self) - at < RECEIVE_BYTES:
             read: bytes = super().read(nbytes)
             return read
         self.seek(len(self))
@@ -125,22 +125,22 @@ def _received(transport: KafkaTCPTransport) -> tuple[bytes, KafkaError | None]:
     try:
         # Until nothing is left: what TLS has deciphered already would wake nobody.
         while frame is not None and len(frame) - frame.tell() > 1:
-            frame.__class__ = Frame
+            frame.__class__ = ResponseBuffer
             n = sock.recv_into(memoryview(frame)[frame.tell() : -1])
             if not n:
                 raise ConnectionResetError(CLOSED)
             frame.seek(frame.tell() + n)
-        data = sock.recv(RECEIVED)
+        data = sock.recv(RECEIVE_BYTES)
         if not data:
             raise ConnectionResetError(CLOSED)
-    except DRY:
+    except WOULD_BLOCK:
         return b"", None
     except OSError as error:
         return b"", KafkaConnectionError(error)
     return data, None
 
 
-def prefetched(consumer: KafkaConsumer) -> int:
+def prefetched_bytes(consumer: KafkaConsumer) -> int:
     """Bytes of the answers that the client holds and has not given yet."""
     fetcher = consumer._fetcher
     waiting = [*fetcher._completed_fetches.copy(), *fetcher._paused_completed_fetches.values()]
@@ -157,7 +157,7 @@ def topic_ids(consumer: KafkaConsumer, topics: Iterable[str]) -> dict[str, str]:
     return {topic: str(i) if i is not None and i.int else "" for topic, i in ids.items()}
 
 
-def forbidden(consumer: KafkaConsumer, topic: str) -> bool:
+def is_forbidden(consumer: KafkaConsumer, topic: str) -> bool:
     """Whether the broker does not let this client see the topic. It must be asked for that one: in
     a list of all topics it is missing, as one that is not there."""
     cluster = consumer._cluster
@@ -170,23 +170,23 @@ def forbidden(consumer: KafkaConsumer, topic: str) -> bool:
         cluster.need_all_topic_metadata = everything
 
 
-def refreshed(consumer: KafkaConsumer) -> float:
+def metadata_time_ms(consumer: KafkaConsumer) -> float:
     """When the client's metadata was new, in ms of its own clock."""
     return float(consumer._cluster._last_successful_refresh_ms)
 
 
-class Columnar(Fetcher.PartitionRecords):  # type: ignore[misc]
+class ColumnarRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
     """kafka-python's walk over a fetch response, with columns for records."""
 
     newline = False
-    whole = False
+    with_metadata = False
 
     def _unpack_records(self, tp: TopicPartition, records: Any, *_: object) -> Iterator[Chunk]:
-        parts: list[Part] = []
+        parts: list[RecordSpans] = []
         try:
             for part in self._parts(tp, records):
                 parts.append(part)
-                if sum(part.nbytes for part in parts) >= TOGETHER:
+                if sum(part.nbytes for part in parts) >= CHUNK_BYTES:
                     yield self._chunk(parts)
                     parts = []
         except KafkaError:
@@ -197,7 +197,7 @@ class Columnar(Fetcher.PartitionRecords):  # type: ignore[misc]
             yield self._chunk(parts)
         self.drain()
 
-    def _parts(self, tp: TopicPartition, records: Any) -> Iterator[Part]:
+    def _parts(self, tp: TopicPartition, records: Any) -> Iterator[RecordSpans]:
         """Of each record batch that holds records for a reader."""
         for batch in batches(records):
             if batch.magic < 2:
@@ -211,7 +211,7 @@ class Columnar(Fetcher.PartitionRecords):  # type: ignore[misc]
                     "fails its checksum: the broker's log or the network is damaged."
                 )
             self.leader_epoch = batch.leader_epoch
-            part = None if self._skipped(batch) else located(batch, self.fetch_offset)
+            part = None if self._skipped(batch) else locate_records(batch, self.fetch_offset)
             self.next_fetch_offset = batch.next_offset
             if part is not None:
                 self.records_read += len(part.offsets)
@@ -219,8 +219,8 @@ class Columnar(Fetcher.PartitionRecords):  # type: ignore[misc]
                 if len(part.offsets):
                     yield part
 
-    def _chunk(self, parts: Sequence[Part]) -> Chunk:
-        return chunk(parts, self.next_fetch_offset, newline=self.newline, whole=self.whole)
+    def _chunk(self, parts: Sequence[RecordSpans]) -> Chunk:
+        return chunk(parts, self.next_fetch_offset, newline=self.newline, with_metadata=self.with_metadata)
 
     def _skipped(self, batch: Any) -> bool:
         """Whether the batch holds no records for a reader: a transaction's marker, or aborted."""
@@ -235,7 +235,7 @@ class Columnar(Fetcher.PartitionRecords):  # type: ignore[misc]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
+class RecordSpans:
     """Where the records of one record batch are, n of them.
 
     Attributes:
@@ -256,7 +256,7 @@ class Part:
         return len(self.raw)
 
 
-class InPlace(DefaultRecordBatch):  # type: ignore[misc]
+class ZeroCopyBatch(DefaultRecordBatch):  # type: ignore[misc]
     """A record batch that stays in the answer it came in: kafka-python's own is a copy."""
 
     def __init__(self, buffer: memoryview) -> None:
@@ -276,10 +276,10 @@ def batches(records: Any) -> Iterator[Any]:
             yield records.next_batch()  # of an older format, or none at all: it says which
         else:
             records._cache_next()
-            yield InPlace(piece)
+            yield ZeroCopyBatch(piece)
 
 
-def located(batch: Any, start: int) -> Part:
+def locate_records(batch: Any, start: int) -> RecordSpans:
     """Where the records of a record batch of kafka-python's are.
 
     Args:
@@ -306,7 +306,7 @@ def located(batch: Any, start: int) -> Part:
         )
     kept = int(np.searchsorted(offsets, start - batch.base_offset))
     appended = batch.timestamp_type == 1
-    return Part(
+    return RecordSpans(
         raw=raw,
         offsets=offsets[kept:] + batch.base_offset,
         timestamps=np.full(n - kept, batch.max_timestamp)
@@ -317,24 +317,24 @@ def located(batch: Any, start: int) -> Part:
     )
 
 
-def rehearsed(value: bytes, *, newline: bool, whole: bool) -> Chunk:
+def warm_up_chunk(value: bytes, *, newline: bool, with_metadata: bool) -> Chunk:
     """Return a synthetic chunk with this value, to warm up the compiled loops."""
     builder = MemoryRecordsBuilder(magic=2, compression_type=0, batch_size=1 << 10, offset=0)
     builder.append(timestamp=0, key=b"", value=value, headers=[])
     builder.close()
-    parts = [located(batch, 0) for batch in batches(MemoryRecords(bytes(builder.buffer())))]
-    return chunk(parts, 1, newline=newline, whole=whole)
+    parts = [locate_records(batch, 0) for batch in batches(MemoryRecords(bytes(builder.buffer())))]
+    return chunk(parts, 1, newline=newline, with_metadata=with_metadata)
 
 
-def chunk(parts: Sequence[Part], after: int, *, newline: bool, whole: bool) -> Chunk:
-    """Their records in one piece; see `columnar`.
+def chunk(parts: Sequence[RecordSpans], after: int, *, newline: bool, with_metadata: bool) -> Chunk:
+    """Their records in one piece; see `install_columnar_fetch`.
 
     Args:
         after: the offset to read after them.
     """
     values, keys, heads = (
-        together([(p.raw, p.starts[i], p.sizes[i]) for p in parts], newline=newline and i == 0)
-        if whole or i == 0
+        gather_all([(p.raw, p.starts[i], p.sizes[i]) for p in parts], newline=newline and i == 0)
+        if with_metadata or i == 0
         else None
         for i in range(3)
     )
@@ -352,9 +352,9 @@ def chunk(parts: Sequence[Part], after: int, *, newline: bool, whole: bool) -> C
     )
 
 
-def decode(batch: Any, start: int, *, newline: bool, whole: bool = False) -> Chunk:
-    """One record batch as columns; see `located`."""
-    return chunk([located(batch, start)], batch.next_offset, newline=newline, whole=whole)
+def decode(batch: Any, start: int, *, newline: bool, with_metadata: bool = False) -> Chunk:
+    """One record batch as columns; see `locate_records`."""
+    return chunk([locate_records(batch, start)], batch.next_offset, newline=newline, with_metadata=with_metadata)
 
 
 def headers(raw: bytes) -> list[tuple[str, bytes]]:
@@ -397,14 +397,14 @@ def _locate(raw, n, offsets, times, starts, sizes):  # type: ignore[no-untyped-d
     """
     at = 0
     for i in range(n):
-        length, at = taken(raw, at)
+        length, at = read_varint(raw, at)
         end = at + length
         if length < 0 or end > len(raw):
             return -1
-        times[i], at = taken(raw, at + 1)
-        offsets[i], at = taken(raw, at)
+        times[i], at = read_varint(raw, at + 1)
+        offsets[i], at = read_varint(raw, at)
         for part in (1, 0):  # the key comes first
-            sizes[part, i], at = taken(raw, at)
+            sizes[part, i], at = read_varint(raw, at)
             starts[part, i] = at
             at += max(sizes[part, i], 0)
             if at > end:
@@ -417,16 +417,16 @@ def _locate(raw, n, offsets, times, starts, sizes):  # type: ignore[no-untyped-d
 
 __all__ = [
     "Chunk",
-    "Columnar",
-    "Part",
+    "ColumnarRecords",
+    "RecordSpans",
     "chunk",
-    "columnar",
+    "install_columnar_fetch",
     "decode",
-    "forbidden",
+    "is_forbidden",
     "header_entries",
     "headers",
-    "located",
-    "prefetched",
-    "refreshed",
+    "locate_records",
+    "prefetched_bytes",
+    "metadata_time_ms",
     "topic_ids",
 ]

@@ -20,19 +20,19 @@ from kafka.net.sasl import get_sasl_mechanism
 
 PAUSE = 0.2
 """Seconds between two rounds of knocking at brokers that are not there."""
-NAME = b"headrace"
+CLIENT_ID = b"headrace"
 READ, WRITE = 3, 4
 """What one may do with a topic, as a broker numbers it."""
 METADATA, SASL_HANDSHAKE, SASL_AUTHENTICATE = 3, 17, 36
-NOT_THERE, NO_NAME, NO_PERMISSION, UNKNOWN_MECHANISM, NO_SASL = 3, 17, 29, 33, 34
-MOST = 1 << 20
+UNKNOWN_TOPIC, INVALID_TOPIC, NO_PERMISSION, UNKNOWN_MECHANISM, NO_SASL = 3, 17, 29, 33, 34
+MAX_ANSWER_BYTES = 1 << 20
 """Bytes of an answer: a longer one is not Kafka's."""
-ASKED = 32
+MAX_BROKERS_TRIED = 32
 """Brokers of a cluster that are tried: enough to see a mistake that all of them share."""
 Address = tuple[str, int]
 
 
-class Refused(Exception):
+class AccessDenied(Exception):
     """The broker permanently denies access to this client."""
 
 
@@ -40,39 +40,39 @@ class Unreachable(OSError):
     """None answered in time."""
 
 
-class Mute(TimeoutError):
+class NoReply(TimeoutError):
     """A server accepted the connection and sent no reply."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Door:
+class ClientIdentity:
     """How the client authenticates: protocol, SASL mechanism, credentials, certificates.
 
     Attributes:
-        security: as in `KafkaSettings`.
+        security_protocol: as in `KafkaSettings`.
         tls: what to trust and show, or None without TLS.
         ca: what is trusted, and `cert` what is shown: in words, for sentences.
-        sasl: the mechanism, or None; with `user` and `password`.
+        sasl_mechanism: the mechanism, or None; with `user` and `password`.
         topics: what for, and `what` is to be done with them: READ or WRITE.
     """
 
-    security: str
+    security_protocol: str
     tls: ssl.SSLContext | None
     ca: str
     cert: str | None
-    sasl: str | None
+    sasl_mechanism: str | None
     user: str
     password: str = field(repr=False)
     topics: tuple[str, ...]
     what: int
 
 
-def addresses(bootstrap: str) -> list[Address]:
+def addresses(bootstrap_servers: str) -> list[Address]:
     """Raises: ValueError for what is no list of host:port."""
-    return [_address(text.strip()) for text in bootstrap.split(",")]
+    return [_address(text.strip()) for text in bootstrap_servers.split(",")]
 
 
-def reach(servers: Sequence[Address], door: Door, timeout: float, hang: float = 0.0) -> float:
+def connect(servers: Sequence[Address], identity: ClientIdentity, timeout: float, hang: float = 0.0) -> float:
     """Connect to the bootstrap servers in turn, then to one broker they name; return the seconds
     left.
 
@@ -80,23 +80,23 @@ def reach(servers: Sequence[Address], door: Door, timeout: float, hang: float = 
         timeout: seconds for all of it.
         hang: seconds for one that is there and does not answer, where that is longer.
 
-    Raises: Refused, at once; Unreachable, when the time is over.
+    Raises: AccessDenied, at once; Unreachable, when the time is over.
     """
     start = time.monotonic()
     try:
-        named = _any(servers, door, start + timeout, f"no answer within {timeout:g} s")
+        named = _any(servers, identity, start + timeout, f"no answer within {timeout:g} s")
     except Unreachable as error:
-        if hang <= timeout or not isinstance(error.__cause__, Mute):
+        if hang <= timeout or not isinstance(error.__cause__, NoReply):
             raise
         timeout = hang
-        named = _any(servers, door, start + timeout, f"no answer within {timeout:g} s")
+        named = _any(servers, identity, start + timeout, f"no answer within {timeout:g} s")
     deadline = start + timeout
-    others = [server for server in named[:ASKED] if server not in servers]
+    others = [server for server in named[:MAX_BROKERS_TRIED] if server not in servers]
     if others and len(others) == len(named):
         names = ", ".join(f"{host}:{port}" for host, port in others)
         _any(
             others,
-            door,
+            identity,
             max(deadline, time.monotonic() + 1.0),
             f"it answers, and sends clients on to {names} (advertised.listeners), where there is "
             f"no answer within {timeout:g} s",
@@ -104,19 +104,19 @@ def reach(servers: Sequence[Address], door: Door, timeout: float, hang: float = 
     return max(deadline - time.monotonic(), 1.0)
 
 
-def _any(servers: Sequence[Address], door: Door, deadline: float, silence: str) -> list[Address]:
+def _any(servers: Sequence[Address], identity: ClientIdentity, deadline: float, silence: str) -> list[Address]:
     """The brokers that the first server names that lets in."""
     while True:
         trouble: OSError | None = None
-        mistake: Refused | None = None
+        mistake: AccessDenied | None = None
         for i, server in enumerate(servers):
             share = (deadline - time.monotonic()) / (len(servers) - i)
             try:
-                return _knock(server, door, max(share, 0.1))
-            except Refused as error:
+                return _handshake(server, identity, max(share, 0.1))
+            except AccessDenied as error:
                 mistake = error
             except OSError as error:
-                trouble = error if not isinstance(trouble, Mute) else trouble
+                trouble = error if not isinstance(trouble, NoReply) else trouble
         if mistake is not None:
             raise mistake
         if time.monotonic() + PAUSE >= deadline:
@@ -126,42 +126,42 @@ def _any(servers: Sequence[Address], door: Door, deadline: float, silence: str) 
         time.sleep(PAUSE)
 
 
-def _knock(server: Address, door: Door, timeout: float) -> list[Address]:
+def _handshake(server: Address, identity: ClientIdentity, timeout: float) -> list[Address]:
     """The brokers it names.
 
-    Raises: Refused; OSError where another try may go well.
+    Raises: AccessDenied; OSError where another try may go well.
     """
     name = f"{server[0]}:{server[1]}"
     try:
-        with _connected(server, door.tls, timeout) as line:
-            return _come_in(line, server[0], name, door)
+        with _connected(server, identity.tls, timeout) as line:
+            return _check_access(line, server[0], name, identity)
     except OSError as error:
-        if (proof := _proof(error, name, door)) is not None:
+        if (proof := _proof(error, name, identity)) is not None:
             raise proof from error
         if not isinstance(error, ConnectionRefusedError | socket.gaierror | TimeoutError):
-            _other_way(server, name, door, timeout)
+            _check_other_protocol(server, name, identity, timeout)
         raise
     except (struct.error, UnicodeDecodeError):
         return []  # not what is known of Kafka; kafka-python may know more
 
 
-def _come_in(line: _Line, host: str, name: str, door: Door) -> list[Address]:
-    code, offered = _mechanisms(line, door.sasl or "PLAIN")
-    if code == NO_SASL and door.sasl is not None:
-        raise Refused(
-            f"{name} takes no SASL, and security is '{door.security}': name the port of a listener "
-            f"with SASL, or set security to '{door.security.removeprefix('SASL_')}'"
+def _check_access(line: _Line, host: str, name: str, identity: ClientIdentity) -> list[Address]:
+    code, offered = _mechanisms(line, identity.sasl_mechanism or "PLAIN")
+    if code == NO_SASL and identity.sasl_mechanism is not None:
+        raise AccessDenied(
+            f"{name} takes no SASL, and security_protocol is '{identity.security_protocol}': name the port of a listener "
+            f"with SASL, or set security_protocol to '{identity.security_protocol.removeprefix('SASL_')}'"
         )
-    if code in (0, UNKNOWN_MECHANISM) and door.sasl not in offered:
-        wanted = "no sasl is set" if door.sasl is None else f"sasl is '{door.sasl}'"
-        secure = "SASL_PLAINTEXT" if door.tls is None else "SASL_SSL"
-        raise Refused(
-            f"{name} wants SASL with {' or '.join(sorted(offered))}, and {wanted}: set security to "
-            f"'{secure}' and sasl to one of these"
+    if code in (0, UNKNOWN_MECHANISM) and identity.sasl_mechanism not in offered:
+        wanted = "no sasl_mechanism is set" if identity.sasl_mechanism is None else f"sasl_mechanism is '{identity.sasl_mechanism}'"
+        secure = "SASL_PLAINTEXT" if identity.tls is None else "SASL_SSL"
+        raise AccessDenied(
+            f"{name} wants SASL with {' or '.join(sorted(offered))}, and {wanted}: set security_protocol to "
+            f"'{secure}' and sasl_mechanism to one of these"
         )
     if code == 0:
-        _sign_in(line, host, name, door)
-    return _brokers(line, name, door)
+        _authenticate(line, host, name, identity)
+    return _brokers(line, name, identity)
 
 
 def _mechanisms(line: _Line, mechanism: str) -> tuple[int, list[str]]:
@@ -171,12 +171,12 @@ def _mechanisms(line: _Line, mechanism: str) -> tuple[int, list[str]]:
     return code, [answer.text() for _ in range(answer.number("i"))]
 
 
-def _sign_in(line: _Line, host: str, name: str, door: Door) -> None:
-    mechanism = get_sasl_mechanism(door.sasl)(
+def _authenticate(line: _Line, host: str, name: str, identity: ClientIdentity) -> None:
+    mechanism = get_sasl_mechanism(identity.sasl_mechanism)(
         host=host,
-        sasl_mechanism=door.sasl,
-        sasl_plain_username=door.user,
-        sasl_plain_password=door.password,
+        sasl_mechanism=identity.sasl_mechanism,
+        sasl_plain_username=identity.user,
+        sasl_plain_password=identity.password,
     )
     why = None
     while why is None and not mechanism.is_done():
@@ -192,26 +192,26 @@ def _sign_in(line: _Line, host: str, name: str, door: Door) -> None:
         except ValueError as error:  # the broker cannot prove that it knows the password
             why = str(error)
     if why is not None or not mechanism.is_authenticated():
-        raise Refused(
-            f"{name} does not let user '{door.user}' in with {door.sasl} "
+        raise AccessDenied(
+            f"{name} does not let user '{identity.user}' in with {identity.sasl_mechanism} "
             f"({why or 'no reason given'}): expected a user that it knows, and its password"
         )
 
 
-def _brokers(line: _Line, name: str, door: Door) -> list[Address]:
-    """Raises: Refused where a topic's permissions are not enough, or one to write to is not
+def _brokers(line: _Line, name: str, identity: ClientIdentity) -> list[Address]:
+    """Raises: AccessDenied where a topic's permissions are not enough, or one to write to is not
     there (a source finds that out itself, and knows similar names)."""
-    topics = b"".join(map(_text, door.topics))
-    body = struct.pack(">i", len(door.topics)) + topics + bytes([False, False, True])
+    topics = b"".join(map(_text, identity.topics))
+    body = struct.pack(">i", len(identity.topics)) + topics + bytes([False, False, True])
     try:
         answer = _Answer(line.ask(METADATA, 8, body))
     except ConnectionError:
         return []  # a broker older than 2.3 hangs up; kafka-python has other words for it
     answer.number("i")
-    found = []
+    brokers = []
     for _ in range(answer.number("i")):
         answer.number("i")
-        found.append((answer.text(), answer.number("i")))
+        brokers.append((answer.text(), answer.number("i")))
         answer.text()
     answer.text()
     answer.number("i")
@@ -223,64 +223,64 @@ def _brokers(line: _Line, name: str, door: Door) -> list[Address]:
             for _ in range(3):  # replicas, in sync, offline
                 answer.bytes(4 * answer.number("i"))
         allowed = answer.number("i")
-        if code == NO_PERMISSION or (code == 0 and not allowed & 1 << door.what):
-            raise Refused(_no_permission(topic, name, door))
-        if code in (NOT_THERE, NO_NAME) and door.what == WRITE:
-            raise Refused(f"there is no such topic at {name}: create it, or mend its name")
-    return found
+        if code == NO_PERMISSION or (code == 0 and not allowed & 1 << identity.what):
+            raise AccessDenied(_no_permission(topic, name, identity))
+        if code in (UNKNOWN_TOPIC, INVALID_TOPIC) and identity.what == WRITE:
+            raise AccessDenied(f"there is no such topic at {name}: create it, or mend its name")
+    return brokers
 
 
-def _no_permission(topic: str, name: str, door: Door) -> str:
-    who = f"user '{door.user}'" if door.sasl else door.cert or "a client without a name"
-    what = "READ" if door.what == READ else "WRITE"
+def _no_permission(topic: str, name: str, identity: ClientIdentity) -> str:
+    who = f"user '{identity.user}'" if identity.sasl_mechanism else identity.cert or "a client without a name"
+    operation = "READ" if identity.what == READ else "WRITE"
     return (
-        f"{name} does not allow {who} to {what.lower()} topic '{topic}': expected an ACL that "
-        f"allows {what} on it, or another user"
+        f"{name} does not allow {who} to {operation.lower()} topic '{topic}': expected an ACL that "
+        f"allows {operation} on it, or another user"
     )
 
 
-def _proof(error: OSError, server: str, door: Door) -> Refused | None:
+def _proof(error: OSError, server: str, identity: ClientIdentity) -> AccessDenied | None:
     """What a failed TLS handshake proves, or None where another try may go well."""
     if isinstance(error, ssl.SSLCertVerificationError):
         why = error.verify_message.rstrip(".")
-        return Refused(
+        return AccessDenied(
             f"the certificate of {server} is not accepted ({why}): expected one for this host "
-            f"name, valid now, from an authority in {door.ca}"
+            f"name, valid now, from an authority in {identity.ca}"
         )
     reason = (error.reason or "") if isinstance(error, ssl.SSLError) else ""
-    said = reason.lower().replace("_", " ")
-    if "ALERT" in reason and door.cert is None:
-        return Refused(
-            f"{server} wants a client's certificate, and none is given ({said}): set cert_file and "
-            "key_file"
+    alert = reason.lower().replace("_", " ")
+    if "ALERT" in reason and identity.cert is None:
+        return AccessDenied(
+            f"{server} wants a client's certificate, and none is given ({alert}): set ssl_certfile and "
+            "ssl_keyfile"
         )
     if "ALERT" in reason:
-        return Refused(
-            f"{server} refuses the certificate in {door.cert} ({said}): expected one that is valid "
+        return AccessDenied(
+            f"{server} refuses the certificate in {identity.cert} ({alert}): expected one that is valid "
             "now, from an authority that the broker trusts"
         )
     return None
 
 
-def _other_way(server: Address, name: str, door: Door, timeout: float) -> None:
+def _check_other_protocol(server: Address, name: str, identity: ClientIdentity, timeout: float) -> None:
     """Whether it would have answered in TLS, or without.
 
-    Raises: Refused if so.
+    Raises: AccessDenied if so.
     """
     try:
-        with _connected(server, _anyone() if door.tls is None else None, timeout) as line:
+        with _connected(server, _unverified_context() if identity.tls is None else None, timeout) as line:
             _mechanisms(line, "PLAIN")
     except (OSError, struct.error, UnicodeDecodeError) as error:
-        if door.tls is not None or "ALERT" not in (getattr(error, "reason", None) or ""):
+        if identity.tls is not None or "ALERT" not in (getattr(error, "reason", None) or ""):
             return
-    if door.tls is None:
-        raise Refused(
-            f"{name} speaks TLS, and security is '{door.security}': set it to "
-            f"'{'SASL_SSL' if door.sasl else 'SSL'}', or name the port without TLS"
+    if identity.tls is None:
+        raise AccessDenied(
+            f"{name} speaks TLS, and security_protocol is '{identity.security_protocol}': set it to "
+            f"'{'SASL_SSL' if identity.sasl_mechanism else 'SSL'}', or name the port without TLS"
         )
-    raise Refused(
-        f"{name} speaks no TLS, and security is '{door.security}': name its TLS port, or set "
-        f"security to '{door.security.replace('SSL', 'PLAINTEXT')}'"
+    raise AccessDenied(
+        f"{name} speaks no TLS, and security_protocol is '{identity.security_protocol}': name its TLS port, or set "
+        f"security_protocol to '{identity.security_protocol.replace('SSL', 'PLAINTEXT')}'"
     )
 
 
@@ -293,14 +293,14 @@ class _Line:
 
     def ask(self, api: int, version: int, body: bytes) -> bytes:
         """A request's answer, without its header. Raises: OSError."""
-        head = struct.pack(f">hhih{len(NAME)}s", api, version, api, len(NAME), NAME)
+        head = struct.pack(f">hhih{len(CLIENT_ID)}s", api, version, api, len(CLIENT_ID), CLIENT_ID)
         self._sock.settimeout(self._left())
         self._sock.sendall(struct.pack(">i", len(head) + len(body)) + head + body)
         try:
             size, correlation = struct.unpack(">ii", self._exactly(8))
         except TimeoutError as error:
-            raise Mute("timed out") from error
-        if correlation != api or not 4 <= size <= MOST:
+            raise NoReply("timed out") from error
+        if correlation != api or not 4 <= size <= MAX_ANSWER_BYTES:
             raise ConnectionAbortedError("what answers there is no Kafka broker")
         return self._exactly(size - 4)
 
@@ -316,7 +316,7 @@ class _Line:
 
     def _left(self) -> float:
         if (left := self._deadline - time.monotonic()) <= 0:
-            raise Mute("timed out")
+            raise NoReply("timed out")
         return left
 
 
@@ -328,9 +328,9 @@ class _Answer:
         self._data = data
         self._at = 0
 
-    def number(self, kind: str) -> int:
-        value: int = struct.unpack_from(f">{kind}", self._data, self._at)[0]
-        self._at += struct.calcsize(kind)
+    def number(self, format: str) -> int:
+        value: int = struct.unpack_from(f">{format}", self._data, self._at)[0]
+        self._at += struct.calcsize(format)
         return value
 
     def bytes(self, n: int) -> bytes:
@@ -353,7 +353,7 @@ def _connected(server: Address, tls: ssl.SSLContext | None, timeout: float) -> I
             yield _Line(secured, deadline)
 
 
-def _anyone() -> ssl.SSLContext:
+def _unverified_context() -> ssl.SSLContext:
     """To see whether TLS is spoken at all; nothing secret is said."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
@@ -376,4 +376,4 @@ def _address(text: str) -> Address:
     return host, int(port)
 
 
-__all__ = ["READ", "WRITE", "Address", "Door", "Refused", "Unreachable", "addresses", "reach"]
+__all__ = ["READ", "WRITE", "Address", "ClientIdentity", "AccessDenied", "Unreachable", "addresses", "connect"]

@@ -36,18 +36,18 @@ class Membership(AsyncConsumerRebalanceListener):  # type: ignore[misc]
 
     A rebalance that takes partitions which are being read waits until the loop has saved and
     committed what is done (`release`), at most `seconds`. Then they go, and what was not committed
-    of them is somebody else's: `lost`.
+    of them is somebody else's: `partitions_lost`.
 
     Attributes:
         assigned: partitions that are this engine's now.
-        moving: whether that changed since the last `settle`.
-        lost: whether partitions went before they were committed.
+        is_rebalancing: whether that changed since the last `take_assignment`.
+        partitions_lost: whether partitions went before they were committed.
     """
 
     def __init__(self, seconds: float) -> None:
         self.assigned: frozenset[TopicPartition] = frozenset()
-        self.moving = False
-        self.lost = False
+        self.is_rebalancing = False
+        self.partitions_lost = False
         self._seconds = seconds
         self._consumer: KafkaConsumer | None = None
         self._reading: frozenset[TopicPartition] = frozenset()
@@ -67,12 +67,12 @@ class Membership(AsyncConsumerRebalanceListener):  # type: ignore[misc]
         else:
             consumer.subscribe(pattern=pattern, listener=self)
 
-    def reading(self, partitions: Iterable[TopicPartition]) -> None:
+    def set_reading(self, partitions: Iterable[TopicPartition]) -> None:
         """These are being read from now on: they may not go unannounced."""
         with self._lock:
             self._reading = frozenset(partitions)
 
-    def tend(self) -> None:
+    def rejoin_if_joining(self) -> None:
         """Call before every poll. kafka-python (3.0) forgets a join that is under way when a poll
         ends meanwhile and it was new metadata that asked for it: the member would be out for ever.
         """
@@ -82,7 +82,7 @@ class Membership(AsyncConsumerRebalanceListener):  # type: ignore[misc]
             coordinator.request_rejoin()
 
     @property
-    def leaving(self) -> bool:
+    def is_revoking(self) -> bool:
         """Whether partitions wait to go."""
         return self._released is not None
 
@@ -95,15 +95,15 @@ class Membership(AsyncConsumerRebalanceListener):  # type: ignore[misc]
             assert self._consumer is not None
             self._consumer._net.call_soon_threadsafe(lambda: released.success(None))
 
-    def settle(self) -> frozenset[TopicPartition]:
+    def take_assignment(self) -> frozenset[TopicPartition]:
         """What is assigned now; nothing moves after that until it is read."""
         with self._lock:
-            self.moving = self.lost = False
+            self.is_rebalancing = self.partitions_lost = False
             return self.assigned
 
-    def gone(self) -> None:
+    def on_evicted(self) -> None:
         """Handle a rejected commit: the group has evicted this member."""
-        self.moving = self.lost = True
+        self.is_rebalancing = self.partitions_lost = True
 
     # ------------------------------------------------------------------- what the client calls
 
@@ -113,7 +113,7 @@ class Membership(AsyncConsumerRebalanceListener):  # type: ignore[misc]
             if not revoked & self.assigned:
                 return
             self.assigned -= revoked
-            self.moving = True
+            self.is_rebalancing = True
             if not revoked & self._reading:
                 return
             released = self._released = Future()
@@ -121,7 +121,7 @@ class Membership(AsyncConsumerRebalanceListener):  # type: ignore[misc]
         try:
             await self._consumer._manager.wait_for(released, self._seconds * 1000)
         except KafkaTimeoutError:
-            self.lost, self._released = True, None
+            self.partitions_lost, self._released = True, None
             log.warning(
                 "partitions went before they were committed",
                 extra={"partitions": names(revoked), "waited": self._seconds},
@@ -133,18 +133,18 @@ class Membership(AsyncConsumerRebalanceListener):  # type: ignore[misc]
         with self._lock:
             new = assigned - self.assigned
             self.assigned |= assigned
-            self.moving = True
+            self.is_rebalancing = True
         for tp in new:
             self._consumer.pause(tp)
             self._consumer.seek(tp, 0)
 
-    async def on_partitions_lost(self, lost: set[TopicPartition]) -> None:
+    async def on_partitions_lost(self, partitions_lost: set[TopicPartition]) -> None:
         """Thrown out: others read them already."""
         with self._lock:
-            self.assigned -= lost
-            self.moving = True
-            self.lost = self.lost or bool(lost & self._reading)
-        log.warning("thrown out of the group", extra={"partitions": names(lost)})
+            self.assigned -= partitions_lost
+            self.is_rebalancing = True
+            self.partitions_lost = self.partitions_lost or bool(partitions_lost & self._reading)
+        log.warning("thrown out of the group", extra={"partitions": names(partitions_lost)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,9 +163,9 @@ class Owners:
     def parse(cls, metadata: str | None) -> Self:
         """From a commit's metadata; nobody, where somebody else wrote it."""
         try:
-            found = json.loads(metadata or "{}")
-            owners = tuple((str(m), int(at)) for m, at in found.get("owners", ()))
-            return cls(owners, str(found.get("topic_id", "")))
+            value = json.loads(metadata or "{}")
+            owners = tuple((str(m), int(at)) for m, at in value.get("owners", ()))
+            return cls(owners, str(value.get("topic_id", "")))
         except (ValueError, TypeError, AttributeError):
             return cls()
 
@@ -179,50 +179,50 @@ class Owners:
         """Whose it is."""
         return self.owners[0][0] if self.owners else None
 
-    def taken(self, member: str, at: int) -> Owners:
-        """With `member` going on at offset `at`."""
-        if self.newest == member:
+    def with_owner(self, group_instance_id: str, at: int) -> Owners:
+        """With `group_instance_id` going on at offset `at`."""
+        if self.newest == group_instance_id:
             return self
-        return replace(self, owners=((member, at), *self.owners)[:MAX_OWNERS])
+        return replace(self, owners=((group_instance_id, at), *self.owners)[:MAX_OWNERS])
 
-    def end(self, member: str, committed: int) -> int | None:
-        """Where `member` ended: the committed offset where it is the owner, else where the next one
+    def end(self, group_instance_id: str, committed: int) -> int | None:
+        """Where `group_instance_id` ended: the committed offset where it is the owner, else where the next one
         began; None where it is not remembered."""
         for i, (owner, _) in enumerate(self.owners):
-            if owner == member:
+            if owner == group_instance_id:
                 return committed if i == 0 else self.owners[i - 1][1]
         return None
 
 
 def names(partitions: Iterable[TopicPartition]) -> list[str]:
     """As headrace calls them."""
-    return sorted(name(tp) for tp in partitions)
+    return sorted(partition_name(tp) for tp in partitions)
 
 
-def name(tp: TopicPartition) -> str:
+def partition_name(tp: TopicPartition) -> str:
     """``topic/3``."""
     return f"{tp.topic}/{tp.partition}"
 
 
-def partition(text: str) -> TopicPartition:
+def parse_partition(text: str) -> TopicPartition:
     """From ``topic/3``."""
     topic, _, number = text.rpartition("/")
     return TopicPartition(topic, int(number))
 
 
 def consumer_settings(
-    group: str, member: str | None, assignor: str, session: float, seconds: float
+    group: str, group_instance_id: str | None, assignor: str, session_timeout: float, seconds: float
 ) -> dict[str, Any]:
     """What a member's consumer is made with."""
     return {
         "group_id": group,
-        "group_instance_id": member,
+        "group_instance_id": group_instance_id,
         "partition_assignment_strategy": (ASSIGNORS[assignor],),
-        "session_timeout_ms": int(session * 1000),
-        "heartbeat_interval_ms": int(min(3.0, session / 3) * 1000),
+        "session_timeout_ms": int(session_timeout * 1000),
+        "heartbeat_interval_ms": int(min(3.0, session_timeout / 3) * 1000),
         # Also how long the group waits for a member in a rebalance; this one polls all the time.
         "max_poll_interval_ms": int(max(60.0, 2 * seconds) * 1000),
     }
 
 
-__all__ = ["ASSIGNORS", "Membership", "Owners", "consumer_settings", "name", "names", "partition"]
+__all__ = ["ASSIGNORS", "Membership", "Owners", "consumer_settings", "partition_name", "names", "parse_partition"]

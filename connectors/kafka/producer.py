@@ -13,73 +13,73 @@ from typing import Any, Self
 from kafka import KafkaProducer, OffsetAndMetadata, TopicPartition, errors
 from pydantic import ByteSize, Field, model_validator
 
-from connectors.kafka.client import KafkaSettings, Reach, speaking
+from connectors.kafka.client import KafkaSettings, BrokerHealth, translated_errors
 from connectors.kafka.record_batches import (
-    SIZE,
-    Batch,
+    MAX_BATCH_BYTES,
+    ProducedBatch,
     Ints,
-    Outgoing,
+    OutgoingRecords,
     enqueue,
-    hastened,
-    patient,
-    plan,
-    steadfast,
+    flushing,
+    without_busy_wait,
+    plan_batches,
+    retry_coordinator,
 )
-from engine.types.changes import Free, Told
+from engine.types.changes import Free, Warned
 from engine.types import Duration, HeadraceError
 from engine.types.plural import counted
 
 log = logging.getLogger("headrace.kafka")
 CLOSE_SECONDS = 1.0
 FENCED = (errors.ProducerFencedError, errors.InvalidProducerEpochError)
-SMALLEST = 16 << 10
+MIN_BATCH_BYTES = 16 << 10
 """Bytes of a record batch that are worth their head."""
 
 
-class DeliverySettings(KafkaSettings):
+class ProducerSettings(KafkaSettings):
     """What a sink and the dead letters of ``kind = "kafka"`` have in common.
 
     Attributes:
-        compression: none, gzip, snappy, lz4 or zstd.
+        compression_type: none, gzip, snappy, lz4 or zstd.
         linger: how long a batch of records may wait to fill.
-        buffer_bytes: of records that are not acknowledged yet; a full buffer holds `write` up.
+        buffer_memory: of records that are not acknowledged yet; a full buffer holds `write` up.
         max_record_bytes: of one record with its key and headers; what is larger becomes a dead
             letter. The broker's ``message.max.bytes`` must allow it.
-        give_up: how long one record may take to be delivered, retries included.
+        delivery_timeout: how long one record may take to be delivered, retries included.
         transaction_timeout: time after which the broker aborts a transaction whose engine is
             gone; readers of committed records wait for that. Longer than the time between
             checkpoints.
     """
 
-    compression: Free[str] = Field("lz4", pattern="^(none|gzip|snappy|lz4|zstd)$")
+    compression_type: Free[str] = Field("lz4", pattern="^(none|gzip|snappy|lz4|zstd)$")
     linger: Free[Duration] = Field(0.02, ge=0)
-    buffer_bytes: Free[ByteSize] = Field(ByteSize(32 << 20), ge=1 << 20)
+    buffer_memory: Free[ByteSize] = Field(ByteSize(32 << 20), ge=1 << 20)
     max_record_bytes: Free[ByteSize] = Field(ByteSize(1_000_000), ge=1_000)
-    give_up: Free[Duration] = Field(120.0, gt=0)
+    delivery_timeout: Free[Duration] = Field(120.0, gt=0)
     transaction_timeout: Free[Duration] = Field(60.0, gt=0)
 
     @model_validator(mode="after")
-    def _patient(self) -> Self:
-        if self.give_up < 2 * self.linger + 0.1:
+    def _check_delivery_timeout(self) -> Self:
+        if self.delivery_timeout < 2 * self.linger + 0.1:
             raise ValueError(
-                f"give_up = {self.give_up:g} s is over before a batch that waits linger = "
+                f"delivery_timeout = {self.delivery_timeout:g} s is over before a batch that waits linger = "
                 f"{self.linger:g} s is sent and answered: expected at least "
                 f"{2 * self.linger + 0.1:g} s"
             )
         return self
 
 
-class TopicSettings(DeliverySettings):
+class TopicSettings(ProducerSettings):
     """And of one topic.
 
     Attributes:
         topic: the topic that is written to; must be there.
     """
 
-    topic: Told[str]
+    topic: Warned[str]
 
 
-class Delivery:
+class VerifiedProducer:
     """A producer: idempotent, acks=all, and `flush` returns when all is acknowledged.
 
     With a `transaction` id everything that is sent is part of a transaction, which `commit` ends
@@ -89,10 +89,10 @@ class Delivery:
     Attributes:
         committed, aborted: transactions so far.
         failed: records that were not delivered.
-        beat: called every second while it waits for an answer, on another thread.
+        keep_alive: called every second while it waits for an answer, on another thread.
     """
 
-    def __init__(self, settings: DeliverySettings, where: str) -> None:
+    def __init__(self, settings: ProducerSettings, where: str) -> None:
         """
         Args:
             where: what error sentences call it.
@@ -100,19 +100,19 @@ class Delivery:
         self.settings = settings
         self.transaction: str | None = None
         self.committed = self.aborted = self.failed = 0
-        self.beat: Callable[[], object] | None = None
+        self.keep_alive: Callable[[], object] | None = None
         self._where = where
-        self._reach = Reach.of(settings.bootstrap)
+        self._health = BrokerHealth.of(settings.bootstrap_servers)
         self._producer: KafkaProducer | None = None
-        self._sent: deque[tuple[Batch, int, int]] = deque()
+        self._sent: deque[tuple[ProducedBatch, int, int]] = deque()
         self.nbytes = self._turn = 0
-        self._buffer_bytes = int(settings.buffer_bytes)
-        self._open = self._fenced = self._again = False
+        self._buffer_bytes = int(settings.buffer_memory)
+        self._open = self._fenced = self._fenced_before = False
         self._offsets: Mapping[TopicPartition, OffsetAndMetadata] = {}
 
-    def bound(self, nbytes: int) -> None:
+    def limit_memory(self, nbytes: int) -> None:
         """See `engine.types.Buffered`."""
-        if "buffer_bytes" not in self.settings.model_fields_set:
+        if "buffer_memory" not in self.settings.model_fields_set:
             self._buffer_bytes = max(1, min(self._buffer_bytes, nbytes))
 
     def connect(self) -> KafkaProducer:
@@ -123,29 +123,29 @@ class Delivery:
             if self.transaction is not None:
                 own["transactional_id"] = self.transaction
                 own["transaction_timeout_ms"] = int(settings.transaction_timeout * 1000)
-            with self._speaking(), self._waiting():
+            with self._translated_errors(), self._watching_broker():
                 made = KafkaProducer(
                     **settings.config(),
                     **own,
                     acks="all",
                     enable_idempotence=True,
                     compression_type=(
-                        None if settings.compression == "none" else settings.compression
+                        None if settings.compression_type == "none" else settings.compression_type
                     ),
                     linger_ms=int(settings.linger * 1000),
-                    delivery_timeout_ms=int(settings.give_up * 1000),
+                    delivery_timeout_ms=int(settings.delivery_timeout * 1000),
                     # One answer is waited for within that, after the lingering.
                     request_timeout_ms=int(
-                        min(30.0, 0.9 * (settings.give_up - settings.linger)) * 1000
+                        min(30.0, 0.9 * (settings.delivery_timeout - settings.linger)) * 1000
                     ),
-                    max_block_ms=int(settings.give_up * 1000),
+                    max_block_ms=int(settings.delivery_timeout * 1000),
                     max_request_size=settings.max_record_bytes + (64 << 10),
                     metrics_enabled=False,
                     allow_auto_create_topics=False,
                 )
-                self._producer = patient(made)
+                self._producer = without_busy_wait(made)
                 if self.transaction is not None:
-                    steadfast(self._producer).init_transactions()
+                    retry_coordinator(self._producer).init_transactions()
         return self._producer
 
     def probe(self, topic: str) -> None:
@@ -155,7 +155,7 @@ class Delivery:
         Raises: UserError where there is no such topic; HeadraceError where no broker answers.
         """
         wait = int(self.settings.timeout * 1000)
-        with self._speaking():
+        with self._translated_errors():
             producer = KafkaProducer(
                 **self.settings.config(),
                 max_block_ms=wait,
@@ -167,7 +167,7 @@ class Delivery:
             finally:
                 producer.close(timeout=CLOSE_SECONDS)
 
-    def send(self, topic: str, records: Outgoing, at: Ints) -> None:
+    def send(self, topic: str, records: OutgoingRecords, at: Ints) -> None:
         """Give the records `at` to the producer, their batches in the order of theirs; a full
         buffer waits for half of it to be acknowledged.
 
@@ -177,33 +177,33 @@ class Delivery:
         Raises: HeadraceError where the broker does not take them; UserError for permissions.
         """
         producer = self.connect()
-        size = min(SIZE, max(SMALLEST, self.settings.max_record_bytes))
-        with self._speaking():
+        size = min(MAX_BATCH_BYTES, max(MIN_BATCH_BYTES, self.settings.max_record_bytes))
+        with self._translated_errors():
             self._begin(producer)
             partitions = len(producer.partitions_for(topic))
-            batches, self._turn = plan(records, at, partitions, self._turn, size)
+            batches, self._turn = plan_batches(records, at, partitions, self._turn, size)
             for partition, some, nbytes in batches:
                 place = TopicPartition(topic, partition)
                 batch = enqueue(producer, place, records, some, nbytes, size)
                 self._sent.append((batch, len(some), nbytes))
                 self.nbytes += nbytes
                 if self.nbytes > self._buffer_bytes:
-                    self._settle(producer, self._buffer_bytes // 2)
+                    self._await_acks(producer, self._buffer_bytes // 2)
 
     def flush(self) -> None:
         """Raises: HeadraceError when a record was not delivered: the run stops before its
         checkpoint, and what was read since the last comes again."""
         if self._producer is not None and self._sent:
-            with self._speaking():
-                self._settle(self._producer, 0)
+            with self._translated_errors():
+                self._await_acks(self._producer, 0)
 
-    def _settle(self, producer: KafkaProducer, left: int) -> None:
+    def _await_acks(self, producer: KafkaProducer, left: int) -> None:
         """Wait for answers, the oldest first, until no more than these bytes have none; for all,
         once one is a failure."""
-        until = time.monotonic() + self.settings.give_up + CLOSE_SECONDS
+        until = time.monotonic() + self.settings.delivery_timeout + CLOSE_SECONDS
         rows = failed = 0
         why: BaseException | None = None
-        with hastened(producer), self._waiting():
+        with flushing(producer), self._watching_broker():
             while self._sent and (self.nbytes > left or why is not None):
                 batch, count, nbytes = self._sent.popleft()
                 failure = batch.failure(max(0.0, until - time.monotonic()))
@@ -221,7 +221,7 @@ class Delivery:
         of = f"of {counted(rows, 'record')}"
         lost = counted(failed, f"{of} was", f"{of} were")
         raise HeadraceError(
-            f"{self._where} at {self.settings.bootstrap}: {lost} not delivered: "
+            f"{self._where} at {self.settings.bootstrap_servers}: {lost} not delivered: "
             f"{why}; start again: they come again from the last checkpoint."
         )
 
@@ -235,35 +235,35 @@ class Delivery:
         if not self._open and offsets == self._offsets:
             return True
         producer = self.connect()
-        with self._speaking():
+        with self._translated_errors():
             try:
                 if self._fenced:
                     raise errors.ProducerFencedError
                 self._begin(producer)
                 if offsets:
-                    self._wait(lambda: producer.send_offsets_to_transaction(dict(offsets), group))
-                self._wait(producer.commit_transaction)
+                    self._with_timeout(lambda: producer.send_offsets_to_transaction(dict(offsets), group))
+                self._with_timeout(producer.commit_transaction)
             except (errors.CommitFailedError, errors.FencedInstanceIdError) as error:
-                log.warning("transaction aborted", extra={"why": str(error)})
+                log.warning("transaction aborted", extra={"reason": str(error)})
                 self.abort()
                 return False
             except FENCED as error:
-                self._start_over(producer, error)
+                self._replace_producer(producer, error)
                 return False
-        self._open, self._offsets, self._again = False, offsets, False
+        self._open, self._offsets, self._fenced_before = False, offsets, False
         self.committed += 1
         return True
 
-    def _start_over(self, producer: KafkaProducer, error: BaseException) -> None:
+    def _replace_producer(self, producer: KafkaProducer, error: BaseException) -> None:
         """A transaction that outlived its time-out (the broker was away) and another engine of the
         same id look alike; only the second happens at once again."""
-        if self._again:
+        if self._fenced_before:
             raise HeadraceError(
                 f"{self._where}: another engine has taken over transaction '{self.transaction}'; "
-                "let one engine run, or give each a [source] member of its own."
+                "let one engine run, or give each a [source] group_instance_id of its own."
             ) from error
-        log.info("transaction aborted by the broker", extra={"why": type(error).__name__})
-        self._again, self._open, self._fenced = True, False, False
+        log.info("transaction aborted by the broker", extra={"reason": type(error).__name__})
+        self._fenced_before, self._open, self._fenced = True, False, False
         self.aborted += 1
         self._producer = None
         with contextlib.suppress(errors.KafkaError):
@@ -275,11 +275,11 @@ class Delivery:
         if producer is not None and self._open:
             self._open = False
             self.aborted += 1
-            with self._speaking():
+            with self._translated_errors():
                 try:
-                    self._wait(producer.abort_transaction)
+                    self._with_timeout(producer.abort_transaction)
                 except FENCED as error:
-                    self._start_over(producer, error)
+                    self._replace_producer(producer, error)
 
     def close(self) -> None:
         """Let go. Without a transaction, records that were not flushed may arrive all the same."""
@@ -291,9 +291,9 @@ class Delivery:
             self._open = False
             self.aborted += 1
             try:
-                self._wait(producer.abort_transaction, CLOSE_SECONDS)
+                self._with_timeout(producer.abort_transaction, CLOSE_SECONDS)
             except (HeadraceError, errors.KafkaError) as error:
-                log.warning("transaction left to its timeout", extra={"why": str(error)})
+                log.warning("transaction left to its timeout", extra={"reason": str(error)})
         with contextlib.suppress(errors.KafkaError):  # what it could not flush comes again
             producer.close(timeout=CLOSE_SECONDS)
 
@@ -302,7 +302,7 @@ class Delivery:
             producer.begin_transaction()
             self._open = True
 
-    def _wait(self, call: Callable[[], None], seconds: float | None = None) -> None:
+    def _with_timeout(self, call: Callable[[], None], seconds: float | None = None) -> None:
         """Calls that the client has no time limit for, with one."""
         failure: list[BaseException] = []
 
@@ -313,22 +313,22 @@ class Delivery:
                 failure.append(error)
 
         thread = threading.Thread(target=work, daemon=True, name="headrace-transaction")
-        with self._waiting():
+        with self._watching_broker():
             thread.start()
-            thread.join(seconds or self.settings.give_up)
+            thread.join(seconds or self.settings.delivery_timeout)
         if failure:
             raise failure[0]
         if thread.is_alive():
             raise HeadraceError(
-                f"{self._where} at {self.settings.bootstrap}: no answer about the transaction; "
+                f"{self._where} at {self.settings.bootstrap_servers}: no answer about the transaction; "
                 "start again: what was read since the last committed one comes again."
             )
 
-    def _waiting(self) -> contextlib.AbstractContextManager[None]:
-        return self._reach.waiting(self, self.beat)
+    def _watching_broker(self) -> contextlib.AbstractContextManager[None]:
+        return self._health.watching(self, self.keep_alive)
 
-    def _speaking(self) -> Any:
-        return speaking(self.settings, self._where)
+    def _translated_errors(self) -> Any:
+        return translated_errors(self.settings, self._where)
 
 
-__all__ = ["Delivery", "DeliverySettings", "TopicSettings"]
+__all__ = ["VerifiedProducer", "ProducerSettings", "TopicSettings"]

@@ -26,13 +26,13 @@ from kafka.record.memory_records import MemoryRecordsBuilder
 from numpy.typing import NDArray
 
 from connectors.formats.kernels import rows
-from connectors.formats.kernels.varints import length, put, taken
+from connectors.formats.kernels.varints import varint_size, write_varint, read_varint
 from connectors.formats.kernels.swar import compiled, copy
 from engine.types import Values
 
 Ints = NDArray[np.int64]
-Bytes = NDArray[np.uint8]
-SIZE = 1 << 18
+ByteArray = NDArray[np.uint8]
+MAX_BATCH_BYTES = 1 << 18
 """Bytes of a record batch before it is compressed, at most, unless it is one record."""
 OVERHEAD = 32
 """Bytes a record has on the wire besides its value, key and headers, at most."""
@@ -41,13 +41,13 @@ PAUSE_MS = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outgoing:
+class OutgoingRecords:
     """n records as columns.
 
     Attributes:
         values: n; null where the record is a tombstone.
         keys: n, or None where no record has one.
-        headers: n records' headers as they are on the wire, see `headed`; None for none.
+        headers: n records' headers as they are on the wire, see `encode_headers`; None for none.
         times: ms since the epoch, shape (n,).
     """
 
@@ -69,11 +69,11 @@ class Outgoing:
     def _parts(self) -> tuple[Values | None, Values | None, Values | None]:
         return self.values, self.keys, self.headers
 
-    def write(self, at: Ints, nbytes: int, first: int, since: int) -> Bytes:
+    def write(self, at: Ints, nbytes: int, first: int, since: int) -> ByteArray:
         """The records `at`, shape (n,), as a batch has them behind its head.
 
         Args:
-            nbytes: of them, at most: see `plan`.
+            nbytes: of them, at most: see `plan_batches`.
             first: offset of the first in its batch.
             since: ms since the epoch that the batch's times are counted from.
         """
@@ -84,8 +84,8 @@ class Outgoing:
         return out[: _write(at, first, since, self.times, *value, *key, *head, out)]
 
 
-def plan(
-    records: Outgoing, at: Ints, partitions: int, turn: int, size: int = SIZE
+def plan_batches(
+    records: OutgoingRecords, at: Ints, partitions: int, turn: int, size: int = MAX_BATCH_BYTES
 ) -> tuple[list[tuple[int, Ints, int]], int]:
     """Which of the records `at` go where, in batches: by their key's hash, as Kafka's own clients
     have it (murmur2), those without by turns, a batch each.
@@ -114,16 +114,16 @@ def plan(
 
 
 @functools.cache
-def rehearse() -> None:
+def warm_up() -> None:
     """Warm up the compiled loops with a one-record batch that is never sent."""
-    one = rows.values(pl.Series([b"1"]))
-    heads = headed(1, [("a", b"1")], {"b": pl.Series(["1"])})
-    records = Outgoing(values=one, keys=one, headers=heads, times=np.zeros(1, np.int64))
-    for _, at, nbytes in plan(records, np.arange(1), 1, 0)[0]:
+    value = rows.values(pl.Series([b"1"]))
+    heads = encode_headers(1, [("a", b"1")], {"b": pl.Series(["1"])})
+    records = OutgoingRecords(values=value, keys=value, headers=heads, times=np.zeros(1, np.int64))
+    for _, at, nbytes in plan_batches(records, np.arange(1), 1, 0)[0]:
         records.write(at, nbytes, 0, 0)
 
 
-class Batch(ProducerBatch):  # type: ignore[misc]
+class ProducedBatch(ProducerBatch):  # type: ignore[misc]
     """A record batch that takes rows as columns.
 
     Attributes:
@@ -132,7 +132,7 @@ class Batch(ProducerBatch):  # type: ignore[misc]
 
     def __init__(self, partition: TopicPartition, compression: int, size: int) -> None:
         super().__init__(partition, MemoryRecordsBuilder(2, compression, size))
-        self._record_futures: Any = Futures(self.records, self.produce_future)
+        self._record_futures: Any = LazyFutures(self.records, self.produce_future)
 
     def room(self, nbytes: int) -> bool:
         """Whether it is still open and as many bytes more fit in."""
@@ -143,7 +143,7 @@ class Batch(ProducerBatch):  # type: ignore[misc]
             and records.size_in_bytes() + nbytes <= records._batch_size
         )
 
-    def put(self, outgoing: Outgoing, at: Ints, nbytes: int) -> None:
+    def put(self, outgoing: OutgoingRecords, at: Ints, nbytes: int) -> None:
         """Take these rows too, which are of so many bytes at most."""
         records, builder, times = self.records, self.records._builder, outgoing.times[at]
         if builder._first_timestamp is None:
@@ -172,7 +172,7 @@ class Batch(ProducerBatch):  # type: ignore[misc]
         return None if reasons is None else reasons(0)
 
 
-class Futures(Sequence[FutureRecordMetadata]):
+class LazyFutures(Sequence[FutureRecordMetadata]):
     """What kafka-python keeps for each record of a batch; made when it asks for one, which it does
     to split a batch that the broker calls too large."""
 
@@ -185,7 +185,7 @@ class Futures(Sequence[FutureRecordMetadata]):
         return int(self._records.next_offset())
 
     def __getitem__(self, i: Any) -> Any:
-        if not self.made:  # all before the first is told of its new batch: see `Batch.failure`
+        if not self.made:  # all before the first is told of its new batch: see `ProducedBatch.failure`
             self.made = [
                 FutureRecordMetadata(self._whole, n, None, None, -1, -1, -1)
                 for n in range(len(self))
@@ -196,11 +196,11 @@ class Futures(Sequence[FutureRecordMetadata]):
 def enqueue(
     producer: KafkaProducer,
     partition: TopicPartition,
-    outgoing: Outgoing,
+    outgoing: OutgoingRecords,
     at: Ints,
     nbytes: int,
     size: int,
-) -> Batch:
+) -> ProducedBatch:
     """Give the producer rows of so many bytes for one partition; the batch they are in, which is
     the one that waits there where they fit.
     """
@@ -210,8 +210,8 @@ def enqueue(
     with accumulator._tp_lock(partition):
         waiting = accumulator._batches[partition]
         batch = waiting[-1] if waiting else None
-        if not isinstance(batch, Batch) or not batch.room(nbytes):
-            batch = Batch(partition, accumulator.config["compression_attrs"], size)
+        if not isinstance(batch, ProducedBatch) or not batch.room(nbytes):
+            batch = ProducedBatch(partition, accumulator.config["compression_attrs"], size)
             waiting.append(batch)
             accumulator._incomplete.add(batch)
         batch.put(outgoing, at, nbytes)
@@ -220,7 +220,7 @@ def enqueue(
 
 
 @contextlib.contextmanager
-def hastened(producer: KafkaProducer) -> Iterator[None]:
+def flushing(producer: KafkaProducer) -> Iterator[None]:
     """Within this block, send batches at once instead of waiting for linger. kafka-python's own
     `flush` waits as well, and fails where a batch is split meanwhile."""
     accumulator = producer._accumulator
@@ -232,7 +232,7 @@ def hastened(producer: KafkaProducer) -> Iterator[None]:
         accumulator._flushes_in_progress.decrement()
 
 
-def patient(producer: KafkaProducer) -> KafkaProducer:
+def without_busy_wait(producer: KafkaProducer) -> KafkaProducer:
     """The same producer, which takes no core to wait for a broker that is away or hangs.
 
     kafka-python (3.0.12) does: its sender takes how long a connection is not to be tried again, in
@@ -242,7 +242,7 @@ def patient(producer: KafkaProducer) -> KafkaProducer:
     return producer
 
 
-def steadfast(producer: KafkaProducer) -> KafkaProducer:
+def retry_coordinator(producer: KafkaProducer) -> KafkaProducer:
     """Patch the transaction manager so that it retries coordinator requests after a broker outage.
 
     kafka-python (3.0.12) does: where the coordinator cannot be reached, its sender puts the request
@@ -279,7 +279,7 @@ def _completed(handler: Any, correlation: int, answer: Any) -> None:
     type(handler).on_complete(handler, correlation, answer)
 
 
-def headed(
+def encode_headers(
     n: int,
     always: Sequence[tuple[str, bytes]],
     columns: Mapping[str, pl.Series],
@@ -306,9 +306,9 @@ def headed(
     bounds = np.zeros(n + 1, np.int64)
     joined = np.concatenate(data)
     args = (raw, first, lengths, same, len(always), joined, named, starts, sizes, bounds)
-    _heads(*args, np.empty(0, np.uint8), False)
+    _write_headers(*args, np.empty(0, np.uint8), False)
     out = np.empty(int(bounds[-1]), np.uint8)
-    _heads(*args, out, True)
+    _write_headers(*args, out, True)
     return Values(data=out, bounds=bounds)
 
 
@@ -318,14 +318,14 @@ def _text(text: str) -> bytes:
 
 def _sized(raw: bytes) -> bytes:
     head = np.empty(10, np.uint8)
-    return head[: put(head, 0, len(raw))].tobytes() + raw
+    return head[: write_varint(head, 0, len(raw))].tobytes() + raw
 
 
 def _entry(name: str, value: bytes) -> bytes:
     return _text(name) + _sized(value)
 
 
-def _spans(values: Values | None, n: int, *, bare: int = -1) -> tuple[Bytes, Ints, Ints]:
+def _spans(values: Values | None, n: int, *, bare: int = -1) -> tuple[ByteArray, Ints, Ints]:
     """Where each of n values begins and how many bytes it has, -1 for null.
 
     Args:
@@ -410,16 +410,16 @@ def _write(at, first, since, times, vs, v0, vn, ks, k0, kn, hs, h0, hn, out):  #
         value, key, head, late = vn[row], kn[row], hn[row], times[row] - since
         if value < 0 and key < 0:
             key = 0
-        body = 1 + length(late) + length(first + i) + length(key) + length(value) + head
-        to = put(out, to, body + max(key, 0) + max(value, 0))
+        body = 1 + varint_size(late) + varint_size(first + i) + varint_size(key) + varint_size(value) + head
+        to = write_varint(out, to, body + max(key, 0) + max(value, 0))
         out[to] = 0
-        to = put(out, to + 1, late)
-        to = put(out, to, first + i)
-        to = put(out, to, key)
+        to = write_varint(out, to + 1, late)
+        to = write_varint(out, to, first + i)
+        to = write_varint(out, to, key)
         if key > 0:
             copy(ks, k0[row], key, out, to)
             to += key
-        to = put(out, to, value)
+        to = write_varint(out, to, value)
         if value > 0:
             copy(vs, v0[row], value, out, to)
             to += value
@@ -429,23 +429,23 @@ def _write(at, first, since, times, vs, v0, vn, ks, k0, kn, hs, h0, hn, out):  #
 
 
 @compiled
-def _heads(raw, first, lengths, same, n_same, data, named, starts, sizes, bounds, out, write):  # type: ignore[no-untyped-def]
+def _write_headers(raw, first, lengths, same, n_same, data, named, starts, sizes, bounds, out, write):  # type: ignore[no-untyped-def]
     """Measure the encoded headers of each record; on the second call, write them."""
     for row in range(len(first)):
         count, begin = 0, first[row]
         if lengths[row] > 0:
-            count, begin = taken(raw, first[row])
+            count, begin = read_varint(raw, first[row])
         rest = first[row] + max(lengths[row], 0) - begin
         count += n_same
         size = rest + len(same)
         for i in range(len(starts)):
             if sizes[i, row] >= 0:
                 count += 1
-                size += named[i + 1] - named[i] + length(sizes[i, row]) + sizes[i, row]
+                size += named[i + 1] - named[i] + varint_size(sizes[i, row]) + sizes[i, row]
         if not write:
-            bounds[row + 1] = bounds[row] + length(count) + size
+            bounds[row + 1] = bounds[row] + varint_size(count) + size
             continue
-        to = put(out, bounds[row], count)
+        to = write_varint(out, bounds[row], count)
         copy(raw, begin, rest, out, to)
         to += rest
         copy(same, 0, len(same), out, to)
@@ -453,21 +453,21 @@ def _heads(raw, first, lengths, same, n_same, data, named, starts, sizes, bounds
         for i in range(len(starts)):
             if sizes[i, row] >= 0:
                 copy(data, named[i], named[i + 1] - named[i], out, to)
-                to = put(out, to + named[i + 1] - named[i], sizes[i, row])
+                to = write_varint(out, to + named[i + 1] - named[i], sizes[i, row])
                 copy(data, starts[i, row], sizes[i, row], out, to)
                 to += sizes[i, row]
 
 
 __all__ = [
-    "SIZE",
-    "Batch",
-    "Outgoing",
+    "MAX_BATCH_BYTES",
+    "ProducedBatch",
+    "OutgoingRecords",
     "enqueue",
-    "hastened",
-    "headed",
+    "flushing",
+    "encode_headers",
     "murmur2",
-    "patient",
-    "plan",
-    "rehearse",
-    "steadfast",
+    "without_busy_wait",
+    "plan_batches",
+    "warm_up",
+    "retry_coordinator",
 ]

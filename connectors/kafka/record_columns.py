@@ -10,10 +10,10 @@ import polars as pl
 from numpy.typing import NDArray
 from polars.exceptions import PolarsError
 
-from connectors.formats.kernels.rows import binary, pieces
-from connectors.kafka.value_checks import Around
+from connectors.formats.kernels.rows import binary, gather
+from connectors.kafka.value_checks import WrappingFormat
 from engine.types import (
-    NO_TIME,
+    NO_TIMESTAMP,
     PARTITION,
     POSITION,
     RESERVED,
@@ -26,7 +26,7 @@ from engine.types import (
     nearest,
 )
 
-KINDS: Mapping[str, pl.DataType] = {
+RECORD_PARTS: Mapping[str, pl.DataType] = {
     "key": pl.String(),
     "key bytes": pl.Binary(),
     "timestamp": pl.Datetime("us"),
@@ -45,22 +45,22 @@ def record_schema(record: Mapping[str, str]) -> Schema:
     Raises: UserError for something that a record does not have, or a reserved name.
     """
     schema: Schema = {}
-    for column, what in record.items():
+    for column, part in record.items():
         if column in RESERVED:
             raise UserError(f"[source.record] column '{column}' is headrace's own: rename it.")
-        if what.startswith(HEADER):
+        if part.startswith(HEADER):
             schema[column] = pl.String()
-        elif what in KINDS:
-            schema[column] = KINDS[what]
+        elif part in RECORD_PARTS:
+            schema[column] = RECORD_PARTS[part]
         else:
             raise UserError(
-                f"[source.record] {column} = '{what}' is nothing that a record has."
-                f"{nearest(what, [*KINDS, HEADER + 'NAME'])}"
+                f"[source.record] {column} = '{part}' is nothing that a record has."
+                f"{nearest(part, [*RECORD_PARTS, HEADER + 'NAME'])}"
             )
     return schema
 
 
-class WithRecord(Around):
+class RecordColumns(WrappingFormat):
     """See `engine.types.Format`. Another format's columns, and those of the record around it."""
 
     def __init__(self, inner: Format, record: Mapping[str, str]) -> None:
@@ -69,42 +69,42 @@ class WithRecord(Around):
 
     def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
         """As the inner format does, with one gather for each column more."""
-        own = {c: kind for c, kind in schema.items() if c not in self._record}
+        own = {c: dtype for c, dtype in schema.items() if c not in self._record}
         frame, rejects = self.inner.decode(records, own)
         at = np.searchsorted(records.positions, frame[POSITION].to_numpy())
-        made = [self._column(records, c, at) for c in schema if c in self._record]
-        return frame.with_columns(made).select(*RESERVED, *schema), rejects
+        columns = [self._column(records, c, at) for c in schema if c in self._record]
+        return frame.with_columns(columns).select(*RESERVED, *schema), rejects
 
     def _column(self, records: Records, column: str, at: NDArray[np.int64]) -> pl.Series:
-        what = self._record[column]
-        if what == "timestamp":
+        part = self._record[column]
+        if part == "timestamp":
             assert records.timestamps is not None
             times = pl.Series(column, records.timestamps[at])
-            return (times.set(times == NO_TIME, None) * 1000).cast(pl.Datetime("us"))
-        if what in ("topic", "partition", "offset"):
-            return _place(records, what, at).alias(column)
-        if what.startswith("key"):
-            found = _gathered(records.keys, at)
+            return (times.set(times == NO_TIMESTAMP, None) * 1000).cast(pl.Datetime("us"))
+        if part in ("topic", "partition", "offset"):
+            return _place(records, part, at).alias(column)
+        if part.startswith("key"):
+            series = _gathered(records.keys, at)
         else:
-            name = what.removeprefix(HEADER).encode()
-            found = _gathered(_header(records.headers, name), at)
-        found = found.alias(column)
-        return found if what == "key bytes" else _text(found)
+            name = part.removeprefix(HEADER).encode()
+            series = _gathered(_header(records.headers, name), at)
+        series = series.alias(column)
+        return series if part == "key bytes" else _text(series)
 
 
-def _place(records: Records, what: str, at: NDArray[np.int64]) -> pl.Series:
+def _place(records: Records, part: str, at: NDArray[np.int64]) -> pl.Series:
     """Topic, partition or offset, of the first reading; null where it was no topic."""
     if records.origins is None:
-        if what == "offset":
+        if part == "offset":
             return pl.Series(records.positions[at])
         topic, _, number = records.partition.rpartition("/")
-        value = pl.Series([topic if what == "topic" else int(number)], dtype=KINDS[what])
+        value = pl.Series([topic if part == "topic" else int(number)], dtype=RECORD_PARTS[part])
         return value.new_from_index(0, len(at))
     origins = records.origins[at]
-    if what == "offset":
+    if part == "offset":
         return origins[POSITION]
-    pattern = r"^(.*)/\d+$" if what == "topic" else r"^.*/(\d+)$"
-    return origins[PARTITION].str.extract(pattern).cast(KINDS[what])
+    pattern = r"^(.*)/\d+$" if part == "topic" else r"^.*/(\d+)$"
+    return origins[PARTITION].str.extract(pattern).cast(RECORD_PARTS[part])
 
 
 def _text(raw: pl.Series) -> pl.Series:
@@ -132,7 +132,7 @@ def _header(values: Values | None, name: bytes) -> Values:
     n = len(values)
     starts, sizes = np.zeros(n, np.int64), np.full(n, -1, np.int64)
     _find(values.data, values.bounds, np.frombuffer(name, np.uint8), starts, sizes)
-    return pieces(values.data, starts, sizes)
+    return gather(values.data, starts, sizes)
 
 
 @numba.njit(nogil=True, cache=True)
@@ -170,4 +170,4 @@ def _find(data, bounds, name, starts, sizes):  # type: ignore[no-untyped-def]
             left -= 1
 
 
-__all__ = ["KINDS", "WithRecord", "record_schema"]
+__all__ = ["RECORD_PARTS", "RecordColumns", "record_schema"]

@@ -21,10 +21,10 @@ from engine.types import HeadraceError, UserError
 log = logging.getLogger("headrace.registry")
 ANSWER_SECONDS = 4.0
 """How long one answer may take at most: a stop is to be done within 5 s."""
-FIRST_WAIT, LONGEST_WAIT = 0.1, 5.0
-FORGET = 60.0
+MIN_BACKOFF, MAX_BACKOFF = 0.1, 5.0
+UNKNOWN_SCHEMA_TTL = 60.0
 """Seconds after which an unknown schema is asked for again: its writer may only now register it."""
-JSON = "application/vnd.schemaregistry.v1+json"
+CONTENT_TYPE = "application/vnd.schemaregistry.v1+json"
 
 
 class Registry:
@@ -35,7 +35,7 @@ class Registry:
         url: http(s)://host:port, with a path where the API is not at the root.
         user: and password: of HTTP's basic authentication.
         timeout: seconds for one answer, at most `ANSWER_SECONDS`.
-        patience: seconds to ask again when it does not answer in the middle of a run.
+        retry_timeout: seconds to ask again when it does not answer in the middle of a run.
 
     Raises (all methods): UserError where it refuses (user, password, a schema that does not go with
     the older ones); HeadraceError where it does not answer.
@@ -48,7 +48,7 @@ class Registry:
         user: str | None = None,
         password: SecretStr | None = None,
         timeout: float = ANSWER_SECONDS,
-        patience: float = 60.0,
+        retry_timeout: float = 60.0,
     ) -> None:
         """Validate the registry URL. Raises: UserError."""
         parts = urllib.parse.urlsplit(url)
@@ -62,67 +62,67 @@ class Registry:
                 "registry_user and registry_password."
             )
         self._url = url.rstrip("/")
-        self._headers = {"Accept": f"{JSON}, application/json", "Content-Type": JSON}
+        self._headers = {"Accept": f"{CONTENT_TYPE}, application/json", "Content-Type": CONTENT_TYPE}
         if user is not None:
             secret = "" if password is None else password.get_secret_value()
             token = base64.b64encode(f"{user}:{secret}".encode()).decode()
             self._headers["Authorization"] = f"Basic {token}"
         self._timeout = min(timeout, ANSWER_SECONDS)
-        self._patience = patience
+        self._retry_timeout = retry_timeout
         self._stopped = threading.Event()
         self._known: dict[int, Any] = {}
         self._unknown: dict[int, tuple[float, str]] = {}
 
-    def by_number(self, number: int) -> Any:
+    def by_id(self, number: int) -> Any:
         """The schema of this number, parsed.
 
         Raises: UnknownSchema where there is none, or it is not Avro.
         """
         if number in self._known:
             return self._known[number]
-        since, words = self._unknown.get(number, (-FORGET, ""))
-        if time.monotonic() - since < FORGET:
+        since, words = self._unknown.get(number, (-UNKNOWN_SCHEMA_TTL, ""))
+        if time.monotonic() - since < UNKNOWN_SCHEMA_TTL:
             raise UnknownSchema(words)
         try:
-            found = self._schema(self._ask(f"/schemas/ids/{number}"), f"schema {number}")
+            schema = self._schema(self._request(f"/schemas/ids/{number}"), f"schema {number}")
         except UnknownSchema as error:
             self._unknown[number] = (time.monotonic(), str(error))
             raise
-        self._known[number] = found
-        return found
+        self._known[number] = schema
+        return schema
 
-    def newest(self, topic: str, *, patient: bool = True) -> Any | None:
+    def latest(self, topic: str, *, retry: bool = True) -> Any | None:
         """The newest schema of the topic's values, parsed; None where the registry has none.
 
         Args:
-            patient: whether to wait for a registry that is down.
+            retry: whether to wait for a registry that is down.
         """
         try:
-            return self.version(topic, "latest", patient=patient)
+            return self.version(topic, "latest", retry=retry)
         except UnknownSchema:
             return None
 
-    def version(self, topic: str, version: int | str, *, patient: bool = True) -> Any:
+    def version(self, topic: str, version: int | str, *, retry: bool = True) -> Any:
         """One of the schemas of the topic's values, parsed. Raises: UnknownSchema."""
         subject = _subject(topic)
         path = f"/subjects/{subject}/versions/{version}"
-        return self._schema(self._ask(path, patient=patient), f"subject '{subject}'")
+        return self._schema(self._request(path, retry=retry), f"subject '{subject}'")
 
-    def versions(self, topic: str, *, patient: bool = True) -> list[int]:
+    def versions(self, topic: str, *, retry: bool = True) -> list[int]:
         """The numbers of the versions of the topic's values, oldest first."""
-        found = self._ask(f"/subjects/{_subject(topic)}/versions", patient=patient)
-        return [] if found is None else [int(version) for version in found]
+        numbers = self._request(f"/subjects/{_subject(topic)}/versions", retry=retry)
+        return [] if numbers is None else [int(version) for version in numbers]
 
     def register(self, topic: str, schema: Any) -> int:
         """The number of this schema of the topic's values; registered if it is not yet."""
         body = json.dumps({"schema": json.dumps(schema)}).encode()
-        found = self._ask(f"/subjects/{_subject(topic)}/versions", body)
-        if found is None or "id" not in found:
+        reply = self._request(f"/subjects/{_subject(topic)}/versions", body)
+        if reply is None or "id" not in reply:
             raise HeadraceError(
                 f"Schema registry {self._url} has no place for subject '{_subject(topic)}': "
                 "expected Confluent's API; is the path of the address right?"
             )
-        return int(found["id"])
+        return int(reply["id"])
 
     def interrupt(self) -> None:
         """Abort all waits until `resume`; waiters get an error. Thread-safe. Any thread may call
@@ -135,30 +135,30 @@ class Registry:
 
     # ------------------------------------------------------------------------------------ inside
 
-    def _schema(self, found: Any, what: str) -> Any:
-        if found is None or "schema" not in found:
-            raise UnknownSchema(f"Expected a schema that the registry knows, got {what}.")
-        kind = found.get("schemaType", "AVRO")
-        if kind != "AVRO":
-            raise UnknownSchema(f"Expected an Avro schema, got {what}, which is {kind}.")
+    def _schema(self, reply: Any, described: str) -> Any:
+        if reply is None or "schema" not in reply:
+            raise UnknownSchema(f"Expected a schema that the registry knows, got {described}.")
+        schema_type = reply.get("schemaType", "AVRO")
+        if schema_type != "AVRO":
+            raise UnknownSchema(f"Expected an Avro schema, got {described}, which is {schema_type}.")
         named: dict[str, Any] = {}
-        for reference in found.get("references") or ():
+        for reference in reply.get("references") or ():
             name, version = urllib.parse.quote(reference["subject"], safe=""), reference["version"]
-            other = self._schema(self._ask(f"/subjects/{name}/versions/{version}"), f"'{name}'")
+            other = self._schema(self._request(f"/subjects/{name}/versions/{version}"), f"'{name}'")
             named |= other["__named_schemas"]
         try:
-            return parsed(found["schema"], named)
+            return parsed(reply["schema"], named)
         except ValueError as error:
-            raise UnknownSchema(f"Expected an Avro record's schema, got {what}: {error}.") from None
+            raise UnknownSchema(f"Expected an Avro record's schema, got {described}: {error}.") from None
 
-    def _ask(self, path: str, body: bytes | None = None, *, patient: bool = True) -> Any | None:
+    def _request(self, path: str, body: bytes | None = None, *, retry: bool = True) -> Any | None:
         """What it answers, as JSON; None for 404. Asks again, less and less often, until its
         patience ends."""
-        deadline = time.monotonic() + (self._patience if patient else 0.0)
-        wait, told = FIRST_WAIT, False
+        deadline = time.monotonic() + (self._retry_timeout if retry else 0.0)
+        wait, warned = MIN_BACKOFF, False
         while True:
             try:
-                return self._once(path, body)
+                return self._request_once(path, body)
             except HeadraceError:
                 raise
             except (OSError, http.client.HTTPException, ValueError) as error:
@@ -168,21 +168,21 @@ class Registry:
                         f"Schema registry {self._url} does not answer: {_words(error)}; is it up "
                         "and its address right? Nothing that was committed is lost: start again."
                     ) from error
-                if not told:
+                if not warned:
                     log.warning(
                         "schema registry does not answer, asking again",
-                        extra={"registry": self._url, "why": _words(error), "seconds": left},
+                        extra={"registry": self._url, "reason": _words(error), "seconds": left},
                     )
-                wait, told = min(2 * wait, LONGEST_WAIT), True
+                wait, warned = min(2 * wait, MAX_BACKOFF), True
 
-    def _once(self, path: str, body: bytes | None) -> Any | None:
+    def _request_once(self, path: str, body: bytes | None) -> Any | None:
         request = urllib.request.Request(self._url + path, body, self._headers)
         try:
             with urllib.request.urlopen(request, timeout=self._timeout) as answer:
                 return json.loads(answer.read())
         except urllib.error.HTTPError as error:
             with error:
-                said = error.read()[:500].decode(errors="replace")
+                body_text = error.read()[:500].decode(errors="replace")
             if error.code == 404:
                 return None
             if error.code in (401, 403):
@@ -191,9 +191,9 @@ class Registry:
                     "registry_user and registry_password, or ask for the permission."
                 ) from None
             if error.code >= 500 or error.code == 429:
-                raise OSError(f"{error.code} {error.reason}: {said}") from None
+                raise OSError(f"{error.code} {error.reason}: {body_text}") from None
             raise UserError(
-                f"Schema registry {self._url} refuses {path}: {error.code} {error.reason}: {said}."
+                f"Schema registry {self._url} refuses {path}: {error.code} {error.reason}: {body_text}."
             ) from None
 
 

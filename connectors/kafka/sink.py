@@ -15,11 +15,11 @@ from pydantic import Field, SecretStr
 from connectors.formats.kernels import rows
 from connectors.formats.avro import schema_file
 from connectors.formats.encode import AvroEncoder, Encoder, JsonEncoder, RawEncoder
-from connectors.kafka.producer import Delivery, TopicSettings
-from connectors.kafka.record_batches import Ints, Outgoing, headed, rehearse
+from connectors.kafka.producer import VerifiedProducer, TopicSettings
+from connectors.kafka.record_batches import Ints, OutgoingRecords, encode_headers, warm_up
 from connectors.kafka.schema_registry import Registry
 from connectors.kafka.source import KafkaSource
-from engine.types.changes import Free, Told
+from engine.types.changes import Free, Warned
 from engine.types import (
     PARTITION,
     POSITION,
@@ -35,7 +35,7 @@ from engine.types import (
     require,
 )
 
-SHOWN = 2_000
+PREVIEW_CHARS = 2_000
 """Characters of a refused row that its dead letter shows."""
 
 
@@ -69,7 +69,7 @@ class KafkaSink(Sink):
             timestamp: column (a datetime, or ms since the epoch) with each record's time; the time
                 of writing unless given, or where it is null.
             exactly_once: commit rows and offsets in one transaction. Needs a Kafka source with a
-                `group` at the same brokers.
+                `group_id` at the same brokers.
             commit_interval: of exactly_once: how soon rows become visible to readers of committed
                 records, at the latest; sooner where nothing more comes. Each commit takes a
                 checkpoint: where a state is large, it waits until that is no more than a tenth of
@@ -77,14 +77,14 @@ class KafkaSink(Sink):
             provenance: headers of every record; the pipeline's name and the model's version.
         """
 
-        format: Told[Literal["json", "avro", "raw"]] = "json"
-        value: Told[str | None] = None
+        format: Warned[Literal["json", "avro", "raw"]] = "json"
+        value: Warned[str | None] = None
         registry: Free[str | None] = None
         registry_user: Free[str | None] = None
         registry_password: Free[SecretStr | None] = None
-        schema_file: Told[Name | None] = None
-        key: Told[Name | None] = None
-        timestamp: Told[Name | None] = None
+        schema_file: Warned[Name | None] = None
+        key: Warned[Name | None] = None
+        timestamp: Warned[Name | None] = None
         exactly_once: Free[bool] = False
         commit_interval: Free[Duration] = Field(1.0, gt=0)
         provenance: Free[dict[str, str]] = Field(default_factory=dict)
@@ -93,35 +93,35 @@ class KafkaSink(Sink):
         """Raises: UserError for settings that do not fit together."""
         self.settings = settings
         self._encoder = _encoder(settings)
-        self.delivery = Delivery(settings, f"[sink] topic '{settings.topic}'")
+        self.delivery = VerifiedProducer(settings, f"[sink] topic '{settings.topic}'")
         self._source: KafkaSource | None = None
         self._always = [(name, value.encode()) for name, value in settings.provenance.items()]
 
-    def follow(self, source: object) -> None:
+    def share_transaction(self, source: object) -> None:
         """Commit what is read from this source together with what is written here.
 
         Raises: UserError where that cannot be.
         """
-        if not isinstance(source, KafkaSource) or source.settings.group is None:
+        if not isinstance(source, KafkaSource) or source.settings.group_id is None:
             raise UserError(
                 "[sink] exactly_once commits rows and offsets together: expected a [source] of "
                 'kind "kafka" with a group.'
             )
-        if source.settings.bootstrap != self.settings.bootstrap:
+        if source.settings.bootstrap_servers != self.settings.bootstrap_servers:
             raise UserError(
-                "[sink] exactly_once needs source and sink at the same brokers: expected bootstrap "
-                f"'{source.settings.bootstrap}', got '{self.settings.bootstrap}'."
+                "[sink] exactly_once needs source and sink at the same brokers: expected bootstrap_servers "
+                f"'{source.settings.bootstrap_servers}', got '{self.settings.bootstrap_servers}'."
             )
-        own = source.settings.member
+        own = source.settings.group_instance_id
         if own is None:
-            own = uuid.uuid4().hex if source.settings.join else "alone"
-        self.delivery.transaction = f"headrace-{source.settings.group}-{own}"
+            own = uuid.uuid4().hex if source.settings.subscribe else "alone"
+        self.delivery.transaction = f"headrace-{source.settings.group_id}-{own}"
         self._source = source
-        source.fence = self.delivery.connect
+        source.fence_producer = self.delivery.connect
 
-    def watched(self, beat: Callable[[], object]) -> None:
+    def on_wait(self, keep_alive: Callable[[], object]) -> None:
         """See `engine.types.Sink`."""
-        self.delivery.beat = beat
+        self.delivery.keep_alive = keep_alive
 
     def bind(self, schema: Schema) -> None:
         """See `engine.types.Sink`."""
@@ -129,28 +129,28 @@ class KafkaSink(Sink):
             column = getattr(self.settings, key)
             require(schema, () if column is None else (column,), where=f"[sink] {key}")
         self._encoder.require(schema)
-        rehearse()
+        warm_up()
 
     def probe(self) -> None:
         """See `engine.types.Sink`."""
         self.delivery.probe(self.settings.topic)
 
-    def write(self, frame: pl.DataFrame, places: pl.DataFrame | None = None) -> Rejects | None:
+    def write(self, frame: pl.DataFrame, positions: pl.DataFrame | None = None) -> Rejects | None:
         """Send one record per row; return rows that are too large, as rejects.
 
         Raises: HeadraceError where the broker does not take them; UserError for permissions.
         """
         if not frame.height:
             return None
-        records = Outgoing(
+        records = OutgoingRecords(
             values=self._encoder.encode(frame),
             keys=self._keys(frame),
-            headers=headed(frame.height, self._always, _places(places)),
+            headers=encode_headers(frame.height, self._always, _places(positions)),
             times=self._times(frame),
         )
         fits = records.sizes() <= self.settings.max_record_bytes
         self.delivery.send(self.settings.topic, records, np.flatnonzero(fits))
-        return None if fits.all() else self._refused(places, records.values, ~fits)
+        return None if fits.all() else self._refused(positions, records.values, ~fits)
 
     def flush(self) -> None:
         """Raises: HeadraceError when a row was not delivered."""
@@ -179,14 +179,14 @@ class KafkaSink(Sink):
         """Bytes of records that are not acknowledged yet."""
         return self.delivery.nbytes
 
-    def bound(self, nbytes: int) -> None:
+    def limit_memory(self, nbytes: int) -> None:
         """See `engine.types.Buffered`."""
-        self.delivery.bound(nbytes)
+        self.delivery.limit_memory(nbytes)
 
     def counts(self) -> Mapping[str, int]:
         """Outcomes so far, for the metrics."""
         delivery = self.delivery
-        counts = {"undelivered": delivery.failed}
+        counts = {"failed_records": delivery.failed}
         if delivery.transaction is not None:
             counts |= {"committed": delivery.committed, "aborted": delivery.aborted}
         return counts
@@ -206,17 +206,17 @@ class KafkaSink(Sink):
         return times.cast(pl.Int64).fill_null(now).to_numpy()
 
     def _refused(
-        self, places: pl.DataFrame | None, values: Values, which: NDArray[np.bool_]
+        self, positions: pl.DataFrame | None, values: Values, which: NDArray[np.bool_]
     ) -> Rejects:
         at = np.flatnonzero(which)
-        if places is None:
-            places = pl.DataFrame({PARTITION: [""], POSITION: [-1]})[[0] * len(which)]
+        if positions is None:
+            positions = pl.DataFrame({PARTITION: [""], POSITION: [-1]})[[0] * len(which)]
         limit = self.settings.max_record_bytes
-        texts = [(value or b"")[:SHOWN].decode("utf-8", "replace") for value in values.take(at)]
+        texts = [(value or b"")[:PREVIEW_CHARS].decode("utf-8", "replace") for value in values.take(at)]
         return Rejects(
             stage="write",
             reason="too_large",
-            rows=places[at].with_columns(
+            rows=positions[at].with_columns(
                 pl.lit(f"Expected a record of at most {limit} bytes.").alias("detail"),
                 pl.Series("value", texts),
             ),
@@ -242,19 +242,19 @@ def _encoder(settings: KafkaSink.Settings) -> Encoder:
             user=settings.registry_user,
             password=settings.registry_password,
             timeout=settings.timeout,
-            patience=settings.give_up,
+            retry_timeout=settings.delivery_timeout,
         ),
         topic=settings.topic,
         schema=None if settings.schema_file is None else schema_file(settings.schema_file),
     )
 
 
-def _places(places: pl.DataFrame | None) -> dict[str, pl.Series]:
+def _places(positions: pl.DataFrame | None) -> dict[str, pl.Series]:
     """Headers that say where each row was read."""
-    if places is None:
+    if positions is None:
         return {}
     parts = pl.col(PARTITION).str.extract_groups(r"^(?<topic>.*)/(?<number>\d+)$")
-    columns = places.select(
+    columns = positions.select(
         pl.coalesce(parts.struct["topic"], PARTITION).alias("headrace.topic"),
         parts.struct["number"].fill_null("").alias("headrace.partition"),
         pl.col(POSITION).cast(pl.String).alias("headrace.offset"),

@@ -22,33 +22,33 @@ from connectors.formats.avro import Avro, schema_file
 from connectors.formats.values.casts import Coerce
 from connectors.formats.csv import Csv
 from connectors.formats.ndjson import Ndjson
-from connectors.formats.custom import Describing, is_own, must_be_known, own
-from connectors.formats.text import Text
+from connectors.formats.custom import Describing, is_custom, require_known_format, load_custom
+from connectors.formats.text import RawText
 from connectors.formats.xml import Xml
 from connectors.kafka.client import (
     SILENT_SECONDS,
     KafkaSettings,
-    Reach,
-    answers,
-    refusal,
+    BrokerHealth,
+    is_answering,
+    auth_failure,
     same_broker,
-    speaking,
+    translated_errors,
 )
 from connectors.kafka.producer import TopicSettings
-from connectors.kafka.membership import Membership, Owners, consumer_settings, name, partition
-from connectors.kafka.record_columns import WithRecord, record_schema
+from connectors.kafka.membership import Membership, Owners, consumer_settings, partition_name, parse_partition
+from connectors.kafka.record_columns import RecordColumns, record_schema
 from connectors.kafka.schema_registry import Registry
-from connectors.kafka.value_checks import Valued
+from connectors.kafka.value_checks import ValueFilter
 from connectors.kafka.fetch import (
     Chunk,
-    columnar,
-    forbidden,
-    prefetched,
-    refreshed,
-    rehearsed,
+    install_columnar_fetch,
+    is_forbidden,
+    prefetched_bytes,
+    metadata_time_ms,
+    warm_up_chunk,
     topic_ids,
 )
-from engine.types.changes import Fixed, Free, Meaning, Told
+from engine.types.changes import Fixed, Free, Meaning, Warned
 from engine.types import (
     Duration,
     EndOfStream,
@@ -70,7 +70,7 @@ from engine.types import (
 
 log = logging.getLogger("headrace.kafka")
 FORMATS = ("ndjson", "csv", "avro", "xml", "text")
-CHUNKS = 8
+POLL_CHUNKS = 8
 """Asked of the client at a time: about as many MiB."""
 T = TypeVar("T")
 Offsets = Mapping[TopicPartition, int]
@@ -78,45 +78,45 @@ CLOSE_SECONDS = 1.5
 """How long the last commit, and then the goodbye, may take: a stop is to be done within 5 s."""
 COMMIT_SECONDS = 2.0
 """How long a member waits for the answer to a commit."""
-AWAY = (errors.KafkaConnectionError, errors.KafkaTimeoutError, errors.RequestTimedOutError)
+BROKER_UNAVAILABLE = (errors.KafkaConnectionError, errors.KafkaTimeoutError, errors.RequestTimedOutError)
 """What the client makes of a broker that goes away, or hangs, while it waits for its answer."""
-ASK_SECONDS = 0.1
+RETRY_SECONDS = 0.1
 """Between two questions to a broker that is away."""
 CLAIM_SECONDS = 0.5
 """Between two attempts to tell the group where its partitions are begun."""
-GROWN_SECONDS = 30.0
+METADATA_SECONDS = 30.0
 """How often the client asks for new topics and partitions."""
-OUT = (
+EVICTED = (
     errors.CommitFailedError,
     errors.UnknownMemberIdError,
     errors.IllegalGenerationError,
 )
 """Answers to a commit by which a member learns that it is none any more."""
-PASSING = (*OUT, errors.RebalanceInProgressError)
+PASSING = (*EVICTED, errors.RebalanceInProgressError)
 """Those, and that nobody is just now: it joins again."""
-FOREIGN = (*OUT, errors.FencedInstanceIdError)
+NOT_A_MEMBER = (*EVICTED, errors.FencedInstanceIdError)
 """Answers to the commit of one that never was a member: the group has members."""
 
 
 class KafkaSource(SharedSource):
     """See `engine.types.Source`. A partition is named ``topic/3``; positions are offsets.
 
-    Without `join`, all partitions of the topics are read by this one process. Where a checkpoint
+    Without `subscribe`, all partitions of the topics are read by this one process. Where a checkpoint
     says where to go on, that counts; a partition it does not name starts where the group has
-    committed, if there is a `group`, else at `start`. Partitions that are added later are read from
+    committed, if there is a `group_id`, else at `start`. Partitions that are added later are read from
     their beginning. Marks and commits hold the topics' ids, too: an offset is none in a topic that
     was made anew under the same name.
 
-    With `join`, the partitions are shared with the other members of the group, and the group says
+    With `subscribe`, the partitions are shared with the other members of the group, and the group says
     where to go on: at the offset it has committed. An engine that keeps a state (it trains, or a
-    stage learns) has a name of its own in the group, `member`. What it has read of a partition is
+    stage learns) has a name of its own in the group, `group_instance_id`. What it has read of a partition is
     in its state, and stays there when the partition moves; the next owner goes on behind it. The
     committed offset's metadata remembers the owners, so that an engine which comes back knows which
     of its checkpoints the group has counted.
 
     Attributes:
-        whole: whether records are to come with their keys and headers; set before the first read.
-        fence: called before committed offsets are asked for, where transactions commit them: what
+        with_metadata: whether records are to come with their keys and headers; set before the first read.
+        fence_producer: called before committed offsets are asked for, where transactions commit them: what
             an earlier self of this engine has left open is then decided.
     """
 
@@ -139,24 +139,24 @@ class KafkaSource(SharedSource):
             registry_user: of the registry, where it asks for one.
             registry_password: better from the environment: ``HEADRACE_SOURCE__REGISTRY_PASSWORD``.
                 Never logged.
-            registry_patience: how long to ask again when the registry is down in mid-run.
+            registry_retry_timeout: how long to ask again when the registry is down in mid-run.
             schema_file: an Avro schema (.avsc) that wrote all values; they are plain datums then.
             start: earliest, latest, or ms since the epoch: where to begin without a checkpoint.
             stop: end: read what is there at the start, then end; never: wait for more.
-            join: share the partitions with the group's other members.
-            group: offsets of finished records are committed under this name, for others to see the
+            subscribe: share the partitions with the group's other members.
+            group_id: offsets of finished records are committed under this name, for others to see the
                 lag and for a start without a checkpoint; nothing is committed unless given.
-            member: this engine's own name in the group (static membership): it gets its partitions
-                back when it returns within `session`. Needed by engines that keep a state.
+            group_instance_id: this engine's own name in the group (static membership): it gets its partitions
+                back when it returns within `session_timeout`. Needed by engines that keep a state.
             assignor: how the group shares: cooperative-sticky, sticky, range or roundrobin; the
                 same for all of its members.
-            session: time without a sign of life after which the group gives up on an engine.
-            patience: how long a rebalance waits for the batch in hand.
-            lost: what to do where the log no longer has the offset to go on at (retention, also
+            session_timeout: time without a sign of life after which the group gives up on an engine.
+            rebalance_timeout: how long a rebalance waits for the batch in hand.
+            auto_offset_reset: what to do where the log no longer has the offset to go on at (retention, also
                 while it is read), or the topic was deleted and made anew: fail, earliest or latest
                 (records skipped are counted and logged).
-            isolation: read_committed leaves out what transactions aborted or have not finished.
-            fetch_bytes: of one answer of a broker; the client holds up to twice as much.
+            isolation_level: read_committed leaves out what transactions aborted or have not finished.
+            fetch_max_bytes: of one answer of a broker; the client holds up to twice as much.
             coerce: of ndjson, csv and avro: "lossless" takes every value that equals one of the
                 declared type, however it is written; "strict" only what is written as that type.
         """
@@ -169,21 +169,21 @@ class KafkaSource(SharedSource):
         registry: Free[str | None] = None
         registry_user: Free[str | None] = None
         registry_password: Free[SecretStr | None] = None
-        registry_patience: Free[Duration] = Field(60.0, ge=0)
+        registry_retry_timeout: Free[Duration] = Field(60.0, ge=0)
         schema_file: Meaning[Name | None] = None
         start: Free[Literal["earliest", "latest"] | int] = "earliest"
         stop: Free[Literal["end", "never"]] = "never"
-        join: Fixed[bool] = False
-        group: Fixed[str | None] = None
-        member: Free[str | None] = Field(None, pattern=r"^[A-Za-z0-9._-]{1,100}$")
+        subscribe: Fixed[bool] = False
+        group_id: Fixed[str | None] = None
+        group_instance_id: Free[str | None] = Field(None, pattern=r"^[A-Za-z0-9._-]{1,100}$")
         assignor: Free[Literal["cooperative-sticky", "sticky", "range", "roundrobin"]] = (
             "cooperative-sticky"
         )
-        session: Free[Duration] = Field(45.0, gt=0)
-        patience: Free[Duration] = Field(30.0, gt=0)
-        lost: Free[Literal["fail", "earliest", "latest"]] = "fail"
-        isolation: Told[Literal["read_committed", "read_uncommitted"]] = "read_committed"
-        fetch_bytes: Free[ByteSize] = Field(ByteSize(16 << 20), ge=1 << 16)
+        session_timeout: Free[Duration] = Field(45.0, gt=0)
+        rebalance_timeout: Free[Duration] = Field(30.0, gt=0)
+        auto_offset_reset: Free[Literal["fail", "earliest", "latest"]] = "fail"
+        isolation_level: Warned[Literal["read_committed", "read_uncommitted"]] = "read_committed"
+        fetch_max_bytes: Free[ByteSize] = Field(ByteSize(16 << 20), ge=1 << 16)
         coerce: Meaning[Coerce] = "lossless"
 
         @field_validator("topics", mode="before", json_schema_input_type=str | tuple[str, ...])
@@ -195,22 +195,22 @@ class KafkaSource(SharedSource):
         """Raises: UserError for settings that do not fit together."""
         self.settings = settings
         self._values = _format(settings)
-        self._extra = record_schema(settings.record)
+        self._record_schema = record_schema(settings.record)
         self.format: Format = self._values
-        if not is_own(settings.format):  # one's own may make something of a deletion
-            self.format = Valued(self._values, text=settings.format != "avro")
+        if not is_custom(settings.format):  # one's own may make something of a deletion
+            self.format = ValueFilter(self._values, text=settings.format != "avro")
         if settings.record:
-            self.format = WithRecord(self.format, settings.record)
+            self.format = RecordColumns(self.format, settings.record)
         self._columns: Schema = {}
         self._pattern = _pattern(settings)
-        self._membership = Membership(settings.patience) if settings.join else None
-        self.whole = bool(settings.record)
-        self.fence: Callable[[], object] | None = None
+        self._membership = Membership(settings.rebalance_timeout) if settings.subscribe else None
+        self.with_metadata = bool(settings.record)
+        self.fence_producer: Callable[[], object] | None = None
         self._consumer: KafkaConsumer | None = None
         self._waiting: deque[Records] = deque()
-        self._fetch_bytes = int(settings.fetch_bytes)
+        self._fetch_bytes = int(settings.fetch_max_bytes)
         self._nbytes = 0
-        self._held = False
+        self._paused = False
         self._stops: dict[TopicPartition, int] = {}
         self._starts: dict[str, int] = {}
         self._ends: dict[str, int] = {}
@@ -219,58 +219,58 @@ class KafkaSource(SharedSource):
         self._unclaimed: dict[str, int] = {}
         self._claimed_at = 0.0
         self._ids: dict[str, str] = {}
-        self._others_known: dict[str, Snapshot] = {}
+        self._foreign_identities: dict[str, Snapshot] = {}
         self._first_ids: dict[str, str] = {}
-        self._anew: set[str] = set()
-        self._gone: set[str] = set()
+        self._recreated: set[str] = set()
+        self._deleted: set[str] = set()
         self._topics_at = 0.0
-        self._over = False
+        self._starting_over = False
         self._skipped = self._refused = 0
-        self._unheard = False
+        self._commits_failing = False
         self._failing_since: float | None = None
         self._mark = Mark()
         self._marks: deque[Mark] = deque(maxlen=1)
         self._counted = 0
         self._seen: frozenset[TopicPartition] = frozenset()
         self._looked = 0.0
-        self._reach = Reach.of(settings.bootstrap)
+        self._health = BrokerHealth.of(settings.bootstrap_servers)
         self._lock = threading.Lock()
 
     # ---------------------------------------------------------------------------- the protocol
 
-    def endless(self) -> bool:
+    def unbounded(self) -> bool:
         """See `engine.types.Source`."""
         return self.settings.stop == "never"
 
     def schema(self, declared: Schema) -> Schema:
         """Raises: UserError where nothing is declared: a topic does not say what it holds."""
         declared = only_named(declared)
-        for column in self._extra:
+        for column in self._record_schema:
             if column in declared:
                 raise UserError(
                     f"Column '{column}' is in [source.schema] and in [source.record]: rename one."
                 )
-        self._columns = self._schema(declared) | self._extra
+        self._columns = self._schema(declared) | self._record_schema
         return self._columns
 
-    def rereads(self, sink: Sink) -> str | None:
+    def reads_output_of(self, sink: Sink) -> str | None:
         """See `engine.types.Source`: a topic of this source's, under whatever of its brokers'
         names."""
         written = getattr(sink, "settings", None)
         if not isinstance(written, TopicSettings):
             return None
-        if not self._named(f"{written.topic}/0") or not same_broker(self.settings, written):
+        if not self._is_read_here(f"{written.topic}/0") or not same_broker(self.settings, written):
             return None
         return f"topic '{written.topic}'"
 
-    def origins(self) -> Collection[str]:
+    def origin_columns(self) -> Collection[str]:
         """See `engine.types.Source`: what [source.record] asks for."""
-        return self._extra.keys()
+        return self._record_schema.keys()
 
     def _schema(self, declared: Schema) -> Schema:
         if isinstance(self._values, Describing) and not isinstance(self._values, Ndjson):
             return self._values.schema(declared)
-        named = {c: kind for c, kind in declared.items() if c != "*"}
+        named = {c: dtype for c, dtype in declared.items() if c != "*"}
         if not named or "*" in declared:
             raise UserError(
                 "A topic does not say what its records hold: name every column that the pipeline "
@@ -293,7 +293,7 @@ class KafkaSource(SharedSource):
         if self._consumer is None:
             self.seek(self._mark)
         self._commit_noted()
-        self._hold(bool(self._unclaimed))
+        self._pause(bool(self._unclaimed))
         if not self._waiting:
             if self._ended():
                 raise EndOfStream
@@ -307,7 +307,7 @@ class KafkaSource(SharedSource):
             self._waiting.appendleft(records.slice(n, len(records)))
             records = records.slice(0, n)
         self._nexts[records.partition] = records.next
-        held = 0 if self._consumer is None else prefetched(self._consumer)
+        held = 0 if self._consumer is None else prefetched_bytes(self._consumer)
         self._nbytes = held + sum(waiting.nbytes for waiting in self._waiting)
         return records
 
@@ -316,20 +316,20 @@ class KafkaSource(SharedSource):
         """Bytes that were fetched and not given yet, as of the last read."""
         return self._nbytes
 
-    def bound(self, nbytes: int) -> None:
+    def limit_memory(self, nbytes: int) -> None:
         """See `engine.types.Buffered`."""
-        if "fetch_bytes" not in self.settings.model_fields_set:
+        if "fetch_max_bytes" not in self.settings.model_fields_set:
             # The client asks for the next answer when it gives the last: it holds two.
             self._fetch_bytes = max(1 << 16, min(self._fetch_bytes, nbytes // 2))
 
     def seek(self, mark: Mark) -> None:
-        """Of a group's partitions, only those that the mark names are read: `settle` names them.
+        """Of a group's partitions, only those that the mark names are read: `resume_after_rebalance` names them.
 
         Raises: UserError for a topic that is not there, or an offset the log has not.
         """
         self._mark = mark
         self._waiting.clear()
-        with self._speaking():
+        with self._translated_errors():
             if self._membership is None:
                 self._seek_all(self._connected(), mark)
             else:
@@ -346,9 +346,9 @@ class KafkaSource(SharedSource):
     def offsets(self, mark: Mark) -> dict[TopicPartition, OffsetAndMetadata]:
         """What there is to commit of a mark: the partitions that are read here."""
         return {
-            partition(text): self._offset(text, position)
+            parse_partition(text): self._offset(text, position)
             for text, position in mark.positions.items()
-            if text in self._nexts and partition(text).topic not in self._anew | self._gone
+            if text in self._nexts and parse_partition(text).topic not in self._recreated | self._deleted
         }
 
     def group_metadata(self) -> Any:
@@ -358,162 +358,162 @@ class KafkaSource(SharedSource):
     # ---------------------------------------------------------------------- partitions that move
 
     @property
-    def shares(self) -> bool:
+    def shares_partitions(self) -> bool:
         """See `engine.types.SharedSource`."""
-        return self.settings.join
+        return self.settings.subscribe
 
     @property
-    def remembers(self) -> bool:
+    def tracks_owners(self) -> bool:
         """See `engine.types.SharedSource`: with a name of its own in the group."""
-        return self.settings.member is not None
+        return self.settings.group_instance_id is not None
 
-    def moving(self) -> bool:
-        """See `engine.types.SharedSource`. Without `join`: whether there are more partitions than
-        are read, looked at every `GROWN_SECONDS`."""
-        if self._anew or (self._membership is not None and self._membership.moving):
+    def is_rebalancing(self) -> bool:
+        """See `engine.types.SharedSource`. Without `subscribe`: whether there are more partitions than
+        are read, looked at every `METADATA_SECONDS`."""
+        if self._recreated or (self._membership is not None and self._membership.is_rebalancing):
             return True
         if self._membership is not None:
             return False
         now = time.monotonic()
-        if self.settings.stop == "end" or not self._counted or now - self._looked < GROWN_SECONDS:
+        if self.settings.stop == "end" or not self._counted or now - self._looked < METADATA_SECONDS:
             return False
-        if self._reach.since is not None:
+        if self._health.unreachable_since is not None:
             return False  # the loop would wait for an answer
         self._looked = now
         return self._count_partitions(self._connected()) > self._counted
 
-    def trouble(self) -> str | None:
+    def unavailable_reason(self) -> str | None:
         """See `engine.types.SharedSource`."""
-        if (since := self._reach.since) is not None:
+        if (since := self._health.unreachable_since) is not None:
             return f"no broker is in reach since {time.monotonic() - since:.0f} s"
         if self._unclaimed:
             return "the group has not taken yet where its partitions are begun"
         return None if self._nexts else "no partition is assigned"
 
     @property
-    def lost(self) -> bool:
+    def partitions_lost(self) -> bool:
         """See `engine.types.SharedSource`."""
         return self._membership is not None and self._membership.lost
 
     @property
-    def leaving(self) -> bool:
+    def is_revoking(self) -> bool:
         """See `engine.types.SharedSource`."""
-        return self._membership is not None and self._membership.leaving
+        return self._membership is not None and self._membership.is_revoking
 
-    def release(self) -> None:
+    def release_partitions(self) -> None:
         """See `engine.types.SharedSource`."""
         if self._membership is not None:
             self._membership.release()
 
-    def settle(self, mark: Mark) -> Mark:
+    def resume_after_rebalance(self, mark: Mark) -> Mark:
         """See `engine.types.SharedSource`. A partition of a group's that came starts where the
         group has committed; where this very engine committed last, at its own checkpoint."""
         if self._membership is not None and not self._membership.joined:
             return mark
-        if self.fence is not None:
-            self.fence()
-        with self._speaking():
+        if self.fence_producer is not None:
+            self.fence_producer()
+        with self._translated_errors():
             consumer = self._connected()
             if self._membership is None:
-                settled = self._settle_all(consumer, mark)
+                positions = self._resume_all(consumer, mark)
             else:
-                settled = self._settle_assigned(consumer, self._membership, mark)
-        return Mark(positions=settled, stages=mark.stages)
+                positions = self._resume_assigned(consumer, self._membership, mark)
+        return Mark(positions=positions, stages=mark.stages)
 
     def in_effect(self) -> Mapping[str, Snapshot]:
         """See `engine.types.Source`: a group says where to go on to its members alone."""
-        return {} if self.settings.join else {"group": None}
+        return {} if self.settings.subscribe else {"group_id": None}
 
     def identities(self, mark: Mark) -> Mapping[str, Snapshot]:
         """See `engine.types.Source`. Partition -> the id of its topic; what is not read here, as it
         was."""
-        own = {text: partition(text).topic for text in mark.positions if self._named(text)}
+        own = {text: parse_partition(text).topic for text in mark.positions if self._is_read_here(text)}
         ids = {text: self._ids[topic] for text, topic in own.items() if topic in self._ids}
-        return {**self._others_known, **ids}
+        return {**self._foreign_identities, **ids}
 
-    def recognise(self, identities: Mapping[str, Snapshot]) -> None:
-        """See `engine.types.Source`; `settle` acts on it."""
+    def match_identities(self, identities: Mapping[str, Snapshot]) -> None:
+        """See `engine.types.Source`; `resume_after_rebalance` acts on it."""
         for text, known in identities.items():
-            if self._named(text):
-                self._ids[partition(text).topic] = str(known)
+            if self._is_read_here(text):
+                self._ids[parse_partition(text).topic] = str(known)
             else:
-                self._others_known[text] = known
+                self._foreign_identities[text] = known
 
-    def start_over(self) -> None:
+    def reset_offsets(self) -> None:
         """See `engine.types.SharedSource`. The group is told at once, so that a start which is
         killed now does not go on in the middle; where it has members, with the first
         assignment."""
         settings = self.settings
-        self._over = True
-        log.info("starting over", extra={"at": settings.start, "group": settings.group})
-        if settings.group is None:
+        self._starting_over = True
+        log.info("starting over", extra={"at": settings.start, "group": settings.group_id})
+        if settings.group_id is None:
             return
-        if self.fence is not None:
-            self.fence()
-        with self._speaking():
+        if self.fence_producer is not None:
+            self.fence_producer()
+        with self._translated_errors():
             consumer = self._connected()
-            partitions = self._asked(lambda: self._partitions(consumer))
+            partitions = self._with_retries(lambda: self._partitions(consumer))
             self._ids |= self._known_ids(consumer, {tp.topic for tp in partitions})
             first, end = self._ranges(consumer, partitions)
-            at = {name(tp): self._first(consumer, tp, first, end) for tp in partitions}
-            told, self._unclaimed = self._claim(consumer, at), {}  # what others read stays theirs
-        if not told and self._membership is not None:
+            at = {partition_name(tp): self._initial_position(consumer, tp, first, end) for tp in partitions}
+            accepted, self._unclaimed = self._commit_starts(consumer, at), {}  # what others read stays theirs
+        if not accepted and self._membership is not None:
             log.warning(
                 "starting over in part: the group has other members, which go on; only the "
                 "partitions that this engine is given start over: to start over with all, stop "
                 "every engine of the group first",
-                extra={"group": settings.group},
+                extra={"group": settings.group_id},
             )
 
-    def agrees(self, positions: Mapping[str, int]) -> bool | None:
+    def was_committed(self, positions: Mapping[str, int]) -> bool | None:
         """See `engine.types.SharedSource`. Of a member: whether it ended where the positions are,
         by the offsets' metadata; otherwise, whether they are the group's offsets."""
-        member = self.settings.member if self._membership is not None else None
-        positions = {text: at for text, at in positions.items() if self._named(text)}
-        if self.settings.group is None or not positions or (self.shares and not self.remembers):
+        group_instance_id = self.settings.group_instance_id if self._membership is not None else None
+        positions = {text: at for text, at in positions.items() if self._is_read_here(text)}
+        if self.settings.group_id is None or not positions or (self.shares_partitions and not self.tracks_owners):
             return True
-        found = []
-        if self.fence is not None:
-            self.fence()  # what an earlier self has left open is decided now
-        with self._speaking():
+        agreements = []
+        if self.fence_producer is not None:
+            self.fence_producer()  # what an earlier self has left open is decided now
+        with self._translated_errors():
             consumer = self._connected()
-            self._asked(consumer.topics)
-            now = self._known_ids(consumer, {partition(text).topic for text in positions})
+            self._with_retries(consumer.topics)
+            now = self._known_ids(consumer, {parse_partition(text).topic for text in positions})
             for text, position in positions.items():
-                topic = partition(text).topic
+                topic = parse_partition(text).topic
                 if now.get(topic) != self._ids.get(topic, now.get(topic)):
-                    found.append(True)  # no group knows of it any more: `settle` acts on it
+                    agreements.append(True)  # no group knows of it any more: `resume_after_rebalance` acts on it
                     continue
-                committed = self._ask_committed(partition(text))
+                committed = self._ask_committed(parse_partition(text))
                 if committed is None:
-                    found.append(False)
-                elif member is None:
-                    found.append(committed.offset == position)
+                    agreements.append(False)
+                elif group_instance_id is None:
+                    agreements.append(committed.offset == position)
                 else:
-                    end = Owners.parse(committed.metadata).end(member, committed.offset)
-                    found += [] if end is None else [end == position]
-        return all(found) if found else None
+                    end = Owners.parse(committed.metadata).end(group_instance_id, committed.offset)
+                    agreements += [] if end is None else [end == position]
+        return all(agreements) if agreements else None
 
     def counts(self) -> Mapping[str, int]:
         """See `engine.types.SharedSource`."""
-        return {"skipped": self._skipped, "refused": self._refused}
+        return {"skipped": self._skipped, "commit_failures": self._refused}
 
-    def beat(self) -> None:
+    def keep_alive(self) -> None:
         """See `engine.types.SharedSource`: polls, with everything paused."""
         if self._consumer is None:
             return
         if self._membership is None:
             self._commit_noted()
-            with self._speaking():
-                self._look(self._consumer)
+            with self._translated_errors():
+                self._check_brokers(self._consumer)
             return
-        self._hold(True)
-        with self._speaking():
+        self._pause(True)
+        with self._translated_errors():
             consumer = self._connected()
-            self._membership.tend()
-            self._keep(self._polled(consumer, 0.01))
-            self._look(consumer)
-            self._look_at_topics(consumer)
+            self._membership.rejoin_if_joining()
+            self._buffer(self._polled(consumer, 0.01))
+            self._check_brokers(consumer)
+            self._check_topics(consumer)
 
     def lag(self, mark: Mark) -> Mapping[str, int]:
         """Partition -> records behind the mark, of those that are read here."""
@@ -530,7 +530,7 @@ class KafkaSource(SharedSource):
             return 0.0
         total = sum(self._stops.values()) - sum(self._starts.values())
         done = sum(
-            min(mark.positions.get(text, start), self._stops[partition(text)]) - start
+            min(mark.positions.get(text, start), self._stops[parse_partition(text)]) - start
             for text, start in self._starts.items()
         )
         return done / total if total > 0 else 1.0
@@ -539,166 +539,166 @@ class KafkaSource(SharedSource):
         """Sends the last commit. May be called twice."""
         with self._lock:
             consumer, self._consumer = self._consumer, None
-        self._reach.forget(self)
+        self._health.forget(self)
         if consumer is None:
             return
-        self.release()
+        self.release_partitions()
         try:
-            with speaking(self.settings, "[source] commit"):
+            with translated_errors(self.settings, "[source] commit"):
                 self._commit_noted(consumer)
         except HeadraceError as error:
             self._refused += 1  # and none comes after it
-            self._tell_refused(error.__cause__ if isinstance(error.__cause__, Exception) else error)
+            self._warn_commits_failing(error.__cause__ if isinstance(error.__cause__, Exception) else error)
         finally:
             consumer.close(autocommit=False, timeout_ms=int(CLOSE_SECONDS * 1000))
 
     # ---------------------------------------------------------------------------------- inside
 
     @contextlib.contextmanager
-    def _speaking(self) -> Iterator[None]:
+    def _translated_errors(self) -> Iterator[None]:
         settings = self.settings
-        with speaking(settings, f"[source] topics {', '.join(settings.topics)}"):
+        with translated_errors(settings, f"[source] topics {', '.join(settings.topics)}"):
             try:
                 yield
             except errors.FencedInstanceIdError as error:
                 raise UserError(
-                    f"Another engine has joined group '{settings.group}' as member "
-                    f"'{settings.member}': give each engine a [source] member of its own."
+                    f"Another engine has joined group '{settings.group_id}' as member "
+                    f"'{settings.group_instance_id}': give each engine a [source] group_instance_id of its own."
                 ) from error
             except errors.InconsistentGroupProtocolError as error:
                 raise UserError(
-                    f"Group '{settings.group}' has members that share by another way than "
+                    f"Group '{settings.group_id}' has members that share by another way than "
                     f"'{settings.assignor}': set [source] assignor to theirs, or take another "
                     "group."
                 ) from error
             except errors.UnknownMemberIdError as error:
                 raise UserError(
-                    f"Group '{settings.group}' has members that joined it, and this engine reads "
-                    "alone: set [source] join = true, or take another group."
+                    f"Group '{settings.group_id}' has members that joined it, and this engine reads "
+                    "alone: set [source] subscribe = true, or take another group."
                 ) from error
 
     def _connected(self) -> KafkaConsumer:
         if self._consumer is None:
             settings = self.settings
-            assert settings.group is not None or not settings.join
+            assert settings.group_id is not None or not settings.subscribe
             make = functools.partial(
                 KafkaConsumer,
                 **settings.config(),
                 **(
                     consumer_settings(
-                        settings.group,
-                        settings.member,
+                        settings.group_id,
+                        settings.group_instance_id,
                         settings.assignor,
-                        settings.session,
-                        settings.patience,
+                        settings.session_timeout,
+                        settings.rebalance_timeout,
                     )
-                    if settings.join and settings.group
-                    else {"group_id": settings.group}
+                    if settings.subscribe and settings.group_id
+                    else {"group_id": settings.group_id}
                 ),
                 enable_auto_commit=False,
-                auto_offset_reset="none",  # `_passed` does it, and says so
-                isolation_level=settings.isolation,
+                auto_offset_reset="none",  # `_on_out_of_range` does it, and says so
+                isolation_level=settings.isolation_level,
                 fetch_max_bytes=self._fetch_bytes,
                 max_partition_fetch_bytes=self._fetch_bytes,
                 allow_auto_create_topics=False,
-                metadata_max_age_ms=int(GROWN_SECONDS * 1000),
+                metadata_max_age_ms=int(METADATA_SECONDS * 1000),
                 metrics_enabled=False,
             )
-            self._consumer = self._asked(make)
-            columnar(self._consumer, newline=bool(self._tail), whole=self.whole)
-            if self.endless() and self._columns:
-                self._rehearse()
+            self._consumer = self._with_retries(make)
+            install_columnar_fetch(self._consumer, newline=bool(self._tail), with_metadata=self.with_metadata)
+            if self.unbounded() and self._columns:
+                self._warm_up()
         return self._consumer
 
-    def _rehearse(self) -> None:
+    def _warm_up(self) -> None:
         """Decode an empty object before the first record comes. Loops are compiled at their first
         use, which takes seconds where none were kept: the first record would wait for that."""
-        if self.settings.format == "avro" or is_own(self.settings.format):
+        if self.settings.format == "avro" or is_custom(self.settings.format):
             return  # of a registry, or somebody's own, nothing is asked that did not come
-        chunk = rehearsed(b"{}", newline=bool(self._tail), whole=self.whole)
+        chunk = warm_up_chunk(b"{}", newline=bool(self._tail), with_metadata=self.with_metadata)
         for records in _records("rehearsal/0", chunk, time.monotonic(), None, self._tail):
             self.format.decode(records, self._columns)
 
     def _seek_all(self, consumer: KafkaConsumer, mark: Mark) -> None:
-        positions = self._settle_all(consumer, mark)
-        partitions = [partition(text) for text in positions if self._named(text)]
+        positions = self._resume_all(consumer, mark)
+        partitions = [parse_partition(text) for text in positions if self._is_read_here(text)]
         consumer.assign(partitions)
         _, end = self._ranges(consumer, partitions)
         for tp in partitions:
-            self._go(consumer, tp, positions[name(tp)], end[tp])
+            self._seek_to(consumer, tp, positions[partition_name(tp)], end[tp])
         self._stops = end
         self._counted, self._looked = len(partitions), time.monotonic()
 
-    def _settle_all(self, consumer: KafkaConsumer, mark: Mark) -> dict[str, int]:
+    def _resume_all(self, consumer: KafkaConsumer, mark: Mark) -> dict[str, int]:
         """Where to go on with all partitions that there are."""
-        partitions = self._asked(lambda: self._partitions(consumer))
-        before, ids = self._know(consumer, partitions)
+        partitions = self._with_retries(lambda: self._partitions(consumer))
+        before, ids = self._update_topic_ids(consumer, partitions)
         first, end = self._ranges(consumer, partitions)
         positions: dict[str, int] = {}
         started: dict[str, int] = {}
         for tp in partitions:
-            text, was = name(tp), before.get(tp.topic, "")
+            text, was = partition_name(tp), before.get(tp.topic, "")
             at = mark.positions.get(text)
             committed = None
             if at is None and self._counted and text not in self._starts:
                 at = first[tp]  # what came since the first look is read from its beginning
             elif at is None and (committed := self._committed_to(tp)) is not None:
                 at, was = committed.offset, Owners.parse(committed.metadata).topic_id
-            positions[text] = self._begin(consumer, tp, at, was, ids, first, end)
+            positions[text] = self._start_position(consumer, tp, at, was, ids, first, end)
             if committed is None or positions[text] != at:
                 started[text] = positions[text]
         unnoted = {text: at for text, at in started.items() if mark.positions.get(text) != at}
-        self._claim(consumer, self._still_unclaimed(positions) | unnoted)
-        self._over = False
-        return {**self._others(mark), **positions}
+        self._commit_starts(consumer, self._still_unclaimed(positions) | unnoted)
+        self._starting_over = False
+        return {**self._foreign_positions(mark), **positions}
 
-    def _settle_assigned(
+    def _resume_assigned(
         self, consumer: KafkaConsumer, membership: Membership, mark: Mark
     ) -> dict[str, int]:
         """Where to go on with the partitions that the group has given to this engine; it is told
         where those start that nobody has committed yet."""
-        assigned = sorted(membership.settle())
-        self._asked(consumer.topics)
-        self._look_at_topics(consumer)  # a rebalance may be all that a deleted topic comes to
-        before, ids = self._know(consumer, assigned)
+        assigned = sorted(membership.resume_after_rebalance())
+        self._with_retries(consumer.topics)
+        self._check_topics(consumer)  # a rebalance may be all that a deleted topic comes to
+        before, ids = self._update_topic_ids(consumer, assigned)
         first, end = self._ranges(consumer, assigned)
         positions: dict[str, int] = {}
         unclaimed: dict[str, int] = {}
         for tp in assigned:
-            text = name(tp)
+            text = partition_name(tp)
             at, was, owners = self._assigned_at(tp, mark, before, first)
-            positions[text] = self._begin(consumer, tp, at, was, ids, first, end)
+            positions[text] = self._start_position(consumer, tp, at, was, ids, first, end)
             if owners is None or positions[text] != at:
                 unclaimed[text] = positions[text]
-            if self.settings.member is not None and (at is None or text not in self._nexts):
-                taken = (owners or Owners()).taken(self.settings.member, positions[text])
+            if self.settings.group_instance_id is not None and (at is None or text not in self._nexts):
+                taken = (owners or Owners()).with_owner(self.settings.group_instance_id, positions[text])
                 self._owners[text] = taken
-        self._claim(consumer, self._still_unclaimed(positions) | unclaimed)
-        self._over = self._over and not assigned
-        return {**self._others(mark), **positions}
+        self._commit_starts(consumer, self._still_unclaimed(positions) | unclaimed)
+        self._starting_over = self._starting_over and not assigned
+        return {**self._foreign_positions(mark), **positions}
 
     def _assigned_at(
         self, tp: TopicPartition, mark: Mark, ids: Mapping[str, str], first: Offsets
     ) -> tuple[int | None, str, Owners | None]:
         """Where a partition of the group's goes on, the id of the topic that this is in, and whose
         it was; None for what nobody knows."""
-        at, member = mark.positions.get(name(tp)), self.settings.member
-        if at is not None and name(tp) in self._nexts:
+        at, group_instance_id = mark.positions.get(partition_name(tp)), self.settings.group_instance_id
+        if at is not None and partition_name(tp) in self._nexts:
             return at, ids.get(tp.topic, ""), Owners()  # it was read here until now
         committed = self._committed_to(tp)
         if committed is None:
             new = bool(self._seen) and tp not in self._seen  # it was added since the start
             return first[tp] if new else None, self._first_ids.get(tp.topic, ""), None
         owners = Owners.parse(committed.metadata)
-        if at is None or member is None or owners.newest != member:
+        if at is None or group_instance_id is None or owners.newest != group_instance_id:
             at = int(committed.offset)
         return at, owners.topic_id, owners
 
-    def _others(self, mark: Mark) -> dict[str, int]:
+    def _foreign_positions(self, mark: Mark) -> dict[str, int]:
         """Positions of what is not read here: of a topic of dead letters, for instance."""
-        return {text: at for text, at in mark.positions.items() if not self._named(text)}
+        return {text: at for text, at in mark.positions.items() if not self._is_read_here(text)}
 
-    def _know(
+    def _update_topic_ids(
         self, consumer: KafkaConsumer, partitions: Sequence[TopicPartition]
     ) -> tuple[dict[str, str], dict[str, str]]:
         """The ids that the topics had until now, and those that they have."""
@@ -706,8 +706,8 @@ class KafkaSource(SharedSource):
         before, now = dict(self._ids), self._known_ids(consumer, topics)
         self._first_ids = {**now, **before, **self._first_ids}
         self._ids |= now
-        self._gone -= now.keys()
-        self._anew -= now.keys()
+        self._deleted -= now.keys()
+        self._recreated -= now.keys()
         return before, now
 
     def _known_ids(self, consumer: KafkaConsumer, topics: Iterable[str]) -> dict[str, str]:
@@ -718,17 +718,17 @@ class KafkaSource(SharedSource):
         consumer = self._connected()
         if not membership.joined:
             # Also because a topic that is not there would be waited for.
-            self._seen = frozenset(self._asked(lambda: self._partitions(consumer)))
+            self._seen = frozenset(self._with_retries(lambda: self._partitions(consumer)))
             membership.join(consumer, self.settings.topics, self._pattern)
             return
         self._nexts, self._ends = {}, {}
-        there = [tp for tp in membership.assigned if name(tp) in mark.positions]
-        _, end = self._ranges(consumer, there)
-        membership.reading(there)
-        for tp in there:
-            self._go(consumer, tp, mark.positions[name(tp)], end[tp])
-        self._held = True
-        self._hold(False)
+        assigned = [tp for tp in membership.assigned if partition_name(tp) in mark.positions]
+        _, end = self._ranges(consumer, assigned)
+        membership.set_reading(assigned)
+        for tp in assigned:
+            self._seek_to(consumer, tp, mark.positions[partition_name(tp)], end[tp])
+        self._paused = True
+        self._pause(False)
 
     def _ranges(
         self, consumer: KafkaConsumer, partitions: list[TopicPartition]
@@ -737,64 +737,64 @@ class KafkaSource(SharedSource):
         if not partitions:
             return {}, {}
         return (
-            self._asked(lambda: consumer.beginning_offsets(partitions)),
-            self._asked(lambda: consumer.end_offsets(partitions)),
+            self._with_retries(lambda: consumer.beginning_offsets(partitions)),
+            self._with_retries(lambda: consumer.end_offsets(partitions)),
         )
 
-    def _asked(self, ask: Callable[[], T]) -> T:
+    def _with_retries(self, ask: Callable[[], T]) -> T:
         """What a broker answers, also where it goes away just then: kafka-python (3.0) makes an
         error of a connection that breaks while it waits.
 
         Raises: the client's error where it breaks, or hangs, for longer than a start may wait.
         """
         deadline = time.monotonic() + self.settings.hang
-        with self._reach.waiting(ask):
+        with self._health.watching(ask):
             while True:
                 try:
                     return ask()
-                except AWAY:
+                except BROKER_UNAVAILABLE:
                     if time.monotonic() >= deadline:
                         raise
-                    time.sleep(ASK_SECONDS)
+                    time.sleep(RETRY_SECONDS)
 
-    def _go(self, consumer: KafkaConsumer, tp: TopicPartition, at: int, end: int) -> None:
+    def _seek_to(self, consumer: KafkaConsumer, tp: TopicPartition, at: int, end: int) -> None:
         consumer.seek(tp, at)
-        self._starts.setdefault(name(tp), at)
-        self._nexts[name(tp)] = at
-        self._ends[name(tp)] = end
+        self._starts.setdefault(partition_name(tp), at)
+        self._nexts[partition_name(tp)] = at
+        self._ends[partition_name(tp)] = end
 
     def _partitions(self, consumer: KafkaConsumer) -> list[TopicPartition]:
-        found = []
-        there = consumer.topics()
+        partitions = []
+        topics_there = consumer.topics()
         topics: Sequence[str] = self.settings.topics
         if self._pattern is not None:
-            topics = sorted(topic for topic in there if re.match(self._pattern, topic))
+            topics = sorted(topic for topic in topics_there if re.match(self._pattern, topic))
             if not topics:
                 raise UserError(
-                    f"[source] no topic at {self.settings.bootstrap} matches '{self._pattern}'."
-                    f"{nearest('', there)}"
+                    f"[source] no topic at {self.settings.bootstrap_servers} matches '{self._pattern}'."
+                    f"{nearest('', topics_there)}"
                 )
         for topic in topics:
-            if topic not in there:
+            if topic not in topics_there:
                 raise UserError(
-                    f"[source] topic '{topic}' is not there at {self.settings.bootstrap}."
-                    f"{nearest(topic, there)}"
+                    f"[source] topic '{topic}' is not there at {self.settings.bootstrap_servers}."
+                    f"{nearest(topic, topics_there)}"
                 )
             numbers = consumer.partitions_for_topic(topic) or ()
-            found += [TopicPartition(topic, number) for number in sorted(numbers)]
-        return found
+            partitions += [TopicPartition(topic, number) for number in sorted(numbers)]
+        return partitions
 
     def _count_partitions(self, consumer: KafkaConsumer) -> int:
         try:
-            with self._speaking():
+            with self._translated_errors():
                 return len(self._partitions(consumer))
         except UserError as error:
             log.warning("%s", error)
         except HeadraceError as error:
-            log.debug("%s", error)  # it is away, and looked at again; `Reach` says it once
+            log.debug("%s", error)  # it is away, and looked at again; `BrokerHealth` says it once
         return 0
 
-    def _named(self, text: str) -> bool:
+    def _is_read_here(self, text: str) -> bool:
         """Whether a partition is of a topic that is read here."""
         topic, _, number = text.rpartition("/")
         if not number.isdigit():
@@ -803,19 +803,19 @@ class KafkaSource(SharedSource):
             return re.match(self._pattern, topic) is not None
         return topic in self.settings.topics
 
-    def _claim(self, consumer: KafkaConsumer, positions: Mapping[str, int]) -> bool:
+    def _commit_starts(self, consumer: KafkaConsumer, positions: Mapping[str, int]) -> bool:
         """Tell the group where partitions start that nobody has committed yet: whoever gets them
         next would decide anew, and skip what came meanwhile. Whether it took that; where a
         rebalance or a broker is in the way, nothing is read until it did."""
         self._unclaimed, self._claimed_at = dict(positions), time.monotonic()
-        if self.settings.group is None or not positions:
+        if self.settings.group_id is None or not positions:
             self._unclaimed = {}
             return True
-        started = {partition(text): self._offset(text, at) for text, at in positions.items()}
+        started = {parse_partition(text): self._offset(text, at) for text, at in positions.items()}
         try:
             consumer.commit(started, timeout_ms=int(COMMIT_SECONDS * 1000))
         except errors.KafkaError as error:
-            self._unheeded(error)
+            self._on_commit_failed(error)
             joins = self._membership is not None and isinstance(error, PASSING)
             if not (error.retriable or joins):
                 self._unclaimed = {}  # as with members that are strangers: told, and read on
@@ -833,65 +833,65 @@ class KafkaSource(SharedSource):
             return
         kept = self._unclaimed
         if self._membership is not None:
-            assigned = {name(tp) for tp in self._membership.assigned}
+            assigned = {partition_name(tp) for tp in self._membership.assigned}
             kept = {text: at for text, at in kept.items() if text in assigned}
-        self._claim(consumer, kept)
+        self._commit_starts(consumer, kept)
 
     def _offset(self, text: str, position: int) -> OffsetAndMetadata:
         """As it is committed."""
-        owners = self._owners.get(text, Owners()) if self.settings.member is not None else Owners()
-        known = replace(owners, topic_id=self._ids.get(partition(text).topic, ""))
+        owners = self._owners.get(text, Owners()) if self.settings.group_instance_id is not None else Owners()
+        known = replace(owners, topic_id=self._ids.get(parse_partition(text).topic, ""))
         return OffsetAndMetadata(position, known.text(), -1)
 
-    def _heard(self, _: object, answer: object) -> None:
+    def _on_commit(self, _: object, answer: object) -> None:
         """The answer to a commit that nobody waits for. The client's own thread calls it."""
         if isinstance(answer, Exception):
-            self._unheeded(answer)
+            self._on_commit_failed(answer)
             return
         self._failing_since = None
-        if self._unheard:
-            self._unheard = False
-            log.info("commits arrive again", extra={"group": self.settings.group})
+        if self._commits_failing:
+            self._commits_failing = False
+            log.info("commits arrive again", extra={"group": self.settings.group_id})
 
-    def _unheeded(self, error: Exception) -> None:
+    def _on_commit_failed(self, error: Exception) -> None:
         """A commit was refused: counted, and told unless the next one may arrive. Of a broker that
-        is out of reach, `Reach` tells."""
+        is out of reach, `BrokerHealth` tells."""
         self._refused += 1
         now = time.monotonic()
         passing = isinstance(error, errors.KafkaError) and error.retriable
-        if passing and self._reach.since is not None:
+        if passing and self._health.unreachable_since is not None:
             self._failing_since = None
             return
         self._failing_since = self._failing_since or now
         if not passing or now - self._failing_since >= SILENT_SECONDS:
-            self._tell_refused(error)
+            self._warn_commits_failing(error)
 
-    def _tell_refused(self, error: Exception) -> None:
+    def _warn_commits_failing(self, error: Exception) -> None:
         """Warn once that commits fail; reset by the next success."""
-        if self._membership is not None or self._unheard:
+        if self._membership is not None or self._commits_failing:
             return
-        self._unheard = True
-        foreign = isinstance(error, FOREIGN)
+        self._commits_failing = True
+        foreign = isinstance(error, NOT_A_MEMBER)
         log.warning(
             "commits do not arrive: the group has members that joined it, and this engine only "
             "commits under its name; its checkpoints hold its positions, and the group's offsets "
             "are not its own: give one of both another group"
             if foreign
             else "commits do not arrive; the checkpoints hold the positions",
-            extra={"group": self.settings.group, "why": type(error).__name__},
+            extra={"group": self.settings.group_id, "reason": type(error).__name__},
         )
 
     def _committed_to(self, tp: TopicPartition) -> OffsetAndMetadata | None:
         """Return the group's committed offset, if a group is set."""
-        return None if self.settings.group is None or self._over else self._ask_committed(tp)
+        return None if self.settings.group_id is None or self._starting_over else self._ask_committed(tp)
 
     def _ask_committed(self, tp: TopicPartition) -> OffsetAndMetadata | None:
         wait = int(self.settings.timeout * 1000)
-        found = self._asked(lambda: self._connected().committed(tp, metadata=True, timeout_ms=wait))
-        assert found is None or isinstance(found, OffsetAndMetadata)
-        return found
+        committed = self._with_retries(lambda: self._connected().committed(tp, metadata=True, timeout_ms=wait))
+        assert committed is None or isinstance(committed, OffsetAndMetadata)
+        return committed
 
-    def _begin(
+    def _start_position(
         self,
         consumer: KafkaConsumer,
         tp: TopicPartition,
@@ -909,182 +909,182 @@ class KafkaSource(SharedSource):
             ids: the topics' ids now.
         """
         if was and ids.get(tp.topic, was) != was:
-            what = f"Topic '{tp.topic}' was deleted and made anew: {name(tp)} has other records now"
-            return self._instead(tp, first[tp], first[tp], end[tp], what)
+            reason = f"Topic '{tp.topic}' was deleted and made anew: {partition_name(tp)} has other records now"
+            return self._reset_position(tp, first[tp], first[tp], end[tp], reason)
         if at is None:
-            return self._first(consumer, tp, first, end)
-        return self._within(tp, at, first[tp], end[tp])
+            return self._initial_position(consumer, tp, first, end)
+        return self._in_range(tp, at, first[tp], end[tp])
 
-    def _first(
+    def _initial_position(
         self, consumer: KafkaConsumer, tp: TopicPartition, first: Offsets, end: Offsets
     ) -> int:
         """Where a partition starts that nobody knows of."""
         start = self.settings.start
         if isinstance(start, int):
-            found = self._asked(lambda: consumer.offsets_for_times({tp: start}))[tp]
-            return end[tp] if found is None else int(found.offset)
+            offset = self._with_retries(lambda: consumer.offsets_for_times({tp: start}))[tp]
+            return end[tp] if offset is None else int(offset.offset)
         return first[tp] if start == "earliest" else end[tp]
 
-    def _within(self, tp: TopicPartition, at: int, first: int, end: int) -> int:
+    def _in_range(self, tp: TopicPartition, at: int, first: int, end: int) -> int:
         """The position, or where to go instead when the log no longer, or not yet, has it."""
         if first <= at <= end:
             return at
-        what = (
-            f"{name(tp)} has offsets {first} to {end}, and {at} is where to go on: records are "
+        reason = (
+            f"{partition_name(tp)} has offsets {first} to {end}, and {at} is where to go on: records are "
             "gone (retention?)"
         )
-        return self._instead(tp, at, first, end, what)
+        return self._reset_position(tp, at, first, end, reason)
 
-    def _instead(self, tp: TopicPartition, at: int, first: int, end: int, what: str) -> int:
-        """Where to go on by `lost`. Raises: HeadraceError where that is ``fail``."""
-        if self.settings.lost == "fail":
+    def _reset_position(self, tp: TopicPartition, at: int, first: int, end: int, reason: str) -> int:
+        """Where to go on by `auto_offset_reset`. Raises: HeadraceError where that is ``fail``."""
+        if self.settings.auto_offset_reset == "fail":
             raise HeadraceError(
-                f"{what}; set [source] lost to 'earliest' or 'latest' to go on with what is there "
+                f"{reason}; set [source] auto_offset_reset to 'earliest' or 'latest' to go on with what is there "
                 "now."
             )
-        to = first if self.settings.lost == "earliest" else end
+        to = first if self.settings.auto_offset_reset == "earliest" else end
         self._skipped += max(0, to - at)
         log.warning(
             "records lost",
-            extra={"partition": name(tp), "skipped": max(0, to - at), "at": to, "why": what},
+            extra={"partition": partition_name(tp), "skipped": max(0, to - at), "at": to, "reason": reason},
         )
         return to
 
     def _poll(self, timeout: float) -> None:
-        with self._speaking():
+        with self._translated_errors():
             consumer = self._connected()
             if self._membership is not None and self._membership.joined:
-                self._membership.tend()
-            self._keep(self._polled(consumer, timeout))
+                self._membership.rejoin_if_joining()
+            self._buffer(self._polled(consumer, timeout))
             self._claim_again(consumer)
-            self._look(consumer)
-            self._look_at_topics(consumer)
+            self._check_brokers(consumer)
+            self._check_topics(consumer)
 
     def _polled(
         self, consumer: KafkaConsumer, timeout: float
     ) -> Mapping[TopicPartition, Sequence[Chunk]]:
         """Poll the consumer; return nothing while no broker is reachable."""
         try:
-            found: Mapping[TopicPartition, Sequence[Chunk]] = consumer.poll(
-                timeout_ms=int(timeout * 1000), max_records=CHUNKS
+            fetched: Mapping[TopicPartition, Sequence[Chunk]] = consumer.poll(
+                timeout_ms=int(timeout * 1000), max_records=POLL_CHUNKS
             )
         except errors.KafkaConnectionError as error:
-            log.debug("poll failed", extra={"why": str(error)})
+            log.debug("poll failed", extra={"reason": str(error)})
             return {}
         except errors.OffsetOutOfRangeError as error:
             for tp, at in error.args[0].items():
-                self._passed(consumer, tp, at)
+                self._on_out_of_range(consumer, tp, at)
             return {}
         except errors.LogTruncationError as error:
             for tp, to in error.divergent_offsets.items():
-                self._cut_off(consumer, tp, to)
+                self._on_truncation(consumer, tp, to)
             return {}
-        return found
+        return fetched
 
-    def _passed(self, consumer: KafkaConsumer, tp: TopicPartition, at: int) -> None:
+    def _on_out_of_range(self, consumer: KafkaConsumer, tp: TopicPartition, at: int) -> None:
         """The log no longer has the offset that was asked for: retention has passed the reader, or
         it is another topic."""
-        if self._is_another(consumer, tp.topic):
+        if self._is_recreated(consumer, tp.topic):
             return
         first, end = self._ranges(consumer, [tp])
-        self._jump(consumer, tp, self._within(tp, at, first[tp], end[tp]))
+        self._seek_and_mark(consumer, tp, self._in_range(tp, at, first[tp], end[tp]))
 
-    def _cut_off(
+    def _on_truncation(
         self, consumer: KafkaConsumer, tp: TopicPartition, to: OffsetAndMetadata | None
     ) -> None:
         """The log has other records now behind `to`, or behind an offset that nobody knows; or it
         is another topic, which looks the same."""
-        if self._is_another(consumer, tp.topic):
+        if self._is_recreated(consumer, tp.topic):
             return
         first, end = self._ranges(consumer, [tp])
-        what = f"{name(tp)} has lost records that were read (an unclean leader election?)"
-        instead = self._instead(tp, end[tp], first[tp], end[tp], what)
-        self._jump(consumer, tp, instead if to is None else int(to.offset))
+        reason = f"{partition_name(tp)} has lost records that were read (an unclean leader election?)"
+        instead = self._reset_position(tp, end[tp], first[tp], end[tp], reason)
+        self._seek_and_mark(consumer, tp, instead if to is None else int(to.offset))
 
-    def _is_another(self, consumer: KafkaConsumer, topic: str) -> bool:
+    def _is_recreated(self, consumer: KafkaConsumer, topic: str) -> bool:
         """Whether the topic is gone or made anew, by what a broker says now."""
-        self._asked(consumer.topics)
-        self._look_at_topics(consumer)
-        return topic in self._anew | self._gone
+        self._with_retries(consumer.topics)
+        self._check_topics(consumer)
+        return topic in self._recreated | self._deleted
 
-    def _jump(self, consumer: KafkaConsumer, tp: TopicPartition, to: int) -> None:
+    def _seek_and_mark(self, consumer: KafkaConsumer, tp: TopicPartition, to: int) -> None:
         """Go on there; no record says so, but a mark must."""
         consumer.seek(tp, to)
         nothing = Values(data=np.empty(0, np.uint8), bounds=np.zeros(1, np.int64), tail=self._tail)
         self._waiting.append(
             Records(
-                partition=name(tp), positions=np.empty(0, np.int64), next=to, values=nothing,
+                partition=partition_name(tp), positions=np.empty(0, np.int64), next=to, values=nothing,
                 arrived=time.monotonic(),
             )
         )  # fmt: skip
 
-    def _look_at_topics(self, consumer: KafkaConsumer) -> None:
+    def _check_topics(self, consumer: KafkaConsumer) -> None:
         """Notice topics that are gone, or others under the same name, whenever the client has
         heard from a broker what there is.
 
-        Raises: HeadraceError where `lost` says so.
+        Raises: HeadraceError where `auto_offset_reset` says so.
         """
-        if not self._starts or (heard := refreshed(consumer)) == self._topics_at:
+        if not self._starts or (heard := metadata_time_ms(consumer)) == self._topics_at:
             return
         self._topics_at = heard
         for topic, now in topic_ids(consumer, self._ids).items():
-            if now != self._ids[topic] and topic not in self._anew:
-                self._asked(consumer.topics)  # a broker may not know yet
+            if now != self._ids[topic] and topic not in self._recreated:
+                self._with_retries(consumer.topics)  # a broker may not know yet
                 now = topic_ids(consumer, [topic]).get(topic, "")
-                if not now and self._asked(lambda: forbidden(consumer, topic)):  # noqa: B023
+                if not now and self._with_retries(lambda: is_forbidden(consumer, topic)):  # noqa: B023
                     raise errors.TopicAuthorizationFailedError({topic})
-                self._changed(topic, now)
+                self._on_topic_changed(topic, now)
 
-    def _changed(self, topic: str, now: str) -> None:
+    def _on_topic_changed(self, topic: str, now: str) -> None:
         """A topic that is read has this id now, or none: it is not there."""
         if now == self._ids[topic]:
-            self._gone.discard(topic)
+            self._deleted.discard(topic)
         elif now:
-            what = f"Topic '{topic}' was deleted and made anew while it was read"
-            if self.settings.lost == "fail":
+            event = f"Topic '{topic}' was deleted and made anew while it was read"
+            if self.settings.auto_offset_reset == "fail":
                 raise HeadraceError(
-                    f"{what}: nothing of what is in it now was read; set [source] lost to "
+                    f"{event}: nothing of what is in it now was read; set [source] auto_offset_reset to "
                     "'earliest' or 'latest' to go on with it."
                 )
-            self._anew.add(topic)
-        elif topic not in self._gone:
-            what = f"Topic '{topic}' was deleted while it was read"
-            if self.settings.lost == "fail" and self._pattern is None:
+            self._recreated.add(topic)
+        elif topic not in self._deleted:
+            event = f"Topic '{topic}' was deleted while it was read"
+            if self.settings.auto_offset_reset == "fail" and self._pattern is None:
                 raise HeadraceError(
-                    f"{what}: make it again and set [source] lost to 'earliest' to read what comes "
+                    f"{event}: make it again and set [source] auto_offset_reset to 'earliest' to read what comes "
                     "there, or take it out of [source] topics."
                 )
-            self._gone.add(topic)
-            log.warning("%s: the others go on", what, extra={"topic": topic})
+            self._deleted.add(topic)
+            log.warning("%s: the others go on", event, extra={"topic": topic})
 
-    def _look(self, consumer: KafkaConsumer) -> None:
+    def _check_brokers(self, consumer: KafkaConsumer) -> None:
         """Note whether a broker is in reach.
 
         Raises: the client's error where one is, and does not let it in any more.
         """
-        there = answers(consumer, again=self._reach.since is not None)
-        if not there and (why := refusal(consumer)) is not None:
+        reachable = is_answering(consumer, again=self._health.unreachable_since is not None)
+        if not reachable and (why := auth_failure(consumer)) is not None:
             raise why
-        self._reach.says(self, there)
+        self._health.report(self, reachable)
 
-    def _keep(self, found: Mapping[TopicPartition, Sequence[Chunk]]) -> None:
+    def _buffer(self, fetched: Mapping[TopicPartition, Sequence[Chunk]]) -> None:
         arrived = time.monotonic()
-        for tp, chunks in found.items():
-            if name(tp) not in self._nexts or tp.topic in self._anew:
+        for tp, chunks in fetched.items():
+            if partition_name(tp) not in self._nexts or tp.topic in self._recreated:
                 continue  # it came, and nobody has said yet where it starts
             for chunk in chunks:
-                self._waiting += _records(name(tp), chunk, arrived, self._stop(tp), self._tail)
+                self._waiting += _records(partition_name(tp), chunk, arrived, self._stop(tp), self._tail)
             with contextlib.suppress(IllegalStateError):  # it may have gone since
                 if (high := self._connected().highwater(tp)) is not None:
-                    self._ends[name(tp)] = high
+                    self._ends[partition_name(tp)] = high
 
-    def _hold(self, held: bool) -> None:
+    def _pause(self, held: bool) -> None:
         """Pause what is read, or resume it."""
         consumer = self._consumer
-        if held == self._held or consumer is None:
+        if held == self._paused or consumer is None:
             return
-        self._held = held
-        read = [tp for tp in consumer.assignment() if name(tp) in self._nexts]
+        self._paused = held
+        read = [tp for tp in consumer.assignment() if partition_name(tp) in self._nexts]
         (consumer.pause if held else consumer.resume)(*read)
 
     @property
@@ -1107,13 +1107,13 @@ class KafkaSource(SharedSource):
 
     def _commit_noted(self, consumer: KafkaConsumer | None = None) -> None:
         """Send the newest mark, if there is one; waiting for the answer only at the end."""
-        if self.settings.group is None or self._membership is not None or not self._marks:
+        if self.settings.group_id is None or self._membership is not None or not self._marks:
             return
         offsets = self.offsets(self._marks.popleft())
         if consumer is not None:
             consumer.commit(offsets, timeout_ms=int(CLOSE_SECONDS * 1000))
         elif offsets:
-            self._connected().commit_async(offsets, self._heard)
+            self._connected().commit_async(offsets, self._on_commit)
 
     def _commit_member(
         self, membership: Membership, offsets: dict[TopicPartition, OffsetAndMetadata]
@@ -1123,13 +1123,13 @@ class KafkaSource(SharedSource):
         if membership.lost:
             return False
         try:
-            with self._speaking():
+            with self._translated_errors():
                 return self._committed(membership, offsets)
         except UserError:
             raise
         except HeadraceError as error:  # the next commit says it all again
             cause = error.__cause__ or error
-            log.warning("commit failed", extra={"why": f"{type(cause).__name__}: {cause}"})
+            log.warning("commit failed", extra={"reason": f"{type(cause).__name__}: {cause}"})
             self._refused += 1
             return False
 
@@ -1138,10 +1138,10 @@ class KafkaSource(SharedSource):
     ) -> bool:
         try:
             self._connected().commit(offsets, timeout_ms=int(COMMIT_SECONDS * 1000))
-        except OUT as error:
-            log.warning("commit refused", extra={"why": type(error).__name__})
+        except EVICTED as error:
+            log.warning("commit refused", extra={"reason": type(error).__name__})
             self._refused += 1
-            membership.gone()
+            membership.on_evicted()
             return False
         except errors.RebalanceInProgressError:
             log.info("commit waits for the rebalance to end")
@@ -1180,27 +1180,27 @@ def _bounds(records: Records) -> Any:
 
 
 def _format(settings: KafkaSource.Settings) -> Format:
-    kind = must_be_known(settings.format, FORMATS)
+    format = require_known_format(settings.format, FORMATS)
     of = {"columns": ("csv",), "paths": ("ndjson", "avro", "xml")}
     of |= dict.fromkeys(
         ("registry", "registry_user", "registry_password", "schema_file"), ("avro",)
     )
     for key, formats in of.items():
-        if getattr(settings, key) and kind not in formats:
+        if getattr(settings, key) and format not in formats:
             raise UserError(
-                f"[source] {key} is for {' and '.join(formats)}, and format is '{kind}'."
+                f"[source] {key} is for {' and '.join(formats)}, and format is '{format}'."
             )
-    if kind == "csv":
+    if format == "csv":
         if not settings.columns:
             raise UserError('[source] format = "csv" of a topic needs the fields\' names: columns.')
         return Csv(defaultdict(lambda: settings.columns), coerce=settings.coerce)
-    if kind == "avro":
+    if format == "avro":
         return _avro(settings)
-    if is_own(kind):
-        return own(kind)
-    if kind == "xml":
+    if is_custom(format):
+        return load_custom(format)
+    if format == "xml":
         return Xml(settings.paths)
-    return Ndjson(settings.paths, coerce=settings.coerce) if kind == "ndjson" else Text()
+    return Ndjson(settings.paths, coerce=settings.coerce) if format == "ndjson" else RawText()
 
 
 def _avro(settings: KafkaSource.Settings) -> Avro:
@@ -1218,7 +1218,7 @@ def _avro(settings: KafkaSource.Settings) -> Avro:
         user=settings.registry_user,
         password=settings.registry_password,
         timeout=settings.timeout,
-        patience=settings.registry_patience,
+        retry_timeout=settings.registry_retry_timeout,
     )
     return Avro(registry, topics=settings.topics, paths=settings.paths, coerce=settings.coerce)
 
@@ -1228,11 +1228,11 @@ def _pattern(settings: KafkaSource.Settings) -> str | None:
 
     Raises: UserError for one that is none, and for settings that a group needs.
     """
-    if settings.join and settings.group is None:
-        raise UserError("[source] join needs the name of the group to join: group.")
-    if settings.join and settings.stop == "end":
+    if settings.subscribe and settings.group_id is None:
+        raise UserError("[source] subscribe needs the name of the group to join: group.")
+    if settings.subscribe and settings.stop == "end":
         raise UserError(
-            '[source] join shares an endless stream: stop = "end" is for an engine that reads '
+            '[source] subscribe shares an endless stream: stop = "end" is for an engine that reads '
             "alone."
         )
     if not any(topic.startswith("^") for topic in settings.topics):

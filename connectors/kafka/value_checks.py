@@ -8,19 +8,19 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from connectors.formats.kernels.rows import rejected, some
-from connectors.formats.text import Text
+from connectors.formats.kernels.rows import make_rejects, select_records
+from connectors.formats.text import RawText
 from engine.types import Format, Interruptible, Records, Rejects, Schema, Values
 
 Ints = NDArray[np.int64]
 TOMBSTONE = "tombstone"
-FRAMED = "registry_frame"
-FRAME = 5
+REGISTRY_FRAME = "registry_frame"
+FRAME_BYTES = 5
 """Bytes of a schema registry's frame: 0, and the schema's number."""
 BOM = "byte_order_mark"
 COMPRESSED = "compressed"
 ENVELOPES = {
-    b"\x00": (FRAMED, "the frame of a schema registry (a byte 0 and the number of a schema)"),
+    b"\x00": (REGISTRY_FRAME, "the frame of a schema registry (a byte 0 and the number of a schema)"),
     b"\xef\xbb\xbf": (BOM, "a byte order mark (UTF-8)"),
     b"\xff\xfe": (BOM, "a byte order mark (UTF-16)"),
     b"\xfe\xff": (BOM, "a byte order mark (UTF-16)"),
@@ -28,11 +28,11 @@ ENVELOPES = {
     b"\x28\xb5\x2f\xfd": (COMPRESSED, "what zstd makes"),
 }
 """How values begin that are no plain text, what that is called, and in words."""
-SUSPECT = np.zeros(256, np.bool_)
-SUSPECT[[begin[0] for begin in ENVELOPES]] = True
+ENVELOPE_BYTES = np.zeros(256, np.bool_)
+ENVELOPE_BYTES[[begin[0] for begin in ENVELOPES]] = True
 
 
-class Around:
+class WrappingFormat:
     """See `engine.types.Format`: another one, and something around it."""
 
     def __init__(self, inner: Format) -> None:
@@ -49,7 +49,7 @@ class Around:
             self.inner.resume()
 
 
-class Valued(Around):
+class ValueFilter(WrappingFormat):
     """See `engine.types.Format`. Another format, for the values that it can be given.
 
     Args:
@@ -71,15 +71,15 @@ class Valued(Around):
         if values.null is not None and values.null.any():
             odd |= values.null
             detail = "Expected a value, got none (null): its key was deleted."
-            rejects.append(rejected(records, np.flatnonzero(odd), TOMBSTONE, detail))
-        if self._text and not (isinstance(self.inner, Text) and pl.Binary in schema.values()):
+            rejects.append(make_rejects(records, np.flatnonzero(odd), TOMBSTONE, detail))
+        if self._text and not (isinstance(self.inner, RawText) and pl.Binary in schema.values()):
             for begin, at in _enveloped(values, odd):
                 odd[at] = True
                 reason, words = ENVELOPES[begin]
-                rejects.append(rejected(records, at, reason, _detail(values, at, reason, words)))
+                rejects.append(make_rejects(records, at, reason, _detail(values, at, reason, words)))
         if not odd.any():
             return self.inner.decode(records, schema)
-        frame, others = self.inner.decode(some(records, np.flatnonzero(~odd)), schema)
+        frame, others = self.inner.decode(select_records(records, np.flatnonzero(~odd)), schema)
         return frame, [*rejects, *others]
 
 
@@ -88,10 +88,10 @@ def _enveloped(values: Values, odd: NDArray[np.bool_]) -> Iterator[tuple[bytes, 
     if not len(values.data):
         return
     starts, sizes = values.bounds[:-1], np.diff(values.bounds) - values.tail
-    suspect = SUSPECT[values.data[np.minimum(starts, len(values.data) - 1)]]
+    suspect = ENVELOPE_BYTES[values.data[np.minimum(starts, len(values.data) - 1)]]
     suspects = np.flatnonzero(suspect & ~odd)
     for begin in ENVELOPES if len(suspects) else ():
-        at = suspects[sizes[suspects] >= (FRAME if begin == b"\x00" else len(begin))]
+        at = suspects[sizes[suspects] >= (FRAME_BYTES if begin == b"\x00" else len(begin))]
         for i, byte in enumerate(begin):
             at = at[values.data[starts[at] + i] == byte]
         if len(at):
@@ -99,10 +99,10 @@ def _enveloped(values: Values, odd: NDArray[np.bool_]) -> Iterator[tuple[bytes, 
 
 
 def _detail(values: Values, at: Ints, reason: str, words: str) -> str | pl.Series:
-    if reason != FRAMED:
+    if reason != REGISTRY_FRAME:
         return f"Expected plain text, got {words} at its start: let the producer write it without."
     number = np.zeros(len(at), np.int64)
-    for i in range(1, FRAME):
+    for i in range(1, FRAME_BYTES):
         number = number << 8 | values.data[values.bounds[at] + i]
     return pl.select(
         pl.format(
@@ -114,4 +114,4 @@ def _detail(values: Values, at: Ints, reason: str, words: str) -> str | pl.Serie
     ).to_series()
 
 
-__all__ = ["Around", "Valued"]
+__all__ = ["WrappingFormat", "ValueFilter"]

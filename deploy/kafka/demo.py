@@ -52,28 +52,28 @@ def main() -> None:
     """All of it; ends by itself."""
     out = Console()
     start = time.monotonic()
-    with broker(out) as bootstrap:
+    with broker(out) as bootstrap_servers:
         tag = uuid.uuid4().hex[:6]
         topics = {name: f"{name}-{tag}" for name in ("pedestrians", "pedestrians-predicted")}
-        admin = KafkaAdminClient(bootstrap_servers=bootstrap)
+        admin = KafkaAdminClient(bootstrap_servers=bootstrap_servers)
         admin.create_topics(
             [NewTopic(t, num_partitions=1, replication_factor=1) for t in topics.values()]
         )
         admin.close()
         # One thread each: two engines and a broker share this machine.
-        here = {"OMP_NUM_THREADS": "1", **os.environ, "KAFKA_BOOTSTRAP_SERVERS": bootstrap}
+        here = {"OMP_NUM_THREADS": "1", **os.environ, "KAFKA_BOOTSTRAP_SERVERS": bootstrap_servers}
         source, sink = topics.values()
         for name, port in PORTS.items():
             PORTS[name] = free(port)
         both = [f"source.topics={source}", *sys.argv[1:]]
         sets = {
-            TRAIN: [*both, f"source.group=train-{tag}"],
-            SERVE: [*both, f"source.group=serve-{tag}", f"sink.topic={sink}"],
+            TRAIN: [*both, f"source.group_id=train-{tag}"],
+            SERVE: [*both, f"source.group_id=serve-{tag}", f"sink.topic={sink}"],
         }
         out.print(f"Streaming seven years of street sensors into topic {source} ...")
         headrace(here, "run", "pedestrians-feed", [f"sink.topic={source}"], fresh=True)
-        cut = offset(bootstrap, source, int(FROM.timestamp() * 1000))
-        end = offset(bootstrap, source, None)
+        cut = offset(bootstrap_servers, source, int(FROM.timestamp() * 1000))
+        end = offset(bootstrap_servers, source, None)
         out.print(f"{end:,} records. An engine learns from them; another joins at {FROM:%Y-%m-%d}.")
         engines = {TRAIN: engine(here, TRAIN, sets[TRAIN])}
         rates: dict[str, float] = {}
@@ -89,14 +89,14 @@ def main() -> None:
                 headrace(here, "export", TRAIN, sets[TRAIN], to=f"runs/{TRAIN}/model.onnx")
                 begin = int(FROM.timestamp() * 1000) - HISTORY_MS
                 engines[SERVE] = engine(here, SERVE, [*sets[SERVE], f"source.start={begin}"])
-                there = offset(bootstrap, source, begin)
+                there = offset(bootstrap_servers, source, begin)
                 watch(live, engines, until=lambda pages: done(pages, end, there), rates=rates)
         finally:
             for process in engines.values():
                 process.send_signal(signal.SIGTERM)
             codes = {name: process.wait(60) for name, process in engines.items()}
         assert not any(codes.values()), f"an engine failed: {codes}, see runs/"
-        out.print(summary(bootstrap, sink, rates))
+        out.print(summary(bootstrap_servers, sink, rates))
     out.print(
         f"{time.monotonic() - start:.0f} s in all.", f"runs/{TRAIN}", f"runs/{SERVE}", sep="\n"
     )
@@ -154,9 +154,9 @@ def free(port: int) -> int:
         return found
 
 
-def offset(bootstrap: str, topic: str, ms: int | None) -> int:
+def offset(bootstrap_servers: str, topic: str, ms: int | None) -> int:
     """The first offset at a time, or the end."""
-    consumer = KafkaConsumer(bootstrap_servers=bootstrap)
+    consumer = KafkaConsumer(bootstrap_servers=bootstrap_servers)
     tp = TopicPartition(topic, 0)
     found = None if ms is None else consumer.offsets_for_times({tp: ms})[tp]
     at: int = consumer.end_offsets([tp])[tp] if found is None else found.offset
@@ -231,11 +231,11 @@ def table(pages: dict[str, dict[str, float]], rates: dict[str, float]) -> Table:
     return made
 
 
-def summary(bootstrap: str, topic: str, rates: dict[str, float]) -> Table:
+def summary(bootstrap_servers: str, topic: str, rates: dict[str, float]) -> Table:
     """Mean absolute error of both, beside what learns nothing."""
     report = json.loads(Path(f"runs/{TRAIN}/report.json").read_text())
     part = report["slices"]["2024-2025"]
-    answers = predicted(bootstrap, topic)
+    answers = predicted(bootstrap_servers, topic)
     frozen = answers.select((pl.col("prediction") - pl.col("count")).abs().mean()).item()
     made = Table(title="mean absolute error over 2024-2025, counts an hour")
     for column in ("what", "rows", "rows/s", "error"):
@@ -254,10 +254,10 @@ def summary(bootstrap: str, topic: str, rates: dict[str, float]) -> Table:
     return made
 
 
-def predicted(bootstrap: str, topic: str) -> pl.DataFrame:
+def predicted(bootstrap_servers: str, topic: str) -> pl.DataFrame:
     """What a reader of committed records sees, from 2024 on."""
     consumer = KafkaConsumer(
-        topic, bootstrap_servers=bootstrap, auto_offset_reset="earliest", enable_auto_commit=False,
+        topic, bootstrap_servers=bootstrap_servers, auto_offset_reset="earliest", enable_auto_commit=False,
         isolation_level="read_committed", consumer_timeout_ms=3_000, max_poll_records=10_000,
     )  # fmt: skip
     lines = b"\n".join(record.value for record in consumer)

@@ -13,7 +13,7 @@ from engine.types import Batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sheaf:
+class BatchGroup:
     """Batches in order. Where their rows lie side by side in one frame, a step may take them all at
     once: what it asks of Python and polars, it asks once and not for each batch. The outcome is
     that of one batch after the other, to the bit.
@@ -27,7 +27,7 @@ class Sheaf:
     frame: pl.DataFrame | None = None
 
     @classmethod
-    def of(cls, batch: Batch) -> Sheaf:
+    def of(cls, batch: Batch) -> BatchGroup:
         """A batch by itself."""
         return cls(batches=(batch,), frame=batch.frame)
 
@@ -39,13 +39,13 @@ class Sheaf:
         """The rows that batches begin at, and the end."""
         return list(accumulate(map(len, self.batches), initial=0))
 
-    def each(self, step: Callable[[Batch], Batch], frame: pl.DataFrame | None = None) -> Sheaf:
+    def map(self, step: Callable[[Batch], Batch], frame: pl.DataFrame | None = None) -> BatchGroup:
         """After a step that each batch takes by itself.
 
         Args:
             frame: all their rows afterwards, where they lie in one still.
 
-        Raises: Stopped where the step failed at another batch than the first; what the step raised
+        Raises: StepFailed where the step failed at another batch than the first; what the step raised
             where it was the first.
         """
         done: list[Batch] = []
@@ -55,30 +55,30 @@ class Sheaf:
             except BaseException as error:
                 if not done:
                     raise
-                raise Stopped(Sheaf.joined(done)) from error
-        made = Sheaf.joined(done)
-        return made if len(made) == 1 else dataclasses.replace(made, frame=frame)
+                raise StepFailed(BatchGroup.concat(done)) from error
+        group = BatchGroup.concat(done)
+        return group if len(group) == 1 else dataclasses.replace(group, frame=frame)
 
     @classmethod
-    def joined(cls, batches: Sequence[Batch]) -> Sheaf:
+    def concat(cls, batches: Sequence[Batch]) -> BatchGroup:
         """Batches that do not lie in one frame."""
         return cls.of(batches[0]) if len(batches) == 1 else cls(batches=tuple(batches))
 
-    def with_frame(self, frame: pl.DataFrame) -> Sheaf:
+    def with_frame(self, frame: pl.DataFrame) -> BatchGroup:
         """The same batches with other columns, their rows those of the frame."""
         parts = zip(self.batches, slices(frame, self.ends), strict=True)
         batches = tuple(dataclasses.replace(batch, frame=part) for batch, part in parts)
-        return Sheaf(batches=batches, frame=frame)
+        return BatchGroup(batches=batches, frame=frame)
 
 
-class Stopped(Exception):
+class StepFailed(Exception):
     """A step failed, and why is its cause; the batches before have taken it.
 
     Attributes:
         done: those batches.
     """
 
-    def __init__(self, done: Sheaf) -> None:
+    def __init__(self, done: BatchGroup) -> None:
         super().__init__()
         self.done = done
 
@@ -88,4 +88,4 @@ def slices(frame: pl.DataFrame, ends: Sequence[int]) -> Iterator[pl.DataFrame]:
     return (frame.slice(start, stop - start) for start, stop in pairwise(ends))
 
 
-__all__ = ["Sheaf", "Stopped", "slices"]
+__all__ = ["BatchGroup", "StepFailed", "slices"]

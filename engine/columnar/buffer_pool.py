@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-SMALLEST = 1 << 16
+MIN_POOLED_BYTES = 1 << 16
 """Bytes from which on memory is used again; what is smaller, the allocator keeps by itself."""
 
 
@@ -22,12 +22,12 @@ def _holders(blocks: list[NDArray[np.uint8]], i: int) -> int:
     return sys.getrefcount(blocks[i])
 
 
-FREE = _holders([np.empty(0, np.uint8)], 0)
+FREE_REFERENCES = _holders([np.empty(0, np.uint8)], 0)
 """Of a block that nobody looks at. Asked and not written down: where interpreters count otherwise,
 no block would ever be free, and all of them kept."""
 
 
-class Memory:
+class BufferPool:
     """Gives out arrays. An array's memory is used again when the array and all that shares its
     memory (views, tensors, series) are gone; whoever holds one of them never sees it change.
 
@@ -42,14 +42,14 @@ class Memory:
         self._blocks: list[NDArray[np.uint8]] = []
         """All that were given out and may still be in use, and the spare ones."""
 
-    def empty(self, shape: tuple[int, ...], kind: DTypeLike) -> NDArray[Any]:
+    def empty(self, shape: tuple[int, ...], dtype_like: DTypeLike) -> NDArray[Any]:
         """An array with anything in it."""
-        dtype = np.dtype(kind)
+        dtype = np.dtype(dtype_like)
         size = math.prod(shape) * dtype.itemsize
-        if size < SMALLEST:
+        if size < MIN_POOLED_BYTES:
             return np.empty(shape, dtype)
         blocks = self._blocks
-        free = [i for i in range(len(blocks)) if _holders(blocks, i) == FREE]
+        free = [i for i in range(len(blocks)) if _holders(blocks, i) == FREE_REFERENCES]
         at = next((i for i in free if size <= len(blocks[i]) <= 2 * size), None)
         block = np.empty(size, np.uint8) if at is None else blocks[at]
         gone = {*[i for i in free if i != at][self._spare :], at}
@@ -57,4 +57,4 @@ class Memory:
         return block[:size].view(dtype).reshape(shape)
 
 
-__all__ = ["Memory"]
+__all__ = ["BufferPool"]

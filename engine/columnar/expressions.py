@@ -13,7 +13,7 @@ from polars.exceptions import PanicException, PolarsError
 
 from engine.types import UserError
 
-MOST_TERMS = 2_000
+MAX_TERMS = 2_000
 """Words and signs; polars overflows the stack at more than three times as many."""
 TERM = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|\w+|[^\s\w]")
 CLOCK = ("current_date", "current_time", "current_timestamp")
@@ -37,9 +37,9 @@ def expression(sql: str, where: str) -> pl.Expr:
 
 def _may(sql: str, where: str) -> None:
     terms = TERM.findall(sql)
-    if len(terms) > MOST_TERMS:
+    if len(terms) > MAX_TERMS:
         raise UserError(
-            f"{where} has {len(terms):,} words and signs, and {MOST_TERMS:,} are the most that one "
+            f"{where} has {len(terms):,} words and signs, and {MAX_TERMS:,} are the most that one "
             "expression may have: split it into several columns."
         )
     words = [term.lower() for term in terms]

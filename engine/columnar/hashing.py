@@ -59,8 +59,8 @@ def place_hashes(frame: pl.DataFrame, salt: int) -> Hashes:
 @lru_cache(maxsize=65_536)
 def _text_hash(text: str, salt: int) -> np.uint64:
     name = text.rpartition("/")[2]
-    made: np.uint64 = hashes(pl.DataFrame({"text": [name]}))[0] ^ np.uint64(salt)
-    return made
+    hashed: np.uint64 = hashes(pl.DataFrame({"text": [name]}))[0] ^ np.uint64(salt)
+    return hashed
 
 
 def mix(values: Hashes) -> Hashes:
@@ -74,16 +74,16 @@ def mix(values: Hashes) -> Hashes:
 
 def _column(column: pl.Series) -> Hashes:
     null = column.is_null().to_numpy()
-    kind = column.dtype
-    if kind.is_float():
+    dtype = column.dtype
+    if dtype.is_float():
         hashed = mix(_bits(column))
-    elif kind in (pl.String, pl.Binary) or isinstance(kind, pl.Categorical | pl.Enum):
-        hashed = _texts(column if kind == pl.Binary else column.cast(pl.String))
-    elif isinstance(kind, pl.Array):
+    elif dtype in (pl.String, pl.Binary) or isinstance(dtype, pl.Categorical | pl.Enum):
+        hashed = _texts(column if dtype == pl.Binary else column.cast(pl.String))
+    elif isinstance(dtype, pl.Array):
         hashed = _whole_lists(column.arr.to_list())
-    elif isinstance(kind, pl.List):
+    elif isinstance(dtype, pl.List):
         hashed = _whole_lists(column)
-    elif isinstance(kind, pl.Struct):
+    elif isinstance(dtype, pl.Struct):
         hashed = hashes(column.struct.unnest())
     else:
         hashed = _wholes(column.to_physical())
@@ -92,25 +92,25 @@ def _column(column: pl.Series) -> Hashes:
 
 def _words(column: pl.Series) -> Hashes:
     """64 bits for each value that say which it is, shape (n,); not mixed."""
-    kind = column.dtype
+    dtype = column.dtype
     words: Hashes
     if column.null_count():
-        there = column.is_not_null().to_numpy()
+        present = column.is_not_null().to_numpy()
         words = np.full(len(column), NULL)
-        words[there] = _words(column.drop_nulls())
-    elif kind.is_float():
+        words[present] = _words(column.drop_nulls())
+    elif dtype.is_float():
         words = np.empty(len(column), np.uint64)
         numbers = column.to_numpy().astype(np.float64, copy=False)
         _plain(numbers, numbers.view(np.uint64), words)
-    elif kind in (pl.String, pl.Binary) or isinstance(kind, pl.Categorical | pl.Enum):
-        words = _ends(column if kind == pl.Binary else column.cast(pl.String).cast(pl.Binary))
-    elif isinstance(kind, pl.Array):
+    elif dtype in (pl.String, pl.Binary) or isinstance(dtype, pl.Categorical | pl.Enum):
+        words = _ends(column if dtype == pl.Binary else column.cast(pl.String).cast(pl.Binary))
+    elif isinstance(dtype, pl.Array):
         words = _lists(column.arr.to_list())
-    elif isinstance(kind, pl.List):
+    elif isinstance(dtype, pl.List):
         words = _lists(column)
-    elif isinstance(kind, pl.Struct):
+    elif isinstance(dtype, pl.Struct):
         words = content_hashes(column.struct.unnest())
-    elif kind in (pl.Int128, pl.UInt128) or kind.is_decimal():
+    elif dtype in (pl.Int128, pl.UInt128) or dtype.is_decimal():
         words = _ends(column.cast(pl.String).cast(pl.Binary))
     else:
         whole = column.to_physical().to_numpy()
@@ -193,7 +193,7 @@ def _bits(column: pl.Series) -> Hashes:
     return numbers.view(np.uint64)
 
 
-def letters(column: pl.Series) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def utf8_buffer(column: pl.Series) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """The texts' UTF-8 bytes back to back, and where each begins: text i is
     ``data[bounds[i]:bounds[i + 1]]``."""
     array = column.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())
@@ -206,7 +206,7 @@ def letters(column: pl.Series) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 def _texts(column: pl.Series) -> Hashes:
     """Sum of a random number for each pair of byte and place (Zobrist, 1970), mixed."""
-    text, ends = letters(column)
+    text, ends = utf8_buffer(column)
     return _summed(text, ends[:-1], ends[1:])
 
 
@@ -240,4 +240,4 @@ def _zobrist(text, starts, stops, out):  # type: ignore[no-untyped-def]
         out[i] = z ^ (z >> np.uint64(31))
 
 
-__all__ = ["Hashes", "content_hashes", "hashes", "letters", "mix", "place_hashes", "spans"]
+__all__ = ["Hashes", "content_hashes", "hashes", "utf8_buffer", "mix", "place_hashes", "spans"]

@@ -43,8 +43,8 @@ def buffers(column: pl.Series) -> tuple[Floats, Mask]:
     bitmap, values = array.buffers()
     at, n = array.offset, len(array)
     numbers = np.frombuffer(values, np.float64, n, at * 8)
-    there = bytes_of(np.frombuffer(bitmap, np.uint8), at, n)
-    return numbers, there
+    mask = bytes_of(np.frombuffer(bitmap, np.uint8), at, n)
+    return numbers, mask
 
 
 def places(frame: pl.DataFrame) -> tuple[NDArray[np.int64], object]:
@@ -56,37 +56,37 @@ def places(frame: pl.DataFrame) -> tuple[NDArray[np.int64], object]:
     """
     frame = frame if frame.n_chunks() == 1 else frame.rechunk()
     batch = pa.RecordBatchReader.from_stream(frame).read_next_batch()
-    made = []
+    rows = []
     for column in batch.columns:
         bitmap, values = column.buffers()
         at = column.offset
-        there = (0, 0) if bitmap is None or not column.null_count else (bitmap.address, at)
-        made.append((values.address + at * 8, *there))
-    return np.array(made), batch
+        bitmap_at = (0, 0) if bitmap is None or not column.null_count else (bitmap.address, at)
+        rows.append((values.address + at * 8, *bitmap_at))
+    return np.array(rows), batch
 
 
-def filled(column: pl.Series, value: float) -> tuple[pl.Series, int]:
+def fill(column: pl.Series, value: float) -> tuple[pl.Series, int]:
     """A Float64 column with `value` for null and NaN, and how many those were."""
-    numbers, there = buffers(column)
-    made = np.empty(len(numbers))
-    n = int(fill_into(numbers, there, value, made))
-    return (pl.Series(column.name, made), n) if n else (column, 0)
+    numbers, mask = buffers(column)
+    out = np.empty(len(numbers))
+    n = int(fill_into(numbers, mask, value, out))
+    return (pl.Series(column.name, out), n) if n else (column, 0)
 
 
-def clipped(column: pl.Series, low: float, high: float) -> tuple[pl.Series, int]:
+def clip(column: pl.Series, low: float, high: float) -> tuple[pl.Series, int]:
     """A Float64 column within the bounds, and how many values lay outside. Null stays null, NaN
     NaN."""
     if column.null_count():
-        made = column.clip(low, high)
-        n = int((made != column).sum())
-        return (made, n) if n else (column, 0)
+        out = column.clip(low, high)
+        n = int((out != column).sum())
+        return (out, n) if n else (column, 0)
     numbers, _ = buffers(column)
     within = np.empty(len(numbers))
     n = int(clip_into(numbers, low, high, within))
     return (pl.Series(column.name, within), n) if n else (column, 0)
 
 
-def scaled(column: pl.Series, shift: float, scale: float) -> pl.Series:
+def scale_by(column: pl.Series, shift: float, scale: float) -> pl.Series:
     """``(x - shift) * scale`` of a Float64 column. Null stays null, NaN NaN; what is infinite stays
     so also where the scale is 0."""
     if column.null_count() and scale:
@@ -94,21 +94,21 @@ def scaled(column: pl.Series, shift: float, scale: float) -> pl.Series:
     return _each(scale_into, column, shift, scale)
 
 
-def powered(column: pl.Series, above: float, below: float) -> pl.Series:
+def power_transform(column: pl.Series, above: float, below: float) -> pl.Series:
     """`engine.types.Power` of a Float64 column. Null stays null, NaN NaN."""
     return _each(_power, column, above, below)
 
 
-def unpowered(column: pl.Series, above: float, below: float) -> pl.Series:
+def inverse_power_transform(column: pl.Series, above: float, below: float) -> pl.Series:
     """Invert the power transform of a Float64 column; infinite outside its range."""
     return _each(_unpower, column, above, below)
 
 
 def _each(kernel: Callable[..., None], column: pl.Series, *parameters: float) -> pl.Series:
     numbers, _ = buffers(column)
-    made = np.empty(len(numbers))
-    kernel(numbers, *parameters, made)
-    done = pl.Series(column.name, made)
+    out = np.empty(len(numbers))
+    kernel(numbers, *parameters, out)
+    done = pl.Series(column.name, out)
     if not column.null_count():
         return done
     return done.to_frame().select(pl.when(column.is_not_null()).then(done)).to_series()
@@ -134,49 +134,49 @@ def pointer(typing: Any, address: Any) -> Any:
 def bytes_of(bitmap, at, n):  # type: ignore[no-untyped-def]
     """Bits `at` ... `at` + `n` of Arrow's bitmap, one a byte, shape (n,)."""
     first, last = at >> 3, (at + n + 7) >> 3
-    made = np.empty(last - first, np.uint64)
+    out = np.empty(last - first, np.uint64)
     for k in range(last - first):
-        made[k] = BITS[bitmap[first + k]]
-    return made.view(np.uint8)[at & 7 : (at & 7) + n]
+        out[k] = BITS[bitmap[first + k]]
+    return out.view(np.uint8)[at & 7 : (at & 7) + n]
 
 
 @numba.njit(nogil=True, cache=True)
-def fill_into(x, there, value, made):  # type: ignore[no-untyped-def]
-    """`value` for null and NaN into `made`; how many those were."""
+def fill_into(x, mask, value, out):  # type: ignore[no-untyped-def]
+    """`value` for null and NaN into `out`; how many those were."""
     n = 0
-    if there.shape[0]:
+    if mask.shape[0]:
         for i in range(x.shape[0]):
-            lost = (there[i] == 0) | (x[i] != x[i])
-            made[i] = value if lost else x[i]
+            lost = (mask[i] == 0) | (x[i] != x[i])
+            out[i] = value if lost else x[i]
             n += lost
     else:
         for i in range(x.shape[0]):
             lost = x[i] != x[i]
-            made[i] = value if lost else x[i]
+            out[i] = value if lost else x[i]
             n += lost
     return n
 
 
 @numba.njit(nogil=True, cache=True)
-def clip_into(x, low, high, made):  # type: ignore[no-untyped-def]
-    """Within the bounds into `made`; how many were not."""
+def clip_into(x, low, high, out):  # type: ignore[no-untyped-def]
+    """Within the bounds into `out`; how many were not."""
     n = 0
     for i in range(x.shape[0]):
         below, above = x[i] < low, x[i] > high
-        made[i] = low if below else high if above else x[i]
+        out[i] = low if below else high if above else x[i]
         n += below | above
     return n
 
 
 @numba.njit(nogil=True, cache=True)
-def scale_into(x, shift, scale, made):  # type: ignore[no-untyped-def]
-    """``(x - shift) * scale`` into `made`; the infinite stays infinite."""
+def scale_into(x, shift, scale, out):  # type: ignore[no-untyped-def]
+    """``(x - shift) * scale`` into `out`; the infinite stays infinite."""
     if scale == 0:
         for i in range(x.shape[0]):
-            made[i] = scaled_one(x[i], shift, scale)
+            out[i] = scaled_one(x[i], shift, scale)
     else:
         for i in range(x.shape[0]):
-            made[i] = (x[i] - shift) * scale
+            out[i] = (x[i] - shift) * scale
 
 
 @numba.njit(nogil=True, cache=True)
@@ -187,22 +187,22 @@ def scaled_one(x, shift, scale):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def rows_into(columns, made):  # type: ignore[no-untyped-def]
-    """Columns, shape (columns, n), next to each other into float32 `made`, shape (n, columns); what
+def rows_into(columns, out):  # type: ignore[no-untyped-def]
+    """Columns, shape (columns, n), next to each other into float32 `out`, shape (n, columns); what
     is too large becomes infinite. Eight rows at a time: so much of a column is one line of the
     processor's cache."""
-    n = len(made)
+    n = len(out)
     for start in range(0, n - 7, 8):
         for j in range(len(columns)):
             for i in range(8):
-                made[start + i, j] = columns[j, start + i]
+                out[start + i, j] = columns[j, start + i]
     for i in range(n & ~7, n):
         for j in range(len(columns)):
-            made[i, j] = columns[j, i]
+            out[i, j] = columns[j, i]
 
 
 @numba.njit(nogil=True, cache=True)
-def _power(x, above, below, made):  # type: ignore[no-untyped-def]
+def _power(x, above, below, out):  # type: ignore[no-untyped-def]
     for i in range(x.shape[0]):
         down = x[i] < 0
         p = below if down else above
@@ -211,11 +211,11 @@ def _power(x, above, below, made):  # type: ignore[no-untyped-def]
             y = math.log1p(y)
             if p != 0:
                 y = math.expm1(p * y) / p
-        made[i] = -y if down else y
+        out[i] = -y if down else y
 
 
 @numba.njit(nogil=True, cache=True)
-def _unpower(y, above, below, made):  # type: ignore[no-untyped-def]
+def _unpower(y, above, below, out):  # type: ignore[no-untyped-def]
     for i in range(y.shape[0]):
         down = y[i] < 0
         p = below if down else above
@@ -224,7 +224,7 @@ def _unpower(y, above, below, made):  # type: ignore[no-untyped-def]
             if p != 0:
                 x = math.log1p(max(p * x, -1.0)) / p
             x = math.expm1(x)
-        made[i] = -x if down else x
+        out[i] = -x if down else x
 
 
 __all__ = [
@@ -234,15 +234,15 @@ __all__ = [
     "buffers",
     "bytes_of",
     "clip_into",
-    "clipped",
+    "clip",
     "fill_into",
-    "filled",
+    "fill",
     "places",
     "pointer",
-    "powered",
+    "power_transform",
     "rows_into",
     "scale_into",
-    "scaled",
+    "scale_by",
     "scaled_one",
-    "unpowered",
+    "inverse_power_transform",
 ]

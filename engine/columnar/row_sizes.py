@@ -41,35 +41,35 @@ def ends_of(records: Records) -> NDArray[np.int64]:
     return np.cumsum(sizes)
 
 
-def _width(kind: pl.DataType) -> int:
+def _width(dtype: pl.DataType) -> int:
     """Bytes of each value; 0 where they vary."""
-    if isinstance(kind, pl.Array):
-        leaf: Any = kind
+    if isinstance(dtype, pl.Array):
+        leaf: Any = dtype
         while isinstance(leaf, pl.Array):
             leaf = leaf.inner
-        return math.prod(kind.shape) * (PACKED.get(leaf, 8) if _width(leaf) else 0)
-    return 0 if kind.is_nested() or kind in (pl.String, pl.Binary, pl.Object) else 8
+        return math.prod(dtype.shape) * (PACKED.get(leaf, 8) if _width(leaf) else 0)
+    return 0 if dtype.is_nested() or dtype in (pl.String, pl.Binary, pl.Object) else 8
 
 
 def _sizes(column: pl.Series) -> NDArray[np.int64]:
     """Bytes of each value, shape (n,)."""
-    kind = column.dtype
-    if kind == pl.String:
+    dtype = column.dtype
+    if dtype == pl.String:
         return _numbers(column.str.len_bytes())
-    if kind == pl.Binary:
+    if dtype == pl.Binary:
         return _numbers(column.bin.size())
-    if isinstance(kind, pl.Array):
+    if isinstance(dtype, pl.Array):
         return _sizes(column.arr.to_list())
-    if isinstance(kind, pl.List):
+    if isinstance(dtype, pl.List):
         counts = _numbers(column.list.len())
-        if width := _width(kind.inner):  # type: ignore[arg-type]
+        if width := _width(dtype.inner):  # type: ignore[arg-type]
             return counts * width
         inner = column.list.explode(keep_nulls=False, empty_as_null=False)
         ends = np.concatenate([[0], np.cumsum(_sizes(inner))])
         at = np.concatenate([[0], np.cumsum(counts)])
         sizes: NDArray[np.int64] = np.diff(ends[at])
         return sizes
-    if isinstance(kind, pl.Struct):
+    if isinstance(dtype, pl.Struct):
         sizes = np.zeros(len(column), np.int64)
         for part in column.struct.unnest():
             sizes += _width(part.dtype) or _sizes(part)

@@ -19,17 +19,17 @@ from numpy.typing import NDArray
 
 from engine.columnar.kernels import Floats, buffers
 
-Block = pl.DataFrame | Floats
+NumberBlock = pl.DataFrame | Floats
 """Rows to learn from: a frame of number columns, or an array of shape (n, columns)."""
 
-LARGEST = 1e150
+MAX_ABS = 1e150
 """Numbers beyond are ignored like infinity: their square is no float64."""
 
 
 def inverse(width: Floats) -> Floats:
     """1 / width of each column, to scale with; 0 where one varies so little that it says nothing:
     scaled numbers would be no float64."""
-    return np.divide(1.0, width, where=width > 1 / LARGEST, out=np.zeros_like(width))
+    return np.divide(1.0, width, where=width > 1 / MAX_ABS, out=np.zeros_like(width))
 
 
 class Statistic:
@@ -45,7 +45,7 @@ class Statistic:
         """The statistic of no rows."""
         raise NotImplementedError
 
-    def update(self, block: Block) -> Self:
+    def update(self, block: NumberBlock) -> Self:
         """With the block's rows added; columns in the same order as before."""
         raise NotImplementedError
 
@@ -86,7 +86,7 @@ class Moments(Statistic):
         return cls(count=np.zeros(columns, np.int64), mean=zeros, m2=zeros)
 
     @classmethod
-    def of(cls, block: Block) -> Self:
+    def of(cls, block: NumberBlock) -> Self:
         """The moments of one block."""
         return cls.from_sums(_of_columns(moments_into, block))
 
@@ -96,7 +96,7 @@ class Moments(Statistic):
         count, mean, m2 = sums.T
         return cls(count=count.astype(np.int64), mean=mean, m2=m2)
 
-    def update(self, block: Block) -> Self:
+    def update(self, block: NumberBlock) -> Self:
         return self.merge(self.of(block)) if len(block) else self
 
     def merge(self, other: Self) -> Self:
@@ -153,16 +153,16 @@ class FadingMoments(Statistic):
         count = np.zeros(columns, np.int64)
         return cls(count=count, weight=zeros, mean=zeros, m2=zeros, halflife=halflife)
 
-    def update(self, block: Block) -> Self:
+    def update(self, block: NumberBlock) -> Self:
         if not len(block):
             return self
         age = np.arange(len(block) - 1, -1, -1)
         weights = np.exp2(-age / self.halflife)
         frame = _frame(block)
-        made = np.empty((frame.width, 4))
-        for column, out in zip(frame.get_columns(), made, strict=True):
+        sums = np.empty((frame.width, 4))
+        for column, out in zip(frame.get_columns(), sums, strict=True):
             _fading(*buffers(column), weights, out)
-        count, weight, mean, m2 = made.T
+        count, weight, mean, m2 = sums.T
         newer = dataclasses.replace(
             self, count=count.astype(np.int64), weight=weight, mean=mean, m2=m2
         )
@@ -213,7 +213,7 @@ class Extremes(Statistic):
         return cls(count=np.zeros(columns, np.int64), low=infinite, high=-infinite)
 
     @classmethod
-    def of(cls, block: Block) -> Self:
+    def of(cls, block: NumberBlock) -> Self:
         """The extremes of one block."""
         return cls.from_sums(_of_columns(extremes_into, block))
 
@@ -223,7 +223,7 @@ class Extremes(Statistic):
         count, low, high = sums.T
         return cls(count=count.astype(np.int64), low=low, high=high)
 
-    def update(self, block: Block) -> Self:
+    def update(self, block: NumberBlock) -> Self:
         return self.merge(self.of(block)) if len(block) else self
 
     def merge(self, other: Self) -> Self:
@@ -288,7 +288,7 @@ class KeyedMoments(Statistic):
         at = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
         return np.where(self.keys[at] == keys, at, -1)
 
-    def update(self, block: Block) -> Self:
+    def update(self, block: NumberBlock) -> Self:
         assert isinstance(block, pl.DataFrame)
         if not block.height:
             return self
@@ -308,26 +308,26 @@ class KeyedMoments(Statistic):
         known, new = np.flatnonzero(at >= 0), np.flatnonzero(at < 0)
         place = np.searchsorted(self.keys, other.keys[new])
         both = self.moments_into(at[known]).merge(other.moments_into(known))
-        made: dict[str, Any] = {
+        columns: dict[str, Any] = {
             "seen": _with(self.seen, at[known], other.seen[known] + self.age),
             "count": _with(self.count, at[known], both.count),
             "mean": _with(self.mean, at[known], both.mean),
             "m2": _with(self.m2, at[known], both.m2),
         }
         if len(new):
-            made = {
+            columns = {
                 name: np.insert(array, place, getattr(other, name)[new], axis=0)
-                for name, array in made.items()
+                for name, array in columns.items()
             }
-            made["seen"][place + np.arange(len(new))] += self.age
-        made["keys"] = np.insert(self.keys, place, other.keys[new]) if len(new) else self.keys
-        extra = len(made["keys"]) - self.size
+            columns["seen"][place + np.arange(len(new))] += self.age
+        columns["keys"] = np.insert(self.keys, place, other.keys[new]) if len(new) else self.keys
+        extra = len(columns["keys"]) - self.size
         if extra > 0:
-            oldest = np.partition(made["seen"], extra)[extra]  # each row has one key: no ties
-            made = {name: array[made["seen"] >= oldest] for name, array in made.items()}
+            oldest = np.partition(columns["seen"], extra)[extra]  # each row has one key: no ties
+            columns = {name: array[columns["seen"] >= oldest] for name, array in columns.items()}
         return dataclasses.replace(
             self,
-            **made,
+            **columns,
             total=self.total.merge(other.total),
             age=self.age + other.age,
             left=self.left + other.left + max(extra, 0),
@@ -347,9 +347,9 @@ class KeyedMoments(Statistic):
 
 def _with(array: NDArray[Any], at: NDArray[np.int64], values: NDArray[Any]) -> NDArray[Any]:
     """A copy of the array with other values in some rows."""
-    made = array.copy()
-    made[at] = values
-    return made
+    result = array.copy()
+    result[at] = values
+    return result
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -378,7 +378,7 @@ class CoMoments(Statistic):
         square = np.zeros((columns, columns))
         return cls(complete=0, mean=zeros, products=square, single=Moments.empty(columns))
 
-    def update(self, block: Block) -> Self:
+    def update(self, block: NumberBlock) -> Self:
         if not len(block):
             return self
         rows = matrix(block)
@@ -421,7 +421,7 @@ class CoMoments(Statistic):
         return cls(**{**value, "single": Moments.restore(value["single"])})
 
 
-CELLS = 256
+CENTROIDS = 256
 """Centroids a column keeps in `Quantiles`."""
 
 
@@ -451,11 +451,11 @@ class Quantiles(Statistic):
 
     @classmethod
     def empty(cls, columns: int) -> Self:
-        zeros, infinite = np.zeros((CELLS, columns)), np.full(columns, np.inf)
+        zeros, infinite = np.zeros((CENTROIDS, columns)), np.full(columns, np.inf)
         return cls(mean=zeros, weight=zeros, low=infinite, high=-infinite)
 
     @classmethod
-    def of(cls, block: Block) -> Self:
+    def of(cls, block: NumberBlock) -> Self:
         """The digest of one block."""
         rows = np.sort(matrix(block), axis=1)  # NaN comes last
         count = np.count_nonzero(~np.isnan(rows), axis=1)
@@ -470,7 +470,7 @@ class Quantiles(Statistic):
         mean = np.where(weight > 0, sums / np.maximum(weight, 1), 0.0)
         return cls(mean=mean, weight=weight, low=low, high=high)
 
-    def update(self, block: Block) -> Self:
+    def update(self, block: NumberBlock) -> Self:
         return self.merge(self.of(block)) if len(block) else self
 
     def merge(self, other: Self) -> Self:
@@ -548,7 +548,7 @@ class Counts(Statistic):
         table = pl.DataFrame(schema={"value": pl.Null(), "count": pl.Int64()})
         return cls(tables=(table,) * columns, size=size)
 
-    def update(self, block: Block) -> Self:
+    def update(self, block: NumberBlock) -> Self:
         frame = block if isinstance(block, pl.DataFrame) else _frame(block)
         if not frame.height:
             return self
@@ -611,18 +611,18 @@ def _sums(x):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
-def _sums_of(x, there):  # type: ignore[no-untyped-def]
+def _sums_of(x, mask):  # type: ignore[no-untyped-def]
     """Count, mean and squared deviations of the numbers of x that `_good` would keep; as `_sums`,
     without moving them."""
     n, total = 0, 0.0
     for i in range(x.shape[0]):
-        good = (there[i] != 0) & (abs(x[i]) < LARGEST)
+        good = (mask[i] != 0) & (abs(x[i]) < MAX_ABS)
         total += x[i] if good else 0.0
         n += good
     mean = total / max(n, 1)
     squares, rest = 0.0, 0.0
     for i in range(x.shape[0]):
-        good = (there[i] != 0) & (abs(x[i]) < LARGEST)
+        good = (mask[i] != 0) & (abs(x[i]) < MAX_ABS)
         off = x[i] - mean if good else 0.0
         squares += off * off
         rest += off
@@ -630,26 +630,26 @@ def _sums_of(x, there):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def _good(x, there):  # type: ignore[no-untyped-def]
+def _good(x, mask):  # type: ignore[no-untyped-def]
     """The numbers of x that are neither null (0 in the mask, which may be empty), nor NaN, nor
-    beyond `LARGEST`."""
+    beyond `MAX_ABS`."""
     kept = np.empty(x.shape[0])
     n = 0
     for i in range(x.shape[0]):
         kept[n] = x[i]
-        n += (there.shape[0] == 0 or there[i] != 0) and abs(x[i]) < LARGEST
+        n += (mask.shape[0] == 0 or mask[i] != 0) and abs(x[i]) < MAX_ABS
     return kept[:n]
 
 
 @numba.njit(nogil=True, cache=True)
-def moments_into(x, there, out):  # type: ignore[no-untyped-def]
-    """Count, mean and squared deviations into out, shape (3,); `there` as `buffers` gives it."""
-    if there.shape[0]:
-        out[0], out[1], out[2] = _sums_of(x, there)
+def moments_into(x, mask, out):  # type: ignore[no-untyped-def]
+    """Count, mean and squared deviations into out, shape (3,); `mask` as `buffers` gives it."""
+    if mask.shape[0]:
+        out[0], out[1], out[2] = _sums_of(x, mask)
         return
     mean, squares = _sums(x)
-    if not (abs(mean) < LARGEST / 10 and squares < LARGEST):
-        x = _good(x, there)
+    if not (abs(mean) < MAX_ABS / 10 and squares < MAX_ABS):
+        x = _good(x, mask)
         mean, squares = _sums(x)
     out[0], out[1], out[2] = x.shape[0], mean, squares
 
@@ -672,10 +672,10 @@ def _weighted(x, w):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def _fading(x, there, weights, out):  # type: ignore[no-untyped-def]
+def _fading(x, mask, weights, out):  # type: ignore[no-untyped-def]
     """Count, sum of weights, mean and squared deviations into out, shape (4,); `weights` of n
     numbers, the last one's last."""
-    x = _good(x, there)
+    x = _good(x, mask)
     n = x.shape[0]
     weight, mean, squares = _weighted(x, weights[weights.shape[0] - n :])
     out[0], out[1], out[2], out[3] = n, weight, mean, squares
@@ -709,9 +709,9 @@ def _grouped(rows, group, groups):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def extremes_into(x, there, out):  # type: ignore[no-untyped-def]
+def extremes_into(x, mask, out):  # type: ignore[no-untyped-def]
     """Count, smallest and largest into out, shape (3,)."""
-    x = _good(x, there)
+    x = _good(x, mask)
     low, high = np.inf, -np.inf
     for i in range(x.shape[0]):
         low = min(low, x[i])
@@ -719,29 +719,29 @@ def extremes_into(x, there, out):  # type: ignore[no-untyped-def]
     out[0], out[1], out[2] = x.shape[0], low, high
 
 
-def _of_columns(kernel: Callable[..., None], block: Block) -> Floats:
+def _of_columns(kernel: Callable[..., None], block: NumberBlock) -> Floats:
     """What the kernel says of each column, shape (columns, 3)."""
     frame = _frame(block)
-    made = np.empty((frame.width, 3))
-    for column, out in zip(frame.get_columns(), made, strict=True):
+    sums = np.empty((frame.width, 3))
+    for column, out in zip(frame.get_columns(), sums, strict=True):
         kernel(*buffers(column), out)
-    return made
+    return sums
 
 
-def _frame(block: Block) -> pl.DataFrame:
+def _frame(block: NumberBlock) -> pl.DataFrame:
     if isinstance(block, pl.DataFrame):
         return block
     return pl.DataFrame({str(j): column for j, column in enumerate(np.asarray(block).T)})
 
 
-def matrix(block: Block) -> Floats:
+def matrix(block: NumberBlock) -> Floats:
     """Shape (columns, n), C-contiguous; NaN for what is no number."""
     frame = block if isinstance(block, pl.DataFrame) else _frame(block)
     matrix = frame.select(pl.all().cast(pl.Float64)).to_numpy(order="fortran").T
-    return np.where(np.abs(matrix) < LARGEST, matrix, np.nan)
+    return np.where(np.abs(matrix) < MAX_ABS, matrix, np.nan)
 
 
-_EDGES = (np.sin(np.pi * (np.arange(CELLS + 1)[:, None] / CELLS - 0.5)) + 1) / 2
+_EDGES = (np.sin(np.pi * (np.arange(CENTROIDS + 1)[:, None] / CENTROIDS - 0.5)) + 1) / 2
 """Quantile at which each cell of the scale function k1 starts, shape (CELLS + 1, 1)."""
 
 
@@ -758,8 +758,8 @@ def _cells(weight: Floats) -> NDArray[np.int64]:
     """The cell that the middle of each centroid falls into; `weight` in order of the means."""
     after = np.cumsum(weight, axis=0)
     middle = (after - weight / 2) / np.maximum(after[-1], 1)
-    k = CELLS * (np.arcsin(np.clip(2 * middle - 1, -1, 1)) / np.pi + 0.5)
-    cells: NDArray[np.int64] = np.minimum(k, CELLS - 1).astype(np.int64)
+    k = CENTROIDS * (np.arcsin(np.clip(2 * middle - 1, -1, 1)) / np.pi + 0.5)
+    cells: NDArray[np.int64] = np.minimum(k, CENTROIDS - 1).astype(np.int64)
     return cells
 
 
@@ -767,8 +767,8 @@ def _binned(cell: NDArray[np.int64], values: Floats) -> Floats:
     """Sums of the values of each cell, column by column, shape (CELLS, columns)."""
     columns = cell.shape[1]
     at = cell * columns + np.arange(columns)
-    sums = np.bincount(at.ravel(), values.ravel(), CELLS * columns).astype(np.float64)
-    return sums.reshape(CELLS, columns)
+    sums = np.bincount(at.ravel(), values.ravel(), CENTROIDS * columns).astype(np.float64)
+    return sums.reshape(CENTROIDS, columns)
 
 
 def _counted(column: pl.Series) -> pl.DataFrame:
@@ -780,7 +780,7 @@ def _counted(column: pl.Series) -> pl.DataFrame:
 
 
 __all__ = [
-    "Block",
+    "NumberBlock",
     "CoMoments",
     "Counts",
     "Extremes",

@@ -24,7 +24,7 @@ from engine.errors import HeadraceError, ReaderLeft, UserError, nearest
 if TYPE_CHECKING:
     from engine.run import Run
 
-EXIT = {"done": 0, "failed": 1, "mistake": 2, "flood": 3}
+EXIT = {"done": 0, "failed": 1, "mistake": 2, "too_many_rejects": 3}
 
 RUN = """\
 Stream a source through the scrub, and train, serve or only clean.
@@ -126,7 +126,7 @@ SPOKEN = {
     "_explore": {"[source] path": "FILE"},
 }
 """What keys of a pipeline file are called where a command has no such file."""
-MEANT = {
+COMMAND_SYNONYMS = {
     "serve": "run (a pipeline with [infer] serves)",
     "infer": "run (a pipeline with [infer] serves)",
     "train": "run (a pipeline with [model] trains)",
@@ -153,15 +153,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: those of this process unless given; only then is the process the command's own.
     """
     if arguments is None:
-        signals.take()
+        signals.install()
     _open_streams()
     try:
-        with signals.answering(signals.stop):
+        with signals.handling(signals.stop):
             options = _parsed(list(sys.argv[1:] if arguments is None else arguments))
-            signals.resumable(options.command in (_run, _replay))
+            signals.set_resumable(options.command in (_run, _replay))
             return _done(options)
-    except signals.Stopped:
-        signals.tell(signals.goodbye())
+    except signals.StopRequested:
+        signals.write_line(signals.stop_message())
         return EXIT["done"]
 
 
@@ -175,14 +175,14 @@ def _done(options: argparse.Namespace) -> int:
             _log().warning("%s", remark)
         command: Callable[[argparse.Namespace], int] = options.command
         return command(options)
-    except signals.Stopped:
+    except signals.StopRequested:
         raise
     except UserError as error:
         return _say(_spoken(str(error), options), EXIT["mistake"])
     except HeadraceError as error:
-        from engine.running.loop import Flood
+        from engine.running.loop import TooManyRejects
 
-        return _say(error, EXIT["flood" if isinstance(error, Flood) else "failed"])
+        return _say(error, EXIT["too_many_rejects" if isinstance(error, TooManyRejects) else "failed"])
     except ReaderLeft:
         return EXIT["failed"]
     except BaseException as error:  # noqa: BLE001 - the last line of defence: one sentence, details on demand
@@ -198,7 +198,7 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     parser, commands = _parser()
     word = arguments[0] if arguments else ""
     if word and not word.startswith("-") and word not in commands:
-        near = f" Did you mean {MEANT[word]}?" if word in MEANT else nearest(word, commands)
+        near = f" Did you mean {COMMAND_SYNONYMS[word]}?" if word in COMMAND_SYNONYMS else nearest(word, commands)
         parser.error(f"there is no command '{word}'.{near}")
     return parser.parse_args(arguments)
 
@@ -236,7 +236,7 @@ def _runs(options: argparse.Namespace, *, fresh: bool = False, replay: bool = Fa
     with Progress() as progress:
         run = Run(options.file, options.set, watch=progress.watch, replay=replay)
         summary = run.run(fresh=fresh)
-    with signals.answering(signals.note):
+    with signals.handling(signals.ignore):
         finish(summary)
     return EXIT["done"]
 
@@ -263,25 +263,25 @@ def _explore(options: argparse.Namespace) -> int:
     _require_target(options.html, "--html")
     _require_target(options.json, "--json")
     with Progress() as progress:
-        found = explore(
+        findings = explore(
             options.what, options.set, rows=options.rows, time=options.time, watch=progress.look
         )
-    for part in terminal.parts(found):
+    for part in terminal.parts(findings):
         console().print(part, highlight=False)
     if options.html is not None:
-        page.write(found, options.html)
+        page.write(findings, options.html)
         console().print(f"Wrote {options.html}.", highlight=False, markup=False)
     if options.json is not None:
-        with _writing(options.json):
-            text = json.dumps(found.plain(), indent=2, ensure_ascii=False)
+        with _write_errors(options.json):
+            text = json.dumps(findings.plain(), indent=2, ensure_ascii=False)
             atomic.write(options.json, text + "\n")
         console().print(f"Wrote {options.json}.", highlight=False, markup=False)
-    if found.unreadable:
+    if findings.unreadable:
         console().print(
             "! More records could not be read than [dead_letters] limit allows in a run.",
             style="yellow", highlight=False, markup=False,
         )  # fmt: skip
-    return EXIT["mistake" if found.unreadable else "done"]
+    return EXIT["mistake" if findings.unreadable else "done"]
 
 
 def _profile(options: argparse.Namespace) -> int:
@@ -292,10 +292,10 @@ def _profile(options: argparse.Namespace) -> int:
     pipeline = Pipeline.load(options.file, options.set)
     _require_target(options.trace, "--trace")
     with console().status("profiling"):
-        found = profile(
+        result = profile(
             pipeline, seconds=options.seconds, trace=options.trace, trials=not options.no_trials
         )
-    for part in found.tables():
+    for part in result.tables():
         console().print(part, highlight=False, soft_wrap=isinstance(part, str))
     return EXIT["done"]
 
@@ -307,8 +307,8 @@ def _folds(options: argparse.Namespace) -> int:
 
     pipeline = Pipeline.load(options.file, options.set)
     with Progress() as progress:
-        found = folds(pipeline, options.folds, watch=progress.watch)
-    for part in found.tables():
+        result = folds(pipeline, options.folds, watch=progress.watch)
+    for part in result.tables():
         console().print(part, highlight=False, soft_wrap=isinstance(part, str))
     return EXIT["done"]
 
@@ -333,7 +333,7 @@ def _export(options: argparse.Namespace) -> int:
     _require_target(options.to, "--to")
     run = _trained(options)
     # Not locked: it is done beside the engine that goes on learning, and a file appears whole.
-    with _writing(options.to or run.model_path):
+    with _write_errors(options.to or run.model_path):
         path = run.export(options.to)
     console().print(f"Wrote {path}.")
     return EXIT["done"]
@@ -346,10 +346,10 @@ def _compress(options: argparse.Namespace) -> int:
     run = _trained(options)
     with locked((), [run.model_path]):
         run.export()
-        verdict = run.compress()
-        verdict.to_json(run.folder / "verdict.json")
-    show(console(), verdict.tables())
-    console().print(f"Wrote {run.model_path} and {run.folder / 'verdict.json'}.")
+        report = run.compress()
+        report.to_json(run.folder / "compression.json")
+    show(console(), report.tables())
+    console().print(f"Wrote {run.model_path} and {run.folder / 'report.json'}.")
     return EXIT["done"]
 
 
@@ -372,7 +372,7 @@ def _predict(options: argparse.Namespace) -> int:
     with Progress() as progress:
         run = Run(Pipeline.of(table, options.set, where="the command line"), watch=progress.watch)
         summary = run.run(fresh=True)
-    with signals.answering(signals.note):
+    with signals.handling(signals.ignore):
         finish(summary)
     return EXIT["done"]
 
@@ -388,7 +388,7 @@ def _require_target(path: Path | None, option: str) -> None:
 
 
 @contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def _write_errors(path: Path) -> Iterator[None]:
     """Raises: HeadraceError for what is known only when it is written, as a full disk is."""
     try:
         yield

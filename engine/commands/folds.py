@@ -20,7 +20,7 @@ from rich.table import Table
 
 from engine.config import Pipeline
 from engine.running.loop import Loop
-from engine.running.report import FIGURES
+from engine.running.report import HEADLINE_METRICS
 from engine.run import Run
 from engine.types import Batch, Mark, UserError
 
@@ -72,20 +72,20 @@ class Folds:
         """For a terminal."""
         if not self.folds:
             return
-        metrics = [name for name in FIGURES if all(name in f.figures for f in self.folds)]
-        made = Table(title="cross-validation: predicted, never learned", title_justify="left")
-        made.add_column("fold")
+        metrics = [name for name in HEADLINE_METRICS if all(name in f.figures for f in self.folds)]
+        table = Table(title="cross-validation: predicted, never learned", title_justify="left")
+        table.add_column("fold")
         for name in ("rows", *metrics):
-            made.add_column(name, justify="right")
+            table.add_column(name, justify="right")
         for fold in self.folds:
-            made.add_row(
+            table.add_row(
                 str(fold.number), f"{fold.rows:,}", *(f"{fold.figures[m]:.4f}" for m in metrics)
             )
         rows = f"{sum(fold.rows for fold in self.folds):,}"
-        made.add_section()
-        made.add_row("mean", rows, *(f"[bold]{self.mean(m):.4f}[/]" for m in metrics))
-        made.add_row("deviation", "", *(f"{self.deviation(m):.4f}" for m in metrics))
-        yield made
+        table.add_section()
+        table.add_row("mean", rows, *(f"[bold]{self.mean(m):.4f}[/]" for m in metrics))
+        table.add_row("deviation", "", *(f"{self.deviation(m):.4f}" for m in metrics))
+        yield table
         for fold in self.folds:
             if fold.absent:
                 yield (
@@ -129,9 +129,9 @@ def folds(pipeline: Pipeline, count: int = 5, *, watch: Watch | None = None) -> 
 def _found(number: int, group: Mapping[str, Any], classes: tuple[str, ...]) -> Fold:
     absent: tuple[str, ...] = ()
     if "confusion" in group:
-        there = np.sum(group["confusion"], axis=1)
-        absent = tuple(name for name, n in zip(classes, there, strict=True) if not n)
-    figures = {name: group[name] for name in FIGURES if name in group}
+        counts = np.sum(group["confusion"], axis=1)
+        absent = tuple(name for name, n in zip(classes, counts, strict=True) if not n)
+    figures = {name: group[name] for name in HEADLINE_METRICS if name in group}
     return Fold(number=number, rows=group["rows"], figures=figures, absent=absent)
 
 
@@ -159,7 +159,7 @@ def _fold(pipeline: Pipeline, table: Mapping[str, Any], stage: str, number: int)
     folder = str(Path(pipeline.folder) / "folds" / str(number))
     checkpoint = {k: v for k, v in pipeline.checkpoint.items() if k != "path"}
     letters = {k: v for k, v in table.get("dead_letters", {}).items() if k != "path"}
-    source = {k: v for k, v in table["source"].items() if k not in ("group", "join", "member")}
+    source = {k: v for k, v in table["source"].items() if k not in ("group_id", "subscribe", "group_instance_id")}
     return Pipeline.of(
         {
             **apart,

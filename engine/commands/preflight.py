@@ -15,19 +15,19 @@ from rich.table import Table
 from rich.text import Text
 
 from engine import calls
-from engine.config import apart
-from engine.types.contract import slips
+from engine.config import detached_source
+from engine.types.contract import misspelt_members
 from engine.explore.notation import hint
 from engine.running.labels import few_numbers, labels_of
 from engine.commands.progress import console
 from engine.run import Run
 from engine.scrub.features.derive import Derive
-from engine.scrub.base import Learned
+from engine.scrub.base import FittedStage
 from engine.types import (
     DROPPED,
     PARTITION,
     RESERVED,
-    REST,
+    WILDCARD,
     Batch,
     HeadraceError,
     Learner,
@@ -42,11 +42,11 @@ from engine.types import (
 )
 from engine.types.plural import counted
 
-LEARNED = 32
+LEARNED_ROWS = 32
 """Sampled rows that the model learns: enough to try it."""
-SEEN = 3
+MAX_DETAILS = 3
 """Different values or details that a sentence shows."""
-LABELS = 0.01
+UNKNOWN_LABEL_SHARE = 0.01
 """Share of sampled rows with an unknown label that is no slip in single rows any more."""
 
 
@@ -58,14 +58,14 @@ def preflight(run: Run, rows: int = 1_000) -> bool:
     """
     out = console()
     checks: Sequence[Callable[[Run], Iterator[str]]]
-    checks = (_listens, _takes, _misspelt, _exportable, _resumable)
-    if not run.source.repeatable():
+    checks = (_check_service, _check_sinks, _check_members, _check_exportable, _check_resumable)
+    if not run.source.can_be_reread():
         problems = list(_unread(run))
-        checks = checks if run.knows_columns and not problems else (_listens, _takes)
+        checks = checks if run.knows_columns and not problems else (_check_service, _check_sinks)
     else:
-        with closing(run.source), closing(_apart(run)) as source:
+        with closing(run.source), closing(_detached_source(run)) as source:
             run.assemble()
-            problems = list(_tried(run, _sample(run, source, rows), source))
+            problems = list(_check_sample(run, _sample(run, source, rows), source))
     for problem in checks:
         problems += problem(run)
     for sentence in problems:
@@ -78,7 +78,7 @@ def preflight(run: Run, rows: int = 1_000) -> bool:
 def _unread(run: Run) -> Iterator[str]:
     """What the declared columns alone say, of a source that can be read only once."""
     once = "What the source gives can be read only once, so no row of it is tried"
-    declared = only_named(parse_schema(run.pipeline.source.get("schema", {})) | {REST: DROPPED})
+    declared = only_named(parse_schema(run.pipeline.source.get("schema", {})) | {WILDCARD: DROPPED})
     with closing(run.source):
         if not declared:
             console().print(
@@ -99,16 +99,16 @@ def _unread(run: Run) -> Iterator[str]:
         console().print(f"{once}: stages, model and sink fit the declared columns.", soft_wrap=True)
 
 
-def _apart(run: Run) -> Source:
+def _detached_source(run: Run) -> Source:
     """The source, without its group: a look joins nothing, commits nothing, and sees the records
     that the group has finished, too."""
-    table = apart(run.pipeline.source)
+    table = detached_source(run.pipeline.source)
     if table == run.pipeline.source:
         return run.source
     return Run(run.pipeline.model_copy(update={"source": table})).source
 
 
-def _tried(run: Run, sample: Batch | None, source: Source) -> Iterator[str]:
+def _check_sample(run: Run, sample: Batch | None, source: Source) -> Iterator[str]:
     """What is amiss with the sample on its way through the stages, which is printed."""
     out = console()
     if sample is None:
@@ -116,7 +116,7 @@ def _tried(run: Run, sample: Batch | None, source: Source) -> Iterator[str]:
         return
     table, batch = _steps(run, sample)
     out.print(table)
-    if names := _untaught(run, batch):
+    if names := _unfitted(run, batch):
         out.print(
             f"The sample is a first batch, and stages work with what batches before it taught: "
             f"{', '.join(names)} {'knows' if len(names) == 1 else 'know'} nothing yet, so outliers "
@@ -180,14 +180,14 @@ def _sample(run: Run, source: Source, rows: int) -> Batch | None:
     pieces = source.sample(rows, 10.0)
     if not pieces:
         return None
-    made = [calls.decode(run.source.format, piece, run.read_schema) for piece in pieces]
+    decoded = [calls.decode(run.source.format, piece, run.read_schema) for piece in pieces]
     return Batch(
-        frame=pl.concat([frame for frame, _ in made]),
+        frame=pl.concat([frame for frame, _ in decoded]),
         mark=Mark(),
         arrived=pieces[0].arrived,
         raw_rows=sum(map(len, pieces)),
         raw_bytes=sum(piece.nbytes for piece in pieces),
-        rejects=tuple(reject for _, rejects in made for reject in rejects),
+        rejects=tuple(reject for _, rejects in decoded for reject in rejects),
     )
 
 
@@ -206,7 +206,7 @@ def _steps(run: Run, batch: Batch) -> tuple[Table, Batch]:
     if run.collate is not None:
         steps.append(("collate", run.collate))
     for at, (name, apply) in enumerate(steps):
-        if at == run.inside:
+        if at == run.export_from:
             batch = replace(batch, raw=batch.frame)  # what is evaluated and held out
         before, seen = batch.frame.columns, len(batch.rejects)
         batch = apply(batch)
@@ -215,14 +215,14 @@ def _steps(run: Run, batch: Batch) -> tuple[Table, Batch]:
         table.add_row(f"augment {name}", f"{len(batch):,}", "", f"changed {rows:,}", "")
     if run.pipeline.model is not None or run.pipeline.infer is not None:
         if run.trains:
-            batch = _head(batch, LEARNED)
-        done = run.work.do(batch)
-        what, seen = "learned" if done.learned else "predicted", len(batch.rejects)
+            batch = _head(batch, LEARNED_ROWS)
+        done = run.work.process(batch)
+        outcome, seen = "learned" if done.learned else "predicted", len(batch.rejects)
         batch = done.batch
         _row(
             table,
             run.work.stage,
-            batch.counted(run.work.stage, **{what: len(batch)}),
+            batch.counted(run.work.stage, **{outcome: len(batch)}),
             batch.frame.columns,
             seen,
         )
@@ -245,7 +245,7 @@ def _rejected(run: Run, batch: Batch) -> Iterator[str]:
     """More of the sample than a run allows, or all of it."""
     settings = run.pipeline.dead_letters
     bad = sum(len(r) for r in batch.rejects if r.reason not in settings.expected)
-    total = batch.raw_rows + batch.grown
+    total = batch.raw_rows + batch.added
     if not batch.rejects or (len(batch) and bad <= settings.limit * total):
         return
     left = f"and [dead_letters] limit allows {settings.limit:.1%}" if bad else "and none is left"
@@ -270,10 +270,10 @@ def _unreadable(run: Run, sample: Batch) -> Iterator[str]:
 def _lost(batch: Batch) -> dict[str, Rejects]:
     """Partition -> what took most of its rows, for those that have none left."""
     left = _partitions(batch.frame)
-    found: dict[str, Rejects] = {}
+    worst: dict[str, Rejects] = {}
     for reject in sorted(batch.rejects, key=len):
-        found |= dict.fromkeys(_partitions(reject.rows) - left, reject)
-    return found
+        worst |= dict.fromkeys(_partitions(reject.rows) - left, reject)
+    return worst
 
 
 def _partitions(frame: pl.DataFrame) -> set[str]:
@@ -285,17 +285,17 @@ def _details(reject: Rejects) -> str:
     texts = reject.rows["detail"].drop_nulls()
     if texts.is_empty():
         texts = reject.rows["value"].drop_nulls().str.slice(0, 100)
-    return " ".join(texts.unique(maintain_order=True).head(SEEN))
+    return " ".join(texts.unique(maintain_order=True).head(MAX_DETAILS))
 
 
 def _labels(run: Run, batch: Batch) -> Iterator[str]:
     """Labels that are none of the classes, too many for slips."""
     unknown = [r for r in batch.rejects if r.reason == "unknown_label"]
     rows = sum(len(r) for r in unknown)
-    if not run.trains or rows < max(1.0, LABELS * batch.raw_rows):
+    if not run.trains or rows < max(1.0, UNKNOWN_LABEL_SHARE * batch.raw_rows):
         return
     target = run.features.target
-    seen = Counter(_spelt(json.loads(row).get(target)) for r in unknown for row in r.rows["value"])
+    seen = Counter(_label_text(json.loads(row).get(target)) for r in unknown for row in r.rows["value"])
     shown = ", ".join(f"'{value}' ({n:,})" for value, n in seen.most_common(10))
     yield (
         f"[model] classes are {', '.join(map(repr, run.features.classes))}, and {rows:,} of "
@@ -304,12 +304,12 @@ def _labels(run: Run, batch: Batch) -> Iterator[str]:
     )
 
 
-def _spelt(label: object) -> str:
+def _label_text(label: object) -> str:
     """As [model] classes spell it."""
     return label if isinstance(label, str) else json.dumps(label)
 
 
-def _listens(run: Run) -> Iterator[str]:
+def _check_service(run: Run) -> Iterator[str]:
     """A page that cannot be opened."""
     if run.pipeline.service is None:
         return
@@ -319,7 +319,7 @@ def _listens(run: Run) -> Iterator[str]:
         yield str(error)
 
 
-def _takes(run: Run) -> Iterator[str]:
+def _check_sinks(run: Run) -> Iterator[str]:
     """A place that would not take rows."""
     for place in (run.sink, run.dead_letters):
         try:
@@ -329,7 +329,7 @@ def _takes(run: Run) -> Iterator[str]:
             yield str(error)
 
 
-def _misspelt(run: Run) -> Iterator[str]:
+def _check_members(run: Run) -> Iterator[str]:
     """Members of a user's own classes that nobody calls."""
     parts: list[tuple[object, type]] = [(run.source, Source), *((s, Stage) for s in run.stages)]
     if run.sink is not None:
@@ -337,17 +337,17 @@ def _misspelt(run: Run) -> Iterator[str]:
     if run.trains:
         parts.append((run.learner, Learner))
     for part, contract in parts:
-        yield from slips(type(part), contract)
+        yield from misspelt_members(type(part), contract)
 
 
-def _untaught(run: Run, batch: Batch) -> list[str]:
+def _unfitted(run: Run, batch: Batch) -> list[str]:
     """Stages that learn, and had nothing to apply to a first batch."""
     return [
         stage.name
         for stage in run.stages
         if stage.snapshot() is not None
         and (
-            (isinstance(stage, Learned) and stage.waits)
+            (isinstance(stage, FittedStage) and stage.waits)
             or batch.counts.get((stage.name, "unknown"))
         )
     ]
@@ -366,7 +366,7 @@ def _row(table: Table, name: str, batch: Batch, before: list[str], seen: int = 0
     rejects: dict[str, int] = {}
     for reject in batch.rejects[seen:]:
         rejects[reject.reason] = rejects.get(reject.reason, 0) + len(reject)
-    counts = [f"{what} {n:,}" for (stage, what), n in batch.counts.items() if stage == name and n]
+    counts = [f"{counter} {n:,}" for (stage, counter), n in batch.counts.items() if stage == name and n]
     columns = [c for c in batch.frame.columns if c not in before and c not in RESERVED]
     shown = ", ".join(columns[:6]) + (f", ... ({len(columns)})" if len(columns) > 6 else "")
     table.add_row(
@@ -378,11 +378,11 @@ def _row(table: Table, name: str, batch: Batch, before: list[str], seen: int = 0
     )
 
 
-def _exportable(run: Run) -> Iterator[str]:
+def _check_exportable(run: Run) -> Iterator[str]:
     """A model feature that a stage changes which no model file can contain."""
     if run.pipeline.export is None or not run.trains:
         return
-    outside = run.stages[: run.inside]
+    outside = run.stages[: run.export_from]
     for stage in outside:
         if stage.transforms():
             later = next(
@@ -395,7 +395,7 @@ def _exportable(run: Run) -> Iterator[str]:
             )
 
 
-def _resumable(run: Run) -> Iterator[str]:
+def _check_resumable(run: Run) -> Iterator[str]:
     """A checkpoint, or results of another pipeline, that a run would refuse."""
     try:
         run.try_resume()

@@ -22,21 +22,21 @@ import psutil
 from rich.table import Table
 
 from engine.system import atomic, signals
-from engine.config import Pipeline, apart
+from engine.config import Pipeline, detached_source
 from engine.running.loop import Loop
 from engine.run import Run
-from engine.observing.timing import Account
+from engine.observing.timing import TimingSnapshot
 from engine.types import Batch, UserError
-from engine.running.bottleneck import Verdict, part_of
+from engine.running.bottleneck import Bottleneck, part_of
 from engine.types.plural import counted
 
-WARM = 0.25
+WARM_UP_SHARE = 0.25
 """Part of a sample that warms up (compilation, files, connections) and is not counted."""
 WARM_SECONDS, WARM_BATCHES = 1.0, 32
 """It takes that long at least, in both, where the sample's length is one of time: what compiles
 does so in the first batches."""
 ROUNDS = 3
-SAMPLES = 0.05
+MEMORY_SAMPLE_SECONDS = 0.05
 """How often memory is looked at, seconds."""
 
 
@@ -62,7 +62,7 @@ class Profile:
     Attributes:
         records: of the sample.
         rate: records a second, the warm-up not counted.
-        verdict: what holds the sample; None where it was too short to tell.
+        bottleneck: what holds the sample; None where it was too short to tell.
         ended: whether the source ended before the sample's time was over.
         calls, seconds: stage -> how often it worked, and for how long, after the warm-up.
         memory: holder -> most bytes that it had; ``process`` is all of it.
@@ -73,7 +73,7 @@ class Profile:
 
     records: int
     rate: float
-    verdict: Verdict | None
+    bottleneck: Bottleneck | None
     ended: bool = False
     calls: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -105,7 +105,7 @@ class Profile:
         for holder, nbytes in sorted(self.memory.items(), key=lambda item: -item[1]):
             memory.add_row(holder, _mib(nbytes))
         yield memory
-        yield str(self.verdict or self._too_short)
+        yield str(self.bottleneck or self._too_short)
         for trial in self.trials:
             yield (f"Measured: --set {trial.setting} gives {trial.gain:.2f} times the records.")
         yield from self.left_out
@@ -129,17 +129,17 @@ def profile(
     Raises: UserError for what makes the file unusable.
     """
     with tempfile.TemporaryDirectory(prefix="headrace-profile-") as name:
-        pipeline, left_out = _apart(pipeline, Path(name))
-        first = Sample(pipeline, seconds=seconds)
+        pipeline, left_out = _sandboxed(pipeline, Path(name))
+        first = SampleRun(pipeline, seconds=seconds)
         first.run()
         if trace is not None:
             first.write_trace(trace)
-        verdict = first.verdict
-        advised = [a.setting for a in verdict.advice if a.setting] if verdict and trials else []
+        bottleneck = first.bottleneck
+        advised = [a.setting for a in bottleneck.advice if a.setting] if bottleneck and trials else []
         return Profile(
             records=first.records,
             rate=first.rate,
-            verdict=verdict,
+            bottleneck=bottleneck,
             ended=not first.run_.loop.stopped,
             calls=first.calls,
             seconds=first.seconds,
@@ -150,7 +150,7 @@ def profile(
         )
 
 
-class Sample:
+class SampleRun:
     """One run of a pipeline over its first records.
 
     Args:
@@ -167,13 +167,13 @@ class Sample:
         self._marks: list[tuple[float, int]] = []
         self.run_ = Run(pipeline, watch=self._watch)
         self.records = 0
-        self.verdict: Verdict | None = None
+        self.bottleneck: Bottleneck | None = None
         self.calls: dict[str, int] = {}
         self.seconds: dict[str, float] = {}
         self.memory: dict[str, int] = {}
         self.peaks: dict[str, int] = {}
         self._looked = self._begin = 0.0
-        self._account: Account | None = None
+        self._account: TimingSnapshot | None = None
         self._warm_at: int | None = None
 
     @property
@@ -182,7 +182,7 @@ class Sample:
         last_time, last_count = self._marks[-1] if self._marks else (0.0, 0)
         seconds, _ = self._limits
         if seconds is None:
-            warm = [mark for mark in self._marks if mark[1] >= WARM * last_count]
+            warm = [mark for mark in self._marks if mark[1] >= WARM_UP_SHARE * last_count]
         else:
             warm = self._marks[self._warm_at or 0 :]
         first_time, first_count = warm[0] if len(warm) > 1 else (self._begin, 0)
@@ -191,15 +191,15 @@ class Sample:
     def run(self) -> None:
         """Run it, fresh."""
         loop = self.run_.loop
-        loop.loader.times.listener = self._listen
+        loop.loader.timer.listener = self._listen
         self._begin = time.perf_counter()
         summary = self.run_.run(fresh=True)
-        if signals.asked():
+        if signals.stop_signal():
             signals.stop()
         self.records = summary.totals.read
-        self.verdict = loop.verdict(self._account) if self._account else summary.bottleneck
-        spent = loop.loader.times.account()
-        for stage, taken in spent.since(self._account or Account()).stages.items():
+        self.bottleneck = loop.bottleneck(self._account) if self._account else summary.bottleneck
+        spent = loop.loader.timer.snapshot()
+        for stage, taken in spent.since(self._account or TimingSnapshot()).stages.items():
             self.calls[stage], self.seconds[stage] = taken.calls, taken.wall
 
     def write_trace(self, path: Path) -> None:
@@ -233,19 +233,19 @@ class Sample:
     def _watch(self, loop: Loop, batch: Batch) -> None:
         now = time.perf_counter()
         self._marks.append((now, loop.totals.read))
-        if now - self._looked > SAMPLES:
+        if now - self._looked > MEMORY_SAMPLE_SECONDS:
             self._looked = now
             self._look(loop)
         seconds, records = self._limits
         if seconds is not None and self._account is None and self._is_warm(now, seconds):
-            self._account, self._warm_at = loop.loader.times.account(), len(self._marks) - 1
+            self._account, self._warm_at = loop.loader.timer.snapshot(), len(self._marks) - 1
         late = self._account is not None and now - self._account.at > (seconds or 0.0)
         if late or (records is not None and loop.totals.read >= records):
             loop.stop()
 
     def _is_warm(self, now: float, seconds: float) -> bool:
         enough = len(self._marks) >= WARM_BATCHES
-        return enough and now - self._marks[0][0] >= max(WARM_SECONDS, WARM * seconds)
+        return enough and now - self._marks[0][0] >= max(WARM_SECONDS, WARM_UP_SHARE * seconds)
 
     def _look(self, loop: Loop) -> None:
         held = dict(loop.loader.budget.held())
@@ -263,7 +263,7 @@ def _try(pipeline: Pipeline, setting: str, records: int) -> Trial:
     rates: dict[str, list[float]] = {"": [], setting: []}
     for _ in range(ROUNDS):
         for name, which in (("", pipeline), (setting, other)):
-            sample = Sample(which, records=records)
+            sample = SampleRun(which, records=records)
             sample.run()
             rates[name].append(sample.rate)
     rate = statistics.median(rates[setting])
@@ -277,13 +277,13 @@ def _with(pipeline: Pipeline, setting: str) -> Pipeline:
     return Pipeline.of(pipeline.table(), [setting], where=pipeline.file)
 
 
-def _apart(pipeline: Pipeline, folder: Path) -> tuple[Pipeline, list[str]]:
+def _sandboxed(pipeline: Pipeline, folder: Path) -> tuple[Pipeline, list[str]]:
     """The pipeline with everything it writes in `folder`, and what that leaves out."""
     table = pipeline.table()
     for section in ("service", "export", "dead_letters"):
         table.pop(section, None)
     left_out = []
-    source, sink = apart(table["source"], whole=False), table.get("sink")
+    source, sink = detached_source(table["source"], whole=False), table.get("sink")
     table |= {"source": source, "folder": str(folder / "run"), "dead_letters": {"limit": 1.0}}
     table["checkpoint"] = {k: v for k, v in pipeline.checkpoint.items() if k != "path"}
     if sink is not None and "path" in sink:
@@ -300,4 +300,4 @@ def _mib(nbytes: int) -> str:
     return f"{nbytes / (1 << 20):,.1f} MiB"
 
 
-__all__ = ["Profile", "Sample", "Trial", "profile"]
+__all__ = ["Profile", "SampleRun", "Trial", "profile"]

@@ -78,8 +78,8 @@ def _close() -> None:
 
 def console() -> Console:
     """Standard output; wide enough for the tables where it is no terminal."""
-    made = Output()
-    return made if made.is_terminal else Output(width=120)
+    output = Output()
+    return output if output.is_terminal else Output(width=120)
 
 
 class Progress:
@@ -102,7 +102,7 @@ class Progress:
         self._every = SHOW_SECONDS if self._console.is_terminal else LOG_SECONDS
         self._start = self._shown = time.monotonic()
         self._first: int | None = None
-        self._rows = self._told = 0
+        self._rows = self._rows_shown = 0
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -118,7 +118,7 @@ class Progress:
 
     def watch(self, loop: Loop, batch: Batch) -> None:
         """Called after every batch of a run; shows at most twice a second."""
-        rows = loop.totals.read + loop.totals.grown
+        rows = loop.totals.read + loop.totals.added
         if self._due(rows, len(batch)):
             self._show(rows, loop.source.progress(loop.mark), _quality(loop))
 
@@ -132,31 +132,31 @@ class Progress:
         now = time.monotonic()
         if self._first is None:
             self._first, self._start = rows - new, now
-        quiet = rows == self._told and not self._console.is_terminal
+        quiet = rows == self._rows_shown and not self._console.is_terminal
         if now - self._shown < (IDLE_SECONDS if quiet else self._every):
             return False
-        self._shown, self._told = now, rows
+        self._shown, self._rows_shown = now, rows
         return True
 
     def _show(self, rows: int, share: float | None, more: list[str]) -> None:
         seconds = self._shown - self._start
         rate = [f"{(rows - (self._first or 0)) / seconds:,.0f} rows/s"] if seconds > 0.05 else []
-        said = "  ".join([counted(rows, "row"), *rate, *more])
+        line = "  ".join([counted(rows, "row"), *rate, *more])
         if self._console.is_terminal:
             self._bar.update(
-                self._task, total=None if share is None else 1.0, completed=share or 0.0, said=said
+                self._task, total=None if share is None else 1.0, completed=share or 0.0, said=line
             )
         else:
             done = "" if share is None else f"{share:.0%}  "
-            log.info("%s%s", done, said)
+            log.info("%s%s", done, line)
 
 
 def _quality(loop: Loop) -> list[str]:
     work = loop.work
     if not isinstance(work, Training):
         return []
-    said = report.headline(work.evaluation.report())
-    return [f"loss {work.loss:.4g}", *([said] if said else [])]
+    headline = report.headline(work.evaluation.report())
+    return [f"loss {work.loss:.4g}", *([headline] if headline else [])]
 
 
 def show(out: Console, parts: Iterable[Table | str]) -> None:
@@ -172,23 +172,23 @@ def finish(summary: Summary) -> None:
     out = console()
     if summary.report:
         show(out, report.tables(summary.report))
-    if summary.verdict is not None:
-        show(out, summary.verdict.tables())
+    if summary.compression is not None:
+        show(out, summary.compression.tables())
     out.print(_account(summary))
     show(out, summary.remarks)
     if summary.bottleneck is not None:
         show(out, [str(summary.bottleneck)])
     files = Table(show_header=False, box=None, pad_edge=False)
-    for what, path in summary.files.items():
-        files.add_row(what, str(path))
+    for name, path in summary.files.items():
+        files.add_row(name, str(path))
     out.print(files)
 
 
 def _account(summary: Summary) -> str:
     totals = summary.totals
     outcomes = [
-        f"{n:,} {what}"
-        for what, n in (
+        f"{n:,} {outcome}"
+        for outcome, n in (
             ("learned", totals.learned),
             ("predicted", totals.predicted),
             ("cleaned", totals.cleaned),
@@ -199,11 +199,11 @@ def _account(summary: Summary) -> str:
     reasons = ", ".join(
         f"{stage}: {reason} {n:,}" for (stage, reason), n in sorted(totals.reasons.items())
     )
-    grown = f" + {totals.grown:,} grown" if totals.grown else ""
+    added = f" + {totals.added:,} added" if totals.added else ""
     sign = "=" if totals.balanced else "!="
     state = "stopped by a signal" if summary.stopped else "end of the source"
     return (
-        f"{totals.read:,} read{grown} {sign} {' + '.join(outcomes) or '0'}"
+        f"{totals.read:,} read{added} {sign} {' + '.join(outcomes) or '0'}"
         f"{f'  ({reasons})' if reasons else ''}\n"
         f"{state} after {summary.seconds:.1f} s{', resumed' if summary.resumed else ''}"
     )

@@ -27,17 +27,17 @@ from engine.config import (
     Pipeline,
     SinkTable,
     SourceTable,
-    component,
+    load_class,
 )
 from engine.quality.evaluation import Evaluation
-from engine.loading.mix import Mix, MixTable, PartTable
+from engine.loading.mix import Mix, MixTable, WeightedSourceTable
 from engine.scrub import STAGES
 from engine.observing.service import Service
 from engine.types import UserError, nearest
 
-FRAME = ("name", "base", "folder")
+TOP_LEVEL_KEYS = ("name", "base", "folder")
 """Keys of a pipeline file that are no tables."""
-OUTPUTS = {
+OUTPUT_COLUMNS = {
     "prediction": "the value, or for classes the predicted class as text",
     "probability": "classes only: of the second of two classes, or of the predicted one of more",
     "model_version": "serving only: which model said it",
@@ -47,7 +47,7 @@ OUTPUTS = {
 """Columns that a run adds to the rows it writes."""
 
 
-ELSEWHERE = 3
+MAX_TABLES_NAMED = 3
 """Tables that a sentence names for a misplaced key."""
 INTRODUCTION = """\
 # Every key of a pipeline file
@@ -58,7 +58,7 @@ Bytes may be written "64MiB". A name that points at code of yours is `package.mo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Table:
+class SettingsTable:
     """A table of a pipeline file.
 
     Attributes:
@@ -83,79 +83,79 @@ class Table:
 
     def entries(self) -> list[settings_docs.Key]:
         """In the order of the classes and their fields; the first class says what a key is."""
-        found: dict[str, settings_docs.Key] = {}
+        keys: dict[str, settings_docs.Key] = {}
         for settings in self.settings:
             for key in settings_docs.keys(settings):
-                found.setdefault(key.name, key)
-        return [key for name, key in found.items() if name not in self.hidden]
+                keys.setdefault(key.name, key)
+        return [key for name, key in keys.items() if name not in self.hidden]
 
 
 @cache
-def tables() -> tuple[Table, ...]:
+def tables() -> tuple[SettingsTable, ...]:
     """Every table, in the order of a pipeline file. Imports every kind."""
     return tuple(_tables())
 
 
-def _tables() -> Iterator[Table]:
-    from connectors import LETTERS, SINKS, SOURCES
+def _tables() -> Iterator[SettingsTable]:
+    from connectors import DEAD_LETTER_SINKS, SINKS, SOURCES
     from models import LEARNERS
     from models.augment import AUGMENTS
     from models.learners.sampling import SamplingSettings
     from models.compress.gate import Compression
     from models.serving.predictor import OnnxPredictor
 
-    others = frozenset(Pipeline.model_fields) - frozenset(FRAME)
-    yield Table(section="", settings=(Pipeline,), hidden=others)
+    others = frozenset(Pipeline.model_fields) - frozenset(TOP_LEVEL_KEYS)
+    yield SettingsTable(section="", settings=(Pipeline,), hidden=others)
     yield from _kinds("source", SOURCES, SourceTable)
-    yield Table(section="source", kind="mix", settings=(SourceTable, Mix.Settings, MixTable))
-    yield Table(section="source.sources.NAME", settings=(PartTable,))
+    yield SettingsTable(section="source", kind="mix", settings=(SourceTable, Mix.Settings, MixTable))
+    yield SettingsTable(section="source.sources.NAME", settings=(WeightedSourceTable,))
     yield from _kinds("scrub.NAME", STAGES, NamedTable)
-    yield Table(section="loader", settings=(LoaderSettings,))
+    yield SettingsTable(section="loader", settings=(LoaderSettings,))
     yield from _kinds("model", LEARNERS, ModelSettings)
     for name in LEARNERS:
-        yield Table(
+        yield SettingsTable(
             section="train",
             kind=name,
-            settings=(component(name, LEARNERS, "model").Training,),
+            settings=(load_class(name, LEARNERS, "model").Training,),
         )
-    yield Table(section="train.sampling", settings=(SamplingSettings,))
+    yield SettingsTable(section="train.sampling", settings=(SamplingSettings,))
     yield from _kinds("augment.NAME", AUGMENTS, NamedTable)
-    yield Table(section="infer", settings=(OnnxPredictor.Settings,))
-    yield Table(section="evaluation", settings=(Evaluation.Settings,))
+    yield SettingsTable(section="infer", settings=(OnnxPredictor.Settings,))
+    yield SettingsTable(section="evaluation", settings=(Evaluation.Settings,))
     yield from _kinds("sink", SINKS, SinkTable)
-    yield from _kinds("dead_letters", LETTERS, DeadLetterSettings)
-    yield Table(section="checkpoint", settings=(Checkpoints.Settings,))
-    yield Table(section="export", settings=(ExportSettings,))
-    yield Table(section="export.compress", settings=(Compression,))
-    yield Table(section="service", settings=(Service.Settings,))
+    yield from _kinds("dead_letters", DEAD_LETTER_SINKS, DeadLetterSettings)
+    yield SettingsTable(section="checkpoint", settings=(Checkpoints.Settings,))
+    yield SettingsTable(section="export", settings=(ExportSettings,))
+    yield SettingsTable(section="export.compress", settings=(Compression,))
+    yield SettingsTable(section="service", settings=(Service.Settings,))
 
 
-def _kinds(section: str, known: Mapping[str, str], common: type[BaseModel]) -> Iterator[Table]:
+def _kinds(section: str, known: Mapping[str, str], common: type[BaseModel]) -> Iterator[SettingsTable]:
     for name in known:
-        kind = component(name, known, section)
-        yield Table(
+        cls = load_class(name, known, section)
+        yield SettingsTable(
             section=section,
             kind=name,
-            settings=(common, kind.Settings),
-            about=_about(kind),
-            hidden=frozenset({"path"} - kind.Settings.model_fields.keys()),
+            settings=(common, cls.Settings),
+            about=_about(cls),
+            hidden=frozenset({"path"} - cls.Settings.model_fields.keys()),
         )
 
 
-def _about(kind: type[Any]) -> str:
+def _about(cls: type[Any]) -> str:
     """The first sentences of a class's docstring, unless they send to a protocol."""
-    first = inspect.cleandoc(kind.__doc__ or "").partition("\n\n")[0].replace("\n", " ")
+    first = inspect.cleandoc(cls.__doc__ or "").partition("\n\n")[0].replace("\n", " ")
     return "" if first.startswith("See ") else first
 
 
 def tables_with(names: Iterable[str]) -> str:
     """A sentence that says which tables have a key of one of these names; empty for none."""
     for name in names:
-        found = [
+        titles = [
             table.title for table in tables() if any(key.name == name for key in table.entries())
         ]
-        if found:
-            shown = ", ".join(found[:ELSEWHERE]) + (", ..." if len(found) > ELSEWHERE else "")
+        if titles:
+            shown = ", ".join(titles[:MAX_TABLES_NAMED]) + (", ..." if len(titles) > MAX_TABLES_NAMED else "")
             return f"'{name}' is a key of {shown}."
     return ""
 
@@ -163,21 +163,21 @@ def tables_with(names: Iterable[str]) -> str:
 # ------------------------------------------------------------------------------------------- pages
 
 
-def matching(word: str) -> list[Table]:
+def matching(word: str) -> list[SettingsTable]:
     """The tables that a word of the command names: ``source``, ``source.kafka``, ``scrub``,
     ``missing``, ``[train]``.
 
     Raises: UserError where there is none.
     """
     word = word.strip("[]").removesuffix(".NAME")
-    found = [table for table in tables() if word in _names(table)]
-    if not found:
+    matches = [table for table in tables() if word in _names(table)]
+    if not matches:
         known = {name for table in tables() for name in _names(table)}
         raise UserError(f"A pipeline file has no table '{word}'.{nearest(word, known)}")
-    return found
+    return matches
 
 
-def _names(table: Table) -> set[str]:
+def _names(table: SettingsTable) -> set[str]:
     section = table.section.removesuffix(".NAME")
     names = {section, table.kind, f"{section}.{table.kind}".strip(".")} - {""}
     return names if section else names | {"pipeline"}
@@ -227,7 +227,7 @@ def markdown() -> str:
         lines += ["| key | type | unit | default | |", "|---|---|---|---|---|"]
         lines += [_line(key) for key in table.entries()]
     lines += ["", "## Columns of the output", "", "| column | |", "|---|---|"]
-    lines += [f"| `{name}` | {text} |" for name, text in OUTPUTS.items()]
+    lines += [f"| `{name}` | {text} |" for name, text in OUTPUT_COLUMNS.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -245,27 +245,27 @@ def schema() -> dict[str, Any]:
     ``--set`` may give it; whether a file is whole is for `headrace check` to say."""
     from connectors import SOURCES
 
-    made = {_reference(table): _object(table) for table in tables()}
+    definitions = {_reference(table): _object(table) for table in tables()}
     gate = {"anyOf": [_to("export.compress"), {"const": False}]}
-    made["export"]["properties"]["compress"] = gate
+    definitions["export"]["properties"]["compress"] = gate
     for table in tables():
         if table.section == "train":
-            made[_reference(table)]["properties"]["sampling"] = _to("train.sampling")
-    weight = made.pop("source.sources.NAME")["properties"]
-    for kind in SOURCES:
-        part = made[f"source.{kind}"]
-        made[f"source.sources.{kind}"] = {**part, "properties": part["properties"] | weight}
-    parts = [*(_to(f"source.sources.{kind}") for kind in SOURCES), OWN]
-    made["source.mix"]["properties"]["sources"]["additionalProperties"] = {"anyOf": parts}
-    top = made.pop("")["properties"]
+            definitions[_reference(table)]["properties"]["sampling"] = _to("train.sampling")
+    weight = definitions.pop("source.sources.NAME")["properties"]
+    for component in SOURCES:
+        part = definitions[f"source.{component}"]
+        definitions[f"source.sources.{component}"] = {**part, "properties": part["properties"] | weight}
+    parts = [*(_to(f"source.sources.{component}") for component in SOURCES), CUSTOM_TABLE]
+    definitions["source.mix"]["properties"]["sources"]["additionalProperties"] = {"anyOf": parts}
+    top = definitions.pop("")["properties"]
     for section in Pipeline.model_fields:
         kinds = [table.kind for table in tables() if table.section in (section, f"{section}.NAME")]
         if section in ("scrub", "augment"):
             top[section] = _named(section, kinds)
-        elif section != "train" and kinds and section not in FRAME:
-            any_of = [_to(f"{section}.{kind}" if kind else section) for kind in kinds]
-            top[section] = any_of[0] if len(any_of) == 1 else {"anyOf": [*any_of, OWN]}
-    train = [_to(name) for name in made if name.startswith("train.") and "sampling" not in name]
+        elif section != "train" and kinds and section not in TOP_LEVEL_KEYS:
+            any_of = [_to(f"{section}.{component}" if component else section) for component in kinds]
+            top[section] = any_of[0] if len(any_of) == 1 else {"anyOf": [*any_of, CUSTOM_TABLE]}
+    train = [_to(name) for name in definitions if name.startswith("train.") and "sampling" not in name]
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "A pipeline file of headrace",
@@ -273,13 +273,13 @@ def schema() -> dict[str, Any]:
         "properties": top | {"train": True},
         "additionalProperties": False,
         # A model of one's own has training settings of its own.
-        "if": {"properties": {"model": OWN}, "required": ["model"]},
+        "if": {"properties": {"model": CUSTOM_TABLE}, "required": ["model"]},
         "else": {"properties": {"train": {"anyOf": train}}},
-        "definitions": made,
+        "definitions": definitions,
     }
 
 
-OWN = {
+CUSTOM_TABLE = {
     "type": "object",
     "properties": {"kind": {"type": "string", "pattern": ":"}},
     "required": ["kind"],
@@ -287,7 +287,7 @@ OWN = {
 """A table whose kind is a class of one's own: it may have any key."""
 
 
-def _reference(table: Table) -> str:
+def _reference(table: SettingsTable) -> str:
     section = table.section if not table.kind else table.section.removesuffix(".NAME")
     return f"{section}.{table.kind}" if table.kind else section
 
@@ -298,16 +298,16 @@ def _to(name: str) -> dict[str, Any]:
 
 def _named(section: str, kinds: Iterable[str]) -> dict[str, Any]:
     """Tables whose kind is their name unless they say another."""
-    to = {kind: _to(f"{section}.{kind}") for kind in kinds}
-    said = [{"allOf": [kind, {"required": ["kind"]}]} for kind in to.values()]
+    to = {name: _to(f"{section}.{name}") for name in kinds}
+    explicit = [{"allOf": [name, {"required": ["kind"]}]} for name in to.values()]
     return {
         "type": "object",
-        "properties": {kind: {"anyOf": [one, *said, OWN]} for kind, one in to.items()},
-        "additionalProperties": {"anyOf": [*said, OWN]},
+        "properties": {name: {"anyOf": [reference, *explicit, CUSTOM_TABLE]} for name, reference in to.items()},
+        "additionalProperties": {"anyOf": [*explicit, CUSTOM_TABLE]},
     }
 
 
-def _object(table: Table) -> dict[str, Any]:
+def _object(table: SettingsTable) -> dict[str, Any]:
     """A table as a JSON Schema, its keys with their texts."""
     properties: dict[str, Any] = {}
     for settings in table.settings:
@@ -320,8 +320,8 @@ def _object(table: Table) -> dict[str, Any]:
     }
     if table.kind and "kind" in properties:
         properties["kind"] = {"const": table.kind, "description": texts["kind"]}
-    made = {"type": "object", "properties": properties, "additionalProperties": False}
-    return made if not table.about else {**made, "description": table.about}
+    result = {"type": "object", "properties": properties, "additionalProperties": False}
+    return result if not table.about else {**result, "description": table.about}
 
 
 def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
@@ -340,4 +340,4 @@ def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
     return inlined
 
 
-__all__ = ["OUTPUTS", "Table", "markdown", "matching", "schema", "tables", "tables_with"]
+__all__ = ["OUTPUT_COLUMNS", "SettingsTable", "markdown", "matching", "schema", "tables", "tables_with"]

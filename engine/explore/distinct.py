@@ -12,13 +12,13 @@ from engine.columnar.hashing import Hashes
 
 BITS = 14
 ERROR = 1.04 / math.sqrt(2**BITS)
-"""Standard error of `Distinct.count`: 0.8 %."""
+"""Standard error of `DistinctCounter.count`: 0.8 %."""
 SLOTS = 1 << 23
-"""Of the largest table of `Seen`: 64 MiB."""
+"""Of the largest table of `RowSet`: 64 MiB."""
 LOAD = 0.7
 
 
-class Distinct:
+class DistinctCounter:
     """Different values of a column: HyperLogLog with 2**14 registers (Flajolet, Fusy, Gandouet &
     Meunier, "HyperLogLog: the analysis of a near-optimal cardinality estimation algorithm", 2007),
     small counts by linear counting (Whang, Vander-Zanden & Taylor, 1990). 16 kB.
@@ -31,7 +31,7 @@ class Distinct:
         """Add values by their hashes, shape (n,)."""
         _register(hashes, self._registers)
 
-    def merge(self, other: Distinct) -> None:
+    def merge(self, other: DistinctCounter) -> None:
         """Add the values of another."""
         np.maximum(self._registers, other._registers, out=self._registers)
 
@@ -46,7 +46,7 @@ class Distinct:
         return round(alpha * m * m / float(np.exp2(-self._registers.astype(np.float64)).sum()))
 
 
-class Seen:
+class RowSet:
     """Which rows were there before, by their hashes: exact until `SLOTS` * `LOAD` different ones
     are remembered; later ones are then looked up only.
 
@@ -98,17 +98,17 @@ def _register(hashes, registers):  # type: ignore[no-untyped-def]
 def _insert(keys, table, full):  # type: ignore[no-untyped-def]
     """Keys into a table with open addressing; how many were new and how many were there."""
     mask = np.uint64(table.shape[0] - 1)
-    new, there = 0, 0
+    new, repeated = 0, 0
     for i in range(keys.shape[0]):
         at = keys[i] & mask
         while table[at] != 0 and table[at] != keys[i]:
             at = (at + np.uint64(1)) & mask
         if table[at] == keys[i]:
-            there += 1
+            repeated += 1
         elif not full:
             table[at] = keys[i]
             new += 1
-    return new, there
+    return new, repeated
 
 
-__all__ = ["ERROR", "Distinct", "Seen"]
+__all__ = ["ERROR", "DistinctCounter", "RowSet"]

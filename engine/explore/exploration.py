@@ -8,8 +8,8 @@ from pathlib import Path
 
 import polars as pl
 
-from engine.config import LoaderSettings, Pipeline, apart
-from engine.explore.findings import Findings, figures, left_out, related, sentences, times
+from engine.config import LoaderSettings, Pipeline, detached_source
+from engine.explore.findings import Findings, column_profiles, left_out, related, sentences, times
 from engine.explore.suggestion import suggestion
 from engine.explore.survey import Survey
 from engine.loading.loader import Loader
@@ -22,7 +22,7 @@ Stages = dict[str, dict[str, int]]
 
 
 def explore(
-    what: str | Path | Pipeline,
+    target: str | Path | Pipeline,
     overrides: Iterable[str] = (),
     *,
     rows: int | None = None,
@@ -32,7 +32,7 @@ def explore(
     """Look at everything once, in memory that does not grow with the rows.
 
     Args:
-        what: a file, folder or glob that the files source reads, or a pipeline: its source is read
+        target: a file, folder or glob that the files source reads, or a pipeline: its source is read
             from the start to where it ends now, its stages are tried, nothing is written and no
             group is joined.
         overrides: "a.b=c" texts, e.g. "source.delimiter=;", for a file or a pipeline's path.
@@ -43,8 +43,8 @@ def explore(
     Raises: UserError for what is not there or cannot be read; HeadraceError for a source that
     fails.
     """
-    pipeline = what if isinstance(what, Pipeline) else _pipeline(Path(what), overrides)
-    run = Run(_apart(pipeline))
+    pipeline = target if isinstance(target, Pipeline) else _pipeline(Path(target), overrides)
+    run = Run(_source_and_stages(pipeline))
     survey = Survey(run.source_schema)
     stages: Stages = {stage.name: {} for stage in run.stages}
     rejected: dict[str, int] = {}
@@ -91,17 +91,17 @@ def _pipeline(path: Path, overrides: Iterable[str]) -> Pipeline:
     return pipeline.model_copy(update={"name": path.name})
 
 
-def _apart(pipeline: Pipeline) -> Pipeline:
+def _source_and_stages(pipeline: Pipeline) -> Pipeline:
     """Source and stages alone; a topic is read without its group, to its end."""
     table = pipeline.table()
-    made = {"name": "explore", "source": apart(table["source"]), "scrub": table.get("scrub", {})}
-    return Pipeline.of(made, where=pipeline.file)
+    table_out = {"name": "explore", "source": detached_source(table["source"]), "scrub": table.get("scrub", {})}
+    return Pipeline.of(table_out, where=pipeline.file)
 
 
 def _count(batch: Batch, stages: Stages, rejected: dict[str, int], details: dict[str, str]) -> None:
-    for (stage, what), n in batch.counts.items():
+    for (stage, name), n in batch.counts.items():
         counts = stages.setdefault(stage, {})
-        counts[what] = counts.get(what, 0) + n
+        counts[name] = counts.get(name, 0) + n
     for rejects in batch.rejects:
         counts = stages.get(rejects.stage, rejected)
         key = rejects.reason if counts is rejected else f"rejected: {rejects.reason}"
@@ -120,10 +120,10 @@ def _findings(
 ) -> Findings:
     letters = pipeline.dead_letters
     bad = sum(n for reason, n in rejected.items() if reason not in letters.expected)
-    found = Findings(
+    findings = Findings(
         name=pipeline.name,
         rows=survey.rows,
-        columns=figures(survey),
+        columns=column_profiles(survey),
         repeated=survey.seen.repeated,
         times=times(survey),
         related=related(survey),
@@ -135,7 +135,7 @@ def _findings(
         left_out=tuple(left_out(survey, rows)),
     )
     return dataclasses.replace(
-        found, sentences=tuple(sentences(found)), suggestion=suggestion(found)
+        findings, sentences=tuple(sentences(findings)), suggestion=suggestion(findings)
     )
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from engine.explore.distinct import ERROR
 from engine.explore.notation import reading, truth
-from engine.explore.survey import TOGETHER, VALUES, Column, Slice, Survey
+from engine.explore.survey import MAX_CORRELATED, VALUES, Column, Slice, Survey
 from engine.columnar.statistics import Counts, Quantiles
 from engine.types import type_name
 from engine.types.plural import counted
@@ -31,13 +31,13 @@ DRIFT = 0.2
 STRONG = 0.9
 RARE = 0.5
 """A class is rare below this part of an equal share."""
-NAMED = 4
+MAX_COLUMNS_NAMED = 4
 """Columns that a sentence names."""
-FEW = 10
+MAX_CLASSES = 10
 """Values of a column that may be classes."""
 COUNTED = 50
 """Rows from which a column of consecutive numbers is taken for a counter."""
-KEY = re.compile(r"(?i:(^|[_. -])(id|uuid|guid|key|zip|zipcode|postcode|phone|iban)$)|[a-z]Id$")
+KEY_NAME = re.compile(r"(?i:(^|[_. -])(id|uuid|guid|key|zip|zipcode|postcode|phone|iban)$)|[a-z]Id$")
 """Names of columns whose numbers have no size."""
 QUANTILES = (0, 0.005, 0.01, 0.25, 0.5, 0.75, 0.99, 0.995, 1)
 DECILES = tuple(n / 10 for n in range(1, 10))
@@ -59,7 +59,7 @@ class Timeline:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Figures:
+class ColumnProfile:
     """A column.
 
     Attributes:
@@ -123,7 +123,7 @@ class Figures:
         """Why its numbers name things and measure nothing, None where they may measure."""
         if not (self.numeric and self.whole):
             return None
-        if KEY.search(self.name):
+        if KEY_NAME.search(self.name):
             return "its name says that it is a key"
         span = self.quantiles[-1] - self.quantiles[0] + 1
         if rows >= COUNTED and min(self.distinct, span) >= 0.97 * rows and span <= 1.03 * rows:
@@ -132,7 +132,7 @@ class Figures:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Times:
+class TimeProfile:
     """When the rows happened.
 
     Attributes:
@@ -182,9 +182,9 @@ class Findings:
 
     name: str
     rows: int
-    columns: tuple[Figures, ...]
+    columns: tuple[ColumnProfile, ...]
     repeated: int
-    times: Times | None
+    times: TimeProfile | None
     related: tuple[tuple[str, ...], tuple[tuple[float | None, ...], ...]]
     target: str | None = None
     stages: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
@@ -201,7 +201,7 @@ class Findings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ranks:
+class QuantileTables:
     """What digests say of all numeric columns, worked out once: a digest answers for every column
     at the cost of all of them, so asking again for each would grow with their square.
 
@@ -221,7 +221,7 @@ class Ranks:
     counts: NDArray[np.int64]
 
     @classmethod
-    def of(cls, survey: Survey) -> Ranks:
+    def of(cls, survey: Survey) -> QuantileTables:
         """Of the numeric columns of a survey."""
         digest, slices, columns = survey.digest, survey.slices, len(survey.numeric)
         parts = [part.digest.quantile(0.1, 0.5, 0.9) for part in slices]
@@ -236,9 +236,9 @@ class Ranks:
         )
 
 
-def figures(survey: Survey) -> tuple[Figures, ...]:
+def column_profiles(survey: Survey) -> tuple[ColumnProfile, ...]:
     """Of every column."""
-    ranks = Ranks.of(survey)
+    ranks = QuantileTables.of(survey)
     places = {name: j for j, name in enumerate(survey.numeric)}
     return tuple(
         _numbers(survey, ranks, places[name], name, column)
@@ -248,51 +248,51 @@ def figures(survey: Survey) -> tuple[Figures, ...]:
     )
 
 
-def times(survey: Survey) -> Times | None:
+def times(survey: Survey) -> TimeProfile | None:
     """Order and gaps."""
-    found = survey.clock
-    if found is None or survey.time is None or not found.rows:
+    clock = survey.clock
+    if clock is None or survey.time is None or not clock.rows:
         return None
-    assert found.low is not None
-    assert found.high is not None
-    gaps = sorted(found.gaps(), key=lambda gap: -gap.steps)[:TOP] if found.missing else []
-    return Times(
+    assert clock.low is not None
+    assert clock.high is not None
+    gaps = sorted(clock.gaps(), key=lambda gap: -gap.steps)[:TOP] if clock.missing else []
+    return TimeProfile(
         column=survey.time,
-        first=moment(found.low),
-        last=moment(found.high),
-        step=found.step / 1e6 if found.step else None,
-        late=found.late,
-        repeated=found.repeated,
-        off=found.off,
-        unknown=found.unknown,
-        missing=found.missing,
-        steps=found.steps,
+        first=moment(clock.low),
+        last=moment(clock.high),
+        step=clock.step / 1e6 if clock.step else None,
+        late=clock.late,
+        repeated=clock.repeated,
+        off=clock.off,
+        unknown=clock.unknown,
+        missing=clock.missing,
+        steps=clock.steps,
         gaps=tuple((moment(gap.start), gap.steps) for gap in gaps),
     )
 
 
 def related(survey: Survey) -> tuple[tuple[str, ...], tuple[tuple[float | None, ...], ...]]:
     """Names of numeric columns, and their correlations."""
-    names = tuple(survey.numeric[:TOGETHER])
+    names = tuple(survey.numeric[:MAX_CORRELATED])
     rows = survey.pairs.correlation.tolist()
     return names, tuple(tuple(_known(x) for x in row) for row in rows)
 
 
-def sentences(found: Findings) -> Iterator[str]:
+def sentences(findings: Findings) -> Iterator[str]:
     """What to know before one learns from it."""
-    if not found.rows:
-        yield "No row could be read." if found.rejected else "There are no rows."
-    yield from _unread(found)
-    if not found.rows:
+    if not findings.rows:
+        yield "No row could be read." if findings.rejected else "There are no rows."
+    yield from _unread(findings)
+    if not findings.rows:
         return
-    if found.repeated:
-        copies = counted(found.repeated, "row is a copy", "rows are copies")
-        yield f"{copies} of an earlier row{_percent(found.repeated, found.rows)}."
-    if found.times is not None:
-        yield from _of_times(found.times, found.rows)
-    yield from _of_columns(found.columns, found.rows)
-    yield from _of_classes(found)
-    yield from _of_pairs(found)
+    if findings.repeated:
+        copies = counted(findings.repeated, "row is a copy", "rows are copies")
+        yield f"{copies} of an earlier row{_percent(findings.repeated, findings.rows)}."
+    if findings.times is not None:
+        yield from _of_times(findings.times, findings.rows)
+    yield from _of_columns(findings.columns, findings.rows)
+    yield from _of_classes(findings)
+    yield from _of_pairs(findings)
 
 
 def _unread(found: Findings) -> Iterator[str]:
@@ -323,8 +323,8 @@ def left_out(survey: Survey, limit: int | None) -> Iterator[str]:
             f"Which values are frequent in {counted(len(many), 'column')} with {VALUES} different "
             f"ones or more; how many differ is known within {ERROR:.1%} (one standard error)."
         )
-    if len(survey.numeric) > TOGETHER:
-        yield f"Correlations of the columns after the first {TOGETHER} numeric ones."
+    if len(survey.numeric) > MAX_CORRELATED:
+        yield f"Correlations of the columns after the first {MAX_CORRELATED} numeric ones."
     if survey.clock is None:
         yield "Order and gaps in time: no column looks like a time; --time says what it is."
     elif survey.clock.cut:
@@ -348,11 +348,11 @@ def moment(microseconds: int) -> str:
 # ----------------------------------------------------------------------------------------- columns
 
 
-def _numbers(survey: Survey, ranks: Ranks, j: int, name: str, column: Column) -> Figures:
+def _numbers(survey: Survey, ranks: QuantileTables, j: int, name: str, column: Column) -> ColumnProfile:
     common = _common(survey, name, column)
     count = int(survey.moments.count[j])
     if not count:
-        return Figures(**common, infinite=column.infinite)
+        return ColumnProfile(**common, infinite=column.infinite)
     digest, quantiles = ranks.digest, ranks.quantiles[:, j]
     low, tail, first, median, third, high = (quantiles[i] for i in (0, 2, 3, 4, 5, 6))
     reach = FENCE * (third - first)
@@ -364,7 +364,7 @@ def _numbers(survey: Survey, ranks: Ranks, j: int, name: str, column: Column) ->
     edges, bars = (
         _histogram(digest, j, *ends) if column.counts is None else _bars(column.counts, *ends)
     )
-    return Figures(
+    return ColumnProfile(
         **common,
         infinite=column.infinite,
         mean=float(survey.moments.mean[j]),
@@ -378,11 +378,11 @@ def _numbers(survey: Survey, ranks: Ranks, j: int, name: str, column: Column) ->
     )
 
 
-def _others(survey: Survey, name: str, column: Column) -> Figures:
+def _others(survey: Survey, name: str, column: Column) -> ColumnProfile:
     common = _common(survey, name, column)
     known = survey.rows - column.null
     shortest, total, longest = column.lengths or (None, 0, None)
-    return Figures(
+    return ColumnProfile(
         **common,
         **_special(survey, name, column),
         shortest=shortest,
@@ -404,7 +404,7 @@ def _special(survey: Survey, name: str, column: Column) -> dict[str, Any]:
 
 def _common(survey: Survey, name: str, column: Column) -> dict[str, Any]:
     distinct = column.distinct
-    made: dict[str, Any] = {
+    figures_common: dict[str, Any] = {
         "name": name,
         "kind": type_name(column.kind),
         "missing": column.null + column.nan,
@@ -414,8 +414,8 @@ def _common(survey: Survey, name: str, column: Column) -> dict[str, Any]:
         table = column.counts.tables[0]
         top = [(_text(v), int(n)) for v, n in table.head(TOP).iter_rows()]
         rest = int(table["count"].sum()) - sum(n for _, n in top) if table.height else 0
-        made |= {"distinct": table.height, "exact": True, "top": tuple(top), "others": rest}
-    return made
+        figures_common |= {"distinct": table.height, "exact": True, "top": tuple(top), "others": rest}
+    return figures_common
 
 
 def _histogram(
@@ -435,31 +435,31 @@ def _bars(counts: Counts, low: float, high: float) -> tuple[tuple[float, ...], t
         return (), ()
     table = counts.tables[0]
     values, n = table["value"].cast(pl.Float64).to_numpy(), table["count"].to_numpy()
-    found, edges = np.histogram(values, BINS, (low, high), weights=n)
-    return tuple(edges.tolist()), tuple((found / n.sum()).tolist())
+    heights, edges = np.histogram(values, BINS, (low, high), weights=n)
+    return tuple(edges.tolist()), tuple((heights / n.sum()).tolist())
 
 
-def _timeline(ranks: Ranks, j: int) -> Timeline:
+def _timeline(ranks: QuantileTables, j: int) -> Timeline:
     low, median, high = (tuple(map(_known, ranks.timeline[:, i, j])) for i in range(3))
     missing = tuple(float(part.missing[j]) / part.rows for part in ranks.slices)
     return Timeline(low=low, median=median, high=high, missing=missing)
 
 
-def _drift(ranks: Ranks, j: int) -> float | None:
+def _drift(ranks: QuantileTables, j: int) -> float | None:
     """Of slices with a quarter of the largest one's rows at least."""
     if len(ranks.slices) < 2:
         return 0.0
     edges = np.unique(ranks.deciles[:, j])
     whole = _shares(ranks.digest, j, edges)
     most = max(part.rows for part in ranks.slices)
-    found = [0.0]
+    indexes = [0.0]
     for part, n in zip(ranks.slices, ranks.counts[:, j].tolist(), strict=True):
         if 4 * part.rows < most or n < 100:
             continue
         own = (_shares(part.digest, j, edges) * n + 0.5) / (n + 0.5 * len(whole))
         base = (whole * n + 0.5) / (n + 0.5 * len(whole))
-        found.append(float(((own - base) * np.log(own / base)).sum()))
-    return max(found)
+        indexes.append(float(((own - base) * np.log(own / base)).sum()))
+    return max(indexes)
 
 
 def _shares(digest: Quantiles, j: int, edges: Floats) -> Floats:
@@ -470,33 +470,33 @@ def _shares(digest: Quantiles, j: int, edges: Floats) -> Floats:
 # --------------------------------------------------------------------------------------- sentences
 
 
-def _of_times(found: Times, rows: int) -> Iterator[str]:
-    if found.late:
-        late = counted(found.late, "row is", "rows are")
-        yield f"{late} out of order by {found.column}{_percent(found.late, rows)}."
-    if found.unknown:
-        yield f"{counted(found.unknown, 'row has', 'rows have')} no time in {found.column}."
-    if found.step is None:
+def _of_times(times: TimeProfile, rows: int) -> Iterator[str]:
+    if times.late:
+        late = counted(times.late, "row is", "rows are")
+        yield f"{late} out of order by {times.column}{_percent(times.late, rows)}."
+    if times.unknown:
+        yield f"{counted(times.unknown, 'row has', 'rows have')} no time in {times.column}."
+    if times.step is None:
         return
-    step = _duration(found.step)
-    if 0 < found.repeated <= 0.1 * rows:
-        same = counted(found.repeated, "row has", "rows have")
-        yield f"{same} a time in {found.column} that an earlier row had."
-    elif found.repeated:
-        each = rows / max(1, rows - found.repeated)
-        yield f"Several rows share a time in {found.column}, {each:.1f} on average."
-    if found.off:
-        yield f"{counted(found.off, 'row lies', 'rows lie')} between two steps of {step}."
-    if found.missing:
-        longest = ", ".join(f"{n:,} from {at}" for at, n in found.gaps[:3])
+    step = _duration(times.step)
+    if 0 < times.repeated <= 0.1 * rows:
+        same = counted(times.repeated, "row has", "rows have")
+        yield f"{same} a time in {times.column} that an earlier row had."
+    elif times.repeated:
+        each = rows / max(1, rows - times.repeated)
+        yield f"Several rows share a time in {times.column}, {each:.1f} on average."
+    if times.off:
+        yield f"{counted(times.off, 'row lies', 'rows lie')} between two steps of {step}."
+    if times.missing:
+        longest = ", ".join(f"{n:,} from {at}" for at, n in times.gaps[:3])
         yield (
-            f"{found.missing:,} of {counted(found.steps, 'step')} of {step} "
-            f"{'has' if found.missing == 1 else 'have'} no row; the longest gaps: "
+            f"{times.missing:,} of {counted(times.steps, 'step')} of {step} "
+            f"{'has' if times.missing == 1 else 'have'} no row; the longest gaps: "
             f"{longest}."
         )
 
 
-def _of_columns(columns: Sequence[Figures], rows: int) -> Iterator[str]:
+def _of_columns(columns: Sequence[ColumnProfile], rows: int) -> Iterator[str]:
     """A sentence for each kind of trouble, the worst columns first."""
     void = [c for c in columns if c.missing == rows]
     if void:
@@ -532,7 +532,7 @@ def _of_columns(columns: Sequence[Figures], rows: int) -> Iterator[str]:
     if truths:
         name, (yes, no) = next(iter(truths.items()))
         yield (
-            f"Text that says true and false, in {', '.join(map(repr, list(truths)[:NAMED]))} "
+            f"Text that says true and false, in {', '.join(map(repr, list(truths)[:MAX_COLUMNS_NAMED]))} "
             f"({yes!r}, {no!r}): as it is for a 'categories' stage or as [model] classes; a number "
             f"by a 'derive' stage, {name} = \"CASE WHEN {name} = '{yes}' THEN 1 ELSE 0 END\"."
         )
@@ -558,15 +558,15 @@ def _of_columns(columns: Sequence[Figures], rows: int) -> Iterator[str]:
         )
 
 
-def _truth(column: Figures) -> tuple[str, str] | None:
+def _truth(column: ColumnProfile) -> tuple[str, str] | None:
     known = column.kind == "string" and column.exact and not column.others
     return truth({value for value, _ in column.top}) if known else None
 
 
-def _listed(columns: Sequence[Figures], say: Callable[[Figures], str]) -> str:
+def _listed(columns: Sequence[ColumnProfile], say: Callable[[ColumnProfile], str]) -> str:
     """The first few by name, the others by number."""
-    names = ", ".join(map(say, columns[:NAMED]))
-    rest = len(columns) - NAMED
+    names = ", ".join(map(say, columns[:MAX_COLUMNS_NAMED]))
+    rest = len(columns) - MAX_COLUMNS_NAMED
     more = counted(rest, "more column")
     return f"{names} and {more}." if rest > 0 else f"{names}."
 
@@ -575,12 +575,12 @@ def _percent(n: int, of: int) -> str:
     return f", {n / of:.1%}" if n >= 0.001 * of else ""
 
 
-def _of_classes(found: Findings) -> Iterator[str]:
-    for column in classes(found):
-        if found.target not in (None, column.name):
+def _of_classes(findings: Findings) -> Iterator[str]:
+    for column in classes(findings):
+        if findings.target not in (None, column.name):
             continue
         value, n = column.top[-1]
-        known = found.rows - column.missing
+        known = findings.rows - column.missing
         if n < RARE * known / column.distinct:
             yield (
                 f"The values of '{column.name}' are unbalanced: {value!r} is that of "
@@ -588,19 +588,19 @@ def _of_classes(found: Findings) -> Iterator[str]:
             )
 
 
-def classes(found: Findings) -> list[Figures]:
+def classes(findings: Findings) -> list[ColumnProfile]:
     """Columns whose values may be classes: the target, or those with 2 to 10 whole values."""
     return [
         column
-        for column in found.columns
+        for column in findings.columns
         if column.exact
-        and 2 <= column.distinct <= min(FEW, len(column.top))
-        and (column.name == found.target or not column.kind.startswith(("float", "dec")))
+        and 2 <= column.distinct <= min(MAX_CLASSES, len(column.top))
+        and (column.name == findings.target or not column.kind.startswith(("float", "dec")))
     ]
 
 
-def _of_pairs(found: Findings) -> Iterator[str]:
-    names, rows = found.related
+def _of_pairs(findings: Findings) -> Iterator[str]:
+    names, rows = findings.related
     pairs = [
         (abs(r), names[i], names[j], r)
         for i, row in enumerate(rows)
@@ -633,12 +633,12 @@ def _text(value: object) -> str:
 __all__ = [
     "BINS",
     "DRIFT",
-    "Figures",
+    "ColumnProfile",
     "Findings",
     "Timeline",
-    "Times",
+    "TimeProfile",
     "classes",
-    "figures",
+    "column_profiles",
     "left_out",
     "moment",
     "related",

@@ -10,7 +10,7 @@ import polars as pl
 
 from engine.types.plural import counted
 
-MOST = 0.99
+MIN_SHARE = 0.99
 """Share of a column's texts that must be written so."""
 MOST_WORDS = 5
 """Different words between numbers that may stand for gaps."""
@@ -105,7 +105,7 @@ NOTATIONS = (
     ),
 )
 """The first one that fits is meant."""
-TRUTHS = (
+BOOLEAN_PAIRS = (
     ("yes", "no"), ("y", "n"), ("t", "f"), ("on", "off"), ("ja", "nein"), ("j", "n"),
     ("wahr", "falsch"), ("oui", "non"), ("o", "n"), ("vrai", "faux"), ("si", "no"),
     ("s\u00ed", "no"), ("s\u00ec", "no"), ("verdadero", "falso"), ("vero", "falso"),
@@ -125,8 +125,8 @@ def words(texts: pl.Series) -> dict[str, int]:
     """Texts without a digit that no cast reads as a number -> how many; null is none."""
     stripped = texts.drop_nulls().str.strip_chars().rename("word")
     without = stripped.filter(~stripped.str.contains(r"\d"))
-    found = without.filter(without.cast(pl.Float64, strict=False).is_null())
-    return dict(found.value_counts(sort=True).iter_rows())
+    matching = without.filter(without.cast(pl.Float64, strict=False).is_null())
+    return dict(matching.value_counts(sort=True).iter_rows())
 
 
 def reading(
@@ -145,10 +145,10 @@ def reading(
     rest = known - sum(gaps.values())
     if 2 * rest < known or not rest:
         return None
-    if numbers >= MOST * rest:
+    if numbers >= MIN_SHARE * rest:
         return Reading(notation=None, words=gaps, odd=rest - numbers)
     for one, n in zip(NOTATIONS, read, strict=False):
-        if n >= MOST * rest:
+        if n >= MIN_SHARE * rest:
             return Reading(notation=one, words=gaps, odd=rest - n)
     return None
 
@@ -156,10 +156,10 @@ def reading(
 def truth(values: set[str]) -> tuple[str, str] | None:
     """The values that say true and false, as they are spelt; None where they do not."""
     spelt = {value.strip().lower(): value for value in values}
-    found = next((pair for pair in TRUTHS if set(pair) == set(spelt)), None)
-    if found is None or len(values) != 2:
+    matching = next((pair for pair in BOOLEAN_PAIRS if set(pair) == set(spelt)), None)
+    if matching is None or len(values) != 2:
         return None
-    return spelt[found[0]], spelt[found[1]]
+    return spelt[matching[0]], spelt[matching[1]]
 
 
 def hint(column: str, texts: pl.Series) -> str | None:
@@ -167,17 +167,17 @@ def hint(column: str, texts: pl.Series) -> str | None:
     texts = texts.drop_nulls()
     numbers = int(texts.str.strip_chars().cast(pl.Float64, strict=False).is_not_null().sum())
     gaps = words(texts)
-    found = reading(counts(texts), len(texts), numbers, gaps)
-    if found is None:
+    matching = reading(counts(texts), len(texts), numbers, gaps)
+    if matching is None:
         return None
-    if found.notation is not None:
+    if matching.notation is not None:
         first = texts.filter(~texts.str.strip_chars().is_in(list(gaps)))[0]
         return (
-            f"'{column}' is text: numbers {found.notation.words} ('{first}'){found.but}. "
-            f"A 'derive' stage makes numbers of it: {found.read(column)}"
+            f"'{column}' is text: numbers {matching.notation.words} ('{first}'){matching.but}. "
+            f"A 'derive' stage makes numbers of it: {matching.read(column)}"
         )
     padded = bool(texts.str.contains(r"^\s*[+-]?0\d").any())
-    return f"'{column}' is text: numbers{found.but}." if found.words and not padded else None
+    return f"'{column}' is text: numbers{matching.but}." if matching.words and not padded else None
 
 
 __all__ = [

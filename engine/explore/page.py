@@ -14,7 +14,7 @@ from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from engine.system import atomic
-from engine.explore.findings import Figures, Findings, Timeline
+from engine.explore.findings import ColumnProfile, Findings, Timeline
 from engine.explore.terminal import number
 from engine.types import UserError
 
@@ -22,18 +22,18 @@ WIDTH, HEIGHT = 280.0, 64.0
 STRIP = 44.0
 
 
-def write(found: Findings, path: Path) -> None:
+def write(findings: Findings, path: Path) -> None:
     """Raises: UserError where it cannot be written."""
     try:
-        atomic.write(path, page(found))
+        atomic.write(path, page(findings))
     except OSError as error:
         raise UserError(f"The page cannot be written to '{path}': {error.strerror}.") from None
 
 
-def page(found: Findings) -> str:
+def page(findings: Findings) -> str:
     """The HTML."""
     return template().render(
-        found=found,
+        found=findings,
         histogram=histogram,
         timeline=timeline,
         calendar=calendar,
@@ -53,7 +53,7 @@ def template() -> Template:
     )
 
 
-def histogram(column: Figures) -> Markup:
+def histogram(column: ColumnProfile) -> Markup:
     """Bars of the numbers' shares."""
     most = max(column.bars, default=0.0) or 1.0
     wide = WIDTH / max(1, len(column.bars))
@@ -95,9 +95,9 @@ def timeline(line: Timeline) -> Markup:
     return _svg("line", STRIP + 8, drawn)
 
 
-def calendar(found: Findings) -> Markup:
+def calendar(findings: Findings) -> Markup:
     """The longest gaps on the line of time."""
-    times = found.times
+    times = findings.times
     if times is None or not times.gaps:
         return Markup("")
     from datetime import datetime
@@ -139,10 +139,10 @@ def _runs(line: Timeline) -> Sequence[list[int]]:
     return runs
 
 
-def _svg(kind: str, height: float, drawn: Sequence[str], width: float = WIDTH) -> Markup:
+def _svg(css_class: str, height: float, drawn: Sequence[str], width: float = WIDTH) -> Markup:
     """Markup of numbers alone: no text of the data comes in here."""
     return Markup(
-        f'<svg class="{kind}" viewBox="0 0 {width:.0f} {height:.0f}" '
+        f'<svg class="{css_class}" viewBox="0 0 {width:.0f} {height:.0f}" '
         f'preserveAspectRatio="none" aria-hidden="true">{"".join(drawn)}</svg>'
     )
 

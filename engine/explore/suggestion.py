@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 
-from engine.explore.findings import Figures, Findings, classes
+from engine.explore.findings import ColumnProfile, Findings, classes
 from engine.types.plural import counted
 
 SPARSE = 0.6
@@ -18,23 +18,23 @@ LABELS = ("y", "label", "labels", "target", "class")
 """Names of columns that are to be predicted, where no pipeline says which is."""
 COPIES = 0.5
 """Where more of the rows are copies, they are rows of few values and no mistake."""
-UNLIKE = 0.5
+UNIQUE_SHARE = 0.5
 """Share of rows with a value of their own above which a text names the row instead of a class."""
 
 
-def suggestion(found: Findings) -> str:
+def suggestion(findings: Findings) -> str:
     """TOML; empty for no rows."""
-    if not found.rows:
+    if not findings.rows:
         return ""
-    return "\n".join(_lines(found)).strip() + "\n"
+    return "\n".join(_lines(findings)).strip() + "\n"
 
 
-def _lines(found: Findings) -> Iterator[str]:
+def _lines(findings: Findings) -> Iterator[str]:
     left: dict[str, str] = {}
     numbers, texts = [], []
-    time = found.times.column.split(" + ") if found.times is not None else []
-    for column in found.columns:
-        why = _unfit(column, found, time)
+    time = findings.times.column.split(" + ") if findings.times is not None else []
+    for column in findings.columns:
+        why = _unfit(column, findings, time)
         if why:
             left[column.name] = why
         elif column.numeric:
@@ -45,28 +45,28 @@ def _lines(found: Findings) -> Iterator[str]:
         yield f"# left out: {json.dumps(name, ensure_ascii=False)}, {why}"
     if left:
         yield ""
-    if found.target is None:
+    if findings.target is None:
         yield "# What is to be predicted belongs in none of these lists: take it out, or let"
         yield "# headrace explore look at a pipeline with [model] target."
         yield ""
-    yield from _duplicates(found, time)
-    yield from _missing(numbers, found)
-    yield from _outliers(numbers, found)
+    yield from _duplicates(findings, time)
+    yield from _missing(numbers, findings)
+    yield from _outliers(numbers, findings)
     yield from _skewed(numbers)
     if numbers:
         yield "[scrub.standardize]"
         yield f"columns = {_names(numbers)}"
         yield ""
     yield from _categories(texts)
-    yield from _balance(found)
+    yield from _balance(findings)
 
 
-def _unfit(column: Figures, found: Findings, time: list[str]) -> str | None:
+def _unfit(column: ColumnProfile, findings: Findings, time: list[str]) -> str | None:
     """Why a column is no feature."""
-    rows = found.rows
-    if column.name == found.target:
+    rows = findings.rows
+    if column.name == findings.target:
         return "the target"
-    if found.target is None and column.name.lower() in LABELS:
+    if findings.target is None and column.name.lower() in LABELS:
         return "by its name what is to be predicted"
     if column.name in time:
         return "the time"
@@ -89,12 +89,12 @@ def _unfit(column: Figures, found: Findings, time: list[str]) -> str | None:
         )
     if column.reads:
         return f'text that reads as numbers{column.but}: declare it "float64" in [source.schema]'
-    if column.distinct > UNLIKE * rows:
+    if column.distinct > UNIQUE_SHARE * rows:
         return "nearly every row has its own value"
     return None
 
 
-def _other(column: Figures) -> str:
+def _other(column: ColumnProfile) -> str:
     """What makes features of a column that is neither number nor text."""
     kind, name = column.kind, json.dumps(column.name, ensure_ascii=False)
     if kind.startswith("list[") and "[" not in (inner := kind[5:-1]):
@@ -127,26 +127,26 @@ def _other(column: Figures) -> str:
     return f"no stage makes features of {kind}"
 
 
-def _duplicates(found: Findings, time: list[str]) -> Iterator[str]:
-    times = found.times
-    if times is not None and 0 < times.repeated <= 0.1 * found.rows:
+def _duplicates(findings: Findings, time: list[str]) -> Iterator[str]:
+    times = findings.times
+    if times is not None and 0 < times.repeated <= 0.1 * findings.rows:
         same = counted(times.repeated, "row has", "rows have")
         yield f"[scrub.duplicates] # {same} an earlier row's time"
         yield f"by = {json.dumps(time, ensure_ascii=False)}"
         yield ""
-    elif 0 < found.repeated <= COPIES * found.rows:
-        names = [c.name for c in found.columns if c.missing < found.rows]
-        yield f"[scrub.duplicates] # {counted(found.repeated, 'row is a copy', 'rows are copies')}"
+    elif 0 < findings.repeated <= COPIES * findings.rows:
+        names = [c.name for c in findings.columns if c.missing < findings.rows]
+        yield f"[scrub.duplicates] # {counted(findings.repeated, 'row is a copy', 'rows are copies')}"
         yield f"by = {json.dumps(names, ensure_ascii=False)}"
         yield ""
 
 
-def _missing(numbers: list[Figures], found: Findings) -> Iterator[str]:
+def _missing(numbers: list[ColumnProfile], findings: Findings) -> Iterator[str]:
     lacking = [column for column in numbers if column.missing]
     if not lacking:
         return
     most = max(lacking, key=lambda column: column.missing)
-    share = most.missing / found.rows
+    share = most.missing / findings.rows
     yield f"[scrub.missing] # up to {share:.2%} of the rows, in {json.dumps(most.name)}"
     yield f"columns = {_names(lacking)}"
     yield 'strategy = "median"'
@@ -155,8 +155,8 @@ def _missing(numbers: list[Figures], found: Findings) -> Iterator[str]:
     yield ""
 
 
-def _outliers(numbers: list[Figures], found: Findings) -> Iterator[str]:
-    far = [c for c in numbers if c.outliers > 0.001 * found.rows or c.infinite]
+def _outliers(numbers: list[ColumnProfile], findings: Findings) -> Iterator[str]:
+    far = [c for c in numbers if c.outliers > 0.001 * findings.rows or c.infinite]
     if far:
         most = max(far, key=lambda column: column.outliers)
         yield f"[scrub.outliers] # about {most.outliers:,} in {json.dumps(most.name)}"
@@ -165,7 +165,7 @@ def _outliers(numbers: list[Figures], found: Findings) -> Iterator[str]:
         yield ""
 
 
-def _skewed(numbers: list[Figures]) -> Iterator[str]:
+def _skewed(numbers: list[ColumnProfile]) -> Iterator[str]:
     skewed = [column for column in numbers if _skew(column) > SKEWED]
     if skewed:
         yield "[scrub.power] # long tails to the right"
@@ -174,13 +174,13 @@ def _skewed(numbers: list[Figures]) -> Iterator[str]:
         yield ""
 
 
-def _skew(column: Figures) -> float:
+def _skew(column: ColumnProfile) -> float:
     """Bowley's: 0 for symmetric quartiles, 1 at most."""
     low, _, first, median, third, _, _ = column.quantiles
     return (first + third - 2 * median) / (third - first) if low >= 0 and third > first else 0.0
 
 
-def _categories(texts: list[Figures]) -> Iterator[str]:
+def _categories(texts: list[ColumnProfile]) -> Iterator[str]:
     if not texts:
         return
     most = max(column.distinct for column in texts)
@@ -193,16 +193,16 @@ def _categories(texts: list[Figures]) -> Iterator[str]:
     yield ""
 
 
-def _balance(found: Findings) -> Iterator[str]:
-    for column in classes(found):
-        n, known = column.top[-1][1], found.rows - column.missing
-        if column.name == found.target and n < 0.05 * known:
+def _balance(findings: Findings) -> Iterator[str]:
+    for column in classes(findings):
+        n, known = column.top[-1][1], findings.rows - column.missing
+        if column.name == findings.target and n < 0.05 * known:
             yield f"# 1 row in {known / n:,.0f} is {column.top[-1][0]!r}; for training:"
             yield "# [train.sampling]"
             yield '# method = "hybrid"'
 
 
-def _names(columns: list[Figures]) -> str:
+def _names(columns: list[ColumnProfile]) -> str:
     return json.dumps([column.name for column in columns], ensure_ascii=False)
 
 

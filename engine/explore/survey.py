@@ -11,8 +11,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from engine.explore.time_axis import Clock, clock
-from engine.explore.distinct import Distinct, Seen
+from engine.explore.time_axis import TimeAxis, find_time
+from engine.explore.distinct import DistinctCounter, RowSet
 from engine.explore.notation import MOST_WORDS, counts, words
 from engine.columnar.expressions import expression
 from engine.columnar.hashing import hashes, mix
@@ -26,7 +26,7 @@ FIRST_SLICE = 256
 """Rows of the first slices."""
 VALUES = 256
 """Different values of a column that are counted one by one."""
-TOGETHER = 64
+MAX_CORRELATED = 64
 """Numeric columns whose correlations are worked out: the first ones."""
 
 
@@ -76,7 +76,7 @@ class Column:
     null: int = 0
     nan: int = 0
     infinite: int = 0
-    distinct: Distinct | None = None
+    distinct: DistinctCounter | None = None
     counts: Counts | None = None
     numbers: int = 0
     notations: tuple[int, ...] = ()
@@ -103,12 +103,12 @@ class Survey:
     def __init__(self, schema: Schema) -> None:
         self.schema = {c: k for c, k in schema.items() if c not in RESERVED}
         self.rows = 0
-        self.numeric = [c for c, kind in self.schema.items() if kind.is_numeric()]
-        self.columns = {c: _column(kind) for c, kind in self.schema.items()}
+        self.numeric = [c for c, dtype in self.schema.items() if dtype.is_numeric()]
+        self.columns = {c: _column(dtype) for c, dtype in self.schema.items()}
         self.moments = Moments.empty(len(self.numeric))
-        self.pairs = Pairs(len(self.numeric[:TOGETHER]))
-        self.seen = Seen()
-        self.clock: Clock | None = None
+        self.pairs = PairwiseMoments(len(self.numeric[:MAX_CORRELATED]))
+        self.seen = RowSet()
+        self.clock: TimeAxis | None = None
         self.time: str | None = None
         self._times: pl.Expr | None = None
         self._slices: list[Slice] = []
@@ -151,10 +151,10 @@ class Survey:
         return whole
 
     def _look_for_time(self, frame: pl.DataFrame, given: str | None) -> None:
-        found = clock(frame) if given is None else (given, as_time(frame, given))
-        if found is not None:
-            self.time, self._times = found
-            self.clock = Clock()
+        expression = find_time(frame) if given is None else (given, as_time(frame, given))
+        if expression is not None:
+            self.time, self._times = expression
+            self.clock = TimeAxis()
 
     def _hash(self, frame: pl.DataFrame) -> None:
         total = np.zeros(frame.height, np.uint64)
@@ -171,7 +171,7 @@ class Survey:
             return
         self.moments = self.moments.update(frame)
         rows = matrix(frame)
-        self.pairs.update(rows[:TOGETHER])
+        self.pairs.update(rows[:MAX_CORRELATED])
         missing = np.isnan(rows)
         start = 0
         while start < frame.height:
@@ -193,7 +193,7 @@ class Survey:
             start = stop
 
 
-class Pairs:
+class PairwiseMoments:
     """Sums over the rows in which both columns of a pair have a number; numbers are taken from the
     first block's mean, so that large ones lose no digits.
 
@@ -207,12 +207,12 @@ class Pairs:
 
     def update(self, rows: Floats) -> None:
         """Add numbers, shape (columns, n), NaN where there is none."""
-        there = ~np.isnan(rows)
+        present = ~np.isnan(rows)
         if self._shift is None:
-            count = np.maximum(there.sum(axis=1), 1)
-            self._shift = np.where(there, rows, 0.0).sum(axis=1) / count
-        mask = there.astype(np.float64)
-        x = np.where(there, rows - self._shift[:, None], 0.0)
+            count = np.maximum(present.sum(axis=1), 1)
+            self._shift = np.where(present, rows, 0.0).sum(axis=1) / count
+        mask = present.astype(np.float64)
+        x = np.where(present, rows - self._shift[:, None], 0.0)
         self._n += mask @ mask.T
         self._x += x @ mask.T
         self._xx += (x * x) @ mask.T
@@ -238,12 +238,12 @@ def as_time(frame: pl.DataFrame, sql: str) -> pl.Expr:
     """
     expr = expression(sql, "--time")
     try:
-        kind = frame.head(1).select(expr).dtypes[0]
+        dtype = frame.head(1).select(expr).dtypes[0]
     except pl.exceptions.PolarsError as error:
         raise UserError(f"--time '{sql}' is no expression over the columns: {error}.") from None
-    if not kind.is_temporal():
+    if not dtype.is_temporal():
         raise UserError(
-            f"--time '{sql}' expects a time or a date, got {type_name(kind)}: declare the column, "
+            f"--time '{sql}' expects a time or a date, got {type_name(dtype)}: declare the column, "
             "as in --set source.schema.NAME=datetime, or take another."
         )
     return expr.cast(pl.Datetime("us")).dt.epoch("us")
@@ -255,38 +255,38 @@ def _halved(slices: list[Slice]) -> Iterator[Slice]:
         yield pair[0].join(pair[1]) if len(pair) == 2 else pair[0]
 
 
-def _column(kind: pl.DataType) -> Column:
-    nested = kind.is_nested() or kind == pl.Object
+def _column(dtype: pl.DataType) -> Column:
+    nested = dtype.is_nested() or dtype == pl.Object
     return Column(
-        kind=kind,
-        distinct=None if nested else Distinct(),
-        counts=None if nested or kind == pl.Binary else Counts.empty(1, VALUES),
+        kind=dtype,
+        distinct=None if nested else DistinctCounter(),
+        counts=None if nested or dtype == pl.Binary else Counts.empty(1, VALUES),
         lengths=None,
     )
 
 
 def _add(column: Column, values: pl.Series) -> None:
     column.null += values.null_count()
-    kind = column.kind
-    if kind.is_float():
+    dtype = column.kind
+    if dtype.is_float():
         column.nan += int(values.is_nan().sum())
         column.infinite += int(values.is_infinite().sum())
     if column.counts is not None:
         known = len(values) - values.null_count()
-        known -= int(values.is_nan().sum()) if kind.is_float() else 0
+        known -= int(values.is_nan().sum()) if dtype.is_float() else 0
         column.known += known
         column.counts = column.counts.update(values.to_frame())
         if column.counts.tables[0]["count"].sum() != column.known:
             column.counts = None  # some were forgotten: there are too many different ones
-    if kind == pl.String:
+    if dtype == pl.String:
         numbers = values.filter(values.cast(pl.Float64, strict=False).is_not_null())
         column.numbers += len(numbers)
         column.notations = _sums(column.notations, counts(values))
         column.words = _few(column.words, values)
         column.padded += int(numbers.str.contains(r"^[+-]?0\d").sum())
-    if kind in (pl.String, pl.Binary):
+    if dtype in (pl.String, pl.Binary):
         _measure(column, values)
-    elif kind.is_temporal():
+    elif dtype.is_temporal():
         ends: list[Any] = [column.low, column.high, values.min(), values.max()]
         ends = [end for end in ends if end is not None]
         column.low, column.high = min(ends, default=None), max(ends, default=None)
@@ -314,4 +314,4 @@ def _measure(column: Column, values: pl.Series) -> None:
         column.lengths = (min(a, low), b + total, max(c, high))
 
 
-__all__ = ["SLICES", "TOGETHER", "VALUES", "Column", "Pairs", "Slice", "Survey", "as_time"]
+__all__ = ["SLICES", "MAX_CORRELATED", "VALUES", "Column", "PairwiseMoments", "Slice", "Survey", "as_time"]

@@ -10,67 +10,67 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
-from engine.explore.findings import Figures, Findings
+from engine.explore.findings import ColumnProfile, Findings
 from engine.types.plural import counted
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
 WIDTH = 20
 
 
-def parts(found: Findings) -> Iterator[RenderableType]:
+def parts(findings: Findings) -> Iterator[RenderableType]:
     """What to print, from top to bottom."""
-    size = f"{counted(found.rows, 'row')}, {counted(len(found.columns), 'column')}"
-    yield Text(f"{found.name}: {size}", style="bold")
-    if found.sentences:
+    size = f"{counted(findings.rows, 'row')}, {counted(len(findings.columns), 'column')}"
+    yield Text(f"{findings.name}: {size}", style="bold")
+    if findings.sentences:
         yield Panel(
-            Group(*(Text(f"• {sentence}") for sentence in found.sentences)),
+            Group(*(Text(f"• {sentence}") for sentence in findings.sentences)),
             title="what to know",
             title_align="left",
         )
-    yield columns(found)
-    if found.stages:
-        yield stages(found)
-    if found.suggestion:
-        toml = Syntax(found.suggestion.rstrip(), "toml", background_color="default", word_wrap=True)
+    yield columns(findings)
+    if findings.stages:
+        yield stages(findings)
+    if findings.suggestion:
+        toml = Syntax(findings.suggestion.rstrip(), "toml", background_color="default", word_wrap=True)
         yield Panel(toml, title="a [scrub] that suits it".replace("[", "\\["), title_align="left")
-    if found.left_out:
-        lines = (Text(f"• {sentence}", style="dim") for sentence in found.left_out)
+    if findings.left_out:
+        lines = (Text(f"• {sentence}", style="dim") for sentence in findings.left_out)
         yield Panel(Group(*lines), title="not looked at, or not exactly", title_align="left")
 
 
-def columns(found: Findings) -> Table:
+def columns(findings: Findings) -> Table:
     """A row a column."""
-    made = Table(title="columns", title_justify="left")
-    made.add_column("column", overflow="fold")
-    made.add_column("type")
+    table = Table(title="columns", title_justify="left")
+    table.add_column("column", overflow="fold")
+    table.add_column("type")
     for name in ("missing", "different", "smallest", "median", "largest"):
-        made.add_column(name, justify="right")
-    made.add_column("distribution")
-    for column in found.columns:
+        table.add_column(name, justify="right")
+    table.add_column("distribution")
+    for column in findings.columns:
         ends = [number(column.quantiles[i]) for i in (0, 3, 6)] if column.numeric else _ends(column)
-        made.add_row(
+        table.add_row(
             Text(column.name),
             column.kind,
-            f"{column.missing / found.rows:.1%}" if column.missing else "",
+            f"{column.missing / findings.rows:.1%}" if column.missing else "",
             f"{'' if column.exact else '~'}{column.distinct:,}" if column.distinct else "",
             *(Text(end) for end in ends),
             Text(sparkline(column)),
         )
-    return made
+    return table
 
 
-def stages(found: Findings) -> Table:
+def stages(findings: Findings) -> Table:
     """What each stage did."""
-    made = Table(title="the pipeline's stages", title_justify="left")
-    made.add_column("stage")
-    made.add_column("did")
-    for stage, counts in found.stages.items():
-        did = ", ".join(f"{what} {n:,}" for what, n in counts.items() if n)
-        made.add_row(Text(stage), Text(did))
-    return made
+    table = Table(title="the pipeline's stages", title_justify="left")
+    table.add_column("stage")
+    table.add_column("did")
+    for stage, counts in findings.stages.items():
+        did = ", ".join(f"{name} {n:,}" for name, n in counts.items() if n)
+        table.add_row(Text(stage), Text(did))
+    return table
 
 
-def sparkline(column: Figures) -> str:
+def sparkline(column: ColumnProfile) -> str:
     """The histogram in eighths of a line; the most frequent values where there is none."""
     if column.bars:
         step = len(column.bars) // WIDTH
@@ -98,7 +98,7 @@ def number(x: float) -> str:
     return f"{x:,.4g}" if abs(x) < 1e6 else f"{x:.4g}"
 
 
-def _ends(column: Figures) -> list[str]:
+def _ends(column: ColumnProfile) -> list[str]:
     if column.first is not None:
         return [column.first, "", column.last or ""]
     if column.longest is not None:

@@ -15,7 +15,7 @@ PAGE = 1 << 16
 PAGES = 1_024
 """Of 65,536 steps each: 64 MiB of steps that were seen."""
 SAMPLE = 10_000
-FEW = 50
+FIRST_TEXTS = 50
 NAMES = ("time", "timestamp", "ts", "date", "datetime", "event_time", "created_at")
 SECONDS = (1e9, 5e9)
 """Whole numbers in this range under such a name are seconds since 1970; a thousand times more are
@@ -35,7 +35,7 @@ class Gap:
     steps: int
 
 
-def clock(frame: pl.DataFrame) -> tuple[str, pl.Expr] | None:
+def find_time(frame: pl.DataFrame) -> tuple[str, pl.Expr] | None:
     """The time of a row, as far as its columns tell: what it is made of, and an expression for
     microseconds since 1970; None where no column looks like a time.
 
@@ -43,11 +43,11 @@ def clock(frame: pl.DataFrame) -> tuple[str, pl.Expr] | None:
         frame: the first rows.
     """
     schema = {c: k for c, k in frame.schema.items() if c not in RESERVED}
-    for column, kind in schema.items():
-        if isinstance(kind, pl.Datetime):
+    for column, dtype in schema.items():
+        if isinstance(dtype, pl.Datetime):
             return column, pl.col(column).dt.epoch("us")
-    dates = [c for c, kind in schema.items() if kind == pl.Date]
-    texts = [c for c, kind in schema.items() if kind == pl.String]
+    dates = [c for c, dtype in schema.items() if dtype == pl.Date]
+    texts = [c for c, dtype in schema.items() if dtype == pl.String]
     for column in texts:
         whole = pl.col(column).str.to_datetime(strict=False, time_unit="us")
         if _reads(frame, column, whole) and _reads(frame, column, pl.col(column).str.find("T| ")):
@@ -62,8 +62,8 @@ def clock(frame: pl.DataFrame) -> tuple[str, pl.Expr] | None:
             if hour != column and _reads(frame, hour, _hours(hour)):
                 return f"{column} + {hour}", day.dt.epoch("us") + _hours(hour)
         return column, day.dt.epoch("us")
-    for column, kind in schema.items():
-        if kind.is_integer() and column.lower() in NAMES and frame.height:
+    for column, dtype in schema.items():
+        if dtype.is_integer() and column.lower() in NAMES and frame.height:
             values = frame.get_column(column).drop_nulls()
             for unit in (1, 1_000):
                 if len(values) and values.is_between(SECONDS[0] * unit, SECONDS[1] * unit).all():
@@ -90,7 +90,7 @@ def _reads(frame: pl.DataFrame, column: str, expr: pl.Expr) -> bool:
     try:
         return (
             texts.height > 0
-            and _share(texts.head(FEW), expr) >= 0.5
+            and _share(texts.head(FIRST_TEXTS), expr) >= 0.5
             and _share(texts, expr) >= 0.99
         )
     except pl.exceptions.PolarsError:
@@ -101,7 +101,7 @@ def _share(texts: pl.DataFrame, expr: pl.Expr) -> float:
     return 1 - texts.select(expr).to_series().null_count() / texts.height
 
 
-class Clock:
+class TimeAxis:
     """The times of a stream.
 
     Attributes:
@@ -140,12 +140,12 @@ class Clock:
             return
         self._waiting.append(known)
         if sum(map(len, self._waiting)) >= SAMPLE:
-            self._settle()
+            self._fit_step()
 
     def close(self) -> None:
         """No more rows."""
         if self.step is None and self._waiting:
-            self._settle()
+            self._fit_step()
 
     @property
     def steps(self) -> int:
@@ -163,17 +163,17 @@ class Clock:
         """All of them, in order."""
         if not self.step:
             return
-        found = [
+        slots = [
             number * PAGE + np.flatnonzero(page) for number, page in sorted(self._pages.items())
         ]
-        there = np.concatenate(found) if found else np.empty(0, np.int64)
-        for at in np.flatnonzero(np.diff(there) > 1):
-            first = int(there[at]) + 1
+        filled = np.concatenate(slots) if slots else np.empty(0, np.int64)
+        for at in np.flatnonzero(np.diff(filled) > 1):
+            first = int(filled[at]) + 1
             yield Gap(
-                start=self._origin + first * self.step, steps=int(there[at + 1] - there[at]) - 1
+                start=self._origin + first * self.step, steps=int(filled[at + 1] - filled[at]) - 1
             )
 
-    def _settle(self) -> None:
+    def _fit_step(self) -> None:
         """Find the step, and mark what has waited for it."""
         known = np.concatenate(self._waiting)
         self._waiting = []
@@ -207,4 +207,4 @@ class Clock:
             page[once] = True
 
 
-__all__ = ["Clock", "Gap", "clock"]
+__all__ = ["TimeAxis", "Gap", "find_time"]

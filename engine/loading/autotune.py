@@ -15,18 +15,18 @@ log = logging.getLogger("headrace.tuning")
 
 EPOCH_SECONDS = 0.5
 """How often a decision may be made."""
-MEMORY_EPOCHS = 20
+LOW_WATER_EPOCHS = 20
 """Bytes that were not needed for so many epochs in a row are not needed: longer than most
 bursts."""
 WAIT_SHARE = 0.01
 """Below this share of its time, a consumer's waiting is not worth memory."""
-GIVEN_BACK = 0.125
+SHRINK_FRACTION = 0.125
 """Part of what was not needed that is given back each epoch: a quarter of it is left after 5 s."""
 START = 0.5
 """Part of its limit that a queue begins with: what is not needed goes back in seconds."""
 
 
-class Depth:
+class QueueDepth:
     """How many bytes one queue may hold.
 
     A deeper queue helps only a consumer that finds it empty although its producer had been stopped
@@ -62,18 +62,18 @@ class Depth:
         self._fixed = fixed is not None
         self._on_change = on_change
         self._name = name
-        self._told = self.bytes
+        self._logged = self.bytes
         self._epoch = 0.0
         self._waited = 0.0
         self._blocked = False
         self._low: int | None = None
-        self._lows: deque[int] = deque(maxlen=MEMORY_EPOCHS)
+        self._lows: deque[int] = deque(maxlen=LOW_WATER_EPOCHS)
 
     def blocked(self) -> None:
         """The producer found no room, and it was the depth that stopped it."""
         self._blocked = True
 
-    def took(self, unused: int, waited: float, now: float) -> bool:
+    def item_taken(self, unused: int, waited: float, now: float) -> bool:
         """The consumer asks for an item; whether the depth has changed.
 
         Args:
@@ -102,8 +102,8 @@ class Depth:
             self._blocked = False
             self._lows.clear()
             self._change(min(self.limit, self.bytes * 2), "grow")
-        elif len(self._lows) == MEMORY_EPOCHS and (unused := min(self._lows)) > 0:
-            self._change(max(1, self.bytes - max(1, int(unused * GIVEN_BACK))), "shrink")
+        elif len(self._lows) == LOW_WATER_EPOCHS and (unused := min(self._lows)) > 0:
+            self._change(max(1, self.bytes - max(1, int(unused * SHRINK_FRACTION))), "shrink")
 
     def _change(self, depth: int, direction: str) -> None:
         if depth == self.bytes:
@@ -111,12 +111,12 @@ class Depth:
         self.bytes = depth
         if self._on_change is not None:
             self._on_change(depth, direction)
-        if not self._told / 2 < depth < self._told * 2:
-            self._told = depth
+        if not self._logged / 2 < depth < self._logged * 2:
+            self._logged = depth
             log.info("queue %s", direction, extra={"queue": self._name, "bytes": depth})
 
 
-class Threads:
+class DecodeThreads:
     """How many threads decode one batch, each a part of it.
 
     One more is tried where the consumer waits and decoding takes a good part of the time; it stays
@@ -128,11 +128,11 @@ class Threads:
         count: threads now.
     """
 
-    gain = 0.9
+    keep_ratio = 0.9
     """A row's time with one more thread, over the time before, that keeps it."""
-    worth = 0.2
+    min_share = 0.2
     """Share of the preparing thread's time that decoding must take to be worth a thread."""
-    again = 120
+    retry_epochs = 120
     """Epochs until what did not help is tried again."""
 
     def __init__(
@@ -156,8 +156,8 @@ class Threads:
         self._epoch = 0.0
         self._rows, self._seconds, self._waited = 0, 0.0, 0.0
         self._before: float | None = None
-        self._rest = 0
-        self._calm = 0
+        self._cooldown = 0
+        self._idle_epochs = 0
 
     def decoded(self, rows: int, seconds: float, waited: float, now: float) -> None:
         """A batch was decoded.
@@ -185,19 +185,19 @@ class Threads:
         cost = seconds / rows
         if self._before is not None:
             before, self._before = self._before, None
-            if cost > before * self.gain:
-                self._rest = self.again
+            if cost > before * self.keep_ratio:
+                self._cooldown = self.retry_epochs
                 self._change(self.count - 1, "nothing gained")
             return
-        self._rest = max(0, self._rest - 1)
+        self._cooldown = max(0, self._cooldown - 1)
         starved = waited > WAIT_SHARE * length
-        self._calm = 0 if starved else self._calm + 1
-        if starved and not self._rest and self.count < self.limit:
-            if seconds > self.worth * length:
+        self._idle_epochs = 0 if starved else self._idle_epochs + 1
+        if starved and not self._cooldown and self.count < self.limit:
+            if seconds > self.min_share * length:
                 self._before = cost
                 self._change(self.count + 1, "the model waits")
-        elif self._calm >= MEMORY_EPOCHS and self.count > 1:
-            self._calm = 0
+        elif self._idle_epochs >= LOW_WATER_EPOCHS and self.count > 1:
+            self._idle_epochs = 0
             self._change(self.count - 1, "the model does not wait")
 
     def _change(self, count: int, why: str) -> None:
@@ -207,4 +207,4 @@ class Threads:
         log.info("decode threads: %s", why, extra={"threads": count})
 
 
-__all__ = ["Depth", "Threads"]
+__all__ = ["QueueDepth", "DecodeThreads"]

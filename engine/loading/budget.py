@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 
 
-class Bell:
+class Wakeup:
     """Wakes the single thread that waits on it.
 
     Rung while nobody waits, it lets the next wait pass at once: a ring is never lost, and whoever
@@ -15,42 +15,42 @@ class Bell:
     or taken back while waiting, so a wait can be interrupted, and a ring re-entered, anywhere.
     """
 
-    __slots__ = ("_silence",)
+    __slots__ = ("_lock",)
 
     def __init__(self) -> None:
-        self._silence = threading.Lock()
-        self._silence.acquire()
+        self._lock = threading.Lock()
+        self._lock.acquire()
 
     def wait(self, timeout: float | None = None) -> None:
-        """Sleep until the bell rings, or `timeout` seconds (> 0) have passed."""
+        """Sleep until it is notified, or `timeout` seconds (> 0) have passed."""
         seconds = -1 if timeout is None else min(timeout, threading.TIMEOUT_MAX)
-        self._silence.acquire(timeout=seconds)
+        self._lock.acquire(timeout=seconds)
 
-    def ring(self) -> None:
+    def notify(self) -> None:
         """Wake the waiting thread. Callers hold the budget's lock."""
-        if self._silence.locked():
+        if self._lock.locked():
             # Unless a finalizer or a signal handler of this thread was faster.
             with contextlib.suppress(RuntimeError):
-                self._silence.release()
+                self._lock.release()
 
 
-class Account:
+class BudgetAccount:
     """The bytes one holder accounts for.
 
     Attributes:
         name: the holder's.
-        flows: whether what it holds moves on by itself: a queue's does, a store's does not.
+        drains: whether what it holds moves on by itself: a queue's does, a store's does not.
         nbytes: bytes held; one assignment changes it, so no interrupt can leave it half changed.
-        bell: rings when there may be room again.
+        wakeup: notified when there may be room again.
     """
 
-    __slots__ = ("bell", "flows", "name", "nbytes")
+    __slots__ = ("wakeup", "drains", "name", "nbytes")
 
-    def __init__(self, name: str, *, flows: bool) -> None:
+    def __init__(self, name: str, *, drains: bool) -> None:
         self.name = name
-        self.flows = flows
+        self.drains = drains
         self.nbytes = 0
-        self.bell = Bell()
+        self.wakeup = Wakeup()
 
 
 class Budget:
@@ -74,8 +74,8 @@ class Budget:
         assert total_bytes >= 1, f"a budget of {total_bytes} bytes"
         self.total = total_bytes
         self.lock = threading.RLock()
-        self._accounts: tuple[Account, ...] = ()
-        self._named: dict[str, Account] = {}
+        self._accounts: tuple[BudgetAccount, ...] = ()
+        self._named: dict[str, BudgetAccount] = {}
         self._names: dict[str, int] = {}
         self._watched: dict[str, Callable[[], int]] = {}
         self._peak = 0
@@ -124,46 +124,46 @@ class Budget:
             held = account.nbytes
             assert 0 <= n <= held, f"{holder} released {n} bytes of {held}"
             account.nbytes = held - n
-            self.ring()
+            self.notify()
 
-    def hold(self, account: Account, n: int) -> None:
+    def hold(self, account: BudgetAccount, n: int) -> None:
         """Note that an account has `n` bytes now, more or less than before."""
         with self.lock:
             freed = account.nbytes > n
             self.grow(account, n - account.nbytes)
             if freed:
-                self.ring()
+                self.notify()
 
-    def _account(self, holder: str) -> Account:
+    def _account(self, holder: str) -> BudgetAccount:
         if holder not in self._named:
-            self._named[holder] = self.open(holder, flows=False)
+            self._named[holder] = self.open(holder, drains=False)
         return self._named[holder]
 
     # For channels, which hold the lock meanwhile.
 
-    def open(self, name: str, *, flows: bool) -> Account:
+    def open(self, name: str, *, drains: bool) -> BudgetAccount:
         """A new account, apart from others of the same name."""
-        account = Account(name, flows=flows)
+        account = BudgetAccount(name, drains=drains)
         with self.lock:
             self._names[name] = 0
             self._accounts = (*self._accounts, account)
         return account
 
-    def flowing(self) -> bool:
+    def draining(self) -> bool:
         """Return whether any queue is non-empty, so that room will become free."""
-        return any(account.nbytes for account in self._accounts if account.flows)
+        return any(account.nbytes for account in self._accounts if account.drains)
 
-    def drop(self, account: Account) -> None:
+    def drop(self, account: BudgetAccount) -> None:
         """Forget an account and what it holds. May be called twice."""
         self._accounts = tuple(kept for kept in self._accounts if kept is not account)
-        self.ring()
+        self.notify()
 
-    def grow(self, account: Account, n: int) -> None:
+    def grow(self, account: BudgetAccount, n: int) -> None:
         """Add bytes to an account."""
         account.nbytes += n
         self._peak = max(self._peak, self.used)
 
-    def ring(self) -> None:
+    def notify(self) -> None:
         """Wake every producer: there may be room."""
         for account in self._accounts:
-            account.bell.ring()
+            account.wakeup.notify()

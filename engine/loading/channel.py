@@ -6,7 +6,7 @@ The contract; a difference between it and the code is a bug in the code.
     each once.
 2.  Back-pressure. `put` waits while the item does not fit into what is left of the budget, or into
     the channel's depth, or while `max_items` are waiting. The depth may follow what both sides wait
-    for (`tuning.Depth`); it never exceeds the channel's share of the budget.
+    for (`tuning.QueueDepth`); it never exceeds the channel's share of the budget.
 3.  An empty channel, one with nothing waiting in it and nothing in the consumer's hand, always
     accepts one item. So a lone item that is bigger than the budget passes, and the channels of one
     budget cannot block each other for ever: each always moves one item at a time. An `entry`, by
@@ -44,14 +44,14 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Generic, TypeVar
 
-from engine.loading.budget import Bell, Budget
-from engine.loading.autotune import Depth
+from engine.loading.budget import Wakeup, Budget
+from engine.loading.autotune import QueueDepth
 from engine.types import EndOfStream
 
 T = TypeVar("T")
 R = TypeVar("R")
-BEAT_SECONDS = 0.5
-"""How often a waiting `put` calls its `beat`."""
+KEEP_ALIVE_SECONDS = 0.5
+"""How often a waiting `put` calls its `keep_alive`."""
 
 
 class Empty(Exception):
@@ -80,7 +80,7 @@ class Channel(Generic[T]):
         max_items: int | None = None,
         *,
         share: float = 1.0,
-        depth: Depth | None = None,
+        depth: QueueDepth | None = None,
         entry: bool = False,
         on_put_wait: Callable[[float], object] | None = None,
         on_get_wait: Callable[[float], object] | None = None,
@@ -104,17 +104,17 @@ class Channel(Generic[T]):
         self.get_wait_seconds = 0.0
         self._budget = budget
         self._lock = budget.lock
-        self._account = budget.open(name, flows=True)
+        self._account = budget.open(name, drains=True)
         self._entry = entry
-        self._filled = Bell()
+        self._filled = Wakeup()
         self._size_of = size_of
         self._max_items = max_items
         limit = max(1, int(budget.total * share))
-        self.depth = depth or Depth(limit, fixed=limit)
+        self.depth = depth or QueueDepth(limit, fixed=limit)
         self._on_put_wait = on_put_wait
         self._on_get_wait = on_get_wait
         self._items: deque[tuple[T, int]] = deque()
-        self._hand: int | None = None
+        self._held_bytes: int | None = None
         self._waited = 0.0
         self._end: BaseException | None = None
         self._traceback: TracebackType | None = None
@@ -137,19 +137,19 @@ class Channel(Generic[T]):
         """Whether `close` was called."""
         return self._closed
 
-    def put(self, item: T, beat: Callable[[], object] | None = None) -> None:
+    def put(self, item: T, keep_alive: Callable[[], object] | None = None) -> None:
         """Put an item; block until there is room.
 
         Args:
-            beat: called every `BEAT_SECONDS` of the wait, outside the lock. What it raises, `put`
+            keep_alive: called every `KEEP_ALIVE_SECONDS` of the wait, outside the lock. What it raises, `put`
                 raises; the item is then not in the channel.
 
         Raises: Closed when the channel is or gets closed.
         """
         size = self._size_of(item)
         assert size >= 0, f"size_of gave {size} bytes in channel {self.name}"
-        outcome, waited = self._until(
-            lambda: self._admit(item, size), self._account.bell, None, beat
+        outcome, waited = self._wait_for(
+            lambda: self._admit(item, size), self._account.wakeup, None, keep_alive
         )
         self.put_wait_seconds += waited
         if self._on_put_wait is not None:
@@ -157,16 +157,16 @@ class Channel(Generic[T]):
         if outcome is not True:
             raise Closed(self.name)
 
-    def await_room(self, beat: Callable[[], object] | None = None) -> None:
+    def await_room(self, keep_alive: Callable[[], object] | None = None) -> None:
         """Wait until there is room for something, so that an item is made when it may come in, and
         not held in the producer's hand while others fill the budget.
 
         Args:
-            beat: as of `put`.
+            keep_alive: as of `put`.
 
         Raises: Closed.
         """
-        _, waited = self._until(lambda: self._accepts(1) or None, self._account.bell, None, beat)
+        _, waited = self._wait_for(lambda: self._accepts(1) or None, self._account.wakeup, None, keep_alive)
         self.put_wait_seconds += waited
         if self._on_put_wait is not None and waited:
             self._on_put_wait(waited)
@@ -183,10 +183,10 @@ class Channel(Generic[T]):
             after the last item before it; Closed.
         """
         with self._lock:
-            self._let_go()
+            self._release_held()
             self._measure()
         outcome: tuple[T] | BaseException | None
-        outcome, waited = self._until(self._take, self._filled, timeout)
+        outcome, waited = self._wait_for(self._take, self._filled, timeout)
         self.get_wait_seconds += waited
         self._waited = waited
         if self._on_get_wait is not None:
@@ -211,19 +211,19 @@ class Channel(Generic[T]):
         with self._lock:
             self._closed = True
             dropped, self._items = self._items, deque()
-            self._account.bell.ring()
+            self._account.wakeup.notify()
             self._budget.drop(self._account)
-            self._filled.ring()
+            self._filled.notify()
         dropped.clear()  # outside the lock: the items' own finalizers may take their time
 
     # Inside the lock, statements come in an order in which a `close` may slip in between any two.
 
-    def _until(
+    def _wait_for(
         self,
         attempt: Callable[[], R | None],
-        bell: Bell,
+        wakeup: Wakeup,
         timeout: float | None,
-        beat: Callable[[], object] | None = None,
+        keep_alive: Callable[[], object] | None = None,
     ) -> tuple[R | None, float]:
         """What `attempt`, tried under the lock at every ring, gives other than None, or None when
         the time is up; and how many seconds that took."""
@@ -231,16 +231,16 @@ class Channel(Generic[T]):
             outcome = attempt()
         if outcome is not None or (timeout is not None and timeout <= 0):
             return outcome, 0.0
-        start, waited, beaten = time.perf_counter(), 0.0, 0.0
+        start, waited, last_keep_alive = time.perf_counter(), 0.0, 0.0
         while outcome is None and (timeout is None or waited < timeout):
             left = None if timeout is None else timeout - waited
-            bell.wait(left if beat is None else BEAT_SECONDS)
+            wakeup.wait(left if keep_alive is None else KEEP_ALIVE_SECONDS)
             with self._lock:
                 outcome = attempt()
             waited = time.perf_counter() - start
-            if beat is not None and outcome is None and waited - beaten >= BEAT_SECONDS:
-                beaten = waited
-                beat()
+            if keep_alive is not None and outcome is None and waited - last_keep_alive >= KEEP_ALIVE_SECONDS:
+                last_keep_alive = waited
+                keep_alive()
         return outcome, waited
 
     def _admit(self, item: T, size: int) -> bool | None:
@@ -251,19 +251,19 @@ class Channel(Generic[T]):
         assert self._end is None, f"put after the end of channel {self.name}"
         self._budget.grow(self._account, size)
         self._items.append((item, size))
-        self._filled.ring()
+        self._filled.notify()
         if self._closed:
             self._items.clear()
         return not self._closed
 
     def _accepts(self, size: int) -> bool:
-        empty = not self._items and self._hand is None
+        empty = not self._items and self._held_bytes is None
         if self._closed or (empty and not self._entry):
             return True
         if self._max_items is not None and len(self._items) >= self._max_items:
             return False
         if size > self._budget.left:
-            return empty and not self._budget.flowing()
+            return empty and not self._budget.draining()
         if not empty and self._account.nbytes + size > self.depth.bytes:
             self.depth.blocked()
             return False
@@ -272,29 +272,29 @@ class Channel(Generic[T]):
     def _take(self) -> tuple[T] | BaseException | None:
         """The next item, now in the consumer's hand; or what to raise; or None: nothing yet."""
         try:
-            item, self._hand = self._items.popleft()
+            item, self._held_bytes = self._items.popleft()
         except IndexError:
             return Closed(self.name) if self._closed else self._end
         if self._max_items is not None:
-            self._account.bell.ring()  # the queue got shorter, although the bytes are still held
+            self._account.wakeup.notify()  # the queue got shorter, although the bytes are still held
         return (item,)
 
     def _measure(self) -> None:
         """Tell the depth what waited and what will be left when the next item is taken."""
         unused = self._account.nbytes - self._items[0][1] if self._items else 0
-        if self.depth.took(unused, self._waited, time.perf_counter()):
-            self._account.bell.ring()
+        if self.depth.item_taken(unused, self._waited, time.perf_counter()):
+            self._account.wakeup.notify()
 
-    def _let_go(self) -> None:
+    def _release_held(self) -> None:
         """Release the bytes of the item the consumer holds."""
-        if self._hand is not None:
-            size, self._hand = self._hand, None
+        if self._held_bytes is not None:
+            size, self._held_bytes = self._held_bytes, None
             self._account.nbytes -= size
-            self._budget.ring()
+            self._budget.notify()
 
     def _stop(self, end: BaseException) -> None:
         with self._lock:
             if self._end is None and not self._closed:
                 self._traceback = end.__traceback__
                 self._end = end
-                self._filled.ring()
+                self._filled.notify()

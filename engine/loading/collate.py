@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from engine.loading import nested_tensors
 from engine.columnar.kernels import rows_into
-from engine.columnar.buffer_pool import Memory
-from engine.columnar.batch_group import Sheaf
+from engine.columnar.buffer_pool import BufferPool
+from engine.columnar.batch_group import BatchGroup
 from engine.types import (
     Batch,
     Features,
@@ -24,7 +24,7 @@ from engine.types import (
     Schema,
     Tensors,
     UserError,
-    class_numbers,
+    class_indexes,
     require,
     tensor,
     type_name,
@@ -50,7 +50,7 @@ class Collate:
 
     def __init__(self, features: Features) -> None:
         self.features = features
-        self._memory = Memory()
+        self._buffers = BufferPool()
         _compile()
 
     def bind(self, schema: Schema) -> None:
@@ -59,10 +59,10 @@ class Collate:
         names = [*features.numeric, *features.categories]
         require(schema, names, where="[model]")
         for column in names:
-            kind = schema[column]
-            if not (kind.is_numeric() or kind == pl.Boolean):
+            dtype = schema[column]
+            if not (dtype.is_numeric() or dtype == pl.Boolean):
                 raise UserError(
-                    f"[model] expects numbers in column '{column}', got {type_name(kind)}: encode "
+                    f"[model] expects numbers in column '{column}', got {type_name(dtype)}: encode "
                     "it with a 'categories' stage, declare it, as in [source.schema] "
                     f'{column} = "float64", or leave it out.'
                 )
@@ -73,9 +73,9 @@ class Collate:
 
     def apply(self, batch: Batch) -> Batch:
         """The batch with tensors, without the rows that cannot have any."""
-        batch = self._whole(batch) if self.features.nested else batch
-        batch, labels = self._labelled(batch)
-        numeric = _matrix(batch.frame, self.features.numeric, self._memory)
+        batch = self._drop_bad_lists(batch) if self.features.nested else batch
+        batch, labels = self._with_labels(batch)
+        numeric = _matrix(batch.frame, self.features.numeric, self._buffers)
         finite = np.isfinite(numeric)
         if not finite.all():
             batch = self._finite(batch, numeric)
@@ -94,18 +94,18 @@ class Collate:
         """As `apply`."""
         return self.apply(batch)
 
-    def together(self, sheaf: Sheaf) -> Sheaf:
+    def apply_group(self, batch_group: BatchGroup) -> BatchGroup:
         """As `apply` for each batch; at once where all rows can have tensors."""
-        if sheaf.frame is None or len(sheaf) == 1 or self.features.nested:
-            return sheaf.each(self.apply)
-        whole = self.apply(Batch(frame=sheaf.frame, mark=Mark(), arrived=0.0))
+        if batch_group.frame is None or len(batch_group) == 1 or self.features.nested:
+            return batch_group.map(self.apply)
+        whole = self.apply(Batch(frame=batch_group.frame, mark=Mark(), arrived=0.0))
         if whole.rejects or whole.tensors is None:
-            return sheaf.each(self.apply)
+            return batch_group.map(self.apply)
         tensors = whole.tensors
-        parts = [tensors.map(itemgetter(slice(*ends))) for ends in pairwise(sheaf.ends)]
-        batches = zip(sheaf.batches, parts, strict=True)
+        parts = [tensors.map(itemgetter(slice(*ends))) for ends in pairwise(batch_group.ends)]
+        batches = zip(batch_group.batches, parts, strict=True)
         return dataclasses.replace(
-            sheaf,
+            batch_group,
             batches=tuple(dataclasses.replace(batch, tensors=part) for batch, part in batches),
         )
 
@@ -134,7 +134,7 @@ class Collate:
         batch = batch.counted(self.name, truncated=cut) if cut else batch
         return dataclasses.replace(batch, tensors=tensors)
 
-    def _whole(self, batch: Batch) -> Batch:
+    def _drop_bad_lists(self, batch: Batch) -> Batch:
         """Without the rows whose arrays or lists have something bad in them; a row leaves for the
         first such reason."""
         left = np.ones(len(batch), np.bool_)
@@ -169,7 +169,7 @@ class Collate:
         sentences = pl.Series([sentence.replace("{}", c) for c in self.features.numeric])
         return sentences.gather(at.argmax(axis=1))
 
-    def _labelled(self, batch: Batch) -> tuple[Batch, NDArray[Any] | None]:
+    def _with_labels(self, batch: Batch) -> tuple[Batch, NDArray[Any] | None]:
         """The rows that have a good label, and those: float32 numbers, or class numbers (int64)."""
         if self.features.target is None:
             return batch, None
@@ -183,9 +183,9 @@ class Collate:
         """Parse the labels; return them with a mask of valid rows."""
         target = str(self.features.target)
         if self.features.task == "regression":
-            numbers = _matrix(frame, [target], self._memory).ravel()
+            numbers = _matrix(frame, [target], self._buffers).ravel()
             return numbers, np.isfinite(numbers)
-        classes = class_numbers(frame.get_column(target), self.features.classes)
+        classes = class_indexes(frame.get_column(target), self.features.classes)
         return classes, classes >= 0
 
     def _rejected(self, batch: Batch) -> Batch:
@@ -196,7 +196,7 @@ class Collate:
         detail = f"Expected a label in '{self.features.target}', got null or NaN."
         batch = batch.reject(present, stage=self.name, reason="missing_label", detail=detail)
         regression = self.features.task == "regression"
-        return self._finite_label(batch) if regression else self._classed(batch)
+        return self._finite_label(batch) if regression else self._reject_unknown_labels(batch)
 
     def _finite_label(self, batch: Batch) -> Batch:
         target = pl.col(str(self.features.target))
@@ -208,10 +208,10 @@ class Collate:
             detail=f"Expected a finite label in '{self.features.target}'.",
         )
 
-    def _classed(self, batch: Batch) -> Batch:
+    def _reject_unknown_labels(self, batch: Batch) -> Batch:
         target = pl.col(str(self.features.target)).cast(pl.String)
         column = batch.frame.get_column(str(self.features.target))
-        known = pl.Series(class_numbers(column, self.features.classes) >= 0)
+        known = pl.Series(class_indexes(column, self.features.classes) >= 0)
         detail = pl.format(
             "Expected a label of "
             + ", ".join(self.features.classes).replace("{", "{{")
@@ -221,7 +221,7 @@ class Collate:
         return batch.reject(known, stage=self.name, reason="unknown_label", detail=detail)
 
 
-def _matrix(frame: pl.DataFrame, names: Sequence[str], memory: Memory) -> NDArray[np.float32]:
+def _matrix(frame: pl.DataFrame, names: Sequence[str], memory: BufferPool) -> NDArray[np.float32]:
     """The columns next to each other, shape (n, d), row by row in memory, as a network reads them;
     null is NaN."""
     matrix = memory.empty((frame.height, len(names)), np.float32)

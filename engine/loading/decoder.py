@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from engine import calls
-from engine.loading.autotune import Threads
+from engine.loading.autotune import DecodeThreads
 from engine.types import (
     PARTITION,
     POSITION,
@@ -24,9 +24,9 @@ from engine.types import (
     Values,
 )
 
-PART_ROWS = 2_048
+ROWS_PER_THREAD = 2_048
 """Rows that are worth a thread."""
-SHOWN = 200
+PREVIEW_BYTES = 200
 """Bytes that a dead letter shows of a record that is too large."""
 
 
@@ -48,13 +48,13 @@ class Decoder:
         format: Format,
         schema: Schema,
         *,
-        threads: Threads | None = None,
+        threads: DecodeThreads | None = None,
         largest: int | None = None,
         waited: Callable[[], float] = float,
     ) -> None:
         self.format = format
         self._schema = schema
-        self._threads = threads or Threads(1)
+        self._threads = threads or DecodeThreads(1)
         self._largest = largest
         self._waited = waited
         self._waited_before = 0.0
@@ -122,7 +122,7 @@ class Decoder:
 
 
 def _parts(pieces: Iterable[Records], rows: int, count: int) -> Iterator[Records]:
-    size = max(PART_ROWS, -(-rows // count))
+    size = max(ROWS_PER_THREAD, -(-rows // count))
     for piece in pieces:
         if count == 1 or len(piece) <= size:
             yield piece
@@ -134,7 +134,7 @@ def _parts(pieces: Iterable[Records], rows: int, count: int) -> Iterator[Records
 def _too_large(record: Records, size: int, largest: int) -> Rejects:
     values = record.values
     assert isinstance(values, Values)
-    head = values.data[values.bounds[0] : values.bounds[0] + SHOWN].tobytes()
+    head = values.data[values.bounds[0] : values.bounds[0] + PREVIEW_BYTES].tobytes()
     rows = pl.DataFrame(
         {
             PARTITION: [record.partition],

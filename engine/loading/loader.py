@@ -16,7 +16,7 @@ Shutdown and errors, in prose; a difference between this and the code is a bug i
   on every later `next`. It is never swallowed, never waits, and never looks like the end of the
   stream; only a source's `EndOfStream` does.
 - `close` (or leaving the ``with`` block) closes the queues, which wakes both threads wherever they
-  wait, and joins them: a read takes at most `poll` seconds, a batch in preparation is finished and
+  wait, and joins them: a read takes at most `poll_timeout` seconds, a batch in preparation is finished and
   dropped. Afterwards no thread is left and the source is closed.
 - A loader that is forgotten without `close` stops its threads when it is garbage-collected.
 
@@ -48,13 +48,13 @@ from engine.loading.decoder import Decoder
 from engine.observing.metrics import Metrics
 from engine.loading.nodes import Items, Node
 from engine.loading.prefetch import PrefetchNode
-from engine.loading.rebatch import Raw, RebatchNode
-from engine.scrub.fusion import Chain, chained
+from engine.loading.rebatch import RawBatch, RebatchNode
+from engine.scrub.fusion import FusedStages, fuse
 from engine.scrub.base import restore, snapshots
-from engine.columnar.batch_group import Sheaf, Stopped, slices
-from engine.loading.shuffle import STATE, ShuffleNode
-from engine.observing.timing import Times
-from engine.loading.autotune import Depth, Threads
+from engine.columnar.batch_group import BatchGroup, StepFailed, slices
+from engine.loading.shuffle import SHUFFLE_STATE, ShuffleNode
+from engine.observing.timing import StageTimer
+from engine.loading.autotune import QueueDepth, DecodeThreads
 from engine.types import (
     Batch,
     EndOfStream,
@@ -75,27 +75,27 @@ THREAD_BYTES = 1 << 17
 
 
 class SourceNode(Node[Records | None]):
-    """Reads a source; None where nothing came within `poll` seconds. Ends when the source does.
+    """Reads a source; None where nothing came within `poll_timeout` seconds. Ends when the source does.
 
     Args:
         source: is sought to the mark it is reset to.
         budget: bytes of the loader; one read takes at most an eighth of it.
     """
 
-    def __init__(self, source: Source, settings: LoaderSettings, times: Times) -> None:
+    def __init__(self, source: Source, settings: LoaderSettings, timer: StageTimer) -> None:
         super().__init__()
         self._source = source
         self._settings = settings
         self._max_bytes = max(1 << 16, int(settings.memory_budget) // 8)
-        self._times = times
+        self._timer = timer
         self._positions: dict[str, int] = {}
-        self._asked: float | None = None
+        self._read_started: float | None = None
 
     @property
-    def asked(self) -> float:
+    def read_started(self) -> float:
         """When the source was asked for what it has not answered yet, in `time.monotonic` seconds;
         now, where it owes no answer. Any thread may ask."""
-        return self._asked or time.monotonic()
+        return self._read_started or time.monotonic()
 
     def reset(self, initial_state: dict[str, Any] | None = None) -> None:
         super().reset(initial_state)
@@ -107,33 +107,33 @@ class SourceNode(Node[Records | None]):
     def next(self) -> Records | None:
         start, cpu = time.perf_counter(), time.thread_time()
         settings = self._settings
-        self._asked = time.monotonic()
+        self._read_started = time.monotonic()
         try:
-            records = calls.read(self._source, settings.read_rows, self._max_bytes, settings.poll)
+            records = calls.read(self._source, settings.read_rows, self._max_bytes, settings.poll_timeout)
         except EndOfStream:
             raise StopIteration from None
         finally:
-            self._asked = None
+            self._read_started = None
         if records is None:
-            self._times.idle(time.perf_counter() - start)
+            self._timer.idle(time.perf_counter() - start)
         else:
-            self._times.add("fetch", start, cpu, len(records))
-            self._positions = {**self._positions, **records.after}
+            self._timer.add("fetch", start, cpu, len(records))
+            self._positions = {**self._positions, **records.end_positions}
         return records
 
     def get_state(self) -> dict[str, Any]:
         return self._positions
 
     @property
-    def beat(self) -> Callable[[], None] | None:
+    def keep_alive(self) -> Callable[[], None] | None:
         """What to call while the queue behind is full; None where nobody waits for it."""
-        return self._source.beat if isinstance(self._source, SharedSource) else None
+        return self._source.keep_alive if isinstance(self._source, SharedSource) else None
 
     def close(self) -> None:
         self._source.close()
 
 
-class DecodeNode(Node[Sheaf]):
+class DecodeNode(Node[BatchGroup]):
     """Raw rows become batches, with the positions after them on their marks.
 
     Args:
@@ -146,16 +146,16 @@ class DecodeNode(Node[Sheaf]):
         node: RebatchNode,
         decoder: Decoder,
         metrics: Metrics,
-        times: Times,
+        timer: StageTimer,
         keep_records: bool = False,
     ) -> None:
         super().__init__()
         self._node = node
         self._decoder = decoder
-        self._releases = metrics.batch_release
-        self._times = times
+        self._releases = metrics.batches_closed
+        self._timer = timer
         self._keep_records = keep_records
-        self._waiting: deque[Raw] = deque()
+        self._waiting: deque[RawBatch] = deque()
         """Batches that are to be decoded one by one, as not all their rows are good."""
         self._positions: Mapping[str, int] = {}
 
@@ -166,36 +166,36 @@ class DecodeNode(Node[Sheaf]):
         self._decoder.resume()
         self._node.reset(dict(self._positions))
 
-    def next(self) -> Sheaf:
+    def next(self) -> BatchGroup:
         if not self._waiting:
             raw = next(self._node)
             self._releases.labels(reason=raw.reason).inc(raw.batches)
-            sheaf = self._decoded(raw)
-            if sheaf is not None:
+            batch_group = self._decode(raw)
+            if batch_group is not None:
                 self._positions = raw.positions
-                return sheaf
-            self._waiting.extend(raw.apart())
+                return batch_group
+            self._waiting.extend(raw.split())
         raw = self._waiting.popleft()
-        sheaf = self._decoded(raw)
-        assert sheaf is not None
+        batch_group = self._decode(raw)
+        assert batch_group is not None
         self._positions = raw.positions
-        return sheaf
+        return batch_group
 
-    def _decoded(self, raw: Raw) -> Sheaf | None:
+    def _decode(self, raw: RawBatch) -> BatchGroup | None:
         """The batches; None where they are several and some of their rows are bad."""
-        with self._times.timed("decode", raw.rows, raw.batches):
+        with self._timer.timed("decode", raw.rows, raw.batches):
             frame, rejects = self._decoder.decode(raw.pieces)
         if raw.batches == 1:
-            return Sheaf.of(self._batch(raw, frame, rejects))
+            return BatchGroup.of(self._batch(raw, frame, rejects))
         if rejects or frame.height != raw.rows:
             return None
-        parts = raw.apart()
+        parts = raw.split()
         ends = list(accumulate((part.rows for part in parts), initial=0))
         frames = slices(frame, ends)
         batches = (self._batch(part, own) for part, own in zip(parts, frames, strict=True))
-        return Sheaf(batches=tuple(batches), frame=frame)
+        return BatchGroup(batches=tuple(batches), frame=frame)
 
-    def _batch(self, raw: Raw, frame: pl.DataFrame, rejects: tuple[Rejects, ...] = ()) -> Batch:
+    def _batch(self, raw: RawBatch, frame: pl.DataFrame, rejects: tuple[Rejects, ...] = ()) -> Batch:
         return Batch(
             frame=frame,
             mark=Mark(positions=raw.positions),
@@ -232,7 +232,7 @@ class ScrubNode(Node[Batch]):
         transfer: copies what collate made to the model's device; None leaves it here.
         keep_raw_from: index of the first stage that a model file contains: the rows before it are
             kept on the batch as `raw`. None keeps nothing.
-        budget: batches that are done and not asked for yet count there, as ``sheaf``.
+        budget: batches that are done and not asked for yet count there, as ``batch_group``.
     """
 
     def __init__(
@@ -240,7 +240,7 @@ class ScrubNode(Node[Batch]):
         node: DecodeNode | ShuffleNode,
         stages: Sequence[Stage],
         collate: Callable[[Batch], Batch] | None,
-        times: Times,
+        timer: StageTimer,
         budget: Budget,
         keep_raw_from: int | None = None,
         transfer: Callable[[Batch], Batch] | None = None,
@@ -252,12 +252,12 @@ class ScrubNode(Node[Batch]):
         self._collate = collate
         self._transfer = transfer
         self._keep_raw = keep_raw_from is not None
-        self._unkept = list(chained(stages[:keep_raw_from]))
-        self._kept = [] if keep_raw_from is None else list(chained(stages[keep_raw_from:]))
+        self._steps_before_raw = list(fuse(stages[:keep_raw_from]))
+        self._steps_after_raw = [] if keep_raw_from is None else list(fuse(stages[keep_raw_from:]))
         self._mark = Mark()
-        self._times = times
+        self._timer = timer
         self._budget = budget
-        self._account = budget.open("sheaf", flows=False)
+        self._account = budget.open("batch_group", drains=False)
         self._done: deque[Batch] = deque()
         self._error: BaseException | None = None
         """What comes after them."""
@@ -277,7 +277,7 @@ class ScrubNode(Node[Batch]):
         if stages:
             restore(self._stages, stages)
         if stages and isinstance(self._node, ShuffleNode):
-            self._node.restore(stages[STATE])
+            self._node.restore(stages[SHUFFLE_STATE])
 
     def snapshots(self) -> dict[str, Snapshot]:
         """Return the stage states in the form a mark stores."""
@@ -289,11 +289,11 @@ class ScrubNode(Node[Batch]):
             if self._error is not None:
                 raise self._error
             node: Node[Any] = self._node
-            item: Sheaf | Batch = next(node)
-            sheaf = item if isinstance(item, Sheaf) else Sheaf.of(item)
-            self._done.extend(self._cleaned(sheaf))
+            item: BatchGroup | Batch = next(node)
+            batch_group = item if isinstance(item, BatchGroup) else BatchGroup.of(item)
+            self._done.extend(self._scrub(batch_group))
         batch = self._done.popleft()
-        self._hold()
+        self._update_budget()
         if self._transfer is not None:
             batch = self._timed("transfer", self._transfer, batch)
         self._mark = batch.mark
@@ -315,67 +315,67 @@ class ScrubNode(Node[Batch]):
     def _drop(self) -> None:
         self._done.clear()
         self._error = None
-        self._hold()
+        self._update_budget()
 
-    def _hold(self) -> None:
+    def _update_budget(self) -> None:
         """Charge the finished batches to the budget, assuming equal sizes within a group."""
         each = self._done[0].nbytes if self._done else 0
         self._budget.hold(self._account, each * len(self._done))
 
-    def _cleaned(self, sheaf: Sheaf) -> tuple[Batch, ...]:
-        marks = [batch.mark for batch in sheaf.batches]
+    def _scrub(self, batch_group: BatchGroup) -> tuple[Batch, ...]:
+        marks = [batch.mark for batch in batch_group.batches]
         states: list[dict[str, Any]] = [{} for _ in marks]
-        for step in self._unkept:
-            sheaf = self._taken(partial(self._applied, step, states), sheaf)
+        for step in self._steps_before_raw:
+            batch_group = self._run_step(partial(self._apply_step, step, states), batch_group)
         if self._keep_raw:
-            sheaf = sheaf.each(lambda batch: replace(batch, raw=batch.frame), sheaf.frame)
-        for step in self._kept:
-            sheaf = self._taken(partial(self._applied, step, states), sheaf)
-        sheaf = self._taken(self._collated, sheaf)
-        told = zip(sheaf.batches, marks, states, strict=False)
+            batch_group = batch_group.map(lambda batch: replace(batch, raw=batch.frame), batch_group.frame)
+        for step in self._steps_after_raw:
+            batch_group = self._run_step(partial(self._apply_step, step, states), batch_group)
+        batch_group = self._run_step(self._collate_group, batch_group)
+        told = zip(batch_group.batches, marks, states, strict=False)
         return tuple(
             replace(batch, mark=Mark(positions=mark.positions, stages={**mark.stages, **state}))
             for batch, mark, state in told
         )
 
-    def _taken(self, step: Callable[[Sheaf], Sheaf], sheaf: Sheaf) -> Sheaf:
+    def _run_step(self, step: Callable[[BatchGroup], BatchGroup], batch_group: BatchGroup) -> BatchGroup:
         """After a step. Where it fails, the batches before go on; the error comes after them."""
         try:
-            return step(sheaf)
-        except Stopped as stopped:
+            return step(batch_group)
+        except StepFailed as stopped:
             self._error = stopped.__cause__
             return stopped.done
 
-    def _applied(
-        self, step: Stage | Chain, states: Sequence[dict[str, Any]], sheaf: Sheaf
-    ) -> Sheaf:
+    def _apply_step(
+        self, step: Stage | FusedStages, states: Sequence[dict[str, Any]], batch_group: BatchGroup
+    ) -> BatchGroup:
         """After a stage, or several; `states` get what they know after each batch."""
-        stages: Sequence[Any] = step.stages if isinstance(step, Chain) else (step,)
+        stages: Sequence[Any] = step.stages if isinstance(step, FusedStages) else (step,)
         left = iter(states)
 
         def learned() -> None:
             next(left).update(snapshots(stages))
 
-        if isinstance(step, Chain):
-            return step.apply(sheaf, self._times.took, learned)
+        if isinstance(step, FusedStages):
+            return step.apply(batch_group, self._timer.record, learned)
 
         def applied(batch: Batch) -> Batch:
             done = self._timed(step.name, partial(calls.apply, step), batch)
             learned()
             return done
 
-        return sheaf.each(applied)
+        return batch_group.map(applied)
 
-    def _collated(self, sheaf: Sheaf) -> Sheaf:
+    def _collate_group(self, batch_group: BatchGroup) -> BatchGroup:
         if isinstance(self._collate, Collate):
-            with self._times.timed("collate", batches=len(sheaf)):
-                return self._collate.together(sheaf)
+            with self._timer.timed("collate", batches=len(batch_group)):
+                return self._collate.apply_group(batch_group)
         if self._collate is None:
-            return sheaf
-        return sheaf.each(partial(self._timed, "collate", self._collate))
+            return batch_group
+        return batch_group.map(partial(self._timed, "collate", self._collate))
 
     def _timed(self, name: str, work: Callable[[Any], Batch], value: Any) -> Batch:
-        with self._times.timed(name):
+        with self._timer.timed(name):
             return work(value)
 
 
@@ -394,15 +394,15 @@ class BatchesNode(PrefetchNode[Batch]):
     ) -> None:
         super().__init__(node, make_channel, "prepare")
         self._deadline = deadline
-        self._taken: tuple[int, float] | None = None
+        self._in_use: tuple[int, float] | None = None
 
     def next(self) -> Batch:
-        taken, self._taken = self._taken, None
+        taken, self._in_use = self._in_use, None
         if taken is not None and self._deadline is not None:
             rows, cut = taken
             self._deadline.observe(rows, time.monotonic() - cut)
         batch = super().next()
-        self._taken = (batch.raw_rows, batch.cut)
+        self._in_use = (batch.raw_rows, batch.cut)
         return batch
 
 
@@ -420,7 +420,7 @@ class Loader(Items[Batch]):
 
     Attributes:
         budget: who holds how many bytes.
-        times: where the time goes.
+        timer: where the time goes.
         threads: how many decode together.
 
     Args:
@@ -452,24 +452,24 @@ class Loader(Items[Batch]):
         keep_records: bool = False,
         mark: Mark | None = None,
     ) -> None:
-        settings = (settings or LoaderSettings()).of(endless=source.endless())
+        settings = (settings or LoaderSettings()).of(unbounded=source.unbounded())
         metrics = metrics or Metrics()
         self.budget = Budget(int(settings.memory_budget))
         # The consumer's, one that reads, one that prepares, one that decodes with it; less of a
         # budget so small that this would be felt.
         self.budget.acquire("threads", min(4 * THREAD_BYTES, self.budget.total // 64))
-        self.times = times = Times(metrics)
-        channel = partial(_channel, self.budget, metrics, times, settings.prefetch_bytes)
+        self.timer = timer = StageTimer(metrics)
+        channel = partial(_channel, self.budget, metrics, timer, settings.prefetch_bytes)
         objective = settings.latency_objective
         deadline = None if objective is None else Deadline(objective)
-        self._fetching = SourceNode(source, settings, times)
+        self._fetching = SourceNode(source, settings, timer)
         fetch: PrefetchNode[Records | None] = PrefetchNode(
             self._fetching,
             # Half the budget, so that the raw queue cannot starve the prepared one.
             partial(channel, "raw", _raw_bytes, share=0.5, entry=True),
             "fetch",
         )
-        self.threads = threads = Threads(
+        self.threads = threads = DecodeThreads(
             len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1,
             fixed=settings.decode_threads,
             on_change=metrics.decode_threads.set,
@@ -480,16 +480,16 @@ class Loader(Items[Batch]):
             schema,
             threads=threads,
             largest=self.budget.total,
-            waited=partial(times.waits, "prepared", "get"),
+            waited=partial(timer.waited_seconds, "prepared", "get"),
         )
         node: DecodeNode | ShuffleNode
         if settings.shuffle_rows:
-            node = ShuffleNode(fetch, decoder, settings, self.budget, metrics, times)
+            node = ShuffleNode(fetch, decoder, settings, self.budget, metrics, timer)
         else:
             rebatch = RebatchNode(fetch, settings, self.budget, deadline)
-            node = DecodeNode(rebatch, decoder, metrics, times, keep_records)
+            node = DecodeNode(rebatch, decoder, metrics, timer, keep_records)
         self._scrub = scrub = ScrubNode(
-            node, stages, collate, times, self.budget, keep_raw_from, transfer
+            node, stages, collate, timer, self.budget, keep_raw_from, transfer
         )
         prepared = partial(
             channel,
@@ -505,9 +505,9 @@ class Loader(Items[Batch]):
             self.seek(mark)
 
     @property
-    def asked(self) -> float:
-        """See `SourceNode.asked`."""
-        return self._fetching.asked
+    def read_started(self) -> float:
+        """See `SourceNode.read_started`."""
+        return self._fetching.read_started
 
     def seek(self, mark: Mark) -> None:
         """Start the next loop after `mark`."""
@@ -563,7 +563,7 @@ class Loader(Items[Batch]):
 def _channel(
     budget: Budget,
     metrics: Metrics,
-    times: Times,
+    timer: StageTimer,
     fixed: int | None,
     name: str,
     size_of: Callable[[Any], int],
@@ -574,7 +574,7 @@ def _channel(
     """A queue under the budget, seen by the metrics. No method: what a thread reaches must not
     reach the loader, or a forgotten one would never be collected."""
     resizes = metrics.queue_resizes
-    depth = Depth(
+    depth = QueueDepth(
         max(1, int(budget.total * share)),
         fixed=fixed,
         on_change=lambda _, direction: resizes.labels(queue=name, direction=direction).inc(),
@@ -587,8 +587,8 @@ def _channel(
         max_items,
         depth=depth,
         entry=entry,
-        on_put_wait=times.waiter(name, "put"),
-        on_get_wait=times.waiter(name, "get"),
+        on_put_wait=timer.wait_recorder(name, "put"),
+        on_get_wait=timer.wait_recorder(name, "get"),
     )
     metrics.watch(metrics.queue_bytes, lambda: channel.nbytes, queue=name)
     metrics.watch(metrics.queue_items, lambda: len(channel), queue=name)

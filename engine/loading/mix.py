@@ -25,7 +25,7 @@ from engine.config import validate
 from engine.types import (
     DROPPED,
     PARTITION,
-    REST,
+    WILDCARD,
     Buffered,
     EndOfStream,
     Format,
@@ -44,11 +44,11 @@ from engine.types import (
 
 SEPARATOR = ":"
 V = TypeVar("V")
-NAME = re.compile(r"[A-Za-z0-9_-]+")
+SOURCE_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
 @dataclass(slots=True)
-class Part:
+class WeightedSource:
     """One of the sources.
 
     Attributes:
@@ -94,17 +94,17 @@ class Mix(SharedSource):
         of its own with a ``weight``.
 
         Attributes:
-            turn [rows]: rows that one source gives before another does.
+            rows_per_turn [rows]: rows that one source gives before another does.
             stop: "all" goes on with the others where a source ends; "first" ends with it.
         """
 
-        turn: Free[int] = Field(256, ge=1)
+        rows_per_turn: Free[int] = Field(256, ge=1)
         stop: Free[Literal["all", "first"]] = "all"
 
     def __init__(self, settings: Mix.Settings, sources: Mapping[str, tuple[Source, float]]) -> None:
         self.settings = settings
         for name, (_, weight) in sources.items():
-            if not NAME.fullmatch(name):
+            if not SOURCE_NAME.fullmatch(name):
                 raise UserError(
                     f"[source.sources] expects names of letters, digits, - and _, got '{name}'."
                 )
@@ -112,33 +112,33 @@ class Mix(SharedSource):
                 raise UserError(
                     f"[source.sources.{name}] weight expects a number of 0 or more, got {weight:g}."
                 )
-        self._parts = [Part(n, source, w) for n, (source, w) in sources.items() if w > 0]
+        self._parts = [WeightedSource(n, source, w) for n, (source, w) in sources.items() if w > 0]
         if not self._parts:
             raise UserError(
                 "[source.sources] gives nobody a row: expected a weight above 0 at one at least."
             )
         self.format: Format = MixFormat({p.name: p.source.format for p in self._parts})
-        self._turn: Part | None = None
+        self._turn: WeightedSource | None = None
         self._left = 0
 
     @property
     def parts(self) -> dict[str, Source]:
         """How the partitions of each source begin -> that source."""
-        return {part.counter: part.source for part in self._parts}
+        return {member.counter: member.source for member in self._parts}
 
     @property
     def epochs(self) -> int:
         """How often rows are read at most."""
-        found = [getattr(getattr(p.source, "settings", None), "epochs", 1) for p in self._parts]
-        return max(found)
+        epochs = [getattr(getattr(p.source, "settings", None), "epochs", 1) for p in self._parts]
+        return max(epochs)
 
-    def endless(self) -> bool:
+    def unbounded(self) -> bool:
         """See `engine.types.Source`: where one of them is."""
-        return any(part.source.endless() for part in self._parts)
+        return any(member.source.unbounded() for member in self._parts)
 
-    def repeatable(self) -> bool:
+    def can_be_reread(self) -> bool:
         """See `engine.types.Source`: where all are."""
-        return all(part.source.repeatable() for part in self._parts)
+        return all(member.source.can_be_reread() for member in self._parts)
 
     def schema(self, declared: Schema) -> Schema:
         """See `engine.types.Source`; where nothing is declared, the first source says. Where
@@ -147,173 +147,173 @@ class Mix(SharedSource):
         Raises: UserError where a source has other columns.
         """
         first, *rest = self._parts
-        schema = first.source.schema({REST: DROPPED, **declared} if declared else {})
-        told = schema if not declared or REST in declared else declared
-        for part in rest:
-            own = part.source.schema({REST: DROPPED, **told})
+        schema = first.source.schema({WILDCARD: DROPPED, **declared} if declared else {})
+        expected = schema if not declared or WILDCARD in declared else declared
+        for member in rest:
+            own = member.source.schema({WILDCARD: DROPPED, **expected})
             if own != schema:
                 odd = next(c for c in {**schema, **own} if schema.get(c) != own.get(c))
                 raise UserError(
-                    f"[source.sources.{part.name}] has other columns than '{first.name}', first of "
+                    f"[source.sources.{member.name}] has other columns than '{first.name}', first of "
                     f"them '{odd}': declare those that both have in [source.schema]."
                 )
         return schema
 
-    def findings(self) -> Mapping[str, Snapshot]:
+    def schema_state(self) -> Mapping[str, Snapshot]:
         """See `engine.types.Source`; name of each source -> its own."""
-        return {part.name: dict(part.source.findings()) for part in self._parts}
+        return {member.name: dict(member.source.schema_state()) for member in self._parts}
 
     def remarks(self) -> list[str]:
         """See `engine.types.Source`; each source's, with its name."""
-        said = [(part.name, remark) for part in self._parts for remark in part.source.remarks()]
-        return [f"source '{name}': {remark}" for name, remark in said]
+        remarks = [(member.name, remark) for member in self._parts for remark in member.source.remarks()]
+        return [f"source '{name}': {remark}" for name, remark in remarks]
 
     def in_effect(self) -> Mapping[str, Snapshot]:
         """See `engine.types.Source`; name of each source -> its own."""
-        return {part.name: dict(part.source.in_effect()) for part in self._parts}
+        return {member.name: dict(member.source.in_effect()) for member in self._parts}
 
-    def rereads(self, sink: Sink) -> str | None:
+    def reads_output_of(self, sink: Sink) -> str | None:
         """See `engine.types.Source`."""
-        found = (part.source.rereads(sink) for part in self._parts)
-        return next((place for place in found if place is not None), None)
+        overlaps = (member.source.reads_output_of(sink) for member in self._parts)
+        return next((place for place in overlaps if place is not None), None)
 
-    def covers(self, file: Path) -> bool:
+    def reads_file(self, file: Path) -> bool:
         """See `engine.types.Source`."""
-        return any(part.source.covers(file) for part in self._parts)
+        return any(member.source.reads_file(file) for member in self._parts)
 
-    def origins(self) -> set[str]:
+    def origin_columns(self) -> set[str]:
         """See `engine.types.Source`: where it is so of one of them."""
-        return {column for part in self._parts for column in part.source.origins()}
+        return {column for member in self._parts for column in member.source.origin_columns()}
 
-    def recall(self, findings: Mapping[str, Snapshot]) -> None:
+    def restore_schema_state(self, schema_state: Mapping[str, Snapshot]) -> None:
         """See `engine.types.Source`; each source its own."""
-        for part in self._parts:
-            own = findings.get(part.name)
-            part.source.recall(own if isinstance(own, Mapping) else {})
+        for member in self._parts:
+            own = schema_state.get(member.name)
+            member.source.restore_schema_state(own if isinstance(own, Mapping) else {})
 
     def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
         """See `engine.types.Source`."""
         waiting: set[str] = set()
         while True:
-            part = self._next(waiting)
-            if part is None:
+            member = self._next(waiting)
+            if member is None:
                 return None
             wait = timeout if len(waiting) + 1 == len(self._alive) else 0.0
             try:
                 records = calls.read(
-                    part.source,
+                    member.source,
                     min(max_rows, self._left),
                     max_bytes,
                     wait,
-                    f"source.sources.{part.name}",
+                    f"source.sources.{member.name}",
                 )
             except EndOfStream:
-                part.ended, self._turn = True, None
+                member.ended, self._turn = True, None
                 if self.settings.stop == "first":
                     raise
                 continue
             if records is None:
-                waiting.add(part.name)
+                waiting.add(member.name)
                 self._turn = None
                 continue
-            return self._given(part, records)
+            return self._given(member, records)
 
     def seek(self, mark: Mark) -> None:
         """See `engine.types.Source`."""
         self._turn, self._left = None, 0
-        for part in self._parts:
-            part.source.seek(part.own(mark))
-            part.given, part.ended = mark.positions.get(part.counter, 0), False
+        for member in self._parts:
+            member.source.seek(member.own(mark))
+            member.given, member.ended = mark.positions.get(member.counter, 0), False
 
     def identities(self, mark: Mark) -> Mapping[str, Snapshot]:
         """See `engine.types.Source`."""
         return {
-            part.counter + partition: identity
-            for part in self._parts
-            for partition, identity in part.source.identities(part.own(mark)).items()
+            member.counter + partition: identity
+            for member in self._parts
+            for partition, identity in member.source.identities(member.own(mark)).items()
         }
 
-    def recognise(self, identities: Mapping[str, Snapshot]) -> None:
+    def match_identities(self, identities: Mapping[str, Snapshot]) -> None:
         """See `engine.types.Source`; each source its own part."""
-        for part in self._parts:
-            part.source.recognise(_within(identities, part.counter))
+        for member in self._parts:
+            member.source.match_identities(_within(identities, member.counter))
 
     def commit(self, mark: Mark) -> bool:
         """See `engine.types.Source`; each source its own part."""
-        done = [part.source.commit(part.own(mark)) for part in self._parts]
+        done = [member.source.commit(member.own(mark)) for member in self._parts]
         return all(done)
 
     def lag(self, mark: Mark) -> Mapping[str, int]:
         """See `engine.types.Source`."""
         return {
-            part.counter + partition: n
-            for part in self._parts
-            for partition, n in part.source.lag(part.own(mark)).items()
+            member.counter + partition: n
+            for member in self._parts
+            for partition, n in member.source.lag(member.own(mark)).items()
         }
 
     def progress(self, mark: Mark) -> float | None:
         """Of all sources alike; with ``stop = "first"`` of the one that is furthest."""
-        shares = [part.source.progress(part.own(mark)) for part in self._parts]
-        known = [share for share in shares if share is not None]
+        fractions = [member.source.progress(member.own(mark)) for member in self._parts]
+        known = [share for share in fractions if share is not None]
         if self.settings.stop == "first":
             return max(known, default=None)
-        return sum(known) / len(known) if len(known) == len(shares) else None
+        return sum(known) / len(known) if len(known) == len(fractions) else None
 
     def close(self) -> None:
         """See `engine.types.Source`."""
-        for part in self._parts:
-            part.source.close()
+        for member in self._parts:
+            member.source.close()
 
     @property
     def nbytes(self) -> int:
         """See `engine.types.Buffered`."""
         return sum(p.source.nbytes for p in self._parts if isinstance(p.source, Buffered))
 
-    def bound(self, nbytes: int) -> None:
+    def limit_memory(self, nbytes: int) -> None:
         """See `engine.types.Buffered`; each buffer an equal share."""
         buffered = [p.source for p in self._parts if isinstance(p.source, Buffered)]
         for source in buffered:
-            source.bound(nbytes // len(buffered))
+            source.limit_memory(nbytes // len(buffered))
 
     # ---------------------------------------------------------------------- partitions that come
 
-    shares = remembers = lost = leaving = False
+    shares_partitions = tracks_owners = partitions_lost = is_revoking = False
     """None of its sources shares its partitions."""
 
-    def moving(self) -> bool:
+    def is_rebalancing(self) -> bool:
         """See `engine.types.SharedSource`."""
-        return any(source.moving() for _, source in self._shared)
+        return any(source.is_rebalancing() for _, source in self._shared)
 
-    def trouble(self) -> str | None:
+    def unavailable_reason(self) -> str | None:
         """See `engine.types.SharedSource`; the first source's that has any."""
-        for part, source in self._shared:
-            if (why := source.trouble()) is not None:
-                return f"source '{part.name}': {why}"
+        for member, source in self._shared:
+            if (why := source.unavailable_reason()) is not None:
+                return f"source '{member.name}': {why}"
         return None
 
-    def release(self) -> None:
+    def release_partitions(self) -> None:
         """See `engine.types.SharedSource`."""
         for _, source in self._shared:
-            source.release()
+            source.release_partitions()
 
-    def settle(self, mark: Mark) -> Mark:
+    def resume_after_rebalance(self, mark: Mark) -> Mark:
         """See `engine.types.SharedSource`."""
         positions = dict(mark.positions)
-        for part, source in self._shared:
-            settled = source.settle(part.own(mark)).positions
-            positions |= {part.counter + name: at for name, at in settled.items()}
+        for member, source in self._shared:
+            resumed = source.resume_after_rebalance(member.own(mark)).positions
+            positions |= {member.counter + name: at for name, at in resumed.items()}
         return Mark(positions=positions, stages=mark.stages)
 
-    def start_over(self) -> None:
+    def reset_offsets(self) -> None:
         """See `engine.types.SharedSource`."""
         for _, source in self._shared:
-            source.start_over()
+            source.reset_offsets()
 
-    def agrees(self, positions: Mapping[str, int]) -> bool | None:
+    def was_committed(self, positions: Mapping[str, int]) -> bool | None:
         """See `engine.types.SharedSource`."""
         shared = self._shared
-        found = [source.agrees(_within(positions, part.counter)) for part, source in shared]
-        return False if False in found else None if None in found else True
+        agreements = [source.was_committed(_within(positions, member.counter)) for member, source in shared]
+        return False if False in agreements else None if None in agreements else True
 
     def counts(self) -> Mapping[str, int]:
         """See `engine.types.SharedSource`."""
@@ -322,45 +322,45 @@ class Mix(SharedSource):
             sums.update(source.counts())
         return sums
 
-    def beat(self) -> None:
+    def keep_alive(self) -> None:
         """See `engine.types.SharedSource`."""
         for _, source in self._shared:
-            source.beat()
+            source.keep_alive()
 
     # -------------------------------------------------------------------------------------- inside
 
     @property
-    def _shared(self) -> list[tuple[Part, SharedSource]]:
+    def _shared(self) -> list[tuple[WeightedSource, SharedSource]]:
         return [(p, p.source) for p in self._parts if isinstance(p.source, SharedSource)]
 
     @property
-    def _alive(self) -> list[Part]:
-        return [part for part in self._parts if not part.ended]
+    def _alive(self) -> list[WeightedSource]:
+        return [member for member in self._parts if not member.ended]
 
-    def _next(self, waiting: set[str]) -> Part | None:
+    def _next(self, waiting: set[str]) -> WeightedSource | None:
         """Whose turn it is; None where nobody has anything for now. Raises: EndOfStream."""
         if self._turn is not None and self._left > 0:
             return self._turn
         alive = self._alive
         if not alive:
             raise EndOfStream
-        ready = [part for part in alive if part.name not in waiting]
+        ready = [member for member in alive if member.name not in waiting]
         if not ready:
             return None
-        turn = self.settings.turn
-        begun = [part for part in ready if part.given % turn]
+        rows_per_turn = self.settings.rows_per_turn
+        begun = [member for member in ready if member.given % rows_per_turn]
         self._turn = begun[0] if begun else min(ready, key=lambda p: p.given / p.weight)
-        self._left = turn - self._turn.given % turn
+        self._left = rows_per_turn - self._turn.given % rows_per_turn
         return self._turn
 
-    def _given(self, part: Part, records: Records) -> Records:
-        before, n = part.given, len(records)
-        part.given += n
+    def _given(self, member: WeightedSource, records: Records) -> Records:
+        before, n = member.given, len(records)
+        member.given += n
         self._left -= n
         return replace(
             records,
-            partition=part.counter + records.partition,
-            counter=part.counter,
+            partition=member.counter + records.partition,
+            counter=member.counter,
             counted=before,
         )
 
@@ -387,15 +387,15 @@ class MixFormat:
 
     def interrupt(self) -> None:
         """See `engine.types.Interruptible`."""
-        for part in self._formats.values():
-            if isinstance(part, Interruptible):
-                part.interrupt()
+        for member in self._formats.values():
+            if isinstance(member, Interruptible):
+                member.interrupt()
 
     def resume(self) -> None:
         """See `engine.types.Interruptible`."""
-        for part in self._formats.values():
-            if isinstance(part, Interruptible):
-                part.resume()
+        for member in self._formats.values():
+            if isinstance(member, Interruptible):
+                member.resume()
 
 
 class MixTable(types.Settings):
@@ -408,7 +408,7 @@ class MixTable(types.Settings):
     sources: dict[str, dict[str, Any]] = Field(min_length=1)
 
 
-class PartTable(types.Settings):
+class WeightedSourceTable(types.Settings):
     """``[source.sources.NAME]``; its other keys are those of a ``[source]``.
 
     Attributes:
@@ -428,18 +428,18 @@ def sources_of(
     given = table.get("sources")
     if not isinstance(given, Mapping) or not given:
         raise UserError("[source] kind 'mix' expects its sources as tables [source.sources.NAME].")
-    made = {}
-    for name, part in given.items():
-        own = dict(part) if isinstance(part, Mapping) else {}
+    sources = {}
+    for name, member in given.items():
+        own = dict(member) if isinstance(member, Mapping) else {}
         given_weight = {"weight": own.pop("weight")} if "weight" in own else {}
-        weight = validate(PartTable, given_weight, f"source.sources.{name}", where).weight
-        if own.get("join") or own.get("kind") == "mix":
+        weight = validate(WeightedSourceTable, given_weight, f"source.sources.{name}", where).weight
+        if own.get("subscribe") or own.get("kind") == "mix":
             raise UserError(
-                f"[source.sources.{name}] expects a source of files or a topic without 'join': "
+                f"[source.sources.{name}] expects a source of files or a topic without 'subscribe': "
                 "what shares its partitions, or is a mix itself, cannot be mixed."
             )
-        made[str(name)] = (own, weight)
-    return made
+        sources[str(name)] = (own, weight)
+    return sources
 
 
-__all__ = ["Mix", "MixFormat", "MixTable", "Part", "PartTable", "sources_of"]
+__all__ = ["Mix", "MixFormat", "MixTable", "WeightedSource", "WeightedSourceTable", "sources_of"]

@@ -11,7 +11,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from engine.config import ModelSettings
-from engine.scrub.columns import spread
+from engine.scrub.columns import expand_columns
 from engine.types import Features, Padded, Ragged, Schema, Sparse, UserError, tensor
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ def nested_features(
     """
     kinds = ("images", "ragged", "padded", "sparse")
     names = {
-        kind: spread(asked, schema, where=f"[model] {kind}") if asked else ()
-        for kind in kinds
-        for asked in [getattr(model, kind)]
+        name: expand_columns(asked, schema, where=f"[model] {name}") if asked else ()
+        for name in kinds
+        for asked in [getattr(model, name)]
     }
     for column in names["sparse"]:
         if column not in sizes:
@@ -51,7 +51,7 @@ def nested_features(
         )
     return {
         "images": {column: _shape(column, schema[column]) for column in names["images"]},
-        **{kind: {c: sizes.get(c, 0) for c in names[kind]} for kind in kinds[1:]},
+        **{name: {c: sizes.get(c, 0) for c in names[name]} for name in kinds[1:]},
         "max_length": model.max_length,
         "buckets": tuple(sorted(model.buckets)),
     }
@@ -62,40 +62,40 @@ def check(features: Features, schema: Schema) -> None:
     for column in features.images:
         _shape(column, schema[column])
     for column in (*features.ragged, *features.padded, *features.sparse):
-        kind = schema[column]
-        inner = kind.inner if isinstance(kind, pl.List) else None
+        dtype = schema[column]
+        inner = dtype.inner if isinstance(dtype, pl.List) else None
         ids = column in features.sparse
         if inner is None or not (inner.is_integer() or (inner.is_float() and not ids)):
             raise UserError(
                 f"[model] expects lists of {'ids' if ids else 'numbers'} in column '{column}', got "
-                f"{kind}: make them with a 'tokens' stage."
+                f"{dtype}: make them with a 'tokens' stage."
             )
 
 
 def array_bytes(schema: Schema) -> int:
     """Bytes of the arrays of one row."""
     total = 0
-    for kind in schema.values():
-        if isinstance(kind, pl.Array):
-            flat: pl.DataType = kind
+    for dtype in schema.values():
+        if isinstance(dtype, pl.Array):
+            flat: pl.DataType = dtype
             while isinstance(flat, pl.Array):
                 flat = flat.inner  # type: ignore[assignment]
-            total += math.prod(kind.shape) * pl.Series(dtype=flat).to_numpy().itemsize
+            total += math.prod(dtype.shape) * pl.Series(dtype=flat).to_numpy().itemsize
     return total
 
 
-def _shape(column: str, kind: pl.DataType) -> tuple[int, int, int]:
+def _shape(column: str, dtype: pl.DataType) -> tuple[int, int, int]:
     """Channels, height, width."""
-    flat = kind.inner if isinstance(kind, pl.Array) else None
+    flat = dtype.inner if isinstance(dtype, pl.Array) else None
     while isinstance(flat, pl.Array):
         flat = flat.inner
     good = flat == pl.UInt8 or (flat is not None and flat.is_float())
-    if not isinstance(kind, pl.Array) or len(kind.shape) != 3 or not good:
+    if not isinstance(dtype, pl.Array) or len(dtype.shape) != 3 or not good:
         raise UserError(
             f"[model] images expects arrays of UInt8 or floats of shape (height, width, channels) "
-            f"in column '{column}', got {kind}: make them with an 'image' stage."
+            f"in column '{column}', got {dtype}: make them with an 'image' stage."
         )
-    height, width, channels = kind.shape
+    height, width, channels = dtype.shape
     return channels, height, width
 
 
@@ -161,8 +161,8 @@ def image(column: pl.Series) -> torch.Tensor:
 def ragged(column: pl.Series, max_length: int | None) -> tuple[Ragged, int]:
     """Lists without a null, and how many of their values were cut off."""
     values, bounds, cut = _cut(column, max_length)
-    made = Ragged(values=tensor(values), offsets=tensor(bounds))
-    return made, cut
+    rows = Ragged(values=tensor(values), offsets=tensor(bounds))
+    return rows, cut
 
 
 def padded(
@@ -194,13 +194,13 @@ def sparse(column: pl.Series, width: int, max_length: int | None) -> tuple[Spars
     rows = np.repeat(np.arange(len(column)), np.diff(bounds))
     cells, counts = np.unique(rows * width + values, return_counts=True)
     ends = np.searchsorted(cells, np.arange(len(column) + 1) * width)
-    made = Sparse(
+    rows_out = Sparse(
         indices=tensor(cells % width),
         offsets=tensor(ends.astype(np.int64)),
         weights=tensor(counts.astype(np.float32)),
         width=width,
     )
-    return made, cut
+    return rows_out, cut
 
 
 class _Writable:
@@ -231,8 +231,8 @@ def _bounds(column: pl.Series) -> NDArray[np.int64]:
 
 def _cut(column: pl.Series, max_length: int | None) -> tuple[NDArray[Any], NDArray[np.int64], int]:
     """The first values of each list, where they begin, and how many others there were."""
-    kind = pl.Float32 if column.dtype.inner.is_float() else pl.Int64  # type: ignore[attr-defined]
-    values: NDArray[Any] = _values(column).cast(kind).to_numpy(writable=True)
+    dtype = pl.Float32 if column.dtype.inner.is_float() else pl.Int64  # type: ignore[attr-defined]
+    values: NDArray[Any] = _values(column).cast(dtype).to_numpy(writable=True)
     bounds = _bounds(column)
     lengths = np.diff(bounds)
     if max_length is None or (lengths <= max_length).all():

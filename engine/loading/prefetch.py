@@ -64,9 +64,9 @@ class PrefetchNode(Node[T], Generic[T]):
         self._thread.start()
 
     def next(self) -> T:
-        return self.within(None)
+        return self.next_within(None)
 
-    def within(self, timeout: float | None) -> T:
+    def next_within(self, timeout: float | None) -> T:
         """The next item. Raises: Empty when it does not come within `timeout` seconds;
         StopIteration at the end."""
         assert self._channel is not None, "reset comes first"
@@ -119,13 +119,13 @@ def _produce(node: Any, state: dict[str, Any] | None, channel: Channel[Any]) -> 
     """The thread: everything the node gives goes into the channel, its end and its errors too."""
     try:
         node.reset(state)
-        beat = getattr(node, "beat", None)
+        keep_alive = getattr(node, "keep_alive", None)
         while True:
-            channel.await_room(beat)
+            channel.await_room(keep_alive)
             item = next(node)
             # "Nothing came" is news only to a consumer that has nothing else to do.
             if item is not None or not len(channel):
-                channel.put((item, node.state_dict()), beat)
+                channel.put((item, node.state_dict()), keep_alive)
             del item  # or the last item's memory would stay while the next is awaited
     except StopIteration:
         channel.finish()

@@ -18,13 +18,13 @@ from engine.loading.prefetch import PrefetchNode
 from engine.columnar.row_sizes import ends_of
 from engine.types import Records
 
-TOGETHER = 4
+MAX_GROUP_BATCHES = 4
 """Batches that go through the loader together, at most: more are no faster, as they leave the
 processor's cache before the next step takes them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Raw:
+class RawBatch:
     """Undecoded rows of one batch to be, or of several.
 
     Attributes:
@@ -45,7 +45,7 @@ class Raw:
     reason: str
     batches: int = 1
 
-    def apart(self) -> tuple[Raw, ...]:
+    def split(self) -> tuple[RawBatch, ...]:
         """Each batch by itself."""
         if self.batches == 1:
             return (self,)
@@ -53,7 +53,7 @@ class Raw:
         size = len(piece) // self.batches
         pieces = [piece.slice(at, at + size) for at in range(0, len(piece), size)]
         return tuple(
-            replace(self, pieces=(part,), positions={**self.positions, **part.after}, batches=1)
+            replace(self, pieces=(part,), positions={**self.positions, **part.end_positions}, batches=1)
             for part in pieces
         )
 
@@ -66,7 +66,7 @@ class Raw:
         return sum(piece.nbytes for piece in self.pieces)
 
 
-class RebatchNode(Node[Raw]):
+class RebatchNode(Node[RawBatch]):
     """Cuts raw rows into batches: of `batch_rows`, or less where they are `batch_limit` bytes,
     where the oldest has waited `max_delay`, or where waiting longer would miss the deadline.
 
@@ -95,7 +95,7 @@ class RebatchNode(Node[Raw]):
         self._delay = settings.max_delay
         self._deadline = deadline
         self._budget = budget
-        self._account = budget.open("rebatch", flows=False)
+        self._account = budget.open("rebatch", drains=False)
         self._pieces: list[Records] = []
         self._rest: Records | None = None
         self._left, self._room = self._rows, self._bytes
@@ -112,14 +112,14 @@ class RebatchNode(Node[Raw]):
         self._ahead = dict(self._positions)
         self._node.reset(initial_state)
 
-    def next(self) -> Raw:
+    def next(self) -> RawBatch:
         start, reason = time.monotonic(), ""
         batches = 1
         while not reason:
             records = self._rest or self._wait(start)
             if isinstance(records, str):
                 reason = records
-            elif (several := self._several(records)) > 1:
+            elif (several := self._whole_batches(records)) > 1:
                 reason, batches = "full", several
                 self._take(records, several * self._rows)
             else:
@@ -143,11 +143,11 @@ class RebatchNode(Node[Raw]):
     def close(self) -> None:
         self._node.close()
 
-    def _cut(self, start: float, reason: str, batches: int) -> Raw:
+    def _cut(self, start: float, reason: str, batches: int) -> RawBatch:
         pieces, self._pieces = tuple(self._pieces), []
         self._left, self._room = self._rows, self._bytes
         self._positions = dict(self._ahead)
-        return Raw(
+        return RawBatch(
             pieces=pieces,
             positions=self._positions,
             arrived=min((piece.arrived for piece in pieces), default=start),
@@ -156,17 +156,17 @@ class RebatchNode(Node[Raw]):
             batches=batches,
         )
 
-    def _idle(self) -> Raw:
+    def _idle(self) -> RawBatch:
         """No rows: those that wait stay, and the positions before them."""
         if not self._pieces:
             self._positions = dict(self._ahead)
         now = time.monotonic()
-        return Raw(pieces=(), positions=self._positions, arrived=now, cut=now, reason="idle")
+        return RawBatch(pieces=(), positions=self._positions, arrived=now, cut=now, reason="idle")
 
-    def _several(self, records: Records) -> int:
+    def _whole_batches(self, records: Records) -> int:
         """How many whole batches these rows begin with that can be cut at once: together they are
         no more bytes than one batch may be."""
-        n = min(len(records) // self._rows, TOGETHER)
+        n = min(len(records) // self._rows, MAX_GROUP_BATCHES)
         together = isinstance(records.values, pl.DataFrame) and not self._pieces
         if n < 2 or not together or self._deadline is not None:
             return 1
@@ -177,7 +177,7 @@ class RebatchNode(Node[Raw]):
         """The first n rows into the batch; the others stay for the next."""
         piece = records if n == len(records) else records.slice(0, n)
         self._pieces.append(piece)
-        self._ahead |= piece.after
+        self._ahead |= piece.end_positions
         self._rest = records.slice(n, len(records)) if n < len(records) else None
 
     def _add(self, records: Records) -> str:
@@ -198,11 +198,11 @@ class RebatchNode(Node[Raw]):
     def _wait(self, start: float) -> Records | str:
         """The next records, or why the batch must go without more."""
         while True:
-            close, why = self._closes(start)
+            close, why = self._close_by(start)
             timeout = max(0.0, close - time.monotonic())
             self._budget.hold(self._account, sum(piece.nbytes for piece in self._pieces))
             try:
-                records = self._node.within(timeout)
+                records = self._node.next_within(timeout)
             except Empty:
                 return why
             except StopIteration:
@@ -212,11 +212,11 @@ class RebatchNode(Node[Raw]):
                 return records
             # Nothing came, or a gap without rows: only its position counts.
             if records is not None:
-                self._ahead |= records.after
+                self._ahead |= records.end_positions
             if time.monotonic() >= close:
                 return why
 
-    def _closes(self, start: float) -> tuple[float, str]:
+    def _close_by(self, start: float) -> tuple[float, str]:
         """When a batch goes at the latest, and why."""
         ends = [(start + self.idle, "idle")]
         if not self._pieces:
@@ -229,4 +229,4 @@ class RebatchNode(Node[Raw]):
         return min(ends)
 
 
-__all__ = ["Raw", "RebatchNode"]
+__all__ = ["RawBatch", "RebatchNode"]

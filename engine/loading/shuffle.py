@@ -30,17 +30,17 @@ from engine.observing.metrics import Metrics
 from engine.loading.nodes import Node
 from engine.loading.prefetch import PrefetchNode
 from engine.columnar.row_sizes import ends_of
-from engine.observing.timing import Times
+from engine.observing.timing import StageTimer
 from engine.types import Batch, Mark, Records, Rejects, Snapshot
 
-STATE = "_shuffle"
+SHUFFLE_STATE = "_shuffle"
 """Its snapshot's name among those of the stages."""
-SHARE = 0.25
+MEMORY_SHARE = 0.25
 """Part of the budget that a block's raw records may take."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Block:
+class ShuffleBlock:
     """Decoded rows in their new order.
 
     Attributes:
@@ -83,24 +83,24 @@ class ShuffleNode(Node[Batch]):
         settings: LoaderSettings,
         budget: Budget,
         metrics: Metrics,
-        times: Times,
+        timer: StageTimer,
     ) -> None:
         super().__init__()
         self._node = node
         self._decoder = decoder
         self._rows, self._batch_rows = settings.shuffle_rows, settings.batch_rows
-        self._bytes = max(1, int(int(settings.memory_budget) * SHARE))
+        self._bytes = max(1, int(int(settings.memory_budget) * MEMORY_SHARE))
         self._delay, self._seed = settings.max_delay, settings.shuffle_seed
         self._budget = budget
-        self._account = budget.open("shuffle", flows=False)
-        self._releases = metrics.batch_release
-        self._times = times
+        self._account = budget.open("shuffle", drains=False)
+        self._releases = metrics.batches_closed
+        self._timer = timer
         self._begin({})
 
     def reset(self, initial_state: dict[str, Any] | None = None) -> None:
         super().reset(initial_state)
         state = initial_state or {}
-        self._begin(state.get("positions", {}), state.get("stages", {}).get(STATE))
+        self._begin(state.get("positions", {}), state.get("stages", {}).get(SHUFFLE_STATE))
         self._decoder.resume()
         self._node.reset(dict(self._start))
 
@@ -120,7 +120,7 @@ class ShuffleNode(Node[Batch]):
             now = time.monotonic()
             return Batch(frame=self._decoder.decode(())[0], mark=self._mark(), arrived=now, cut=now)
         assert self._block is not None
-        return self._give(self._block)
+        return self._emit(self._block)
 
     def get_state(self) -> dict[str, Any]:
         mark = self._mark()
@@ -143,14 +143,14 @@ class ShuffleNode(Node[Batch]):
         """At a block's start, or within the one that `saved` tells of."""
         saved = saved or {"block": 0, "given": 0, "ends": {}}
         self._start = dict(start)
-        self._number, self._given = int(saved["block"]), int(saved["given"])
+        self._number, self._emitted = int(saved["block"]), int(saved["given"])
         self._ends: dict[str, int] = dict(saved["ends"])  # of a block that is read again
         self._held: deque[Records] = deque()
-        self._block: Block | None = None
+        self._block: ShuffleBlock | None = None
         self._ended = False
-        self._empty()
+        self._start_block()
 
-    def _empty(self) -> None:
+    def _start_block(self) -> None:
         self._pieces: list[Records] = []
         self._nexts: dict[str, int] = {}
         self._left, self._room, self._full = self._rows, self._bytes, False
@@ -160,7 +160,7 @@ class ShuffleNode(Node[Batch]):
     def _fill(self) -> bool:
         """Read until there is a block; False where nothing comes, for now or for ever."""
         start = time.monotonic()
-        while not self._done():
+        while not self._is_full():
             records: Records | None
             try:
                 records = self._pull(start)
@@ -173,14 +173,14 @@ class ShuffleNode(Node[Batch]):
                 break
             if records is not None:
                 self._take(records)
-            elif self._late():
+            elif self._is_overdue():
                 break
             elif time.monotonic() >= start + self.idle:
                 return False
-        self._block = self._closed()
+        self._block = self._close_block()
         return True
 
-    def _done(self) -> bool:
+    def _is_full(self) -> bool:
         if not self._ends:
             return self._full
         at = {**self._start, **self._nexts}
@@ -192,9 +192,9 @@ class ShuffleNode(Node[Batch]):
         until = start + self.idle
         if self._delay is not None and self._pieces:
             until = min(until, self._pieces[0].arrived + self._delay)
-        return self._node.within(max(0.0, until - time.monotonic()))
+        return self._node.next_within(max(0.0, until - time.monotonic()))
 
-    def _late(self) -> bool:
+    def _is_overdue(self) -> bool:
         if self._delay is None or not self._pieces or self._ends:
             return False
         return time.monotonic() >= self._pieces[0].arrived + self._delay
@@ -219,8 +219,8 @@ class ShuffleNode(Node[Batch]):
         if end is None:
             return 0
         # What lies behind the end says that nothing more comes before it.
-        self._nexts |= records.after
-        return int(np.searchsorted(records.positions + records.lap, end))
+        self._nexts |= records.end_positions
+        return int(np.searchsorted(records.positions + records.epoch_offset, end))
 
     def _fitting(self, records: Records) -> int:
         """How many of the records fit into a new block; at least one into an empty one."""
@@ -234,18 +234,18 @@ class ShuffleNode(Node[Batch]):
             self._room -= int(ends[n - 1])
         self._full = n < len(records) or not self._left or self._room <= 0
         if n:
-            self._nexts |= records.slice(0, n).after
+            self._nexts |= records.slice(0, n).end_positions
         return n
 
-    def _closed(self) -> Block:
+    def _close_block(self) -> ShuffleBlock:
         """The records, decoded and in their new order."""
-        pieces = sorted(self._pieces, key=lambda piece: (piece.partition, piece.marked(0)))
+        pieces = sorted(self._pieces, key=lambda piece: (piece.partition, piece.mark_position(0)))
         rows = sum(map(len, pieces))
-        with self._times.timed("decode", rows):
+        with self._timer.timed("decode", rows):
             frame, rejects = self._decoder.decode(pieces)
             order = np.random.default_rng((self._seed, self._number)).permutation(frame.height)
             frame = frame[order]
-        block = Block(
+        block = ShuffleBlock(
             frame=frame,
             rejects=rejects,
             rows=rows,
@@ -253,22 +253,22 @@ class ShuffleNode(Node[Batch]):
             arrived=min((piece.arrived for piece in pieces), default=time.monotonic()),
             ends=self._ends or self._nexts,
         )
-        self._empty()
+        self._start_block()
         held = sum(piece.nbytes for piece in self._held)
         self._budget.hold(self._account, int(frame.estimated_size()) + held)
         return block
 
     # ------------------------------------------------------------------------------- and is given
 
-    def _give(self, block: Block) -> Batch:
-        rejects = () if self._given else block.rejects
-        frame = block.frame.slice(self._given, self._batch_rows)
+    def _emit(self, block: ShuffleBlock) -> Batch:
+        rejects = () if self._emitted else block.rejects
+        frame = block.frame.slice(self._emitted, self._batch_rows)
         rows = frame.height + sum(map(len, rejects))
-        self._given += frame.height
+        self._emitted += frame.height
         self._ends = dict(block.ends)
-        if self._given >= block.frame.height:
+        if self._emitted >= block.frame.height:
             self._start |= block.ends
-            self._number, self._given, self._ends, self._block = self._number + 1, 0, {}, None
+            self._number, self._emitted, self._ends, self._block = self._number + 1, 0, {}, None
         self._releases.labels(reason="full" if self._block else "drain").inc()
         return Batch(
             frame=frame,
@@ -284,10 +284,10 @@ class ShuffleNode(Node[Batch]):
         """Positions at the block's start, and how far it was given."""
         state = {
             "block": self._number,
-            "given": self._given,
-            "ends": dict(self._ends) if self._given else {},
+            "given": self._emitted,
+            "ends": dict(self._ends) if self._emitted else {},
         }
-        return Mark(positions=dict(self._start), stages={STATE: state})
+        return Mark(positions=dict(self._start), stages={SHUFFLE_STATE: state})
 
 
-__all__ = ["STATE", "Block", "ShuffleNode"]
+__all__ = ["SHUFFLE_STATE", "ShuffleBlock", "ShuffleNode"]

@@ -8,14 +8,14 @@ from dataclasses import replace
 import torch
 
 from engine.observing.metrics import Metrics
-from engine.types import Batch, Placed
+from engine.types import Batch, DeviceTensors
 
 
 class Transfer:
     """Copies a batch's tensors to a device, in the thread that prepares.
 
     For CUDA they go through pinned memory and a stream of their own, so that the copy of one batch
-    runs while the model works on another; whoever takes them (`Placed.wait`) has its stream wait
+    runs while the model works on another; whoever takes them (`DeviceTensors.wait`) has its stream wait
     for that copy, not its thread. One copy is under way at a time: what this thread waits for it is
     part of the time the transfer takes.
 
@@ -33,19 +33,19 @@ class Transfer:
         self._copied: torch.cuda.Event | None = None
 
     def apply(self, batch: Batch) -> Batch:
-        """The collated batch with `Tensors.placed`."""
+        """The collated batch with `Tensors.on_device`."""
         assert batch.tensors is not None, "a batch to place is collated"
         if self._stream is None:
-            placed = Placed(tensors=batch.tensors.map(lambda tensor: tensor.to(self.device)))
-            return replace(batch, tensors=replace(batch.tensors, placed=placed))
+            on_device = DeviceTensors(tensors=batch.tensors.map(lambda tensor: tensor.to(self.device)))
+            return replace(batch, tensors=replace(batch.tensors, on_device=on_device))
         if self._copied is not None:
             self._copied.synchronize()
         pinned = batch.tensors.map(lambda tensor: tensor.pin_memory())
         with torch.cuda.stream(self._stream):
             moved = pinned.map(lambda tensor: tensor.to(self.device, non_blocking=True))
             self._copied = self._stream.record_event()
-        placed = Placed(tensors=moved, copied=self._copied)
-        return replace(batch, tensors=replace(pinned, placed=placed))
+        on_device = DeviceTensors(tensors=moved, copied=self._copied)
+        return replace(batch, tensors=replace(pinned, on_device=on_device))
 
 
 def transfer_to(device: str) -> Transfer | None:
@@ -62,10 +62,10 @@ def watch_devices(metrics: Metrics) -> None:
     tensors, ``reserved`` with what it keeps for the next ones."""
     for number in range(torch.cuda.device_count()):
         held = {"allocated": torch.cuda.memory_allocated, "reserved": torch.cuda.memory_reserved}
-        for kind, nbytes in held.items():
+        for name, nbytes in held.items():
             watched = functools.partial(nbytes, number)
             gauge = metrics.device_memory_bytes
-            metrics.watch(gauge, watched, device=f"cuda:{number}", kind=kind)
+            metrics.watch(gauge, watched, device=f"cuda:{number}", kind=name)
 
 
 __all__ = ["Transfer", "transfer_to", "watch_devices"]

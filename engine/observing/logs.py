@@ -51,7 +51,7 @@ def setup(style: str = "auto", level: str = "info") -> None:
         style = "text" if sys.stderr.isatty() else "json"
     tracebacks = level == "debug"
     handler = _Stderr()
-    handler.setFormatter(Text(tracebacks) if style == "text" else Json(tracebacks))
+    handler.setFormatter(TextFormatter(tracebacks) if style == "text" else JsonFormatter(tracebacks))
     root = logging.getLogger()
     for old in [h for h in root.handlers if isinstance(h, _Stderr)]:
         root.removeHandler(old)
@@ -116,7 +116,7 @@ def escape(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-class Text(logging.Formatter):
+class TextFormatter(logging.Formatter):
     """``12:00:00 INFO    headrace.loop resumed batches=12``"""
 
     def __init__(self, tracebacks: bool = False) -> None:
@@ -133,7 +133,7 @@ class Text(logging.Formatter):
         return "\n".join([" ".join(words), *(f"    | {escape(line)}" for line in lines)])
 
 
-class Json(logging.Formatter):
+class JsonFormatter(logging.Formatter):
     """One object a line: ``time`` (UTC), ``level``, ``logger``, ``message``, then the fields."""
 
     def __init__(self, tracebacks: bool = False) -> None:
@@ -172,9 +172,9 @@ class _Stderr(logging.StreamHandler[TextIO]):
         raise AssertionError
 
 
-def _known(what: str, word: str, words: tuple[str, ...]) -> None:
+def _known(setting: str, word: str, words: tuple[str, ...]) -> None:
     if word not in words:
-        raise UserError(f"Unknown {what} '{word}'.{nearest(word, words)}")
+        raise UserError(f"Unknown {setting} '{word}'.{nearest(word, words)}")
 
 
 def _number(level: str) -> int:

@@ -1,6 +1,6 @@
 """Every instrument of headrace, declared once; the only door to the Prometheus client library.
 
-To add one: a line in `NAMES` and its annotation in `Metrics`. Rules for names (a test holds them):
+To add one: a line in `METRICS` and its annotation in `Metrics`. Rules for names (a test holds them):
 prefix ``headrace_``, base units, ``_total`` on counters, ``_info`` on metadata, timestamps as
 timestamps and not ages, histograms and never summaries. A label set is small and bounded.
 """
@@ -40,16 +40,16 @@ log = logging.getLogger("headrace.metrics")
 # Otherwise every counter and every histogram child brings a series that no panel reads.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
-WORK = (
+WORK_BUCKETS = (
     5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
 )  # fmt: skip
 """Buckets for work and waits, seconds."""
-LATENCY = (
+LATENCY_BUCKETS = (
     1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
     900.0, 3600.0,
 )  # fmt: skip
 """Buckets for how old a record is, seconds: milliseconds from files, to an hour from a topic."""
-ROWS = tuple(float(2**i) for i in range(18))
+ROW_BUCKETS = tuple(float(2**i) for i in range(18))
 """Buckets for batches, rows: 1 to 131,072."""
 
 MAX_LABEL = 80
@@ -57,7 +57,7 @@ MAX_LABEL = 80
 
 
 @dataclass(frozen=True, slots=True)
-class Name:
+class MetricSpec:
     """What there is to say of one metric.
 
     Attributes:
@@ -81,162 +81,162 @@ _STAGES = (
 )  # fmt: skip
 _SPANS = ("fetch_to_ready", "ready_to_done")
 
-NAMES: Mapping[str, Name] = {
+METRICS: Mapping[str, MetricSpec] = {
     # source
-    "headrace_source_records_total": Name("counter", "Records read from the source."),
-    "headrace_source_bytes_total": Name("counter", "Bytes read from the source."),
-    "headrace_source_lag_records": Name(
+    "headrace_source_records_total": MetricSpec("counter", "Records read from the source."),
+    "headrace_source_bytes_total": MetricSpec("counter", "Bytes read from the source."),
+    "headrace_source_lag_records": MetricSpec(
         "gauge",
         "Records of a partition (bytes, of a text file) that are not done and committed yet.",
         {"partition": ()},
     ),
-    "headrace_source_event_timestamp_seconds": Name(
+    "headrace_source_event_timestamp_seconds": MetricSpec(
         "gauge", "The newest record's own time, in seconds since the epoch, of what was done."
     ),
-    "headrace_source_rebalances_total": Name(
+    "headrace_source_rebalances_total": MetricSpec(
         "counter", "Times that partitions came to this engine or went away."
     ),
-    "headrace_source_skipped_records_total": Name(
+    "headrace_source_skipped_records_total": MetricSpec(
         "counter", "Records that the source no longer had when it was their turn to be read."
     ),
-    "headrace_source_refused_commits_total": Name(
+    "headrace_source_commit_failures_total": MetricSpec(
         "counter", "Commits of positions that the source's group did not take."
     ),
     # scrub
-    "headrace_grown_records_total": Name(
+    "headrace_added_records_total": MetricSpec(
         "counter", "Rows that stages added to what the source gave, such as by unpivoting."
     ),
-    "headrace_rejected_records_total": Name(
+    "headrace_rejected_records_total": MetricSpec(
         "counter", "Rows that left the stream.", {"stage": (), "reason": ()}
     ),
-    "headrace_dead_letters_total": Name(
+    "headrace_dead_letters_total": MetricSpec(
         "counter", "Rejected rows written to the dead letters.", {"reason": ()}
     ),
-    "headrace_missing_values_total": Name("counter", "Missing values that were filled."),
-    "headrace_filled_before_learning_total": Name(
+    "headrace_missing_values_total": MetricSpec("counter", "Missing values that were filled."),
+    "headrace_filled_before_learning_total": MetricSpec(
         "counter",
         "Missing values of columns that had no value yet: they were filled with 0, or nothing.",
     ),
-    "headrace_duplicates_total": Name("counter", "Rows recognized as duplicates."),
-    "headrace_clipped_values_total": Name("counter", "Values clipped to their bounds."),
-    "headrace_truncated_values_total": Name(
+    "headrace_duplicates_total": MetricSpec("counter", "Rows recognized as duplicates."),
+    "headrace_clipped_values_total": MetricSpec("counter", "Values clipped to their bounds."),
+    "headrace_truncated_values_total": MetricSpec(
         "counter", "Values of lists longer than [model] max_length that were cut off."
     ),
     # loader
-    "headrace_stage_seconds": Name(
-        "histogram", "Time a stage took for one batch.", {"stage": _STAGES}, WORK
+    "headrace_stage_seconds": MetricSpec(
+        "histogram", "Time a stage took for one batch.", {"stage": _STAGES}, WORK_BUCKETS
     ),
-    "headrace_queue_bytes": Name(
+    "headrace_queue_bytes": MetricSpec(
         "gauge", "Bytes held by a queue, the item in its consumer's hand included.", {"queue": ()}
     ),
-    "headrace_queue_depth_bytes": Name("gauge", "Bytes that a queue may hold now.", {"queue": ()}),
-    "headrace_queue_resizes_total": Name(
+    "headrace_queue_depth_bytes": MetricSpec("gauge", "Bytes that a queue may hold now.", {"queue": ()}),
+    "headrace_queue_resizes_total": MetricSpec(
         "counter",
         "Times that a queue's depth has followed what its sides wait for.",
         {"queue": ("raw", "prepared"), "direction": ("grow", "shrink")},
     ),
-    "headrace_decode_threads": Name("gauge", "Threads that decode one batch together."),
-    "headrace_queue_items": Name("gauge", "Items waiting in a queue.", {"queue": ()}),
-    "headrace_queue_wait_seconds": Name(
+    "headrace_decode_threads": MetricSpec("gauge", "Threads that decode one batch together."),
+    "headrace_queue_items": MetricSpec("gauge", "Items waiting in a queue.", {"queue": ()}),
+    "headrace_queue_wait_seconds": MetricSpec(
         "histogram",
         "Time one side waited at a queue for one item: put for room, get for data.",
         {"queue": (), "side": ("put", "get")},
-        WORK,
+        WORK_BUCKETS,
     ),
-    "headrace_busy_ratio": Name(
+    "headrace_busy_ratio": MetricSpec(
         "gauge",
         "Share of the last seconds that a part was at work, waits not counted.",
         {"part": ("source", "decode", "scrub", "transfer", "model", "sink", "checkpoint")},
     ),
-    "headrace_bottleneck": Name(
+    "headrace_bottleneck": MetricSpec(
         "gauge",
         "Whether a part holds the run: 1, or 0; idle where records come slowly.",
         {"part": ("source", "decode", "scrub", "transfer", "model", "sink", "checkpoint", "idle")},
     ),
-    "headrace_batch_rows": Name("histogram", "Rows of a batch.", buckets=ROWS),
-    "headrace_batch_release_total": Name(
+    "headrace_batch_rows": MetricSpec("histogram", "Rows of a batch.", buckets=ROW_BUCKETS),
+    "headrace_batches_closed_total": MetricSpec(
         "counter",
         "Batches by why they were cut where they were.",
         {"reason": ("full", "bytes", "delay", "deadline", "drain", "idle")},
     ),
     # latency
-    "headrace_record_latency_seconds": Name(
+    "headrace_record_latency_seconds": MetricSpec(
         "histogram",
         "Time a batch's oldest record spent in a part of its way.",
         {"span": _SPANS},
-        LATENCY,
+        LATENCY_BUCKETS,
     ),
     # train
-    "headrace_learned_records_total": Name("counter", "Rows learned from."),
-    "headrace_steps_total": Name("counter", "Optimizer steps taken."),
-    "headrace_skipped_steps_total": Name(
+    "headrace_learned_records_total": MetricSpec("counter", "Rows learned from."),
+    "headrace_optimizer_steps_total": MetricSpec("counter", "Optimizer steps taken."),
+    "headrace_skipped_steps_total": MetricSpec(
         "counter", "Batches from which nothing was learned.", {"reason": ("non_finite", "empty")}
     ),
-    "headrace_augmented_records_total": Name(
+    "headrace_augmented_records_total": MetricSpec(
         "counter",
         "Rows changed by augmentation before they were learned, kept ones learned again included.",
         {"augment": ()},
     ),
-    "headrace_challenges_total": Name(
+    "headrace_challenges_total": MetricSpec(
         "counter",
         "Challenges of the model by a new one, where its error rose or drift was detected.",
         {"outcome": ("begun", "won", "dropped")},
     ),
-    "headrace_loss": Name("gauge", "Mean training loss over the newest batch."),
-    "headrace_quality": Name(
+    "headrace_loss": MetricSpec("gauge", "Mean training loss over the newest batch."),
+    "headrace_quality": MetricSpec(
         "gauge",
         "Quality of predictions made before learning, over all rows or over the newest.",
         {"metric": (), "window": ()},
     ),
-    "headrace_baseline_quality": Name(
+    "headrace_baseline_quality": MetricSpec(
         "gauge",
         "Quality of the best baseline that learns nothing, over all rows or over the newest.",
         {"metric": (), "window": ()},
     ),
-    "headrace_drift_total": Name(
+    "headrace_drift_detections_total": MetricSpec(
         "counter",
         "Rows at which a stage found that a column had changed.",
         {"detector": ("adwin", "page_hinkley", "psi")},
     ),
     # infer
-    "headrace_predicted_records_total": Name("counter", "Rows predicted and not learned from."),
-    "headrace_cleaned_records_total": Name("counter", "Rows passed on clean, without a model."),
-    "headrace_model_info": Name(
+    "headrace_predicted_records_total": MetricSpec("counter", "Rows predicted and not learned from."),
+    "headrace_cleaned_records_total": MetricSpec("counter", "Rows passed on clean, without a model."),
+    "headrace_model_info": MetricSpec(
         "info",
         "The model that predicts.",
         {"version": (), "precision": (), "provider": (), "digest": ()},
     ),
     # sink
-    "headrace_sink_undelivered_records_total": Name(
+    "headrace_sink_failed_records_total": MetricSpec(
         "counter", "Records that the sink's place did not take; the run stops, and they come again."
     ),
-    "headrace_transactions_total": Name(
+    "headrace_transactions_total": MetricSpec(
         "counter",
         "Transactions that rows and positions were committed in, by their end.",
         {"outcome": ("committed", "aborted")},
     ),
     # state
-    "headrace_checkpoint_seconds": Name("histogram", "Time to save a checkpoint.", buckets=WORK),
-    "headrace_checkpoint_bytes": Name("gauge", "Size of the newest checkpoint."),
-    "headrace_checkpoint_timestamp_seconds": Name(
+    "headrace_checkpoint_seconds": MetricSpec("histogram", "Time to save a checkpoint.", buckets=WORK_BUCKETS),
+    "headrace_checkpoint_bytes": MetricSpec("gauge", "Size of the newest checkpoint."),
+    "headrace_checkpoint_timestamp_seconds": MetricSpec(
         "gauge", "When a checkpoint last held all that was done, in seconds since the epoch."
     ),
-    "headrace_checkpoint_failures_total": Name("counter", "Checkpoints that could not be saved."),
+    "headrace_checkpoint_failures_total": MetricSpec("counter", "Checkpoints that could not be saved."),
     # memory
-    "headrace_memory_bytes": Name("gauge", "Memory that a component holds.", {"component": ()}),
-    "headrace_memory_budget_bytes": Name("gauge", "Most bytes that all buffers may hold together."),
-    "headrace_device_memory_bytes": Name(
+    "headrace_memory_bytes": MetricSpec("gauge", "Memory that a component holds.", {"component": ()}),
+    "headrace_memory_budget_bytes": MetricSpec("gauge", "Most bytes that all buffers may hold together."),
+    "headrace_device_memory_bytes": MetricSpec(
         "gauge",
         "Memory that PyTorch holds of a GPU.",
         {"device": (), "kind": ("allocated", "reserved")},
     ),
     # service
-    "headrace_build_info": Name("info", "What is running.", {"version": (), "python": ()}),
-    "headrace_up": Name("gauge", "Whether the loop runs: 1, or 0 before it starts and after it."),
-    "headrace_scrape_seconds": Name(
-        "histogram", "Time to write one page of metrics.", buckets=WORK
+    "headrace_build_info": MetricSpec("info", "What is running.", {"version": (), "python": ()}),
+    "headrace_up": MetricSpec("gauge", "Whether the loop runs: 1, or 0 before it starts and after it."),
+    "headrace_scrape_seconds": MetricSpec(
+        "histogram", "Time to write one page of metrics.", buckets=WORK_BUCKETS
     ),
-    "headrace_loop_stall_seconds": Name(
+    "headrace_loop_stall_seconds": MetricSpec(
         "gauge", "Time since the loop last said that it makes progress."
     ),
 }
@@ -283,7 +283,7 @@ class _Histogram(_Safe, Histogram):
 
 
 class Metrics:
-    """Every instrument of `NAMES`, under its name without ``headrace_``, ``_total`` and ``_info``.
+    """Every instrument of `METRICS`, under its name without ``headrace_``, ``_total`` and ``_info``.
 
     ``metrics.source_records.inc(n)``, ``metrics.stage_seconds.labels(stage="decode").observe(s)``,
     ``metrics.loss.set(x)``, ``metrics.model.labels(version=..., ...).set(1)``. Instruments may be
@@ -299,8 +299,8 @@ class Metrics:
     source_event_timestamp_seconds: Gauge
     source_rebalances: Counter
     source_skipped_records: Counter
-    source_refused_commits: Counter
-    grown_records: Counter
+    source_commit_failures: Counter
+    added_records: Counter
     rejected_records: Counter
     dead_letters: Counter
     missing_values: Counter
@@ -318,21 +318,21 @@ class Metrics:
     busy_ratio: Gauge
     bottleneck: Gauge
     batch_rows: Histogram
-    batch_release: Counter
+    batches_closed: Counter
     record_latency_seconds: Histogram
     learned_records: Counter
-    steps: Counter
+    optimizer_steps: Counter
     augmented_records: Counter
     challenges: Counter
     skipped_steps: Counter
     loss: Gauge
     quality: Gauge
     baseline_quality: Gauge
-    drift: Counter
+    drift_detections: Counter
     predicted_records: Counter
     cleaned_records: Counter
     model: Gauge
-    sink_undelivered_records: Counter
+    sink_failed_records: Counter
     transactions: Counter
     checkpoint_seconds: Histogram
     checkpoint_bytes: Gauge
@@ -352,7 +352,7 @@ class Metrics:
             registry: a new one unless given; one registry takes one `Metrics`.
         """
         self.registry = CollectorRegistry() if registry is None else registry
-        for name, entry in NAMES.items():
+        for name, entry in METRICS.items():
             setattr(self, attribute(name), _instrument(name, entry, self.registry))
         for unknown in _UNKNOWN_AT_FIRST:
             getattr(self, unknown).set(float("nan"))
@@ -398,24 +398,24 @@ class _Guarded:
     def __init__(self, value: Callable[[], float], name: str) -> None:
         self._value = value
         self._name = name
-        self._told = False
+        self._warned = False
 
     def __call__(self) -> float:
         try:
             return float(self._value())
         except Exception as error:  # noqa: BLE001 - whatever it is, the page must not fail
-            if not self._told:
-                self._told = True
+            if not self._warned:
+                self._warned = True
                 log.warning("metric unknown", extra={"metric": self._name, "error": repr(error)})
             return float("nan")
 
 
 def attribute(name: str) -> str:
-    """A metric's attribute of `Metrics`: ``headrace_steps_total`` -> ``steps``."""
+    """A metric's attribute of `Metrics`: ``headrace_optimizer_steps_total`` -> ``steps``."""
     return name.removeprefix("headrace_").removesuffix("_total").removesuffix("_info")
 
 
-def _instrument(name: str, entry: Name, registry: CollectorRegistry) -> Counter | Gauge | Histogram:
+def _instrument(name: str, entry: MetricSpec, registry: CollectorRegistry) -> Counter | Gauge | Histogram:
     instrument: Counter | Gauge | Histogram
     if entry.kind == "counter":
         instrument = _Counter(name, entry.help, tuple(entry.labels), registry=registry)

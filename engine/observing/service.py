@@ -49,7 +49,7 @@ GRACE_SECONDS = 1
 """How long a reader in the middle of a page may hold up the end."""
 WATCH_SECONDS = 5.0
 """How often a watched heartbeat is looked at, at least."""
-PLACES = 6
+STACK_DEPTH = 6
 """Calls that are told of a thread that stalls."""
 CONNECTION_SECONDS = 10.0
 """From a connection's first byte to its last."""
@@ -84,17 +84,17 @@ class Heartbeat:
 
     def __init__(
         self,
-        stall_seconds: float = 60.0,
+        stall_timeout: float = 60.0,
         *,
         metrics: Metrics | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """
         Args:
-            stall_seconds: the age of the last beat from which the loop counts as stalled.
+            stall_timeout: the age of the last beat from which the loop counts as stalled.
             metrics: where to show that age, as ``headrace_loop_stall_seconds``.
         """
-        self._limit = stall_seconds
+        self._limit = stall_timeout
         self._clock = clock
         self._last = clock()
         if metrics is not None:
@@ -123,13 +123,13 @@ class Heartbeat:
             watch.join()
 
     def _watch(self, done: threading.Event, thread: int) -> None:
-        said = False
+        stalled = False
         while not done.wait(min(WATCH_SECONDS, self._limit / 4)):
             health = self.health()
-            if health.ok == (not said):
+            if health.ok == (not stalled):
                 continue
-            said = not health.ok
-            if said:
+            stalled = not health.ok
+            if stalled:
                 log.warning("stalled: %s", health.reason, extra={"at": _place(thread)})
             else:
                 log.warning("goes on after a stall")
@@ -145,7 +145,7 @@ class Heartbeat:
 def _place(thread: int) -> str:
     """Where a thread is, the innermost call first."""
     frame = sys._current_frames().get(thread)
-    calls = traceback.extract_stack(frame)[:-PLACES:-1] if frame is not None else []
+    calls = traceback.extract_stack(frame)[:-STACK_DEPTH:-1] if frame is not None else []
     return " < ".join(f"{c.name} ({Path(c.filename).name}:{c.lineno})" for c in calls)
 
 
@@ -164,13 +164,13 @@ class Service:
             enabled: whether there is a page at all.
             host: address to listen on; "0.0.0.0" is every network this machine is in.
             port: TCP port; 0 takes any free one, the log says which.
-            stall_seconds: time without progress of the loop after which `/livez` says 503.
+            stall_timeout: time without progress of the loop after which `/livez` says 503.
         """
 
         enabled: bool = True
         host: str = "127.0.0.1"
         port: int = Field(9108, ge=0, le=65535)
-        stall_seconds: Duration = Field(60.0, gt=0)
+        stall_timeout: Duration = Field(60.0, gt=0)
 
     def __init__(
         self,
@@ -282,8 +282,8 @@ class Service:
             return HTMLResponse(_INDEX)
 
         async def metrics(_: Request) -> Response:
-            page, kind = self._metrics.exposition()
-            return Response(page, headers={"content-type": kind})
+            page, content_type = self._metrics.exposition()
+            return Response(page, headers={"content-type": content_type})
 
         async def livez(_: Request) -> Response:
             return _answer(self._live)
@@ -311,8 +311,8 @@ class _Readers(ServerState):
 
     def make_room(self) -> None:
         """One has come: where that is one too many, the one that is worth least goes."""
-        there = [c for c in self.connections if isinstance(c, _Connection) and not c.gone]
-        if len(there) <= self._room:
+        open_connections = [c for c in self.connections if isinstance(c, _Connection) and not c.gone]
+        if len(open_connections) <= self._room:
             return
         if not self._crowded:
             self._crowded = True
@@ -320,7 +320,7 @@ class _Readers(ServerState):
                 "too many connections to the service: idle ones are closed, the oldest first",
                 extra={"limit": self._room},
             )
-        min(there, key=lambda c: (c.cycle is not None, c.since)).abort()
+        min(open_connections, key=lambda c: (c.cycle is not None, c.since)).abort()
 
 
 class _Connection(H11Protocol):

@@ -14,7 +14,7 @@ from engine.observing.metrics import Metrics
 
 
 @dataclass(slots=True)
-class Spent:
+class StageTime:
     """What a stage has taken so far.
 
     Attributes:
@@ -44,7 +44,7 @@ class Listener(Protocol):
 
 
 @dataclass(slots=True)
-class Account:
+class TimingSnapshot:
     """A copy of what was spent up to some moment; two of them differ by what lies between.
 
     Attributes:
@@ -59,24 +59,24 @@ class Account:
 
     at: float = 0.0
     cpu: float = 0.0
-    stages: dict[str, Spent] = field(default_factory=dict)
+    stages: dict[str, StageTime] = field(default_factory=dict)
     waits: dict[tuple[str, str], float] = field(default_factory=dict)
     idle: float = 0.0
     queued: float = 0.0
 
-    def since(self, before: Account) -> Account:
+    def since(self, before: TimingSnapshot) -> TimingSnapshot:
         """What was spent after `before`; `at` is then how many seconds lie between."""
         stages = {}
         for name, now in self.stages.items():
-            then = before.stages.get(name, Spent())
-            stages[name] = Spent(
+            then = before.stages.get(name, StageTime())
+            stages[name] = StageTime(
                 calls=now.calls - then.calls,
                 rows=now.rows - then.rows,
                 wall=now.wall - then.wall,
                 cpu=now.cpu - then.cpu,
             )
         waits = {key: n - before.waits.get(key, 0.0) for key, n in self.waits.items()}
-        return Account(
+        return TimingSnapshot(
             at=self.at - before.at,
             cpu=self.cpu - before.cpu,
             stages=stages,
@@ -86,7 +86,7 @@ class Account:
         )
 
 
-class Times:
+class StageTimer:
     """Adds up what stages and queues report, and hands it to the metrics.
 
     A stage or a side of a queue belongs to one thread, so nothing is locked.
@@ -99,7 +99,7 @@ class Times:
         self.listener: Listener | None = None
         self._seconds = metrics.stage_seconds
         self._waits = metrics.queue_wait_seconds
-        self._spent = Account()
+        self._totals = TimingSnapshot()
 
     def add(self, stage: str, start: float, cpu: float, rows: int = 0) -> None:
         """Work that began at `start` (`time.perf_counter`) and `cpu` (`time.thread_time`) ends.
@@ -107,13 +107,13 @@ class Times:
         Args:
             rows: records it was about; told by one stage of each thread at least.
         """
-        self.took(stage, start, time.perf_counter() - start, time.thread_time() - cpu, rows)
+        self.record(stage, start, time.perf_counter() - start, time.thread_time() - cpu, rows)
 
-    def took(
+    def record(
         self, stage: str, start: float, wall: float, cpu: float, rows: int = 0, batches: int = 1
     ) -> None:
         """Work that began at `start` took `wall` and `cpu` seconds, for all of so many batches."""
-        spent = self._spent.stages.setdefault(stage, Spent())
+        spent = self._totals.stages.setdefault(stage, StageTime())
         spent.calls += batches
         spent.rows += rows
         spent.wall += wall
@@ -130,16 +130,16 @@ class Times:
         start, cpu = time.perf_counter(), time.thread_time()
         yield
         wall, used = time.perf_counter() - start, time.thread_time() - cpu
-        self.took(stage, start, wall, used, rows, batches)
+        self.record(stage, start, wall, used, rows, batches)
 
     def idle(self, seconds: float) -> None:
         """A read gave nothing: waiting for data is no work."""
-        self._spent.idle += seconds
+        self._totals.idle += seconds
 
-    def waiter(self, queue: str, side: str) -> Callable[[float], None]:
+    def wait_recorder(self, queue: str, side: str) -> Callable[[float], None]:
         """What one side of a queue calls with the seconds it has waited."""
         observe = self._waits.labels(queue=queue, side=side).observe
-        waits, key = self._spent.waits, (queue, side)
+        waits, key = self._totals.waits, (queue, side)
         waits.setdefault(key, 0.0)
 
         def waited(seconds: float) -> None:
@@ -148,13 +148,13 @@ class Times:
 
         return waited
 
-    def waits(self, queue: str, side: str) -> float:
+    def waited_seconds(self, queue: str, side: str) -> float:
         """Seconds that this side has waited, all in all."""
-        return self._spent.waits.get((queue, side), 0.0)
+        return self._totals.waits.get((queue, side), 0.0)
 
-    def account(self) -> Account:
+    def snapshot(self) -> TimingSnapshot:
         """What was spent so far."""
-        spent = copy.deepcopy(self._spent)
+        spent = copy.deepcopy(self._totals)
         spent.at, spent.cpu = time.perf_counter(), time.process_time()
         spent.queued = _queued()
         return spent
@@ -169,4 +169,4 @@ def _queued() -> float:
     return total * 1e-9
 
 
-__all__ = ["Account", "Listener", "Spent", "Times"]
+__all__ = ["TimingSnapshot", "Listener", "StageTime", "StageTimer"]

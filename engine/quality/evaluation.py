@@ -23,21 +23,21 @@ from pydantic import Field
 from engine import types
 from engine.types.changes import Free, Learned
 from engine.columnar.expressions import expression
-from engine.quality.measures import Errors, Hits, classes, finite_rows, reliability
+from engine.quality.measures import RegressionSums, ClassificationSums, classes, finite_rows, reliability
 from engine.types import Features, Name, Schema, Snapshot, UserError, require
 
-FOLD_ROWS = 16_384
+FLUSH_ROWS = 16_384
 """Rows are put aside until there are so many, then summed at once: per batch, evaluation costs next
 to nothing."""
-LAST = "last value"
+LAST_VALUE = "last value"
 WHOLE = "all"
 """The group of all rows."""
 log = logging.getLogger("headrace.evaluation")
-MAJORITY, LAST_CLASS = "majority class", "last class"
+MAJORITY, PREVIOUS_CLASS = "majority class", "last class"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rows:
+class ScoredRows:
     """Rows put aside: a frame of the columns that are needed, targets (n,), scores (n,) or (n,
     k)."""
 
@@ -99,12 +99,12 @@ class Evaluation:
                 f"[evaluation.slices] {WHOLE} is what all rows together are called: expected "
                 "another name."
             )
-        own = [LAST] if self._regression else [MAJORITY, LAST_CLASS]
+        own = [LAST_VALUE] if self._regression else [MAJORITY, PREVIOUS_CLASS]
         self.baselines = [*settings.baselines, *own]
         self._groups = {name: self._empty() for name in (WHOLE, *settings.slices)}
         self._history = pl.DataFrame()
-        self._aside: list[Rows] = []
-        self._window: list[Rows] = []
+        self._pending: list[ScoredRows] = []
+        self._window: list[ScoredRows] = []
         self._rows = 0
         self._last: float = math.nan
         self._counts = np.zeros(max(self._classes, 1), np.int64)
@@ -154,18 +154,18 @@ class Evaluation:
         seen = frame.select(self._needed)
         if raw is not None:
             seen = seen.with_columns(raw.select(c for c in self._needed if c in raw.columns))
-        self._aside.append(Rows(frame=seen, target=target, scores=scores))
-        if sum(map(len, self._aside)) >= FOLD_ROWS:
-            self._fold()
+        self._pending.append(ScoredRows(frame=seen, target=target, scores=scores))
+        if sum(map(len, self._pending)) >= FLUSH_ROWS:
+            self._flush()
 
     def report(self) -> dict[str, Any]:
         """``{"rows", "all": {...}, "window": {...}, "slices": {name: {...}}, "classes"}``; each
-        with its rows, the task's metrics, ``baselines`` and ``chance`` (the window without rows
+        with its rows, the task's metrics, ``baselines`` and ``prior`` (the window without rows
         and chance); over all rows also ``reliability`` and ``by_class``."""
-        now = self._folded()
+        now = self._flushed()
         groups = {name: now._group(sums) for name, sums in now._groups.items()}
         whole = groups.pop(WHOLE)
-        if isinstance(sums := now._groups[WHOLE], Hits):
+        if isinstance(sums := now._groups[WHOLE], ClassificationSums):
             whole["reliability"] = reliability(sums.histogram)
             figures = sums.by_class(self.settings.at_precision)
             whole["by_class"] = dict(zip(self._names, figures, strict=True))
@@ -182,7 +182,7 @@ class Evaluation:
     def history(self) -> pl.DataFrame:
         """Columns ``time`` (or first row), ``rows``, ``model`` and one a baseline: mean absolute
         error, or the share of wrong classes, per step."""
-        history = self._folded()._history
+        history = self._flushed()._history
         if not history.height:
             return history
         errors = [
@@ -194,7 +194,7 @@ class Evaluation:
     @property
     def nbytes(self) -> int:
         """Bytes of the window and of the rows put aside."""
-        rows = [*self._window, *self._aside]
+        rows = [*self._window, *self._pending]
         return sum(r.target.nbytes + r.scores.nbytes + int(r.frame.estimated_size()) for r in rows)
 
     def state_dict(self) -> dict[str, Snapshot]:
@@ -205,7 +205,7 @@ class Evaluation:
                 for name, sums in self._groups.items()
             ],
             "history": self._history,
-            "aside": _plain(self._aside),
+            "aside": _plain(self._pending),
             "window": _plain(self._window),
             "rows": self._rows,
             "last": self._last,
@@ -215,24 +215,24 @@ class Evaluation:
     def load_state_dict(self, state: Mapping[str, Snapshot]) -> None:
         """Back to it. A slice goes on where its name and its condition are the same; others begin
         with the next row, which is told."""
-        kind = Errors if self._regression else Hits
+        sums_class = RegressionSums if self._regression else ClassificationSums
         saved = {(group["name"], group["where"]): group["sums"] for group in state["groups"]}
         places = {name: (name, self._where(name)) for name in self._groups}
         same = {name: saved[place] for name, place in places.items() if place in saved}
-        self._groups |= {name: kind.restore(sums) for name, sums in same.items()}
+        self._groups |= {name: sums_class.restore(sums) for name, sums in same.items()}
         self._history = state["history"]
-        self._aside, self._window = _rows(state["aside"]), _rows(state["window"])
+        self._pending, self._window = _rows(state["aside"]), _rows(state["window"])
         self._rows, self._last, self._counts = state["rows"], state["last"], state["counts"]
         if len(same) < max(len(saved), len(self._groups)):
             self._tell_changed([name for name, _ in saved], list(same))
-            if self._aside:  # they have the columns of the slices of then
-                self._fold(list(same))
+            if self._pending:  # they have the columns of the slices of then
+                self._flush(list(same))
 
     # -------------------------------------------------------------------------------------- inside
 
-    def _empty(self) -> Errors | Hits:
+    def _empty(self) -> RegressionSums | ClassificationSums:
         p = len(self.baselines)
-        return Errors.empty(p + 1) if self._regression else Hits.empty(self._classes, p)
+        return RegressionSums.empty(p + 1) if self._regression else ClassificationSums.empty(self._classes, p)
 
     def _where(self, name: str) -> str:
         """The condition of a group."""
@@ -252,33 +252,33 @@ class Evaluation:
         try:
             expr = expression(sql, f"[evaluation.slices] {name}")
             require(schema, expr.meta.root_names(), where=f"[evaluation.slices] {name}")
-            kind = pl.DataFrame(schema=schema).select(expr).dtypes[0]
+            dtype = pl.DataFrame(schema=schema).select(expr).dtypes[0]
         except PolarsError as error:
             reason = str(error).splitlines()[0]
             raise UserError(
                 f"[evaluation.slices] {name} = '{sql}' is no condition: {reason}."
             ) from None
-        if kind != pl.Boolean:
+        if dtype != pl.Boolean:
             raise UserError(
-                f"[evaluation.slices] {name} = '{sql}' expects true or false, got {kind}."
+                f"[evaluation.slices] {name} = '{sql}' expects true or false, got {dtype}."
             )
         return expr.fill_null(False)
 
-    def _folded(self) -> Evaluation:
+    def _flushed(self) -> Evaluation:
         """A copy with everything summed; this one stays, so that asking changes nothing."""
-        if not self._aside:
+        if not self._pending:
             return self
         now = Evaluation.__new__(Evaluation)
         now.__dict__ = dict(self.__dict__)
-        now._aside, now._window = list(self._aside), list(self._window)
+        now._pending, now._window = list(self._pending), list(self._window)
         now._groups = dict(self._groups)
-        now._fold()
+        now._flush()
         return now
 
-    def _fold(self, slices: Collection[str] | None = None) -> None:
+    def _flush(self, slices: Collection[str] | None = None) -> None:
         """Sum the rows put aside; of the slices, in these or in all."""
-        rows = _concat(self._aside)
-        baselines = self._guesses(rows)
+        rows = _concat(self._pending)
+        baselines = self._baseline_predictions(rows)
         rows, baselines = _scored(rows, baselines)
         chosen = {n: e for n, e in self._slices.items() if slices is None or n in slices}
         masks = rows.frame.select(e.alias(name) for name, e in chosen.items())
@@ -288,9 +288,9 @@ class Evaluation:
             self._groups[name] = self._add(self._groups[name], rows, baselines, mask)
         self._remember(rows, baselines)
         self._rows += len(rows)
-        self._aside = []
+        self._pending = []
 
-    def _guesses(self, rows: Rows) -> NDArray[Any]:
+    def _baseline_predictions(self, rows: ScoredRows) -> NDArray[Any]:
         """What every baseline says of each row, from the rows before it; shape (n, p)."""
         before = np.concatenate([[self._last], rows.target[:-1]])
         self._last = float(rows.target[-1])
@@ -308,30 +308,30 @@ class Evaluation:
 
     def _add(
         self,
-        sums: Errors | Hits,
-        rows: Rows,
+        sums: RegressionSums | ClassificationSums,
+        rows: ScoredRows,
         baselines: NDArray[Any],
         mask: NDArray[np.bool_] | None,
-    ) -> Errors | Hits:
+    ) -> RegressionSums | ClassificationSums:
         target, scores = rows.target, rows.scores
         if mask is not None:
             target, scores, baselines = target[mask], scores[mask], baselines[mask]
-        if isinstance(sums, Errors):
+        if isinstance(sums, RegressionSums):
             return sums.add(target.astype(np.float64), np.column_stack([scores, baselines]))
         return sums.add(target, scores, baselines, self.threshold)
 
-    def _remember(self, rows: Rows, baselines: NDArray[Any]) -> None:
+    def _remember(self, rows: ScoredRows, baselines: NDArray[Any]) -> None:
         """Errors into the history, rows into the window."""
         guesses = pl.DataFrame(baselines, schema=list(map(str, range(baselines.shape[1]))))
-        self._window.append(Rows(frame=guesses, target=rows.target, scores=rows.scores))
+        self._window.append(ScoredRows(frame=guesses, target=rows.target, scores=rows.scores))
         while sum(map(len, self._window[1:])) >= self.settings.window:
             self._window = self._window[1:]
         names = ["model", *self.baselines]
         if self._regression:
             wrong = np.abs(np.column_stack([rows.scores, baselines]) - rows.target[:, None])
         else:
-            said = np.column_stack([classes(rows.scores, self.threshold), baselines])
-            wrong = np.where(said >= 0, said != rows.target[:, None], np.nan).astype(np.float64)
+            predicted = np.column_stack([classes(rows.scores, self.threshold), baselines])
+            wrong = np.where(predicted >= 0, predicted != rows.target[:, None], np.nan).astype(np.float64)
         sums = [f"sum {name}" for name in names]
         steps = (
             pl.DataFrame(wrong, schema=sums, orient="row", nan_to_null=True)
@@ -347,7 +347,7 @@ class Evaluation:
             steps = both.group_by("time", maintain_order=True).agg(pl.all().sum())
         self._history = steps
 
-    def _steps(self, rows: Rows) -> pl.Series:
+    def _steps(self, rows: ScoredRows) -> pl.Series:
         every = self.settings.every
         if self.settings.time is None:
             assert isinstance(every, int)
@@ -355,13 +355,13 @@ class Evaluation:
             return numbers // every * every
         return rows.frame.get_column(self.settings.time).dt.truncate(str(every))
 
-    def _group(self, sums: Errors | Hits) -> dict[str, Any]:
-        made = {"rows": sums.rows, **self._metrics(sums)}
-        made["baselines"] = sums.baselines(self.baselines)
-        return {**made, "chance": sums.chance()} if isinstance(sums, Hits) else made
+    def _group(self, sums: RegressionSums | ClassificationSums) -> dict[str, Any]:
+        result = {"rows": sums.rows, **self._metrics(sums)}
+        result["baselines"] = sums.baselines(self.baselines)
+        return {**result, "prior": sums.prior_metrics()} if isinstance(sums, ClassificationSums) else result
 
-    def _metrics(self, sums: Errors | Hits) -> dict[str, Any]:
-        if isinstance(sums, Hits):
+    def _metrics(self, sums: RegressionSums | ClassificationSums) -> dict[str, Any]:
+        if isinstance(sums, ClassificationSums):
             return sums.metrics(self.settings.at_precision)
         return sums.metrics()
 
@@ -370,35 +370,35 @@ class Evaluation:
             return {}
         rows = _concat(self._window)
         n = self.settings.window
-        newest = Rows(frame=rows.frame.tail(n), target=rows.target[-n:], scores=rows.scores[-n:])
+        newest = ScoredRows(frame=rows.frame.tail(n), target=rows.target[-n:], scores=rows.scores[-n:])
         sums = self._add(self._empty(), newest, newest.frame.to_numpy(), None)
         return {**self._metrics(sums), "baselines": sums.baselines(self.baselines)}
 
 
-def _concat(parts: list[Rows]) -> Rows:
-    return Rows(
+def _concat(parts: list[ScoredRows]) -> ScoredRows:
+    return ScoredRows(
         frame=pl.concat([part.frame for part in parts]),
         target=np.concatenate([part.target for part in parts]),
         scores=np.concatenate([part.scores for part in parts]),
     )
 
 
-def _scored(rows: Rows, baselines: NDArray[Any]) -> tuple[Rows, NDArray[Any]]:
+def _scored(rows: ScoredRows, baselines: NDArray[Any]) -> tuple[ScoredRows, NDArray[Any]]:
     """The rows that have a finite score: model and baselines are judged by the same rows."""
     there = finite_rows(rows.scores)
     if there.all():
         return rows, baselines
     frame = rows.frame.filter(there) if rows.frame.width else rows.frame
     target = rows.target[there]
-    return Rows(frame=frame, target=target, scores=rows.scores[there]), baselines[there]
+    return ScoredRows(frame=frame, target=target, scores=rows.scores[there]), baselines[there]
 
 
-def _plain(parts: list[Rows]) -> Snapshot:
+def _plain(parts: list[ScoredRows]) -> Snapshot:
     return [{"frame": p.frame, "target": p.target, "scores": p.scores} for p in parts]
 
 
-def _rows(value: Snapshot) -> list[Rows]:
-    return [Rows(**part) for part in value]
+def _rows(value: Snapshot) -> list[ScoredRows]:
+    return [ScoredRows(**part) for part in value]
 
 
 __all__ = ["Evaluation"]

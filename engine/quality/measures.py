@@ -20,11 +20,11 @@ Ints = NDArray[np.int64]
 BINS = 10_000
 """Bins of the score histogram, equally wide in the score's log odds: a class of one row in a
 million is told apart as finely as one of every second row."""
-ODDS = 20.0
+MAX_LOG_ODDS = 20.0
 """Log odds of the outermost bins."""
-CALIBRATION = 15
+CALIBRATION_GROUPS = 15
 """Groups of rows that calibration compares, each with about as many rows as another."""
-TINY = float(np.finfo(np.float64).eps)
+EPSILON = float(np.finfo(np.float64).eps)
 
 
 def finite_rows(scores: Floats) -> NDArray[np.bool_]:
@@ -33,20 +33,20 @@ def finite_rows(scores: Floats) -> NDArray[np.bool_]:
 
 
 @dataclass(frozen=True, slots=True)
-class Errors:
+class RegressionSums:
     """Errors of a model and its baselines.
 
     Attributes:
         n, absolute, square: shape (p,), model first; a baseline counts only the rows where it is
             there.
-        same: the model's absolute error over the rows of each baseline, shape (p,).
+        model_absolute: the model's absolute error over the rows of each baseline, shape (p,).
         count, mean, m2: of the target (Chan, Golub & LeVeque, 1979), for R2.
     """
 
     n: Ints
     absolute: Floats
     square: Floats
-    same: Floats
+    model_absolute: Floats
     count: int = 0
     mean: float = 0.0
     m2: float = 0.0
@@ -61,17 +61,17 @@ class Errors:
         if not len(target):
             return self
         error = predictions - target[:, None]
-        there = np.isfinite(error)
-        error = np.where(there, error, 0.0)
+        present = np.isfinite(error)
+        error = np.where(present, error, 0.0)
         size = np.abs(error)
         n, mean = len(target), float(target.mean())
         m2 = float(((target - mean) ** 2).sum())
         total, delta = self.count + n, mean - self.mean
         return type(self)(
-            self.n + there.sum(axis=0),
+            self.n + present.sum(axis=0),
             self.absolute + size.sum(axis=0),
             self.square + (error**2).sum(axis=0),
-            self.same + (size[:, :1] * there).sum(axis=0),
+            self.model_absolute + (size[:, :1] * present).sum(axis=0),
             total,
             self.mean + delta * n / total,
             self.m2 + m2 + delta**2 * self.count * n / total,
@@ -98,7 +98,7 @@ class Errors:
                 "mae": float(self.absolute[i] / self.n[i]),
                 "rmse": math.sqrt(float(self.square[i] / self.n[i])),
                 "rows": int(self.n[i]),
-                "model_mae": float(self.same[i] / self.n[i]),
+                "model_mae": float(self.model_absolute[i] / self.n[i]),
             }
             for i, name in enumerate(names, 1)
             if self.n[i]
@@ -115,7 +115,7 @@ class Errors:
 
 
 @dataclass(frozen=True, slots=True)
-class Hits:
+class ClassificationSums:
     """Right and wrong classes of a model and its baselines.
 
     Attributes:
@@ -147,19 +147,19 @@ class Hits:
         if not len(target):
             return self
         k = len(self.confusion)
-        chances = probabilities(scores)
+        class_probabilities = probabilities(scores)
         predicted = classes(scores, threshold)
         confusion = np.bincount(target * k + predicted, minlength=k * k).reshape(k, k)
-        chance = np.clip(chances[np.arange(len(target)), target], TINY, 1 - TINY)
-        wrong = chances - np.eye(k)[target]
+        true_probability = np.clip(class_probabilities[np.arange(len(target)), target], EPSILON, 1 - EPSILON)
+        wrong = class_probabilities - np.eye(k)[target]
         if k == 2:
-            hit, sure, wrong = target, chances[:, 1], wrong[:, 1]
+            hit, sure, wrong = target, class_probabilities[:, 1], wrong[:, 1]
         else:
-            hit, sure = (predicted == target).astype(np.int64), chances.max(axis=1)
+            hit, sure = (predicted == target).astype(np.int64), class_probabilities.max(axis=1)
         binned = np.bincount(hit * BINS + bins(sure), minlength=2 * BINS).reshape(2, BINS)
         return type(self)(
             self.confusion + confusion,
-            self.loss - float(np.log(chance).sum()),
+            self.loss - float(np.log(true_probability).sum()),
             self.brier + float((wrong**2).sum()),
             self.histogram + binned,
             self.n + (baselines >= 0).sum(axis=0),
@@ -178,18 +178,18 @@ class Hits:
         n = self.rows
         if not n:
             return {}
-        right, true, said = (
+        right, true, predicted = (
             np.diag(self.confusion),
             self.confusion.sum(axis=1),
             self.confusion.sum(axis=0),
         )
-        precision = right / np.maximum(said, 1)
+        precision = right / np.maximum(predicted, 1)
         recall = right / np.maximum(true, 1)
         both = precision + recall
         f1 = np.where(both > 0, 2 * precision * recall / np.where(both > 0, both, 1), 0.0)
         # Macro over the classes that occurred, as scikit-learn does.
-        part: Any = 1 if len(true) == 2 else np.flatnonzero(true + said)
-        made: dict[str, Any] = {
+        part: Any = 1 if len(true) == 2 else np.flatnonzero(true + predicted)
+        result: dict[str, Any] = {
             "accuracy": float(right.sum() / n),
             "precision": float(np.mean(precision[part])),
             "recall": float(np.mean(recall[part])),
@@ -199,10 +199,10 @@ class Hits:
             "calibration_error": calibration_error(self.histogram),
         }
         if len(true) == 2:
-            made["auc"] = auc(self.histogram)
-            made["average_precision"] = average_precision(self.histogram)
-            made["recall_at_precision"] = recall_at_precision(self.histogram, at_precision)
-        return {**made, "confusion": self.confusion.tolist()}
+            result["auc"] = auc(self.histogram)
+            result["average_precision"] = average_precision(self.histogram)
+            result["recall_at_precision"] = recall_at_precision(self.histogram, at_precision)
+        return {**result, "confusion": self.confusion.tolist()}
 
     def by_class(self, at_precision: float = 0.5) -> list[dict[str, float]]:
         """Of each class against the others: rows, precision, recall and F1 of what was predicted;
@@ -227,7 +227,7 @@ class Hits:
                 figures["recall_at_precision"] = recall_at_precision(histogram, at_precision)
         return made
 
-    def chance(self) -> dict[str, float]:
+    def prior_metrics(self) -> dict[str, float]:
         """What a model that knows each class's share and nothing else comes to; {} before the
         first row."""
         if not self.rows:
@@ -236,10 +236,10 @@ class Hits:
         some = share[share > 0]
         brier = float((share * (1 - share)).sum())
         log_loss = -float((some * np.log(some)).sum()) + 0.0
-        made = {"accuracy": float(share.max()), "log_loss": log_loss, "brier": brier}
+        result = {"accuracy": float(share.max()), "log_loss": log_loss, "brier": brier}
         if len(share) == 2:
-            made |= {"brier": brier / 2, "auc": 0.5, "average_precision": float(share[1])}
-        return made
+            result |= {"brier": brier / 2, "auc": 0.5, "average_precision": float(share[1])}
+        return result
 
     def baselines(self, names: list[str]) -> dict[str, dict[str, float]]:
         """Name -> accuracy and rows."""
@@ -281,21 +281,21 @@ def probabilities(scores: Floats) -> Floats:
     return np.stack([1 - scores, scores], axis=1) if scores.ndim == 1 else scores
 
 
-def bins(chances: Floats) -> Ints:
+def bins(class_probabilities: Floats) -> Ints:
     """Each probability's bin of the histogram, shape (n,)."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        odds = np.log(chances) - np.log1p(-chances)
-    at = (np.clip(np.nan_to_num(odds, nan=0.0), -ODDS, ODDS) + ODDS) * (BINS / (2 * ODDS))
-    made: Ints = np.minimum(at.astype(np.int64), BINS - 1)
-    return made
+        odds = np.log(class_probabilities) - np.log1p(-class_probabilities)
+    at = (np.clip(np.nan_to_num(odds, nan=0.0), -MAX_LOG_ODDS, MAX_LOG_ODDS) + MAX_LOG_ODDS) * (BINS / (2 * MAX_LOG_ODDS))
+    indexes: Ints = np.minimum(at.astype(np.int64), BINS - 1)
+    return indexes
 
 
 def edges() -> Floats:
     """The lower edge of each bin, as a probability, shape (BINS,)."""
-    odds = np.linspace(-ODDS, ODDS, BINS, endpoint=False)
-    made: Floats = 1 / (1 + np.exp(-odds))
-    made[0] = 0.0
-    return made
+    odds = np.linspace(-MAX_LOG_ODDS, MAX_LOG_ODDS, BINS, endpoint=False)
+    probabilities_out: Floats = 1 / (1 + np.exp(-odds))
+    probabilities_out[0] = 0.0
+    return probabilities_out
 
 
 def auc(histogram: Ints) -> float:
@@ -339,7 +339,7 @@ def calibration_error(histogram: Ints) -> float:
     from the shares that came true, over groups of equally many rows."""
     groups = reliability(histogram)
     n = sum(group["rows"] for group in groups)
-    gaps = sum(group["rows"] * abs(group["said"] - group["true"]) for group in groups)
+    gaps = sum(group["rows"] * abs(group["predicted"] - group["true"]) for group in groups)
     return gaps / n if n else math.nan
 
 
@@ -350,21 +350,21 @@ def reliability(histogram: Ints) -> list[dict[str, Any]]:
     total = int(rows.sum())
     if not total:
         return []
-    said = np.append(edges(), 1.0)
-    middle = (said[:-1] + said[1:]) / 2
-    group = np.minimum((np.cumsum(rows) - rows) * CALIBRATION // total, CALIBRATION - 1)
+    bounds = np.append(edges(), 1.0)
+    middle = (bounds[:-1] + bounds[1:]) / 2
+    group = np.minimum((np.cumsum(rows) - rows) * CALIBRATION_GROUPS // total, CALIBRATION_GROUPS - 1)
     weights = (rows, rows * middle, histogram[1])
-    sums = [np.bincount(group, weights=w, minlength=CALIBRATION) for w in weights]
+    sums = [np.bincount(group, weights=w, minlength=CALIBRATION_GROUPS) for w in weights]
     return [
-        {"rows": int(n), "said": p / n, "true": true / n}
+        {"rows": int(n), "predicted": p / n, "true": true / n}
         for n, p, true in zip(*(column.tolist() for column in sums), strict=True)
         if n
     ]
 
 
 __all__ = [
-    "Errors",
-    "Hits",
+    "RegressionSums",
+    "ClassificationSums",
     "auc",
     "average_precision",
     "bins",

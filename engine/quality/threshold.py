@@ -15,7 +15,7 @@ from engine.types import Snapshot
 
 MIN_ROWS = 10
 """Held-out rows of each class without which nothing is chosen."""
-ANEW = 0.05
+RECHOOSE_GROWTH = 0.05
 """A threshold is chosen anew where the held-out rows have grown by so much."""
 
 
@@ -38,7 +38,7 @@ class ThresholdSettings(types.Settings):
     false_negative: float | None = Field(None, gt=0)
 
     @model_validator(mode="after")
-    def _one(self) -> Self:
+    def _check_one_aim(self) -> Self:
         costs = {self.false_positive is None, self.false_negative is None}
         if len(costs) > 1:
             raise ValueError("expected both costs")
@@ -62,7 +62,7 @@ class ThresholdSettings(types.Settings):
             ) from None
 
     @property
-    def aims(self) -> bool:
+    def is_chosen(self) -> bool:
         """Whether it is chosen, not given."""
         return self.value is None
 
@@ -112,14 +112,14 @@ class Threshold:
 
     def update(self, target: NDArray[Any], scores: NDArray[np.float64]) -> None:
         """Take held-out rows' classes and what was predicted for them, shape (n,)."""
-        if not self.settings.aims:
+        if not self.settings.is_chosen:
             return
         self._target = np.append(self._target, target)[-self._rows :]
         self._scores = np.append(self._scores, scores)[-self._rows :]
         self._new += len(target)
-        if self._new > ANEW * len(self._target):
+        if self._new > RECHOOSE_GROWTH * len(self._target):
             self._new = 0
-            self.value = chosen(self.settings, self._target, self._scores) or self.value
+            self.value = choose_threshold(self.settings, self._target, self._scores) or self.value
 
     def snapshot(self) -> Snapshot:
         """As a plain value."""
@@ -129,12 +129,12 @@ class Threshold:
 
     def restore(self, value: Snapshot) -> None:
         """From what `snapshot` gave; a threshold that is given stays as it is given now."""
-        if self.settings.aims:
+        if self.settings.is_chosen:
             self.value, self._new = value["value"], value["new"]
             self._target, self._scores = value["target"], value["scores"]
 
 
-def chosen(
+def choose_threshold(
     settings: ThresholdSettings, target: NDArray[Any], scores: NDArray[np.float64]
 ) -> float | None:
     """The threshold that serves the aim best on these rows; None where a class has too few."""
@@ -145,4 +145,4 @@ def chosen(
     return settings.choose(binned.reshape(2, BINS))
 
 
-__all__ = ["MIN_ROWS", "Threshold", "ThresholdSettings", "chosen"]
+__all__ = ["MIN_ROWS", "Threshold", "ThresholdSettings", "choose_threshold"]

@@ -11,12 +11,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine.loading.decoder import PART_ROWS
-from engine.observing.timing import Account, Spent
+from engine.loading.decoder import ROWS_PER_THREAD
+from engine.observing.timing import TimingSnapshot, StageTime
 
 PARTS = ("source", "decode", "scrub", "transfer", "model", "sink", "checkpoint", "idle")
 """What a verdict can name; ``idle``: nothing holds the run, records come no faster."""
-MAIN = {
+LOOP_STAGES = {
     "learn": "model",
     "predict": "model",
     "clean": "model",
@@ -25,20 +25,20 @@ MAIN = {
     "checkpoint": "checkpoint",
 }
 """Stages of the loop's own thread -> part."""
-OWN = {"fetch": "source", "decode": "decode", "transfer": "transfer"}
+PART_OF_STAGE = {"fetch": "source", "decode": "decode", "transfer": "transfer"}
 """Stages with a part of their own; all others are the scrub's."""
-ENOUGH = 0.5
+IDLE_SHARE = 0.5
 """Below this share of the time, the busiest thread holds nothing up where records come slowly."""
-SECONDS = 1.0
+MIN_SECONDS = 1.0
 """A shorter run says more of compilation and of opening files than of what holds a long one."""
 RUN_SECONDS = 3.0
 """A whole run, its start included, must be so long to be judged."""
-CONTENDED = 0.5
+CONTENDED_SHARE = 0.5
 """Share of the time off a processor that threads were ready for one, from which on it is others
 that take the cores."""
-MOST = 20.0
+MAX_FACTOR_SHOWN = 20.0
 """Where a run would be so many times as fast, the figure says nothing more."""
-ON_PROCESSOR = 0.4
+CPU_BOUND_SHARE = 0.4
 """Share of a stage's time on a processor from which on the processor is what it needs."""
 
 
@@ -56,7 +56,7 @@ class Advice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class Bottleneck:
     """What holds a run.
 
     Attributes:
@@ -86,7 +86,7 @@ class Verdict:
         if self.part == "idle":
             return "Nothing holds the run: records come no faster than they are handled."
         where = "" if self.stage == self.part else f" ('{self.stage}')"
-        said = (
+        text = (
             f"The {self.part}{where} holds the run: {self.share:.0%} of the time, {self.resource}; "
             f"without it the run would be {_times(self.limit)} as fast."
         )
@@ -94,78 +94,78 @@ class Verdict:
             first = self.advice[0]
             words = first.why[0].upper() + first.why[1:]
             try_ = f"Try --set {first.setting}: {first.why}" if first.setting else words
-            said += f" {try_}."
-        return said
+            text += f" {try_}."
+        return text
 
 
-def judge(
-    spent: Account, *, settings: Mapping[str, Any], device: str = "cpu", cores: int = 1
-) -> Verdict | None:
+def diagnose(
+    timing: TimingSnapshot, *, settings: Mapping[str, Any], device: str = "cpu", cores: int = 1
+) -> Bottleneck | None:
     """The verdict on what was spent; None where nothing was done, or too little to tell.
 
     Args:
-        spent: what `Account.since` gave: `at` is the length in seconds.
-        settings: ``batch_rows``, ``read_rows``, ``decode_threads`` and ``every_seconds`` as they
+        timing: what `TimingSnapshot.since` gave: `at` is the length in seconds.
+        settings: ``batch_rows``, ``read_rows``, ``decode_threads`` and ``interval`` as they
             are now; ``threads``: the setting of the model's threads where that may be lowered, or
             ""; ``costs``: what another ``batch_rows`` costs, in a few words, or "".
         device: the model's.
     """
-    work = {name: taken for name, taken in spent.stages.items() if taken.wall > 0}
-    if spent.at < SECONDS or not any(taken.rows for taken in work.values()):
+    work = {name: stage_time for name, stage_time in timing.stages.items() if stage_time.wall > 0}
+    if timing.at < MIN_SECONDS or not any(stage_time.rows for stage_time in work.values()):
         return None
-    threads: dict[str, dict[str, Spent]] = {"fetch": {}, "prepare": {}, "main": {}}
-    for name, taken in work.items():
-        threads["fetch" if name == "fetch" else "main" if name in MAIN else "prepare"][name] = taken
+    threads: dict[str, dict[str, StageTime]] = {"fetch": {}, "prepare": {}, "main": {}}
+    for name, stage_time in work.items():
+        threads["fetch" if name == "fetch" else "main" if name in LOOP_STAGES else "prepare"][name] = stage_time
     busy = {
-        thread: sum(taken.wall for taken in stages.values()) for thread, stages in threads.items()
+        thread: sum(stage_time.wall for stage_time in stages.values()) for thread, stages in threads.items()
     }
     # By the record: one thread may be far ahead of another.
     cost = {thread: busy[thread] / _rows(threads[thread]) for thread in threads}
     slowest = max(cost, key=lambda thread: cost[thread])
     stage = max(threads[slowest], key=lambda name: threads[slowest][name].wall)
     part = part_of(stage)
-    if busy[slowest] < ENOUGH * spent.at and spent.idle > ENOUGH * spent.at:
+    if busy[slowest] < IDLE_SHARE * timing.at and timing.idle > IDLE_SHARE * timing.at:
         part, stage = "idle", "idle"
-    taken = work.get(stage, Spent())
+    stage_time = work.get(stage, StageTime())
     others = [each for thread, each in cost.items() if thread != slowest]
-    left = cost[slowest] * (1 - taken.wall / busy[slowest])
+    left = cost[slowest] * (1 - stage_time.wall / busy[slowest])
     bound = max(left, *others, 0.01 * cost[slowest])
     seconds = dict.fromkeys(PARTS[:-1], 0.0)
     for name, each in work.items():
         seconds[part_of(name)] += each.wall
-    resource = _resource(part, taken, spent, device)
-    return Verdict(
+    resource = _resource(part, stage_time, timing, device)
+    return Bottleneck(
         part=part,
         stage=stage,
         resource=resource,
-        share=taken.wall / spent.at,
+        share=stage_time.wall / timing.at,
         limit=cost[slowest] / bound,
         seconds=seconds,
-        wall=spent.at,
+        wall=timing.at,
         advice=tuple(_advice(part, stage, resource, settings, cores)),
     )
 
 
 def part_of(stage: str) -> str:
     """The part that a stage belongs to."""
-    return MAIN.get(stage) or OWN.get(stage) or "scrub"
+    return LOOP_STAGES.get(stage) or PART_OF_STAGE.get(stage) or "scrub"
 
 
-def _rows(stages: Mapping[str, Spent]) -> int:
-    return max((taken.rows for taken in stages.values()), default=0) or 1
+def _rows(stages: Mapping[str, StageTime]) -> int:
+    return max((stage_time.rows for stage_time in stages.values()), default=0) or 1
 
 
-def _resource(part: str, taken: Spent, spent: Account, device: str) -> str:
+def _resource(part: str, stage_time: StageTime, timing: TimingSnapshot, device: str) -> str:
     if part in ("model", "transfer") and device != "cpu":
         return "GPU"
-    own = taken.cpu / taken.wall if taken.wall else 0.0
+    own = stage_time.cpu / stage_time.wall if stage_time.wall else 0.0
     # Work that polars or torch do on threads of their own is on the process's account only.
-    everybody = spent.cpu / spent.at
-    shared = part not in ("source", "sink", "checkpoint") and everybody > 2 * ON_PROCESSOR
-    away = max(taken.wall - taken.cpu, 1e-9)
-    if away > 0.2 * taken.wall and spent.queued > CONTENDED * away:
+    everybody = timing.cpu / timing.at
+    shared = part not in ("source", "sink", "checkpoint") and everybody > 2 * CPU_BOUND_SHARE
+    away = max(stage_time.wall - stage_time.cpu, 1e-9)
+    if away > 0.2 * stage_time.wall and timing.queued > CONTENDED_SHARE * away:
         return "contended CPU"
-    return "CPU" if own > ON_PROCESSOR or shared else "I/O"
+    return "CPU" if own > CPU_BOUND_SHARE or shared else "I/O"
 
 
 def _advice(
@@ -174,7 +174,7 @@ def _advice(
     rows = 4 * int(settings["batch_rows"])
     batches = Advice(
         setting=f"loader.batch_rows={rows}",
-        why="what is paid for each batch is paid less often" + _costs(settings),
+        why="what is paid for each batch is paid less often" + _caveat(settings),
     )
     contended = resource == "contended CPU"
     if contended and part == "model" and settings.get("threads"):
@@ -195,7 +195,7 @@ def _advice(
         )
     elif part == "decode":
         threads = int(settings["decode_threads"]) + 1
-        if int(settings["batch_rows"]) < threads * PART_ROWS:
+        if int(settings["batch_rows"]) < threads * ROWS_PER_THREAD:
             yield batches
         elif resource == "I/O" or (threads <= cores and not contended):
             yield Advice(
@@ -220,20 +220,20 @@ def _advice(
         yield batches
         yield Advice(setting="", why="fewer [sink] columns are less to write")
     elif part in ("sink", "checkpoint"):
-        seconds = 6 * float(settings["every_seconds"])
+        seconds = 6 * float(settings["interval"])
         yield Advice(
-            setting=f"checkpoint.every_seconds={seconds:g}",
+            setting=f"checkpoint.interval={seconds:g}",
             why="results and state are made safe less often; a restart repeats more",
         )
 
 
 def _times(limit: float) -> str:
-    return f"{limit:.1f} times" if limit < MOST else f"{MOST:.0f} times or more"
+    return f"{limit:.1f} times" if limit < MAX_FACTOR_SHOWN else f"{MAX_FACTOR_SHOWN:.0f} times or more"
 
 
-def _costs(settings: Mapping[str, Any]) -> str:
+def _caveat(settings: Mapping[str, Any]) -> str:
     costs = settings.get("costs", "")
     return f" ({costs})" if costs else ""
 
 
-__all__ = ["PARTS", "RUN_SECONDS", "Advice", "Verdict", "judge", "part_of"]
+__all__ = ["PARTS", "RUN_SECONDS", "Advice", "Bottleneck", "diagnose", "part_of"]

@@ -46,7 +46,7 @@ PLAIN = (bool, int, float, str, bytes, list, tuple, pl.DataFrame, pl.Series, typ
 SHOWN = 3
 """Keys that a sentence names."""
 NEW_STAGES = " 'headrace replay' goes on with stages that are new, and takes dead letters back."
-NAME = re.compile(r"checkpoint-(\d{8})\.hrc")
+CHECKPOINT_FILE = re.compile(r"checkpoint-(\d{8})\.hrc")
 
 
 class Tolerated(str):
@@ -59,7 +59,7 @@ class CheckpointFailed(HeadraceError):
     """A checkpoint could not be written; the ones before it are as they were."""
 
 
-class Corrupt(Exception):
+class CorruptCheckpoint(Exception):
     """A file that is no whole checkpoint, and why."""
 
 
@@ -98,25 +98,25 @@ class Checkpoints:
         Attributes:
             path: the folder; ``<folder>/checkpoints`` unless given. Made at the first save.
             keep: how many of the newest checkpoints stay.
-            every_seconds: time between two checkpoints.
-            every_batches [batches]: batches between saves, instead of the time.
+            interval: time between two checkpoints.
+            interval_batches [batches]: batches between saves, instead of the time.
             private: whether only the user who runs headrace may read them (mode 0600).
         """
 
         path: Free[Name] = Field("", validate_default=False)
         keep: Free[int] = Field(3, ge=1)
-        every_seconds: Free[Duration] = Field(10.0, gt=0)
-        every_batches: Free[int | None] = Field(None, ge=1)
+        interval: Free[Duration] = Field(10.0, gt=0)
+        interval_batches: Free[int | None] = Field(None, ge=1)
         private: Free[bool] = False
 
     def __init__(self, settings: Checkpoints.Settings) -> None:
         self.settings = settings
         self.folder = Path(settings.path)
         self._place = atomic.Folder(self.folder, "[checkpoint] path")
-        self._lost = False
+        self._folder_replaced = False
         self.seconds = 0.0
         self.nbytes = 0
-        self._confirmed: int | None = None
+        self._committed: int | None = None
         self._loaded = ""
         """The file that `load` gave, and who wrote it."""
 
@@ -127,14 +127,14 @@ class Checkpoints:
         """
         start = time.perf_counter()
         parts = encode(dict(state), dict(identity))
-        self._lost = self._lost or self._place.gone
+        self._folder_replaced = self._folder_replaced or self._place.gone
         try:
             self._place.make()
             numbers = self._numbers()
             path = self.folder / f"checkpoint-{max(numbers, default=0) + 1:08d}.hrc"
             atomic.write_parts(path, parts, private=self.settings.private)
             for number in sorted(numbers)[: max(0, len(numbers) + 1 - self.settings.keep)]:
-                if number != self._confirmed:
+                if number != self._committed:
                     self._path(number).unlink()
         except OSError as error:
             raise CheckpointFailed(
@@ -168,14 +168,14 @@ class Checkpoints:
             path = self._path(number)
             try:
                 saved = decode(path.read_bytes())
-            except (Corrupt, OSError) as error:
+            except (CorruptCheckpoint, OSError) as error:
                 skipped.append(f"{path.name} ({error})")
                 continue
             except OtherLayout as other:
                 raise _unreadable(f"{path} {other}") from None
             saved = saved if mend is None else mend(saved)
             state, self._loaded = saved.state, f"{path}, written by headrace {saved.version},"
-            self._same(saved.identity, identity)
+            self._require_identity(saved.identity, identity)
             if counts is not None and not counts(state):
                 log.info("checkpoint was not committed", extra={"checkpoint": path.name})
                 if number == 1:
@@ -187,7 +187,7 @@ class Checkpoints:
                     "checkpoint is not whole; the one before it is used",
                     extra={"skipped": ", ".join(skipped), "used": path.name},
                 )
-            self._confirmed = number
+            self._committed = number
             self._tell(saved.identity, identity)
             return state
         if passed:
@@ -233,24 +233,24 @@ class Checkpoints:
         if found:
             raise _unreadable(f"{self._loaded} {' and '.join(found)}")
 
-    def confirm(self) -> None:
+    def mark_committed(self) -> None:
         """Mark the newest checkpoint as committed; it is kept until a later one is committed."""
-        self._confirmed = max(self._numbers(), default=None)
+        self._committed = max(self._numbers(), default=None)
 
     def require(self) -> None:
         """Raises: HeadraceError where the folder was taken away while the engine ran; what it has
         come to is saved in a new one."""
-        if self._lost:
+        if self._folder_replaced:
             raise HeadraceError(
                 f"[checkpoint] path '{self.folder}' was removed or replaced while the engine ran: "
                 "a new checkpoint is saved there; start again to go on from it."
             )
 
-    def exist(self) -> bool:
+    def exists(self) -> bool:
         """Whether there is any, whole or not."""
         return bool(self._numbers())
 
-    def forget(self) -> None:
+    def delete_all(self) -> None:
         """Delete all checkpoints, and nothing else that lies in the folder."""
         for number in self._numbers():
             self._path(number).unlink()
@@ -258,13 +258,13 @@ class Checkpoints:
     def _numbers(self) -> list[int]:
         if not self.folder.is_dir():
             return []
-        names = (NAME.fullmatch(path.name) for path in self.folder.iterdir())
+        names = (CHECKPOINT_FILE.fullmatch(path.name) for path in self.folder.iterdir())
         return [int(match[1]) for match in names if match]
 
     def _path(self, number: int) -> Path:
         return self.folder / f"checkpoint-{number:08d}.hrc"
 
-    def _same(self, written: Mapping[str, str], here: Mapping[str, str]) -> None:
+    def _require_identity(self, written: Mapping[str, str], here: Mapping[str, str]) -> None:
         for part, was, now in _differing(written, here):
             if not isinstance(now, Tolerated):
                 now_is, was_is = _difference(now, was)
@@ -354,14 +354,14 @@ def _owner(path: Sequence[str]) -> str:
 
 
 def decode(data: bytes) -> Saved:
-    """A checkpoint file's content. Raises: Corrupt, OtherLayout."""
+    """A checkpoint file's content. Raises: CorruptCheckpoint, OtherLayout."""
     line, _, _ = data.partition(b"\n")
     start = len(line) + 1 + 8
     if not data.startswith(NAMED) or not line[len(NAMED) :].isdigit() or len(data) < start:
-        raise Corrupt("it is no checkpoint, or cut short")
+        raise CorruptCheckpoint("it is no checkpoint, or cut short")
     body = memoryview(data)[:-DIGEST_BYTES]
     if hashlib.blake2b(body, digest_size=DIGEST_BYTES).digest() != data[-DIGEST_BYTES:]:
-        raise Corrupt("it is cut short or damaged: its checksum differs")
+        raise CorruptCheckpoint("it is cut short or damaged: its checksum differs")
     # The digest vouches for every length that is read from here on.
     size = int.from_bytes(body[start - 8 : start], "little")
     header = json.loads(bytes(body[start : start + size]))
@@ -530,7 +530,7 @@ def _difference(now: str | None, was: str | None) -> tuple[str, str]:
 __all__ = [
     "CheckpointFailed",
     "Checkpoints",
-    "Corrupt",
+    "CorruptCheckpoint",
     "Tolerated",
     "decode",
     "encode",

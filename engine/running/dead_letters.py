@@ -9,18 +9,18 @@ import polars as pl
 from numpy.typing import NDArray
 
 from engine.types import (
-    NO_TIME,
+    NO_TIMESTAMP,
     PARTITION,
     POSITION,
     RESERVED,
     Records,
     Rejects,
     Values,
-    without_bytes,
+    bytes_as_hex,
 )
 
 Ints = NDArray[np.int64]
-COLUMNS = {
+DEAD_LETTER_COLUMNS = {
     PARTITION: pl.String(),
     POSITION: pl.Int64(),
     "stage": pl.String(),
@@ -39,47 +39,47 @@ the row as it was read, as JSON, and null where it has bytes, which JSON does no
 ``timestamp``: ms since the epoch."""
 
 
-def letters(reject: Rejects, pieces: Sequence[Records]) -> pl.DataFrame:
-    """Rejected rows as dead letters, see `COLUMNS`.
+def dead_letter_frame(reject: Rejects, pieces: Sequence[Records]) -> pl.DataFrame:
+    """Rejected rows as dead letters, see `DEAD_LETTER_COLUMNS`.
 
     Args:
         pieces: the records that the batch was made of; those that are missing leave nulls.
     """
     rows = reject.rows.select(PARTITION, POSITION, "detail", "value")
     n = rows.height
-    found: dict[str, list[bytes | None]] = {name: [None] * n for name in ("raw", "key", "headers")}
+    columns: dict[str, list[bytes | None]] = {name: [None] * n for name in ("raw", "key", "headers")}
     times: list[int | None] = [None] * n
     for piece in pieces:
-        here, at = _inside(piece, rows)
+        here, at = _matching_rows(piece, rows)
         values = piece.values if isinstance(piece.values, Values) else None
         if isinstance(piece.values, pl.DataFrame) and pl.Binary not in piece.values.dtypes:
             for row, text in zip(here.tolist(), _as_json(piece.values[at]), strict=True):
-                found["raw"][row] = text.encode()
+                columns["raw"][row] = text.encode()
         for name, part in (("raw", values), ("key", piece.keys), ("headers", piece.headers)):
             if part is not None:
                 for row, value in zip(here.tolist(), part.take(at), strict=True):
-                    found[name][row] = value
+                    columns[name][row] = value
         if piece.timestamps is not None:
             for row, stamp in zip(here.tolist(), piece.timestamps[at].tolist(), strict=True):
-                times[row] = None if stamp == NO_TIME else stamp
+                times[row] = None if stamp == NO_TIMESTAMP else stamp
     return rows.with_columns(
         stage=pl.lit(reject.stage),
         reason=pl.lit(reject.reason),
         timestamp=pl.Series(times, dtype=pl.Int64),
-        **{name: pl.Series(values, dtype=pl.Binary) for name, values in found.items()},
-    ).select(pl.col(name).cast(kind) for name, kind in COLUMNS.items())
+        **{name: pl.Series(values, dtype=pl.Binary) for name, values in columns.items()},
+    ).select(pl.col(name).cast(dtype) for name, dtype in DEAD_LETTER_COLUMNS.items())
 
 
 def _as_json(frame: pl.DataFrame) -> pl.Series:
     told = (
-        without_bytes(pl.col(c), kind).alias(c)
+        bytes_as_hex(pl.col(c), kind).alias(c)
         for c, kind in frame.schema.items()
         if c not in RESERVED
     )
     return frame.select(pl.struct(told).struct.json_encode()).to_series()
 
 
-def _inside(piece: Records, rows: pl.DataFrame) -> tuple[Ints, Ints]:
+def _matching_rows(piece: Records, rows: pl.DataFrame) -> tuple[Ints, Ints]:
     """Which of the rows come from these records, and from which of them."""
     if piece.origins is not None:  # in no order, and one may be there twice
         known = piece.origins.with_row_index("at").unique([PARTITION, POSITION], keep="first")
@@ -93,4 +93,4 @@ def _inside(piece: Records, rows: pl.DataFrame) -> tuple[Ints, Ints]:
     return here[inside], at[inside]
 
 
-__all__ = ["COLUMNS", "letters"]
+__all__ = ["DEAD_LETTER_COLUMNS", "dead_letter_frame"]

@@ -13,13 +13,13 @@ from engine.types import PART, POSITION, RESERVED, Snapshot
 
 SALT = 0x60A7
 """Of the hash that holds rows out, so that it has nothing to do with a `split` stage's."""
-TURN = "_turn"
+BATCH_NUMBER = "_turn"
 """The number of the batch that a held-out row came with."""
 MAX_FRAMES = 64
 """Held-out rows of so many batches are put together, each row once."""
-FIRST = 1_000
+COMMON_SAMPLE_ROWS = 1_000
 """Rows that show which contents are common."""
-COMMON = 3
+COMMON_COUNT = 3
 """A content that so many of the first rows have is common."""
 NOTES = {"content": pl.UInt64(), "place": pl.UInt64()}
 
@@ -33,7 +33,7 @@ class Holdout:
     other.
 
     Content that is common is another thing. Of a stream that has four different rows, one would be
-    held out whole, and never learned. So a content that `COMMON` of the first `FIRST` rows have is
+    held out whole, and never learned. So a content that `COMMON_COUNT` of the first `COMMON_SAMPLE_ROWS` rows have is
     held out in part: from the third such row on by a hash of partition and position. Rows that the
     model will meet again and again are judged among others that were learned, which is the error
     that it will have.
@@ -41,7 +41,7 @@ class Holdout:
     Args:
         share: of the rows (0-1).
         rows: how many are kept, the newest; of a row that is read again, the newest reading.
-        besides: columns that are not content: nobody learns from them, or they say where a row
+        ignored: columns that are not content: nobody learns from them, or they say where a row
             comes from.
         by_content: False chooses all rows by partition and position: for rows whose content
             changes from epoch to epoch, because a stage that learns has made it.
@@ -53,39 +53,39 @@ class Holdout:
         share: float,
         rows: int,
         *,
-        besides: Collection[str] = (),
+        ignored: Collection[str] = (),
         by_content: bool = True,
         needed: Collection[str] = (),
     ) -> None:
         self.share = share
         self.rows = rows
-        self._besides = {*besides, *RESERVED, PART}
+        self._besides = {*ignored, *RESERVED, PART}
         self._by_content = by_content
         self._needed = needed
         self._kept = pl.DataFrame()
         self._new: list[tuple[int, pl.DataFrame]] = []
-        self._turn = 0
+        self._batches = 0
         self._note(pl.DataFrame(schema=NOTES))
 
-    def takes(self, raw: pl.DataFrame) -> NDArray[np.bool_]:
+    def select(self, raw: pl.DataFrame) -> NDArray[np.bool_]:
         """Which of a batch's raw rows are held out, shape (n,). Called for each batch in turn."""
         place = place_hashes(raw, SALT)
         content = self._contents(raw, place)
-        if self._by_content and self._first.height < FIRST:
+        if self._by_content and self._first.height < COMMON_SAMPLE_ROWS:
             self._look(content, place)
         chosen: NDArray[np.bool_] = self._keys(content, place) < np.uint64(self.share * 2**64)
         return chosen
 
     def add(self, raw: pl.DataFrame, held: NDArray[np.bool_]) -> None:
         """Keep the rows that are `held` out; forget the oldest beyond the bound."""
-        self._turn += 1
-        self._new = [*self._new, (self._turn, raw[np.flatnonzero(held)])]
+        self._batches += 1
+        self._new = [*self._new, (self._batches, raw[np.flatnonzero(held)])]
         if len(self._new) >= MAX_FRAMES:
             self._kept, self._new = self._newest(), []
 
     def frame(self) -> pl.DataFrame | None:
         """The rows, oldest first, each once; None before the first."""
-        return self._newest().drop(TURN) if self._turn else None
+        return self._newest().drop(BATCH_NUMBER) if self._batches else None
 
     @property
     def nbytes(self) -> int:
@@ -96,7 +96,7 @@ class Holdout:
     def snapshot(self) -> Snapshot:
         """As a plain value."""
         new = [list(part) for part in self._new]
-        return {"kept": self._kept, "new": new, "turn": self._turn, "first": self._first}
+        return {"kept": self._kept, "new": new, "turn": self._batches, "first": self._first}
 
     def restore(self, value: Snapshot) -> None:
         """From what `snapshot` gave. Raises: ValueError for rows that lack a column."""
@@ -105,7 +105,7 @@ class Holdout:
             lacking = [column for column in self._needed if column not in rows.columns]
             if rows.width and lacking:
                 raise ValueError(f"held-out rows lack column '{lacking[0]}'")
-        self._kept, self._turn = value["kept"], value["turn"]
+        self._kept, self._batches = value["kept"], value["turn"]
         self._new = [(turn, rows) for turn, rows in value["new"]]
         self._note(value["first"])
 
@@ -128,18 +128,18 @@ class Holdout:
         return np.where(common, place, content)
 
     def _look(self, content: Hashes, place: Hashes) -> None:
-        """Note rows that were not there before, up to `FIRST` in all."""
+        """Note rows that were not there before, up to `COMMON_SAMPLE_ROWS` in all."""
         rows = pl.DataFrame({"content": content, "place": place}, schema=NOTES)
         rows = pl.concat([self._first, rows]).unique("place", keep="first", maintain_order=True)
-        self._note(rows.head(FIRST))
+        self._note(rows.head(COMMON_SAMPLE_ROWS))
 
     def _note(self, first: pl.DataFrame) -> None:
         """These are the first rows. A content is common from its third row on; the rows before that
         one are chosen by content for ever."""
         self._first = first
         turns = first.with_columns(turn=pl.int_range(pl.len()).over("content"))
-        self._common = np.unique(turns.filter(turn=COMMON - 1)["content"].to_numpy())
-        self._early = np.unique(turns.filter(pl.col("turn") < COMMON - 1)["place"].to_numpy())
+        self._common = np.unique(turns.filter(turn=COMMON_COUNT - 1)["content"].to_numpy())
+        self._early = np.unique(turns.filter(pl.col("turn") < COMMON_COUNT - 1)["place"].to_numpy())
 
     def _newest(self) -> pl.DataFrame:
         """The newest rows with the number of their batch, each row once: of one that came again the
@@ -149,12 +149,12 @@ class Holdout:
             heights = [rows.height for _, rows in self._new]
             turns = np.repeat([turn for turn, _ in self._new], heights).astype(np.int64)
             rows = pl.concat([rows for _, rows in self._new], how="diagonal")
-            frames.append(rows.hstack([pl.Series(TURN, turns)]))
+            frames.append(rows.hstack([pl.Series(BATCH_NUMBER, turns)]))
         both = pl.concat(frames, how="diagonal")  # a column nobody learns from may come and go
-        raw = both.drop(TURN)
+        raw = both.drop(BATCH_NUMBER)
         place = place_hashes(raw, SALT)
         keys = self._keys(self._contents(raw, place), place)
-        when = pl.struct(TURN, *RESERVED)
+        when = pl.struct(BATCH_NUMBER, *RESERVED)
         last = both.select(when == when.last().over(pl.Series(keys)))
         return both.filter(last.to_series()).tail(self.rows)
 
@@ -162,8 +162,8 @@ class Holdout:
 def _among(hashes: Hashes, known: Hashes) -> NDArray[np.bool_]:
     """Which of the hashes are among the `known`, sorted ones, shape (n,)."""
     at = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
-    found: NDArray[np.bool_] = known[at] == hashes
-    return found
+    mask: NDArray[np.bool_] = known[at] == hashes
+    return mask
 
 
 __all__ = ["Holdout"]

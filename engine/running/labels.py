@@ -25,13 +25,13 @@ from engine.types.plural import counted
 ROWS, BYTES, SECONDS = 100_000, 64 << 20, 10.0
 """How far a look goes, at most."""
 READ_ROWS, READ_BYTES = 10_000, 8 << 20
-MOST = 100
+MAX_CLASSES = 100
 """Different labels that are still classes."""
 FEW = 20
 """Different whole numbers that may be classes."""
-PROSE = 60
+MAX_LABEL_CHARS = 60
 """Characters of a label that is no class's name any more."""
-SHOWN = 10
+MAX_LABELS_SHOWN = 10
 BOOLS = ("false", "true")
 
 
@@ -57,8 +57,8 @@ class Labels:
     @property
     def shown(self) -> str:
         """The values, in words."""
-        more = f", ... ({len(self.values):,})" if len(self.values) > SHOWN else ""
-        return ", ".join(f"'{value[:PROSE]}'" for value in self.values[:SHOWN]) + more
+        more = f", ... ({len(self.values):,})" if len(self.values) > MAX_LABELS_SHOWN else ""
+        return ", ".join(f"'{value[:MAX_LABEL_CHARS]}'" for value in self.values[:MAX_LABELS_SHOWN]) + more
 
     def words(self, target: str) -> str:
         """The finding, as part of a sentence."""
@@ -79,13 +79,13 @@ def look(
     values: set[str] = set()
     rows = size = 0
     deadline = time.monotonic() + SECONDS
-    while rows < most and size < BYTES and len(values) <= MOST and time.monotonic() < deadline:
+    while rows < most and size < BYTES and len(values) <= MAX_CLASSES and time.monotonic() < deadline:
         try:
             records = source.read(READ_ROWS, READ_BYTES, 1.0)
         except EndOfStream:
             return Labels(values=in_order(values), rows=rows, whole=True)
         if records is None:
-            if rows and source.endless():
+            if rows and source.unbounded():
                 break
             continue
         rows, size = rows + len(records), size + records.nbytes
@@ -115,9 +115,9 @@ def in_order(values: set[str]) -> tuple[str, ...]:
     return tuple(by_value[number] for number in sorted(by_value))
 
 
-def task_of(kind: pl.DataType | type[pl.DataType], classes: int) -> str:
+def task_of(dtype: pl.DataType | type[pl.DataType], classes: int) -> str:
     """The task that a target's type asks for: numbers are predicted, the rest is classes."""
-    if kind.is_numeric():
+    if dtype.is_numeric():
         return "regression"
     return "multiclass" if classes > 2 else "binary"
 
@@ -140,16 +140,16 @@ def few_numbers(values: Collection[str], target: str, where: str) -> str | None:
     )
 
 
-def require_classes(found: Labels, task: str, target: str, where: str) -> tuple[str, ...]:
+def require_classes(labels: Labels, task: str, target: str, where: str) -> tuple[str, ...]:
     """What was found, as classes.
 
     Raises: UserError where it is too little or too much, or no names of classes.
     """
-    values, seen = found.values, found.words(target)
-    if len(values) > MOST or any(len(value) > PROSE for value in values):
+    values, seen = labels.values, labels.words(target)
+    if len(values) > MAX_CLASSES or any(len(value) > MAX_LABEL_CHARS for value in values):
         raise UserError(
             f"{where} leaves out [model] classes, which are found where a target has at most "
-            f"{MOST} different short values, and {seen}: name the classes, or choose another "
+            f"{MAX_CLASSES} different short values, and {seen}: name the classes, or choose another "
             "target."
         )
     if any(number is not None and number % 1 for number in map(label_value, values)):
@@ -157,10 +157,10 @@ def require_classes(found: Labels, task: str, target: str, where: str) -> tuple[
             f"{where} leaves out [model] classes, and {seen}, numbers that are no classes: name "
             "them, or set task to 'regression'."
         )
-    if found.rows and not values:
+    if labels.rows and not values:
         raise UserError(
             f"{where} leaves out [model] classes, and no row has a label: '{target}' is empty in "
-            f"{found.where}. Choose another target, or rows that have one."
+            f"{labels.where}. Choose another target, or rows that have one."
         )
     if len(values) < 2:
         raise UserError(

@@ -30,15 +30,15 @@ from engine import calls
 from engine.system import signals
 from engine.running.checkpoint import CheckpointFailed, Checkpoints, Saved, require_plain
 from engine.config import DeadLetterSettings
-from engine.running.dead_letters import letters
+from engine.running.dead_letters import dead_letter_frame
 from engine.loading.loader import Loader
 from engine.observing.metrics import Metrics
-from engine.scrub.fusion import UNTAUGHT
+from engine.scrub.fusion import FILLED_BEFORE_LEARNING
 from engine.scrub.base import DETECTORS
 from engine.observing.service import Heartbeat
-from engine.observing.timing import Account
+from engine.observing.timing import TimingSnapshot
 from engine.types import (
-    NO_TIME,
+    NO_TIMESTAMP,
     RESERVED,
     Batch,
     HeadraceError,
@@ -49,27 +49,27 @@ from engine.types import (
     Snapshot,
     Source,
 )
-from engine.running.bottleneck import PARTS, RUN_SECONDS, Verdict
+from engine.running.bottleneck import PARTS, RUN_SECONDS, Bottleneck
 from engine.types.plural import counted
 
 log = logging.getLogger("headrace.loop")
 LAG_SECONDS = 1.0
 """How often the source's lag goes to the metrics."""
-VERDICT_SECONDS = 10.0
+BOTTLENECK_SECONDS = 10.0
 """Over how long the metrics judge which part holds the run."""
 MAX_LAGS = 256
 SKEW_SECONDS = 5.0
 """How far ahead of this clock a record's time may be."""
-TABLES = ("reasons", "counts")
+TABLE_FIELDS = ("reasons", "counts")
 """Of `Totals`, those that are no numbers."""
-COUNTED = {
-    "filled": "missing_values", UNTAUGHT: "filled_before_learning", "duplicates": "duplicates",
+COUNTER_METRICS = {
+    "filled": "missing_values", FILLED_BEFORE_LEARNING: "filled_before_learning", "duplicates": "duplicates",
     "clipped": "clipped_values", "truncated": "truncated_values",
 }  # fmt: skip
 """What stages count -> the counter that sums it."""
 
 
-class Flood(HeadraceError):
+class TooManyRejects(HeadraceError):
     """More rows were rejected than [dead_letters] limit allows. Exit code 3. Exit code 3."""
 
 
@@ -79,7 +79,7 @@ class Totals:
 
     Attributes:
         read: records the source gave.
-        grown: rows that stages added to them.
+        added: rows that stages added to them.
         learned, predicted, rejected: rows by what became of them; each row is in exactly one.
         reasons: (stage, reason) -> rejected rows.
         counts: (stage, what it counts) -> how many.
@@ -90,7 +90,7 @@ class Totals:
 
     batches: int = 0
     read: int = 0
-    grown: int = 0
+    added: int = 0
     learned: int = 0
     predicted: int = 0
     cleaned: int = 0
@@ -104,22 +104,22 @@ class Totals:
     def balanced(self) -> bool:
         """``in = learned + predicted + rejected`` (a pipeline without a model: cleaned)."""
         out = self.learned + self.predicted + self.cleaned + self.rejected
-        return self.read + self.grown == out
+        return self.read + self.added == out
 
     def snapshot(self) -> dict[str, Any]:
         """As a plain value."""
-        tables = {name: [[*key, n] for key, n in getattr(self, name).items()] for name in TABLES}
+        tables = {name: [[*key, n] for key, n in getattr(self, name).items()] for name in TABLE_FIELDS}
         return {name: getattr(self, name) for name in self.__slots__} | tables
 
     @classmethod
     def restore(cls, value: Mapping[str, Any]) -> Totals:
         """From what `snapshot` gave."""
-        tables = {name: {(s, what): n for s, what, n in value[name]} for name in TABLES}
+        tables = {name: {(s, counter): n for s, counter, n in value[name]} for name in TABLE_FIELDS}
         return cls(**{**value, **tables})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Done:
+class WorkResult:
     """What the work made of a batch (with whatever it rejected): the rows for the sink, one for
     each of the batch's, and how many it learned, predicted or only passed on."""
 
@@ -129,7 +129,7 @@ class Done:
     predicted: int = 0
     cleaned: int = 0
 
-    def without(self, refused: Rejects) -> Done:
+    def with_rejects(self, refused: Rejects) -> WorkResult:
         """Return a copy that also counts the rows the sink rejected."""
         n = len(refused)
         batch = replace(self.batch, rejects=(*self.batch.rejects, refused))
@@ -147,7 +147,7 @@ class Work(Protocol):
     stage: str
     """``learn``, ``predict`` or ``clean``: its name in ``headrace_stage_seconds``."""
 
-    def do(self, batch: Batch) -> Done:
+    def process(self, batch: Batch) -> WorkResult:
         """One batch. May be empty."""
         ...
 
@@ -160,7 +160,7 @@ class Work(Protocol):
         ...
 
 
-class Breaker:
+class RejectLimit:
     """Stops the run when too large a share of recent rows is rejected."""
 
     def __init__(self, settings: DeadLetterSettings, *, again: bool = False) -> None:
@@ -186,7 +186,7 @@ class Breaker:
     def check(self, rows: int, rejects: tuple[Rejects, ...]) -> None:
         """Judge the newest rows with a batch of `rows` rows, rejected ones included.
 
-        Raises: Flood.
+        Raises: TooManyRejects.
         """
         bad = self._unexpected(rejects)
         self._recent.append((rows, bad))
@@ -198,11 +198,11 @@ class Breaker:
             self._bad.subtract(bad_gone)
         if self._rows >= self._settings.window:
             which = f"the last {self._counted(self._rows)}"
-            self._judge("Stopped", which, self._rows, sum(self._bad.values()), self._bad)
+            self._check("Stopped", which, self._rows, sum(self._bad.values()), self._bad)
 
     def finish(self, totals: Totals) -> None:
         """Check the limit once more at the end of the source, where fewer rows than a window
-        suffice. Raises: Flood."""
+        suffice. Raises: TooManyRejects."""
         if self._again:
             return
         reasons = Counter(
@@ -212,7 +212,7 @@ class Breaker:
                 if reason not in self._settings.expected
             }
         )
-        self._judge("Ended", self._counted(totals.judged), totals.judged, totals.bad, reasons)
+        self._check("Ended", self._counted(totals.judged), totals.judged, totals.bad, reasons)
 
     def _unexpected(self, rejects: tuple[Rejects, ...]) -> Counter[str]:
         bad: Counter[str] = Counter()
@@ -225,12 +225,12 @@ class Breaker:
     def _counted(rows: int) -> str:
         return counted(rows, "row was", "rows were")
 
-    def _judge(self, what: str, which: str, rows: int, bad: int, reasons: Counter[str]) -> None:
+    def _check(self, outcome: str, which: str, rows: int, bad: int, reasons: Counter[str]) -> None:
         if bad <= self._settings.limit * rows:
             return
         reason, n = reasons.most_common(1)[0]
-        raise Flood(
-            f"{what}: {bad / rows:.1%} of {which} rejected ({reason}"
+        raise TooManyRejects(
+            f"{outcome}: {bad / rows:.1%} of {which} rejected ({reason}"
             f"{f', {n:,} of {bad:,}' if n < bad else ''}), and [dead_letters] limit allows "
             f"{self._settings.limit:.1%}: mend the input or the schema, or raise the limit; the "
             "dead letters say what was wrong with each row."
@@ -252,7 +252,7 @@ class Loop:
             sooner than the next checkpoint is due.
         keeps_state: whether stages or work have a state that belongs to what was read.
         mend: see `engine.running.checkpoint.Checkpoints.load`.
-        judge: says of what was spent which part holds the run.
+        diagnose: says of what was spent which part holds the run.
     """
 
     def __init__(
@@ -263,7 +263,7 @@ class Loop:
         work: Work,
         sink: Sink | None = None,
         dead_letters: Sink | None = None,
-        breaker: Breaker | None = None,
+        reject_limit: RejectLimit | None = None,
         checkpoints: Checkpoints | None = None,
         identity: Mapping[str, str] | None = None,
         metrics: Metrics | None = None,
@@ -272,7 +272,7 @@ class Loop:
         transaction: Callable[[Mark], bool] | None = None,
         commit_seconds: float | None = None,
         keeps_state: bool = True,
-        judge: Callable[[Account], Verdict | None] | None = None,
+        diagnose: Callable[[TimingSnapshot], Bottleneck | None] | None = None,
         mend: Callable[[Saved], Saved] | None = None,
     ) -> None:
         self.source = source
@@ -284,32 +284,32 @@ class Loop:
         self.mark = self._saved = Mark()
         self.metrics = metrics or Metrics()
         self.resumed = False
-        self._breaker = breaker
+        self._reject_limit = reject_limit
         self._checkpoints = checkpoints
         self._identity = dict(identity or {})
         self._heartbeat = heartbeat or Heartbeat()
         for place in (sink, dead_letters):
             if place is not None:
-                place.watched(self._heartbeat.beat)
+                place.on_wait(self._heartbeat.beat)
         self._watch = watch
         self._shared = source if isinstance(source, SharedSource) else None
         self._commit = transaction or source.commit
         self._transactional = transaction is not None
         self._commit_seconds = commit_seconds
         self._keeps_state = keeps_state
-        self._judge = judge
+        self._diagnose = diagnose
         self._mend = mend
-        self._began = self._judged = Account()
+        self._run_start = self._last_diagnosis = TimingSnapshot()
         self._aborted = False
         self._stopping = False
         self._waiting = False
-        self._unsaved = self._behind = False
+        self._dirty = self._lagging = False
         self._failed: CheckpointFailed | None = None
-        self._lag_told = self._skew_told = self._event_time = 0.0
-        self._counts_told: dict[str, int] = {}
+        self._lag_reported = self._skew_reported = self._event_time = 0.0
+        self._counts_reported: dict[str, int] = {}
         self._saved_at = time.monotonic()
         self._saved_batches = 0
-        self._timed = loader.times.timed
+        self._timed = loader.timer.timed
 
     def resume(self) -> bool:
         """Restore the newest valid checkpoint and truncate the output written after it. Return
@@ -341,7 +341,7 @@ class Loop:
         """The newest checkpoint that counts."""
         if self._checkpoints is None:
             return None
-        return self._checkpoints.load(self._identity, self._counts, self._mend)
+        return self._checkpoints.load(self._identity, self._is_committed, self._mend)
 
     def _go_to(self, state: Mapping[str, Any] | None) -> None:
         """To where a checkpoint was saved; None is before the first. Sinks come last: what they
@@ -350,9 +350,9 @@ class Loop:
             self.mark = self._saved = Mark(positions=state["positions"], stages=state["stages"])
             self.totals = Totals.restore(state["totals"])
             self.work.load_state_dict(state["work"])
-            self.source.recognise(state["identities"])
+            self.source.match_identities(state["identities"])
             self.loader.seek(self.mark)
-            self._unsaved = False
+            self._dirty = False
         for sink, name in ((self.sink, "sink"), (self.dead_letters, "dead_letters")):
             if sink is not None:
                 with calls.Calling(name, sink):
@@ -372,67 +372,67 @@ class Loop:
         of_source = {"positions": None, "identities": None}
         return {**of_source, "stages": self.loader.snapshots(), **self._parts()}
 
-    def _counts(self, state: Mapping[str, Any]) -> bool:
+    def _is_committed(self, state: Mapping[str, Any]) -> bool:
         """Whether a checkpoint was committed; always, where nobody else decides.
 
         Raises: HeadraceError where that cannot be told and matters.
         """
         shared = self._shared
-        if shared is None or not (self._transactional or (self._keeps_state and shared.shares)):
+        if shared is None or not (self._transactional or (self._keeps_state and shared.shares_partitions)):
             return True
-        shared.recognise(state["identities"])
-        agrees = shared.agrees(state["positions"])
-        if agrees is None:
+        shared.match_identities(state["identities"])
+        was_committed = shared.was_committed(state["positions"])
+        if was_committed is None:
             raise HeadraceError(
                 "The newest checkpoint may hold rows that others have read again: its partitions "
                 "have had too many owners since; start over with --fresh."
             )
-        return agrees
+        return was_committed
 
     def run(self) -> Totals:
         """Until the end of the source or a signal, then flush, save, commit.
 
-        Raises: Flood; CheckpointFailed where the last one cannot be written; HeadraceError and
+        Raises: TooManyRejects; CheckpointFailed where the last one cannot be written; HeadraceError and
         whatever source, stages, work or sinks raise. What was saved stays saved.
         """
         with (
-            signals.answering(self._answer),
+            signals.handling(self._on_signal),
             self._closing(),
             self._loading(),
             self._releasing(),
         ):
             self._saved_batches = self.totals.batches
-            self._began = self._judged = self.loader.times.account()
-            with contextlib.suppress(signals.Stopped):
+            self._run_start = self._last_diagnosis = self.loader.timer.snapshot()
+            with contextlib.suppress(signals.StopRequested):
                 self._begin()
                 self._batches()
             if self._stopping:
                 log.info("stopping", extra={"batches": self.totals.batches})
-            saved = not self._unsaved or self._save()
-            self._tell_lag()
+            saved = not self._dirty or self._save()
+            self._report_lag()
             if not saved and self._failed is not None:
                 raise CheckpointFailed(
                     f"{self._failed} What came after it is in none: mend that and start again; it "
                     "is read again."
                 ) from self._failed
             self._require_balance()
-            if self._breaker is not None and not self._stopping:
-                self._breaker.finish(self.totals)
+            if self._reject_limit is not None and not self._stopping:
+                self._reject_limit.finish(self.totals)
             return self.totals
 
     def stop(self) -> None:
         """Finish the batch in hand, save and return from `run`. Any thread may call it."""
         self._stopping = True
 
-    def verdict(self, since: Account | None = None) -> Verdict | None:
+    def bottleneck(self, since: TimingSnapshot | None = None) -> Bottleneck | None:
         """What has held this run, from its start or `since` then; None where that is too little to
         tell, or nobody judges."""
-        if self._judge is None:
+        if self._diagnose is None:
             return None
-        spent = self.loader.times.account().since(since or self._began)
-        if since is None and spent.at < RUN_SECONDS:
+        timing = self.loader.timer.snapshot().since(since or self._run_start)
+        if since is None and timing.at < RUN_SECONDS:
             return None
-        return self._judge(spent)
+        return self._diagnose(timing)
 
     @property
     def stopped(self) -> bool:
@@ -445,17 +445,17 @@ class Loop:
         if self._shared is None:
             return
         with self._interruptible():
-            self._settle(self._shared)
-        if self._unsaved:
+            self._resume_after_rebalance(self._shared)
+        if self._dirty:
             self._save()
 
-    def _settle(self, shared: SharedSource) -> None:
+    def _resume_after_rebalance(self, shared: SharedSource) -> None:
         """Go on with the partitions that there are now."""
         before = self.mark.positions, self.source.identities(self.mark)
-        self.mark = self._saved = shared.settle(self.mark)
+        self.mark = self._saved = shared.resume_after_rebalance(self.mark)
         self.loader.seek(self.mark)
         if before != (self.mark.positions, self.source.identities(self.mark)):
-            self._unsaved = True
+            self._dirty = True
 
     def _batches(self) -> None:
         batches = iter(self.loader)
@@ -463,20 +463,20 @@ class Loop:
             batch = self._next(batches)
             if batch is None:
                 return
-            self._heartbeat.beat(None if batch.raw_rows else self.loader.asked)
-            if self._shared is not None and (self._shared.moving() or self._aborted):
+            self._heartbeat.beat(None if batch.raw_rows else self.loader.read_started)
+            if self._shared is not None and (self._shared.is_rebalancing() or self._aborted):
                 del batch
-                batches = self._move(self._shared)
+                batches = self._rebalance(self._shared)
                 continue
-            self._one(batch)
+            self._process(batch)
             del batch  # or it would stay in memory, uncounted, while the next is awaited
 
-    def _move(self, shared: SharedSource) -> Iterator[Batch]:
+    def _rebalance(self, shared: SharedSource) -> Iterator[Batch]:
         """Partitions came or went: 1 save what is done, or go back to what was saved where it can
         no longer be committed; 2 let them go; 3 drop what is in flight; 4 go on with those that
         there are now."""
-        committed = not (self._aborted or shared.lost) and self._save()
-        if self._aborted or shared.lost or (shared.leaving and not committed):
+        committed = not (self._aborted or shared.partitions_lost) and self._save()
+        if self._aborted or shared.partitions_lost or (shared.is_revoking and not committed):
             log.info("going back to the last checkpoint", extra={"rows": self.totals.read})
             state = self._newest()
             if state is None:
@@ -485,9 +485,9 @@ class Loop:
                 )
             self._go_to(state)
         self._aborted = False
-        shared.release()
+        shared.release_partitions()
         self.loader.halt()
-        self._settle(shared)
+        self._resume_after_rebalance(shared)
         self.metrics.source_rebalances.inc()
         self.metrics.source_lag_records.clear()
         log.info("partitions", extra={"positions": dict(self.mark.positions)})
@@ -499,97 +499,97 @@ class Loop:
 
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[None]:
-        """A signal ends what waits here. Raises: Stopped."""
+        """A signal ends what waits here. Raises: StopRequested."""
         self._waiting = True
         try:
             if self._stopping:
-                raise signals.Stopped
+                raise signals.StopRequested
             yield
         finally:
             self._waiting = False
 
-    def _one(self, batch: Batch) -> None:
+    def _process(self, batch: Batch) -> None:
         # Before a result can be seen: a lag of 0 says that there is none to come.
-        self._tell_lag(every=LAG_SECONDS if self._behind else 0.0)
+        self._report_lag(every=LAG_SECONDS if self._lagging else 0.0)
         with self._timed(self.work.stage, batch.raw_rows):
-            done = self.work.do(batch)
+            done = self.work.process(batch)
         with self._timed("write"):
             rejects = done.batch.rejects
             if (refused := self._write(done)) is not None:
                 rejects = (*rejects, refused)
                 # What was learned from stays learned: only its answer is a dead letter.
-                done = done if done.learned else done.without(refused)
+                done = done if done.learned else done.with_rejects(refused)
             if self.dead_letters is not None:
                 for reject in rejects:
                     with calls.Calling("dead_letters", self.dead_letters):
-                        self.dead_letters.write(letters(reject, batch.pieces))
+                        self.dead_letters.write(dead_letter_frame(reject, batch.pieces))
         self._count(done)
         self._require_balance()  # before the mark moves past it
         moved = batch.raw_rows > 0 or batch.mark.positions != self.mark.positions
-        self.mark, self._unsaved = batch.mark, self._unsaved or moved
-        if self._breaker is not None:
-            self._guard(done)
+        self.mark, self._dirty = batch.mark, self._dirty or moved
+        if self._reject_limit is not None:
+            self._check_rejects(done)
         if self._due(idle=not batch.raw_rows):
-            self._save() if self._unsaved else self._rest()
+            self._save() if self._dirty else self._renew_commit()
         if self._watch is not None:
             self._watch(self, batch)
 
-    def _write(self, done: Done) -> Rejects | None:
+    def _write(self, done: WorkResult) -> Rejects | None:
         """Rows to the sink; those that it can never take."""
         if self.sink is None:
             return None
         return calls.write(self.sink, done.rows, done.batch.frame.select(RESERVED))
 
-    def _tell_lag(self, every: float = 0.0) -> None:
+    def _report_lag(self, every: float = 0.0) -> None:
         """Of no more than MAX_LAGS partitions: a folder of a million files is no label set."""
         now = time.monotonic()
-        if now - self._lag_told < every:
+        if now - self._lag_reported < every:
             return
-        self._lag_told = now
-        self._tell_counts()
-        self._tell_verdict()
+        self._lag_reported = now
+        self._report_counts()
+        self._report_bottleneck()
         with calls.Calling("source", self.source):
             lags = self.source.lag(self._saved)
-        self._behind = any(lags.values())
+        self._lagging = any(lags.values())
         if len(lags) <= MAX_LAGS:
             for partition, n in lags.items():
                 self.metrics.source_lag_records.labels(partition=partition).set(n)
 
-    def _tell_verdict(self) -> None:
+    def _report_bottleneck(self) -> None:
         """Which part has held the run for the last seconds, to the metrics."""
-        if self._judge is None:
+        if self._diagnose is None:
             return
-        account = self.loader.times.account()
-        spent = account.since(self._judged)
-        if spent.at < VERDICT_SECONDS or (verdict := self._judge(spent)) is None:
+        snapshot = self.loader.timer.snapshot()
+        timing = snapshot.since(self._last_diagnosis)
+        if timing.at < BOTTLENECK_SECONDS or (bottleneck := self._diagnose(timing)) is None:
             return
-        self._judged = account
+        self._last_diagnosis = snapshot
         for part in PARTS:
-            self.metrics.bottleneck.labels(part=part).set(part == verdict.part)
-        for part, seconds in verdict.seconds.items():
-            self.metrics.busy_ratio.labels(part=part).set(seconds / verdict.wall)
+            self.metrics.bottleneck.labels(part=part).set(part == bottleneck.part)
+        for part, seconds in bottleneck.seconds.items():
+            self.metrics.busy_ratio.labels(part=part).set(seconds / bottleneck.wall)
 
-    def _tell_counts(self) -> None:
+    def _report_counts(self) -> None:
         """What source and sink count by themselves, to the metrics."""
         counts: dict[str, int] = dict(getattr(self.sink, "counts", dict)())
         if self._shared is not None:
             counts |= self._shared.counts()
         metrics = self.metrics
         own = {
-            "undelivered": metrics.sink_undelivered_records,
+            "failed_records": metrics.sink_failed_records,
             "skipped": metrics.source_skipped_records,
-            "refused": metrics.source_refused_commits,
+            "commit_failures": metrics.source_commit_failures,
         }
-        for what, n in counts.items():
-            more = n - self._counts_told.get(what, 0)
-            self._counts_told[what] = n
-            (own.get(what) or metrics.transactions.labels(outcome=what)).inc(more)
+        for name, n in counts.items():
+            more = n - self._counts_reported.get(name, 0)
+            self._counts_reported[name] = n
+            (own.get(name) or metrics.transactions.labels(outcome=name)).inc(more)
 
-    def _guard(self, done: Done) -> None:
-        assert self._breaker is not None
+    def _check_rejects(self, done: WorkResult) -> None:
+        assert self._reject_limit is not None
         try:
-            self._breaker.check(done.batch.raw_rows + done.batch.grown, done.batch.rejects)
-        except Flood:
+            self._reject_limit.check(done.batch.raw_rows + done.batch.added, done.batch.rejects)
+        except TooManyRejects:
             self._save()  # a start after mending goes on behind what was rejected
             raise
 
@@ -599,23 +599,23 @@ class Loop:
         totals = self.totals
         if not totals.balanced:
             raise HeadraceError(
-                f"The account does not balance: {totals.read:,} read + {totals.grown:,} added are "
+                f"The account does not balance: {totals.read:,} read + {totals.added:,} added are "
                 f"not {totals.learned:,} learned + {totals.predicted:,} predicted + "
                 f"{totals.cleaned:,} cleaned + {totals.rejected:,} rejected: expected each row in "
                 "exactly one of these; some component of this pipeline loses or invents rows "
                 "without a word, and what came after the last checkpoint is not saved."
             )
 
-    def _count(self, done: Done) -> None:
+    def _count(self, done: WorkResult) -> None:
         batch, totals, metrics = done.batch, self.totals, self.metrics
         totals.batches += 1
         totals.read += batch.raw_rows
-        totals.grown += batch.grown
+        totals.added += batch.added
         totals.learned += done.learned
         totals.predicted += done.predicted
         totals.cleaned += done.cleaned
-        if self._breaker is not None:
-            self._breaker.count(batch.raw_rows + batch.grown, batch.rejects, totals)
+        if self._reject_limit is not None:
+            self._reject_limit.count(batch.raw_rows + batch.added, batch.rejects, totals)
         for reject in batch.rejects:
             key = (reject.stage, reject.reason)
             totals.rejected += len(reject)
@@ -625,40 +625,40 @@ class Loop:
             )
             if self.dead_letters is not None:
                 metrics.dead_letters.labels(reason=reject.reason).inc(len(reject))
-        self._tell_event_time(batch)
+        self._report_event_time(batch)
         metrics.source_records.inc(batch.raw_rows)
         metrics.source_bytes.inc(batch.raw_bytes)
-        metrics.grown_records.inc(batch.grown)
+        metrics.added_records.inc(batch.added)
         metrics.learned_records.inc(done.learned)
         metrics.predicted_records.inc(done.predicted)
         metrics.cleaned_records.inc(done.cleaned)
         metrics.batch_rows.observe(len(batch))
-        for (stage, what), n in batch.counts.items():
-            totals.counts[stage, what] = totals.counts.get((stage, what), 0) + n
-            if what in COUNTED:
-                getattr(metrics, COUNTED[what]).inc(n)
-            elif what in DETECTORS:
-                metrics.drift.labels(detector=what).inc(n)
+        for (stage, name), n in batch.counts.items():
+            totals.counts[stage, name] = totals.counts.get((stage, name), 0) + n
+            if name in COUNTER_METRICS:
+                getattr(metrics, COUNTER_METRICS[name]).inc(n)
+            elif name in DETECTORS:
+                metrics.drift_detections.labels(detector=name).inc(n)
         if batch.raw_rows:
             now = time.monotonic()
             latency = metrics.record_latency_seconds
             latency.labels(span="fetch_to_ready").observe(batch.ready - batch.arrived)
             latency.labels(span="ready_to_done").observe(now - batch.ready)
 
-    def _tell_event_time(self, batch: Batch) -> None:
+    def _report_event_time(self, batch: Batch) -> None:
         """The newest time of the records; one in the future is a clock's mistake, told once a
         minute and not shown."""
         stamps = [int(p.timestamps.max()) for p in batch.pieces if p.timestamps is not None]
-        stamps = [stamp for stamp in stamps if stamp != NO_TIME]
+        stamps = [stamp for stamp in stamps if stamp != NO_TIMESTAMP]
         if not stamps:
             return
         newest, now = max(stamps) / 1000, time.time()
         if newest > now + SKEW_SECONDS:
-            if now - self._skew_told > 60.0:
-                self._skew_told = now
+            if now - self._skew_reported > 60.0:
+                self._skew_reported = now
                 log.warning(
                     "records are from the future: a producer's clock is wrong, or this one",
-                    extra={"partition": batch.pieces[-1].partition, "ahead": newest - now},
+                    extra={"partition": batch.pieces[-1].partition, "ahead_seconds": newest - now},
                 )
             newest = now
         self._event_time = max(self._event_time, newest)
@@ -668,11 +668,11 @@ class Loop:
         if self._checkpoints is None:
             return False
         settings, since = self._checkpoints.settings, time.monotonic() - self._saved_at
-        if self._unsaved and since >= self._commits_after(self._checkpoints, idle=idle):
+        if self._dirty and since >= self._commits_after(self._checkpoints, idle=idle):
             return True
-        if settings.every_batches is not None:
-            return self.totals.batches - self._saved_batches >= settings.every_batches
-        return since >= settings.every_seconds
+        if settings.interval_batches is not None:
+            return self.totals.batches - self._saved_batches >= settings.interval_batches
+        return since >= settings.interval
 
     def _commits_after(self, checkpoints: Checkpoints, *, idle: bool) -> float:
         """Seconds from one commit of a transaction to the next; where nothing more comes for now,
@@ -693,11 +693,11 @@ class Loop:
                         sink.flush()
         if self._checkpoints is not None and not self._checkpoint(self._checkpoints):
             return False
-        self._unsaved = False
+        self._dirty = False
         with calls.Calling("source", self.source):
             committed = self._commit(self.mark)
         if committed and self._checkpoints is not None:
-            self._checkpoints.confirm()
+            self._checkpoints.mark_committed()
         self._aborted = self._transactional and not committed
         if committed:
             self._saved = self.mark
@@ -705,7 +705,7 @@ class Loop:
             self._checkpoints.require()
         return committed
 
-    def _rest(self) -> None:
+    def _renew_commit(self) -> None:
         """Nothing was done since the newest checkpoint: it is as good as a new one. The positions
         are committed again, as brokers forget those that nobody renews."""
         self._saved_at, self._saved_batches = time.monotonic(), self.totals.batches
@@ -757,7 +757,7 @@ class Loop:
             try:
                 self.loader.close()
             except HeadraceError as error:
-                if signals.asked() is None:
+                if signals.stop_signal() is None:
                     raise
                 log.warning("%s", error)
 
@@ -768,13 +768,13 @@ class Loop:
             yield
         finally:
             if self._shared is not None:
-                self._shared.release()
+                self._shared.release_partitions()
 
-    def _answer(self) -> None:
+    def _on_signal(self) -> None:
         """SIGINT and SIGTERM stop in good order."""
         self._stopping = True
         if self._waiting:
-            raise signals.Stopped
+            raise signals.StopRequested
 
 
 def _snapshot(section: str, sink: Sink | None) -> Snapshot:
@@ -784,4 +784,4 @@ def _snapshot(section: str, sink: Sink | None) -> Snapshot:
         return sink.snapshot()
 
 
-__all__ = ["Breaker", "Done", "Flood", "Loop", "Totals", "Work"]
+__all__ = ["RejectLimit", "WorkResult", "TooManyRejects", "Loop", "Totals", "Work"]

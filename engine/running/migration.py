@@ -27,15 +27,15 @@ Scrub = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Chain:
+class BoundStages:
     """Bound stages, and what the model reads behind them; None where nothing is trained."""
 
     stages: Sequence[Stage]
     features: Features | None
 
 
-def mended(
-    saved: Saved, identity: Mapping[str, str], now: Chain, earlier: Callable[[Scrub], Chain]
+def migrate(
+    saved: Saved, identity: Mapping[str, str], now: BoundStages, earlier: Callable[[Scrub], BoundStages]
 ) -> Saved:
     """The checkpoint as this pipeline may take it, where only its stages are others: those that are
     new begin cold.
@@ -118,4 +118,4 @@ def _shape(state: Snapshot) -> Any:
     return type(state)
 
 
-__all__ = ["Chain", "mended"]
+__all__ = ["BoundStages", "migrate"]

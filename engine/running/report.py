@@ -15,7 +15,7 @@ from engine.types.plural import counted
 
 # Okabe & Ito's palette, told apart by colour-blind readers too.
 MODEL, BASELINES = "#0072B2", ("#E69F00", "#CC79A7", "#009E73", "#D55E00", "#56B4E9")
-FIGURES = ("mae", "rmse", "r2", "accuracy", "f1", "log_loss", "auc")
+HEADLINE_METRICS = ("mae", "rmse", "r2", "accuracy", "f1", "log_loss", "auc")
 """Metrics worth a column of their own, in order."""
 RARE = 0.2
 """A class with a smaller share of the rows is rare, of more than two one with less than half of an
@@ -54,29 +54,29 @@ def table(report: Mapping[str, Any]) -> Table:
     """Model against baselines, over all rows and each slice; the best of each row is bold."""
     groups = {"all": report["all"], **report["slices"]}
     key, name = figure(report["all"])
-    made = Table(title=f"test-then-train {name}: predicted before learned", title_justify="left")
-    made.add_column("rows of")
+    table_out = Table(title=f"test-then-train {name}: predicted before learned", title_justify="left")
+    table_out.add_column("rows of")
     names = ["learned", *report["all"].get("baselines", {})]
     for column in names:
-        made.add_column(column, justify="right")
+        table_out.add_column(column, justify="right")
     for group, figures in groups.items():
         values = {"learned": figures.get(key)}
         values |= {b: f[key] for b, f in figures.get("baselines", {}).items()}
-        there = [v for v in values.values() if v is not None]
-        best = (min if key == "mae" else max)(there, default=None)
-        made.add_row(group, *(_cell(values.get(column), best) for column in names))
-    return made
+        present = [v for v in values.values() if v is not None]
+        best = (min if key == "mae" else max)(present, default=None)
+        table_out.add_row(group, *(_cell(values.get(column), best) for column in names))
+    return table_out
 
 
 def tables(report: Mapping[str, Any]) -> list[Table | str]:
     """For a terminal: model against baselines, who was taken for whom, what is said of a rare
     class, and remarks."""
-    made: list[Table | str] = [table(report)]
+    parts: list[Table | str] = [table(report)]
     if 0 < len(report["classes"]) <= MAX_CONFUSION and "confusion" in report["all"]:
-        made.append(_confusion(report))
+        parts.append(_confusion(report))
     if rare_classes(report):
-        made.append(_rare(report))
-    return [*made, *remarks(report)]
+        parts.append(_rare(report))
+    return [*parts, *remarks(report)]
 
 
 def rare_classes(report: Mapping[str, Any]) -> list[str]:
@@ -96,7 +96,7 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
     baseline = whole["baselines"][best]
     theirs = baseline[key]
     ours = baseline.get("model_mae", whole[key])  # over the rows where there is such a baseline
-    share = whole.get("chance", {}).get("accuracy", 0.0)
+    share = whole.get("prior", {}).get("accuracy", 0.0)
     if ours >= theirs if key == "mae" else ours <= theirs:
         remark = (
             f"The baseline '{best}' is no worse than the model: {name} {theirs:.4g} against "
@@ -111,12 +111,12 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
         return []
     for rare in rare_classes(report):
         figures = whole["by_class"][rare]
-        chance, reached = figures["rows"] / whole["rows"], figures.get("average_precision", 0.0)
-        if reached > 2 * chance:
+        prior, reached = figures["rows"] / whole["rows"], figures.get("average_precision", 0.0)
+        if reached > 2 * prior:
             second = report["classes"][1]
             remark += (
                 f" Of a rare class accuracy says little: the average precision of '{rare}' is "
-                f"{reached:.4g}, by chance {chance:.4g}; [model] threshold says where '{second}' "
+                f"{reached:.4g}, by chance {prior:.4g}; [model] threshold says where '{second}' "
                 "begins."
             )
     return [remark]
@@ -125,24 +125,24 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
 def _confusion(report: Mapping[str, Any]) -> Table:
     """True classes down, predicted ones across."""
     names = report["classes"]
-    made = Table(title="confusion", title_justify="left")
-    made.add_column("true")
+    table_out = Table(title="confusion", title_justify="left")
+    table_out.add_column("true")
     for name in (*names, "recall"):
-        made.add_column(escape(name), justify="right")
+        table_out.add_column(escape(name), justify="right")
     for at, (name, row) in enumerate(zip(names, report["all"]["confusion"], strict=True)):
         recall = f"{row[at] / sum(row):.4f}" if sum(row) else ""
-        made.add_row(escape(name), *(f"{n:,}" for n in row), recall)
-    return made
+        table_out.add_row(escape(name), *(f"{n:,}" for n in row), recall)
+    return table_out
 
 
 def _rare(report: Mapping[str, Any]) -> Table:
     """What accuracy does not say, beside what a model comes to that knows the shares alone: of each
     rare class, and of the probabilities of all."""
-    whole, chance = report["all"], report["all"]["chance"]
+    whole, prior = report["all"], report["all"]["prior"]
     names = rare_classes(report)
-    made = Table(title=f"rare: {', '.join(map(escape, names))}", title_justify="left")
+    table_out = Table(title=f"rare: {', '.join(map(escape, names))}", title_justify="left")
     for column in ("figure", "learned", "share alone"):
-        made.add_column(column, justify="left" if column == "figure" else "right")
+        table_out.add_column(column, justify="left" if column == "figure" else "right")
     at = f"at the threshold {report['threshold']:.4g}"
     at = at if len(report["classes"]) == 2 else "as predicted"
     rows = {
@@ -156,7 +156,7 @@ def _rare(report: Mapping[str, Any]) -> Table:
         for key, words in rows.items():
             if key in figures:
                 share = figures["rows"] / whole["rows"] if key == "average_precision" else None
-                made.add_row(
+                table_out.add_row(
                     f"{escape(name)}: {words}", _cell(figures[key], None), _cell(share, None)
                 )
     rest = {
@@ -167,8 +167,8 @@ def _rare(report: Mapping[str, Any]) -> Table:
     }
     for key, words in rest.items():
         if key in whole:
-            made.add_row(words, _cell(whole[key], None), _cell(chance.get(key), None))
-    return made
+            table_out.add_row(words, _cell(whole[key], None), _cell(prior.get(key), None))
+    return table_out
 
 
 def _cell(value: float | None, best: float | None) -> str:
@@ -178,7 +178,7 @@ def _cell(value: float | None, best: float | None) -> str:
     return f"[bold green]{text}[/]" if value == best else text
 
 
-def picture(history: pl.DataFrame, path: Path, *, title: str) -> None:
+def plot_errors(history: pl.DataFrame, path: Path, *, title: str) -> None:
     """Draw the learned error and the baselines' over time as a PNG.
 
     Args:
@@ -203,7 +203,7 @@ def picture(history: pl.DataFrame, path: Path, *, title: str) -> None:
     axes.plot(time, history["model"].to_list(), color=MODEL, linewidth=2.2)
     ends.append((_end(history["model"]), "learned online", MODEL))
     _label(axes, ends)
-    axes.set_title(f"{title}: {_claim(history, shown)}", loc="left", fontsize=12, weight="bold")
+    axes.set_title(f"{title}: {_title_claim(history, shown)}", loc="left", fontsize=12, weight="bold")
     axes.set_ylabel("mean error of predictions made before learning")
     axes.set_ylim(bottom=0, top=_top(history, [*shown, "model"]))
     axes.set_xlim(time[0], time[-1])
@@ -252,7 +252,7 @@ def _label(axes: Any, ends: list[tuple[float, str, str]]) -> None:
         )
 
 
-def _claim(history: pl.DataFrame, names: list[str]) -> str:
+def _title_claim(history: pl.DataFrame, names: list[str]) -> str:
     """The result in words, over the second half of the stream."""
     half = history.tail(max(1, history.height // 2))
 
@@ -267,4 +267,4 @@ def _claim(history: pl.DataFrame, names: list[str]) -> str:
     return f"{1 - ratio:.0%} less error than '{best}', the best baseline"
 
 
-__all__ = ["best_baseline", "figure", "headline", "picture", "table"]
+__all__ = ["best_baseline", "figure", "headline", "plot_errors", "table"]

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import polars as pl
 
-from engine.scrub.fusion import Chain, chained
-from engine.columnar.batch_group import Sheaf
+from engine.scrub.fusion import FusedStages, fuse
+from engine.columnar.batch_group import BatchGroup
 from engine.types import Batch, Mark, Schema, Stage
 
 log = logging.getLogger("headrace.rehearsal")
@@ -19,7 +19,7 @@ ROWS = 1_024
 """Enough for the windows that stages fill before they begin, as they are by default."""
 
 
-def rehearse(
+def warm_up(
     schema: Schema, stages: Sequence[Stage], collate: Callable[[Batch], Batch] | None
 ) -> None:
     """Take a batch through stages and collation twice: the second time something is learned.
@@ -32,23 +32,23 @@ def rehearse(
         stages: bound, and of no further use: they have learned the rows.
     """
     own = [stage for stage in stages if type(stage).__module__.startswith("engine.")]
-    steps = list(chained(own))
-    frame = invented(schema)
+    steps = list(fuse(own))
+    frame = synthetic_frame(schema)
     try:
         for _ in range(2):
-            sheaf = Sheaf.of(Batch(frame=frame, mark=Mark(), arrived=time.monotonic()))
+            batch_group = BatchGroup.of(Batch(frame=frame, mark=Mark(), arrived=time.monotonic()))
             for step in steps:
-                if isinstance(step, Chain):
-                    sheaf = step.apply(sheaf, lambda *_, **__: None)
+                if isinstance(step, FusedStages):
+                    batch_group = step.apply(batch_group, lambda *_, **__: None)
                 else:
-                    sheaf = sheaf.each(step.apply)
+                    batch_group = batch_group.map(step.apply)
             if collate is not None:
-                sheaf.each(collate)
+                batch_group.map(collate)
     except Exception as error:  # noqa: BLE001 - a real record will say it
         log.debug("the rehearsal ended early: %s", error)
 
 
-def invented(schema: Schema, rows: int = ROWS) -> pl.DataFrame:
+def synthetic_frame(schema: Schema, rows: int = ROWS) -> pl.DataFrame:
     """Small numbers and their digits as text, every eighth row null; nested columns are all
     null."""
     numbers = np.arange(rows)
@@ -66,4 +66,4 @@ def _column(name: str, dtype: pl.DataType, numbers: pl.Series) -> pl.Series:
     return numbers.cast(dtype).alias(name)
 
 
-__all__ = ["ROWS", "invented", "rehearse"]
+__all__ = ["ROWS", "synthetic_frame", "warm_up"]

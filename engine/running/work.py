@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from engine import calls
 from engine.quality.evaluation import Evaluation
 from engine.running.holdout import Holdout
-from engine.running.loop import Done
+from engine.running.loop import WorkResult
 from engine.observing.metrics import Metrics
 from engine.quality.measures import finite_rows
 from engine.running.report import best_baseline
@@ -43,7 +43,7 @@ class Training:
         evaluation: Evaluation,
         *,
         columns: Sequence[str] | None = None,
-        answers: bool = True,
+        emit_predictions: bool = True,
         holdout: Holdout | None = None,
         threshold: Threshold | None = None,
         metrics: Metrics | None = None,
@@ -55,25 +55,25 @@ class Training:
         self.threshold = threshold or Threshold(given, 0)
         self.loss = float("nan")
         self._columns = columns
-        self._answers = answers
+        self._emit_predictions = emit_predictions
         self._metrics = metrics or Metrics()
-        self._told = 0.0
+        self._reported_at = 0.0
         if holdout is not None:
             self._metrics.watch_memory("holdout", lambda: holdout.nbytes)
 
-    def do(self, batch: Batch) -> Done:
+    def process(self, batch: Batch) -> WorkResult:
         """Learn from a collated batch."""
         if not len(batch):
-            return Done(batch=batch, rows=batch.frame.clear())
+            return WorkResult(batch=batch, rows=batch.frame.clear())
         held = self._hold(batch)
         step = self._learn(batch, held)
         scores = step.scores  # of all rows, those that are refused below among them
         self._evaluate(batch, step.scores)
-        self._metrics.steps.inc(step.steps)
+        self._metrics.optimizer_steps.inc(step.steps)
         if step.skipped is not None:
             return self._skip(batch, step.skipped)
-        if step.refused is not None:
-            batch, step = self._refused(batch, step, step.refused)
+        if step.not_learned is not None:
+            batch, step = self._refused(batch, step, step.not_learned)
         batch, step = self._scored(batch, step)
         for name, rows in step.augmented.items():
             self._metrics.augmented_records.labels(augment=name).inc(rows)
@@ -82,13 +82,13 @@ class Training:
         if step.steps:
             self.loss = step.loss
             self._metrics.loss.set(step.loss)
-        answered = self._answer(batch, step.scores)
-        self._aim(batch, held, scores)
-        return Done(
+        answered = self._predictions(batch, step.scores)
+        self._update_threshold(batch, held, scores)
+        return WorkResult(
             batch=batch,
             rows=answered,
-            learned=len(batch) - step.unlearned,
-            predicted=step.unlearned,
+            learned=len(batch) - step.scored_only,
+            predicted=step.scored_only,
         )
 
     def state_dict(self) -> dict[str, Snapshot]:
@@ -117,7 +117,7 @@ class Training:
         if self.holdout is None:
             return np.zeros(len(batch), np.bool_)
         assert batch.raw is not None
-        held = self.holdout.takes(batch.raw)
+        held = self.holdout.select(batch.raw)
         if held.any():
             self.holdout.add(batch.raw, held)
         return held
@@ -131,38 +131,38 @@ class Training:
         if train.all():
             return calls.learn(self.learner, batch)
         rest, learned = np.flatnonzero(~train), np.flatnonzero(train)
-        said = calls.predict(self.learner, batch.tensors.take(rest))
+        predicted = calls.predict(self.learner, batch.tensors.take(rest))
         own = batch.tensors.take(learned)
         step = calls.learn(self.learner, replace(batch, frame=batch.frame[learned], tensors=own))
-        scores = np.empty((len(train), *said.shape[1:]))
-        scores[rest], scores[train] = said, step.scores
-        refused = None
-        if step.refused is not None:
-            refused = np.zeros(len(train), np.bool_)
-            refused[train] = step.refused
+        scores = np.empty((len(train), *predicted.shape[1:]))
+        scores[rest], scores[train] = predicted, step.scores
+        not_learned = None
+        if step.not_learned is not None:
+            not_learned = np.zeros(len(train), np.bool_)
+            not_learned[train] = step.not_learned
         skipped = None if step.skipped == "empty" else step.skipped
-        unlearned = step.unlearned + int(finite_rows(said).sum())
-        return replace(step, scores=scores, skipped=skipped, refused=refused, unlearned=unlearned)
+        scored_only = step.scored_only + int(finite_rows(predicted).sum())
+        return replace(step, scores=scores, skipped=skipped, not_learned=not_learned, scored_only=scored_only)
 
-    def _skip(self, batch: Batch, reason: str) -> Done:
+    def _skip(self, batch: Batch, reason: str) -> WorkResult:
         self._metrics.skipped_steps.labels(reason=reason).inc()
         detail = (
             "The step's loss or gradient was not finite, so nothing was learned from these rows."
         )
         keep = pl.repeat(False, len(batch), eager=True)
         batch = batch.reject(keep, stage="learn", reason=reason, detail=detail)
-        return Done(batch=batch, rows=batch.frame)
+        return WorkResult(batch=batch, rows=batch.frame)
 
-    def _refused(self, batch: Batch, step: Step, refused: NDArray[np.bool_]) -> tuple[Batch, Step]:
+    def _refused(self, batch: Batch, step: Step, not_learned: NDArray[np.bool_]) -> tuple[Batch, Step]:
         """Without the rows that could not be learned from."""
         self._metrics.skipped_steps.labels(reason="non_finite").inc()
         batch = batch.reject(
-            pl.Series(~refused),
+            pl.Series(~not_learned),
             stage="learn",
             reason="non_finite",
             detail="The row's loss or gradient was not finite, so nothing was learned from it.",
         )
-        return batch, replace(step, scores=step.scores[~refused], refused=None)
+        return batch, replace(step, scores=step.scores[~not_learned], not_learned=None)
 
     def _scored(self, batch: Batch, step: Step) -> tuple[Batch, Step]:
         """Without the rows that have no finite score: they have no answer."""
@@ -175,8 +175,8 @@ class Training:
             reason="non_finite",
             detail="Expected a finite score, got one that is none, so the row has no answer.",
         )
-        unlearned = min(step.unlearned, len(batch))
-        return batch, replace(step, scores=step.scores[there], unlearned=unlearned)
+        scored_only = min(step.scored_only, len(batch))
+        return batch, replace(step, scores=step.scores[there], scored_only=scored_only)
 
     def _evaluate(self, batch: Batch, scores: NDArray[np.float64]) -> None:
         assert batch.tensors is not None
@@ -184,11 +184,11 @@ class Training:
         target = batch.tensors.target.numpy()
         self.evaluation.update(batch.frame, target, scores, batch.raw)
         now = time.monotonic()
-        if now - self._told >= QUALITY_SECONDS:
-            self._told = now
-            tell_quality(self._metrics, self.evaluation.report())
+        if now - self._reported_at >= QUALITY_SECONDS:
+            self._reported_at = now
+            report_quality(self._metrics, self.evaluation.report())
 
-    def _aim(self, batch: Batch, held: NDArray[np.bool_], scores: NDArray[np.float64]) -> None:
+    def _update_threshold(self, batch: Batch, held: NDArray[np.bool_], scores: NDArray[np.float64]) -> None:
         """The threshold follows the held-out rows, from the next batch on."""
         assert batch.tensors is not None
         assert batch.tensors.target is not None
@@ -197,12 +197,12 @@ class Training:
             self.threshold.update(batch.tensors.target.numpy()[held], scores[held])
             self.evaluation.threshold = self.threshold.value
 
-    def _answer(self, batch: Batch, scores: NDArray[np.float64]) -> pl.DataFrame:
-        if not self._answers:
+    def _predictions(self, batch: Batch, scores: NDArray[np.float64]) -> pl.DataFrame:
+        if not self._emit_predictions:
             return batch.frame
         features = replace(self.learner.features, threshold=self.threshold.value)
-        rows = batch.frame.with_columns(features.answers(scores))
-        return rows[written(rows.columns, self._columns, features.answer_names)]
+        rows = batch.frame.with_columns(features.prediction_columns(scores))
+        return rows[written(rows.columns, self._columns, features.prediction_names)]
 
 
 class Serving:
@@ -218,14 +218,14 @@ class Serving:
         self.predictor = predictor
         self._columns = columns
 
-    def do(self, batch: Batch) -> Done:
+    def process(self, batch: Batch) -> WorkResult:
         """Predict a batch of raw columns."""
         asked = batch.frame.columns
         batch = self.predictor.predict(batch)
         rows = batch.frame
         new = [column for column in rows.columns if column not in asked]
         rows = rows[written(rows.columns, self._columns, new)]
-        return Done(batch=batch, rows=rows, predicted=len(batch))
+        return WorkResult(batch=batch, rows=rows, predicted=len(batch))
 
     def state_dict(self) -> dict[str, Snapshot]:
         """Nothing: a model that serves does not change."""
@@ -243,10 +243,10 @@ class Cleaning:
     def __init__(self, columns: Sequence[str] | None = None) -> None:
         self._columns = columns
 
-    def do(self, batch: Batch) -> Done:
+    def process(self, batch: Batch) -> WorkResult:
         """Keep the asked columns."""
         rows = batch.frame if self._columns is None else batch.frame.select(self._columns)
-        return Done(batch=batch, rows=rows, cleaned=len(batch))
+        return WorkResult(batch=batch, rows=rows, cleaned=len(batch))
 
     def state_dict(self) -> dict[str, Snapshot]:
         """Nothing."""
@@ -265,7 +265,7 @@ def written(columns: Iterable[str], asked: Sequence[str] | None, added: Iterable
     return [*asked, *more]
 
 
-def tell_quality(metrics: Metrics, report: Mapping[str, Any]) -> None:
+def report_quality(metrics: Metrics, report: Mapping[str, Any]) -> None:
     """Write an evaluation's numbers to `headrace_quality` and `headrace_baseline_quality`."""
     for window in ("all", "window"):
         group = report.get(window, {})
@@ -277,4 +277,4 @@ def tell_quality(metrics: Metrics, report: Mapping[str, Any]) -> None:
                 metrics.baseline_quality.labels(metric=name, window=window).set(value)
 
 
-__all__ = ["Cleaning", "Serving", "Training", "tell_quality", "written"]
+__all__ = ["Cleaning", "Serving", "Training", "report_quality", "written"]

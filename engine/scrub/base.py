@@ -10,7 +10,7 @@ import polars as pl
 from pydantic import Field
 
 from engine.calls import Calling
-from engine.scrub.fusion import Floats, Link
+from engine.scrub.fusion import Floats, FusedOp
 from engine.scrub.columns import replaced
 from engine.columnar.statistics import Extremes, Moments, Statistic
 from engine.types import PART, Batch, Name, Scale, Settings, Snapshot, Stage, UserError, training
@@ -33,7 +33,7 @@ class LearnSettings(Settings):
     learn: bool = True
     freeze_after: int | None = Field(None, ge=1)
 
-    def open(self, rows: int) -> int | None:
+    def rows_left(self, rows: int) -> int | None:
         """How many more rows may be learned after `rows`; None for all."""
         if not self.learn:
             return 0
@@ -52,15 +52,15 @@ class ForgetSettings(LearnSettings):
     forget_on: Name | None = None
 
 
-class Stateless:
+class StageBase:
     """A stage without state.
 
     Attributes:
-        once: it makes sense only of rows that come once: read again, all would look like copies, or
+        single_pass: it makes sense only of rows that come once: read again, all would look like copies, or
             late.
     """
 
-    once: ClassVar[bool] = False
+    single_pass: ClassVar[bool] = False
 
     def __init__(self, name: str, settings: Any) -> None:
         self.name = name
@@ -86,7 +86,7 @@ class Stateless:
         assert value is None
 
 
-class Learned(Stateless):
+class FittedStage(StageBase):
     """A stage whose state is one statistic over its columns and the number of rows it has seen.
 
     `bind` of the stage sets `_columns` and calls `_begin`; its `apply` ends with `_learn`, or is
@@ -120,7 +120,7 @@ class Learned(Stateless):
         if self._statistic is None:
             return
         frame = training(frame)
-        left = self.settings.open(self._rows)
+        left = self.settings.rows_left(self._rows)
         rows = self._block(frame.head(frame.height if left is None else left))
         if rows.height:
             self._statistic = self._statistic.update(rows)
@@ -130,7 +130,7 @@ class Learned(Stateless):
         """How many rows of the batch are learned one by one, each before it is changed."""
         if self._statistic is None or self._rows >= COLD_ROWS:
             return 0
-        left = self.settings.open(self._rows)
+        left = self.settings.rows_left(self._rows)
         rows = min(COLD_ROWS - self._rows, len(batch))
         return rows if left is None else min(rows, left)
 
@@ -150,7 +150,7 @@ class Learned(Stateless):
         noted = self._noted()
         self._learn(batch, len(parts) - 1)
         done = batch.with_frame(replaced(batch.frame, joined(parts)))
-        return done if noted is None else done.scaled_by(noted)
+        return done if noted is None else done.with_scale(noted)
 
     def _changed(self, frame: pl.DataFrame) -> pl.DataFrame:
         """The stage's columns changed by what is known now."""
@@ -178,11 +178,11 @@ class Learned(Stateless):
             shift = np.full_like(shift, np.nan)
         return Scale(columns=tuple(self._columns), shift=shift, factor=factor)
 
-    def _linked(self, batch: Batch, kind: Any, a: Floats, b: Floats, **more: Any) -> Link | None:
+    def _linked(self, batch: Batch, op: Any, a: Floats, b: Floats, **more: Any) -> FusedOp | None:
         """The link of a stage that does this, see `engine.scrub.fusion`; None where it learns what
         a link cannot give, or not from all rows."""
         learns: Any = None if self._statistic is None else type(self._statistic)
-        left = self.settings.open(self._rows)
+        left = self.settings.rows_left(self._rows)
         if left == 0:
             learns = None
         elif learns is not None and (
@@ -193,7 +193,7 @@ class Learned(Stateless):
             return None
         if self.settings.forget_on is not None:
             return None
-        return Link(kind=kind, a=a, b=b, learns=learns, **more)
+        return FusedOp(kind=op, a=a, b=b, learns=learns, **more)
 
     def _block(self, frame: pl.DataFrame) -> pl.DataFrame:
         """What the statistic learns from."""
@@ -279,8 +279,8 @@ __all__ = [
     "DETECTORS",
     "ForgetSettings",
     "LearnSettings",
-    "Learned",
-    "Stateless",
+    "FittedStage",
+    "StageBase",
     "joined",
     "restore",
     "snapshots",

@@ -10,25 +10,25 @@ import polars as pl
 from engine.types import PART, RESERVED, Schema, UserError, nearest, require
 
 
-def spread(patterns: Iterable[str], schema: Schema, *, where: str) -> tuple[str, ...]:
+def expand_columns(patterns: Iterable[str], schema: Schema, *, where: str) -> tuple[str, ...]:
     """The columns that names and globs ("count_lag_*") stand for, each once, in the order given.
 
     Raises: UserError for a name that is no column, and for a glob that no column matches.
     """
-    found: dict[str, None] = {}
+    columns: dict[str, None] = {}
     for pattern in patterns:
         if pattern in schema or not any(sign in pattern for sign in "*?["):
             require(schema, [pattern], where=where)
-            found[pattern] = None
+            columns[pattern] = None
             continue
         matches = [c for c in schema if c != PART and fnmatch.fnmatchcase(c, pattern)]
         if not matches:
             near = nearest(pattern, schema)
             raise UserError(f"{where} needs a column like '{pattern}', there is none.{near}")
-        found |= dict.fromkeys(matches)
-    if not found:
+        columns |= dict.fromkeys(matches)
+    if not columns:
         raise UserError(f"{where} names no columns: set 'columns'.")
-    return tuple(found)
+    return tuple(columns)
 
 
 def numbers(columns: Iterable[str], schema: Schema, *, where: str) -> None:
@@ -61,11 +61,11 @@ def replaced(frame: pl.DataFrame, columns: Iterable[pl.Series]) -> pl.DataFrame:
     return frame
 
 
-def holds(kind: pl.DataType, value: int) -> bool:
+def holds(dtype: pl.DataType, value: int) -> bool:
     """Whether a column of this type can have the whole number."""
     if abs(value) >= 1 << 127:
         return False
-    return not pl.Series([value], dtype=pl.Int128).cast(kind, strict=False).null_count()
+    return not pl.Series([value], dtype=pl.Int128).cast(dtype, strict=False).null_count()
 
 
 def nulls(frame: pl.DataFrame, columns: Sequence[str]) -> dict[str, int]:
@@ -86,10 +86,10 @@ def nans(frame: pl.DataFrame, columns: Sequence[str]) -> dict[str, int]:
     return {column: n for column, n in counts if n}
 
 
-def is_missing(column: str, kind: pl.DataType) -> pl.Expr:
+def is_missing(column: str, dtype: pl.DataType) -> pl.Expr:
     """True where the value is null or NaN."""
     x = pl.col(column)
-    return x.is_null() | x.is_nan().fill_null(False) if kind.is_float() else x.is_null()
+    return x.is_null() | x.is_nan().fill_null(False) if dtype.is_float() else x.is_null()
 
 
-__all__ = ["extended", "holds", "is_missing", "nans", "nulls", "numbers", "replaced", "spread"]
+__all__ = ["extended", "holds", "is_missing", "nans", "nulls", "numbers", "replaced", "expand_columns"]

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from engine import calls
 from engine.columnar.kernels import bytes_of, clip_into, fill_into, places, pointer, scale_into
-from engine.columnar.buffer_pool import Memory
+from engine.columnar.buffer_pool import BufferPool
 from engine.scrub.columns import replaced
-from engine.columnar.batch_group import Sheaf, Stopped
+from engine.columnar.batch_group import BatchGroup, StepFailed
 from engine.columnar.statistics import Extremes, Moments, extremes_into, moments_into
 from engine.types import Batch, Scale, Stage
 
@@ -33,14 +33,14 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 FLOATS = (pl.Float64, pl.Float32)
 STEADY = time.CLOCK_MONOTONIC
-KINDS = {"fill": 0, "clip": 1, "scale": 2}
-UNTAUGHT = "filled_before_learning"
+OP_CODES = {"fill": 0, "clip": 1, "scale": 2}
+FILLED_BEFORE_LEARNING = "filled_before_learning"
 """What a stage counts that fills values of columns it has learned nothing of."""
 STATISTICS: dict[type[Moments] | type[Extremes] | None, int] = {None: 0, Moments: 1, Extremes: 2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Link:
+class FusedOp:
     """What a stage does to its columns in one batch.
 
     Attributes:
@@ -48,8 +48,8 @@ class Link:
         a, b: a number for each column, shape (columns,).
         learns: the statistic of the columns as they come in that the stage wants, or None.
         counts: under which word the stage counts changed values, or None.
-        untaught: columns of which the stage has learned nothing yet, shape (columns,), or None:
-            what changes in them is counted under `UNTAUGHT` as well.
+        unfitted: columns of which the stage has learned nothing yet, shape (columns,), or None:
+            what changes in them is counted under `FILLED_BEFORE_LEARNING` as well.
         scale: what goes with the batch, where the numbers will be others for the next one.
     """
 
@@ -58,12 +58,12 @@ class Link:
     b: Floats
     learns: type[Moments] | type[Extremes] | None
     counts: str | None = None
-    untaught: NDArray[np.bool_] | None = None
+    unfitted: NDArray[np.bool_] | None = None
     scale: Scale | None = None
 
 
-class Took(Protocol):
-    """Hears of a stage's work, see `engine.observing.timing.Times.took`."""
+class RecordTime(Protocol):
+    """Hears of a stage's work, see `engine.observing.timing.Times.record_time`."""
 
     def __call__(
         self, stage: str, start: float, wall: float, cpu: float, rows: int = 0, batches: int = 1
@@ -73,7 +73,7 @@ class Took(Protocol):
 
 
 @runtime_checkable
-class Linked(Protocol):
+class Fusible(Protocol):
     """A stage that may be done together with its neighbours."""
 
     name: str
@@ -88,7 +88,7 @@ class Linked(Protocol):
         """Of what types they are afterwards."""
         ...
 
-    def link(self, batch: Batch) -> Link | None:
+    def fused_op(self, batch: Batch) -> FusedOp | None:
         """What it would do to this batch, its columns being floats afterwards; its numbers are as
         their types hold them. None where it must be asked itself."""
         ...
@@ -103,7 +103,7 @@ class Linked(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Block:
+class ColumnBlock:
     """Columns of a frame as Float64, and room for what becomes of them.
 
     Attributes:
@@ -118,7 +118,7 @@ class Block:
     made: Floats
     kinds: Sequence[pl.DataType]
 
-    def takes(self, links: Sequence[Link | None]) -> bool:
+    def accepts(self, links: Sequence[FusedOp | None]) -> bool:
         """Whether all of them are links, and no null is left to one that cannot have it."""
         fills = links[0] is not None and links[0].kind == "fill"
         return None not in links and (fills or not self.at[:, 1].any())
@@ -127,130 +127,130 @@ class Block:
         """The first rows of the columns in place of those of `before`; Float64 shares memory."""
         n = self.made.shape[1]
         whole, rows = pl.Series(self.made.reshape(-1)), before.height
-        made = (whole.slice(j * n, rows).alias(column) for j, column in enumerate(columns))
-        pairs = zip(made, self.kinds, strict=True)
-        return replaced(before, (x if x.dtype == kind else x.cast(kind) for x, kind in pairs))
+        columns_out = (whole.slice(j * n, rows).alias(column) for j, column in enumerate(columns))
+        pairs = zip(columns_out, self.kinds, strict=True)
+        return replaced(before, (x if x.dtype == dtype else x.cast(dtype) for x, dtype in pairs))
 
 
-class Chain:
+class FusedStages:
     """Stages that stand side by side and work on the same columns.
 
     Args:
         stages: in order, one or more.
     """
 
-    def __init__(self, stages: Sequence[Linked]) -> None:
+    def __init__(self, stages: Sequence[Fusible]) -> None:
         self.stages = stages
         self._columns = list(stages[0].columns)
-        self._floats = all(kind in FLOATS for stage in stages for kind in stage.kinds)
-        self._memory = Memory()
+        self._floats = all(dtype in FLOATS for stage in stages for dtype in stage.kinds)
+        self._buffers = BufferPool()
         _compile()
 
     def apply(
-        self, sheaf: Sheaf, took: Took, learned: Callable[[], object] = lambda: None
-    ) -> Sheaf:
+        self, batch_group: BatchGroup, record_time: RecordTime, learned: Callable[[], object] = lambda: None
+    ) -> BatchGroup:
         """As applying the stages one after the other, to one batch after the other.
 
         Args:
             learned: called when a batch has gone through all stages.
 
-        Raises: as `Sheaf.each`.
+        Raises: as `BatchGroup.each`.
         """
-        first = self._side_by_side(sheaf, took, learned)
-        if first is not None and len(first) == len(sheaf):
+        first = self._in_one_block(batch_group, record_time, learned)
+        if first is not None and len(first) == len(batch_group):
             return first
         done = [] if first is None else list(first.batches)
-        for batch in sheaf.batches[len(done) :]:
+        for batch in batch_group.batches[len(done) :]:
             try:
-                done.append(self._in_runs(batch, took))
+                done.append(self._in_runs(batch, record_time))
             except BaseException as error:
                 if not done:
                     raise
-                raise Stopped(Sheaf.joined(done)) from error
+                raise StepFailed(BatchGroup.concat(done)) from error
             learned()
-        return Sheaf.joined(done)
+        return BatchGroup.concat(done)
 
-    def _side_by_side(
-        self, sheaf: Sheaf, took: Took, learned: Callable[[], object]
-    ) -> Sheaf | None:
+    def _in_one_block(
+        self, batch_group: BatchGroup, record_time: RecordTime, learned: Callable[[], object]
+    ) -> BatchGroup | None:
         """The first batches, all that can be done in one block; None where none can."""
         start, cpu = time.perf_counter(), time.thread_time()
-        if sheaf.frame is None:
+        if batch_group.frame is None:
             return None
-        block: Block | None = None
+        block: ColumnBlock | None = None
         done: list[Batch] = []
         spent = np.zeros(len(self.stages))
-        for row, batch in zip(sheaf.ends, sheaf.batches, strict=False):
-            links = [stage.link(batch) for stage in self.stages]
+        for row, batch in zip(batch_group.ends, batch_group.batches, strict=False):
+            links = [stage.fused_op(batch) for stage in self.stages]
             if block is None and None not in links:
-                block = self._block(sheaf.frame, self.stages)
-            if block is None or not block.takes(links):
+                block = self._block(batch_group.frame, self.stages)
+            if block is None or not block.accepts(links):
                 break
-            done.append(_linked(block, row, batch, self.stages, links, spent))
+            done.append(_run_batch(block, row, batch, self.stages, links, spent))
             learned()
         if block is None or not done:
             return None
-        frame = block.frame(sheaf.frame.head(sheaf.ends[len(done)]), self._columns)
-        _tell(took, self.stages, start, cpu, spent, len(done))
-        return Sheaf(batches=tuple(done)).with_frame(frame)
+        frame = block.frame(batch_group.frame.head(batch_group.ends[len(done)]), self._columns)
+        _record_times(record_time, self.stages, start, cpu, spent, len(done))
+        return BatchGroup(batches=tuple(done)).with_frame(frame)
 
-    def _in_runs(self, batch: Batch, took: Took) -> Batch:
+    def _in_runs(self, batch: Batch, record_time: RecordTime) -> Batch:
         """Those together that can be, the others by themselves."""
-        links = [stage.link(batch) for stage in self.stages]
+        links = [stage.fused_op(batch) for stage in self.stages]
         pairs = zip(self.stages, links, strict=True)
         for linked, group in itertools.groupby(pairs, lambda pair: pair[1] is not None):
             stages, own = zip(*group, strict=True)
             start, cpu = time.perf_counter(), time.thread_time()
             block = self._block(batch.frame, stages) if linked else None
-            if block is None or not block.takes(own):
-                batch = _apart(batch, stages, took)
+            if block is None or not block.accepts(own):
+                batch = _one_by_one(batch, stages, record_time)
                 continue
             spent = np.zeros(len(stages))
-            done = _linked(block, 0, batch, stages, own, spent)
+            done = _run_batch(block, 0, batch, stages, own, spent)
             batch = done.with_frame(block.frame(batch.frame, self._columns))
-            _tell(took, stages, start, cpu, spent, 1)
+            _record_times(record_time, stages, start, cpu, spent, 1)
         return batch
 
-    def _block(self, frame: pl.DataFrame, stages: Sequence[Linked]) -> Block | None:
+    def _block(self, frame: pl.DataFrame, stages: Sequence[Fusible]) -> ColumnBlock | None:
         """For what these stages make. None where that is not of `FLOATS`, or there are no rows."""
         if not frame.height or not self._floats:
             return None
         columns = frame[self._columns]
-        if any(kind != pl.Float64 for kind in columns.dtypes):
+        if any(dtype != pl.Float64 for dtype in columns.dtypes):
             columns = columns.cast(pl.Float64)
         at, held = places(columns)
-        made = self._memory.empty((len(self._columns), frame.height), np.float64)
-        return Block(at=at, held=held, made=made, kinds=stages[-1].kinds)
+        out = self._buffers.empty((len(self._columns), frame.height), np.float64)
+        return ColumnBlock(at=at, held=held, made=out, kinds=stages[-1].kinds)
 
 
-def chained(stages: Iterable[Stage]) -> Iterator[Stage | Chain]:
+def fuse(stages: Iterable[Stage]) -> Iterator[Stage | FusedStages]:
     """The stages, those that have links as chains with their neighbours; all are bound."""
     for columns, group in itertools.groupby(stages, _columns):
         run: list[Any] = list(group)
         if columns is None:
             yield from run
         else:
-            yield Chain(run)
+            yield FusedStages(run)
 
 
 def _columns(stage: Stage) -> tuple[str, ...] | None:
-    return tuple(stage.columns) if isinstance(stage, Linked) else None
+    return tuple(stage.columns) if isinstance(stage, Fusible) else None
 
 
-def _apart(batch: Batch, stages: Sequence[Linked], took: Took) -> Batch:
+def _one_by_one(batch: Batch, stages: Sequence[Fusible], record_time: RecordTime) -> Batch:
     for stage in stages:
         start, cpu = time.perf_counter(), time.thread_time()
         batch = calls.apply(cast(Stage, stage), batch)
-        took(stage.name, start, time.perf_counter() - start, time.thread_time() - cpu)
+        record_time(stage.name, start, time.perf_counter() - start, time.thread_time() - cpu)
     return batch
 
 
-def _linked(
-    block: Block,
+def _run_batch(
+    block: ColumnBlock,
     row: int,
     batch: Batch,
-    stages: Sequence[Linked],
-    links: Sequence[Link | None],
+    stages: Sequence[Fusible],
+    links: Sequence[FusedOp | None],
     spent: Floats,
 ) -> Batch:
     """The batch with what the stages have counted; its columns are in the block from `row` on, and
@@ -259,49 +259,49 @@ def _linked(
     Args:
         spent: gets the seconds of each stage added, shape (stages,).
     """
-    some = [link for link in links if link is not None]
+    some = [fused_op for fused_op in links if fused_op is not None]
     learned = np.empty((len(some), len(block.at), 3))
     changed = np.zeros((len(some), len(block.at)), np.int64)
-    took = np.zeros(len(some), np.int64)
-    _links(
+    nanoseconds = np.zeros(len(some), np.int64)
+    _run_ops(
         block.at,
         row,
         len(batch),
-        np.array([KINDS[link.kind] for link in some]),
-        np.array([STATISTICS[link.learns] for link in some]),
-        np.stack([link.a for link in some]),
-        np.stack([link.b for link in some]),
+        np.array([OP_CODES[fused_op.kind] for fused_op in some]),
+        np.array([STATISTICS[fused_op.learns] for fused_op in some]),
+        np.stack([fused_op.a for fused_op in some]),
+        np.stack([fused_op.b for fused_op in some]),
         block.made,
         learned,
         changed,
-        took,
+        nanoseconds,
     )
-    spent += took * 1e-9
+    spent += nanoseconds * 1e-9
     counts = dict(batch.counts)
-    for stage, link, sums, values in zip(stages, some, learned, changed, strict=True):
-        if link.learns is not None:
-            stage.learn(link.learns.from_sums(sums), len(batch))
-        if link.counts is not None:
-            _count(counts, stage.name, link.counts, values)
-        if link.untaught is not None and values[link.untaught].any():
-            _count(counts, stage.name, UNTAUGHT, values[link.untaught])
-    scales = tuple(link.scale for link in some if link.scale is not None)
+    for stage, fused_op, sums, values in zip(stages, some, learned, changed, strict=True):
+        if fused_op.learns is not None:
+            stage.learn(fused_op.learns.from_sums(sums), len(batch))
+        if fused_op.counts is not None:
+            _count(counts, stage.name, fused_op.counts, values)
+        if fused_op.unfitted is not None and values[fused_op.unfitted].any():
+            _count(counts, stage.name, FILLED_BEFORE_LEARNING, values[fused_op.unfitted])
+    scales = tuple(fused_op.scale for fused_op in some if fused_op.scale is not None)
     return dataclasses.replace(batch, counts=counts, scales=(*batch.scales, *scales))
 
 
-def _count(counts: dict[tuple[str, str], int], stage: str, what: str, values: Ints) -> None:
-    counts[stage, what] = counts.get((stage, what), 0) + int(values.sum())
+def _count(counts: dict[tuple[str, str], int], stage: str, name: str, values: Ints) -> None:
+    counts[stage, name] = counts.get((stage, name), 0) + int(values.sum())
 
 
-def _tell(
-    took: Took, stages: Sequence[Linked], start: float, cpu: float, spent: Floats, batches: int
+def _record_times(
+    record_time: RecordTime, stages: Sequence[Fusible], start: float, cpu: float, spent: Floats, batches: int
 ) -> None:
     """What each stage took: its loops, and the rest in equal parts."""
     wall = time.perf_counter() - start
     share = (time.thread_time() - cpu) / max(wall, 1e-12)
     rest = max(0.0, wall - float(spent.sum())) / len(stages)
     for stage, own in zip(stages, (spent + rest).tolist(), strict=True):
-        took(stage.name, start, own, own * share, batches=batches)
+        record_time(stage.name, start, own, own * share, batches=batches)
         start += own
 
 
@@ -311,7 +311,7 @@ def _compile() -> None:
     was not kept, and the first batch is not to wait for it."""
     whole, number = np.empty(0, np.int64), np.empty((0, 0))
     learned, changed = np.empty((0, 0, 3)), np.empty((0, 0), np.int64)
-    _links(
+    _run_ops(
         np.empty((0, 3), np.int64), 0, 0, whole, whole, number, number, number, learned, changed,
         whole,
     )  # fmt: skip
@@ -332,19 +332,19 @@ def _now(room):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def _links(at, row, n, kinds, learns, a, b, made, learned, changed, spent):  # type: ignore[no-untyped-def]
+def _run_ops(at, row, n, kinds, learns, a, b, out_columns, learned, changed, spent):  # type: ignore[no-untyped-def]
     """All links over all columns, n rows from `row` on.
 
     Args:
         at: of the columns, as `engine.columnar.kernels.places` gives it.
-        kinds, learns: of each link, as in `KINDS` and `STATISTICS`.
+        kinds, learns: of each link, as in `OP_CODES` and `STATISTICS`.
         a, b: shape (links, columns).
-        made: gets the columns, shape (columns, rows).
+        out_columns: gets the columns, shape (columns, rows).
         learned: gets the statistics, shape (links, columns, 3).
         changed: gets how many values each link has changed, shape (links, columns).
         spent: gets nanoseconds of each link.
     """
-    columns = len(made)
+    columns = len(out_columns)
     links = len(kinds)
     room = np.empty(2, np.int64)
     none = np.empty(0, np.uint8)
@@ -352,41 +352,41 @@ def _links(at, row, n, kinds, learns, a, b, made, learned, changed, spent):  # t
     turns = np.empty((2, n))
     now = _now(room)
     for j in range(columns):
-        x, there = _carray(pointer(at[j, 0] + 8 * row), (n,), np.float64), none
+        x, mask_bytes = _carray(pointer(at[j, 0] + 8 * row), (n,), np.float64), none
         if at[j, 1]:
             bit = at[j, 2] + row
-            there = bytes_of(_carray(pointer(at[j, 1]), ((bit + n + 7) >> 3,), np.uint8), bit, n)
+            mask_bytes = bytes_of(_carray(pointer(at[j, 1]), ((bit + n + 7) >> 3,), np.uint8), bit, n)
         first = 0
         while first < links:
             # A statistic is of a whole column; links without go on while a tile of it is at hand.
             if learns[first] == 1:
-                moments_into(x, there, learned[first, j])
+                moments_into(x, mask_bytes, learned[first, j])
             elif learns[first] == 2:
-                extremes_into(x, there, learned[first, j])
+                extremes_into(x, mask_bytes, learned[first, j])
             last = first + 1
             while last < links and learns[last] == 0:
                 last += 1
             for start in range(0, n, TILE):
-                part, mask = x[start : start + TILE], there[start : start + TILE]
+                part, mask = x[start : start + TILE], mask_bytes[start : start + TILE]
                 for i in range(first, last):
-                    out = made[j, row : row + n] if i == links - 1 else turns[i & 1]
+                    out = out_columns[j, row : row + n] if i == links - 1 else turns[i & 1]
                     out = out[start : start + TILE]
-                    changed[i, j] += _link(part, mask, kinds[i], a[i, j], b[i, j], out)
+                    changed[i, j] += _run_op(part, mask, kinds[i], a[i, j], b[i, j], out)
                     part, mask = out, none
                     before, now = now, _now(room)
                     spent[i] += now - before
-            x, there, first = turns[(last - 1) & 1], none, last
+            x, mask_bytes, first = turns[(last - 1) & 1], none, last
 
 
 @numba.njit(nogil=True, cache=True)
-def _link(x, there, kind, a, b, made):  # type: ignore[no-untyped-def]
-    """One link over values, into `made`; how many changed."""
-    if kind == 0:
-        return fill_into(x, there, a, made)
-    if kind == 1:
-        return clip_into(x, a, b, made)
-    scale_into(x, a, b, made)
+def _run_op(x, mask, op, a, b, out):  # type: ignore[no-untyped-def]
+    """One link over values, into `out`; how many changed."""
+    if op == 0:
+        return fill_into(x, mask, a, out)
+    if op == 1:
+        return clip_into(x, a, b, out)
+    scale_into(x, a, b, out)
     return 0
 
 
-__all__ = ["Chain", "Link", "Linked", "chained"]
+__all__ = ["FusedStages", "FusedOp", "Fusible", "fuse"]

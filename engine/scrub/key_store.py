@@ -14,7 +14,7 @@ from engine.columnar.hashing import Hashes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Run:
+class SortedRun:
     """Keys in ascending order, each once.
 
     Attributes:
@@ -34,10 +34,10 @@ class Run:
         """Which of `keys` are here, and where (0 for those that are not)."""
         at = np.searchsorted(self.keys, keys)
         at[at == len(self.keys)] = 0
-        found = self.keys[at] == keys
-        return found, np.where(found, at, 0)
+        present = self.keys[at] == keys
+        return present, np.where(present, at, 0)
 
-    def merge(self, newer: Run, oldest: int) -> Run:
+    def merge(self, newer: SortedRun, oldest: int) -> SortedRun:
         """Both, without what is older than `oldest`; of equal keys the newer one."""
         keys = np.concatenate((self.keys, newer.keys))
         order = np.concatenate((self.order, newer.order))
@@ -47,11 +47,11 @@ class Run:
         last = np.append(keys[1:] != keys[:-1], True)
         kept = last & (order[by_key] >= oldest)
         at = by_key[kept]
-        return Run(keys=keys[kept], order=order[at], values=values[at])
+        return SortedRun(keys=keys[kept], order=order[at], values=values[at])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Recall:
+class KeyStore:
     """Keys, when each was remembered and with what, as a few sorted runs.
 
     A new batch is one more run; neighbours of similar size are merged (O'Neil et al., "The
@@ -60,7 +60,7 @@ class Recall:
     remembered.
     """
 
-    runs: tuple[Run, ...] = ()
+    runs: tuple[SortedRun, ...] = ()
 
     def __len__(self) -> int:
         return sum(len(run) for run in self.runs)
@@ -70,15 +70,15 @@ class Recall:
 
         Shapes (n,). The caller judges by `order` whether one is too old to count.
         """
-        found = np.zeros(len(keys), np.bool_)
+        present = np.zeros(len(keys), np.bool_)
         order = np.zeros(len(keys), np.int64)
         values = np.zeros(len(keys), self.runs[0].values.dtype if self.runs else np.float64)
         for run in self.runs:  # oldest first: the newer one overwrites
             here, at = run.find(keys)
-            found |= here
+            present |= here
             order = np.where(here, run.order[at], order)
             values = np.where(here, run.values[at], values)
-        return found, order, values
+        return present, order, values
 
     def add(
         self, keys: Hashes, order: NDArray[np.int64], values: NDArray[Any], *, oldest: int
@@ -87,7 +87,7 @@ class Recall:
         runs = [run for run in self.runs if run.order.max() >= oldest]
         if len(keys):
             by_key = np.argsort(keys)
-            runs.append(Run(keys=keys[by_key], order=order[by_key], values=values[by_key]))
+            runs.append(SortedRun(keys=keys[by_key], order=order[by_key], values=values[by_key]))
         while len(runs) > 1 and len(runs[-2]) <= 4 * len(runs[-1]):
             newer, older = runs.pop(), runs.pop()
             merged = older.merge(newer, oldest)
@@ -101,7 +101,7 @@ class Recall:
     @classmethod
     def restore(cls, value: Sequence[Mapping[str, Any]]) -> Self:
         """The memory that gave this snapshot."""
-        return cls(runs=tuple(Run(**run) for run in value))
+        return cls(runs=tuple(SortedRun(**run) for run in value))
 
 
-__all__ = ["Recall", "Run"]
+__all__ = ["KeyStore", "SortedRun"]

@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from engine.columnar.kernels import Floats, buffers, scaled_one
-from engine.scrub.columns import numbers, spread
+from engine.scrub.columns import numbers, expand_columns
 from engine.columnar.hashing import hashes
-from engine.scrub.base import ForgetSettings, Learned
+from engine.scrub.base import ForgetSettings, FittedStage
 from engine.columnar.statistics import KeyedMoments, inverse
 from engine.types import Batch, Names, Schema, Transform, UserError
 
 HASH = "hash"
 
 
-class StandardizeBy(Learned):
+class StandardizeBy(FittedStage):
     """z-score among the rows of the same key: ``(x - mean) / deviation`` (population) of the
     batches before; 0 where a key's column does not vary. The first 128 rows are scaled by the rows
     before and themselves. Null stays null, NaN stays NaN.
@@ -57,9 +57,9 @@ class StandardizeBy(Learned):
 
     def bind(self, schema: Schema) -> Schema:
         settings = self.settings
-        self._columns = spread(settings.columns, schema, where=self.where)
+        self._columns = expand_columns(settings.columns, schema, where=self.where)
         numbers(self._columns, schema, where=self.where)
-        self._by = spread(settings.by, schema, where=f"{self.where} by")
+        self._by = expand_columns(settings.by, schema, where=f"{self.where} by")
         for column in self._columns:
             if column in self._by:
                 raise UserError(f"{self.where} scales column '{column}', which is its own key.")
@@ -110,19 +110,19 @@ class StandardizeBy(Learned):
 
 def _scaled(column: pl.Series, at: NDArray[np.int64], shift: Floats, scale: Floats) -> pl.Series:
     values, _ = buffers(column)
-    made = np.empty(len(values))
-    _scale_rows(values, at, np.ascontiguousarray(shift), np.ascontiguousarray(scale), made)
-    done = pl.Series(column.name, made)
+    out = np.empty(len(values))
+    _scale_rows(values, at, np.ascontiguousarray(shift), np.ascontiguousarray(scale), out)
+    done = pl.Series(column.name, out)
     if not column.null_count():
         return done
     return done.to_frame().select(pl.when(column.is_not_null()).then(done)).to_series()
 
 
 @numba.njit(nogil=True, cache=True)
-def _scale_rows(x, at, shift, scale, made):  # type: ignore[no-untyped-def]
+def _scale_rows(x, at, shift, scale, out):  # type: ignore[no-untyped-def]
     """Place -1 is the last one, as everywhere in numpy."""
     for i in range(x.shape[0]):
-        made[i] = scaled_one(x[i], shift[at[i]], scale[at[i]])
+        out[i] = scaled_one(x[i], shift[at[i]], scale[at[i]])
 
 
 __all__ = ["StandardizeBy"]

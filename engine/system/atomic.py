@@ -97,7 +97,7 @@ def require_folder(path: Path, named: str) -> None:
 
     Raises: UserError
     """
-    what = f"{named} '{_shown(path)}'"
+    what = f"{named} '{_printable(path)}'"
     _require(_existing(path, path, what), what, "a folder")
 
 
@@ -106,11 +106,11 @@ def require_file(path: Path, named: str) -> None:
 
     Raises: UserError
     """
-    what = f"{named} '{_shown(path)}'"
+    what = f"{named} '{_printable(path)}'"
     place = _existing(path.parent, path.with_name(path.name + SUFFIX), what)
     if path.is_dir():
         raise UserError(
-            f"{what} cannot be a file: '{_shown(path)}' is a folder; choose another path."
+            f"{what} cannot be a file: '{_printable(path)}' is a folder; choose another path."
         )
     if not _is_device(path):
         _require(place, what, "a file")
@@ -139,26 +139,26 @@ def _existing(folder: Path, longest: Path, what: str) -> Path:
     return place
 
 
-def _require(place: Path, what: str, kind: str) -> None:
+def _require(place: Path, target: str, expected: str) -> None:
     """Check that a file can be created in an existing folder."""
     if not place.is_dir():
         raise UserError(
-            f"{what} cannot be {kind}: '{_shown(place)}' is a file; choose another path."
+            f"{target} cannot be {expected}: '{_printable(place)}' is a file; choose another path."
         )
     if not os.access(place, os.W_OK | os.X_OK):
         raise UserError(
-            f"{what} cannot be written: no permission at '{_shown(place)}'; grant it, or choose "
+            f"{target} cannot be written: no permission at '{_printable(place)}'; grant it, or choose "
             "another path."
         )
-    refused = _refusal(place)
+    refused = _probe_create(place)
     if refused is not None:
         raise UserError(
-            f"{what} cannot be written: the system makes no file in '{_shown(place)}' ({refused}); "
+            f"{target} cannot be written: the system makes no file in '{_printable(place)}' ({refused}); "
             "choose another path."
         )
 
 
-def _refusal(folder: Path) -> str | None:
+def _probe_create(folder: Path) -> str | None:
     """Why the system makes no file in a folder, whatever the permissions say: it is read-only, or
     no disk (/proc, /sys). A file without a name is tried, which leaves no trace; where the file
     system knows none, one of a hidden name."""
@@ -176,7 +176,7 @@ def _refusal(folder: Path) -> str | None:
         return error.strerror
 
 
-def _shown(path: Path) -> str:
+def _printable(path: Path) -> str:
     """A path in a sentence: one line, whatever is in its name."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -25,7 +25,7 @@ def prepare() -> None:
     # ONNX Runtime decides while it is imported; its own switch comes after that, and is too late.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     if "NUMBA_CACHE_DIR" not in os.environ and not _keeps_compiled():
-        _compile_apart()
+        _use_own_cache()
 
 
 def remarks() -> list[str]:
@@ -46,18 +46,18 @@ def remarks() -> list[str]:
             f"Compiled loops need a folder, and headrace's own, {_home()} and the temporary one "
             f"are all read-only: {ASKS}."
         )
-    found = []
-    if folder in _apart:
-        found.append(
+    warnings = []
+    if folder in _own_caches:
+        warnings.append(
             f"loops are compiled anew at every start, as neither code nor home is writable: {ASKS}"
         )
     if (limit := address_space()) is not None and limit < ENOUGH_ADDRESSES:
-        found.append(
+        warnings.append(
             f"'ulimit -v' allows {limit / 2**30:.1f} GiB of addresses, and the libraries reserve "
             f"up to {ENOUGH_ADDRESSES >> 30}, used or not: they may end the process without a "
             "word; limit memory by a control group instead (systemd: MemoryMax)"
         )
-    return found
+    return warnings
 
 
 def address_space() -> int | None:
@@ -77,10 +77,10 @@ def _home() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # noqa: PTH111
 
 
-_apart: list[str] = []
+_own_caches: list[str] = []
 
 
-def _compile_apart() -> None:
+def _use_own_cache() -> None:
     """A new folder for this process: compiled loops are run as they are found, and one of a known
     name may be somebody else's."""
     import shutil
@@ -92,7 +92,7 @@ def _compile_apart() -> None:
         return
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ["NUMBA_CACHE_DIR"] = folder
-    _apart.append(folder)
+    _own_caches.append(folder)
 
 
 def _writable(path: Path) -> bool:

@@ -51,20 +51,20 @@ def _make(folder: Path) -> None:
 
 def _hold_beside(held: contextlib.ExitStack, file: Path) -> None:
     beside = file.with_name(file.name + SUFFIX)
-    what = f"writes {file}"
-    while (lock := _hold(held, beside, os.O_RDWR | os.O_CREAT, what, OWN_FILES)) is not None:
+    action = f"writes {file}"
+    while (lock := _hold(held, beside, os.O_RDWR | os.O_CREAT, action, OWN_FILES)) is not None:
         if _is(lock, beside):
             held.callback(beside.unlink, missing_ok=True)
             return
         # Whoever held it took it away between the opening and the locking: that one is nobody's.
 
 
-def _hold(held: contextlib.ExitStack, path: Path, flags: int, what: str, own: str) -> int | None:
+def _hold(held: contextlib.ExitStack, path: Path, flags: int, action: str, own: str) -> int | None:
     """Lock it for as long as `held` lives; None where this file system has no locks, which is
     said.
 
     Args:
-        what, own: what another engine does that holds it; what to give each.
+        action, own: what another engine does that holds it; what to give each.
     """
     try:
         lock = os.open(path, flags, 0o666)
@@ -76,7 +76,7 @@ def _hold(held: contextlib.ExitStack, path: Path, flags: int, what: str, own: st
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise UserError(
-            f"Another engine {what}: expected one at a time; stop that one, or give {own}."
+            f"Another engine {action}: expected one at a time; stop that one, or give {own}."
         ) from None
     except OSError as error:
         _unlocked(path, error)
@@ -94,7 +94,7 @@ def _is(lock: int, path: Path) -> bool:
 def _unlocked(path: Path, error: OSError) -> None:
     log.warning(
         "no lock can be had here: a second engine that writes there would not be noticed",
-        extra={"path": str(path), "why": error.strerror or str(error)},
+        extra={"path": str(path), "reason": error.strerror or str(error)},
     )
 
 

@@ -1,7 +1,7 @@
 """SIGINT and SIGTERM, from a command's first line to its last.
 
-The first one asks to stop; who is `answering` says how: a run finishes its batch, and what has no
-order of its own raises `Stopped`. The second ends the process at once, with 128 and its number.
+The first one asks to stop; who is `handling` says how: a run finishes its batch, and what has no
+order of its own raises `StopRequested`. The second ends the process at once, with 128 and its number.
 Nothing that was saved is lost either way: every file is there whole or not at all.
 
 An exception cannot be raised everywhere: inside an import it leaves a module half made, and what
@@ -25,32 +25,32 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SHOW_CURSOR = b"\x1b[?25h"
 """A progress bar hides it."""
 
-_answers: list[Callable[[], None]] = []
+_handlers: list[Callable[[], None]] = []
 """Who answers, the innermost last."""
 _asked: signal.Signals | None = None
 _resumes = False
 
 
-class Stopped(BaseException):
+class StopRequested(BaseException):
     """A signal asked to stop. BaseException: no handler may take it for a failure."""
 
 
-def asked() -> str | None:
+def stop_signal() -> str | None:
     """The name of the signal that asked to stop, or None."""
     return None if _asked is None else _asked.name
 
 
 def stop() -> None:
-    """The answer of what has no order of its own to stop in. Raises: Stopped."""
-    raise Stopped
+    """The answer of what has no order of its own to stop in. Raises: StopRequested."""
+    raise StopRequested
 
 
-def note() -> None:
-    """The answer of what is done in a moment anyway, or looks by itself whether it was `asked`."""
+def ignore() -> None:
+    """The answer of what is done in a moment anyway, or looks by itself whether it was `stop_signal`."""
 
 
 @contextlib.contextmanager
-def answering(answer: Callable[[], None]) -> Iterator[None]:
+def handling(answer: Callable[[], None]) -> Iterator[None]:
     """Inside, `answer` is called (in the main thread) when the first signal comes, or at once where
     it came before. In another thread than the main one: nothing."""
     global _asked
@@ -58,48 +58,48 @@ def answering(answer: Callable[[], None]) -> Iterator[None]:
         yield
         return
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    _answers.append(answer)
+    _handlers.append(answer)
     _install()
     try:
         if _asked is not None:
             answer()
         yield
     finally:
-        _answers.pop()
-        if not _answers:
+        _handlers.pop()
+        if not _handlers:
             for number, handler in before.items():
                 signal.signal(number, handler)
             _asked = None
 
 
-def take() -> None:
+def install() -> None:
     """For a process that is a command's alone: signals are answered from here to its very end, by
-    `note` where nobody else does."""
-    _answers.append(note)
+    `ignore` where nobody else does."""
+    _handlers.append(ignore)
     _install()
     sys.unraisablehook = _unraisable
     # The interpreter puts the defaults back while it ends: with those, a signal changes the code.
     atexit.register(lambda: [signal.signal(number, signal.SIG_IGN) for number in SIGNALS])
 
 
-def tell(sentence: str) -> None:
+def write_line(sentence: str) -> None:
     """One line on stderr, from wherever a signal came."""
     with contextlib.suppress(OSError):
         cursor = SHOW_CURSOR if os.isatty(2) else b""
         os.write(2, cursor + f"headrace: {sentence}\n".encode())
 
 
-def resumable(resumes: bool) -> None:
+def set_resumable(resumes: bool) -> None:
     """Whether the command in hand goes on from what it saved when it is called again."""
     global _resumes
     _resumes = resumes
 
 
-def goodbye() -> str:
+def stop_message() -> str:
     """What a command says that was stopped."""
     if not _resumes:
-        return f"stopped by {asked()} before it was done."
-    return f"stopped by {asked()}; what was saved stays, and the same command goes on from there."
+        return f"stopped by {stop_signal()} before it was done."
+    return f"stopped by {stop_signal()}; what was saved stays, and the same command goes on from there."
 
 
 def _install() -> None:
@@ -111,14 +111,14 @@ def _handle(number: int, frame: FrameType | None) -> None:
     global _asked
     if _asked is not None:
         name = signal.Signals(number).name
-        tell(f"ended at once by a second signal ({name}); what was saved stays.")
+        write_line(f"ended at once by a second signal ({name}); what was saved stays.")
         _end(128 + number)
     _asked = signal.Signals(number)
     try:
-        _answers[-1]()
-    except Stopped:
+        _handlers[-1]()
+    except StopRequested:
         if _importing(frame):
-            tell(goodbye())
+            write_line(stop_message())
             _end(0)
         raise
 
@@ -131,12 +131,12 @@ def _importing(frame: FrameType | None) -> bool:
     return False
 
 
-def _unraisable(what: sys.UnraisableHookArgs) -> None:
+def _unraisable(unraisable: sys.UnraisableHookArgs) -> None:
     """Somebody dropped an exception: if it was ours, the process ends here."""
-    if issubclass(what.exc_type, Stopped):
-        tell(goodbye())
+    if issubclass(unraisable.exc_type, StopRequested):
+        write_line(stop_message())
         _end(0)
-    sys.__unraisablehook__(what)
+    sys.__unraisablehook__(unraisable)
 
 
 def _end(code: int) -> None:
@@ -146,4 +146,4 @@ def _end(code: int) -> None:
     os._exit(code)
 
 
-__all__ = ["Stopped", "answering", "asked", "goodbye", "note", "resumable", "stop", "take", "tell"]
+__all__ = ["StopRequested", "handling", "stop_signal", "stop_message", "ignore", "set_resumable", "stop", "install", "write_line"]

@@ -62,7 +62,7 @@ POSITION = "_position"
 """Column that says where in its partition a row starts (int64; a byte offset, a row number, a Kafka
 offset)."""
 RESERVED = (PARTITION, POSITION)
-NO_TIME = -1
+NO_TIMESTAMP = -1
 """Time of a record that has none (Kafka's own number for it; it is no second of 1969)."""
 PART = "_part"
 """Column that a 'split' stage adds: whether a row is of the ``train``, ``validation`` or ``test``
@@ -100,7 +100,7 @@ class Settings(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _plain_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+    def _check_numbers(cls, value: Any, info: ValidationInfo) -> Any:
         """True is a 1 to Python, and a slip in a pipeline file; TOML's whole numbers have 64
         bits."""
         field = cls.model_fields[str(info.field_name)]
@@ -244,13 +244,13 @@ class Values:
 
     def take(self, at: NDArray[np.int64]) -> list[bytes | None]:
         """Some of the values, as they came. A copy each: for the few, not for the many."""
-        found: list[bytes | None] = []
+        values: list[bytes | None] = []
         for i in at.tolist():
             if self.null is not None and self.null[i]:
-                found.append(None)
+                values.append(None)
             else:
-                found.append(self.data[self.bounds[i] : self.bounds[i + 1] - self.tail].tobytes())
-        return found
+                values.append(self.data[self.bounds[i] : self.bounds[i + 1] - self.tail].tobytes())
+        return values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,11 +264,11 @@ class Records:
         values: undecoded bytes (text files, Kafka) or, from a source that is columnar itself
             (Parquet, Arrow), a frame.
         arrived: `time.monotonic` seconds when the oldest row was read.
-        timestamps: broker's or file's own time of each row, ms since the epoch, `NO_TIME` for none,
+        timestamps: broker's or file's own time of each row, ms since the epoch, `NO_TIMESTAMP` for none,
             shape (n,), or None.
         keys: of each row, or None where the source has none or was not asked for them.
         headers: of each row, in the source's own bytes, or None.
-        lap: added to positions on a mark, and in `next` already: of rows that are read again, so
+        epoch_offset: added to positions on a mark, and in `next` already: of rows that are read again, so
             that a mark tells one time from another.
         origins: the reserved columns as they were when each row was read first, n rows, from a
             source that gives again what another gave; None where this is the first time.
@@ -285,7 +285,7 @@ class Records:
     keys: Values | None = None
     headers: Values | None = None
     origins: pl.DataFrame | None = None
-    lap: int = 0
+    epoch_offset: int = 0
     counter: str = ""
     counted: int = 0
 
@@ -293,16 +293,16 @@ class Records:
         return len(self.positions)
 
     @property
-    def after(self) -> dict[str, int]:
+    def end_positions(self) -> dict[str, int]:
         """What is on a mark after them."""
-        after = {self.partition: self.next}
+        end_positions = {self.partition: self.next}
         if self.counter:
-            after[self.counter] = self.counted + len(self)
-        return after
+            end_positions[self.counter] = self.counted + len(self)
+        return end_positions
 
-    def marked(self, row: int) -> int:
+    def mark_position(self, row: int) -> int:
         """The position on a mark that says to go on at `row`."""
-        return self.next if row >= len(self) else int(self.positions[row]) + self.lap
+        return self.next if row >= len(self) else int(self.positions[row]) + self.epoch_offset
 
     @property
     def nbytes(self) -> int:
@@ -321,7 +321,7 @@ class Records:
         return Records(
             partition=self.partition,
             positions=self.positions[start:stop],
-            next=self.marked(stop),
+            next=self.mark_position(stop),
             values=values.slice(start, stop)
             if isinstance(values, Values)
             else values.slice(start, stop - start),
@@ -330,7 +330,7 @@ class Records:
             keys=None if self.keys is None else self.keys.slice(start, stop),
             headers=None if self.headers is None else self.headers.slice(start, stop),
             origins=None if self.origins is None else self.origins.slice(start, stop - start),
-            lap=self.lap,
+            epoch_offset=self.epoch_offset,
             counter=self.counter,
             counted=self.counted + start,
         )
@@ -356,7 +356,7 @@ class Rejects:
         return self.rows.height
 
 
-Each: TypeAlias = "Callable[[torch.Tensor], torch.Tensor]"
+TensorFunction: TypeAlias = "Callable[[torch.Tensor], torch.Tensor]"
 
 
 def tensor(array: NDArray[Any]) -> torch.Tensor:
@@ -394,7 +394,7 @@ class Ragged:
         offsets = self.offsets[start : stop + 1] - first
         return Ragged(values=self.values[first:last], offsets=offsets)
 
-    def map(self, each: Each) -> Ragged:
+    def map(self, each: TensorFunction) -> Ragged:
         """The same of other tensors."""
         return Ragged(values=each(self.values), offsets=each(self.offsets))
 
@@ -420,7 +420,7 @@ class Padded:
         """Rows start..stop-1, at the same length, sharing memory."""
         return Padded(values=self.values[start:stop], mask=self.mask[start:stop])
 
-    def map(self, each: Each) -> Padded:
+    def map(self, each: TensorFunction) -> Padded:
         """The same of other tensors."""
         return Padded(values=each(self.values), mask=each(self.mask))
 
@@ -462,7 +462,7 @@ class Sparse:
             width=self.width,
         )
 
-    def map(self, each: Each) -> Sparse:
+    def map(self, each: TensorFunction) -> Sparse:
         """The same of other tensors."""
         parts = (each(part) for part in (self.indices, self.offsets, self.weights))
         indices, offsets, weights = parts
@@ -482,9 +482,9 @@ def _gathered(offsets: torch.Tensor, rows: NDArray[np.int64]) -> tuple[torch.Ten
     """Where the values of these rows lie, one row behind the other, and their offsets."""
     bounds = offsets.numpy()
     starts, lengths = bounds[:-1][rows], np.diff(bounds)[rows]
-    made = np.concatenate(([0], np.cumsum(lengths)))
-    at = np.arange(made[-1]) + np.repeat(starts - made[:-1], lengths)
-    return tensor(at), tensor(made)
+    new_offsets = np.concatenate(([0], np.cumsum(lengths)))
+    at = np.arange(new_offsets[-1]) + np.repeat(starts - new_offsets[:-1], lengths)
+    return tensor(at), tensor(new_offsets)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -501,7 +501,7 @@ class Tensors:
             memory ``channels_last``. They may lie in the frame's own memory: make new ones, never
             write into these.
         ragged, padded, sparse: column -> its rows, of `Features` of the same names.
-        placed: the same on the model's device, where a loader copies them there; never of other
+        on_device: the same on the model's device, where a loader copies them there; never of other
             rows: what is made of these has none.
     """
 
@@ -512,7 +512,7 @@ class Tensors:
     ragged: Mapping[str, Ragged] = field(default_factory=dict)
     padded: Mapping[str, Padded] = field(default_factory=dict)
     sparse: Mapping[str, Sparse] = field(default_factory=dict)
-    placed: Placed | None = None
+    on_device: DeviceTensors | None = None
 
     def __len__(self) -> int:
         return int(self.numeric.shape[0])  # a tenth of what a tensor's len costs
@@ -529,7 +529,7 @@ class Tensors:
         self.map(size)
         return sum(sizes)
 
-    def map(self, each: Each) -> Tensors:
+    def map(self, each: TensorFunction) -> Tensors:
         """The same of other tensors: `each` of every one, in the same order every time."""
         return Tensors(
             numeric=each(self.numeric),
@@ -571,7 +571,7 @@ class Tensors:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Placed:
+class DeviceTensors:
     """Tensors on their way to a device.
 
     Attributes:
@@ -628,7 +628,7 @@ class Batch:
         ready: `time.monotonic` seconds when it left the scrub; 0 before.
         raw_rows: how many records the source gave for it.
         raw_bytes: and how many bytes.
-        grown: rows that stages added (unpivot) minus none taken away: taken rows are `rejects`.
+        added: rows that stages added (unpivot) minus none taken away: taken rows are `rejects`.
         rejects: rows that left, by stage and reason.
         counts: what stages counted, (stage, what) -> n, e.g. ``("fill", "filled")``.
         tensors: after collation, for a learner.
@@ -639,7 +639,7 @@ class Batch:
         pieces: the records it was made of, where dead letters are to hold them as they came.
         scales: what stages scaled its columns with, in their order.
 
-    Holds at every point: ``raw_rows + grown == frame.height + sum(len(r) for r in rejects)``.
+    Holds at every point: ``raw_rows + added == frame.height + sum(len(r) for r in rejects)``.
     """
 
     frame: pl.DataFrame
@@ -649,7 +649,7 @@ class Batch:
     ready: float = 0.0
     raw_rows: int = 0
     raw_bytes: int = 0
-    grown: int = 0
+    added: int = 0
     rejects: tuple[Rejects, ...] = ()
     counts: Mapping[tuple[str, str], int] = field(default_factory=dict)
     tensors: Tensors | None = None
@@ -673,20 +673,20 @@ class Batch:
             return size
         return size + self.tensors.nbytes - _shared(self.frame, self.tensors.images)
 
-    def with_frame(self, frame: pl.DataFrame, *, grown: int = 0) -> Batch:
-        """The same batch with other columns (same number of rows, unless `grown` says how many were
+    def with_frame(self, frame: pl.DataFrame, *, added: int = 0) -> Batch:
+        """The same batch with other columns (same number of rows, unless `added` says how many were
         added)."""
-        return dataclasses.replace(self, frame=frame, grown=self.grown + grown)
+        return dataclasses.replace(self, frame=frame, added=self.added + added)
 
-    def scaled_by(self, scale: Scale) -> Batch:
+    def with_scale(self, scale: Scale) -> Batch:
         """The same batch with this scale noted."""
         return dataclasses.replace(self, scales=(*self.scales, scale))
 
     def counted(self, stage: str, **counts: int) -> Batch:
         """The same batch with these counts added to the stage's."""
         merged = dict(self.counts)
-        for what, n in counts.items():
-            merged[stage, what] = merged.get((stage, what), 0) + int(n)
+        for name, n in counts.items():
+            merged[stage, name] = merged.get((stage, name), 0) + int(n)
         return dataclasses.replace(self, counts=merged)
 
     def reject(
@@ -710,7 +710,7 @@ class Batch:
         if mask.all():
             return self
         out = self.frame.filter(~mask).rechunk()  # polars 2.1 may panic over rows in chunks
-        columns = [_told(c, kind) for c, kind in out.schema.items() if c not in RESERVED]
+        columns = [_json_value(c, dtype) for c, dtype in out.schema.items() if c not in RESERVED]
         if isinstance(detail, pl.Series):
             detail = pl.lit(detail.filter(~mask))
         elif not isinstance(detail, pl.Expr):
@@ -735,20 +735,20 @@ def _shared(frame: pl.DataFrame, images: Mapping[str, torch.Tensor]) -> int:
     return shared
 
 
-TELLING = 4_096
+MAX_JSON_NUMBERS = 4_096
 """Numbers of an array that a rejected row's JSON shows; of a larger one it says what it is."""
 
 
-def _told(column: str, kind: pl.DataType) -> pl.Expr:
-    if isinstance(kind, pl.Array) and math.prod(kind.shape) > TELLING:
-        return pl.lit(str(kind)).alias(column)
-    return without_bytes(pl.col(column), kind)
+def _json_value(column: str, dtype: pl.DataType) -> pl.Expr:
+    if isinstance(dtype, pl.Array) and math.prod(dtype.shape) > MAX_JSON_NUMBERS:
+        return pl.lit(str(dtype)).alias(column)
+    return bytes_as_hex(pl.col(column), dtype)
 
 
-def without_bytes(value: pl.Expr, kind: pl.DataType) -> pl.Expr:
+def bytes_as_hex(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
     """Values for JSON, which has no bytes: those are told in hexadecimal digits, also inside lists
     and objects; times as in `in_utc`."""
-    return _each(value, kind, lambda v, k: v.bin.encode("hex") if k == pl.Binary else _utc(v, k))
+    return _each(value, dtype, lambda v, k: v.bin.encode("hex") if k == pl.Binary else _utc(v, k))
 
 
 def in_utc(frame: pl.DataFrame) -> pl.DataFrame:
@@ -835,7 +835,7 @@ class Features:
         """Width of the model's score: 1, or the number of classes."""
         return len(self.classes) if self.task == "multiclass" else 1
 
-    def answers(self, scores: NDArray[np.floating[Any]]) -> list[pl.Series]:
+    def prediction_columns(self, scores: NDArray[np.floating[Any]]) -> list[pl.Series]:
         """A model's scores as columns: ``prediction`` (Float64, or the class as text), and for
         classification ``probability`` (of class 1 for binary, of the predicted class for
         multiclass; Float64); with `probabilities` also ``probability_CLASS`` of each.
@@ -851,13 +851,13 @@ class Features:
         labels = pl.Series("prediction", self.classes, pl.String).gather(codes)
         probability = scores if two else scores.max(axis=1, initial=0.0)
         each = [1 - scores, scores] if two else list(scores.T)
-        named = zip(self.answer_names[2:], each, strict=False)
+        named = zip(self.prediction_names[2:], each, strict=False)
         return [
             labels, pl.Series("probability", probability), *(pl.Series(n, p) for n, p in named),
         ]  # fmt: skip
 
     @property
-    def answer_names(self) -> tuple[str, ...]:
+    def prediction_names(self) -> tuple[str, ...]:
         """The columns of `answers`."""
         if self.task == "regression":
             return ("prediction",)
@@ -937,9 +937,9 @@ class Step:
         loss: mean training loss of the steps on new rows, nan where none was taken.
         steps: optimizer steps taken (replay included); 0 where the rows wait for more, to fill one.
         skipped: None, or why nothing was learned (``non_finite``, ``empty``).
-        refused: rows that nothing can be learned from (their loss is not finite), bool, shape
+        not_learned: rows that nothing can be learned from (their loss is not finite), bool, shape
             (n,); None where there are none.
-        unlearned: how many of the rows were scored and not learned from, on purpose.
+        scored_only: how many of the rows were scored and not learned from, on purpose.
         augmented: name of an augment -> rows that it changed before they were learned, those
             learned again included.
         challenges: ``begun``, ``won`` or ``dropped`` -> challenges of the model by a new one.
@@ -949,8 +949,8 @@ class Step:
     loss: float
     steps: int = 1
     skipped: str | None = None
-    refused: NDArray[np.bool_] | None = None
-    unlearned: int = 0
+    not_learned: NDArray[np.bool_] | None = None
+    scored_only: int = 0
     augmented: Mapping[str, int] = field(default_factory=dict)
     challenges: Mapping[str, int] = field(default_factory=dict)
 
@@ -958,7 +958,7 @@ class Step:
 # ---------------------------------------------------------------------------------------- protocols
 
 
-SAMPLED = 64 << 20
+SAMPLE_BYTES = 64 << 20
 """Bytes of one piece of a sample, at most."""
 
 
@@ -976,12 +976,12 @@ class Source(Protocol):
     format: Format
     """How its values are decoded; the prepare thread calls it."""
 
-    def endless(self) -> bool:
+    def unbounded(self) -> bool:
         """Whether rows may come at any time, however long none has come: a batch then does not wait
         for ever to fill."""
         return False
 
-    def repeatable(self) -> bool:
+    def can_be_reread(self) -> bool:
         """Whether what is read can be read again, by a look before a run."""
         return True
 
@@ -995,7 +995,7 @@ class Source(Protocol):
         """
         ...
 
-    def findings(self) -> Mapping[str, Snapshot]:
+    def schema_state(self) -> Mapping[str, Snapshot]:
         """What `schema` found beside the types, for the run that resumes this one; plain values."""
         return {}
 
@@ -1003,32 +1003,32 @@ class Source(Protocol):
         """What should be said of it when a run ends, each a sentence: what guesses have cost."""
         return ()
 
-    def rereads(self, sink: Sink) -> str | None:
+    def reads_output_of(self, sink: Sink) -> str | None:
         """Where the sink writes that this source reads, in words: what is written would come again,
         without an end. None where that cannot be."""
         return None
 
-    def covers(self, file: Path) -> bool:
+    def reads_file(self, file: Path) -> bool:
         """Whether it would read a file of this path, now or when it is started again."""
         return False
 
-    def origins(self) -> Collection[str]:
+    def origin_columns(self) -> Collection[str]:
         """Columns that say where a row comes from, not what it is: of an equal row that comes again
         they are others."""
         return ()
 
-    def recall(self, findings: Mapping[str, Snapshot]) -> None:
-        """Before `schema`, in a run that resumes: what `findings` said in the first one; it holds,
+    def restore_schema_state(self, schema_state: Mapping[str, Snapshot]) -> None:
+        """Before `schema`, in a run that resumes: what `schema_state` said in the first one; it holds,
         whatever would be found now."""
         return
 
-    def reading(self) -> Mapping[str, Any]:
+    def parse_settings(self) -> Mapping[str, Any]:
         """How it reads cells, besides their types, as plain values: a model file keeps it, so that
         rows are read for predictions as those were that it learned."""
         return {}
 
-    def adopt(self, reading: Mapping[str, Any]) -> None:
-        """Before `schema`: read cells as `reading` of a source that a model learned from said. What
+    def use_parse_settings(self, parse_settings: Mapping[str, Any]) -> None:
+        """Before `schema`: read cells as `parse_settings` of a source that a model learned from said. What
         this one's settings say, or what is not for its format, holds all the same."""
         return
 
@@ -1051,19 +1051,19 @@ class Source(Protocol):
         nothing comes within `timeout` seconds. Where it is read next is undefined: `seek`.
         """
         self.seek(Mark())
-        found: list[Records] = []
+        pieces: list[Records] = []
         left, until = rows, time.monotonic() + timeout
         while left > 0 and time.monotonic() < until:
             try:
-                records = self.read(left, SAMPLED, min(timeout, 1.0))
+                records = self.read(left, SAMPLE_BYTES, min(timeout, 1.0))
             except EndOfStream:
                 break
-            if records is None and found:
+            if records is None and pieces:
                 break
             if records is not None and len(records):
-                found.append(records)
+                pieces.append(records)
                 left -= len(records)
-        return found
+        return pieces
 
     def in_effect(self) -> Mapping[str, Snapshot]:
         """Settings that the files, or the environment, decide where they are left out: name ->
@@ -1076,7 +1076,7 @@ class Source(Protocol):
         as plain values."""
         return {}
 
-    def recognise(self, identities: Mapping[str, Snapshot]) -> None:
+    def match_identities(self, identities: Mapping[str, Snapshot]) -> None:
         """Before the `seek` of a resumed run: what `identities` said. What has another name now
         keeps its partition, what has other content is none that was read.
 
@@ -1109,57 +1109,57 @@ class SharedSource(Source, Protocol):
     with other engines. A move is a stop: what is in flight is dropped, what is done is saved and
     committed, and reading goes on with the partitions that there are now, from that mark.
 
-    The loop, on its own thread: when `moving`, save and commit (unless `lost`: then go back to what
-    was saved last), `release`, end the loader's threads, `settle`, start them again.
+    The loop, on its own thread: when `is_rebalancing`, save and commit (unless `partitions_lost`: then go back to what
+    was saved last), `release_partitions`, end the loader's threads, `resume_after_rebalance`, start them again.
     """
 
     @property
-    def shares(self) -> bool:
+    def shares_partitions(self) -> bool:
         """Whether other engines may read what this one leaves."""
         ...
 
     @property
-    def remembers(self) -> bool:
-        """Whether `agrees` can tell: an engine with a state needs that where it shares."""
+    def tracks_owners(self) -> bool:
+        """Whether `was_committed` can tell: an engine with a state needs that where it shares."""
         ...
 
-    def moving(self) -> bool:
-        """Whether partitions came or went since the last `settle`."""
+    def is_rebalancing(self) -> bool:
+        """Whether partitions came or went since the last `resume_after_rebalance`."""
         ...
 
-    def trouble(self) -> str | None:
+    def unavailable_reason(self) -> str | None:
         """Why it cannot give records now, in a few words; None where it can."""
         ...
 
     @property
-    def lost(self) -> bool:
+    def partitions_lost(self) -> bool:
         """Whether partitions went before what was read of them could be committed: somebody else
         reads it again."""
         ...
 
     @property
-    def leaving(self) -> bool:
+    def is_revoking(self) -> bool:
         """Whether partitions wait to go until they are released."""
         ...
 
-    def release(self) -> None:
+    def release_partitions(self) -> None:
         """Nothing of what was read is in use any more: the partitions may go."""
         ...
 
-    def settle(self, mark: Mark) -> Mark:
+    def resume_after_rebalance(self, mark: Mark) -> Mark:
         """Where to go on with the partitions that there are now, each of them named. No thread
         reads meanwhile. Called before the first read too: what comes to a partition that nothing
         was read of is then the next run's."""
         ...
 
-    def start_over(self) -> None:
+    def reset_offsets(self) -> None:
         """Forget where others say that this engine is (a group's offsets). Called before anything
         else, where the checkpoints are forgotten."""
         ...
 
-    def agrees(self, positions: Mapping[str, int]) -> bool | None:
+    def was_committed(self, positions: Mapping[str, int]) -> bool | None:
         """Whether a checkpoint that ends at these positions was committed, so that nobody reads
-        again what it contains; None where that cannot be told (any more). `recognise` comes
+        again what it contains; None where that cannot be told (any more). `match_identities` comes
         before."""
         ...
 
@@ -1168,7 +1168,7 @@ class SharedSource(Source, Protocol):
         commits that were ``refused``."""
         ...
 
-    def beat(self) -> None:
+    def keep_alive(self) -> None:
         """Called about every second, on the thread that reads, while it waits for room downstream:
         says to others that this engine is alive. Returns at once."""
         ...
@@ -1292,9 +1292,9 @@ class Sink(Protocol):
     A sink may have `counts() -> Mapping[str, int]`, totals for the metrics. A class that inherits
     it gets the defaults of the methods that have one."""
 
-    def watched(self, beat: Callable[[], object]) -> None:
+    def on_wait(self, keep_alive: Callable[[], object]) -> None:
         """Called once, before anything is written. A sink that waits for somebody else, within a
-        limit of its own, calls `beat` every second meanwhile, on any thread: that is no stall."""
+        limit of its own, calls `keep_alive` every second meanwhile, on any thread: that is no stall."""
         return
 
     def bind(self, schema: Schema) -> None:
@@ -1320,16 +1320,16 @@ class Sink(Protocol):
         """A path of each kind of file that it writes."""
         return ()
 
-    def holds(self) -> bool:
+    def has_output(self) -> bool:
         """Whether there are results already that `restore(None)` would take away."""
         return False
 
-    def write(self, frame: pl.DataFrame, places: pl.DataFrame | None = None) -> Rejects | None:
+    def write(self, frame: pl.DataFrame, positions: pl.DataFrame | None = None) -> Rejects | None:
         """Take the rows. They may be buffered, up to a bound; they are not safe yet. A frame of 0
         rows is legal. Rows that the place can never take are given back.
 
         Args:
-            places: where each row was read: the reserved columns, as many rows.
+            positions: where each row was read: the reserved columns, as many rows.
         """
         ...
 
@@ -1370,7 +1370,7 @@ class Buffered(Protocol):
         """What it holds now. Any thread may ask; neither waits nor raises."""
         ...
 
-    def bound(self, nbytes: int) -> None:
+    def limit_memory(self, nbytes: int) -> None:
         """Hold no more than that, unless the settings say a number of their own. Called once,
         before anything is read or written."""
         ...
@@ -1398,18 +1398,18 @@ TYPES: Mapping[str, pl.DataType] = {
     "duration": pl.Duration("us"),
 }
 """Type names of the pipeline file -> polars types. `parse_type` reads those with parameters."""
-TRUTHS = {"true": 1, "false": 0}
-FAMILIES = ("datetime", "duration", "decimal", "list")
+BOOLEAN_VALUES = {"true": 1, "false": 0}
+PARAMETRIC_TYPES = ("datetime", "duration", "decimal", "list")
 """Types that take parameters."""
-MOST_LEVELS = 16
+MAX_NESTING = 16
 """Levels of lists in lists that may be declared, and of lists and objects that are guessed."""
-PARAMETERS = "datetime[ms], datetime[ns, Europe/Paris], duration[ms], decimal(12, 2), list[int64]"
+TYPE_EXAMPLES = "datetime[ms], datetime[ns, Europe/Paris], duration[ms], decimal(12, 2), list[int64]"
 """Examples of types with parameters, for error sentences."""
-REST = "*"
+WILDCARD = "*"
 """Stands for every column that a schema does not name; the columns are guessed unless it is
 there."""
 DROPPED = pl.Null()
-"""Type of `REST` where the columns that a schema does not name are not read."""
+"""Type of `WILDCARD` where the columns that a schema does not name are not read."""
 _DATETIME = re.compile(r"datetime\[\s*(ms|us|ns)\s*(?:,\s*([\w/+-]+)\s*)?\]")
 _DURATION = re.compile(r"duration\[\s*(ms|us|ns)\s*\]")
 _DECIMAL = re.compile(r"decimal\(\s*(\d+)\s*,\s*(\d+)\s*\)")
@@ -1441,14 +1441,14 @@ def parse_type(text: str) -> pl.DataType:
     inner, levels = name, 0
     while match := _LIST.fullmatch(inner):
         inner, levels = match[1].strip(), levels + 1
-        if levels > MOST_LEVELS:
-            raise ValueError(f"lists go at most {MOST_LEVELS} levels deep")
+        if levels > MAX_NESTING:
+            raise ValueError(f"lists go at most {MAX_NESTING} levels deep")
     if not levels:
         raise ValueError("no such type")
-    made = parse_type(inner)
+    dtype = parse_type(inner)
     for _ in range(levels):
-        made = pl.List(made)
-    return made
+        dtype = pl.List(dtype)
+    return dtype
 
 
 def _known_zone(name: str) -> None:
@@ -1471,9 +1471,9 @@ def field_types(dtype: pl.Struct) -> Schema:
 
 
 def is_deep(dtype: pl.DataType) -> bool:
-    """Whether lists and objects are nested in more than `MOST_LEVELS` levels."""
+    """Whether lists and objects are nested in more than `MAX_NESTING` levels."""
     level = [dtype]
-    for _ in range(MOST_LEVELS + 1):
+    for _ in range(MAX_NESTING + 1):
         level = [inner for outer in level for inner in _nested_types(outer)]
     return bool(level)
 
@@ -1513,7 +1513,7 @@ def training(frame: pl.DataFrame) -> pl.DataFrame:
 def is_pattern(name: str) -> bool:
     """Whether polars takes a column's name for a pattern of names, also where it stands for the
     column alone: no frame can have it."""
-    return name == REST or (name.startswith("^") and name.endswith("$"))
+    return name == WILDCARD or (name.startswith("^") and name.endswith("$"))
 
 
 def require_names(columns: Iterable[str], where: str) -> None:
@@ -1539,41 +1539,41 @@ def parse_schema(columns: Mapping[str, Any], *, where: str = "[source.schema]") 
             raise UserError(
                 f"{where} names column '{column}', which headrace itself adds: rename yours."
             )
-        if column == REST and name in ("guess", "drop"):
+        if column == WILDCARD and name in ("guess", "drop"):
             if name == "drop":
                 schema[column] = DROPPED
             continue
-        if column != REST:
+        if column != WILDCARD:
             require_names([column], where)
         try:
             schema[column] = parse_type(str(name))
         except ValueError as error:
-            why = f": {error}" if str(name).partition("[")[0].partition("(")[0] in FAMILIES else ""
+            why = f": {error}" if str(name).partition("[")[0].partition("(")[0] in PARAMETRIC_TYPES else ""
             raise UserError(
                 f"Unknown type '{name}' of column '{column}' in {where}{why}."
-                f"{nearest(str(name), [*TYPES, *FAMILIES])} With parameters: {PARAMETERS}."
+                f"{nearest(str(name), [*TYPES, *PARAMETRIC_TYPES])} With parameters: {TYPE_EXAMPLES}."
             ) from None
     return schema
 
 
 def only_named(declared: Schema) -> Schema:
-    """The same without `REST` where that is `DROPPED`, for what gives no other columns anyway."""
-    if declared.get(REST) != DROPPED:
+    """The same without `WILDCARD` where that is `DROPPED`, for what gives no other columns anyway."""
+    if declared.get(WILDCARD) != DROPPED:
         return declared
-    return {c: dtype for c, dtype in declared.items() if c != REST}
+    return {c: dtype for c, dtype in declared.items() if c != WILDCARD}
 
 
-def spread_schema(declared: Schema, there: Schema) -> Schema:
-    """The columns of a source that holds `there`: the declared ones in their types, the others as
-    `REST` says, as they are unless it is declared."""
-    named = {c: dtype for c, dtype in declared.items() if c != REST}
-    rest = declared.get(REST)
+def expand_schema(declared: Schema, available: Schema) -> Schema:
+    """The columns of a source that holds `available`: the declared ones in their types, the others as
+    `WILDCARD` says, as they are unless it is declared."""
+    named = {c: dtype for c, dtype in declared.items() if c != WILDCARD}
+    rest = declared.get(WILDCARD)
     if rest == DROPPED:
         return named
-    return {c: named.get(c, dtype if rest is None else rest) for c, dtype in there.items()} | named
+    return {c: named.get(c, dtype if rest is None else rest) for c, dtype in available.items()} | named
 
 
-def class_numbers(column: pl.Series, classes: Sequence[str]) -> NDArray[np.int64]:
+def class_indexes(column: pl.Series, classes: Sequence[str]) -> NDArray[np.int64]:
     """Which class each label is, shape (n,); -1 for none of them.
 
     A label is the class of its own text, or else the one class of the same value: 1, 1.0, "1.0" and
@@ -1584,8 +1584,8 @@ def class_numbers(column: pl.Series, classes: Sequence[str]) -> NDArray[np.int64
     left = numbers.is_null() & texts.is_not_null()
     if left.any():
         equal = _equal_classes(texts.filter(left).unique().to_list(), classes)
-        found = texts.replace_strict(equal, default=None, return_dtype=pl.Int64)
-        numbers = numbers.fill_null(found)
+        indexes = texts.replace_strict(equal, default=None, return_dtype=pl.Int64)
+        numbers = numbers.fill_null(indexes)
     return numbers.fill_null(-1).to_numpy(writable=True)
 
 
@@ -1594,19 +1594,19 @@ def _equal_classes(labels: Sequence[str], classes: Sequence[str]) -> dict[str, i
     values = [label_value(name) for name in classes]
     often = Counter(values)
     number = {v: i for i, v in enumerate(values) if v is not None and often[v] == 1}
-    found = {}
+    indexes = {}
     for label in labels:
         value = label_value(label)
         if value is not None and value in number:
-            found[label] = number[value]
-    return found
+            indexes[label] = number[value]
+    return indexes
 
 
 def label_value(text: str) -> int | float | None:
     """The number that a text, or a truth value, is; None for any other text."""
     word = text.strip().lower()
-    if word in TRUTHS:
-        return TRUTHS[word]
+    if word in BOOLEAN_VALUES:
+        return BOOLEAN_VALUES[word]
     try:
         return int(word)
     except ValueError:
@@ -1634,12 +1634,12 @@ class Component(Protocol):
 
 
 __all__ = [
-    "DROPPED", "NANOSECONDS", "NO_TIME", "PART", "PARTITION", "POSITION", "RESERVED", "REST",
+    "DROPPED", "NANOSECONDS", "NO_TIMESTAMP", "PART", "PARTITION", "POSITION", "RESERVED", "WILDCARD",
     "TYPES", "Affine", "Batch", "Buffered", "Clip", "Codes", "Component", "Duration",
     "EndOfStream", "Features", "Fill", "Format", "HeadraceError", "Interruptible", "Learner",
-    "Mark", "Name", "Names", "Padded", "Placed", "Power", "Predictor", "Ragged", "Records",
+    "Mark", "Name", "Names", "Padded", "DeviceTensors", "Power", "Predictor", "Ragged", "Records",
     "Rejects", "Schema", "Settings", "SharedSource", "Sink", "Snapshot", "Source", "Sparse",
-    "Stage", "Step", "Tensors", "Transform", "Unit", "UserError", "Values", "class_numbers",
+    "Stage", "Step", "Tensors", "Transform", "Unit", "UserError", "Values", "class_indexes",
     "in_utc", "nanoseconds", "nearest", "only_named", "parse_schema", "parse_type", "require",
-    "spread_schema", "tensor", "training", "type_name",
+    "expand_schema", "tensor", "training", "type_name",
 ]  # fmt: skip

@@ -38,7 +38,7 @@ class Change(Enum):
     FIXED = ("refuse", "refuse")
     MEANING = ("refuse", "tell")
     LEARNED = ("refuse", "go on")
-    TOLD = ("tell", "tell")
+    WARNED = ("tell", "tell")
     FREE = ("go on", "go on")
 
     def act(self, *, learns: bool) -> Act:
@@ -50,7 +50,7 @@ class Change(Enum):
 Fixed = Annotated[T, Change.FIXED]
 Meaning = Annotated[T, Change.MEANING]
 Learned = Annotated[T, Change.LEARNED]
-Told = Annotated[T, Change.TOLD]
+Warned = Annotated[T, Change.WARNED]
 Free = Annotated[T, Change.FREE]
 
 
@@ -60,7 +60,7 @@ def change_of(settings: type[BaseModel], key: str) -> Change | None:
     return next((mark for mark in marks if isinstance(mark, Change)), None)
 
 
-def watched(
+def compared_settings(
     settings: BaseModel, in_effect: Mapping[str, Snapshot], *, learns: bool
 ) -> dict[str, tuple[Act, Any]]:
     """The keys whose change is not passed over: what is done, and the value as JSON has it.
@@ -85,7 +85,7 @@ __all__ = [
     "Free",
     "Learned",
     "Meaning",
-    "Told",
+    "Warned",
     "change_of",
-    "watched",
+    "compared_settings",
 ]

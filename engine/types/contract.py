@@ -19,10 +19,10 @@ REQUIRED: Mapping[type, tuple[str, ...]] = {
 }
 """Contract -> its methods without a default."""
 OPTIONAL: Mapping[type, tuple[str, ...]] = {
-    Source: ("nbytes", "bound"),
-    Stage: ("sizes", "encoders", "digest", "remarks", "once"),
+    Source: ("nbytes", "limit_memory"),
+    Stage: ("vocabulary_sizes", "encoders", "digest", "remarks", "single_pass"),
     Learner: ("memory", "replay_bytes", "remarks", "build", "augmentation", "soft_targets"),
-    Sink: ("counts", "nbytes", "bound", "follow"),
+    Sink: ("counts", "nbytes", "limit_memory", "share_transaction"),
 }
 """Contract -> what a class may have besides."""
 ALIKE = 0.85
@@ -30,22 +30,22 @@ ALIKE = 0.85
 
 
 def require_contract(
-    kind: type, contract: type, section: str, tables: tuple[str, ...] = ("Settings",)
+    cls: type, contract: type, section: str, tables: tuple[str, ...] = ("Settings",)
 ) -> None:
     """Raises: UserError where the class lacks a method of the contract, or settings of its own."""
-    name = f"{kind.__module__}:{kind.__qualname__}"
+    name = f"{cls.__module__}:{cls.__qualname__}"
     for table in tables:
-        settings = getattr(kind, table, None)
+        settings = getattr(cls, table, None)
         if not (isinstance(settings, type) and issubclass(settings, BaseModel)):
             raise UserError(
                 f"[{section}] kind '{name}' has no {table}: expected a nested class {table} that "
                 "inherits engine.types.Settings."
             )
-    own = [word for word in dir(kind) if not word.startswith("_")]
+    own = [word for word in dir(cls) if not word.startswith("_")]
     for method in sorted({*REQUIRED.get(contract, ()), *_declared(contract)}):
-        found = getattr(kind, method, None)
-        stub = method in REQUIRED.get(contract, ()) and found is getattr(contract, method, None)
-        if found is None or stub:
+        member = getattr(cls, method, None)
+        stub = method in REQUIRED.get(contract, ()) and member is getattr(contract, method, None)
+        if member is None or stub:
             near = difflib.get_close_matches(method, [w for w in own if w != method], n=1)
             raise UserError(
                 f"[{section}] kind '{name}' has no method '{method}', which every "
@@ -54,15 +54,15 @@ def require_contract(
             )
 
 
-def slips(kind: type, contract: type) -> Iterator[str]:
+def misspelt_members(cls: type, contract: type) -> Iterator[str]:
     """Names of a class that look like a misspelt optional one: without a word they do nothing."""
     optional = OPTIONAL.get(contract, ())
     known = {*optional, *_declared(contract), *REQUIRED.get(contract, ())}
-    for word in sorted({word for base in kind.__mro__[:-1] for word in vars(base)} - known):
+    for word in sorted({word for base in cls.__mro__[:-1] for word in vars(base)} - known):
         near = difflib.get_close_matches(word, optional, n=1, cutoff=ALIKE)
-        if near and not word.startswith("_") and not hasattr(kind, near[0]):
+        if near and not word.startswith("_") and not hasattr(cls, near[0]):
             yield (
-                f"{kind.__qualname__}.{word} is called by nobody: a {_called(contract)} may have "
+                f"{cls.__qualname__}.{word} is called by nobody: a {_called(contract)} may have "
                 f"'{near[0]}'; is that meant?"
             )
 
@@ -82,4 +82,4 @@ def _called(contract: type) -> str:
     return contract.__name__.lower()
 
 
-__all__ = ["require_contract", "slips"]
+__all__ = ["require_contract", "misspelt_members"]

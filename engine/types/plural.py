@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 
-def counted(n: int, one: str, many: str = "") -> str:
+def counted(n: int, singular: str, many: str = "") -> str:
     """``1 row``, ``2,000 rows``.
 
     Args:
-        one: what stands behind 1: a noun, or a noun and its verb ("row is").
-        many: what stands behind any other number; `one` with an s unless given.
+        singular: what stands behind 1: a noun, or a noun and its verb ("row is").
+        many: what stands behind any other number; `singular` with an s unless given.
     """
-    return f"{n:,} {one if n == 1 else many or one + 's'}"
+    return f"{n:,} {singular if n == 1 else many or singular + 's'}"
 
 
 __all__ = ["counted"]

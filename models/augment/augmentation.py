@@ -59,10 +59,10 @@ class Augment(Protocol):
         """
         ...
 
-    def apply(self, tensors: Tensors, chance: np.random.Generator) -> tuple[Tensors, int]:
+    def apply(self, tensors: Tensors, rng: np.random.Generator) -> tuple[Tensors, int]:
         """The rows as they are to be learned, as many and in the same order, on the same device,
         and how many of them were changed. Never edits its input in place; all chance comes from
-        `chance`."""
+        `rng`."""
         ...
 
 
@@ -95,7 +95,7 @@ class Augmentation:
         encoders: Mapping[str, Callable[[pl.Series], NDArray[np.int64]]] | None = None,
     ) -> None:
         """Let the learner learn from augmented rows. Where classes are balanced
-        (`models.learners.sampling.Balanced`) or a model may be renewed (`models.challenge.challenger.Renewed`), the
+        (`models.learners.sampling.ResampledLearner`) or a model may be renewed (`models.challenge.challenger.ChampionChallenger`), the
         learner inside: what was drawn is augmented.
 
         Args:
@@ -127,19 +127,19 @@ class Augmentation:
             step: within the batch.
         """
         changed = {}
-        tensors = replace(tensors, placed=None)  # a copy of the rows as they were
+        tensors = replace(tensors, on_device=None)  # a copy of the rows as they were
         for augment in self.augments:
-            chance = chance_of(augment.settings.seed, augment.name, number, step)
+            rng = rng_for(augment.settings.seed, augment.name, number, step)
             with Calling(f"augment.{augment.name}", augment):
-                tensors, changed[augment.name] = _applied(augment, tensors, chance)
+                tensors, changed[augment.name] = _applied(augment, tensors, rng)
         return tensors, changed
 
 
 def _applied(
-    augment: Augment, tensors: Tensors, chance: np.random.Generator
+    augment: Augment, tensors: Tensors, rng: np.random.Generator
 ) -> tuple[Tensors, int]:
     """Raises: HeadraceError where that is not as many rows, and how many were changed."""
-    done: Any = augment.apply(tensors, chance)
+    done: Any = augment.apply(tensors, rng)
     if isinstance(done, tuple) and len(done) == 2 and isinstance(done[0], Tensors):
         if len(done[0]) == len(tensors) and isinstance(done[1], int | np.integer):
             return done[0], int(done[1])
@@ -153,7 +153,7 @@ def _applied(
     )
 
 
-def chance_of(seed: int, name: str, number: int, step: int = 0) -> np.random.Generator:
+def rng_for(seed: int, name: str, number: int, step: int = 0) -> np.random.Generator:
     """A generator that depends on these four and nothing else. Each has 2**128 blocks of its own to
     draw before it would meet the next step's."""
     key = hashlib.sha256(f"{seed} {name}".encode()).digest()[:16]
@@ -161,4 +161,4 @@ def chance_of(seed: int, name: str, number: int, step: int = 0) -> np.random.Gen
     return np.random.Generator(np.random.Philox(key=np.frombuffer(key, np.uint64), counter=counter))
 
 
-__all__ = ["Augment", "AugmentSettings", "Augmentation", "Context", "chance_of"]
+__all__ = ["Augment", "AugmentSettings", "Augmentation", "Context", "rng_for"]

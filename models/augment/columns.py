@@ -16,7 +16,7 @@ def chosen(patterns: Iterable[str], names: Iterable[str], *, where: str) -> tupl
 
     Raises: UserError for a name or glob that means no feature.
     """
-    names, found = list(names), set[str]()
+    names, selected = list(names), set[str]()
     for pattern in patterns:
         here = [pattern] if pattern in names else fnmatch.filter(names, pattern)
         if not here:
@@ -24,14 +24,14 @@ def chosen(patterns: Iterable[str], names: Iterable[str], *, where: str) -> tupl
                 f"{where} columns names '{pattern}', which is none of the features of [model] that "
                 f"it can change.{nearest(pattern, names)}"
             )
-        found.update(here)
-    return tuple(name for name in names if name in found)
+        selected.update(here)
+    return tuple(name for name in names if name in selected)
 
 
 def places(patterns: Iterable[str], names: Sequence[str], *, where: str) -> NDArray[np.int64]:
     """Where they stand among the features, ascending."""
-    found = chosen(patterns, names, where=where)
-    return np.array([names.index(name) for name in found], np.int64)
+    selected = chosen(patterns, names, where=where)
+    return np.array([names.index(name) for name in selected], np.int64)
 
 
 __all__ = ["chosen", "places"]

@@ -52,31 +52,31 @@ class ImageAugment:
         where = f"[augment.{self.name}]"
         self._columns = chosen(self.settings.columns, context.features.images, where=where)
 
-    def apply(self, tensors: Tensors, chance: np.random.Generator) -> tuple[Tensors, int]:
+    def apply(self, tensors: Tensors, rng: np.random.Generator) -> tuple[Tensors, int]:
         """See `models.augment.augmentation.Augment`."""
         n = len(tensors)
-        rows = chance.random(n) < self.settings.probability
-        drawn = chance.random((n, self.DRAWS))
+        rows = rng.random(n) < self.settings.probability
+        drawn = rng.random((n, self.DRAWS))
         at = np.flatnonzero(rows)
         if not len(at):
             return tensors, 0
         images = dict(tensors.images)
         for column in self._columns:
-            images[column] = self._some(images[column], at, drawn, chance)
+            images[column] = self._change_rows(images[column], at, drawn, rng)
         return dataclasses.replace(tensors, images=images), len(at)
 
-    def _some(
-        self, images: torch.Tensor, at: Ints, drawn: Floats, chance: np.random.Generator
+    def _change_rows(
+        self, images: torch.Tensor, at: Ints, drawn: Floats, rng: np.random.Generator
     ) -> torch.Tensor:
         """The images with these rows changed."""
-        made = torch.empty_like(images) if len(at) == len(images) else images.clone()
-        noise = torch.Generator().manual_seed(int(chance.integers(2**63)))
+        result = torch.empty_like(images) if len(at) == len(images) else images.clone()
+        torch_rng = torch.Generator().manual_seed(int(rng.integers(2**63)))
         for block in pixels.blocks(images, at):
-            rows = pixels.picked(block, images)
-            made[rows] = self._changed(images[rows], drawn[block], noise)
-        return made
+            rows = pixels.row_index(block, images)
+            result[rows] = self._changed(images[rows], drawn[block], torch_rng)
+        return result
 
-    def _changed(self, images: torch.Tensor, drawn: Floats, noise: torch.Generator) -> torch.Tensor:
+    def _changed(self, images: torch.Tensor, drawn: Floats, torch_rng: torch.Generator) -> torch.Tensor:
         """All of these images changed, by the numbers of each, shape (n, DRAWS)."""
         raise NotImplementedError
 
@@ -94,7 +94,7 @@ class Flip(ImageAugment):
         direction: Literal["horizontal", "vertical"] = "horizontal"
         probability: float = Field(0.5, ge=0, le=1)
 
-    def _changed(self, images: torch.Tensor, drawn: Floats, noise: torch.Generator) -> torch.Tensor:
+    def _changed(self, images: torch.Tensor, drawn: Floats, torch_rng: torch.Generator) -> torch.Tensor:
         return pixels.flipped(images, vertical=self.settings.direction == "vertical")
 
 
@@ -116,7 +116,7 @@ class Crop(ImageAugment):
         area: float = Field(0.5, gt=0, le=1)
         ratio: float = Field(4 / 3, ge=1, allow_inf_nan=False)
 
-    def _changed(self, images: torch.Tensor, drawn: Floats, noise: torch.Generator) -> torch.Tensor:
+    def _changed(self, images: torch.Tensor, drawn: Floats, torch_rng: torch.Generator) -> torch.Tensor:
         high, wide = images.shape[2:]
         share = self.settings.area + (1 - self.settings.area) * drawn[:, 0]
         ratio = np.exp((2 * drawn[:, 1] - 1) * math.log(self.settings.ratio))
@@ -141,7 +141,7 @@ class Rotate(ImageAugment):
 
         degrees: float = Field(15.0, ge=0, le=180)
 
-    def _changed(self, images: torch.Tensor, drawn: Floats, noise: torch.Generator) -> torch.Tensor:
+    def _changed(self, images: torch.Tensor, drawn: Floats, torch_rng: torch.Generator) -> torch.Tensor:
         return pixels.rotated(images, (2 * drawn[:, 0] - 1) * self.settings.degrees)
 
 
@@ -163,7 +163,7 @@ class Colour(ImageAugment):
         contrast: float = Field(0.2, ge=0, le=1)
         saturation: float = Field(0.2, ge=0, le=1)
 
-    def _changed(self, images: torch.Tensor, drawn: Floats, noise: torch.Generator) -> torch.Tensor:
+    def _changed(self, images: torch.Tensor, drawn: Floats, torch_rng: torch.Generator) -> torch.Tensor:
         settings = self.settings
         width = np.array([settings.brightness, settings.contrast, settings.saturation])
         return pixels.coloured(images, *(1 + (2 * drawn - 1) * width).T)
@@ -182,8 +182,8 @@ class PixelNoise(ImageAugment):
 
         scale: float = Field(0.05, ge=0, le=1)
 
-    def _changed(self, images: torch.Tensor, drawn: Floats, noise: torch.Generator) -> torch.Tensor:
-        return pixels.noised(images, np.full(len(images), self.settings.scale), noise)
+    def _changed(self, images: torch.Tensor, drawn: Floats, torch_rng: torch.Generator) -> torch.Tensor:
+        return pixels.noised(images, np.full(len(images), self.settings.scale), torch_rng)
 
 
 def _whole(side: Floats, most: int) -> Ints:

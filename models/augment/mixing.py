@@ -62,32 +62,32 @@ class Mixing:
                 f"'{lists[0]}': take it out, or the lists."
             )
 
-    def apply(self, tensors: Tensors, chance: np.random.Generator) -> tuple[Tensors, int]:
+    def apply(self, tensors: Tensors, rng: np.random.Generator) -> tuple[Tensors, int]:
         """See `models.augment.augmentation.Augment`."""
         n = len(tensors)
-        mixed = chance.random(n) < self.settings.probability
+        mixed = rng.random(n) < self.settings.probability
         if n < 2 or not mixed.any():
             return tensors, 0
-        other = chance.permutation(n)
-        drawn = chance.beta(self.settings.alpha, self.settings.alpha, n)
+        other = rng.permutation(n)
+        drawn = rng.beta(self.settings.alpha, self.settings.alpha, n)
         away = np.where(mixed, 1 - drawn, 0.0).astype(np.float32)
-        images, away = self._images(tensors, other, away, chance)
-        kept = chance.random(tensors.categories.shape, np.float32) >= away[:, None]
+        images, away = self._images(tensors, other, away, rng)
+        kept = rng.random(tensors.categories.shape, np.float32) >= away[:, None]
         device = tensors.numeric.device
         at, share = torch.from_numpy(other).to(device), torch.from_numpy(away).to(device)
         codes = tensors.categories
         assert tensors.target is not None
-        made = dataclasses.replace(
+        result = dataclasses.replace(
             tensors,
             numeric=tensors.numeric.lerp(tensors.numeric[at], share[:, None]),
             categories=codes.where(torch.from_numpy(kept).to(device), codes[at]),
             target=mixed_targets(tensors.target, at, share, self._classes),
             images=images,
         )
-        return made, int(mixed.sum())
+        return result, int(mixed.sum())
 
     def _images(
-        self, tensors: Tensors, other: Ints, away: Floats, chance: np.random.Generator
+        self, tensors: Tensors, other: Ints, away: Floats, rng: np.random.Generator
     ) -> tuple[dict[str, torch.Tensor], Floats]:
         """The images mixed, and the share of the other that came of it."""
         raise NotImplementedError
@@ -104,7 +104,7 @@ class Mixup(Mixing):
         alpha: float = Field(0.2, gt=0, allow_inf_nan=False)
 
     def _images(
-        self, tensors: Tensors, other: Ints, away: Floats, chance: np.random.Generator
+        self, tensors: Tensors, other: Ints, away: Floats, rng: np.random.Generator
     ) -> tuple[dict[str, torch.Tensor], Floats]:
         mixed = {c: pixels.blended(image, other, away) for c, image in tensors.images.items()}
         return mixed, away
@@ -130,11 +130,11 @@ class Cutmix(Mixing):
             )
 
     def _images(
-        self, tensors: Tensors, other: Ints, away: Floats, chance: np.random.Generator
+        self, tensors: Tensors, other: Ints, away: Floats, rng: np.random.Generator
     ) -> tuple[dict[str, torch.Tensor], Floats]:
         ((name, images),) = tensors.images.items()
         high, wide = images.shape[2:]
-        middle, side = chance.random((2, len(away))), np.sqrt(away)
+        middle, side = rng.random((2, len(away))), np.sqrt(away)
         top, bottom = _edges(middle[0], side, high)
         left, right = _edges(middle[1], side, wide)
         area = ((bottom - top) * (right - left)).astype(np.float32) / np.float32(high * wide)

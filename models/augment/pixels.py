@@ -35,7 +35,7 @@ def blocks(images: torch.Tensor, rows: Ints) -> Iterator[Ints]:
         yield rows[at : at + size]
 
 
-def picked(rows: Ints, images: torch.Tensor) -> slice | torch.Tensor:
+def row_index(rows: Ints, images: torch.Tensor) -> slice | torch.Tensor:
     """An index of these rows, ascending: a slice, which copies nothing, of neighbours."""
     if len(rows) and rows[-1] - rows[0] == len(rows) - 1:
         return slice(int(rows[0]), int(rows[-1]) + 1)
@@ -51,12 +51,12 @@ def cropped(images: torch.Tensor, top: Ints, left: Ints, height: Ints, width: In
     """A part of each, enlarged to the size of the whole (v2's ``resized_crop``, bilinear)."""
     if images.device.type != "cpu":
         return _gathered(images, top, left, height, width)
-    made = torch.empty_like(images)
+    out = torch.empty_like(images)
     edges = zip(*(edge.tolist() for edge in (top, left, height, width)), strict=True)
     for i, (y, x, high, wide) in enumerate(edges):  # its compiled loop for bytes: ten times as fast
         part = images[i : i + 1, :, y : y + high, x : x + wide]
-        made[i : i + 1] = F.interpolate(part, images.shape[2:], mode="bilinear")
-    return _as(made, images) if images.is_floating_point() else made
+        out[i : i + 1] = F.interpolate(part, images.shape[2:], mode="bilinear")
+    return _as(out, images) if images.is_floating_point() else out
 
 
 def _gathered(
@@ -106,20 +106,20 @@ def coloured(
     own = torch.eye(channels, device=images.device)
     turn = light * far * (full * own + (1 - full) * grey[:, None])
     shift = (1 - far) * mean * (full + (1 - full) * grey.sum())
-    made = torch.baddbmm(shift, pixels, turn).clamp_(0, _top(images))
-    return _as(made.view(n, height, width, channels).permute(0, 3, 1, 2), images)
+    out = torch.baddbmm(shift, pixels, turn).clamp_(0, _top(images))
+    return _as(out.view(n, height, width, channels).permute(0, 3, 1, 2), images)
 
 
-def noised(images: torch.Tensor, scale: Floats, chance: torch.Generator) -> torch.Tensor:
+def noised(images: torch.Tensor, scale: Floats, torch_rng: torch.Generator) -> torch.Tensor:
     """With normal noise on each value (v2's ``gaussian_noise``, clipped); the deviation is a share
     of the range of values. Drawn row by row, on the CPU: the same on every device."""
     shape = [images.shape[2], images.shape[3], images.shape[1]]
-    drawn = [torch.randn(shape, generator=chance) for _ in range(len(images))]
+    drawn = [torch.randn(shape, generator=torch_rng) for _ in range(len(images))]
     if not drawn:
         return images
     noise = torch.stack(drawn).permute(0, 3, 1, 2).to(images.device)
-    made = noise.mul_(_factor(scale, images) * _top(images)).add_(images)
-    return _as(made.clamp_(0, _top(images)), images)
+    out = noise.mul_(_factor(scale, images) * _top(images)).add_(images)
+    return _as(out.clamp_(0, _top(images)), images)
 
 
 def pasted(
@@ -127,22 +127,22 @@ def pasted(
 ) -> torch.Tensor:
     """Each with a box, rows `top` to `bottom` and columns `left` to `right` (without the last), of
     another row."""
-    made = images.clone()
+    out = images.clone()
     edges = zip(*(edge.tolist() for edge in (other, top, left, bottom, right)), strict=True)
     for i, (row, above, before, below, after) in enumerate(edges):
         box = slice(None), slice(above, below), slice(before, after)
-        made[i][box] = images[row][box]
-    return made
+        out[i][box] = images[row][box]
+    return out
 
 
 def blended(images: torch.Tensor, other: Ints, away: Floats) -> torch.Tensor:
     """Each with a share `away` of another row."""
-    made = torch.empty_like(images)
+    out = torch.empty_like(images)
     for at in blocks(images, np.arange(len(images))):
-        rows, theirs = picked(at, images), torch.from_numpy(other[at]).to(images.device)
+        rows, theirs = row_index(at, images), torch.from_numpy(other[at]).to(images.device)
         share = _factor(away[at], images)
-        made[rows] = _as(torch.lerp(images[rows].float(), images[theirs].float(), share), images)
-    return made
+        out[rows] = _as(torch.lerp(images[rows].float(), images[theirs].float(), share), images)
+    return out
 
 
 def _top(images: torch.Tensor) -> float:
@@ -150,10 +150,10 @@ def _top(images: torch.Tensor) -> float:
     return 1.0 if images.is_floating_point() else 255.0
 
 
-def _as(made: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+def _as(result: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     """Of the type and in the range of these images: rounding takes what is blended of two largest
     values a last bit above them."""
-    whole = made if images.is_floating_point() else made.round_()
+    whole = result if images.is_floating_point() else result.round_()
     return whole.clamp_(0, _top(images)).to(images.dtype)
 
 
@@ -176,5 +176,5 @@ def _places(start: Ints, length: Ints, size: int, images: torch.Tensor) -> torch
 
 
 __all__ = [
-    "blended", "blocks", "coloured", "cropped", "flipped", "noised", "pasted", "picked", "rotated",
+    "blended", "blocks", "coloured", "cropped", "flipped", "noised", "pasted", "row_index", "rotated",
 ]  # fmt: skip

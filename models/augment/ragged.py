@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
-Values = NDArray[Any]
+TokenLists = NDArray[Any]
 
 
-def kept_tokens(offsets: Ints, share: float, chance: np.random.Generator) -> Bools:
+def kept_tokens(offsets: Ints, share: float, rng: np.random.Generator) -> Bools:
     """Which values stay where each is left out with probability `share` (random deletion: Wei and
     Zou, "EDA: Easy Data Augmentation Techniques", 2019), shape (total,). Of a row that has any, one
     stays: if all were to go, the last to."""
-    drawn = chance.random(int(offsets[-1]))
+    drawn = rng.random(int(offsets[-1]))
     kept: Bools = drawn >= share
     lengths = np.diff(offsets)
     starts = offsets[:-1][lengths > 0]  # reduceat takes no empty rows
@@ -33,12 +33,12 @@ def kept_tokens(offsets: Ints, share: float, chance: np.random.Generator) -> Boo
     return kept
 
 
-def filtered(values: Values, offsets: Ints, kept: Bools) -> tuple[Values, Ints]:
+def filtered(values: TokenLists, offsets: Ints, kept: Bools) -> tuple[TokenLists, Ints]:
     """The rows with those values only."""
     return values[kept], np.concatenate(([0], np.cumsum(kept)))[offsets]
 
 
-def swapped(offsets: Ints, share: float, chance: np.random.Generator) -> Ints:
+def swapped(offsets: Ints, share: float, rng: np.random.Generator) -> Ints:
     """Where each value comes from when neighbours of a row change places, shape (total,).
 
     Each row is cut into pairs, from its first or second value on, whichever was drawn; each pair is
@@ -48,50 +48,50 @@ def swapped(offsets: Ints, share: float, chance: np.random.Generator) -> Ints:
     total = int(offsets[-1])
     lengths = np.diff(offsets)
     place = np.arange(total) - np.repeat(offsets[:-1], lengths)
-    first = chance.integers(0, 2, len(lengths))
+    first = rng.integers(0, 2, len(lengths))
     opens = (place >= np.repeat(first, lengths)) & ((place - np.repeat(first, lengths)) % 2 == 0)
     opens &= place + 1 < np.repeat(lengths, lengths)
-    left = np.flatnonzero(opens & (chance.random(total) < share))
+    left = np.flatnonzero(opens & (rng.random(total) < share))
     source = np.arange(total)
     source[left], source[left + 1] = left + 1, left
     return source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Likes:
+class SynonymTable:
     """What may stand in place of a token.
 
     Attributes:
         tokens: those that have any, ascending, each once, shape (k,).
         bounds: those of token i are ``likes[bounds[i]:bounds[i + 1]]``, shape (k + 1,).
-        likes: shape (pairs,).
+        synonyms: shape (pairs,).
     """
 
     tokens: Ints
     bounds: Ints
-    likes: Ints
+    synonyms: Ints
 
     @classmethod
-    def of(cls, tokens: Ints, likes: Ints) -> Likes:
+    def of(cls, tokens: Ints, synonyms: Ints) -> SynonymTable:
         """From pairs of a token and one that is like it."""
         order = np.argsort(tokens, kind="stable")
         some, starts = np.unique(tokens[order], return_index=True)
-        return cls(tokens=some, bounds=np.append(starts, len(tokens)), likes=likes[order])
+        return cls(tokens=some, bounds=np.append(starts, len(tokens)), synonyms=synonyms[order])
 
-    def replaced(self, values: Ints, share: float, chance: np.random.Generator) -> Ints:
+    def replaced(self, values: Ints, share: float, rng: np.random.Generator) -> Ints:
         """Each value that has some replaced by any one of them with probability `share` (synonym
         replacement: Wei and Zou, 2019), shape (total,)."""
         if not len(self.tokens):
             return values
-        drawn = np.flatnonzero(chance.random(len(values)) < share)
-        which = chance.random(len(drawn))
+        drawn = np.flatnonzero(rng.random(len(values)) < share)
+        which = rng.random(len(drawn))
         at = np.searchsorted(self.tokens, values[drawn]).clip(max=len(self.tokens) - 1)
-        there = self.tokens[at] == values[drawn]
+        known = self.tokens[at] == values[drawn]
         start, many = self.bounds[at], np.diff(self.bounds)[at]
-        picked = self.likes[start + (which * many).astype(np.int64)]
-        made = values.copy()
-        made[drawn[there]] = picked[there]
-        return made
+        row_index = self.synonyms[start + (which * many).astype(np.int64)]
+        out = values.copy()
+        out[drawn[known]] = row_index[known]
+        return out
 
 
 def changed_rows(offsets: Ints, changed: Bools) -> int:
@@ -100,4 +100,4 @@ def changed_rows(offsets: Ints, changed: Bools) -> int:
     return int((np.diff(sums) > 0).sum())
 
 
-__all__ = ["Likes", "changed_rows", "filtered", "kept_tokens", "swapped"]
+__all__ = ["SynonymTable", "changed_rows", "filtered", "kept_tokens", "swapped"]

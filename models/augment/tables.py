@@ -45,16 +45,16 @@ class Jitter:
         where = f"[augment.{self.name}]"
         self._at = places(self.settings.columns, context.features.numeric, where=where)
 
-    def apply(self, tensors: Tensors, chance: np.random.Generator) -> tuple[Tensors, int]:
+    def apply(self, tensors: Tensors, rng: np.random.Generator) -> tuple[Tensors, int]:
         """See `models.augment.augmentation.Augment`."""
         settings, n = self.settings, len(tensors.numeric)
-        rows = chance.random(n) < settings.probability
+        rows = rng.random(n) < settings.probability
         if not settings.scale or not rows.any():
             return tensors, 0
-        noise = chance.standard_normal((n, len(self._at)), np.float32)
+        noise = rng.standard_normal((n, len(self._at)), np.float32)
         noise *= np.where(rows, np.float32(settings.scale), np.float32(0))[:, None]
-        made, at = _parts(tensors.numeric, noise, self._at)
-        numeric = tensors.numeric + made if at is None else tensors.numeric.index_add(1, at, made)
+        delta, at = _parts(tensors.numeric, noise, self._at)
+        numeric = tensors.numeric + delta if at is None else tensors.numeric.index_add(1, at, delta)
         return dataclasses.replace(tensors, numeric=numeric), int(rows.sum())
 
 
@@ -89,31 +89,31 @@ class FeatureDropout:
         names = [*context.features.numeric, *context.features.categories]
         self._at = places(self.settings.columns, names, where=f"[augment.{self.name}]")
 
-    def apply(self, tensors: Tensors, chance: np.random.Generator) -> tuple[Tensors, int]:
+    def apply(self, tensors: Tensors, rng: np.random.Generator) -> tuple[Tensors, int]:
         """See `models.augment.augmentation.Augment`."""
         n, width = tensors.numeric.shape
-        drawn = chance.random((n, len(self._at)), np.float32) < self.settings.share
+        drawn = rng.random((n, len(self._at)), np.float32) < self.settings.share
         if not drawn.any():
             return tensors, 0
         gone = np.zeros((n, width + tensors.categories.shape[1]), np.bool_)
         gone[:, self._at] = drawn
         mask = torch.from_numpy(gone).to(tensors.numeric.device)
-        made = dataclasses.replace(
+        result = dataclasses.replace(
             tensors,
             numeric=tensors.numeric.masked_fill(mask[:, :width], self.settings.value),
             categories=tensors.categories.masked_fill(mask[:, width:], 0),
         )
-        return made, int(drawn.any(axis=1).sum())
+        return result, int(drawn.any(axis=1).sum())
 
 
 def _parts(
     numeric: torch.Tensor, values: NDArray[Any], at: NDArray[np.int64]
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The values as a tensor beside `numeric`, and the columns that they are of; None for all."""
-    made = torch.from_numpy(values).to(numeric.device)
+    tensor = torch.from_numpy(values).to(numeric.device)
     if len(at) == numeric.shape[1]:
-        return made, None
-    return made, torch.from_numpy(at).to(numeric.device)
+        return tensor, None
+    return tensor, torch.from_numpy(at).to(numeric.device)
 
 
 __all__ = ["FeatureDropout", "Jitter"]

@@ -15,9 +15,9 @@ from pydantic import Field
 from engine.types import Features, Name, Padded, Ragged, Tensors, UserError
 from models.augment.augmentation import AugmentSettings, Context
 from models.augment.columns import chosen
-from models.augment.ragged import Ints, Likes, changed_rows, filtered, kept_tokens, swapped
+from models.augment.ragged import Ints, SynonymTable, changed_rows, filtered, kept_tokens, swapped
 
-Rows = tuple[NDArray[Any], Ints, int]
+ChangedRows = tuple[NDArray[Any], Ints, int]
 """Values, offsets, and how many rows were changed."""
 
 
@@ -49,42 +49,42 @@ class TokenAugment:
         names = [*context.features.ragged, *context.features.padded]
         self._columns = chosen(self.settings.columns, names, where=self.where)
 
-    def apply(self, tensors: Tensors, chance: np.random.Generator) -> tuple[Tensors, int]:
+    def apply(self, tensors: Tensors, rng: np.random.Generator) -> tuple[Tensors, int]:
         """See `models.augment.augmentation.Augment`."""
         ragged, padded, most = dict(tensors.ragged), dict(tensors.padded), 0
         for column in self._columns:
             if column in ragged:
-                ragged[column], changed = self._ragged(column, ragged[column], chance)
+                ragged[column], changed = self._ragged(column, ragged[column], rng)
             else:
-                padded[column], changed = self._padded(column, padded[column], chance)
+                padded[column], changed = self._padded(column, padded[column], rng)
             most = max(most, changed)
         return dataclasses.replace(tensors, ragged=ragged, padded=padded), most
 
     def _changed(
-        self, column: str, values: NDArray[Any], offsets: Ints, chance: np.random.Generator
-    ) -> Rows:
+        self, column: str, values: NDArray[Any], offsets: Ints, rng: np.random.Generator
+    ) -> ChangedRows:
         """The lists of a column changed; no longer than they were."""
         raise NotImplementedError
 
-    def _ragged(self, column: str, rows: Ragged, chance: np.random.Generator) -> tuple[Ragged, int]:
+    def _ragged(self, column: str, rows: Ragged, rng: np.random.Generator) -> tuple[Ragged, int]:
         given = rows.values.cpu().numpy(), rows.offsets.cpu().numpy()
-        values, offsets, changed = self._changed(column, *given, chance)
+        values, offsets, changed = self._changed(column, *given, rng)
         device = rows.values.device
-        made = Ragged(
+        result = Ragged(
             values=torch.from_numpy(values).to(device), offsets=torch.from_numpy(offsets).to(device)
         )
-        return made, changed
+        return result, changed
 
-    def _padded(self, column: str, rows: Padded, chance: np.random.Generator) -> tuple[Padded, int]:
+    def _padded(self, column: str, rows: Padded, rng: np.random.Generator) -> tuple[Padded, int]:
         mask, filled = rows.mask.cpu().numpy(), rows.values.cpu().numpy()
         offsets = np.concatenate(([0], np.cumsum(mask.sum(axis=1, dtype=np.int64))))
-        values, ends, changed = self._changed(column, filled[mask], offsets, chance)
-        there = np.arange(mask.shape[1]) < np.diff(ends)[:, None]
-        made = np.zeros_like(filled)
-        made[there] = values
+        values, ends, changed = self._changed(column, filled[mask], offsets, rng)
+        new_mask = np.arange(mask.shape[1]) < np.diff(ends)[:, None]
+        padded_values = np.zeros_like(filled)
+        padded_values[new_mask] = values
         device = rows.values.device
         return Padded(
-            values=torch.from_numpy(made).to(device), mask=torch.from_numpy(there).to(device)
+            values=torch.from_numpy(padded_values).to(device), mask=torch.from_numpy(new_mask).to(device)
         ), changed
 
 
@@ -102,9 +102,9 @@ class TokenDropout(TokenAugment):
         share: float = Field(0.1, ge=0, le=1)
 
     def _changed(
-        self, column: str, values: NDArray[Any], offsets: Ints, chance: np.random.Generator
-    ) -> Rows:
-        kept = kept_tokens(offsets, self.settings.share, chance)
+        self, column: str, values: NDArray[Any], offsets: Ints, rng: np.random.Generator
+    ) -> ChangedRows:
+        kept = kept_tokens(offsets, self.settings.share, rng)
         return *filtered(values, offsets, kept), changed_rows(offsets, ~kept)
 
 
@@ -122,9 +122,9 @@ class TokenSwap(TokenAugment):
         share: float = Field(0.1, ge=0, le=1)
 
     def _changed(
-        self, column: str, values: NDArray[Any], offsets: Ints, chance: np.random.Generator
-    ) -> Rows:
-        source = swapped(offsets, self.settings.share, chance)
+        self, column: str, values: NDArray[Any], offsets: Ints, rng: np.random.Generator
+    ) -> ChangedRows:
+        source = swapped(offsets, self.settings.share, rng)
         return values[source], offsets, changed_rows(offsets, source != np.arange(len(source)))
 
 
@@ -146,7 +146,7 @@ class Synonyms(TokenAugment):
 
     def __init__(self, name: str, settings: Any) -> None:
         super().__init__(name, settings)
-        self._likes: dict[str, Likes] = {}
+        self._synonyms: dict[str, SynonymTable] = {}
 
     def bind(self, context: Context) -> None:
         """See `models.augment.augmentation.Augment`."""
@@ -160,13 +160,13 @@ class Synonyms(TokenAugment):
                     f"{self.where} table '{self.settings.table}' has no two tokens that column "
                     f"'{column}' knows: expected one such pair at least."
                 )
-            self._likes[column] = Likes.of(tokens[known], likes[known])
+            self._synonyms[column] = SynonymTable.of(tokens[known], likes[known])
 
     def _changed(
-        self, column: str, values: NDArray[Any], offsets: Ints, chance: np.random.Generator
-    ) -> Rows:
-        made = self._likes[column].replaced(values, self.settings.share, chance)
-        return made, offsets, changed_rows(offsets, made != values)
+        self, column: str, values: NDArray[Any], offsets: Ints, rng: np.random.Generator
+    ) -> ChangedRows:
+        replaced = self._synonyms[column].replaced(values, self.settings.share, rng)
+        return replaced, offsets, changed_rows(offsets, replaced != values)
 
     def _read(self) -> pl.DataFrame:
         path = Path(self.settings.table)

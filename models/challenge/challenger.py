@@ -17,7 +17,7 @@ from engine.types import (
     Batch,
     Features,
     Learner,
-    Placed,
+    DeviceTensors,
     Settings,
     Snapshot,
     Step,
@@ -25,25 +25,25 @@ from engine.types import (
     UserError,
     nearest,
 )
-from models.challenge.token_bucket import Pace
-from models.challenge.error_drift import THRESHOLD, Rise, rehearse
+from models.challenge.token_bucket import TokenBucket
+from models.challenge.error_drift import THRESHOLD, ErrorDrift, rehearse
 
 if TYPE_CHECKING:
     from models.export.onnx_graph import Graph
 
 log = logging.getLogger("headrace.learner")
-FIRST, LIMIT = 256, 8_192
+FIRST_LOOK, MAX_CHALLENGE_ROWS = 256, 8_192
 """The two are compared at twice so many rows of a challenge, and whenever that has doubled; a
 challenger that has not won after the limit is dropped."""
 BLOCKS = 16
 """The rows between two looks are compared by the means of so many blocks."""
-SURE = 5.0
+MIN_STANDARD_ERRORS = 5.0
 """Standard errors by which the challenger must be better: Student's t of 15 degrees of freedom is
 beyond it once in 12,000 times, and there are five looks."""
-MARGIN = 0.05
+MIN_GAIN_SHARE = 0.05
 """Share of the usual error by which the challenger must be better."""
 LARGEST_THRESHOLD = 64 * THRESHOLD
-"""What `Rise.threshold` doubles up to with every challenge that comes to nothing."""
+"""What `ErrorDrift.threshold` doubles up to with every challenge that comes to nothing."""
 STRIDES = 64, 1_024
 """An alarm counts at the next multiple of a 16th of the champion's rows, a power of two within
 these bounds."""
@@ -54,28 +54,28 @@ NOTHING_YET: dict[str, Any] = {
 """What is known of a learner that nobody challenged."""
 
 
-class RenewalSettings(Settings):
+class ChallengeSettings(Settings):
     """How a learner follows change; a key of ``[train]``.
 
     Attributes:
         forget_on: when to ask whether what was learned still holds: ``error``, where the model's
-            own error rises (`models.challenge.error_drift.Rise`); the name of a 'drift' stage, where that detects
+            own error rises (`models.challenge.error_drift.ErrorDrift`); the name of a 'drift' stage, where that detects
             drift in a batch; ``never``. A new model then learns beside the old one, and takes its
-            place once it is surely better (`models.challenge.challenger.Renewed`).
+            place once it is surely better (`models.challenge.challenger.ChampionChallenger`).
     """
 
     forget_on: str = "error"
 
 
 @runtime_checkable
-class Renewable(Learner, Protocol):
+class Challengeable(Learner, Protocol):
     """A learner that can be challenged. A class that inherits it gets the defaults of the methods
     that have one."""
 
     device: str = "cpu"
     """Where it computes."""
 
-    def successor(self) -> Renewable:
+    def successor(self) -> Challengeable:
         """A learner of the same settings that has learned nothing and keeps no rows, with the same
         augmentation. Scales may be those of now, if they follow the rows that come faster."""
         ...
@@ -93,7 +93,7 @@ class Renewable(Learner, Protocol):
         """Component -> bytes."""
         return {}
 
-    def bound(self, nbytes: int) -> None:
+    def limit_memory(self, nbytes: int) -> None:
         """Keep no more bytes of rows than that; see `engine.types.Buffered`."""
         return
 
@@ -117,7 +117,7 @@ class Renewable(Learner, Protocol):
         return 0
 
 
-class Renewed(Renewable):
+class ChampionChallenger(Challengeable):
     """A learner, the champion, that a challenger may replace; see `engine.types.Learner`.
 
     An alarm throws nothing away: errors rise for many reasons, and only some of them mean that
@@ -137,20 +137,20 @@ class Renewed(Renewable):
 
     Args:
         learner: the first champion.
-        forget_on: as in `RenewalSettings`; not ``never``.
+        forget_on: as in `ChallengeSettings`; not ``never``.
 
     Attributes:
         learner: the champion.
     """
 
-    def __init__(self, learner: Renewable, forget_on: str = "error") -> None:
+    def __init__(self, learner: Challengeable, forget_on: str = "error") -> None:
         self.learner = learner
         self.forget_on = forget_on
         self.features: Features = learner.features
         rehearse()
-        self._watch = Rise()
+        self._detector = ErrorDrift()
         self._rows = 0
-        self._pace = Pace()
+        self._pace = TokenBucket()
         self._limit = math.inf
         self._challenge: _Challenge | None = None
 
@@ -168,7 +168,7 @@ class Renewed(Renewable):
             part = _cut(batch, at, min(n, at + self._rows_left()))
             parts.append(self._learned(part, counts))
             at += len(parts[-1].scores)
-        step = parts[0] if len(parts) == 1 else _joined(parts)
+        step = parts[0] if len(parts) == 1 else _merge_steps(parts)
         return dataclasses.replace(step, challenges=counts) if counts else step
 
     def predict(self, tensors: Tensors) -> NDArray[np.float64]:
@@ -181,9 +181,9 @@ class Renewed(Renewable):
         built: str = champion.build(graph, numeric, categories)
         return built
 
-    def successor(self) -> Renewed:
+    def successor(self) -> ChampionChallenger:
         """Return the champion's."""
-        return Renewed(self.learner.successor(), self.forget_on)
+        return ChampionChallenger(self.learner.successor(), self.forget_on)
 
     def remarks(self) -> list[str]:
         """The champion's."""
@@ -196,7 +196,7 @@ class Renewed(Renewable):
         challenge = self._challenge
         own = {
             "rows": self._rows,
-            "watch": self._watch.snapshot(),
+            "watch": self._detector.snapshot(),
             "pace": self._pace.snapshot(),
             "limit": self._limit,
             "challenge": None if challenge is None else challenge.snapshot(),
@@ -210,9 +210,9 @@ class Renewed(Renewable):
         """
         self.learner.load_state_dict({k: v for k, v in state.items() if k != "renewal"})
         own = state.get("renewal", NOTHING_YET)
-        self._rows, self._watch = own["rows"], Rise.restored(own["watch"])
-        self._pace = Pace.restored(own["pace"])
-        self._hold(own["limit"])
+        self._rows, self._detector = own["rows"], ErrorDrift.restored(own["watch"])
+        self._pace = TokenBucket.restored(own["pace"])
+        self._limit_steps(own["limit"])
         self._challenge = None
         if own["challenge"] is not None:
             self._challenge = _Challenge(self.learner.successor())
@@ -239,9 +239,9 @@ class Renewed(Renewable):
         """The champion's."""
         return self.learner.replay_bytes
 
-    def bound(self, nbytes: int) -> None:
+    def limit_memory(self, nbytes: int) -> None:
         """The champion's."""
-        self.learner.bound(nbytes)
+        self.learner.limit_memory(nbytes)
 
     def memory(self) -> dict[str, int]:
         """Of champion and challenger together."""
@@ -280,78 +280,78 @@ class Renewed(Renewable):
         errors = _errors(self.features, part.tensors, step)
         self._rows += len(errors)
         if challenge is None:
-            self._watch = self._watch.seen(errors)
-            self._pace = self._pace.after(len(errors), step.steps, models=1)
+            self._detector = self._detector.update(errors)
+            self._pace = self._pace.charge(len(errors), step.steps, models=1)
             if not self._rows % self._stride:
-                self._look_up(counts)
+                self._check_error(counts)
             return step
         theirs = challenge.learner.learn(part)
-        self._pace = self._pace.after(len(errors), step.steps + theirs.steps, models=2)
-        said = dataclasses.replace(step, scores=theirs.scores)
-        challenge.saw(errors, _errors(self.features, part.tensors, said))
+        self._pace = self._pace.charge(len(errors), step.steps + theirs.steps, models=2)
+        challenger_scores = dataclasses.replace(step, scores=theirs.scores)
+        challenge.record(errors, _errors(self.features, part.tensors, challenger_scores))
         if not challenge.rows_left:
-            self._settle(challenge, counts)
+            self._decide(challenge, counts)
         return step
 
-    def _look_up(self, counts: Counter[str]) -> None:
+    def _check_error(self, counts: Counter[str]) -> None:
         """Begin a challenge where the error has risen; else see to the champion's pace."""
-        self._reckon()
-        if self._watch.risen and self.forget_on == "error":
+        self._settle_bucket()
+        if self._detector.risen and self.forget_on == "error":
             self._begin(counts)
         if self._limit < math.inf:
-            self._hold(self._allowed(self._rows_left()))
+            self._limit_steps(self._allowed(self._rows_left()))
 
     def _begin(self, counts: Counter[str]) -> None:
         """Start a challenger if the pace budget allows it."""
-        self._reckon()
+        self._settle_bucket()
         if self._pace.left < 0:
             return
         self._challenge = _Challenge(self.learner.successor())
         self._challenge.hold(self._allowed(self._challenge.rows_left))
         counts["begun"] += 1
-        self._tell("a new model learns beside the old one: what that learned may no longer hold")
+        self._log("a new model learns beside the old one: what that learned may no longer hold")
 
-    def _settle(self, challenge: _Challenge, counts: Counter[str]) -> None:
+    def _decide(self, challenge: _Challenge, counts: Counter[str]) -> None:
         """Let the challenger take over, drop it, or let it go on."""
-        self._reckon()
-        if challenge.better(self._watch.usual):
+        self._settle_bucket()
+        if challenge.better(self._detector.usual):
             self.learner, self._rows = challenge.learner, challenge.rows
-            self._challenge, self._watch = None, self._watch.again()
-            self._hold(self._allowed(self._rows_left()))
+            self._challenge, self._detector = None, self._detector.reset()
+            self._limit_steps(self._allowed(self._rows_left()))
             counts["won"] += 1
-            self._tell("the new model takes over: it is better than the old one")
-        elif challenge.rows >= LIMIT:
-            louder = min(2 * self._watch.threshold, LARGEST_THRESHOLD)
-            self._challenge, self._watch = None, self._watch.again(louder)
+            self._log("the new model takes over: it is better than the old one")
+        elif challenge.rows >= MAX_CHALLENGE_ROWS:
+            louder = min(2 * self._detector.threshold, LARGEST_THRESHOLD)
+            self._challenge, self._detector = None, self._detector.reset(louder)
             counts["dropped"] += 1
-            self._tell("the new model is dropped: it is not better than the old one")
+            self._log("the new model is dropped: it is not better than the old one")
         else:
-            challenge.go_on()
+            challenge.extend()
             challenge.hold(self._allowed(challenge.rows_left))
 
-    def _reckon(self) -> None:
-        self._pace = self._pace.reckoned(self.learner.steps_per_row(self._pace.total))
+    def _settle_bucket(self) -> None:
+        self._pace = self._pace.settled(self.learner.steps_per_row(self._pace.total))
 
     def _allowed(self, rows: int) -> float:
         """Steps a row that a new model may take on the next rows."""
         return self._pace.limit(self.learner.steps_per_row(self._pace.total), rows)
 
-    def _hold(self, limit: float) -> None:
+    def _limit_steps(self, limit: float) -> None:
         """Hold the champion to so many steps a row. The first one is held to none: it is what all
         others are measured by."""
         self._limit = limit
         self.learner.pace(limit)
 
-    def _tell(self, sentence: str) -> None:
+    def _log(self, sentence: str) -> None:
         log.info(sentence, extra={"forget_on": self.forget_on, "rows": self._rows})
 
 
-def require_renewable(learner: Learner, forget_on: str, stages: Sequence[str]) -> None:
+def require_challengeable(learner: Learner, forget_on: str, stages: Sequence[str]) -> None:
     """Raises: UserError where the learner cannot be challenged, or `forget_on`, which is not
     ``never``, is none of the stages."""
     if forget_on != "error" and forget_on not in stages:
         raise _no_stage(forget_on, nearest(forget_on, ["error", "never", *stages]))
-    if not isinstance(learner, Renewable):
+    if not isinstance(learner, Challengeable):
         raise UserError(
             f"[train] forget_on = '{forget_on}' expects a learner that can be challenged, and "
             f"{type(learner).__name__} has no method 'successor': write one "
@@ -374,11 +374,11 @@ class _Challenge:
         rows: learned since the challenge began.
     """
 
-    def __init__(self, learner: Renewable) -> None:
+    def __init__(self, learner: Challengeable) -> None:
         self.learner = learner
         self.rows = 0
         self._limit = math.inf
-        self._look = FIRST
+        self._look = FIRST_LOOK
         self._errors: list[NDArray[np.float64]] = []
 
     @property
@@ -391,7 +391,7 @@ class _Challenge:
         self._limit = limit
         self.learner.pace(limit)
 
-    def saw(self, champion: NDArray[np.float64], challenger: NDArray[np.float64]) -> None:
+    def record(self, champion: NDArray[np.float64], challenger: NDArray[np.float64]) -> None:
         """Note the errors of both on the same rows, shape (n,)."""
         self.rows += len(champion)
         self._errors.append(np.stack([champion, challenger]))
@@ -403,16 +403,16 @@ class _Challenge:
         Args:
             usual: the champion's mean error before the challenge.
         """
-        if self._look == FIRST:
+        if self._look == FIRST_LOOK:
             return False
         both = np.concatenate(self._errors, axis=1)
         champion, challenger = both.reshape(2, BLOCKS, -1).mean(axis=2)
         with np.errstate(invalid="ignore"):  # a gain of errors that are not finite is none
             gain = champion - challenger
-            least = max(SURE * _standard_error(gain), MARGIN * max(champion.mean(), usual))
+            least = max(MIN_STANDARD_ERRORS * _standard_error(gain), MIN_GAIN_SHARE * max(champion.mean(), usual))
             return bool(gain.mean() > least)
 
-    def go_on(self) -> None:
+    def extend(self) -> None:
         """Until the next look."""
         self._look *= 2
         self._errors = []
@@ -454,8 +454,8 @@ def _errors(features: Features, rows: Tensors, step: Step) -> NDArray[np.float64
     scores, target = step.scores, rows.target.numpy()
     if step.skipped is not None:
         return np.empty(0)
-    if step.refused is not None:
-        scores, target = scores[~step.refused], target[~step.refused]
+    if step.not_learned is not None:
+        scores, target = scores[~step.not_learned], target[~step.not_learned]
     if features.task == "regression":
         errors = np.abs(scores - target)
     elif scores.ndim == 1:
@@ -472,39 +472,39 @@ def _cut(batch: Batch, start: int, stop: int) -> Batch:
     assert tensors is not None
     if start == 0 and stop == len(tensors):
         return batch
-    placed, part = tensors.placed, tensors.slice(start, stop)
-    if placed is not None:
-        there = Placed(tensors=placed.tensors.slice(start, stop), copied=placed.copied)
-        part = dataclasses.replace(part, placed=there)
+    on_device, part = tensors.on_device, tensors.slice(start, stop)
+    if on_device is not None:
+        on_device = DeviceTensors(tensors=on_device.tensors.slice(start, stop), copied=on_device.copied)
+        part = dataclasses.replace(part, on_device=on_device)
     return dataclasses.replace(batch, frame=batch.frame.slice(start, stop - start), tensors=part)
 
 
-def _joined(parts: Sequence[Step]) -> Step:
+def _merge_steps(parts: Sequence[Step]) -> Step:
     """What came of the parts of a batch, as of the whole."""
     learned = [(part.loss, len(part.scores)) for part in parts if math.isfinite(part.loss)]
     rows = sum(rows for _, rows in learned)
     augmented: Counter[str] = Counter()
     for part in parts:
         augmented.update(part.augmented)
-    refused = None
-    if any(part.refused is not None or part.skipped is not None for part in parts):
-        refused = np.concatenate([_refused(part) for part in parts])
+    not_learned = None
+    if any(part.not_learned is not None or part.skipped is not None for part in parts):
+        not_learned = np.concatenate([_refused(part) for part in parts])
     return Step(
         scores=np.concatenate([part.scores for part in parts]),
         loss=sum(loss * rows for loss, rows in learned) / rows if rows else math.nan,
         steps=sum(part.steps for part in parts),
-        skipped="non_finite" if refused is not None and refused.all() else None,
-        refused=refused,
-        unlearned=sum(part.unlearned for part in parts),
+        skipped="non_finite" if not_learned is not None and not_learned.all() else None,
+        not_learned=not_learned,
+        scored_only=sum(part.scored_only for part in parts),
         augmented=augmented,
     )
 
 
 def _refused(step: Step) -> NDArray[np.bool_]:
     """Rows of the step that were not learned though they should, shape (n,)."""
-    if step.refused is not None:
-        return step.refused
+    if step.not_learned is not None:
+        return step.not_learned
     return np.full(len(step.scores), step.skipped is not None)
 
 
-__all__ = ["Renewable", "RenewalSettings", "Renewed", "require_renewable"]
+__all__ = ["Challengeable", "ChallengeSettings", "ChampionChallenger", "require_challengeable"]

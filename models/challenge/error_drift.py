@@ -15,17 +15,17 @@ BLOCK = 8
 """Errors that are looked at as one, by their mean: neighbours are often wrong together."""
 WARMUP = 40
 """Blocks that are seen before a rise is looked for."""
-SLACK = 0.25
+DRIFT_SLACK = 0.25
 """Deviations above the mean that a block may lie without counting."""
-FARTHEST = 8.0
+MAX_DEVIATIONS = 8.0
 """Deviations above the mean beyond which a block counts as so far away."""
-MEMORY = 8_192
+MEMORY_BLOCKS = 8_192
 """Blocks after which what was usual has faded."""
 THRESHOLD = 40.0
 """Deviations that the sum of what lies beyond may rise above its lowest."""
 
 
-class Rise(NamedTuple):
+class ErrorDrift(NamedTuple):
     """Page and Hinkley's test on the side where the error grows: while a model learns its error
     falls, and that is no change. A value: looking makes a new one.
 
@@ -53,20 +53,20 @@ class Rise(NamedTuple):
     usual: float = 0.0
     age: int = 0
 
-    def again(self, threshold: float = THRESHOLD) -> Rise:
+    def reset(self, threshold: float = THRESHOLD) -> ErrorDrift:
         """A watch that has seen nothing, but knows what is usual."""
-        return Rise(threshold=threshold, usual=self.usual, age=self.age)
+        return ErrorDrift(threshold=threshold, usual=self.usual, age=self.age)
 
-    def seen(self, errors: NDArray[np.float64]) -> Rise:
+    def update(self, errors: NDArray[np.float64]) -> ErrorDrift:
         """After these errors, shape (n,). One that is not finite counts as 0."""
-        return Rise(*_seen(errors, *self))
+        return ErrorDrift(*_seen(errors, *self))
 
     def snapshot(self) -> dict[str, Any]:
         """The fields as a plain value."""
         return self._asdict()
 
     @classmethod
-    def restored(cls, value: Mapping[str, Any]) -> Rise:
+    def restored(cls, value: Mapping[str, Any]) -> ErrorDrift:
         """From what `snapshot` gave."""
         return cls(**value)
 
@@ -75,7 +75,7 @@ class Rise(NamedTuple):
 def _seen(  # type: ignore[no-untyped-def]
     errors, threshold, risen, blocks, total, squares, rising, lowest, open_, held, usual, age
 ):
-    """The fields of `Rise` after the errors: one by one, so that it does not matter how they are
+    """The fields of `ErrorDrift` after the errors: one by one, so that it does not matter how they are
     cut."""
     for i in range(len(errors)):
         held += errors[i] if errors[i] < math.inf else 0.0  # NaN is not
@@ -84,7 +84,7 @@ def _seen(  # type: ignore[no-untyped-def]
             continue
         mean_of_block = held / BLOCK
         open_, held = 0, 0.0
-        age = min(age + 1, MEMORY)
+        age = min(age + 1, MEMORY_BLOCKS)
         usual += (mean_of_block - usual) / age
         blocks += 1
         total += mean_of_block
@@ -93,7 +93,7 @@ def _seen(  # type: ignore[no-untyped-def]
             mean = total / blocks
             deviation = math.sqrt(max(squares / blocks - mean * mean, 0.0))
             beyond = (mean_of_block - mean) / (deviation if deviation > 0 else 1.0)
-            rising += min(beyond, FARTHEST) - SLACK
+            rising += min(beyond, MAX_DEVIATIONS) - DRIFT_SLACK
         lowest = min(lowest, rising)
         risen = risen or rising - lowest > threshold
     return threshold, risen, blocks, total, squares, rising, lowest, open_, held, usual, age
@@ -102,7 +102,7 @@ def _seen(  # type: ignore[no-untyped-def]
 @functools.cache
 def rehearse() -> None:
     """Compile the loop now, so that the first row does not wait."""
-    Rise().seen(np.zeros(1))
+    ErrorDrift().update(np.zeros(1))
 
 
-__all__ = ["THRESHOLD", "Rise", "rehearse"]
+__all__ = ["THRESHOLD", "ErrorDrift", "rehearse"]

@@ -17,7 +17,7 @@ HORIZON = 1_024
 """Rows over which savings are spent, so that some are left where one change follows another."""
 
 
-class Pace(NamedTuple):
+class TokenBucket(NamedTuple):
     """An account of work: a token bucket. A value: what is spent makes a new one.
 
     A young model takes many small steps, and each challenger is young. A model that nobody
@@ -39,7 +39,7 @@ class Pace(NamedTuple):
     rows: int = 0
     spent: int = 0
 
-    def after(self, rows: int, steps: int, models: int) -> Pace:
+    def charge(self, rows: int, steps: int, models: int) -> TokenBucket:
         """These rows were scored by so many models, which took so many steps on them."""
         return self._replace(
             total=self.total + rows,
@@ -47,14 +47,14 @@ class Pace(NamedTuple):
             spent=self.spent + models * rows + STEP_ROWS * steps,
         )
 
-    def reckoned(self, usual: float) -> Pace:
+    def settled(self, usual: float) -> TokenBucket:
         """With nothing open.
 
         Args:
             usual: steps a row of a model that nobody challenges.
         """
         earned = FACTOR * self.rows * (1 + STEP_ROWS * usual)
-        return Pace(total=self.total, left=min(self.left + earned - self.spent, MOST))
+        return TokenBucket(total=self.total, left=min(self.left + earned - self.spent, MOST))
 
     def limit(self, usual: float, rows: int) -> float:
         """Steps a row that a new model may take on the next rows."""
@@ -65,9 +65,9 @@ class Pace(NamedTuple):
         return self._asdict()
 
     @classmethod
-    def restored(cls, value: Mapping[str, Any]) -> Pace:
+    def restored(cls, value: Mapping[str, Any]) -> TokenBucket:
         """From what `snapshot` gave."""
         return cls(**value)
 
 
-__all__ = ["FACTOR", "HORIZON", "MOST", "STEP_ROWS", "Pace"]
+__all__ = ["FACTOR", "HORIZON", "MOST", "STEP_ROWS", "TokenBucket"]

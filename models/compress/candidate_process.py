@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from models.export.onnx_graph import SCORE
 from models.compress.quantize import Feed
-from models.serving.session import load, runs_on
+from models.serving.session import load, active_provider
 
 PROBE_ROWS = 1_024
 NICENESS = 5
@@ -86,19 +86,19 @@ class Result:
     provider: str
 
 
-class Refused(Exception):
+class CandidateFailed(Exception):
     """A candidate that could not be made or run; says why."""
 
 
 def run(job: Job) -> Result:
-    """Try a candidate in a child process. Raises: Refused."""
+    """Try a candidate in a child process. Raises: CandidateFailed."""
     with tempfile.TemporaryDirectory() as folder:
-        given, found, said = (Path(folder) / name for name in ("job", "result", "said"))
-        given.write_bytes(pickle.dumps(job, protocol=5))
+        job_file, result_file, output_file = (Path(folder) / name for name in ("job", "result", "said"))
+        job_file.write_bytes(pickle.dumps(job, protocol=5))
         paths = [path or str(Path.cwd()) for path in sys.path]
-        with said.open("wb") as file:
+        with output_file.open("wb") as file:
             child = subprocess.Popen(
-                [sys.executable, "-P", "-m", "models.compress.candidate_process", str(given), str(found)],
+                [sys.executable, "-P", "-m", "models.compress.candidate_process", str(job_file), str(result_file)],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,
@@ -111,11 +111,11 @@ def run(job: Job) -> Result:
             if child.poll() is None:
                 os.killpg(child.pid, signal.SIGKILL)
                 child.wait()
-        return _read(child.returncode, found, said.read_text(errors="replace"))
+        return _read(child.returncode, result_file, output_file.read_text(errors="replace"))
 
 
 def _watch(child: subprocess.Popen[bytes], job: Job) -> None:
-    """Wait for the child's end. Raises: Refused where it goes beyond a limit."""
+    """Wait for the child's end. Raises: CandidateFailed where it goes beyond a limit."""
     process = psutil.Process(child.pid)
     used, moved = 0.0, time.monotonic()
     while True:
@@ -133,25 +133,25 @@ def _watch(child: subprocess.Popen[bytes], job: Job) -> None:
         if spent - used >= PROGRESS_SECONDS:
             used, moved = spent, now
         if held > job.memory:
-            raise Refused(_too_much(job))
+            raise CandidateFailed(_too_much(job))
         if spent > job.seconds:
-            raise Refused(f"took more than {job.seconds:g} s of processor time")
+            raise CandidateFailed(f"took more than {job.seconds:g} s of processor time")
         if now - moved > STALL_SECONDS:  # whatever its limit: a busy machine may give it none
-            raise Refused(f"hung: no progress for {STALL_SECONDS:g} s")
+            raise CandidateFailed(f"hung: no progress for {STALL_SECONDS:g} s")
 
 
-def _read(code: int, found: Path, said: str) -> Result:
-    if found.exists():
-        result = pickle.loads(found.read_bytes())
+def _read(code: int, result_file: Path, output: str) -> Result:
+    if result_file.exists():
+        result = pickle.loads(result_file.read_bytes())
         if isinstance(result, str):
-            raise Refused(result)
-        made: Result = result
-        return made
-    lines = said.strip().splitlines()
+            raise CandidateFailed(result)
+        result_value: Result = result
+        return result_value
+    lines = output.strip().splitlines()
     detail = f" ({lines[-1].strip()[:200]})" if lines else ""
     if code < 0:
-        raise Refused(f"crashed with {signal.Signals(-code).name}{detail}")
-    raise Refused(f"ended with exit code {code}{detail}")
+        raise CandidateFailed(f"crashed with {signal.Signals(-code).name}{detail}")
+    raise CandidateFailed(f"ended with exit code {code}{detail}")
 
 
 def _too_much(job: Job) -> str:
@@ -161,19 +161,19 @@ def _too_much(job: Job) -> str:
 # ------------------------------------------------------------------------------------- in the child
 
 
-def main(given: Path, found: Path) -> None:
+def main(job_file: Path, result_file: Path) -> None:
     """Do the job; leave a `Result` or the reason why there is none."""
-    job: Job = pickle.loads(given.read_bytes())
+    job: Job = pickle.loads(job_file.read_bytes())
     _limit(job)
     try:
-        result: Result | str = _tried(job)
+        result: Result | str = _run_job(job)
     except MemoryError:
         result = _too_much(job)
     except Exception as error:  # noqa: BLE001 - whatever a converter raises is the candidate's refusal
         result = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    temporary = found.with_suffix(".tmp")
+    temporary = result_file.with_suffix(".tmp")
     temporary.write_bytes(pickle.dumps(result, protocol=5))
-    temporary.replace(found)
+    temporary.replace(result_file)
 
 
 def _limit(job: Job) -> None:
@@ -187,14 +187,14 @@ def _limit(job: Job) -> None:
             resource.setrlimit(resource.RLIMIT_DATA, (job.memory, job.memory))
 
 
-def _tried(job: Job) -> Result:
+def _run_job(job: Job) -> Result:
     path = Path(job.path)
     if job.make:
         module, _, name = job.make.partition(":")
         getattr(importlib.import_module(module), name)(Path(job.base), path, job.calibration)
     # One thread: then the time of the processor is the time of the run, whoever else runs.
     sessions = [load(p, job.providers, 1) for p in (Path(job.base), path)]
-    provider = runs_on(sessions[1])
+    provider = active_provider(sessions[1])
     clock = time.thread_time if provider.startswith("CPU") else time.perf_counter
     scores = sessions[1].run([SCORE], job.judging)[0]
     batch, single = (
@@ -232,4 +232,4 @@ if __name__ == "__main__":
 
     models.compress.candidate_process.main(Path(sys.argv[1]), Path(sys.argv[2]))
 
-__all__ = ["Job", "Refused", "Result", "run"]
+__all__ = ["Job", "CandidateFailed", "Result", "run"]

@@ -29,7 +29,7 @@ Ints = NDArray[np.int64]
 RESAMPLES = 500
 CHUNK = 2_000_000
 """Resampled rows that are in memory at a time."""
-TAIL = 0.05
+TAIL_SHARE = 0.05
 """The share of rows with the largest errors that a regression is judged on apart."""
 RANGES = 5
 """Ranges of the target that a regression is judged on apart."""
@@ -37,7 +37,7 @@ MIN_RANGE = 20
 """Rows that such a range has at the least."""
 MAX_RANKED = 50
 """Of more classes than these, AUC and average precision are not worked out."""
-SMALL = float(np.finfo(np.float32).eps)
+EPSILON = float(np.finfo(np.float32).eps)
 """Probabilities are kept away from 0 and 1 by so much: scores are float32."""
 
 
@@ -107,10 +107,10 @@ def compare_regression(
     """
     errors = np.abs(np.stack([base, candidate], axis=1) - target[:, None])
     largest = errors.max(axis=1)
-    count = max(1, math.ceil(TAIL * len(target)))
+    count = max(1, math.ceil(TAIL_SHARE * len(target)))
     worst = np.zeros(len(target), np.bool_)
     worst[np.argsort(-largest, kind="stable")[:count]] = True  # the same rows for both
-    slices = {f"MAE of the largest {TAIL:.0%}": worst, **_ranges(target)}
+    slices = {f"MAE of the largest {TAIL_SHARE:.0%}": worst, **_ranges(target)}
     sums = np.concatenate([m[:, None] * errors for m in slices.values()], axis=1)
     weighed = np.column_stack([errors, errors**2, sums, *slices.values()])
     total, drawn = _sums(weighed, np.zeros(len(target), np.int64), rules)
@@ -153,18 +153,18 @@ def compare_classes(
         names: of the classes.
         threshold: of class 1, where there are two.
     """
-    chances = [_chances(scores) for scores in (base, candidate)]
-    said = [_said(scores, threshold) for scores in (base, candidate)]
-    right = np.stack([s == target for s in said], axis=1).astype(np.float64)
-    given = np.stack([c[np.arange(len(target)), target] for c in chances], axis=1)
-    surprise = -np.log(np.clip(given, SMALL, 1 - SMALL))
-    there = np.bincount(target, minlength=len(names))
-    present = np.flatnonzero(there)
+    class_probabilities = [_class_probabilities(scores) for scores in (base, candidate)]
+    predicted = [_predicted_classes(scores, threshold) for scores in (base, candidate)]
+    right = np.stack([s == target for s in predicted], axis=1).astype(np.float64)
+    given = np.stack([c[np.arange(len(target)), target] for c in class_probabilities], axis=1)
+    log_loss = -np.log(np.clip(given, EPSILON, 1 - EPSILON))
+    class_counts = np.bincount(target, minlength=len(names))
+    present = np.flatnonzero(class_counts)
     by_class = np.concatenate([(target == c)[:, None] * right for c in present], axis=1)
     n = len(target)
-    total, drawn = _sums(np.column_stack([1 - right, surprise]), np.zeros(n, np.int64), rules)
-    found, refound = _sums(by_class, target, rules)
-    shares = there[present] / n
+    total, drawn = _sums(np.column_stack([1 - right, log_loss]), np.zeros(n, np.int64), rules)
+    class_hits, refound = _sums(by_class, target, rules)
+    shares = class_counts[present] / n
     entropy = -float((shares * np.log(shares)).sum()) or math.log(2)
     figures: list[Figure] = []
 
@@ -175,15 +175,15 @@ def compare_classes(
     figures[0] = _share(figures[0], n, rules)
     add("log loss", total[2:] / n, drawn[:, 2:] / n, rules.max_loss, 1 / entropy)
     if len(present) > 1 and len(names) <= MAX_RANKED:
-        ranked, redrawn = _ranks(target, chances, present, rules)
+        ranked, redrawn = _ranks(target, class_probabilities, present, rules)
         for number, name in enumerate(("AUC", "average precision")):
             add(name, ranked[number], redrawn[:, number], rules.max_loss, -1.0)
     overall = len(figures)
     for at, c in enumerate(present):
         own = slice(2 * at, 2 * at + 2)
         name = f"recall of '{names[c]}'"
-        add(name, found[own] / there[c], refound[:, own] / there[c], rules.max_slice_loss, -1.0)
-        figures[-1] = _share(figures[-1], int(there[c]), rules)
+        add(name, class_hits[own] / class_counts[c], refound[:, own] / class_counts[c], rules.max_slice_loss, -1.0)
+        figures[-1] = _share(figures[-1], int(class_counts[c]), rules)
     worst = max(figures[overall:], key=_severity)
     return (*figures[:overall], worst)
 
@@ -287,13 +287,13 @@ def _sums(columns: Floats, strata: Ints, rules: Rules) -> tuple[Floats, Floats]:
 
 
 def _ranks(
-    target: Ints, chances: list[Floats], present: Ints, rules: Rules
+    target: Ints, class_probabilities: list[Floats], present: Ints, rules: Rules
 ) -> tuple[Floats, Floats]:
     """AUC and average precision of both models, (2, 2), and resampled, (RESAMPLES, 2, 2): the mean
     over the classes, of the rarer one alone where there are two: it is what they would lose."""
     rarer = np.bincount(target, minlength=2).argmin()
-    chosen = present if chances[0].shape[1] > 2 else np.array([rarer])
-    rankers = [[_ranker(target == c, chance[:, c]) for chance in chances] for c in chosen]
+    chosen = present if class_probabilities[0].shape[1] > 2 else np.array([rarer])
+    rankers = [[_ranker(target == c, class_probability[:, c]) for class_probability in class_probabilities] for c in chosen]
 
     def all_of(weights: Floats) -> Floats:
         each = [np.stack([ranked(weights) for ranked in pair], axis=-1) for pair in rankers]
@@ -341,11 +341,11 @@ def _ranges(target: Floats) -> dict[str, NDArray[np.bool_]]:
     return ranges
 
 
-def _chances(scores: Floats) -> Floats:
+def _class_probabilities(scores: Floats) -> Floats:
     return np.stack([1 - scores, scores], axis=1) if scores.ndim == 1 else scores
 
 
-def _said(scores: Floats, threshold: float) -> Ints:
+def _predicted_classes(scores: Floats, threshold: float) -> Ints:
     if scores.ndim == 1:
         return (scores > threshold).astype(np.int64)
     highest: Ints = scores.argmax(axis=1)

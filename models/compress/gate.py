@@ -24,14 +24,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from engine import types
-from engine.types import HeadraceError, UserError, class_numbers
+from engine.types import HeadraceError, UserError, class_indexes
 from engine.types.plural import counted
 from models.compress import candidate_process
 from models.export.onnx_inputs import Feed, Inputs
 from models.export.model_files import Properties, metadata, put
 from models.compress.comparison import Figure, Floats, Rules, compare_classes, compare_regression, speed
 from models.compress.quantize import CANDIDATES
-from models.serving.session import available, runtime_version
+from models.serving.session import available_providers, runtime_version
 
 CALIBRATION_BATCH = 512
 MIN_CALIBRATION, MIN_JUDGED = 10, 100
@@ -109,7 +109,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class GateReport:
     """The report of the compression gate.
 
     Attributes:
@@ -145,47 +145,47 @@ class Verdict:
 
     def table(self) -> Table:
         """A row a candidate, and the refusals in words."""
-        made = Table(
+        table = Table(
             title=f"compression, judged on {counted(self.rows, 'held-out row')} ({self.provider})",
             title_justify="left",
         )
-        made.add_column("model")
+        table.add_column("model")
         for column in (self.measure, "loss", "1,024 rows", "1 row", "speed", "size", "verdict"):
-            made.add_column(column, justify="left" if column == "verdict" else "right")
+            table.add_column(column, justify="left" if column == "verdict" else "right")
         unit = " %" if self.measure == "MAE" else " pt"
         for c in self.candidates:
             verdict = "serves" if c.name == self.chosen else c.refusal or "accepted"
-            made.add_row(
+            table.add_row(
                 c.name, f"{c.error:.4g}", f"{c.loss:+.2f}{unit}", f"{c.batch_ms:.2f} ms",
                 f"{c.single_ms * 1000:.0f} us", f"{c.speedup:.2f}x", f"{c.size / 1024:.0f} kB",
                 f"[bold green]{verdict}[/]" if c.name == self.chosen else verdict,
             )  # fmt: skip
         for name, reason in self.failed.items():
-            made.add_row(name, "", "", "", "", "", "", f"refused: {escape(reason)}")
-        return made
+            table.add_row(name, "", "", "", "", "", "", f"refused: {escape(reason)}")
+        return table
 
     def _quality(self) -> Table:
         base, *others = self.candidates
-        made = Table(
+        table = Table(
             title=f"{counted(self.rows, 'row')}, {self.which}; intervals of {self.confidence:.0%}",
             title_justify="left",
         )
-        made.add_column("held-out rows")
+        table.add_column("held-out rows")
         for c in self.candidates:
-            made.add_column(c.name, justify="right")
+            table.add_column(c.name, justify="right")
         for at, figure in enumerate(base.figures[:-1]):
-            made.add_row(
+            table.add_row(
                 figure.name,
                 f"{figure.value:.4g} ({figure.low:.4g} to {figure.high:.4g})",
                 *(_loss(c.figures[at]) for c in others),
             )
         worst = [f"{_loss(c.figures[-1])}, {c.figures[-1].name}" for c in others]
-        made.add_row("worst slice", "", *worst)
-        return made
+        table.add_row("worst slice", "", *worst)
+        return table
 
     def to_json(self, path: Path) -> None:
         """For machines: all figures, with what they were measured on."""
-        made = {
+        document = {
             **asdict(self, dict_factory=_finite),
             "machine": {
                 "cpu": _cpu(),
@@ -195,12 +195,12 @@ class Verdict:
             "versions": {name: version(name) for name in ("onnx", "numpy", "polars")}
             | {"onnxruntime": runtime_version()},
         }
-        put(json.dumps(made, indent=2).encode(), path)
+        put(json.dumps(document, indent=2).encode(), path)
 
 
 def compress(
     model: Path, rows: pl.DataFrame | None, settings: Compression, *, path: Path
-) -> Verdict:
+) -> GateReport:
     """Make the candidates beside `path`, judge them, and put the chosen model at `path`. Where
     there are too few rows to judge, that is the float32 model, and the verdict says so.
 
@@ -218,36 +218,36 @@ def compress(
             f"[export.compress] candidates expects names of {', '.join(CANDIDATES)}, "
             f"got '{unknown[0]}'."
         )
-    bench = _Bench(model, rows, settings)
-    provider = available(settings.providers)[0]
+    bench = _Gate(model, rows, settings)
+    provider = available_providers(settings.providers)[0]
     if bench.remark is None:
         try:
-            base = bench.try_out("", model)
-        except candidate_process.Refused as error:
+            base = bench.run_candidate("", model)
+        except candidate_process.CandidateFailed as error:
             raise HeadraceError(f"{model} cannot serve: the model {error}.") from None
         provider = base.provider
-        bench.judge_by(base.scores)
+        bench.set_baseline(base.scores)
     if bench.remark is not None:
         put(model.read_bytes(), path)
         return bench.verdict((), {}, "float32", provider)
     candidates = [bench.candidate("float32", model, base, model.stat().st_size)]
     failed: dict[str, str] = {}
     for name in settings.candidates:
-        made = path.with_name(f"{path.stem}.{name}.onnx")
+        candidate_path = path.with_name(f"{path.stem}.{name}.onnx")
         function = CANDIDATES[name]
         try:
-            found = bench.try_out(f"{function.__module__}:{function.__qualname__}", made)
-        except candidate_process.Refused as error:
+            result = bench.run_candidate(f"{function.__module__}:{function.__qualname__}", candidate_path)
+        except candidate_process.CandidateFailed as error:
             failed[name] = str(error)
-            made.unlink(missing_ok=True)
+            candidate_path.unlink(missing_ok=True)
             continue
-        candidates.append(bench.candidate(name, made, found, candidates[0].size))
+        candidates.append(bench.candidate(name, candidate_path, result, candidates[0].size))
     chosen = _choose([c for c in candidates if c.refusal is None])
     put(Path(chosen.path).read_bytes(), path)
     return bench.verdict(tuple(candidates), failed, chosen.name, provider)
 
 
-class _Bench:
+class _Gate:
     """The held-out rows, split: some calibrate, the others judge.
 
     Attributes:
@@ -271,40 +271,40 @@ class _Bench:
         self._old, self._new = self._split(rows)
         self.remark = self._short(self._new.height)
 
-    def try_out(self, make: str, path: Path) -> candidate_process.Result:
-        """Make and run a model in its own process. Raises: candidate_process.Refused."""
+    def run_candidate(self, make: str, path: Path) -> candidate_process.Result:
+        """Make and run a model in its own process. Raises: candidate_process.CandidateFailed."""
         job = candidate_process.Job(
             make=make,
             base=str(self._model),
             path=str(path),
             calibration=self._calibration() if make else [],
             judging=self._inputs.feed(self._new),
-            providers=available(self._settings.providers),
+            providers=available_providers(self._settings.providers),
             rounds=self._settings.rounds,
             seconds=self._settings.max_seconds,
             memory=self._memory,
         )
         return candidate_process.run(job)
 
-    def judge_by(self, scores: Any) -> None:
+    def set_baseline(self, scores: Any) -> None:
         """Take the float32 model's scores; rows that it gives none are rejected in serving, and
         judge nothing."""
-        self._there = _finite_rows(scores)
-        self._base = np.asarray(scores[self._there], np.float64)
-        self._target = self._labels()[self._there]
+        self._finite = _finite_rows(scores)
+        self._base = np.asarray(scores[self._finite], np.float64)
+        self._target = self._labels()[self._finite]
         self.remark = self._short(len(self._target))
 
-    def candidate(self, name: str, path: Path, found: candidate_process.Result, size: int) -> Candidate:
+    def candidate(self, name: str, path: Path, result: candidate_process.Result, size: int) -> Candidate:
         """A model's figures, with its refusal where one is out of bounds."""
-        scores = np.asarray(found.scores[self._there], np.float64)
+        scores = np.asarray(result.scores[self._finite], np.float64)
         figures = self._compare(scores)
         times, rate = (
-            1000 * found.batch[:, 1],
-            speed(found.batch[:, 0], found.batch[:, 1], self._rules),
+            1000 * result.batch[:, 1],
+            speed(result.batch[:, 0], result.batch[:, 1], self._rules),
         )
         if name == "float32":
             rate = (1.0, 1.0, 1.0)
-        made = Candidate(
+        candidate = Candidate(
             name=name,
             path=str(path),
             error=figures[0].value,
@@ -313,20 +313,20 @@ class _Bench:
             divergence=float(np.abs(scores - self._base).max(initial=0.0)),
             batch_ms=float(np.median(times)),
             batch_p99_ms=float(np.quantile(times, 0.99)),
-            single_ms=1000 * float(np.median(found.single[:, 1])),
+            single_ms=1000 * float(np.median(result.single[:, 1])),
             speedup=rate[0],
             speedup_low=rate[1],
             speedup_high=rate[2],
             size=path.stat().st_size,
         )
         lost = int((~_finite_rows(scores)).sum())
-        return made if name == "float32" else _gated(made, size, lost, self._settings)
+        return candidate if name == "float32" else _with_refusal(candidate, size, lost, self._settings)
 
     def verdict(
         self, candidates: tuple[Candidate, ...], failed: dict[str, str], chosen: str, provider: str
-    ) -> Verdict:
+    ) -> GateReport:
         """What is known of the rows, and of the models."""
-        return Verdict(
+        return GateReport(
             candidates=candidates,
             failed=failed,
             chosen=chosen,
@@ -347,7 +347,7 @@ class _Bench:
         if self._regression:
             known = label.cast(pl.Float64).is_finite()
         else:
-            numbers = class_numbers(rows.get_column(self._target_name), self._classes)
+            numbers = class_indexes(rows.get_column(self._target_name), self._classes)
             known = pl.lit(pl.Series(numbers >= 0))
         rows = rows.filter(known.fill_null(False))
         cut = int(rows.height * self._settings.calibration)
@@ -377,7 +377,7 @@ class _Bench:
         labels = self._new.get_column(self._target_name)
         if self._regression:
             return labels.cast(pl.Float64).to_numpy()
-        return class_numbers(labels, self._classes)
+        return class_indexes(labels, self._classes)
 
     def _compare(self, scores: Floats) -> tuple[Figure, ...]:
         if self._regression:
@@ -393,7 +393,7 @@ def _finite_rows(scores: Any) -> Any:
     return np.isfinite(scores).reshape(len(scores), -1).all(axis=1)
 
 
-def _gated(c: Candidate, size: int, lost: int, settings: Compression) -> Candidate:
+def _with_refusal(c: Candidate, size: int, lost: int, settings: Compression) -> Candidate:
     """The candidate, with its refusal where a figure is out of bounds."""
     reasons = [f.refusal for f in c.figures if f.refusal is not None]
     if lost:
@@ -437,4 +437,4 @@ def _cpu() -> str:
     return names[0] if names else platform.processor()
 
 
-__all__ = ["Candidate", "Compression", "Verdict", "compress"]
+__all__ = ["Candidate", "Compression", "GateReport", "compress"]

@@ -128,10 +128,10 @@ def _rewrite(
             make(source, target)
         finally:
             root.setLevel(level)
-        made = onnx.load(target)
+        quantized = onnx.load(target)
         kept: dict[str, str] = {p.key: p.value for p in proto.metadata_props}
-        onnx.helper.set_model_props(made, {**kept, "precision": precision})
-        write(made, path)
+        onnx.helper.set_model_props(quantized, {**kept, "precision": precision})
+        write(quantized, path)
 
 
 def _products(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -22,7 +22,7 @@ from models.export.model_files import put, write
 from models.export.onnx_graph import ML, SCORE, Graph
 
 FORMAT = "headrace/1"
-KINDS = {"double": TensorProto.DOUBLE, "string": TensorProto.STRING, "int64": TensorProto.INT64}
+ONNX_TYPES = {"double": TensorProto.DOUBLE, "string": TensorProto.STRING, "int64": TensorProto.INT64}
 
 
 class Writable(Protocol):
@@ -58,8 +58,8 @@ def export(
     """
     graph = Graph()
     features = learner.features
-    front = _Front(graph, features, transforms)
-    score = front.guarded(learner.build(graph, front.numeric(), front.categories()))
+    front = _StageGraph(graph, features, transforms)
+    score = front.with_nan_guard(learner.build(graph, front.numeric(), front.categories()))
     shape: list[int | str] = ["n"] if features.outputs == 1 else ["n", features.outputs]
     properties = {
         **metadata,
@@ -78,7 +78,7 @@ def export(
     return write(model, path)
 
 
-class _Front:
+class _StageGraph:
     """The stages' part of the graph: all numeric columns side by side, (n, d) float64, a node or
     three a stage."""
 
@@ -86,9 +86,9 @@ class _Front:
         self._graph = graph
         self._features = features
         self.inputs: dict[str, str] = {}
-        self._spoilt = ""
-        made = {t.indicator: t.column for t in transforms if isinstance(t, Fill) and t.indicator}
-        raw = dict.fromkeys(made.get(c, c) for c in features.numeric)
+        self._nan_mask = ""
+        indicator_columns = {t.indicator: t.column for t in transforms if isinstance(t, Fill) and t.indicator}
+        raw = dict.fromkeys(indicator_columns.get(c, c) for c in features.numeric)
         self._text = {t.column for t in transforms if _is_text(t)}
         self._columns = [c for c in raw if c not in self._text]
         self._texts: dict[str, str] = {}
@@ -99,13 +99,13 @@ class _Front:
         others = [*features.categories, *(c for c in raw if c in self._text)]
         for column in dict.fromkeys(others):
             self.inputs[column] = "string" if column in self._text else "int64"
-            self._texts[column] = graph.input(column, KINDS[self.inputs[column]], ["n"])
+            self._texts[column] = graph.input(column, ONNX_TYPES[self.inputs[column]], ["n"])
         self._matrix = self._gather_inputs()
         for layer in _layers(transforms):
             self._apply(layer)
 
     def numeric(self) -> str:
-        """The features, (n, d) float32, in the learner's order, all finite; see `guarded`."""
+        """The features, (n, d) float32, in the learner's order, all finite; see `with_nan_guard`."""
         graph, wanted = self._graph, list(self._features.numeric)
         x = self._matrix
         if not wanted:
@@ -117,8 +117,8 @@ class _Front:
         # What is not finite becomes 0 for the learner: with ranges by batch (dynamic int8) it
         # would spoil the other rows.
         zero = graph.constant(np.float32(0))
-        self._spoilt = graph.op("Mul", x, zero)  # NaN there, else 0
-        return graph.op("Where", graph.op("IsNaN", self._spoilt), zero, x)
+        self._nan_mask = graph.op("Mul", x, zero)  # NaN there, else 0
+        return graph.op("Where", graph.op("IsNaN", self._nan_mask), zero, x)
 
     def categories(self) -> str:
         """The codes, (n, c) int64."""
@@ -126,24 +126,24 @@ class _Front:
         columns = [self._codes.get(c, self._texts[c]) for c in self._features.categories]
         if not columns:
             return graph.constant(np.zeros((1, 0), np.int64))
-        return self._side_by_side(columns)
+        return self._concat(columns)
 
-    def guarded(self, score: str) -> str:
+    def with_nan_guard(self, score: str) -> str:
         """The score, but NaN for a row with a feature that is not finite: in training such a row
         is rejected, and relu or int8 would make a number of it."""
-        if not self._spoilt:
+        if not self._nan_mask:
             return score
         graph = self._graph
         axis = graph.constant(np.array([1], np.int64))
         wide = int(self._features.outputs > 1)
-        return graph.op("Add", score, graph.op("ReduceSum", self._spoilt, axis, keepdims=wide))
+        return graph.op("Add", score, graph.op("ReduceSum", self._nan_mask, axis, keepdims=wide))
 
     def _gather_inputs(self) -> str:
         graph = self._graph
         inputs = [graph.input(c, TensorProto.DOUBLE, ["n"]) for c in self._columns]
-        return self._side_by_side(inputs) if inputs else ""
+        return self._concat(inputs) if inputs else ""
 
-    def _side_by_side(self, columns: list[str]) -> str:
+    def _concat(self, columns: list[str]) -> str:
         graph = self._graph
         axis = graph.constant(np.array([1], np.int64))
         wide = [graph.op("Unsqueeze", column, axis) for column in columns]
@@ -190,8 +190,8 @@ class _Front:
             p = graph.op("Where", down, below, above)
             curved = graph.op("Div", self._expm1(graph.op("Mul", p, y)), p)
             y = graph.op("Where", graph.op("Equal", p, zero), y, curved)
-            one = graph.op("Equal", p, graph.constant(np.float64(1)))
-            y = graph.op("Where", one, size, y)
+            is_one = graph.op("Equal", p, graph.constant(np.float64(1)))
+            y = graph.op("Where", is_one, size, y)
         y = graph.op("Where", down, graph.op("Neg", y), y)
         changed = {t.column for t in powers}
         if changed != set(self._columns):
@@ -216,8 +216,8 @@ class _Front:
         ends = graph.op("Equal", less, graph.constant(np.float64(-1)))
         ends = graph.op("Or", ends, graph.op("IsInf", u))
         ratio = graph.op("Div", y, graph.op("Log", u))
-        made = graph.op("Where", ends, less, graph.op("Mul", less, ratio))
-        return graph.op("Where", graph.op("Equal", u, one), y, made)
+        result = graph.op("Where", ends, less, graph.op("Mul", less, ratio))
+        return graph.op("Where", graph.op("Equal", u, one), y, result)
 
     def _fill(self, fills: list[Fill]) -> None:
         graph = self._graph
@@ -255,9 +255,9 @@ class _Front:
                 self._flag_text(text, str(transform.indicator))
         if isinstance(transform, Codes):
             codes = {value: i for i, value in enumerate(transform.values, 1)}
-            for said in self._fills.get(column, ()):
-                if said in codes:
-                    codes[""] = codes[said]
+            for text_value in self._fills.get(column, ()):
+                if text_value in codes:
+                    codes[""] = codes[text_value]
             self._codes[column] = graph.op(
                 "LabelEncoder",
                 text,
@@ -267,7 +267,7 @@ class _Front:
                 default_int64=0,
             )
             if column in self._features.numeric:
-                self._beside(self._codes[column], column)
+                self._append_column(self._codes[column], column)
 
     def _flag_text(self, text: str, indicator: str) -> None:
         graph = self._graph
@@ -279,13 +279,13 @@ class _Front:
             values_floats=[1.0],
             default_float=0.0,
         )
-        self._beside(flag, indicator)
+        self._append_column(flag, indicator)
 
-    def _beside(self, values: str, column: str) -> None:
+    def _append_column(self, values: str, column: str) -> None:
         """Numbers made of a text become a column of the matrix."""
         graph = self._graph
-        made = self._side_by_side([graph.op("Cast", values, to=TensorProto.DOUBLE)])
-        self._matrix = graph.op("Concat", self._matrix, made, axis=1) if self._matrix else made
+        column_node = self._concat([graph.op("Cast", values, to=TensorProto.DOUBLE)])
+        self._matrix = graph.op("Concat", self._matrix, column_node, axis=1) if self._matrix else column_node
         self._columns = [*self._columns, column]
 
     def _vector(self, values: Mapping[str, float], otherwise: float) -> str:

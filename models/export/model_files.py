@@ -31,7 +31,7 @@ class Properties(BaseModel):
         stages: scrub stages that are inside the file.
         before: scrub stages of its pipeline that are not: rows come as those leave them.
         columns: column -> name of the type in which it was learned.
-        reading: how cells were read, see `engine.types.Source.reading`.
+        parse_settings: how cells were read, see `engine.types.Source.parse_settings`.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -44,7 +44,7 @@ class Properties(BaseModel):
     stages: Json[tuple[str, ...]] = ()
     before: Json[tuple[str, ...]] = ()
     columns: Json[dict[str, str]] = {}
-    reading: Json[dict[str, str | tuple[str, ...] | dict[str, str]]] = {}
+    parse_settings: Json[dict[str, str | tuple[str, ...] | dict[str, str]]] = {}
 
     @model_validator(mode="after")
     def _fitting(self) -> Self:
@@ -53,16 +53,16 @@ class Properties(BaseModel):
         return self
 
     @classmethod
-    def read(cls, found: Mapping[str, str], path: Path) -> Self:
+    def read(cls, metadata: Mapping[str, str], path: Path) -> Self:
         """Of a file's metadata. Raises: UserError where it is damaged."""
         try:
-            return cls.model_validate(dict(found))
+            return cls.model_validate(dict(metadata))
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             key = str((*first["loc"], "classes")[0])
             raise UserError(
                 f"The model file {path} is damaged: its property '{key}' is "
-                f"{found.get(key, 'not there')[:100]!r} ({first['msg']}); export it again."
+                f"{metadata.get(key, 'not there')[:100]!r} ({first['msg']}); export it again."
             ) from None
 
 

@@ -49,23 +49,23 @@ class Graph:
         self._constants.append(numpy_helper.from_array(array, name))
         return name
 
-    def op(self, kind: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
+    def op(self, op_type: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
         """One node with one output."""
-        return self.ops(kind, *inputs, outputs=1, domain=domain, **attributes)[0]
+        return self.ops(op_type, *inputs, outputs=1, domain=domain, **attributes)[0]
 
     def ops(
-        self, kind: str, *inputs: str, outputs: int, domain: str = "", **attributes: Any
+        self, op_type: str, *inputs: str, outputs: int, domain: str = "", **attributes: Any
     ) -> list[str]:
         """One node with several outputs."""
-        names = [self.name(kind.lower()) for _ in range(outputs)]
+        names = [self.name(op_type.lower()) for _ in range(outputs)]
         self._nodes.append(
-            helper.make_node(kind, list(inputs), names, name=names[0], domain=domain, **attributes)
+            helper.make_node(op_type, list(inputs), names, name=names[0], domain=domain, **attributes)
         )
         return names
 
-    def input(self, name: str, kind: int, shape: list[int | str]) -> str:
-        """A graph input; `kind` is an `onnx.TensorProto` element type."""
-        self._inputs.append(helper.make_tensor_value_info(name, kind, shape))
+    def input(self, name: str, element_type: int, shape: list[int | str]) -> str:
+        """A graph input; `element_type` is an `onnx.TensorProto` element type."""
+        self._inputs.append(helper.make_tensor_value_info(name, element_type, shape))
         return name
 
     def model(
@@ -78,9 +78,9 @@ class Graph:
             metadata: written to the model's metadata properties.
         """
         infos = []
-        for public, (value, kind, shape) in outputs.items():
+        for public, (value, element_type, shape) in outputs.items():
             self._nodes.append(helper.make_node("Identity", [value], [public]))
-            infos.append(helper.make_tensor_value_info(public, kind, shape))
+            infos.append(helper.make_tensor_value_info(public, element_type, shape))
         read = {name for node in self._nodes for name in node.input}
         constants = [c for c in self._constants if c.name in read]  # ONNX Runtime warns of others
         graph = helper.make_graph(self._nodes, "headrace", self._inputs, infos, constants)

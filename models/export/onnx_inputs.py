@@ -33,7 +33,7 @@ class Inputs:
         Raises: UserError for a column that is not there, or holds no numbers.
         """
         try:
-            return {name: _array(frame.get_column(name), kind) for name, kind in self.kinds.items()}
+            return {name: _array(frame.get_column(name), input_type) for name, input_type in self.kinds.items()}
         except pl.exceptions.ColumnNotFoundError:
             missing = next(name for name in self.kinds if name not in frame.columns)
             raise UserError(
@@ -45,12 +45,12 @@ class Inputs:
             raise UserError(f"The model's columns cannot be made of these: {reason}.") from None
 
 
-KINDS = {"double": (pl.Float64, np.nan), "int64": (pl.Int64, 0), "string": (pl.String, "")}
+INPUT_TYPES = {"double": (pl.Float64, np.nan), "int64": (pl.Int64, 0), "string": (pl.String, "")}
 """Input's kind -> the column's type, and what stands for null."""
 
 
-def _array(column: pl.Series, kind: str) -> NDArray[Any]:
-    dtype, null = KINDS[kind]
+def _array(column: pl.Series, input_type: str) -> NDArray[Any]:
+    dtype, null = INPUT_TYPES[input_type]
     if column.dtype != dtype:
         column = column.cast(dtype)
     if column.null_count():

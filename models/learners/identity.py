@@ -8,7 +8,7 @@ from typing import Any
 from engine.types import UserError
 
 
-def require_same(saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+def require_same_model(saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     """Compare what makes two models interchangeable, by the key of the pipeline file to change.
 
     Raises: UserError naming the first difference.
@@ -21,4 +21,4 @@ def require_same(saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
             )
 
 
-__all__ = ["require_same"]
+__all__ = ["require_same_model"]

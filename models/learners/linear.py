@@ -16,22 +16,22 @@ from pydantic import Field
 
 from engine import types
 from engine.types import Batch, Features, Settings, Snapshot, Step, Tensors, UserError
-from models.learners.identity import require_same
-from models.challenge.challenger import Renewable, RenewalSettings
+from models.learners.identity import require_same_model
+from models.challenge.challenger import Challengeable, ChallengeSettings
 from models.learners.sgd import Floats, learn_rows, predict_rows
 
 if TYPE_CHECKING:
     from models.augment.augmentation import Augmentation
     from models.export.onnx_graph import Graph
 
-ASIDE = 4
+KEPT_BAD_BATCHES = 4
 """How many batches on which the numbers did not stay finite are kept to look at."""
-FADED = 512
+SUCCESSOR_ROWS = 512
 """For how many rows the scaler of the model before counts with a successor."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Numbers:
+class LinearState:
     """What has been learned. Learning makes a new one, so a snapshot is a reference.
 
     Attributes:
@@ -47,9 +47,9 @@ class Numbers:
     weights: Floats
     penalties: Floats
 
-    def copy(self) -> Numbers:
+    def copy(self) -> LinearState:
         """One that may be written to."""
-        return Numbers(
+        return LinearState(
             scalars=self.scalars.copy(),
             mean=self.mean.copy(),
             variance=self.variance.copy(),
@@ -62,7 +62,7 @@ class Numbers:
         return (self.scalars, self.mean, self.variance, self.weights, self.penalties)
 
 
-class LinearLearner(Renewable):
+class LinearLearner(Challengeable):
     """Linear (squared loss) or logistic (log loss) regression by stochastic gradient descent.
 
     Each row is predicted, then learned from; all in float64, in one compiled call a batch.
@@ -103,7 +103,7 @@ class LinearLearner(Renewable):
 
         standardize: bool = True
 
-    class Training(RenewalSettings):
+    class Training(ChallengeSettings):
         """``[train]``.
 
         Attributes:
@@ -138,7 +138,7 @@ class LinearLearner(Renewable):
         self.settings = settings
         self.training = training
         self.features = features
-        self.aside: deque[Batch] = deque(maxlen=ASIDE)
+        self.bad_batches: deque[Batch] = deque(maxlen=KEPT_BAD_BATCHES)
         self.augmentation: Augmentation | None = None
         sizes = [len(features.numeric), *features.categories.values()]
         self._bounds = np.cumsum(sizes, dtype=np.int64)
@@ -147,7 +147,7 @@ class LinearLearner(Renewable):
             [settings.standardize and name not in features.scaled for name in features.numeric],
             np.bool_,
         )
-        self._numbers = _zeros(sizes[0], int(self._bounds[-1]))
+        self._state = _zeros(sizes[0], int(self._bounds[-1]))
         self._rates = (
             training.lr,
             training.intercept_lr,
@@ -168,51 +168,51 @@ class LinearLearner(Renewable):
         n = len(tensors.target)
         if not n:
             return Step(scores=np.empty(0), loss=float("nan"), steps=0, skipped="empty")
-        numbers, scores = self._numbers.copy(), np.empty(n)
-        rows = taught = _examples(tensors)
+        numbers, scores = self._state.copy(), np.empty(n)
+        rows = augmented = _examples(tensors)
         changed: dict[str, int] = {}
         if self.augmentation is not None:
             lesson, changed = self.augmentation(tensors, int(numbers.scalars[0]))
-            taught = _examples(lesson)
+            augmented = _examples(lesson)
         loss = learn_rows(
-            *rows, self._bounds, *self._modes, self._rates,
-            *numbers.arrays(), scores, taught, taught is not rows,
+            *rows, self._bounds, *self._flags, self._rates,
+            *numbers.arrays(), scores, augmented, augmented is not rows,
         )  # fmt: skip
         if not math.isfinite(loss):
-            self.aside.append(batch)
+            self.bad_batches.append(batch)
             return Step(
                 scores=self.predict(tensors), loss=float("nan"), steps=0, skipped="non_finite"
             )
-        self._numbers = numbers
+        self._state = numbers
         return Step(scores=scores, loss=loss / n, steps=n, augmented=changed)
 
     def predict(self, tensors: Tensors) -> Floats:
         """Scores as in `Step.scores`."""
         scores = np.empty(len(tensors.numeric))
         predict_rows(
-            *_inputs(tensors), self._bounds, *self._modes, *self._numbers.arrays()[:4], scores
+            *_inputs(tensors), self._bounds, *self._flags, *self._state.arrays()[:4], scores
         )
         return scores
 
     def successor(self) -> LinearLearner:
         """No weights yet. The scaler is that of now, and follows the rows that come faster."""
-        made, numbers = LinearLearner(self.settings, self.training, self.features), self._numbers
-        made.augmentation = self.augmentation
-        scalars = np.array([min(numbers.scalars[0], FADED), 0.0, 0.0])
-        made._numbers = dataclasses.replace(
-            made._numbers, scalars=scalars, mean=numbers.mean, variance=numbers.variance
+        learner, numbers = LinearLearner(self.settings, self.training, self.features), self._state
+        learner.augmentation = self.augmentation
+        scalars = np.array([min(numbers.scalars[0], SUCCESSOR_ROWS), 0.0, 0.0])
+        learner._state = dataclasses.replace(
+            learner._state, scalars=scalars, mean=numbers.mean, variance=numbers.variance
         )
-        return made
+        return learner
 
     def state_dict(self) -> dict[str, Snapshot]:
         """Features and numbers; nothing is copied, for nothing of it is ever written to."""
-        numbers = {f.name: getattr(self._numbers, f.name) for f in fields(Numbers)}
+        numbers = {f.name: getattr(self._state, f.name) for f in fields(LinearState)}
         return {"shape": self._identity(), **numbers}
 
     def load_state_dict(self, state: Mapping[str, Snapshot]) -> None:
         """Raises: UserError naming the first thing in which the saved model is another."""
-        require_same(state["shape"], self._identity())
-        self._numbers = Numbers(**{f.name: np.array(state[f.name]) for f in fields(Numbers)})
+        require_same_model(state["shape"], self._identity())
+        self._state = LinearState(**{f.name: np.array(state[f.name]) for f in fields(LinearState)})
 
     def build(self, graph: Graph, numeric: str, categories: str) -> str:
         """Write what `predict` does into an ONNX graph; the name of the scores, float32, (n,).
@@ -223,7 +223,7 @@ class LinearLearner(Renewable):
         terms = self._build_tables(graph, categories)
         if self.features.numeric:
             terms.append(self._build_numeric(graph, numeric))
-        score = graph.constant(np.float32(self._numbers.scalars[1]), "intercept")
+        score = graph.constant(np.float32(self._state.scalars[1]), "intercept")
         for term in terms:
             score = graph.op("Add", term, score)
         return graph.op("Sigmoid", score) if self.features.task == "binary" else score
@@ -231,12 +231,12 @@ class LinearLearner(Renewable):
     @property
     def parameters_count(self) -> int:
         """Number of weights, the intercept included."""
-        return len(self._numbers.weights) + 1
+        return len(self._state.weights) + 1
 
     def memory(self) -> dict[str, int]:
         """Component -> bytes."""
-        weights = self._numbers.weights.nbytes + 8
-        total = sum(array.nbytes for array in self._numbers.arrays())
+        weights = self._state.weights.nbytes + 8
+        total = sum(array.nbytes for array in self._state.arrays())
         return {"weights": weights, "optimizer": total - weights, "replay": 0}
 
     def _warm_up(self) -> None:
@@ -247,13 +247,13 @@ class LinearLearner(Renewable):
             target=torch.empty(0),
         )
         learn_rows(
-            *_examples(empty), self._bounds, *self._modes, self._rates,
-            *self._numbers.copy().arrays(), np.empty(0), _examples(empty), False,
+            *_examples(empty), self._bounds, *self._flags, self._rates,
+            *self._state.copy().arrays(), np.empty(0), _examples(empty), False,
         )  # fmt: skip
         self.predict(empty)
 
     @property
-    def _modes(self) -> tuple[bool, NDArray[np.bool_]]:
+    def _flags(self) -> tuple[bool, NDArray[np.bool_]]:
         return self.features.task == "binary", self._scaled
 
     def _identity(self) -> dict[str, Any]:
@@ -269,7 +269,7 @@ class LinearLearner(Renewable):
         }
 
     def _build_numeric(self, graph: Graph, numeric: str) -> str:
-        numbers, d = self._numbers, len(self.features.numeric)
+        numbers, d = self._state, len(self.features.numeric)
         weights = numbers.weights[:d]
         if self._scaled.any():
             # The mean apart: folded into the weights, a large one would cost float32 its digits.
@@ -286,13 +286,13 @@ class LinearLearner(Renewable):
         terms = []
         for i, (start, stop) in enumerate(zip(self._bounds, self._bounds[1:], strict=False)):
             codes = graph.op("Gather", categories, graph.constant(np.int64(i), "column"), axis=1)
-            weights = self._numbers.weights[start:stop].astype(np.float32)
+            weights = self._state.weights[start:stop].astype(np.float32)
             terms.append(graph.op("Gather", graph.constant(weights, "table"), codes, axis=0))
         return terms
 
 
-def _zeros(numeric: int, weights: int) -> Numbers:
-    return Numbers(
+def _zeros(numeric: int, weights: int) -> LinearState:
+    return LinearState(
         scalars=np.zeros(3),
         mean=np.zeros(numeric),
         variance=np.zeros(numeric),
@@ -310,4 +310,4 @@ def _examples(tensors: Tensors) -> tuple[NDArray[np.float32], NDArray[np.int64],
     return *_inputs(tensors), tensors.target.numpy().astype(np.float64)
 
 
-__all__ = ["LinearLearner", "Numbers"]
+__all__ = ["LinearLearner", "LinearState"]

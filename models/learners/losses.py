@@ -22,13 +22,13 @@ class LossSettings(Settings):
     Attributes:
         loss: mse, mae or huber for regression, cross_entropy for classes; unless given,
             mse, or cross_entropy.
-        delta: where huber turns from square to straight, on the network's scale.
+        huber_delta: where huber turns from square to straight, on the network's scale.
         class_weights: how much a row of each class counts, in class order; all the same
             unless given.
     """
 
     loss: Literal["mse", "mae", "huber", "cross_entropy"] | None = None
-    delta: float = Field(1.0, gt=0)
+    huber_delta: float = Field(1.0, gt=0)
     class_weights: tuple[float, ...] | None = None
 
 
@@ -47,7 +47,7 @@ def make_loss(settings: LossSettings, features: Features, device: str = "cpu") -
         )
     weights = _class_weights(settings, features, device)
     if regression:
-        return _regression(name, settings.delta)
+        return _regression(name, settings.huber_delta)
     return _multiclass(weights) if features.task == "multiclass" else _binary(weights)
 
 
@@ -73,9 +73,9 @@ def _class_weights(settings: LossSettings, features: Features, device: str) -> t
     return torch.tensor(weights, device=device)
 
 
-def _regression(name: str, delta: float) -> Loss:
+def _regression(name: str, huber_delta: float) -> Loss:
     if name == "huber":
-        return lambda raw, target: F.huber_loss(raw, target, delta=delta)
+        return lambda raw, target: F.huber_loss(raw, target, delta=huber_delta)
     return F.l1_loss if name == "mae" else F.mse_loss
 
 

@@ -33,46 +33,46 @@ def embedding_width(codes: int) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
+class NetworkShape:
     """What the network is, but for its numbers.
 
     Attributes:
         numeric: numeric inputs.
         categories: number of codes of each category.
-        embedding: width of each category's vector.
+        embedding_dim: width of each category's vector.
         layers: widths of the hidden layers; empty makes the model linear in its inputs.
         outputs: 1, or the number of classes.
         activation: a key of `ACTIVATIONS`.
-        skip: add a linear path from the inputs to the output.
+        skip_connection: add a linear path from the inputs to the output.
         sparse: gradients of the embeddings are sparse; their tables lie outside the one tensor.
         bags: number of ids and width of the vectors of each bag.
         images: channels of each image.
-        convolutions: widths of the layers that every image goes through, each 3 x 3 at every second
+        conv_channels: widths of the layers that every image goes through, each 3 x 3 at every second
             place; the mean over what is left of height and width is input beside the others.
     """
 
     numeric: int
     categories: tuple[int, ...] = ()
-    embedding: tuple[int, ...] = ()
+    embedding_dim: tuple[int, ...] = ()
     layers: tuple[int, ...] = ()
     outputs: int = 1
     activation: str = "relu"
-    skip: bool = False
+    skip_connection: bool = False
     sparse: bool = False
     bags: tuple[tuple[int, int], ...] = ()
     images: tuple[int, ...] = ()
-    convolutions: tuple[int, ...] = ()
+    conv_channels: tuple[int, ...] = ()
 
     @property
     def inputs(self) -> int:
         """Width of the first layer's input."""
         bags = sum(width for _, width in self.bags)
-        images = len(self.images) * self.convolutions[-1] if self.images else 0
-        return self.numeric + sum(self.embedding) + bags + images
+        images = len(self.images) * self.conv_channels[-1] if self.images else 0
+        return self.numeric + sum(self.embedding_dim) + bags + images
 
     def tables(self) -> dict[str, tuple[int, int]]:
         """Name -> shape of the embedding tables."""
-        pairs = zip(self.categories, self.embedding, strict=True)
+        pairs = zip(self.categories, self.embedding_dim, strict=True)
         tables = {f"embedding.{i}": pair for i, pair in enumerate(pairs)}
         return tables | {f"bag.{i}": pair for i, pair in enumerate(self.bags)}
 
@@ -80,7 +80,7 @@ class Shape:
         """Name -> shape of the layers' weights and biases, input to output."""
         shapes: dict[str, tuple[int, ...]] = {}
         for i, channels in enumerate(self.images):
-            for j, units in enumerate(self.convolutions):
+            for j, units in enumerate(self.conv_channels):
                 shapes[f"image.{i}.{j}.weight"] = (units, channels, 3, 3)
                 shapes[f"image.{i}.{j}.bias"] = (units,)
                 channels = units
@@ -89,7 +89,7 @@ class Shape:
             shapes[f"layer.{i}.weight"] = (units, width)
             shapes[f"layer.{i}.bias"] = (units,)
             width = units
-        if self.skip:
+        if self.skip_connection:
             shapes["skip.weight"] = (self.outputs, self.inputs)
         return shapes
 
@@ -110,7 +110,7 @@ class Network:
         tables: the sparse tables.
     """
 
-    def __init__(self, shape: Shape, *, seed: int = 0, device: str = "cpu") -> None:
+    def __init__(self, shape: NetworkShape, *, seed: int = 0, device: str = "cpu") -> None:
         self.shape = shape
         inside = shape.dense() if shape.sparse else {**shape.tables(), **shape.dense()}
         apart = shape.tables() if shape.sparse else {}
@@ -137,7 +137,7 @@ class Network:
         bags: Sequence[Ragged | Sparse] = (),
         images: Sequence[torch.Tensor] = (),
         dropout: float = 0.0,
-        noise: torch.Generator | None = None,
+        rng: torch.Generator | None = None,
     ) -> torch.Tensor:
         """Raw scores, shape (n,) or (n, outputs): no link function is applied.
 
@@ -146,16 +146,16 @@ class Network:
             categories: (n, c), int64 codes.
             bags: ids, n rows each: the mean of their vectors, or the sum by their weights.
             images: (n, channels, height, width); uint8 is brought to -0.5 ... 0.5.
-            dropout: share of hidden units silenced, drawn from `noise`.
+            dropout: share of hidden units silenced, drawn from `rng`.
         """
         inputs = hidden = self._inputs(numeric, categories, bags, images)
         for weight, bias in self._layers[:-1]:
             hidden = self._activation(F.linear(hidden, weight, bias))
             if dropout:
-                keep = torch.empty_like(hidden).bernoulli_(1 - dropout, generator=noise)
+                keep = torch.empty_like(hidden).bernoulli_(1 - dropout, generator=rng)
                 hidden = hidden * keep.div_(1 - dropout)
         scores = F.linear(hidden, *self._layers[-1])
-        if self.shape.skip:
+        if self.shape.skip_connection:
             scores = scores + F.linear(inputs, self.tensors["skip.weight"])
         return scores.squeeze(1) if self.shape.outputs == 1 else scores
 
@@ -164,7 +164,7 @@ class Network:
         """Number of weights."""
         return self.flat.numel() + sum(table.numel() for table in self.tables)
 
-    def everything(self) -> list[torch.Tensor]:
+    def parameters(self) -> list[torch.Tensor]:
         """The tensors that hold all weights, none twice."""
         return [self.flat.detach(), *(table.detach() for table in self.tables)]
 
@@ -201,8 +201,8 @@ class Network:
         for i in range(len(self.shape.layers)):
             hidden = self._build_activation(graph, _gemm(graph, weights, f"layer.{i}", hidden))
         scores = _gemm(graph, weights, f"layer.{len(self.shape.layers)}", hidden)
-        if self.shape.skip:
-            path = graph.constant(weights["skip.weight"].T.copy(), "skip")
+        if self.shape.skip_connection:
+            path = graph.constant(weights["skip.weight"].T.copy(), "skip_connection")
             scores = graph.op("Add", scores, graph.op("MatMul", inputs, path))
         return scores
 
@@ -219,13 +219,13 @@ class Network:
         for table, bag in zip(self._bags, bags, strict=True):
             parts.append(_bagged(bag, table, sparse=self.shape.sparse))
         for i, image in enumerate(images):
-            parts.append(self._looked_at(i, image))
+            parts.append(self._convolve(i, image))
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
-    def _looked_at(self, i: int, image: torch.Tensor) -> torch.Tensor:
+    def _convolve(self, i: int, image: torch.Tensor) -> torch.Tensor:
         """(n, channels, height, width) to (n, the last width)."""
         x = image.float().div_(255).sub_(0.5) if image.dtype == torch.uint8 else image
-        for j in range(len(self.shape.convolutions)):
+        for j in range(len(self.shape.conv_channels)):
             weight, bias = (self.tensors[f"image.{i}.{j}.{part}"] for part in ("weight", "bias"))
             x = self._activation(F.conv2d(x, weight, bias, stride=2, padding=1))
         return x.mean((2, 3))
@@ -240,17 +240,17 @@ class Network:
         return views
 
     @torch.no_grad()
-    def _initialize(self, chance: torch.Generator) -> None:
+    def _initialize(self, rng: torch.Generator) -> None:
         """Uniform within 1/sqrt(inputs), as `torch.nn.Linear`; embeddings standard normal, and the
         unknown code at the origin."""
         for name, tensor in self.tensors.items():
             if name in self.shape.tables():
-                tensor.copy_(torch.empty(tensor.shape).normal_(generator=chance))
+                tensor.copy_(torch.empty(tensor.shape).normal_(generator=rng))
                 tensor[0] = 0
                 continue
             inputs = self.tensors[name.replace("bias", "weight")][0].numel()
             bound = 1 / math.sqrt(inputs)
-            tensor.copy_(torch.empty(tensor.shape).uniform_(-bound, bound, generator=chance))
+            tensor.copy_(torch.empty(tensor.shape).uniform_(-bound, bound, generator=rng))
 
     def _build_inputs(
         self, graph: Graph, weights: dict[str, np.ndarray], numeric: str, categories: str
@@ -291,4 +291,4 @@ def _gemm(graph: Graph, weights: dict[str, np.ndarray], name: str, x: str) -> st
     return graph.op("Gemm", x, weight, graph.constant(weights[f"{name}.bias"].copy(), "bias"))
 
 
-__all__ = ["ACTIVATIONS", "Network", "Shape", "embedding_width"]
+__all__ = ["ACTIVATIONS", "Network", "NetworkShape", "embedding_width"]

@@ -28,27 +28,27 @@ class OptimizerSettings(Settings):
         momentum: momentum of the optimizer sgd.
         schedule: ``constant``; ``inverse_sqrt`` (falls with the square root of the steps after the
             warm-up); ``cosine`` (falls to `lr_floor` within `schedule_steps`, and stays).
-        warmup [steps]: steps over which the step size rises in a line to `lr`.
+        warmup_steps [steps]: steps over which the step size rises in a line to `lr`.
         schedule_steps [steps]: steps until the end of the cosine `schedule`.
         lr_floor [share]: lowest step size of a schedule, as a share of `lr`.
         l1: weight of the sum of the absolute weights, in the gradient before clipping.
-        l2: weight of half the sum of the squared weights (adamw: the decay); sparse embeddings get
+        weight_decay: weight of half the sum of the squared weights (adamw: the decay); sparse embeddings get
             neither.
-        clip_norm: longest gradient; nothing is clipped unless given.
-        ema: decay per step of an average of the weights that predicts in their place; 0 is off.
+        max_grad_norm: longest gradient; nothing is clipped unless given.
+        ema_decay: decay per step of an average of the weights that predicts in their place; 0 is off.
     """
 
     optimizer: Literal["sgd", "adam", "adamw"] = "adam"
     lr: float = Field(1e-3, gt=0)
     momentum: float = Field(0.0, ge=0, lt=1)
     schedule: Literal["constant", "inverse_sqrt", "cosine"] = "constant"
-    warmup: int = Field(0, ge=0)
+    warmup_steps: int = Field(0, ge=0)
     schedule_steps: int | None = Field(None, ge=1)
     lr_floor: float = Field(0.0, ge=0, le=1)
     l1: float = Field(0.0, ge=0)
-    l2: float = Field(0.0, ge=0)
-    clip_norm: float | None = Field(None, gt=0)
-    ema: float = Field(0.0, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float | None = Field(None, gt=0)
+    ema_decay: float = Field(0.0, ge=0, lt=1)
 
 
 class Optimizer:
@@ -75,7 +75,7 @@ class Optimizer:
         self._parts: list[_Dense | _Sparse] = [_Dense(settings, network)]
         if network.tables:
             self._parts.append(_Sparse(settings, network))
-        self._scheduled = settings.schedule != "constant" or settings.warmup > 0
+        self._scheduled = settings.schedule != "constant" or settings.warmup_steps > 0
 
     def step(self, loss: torch.Tensor) -> tuple[float, bool]:
         """Take one optimizer step on `loss`; return the loss and whether the step was taken.
@@ -105,7 +105,7 @@ class Optimizer:
         for part in self._parts:
             for moments in part.state.values():
                 tensors += [value for value in moments.values() if torch.is_tensor(value)]
-        tensors += [] if self._average is None else self._average.everything()
+        tensors += [] if self._average is None else self._average.parameters()
         return sum(tensor.nbytes for tensor in tensors)
 
     def state_dict(self) -> dict[str, Any]:
@@ -135,15 +135,15 @@ class Optimizer:
     def lr_share(self, step: int) -> float:
         """Step size of step `step` (from 0), as a share of `lr`."""
         settings = self.settings
-        if step < settings.warmup:
-            return (step + 1) / settings.warmup
+        if step < settings.warmup_steps:
+            return (step + 1) / settings.warmup_steps
         share = 1.0
         if settings.schedule == "inverse_sqrt":
-            share = math.sqrt(max(settings.warmup, 1) / max(step, settings.warmup, 1))
+            share = math.sqrt(max(settings.warmup_steps, 1) / max(step, settings.warmup_steps, 1))
         elif settings.schedule == "cosine":
             assert settings.schedule_steps is not None
-            length = max(settings.schedule_steps - settings.warmup, 1)
-            done = min(1.0, (step - settings.warmup) / length)
+            length = max(settings.schedule_steps - settings.warmup_steps, 1)
+            done = min(1.0, (step - settings.warmup_steps) / length)
             share = (1 + math.cos(math.pi * done)) / 2
         return max(share, settings.lr_floor)
 
@@ -162,7 +162,7 @@ class Optimizer:
         return [table for table in self._network.tables if table.grad is not None]
 
     def _clip(self, norm: float) -> None:
-        limit = self.settings.clip_norm
+        limit = self.settings.max_grad_norm
         if limit is None or norm <= limit:
             return
         self._network.gradient.mul_(limit / norm)
@@ -174,8 +174,8 @@ class Optimizer:
         would stay in them."""
         if self._average is None:
             return
-        decay = min(self.settings.ema, (1 + self.steps) / (10 + self.steps))
-        pairs = zip(self._average.everything(), self._network.everything(), strict=True)
+        decay = min(self.settings.ema_decay, (1 + self.steps) / (10 + self.steps))
+        pairs = zip(self._average.parameters(), self._network.parameters(), strict=True)
         for average, weights in pairs:
             average.lerp_(weights, 1 - decay)
 
@@ -228,7 +228,7 @@ class _Dense:
         momentum, buffers = self._settings.momentum, [self._moments.get("momentum_buffer")]
         sgd(
             [self._network.flat], [self._network.gradient], buffers, fused=True, lr=lr,
-            weight_decay=self._settings.l2, momentum=momentum, dampening=0.0, nesterov=False,
+            weight_decay=self._settings.weight_decay, momentum=momentum, dampening=0.0, nesterov=False,
             maximize=False,
         )  # fmt: skip
         if buffers[0] is not None:
@@ -246,7 +246,7 @@ class _Dense:
         adam(
             [flat], [self._network.gradient], [mean], [square], [], [steps], fused=True, lr=lr,
             decoupled_weight_decay=self._settings.optimizer == "adamw",
-            weight_decay=self._settings.l2, beta1=BETAS[0], beta2=BETAS[1], eps=EPSILON,
+            weight_decay=self._settings.weight_decay, beta1=BETAS[0], beta2=BETAS[1], eps=EPSILON,
             amsgrad=False, maximize=False,
         )  # fmt: skip
 
@@ -256,8 +256,8 @@ class _Sparse:
 
     def __init__(self, settings: OptimizerSettings, network: Network) -> None:
         self.count = len(network.tables)
-        kind = torch.optim.SGD if settings.optimizer == "sgd" else torch.optim.SparseAdam
-        self._optimizer: torch.optim.Optimizer = kind(network.tables, lr=settings.lr)
+        optimizer_class = torch.optim.SGD if settings.optimizer == "sgd" else torch.optim.SparseAdam
+        self._optimizer: torch.optim.Optimizer = optimizer_class(network.tables, lr=settings.lr)
 
     @property
     def state(self) -> State:

@@ -11,12 +11,12 @@ from pydantic import Field
 
 from engine.types import Settings
 
-AUTOMATIC_ROWS, AUTOMATIC_BYTES = 10_000, 32 << 20
+DEFAULT_REPLAY_ROWS, DEFAULT_REPLAY_BYTES = 10_000, 32 << 20
 """How much is kept where nothing is said."""
-YOUNG_STEPS, YOUNG_ROWS = 4, 32_768
+EARLY_REPLAY_STEPS, EARLY_REPLAY_ROWS = 4, 32_768
 """So many steps on kept rows after each step, as long as so many times the rows seen are fewer than
 that."""
-Rows = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+ReplayRows = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Numeric (n, d), categories (n, c), target (n,)."""
 
 
@@ -42,14 +42,14 @@ class ReplaySettings(Settings):
     replay_sampling: Literal["uniform", "recent"] = "uniform"
     replay_half_life: float | None = Field(None, gt=0)
 
-    def rehearsals(self, rows: int) -> int:
+    def replay_steps_after(self, rows: int) -> int:
         """Steps on kept rows after a step of a model that has seen so many rows."""
         if self.replay_steps is not None:
             return self.replay_steps
         least = 0 if self.replay_rows is None else 1
-        return max(least, min(YOUNG_STEPS, YOUNG_ROWS // max(rows, 1)))
+        return max(least, min(EARLY_REPLAY_STEPS, EARLY_REPLAY_ROWS // max(rows, 1)))
 
-    def rehearsed(self, step: int) -> int:
+    def replay_rows_for(self, step: int) -> int:
         """Rows of a step on kept rows, where a step on new ones has `step`."""
         return self.replay_batch or min(max(step, 64), 512)
 
@@ -77,9 +77,9 @@ class Replay:
         device: str = "cpu",
     ) -> None:
         self.settings = settings
-        self.rows = rows = rows or settings.replay_rows or AUTOMATIC_ROWS
+        self.rows = rows = rows or settings.replay_rows or DEFAULT_REPLAY_ROWS
         self.device = torch.device(device).type
-        self._ring: Rows = (
+        self._ring: ReplayRows = (
             torch.empty((rows, numeric), dtype=_float(exact), device=device),
             torch.empty((rows, categories), dtype=torch.int64, device=device),
             torch.empty(rows, dtype=target, device=device),
@@ -98,11 +98,11 @@ class Replay:
         return sum(part[: self._filled].nbytes for part in self._ring)
 
     @property
-    def full(self) -> int:
+    def capacity_bytes(self) -> int:
         """Bytes of all the rows that it can keep."""
         return sum(part.nbytes for part in self._ring)
 
-    def add(self, rows: Rows) -> None:
+    def add(self, rows: ReplayRows) -> None:
         """Keep these rows (a copy), over the oldest."""
         given = min(len(rows[2]), self.rows)
         first = min(given, self.rows - self._next)
@@ -114,14 +114,14 @@ class Replay:
         self._next = (self._next + given) % self.rows
         self._filled = min(self._filled + given, self.rows)
 
-    def sample(self, steps: int, chance: torch.Generator, step: int = 0) -> list[Rows]:
+    def sample(self, steps: int, rng: torch.Generator, step: int = 0) -> list[ReplayRows]:
         """Rows for so many steps, drawn with replacement. At least one row must have been added.
 
-        A step gets what `ReplaySettings.rehearsed` says of one with `step` new rows, or as many as
+        A step gets what `ReplaySettings.replay_rows_for` says of one with `step` new rows, or as many as
         are kept where those are fewer.
         """
-        batch = min(self.settings.rehearsed(step), self._filled)
-        index = self._draw(steps * batch, chance).to(self._ring[2].device)
+        batch = min(self.settings.replay_rows_for(step), self._filled)
+        index = self._draw(steps * batch, rng).to(self._ring[2].device)
         drawn = [torch.split(part.index_select(0, index), batch) for part in self._ring]
         return list(zip(*drawn, strict=True))
 
@@ -137,11 +137,11 @@ class Replay:
         for name, part in zip(("numeric", "categories", "target"), self._ring, strict=True):
             part[: self._filled] = torch.tensor(state[name])
 
-    def _draw(self, n: int, chance: torch.Generator) -> torch.Tensor:
+    def _draw(self, n: int, rng: torch.Generator) -> torch.Tensor:
         if self.settings.replay_sampling == "uniform":
-            return torch.randint(self._filled, (n,), generator=chance)
+            return torch.randint(self._filled, (n,), generator=rng)
         # The age is exponential, cut off at the oldest row: its distribution function, inverted.
-        share = torch.rand(n, dtype=torch.float64, generator=chance)
+        share = torch.rand(n, dtype=torch.float64, generator=rng)
         share *= -math.expm1(-self._rate * self._filled)
         age = torch.log1p(-share).div_(-self._rate).long().clamp_(max=self._filled - 1)
         return (self._next - 1 - age) % self._filled
@@ -156,4 +156,4 @@ def _float(exact: bool) -> torch.dtype:
     return torch.float64 if exact else torch.float32
 
 
-__all__ = ["Replay", "ReplaySettings", "Rows"]
+__all__ = ["Replay", "ReplaySettings", "ReplayRows"]

@@ -25,7 +25,7 @@ class Rescale:
         self._device = device
         self._last: tuple[Sequence[Scale], tuple[torch.Tensor, torch.Tensor]] | None = None
 
-    def back(self, x: torch.Tensor, scales: Sequence[Scale]) -> torch.Tensor:
+    def unscale(self, x: torch.Tensor, scales: Sequence[Scale]) -> torch.Tensor:
         """The features as they were before the stages, float64; NaN for what was lost."""
         if not self._features.scaled:
             return x
@@ -33,8 +33,8 @@ class Rescale:
         # What did not vary was all the same: the shift.
         return x.double().div_(torch.where(factor == 0, torch.inf, factor)).add_(shift)
 
-    def forth(self, x: torch.Tensor, scales: Sequence[Scale]) -> torch.Tensor:
-        """What `back` gave, scaled by the stages of this batch; float32."""
+    def rescale(self, x: torch.Tensor, scales: Sequence[Scale]) -> torch.Tensor:
+        """What `unscale` gave, scaled by the stages of this batch; float32."""
         if not self._features.scaled:
             return x
         shift, factor = self._affine(scales)
@@ -43,10 +43,10 @@ class Rescale:
     def _affine(self, scales: Sequence[Scale]) -> tuple[torch.Tensor, torch.Tensor]:
         """Shift and factor of each feature, all stages together, shape (d,)."""
         if self._last is None or self._last[0] is not scales:
-            self._last = scales, self._joined(scales)
+            self._last = scales, self._compose(scales)
         return self._last[1]
 
-    def _joined(self, scales: Sequence[Scale]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _compose(self, scales: Sequence[Scale]) -> tuple[torch.Tensor, torch.Tensor]:
         names = {name: i for i, name in enumerate(self._features.numeric)}
         shift, factor = np.zeros(len(names)), np.ones(len(names))
         for scale in scales:

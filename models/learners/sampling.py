@@ -24,8 +24,8 @@ from engine.types import (
     UserError,
     nearest,
 )
-from models.learners.identity import require_same
-from models.challenge.challenger import Renewable
+from models.learners.identity import require_same_model
+from models.challenge.challenger import Challengeable
 
 if TYPE_CHECKING:
     from models.export.onnx_graph import Graph
@@ -36,12 +36,12 @@ class SamplingSettings(Settings):
 
     Attributes:
         method: ``under`` leaves rows of frequent classes out, ``over`` learns rows of rare ones
-            several times, ``hybrid`` does both and learns `rate` rows for each that was read.
-        desired [share]: class -> its share of the rows learned from; equal shares unless given.
+            several times, ``hybrid`` does both and learns `sampling_rate` rows for each that was read.
+        desired_dist [share]: class -> its share of the rows learned from; equal shares unless given.
             They are divided by their sum.
-        rate: of hybrid.
-        copies: a row is learned at most so many times.
-        smote: in place of copies, rows between a row and one of its so many nearest of the same
+        sampling_rate: of hybrid.
+        max_copies: a row is learned at most so many times.
+        smote_neighbors: in place of copies, rows between a row and one of its so many nearest of the same
             class (SMOTE); 0 copies.
         keep [rows]: rows of each class that smote looks among, the newest.
         correct: correct probabilities back to the classes' true shares.
@@ -49,16 +49,16 @@ class SamplingSettings(Settings):
     """
 
     method: Literal["under", "over", "hybrid"] = "hybrid"
-    desired: dict[str, float] = Field(default_factory=dict)
-    rate: float = Field(1.0, gt=0)
-    copies: int = Field(100, ge=1)
-    smote: int = Field(0, ge=0)
+    desired_dist: dict[str, float] = Field(default_factory=dict)
+    sampling_rate: float = Field(1.0, gt=0)
+    max_copies: int = Field(100, ge=1)
+    smote_neighbors: int = Field(0, ge=0)
     keep: int = Field(1_000, ge=2)
     correct: bool = True
     seed: int = Field(0, ge=0)
 
 
-class Balanced(Renewable):
+class ResampledLearner(Challengeable):
     """A learner that learns from drawn rows; see `engine.types.Learner`.
 
     Each row is drawn as often as its class needs: on average `rates` times, rounded up or down at
@@ -72,7 +72,7 @@ class Balanced(Renewable):
     Latinne and Decaestecker, "Adjusting the Outputs of a Classifier to New a Priori Probabilities",
     2002). The exported model does so too.
 
-    With `smote`, the second and further copies of a row lie at random between it and one of its
+    With `smote_neighbors`, the second and further copies of a row lie at random between it and one of its
     nearest kept rows of the same class (Chawla et al., "SMOTE: Synthetic Minority Over-sampling
     Technique", 2002): numbers on the line between the two, categories those of the row.
 
@@ -111,11 +111,11 @@ class Balanced(Renewable):
         if not len(target):
             return Step(scores=scores, loss=float("nan"), steps=0, skipped="empty")
         self._batches += 1
-        chance = np.random.default_rng((self.settings.seed, self._batches))
+        rng = np.random.default_rng((self.settings.seed, self._batches))
         seen = self._seen + np.bincount(target, minlength=len(self._seen))
-        times = self._times(target, seen, chance)
+        times = self._times(target, seen, rng)
         chosen = np.repeat(np.arange(len(target)), times)
-        drawn = self._interpolated(tensors.take(chosen), chosen, chance)
+        drawn = self._interpolated(tensors.take(chosen), chosen, rng)
         step = Step(scores=scores, loss=float("nan"), steps=0)
         if len(chosen):
             self._keep_pace()
@@ -124,12 +124,12 @@ class Balanced(Renewable):
             self._seen = seen
             self._drawn = self._drawn + np.bincount(target[chosen], minlength=len(seen))
             self._keep(tensors, target)
-        refused = None
-        if step.refused is not None:
-            refused = np.zeros(len(target), np.bool_)
-            refused[chosen[step.refused]] = True
-        unlearned = int((times == 0).sum())
-        return dataclasses.replace(step, scores=scores, refused=refused, unlearned=unlearned)
+        not_learned = None
+        if step.not_learned is not None:
+            not_learned = np.zeros(len(target), np.bool_)
+            not_learned[chosen[step.not_learned]] = True
+        scored_only = int((times == 0).sum())
+        return dataclasses.replace(step, scores=scores, not_learned=not_learned, scored_only=scored_only)
 
     def predict(self, tensors: Tensors) -> NDArray[np.float64]:
         """The learner's scores, corrected."""
@@ -139,13 +139,13 @@ class Balanced(Renewable):
             scores /= scores.sum(axis=1, keepdims=True)
             return scores
         yes = scores * weights[1]
-        made: NDArray[np.float64] = yes / (yes + (1 - scores) * weights[0])
-        return made
+        corrected: NDArray[np.float64] = yes / (yes + (1 - scores) * weights[0])
+        return corrected
 
-    def successor(self) -> Balanced:
+    def successor(self) -> ResampledLearner:
         """Return a successor of the wrapped learner, with fresh class counts."""
         learner: Any = self.learner
-        return Balanced(learner.successor(), self.settings)
+        return ResampledLearner(learner.successor(), self.settings)
 
     def steps_per_row(self, rows: int) -> float:
         """The learner's, for the rows drawn of a row."""
@@ -176,24 +176,24 @@ class Balanced(Renewable):
         if not self.settings.correct or not seen.any() or (self._drawn[seen] == 0).any():
             return np.ones(len(self._seen))
         ratio = np.divide(self._seen, self._drawn, where=seen, out=np.ones(len(seen)))
-        made: NDArray[np.float64] = ratio * (self._drawn.sum() / self._seen.sum())
-        return np.where(seen, made, 1.0)
+        weights: NDArray[np.float64] = ratio * (self._drawn.sum() / self._seen.sum())
+        return np.where(seen, weights, 1.0)
 
     def remarks(self) -> list[str]:
         """A sentence for each class that is wanted and never came, or could not be reached."""
-        said, settings = [], self.settings
+        remarks, settings = [], self.settings
         for i, name in enumerate(self.features.classes):
             if self._desired[i] > 0 and not self._seen[i]:
-                said.append(
+                remarks.append(
                     f"[train.sampling] wants class '{name}' to be {self._desired[i]:.1%} of what "
                     "is learned, and no row of it has come."
                 )
-            elif self._rates(self._seen)[i] == settings.copies and settings.copies > 1:
-                said.append(
-                    f"[train.sampling] copies = {settings.copies} keeps class '{name}' below its "
+            elif self._rates(self._seen)[i] == settings.max_copies and settings.max_copies > 1:
+                remarks.append(
+                    f"[train.sampling] max_copies = {settings.max_copies} keeps class '{name}' below its "
                     f"{self._desired[i]:.1%}: raise it, or choose method = 'under'."
                 )
-        return said
+        return remarks
 
     # ------------------------------------------------------------------------------------- state
 
@@ -216,7 +216,7 @@ class Balanced(Renewable):
                 "with --fresh."
             )
         own = state["sampling"]
-        require_same(own["shape"], self._identity())
+        require_same_model(own["shape"], self._identity())
         self.learner.load_state_dict({k: v for k, v in state.items() if k != "sampling"})
         self._seen, self._drawn = own["seen"], own["drawn"]
         self._kept, self._batches = list(own["kept"]), own["batches"]
@@ -249,10 +249,10 @@ class Balanced(Renewable):
         """As the learner's."""
         return int(getattr(self.learner, "replay_bytes", 0))
 
-    def bound(self, nbytes: int) -> None:
+    def limit_memory(self, nbytes: int) -> None:
         """As the learner's."""
         if isinstance(self.learner, Buffered):
-            self.learner.bound(nbytes)
+            self.learner.limit_memory(nbytes)
 
     def memory(self) -> dict[str, int]:
         """The learner's, and the rows kept to interpolate."""
@@ -277,40 +277,40 @@ class Balanced(Renewable):
         some = ratio[ratio > 0]
         if not len(some):
             return np.zeros(len(ratio))
-        scale = {"under": 1 / some.max(), "over": 1 / some.min(), "hybrid": settings.rate}
-        made: NDArray[np.float64] = np.minimum(ratio * scale[settings.method], settings.copies)
-        return made
+        scale = {"under": 1 / some.max(), "over": 1 / some.min(), "hybrid": settings.sampling_rate}
+        rates: NDArray[np.float64] = np.minimum(ratio * scale[settings.method], settings.max_copies)
+        return rates
 
     def _times(
-        self, target: NDArray[np.int64], seen: NDArray[np.int64], chance: np.random.Generator
+        self, target: NDArray[np.int64], seen: NDArray[np.int64], rng: np.random.Generator
     ) -> NDArray[np.int64]:
         """How often each row is learned, shape (n,)."""
         wanted = self._rates(seen)[target]
-        return np.floor(wanted + chance.random(len(target))).astype(np.int64)
+        return np.floor(wanted + rng.random(len(target))).astype(np.int64)
 
     def _interpolated(
-        self, drawn: Tensors, chosen: NDArray[np.int64], chance: np.random.Generator
+        self, drawn: Tensors, chosen: NDArray[np.int64], rng: np.random.Generator
     ) -> Tensors:
         """Copies moved towards a neighbour."""
-        if not self.settings.smote:
+        if not self.settings.smote_neighbors:
             return drawn
         assert drawn.target is not None
-        copies = np.flatnonzero(np.r_[False, chosen[1:] == chosen[:-1]])
+        max_copies = np.flatnonzero(np.r_[False, chosen[1:] == chosen[:-1]])
         numeric, target = drawn.numeric.numpy().copy(), drawn.target.numpy()
-        for code in np.unique(target[copies]).tolist():
+        for code in np.unique(target[max_copies]).tolist():
             kept = self._kept[code]
             if len(kept) < 2:
                 continue
-            at = copies[target[copies] == code]
+            at = max_copies[target[max_copies] == code]
             rows, own = np.unique(chosen[at], return_inverse=True)
-            near = _nearest(drawn.numeric[np.searchsorted(chosen, rows)], kept, self.settings.smote)
-            picked = near[own, chance.integers(near.shape[1], size=len(at))]
-            share = chance.random((len(at), 1), np.float32)
+            near = _nearest(drawn.numeric[np.searchsorted(chosen, rows)], kept, self.settings.smote_neighbors)
+            picked = near[own, rng.integers(near.shape[1], size=len(at))]
+            share = rng.random((len(at), 1), np.float32)
             numeric[at] += share * (kept[picked] - numeric[at])
         return dataclasses.replace(drawn, numeric=torch.from_numpy(numeric))
 
     def _keep(self, tensors: Tensors, target: NDArray[np.int64]) -> None:
-        if not self.settings.smote:
+        if not self.settings.smote_neighbors:
             return
         rows, keep = tensors.numeric.numpy(), self.settings.keep
         self._kept = [
@@ -323,44 +323,44 @@ class Balanced(Renewable):
         return {
             "[model] classes": list(self.features.classes),
             "[train.sampling] method": settings.method,
-            "[train.sampling] desired": self._desired.tolist(),
-            "[train.sampling] rate": settings.rate,
-            "[train.sampling] smote": settings.smote,
+            "[train.sampling] desired_dist": self._desired.tolist(),
+            "[train.sampling] sampling_rate": settings.sampling_rate,
+            "[train.sampling] smote_neighbors": settings.smote_neighbors,
             "[train.sampling] seed": settings.seed,
         }
 
 
 def _desired(settings: SamplingSettings, features: Features) -> NDArray[np.float64]:
     """The shares, in class order."""
-    where = "[train.sampling] desired"
+    where = "[train.sampling] desired_dist"
     if features.task == "regression":
         raise UserError(
             "[train.sampling] is for classes, and [model] task is 'regression': take it out."
         )
-    classes, desired = features.classes, settings.desired
-    for name in desired:
+    classes, desired_dist = features.classes, settings.desired_dist
+    for name in desired_dist:
         if name not in classes:
             raise UserError(
                 f"{where} names class '{name}', which [model] classes does not."
                 f"{nearest(name, classes)}"
             )
-    shares = np.array([desired.get(name, 0.0) if desired else 1.0 for name in classes])
+    shares = np.array([desired_dist.get(name, 0.0) if desired_dist else 1.0 for name in classes])
     if not (np.isfinite(shares).all() and (shares >= 0).all() and shares.sum() > 0):
         raise UserError(
-            f"{where} expects shares of 0 or more, at least one above 0, got {dict(desired)}."
+            f"{where} expects shares of 0 or more, at least one above 0, got {dict(desired_dist)}."
         )
-    made: NDArray[np.float64] = shares / shares.sum()
-    return made
+    normalized: NDArray[np.float64] = shares / shares.sum()
+    return normalized
 
 
-def _ratio(desired: NDArray[np.float64], seen: NDArray[np.int64]) -> NDArray[np.float64]:
+def _ratio(desired_dist: NDArray[np.float64], seen: NDArray[np.int64]) -> NDArray[np.float64]:
     """Desired share over true share of each class; 0 for one that was not seen."""
-    there = seen > 0
+    seen_mask = seen > 0
     actual = seen / max(1, int(seen.sum()))
-    possible = np.where(there, desired, 0.0)
+    possible = np.where(seen_mask, desired_dist, 0.0)
     possible = possible / (possible.sum() or 1.0)
-    made: NDArray[np.float64] = np.divide(possible, actual, where=there, out=np.zeros(len(desired)))
-    return made
+    ratio: NDArray[np.float64] = np.divide(possible, actual, where=seen_mask, out=np.zeros(len(desired_dist)))
+    return ratio
 
 
 def _nearest(rows: torch.Tensor, kept: NDArray[np.float32], k: int) -> NDArray[np.int64]:
@@ -371,4 +371,4 @@ def _nearest(rows: torch.Tensor, kept: NDArray[np.float32], k: int) -> NDArray[n
     return near
 
 
-__all__ = ["Balanced", "SamplingSettings"]
+__all__ = ["ResampledLearner", "SamplingSettings"]

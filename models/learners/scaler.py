@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from models.export.onnx_graph import Graph
 
 Floats = NDArray[np.float64]
-REACH = 8.0
+MAX_DEVIATIONS = 8.0
 """Deviations from the mean beyond which a number counts as so far away: one outlier spoils neither
 a step nor the statistics."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Scaler:
-    """Mean and deviation of the rows learned so far: ``(x - mean) / deviation``, at most `REACH`
+    """Mean and deviation of the rows learned so far: ``(x - mean) / deviation``, at most `MAX_DEVIATIONS`
     from 0; 0 where a feature has not varied yet. A value: learning makes a new one.
 
     The factor of a feature that has not varied is 0; features that are not scaled have shift 0,
@@ -76,7 +76,7 @@ class Scaler:
 
     def learned(self, x: torch.Tensor) -> Scaler:
         """With these rows in the statistics (Chan, Golub and LeVeque's merge). A number further
-        than `REACH` deviations away counts as so far."""
+        than `MAX_DEVIATIONS` deviations away counts as so far."""
         if not self.any:
             return self
         mean, squares = self.mean.copy(), self.squares.copy()
@@ -104,7 +104,7 @@ class Scaler:
         moments[:] = torch.stack([mean, squares]).cpu().numpy()
         return moments
 
-    def faded(self, rows: int) -> Scaler:
+    def discounted(self, rows: int) -> Scaler:
         """The same scale, as if so few rows had taught it: those that come move it faster."""
         if self.count <= rows:
             return self
@@ -158,7 +158,7 @@ def _numbers_into(on, count, mean, squares, numbers):  # type: ignore[no-untyped
         numbers[0, j] = mean[j]
         numbers[1, j] = 1 / deviation if varies else 1.0
         numbers[2, j] = numbers[1, j] if varies or not on[j] else 0.0
-        numbers[4, j] = REACH if varies else np.inf
+        numbers[4, j] = MAX_DEVIATIONS if varies else np.inf
         numbers[3, j] = -numbers[4, j]
 
 
@@ -207,4 +207,4 @@ def _merge(on, count, n, moments, mean, squares):  # type: ignore[no-untyped-def
             squares[j] += moments[1, j] * unit**2 + gap**2 * (count * n / (count + n))
 
 
-__all__ = ["REACH", "Scaler"]
+__all__ = ["MAX_DEVIATIONS", "Scaler"]

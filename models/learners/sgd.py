@@ -97,17 +97,17 @@ def link(score: float, logistic: bool) -> float:
 
 
 @compiled
-def loss_of(score: float, said: float, target: float, logistic: bool) -> float:
-    """Squared or log loss; `said` is the score's link."""
+def loss_of(score: float, predicted: float, target: float, logistic: bool) -> float:
+    """Squared or log loss; `predicted` is the score's link."""
     if not logistic:
         return (score - target) ** 2
     if abs(score) > 30:
         return max(0.0, -score if target > 0 else score)
-    return -math.log(said if target > 0 else 1 - said)
+    return -math.log(predicted if target > 0 else 1 - predicted)
 
 
 @compiled
-def pull(score: float, sign: float) -> float:
+def log_loss_gradient(score: float, sign: float) -> float:
     """Log loss's derivative by the score, with River's shortcuts far from 0."""
     margin = score * sign
     if margin > 18:
@@ -121,8 +121,8 @@ def gradient_of(score: float, target: float, logistic: bool) -> float:
     if not logistic:
         return 2 * (score - target)
     if 0 < target < 1:
-        return target * pull(score, 1.0) + (1 - target) * pull(score, -1.0)
-    return pull(score, 1.0 if target > 0 else -1.0)
+        return target * log_loss_gradient(score, 1.0) + (1 - target) * log_loss_gradient(score, -1.0)
+    return log_loss_gradient(score, 1.0 if target > 0 else -1.0)
 
 
 @compiled
@@ -167,14 +167,14 @@ def learn_rows(
     weights: Floats,
     penalties: Floats,
     scores: Floats,
-    taught: tuple[NDArray[np.float32], Integers, Floats],
-    apart: bool,
+    augmented: tuple[NDArray[np.float32], Integers, Floats],
+    is_augmented: bool,
 ) -> float:
     """Predict each row, then learn it; writes the numbers and `scores`.
 
     Args:
-        taught: numeric, categories and target to learn in place of the rows, where they are
-            `apart`; mean and variance are those of the rows all the same.
+        augmented: numeric, categories and target to learn in place of the rows, where they are
+            `is_augmented`; mean and variance are those of the rows all the same.
         scaled: the features that are scaled here, shape (d,).
         rates: lr, intercept_lr, l1, l2, clip_gradient.
 
@@ -195,16 +195,16 @@ def learn_rows(
         count += 1
         if scales:
             welford(numeric, i, count, scaled, mean, variance, inverse)
-        if apart:
-            find(taught[1], i, bounds, slots)
-        if scales or apart:
-            score, size = score_of(taught[0], i, slots, mean, inverse, weights, intercept)
-        g = min(max(gradient_of(score, taught[2][i], logistic), -clip), clip)
+        if is_augmented:
+            find(augmented[1], i, bounds, slots)
+        if scales or is_augmented:
+            score, size = score_of(augmented[0], i, slots, mean, inverse, weights, intercept)
+        g = min(max(gradient_of(score, augmented[2][i], logistic), -clip), clip)
         if not logistic:  # whose gradient ends with the error
-            g = limited(g, score - taught[2][i], intercept_lr + lr * (len(slots) + size))
+            g = limited(g, score - augmented[2][i], intercept_lr + lr * (len(slots) + size))
         intercept -= intercept_lr * g
         for j in range(len(mean)):
-            z = (taught[0][i, j] - mean[j]) * inverse[j]
+            z = (augmented[0][i, j] - mean[j]) * inverse[j]
             weights[j] -= lr * (g * z + l2 * weights[j])
         for slot in slots:
             weights[slot] -= lr * (g + l2 * weights[slot])

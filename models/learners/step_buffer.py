@@ -11,7 +11,7 @@ import torch
 from engine.types import Ragged, Sparse, Tensors
 
 
-class Waiting:
+class StepBuffer:
     """Parts of batches, in order. The learner cuts them so that they fill a step exactly."""
 
     def __init__(self) -> None:
@@ -33,18 +33,18 @@ class Waiting:
     def take(self) -> Tensors:
         """All rows, in order; none are left."""
         parts, self._parts = self._parts, []
-        return joined(parts)
+        return concat(parts)
 
     def snapshot(self) -> dict[str, Any]:
         """The rows as a plain value, a copy."""
-        return plain(joined(self._parts)) if self._parts else {}
+        return plain(concat(self._parts)) if self._parts else {}
 
     def restore(self, value: Mapping[str, Any], device: str) -> None:
         """Go back to what `snapshot` gave."""
         self._parts = [restored(value, device)] if value else []
 
 
-def joined(parts: Sequence[Tensors]) -> Tensors:
+def concat(parts: Sequence[Tensors]) -> Tensors:
     """Rows of several parts, one behind the other, with the same features."""
     first = parts[0]
     if len(parts) == 1:
@@ -129,4 +129,4 @@ def _offsets(parts: Sequence[Ragged] | Sequence[Sparse]) -> torch.Tensor:
     return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
 
 
-__all__ = ["Waiting", "joined", "plain", "restored"]
+__all__ = ["StepBuffer", "concat", "plain", "restored"]

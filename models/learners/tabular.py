@@ -27,16 +27,16 @@ from engine.types import (
     UserError,
     nearest,
 )
-from models.learners.identity import require_same
+from models.learners.identity import require_same_model
 from models.learners.losses import LossSettings, make_loss
-from models.learners.network import Network, Shape, embedding_width
+from models.learners.network import Network, NetworkShape, embedding_width
 from models.learners.optimizer import Optimizer, OptimizerSettings
-from models.challenge.challenger import Renewable, RenewalSettings
-from models.learners.replay import AUTOMATIC_BYTES, AUTOMATIC_ROWS, Replay, ReplaySettings
+from models.challenge.challenger import Challengeable, ChallengeSettings
+from models.learners.replay import DEFAULT_REPLAY_BYTES, DEFAULT_REPLAY_ROWS, Replay, ReplaySettings
 from models.learners.rescale import Rescale
 from models.learners.scaler import Scaler
-from models.learners.target_transform import TargetScale, Transform
-from models.learners.step_buffer import Waiting
+from models.learners.target_transform import TargetScale, TargetTransform
+from models.learners.step_buffer import StepBuffer
 
 if TYPE_CHECKING:
     from models.augment.augmentation import Augmentation
@@ -49,18 +49,18 @@ two cores: at 11 million two threads took 0.92 of one's time, at 39 and 73 milli
 other processes 4, 10 and 40 times as long."""
 OWN_THREADS = torch.get_num_threads()
 """What torch takes by itself."""
-ASIDE = 4
+KEPT_BAD_BATCHES = 4
 """How many batches with a loss or gradient that was not finite are kept to look at."""
-LARGEST = 1e18
+MAX_SCORE = 1e18
 """What the network says, and what it should say, must be smaller: a square is then still a
 float32."""
-GROWTH = 64
+ROWS_PER_STEP_ROW = 64
 """A step has so small a part of the rows seen."""
-FADED = 512
+SUCCESSOR_ROWS = 512
 """For how many rows the scales of the model before count with a successor."""
 
 
-class TabularLearner(Renewable):
+class TabularLearner(Challengeable):
     """A feed-forward network with embeddings for categories, bags of embeddings for lists of ids
     (ragged: the mean, sparse: the sum) and convolutions for images; regression, binary or
     multiclass.
@@ -87,7 +87,7 @@ class TabularLearner(Renewable):
         features: what it reads.
 
     Attributes:
-        aside: the last few batches that were skipped because loss or gradient was not finite.
+        bad_batches: the last few batches that were skipped because loss or gradient was not finite.
         augmentation: what to learn from in place of the rows; see its `attach`.
 
     Raises: UserError for settings that do not fit the task, the features or each other.
@@ -101,14 +101,14 @@ class TabularLearner(Renewable):
 
         Attributes:
             layers: widths of the hidden layers.
-            embedding: width of the vectors of categories and ids, one for all or by column; unless
+            embedding_dim: width of the vectors of categories and ids, one for all or by column; unless
                 given, by the number of codes (`models.learners.network.embedding_width`).
-            convolutions: widths of the layers that images go through (`models.learners.network.Shape`).
+            conv_channels: widths of the layers that images go through (`models.learners.network.NetworkShape`).
             activation: function after each hidden layer.
             dropout [share]: share of hidden units silenced in a training step.
             sparse_embeddings: only the rows of a table that a batch uses get a gradient: for tables
                 of many thousand codes. They get no l1 or l2, and adam becomes SparseAdam.
-            skip: a linear path from the inputs to the output beside the layers.
+            skip_connection: a linear path from the inputs to the output beside the layers.
             standardize: scale the numeric features by their mean and deviation so far, but for
                 those that a stage has scaled.
             target_transform: what a regression learns in place of its target: none, log1p, sqrt,
@@ -118,17 +118,17 @@ class TabularLearner(Renewable):
         """
 
         layers: tuple[PositiveInt, ...] = (128, 64)
-        embedding: PositiveInt | dict[str, PositiveInt] | None = None
-        convolutions: tuple[PositiveInt, ...] = Field((16, 32, 64), min_length=1)
+        embedding_dim: PositiveInt | dict[str, PositiveInt] | None = None
+        conv_channels: tuple[PositiveInt, ...] = Field((16, 32, 64), min_length=1)
         activation: Literal["relu", "silu", "gelu"] = "relu"
         dropout: float = Field(0.0, ge=0, lt=1)
         sparse_embeddings: bool = False
-        skip: bool = False
+        skip_connection: bool = False
         standardize: bool = True
-        target_transform: Transform | tuple[Transform, ...] = "standard"
+        target_transform: TargetTransform | tuple[TargetTransform, ...] = "standard"
         seed: int = Field(0, ge=0)
 
-    class Training(LossSettings, OptimizerSettings, ReplaySettings, RenewalSettings):
+    class Training(LossSettings, OptimizerSettings, ReplaySettings, ChallengeSettings):
         """``[train]``: loss, optimizer, replay and change, the steps, and where the arithmetic is
         done.
 
@@ -152,22 +152,22 @@ class TabularLearner(Renewable):
         self.settings = settings
         self.training = training
         self.features = features
-        self.aside: deque[Batch] = deque(maxlen=ASIDE)
+        self.bad_batches: deque[Batch] = deque(maxlen=KEPT_BAD_BATCHES)
         self.augmentation: Augmentation | None = None
         self.device = _device(training.device)
         self._loss = make_loss(training, features, self.device)
         self._scale = _scale(settings, features)
         self._scaler = Scaler.of(_standardized(settings, features), self.device)
         self._shape = _shape(settings, features)
-        self._network = self._first()
+        self._network = self._make_network()
         torch.set_num_threads(training.threads or self._threads())
-        self._average = self._first() if training.ema else None
+        self._average = self._make_network() if training.ema_decay else None
         self._optimizer = Optimizer(training, self._network, self._average)
         self._rescale = Rescale(features, self.device)
-        self._room = AUTOMATIC_BYTES
-        self._replay = self._ring()
-        self._waiting = Waiting()
-        self._chance, self._noise = torch.Generator(), torch.Generator(self.device)
+        self._replay_limit = DEFAULT_REPLAY_BYTES
+        self._replay = self._make_replay()
+        self._waiting = StepBuffer()
+        self._rng, self._dropout_rng = torch.Generator(), torch.Generator(self.device)
         self._steps = 0
         self._rows = 0
         self._pace = math.inf
@@ -178,62 +178,62 @@ class TabularLearner(Renewable):
         """Score the rows and learn from them, step by step.
 
         A row whose loss is not finite is refused; so are the rows of a step whose gradient is not.
-        With neither dropout nor `ema` nor augmentation, a step whose rows come in one piece is
+        With neither dropout nor `ema_decay` nor augmentation, a step whose rows come in one piece is
         scored by its own forward pass.
         """
         tensors = batch.tensors
         assert tensors is not None, "a batch to learn from is collated"
         assert tensors.target is not None, "and has a target"
         if not len(tensors.target):
-            return Step(scores=self._none(), loss=float("nan"), steps=0, skipped="empty")
-        with self._exactly():
-            return self._learned(batch, self._placed(tensors))
+            return Step(scores=self._no_scores(), loss=float("nan"), steps=0, skipped="empty")
+        with self._deterministic():
+            return self._learned(batch, self._on_device(tensors))
 
     def _learned(self, batch: Batch, rows: Tensors) -> Step:
-        lesson = _Lesson(len(rows))
+        progress = _BatchProgress(len(rows))
         scores: list[NDArray[np.float64]] = []
         at, n = 0, len(rows)
         while at < n:
             # A new pace may ask for a smaller step than there are rows that wait.
             room = max(1, self._step_rows() - len(self._waiting))
             part = rows.slice(at, min(n, at + room))
-            raw = self._said(part)
-            scores.append(self._answers(raw.detach()))
-            known = self._admit(part, raw, batch.scales, lesson, at)
+            raw = self._score(part)
+            scores.append(self._scores(raw.detach()))
+            known = self._enqueue(part, raw, batch.scales, progress, at)
             at += len(part)
             if len(self._waiting) >= self._step_rows():
-                self._close(batch.scales, lesson, known)
-        step = lesson.step(np.concatenate(scores))
-        if step.refused is not None:
-            self.aside.append(batch)
+                self._take_step(batch.scales, progress, known)
+        step = progress.step(np.concatenate(scores))
+        if step.not_learned is not None:
+            self.bad_batches.append(batch)
         return step
 
     def predict(self, tensors: Tensors) -> NDArray[np.float64]:
-        """Scores by the averaged weights where `ema` is on, without dropout."""
-        with torch.inference_mode(), self._exactly():
-            return self._answers(self._raw(self._placed(tensors)))
+        """Scores by the averaged weights where `ema_decay` is on, without dropout."""
+        with torch.inference_mode(), self._deterministic():
+            return self._scores(self._raw(self._on_device(tensors)))
 
-    def bound(self, nbytes: int) -> None:
+    def limit_memory(self, nbytes: int) -> None:
         """Keep no more bytes of rows to learn again than that, unless `replay_rows` says how many.
         Called once, before anything is learned."""
-        self._room = min(nbytes, AUTOMATIC_BYTES)
-        self._replay = self._ring()
+        self._replay_limit = min(nbytes, DEFAULT_REPLAY_BYTES)
+        self._replay = self._make_replay()
 
     def successor(self) -> TabularLearner:
         """Return a fresh learner that keeps the current scales, discounted so that new rows
         dominate. The scales are those of now, and follow the rows that come faster."""
-        made = TabularLearner(self.settings, self.training, self.features)
-        made.bound(self._room)
-        made.augmentation = self.augmentation
-        made._scaler, made._scale = self._scaler.faded(FADED), self._scale.faded(FADED)
-        return made
+        learner = TabularLearner(self.settings, self.training, self.features)
+        learner.limit_memory(self._replay_limit)
+        learner.augmentation = self.augmentation
+        learner._scaler, learner._scale = self._scaler.discounted(SUCCESSOR_ROWS), self._scale.discounted(SUCCESSOR_ROWS)
+        return learner
 
     def steps_per_row(self, rows: int) -> float:
-        """Steps on new and on kept rows; see `Renewable.steps_per_row`."""
-        return (1 + self._rehearsals(rows)) / self._share(rows)
+        """Steps on new and on kept rows; see `Challengeable.steps_per_row`."""
+        return (1 + self._replay_steps_after(rows)) / self._rows_per_step(rows)
 
     def pace(self, steps_per_row: float) -> None:
-        """Take larger steps where that is fewer than its own; see `Renewable.pace`."""
+        """Take larger steps where that is fewer than its own; see `Challengeable.pace`."""
         self._pace = steps_per_row
 
     def state_dict(self) -> dict[str, Snapshot]:
@@ -255,7 +255,7 @@ class TabularLearner(Renewable):
 
     def load_state_dict(self, state: Mapping[str, Snapshot]) -> None:
         """Raises: UserError naming the first thing in which the saved model is another."""
-        require_same(state["shape"], self._identity())
+        require_same_model(state["shape"], self._identity())
         self._network.load(state["weights"])
         if self._average is not None:
             self._average.load(state["average"])
@@ -283,7 +283,7 @@ class TabularLearner(Renewable):
                 f"[model] reads images or lists ('{self.features.nested[0]}'), which cannot be "
                 "exported: take [export] out, and score with the pipeline that trains."
             )
-        raw = self._serving.build(graph, self._scaler.build(graph, numeric), categories)
+        raw = self._scoring_network.build(graph, self._scaler.build(graph, numeric), categories)
         if self.features.task == "multiclass":
             return graph.op("Softmax", raw, axis=1)
         raw = graph.op("Squeeze", raw, graph.constant(np.array([1], np.int64), "axis"))
@@ -302,7 +302,7 @@ class TabularLearner(Renewable):
     def replay_bytes(self) -> int:
         """Return the bytes of a full replay buffer in host memory."""
         replay = self._replay
-        return 0 if replay is None or replay.device != "cpu" else replay.full
+        return 0 if replay is None or replay.device != "cpu" else replay.capacity_bytes
 
     def memory(self) -> dict[str, int]:
         """Component -> bytes."""
@@ -315,16 +315,16 @@ class TabularLearner(Renewable):
     # ------------------------------------------------------------------------------------ inside
 
     @property
-    def _serving(self) -> Network:
+    def _scoring_network(self) -> Network:
         return self._network if self._average is None else self._average
 
     @property
-    def _apart(self) -> bool:
+    def _needs_scoring_pass(self) -> bool:
         """Whether scores need a forward pass of their own."""
         augmented = self.augmentation is not None
         return self._average is not None or self.settings.dropout > 0 or augmented
 
-    def _first(self) -> Network:
+    def _make_network(self) -> Network:
         return Network(self._shape, seed=self.settings.seed, device=self.device)
 
     def _threads(self) -> int:
@@ -333,7 +333,7 @@ class TabularLearner(Renewable):
         asked = "OMP_NUM_THREADS" in os.environ
         return 1 if small and not asked and not self.features.images else OWN_THREADS
 
-    def _ring(self) -> Replay | None:
+    def _make_replay(self) -> Replay | None:
         """The kept rows; as many as there is room for, where nothing is said."""
         features, training = self.features, self.training
         asked, exact = training.replay_rows, bool(features.scaled)
@@ -345,10 +345,10 @@ class TabularLearner(Renewable):
         if asked == 0 or features.nested:
             return None
         widths = len(features.numeric), len(features.categories)
-        room = max(1, self._room // Replay.row_bytes(*widths, exact=exact))
+        room = max(1, self._replay_limit // Replay.row_bytes(*widths, exact=exact))
         return Replay(
             training,
-            rows=asked or min(AUTOMATIC_ROWS, room),
+            rows=asked or min(DEFAULT_REPLAY_ROWS, room),
             numeric=widths[0],
             categories=widths[1],
             target=torch.float32 if features.task == "regression" else torch.int64,
@@ -358,50 +358,50 @@ class TabularLearner(Renewable):
 
     def _step_rows(self) -> int:
         """Rows of the next step."""
-        own = self._share(self._rows)
+        own = self._rows_per_step(self._rows)
         if self._pace == math.inf:
             return own
-        least = math.ceil((1 + self._rehearsals(self._rows)) / self._pace)
+        least = math.ceil((1 + self._replay_steps_after(self._rows)) / self._pace)
         return max(own, min(self.training.step_rows, 1 << (least - 1).bit_length()))
 
-    def _share(self, rows: int) -> int:
+    def _rows_per_step(self, rows: int) -> int:
         """Rows of a step of a model that has learned so many."""
-        share = max(1, rows // GROWTH)
+        share = max(1, rows // ROWS_PER_STEP_ROW)
         return min(self.training.step_rows, 1 << (share.bit_length() - 1))
 
-    def _rehearsals(self, rows: int) -> int:
+    def _replay_steps_after(self, rows: int) -> int:
         """Steps on kept rows after one of a model that has learned so many."""
-        return 0 if self._replay is None else self.training.rehearsals(rows)
+        return 0 if self._replay is None else self.training.replay_steps_after(rows)
 
-    def _said(self, part: Tensors) -> torch.Tensor:
+    def _score(self, part: Tensors) -> torch.Tensor:
         """Raw scores of rows that come; with a gradient where they can be a step by themselves."""
-        if self._apart or len(self._waiting) or len(part) < self._step_rows():
+        if self._needs_scoring_pass or len(self._waiting) or len(part) < self._step_rows():
             with torch.inference_mode():
                 return self._raw(part)
         return self._train(part)
 
-    def _admit(
+    def _enqueue(
         self,
         part: Tensors,
         raw: torch.Tensor,
         scales: Sequence[Scale],
-        lesson: _Lesson,
+        progress: _BatchProgress,
         at: int,
     ) -> torch.Tensor | None:
         """Let rows wait for their step, and keep them for later ones, but for those whose loss is
         not finite; their raw scores, where those are the step's."""
         bad = self._bad(part, raw.detach())
         if bad is not None:
-            lesson.refused[at : at + len(part)] = bad
+            progress.not_learned[at : at + len(part)] = bad
             good = np.flatnonzero(~bad)
             if not len(good):
                 return None
             kept = torch.from_numpy(good).to(raw.device)
             part, raw = part.take(good), raw[kept]
         self._waiting.add(part)
-        lesson.waits(at, len(part) if bad is None else good)
+        progress.waits(at, len(part) if bad is None else good)
         if self._replay is not None:
-            whole = self._rescale.back(part.numeric, scales)
+            whole = self._rescale.unscale(part.numeric, scales)
             self._replay.add((whole, part.categories, _target(part)))
         return raw if raw.requires_grad and len(self._waiting) == len(part) else None
 
@@ -410,13 +410,13 @@ class TabularLearner(Renewable):
         large = np.abs(raw.cpu().numpy())
         large = large if large.ndim == 1 else large.max(1)
         if self.features.task == "regression":
-            goal = self._goal(_target(part), self._scale)
+            goal = self._scaled_target(_target(part), self._scale)
             large = np.maximum(large, np.abs(goal.cpu().numpy()))
-        good: NDArray[np.bool_] = large < LARGEST  # nan is not
+        good: NDArray[np.bool_] = large < MAX_SCORE  # nan is not
         return None if good.all() else ~good
 
-    def _close(
-        self, scales: Sequence[Scale], lesson: _Lesson, raw: torch.Tensor | None = None
+    def _take_step(
+        self, scales: Sequence[Scale], progress: _BatchProgress, raw: torch.Tensor | None = None
     ) -> None:
         """Take a step on the rows that wait, and some on kept ones.
 
@@ -427,60 +427,60 @@ class TabularLearner(Renewable):
             return
         rows, size = self._waiting.take(), self._step_rows()
         self._steps += 1
-        self._seed_draws()
+        self._seed_rngs()
         scale = self._scale.learned(_target(rows))
-        taught = self._augmented(rows, 0, lesson.changed)
-        raw = self._train(taught) if raw is None else raw
-        loss, taken = self._optimizer.step(self._loss(raw, self._goal(_target(taught), scale)))
+        augmented = self._augmented(rows, 0, progress.changed)
+        raw = self._train(augmented) if raw is None else raw
+        loss, taken = self._optimizer.step(self._loss(raw, self._scaled_target(_target(augmented), scale)))
         self._rows += len(rows)
         if not taken:
-            if before := len(rows) - lesson.failed():
+            if before := len(rows) - progress.step_failed():
                 log.warning(
                     "a step's gradient was not finite: rows of earlier batches are not learned",
                     extra={"rows": before},
                 )
             return
         self._scale, self._scaler = scale, self._scaler.learned(rows.numeric)
-        lesson.took(loss)
-        lesson.steps += self._rehearse(scales, size, lesson.changed)
+        progress.step_taken(loss)
+        progress.steps += self._replay_steps(scales, size, progress.changed)
 
-    def _rehearse(self, scales: Sequence[Scale], size: int, changed: Counter[str]) -> int:
+    def _replay_steps(self, scales: Sequence[Scale], size: int, changed: Counter[str]) -> int:
         """Step on kept rows; how many steps were taken."""
-        steps = round(min(self._rehearsals(self._rows), self._pace * size - 1))
+        steps = round(min(self._replay_steps_after(self._rows), self._pace * size - 1))
         if self._replay is None or steps < 1:
             return 0
         taken = 0
-        drawn = self._replay.sample(steps, self._chance, size)
+        drawn = self._replay.sample(steps, self._rng, size)
         for step, kept in enumerate(drawn, 1):
-            numeric = self._rescale.forth(kept[0], scales)
+            numeric = self._rescale.rescale(kept[0], scales)
             again = Tensors(numeric=numeric, categories=kept[1], target=kept[2])
-            taught = self._augmented(again, step, changed)
-            loss = self._loss(self._train(taught), self._goal(_target(taught), self._scale))
+            augmented = self._augmented(again, step, changed)
+            loss = self._loss(self._train(augmented), self._scaled_target(_target(augmented), self._scale))
             taken += self._optimizer.step(loss)[1]
         return taken
 
-    def _seed_draws(self) -> None:
+    def _seed_rngs(self) -> None:
         # The state of chance is one number, the same on every device.
         seed = (self.settings.seed * 1_000_003 + self._steps) % 2**32
-        self._chance.manual_seed(seed)
+        self._rng.manual_seed(seed)
         if self.settings.dropout:
-            self._noise.manual_seed(seed ^ 0x5EED)
+            self._dropout_rng.manual_seed(seed ^ 0x5EED)
 
-    def _put(self, tensor: torch.Tensor) -> torch.Tensor:
+    def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self.device, non_blocking=True)
 
-    def _placed(self, tensors: Tensors) -> Tensors:
+    def _on_device(self, tensors: Tensors) -> Tensors:
         """On the device: copied there before, or now."""
-        if tensors.placed is not None:
-            return tensors.placed.wait()
-        return tensors if self.device == "cpu" else tensors.map(self._put)
+        if tensors.on_device is not None:
+            return tensors.on_device.wait()
+        return tensors if self.device == "cpu" else tensors.map(self._to_device)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.training.precision == "float32":
             return contextlib.nullcontext()
         return torch.autocast(self.device, torch.bfloat16)
 
-    def _exactly(self) -> contextlib.AbstractContextManager[Any]:
+    def _deterministic(self) -> contextlib.AbstractContextManager[Any]:
         """On a GPU: convolutions that come out the same every time, and in float32's own digits."""
         if self.device == "cpu" or not self.features.images:
             return contextlib.nullcontext()
@@ -489,39 +489,39 @@ class TabularLearner(Renewable):
         )
 
     def _train(self, rows: Tensors) -> torch.Tensor:
-        chance: dict[str, Any] = {"dropout": self.settings.dropout, "noise": self._noise}
-        return self._forward(self._network, rows, **chance)
+        rng_options: dict[str, Any] = {"dropout": self.settings.dropout, "rng": self._dropout_rng}
+        return self._forward(self._network, rows, **rng_options)
 
     def _raw(self, rows: Tensors) -> torch.Tensor:
-        return self._forward(self._serving, rows)
+        return self._forward(self._scoring_network, rows)
 
-    def _forward(self, network: Network, rows: Tensors, **chance: Any) -> torch.Tensor:
+    def _forward(self, network: Network, rows: Tensors, **rng_options: Any) -> torch.Tensor:
         numeric = self._scaler.forward(rows.numeric)
         with self._autocast():
-            raw = network(numeric, rows.categories, **_nested(rows), **chance)
+            raw = network(numeric, rows.categories, **_nested(rows), **rng_options)
         return raw.float()
 
-    def _goal(self, target: torch.Tensor, scale: TargetScale) -> torch.Tensor:
+    def _scaled_target(self, target: torch.Tensor, scale: TargetScale) -> torch.Tensor:
         return scale.forward(target) if self.features.task == "regression" else target
 
     def _augmented(self, rows: Tensors, step: int, changed: Counter[str]) -> Tensors:
         """What to learn from in place of these rows; counts the rows that each augment changed."""
         if self.augmentation is None:
             return rows
-        made, counts = self.augmentation(rows, self._steps, step)
+        augmented, counts = self.augmentation(rows, self._steps, step)
         changed.update(counts)
-        return made
+        return augmented
 
-    def _answers(self, raw: torch.Tensor) -> NDArray[np.float64]:
+    def _scores(self, raw: torch.Tensor) -> NDArray[np.float64]:
         raw = raw.double()
         if self.features.task == "regression":
             scores = self._scale.inverse(raw)
         else:
             scores = raw.sigmoid() if raw.ndim == 1 else raw.softmax(1)
-        answers: NDArray[np.float64] = scores.cpu().numpy()
-        return answers
+        values: NDArray[np.float64] = scores.cpu().numpy()
+        return values
 
-    def _none(self) -> NDArray[np.float64]:
+    def _no_scores(self) -> NDArray[np.float64]:
         width = self.features.outputs
         return np.empty((0,) if width == 1 else (0, width))
 
@@ -534,7 +534,7 @@ class TabularLearner(Renewable):
             own["[model] images"] = [[name, *shape] for name, shape in features.images.items()]
             own["[model] ragged"] = [list(pair) for pair in features.ragged.items()]
             own["[model] sparse"] = [list(pair) for pair in features.sparse.items()]
-            own["[model] convolutions"] = list(settings.convolutions)
+            own["[model] conv_channels"] = list(settings.conv_channels)
             own["[model] bags"] = [list(pair) for pair in self._network.shape.bags] if lists else []
         return {
             **own,
@@ -544,30 +544,30 @@ class TabularLearner(Renewable):
             "[model] categories": [list(pair) for pair in features.categories.items()],
             "[model] classes": list(features.classes),
             "[model] layers": list(settings.layers),
-            "[model] embedding": list(self._network.shape.embedding),
+            "[model] embedding_dim": list(self._network.shape.embedding_dim),
             "[model] activation": settings.activation,
-            "[model] skip": settings.skip,
+            "[model] skip_connection": settings.skip_connection,
             "[model] sparse_embeddings": settings.sparse_embeddings,
             "[model] standardize": settings.standardize,
             "[model] target_transform": list(_steps(settings, features)),
             "[train] optimizer": training.optimizer,
             "[train] momentum": training.momentum,
-            "[train] ema": training.ema > 0,
+            "[train] ema_decay": training.ema_decay > 0,
             "[train] replay_rows": 0 if self._replay is None else self._replay.rows,
         }
 
 
-class _Lesson:
+class _BatchProgress:
     """Accumulates the scores and outcomes of one batch over its optimizer steps.
 
     Attributes:
-        refused: rows that nothing was learned from, bool, shape (n,).
+        not_learned: rows that nothing was learned from, bool, shape (n,).
         steps: taken.
         changed: augment -> rows that it changed.
     """
 
     def __init__(self, rows: int) -> None:
-        self.refused = np.zeros(rows, np.bool_)
+        self.not_learned = np.zeros(rows, np.bool_)
         self.steps = 0
         self.changed: Counter[str] = Counter()
         self._losses: list[float] = []
@@ -577,40 +577,40 @@ class _Lesson:
         """These rows of the part that begins at row `at` wait for their step, or so many."""
         self._waiting.append(at + np.arange(rows) if isinstance(rows, int) else at + rows)
 
-    def took(self, loss: float) -> None:
+    def step_taken(self, loss: float) -> None:
         """A step on the rows that wait was taken."""
         self._waiting.clear()
         self._losses.append(loss)
         self.steps += 1
 
-    def failed(self) -> int:
+    def step_failed(self) -> int:
         """The step could not be taken; how many of its rows are of this batch."""
         rows = np.concatenate([*self._waiting, np.empty(0, np.int64)])
         self._waiting.clear()
-        self.refused[rows] = True
+        self.not_learned[rows] = True
         return len(rows)
 
     def step(self, scores: NDArray[np.float64]) -> Step:
         """Return the finished `Step`."""
-        refused = self.refused if self.refused.any() else None
+        not_learned = self.not_learned if self.not_learned.any() else None
         return Step(
             scores=scores,
             loss=sum(self._losses) / len(self._losses) if self._losses else float("nan"),
             steps=self.steps,
-            skipped="non_finite" if refused is not None and refused.all() else None,
-            refused=refused,
+            skipped="non_finite" if not_learned is not None and not_learned.all() else None,
+            not_learned=not_learned,
             augmented=self.changed,
         )
 
 
 def _device(name: str) -> str:
-    there = torch.cuda.is_available()
-    if name == "cuda" and not there:
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
         raise UserError(
             "[train] device = 'cuda' expects a CUDA device, and torch finds none here: "
             "use 'cpu' or 'auto'."
         )
-    return ("cuda" if there else "cpu") if name == "auto" else name
+    return ("cuda" if available else "cpu") if name == "auto" else name
 
 
 def _target(rows: Tensors) -> torch.Tensor:
@@ -624,7 +624,7 @@ def _nested(rows: Tensors) -> dict[str, Any]:
     return {"bags": bags, "images": list(rows.images.values())}
 
 
-def _shape(settings: TabularLearner.Settings, features: Features) -> Shape:
+def _shape(settings: TabularLearner.Settings, features: Features) -> NetworkShape:
     if not features.numeric and not features.categories and not features.nested:
         raise UserError("[model] needs features: name columns in 'numeric' or 'categories'.")
     if features.padded:
@@ -642,19 +642,19 @@ def _shape(settings: TabularLearner.Settings, features: Features) -> Shape:
     sizes = {**features.categories, **lists}
     if len(sizes) < len(features.categories) + len(features.ragged) + len(features.sparse):
         raise UserError("[model] expects a column in one of 'categories', 'ragged' and 'sparse'.")
-    widths = _embedding(settings.embedding, sizes)
-    return Shape(
+    widths = _embedding(settings.embedding_dim, sizes)
+    return NetworkShape(
         numeric=len(features.numeric),
         categories=tuple(features.categories.values()),
-        embedding=widths[: len(features.categories)],
+        embedding_dim=widths[: len(features.categories)],
         layers=settings.layers,
         outputs=features.outputs,
         activation=settings.activation,
-        skip=settings.skip,
+        skip_connection=settings.skip_connection,
         sparse=settings.sparse_embeddings and bool(sizes),
         bags=tuple(zip(lists.values(), widths[len(features.categories) :], strict=True)),
         images=tuple(channels for channels, _, _ in features.images.values()),
-        convolutions=settings.convolutions if features.images else (),
+        conv_channels=settings.conv_channels if features.images else (),
     )
 
 
@@ -665,7 +665,7 @@ def _embedding(asked: int | Mapping[str, int] | None, sizes: Mapping[str, int]) 
     for name in asked:
         if name not in sizes:
             raise UserError(
-                f"[model] embedding names '{name}', which is none of the categories or lists."
+                f"[model] embedding_dim names '{name}', which is none of the categories or lists."
                 f"{nearest(name, sizes)}"
             )
     return tuple(asked.get(name, embedding_width(codes)) for name, codes in sizes.items())
@@ -691,13 +691,13 @@ def _scale(settings: TabularLearner.Settings, features: Features) -> TargetScale
             f"[model] target_transform is for regression, and task is '{features.task}': "
             "take it out."
         )
-    warps = [step for step in steps if step != "standard"]
-    if len(warps) > 1 or len(steps) > 2 or (len(steps) == 2 and steps[1] != "standard"):
+    transforms = [step for step in steps if step != "standard"]
+    if len(transforms) > 1 or len(steps) > 2 or (len(steps) == 2 and steps[1] != "standard"):
         raise UserError(
             "[model] target_transform expects one of none, log1p, sqrt and standard, or a warp and "
             f"then standard, got {list(steps)}."
         )
-    return TargetScale(warp=warps[0] if warps else "none", standard="standard" in steps)
+    return TargetScale(transform=transforms[0] if transforms else "none", standard="standard" in steps)
 
 
 __all__ = ["TabularLearner"]

@@ -14,7 +14,7 @@ import torch
 if TYPE_CHECKING:
     from models.export.onnx_graph import Graph
 
-Transform = Literal["none", "log1p", "sqrt", "standard"]
+TargetTransform = Literal["none", "log1p", "sqrt", "standard"]
 HIGHEST = 80.0
 """Largest argument of the way back from a logarithm: its exponential is still a float32."""
 
@@ -24,14 +24,14 @@ class TargetScale:
     """A value: learning makes a new one.
 
     Attributes:
-        warp: ``none``, ``log1p`` or ``sqrt`` (both of targets that are not negative; another makes
+        transform: ``none``, ``log1p`` or ``sqrt`` (both of targets that are not negative; another makes
             the loss nan).
         standard: then subtract the mean of all targets learned so far and divide by their standard
             deviation.
         count, mean, squares: of the warped targets; `squares` is the sum of squared deviations.
     """
 
-    warp: str = "none"
+    transform: str = "none"
     standard: bool = False
     count: float = 0
     mean: float = 0.0
@@ -46,7 +46,7 @@ class TargetScale:
         """With these rows in the statistics (Chan, Golub and LeVeque's merge), in float64."""
         if not self.standard:
             return self
-        warped = self._warped(target.cpu().double()).numpy()
+        warped = self._transformed(target.cpu().double()).numpy()
         n, total = len(warped), self.count + len(warped)
         mean = float(warped.mean())
         apart = warped - mean
@@ -61,16 +61,16 @@ class TargetScale:
 
     def forward(self, target: torch.Tensor) -> torch.Tensor:
         """Transform targets to the network's scale."""
-        warped = self._warped(target)
+        warped = self._transformed(target)
         return (warped - self.mean) / self.deviation if self.standard else warped
 
     def inverse(self, raw: torch.Tensor) -> torch.Tensor:
         """Targets, in their own unit, for what the network says."""
         if self.standard:
             raw = raw * self.deviation + self.mean
-        if self.warp == "sqrt":
+        if self.transform == "sqrt":
             return raw.clamp(min=0).square()
-        return raw.clamp(max=HIGHEST).expm1() if self.warp == "log1p" else raw
+        return raw.clamp(max=HIGHEST).expm1() if self.transform == "log1p" else raw
 
     def build(self, graph: Graph, raw: str) -> str:
         """`inverse` as nodes of an ONNX graph."""
@@ -81,15 +81,15 @@ class TargetScale:
         if self.standard:
             raw = graph.op("Mul", raw, number(self.deviation))
             raw = graph.op("Add", raw, number(self.mean))
-        if self.warp == "sqrt":
+        if self.transform == "sqrt":
             root = graph.op("Relu", raw)
             return graph.op("Mul", root, root)
-        if self.warp == "log1p":
+        if self.transform == "log1p":
             power = graph.op("Exp", graph.op("Min", raw, number(HIGHEST)))
             return graph.op("Sub", power, number(1))
         return raw
 
-    def faded(self, rows: int) -> TargetScale:
+    def discounted(self, rows: int) -> TargetScale:
         """The same scale, as if so few rows had taught it: those that come move it faster."""
         if self.count <= rows:
             return self
@@ -103,10 +103,10 @@ class TargetScale:
         """With the statistics that `snapshot` gave."""
         return dataclasses.replace(self, **value)
 
-    def _warped(self, target: torch.Tensor) -> torch.Tensor:
-        if self.warp == "sqrt":
+    def _transformed(self, target: torch.Tensor) -> torch.Tensor:
+        if self.transform == "sqrt":
             return target.sqrt()
-        return target.log1p() if self.warp == "log1p" else target
+        return target.log1p() if self.transform == "log1p" else target
 
 
-__all__ = ["TargetScale", "Transform"]
+__all__ = ["TargetScale", "TargetTransform"]

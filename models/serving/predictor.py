@@ -20,7 +20,7 @@ from engine.types import Batch, Features, Name, Schema, UserError, nearest, pars
 from models.export import model_files
 from models.export.model import FORMAT, SCORE
 from models.export.onnx_inputs import Inputs
-from models.serving.session import SHORT, NotAModel, available, load, runs_on
+from models.serving.session import PROVIDER_NAMES, NotAModel, available_providers, load, active_provider
 
 log = logging.getLogger("headrace.predictor")
 
@@ -36,7 +36,7 @@ def session(path: Path, providers: tuple[str, ...], threads: int | None = None) 
         ) from None
 
 
-def _unfit(path: Path) -> str:
+def _rejection(path: Path) -> str:
     """Why a file is none that `model_files.write` wrote."""
     wrote = "expected a file that 'headrace export' or 'headrace compress' wrote"
     try:
@@ -56,11 +56,11 @@ def _unfit(path: Path) -> str:
 
 def _types(names: Mapping[str, str], columns: Sequence[str]) -> Schema:
     """Types by their names in a pipeline file; without those that cannot be declared."""
-    made: Schema = {}
+    schema: Schema = {}
     for column in columns:
         with contextlib.suppress(ValueError, KeyError):
-            made[column] = parse_type(names[column])
-    return made
+            schema[column] = parse_type(names[column])
+    return schema
 
 
 class OnnxPredictor:
@@ -101,21 +101,21 @@ class OnnxPredictor:
             raise UserError(f"[infer] model '{path}' is no file: train and export one first.{near}")
         data = path.read_bytes()
         if not model_files.whole(data):
-            raise UserError(_unfit(path))
-        usable = available(settings.providers)
+            raise UserError(_rejection(path))
+        usable = available_providers(settings.providers)
         self._session = session(path, usable, settings.threads)
-        self.provider = self._guard()
+        self.provider = self._check_provider()
         metadata = self._session.get_modelmeta().custom_metadata_map
         self.metadata: Mapping[str, str] = metadata
-        found = model_files.Properties.read(metadata, path)
-        self._inputs = Inputs(found.inputs)
+        properties = model_files.Properties.read(metadata, path)
+        self._inputs = Inputs(properties.inputs)
         self.features = Features(
-            numeric=(), task=found.task, classes=found.classes, threshold=found.threshold
+            numeric=(), task=properties.task, classes=properties.classes, threshold=properties.threshold
         )
-        self.stages, self.before = found.stages, found.before
+        self.stages, self.before = properties.stages, properties.before
         self.requires = tuple(self._inputs.kinds)
-        self.columns = _types(found.columns, self.requires)
-        self.reading = found.reading
+        self.columns = _types(properties.columns, self.requires)
+        self.parse_settings = properties.parse_settings
         self._digest = hashlib.sha256(data).hexdigest()[:12]
         self._version = metadata.get("version", self._digest)
         self._tag = pl.Series("model_version", [self._version])
@@ -123,20 +123,20 @@ class OnnxPredictor:
     def bind(self, schema: Schema) -> None:
         """Raises: UserError naming a column that the model needs and the schema lacks, or that is
         no number; or one that the answers would hide."""
-        for column in ("prediction", "probability", *self.features.answer_names, "model_version"):
+        for column in ("prediction", "probability", *self.features.prediction_names, "model_version"):
             if column in schema:
                 raise UserError(
                     f"Column '{column}' is there already, and the model's answers are called that: "
                     "rename yours."
                 )
-        for column, kind in self._inputs.kinds.items():
+        for column, input_type in self._inputs.kinds.items():
             if column not in schema:
                 raise UserError(
                     f"The model needs column '{column}', which is not there."
                     f"{nearest(column, schema)}"
                 )
             here = schema[column]
-            if kind != "string" and not (here.is_numeric() or here == pl.Boolean):
+            if input_type != "string" and not (here.is_numeric() or here == pl.Boolean):
                 raise UserError(f"The model needs numbers in column '{column}', got {here}.")
 
     def collate(self, batch: Batch) -> Batch:
@@ -150,7 +150,7 @@ class OnnxPredictor:
         )
         finite = np.isfinite(scores).reshape(len(scores), self.features.outputs).all(axis=1)
         version = self._tag.new_from_index(0, len(batch))
-        done = batch.with_frame(batch.frame.hstack([*self.features.answers(scores), version]))
+        done = batch.with_frame(batch.frame.hstack([*self.features.prediction_columns(scores), version]))
         if finite.all():
             return done
         detail = (
@@ -180,13 +180,13 @@ class OnnxPredictor:
             "digest": self._digest,
         }
 
-    def _guard(self) -> str:
+    def _check_provider(self) -> str:
         """Say where it really runs. Raises: UserError where that is not what was asked for, and
         strict."""
-        used = runs_on(self._session)
-        wished = [SHORT.get(name, name) for name in self.settings.providers]
-        if wished and used != wished[0]:
-            sentence = f"[infer] providers asks for {wished[0]}, but the model runs on {used} here"
+        used = active_provider(self._session)
+        requested = [PROVIDER_NAMES.get(name, name) for name in self.settings.providers]
+        if requested and used != requested[0]:
+            sentence = f"[infer] providers asks for {requested[0]}, but the model runs on {used} here"
             if self.settings.strict_provider:
                 raise UserError(f"{sentence}: install its libraries, or drop strict_provider.")
             log.warning("%s", sentence)

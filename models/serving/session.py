@@ -12,11 +12,11 @@ import onnxruntime as ort
 # The GPU build warns on every machine without one; what matters is said by the predictor's guard.
 ort.set_default_logger_severity(4)
 
-ORDER = ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider")
-SHORT = {"tensorrt": ORDER[0], "cuda": ORDER[1], "cpu": ORDER[2]}
+PROVIDER_ORDER = ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider")
+PROVIDER_NAMES = {"tensorrt": PROVIDER_ORDER[0], "cuda": PROVIDER_ORDER[1], "cpu": PROVIDER_ORDER[2]}
 # By itself CUDA rounds the factors of a float32 product to 10 bits (TF32): a small score of the
 # learner's then differs in its third digit. Who wants half the digits takes the float16 candidate.
-OPTIONS = {ORDER[1]: {"use_tf32": "0"}}
+OPTIONS = {PROVIDER_ORDER[1]: {"use_tf32": "0"}}
 
 
 class NotAModel(Exception):
@@ -26,7 +26,7 @@ class NotAModel(Exception):
 def load(path: Path, providers: tuple[str, ...], threads: int | None = None) -> Any:
     """An ONNX Runtime session on the first of `providers` that works here, at last on the CPU.
 
-    ONNX Runtime falls back in silence: ask `runs_on` of the result where it really runs.
+    ONNX Runtime falls back in silence: ask `active_provider` of the result where it really runs.
 
     Raises: NotAModel.
     """
@@ -35,7 +35,7 @@ def load(path: Path, providers: tuple[str, ...], threads: int | None = None) -> 
     # Threads that spin between batches take the cores from the loader's.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 4
-    names = list(dict.fromkeys([*(SHORT.get(name, name) for name in providers), ORDER[-1]]))
+    names = list(dict.fromkeys([*(PROVIDER_NAMES.get(name, name) for name in providers), PROVIDER_ORDER[-1]]))
     reason = ""
     for first in range(len(names)):
         chosen = [(name, OPTIONS.get(name, {})) for name in names[first:]]
@@ -49,19 +49,19 @@ def load(path: Path, providers: tuple[str, ...], threads: int | None = None) -> 
     raise NotAModel(reason)
 
 
-def runs_on(made: Any) -> str:
+def active_provider(session: Any) -> str:
     """The provider of a session."""
-    return str(made.get_providers()[0])
+    return str(session.get_providers()[0])
 
 
-def available(wished: tuple[str, ...]) -> tuple[str, ...]:
+def available_providers(requested: tuple[str, ...]) -> tuple[str, ...]:
     """The wished providers, or CUDA and the CPU, that this build of ONNX Runtime has and whose
     device is there. TensorRT is for those who ask: it builds an engine for minutes first, and again
     for batches of another size."""
     here = set(ort.get_available_providers())
     if not Path("/dev/nvidiactl").exists():
-        here -= set(ORDER[:2])
-    names = [SHORT.get(name, name) for name in wished] or list(ORDER[1:])
+        here -= set(PROVIDER_ORDER[:2])
+    names = [PROVIDER_NAMES.get(name, name) for name in requested] or list(PROVIDER_ORDER[1:])
     return tuple(name for name in names if name in here)
 
 
@@ -70,4 +70,4 @@ def runtime_version() -> str:
     return str(ort.__version__)
 
 
-__all__ = ["SHORT", "NotAModel", "available", "load", "runs_on", "runtime_version"]
+__all__ = ["PROVIDER_NAMES", "NotAModel", "available_providers", "load", "active_provider", "runtime_version"]

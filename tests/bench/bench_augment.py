@@ -23,7 +23,7 @@ from torchvision.transforms import v2
 from engine.loading.nested_tensors import ragged
 from engine.types import Batch, Features, Mark, Tensors
 from models.augment import Augmentation, Context
-from models.augment.augmentation import chance_of
+from models.augment.augmentation import rng_for
 from models.augment.images import Colour, Crop, Flip, PixelNoise, Rotate
 from models.augment.mixing import Cutmix, Mixup
 from models.augment.tables import FeatureDropout, Jitter
@@ -65,8 +65,8 @@ def main(*, quick: bool = False) -> None:
 
 def _images(n: int) -> tuple[dict[str, Callable[[], object]], dict[str, int]]:
     """Kinds and torchvision's transforms on n images, bytes."""
-    chance = np.random.default_rng(0)
-    pixels = chance.integers(0, 256, (n, SIDE, SIDE, 3), dtype=np.uint8)
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (n, SIDE, SIDE, 3), dtype=np.uint8)
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
     whole = images.contiguous()  # as torchvision's decoders give them
     context = Context(features=Features(numeric=(), images={"i": (3, SIDE, SIDE)}, target="y"))
@@ -100,8 +100,8 @@ def _images(n: int) -> tuple[dict[str, Callable[[], object]], dict[str, int]]:
 
 def _lists(n: int) -> tuple[dict[str, Callable[[], object]], dict[str, int]]:
     """Kinds and plain loops on n lists of 100 tokens."""
-    chance = np.random.default_rng(0)
-    lists = chance.integers(1, 1_000, (n, 100)).tolist()
+    rng = np.random.default_rng(0)
+    lists = rng.integers(1, 1_000, (n, 100)).tolist()
     tensors = Tensors(
         numeric=torch.empty((n, 0)),
         categories=torch.empty((n, 0), dtype=torch.int64),
@@ -127,7 +127,7 @@ def _lists(n: int) -> tuple[dict[str, Callable[[], object]], dict[str, int]]:
 
 
 def _apply(augment: Any, tensors: Tensors) -> None:
-    augment.apply(tensors, chance_of(0, "a", 0))
+    augment.apply(tensors, rng_for(0, "a", 0))
 
 
 def _each(transform: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> torch.Tensor:
@@ -152,11 +152,11 @@ class _Given(Synonyms):
 
 def _steps(steps: int, n: int) -> dict[str, Callable[[], object]]:
     """So many training steps on n rows of 32 numbers, a network of 128-64."""
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     tensors = Tensors(
-        numeric=torch.from_numpy(chance.normal(size=(n, 32)).astype(np.float32)),
+        numeric=torch.from_numpy(rng.normal(size=(n, 32)).astype(np.float32)),
         categories=torch.empty((n, 0), dtype=torch.int64),
-        target=torch.from_numpy(chance.integers(0, 2, n)),
+        target=torch.from_numpy(rng.integers(0, 2, n)),
     )
     batch = Batch(frame=pl.DataFrame(), mark=Mark(), arrived=0.0, tensors=tensors)
     kinds: dict[str, Any] = {

@@ -73,16 +73,16 @@ def written(folder: Path, count: int, rows: int) -> Iterator[Path]:
 
 def part(start: int, n: int) -> pl.DataFrame:
     """Rows `start` to `start` + `n`."""
-    chance = np.random.default_rng(start)
+    rng = np.random.default_rng(start)
     first = datetime(2020, 1, 1) + timedelta(seconds=start)
-    columns = {f"x{i}": chance.normal(size=n) for i in range(6)}
+    columns = {f"x{i}": rng.normal(size=n) for i in range(6)}
     times = pl.datetime_range(first, first + timedelta(seconds=n - 1), "1s", eager=True)
     return pl.DataFrame(
         {
             **columns,
-            "count": chance.integers(0, 1_000_000, n),
-            "label": chance.integers(0, 2, n),
-            "kind": chance.choice(["north", "east", "south", "west"], n),
+            "count": rng.integers(0, 1_000_000, n),
+            "label": rng.integers(0, 2, n),
+            "kind": rng.choice(["north", "east", "south", "west"], n),
             "time": times,
         }
     )

@@ -61,8 +61,8 @@ def main(*, quick: bool = False) -> None:
 
 
 def rows(count: int) -> pl.DataFrame:
-    chance = np.random.default_rng(0)
-    numbers = np.round(chance.normal(size=(count, len(NUMBERS))), 12)
+    rng = np.random.default_rng(0)
+    numbers = np.round(rng.normal(size=(count, len(NUMBERS))), 12)
     return pl.DataFrame(
         {
             "id": np.arange(count),

@@ -93,7 +93,7 @@ def transfer(*, quick: bool) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (rows, size, size, 3), dtype=np.uint8)
     frame = pl.DataFrame({"image": pixels, "y": np.arange(rows, dtype=np.float32)})
     features = Features(numeric=(), images={"image": (3, size, size)}, target="y")
-    settings: dict[str, Any] = {"batch_rows": rows, "poll": 0.01, "memory_budget": 1 << 30}
+    settings: dict[str, Any] = {"batch_rows": rows, "poll_timeout": 0.01, "memory_budget": 1 << 30}
     schema = dict(frame.schema)
     batches = 4 if quick else 16
     scores: dict[str, float] = {}
@@ -113,9 +113,9 @@ def transfer(*, quick: bool) -> None:
             with made as loader:
                 for batch in loader:
                     assert batch.tensors is not None
-                    assert (batch.tensors.placed is not None) == (ahead is not None)
+                    assert (batch.tensors.on_device is not None) == (ahead is not None)
                     scores[name] = float(learner.learn(batch).scores.sum())
-                spent = loader.times.account().stages.get("transfer")
+                spent = loader.timer.snapshot().stages.get("transfer")
             taken[name] = 0.0 if spent is None else spent.wall / batches
 
         return run

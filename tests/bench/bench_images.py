@@ -102,12 +102,12 @@ def processor(run: Callable[[], object]) -> float:
 
 def write(folder: Path, count: int, height: int, width: int) -> None:
     """Photos in ten folders: smooth colours and grain, as cameras give."""
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     made = []
     for _ in range(min(count, 100)):
-        few = chance.integers(0, 256, (height // 32, width // 32, 3), dtype=np.uint8)
+        few = rng.integers(0, 256, (height // 32, width // 32, 3), dtype=np.uint8)
         smooth = np.asarray(Image.fromarray(few).resize((width, height), Image.Resampling.BICUBIC))
-        grain = chance.normal(0, 6, (height, width, 3))
+        grain = rng.normal(0, 6, (height, width, 3))
         file = io.BytesIO()
         Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8)).save(
             file, "JPEG", quality=90

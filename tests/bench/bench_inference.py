@@ -89,10 +89,10 @@ def against_float32(models: dict[str, Path], *, quick: bool) -> None:
 
 def data(rows: int, seed: int) -> pl.DataFrame:
     """Two classes whose border is curved."""
-    chance = np.random.default_rng(seed)
-    x = chance.normal(size=(rows, COLUMNS))
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(rows, COLUMNS))
     border = x[:, 0] * x[:, 1] + x[:, 2] + 0.5 * np.abs(x[:, 3]) - 0.4
-    label = (border + chance.normal(0, 0.2, rows) > 0).astype(np.int64)
+    label = (border + rng.normal(0, 0.2, rows) > 0).astype(np.int64)
     return pl.DataFrame(x, schema=list(NAMES)).with_columns(y=pl.Series(label))
 
 

@@ -143,10 +143,10 @@ def _orders(folder: Path, rows: int) -> Path:
 
 def _shard(folder: Path, samples: int) -> Path:
     """A tar, and its images as files."""
-    path, chance = folder / "shard.tar", random.Random(0)
+    path, rng = folder / "shard.tar", random.Random(0)
     with tarfile.open(path, "w") as tar:
         for i in range(samples):
-            image = chance.randbytes(20_000)
+            image = rng.randbytes(20_000)
             photo = folder / "photos" / f"{i % 10}" / f"{i:06}.jpg"
             photo.parent.mkdir(parents=True, exist_ok=True)
             photo.write_bytes(image)

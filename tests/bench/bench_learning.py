@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from engine.loading.collate import Collate
 from engine.types import Batch, Features, Mark, Tensors
 from models.learners.tabular import TabularLearner
-from models.challenge.challenger import Renewed
+from models.challenge.challenger import ChampionChallenger
 from tests.bench.measure import report
 
 FLOORS = {"Phishing": 0.88, "Bananas": 0.80, "ImageSegments": 0.90, "TrumpApproval": 1.0}
@@ -67,14 +67,14 @@ def headrace(rows: list[dict[str, float]], labels: list[Any], batch_rows: int = 
     frame = pl.DataFrame(rows).cast(pl.Float64).with_columns(target=pl.Series(target))
     frame = frame.with_columns(_partition=pl.lit("p"), _position=pl.int_range(pl.len()))
     collate = Collate(reads)
-    model = Renewed(TabularLearner(TabularLearner.Settings(), TabularLearner.Training(), reads))
+    model = ChampionChallenger(TabularLearner(TabularLearner.Settings(), TabularLearner.Training(), reads))
     right: list[Any] = []
     for part in frame.iter_slices(batch_rows):
         batch = collate.apply(Batch(frame=part, mark=Mark(), arrived=0.0))
         said = model.learn(batch).scores
-        answers = reads.answers(said)[0]
+        prediction_columns = reads.prediction_columns(said)[0]
         truth = part["target"]
-        right.append(((answers - truth).abs() if regression else answers == truth).to_numpy())
+        right.append(((prediction_columns - truth).abs() if regression else prediction_columns == truth).to_numpy())
     return float(np.concatenate(right).astype(float).mean())
 
 
@@ -86,7 +86,7 @@ def following(rows: int) -> dict[str, float]:
         spent, right = [], []
         for forget in (True, False):
             model = TabularLearner(TabularLearner.Settings(), TabularLearner.Training(), reads)
-            made = Renewed(model) if forget else model
+            made = ChampionChallenger(model) if forget else model
             start = time.thread_time()
             scores = np.concatenate([made.learn(batch).scores for batch in batches])
             spent.append(time.thread_time() - start)
@@ -99,10 +99,10 @@ def following(rows: int) -> dict[str, float]:
 
 def turning(rows: int, every: int) -> tuple[list[Batch], Features, NDArray[np.int64]]:
     """Signs of a sum of four numbers, whose weights change theirs every so many rows."""
-    chance = np.random.default_rng(0)
-    x = chance.normal(size=(rows, 4))
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(rows, 4))
     signs = (-1.0) ** (np.arange(rows) // every)
-    labels = (signs * (x @ [1.0, -2.0, 0.5, 0.0]) + 0.3 * chance.normal(size=rows) > 0).astype(int)
+    labels = (signs * (x @ [1.0, -2.0, 0.5, 0.0]) + 0.3 * rng.normal(size=rows) > 0).astype(int)
     reads = Features(numeric=tuple("abcd"), target="y", task="binary", classes=("no", "yes"))
     tensors = Tensors(
         numeric=torch.from_numpy(x.astype(np.float32)),

@@ -86,10 +86,10 @@ def main(*, quick: bool = False) -> None:
 
 def write(path: Path, count: int) -> None:
     """The file, in row groups."""
-    chance = np.random.default_rng(0)
-    x = chance.normal(size=(count, COLUMNS))
-    x[chance.random(x.shape) < 0.02] *= 50
-    x[chance.random(x.shape) < 0.03] = np.nan
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(count, COLUMNS))
+    x[rng.random(x.shape) < 0.02] *= 50
+    x[rng.random(x.shape) < 0.03] = np.nan
     frame = pl.DataFrame(x, schema=NAMES, nan_to_null=True).with_columns(y=pl.lit(1.0))
     frame.write_parquet(path, row_group_size=GROUP)
 

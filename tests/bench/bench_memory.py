@@ -28,7 +28,7 @@ import pyarrow as pa
 from pydantic import ByteSize
 
 from connectors.formats.values.columns import Columns
-from engine.config import LoaderSettings, component
+from engine.config import LoaderSettings, load_class
 from engine.loading.loader import Loader
 from engine.scrub import STAGES
 from engine.types import EndOfStream, Mark, Records, Rejects, Schema, Source, Values
@@ -76,8 +76,8 @@ def case(*words: str) -> dict[str, float]:
 
 def sizes(count: int) -> list[int]:
     """1 kB to 32 MB, log-uniform, with runs of the largest; always the same."""
-    chance = np.random.default_rng(3)
-    drawn = np.exp(chance.uniform(np.log(1 << 10), np.log(LARGEST), count)).astype(int)
+    rng = np.random.default_rng(3)
+    drawn = np.exp(rng.uniform(np.log(1 << 10), np.log(LARGEST), count)).astype(int)
     for start in range(8, count, 50):
         drawn[start : start + 6] = LARGEST
     made: list[int] = drawn.tolist()
@@ -239,7 +239,7 @@ def rows(budget: int, count: int) -> dict[str, float]:
         ("missing", {"columns": ["x*"], "strategy": "mean"}),
         ("standardize", {"columns": ["x*"]}),
     ):
-        kind = component(name, STAGES, "scrub")
+        kind = load_class(name, STAGES, "scrub")
         stages.append(kind(name, kind.Settings(**own)))
         schema = stages[-1].bind(schema)
     how = LoaderSettings(batch_rows=8_192, memory_budget=ByteSize(budget * MIB))

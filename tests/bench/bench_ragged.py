@@ -75,11 +75,11 @@ def headrace(path: Path, count: int, rows: int) -> None:
 
 def write(path: Path, count: int) -> None:
     """Lines of words, the frequent ones far more often."""
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     words = np.array([f"word{i:x}" for i in range(50_000)])
     with path.open("w", encoding="utf-8") as file:
         for _ in range(count):
-            picked = chance.zipf(1.3, chance.integers(5, 61)) % len(words)
+            picked = rng.zipf(1.3, rng.integers(5, 61)) % len(words)
             file.write(" ".join(words[picked]) + "\n")
 
 

@@ -102,7 +102,7 @@ class Pairs:
         self._pair("standardize_by", keyed, {"by": ["key"]}, "river", lambda: self._by_key(rows))
         self._pair("power", scaled, {}, "scikit-learn", self._power, rival_rows=len(self.x))
         self._pair("impute", holed, {}, "scikit-learn", self._imputed, rival_rows=4 * self.few)
-        forest = {"trees": 10}
+        forest = {"n_trees": 10}
         self._pair("anomalies", scaled, forest, "river", lambda: self._forest(rows))
         for detector, theirs in (
             ("adwin", river.drift.ADWIN),
@@ -208,7 +208,7 @@ class Pairs:
         """Area under the curve of the two forests of 10 trees, on the rows River went over."""
         few = self.x[: self.few]
         frame = pl.DataFrame(few, schema=COLUMNS)
-        stage = made("anomalies", {"columns": COLUMNS, "trees": 10}, frame)
+        stage = made("anomalies", {"columns": COLUMNS, "n_trees": 10}, frame)
         ours = np.concatenate([stage.apply(b).frame["anomaly"].to_numpy() for b in cut(frame)])
         theirs = self._forest([dict(zip(COLUMNS, row, strict=True)) for row in few.tolist()])
         judged = slice(250, None)

@@ -67,8 +67,8 @@ def main(*, quick: bool = False) -> None:
 
 def rows(count: int) -> pl.DataFrame:
     """Eight numbers of 12 places, a number and a letter each."""
-    chance = np.random.default_rng(0)
-    numbers = {f"x{i}": np.round(chance.normal(size=count), 12) for i in range(8)}
+    rng = np.random.default_rng(0)
+    numbers = {f"x{i}": np.round(rng.normal(size=count), 12) for i in range(8)}
     kinds = pl.Series(["a", "b", "c", "d"]).gather(np.arange(count) % 4)
     return pl.DataFrame({"id": np.arange(count), "kind": kinds, **numbers})
 
@@ -81,7 +81,7 @@ def lines(frame: pl.DataFrame) -> Iterator[list[bytes]]:
 
 def by_headrace(broker: Broker, topic: str, frame: pl.DataFrame, *, headers: bool = False) -> None:
     """By columns; with `headers`, each record says where its row was read."""
-    sink = KafkaSink(KafkaSink.Settings(bootstrap=broker.bootstrap, topic=topic))
+    sink = KafkaSink(KafkaSink.Settings(bootstrap_servers=broker.bootstrap_servers, topic=topic))
     for part in frame.iter_slices(ROWS):
         places = part.select(pl.lit("in/0").alias("_partition"), pl.col("id").alias("_position"))
         sink.write(part, places if headers else None)
@@ -92,7 +92,7 @@ def by_headrace(broker: Broker, topic: str, frame: pl.DataFrame, *, headers: boo
 def by_kafka_python(broker: Broker, topic: str, frame: pl.DataFrame) -> None:
     """Record by record."""
     producer = KafkaProducer(
-        bootstrap_servers=broker.bootstrap, linger_ms=LINGER_MS, batch_size=BATCH, acks="all",
+        bootstrap_servers=broker.bootstrap_servers, linger_ms=LINGER_MS, batch_size=BATCH, acks="all",
         enable_idempotence=True, compression_type="lz4",
     )  # fmt: skip
     for part in lines(frame):
@@ -108,7 +108,7 @@ def by_confluent(broker: Broker, topic: str, frame: pl.DataFrame) -> None:
 
     producer = Producer(
         {
-            "bootstrap.servers": broker.bootstrap, "linger.ms": LINGER_MS, "batch.size": BATCH,
+            "bootstrap.servers": broker.bootstrap_servers, "linger.ms": LINGER_MS, "batch.size": BATCH,
             "enable.idempotence": True, "compression.type": "lz4",
             "queue.buffering.max.messages": 1_000_000,
         }

@@ -56,9 +56,9 @@ threads = 1
 SERVE = """
 [source]
 kind = "kafka"
-bootstrap = "{bootstrap}"
+bootstrap_servers = "{bootstrap_servers}"
 topics = "{topic}"
-group = "{topic}"
+group_id = "{topic}"
 [loader]
 batch_rows = 8192
 memory_budget = "64MiB"
@@ -68,7 +68,7 @@ model = "{folder}/model.onnx"
 threads = 1
 [sink]
 kind = "kafka"
-bootstrap = "{bootstrap}"
+bootstrap_servers = "{bootstrap_servers}"
 topic = "{sink}"
 columns = ["id"]
 [service]
@@ -106,7 +106,7 @@ def rows() -> list[bytes]:
 
 def fill(broker: Broker, topic: str, values: list[bytes], count: int) -> None:
     """The rows over and over, to all partitions in turns."""
-    settings = KafkaSink.Settings(bootstrap=broker.bootstrap, topic=topic, format="raw")
+    settings = KafkaSink.Settings(bootstrap_servers=broker.bootstrap_servers, topic=topic, format="raw")
     sink, frame = KafkaSink(settings), pl.DataFrame({"value": values})
     for _ in range(count // len(values)):
         sink.write(frame)
@@ -118,7 +118,7 @@ def pipeline(folder: Path, broker: Broker, topic: str, sink: str, values: list[b
     """Trains a small model on the rows, and writes the file of the engine that serves it."""
     schema = "\n".join(f'{column} = "float64"' for column in NUMBERS)
     (folder / "rows.ndjson").write_bytes(b"\n".join(values) + b"\n")
-    keys = {"folder": folder, "bootstrap": broker.bootstrap, "topic": topic, "sink": sink}
+    keys = {"folder": folder, "bootstrap_servers": broker.bootstrap_servers, "topic": topic, "sink": sink}
     made = {}
     for name, more in (("train", TRAIN), ("serve", SERVE)):
         made[name] = folder / f"{name}.toml"

@@ -49,8 +49,8 @@ def main(*, quick: bool = False) -> None:
 
 def rows(batches: int) -> pl.DataFrame:
     """Numbers and a target that depends on them."""
-    chance = np.random.default_rng(0)
-    x = chance.normal(size=(batches * ROWS, COLUMNS))
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(batches * ROWS, COLUMNS))
     names = [f"x{i}" for i in range(COLUMNS)]
     return pl.DataFrame(x, schema=names).with_columns(y=pl.Series(x[:, 0] * 3 + np.sin(x[:, 1])))
 
@@ -108,7 +108,7 @@ def through(frame: pl.DataFrame, layers: tuple[int, ...], *, scrub: bool) -> Cal
             collate=collate.apply,
             settings=LoaderSettings(batch_rows=ROWS),
         )
-        work = Training(model, evaluation, answers=False)
+        work = Training(model, evaluation, emit_predictions=False)
         totals = Loop(source=source, loader=loader, work=work).run()
         assert totals.learned == frame.height
 

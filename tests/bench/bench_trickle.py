@@ -39,9 +39,9 @@ name = "trickle"
 folder = "{folder}/{name}"
 [source]
 kind = "kafka"
-bootstrap = "{bootstrap}"
+bootstrap_servers = "{bootstrap_servers}"
 topics = "{topic}"
-group = "{topic}"
+group_id = "{topic}"
 [source.schema]
 id = "int64"
 {schema}
@@ -49,7 +49,7 @@ id = "int64"
 model = "{model}"
 [sink]
 kind = "kafka"
-bootstrap = "{bootstrap}"
+bootstrap_servers = "{bootstrap_servers}"
 topic = "{sink}"
 columns = ["id"]
 {more}
@@ -91,9 +91,9 @@ class Stream:
     """Puts records into one topic and waits for their answers in another."""
 
     def __init__(self, broker: Broker, topic: str, sink: str, value: dict[str, float]) -> None:
-        self._producer = KafkaProducer(bootstrap_servers=broker.bootstrap, linger_ms=0)
+        self._producer = KafkaProducer(bootstrap_servers=broker.bootstrap_servers, linger_ms=0)
         self._consumer = KafkaConsumer(
-            bootstrap_servers=broker.bootstrap, isolation_level="read_committed"
+            bootstrap_servers=broker.bootstrap_servers, isolation_level="read_committed"
         )
         self._consumer.assign([TopicPartition(sink, 0)])
         self._consumer.seek_to_beginning()
@@ -135,7 +135,7 @@ def serving(broker: Broker, folder: Path, model: Path, way: str, more: str) -> I
     topic, sink = broker.topic(), broker.topic()
     file = folder / f"{way}.toml"
     text = SERVE.format(
-        folder=folder, name=way, bootstrap=broker.bootstrap, topic=topic, sink=sink, model=model,
+        folder=folder, name=way, bootstrap_servers=broker.bootstrap_servers, topic=topic, sink=sink, model=model,
         schema="\n".join(f'{column} = "float64"' for column in NAMES), more=more,
     )  # fmt: skip
     file.write_text(text)

@@ -19,7 +19,7 @@ from functools import partial
 
 from engine.loading.budget import Budget
 from engine.loading.channel import Channel, Closed
-from engine.loading.autotune import Depth
+from engine.loading.autotune import QueueDepth
 from tests.bench.measure import report
 
 ITEM = 256 << 10
@@ -81,7 +81,7 @@ def rate(
     consumer: Callable[[float], float], items: int | None, settling: float, measured: float
 ) -> float:
     """Items a second after `settling` seconds; at a depth of so many items, or tuned."""
-    depth = Depth(LIMIT, fixed=None if items is None else items * ITEM, start=START)
+    depth = QueueDepth(LIMIT, fixed=None if items is None else items * ITEM, start=START)
     taken = 0
     for now, _ in run(consumer, depth, settling + measured):
         taken += now >= settling
@@ -90,7 +90,7 @@ def rate(
 
 def given_back(settling: float, measured: float) -> dict[str, object]:
     """MiB that the queue may hold and does hold, before and after a consumer has become slow."""
-    depth, found = Depth(LIMIT, start=START), {}
+    depth, found = QueueDepth(LIMIT, start=START), {}
 
     def consumer(now: float) -> float:
         return alternating(now) if now < settling else slow(now)
@@ -103,7 +103,7 @@ def given_back(settling: float, measured: float) -> dict[str, object]:
 
 
 def run(
-    consumer: Callable[[float], float], depth: Depth, seconds: float
+    consumer: Callable[[float], float], depth: QueueDepth, seconds: float
 ) -> Iterator[tuple[float, int]]:
     """Each item's time since the start, and the bytes that wait then."""
     channel: Channel[int] = Channel("bench", Budget(LIMIT), lambda _: ITEM, depth=depth)

@@ -46,7 +46,7 @@ def main(*, quick: bool = False) -> None:
         folder = Path(name)
         for part in ("model",) if quick else tuple(SCRIPTS):
             found = profile(pipeline(folder, part), seconds=0.2 if quick else 1.5)
-            if found.verdict is None or not found.trials:
+            if found.bottleneck is None or not found.trials:
                 figures[f"{part}: named"] = "nothing"
                 continue
             said = found.trials[0]
@@ -55,8 +55,8 @@ def main(*, quick: bool = False) -> None:
                     spent = whole_run(pipeline(folder, part, *overrides))
                     seconds.setdefault(f"{part}, {way}", []).append(spent)
             gave = median(seconds[f"{part}, as it is"]) / median(seconds[f"{part}, advised"])
-            figures[f"{part}: named"] = found.verdict.part
-            figures[f"{part}: share of the time"] = found.verdict.share
+            figures[f"{part}: named"] = found.bottleneck.part
+            figures[f"{part}: share of the time"] = found.bottleneck.share
             figures[f"{part}: advised"] = said.setting
             figures[f"{part}: gain said"] = said.gain
             figures[f"{part}: gain said / gain"] = said.gain / gave

@@ -22,9 +22,9 @@ from connectors.formats.values.casts import conform
 from connectors.formats.values.columns import Columns
 from connectors.formats.csv import Csv
 from connectors.formats.ndjson import Ndjson
-from connectors.formats.custom import own
-from connectors.formats.kernels.rows import placed, rejected
-from connectors.formats.text import Text
+from connectors.formats.custom import load_custom
+from connectors.formats.kernels.rows import with_position_columns, make_rejects
+from connectors.formats.text import RawText
 from connectors.formats.xml import Xml
 from connectors.kafka.source import KafkaSource
 from engine.types import Format, Records, Rejects, Schema, UserError
@@ -43,13 +43,13 @@ class Squares:
     """A user's own format: a number a record, and its square beside it."""
 
     def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
-        text, rejects = Text().decode(records, {"value": pl.String()})
+        text, rejects = RawText().decode(records, {"value": pl.String()})
         n = text["value"].str.strip_chars().cast(pl.Int64, strict=False)
         bad = np.searchsorted(records.positions, text["_position"].filter(n.is_null()))
         if len(bad):
-            rejects.append(rejected(records, bad, "no_number", "Expected a number."))
+            rejects.append(make_rejects(records, bad, "no_number", "Expected a number."))
         at = np.searchsorted(records.positions, text["_position"].filter(n.is_not_null()))
-        return placed(
+        return with_position_columns(
             pl.DataFrame({"n": n.drop_nulls(), "s": n.drop_nulls() ** 2}), records, at
         ), rejects
 
@@ -57,18 +57,18 @@ class Squares:
 class Numbered:
     """A registry of the one schema, number 3."""
 
-    def by_number(self, number: int) -> Any:
+    def by_id(self, number: int) -> Any:
         if number != 3:
             raise UnknownSchema(f"Expected a schema that the registry knows, got schema {number}.")
         return parsed(json.dumps(WRITER))
 
-    def newest(self, topic: str, *, patient: bool = True) -> Any:
-        return self.by_number(3)
+    def latest(self, topic: str, *, retry: bool = True) -> Any:
+        return self.by_id(3)
 
-    def version(self, topic: str, version: int | str, *, patient: bool = True) -> Any:
-        return self.by_number(3)
+    def version(self, topic: str, version: int | str, *, retry: bool = True) -> Any:
+        return self.by_id(3)
 
-    def versions(self, topic: str, *, patient: bool = True) -> list[int]:
+    def versions(self, topic: str, *, retry: bool = True) -> list[int]:
         return [1]
 
     def interrupt(self) -> None:
@@ -127,12 +127,12 @@ CASES = {
         SCHEMA,
     ),
     "text": Case(
-        Text(),
+        RawText(),
         {b"a": ("a",), b"": ("",), "ö".encode(): ("ö",), b"\xff": None},
         {"value": pl.String()},
     ),
     "bytes": Case(
-        Text(), {b"a": (b"a",), b"": (b"",), b"\xff": (b"\xff",)}, {"value": pl.Binary()}
+        RawText(), {b"a": (b"a",), b"": (b"",), b"\xff": (b"\xff",)}, {"value": pl.Binary()}
     ),
     "avro, file": Case(
         Avro(parsed(json.dumps(WRITER))),
@@ -248,7 +248,7 @@ def test_an_own_format_needs_declared_columns(tmp_path: Path) -> None:
 )
 def test_what_is_no_format(name: str, said: str) -> None:
     with pytest.raises(UserError) as caught:
-        own(name)
+        load_custom(name)
     assert said in str(caught.value)
 
 
@@ -264,7 +264,7 @@ def test_the_readmes_format_works() -> None:
     """The ten lines in connectors/README.md."""
     text = (Path(__file__).parents[2] / "connectors" / "README.md").read_text()
     code = text.partition("```python\n")[2].partition("```")[0]
-    known: dict[str, Any] = {"Text": Text, "np": np, "pl": pl, "conform": conform}
+    known: dict[str, Any] = {"Text": RawText, "np": np, "pl": pl, "conform": conform}
     exec(code, known)
     raw = records(b"3|red", b"x|blue", b"\xff", b"4", b"5|a|b")
     schema: Schema = {"n": pl.Int64(), "colour": pl.String()}

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from connectors.formats.inference.infer import json_types
+from connectors.formats.inference.infer import infer_json_types
 from connectors.formats.ndjson import Ndjson
 from engine.types import Schema
 from tests.connectors.conftest import records, told
@@ -71,7 +71,7 @@ def test_poison_costs_itself_and_nothing_else(
 ) -> None:
     good = [as_bytes(row, ascii_only) for row in rows]
     good += [good[i % len(good)] for i in range(more)]
-    schema = json_types(b"".join(good))
+    schema = infer_json_types(b"".join(good))
     form = Ndjson(coerce="strict" if strict else "lossless")
     clean, lost = form.decode(records(*good), schema)
     lines: list[tuple[int, bytes]] = [*enumerate(good)]
@@ -97,8 +97,8 @@ def test_broken_lines_change_no_guess(
     lines = [*good]
     for at, line in poison:
         lines.insert(at % (len(lines) + 1), line + b"\n")
-    clean = json_types(b"".join(good))
-    assert clean == {c: t for c, t in json_types(b"".join(lines)).items() if c in clean}
+    clean = infer_json_types(b"".join(good))
+    assert clean == {c: t for c, t in infer_json_types(b"".join(lines)).items() if c in clean}
 
 
 ITEMS: Schema = {"items": pl.List(pl.Struct({"sku": pl.String(), "price": pl.Float64()}))}

@@ -38,7 +38,7 @@ def mixed(folder: Path) -> Source:
         "lines": (SOURCES["ndjson"](folder), 1.0),
         "memory": (SOURCES["memory"](folder), 0.5),
     }
-    return Mix(Mix.Settings(turn=5), sources)
+    return Mix(Mix.Settings(rows_per_turn=5), sources)
 
 
 CASES: dict[str, Make] = {

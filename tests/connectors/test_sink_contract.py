@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from connectors.files.sink import FilesSink, LettersFolder
+from connectors.files.sink import FilesSink, FileDeadLetterSink
 from connectors.kafka.sink import KafkaSink
 from connectors.memory import MemorySink
 from engine.types import Mark, Records, Sink, Source, UserError, parse_schema
@@ -190,8 +190,8 @@ def test_parts_that_are_not_as_they_were_written_are_told(
 def test_dead_letters_are_no_sink_and_may_be_cleared_away(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"\[dead_letters\] path .* cannot be a folder"):
-        LettersFolder(LettersFolder.Settings(path=str(tmp_path / "file")))
-    letters = LettersFolder(LettersFolder.Settings(path=str(tmp_path / "out")))
+        FileDeadLetterSink(FileDeadLetterSink.Settings(path=str(tmp_path / "file")))
+    letters = FileDeadLetterSink(FileDeadLetterSink.Settings(path=str(tmp_path / "out")))
     letters.write(ROWS[:5])
     letters.flush()
     saved = letters.snapshot()

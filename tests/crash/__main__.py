@@ -29,14 +29,14 @@ def main() -> int:
     if not isinstance(source, KafkaSource) or not isinstance(sink, KafkaSink):
         parser.error(f"{options.file} is not from a Kafka source to a Kafka sink")
     settings = source.settings
-    if settings.group is None or (options.engines > 1 and not settings.join):
-        parser.error("[source] group is needed, and join = true for more engines than one")
+    if settings.group_id is None or (options.engines > 1 and not settings.subscribe):
+        parser.error("[source] group is needed, and subscribe = true for more engines than one")
     with tempfile.TemporaryDirectory(prefix="headrace-crash-") as name:
         folder = Path(name)
         engines = []
         for i in range(options.engines):
             own = [f"folder={folder}/engine{i}", "service.port=0"]
-            own += [f"source.member=engine{i}"] if settings.member else []
+            own += [f"source.group_instance_id=engine{i}"] if settings.group_instance_id else []
             engines.append(Engine(options.file, own, folder / f"engine{i}.log"))
         trouble = Trouble(engines, seed=options.seed)
         try:
@@ -46,15 +46,15 @@ def main() -> int:
             trouble.rebalance(options.rebalances if options.engines > 1 else 0)
             for engine in engines:
                 engine.start()
-            caught_up(settings.bootstrap, settings.group, settings.topics, options.patience)
+            caught_up(settings.bootstrap_servers, settings.group_id, settings.topics, options.patience)
             for engine in engines:
                 engine.stop()
         finally:
             for engine in engines:
                 engine.kill()
-    letters = records(settings.bootstrap, options.letters) if options.letters else []
+    letters = records(settings.bootstrap_servers, options.letters) if options.letters else []
     found = account(
-        settings.bootstrap, settings.topics, sink.settings.topic, [origin(r) for r in letters]
+        settings.bootstrap_servers, settings.topics, sink.settings.topic, [origin(r) for r in letters]
     )
     print("\n".join(trouble.done), found, sep="\n")  # noqa: T201 - the answer
     kept = found.exactly_once if sink.settings.exactly_once else found.at_least_once

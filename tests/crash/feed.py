@@ -18,11 +18,11 @@ from kafka import KafkaProducer
 
 def main() -> None:
     """A broker that is away holds it up for five minutes at most."""
-    bootstrap, topic, partitions, rate, function = sys.argv[1:]
+    bootstrap_servers, topic, partitions, rate, function = sys.argv[1:]
     module, _, name = function.partition(":")
     record = getattr(importlib.import_module(module), name)
     producer = KafkaProducer(
-        bootstrap_servers=bootstrap, acks="all", enable_idempotence=True,
+        bootstrap_servers=bootstrap_servers, acks="all", enable_idempotence=True,
         delivery_timeout_ms=300_000, max_block_ms=300_000, reconnect_backoff_max_ms=500,
     )  # fmt: skip
     step = max(1, int(rate) // 20)

@@ -104,10 +104,10 @@ class Feed:
         sent: how many, once it was left.
     """
 
-    def __init__(self, bootstrap: str, topic: str, partitions: int, record: str, rate: int) -> None:
+    def __init__(self, bootstrap_servers: str, topic: str, partitions: int, record: str, rate: int) -> None:
         self.sent = 0
         self._command = [sys.executable, "-m", "tests.crash.feed"]
-        self._command += [bootstrap, topic, str(partitions), str(rate), record]
+        self._command += [bootstrap_servers, topic, str(partitions), str(rate), record]
 
     def __enter__(self) -> Self:
         pipe = subprocess.PIPE
@@ -209,7 +209,7 @@ class Account:
 
 
 def account(
-    bootstrap: str,
+    bootstrap_servers: str,
     sources: Sequence[str],
     sink: str,
     letters: Iterable[Place] = (),
@@ -222,14 +222,14 @@ def account(
     Args:
         letters: places of dead letters.
     """
-    until(lambda: not in_transaction(bootstrap, sink), what="the end of a transaction")
+    until(lambda: not in_transaction(bootstrap_servers, sink), what="the end of a transaction")
     places = {
         (r.topic, r.partition, r.offset)
         for topic in sources
-        for r in records(bootstrap, topic, isolation)
+        for r in records(bootstrap_servers, topic, isolation)
     }
     answers = Counter(letters)
-    answers.update(origin(record) for record in records(bootstrap, sink, isolation))
+    answers.update(origin(record) for record in records(bootstrap_servers, sink, isolation))
     return Account(
         read=len(places),
         missing=tuple(sorted(places - answers.keys())),
@@ -246,10 +246,10 @@ def origin(record: Any) -> Place:
     return topic, int(partition), int(offset)
 
 
-def records(bootstrap: str, topic: str, isolation: str = "read_committed") -> list[Any]:
+def records(bootstrap_servers: str, topic: str, isolation: str = "read_committed") -> list[Any]:
     """All records of a topic that a reader of this isolation sees, by kafka-python alone."""
     consumer = KafkaConsumer(
-        bootstrap_servers=bootstrap, isolation_level=isolation, enable_auto_commit=False,
+        bootstrap_servers=bootstrap_servers, isolation_level=isolation, enable_auto_commit=False,
         max_partition_fetch_bytes=8 << 20, max_poll_records=10_000,
     )  # fmt: skip
     partitions = [TopicPartition(topic, n) for n in consumer.partitions_for_topic(topic) or ()]
@@ -264,24 +264,24 @@ def records(bootstrap: str, topic: str, isolation: str = "read_committed") -> li
     return found
 
 
-def in_transaction(bootstrap: str, topic: str) -> bool:
+def in_transaction(bootstrap_servers: str, topic: str) -> bool:
     """Whether records lie in a topic that no transaction has committed or aborted yet."""
     ends = []
     for isolation in ("read_uncommitted", "read_committed"):
-        consumer = KafkaConsumer(bootstrap_servers=bootstrap, isolation_level=isolation)
+        consumer = KafkaConsumer(bootstrap_servers=bootstrap_servers, isolation_level=isolation)
         partitions = [TopicPartition(topic, n) for n in consumer.partitions_for_topic(topic) or ()]
         ends.append(consumer.end_offsets(partitions))
         consumer.close()
     return bool(ends[0] != ends[1])
 
 
-def caught_up(bootstrap: str, group: str, topics: Sequence[str], seconds: float = HANG) -> None:
+def caught_up(bootstrap_servers: str, group: str, topics: Sequence[str], seconds: float = HANG) -> None:
     """Return when the group has committed all there is. Raises: TimeoutError."""
     deadline = time.monotonic() + seconds
     left: dict[Any, Any] = {}
     while time.monotonic() < deadline:
         try:
-            left = _left(bootstrap, group, topics)
+            left = _left(bootstrap_servers, group, topics)
         except KafkaError as error:
             left = {"broker": str(error)}
         if not left:
@@ -290,8 +290,8 @@ def caught_up(bootstrap: str, group: str, topics: Sequence[str], seconds: float 
     raise TimeoutError(f"group {group} has not caught up within {seconds} s: {left}")
 
 
-def _left(bootstrap: str, group: str, topics: Sequence[str]) -> dict[Any, Any]:
-    consumer = KafkaConsumer(bootstrap_servers=bootstrap, group_id=group)
+def _left(bootstrap_servers: str, group: str, topics: Sequence[str]) -> dict[Any, Any]:
+    consumer = KafkaConsumer(bootstrap_servers=bootstrap_servers, group_id=group)
     try:
         partitions = [
             TopicPartition(topic, n)

@@ -41,11 +41,11 @@ name = "{name}"
 folder = "{folder}"
 [source]
 kind = "kafka"
-bootstrap = "{bootstrap}"
+bootstrap_servers = "{bootstrap_servers}"
 topics = "{topic}"
-group = "{group}"
-session = 6
-patience = 5
+group_id = "{group}"
+session_timeout = 6
+rebalance_timeout = 5
 {source}
 [source.schema]
 n = "int64"
@@ -55,12 +55,12 @@ y = "float64"
 batch_rows = 200
 max_delay = 0.1
 [checkpoint]
-every_seconds = 0.5
+interval = 0.5
 """
 CLEAN = """
 [sink]
 kind = "kafka"
-bootstrap = "{bootstrap}"
+bootstrap_servers = "{bootstrap_servers}"
 topic = "{sink}"
 columns = ["n"]
 transaction_timeout = 10
@@ -82,7 +82,7 @@ model = "{model}"
 threads = 1
 [sink]
 kind = "kafka"
-bootstrap = "{bootstrap}"
+bootstrap_servers = "{bootstrap_servers}"
 topic = "{sink}"
 columns = ["n"]
 transaction_timeout = 10
@@ -101,11 +101,11 @@ def pipeline(tmp_path: Path, broker: Broker) -> Callable[..., Path]:
     """Writes a pipeline file."""
 
     def write(
-        name: str, topic: str, more: str, *, source: str = "join = true", **keys: Any
+        name: str, topic: str, more: str, *, source: str = "subscribe = true", **keys: Any
     ) -> Path:
         file = tmp_path / f"{name}.toml"
         text = (COMMON + more).format(
-            name=name, folder=tmp_path / name, bootstrap=broker.bootstrap, topic=topic,
+            name=name, folder=tmp_path / name, bootstrap_servers=broker.bootstrap_servers, topic=topic,
             group=f"{name}-{topic}", source=source, **keys,
         )  # fmt: skip
         file.write_text(text)
@@ -134,17 +134,17 @@ def test_every_record_through_rebalances(
     ]
     trouble = Trouble(engines, seed=1, pause=(1.0, 4.0))
     try:
-        with Feed(broker.bootstrap, topic, 4, ROW, rate=RATES[0]) as feed:
+        with Feed(broker.bootstrap_servers, topic, 4, ROW, rate=RATES[0]) as feed:
             engines[0].start()
             trouble.rebalance(REBALANCES)
         for engine in engines:
             engine.start()
-        caught_up(broker.bootstrap, f"clean-{topic}", [topic])
+        caught_up(broker.bootstrap_servers, f"clean-{topic}", [topic])
         ended(engines)
     finally:
         for engine in engines:
             engine.kill()
-    found = account(broker.bootstrap, [topic], sink)
+    found = account(broker.bootstrap_servers, [topic], sink)
     print(f"exactly_once={exactly_once}: {len(trouble.done)} changes, {found}")  # noqa: T201
     assert found.read == feed.sent > 0
     assert found.at_least_once, (str(found), trouble.done)
@@ -159,27 +159,27 @@ def test_training_and_inference_through_kills_and_restarts(
     """A training engine and an exactly-once inference engine on one topic of four partitions,
     SIGKILLed in turn; the broker killed and started, twice in the middle of a transaction."""
     topic, sink = broker.topic(4), broker.topic(2)
-    train = pipeline("train", topic, TRAIN, source='join = true\nmember = "trainer"')
+    train = pipeline("train", topic, TRAIN, source='subscribe = true\ngroup_instance_id = "trainer"')
     model = exported(tmp_path)
-    infer = pipeline("infer", topic, INFER, source='join = true\nmember = "server"',
+    infer = pipeline("infer", topic, INFER, source='subscribe = true\ngroup_instance_id = "server"',
                      model=model, sink=sink)  # fmt: skip
     engines = [Engine(file, [], tmp_path / f"{file.stem}.log") for file in (train, infer)]
     trouble = Trouble(engines, seed=2, pause=(2.0, 5.0))
     cut = 0
     try:
-        with Feed(broker.bootstrap, topic, 4, ROW, rate=RATES[1]) as feed:
+        with Feed(broker.bootstrap_servers, topic, 4, ROW, rate=RATES[1]) as feed:
             for engine in engines:
                 engine.start()
             for restart in range(RESTARTS):
                 trouble.kill(2 * KILLS // RESTARTS)
                 cut += restarted(broker, sink, in_the_middle=restart < 2)
         for group in ("train", "infer"):
-            caught_up(broker.bootstrap, f"{group}-{topic}", [topic])
+            caught_up(broker.bootstrap_servers, f"{group}-{topic}", [topic])
         ended(engines)
     finally:
         for engine in engines:
             engine.kill()
-    found = account(broker.bootstrap, [topic], sink)
+    found = account(broker.bootstrap_servers, [topic], sink)
     print(f"{trouble.done}, {cut} restarts in mid-transaction: {found}")  # noqa: T201
     assert cut >= 2
     assert found.read == feed.sent > 0
@@ -203,7 +203,7 @@ def restarted(broker: Broker, topic: str, *, in_the_middle: bool) -> int:
     """Kill the broker and start it on the same data; 1 if that was in the middle of a
     transaction."""
     if in_the_middle:
-        until(lambda: in_transaction(broker.bootstrap, topic), what="a transaction")
+        until(lambda: in_transaction(broker.bootstrap_servers, topic), what="a transaction")
     broker.kill()
     broker.start()
     return int(in_the_middle)
@@ -226,8 +226,8 @@ def test_weights_are_those_of_an_untroubled_run(
     """One partition, read alone to its end: SIGKILLed many times, and once not at all."""
     topic = broker.topic(1)
     broker.produce(topic, [row(n) for n in range(40_000)], each=1_000)
-    source = 'stop = "end"\nlost = "fail"'
-    sets = ["loader.max_delay=60.0", "checkpoint.every_seconds=0.1"]
+    source = 'stop = "end"\nauto_offset_reset = "fail"'
+    sets = ["loader.max_delay=60.0", "checkpoint.interval=0.1"]
     weights = []
     for name, kills in (("untroubled", 0), ("killed", KILLS)):
         file = pipeline(name, topic, TRAIN, source=source)

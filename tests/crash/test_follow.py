@@ -40,7 +40,7 @@ n = "int64"
 [loader]
 batch_rows = 100
 [checkpoint]
-every_seconds = 0.3
+interval = 0.3
 [sink]
 kind = "files"
 format = "csv"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from engine.observing.metrics import NAMES, Name
+from engine.observing.metrics import METRICS, MetricSpec
 from engine.observing.service import Service
 from tests.promtool import promtool
 
@@ -37,14 +37,14 @@ def expressions() -> list[str]:
 def base(name: str) -> str:
     """The declared name of a series: a histogram's three belong to one."""
     stem = re.sub(r"_(bucket|sum|count)$", "", name)
-    return stem if stem in NAMES and NAMES[stem].kind == "histogram" else name
+    return stem if stem in METRICS and METRICS[stem].kind == "histogram" else name
 
 
 def selectors(expr: str) -> Iterator[tuple[str, str]]:
     yield from re.findall(r"\b(headrace_[a-z_]+)(?:\{([^}]*)\})?", expr)
 
 
-def labels_of(entry: Name) -> set[str]:
+def labels_of(entry: MetricSpec) -> set[str]:
     return {*entry.labels, *ADDED, *(["le"] if entry.kind == "histogram" else [])}
 
 
@@ -53,8 +53,8 @@ def test_every_name_label_and_value_exists(expr: str) -> None:
     used = set()
     for series, matchers in selectors(expr):
         name = base(series)
-        assert name in NAMES, f"{series} is not exported"
-        entry = NAMES[name]
+        assert name in METRICS, f"{series} is not exported"
+        entry = METRICS[name]
         assert (series != name) == (entry.kind == "histogram"), f"{series} is no series"
         used |= labels_of(entry)
         for label, operator, value in re.findall(r'(\w+)\s*(=~|!=|!~|=)\s*"([^"]*)"', matchers):
@@ -72,14 +72,14 @@ def test_every_legend_names_labels_that_exist() -> None:
     for panel in DASHBOARD["panels"]:
         for target in panel.get("targets", ()):
             existing = set().union(
-                *(labels_of(NAMES[base(s)]) for s, _ in selectors(target["expr"]))
+                *(labels_of(METRICS[base(s)]) for s, _ in selectors(target["expr"]))
             )
             assert set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])) <= existing
 
 
 def test_every_name_is_on_the_dashboard() -> None:
     shown = {base(series) for expr in expressions() for series, _ in selectors(expr)}
-    assert shown == set(NAMES)
+    assert shown == set(METRICS)
 
 
 def test_panels_say_what_they_show_and_do_not_overlap() -> None:

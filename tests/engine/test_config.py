@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
-from connectors.kafka.dead_letters import KafkaLetters
+from connectors.kafka.dead_letters import KafkaDeadLetterSink
 from connectors.kafka.sink import KafkaSink
 from connectors.kafka.source import KafkaSource
 from engine.running.checkpoint import Checkpoints
-from engine.config import LoaderSettings, Pipeline, component, validate
+from engine.config import LoaderSettings, Pipeline, load_class, validate
 from engine.run import Run
 from engine.observing.service import Service
 from engine.types import Settings, UserError
@@ -132,7 +132,7 @@ def test_every_setting_that_is_a_time_takes_durations() -> None:
         key
         for kind in (
             LoaderSettings, Checkpoints.Settings, Service.Settings, KafkaSource.Settings,
-            KafkaSink.Settings, KafkaLetters.Settings,
+            KafkaSink.Settings, KafkaDeadLetterSink.Settings,
         )
         for key, field in kind.model_fields.items()
         if "float" in str(field.annotation)
@@ -210,13 +210,13 @@ def test_a_components_own_settings_complain_in_its_section() -> None:
 )
 def test_a_kind_that_is_none(name: str, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        component(name, {"files": "json:JSONDecoder"}, "source")
+        load_class(name, {"files": "json:JSONDecoder"}, "source")
 
 
 def test_a_kind_may_be_the_users_own() -> None:
     import json
 
-    assert component("json:JSONDecoder", {}, "source") is json.JSONDecoder
+    assert load_class("json:JSONDecoder", {}, "source") is json.JSONDecoder
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def _double(data: Data, rng: random.Random) -> None:
     data[at:at] = data[at : at + size]
 
 
-def _move(data: Data, rng: random.Random) -> None:
+def _rebalance(data: Data, rng: random.Random) -> None:
     size = rng.choice([1, 4, 16, 64])
     here, there = rng.randrange(len(data)), rng.randrange(len(data))
     data[there : there + size] = data[here : here + size]
@@ -61,7 +61,7 @@ def _blank(data: Data, rng: random.Random) -> None:
 
 
 HARMS: tuple[Callable[[Data, random.Random], None], ...] = (
-    _flip, _byte, _number, _cut, _delete, _double, _move, _insert, _blank,
+    _flip, _byte, _number, _cut, _delete, _double, _rebalance, _insert, _blank,
 )  # fmt: skip
 
 

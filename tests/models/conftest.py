@@ -54,16 +54,16 @@ def make_batches() -> Callable[..., list[Batch]]:
     """(features, count=6, rows=40, seed=0) -> batches of a problem that can be learned."""
 
     def make(features: Features, count: int = 6, rows: int = 40, seed: int = 0) -> list[Batch]:
-        chance = np.random.default_rng(seed)
-        return [_batch(features, rows, chance) for _ in range(count)]
+        rng = np.random.default_rng(seed)
+        return [_batch(features, rows, rng) for _ in range(count)]
 
     return make
 
 
-def _batch(features: Features, rows: int, chance: np.random.Generator) -> Batch:
-    numeric = chance.normal(size=(rows, len(features.numeric))).astype(np.float32)
+def _batch(features: Features, rows: int, rng: np.random.Generator) -> Batch:
+    numeric = rng.normal(size=(rows, len(features.numeric))).astype(np.float32)
     sizes = features.categories.values()
-    codes = [chance.integers(0, size, rows) for size in sizes]
+    codes = [rng.integers(0, size, rows) for size in sizes]
     categories = np.stack(codes, 1) if codes else np.empty((rows, 0), np.int64)
     signal = numeric @ np.arange(1, 1 + numeric.shape[1]) + categories.sum(1)
     target = {
@@ -75,21 +75,21 @@ def _batch(features: Features, rows: int, chance: np.random.Generator) -> Batch:
         numeric=torch.from_numpy(numeric),
         categories=torch.from_numpy(categories),
         target=torch.from_numpy(target),
-        **_nested(features, signal, chance),
+        **_nested(features, signal, rng),
     )
     frame = pl.DataFrame({"y": target})
     return Batch(frame=frame, mark=Mark(), arrived=0.0, tensors=tensors)
 
 
-def _nested(features: Features, signal: Any, chance: np.random.Generator) -> dict[str, Any]:
+def _nested(features: Features, signal: Any, rng: np.random.Generator) -> dict[str, Any]:
     """The brightness of the image follows the signal; the ids are of no use."""
     if not features.nested:
         return {}
     rows = len(signal)
     light = 100 + 10 * np.clip(signal, -9, 9)[:, None, None, None]
-    image = (light + chance.integers(0, 40, (rows, 9, 8, 3))).astype(np.uint8)
-    bounds = torch.from_numpy(np.concatenate(([0], np.cumsum(chance.integers(0, 5, rows)))))
-    ids = torch.from_numpy(chance.integers(0, 20, int(bounds[-1])))
+    image = (light + rng.integers(0, 40, (rows, 9, 8, 3))).astype(np.uint8)
+    bounds = torch.from_numpy(np.concatenate(([0], np.cumsum(rng.integers(0, 5, rows)))))
+    ids = torch.from_numpy(rng.integers(0, 20, int(bounds[-1])))
     tags = Sparse(indices=ids % 6, offsets=bounds, weights=torch.ones(len(ids)), width=6)
     return {
         "images": {"photo": torch.from_numpy(image).permute(0, 3, 1, 2)},

@@ -15,16 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from engine.config import component
+from engine.config import load_class
 from engine.loading.nested_tensors import padded, ragged, sparse
 from engine.types import Batch, Features, Mark, Step, Tensors, UserError
 from models.augment import AUGMENTS
-from models.augment.augmentation import Augmentation, Context, chance_of
+from models.augment.augmentation import Augmentation, Context, rng_for
 from models.augment.images import Colour, Crop, Flip, PixelNoise, Rotate
 from models.augment.mixing import Cutmix, Mixup
 from models.augment.tables import FeatureDropout, Jitter
 from models.augment.tokens import Synonyms, TokenDropout, TokenSwap
-from models.learners.sampling import Balanced, SamplingSettings
+from models.learners.sampling import ResampledLearner, SamplingSettings
 from models.learners.tabular import TabularLearner
 from models.learners.linear import LinearLearner
 from models.learners.losses import LossSettings, make_loss
@@ -79,26 +79,26 @@ def for_kind(kind: str, task: str) -> Features:
 
 
 def rows_of(features: Features, n: int, seed: int = 0) -> Tensors:
-    chance = np.random.default_rng(seed)
-    target: Any = chance.normal(size=n).astype(np.float32)
+    rng = np.random.default_rng(seed)
+    target: Any = rng.normal(size=n).astype(np.float32)
     if features.task != "regression":
-        target = chance.integers(0, len(features.classes), n)
-    numeric = chance.normal(size=(n, len(features.numeric))).astype(np.float32)
+        target = rng.integers(0, len(features.classes), n)
+    numeric = rng.normal(size=(n, len(features.numeric))).astype(np.float32)
     return Tensors(
         numeric=torch.from_numpy(numeric),
-        categories=torch.from_numpy(chance.integers(0, 6, (n, len(features.categories)))),
+        categories=torch.from_numpy(rng.integers(0, 6, (n, len(features.categories)))),
         target=torch.from_numpy(target),
-        **nested_of(features, n, chance),
+        **nested_of(features, n, rng),
     )
 
 
-def nested_of(features: Features, n: int, chance: np.random.Generator) -> dict[str, Any]:
+def nested_of(features: Features, n: int, rng: np.random.Generator) -> dict[str, Any]:
     made: dict[str, Any] = {}
     if features.images:
-        pixels = chance.integers(0, 256, (n, 6, 8, 3), dtype=np.uint8)
+        pixels = rng.integers(0, 256, (n, 6, 8, 3), dtype=np.uint8)
         made["images"] = {"photo": torch.from_numpy(pixels).permute(0, 3, 1, 2)}
     if features.ragged:
-        lists = [chance.integers(1, 9, k).tolist() for k in chance.integers(0, 8, n)]
+        lists = [rng.integers(1, 9, k).tolist() for k in rng.integers(0, 8, n)]
         column = pl.Series(lists, dtype=pl.List(pl.Int64))
         made["ragged"] = {"words": ragged(column, None)[0]}
         made["padded"] = {"title": padded(column, 7, ())[0]}
@@ -130,14 +130,14 @@ def applied(
     made: Any, features: Features, rows: Tensors, number: int = 0, seed: int = 0
 ) -> tuple[Tensors, int]:
     made.bind(Context(features=features, soft=True))
-    done, changed = made.apply(rows, chance_of(seed, "it", number))
+    done, changed = made.apply(rows, rng_for(seed, "it", number))
     return done, int(changed)
 
 
 def test_every_kind_is_here() -> None:
     assert list(KINDS) == list(AUGMENTS)
     for kind, (made, _, _) in KINDS.items():
-        assert component(kind, AUGMENTS, "augment.it") is made
+        assert load_class(kind, AUGMENTS, "augment.it") is made
 
 
 @every_kind
@@ -207,7 +207,7 @@ def test_an_own_chance_for_every_batch_step_name_and_seed(kind: str) -> None:
     made = make(kind)
     made.bind(Context(features=features))
     keys = [(0, "it", 5, 0), (1, "it", 5, 0), (0, "that", 5, 0), (0, "it", 6, 0), (0, "it", 5, 1)]
-    results = [made.apply(rows, chance_of(*key))[0] for key in keys]
+    results = [made.apply(rows, rng_for(*key))[0] for key in keys]
     for i, one in enumerate(results):
         assert not any(same_size(one, other) and same(one, other) for other in results[:i])
 
@@ -301,7 +301,7 @@ def test_synonyms_come_from_the_table(tmp_path: Path) -> None:
         categories=torch.empty((4, 0), dtype=torch.int64),
         ragged={"t": ragged(lists, None)[0], "u": ragged(lists, None)[0]},
     )
-    done, changed = made.apply(rows, chance_of(0, "it", 0))
+    done, changed = made.apply(rows, rng_for(0, "it", 0))
     values = done.ragged["t"].values
     assert torch.equal(done.ragged["t"].offsets, rows.ragged["t"].offsets)
     assert values[[1, 2, 5, 6]].tolist() == [4, 2, 3, 0]
@@ -378,15 +378,15 @@ def test_mixup_lies_between_two_rows_and_so_does_its_label(
     """Every row finds its other and its share again in a column of row numbers."""
     features = features_of(task, numeric=2)
     rows = rows_of(features, n)
-    chance = np.random.default_rng(number)
-    places = chance.normal(size=(n, 2)).astype(np.float32)  # no three on a line
+    rng = np.random.default_rng(number)
+    places = rng.normal(size=(n, 2)).astype(np.float32)  # no three on a line
     rows = replace(rows, numeric=torch.from_numpy(places))
     made = make("mixup", alpha=alpha, probability=probability)
     done, changed = applied(made, features, rows, number)
     if not changed:
         assert same(done, rows)
         return
-    drawn = chance_of(0, "it", number)
+    drawn = rng_for(0, "it", number)
     mixed = drawn.random(n) < probability
     other = drawn.permutation(n)
     kept = drawn.beta(alpha, alpha, n)
@@ -411,10 +411,10 @@ def test_the_loss_of_mixed_labels_is_that_of_both(task: str, weights: Any) -> No
     features = features_of(task)
     k = len(features.classes)
     loss = make_loss(LossSettings(class_weights=weights and weights[:k]), features)
-    chance = torch.Generator().manual_seed(1)
-    a, b = (torch.randint(k, (200,), generator=chance) for _ in range(2))
-    share = torch.rand(200, generator=chance)
-    raw = torch.randn((200, k) if k > 2 else (200,), generator=chance)
+    rng = torch.Generator().manual_seed(1)
+    a, b = (torch.randint(k, (200,), generator=rng) for _ in range(2))
+    share = torch.rand(200, generator=rng)
+    raw = torch.randn((200, k) if k > 2 else (200,), generator=rng)
     hot_a, hot_b = (F.one_hot(x, k).float() if k > 2 else x.float() for x in (a, b))
     shares = share[:, None] if k > 2 else share
     soft = shares * hot_a + (1 - shares) * hot_b
@@ -509,9 +509,9 @@ def test_kept_rows_are_kept_as_they_are_and_augmented_anew() -> None:
     seen: list[Tensors] = []
 
     class Spy(Jitter):
-        def apply(self, tensors: Tensors, chance: np.random.Generator) -> tuple[Tensors, int]:
+        def apply(self, tensors: Tensors, rng: np.random.Generator) -> tuple[Tensors, int]:
             seen.append(tensors)
-            made, changed = super().apply(tensors, chance)
+            made, changed = super().apply(tensors, rng)
             seen.append(made)
             return made, changed
 
@@ -540,13 +540,13 @@ def test_drawn_rows_are_augmented_after_they_were_drawn() -> None:
     features = features_of("binary")
     inner = learner_of("tabular", features, replay_rows=0)
     Augmentation([Jitter("noise", Jitter.Settings())]).attach(inner)
-    balanced = Balanced(inner, SamplingSettings(method="under"))
+    balanced = ResampledLearner(inner, SamplingSettings(method="under"))
     rows = rows_of(features, 300)
     rows = replace(rows, target=(torch.arange(300) < 30).long())
     before = balanced.predict(rows)
     step = balanced.learn(batch_of(rows))
     assert step.scores[:1].tobytes() == before[:1].tobytes()
-    assert step.augmented == {"noise": 300 - step.unlearned}
+    assert step.augmented == {"noise": 300 - step.scored_only}
 
 
 class Plain:

@@ -23,11 +23,11 @@ from models.augment.images import Crop
 from models.augment.mixing import Mixup
 from models.augment.tables import FeatureDropout, Jitter
 from models.augment.tokens import TokenDropout
-from models.learners.sampling import Balanced, SamplingSettings
+from models.learners.sampling import ResampledLearner, SamplingSettings
 from models.export.onnx_graph import Graph, TensorProto
 from models.learners.tabular import TabularLearner
 from models.learners.linear import LinearLearner
-from models.challenge.challenger import Renewed
+from models.challenge.challenger import ChampionChallenger
 
 Make = Callable[[], Any]
 Batches = list[Batch]
@@ -45,47 +45,47 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
         {"dropout": 0.1},
         {"replay_rows": 500, "replay_sampling": "recent", "replay_batch": 16},
     ),
-    "ema": ("tabular", "binary", {"skip": True}, {"ema": 0.9, "class_weights": [1.0, 3.0]}),
-    "sqrt": ("tabular", "regression", {"target_transform": ["sqrt", "standard"]}, {"ema": 0.5}),
+    "ema_decay": ("tabular", "binary", {"skip_connection": True}, {"ema_decay": 0.9, "class_weights": [1.0, 3.0]}),
+    "sqrt": ("tabular", "regression", {"target_transform": ["sqrt", "standard"]}, {"ema_decay": 0.5}),
     "log": ("tabular", "regression", {"target_transform": "log1p"}, {"loss": "huber"}),
-    "sparse": ("tabular", "multiclass", {"sparse_embeddings": True, "embedding": 3}, {"ema": 0.9}),
+    "sparse": ("tabular", "multiclass", {"sparse_embeddings": True, "embedding_dim": 3}, {"ema_decay": 0.9}),
     "schedule": (
         "tabular",
         "regression",
         {"layers": []},
-        {"optimizer": "adamw", "l2": 0.1, "lr": 0.1}
-        | {"schedule": "cosine", "schedule_steps": 200, "warmup": 4},
+        {"optimizer": "adamw", "weight_decay": 0.1, "lr": 0.1}
+        | {"schedule": "cosine", "schedule_steps": 200, "warmup_steps": 4},
     ),
     "everything": (
         "tabular",
         "regression",
-        {"dropout": 0.2, "target_transform": "standard", "skip": True, "seed": 7},
-        {"ema": 0.9, "replay_rows": 64, "replay_steps": 3, "l1": 1e-3, "clip_norm": 1.0},
+        {"dropout": 0.2, "target_transform": "standard", "skip_connection": True, "seed": 7},
+        {"ema_decay": 0.9, "replay_rows": 64, "replay_steps": 3, "l1": 1e-3, "max_grad_norm": 1.0},
     ),
     "balanced": ("tabular", "binary", {}, {"sampling": {"method": "over"}, "replay_rows": 64}),
-    "smote": ("tabular", "multiclass", {}, {"sampling": {"smote": 3, "desired": {"c": 2, "a": 1}}}),
+    "smote_neighbors": ("tabular", "multiclass", {}, {"sampling": {"smote_neighbors": 3, "desired_dist": {"c": 2, "a": 1}}}),
     "balanced logistic": ("linear", "binary", {}, {"sampling": {"method": "under"}}),
-    "augmented": ("tabular", "multiclass", {"dropout": 0.1}, {"augment": True, "ema": 0.5}),
+    "augmented": ("tabular", "multiclass", {"dropout": 0.1}, {"augment": True, "ema_decay": 0.5}),
     "augmented replay": (
         "tabular",
         "regression",
         {"target_transform": "standard"},
         {"augment": True, "replay_rows": 90, "replay_steps": 2},
     ),
-    "augmented, balanced": ("tabular", "binary", {}, {"augment": True, "sampling": {"rate": 2.0}}),
+    "augmented, balanced": ("tabular", "binary", {}, {"augment": True, "sampling": {"sampling_rate": 2.0}}),
     "augmented linear": ("linear", "regression", {}, {"augment": True}),
     "augmented logistic": ("linear", "binary", {}, {"augment": True}),
-    "nested": ("tabular", "regression", {"convolutions": [4, 6]}, {"ema": 0.9}),
+    "nested": ("tabular", "regression", {"conv_channels": [4, 6]}, {"ema_decay": 0.9}),
     "nested classes": ("tabular", "multiclass", {"sparse_embeddings": True, "dropout": 0.1}, {}),
-    "nested balanced": ("tabular", "binary", {}, {"sampling": {"smote": 2}}),
-    "nested augmented": ("tabular", "binary", {}, {"augment": True, "ema": 0.5}),
+    "nested balanced": ("tabular", "binary", {}, {"sampling": {"smote_neighbors": 2}}),
+    "nested augmented": ("tabular", "binary", {}, {"augment": True, "ema_decay": 0.5}),
     "linear": ("linear", "regression", {}, {"l2": 0.01}),
     "logistic": ("linear", "binary", {}, {"l1": 0.001}),
     "challenged": (
         "tabular",
         "multiclass",
         {"dropout": 0.1},
-        {"forget_on": "watch", "ema": 0.9, "replay_rows": 90, "replay_steps": 1},
+        {"forget_on": "watch", "ema_decay": 0.9, "replay_rows": 90, "replay_steps": 1},
     ),
     "challenged, balanced": (
         "tabular",
@@ -134,8 +134,8 @@ def make(case: str, features: Features) -> Make:
                 *(one(one.__name__, one.Settings()) for one in more),
             ]
             Augmentation(augments).attach(learner)
-        learner = Balanced(learner, SamplingSettings(**sampling)) if sampling else learner
-        return Renewed(learner, "watch") if "forget_on" in train else learner
+        learner = ResampledLearner(learner, SamplingSettings(**sampling)) if sampling else learner
+        return ChampionChallenger(learner, "watch") if "forget_on" in train else learner
 
     return made
 
@@ -192,8 +192,8 @@ def equal(a: Any, b: Any, at: str = "state") -> None:
 
 def inside(learner: Any) -> tuple[Any, Any]:
     """The learner that is challenged, and the one whose rows are drawn; itself where neither is."""
-    champion = learner.learner if isinstance(learner, Renewed) else learner
-    return champion, champion.learner if isinstance(champion, Balanced) else champion
+    champion = learner.learner if isinstance(learner, ChampionChallenger) else learner
+    return champion, champion.learner if isinstance(champion, ResampledLearner) else champion
 
 
 def tensors_of(batch: Batch) -> Tensors:
@@ -243,7 +243,7 @@ def test_a_state_is_a_plain_value(course: Course) -> None:
 def test_scores_are_what_it_predicted_before_it_learned(course: Course) -> None:
     for before, step in zip(course.predicted, course.steps, strict=True):
         assert step.scores.dtype == before.dtype == np.float64
-        if isinstance(inside(course.learner)[0], Balanced):
+        if isinstance(inside(course.learner)[0], ResampledLearner):
             np.testing.assert_allclose(step.scores, before, rtol=1e-6, atol=1e-6)
         else:  # step by step: the first row is predicted by what was there before the batch
             np.testing.assert_allclose(step.scores[0], before[0], rtol=1e-6, atol=1e-6)

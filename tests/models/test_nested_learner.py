@@ -12,35 +12,35 @@ import torch
 from torch import nn
 
 from engine.loading.collate import Collate
-from engine.types import Batch, Features, Mark, Placed, Step, Tensors, UserError
+from engine.types import Batch, Features, Mark, DeviceTensors, Step, Tensors, UserError
 from models.learners.tabular import TabularLearner
 from models.learners.linear import LinearLearner
-from models.learners.network import Network, Shape
+from models.learners.network import Network, NetworkShape
 
 BINARY: dict[str, Any] = {"target": "y", "task": "binary", "classes": ("bar", "cross")}
 
 
-def pictures(n: int, chance: np.random.Generator) -> pl.DataFrame:
+def pictures(n: int, rng: np.random.Generator) -> pl.DataFrame:
     """Bars and crosses anywhere, on noise, shape (16, 16, 1)."""
-    pixels = chance.integers(0, 120, (n, 16, 16, 1), dtype=np.uint8)
-    classes = chance.integers(0, 2, n)
+    pixels = rng.integers(0, 120, (n, 16, 16, 1), dtype=np.uint8)
+    classes = rng.integers(0, 2, n)
     for picture, cross in zip(pixels, classes, strict=True):
-        top, left = chance.integers(0, 8, 2)
+        top, left = rng.integers(0, 8, 2)
         middle = slice(top + 3, top + 5), slice(left, left + 8)
         across = slice(top, top + 8), slice(left + 3, left + 5)
-        shown = [middle, across] if cross else [[middle, across][chance.integers(2)]]
+        shown = [middle, across] if cross else [[middle, across][rng.integers(2)]]
         for part in shown:
             picture[part] = 255
     return pl.DataFrame({"i": pixels, "y": np.where(classes, "cross", "bar")})
 
 
-def sentences(n: int, chance: np.random.Generator) -> pl.DataFrame:
+def sentences(n: int, rng: np.random.Generator) -> pl.DataFrame:
     """Nine of ten ids are from 100 on in class cross, and below in the other."""
-    classes = chance.integers(0, 2, n)
+    classes = rng.integers(0, 2, n)
     lists = []
     for cross in classes:
-        ids = chance.integers(1, 100, chance.integers(3, 30))
-        high = (chance.random(len(ids)) < 0.9) == cross
+        ids = rng.integers(1, 100, rng.integers(3, 30))
+        high = (rng.random(len(ids)) < 0.9) == cross
         lists.append((ids + 100 * high).tolist())
     rows = pl.Series(lists, dtype=pl.List(pl.Int64))
     return pl.DataFrame({"t": rows, "y": np.where(classes, "cross", "bar")})
@@ -68,29 +68,29 @@ def accuracy(learner: Any, given: list[Batch]) -> list[float]:
 
 
 def test_images_are_learned_online() -> None:
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     features = Features(numeric=(), images={"i": (1, 16, 16)}, **BINARY)
     learner = TabularLearner(
-        TabularLearner.Settings(layers=(32,), convolutions=(16, 32)),
+        TabularLearner.Settings(layers=(32,), conv_channels=(16, 32)),
         TabularLearner.Training(optimizer="adam", lr=3e-3),
         features,
     )
-    right = accuracy(learner, batches([pictures(64, chance) for _ in range(250)], features))
+    right = accuracy(learner, batches([pictures(64, rng) for _ in range(250)], features))
     assert np.mean(right[:5]) < 0.8
     assert np.mean(right[-40:]) >= 0.95
 
 
 @pytest.mark.parametrize("kind", ["ragged", "sparse"])
 def test_lists_of_ids_are_learned_online(kind: str) -> None:
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     lists: dict[str, Any] = {kind: {"t": 201}}
     features = Features(numeric=(), **lists, **BINARY)
     learner = TabularLearner(
-        TabularLearner.Settings(layers=(16,), embedding={"t": 8}),
+        TabularLearner.Settings(layers=(16,), embedding_dim={"t": 8}),
         TabularLearner.Training(optimizer="adam", lr=1e-2),
         features,
     )
-    right = accuracy(learner, batches([sentences(64, chance) for _ in range(150)], features))
+    right = accuracy(learner, batches([sentences(64, rng) for _ in range(150)], features))
     assert np.mean(right[-30:]) >= 0.95
 
 
@@ -119,9 +119,9 @@ class Recurrent:
 
 
 def test_a_module_of_your_own_takes_padded_lists() -> None:
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     features = Features(numeric=(), padded={"t": 201}, buckets=(8, 16, 32), **BINARY)
-    given = batches([sentences(64, chance) for _ in range(150)], features)
+    given = batches([sentences(64, rng) for _ in range(150)], features)
     widths = {batch.tensors.padded["t"].values.shape[1] for batch in given if batch.tensors}
     assert widths == {32}
     assert np.mean(accuracy(Recurrent(features), given)[-30:]) >= 0.95
@@ -134,18 +134,18 @@ def test_the_network_is_torch_modules(
     tensors = make_batches(features)[0].tensors
     assert tensors is not None
     network = Network(
-        Shape(numeric=4, bags=((20, 3), (6, 2)), images=(3,), convolutions=(5, 7), layers=()),
+        NetworkShape(numeric=4, bags=((20, 3), (6, 2)), images=(3,), conv_channels=(5, 7), layers=()),
         seed=1,
     )
     weights = {name: weight.detach() for name, weight in network.tensors.items()}
-    convolutions = []
+    conv_channels = []
     for j, channels in enumerate((3, 5)):
         layer = nn.Conv2d(channels, weights[f"image.0.{j}.bias"].shape[0], 3, stride=2, padding=1)
         layer.weight.data = weights[f"image.0.{j}.weight"]
         layer.bias.data = weights[f"image.0.{j}.bias"]  # type: ignore[union-attr]
-        convolutions += [layer, nn.ReLU()]
+        conv_channels += [layer, nn.ReLU()]
     words = nn.EmbeddingBag.from_pretrained(weights["bag.0"], mode="mean", include_last_offset=True)
-    image = nn.Sequential(*convolutions)(tensors.images["photo"] / 255 - 0.5).mean((2, 3))
+    image = nn.Sequential(*conv_channels)(tensors.images["photo"] / 255 - 0.5).mean((2, 3))
     ragged, tags = tensors.ragged["words"], tensors.sparse["tags"]
     said = words(ragged.values, ragged.offsets)
     counted = tags.csr().to_dense() @ weights["bag.1"]
@@ -169,7 +169,7 @@ def test_tensors_that_are_placed_are_those_that_are_learned(
     elsewhere = Tensors(
         numeric=tensors.numeric * torch.nan,
         categories=tensors.categories,
-        placed=Placed(tensors=tensors.map(lambda tensor: tensor.to(learner.device))),
+        on_device=DeviceTensors(tensors=tensors.map(lambda tensor: tensor.to(learner.device))),
     )
     assert learner.predict(elsewhere).tobytes() == expected.tobytes()
 

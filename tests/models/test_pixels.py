@@ -22,11 +22,11 @@ def images_of(
     kind: str, n: int = 12, channels: int = 3, height: int = 17, width: int = 24, seed: int = 0
 ) -> torch.Tensor:
     """Smooth waves and some noise."""
-    chance = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
-    wave = chance.uniform(-6, 6, (4, n, channels, 1, 1))
+    wave = rng.uniform(-6, 6, (4, n, channels, 1, 1))
     made = 0.5 + 0.4 * np.sin(wave[0] * x + wave[1] * y + wave[2])
-    made = (made + chance.normal(0, 0.05, made.shape)).clip(0, 1)
+    made = (made + rng.normal(0, 0.05, made.shape)).clip(0, 1)
     if kind == "bytes":
         return torch.from_numpy((made * 255).astype(np.uint8))
     return torch.from_numpy(made.astype(np.float32))
@@ -57,9 +57,9 @@ def test_flips_are_torchvisions(kind: str) -> None:
 @every_type
 @pytest.mark.parametrize("channels", [1, 3])
 def test_crops_are_torchvisions(kind: str, channels: int) -> None:
-    images, chance = images_of(kind, 30, channels), np.random.default_rng(1)
-    height, width = chance.integers(1, 18, 30), chance.integers(1, 25, 30)
-    top, left = chance.integers(0, 18 - height), chance.integers(0, 25 - width)
+    images, rng = images_of(kind, 30, channels), np.random.default_rng(1)
+    height, width = rng.integers(1, 18, 30), rng.integers(1, 25, 30)
+    top, left = rng.integers(0, 18 - height), rng.integers(0, 25 - width)
     expected = each(
         images,
         lambda i, x: V.resized_crop(
@@ -129,20 +129,20 @@ def test_a_box_of_another_is_pasted(kind: str) -> None:
 def test_shapes_types_and_range_hold(
     kind: str, n: int, channels: int, size: tuple[int, int], seed: int
 ) -> None:
-    images, chance = images_of(kind, n, channels, *size, seed=seed), np.random.default_rng(seed)
+    images, rng = images_of(kind, n, channels, *size, seed=seed), np.random.default_rng(seed)
     before = images.clone()
-    factor = chance.uniform(0, 3, (3, n))
-    height, width = (chance.integers(1, side + 1, n) for side in size)
-    top, left = chance.integers(0, size[0] + 1 - height), chance.integers(0, size[1] + 1 - width)
-    other = chance.permutation(n)
+    factor = rng.uniform(0, 3, (3, n))
+    height, width = (rng.integers(1, side + 1, n) for side in size)
+    top, left = rng.integers(0, size[0] + 1 - height), rng.integers(0, size[1] + 1 - width)
+    other = rng.permutation(n)
     for made in (
         pixels.flipped(images),
         pixels.cropped(images, top, left, height, width),
-        pixels.rotated(images, chance.uniform(-180, 180, n)),
+        pixels.rotated(images, rng.uniform(-180, 180, n)),
         pixels.coloured(images, *factor),
         pixels.noised(images, factor[0], torch.Generator().manual_seed(seed)),
         pixels.pasted(images, other, top, left, top + height, left + width),
-        pixels.blended(images, other, chance.random(n)),
+        pixels.blended(images, other, rng.random(n)),
     ):
         assert (made.shape, made.dtype) == (images.shape, images.dtype)
         assert ((made >= 0) & (made <= (255 if kind == "bytes" else 1))).all()

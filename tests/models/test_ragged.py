@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.augment.ragged import Ints, Likes, changed_rows, filtered, kept_tokens, swapped
+from models.augment.ragged import Ints, SynonymTable, changed_rows, filtered, kept_tokens, swapped
 
 lengths_of = st.lists(st.integers(0, 9), max_size=30)
 shares = st.floats(0, 1)
@@ -72,7 +72,7 @@ def test_a_token_is_replaced_by_one_of_its_likes(
 ) -> None:
     table = np.array(pairs, np.int64).reshape(-1, 2)
     given = np.array(values, np.int64)
-    likes = Likes.of(table[:, 0], table[:, 1])
+    likes = SynonymTable.of(table[:, 0], table[:, 1])
     made = likes.replaced(given, share, np.random.default_rng(seed))
     allowed = {(a, b) for a, b in pairs}
     for before, after in zip(values, made.tolist(), strict=True):
@@ -85,13 +85,13 @@ def test_a_token_is_replaced_by_one_of_its_likes(
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 def test_the_share_is_the_asked_one(share: float) -> None:
     lengths = np.full(2_000, 40)
-    offsets, chance = ends(lengths.tolist()), np.random.default_rng(0)
-    assert 1 - kept_tokens(offsets, share, chance).mean() == pytest.approx(share, abs=0.01)
-    moved = swapped(offsets, share, chance) != np.arange(80_000)
+    offsets, rng = ends(lengths.tolist()), np.random.default_rng(0)
+    assert 1 - kept_tokens(offsets, share, rng).mean() == pytest.approx(share, abs=0.01)
+    moved = swapped(offsets, share, rng) != np.arange(80_000)
     assert moved.mean() == pytest.approx(share * 39 / 40, abs=0.01)
-    likes = Likes.of(np.array([3, 3, 3, 5]), np.array([30, 31, 32, 50]))
+    likes = SynonymTable.of(np.array([3, 3, 3, 5]), np.array([30, 31, 32, 50]))
     values = np.repeat([3, 5, 7, 3], 20_000)
-    made = likes.replaced(values, share, chance)
+    made = likes.replaced(values, share, rng)
     assert (made != values).reshape(4, -1).mean(1) == pytest.approx(
         [share, share, 0, share], abs=0.02
     )

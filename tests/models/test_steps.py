@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from engine.types import Batch, Features, Mark, Scale, Tensors
 from models.learners.tabular import TabularLearner
-from models.learners.scaler import REACH, Scaler
-from models.learners.step_buffer import joined, plain, restored
+from models.learners.scaler import MAX_DEVIATIONS, Scaler
+from models.learners.step_buffer import concat, plain, restored
 
 Make = Callable[..., Features]
 Batches = Callable[..., list[Batch]]
@@ -31,7 +31,7 @@ def learner(features: Features, **keys: Any) -> TabularLearner:
 
 
 def whole(batches: list[Batch]) -> Tensors:
-    return joined([batch.tensors for batch in batches if batch.tensors is not None])
+    return concat([batch.tensors for batch in batches if batch.tensors is not None])
 
 
 def batch_of(tensors: Tensors, scales: tuple[Scale, ...] = ()) -> Batch:
@@ -52,9 +52,9 @@ def learned(made: TabularLearner, tensors: Tensors, cut: int) -> NDArray[np.floa
     ("task", "nested", "keys"),
     [
         ("regression", False, {"replay_steps": 1}),
-        ("binary", False, {"ema": 0.9, "dropout": 0.1, "replay_rows": 0}),
+        ("binary", False, {"ema_decay": 0.9, "dropout": 0.1, "replay_rows": 0}),
         ("multiclass", False, {"replay_sampling": "recent", "replay_steps": 1}),
-        ("regression", True, {"convolutions": [4]}),
+        ("regression", True, {"conv_channels": [4]}),
     ],
 )
 def test_the_cut_into_batches_changes_no_weight(
@@ -76,7 +76,7 @@ def test_rows_that_wait_are_part_of_the_state(
 ) -> None:
     features = make_features("binary", nested=nested)
     rows = whole(make_batches(features, 1, 300))
-    first, second = (learner(features, replay_rows=0, convolutions=[4]) for _ in range(2))
+    first, second = (learner(features, replay_rows=0, conv_channels=[4]) for _ in range(2))
     learned(first, rows.slice(0, 259), 259)
     state = first.state_dict()
     assert len(state["waiting"]["target"]) == 3  # 256 rows seen: steps of four
@@ -90,9 +90,9 @@ def test_rows_that_wait_are_part_of_the_state(
 def test_rows_as_arrays_and_back(make_features: Make, make_batches: Batches) -> None:
     features = make_features("multiclass", nested=True)
     parts = [batch.tensors for batch in make_batches(features, 3, 9) if batch.tensors is not None]
-    rows = joined(parts)
+    rows = concat(parts)
     again = restored(plain(rows))
-    cut = joined([rows.slice(0, 4), rows.slice(4, 11), rows.slice(11, 27)])
+    cut = concat([rows.slice(0, 4), rows.slice(4, 11), rows.slice(11, 27)])
     for other in (again, cut):
         pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
         mine: list[torch.Tensor] = []
@@ -107,8 +107,8 @@ def test_rows_as_arrays_and_back(make_features: Make, make_batches: Batches) -> 
 
 
 def test_the_scale_is_that_of_all_rows_whatever_their_unit() -> None:
-    chance = np.random.default_rng(0)
-    x = chance.normal([5, -1e6, 1e-5], [2, 1e3, 1e-7], (500, 3)).astype(np.float32)
+    rng = np.random.default_rng(0)
+    x = rng.normal([5, -1e6, 1e-5], [2, 1e3, 1e-7], (500, 3)).astype(np.float32)
     scaler = Scaler.of([True, True, True])
     for row in torch.from_numpy(x):
         scaler = scaler.learned(row[None])
@@ -122,7 +122,7 @@ def test_a_constant_says_nothing_and_an_outlier_not_everything() -> None:
     scaler = Scaler.of([True, True]).learned(x[:1]).learned(x[1:])
     spoilt = scaler.learned(torch.tensor([[7.0, 1e30]]))
     assert (scaler.forward(x)[:, 0] == 0).all()
-    assert float(scaler.forward(torch.tensor([[7.0, 1e30]]))[0, 1]) == REACH
+    assert float(scaler.forward(torch.tensor([[7.0, 1e30]]))[0, 1]) == MAX_DEVIATIONS
     assert float(spoilt.mean[1]) < 60
 
 

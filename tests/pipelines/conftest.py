@@ -55,7 +55,7 @@ threads = 1
 [evaluation]
 window = 1000
 [checkpoint]
-every_batches = 4
+interval_batches = 4
 [sink]
 kind = "files"
 path = {out}

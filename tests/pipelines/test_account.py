@@ -1,4 +1,4 @@
-"""Every record has one end: `read + grown = learned + predicted + cleaned + rejected`, in the
+"""Every record has one end: `read + added = learned + predicted + cleaned + rejected`, in the
 checkpoint, in the files and on the metrics page, whatever the data look like and however often the
 run was stopped."""
 
@@ -57,7 +57,7 @@ def pipeline(folder: Path, **sections: Any) -> Pipeline:
             "layers": [4],
         },
         "train": {"threads": 1},
-        "checkpoint": {"every_batches": 2},
+        "checkpoint": {"interval_batches": 2},
         "dead_letters": {"limit": 1.0},
         "sink": {"kind": "files", "path": str(folder / "out")},
         "export": {"holdout": 0.3, "compress": None},
@@ -99,7 +99,7 @@ def test_every_record_has_one_end(rows: list[tuple[Any, ...]], odd: list[str], s
         assert totals.rejected == sum(totals.reasons.values())
         page = counters(folder)
         # The page counts one process; the account spans both.
-        assert page["source"] + page["grown"] == (
+        assert page["source"] + page["added"] == (
             page["learned"] + page["predicted"] + page.get("rejected", 0.0)
         )
         assert page["source"] == count - stopped
@@ -139,6 +139,6 @@ def test_a_cleaning_pipeline_balances_too(tmp_path: Path) -> None:
     made = pipeline(tmp_path, model=None, train=None, export=None)
     totals = Run(made).run().totals
     # 29 rows repeat the first one; each kept record has two sides.
-    assert (totals.read, totals.rejected, totals.grown, totals.cleaned) == (count, 30, 1, 2)
+    assert (totals.read, totals.rejected, totals.added, totals.cleaned) == (count, 30, 1, 2)
     assert totals.balanced
     assert (letters(tmp_path), results(tmp_path)) == (30, 2)

@@ -67,7 +67,7 @@ def table(folder: Path, augment: dict[str, Any], **more: Any) -> dict[str, Any]:
             "replay_batch": 100,
         },
         "augment": augment,
-        "checkpoint": {"every_batches": 4},
+        "checkpoint": {"interval_batches": 4},
     }
     return {**made, **more}
 
@@ -162,7 +162,7 @@ threads = 1
 scale = 0.2
 [augment.mixup]
 [checkpoint]
-every_batches = 2
+interval_batches = 2
 keep = 2
 """
 
@@ -315,7 +315,7 @@ def seeing(folder: Path, augment: dict[str, Any], **model: Any) -> Pipeline:
         "target": "y",
         "classes": ["no", "yes"],
         "images": ["image"],
-        "convolutions": [8, 16],
+        "conv_channels": [8, 16],
         "layers": [16],
         **model,
     }

@@ -388,7 +388,7 @@ def test_a_full_disk_for_results_stops_and_keeps_what_is_safe(
 ) -> None:  # fmt: skip
     data = tmp_path / "data.csv"
     rows(20_000).write_csv(data)
-    file = small(data, ("every_batches = 4", "every_batches = 100"))
+    file = small(data, ("interval_batches = 4", "interval_batches = 100"))
     small_disk(1 << 16)
     assert "free some space and start again" in refused(file, code=1)
     small_disk(resource.RLIM_INFINITY)

@@ -13,9 +13,9 @@ import pytest
 from pydantic import BaseModel
 
 import connectors
-from engine.types.changes import Change, change_of, watched
+from engine.types.changes import Change, change_of, compared_settings
 from engine.running.checkpoint import Checkpoints
-from engine.config import DeadLetterSettings, ExportSettings, LoaderSettings, SinkTable, component
+from engine.config import DeadLetterSettings, ExportSettings, LoaderSettings, SinkTable, load_class
 from engine.quality.evaluation import Evaluation
 from engine.loading.mix import Mix
 from engine.commands.preflight import preflight
@@ -36,7 +36,7 @@ k = "string"
 [loader]
 batch_rows = 10
 [checkpoint]
-every_batches = 1
+interval_batches = 1
 [sink]
 kind = "files"
 path = "out"
@@ -47,9 +47,9 @@ Tried = Callable[[Sets, Sets], str]
 
 
 def tables() -> Iterator[type[BaseModel]]:
-    for known in (connectors.SOURCES, connectors.SINKS, connectors.LETTERS):
+    for known in (connectors.SOURCES, connectors.SINKS, connectors.DEAD_LETTER_SINKS):
         for name in known:
-            yield component(name, known, "source").Settings
+            yield load_class(name, known, "source").Settings
     yield from (Mix.Settings, LoaderSettings, Checkpoints.Settings, Evaluation.Settings)
     yield from (ExportSettings, DeadLetterSettings, SinkTable)
 
@@ -62,8 +62,8 @@ def test_every_key_says_what_a_change_of_it_comes_to(settings: type[BaseModel]) 
 
 def test_what_is_watched_depends_on_whether_rows_were_learned() -> None:
     settings = LoaderSettings(batch_rows=7)
-    assert watched(settings, {}, learns=False) == {}
-    assert watched(settings, {}, learns=True)["batch_rows"] == ("refuse", 7)
+    assert compared_settings(settings, {}, learns=False) == {}
+    assert compared_settings(settings, {}, learns=True)["batch_rows"] == ("refuse", 7)
     assert [c.act(learns=True) for c in Change] == ["refuse", "refuse", "refuse", "tell", "go on"]
 
 
@@ -128,7 +128,7 @@ def test_what_positions_and_parts_depend_on_is_refused(said: str, folder: Path) 
     assert "--fresh" in sentence
 
 
-TOLD: Mapping[str, Sets] = {
+WARNED: Mapping[str, Sets] = {
     "[source] decimal": ("source.decimal=,",),
     "[source] null_values": ("source.null_values=['u']",),
     "[source] encoding": ("source.encoding=latin-1",),
@@ -139,13 +139,13 @@ TOLD: Mapping[str, Sets] = {
 }
 
 
-@pytest.mark.parametrize("said", TOLD)
+@pytest.mark.parametrize("said", WARNED)
 def test_what_only_later_rows_are_of_is_told_in_one_line(
     said: str, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     stopped(())
     with caplog.at_level(logging.WARNING):
-        Run("p.toml", TOLD[said]).run()
+        Run("p.toml", WARNED[said]).run()
     lines = [r.message for r in caplog.records if "has changed since the checkpoint" in r.message]
     assert len(lines) == 1
     assert lines[0].startswith(said)
@@ -237,7 +237,7 @@ def test_a_source_of_a_mix_may_come_and_its_settings_are_watched(folder: Path) -
 def learned(tmp_path: Path, small: Small, rows: Rows) -> Path:
     rows(400).write_csv(tmp_path / "data.csv")
     slices = "[evaluation.slices]\nnorth = \"key = 'n'\"\neast = \"key = 'e'\"\n"
-    file = small(tmp_path / "data.csv", ("every_batches = 4", "every_batches = 1"), more=slices)
+    file = small(tmp_path / "data.csv", ("interval_batches = 4", "interval_batches = 1"), more=slices)
     run = Run(file, watch=lambda loop, batch: loop.stop() if loop.totals.batches == 2 else None)
     assert run.run().stopped
     return file

@@ -65,7 +65,7 @@ target_transform = "standard"
 [train]
 optimizer = "adam"
 lr = 1e-3
-ema = 0.9
+ema_decay = 0.9
 replay_rows = 2000
 replay_steps = 2
 replay_batch = 64
@@ -73,7 +73,7 @@ threads = 1
 [evaluation]
 window = 1000
 [checkpoint]
-every_batches = 4
+interval_batches = 4
 keep = 2
 [export]
 holdout = 0.1
@@ -88,7 +88,7 @@ name = "mixed"
 folder = "{folder}"
 [source]
 kind = "mix"
-turn = 64
+rows_per_turn = 64
 [source.sources.much]
 kind = "files"
 path = "{data}/much-*.csv"
@@ -130,11 +130,11 @@ optimizer = "adam"
 threads = 1
 [train.sampling]
 method = "hybrid"
-smote = 3
+smote_neighbors = 3
 [augment.jitter]
 columns = ["a", "b"]
 [checkpoint]
-every_batches = 4
+interval_batches = 4
 [sink]
 kind = "files"
 path = "{folder}/out"

@@ -25,9 +25,9 @@ name = "letters"
 folder = "{folder}"
 [source]
 kind = "kafka"
-bootstrap = "{bootstrap}"
+bootstrap_servers = "{bootstrap_servers}"
 topics = "{topic}"
-group = "{topic}"
+group_id = "{topic}"
 stop = "end"
 [source.schema]
 n = "int64"
@@ -38,14 +38,14 @@ batch_rows = 100
 a = "a"  # so that it is read, and must be of its type
 [sink]
 kind = "kafka"
-bootstrap = "{bootstrap}"
+bootstrap_servers = "{bootstrap_servers}"
 topic = "{sink}"
 columns = ["n"]
 max_record_bytes = 20_000
 exactly_once = {exactly_once}
 [dead_letters]
 kind = "kafka"
-bootstrap = "{bootstrap}"
+bootstrap_servers = "{bootstrap_servers}"
 topic = "{letters}"
 limit = 0.5
 window = 200
@@ -73,7 +73,7 @@ def pipeline(tmp_path: Path, broker: Broker, topics: dict[str, str]) -> Callable
     def write(exactly_once: str = "false", kind: str = "float64") -> Path:
         file = tmp_path / "letters.toml"
         text = PIPELINE.format(
-            folder=tmp_path / "run", bootstrap=broker.bootstrap, kind=kind,
+            folder=tmp_path / "run", bootstrap_servers=broker.bootstrap_servers, kind=kind,
             exactly_once=exactly_once, **topics,
         )  # fmt: skip
         file.write_text(text)
@@ -84,7 +84,7 @@ def pipeline(tmp_path: Path, broker: Broker, topics: dict[str, str]) -> Callable
 
 def send(broker: Broker, topic: str, values: list[bytes | None]) -> None:
     """With keys and headers of their own."""
-    producer = KafkaProducer(bootstrap_servers=broker.bootstrap)
+    producer = KafkaProducer(bootstrap_servers=broker.bootstrap_servers)
     for i, value in enumerate(values):
         producer.send(
             topic,
@@ -117,7 +117,7 @@ def test_a_letter_is_the_record_and_why(
     code, out, err = headrace("run", pipeline(exactly_once))
     assert code == 0, err
     assert "990 cleaned + 10 rejected" in out.replace("\n", " ")
-    letters = records(broker.bootstrap, topics["letters"])
+    letters = records(broker.bootstrap_servers, topics["letters"])
     assert [record.value for record in letters] == POISON
     for i, record in enumerate(letters):
         at = 51 + i * 100
@@ -138,7 +138,7 @@ def test_a_letter_is_the_record_and_why(
         assert headers["headrace.timestamp"] == str(1_000 + at).encode()
         assert headers["headrace.pipeline"] == b"letters"
     found = account(
-        broker.bootstrap, [topics["topic"]], topics["sink"], [origin(r) for r in letters]
+        broker.bootstrap_servers, [topics["topic"]], topics["sink"], [origin(r) for r in letters]
     )
     assert found.exactly_once, str(found)
 
@@ -150,12 +150,12 @@ def test_a_flood_stops_the_pipeline_and_loses_nothing(
     code, _, err = headrace("run", pipeline("true"))
     assert code == 3
     assert "were rejected (decode: broken), and [dead_letters] limit allows 50.0%" in err
-    letters = records(broker.bootstrap, topics["letters"])
+    letters = records(broker.bootstrap_servers, topics["letters"])
     assert 200 <= len(letters) < 1_001
     # Mended upstream of the rest: with a higher limit the pipeline goes on where it stopped.
     code, _, err = headrace("run", pipeline("true"), "--set", "dead_letters.limit=1.0")
     assert code == 0, err
-    letters = records(broker.bootstrap, topics["letters"])
+    letters = records(broker.bootstrap_servers, topics["letters"])
     assert [r.value for r in letters] == [b"{"] * 1_001
     assert [origin(r)[2] for r in letters] == list(range(1_001))
 
@@ -170,13 +170,13 @@ def test_mended_letters_come_back_from_a_topic(
     assert code == 0, err
     file = pipeline()
     file.write_text(file.read_text().replace('n = "int64"', 'n = "float64"'))
-    assert len(records(broker.bootstrap, topics["sink"])) == 990
+    assert len(records(broker.bootstrap_servers, topics["sink"])) == 990
     code, out, err = headrace("replay", file)
     assert code == 0, err
     assert "1,010 read = 992 cleaned + 18 rejected" in out.replace("\n", " ")
-    back = [json.loads(r.value)["n"] for r in records(broker.bootstrap, topics["sink"])[990:]]
+    back = [json.loads(r.value)["n"] for r in records(broker.bootstrap_servers, topics["sink"])[990:]]
     assert back == [1.5, 1e20]
-    assert len(records(broker.bootstrap, topics["letters"])) == 18
+    assert len(records(broker.bootstrap_servers, topics["letters"])) == 18
     code, out, err = headrace("replay", file)
     assert code == 0, err
     assert "1,018 read" in out.replace("\n", " ")
@@ -192,7 +192,7 @@ def test_mended_letters_come_back_from_files(
     lines[10] = '{"a": "1,5"}'
     lines[20] = "{"
     data.write_bytes(b"\n".join(line.encode() for line in lines) + b"\n\xff\xfe\n")
-    file = small(data, ("every_batches = 4", "every_batches = 400"))
+    file = small(data, ("interval_batches = 4", "interval_batches = 400"))
     code, _, err = headrace("run", file)
     assert code == 0, err
     assert totals(file).rejected == 3
@@ -272,7 +272,7 @@ def test_a_row_too_large_for_its_topic_is_a_letter(
     code, out, err = headrace("run", file)
     assert code == 0, err
     assert "9 read = 8 cleaned + 1 rejected" in out.replace("\n", " ")
-    (letter,) = records(broker.bootstrap, topics["letters"])
+    (letter,) = records(broker.bootstrap_servers, topics["letters"])
     assert letter.value == values[3].encode()
     assert dict(letter.headers)["headrace.reason"] == b"too_large"
     run = Run(file)

@@ -44,8 +44,8 @@ def test_drift_is_counted_and_forgotten(
     made = pipeline(tmp_path, {"watch": watch, "scale": scale})
     assert Run(made).run().totals.balanced
     page = (tmp_path / "run" / "metrics.prom").read_text()
-    assert f'headrace_drift_total{{detector="{detector}"}} 1.0' in page
-    assert counted()["headrace_drift_total"] == 1
+    assert f'headrace_drift_detections_total{{detector="{detector}"}} 1.0' in page
+    assert counted()["headrace_drift_detections_total"] == 1
     x = results()["x"]
     assert abs(x[-2_000:].mean()) < 0.1  # type: ignore[operator, arg-type]
     assert x[-2_000:].std() == pytest.approx(1, abs=0.1)

@@ -14,7 +14,7 @@ import pytest
 from connectors.memory import Fault, MemorySink, MemorySource
 from engine.config import LoaderSettings
 from engine.loading.loader import Loader
-from engine.running.loop import Done, Loop
+from engine.running.loop import WorkResult, Loop
 from engine.types import Batch, HeadraceError, Schema, Snapshot
 
 SCHEMA: Schema = {"a": pl.Int64()}
@@ -75,10 +75,10 @@ class Work:
     def __init__(self, bomb: Bomb | None = None) -> None:
         self.bomb = bomb
 
-    def do(self, batch: Batch) -> Done:
+    def process(self, batch: Batch) -> WorkResult:
         if self.bomb is not None:
             self.bomb.tick()
-        return Done(batch=batch, rows=batch.frame, learned=len(batch))
+        return WorkResult(batch=batch, rows=batch.frame, learned=len(batch))
 
     def state_dict(self) -> dict[str, Snapshot]:
         return {}
@@ -123,7 +123,7 @@ def loop(
     work: Work | None = None,
     sink: MemorySink | None = None,
 ) -> Loop:
-    settings = LoaderSettings(batch_rows=10, read_rows=10, poll=0.01)
+    settings = LoaderSettings(batch_rows=10, read_rows=10, poll_timeout=0.01)
     loader = Loader(source, schema=SCHEMA, stages=stages or [], settings=settings)
     return Loop(source=source, loader=loader, work=work or Work(), sink=sink or MemorySink())
 
@@ -153,7 +153,7 @@ def test_an_error_surfaces_and_no_thread_is_left(place: str) -> None:
 def test_a_loop_of_ones_own_that_breaks_off_leaves_no_thread() -> None:
     before = set(threading.enumerate())
     for _ in range(20):
-        settings = LoaderSettings(batch_rows=10, poll=0.01)
+        settings = LoaderSettings(batch_rows=10, poll_timeout=0.01)
         with Loader(MemorySource.of(ROWS), schema=SCHEMA, settings=settings) as batches:
             next(iter(batches))
     assert set(threading.enumerate()) == before
@@ -173,8 +173,8 @@ def test_what_ends_a_loop_elsewhere_is_an_error_here(
 class Losing(Work):
     """Work that says of each batch that it has done one row less."""
 
-    def do(self, batch: Batch) -> Done:
-        done = super().do(batch)
+    def process(self, batch: Batch) -> WorkResult:
+        done = super().process(batch)
         return replace(done, learned=max(0, done.learned - 1))
 
 

@@ -72,7 +72,7 @@ def test_behind_a_stage_that_learns_place_decides(small: Small, rows: Rows, tmp_
     held = run.holdout.frame()
     assert held is not None
     assert 60 <= held.height <= 180
-    assert again.holdout.takes(held.with_columns(y=0.0)).all()
+    assert again.holdout.select(held.with_columns(y=0.0)).all()
 
 
 @pytest.mark.parametrize("stage", ["", LAG])

@@ -83,7 +83,7 @@ def pipeline(folder: Path, name: str, source: dict[str, Any]) -> Path:
         f'name = "inputs"\nfolder = "{folder / name}"\n'
         f'[source]\nkind = "files"\n{keys}\n'
         "[loader]\nbatch_rows = 20\n"
-        "[checkpoint]\nevery_batches = 2\n"
+        "[checkpoint]\ninterval_batches = 2\n"
         f'[sink]\nkind = "files"\npath = "{folder / name / "out"}"\n'
     )
     return file

@@ -33,7 +33,7 @@ def labelled(tmp_path: Path, rows: Rows, small: Small) -> Labelled:
             tmp_path / "data.parquet",
             (every, ""),
             ('target = "y"', f'target = "label"\n{keys}'),
-            ("every_batches = 4", "every_batches = 1"),
+            ("interval_batches = 4", "interval_batches = 1"),
             more=more,
         )
 

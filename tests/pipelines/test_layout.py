@@ -50,7 +50,7 @@ def file(tmp_path: Path, small: Small, rows: Rows) -> Path:
         ('[scrub.missing]\ncolumns = ["a"]\nstrategy = "mean"\n', STAGES),
         ("replay_rows = 0", "replay_rows = 100"),
         ("[loader]\n", "[loader]\nshuffle_rows = 150\n"),
-        ("every_batches = 4", "every_batches = 1"),
+        ("interval_batches = 4", "interval_batches = 1"),
         ("layers = [8]", "layers = [2]"),
         more=MORE,
     )

@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 import torch
 
-from connectors.formats.text import Text
+from connectors.formats.text import RawText
 from connectors.memory import MemorySource
 from engine import types
 from engine.calls import Calling, whose
@@ -92,7 +92,7 @@ class Shrinking(Changing):
     """Takes rows out and calls it growth."""
 
     def apply(self, batch: Batch) -> Batch:
-        return batch.with_frame(batch.frame.head(1), grown=1 - len(batch))
+        return batch.with_frame(batch.frame.head(1), added=1 - len(batch))
 
 
 class Repeating(Changing):
@@ -100,9 +100,9 @@ class Repeating(Changing):
 
     def apply(self, batch: Batch) -> Batch:
         n = len(batch)
-        grown = batch.with_frame(pl.concat([batch.frame, batch.frame.reverse()]), grown=n)
+        added = batch.with_frame(pl.concat([batch.frame, batch.frame.reverse()]), added=n)
         keep = pl.Series(np.arange(2 * n) > 0)
-        return grown.reject(keep, stage=self.name, reason="first")
+        return added.reject(keep, stage=self.name, reason="first")
 
 
 class Holding(Changing):
@@ -189,7 +189,7 @@ def test_any_other_error_stays_itself_and_says_whose_it_is() -> None:
 # --------------------------------------------------------------------------------------- a format
 
 
-class Broken(Text):
+class Broken(RawText):
     """Lines of text, and then what its class makes of them."""
 
     def schema(self, declared: Schema) -> Schema:

@@ -282,16 +282,16 @@ def test_a_run_without_a_checkpoint_takes_its_own_away(
 def test_a_key_that_a_stage_turns_into_codes_is_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    sink = {"kind": "kafka", "topic": "t", "key": "country", "bootstrap": "127.0.0.1:1"}
+    sink = {"kind": "kafka", "topic": "t", "key": "country", "bootstrap_servers": "127.0.0.1:1"}
     table = {
         "name": "keyed", "folder": str(tmp_path / "run"),
         "source": {"kind": "memory", "items": [{"country": "NZ", "id": "a"}]},
         "scrub": {"categories": {"columns": ["country"], "size": 4}},
     }  # fmt: skip
-    Run(Pipeline.of({**table, "sink": sink}))._may_write()
+    Run(Pipeline.of({**table, "sink": sink}))._check_sink_schema()
     assert "[sink] key 'country' is int64 as the stages of [scrub] leave it, and string" in (
         caplog.text
     )
     caplog.clear()
-    Run(Pipeline.of({**table, "sink": {**sink, "key": "id"}}))._may_write()
+    Run(Pipeline.of({**table, "sink": {**sink, "key": "id"}}))._check_sink_schema()
     assert "[sink] key" not in caplog.text

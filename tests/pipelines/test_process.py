@@ -198,7 +198,7 @@ folder = "{folder}"
 [source]
 kind = "kafka"
 topics = ["none"]
-bootstrap = "127.0.0.1:{port}"
+bootstrap_servers = "127.0.0.1:{port}"
 [source.schema]
 a = "float64"
 [sink]

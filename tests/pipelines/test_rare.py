@@ -146,16 +146,16 @@ def test_held_out_rows_say_what_rows_never_seen_say_also_after_thirty_epochs(
     held = run.holdout.frame()
     assert held is not None
     assert held.height == held["_position"].n_unique() == summary.totals.predicted // 30
-    verdict = summary.verdict
-    error = verdict.candidates[0].figures[0]
-    assert (error.name, verdict.rows + verdict.calibration) == ("error", held.height)
+    compression = summary.compression
+    error = compression.candidates[0].figures[0]
+    assert (error.name, compression.rows + compression.calibration) == ("error", held.height)
 
     from models.serving.predictor import OnnxPredictor
 
     predictor = OnnxPredictor(OnnxPredictor.Settings(model=str(tmp_path / "run" / "model.onnx")))
 
     def wrong(frame: pl.DataFrame) -> float:
-        said = predictor.features.answers(predictor.scores(frame))[0]
+        said = predictor.features.prediction_columns(predictor.scores(frame))[0]
         return float((said != frame["y"]).to_numpy().mean())
 
     assert error.low <= wrong(noisy(20_000)) <= error.high

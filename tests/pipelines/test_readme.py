@@ -127,13 +127,13 @@ def test_make_demo(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for figure in (f"{report['mae']:.1f}", "78.3", "74.9", "59.6"):
         assert figure in said
     assert (run / "error.png").read_bytes().startswith(b"\x89PNG")
-    verdict = json.loads((run / "verdict.json").read_text())
+    verdict = json.loads((run / "compression.json").read_text())
     assert verdict["candidates"][0]["name"] == "float32"
     page = (run / "metrics.prom").read_text()
     counts = re.findall(r"^headrace_(\w+)_records_total(?:\{.*\})? (\S+)$", page, re.MULTILINE)
     sums: dict[str, float] = {}
     for name, value in counts:
         sums[name] = sums.get(name, 0.0) + float(value)
-    assert sums["source"] + sums["grown"] == sums["learned"] + sums["predicted"] + sums["rejected"]
+    assert sums["source"] + sums["added"] == sums["learned"] + sums["predicted"] + sums["rejected"]
     served = pl.scan_parquet(place / "runs" / "pedestrians-serve" / "predictions" / "*.parquet")
     assert served.select(pl.len()).collect().item() > 20.9 * len(hours)

@@ -21,7 +21,7 @@ RECORD = (
 )
 SOURCE = """
 kind = "kafka"
-bootstrap = "{bootstrap}"
+bootstrap_servers = "{bootstrap_servers}"
 topics = "{topic}"
 stop = "end"
 record = """
@@ -63,7 +63,7 @@ def topic(broker: Broker) -> str:
 
 def sent(broker: Broker, values: list[bytes | None]) -> str:
     name = broker.topic(partitions=3)
-    producer = KafkaProducer(bootstrap_servers=broker.bootstrap)
+    producer = KafkaProducer(bootstrap_servers=broker.bootstrap_servers)
     for value, (_, key, headers, time) in zip(values, SENT, strict=True):
         producer.send(name, value, key=key, headers=headers, partition=2, timestamp_ms=time)
     producer.flush()
@@ -84,7 +84,7 @@ def write(broker: Broker, tmp_path: Path) -> Callable[..., Path]:
 
 
 def one(broker: Broker, topic: str) -> str:
-    filled = SOURCE.format(bootstrap=broker.bootstrap, topic=topic) + RECORD
+    filled = SOURCE.format(bootstrap_servers=broker.bootstrap_servers, topic=topic) + RECORD
     return "[source]" + filled
 
 
@@ -106,7 +106,7 @@ def test_a_replay_has_the_columns_of_the_first_reading(
 ) -> None:
     letters, source = 'kind = "files"', one(broker, topic)
     if where == "topic":
-        letters = f'kind = "kafka"\nbootstrap = "{broker.bootstrap}"\ntopic = "{broker.topic()}"'
+        letters = f'kind = "kafka"\nbootstrap_servers = "{broker.bootstrap_servers}"\ntopic = "{broker.topic()}"'
     whole = Run(write(source, "float64", name="whole")).run()
     assert (whole.totals.cleaned, whole.totals.rejected) == (6, 1)
     expected = rows(tmp_path, "whole").filter(pl.col("_position").is_in(BROKEN))
@@ -144,7 +144,7 @@ def test_letters_in_a_topic_keep_where_they_come_from(
 ) -> None:
     """Also a letter of a letter: whoever looks at the topic sees one place, the record's own."""
     to = broker.topic()
-    letters = f'kind = "kafka"\nbootstrap = "{broker.bootstrap}"\ntopic = "{to}"'
+    letters = f'kind = "kafka"\nbootstrap_servers = "{broker.bootstrap_servers}"\ntopic = "{to}"'
     file = write(one(broker, topic), "int64", letters)
     Run(file).run()
     Run(file, replay=True).run()

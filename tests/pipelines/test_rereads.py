@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from connectors.files.paths import find, leads_to
+from connectors.files.paths import find_files, would_match
 from engine.run import Run
 from engine.types import UserError
 from tests.pipelines.conftest import Headrace, Rows, Small
@@ -86,7 +86,7 @@ def test_a_model_does_not_replace_the_data(
 def test_it_is_known_which_files_a_path_leads_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, absolute: bool
 ) -> None:
-    """As `find` finds them, for every file of a tree with notes, hidden files and links."""
+    """As `find_files` finds them, for every file of a tree with notes, hidden files and links."""
     monkeypatch.chdir(tmp_path)
     names = ["a.csv", "b/c.csv", "b/d/e.csv", "b/_note.csv", "_notes/f.csv", ".hidden/g.csv",
              "b/.h.csv", "elsewhere/i.csv"]  # fmt: skip
@@ -97,6 +97,6 @@ def test_it_is_known_which_files_a_path_leads_to(
     given = os.path.join(tmp_path, path) if absolute else path  # noqa: PTH118 - "./" stays
     found = set()
     with contextlib.suppress(UserError):  # nothing is found
-        found = {file.resolve() for file in find([given]).values()}
-    known = {Path(name).resolve() for name in names if leads_to([given], Path(name))}
+        found = {file.resolve() for file in find_files([given]).values()}
+    known = {Path(name).resolve() for name in names if would_match([given], Path(name))}
     assert known == found

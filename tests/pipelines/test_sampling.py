@@ -57,16 +57,16 @@ def test_every_row_is_accounted_for_and_the_model_knows_the_true_shares(tmp_path
 
 def test_resumed_it_goes_on_to_the_bit(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
-    whole = Run(pipeline(tmp_path, sampling={"smote": 3}))
+    whole = Run(pipeline(tmp_path, sampling={"smote_neighbors": 3}))
     whole.run()
 
     def halt(loop: Any, batch: Any) -> None:
         if loop.totals.batches == 17:
             loop.stop()
 
-    first = Run(pipeline(tmp_path / "b", sampling={"smote": 3}), watch=halt)
+    first = Run(pipeline(tmp_path / "b", sampling={"smote_neighbors": 3}), watch=halt)
     assert first.run().stopped
-    second = Run(pipeline(tmp_path / "b", sampling={"smote": 3}))
+    second = Run(pipeline(tmp_path / "b", sampling={"smote_neighbors": 3}))
     assert second.run().resumed
     expected, got = whole.learner.state_dict(), second.learner.state_dict()
     assert encode(got, {}) == encode(expected, {})

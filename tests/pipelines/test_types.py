@@ -73,8 +73,8 @@ def test_what_a_guess_costs_is_said(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Types of text beyond what is looked at are a guess."""
-    monkeypatch.setattr(inspection, "BUDGET", 1)
-    monkeypatch.setattr(inspection, "LEAST", 1)
+    monkeypatch.setattr(inspection, "INFERENCE_BYTES", 1)
+    monkeypatch.setattr(inspection, "MIN_BYTES_PER_FILE", 1)
     monkeypatch.setattr(inspection, "PART", 60)
     values = ["1"] * 95 + ["2.5", "1e400", "n/k", "7", "8"]
     rows = [f"{i},{x}" for i, x in enumerate(values)]
@@ -160,7 +160,7 @@ def test_what_is_said_now_holds_and_what_does_not_suit_is_passed_over(tmp_path: 
     reading = {"null_values": ["-"], "decimal": ",", "coerce": "strict", "words": ["NA"]}
     (tmp_path / "a.csv").write_text("x;c\n1.5;-\n-;NA\n")
     source = FilesSource(FilesSource.Settings(path=str(tmp_path / "a.csv"), null_values=["NA"]))
-    source.adopt({**reading, "decimal": "."})
+    source.use_parse_settings({**reading, "decimal": "."})
     schema = source.schema({})
     piece = source.read(10, 1 << 20, 0.0)
     assert piece is not None
@@ -169,7 +169,7 @@ def test_what_is_said_now_holds_and_what_does_not_suit_is_passed_over(tmp_path: 
     ]  # fmt: skip
     (tmp_path / "a.ndjson").write_text('{"x": 1, "c": "-"}\n')
     plain = FilesSource(FilesSource.Settings(path=str(tmp_path / "a.ndjson")))
-    plain.adopt(reading)
+    plain.use_parse_settings(reading)
     assert plain.settings.coerce == "strict"
     assert plain.settings.null_values == ()
 

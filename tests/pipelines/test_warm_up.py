@@ -11,7 +11,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from engine.running.warm_up import invented
+from engine.running.warm_up import synthetic_frame
 
 SOURCE = '''
 import json, sys
@@ -129,7 +129,7 @@ def test_rows_are_invented_of_every_type() -> None:
         "m": pl.Categorical(),
         "n": pl.Null(),
     }
-    made = invented(schema, 16)
+    made = synthetic_frame(schema, 16)
     assert dict(made.schema) == schema
     assert made.row(7) == made.row(15) == (None,) * len(schema)
     day = datetime.date(1970, 1, 2)

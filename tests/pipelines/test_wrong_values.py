@@ -15,7 +15,7 @@ import pytest
 
 from engine.config import Pipeline, validate
 from engine.settings_docs import field_of
-from engine.commands.reference import Table, tables
+from engine.commands.reference import SettingsTable, tables
 from engine.run import Run
 from engine.types import HeadraceError, Settings
 
@@ -61,7 +61,7 @@ def base(tmp_path: Path) -> dict[str, Any]:
     }
 
 
-def _with(base: dict[str, Any], table: Table) -> tuple[dict[str, Any], dict[str, Any]]:
+def _with(base: dict[str, Any], table: SettingsTable) -> tuple[dict[str, Any], dict[str, Any]]:
     """The base with this table in it, as small as it can be; and that table itself."""
     made = {name: dict(value) if isinstance(value, dict) else value for name, value in base.items()}
     needed = {
@@ -108,7 +108,7 @@ def _cases() -> Iterator[Any]:
 
 @pytest.mark.parametrize("table", list(_cases()))
 def test_a_value_of_any_type_is_taken_or_refused_in_one_sentence(
-    table: Table, base: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    table: SettingsTable, base: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
     rng = random.Random(table.title)
@@ -121,7 +121,7 @@ def test_a_value_of_any_type_is_taken_or_refused_in_one_sentence(
                 Run(Pipeline.of(pipeline)).assemble()
 
 
-def _taken(table: Table, key: str, value: Any) -> bool:
+def _taken(table: SettingsTable, key: str, value: Any) -> bool:
     """Whether the table's own settings take the value."""
     for settings in table.settings:
         if field_of(settings, key) is None:

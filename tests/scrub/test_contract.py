@@ -38,12 +38,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "impute": ("impute", {"columns": ["x", "y", "n"], "min_rows": 10, "indicator": True}),
     "impute_given": (
         "impute",
-        {"columns": ["f", "void"], "given": ["n", "y", "x"], "min_rows": 5, "alpha": 0.1},
+        {"columns": ["f", "void"], "predictors": ["n", "y", "x"], "min_rows": 5, "alpha": 0.1},
     ),
     "duplicates": ("duplicates", {"by": ["key", "n"]}),
     "window": ("duplicates", {"by": ["text"], "window": 7}),
-    "near": ("near_duplicates", {"column": "text", "piece": 2, "window": 9, "hashes": 16}),
-    "near_images": ("near_duplicate_images", {"column": "image", "window": 9, "distance": 3}),
+    "near": ("near_duplicates", {"column": "text", "shingle_size": 2, "window": 9, "num_hashes": 16}),
+    "near_images": ("near_duplicate_images", {"column": "image", "window": 9, "max_distance": 3}),
     "bounds": ("outliers", {"columns": NUMBERS, "method": "bounds", "low": -2, "high": 60}),
     "below": ("outliers", {"columns": NUMBERS, "method": "bounds", "high": 0.5}),
     "zscore": ("outliers", {"columns": NUMBERS, "method": "zscore", "min_rows": 20}),
@@ -53,14 +53,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"columns": NUMBERS, "method": "zscore", "min_rows": 5, "action": "reject"},
     ),
     "flag": ("outliers", {"columns": NUMBERS, "method": "iqr", "min_rows": 5, "action": "flag"}),
-    "halfspace": ("anomalies", {"columns": NUMBERS, "window": 30, "trees": 5, "height": 4}),
+    "halfspace": ("anomalies", {"columns": NUMBERS, "window": 30, "n_trees": 5, "height": 4}),
     "halfspace_flag": (
         "anomalies",
-        {"columns": ["x", "y"], "action": "flag", "window": 12, "share": 0.3, "freeze_after": 50},
+        {"columns": ["x", "y"], "action": "flag", "window": 12, "contamination": 0.3, "freeze_after": 50},
     ),
     "halfspace_reject": (
         "anomalies",
-        {"columns": ["x", "n"], "action": "reject", "window": 12, "share": 0.2, "trees": 3},
+        {"columns": ["x", "n"], "action": "reject", "window": 12, "contamination": 0.2, "n_trees": 3},
     ),
     "standardize": ("standardize", {"columns": NUMBERS}),
     "frozen": ("standardize", {"columns": ["x", "y"], "freeze_after": 45}),
@@ -142,7 +142,7 @@ def outcome(batch: Batch) -> Any:
     """All that a stage may change of a batch, as a plain value."""
     rejects = [(r.stage, r.reason, r.rows) for r in batch.rejects]
     counts = {"/".join(key): n for key, n in batch.counts.items()}
-    return (batch.frame, rejects, counts, batch.grown)
+    return (batch.frame, rejects, counts, batch.added)
 
 
 every = pytest.mark.parametrize("case", CASES)
@@ -177,7 +177,7 @@ def test_nothing_is_lost(case: str, build: Build, stream: list[Batch]) -> None:
     stage = build(case)
     for batch in stream:
         done = stage.apply(batch)
-        assert done.raw_rows + done.grown == len(done) + sum(len(r) for r in done.rejects)
+        assert done.raw_rows + done.added == len(done) + sum(len(r) for r in done.rejects)
         assert all(n >= 0 and who == "s" for (who, _), n in done.counts.items())
         assert {r.stage for r in done.rejects} <= {"s"}
 

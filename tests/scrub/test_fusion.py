@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.scrub.fusion import Chain, Took, _links, chained
+from engine.scrub.fusion import FusedStages, RecordTime, _run_ops, fuse
 from engine.scrub.values.missing import Missing
 from engine.scrub.values.outliers import Outliers
 from engine.scrub.values.scale import Normalize, Robust, Standardize
-from engine.columnar.batch_group import Sheaf
+from engine.columnar.batch_group import BatchGroup
 from engine.types import Batch, Mark
 from tests.scrub.conftest import equal
 
@@ -69,7 +69,7 @@ def batch(
     return Batch(frame=places.hstack(frame).hstack(list(more)), mark=Mark(), arrived=0.0)
 
 
-def heard(took: list[str]) -> Took:
+def heard(took: list[str]) -> RecordTime:
     def hear(
         stage: str, start: float, wall: float, cpu: float, rows: int = 0, batches: int = 1
     ) -> None:
@@ -86,14 +86,14 @@ def test_together_is_as_apart(
     kinds: list[str], parts: list[Any], frozen: int | None, types: tuple[pl.DataType, ...]
 ) -> None:
     apart, together = (stages(kinds, frozen, types=types) for _ in range(2))
-    (chain,) = chained(together)
-    assert isinstance(chain, Chain)
+    (chain,) = fuse(together)
+    assert isinstance(chain, FusedStages)
     for rows in parts:
         one = two = batch(rows, types=types)
         for stage in apart:
             one = stage.apply(one)
         took: list[str] = []
-        (two,) = chain.apply(Sheaf.of(two), heard(took)).batches
+        (two,) = chain.apply(BatchGroup.of(two), heard(took)).batches
         assert took == [stage.name for stage in together]
         assert two.frame.schema == one.frame.schema
         assert two.frame.equals(one.frame)
@@ -111,9 +111,9 @@ def bits(frame: pl.DataFrame) -> list[bytes]:
 def test_the_batch_that_comes_in_stays_as_it_is() -> None:
     given = batch([(1.0, None, 3.0), (4.0, 5.0, float("nan"))])
     before = copy.deepcopy(given.frame)
-    (chain,) = chained(stages(["mean", "zscore", "standardize"], None))
-    assert isinstance(chain, Chain)
-    (made,) = chain.apply(Sheaf.of(given), heard([])).batches
+    (chain,) = fuse(stages(["mean", "zscore", "standardize"], None))
+    assert isinstance(chain, FusedStages)
+    (made,) = chain.apply(BatchGroup.of(given), heard([])).batches
     assert given.frame.equals(before)
     assert made.frame.select(COLUMNS).null_count().sum_horizontal().item() == 0
 
@@ -124,18 +124,18 @@ def test_what_becomes_floats_goes_together(
     kind: pl.DataType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     types = (kind,) * 3
-    (chain,) = chained(stages(["mean", "zscore", "standardize"], None, types=types))
-    assert isinstance(chain, Chain)
-    monkeypatch.delattr("engine.scrub.fusion._apart")
-    (done,) = chain.apply(Sheaf.of(batch([(1.0, None, 3.0)] * 5, types=types)), heard([])).batches
+    (chain,) = fuse(stages(["mean", "zscore", "standardize"], None, types=types))
+    assert isinstance(chain, FusedStages)
+    monkeypatch.delattr("engine.scrub.fusion._one_by_one")
+    (done,) = chain.apply(BatchGroup.of(batch([(1.0, None, 3.0)] * 5, types=types)), heard([])).batches
     assert done.frame.schema["b"] == pl.Float64()
 
 
 def test_what_stays_whole_goes_one_after_the_other() -> None:
     types = (pl.Float64(), pl.Int64(), pl.Float32())
-    (chain,) = chained(stages(["bounds"], None, types=types))
-    assert isinstance(chain, Chain)
-    (done,) = chain.apply(Sheaf.of(batch([(5.0, -2.0, -3.0)] * 5, types=types)), heard([])).batches
+    (chain,) = fuse(stages(["bounds"], None, types=types))
+    assert isinstance(chain, FusedStages)
+    (done,) = chain.apply(BatchGroup.of(batch([(5.0, -2.0, -3.0)] * 5, types=types)), heard([])).batches
     assert tuple(done.frame.select(COLUMNS).dtypes) == types
     assert done.frame.select(COLUMNS).row(0) == (5.0, -1, -1.0)
 
@@ -153,10 +153,10 @@ def test_neighbours_on_the_same_columns_are_chained(
     kinds: list[str], columns: list[tuple[str, ...]], chains: list[int]
 ) -> None:
     made = [stages([kind], None, own)[0] for kind, own in zip(kinds, columns, strict=True)]
-    found = [step for step in chained(made) if isinstance(step, Chain)]
+    found = [step for step in fuse(made) if isinstance(step, FusedStages)]
     assert [len(chain.stages) for chain in found] == chains
 
 
 def test_the_loop_is_compiled_for_what_it_gets_when_the_chain_is_made() -> None:
     """The first batch does not wait for it: one signature, after chains of all kinds."""
-    assert len(_links.signatures) == 1
+    assert len(_run_ops.signatures) == 1

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from connectors.files.sink import FilesSink
 from connectors.files.source import FilesSource
-from engine.config import Pipeline, component
+from engine.config import Pipeline, load_class
 from engine.run import Run
 from engine.scrub import STAGES
 from engine.types import Batch, Mark, UserError, is_pattern
@@ -65,7 +65,7 @@ def scrubbed(table: str, name: str) -> tuple[pl.DataFrame, list[pl.DataFrame], A
         else name if value == "x" else value
         for key, value in STAGE_TABLES[table].items()
     }  # fmt: skip
-    cls = component(kind, STAGES, "scrub")
+    cls = load_class(kind, STAGES, "scrub")
     stage = cls(kind, cls.Settings(**own))
     frame = rows(name, integers=table in ("categories", "duplicates", "lag by", "split stratify"))
     stage.bind(dict(frame.schema))

@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from engine.config import component, validate
+from engine.config import load_class, validate
 from engine.scrub import STAGES
 from engine.types import Schema, UserError
 
@@ -40,7 +40,7 @@ SCHEMA: Schema = {
         ("near_duplicates", {"column": "image"}, "Binary: use a 'near_duplicate_images' stage."),
         ("near_duplicate_images", {"column": "key"}, "expects encoded images (Binary) in column"),
         ("near_duplicate_images", {"column": "imgae"}, "there. Did you mean 'image'?"),
-        ("near_duplicate_images", {"column": "image", "distance": 65}, "24 for 'distance', got 65"),
+        ("near_duplicate_images", {"column": "image", "max_distance": 65}, "24 for 'max_distance', got 65"),
         ("outliers", {"columns": ["a"], "method": "bounds"}, "expects low < high"),
         ("standardize", {"columns": ["key"]}, "expects numbers in column 'key'"),
         ("normalize", {"columns": ["a"], "low": 1, "high": 0}, "expects low < high"),
@@ -94,7 +94,7 @@ def naming(several: bool) -> list[tuple[str, str]]:
     """Kind and key of every setting that names columns: several, or one."""
     found = []
     for kind in STAGES:
-        fields = component(kind, STAGES, "scrub.stage").Settings.model_fields.items()
+        fields = load_class(kind, STAGES, "scrub.stage").Settings.model_fields.items()
         for key, field in fields:
             named = "_some_text" in repr(field) or "_each_once" in repr(field)
             if named and ("tuple" in repr(field.annotation)) == several:
@@ -117,7 +117,7 @@ def test_names_of_columns_are_names_each_once(
     kind: str, key: str, wrong: object, sentence: str
 ) -> None:
     options = {"columns": ["a"], "by": ["key"], **NEEDED.get(kind, {}), key: wrong}
-    known = component(kind, STAGES, "scrub.stage").Settings.model_fields
+    known = load_class(kind, STAGES, "scrub.stage").Settings.model_fields
     options = {name: value for name, value in options.items() if name in known}
     assert sentence.format(key) in refusal(kind, options)
 
@@ -126,13 +126,13 @@ def test_names_of_columns_are_names_each_once(
 @pytest.mark.parametrize("wrong", ["", 1, ["a"]])
 def test_a_name_is_text_and_not_empty(kind: str, key: str, wrong: object) -> None:
     options = {"columns": ["a"], "by": ["key"], **NEEDED.get(kind, {}), key: wrong}
-    known = component(kind, STAGES, "scrub.stage").Settings.model_fields
+    known = load_class(kind, STAGES, "scrub.stage").Settings.model_fields
     options = {name: value for name, value in options.items() if name in known}
     assert f"for '{key}', got " in refusal(kind, options)
 
 
 def refusal(kind: str, options: dict[str, Any]) -> str:
-    found = component(kind, STAGES, "scrub.stage")
+    found = load_class(kind, STAGES, "scrub.stage")
     with pytest.raises(UserError) as caught:
         found("stage", validate(found.Settings, options, "scrub.stage", "a test")).bind(SCHEMA)
     assert "\n" not in str(caught.value)

@@ -287,7 +287,7 @@ def test_codes_in_order_of_first_appearance(run: Run, stage: Make) -> None:
     assert [b.counts["s", "unknown"] for b in done] == [4, 1, 2, 1]
     made = stage("categories", **options)
     made.bind({"t": pl.String()})
-    assert made.sizes() == {"t": 4}
+    assert made.vocabulary_sizes() == {"t": 4}
 
 
 def test_hashed_codes_need_no_learning(run: Run) -> None:
@@ -392,7 +392,7 @@ def test_unpivot_row_by_row(run: Run) -> None:
         ("p", 1, 2, "b", None),
         ("p", 1, 2, "a", 1.5),
     ]
-    assert done.grown == 2
+    assert done.added == 2
 
 
 # -------------------------------------------------------------------------------------------- lag

@@ -18,7 +18,7 @@ from river import stats
 from sklearn.preprocessing import StandardScaler
 
 from engine.columnar.statistics import (
-    Block,
+    NumberBlock,
     CoMoments,
     Counts,
     Extremes,
@@ -245,7 +245,7 @@ def test_counts_keep_their_stated_error(
         assert n - slack <= merged.get(text, 0) <= n
 
 
-BLOCK: Block = np.array([[1.0, math.nan], [2.0, 5.0]])
+BLOCK: NumberBlock = np.array([[1.0, math.nan], [2.0, 5.0]])
 
 
 @pytest.mark.parametrize("kind", [Moments, CoMoments, FadingMoments, Extremes, Quantiles, Counts])

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from polars.exceptions import PolarsError
 
 from connectors.formats.kernels import json_scan
-from connectors.formats.values.casts import Coerce, cast, may_be_another, pointed
-from connectors.formats.kernels.paths import Shape, Step, parse_path, value_at
+from connectors.formats.values.casts import Coerce, cast, may_be_another, swap_points_and_commas
+from connectors.formats.kernels.paths import JsonShape, PathStep, parse_path, value_at
 from engine.types import RESERVED, Schema, Unit, element_type, is_deep
 
 NULL_WORDS = (
@@ -51,7 +51,7 @@ RANGES: dict[pl.DataType, tuple[int, int]] = {
 
 
 @dataclass(slots=True, kw_only=True)
-class Evidence:
+class ColumnEvidence:
     """What the values of one column have in common so far.
 
     Attributes:
@@ -71,20 +71,20 @@ class Evidence:
         if self.dtype == pl.String and self.without == pl.String:
             return
         values = column.drop_nulls().str.strip_chars()
-        found = guessed(values, self.decimal)
-        self.dtype = common_type(self.dtype, found)
-        if found == pl.String:
+        inferred = infer_type(values, self.decimal)
+        self.dtype = common_type(self.dtype, inferred)
+        if inferred == pl.String:
             missing = values.is_in(NULL_WORDS)
             self.words.update(values.filter(missing).unique())
-            found = guessed(values.filter(~missing), self.decimal) if missing.any() else found
-        self.without = common_type(self.without, found)
+            inferred = infer_type(values.filter(~missing), self.decimal) if missing.any() else inferred
+        self.without = common_type(self.without, inferred)
 
     def is_text(self, null_values: Collection[str]) -> bool:
         """Whether it stays text (or nothing at all) where these words are null."""
         return self.without in (pl.String, pl.Null) or not self.words <= set(null_values)
 
 
-class Guess:
+class TypeInference:
     """The types of several columns of text, as more and more of their rows are seen.
 
     Attributes:
@@ -93,13 +93,13 @@ class Guess:
 
     def __init__(self, decimal: str = ".") -> None:
         self.decimal = decimal
-        self._columns: dict[str, Evidence] = {}
+        self._columns: dict[str, ColumnEvidence] = {}
 
     def add(self, frame: pl.DataFrame) -> None:
         """More rows, all columns as text; it need not have every column."""
         for column in frame.columns:
             if column not in RESERVED:
-                evidence = self._columns.setdefault(column, Evidence(decimal=self.decimal))
+                evidence = self._columns.setdefault(column, ColumnEvidence(decimal=self.decimal))
                 evidence.add(frame.get_column(column))
 
     @property
@@ -107,10 +107,10 @@ class Guess:
         """Words that stand for a missing value: they are all that keeps a column from being
         numbers or times, and stand in no column of text."""
         columns = [c for c in self._columns.values() if c.words]
-        found = {word for column in columns for word in column.words}
-        while text := [c for c in columns if c.is_text(found) and c.words & found]:
-            found = found.difference(*(column.words for column in text))
-        return tuple(word for word in NULL_WORDS if word in found)
+        words_found = {word for column in columns for word in column.words}
+        while text := [c for c in columns if c.is_text(words_found) and c.words & words_found]:
+            words_found = words_found.difference(*(column.words for column in text))
+        return tuple(word for word in NULL_WORDS if word in words_found)
 
     @property
     def blank(self) -> list[str]:
@@ -120,25 +120,25 @@ class Guess:
     @property
     def words(self) -> dict[str, set[str]]:
         """Column -> those of `NULL_WORDS` that were among its values, where any was."""
-        return {column: found.words for column, found in self._columns.items() if found.words}
+        return {column: evidence.words for column, evidence in self._columns.items() if evidence.words}
 
     def schema(self, null_values: Iterable[str] = ()) -> Schema:
         """The types, where these words are null; text where there was no value."""
         known = set(null_values)
-        made: Schema = {}
+        types: Schema = {}
         for column, evidence in self._columns.items():
             dtype = evidence.without if evidence.words <= known else evidence.dtype
-            made[column] = pl.String() if dtype == pl.Null else dtype
-        return made
+            types[column] = pl.String() if dtype == pl.Null else dtype
+        return types
 
 
-def guessed(values: pl.Series, decimal: str = ".") -> pl.DataType:
+def infer_type(values: pl.Series, decimal: str = ".") -> pl.DataType:
     """The type of all of these texts, none of them null; Null where there are none."""
     if not len(values):
         return pl.Null()
     if decimal == ",":
-        number = guessed(pointed(values))
-        other = number if number.is_numeric() else guessed(values)
+        number = infer_type(swap_points_and_commas(values))
+        other = number if number.is_numeric() else infer_type(values)
         return pl.String() if other.is_numeric() and other != number else other
     if _all(values, pl.Boolean(), strict=True):
         return pl.Boolean()
@@ -171,7 +171,7 @@ def _are_floats(values: pl.Series) -> bool:
     return bool(digits.any() and not ids.all() and not values.str.contains(PADDED).any())
 
 
-def json_types(lines: bytes, paths: Mapping[str, str] | None = None) -> Schema:
+def infer_json_types(lines: bytes, paths: Mapping[str, str] | None = None) -> Schema:
     """The types of the keys of JSON objects, one a line; text where a key has values of several
     kinds, or such that are nested too deep. Lines that no reader takes say nothing (those that are
     no object, have a key twice, or half of a surrogate pair), but a key that only they have is one.
@@ -190,7 +190,7 @@ def json_types(lines: bytes, paths: Mapping[str, str] | None = None) -> Schema:
         frame = _inferred(objects)
     refused = (verdicts < json_scan.BROKEN) & (~good | again)
     odd = _inferred(_objects(lines, bounds, verdicts, refused)).drop(frame.columns, strict=False)
-    columns: dict[str, tuple[tuple[Step, ...], pl.Series]] = {
+    columns: dict[str, tuple[tuple[PathStep, ...], pl.Series]] = {
         column.name: ((column.name,), column) for column in frame.get_columns()
     }
     for name, path in (paths or {}).items():
@@ -199,10 +199,10 @@ def json_types(lines: bytes, paths: Mapping[str, str] | None = None) -> Schema:
         with suppress(PolarsError):  # it leads to nothing
             columns[name] = steps, frame.select(value_at(steps).alias(name)).to_series()
     found = {
-        name: pl.String() if _is_another(column, steps, objects) else _settled(column)
+        name: pl.String() if _is_another(column, steps, objects) else _resolved_type(column)
         for name, (steps, column) in columns.items()
     }
-    return {**{column.name: _settled(column) for column in odd.get_columns()}, **found}
+    return {**{column.name: _resolved_type(column) for column in odd.get_columns()}, **found}
 
 
 def _objects(
@@ -224,7 +224,7 @@ def _inferred(objects: bytes) -> pl.DataFrame:
         return _by_key(objects)
 
 
-def _is_another(column: pl.Series, steps: tuple[Step, ...], objects: bytes) -> bool:
+def _is_another(column: pl.Series, steps: tuple[PathStep, ...], objects: bytes) -> bool:
     """Whether whole numbers among fractions are such as no float64 holds: their text does."""
     if column.dtype != pl.Float64 or not may_be_another(column):
         return False
@@ -234,7 +234,7 @@ def _is_another(column: pl.Series, steps: tuple[Step, ...], objects: bytes) -> b
     return cast(words, pl.Float64()).null_count() > 0
 
 
-def _at(value: Any, steps: tuple[Step, ...]) -> Any:
+def _at(value: Any, steps: tuple[PathStep, ...]) -> Any:
     """What lies there in an object; None where a step is not there."""
     for step in steps:
         try:
@@ -258,7 +258,7 @@ def _judged(lines: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     bounds = np.concatenate([[0], np.flatnonzero(data == NEWLINE) + 1]).astype(np.int64)
     if bounds[-1] < len(data):
         bounds = np.append(bounds, len(data))
-    return bounds, json_scan.Tree(Shape.of({}, {})).scan(data, bounds).verdicts
+    return bounds, json_scan.Tree(JsonShape.of({}, {})).scan(data, bounds).verdicts
 
 
 def _runs(keep: NDArray[np.bool_], bounds: NDArray[Any]) -> Iterator[tuple[int, int]]:
@@ -271,7 +271,7 @@ def _runs(keep: NDArray[np.bool_], bounds: NDArray[Any]) -> Iterator[tuple[int, 
 def _by_key(lines: bytes) -> pl.DataFrame:
     """Each key's values by themselves: of several kinds, they are text."""
     rows = [row for line in lines.splitlines() if (row := _object(line)) is not None]
-    made = {}
+    column_types = {}
     for key in dict.fromkeys(key for row in rows for key in row if _is_text(key)):
         values = [row.get(key) for row in rows]
         texts = [None if value is None else "" for value in values]
@@ -280,10 +280,10 @@ def _by_key(lines: bytes) -> pl.DataFrame:
             if types == NUMBERS:
                 values = [None if value is None else float(value) for value in values]
             plain = types == NUMBERS or (len(types) == 1 and types != {str})
-            made[key] = pl.Series(key, values if plain else texts)
+            column_types[key] = pl.Series(key, values if plain else texts)
         except (PolarsError, TypeError, OverflowError, UnicodeEncodeError):
-            made[key] = pl.Series(key, texts)
-    return pl.DataFrame(made)
+            column_types[key] = pl.Series(key, texts)
+    return pl.DataFrame(column_types)
 
 
 def _shallow(line: bytes) -> bytes:
@@ -308,7 +308,7 @@ def _object(line: bytes, number: Callable[[str], Any] | None = None) -> dict[str
     return row if isinstance(row, dict) else None
 
 
-def _settled(column: pl.Series) -> pl.DataType:
+def _resolved_type(column: pl.Series) -> pl.DataType:
     """A type that can be declared: whole numbers of 128 bits are those of 64 where they fit."""
     if column.dtype == pl.Int128:
         fits = column.is_between(0, (1 << 64) - 1).all()
@@ -335,8 +335,8 @@ def _without_null(dtype: pl.DataType) -> pl.DataType:
         return pl.List(_without_null(element_type(dtype)))
     if isinstance(dtype, pl.Struct):
         fields = dtype.to_schema()
-        made = {c: _without_null(kind) for c, kind in fields.items()}  # type: ignore[arg-type]
-        return pl.Struct(made) if made else pl.String()
+        fields_out = {c: _without_null(field_type) for c, field_type in fields.items()}  # type: ignore[arg-type]
+        return pl.Struct(fields_out) if fields_out else pl.String()
     return pl.String() if dtype == pl.Int128 else dtype
 
 
@@ -350,11 +350,11 @@ def common_type(a: pl.DataType, b: pl.DataType) -> pl.DataType:
         return _common_integer(a, b)
     if isinstance(a, pl.Decimal) and isinstance(b, pl.Decimal):
         return _common_decimal(a, b)
-    for one, other in ((a, b), (b, a)):
-        if isinstance(one, pl.Decimal) and other.is_integer():
-            return _common_decimal(one, pl.Decimal(20, 0))
-        if isinstance(one, pl.Datetime) and other == pl.Date:
-            return one
+    for first, other in ((a, b), (b, a)):
+        if isinstance(first, pl.Decimal) and other.is_integer():
+            return _common_decimal(first, pl.Decimal(20, 0))
+        if isinstance(first, pl.Datetime) and other == pl.Date:
+            return first
     if a.is_numeric() and b.is_numeric():
         return pl.Float64()
     if isinstance(a, pl.Datetime) and isinstance(b, pl.Datetime):
@@ -392,4 +392,4 @@ def _finer(a: Unit, b: Unit) -> Unit:
     return max(a, b, key=UNITS.index)
 
 
-__all__ = ["Guess", "common_schema", "common_type", "guessed", "json_types", "spans_lines"]
+__all__ = ["TypeInference", "common_schema", "common_type", "infer_type", "infer_json_types", "spans_lines"]

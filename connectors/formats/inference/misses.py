@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from connectors.formats.values.casts import cast, pointed
-from connectors.formats.inference.infer import common_type, guessed
-from connectors.formats.kernels.rows import OUT_OF_RANGE, WRONG_TYPE, some
+from connectors.formats.values.casts import cast, swap_points_and_commas
+from connectors.formats.inference.infer import common_type, infer_type
+from connectors.formats.kernels.rows import OUT_OF_RANGE, WRONG_TYPE, select_records
 from engine.types import POSITION, Format, Records, Rejects, Schema, type_name
 from engine.types.plural import counted
 
@@ -21,7 +21,7 @@ log = logging.getLogger("headrace.files")
 
 
 @dataclass(slots=True, kw_only=True)
-class Cost:
+class InferenceMisses:
     """Rows that the guessed type of a column did not take.
 
     Attributes:
@@ -45,7 +45,7 @@ class Cost:
         )
 
 
-class Guessed:
+class InferredTypes:
     """See `engine.types.Format`. Another format, some of whose columns are of types that were
     guessed: a warning names the first value that one of them did not take.
 
@@ -60,7 +60,7 @@ class Guessed:
     def __init__(self, inner: Format, decimal: Callable[[], str]) -> None:
         self._inner = inner
         self._decimal = decimal
-        self._costs: dict[str, Cost] = {}
+        self._misses: dict[str, InferenceMisses] = {}
         self._lock = threading.Lock()
         self.columns: frozenset[str] = frozenset()
 
@@ -71,12 +71,12 @@ class Guessed:
         odd = [r.rows[POSITION] for r in rejects if r.reason in (WRONG_TYPE, OUT_OF_RANGE)]
         if odd and mine:
             at = np.searchsorted(records.positions, pl.concat(odd).to_numpy())
-            self._look(some(records, np.sort(at)), mine)
+            self._look(select_records(records, np.sort(at)), mine)
         return frame, rejects
 
-    def costs(self) -> list[str]:
+    def misses(self) -> list[str]:
         """A sentence for each column whose guess cost rows."""
-        return [cost.said(column) for column, cost in self._costs.items()]
+        return [cost.said(column) for column, cost in self._misses.items()]
 
     def _look(self, records: Records, guesses: Schema) -> None:
         """Which guesses did not take which values of rejected rows."""
@@ -85,16 +85,16 @@ class Guessed:
         decimal = self._decimal()
         for column, dtype in plain.items():
             text = texts[column]
-            read = pointed(text) if decimal == "," and dtype.is_numeric() else text
+            read = swap_points_and_commas(text) if decimal == "," and dtype.is_numeric() else text
             lost = text.filter(read.is_not_null() & cast(read, dtype, written=True).is_null())
             if len(lost):
-                self._note(column, dtype, lost, common_type(dtype, guessed(lost, decimal)))
+                self._note(column, dtype, lost, common_type(dtype, infer_type(lost, decimal)))
 
     def _note(self, column: str, dtype: pl.DataType, lost: pl.Series, taker: pl.DataType) -> None:
         with self._lock:
-            first = column not in self._costs
-            cost = self._costs.setdefault(
-                column, Cost(dtype=dtype, taker=taker, value=str(lost[0]))
+            first = column not in self._misses
+            cost = self._misses.setdefault(
+                column, InferenceMisses(dtype=dtype, taker=taker, value=str(lost[0]))
             )
             cost.rows += len(lost)
             cost.taker = common_type(cost.taker, taker)
@@ -102,4 +102,4 @@ class Guessed:
             log.warning("%s", cost.said(column))
 
 
-__all__ = ["Guessed"]
+__all__ = ["InferredTypes"]

@@ -15,7 +15,7 @@ from typing import Any
 
 import polars as pl
 
-from connectors.formats.inference.infer import NULL_WORDS, guessed
+from connectors.formats.inference.infer import NULL_WORDS, infer_type
 
 HEAD = 1 << 18
 """Bytes of a file that are looked at."""
@@ -32,29 +32,29 @@ THOUSANDS = r"^[+-]?\d{1,3}(,\d{3})+$"
 """A number whose comma may stand between thousands."""
 
 
-def sniffed(head: bytes, given: Mapping[str, Any]) -> dict[str, Any]:
+def sniff_dialect(head: bytes, given: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of `connectors.formats.csv.Dialect` that the first lines of a file tell, besides those
     that are given."""
     text = head.removeprefix(BOM).decode("latin-1")  # whatever it is: what is looked for is ASCII
     comment = given.get("comment", COMMENT) or ""
     before, body = _parted(text, comment)
-    found: dict[str, Any] = {}
+    dialect: dict[str, Any] = {}
     if before and "comment" not in given:
         if _is_preamble(before, body, given):
-            found["preamble"] = COMMENT
+            dialect["preamble"] = COMMENT
         else:
             body = text
     quoted = "quote" in given or '"' in body
     single = None if quoted else _single_quoted(body, given.get("delimiter"))
     if single is not None:
-        found["quote"] = "'"
-    quote = given.get("quote", found.get("quote", '"'))
+        dialect["quote"] = "'"
+    quote = given.get("quote", dialect.get("quote", '"'))
     delimiter = given.get("delimiter") or single or _delimiter(body, quote)
     if delimiter != ",":
-        found["delimiter"] = delimiter
+        dialect["delimiter"] = delimiter
     if delimiter in WITH_COMMAS and _has_decimal_commas(_rows(body, delimiter, quote)):
-        found["decimal"] = ","
-    return {name: value for name, value in found.items() if name not in given}
+        dialect["decimal"] = ","
+    return {name: value for name, value in dialect.items() if name not in given}
 
 
 def unclear(header: Sequence[str]) -> str | None:
@@ -137,17 +137,17 @@ def _agree(rows: Sequence[Sequence[str]], *, odd: float) -> bool:
 
 def _has_decimal_commas(rows: Sequence[Sequence[str]]) -> bool:
     """Whether a column's numbers have them for certain, and none has decimal points."""
-    found = False
+    seen = False
     kept = [row for row in rows[1:] if len(row) == len(rows[0])]
     for values in zip(*kept, strict=True):
         column = pl.Series(values).str.strip_chars()
         column = column.filter((column != "") & ~column.is_in(NULL_WORDS))
-        if guessed(column) == pl.Float64():
+        if infer_type(column) == pl.Float64():
             if column.str.contains(".", literal=True).any():
                 return False
-        elif guessed(column, ",") == pl.Float64():
-            found |= not column.filter(column.str.contains(",")).str.contains(THOUSANDS).all()
-    return found
+        elif infer_type(column, ",") == pl.Float64():
+            seen |= not column.filter(column.str.contains(",")).str.contains(THOUSANDS).all()
+    return seen
 
 
-__all__ = ["HEAD", "sniffed", "unclear"]
+__all__ = ["HEAD", "sniff_dialect", "unclear"]

@@ -17,7 +17,7 @@ NONE = b"\xff"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Table:
+class Transcoder:
     """The UTF-8 of each of 256 bytes.
 
     Attributes:
@@ -29,7 +29,7 @@ class Table:
     bounds: NDArray[np.int64]
 
     @classmethod
-    def of(cls, encoding: str) -> Table | None:
+    def of(cls, encoding: str) -> Transcoder | None:
         """None for UTF-8, of which nothing is changed.
 
         Raises: ValueError for an encoding that is unknown, has several bytes a character, or in
@@ -65,8 +65,8 @@ class Table:
         ends = np.concatenate([[0], np.cumsum(sizes)])
         out = np.empty(int(ends[-1]), np.uint8)
         _recode(part, self.data, self.bounds, out)
-        made = replace(values, data=out, bounds=ends[values.bounds - values.bounds[0]])
-        return replace(records, values=made)
+        recoded_values = replace(values, data=out, bounds=ends[values.bounds - values.bounds[0]])
+        return replace(records, values=recoded_values)
 
 
 def _utf8(byte: bytes, encoding: str) -> bytes:
@@ -92,4 +92,4 @@ def _recode(data, table, bounds, out):  # type: ignore[no-untyped-def]
             to += 1
 
 
-__all__ = ["Table"]
+__all__ = ["Transcoder"]

@@ -21,8 +21,8 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from connectors.formats.kernels.paths import Node
-from connectors.formats.kernels.rows import pieces, texts
+from connectors.formats.kernels.paths import PathNode
+from connectors.formats.kernels.rows import gather, decode_utf8
 
 Ints = NDArray[np.int64]
 END, NULL, BOOL, INT, LONG, FLOAT, DOUBLE, BYTES, FIXED, ENUM = range(10)
@@ -30,7 +30,7 @@ UNION, JUMP, OPEN_LIST, CLOSE_LIST, CALL, RETURN, OPEN, CLOSE, FAIL = range(10, 
 FINE, SHORT, LEFT, WRONG, DEEP = range(5)
 """What became of a record: it took its bytes; it needs more; some are left; an index or length in
 it cannot be; it nests deeper than 256."""
-WORDS = {
+FATE_REASONS = {
     SHORT: "Expected a whole Avro record, got one that ends too early.",
     LEFT: "Expected one Avro record, got bytes behind its end.",
     WRONG: "Expected an Avro record of its schema, got an index or a length that cannot be.",
@@ -62,7 +62,7 @@ class Leaf:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Walked:
+class WalkResult:
     """What the loop found in n records.
 
     Attributes:
@@ -93,7 +93,7 @@ class Program:
     """
 
     def __init__(
-        self, schema: Any, wanted: Node, aliases: Mapping[str, Sequence[str]] | None = None
+        self, schema: Any, wanted: PathNode, aliases: Mapping[str, Sequence[str]] | None = None
     ) -> None:
         self._named: Mapping[str, Any] = schema["__named_schemas"]
         self._aliases = aliases or {}
@@ -115,10 +115,10 @@ class Program:
         self._table = np.array(self._ops, np.int64)
         self._jumps = np.array([*self._branches, 0], np.int64)
 
-    def walk(self, data: NDArray[np.uint8], starts: Ints, stops: Ints) -> Walked:
+    def walk(self, data: NDArray[np.uint8], starts: Ints, stops: Ints) -> WalkResult:
         """Record i is ``data[starts[i]:stops[i]]``."""
         shape = (max(1, len(self.slots)), len(starts))
-        walked = Walked(
+        walked = WalkResult(
             fate=np.zeros(len(starts), np.int64),
             leaves=np.zeros(shape, np.int16),
             values=np.zeros(shape, np.int64),
@@ -131,7 +131,7 @@ class Program:
         return walked
 
     def column(
-        self, data: NDArray[np.uint8], walked: Walked, path: str, rows: Ints
+        self, data: NDArray[np.uint8], walked: WalkResult, path: str, rows: Ints
     ) -> tuple[pl.Series, Ints]:
         """The values of a slot as they are, for some of the records, shape (len(rows),), and
         the indexes into `rows` of what cannot be told: text that is not UTF-8, a value without
@@ -146,20 +146,20 @@ class Program:
         kinds = kinds[kinds > 0]
         if not len(kinds):
             return pl.Series([None], dtype=pl.Null).new_from_index(0, len(rows)), kinds
-        made, odd = [], []
-        for kind in kinds.tolist():
-            here = leaves == kind
-            series, bad = self._series(data, self.leaves[kind], values, sizes, here)
+        parts, odd = [], []
+        for leaf_kind in kinds.tolist():
+            here = leaves == leaf_kind
+            series, bad = self._series(data, self.leaves[leaf_kind], values, sizes, here)
             if series.dtype == pl.Binary and len(kinds) > 1:
                 series, bad = _text(series)
-            made.append(series)
+            parts.append(series)
             odd.append(bad)
-        types = {series.dtype for series in made}
+        types = {series.dtype for series in parts}
         if len(types) > 1:
-            for i, series in enumerate(made):
-                made[i] = series if series.dtype == pl.String else series.cast(pl.String)
-        whole = made[0]
-        for series in made[1:]:
+            for i, series in enumerate(parts):
+                parts[i] = series if series.dtype == pl.String else series.cast(pl.String)
+        whole = parts[0]
+        for series in parts[1:]:
             whole = whole.zip_with(whole.is_not_null(), series)
         return whole, np.concatenate(odd)
 
@@ -169,7 +169,7 @@ class Program:
         self._ops.append([op, a, b, c])
         return len(self._ops) - 1
 
-    def _record(self, schema: Any, wanted: Node | None) -> None:
+    def _record(self, schema: Any, wanted: PathNode | None) -> None:
         below = {} if wanted is None else {str(key): node for key, node in wanted.below.items()}
         names = {field["name"] for field in schema["fields"]}
         for key, node in list(below.items()):
@@ -178,28 +178,28 @@ class Program:
         for field in schema["fields"]:
             self._type(field["type"], below.get(field["name"]))
 
-    def _type(self, schema: Any, wanted: Node | None) -> None:
+    def _type(self, schema: Any, wanted: PathNode | None) -> None:
         if isinstance(schema, str) and schema not in SIMPLE:
             schema = self._named[schema]
-        kind = schema if isinstance(schema, str) else "union"
+        type_name = schema if isinstance(schema, str) else "union"
         if isinstance(schema, dict):
-            kind = schema["type"]
-            if isinstance(kind, (dict, list)):  # {"type": {"type": ...}}
-                self._type(kind, wanted)
+            type_name = schema["type"]
+            if isinstance(type_name, (dict, list)):  # {"type": {"type": ...}}
+                self._type(type_name, wanted)
                 return
-            if kind in self._named and kind not in SIMPLE:
-                self._type(kind, wanted)
+            if type_name in self._named and type_name not in SIMPLE:
+                self._type(type_name, wanted)
                 return
-        if kind == "union":
+        if type_name == "union":
             self._union(schema, wanted)
-        elif kind in ("record", "error") and wanted is not None and wanted.below:
+        elif type_name in ("record", "error") and wanted is not None and wanted.below:
             self._record(schema, wanted)
-        elif wanted is not None and kind != "null":
-            self._kept(schema, kind, wanted)
+        elif wanted is not None and type_name != "null":
+            self._kept(schema, type_name, wanted)
         else:
-            self._skipped(schema, kind)
+            self._skipped(schema, type_name)
 
-    def _union(self, branches: Any, wanted: Node | None) -> None:
+    def _union(self, branches: Any, wanted: PathNode | None) -> None:
         first = len(self._branches)
         self._branches += [0] * len(branches)
         self._emit(UNION, len(branches), first)
@@ -211,42 +211,42 @@ class Program:
         for end in ends:
             self._ops[end][1] = len(self._ops)
 
-    def _kept(self, schema: Any, kind: str, wanted: Node) -> None:
+    def _kept(self, schema: Any, type_name: str, wanted: PathNode) -> None:
         logical = schema.get("logicalType", "") if isinstance(schema, dict) else ""
         if wanted.below:
             for node in wanted.walk():
                 if node.kind is not None:
                     self._leaf(schema, BLOCKED, "", node.path)
-            self._skipped(schema, kind)
-        elif kind in SIMPLE:
-            slot, leaf = self._leaf(schema, kind, logical, wanted.path)
-            self._emit(SIMPLE[kind], slot, leaf, _extra(schema, kind))
+            self._skipped(schema, type_name)
+        elif type_name in SIMPLE:
+            slot, leaf = self._leaf(schema, type_name, logical, wanted.path)
+            self._emit(SIMPLE[type_name], slot, leaf, _extra(schema, type_name))
         else:
             slot, leaf = self._leaf(schema, RICH, logical, wanted.path, emit=False)
             self._emit(OPEN, slot, leaf)
-            self._skipped(schema, kind)
+            self._skipped(schema, type_name)
             self._emit(CLOSE, slot, leaf)
 
     def _leaf(
-        self, schema: Any, kind: str, logical: str, path: str, *, emit: bool = True
+        self, schema: Any, type_name: str, logical: str, path: str, *, emit: bool = True
     ) -> tuple[int, int]:
         slot = self.slots.setdefault(path, len(self.slots))
-        self.leaves.append(Leaf(kind=kind, logical=logical, schema=schema))
+        self.leaves.append(Leaf(kind=type_name, logical=logical, schema=schema))
         leaf = len(self.leaves) - 1
-        if kind == BLOCKED and emit:
+        if type_name == BLOCKED and emit:
             self._emit(OPEN, slot, leaf)
         return slot, leaf
 
-    def _skipped(self, schema: Any, kind: str) -> None:
-        if kind in SIMPLE:
-            self._emit(SIMPLE[kind], -1, 0, _extra(schema, kind))
-        elif kind in ("record", "error"):
+    def _skipped(self, schema: Any, type_name: str) -> None:
+        if type_name in SIMPLE:
+            self._emit(SIMPLE[type_name], -1, 0, _extra(schema, type_name))
+        elif type_name in ("record", "error"):
             self._calls.append((self._emit(CALL), schema["name"]))
         else:
             begin = self._emit(OPEN_LIST)
-            if kind == "map":
+            if type_name == "map":
                 self._emit(BYTES)
-            self._type(schema["items" if kind == "array" else "values"], None)
+            self._type(schema["items" if type_name == "array" else "values"], None)
             self._emit(CLOSE_LIST, begin)
             self._ops[begin][1] = len(self._ops)
 
@@ -262,34 +262,34 @@ class Program:
     ) -> tuple[pl.Series, Ints]:
         """Values of one kind, null elsewhere; and which rows' text is not UTF-8."""
         none = np.empty(0, np.int64)
-        kind, logical = leaf.kind, leaf.logical
-        if kind == BLOCKED:
+        leaf_kind, logical = leaf.kind, leaf.logical
+        if leaf_kind == BLOCKED:
             return pl.Series([None], dtype=pl.String).new_from_index(0, len(here)), np.flatnonzero(
                 here
             )
-        if kind == "boolean":
+        if leaf_kind == "boolean":
             return _masked(values != 0, here), none
-        if kind == "double":
+        if leaf_kind == "double":
             return _masked(values.view(np.float64), here), none
-        if kind == "float":
+        if leaf_kind == "float":
             return _masked(values.astype(np.uint32).view(np.float32).astype(np.float64), here), none
-        if kind in ("int", "long"):
+        if leaf_kind in ("int", "long"):
             return _moments(_masked(values, here), logical), none
-        if kind == "enum":
+        if leaf_kind == "enum":
             symbols = pl.Series(leaf.schema["symbols"], dtype=pl.String)
             return symbols.gather(_masked(values, here).cast(pl.UInt32)), none
         raw, ends, out = _bytes(data, values, np.where(here, sizes, 0), here)
-        if kind == RICH:
+        if leaf_kind == RICH:
             return self._texts(raw, leaf)
         if logical == "decimal":
             return _decimals(raw, out, ends, int(leaf.schema.get("scale", 0))), none
-        if logical == "uuid" and kind == "fixed":
+        if logical == "uuid" and leaf_kind == "fixed":
             digits = raw.bin.encode("hex")
             parts = [
                 digits.str.slice(a, n) for a, n in ((0, 8), (8, 4), (12, 4), (16, 4), (20, 12))
             ]
             return pl.select(pl.concat_str(parts, separator="-")).to_series(), none
-        return (raw, none) if kind in ("bytes", "fixed") else _text(raw)
+        return (raw, none) if leaf_kind in ("bytes", "fixed") else _text(raw)
 
     def _texts(self, raw: pl.Series, leaf: Leaf) -> tuple[pl.Series, Ints]:
         """Values with parts as JSON; one by one, as only fastavro can tell them. And which rows'
@@ -307,27 +307,27 @@ class Program:
 
 
 def _json(value: bytes, schema: Any) -> str:
-    made = fastavro.schemaless_reader(io.BytesIO(value), schema, None)
-    return json.dumps(made, default=_plain, ensure_ascii=False)
+    datum = fastavro.schemaless_reader(io.BytesIO(value), schema, None)
+    return json.dumps(datum, default=_plain, ensure_ascii=False)
 
 
 def _plain(value: Any) -> str:
     return value.hex() if isinstance(value, bytes) else str(value)
 
 
-def _extra(schema: Any, kind: str) -> int:
+def _extra(schema: Any, type_name: str) -> int:
     """The bytes of a value of fixed size, the number of symbols of an enum."""
-    if kind in ("float", "double"):
-        return 4 if kind == "float" else 8
-    if kind == "enum":
+    if type_name in ("float", "double"):
+        return 4 if type_name == "float" else 8
+    if type_name == "enum":
         return len(schema["symbols"])
-    return int(schema["size"]) if kind == "fixed" else 0
+    return int(schema["size"]) if type_name == "fixed" else 0
 
 
 def _masked(values: NDArray[Any], here: NDArray[np.bool_]) -> pl.Series:
-    made = pl.from_arrow(pa.array(values, mask=~here))
-    assert isinstance(made, pl.Series)
-    return made
+    series = pl.from_arrow(pa.array(values, mask=~here))
+    assert isinstance(series, pl.Series)
+    return series
 
 
 def _moments(numbers: pl.Series, logical: str) -> pl.Series:
@@ -348,17 +348,17 @@ def _bytes(
     data: NDArray[np.uint8], starts: Ints, sizes: Ints, here: NDArray[np.bool_]
 ) -> tuple[pl.Series, Ints, NDArray[np.uint8]]:
     """Pieces of the data as a Binary series, their bounds, and the bytes."""
-    found = pieces(data, starts, sizes)
+    gathered = gather(data, starts, sizes)
     valid = pa.py_buffer(np.packbits(here, bitorder="little"))
-    buffers = [valid, pa.py_buffer(found.bounds), pa.py_buffer(found.data)]
-    made = pl.from_arrow(pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(starts), buffers))
-    assert isinstance(made, pl.Series)
-    return made, found.bounds, found.data
+    buffers = [valid, pa.py_buffer(gathered.bounds), pa.py_buffer(gathered.data)]
+    series = pl.from_arrow(pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(starts), buffers))
+    assert isinstance(series, pl.Series)
+    return series, gathered.bounds, gathered.data
 
 
 def _text(raw: pl.Series) -> tuple[pl.Series, Ints]:
     """As text; and which rows are not UTF-8."""
-    text = texts(raw)
+    text = decode_utf8(raw)
     if text.null_count() == raw.null_count():
         return text, np.empty(0, np.int64)
     return text, np.flatnonzero((text.is_null() & raw.is_not_null()).to_numpy())
@@ -384,8 +384,8 @@ def _decimals(raw: pl.Series, out: NDArray[np.uint8], ends: Ints, scale: int) ->
         text = pl.concat_str(
             sign, padded.str.head(-scale), pl.lit("."), padded.str.tail(scale)
         )  # fmt: skip
-    made = frame.select(text.alias("text")).to_series()
-    return made.set(raw.is_null(), None) if raw.null_count() else made
+    text_series = frame.select(text.alias("text")).to_series()
+    return text_series.set(raw.is_null(), None) if raw.null_count() else text_series
 
 
 # --------------------------------------------------------------------------------------- compiled
@@ -550,4 +550,4 @@ def _block(data, at, stop):  # type: ignore[no-untyped-def]
     return count, at
 
 
-__all__ = ["BLOCKED", "FINE", "RICH", "WORDS", "Leaf", "Program", "Walked"]
+__all__ = ["BLOCKED", "FINE", "RICH", "FATE_REASONS", "Leaf", "Program", "WalkResult"]

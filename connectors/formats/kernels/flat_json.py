@@ -23,13 +23,13 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from connectors.formats.kernels.rows import is_utf8, pieces
+from connectors.formats.kernels.rows import is_utf8, gather
 from connectors.formats.kernels.swar import HIGH, ONES, compiled, digits, equal, first, load, number
 from engine.types import Schema, Values
 
 FLOAT, INT64, INT32, BOOL, TEXT, STRING = range(6)
 """What a column takes: `TEXT` numbers and words too, as they are written, `STRING` strings only."""
-KINDS: dict[pl.DataType, int] = {
+FLAT_TYPES: dict[pl.DataType, int] = {
     pl.Float64(): FLOAT, pl.Int64(): INT64, pl.Int32(): INT32, pl.Boolean(): BOOL,
     pl.String(): TEXT,
 }  # fmt: skip
@@ -62,29 +62,29 @@ DOUBLED = _doubled()
 """10**k as the sum of two doubles, from k = LEAST on."""
 
 
-class Flat:
+class FlatJson:
     """A schema of plain columns, as arrays for the walk."""
 
     def __init__(self, schema: Schema, *, strict: bool = False) -> None:
         self._schema = schema
-        kinds = [KINDS[kind] for kind in schema.values()]
+        kinds = [FLAT_TYPES[dtype] for dtype in schema.values()]
         self._kinds = np.array(kinds, np.int64)
         self._taken = np.where(strict & (self._kinds == TEXT), STRING, self._kinds)
         # A column's row in the array of its kind.
-        same = [INT64 if kind == INT32 else kind for kind in kinds]
+        same = [INT64 if dtype == INT32 else dtype for dtype in kinds]
         self._slots = np.array([same[:i].count(k) for i, k in enumerate(same)], np.int64)
         names = [name.encode() for name in schema]
         self._names = np.frombuffer(b"".join(names), np.uint8)
         self._bounds = np.cumsum([0, *map(len, names)]).astype(np.int64)
 
     @classmethod
-    def of(cls, schema: Schema, *, strict: bool = False) -> Flat | None:
+    def of(cls, schema: Schema, *, strict: bool = False) -> FlatJson | None:
         """None where a column is of a type that the walk does not know.
 
         Args:
             strict: only strings are text; a line where something else stands there is left.
         """
-        known = bool(schema) and all(kind in KINDS for kind in schema.values())
+        known = bool(schema) and all(dtype in FLAT_TYPES for dtype in schema.values())
         return cls(schema, strict=strict) if known else None
 
     def decode(self, values: Values) -> tuple[pl.DataFrame, NDArray[np.bool_]]:
@@ -116,18 +116,18 @@ class Flat:
         if (verdicts == WIDE).any():
             taken &= is_utf8(values)
         columns = []
-        for i, (name, kind) in enumerate(self._schema.items()):
-            slot, there = self._slots[i], seen[i] == VALUE
+        for i, (name, dtype) in enumerate(self._schema.items()):
+            slot, present = self._slots[i], seen[i] == VALUE
             if kinds[i] == TEXT:
-                column = _text(values.data, texts[0, slot], texts[1, slot], there & taken)
+                column = _text(values.data, texts[0, slot], texts[1, slot], present & taken)
             else:
                 raw = {FLOAT: floats, BOOL: bools}.get(int(kinds[i]), ints)[slot]
                 column = pl.Series(raw)
-                if not there.all():
+                if not present.all():
                     column = column.zip_with(
-                        pl.Series(there), pl.Series([None], dtype=column.dtype)
+                        pl.Series(present), pl.Series([None], dtype=column.dtype)
                     )
-            columns.append(column.cast(kind).alias(name))
+            columns.append(column.cast(dtype).alias(name))
         return pl.DataFrame(columns), taken
 
 
@@ -135,12 +135,12 @@ def _text(
     data: NDArray[np.uint8],
     starts: NDArray[np.int64],
     sizes: NDArray[np.int64],
-    there: NDArray[np.bool_],
+    present: NDArray[np.bool_],
 ) -> pl.Series:
     """Pieces of a buffer, known to be UTF-8, as a column."""
-    made = pieces(data, starts, np.where(there, sizes, -1))
-    valid = None if there.all() else pa.py_buffer(np.packbits(there, bitorder="little"))
-    buffers = [valid, pa.py_buffer(made.bounds), pa.py_buffer(made.data)]
+    gathered = gather(data, starts, np.where(present, sizes, -1))
+    valid = None if present.all() else pa.py_buffer(np.packbits(present, bitorder="little"))
+    buffers = [valid, pa.py_buffer(gathered.bounds), pa.py_buffer(gathered.data)]
     array = pa.Array.from_buffers(pa.large_string(), len(starts), buffers)
     series = pl.from_arrow(array)
     assert isinstance(series, pl.Series)
@@ -374,7 +374,7 @@ def _line(  # type: ignore[no-untyped-def]
         counts = column >= 0
         if counts and seen[column, row] != UNSEEN:  # a key that stands there twice
             return LEFT
-        kind = kinds[column] if column >= 0 else -1
+        expected_kind = kinds[column] if column >= 0 else -1
         byte = data[at]
         minus = byte == 45  # as good as chance: nothing may wait for it
         if minus | (np.uint8(byte - 48) < 10):
@@ -382,7 +382,7 @@ def _line(  # type: ignore[no-untyped-def]
             at, mantissa, count, power, whole = _number(data, at + np.int64(minus), end)
             if at < 0:
                 return LEFT
-            if kind == TEXT:  # as it is written
+            if expected_kind == TEXT:  # as it is written
                 if counts:
                     texts[0, slots[column], row] = shift + begin
                     texts[1, slots[column], row] = at - begin
@@ -390,7 +390,7 @@ def _line(  # type: ignore[no-untyped-def]
             elif column >= 0:
                 if (count > MOST_DIGITS) | (minus & (mantissa == 0)):
                     return LEFT
-                if kind == FLOAT:
+                if expected_kind == FLOAT:
                     if mantissa <= 1 << 53 and -22 <= power <= 22:
                         value = float(mantissa)
                         value = value * POWERS[power] if power >= 0 else value / POWERS[-power]
@@ -400,9 +400,9 @@ def _line(  # type: ignore[no-untyped-def]
                             return LEFT
                     if counts:
                         floats[slots[column], row] = value * SIGNS[np.int64(minus)]
-                elif kind == INT64 or kind == INT32:  # noqa: SIM109 - compiled, a tuple is slower
+                elif expected_kind == INT64 or expected_kind == INT32:  # noqa: SIM109 - compiled, a tuple is slower
                     value_int = mantissa * (1 - 2 * np.int64(minus))
-                    if not whole or (kind == INT32 and not -(1 << 31) <= value_int < (1 << 31)):
+                    if not whole or (expected_kind == INT32 and not -(1 << 31) <= value_int < (1 << 31)):
                         return LEFT
                     if counts:
                         ints[slots[column], row] = value_int
@@ -412,7 +412,7 @@ def _line(  # type: ignore[no-untyped-def]
                     seen[column, row] = VALUE
         elif byte == 34:
             stop, ascii = _string(data, at + 1, end)
-            if stop < 0 or (column >= 0 and kind < TEXT):
+            if stop < 0 or (column >= 0 and expected_kind < TEXT):
                 return LEFT
             if not ascii:
                 wide = WIDE
@@ -423,16 +423,16 @@ def _line(  # type: ignore[no-untyped-def]
             at = stop + 1
         else:
             begin = at
-            at, what = _literal(data, at, end)
-            if at < 0 or (column >= 0 and what != 2 and kind != BOOL and kind != TEXT):
+            at, literal = _literal(data, at, end)
+            if at < 0 or (column >= 0 and literal != 2 and expected_kind != BOOL and expected_kind != TEXT):
                 return LEFT
             if counts:
-                if kind == TEXT:
+                if expected_kind == TEXT:
                     texts[0, slots[column], row] = shift + begin
                     texts[1, slots[column], row] = at - begin
-                elif what != 2:
-                    bools[slots[column], row] = what == 1
-                seen[column, row] = NULL if what == 2 else VALUE
+                elif literal != 2:
+                    bools[slots[column], row] = literal == 1
+                seen[column, row] = NULL if literal == 2 else VALUE
         if at >= end:
             return LEFT
         if data[at] == 125:
@@ -465,4 +465,4 @@ def _walk(  # type: ignore[no-untyped-def]
         )  # fmt: skip
 
 
-__all__ = ["Flat"]
+__all__ = ["FlatJson"]

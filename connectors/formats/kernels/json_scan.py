@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from connectors.formats.kernels.paths import Node, Shape, Step
+from connectors.formats.kernels.paths import PathNode, JsonShape, PathStep
 from engine.types import element_type, field_types
 
 FITS, SUSPECT, UNSURE, DEEP = 0, 1, 2, 3
@@ -28,7 +28,7 @@ BLANK, NO_OBJECT, ENDS, PLACE, BEHIND, NOT_UTF8 = 10, 11, 12, 13, 14, 15
 """Lines that are no JSON object."""
 BROKEN = BLANK
 """From here on, verdicts are of lines that are no JSON object."""
-WORDS = {BLANK: "the line is blank", NO_OBJECT: "it is another value", ENDS: "it ends too early"}
+BROKEN_REASONS = {BLANK: "the line is blank", NO_OBJECT: "it is another value", ENDS: "it ends too early"}
 TOKENS = ("nothing", "string", "integer", "float", "bool", "array", "object", "null")
 """What a value is; a line's token of a node is an index into these."""
 
@@ -43,7 +43,7 @@ OBJECT, LIST, TEXT, FLOAT, INT64, INT32, BOOL, DATE, MOMENT, OTHER, STRING, FLOA
 DECIMAL, INTEGER = 12, 13
 """What a node expects: `TEXT` takes anything as its text, `STRING` only strings; of `DECIMAL` all
 numbers fit, however many digits its column takes; `INTEGER` are those of the other sizes."""
-KINDS: dict[type[pl.DataType], int] = {
+NODE_KINDS: dict[type[pl.DataType], int] = {
     pl.String: TEXT, pl.Binary: TEXT, pl.Float64: FLOAT, pl.Float32: FLOAT32, pl.Int64: INT64,
     pl.Int32: INT32, pl.Boolean: BOOL, pl.Date: DATE, pl.Datetime: MOMENT, pl.Decimal: DECIMAL,
     **dict.fromkeys([pl.Int8, pl.Int16, pl.UInt8, pl.UInt16, pl.UInt32, pl.UInt64], INTEGER),
@@ -84,16 +84,16 @@ class Tree:
         nodes: in the arrays' order.
     """
 
-    def __init__(self, shape: Shape, *, strict: bool = False) -> None:
+    def __init__(self, shape: JsonShape, *, strict: bool = False) -> None:
         root = _with_others(shape.root)
-        self.nodes: list[Node] = list(root.walk())
+        self.nodes: list[PathNode] = list(root.walk())
         number = {id(node): i for i, node in enumerate(self.nodes)}
         self._number = {node.path: i for i, node in reversed([*enumerate(self.nodes)])}
         table = np.full((len(self.nodes), 6), -1, np.int64)
         names = b""
         for i, node in enumerate(self.nodes):
-            kind = _kind(node)
-            table[i, 0] = STRING if strict and kind == TEXT else kind
+            node_kind = _kind(node)
+            table[i, 0] = STRING if strict and node_kind == TEXT else node_kind
             before = -1
             for step, child in node.below.items():
                 at = number[id(child)]
@@ -111,7 +111,7 @@ class Tree:
         self._table = table
         self._names = np.frombuffer(names, np.uint8)
 
-    def number(self, node: Node) -> int:
+    def number(self, node: PathNode) -> int:
         """Where a node is in `nodes`."""
         return self._number[node.path]
 
@@ -185,47 +185,47 @@ def words(
         .then(pl.format("byte {} ('{}') is out of place", place, "sign"))
         .when(code == BEHIND)
         .then(pl.format("byte {} ('{}') is behind its end", place, "sign"))
-        .otherwise(code.replace_strict(WORDS, default="", return_dtype=pl.String))
+        .otherwise(code.replace_strict(BROKEN_REASONS, default="", return_dtype=pl.String))
     )
     return frame.select(pl.format("Expected a JSON object: {}.", why)).to_series()
 
 
-def _with_others(node: Node) -> Node:
+def _with_others(node: PathNode) -> PathNode:
     """The same tree as the parser sees it: all elements of a list have the same fields, and those
     that no column asks for have them too; what a column of lists or objects holds is of the types
     that it says."""
     below = {step: _with_others(child) for step, child in node.below.items()}
     if isinstance(node.kind, pl.List):
-        inner = Node(path=f"{node.path}[]", kind=element_type(node.kind))
+        inner = PathNode(path=f"{node.path}[]", kind=element_type(node.kind))
         below = {OTHERS: _with_others(inner)}
     elif isinstance(node.kind, pl.Struct):
         below = {
-            name: _with_others(Node(path=f"{node.path}\n{name}", kind=kind))
+            name: _with_others(PathNode(path=f"{node.path}\n{name}", kind=kind))
             for name, kind in field_types(node.kind).items()
         }
     elif node.is_list:
-        every = _together([*below.values()], f"{node.path}[]")
-        below = {step: _together([child, every], child.path) for step, child in below.items()}
+        every = _merge_nodes([*below.values()], f"{node.path}[]")
+        below = {step: _merge_nodes([child, every], child.path) for step, child in below.items()}
         below[OTHERS] = every
     return dataclasses.replace(node, below=below)
 
 
-def _together(nodes: list[Node], path: str) -> Node:
+def _merge_nodes(nodes: list[PathNode], path: str) -> PathNode:
     """One node that has all that is below any of them; what is not below the first gets a path that
     no column has."""
     steps = dict.fromkeys(step for node in nodes for step in node.below)
-    below: dict[Step, Node] = {}
+    below: dict[PathStep, PathNode] = {}
     for step in steps:
         same = [node.below[step] for node in nodes if step in node.below]
         own = nodes[0].path == path and step in nodes[0].below
-        below[step] = _together(same, same[0].path if own else f"{path}\n{step}")
-    return Node(path=path, kind=nodes[0].kind, below=below)
+        below[step] = _merge_nodes(same, same[0].path if own else f"{path}\n{step}")
+    return PathNode(path=path, kind=nodes[0].kind, below=below)
 
 
-def _kind(node: Node) -> int:
+def _kind(node: PathNode) -> int:
     if node.kind is None or isinstance(node.kind, pl.List | pl.Struct):
         return LIST if node.is_list else OBJECT
-    return KINDS.get(type(node.kind), OTHER)
+    return NODE_KINDS.get(type(node.kind), OTHER)
 
 
 # --------------------------------------------------------------------------------------- compiled
@@ -435,9 +435,9 @@ def _number(data, at, stop):  # type: ignore[no-untyped-def]
     digits = at - first
     if digits == 0 or (digits > 1 and data[first] == 48):
         return at, -1, 0
-    kind = 0
+    number_kind = 0
     if at < stop and data[at] == 46:
-        kind = 1
+        number_kind = 1
         first = at + 1
         at += 1
         while at < stop and 48 <= data[at] <= 57:
@@ -446,7 +446,7 @@ def _number(data, at, stop):  # type: ignore[no-untyped-def]
             return at, -1, 0
         digits += at - first
     if at < stop and data[at] in (69, 101):
-        kind = 1
+        number_kind = 1
         at += 1
         if at < stop and data[at] in (43, 45):
             at += 1
@@ -458,8 +458,8 @@ def _number(data, at, stop):  # type: ignore[no-untyped-def]
         if at == first:
             return at, -1, 0
         if size > 250:
-            kind = 3
-    return at, digits, kind | 2 if digits > 30 else kind
+            number_kind = 3
+    return at, digits, number_kind | 2 if digits > 30 else number_kind
 
 
 @numba.njit(nogil=True, cache=True)
@@ -689,19 +689,19 @@ def _walk(  # type: ignore[no-untyped-def]
         # A value. Of two equal keys the first counts: the second is of no node.
         if node >= 0 and len(seen) and seen[node] != 0:
             node = -1
-        kind = -1 if node < 0 else table[node, 0]
+        expected_kind = -1 if node < 0 else table[node, 0]
         begin = at
         state = AFTER
         if byte == 123 or byte == 91:
             token = 6 if byte == 123 else 5
-            fits = kind == TEXT or (kind == OBJECT and token == 6) or (kind == LIST and token == 5)
+            fits = expected_kind == TEXT or (expected_kind == OBJECT and token == 6) or (expected_kind == LIST and token == 5)
             if depth < 0 and token == 5:
                 return NO_OBJECT, at
             depth += 1
             if depth == DEPTH:
                 return DEEP, at
             kinds[depth] = 1 if token == 6 else 2
-            nodes[depth] = node if fits and kind != TEXT else -1
+            nodes[depth] = node if fits and expected_kind != TEXT else -1
             owners[depth] = node if len(seen) else -1
             counts[depth] = 0
             last[depth] = -1
@@ -717,9 +717,9 @@ def _walk(  # type: ignore[no-untyped-def]
                 return (ENDS if odd == -2 else PLACE), at
             if odd == 2:
                 verdict = UNSURE
-            fits = kind in (TEXT, STRING)
-            if (kind in (DATE, MOMENT)) and odd == 0:
-                fits = _moment(data, first, at - 1, kind == DATE)
+            fits = expected_kind in (TEXT, STRING)
+            if (expected_kind in (DATE, MOMENT)) and odd == 0:
+                fits = _moment(data, first, at - 1, expected_kind == DATE)
         elif byte == 116 or byte == 102 or byte == 110:
             word = b"true" if byte == 116 else (b"false" if byte == 102 else b"null")
             token = 7 if byte == 110 else 4
@@ -727,25 +727,25 @@ def _walk(  # type: ignore[no-untyped-def]
             at += same
             if same < len(word):
                 return (ENDS if at == stop else PLACE), at
-            fits = token == 7 or kind in (TEXT, BOOL)
+            fits = token == 7 or expected_kind in (TEXT, BOOL)
         elif byte == 45 or 48 <= byte <= 57:
             first = at
             at, digits, odd = _number(data, at, stop)
             if digits < 0:
                 return (ENDS if at == stop else PLACE), at
             token = 2 + (odd & 1)
-            text = kind in (TEXT, STRING, DECIMAL) or (
-                token == 3 and kind in (INT64, INT32, INTEGER)
+            text = expected_kind in (TEXT, STRING, DECIMAL) or (
+                token == 3 and expected_kind in (INT64, INT32, INTEGER)
             )
             if len(marks) and (text or odd >= 2):
                 marks[first] = marks[at] = True
             if odd >= 2:
                 verdict = UNSURE
-            fits = kind in (TEXT, FLOAT, FLOAT32, DECIMAL)
-            if odd & 1 == 0 and (kind in (FLOAT, FLOAT32)):
-                many |= digits > (15 if kind == FLOAT else 7)
-            if odd == 0 and (kind in (INT64, INT32)):
-                fits = digits <= (18 if kind == INT64 else 9)
+            fits = expected_kind in (TEXT, FLOAT, FLOAT32, DECIMAL)
+            if odd & 1 == 0 and (expected_kind in (FLOAT, FLOAT32)):
+                many |= digits > (15 if expected_kind == FLOAT else 7)
+            if odd == 0 and (expected_kind in (INT64, INT32)):
+                fits = digits <= (18 if expected_kind == INT64 else 9)
         else:
             return PLACE, at
         if node >= 0:

@@ -10,12 +10,12 @@ import polars as pl
 
 from engine.types import Schema, UserError, element_type, nearest
 
-Step = str | int
+PathStep = str | int
 STEPS = re.compile(r"[^.\[\]]+(?:\[\d+\])*(?:\.[^.\[\]]+(?:\[\d+\])*)*")
 STEP = re.compile(r"[^.\[\]]+|\[\d+\]")
 
 
-def parse_path(path: str, column: str) -> tuple[Step, ...]:
+def parse_path(path: str, column: str) -> tuple[PathStep, ...]:
     """Keys and list indexes on the way to a value; the empty path is the key without a name.
 
     Raises: UserError where it is no path.
@@ -32,7 +32,7 @@ def parse_path(path: str, column: str) -> tuple[Step, ...]:
 
 
 @dataclass(slots=True, kw_only=True)
-class Node:
+class PathNode:
     """A place in the object. A leaf has a type; the others have what is below them.
 
     Attributes:
@@ -45,7 +45,7 @@ class Node:
     path: str
     kind: pl.DataType | None = None
     column: str = ""
-    below: dict[Step, Node] = field(default_factory=dict)
+    below: dict[PathStep, PathNode] = field(default_factory=dict)
 
     @property
     def is_list(self) -> bool:
@@ -60,7 +60,7 @@ class Node:
             return pl.List(_merged(inner, self))
         return pl.Struct({str(k): node.dtype(text=text) for k, node in self.below.items()})
 
-    def walk(self) -> Iterator[Node]:
+    def walk(self) -> Iterator[PathNode]:
         """This node and all below, parents first."""
         yield self
         for node in self.below.values():
@@ -68,7 +68,7 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
+class JsonShape:
     """Where the columns of a schema are in an object.
 
     Attributes:
@@ -78,11 +78,11 @@ class Shape:
     """
 
     schema: Schema
-    places: Mapping[str, tuple[Step, ...]]
-    root: Node
+    places: Mapping[str, tuple[PathStep, ...]]
+    root: PathNode
 
     @classmethod
-    def of(cls, schema: Schema, paths: Mapping[str, str]) -> Shape:
+    def of(cls, schema: Schema, paths: Mapping[str, str]) -> JsonShape:
         """Raises: UserError for a path of no column, or two that ask for one place in two ways."""
         for column in paths:
             if column not in schema:
@@ -91,7 +91,7 @@ class Shape:
                     f"{nearest(column, schema)}"
                 )
         places = {c: parse_path(paths[c], c) if c in paths else (c,) for c in schema}
-        root = Node(path="")
+        root = PathNode(path="")
         for column, steps in places.items():
             _add(root, steps, column, schema[column])
         for node in root.walk():
@@ -102,7 +102,7 @@ class Shape:
         """What the parser is asked for: key -> type; with `text`, every value as text."""
         return {str(key): node.dtype(text=text) for key, node in self.root.below.items()}
 
-    def way(self, column: str) -> list[Node]:
+    def way(self, column: str) -> list[PathNode]:
         """The nodes on the way to a column's value, and its own, last."""
         nodes = [self.root]
         for step in self.places[column]:
@@ -117,18 +117,18 @@ class Shape:
         return parsed.select(value_at(steps).alias(c) for c, steps in self.places.items())
 
 
-def parsed_as(kind: pl.DataType) -> pl.DataType:
+def parsed_as(dtype: pl.DataType) -> pl.DataType:
     """What the parser is asked for in place of a type. It gives no bytes, takes times in more ways
     than one, makes decimals of floats, and panics over narrow integers."""
-    if isinstance(kind, pl.List):
-        return pl.List(parsed_as(element_type(kind)))
-    if kind in (pl.Int8, pl.Int16, pl.UInt8, pl.UInt16):
+    if isinstance(dtype, pl.List):
+        return pl.List(parsed_as(element_type(dtype)))
+    if dtype in (pl.Int8, pl.Int16, pl.UInt8, pl.UInt16):
         return pl.Int64()
-    as_text = kind == pl.Binary or kind.is_temporal() or kind.is_decimal()
-    return pl.String() if as_text else kind
+    as_text = dtype == pl.Binary or dtype.is_temporal() or dtype.is_decimal()
+    return pl.String() if as_text else dtype
 
 
-def value_at(steps: tuple[Step, ...]) -> pl.Expr:
+def value_at(steps: tuple[PathStep, ...]) -> pl.Expr:
     """What lies there in columns of objects and lists; null where a step is not there."""
     value = pl.col(str(steps[0]))
     for step in steps[1:]:
@@ -139,41 +139,41 @@ def value_at(steps: tuple[Step, ...]) -> pl.Expr:
     return value
 
 
-def _add(root: Node, steps: tuple[Step, ...], column: str, kind: pl.DataType) -> None:
+def _add(root: PathNode, steps: tuple[PathStep, ...], column: str, dtype: pl.DataType) -> None:
     node, path = root, ""
     for step in steps:
         if node.kind is not None or (node.below and node.is_list != isinstance(step, int)):
             raise _two_ways(node, column)
         key = step or '""'
         path = f"{path}[{step}]" if isinstance(step, int) else f"{path}.{key}".lstrip(".")
-        node = node.below.setdefault(step, Node(path=path, column=column))
-    if node.below or (node.kind is not None and node.kind != kind):
+        node = node.below.setdefault(step, PathNode(path=path, column=column))
+    if node.below or (node.kind is not None and node.kind != dtype):
         raise _two_ways(node, column)
-    node.kind = kind
+    node.kind = dtype
 
 
-def _merged(inner: list[pl.DataType], node: Node) -> pl.DataType:
+def _merged(inner: list[pl.DataType], node: PathNode) -> pl.DataType:
     """One type for the elements of a list: fields of objects come together, others are equal."""
     first = inner[0]
-    if all(kind == first for kind in inner):
+    if all(dtype == first for dtype in inner):
         return first
-    if all(isinstance(kind, pl.Struct) for kind in inner):
+    if all(isinstance(dtype, pl.Struct) for dtype in inner):
         fields: dict[str, list[pl.DataType]] = {}
-        for kind in inner:
-            assert isinstance(kind, pl.Struct)
-            for one in kind.fields:
-                assert isinstance(one.dtype, pl.DataType)
-                fields.setdefault(one.name, []).append(one.dtype)
+        for dtype in inner:
+            assert isinstance(dtype, pl.Struct)
+            for field in dtype.fields:
+                assert isinstance(field.dtype, pl.DataType)
+                fields.setdefault(field.name, []).append(field.dtype)
         return pl.Struct({name: _merged(kinds, node) for name, kinds in fields.items()})
-    if all(isinstance(kind, pl.List) for kind in inner):
-        return pl.List(_merged([kind.inner for kind in inner], node))  # type: ignore[attr-defined]
+    if all(isinstance(dtype, pl.List) for dtype in inner):
+        return pl.List(_merged([dtype.inner for dtype in inner], node))  # type: ignore[attr-defined]
     raise UserError(
         f"[source] paths asks for elements of '{node.path}' (column '{node.column}') in two types: "
         "elements of one list have one, give their columns the same in [source.schema]."
     )
 
 
-def _two_ways(node: Node, column: str) -> UserError:
+def _two_ways(node: PathNode, column: str) -> UserError:
     return UserError(
         f"[source] paths: columns '{node.column}' and '{column}' take '{node.path}' as two "
         "different things: expected a value, an object or a list; change one of their paths, or "
@@ -181,4 +181,4 @@ def _two_ways(node: Node, column: str) -> UserError:
     )
 
 
-__all__ = ["Node", "Shape", "Step", "parse_path", "parsed_as", "value_at"]
+__all__ = ["PathNode", "JsonShape", "PathStep", "parse_path", "parsed_as", "value_at"]

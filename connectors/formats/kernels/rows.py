@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from polars.exceptions import PolarsError
 
 from connectors.formats.kernels.swar import compiled, copy
-from engine.types import PARTITION, POSITION, Records, Rejects, Values, without_bytes
+from engine.types import PARTITION, POSITION, Records, Rejects, Values, bytes_as_hex
 
 STAGE = "decode"
 BROKEN = "broken"
@@ -22,7 +22,7 @@ BAD_UTF8 = "bad_utf8"
 WRONG_TYPE = "wrong_type"
 OUT_OF_RANGE = "out_of_range"
 TOO_LARGE = "too_large"
-SHOWN = 2_000
+PREVIEW_BYTES = 2_000
 """Bytes of a rejected value that its dead letter shows; the position leads to the rest."""
 PACKED = (b"\x1f\x8b", b"x\x01", b"x^", b"x\x9c", b"x\xda", b"(\xb5/\xfd")
 """How gzip, zlib and zstd begin: polars unpacks what it parses where it begins so."""
@@ -32,7 +32,7 @@ NOT_UTF8 = (
 )
 
 
-def plain(data: NDArray[np.uint8]) -> tuple[io.BytesIO, int]:
+def parser_input(data: NDArray[np.uint8]) -> tuple[io.BytesIO, int]:
     """Bytes for one of polars' parsers, and how many lines of them it is to skip: text that happens
     to begin like something compressed gets a blank line before it, and is read as it is."""
     begin = data[:4].tobytes()
@@ -40,7 +40,7 @@ def plain(data: NDArray[np.uint8]) -> tuple[io.BytesIO, int]:
     return io.BytesIO(b"\n" + data.tobytes() if blank else data.data), int(blank)
 
 
-def placed(
+def with_position_columns(
     frame: pl.DataFrame, records: Records, at: NDArray[np.int64] | None = None
 ) -> pl.DataFrame:
     """The frame with its reserved columns; `at`: which records its rows are, None for all."""
@@ -49,7 +49,7 @@ def placed(
     return pl.DataFrame([partition, pl.Series(POSITION, positions)]).hstack(frame)
 
 
-def rejected(
+def make_rejects(
     records: Records,
     at: NDArray[np.int64],
     reason: str,
@@ -66,9 +66,9 @@ def rejected(
         detail = pl.repeat(detail, len(at), dtype=pl.String, eager=True)
     if value is None:
         assert isinstance(records.values, Values)
-        value = shown(binary(records.values).gather(at))
+        value = preview(binary(records.values).gather(at))
     frame = pl.DataFrame([detail.alias("detail"), value.alias("value")])
-    return Rejects(stage=STAGE, reason=reason, rows=placed(frame, records, at))
+    return Rejects(stage=STAGE, reason=reason, rows=with_position_columns(frame, records, at))
 
 
 def binary(values: Values) -> pl.Series:
@@ -93,9 +93,9 @@ def values(series: pl.Series) -> Values:
     )
 
 
-def shown(raw: pl.Series) -> pl.Series:
+def preview(raw: pl.Series) -> pl.Series:
     """Bytes as text for a dead letter, without the line end; what is not UTF-8 as ``\\xff``."""
-    head = raw.bin.slice(0, SHOWN)
+    head = raw.bin.slice(0, PREVIEW_BYTES)
     try:
         text = head.cast(pl.String)
     except PolarsError:
@@ -108,25 +108,25 @@ def shown(raw: pl.Series) -> pl.Series:
 
 
 def as_json(rows: pl.DataFrame) -> pl.Series:
-    """Each row as a JSON object; bytes as in `shown`, those inside lists and objects in hexadecimal
+    """Each row as a JSON object; bytes as in `preview`, those inside lists and objects in hexadecimal
     digits."""
-    rows = rows.with_columns(shown(s) for s in rows if s.dtype == pl.Binary)
-    told = (without_bytes(pl.col(c), kind).alias(c) for c, kind in rows.schema.items())
-    return rows.select(pl.struct(told).struct.json_encode()).to_series()
+    rows = rows.with_columns(preview(s) for s in rows if s.dtype == pl.Binary)
+    columns = (bytes_as_hex(pl.col(c), dtype).alias(c) for c, dtype in rows.schema.items())
+    return rows.select(pl.struct(columns).struct.json_encode()).to_series()
 
 
-def texts(raw: pl.Series) -> pl.Series:
+def decode_utf8(raw: pl.Series) -> pl.Series:
     """Bytes as text, null where they are not UTF-8."""
     try:
         return raw.cast(pl.String)
     except PolarsError:
-        pieces = raw.fill_null(b"")
+        gather = raw.fill_null(b"")
         bounds = np.zeros(len(raw) + 1, np.int64)
-        np.cumsum(pieces.bin.size().to_numpy(), out=bounds[1:])
-        data = np.frombuffer(b"".join(pieces.to_list()), np.uint8)
+        np.cumsum(gather.bin.size().to_numpy(), out=bounds[1:])
+        data = np.frombuffer(b"".join(gather.to_list()), np.uint8)
         good = pl.Series(is_utf8(Values(data=data, bounds=bounds)))
         blank = pl.Series([b""]).new_from_index(0, len(raw))  # what is null is checked all the same
-        text = pieces.zip_with(good, blank).cast(pl.String)
+        text = gather.zip_with(good, blank).cast(pl.String)
         return text.set(~good | raw.is_null(), None).alias(raw.name)
 
 
@@ -164,22 +164,22 @@ def take(values: Values, at: NDArray[np.int64]) -> Values:
     """Some of the values, copied together."""
     starts = values.bounds[at]
     null = None if values.null is None else values.null[at]
-    made = pieces(values.data, starts, values.bounds[at + 1] - starts)
-    return replace(made, null=null, tail=values.tail)
+    gathered = gather(values.data, starts, values.bounds[at + 1] - starts)
+    return replace(gathered, null=null, tail=values.tail)
 
 
-def pieces(data: NDArray[np.uint8], starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> Values:
+def gather(data: NDArray[np.uint8], starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> Values:
     """Pieces of a buffer side by side, as many bytes as `sizes` says from each of `starts`, shape
     (n,); one of less than none is null."""
-    return together([(data, starts, sizes)])
+    return gather_all([(data, starts, sizes)])
 
 
-def together(
+def gather_all(
     parts: Sequence[tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]],
     *,
     newline: bool = False,
 ) -> Values:
-    """Pieces of several buffers side by side, see `pieces`.
+    """Pieces of several buffers side by side, see `gather`.
 
     Args:
         parts: buffer, starts, sizes of each.
@@ -206,7 +206,7 @@ def _copy(data, starts, bounds, newline, out):  # type: ignore[no-untyped-def]
             out[bounds[i] + size] = 10
 
 
-def some(records: Records, at: NDArray[np.int64]) -> Records:
+def select_records(records: Records, at: NDArray[np.int64]) -> Records:
     """Some of the records, copied together, as a format takes them: without headers, times and
     origins."""
     assert isinstance(records.values, Values)
@@ -224,6 +224,6 @@ def some(records: Records, at: NDArray[np.int64]) -> Records:
 __all__ = [
     "BAD_UTF8", "BROKEN", "NOT_UTF8", "OUT_OF_RANGE", "TOO_LARGE", "WRONG_TYPE", "as_json",
     "binary",
-    "is_utf8", "pieces", "placed", "plain", "rejected", "shown", "some", "take", "texts",
-    "together", "values",
+    "is_utf8", "gather", "with_position_columns", "parser_input", "make_rejects", "preview", "select_records", "take", "decode_utf8",
+    "gather_all", "values",
 ]  # fmt: skip

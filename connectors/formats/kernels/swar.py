@@ -27,10 +27,10 @@ compiled = _njit(nogil=True, cache=True, _nrt=False)
 calls others for every value, that counting would cost more than the work."""
 
 
-def _place(context: Any, builder: Any, kind: Any, array: Any, at: Any) -> Any:
+def _place(context: Any, builder: Any, array_type: Any, array: Any, at: Any) -> Any:
     """Where the byte `at` of an array is."""
-    made = context.make_array(kind)(context, builder, array)
-    return builder.gep(made.data, [at])
+    array_struct = context.make_array(array_type)(context, builder, array)
+    return builder.gep(array_struct.data, [at])
 
 
 @_intrinsic  # type: ignore[untyped-decorator]

@@ -11,7 +11,7 @@ import numpy as np
 
 
 @numba.njit(nogil=True, cache=True)
-def taken(raw, at):  # type: ignore[no-untyped-def]
+def read_varint(raw, at):  # type: ignore[no-untyped-def]
     """The number at `at`, and where the next one begins; beyond the end at a broken one."""
     value, shift = np.uint64(0), np.uint64(0)
     while at < len(raw) and shift < 70:
@@ -30,7 +30,7 @@ def _zigzag(number):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def length(number):  # type: ignore[no-untyped-def]
+def varint_size(number):  # type: ignore[no-untyped-def]
     """Bytes of a number."""
     rest = _zigzag(number) >> np.uint64(7)
     size = 1
@@ -41,7 +41,7 @@ def length(number):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def put(out, at, number):  # type: ignore[no-untyped-def]
+def write_varint(out, at, number):  # type: ignore[no-untyped-def]
     """Write a number; where the next goes."""
     rest = _zigzag(number)
     while rest >= 128:
@@ -52,4 +52,4 @@ def put(out, at, number):  # type: ignore[no-untyped-def]
     return at + 1
 
 
-__all__ = ["length", "put", "taken"]
+__all__ = ["varint_size", "write_varint", "read_varint"]

@@ -24,16 +24,16 @@ from connectors.formats.kernels.rows import (
     OUT_OF_RANGE,
     WRONG_TYPE,
     as_json,
-    placed,
-    rejected,
-    shown,
-    texts,
+    with_position_columns,
+    make_rejects,
+    preview,
+    decode_utf8,
 )
 from engine.types import Records, Rejects, Schema, element_type, field_types, type_name
 
 Coerce = Literal["lossless", "strict"]
 """``[source] coerce``."""
-WORDS = {"true": True, "false": False, "1": True, "0": False}
+BOOLEAN_WORDS = {"true": True, "false": False, "1": True, "0": False}
 DAY = "%Y-%m-%d"
 MOMENTS = (
     "%Y-%m-%dT%H:%M:%S%.f",
@@ -95,24 +95,24 @@ def conform(
     raw = frame
     if decimal == ",":
         numbers = [c for c, t in schema.items() if t.is_numeric() and frame.schema[c] == pl.String]
-        raw = frame.with_columns(pointed(frame.get_column(c)) for c in numbers)
-    made = pl.DataFrame(
+        raw = frame.with_columns(swap_points_and_commas(frame.get_column(c)) for c in numbers)
+    converted = pl.DataFrame(
         [cast(raw.get_column(c), dtype, coerce, written=written) for c, dtype in schema.items()]
     )
     good = np.ones(frame.height, np.bool_)
     rejects: list[Rejects] = []
     for column, dtype in schema.items():
-        lost = _lost(frame.get_column(column), made.get_column(column)) & good
+        lost = _lost(frame.get_column(column), converted.get_column(column)) & good
         if lost.any():
             read = raw.get_column(column)
             rejects += _misfits(frame, read, records, at, dtype, np.flatnonzero(lost))
             good &= ~lost
     if good.all():
-        return placed(made, records, at), rejects
-    return placed(made.filter(pl.Series(good)), records, at[good]), rejects
+        return with_position_columns(converted, records, at), rejects
+    return with_position_columns(converted.filter(pl.Series(good)), records, at[good]), rejects
 
 
-def pointed(texts: pl.Series) -> pl.Series:
+def swap_points_and_commas(texts: pl.Series) -> pl.Series:
     """Points for commas, and commas for points, so that 1,234 is a number and 1.234 is none."""
     return texts.str.replace_many([",", "."], [".", ","])
 
@@ -140,7 +140,7 @@ def cast(
         return nothing(column, dtype)
     if isinstance(dtype, pl.List) and isinstance(column.dtype, pl.List | pl.Array):
         elements = lists.of_column(column)
-        return elements.together(cast(elements.values, element_type(dtype), coerce), column.name)
+        return elements.to_lists(cast(elements.values, element_type(dtype), coerce), column.name)
     try:
         if column.dtype == pl.String:
             return _from_text(column, dtype, strict).alias(column.name)
@@ -172,10 +172,10 @@ def _family(dtype: pl.DataType) -> str:
     return "text" if dtype in (pl.String, pl.Binary) else str(dtype.base_type())
 
 
-def _lost(raw: pl.Series, made: pl.Series) -> NDArray[np.bool_]:
-    if raw.null_count() == made.null_count():
+def _lost(raw: pl.Series, result: pl.Series) -> NDArray[np.bool_]:
+    if raw.null_count() == result.null_count():
         return np.zeros(len(raw), np.bool_)
-    return (raw.is_not_null() & made.is_null()).to_numpy()
+    return (raw.is_not_null() & result.is_null()).to_numpy()
 
 
 def _from_values(column: pl.Series, dtype: pl.DataType) -> pl.Series:
@@ -186,19 +186,19 @@ def _from_values(column: pl.Series, dtype: pl.DataType) -> pl.Series:
     if column.dtype == pl.Date and isinstance(dtype, pl.Datetime):
         return _from_moments(column.cast(pl.Datetime("ms")), dtype)
     if column.dtype == pl.Binary and dtype == pl.String:
-        return texts(column)
-    made = column.cast(dtype, strict=False)
+        return decode_utf8(column)
+    result = column.cast(dtype, strict=False)
     if dtype in (pl.String, pl.Binary, pl.Duration):
-        return made
+        return result
     if dtype.is_float() and not column.dtype.is_integer():
-        same = made.is_finite()
+        same = result.is_finite()
         if column.dtype.is_float():
             same |= ~column.is_finite()
-    elif dtype.is_float() and not may_be_another(made):
-        return made
+    elif dtype.is_float() and not may_be_another(result):
+        return result
     else:
-        same = made.cast(column.dtype, strict=False).eq_missing(column)
-    return made if same.all() else made.set(~same.fill_null(True), None)
+        same = result.cast(column.dtype, strict=False).eq_missing(column)
+    return result if same.all() else result.set(~same.fill_null(True), None)
 
 
 def _from_moments(column: pl.Series, dtype: pl.DataType) -> pl.Series:
@@ -207,11 +207,11 @@ def _from_moments(column: pl.Series, dtype: pl.DataType) -> pl.Series:
     if column.dtype.time_zone is not None:
         column = column.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
     if not isinstance(dtype, pl.Datetime):
-        made = column.cast(dtype, strict=False)
+        result = column.cast(dtype, strict=False)
         if dtype in (pl.String, pl.Binary):
-            return made
-        same = made.cast(column.dtype, strict=False).eq_missing(column)
-        return made if same.all() else made.set(~same, None)
+            return result
+        same = result.cast(column.dtype, strict=False).eq_missing(column)
+        return result if same.all() else result.set(~same, None)
     return _zoned(column.cast(pl.Datetime(dtype.time_unit), strict=False), dtype)
 
 
@@ -227,7 +227,7 @@ def _from_text(column: pl.Series, dtype: pl.DataType, strict: bool) -> pl.Series
     words = column.str.strip_chars()
     if dtype == pl.Boolean:
         lower = words.str.to_lowercase()
-        known = {word: value for word, value in WORDS.items() if not (strict and word in "01")}
+        known = {word: value for word, value in BOOLEAN_WORDS.items() if not (strict and word in "01")}
         return lower.replace_strict(known, default=None, return_dtype=pl.Boolean)
     if dtype == pl.Date:
         return _days(words)
@@ -238,24 +238,24 @@ def _from_text(column: pl.Series, dtype: pl.DataType, strict: bool) -> pl.Series
     if isinstance(dtype, pl.Duration):
         return _spans(words, dtype)
     if isinstance(dtype, pl.List):
-        elements = lists.of_json(words)
-        made = _elements(elements.values, elements.tokens, element_type(dtype), strict=strict)
-        return elements.together(made, words.name)
+        elements = lists.parse_lists(words)
+        result = _elements(elements.values, elements.tokens, element_type(dtype), strict=strict)
+        return elements.to_lists(result, words.name)
     if isinstance(dtype, pl.Struct):
         kinds = field_types(dtype)
         fields = lists.of_objects(words, kinds)
         parts = [
             _elements(*fields.columns[c], kind, strict=strict).alias(c) for c, kind in kinds.items()
         ]
-        return fields.together(parts, dtype, words.name)
+        return fields.to_lists(parts, dtype, words.name)
     if dtype.is_integer() or dtype.is_decimal():
         return _exact(words, dtype, strict)
-    made = words.cast(dtype, strict=False)
+    result = words.cast(dtype, strict=False)
     if dtype.is_float():
-        overflown = made.is_infinite() & ~words.str.contains(INFINITE)
-        made = made.set(overflown.fill_null(False), None) if overflown.any() else made
-        return _had_back(made, words) if may_be_another(made) else made
-    return made
+        overflown = result.is_infinite() & ~words.str.contains(INFINITE)
+        result = result.set(overflown.fill_null(False), None) if overflown.any() else result
+        return _had_back(result, words) if may_be_another(result) else result
+    return result
 
 
 def may_be_another(floats: pl.Series) -> bool:
@@ -356,11 +356,11 @@ def _days(words: pl.Series) -> pl.Series:
 
 def _moments(words: pl.Series, dtype: pl.Datetime) -> pl.Series:
     def parsed(words: pl.Series, form: str) -> pl.Series:
-        found = words.str.to_datetime(form, time_unit=dtype.time_unit, strict=False)
+        parsed_words = words.str.to_datetime(form, time_unit=dtype.time_unit, strict=False)
         if dtype.time_unit == "ns":  # wraps beyond the years that it holds
             coarse = words.str.to_datetime(form, time_unit="us", strict=False)
-            found = found.set(coarse.cast(found.dtype, strict=False).is_null(), None)
-        return found.dt.replace_time_zone(None)  # UTC's, where there was an offset
+            parsed_words = parsed_words.set(coarse.cast(parsed_words.dtype, strict=False).is_null(), None)
+        return parsed_words.dt.replace_time_zone(None)  # UTC's, where there was an offset
 
     made = _first_that_fits(words, pl.Datetime(dtype.time_unit), parsed, MOMENTS)
     leap = words.str.contains(LEAP, literal=True).fill_null(False)
@@ -379,25 +379,25 @@ def _first_that_fits(
 ) -> pl.Series:
     """Each word by the first form that reads it. The form of the first word is tried first: most
     columns have one."""
-    made = nothing(words, dtype)
+    result = nothing(words, dtype)
     first = words.drop_nulls().head(1)
     if not len(first):
-        return made
+        return result
     usual = next((form for form in forms if parsed(first, form).null_count() == 0), forms[0])
     for form in dict.fromkeys([usual, *forms]):
-        made = made.fill_null(parsed(words, form))
-        if made.null_count() == words.null_count():
+        result = result.fill_null(parsed(words, form))
+        if result.null_count() == words.null_count():
             break
-    return made
+    return result
 
 
 def _spans(words: pl.Series, dtype: pl.DataType) -> pl.Series:
     """Durations; see `SPANS`."""
     assert isinstance(dtype, pl.Duration)
-    made = nothing(words, dtype)
+    result = nothing(words, dtype)
     for form in SPANS:
-        made = made.fill_null(_spans_of(words.str.extract_groups(form).struct.unnest(), dtype))
-    return made
+        result = result.fill_null(_spans_of(words.str.extract_groups(form).struct.unnest(), dtype))
+    return result
 
 
 def _spans_of(parts: pl.DataFrame, dtype: pl.Duration) -> pl.Series:
@@ -424,7 +424,7 @@ def _elements(
     values: pl.Series, tokens: NDArray[np.int8], dtype: pl.DataType, *, strict: bool
 ) -> pl.Series:
     """Elements of JSON arrays, or fields of objects, in their type; null where one does not fit."""
-    made = cast(values, dtype, "strict" if strict else "lossless", written=True)
+    result = cast(values, dtype, "strict" if strict else "lossless", written=True)
     wrong = tokens == lists.WORD if not dtype.is_float() else np.zeros(len(tokens), np.bool_)
     if dtype in (pl.String, pl.Binary):
         nested = np.flatnonzero(np.isin(tokens, (lists.ARRAY, lists.OBJECT)))
@@ -432,7 +432,7 @@ def _elements(
             wrong[nested] = ~lists.are_json(values.gather(nested))
     if strict:
         wrong |= ~np.isin(tokens, written_as(dtype)) & values.is_not_null().to_numpy()
-    return made.set(pl.Series(wrong), None) if wrong.any() else made
+    return result.set(pl.Series(wrong), None) if wrong.any() else result
 
 
 def written_as(dtype: pl.DataType) -> tuple[int, ...]:
@@ -465,7 +465,7 @@ def _misfits(
     rows = frame.select(pl.all().gather(lost))
     raw = rows.get_column(column)
     value = as_json(rows)
-    raw = shown(raw) if raw.dtype == pl.Binary else raw
+    raw = preview(raw) if raw.dtype == pl.Binary else raw
     got = (
         as_json(raw.alias("").to_frame()).str.slice(len('{"":')).str.head(-1)
         if raw.dtype.is_nested()
@@ -475,14 +475,14 @@ def _misfits(
     detail = misfit(got, dtype, column)
     pointed_texts = read.gather(lost).fill_null("?") if read.dtype == pl.String else got
     big = too_big(pointed_texts, dtype)
-    made = []
+    rejects = []
     for reason, mask in ((OUT_OF_RANGE, big), (WRONG_TYPE, ~big)):
         if mask.any():
             where = lost[mask.to_numpy()]
-            made.append(
-                rejected(records, at[where], reason, detail.filter(mask), value.filter(mask))
+            rejects.append(
+                make_rejects(records, at[where], reason, detail.filter(mask), value.filter(mask))
             )
-    return made
+    return rejects
 
 
 def misfit(
@@ -513,14 +513,14 @@ def too_big(got: pl.Series, dtype: pl.DataType) -> pl.Series:
     """Where a number was given, but one that the type cannot hold; of a list, where the first of
     its elements that does not fit is such a number."""
     if isinstance(dtype, pl.List):
-        elements, inner = lists.of_json(got), element_type(dtype)
+        elements, inner = lists.parse_lists(got), element_type(dtype)
         lost = _lost(
             elements.values, _elements(elements.values, elements.tokens, inner, strict=False)
         )
         rows, first = np.unique(elements.rows[lost], return_index=True)
-        found = np.zeros(len(got), np.bool_)
-        found[rows] = too_big(elements.values.filter(pl.Series(lost)).gather(first), inner)
-        return pl.Series(found)
+        mask = np.zeros(len(got), np.bool_)
+        mask[rows] = too_big(elements.values.filter(pl.Series(lost)).gather(first), inner)
+        return pl.Series(mask)
     if not dtype.is_numeric():
         return pl.repeat(False, len(got), eager=True)
     number = _written_out(got.str.strip_chars())
@@ -531,6 +531,6 @@ def too_big(got: pl.Series, dtype: pl.DataType) -> pl.Series:
 
 
 __all__ = [
-    "WHOLE_MOST", "Coerce", "cast", "conform", "may_be_another", "misfit", "nothing", "pointed",
+    "WHOLE_MOST", "Coerce", "cast", "conform", "may_be_another", "misfit", "nothing", "swap_points_and_commas",
     "too_big", "written_as",
 ]  # fmt: skip

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from polars.exceptions import PolarsError
 
 from connectors.formats.values.casts import Coerce, conform
-from connectors.formats.kernels.paths import Step, parse_path, value_at
-from connectors.formats.kernels.rows import as_json, placed, rejected
+from connectors.formats.kernels.paths import PathStep, parse_path, value_at
+from connectors.formats.kernels.rows import as_json, with_position_columns, make_rejects
 from engine.types import RESERVED, HeadraceError, Records, Rejects, Schema, nearest
 
 PROBLEM = "_problem"
@@ -42,19 +42,19 @@ class Columns:
 
     def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
         """Raises: HeadraceError when a file lacks a column that the schema has."""
-        frame, at, rejects = sound(records)
-        there = self._there(frame, schema)
+        frame, at, rejects = readable_rows(records)
+        available = self._there(frame, schema)
         if self._steps:
-            frame = self._at_paths(frame, there, records.partition)
+            frame = self._at_paths(frame, available, records.partition)
         else:
-            present(list(there), frame.columns, records.partition)
-            frame = frame[list(there)]
-        if frame.dtypes == list(there.values()):
-            made = placed(frame, records, at)
+            present(list(available), frame.columns, records.partition)
+            frame = frame[list(available)]
+        if frame.dtypes == list(available.values()):
+            result = with_position_columns(frame, records, at)
         else:
-            made, more = conform(frame, records, there, at, coerce=self._coerce)
+            result, more = conform(frame, records, available, at, coerce=self._coerce)
             rejects = [*rejects, *more]
-        return (made if len(there) == len(schema) else with_nulls(made, schema)), rejects
+        return (result if len(available) == len(schema) else with_nulls(result, schema)), rejects
 
     def _there(self, frame: pl.DataFrame, schema: Schema) -> Schema:
         """The columns that the frame has, or must have."""
@@ -64,7 +64,7 @@ class Columns:
         return {c: dtype for c, dtype in schema.items() if tops[c] in frame.columns}
 
     def _at_paths(self, frame: pl.DataFrame, schema: Schema, partition: str) -> pl.DataFrame:
-        steps: dict[str, tuple[Step, ...]] = {c: self._steps.get(c, (c,)) for c in schema}
+        steps: dict[str, tuple[PathStep, ...]] = {c: self._steps.get(c, (c,)) for c in schema}
         present([str(s[0]) for s in steps.values()], frame.columns, partition)
         try:
             return frame.select(value_at(s).alias(c) for c, s in steps.items())
@@ -75,7 +75,7 @@ class Columns:
             ) from None
 
 
-def sound(records: Records) -> tuple[pl.DataFrame, NDArray[np.int64] | None, list[Rejects]]:
+def readable_rows(records: Records) -> tuple[pl.DataFrame, NDArray[np.int64] | None, list[Rejects]]:
     """The rows that the source could read, which of the records they are (None: all), and the
     others as rejects."""
     frame = records.values
@@ -88,7 +88,7 @@ def sound(records: Records) -> tuple[pl.DataFrame, NDArray[np.int64] | None, lis
         return frame, None, []
     lost = np.flatnonzero(why.is_not_null())
     rows = frame.select(pl.all().gather(lost))
-    told = pl.DataFrame(
+    unreadable = pl.DataFrame(
         {
             "at": lost,
             "reason": why.gather(lost).str.extract(r"^(\w+): "),
@@ -97,8 +97,8 @@ def sound(records: Records) -> tuple[pl.DataFrame, NDArray[np.int64] | None, lis
         }
     )
     rejects = [
-        rejected(records, part["at"].to_numpy(), part["reason"][0], part["detail"], part["value"])
-        for part in told.partition_by("reason", maintain_order=True)
+        make_rejects(records, part["at"].to_numpy(), part["reason"][0], part["detail"], part["value"])
+        for part in unreadable.partition_by("reason", maintain_order=True)
     ]
     return frame.select(pl.all().gather(at)), at, rejects
 
@@ -121,4 +121,4 @@ def present(schema: Iterable[str], columns: list[str], partition: str) -> None:
             )
 
 
-__all__ = ["PROBLEM", "Columns", "present", "sound", "with_nulls"]
+__all__ = ["PROBLEM", "Columns", "present", "readable_rows", "with_nulls"]

@@ -19,13 +19,13 @@ WHOLE = re.compile(r"0|-?[1-9]\d{0,17}")
 DAY = re.compile(r"\d{4}-\d\d-\d\d")
 
 
-def values_of(path: Path) -> dict[str, str | None]:
+def partition_values(path: Path) -> dict[str, str | None]:
     """Column -> value, by the folders that a file lies in; escapes like %3A are read."""
     pairs = filter(None, (PAIR.fullmatch(part) for part in path.parts[:-1]))
     return {unquote(m[1]): None if m[2] == NONE else unquote(m[2]) for m in pairs}
 
 
-def guessed(values: Iterable[str | None]) -> pl.DataType:
+def infer_type(values: Iterable[str | None]) -> pl.DataType:
     """The type of a column's values: whole numbers (none with leading zeros), days, or text."""
     known = [value for value in values if value is not None]
     if known and all(WHOLE.fullmatch(value) for value in known):
@@ -36,7 +36,7 @@ def guessed(values: Iterable[str | None]) -> pl.DataType:
     return pl.String()
 
 
-class Folders:
+class HivePartitions:
     """See `engine.types.Format`. Another format, and the columns of folders beside it; what a
     folder says stands before what is in its files.
 
@@ -55,12 +55,12 @@ class Folders:
         Raises: UserError for a value that is none of its declared type.
         """
         columns = dict.fromkeys(c for values in self._values.values() for c in values)
-        found: Schema = {}
+        schema: Schema = {}
         for column in columns:
             values = list(dict.fromkeys(v.get(column) for v in self._values.values()))
-            found[column] = declared.get(column) or guessed(values)
-            _cast(column, values, found[column])
-        return found
+            schema[column] = declared.get(column) or infer_type(values)
+            _cast(column, values, schema[column])
+        return schema
 
     def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
         """What the inner one makes of them, and the columns of their folder.
@@ -76,14 +76,14 @@ class Folders:
 
 
 def _cast(column: str, values: Sequence[str | None], dtype: pl.DataType) -> pl.Series:
-    made = cast(pl.Series(column, values, dtype=pl.String()), dtype, written=True)
-    for value, is_null in zip(values, made.is_null(), strict=True):
+    result = cast(pl.Series(column, values, dtype=pl.String()), dtype, written=True)
+    for value, is_null in zip(values, result.is_null(), strict=True):
         if is_null and value is not None:
             raise UserError(
                 f"A folder is named '{column}={value}', and column '{column}' is {dtype}: expected "
                 "a value of that type; declare another in [source.schema]."
             )
-    return made
+    return result
 
 
-__all__ = ["Folders", "guessed", "values_of"]
+__all__ = ["HivePartitions", "infer_type", "partition_values"]

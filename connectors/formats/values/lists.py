@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from polars.exceptions import PolarsError
 
 from connectors.formats.kernels import json_scan
-from connectors.formats.kernels.paths import Shape
-from connectors.formats.kernels.rows import pieces, values
+from connectors.formats.kernels.paths import JsonShape
+from connectors.formats.kernels.rows import gather, values
 from connectors.formats.kernels.swar import compiled
 from engine.types import Schema
 
@@ -46,25 +46,25 @@ class Elements:
         """The list that each element is in, shape (m,)."""
         return np.repeat(np.arange(len(self.sizes)), np.maximum(self.sizes, 0))
 
-    def together(self, made: pl.Series, name: str) -> pl.Series:
+    def to_lists(self, elements: pl.Series, name: str) -> pl.Series:
         """The lists again, of other elements; null where one of them was lost, null although the
         value was not."""
         sizes = self.sizes
-        if made.null_count() != self.values.null_count():
-            lost = (made.is_null() & self.values.is_not_null()).to_numpy()
+        if elements.null_count() != self.values.null_count():
+            lost = (elements.is_null() & self.values.is_not_null()).to_numpy()
             rows = self.rows
             bad = np.zeros(len(sizes), np.bool_)
             bad[rows[lost]] = True
-            made = made.filter(pl.Series(~bad[rows]))
+            elements = elements.filter(pl.Series(~bad[rows]))
             sizes = np.where(bad, -1, sizes)
         bounds = np.zeros(len(sizes) + 1, np.int64)
         np.cumsum(np.maximum(sizes, 0), out=bounds[1:])
         array = pa.LargeListArray.from_arrays(
-            pa.array(bounds), made.rechunk().to_arrow(), mask=pa.array(sizes < 0)
+            pa.array(bounds), elements.rechunk().to_arrow(), mask=pa.array(sizes < 0)
         )
         series = pl.from_arrow(array)
         assert isinstance(series, pl.Series)
-        return series.cast(pl.List(made.dtype)).alias(name)
+        return series.cast(pl.List(elements.dtype)).alias(name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +79,7 @@ class Fields:
     columns: Mapping[str, tuple[pl.Series, NDArray[np.int8]]]
     there: NDArray[np.bool_]
 
-    def together(self, made: Sequence[pl.Series], dtype: pl.Struct, name: str) -> pl.Series:
+    def to_lists(self, made: Sequence[pl.Series], dtype: pl.Struct, name: str) -> pl.Series:
         """The objects again, of other values (in the order of `columns`); null where one of them
         was lost, null although the value was not."""
         there = self.there.copy()
@@ -100,7 +100,7 @@ def of_column(column: pl.Series) -> Elements:
     return Elements(values=flat, tokens=np.zeros(0, np.int8), sizes=sizes)
 
 
-def of_json(texts: pl.Series) -> Elements:
+def parse_lists(texts: pl.Series) -> Elements:
     """The elements of JSON arrays, as text: strings without their quotes, the others as they are
     written. What is no array has no list; an element that is an object or array is not looked into.
     """
@@ -115,11 +115,11 @@ def of_json(texts: pl.Series) -> Elements:
 
 
 def of_objects(texts: pl.Series, fields: Iterable[str]) -> Fields:
-    """The fields of JSON objects, as the elements of `of_json`; null where there is none. Of two
+    """The fields of JSON objects, as the elements of `parse_lists`; null where there is none. Of two
     equal keys the first counts. What is no object has no fields."""
     raw = values(texts.fill_null(""))
     schema: Schema = dict.fromkeys(fields, pl.String())
-    shape = Shape.of(schema, {})
+    shape = JsonShape.of(schema, {})
     tree = json_scan.Tree(shape)
     found = tree.scan(raw.data, raw.bounds, tokens=True)
     there = found.verdicts < json_scan.DEEP
@@ -143,7 +143,7 @@ def _said(
 ) -> tuple[pl.Series, NDArray[np.int8]]:
     """Values as text, and what each is; strings lie between their quotes."""
     null = tokens == NULL
-    made = pieces(data, starts, np.where(null, -1, stops - starts))
+    made = gather(data, starts, np.where(null, -1, stops - starts))
     column = _text(made.data, made.bounds, null)
     escaped = tokens == STRING + ESCAPED
     if escaped.any():
@@ -156,7 +156,7 @@ def _said(
 def are_json(texts: pl.Series) -> NDArray[np.bool_]:
     """Which of these objects and arrays are JSON, shape (n,)."""
     raw = values('{"":' + texts.fill_null("") + "}")
-    return json_scan.Tree(Shape.of({}, {})).scan(raw.data, raw.bounds).verdicts < json_scan.DEEP
+    return json_scan.Tree(JsonShape.of({}, {})).scan(raw.data, raw.bounds).verdicts < json_scan.DEEP
 
 
 def _text(data: NDArray[np.uint8], bounds: Ints, null: NDArray[np.bool_]) -> pl.Series:
@@ -257,4 +257,4 @@ def _elements(data, bounds, starts, stops, tokens, sizes):  # type: ignore[no-un
 
 
 __all__ = ["ARRAY", "BOOL", "FLOAT", "INTEGER", "OBJECT", "STRING", "WORD", "Elements", "Fields",
-           "are_json", "of_column", "of_json", "of_objects"]  # fmt: skip
+           "are_json", "of_column", "parse_lists", "of_objects"]  # fmt: skip

@@ -9,13 +9,13 @@ import numpy as np
 import polars as pl
 from pydantic import Field
 
-from engine.scrub.columns import spread
+from engine.scrub.columns import expand_columns
 from engine.columnar.hashing import hashes
-from engine.scrub.base import LearnSettings, Stateless
+from engine.scrub.base import LearnSettings, StageBase
 from engine.types import PART, Batch, Codes, Names, Schema, Snapshot, Transform, UserError
 
 
-class Categories(Stateless):
+class Categories(StageBase):
     """Replaces values by codes (Int64); code 0 is null, and every value that has no code.
 
     ``vocabulary``: values get the codes 1, 2, ... in order of first appearance, until `size` are
@@ -47,7 +47,7 @@ class Categories(Stateless):
         self._known: Mapping[str, pl.Series] = {}
 
     def bind(self, schema: Schema) -> Schema:
-        self._columns = spread(self.settings.columns, schema, where=self.where)
+        self._columns = expand_columns(self.settings.columns, schema, where=self.where)
         for column in self._columns:
             if schema[column].is_float() or schema[column] == pl.Binary:
                 raise UserError(
@@ -58,7 +58,7 @@ class Categories(Stateless):
             self._known = dict.fromkeys(self._columns, pl.Series(dtype=pl.String))
         return {**schema, **dict.fromkeys(self._columns, pl.Int64())}
 
-    def sizes(self) -> dict[str, int]:
+    def vocabulary_sizes(self) -> dict[str, int]:
         """Column -> number of its codes, 0 included."""
         return dict.fromkeys(self._columns, self.settings.size + 1)
 
@@ -67,7 +67,7 @@ class Categories(Stateless):
         code = self._coded if self.settings.method == "vocabulary" else self._hashed
         codes = [code(text) for text in texts]
         if self.settings.method == "vocabulary":
-            self._learn(*self._taught(batch.frame, texts, codes))
+            self._learn(*self._training_rows(batch.frame, texts, codes))
         unknown = sum(int((column == 0).sum()) for column in codes)
         frame = batch.frame.with_columns(codes)
         return batch.with_frame(frame).counted(self.name, unknown=unknown)
@@ -84,7 +84,7 @@ class Categories(Stateless):
         codes = np.where(text.is_null().to_numpy(), 0, buckets.astype(np.int64) + 1)
         return pl.Series(text.name, codes)
 
-    def _taught(
+    def _training_rows(
         self, frame: pl.DataFrame, texts: list[pl.Series], codes: list[pl.Series]
     ) -> tuple[list[pl.Series], list[pl.Series]]:
         """The training rows of both."""
@@ -94,7 +94,7 @@ class Categories(Stateless):
         return [text.filter(keep) for text in texts], [code.filter(keep) for code in codes]
 
     def _learn(self, texts: Sequence[pl.Series], codes: Sequence[pl.Series]) -> None:
-        left = self.settings.open(self._rows)
+        left = self.settings.rows_left(self._rows)
         rows = len(texts[0]) if left is None else min(left, len(texts[0]))
         if not rows:
             return

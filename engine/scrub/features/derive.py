@@ -10,15 +10,15 @@ from pydantic import Field
 
 from engine import types
 from engine.columnar.expressions import expression, first, shown
-from engine.scrub.base import Stateless
+from engine.scrub.base import StageBase
 from engine.types import RESERVED, Batch, Schema, Transform, UserError, require
 
-LOOKS_AROUND = re.compile(
+OTHER_ROWS_OPS = re.compile(
     r'"(Agg|Over|Quantile|SortBy|Sort|Filter|Slice|Explode)":|"(Len|Unique|Reverse)"'
     r'|"(Cum|Rolling|Ewm|Shift|Diff|Rank|Interpolate|FillNullWithStrategy)\w*"'
 )
 """Parts of a serialized expression whose result depends on other rows."""
-RECKONS = re.compile(r'"(Plus|Minus|Multiply|Mul|Pow)"')
+OVERFLOWING_OPS = re.compile(r'"(Plus|Minus|Multiply|Mul|Pow)"')
 """Parts that wrap around in silence where whole numbers grow beyond their type."""
 
 
@@ -30,11 +30,11 @@ class Derived:
         self._widened: list[pl.Expr] = []
         self._whole: set[str] = set()
 
-    def add(self, name: str, parsed: pl.Expr, wide: tuple[str, ...], kind: pl.DataType) -> None:
-        """One more, of type `kind`; with `wide` columns taken as 128 bits."""
+    def add(self, name: str, parsed: pl.Expr, wide: tuple[str, ...], dtype: pl.DataType) -> None:
+        """One more, of type `dtype`; with `wide` columns taken as 128 bits."""
         self._all[name] = parsed
         if wide:
-            self._widened.append(parsed.cast(kind))  # strict: what does not fit is an error
+            self._widened.append(parsed.cast(dtype))  # strict: what does not fit is an error
             self._whole.update(wide)
 
     def of(self, frame: pl.DataFrame) -> pl.DataFrame:
@@ -42,11 +42,11 @@ class Derived:
         if not self._widened:
             return frame.with_columns(self._all.values())
         wide = frame.with_columns(pl.col(sorted(self._whole)).cast(pl.Int128))
-        made = wide.select(self._widened).to_dict()
-        return frame.with_columns([made.get(name, e) for name, e in self._all.items()])
+        widened = wide.select(self._widened).to_dict()
+        return frame.with_columns([widened.get(name, e) for name, e in self._all.items()])
 
 
-class Derive(Stateless):
+class Derive(StageBase):
     """Adds or replaces columns by polars' SQL expressions, in order: later ones may use earlier
     ones.
 
@@ -78,7 +78,7 @@ class Derive(Stateless):
             used = set(parsed.meta.root_names())
             require(dict(frame.schema), sorted(used), where=f"{self.where} column '{column}'")
             wide = _wide(parsed, frame)
-            frame = self._tried(frame, column, sql, parsed)
+            frame = self._evaluate(frame, column, sql, parsed)
             if not self._steps or column in here or used & here:
                 self._steps.append(Derived())
                 here = set()
@@ -91,14 +91,14 @@ class Derive(Stateless):
             raise UserError(f"{self.where} derives column '{column}', which headrace itself adds.")
         where = f"{self.where} column '{column}'"
         parsed = expression(sql, where).alias(column)
-        if LOOKS_AROUND.search(_tree(parsed)):
+        if OTHER_ROWS_OPS.search(_tree(parsed)):
             raise UserError(
                 f'{where} = "{shown(sql)}" looks at other rows: '
                 "an expression may only use values of its own row."
             )
         return parsed
 
-    def _tried(self, frame: pl.DataFrame, column: str, sql: str, e: pl.Expr) -> pl.DataFrame:
+    def _evaluate(self, frame: pl.DataFrame, column: str, sql: str, e: pl.Expr) -> pl.DataFrame:
         try:
             return frame.with_columns(e)
         except PolarsError as error:
@@ -148,7 +148,7 @@ def _tree(parsed: pl.Expr) -> str:
 def _wide(parsed: pl.Expr, frame: pl.DataFrame) -> tuple[str, ...]:
     """Columns of whole numbers that an expression adds or multiplies, and that it takes as 128 bits
     too: in their own type they would wrap around in silence."""
-    if not RECKONS.search(_tree(parsed)):
+    if not OVERFLOWING_OPS.search(_tree(parsed)):
         return ()
     whole = tuple(c for c in parsed.meta.root_names() if frame.schema[c].is_integer())
     try:

@@ -19,8 +19,8 @@ from simplejpeg import decode_jpeg, decode_jpeg_header
 from torch.nn import functional as F
 
 from engine import types
-from engine.scrub.columns import replaced, spread
-from engine.scrub.base import Stateless
+from engine.scrub.columns import replaced, expand_columns
+from engine.scrub.base import StageBase
 from engine.types import Batch, Name, Names, Schema, Transform, UserError
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -28,7 +28,7 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 JPEG = b"\xff\xd8\xff"
 READ = 64 << 20
 """A larger file is not read as a whole before it is looked at."""
-MOST_PIXELS = 178_956_970
+PILLOW_MAX_PIXELS = 178_956_970
 """Above these Pillow opens no image."""
 CHUNK = 8
 """Images that a thread takes at a time."""
@@ -41,11 +41,11 @@ SEGMENTS = 100
 """Parts of a JPEG before its pixels that are looked through for the notes, which come first."""
 
 
-class Refused(Exception):
+class UnusableImage(Exception):
     """The sentence for a row that has no image."""
 
 
-class Images(Stateless):
+class Images(StageBase):
     """Replaces encoded images (bytes), or paths of image files (text), by their pixels: an array of
     UInt8 of shape (height, width, channels), as they lie in memory in decoders, in Pillow and in
     torch's ``channels_last``. The arrays of a batch are one block, which numpy and torch see
@@ -83,7 +83,7 @@ class Images(Stateless):
         resize: Literal["crop", "stretch"] = "crop"
         orientation: bool = True
         root: Name | None = None
-        max_pixels: int = Field(50_000_000, ge=1, le=MOST_PIXELS)
+        max_pixels: int = Field(50_000_000, ge=1, le=PILLOW_MAX_PIXELS)
         threads: int | None = Field(None, ge=1, le=256)
 
     def __init__(self, name: str, settings: Images.Settings) -> None:
@@ -96,7 +96,7 @@ class Images(Stateless):
         self._threads = settings.threads or cores
 
     def bind(self, schema: Schema) -> Schema:
-        self._columns = spread(self.settings.columns, schema, where=self.where)
+        self._columns = expand_columns(self.settings.columns, schema, where=self.where)
         for column in self._columns:
             if schema[column] == pl.String and self._root is None:
                 raise UserError(
@@ -121,8 +121,8 @@ class Images(Stateless):
                 batch = batch.reject(good, stage=self.name, reason="image", detail=why)
                 pixels = pixels[good.to_numpy()]
             # Flat first: polars takes that as it is, and a shape costs nothing.
-            made = pl.Series(name, pixels.reshape(-1)).reshape(pixels.shape)
-            batch = batch.with_frame(replaced(batch.frame, [made]))
+            series = pl.Series(name, pixels.reshape(-1)).reshape(pixels.shape)
+            batch = batch.with_frame(replaced(batch.frame, [series]))
         return batch
 
     def transforms(self) -> Sequence[Transform] | None:
@@ -140,7 +140,7 @@ class Images(Stateless):
             for row in range(start, min(start + CHUNK, len(values))):
                 try:
                     pixels[row] = self._pixels(values[row])
-                except Refused as refused:
+                except UnusableImage as refused:
                     pixels[row], why[row] = 0, str(refused)
 
         parts = range(0, len(values), CHUNK)
@@ -153,9 +153,9 @@ class Images(Stateless):
         return pixels, pl.Series(why, dtype=pl.String)
 
     def _pixels(self, value: bytes | str | None) -> Pixels:
-        """Of one image. Raises: Refused."""
+        """Of one image. Raises: UnusableImage."""
         if value is None:
-            raise Refused("Expected an image, got null.")
+            raise UnusableImage("Expected an image, got null.")
         if isinstance(value, str):
             path = self._path(value)
             try:
@@ -163,9 +163,9 @@ class Images(Stateless):
                     return self._sized(path, "a file that is")
                 value = path.read_bytes()
             except OSError as error:
-                raise Refused(f"The file cannot be read: {error.strerror}.") from None
+                raise UnusableImage(f"The file cannot be read: {error.strerror}.") from None
         if not value:
-            raise Refused("Expected an image, got 0 bytes.")
+            raise UnusableImage("Expected an image, got 0 bytes.")
         if value[:3] == JPEG and (pixels := self._jpeg(value)) is not None:
             return pixels
         return self._sized(io.BytesIO(value), f"{len(value):,} bytes that are")
@@ -190,27 +190,27 @@ class Images(Stateless):
         return self._fitted(_turned(pixels, noted))
 
     def _path(self, value: str) -> Path:
-        """The file, below the root wherever links lead. Raises: Refused."""
+        """The file, below the root wherever links lead. Raises: UnusableImage."""
         assert self._root is not None
         try:
             path = (self._root / value).resolve()
-            inside, there = path.is_relative_to(self._root), path.is_file()
+            inside, exists = path.is_relative_to(self._root), path.is_file()
         except (OSError, ValueError, RuntimeError) as error:
-            raise Refused(f"Expected a path, got one that leads nowhere: {error}.") from None
+            raise UnusableImage(f"Expected a path, got one that leads nowhere: {error}.") from None
         if not inside:
-            raise Refused(f"Expected a path below '{self.settings.root}', got one that leads out.")
-        if not there:
-            raise Refused(f"There is no such file below '{self.settings.root}'.")
+            raise UnusableImage(f"Expected a path below '{self.settings.root}', got one that leads out.")
+        if not exists:
+            raise UnusableImage(f"There is no such file below '{self.settings.root}'.")
         return path
 
     def _sized(self, content: io.BytesIO | Path, got: str) -> Pixels:
-        """The pixels of one encoded image. Raises: Refused."""
-        kind = "image"
+        """The pixels of one encoded image. Raises: UnusableImage."""
+        format = "image"
         try:
             with Image.open(content, formats=FORMATS) as image:
-                kind = image.format or kind
+                format = image.format or format
                 if image.width * image.height > self.settings.max_pixels:
-                    raise Refused(
+                    raise UnusableImage(
                         f"Expected an image of at most {self.settings.max_pixels:,} pixels, got "
                         f"{image.width:,} x {image.height:,}: raise 'max_pixels'."
                     )
@@ -219,16 +219,16 @@ class Images(Stateless):
                     image.draft(self.settings.mode, wanted[::-1])
                 pixels = _channels(image, self.settings.mode)
                 return self._fitted(_turned(pixels, self._noted(image)))
-        except Refused:
+        except UnusableImage:
             raise
         except UnidentifiedImageError:
             known = ", ".join(FORMATS)
-            raise Refused(f"Expected an image of {known}; got {got} none of these.") from None
+            raise UnusableImage(f"Expected an image of {known}; got {got} none of these.") from None
         except Exception as error:  # noqa: BLE001 - whatever a hostile file does to a decoder
             if isinstance(error, OSError) and error.strerror:
-                raise Refused(f"The file cannot be read: {error.strerror}.") from None
-            said = str(error).rstrip(".") or type(error).__name__
-            raise Refused(f"The {kind} is damaged or hostile: {said}.") from None
+                raise UnusableImage(f"The file cannot be read: {error.strerror}.") from None
+            message = str(error).rstrip(".") or type(error).__name__
+            raise UnusableImage(f"The {format} is damaged or hostile: {message}.") from None
 
     def _noted(self, image: Image.Image) -> int:
         """The orientation; of all but a JPEG, once its pixels are there."""
@@ -256,20 +256,20 @@ class Images(Stateless):
         # Bytes in channels_last, copied to lie side by side: then torch is six times as fast as
         # Pillow, on this thread alone, and leaves the interpreter to others.
         tensor = torch.from_numpy(np.array(pixels, order="C")).unsqueeze(0).permute(0, 3, 1, 2)
-        made = F.interpolate(
+        resized_batch = F.interpolate(
             tensor, (height, width), mode="bilinear", antialias=True, align_corners=False
         )
-        resized: Pixels = made[0].permute(1, 2, 0).numpy()
+        resized: Pixels = resized_batch[0].permute(1, 2, 0).numpy()
         return resized
 
 
 def _channels(image: Image.Image, mode: str) -> Pixels:
-    """Decoded, shape (height, width, channels). Raises: Refused."""
+    """Decoded, shape (height, width, channels). Raises: UnusableImage."""
     if image.mode.startswith("I;16"):
         grey = (np.asarray(image) >> 8).astype(np.uint8)
         return np.repeat(grey[:, :, None], len(mode), axis=2)
     if image.mode in ("I", "F"):
-        raise Refused(f"Expected 8 or 16 bits a channel, got 32 (mode {image.mode}): convert it.")
+        raise UnusableImage(f"Expected 8 or 16 bits a channel, got 32 (mode {image.mode}): convert it.")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     pixels = np.asarray(image if image.mode == mode else image.convert(mode))

@@ -12,8 +12,8 @@ from pydantic import Field
 from engine import types
 from engine.scrub.columns import extended
 from engine.columnar.hashing import Hashes, hashes, mix
-from engine.scrub.key_store import Recall
-from engine.scrub.base import Stateless
+from engine.scrub.key_store import KeyStore
+from engine.scrub.base import StageBase
 from engine.types import (
     NANOSECONDS,
     Batch,
@@ -27,14 +27,14 @@ from engine.types import (
     require,
 )
 
-Times = NDArray[np.int64]
+Timestamps = NDArray[np.int64]
 
 PER_TICK = {"ns": 1, "us": 1_000, "ms": 1_000_000}
 NEVER = -(1 << 62)
 """Before all times."""
 
 
-class Lag(Stateless):
+class Lag(StageBase):
     """Adds ``<column>_lag_<k>``: the value the same key had at exactly ``time - k * every``.
 
     Never the future: a value counts only for rows that stand after it in the stream, in the same
@@ -48,7 +48,7 @@ class Lag(Stateless):
     wrong value is found with probability remembered / 2**64.
     """
 
-    once = True
+    single_pass = True
 
     class Settings(types.Settings):
         """``[scrub.NAME]`` with ``kind = "lag"``
@@ -75,10 +75,10 @@ class Lag(Stateless):
         super().__init__(name, settings)
         self.settings: Lag.Settings = settings
         self._kind: pl.DataType = pl.Null()
-        self._back: Times = np.empty(0, np.int64)
+        self._back: Timestamps = np.empty(0, np.int64)
         self._horizon = 0
         self._newest = NEVER
-        self._past = Recall()
+        self._past = KeyStore()
 
     # ------------------------------------------------------------------------------------- binding
 
@@ -107,15 +107,15 @@ class Lag(Stateless):
     def _names(self) -> list[str]:
         return [f"{self.settings.column}_lag_{k}" for k in self.settings.steps]
 
-    def _ticks(self, key: str, value: str | int, kind: pl.DataType) -> int:
+    def _ticks(self, key: str, value: str | int, dtype: pl.DataType) -> int:
         """A duration in units of the time column."""
-        if kind.is_integer() and isinstance(value, int) and value >= 0:
+        if dtype.is_integer() and isinstance(value, int) and value >= 0:
             return value
-        if isinstance(kind, pl.Datetime):
-            tick = PER_TICK[kind.time_unit]
-        elif kind == pl.Date:
+        if isinstance(dtype, pl.Datetime):
+            tick = PER_TICK[dtype.time_unit]
+        elif dtype == pl.Date:
             tick = NANOSECONDS["d"]
-        elif kind.is_integer():
+        elif dtype.is_integer():
             raise UserError(
                 f"{self.where} expects whole numbers for '{key}', as column "
                 f"'{self.settings.time}' holds integers, got {value!r}."
@@ -123,7 +123,7 @@ class Lag(Stateless):
         else:
             raise UserError(
                 f"{self.where} time expects a datetime, date or integer column, got "
-                f"'{self.settings.time}' of type {kind}: make a time of it with a 'derive' stage."
+                f"'{self.settings.time}' of type {dtype}: make a time of it with a 'derive' stage."
             )
         return self._whole(key, value, tick)
 
@@ -150,15 +150,15 @@ class Lag(Stateless):
         wanted = mix(keys[:, None] ^ mix(pasts.view(np.uint64))).ravel()
         visible = (pasts >= (newest - self._horizon)[:, None]) & (times > NEVER)[:, None]
         visible_flat = visible.ravel()
-        found, lagged = self._remembered(wanted, values.dtype)
+        known, lagged = self._remembered(wanted, values.dtype)
         new, rows = self._new(mix(keys ^ mix(times.view(np.uint64))), present)
         here, lagged_here = _earlier(new, rows, values, wanted, len(self._back))
-        lagged = np.where(found, lagged, lagged_here)
-        found = (found | here) & visible_flat
+        lagged = np.where(known, lagged, lagged_here)
+        known = (known | here) & visible_flat
         self._remember(new, times[rows], values[rows], newest)
-        return batch.with_frame(batch.frame.with_columns(self._columns(lagged, found)))
+        return batch.with_frame(batch.frame.with_columns(self._columns(lagged, known)))
 
-    def _read(self, frame: pl.DataFrame) -> tuple[Hashes, Times, NDArray[Any], NDArray[np.bool_]]:
+    def _read(self, frame: pl.DataFrame) -> tuple[Hashes, Timestamps, NDArray[Any], NDArray[np.bool_]]:
         """Hash of the key, time, value, and whether there is a value to remember; shapes (n,)."""
         settings = self.settings
         keys = hashes(frame.select(settings.by)) if settings.by else np.zeros(frame.height, "u8")
@@ -171,10 +171,10 @@ class Lag(Stateless):
         return keys, times, _plain(column), present
 
     def _remembered(
-        self, keys: Hashes, kind: np.dtype[Any]
+        self, keys: Hashes, dtype: np.dtype[Any]
     ) -> tuple[NDArray[np.bool_], NDArray[Any]]:
-        found, _, values = self._past.find(keys)
-        return found, values if self._past.runs else np.zeros(len(keys), kind)
+        known, _, values = self._past.find(keys)
+        return known, values if self._past.runs else np.zeros(len(keys), dtype)
 
     def _new(self, keys: Hashes, present: NDArray[np.bool_]) -> tuple[Hashes, NDArray[np.int64]]:
         """Keys (with their time) to remember, ascending, and the row that first has each."""
@@ -183,20 +183,20 @@ class Lag(Stateless):
         fresh = ~self._past.find(new)[0]
         return new[fresh], rows[first[fresh]]
 
-    def _remember(self, keys: Hashes, times: Times, values: NDArray[Any], newest: Times) -> None:
+    def _remember(self, keys: Hashes, times: Timestamps, values: NDArray[Any], newest: Timestamps) -> None:
         if len(newest):
             self._newest = int(newest[-1])
         oldest = self._newest - self._horizon
         kept = times >= oldest
         self._past = self._past.add(keys[kept], times[kept], values[kept], oldest=oldest)
 
-    def _columns(self, lagged: NDArray[Any], found: NDArray[np.bool_]) -> list[pl.Series]:
+    def _columns(self, lagged: NDArray[Any], known: NDArray[np.bool_]) -> list[pl.Series]:
         shape = (-1, len(self._back))
-        lagged, found = lagged.reshape(shape), found.reshape(shape)
+        lagged, known = lagged.reshape(shape), known.reshape(shape)
         columns = []
         for i, name in enumerate(self._names):
             column = pl.Series(name, lagged[:, i])
-            gaps = pl.Series(found[:, i])
+            gaps = pl.Series(known[:, i])
             column = column.to_frame().select(pl.when(gaps).then(pl.col(name))).to_series()
             columns.append(column.cast(self._kind))
         return columns
@@ -207,7 +207,7 @@ class Lag(Stateless):
 
     def restore(self, value: Snapshot) -> None:
         self._newest = value["newest"]
-        self._past = Recall.restore(value["past"])
+        self._past = KeyStore.restore(value["past"])
 
     def transforms(self) -> list[Transform] | None:
         """None: it looks at other rows."""

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from engine import types
-from engine.scrub.columns import replaced, spread
-from engine.columnar.hashing import hashes, letters, spans
-from engine.scrub.base import Stateless
+from engine.scrub.columns import replaced, expand_columns
+from engine.columnar.hashing import hashes, utf8_buffer, spans
+from engine.scrub.base import StageBase
 from engine.types import Batch, Name, Names, Schema, Transform, UserError
 
 Ints = NDArray[np.int64]
@@ -26,7 +26,7 @@ SPLITS = {"whitespace": r"\s+", "words": r"\W+", "characters": ""}
 """Names of `split` -> what lies between tokens."""
 
 
-class Tokens(Stateless):
+class Tokens(StageBase):
     """Replaces text by a list of its tokens' numbers (Int64). A list of texts or of whole numbers
     (tags, a set) is taken as its tokens.
 
@@ -64,14 +64,14 @@ class Tokens(Stateless):
             self._known = self._read(Path(settings.vocabulary))
 
     def bind(self, schema: Schema) -> Schema:
-        self._columns = spread(self.settings.columns, schema, where=self.where)
+        self._columns = expand_columns(self.settings.columns, schema, where=self.where)
         for column in self._columns:
-            kind = schema[column]
-            inner = kind.inner if isinstance(kind, pl.List) else kind
-            if not (inner == pl.String or (kind != inner and inner.is_integer())):
+            dtype = schema[column]
+            inner = dtype.inner if isinstance(dtype, pl.List) else dtype
+            if not (inner == pl.String or (dtype != inner and inner.is_integer())):
                 raise UserError(
                     f"{self.where} expects text, or lists of texts or whole numbers, in column "
-                    f"'{column}', got {kind}."
+                    f"'{column}', got {dtype}."
                 )
         try:
             self._split(pl.Series([""]))
@@ -82,7 +82,7 @@ class Tokens(Stateless):
             ) from None
         return {**schema, **dict.fromkeys(self._columns, pl.List(pl.Int64()))}
 
-    def sizes(self) -> dict[str, int]:
+    def vocabulary_sizes(self) -> dict[str, int]:
         """Column -> how many numbers tokens can have, 0 included."""
         most = self.settings.size if self._known is None else len(self._known)
         return dict.fromkeys(self._columns, most + 1)
@@ -94,7 +94,7 @@ class Tokens(Stateless):
     def apply(self, batch: Batch) -> Batch:
         lists = [self._numbered(batch.frame.get_column(name)) for name in self._columns]
         unknown = sum(n for _, n in lists)
-        frame = replaced(batch.frame, [made for made, _ in lists])
+        frame = replaced(batch.frame, [column_of_ids for column_of_ids, _ in lists])
         return batch.with_frame(frame).counted(self.name, unknown=unknown)
 
     def digest(self) -> str | None:
@@ -130,7 +130,7 @@ class Tokens(Stateless):
     def _walked(self, column: pl.Series) -> tuple[pl.Series, int]:
         """The same for whitespace and hashing, by one walk over the letters: no text is made of a
         token."""
-        text, ends = letters(column)
+        text, ends = utf8_buffer(column)
         starts = np.empty(len(text) // 2 + len(column) + 1, np.int64)
         stops, bounds = np.empty_like(starts), np.empty(len(column) + 1, np.int64)
         n = _split(text, ends, starts, stops, bounds)

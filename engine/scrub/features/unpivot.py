@@ -6,12 +6,12 @@ import numpy as np
 import polars as pl
 
 from engine import types
-from engine.scrub.columns import spread
-from engine.scrub.base import Stateless
+from engine.scrub.columns import expand_columns
+from engine.scrub.base import StageBase
 from engine.types import PART, RESERVED, Batch, Name, Names, Schema, Transform, UserError, require
 
 
-class Unpivot(Stateless):
+class Unpivot(StageBase):
     """Makes of every row one row per column: its name and its value, beside the kept columns.
 
     Rows come source row by source row and in it in the order of `columns`, so that time stays time;
@@ -42,12 +42,12 @@ class Unpivot(Stateless):
 
     def bind(self, schema: Schema) -> Schema:
         settings = self.settings
-        self._keep = spread(settings.keep, schema, where=self.where) if settings.keep else ()
-        rest = {c: kind for c, kind in schema.items() if c not in (*self._keep, PART)}
+        self._keep = expand_columns(settings.keep, schema, where=self.where) if settings.keep else ()
+        rest = {c: dtype for c, dtype in schema.items() if c not in (*self._keep, PART)}
         if not rest:
             raise UserError(f"{self.where} keeps every column: there is none left for rows.")
         require(schema, [c for c in settings.columns if c in self._keep], where=self.where)
-        self._columns = spread(settings.columns, rest, where=self.where)
+        self._columns = expand_columns(settings.columns, rest, where=self.where)
         kept = {column: schema[column] for column in self._keep}
         for new in (settings.variable, settings.value):
             if new in kept or new in RESERVED or settings.variable == settings.value:
@@ -82,7 +82,7 @@ class Unpivot(Stateless):
         frame = batch.frame.select(*kept)[rows].with_columns(
             names.gather(np.tile(np.arange(m), n)), values.to_series().explode()
         )
-        return batch.with_frame(frame, grown=n * m - n)
+        return batch.with_frame(frame, added=n * m - n)
 
     def transforms(self) -> list[Transform] | None:
         """None: it changes the number of rows."""

@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from engine import types
-from engine.scrub.columns import spread
+from engine.scrub.columns import expand_columns
 from engine.columnar.hashing import Hashes, hashes
-from engine.scrub.key_store import Recall
-from engine.scrub.base import Stateless
+from engine.scrub.key_store import KeyStore
+from engine.scrub.base import StageBase
 from engine.types import Batch, Names, Schema, Snapshot, Transform
 
 
-class Duplicates(Stateless):
+class Duplicates(StageBase):
     """Lets the first row of each key through and rejects the others with reason ``duplicate``.
 
     A row is a duplicate when one with the same key was let through at most `window` rows before it.
@@ -28,7 +28,7 @@ class Duplicates(Stateless):
     is a value like others; NaN equals NaN.
     """
 
-    once = True
+    single_pass = True
 
     class Settings(types.Settings):
         """``[scrub.NAME]`` with ``kind = "duplicates"``
@@ -46,10 +46,10 @@ class Duplicates(Stateless):
         self.settings: Duplicates.Settings = settings
         self._by: tuple[str, ...] = ()
         self._rows = 0
-        self._seen = Recall()
+        self._seen = KeyStore()
 
     def bind(self, schema: Schema) -> Schema:
-        self._by = spread(self.settings.by, schema, where=self.where)
+        self._by = expand_columns(self.settings.by, schema, where=self.where)
         return schema
 
     def apply(self, batch: Batch) -> Batch:
@@ -64,8 +64,8 @@ class Duplicates(Stateless):
     def _first(self, keys: Hashes) -> NDArray[np.bool_]:
         """Which of at most `window` rows are no duplicates; remembers them."""
         rows = self._rows + np.arange(len(keys))
-        found, since, _ = self._seen.find(keys)
-        fresh = np.flatnonzero(~(found & (rows - since <= self.settings.window)))
+        seen, since, _ = self._seen.find(keys)
+        fresh = np.flatnonzero(~(seen & (rows - since <= self.settings.window)))
         _, at = np.unique(keys[fresh], return_index=True)
         first = np.zeros(len(keys), np.bool_)
         first[fresh[at]] = True
@@ -84,7 +84,7 @@ class Duplicates(Stateless):
 
     def restore(self, value: Snapshot) -> None:
         self._rows = value["rows"]
-        self._seen = Recall.restore(value["seen"])
+        self._seen = KeyStore.restore(value["seen"])
 
     def transforms(self) -> Sequence[Transform] | None:
         """None to write: it changes no value."""

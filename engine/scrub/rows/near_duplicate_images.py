@@ -13,16 +13,16 @@ from pydantic import Field
 from engine import types
 from engine.columnar.hashing import Hashes
 from engine.scrub.rows.perceptual import perceptual_hashes
-from engine.scrub.base import Stateless
+from engine.scrub.base import StageBase
 from engine.types import Batch, Name, Schema, Snapshot, Transform, UserError, require
 
 Ints = NDArray[np.int64]
 
 
-class NearDuplicateImages(Stateless):
+class NearDuplicateImages(StageBase):
     """Lets the first of similar images through and rejects the others with reason
     ``near_duplicate``: those whose perceptual hash (`engine.scrub.rows.perceptual`) differs in at most
-    `distance` of 64 bits from that of an image let through at most `window` rows before.
+    `max_distance` of 64 bits from that of an image let through at most `window` rows before.
 
     Every hash in the window is compared, so none is missed, and which row is rejected does not
     depend on how the stream is cut. Found are copies that were scaled, compressed again, made grey,
@@ -35,21 +35,21 @@ class NearDuplicateImages(Stateless):
     Memory for each image let through in the last `window` rows: 16 bytes.
     """
 
-    once = True
+    single_pass = True
 
     class Settings(types.Settings):
         """``[scrub.NAME]`` with ``kind = "near_duplicate_images"``
 
         Attributes:
             column: the encoded images (JPEG, PNG, ...), bytes.
-            distance [bits]: bits that may differ; two images that have nothing in common differ in
+            max_distance [bits]: bits that may differ; two images that have nothing in common differ in
                 about 32, and in no more than 6 by chance once in some hundred million pairs.
             window [rows]: how many rows back an image is remembered.
             threads: that decode; as many as there are cores unless given.
         """
 
         column: Name
-        distance: int = Field(6, ge=0, le=24)
+        max_distance: int = Field(6, ge=0, le=24)
         window: int = Field(50_000, ge=1)
         threads: int | None = Field(None, ge=1, le=256)
 
@@ -75,27 +75,27 @@ class NearDuplicateImages(Stateless):
         if not len(batch):
             return batch
         images, settings = batch.frame.get_column(self.settings.column), self.settings
-        hashes, there = perceptual_hashes(images, settings.threads)
-        n, rows = len(images), self._seen + np.flatnonzero(there)
+        hashes, readable = perceptual_hashes(images, settings.threads)
+        n, rows = len(images), self._seen + np.flatnonzero(readable)
         known = self._rows >= self._seen - settings.window
         old = int(known.sum())
         memory = np.empty(old + len(rows), np.int64), np.empty(old + len(rows), np.uint64)
         memory[0][:old], memory[1][:old] = self._rows[known], self._hashes[known]
         like, bits = np.full(len(rows), -1), np.zeros(len(rows), np.int64)
-        asked = (rows, hashes[there], settings.window, settings.distance)
+        asked = (rows, hashes[readable], settings.window, settings.max_distance)
         kept = _compare(*asked, *memory, old, like, bits)
         self._rows, self._hashes = memory[0][:kept], memory[1][:kept]
         self._seen += n
         near, ago, off = np.zeros(n, np.bool_), np.zeros(n, np.int64), np.zeros(n, np.int64)
-        near[there], ago[there], off[there] = like >= 0, rows - like, bits
-        told = pl.select(
+        near[readable], ago[readable], off[readable] = like >= 0, rows - like, bits
+        details = pl.select(
             pl.format(
                 "Differs in {} of 64 bits from an image {} rows before.",
                 pl.Series(off),
                 pl.Series(ago),
             )
         ).to_series()
-        done = batch.reject(pl.Series(~near), stage=self.name, reason="near_duplicate", detail=told)
+        done = batch.reject(pl.Series(~near), stage=self.name, reason="near_duplicate", detail=details)
         return done.counted(self.name, duplicates=int(near.sum()))
 
     def snapshot(self) -> Snapshot:
@@ -112,7 +112,7 @@ class NearDuplicateImages(Stateless):
 
 @numba.njit(nogil=True, cache=True)
 def _compare(  # type: ignore[no-untyped-def]
-    rows, hashes, window, distance, known_rows, known, count, like, bits
+    rows, hashes, window, max_distance, known_rows, known, count, like, bits
 ):
     """In the order of the rows: the nearest image that each is like into `like` (of equally near
     ones the newest), how many bits it differs in into `bits`; the others are remembered.
@@ -128,7 +128,7 @@ def _compare(  # type: ignore[no-untyped-def]
     for i in range(rows.shape[0]):
         while first < count and rows[i] - known_rows[first] > window:
             first += 1
-        best = distance + 1
+        best = max_distance + 1
         for j in range(first, count):
             x = hashes[i] ^ known[j]
             x -= (x >> np.uint64(1)) & np.uint64(0x5555555555555555)
@@ -137,7 +137,7 @@ def _compare(  # type: ignore[no-untyped-def]
             )
             x = (x + (x >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
             different = np.int64((x * np.uint64(0x0101010101010101)) >> np.uint64(56))
-            if different <= best and different <= distance:
+            if different <= best and different <= max_distance:
                 best = different
                 like[i] = known_rows[j]
         if like[i] < 0:

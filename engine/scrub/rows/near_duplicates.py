@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from engine import types
-from engine.columnar.hashing import Hashes, letters, mix
-from engine.scrub.key_store import Recall
-from engine.scrub.base import Stateless
+from engine.columnar.hashing import Hashes, utf8_buffer, mix
+from engine.scrub.key_store import KeyStore
+from engine.scrub.base import StageBase
 from engine.types import Batch, Name, Schema, Snapshot, Transform, UserError, require
 
 Ints = NDArray[np.int64]
@@ -26,10 +26,10 @@ BITS = 255.0
 """Chance that two different minima have the same last byte is one in this and one."""
 
 
-class NearDuplicates(Stateless):
+class NearDuplicates(StageBase):
     """Lets the first of similar texts through and rejects the others with reason
     ``near_duplicate``: those that share at least `threshold` of their pieces with a text let
-    through at most `window` rows before (Jaccard similarity of the sets of all `piece` successive
+    through at most `window` rows before (Jaccard similarity of the sets of all `shingle_size` successive
     bytes).
 
     The similarity is estimated by MinHash (Broder, "On the Resemblance and Containment of
@@ -46,7 +46,7 @@ class NearDuplicates(Stateless):
     Minwise Hashing", 2010) and 17 bytes a band, up to twice: 0.9 kB for the defaults.
     """
 
-    once = True
+    single_pass = True
 
     class Settings(types.Settings):
         """``[scrub.NAME]`` with ``kind = "near_duplicates"``
@@ -55,27 +55,27 @@ class NearDuplicates(Stateless):
             column: the column of text.
             threshold [share]: share (0-1) of pieces from which on two texts are duplicates.
             window [rows]: how many rows back a text is remembered.
-            piece [bytes]: bytes of a piece; a shorter text is one piece.
-            hashes: more estimate better and take longer.
+            shingle_size [bytes]: bytes of a piece; a shorter text is one piece.
+            num_hashes: more estimate better and take longer.
         """
 
         column: Name
         threshold: float = Field(0.8, ge=0.1, le=1)
         window: int = Field(50_000, ge=1)
-        piece: int = Field(5, ge=1, le=8)
-        hashes: int = Field(128, ge=16, le=1_024)
+        shingle_size: int = Field(5, ge=1, le=8)
+        num_hashes: int = Field(128, ge=16, le=1_024)
 
     def __init__(self, name: str, settings: NearDuplicates.Settings) -> None:
         super().__init__(name, settings)
         self.settings: NearDuplicates.Settings = settings
-        self._band = band_of(settings.threshold, settings.hashes)
-        drawn = mix(SEED + np.arange(2 * settings.hashes, dtype=np.uint64))
-        self._factors = drawn[: settings.hashes] | np.uint64(1)
-        self._terms = drawn[settings.hashes :]
+        self._band = band_of(settings.threshold, settings.num_hashes)
+        drawn = mix(SEED + np.arange(2 * settings.num_hashes, dtype=np.uint64))
+        self._factors = drawn[: settings.num_hashes] | np.uint64(1)
+        self._terms = drawn[settings.num_hashes :]
         self._seen = 0
-        self._bands = Recall()
+        self._bands = KeyStore()
         self._rows: Ints = np.empty(0, np.int64)
-        self._bytes: NDArray[np.uint8] = np.empty((0, settings.hashes), np.uint8)
+        self._bytes: NDArray[np.uint8] = np.empty((0, settings.num_hashes), np.uint8)
 
     def bind(self, schema: Schema) -> Schema:
         column = self.settings.column
@@ -90,22 +90,22 @@ class NearDuplicates(Stateless):
 
     def apply(self, batch: Batch) -> Batch:
         column = batch.frame.get_column(self.settings.column)
-        there = column.is_not_null().to_numpy()
-        like, shared = self._compared(column.filter(column.is_not_null()), np.flatnonzero(there))
+        present = column.is_not_null().to_numpy()
+        like, shared = self._compared(column.filter(column.is_not_null()), np.flatnonzero(present))
         near = np.zeros(len(column), np.bool_)
-        near[there] = like >= 0
+        near[present] = like >= 0
         ago, share = np.zeros(len(column), np.int64), np.zeros(len(column))
-        ago[there] = self._seen + np.flatnonzero(there) - like
-        share[there] = shared
+        ago[present] = self._seen + np.flatnonzero(present) - like
+        share[present] = shared
         self._seen += len(column)
-        told = pl.select(
+        details = pl.select(
             pl.format(
                 "Shares {} of its pieces with a row {} before.",
                 pl.Series(share, dtype=pl.Float64).round(2),
                 pl.Series(ago),
             )
         ).to_series()
-        done = batch.reject(pl.Series(~near), stage=self.name, reason="near_duplicate", detail=told)
+        done = batch.reject(pl.Series(~near), stage=self.name, reason="near_duplicate", detail=details)
         return done.counted(self.name, duplicates=int(near.sum()))
 
     def _compared(self, texts: pl.Series, places: Ints) -> tuple[Ints, NDArray[np.float64]]:
@@ -114,16 +114,16 @@ class NearDuplicates(Stateless):
         like, shared = np.full(n, -1), np.zeros(n)
         if not n:
             return like, shared
-        minima = np.empty((n, settings.hashes), np.uint32)
-        _minima(*letters(texts), settings.piece, self._factors, self._terms, minima)
+        minima = np.empty((n, settings.num_hashes), np.uint32)
+        _minima(*utf8_buffer(texts), settings.shingle_size, self._factors, self._terms, minima)
         rows, short = self._seen + places, minima.astype(np.uint8)
         keys, group = np.unique(_banded(minima, self._band), return_inverse=True)
-        found, since, _ = self._bands.find(keys)
-        newest = np.where(found, since, -1)
+        seen, since, _ = self._bands.find(keys)
+        newest = np.where(seen, since, -1)
         known = self._rows >= self._seen - settings.window
         self._rows, self._bytes = self._rows[known], self._bytes[known]
         # The least number of equal bytes that says `threshold`, chance taken off.
-        least = (settings.threshold * BITS + 1) / (BITS + 1) * settings.hashes
+        least = (settings.threshold * BITS + 1) / (BITS + 1) * settings.num_hashes
         memory = (self._rows, self._bytes)
         group = group.reshape(n, -1)
         _compare(rows, short, group, newest, *memory, settings.window, least, like, shared)
@@ -146,7 +146,7 @@ class NearDuplicates(Stateless):
 
     def restore(self, value: Snapshot) -> None:
         self._seen = value["rows"]
-        self._bands = Recall.restore(value["bands"])
+        self._bands = KeyStore.restore(value["bands"])
         self._rows, self._bytes = value["texts"], value["bytes"]
 
     def transforms(self) -> Sequence[Transform] | None:
@@ -154,11 +154,11 @@ class NearDuplicates(Stateless):
         return ()
 
 
-def band_of(threshold: float, hashes: int) -> int:
+def band_of(threshold: float, num_hashes: int) -> int:
     """Hashes of a band: the most with which a pair as similar as the threshold shares one of the
     bands with probability 1 - `MISSED`, so that the fewest others are compared."""
-    sizes = range(1, hashes + 1)
-    fits = (r for r in sizes if (1 - threshold**r) ** (hashes // r) <= MISSED)
+    sizes = range(1, num_hashes + 1)
+    fits = (r for r in sizes if (1 - threshold**r) ** (num_hashes // r) <= MISSED)
     return max(fits, default=1)
 
 
@@ -173,28 +173,28 @@ def _banded(minima: Signatures, band: int) -> Hashes:
 
 
 @numba.njit(nogil=True, cache=True)
-def _minima(data, bounds, piece, factors, terms, out):  # type: ignore[no-untyped-def]
+def _minima(data, bounds, shingle_size, factors, terms, out):  # type: ignore[no-untyped-def]
     """The smallest of each hash over the pieces of each text, into out, shape (n, hashes).
 
     A hash is the upper half of ``factor * piece + term`` (Dietzfelbinger, 1996) of the mixed piece.
     """
-    hashes = factors.shape[0]
-    low = np.empty(hashes, np.uint64)
+    num_hashes = factors.shape[0]
+    low = np.empty(num_hashes, np.uint64)
     for i in range(out.shape[0]):
         start, stop = bounds[i], bounds[i + 1]
         low[:] = np.uint64(0xFFFFFFFFFFFFFFFF)
-        last = max(stop - piece, start)
+        last = max(stop - shingle_size, start)
         for at in range(start, last + 1):
-            word = np.uint64(min(stop - at, piece))
-            for k in range(at, min(at + piece, stop)):
+            word = np.uint64(min(stop - at, shingle_size))
+            for k in range(at, min(at + shingle_size, stop)):
                 word = (word << np.uint64(8)) ^ (word >> np.uint64(56)) ^ np.uint64(data[k])
             z = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
             z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
             z ^= z >> np.uint64(31)
-            for h in range(hashes):
+            for h in range(num_hashes):
                 hashed = factors[h] * z + terms[h]
                 low[h] = hashed if hashed < low[h] else low[h]  # min() keeps it off the lanes
-        for h in range(hashes):
+        for h in range(num_hashes):
             out[i, h] = low[h] >> np.uint64(32)
 
 
@@ -212,7 +212,7 @@ def _compare(  # type: ignore[no-untyped-def]
         newest: row number that last had a group, -1 for none; changed.
         old_rows, old_short: what is remembered, by row number, ascending.
     """
-    hashes = short.shape[1]
+    num_hashes = short.shape[1]
     for i in range(rows.shape[0]):
         best = least
         for b in range(group.shape[1]):
@@ -224,13 +224,13 @@ def _compare(  # type: ignore[no-untyped-def]
                 bytes_ = short[np.searchsorted(rows, other)]
             else:
                 bytes_ = old_short[np.searchsorted(old_rows, other)]
-            for h in range(hashes):
+            for h in range(num_hashes):
                 equal += bytes_[h] == short[i, h]
             if equal >= best and (equal > best or like[i] < other):
                 best = equal
                 like[i] = other
         if like[i] >= 0:
-            shared[i] = (best / hashes * (BITS + 1) - 1) / BITS
+            shared[i] = (best / num_hashes * (BITS + 1) - 1) / BITS
         else:
             for b in range(group.shape[1]):
                 newest[group[i, b]] = rows[i]

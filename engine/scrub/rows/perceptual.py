@@ -12,7 +12,7 @@ import polars as pl
 from numpy.typing import NDArray
 from PIL import Image
 
-from engine.columnar.hashing import Hashes, letters
+from engine.columnar.hashing import Hashes, utf8_buffer
 from engine.scrub.features.image import FORMATS
 
 SIDE = 32
@@ -44,10 +44,10 @@ def perceptual_hashes(
     Returns:
         Shapes (n,); the hash of one that could not be read is 0.
     """
-    data, bounds = letters(images)
-    there = images.is_not_null().to_numpy(writable=True)
+    data, bounds = utf8_buffer(images)
+    readable = images.is_not_null().to_numpy(writable=True)
     grey = np.zeros((len(images), SIDE, SIDE), np.uint8)
-    decode = partial(_decode, data, bounds, there, grey)
+    decode = partial(_decode, data, bounds, readable, grey)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     count = min(threads or cores, max(1, len(images) // WORTH))
     parts = np.array_split(np.arange(len(images)), count)
@@ -56,7 +56,7 @@ def perceptual_hashes(
     else:
         with ThreadPoolExecutor(count, "headrace-images") as pool:
             list(pool.map(decode, parts))
-    return np.where(there, hashed(grey), np.uint64(0)), there
+    return np.where(readable, hashed(grey), np.uint64(0)), readable
 
 
 def hashed(grey: NDArray[np.uint8]) -> Hashes:
@@ -81,16 +81,16 @@ COSINES = _cosines()
 def _decode(
     data: NDArray[np.uint8],
     bounds: NDArray[np.int64],
-    there: NDArray[np.bool_],
+    readable: NDArray[np.bool_],
     grey: NDArray[np.uint8],
     rows: NDArray[np.int64],
 ) -> None:
-    """The luminance of these rows into `grey`; what cannot be read is no longer `there`."""
-    for i in rows[there[rows]].tolist():  # pillow takes one at a time, without the lock
+    """The luminance of these rows into `grey`; what cannot be read is no longer `readable`."""
+    for i in rows[readable[rows]].tolist():  # pillow takes one at a time, without the lock
         try:
             grey[i] = _small(data[bounds[i] : bounds[i + 1]])
         except Exception:  # noqa: BLE001 - damage comes out of pillow as any error
-            there[i] = False
+            readable[i] = False
 
 
 def _small(encoded: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from engine import types
 from engine.scrub.columns import extended
 from engine.columnar.hashing import Hashes, hashes
-from engine.scrub.base import Stateless
+from engine.scrub.base import StageBase
 from engine.types import (
     PART,
     RESERVED,
@@ -32,7 +32,7 @@ KIND = pl.Enum(PARTS)
 WHOLE = np.float64(2**64)
 
 
-class Split(Stateless):
+class Split(StageBase):
     """Adds the column ``_part``: ``train``, ``validation`` or ``test``. Stages behind it
     learn their statistics from training rows only, and so does the model; the others are
     transformed and predicted, and reported on apart.
@@ -185,8 +185,8 @@ class Split(Stateless):
         seen = rows["value"].unique(maintain_order=True)
         fresh = seen.filter(~seen.is_in(known.implode())).head(settings.values - len(known))
         own = pl.concat([known, fresh])
-        one = pl.when(pl.col("value").is_in(own.implode())).then(pl.col("value")).otherwise(0)
-        rows = rows.select(one.cast(pl.UInt64).alias("value"))
+        own_value = pl.when(pl.col("value").is_in(own.implode())).then(pl.col("value")).otherwise(0)
+        rows = rows.select(own_value.cast(pl.UInt64).alias("value"))
         rows = rows.with_columns(pl.int_range(pl.len()).over("value").alias("turn"))
         before = rows.join(self._counts, on="value", how="left", maintain_order="left")
         turns = before["turn"] + before["count"].fill_null(0)

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from engine.columnar.kernels import Floats
-from engine.scrub.fusion import UNTAUGHT
-from engine.scrub.columns import extended, is_missing, numbers, replaced, spread
-from engine.scrub.base import ForgetSettings, Learned
+from engine.scrub.fusion import FILLED_BEFORE_LEARNING
+from engine.scrub.columns import extended, is_missing, numbers, replaced, expand_columns
+from engine.scrub.base import ForgetSettings, FittedStage
 from engine.columnar.statistics import CoMoments, inverse, matrix
 from engine.types import Batch, Names, Schema, Transform, UserError
 
@@ -21,7 +21,7 @@ AT_ONCE = 1 << 22
 """Numbers of the systems that are solved in one call."""
 
 
-class Impute(Learned):
+class Impute(FittedStage):
     """Fills missing numbers (null, NaN) with what a ridge regression says of them, given the
     numbers that the row does have.
 
@@ -45,14 +45,14 @@ class Impute(Learned):
 
         Attributes:
             columns: those that are filled, and predict each other; names or globs.
-            given: those that help to predict and are not filled; names or globs.
+            predictors: those that help to predict and are not filled; names or globs.
             alpha: the penalty; the more, the nearer to the mean.
             min_rows [rows]: complete rows to learn before anything is predicted.
             indicator: add ``<column>_missing`` (Float32): 1 where the value was missing, else 0.
         """
 
         columns: Names
-        given: Names = ()
+        predictors: Names = ()
         alpha: float = Field(1.0, gt=0, allow_inf_nan=False)
         min_rows: int = Field(100, ge=2)
         indicator: bool = False
@@ -65,9 +65,9 @@ class Impute(Learned):
 
     def bind(self, schema: Schema) -> Schema:
         settings = self.settings
-        self._filled = spread(settings.columns, schema, where=self.where)
-        given = spread(settings.given, schema, where=self.where) if settings.given else ()
-        self._columns = tuple(dict.fromkeys((*self._filled, *given)))
+        self._filled = expand_columns(settings.columns, schema, where=self.where)
+        predictors = expand_columns(settings.predictors, schema, where=self.where) if settings.predictors else ()
+        self._columns = tuple(dict.fromkeys((*self._filled, *predictors)))
         numbers(self._columns, schema, where=self.where)
         if len(self._columns) < 2:
             raise UserError(
@@ -91,35 +91,35 @@ class Impute(Learned):
         missing = frame.select(is_missing(c, self._schema[c]).alias(c) for c in self._filled)
         holes = missing.to_numpy().T
         at = np.flatnonzero(holes.any(axis=0))
-        made = [frame.get_column(c).cast(self._kind(c)) for c in self._filled]
+        columns = [frame.get_column(c).cast(self._kind(c)) for c in self._filled]
         if len(at):
-            said = self._said(matrix(frame[at].select(self._columns)))
-            made = [self._with(x, holes[j], at, said[j]) for j, x in enumerate(made)]
-        done = replaced(frame, made)
+            predictions = self._predict_missing(matrix(frame[at].select(self._columns)))
+            columns = [self._with(x, holes[j], at, predictions[j]) for j, x in enumerate(columns)]
+        done = replaced(frame, columns)
         if self.settings.indicator:
             done = done.with_columns(
                 missing.select(pl.all().cast(pl.Float32).name.suffix("_missing"))
             )
-        untaught = holes[self._untaught]
-        early = {UNTAUGHT: int(untaught.sum())} if untaught.any() else {}
+        unfitted = holes[self._unfitted]
+        early = {FILLED_BEFORE_LEARNING: int(unfitted.sum())} if unfitted.any() else {}
         self._learn(batch)
         return batch.with_frame(done).counted(self.name, filled=int(holes.sum()), **early)
 
     @property
-    def _untaught(self) -> NDArray[np.bool_]:
+    def _unfitted(self) -> NDArray[np.bool_]:
         """Columns to fill of which no value was seen yet, shape (columns to fill,)."""
         learned = self._statistic
         assert isinstance(learned, CoMoments)
         return np.asarray(learned.single.count[: len(self._filled)] == 0)
 
     def _with(
-        self, column: pl.Series, holes: NDArray[np.bool_], at: NDArray[np.int64], said: Floats
+        self, column: pl.Series, holes: NDArray[np.bool_], at: NDArray[np.int64], predictions: Floats
     ) -> pl.Series:
         here = np.flatnonzero(holes)
-        values = pl.Series(said[holes[at]], dtype=column.dtype)
+        values = pl.Series(predictions[holes[at]], dtype=column.dtype)
         return column.scatter(here, values) if len(here) else column
 
-    def _said(self, rows: Floats) -> Floats:
+    def _predict_missing(self, rows: Floats) -> Floats:
         """What each number is expected to be, given those of its row that are there.
 
         Args:
@@ -129,13 +129,13 @@ class Impute(Learned):
         """
         learned = self._statistic
         assert isinstance(learned, CoMoments)
-        said = np.repeat(learned.single.mean[:, None], rows.shape[1], axis=1)
+        predictions = np.repeat(learned.single.mean[:, None], rows.shape[1], axis=1)
         if learned.complete < self.settings.min_rows:
-            return said
+            return predictions
         scale = inverse(learned.deviation)
         z = (rows - learned.mean[:, None]) * scale[:, None]
-        there = ~np.isnan(rows) & (scale > 0)[:, None]
-        patterns, which = _patterns(there)
+        present = ~np.isnan(rows) & (scale > 0)[:, None]
+        patterns, which = _patterns(present)
         products = learned.products * np.outer(scale, scale)
         size = max(AT_ONCE // len(products) ** 2, 1)
         for start in range(0, len(patterns), size):
@@ -143,33 +143,33 @@ class Impute(Learned):
             weights = _weights(products, part, self.settings.alpha)
             here = np.flatnonzero((which >= start) & (which < start + size))
             predicted = np.empty((len(rows), len(here)))
-            _predict(np.where(there, z, 0.0)[:, here], which[here] - start, weights, predicted)
-            said[:, here] = predicted * learned.deviation[:, None] + learned.mean[:, None]
-        return np.where((scale > 0)[:, None], said, learned.single.mean[:, None])
+            _predict(np.where(present, z, 0.0)[:, here], which[here] - start, weights, predicted)
+            predictions[:, here] = predicted * learned.deviation[:, None] + learned.mean[:, None]
+        return np.where((scale > 0)[:, None], predictions, learned.single.mean[:, None])
 
     def transforms(self) -> Sequence[Transform] | None:
         """None: a model file knows columns one by one."""
         return None
 
 
-def _patterns(there: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-    """The different columns of `there`, shape (patterns, columns), and which each one is."""
-    packed = np.packbits(there, axis=0).T
-    found, which = np.unique(packed, axis=0, return_inverse=True)
-    patterns = np.unpackbits(found, axis=1, count=len(there)).astype(np.bool_)
+def _patterns(present: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """The different columns of `present`, shape (patterns, columns), and which each one is."""
+    packed = np.packbits(present, axis=0).T
+    packed_patterns, which = np.unique(packed, axis=0, return_inverse=True)
+    patterns = np.unpackbits(packed_patterns, axis=1, count=len(present)).astype(np.bool_)
     return patterns, which.reshape(-1)
 
 
-def _weights(products: Floats, there: NDArray[np.bool_], alpha: float) -> Floats:
+def _weights(products: Floats, present: NDArray[np.bool_], alpha: float) -> Floats:
     """What to multiply the standardized numbers of a row by to predict each of its columns, shape
     (patterns, columns, columns); 0 from those that are not there."""
-    both = there[:, :, None] & there[:, None, :]
+    both = present[:, :, None] & present[:, None, :]
     system = np.where(both, products, 0.0)
     diagonal = np.arange(len(products))
-    system[:, diagonal, diagonal] = np.where(there, products[diagonal, diagonal] + alpha, 1.0)
-    wanted = np.where(there[:, :, None], products, 0.0)
-    made: Floats = np.linalg.solve(system, wanted)
-    return made
+    system[:, diagonal, diagonal] = np.where(present, products[diagonal, diagonal] + alpha, 1.0)
+    wanted = np.where(present[:, :, None], products, 0.0)
+    solution: Floats = np.linalg.solve(system, wanted)
+    return solution
 
 
 @numba.njit(nogil=True, cache=True)

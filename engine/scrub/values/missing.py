@@ -11,8 +11,8 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
-from engine.columnar.kernels import filled
-from engine.scrub.fusion import UNTAUGHT, Link
+from engine.columnar.kernels import fill
+from engine.scrub.fusion import FILLED_BEFORE_LEARNING, FusedOp
 from engine.scrub.columns import (
     extended,
     holds,
@@ -21,9 +21,9 @@ from engine.scrub.columns import (
     nulls,
     numbers,
     replaced,
-    spread,
+    expand_columns,
 )
-from engine.scrub.base import ForgetSettings, Learned, joined
+from engine.scrub.base import ForgetSettings, FittedStage, joined
 from engine.columnar.statistics import Counts, Moments, Quantiles, Statistic
 from engine.types import Batch, Fill, Names, Schema, Snapshot, Transform, UserError, require
 
@@ -34,7 +34,7 @@ STATISTICS: dict[str, type[Statistic]] = {
 }
 
 
-class Missing(Learned):
+class Missing(FittedStage):
     """Fills missing values (null; NaN too in floating-point columns), or rejects their rows.
 
     A batch is filled with what was learned from the batches before it, each of the first 128 rows
@@ -90,11 +90,11 @@ class Missing(Learned):
 
     def bind(self, schema: Schema) -> Schema:
         settings = self.settings
-        self._columns = spread(settings.columns, schema, where=self.where)
+        self._columns = expand_columns(settings.columns, schema, where=self.where)
         self._check(schema)
         self._schema = schema
         self._kinds = {column: self._kind(schema[column]) for column in self._columns}
-        self._wide = all(kind == pl.Float64 for kind in self._kinds.values())
+        self._wide = all(dtype == pl.Float64 for dtype in self._kinds.values())
         after = {**schema, **self._kinds}
         if settings.indicator:
             after = extended(
@@ -117,7 +117,7 @@ class Missing(Learned):
             raise UserError(
                 f"{self.where} has 'by', which only strategy 'last' uses: take it away."
             )
-        learns = settings.open(0) is not None or settings.forget_on is not None
+        learns = settings.rows_left(0) is not None or settings.forget_on is not None
         if settings.strategy not in STATISTICS and learns:
             raise UserError(
                 f"{self.where} has 'learn', 'freeze_after' or 'forget_on', but strategy "
@@ -129,32 +129,32 @@ class Missing(Learned):
                 raise UserError(f"{self.where} fills column '{column}', which is its own key.")
             self._check_value(column, schema[column])
 
-    def _check_value(self, column: str, kind: pl.DataType) -> None:
+    def _check_value(self, column: str, dtype: pl.DataType) -> None:
         if self.settings.strategy == "drop":
             return
-        default = _default(kind)
+        default = _default(dtype)
         if default is None and self.settings.strategy != "last":
             raise UserError(
-                f"{self.where} expects numbers, text or booleans in column '{column}', got {kind}: "
+                f"{self.where} expects numbers, text or booleans in column '{column}', got {dtype}: "
                 "use strategy 'last' or 'drop'."
             )
         value = self.settings.value
         fits = value is None or _suits(value, default)
-        if value is not None and fits and self._kind(kind).is_integer():
-            fits = holds(kind, int(value))
+        if value is not None and fits and self._kind(dtype).is_integer():
+            fits = holds(dtype, int(value))
         if not fits:
             raise UserError(
-                f"{self.where} value {value!r} does not fit column '{column}' of type {kind}: "
+                f"{self.where} value {value!r} does not fit column '{column}' of type {dtype}: "
                 "set one of that type, or give the column a stage of its own."
             )
 
-    def _kind(self, kind: pl.DataType) -> pl.DataType:
+    def _kind(self, dtype: pl.DataType) -> pl.DataType:
         """The column's type afterwards."""
         value = self.settings.value
         fraction = isinstance(value, float) and not value.is_integer()
         fraction |= self.settings.strategy in ("mean", "median")
-        if self.settings.strategy == "drop" or not fraction or kind.is_float():
-            return kind
+        if self.settings.strategy == "drop" or not fraction or dtype.is_float():
+            return dtype
         return pl.Float64()
 
     # ------------------------------------------------------------------------------------ applying
@@ -178,23 +178,23 @@ class Missing(Learned):
             made, gaps = self._filled(part)
             parts.append(made)
             n += sum(gaps)
-            if (untaught := self._untaught()) is not None:
-                early += int(np.array(gaps)[untaught].sum())
+            if (unfitted := self._unfitted()) is not None:
+                early += int(np.array(gaps)[unfitted].sum())
         self._learn(batch, len(parts) - 1)
         own = parts if len(parts) == 1 else [made[list(self._columns)] for made in parts]
         done = batch.with_frame(replaced(batch.frame, joined(own)))
-        return done.counted(self.name, filled=n, **({UNTAUGHT: early} if early else {}))
+        return done.counted(self.name, filled=n, **({FILLED_BEFORE_LEARNING: early} if early else {}))
 
     @property
     def kinds(self) -> list[pl.DataType]:
-        """See `engine.scrub.fusion.Linked`."""
+        """See `engine.scrub.fusion.Fusible`."""
         return list(self._kinds.values())
 
-    def link(self, batch: Batch) -> Link | None:
+    def fused_op(self, batch: Batch) -> FusedOp | None:
         """Numbers filled with one value a column; None while rows are learned one by one."""
         if self._cold(batch):
             return None
-        untaught = self._untaught()
+        unfitted = self._unfitted()
         if self.settings.strategy in ("last", "drop") or self.settings.indicator:
             return None
         learned = self._statistic
@@ -205,41 +205,41 @@ class Missing(Learned):
             if not all(isinstance(value, int | float) for value in values):
                 return None
             fills = np.array(values, np.float64)
-        return self._linked(batch, "fill", fills, fills, counts="filled", untaught=untaught)
+        return self._linked(batch, "fill", fills, fills, counts="filled", unfitted=unfitted)
 
-    def _untaught(self) -> NDArray[np.bool_] | None:
+    def _unfitted(self) -> NDArray[np.bool_] | None:
         """Columns that are filled with a default, as no value of them was seen yet, shape
         (columns,); None where there are none, or the pipeline says with what."""
         if self.settings.strategy not in STATISTICS or self.settings.value is not None:
             return None
         statistic = self._statistic
         if isinstance(statistic, Moments):
-            untaught = statistic.count == 0
+            unfitted = statistic.count == 0
         elif isinstance(statistic, Quantiles):
-            untaught = statistic.low > statistic.high
+            unfitted = statistic.low > statistic.high
         else:
             assert isinstance(statistic, Counts)
-            untaught = np.array([table.is_empty() for table in statistic.tables])
-        return untaught if untaught.any() else None
+            unfitted = np.array([table.is_empty() for table in statistic.tables])
+        return unfitted if unfitted.any() else None
 
     def _filled(self, frame: pl.DataFrame) -> tuple[pl.DataFrame, list[int]]:
         """The frame without missing values, and how many those were in each column."""
-        made, n, others = [], list[int](), []
+        columns, n, others = [], list[int](), []
         for name, value in zip(self._columns, self._values(), strict=True):
-            column, kind = frame.get_column(name), self._kinds[name]
-            if column.dtype.is_numeric() and kind.is_float():
-                column, lost = filled(column.cast(pl.Float64), value)
-                column = column.cast(kind)
+            column, dtype = frame.get_column(name), self._kinds[name]
+            if column.dtype.is_numeric() and dtype.is_float():
+                column, lost = fill(column.cast(pl.Float64), value)
+                column = column.cast(dtype)
             else:
                 lost = column.null_count()
                 if lost:
-                    others.append(pl.col(name).fill_null(pl.lit(value, dtype=kind)))
+                    others.append(pl.col(name).fill_null(pl.lit(value, dtype=dtype)))
             n.append(lost)
-            if kind.is_float() and (lost or kind != self._schema[name]):
-                made.append(column)
+            if dtype.is_float() and (lost or dtype != self._schema[name]):
+                columns.append(column)
         if others:  # asked for at once: each question costs more than its answer
-            made.extend(frame.select(others))
-        return replaced(frame, made), n
+            columns.extend(frame.select(others))
+        return replaced(frame, columns), n
 
     def _indicators(self, frame: pl.DataFrame) -> list[pl.Series]:
         return frame.select(
@@ -360,19 +360,19 @@ class Missing(Learned):
         ]
 
 
-def _held(value: Any, kind: pl.DataType) -> Any:
+def _held(value: Any, dtype: pl.DataType) -> Any:
     """The value as a column of this type holds it."""
-    if kind.is_integer():
+    if dtype.is_integer():
         return int(value)
-    if not kind.is_float():
+    if not dtype.is_float():
         return value
-    return float(np.float32(value)) if kind == pl.Float32 else float(value)
+    return float(np.float32(value)) if dtype == pl.Float32 else float(value)
 
 
-def _default(kind: pl.DataType) -> Any:
-    if kind.is_numeric():
+def _default(dtype: pl.DataType) -> Any:
+    if dtype.is_numeric():
         return 0
-    return {pl.String: "", pl.Boolean: False}.get(kind.base_type())
+    return {pl.String: "", pl.Boolean: False}.get(dtype.base_type())
 
 
 def _suits(value: Any, default: Any) -> bool:

@@ -11,10 +11,10 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic import Field
 
-from engine.columnar.kernels import clipped
-from engine.scrub.fusion import Link
-from engine.scrub.columns import extended, holds, numbers, replaced, spread
-from engine.scrub.base import ForgetSettings, Learned
+from engine.columnar.kernels import clip
+from engine.scrub.fusion import FusedOp
+from engine.scrub.columns import extended, holds, numbers, replaced, expand_columns
+from engine.scrub.base import ForgetSettings, FittedStage
 from engine.columnar.statistics import Moments, Quantiles, Statistic
 from engine.types import Batch, Clip, Names, Schema, Transform, UserError
 from engine.types.plural import counted
@@ -24,7 +24,7 @@ INF = math.inf
 STATISTICS: dict[str, type[Statistic]] = {"zscore": Moments, "iqr": Quantiles}
 
 
-class Outliers(Learned):
+class Outliers(FittedStage):
     """Judges numbers by bounds: given, mean +- threshold deviations, or quartiles -+ factor times
     their distance (Tukey, "Exploratory Data Analysis", 1977).
 
@@ -83,11 +83,11 @@ class Outliers(Learned):
                 f"{self.where} learns its bounds by method '{settings.method}': take 'low' and "
                 "'high' away, or set method = \"bounds\"."
             )
-        self._columns = spread(settings.columns, schema, where=self.where)
+        self._columns = expand_columns(settings.columns, schema, where=self.where)
         numbers(self._columns, schema, where=self.where)
         self._schema = schema
         self._kinds = {column: self._kind(schema[column]) for column in self._columns}
-        self._narrow = np.array([kind == pl.Float32 for kind in self._kinds.values()])
+        self._narrow = np.array([dtype == pl.Float32 for dtype in self._kinds.values()])
         if settings.method in STATISTICS:
             self._begin(STATISTICS[settings.method].empty(len(self._columns)))
         if settings.action == "flag":
@@ -95,14 +95,14 @@ class Outliers(Learned):
             return extended(schema, flags, where=self.where)
         return schema if settings.action == "reject" else {**schema, **self._kinds}
 
-    def _kind(self, kind: pl.DataType) -> pl.DataType:
+    def _kind(self, dtype: pl.DataType) -> pl.DataType:
         """The type that values and bounds are compared in, and clipped values have."""
         settings = self.settings
         whole = settings.method == "bounds" and all(
-            np.isinf(x) or (x.is_integer() and holds(kind, int(x)))
+            np.isinf(x) or (x.is_integer() and holds(dtype, int(x)))
             for x in (settings.low, settings.high)
         )
-        return kind if kind.is_float() or whole else pl.Float64()
+        return dtype if dtype.is_float() or whole else pl.Float64()
 
     def apply(self, batch: Batch) -> Batch:
         if not self._judged:
@@ -114,10 +114,10 @@ class Outliers(Learned):
 
     @property
     def kinds(self) -> list[pl.DataType]:
-        """See `engine.scrub.fusion.Linked`."""
+        """See `engine.scrub.fusion.Fusible`."""
         return list(self._kinds.values())
 
-    def link(self, batch: Batch) -> Link | None:
+    def fused_op(self, batch: Batch) -> FusedOp | None:
         """Numbers clipped."""
         if self.settings.action != "clip":
             return None
@@ -144,23 +144,23 @@ class Outliers(Learned):
         casts = [pl.col(c).cast(k) for c, k in self._kinds.items() if k != self._schema[c]]
         frame = batch.frame.with_columns(casts) if casts else batch.frame
         low, high = self._bounds().tolist()
-        made, n = [], 0
+        columns, n = [], 0
         for i, column in enumerate(self._columns):
             within, outside = self._within(frame.get_column(column), low[i], high[i])
             n += outside
             if outside:
-                made.append(within)
-        return batch.with_frame(replaced(frame, made)).counted(self.name, clipped=n)
+                columns.append(within)
+        return batch.with_frame(replaced(frame, columns)).counted(self.name, clipped=n)
 
     def _within(self, column: pl.Series, low: float, high: float) -> tuple[pl.Series, int]:
         """The column within its bounds, and how many values were not."""
         if low == -INF and high == INF:
             return column, 0
         if column.dtype in (pl.Float64, pl.Float32):
-            made, n = clipped(column.cast(pl.Float64), low, high)
-            return made.cast(column.dtype), n
-        made = column.to_frame().select(self._clips()[column.name]).to_series()
-        return made, int((made != column).sum())
+            clipped_column, n = clip(column.cast(pl.Float64), low, high)
+            return clipped_column.cast(column.dtype), n
+        clipped_column = column.to_frame().select(self._clips()[column.name]).to_series()
+        return clipped_column, int((clipped_column != column).sum())
 
     def _flagged(self, batch: Batch) -> Batch:
         tests = self._tests()
@@ -202,9 +202,9 @@ class Outliers(Learned):
         return self._made[1]
 
     def _clip(self, column: str, low: float, high: float) -> pl.Expr:
-        kind = self._kinds[column]
-        x = pl.col(column) if kind == self._schema[column] else pl.col(column).cast(kind)
-        return x.clip(_bound(low, kind), _bound(high, kind))
+        dtype = self._kinds[column]
+        x = pl.col(column) if dtype == self._schema[column] else pl.col(column).cast(dtype)
+        return x.clip(_bound(low, dtype), _bound(high, dtype))
 
     def _tests(self) -> dict[str, pl.Expr]:
         """Column -> whether a value lies outside (null, NaN do not), for those that are judged."""
@@ -244,12 +244,12 @@ class Outliers(Learned):
         return [Clip(column=c, low=low[i], high=high[i]) for i, c in enumerate(self._columns)]
 
 
-def _bound(value: float, kind: pl.DataType) -> pl.Expr | float | None:
+def _bound(value: float, dtype: pl.DataType) -> pl.Expr | float | None:
     if math.isinf(value):
         return None
-    if kind == pl.Float64:
+    if dtype == pl.Float64:
         return value  # building a literal of a given type costs more than the clipping
-    return pl.lit(int(value) if kind.is_integer() else value, dtype=kind)
+    return pl.lit(int(value) if dtype.is_integer() else value, dtype=dtype)
 
 
 def _plain(text: str) -> str:

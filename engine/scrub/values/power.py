@@ -10,13 +10,13 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic import Field
 
-from engine.columnar.kernels import Floats, powered, scaled, unpowered
-from engine.scrub.columns import numbers, replaced, spread
-from engine.scrub.base import ForgetSettings, Learned
+from engine.columnar.kernels import Floats, power_transform, scale_by, inverse_power_transform
+from engine.scrub.columns import numbers, replaced, expand_columns
+from engine.scrub.base import ForgetSettings, FittedStage
 from engine.columnar.statistics import Quantiles, inverse
 from engine.types import Affine, Batch, Names, Power, Scale, Schema, Snapshot, Transform, UserError
 
-AFRESH = 1.1
+REFIT_GROWTH = 1.1
 """Exponents are fitted again when a column has seen so many times the numbers of the last fit:
 ever more rarely, so that what comes after sees them stand still."""
 LOW, HIGH = -4.0, 6.0
@@ -28,7 +28,7 @@ SECTIONS = 45
 """Golden sections until an exponent is known to 4e-9."""
 
 
-class Powers(Learned):
+class Powers(FittedStage):
     """``log``: log(1 + |x|) with the sign of x. ``yeo-johnson``: the power that makes a column most
     like a normal distribution, or a given one (Yeo and Johnson, "A New Family of Power
     Transformations to Improve Normality or Symmetry", 2000); see `engine.types.Power`. Float64.
@@ -86,10 +86,10 @@ class Powers(Learned):
                 f"{self.where} has an 'exponent', which only method 'yeo-johnson' uses: take it "
                 "away."
             )
-        self._columns = spread(settings.columns, schema, where=self.where)
+        self._columns = expand_columns(settings.columns, schema, where=self.where)
         numbers(self._columns, schema, where=self.where)
         learns = self._fits or self._standardizes
-        given = settings.open(0) is not None or settings.forget_on is not None
+        given = settings.rows_left(0) is not None or settings.forget_on is not None
         if not learns and given:
             raise UserError(
                 f"{self.where} has 'learn', 'freeze_after' or 'forget_on', but learns nothing: "
@@ -116,8 +116,8 @@ class Powers(Learned):
     def _changed(self, frame: pl.DataFrame) -> pl.DataFrame:
         made = []
         for column, above, below, shift, scale in self._rows_of_numbers():
-            power = powered(frame.get_column(column).cast(pl.Float64), above, below)
-            made.append(scaled(power, shift, scale) if self._standardizes else power)
+            power = power_transform(frame.get_column(column).cast(pl.Float64), above, below)
+            made.append(scale_by(power, shift, scale) if self._standardizes else power)
         return pl.DataFrame(made)
 
     def _take(self, frame: pl.DataFrame) -> None:
@@ -132,14 +132,14 @@ class Powers(Learned):
     def inverse(self, frame: pl.DataFrame) -> pl.DataFrame:
         """The frame with those of the stage's columns that it has as they were before, by what is
         known now: for what a model says of a column that was changed."""
-        made = []
+        columns = []
         for column, above, below, shift, scale in self._rows_of_numbers():
             if column in frame.columns:
                 values = frame.get_column(column).cast(pl.Float64)
                 if self._standardizes:
                     values = values / scale + shift
-                made.append(unpowered(values, above, below))
-        return replaced(frame, made)
+                columns.append(inverse_power_transform(values, above, below))
+        return replaced(frame, columns)
 
     def _rows_of_numbers(self) -> list[tuple[str, float, float, float, float]]:
         """Column, its two exponents, shift and scale."""
@@ -151,23 +151,23 @@ class Powers(Learned):
         if not isinstance(digest, Quantiles):
             return
         fitted = np.where(digest.count < self._fitted, 0, self._fitted)  # what was forgotten
-        enough = np.maximum(self.settings.min_rows, AFRESH * fitted)
+        enough = np.maximum(self.settings.min_rows, REFIT_GROWTH * fitted)
         at = np.flatnonzero(digest.count >= enough)
         few = np.flatnonzero((digest.count > 0) & (digest.count < enough) & (fitted == 0))
-        made = self._numbers.copy()
+        parameters = self._numbers.copy()
         if self._standardizes and len(few):
-            made[2:, few] = _standard(digest.mean[:, few], digest.weight[:, few], made[:2, few])
-            self._numbers = made
+            parameters[2:, few] = _standard(digest.mean[:, few], digest.weight[:, few], parameters[:2, few])
+            self._numbers = parameters
         if not len(at):
             return
         if self._fits:
             exponent = yeo_johnson(digest.mean[:, at], digest.weight[:, at])
-            made[0, at], made[1, at] = exponent, 2 - exponent
+            parameters[0, at], parameters[1, at] = exponent, 2 - exponent
         if self._standardizes:
-            made[2:, at] = _standard(digest.mean[:, at], digest.weight[:, at], made[:2, at])
+            parameters[2:, at] = _standard(digest.mean[:, at], digest.weight[:, at], parameters[:2, at])
         fitted = self._fitted.copy()
         fitted[at] = digest.count[at]
-        self._numbers, self._fitted = made, fitted
+        self._numbers, self._fitted = parameters, fitted
 
     def snapshot(self) -> Snapshot:
         """The digest, exponents with shift and scale, and numbers seen at the fit; None where all
@@ -194,10 +194,10 @@ class Powers(Learned):
     def transforms(self) -> Sequence[Transform] | None:
         """One `Power` a column, and an `Affine` where the result is standardized."""
         rows = self._rows_of_numbers()
-        made: list[Transform] = [Power(column=c, above=a, below=b) for c, a, b, _, _ in rows]
+        transforms_out: list[Transform] = [Power(column=c, above=a, below=b) for c, a, b, _, _ in rows]
         if self._standardizes:
-            made += [Affine(column=c, shift=shift, scale=scale) for c, _, _, shift, scale in rows]
-        return made
+            transforms_out += [Affine(column=c, shift=shift, scale=scale) for c, _, _, shift, scale in rows]
+        return transforms_out
 
 
 def yeo_johnson(values: Floats, weights: Floats) -> Floats:
@@ -228,15 +228,15 @@ def yeo_johnson(values: Floats, weights: Floats) -> Floats:
         curved = np.divide(np.expm1(y), p, where=p != 0, out=size - start)
         one_sided = np.where(negative, 2 - exponent, exponent)
         _, variance = _moments(np.where(used, sign * curved, 0.0), weights)
-        spread = np.log(variance) + 2 * one_sided * start
-        found = -spread / 2 + (exponent - 1) * mean_log
-        return np.where(np.isfinite(found), found, -np.inf)
+        expand_columns = np.log(variance) + 2 * one_sided * start
+        likelihoods = -expand_columns / 2 + (exponent - 1) * mean_log
+        return np.where(np.isfinite(likelihoods), likelihoods, -np.inf)
 
     with np.errstate(all="ignore"):  # an exponent too large for the numbers is no maximum
         _, varies = _moments(np.where(used, values, 0.0), weights)
         exponent = _maximum(likelihood, low, high)
-    made: Floats = np.where(varies > 0, exponent, 1.0)
-    return made
+    exponents: Floats = np.where(varies > 0, exponent, 1.0)
+    return exponents
 
 
 def _maximum(f: Any, low: Floats, high: Floats) -> Floats:
@@ -268,7 +268,7 @@ def _moments(values: Floats, weights: Floats) -> tuple[Floats, Floats]:
 def _standard(values: Floats, weights: Floats, exponents: Floats) -> Floats:
     """Shift and scale of each column of powered values, shape (2, columns)."""
     columns = [
-        powered(pl.Series(np.ascontiguousarray(column)), above, below).to_numpy()
+        power_transform(pl.Series(np.ascontiguousarray(column)), above, below).to_numpy()
         for column, above, below in zip(values.T, *exponents.tolist(), strict=True)
     ]
     mean, variance = _moments(np.stack(columns, axis=1), weights)

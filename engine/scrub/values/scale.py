@@ -9,17 +9,17 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic import Field
 
-from engine.columnar.kernels import scaled
-from engine.scrub.fusion import Link
-from engine.scrub.columns import numbers, spread
-from engine.scrub.base import ForgetSettings, Learned
+from engine.columnar.kernels import scale_by
+from engine.scrub.fusion import FusedOp
+from engine.scrub.columns import numbers, expand_columns
+from engine.scrub.base import ForgetSettings, FittedStage
 from engine.columnar.statistics import Extremes, FadingMoments, Moments, Quantiles, inverse
 from engine.types import Affine, Batch, Clip, Names, Scale, Schema, Transform, UserError
 
 
-class Scaled(Learned):
+class Scaled(FittedStage):
     """``(x - shift) * scale`` in Float64 for each column, the two numbers by what was learned; see
-    `Learned` for the first rows."""
+    `FittedStage` for the first rows."""
 
     waits = False
 
@@ -28,7 +28,7 @@ class Scaled(Learned):
         self._schema: Schema = {}
 
     def _bound(self, columns: Sequence[str], schema: Schema) -> Schema:
-        self._columns = spread(columns, schema, where=self.where)
+        self._columns = expand_columns(columns, schema, where=self.where)
         numbers(self._columns, schema, where=self.where)
         self._schema = schema
         return {**schema, **dict.fromkeys(self._columns, pl.Float64())}
@@ -39,7 +39,7 @@ class Scaled(Learned):
     def _changed(self, frame: pl.DataFrame) -> pl.DataFrame:
         numbers = zip(self._columns, *self._numbers().tolist(), strict=True)
         return pl.DataFrame(
-            [scaled(frame.get_column(column).cast(pl.Float64), *two) for column, *two in numbers]
+            [scale_by(frame.get_column(column).cast(pl.Float64), *two) for column, *two in numbers]
         )
 
     def _noted(self) -> Scale:
@@ -52,10 +52,10 @@ class Scaled(Learned):
 
     @property
     def kinds(self) -> list[pl.DataType]:
-        """See `engine.scrub.fusion.Linked`."""
+        """See `engine.scrub.fusion.Fusible`."""
         return [pl.Float64()] * len(self._columns)
 
-    def link(self, batch: Batch) -> Link | None:
+    def fused_op(self, batch: Batch) -> FusedOp | None:
         """Numbers shifted and scaled; None while rows are learned one by one."""
         if self._cold(batch):
             return None
@@ -160,9 +160,9 @@ class Normalize(Scaled):
         frame = done.frame.with_columns(x.clip(low, high)) if clipped else done.frame
         return done.with_frame(frame).counted(self.name, clipped=clipped)
 
-    def link(self, batch: Batch) -> Link | None:
+    def fused_op(self, batch: Batch) -> FusedOp | None:
         """None with `clip`, which counts."""
-        return None if self.settings.clip else super().link(batch)
+        return None if self.settings.clip else super().fused_op(batch)
 
     def _numbers(self) -> NDArray[np.float64]:
         settings = self.settings
@@ -184,11 +184,11 @@ class Normalize(Scaled):
 
     def transforms(self) -> Sequence[Transform] | None:
         """One `Affine` a column, and a `Clip` where the interval is kept."""
-        made = list(super().transforms() or ())
+        transforms_out = list(super().transforms() or ())
         if self.settings.clip:
             low, high = self.settings.low, self.settings.high
-            made += [Clip(column=column, low=low, high=high) for column in self._columns]
-        return made
+            transforms_out += [Clip(column=column, low=low, high=high) for column in self._columns]
+        return transforms_out
 
 
 class Robust(Scaled):

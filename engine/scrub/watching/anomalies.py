@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from engine.columnar.kernels import Floats
-from engine.scrub.columns import extended, numbers, spread
-from engine.scrub.base import LearnSettings, Stateless
+from engine.scrub.columns import extended, numbers, expand_columns
+from engine.scrub.base import LearnSettings, StageBase
 from engine.columnar.statistics import Quantiles
 from engine.types import Batch, Name, Names, Schema, Snapshot, Transform
 
@@ -53,7 +53,7 @@ class Forest:
     latest: NDArray[np.int32]
     rows: int = 0
     window: int = 250
-    trees: int = 25
+    n_trees: int = 25
     height: int = 8
     seed: int = 0
 
@@ -84,27 +84,27 @@ class Forest:
         pending = np.concatenate((self.pending, rows[:start]))
         if len(pending) < self.window:
             return dataclasses.replace(self, pending=pending), scores
-        return self._planted(pending)._judged(rows, learn, scores, start)
+        return self._with_trees(pending)._judged(rows, learn, scores, start)
 
     def _judged(
         self, rows: Floats, learn: int, scores: Floats, start: int = 0
     ) -> tuple[Self, Floats]:
         reference, latest = self.reference.copy(), self.latest.copy()
         at = self.rows
-        trees = (self.columns, self.splits, reference, latest)
+        n_trees = (self.columns, self.splits, reference, latest)
         while start < len(rows):
             stop = min(start + self.window - at, len(rows)) if start < learn else len(rows)
             learned = max(min(stop, learn) - start, 0)
-            _judge(rows[start:stop], *trees, learned, SPARSE * self.window, scores[start:stop])
+            _judge(rows[start:stop], *n_trees, learned, SPARSE * self.window, scores[start:stop])
             start, at = start + (learned or stop - start), at + learned
             if at == self.window:
                 reference[:], latest[:], at = latest, 0, 0
         # The score of the paper rises with the mass: its logarithm spreads it over 0 ... 1.
         highest = np.log2(1.0 + self.window * 2.0**self.height)
-        scores = 1.0 - np.log2(1.0 + scores / self.trees) / highest
+        scores = 1.0 - np.log2(1.0 + scores / self.n_trees) / highest
         return dataclasses.replace(self, reference=reference, latest=latest, rows=at), scores
 
-    def _planted(self, rows: Floats) -> Self:
+    def _with_trees(self, rows: Floats) -> Self:
         """With trees for these rows, which become the reference."""
         rng = np.random.default_rng(self.seed)
         known = np.isfinite(rows)
@@ -112,9 +112,9 @@ class Forest:
         high = np.where(known, rows, -np.inf).max(axis=0)
         low, high = np.where(low <= high, low, 0.0), np.where(low <= high, high, 1.0)
         width = np.where(high > low, high - low, 1.0)
-        planted = [_tree(rng, low, width, self.height) for _ in range(self.trees)]
+        planted = [_tree(rng, low, width, self.height) for _ in range(self.n_trees)]
         columns, splits = (np.stack(part) for part in zip(*planted, strict=True))
-        mass = np.zeros((self.trees, 2 ** (self.height + 1) - 1), np.int32)
+        mass = np.zeros((self.n_trees, 2 ** (self.height + 1) - 1), np.int32)
         _judge(rows, columns, splits, mass.copy(), mass, len(rows), 0.0, np.empty(len(rows)))
         return dataclasses.replace(
             self,
@@ -135,13 +135,13 @@ class Forest:
         return cls(**value)
 
 
-class Anomalies(Stateless):
+class Anomalies(StageBase):
     """Scores each row by half-space trees (see `Forest`): 0 for one among many, 1 for one that lies
     where none lay in the last full window; and adds that score, marks the rows that score highest,
     or lets them go.
 
     Rows of the first `window` are not judged: their score is 0. What counts as high is learned from
-    the scores of the batches before, by the quantiles of a t-digest: about `share` of the rows
+    the scores of the batches before, by the quantiles of a t-digest: about `contamination` of the rows
     do, whatever the data. All rows are learned from, so what was strange for a whole window is
     strange no more.
     """
@@ -154,9 +154,9 @@ class Anomalies(Stateless):
             action: score (add the column `score`, Float64), flag (add it as Float32, 1 where a row
                 scores high, else 0) or reject (the row, with reason ``anomaly``).
             score: name of the added column.
-            share [share]: share of the rows that score high.
+            contamination [share]: share of the rows that score high.
             window [rows]: rows that judge the next ones.
-            trees: more are slower and judge more evenly.
+            n_trees: more are slower and judge more evenly.
             height: how often a tree halves; each more doubles its memory of 20 bytes a node.
             seed: of the random numbers.
         """
@@ -164,9 +164,9 @@ class Anomalies(Stateless):
         columns: Names
         action: Literal["score", "flag", "reject"] = "score"
         score: Name = "anomaly"
-        share: float = Field(0.01, gt=0, lt=1)
+        contamination: float = Field(0.01, gt=0, lt=1)
         window: int = Field(250, ge=10)
-        trees: int = Field(25, ge=1, le=1_000)
+        n_trees: int = Field(25, ge=1, le=1_000)
         height: int = Field(8, ge=1, le=15)
         seed: int = Field(0, ge=0)
 
@@ -180,25 +180,25 @@ class Anomalies(Stateless):
 
     def bind(self, schema: Schema) -> Schema:
         settings = self.settings
-        self._columns = spread(settings.columns, schema, where=self.where)
+        self._columns = expand_columns(settings.columns, schema, where=self.where)
         numbers(self._columns, schema, where=self.where)
         if self._forest is None:
             self._forest = Forest.empty(
                 len(self._columns),
                 window=settings.window,
-                trees=settings.trees,
+                n_trees=settings.n_trees,
                 height=settings.height,
                 seed=settings.seed,
             )
         if settings.action == "reject":
             return schema
-        kind = pl.Float64() if settings.action == "score" else pl.Float32()
-        return extended(schema, {settings.score: kind}, where=self.where)
+        dtype = pl.Float64() if settings.action == "score" else pl.Float32()
+        return extended(schema, {settings.score: dtype}, where=self.where)
 
     def apply(self, batch: Batch) -> Batch:
         assert self._forest is not None
         cells = batch.frame.select(pl.col(self._columns).cast(pl.Float64))
-        left = self.settings.open(self._rows)
+        left = self.settings.rows_left(self._rows)
         learn = len(batch) if left is None else min(left, len(batch))
         scores = np.empty(0)
         limit = self._limit()
@@ -211,7 +211,7 @@ class Anomalies(Stateless):
 
     def _limit(self) -> float:
         """The score from which on a row scores high; infinite while none is known."""
-        (limit,) = self._scores.quantile(1 - self.settings.share)[0].tolist()
+        (limit,) = self._scores.quantile(1 - self.settings.contamination)[0].tolist()
         return limit if limit == limit else np.inf
 
     def _marked(self, batch: Batch, scores: Floats, limit: float) -> Batch:

@@ -18,13 +18,13 @@ import polars as pl
 from numpy.typing import NDArray
 
 from engine.columnar.kernels import Floats, buffers
-from engine.columnar.statistics import LARGEST, matrix
+from engine.columnar.statistics import MAX_ABS, matrix
 
 Ints = NDArray[np.int64]
-Found = list[tuple[int, int]]
+Drifts = list[tuple[int, int]]
 """Column and row of the block, both from 0, where drift was detected; column by column."""
 
-REACH = 4.0
+ADWIN_DEVIATIONS = 4.0
 """Deviations that `Adwin` takes for its unit: nearly all numbers then lie within an interval as
 short as its bound is made for, and heavy tails raise a tenth of the false alarms."""
 LEVELS = 44
@@ -36,7 +36,7 @@ class Detector:
 
     __slots__ = ()
 
-    def update(self, block: pl.DataFrame) -> tuple[Self, Found]:
+    def update(self, block: pl.DataFrame) -> tuple[Self, Drifts]:
         """The detector after these rows, and where it detected drift in them."""
         raise NotImplementedError
 
@@ -95,17 +95,17 @@ class Adwin(Detector):
             **options,
         )
 
-    def update(self, block: pl.DataFrame) -> tuple[Self, Found]:
+    def update(self, block: pl.DataFrame) -> tuple[Self, Drifts]:
         state = {name: getattr(self, name).copy() for name in ("window", "used", "sums", "warm")}
         options = (self.confidence, self.clock, self.warmup, self.shortest, self.grace)
-        found: Found = []
+        drifts: Drifts = []
         kernel: Any = _adwin
         for j, column in enumerate(block.get_columns()):
             rows = np.empty(len(column) // self.clock + 1, np.int64)
             given: list[Any] = [*buffers(column), *(array[j] for array in state.values()), *options]
             n = kernel(*given, rows)
-            found += [(j, row) for row in rows[:n].tolist()]
-        return dataclasses.replace(self, **state), found
+            drifts += [(j, row) for row in rows[:n].tolist()]
+        return dataclasses.replace(self, **state), drifts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -141,15 +141,15 @@ class PageHinkley(Detector):
         """Of no rows."""
         return cls(state=np.tile(_START, (columns, 1)), warm=np.zeros((columns, 3)), **options)
 
-    def update(self, block: pl.DataFrame) -> tuple[Self, Found]:
+    def update(self, block: pl.DataFrame) -> tuple[Self, Drifts]:
         state, warm = self.state.copy(), self.warm.copy()
         options = (self.slack, self.threshold, self.keep, self.least, self.warmup)
-        found: Found = []
+        drifts: Drifts = []
         for j, column in enumerate(block.get_columns()):
             rows = np.empty(len(column) // self.least + 1, np.int64)
             n = _page_hinkley(*buffers(column), state[j], warm[j], *options, rows)
-            found += [(j, row) for row in rows[:n].tolist()]
-        return dataclasses.replace(self, state=state, warm=warm), found
+            drifts += [(j, row) for row in rows[:n].tolist()]
+        return dataclasses.replace(self, state=state, warm=warm), drifts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -189,11 +189,11 @@ class Psi(Detector):
             **options,
         )
 
-    def update(self, block: pl.DataFrame) -> tuple[Self, Found]:
+    def update(self, block: pl.DataFrame) -> tuple[Self, Drifts]:
         rows = np.concatenate((self.rows, matrix(block).T))
         before = len(self.rows)
         edges, counts, newest = self.edges, self.counts, self.newest
-        found: Found = []
+        drifts: Drifts = []
         full = len(rows) // self.window * self.window
         for start in range(0, full, self.window):
             part = rows[start : start + self.window].T
@@ -202,14 +202,14 @@ class Psi(Detector):
             newest = np.where(first, np.nan, _index(counts, now))
             drifted = newest > self.threshold
             row = start + self.window - 1 - before
-            found += [(int(j), row) for j in np.flatnonzero(drifted)]
+            drifts += [(int(j), row) for j in np.flatnonzero(drifted)]
             edges, counts = edges.copy(), counts.copy()
             for j in np.flatnonzero(first | drifted):
                 edges[j] = _quantiles(part[j], edges.shape[1])
                 counts[j] = _binned(part[j], edges[j])
         left = rows[full:].copy()
-        made = dataclasses.replace(self, rows=left, edges=edges, counts=counts, newest=newest)
-        return made, sorted(found)
+        updated = dataclasses.replace(self, rows=left, edges=edges, counts=counts, newest=newest)
+        return updated, sorted(drifts)
 
 
 # ------------------------------------------------------------------------------------------ helpers
@@ -233,17 +233,17 @@ def _index(reference: Floats, now: Floats) -> Floats:
     """The population stability index of each column; `now` and `reference` are counts."""
     p, q = now + 0.5, reference + 0.5
     p, q = p / p.sum(axis=1, keepdims=True), q / q.sum(axis=1, keepdims=True)
-    made: Floats = ((p - q) * np.log(p / q)).sum(axis=1)
-    return made
+    psi: Floats = ((p - q) * np.log(p / q)).sum(axis=1)
+    return psi
 
 
 _START = np.array([0.0, 0.0, 0.0, 0.0, np.inf, -np.inf])
 
 
 @numba.njit(nogil=True, cache=True, inline="always")
-def _there(x, there, i):  # type: ignore[no-untyped-def]
-    known = there.shape[0] == 0 or there[i] != 0
-    return known and abs(x[i]) < LARGEST
+def _there(x, mask, i):  # type: ignore[no-untyped-def]
+    known = mask.shape[0] == 0 or mask[i] != 0
+    return known and abs(x[i]) < MAX_ABS
 
 
 @numba.njit(nogil=True, cache=True)
@@ -268,12 +268,12 @@ def _scaled(value, warm, warmup):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def _page_hinkley(x, there, state, warm, slack, threshold, keep, least, warmup, found):  # type: ignore[no-untyped-def]
-    """Rows of drift into `found`; how many."""
+def _page_hinkley(x, mask, state, warm, slack, threshold, keep, least, warmup, rows_out):  # type: ignore[no-untyped-def]
+    """Rows of drift into `rows_out`; how many."""
     count, mean, rising, falling, lowest, highest = state
     n = 0
     for i in range(x.shape[0]):
-        if not _there(x, there, i) or not _warmed(x[i], warm, warmup):
+        if not _there(x, mask, i) or not _warmed(x[i], warm, warmup):
             continue
         value = _scaled(x[i], warm, warmup)
         count += 1
@@ -285,7 +285,7 @@ def _page_hinkley(x, there, state, warm, slack, threshold, keep, least, warmup, 
         highest = max(highest, falling)
         beyond = max(rising - lowest, highest - falling)
         if count >= least and beyond > threshold:
-            found[n] = i
+            rows_out[n] = i
             n += 1
             count, mean, rising, falling, lowest, highest = 0.0, 0.0, 0.0, 0.0, np.inf, -np.inf
             warm[:] = 0.0
@@ -295,18 +295,18 @@ def _page_hinkley(x, there, state, warm, slack, threshold, keep, least, warmup, 
 
 @numba.njit(nogil=True, cache=True)
 def _adwin(  # type: ignore[no-untyped-def]
-    x, there, window, used, sums, warm, confidence, clock, warmup, shortest, grace, found
+    x, mask, window, used, sums, warm, confidence, clock, warmup, shortest, grace, rows_out
 ):
-    """Rows of drift into `found`; how many."""
+    """Rows of drift into `rows_out`; how many."""
     n = 0
     for i in range(x.shape[0]):
-        if not _there(x, there, i) or not _warmed(x[i], warm, warmup):
+        if not _there(x, mask, i) or not _warmed(x[i], warm, warmup):
             continue
         value = _scaled(x[i], warm, warmup)
-        _insert(value / REACH if warmup else value, window, used, sums)
+        _insert(value / ADWIN_DEVIATIONS if warmup else value, window, used, sums)
         due = window[0] % clock == 0 and window[0] > grace
         if due and _differs(window, used, sums, confidence, shortest):
-            found[n] = i
+            rows_out[n] = i
             n += 1
             window[:], used[:], warm[:] = 0.0, 0, 0.0
     return n
@@ -339,7 +339,7 @@ def _differs(window, used, sums, confidence, shortest):  # type: ignore[no-untyp
     width = window[0]
     if width < 2 * shortest:
         return False
-    chance = np.log(2 * np.log(width) / confidence)
+    log_confidence = np.log(2 * np.log(width) / confidence)
     variance = window[2] / width
     n, total = 0.0, 0.0
     for level in range(used.shape[0] - 1, -1, -1):
@@ -353,10 +353,10 @@ def _differs(window, used, sums, confidence, shortest):  # type: ignore[no-untyp
             apart = abs(total * rest - (window[1] - total) * n) / (n * rest)
             a, b = n - shortest + 1, rest - shortest + 1
             parts = (a + b) / (a * b)  # 1 / a + 1 / b
-            beyond = apart - 2 / 3 * parts * chance
-            if beyond > 0 and beyond * beyond > 2 * parts * variance * chance:
+            beyond = apart - 2 / 3 * parts * log_confidence
+            if beyond > 0 and beyond * beyond > 2 * parts * variance * log_confidence:
                 return True
     return False
 
 
-__all__ = ["Adwin", "Detector", "Found", "PageHinkley", "Psi"]
+__all__ = ["Adwin", "Detector", "Drifts", "PageHinkley", "Psi"]

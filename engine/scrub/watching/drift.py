@@ -10,9 +10,9 @@ import polars as pl
 from pydantic import Field
 
 from engine import types
-from engine.scrub.columns import numbers, spread
-from engine.scrub.watching.detectors import Adwin, Detector, Found, PageHinkley, Psi
-from engine.scrub.base import Stateless
+from engine.scrub.columns import numbers, expand_columns
+from engine.scrub.watching.detectors import Adwin, Detector, Drifts, PageHinkley, Psi
+from engine.scrub.base import StageBase
 from engine.types import Batch, Names, Schema, Snapshot, Transform, UserError
 
 log = logging.getLogger("headrace.scrub")
@@ -30,9 +30,9 @@ ONLY_FOR = {
 """Setting -> the detectors that use it."""
 
 
-class Drift(Stateless):
+class Drift(StageBase):
     """Counts at how many rows a column changed, and changes nothing itself. What it counts, under
-    its detector's name, is ``headrace_drift_total{detector}``; a stage after it that learns can
+    its detector's name, is ``headrace_drift_detections_total{detector}``; a stage after it that learns can
     start anew then: its setting `forget_on`.
 
     ``adwin`` and ``page_hinkley`` look for a change of the mean at every number, ``psi`` for one of
@@ -90,7 +90,7 @@ class Drift(Stateless):
                     f"{self.where} has '{key}', which is for {' and '.join(ONLY_FOR[key])}: take "
                     f"it away, or set another detector than '{detector}'."
                 )
-        self._columns = spread(self.settings.columns, schema, where=self.where)
+        self._columns = expand_columns(self.settings.columns, schema, where=self.where)
         numbers(self._columns, schema, where=self.where)
         if self._detector is None:
             self._detector = self._fresh(len(self._columns))
@@ -118,23 +118,23 @@ class Drift(Stateless):
 
     def apply(self, batch: Batch) -> Batch:
         assert self._detector is not None
-        found: Found = []
+        drifts: Drifts = []
         if len(batch):
             block = batch.frame.select(self._columns)
-            self._detector, found = self._detector.update(block)
+            self._detector, drifts = self._detector.update(block)
         if self.settings.log:
-            self._tell(batch.frame, found)
-        return batch.counted(self.name, **{self.settings.detector: len(found)})
+            self._tell(batch.frame, drifts)
+        return batch.counted(self.name, **{self.settings.detector: len(drifts)})
 
-    def _tell(self, frame: pl.DataFrame, found: Found) -> None:
-        for column, row in found[:LOGGED]:
+    def _tell(self, frame: pl.DataFrame, drifts: Drifts) -> None:
+        for column, row in drifts[:LOGGED]:
             partition, position = frame.row(row)[:2]
             where = {"column": self._columns[column], "partition": partition, "position": position}
             log.warning(
                 "drift", extra={"stage": self.name, "detector": self.settings.detector, **where}
             )
-        if len(found) > LOGGED:
-            more = len(found) - LOGGED
+        if len(drifts) > LOGGED:
+            more = len(drifts) - LOGGED
             log.warning("more drift in the same batch", extra={"stage": self.name, "times": more})
 
     def snapshot(self) -> Snapshot:

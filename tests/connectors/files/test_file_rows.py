@@ -14,8 +14,8 @@ import pytest
 
 from connectors.files.source import FilesSource
 from connectors.formats.kernels.rows import NOT_UTF8
-from connectors.dead_letters import FileLetters
-from engine.running.dead_letters import letters
+from connectors.dead_letters import FileDeadLetterSource
+from engine.running.dead_letters import dead_letter_frame
 from engine.types import HeadraceError, Mark, Schema, Source, UserError
 from tests.connectors.conftest import drain, files, sink_of, told
 
@@ -229,12 +229,12 @@ def test_dead_letters_hold_the_file_and_come_back(tmp_path: Path) -> None:
     schema = source.schema({**ALL, "label": pl.Int64()})
     pieces = drain(source)
     (reject,) = source.format.decode(pieces[0], schema)[1]
-    letter = letters(reject, pieces)
+    letter = dead_letter_frame(reject, pieces)
     assert letter.select("raw", "key").rows() == [(b"\xff\n", str(root / "x/b.png").encode())]
     sink = sink_of("ndjson", tmp_path)
     sink.write(letter)
     sink.flush()
-    replay = FileLetters(tmp_path / "out", source)
+    replay = FileDeadLetterSource(tmp_path / "out", source)
     (piece,) = drain(replay)
     frame, rejects = replay.format.decode(piece, replay.schema(ALL))
     assert (frame.row(0)[2:], rejects) == ((b"\xff\n", str(root / "x/b.png"), "x"), [])

@@ -31,7 +31,7 @@ def run(path: str | list[str], state: State = NOTHING, **own: Any) -> tuple[list
     where = tuple(path) if isinstance(path, list) else path
     source = FilesSource(FilesSource.Settings(path=where, **own))
     schema = source.schema({})
-    source.recognise(state[1])
+    source.match_identities(state[1])
     source.seek(Mark(positions=state[0]))
     positions, values = dict(state[0]), []
     while True:
@@ -40,7 +40,7 @@ def run(path: str | list[str], state: State = NOTHING, **own: Any) -> tuple[list
         except EndOfStream:
             break
         assert records is not None
-        positions |= records.after
+        positions |= records.end_positions
         frame, rejects = source.format.decode(records, schema)
         assert not rejects
         values += [str(v) for v in frame[next(iter(schema))]]
@@ -94,8 +94,8 @@ def test_the_same_files_under_another_path_are_not_read_again(spelling: str) -> 
     assert values == [str(n) for n in range(6)]
     path = SPELLINGS[spelling]()
     assert run(path, state)[0] == []
-    grown = sorted(Path(path.removesuffix("/*.ndjson")).iterdir())[1]
-    with grown.open("a") as file:
+    added = sorted(Path(path.removesuffix("/*.ndjson")).iterdir())[1]
+    with added.open("a") as file:
         file.write(lines(6))
     assert run(path, state)[0] == ["6"]
 
@@ -109,7 +109,7 @@ def test_a_run_that_was_cut_goes_on_under_another_path(spelling: str, read: int)
     for _ in range(read):
         records = source.read(1, 1 << 20, 0.0)
         assert records is not None
-        positions |= records.after
+        positions |= records.end_positions
     identities = dict(source.identities(Mark(positions=positions)))
     path = SPELLINGS[spelling]()
     assert run(path, (positions, identities))[0] == [str(n) for n in range(read, 6)]
@@ -245,7 +245,7 @@ def test_a_file_that_is_gone_before_its_end() -> None:
     source = FilesSource(FilesSource.Settings(path="d/*.ndjson"))
     records = source.read(1, 1 << 20, 0.0)
     assert records is not None
-    state = records.after, dict(source.identities(Mark(positions=records.after)))
+    state = records.end_positions, dict(source.identities(Mark(positions=records.end_positions)))
     Path("d/0.ndjson").unlink()
     with pytest.raises(UserError, match=r"'d/0.ndjson', .* is gone, and there was more behind"):
         run("d/*.ndjson", state)

@@ -42,7 +42,7 @@ class Reader:
         self.source = FilesSource(FilesSource.Settings(path=path, **given))
         self.schema = self.source.schema(schema or {})
         self.positions = dict(positions or {})
-        self.source.recognise(identities or {})
+        self.source.match_identities(identities or {})
         self.source.seek(Mark(positions=self.positions))
 
     def some(self) -> list[str]:
@@ -50,7 +50,7 @@ class Reader:
         records = self.source.read(2, 1 << 20, 0.0)
         if records is None:
             return []
-        self.positions |= records.after
+        self.positions |= records.end_positions
         frame, rejects = self.source.format.decode(records, self.schema)
         assert not rejects
         return [str(v) for v in frame[next(iter(self.schema))]]
@@ -98,7 +98,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_lines_that_are_added_and_files_that_come() -> None:
     add("d/a.ndjson", 1)
     with reading("d/*.ndjson") as reader:
-        assert reader.source.endless()
+        assert reader.source.unbounded()
         assert reader.rows() == ["1"]
         add("d/a.ndjson", 2, 3)
         assert reader.rows() == ["2", "3"]
@@ -121,7 +121,7 @@ def test_lag_tells_what_is_not_read() -> None:
         records = reader.source.read(1, 1 << 20, 0.0)
         assert records is not None
         one = len(lines(1))
-        lag = reader.source.lag(Mark(positions=records.after))
+        lag = reader.source.lag(Mark(positions=records.end_positions))
         assert lag == {"d/a.ndjson": 2 * one, "d/b.ndjson": one}
         reader.rows()
         assert set(reader.source.lag(Mark(positions=reader.positions)).values()) <= {0, 2 * one}
@@ -264,7 +264,7 @@ def test_a_file_that_goes_on_otherwise_is_no_copy() -> None:
 def test_a_copy_that_stays_is_told(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(follow, "SETTLED", 0.0)
+    monkeypatch.setattr(follow, "SETTLE_SECONDS", 0.0)
     add("d/a.ndjson", 1, 2)
     with reading("d/*.ndjson") as reader:
         assert reader.rows() == ["1", "2"]
@@ -315,7 +315,7 @@ def test_compressed_files_that_come() -> None:
 def test_a_file_that_is_cut_without_a_copy(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(follow, "SETTLED", 0.0)
+    monkeypatch.setattr(follow, "SETTLE_SECONDS", 0.0)
     caplog.set_level(logging.WARNING)
     add("d/a.ndjson", 1, 2, 3)
     with reading("d/a.ndjson") as reader:
@@ -330,7 +330,7 @@ def test_a_file_that_is_cut_without_a_copy(
 
 
 def test_a_loss_may_be_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(follow, "SETTLED", 0.0)
+    monkeypatch.setattr(follow, "SETTLE_SECONDS", 0.0)
     Path("d/a.ndjson").write_text(lines(1) + '{"id": ')
     sentence = "was cut, replaced or taken away before it was read to its end: put it back"
     with reading("d/a.ndjson", on_replaced="fail") as reader:
@@ -341,7 +341,7 @@ def test_a_loss_may_be_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_more_files_than_are_kept_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(follow, "OPEN", 3)
+    monkeypatch.setattr(follow, "MAX_OPEN_FILES", 3)
     for i in range(20):
         add(f"d/{i}.ndjson", i)
     with reading("d/*.ndjson") as reader:

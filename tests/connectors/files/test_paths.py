@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from connectors.files.paths import find, kind
+from connectors.files.paths import find_files, common_format
 from engine.types import UserError
 
 DROP = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search", "--"]
@@ -21,7 +21,7 @@ def test_a_link_to_nothing_says_so(tmp_path: Path) -> None:
     link = tmp_path / "gone.csv"
     link.symlink_to("nowhere.csv")
     with pytest.raises(UserError, match=r"gone.csv' is a link to 'nowhere.csv', where there is no"):
-        find([str(link)])
+        find_files([str(link)])
 
 
 def test_what_says_no_format_is_left_out_beside_data_and_told(
@@ -30,9 +30,9 @@ def test_what_says_no_format_is_left_out_beside_data_and_told(
     for name in ("a.jpg", "b.jpg", "README.txt", "LICENSE"):
         (tmp_path / name).touch()
     with caplog.at_level(logging.WARNING):
-        files = find([str(tmp_path)])
+        files = find_files([str(tmp_path)])
     assert [path.name for path in files.values()] == ["a.jpg", "b.jpg"]
-    assert kind(files) == "images"
+    assert common_format(files) == "images"
     (record,) = caplog.records
     assert "2 of 4 files are left out, " in record.getMessage()
     assert f"name them by a pattern ('{tmp_path}/LICENSE')" in record.getMessage()
@@ -41,7 +41,7 @@ def test_what_says_no_format_is_left_out_beside_data_and_told(
 def test_files_that_all_say_nothing_ask_for_a_format(tmp_path: Path) -> None:
     (tmp_path / "README").touch()
     with pytest.raises(UserError, match="has no extension that says what it holds"):
-        kind(find([str(tmp_path)]))
+        common_format(find_files([str(tmp_path)]))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs a folder of another user")
@@ -64,4 +64,4 @@ def test_a_folder_that_cannot_be_listed_is_not_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", ["9" * 5_000, "a" * 300, "x/" * 3_000])
 def test_a_name_that_no_system_takes_is_the_users_mistake(path: str) -> None:
     with pytest.raises(UserError, match=r"\[source\] path '.*' cannot be used: File name too long"):
-        find([path])
+        find_files([path])

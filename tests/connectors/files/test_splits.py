@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from connectors.files import splits
 from connectors.files.source import FilesSource
-from connectors.files.splits import GROUPS, LAP
+from connectors.files.splits import SHARD_GROUPS, EPOCH_STRIDE
 from engine.types import EndOfStream, Mark, Records, Schema, UserError
 
 SCHEMA: Schema = {"n": pl.Int64()}
@@ -168,7 +168,7 @@ def test_positions_of_rows_stay_what_they_are(place: dict[str, Any]) -> None:
             break
         assert records is not None
         seen += [(records.partition, p) for p in records.positions.tolist()]
-        assert records.next // LAP == records.lap // LAP
+        assert records.next // EPOCH_STRIDE == records.epoch_offset // EPOCH_STRIDE
     assert Counter(seen) == Counter(dict.fromkeys(set(seen), 2))
 
 
@@ -203,7 +203,7 @@ def test_what_cannot_be_shared(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="order_by reads all files at once"):
             source(path, order_by=("n",), **own)
     rows = {"path": whole(tmp_path), "format": "json"}
-    with pytest.raises(UserError, match=f"at most {GROUPS}, got 65"):
+    with pytest.raises(UserError, match=f"at most {SHARD_GROUPS}, got 65"):
         source(rows, shards=65)
 
 

@@ -62,7 +62,7 @@ def test_columns_are_guessed_and_nothing_is_taken(pipe: Pipe, format: str, end: 
     pipe.write(TEXTS[format] + end)
     pipe.end()
     made = source(format)
-    assert made.endless()
+    assert made.unbounded()
     schema = made.schema({})
     assert schema == {"id": pl.Int64(), "x": pl.String()}
     made.seek(Mark())
@@ -105,7 +105,7 @@ def test_what_comes_after_a_restart_is_new(pipe: Pipe, caplog: pytest.LogCapture
     pipe.write("alpha\n")
     pipe.end()
     made = source("text")
-    made.recognise({})
+    made.match_identities({})
     made.seek(Mark(positions={"-": 100}))
     (records,) = drain(made)
     assert records.partition == "-#2"

@@ -60,18 +60,18 @@ class Versions:
     def __init__(self, *schemas: Any) -> None:
         self.schemas = [parsed(json.dumps(schema)) for schema in schemas]
 
-    def by_number(self, number: int) -> Any:
+    def by_id(self, number: int) -> Any:
         return self.version("", number - 100)
 
-    def newest(self, topic: str, *, patient: bool = True) -> Any | None:
+    def latest(self, topic: str, *, retry: bool = True) -> Any | None:
         return self.schemas[-1] if self.schemas else None
 
-    def version(self, topic: str, version: int | str, *, patient: bool = True) -> Any:
+    def version(self, topic: str, version: int | str, *, retry: bool = True) -> Any:
         if not 1 <= int(version) <= len(self.schemas):
             raise UnknownSchema(f"Expected a schema that the registry knows, got {version}.")
         return self.schemas[int(version) - 1]
 
-    def versions(self, topic: str, *, patient: bool = True) -> list[int]:
+    def versions(self, topic: str, *, retry: bool = True) -> list[int]:
         return list(range(1, len(self.schemas) + 1))
 
     def interrupt(self) -> None:
@@ -435,31 +435,31 @@ def test_settings_that_do_not_go_together(more: dict[str, Any], said: str) -> No
 def test_a_registry_is_asked_once_for_a_number(tmp_path: Path) -> None:
     """What it said holds when it is gone; and it keeps what it had when it is back."""
     server = own_registry(tmp_path).start()
-    client = Registry(server.url, patience=0.0)
+    client = Registry(server.url, retry_timeout=0.0)
     try:
         number = client.register("t", MIDDLE)
         assert client.register("t", MIDDLE) == number
-        assert client.by_number(number)["name"] == "R"
+        assert client.by_id(number)["name"] == "R"
         assert client.versions("t") == [1]
         server.stop()
-        assert client.by_number(number)["name"] == "R"
+        assert client.by_id(number)["name"] == "R"
         with pytest.raises(HeadraceError, match=r"does not answer: .*refused.*; is it up"):
-            client.newest("t")
+            client.latest("t")
         server.start()
-        newest = client.newest("t")
-        assert newest is not None
-        assert columns(newest) == {"amt": pl.Int64(), "id": pl.Int64()}
+        latest = client.latest("t")
+        assert latest is not None
+        assert columns(latest) == {"amt": pl.Int64(), "id": pl.Int64()}
     finally:
         server.kill()
 
 
 def test_a_registry_that_knows_nothing() -> None:
     client, topic = Registry(shared_registry().url), f"t-{uuid4()}"
-    assert client.newest(topic) is None
+    assert client.latest(topic) is None
     assert client.versions(topic) == []
     for _ in range(2):
         with pytest.raises(UnknownSchema, match="Expected a schema that the registry knows, got"):
-            client.by_number(2**31 - 1)
+            client.by_id(2**31 - 1)
 
 
 def test_a_column_taken_from_a_real_registry() -> None:
@@ -536,7 +536,7 @@ def test_it_is_asked_again_until_it_answers(
 ) -> None:
     answers = iter([(503, {}), (200, b"<html>"), (429, {}), (200, KNOWN)])
     server = serve(lambda path: next(answers))
-    assert Registry(server.url).by_number(5)["name"] == "R"
+    assert Registry(server.url).by_id(5)["name"] == "R"
     assert server.paths == ["/schemas/ids/5"] * 4
     warnings = [r.getMessage() for r in caplog.records if r.name == "headrace.registry"]
     assert warnings == ["schema registry does not answer, asking again"]
@@ -547,7 +547,7 @@ def test_its_patience_ends(serve: Callable[[Answer], Server]) -> None:
     with pytest.raises(
         HeadraceError, match=r"does not answer: 500 .*no disk.*; is it up"
     ) as caught:
-        Registry(server.url, patience=0.3).by_number(5)
+        Registry(server.url, retry_timeout=0.3).by_id(5)
     assert not isinstance(caught.value, UserError)
     assert len(server.paths) > 1
 
@@ -562,12 +562,12 @@ def test_at_the_start_it_is_asked_once(serve: Callable[[Answer], Server]) -> Non
 def test_one_that_never_answers(serve: Callable[[Answer], Server]) -> None:
     server = serve(lambda path: None)
     with pytest.raises(HeadraceError, match=r"does not answer: .*timed out"):
-        Registry(server.url, timeout=0.2, patience=0.0).by_number(5)
+        Registry(server.url, timeout=0.2, retry_timeout=0.0).by_id(5)
 
 
 def test_who_waits_can_be_woken(serve: Callable[[Answer], Server]) -> None:
     server = serve(lambda path: (500, {}))
-    made = Avro(Registry(server.url, patience=2 * HANG), topics=["t"])
+    made = Avro(Registry(server.url, retry_timeout=2 * HANG), topics=["t"])
     said: list[HeadraceError] = []
 
     def decode() -> None:
@@ -590,7 +590,7 @@ def test_a_password_that_is_refused(serve: Callable[[Answer], Server], code: int
     server = serve(lambda path: (code, {}))
     client = Registry(server.url, user="me", password=SecretStr("hidden"))
     with pytest.raises(UserError, match=r"set registry_user and registry_password") as caught:
-        client.by_number(5)
+        client.by_id(5)
     assert "hidden" not in str(caught.value)
     assert [h["Authorization"] for h in server.headers] == ["Basic bWU6aGlkZGVu"]
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from connectors.formats.csv import Csv
-from connectors.formats.kernels.flat_json import Flat
+from connectors.formats.kernels.flat_json import FlatJson
 from connectors.formats.ndjson import Ndjson
 from engine.types import Values
 from tests.connectors.conftest import records, told
@@ -99,7 +99,7 @@ DOUBLES = st.floats(allow_nan=False, allow_infinity=False)
 @settings(max_examples=100, deadline=None)
 @given(texts=st.lists(WRITTEN | DOUBLES.map(repr) | DOUBLES.map("{:.6g}".format), min_size=1))
 def test_what_the_walk_takes_is_pythons_number_to_the_bit(texts: list[str]) -> None:
-    flat = Flat.of({"x": pl.Float64(), "n": pl.Int64()})
+    flat = FlatJson.of({"x": pl.Float64(), "n": pl.Int64()})
     assert flat is not None
     rows = [b'{"x": %s, "n": %d}' % (t.encode(), len(t)) for t in texts]
     values = records(*rows).values
@@ -119,7 +119,7 @@ def test_a_line_is_the_same_wherever_it_lies(rows: list[bytes], data: st.DataObj
     cuts = data.draw(st.lists(st.integers(0, len(raw)), max_size=8))
     ends = sorted({*np.cumsum([len(row) for row in rows]).tolist(), *cuts, len(raw)} - {0})
     pieces = [raw[a:b] for a, b in itertools.pairwise([0, *ends])]
-    flat = Flat.of(SCHEMA)
+    flat = FlatJson.of(SCHEMA)
     assert flat is not None
 
     def taken(*pieces: bytes) -> list[Any]:
@@ -163,8 +163,8 @@ def test_plain_lines_never_see_the_parser(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_types_that_the_walk_does_not_know_are_the_parsers() -> None:
-    assert Flat.of({"x": pl.Datetime("us")}) is None
-    assert Flat.of({}) is None
+    assert FlatJson.of({"x": pl.Datetime("us")}) is None
+    assert FlatJson.of({}) is None
 
 
 LITERALS = st.from_regex(

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from connectors.files.source import FilesSource
-from connectors.formats.values.hive import guessed, values_of
+from connectors.formats.values.hive import infer_type, partition_values
 from engine.types import EndOfStream, UserError, parse_schema
 from tests.connectors.files.test_follow import Reader
 
@@ -118,8 +118,8 @@ def test_folders_that_come_are_followed() -> None:
     ],
 )
 def test_types_are_guessed(values: list[str | None], dtype: pl.DataType) -> None:
-    assert guessed(values) == dtype
+    assert infer_type(values) == dtype
 
 
 def test_only_folders_with_a_name_and_a_value() -> None:
-    assert values_of(Path("/data/k=1/=2/3=x/plain/a=b=c/f=1.csv")) == {"k": "1", "a": "b=c"}
+    assert partition_values(Path("/data/k=1/=2/3=x/plain/a=b=c/f=1.csv")) == {"k": "1", "a": "b=c"}

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pyarrow import ipc
 
 from connectors.formats.csv import Csv
-from connectors.formats.inference.infer import Guess, common_type, guessed, json_types
+from connectors.formats.inference.infer import TypeInference, common_type, infer_type, infer_json_types
 from connectors.formats.ndjson import Ndjson
 from engine.types import Mark, Schema, UserError, parse_schema, parse_type, type_name
 from tests.connectors.conftest import decoded, drain, files, records, told
@@ -35,7 +35,7 @@ SCALARS = st.one_of(
 
 
 def guess(*texts: str | None) -> tuple[pl.DataType, tuple[str, ...]]:
-    found = Guess()
+    found = TypeInference()
     found.add(pl.DataFrame({"v": texts}, schema={"v": pl.String()}))
     return found.schema(found.null_values)["v"], found.null_values
 
@@ -73,7 +73,7 @@ def test_a_guess(texts: list[str | None], dtype: str) -> None:
 def test_words_for_missing_values_are_found_where_no_text_has_them() -> None:
     assert guess("1.5", "NA", "2") == (pl.Float64(), ("NA",))
     assert guess("NA", "DE") == (pl.String(), ())
-    found = Guess()
+    found = TypeInference()
     found.add(pl.DataFrame({"x": ["1", "NA"], "country": ["NA", "DE"], "y": ["2", "-"]}))
     assert found.null_values == ("-",)
     assert found.schema(found.null_values) == {
@@ -85,7 +85,7 @@ def test_words_for_missing_values_are_found_where_no_text_has_them() -> None:
 @given(st.lists(st.lists(st.sampled_from(WORDS), min_size=1, max_size=4), min_size=1, max_size=3))
 def test_whatever_is_guessed_is_taken(parts: list[list[str]]) -> None:
     """However the rows came, the same decoder takes every one."""
-    found = Guess()
+    found = TypeInference()
     for part in parts:
         found.add(pl.DataFrame({"v": [w or None for w in part]}, schema={"v": pl.String()}))
     csv = Csv({"p": ["v", "w"]})
@@ -99,7 +99,7 @@ def test_whatever_is_guessed_is_taken(parts: list[list[str]]) -> None:
 @given(st.lists(st.dictionaries(st.sampled_from("xyz"), SCALARS, max_size=3), max_size=5))
 def test_whatever_is_guessed_of_json_is_taken(rows: list[dict[str, object]]) -> None:
     lines = [json.dumps(row).encode() + b"\n" for row in rows]
-    schema = {c: _text_for_null(t) for c, t in json_types(b"".join(lines)).items()}
+    schema = {c: _text_for_null(t) for c, t in infer_json_types(b"".join(lines)).items()}
     if not schema:
         return
     frame, rejects = Ndjson().decode(records(*lines), schema)
@@ -117,16 +117,16 @@ def test_whole_numbers_that_no_float_holds_are_text_among_fractions(kind: str) -
     for number, dtype in (("9007199254740993", pl.String()), ("9007199254740992", pl.Float64())):
         lines = "".join(f'{{"a":{n}}}\n' for n in (number, "0.5"))
         made = (
-            guessed(pl.Series([number, "0.5"]))
+            infer_type(pl.Series([number, "0.5"]))
             if kind == "csv"
-            else json_types(lines.encode())["a"]
+            else infer_json_types(lines.encode())["a"]
         )
         assert made == dtype
 
 
 def test_halves_of_surrogate_pairs_are_refused() -> None:
     lines = [b'{"s":"\\ud800\\u0041","\\udc00":1,"x":1}\n', b'{"s":"ok","n":{"a":"\\ud800"}}\n']
-    schema = json_types(b"".join(lines))
+    schema = infer_json_types(b"".join(lines))
     assert (schema["s"], schema["x"]) == (pl.String(), pl.Int64())
     frame, rejects = Ndjson().decode(records(*lines), schema)
     assert [(reason, at) for reason, at, _, _ in told(rejects)] == [
@@ -321,7 +321,7 @@ def test_json_has_no_times_so_text_that_is_one_is_read_as_one(
     values: list[object], name: str
 ) -> None:
     lines = "".join(json.dumps({"v": value}) + "\n" for value in values).encode()
-    assert type_name(json_types(lines)["v"]) == name
+    assert type_name(infer_json_types(lines)["v"]) == name
 
 
 WRITTEN = st.one_of(
@@ -336,7 +336,7 @@ WRITTEN = st.one_of(
 @example(words=["1.5", "123456789012345678901234567890"])
 def test_numbers_of_json_are_guessed_as_those_of_csv(words: list[str]) -> None:
     lines = "".join(f'{{"x": {word}}}\n' for word in words)
-    assert json_types(lines.encode()) == {"x": guessed(pl.Series(words))}
+    assert infer_json_types(lines.encode()) == {"x": infer_type(pl.Series(words))}
 
 
 @pytest.mark.parametrize(
@@ -352,7 +352,7 @@ def test_numbers_of_json_are_guessed_as_those_of_csv(words: list[str]) -> None:
 def test_a_word_is_missing_where_that_makes_numbers_of_every_column_that_has_it(
     columns: dict[str, list[str]], words: tuple[str, ...]
 ) -> None:
-    found = Guess()
+    found = TypeInference()
     found.add(pl.DataFrame(columns))
     assert sorted(found.null_values) == sorted(words)
 

@@ -15,17 +15,17 @@ from hypothesis import strategies as st
 from connectors.formats.values.casts import Coerce
 from connectors.formats.values.columns import Columns
 from connectors.formats.csv import Csv, Dialect
-from connectors.formats.inference.infer import json_types
+from connectors.formats.inference.infer import infer_json_types
 from connectors.formats.ndjson import Ndjson
 from connectors.memory import MemorySource
-from engine.types import MOST_LEVELS, UserError, parse_schema, parse_type
+from engine.types import MAX_NESTING, UserError, parse_schema, parse_type
 from tests.connectors.conftest import records, told
 
 LOST = "wrong_type"
 BIG = "out_of_range"
 
 
-def of_csv(text: str, dtype: pl.DataType, coerce: Coerce = "lossless") -> Any:
+def inspect_csv(text: str, dtype: pl.DataType, coerce: Coerce = "lossless") -> Any:
     """The value that a field of CSV gives, or the reason why none."""
     format = Csv({"p": ["a"]}, Dialect(delimiter="\t", quote=""), coerce=coerce)
     return _one(format.decode(records(text.encode() + b"\n"), {"a": dtype}))
@@ -79,7 +79,7 @@ def _one(made: tuple[pl.DataFrame, Any]) -> Any:
 )
 def test_a_list_is_taken_where_every_element_is(text: str, dtype: str, expected: Any) -> None:
     kind = parse_type(f"list[{dtype}]")
-    assert of_csv(text, kind) == expected
+    assert inspect_csv(text, kind) == expected
     assert of_json(text, kind) == expected
     assert of_json(text, kind, among='"no"') == expected  # beside a row that is lost
 
@@ -101,13 +101,13 @@ def test_a_list_is_taken_where_every_element_is(text: str, dtype: str, expected:
 )
 def test_a_strict_list_holds_what_is_written_so(text: str, dtype: str, expected: Any) -> None:
     kind = parse_type(f"list[{dtype}]")
-    assert of_csv(text, kind, "strict") == expected
+    assert inspect_csv(text, kind, "strict") == expected
     assert of_json(text, kind, "strict") == expected
 
 
 @pytest.mark.parametrize("text", ["[1,]", "[,1]", "[1 2]", "[01]", "[1", "[1]]", "[x]", "", "]"])
 def test_what_is_no_array_is_no_list(text: str) -> None:
-    assert of_csv(text or '"', pl.List(pl.Int64())) == LOST
+    assert inspect_csv(text or '"', pl.List(pl.Int64())) == LOST
 
 
 def test_the_reason_names_the_value() -> None:
@@ -215,11 +215,11 @@ def test_lists_are_declared_down_to_some_level() -> None:
     def nested(levels: int) -> str:
         return "list[" * levels + "int64" + "]" * levels
 
-    deepest = parse_type(nested(MOST_LEVELS))
-    text = "[" * MOST_LEVELS + "7" + "]" * MOST_LEVELS
-    assert of_csv(text, deepest) == of_json(text, deepest) == json.loads(text)
-    for levels in (MOST_LEVELS + 1, 1_000, 100_000):
-        with pytest.raises(UserError, match=f"lists go at most {MOST_LEVELS} levels deep"):
+    deepest = parse_type(nested(MAX_NESTING))
+    text = "[" * MAX_NESTING + "7" + "]" * MAX_NESTING
+    assert inspect_csv(text, deepest) == of_json(text, deepest) == json.loads(text)
+    for levels in (MAX_NESTING + 1, 1_000, 100_000):
+        with pytest.raises(UserError, match=f"lists go at most {MAX_NESTING} levels deep"):
             parse_schema({"a": nested(levels)})
 
 
@@ -228,7 +228,7 @@ def test_lists_are_declared_down_to_some_level() -> None:
 def test_what_is_nested_deeper_is_guessed_as_text(begin: str, end: str, levels: int) -> None:
     deep = f'{{"a":{begin * levels}1{end * levels},"n":1}}\n'.encode()
     other = b'{"a":"x","n":2}\n'
-    types = json_types(deep + other)
+    types = infer_json_types(deep + other)
     assert types == {"a": pl.String(), "n": pl.Int64()}
     frame, rejects = Ndjson().decode(records(deep, other), types)
     assert frame["n"].to_list()[-1] == 2

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from connectors.formats.inference.sniff import sniffed
+from connectors.formats.inference.sniff import sniff_dialect
 from tests.connectors.conftest import decoded, drain, files
 
 SEMICOLONS = {"delimiter": ";"}
@@ -56,7 +56,7 @@ COMMAS = {"delimiter": ";", "decimal": ","}
     ],
 )  # fmt: skip
 def test_what_is_found(text: str, found: dict[str, str]) -> None:
-    assert sniffed(text.encode(), {}) == found
+    assert sniff_dialect(text.encode(), {}) == found
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_what_is_found(text: str, found: dict[str, str]) -> None:
 )
 def test_what_is_declared_is_not_looked_for(given: dict[str, Any], found: dict[str, str]) -> None:
     text = b"# one\n# two, three, four\na;b\n1,5;2\n0,5;3\n"
-    assert sniffed(text, given) == found
+    assert sniff_dialect(text, given) == found
 
 
 NAMES = st.text(st.sampled_from("ab,;|\t\"'# \n"), min_size=1, max_size=5)
@@ -88,7 +88,7 @@ def test_no_delimiter_is_found_that_is_none(
     """A file with commas keeps them; of the others their own is found, or nothing."""
     text = io.StringIO(newline="")
     csv.writer(text, delimiter=delimiter, quoting=quoting, lineterminator="\n").writerows(table)
-    found = sniffed(text.getvalue().encode(), {"comment": None})
+    found = sniff_dialect(text.getvalue().encode(), {"comment": None})
     assert found.get("delimiter", ",") in (delimiter, ",")
     if delimiter == ",":
         lines = io.StringIO(text.getvalue(), newline="")

@@ -13,8 +13,8 @@ import pytest
 import zstandard
 
 from connectors.files.tar import TarShard
-from connectors.formats.webdataset import Samples
-from connectors.dead_letters import FileLetters
+from connectors.formats.webdataset import WebDatasetFormat
+from connectors.dead_letters import FileDeadLetterSource
 from engine.types import HeadraceError, Mark, Schema, UserError
 from tests.connectors.conftest import drain, files, shard, sink_of
 from tests.connectors.files.test_file_rows import read
@@ -54,7 +54,7 @@ def test_columns_by_path(tmp_path: Path) -> None:
         source.schema({"image": pl.Binary(), "w": pl.Int64()})
     for wrong in ("", "json.", "a..b", "json.a[x]"):
         with pytest.raises(UserError, match="is no path"):
-            Samples({"c": wrong})
+            WebDatasetFormat({"c": wrong})
 
 
 def test_values_that_do_not_fit_cost_their_sample(tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ def test_a_dead_letter_of_a_tar_is_not_replayed(tmp_path: Path) -> None:
     sink.write(pl.DataFrame({"value": ["{}"]}))
     sink.flush()
     with pytest.raises(UserError, match="tell where a sample lies, they do not hold it"):
-        FileLetters(tmp_path / "out", files(shard(tmp_path / "s.tar", PLAIN)))
+        FileDeadLetterSource(tmp_path / "out", files(shard(tmp_path / "s.tar", PLAIN)))
 
 
 def test_only_what_is_asked_for_is_read(tmp_path: Path) -> None:

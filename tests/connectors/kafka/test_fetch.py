@@ -27,7 +27,7 @@ from kafka.record.default_records import DefaultRecordBatch
 from kafka.record.memory_records import MemoryRecords, MemoryRecordsBuilder
 
 from connectors.kafka import fetch
-from connectors.kafka.fetch import Chunk, Columnar, batches, columnar, decode
+from connectors.kafka.fetch import Chunk, ColumnarRecords, batches, install_columnar_fetch, decode
 from engine.types import EndOfStream, Mark, Values
 from tests.broker import shared_broker
 from tests.connectors.conftest import drain, kafka_source, take
@@ -109,9 +109,9 @@ def test_a_codec_that_is_unknown_or_not_what_it_says(
         decode(next(batches(MemoryRecords(bytes(raw)))), 0, newline=True)
 
 
-def answer(*parts: bytes) -> Columnar:
+def answer(*parts: bytes) -> ColumnarRecords:
     """An answer of a broker that holds these record batches."""
-    return Columnar(0, TopicPartition("t", 0), MemoryRecords(b"".join(parts)))
+    return ColumnarRecords(0, TopicPartition("t", 0), MemoryRecords(b"".join(parts)))
 
 
 def three(offset: int) -> bytes:
@@ -124,7 +124,7 @@ def three(offset: int) -> bytes:
 def test_neighbouring_batches_are_one_chunk_up_to_a_size(
     together: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetch, "TOGETHER", together)
+    monkeypatch.setattr(fetch, "CHUNK_BYTES", together)
     chunks = answer(three(0), three(10), three(20)).take(100)
     assert [len(chunk) for chunk in chunks] == sizes
     offsets = [offset for chunk in chunks for offset in chunk.offsets.tolist()]
@@ -149,13 +149,13 @@ def test_what_comes_before_a_damaged_batch_is_whole() -> None:
 
 
 def test_the_seam_is_where_it_was() -> None:
-    """What `columnar` leans on inside kafka-python; a version that moves it fails here."""
-    assert issubclass(Columnar, Fetcher.PartitionRecords)
+    """What `install_columnar_fetch` leans on inside kafka-python; a version that moves it fails here."""
+    assert issubclass(ColumnarRecords, Fetcher.PartitionRecords)
     for name in ("_unpack_records", "_consume_aborted_transactions_up_to", "_is_batch_aborted",
                  "_contains_abort_marker", "drain", "take"):  # fmt: skip
         assert callable(getattr(Fetcher.PartitionRecords, name))
     broker = shared_broker()
-    consumer = KafkaConsumer(bootstrap_servers=broker.bootstrap)
+    consumer = KafkaConsumer(bootstrap_servers=broker.bootstrap_servers)
     assert isinstance(consumer._fetcher, Fetcher)
     assert inspect.iscoroutinefunction(consumer._manager._build_transport)
     for name in ("_sock", "_protocol"):
@@ -176,7 +176,7 @@ def test_the_seam_is_where_it_was() -> None:
     assert isinstance(consumer._manager._auth_failures, dict)
     assert callable(consumer._manager.wait_for)
     assert callable(consumer._net.call_soon_threadsafe)
-    member = KafkaConsumer(bootstrap_servers=broker.bootstrap, group_id="seam")
+    member = KafkaConsumer(bootstrap_servers=broker.bootstrap_servers, group_id="seam")
     assert member._coordinator._join_task is None
     assert callable(member._coordinator.request_rejoin)
     member.close()
@@ -219,7 +219,7 @@ def fetched(records: bytes) -> tuple[FetchRequest, bytes]:
 def test_answers_that_come_in_pieces_are_the_answers(sizes: list[int], cuts: list[int]) -> None:
     # What is large is read in another way; here that is much less.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fetch, "RECEIVED", 2_000)
+        patch.setattr(fetch, "RECEIVE_BYTES", 2_000)
         _in_pieces(sizes, cuts)
 
 
@@ -262,8 +262,8 @@ def test_what_comes_is_taken_in_large_pieces() -> None:
     broker = shared_broker()
     topic = broker.topic()
     broker.produce(topic, [b"x" * 100_000] * 30, each=5)
-    consumer = KafkaConsumer(bootstrap_servers=broker.bootstrap, auto_offset_reset="earliest")
-    columnar(consumer, newline=False)
+    consumer = KafkaConsumer(bootstrap_servers=broker.bootstrap_servers, auto_offset_reset="earliest")
+    install_columnar_fetch(consumer, newline=False)
     consumer.assign([TopicPartition(topic, 0)])
     sizes: list[int] = []
     while len(sizes) < 30:
@@ -292,7 +292,7 @@ def test_tombstones_and_empty_values_shift_nothing() -> None:
 def test_aborted_transactions_are_left_out_and_positions_go_on(isolation: str) -> None:
     broker = shared_broker()
     topic = broker.topic()
-    producer = KafkaProducer(bootstrap_servers=broker.bootstrap, transactional_id=f"x-{topic}")
+    producer = KafkaProducer(bootstrap_servers=broker.bootstrap_servers, transactional_id=f"x-{topic}")
     producer.init_transactions()
     for number, keep in enumerate([True, False, True]):
         producer.begin_transaction()
@@ -304,7 +304,7 @@ def test_aborted_transactions_are_left_out_and_positions_go_on(isolation: str) -
         else:
             producer.abort_transaction()
     producer.close()
-    source = kafka_source(broker, topic, isolation=isolation, format="text")
+    source = kafka_source(broker, topic, isolation_level=isolation, format="text")
     schema = source.schema({})
     pieces = drain(source, 100)
     frames = [source.format.decode(piece, schema)[0] for piece in pieces]

@@ -29,8 +29,8 @@ from kafka.record.default_records import DefaultRecordBatchBuilder
 from kafka.record.memory_records import MemoryRecords, MemoryRecordsBuilder
 
 from connectors.formats.kernels import rows
-from connectors.kafka.producer import Delivery, DeliverySettings
-from connectors.kafka.record_batches import OVERHEAD, Batch, Outgoing, headed, murmur2, plan
+from connectors.kafka.producer import VerifiedProducer, ProducerSettings
+from connectors.kafka.record_batches import OVERHEAD, ProducedBatch, OutgoingRecords, encode_headers, murmur2, plan_batches
 from engine.types import HeadraceError, Values
 from tests.broker import Broker, shared_broker, skip_without_tools
 from tests.crash import kit
@@ -48,19 +48,19 @@ def binary(values: list[bytes | None]) -> pl.Series:
 
 
 def own(headers: list[list[tuple[str, bytes]]]) -> Values:
-    """As they were read: what `headed` writes for one record each, with others around it."""
+    """As they were read: what `encode_headers` writes for one record each, with others around it."""
     made: list[bytes | None] = []
     for head in headers:
-        made += headed(1, head, {}).take(np.arange(1)) if head else [None]
+        made += encode_headers(1, head, {}).take(np.arange(1)) if head else [None]
     return rows.values(binary(made))
 
 
-def outgoing(records: list[Any]) -> Outgoing:
+def outgoing(records: list[Any]) -> OutgoingRecords:
     keys, values, others, headers, times = map(list, zip(*records, strict=True))
-    return Outgoing(
+    return OutgoingRecords(
         values=rows.values(binary(values)),
         keys=rows.values(binary(keys)),
-        headers=headed(len(records), ALWAYS, {"h": binary(others)}, own(headers)),
+        headers=encode_headers(len(records), ALWAYS, {"h": binary(others)}, own(headers)),
         times=np.array(times, np.int64),
     )
 
@@ -75,10 +75,10 @@ def test_a_batch_of_columns_is_the_batch_record_by_record(
     records: list[Any], codec: int, cut: int
 ) -> None:
     """Every byte of it, in two pieces of any size."""
-    batch = Batch(TopicPartition("t", 0), codec, 1 << 20)
+    batch = ProducedBatch(TopicPartition("t", 0), codec, 1 << 20)
     at = np.arange(len(records))
     for piece in (at[:cut], at[cut:]):
-        for _, some, nbytes in plan(made := outgoing(records), piece, 1, 0, 1 << 30)[0]:
+        for _, some, nbytes in plan_batches(made := outgoing(records), piece, 1, 0, 1 << 30)[0]:
             batch.put(made, some, nbytes)
     builder = MemoryRecordsBuilder(2, codec, 1 << 20)
     for key, value, other, headers, moment in records:
@@ -92,9 +92,9 @@ def test_a_batch_of_columns_is_the_batch_record_by_record(
 
 
 def test_records_without_keys_and_headers() -> None:
-    batch = Batch(TopicPartition("t", 0), 0, 1 << 20)
+    batch = ProducedBatch(TopicPartition("t", 0), 0, 1 << 20)
     values = rows.values(pl.Series(["a", "öß"]))
-    batch.put(Outgoing(values=values, times=np.array([5, 4])), np.arange(2), 100)
+    batch.put(OutgoingRecords(values=values, times=np.array([5, 4])), np.arange(2), 100)
     batch.records.close()
     (found,) = MemoryRecords(batch.records.buffer())
     assert [(r.key, r.value, r.headers, r.timestamp) for r in found] == [
@@ -121,13 +121,13 @@ def test_every_record_goes_to_one_partition_in_its_order(
     keys: list[bytes | None], partitions: int, size: int, turn: int
 ) -> None:
     n = len(keys)
-    records = Outgoing(
+    records = OutgoingRecords(
         values=rows.values(binary([b"v" * (i % 9) for i in range(n)])),
         keys=rows.values(binary(keys)),
         times=np.zeros(n, np.int64),
     )
     at = np.arange(n)[::2]
-    batches, later = plan(records, at, partitions, turn, size)
+    batches, later = plan_batches(records, at, partitions, turn, size)
     chosen = [i for _, some, _ in batches for i in some.tolist()]
     assert sorted(chosen) == at.tolist()
     assert later >= turn
@@ -147,7 +147,7 @@ def test_a_batch_goes_with_its_last_reference() -> None:
     """Not with the next round of the garbage collector, which may be long in coming."""
     gc.disable()
     try:
-        batch = Batch(TopicPartition("t", 0), 0, 1 << 20)
+        batch = ProducedBatch(TopicPartition("t", 0), 0, 1 << 20)
         batch.put(plain([b"x"]), np.arange(1), 100)
         gone = weakref.ref(batch)
         del batch
@@ -193,7 +193,7 @@ def sent() -> Any:
     broker = shared_broker()
 
     def read(topic: str) -> list[Any]:
-        consumer = KafkaConsumer(bootstrap_servers=broker.bootstrap, consumer_timeout_ms=20_000)
+        consumer = KafkaConsumer(bootstrap_servers=broker.bootstrap_servers, consumer_timeout_ms=20_000)
         places = [TopicPartition(topic, n) for n in consumer.partitions_for_topic(topic) or ()]
         consumer.assign(places)
         consumer.seek_to_beginning()
@@ -205,13 +205,13 @@ def sent() -> Any:
     return read
 
 
-def delivery(**settings: Any) -> Delivery:
-    bootstrap = shared_broker().bootstrap
-    return Delivery(DeliverySettings(bootstrap=bootstrap, **settings), "[sink] t")
+def delivery(**settings: Any) -> VerifiedProducer:
+    bootstrap_servers = shared_broker().bootstrap_servers
+    return VerifiedProducer(ProducerSettings(bootstrap_servers=bootstrap_servers, **settings), "[sink] t")
 
 
-def plain(values: list[bytes | None]) -> Outgoing:
-    return Outgoing(values=rows.values(binary(values)), times=np.full(len(values), 7))
+def plain(values: list[bytes | None]) -> OutgoingRecords:
+    return OutgoingRecords(values=rows.values(binary(values)), times=np.full(len(values), 7))
 
 
 def test_what_is_sent_arrives(sent: Any) -> None:
@@ -220,10 +220,10 @@ def test_what_is_sent_arrives(sent: Any) -> None:
     ours, theirs = broker.topic(partitions=3), broker.topic(partitions=3)
     keys: list[bytes | None] = [f"k{i % 50}".encode() for i in range(2_000)]
     values: list[bytes | None] = [b"v%d" % i for i in range(2_000)]
-    records = Outgoing(
+    records = OutgoingRecords(
         values=rows.values(binary(values)),
         keys=rows.values(binary(keys)),
-        headers=headed(2_000, [("a", b"1")], {"n": pl.Series([str(i) for i in range(2_000)])}),
+        headers=encode_headers(2_000, [("a", b"1")], {"n": pl.Series([str(i) for i in range(2_000)])}),
         times=np.arange(2_000) + 1_000,
     )
     out = delivery()
@@ -232,7 +232,7 @@ def test_what_is_sent_arrives(sent: Any) -> None:
     out.flush()
     assert out.nbytes == 0
     out.close()
-    producer = KafkaProducer(bootstrap_servers=broker.bootstrap)
+    producer = KafkaProducer(bootstrap_servers=broker.bootstrap_servers)
     for i, (key, value) in enumerate(zip(keys, values, strict=True)):
         head = [("a", b"1"), ("n", str(i).encode())]
         producer.send(theirs, value, key=key, headers=head, timestamp_ms=1_000 + i)
@@ -258,7 +258,7 @@ def test_records_without_keys_are_spread(sent: Any) -> None:
 
 def test_a_full_buffer_waits_for_answers(sent: Any) -> None:
     topic = shared_broker().topic()
-    out = delivery(buffer_bytes=1 << 20, compression="none")
+    out = delivery(buffer_memory=1 << 20, compression_type="none")
     highest = 0
     for i in range(40):
         out.send(topic, plain([bytes([i]) * 1_000] * 200), np.arange(200))
@@ -272,12 +272,12 @@ def test_a_full_buffer_waits_for_answers(sent: Any) -> None:
 def test_a_batch_that_the_broker_calls_too_large_is_split(sent: Any) -> None:
     broker = shared_broker()
     topic = broker.topic()
-    admin = KafkaAdminClient(bootstrap_servers=broker.bootstrap)
+    admin = KafkaAdminClient(bootstrap_servers=broker.bootstrap_servers)
     limit = ConfigResource(ConfigResourceType.TOPIC, topic, {"max.message.bytes": "3000"})
     admin.alter_configs([limit])
     admin.close()
     values: list[bytes | None] = [b"%04d" % i * 100 for i in range(100)]
-    out = delivery(compression="none")
+    out = delivery(compression_type="none")
     out.send(topic, plain(values), np.arange(100))
     out.flush()
     assert [r.value for r in sent(topic)] == values
@@ -323,7 +323,7 @@ def test_no_request_of_a_transaction_is_lost_while_the_broker_is_away(
     if call == "connect":
         monkeypatch.setattr(ClusterMetadata, "add_coordinator", stopped)
     topic = frail.topic()
-    out = Delivery(DeliverySettings(bootstrap=frail.bootstrap, give_up=20), "[sink] t")
+    out = VerifiedProducer(ProducerSettings(bootstrap_servers=frail.bootstrap_servers, delivery_timeout=20), "[sink] t")
     out.transaction = topic
     returns = threading.Thread(target=back)
     returns.start()
@@ -340,13 +340,13 @@ def test_no_request_of_a_transaction_is_lost_while_the_broker_is_away(
         out.close()
         returns.join()
     assert refused.is_set()
-    assert [r.value for r in kit.records(frail.bootstrap, topic)] == [b"x"]
+    assert [r.value for r in kit.records(frail.bootstrap_servers, topic)] == [b"x"]
 
 
 def test_a_broker_that_hangs_takes_no_core(frail: Broker) -> None:
     """The sender, a record in hand and its connection gone, looks for the broker in intervals."""
     topic = frail.topic()
-    out = Delivery(DeliverySettings(bootstrap=frail.bootstrap, give_up=60), "[sink] t")
+    out = VerifiedProducer(ProducerSettings(bootstrap_servers=frail.bootstrap_servers, delivery_timeout=60), "[sink] t")
     try:
         out.send(topic, plain([b"x"]), np.arange(1))
         out.flush()
@@ -374,10 +374,10 @@ def test_a_broker_that_hangs_takes_no_core(frail: Broker) -> None:
     finally:
         out.close()
     assert min(polled) > 0
-    assert [r.value for r in kit.records(frail.bootstrap, topic)] == [b"x", b"y"]
+    assert [r.value for r in kit.records(frail.bootstrap_servers, topic)] == [b"x", b"y"]
 
 
-def stop(broker: Broker, out: Delivery) -> None:
+def stop(broker: Broker, out: VerifiedProducer) -> None:
     """Return when the client has seen that its coordinator is gone."""
     seen = threading.Event()
     connection = out.connect()._sender._client._manager._conns["coordinator-1"]

@@ -12,8 +12,8 @@ from kafka import KafkaProducer
 from kafka.record.default_records import DefaultRecordBatchBuilder
 from kafka.record.memory_records import MemoryRecords
 
-from connectors.formats.text import Text
-from connectors.kafka.record_columns import WithRecord, record_schema
+from connectors.formats.text import RawText
+from connectors.kafka.record_columns import RecordColumns, record_schema
 from connectors.kafka.fetch import decode, headers
 from engine.types import Records, UserError, Values
 from tests.broker import shared_broker
@@ -26,7 +26,7 @@ HEADERS = st.lists(st.tuples(st.sampled_from(["a", "b", "ab", "ö"]), BYTES), ma
 def test_what_a_record_has_is_columns() -> None:
     broker = shared_broker()
     topic = broker.topic(2)
-    producer = KafkaProducer(bootstrap_servers=broker.bootstrap)
+    producer = KafkaProducer(bootstrap_servers=broker.bootstrap_servers)
     sent = [
         (b'{"n":0}', b"k0", [("id", b"x"), ("other", b"o"), ("id", b"second")]),
         (b'{"n":1}', None, []),
@@ -70,7 +70,7 @@ def test_every_key_and_header_is_kafkas_own_readers(
         builder.append(i, 1_000 + i, key, b"v", head)
     raw = bytes(builder.build())
     expected = list(MemoryRecords(raw).next_batch())
-    chunk = decode(MemoryRecords(raw).next_batch(), 0, newline=False, whole=True)
+    chunk = decode(MemoryRecords(raw).next_batch(), 0, newline=False, with_metadata=True)
     assert chunk.keys is not None
     assert chunk.headers is not None
     everything = pl.Series(range(len(rows))).to_numpy()
@@ -84,7 +84,7 @@ def test_every_key_and_header_is_kafkas_own_readers(
     )  # fmt: skip
     record = {"k": "key bytes", "a": "header a", "o": "header ö"}
     schema = {"value": pl.Binary(), **record_schema(record)}
-    frame, _ = WithRecord(Text(), record).decode(records, schema)
+    frame, _ = RecordColumns(RawText(), record).decode(records, schema)
     assert frame["k"].to_list() == [r.key for r in expected]
     for column, name in (("a", "a"), ("o", "ö")):
         first = [next((v for k, v in r.headers if k == name), None) for r in expected]
@@ -117,7 +117,7 @@ def test_a_record_larger_than_a_fetch_is_read_all_the_same() -> None:
     topic = broker.topic()
     sent = [b"x" * 900_000, b"y", b"z" * 900_000]
     broker.produce(topic, sent, each=1)
-    source = kafka_source(broker, topic, format="text", fetch_bytes=1 << 16)
+    source = kafka_source(broker, topic, format="text", fetch_max_bytes=1 << 16)
     schema = source.schema({})
     frames = [source.format.decode(piece, schema)[0] for piece in drain(source)]
     source.close()

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from connectors.formats.csv import Csv
 from connectors.formats.ndjson import Ndjson
 from connectors.formats.kernels.rows import is_utf8
-from connectors.formats.text import Text
+from connectors.formats.text import RawText
 from connectors.formats.xml import Xml
-from connectors.kafka.value_checks import Valued
+from connectors.kafka.value_checks import ValueFilter
 from engine.types import Format, Records, Schema, Values
 from tests.connectors.conftest import told
 
@@ -27,7 +27,7 @@ FORMATS: dict[str, Make] = {
     "csv": (lambda: Csv({"p": ("n",)}), NUMBER, b"7"),
     "csv of text": (lambda: Csv({"p": ("n",)}), {"n": pl.String()}, b"7"),
     "xml": (lambda: Xml({}), NUMBER, b"<r><n>7</n></r>"),
-    "text": (Text, {"value": pl.String()}, b"7"),
+    "text": (RawText, {"value": pl.String()}, b"7"),
 }
 FRAME = b"\x00\x00\x00\x01\x02"
 ODD = {
@@ -56,7 +56,7 @@ def records(values: list[bytes | None], tail: int) -> Records:
 def decoded(name: str, values: list[bytes | None]) -> tuple[pl.DataFrame, Any]:
     make, schema, _ = FORMATS[name]
     tail = int(name.startswith(("ndjson", "csv")))
-    return Valued(make(), text=True).decode(records(values, tail), schema)
+    return ValueFilter(make(), text=True).decode(records(values, tail), schema)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -88,7 +88,7 @@ def test_each_is_rejected_under_its_name(name: str) -> None:
 def test_bytes_may_begin_as_they_like() -> None:
     begins = [begin for many in ODD.values() for begin in many]
     values: list[bytes | None] = [*begins, None]
-    frame, rejects = Valued(Text(), text=True).decode(records(values, 0), {"value": pl.Binary()})
+    frame, rejects = ValueFilter(RawText(), text=True).decode(records(values, 0), {"value": pl.Binary()})
     assert frame["value"].to_list() == begins
     assert [reason for reason, *_ in told(rejects)] == ["tombstone"]
 

@@ -14,11 +14,11 @@ from pydantic import ByteSize
 
 from connectors.memory import MemorySource
 from engine.loading import rebatch
-from engine.loading.budget import Account, Budget
+from engine.loading.budget import BudgetAccount, Budget
 from engine.loading.collate import Collate
 from engine.config import LoaderSettings
 from engine.loading.loader import Loader
-from engine.columnar.batch_group import Sheaf, Stopped
+from engine.columnar.batch_group import BatchGroup, StepFailed
 from engine.types import Batch, Features, Mark, Schema
 from tests.scrub.conftest import equal
 from tests.scrub.test_fusion import COLUMNS, KINDS, number, stages
@@ -67,7 +67,7 @@ def loader(
     frozen: int | None = None,
     **options: Any,
 ) -> Loader:
-    options = {"batch_rows": 7, "poll": 0.01, **options}
+    options = {"batch_rows": 7, "poll_timeout": 0.01, **options}
     made = stages(kinds, frozen)
     return Loader(
         MemorySource.of(frames),
@@ -90,7 +90,7 @@ def told(batch: Batch) -> Any:
         dict(batch.mark.stages),
         {f"{stage} {what}": n for (stage, what), n in batch.counts.items()},
         [[r.stage, r.reason, r.rows] for r in batch.rejects],
-        [batch.raw_rows, batch.raw_bytes, batch.grown],
+        [batch.raw_rows, batch.raw_bytes, batch.added],
         batch.tensors.numeric.numpy().copy(),
         batch.tensors.target.numpy().copy(),
     ]
@@ -111,9 +111,9 @@ def test_together_is_as_one_by_one(
 ) -> None:
     frames = [frame(rows) for rows in parts]
 
-    def run(together: int, mark: Mark | None = None) -> list[Batch]:
+    def run(apply_group: int, mark: Mark | None = None) -> list[Batch]:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(rebatch, "TOGETHER", together)
+            patch.setattr(rebatch, "MAX_GROUP_BATCHES", apply_group)
             with loader(frames, kinds, [Told()] if between else [], frozen) as batches:
                 if mark is not None:
                     batches.seek(mark)
@@ -134,15 +134,15 @@ ROWS = frame([(float(i), None if i % 5 == 0 else -i / 3, i % 3 - 1.0, 0.5) for i
 def test_rows_side_by_side_go_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.scrub.base.COLD_ROWS", 0)  # those go one by one
     sizes = []
-    together = Collate.together
+    apply_group = Collate.apply_group
 
-    def spy(self: Collate, sheaf: Sheaf) -> Sheaf:
-        sizes.append(len(sheaf))
-        assert sheaf.frame is not None
-        assert sheaf.frame.height == sum(map(len, sheaf.batches))
-        return together(self, sheaf)
+    def spy(self: Collate, batch_group: BatchGroup) -> BatchGroup:
+        sizes.append(len(batch_group))
+        assert batch_group.frame is not None
+        assert batch_group.frame.height == sum(map(len, batch_group.batches))
+        return apply_group(self, batch_group)
 
-    monkeypatch.setattr(Collate, "together", spy)
+    monkeypatch.setattr(Collate, "apply_group", spy)
     with loader([ROWS], ["mean", "zscore", "standardize"]) as batches:
         assert [len(batch) for batch in batches] == [7] * 14 + [2]
     assert sizes == [4, 4, 4, 2, 1]
@@ -157,13 +157,13 @@ def test_batches_that_may_not_go_together_go_one_by_one(
     options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = []
-    together = Collate.together
+    apply_group = Collate.apply_group
 
-    def spy(self: Collate, sheaf: Sheaf) -> Sheaf:
-        sizes.append(len(sheaf))
-        return together(self, sheaf)
+    def spy(self: Collate, batch_group: BatchGroup) -> BatchGroup:
+        sizes.append(len(batch_group))
+        return apply_group(self, batch_group)
 
-    monkeypatch.setattr(Collate, "together", spy)
+    monkeypatch.setattr(Collate, "apply_group", spy)
     with loader([ROWS], ["mean", "zscore"], **options) as batches:
         assert sum(len(batch) for batch in batches) == 100
     assert set(sizes) == {1}
@@ -185,7 +185,7 @@ def test_a_stage_that_fails_does_so_after_the_batches_before(fails: int) -> None
 def test_a_bad_row_costs_itself() -> None:
     text = [str(x) if x % 10 else "none" for x in range(60)]
     source = MemorySource.of([pl.DataFrame({"n": text})])
-    made = LoaderSettings(batch_rows=7, poll=0.01)
+    made = LoaderSettings(batch_rows=7, poll_timeout=0.01)
     with Loader(source, schema={"n": pl.Int64()}, settings=made) as batches:
         got = list(batches)
     assert [batch.raw_rows for batch in got] == [7] * 8 + [4]
@@ -198,8 +198,8 @@ def test_what_is_done_and_not_asked_for_is_in_the_ledger(monkeypatch: pytest.Mon
     told: list[int] = []
     hold = Budget.hold
 
-    def spy(self: Budget, account: Account, nbytes: int) -> None:
-        if account.name == "sheaf":
+    def spy(self: Budget, account: BudgetAccount, nbytes: int) -> None:
+        if account.name == "batch_group":
             told.append(nbytes)
         hold(self, account, nbytes)
 
@@ -207,26 +207,26 @@ def test_what_is_done_and_not_asked_for_is_in_the_ledger(monkeypatch: pytest.Mon
     with loader([ROWS], ["mean", "zscore"]) as batches:
         for _ in batches:
             pass
-        assert batches.budget.held()["sheaf"] == 0
+        assert batches.budget.held()["batch_group"] == 0
     waiting = [n > 0 for n in told[1:16]]  # the first is of the start
     assert waiting == [*[True, True, True, False] * 3, True, False, False]
 
 
 def test_each_stops_where_the_step_fails() -> None:
     rows = pl.DataFrame({"_partition": ["p"], "_position": [0]})
-    sheaf = Sheaf(batches=tuple(Batch(frame=rows, mark=Mark(), arrived=float(i)) for i in range(3)))
+    batch_group = BatchGroup(batches=tuple(Batch(frame=rows, mark=Mark(), arrived=float(i)) for i in range(3)))
 
     def step(batch: Batch) -> Batch:
         if batch.arrived == 1:
             raise KeyError("x")
         return batch
 
-    with pytest.raises(Stopped) as caught:
-        sheaf.each(step)
+    with pytest.raises(StepFailed) as caught:
+        batch_group.map(step)
     assert [batch.arrived for batch in caught.value.done.batches] == [0.0]
     assert isinstance(caught.value.__cause__, KeyError)
     with pytest.raises(KeyError):
-        Sheaf(batches=sheaf.batches[1:]).each(step)
+        BatchGroup(batches=batch_group.batches[1:]).map(step)
 
 
 def test_tensors_share_nothing_with_later_batches() -> None:

@@ -11,10 +11,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from engine.columnar.buffer_pool import SMALLEST, Memory
+from engine.columnar.buffer_pool import MIN_POOLED_BYTES, BufferPool
 
 Floats = NDArray[np.float64]
-SHAPE = (4, SMALLEST)
+SHAPE = (4, MIN_POOLED_BYTES)
 
 
 def place(array: Floats) -> int:
@@ -42,7 +42,7 @@ HOLDERS: dict[str, Callable[[Floats], Any]] = {
 
 @pytest.mark.parametrize("name", HOLDERS)
 def test_what_somebody_holds_is_left_alone(name: str) -> None:
-    memory = Memory()
+    memory = BufferPool()
     array = memory.empty(SHAPE, np.float64)
     array[:] = 7.0
     at, held = place(array), HOLDERS[name](array)
@@ -55,7 +55,7 @@ def test_what_somebody_holds_is_left_alone(name: str) -> None:
 
 
 def test_a_block_serves_other_shapes_and_kinds_but_none_much_smaller() -> None:
-    memory = Memory()
+    memory = BufferPool()
     at = place(memory.empty((100, 1000), np.float64))
     assert place(memory.empty((150, 1000), np.float32)) == at
     assert place(memory.empty((25, 1000), np.float64)) != at
@@ -63,7 +63,7 @@ def test_a_block_serves_other_shapes_and_kinds_but_none_much_smaller() -> None:
 
 def test_arrays_are_of_the_shape_and_kind_asked_for() -> None:
     for shape in ((0, 3), (2, 5), (300, 700)):
-        made = Memory().empty(shape, np.float32)
+        made = BufferPool().empty(shape, np.float32)
         assert made.shape == shape
         assert made.dtype == np.float32
         assert made.flags.c_contiguous
@@ -71,7 +71,7 @@ def test_arrays_are_of_the_shape_and_kind_asked_for() -> None:
 
 
 def test_what_nobody_needs_is_given_back() -> None:
-    memory = Memory(spare=1)
+    memory = BufferPool(spare=1)
     held = [memory.empty(SHAPE, np.float64) for _ in range(9)]
     held.clear()
     memory.empty(SHAPE, np.float64)

@@ -50,7 +50,7 @@ def test_images_that_fit_are_one_batch() -> None:
         MemorySource.of([frame]),
         schema=dict(frame.schema),
         collate=Collate(Features(numeric=(), images={"image": (3, 64, 64)}, target="y")).apply,
-        settings=LoaderSettings(batch_rows=32, batch_bytes=pixels.nbytes + 32 * 8, poll=0.01),
+        settings=LoaderSettings(batch_rows=32, batch_bytes=pixels.nbytes + 32 * 8, poll_timeout=0.01),
     )
     with loader:
         assert [len(batch) for batch in loader] == [32]

@@ -183,7 +183,7 @@ def test_only_numbers_have_units() -> None:
         for key in table.entries():
             assert not key.unit or re.search("number|seconds|bytes", key.type), key.name
     units = {key.name: key.unit for key in _keys("train.sampling").values()}
-    assert (units["seed"], units["smote"], units["desired"]) == ("", "", "share")
+    assert (units["seed"], units["smote_neighbors"], units["desired_dist"]) == ("", "", "share")
     assert _keys("loader")["shuffle_seed"].unit == ""
     assert _keys("export.compress")["max_quality_loss"].unit == ""
 

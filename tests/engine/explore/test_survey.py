@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.explore.time_axis import Clock, clock
-from engine.explore.distinct import ERROR, Distinct, Seen
-from engine.explore.findings import Findings, figures, left_out, related, sentences, times
+from engine.explore.time_axis import TimeAxis, find_time
+from engine.explore.distinct import ERROR, DistinctCounter, RowSet
+from engine.explore.findings import Findings, column_profiles, left_out, related, sentences, times
 from engine.explore.notation import hint
 from engine.explore.suggestion import suggestion
 from engine.explore.survey import SLICES, VALUES, Survey, as_time
@@ -43,7 +43,7 @@ def found(frame: pl.DataFrame, **own: Any) -> Findings:
     bare = Findings(
         name="rows",
         rows=made.rows,
-        columns=figures(made),
+        columns=column_profiles(made),
         repeated=made.seen.repeated,
         times=times(made),
         related=related(made),
@@ -65,7 +65,7 @@ def test_figures_are_those_of_polars(given_rows: list[Any], cuts: list[int]) -> 
     )
     made = survey(frame, cuts)
     assert made.rows == frame.height
-    for figure in figures(made):
+    for figure in column_profiles(made):
         column = frame[figure.name]
         known = (
             column.fill_nan(None).drop_nulls() if figure.kind == "float64" else column.drop_nulls()
@@ -102,7 +102,7 @@ def test_a_pair_with_gaps_is_what_remains() -> None:
 
 def test_quantiles_and_far_values_are_right_within_half_a_percent_of_the_rows() -> None:
     x = np.random.default_rng(1).standard_t(2, 100_000)
-    (column,) = figures(survey(pl.DataFrame({"x": x}), list(range(0, 100_000, 7_000))))
+    (column,) = column_profiles(survey(pl.DataFrame({"x": x}), list(range(0, 100_000, 7_000))))
     for q, value in zip((0.01, 0.25, 0.5, 0.75, 0.99), column.quantiles[1:-1], strict=True):
         assert abs((x <= value).mean() - q) < 0.005
     first, third = np.quantile(x, [0.25, 0.75])
@@ -115,7 +115,7 @@ def test_quantiles_and_far_values_are_right_within_half_a_percent_of_the_rows() 
 @pytest.mark.parametrize("n", [0, 1, 100, 10_000, 1_000_000])
 def test_distinct_values_are_counted_within_three_errors(n: int) -> None:
     values = hashes(pl.DataFrame({"x": np.arange(n)}))
-    made, half = Distinct(), Distinct()
+    made, half = DistinctCounter(), DistinctCounter()
     made.update(values[: n // 2])
     half.update(values[n // 3 :])
     made.merge(half)
@@ -126,7 +126,7 @@ def test_distinct_values_are_counted_within_three_errors(n: int) -> None:
 def test_copies_are_counted_exactly() -> None:
     chance = np.random.default_rng(0)
     x = chance.integers(0, 200_000, 300_000)
-    made = Seen()
+    made = RowSet()
     for part in np.array_split(x, 37):
         made.update(hashes(pl.DataFrame({"x": part})))
     assert made.rows == len(x)
@@ -135,7 +135,7 @@ def test_copies_are_counted_exactly() -> None:
 
 def test_a_full_memory_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.explore.distinct.SLOTS", 1 << 16)
-    made = Seen()
+    made = RowSet()
     for start in range(0, 90_000, 30_000):
         made.update(hashes(pl.DataFrame({"x": np.arange(start, start + 30_000)})))
     assert made.full
@@ -149,7 +149,7 @@ def test_a_full_memory_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     st.lists(st.integers(0, 300), max_size=3),
 )
 def test_order_and_gaps(hours: list[int], cuts: list[int]) -> None:
-    made = Clock()
+    made = TimeAxis()
     made.step, made._origin = HOUR, hours[0] * HOUR  # as a sample of neighbours settles it
     start = 0
     for stop in [*sorted(min(c, len(hours)) for c in cuts), len(hours)]:
@@ -187,7 +187,7 @@ TIMES: dict[str, tuple[dict[str, list[Any]], str | None]] = {
 @pytest.mark.parametrize("case", TIMES)
 def test_a_time_is_told_by_its_columns(case: str) -> None:
     columns, name = TIMES[case]
-    told = clock(pl.DataFrame(columns))
+    told = find_time(pl.DataFrame(columns))
     assert (told and told[0]) == name
     if told is not None:
         year = datetime.fromtimestamp(pl.DataFrame(columns).select(told[1]).item(0, 0) / 1e6)

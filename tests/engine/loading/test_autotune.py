@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.loading.autotune import EPOCH_SECONDS, MEMORY_EPOCHS, Depth, Threads
+from engine.loading.autotune import EPOCH_SECONDS, LOW_WATER_EPOCHS, QueueDepth, DecodeThreads
 
 MIB = 1 << 20
 
@@ -22,9 +22,9 @@ class Clock:
         return self.now
 
 
-def depth_of(limit: int, fixed: int | None = None) -> tuple[Depth, Clock]:
-    depth, clock = Depth(limit, fixed=fixed, start=0.125), Clock()
-    depth.took(0, 0.0, clock.now)  # the first call only starts the clock
+def depth_of(limit: int, fixed: int | None = None) -> tuple[QueueDepth, Clock]:
+    depth, clock = QueueDepth(limit, fixed=fixed, start=0.125), Clock()
+    depth.item_taken(0, 0.0, clock.now)  # the first call only starts the clock
     return depth, clock
 
 
@@ -33,7 +33,7 @@ def test_a_consumer_that_starves_behind_a_stopped_producer_gets_a_deeper_queue()
     assert depth.bytes == 8 * MIB
     for expected in (16, 32, 64, 64):
         depth.blocked()
-        depth.took(0, 0.1, clock.tick())
+        depth.item_taken(0, 0.1, clock.tick())
         assert depth.bytes == expected * MIB
 
 
@@ -41,15 +41,15 @@ def test_a_slow_producer_gets_no_memory_for_nothing() -> None:
     """It was never stopped: a deeper queue would be as empty."""
     depth, clock = depth_of(64 * MIB)
     for _ in range(50):
-        depth.took(0, 0.4, clock.tick())
+        depth.item_taken(0, 0.4, clock.tick())
     assert depth.bytes == 8 * MIB
 
 
 def test_a_slow_consumer_gets_no_memory_for_nothing() -> None:
     depth, clock = depth_of(64 * MIB)
-    for _ in range(MEMORY_EPOCHS - 2):
+    for _ in range(LOW_WATER_EPOCHS - 2):
         depth.blocked()
-        depth.took(7 * MIB, 0.0, clock.tick())
+        depth.item_taken(7 * MIB, 0.0, clock.tick())
     assert depth.bytes == 8 * MIB
 
 
@@ -57,7 +57,7 @@ def test_waits_of_microseconds_are_worth_no_memory() -> None:
     depth, clock = depth_of(64 * MIB)
     for _ in range(50):
         depth.blocked()
-        depth.took(0, 50e-6, clock.tick())
+        depth.item_taken(0, 50e-6, clock.tick())
     assert depth.bytes == 8 * MIB
 
 
@@ -65,20 +65,20 @@ def test_what_nobody_needed_for_ten_seconds_is_given_back() -> None:
     depth, clock = depth_of(64 * MIB)
     for _ in range(3):
         depth.blocked()
-        depth.took(0, 0.1, clock.tick())
+        depth.item_taken(0, 0.1, clock.tick())
     assert depth.bytes == 64 * MIB
-    for _ in range(MEMORY_EPOCHS - 1):
-        depth.took(depth.bytes - MIB, 0.0, clock.tick())
+    for _ in range(LOW_WATER_EPOCHS - 1):
+        depth.item_taken(depth.bytes - MIB, 0.0, clock.tick())
         assert depth.bytes == 64 * MIB
-    for _ in range(2 * MEMORY_EPOCHS):
-        depth.took(depth.bytes - MIB, 0.0, clock.tick())
+    for _ in range(2 * LOW_WATER_EPOCHS):
+        depth.item_taken(depth.bytes - MIB, 0.0, clock.tick())
     assert depth.bytes < 8 * MIB
 
 
 def test_a_queue_that_is_emptied_now_and_then_keeps_its_depth() -> None:
     depth, clock = depth_of(64 * MIB)
     for i in range(100):
-        depth.took(0 if i % 5 == 0 else 7 * MIB, 0.0, clock.tick())
+        depth.item_taken(0 if i % 5 == 0 else 7 * MIB, 0.0, clock.tick())
     assert depth.bytes == 8 * MIB
 
 
@@ -86,7 +86,7 @@ def test_a_depth_fixed_by_hand_stays() -> None:
     depth, clock = depth_of(64 * MIB, fixed=3 * MIB)
     for _ in range(100):
         depth.blocked()
-        assert not depth.took(0, 0.4, clock.tick())
+        assert not depth.item_taken(0, 0.4, clock.tick())
     assert depth.bytes == 3 * MIB
 
 
@@ -96,27 +96,27 @@ def test_a_depth_fixed_by_hand_stays() -> None:
 )
 def test_a_depth_never_leaves_its_limits(limit: int, events: list[tuple[bool, int, float]]) -> None:
     heard: list[tuple[int, str]] = []
-    depth, clock = Depth(limit, on_change=lambda n, why: heard.append((n, why))), Clock()
+    depth, clock = QueueDepth(limit, on_change=lambda n, why: heard.append((n, why))), Clock()
     for blocked, unused, waited in events:
         if blocked:
             depth.blocked()
         before = depth.bytes
-        changed = depth.took(min(unused, before), waited, clock.tick())
+        changed = depth.item_taken(min(unused, before), waited, clock.tick())
         assert 1 <= depth.bytes <= limit
         assert changed == (depth.bytes != before)
         if changed:
             assert heard[-1] == (depth.bytes, "grow" if depth.bytes > before else "shrink")
 
 
-def run(threads: Threads, clock: Clock, cost: float, waited: float, epochs: int = 1) -> None:
+def run(threads: DecodeThreads, clock: Clock, cost: float, waited: float, epochs: int = 1) -> None:
     """Epochs in which 100,000 rows were decoded at so many seconds a row."""
     for _ in range(epochs):
         threads.decoded(100_000, cost * 100_000, waited, clock.tick())
 
 
-def started(limit: int, fixed: int | None = None) -> tuple[Threads, Clock, list[int]]:
+def started(limit: int, fixed: int | None = None) -> tuple[DecodeThreads, Clock, list[int]]:
     heard: list[int] = []
-    threads, clock = Threads(limit, fixed=fixed, on_change=heard.append), Clock()
+    threads, clock = DecodeThreads(limit, fixed=fixed, on_change=heard.append), Clock()
     threads.decoded(1, 0.0, 0.0, clock.now)
     return threads, clock, heard
 
@@ -130,7 +130,7 @@ def test_a_thread_more_stays_where_rows_decode_faster() -> None:
     assert threads.count == 3
     run(threads, clock, cost=2.1e-6, waited=0.3)  # it did not
     assert threads.count == 2
-    run(threads, clock, cost=2.2e-6, waited=0.3, epochs=threads.again - 2)
+    run(threads, clock, cost=2.2e-6, waited=0.3, epochs=threads.retry_epochs - 2)
     assert threads.count == 2
     assert heard == [2, 3, 2]
     run(threads, clock, cost=2.2e-6, waited=0.3, epochs=3)
@@ -151,7 +151,7 @@ def test_threads_are_given_back_when_the_model_no_longer_waits() -> None:
     run(threads, clock, cost=4e-6, waited=0.3)
     run(threads, clock, cost=2e-6, waited=0.0)
     assert threads.count == 2
-    run(threads, clock, cost=2e-6, waited=0.0, epochs=MEMORY_EPOCHS)
+    run(threads, clock, cost=2e-6, waited=0.0, epochs=LOW_WATER_EPOCHS)
     assert heard == [2, 1]
 
 

@@ -100,7 +100,7 @@ def test_a_watched_holder_is_asked() -> None:
 
 def test_an_account_holds_what_it_is_said_to_hold() -> None:
     budget = Budget(100)
-    account = budget.open("rebatch", flows=False)
+    account = budget.open("rebatch", drains=False)
     for n in (30, 50, 20):
         budget.hold(account, n)
         assert budget.held() == {"rebatch": n}

@@ -21,13 +21,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.loading.budget import Bell, Budget
+from engine.loading.budget import Wakeup, Budget
 from engine.loading.channel import Channel, Closed, Empty
 from engine.types import EndOfStream
 from tests.waiting import HANG
 
 
-class Announcing(Bell):
+class Announcing(Wakeup):
     """A bell that says when somebody starts to wait at it. A ring after that is never lost."""
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ class Work(threading.Thread):
 def announce(channel: Channel[int]) -> tuple[threading.Event, threading.Event]:
     """Events that are set when a put, and when a get, starts to wait."""
     room, filled = Announcing(), Announcing()
-    channel._account.bell, channel._filled = room, filled
+    channel._account.wakeup, channel._filled = room, filled
     return room.waiting, filled.waiting
 
 
@@ -135,7 +135,7 @@ def test_nothing_is_lost_doubled_or_held_too_long(
 def test_two_channels_on_one_budget_never_block_each_other(
     sizes: list[int], total: int, group: int
 ) -> None:
-    """Producer -> raw -> a thread that keeps `group` items and says so -> ready -> consumer."""
+    """Producer -> raw -> a thread that keeps `group_id` items and says so -> ready -> consumer."""
     budget = Budget(total)
     raw = Channel[int]("raw", budget, int)
     ready = Channel[list[int]]("ready", budget, sum)

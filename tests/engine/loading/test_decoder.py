@@ -10,8 +10,8 @@ import polars as pl
 import pytest
 
 from connectors.formats.ndjson import Ndjson
-from engine.loading.decoder import PART_ROWS, Decoder
-from engine.loading.autotune import Threads
+from engine.loading.decoder import ROWS_PER_THREAD, Decoder
+from engine.loading.autotune import DecodeThreads
 from engine.types import Records, Rejects, Schema, Values
 
 SCHEMA: Schema = {"a": pl.Int64(), "t": pl.String()}
@@ -37,7 +37,7 @@ def lines(n: int, start: int = 0) -> list[bytes]:
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 def test_threads_change_nothing(count: int) -> None:
-    n = 3 * PART_ROWS + 5
+    n = 3 * ROWS_PER_THREAD + 5
     pieces = [records(lines(n)), records(lines(10, n), n), records(lines(n), partition="q")]
     alone, together = Decoder(Ndjson(), SCHEMA), decoder(count)
     frame, rejects = together.decode(pieces)
@@ -49,7 +49,7 @@ def test_threads_change_nothing(count: int) -> None:
 
 
 def decoder(count: int) -> Decoder:
-    return Decoder(Ndjson(), SCHEMA, threads=Threads(count, fixed=count))
+    return Decoder(Ndjson(), SCHEMA, threads=DecodeThreads(count, fixed=count))
 
 
 def rows_of(rejects: tuple[Rejects, ...]) -> pl.DataFrame:
@@ -59,7 +59,7 @@ def rows_of(rejects: tuple[Rejects, ...]) -> pl.DataFrame:
 def test_small_batches_are_not_worth_a_thread() -> None:
     before = threading.active_count()
     made = decoder(4)
-    made.decode([records(lines(PART_ROWS))])
+    made.decode([records(lines(ROWS_PER_THREAD))])
     assert threading.active_count() == before
     made.close()
 
@@ -68,7 +68,7 @@ def test_closed_it_leaves_no_thread_and_works_again() -> None:
     before = threading.active_count()
     made = decoder(2)
     for _ in range(2):
-        made.decode([records(lines(4 * PART_ROWS))])
+        made.decode([records(lines(4 * ROWS_PER_THREAD))])
         assert threading.active_count() > before
         made.close()
         assert threading.active_count() == before
@@ -84,9 +84,9 @@ def test_an_error_of_a_thread_is_raised() -> None:
         def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
             raise MemoryError("as it may be")
 
-    made = Decoder(Broken(), SCHEMA, threads=Threads(2, fixed=2))
+    made = Decoder(Broken(), SCHEMA, threads=DecodeThreads(2, fixed=2))
     with pytest.raises(MemoryError, match="as it may be"):
-        made.decode([records(lines(4 * PART_ROWS))])
+        made.decode([records(lines(4 * ROWS_PER_THREAD))])
     made.close()
 
 

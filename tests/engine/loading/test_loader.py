@@ -21,7 +21,7 @@ from torchdata.nodes import Loader as NodeLoader
 from torchdata.nodes import Mapper
 
 from connectors.memory import Fault, MemorySource, Pause
-from engine.loading.budget import Bell, Budget
+from engine.loading.budget import Wakeup, Budget
 from engine.loading.channel import Channel, Closed
 from engine.loading.collate import Collate
 from engine.config import BATCH_DELAY, BLOCK_DELAY, LoaderSettings
@@ -43,7 +43,7 @@ def frame(start: int, stop: int) -> pl.DataFrame:
 
 
 def loader(items: list[Any], rows: int = 10, **options: Any) -> Loader:
-    made = LoaderSettings(batch_rows=rows, poll=0.01, **options)
+    made = LoaderSettings(batch_rows=rows, poll_timeout=0.01, **options)
     return Loader(MemorySource.of(items), schema=SCHEMA, settings=made)
 
 
@@ -214,14 +214,14 @@ class Waiting(MemorySource):
 
 def test_a_forgotten_loader_stops_by_itself() -> None:
     source = Waiting([frame(0, 100)])  # which by itself would never end
-    made = Loader(source, schema=SCHEMA, settings=LoaderSettings(batch_rows=10, poll=0.01))
+    made = Loader(source, schema=SCHEMA, settings=LoaderSettings(batch_rows=10, poll_timeout=0.01))
     next(iter(made))
     del made  # the fixture sees that the threads end
 
 
 def test_a_batch_that_does_not_fill_goes_after_max_delay() -> None:
     source = Waiting([frame(0, 14)])
-    made = LoaderSettings(batch_rows=10, max_delay=0.05, poll=0.01)
+    made = LoaderSettings(batch_rows=10, max_delay=0.05, poll_timeout=0.01)
     with Loader(source, schema=SCHEMA, settings=made) as batches:
         loop = iter(batches)
         assert [values(next(loop)) for _ in range(2)] == [list(range(10)), list(range(10, 14))]
@@ -234,7 +234,7 @@ def test_an_idle_stream_gives_empty_batches_that_hold_the_mark(
 ) -> None:
     idle.undo()
     source = Waiting([frame(0, 10)])
-    made = LoaderSettings(batch_rows=10, poll=0.01)
+    made = LoaderSettings(batch_rows=10, poll_timeout=0.01)
     with Loader(source, schema=SCHEMA, settings=made) as batches:
         loop = iter(batches)
         assert len(next(loop)) == 10
@@ -247,7 +247,7 @@ def test_an_idle_stream_gives_empty_batches_that_hold_the_mark(
 class Endless(Waiting):
     """The same, and says that more may come at any time."""
 
-    def endless(self) -> bool:
+    def unbounded(self) -> bool:
         return True
 
 
@@ -261,7 +261,7 @@ def test_rows_of_an_endless_source_do_not_wait_for_a_full_batch(
         assert values(next(batch for batch in batches if len(batch))) == [0, 1, 2]
         source.end.set()
     bounded = Waiting([frame(0, 3), Pause(), frame(3, 8)])
-    with Loader(bounded, schema=SCHEMA, settings=LoaderSettings(poll=0.01)) as batches:
+    with Loader(bounded, schema=SCHEMA, settings=LoaderSettings(poll_timeout=0.01)) as batches:
         loop = iter(batches)
         assert values(next(loop)) == []  # idle: the loop may act, the rows wait for others
         bounded.end.set()
@@ -281,14 +281,14 @@ def test_how_long_a_record_of_an_endless_source_waits(
     given: dict[str, Any], delay: float | None
 ) -> None:
     made = LoaderSettings(**given)
-    assert made.of(endless=True).max_delay == delay
-    assert made.of(endless=False) == made
+    assert made.of(unbounded=True).max_delay == delay
+    assert made.of(unbounded=False) == made
 
 
 def test_an_endless_source_makes_its_mix_endless() -> None:
-    bounded, endless = MemorySource.of([frame(0, 1)]), Endless([frame(0, 1)])
-    assert not Mix(Mix.Settings(), {"a": (bounded, 1.0)}).endless()
-    assert Mix(Mix.Settings(), {"a": (bounded, 1.0), "b": (endless, 1.0)}).endless()
+    bounded, unbounded = MemorySource.of([frame(0, 1)]), Endless([frame(0, 1)])
+    assert not Mix(Mix.Settings(), {"a": (bounded, 1.0)}).unbounded()
+    assert Mix(Mix.Settings(), {"a": (bounded, 1.0), "b": (unbounded, 1.0)}).unbounded()
 
 
 class Gapped(Waiting):
@@ -314,7 +314,7 @@ def test_while_rows_wait_the_mark_stays_before_them(
     """An idle loop commits what it holds: not a row that still waits, nor a gap behind it."""
     idle.undo()
     source = Gapped([frame(0, 3)])
-    made = LoaderSettings(batch_rows=10, max_delay=3_600, poll=0.01)
+    made = LoaderSettings(batch_rows=10, max_delay=3_600, poll_timeout=0.01)
     with Loader(source, schema=SCHEMA, settings=made) as batches:
         loop = iter(batches)
         seen: list[tuple[list[int], dict[str, int]]] = []
@@ -347,12 +347,12 @@ def test_it_says_since_when_a_source_owes_an_answer(
     with Loader(source, schema=SCHEMA) as batches:
         loop = iter(batches)
         assert hung.wait(HANG)
-        asked = batches.asked
-        assert before <= asked <= time.monotonic()
+        read_started = batches.read_started
+        assert before <= read_started <= time.monotonic()
         assert [len(next(loop)) for _ in range(3)] == [0, 0, 0]
-        assert batches.asked == asked
+        assert batches.read_started == read_started
         source.end.set()
-    assert batches.asked > asked
+    assert batches.read_started > read_started
 
 
 def test_an_empty_source_ends_at_once() -> None:
@@ -436,7 +436,7 @@ def skewed(n: int, largest: int) -> list[int]:
     return sizes
 
 
-class Attended(Bell):
+class Attended(Wakeup):
     """A bell that knows whether somebody waits at it."""
 
     attended = False
@@ -451,11 +451,11 @@ def test_prefetch_holds_the_budget_and_one_item_at_most() -> None:
     """Items of 1 kB to 32 MB at a budget of 64 MiB, a consumer that lets the queue fill up."""
     largest, total = 32 << 20, 64 << 20
     budget = Budget(total)
-    bell = Attended()
+    wakeup = Attended()
 
     def channel() -> Channel[Any]:
         made: Channel[Any] = Channel("items", budget, lambda taken: int(taken[0].nbytes))
-        made._account.bell = bell
+        made._account.wakeup = wakeup
         return made
 
     node: PrefetchNode[Any] = PrefetchNode(Items(skewed(200, largest)), channel, "items")
@@ -463,7 +463,7 @@ def test_prefetch_holds_the_budget_and_one_item_at_most() -> None:
     node.reset()
     seen = 0
     while True:
-        until(lambda: bell.attended or node.channel is None or node.channel._end is not None)
+        until(lambda: wakeup.attended or node.channel is None or node.channel._end is not None)
         try:
             item = node.next()
         except StopIteration:
@@ -549,7 +549,7 @@ class Patient:
 def test_a_loader_that_ends_wakes_a_format_that_waits() -> None:
     source, format = MemorySource.of([frame(0, 10)]), Patient()
     source.format = format  # type: ignore[assignment]
-    batches = Loader(source, schema=SCHEMA, settings=LoaderSettings(batch_rows=10, poll=0.01))
+    batches = Loader(source, schema=SCHEMA, settings=LoaderSettings(batch_rows=10, poll_timeout=0.01))
 
     def take() -> None:
         with pytest.raises(Closed):

@@ -48,7 +48,7 @@ def take(made: Mix, mark: Mark, most: int | None = None) -> tuple[list[tuple[str
         assert not rejects
         assert frame["_partition"].unique().to_list() == [records.partition]
         found += frame.select("who", "n").rows()
-        positions |= records.after
+        positions |= records.end_positions
     return found, Mark(positions=positions)
 
 
@@ -68,9 +68,9 @@ def test_a_restart_goes_on_with_the_same_rows(
     n: tuple[int, ...], w: tuple[float, ...], turn: int, done: int, stop: str
 ) -> None:
     parts = {name: (size, weight) for name, size, weight in zip("abc", n, w, strict=True)}
-    whole, _ = take(mix(parts, turn=turn, stop=stop), Mark())
-    first, mark = take(mix(parts, turn=turn, stop=stop), Mark(), done)
-    rest, _ = take(mix(parts, turn=turn, stop=stop), mark)
+    whole, _ = take(mix(parts, rows_per_turn=turn, stop=stop), Mark())
+    first, mark = take(mix(parts, rows_per_turn=turn, stop=stop), Mark(), done)
+    rest, _ = take(mix(parts, rows_per_turn=turn, stop=stop), mark)
     assert first + rest == whole
     if stop == "all":
         assert Counter(whole) == Counter(
@@ -85,7 +85,7 @@ def test_a_restart_goes_on_with_the_same_rows(
 @given(st.lists(st.floats(0.05, 10), min_size=2, max_size=4))
 def test_shares_are_the_weights_within_a_percent(given_weights: list[float]) -> None:
     parts = {f"s{i}": (20_000, w) for i, w in enumerate(given_weights)}
-    found, _ = take(mix(parts, turn=50, stop="first"), Mark(), 10_000)
+    found, _ = take(mix(parts, rows_per_turn=50, stop="first"), Mark(), 10_000)
     counts = Counter(who for who, _ in found)
     for i, weight in enumerate(given_weights):
         assert abs(counts[f"s{i}"] / 10_000 - weight / sum(given_weights)) < 0.01
@@ -93,7 +93,7 @@ def test_shares_are_the_weights_within_a_percent(given_weights: list[float]) -> 
 
 def test_who_has_nothing_for_now_lets_the_others_go_on() -> None:
     parts = {"a": ([Pause(), Pause(), rows("a", 3)], 1.0), "b": (5, 1.0)}
-    made = mix(parts, turn=2)
+    made = mix(parts, rows_per_turn=2)
     found, _ = take(made, Mark())
     assert Counter(who for who, _ in found) == {"a": 3, "b": 5}
     assert found[0][0] == "b"

@@ -18,7 +18,7 @@ from connectors.formats.values.columns import Columns
 from connectors.memory import MemorySource, Pause
 from engine.config import LoaderSettings
 from engine.loading.loader import Loader
-from engine.loading.shuffle import STATE
+from engine.loading.shuffle import SHUFFLE_STATE
 from engine.types import EndOfStream, Mark, Records, Schema, Source
 
 pytestmark = pytest.mark.usefixtures("idle")
@@ -70,7 +70,7 @@ class Partitions(Source):
 
 
 def loader(source: Any, mark: Mark | None = None, **options: Any) -> Loader:
-    made = LoaderSettings(poll=0.01, **{"batch_rows": 4, "shuffle_rows": 16, **options})
+    made = LoaderSettings(poll_timeout=0.01, **{"batch_rows": 4, "shuffle_rows": 16, **options})
     return Loader(source, schema=SCHEMA, settings=made, mark=mark)
 
 
@@ -131,9 +131,9 @@ def test_saved_anywhere_the_rest_is_the_same_and_no_row_is_lost_or_doubled(
     before = [a for part, _ in whole[: cut + 1] for a in part]
     assert sorted(before + [a for part, _ in rest for a in part]) == expected
     # What was left of the block comes in the same batches.
-    begun = mark.stages[STATE]
+    begun = mark.stages[SHUFFLE_STATE]
     if begun["given"]:
-        after = [m.stages[STATE]["block"] for _, m in whole[cut + 1 :]]
+        after = [m.stages[SHUFFLE_STATE]["block"] for _, m in whole[cut + 1 :]]
         last = cut + 1 + after.index(begun["block"] + 1)
         left = [part for part, _ in whole[cut + 1 : last + 1]]
         assert [part for part, _ in rest[: len(left)]] == left
@@ -179,14 +179,14 @@ def test_a_block_that_fills_slowly_lets_the_loop_act_and_goes_after_max_delay() 
 def test_its_bytes_count_and_close_a_block() -> None:
     big = pl.DataFrame({"a": ["x" * 10_000] * 40})
     settings = LoaderSettings(
-        batch_rows=2, shuffle_rows=1_000, memory_budget=ByteSize(65_536 * 8), poll=0.01
+        batch_rows=2, shuffle_rows=1_000, memory_budget=ByteSize(65_536 * 8), poll_timeout=0.01
     )
     held = []
     with Loader(MemorySource.of([big]), schema={"a": pl.String()}, settings=settings) as batches:
         blocks = set()
         for batch in batches:
             held.append(batches.budget.held()["shuffle"])
-            blocks.add(batch.mark.stages[STATE]["block"])
+            blocks.add(batch.mark.stages[SHUFFLE_STATE]["block"])
     assert max(blocks) >= 4  # 13 rows are a quarter of the budget
     assert 0 < max(held) <= 65_536 * 8 // 2
 

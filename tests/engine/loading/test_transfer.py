@@ -23,7 +23,7 @@ from engine.observing.metrics import Metrics
 from engine.run import Run
 from engine.loading.transfer import Transfer, transfer_to, watch_devices
 from engine.types import Batch, Features, Step, Tensors
-from engine.running.bottleneck import judge
+from engine.running.bottleneck import diagnose
 
 FRAME = pl.DataFrame(
     {
@@ -45,7 +45,7 @@ def loader(transfer: Callable[[Batch], Batch] | None) -> Loader:
         schema=dict(FRAME.schema),
         collate=Collate(FEATURES).apply,
         transfer=transfer,
-        settings=LoaderSettings(batch_rows=20, poll=0.01),
+        settings=LoaderSettings(batch_rows=20, poll_timeout=0.01),
     )
 
 
@@ -72,14 +72,14 @@ def test_every_tensor_is_placed_by_the_thread_that_prepares() -> None:
         for batch in batches:
             here = batch.tensors
             assert here is not None
-            assert here.placed is not None
-            there = parts(here.placed.wait())
+            assert here.on_device is not None
+            there = parts(here.on_device.wait())
             assert len(there) == 11
             assert {t.device.type for t in there} == {"meta"}
             assert {t.device.type for t in parts(here)} == {"cpu"}
             assert [t.shape for t in there] == [t.shape for t in parts(here)]
             assert [t.stride() for t in there] == [t.stride() for t in parts(here)]
-        spent = batches.times.account().stages["transfer"]
+        spent = batches.timer.snapshot().stages["transfer"]
     assert spent.calls == len(threads) == 3
     assert threading.current_thread().name not in threads
 
@@ -89,17 +89,17 @@ def test_what_is_made_of_placed_tensors_is_placed_no_more() -> None:
         batch = next(iter(batches))
     tensors = batch.tensors
     assert tensors is not None
-    assert tensors.placed is not None
-    assert torch.equal(tensors.placed.wait().numeric, tensors.numeric)
-    assert tensors.take(np.array([1, 1])).placed is None
-    assert tensors.map(torch.clone).placed is None
+    assert tensors.on_device is not None
+    assert torch.equal(tensors.on_device.wait().numeric, tensors.numeric)
+    assert tensors.take(np.array([1, 1])).on_device is None
+    assert tensors.map(torch.clone).on_device is None
 
 
 def test_without_a_device_nothing_is_placed_and_nothing_counted() -> None:
     with loader(None) as batches:
-        placed = [batch.tensors.placed for batch in batches if batch.tensors is not None]
-        assert "transfer" not in batches.times.account().stages
-    assert placed == [None] * 3
+        on_device = [batch.tensors.on_device for batch in batches if batch.tensors is not None]
+        assert "transfer" not in batches.timer.snapshot().stages
+    assert on_device == [None] * 3
 
 
 class Elsewhere:
@@ -118,8 +118,8 @@ class Elsewhere:
     def learn(self, batch: Batch) -> Step:
         """See `engine.types.Learner`."""
         assert batch.tensors is not None
-        assert batch.tensors.placed is not None
-        self.seen.append(batch.tensors.placed.wait().numeric.device.type)
+        assert batch.tensors.on_device is not None
+        self.seen.append(batch.tensors.on_device.wait().numeric.device.type)
         return Step(scores=np.zeros(len(batch)), loss=0.0)
 
     def predict(self, tensors: Tensors) -> NDArray[np.float64]:
@@ -147,14 +147,14 @@ def test_a_learners_device_decides(tmp_path: Path) -> None:
     run = Run(Pipeline.of(table))
     assert run.run().totals.learned == 60
     assert run.learner.seen == ["meta"] * 3  # type: ignore[attr-defined]
-    account = run.loop.loader.times.account()
-    assert account.stages["transfer"].calls == 3
-    verdict = judge(
-        replace(account, at=10.0), device="meta",
-        settings={"batch_rows": 20, "read_rows": 1, "decode_threads": 1, "every_seconds": 1},
+    snapshot = run.loop.loader.timer.snapshot()
+    assert snapshot.stages["transfer"].calls == 3
+    verdict = diagnose(
+        replace(snapshot, at=10.0), device="meta",
+        settings={"batch_rows": 20, "read_rows": 1, "decode_threads": 1, "interval": 1},
     )  # fmt: skip
     assert verdict is not None
-    assert verdict.seconds["transfer"] == account.stages["transfer"].wall
+    assert verdict.seconds["transfer"] == snapshot.stages["transfer"].wall
     table["model"]["kind"] = "tabular"
     assert Run(Pipeline.of(table)).transfer is None
 
@@ -182,9 +182,9 @@ def test_on_cuda_tensors_are_pinned_and_equal() -> None:
     with loader(Transfer("cuda").apply) as batches:
         for batch in batches:
             assert batch.tensors is not None
-            assert batch.tensors.placed is not None
+            assert batch.tensors.on_device is not None
             for here, there in zip(
-                parts(batch.tensors), parts(batch.tensors.placed.wait()), strict=True
+                parts(batch.tensors), parts(batch.tensors.on_device.wait()), strict=True
             ):
                 assert here.is_pinned() or not here.numel()
                 assert torch.equal(here, there.cpu())

@@ -16,25 +16,25 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.parser import text_string_to_metric_families
 
-from engine.observing.metrics import LATENCY, NAMES, ROWS, WORK, Metrics, Name, attribute, safe_label
+from engine.observing.metrics import LATENCY_BUCKETS, METRICS, ROW_BUCKETS, WORK_BUCKETS, Metrics, MetricSpec, attribute, safe_label
 from engine.types import HeadraceError
-from engine.running.work import tell_quality
+from engine.running.work import report_quality
 from tests.promtool import promtool
 from tests.waiting import HANG
 
 UNITS = ("seconds", "bytes", "records", "values", "rows", "items", "steps", "ratio")
 UNITLESS = {
     "headrace_dead_letters_total",
-    "headrace_drift_total",
+    "headrace_drift_detections_total",
     "headrace_challenges_total",
     "headrace_filled_before_learning_total",
     "headrace_duplicates_total",
     "headrace_source_rebalances_total",
-    "headrace_source_refused_commits_total",
+    "headrace_source_commit_failures_total",
     "headrace_queue_resizes_total",
     "headrace_decode_threads",
     "headrace_transactions_total",
-    "headrace_batch_release_total",
+    "headrace_batches_closed_total",
     "headrace_bottleneck",
     "headrace_loss",
     "headrace_quality",
@@ -66,8 +66,8 @@ def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], f
 # ------------------------------------------------------------------------------------------- names
 
 
-@pytest.mark.parametrize(("name", "entry"), NAMES.items())
-def test_every_name_follows_the_rules(name: str, entry: Name) -> None:
+@pytest.mark.parametrize(("name", "entry"), METRICS.items())
+def test_every_name_follows_the_rules(name: str, entry: MetricSpec) -> None:
     assert re.fullmatch(r"headrace(_[a-z]+)+", name)
     assert name.endswith("_total") == (entry.kind == "counter")
     assert name.endswith("_info") == (entry.kind == "info")
@@ -78,8 +78,8 @@ def test_every_name_follows_the_rules(name: str, entry: Name) -> None:
         assert stem.endswith("_timestamp_seconds")
 
 
-@pytest.mark.parametrize(("name", "entry"), NAMES.items())
-def test_every_entry_is_complete(name: str, entry: Name) -> None:
+@pytest.mark.parametrize(("name", "entry"), METRICS.items())
+def test_every_entry_is_complete(name: str, entry: MetricSpec) -> None:
     assert entry.kind in KINDS
     assert re.fullmatch(r"[A-Z][^\n]*[^.]\.", entry.help)
     assert len(entry.labels) <= 4
@@ -91,18 +91,18 @@ def test_every_entry_is_complete(name: str, entry: Name) -> None:
 
 
 def test_buckets_are_those_of_the_rules() -> None:
-    assert (WORK[0], WORK[-1], len(WORK)) == (50e-6, 5.0, 16)
-    steps = {round(high / low, 6) for low, high in itertools.pairwise(WORK)}
+    assert (WORK_BUCKETS[0], WORK_BUCKETS[-1], len(WORK_BUCKETS)) == (50e-6, 5.0, 16)
+    steps = {round(high / low, 6) for low, high in itertools.pairwise(WORK_BUCKETS)}
     assert steps == {2.0, 2.5}
-    assert {high / low for low, high in itertools.pairwise(ROWS)} == {2.0}
-    assert {0.1, 3600.0} <= set(LATENCY)
+    assert {high / low for low, high in itertools.pairwise(ROW_BUCKETS)} == {2.0}
+    assert {0.1, 3600.0} <= set(LATENCY_BUCKETS)
 
 
 def test_the_list_the_annotations_and_the_attributes_agree() -> None:
     hints = get_type_hints(Metrics)
-    assert set(hints) == {attribute(name) for name in NAMES}
+    assert set(hints) == {attribute(name) for name in METRICS}
     metrics = Metrics()
-    for name, entry in NAMES.items():
+    for name, entry in METRICS.items():
         instrument = getattr(metrics, attribute(name))
         assert hints[attribute(name)] is KINDS[entry.kind]
         assert isinstance(instrument, KINDS[entry.kind])
@@ -110,12 +110,12 @@ def test_the_list_the_annotations_and_the_attributes_agree() -> None:
 
 def test_the_page_shows_every_name_and_no_other() -> None:
     shown = set(re.findall(r"^# TYPE (headrace_\w+) (?:\w+)$", page(Metrics()), re.MULTILINE))
-    assert shown == set(NAMES)
+    assert shown == set(METRICS)
 
 
 def test_promtool_accepts_the_page() -> None:
     metrics = Metrics()
-    for name, entry in NAMES.items():
+    for name, entry in METRICS.items():
         if entry.labels:
             getattr(metrics, attribute(name)).labels(**dict.fromkeys(entry.labels, 'x\n"\\'))
     assert promtool("check", "metrics", page=metrics.exposition()[0]) == ""
@@ -126,7 +126,7 @@ def test_promtool_accepts_the_page() -> None:
 
 def test_known_label_values_start_at_zero() -> None:
     values = samples(Metrics())
-    for name, entry in NAMES.items():
+    for name, entry in METRICS.items():
         if entry.kind not in ("counter", "histogram") or not all(entry.labels.values()):
             continue
         suffix = "_count" if entry.kind == "histogram" else ""
@@ -155,9 +155,9 @@ def test_a_passed_registry_is_used_and_two_metrics_are_apart() -> None:
     registry = CollectorRegistry()
     first, second = Metrics(registry), Metrics()
     assert first.registry is registry
-    first.steps.inc(3)
-    assert registry.get_sample_value("headrace_steps_total") == 3
-    assert samples(second)["headrace_steps_total", ()] == 0
+    first.optimizer_steps.inc(3)
+    assert registry.get_sample_value("headrace_optimizer_steps_total") == 3
+    assert samples(second)["headrace_optimizer_steps_total", ()] == 0
 
 
 # ----------------------------------------------------------------------------------------- watching
@@ -183,13 +183,13 @@ def test_a_watched_value_that_raises_leaves_the_page_whole(
     metrics = Metrics()
     metrics.watch_memory("gone", lambda: [][0])
     metrics.watch_memory("strange", lambda: "many")  # type: ignore[arg-type,return-value]
-    metrics.steps.inc()
+    metrics.optimizer_steps.inc()
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             values = samples(metrics)
     assert math.isnan(values["headrace_memory_bytes", (("component", "gone"),)])
     assert math.isnan(values["headrace_memory_bytes", (("component", "strange"),)])
-    assert values["headrace_steps_total", ()] == 1
+    assert values["headrace_optimizer_steps_total", ()] == 1
     assert [record.message for record in caplog.records] == ["metric unknown"] * 2
 
 
@@ -281,7 +281,7 @@ def test_quality_and_its_baseline_are_over_the_same_rows() -> None:
     metrics = Metrics()
     baselines = {"last value": {"mae": 5.0}, "yesterday": {"mae": 9.0}}
     turned = {"last value": {"mae": 8.0}, "yesterday": {"mae": 7.0}}
-    tell_quality(
+    report_quality(
         metrics,
         {
             "all": {"mae": 2.0, "baselines": baselines, "rows": 9},

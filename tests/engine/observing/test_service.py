@@ -238,7 +238,7 @@ def test_an_address_that_is_not_ours_is_the_users_mistake(metrics: Metrics, host
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"port": -1}, {"port": 65536}, {"stall_seconds": 0}, {"prot": 1}]
+    "wrong", [{"port": -1}, {"port": 65536}, {"stall_timeout": 0}, {"prot": 1}]
 )
 def test_wrong_settings_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(pydantic.ValidationError):
@@ -289,7 +289,7 @@ def test_a_slow_reader_stalls_neither_others_nor_the_end(metrics: Metrics) -> No
         readers = [slow_reader(service) for _ in range(3)]
         silent = socket.create_connection(("127.0.0.1", service.port), timeout=HANG)
         assert "m299" in get(service, "/metrics").text
-        metrics.steps.inc()
+        metrics.optimizer_steps.inc()
         thread = service._thread
     assert thread is not None
     assert not thread.is_alive(), f"the thread did not end within {STOP_SECONDS} s"

@@ -22,7 +22,7 @@ from sklearn.metrics import (
 )
 
 from engine.quality.evaluation import Evaluation
-from engine.quality.measures import CALIBRATION, Hits, bins, edges, reliability
+from engine.quality.measures import CALIBRATION_GROUPS, ClassificationSums, bins, edges, reliability
 from engine.running.report import rare_classes, tables
 from engine.types import Features
 
@@ -37,9 +37,9 @@ def rows(n: int, rate: float, seed: int = 0) -> tuple[NDArray[Any], NDArray[Any]
 
 def summed(
     target: NDArray[Any], scores: NDArray[Any], cuts: list[int], threshold: float = 0.5
-) -> Hits:
+) -> ClassificationSums:
     k = 2 if scores.ndim == 1 else scores.shape[1]
-    sums = Hits.empty(k, 0)
+    sums = ClassificationSums.empty(k, 0)
     for start, stop in zip([0, *cuts], [*cuts, len(target)], strict=True):
         none = np.empty((stop - start, 0), np.int64)
         sums = sums.add(target[start:stop], scores[start:stop], none, threshold)
@@ -123,11 +123,11 @@ def test_calibration_says_how_far_probabilities_are_off() -> None:
     assert honest < 0.002
     assert double == pytest.approx(scores.mean(), rel=0.1)
     groups = reliability(summed(target, scores, []).histogram)
-    assert len(groups) == CALIBRATION
+    assert len(groups) == CALIBRATION_GROUPS
     assert sum(group["rows"] for group in groups) == 200_000
     for group in groups:
-        assert group["rows"] == pytest.approx(200_000 / CALIBRATION, rel=0.05)
-        assert group["said"] == pytest.approx(group["true"], abs=0.02)
+        assert group["rows"] == pytest.approx(200_000 / CALIBRATION_GROUPS, rel=0.05)
+        assert group["predicted"] == pytest.approx(group["true"], abs=0.02)
 
 
 def test_several_classes() -> None:
@@ -149,15 +149,15 @@ def test_what_the_shares_alone_come_to_stands_beside() -> None:
     target, scores = rows(50_000, 0.05)
     share = target.mean()
     alone = np.full(len(target), share)
-    chance, made = summed(target, scores, []).chance(), summed(target, alone, []).metrics()
-    assert chance["average_precision"] == pytest.approx(made["average_precision"])
-    assert chance["brier"] == pytest.approx(made["brier"])
-    assert chance["log_loss"] == pytest.approx(made["log_loss"])
-    assert chance["auc"] == made["auc"]
+    prior_metrics, made = summed(target, scores, []).prior_metrics(), summed(target, alone, []).metrics()
+    assert prior_metrics["average_precision"] == pytest.approx(made["average_precision"])
+    assert prior_metrics["brier"] == pytest.approx(made["brier"])
+    assert prior_metrics["log_loss"] == pytest.approx(made["log_loss"])
+    assert prior_metrics["auc"] == made["auc"]
     three = np.eye(3)[np.arange(300) % 3] * 0 + 1 / 3
     sums = summed(np.arange(300) % 3, three, [])
-    assert sums.chance()["brier"] == pytest.approx(sums.metrics()["brier"])
-    assert Hits.empty(2, 0).chance() == {}
+    assert sums.prior_metrics()["brier"] == pytest.approx(sums.metrics()["brier"])
+    assert ClassificationSums.empty(2, 0).prior_metrics() == {}
 
 
 @settings(max_examples=50, deadline=None)
@@ -173,7 +173,7 @@ def test_parts_and_a_snapshot_change_nothing(
     target = np.random.default_rng(seed).integers(0, 2, len(scores))
     cuts = sorted(min(cut, len(scores)) for cut in cuts)
     whole = summed(target, given_scores, [])
-    parts = Hits.restore(summed(target, given_scores, cuts).snapshot())
+    parts = ClassificationSums.restore(summed(target, given_scores, cuts).snapshot())
     assert np.array_equal(whole.histogram, parts.histogram)
     assert np.array_equal(whole.confusion, parts.confusion)
     assert parts.brier == pytest.approx(whole.brier)

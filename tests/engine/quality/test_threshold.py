@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import f1_score, precision_recall_curve, precision_score, recall_score
 
 from engine.config import ModelSettings, validate
-from engine.quality.threshold import MIN_ROWS, Threshold, ThresholdSettings, chosen
+from engine.quality.threshold import MIN_ROWS, Threshold, ThresholdSettings, choose_threshold
 from engine.types import UserError
 
 
@@ -23,7 +23,7 @@ def rows(n: int, seed: int = 0) -> tuple[NDArray[Any], NDArray[Any]]:
 
 def choose(given: Any) -> tuple[float, NDArray[Any], NDArray[Any]]:
     target, scores = rows(20_000)
-    value = chosen(ThresholdSettings.read(given), target, scores)
+    value = choose_threshold(ThresholdSettings.read(given), target, scores)
     assert value is not None
     return value, target, scores
 
@@ -65,14 +65,14 @@ def test_the_lowest_cost_of_calibrated_scores_is_where_it_must_be() -> None:
 def test_an_aim_that_is_out_of_reach_comes_as_near_as_it_can() -> None:
     rng = np.random.default_rng(1)
     target, scores = rng.integers(0, 2, 1_000), rng.random(1_000).round(1)
-    value = chosen(ThresholdSettings(precision=1.0), target, scores)
+    value = choose_threshold(ThresholdSettings(precision=1.0), target, scores)
     assert value is not None
     assert precision_score(target, scores > value) > 0.5
 
 
 def test_between_the_rows_it_lies_in_the_middle() -> None:
     target = np.repeat([0, 1], 100)
-    value = chosen(ThresholdSettings(f1=True), target, np.where(target, 0.9, 0.1))
+    value = choose_threshold(ThresholdSettings(f1=True), target, np.where(target, 0.9, 0.1))
     assert value == pytest.approx(0.5, abs=0.01)
 
 
@@ -94,7 +94,7 @@ def test_it_is_chosen_anew_as_rows_come_and_goes_on_from_a_snapshot() -> None:
 
 def test_too_few_rows_choose_nothing_and_a_given_one_stays() -> None:
     target, scores = np.r_[np.zeros(500, np.int64), np.ones(MIN_ROWS - 1, np.int64)], np.zeros(509)
-    assert chosen(ThresholdSettings(f1=True), target, scores) is None
+    assert choose_threshold(ThresholdSettings(f1=True), target, scores) is None
     given = Threshold(ThresholdSettings(value=0.2), 100)
     given.update(*rows(1_000))
     given.restore(Threshold(ThresholdSettings(value=0.7), 100).snapshot())

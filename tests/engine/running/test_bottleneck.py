@@ -7,28 +7,28 @@ from typing import Any
 
 import pytest
 
-from engine.observing.timing import Account, Spent
-from engine.running.bottleneck import PARTS, Verdict, judge
+from engine.observing.timing import TimingSnapshot, StageTime
+from engine.running.bottleneck import PARTS, Bottleneck, diagnose
 
 SETTINGS: dict[str, Any] = {
     "batch_rows": 8_192,
     "read_rows": 65_536,
     "decode_threads": 1,
-    "every_seconds": 10.0,
+    "interval": 10.0,
 }
 
 
-def account(idle: float = 0.0, cpu: float = 0.9, **stages: float) -> Account:
+def account(idle: float = 0.0, cpu: float = 0.9, **stages: float) -> TimingSnapshot:
     """Ten seconds in which each stage took so many, at `cpu` of them on a processor."""
     spent = {
-        name: Spent(calls=10, rows=1_000, wall=wall, cpu=cpu * wall)
+        name: StageTime(calls=10, rows=1_000, wall=wall, cpu=cpu * wall)
         for name, wall in stages.items()
     }
-    return Account(at=10.0, cpu=10.0 * cpu, stages=spent, idle=idle)
+    return TimingSnapshot(at=10.0, cpu=10.0 * cpu, stages=spent, idle=idle)
 
 
-def verdict(spent: Account, **more: Any) -> Verdict:
-    made = judge(spent, settings=SETTINGS | more.pop("settings", {}), **more)
+def verdict(spent: TimingSnapshot, **more: Any) -> Bottleneck:
+    made = diagnose(spent, settings=SETTINGS | more.pop("settings", {}), **more)
     assert made is not None
     return made
 
@@ -44,8 +44,8 @@ def verdict(spent: Account, **more: Any) -> Verdict:
         ("learn", "model", "loader.batch_rows=32768"),
         ("predict", "model", "loader.batch_rows=32768"),
         ("write", "sink", "loader.batch_rows=32768"),
-        ("flush", "sink", "checkpoint.every_seconds=60"),
-        ("checkpoint", "checkpoint", "checkpoint.every_seconds=60"),
+        ("flush", "sink", "checkpoint.interval=60"),
+        ("checkpoint", "checkpoint", "checkpoint.interval=60"),
     ],
 )
 def test_the_slowest_stage_of_the_slowest_thread(stage: str, part: str, setting: str) -> None:
@@ -66,7 +66,7 @@ def test_nothing_can_be_faster_than_the_next_slowest_thread() -> None:
 def test_a_thread_that_ran_ahead_counts_by_its_records() -> None:
     """Twice the time for ten times the records is the faster thread."""
     spent = account(learn=5.0)
-    spent.stages["decode"] = Spent(calls=100, rows=10_000, wall=10.0, cpu=9.0)
+    spent.stages["decode"] = StageTime(calls=100, rows=10_000, wall=10.0, cpu=9.0)
     found = verdict(spent)
     assert found.part == "model"
     assert found.limit == pytest.approx(5.0)
@@ -94,10 +94,10 @@ def test_no_more_threads_than_cores_and_none_for_small_batches() -> None:
 
 
 def test_too_little_to_tell() -> None:
-    assert judge(Account(at=10.0), settings=SETTINGS) is None
+    assert diagnose(TimingSnapshot(at=10.0), settings=SETTINGS) is None
     short = account(learn=1.0)
     short.at = 0.5
-    assert judge(short, settings=SETTINGS) is None
+    assert diagnose(short, settings=SETTINGS) is None
 
 
 def test_the_difference_of_two_accounts() -> None:

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.running.checkpoint import CheckpointFailed, Checkpoints, Corrupt, decode, encode
+from engine.running.checkpoint import CheckpointFailed, Checkpoints, CorruptCheckpoint, decode, encode
 from engine.types import HeadraceError, UserError
 
 IDENTITY = {"pipeline": "p", "schema": '{"a": "Float64"}'}
@@ -99,11 +99,11 @@ def test_any_plain_value_comes_back_to_the_bit(value: Any) -> None:
 def test_any_cut_or_changed_byte_is_found(data: st.DataObject) -> None:
     whole = b"".join(encode(STATE, IDENTITY))
     at = data.draw(st.integers(0, len(whole) - 1))
-    with pytest.raises(Corrupt):
+    with pytest.raises(CorruptCheckpoint):
         decode(whole[:at])
     flipped = bytearray(whole)
     flipped[at] ^= data.draw(st.integers(1, 255))
-    with pytest.raises(Corrupt):
+    with pytest.raises(CorruptCheckpoint):
         decode(bytes(flipped))
 
 

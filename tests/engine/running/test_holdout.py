@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from engine.running.holdout import COMMON, FIRST, MAX_FRAMES, Holdout
+from engine.running.holdout import COMMON_COUNT, COMMON_SAMPLE_ROWS, MAX_FRAMES, Holdout
 from engine.types import PART, RESERVED
 
 
@@ -39,7 +39,7 @@ def fed(frame: pl.DataFrame, cuts: list[int], holdout: Holdout) -> NDArray[np.bo
     for start, stop in zip([0, *cuts], [*cuts, frame.height], strict=True):
         if stop > start:
             batch = frame[start:stop]
-            masks.append(holdout.takes(batch))
+            masks.append(holdout.select(batch))
             holdout.add(batch, masks[-1])
     return np.concatenate(masks)
 
@@ -61,7 +61,7 @@ def test_no_cut_and_no_epoch_changes_which_rows(
 ) -> None:
     frame = pl.concat([few(1_200, contents), few(1_200, contents, 1_200, partition="b.csv")])
     whole = Holdout(0.2, 10_000)
-    expected = whole.takes(frame)
+    expected = whole.select(frame)
     whole.add(frame, expected)
     holdout = Holdout(0.2, 10_000)
     for _ in range(epochs):
@@ -73,7 +73,7 @@ def test_no_cut_and_no_epoch_changes_which_rows(
 @pytest.mark.parametrize("contents", [1, 2, 50, 1_000_000])
 def test_the_share_is_met(share: float, contents: int) -> None:
     frame = few(50_000, contents)
-    assert Holdout(share, 1_000).takes(frame).mean() == pytest.approx(share, abs=0.02)
+    assert Holdout(share, 1_000).select(frame).mean() == pytest.approx(share, abs=0.02)
 
 
 def test_a_row_is_the_same_wherever_and_whenever_it_comes() -> None:
@@ -87,13 +87,13 @@ def test_a_row_is_the_same_wherever_and_whenever_it_comes() -> None:
     )  # fmt: skip
     assert PART in later.columns
     for order in ((first, later), (later, first)):
-        holdout = Holdout(0.1, 10_000, besides=("offset",))
+        holdout = Holdout(0.1, 10_000, ignored=("offset",))
         held = [frame.filter(hold(frame, holdout))["x"] for frame in order]
         assert set(held[0]) == set(held[1])
         assert 120 <= len(held[0]) <= 280
         assert kept(holdout)["x"].is_duplicated().sum() == 0, "judged once"
     turned = later.select(reversed(later.columns))
-    alone = Holdout(0.1, 10_000, besides=("offset",)).takes(turned)
+    alone = Holdout(0.1, 10_000, ignored=("offset",)).select(turned)
     assert set(later.filter(alone)["x"]) == set(held[0])
 
 
@@ -103,10 +103,10 @@ def test_of_common_rows_a_share_is_held_out_and_the_rest_learned(contents: int, 
     """Whole contents that are never learned would spoil the model: at most the first few rows."""
     for salt in range(30):
         frame = few(n, contents).with_columns(z=pl.lit(salt))
-        held = Holdout(0.2, 10_000).takes(frame)
+        held = Holdout(0.2, 10_000).select(frame)
         by = frame.with_columns(held=pl.Series(held)).group_by("x").agg(pl.col("held"))
         for taken in by["held"]:
-            late = taken[COMMON - 1 :]
+            late = taken[COMMON_COUNT - 1 :]
             assert late.mean() in (None, pytest.approx(0.2, abs=0.5))
             if len(late) >= 100:
                 assert late.mean() == pytest.approx(0.2, abs=0.15)
@@ -115,7 +115,7 @@ def test_of_common_rows_a_share_is_held_out_and_the_rest_learned(contents: int, 
 def test_a_row_that_was_learned_is_never_held_out_later() -> None:
     """Also where its content turns out to be common behind it, in whatever epoch."""
     for salt in range(10):
-        frame = few(FIRST + 500, 400).with_columns(z=pl.lit(salt))
+        frame = few(COMMON_SAMPLE_ROWS + 500, 400).with_columns(z=pl.lit(salt))
         holdout = Holdout(0.2, 10_000)
         masks = [hold(frame, holdout, size) for size in (70, 999, 5_000)]
         assert all((mask == masks[0]).all() for mask in masks)
@@ -144,8 +144,8 @@ def test_every_type_and_null_is_content() -> None:
     for column in base.columns:
         changed = base.with_columns(pl.col(column).reverse())
         differ = [
-            Holdout(share, 10).takes(place.hstack(base)).tolist()
-            != Holdout(share, 10).takes(place.hstack(changed)).tolist()
+            Holdout(share, 10).select(place.hstack(base)).tolist()
+            != Holdout(share, 10).select(place.hstack(changed)).tolist()
             for share in np.linspace(0.02, 0.98, 25)
         ]
         assert any(differ) == (column not in "an"), column
@@ -162,7 +162,7 @@ def test_a_record_of_several_rows_is_held_out_whole() -> None:
 
 def test_content_that_a_learning_stage_has_made_is_not_asked() -> None:
     frame = rows(500)
-    held = [Holdout(0.1, 10, by_content=False).takes(f) for f in (frame, frame.with_columns(x=1.0))]
+    held = [Holdout(0.1, 10, by_content=False).select(f) for f in (frame, frame.with_columns(x=1.0))]
     assert (held[0] == held[1]).all()
     assert 20 <= held[0].sum() <= 90
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
-from engine.types import class_numbers
+from engine.types import class_indexes
 
 
 @pytest.mark.parametrize(
@@ -26,4 +26,4 @@ def test_equal_values_are_equal(
     labels: list[object], classes: list[str], expected: list[int]
 ) -> None:
     column = pl.Series(labels, dtype=pl.UInt64 if labels[0] == 2**63 else None)
-    assert class_numbers(column, classes).tolist() == expected
+    assert class_indexes(column, classes).tolist() == expected

@@ -15,7 +15,7 @@ from connectors.memory import Fault, MemorySink, MemorySource
 from engine.running.checkpoint import CheckpointFailed, Checkpoints
 from engine.config import DeadLetterSettings, LoaderSettings
 from engine.loading.loader import Loader
-from engine.running.loop import Breaker, Done, Flood, Loop, Totals
+from engine.running.loop import RejectLimit, WorkResult, TooManyRejects, Loop, Totals
 from engine.observing.service import Heartbeat
 from engine.types import (
     Batch,
@@ -41,12 +41,12 @@ class Summing:
         self.stop_at: int | None = None
         self.loop: Loop | None = None
 
-    def do(self, batch: Batch) -> Done:
+    def process(self, batch: Batch) -> WorkResult:
         done = batch.reject(pl.col("a") % 2 == 0, stage="learn", reason="odd", detail="It is odd.")
         self.total += int(done.frame["a"].sum())
         if self.loop is not None and self.stop_at is not None and self.total >= self.stop_at:
             self.loop.stop()
-        return Done(batch=done, rows=done.frame, learned=len(done))
+        return WorkResult(batch=done, rows=done.frame, learned=len(done))
 
     def state_dict(self) -> dict[str, Snapshot]:
         return {"total": self.total}
@@ -66,8 +66,8 @@ class Pipeline:
         self.loop = self.make(folder)
 
     def make(self, folder: Path, **options: Any) -> Loop:
-        settings = LoaderSettings(batch_rows=10, poll=0.01)
-        checkpoints = Checkpoints(Checkpoints.Settings(path=str(folder), every_batches=2))
+        settings = LoaderSettings(batch_rows=10, poll_timeout=0.01)
+        checkpoints = Checkpoints(Checkpoints.Settings(path=str(folder), interval_batches=2))
         made = Loop(
             source=self.source,
             loader=Loader(self.source, schema=SCHEMA, settings=settings),
@@ -140,7 +140,7 @@ def test_after_a_fault_a_new_start_ends_where_an_untroubled_run_does(
 class Quiet(MemorySource):
     """Gives its rows, then nothing, for ever."""
 
-    def endless(self) -> bool:
+    def unbounded(self) -> bool:
         return True
 
     def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
@@ -167,13 +167,13 @@ def test_an_idle_loop_beats_saves_once_and_its_lag_is_0_when_all_is_safe(tmp_pat
     def watch(loop: Loop, batch: Batch) -> None:
         nonlocal idle
         idle += not len(batch.frame) and loop.totals.read == 10
-        loop._tell_lag()
+        loop._report_lag()
         seen.append((loop.totals.read, len(made.source.commits), lag(loop)))
         if idle == 8:
             loop.stop()
 
-    checkpoints = Checkpoints(Checkpoints.Settings(path=str(tmp_path), every_batches=2, keep=9))
-    settings = LoaderSettings(poll=0.01)
+    checkpoints = Checkpoints(Checkpoints.Settings(path=str(tmp_path), interval_batches=2, keep=9))
+    settings = LoaderSettings(poll_timeout=0.01)
     loader = Loader(made.source, schema=SCHEMA, settings=settings)
     loop = Loop(source=made.source, loader=loader, work=made.work, sink=made.sink,
                 checkpoints=checkpoints, heartbeat=heart, watch=watch)  # fmt: skip
@@ -204,8 +204,8 @@ def test_a_transaction_is_committed_in_its_own_time(
         if marks and marks[-1] == 50:
             loop.stop()
 
-    checkpoints = Checkpoints(Checkpoints.Settings(path=str(tmp_path), every_seconds=3_600.0))
-    settings = LoaderSettings(batch_rows=10, poll=0.01)
+    checkpoints = Checkpoints(Checkpoints.Settings(path=str(tmp_path), interval=3_600.0))
+    settings = LoaderSettings(batch_rows=10, poll_timeout=0.01)
     loader = Loader(made.source, schema=SCHEMA, settings=settings)
     loop = Loop(source=made.source, loader=loader, work=made.work, sink=made.sink, watch=watch,
                 checkpoints=checkpoints, transaction=commit, commit_seconds=seconds)  # fmt: skip
@@ -272,10 +272,10 @@ def rejects(n: int, reason: str) -> tuple[Rejects, ...]:
 
 
 def test_the_breaker_trips_on_the_share_of_the_newest_rows() -> None:
-    breaker = Breaker(DeadLetterSettings(limit=0.1, window=100))
+    breaker = RejectLimit(DeadLetterSettings(limit=0.1, window=100))
     for _ in range(20):
         breaker.check(50, rejects(4, "broken"))
-    with pytest.raises(Flood) as caught:
+    with pytest.raises(TooManyRejects) as caught:
         breaker.check(50, rejects(20, "broken"))
     assert str(caught.value).startswith("Stopped: 24.0% of the last 100 rows were rejected")
     assert "(decode: broken)" in str(caught.value)
@@ -283,18 +283,18 @@ def test_the_breaker_trips_on_the_share_of_the_newest_rows() -> None:
 
 
 def test_the_breaker_waits_for_its_window_and_lets_expected_reasons_pass() -> None:
-    breaker = Breaker(DeadLetterSettings(limit=0.1, window=100))
+    breaker = RejectLimit(DeadLetterSettings(limit=0.1, window=100))
     breaker.check(99, rejects(99, "broken"))
-    breaker = Breaker(DeadLetterSettings(limit=0.1, window=100))
+    breaker = RejectLimit(DeadLetterSettings(limit=0.1, window=100))
     for _ in range(10):
         breaker.check(100, rejects(100, "missing_label"))
 
 
 def test_a_flood_stops_the_run_and_loses_nothing(tmp_path: Path) -> None:
     made = Pipeline([numbers(0, 10_000)], tmp_path)
-    breaker = Breaker(DeadLetterSettings(limit=0.4, window=100))
-    made.loop = made.make(tmp_path, breaker=breaker)
-    with pytest.raises(Flood):
+    breaker = RejectLimit(DeadLetterSettings(limit=0.4, window=100))
+    made.loop = made.make(tmp_path, reject_limit=breaker)
+    with pytest.raises(TooManyRejects):
         made.loop.run()
     totals = made.loop.totals
     assert totals.balanced

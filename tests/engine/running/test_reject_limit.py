@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 from engine.config import DeadLetterSettings
-from engine.running.loop import Breaker, Flood, Totals
+from engine.running.loop import RejectLimit, TooManyRejects, Totals
 from engine.types import Rejects
 
 
@@ -19,7 +19,7 @@ class Judge:
 
     def __init__(self, *, again: bool = False, **settings: object) -> None:
         self.totals = Totals()
-        self.breaker = Breaker(DeadLetterSettings.model_validate(settings), again=again)
+        self.breaker = RejectLimit(DeadLetterSettings.model_validate(settings), again=again)
 
     def check(self, rows: int, rejects: tuple[Rejects, ...] = ()) -> None:
         for reject in rejects:
@@ -44,7 +44,7 @@ def test_a_few_rows_are_judged_at_the_end(bad: int, floods: bool) -> None:
     if not floods:
         judge.finish()
         return
-    with pytest.raises(Flood, match=rf"Ended: {bad * 10:.1f}% of 10 rows .*decode: broken"):
+    with pytest.raises(TooManyRejects, match=rf"Ended: {bad * 10:.1f}% of 10 rows .*decode: broken"):
         judge.finish()
 
 
@@ -54,7 +54,7 @@ def test_the_sentence_names_the_worst_reason_of_all_batches() -> None:
     judge.check(10, (rejects("wrong_type", 3), rejects("broken", 1)))
     judge.check(10, (rejects("wrong_type", 3),))
     with pytest.raises(
-        Flood, match=r"36.7% of 30 rows were rejected \(decode: wrong_type, 6 of 11"
+        TooManyRejects, match=r"36.7% of 30 rows were rejected \(decode: wrong_type, 6 of 11"
     ):
         judge.finish()
 
@@ -73,7 +73,7 @@ def test_dead_letters_read_again_are_judged_by_a_full_window_only() -> None:
     judge = Judge(window=100, again=True)
     judge.check(99, (rejects("broken", 99),))
     judge.finish()
-    with pytest.raises(Flood, match=r"Stopped: 100.0% of the last 100 rows"):
+    with pytest.raises(TooManyRejects, match=r"Stopped: 100.0% of the last 100 rows"):
         judge.check(1, (rejects("broken", 1),))
 
 
@@ -81,9 +81,9 @@ def test_a_start_that_reads_nothing_ends_as_the_one_before() -> None:
     """Under a restart policy, a failed job does not turn green by itself."""
     first = Judge()
     first.check(10, (rejects("broken", 4),))
-    with pytest.raises(Flood):
+    with pytest.raises(TooManyRejects):
         first.finish()
-    with pytest.raises(Flood, match=r"Ended: 40.0% of 10 rows were rejected \(decode: broken\)"):
+    with pytest.raises(TooManyRejects, match=r"Ended: 40.0% of 10 rows were rejected \(decode: broken\)"):
         first.restarted().finish()
     first.restarted(limit=0.4).finish()
     more = first.restarted()
@@ -97,7 +97,7 @@ def test_dead_letters_that_go_through_are_mended() -> None:
     again = first.restarted(again=True, limit=0.2)
     again.check(4, (rejects("broken", 3),))
     again.finish()
-    with pytest.raises(Flood, match=r"30.0% of 10 rows"):
+    with pytest.raises(TooManyRejects, match=r"30.0% of 10 rows"):
         again.restarted(limit=0.2).finish()
     third = again.restarted(again=True, limit=0.2)
     third.check(3)

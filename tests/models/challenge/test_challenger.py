@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from engine.types import Batch, Features, Mark, Step, Tensors, UserError
 from models.augment import Augmentation
 from models.augment.tables import Jitter
-from models.learners.sampling import Balanced, SamplingSettings
+from models.learners.sampling import ResampledLearner, SamplingSettings
 from models.learners.tabular import TabularLearner
 from models.learners.linear import LinearLearner
 from models.challenge.token_bucket import STEP_ROWS
-from models.challenge.challenger import LIMIT, Renewed, require_renewable
+from models.challenge.challenger import MAX_CHALLENGE_ROWS, ChampionChallenger, require_challengeable
 from models.challenge.error_drift import THRESHOLD
 
 Floats = NDArray[np.float64]
@@ -103,12 +103,12 @@ def same(a: Any, b: Any) -> bool:
 
 def concept(task: str, *weights: tuple[int, Floats], n: int, noise: float = 0.3) -> Rows:
     """A sum by weights that change at some rows, and its sign or third."""
-    chance = np.random.default_rng(0)
-    x = chance.normal(size=(n, 4))
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(n, 4))
     by = np.tile(WEIGHTS, (n, 1))
     for at, new in weights:
         by[at:] = new
-    signal = (x * by).sum(1) + noise * chance.normal(size=n)
+    signal = (x * by).sum(1) + noise * rng.normal(size=n)
     if task == "regression":
         return x, signal
     return x, np.digitize(signal, [0] if task == "binary" else [-1, 1]).astype(np.int64)
@@ -121,7 +121,7 @@ def concept(task: str, *weights: tuple[int, Floats], n: int, noise: float = 0.3)
 def test_flipped_labels_are_learned_anew(keys: dict[str, Any]) -> None:
     x, y = concept("binary", (3_000, -WEIGHTS), n=7_000, noise=0.0)
     made = tabular("binary", **({"replay_rows": None, "lr": 1e-3} | keys))
-    outcome = learned(Renewed(made), batches((x, y)))
+    outcome = learned(ChampionChallenger(made), batches((x, y)))
     assert error(outcome.scores[:3_000], y[:3_000]) < 0.1
     assert error(outcome.scores[5_000:], y[5_000:]) <= 0.1
     assert outcome.challenges == {"begun": 1, "won": 1}
@@ -139,7 +139,7 @@ def test_flipped_labels_are_learned_anew(keys: dict[str, Any]) -> None:
 )
 def test_a_change_is_followed(task: str, changes: list[tuple[int, Floats]]) -> None:
     rows = concept(task, *changes, n=14_000)
-    follows = learned(Renewed(tabular(task)), batches(rows))
+    follows = learned(ChampionChallenger(tabular(task)), batches(rows))
     stays = learned(tabular(task), batches(rows))
     changed = slice(8_000, None)
     assert follows.challenges["won"] >= 1
@@ -150,11 +150,11 @@ def test_a_change_is_followed(task: str, changes: list[tuple[int, Floats]]) -> N
 
 
 def test_a_change_over_many_rows_is_followed() -> None:
-    chance, n = np.random.default_rng(0), 24_000
-    x = chance.normal(size=(n, 4))
+    rng, n = np.random.default_rng(0), 24_000
+    x = rng.normal(size=(n, 4))
     turned = np.clip((np.arange(n) - 8_000) / 8_000, 0, 1)
-    y = (x @ WEIGHTS) * (1 - 2 * turned) + 0.3 * chance.normal(size=n)
-    follows = learned(Renewed(tabular("regression")), batches((x, y)))
+    y = (x @ WEIGHTS) * (1 - 2 * turned) + 0.3 * rng.normal(size=n)
+    follows = learned(ChampionChallenger(tabular("regression")), batches((x, y)))
     stays = learned(tabular("regression"), batches((x, y)))
     assert error(follows.scores, y) < 0.6 * error(stays.scores, y)
 
@@ -185,7 +185,7 @@ def test_changes_without_end_cost_no_more_than_three_times_a_model_alone() -> No
     name = "alone"
     stays = learned(made(), batches(rows))
     name = "follows"
-    follows = learned(Renewed(made()), batches(rows))
+    follows = learned(ChampionChallenger(made()), batches(rows))
     assert follows.challenges["won"] > len(turns) / 2
     assert error(follows.scores, rows[1]) < 0.7 * error(stays.scores, rows[1])
     assert spent["follows"] < 3 * spent["alone"]
@@ -193,7 +193,7 @@ def test_changes_without_end_cost_no_more_than_three_times_a_model_alone() -> No
 
 def test_no_challenge_begins_while_there_is_no_work_left_for_it() -> None:
     rows = concept("binary", n=600)
-    made = Renewed(tabular("binary"), "watch")
+    made = ChampionChallenger(tabular("binary"), "watch")
     learned(made, batches((rows[0][:300], rows[1][:300])))
     state, begun = made.state_dict(), []
     for left in (-1e9, 0.0):
@@ -206,7 +206,7 @@ def test_no_challenge_begins_while_there_is_no_work_left_for_it() -> None:
 
 def test_the_linear_learner_follows_too() -> None:
     rows = concept("binary", (20_000, -WEIGHTS), n=24_000)
-    follows = learned(Renewed(linear("binary")), batches(rows))
+    follows = learned(ChampionChallenger(linear("binary")), batches(rows))
     stays = learned(linear("binary"), batches(rows))
     assert follows.challenges["won"] == 1
     assert error(follows.scores, rows[1]) < error(stays.scores, rows[1])
@@ -215,18 +215,18 @@ def test_the_linear_learner_follows_too() -> None:
 # ---------------------------------------------------------------------------------------- no change
 
 
-def season(chance: np.random.Generator, n: int) -> Rows:
+def season(rng: np.random.Generator, n: int) -> Rows:
     """The spread of the errors has a daily season."""
-    x = chance.normal(size=(n, 4))
+    x = rng.normal(size=(n, 4))
     spread = 1 + 0.9 * np.sin(2 * np.pi * np.arange(n) / 1_440)
-    return x, x @ WEIGHTS + spread * chance.normal(size=n)
+    return x, x @ WEIGHTS + spread * rng.normal(size=n)
 
 
 def alike(phi: float) -> Callable[[np.random.Generator, int], Rows]:
     """Errors follow on each other."""
 
-    def make(chance: np.random.Generator, n: int) -> Rows:
-        x, noise = chance.normal(size=(n, 4)), chance.normal(size=n) * np.sqrt(1 - phi**2)
+    def make(rng: np.random.Generator, n: int) -> Rows:
+        x, noise = rng.normal(size=(n, 4)), rng.normal(size=n) * np.sqrt(1 - phi**2)
         for i in range(1, n):
             noise[i] += phi * noise[i - 1]
         return x, x @ WEIGHTS + noise
@@ -237,9 +237,9 @@ def alike(phi: float) -> Callable[[np.random.Generator, int], Rows]:
 def heavy(degrees: float) -> Callable[[np.random.Generator, int], Rows]:
     """Errors with tails of Student's t."""
 
-    def make(chance: np.random.Generator, n: int) -> Rows:
-        x = chance.normal(size=(n, 4))
-        return x, x @ WEIGHTS + chance.standard_t(degrees, size=n)
+    def make(rng: np.random.Generator, n: int) -> Rows:
+        x = rng.normal(size=(n, 4))
+        return x, x @ WEIGHTS + rng.standard_t(degrees, size=n)
 
     return make
 
@@ -247,19 +247,19 @@ def heavy(degrees: float) -> Callable[[np.random.Generator, int], Rows]:
 def rare(share: float) -> Callable[[np.random.Generator, int], Rows]:
     """Few positives, more of them with the first number."""
 
-    def make(chance: np.random.Generator, n: int) -> Rows:
-        x = chance.normal(size=(n, 4))
+    def make(rng: np.random.Generator, n: int) -> Rows:
+        x = rng.normal(size=(n, 4))
         odds = share * np.exp(2 * x[:, 0] - 2)
-        return x, (chance.random(n) < odds / (1 + odds)).astype(np.int64)
+        return x, (rng.random(n) < odds / (1 + odds)).astype(np.int64)
 
     return make
 
 
-def bursts(chance: np.random.Generator, n: int) -> Rows:
+def bursts(rng: np.random.Generator, n: int) -> Rows:
     """Positives come together."""
-    x, y = chance.normal(size=(n, 4)), np.zeros(n, np.int64)
-    for at in chance.integers(0, n - 40, n // 4_000):
-        y[at : at + 40] |= chance.random(40) < 0.5
+    x, y = rng.normal(size=(n, 4)), np.zeros(n, np.int64)
+    for at in rng.integers(0, n - 40, n // 4_000):
+        y[at : at + 40] |= rng.random(40) < 0.5
     x[y == 1, 0] += 1.5
     return x, y
 
@@ -284,7 +284,7 @@ def steady(request: pytest.FixtureRequest) -> Rows:
 
 def test_no_challenger_wins_on_a_steady_stream(steady: Rows) -> None:
     """One challenge after the other, by drift that is detected in every batch."""
-    made = Renewed(tabular(task_of(steady[1])), "watch")
+    made = ChampionChallenger(tabular(task_of(steady[1])), "watch")
     learned(made, batches((steady[0][:4_096], steady[1][:4_096])))  # a young one may lose
     outcome = learned(made, batches((steady[0][4_096:], steady[1][4_096:]), drift=1))
     assert outcome.challenges == {"begun": 2, "dropped": 1}
@@ -292,7 +292,7 @@ def test_no_challenger_wins_on_a_steady_stream(steady: Rows) -> None:
 
 def test_an_alarm_that_came_to_nothing_leaves_no_trace() -> None:
     rows = season(np.random.default_rng(0), 20_000)
-    outcome = learned(Renewed(tabular("regression")), batches(rows))
+    outcome = learned(ChampionChallenger(tabular("regression")), batches(rows))
     assert outcome.challenges == {"begun": 1, "dropped": 1}
     never = learned(tabular("regression"), batches(rows))
     assert np.array_equal(outcome.scores, never.scores)
@@ -300,10 +300,10 @@ def test_an_alarm_that_came_to_nothing_leaves_no_trace() -> None:
 
 def test_drawn_copies_raise_no_alarm() -> None:
     """Copies of rare rows follow each other; the rows themselves do not."""
-    chance = np.random.default_rng(5)
-    rows = rare(0.01)(chance, 20_000)
-    drawn = Balanced(tabular("binary"), SamplingSettings(method="over"))
-    made = Renewed(drawn)
+    rng = np.random.default_rng(5)
+    rows = rare(0.01)(rng, 20_000)
+    drawn = ResampledLearner(tabular("binary"), SamplingSettings(method="over"))
+    made = ChampionChallenger(drawn)
     outcome = learned(made, batches(rows, cut=500))
     assert outcome.challenges["won"] == 0
     plain = learned(tabular("binary"), batches(rows, cut=500))
@@ -322,7 +322,7 @@ def test_the_cut_into_batches_changes_no_decision() -> None:
     rows = concept("regression", (1_000, -WEIGHTS), (2_500, WEIGHTS), n=2_800)
     ends = {}
     for cut in (1, 7, 1_000):
-        made = Renewed(tabular("regression", replay_rows=64, replay_steps=1))
+        made = ChampionChallenger(tabular("regression", replay_rows=64, replay_steps=1))
         outcome = learned(made, batches(rows, cut))
         assert outcome.challenges == {"begun": 2, "won": 1}
         ends[cut] = made.state_dict()
@@ -334,11 +334,11 @@ def test_the_cut_into_batches_changes_no_decision() -> None:
 
 def test_a_challenge_goes_on_where_it_was_cut_off() -> None:
     rows = list(batches(concept("binary", (1_500, -WEIGHTS), n=4_000), cut=100))
-    first = Renewed(tabular("binary"))
+    first = ChampionChallenger(tabular("binary"))
     learned(first, iter(rows[:19]))
     state = first.state_dict()
     assert state["renewal"]["challenge"] is not None
-    second = Renewed(tabular("binary"))
+    second = ChampionChallenger(tabular("binary"))
     second.load_state_dict(state)
     outcomes = [learned(made, iter(rows[19:])) for made in (first, second)]
     assert outcomes[0].challenges == outcomes[1].challenges == {"won": 1}
@@ -350,7 +350,7 @@ def test_a_model_that_nobody_challenged_can_be_challenged_later() -> None:
     rows = concept("binary", n=500)
     alone = tabular("binary")
     learned(alone, batches(rows))
-    made = Renewed(tabular("binary"))
+    made = ChampionChallenger(tabular("binary"))
     made.load_state_dict(alone.state_dict())
     assert same(made.learner.state_dict(), alone.state_dict())
     back = tabular("binary")
@@ -359,11 +359,11 @@ def test_a_model_that_nobody_challenged_can_be_challenged_later() -> None:
 
 
 def test_an_alarm_must_be_louder_after_a_challenge_that_came_to_nothing() -> None:
-    rows = concept("binary", n=LIMIT + 2_048)
-    made = Renewed(tabular("binary"), "watch")
+    rows = concept("binary", n=MAX_CHALLENGE_ROWS + 2_048)
+    made = ChampionChallenger(tabular("binary"), "watch")
     learned(made, batches((rows[0][:1_024], rows[1][:1_024])))
     outcome = learned(
-        made, batches((rows[0][1_024 : 1_024 + LIMIT], rows[1][1_024 : 1_024 + LIMIT]), drift=1)
+        made, batches((rows[0][1_024 : 1_024 + MAX_CHALLENGE_ROWS], rows[1][1_024 : 1_024 + MAX_CHALLENGE_ROWS]), drift=1)
     )
     assert outcome.challenges == {"begun": 1, "dropped": 1}
     assert made.state_dict()["renewal"]["watch"]["threshold"] == 2 * THRESHOLD
@@ -372,19 +372,19 @@ def test_an_alarm_must_be_louder_after_a_challenge_that_came_to_nothing() -> Non
 def test_rows_that_are_not_learned_do_not_count() -> None:
     x, y = concept("regression", n=900)
     y[300:700] = np.inf
-    made = Renewed(tabular("regression"))
+    made = ChampionChallenger(tabular("regression"))
     steps = [made.learn(batch) for batch in batches((x, y), cut=300)]
     assert made.state_dict()["renewal"]["rows"] == 500
-    refused = np.concatenate(
-        [np.zeros(300, np.bool_) if s.refused is None else s.refused for s in steps]
+    not_learned = np.concatenate(
+        [np.zeros(300, np.bool_) if s.not_learned is None else s.not_learned for s in steps]
     )
-    assert np.array_equal(refused, ~np.isfinite(y))
+    assert np.array_equal(not_learned, ~np.isfinite(y))
     assert all(len(step.scores) == 300 for step in steps)
 
 
 def test_it_says_what_it_does(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="headrace.learner"):
-        learned(Renewed(tabular("binary")), batches(concept("binary", (1_500, -WEIGHTS), n=3_000)))
+        learned(ChampionChallenger(tabular("binary")), batches(concept("binary", (1_500, -WEIGHTS), n=3_000)))
     assert [record.message for record in caplog.records] == [
         "a new model learns beside the old one: what that learned may no longer hold",
         "the new model takes over: it is better than the old one",
@@ -410,7 +410,7 @@ def test_a_successor_has_the_same_settings_scales_and_augmentation() -> None:
 
 
 def test_memory_is_that_of_both() -> None:
-    made = Renewed(tabular("binary", replay_rows=500), "watch")
+    made = ChampionChallenger(tabular("binary", replay_rows=500), "watch")
     rows = concept("binary", n=300)
     learned(made, batches(rows))
     alone = made.memory()
@@ -421,7 +421,7 @@ def test_memory_is_that_of_both() -> None:
 
 
 def test_a_name_that_is_no_stage_is_one_sentence() -> None:
-    made = Renewed(tabular("binary"), "wacht")
+    made = ChampionChallenger(tabular("binary"), "wacht")
     with pytest.raises(UserError, match=r"forget_on = 'wacht' expects .* add \[scrub.wacht\]"):
         learned(made, batches(concept("binary", n=10)))
 
@@ -446,20 +446,20 @@ class Plain:
 
 def test_who_can_be_challenged() -> None:
     able = tabular("binary")
-    require_renewable(able, "error", [])
-    require_renewable(able, "watch", ["scale", "watch"])
+    require_challengeable(able, "error", [])
+    require_challengeable(able, "watch", ["scale", "watch"])
     with pytest.raises(UserError, match=r"add \[scrub.wacht\]. Did you mean 'watch'\?"):
-        require_renewable(able, "wacht", ["scale", "watch"])
+        require_challengeable(able, "wacht", ["scale", "watch"])
     with pytest.raises(UserError, match="Plain has no method 'successor'"):
-        require_renewable(Plain(), "error", [])
+        require_challengeable(Plain(), "error", [])
 
 
 def test_a_challenger_that_says_nothing_finite_never_wins() -> None:
     """Its own successor says NaN of every row."""
 
-    class Mute(TabularLearner):
-        def successor(self) -> Mute:
-            made = Mute(self.settings, self.training, self.features)
+    class NoReply(TabularLearner):
+        def successor(self) -> NoReply:
+            made = NoReply(self.settings, self.training, self.features)
             made.load_state_dict(self.state_dict())
             state = made.state_dict()
             weights = {
@@ -469,7 +469,7 @@ def test_a_challenger_that_says_nothing_finite_never_wins() -> None:
             return made
 
     settings = TabularLearner.Settings(layers=(8,))
-    inner = Mute(settings, TabularLearner.Training(replay_rows=0), features("regression"))
-    rows = concept("regression", n=LIMIT)
-    outcome = learned(Renewed(inner, "watch"), batches(rows, drift=1))
+    inner = NoReply(settings, TabularLearner.Training(replay_rows=0), features("regression"))
+    rows = concept("regression", n=MAX_CHALLENGE_ROWS)
+    outcome = learned(ChampionChallenger(inner, "watch"), batches(rows, drift=1))
     assert outcome.challenges == {"begun": 1, "dropped": 1}

@@ -5,39 +5,39 @@ from __future__ import annotations
 import pytest
 
 from models.learners.tabular import TabularLearner
-from models.challenge.token_bucket import FACTOR, HORIZON, MOST, STEP_ROWS, Pace
+from models.challenge.token_bucket import FACTOR, HORIZON, MOST, STEP_ROWS, TokenBucket
 from tests.models.challenge.test_challenger import batches, concept, features, learned
 
 
 def test_a_model_alone_saves_what_it_does_not_spend() -> None:
-    pace = Pace().after(1_024, 1, models=1).reckoned(1 / 1_024)
+    pace = TokenBucket().charge(1_024, 1, models=1).settled(1 / 1_024)
     assert pace.left == (FACTOR - 1) * (1_024 + STEP_ROWS)
     assert (pace.total, pace.rows, pace.spent) == (1_024, 0, 0)
 
 
 def test_savings_have_a_limit() -> None:
-    pace = Pace()
+    pace = TokenBucket()
     for _ in range(10):
-        pace = pace.after(1_000_000, 1_000, models=1).reckoned(1 / 1_000)
+        pace = pace.charge(1_000_000, 1_000, models=1).settled(1 / 1_000)
     assert pace.left == MOST
 
 
 def test_it_does_not_matter_when_work_is_noted() -> None:
-    whole = Pace().after(30, 12, models=2).reckoned(0.5)
-    parts = Pace().after(10, 4, models=2).after(20, 8, models=2).reckoned(0.5)
+    whole = TokenBucket().charge(30, 12, models=2).settled(0.5)
+    parts = TokenBucket().charge(10, 4, models=2).charge(20, 8, models=2).settled(0.5)
     assert whole == parts
 
 
 def test_what_is_left_is_spent_over_the_rows_to_come() -> None:
-    rich = Pace(left=float(MOST))
+    rich = TokenBucket(left=float(MOST))
     assert rich.limit(0.1, 64) == 0.1 + MOST / STEP_ROWS / HORIZON
     assert rich.limit(0.1, 4_096) == 0.1 + MOST / STEP_ROWS / 8_192
-    assert Pace(left=-1e6).limit(0.1, 64) == 0.1
+    assert TokenBucket(left=-1e6).limit(0.1, 64) == 0.1
 
 
 def test_a_snapshot_goes_on() -> None:
-    pace = Pace().after(30, 12, models=2).reckoned(0.5).after(5, 1, models=1)
-    assert Pace.restored(pace.snapshot()) == pace
+    pace = TokenBucket().charge(30, 12, models=2).settled(0.5).charge(5, 1, models=1)
+    assert TokenBucket.restored(pace.snapshot()) == pace
 
 
 @pytest.mark.parametrize("limit", [2.0, 0.3, 0.05, 0.001])

@@ -31,12 +31,12 @@ from engine.types import (
     UserError,
 )
 from models.compress import candidate_process
-from models.compress.gate import Candidate, Compression, Verdict, _choose, compress
+from models.compress.gate import Candidate, Compression, GateReport, _choose, compress
 from models.export.model import export
 from models.learners.tabular import TabularLearner
 from models.serving.predictor import OnnxPredictor
 from models.compress.quantize import CANDIDATES
-from models.serving.session import available
+from models.serving.session import available_providers
 from tests.models import crafted
 
 WIDTH = 16
@@ -119,7 +119,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 Model = Callable[..., Path]
 
 
-def of(verdict: Verdict) -> dict[str, Any]:
+def of(verdict: GateReport) -> dict[str, Any]:
     return {candidate.name: candidate for candidate in verdict.candidates}
 
 
@@ -157,7 +157,7 @@ def test_figures(tmp_path: Path, model: Model, task: str) -> None:
     verdict = compress(model(task), held_out, settings, path=tmp_path / "m.onnx")
     assert [c.name for c in verdict.candidates] == ["float32", *CANDIDATES]
     assert verdict.measure == ("MAE" if task == "regression" else "error")
-    assert (verdict.rows, verdict.provider) == (300, available(())[0])
+    assert (verdict.rows, verdict.provider) == (300, available_providers(())[0])
     base = verdict.candidates[0]
     assert (base.loss, base.divergence, base.speedup) == (0.0, 0.0, 1.0)
     for c in verdict.candidates:
@@ -295,8 +295,8 @@ def test_not_a_number_is_refused(
     verdict = compress(model("regression"), frame, settings, path=tmp_path / "m.onnx")
     assert verdict.chosen == "float32"
     assert verdict.candidates[1].refusal == "refused: 140 rows get no finite score"
-    verdict.to_json(tmp_path / "verdict.json")
-    read = json.loads((tmp_path / "verdict.json").read_text(), parse_constant=pytest.fail)
+    verdict.to_json(tmp_path / "compression.json")
+    read = json.loads((tmp_path / "compression.json").read_text(), parse_constant=pytest.fail)
     assert read["candidates"][1]["loss"] is None  # JSON has no NaN
 
 
@@ -431,7 +431,7 @@ def test_a_rare_class_that_is_lost_refuses_though_accuracy_stays(tmp_path: Path)
 # --------------------------------------------------------------------------------------- verdict
 
 
-def printed(verdict: Verdict) -> str:
+def printed(verdict: GateReport) -> str:
     console = Console(width=400, color_system=None)
     with console.capture() as said:
         for part in verdict.tables():
@@ -444,8 +444,8 @@ def test_verdict_for_machines_and_for_people(tmp_path: Path, model: Model) -> No
     verdict = compress(
         model("regression"), rows(200, 8, "regression"), settings, path=tmp_path / "m.onnx"
     )
-    verdict.to_json(tmp_path / "deep" / "verdict.json")
-    read = json.loads((tmp_path / "deep" / "verdict.json").read_text())
+    verdict.to_json(tmp_path / "deep" / "compression.json")
+    read = json.loads((tmp_path / "deep" / "compression.json").read_text())
     assert read["chosen"] == "float32"
     assert (read["rows"], read["measure"], read["failed"]) == (140, "MAE", {})
     for candidate, there in zip(verdict.candidates, read["candidates"], strict=True):
@@ -455,7 +455,7 @@ def test_verdict_for_machines_and_for_people(tmp_path: Path, model: Model) -> No
     assert read["machine"]["cores"] > 0
     assert read["machine"]["cpu"]
     text = printed(verdict)
-    assert f"compression, judged on 140 held-out rows ({available(())[0]})" in text
+    assert f"compression, judged on 140 held-out rows ({available_providers(())[0]})" in text
     assert "140 rows, the newest of those held out by a hash of the row" in text
     assert "intervals of 95%" in text
     for figure in verdict.candidates[1].figures:

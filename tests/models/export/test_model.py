@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from engine.loading.collate import Collate
-from engine.columnar.kernels import powered
+from engine.columnar.kernels import power_transform
 from engine.scrub.features.categories import Categories
 from engine.scrub.values.missing import Missing
 from engine.scrub.values.outliers import Outliers
@@ -41,13 +41,13 @@ from engine.types import (
     Tensors,
     Transform,
 )
-from models.export.model import _Front, export, write
+from models.export.model import _StageGraph, export, write
 from models.export.onnx_graph import OPSET, Graph
 from models.learners.tabular import TabularLearner
 from models.learners.linear import LinearLearner
 
 Scores = NDArray[np.floating[Any]]
-Chain = Sequence[tuple[str, Any, dict[str, Any]]]
+FusedStages = Sequence[tuple[str, Any, dict[str, Any]]]
 
 HELD_OUT = 10_000
 WORST = 1e-4
@@ -57,7 +57,7 @@ CLASSES = {"regression": (), "binary": ("no", "yes"), "multiclass": ("a", "b", "
 NUMBERS = ("level", "count", "span", "flag", "level_missing", "flag_missing")
 CODED = {"key": 9, "code": 13}
 
-STAGES: Chain = (
+STAGES: FusedStages = (
     ("gap", Missing, {"columns": ["level"], "strategy": "mean", "indicator": True}),
     ("hole", Missing, {"columns": ["count", "flag"], "strategy": "most_frequent"}),
     ("void", Missing, {"columns": ["span"], "strategy": "constant", "value": -2.5}),
@@ -70,7 +70,7 @@ STAGES: Chain = (
     ("coded", Categories, {"columns": ["key", "code"], "size": 8}),
 )
 """Every stage that a model file can contain; `flag` gets its indicator from one of its own."""
-FLAGGED: Chain = (
+FLAGGED: FusedStages = (
     ("mark", Missing, {"columns": ["flag"], "strategy": "constant", "indicator": True}),
     *STAGES,
 )
@@ -122,7 +122,7 @@ def batch_of(frame: pl.DataFrame) -> Batch:
 class Line:
     """Stages, collate and learner in a row, as a run has them."""
 
-    chain: Chain
+    chain: FusedStages
     features: Features
     learner: Any
     schema: Schema
@@ -186,7 +186,7 @@ def linear(features: Features, **keys: Any) -> LinearLearner:
     return LinearLearner(settings, LinearLearner.Training(lr=0.001), features)
 
 
-def trained(learner: Any, chain: Chain = FLAGGED) -> Line:
+def trained(learner: Any, chain: FusedStages = FLAGGED) -> Line:
     batches, states, schema = passed(chain, learner.features.task)
     line = Line(chain, learner.features, learner, schema)
     for stage, state in zip(line.stages, states, strict=True):
@@ -196,7 +196,7 @@ def trained(learner: Any, chain: Chain = FLAGGED) -> Line:
     return line
 
 
-def passed(chain: Chain, task: str) -> tuple[list[Batch], list[Any], Schema]:
+def passed(chain: FusedStages, task: str) -> tuple[list[Batch], list[Any], Schema]:
     """Ten batches behind stages, what these have learned of them, and the schema before: made once
     for many learners."""
     key = repr(chain), task
@@ -271,10 +271,10 @@ def proven(line: Line, path: Path) -> Scores:
 
 OPTIONS: list[dict[str, Any]] = [
     {"activation": "relu"},
-    {"activation": "silu", "skip": True},
-    {"activation": "gelu", "dropout": 0.2, "ema": 0.9},
-    {"layers": [], "skip": True},
-    {"sparse_embeddings": True, "embedding": 3, "replay_rows": 200, "replay_steps": 1},
+    {"activation": "silu", "skip_connection": True},
+    {"activation": "gelu", "dropout": 0.2, "ema_decay": 0.9},
+    {"layers": [], "skip_connection": True},
+    {"sparse_embeddings": True, "embedding_dim": 3, "replay_rows": 200, "replay_steps": 1},
 ]
 
 
@@ -355,7 +355,7 @@ def test_powers_are_exact_to_the_last_digits(
     session = front((*names, "beside"), [*powers, *clips, *scales], tmp_path)
     got = session.run(None, dict.fromkeys((*names, "beside"), x))[0]
     for j, (above, below) in enumerate(exponents):
-        wanted = powered(pl.Series(x), above, below).to_numpy()
+        wanted = power_transform(pl.Series(x), above, below).to_numpy()
         known = ~np.isnan(wanted)
         wanted = np.clip(wanted, -1e30, 1e30) * 1e-30
         np.testing.assert_allclose(got[known, j], wanted[known], rtol=2e-14, atol=0)
@@ -368,7 +368,7 @@ def front(
 ) -> onnxruntime.InferenceSession:
     """The stages' part of a model file alone, in double."""
     graph = Graph()
-    made = _Front(graph, Features(numeric=names), transforms)
+    made = _StageGraph(graph, Features(numeric=names), transforms)
     shape: list[int | str] = ["n", len(names)]
     outputs = {"matrix": (made._matrix, int(onnx.TensorProto.DOUBLE), shape)}
     return bare(write(graph.model(outputs, {}), place / "front.onnx"))
@@ -389,7 +389,7 @@ def test_every_way_to_scale_a_number(tmp_path: Path, kind: Any, keys: dict[str, 
     names = ("level", "count", "span")
     learner = tabular(features_of("regression", numeric=names, categories={}))
     fill = {"columns": list(names), "strategy": "median"}
-    chain: Chain = (
+    chain: FusedStages = (
         ("fill", Missing, fill),
         ("curve", kind, keys),
         ("scale", Standardize, {"columns": list(names)}),

@@ -123,9 +123,9 @@ def test_every_row_is_what_river_says(
 
 
 def test_a_category_is_river_one_hot() -> None:
-    chance = np.random.default_rng(0)
-    codes = chance.integers(0, 4, (300, 2))
-    target = (codes[:, 0] + chance.normal(size=300) > 2).astype(np.int64)
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 4, (300, 2))
+    target = (codes[:, 0] + rng.normal(size=300) > 2).astype(np.int64)
     rows: list[dict[Any, float]] = [{("a", a): 1.0, ("b", b): 1.0} for a, b in codes.tolist()]
     expected = by_river(
         linear_model.LogisticRegression(optimizer=optim.SGD(0.1), l2=0.01), "binary", rows, target
@@ -169,7 +169,7 @@ def test_a_batch_that_blows_up_is_skipped_whole_and_kept_aside() -> None:
     assert (step.skipped, step.steps) == ("non_finite", 0)
     assert np.isnan(step.loss)
     assert np.isfinite(np.delete(step.scores, 700)).all()
-    assert list(made.aside) == [bad]
+    assert list(made.bad_batches) == [bad]
     after = made.state_dict()
     assert all(after[key] is before[key] for key in after if key != "shape")
 
@@ -181,14 +181,14 @@ def test_machine_code_says_what_python_says(monkeypatch: pytest.MonkeyPatch) -> 
     assert spec.loader is not None
     interpreted = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(interpreted)
-    chance = np.random.default_rng(0)
-    numeric = chance.normal(size=(60, 3)).astype(np.float32) * 9
-    codes = chance.integers(-1, 4, (60, 2))
+    rng = np.random.default_rng(0)
+    numeric = rng.normal(size=(60, 3)).astype(np.float32) * 9
+    codes = rng.integers(-1, 4, (60, 2))
     bounds = np.array([3, 6, 9], np.int64)
     rates = (0.5, 0.1, 0.01, 0.001, 2.0)
     flags = [np.array(on) for on in itertools.product([True, False], repeat=3)]
     for logistic, scaled, apart in itertools.product([True, False], flags, [True, False]):
-        target = chance.integers(0, 2, 60).astype(np.float64)
+        target = rng.integers(0, 2, 60).astype(np.float64)
         ends = []
         for module in (sgd, interpreted):
             numbers = [np.zeros(n) for n in (3, 3, 3, 9, 9)]

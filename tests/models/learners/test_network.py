@@ -11,25 +11,25 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.learners.network import ACTIVATIONS, Network, Shape, embedding_width
+from models.learners.network import ACTIVATIONS, Network, NetworkShape, embedding_width
 
 MODULES: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU}
 
 
-def shape(**changes: Any) -> Shape:
+def shape(**changes: Any) -> NetworkShape:
     wanted: dict[str, Any] = {
         "numeric": 3,
         "categories": (4, 6),
-        "embedding": (2, 5),
+        "embedding_dim": (2, 5),
         "layers": (7, 6),
     }
-    return Shape(**(wanted | changes))
+    return NetworkShape(**(wanted | changes))
 
 
 def rows(n: int = 9) -> tuple[torch.Tensor, torch.Tensor]:
-    chance = torch.Generator().manual_seed(3)
-    codes = [torch.randint(0, size, (n,), generator=chance) for size in (4, 6)]
-    return torch.randn((n, 3), generator=chance), torch.stack(codes, 1)
+    rng = torch.Generator().manual_seed(3)
+    codes = [torch.randint(0, size, (n,), generator=rng) for size in (4, 6)]
+    return torch.randn((n, 3), generator=rng), torch.stack(codes, 1)
 
 
 def twin(network: Network) -> nn.Sequential:
@@ -67,7 +67,7 @@ def test_scores_and_gradients_are_torch_layers(activation: str, outputs: int) ->
 
 
 def test_all_gradients_lie_in_the_one_tensor() -> None:
-    network = Network(shape(skip=True))
+    network = Network(shape(skip_connection=True))
     network(*rows()).sum().backward()  # type: ignore[no-untyped-call]
     parts = [t.grad.flatten() for t in network.tensors.values() if t.grad is not None]
     assert len(parts) == len(network.tensors)
@@ -76,7 +76,7 @@ def test_all_gradients_lie_in_the_one_tensor() -> None:
 
 
 def test_the_linear_path_is_added() -> None:
-    network = Network(shape(skip=True), seed=1)
+    network = Network(shape(skip_connection=True), seed=1)
     with torch.no_grad():
         with_path = network(*rows())
         path = F.linear(inputs(network, *rows()), network.tensors["skip.weight"]).squeeze(1)
@@ -86,7 +86,7 @@ def test_the_linear_path_is_added() -> None:
 
 
 def test_without_layers_it_is_linear() -> None:
-    network = Network(shape(layers=(), categories=(), embedding=()))
+    network = Network(shape(layers=(), categories=(), embedding_dim=()))
     numeric, none = torch.randn(5, 3), torch.empty((5, 0), dtype=torch.int64)
     with torch.no_grad():
         twice = network(2 * numeric, none) - network(0 * numeric, none)
@@ -96,12 +96,12 @@ def test_without_layers_it_is_linear() -> None:
 
 def test_dropout_silences_the_share_and_keeps_the_mean() -> None:
     # One hidden unit that is always 1, read out with weight 1.
-    network = Network(Shape(numeric=1, layers=(1,)))
+    network = Network(NetworkShape(numeric=1, layers=(1,)))
     with torch.no_grad():
         network.flat.copy_(torch.tensor([0.0, 1.0, 1.0, 0.0]))
     noise = torch.Generator().manual_seed(5)
     none = torch.empty((20_000, 0), dtype=torch.int64)
-    said = network(torch.zeros(20_000, 1), none, dropout=0.25, noise=noise).detach()
+    said = network(torch.zeros(20_000, 1), none, dropout=0.25, rng=noise).detach()
     assert sorted(set(said.tolist())) == [0.0, pytest.approx(4 / 3)]
     assert float((said == 0).float().mean()) == pytest.approx(0.25, abs=0.015)
 
@@ -120,7 +120,7 @@ def test_the_unknown_code_starts_at_the_origin() -> None:
 
 @pytest.mark.parametrize("sparse", [False, True])
 def test_weights_go_out_and_in(sparse: bool) -> None:
-    one, other = (Network(shape(sparse=sparse, skip=True), seed=seed) for seed in (1, 2))
+    one, other = (Network(shape(sparse=sparse, skip_connection=True), seed=seed) for seed in (1, 2))
     weights = one.weights()
     assert {name: array.shape for name, array in weights.items()} == {
         **one.shape.tables(),
@@ -138,7 +138,7 @@ def test_count_is_the_number_of_weights() -> None:
         network = Network(shape(sparse=sparse))
         #                    tables          10 inputs -> 7 -> 6 -> 1
         assert network.count == 4 * 2 + 6 * 5 + (10 * 7 + 7) + (7 * 6 + 6) + (6 + 1)
-        assert sum(t.numel() for t in network.everything()) == network.count
+        assert sum(t.numel() for t in network.parameters()) == network.count
 
 
 def test_width_grows_with_the_codes_up_to_a_bound() -> None:

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.learners.replay import Replay, ReplaySettings, Rows
+from models.learners.replay import Replay, ReplaySettings, ReplayRows
 
 
 def ring(**changes: Any) -> Replay:
@@ -17,13 +17,13 @@ def ring(**changes: Any) -> Replay:
     return Replay(wanted, numeric=2, categories=1, target=torch.float32)
 
 
-def rows(start: int, stop: int) -> Rows:
+def rows(start: int, stop: int) -> ReplayRows:
     """Rows that carry their number in every part."""
     number = torch.arange(start, stop)
     return torch.stack([number, -number], 1).float(), number[:, None].clone(), number.float()
 
 
-def chance(seed: int = 0) -> torch.Generator:
+def rng(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
@@ -47,7 +47,7 @@ def test_it_gives_only_rows_it_holds(sampling: str) -> None:
     replay = ring(replay_sampling=sampling)
     replay.add(rows(0, 7))
     replay.add(rows(7, 25))
-    drawn = replay.sample(50, chance())
+    drawn = replay.sample(50, rng())
     assert [len(target) for _, _, target in drawn] == [4] * 50
     for numeric, categories, target in drawn:
         assert torch.equal(numeric, torch.stack([target, -target], 1))
@@ -60,7 +60,7 @@ def test_recent_rows_halve_with_age() -> None:
     replay = ring(replay_rows=40, replay_batch=40, replay_sampling="recent", replay_half_life=10.0)
     replay.add(rows(0, 33))  # a ring that has wrapped
     replay.add(rows(33, 73))
-    every = torch.cat([target for _, _, target in replay.sample(2000, chance())])
+    every = torch.cat([target for _, _, target in replay.sample(2000, rng())])
     counts = torch.bincount(every.long(), minlength=73)[33:].float()
     by_decade = counts.view(4, 10).sum(1)
     expected = torch.tensor([1.0, 2, 4, 8]) / 15
@@ -70,13 +70,13 @@ def test_recent_rows_halve_with_age() -> None:
 def test_a_step_has_no_more_rows_than_are_kept() -> None:
     replay = ring(replay_batch=100)
     replay.add(rows(0, 3))
-    assert [len(target) for _, _, target in replay.sample(2, chance())] == [3, 3]
+    assert [len(target) for _, _, target in replay.sample(2, rng())] == [3, 3]
 
 
 def test_draws_go_by_the_generator_alone() -> None:
     replay = ring()
     replay.add(rows(0, 10))
-    one, same, other = (replay.sample(5, chance(seed)) for seed in (1, 1, 2))
+    one, same, other = (replay.sample(5, rng(seed)) for seed in (1, 1, 2))
     assert all(torch.equal(a[2], b[2]) for a, b in zip(one, same, strict=True))
     assert not all(torch.equal(a[2], b[2]) for a, b in zip(one, other, strict=True))
 

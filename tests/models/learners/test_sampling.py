@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from engine.loading.collate import Collate
 from engine.types import Batch, Features, Mark, Step, Tensors, UserError
-from models.learners.sampling import Balanced, SamplingSettings
+from models.learners.sampling import ResampledLearner, SamplingSettings
 from models.export.model import export
 from models.learners.tabular import TabularLearner
 from models.learners.linear import LinearLearner
@@ -78,20 +78,20 @@ def labels(spy: Spy) -> NDArray[np.int64]:
 def test_the_desired_distribution_is_met_within_a_point(
     method: Any, features: Features, true: list[float], desired: dict[str, float]
 ) -> None:
-    spy, chance = Spy(features), np.random.default_rng(1)
-    balanced = Balanced(spy, SamplingSettings(method=method, desired=desired))
-    unlearned = 0
+    spy, rng = Spy(features), np.random.default_rng(1)
+    balanced = ResampledLearner(spy, SamplingSettings(method=method, desired_dist=desired))
+    scored_only = 0
     for _ in range(100):
-        unlearned += balanced.learn(batch_of(chance.choice(len(true), 1_000, p=true))).unlearned
+        scored_only += balanced.learn(batch_of(rng.choice(len(true), 1_000, p=true))).scored_only
     k = len(true)
     wanted = np.array([desired.get(c, 0.0) for c in features.classes]) if desired else np.ones(k)
     shares = np.bincount(labels(spy), minlength=k) / len(labels(spy))
     assert np.abs(shares - wanted / wanted.sum()).max() < 0.01
     assert np.allclose(balanced.shares, shares)
     if method == "over":
-        assert unlearned == 0
+        assert scored_only == 0
     elif method == "under":
-        assert len(labels(spy)) + unlearned == 100_000  # no row twice
+        assert len(labels(spy)) + scored_only == 100_000  # no row twice
     else:
         assert len(labels(spy)) == pytest.approx(100_000, rel=0.02)
 
@@ -100,7 +100,7 @@ def test_rivers_rates() -> None:
     """River 0.2x learns a row with the rate that its samplers hold for its class."""
     target = np.repeat([0, 1], [900, 100])
     for method, rates in (("under", [1 / 9, 1.0]), ("over", [1.0, 9.0]), ("hybrid", [5 / 9, 5.0])):
-        made = Balanced(Spy(BINARY), SamplingSettings.model_validate({"method": method}))
+        made = ResampledLearner(Spy(BINARY), SamplingSettings.model_validate({"method": method}))
         made.learn(batch_of(target))
         assert made.rates == pytest.approx(rates)
 
@@ -112,24 +112,24 @@ def test_rivers_rates() -> None:
     st.integers(0, 4),
 )
 def test_every_row_is_scored_once_and_learned_or_not(
-    batches: list[list[int]], method: Any, smote: int
+    batches: list[list[int]], method: Any, smote_neighbors: int
 ) -> None:
     spy = Spy(THREE)
-    balanced = Balanced(spy, SamplingSettings(method=method, smote=smote, copies=7))
+    balanced = ResampledLearner(spy, SamplingSettings(method=method, smote_neighbors=smote_neighbors, max_copies=7))
     for rows in batches:
         before = len(labels(spy))
         step = balanced.learn(batch_of(np.array(rows, np.int64)))
         drawn = labels(spy)[before:]
         assert len(step.scores) == len(rows)
         assert set(drawn.tolist()) <= set(rows)
-        assert 0 <= step.unlearned <= len(rows)
-        assert len(drawn) >= len(rows) - step.unlearned
+        assert 0 <= step.scored_only <= len(rows)
+        assert len(drawn) >= len(rows) - step.scored_only
         assert len(drawn) <= 7 * len(rows)
 
 
 def test_a_class_that_never_comes_is_remarked_and_holds_nothing_up() -> None:
     spy = Spy(THREE)
-    balanced = Balanced(spy, SamplingSettings(desired={"a": 0.5, "c": 0.5}))
+    balanced = ResampledLearner(spy, SamplingSettings(desired_dist={"a": 0.5, "c": 0.5}))
     balanced.learn(batch_of(np.array([0, 1, 0, 1, 1, 1])))
     assert set(labels(spy).tolist()) == {0}  # b is not wanted, c is not there
     assert balanced.remarks() == [
@@ -141,19 +141,19 @@ def test_a_class_that_never_comes_is_remarked_and_holds_nothing_up() -> None:
 
 def test_copies_are_bounded_and_that_is_remarked() -> None:
     spy = Spy(BINARY)
-    balanced = Balanced(spy, SamplingSettings(method="over", copies=3))
+    balanced = ResampledLearner(spy, SamplingSettings(method="over", max_copies=3))
     balanced.learn(batch_of(np.repeat([0, 1], [999, 1])))
     assert np.bincount(labels(spy)).tolist() == [999, 3]
-    assert "copies = 3 keeps class 'yes' below" in balanced.remarks()[0]
+    assert "max_copies = 3 keeps class 'yes' below" in balanced.remarks()[0]
 
 
 def test_smote_lies_between_a_row_and_one_of_its_class() -> None:
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     target = np.repeat([0, 1], [190, 10])
-    numeric = chance.normal(0, 1, (200, 2)).astype(np.float32)
-    numeric[target == 1] = chance.uniform(10, 11, (10, 2))
+    numeric = rng.normal(0, 1, (200, 2)).astype(np.float32)
+    numeric[target == 1] = rng.uniform(10, 11, (10, 2))
     spy = Spy(BINARY)
-    balanced = Balanced(spy, SamplingSettings(method="over", smote=3))
+    balanced = ResampledLearner(spy, SamplingSettings(method="over", smote_neighbors=3))
     balanced.learn(batch_of(target, numeric))  # nothing is kept yet: copies
     balanced.learn(batch_of(target, numeric))
     first, second = spy.given
@@ -169,19 +169,19 @@ def test_smote_lies_between_a_row_and_one_of_its_class() -> None:
 @pytest.mark.parametrize(
     ("table", "sentence"),
     [
-        ({"desired": {"yse": 1}}, r"names class 'yse', .* Did you mean 'yes'\?"),
-        ({"desired": {"yes": 0, "no": 0}}, "at least one above 0, got {'yes': 0.0, 'no': 0.0}"),
-        ({"desired": {"yes": -1, "no": 2}}, "expects shares of 0 or more"),
+        ({"desired_dist": {"yse": 1}}, r"names class 'yse', .* Did you mean 'yes'\?"),
+        ({"desired_dist": {"yes": 0, "no": 0}}, "at least one above 0, got {'yes': 0.0, 'no': 0.0}"),
+        ({"desired_dist": {"yes": -1, "no": 2}}, "expects shares of 0 or more"),
     ],
 )
 def test_shares_that_make_no_sense_are_one_sentence(table: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        Balanced(Spy(BINARY), SamplingSettings(**table))
+        ResampledLearner(Spy(BINARY), SamplingSettings(**table))
 
 
 def test_a_regression_has_no_classes() -> None:
     with pytest.raises(UserError, match="task is 'regression': take it out"):
-        Balanced(Spy(Features(numeric=("x",))), SamplingSettings())
+        ResampledLearner(Spy(Features(numeric=("x",))), SamplingSettings())
 
 
 def calibration_error(label: NDArray[Any], probability: NDArray[Any], bins: int = 15) -> float:
@@ -192,11 +192,11 @@ def calibration_error(label: NDArray[Any], probability: NDArray[Any], bins: int 
     return float(np.abs(off).sum() / len(label))
 
 
-def rare(n: int, chance: np.random.Generator) -> pl.DataFrame:
+def rare(n: int, rng: np.random.Generator) -> pl.DataFrame:
     """One row in a hundred is positive, and more so with x0."""
-    x = chance.normal(size=(n, 2))
+    x = rng.normal(size=(n, 2))
     odds = np.exp(2 * x[:, 0] - 6.3)
-    y = chance.random(n) < odds / (1 + odds)
+    y = rng.random(n) < odds / (1 + odds)
     return pl.DataFrame({"x0": x[:, 0], "x1": x[:, 1], "y": np.where(y, "yes", "no")})
 
 
@@ -204,8 +204,8 @@ def rare(n: int, chance: np.random.Generator) -> pl.DataFrame:
 def test_corrected_probabilities_are_as_calibrated_as_without_sampling(
     kind: str, tmp_path: Path
 ) -> None:
-    chance = np.random.default_rng(5)
-    train, test = rare(60_000, chance), rare(60_000, chance)
+    rng = np.random.default_rng(5)
+    train, test = rare(60_000, rng), rare(60_000, rng)
     truth = (test["y"] == "yes").to_numpy()
     tensors = collated(test)
     errors: dict[str | None, float] = {}
@@ -237,7 +237,7 @@ def learner_of(kind: str, method: str | None) -> Any:
         "tabular": lambda: TabularLearner(
             TabularLearner.Settings(layers=(8,)),
             TabularLearner.Training(
-                step_rows=256, lr=1e-2, ema=0.98, replay_rows=0, forget_on="never"
+                step_rows=256, lr=1e-2, ema_decay=0.98, replay_rows=0, forget_on="never"
             ),
             BINARY,
         ),
@@ -248,4 +248,4 @@ def learner_of(kind: str, method: str | None) -> Any:
     learner = make[kind]()
     if method is None:
         return learner
-    return Balanced(learner, SamplingSettings.model_validate({"method": method}))
+    return ResampledLearner(learner, SamplingSettings.model_validate({"method": method}))

@@ -19,7 +19,7 @@ from engine.config import validate
 from engine.types import Batch, Features, Tensors, UserError
 from models.learners.tabular import TabularLearner
 from models.learners.losses import LossSettings, make_loss
-from models.learners.network import Network, Shape
+from models.learners.network import Network, NetworkShape
 from models.learners.optimizer import Optimizer, OptimizerSettings
 from models.learners.target_transform import TargetScale
 
@@ -54,7 +54,7 @@ RAW, VALUES = torch.tensor([0.5, -2.0, 3.0]), torch.tensor([1.0, 0.0, 2.5])
     [
         ({}, (0.25 + 4 + 0.25) / 3),
         ({"loss": "mae"}, (0.5 + 2 + 0.5) / 3),
-        ({"loss": "huber", "delta": 1.0}, (0.125 + 1.5 + 0.125) / 3),
+        ({"loss": "huber", "huber_delta": 1.0}, (0.125 + 1.5 + 0.125) / 3),
     ],
 )
 def test_regression_losses(make_features: Make, keys: dict[str, Any], expected: float) -> None:
@@ -81,13 +81,13 @@ def test_multiclass_loss_is_weighted(make_features: Make) -> None:
 
 # --------------------------------------------------------------------------------------- optimizer
 
-SHAPE = Shape(numeric=3, categories=(5,), embedding=(2,), layers=(6,))
+SHAPE = NetworkShape(numeric=3, categories=(5,), embedding_dim=(2,), layers=(6,))
 
 
 def problem() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    chance = torch.Generator().manual_seed(1)
-    codes = torch.randint(0, 5, (20, 1), generator=chance)
-    return torch.randn((20, 3), generator=chance), codes, torch.randn(20, generator=chance)
+    rng = torch.Generator().manual_seed(1)
+    codes = torch.randint(0, 5, (20, 1), generator=rng)
+    return torch.randn((20, 3), generator=rng), codes, torch.randn(20, generator=rng)
 
 
 def descend(network: Network, optimizer: Optimizer, steps: int = 5) -> list[float]:
@@ -98,8 +98,8 @@ def descend(network: Network, optimizer: Optimizer, steps: int = 5) -> list[floa
 @pytest.mark.parametrize(
     ("keys", "kind"),
     [
-        ({"optimizer": "adam", "l2": 0.1}, lambda p: torch.optim.Adam(p, 0.05, weight_decay=0.1)),
-        ({"optimizer": "adamw", "l2": 0.1}, lambda p: torch.optim.AdamW(p, 0.05, weight_decay=0.1)),
+        ({"optimizer": "adam", "weight_decay": 0.1}, lambda p: torch.optim.Adam(p, 0.05, weight_decay=0.1)),
+        ({"optimizer": "adamw", "weight_decay": 0.1}, lambda p: torch.optim.AdamW(p, 0.05, weight_decay=0.1)),
         ({"optimizer": "sgd", "momentum": 0.9}, lambda p: torch.optim.SGD(p, 0.05, momentum=0.9)),
     ],
     ids=["adam", "adamw", "sgd"],
@@ -109,7 +109,7 @@ def test_one_flat_step_is_torch_step_on_every_layer(
     keys: dict[str, Any], kind: Callable[[Any], torch.optim.Optimizer], clip: float | None
 ) -> None:
     flat, layered = Network(SHAPE), Network(SHAPE)
-    descend(flat, Optimizer(OptimizerSettings(lr=0.05, clip_norm=clip, **keys), flat))
+    descend(flat, Optimizer(OptimizerSettings(lr=0.05, max_grad_norm=clip, **keys), flat))
     parameters = list(layered.tensors.values())
     optimizer, (numeric, codes, target) = kind(parameters), problem()
     for _ in range(5):
@@ -131,7 +131,7 @@ def test_l1_is_the_gradient_of_the_absolute_weights() -> None:
 
 @pytest.mark.parametrize("clip", [None, 0.05])
 def test_sparse_embeddings_learn_what_dense_ones_do(clip: float | None) -> None:
-    keys = OptimizerSettings(optimizer="sgd", lr=0.1, clip_norm=clip, ema=0.5)
+    keys = OptimizerSettings(optimizer="sgd", lr=0.1, max_grad_norm=clip, ema_decay=0.5)
     ends = []
     for sparse in (False, True):
         network, average = (Network(replace(SHAPE, sparse=sparse)) for _ in range(2))
@@ -173,12 +173,12 @@ def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
     ("keys", "shares"),
     [
         ({}, {0: 1.0, 1000: 1.0}),
-        ({"warmup": 4}, {0: 0.25, 3: 1.0, 50: 1.0}),
-        ({"schedule": "inverse_sqrt", "warmup": 4}, {1: 0.5, 4: 1.0, 16: 0.5, 400: 0.1}),
+        ({"warmup_steps": 4}, {0: 0.25, 3: 1.0, 50: 1.0}),
+        ({"schedule": "inverse_sqrt", "warmup_steps": 4}, {1: 0.5, 4: 1.0, 16: 0.5, 400: 0.1}),
         ({"schedule": "inverse_sqrt", "lr_floor": 0.3}, {0: 1.0, 4: 0.5, 400: 0.3}),
         ({"schedule": "cosine", "schedule_steps": 10}, {0: 1.0, 5: 0.5, 10: 0.0, 99: 0.0}),
         (
-            {"schedule": "cosine", "schedule_steps": 12, "warmup": 2, "lr_floor": 0.1},
+            {"schedule": "cosine", "schedule_steps": 12, "warmup_steps": 2, "lr_floor": 0.1},
             {0: 0.5, 2: 1.0, 7: 0.5, 12: 0.1},
         ),
     ],
@@ -190,7 +190,7 @@ def test_schedule(keys: dict[str, Any], shares: dict[int, float]) -> None:
 
 def test_the_schedule_scales_the_step() -> None:
     network = Network(SHAPE)
-    keys = OptimizerSettings(optimizer="sgd", lr=0.5, warmup=10)
+    keys = OptimizerSettings(optimizer="sgd", lr=0.5, warmup_steps=10)
     optimizer, moved = Optimizer(keys, network), []
     for _ in range(3):
         before = network.flat.detach().clone()
@@ -201,7 +201,7 @@ def test_the_schedule_scales_the_step() -> None:
 
 def test_the_average_follows_young_fast_then_by_its_decay() -> None:
     network, average = Network(SHAPE), Network(SHAPE)
-    keys = OptimizerSettings(optimizer="sgd", lr=0.1, ema=0.25)
+    keys = OptimizerSettings(optimizer="sgd", lr=0.1, ema_decay=0.25)
     optimizer, expected = Optimizer(keys, network, average), average.flat.detach().clone()
     for step in range(1, 5):
         descend(network, optimizer, 1)
@@ -225,14 +225,14 @@ def test_the_average_follows_young_fast_then_by_its_decay() -> None:
 def test_the_way_back_undoes_the_way_there(
     warp: str, standard: bool, batches: list[list[float]]
 ) -> None:
-    scale = TargetScale(warp=warp, standard=standard)
+    scale = TargetScale(transform=warp, standard=standard)
     for batch in batches:
         scale = scale.learned(torch.tensor(batch))
     every = torch.tensor([y for batch in batches for y in batch], dtype=torch.float64)
     back = scale.inverse(scale.forward(every))
     torch.testing.assert_close(back, every, rtol=1e-7, atol=1e-6)
     if standard:
-        plain = TargetScale(warp=warp).forward(every)
+        plain = TargetScale(transform=warp).forward(every)
         assert scale.count == len(every)
         assert scale.mean == pytest.approx(float(plain.mean()), abs=1e-9)
         spread = float(plain.std(correction=0))
@@ -241,8 +241,8 @@ def test_the_way_back_undoes_the_way_there(
 
 def test_the_way_back_stays_in_range() -> None:
     wild = torch.tensor([-1e30, 1e30], dtype=torch.float64)
-    assert (TargetScale(warp="sqrt").inverse(wild)[0]) == 0
-    assert TargetScale(warp="log1p").inverse(wild).float().isfinite().all()
+    assert (TargetScale(transform="sqrt").inverse(wild)[0]) == 0
+    assert TargetScale(transform="log1p").inverse(wild).float().isfinite().all()
 
 
 # ----------------------------------------------------------------------------------------- learner
@@ -252,7 +252,7 @@ def test_a_batch_that_overflows_is_refused_whole_and_kept_aside(
     make_features: Make, make_batches: Batches
 ) -> None:
     features = make_features()
-    made = learner(features, standardize=False, ema=0.9, replay_rows=100)
+    made = learner(features, standardize=False, ema_decay=0.9, replay_rows=100)
     good = make_batches(features, 10)
     made.learn(good[0])
     before = made.state_dict()
@@ -262,7 +262,7 @@ def test_a_batch_that_overflows_is_refused_whole_and_kept_aside(
     step = made.learn(huge)
     assert (step.skipped, step.steps) == ("non_finite", 0)
     assert np.isnan(step.loss)
-    assert list(made.aside) == [huge]
+    assert list(made.bad_batches) == [huge]
     after = made.state_dict()
     assert after["target"] == before["target"]
     for name in ("weights", "average", "replay"):
@@ -271,7 +271,7 @@ def test_a_batch_that_overflows_is_refused_whole_and_kept_aside(
     assert made.learn(good[2]).skipped is None
     for _ in range(9):
         made.learn(huge)
-    assert len(made.aside) == 4
+    assert len(made.bad_batches) == 4
 
 
 def test_a_poison_row_costs_itself(make_features: Make, make_batches: Batches) -> None:
@@ -283,8 +283,8 @@ def test_a_poison_row_costs_itself(make_features: Make, make_batches: Batches) -
     numeric[7] = 1e30
     step = poisoned.learn(replace(batch, tensors=replace(tensors, numeric=numeric)))
     assert step.skipped is None
-    assert step.refused is not None
-    assert np.flatnonzero(step.refused).tolist() == [7]
+    assert step.not_learned is not None
+    assert np.flatnonzero(step.not_learned).tolist() == [7]
     rest = np.delete(np.arange(len(batch)), 7)
     spared.learn(replace(batch, tensors=tensors.take(rest)))
     one, other = poisoned.state_dict()["weights"], spared.state_dict()["weights"]
@@ -323,7 +323,7 @@ def test_one_learner_scores_and_learns_with_one_forward_pass(
         return forward(self, *args, **keys)
 
     monkeypatch.setattr(Network, "__call__", counted)
-    for keys, expected in ({}, 1), ({"dropout": 0.5}, 2), ({"ema": 0.9}, 2):
+    for keys, expected in ({}, 1), ({"dropout": 0.5}, 2), ({"ema_decay": 0.9}, 2):
         passes.clear()
         learner(features, replay_rows=0, **keys).learn(batch)
         assert len(passes) == expected
@@ -355,7 +355,7 @@ def test_bfloat16_is_near_and_its_weights_are_float32(
 
 def test_replay_counts_in_memory(make_features: Make, make_batches: Batches) -> None:
     features = make_features()
-    made = learner(features, replay_rows=1000, ema=0.5)
+    made = learner(features, replay_rows=1000, ema_decay=0.5)
     assert made.memory()["replay"] == 0
     made.learn(make_batches(features)[0])
     assert made.memory()["replay"] == 40 * (4 * 4 + 2 * 8 + 4)
@@ -426,7 +426,7 @@ def test_a_large_table_of_vectors_is_no_work_to_share(
         ("binary", {"target_transform": "sqrt"}, "target_transform is for regression"),
         ("regression", {"target_transform": ["standard", "sqrt"]}, "a warp and then standard"),
         ("regression", {"target_transform": ["sqrt", "log1p"]}, "a warp and then standard"),
-        ("regression", {"embedding": {"colour": 3}}, "names 'colour'.* mean 'color'"),
+        ("regression", {"embedding_dim": {"colour": 3}}, "names 'colour'.* mean 'color'"),
         ("regression", {"momentum": 0.9}, "momentum is a setting of sgd"),
         ("regression", {"schedule": "cosine"}, "needs schedule_steps"),
         (
@@ -449,7 +449,7 @@ def test_settings_that_do_not_fit(
         ({"layers": [64, 0]}, "model", "expected a list of whole numbers > 0 for .layers."),
         ({"activation": "tanh"}, "model", r"expected .relu. or .* for 'activation', got \"tanh\""),
         ({"dropout": 1.0}, "model", "for 'dropout', got 1.0"),
-        ({"embedding": 0}, "model", "embedding"),
+        ({"embedding_dim": 0}, "model", "embedding_dim"),
         ({"layer": [3]}, "model", "has no key 'layer'. Did you mean 'layers'"),
         ({"lr": 0}, "train", "for 'lr', got 0"),
         ({"optimizer": "rmsprop"}, "train", "for 'optimizer', got \"rmsprop\""),
@@ -486,9 +486,9 @@ def test_a_device_that_is_not_there(make_features: Make) -> None:
     ("keys", "difference"),
     [
         ({"layers": [9]}, r"\[model\] layers = \[8\], this pipeline's has \[9\]"),
-        ({"embedding": 3}, r"\[model\] embedding = \[4, 5\], this pipeline's has \[3, 3\]"),
+        ({"embedding_dim": 3}, r"\[model\] embedding_dim = \[4, 5\], this pipeline's has \[3, 3\]"),
         ({"optimizer": "sgd"}, r"\[train\] optimizer = adam, this pipeline's has sgd"),
-        ({"ema": 0.9}, r"\[train\] ema = False"),
+        ({"ema_decay": 0.9}, r"\[train\] ema_decay = False"),
         ({"replay_rows": 5}, r"\[train\] replay_rows = 10000, this pipeline's has 5"),
     ],
 )

@@ -23,7 +23,7 @@ from models.export.model_files import annotate
 from models.export.onnx_graph import Graph, TensorProto
 from models.learners.tabular import TabularLearner
 from models.serving.predictor import OnnxPredictor, session
-from models.serving.session import ORDER, available
+from models.serving.session import PROVIDER_ORDER, available_providers
 
 KEYS = ("n", "e", "s", "w")
 TASKS = {"regression": (), "binary": ("no", "yes"), "multiclass": ("x", "y", "z")}
@@ -80,7 +80,7 @@ def learner_of(task: str) -> TabularLearner:
         numeric=("a", "b"), categories={"key": 5}, target="y", task=task, classes=TASKS[task]
     )
     learner = TabularLearner(
-        TabularLearner.Settings(layers=(16,), skip=True, seed=4),
+        TabularLearner.Settings(layers=(16,), skip_connection=True, seed=4),
         TabularLearner.Training(),
         features,
     )
@@ -390,7 +390,7 @@ def test_without_a_version_the_digest_is_one(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------- providers
 
 CUDA = "CUDAExecutionProvider"
-no_gpu = pytest.mark.skipif(CUDA in available(()), reason="there is a CUDA device")
+no_gpu = pytest.mark.skipif(CUDA in available_providers(()), reason="there is a CUDA device")
 
 
 @no_gpu
@@ -412,7 +412,7 @@ def test_another_provider_than_asked_for_is_said(
 @no_gpu
 @pytest.mark.parametrize("asked", [("cuda",), ("cuda", "cpu"), ("tensorrt", "cuda", "cpu")])
 def test_strictly_the_provider_asked_for(model: Model, asked: tuple[str, ...]) -> None:
-    wished = {"cuda": CUDA, "tensorrt": ORDER[0]}[asked[0]]
+    wished = {"cuda": CUDA, "tensorrt": PROVIDER_ORDER[0]}[asked[0]]
     said = sentence(
         lambda: predictor_of(model("regression"), providers=asked, strict_provider=True)
     )
@@ -435,10 +435,10 @@ def test_nothing_to_say_where_it_runs_as_asked(
 
 
 def test_available() -> None:
-    assert available(("cpu",)) == ("CPUExecutionProvider",)
-    assert available(("no such",)) == ()
-    assert available(())[-1] == "CPUExecutionProvider"
-    assert set(available(())) <= set(onnxruntime.get_available_providers())
+    assert available_providers(("cpu",)) == ("CPUExecutionProvider",)
+    assert available_providers(("no such",)) == ()
+    assert available_providers(())[-1] == "CPUExecutionProvider"
+    assert set(available_providers(())) <= set(onnxruntime.get_available_providers())
 
 
 def test_a_session_of_so_many_threads(model: Model) -> None:

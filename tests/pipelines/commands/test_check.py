@@ -45,7 +45,7 @@ BROKEN: dict[str, tuple[Changes, str, str]] = {
     "kind that is none": (
         [('"files"\npath = {data}', '"csv"\npath = {data}')], "", "no kind 'csv'",
     ),
-    "duration without a unit": ([], "[service]\nstall_seconds = \"soon\"\n", 'like "250ms"'),
+    "duration without a unit": ([], "[service]\nstall_timeout = \"soon\"\n", 'like "250ms"'),
     "bytes that are none": (
         [("batch_rows = 100", 'memory_budget = "64 apples"')], "", 'expected bytes ("64MiB"',
     ),
@@ -134,7 +134,7 @@ BROKEN: dict[str, tuple[Changes, str, str]] = {
     "address of another machine": ([], '[service]\nhost = "203.0.113.7"\n', "cannot listen on"),
     "topic without a broker": (
         [('[sink]\nkind = "files"\npath = {out}',
-          '[sink]\nkind = "kafka"\ntopic = "t"\nbootstrap = "localhost:1"\ntimeout = 0.2')],
+          '[sink]\nkind = "kafka"\ntopic = "t"\nbootstrap_servers = "localhost:1"\ntimeout = 0.2')],
         "", "[sink] topic 't' at localhost:1 failed",
     ),
     "dead letters below a file": ([], '[dead_letters]\npath = "{data}/x"\n', "cannot be a folder"),

@@ -24,13 +24,13 @@ TABLE: dict[str, Any] = {
 
 def test_what_the_verdict_advises_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether it names the right part, and gains are as it says, is measured by the benchmark
-    `verdict`: a busy machine holds a run elsewhere than a quiet one."""
+    `bottleneck`: a busy machine holds a run elsewhere than a quiet one."""
     monkeypatch.setattr(loop, "RUN_SECONDS", 0.0)
-    monkeypatch.setattr(bottleneck, "SECONDS", 0.0)
+    monkeypatch.setattr(bottleneck, "MIN_SECONDS", 0.0)
     found = profile(Pipeline.of(TABLE | {"folder": str(tmp_path)}), seconds=0.1)
-    assert found.verdict is not None
-    assert found.verdict.stage in found.calls
-    advised = [advice.setting for advice in found.verdict.advice if advice.setting]
+    assert found.bottleneck is not None
+    assert found.bottleneck.stage in found.calls
+    advised = [advice.setting for advice in found.bottleneck.advice if advice.setting]
     assert [trial.setting for trial in found.trials] == advised
     assert all(trial.rate > 0 and trial.gain > 0 for trial in found.trials)
     assert {"fetch", "decode", "collate", "learn"} <= found.calls.keys()

@@ -27,7 +27,7 @@ def reading(small: Small, broker: Broker) -> Callable[..., Path]:
     """The small pipeline's file, on a topic that it reads in a group, without an end."""
 
     def write(topic: str, *changes: tuple[str, str]) -> Path:
-        source = f'kind = "kafka"\nbootstrap = "{broker.bootstrap}"\ngroup = "{topic}"\ntopics = '
+        source = f'kind = "kafka"\nbootstrap_servers = "{broker.bootstrap_servers}"\ngroup_id = "{topic}"\ntopics = '
         return small(Path(topic), (FILES + f'"{topic}"', source + f'"{topic}"'), *changes)
 
     return write
@@ -57,7 +57,7 @@ def test_a_topic_made_as_documented_and_empty_is_no_mistake(
     topic = f"{broker.topic()}-made"
     readme = (Path(__file__).parents[3] / "connectors" / "README.md").read_text()
     (line,) = [line for line in readme.splitlines() if "kafka-python admin" in line]
-    words = line.replace("HOST:PORT", broker.bootstrap).replace("scored", topic).split()
+    words = line.replace("HOST:PORT", broker.bootstrap_servers).replace("scored", topic).split()
     made = subprocess.run(
         [sys.executable, "-m", "kafka.admin", *words[2:]], capture_output=True, text=True
     )

@@ -47,8 +47,8 @@ def on_kafka(small: Small, broker: Broker, tmp_path: Path) -> Callable[..., Path
     """The small pipeline's file, reading a topic to its end."""
 
     def write(topic: str, *changes: tuple[str, str], more: str = "", name: str = "small") -> Path:
-        source = f'kind = "kafka"\nbootstrap = "{broker.bootstrap}"\nstop = "end"\n'
-        source += f'group = "{topic}"\ntopics = '
+        source = f'kind = "kafka"\nbootstrap_servers = "{broker.bootstrap_servers}"\nstop = "end"\n'
+        source += f'group_id = "{topic}"\ntopics = '
         return small(Path(topic), (FILES + f'"{topic}"', source + f'"{topic}"'), *changes,
                      more=more, name=name)  # fmt: skip
 
@@ -58,7 +58,7 @@ def on_kafka(small: Small, broker: Broker, tmp_path: Path) -> Callable[..., Path
 def consumed(broker: Broker, topic: str) -> list[Any]:
     """All records of a topic, by kafka-python alone."""
     consumer = KafkaConsumer(
-        topic, bootstrap_servers=broker.bootstrap, auto_offset_reset="earliest",
+        topic, bootstrap_servers=broker.bootstrap_servers, auto_offset_reset="earliest",
         consumer_timeout_ms=2_000,
     )  # fmt: skip
     found = list(consumer)
@@ -67,7 +67,7 @@ def consumed(broker: Broker, topic: str) -> list[Any]:
 
 
 def committed(broker: Broker, topic: str) -> int | None:
-    consumer = KafkaConsumer(bootstrap_servers=broker.bootstrap, group_id=topic)
+    consumer = KafkaConsumer(bootstrap_servers=broker.bootstrap_servers, group_id=topic)
     offset: int | None = consumer.committed(TopicPartition(topic, 0))
     consumer.close()
     return offset
@@ -110,7 +110,7 @@ def test_a_topic_is_cleaned_into_another(
     start, end = text.index("[model]"), text.index("[checkpoint]")
     sink = text.index("[sink]")
     text = text[:start] + text[end:sink]
-    text += f'[sink]\nkind = "kafka"\nbootstrap = "{broker.bootstrap}"\ntopic = "{to}"\n'
+    text += f'[sink]\nkind = "kafka"\nbootstrap_servers = "{broker.bootstrap_servers}"\ntopic = "{to}"\n'
     file.write_text(text + 'key = "n"\ncolumns = ["_partition", "_position", "n", "a", "key"]\n')
     code, out, err = headrace("run", file)
     assert code == 0, err
@@ -163,7 +163,7 @@ def test_records_from_the_future_are_told_and_not_believed(
 ) -> None:
     topic = broker.topic()
     lines = [line.encode() for line in rows(200).write_ndjson().splitlines()]
-    producer = KafkaProducer(bootstrap_servers=broker.bootstrap)
+    producer = KafkaProducer(bootstrap_servers=broker.bootstrap_servers)
     soon = int((time.time() + 3_000) * 1000)
     for i, line in enumerate(lines):
         producer.send(topic, line, timestamp_ms=soon if i == 150 else 1_000_000 + i)
@@ -211,7 +211,7 @@ def test_a_connection_that_breaks_at_the_start_is_asked_again(
     monkeypatch.setattr(KafkaConsumer, name, ask)
     source = KafkaSource(
         KafkaSource.Settings(
-            bootstrap=broker.bootstrap, topics=(topic,), stop="end", group=topic, start=0
+            bootstrap_servers=broker.bootstrap_servers, topics=(topic,), stop="end", group_id=topic, start=0
         )
     )
     source.seek(Mark())
@@ -225,7 +225,7 @@ def test_a_client_that_gives_up_over_a_broker_that_is_away_is_asked_again(broker
     topic = broker.topic()
     broker.produce(topic, [b'{"a": 1}'] * 10)
     source = KafkaSource(
-        KafkaSource.Settings(bootstrap=broker.bootstrap, topics=(topic,), stop="end", group=topic)
+        KafkaSource.Settings(bootstrap_servers=broker.bootstrap_servers, topics=(topic,), stop="end", group_id=topic)
     )
     source.seek(Mark())
     consumer = source._connected()
@@ -240,7 +240,7 @@ def test_a_client_that_gives_up_over_a_broker_that_is_away_is_asked_again(broker
 
         setattr(consumer, name, ask)
     assert source.read(100, 1 << 20, 1.0) is None
-    assert source.agrees({f"{topic}/0": 1}) is False
+    assert source.was_committed({f"{topic}/0": 1}) is False
     assert sum(map(len, drain(source, 100))) == 10
     source.close()
 
@@ -249,7 +249,7 @@ def test_a_broker_that_is_not_there(topic: str, on_kafka: Callable[..., Path]) -
     """In a process of its own: kafka-python leaves the refused sockets to the collector."""
     file = on_kafka(topic)
     command = [sys.executable, "-m", "engine.commands.cli", "run", str(file)]
-    command += ["--set", "source.bootstrap=127.0.0.1:1", "--set", "source.timeout=0.5"]
+    command += ["--set", "source.bootstrap_servers=127.0.0.1:1", "--set", "source.timeout=0.5"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=False)
     assert done.returncode == 1
     assert "at 127.0.0.1:1 failed: " in done.stderr
@@ -269,14 +269,14 @@ def test_offsets_that_are_gone(
             loop.stop()
 
     Run(on_kafka(topic), watch=stop).run()
-    admin = KafkaAdminClient(bootstrap_servers=broker.bootstrap)
+    admin = KafkaAdminClient(bootstrap_servers=broker.bootstrap_servers)
     admin.delete_records({TopicPartition(topic, 0): 600})
     admin.close()
-    code, out, err = headrace("run", on_kafka(topic), "--set", f"source.lost={lost}")
+    code, out, err = headrace("run", on_kafka(topic), "--set", f"source.auto_offset_reset={lost}")
     if read is None:
         assert code == 1
         assert f"{topic}/0 has offsets 600 to 1000, and 500 is where to go on" in err
-        assert "set [source] lost to 'earliest' or 'latest' to go on with what is there now" in err
+        assert "set [source] auto_offset_reset to 'earliest' or 'latest' to go on with what is there now" in err
     else:
         assert code == 0
         assert '"message": "records lost"' in err
@@ -290,9 +290,9 @@ name = "live"
 folder = "{folder}"
 [source]
 kind = "kafka"
-bootstrap = "{bootstrap}"
+bootstrap_servers = "{bootstrap_servers}"
 topics = "{topic}"
-group = "live"
+group_id = "live"
 [source.schema]
 a = "float64"
 y = "float64"
@@ -308,7 +308,7 @@ layers = [8]
 [train]
 threads = 1
 [checkpoint]
-every_seconds = 1
+interval = 1
 [service]
 port = 0
 """

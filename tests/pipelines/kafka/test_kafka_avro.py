@@ -26,7 +26,7 @@ name = "avro"
 folder = "{folder}/run"
 [source]
 kind = "kafka"
-bootstrap = "{bootstrap}"
+bootstrap_servers = "{bootstrap_servers}"
 topics = "{topic}"
 format = "avro"
 registry = "{registry}"
@@ -38,7 +38,7 @@ max_delay = 0.1
 kind = "files"
 path = "{folder}/out"
 [checkpoint]
-every_seconds = 1
+interval = 1
 """
 LEARNING = """
 [source.schema]
@@ -85,7 +85,7 @@ def on_avro(tmp_path: Path) -> Callable[..., Path]:
     def write(topic: str, registry: str, *, stop: str = "end", more: str = "") -> Path:
         file = tmp_path / "avro.toml"
         text = PIPELINE.format(
-            folder=tmp_path, bootstrap=shared_broker().bootstrap, topic=topic, registry=registry,
+            folder=tmp_path, bootstrap_servers=shared_broker().bootstrap_servers, topic=topic, registry=registry,
             stop=stop,
         )  # fmt: skip
         file.write_text(text + more)

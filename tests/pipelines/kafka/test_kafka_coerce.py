@@ -72,8 +72,8 @@ def pipeline(tmp_path: Path) -> Pipeline:
     def write(place: str | Path, *, format: str = "ndjson", coerce: str = "lossless") -> Path:
         source = f'[source]\nkind = "files"\npath = "{place}"'
         if isinstance(place, str):
-            bootstrap = shared_broker().bootstrap
-            source = f'[source]\nkind = "kafka"\nbootstrap = "{bootstrap}"\ntopics = "{place}"'
+            bootstrap_servers = shared_broker().bootstrap_servers
+            source = f'[source]\nkind = "kafka"\nbootstrap_servers = "{bootstrap_servers}"\ntopics = "{place}"'
             source += '\nstop = "end"'
         file = tmp_path / "small.toml"
         file.write_text(

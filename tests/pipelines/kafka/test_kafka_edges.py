@@ -46,10 +46,10 @@ def test_a_topic_that_is_read_is_not_written_to(
     broker.produce(topic, [*values(0, 10), b"broken"])
     file = write([topic])
     text = file.read_text()
-    other = broker.bootstrap.replace("localhost", "127.0.0.1")
-    if other == broker.bootstrap:
-        other = broker.bootstrap.replace("127.0.0.1", "localhost")
-    to = f'kind = "kafka"\nbootstrap = "{other}"\ntopic = "{topic}"\n'
+    other = broker.bootstrap_servers.replace("localhost", "127.0.0.1")
+    if other == broker.bootstrap_servers:
+        other = broker.bootstrap_servers.replace("127.0.0.1", "localhost")
+    to = f'kind = "kafka"\nbootstrap_servers = "{other}"\ntopic = "{topic}"\n'
     if table == "dead_letters":
         text += f"[dead_letters]\n{to}"
     else:
@@ -69,7 +69,7 @@ def test_a_topic_that_is_read_is_not_written_to(
         assert f"[{name}] in {file} writes to topic '{topic}', and [source] reads it" in err
 
 
-@pytest.mark.parametrize("way", ["", 'group = "{}"\nstart = "latest"'])
+@pytest.mark.parametrize("way", ["", 'group_id = "{}"\nstart = "latest"'])
 def test_a_topic_of_no_records_is_no_error(
     way: str, broker: Broker, write: Write, headrace: Headrace
 ) -> None:
@@ -87,11 +87,11 @@ def test_a_compacted_topic_of_tombstones(
 ) -> None:
     """More keys are deleted than there are: that is what such topics are for, and no reason to
     stop."""
-    admin = KafkaAdminClient(bootstrap_servers=broker.bootstrap)
+    admin = KafkaAdminClient(bootstrap_servers=broker.bootstrap_servers)
     topic = f"compacted-{tmp_path.parent.name}-{tmp_path.name}"[-200:]
     admin.create_topics([NewTopic(topic, 1, 1, topic_configs={"cleanup.policy": "compact"})])
     admin.close()
-    producer = KafkaProducer(bootstrap_servers=broker.bootstrap)
+    producer = KafkaProducer(bootstrap_servers=broker.bootstrap_servers)
     for n in range(100):
         producer.send(topic, json.dumps({"n": n}).encode(), key=f"{n % 50}".encode())
     for n in range(150):
@@ -107,23 +107,23 @@ def test_a_compacted_topic_of_tombstones(
     assert sorted(letter["_position"] for letter in letters) == list(range(100, 250))
 
 
-@pytest.mark.parametrize("way", ["", 'group = "{}"', 'group = "{}"\njoin = true'])
+@pytest.mark.parametrize("way", ["", 'group_id = "{}"', 'group_id = "{}"\nsubscribe = true'])
 @pytest.mark.parametrize("start", ["earliest", "latest"])
 def test_partitions_that_are_added_are_read_from_their_beginning(
     way: str, start: str, broker: Broker, write: Write, results: Results,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Whatever `start` says: nobody could have read them before."""
-    monkeypatch.setattr(source, "GROWN_SECONDS", 0.5)
+    monkeypatch.setattr(source, "METADATA_SECONDS", 0.5)
     topic = broker.topic()
     broker.produce(topic, values(0, 10))
     skipped = 10 if start == "latest" else 0
-    grown = threading.Event()
+    added = threading.Event()
 
     def watch(loop: Loop, batch: Batch) -> None:
-        if not grown.is_set() and reads(loop) and loop.totals.read >= 10 - skipped:
-            grown.set()
-            admin = KafkaAdminClient(bootstrap_servers=broker.bootstrap)
+        if not added.is_set() and reads(loop) and loop.totals.read >= 10 - skipped:
+            added.set()
+            admin = KafkaAdminClient(bootstrap_servers=broker.bootstrap_servers)
             admin.create_partitions({topic: NewPartitions(3)})
             admin.close()
             for partition in range(3):
@@ -141,7 +141,7 @@ def test_partitions_that_are_added_are_read_from_their_beginning(
     assert results() == sorted(expected + places(topic, (2, 10, 15)))
 
 
-@pytest.mark.parametrize("way", ["", 'group = "{}"', 'group = "{}"\njoin = true\nsession = 6'])
+@pytest.mark.parametrize("way", ["", 'group_id = "{}"', 'group_id = "{}"\nsubscribe = true\nsession_timeout = 6'])
 def test_an_engine_that_was_ready_and_is_killed_has_noted_where_it_began(
     way: str, broker: Broker, write: Write, results: Results
 ) -> None:
@@ -159,7 +159,7 @@ def test_an_engine_that_was_ready_and_is_killed_has_noted_where_it_began(
     assert results() == places(topic, (0, 10, 14), (1, 0, 3))
 
 
-@pytest.mark.parametrize("way", ["", "join = true"])
+@pytest.mark.parametrize("way", ["", "subscribe = true"])
 def test_what_the_group_does_not_take_is_told_again_before_anything_is_read(
     way: str, broker: Broker, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,13 +177,13 @@ def test_what_the_group_does_not_take_is_told_again_before_anything_is_read(
 
     def watch(loop: Loop, batch: Batch) -> None:
         assert isinstance(loop.source, source.KafkaSource)
-        said.add(loop.source.trouble())
+        said.add(loop.source.unavailable_reason())
         if reads(loop) and None in said:
             assert committed(broker, topic, topic).offset == 10
             loop.stop()
 
     monkeypatch.setattr(KafkaConsumer, "commit", refused)
-    Run(write([topic], f'start = "latest"\ngroup = "{topic}"\n{way}'), watch=watch).run()
+    Run(write([topic], f'start = "latest"\ngroup_id = "{topic}"\n{way}'), watch=watch).run()
     assert "the group has not taken yet where its partitions are begun" in said
 
 
@@ -195,7 +195,7 @@ def test_starting_over_beside_an_engine_of_the_group_is_told_to_be_in_part(
     topic = broker.topic(partitions=2)
     for partition in range(2):
         broker.produce(topic, values(0, 10), partition=partition)
-    file = write([topic], f'group = "{topic}"\njoin = true')
+    file = write([topic], f'group_id = "{topic}"\nsubscribe = true')
     first = tmp_path / "first.toml"
     first.write_text(file.read_text().replace('/run"', '/run-1"').replace('/out"', '/out-1"'))
     with started(first) as engine:
@@ -231,7 +231,7 @@ def test_a_record_is_decoded_before_the_first_one_comes(
     decoded: list[int] = []
 
     class Counted(source.KafkaSource):
-        def _rehearse(self) -> None:
+        def _warm_up(self) -> None:
             inner = self.format
 
             class Counting:
@@ -241,11 +241,11 @@ def test_a_record_is_decoded_before_the_first_one_comes(
                     return frame, rejects
 
             self.format = Counting()
-            super()._rehearse()
+            super()._warm_up()
             self.format = inner
 
     reader = Counted(
-        source.KafkaSource.Settings(bootstrap=broker.bootstrap, topics=(topic,), **words)
+        source.KafkaSource.Settings(bootstrap_servers=broker.bootstrap_servers, topics=(topic,), **words)
     )
     reader.schema(parse_schema(schema))
     reader.seek(Mark())

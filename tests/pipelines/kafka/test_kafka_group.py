@@ -29,9 +29,9 @@ name = "shared"
 folder = "{folder}"
 [source]
 kind = "kafka"
-bootstrap = "{bootstrap}"
+bootstrap_servers = "{bootstrap_servers}"
 topics = "{topic}"
-group = "{group}"
+group_id = "{group}"
 {source}
 [source.schema]
 n = "int64"
@@ -42,7 +42,7 @@ batch_rows = 100
 max_delay = 0.05
 {loader}
 [checkpoint]
-every_seconds = 0.2
+interval = 0.2
 {more}
 """
 TRAIN = """
@@ -66,11 +66,11 @@ def broker() -> Broker:
 def pipeline(tmp_path: Path, broker: Broker) -> Callable[..., Path]:
     """Writes a pipeline file that joins the topic's group."""
 
-    def write(name: str, topic: str, more: str = "", source: str = "join = true", loader: str = "",
+    def write(name: str, topic: str, more: str = "", source: str = "subscribe = true", loader: str = "",
               group: str = "") -> Path:  # fmt: skip
         file = tmp_path / f"{name}.toml"
         text = PIPELINE.format(
-            folder=tmp_path / name, bootstrap=broker.bootstrap, topic=topic, more=more,
+            folder=tmp_path / name, bootstrap_servers=broker.bootstrap_servers, topic=topic, more=more,
             group=group or topic, source=source, loader=loader,
         )  # fmt: skip
         file.write_text(text)
@@ -123,7 +123,7 @@ def state(file: Path) -> dict[str, Any]:
 
 
 def owners(broker: Broker, group: str, topic: str, partition: int) -> Owners:
-    consumer = KafkaConsumer(bootstrap_servers=broker.bootstrap, group_id=group)
+    consumer = KafkaConsumer(bootstrap_servers=broker.bootstrap_servers, group_id=group)
     found = consumer.committed(TopicPartition(topic, partition), metadata=True)
     consumer.close()
     return Owners.parse(found.metadata)
@@ -134,7 +134,7 @@ def test_two_engines_share_and_one_takes_over(
     broker: Broker, pipeline: Callable[..., Path]
 ) -> None:
     topic, sink = broker.topic(4), broker.topic()
-    out = f'[sink]\nkind = "kafka"\nbootstrap = "{broker.bootstrap}"\ntopic = "{sink}"\n'
+    out = f'[sink]\nkind = "kafka"\nbootstrap_servers = "{broker.bootstrap_servers}"\ntopic = "{sink}"\n'
     files = [pipeline(name, topic, out) for name in ("one", "two")]
     fill(broker, topic, 4)
     with running(files[0]) as one:
@@ -144,14 +144,14 @@ def test_two_engines_share_and_one_takes_over(
             assert not two.loop.mark.positions.keys() & one.loop.mark.positions.keys()
             for partition in range(4):
                 broker.produce(topic, rows(500, 600), partition=partition)
-            caught_up(broker.bootstrap, topic, [topic], 60)
+            caught_up(broker.bootstrap_servers, topic, [topic], 60)
             assert two.loop.totals.read >= 200
         until(lambda: len(one.loop.mark.positions) == 4)
         for partition in range(4):
             broker.produce(topic, rows(600, 650), partition=partition)
-        caught_up(broker.bootstrap, topic, [topic], 60)
+        caught_up(broker.bootstrap_servers, topic, [topic], 60)
         assert one.metrics.source_rebalances._value.get() >= 3
-    found = account(broker.bootstrap, [topic], sink)
+    found = account(broker.bootstrap_servers, [topic], sink)
     assert found.read == 4 * 650
     assert found.exactly_once, str(found)  # every hand-over was in good order
 
@@ -164,7 +164,7 @@ def test_a_moved_partition_stays_in_the_weights_of_who_learned_it(
     knows that its checkpoint counts."""
     topic = broker.topic(2)
     files = {
-        name: pipeline(name, topic, TRAIN, f'join = true\nmember = "{name}"\nsession = 6')
+        name: pipeline(name, topic, TRAIN, f'subscribe = true\ngroup_instance_id = "{name}"\nsession_timeout = 6')
         for name in ("anna", "bert")
     }
     fill(broker, topic, 2)
@@ -200,8 +200,8 @@ def test_a_checkpoint_that_the_group_has_not_counted_is_passed_over(
     """As when the process is killed between its checkpoint and its commit, and another takes
     over."""
     topic = broker.topic(1)
-    anna = pipeline("anna", topic, TRAIN, 'join = true\nmember = "anna"\nsession = 6')
-    bert = pipeline("bert", topic, TRAIN, 'join = true\nmember = "bert"\nsession = 6')
+    anna = pipeline("anna", topic, TRAIN, 'subscribe = true\ngroup_instance_id = "anna"\nsession_timeout = 6')
+    bert = pipeline("bert", topic, TRAIN, 'subscribe = true\ngroup_instance_id = "bert"\nsession_timeout = 6')
     broker.produce(topic, rows(0, 300))
     with running(anna) as run:
         until(lambda: run.loop.totals.learned == 300)
@@ -218,19 +218,19 @@ def test_a_checkpoint_that_the_group_has_not_counted_is_passed_over(
         assert run.loop.totals.learned == 300
 
 
-@pytest.mark.parametrize("source", ["join = true", ""])
+@pytest.mark.parametrize("source", ["subscribe = true", ""])
 def test_topics_by_pattern_and_partitions_that_are_added(
     source: str, broker: Broker, pipeline: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Alone and in a group: what comes later is read from its beginning."""
-    monkeypatch.setattr("connectors.kafka.source.GROWN_SECONDS", 0.5)
+    monkeypatch.setattr("connectors.kafka.source.METADATA_SECONDS", 0.5)
     topic = broker.topic(1)
-    file = pipeline("grown", f"^{topic[:-1]}.$", "", f'{source}\nstart = "latest"', group=topic)
+    file = pipeline("grown", f"^{topic[:-1]}.$", "", f'{source}\nstart = "latest"', group_id=topic)
     with running(file) as run:
         until(lambda: run.source.lag(run.loop.mark))
         broker.produce(topic, rows(0, 50))
         until(partial(_cleaned, run, 50))
-        admin = KafkaAdminClient(bootstrap_servers=broker.bootstrap)
+        admin = KafkaAdminClient(bootstrap_servers=broker.bootstrap_servers)
         admin.create_partitions({topic: NewPartitions(2)})
         admin.close()
         broker.produce(topic, rows(0, 70), partition=1)
@@ -254,13 +254,13 @@ def test_what_keeps_a_state_needs_a_name(
 ) -> None:
     code, _, err = headrace("run", pipeline("nameless", broker.topic(), TRAIN))
     assert code == 2
-    assert "give this engine a name in the group that stays, [source] member" in err
+    assert "give this engine a name in the group that stays, [source] group_instance_id" in err
 
 
 def test_join_needs_a_group_and_no_end(
     broker: Broker, pipeline: Callable[..., Path], headrace: Headrace
 ) -> None:
-    file = pipeline("wrong", broker.topic(), "", 'join = true\nstop = "end"')
+    file = pipeline("wrong", broker.topic(), "", 'subscribe = true\nstop = "end"')
     code, _, err = headrace("run", file)
     assert code == 2
     assert "[source] join shares an endless stream" in err
@@ -271,7 +271,7 @@ def test_a_group_that_shares_in_another_way(
 ) -> None:
     topic = broker.topic()
     first = pipeline("first", topic)
-    second = pipeline("second", topic, "", 'join = true\nassignor = "range"')
+    second = pipeline("second", topic, "", 'subscribe = true\nassignor = "range"')
     with running(first) as run:
         until(lambda: run.loop.mark.positions)
         code, _, err = headrace("run", second)
@@ -283,7 +283,7 @@ def test_two_engines_of_one_name(
     broker: Broker, pipeline: Callable[..., Path], headrace: Headrace
 ) -> None:
     topic = broker.topic()
-    source = 'join = true\nmember = "twin"\nsession = 6'
+    source = 'subscribe = true\ngroup_instance_id = "twin"\nsession_timeout = 6'
     first, second = (pipeline(name, topic, "", source) for name in ("first", "second"))
     with (
         pytest.raises(UserError, match=r"Another engine has joined group .* as member 'twin'"),

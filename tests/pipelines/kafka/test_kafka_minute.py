@@ -35,9 +35,9 @@ name = "{name}"
 folder = "{folder}/{name}"
 [source]
 kind = "kafka"
-bootstrap = "{bootstrap}"
+bootstrap_servers = "{bootstrap_servers}"
 topics = "{topic}"
-group = "{topic}"
+group_id = "{topic}"
 [source.schema]
 a = "float64"
 y = "float64"
@@ -45,7 +45,7 @@ y = "float64"
 port = 0
 [sink]
 kind = "kafka"
-bootstrap = "{bootstrap}"
+bootstrap_servers = "{bootstrap_servers}"
 topic = "{sink}"
 {more}
 """
@@ -80,7 +80,7 @@ def test_a_minute_of_work_and_a_minute_without_a_broker(
             done.set()
 
     loader = f"memory_budget = {BUDGET}\nread_rows = 100"
-    file = pipeline("slow", topic, TRAIN, 'join = true\nmember = "slow"', loader)
+    file = pipeline("slow", topic, TRAIN, 'subscribe = true\ngroup_instance_id = "slow"', loader)
     with (
         running(file, watch=slow) as run,
         Broker(tmp_path) as own,
@@ -88,7 +88,7 @@ def test_a_minute_of_work_and_a_minute_without_a_broker(
     ):
         live = tmp_path / "live.toml"
         lost = own.topic(partitions=2)
-        live.write_text(LIVE.format(folder=tmp_path / "run", bootstrap=own.bootstrap, topic=lost))
+        live.write_text(LIVE.format(folder=tmp_path / "run", bootstrap_servers=own.bootstrap_servers, topic=lost))
         for partition in range(2):
             own.produce(lost, lines(0, 1_000), partition=partition)
         with started(live) as made:
@@ -147,7 +147,7 @@ def hanging(folder: Path) -> Iterator[Callable[[], None]]:
             file = folder / f"{name}.toml"
             text = ENGINE.format(
                 folder=folder, name=name.replace(" ", "-"), topic=topic, sink=sink,
-                bootstrap=broker.bootstrap, more=ENGINES[name],
+                bootstrap_servers=broker.bootstrap_servers, more=ENGINES[name],
             )  # fmt: skip
             file.write_text(text)
             return file
@@ -183,7 +183,7 @@ def hanging(folder: Path) -> Iterator[Callable[[], None]]:
                 told = [line["message"] for line in made.log if line["level"] != "info"]
                 assert told == ["no broker is in reach", "a broker is in reach again"], (name, told)
                 values = [
-                    json.loads(r.value)["a"] for r in records(broker.bootstrap, topics[name][1])
+                    json.loads(r.value)["a"] for r in records(broker.bootstrap_servers, topics[name][1])
                 ]
                 if "once" in name:
                     assert sorted(values) == [i / 10 for i in range(300)], name

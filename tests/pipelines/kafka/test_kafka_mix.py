@@ -23,13 +23,13 @@ def test_a_topic_beside_files_goes_on_where_it_was(tmp_path: Path) -> None:
         "folder": str(tmp_path / "run"),
         "source": {
             "kind": "mix",
-            "turn": 10,
+            "rows_per_turn": 10,
             "sources": {
                 "live": {
                     "kind": "kafka",
-                    "bootstrap": broker.bootstrap,
+                    "bootstrap_servers": broker.bootstrap_servers,
                     "topics": [topic],
-                    "group": topic,
+                    "group_id": topic,
                     "stop": "end",
                     "weight": 2,
                 },
@@ -54,7 +54,7 @@ def test_a_topic_beside_files_goes_on_where_it_was(tmp_path: Path) -> None:
     (letter,) = (tmp_path / "run" / "dead_letters").glob("*.ndjson")
     place = pl.read_ndjson(letter)["_partition"].item()
     assert place.startswith(f"live:{topic}/")
-    consumer = KafkaConsumer(bootstrap_servers=broker.bootstrap, group_id=topic)
+    consumer = KafkaConsumer(bootstrap_servers=broker.bootstrap_servers, group_id=topic)
     places = [TopicPartition(topic, n) for n in range(2)]
     done = {place: consumer.committed(place) for place in places}
     assert done == consumer.end_offsets(places)

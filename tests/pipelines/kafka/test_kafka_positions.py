@@ -30,7 +30,7 @@ name = "positions"
 folder = "{folder}/run"
 [source]
 kind = "kafka"
-bootstrap = "{bootstrap}"
+bootstrap_servers = "{bootstrap_servers}"
 topics = [{topics}]
 {source}
 [source.schema]
@@ -40,7 +40,7 @@ batch_rows = 10
 max_delay = 0.1
 {loader}
 [checkpoint]
-every_batches = 1
+interval_batches = 1
 [sink]
 kind = "files"
 path = "{folder}/out"
@@ -65,7 +65,7 @@ def write(broker: Broker, tmp_path: Path) -> Write:
         file = tmp_path / "positions.toml"
         file.write_text(
             PIPELINE.format(
-                folder=tmp_path, bootstrap=broker.bootstrap, source=source, loader=loader,
+                folder=tmp_path, bootstrap_servers=broker.bootstrap_servers, source=source, loader=loader,
                 topics=", ".join(f'"{topic}"' for topic in topics),
             )
         )  # fmt: skip
@@ -110,7 +110,7 @@ def until_read(rows: int, file: Path) -> Summary:
 def reads(loop: Loop) -> bool:
     """Whether it is decided where it goes on."""
     assert isinstance(loop.source, SharedSource)
-    return loop.source.trouble() is None
+    return loop.source.unavailable_reason() is None
 
 
 def until_assigned(file: Path) -> None:
@@ -120,7 +120,7 @@ def until_assigned(file: Path) -> None:
 
 def again(broker: Broker, topic: str, partitions: int = 1) -> None:
     """Delete a topic and make it anew."""
-    admin = KafkaAdminClient(bootstrap_servers=broker.bootstrap)
+    admin = KafkaAdminClient(bootstrap_servers=broker.bootstrap_servers)
     admin.delete_topics([topic])
 
     def created() -> bool:
@@ -134,7 +134,7 @@ def again(broker: Broker, topic: str, partitions: int = 1) -> None:
 
 
 def committed(broker: Broker, group: str, topic: str, partition: int = 0) -> Any:
-    consumer = KafkaConsumer(bootstrap_servers=broker.bootstrap, group_id=group)
+    consumer = KafkaConsumer(bootstrap_servers=broker.bootstrap_servers, group_id=group)
     found = consumer.committed(TopicPartition(topic, partition), metadata=True)
     consumer.close()
     return found
@@ -144,8 +144,8 @@ def committed(broker: Broker, group: str, topic: str, partition: int = 0) -> Any
 
 WAYS = {
     "alone": 'start = "latest"',
-    "group": 'start = "latest"\ngroup = "{group}"',
-    "joined": 'start = "latest"\ngroup = "{group}"\njoin = true\nsession = 6',
+    "group": 'start = "latest"\ngroup_id = "{group}"',
+    "joined": 'start = "latest"\ngroup_id = "{group}"\nsubscribe = true\nsession_timeout = 6',
 }
 
 
@@ -159,7 +159,7 @@ def test_what_comes_to_a_quiet_partition_while_no_engine_runs_is_read(
     topic = broker.topic(partitions=2)
     for number in range(2):
         broker.produce(topic, values(0, 10), partition=number)
-    file = write([topic], WAYS[way].format(group=topic))
+    file = write([topic], WAYS[way].format(group_id=topic))
     if end == "stopped":
         until_assigned(file)
     else:
@@ -216,8 +216,8 @@ def test_a_topic_made_anew_between_two_runs(
     """Longer than the old one was: by its offsets nothing would be to be seen."""
     topic = broker.topic()
     broker.produce(topic, values(0, 10))
-    group = "" if way == "alone" else f'group = "{topic}"\n' + "join = true\n" * (way == "joined")
-    file = write([topic], group + f'lost = "{lost}"')
+    group = "" if way == "alone" else f'group_id = "{topic}"\n' + "subscribe = true\n" * (way == "joined")
+    file = write([topic], group + f'auto_offset_reset = "{lost}"')
     until_read(10, file)
     again(broker, topic)
     broker.produce(topic, values(0, 30))
@@ -245,11 +245,11 @@ def test_another_group_is_another_place_to_go_on_at_for_its_members_alone(
 ) -> None:
     topic = broker.topic()
     broker.produce(topic, values(0, 10))
-    file = write([topic], f'group = "{topic}"')
+    file = write([topic], f'group_id = "{topic}"')
     until_read(10, file)
-    Run(file, ["source.group=another"]).try_resume()
+    Run(file, ["source.group_id=another"]).try_resume()
     with pytest.raises(UserError, match=r"written with another \[source\] join"):
-        Run(file, ["source.join=true"]).try_resume()
+        Run(file, ["source.subscribe=true"]).try_resume()
 
 
 def test_where_only_the_group_knows_its_commits_hold_the_id(
@@ -258,16 +258,16 @@ def test_where_only_the_group_knows_its_commits_hold_the_id(
     """A commit of a member that had not heard yet arrives in the new topic."""
     topic = broker.topic()
     broker.produce(topic, values(0, 10))
-    file = write([topic], f'group = "{topic}"\njoin = true')
+    file = write([topic], f'group_id = "{topic}"\nsubscribe = true')
     until_read(10, file)
     old = committed(broker, topic, topic)
     assert old.offset == 10
     again(broker, topic)
     broker.produce(topic, values(0, 30))
-    consumer = KafkaConsumer(bootstrap_servers=broker.bootstrap, group_id=topic)
+    consumer = KafkaConsumer(bootstrap_servers=broker.bootstrap_servers, group_id=topic)
     consumer.commit({TopicPartition(topic, 0): old})
     consumer.close()
-    Run(file).checkpoints.forget()
+    Run(file).checkpoints.delete_all()
     with pytest.raises(HeadraceError, match="was deleted and made anew"):
         until_read(20, file)
     assert Owners.parse(old.metadata).topic_id
@@ -280,8 +280,8 @@ def test_a_topic_made_anew_while_it_is_read(
 ) -> None:
     topic = broker.topic()
     broker.produce(topic, values(0, 10))
-    group = f'group = "{topic}"\njoin = true\n' * (way == "joined")
-    file = write([topic], group + f'lost = "{lost}"')
+    group = f'group_id = "{topic}"\nsubscribe = true\n' * (way == "joined")
+    file = write([topic], group + f'auto_offset_reset = "{lost}"')
     made: list[bool] = []
 
     def watch(loop: Loop, batch: Batch) -> None:
@@ -312,13 +312,13 @@ def test_one_of_several_topics_is_deleted_in_mid_run(
     kept, gone = broker.topic(), broker.topic()
     for topic in (kept, gone):
         broker.produce(topic, values(0, 10))
-    group = f'group = "{kept}"\njoin = true\n' * (way == "joined")
+    group = f'group_id = "{kept}"\nsubscribe = true\n' * (way == "joined")
     deleted: list[bool] = []
 
     def watch(loop: Loop, batch: Batch) -> None:
         if loop.totals.read == 20 and not deleted:
             deleted.append(True)
-            admin = KafkaAdminClient(bootstrap_servers=broker.bootstrap)
+            admin = KafkaAdminClient(bootstrap_servers=broker.bootstrap_servers)
             admin.delete_topics([gone])
             admin.close()
 
@@ -339,13 +339,13 @@ def test_retention_passes_a_running_engine(
     """Its buffers are small, so that it is far behind when the oldest records go."""
     topic = broker.topic()
     broker.produce(topic, values(0, 200, pad=10_000), each=5)
-    file = write([topic], f'lost = "{lost}"\nfetch_bytes = 65536', 'memory_budget = "256KiB"')
+    file = write([topic], f'auto_offset_reset = "{lost}"\nfetch_max_bytes = 65536', 'memory_budget = "256KiB"')
     passed: list[bool] = []
 
     def watch(loop: Loop, batch: Batch) -> None:
         if loop.totals.read and not passed:
             passed.append(True)
-            admin = KafkaAdminClient(bootstrap_servers=broker.bootstrap)
+            admin = KafkaAdminClient(bootstrap_servers=broker.bootstrap_servers)
             admin.delete_records({TopicPartition(topic, 0): 150})
             admin.close()
         if loop.totals.read and batch.mark.positions[f"{topic}/0"] == 200:
@@ -379,8 +379,8 @@ def test_fresh_starts_over_whatever_the_group_has_committed(
     topic = broker.topic(partitions=2)
     for number in range(2):
         broker.produce(topic, values(0, 10), partition=number)
-    join = "join = true\n" * (way == "joined")
-    file = write([topic], f'group = "{topic}"\n' + join)
+    join = "subscribe = true\n" * (way == "joined")
+    file = write([topic], f'group_id = "{topic}"\n' + join)
     until_read(20, file)
 
     def watch(loop: Loop, batch: Batch) -> None:
@@ -403,7 +403,7 @@ def test_fresh_starts_over_whatever_the_group_has_committed(
 def stranger(broker: Broker, group: str, topic: str) -> Iterator[None]:
     """A plain consumer that has joined the group."""
     consumer = KafkaConsumer(
-        topic, bootstrap_servers=broker.bootstrap, group_id=group, enable_auto_commit=False
+        topic, bootstrap_servers=broker.bootstrap_servers, group_id=group, enable_auto_commit=False
     )
     until(lambda: consumer.poll(100) or consumer.assignment())
     over = threading.Event()
@@ -426,7 +426,7 @@ def test_a_stranger_in_the_group_is_told_once_and_counted(
 ) -> None:  # fmt: skip
     topic = broker.topic()
     broker.produce(topic, values(0, 50))
-    file = write([topic], f'group = "{topic}"')
+    file = write([topic], f'group_id = "{topic}"')
     with stranger(broker, topic, topic):
         run = Run(file, watch=lambda loop, _: loop.stop() if loop.totals.read == 50 else None)
         run.run()
@@ -435,7 +435,7 @@ def test_a_stranger_in_the_group_is_told_once_and_counted(
     said = [r.message for r in caplog.records if r.message.startswith("commits do not arrive")]
     assert len(said) == 1
     assert "the group has members that joined it" in said[0]
-    assert run.metrics.source_refused_commits._value.get() >= 1
+    assert run.metrics.source_commit_failures._value.get() >= 1
     broker.produce(topic, values(50, 55))
     until_read(55, file)
     assert results() == places(topic, (0, 0, 55))

@@ -46,15 +46,15 @@ def newcomers(mode: str, broker: Broker, topic: str, scored: str, folder: Path) 
     without a model, which only cleans."""
     pipeline, kafka = (tomllib.loads(text) for text in blocks("toml"))
     made = pipeline | kafka | {"folder": str(folder / "run"), "service": {"port": 0}}
-    made["source"] |= {"topics": [topic], "group": topic, "bootstrap": broker.bootstrap}
-    made["sink"] |= {"topic": scored, "bootstrap": broker.bootstrap}
+    made["source"] |= {"topics": [topic], "group_id": topic, "bootstrap_servers": broker.bootstrap_servers}
+    made["sink"] |= {"topic": scored, "bootstrap_servers": broker.bootstrap_servers}
     del made["export"]  # an endless run has no end to export at
     if mode != "train":
         del made["model"], made["train"], made["scrub"]["categories"]
-    made["checkpoint"] = {"every_seconds": "1s"}  # by when the lag is 0
+    made["checkpoint"] = {"interval": "1s"}  # by when the lag is 0
     if mode == "clean once":
         made["sink"]["exactly_once"] = True
-        made["checkpoint"] = {"every_seconds": "1h"}  # what is committed sooner is not due to it
+        made["checkpoint"] = {"interval": "1h"}  # what is committed sooner is not due to it
     file = folder / "fraud.toml"
     file.write_text(toml(made))
     return file
@@ -65,7 +65,7 @@ class Answers:
 
     def __init__(self, broker: Broker, topic: str) -> None:
         self._consumer = KafkaConsumer(
-            bootstrap_servers=broker.bootstrap, isolation_level="read_committed"
+            bootstrap_servers=broker.bootstrap_servers, isolation_level="read_committed"
         )
         self._consumer.assign([TopicPartition(topic, 0)])
         self._consumer.seek_to_beginning()
@@ -106,8 +106,8 @@ def test_ten_records_are_ten_answers(mode: str, broker: Broker, tmp_path: Path) 
     all answers and the group has all offsets, and the engine is live and ready all the while."""
     topic, scored = broker.topic(), broker.topic()
     file = newcomers(mode, broker, topic, scored, tmp_path)
-    producer = KafkaProducer(bootstrap_servers=broker.bootstrap)
-    group = KafkaConsumer(bootstrap_servers=broker.bootstrap, group_id=topic)
+    producer = KafkaProducer(bootstrap_servers=broker.bootstrap_servers)
+    group = KafkaConsumer(bootstrap_servers=broker.bootstrap_servers, group_id=topic)
     there = TopicPartition(topic, 0)
     with started(file) as made, answers(broker, scored) as found:
         until(lambda: made.page("/readyz").status_code == 200)

@@ -56,7 +56,7 @@ kind = "kafka"
 topic = {to}
 {sink}
 [checkpoint]
-every_batches = 1
+interval_batches = 1
 """
 
 
@@ -87,18 +87,18 @@ def other(broker: SecureBroker) -> str:
 
 @pytest.fixture
 def plain(broker: SecureBroker) -> Keys:
-    return {"bootstrap": broker.bootstrap, "timeout": TIMEOUT}
+    return {"bootstrap_servers": broker.bootstrap_servers, "timeout": TIMEOUT}
 
 
 @pytest.fixture
 def signed(broker: SecureBroker) -> Keys:
     """engine's keys to SASL_SSL."""
     return {
-        "bootstrap": broker.at["SASL_SSL"],
+        "bootstrap_servers": broker.at["SASL_SSL"],
         "timeout": TIMEOUT,
-        "security": "SASL_SSL",
-        "ca_file": broker.ca,
-        "sasl": "SCRAM-SHA-256",
+        "security_protocol": "SASL_SSL",
+        "ssl_cafile": broker.ca,
+        "sasl_mechanism": "SCRAM-SHA-256",
         "user": "engine",
         "password": PASSWORDS["engine"],
     }
@@ -112,8 +112,8 @@ def reader(signed: Keys) -> Keys:
 @pytest.fixture
 def mutual(broker: SecureBroker) -> Keys:
     """engine's certificate for SSL."""
-    keys = {"bootstrap": broker.at["SSL"], "timeout": TIMEOUT, "security": "SSL"}
-    return keys | {"ca_file": broker.ca} | pair(broker, "engine")
+    keys = {"bootstrap_servers": broker.at["SSL"], "timeout": TIMEOUT, "security_protocol": "SSL"}
+    return keys | {"ssl_cafile": broker.ca} | pair(broker, "engine")
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def written(tmp_path: Path) -> Callable[..., Path]:
 
 def pair(broker: SecureBroker, name: str) -> Keys:
     cert, key = broker.clients[name]
-    return {"cert_file": cert, "key_file": key}
+    return {"ssl_certfile": cert, "ssl_keyfile": key}
 
 
 def _lines(keys: Keys) -> str:
@@ -159,7 +159,7 @@ def command(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 def consumed(broker: SecureBroker, topic: str) -> list[Any]:
     """All records of a topic of one partition, by kafka-python alone."""
-    consumer = KafkaConsumer(bootstrap_servers=broker.bootstrap)
+    consumer = KafkaConsumer(bootstrap_servers=broker.bootstrap_servers)
     tp = TopicPartition(topic, 0)
     consumer.assign([tp])
     consumer.seek(tp, 0)
@@ -174,13 +174,13 @@ def consumed(broker: SecureBroker, topic: str) -> list[Any]:
 
 
 def ways(broker: SecureBroker, signed: Keys, mutual: Keys) -> dict[str, Keys]:
-    clear = signed | {"bootstrap": broker.at["SASL_PLAINTEXT"], "security": "SASL_PLAINTEXT"}
+    clear = signed | {"bootstrap_servers": broker.at["SASL_PLAINTEXT"], "security_protocol": "SASL_PLAINTEXT"}
     return {
-        "PLAIN": signed | {"sasl": "PLAIN"},
+        "PLAIN": signed | {"sasl_mechanism": "PLAIN"},
         "SCRAM-SHA-256": signed,
-        "SCRAM-SHA-512": signed | {"sasl": "SCRAM-SHA-512"},
+        "SCRAM-SHA-512": signed | {"sasl_mechanism": "SCRAM-SHA-512"},
         "mutual TLS": mutual,
-        "in the clear": clear | {"sasl": "SCRAM-SHA-512", "ca_file": None},
+        "in the clear": clear | {"sasl_mechanism": "SCRAM-SHA-512", "ssl_cafile": None},
     }
 
 
@@ -199,7 +199,7 @@ def test_a_pipeline_runs_through_the_lock(
     assert [json.loads(r.value)["n"] for r in consumed(broker, to)] == list(range(ROWS))
     said = [json.loads(line) for line in err.splitlines()]
     warned = {line["message"] for line in said if line["logger"] == "headrace.kafka"}
-    clear = "password and records go over the network in the clear: use security SASL_SSL"
+    clear = "password and records go over the network in the clear: use security_protocol SASL_SSL"
     assert warned == ({clear} if way == "in the clear" else set())
 
 
@@ -210,7 +210,7 @@ def test_answers_of_megabytes_come_whole_through_the_lock(
     sent = [json.dumps({"n": i, "text": f"{i:06}" * 9_000}).encode() for i in range(150)]
     name = broker.topic()
     broker.produce(name, sent, each=10)
-    keys = mutual | {key: str(mutual[key]) for key in ("ca_file", "cert_file", "key_file")}
+    keys = mutual | {key: str(mutual[key]) for key in ("ssl_cafile", "ssl_certfile", "ssl_keyfile")}
     source = KafkaSource(KafkaSource.Settings(**keys, topics=(name,), stop="end"))
     source.seek(Mark())
     found = [piece.values for piece in drain(source)]
@@ -225,7 +225,7 @@ def test_one_server_of_two_is_enough(
     broker: SecureBroker, topic: str, mutual: Keys, plain: Keys, written: Callable[..., Path]
 ) -> None:
     """In a process of its own: kafka-python leaves the refused sockets to the collector."""
-    keys = mutual | {"bootstrap": f"127.0.0.1:1, {mutual['bootstrap']}"}
+    keys = mutual | {"bootstrap_servers": f"127.0.0.1:1, {mutual['bootstrap_servers']}"}
     file = written(keys, plain, topic, broker.topic())
     done = command("run", file)
     assert done.returncode == 0, done.stderr
@@ -237,7 +237,7 @@ def test_one_server_of_two_is_enough(
 WRONG = "expected a user that it knows, and its password."
 REFUSED: dict[str, tuple[Callable[[SecureBroker, Keys, Keys, Keys], Keys], list[str]]] = {
     "wrong password, PLAIN": (
-        lambda b, p, s, m: s | {"sasl": "PLAIN", "password": "wrong"},
+        lambda b, p, s, m: s | {"sasl_mechanism": "PLAIN", "password": "wrong"},
         ["does not let user 'engine' in with PLAIN (Authentication failed", WRONG],
     ),
     "wrong password, SCRAM-SHA-256": (
@@ -245,7 +245,7 @@ REFUSED: dict[str, tuple[Callable[[SecureBroker, Keys, Keys, Keys], Keys], list[
         ["does not let user 'engine' in with SCRAM-SHA-256 (Authentication failed", WRONG],
     ),
     "wrong password, SCRAM-SHA-512": (
-        lambda b, p, s, m: s | {"sasl": "SCRAM-SHA-512", "password": "wrong"},
+        lambda b, p, s, m: s | {"sasl_mechanism": "SCRAM-SHA-512", "password": "wrong"},
         ["does not let user 'engine' in with SCRAM-SHA-512 (Authentication failed", WRONG],
     ),
     "unknown user": (
@@ -254,65 +254,65 @@ REFUSED: dict[str, tuple[Callable[[SecureBroker, Keys, Keys, Keys], Keys], list[
     ),
     "mechanism not offered": (
         lambda b, p, s, m: s
-        | {"bootstrap": b.at["SASL_PLAINTEXT"], "security": "SASL_PLAINTEXT", "ca_file": None},
-        ["wants SASL with SCRAM-SHA-512, and sasl is 'SCRAM-SHA-256': set security to "],
+        | {"bootstrap_servers": b.at["SASL_PLAINTEXT"], "security_protocol": "SASL_PLAINTEXT", "ssl_cafile": None},
+        ["wants SASL with SCRAM-SHA-512, and sasl_mechanism is 'SCRAM-SHA-256': set security_protocol to "],
     ),
     "other authority": (
-        lambda b, p, s, m: s | {"ca_file": b.other_ca},
-        ["is not accepted (unable to get local issuer certificate)", "an authority in ca_file"],
+        lambda b, p, s, m: s | {"ssl_cafile": b.other_ca},
+        ["is not accepted (unable to get local issuer certificate)", "an authority in ssl_cafile"],
     ),
     "the system's authorities": (
-        lambda b, p, s, m: s | {"ca_file": None},
-        ["is not accepted (", "from an authority in the system's store (ca_file names others)."],
+        lambda b, p, s, m: s | {"ssl_cafile": None},
+        ["is not accepted (", "from an authority in the system's store (ssl_cafile names others)."],
     ),
     "other host": (
-        lambda b, p, s, m: m | {"bootstrap": b.at["FOREIGN"]},
+        lambda b, p, s, m: m | {"bootstrap_servers": b.at["FOREIGN"]},
         ["is not accepted (IP address mismatch, certificate is not valid for '127.0.0.1')"],
     ),
     "sent on to another host": (
-        lambda b, p, s, m: m | {"bootstrap": b.at["MOVED"]},
+        lambda b, p, s, m: m | {"bootstrap_servers": b.at["MOVED"]},
         ["is not accepted (IP address mismatch, certificate is not valid for '127.0.0.1')"],
     ),
     "no certificate": (
-        lambda b, p, s, m: m | {"cert_file": None, "key_file": None},
-        ["wants a client's certificate, and none is given", ": set cert_file and key_file."],
+        lambda b, p, s, m: m | {"ssl_certfile": None, "ssl_keyfile": None},
+        ["wants a client's certificate, and none is given", ": set ssl_certfile and ssl_keyfile."],
     ),
     "expired certificate": (
         lambda b, p, s, m: m | pair(b, "expired"),
-        ["refuses the certificate in cert_file ", "expired.pem (", "that is valid now"],
+        ["refuses the certificate in ssl_certfile ", "expired.pem (", "that is valid now"],
     ),
     "foreign certificate": (
         lambda b, p, s, m: m | pair(b, "foreign"),
-        ["refuses the certificate in cert_file ", "from an authority that the broker trusts."],
+        ["refuses the certificate in ssl_certfile ", "from an authority that the broker trusts."],
     ),
     "plain to TLS": (
-        lambda b, p, s, m: p | {"bootstrap": b.at["SSL"]},
-        ["speaks TLS, and security is 'PLAINTEXT': set it to 'SSL', or name the port without TLS."],
+        lambda b, p, s, m: p | {"bootstrap_servers": b.at["SSL"]},
+        ["speaks TLS, and security_protocol is 'PLAINTEXT': set it to 'SSL', or name the port without TLS."],
     ),
     "SASL to TLS": (
-        lambda b, p, s, m: s | {"security": "SASL_PLAINTEXT", "ca_file": None},
-        ["speaks TLS, and security is 'SASL_PLAINTEXT': set it to 'SASL_SSL', or name"],
+        lambda b, p, s, m: s | {"security_protocol": "SASL_PLAINTEXT", "ssl_cafile": None},
+        ["speaks TLS, and security_protocol is 'SASL_PLAINTEXT': set it to 'SASL_SSL', or name"],
     ),
     "TLS to plain": (
-        lambda b, p, s, m: m | {"bootstrap": b.bootstrap},
-        ["speaks no TLS, and security is 'SSL': name its TLS port, or set security to 'PLAIN"],
+        lambda b, p, s, m: m | {"bootstrap_servers": b.bootstrap_servers},
+        ["speaks no TLS, and security_protocol is 'SSL': name its TLS port, or set security_protocol to 'PLAIN"],
     ),
     "SASL_SSL to SASL_PLAINTEXT": (
-        lambda b, p, s, m: s | {"bootstrap": b.at["SASL_PLAINTEXT"]},
-        ["speaks no TLS, and security is 'SASL_SSL'", "set security to 'SASL_PLAINTEXT'."],
+        lambda b, p, s, m: s | {"bootstrap_servers": b.at["SASL_PLAINTEXT"]},
+        ["speaks no TLS, and security_protocol is 'SASL_SSL'", "set security_protocol to 'SASL_PLAINTEXT'."],
     ),
     "SASL to none": (
         lambda b, p, s, m: s
-        | {"bootstrap": b.bootstrap, "security": "SASL_PLAINTEXT", "ca_file": None},
-        ["takes no SASL, and security is 'SASL_PLAINTEXT'", "or set security to 'PLAINTEXT'."],
+        | {"bootstrap_servers": b.bootstrap_servers, "security_protocol": "SASL_PLAINTEXT", "ssl_cafile": None},
+        ["takes no SASL, and security_protocol is 'SASL_PLAINTEXT'", "or set security_protocol to 'PLAINTEXT'."],
     ),
     "none to SASL": (
-        lambda b, p, s, m: p | {"bootstrap": b.at["SASL_PLAINTEXT"]},
-        ["wants SASL with SCRAM-SHA-512, and no sasl is set: set security to 'SASL_PLAINTEXT'"],
+        lambda b, p, s, m: p | {"bootstrap_servers": b.at["SASL_PLAINTEXT"]},
+        ["wants SASL with SCRAM-SHA-512, and no sasl_mechanism is set: set security_protocol to 'SASL_PLAINTEXT'"],
     ),
     "none to SASL, over TLS": (
-        lambda b, p, s, m: m | {"bootstrap": b.at["SASL_SSL"]},
-        ["wants SASL with PLAIN or SCRAM-SHA-256 or SCRAM-SHA-512, and no sasl is set: set "],
+        lambda b, p, s, m: m | {"bootstrap_servers": b.at["SASL_SSL"]},
+        ["wants SASL with PLAIN or SCRAM-SHA-256 or SCRAM-SHA-512, and no sasl_mechanism is set: set "],
     ),
 }  # fmt: skip
 
@@ -358,14 +358,14 @@ def test_a_group_that_is_not_permitted(
     broker: SecureBroker, topic: str, plain: Keys, reader: Keys, other: str,
     written: Callable[..., Path], headrace: Headrace,
 ) -> None:  # fmt: skip
-    file = written(reader | {"group": "theirs"}, plain, topic, other)
+    file = written(reader | {"group_id": "theirs"}, plain, topic, other)
     code, _, err = headrace("run", file, "--log-level", "error")
     assert code == 2, err
     assert "the broker does not allow this to user 'reader' (" in err
     assert "GroupAuthorizationFailedError: theirs): expected ACLs that allow READ on" in err
     assert "Traceback" not in err
     broker.allow(ACLOperation.READ, ResourceType.GROUP, "ours")
-    file = written(reader | {"group": "ours"}, plain, topic, broker.topic())
+    file = written(reader | {"group_id": "ours"}, plain, topic, broker.topic())
     code, out, err = headrace("run", file)
     assert code == 0, err
     assert f"{ROWS} read" in out
@@ -376,7 +376,7 @@ def test_a_topic_to_write_to_must_be_there(
 ) -> None:
     code, _, err = headrace("run", written(plain, plain, topic, topic + "x"))
     assert code == 2
-    assert f"[sink] topic '{topic}x': there is no such topic at {plain['bootstrap']}: create" in err
+    assert f"[sink] topic '{topic}x': there is no such topic at {plain['bootstrap_servers']}: create" in err
 
 
 @pytest.mark.parametrize("place", ["closed", "mute", "mute, TLS", "sends on to nobody"])
@@ -387,17 +387,17 @@ def test_where_nobody_answers(
     """Exit code 1, once the timeout is over and not before."""
     with socket.create_server(("127.0.0.1", 0)) as mute:
         at = {
-            "closed": plain | {"bootstrap": "127.0.0.1:1"},
-            "mute": plain | {"bootstrap": f"127.0.0.1:{mute.getsockname()[1]}"},
-            "mute, TLS": mutual | {"bootstrap": f"127.0.0.1:{mute.getsockname()[1]}"},
-            "sends on to nobody": plain | {"bootstrap": broker.at["GONE"]},
+            "closed": plain | {"bootstrap_servers": "127.0.0.1:1"},
+            "mute": plain | {"bootstrap_servers": f"127.0.0.1:{mute.getsockname()[1]}"},
+            "mute, TLS": mutual | {"bootstrap_servers": f"127.0.0.1:{mute.getsockname()[1]}"},
+            "sends on to nobody": plain | {"bootstrap_servers": broker.at["GONE"]},
         }[place] | {"timeout": 1.0}
         start = time.monotonic()
         code, _, err = headrace("run", written(at, plain, topic), "--log-level", "error")
         assert time.monotonic() - start > 0.7
     assert code == 1, err
     assert re.fullmatch(
-        rf"headrace: \[source\] topics {topic} at {at['bootstrap']} failed: [^\n]*no answer within "
+        rf"headrace: \[source\] topics {topic} at {at['bootstrap_servers']} failed: [^\n]*no answer within "
         r"1 s \(.*\); is the broker up and its address right\? .*: start again\.\n",
         err,
     ), err
@@ -424,10 +424,10 @@ def taken_back(signed: Keys, written: Callable[..., Path]) -> Callable[..., None
         broker.allow(ACLOperation.READ, ResourceType.TOPIC, topic)
         broker.allow(ACLOperation.READ, ResourceType.GROUP, group)
         broker.allow(ACLOperation.WRITE, ResourceType.TOPIC, to)
-        own = signed | {"bootstrap": broker.at["SASL_SSL"], "ca_file": broker.ca}
+        own = signed | {"bootstrap_servers": broker.at["SASL_SSL"], "ssl_cafile": broker.ca}
         own |= {"user": "reader", "password": PASSWORDS["reader"]}
-        file = written(own | {"group": group}, own | {"give_up": 10.0}, topic, to)
-        more = "every_seconds = 0.2\n[loader]\nmax_delay = 0.1\n[service]\nport = 0\n"
+        file = written(own | {"group_id": group}, own | {"delivery_timeout": 10.0}, topic, to)
+        more = "interval = 0.2\n[loader]\nmax_delay = 0.1\n[service]\nport = 0\n"
         file.write_text(file.read_text().replace('stop = "end"', 'stop = "never"') + more)
         with started(file) as made:
             until(lambda: committed(broker, group, topic) == ROWS)
@@ -444,7 +444,7 @@ def taken_back(signed: Keys, written: Callable[..., Path]) -> Callable[..., None
 
 
 def committed(broker: SecureBroker, group: str, topic: str) -> int | None:
-    consumer = KafkaConsumer(bootstrap_servers=broker.bootstrap, group_id=group)
+    consumer = KafkaConsumer(bootstrap_servers=broker.bootstrap_servers, group_id=group)
     offset: int | None = consumer.committed(TopicPartition(topic, 0))
     consumer.close()
     return offset
@@ -481,61 +481,61 @@ def test_a_user_who_is_deleted_is_not_tried_for_ever(
 
 MISFITS: dict[str, tuple[Keys, str]] = {
     "no mechanism": (
-        {"sasl": None},
-        "security 'SASL_SSL' needs sasl: expected PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512.",
+        {"sasl_mechanism": None},
+        "security_protocol 'SASL_SSL' needs sasl_mechanism: expected PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512.",
     ),
     "no user": (
         {"user": None},
-        "sasl 'SCRAM-SHA-256' needs the name to sign in with: set user.",
+        "sasl_mechanism 'SCRAM-SHA-256' needs the name to sign in with: set user.",
     ),
     "no password": (
         {"password": None},
-        "sasl 'SCRAM-SHA-256' needs the password of user 'engine': set it in the environment ",
+        "sasl_mechanism 'SCRAM-SHA-256' needs the password of user 'engine': set it in the environment ",
     ),
     "empty password": ({"password": ""}, "needs the password of user 'engine'"),
     "two passwords": (
         {"password_file": "x"},
         "expected password or password_file, got both: take one away.",
     ),
-    "sasl without": (
-        {"security": "SSL"},
-        "sasl is of no use with security 'SSL': set security to 'SASL_SSL', or take sasl away.",
+    "sasl_mechanism without": (
+        {"security_protocol": "SSL"},
+        "sasl_mechanism is of no use with security_protocol 'SSL': set security_protocol to 'SASL_SSL', or take sasl_mechanism away.",
     ),
     "password alone": (
-        {"security": "PLAINTEXT", "sasl": None, "user": None, "ca_file": None},
-        "password is of no use with security 'PLAINTEXT': set security to 'SASL_SSL', or take ",
+        {"security_protocol": "PLAINTEXT", "sasl_mechanism": None, "user": None, "ssl_cafile": None},
+        "password is of no use with security_protocol 'PLAINTEXT': set security_protocol to 'SASL_SSL', or take ",
     ),
     "authority without TLS": (
-        {"security": "SASL_PLAINTEXT"},
-        "ca_file is of no use with security 'SASL_PLAINTEXT': set security to 'SASL_SSL', or take",
+        {"security_protocol": "SASL_PLAINTEXT"},
+        "ssl_cafile is of no use with security_protocol 'SASL_PLAINTEXT': set security_protocol to 'SASL_SSL', or take",
     ),
     "key without certificate": (
-        {"key_file": "server.pem"},
-        "key_file needs the certificate that it is the key of: cert_file.",
+        {"ssl_keyfile": "server.pem"},
+        "ssl_keyfile needs the certificate that it is the key of: ssl_certfile.",
     ),
     "authority not there": (
-        {"ca_file": "nowhere.pem"},
+        {"ssl_cafile": "nowhere.pem"},
         "nowhere.pem cannot be read (No such file or directory): expected certificates in PEM.",
     ),
-    "authority is no certificate": ({"ca_file": "secret"}, "secret cannot be read ("),
+    "authority is no certificate": ({"ssl_cafile": "secret"}, "secret cannot be read ("),
     "certificate not there": (
-        {"cert_file": "nowhere.pem"},
+        {"ssl_certfile": "nowhere.pem"},
         "nowhere.pem cannot be read (No such file or directory): expected certificates in PEM.",
     ),
     "key not there": (
-        {"cert_file": "engine.pem", "key_file": "nowhere.key"},
+        {"ssl_certfile": "engine.pem", "ssl_keyfile": "nowhere.key"},
         "nowhere.key cannot be read (No such file or directory): expected a private key in PEM.",
     ),
     "key is a folder": (
-        {"cert_file": "engine.pem", "key_file": "."},
+        {"ssl_certfile": "engine.pem", "ssl_keyfile": "."},
         " cannot be read (Is a directory): expected a private key in PEM.",
     ),
     "somebody else's key": (
-        {"cert_file": "engine.pem", "key_file": "foreign.key"},
+        {"ssl_certfile": "engine.pem", "ssl_keyfile": "foreign.key"},
         "foreign.key cannot be used (key values mismatch): expected a certificate and its own key",
     ),
     "key with a pass phrase": (
-        {"cert_file": "engine.pem", "key_file": "closed.key"},
+        {"ssl_certfile": "engine.pem", "ssl_keyfile": "closed.key"},
         "closed.key cannot be used (",
     ),
     "password file not there": (
@@ -550,8 +550,8 @@ MISFITS: dict[str, tuple[Keys, str]] = {
         {"password": None, "password_file": "binary"},
         "binary cannot be read (no text): expected text.",
     ),
-    "address": ({"bootstrap": "here:there"}, "expected host:port, or several with commas"),
-    "mechanism": ({"sasl": "GSSAPI"}, '"PLAIN" or "SCRAM-SHA-256" or "SCRAM-SHA-512" for '),
+    "address": ({"bootstrap_servers": "here:there"}, "expected host:port, or several with commas"),
+    "mechanism": ({"sasl_mechanism": "GSSAPI"}, '"PLAIN" or "SCRAM-SHA-256" or "SCRAM-SHA-512" for '),
 }  # fmt: skip
 
 
@@ -625,10 +625,10 @@ def below(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("sasl", ["PLAIN", "SCRAM-SHA-512"])
+@pytest.mark.parametrize("sasl_mechanism", ["PLAIN", "SCRAM-SHA-512"])
 @pytest.mark.parametrize("by", ["environment", "file"])
 def test_nobody_sees_the_password(
-    by: str, sasl: str, broker: SecureBroker, signed: Keys, plain: Keys,
+    by: str, sasl_mechanism: str, broker: SecureBroker, signed: Keys, plain: Keys,
     written: Callable[..., Path], headrace: Headrace, tmp_path: Path,
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -640,7 +640,7 @@ def test_nobody_sees_the_password(
     right, wrong = PASSWORDS["engine"], 'wrong-Horse"battery\\staple'
     place = tmp_path_factory.mktemp("secret") / "password"
     place.touch(0o600)
-    keys = signed | {"sasl": sasl, "password": None}
+    keys = signed | {"sasl_mechanism": sasl_mechanism, "password": None}
     if by == "file":
         keys["password_file"] = place
     else:
@@ -673,7 +673,7 @@ def test_kafka_pythons_own_log_does_not_show_the_password(
     signed: Keys, plain: Keys, topic: str, broker: SecureBroker, written: Callable[..., Path]
 ) -> None:
     """A program of the user's that turns everything on; in a process of its own, as is its log."""
-    file = written(signed | {"sasl": "PLAIN"}, plain, topic, broker.topic())
+    file = written(signed | {"sasl_mechanism": "PLAIN"}, plain, topic, broker.topic())
     code = (
         "import logging, sys; logging.basicConfig(level=logging.DEBUG);"
         "from engine import Run; Run(sys.argv[1]).run()"
@@ -727,10 +727,10 @@ def test_nothing_from_outside_forges_what_is_said(
     """A topic with the longest name, of every kind of character; keys, headers and values that
     try."""
     topic = f"{style}.a_b-{'Z.' * 125}"[:249]
-    admin = KafkaAdminClient(bootstrap_servers=broker.bootstrap)
+    admin = KafkaAdminClient(bootstrap_servers=broker.bootstrap_servers)
     admin.create_topics([NewTopic(name=topic, num_partitions=2, replication_factor=1)])
     admin.close()
-    producer = KafkaProducer(bootstrap_servers=broker.bootstrap)
+    producer = KafkaProducer(bootstrap_servers=broker.bootstrap_servers)
     for i in range(100):
         producer.send(topic, json.dumps({"a": i, "n": i}).encode(), partition=0)
     for value in ROGUE:

@@ -78,7 +78,7 @@ def test_a_vocabulary_gives_the_numbers_of_its_lines(run: Run, stage: Any, tmp_p
     assert done.counts == {("s", "unknown"): 3}
     made = stage("tokens", **given)
     made.bind({"x": pl.String()})
-    assert made.sizes() == {"x": 4}
+    assert made.vocabulary_sizes() == {"x": 4}
     before = made.digest()
     assert stage("tokens", **given).digest() == before
     file.write_text("world\nhello\nça\n")

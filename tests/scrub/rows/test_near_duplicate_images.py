@@ -93,7 +93,7 @@ def test_copies_are_found(run: Run, copy: Callable[[Image.Image], Image.Image], 
         options = {} if kind == "PNG" else {"quality": 50}
         copies.append(encoded(np.asarray(changed), kind, **options))
     frame = frame_of([*(file for _, file in originals()), *copies])
-    (done,) = run(KIND, {"column": "image", "distance": 10}, frame)
+    (done,) = run(KIND, {"column": "image", "max_distance": 10}, frame)
     assert kept([done]) == list(range(30))
     (reject,) = done.rejects
     assert reject.reason == "near_duplicate"
@@ -123,7 +123,7 @@ def reference(hashes: list[int | None], window: int, distance: int) -> list[int]
 @given(
     seed=st.integers(0, 1_000),
     window=st.integers(1, 40),
-    distance=st.integers(0, 24),
+    max_distance=st.integers(0, 24),
     cuts=st.lists(st.integers(0, 30), max_size=8),
 )
 def test_any_window_distance_and_cut(
@@ -141,7 +141,7 @@ def test_any_window_distance_and_cut(
     frame = frame_of(images)
     places = np.cumsum([0, *cuts]).clip(max=60).tolist()
     parts = [frame.slice(a, b - a) for a, b in zip(places, [*places[1:], 60], strict=True)]
-    done = run(KIND, {"column": "image", "window": window, "distance": distance}, *parts)
+    done = run(KIND, {"column": "image", "window": window, "max_distance": distance}, *parts)
     assert kept(done) == reference(hashes, window, distance)
 
 
@@ -180,7 +180,7 @@ def test_what_is_no_whole_image_is_left_to_others(
 
 def test_images_of_one_colour_are_alike(run: Run) -> None:
     flat = [np.full((50, 40, 3), level, np.uint8) for level in (0, 90, 255)]
-    (done,) = run(KIND, {"column": "image", "distance": 1}, frame_of([*map(encoded, flat)]))
+    (done,) = run(KIND, {"column": "image", "max_distance": 1}, frame_of([*map(encoded, flat)]))
     assert kept([done]) == [0]
 
 

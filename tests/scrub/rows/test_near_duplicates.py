@@ -14,7 +14,7 @@ from datasketch import MinHash, MinHashLSH
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.columnar.hashing import letters
+from engine.columnar.hashing import utf8_buffer
 from engine.scrub.rows.near_duplicates import MISSED, _minima, band_of
 from engine.types import Batch
 
@@ -105,7 +105,7 @@ def test_recall_and_precision_are_datasketchs_or_better(run: Run) -> None:
 
 def test_the_estimate_has_the_stated_error() -> None:
     texts = articles(400, 3)
-    data, bounds = letters(pl.Series(texts))
+    data, bounds = utf8_buffer(pl.Series(texts))
     rng = np.random.default_rng(4)
     factors, terms = (rng.integers(0, 2**63, 128).astype(np.uint64) * 2 + 1 for _ in range(2))
     minima = np.empty((400, 128), np.uint32)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.preprocessing import PowerTransformer
 
-from engine.columnar.kernels import powered, unpowered
+from engine.columnar.kernels import power_transform, inverse_power_transform
 from engine.scrub.values.power import HIGH, LOW, yeo_johnson
 from engine.types import Batch
 
@@ -105,13 +105,13 @@ def test_the_inverse_gives_the_raw_numbers(make: Any) -> None:
     below=st.integers(-50, 300).map(lambda n: n / 100),
 )
 def test_there_and_back(x: float, above: float, below: float) -> None:
-    y = powered(pl.Series([x]), above, below)
-    assert unpowered(y, above, below)[0] == pytest.approx(x, rel=1e-6, abs=1e-300)
+    y = power_transform(pl.Series([x]), above, below)
+    assert inverse_power_transform(y, above, below)[0] == pytest.approx(x, rel=1e-6, abs=1e-300)
     assert math.copysign(1, y[0]) == math.copysign(1, x) or y[0] == 0
 
 
 def test_beyond_what_a_power_can_give_is_infinite() -> None:
-    assert unpowered(pl.Series([2.0, 3.0, None]), -0.5, 1.0).to_list() == [INF, INF, None]
+    assert inverse_power_transform(pl.Series([2.0, 3.0, None]), -0.5, 1.0).to_list() == [INF, INF, None]
 
 
 def test_far_from_zero_digits_are_left(make: Any) -> None:

@@ -53,7 +53,7 @@ def test_rows_are_ranked_as_well_as_by_river(seed: int) -> None:
 def test_cuts_do_not_matter(sizes: list[int], learn: int, same: Any) -> None:
     x, _ = clusters(200, 5)
     x[::7, 2] = math.nan
-    options = {"window": 40, "trees": 3, "height": 4}
+    options = {"window": 40, "n_trees": 3, "height": 4}
     whole, wanted = Forest.empty(6, **options).judge(x, learn)
     forest, scores = Forest.empty(6, **options), []
     bounds = [0, *np.minimum(np.cumsum(sizes), 200).tolist(), 200]
@@ -66,7 +66,7 @@ def test_cuts_do_not_matter(sizes: list[int], learn: int, same: Any) -> None:
 
 def test_each_row_is_counted_once_at_every_level() -> None:
     x, _ = clusters(300, 6)
-    forest, _ = Forest.empty(6, window=100, trees=4, height=5).judge(x[:250], 250)
+    forest, _ = Forest.empty(6, window=100, n_trees=4, height=5).judge(x[:250], 250)
     for masses, rows in ((forest.reference, 100), (forest.latest, 50)):
         for level in range(6):
             nodes = slice(2**level - 1, 2 ** (level + 1) - 1)
@@ -105,7 +105,7 @@ def test_about_the_share_is_marked_or_goes(run: Run, share: float) -> None:
     x, strange = clusters(20_000, 9)
     names = [f"c{j}" for j in range(6)]
     parts = [pl.DataFrame(x[at : at + 1_000], schema=names) for at in range(0, 20_000, 1_000)]
-    options = {"columns": ["*"], "share": share}
+    options = {"columns": ["*"], "contamination": share}
     flagged = run("anomalies", {**options, "action": "flag", "score": "odd"}, *parts)
     flags = np.concatenate([b.frame["odd"].to_numpy() for b in flagged])
     assert flags.dtype == np.float32

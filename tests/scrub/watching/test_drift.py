@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from river import drift as untyped
 
-from engine.observing.metrics import NAMES
+from engine.observing.metrics import METRICS
 from engine.scrub.watching.detectors import Adwin, Detector, PageHinkley, Psi
 from engine.scrub.base import DETECTORS
 from engine.types import Batch, UserError
@@ -200,7 +200,7 @@ def test_drift_is_logged_with_its_place(run: Run, caplog: pytest.LogCaptureFixtu
 
 
 def test_the_metric_knows_every_detector() -> None:
-    assert NAMES["headrace_drift_total"].labels["detector"] == DETECTORS
+    assert METRICS["headrace_drift_detections_total"].labels["detector"] == DETECTORS
 
 
 # --------------------------------------------------------------------------------- starting anew
