@@ -1,0 +1,203 @@
+"""A batch: rows that go through the engine together, with the mark after the last of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import time
+import zoneinfo
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    Protocol,
+    TypeAlias,
+    cast,
+    runtime_checkable,
+)  # fmt: skip
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+)
+
+from engine.errors import HeadraceError, UserError, nearest
+
+if TYPE_CHECKING:
+    import torch
+from engine.types.records import Mark, Records, Rejects, _utc
+from engine.types.schema import RESERVED
+from engine.types.settings import _each
+from engine.types.tensors import Tensors
+
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Scale:
+    """What a stage did to its columns in one batch: ``(x - shift) * factor``. Another batch may
+    have got other numbers, so rows that are kept are brought back with these.
+
+    Attributes:
+        columns: names.
+        shift, factor: a number for each, float64, shape (columns,). A shift of NaN: nothing was
+            known of the column yet.
+    """
+
+    columns: tuple[str, ...]
+    shift: NDArray[np.float64]
+    factor: NDArray[np.float64]
+
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Rows on their way, and where to resume after them. An empty batch is legal: it moves the
+    mark.
+
+    Attributes:
+        frame: n rows; the reserved columns and the pipeline's.
+        mark: after the last raw row that went into this batch.
+        arrived: `time.monotonic` seconds when its oldest row was read.
+        cut: `time.monotonic` seconds when it was closed: nothing more came into it; 0 before.
+        ready: `time.monotonic` seconds when it left the scrub; 0 before.
+        raw_rows: how many records the source gave for it.
+        raw_bytes: and how many bytes.
+        added: rows that stages added (unpivot) minus none taken away: taken rows are `rejects`.
+        rejects: rows that left, by stage and reason.
+        counts: what stages counted, (stage, what) -> n, e.g. ``("fill", "filled")``.
+        tensors: after collation, for a learner.
+        feed: after collation, for a predictor: input -> array, shape (n,).
+        raw: the rows as they were before the stages that a model file can contain, where the
+            pipeline keeps some aside to prove a compressed model with, or evaluates on what those
+            stages change; else None.
+        pieces: the records it was made of, where dead letters are to hold them as they came.
+        scales: what stages scaled its columns with, in their order.
+
+    Holds at every point: ``raw_rows + added == frame.height + sum(len(r) for r in rejects)``.
+    """
+
+    frame: pl.DataFrame
+    mark: Mark
+    arrived: float
+    cut: float = 0.0
+    ready: float = 0.0
+    raw_rows: int = 0
+    raw_bytes: int = 0
+    added: int = 0
+    rejects: tuple[Rejects, ...] = ()
+    counts: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    tensors: Tensors | None = None
+    feed: Mapping[str, NDArray[Any]] | None = None
+    raw: pl.DataFrame | None = None
+    pieces: tuple[Records, ...] = ()
+    scales: tuple[Scale, ...] = ()
+
+    def __len__(self) -> int:
+        return self.frame.height
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held in memory, rejects, tensors, feed and records included."""
+        size = int(self.frame.estimated_size()) + sum(
+            int(r.rows.estimated_size()) for r in self.rejects
+        )
+        size += sum(array.nbytes for array in (self.feed or {}).values())
+        size += sum(piece.nbytes for piece in self.pieces)
+        if self.tensors is None:
+            return size
+        return size + self.tensors.nbytes - _shared(self.frame, self.tensors.images)
+
+    def with_frame(self, frame: pl.DataFrame, *, added: int = 0) -> Batch:
+        """The same batch with other columns (same number of rows, unless `added` says how many were
+        added)."""
+        return dataclasses.replace(self, frame=frame, added=self.added + added)
+
+    def with_scale(self, scale: Scale) -> Batch:
+        """The same batch with this scale noted."""
+        return dataclasses.replace(self, scales=(*self.scales, scale))
+
+    def counted(self, stage: str, **counts: int) -> Batch:
+        """The same batch with these counts added to the stage's."""
+        merged = dict(self.counts)
+        for name, n in counts.items():
+            merged[stage, name] = merged.get((stage, name), 0) + int(n)
+        return dataclasses.replace(self, counts=merged)
+
+    def reject(
+        self,
+        keep: pl.Series | pl.Expr,
+        *,
+        stage: str,
+        reason: str,
+        detail: str | pl.Expr | pl.Series | None = None,
+    ) -> Batch:
+        """The batch without the rows where `keep` is not true; those become `Rejects` with their
+        values as JSON.
+
+        Args:
+            keep: boolean, n rows; null counts as false.
+            detail: a sentence for all of them, an expression over their columns, or a text for each
+                of the n rows.
+        """
+        mask = self.frame.select(keep).to_series() if isinstance(keep, pl.Expr) else keep
+        mask = mask.fill_null(False)
+        if mask.all():
+            return self
+        out = self.frame.filter(~mask).rechunk()  # polars 2.1 may panic over rows in chunks
+        columns = [_json_value(c, dtype) for c, dtype in out.schema.items() if c not in RESERVED]
+        if isinstance(detail, pl.Series):
+            detail = pl.lit(detail.filter(~mask))
+        elif not isinstance(detail, pl.Expr):
+            detail = pl.lit(detail, dtype=pl.String)
+        rows = out.select(
+            *RESERVED,
+            detail.alias("detail"),
+            (pl.struct(columns).struct.json_encode() if columns else pl.lit("{}")).alias("value"),
+        )
+        rejects = (*self.rejects, Rejects(stage=stage, reason=reason, rows=rows))
+        raw = None if self.raw is None else self.raw.filter(mask)
+        return dataclasses.replace(self, frame=self.frame.filter(mask), raw=raw, rejects=rejects)
+
+
+
+def _shared(frame: pl.DataFrame, images: Mapping[str, torch.Tensor]) -> int:
+    """Bytes of images that lie in the frame's memory."""
+    shared = 0
+    for name, image in images.items():
+        if name in frame.columns and (column := frame.get_column(name)).n_chunks() == 1:
+            place = column.to_numpy().__array_interface__["data"][0]
+            shared += image.nbytes if place == image.data_ptr() else 0
+    return shared
+
+MAX_JSON_NUMBERS = 4_096
+"""Numbers of an array that a rejected row's JSON shows; of a larger one it says what it is."""
+
+
+
+def _json_value(column: str, dtype: pl.DataType) -> pl.Expr:
+    if isinstance(dtype, pl.Array) and math.prod(dtype.shape) > MAX_JSON_NUMBERS:
+        return pl.lit(str(dtype)).alias(column)
+    return bytes_as_hex(pl.col(column), dtype)
+
+
+
+def bytes_as_hex(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
+    """Values for JSON, which has no bytes: those are told in hexadecimal digits, also inside lists
+    and objects; times as in `in_utc`."""
+    return _each(value, dtype, lambda v, k: v.bin.encode("hex") if k == pl.Binary else _utc(v, k))

@@ -1,0 +1,253 @@
+"""Records as they come from a source, and where each of them is."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import time
+import zoneinfo
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    Protocol,
+    TypeAlias,
+    cast,
+    runtime_checkable,
+)  # fmt: skip
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+)
+
+from engine.errors import HeadraceError, UserError, nearest
+
+if TYPE_CHECKING:
+    import torch
+from engine.types.settings import _each
+
+Snapshot = Any
+"""A stage's state as a plain value: None, bool, int, float, str, bytes, numpy arrays, polars frames
+and series, and lists, tuples and string-keyed dicts of those. It is never changed after it was
+handed out; see `Stage.snapshot`."""
+
+
+
+class EndOfStream(Exception):
+    """Raised by `Source.read`, and by nothing else, when a bounded source has given its last
+    row."""
+
+
+
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """Where to resume so that nothing before it is needed again.
+
+    Attributes:
+        positions: partition -> NEXT position to read. Partitions not named are read from their
+            start.
+        stages: stage name -> snapshot after the batch that carries this mark (stateful stages
+            only).
+    """
+
+    positions: Mapping[str, int] = field(default_factory=dict)
+    stages: Mapping[str, Snapshot] = field(default_factory=dict)
+
+    @classmethod
+    def joined(cls, marks: Iterable[Mark]) -> Mark:
+        """What several engines have done that share a source's partitions, for any number of them
+        to go on from.
+
+        Raises: UserError where one has a stage with a state, which is not shared.
+        """
+        positions: dict[str, int] = {}
+        for mark in marks:
+            if mark.stages:
+                raise UserError(
+                    f"Stage '{next(iter(mark.stages))}' has learned apart in each engine: expected "
+                    "stages without a state, or as many engines as before."
+                )
+            for partition, position in mark.positions.items():
+                positions[partition] = max(position, positions.get(partition, 0))
+        return cls(positions=positions)
+
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Values:
+    """Raw values back to back in one buffer: value i is ``data[bounds[i]:bounds[i + 1]]``.
+
+    Attributes:
+        data: the bytes, shape (total,), uint8, C-contiguous.
+        bounds: shape (n + 1,), int64, not decreasing.
+        null: where there is no value, which is not an empty one, shape (n,); None where all are.
+        tail: bytes at the end of each that are not its own (a line end put there for a parser).
+    """
+
+    data: NDArray[np.uint8]
+    bounds: NDArray[np.int64]
+    null: NDArray[np.bool_] | None = None
+    tail: int = 0
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.bounds[-1] - self.bounds[0])
+
+    def slice(self, start: int, stop: int) -> Values:
+        """Values start..stop-1, sharing the buffer."""
+        null = None if self.null is None else self.null[start:stop]
+        bounds = self.bounds[start : stop + 1]
+        return Values(data=self.data, bounds=bounds, null=null, tail=self.tail)
+
+    def take(self, at: NDArray[np.int64]) -> list[bytes | None]:
+        """Some of the values, as they came. A copy each: for the few, not for the many."""
+        values: list[bytes | None] = []
+        for i in at.tolist():
+            if self.null is not None and self.null[i]:
+                values.append(None)
+            else:
+                values.append(self.data[self.bounds[i] : self.bounds[i + 1] - self.tail].tobytes())
+        return values
+
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Records:
+    """Raw rows of one partition as fetched, columnar.
+
+    Attributes:
+        partition: where they come from.
+        positions: where each row starts, shape (n,), int64, increasing.
+        next: the position to read after the last row.
+        values: undecoded bytes (text files, Kafka) or, from a source that is columnar itself
+            (Parquet, Arrow), a frame.
+        arrived: `time.monotonic` seconds when the oldest row was read.
+        timestamps: broker's or file's own time of each row, ms since the epoch, `NO_TIMESTAMP` for none,
+            shape (n,), or None.
+        keys: of each row, or None where the source has none or was not asked for them.
+        headers: of each row, in the source's own bytes, or None.
+        epoch_offset: added to positions on a mark, and in `next` already: of rows that are read again, so
+            that a mark tells one time from another.
+        origins: the reserved columns as they were when each row was read first, n rows, from a
+            source that gives again what another gave; None where this is the first time.
+        counter, counted: a number on the mark that grows by one a row, and what it is before the
+            first of these; empty for none.
+    """
+
+    partition: str
+    positions: NDArray[np.int64]
+    next: int
+    values: Values | pl.DataFrame
+    arrived: float
+    timestamps: NDArray[np.int64] | None = None
+    keys: Values | None = None
+    headers: Values | None = None
+    origins: pl.DataFrame | None = None
+    epoch_offset: int = 0
+    counter: str = ""
+    counted: int = 0
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @property
+    def end_positions(self) -> dict[str, int]:
+        """What is on a mark after them."""
+        end_positions = {self.partition: self.next}
+        if self.counter:
+            end_positions[self.counter] = self.counted + len(self)
+        return end_positions
+
+    def mark_position(self, row: int) -> int:
+        """The position on a mark that says to go on at `row`."""
+        return self.next if row >= len(self) else int(self.positions[row]) + self.epoch_offset
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes these rows hold in memory (shared buffers count by the part used)."""
+        values = self.values
+        size = values.nbytes if isinstance(values, Values) else int(values.estimated_size())
+        size += 8 * len(self.positions)
+        for more in (self.keys, self.headers):
+            size += 0 if more is None else more.nbytes
+        return size
+
+    def slice(self, start: int, stop: int) -> Records:
+        """Rows start..stop-1, sharing memory; `next` is the position of row `stop`, or this one's
+        at the end."""
+        values = self.values
+        return Records(
+            partition=self.partition,
+            positions=self.positions[start:stop],
+            next=self.mark_position(stop),
+            values=values.slice(start, stop)
+            if isinstance(values, Values)
+            else values.slice(start, stop - start),
+            arrived=self.arrived,
+            timestamps=None if self.timestamps is None else self.timestamps[start:stop],
+            keys=None if self.keys is None else self.keys.slice(start, stop),
+            headers=None if self.headers is None else self.headers.slice(start, stop),
+            origins=None if self.origins is None else self.origins.slice(start, stop - start),
+            epoch_offset=self.epoch_offset,
+            counter=self.counter,
+            counted=self.counted + start,
+        )
+
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejects:
+    """Rows that left the stream, all for one reason in one stage.
+
+    Attributes:
+        stage: the stage's name (``decode`` for a format's).
+        reason: one of a small set of words the component declares, e.g. ``wrong_type``; a metric
+            label.
+        rows: `_partition`, `_position`, ``detail`` (a sentence, or null) and ``value`` (the row as
+            text; JSON for rows that were already columns), n rows.
+    """
+
+    stage: str
+    reason: str
+    rows: pl.DataFrame
+
+    def __len__(self) -> int:
+        return self.rows.height
+
+
+
+def in_utc(frame: pl.DataFrame) -> pl.DataFrame:
+    """Times without a zone are UTC's, and text says so: with a zone they are written as ISO 8601
+    with T and offset, also inside lists and objects."""
+    told = {c: _each(pl.col(c), kind, _utc) for c, kind in frame.schema.items()}
+    return frame.with_columns(
+        made.alias(c) for c, made in told.items() if not made.meta.eq(pl.col(c))
+    )
+
+
+
+def _utc(value: pl.Expr, kind: pl.DataType) -> pl.Expr:
+    naive = isinstance(kind, pl.Datetime) and kind.time_zone is None
+    return value.dt.replace_time_zone("UTC") if naive else value

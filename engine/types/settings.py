@@ -1,0 +1,168 @@
+"""What a table of a pipeline file says, checked: the base of all Settings, and durations."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import time
+import zoneinfo
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    Protocol,
+    TypeAlias,
+    cast,
+    runtime_checkable,
+)  # fmt: skip
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+)
+
+from engine.errors import HeadraceError, UserError, nearest
+
+if TYPE_CHECKING:
+    import torch
+from engine.types.schema import element_type
+
+
+
+def _only_number(annotation: str) -> bool:
+    return bool(re.search(r"\b(int|float|ByteSize)\b", annotation)) and not re.search(
+        r"\b(bool|Any)\b", annotation
+    )
+
+
+
+class Settings(BaseModel):
+    """Base of every component's own small settings: frozen, keyword-only, unknown keys refused."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _check_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        """True is a 1 to Python, and a slip in a pipeline file; TOML's whole numbers have 64
+        bits."""
+        field = cls.model_fields[str(info.field_name)]
+        if isinstance(value, bool) and _only_number(repr(field.annotation)):
+            raise ValueError("expected a number")
+        for number in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(number, int) and not -(2**63) <= number < 2**63:
+                raise ValueError("expected a whole number of 64 bits")
+        return value
+
+    def secrets(self) -> Iterator[str]:
+        """What must never be shown; every `SecretStr` to begin with."""
+        for _, value in self:
+            if isinstance(value, SecretStr):
+                yield value.get_secret_value()
+
+
+
+def _some_text(text: str) -> str:
+    if not text:
+        raise ValueError("expected text that is not empty")
+    if "\0" in text:  # neither a path nor a sentence can have it
+        raise ValueError("expected text without a zero byte")
+    return text
+
+
+
+def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
+    if "" in names:
+        raise ValueError("expected names that are not empty")
+    if len(set(names)) < len(names):
+        raise ValueError("expected every name once")
+    return names
+
+Name = Annotated[str, AfterValidator(_some_text)]
+"""A setting that names a column, a file or a folder: an empty one names nothing."""
+
+Names = Annotated[tuple[str, ...], AfterValidator(_each_once)]
+"""Several of them."""
+
+NANOSECONDS = {
+    "ns": 1,
+    "us": 1_000,
+    "ms": 1_000_000,
+    "s": 1_000_000_000,
+    "m": 60_000_000_000,
+    "h": 3_600_000_000_000,
+    "d": 86_400_000_000_000,
+    "w": 604_800_000_000_000,
+}
+"""Nanoseconds of each unit of a duration; months and years have no fixed length."""
+
+
+
+def nanoseconds(text: str) -> int | None:
+    """A duration such as "250ms", "1.5h" or "1h30m"; None for any other text."""
+    parts = re.findall(r"(\d+(?:\.\d+)?)(ns|us|ms|s|m|h|d|w)", text)
+    if not parts or "".join(n + unit for n, unit in parts) != text:
+        return None
+    return sum(int(Fraction(n) * NANOSECONDS[unit]) for n, unit in parts)
+
+
+
+def _seconds(value: Any) -> float:
+    """Raises: ValueError for what is neither a duration nor a finite number of seconds."""
+    if isinstance(value, str) and (length := nanoseconds(value.replace(" ", ""))) is not None:
+        return length / NANOSECONDS["s"]
+    try:
+        seconds = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        seconds = math.nan
+    if not math.isfinite(seconds):
+        raise ValueError('expected seconds or a duration like "250ms", "1s", "5m", "2h" or "7d"')
+    return seconds
+
+Duration = Annotated[float, BeforeValidator(_seconds, json_schema_input_type=float | str)]
+"""Type of every setting that is a length of time: seconds, written as a number or as text with
+units ("250ms", "1h30m")."""
+
+
+
+def _each(
+    value: pl.Expr, kind: pl.DataType, change: Callable[[pl.Expr, pl.DataType], pl.Expr]
+) -> pl.Expr:
+    """The same with the values at the bottom of lists and objects changed; `value` itself where
+    there is nothing to change in lists and plain values."""
+    if isinstance(kind, pl.List):
+        made = _each(pl.element(), element_type(kind), change)
+        return value if made.meta.eq(pl.element()) else value.list.eval(made)
+    if isinstance(kind, pl.Struct):
+        made_fields = [
+            _each(value.struct.field(name), inner, change).alias(name)
+            for name, inner in kind.to_schema().items()
+            if isinstance(inner, pl.DataType)
+        ]
+        return pl.when(value.is_not_null()).then(pl.struct(made_fields)) if made_fields else value
+    return change(value, kind)
+
+
+
+class Component(Protocol):
+    """Whatever a pipeline file names by ``kind``: a class with its own settings."""
+
+    Settings: ClassVar[type[Settings]]

@@ -1,0 +1,292 @@
+"""What a model gets: dense, ragged, padded and sparse features of the rows of a batch."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import time
+import zoneinfo
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    Protocol,
+    TypeAlias,
+    cast,
+    runtime_checkable,
+)  # fmt: skip
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+)
+
+from engine.errors import HeadraceError, UserError, nearest
+
+if TYPE_CHECKING:
+    import torch
+
+TensorFunction: TypeAlias = "Callable[[torch.Tensor], torch.Tensor]"
+
+
+
+def tensor(array: NDArray[Any]) -> torch.Tensor:
+    """An array as a tensor that shares its memory. Only whoever learns imports torch: it takes half
+    a GiB and two seconds."""
+    import torch
+
+    return torch.from_numpy(array)
+
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ragged:
+    """Rows of different lengths: row i is ``values[offsets[i]:offsets[i + 1]]``, as EmbeddingBag
+    takes them (``include_last_offset=True``).
+
+    Attributes:
+        values: shape (total,); int64, or float32.
+        offsets: shape (n + 1,), int64, from 0, not decreasing.
+    """
+
+    values: torch.Tensor
+    offsets: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def take(self, rows: NDArray[np.int64]) -> Ragged:
+        """Some of the rows; see `Tensors.take`."""
+        at, offsets = _gathered(self.offsets, rows)
+        return Ragged(values=self.values[at], offsets=offsets)
+
+    def slice(self, start: int, stop: int) -> Ragged:
+        """Rows start..stop-1, sharing the values."""
+        first, last = int(self.offsets[start]), int(self.offsets[stop])
+        offsets = self.offsets[start : stop + 1] - first
+        return Ragged(values=self.values[first:last], offsets=offsets)
+
+    def map(self, each: TensorFunction) -> Ragged:
+        """The same of other tensors."""
+        return Ragged(values=each(self.values), offsets=each(self.offsets))
+
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Padded:
+    """Rows of different lengths, filled up with 0 to one length, which is one of a few.
+
+    Attributes:
+        values: shape (n, length); int64, or float32.
+        mask: shape (n, length), bool: true where there is a value.
+    """
+
+    values: torch.Tensor
+    mask: torch.Tensor
+
+    def take(self, rows: NDArray[np.int64]) -> Padded:
+        """Some of the rows, at the same length; see `Tensors.take`."""
+        at = tensor(rows)
+        return Padded(values=self.values[at], mask=self.mask[at])
+
+    def slice(self, start: int, stop: int) -> Padded:
+        """Rows start..stop-1, at the same length, sharing memory."""
+        return Padded(values=self.values[start:stop], mask=self.mask[start:stop])
+
+    def map(self, each: TensorFunction) -> Padded:
+        """The same of other tensors."""
+        return Padded(values=each(self.values), mask=each(self.mask))
+
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sparse:
+    """Rows of mostly zeros: the numbers of row i that are not 0 are ``weights[a:b]`` in the columns
+    ``indices[a:b]``, which ascend, with ``a, b = offsets[i], offsets[i + 1]``. As EmbeddingBag
+    takes them (``include_last_offset=True``, weights ``per_sample_weights``).
+
+    Attributes:
+        indices: shape (total,), int64.
+        offsets: shape (n + 1,), int64.
+        weights: shape (total,), float32.
+        width: number of columns.
+    """
+
+    indices: torch.Tensor
+    offsets: torch.Tensor
+    weights: torch.Tensor
+    width: int
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def take(self, rows: NDArray[np.int64]) -> Sparse:
+        """Some of the rows; see `Tensors.take`."""
+        at, offsets = _gathered(self.offsets, rows)
+        indices, weights = self.indices[at], self.weights[at]
+        return Sparse(indices=indices, offsets=offsets, weights=weights, width=self.width)
+
+    def slice(self, start: int, stop: int) -> Sparse:
+        """Rows start..stop-1, sharing the numbers."""
+        first, last = int(self.offsets[start]), int(self.offsets[stop])
+        return Sparse(
+            indices=self.indices[first:last],
+            offsets=self.offsets[start : stop + 1] - first,
+            weights=self.weights[first:last],
+            width=self.width,
+        )
+
+    def map(self, each: TensorFunction) -> Sparse:
+        """The same of other tensors."""
+        parts = (each(part) for part in (self.indices, self.offsets, self.weights))
+        indices, offsets, weights = parts
+        return Sparse(indices=indices, offsets=offsets, weights=weights, width=self.width)
+
+    def csr(self) -> torch.Tensor:
+        """As one of torch's sparse tensors, shape (n, width), float32; shares memory."""
+        import torch
+
+        size = (len(self), self.width)
+        return torch.sparse_csr_tensor(
+            self.offsets, self.indices, self.weights, size, check_invariants=False
+        )
+
+
+
+def _gathered(offsets: torch.Tensor, rows: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where the values of these rows lie, one row behind the other, and their offsets."""
+    bounds = offsets.numpy()
+    starts, lengths = bounds[:-1][rows], np.diff(bounds)[rows]
+    new_offsets = np.concatenate(([0], np.cumsum(lengths)))
+    at = np.arange(new_offsets[-1]) + np.repeat(starts - new_offsets[:-1], lengths)
+    return tensor(at), tensor(new_offsets)
+
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tensors:
+    """A batch as the network takes it.
+
+    Attributes:
+        numeric: shape (n, d), float32, C-contiguous; column i is feature i of `Features.numeric`.
+        categories: shape (n, c), int64; codes of `Features.categories`, 0 = unknown.
+        target: shape (n,); float32 (regression), int64 class numbers (binary, multiclass), or None
+            when serving. Of rows that augmentation has mixed, float32 shares: of class 1, shape
+            (n,), or of each of k classes, shape (n, k).
+        images: column -> shape (n, channels, height, width), uint8 (0 ... 255) or float32; in
+            memory ``channels_last``. They may lie in the frame's own memory: make new ones, never
+            write into these.
+        ragged, padded, sparse: column -> its rows, of `Features` of the same names.
+        on_device: the same on the model's device, where a loader copies them there; never of other
+            rows: what is made of these has none.
+    """
+
+    numeric: torch.Tensor
+    categories: torch.Tensor
+    target: torch.Tensor | None = None
+    images: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    ragged: Mapping[str, Ragged] = field(default_factory=dict)
+    padded: Mapping[str, Padded] = field(default_factory=dict)
+    sparse: Mapping[str, Sparse] = field(default_factory=dict)
+    on_device: DeviceTensors | None = None
+
+    def __len__(self) -> int:
+        return int(self.numeric.shape[0])  # a tenth of what a tensor's len costs
+
+    @property
+    def nbytes(self) -> int:
+        """Of all its tensors in this process's memory."""
+        sizes: list[int] = []
+
+        def size(tensor: torch.Tensor) -> torch.Tensor:
+            sizes.append(tensor.nbytes)
+            return tensor
+
+        self.map(size)
+        return sum(sizes)
+
+    def map(self, each: TensorFunction) -> Tensors:
+        """The same of other tensors: `each` of every one, in the same order every time."""
+        return Tensors(
+            numeric=each(self.numeric),
+            categories=each(self.categories),
+            target=None if self.target is None else each(self.target),
+            images={name: each(image) for name, image in self.images.items()},
+            ragged={name: rows.map(each) for name, rows in self.ragged.items()},
+            padded={name: rows.map(each) for name, rows in self.padded.items()},
+            sparse={name: rows.map(each) for name, rows in self.sparse.items()},
+        )
+
+    def slice(self, start: int, stop: int) -> Tensors:
+        """Rows start..stop-1, sharing memory."""
+        if start == 0 and stop == len(self):
+            return self
+        rows = slice(start, stop)
+        return Tensors(
+            numeric=self.numeric[rows],
+            categories=self.categories[rows],
+            target=None if self.target is None else self.target[rows],
+            images={name: image[rows] for name, image in self.images.items()},
+            ragged={name: each.slice(start, stop) for name, each in self.ragged.items()},
+            padded={name: each.slice(start, stop) for name, each in self.padded.items()},
+            sparse={name: each.slice(start, stop) for name, each in self.sparse.items()},
+        )
+
+    def take(self, rows: NDArray[np.int64]) -> Tensors:
+        """Some of the rows, in that order, copied; a row may come several times."""
+        at = tensor(rows)
+        return Tensors(
+            numeric=self.numeric[at],
+            categories=self.categories[at],
+            target=None if self.target is None else self.target[at],
+            images={name: image[at] for name, image in self.images.items()},
+            ragged={name: each.take(rows) for name, each in self.ragged.items()},
+            padded={name: each.take(rows) for name, each in self.padded.items()},
+            sparse={name: each.take(rows) for name, each in self.sparse.items()},
+        )
+
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceTensors:
+    """Tensors on their way to a device.
+
+    Attributes:
+        tensors: there.
+        copied: happens when they are; None where they are already.
+    """
+
+    tensors: Tensors
+    copied: torch.cuda.Event | None = None
+
+    def wait(self) -> Tensors:
+        """The tensors, for the stream in use: what it is given from now on waits for the copy;
+        this thread does not."""
+        if self.copied is not None:
+            import torch
+
+            stream = torch.cuda.current_stream(self.tensors.numeric.device)
+            stream.wait_event(self.copied)
+
+            def used(tensor: torch.Tensor) -> torch.Tensor:
+                tensor.record_stream(stream)  # its memory belongs to the stream of the copy
+                return tensor
+
+            return self.tensors.map(used)
+        return self.tensors

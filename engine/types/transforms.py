@@ -1,0 +1,108 @@
+"""What a fitted stage does to a column, as plain values that a model file can hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import time
+import zoneinfo
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    Protocol,
+    TypeAlias,
+    cast,
+    runtime_checkable,
+)  # fmt: skip
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+)
+
+from engine.errors import HeadraceError, UserError, nearest
+
+if TYPE_CHECKING:
+    import torch
+
+
+
+# What a stage does to single values, with the numbers it has learned, in words that can be written
+# into a model file.
+# Applied in the listed order to raw columns they give exactly what the stage's `apply` gives with
+# the same snapshot.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fill:
+    """Null becomes `value`; with `indicator`, a new column of that name holds 1.0 where it was
+    null, else 0.0."""
+
+    column: str
+    value: float | str
+    indicator: str | None = None
+
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clip:
+    """Values below `low` become `low`, above `high` become `high` (either may be infinite); null
+    stays null."""
+
+    column: str
+    low: float
+    high: float
+
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Affine:
+    """``(x - shift) * scale`` in float64; null stays null, and what is infinite so, also where the
+    scale is 0."""
+
+    column: str
+    shift: float
+    scale: float
+
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Power:
+    """From 0 on ``((1 + x)**above - 1) / above``, below it ``-((1 - x)**below - 1) / below``, in
+    float64; for an exponent of 0 its limit, the logarithm: ``log(1 + |x|)`` with the sign of x.
+    An exponent of 1 changes nothing. Null stays null.
+
+    Yeo-Johnson's transform of parameter l has the exponents l and 2 - l.
+    """
+
+    column: str
+    above: float
+    below: float
+
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Codes:
+    """Text to codes: value i of `values` becomes i + 1; anything else, and null, becomes 0."""
+
+    column: str
+    values: tuple[str, ...]
+
+Transform = Fill | Clip | Affine | Power | Codes
