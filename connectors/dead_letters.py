@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from connectors.files.fingerprint import REPLAYED
 from connectors.files.source import FilesSource
-from connectors.formats.ndjson import Ndjson
 from connectors.formats.kernels.rows import values
+from connectors.formats.ndjson import Ndjson
 from connectors.kafka.dead_letters import unwrapped
 from connectors.kafka.source import KafkaSource
 from connectors.kafka.value_checks import TOMBSTONE
@@ -68,7 +68,9 @@ class FileDeadLetterSource(Source):
         self._foreign_identities: Mapping[str, Snapshot] = {}
         self._source = source
         self._parts = parts or {"": source}
-        self.format: Format = ReplayFormat({begin: _line_format(s) for begin, s in self._parts.items()})
+        self.format: Format = ReplayFormat(
+            {begin: _line_format(s) for begin, s in self._parts.items()}
+        )
         self._waiting: deque[Records] = deque()
 
     def schema(self, declared: Schema) -> Schema:
@@ -157,7 +159,8 @@ class KafkaDeadLetterSource(KafkaSource):
 
     def __init__(self, topic: str, settings: KafkaSource.Settings) -> None:
         own = {
-            "topics": (topic,), "stop": "end", "start": "earliest", "subscribe": False, "group_id": None,
+            "topics": (topic,), "stop": "end", "start": "earliest", "subscribe": False,
+            "group_id": None,
         }  # fmt: skip
         super().__init__(settings.model_copy(update=own))
         self._joins = settings.subscribe

@@ -11,7 +11,6 @@ import polars as pl
 
 from connectors.formats.values.columns import Columns
 from engine import types
-from engine.types.changes import Fixed, Free
 from engine.types import (
     EndOfStream,
     HeadraceError,
@@ -22,9 +21,10 @@ from engine.types import (
     Snapshot,
     Source,
     UserError,
-    nearest,
     expand_schema,
+    nearest,
 )
+from engine.types.changes import Fixed, Free
 
 
 class Fault:

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 from engine.system import environment
 
 if TYPE_CHECKING:
-    from engine.loading.collate import Collate
     from engine.config import LoaderSettings, Pipeline
-    from engine.quality.evaluation import Evaluation
+    from engine.loading.collate import Collate
     from engine.loading.loader import Loader
-    from engine.running.loop import TooManyRejects, Loop, Totals
     from engine.observing.metrics import Metrics
+    from engine.quality.evaluation import Evaluation
     from engine.run import Run, Summary
+    from engine.running.loop import Loop, TooManyRejects, Totals
     from engine.types import (
         Batch,
         EndOfStream,
@@ -41,17 +41,17 @@ if TYPE_CHECKING:
     )
 
 _ELSEWHERE = {
-    "Collate": "collate",
-    "Evaluation": "evaluation",
-    "Flood": "loop",
-    "Loader": "loader",
+    "Collate": "loading.collate",
+    "Evaluation": "quality.evaluation",
+    "TooManyRejects": "running.loop",
+    "Loader": "loading.loader",
     "LoaderSettings": "config",
-    "Loop": "loop",
-    "Metrics": "metrics",
+    "Loop": "running.loop",
+    "Metrics": "observing.metrics",
     "Pipeline": "config",
     "Run": "run",
     "Summary": "run",
-    "Totals": "loop",
+    "Totals": "running.loop",
 }
 """Name -> its module, for those that are not of `engine.types`."""
 
@@ -61,7 +61,6 @@ __all__ = [
     "EndOfStream",
     "Evaluation",
     "Features",
-    "TooManyRejects",
     "Format",
     "HeadraceError",
     "Learner",
@@ -82,6 +81,7 @@ __all__ = [
     "Step",
     "Summary",
     "Tensors",
+    "TooManyRejects",
     "Totals",
     "UserError",
 ]

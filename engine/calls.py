@@ -192,9 +192,12 @@ def write(sink: Sink, rows: pl.DataFrame, places: pl.DataFrame) -> Rejects | Non
     than its contract."""
     with Calling("sink", sink):
         not_learned = sink.write(rows, places)
-    if not isinstance(cast(object, not_learned), Rejects | None) or len(not_learned or ()) > len(rows):
+    if not isinstance(cast(object, not_learned), Rejects | None) or len(not_learned or ()) > len(
+        rows
+    ):
         wrong = (
-            f"returned {_shown(not_learned)} from write of {counted(len(rows), 'row')}: expected None, "
+            f"returned {_shown(not_learned)} from write of {counted(len(rows), 'row')}: expected "
+            f"None, "
             "or engine.types.Rejects of rows it can never take"
         )
         _require(wrong, "sink", sink)

@@ -36,11 +36,11 @@ from pydantic_settings import (
 )
 from pydantic_settings.exceptions import SettingsError
 
-from engine.types.changes import Free, Learned, Warned
-from engine.settings_docs import expected, expected_in, field_of
 from engine.observing.logs import hide
 from engine.quality.threshold import ThresholdSettings
+from engine.settings_docs import expected, expected_in, field_of
 from engine.types import Duration, Name, Names, Settings, UserError, nearest
+from engine.types.changes import Free, Learned, Warned
 
 S = TypeVar("S", bound=Settings)
 ENVIRONMENT = "HEADRACE_"
@@ -50,32 +50,33 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "learning_rate": ("lr",),
     "eta": ("lr",),
     "weight_decay": ("l2",),
-    "batch_size": ("batch_rows", "replay_batch"),
+    "batch_size": (
+        "batch_rows",
+        "replay_batch",
+    ),
     "batchsize": ("batch_rows",),
     "max_wait": ("max_delay",),
     "linger_ms": ("linger",),
-    "bootstrap_servers": ("bootstrap_servers",),
     "brokers": ("bootstrap_servers",),
     "servers": ("bootstrap_servers",),
-    "group_id": ("group",),
-    "consumer_group": ("group",),
-    "group_instance_id": ("group_instance_id",),
-    "session_timeout": ("session_timeout",),
-    "auto_offset_reset": ("start",),
+    "consumer_group": ("group_id",),
     "offset": ("start",),
-    "security_protocol": ("security",),
-    "sasl_mechanism": ("sasl",),
     "username": ("user",),
     "sasl_username": ("user",),
     "sasl_password": ("password",),
     "schema_registry": ("registry",),
-    "delivery_timeout": ("delivery_timeout",),
     "acks": ("exactly_once",),
     "file": ("path",),
     "files": ("path",),
     "filename": ("path",),
-    "directory": ("path", "folder"),
-    "dir": ("path", "folder"),
+    "directory": (
+        "path",
+        "folder",
+    ),
+    "dir": (
+        "path",
+        "folder",
+    ),
     "output": ("path",),
     "input": ("path",),
     "sep": ("delimiter",),
@@ -96,21 +97,66 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "n_epochs": ("epochs",),
     "num_threads": ("threads",),
     "n_jobs": ("threads",),
-    "workers": ("threads", "decode_threads"),
+    "workers": (
+        "threads",
+        "decode_threads",
+    ),
     "num_workers": ("decode_threads",),
     "prefetch": ("prefetch_bytes",),
     "shuffle": ("shuffle_rows",),
-    "buffer_size": ("shuffle_rows", "buffer_bytes"),
-    "grad_clip": ("clip_norm",),
-    "clip_grad_norm": ("clip_norm",),
-    "max_grad_norm": ("clip_norm",),
+    "buffer_size": (
+        "shuffle_rows",
+        "buffer_memory",
+    ),
+    "grad_clip": ("max_grad_norm",),
+    "clip_grad_norm": ("max_grad_norm",),
     "mixed_precision": ("precision",),
     "gpu": ("device",),
     "memory": ("memory_budget",),
-    "interval": ("interval",),
     "model_path": ("model",),
     "address": ("host",),
     "bind": ("host",),
+    "every_seconds": ("interval",),
+    "every_batches": ("interval_batches",),
+    "give_up": ("delivery_timeout",),
+    "registry_patience": ("registry_retry_timeout",),
+    "patience": ("rebalance_timeout",),
+    "session": ("session_timeout",),
+    "member": ("group_instance_id",),
+    "lost": ("auto_offset_reset",),
+    "bootstrap": ("bootstrap_servers",),
+    "group": ("group_id",),
+    "join": ("subscribe",),
+    "isolation": ("isolation_level",),
+    "security": ("security_protocol",),
+    "sasl": ("sasl_mechanism",),
+    "ca_file": ("ssl_cafile",),
+    "cert_file": ("ssl_certfile",),
+    "key_file": ("ssl_keyfile",),
+    "fetch_bytes": ("fetch_max_bytes",),
+    "buffer_bytes": ("buffer_memory",),
+    "compression": ("compression_type",),
+    "poll": ("poll_timeout",),
+    "turn": ("rows_per_turn",),
+    "stall_seconds": ("stall_timeout",),
+    "share": ("contamination",),
+    "trees": ("n_trees",),
+    "given": ("predictors",),
+    "hashes": ("num_hashes",),
+    "piece": ("shingle_size",),
+    "distance": ("max_distance",),
+    "clip_norm": ("max_grad_norm",),
+    "convolutions": ("conv_channels",),
+    "ema": ("ema_decay",),
+    "copies": ("max_copies",),
+    "desired": ("desired_dist",),
+    "rate": ("sampling_rate",),
+    "smote": ("smote_neighbors",),
+    "embedding": ("embedding_dim",),
+    "skip": ("skip_connection",),
+    "delta": ("huber_delta",),
+    "l2": ("weight_decay",),
+    "warmup": ("warmup_steps",),
 }
 """What other tools call a key -> what it is called here."""
 BATCH_DELAY = 0.05
@@ -143,7 +189,8 @@ class LoaderSettings(Settings):
             keeps the order. A block is a quarter of the budget at most.
         shuffle_seed: of the order within the blocks of `shuffle_rows`.
         read_rows [records]: records asked of the source at a time.
-        poll_timeout: how long one read may wait for data; also how soon an idle pipeline notices a stop.
+        poll_timeout: how long one read may wait for data; also how soon an idle pipeline notices a
+            stop.
     """
 
     batch_rows: Learned[int] = Field(1024, ge=1)
@@ -516,8 +563,8 @@ class Pipeline(BaseSettings):
 
 
 def validate(settings_class: type[S], table: Mapping[str, Any], section: str, where: str) -> S:
-    """`settings_class(**table)`, with pydantic's complaint as one sentence. Its secrets are hidden from the
-    log from here on.
+    """`settings_class(**table)`, with pydantic's complaint as one sentence. Its secrets are hidden
+    from the log from here on.
 
     Raises: UserError
     """
@@ -564,7 +611,11 @@ def detached_source(source: Mapping[str, Any], *, whole: bool = True) -> dict[st
     Args:
         whole: of a topic, all records that there are now, and no more.
     """
-    table = {key: value for key, value in source.items() if key not in ("group_id", "subscribe", "group_instance_id")}
+    table = {
+        key: value
+        for key, value in source.items()
+        if key not in ("group_id", "subscribe", "group_instance_id")
+    }
     if whole and table.get("kind") == "kafka":
         table |= {"start": "earliest", "stop": "end"}
     if isinstance(table.get("sources"), dict):
@@ -689,7 +740,9 @@ def _known_variables(reader: type[BaseSettings]) -> None:
             )
 
 
-def _error_message(error: ValidationError, settings: type[BaseModel], section: str, where: str) -> str:
+def _error_message(
+    error: ValidationError, settings: type[BaseModel], section: str, where: str
+) -> str:
     """The first complaint of a validation: expected, got, where, what to do. A key that is unknown
     comes before one that is not there: it is likely the same one, misspelt."""
     first = min(error.errors(), key=lambda complaint: complaint["type"] != "extra_forbidden")
@@ -753,7 +806,9 @@ def suggestion(key: str, known: Iterable[str]) -> str:
         return f" Did you mean '{meant[0]}'?"
     if difflib.get_close_matches(key, names, n=1, cutoff=0.8):
         return nearest(key, names)
-    from engine.commands.reference import tables_with  # on the way to an error only: it imports every kind
+    from engine.commands.reference import (
+        tables_with,  # on the way to an error only: it imports every kind
+    )
 
     elsewhere = tables_with((key, *SYNONYMS.get(key.lower(), ())))
     if elsewhere:

@@ -39,7 +39,9 @@ def projected(
     words = {word for text in texts for word in WORD.findall(text)}
     globs = [text for text in texts if GLOB.search(text)]
     read = {*texts, *words, *more}
-    return {c: dtype for c, dtype in schema.items() if c in read or _named(c, texts, globs)} or schema
+    return {
+        c: dtype for c, dtype in schema.items() if c in read or _named(c, texts, globs)
+    } or schema
 
 
 def _named(column: str, texts: Iterable[str], globs: Iterable[str]) -> bool:

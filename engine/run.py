@@ -21,10 +21,30 @@ import numpy as np
 import polars as pl
 
 from engine import calls
-from engine.system import atomic
-from engine.running import labels, report
 from engine.calls import Calling
-from engine.types.changes import compared_settings
+from engine.config import (
+    ExportSettings,
+    ModelSettings,
+    Pipeline,
+    SinkTable,
+    detached_source,
+    key_location,
+    load_class,
+    made_by,
+    validate,
+)
+from engine.loading.collate import Collate
+from engine.loading.loader import Loader
+from engine.loading.mix import Mix, sources_of
+from engine.loading.nested_tensors import array_bytes, nested_features
+from engine.observing.metrics import Metrics
+from engine.observing.service import Health, Heartbeat, Service
+from engine.observing.timing import TimingSnapshot
+from engine.projection import projected
+from engine.quality.evaluation import Evaluation
+from engine.quality.threshold import MIN_ROWS, Threshold, choose_threshold
+from engine.running import labels, report
+from engine.running.bottleneck import Bottleneck, diagnose
 from engine.running.checkpoint import (
     CheckpointFailed,
     Checkpoints,
@@ -33,37 +53,17 @@ from engine.running.checkpoint import (
     require_plain,
     size_of,
 )
-from engine.loading.collate import Collate
-from engine.config import (
-    ExportSettings,
-    ModelSettings,
-    Pipeline,
-    SinkTable,
-    detached_source,
-    load_class,
-    made_by,
-    key_location,
-    validate,
-)
-from engine.types.contract import require_contract
-from engine.quality.evaluation import Evaluation
 from engine.running.holdout import Holdout
-from engine.loading.loader import Loader
-from engine.system.lock import locked
-from engine.running.loop import RejectLimit, TooManyRejects, Loop, Totals, Work
+from engine.running.loop import Loop, RejectLimit, TooManyRejects, Totals, Work
 from engine.running.migration import BoundStages, migrate
-from engine.observing.metrics import Metrics
-from engine.loading.mix import Mix, sources_of
-from engine.loading.nested_tensors import array_bytes, nested_features
-from engine.projection import projected
 from engine.running.warm_up import warm_up
+from engine.running.work import Cleaning, Serving, Training, report_quality, written
 from engine.scrub import STAGES
-from engine.scrub.fusion import FILLED_BEFORE_LEARNING
-from engine.scrub.columns import expand_columns
 from engine.scrub.base import StageBase, restore, snapshots
-from engine.observing.service import Health, Heartbeat, Service
-from engine.quality.threshold import MIN_ROWS, Threshold, choose_threshold
-from engine.observing.timing import TimingSnapshot
+from engine.scrub.columns import expand_columns
+from engine.scrub.fusion import FILLED_BEFORE_LEARNING
+from engine.system import atomic
+from engine.system.lock import locked
 from engine.types import (
     DROPPED,
     PART,
@@ -91,9 +91,9 @@ from engine.types import (
     require_names,
     type_name,
 )
-from engine.running.bottleneck import Bottleneck, diagnose
+from engine.types.changes import compared_settings
+from engine.types.contract import require_contract
 from engine.types.plural import counted
-from engine.running.work import Cleaning, Serving, Training, report_quality, written
 
 log = logging.getLogger("headrace.run")
 SCHEMA_FILE = "schema.json"
@@ -253,7 +253,9 @@ class Run:
         letters: Any = self.dead_letters
         sink_kind = self.pipeline.dead_letters.kind
         if sink_kind == "files":
-            return FileDeadLetterSource(self.dead_letters_path, own, own.parts if isinstance(own, Mix) else None)
+            return FileDeadLetterSource(
+                self.dead_letters_path, own, own.parts if isinstance(own, Mix) else None
+            )
         if sink_kind == "kafka" and "topics" in type(own.settings).model_fields:
             return KafkaDeadLetterSource(letters.settings.topic, own.settings)
         raise UserError(
@@ -282,10 +284,13 @@ class Run:
     def _check_feedback(self) -> None:
         """Whether what is written comes back as input."""
         for table, sink in (("sink", self.sink), ("dead_letters", self.dead_letters)):
-            key_location = None if sink is None or self._replay else self.source.reads_output_of(sink)
+            key_location = (
+                None if sink is None or self._replay else self.source.reads_output_of(sink)
+            )
             if key_location is not None:
                 raise UserError(
-                    f"[{table}] in {self.pipeline.file} writes to {key_location}, and [source] reads it: "
+                    f"[{table}] in {self.pipeline.file} writes to {key_location}, and [source] "
+                    f"reads it: "
                     "every row would come again, without an end. Give it another one."
                 )
         for named, file in () if self._replay else self._written():
@@ -310,12 +315,17 @@ class Run:
 
     def _check_shared(self) -> None:
         source = self.source
-        if not isinstance(source, SharedSource) or not source.shares_partitions or source.tracks_owners:
+        if (
+            not isinstance(source, SharedSource)
+            or not source.shares_partitions
+            or source.tracks_owners
+        ):
             return
         if self.keeps_state:
             raise UserError(
                 f"{self.pipeline.file} keeps a state (it trains, or a stage learns) and shares its "
-                "partitions: give this engine a name in the group that stays, [source] group_instance_id."
+                "partitions: give this engine a name in the group that stays, [source] "
+                "group_instance_id."
             )
 
     def _check_epochs(self) -> None:
@@ -572,7 +582,9 @@ class Run:
             task=task,
             classes=classes,
             scaled=tuple(c for s in self.stages if isinstance(s, StageBase) for c in s.scaled),
-            threshold=0.5 if model.threshold_settings.value is None else model.threshold_settings.value,
+            threshold=0.5
+            if model.threshold_settings.value is None
+            else model.threshold_settings.value,
             probabilities=self._probabilities,
             **nested_features(model, self.schema, vocabulary_sizes),
         )
@@ -604,7 +616,9 @@ class Run:
                 f"{where} is 'regression', which expects numbers in target '{model.target}', "
                 f"got {dtype}: for classes, set task to 'binary' or 'multiclass'."
             )
-        if given != "regression" and (dtype.is_nested() or dtype.is_temporal() or dtype == pl.Binary):
+        if given != "regression" and (
+            dtype.is_nested() or dtype.is_temporal() or dtype == pl.Binary
+        ):
             raise UserError(
                 f"{where} is '{given or 'binary'}', which expects text, numbers or true and false "
                 f"in target '{model.target}', got {dtype}."
@@ -669,7 +683,11 @@ class Run:
             )
         task = model.task or labels.task_of(dtype, len(labels_found.values))
         classes = labels.require_classes(labels_found, task, model.target, f"[model] in {file}")
-        log.info("[model] classes are %s: the labels of %s", json.dumps(list(classes)), labels_found.where)
+        log.info(
+            "[model] classes are %s: the labels of %s",
+            json.dumps(list(classes)),
+            labels_found.where,
+        )
         return classes
 
     def _sample_labels(self, most: int = labels.ROWS, *, staged: bool = True) -> labels.Labels:
@@ -683,7 +701,9 @@ class Run:
         target = self._model_settings.target
         read = self.read_schema if staged else {target: schema[target]}
         with contextlib.closing(self._source()) as source:
-            source.restore_schema_state(self.source.schema_state())  # what was guessed and told is not again
+            source.restore_schema_state(
+                self.source.schema_state()
+            )  # what was guessed and told is not again
             source.schema({**self.source_schema, WILDCARD: DROPPED})
             return labels.look(source, read, stages, target, most)
 
@@ -724,8 +744,8 @@ class Run:
             for stage in self.stages:
                 encoders |= getattr(stage, "encoders", dict)()
             self.augmentation.attach(learner, encoders)
-        from models.learners.sampling import ResampledLearner, SamplingSettings
         from models.challenge.challenger import ChampionChallenger, require_challengeable
+        from models.learners.sampling import ResampledLearner, SamplingSettings
 
         how = self._forgets_on
         if how != "never":
@@ -784,7 +804,8 @@ class Run:
                     raise UserError(
                         f"[evaluation] in {self.pipeline.file} looks at column '{column}', which "
                         f"[scrub.{stage.name}] has put on another scale: put [scrub.{stage.name}] "
-                        f"behind [scrub.{self.stages[self.export_from - 1].name}], or look at a copy "
+                        f"behind [scrub.{self.stages[self.export_from - 1].name}], or look at a "
+                        f"copy "
                         "that a 'derive' stage makes before it."
                     )
         return evaluation
@@ -906,7 +927,9 @@ class Run:
             inner = section.startswith(PARTS)
             found = in_effect.get(section.removeprefix(PARTS), {}) if inner else in_effect
             found = found if section.startswith("source") else {}
-            for key, (act, value) in compared_settings(settings, found, learns=self.keeps_state).items():
+            for key, (act, value) in compared_settings(
+                settings, found, learns=self.keeps_state
+            ).items():
                 text = json.dumps(value, sort_keys=True)
                 yield f"[{section}] {key}", text if act == "refuse" else Tolerated(text)
 
@@ -1156,7 +1179,9 @@ class Run:
         for sink in (self.sink, self.dead_letters):
             if sink is None or not sink.has_output():
                 continue
-            foreign = _resolved(sink.folders()) - set(map(Path, self._schema_file.get("writes", [])))
+            foreign = _resolved(sink.folders()) - set(
+                map(Path, self._schema_file.get("writes", []))
+            )
             if foreign:
                 raise UserError(
                     f"{foreign.pop()} holds results already, and {self.checkpoints.folder} no "
@@ -1240,8 +1265,8 @@ class Run:
         warm_up(self.read_schema, stages, self.collate)
 
     def _require_learned(self, loop: Loop) -> None:
-        """Raises: TooManyRejects where a source has ended and no row of it all could be learned; also for
-        reasons that are expected now and then, as a missing label."""
+        """Raises: TooManyRejects where a source has ended and no row of it all could be learned;
+        also for reasons that are expected now and then, as a missing label."""
         totals = loop.totals
         allowed = self.pipeline.dead_letters.limit >= 1
         if not self.trains or loop.stopped or allowed or totals.learned + totals.predicted:
@@ -1329,7 +1354,9 @@ class Run:
             "before": json.dumps(
                 [s.name for s in self.stages[: self.export_from] if s.transforms() != ()]
             ),
-            "columns": json.dumps({c: type_name(t) for c, t in self._schemas[self.export_from].items()}),
+            "columns": json.dumps(
+                {c: type_name(t) for c, t in self._schemas[self.export_from].items()}
+            ),
             "reading": json.dumps(self.source.parse_settings()),
             "mark": json.dumps(dict(self._mark.positions)),
         }
@@ -1356,7 +1383,9 @@ class Run:
                 rows.select(label.cast(classes).to_physical().cast(pl.Int64)).to_series().to_numpy()
             )
             finite = np.isfinite(scores)
-            threshold = choose_threshold(settings, target[finite], scores[finite].astype(np.float64))
+            threshold = choose_threshold(
+                settings, target[finite], scores[finite].astype(np.float64)
+            )
         if threshold is None:
             log.warning(
                 "[model] threshold is chosen by %d held-out rows of each class at the least, and "
@@ -1460,7 +1489,10 @@ class Run:
         require_contract(component_class, Source if section.startswith("source") else Sink, section)
         if provenance and "provenance" in component_class.Settings.model_fields:
             table["provenance"] = {**provenance, **table.get("provenance", {})}
-        self._given[section] = name, self.pipeline.settings(component_class.Settings, table, section)
+        self._given[section] = (
+            name,
+            self.pipeline.settings(component_class.Settings, table, section),
+        )
         with Calling(section, component_class):
             return component_class(self._given[section][1])
 
@@ -1671,7 +1703,9 @@ def _require_output(columns: Sequence[str] | None, schema: Schema) -> None:
 def _ranges(frame: pl.DataFrame | None) -> dict[str, tuple[float, float]]:
     if frame is None:
         return {}
-    numeric = [c for c, dtype in frame.schema.items() if dtype.is_numeric() and not c.startswith("_")]
+    numeric = [
+        c for c, dtype in frame.schema.items() if dtype.is_numeric() and not c.startswith("_")
+    ]
     ends = frame.with_columns(pl.selectors.decimal().cast(pl.Float64)).select(
         pl.col(numeric).min().name.prefix("a"), pl.col(numeric).max().name.prefix("b")
     )

@@ -161,7 +161,11 @@ def _type(annotation: Any) -> str:
         return f"a list of {_plural(_type(inner[0]))}"
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return "a table" if inner[1] is Any else f"a table of {_plural(_type(inner[1]))}"
-    return "a table" if isinstance(annotation, type) and issubclass(annotation, BaseModel) else str(annotation)
+    return (
+        "a table"
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        else str(annotation)
+    )
 
 
 def _plural(words: str) -> str:

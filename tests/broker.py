@@ -105,7 +105,10 @@ class Broker(Server):
         """
         # A batch is sent when it is full, lingers too long, or is flushed: only the last happens.
         producer = KafkaProducer(
-            bootstrap_servers=self.bootstrap_servers, linger_ms=60_000, batch_size=1 << 20, **settings
+            bootstrap_servers=self.bootstrap_servers,
+            linger_ms=60_000,
+            batch_size=1 << 20,
+            **settings,
         )
         for start in range(0, len(values), each):
             sent = [

@@ -56,8 +56,9 @@ SCRAM = "org.apache.kafka.common.security.scram.ScramLoginModule"
 
 
 class SecureBroker(Broker):
-    """One with further listeners. Everybody may do everything on the plain one, which `bootstrap_servers`
-    names; elsewhere `PASSWORDS` and the common name of a client's certificate say who one is.
+    """One with further listeners. Everybody may do everything on the plain one, which
+    `bootstrap_servers` names; elsewhere `PASSWORDS` and the common name of a client's certificate
+    say who one is.
 
     Attributes:
         at: listener -> where clients find it. SSL wants a client's certificate; SASL_SSL takes

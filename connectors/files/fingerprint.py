@@ -93,7 +93,9 @@ class Fingerprint:
         except (HeadraceError, OSError):  # cut short or gone: not what was read
             return False
         known = (self.head_digest, self.row_digest)
-        matches_file = all(digest(data) == d for data, d in zip(chunks[:2], known, strict=False) if d)
+        matches_file = all(
+            digest(data) == d for data, d in zip(chunks[:2], known, strict=False) if d
+        )
         return matches_file and (len(chunks) < 3 or len(chunks[2]) == 1)
 
     def has_beginning_of(self, path: Path | int) -> bool:
@@ -334,7 +336,9 @@ class ResumePlan:
     moved: dict[str, int]
 
 
-def plan_resume(present: Mapping[str, Path], known: Mapping[str, Fingerprint], policy: Policy) -> ResumePlan:
+def plan_resume(
+    present: Mapping[str, Path], known: Mapping[str, Fingerprint], policy: Policy
+) -> ResumePlan:
     """Match the files to the checkpoint and report moved, changed and missing ones.
 
     Raises: UserError where a file that was read is replaced, cut, gone before its end, or goes on
@@ -402,13 +406,13 @@ def _fail_or_warn(policy: Policy, problem: str, otherwise: str) -> None:
 
 __all__ = [
     "Fingerprint",
-    "Policy",
     "FingerprintTracker",
+    "Policy",
+    "combined_digest",
     "digest",
-    "unique_name",
     "match_files",
     "plan_resume",
-    "segments",
     "report_continued_line",
-    "combined_digest",
+    "segments",
+    "unique_name",
 ]

@@ -28,15 +28,15 @@ from connectors.files.fingerprint import (
     HEAD_BYTES,
     CopyDetector,
     Fingerprint,
-    Policy,
     FingerprintTracker,
+    Policy,
     digest,
-    unique_name,
-    segments,
     report_continued_line,
+    segments,
+    unique_name,
 )
-from connectors.files.text import TextFile, compression
 from connectors.files.splits import EPOCH_STRIDE, Readable
+from connectors.files.text import TextFile, compression
 from engine.types import HeadraceError, Records, UserError
 
 MAX_OPEN_FILES = 256
@@ -83,7 +83,9 @@ class Tail:
         """Return the fingerprint of the file for a mark at `position`."""
         if self.watched is None:
             return self.known
-        return self.watched.at(self.position if position is None else position, self.total, EPOCH_STRIDE)
+        return self.watched.at(
+            self.position if position is None else position, self.total, EPOCH_STRIDE
+        )
 
     def intact(self) -> bool:
         """Whether the open file still begins with what was read of it."""
@@ -238,7 +240,9 @@ class Follower:
             tail.total = file.total
         elif fills:
             tail.total = os.fstat(text.fileno()).st_size
-            if tail.watched is not None and tail.watched.fingerprint.head < min(HEAD_BYTES, tail.total):
+            if tail.watched is not None and tail.watched.fingerprint.head < min(
+                HEAD_BYTES, tail.total
+            ):
                 tail.watched.refresh(text.fileno())
         if records is not None:
             tail.position = records.next
@@ -354,7 +358,11 @@ class Follower:
         tail.path = file.path
         if (file.size, file.changed) != (tail.size, tail.changed):
             known = tail.fingerprint() if tail.watched is not None else None
-            if not self._grows(file.path) and known is not None and not known.matches_file(file.path):
+            if (
+                not self._grows(file.path)
+                and known is not None
+                and not known.matches_file(file.path)
+            ):
                 self._detach(tail)
                 return
             tail.since = time.monotonic()

@@ -12,7 +12,6 @@ import numpy as np
 import polars as pl
 
 from connectors.files.table import TABLE_READERS
-from connectors.formats.values.columns import PROBLEM
 from connectors.formats.csv import Csv
 from connectors.formats.inference.infer import (
     TypeInference,
@@ -22,6 +21,7 @@ from connectors.formats.inference.infer import (
     spans_lines,
 )
 from connectors.formats.inference.transcode import Transcoder
+from connectors.formats.values.columns import PROBLEM
 from engine.types import (
     PART,
     RESERVED,
@@ -101,7 +101,8 @@ class Inspection:
         rows: whether a row was seen.
         blank: columns without a value.
         null_values: fields that are taken for missing values.
-        words: column -> fields of it that may be missing values, see `connectors.formats.inference.infer`.
+        words: column -> fields of it that may be missing values, see
+            `connectors.formats.inference.infer`.
     """
 
     schema: Schema = field(default_factory=dict)
@@ -264,7 +265,9 @@ def inspect_csv(
     inspection.words = guess.words if words else {}
     inspection.blank = guess.blank
     inspection.schema |= guess.schema(inspection.null_values)
-    _note_lacking(inspection, {name: columns for name, columns in columns_by_file.items() if columns})
+    _note_lacking(
+        inspection, {name: columns for name, columns in columns_by_file.items() if columns}
+    )
     return inspection
 
 
@@ -312,7 +315,8 @@ def inspect_json(
 def _check_column_count(columns: int, name: str) -> None:
     if columns > MAX_INFERRED_COLUMNS:
         raise UserError(
-            f"{name} has {columns:,} columns, and more than {MAX_INFERRED_COLUMNS:,} are not guessed: "
+            f"{name} has {columns:,} columns, and more than {MAX_INFERRED_COLUMNS:,} are not "
+            f"guessed: "
             'declare those that are needed in [source.schema], and "*" = "drop".'
         )
 
@@ -404,11 +408,11 @@ def _some(names: list[str]) -> str:
 
 __all__ = [
     "Inspection",
-    "TranscodedReader",
     "RowReader",
-    "is_taken",
-    "require_objects",
+    "TranscodedReader",
     "inspect_csv",
     "inspect_json",
     "inspect_tables",
+    "is_taken",
+    "require_objects",
 ]

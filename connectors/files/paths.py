@@ -66,11 +66,14 @@ def find_files(paths: Iterable[str], format: str | None = None) -> dict[str, Pat
 
 
 def would_match(paths: Iterable[str], file: Path, format: str | None = None) -> bool:
-    """Whether `find_files` would find a file of this path, under whatever spelling, once it is there."""
+    """Whether `find_files` would find a file of this path, under whatever spelling, once it is
+    there."""
     spelt = _spellings(file)
     for path in paths:
         if Path(path).is_dir():
-            found = any(_is_data(below) for below in _relative_parts(spelt, path)) and _fits(file, format)
+            found = any(_is_data(below) for below in _relative_parts(spelt, path)) and _fits(
+                file, format
+            )
         elif glob.has_magic(path) and not Path(path).is_file():
             found = _is_match(path, file, spelt)
         else:
@@ -133,7 +136,8 @@ def _no_file(path: str) -> UserError:
     if place.exists():
         description = "a named pipe" if place.is_fifo() else "a device or socket"
         return UserError(
-            f"[source] path '{readable(path)}' is {description}, and no file: expected one that can be "
+            f"[source] path '{readable(path)}' is {description}, and no file: expected one that "
+            f"can be "
             'read again; write it to a file, or pipe it to the command, with path = "-".'
         )
     if place.is_symlink():
@@ -312,4 +316,4 @@ def _resource(path: str, package: str, inside: str) -> Path:
     return file
 
 
-__all__ = ["find_files", "common_format", "would_match", "readable"]
+__all__ = ["common_format", "find_files", "readable", "would_match"]

@@ -17,8 +17,8 @@ from pydantic import ByteSize, Field
 from connectors.formats.type_support import require_supported, warn_about_nulls
 from engine import types
 from engine.system import atomic
-from engine.types.changes import Fixed, Free
 from engine.types import HeadraceError, Name, Schema, Sink, Snapshot, UserError, in_utc
+from engine.types.changes import Fixed, Free
 from engine.types.plural import counted
 
 log = logging.getLogger("headrace.files")
@@ -54,10 +54,10 @@ class PartSettings(types.Settings):
 class FilesSink(Sink):
     """See `engine.types.Sink`. `flush` makes what was written the part ``part-00000012.parquet``.
 
-    A part is written as `engine.system.atomic` does. Rows beyond `max_buffer_bytes` go to temporary parts
-    early; only `flush` makes those visible. `restore` removes parts by their number, and no file of
-    another name; that the parts before it are still there is looked at first. A folder is known by
-    its parts, however its path is spelt.
+    A part is written as `engine.system.atomic` does. Rows beyond `max_buffer_bytes` go to temporary
+    parts early; only `flush` makes those visible. `restore` removes parts by their number, and no
+    file of another name; that the parts before it are still there is looked at first. A folder is
+    known by its parts, however its path is spelt.
     """
 
     section: ClassVar[str] = "sink"
@@ -293,4 +293,4 @@ class FileDeadLetterSink(FilesSink):
         format: ClassVar[Literal["ndjson"]] = "ndjson"
 
 
-__all__ = ["FilesSink", "FileDeadLetterSink"]
+__all__ = ["FileDeadLetterSink", "FilesSink"]

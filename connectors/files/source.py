@@ -21,71 +21,76 @@ from lxml import etree
 from polars.exceptions import PolarsError
 from pydantic import ByteSize, Field, ValidationInfo, field_validator
 
-from connectors.files.follow import Follower
+from connectors.files.file_rows import FileRows
 from connectors.files.fingerprint import (
     REPLAYED,
     CopyDetector,
     Fingerprint,
-    Policy,
     FingerprintTracker,
-    unique_name,
+    Policy,
+    combined_digest,
     plan_resume,
     segments,
-    combined_digest,
+    unique_name,
 )
+from connectors.files.follow import Follower
 from connectors.files.inspection import (
     RESERVED_NAMES,
     Inspection,
-    TranscodedReader,
     RowReader,
-    is_taken,
-    require_objects,
+    TranscodedReader,
     inspect_csv,
     inspect_json,
     inspect_tables,
+    is_taken,
+    require_objects,
 )
-from connectors.files.paths import find_files, common_format, would_match, readable
-from connectors.files.stdin import STDIN, StdinBytes, StdinRows
-from connectors.files.table import TABLE_READERS, SortedRows
-from connectors.files.tar import TarShard
-from connectors.files.text import TextFile, compression
+from connectors.files.paths import common_format, find_files, readable, would_match
 from connectors.files.splits import (
-    SHARD_GROUPS,
     EPOCH_STRIDE,
-    SplitReader,
+    SHARD_GROUPS,
+    InputSplit,
     Readable,
     ShardSettings,
-    InputSplit,
+    SplitReader,
     line_start,
     order,
     pieces,
     text_bounds,
 )
-from connectors.files.file_rows import FileRows
+from connectors.files.stdin import STDIN, StdinBytes, StdinRows
+from connectors.files.table import TABLE_READERS, SortedRows
+from connectors.files.tar import TarShard
+from connectors.files.text import TextFile, compression
 from connectors.files.xml import XmlRows
 from connectors.formats.bounded import SizeLimited
-from connectors.formats.values.casts import Coerce
-from connectors.formats.values.columns import Columns
 from connectors.formats.csv import Csv, Dialect
-from connectors.formats.values.hive import HivePartitions, partition_values
+from connectors.formats.custom import (
+    Describing,
+    is_custom,
+    load_custom,
+    require_declared,
+    require_known_format,
+)
+from connectors.formats.file_content import FileContent
 from connectors.formats.inference.infer import NULL_WORDS, TypeInference
 from connectors.formats.inference.misses import InferredTypes
-from connectors.formats.ndjson import Ndjson
-from connectors.formats.custom import Describing, is_custom, require_declared, require_known_format, load_custom
-from connectors.formats.kernels.paths import parse_path, value_at
-from connectors.formats.inference.transcode import Transcoder
-from connectors.formats.kernels.rows import parser_input
 from connectors.formats.inference.sniff import HEAD, sniff_dialect, unclear
+from connectors.formats.inference.transcode import Transcoder
+from connectors.formats.kernels.paths import parse_path, value_at
+from connectors.formats.kernels.rows import parser_input
+from connectors.formats.ndjson import Ndjson
 from connectors.formats.text import RawText
+from connectors.formats.values.casts import Coerce
+from connectors.formats.values.columns import Columns
+from connectors.formats.values.hive import HivePartitions, partition_values
 from connectors.formats.webdataset import WebDatasetFormat
-from connectors.formats.file_content import FileContent
 from connectors.formats.xml import Fields, Xml, columns_of, documents
-from engine.types.changes import Fixed, Free, Meaning
 from engine.columnar.expressions import expression
 from engine.types import (
     DROPPED,
-    WILDCARD,
     SAMPLE_BYTES,
+    WILDCARD,
     Duration,
     EndOfStream,
     Format,
@@ -97,11 +102,12 @@ from engine.types import (
     Source,
     UserError,
     Values,
+    expand_schema,
     is_pattern,
     nearest,
     only_named,
-    expand_schema,
 )
+from engine.types.changes import Fixed, Free, Meaning
 
 FORMATS = (
     "csv", "ndjson", "parquet", "arrow", "text", "json", "xml", "images", "documents",
@@ -506,7 +512,9 @@ class FilesSource(Source):
     def parse_settings(self) -> Mapping[str, Any]:
         """See `engine.types.Source`: what settings say, and which words a CSV was found to have for
         missing values."""
-        given = self.settings.model_dump(include=set(PARSE_SETTINGS) & self.settings.model_fields_set)
+        given = self.settings.model_dump(
+            include=set(PARSE_SETTINGS) & self.settings.model_fields_set
+        )
         return {**given, NULL_WORDS_KEY: list(self._dialect.null_values)}
 
     def use_parse_settings(self, parse_settings: Mapping[str, Any]) -> None:
@@ -655,14 +663,18 @@ class FilesSource(Source):
             position, watched = mark.positions.get(split.name), self._watched.get(split.name)
             if position is not None and watched is not None:
                 total = self._totals.get(split.name)
-                known = watched.fingerprint if split.stop else watched.at(position, total, EPOCH_STRIDE)
+                known = (
+                    watched.fingerprint if split.stop else watched.at(position, total, EPOCH_STRIDE)
+                )
                 identities[split.file] = known.snapshot()
         return identities
 
     def match_identities(self, identities: Mapping[str, Snapshot]) -> None:
         """See `engine.types.Source`."""
         own = {name: known for name, known in identities.items() if name != REPLAYED}
-        self._foreign_identities = {name: known for name, known in identities.items() if name == REPLAYED}
+        self._foreign_identities = {
+            name: known for name, known in identities.items() if name == REPLAYED
+        }
         if self._is_single_partition:
             for name, known in own.items():
                 self._name = name
@@ -879,7 +891,11 @@ class FilesSource(Source):
         if self._kind == "csv" and not self.settings.order_by:
             self._file_schema({}, guess=False)  # opens every file
             lines = self._csv(Headers(self._headers))
-        return HivePartitions(lines, self._folders) if isinstance(self.format, HivePartitions) else lines
+        return (
+            HivePartitions(lines, self._folders)
+            if isinstance(self.format, HivePartitions)
+            else lines
+        )
 
     def _assigned_splits(self) -> list[InputSplit]:
         """What this engine reads, in the order of names.
@@ -902,7 +918,10 @@ class FilesSource(Source):
                 return [InputSplit(self._name, "")]
             if shards > SHARD_GROUPS:
                 raise UserError(f"[source] shards: expected at most {SHARD_GROUPS}, got {shards}.")
-            every = [InputSplit(f"{self._name}[{g}/{SHARD_GROUPS}]", "", group=g) for g in range(SHARD_GROUPS)]
+            every = [
+                InputSplit(f"{self._name}[{g}/{SHARD_GROUPS}]", "", group=g)
+                for g in range(SHARD_GROUPS)
+            ]
             return every[shard::shards]
         if settings.shards is None:
             return [InputSplit(n, n, size=p.stat().st_size) for n, p in self._files.items()]
@@ -1114,7 +1133,9 @@ class FilesSource(Source):
         if self._kind == "csv":
             csv = self._inner if isinstance(self._inner, Csv) else self._csv(self._headers)
             words = "null_values" not in self._declared_dialect
-            inspection = inspect_csv(self._files, self._sampled, csv, self._headers, named, words=words)
+            inspection = inspect_csv(
+                self._files, self._sampled, csv, self._headers, named, words=words
+            )
             if not inspection.schema:
                 raise UserError(
                     f"{next(iter(self._files))} is empty: expected a CSV header in its first line."
@@ -1125,7 +1146,9 @@ class FilesSource(Source):
         declared, paths = bool(named), self.settings.paths
         if self._file_per_row:
             files = {self._name: Path()}
-            return inspect_json(files, lambda _, name: self._whole_files(name), paths, declared=declared)
+            return inspect_json(
+                files, lambda _, name: self._whole_files(name), paths, declared=declared
+            )
         return inspect_json(self._files, self._sampled, paths, declared=declared)
 
     def _nested(self, available: Schema) -> Schema:
@@ -1300,7 +1323,8 @@ def _must_differ(roles: Mapping[str, Any], names: Sequence[str], where: str) -> 
     for first, other in combinations(names, 2):
         if roles.get(first) and roles.get(first) == roles.get(other):
             raise UserError(
-                f"{where} {first} and {other} are both {json.dumps(roles[first])}: expected different "
+                f"{where} {first} and {other} are both {json.dumps(roles[first])}: expected "
+                f"different "
                 f"characters; set [source] {first} or {other} to another."
             )
 

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from engine.types.changes import Fixed, Free
 from engine.types import Records, Settings
+from engine.types.changes import Fixed, Free
 
 PIECE_BYTES = 32 << 20
 """Of plain text."""
@@ -191,12 +191,12 @@ def _number(given: int | str, variable: str) -> int:
 
 
 __all__ = [
-    "SHARD_GROUPS",
     "EPOCH_STRIDE",
-    "SplitReader",
+    "SHARD_GROUPS",
+    "InputSplit",
     "Readable",
     "ShardSettings",
-    "InputSplit",
+    "SplitReader",
     "line_start",
     "order",
     "pieces",

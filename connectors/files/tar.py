@@ -254,11 +254,15 @@ class TarShard:
                     name = long.decode("utf-8", "backslashreplace")
             else:
                 real = info.size if size is None else size
-                empty = info.isdir() or info.type in UNSUPPORTED_MEMBERS.keys() - {tarfile.GNUTYPE_SPARSE}
+                empty = info.isdir() or info.type in UNSUPPORTED_MEMBERS.keys() - {
+                    tarfile.GNUTYPE_SPARSE
+                }
                 self._behind = data + _padded(0 if empty else real)
                 if not info.isdir():
                     shown = info.name if name is None else name
-                    return _member(offset, shown, data, real, UNSUPPORTED_MEMBERS.get(info.type), sparse)
+                    return _member(
+                        offset, shown, data, real, UNSUPPORTED_MEMBERS.get(info.type), sparse
+                    )
                 offset, name, size, sparse = None, None, None, False
                 continue
             self._behind = data + _padded(info.size)
@@ -293,7 +297,8 @@ class TarShard:
     def _damaged(self, problem: str, at: int | None = None) -> HeadraceError:
         return HeadraceError(
             f"{self.name} cannot be read on as a tar at offset "
-            f"{self._bytes.offset if at is None else at}: {problem}; the file is cut short, damaged "
+            f"{self._bytes.offset if at is None else at}: {problem}; the file is cut short, "
+            f"damaged "
             "or of another format: replace it, or set [source] format."
         )
 

@@ -14,10 +14,17 @@ import polars as pl
 from fastavro.schema import SchemaParseException, UnknownType, parse_schema
 from numpy.typing import NDArray
 
+from connectors.formats.kernels.datums import BLOCKED, FATE_REASONS, FINE, RICH, Program, WalkResult
+from connectors.formats.kernels.paths import JsonShape, PathNode, parse_path
+from connectors.formats.kernels.rows import (
+    BAD_UTF8,
+    BROKEN,
+    NOT_UTF8,
+    WRONG_TYPE,
+    make_rejects,
+    with_position_columns,
+)
 from connectors.formats.values.casts import Coerce, conform
-from connectors.formats.kernels.datums import BLOCKED, FINE, RICH, FATE_REASONS, Program, WalkResult
-from connectors.formats.kernels.paths import PathNode, JsonShape, parse_path
-from connectors.formats.kernels.rows import BAD_UTF8, BROKEN, NOT_UTF8, WRONG_TYPE, with_position_columns, make_rejects
 from engine.types import Records, Rejects, Schema, UserError, Values, nearest
 
 Ints = NDArray[np.int64]
@@ -124,7 +131,9 @@ class Avro:
         named = {c: dtype for c, dtype in declared.items() if c != "*"}
         known_columns: dict[str, pl.DataType] = {}
         for schema in self._at_start():
-            known_columns |= {c: dtype for c, dtype in columns(schema).items() if c not in known_columns}
+            known_columns |= {
+                c: dtype for c, dtype in columns(schema).items() if c not in known_columns
+            }
         if not known_columns and (not named or rest is not None):
             subjects = ", ".join(f"{topic}-value" for topic in self._topics)
             raise UserError(
@@ -214,9 +223,7 @@ class Avro:
             )
 
     def _writer(self, number: int) -> Any:
-        return (
-            self._schemas if isinstance(self._schemas, Mapping) else self._schemas.by_id(number)
-        )
+        return self._schemas if isinstance(self._schemas, Mapping) else self._schemas.by_id(number)
 
     def _reader(self, records: Records, number: int) -> Any | None:
         """The newest schema of the records' topic, no older than the writer's `number`."""

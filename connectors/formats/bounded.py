@@ -42,7 +42,9 @@ class SizeLimited:
             "max_record_bytes.",
             preview(binary(values).gather(lost)),
         )
-        frame, rejects = self._inner.decode(select_records(records, np.flatnonzero(~values.null)), schema)
+        frame, rejects = self._inner.decode(
+            select_records(records, np.flatnonzero(~values.null)), schema
+        )
         return frame, [reject, *rejects]
 
 

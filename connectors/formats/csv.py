@@ -12,19 +12,19 @@ import polars as pl
 from numpy.typing import NDArray
 from polars.exceptions import PolarsError
 
-from connectors.formats.values.casts import Coerce, conform, may_be_another
-from connectors.formats.values.columns import present, with_nulls
 from connectors.formats.kernels.rows import (
     BAD_UTF8,
     BROKEN,
     NOT_UTF8,
     is_utf8,
-    with_position_columns,
-    parser_input,
     make_rejects,
+    parser_input,
     take,
+    with_position_columns,
 )
 from connectors.formats.kernels.swar import ONES, compiled, equal, load, occurrences
+from connectors.formats.values.casts import Coerce, conform, may_be_another
+from connectors.formats.values.columns import present, with_nulls
 from engine.types import Records, Rejects, Schema, Values
 
 DIRECT = (pl.Float64(), pl.Float32(), pl.Int64(), pl.Int32(), pl.String())

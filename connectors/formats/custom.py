@@ -69,10 +69,11 @@ def require_declared(declared: Schema, described: str) -> Schema:
     """The declared columns. Raises: UserError where there are none, or '*' is among them."""
     if not declared or "*" in declared:
         raise UserError(
-            f"[source.schema] must name every column of {described}, and not '*': nothing else says "
+            f"[source.schema] must name every column of {described}, and not '*': nothing else "
+            f"says "
             "what it holds."
         )
     return declared
 
 
-__all__ = ["Describing", "is_custom", "require_declared", "require_known_format", "load_custom"]
+__all__ = ["Describing", "is_custom", "load_custom", "require_declared", "require_known_format"]

@@ -15,11 +15,11 @@ import polars as pl
 from numpy.typing import NDArray
 from polars.exceptions import PolarsError
 
-from connectors.formats.kernels import rows
 from connectors.formats.avro import default, parsed
-from connectors.formats.values.casts import cast
-from connectors.formats.type_support import require_supported, warn_about_nulls
+from connectors.formats.kernels import rows
 from connectors.formats.kernels.varints import varint_size, write_varint
+from connectors.formats.type_support import require_supported, warn_about_nulls
+from connectors.formats.values.casts import cast
 from engine.types import RESERVED, HeadraceError, Schema, UserError, Values, in_utc, nearest
 
 Ints = NDArray[np.int64]
@@ -324,7 +324,8 @@ class _Field:
         type_key = str(about["type"]), str(about.get("logicalType", ""))
         if type_key not in HOW:
             raise UserError(
-                f"Field '{name}' of the Avro schema is {type_key[1] or type_key[0]}, which no column is "
+                f"Field '{name}' of the Avro schema is {type_key[1] or type_key[0]}, which no "
+                f"column is "
                 "written as: expected a simple type, an enum, a fixed, a date or a timestamp of "
                 "milliseconds or microseconds, or one of them and null."
             )

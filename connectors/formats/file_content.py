@@ -6,18 +6,18 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from connectors.formats.values.casts import conform
 from connectors.formats.custom import Describing
 from connectors.formats.kernels.rows import (
     BAD_UTF8,
     NOT_UTF8,
     binary,
+    decode_utf8,
     is_utf8,
     make_rejects,
     preview,
     select_records,
-    decode_utf8,
 )
+from connectors.formats.values.casts import conform
 from engine.types import Format, Records, Rejects, Schema, UserError, Values, nearest
 
 CONTENTS: dict[str, tuple[str, pl.DataType]] = {
@@ -120,7 +120,9 @@ def _unread(records: Records, at: NDArray[np.int64]) -> list[Rejects]:
         }
     )
     return [
-        make_rejects(records, part["at"].to_numpy(), part["reason"][0], part["detail"], part["value"])
+        make_rejects(
+            records, part["at"].to_numpy(), part["reason"][0], part["detail"], part["value"]
+        )
         for part in problems.partition_by("reason", maintain_order=True)
     ]
 

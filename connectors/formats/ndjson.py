@@ -15,16 +15,6 @@ from numpy.typing import NDArray
 from polars.exceptions import PolarsError
 
 from connectors.formats.kernels import json_scan
-from connectors.formats.values.casts import (
-    WHOLE_MOST,
-    Coerce,
-    cast,
-    may_be_another,
-    misfit,
-    nothing,
-    too_big,
-    written_as,
-)
 from connectors.formats.kernels.flat_json import FlatJson
 from connectors.formats.kernels.paths import JsonShape, parse_path, parsed_as
 from connectors.formats.kernels.rows import (
@@ -34,12 +24,22 @@ from connectors.formats.kernels.rows import (
     OUT_OF_RANGE,
     WRONG_TYPE,
     binary,
-    gather,
-    with_position_columns,
-    parser_input,
-    make_rejects,
-    take,
     decode_utf8,
+    gather,
+    make_rejects,
+    parser_input,
+    take,
+    with_position_columns,
+)
+from connectors.formats.values.casts import (
+    WHOLE_MOST,
+    Coerce,
+    cast,
+    may_be_another,
+    misfit,
+    nothing,
+    too_big,
+    written_as,
 )
 from engine.types import (
     POSITION,
@@ -159,9 +159,9 @@ class Ndjson:
     blank record is ``broken``: it is no object; so is one that has a column's key twice, of which
     readers take the first or the last (keys below the top level: the first counts).
 
-    A value of another type is taken as in all formats (`connectors.formats.values.casts`): "3.5" is a
-    number, 9.0 an integer. NaN and Infinity, which JSON does not know, are what they say. Half of a
-    surrogate pair, which is no character, is ``bad_utf8``.
+    A value of another type is taken as in all formats (`connectors.formats.values.casts`): "3.5" is
+    a number, 9.0 an integer. NaN and Infinity, which JSON does not know, are what they say. Half of
+    a surrogate pair, which is no character, is ``bad_utf8``.
 
     Args:
         paths: column -> where its value is, ``user.address.city`` or ``items[0].price``; a column
@@ -684,7 +684,9 @@ NOTHING = pl.DataFrame(schema={"row": pl.Int64, "reason": pl.String, "detail": p
 def _broken(data: NDArray[np.uint8], bounds: Ints, scanned: json_scan.Scan) -> pl.DataFrame:
     """Lines that are no JSON object."""
     utf8 = np.flatnonzero(scanned.verdicts == json_scan.NOT_UTF8)
-    at = np.flatnonzero((scanned.verdicts >= json_scan.BROKEN) & (scanned.verdicts != json_scan.NOT_UTF8))
+    at = np.flatnonzero(
+        (scanned.verdicts >= json_scan.BROKEN) & (scanned.verdicts != json_scan.NOT_UTF8)
+    )
     words = json_scan.words(data, bounds[:-1], scanned, at)
     return pl.concat([_found(utf8, BAD_UTF8, NOT_UTF8), _found(at, BROKEN, words)])
 

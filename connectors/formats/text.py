@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from connectors.formats.kernels.rows import BAD_UTF8, NOT_UTF8, binary, is_utf8, with_position_columns, make_rejects, take
+from connectors.formats.kernels.rows import (
+    BAD_UTF8,
+    NOT_UTF8,
+    binary,
+    is_utf8,
+    make_rejects,
+    take,
+    with_position_columns,
+)
 from engine.types import Records, Rejects, Schema, UserError, Values
 
 COLUMN = "value"

@@ -28,7 +28,9 @@ def require_supported(schema: Mapping[str, pl.DataType], format: str, named: str
         unsupported = _unsupported(dtype, format, inner=False)
         if unsupported is not None:
             inside = "" if unsupported is dtype else f", which has {unsupported} in it"
-            others = [other for other in UNSUPPORTED if _unsupported(dtype, other, inner=False) is None]
+            others = [
+                other for other in UNSUPPORTED if _unsupported(dtype, other, inner=False) is None
+            ]
             instead = f"write {' or '.join(others)}, or " if others else ""
             raise UserError(
                 f"{named} cannot hold column '{column}' of {dtype}{inside}: {instead}leave it out "

@@ -8,11 +8,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from connectors.formats.kernels.paths import parse_path
+from connectors.formats.kernels.rows import BAD_UTF8, NOT_UTF8, decode_utf8, make_rejects
+from connectors.formats.ndjson import Ndjson
 from connectors.formats.values.casts import conform
 from connectors.formats.values.columns import readable_rows
-from connectors.formats.ndjson import Ndjson
-from connectors.formats.kernels.paths import parse_path
-from connectors.formats.kernels.rows import BAD_UTF8, NOT_UTF8, make_rejects, decode_utf8
 from engine.types import Records, Rejects, Schema, UserError, Values, nearest
 
 KEY = "__key__"
@@ -80,7 +80,10 @@ class WebDatasetFormat:
     def kinds(self, extensions: Iterable[str]) -> Schema:
         """Columns of samples with these extensions, where none are declared."""
         names = dict.fromkeys([KEY, *extensions, *self._paths])
-        return {c: EXTENSION_TYPES.get(c, pl.String() if self._in_json(c) else pl.Binary()) for c in names}
+        return {
+            c: EXTENSION_TYPES.get(c, pl.String() if self._in_json(c) else pl.Binary())
+            for c in names
+        }
 
     def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
         """Every sample that could be read, and whose text is UTF-8 and JSON is JSON."""

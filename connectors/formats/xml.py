@@ -11,9 +11,9 @@ import numpy as np
 import polars as pl
 from lxml import etree
 
-from connectors.formats.values.casts import conform
 from connectors.formats.custom import require_declared
 from connectors.formats.kernels.rows import BROKEN, make_rejects
+from connectors.formats.values.casts import conform
 from engine.types import Records, Rejects, Schema, UserError, Values, nearest
 
 ENTITY = "entity"

@@ -20,8 +20,8 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 
 from connectors.kafka import handshake
 from engine import types
-from engine.types.changes import Free
 from engine.types import Duration, HeadraceError, Name, UserError
+from engine.types.changes import Free
 
 log = logging.getLogger("headrace.kafka")
 SILENT_SECONDS = 10.0
@@ -48,14 +48,15 @@ class KafkaSettings(types.Settings):
     Attributes:
         bootstrap_servers: "host:port" of one broker or more, with commas in between; by default the
             environment's KAFKA_BOOTSTRAP_SERVERS, else localhost:9092.
-        security_protocol: PLAINTEXT (for networks of one's own), SSL, SASL_SSL, or SASL_PLAINTEXT, which
-            sends the password (PLAIN) or what it can be guessed from (SCRAM) in the clear and is
-            warned of.
+        security_protocol: PLAINTEXT (for networks of one's own), SSL, SASL_SSL, or SASL_PLAINTEXT,
+            which sends the password (PLAIN) or what it can be guessed from (SCRAM) in the clear and
+            is warned of.
         ssl_cafile: certificates to trust (SSL, SASL_SSL), PEM; the system's unless given. The
             broker's host name is always checked.
-        ssl_certfile, ssl_keyfile: this client's own certificate and its key (mutual TLS), PEM, without
-            pass phrase; `ssl_keyfile` may be left out where `ssl_certfile` holds both.
-        sasl_mechanism: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512; needed by SASL_SSL and SASL_PLAINTEXT.
+        ssl_certfile, ssl_keyfile: this client's own certificate and its key (mutual TLS), PEM,
+            without pass phrase; `ssl_keyfile` may be left out where `ssl_certfile` holds both.
+        sasl_mechanism: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512; needed by SASL_SSL and
+            SASL_PLAINTEXT.
         user: the SASL user's name.
         password: of SASL; better from the environment (``HEADRACE_SOURCE__PASSWORD``,
             ``HEADRACE_SINK__PASSWORD``) or a file than in the pipeline file. Never shown.
@@ -100,16 +101,20 @@ class KafkaSettings(types.Settings):
     def _fit_sasl(self) -> None:
         if self.sasl_mechanism is None:
             raise ValueError(
-                f"security_protocol '{self.security_protocol}' needs sasl_mechanism: expected PLAIN, SCRAM-SHA-256 or "
+                f"security_protocol '{self.security_protocol}' needs sasl_mechanism: expected "
+                f"PLAIN, SCRAM-SHA-256 or "
                 "SCRAM-SHA-512"
             )
         if not self.user:
-            raise ValueError(f"sasl_mechanism '{self.sasl_mechanism}' needs the name to sign in with: set user")
+            raise ValueError(
+                f"sasl_mechanism '{self.sasl_mechanism}' needs the name to sign in with: set user"
+            )
         if self.password is not None and self.password_file is not None:
             raise ValueError("expected password or password_file, got both: take one away")
         if not self._password():
             raise ValueError(
-                f"sasl_mechanism '{self.sasl_mechanism}' needs the password of user '{self.user}': set it in the "
+                f"sasl_mechanism '{self.sasl_mechanism}' needs the password of user '{self.user}': "
+                f"set it in the "
                 "environment (HEADRACE_SOURCE__PASSWORD, HEADRACE_SINK__PASSWORD) or name a "
                 "password_file"
             )
@@ -118,7 +123,8 @@ class KafkaSettings(types.Settings):
         for key in keys:
             if getattr(self, key) is not None:
                 raise ValueError(
-                    f"{key} is of no use with security_protocol '{self.security_protocol}': set security_protocol to "
+                    f"{key} is of no use with security_protocol '{self.security_protocol}': set "
+                    f"security_protocol to "
                     f"'{security_protocol}', or take {key} away"
                 )
 
@@ -132,7 +138,8 @@ class KafkaSettings(types.Settings):
         """As kafka-python's clients take it, once a broker has answered that it can be spoken to
         like this.
 
-        Raises: handshake.AccessDenied where it says that it cannot, handshake.Unreachable where none answers.
+        Raises: handshake.AccessDenied where it says that it cannot, handshake.Unreachable where
+            none answers.
         """
         context = self._context() if "SSL" in self.security_protocol else None
         self._warn()
@@ -141,7 +148,9 @@ class KafkaSettings(types.Settings):
         client.setLevel(logging.NOTSET if log.isEnabledFor(logging.DEBUG) else logging.CRITICAL)
         servers = handshake.addresses(self.bootstrap_servers)
         with BrokerHealth.of(self.bootstrap_servers).watching(self):
-            left = handshake.connect(servers, self._client_identity(context), self.timeout, self.hang)
+            left = handshake.connect(
+                servers, self._client_identity(context), self.timeout, self.hang
+            )
         config: dict[str, Any] = {
             "bootstrap_servers": self.bootstrap_servers.split(","),
             "bootstrap_timeout_ms": int(left * 1000),
@@ -186,7 +195,9 @@ class KafkaSettings(types.Settings):
                 raise _unreadable("ssl_cafile", self.ssl_cafile, error) from None
         if self.ssl_certfile is None:
             if self.ssl_keyfile is not None:
-                raise ValueError("ssl_keyfile needs the certificate that it is the key of: ssl_certfile")
+                raise ValueError(
+                    "ssl_keyfile needs the certificate that it is the key of: ssl_certfile"
+                )
             return context
         _readable("ssl_certfile", self.ssl_certfile)
         if self.ssl_keyfile is not None:
@@ -195,7 +206,10 @@ class KafkaSettings(types.Settings):
             # A pass phrase would be asked for on the terminal, and waited for.
             context.load_cert_chain(self.ssl_certfile, self.ssl_keyfile, password="")
         except ssl.SSLError as error:
-            pair = f"ssl_certfile {self.ssl_certfile} and ssl_keyfile {self.ssl_keyfile or '(the same)'}"
+            pair = (
+                f"ssl_certfile {self.ssl_certfile} and ssl_keyfile "
+                f"{self.ssl_keyfile or '(the same)'}"
+            )
             why = (error.reason or str(error)).lower().replace("_", " ")
             raise ValueError(
                 f"{pair} cannot be used ({why}): expected a certificate and its own key in PEM, "
@@ -229,8 +243,12 @@ class KafkaSettings(types.Settings):
     def _warn(self) -> None:
         if self.security_protocol == "SASL_PLAINTEXT":
             log.warning(
-                "password and records go over the network in the clear: use security_protocol SASL_SSL",
-                extra={"bootstrap_servers": self.bootstrap_servers, "security_protocol": self.security_protocol},
+                "password and records go over the network in the clear: use security_protocol "
+                "SASL_SSL",
+                extra={
+                    "bootstrap_servers": self.bootstrap_servers,
+                    "security_protocol": self.security_protocol,
+                },
             )
         for key in ("password_file", "ssl_keyfile"):
             path = getattr(self, key)
@@ -254,7 +272,9 @@ def _unreadable(key: str, path: str, error: Exception) -> ValueError:
         key, "certificates in PEM"
     )
     why = getattr(error, "strerror", None) if not isinstance(error, ssl.SSLError) else error.reason
-    return ValueError(f"{key} {path} cannot be read ({why or f'no {expected}'}): expected {expected}")
+    return ValueError(
+        f"{key} {path} cannot be read ({why or f'no {expected}'}): expected {expected}"
+    )
 
 
 class _Cancelled(logging.Filter):
@@ -334,7 +354,9 @@ class BrokerHealth:
         log.warning("%s", message, extra={"bootstrap_servers": self._bootstrap})
 
     @contextmanager
-    def watching(self, client: object, keep_alive: Callable[[], object] | None = None) -> Iterator[None]:
+    def watching(
+        self, client: object, keep_alive: Callable[[], object] | None = None
+    ) -> Iterator[None]:
         """Around what waits for an answer, within a limit of its own: a long wait is said.
 
         Args:
@@ -406,7 +428,8 @@ def translated_errors(settings: KafkaSettings, action: str) -> Iterator[None]:
         raise UserError(f"{action}: {error}.") from error
     except errors.SaslAuthenticationFailedError as error:
         raise UserError(
-            f"{place}: the broker does not let user '{settings.user}' in with {settings.sasl_mechanism} "
+            f"{place}: the broker does not let user '{settings.user}' in with "
+            f"{settings.sasl_mechanism} "
             f"({error}): expected its password, and a user that it knows."
         ) from error
     except errors.AuthorizationError as error:
@@ -426,7 +449,11 @@ def translated_errors(settings: KafkaSettings, action: str) -> Iterator[None]:
 def _who(settings: KafkaSettings) -> str:
     if settings.user is not None:
         return f"user '{settings.user}'"
-    return f"ssl_certfile {settings.ssl_certfile}" if settings.ssl_certfile else "a client without a name"
+    return (
+        f"ssl_certfile {settings.ssl_certfile}"
+        if settings.ssl_certfile
+        else "a client without a name"
+    )
 
 
 def _words(error: BaseException) -> str:
@@ -438,10 +465,10 @@ def _words(error: BaseException) -> str:
 
 __all__ = [
     "SILENT_SECONDS",
-    "KafkaSettings",
     "BrokerHealth",
-    "is_answering",
+    "KafkaSettings",
     "auth_failure",
+    "is_answering",
     "same_broker",
     "translated_errors",
 ]

@@ -12,20 +12,20 @@ from pydantic import Field
 
 from connectors.formats.kernels import rows
 from connectors.formats.kernels.varints import write_varint
-from connectors.kafka.producer import VerifiedProducer, TopicSettings
+from connectors.kafka.fetch import header_entries
+from connectors.kafka.producer import TopicSettings, VerifiedProducer
 from connectors.kafka.record_batches import OutgoingRecords, encode_headers
 from connectors.kafka.sink import KafkaSink
-from connectors.kafka.fetch import header_entries
-from engine.types.changes import Free
 from engine.types import NO_TIMESTAMP, PARTITION, POSITION, Records, Sink, Snapshot
+from engine.types.changes import Free
 
 PREFIX = "headrace."
 ORIGIN_HEADERS = ("topic", "partition", "offset", "timestamp")
 
 
 class KafkaDeadLetterSink(Sink):
-    """See `engine.types.Sink`. Takes dead letters (`engine.running.dead_letters`); the topic gets each record's
-    own value, key and headers, and besides:
+    """See `engine.types.Sink`. Takes dead letters (`engine.running.dead_letters`); the topic gets
+    each record's own value, key and headers, and besides:
 
     ``headrace.reason``, ``headrace.stage``, ``headrace.detail``, ``headrace.topic``,
     ``headrace.partition``, ``headrace.offset``, ``headrace.timestamp`` (ms since the epoch) and

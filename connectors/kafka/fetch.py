@@ -1,9 +1,9 @@
 """Record batches to columns: the one place that knows kafka-python from inside.
 
-kafka-python makes a Python object of every record. `ColumnarRecords` takes the place of the class that
-does (one attribute of the consumer's fetcher; another, of its connections, puts what comes where it
-belongs at once) and gives a `Chunk` of some record batches instead, decoded by a compiled loop into
-one buffer. Membership, offsets, aborted transactions and errors stay kafka-python's.
+kafka-python makes a Python object of every record. `ColumnarRecords` takes the place of the class
+that does (one attribute of the consumer's fetcher; another, of its connections, puts what comes
+where it belongs at once) and gives a `Chunk` of some record batches instead, decoded by a compiled
+loop into one buffer. Membership, offsets, aborted transactions and errors stay kafka-python's.
 `tests/connectors/kafka/test_fetch.py` fails loudly where a new version of it moves the seam.
 """
 
@@ -79,14 +79,18 @@ class Chunk:
         return len(self.offsets)
 
 
-def install_columnar_fetch(consumer: KafkaConsumer, *, newline: bool, with_metadata: bool = False) -> None:
+def install_columnar_fetch(
+    consumer: KafkaConsumer, *, newline: bool, with_metadata: bool = False
+) -> None:
     """Make the consumer's `poll` give lists of `Chunk` (and count chunks where it counts records).
 
     Args:
         newline: put a newline behind each value, which one call can then parse as NDJSON.
         with_metadata: keys and headers too.
     """
-    subclass = type("Asked", (ColumnarRecords,), {"newline": newline, "with_metadata": with_metadata})
+    subclass = type(
+        "Asked", (ColumnarRecords,), {"newline": newline, "with_metadata": with_metadata}
+    )
     consumer._fetcher.PartitionRecords = subclass
     manager = consumer._manager
     build = manager._build_transport
@@ -220,7 +224,9 @@ class ColumnarRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
                     yield part
 
     def _chunk(self, parts: Sequence[RecordSpans]) -> Chunk:
-        return chunk(parts, self.next_fetch_offset, newline=self.newline, with_metadata=self.with_metadata)
+        return chunk(
+            parts, self.next_fetch_offset, newline=self.newline, with_metadata=self.with_metadata
+        )
 
     def _skipped(self, batch: Any) -> bool:
         """Whether the batch holds no records for a reader: a transaction's marker, or aborted."""
@@ -354,7 +360,12 @@ def chunk(parts: Sequence[RecordSpans], after: int, *, newline: bool, with_metad
 
 def decode(batch: Any, start: int, *, newline: bool, with_metadata: bool = False) -> Chunk:
     """One record batch as columns; see `locate_records`."""
-    return chunk([locate_records(batch, start)], batch.next_offset, newline=newline, with_metadata=with_metadata)
+    return chunk(
+        [locate_records(batch, start)],
+        batch.next_offset,
+        newline=newline,
+        with_metadata=with_metadata,
+    )
 
 
 def headers(raw: bytes) -> list[tuple[str, bytes]]:
@@ -420,13 +431,13 @@ __all__ = [
     "ColumnarRecords",
     "RecordSpans",
     "chunk",
-    "install_columnar_fetch",
     "decode",
-    "is_forbidden",
     "header_entries",
     "headers",
+    "install_columnar_fetch",
+    "is_forbidden",
     "locate_records",
-    "prefetched_bytes",
     "metadata_time_ms",
+    "prefetched_bytes",
     "topic_ids",
 ]

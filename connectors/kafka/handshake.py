@@ -72,7 +72,9 @@ def addresses(bootstrap_servers: str) -> list[Address]:
     return [_address(text.strip()) for text in bootstrap_servers.split(",")]
 
 
-def connect(servers: Sequence[Address], identity: ClientIdentity, timeout: float, hang: float = 0.0) -> float:
+def connect(
+    servers: Sequence[Address], identity: ClientIdentity, timeout: float, hang: float = 0.0
+) -> float:
     """Connect to the bootstrap servers in turn, then to one broker they name; return the seconds
     left.
 
@@ -104,7 +106,9 @@ def connect(servers: Sequence[Address], identity: ClientIdentity, timeout: float
     return max(deadline - time.monotonic(), 1.0)
 
 
-def _any(servers: Sequence[Address], identity: ClientIdentity, deadline: float, silence: str) -> list[Address]:
+def _any(
+    servers: Sequence[Address], identity: ClientIdentity, deadline: float, silence: str
+) -> list[Address]:
     """The brokers that the first server names that lets in."""
     while True:
         trouble: OSError | None = None
@@ -149,14 +153,21 @@ def _check_access(line: _Line, host: str, name: str, identity: ClientIdentity) -
     code, offered = _mechanisms(line, identity.sasl_mechanism or "PLAIN")
     if code == NO_SASL and identity.sasl_mechanism is not None:
         raise AccessDenied(
-            f"{name} takes no SASL, and security_protocol is '{identity.security_protocol}': name the port of a listener "
-            f"with SASL, or set security_protocol to '{identity.security_protocol.removeprefix('SASL_')}'"
+            f"{name} takes no SASL, and security_protocol is '{identity.security_protocol}': name "
+            f"the port of a listener "
+            f"with SASL, or set security_protocol to "
+            f"'{identity.security_protocol.removeprefix('SASL_')}'"
         )
     if code in (0, UNKNOWN_MECHANISM) and identity.sasl_mechanism not in offered:
-        wanted = "no sasl_mechanism is set" if identity.sasl_mechanism is None else f"sasl_mechanism is '{identity.sasl_mechanism}'"
+        wanted = (
+            "no sasl_mechanism is set"
+            if identity.sasl_mechanism is None
+            else f"sasl_mechanism is '{identity.sasl_mechanism}'"
+        )
         secure = "SASL_PLAINTEXT" if identity.tls is None else "SASL_SSL"
         raise AccessDenied(
-            f"{name} wants SASL with {' or '.join(sorted(offered))}, and {wanted}: set security_protocol to "
+            f"{name} wants SASL with {' or '.join(sorted(offered))}, and {wanted}: set "
+            f"security_protocol to "
             f"'{secure}' and sasl_mechanism to one of these"
         )
     if code == 0:
@@ -231,7 +242,11 @@ def _brokers(line: _Line, name: str, identity: ClientIdentity) -> list[Address]:
 
 
 def _no_permission(topic: str, name: str, identity: ClientIdentity) -> str:
-    who = f"user '{identity.user}'" if identity.sasl_mechanism else identity.cert or "a client without a name"
+    who = (
+        f"user '{identity.user}'"
+        if identity.sasl_mechanism
+        else identity.cert or "a client without a name"
+    )
     operation = "READ" if identity.what == READ else "WRITE"
     return (
         f"{name} does not allow {who} to {operation.lower()} topic '{topic}': expected an ACL that "
@@ -251,35 +266,43 @@ def _proof(error: OSError, server: str, identity: ClientIdentity) -> AccessDenie
     alert = reason.lower().replace("_", " ")
     if "ALERT" in reason and identity.cert is None:
         return AccessDenied(
-            f"{server} wants a client's certificate, and none is given ({alert}): set ssl_certfile and "
+            f"{server} wants a client's certificate, and none is given ({alert}): set ssl_certfile "
+            f"and "
             "ssl_keyfile"
         )
     if "ALERT" in reason:
         return AccessDenied(
-            f"{server} refuses the certificate in {identity.cert} ({alert}): expected one that is valid "
+            f"{server} refuses the certificate in {identity.cert} ({alert}): expected one that is "
+            f"valid "
             "now, from an authority that the broker trusts"
         )
     return None
 
 
-def _check_other_protocol(server: Address, name: str, identity: ClientIdentity, timeout: float) -> None:
+def _check_other_protocol(
+    server: Address, name: str, identity: ClientIdentity, timeout: float
+) -> None:
     """Whether it would have answered in TLS, or without.
 
     Raises: AccessDenied if so.
     """
     try:
-        with _connected(server, _unverified_context() if identity.tls is None else None, timeout) as line:
+        with _connected(
+            server, _unverified_context() if identity.tls is None else None, timeout
+        ) as line:
             _mechanisms(line, "PLAIN")
     except (OSError, struct.error, UnicodeDecodeError) as error:
         if identity.tls is not None or "ALERT" not in (getattr(error, "reason", None) or ""):
             return
     if identity.tls is None:
         raise AccessDenied(
-            f"{name} speaks TLS, and security_protocol is '{identity.security_protocol}': set it to "
+            f"{name} speaks TLS, and security_protocol is '{identity.security_protocol}': set it "
+            f"to "
             f"'{'SASL_SSL' if identity.sasl_mechanism else 'SSL'}', or name the port without TLS"
         )
     raise AccessDenied(
-        f"{name} speaks no TLS, and security_protocol is '{identity.security_protocol}': name its TLS port, or set "
+        f"{name} speaks no TLS, and security_protocol is '{identity.security_protocol}': name its "
+        f"TLS port, or set "
         f"security_protocol to '{identity.security_protocol.replace('SSL', 'PLAINTEXT')}'"
     )
 
@@ -376,4 +399,13 @@ def _address(text: str) -> Address:
     return host, int(port)
 
 
-__all__ = ["READ", "WRITE", "Address", "ClientIdentity", "AccessDenied", "Unreachable", "addresses", "connect"]
+__all__ = [
+    "READ",
+    "WRITE",
+    "AccessDenied",
+    "Address",
+    "ClientIdentity",
+    "Unreachable",
+    "addresses",
+    "connect",
+]

@@ -186,8 +186,8 @@ class Owners:
         return replace(self, owners=((group_instance_id, at), *self.owners)[:MAX_OWNERS])
 
     def end(self, group_instance_id: str, committed: int) -> int | None:
-        """Where `group_instance_id` ended: the committed offset where it is the owner, else where the next one
-        began; None where it is not remembered."""
+        """Where `group_instance_id` ended: the committed offset where it is the owner, else where
+        the next one began; None where it is not remembered."""
         for i, (owner, _) in enumerate(self.owners):
             if owner == group_instance_id:
                 return committed if i == 0 else self.owners[i - 1][1]
@@ -225,4 +225,12 @@ def consumer_settings(
     }
 
 
-__all__ = ["ASSIGNORS", "Membership", "Owners", "consumer_settings", "partition_name", "names", "parse_partition"]
+__all__ = [
+    "ASSIGNORS",
+    "Membership",
+    "Owners",
+    "consumer_settings",
+    "names",
+    "parse_partition",
+    "partition_name",
+]

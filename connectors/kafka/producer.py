@@ -13,20 +13,20 @@ from typing import Any, Self
 from kafka import KafkaProducer, OffsetAndMetadata, TopicPartition, errors
 from pydantic import ByteSize, Field, model_validator
 
-from connectors.kafka.client import KafkaSettings, BrokerHealth, translated_errors
+from connectors.kafka.client import BrokerHealth, KafkaSettings, translated_errors
 from connectors.kafka.record_batches import (
     MAX_BATCH_BYTES,
-    ProducedBatch,
     Ints,
     OutgoingRecords,
+    ProducedBatch,
     enqueue,
     flushing,
-    without_busy_wait,
     plan_batches,
     retry_coordinator,
+    without_busy_wait,
 )
-from engine.types.changes import Free, Warned
 from engine.types import Duration, HeadraceError
+from engine.types.changes import Free, Warned
 from engine.types.plural import counted
 
 log = logging.getLogger("headrace.kafka")
@@ -62,7 +62,8 @@ class ProducerSettings(KafkaSettings):
     def _check_delivery_timeout(self) -> Self:
         if self.delivery_timeout < 2 * self.linger + 0.1:
             raise ValueError(
-                f"delivery_timeout = {self.delivery_timeout:g} s is over before a batch that waits linger = "
+                f"delivery_timeout = {self.delivery_timeout:g} s is over before a batch that waits "
+                f"linger = "
                 f"{self.linger:g} s is sent and answered: expected at least "
                 f"{2 * self.linger + 0.1:g} s"
             )
@@ -241,7 +242,9 @@ class VerifiedProducer:
                     raise errors.ProducerFencedError
                 self._begin(producer)
                 if offsets:
-                    self._with_timeout(lambda: producer.send_offsets_to_transaction(dict(offsets), group))
+                    self._with_timeout(
+                        lambda: producer.send_offsets_to_transaction(dict(offsets), group)
+                    )
                 self._with_timeout(producer.commit_transaction)
             except (errors.CommitFailedError, errors.FencedInstanceIdError) as error:
                 log.warning("transaction aborted", extra={"reason": str(error)})
@@ -320,7 +323,8 @@ class VerifiedProducer:
             raise failure[0]
         if thread.is_alive():
             raise HeadraceError(
-                f"{self._where} at {self.settings.bootstrap_servers}: no answer about the transaction; "
+                f"{self._where} at {self.settings.bootstrap_servers}: no answer about the "
+                f"transaction; "
                 "start again: what was read since the last committed one comes again."
             )
 
@@ -331,4 +335,4 @@ class VerifiedProducer:
         return translated_errors(self.settings, self._where)
 
 
-__all__ = ["VerifiedProducer", "ProducerSettings", "TopicSettings"]
+__all__ = ["ProducerSettings", "TopicSettings", "VerifiedProducer"]

@@ -3,8 +3,8 @@
 kafka-python's producer takes records one by one. Here a compiled loop writes the records of a
 batch from columns, and the producer's accumulator gets the batch as if it had collected it itself.
 Compression, checksums, sequence numbers, transactions, retries and time limits stay
-kafka-python's. `tests/connectors/kafka/test_record_batches.py` fails loudly where a new version of it moves
-the seam.
+kafka-python's. `tests/connectors/kafka/test_record_batches.py` fails loudly where a new version of
+it moves the seam.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from kafka.record.memory_records import MemoryRecordsBuilder
 from numpy.typing import NDArray
 
 from connectors.formats.kernels import rows
-from connectors.formats.kernels.varints import varint_size, write_varint, read_varint
 from connectors.formats.kernels.swar import compiled, copy
+from connectors.formats.kernels.varints import read_varint, varint_size, write_varint
 from engine.types import Values
 
 Ints = NDArray[np.int64]
@@ -185,7 +185,9 @@ class LazyFutures(Sequence[FutureRecordMetadata]):
         return int(self._records.next_offset())
 
     def __getitem__(self, i: Any) -> Any:
-        if not self.made:  # all before the first is told of its new batch: see `ProducedBatch.failure`
+        if (
+            not self.made
+        ):  # all before the first is told of its new batch: see `ProducedBatch.failure`
             self.made = [
                 FutureRecordMetadata(self._whole, n, None, None, -1, -1, -1)
                 for n in range(len(self))
@@ -410,7 +412,14 @@ def _write(at, first, since, times, vs, v0, vn, ks, k0, kn, hs, h0, hn, out):  #
         value, key, head, late = vn[row], kn[row], hn[row], times[row] - since
         if value < 0 and key < 0:
             key = 0
-        body = 1 + varint_size(late) + varint_size(first + i) + varint_size(key) + varint_size(value) + head
+        body = (
+            1
+            + varint_size(late)
+            + varint_size(first + i)
+            + varint_size(key)
+            + varint_size(value)
+            + head
+        )
         to = write_varint(out, to, body + max(key, 0) + max(value, 0))
         out[to] = 0
         to = write_varint(out, to + 1, late)
@@ -429,7 +438,9 @@ def _write(at, first, since, times, vs, v0, vn, ks, k0, kn, hs, h0, hn, out):  #
 
 
 @compiled
-def _write_headers(raw, first, lengths, same, n_same, data, named, starts, sizes, bounds, out, write):  # type: ignore[no-untyped-def]
+def _write_headers(  # type: ignore[no-untyped-def]
+    raw, first, lengths, same, n_same, data, named, starts, sizes, bounds, out, write
+):
     """Measure the encoded headers of each record; on the second call, write them."""
     for row in range(len(first)):
         count, begin = 0, first[row]
@@ -460,14 +471,14 @@ def _write_headers(raw, first, lengths, same, n_same, data, named, starts, sizes
 
 __all__ = [
     "MAX_BATCH_BYTES",
-    "ProducedBatch",
     "OutgoingRecords",
+    "ProducedBatch",
+    "encode_headers",
     "enqueue",
     "flushing",
-    "encode_headers",
     "murmur2",
-    "without_busy_wait",
     "plan_batches",
-    "warm_up",
     "retry_coordinator",
+    "warm_up",
+    "without_busy_wait",
 ]

@@ -62,7 +62,10 @@ class Registry:
                 "registry_user and registry_password."
             )
         self._url = url.rstrip("/")
-        self._headers = {"Accept": f"{CONTENT_TYPE}, application/json", "Content-Type": CONTENT_TYPE}
+        self._headers = {
+            "Accept": f"{CONTENT_TYPE}, application/json",
+            "Content-Type": CONTENT_TYPE,
+        }
         if user is not None:
             secret = "" if password is None else password.get_secret_value()
             token = base64.b64encode(f"{user}:{secret}".encode()).decode()
@@ -140,7 +143,9 @@ class Registry:
             raise UnknownSchema(f"Expected a schema that the registry knows, got {described}.")
         schema_type = reply.get("schemaType", "AVRO")
         if schema_type != "AVRO":
-            raise UnknownSchema(f"Expected an Avro schema, got {described}, which is {schema_type}.")
+            raise UnknownSchema(
+                f"Expected an Avro schema, got {described}, which is {schema_type}."
+            )
         named: dict[str, Any] = {}
         for reference in reply.get("references") or ():
             name, version = urllib.parse.quote(reference["subject"], safe=""), reference["version"]
@@ -149,7 +154,9 @@ class Registry:
         try:
             return parsed(reply["schema"], named)
         except ValueError as error:
-            raise UnknownSchema(f"Expected an Avro record's schema, got {described}: {error}.") from None
+            raise UnknownSchema(
+                f"Expected an Avro record's schema, got {described}: {error}."
+            ) from None
 
     def _request(self, path: str, body: bytes | None = None, *, retry: bool = True) -> Any | None:
         """What it answers, as JSON; None for 404. Asks again, less and less often, until its
@@ -193,7 +200,8 @@ class Registry:
             if error.code >= 500 or error.code == 429:
                 raise OSError(f"{error.code} {error.reason}: {body_text}") from None
             raise UserError(
-                f"Schema registry {self._url} refuses {path}: {error.code} {error.reason}: {body_text}."
+                f"Schema registry {self._url} refuses {path}: {error.code} {error.reason}: "
+                f"{body_text}."
             ) from None
 
 

@@ -12,14 +12,13 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic import Field, SecretStr
 
-from connectors.formats.kernels import rows
 from connectors.formats.avro import schema_file
 from connectors.formats.encode import AvroEncoder, Encoder, JsonEncoder, RawEncoder
-from connectors.kafka.producer import VerifiedProducer, TopicSettings
+from connectors.formats.kernels import rows
+from connectors.kafka.producer import TopicSettings, VerifiedProducer
 from connectors.kafka.record_batches import Ints, OutgoingRecords, encode_headers, warm_up
 from connectors.kafka.schema_registry import Registry
 from connectors.kafka.source import KafkaSource
-from engine.types.changes import Free, Warned
 from engine.types import (
     PARTITION,
     POSITION,
@@ -34,6 +33,7 @@ from engine.types import (
     Values,
     require,
 )
+from engine.types.changes import Free, Warned
 
 PREVIEW_CHARS = 2_000
 """Characters of a refused row that its dead letter shows."""
@@ -109,7 +109,8 @@ class KafkaSink(Sink):
             )
         if source.settings.bootstrap_servers != self.settings.bootstrap_servers:
             raise UserError(
-                "[sink] exactly_once needs source and sink at the same brokers: expected bootstrap_servers "
+                "[sink] exactly_once needs source and sink at the same brokers: expected "
+                "bootstrap_servers "
                 f"'{source.settings.bootstrap_servers}', got '{self.settings.bootstrap_servers}'."
             )
         own = source.settings.group_instance_id
@@ -212,7 +213,9 @@ class KafkaSink(Sink):
         if positions is None:
             positions = pl.DataFrame({PARTITION: [""], POSITION: [-1]})[[0] * len(which)]
         limit = self.settings.max_record_bytes
-        texts = [(value or b"")[:PREVIEW_CHARS].decode("utf-8", "replace") for value in values.take(at)]
+        texts = [
+            (value or b"")[:PREVIEW_CHARS].decode("utf-8", "replace") for value in values.take(at)
+        ]
         return Rejects(
             stage="write",
             reason="too_large",

@@ -19,36 +19,41 @@ from kafka.errors import IllegalStateError
 from pydantic import ByteSize, Field, SecretStr, field_validator
 
 from connectors.formats.avro import Avro, schema_file
-from connectors.formats.values.casts import Coerce
 from connectors.formats.csv import Csv
+from connectors.formats.custom import Describing, is_custom, load_custom, require_known_format
 from connectors.formats.ndjson import Ndjson
-from connectors.formats.custom import Describing, is_custom, require_known_format, load_custom
 from connectors.formats.text import RawText
+from connectors.formats.values.casts import Coerce
 from connectors.formats.xml import Xml
 from connectors.kafka.client import (
     SILENT_SECONDS,
-    KafkaSettings,
     BrokerHealth,
-    is_answering,
+    KafkaSettings,
     auth_failure,
+    is_answering,
     same_broker,
     translated_errors,
 )
-from connectors.kafka.producer import TopicSettings
-from connectors.kafka.membership import Membership, Owners, consumer_settings, partition_name, parse_partition
-from connectors.kafka.record_columns import RecordColumns, record_schema
-from connectors.kafka.schema_registry import Registry
-from connectors.kafka.value_checks import ValueFilter
 from connectors.kafka.fetch import (
     Chunk,
     install_columnar_fetch,
     is_forbidden,
-    prefetched_bytes,
     metadata_time_ms,
-    warm_up_chunk,
+    prefetched_bytes,
     topic_ids,
+    warm_up_chunk,
 )
-from engine.types.changes import Fixed, Free, Meaning, Warned
+from connectors.kafka.membership import (
+    Membership,
+    Owners,
+    consumer_settings,
+    parse_partition,
+    partition_name,
+)
+from connectors.kafka.producer import TopicSettings
+from connectors.kafka.record_columns import RecordColumns, record_schema
+from connectors.kafka.schema_registry import Registry
+from connectors.kafka.value_checks import ValueFilter
 from engine.types import (
     Duration,
     EndOfStream,
@@ -67,6 +72,7 @@ from engine.types import (
     nearest,
     only_named,
 )
+from engine.types.changes import Fixed, Free, Meaning, Warned
 
 log = logging.getLogger("headrace.kafka")
 FORMATS = ("ndjson", "csv", "avro", "xml", "text")
@@ -78,7 +84,11 @@ CLOSE_SECONDS = 1.5
 """How long the last commit, and then the goodbye, may take: a stop is to be done within 5 s."""
 COMMIT_SECONDS = 2.0
 """How long a member waits for the answer to a commit."""
-BROKER_UNAVAILABLE = (errors.KafkaConnectionError, errors.KafkaTimeoutError, errors.RequestTimedOutError)
+BROKER_UNAVAILABLE = (
+    errors.KafkaConnectionError,
+    errors.KafkaTimeoutError,
+    errors.RequestTimedOutError,
+)
 """What the client makes of a broker that goes away, or hangs, while it waits for its answer."""
 RETRY_SECONDS = 0.1
 """Between two questions to a broker that is away."""
@@ -101,23 +111,24 @@ NOT_A_MEMBER = (*EVICTED, errors.FencedInstanceIdError)
 class KafkaSource(SharedSource):
     """See `engine.types.Source`. A partition is named ``topic/3``; positions are offsets.
 
-    Without `subscribe`, all partitions of the topics are read by this one process. Where a checkpoint
-    says where to go on, that counts; a partition it does not name starts where the group has
-    committed, if there is a `group_id`, else at `start`. Partitions that are added later are read from
-    their beginning. Marks and commits hold the topics' ids, too: an offset is none in a topic that
-    was made anew under the same name.
+    Without `subscribe`, all partitions of the topics are read by this one process. Where a
+    checkpoint says where to go on, that counts; a partition it does not name starts where the group
+    has committed, if there is a `group_id`, else at `start`. Partitions that are added later are
+    read from their beginning. Marks and commits hold the topics' ids, too: an offset is none in a
+    topic that was made anew under the same name.
 
-    With `subscribe`, the partitions are shared with the other members of the group, and the group says
-    where to go on: at the offset it has committed. An engine that keeps a state (it trains, or a
-    stage learns) has a name of its own in the group, `group_instance_id`. What it has read of a partition is
-    in its state, and stays there when the partition moves; the next owner goes on behind it. The
-    committed offset's metadata remembers the owners, so that an engine which comes back knows which
-    of its checkpoints the group has counted.
+    With `subscribe`, the partitions are shared with the other members of the group, and the group
+    says where to go on: at the offset it has committed. An engine that keeps a state (it trains, or
+    a stage learns) has a name of its own in the group, `group_instance_id`. What it has read of a
+    partition is in its state, and stays there when the partition moves; the next owner goes on
+    behind it. The committed offset's metadata remembers the owners, so that an engine which comes
+    back knows which of its checkpoints the group has counted.
 
     Attributes:
-        with_metadata: whether records are to come with their keys and headers; set before the first read.
-        fence_producer: called before committed offsets are asked for, where transactions commit them: what
-            an earlier self of this engine has left open is then decided.
+        with_metadata: whether records are to come with their keys and headers; set before the first
+            read.
+        fence_producer: called before committed offsets are asked for, where transactions commit
+            them: what an earlier self of this engine has left open is then decided.
     """
 
     class Settings(KafkaSettings):
@@ -144,18 +155,21 @@ class KafkaSource(SharedSource):
             start: earliest, latest, or ms since the epoch: where to begin without a checkpoint.
             stop: end: read what is there at the start, then end; never: wait for more.
             subscribe: share the partitions with the group's other members.
-            group_id: offsets of finished records are committed under this name, for others to see the
-                lag and for a start without a checkpoint; nothing is committed unless given.
-            group_instance_id: this engine's own name in the group (static membership): it gets its partitions
-                back when it returns within `session_timeout`. Needed by engines that keep a state.
+            group_id: offsets of finished records are committed under this name, for others to see
+                the lag and for a start without a checkpoint; nothing is committed unless given.
+            group_instance_id: this engine's own name in the group (static membership): it gets its
+                partitions back when it returns within `session_timeout`. Needed by engines that
+                keep a state.
             assignor: how the group shares: cooperative-sticky, sticky, range or roundrobin; the
                 same for all of its members.
-            session_timeout: time without a sign of life after which the group gives up on an engine.
+            session_timeout: time without a sign of life after which the group gives up on an
+                engine.
             rebalance_timeout: how long a rebalance waits for the batch in hand.
-            auto_offset_reset: what to do where the log no longer has the offset to go on at (retention, also
-                while it is read), or the topic was deleted and made anew: fail, earliest or latest
-                (records skipped are counted and logged).
-            isolation_level: read_committed leaves out what transactions aborted or have not finished.
+            auto_offset_reset: what to do where the log no longer has the offset to go on at
+                (retention, also while it is read), or the topic was deleted and made anew: fail,
+                earliest or latest (records skipped are counted and logged).
+            isolation_level: read_committed leaves out what transactions aborted or have not
+                finished.
             fetch_max_bytes: of one answer of a broker; the client holds up to twice as much.
             coerce: of ndjson, csv and avro: "lossless" takes every value that equals one of the
                 declared type, however it is written; "strict" only what is written as that type.
@@ -323,7 +337,8 @@ class KafkaSource(SharedSource):
             self._fetch_bytes = max(1 << 16, min(self._fetch_bytes, nbytes // 2))
 
     def seek(self, mark: Mark) -> None:
-        """Of a group's partitions, only those that the mark names are read: `resume_after_rebalance` names them.
+        """Of a group's partitions, only those that the mark names are read:
+        `resume_after_rebalance` names them.
 
         Raises: UserError for a topic that is not there, or an offset the log has not.
         """
@@ -348,7 +363,8 @@ class KafkaSource(SharedSource):
         return {
             parse_partition(text): self._offset(text, position)
             for text, position in mark.positions.items()
-            if text in self._nexts and parse_partition(text).topic not in self._recreated | self._deleted
+            if text in self._nexts
+            and parse_partition(text).topic not in self._recreated | self._deleted
         }
 
     def group_metadata(self) -> Any:
@@ -368,14 +384,18 @@ class KafkaSource(SharedSource):
         return self.settings.group_instance_id is not None
 
     def is_rebalancing(self) -> bool:
-        """See `engine.types.SharedSource`. Without `subscribe`: whether there are more partitions than
-        are read, looked at every `METADATA_SECONDS`."""
+        """See `engine.types.SharedSource`. Without `subscribe`: whether there are more partitions
+        than are read, looked at every `METADATA_SECONDS`."""
         if self._recreated or (self._membership is not None and self._membership.is_rebalancing):
             return True
         if self._membership is not None:
             return False
         now = time.monotonic()
-        if self.settings.stop == "end" or not self._counted or now - self._looked < METADATA_SECONDS:
+        if (
+            self.settings.stop == "end"
+            or not self._counted
+            or now - self._looked < METADATA_SECONDS
+        ):
             return False
         if self._health.unreachable_since is not None:
             return False  # the loop would wait for an answer
@@ -427,7 +447,9 @@ class KafkaSource(SharedSource):
     def identities(self, mark: Mark) -> Mapping[str, Snapshot]:
         """See `engine.types.Source`. Partition -> the id of its topic; what is not read here, as it
         was."""
-        own = {text: parse_partition(text).topic for text in mark.positions if self._is_read_here(text)}
+        own = {
+            text: parse_partition(text).topic for text in mark.positions if self._is_read_here(text)
+        }
         ids = {text: self._ids[topic] for text, topic in own.items() if topic in self._ids}
         return {**self._foreign_identities, **ids}
 
@@ -455,8 +477,14 @@ class KafkaSource(SharedSource):
             partitions = self._with_retries(lambda: self._partitions(consumer))
             self._ids |= self._known_ids(consumer, {tp.topic for tp in partitions})
             first, end = self._ranges(consumer, partitions)
-            at = {partition_name(tp): self._initial_position(consumer, tp, first, end) for tp in partitions}
-            accepted, self._unclaimed = self._commit_starts(consumer, at), {}  # what others read stays theirs
+            at = {
+                partition_name(tp): self._initial_position(consumer, tp, first, end)
+                for tp in partitions
+            }
+            accepted, self._unclaimed = (
+                self._commit_starts(consumer, at),
+                {},
+            )  # what others read stays theirs
         if not accepted and self._membership is not None:
             log.warning(
                 "starting over in part: the group has other members, which go on; only the "
@@ -468,9 +496,15 @@ class KafkaSource(SharedSource):
     def was_committed(self, positions: Mapping[str, int]) -> bool | None:
         """See `engine.types.SharedSource`. Of a member: whether it ended where the positions are,
         by the offsets' metadata; otherwise, whether they are the group's offsets."""
-        group_instance_id = self.settings.group_instance_id if self._membership is not None else None
+        group_instance_id = (
+            self.settings.group_instance_id if self._membership is not None else None
+        )
         positions = {text: at for text, at in positions.items() if self._is_read_here(text)}
-        if self.settings.group_id is None or not positions or (self.shares_partitions and not self.tracks_owners):
+        if (
+            self.settings.group_id is None
+            or not positions
+            or (self.shares_partitions and not self.tracks_owners)
+        ):
             return True
         agreements = []
         if self.fence_producer is not None:
@@ -482,7 +516,9 @@ class KafkaSource(SharedSource):
             for text, position in positions.items():
                 topic = parse_partition(text).topic
                 if now.get(topic) != self._ids.get(topic, now.get(topic)):
-                    agreements.append(True)  # no group knows of it any more: `resume_after_rebalance` acts on it
+                    agreements.append(
+                        True
+                    )  # no group knows of it any more: `resume_after_rebalance` acts on it
                     continue
                 committed = self._ask_committed(parse_partition(text))
                 if committed is None:
@@ -548,7 +584,9 @@ class KafkaSource(SharedSource):
                 self._commit_noted(consumer)
         except HeadraceError as error:
             self._refused += 1  # and none comes after it
-            self._warn_commits_failing(error.__cause__ if isinstance(error.__cause__, Exception) else error)
+            self._warn_commits_failing(
+                error.__cause__ if isinstance(error.__cause__, Exception) else error
+            )
         finally:
             consumer.close(autocommit=False, timeout_ms=int(CLOSE_SECONDS * 1000))
 
@@ -563,7 +601,8 @@ class KafkaSource(SharedSource):
             except errors.FencedInstanceIdError as error:
                 raise UserError(
                     f"Another engine has joined group '{settings.group_id}' as member "
-                    f"'{settings.group_instance_id}': give each engine a [source] group_instance_id of its own."
+                    f"'{settings.group_instance_id}': give each engine a [source] "
+                    f"group_instance_id of its own."
                 ) from error
             except errors.InconsistentGroupProtocolError as error:
                 raise UserError(
@@ -573,7 +612,8 @@ class KafkaSource(SharedSource):
                 ) from error
             except errors.UnknownMemberIdError as error:
                 raise UserError(
-                    f"Group '{settings.group_id}' has members that joined it, and this engine reads "
+                    f"Group '{settings.group_id}' has members that joined it, and this engine "
+                    f"reads "
                     "alone: set [source] subscribe = true, or take another group."
                 ) from error
 
@@ -605,7 +645,9 @@ class KafkaSource(SharedSource):
                 metrics_enabled=False,
             )
             self._consumer = self._with_retries(make)
-            install_columnar_fetch(self._consumer, newline=bool(self._tail), with_metadata=self.with_metadata)
+            install_columnar_fetch(
+                self._consumer, newline=bool(self._tail), with_metadata=self.with_metadata
+            )
             if self.unbounded() and self._columns:
                 self._warm_up()
         return self._consumer
@@ -670,8 +712,12 @@ class KafkaSource(SharedSource):
             positions[text] = self._start_position(consumer, tp, at, was, ids, first, end)
             if owners is None or positions[text] != at:
                 unclaimed[text] = positions[text]
-            if self.settings.group_instance_id is not None and (at is None or text not in self._nexts):
-                taken = (owners or Owners()).with_owner(self.settings.group_instance_id, positions[text])
+            if self.settings.group_instance_id is not None and (
+                at is None or text not in self._nexts
+            ):
+                taken = (owners or Owners()).with_owner(
+                    self.settings.group_instance_id, positions[text]
+                )
                 self._owners[text] = taken
         self._commit_starts(consumer, self._still_unclaimed(positions) | unclaimed)
         self._starting_over = self._starting_over and not assigned
@@ -682,7 +728,10 @@ class KafkaSource(SharedSource):
     ) -> tuple[int | None, str, Owners | None]:
         """Where a partition of the group's goes on, the id of the topic that this is in, and whose
         it was; None for what nobody knows."""
-        at, group_instance_id = mark.positions.get(partition_name(tp)), self.settings.group_instance_id
+        at, group_instance_id = (
+            mark.positions.get(partition_name(tp)),
+            self.settings.group_instance_id,
+        )
         if at is not None and partition_name(tp) in self._nexts:
             return at, ids.get(tp.topic, ""), Owners()  # it was read here until now
         committed = self._committed_to(tp)
@@ -771,7 +820,8 @@ class KafkaSource(SharedSource):
             topics = sorted(topic for topic in topics_there if re.match(self._pattern, topic))
             if not topics:
                 raise UserError(
-                    f"[source] no topic at {self.settings.bootstrap_servers} matches '{self._pattern}'."
+                    f"[source] no topic at {self.settings.bootstrap_servers} matches "
+                    f"'{self._pattern}'."
                     f"{nearest('', topics_there)}"
                 )
         for topic in topics:
@@ -839,7 +889,11 @@ class KafkaSource(SharedSource):
 
     def _offset(self, text: str, position: int) -> OffsetAndMetadata:
         """As it is committed."""
-        owners = self._owners.get(text, Owners()) if self.settings.group_instance_id is not None else Owners()
+        owners = (
+            self._owners.get(text, Owners())
+            if self.settings.group_instance_id is not None
+            else Owners()
+        )
         known = replace(owners, topic_id=self._ids.get(parse_partition(text).topic, ""))
         return OffsetAndMetadata(position, known.text(), -1)
 
@@ -883,11 +937,17 @@ class KafkaSource(SharedSource):
 
     def _committed_to(self, tp: TopicPartition) -> OffsetAndMetadata | None:
         """Return the group's committed offset, if a group is set."""
-        return None if self.settings.group_id is None or self._starting_over else self._ask_committed(tp)
+        return (
+            None
+            if self.settings.group_id is None or self._starting_over
+            else self._ask_committed(tp)
+        )
 
     def _ask_committed(self, tp: TopicPartition) -> OffsetAndMetadata | None:
         wait = int(self.settings.timeout * 1000)
-        committed = self._with_retries(lambda: self._connected().committed(tp, metadata=True, timeout_ms=wait))
+        committed = self._with_retries(
+            lambda: self._connected().committed(tp, metadata=True, timeout_ms=wait)
+        )
         assert committed is None or isinstance(committed, OffsetAndMetadata)
         return committed
 
@@ -909,7 +969,10 @@ class KafkaSource(SharedSource):
             ids: the topics' ids now.
         """
         if was and ids.get(tp.topic, was) != was:
-            reason = f"Topic '{tp.topic}' was deleted and made anew: {partition_name(tp)} has other records now"
+            reason = (
+                f"Topic '{tp.topic}' was deleted and made anew: {partition_name(tp)} has "
+                f"other records now"
+            )
             return self._reset_position(tp, first[tp], first[tp], end[tp], reason)
         if at is None:
             return self._initial_position(consumer, tp, first, end)
@@ -930,23 +993,32 @@ class KafkaSource(SharedSource):
         if first <= at <= end:
             return at
         reason = (
-            f"{partition_name(tp)} has offsets {first} to {end}, and {at} is where to go on: records are "
+            f"{partition_name(tp)} has offsets {first} to {end}, and {at} is where to go on: "
+            f"records are "
             "gone (retention?)"
         )
         return self._reset_position(tp, at, first, end, reason)
 
-    def _reset_position(self, tp: TopicPartition, at: int, first: int, end: int, reason: str) -> int:
+    def _reset_position(
+        self, tp: TopicPartition, at: int, first: int, end: int, reason: str
+    ) -> int:
         """Where to go on by `auto_offset_reset`. Raises: HeadraceError where that is ``fail``."""
         if self.settings.auto_offset_reset == "fail":
             raise HeadraceError(
-                f"{reason}; set [source] auto_offset_reset to 'earliest' or 'latest' to go on with what is there "
+                f"{reason}; set [source] auto_offset_reset to 'earliest' or 'latest' to go on with "
+                f"what is there "
                 "now."
             )
         to = first if self.settings.auto_offset_reset == "earliest" else end
         self._skipped += max(0, to - at)
         log.warning(
             "records lost",
-            extra={"partition": partition_name(tp), "skipped": max(0, to - at), "at": to, "reason": reason},
+            extra={
+                "partition": partition_name(tp),
+                "skipped": max(0, to - at),
+                "at": to,
+                "reason": reason,
+            },
         )
         return to
 
@@ -997,7 +1069,9 @@ class KafkaSource(SharedSource):
         if self._is_recreated(consumer, tp.topic):
             return
         first, end = self._ranges(consumer, [tp])
-        reason = f"{partition_name(tp)} has lost records that were read (an unclean leader election?)"
+        reason = (
+            f"{partition_name(tp)} has lost records that were read (an unclean leader election?)"
+        )
         instead = self._reset_position(tp, end[tp], first[tp], end[tp], reason)
         self._seek_and_mark(consumer, tp, instead if to is None else int(to.offset))
 
@@ -1013,7 +1087,8 @@ class KafkaSource(SharedSource):
         nothing = Values(data=np.empty(0, np.uint8), bounds=np.zeros(1, np.int64), tail=self._tail)
         self._waiting.append(
             Records(
-                partition=partition_name(tp), positions=np.empty(0, np.int64), next=to, values=nothing,
+                partition=partition_name(tp), positions=np.empty(0, np.int64), next=to,
+                values=nothing,
                 arrived=time.monotonic(),
             )
         )  # fmt: skip
@@ -1043,7 +1118,8 @@ class KafkaSource(SharedSource):
             event = f"Topic '{topic}' was deleted and made anew while it was read"
             if self.settings.auto_offset_reset == "fail":
                 raise HeadraceError(
-                    f"{event}: nothing of what is in it now was read; set [source] auto_offset_reset to "
+                    f"{event}: nothing of what is in it now was read; set [source] "
+                    f"auto_offset_reset to "
                     "'earliest' or 'latest' to go on with it."
                 )
             self._recreated.add(topic)
@@ -1051,7 +1127,8 @@ class KafkaSource(SharedSource):
             event = f"Topic '{topic}' was deleted while it was read"
             if self.settings.auto_offset_reset == "fail" and self._pattern is None:
                 raise HeadraceError(
-                    f"{event}: make it again and set [source] auto_offset_reset to 'earliest' to read what comes "
+                    f"{event}: make it again and set [source] auto_offset_reset to 'earliest' to "
+                    f"read what comes "
                     "there, or take it out of [source] topics."
                 )
             self._deleted.add(topic)
@@ -1073,7 +1150,9 @@ class KafkaSource(SharedSource):
             if partition_name(tp) not in self._nexts or tp.topic in self._recreated:
                 continue  # it came, and nobody has said yet where it starts
             for chunk in chunks:
-                self._waiting += _records(partition_name(tp), chunk, arrived, self._stop(tp), self._tail)
+                self._waiting += _records(
+                    partition_name(tp), chunk, arrived, self._stop(tp), self._tail
+                )
             with contextlib.suppress(IllegalStateError):  # it may have gone since
                 if (high := self._connected().highwater(tp)) is not None:
                     self._ends[partition_name(tp)] = high

@@ -20,7 +20,10 @@ FRAME_BYTES = 5
 BOM = "byte_order_mark"
 COMPRESSED = "compressed"
 ENVELOPES = {
-    b"\x00": (REGISTRY_FRAME, "the frame of a schema registry (a byte 0 and the number of a schema)"),
+    b"\x00": (
+        REGISTRY_FRAME,
+        "the frame of a schema registry (a byte 0 and the number of a schema)",
+    ),
     b"\xef\xbb\xbf": (BOM, "a byte order mark (UTF-8)"),
     b"\xff\xfe": (BOM, "a byte order mark (UTF-16)"),
     b"\xfe\xff": (BOM, "a byte order mark (UTF-16)"),
@@ -76,7 +79,9 @@ class ValueFilter(WrappingFormat):
             for begin, at in _enveloped(values, odd):
                 odd[at] = True
                 reason, words = ENVELOPES[begin]
-                rejects.append(make_rejects(records, at, reason, _detail(values, at, reason, words)))
+                rejects.append(
+                    make_rejects(records, at, reason, _detail(values, at, reason, words))
+                )
         if not odd.any():
             return self.inner.decode(records, schema)
         frame, others = self.inner.decode(select_records(records, np.flatnonzero(~odd)), schema)
@@ -114,4 +119,4 @@ def _detail(values: Values, at: Ints, reason: str, words: str) -> str | pl.Serie
     ).to_series()
 
 
-__all__ = ["WrappingFormat", "ValueFilter"]
+__all__ = ["ValueFilter", "WrappingFormat"]

@@ -138,7 +138,14 @@ def engine(here: dict[str, str], name: str, sets: list[str]) -> subprocess.Popen
     """A long-lived one, with its log beside what it leaves."""
     folder = Path("runs") / name
     folder.mkdir(parents=True, exist_ok=True)
-    words = [sys.executable, "-m", "engine.commands.cli", "run", str(PIPELINES / f"{name}.toml"), "--fresh"]
+    words = [
+        sys.executable,
+        "-m",
+        "engine.commands.cli",
+        "run",
+        str(PIPELINES / f"{name}.toml"),
+        "--fresh",
+    ]
     sets = [*sets, f"service.port={PORTS[name]}"]
     words += [word for text in sets for word in ("--set", text)]
     with (folder / "log.txt").open("wb") as log:
@@ -257,7 +264,8 @@ def summary(bootstrap_servers: str, topic: str, rates: dict[str, float]) -> Tabl
 def predicted(bootstrap_servers: str, topic: str) -> pl.DataFrame:
     """What a reader of committed records sees, from 2024 on."""
     consumer = KafkaConsumer(
-        topic, bootstrap_servers=bootstrap_servers, auto_offset_reset="earliest", enable_auto_commit=False,
+        topic, bootstrap_servers=bootstrap_servers, auto_offset_reset="earliest",
+        enable_auto_commit=False,
         isolation_level="read_committed", consumer_timeout_ms=3_000, max_poll_records=10_000,
     )  # fmt: skip
     lines = b"\n".join(record.value for record in consumer)

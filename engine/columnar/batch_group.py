@@ -45,8 +45,8 @@ class BatchGroup:
         Args:
             frame: all their rows afterwards, where they lie in one still.
 
-        Raises: StepFailed where the step failed at another batch than the first; what the step raised
-            where it was the first.
+        Raises: StepFailed where the step failed at another batch than the first; what the step
+            raised where it was the first.
         """
         done: list[Batch] = []
         for batch in self.batches:

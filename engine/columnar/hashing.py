@@ -240,4 +240,4 @@ def _zobrist(text, starts, stops, out):  # type: ignore[no-untyped-def]
         out[i] = z ^ (z >> np.uint64(31))
 
 
-__all__ = ["Hashes", "content_hashes", "hashes", "utf8_buffer", "mix", "place_hashes", "spans"]
+__all__ = ["Hashes", "content_hashes", "hashes", "mix", "place_hashes", "spans", "utf8_buffer"]

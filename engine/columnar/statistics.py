@@ -780,13 +780,13 @@ def _counted(column: pl.Series) -> pl.DataFrame:
 
 
 __all__ = [
-    "NumberBlock",
     "CoMoments",
     "Counts",
     "Extremes",
     "FadingMoments",
     "KeyedMoments",
     "Moments",
+    "NumberBlock",
     "Quantiles",
     "Statistic",
     "extremes_into",

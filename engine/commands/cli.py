@@ -18,8 +18,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.system import environment, signals
 from engine.errors import HeadraceError, ReaderLeft, UserError, nearest
+from engine.system import environment, signals
 
 if TYPE_CHECKING:
     from engine.run import Run
@@ -182,7 +182,9 @@ def _done(options: argparse.Namespace) -> int:
     except HeadraceError as error:
         from engine.running.loop import TooManyRejects
 
-        return _say(error, EXIT["too_many_rejects" if isinstance(error, TooManyRejects) else "failed"])
+        return _say(
+            error, EXIT["too_many_rejects" if isinstance(error, TooManyRejects) else "failed"]
+        )
     except ReaderLeft:
         return EXIT["failed"]
     except BaseException as error:  # noqa: BLE001 - the last line of defence: one sentence, details on demand
@@ -198,14 +200,18 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     parser, commands = _parser()
     word = arguments[0] if arguments else ""
     if word and not word.startswith("-") and word not in commands:
-        near = f" Did you mean {COMMAND_SYNONYMS[word]}?" if word in COMMAND_SYNONYMS else nearest(word, commands)
+        near = (
+            f" Did you mean {COMMAND_SYNONYMS[word]}?"
+            if word in COMMAND_SYNONYMS
+            else nearest(word, commands)
+        )
         parser.error(f"there is no command '{word}'.{near}")
     return parser.parse_args(arguments)
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says where its help cannot be written, which argparse passes over; without `engine.commands.progress`,
-    which loads for longer than the help takes."""
+    """Says where its help cannot be written, which argparse passes over; without
+    `engine.commands.progress`, which loads for longer than the help takes."""
 
     def _print_message(self, message: str, file: Any = None) -> None:
         if file is not sys.stdout:
@@ -254,9 +260,9 @@ def _check(options: argparse.Namespace) -> int:
 def _explore(options: argparse.Namespace) -> int:
     import json
 
-    from engine.system import atomic
-    from engine.explore import explore, page, terminal
     from engine.commands.progress import Progress, console
+    from engine.explore import explore, page, terminal
+    from engine.system import atomic
 
     if options.rows is not None and options.rows < 1:
         raise UserError(f"Expected --rows of 1 or more, got {options.rows}.")
@@ -285,9 +291,9 @@ def _explore(options: argparse.Namespace) -> int:
 
 
 def _profile(options: argparse.Namespace) -> int:
-    from engine.config import Pipeline
     from engine.commands.profile import profile
     from engine.commands.progress import console
+    from engine.config import Pipeline
 
     pipeline = Pipeline.load(options.file, options.set)
     _require_target(options.trace, "--trace")
@@ -301,9 +307,9 @@ def _profile(options: argparse.Namespace) -> int:
 
 
 def _folds(options: argparse.Namespace) -> int:
-    from engine.config import Pipeline
     from engine.commands.folds import folds
     from engine.commands.progress import Progress, console
+    from engine.config import Pipeline
 
     pipeline = Pipeline.load(options.file, options.set)
     with Progress() as progress:
@@ -340,8 +346,8 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _compress(options: argparse.Namespace) -> int:
-    from engine.system.lock import locked
     from engine.commands.progress import console, show
+    from engine.system.lock import locked
 
     run = _trained(options)
     with locked((), [run.model_path]):
@@ -354,10 +360,10 @@ def _compress(options: argparse.Namespace) -> int:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from engine.system import atomic
-    from engine.config import Pipeline
     from engine.commands.progress import Progress, finish
+    from engine.config import Pipeline
     from engine.run import Run
+    from engine.system import atomic
 
     atomic.require_folder(Path(options.output), "--output")
     if any(Path(options.output).glob("part-*")):

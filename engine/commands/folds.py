@@ -19,9 +19,9 @@ import numpy as np
 from rich.table import Table
 
 from engine.config import Pipeline
+from engine.run import Run
 from engine.running.loop import Loop
 from engine.running.report import HEADLINE_METRICS
-from engine.run import Run
 from engine.types import Batch, Mark, UserError
 
 Watch = Callable[[Loop, Batch], None]
@@ -159,7 +159,11 @@ def _fold(pipeline: Pipeline, table: Mapping[str, Any], stage: str, number: int)
     folder = str(Path(pipeline.folder) / "folds" / str(number))
     checkpoint = {k: v for k, v in pipeline.checkpoint.items() if k != "path"}
     letters = {k: v for k, v in table.get("dead_letters", {}).items() if k != "path"}
-    source = {k: v for k, v in table["source"].items() if k not in ("group_id", "subscribe", "group_instance_id")}
+    source = {
+        k: v
+        for k, v in table["source"].items()
+        if k not in ("group_id", "subscribe", "group_instance_id")
+    }
     return Pipeline.of(
         {
             **apart,

@@ -15,14 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 from engine import calls
-from engine.config import detached_source
-from engine.types.contract import misspelt_members
-from engine.explore.notation import hint
-from engine.running.labels import few_numbers, labels_of
 from engine.commands.progress import console
+from engine.config import detached_source
+from engine.explore.notation import hint
 from engine.run import Run
-from engine.scrub.features.derive import Derive
+from engine.running.labels import few_numbers, labels_of
 from engine.scrub.base import FittedStage
+from engine.scrub.features.derive import Derive
 from engine.types import (
     DROPPED,
     PARTITION,
@@ -40,6 +39,7 @@ from engine.types import (
     only_named,
     parse_schema,
 )
+from engine.types.contract import misspelt_members
 from engine.types.plural import counted
 
 LEARNED_ROWS = 32
@@ -295,7 +295,9 @@ def _labels(run: Run, batch: Batch) -> Iterator[str]:
     if not run.trains or rows < max(1.0, UNKNOWN_LABEL_SHARE * batch.raw_rows):
         return
     target = run.features.target
-    seen = Counter(_label_text(json.loads(row).get(target)) for r in unknown for row in r.rows["value"])
+    seen = Counter(
+        _label_text(json.loads(row).get(target)) for r in unknown for row in r.rows["value"]
+    )
     shown = ", ".join(f"'{value}' ({n:,})" for value, n in seen.most_common(10))
     yield (
         f"[model] classes are {', '.join(map(repr, run.features.classes))}, and {rows:,} of "
@@ -366,7 +368,9 @@ def _row(table: Table, name: str, batch: Batch, before: list[str], seen: int = 0
     rejects: dict[str, int] = {}
     for reject in batch.rejects[seen:]:
         rejects[reject.reason] = rejects.get(reject.reason, 0) + len(reject)
-    counts = [f"{counter} {n:,}" for (stage, counter), n in batch.counts.items() if stage == name and n]
+    counts = [
+        f"{counter} {n:,}" for (stage, counter), n in batch.counts.items() if stage == name and n
+    ]
     columns = [c for c in batch.frame.columns if c not in before and c not in RESERVED]
     shown = ", ".join(columns[:6]) + (f", ... ({len(columns)})" if len(columns) > 6 else "")
     table.add_row(

@@ -21,13 +21,13 @@ from pathlib import Path
 import psutil
 from rich.table import Table
 
-from engine.system import atomic, signals
 from engine.config import Pipeline, detached_source
-from engine.running.loop import Loop
-from engine.run import Run
 from engine.observing.timing import TimingSnapshot
-from engine.types import Batch, UserError
+from engine.run import Run
 from engine.running.bottleneck import Bottleneck, part_of
+from engine.running.loop import Loop
+from engine.system import atomic, signals
+from engine.types import Batch, UserError
 from engine.types.plural import counted
 
 WARM_UP_SHARE = 0.25
@@ -135,7 +135,9 @@ def profile(
         if trace is not None:
             first.write_trace(trace)
         bottleneck = first.bottleneck
-        advised = [a.setting for a in bottleneck.advice if a.setting] if bottleneck and trials else []
+        advised = (
+            [a.setting for a in bottleneck.advice if a.setting] if bottleneck and trials else []
+        )
         return Profile(
             records=first.records,
             rate=first.rate,

@@ -16,15 +16,15 @@ from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from engine.running import report
 from engine.errors import HeadraceError, ReaderLeft
+from engine.running import report
+from engine.running.work import Training
 from engine.types import Batch
 from engine.types.plural import counted
-from engine.running.work import Training
 
 if TYPE_CHECKING:
-    from engine.running.loop import Loop
     from engine.run import Summary
+    from engine.running.loop import Loop
 
 log = logging.getLogger("headrace.progress")
 SHOW_SECONDS = 0.5

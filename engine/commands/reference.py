@@ -17,7 +17,6 @@ import rich.text
 from pydantic import BaseModel
 
 from engine import settings_docs
-from engine.running.checkpoint import Checkpoints
 from engine.config import (
     DeadLetterSettings,
     ExportSettings,
@@ -29,10 +28,11 @@ from engine.config import (
     SourceTable,
     load_class,
 )
-from engine.quality.evaluation import Evaluation
 from engine.loading.mix import Mix, MixTable, WeightedSourceTable
-from engine.scrub import STAGES
 from engine.observing.service import Service
+from engine.quality.evaluation import Evaluation
+from engine.running.checkpoint import Checkpoints
+from engine.scrub import STAGES
 from engine.types import UserError, nearest
 
 TOP_LEVEL_KEYS = ("name", "base", "folder")
@@ -100,14 +100,16 @@ def _tables() -> Iterator[SettingsTable]:
     from connectors import DEAD_LETTER_SINKS, SINKS, SOURCES
     from models import LEARNERS
     from models.augment import AUGMENTS
-    from models.learners.sampling import SamplingSettings
     from models.compress.gate import Compression
+    from models.learners.sampling import SamplingSettings
     from models.serving.predictor import OnnxPredictor
 
     others = frozenset(Pipeline.model_fields) - frozenset(TOP_LEVEL_KEYS)
     yield SettingsTable(section="", settings=(Pipeline,), hidden=others)
     yield from _kinds("source", SOURCES, SourceTable)
-    yield SettingsTable(section="source", kind="mix", settings=(SourceTable, Mix.Settings, MixTable))
+    yield SettingsTable(
+        section="source", kind="mix", settings=(SourceTable, Mix.Settings, MixTable)
+    )
     yield SettingsTable(section="source.sources.NAME", settings=(WeightedSourceTable,))
     yield from _kinds("scrub.NAME", STAGES, NamedTable)
     yield SettingsTable(section="loader", settings=(LoaderSettings,))
@@ -130,7 +132,9 @@ def _tables() -> Iterator[SettingsTable]:
     yield SettingsTable(section="service", settings=(Service.Settings,))
 
 
-def _kinds(section: str, known: Mapping[str, str], common: type[BaseModel]) -> Iterator[SettingsTable]:
+def _kinds(
+    section: str, known: Mapping[str, str], common: type[BaseModel]
+) -> Iterator[SettingsTable]:
     for name in known:
         cls = load_class(name, known, section)
         yield SettingsTable(
@@ -155,7 +159,9 @@ def tables_with(names: Iterable[str]) -> str:
             table.title for table in tables() if any(key.name == name for key in table.entries())
         ]
         if titles:
-            shown = ", ".join(titles[:MAX_TABLES_NAMED]) + (", ..." if len(titles) > MAX_TABLES_NAMED else "")
+            shown = ", ".join(titles[:MAX_TABLES_NAMED]) + (
+                ", ..." if len(titles) > MAX_TABLES_NAMED else ""
+            )
             return f"'{name}' is a key of {shown}."
     return ""
 
@@ -254,7 +260,10 @@ def schema() -> dict[str, Any]:
     weight = definitions.pop("source.sources.NAME")["properties"]
     for component in SOURCES:
         part = definitions[f"source.{component}"]
-        definitions[f"source.sources.{component}"] = {**part, "properties": part["properties"] | weight}
+        definitions[f"source.sources.{component}"] = {
+            **part,
+            "properties": part["properties"] | weight,
+        }
     parts = [*(_to(f"source.sources.{component}") for component in SOURCES), CUSTOM_TABLE]
     definitions["source.mix"]["properties"]["sources"]["additionalProperties"] = {"anyOf": parts}
     top = definitions.pop("")["properties"]
@@ -263,9 +272,13 @@ def schema() -> dict[str, Any]:
         if section in ("scrub", "augment"):
             top[section] = _named(section, kinds)
         elif section != "train" and kinds and section not in TOP_LEVEL_KEYS:
-            any_of = [_to(f"{section}.{component}" if component else section) for component in kinds]
+            any_of = [
+                _to(f"{section}.{component}" if component else section) for component in kinds
+            ]
             top[section] = any_of[0] if len(any_of) == 1 else {"anyOf": [*any_of, CUSTOM_TABLE]}
-    train = [_to(name) for name in definitions if name.startswith("train.") and "sampling" not in name]
+    train = [
+        _to(name) for name in definitions if name.startswith("train.") and "sampling" not in name
+    ]
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "A pipeline file of headrace",
@@ -302,7 +315,9 @@ def _named(section: str, kinds: Iterable[str]) -> dict[str, Any]:
     explicit = [{"allOf": [name, {"required": ["kind"]}]} for name in to.values()]
     return {
         "type": "object",
-        "properties": {name: {"anyOf": [reference, *explicit, CUSTOM_TABLE]} for name, reference in to.items()},
+        "properties": {
+            name: {"anyOf": [reference, *explicit, CUSTOM_TABLE]} for name, reference in to.items()
+        },
         "additionalProperties": {"anyOf": [*explicit, CUSTOM_TABLE]},
     }
 
@@ -340,4 +355,12 @@ def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
     return inlined
 
 
-__all__ = ["OUTPUT_COLUMNS", "SettingsTable", "markdown", "matching", "schema", "tables", "tables_with"]
+__all__ = [
+    "OUTPUT_COLUMNS",
+    "SettingsTable",
+    "markdown",
+    "matching",
+    "schema",
+    "tables",
+    "tables_with",
+]

@@ -32,9 +32,9 @@ def explore(
     """Look at everything once, in memory that does not grow with the rows.
 
     Args:
-        target: a file, folder or glob that the files source reads, or a pipeline: its source is read
-            from the start to where it ends now, its stages are tried, nothing is written and no
-            group is joined.
+        target: a file, folder or glob that the files source reads, or a pipeline: its source is
+            read from the start to where it ends now, its stages are tried, nothing is written and
+            no group is joined.
         overrides: "a.b=c" texts, e.g. "source.delimiter=;", for a file or a pipeline's path.
         rows: to look at, the first ones; all unless given.
         time: a SQL expression for the time of a row, where its columns do not tell.
@@ -94,7 +94,11 @@ def _pipeline(path: Path, overrides: Iterable[str]) -> Pipeline:
 def _source_and_stages(pipeline: Pipeline) -> Pipeline:
     """Source and stages alone; a topic is read without its group, to its end."""
     table = pipeline.table()
-    table_out = {"name": "explore", "source": detached_source(table["source"]), "scrub": table.get("scrub", {})}
+    table_out = {
+        "name": "explore",
+        "source": detached_source(table["source"]),
+        "scrub": table.get("scrub", {}),
+    }
     return Pipeline.of(table_out, where=pipeline.file)
 
 

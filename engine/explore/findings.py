@@ -13,10 +13,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from engine.columnar.statistics import Counts, Quantiles
 from engine.explore.distinct import ERROR
 from engine.explore.notation import reading, truth
 from engine.explore.survey import MAX_CORRELATED, VALUES, Column, Slice, Survey
-from engine.columnar.statistics import Counts, Quantiles
 from engine.types import type_name
 from engine.types.plural import counted
 
@@ -37,7 +37,9 @@ MAX_CLASSES = 10
 """Values of a column that may be classes."""
 COUNTED = 50
 """Rows from which a column of consecutive numbers is taken for a counter."""
-KEY_NAME = re.compile(r"(?i:(^|[_. -])(id|uuid|guid|key|zip|zipcode|postcode|phone|iban)$)|[a-z]Id$")
+KEY_NAME = re.compile(
+    r"(?i:(^|[_. -])(id|uuid|guid|key|zip|zipcode|postcode|phone|iban)$)|[a-z]Id$"
+)
 """Names of columns whose numbers have no size."""
 QUANTILES = (0, 0.005, 0.01, 0.25, 0.5, 0.75, 0.99, 0.995, 1)
 DECILES = tuple(n / 10 for n in range(1, 10))
@@ -348,7 +350,9 @@ def moment(microseconds: int) -> str:
 # ----------------------------------------------------------------------------------------- columns
 
 
-def _numbers(survey: Survey, ranks: QuantileTables, j: int, name: str, column: Column) -> ColumnProfile:
+def _numbers(
+    survey: Survey, ranks: QuantileTables, j: int, name: str, column: Column
+) -> ColumnProfile:
     common = _common(survey, name, column)
     count = int(survey.moments.count[j])
     if not count:
@@ -414,7 +418,12 @@ def _common(survey: Survey, name: str, column: Column) -> dict[str, Any]:
         table = column.counts.tables[0]
         top = [(_text(v), int(n)) for v, n in table.head(TOP).iter_rows()]
         rest = int(table["count"].sum()) - sum(n for _, n in top) if table.height else 0
-        figures_common |= {"distinct": table.height, "exact": True, "top": tuple(top), "others": rest}
+        figures_common |= {
+            "distinct": table.height,
+            "exact": True,
+            "top": tuple(top),
+            "others": rest,
+        }
     return figures_common
 
 
@@ -532,7 +541,8 @@ def _of_columns(columns: Sequence[ColumnProfile], rows: int) -> Iterator[str]:
     if truths:
         name, (yes, no) = next(iter(truths.items()))
         yield (
-            f"Text that says true and false, in {', '.join(map(repr, list(truths)[:MAX_COLUMNS_NAMED]))} "
+            f"Text that says true and false, in "
+            f"{', '.join(map(repr, list(truths)[:MAX_COLUMNS_NAMED]))} "
             f"({yes!r}, {no!r}): as it is for a 'categories' stage or as [model] classes; a number "
             f"by a 'derive' stage, {name} = \"CASE WHEN {name} = '{yes}' THEN 1 ELSE 0 END\"."
         )
@@ -635,8 +645,8 @@ __all__ = [
     "DRIFT",
     "ColumnProfile",
     "Findings",
-    "Timeline",
     "TimeProfile",
+    "Timeline",
     "classes",
     "column_profiles",
     "left_out",

@@ -13,9 +13,9 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
-from engine.system import atomic
 from engine.explore.findings import ColumnProfile, Findings, Timeline
 from engine.explore.terminal import number
+from engine.system import atomic
 from engine.types import UserError
 
 WIDTH, HEIGHT = 280.0, 64.0

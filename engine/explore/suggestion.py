@@ -136,7 +136,8 @@ def _duplicates(findings: Findings, time: list[str]) -> Iterator[str]:
         yield ""
     elif 0 < findings.repeated <= COPIES * findings.rows:
         names = [c.name for c in findings.columns if c.missing < findings.rows]
-        yield f"[scrub.duplicates] # {counted(findings.repeated, 'row is a copy', 'rows are copies')}"
+        copies = counted(findings.repeated, "row is a copy", "rows are copies")
+        yield f"[scrub.duplicates] # {copies}"
         yield f"by = {json.dumps(names, ensure_ascii=False)}"
         yield ""
 

@@ -11,12 +11,12 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from engine.explore.time_axis import TimeAxis, find_time
-from engine.explore.distinct import DistinctCounter, RowSet
-from engine.explore.notation import MOST_WORDS, counts, words
 from engine.columnar.expressions import expression
 from engine.columnar.hashing import hashes, mix
 from engine.columnar.statistics import Counts, Moments, Quantiles, matrix
+from engine.explore.distinct import DistinctCounter, RowSet
+from engine.explore.notation import MOST_WORDS, counts, words
+from engine.explore.time_axis import TimeAxis, find_time
 from engine.types import RESERVED, Schema, UserError, type_name
 
 Floats = NDArray[np.float64]
@@ -314,4 +314,13 @@ def _measure(column: Column, values: pl.Series) -> None:
         column.lengths = (min(a, low), b + total, max(c, high))
 
 
-__all__ = ["SLICES", "MAX_CORRELATED", "VALUES", "Column", "PairwiseMoments", "Slice", "Survey", "as_time"]
+__all__ = [
+    "MAX_CORRELATED",
+    "SLICES",
+    "VALUES",
+    "Column",
+    "PairwiseMoments",
+    "Slice",
+    "Survey",
+    "as_time",
+]

@@ -31,7 +31,9 @@ def parts(findings: Findings) -> Iterator[RenderableType]:
     if findings.stages:
         yield stages(findings)
     if findings.suggestion:
-        toml = Syntax(findings.suggestion.rstrip(), "toml", background_color="default", word_wrap=True)
+        toml = Syntax(
+            findings.suggestion.rstrip(), "toml", background_color="default", word_wrap=True
+        )
         yield Panel(toml, title="a [scrub] that suits it".replace("[", "\\["), title_align="left")
     if findings.left_out:
         lines = (Text(f"• {sentence}", style="dim") for sentence in findings.left_out)

@@ -207,4 +207,4 @@ class TimeAxis:
             page[once] = True
 
 
-__all__ = ["TimeAxis", "Gap", "find_time"]
+__all__ = ["Gap", "TimeAxis", "find_time"]

@@ -207,4 +207,4 @@ class DecodeThreads:
         log.info("decode threads: %s", why, extra={"threads": count})
 
 
-__all__ = ["QueueDepth", "DecodeThreads"]
+__all__ = ["DecodeThreads", "QueueDepth"]

@@ -44,7 +44,7 @@ class BudgetAccount:
         wakeup: notified when there may be room again.
     """
 
-    __slots__ = ("wakeup", "drains", "name", "nbytes")
+    __slots__ = ("drains", "name", "nbytes", "wakeup")
 
     def __init__(self, name: str, *, drains: bool) -> None:
         self.name = name

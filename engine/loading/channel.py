@@ -44,8 +44,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Generic, TypeVar
 
-from engine.loading.budget import Wakeup, Budget
 from engine.loading.autotune import QueueDepth
+from engine.loading.budget import Budget, Wakeup
 from engine.types import EndOfStream
 
 T = TypeVar("T")
@@ -141,8 +141,8 @@ class Channel(Generic[T]):
         """Put an item; block until there is room.
 
         Args:
-            keep_alive: called every `KEEP_ALIVE_SECONDS` of the wait, outside the lock. What it raises, `put`
-                raises; the item is then not in the channel.
+            keep_alive: called every `KEEP_ALIVE_SECONDS` of the wait, outside the lock. What it
+                raises, `put` raises; the item is then not in the channel.
 
         Raises: Closed when the channel is or gets closed.
         """
@@ -166,7 +166,9 @@ class Channel(Generic[T]):
 
         Raises: Closed.
         """
-        _, waited = self._wait_for(lambda: self._accepts(1) or None, self._account.wakeup, None, keep_alive)
+        _, waited = self._wait_for(
+            lambda: self._accepts(1) or None, self._account.wakeup, None, keep_alive
+        )
         self.put_wait_seconds += waited
         if self._on_put_wait is not None and waited:
             self._on_put_wait(waited)
@@ -238,7 +240,11 @@ class Channel(Generic[T]):
             with self._lock:
                 outcome = attempt()
             waited = time.perf_counter() - start
-            if keep_alive is not None and outcome is None and waited - last_keep_alive >= KEEP_ALIVE_SECONDS:
+            if (
+                keep_alive is not None
+                and outcome is None
+                and waited - last_keep_alive >= KEEP_ALIVE_SECONDS
+            ):
                 last_keep_alive = waited
                 keep_alive()
         return outcome, waited
@@ -276,7 +282,8 @@ class Channel(Generic[T]):
         except IndexError:
             return Closed(self.name) if self._closed else self._end
         if self._max_items is not None:
-            self._account.wakeup.notify()  # the queue got shorter, although the bytes are still held
+            # the queue got shorter, although the bytes are still held
+            self._account.wakeup.notify()
         return (item,)
 
     def _measure(self) -> None:

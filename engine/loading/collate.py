@@ -13,10 +13,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from engine.loading import nested_tensors
-from engine.columnar.kernels import rows_into
-from engine.columnar.buffer_pool import BufferPool
 from engine.columnar.batch_group import BatchGroup
+from engine.columnar.buffer_pool import BufferPool
+from engine.columnar.kernels import rows_into
+from engine.loading import nested_tensors
 from engine.types import (
     Batch,
     Features,
@@ -122,7 +122,8 @@ class Collate:
         images = {c: nested_tensors.image(columns[c]) for c in features.images}
         ragged = {c: counted(nested_tensors.ragged(columns[c], most)) for c in features.ragged}
         padded = {
-            c: counted(nested_tensors.padded(columns[c], most, features.buckets)) for c in features.padded
+            c: counted(nested_tensors.padded(columns[c], most, features.buckets))
+            for c in features.padded
         }
         sparse = {
             c: counted(nested_tensors.sparse(columns[c], width, most))

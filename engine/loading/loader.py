@@ -16,8 +16,8 @@ Shutdown and errors, in prose; a difference between this and the code is a bug i
   on every later `next`. It is never swallowed, never waits, and never looks like the end of the
   stream; only a source's `EndOfStream` does.
 - `close` (or leaving the ``with`` block) closes the queues, which wakes both threads wherever they
-  wait, and joins them: a read takes at most `poll_timeout` seconds, a batch in preparation is finished and
-  dropped. Afterwards no thread is left and the source is closed.
+  wait, and joins them: a read takes at most `poll_timeout` seconds, a batch in preparation is
+  finished and dropped. Afterwards no thread is left and the source is closed.
 - A loader that is forgotten without `close` stops its threads when it is garbage-collected.
 
 torchdata's own Prefetcher is not used here: it counts items, not bytes, turns a second look at a
@@ -39,22 +39,22 @@ from typing import Any, Self
 import polars as pl
 
 from engine import calls
+from engine.columnar.batch_group import BatchGroup, StepFailed, slices
+from engine.config import LoaderSettings
+from engine.loading.autotune import DecodeThreads, QueueDepth
 from engine.loading.budget import Budget
 from engine.loading.channel import Channel
 from engine.loading.collate import Collate
-from engine.config import LoaderSettings
 from engine.loading.deadline import Deadline
 from engine.loading.decoder import Decoder
-from engine.observing.metrics import Metrics
 from engine.loading.nodes import Items, Node
 from engine.loading.prefetch import PrefetchNode
 from engine.loading.rebatch import RawBatch, RebatchNode
-from engine.scrub.fusion import FusedStages, fuse
-from engine.scrub.base import restore, snapshots
-from engine.columnar.batch_group import BatchGroup, StepFailed, slices
 from engine.loading.shuffle import SHUFFLE_STATE, ShuffleNode
+from engine.observing.metrics import Metrics
 from engine.observing.timing import StageTimer
-from engine.loading.autotune import QueueDepth, DecodeThreads
+from engine.scrub.base import restore, snapshots
+from engine.scrub.fusion import FusedStages, fuse
 from engine.types import (
     Batch,
     EndOfStream,
@@ -75,7 +75,8 @@ THREAD_BYTES = 1 << 17
 
 
 class SourceNode(Node[Records | None]):
-    """Reads a source; None where nothing came within `poll_timeout` seconds. Ends when the source does.
+    """Reads a source; None where nothing came within `poll_timeout` seconds. Ends when the source
+    does.
 
     Args:
         source: is sought to the mark it is reset to.
@@ -109,7 +110,9 @@ class SourceNode(Node[Records | None]):
         settings = self._settings
         self._read_started = time.monotonic()
         try:
-            records = calls.read(self._source, settings.read_rows, self._max_bytes, settings.poll_timeout)
+            records = calls.read(
+                self._source, settings.read_rows, self._max_bytes, settings.poll_timeout
+            )
         except EndOfStream:
             raise StopIteration from None
         finally:
@@ -195,7 +198,9 @@ class DecodeNode(Node[BatchGroup]):
         batches = (self._batch(part, own) for part, own in zip(parts, frames, strict=True))
         return BatchGroup(batches=tuple(batches), frame=frame)
 
-    def _batch(self, raw: RawBatch, frame: pl.DataFrame, rejects: tuple[Rejects, ...] = ()) -> Batch:
+    def _batch(
+        self, raw: RawBatch, frame: pl.DataFrame, rejects: tuple[Rejects, ...] = ()
+    ) -> Batch:
         return Batch(
             frame=frame,
             mark=Mark(positions=raw.positions),
@@ -328,7 +333,9 @@ class ScrubNode(Node[Batch]):
         for step in self._steps_before_raw:
             batch_group = self._run_step(partial(self._apply_step, step, states), batch_group)
         if self._keep_raw:
-            batch_group = batch_group.map(lambda batch: replace(batch, raw=batch.frame), batch_group.frame)
+            batch_group = batch_group.map(
+                lambda batch: replace(batch, raw=batch.frame), batch_group.frame
+            )
         for step in self._steps_after_raw:
             batch_group = self._run_step(partial(self._apply_step, step, states), batch_group)
         batch_group = self._run_step(self._collate_group, batch_group)
@@ -338,7 +345,9 @@ class ScrubNode(Node[Batch]):
             for batch, mark, state in told
         )
 
-    def _run_step(self, step: Callable[[BatchGroup], BatchGroup], batch_group: BatchGroup) -> BatchGroup:
+    def _run_step(
+        self, step: Callable[[BatchGroup], BatchGroup], batch_group: BatchGroup
+    ) -> BatchGroup:
         """After a step. Where it fails, the batches before go on; the error comes after them."""
         try:
             return step(batch_group)

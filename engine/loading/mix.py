@@ -20,7 +20,6 @@ import polars as pl
 from pydantic import Field
 
 from engine import calls, types
-from engine.types.changes import Free
 from engine.config import validate
 from engine.types import (
     DROPPED,
@@ -41,6 +40,7 @@ from engine.types import (
     Source,
     UserError,
 )
+from engine.types.changes import Free
 
 SEPARATOR = ":"
 V = TypeVar("V")
@@ -154,7 +154,8 @@ class Mix(SharedSource):
             if own != schema:
                 odd = next(c for c in {**schema, **own} if schema.get(c) != own.get(c))
                 raise UserError(
-                    f"[source.sources.{member.name}] has other columns than '{first.name}', first of "
+                    f"[source.sources.{member.name}] has other columns than '{first.name}', first "
+                    f"of "
                     f"them '{odd}': declare those that both have in [source.schema]."
                 )
         return schema
@@ -165,7 +166,9 @@ class Mix(SharedSource):
 
     def remarks(self) -> list[str]:
         """See `engine.types.Source`; each source's, with its name."""
-        remarks = [(member.name, remark) for member in self._parts for remark in member.source.remarks()]
+        remarks = [
+            (member.name, remark) for member in self._parts for remark in member.source.remarks()
+        ]
         return [f"source '{name}': {remark}" for name, remark in remarks]
 
     def in_effect(self) -> Mapping[str, Snapshot]:
@@ -312,7 +315,9 @@ class Mix(SharedSource):
     def was_committed(self, positions: Mapping[str, int]) -> bool | None:
         """See `engine.types.SharedSource`."""
         shared = self._shared
-        agreements = [source.was_committed(_within(positions, member.counter)) for member, source in shared]
+        agreements = [
+            source.was_committed(_within(positions, member.counter)) for member, source in shared
+        ]
         return False if False in agreements else None if None in agreements else True
 
     def counts(self) -> Mapping[str, int]:
@@ -435,7 +440,8 @@ def sources_of(
         weight = validate(WeightedSourceTable, given_weight, f"source.sources.{name}", where).weight
         if own.get("subscribe") or own.get("kind") == "mix":
             raise UserError(
-                f"[source.sources.{name}] expects a source of files or a topic without 'subscribe': "
+                f"[source.sources.{name}] expects a source of files or a topic without "
+                f"'subscribe': "
                 "what shares its partitions, or is a mix itself, cannot be mixed."
             )
         sources[str(name)] = (own, weight)

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from engine.columnar.row_sizes import ends_of
+from engine.config import LoaderSettings
 from engine.loading.budget import Budget
 from engine.loading.channel import Empty
-from engine.config import LoaderSettings
 from engine.loading.deadline import Deadline
 from engine.loading.nodes import Node
 from engine.loading.prefetch import PrefetchNode
-from engine.columnar.row_sizes import ends_of
 from engine.types import Records
 
 MAX_GROUP_BATCHES = 4
@@ -53,7 +53,9 @@ class RawBatch:
         size = len(piece) // self.batches
         pieces = [piece.slice(at, at + size) for at in range(0, len(piece), size)]
         return tuple(
-            replace(self, pieces=(part,), positions={**self.positions, **part.end_positions}, batches=1)
+            replace(
+                self, pieces=(part,), positions={**self.positions, **part.end_positions}, batches=1
+            )
             for part in pieces
         )
 

@@ -22,14 +22,14 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from engine.columnar.row_sizes import ends_of
+from engine.config import LoaderSettings
 from engine.loading.budget import Budget
 from engine.loading.channel import Empty
-from engine.config import LoaderSettings
 from engine.loading.decoder import Decoder
-from engine.observing.metrics import Metrics
 from engine.loading.nodes import Node
 from engine.loading.prefetch import PrefetchNode
-from engine.columnar.row_sizes import ends_of
+from engine.observing.metrics import Metrics
 from engine.observing.timing import StageTimer
 from engine.types import Batch, Mark, Records, Rejects, Snapshot
 

@@ -15,9 +15,9 @@ class Transfer:
     """Copies a batch's tensors to a device, in the thread that prepares.
 
     For CUDA they go through pinned memory and a stream of their own, so that the copy of one batch
-    runs while the model works on another; whoever takes them (`DeviceTensors.wait`) has its stream wait
-    for that copy, not its thread. One copy is under way at a time: what this thread waits for it is
-    part of the time the transfer takes.
+    runs while the model works on another; whoever takes them (`DeviceTensors.wait`) has its stream
+    wait for that copy, not its thread. One copy is under way at a time: what this thread waits for
+    it is part of the time the transfer takes.
 
     Args:
         device: ``cuda``, ``cuda:1``, ...; others are copied to at once.
@@ -36,7 +36,9 @@ class Transfer:
         """The collated batch with `Tensors.on_device`."""
         assert batch.tensors is not None, "a batch to place is collated"
         if self._stream is None:
-            on_device = DeviceTensors(tensors=batch.tensors.map(lambda tensor: tensor.to(self.device)))
+            on_device = DeviceTensors(
+                tensors=batch.tensors.map(lambda tensor: tensor.to(self.device))
+            )
             return replace(batch, tensors=replace(batch.tensors, on_device=on_device))
         if self._copied is not None:
             self._copied.synchronize()

@@ -51,7 +51,9 @@ def setup(style: str = "auto", level: str = "info") -> None:
         style = "text" if sys.stderr.isatty() else "json"
     tracebacks = level == "debug"
     handler = _Stderr()
-    handler.setFormatter(TextFormatter(tracebacks) if style == "text" else JsonFormatter(tracebacks))
+    handler.setFormatter(
+        TextFormatter(tracebacks) if style == "text" else JsonFormatter(tracebacks)
+    )
     root = logging.getLogger()
     for old in [h for h in root.handlers if isinstance(h, _Stderr)]:
         root.removeHandler(old)

@@ -1,8 +1,8 @@
 """Every instrument of headrace, declared once; the only door to the Prometheus client library.
 
-To add one: a line in `METRICS` and its annotation in `Metrics`. Rules for names (a test holds them):
-prefix ``headrace_``, base units, ``_total`` on counters, ``_info`` on metadata, timestamps as
-timestamps and not ages, histograms and never summaries. A label set is small and bounded.
+To add one: a line in `METRICS` and its annotation in `Metrics`. Rules for names (a test holds
+them): prefix ``headrace_``, base units, ``_total`` on counters, ``_info`` on metadata, timestamps
+as timestamps and not ages, histograms and never summaries. A label set is small and bounded.
 """
 
 from __future__ import annotations
@@ -129,7 +129,9 @@ METRICS: Mapping[str, MetricSpec] = {
     "headrace_queue_bytes": MetricSpec(
         "gauge", "Bytes held by a queue, the item in its consumer's hand included.", {"queue": ()}
     ),
-    "headrace_queue_depth_bytes": MetricSpec("gauge", "Bytes that a queue may hold now.", {"queue": ()}),
+    "headrace_queue_depth_bytes": MetricSpec(
+        "gauge", "Bytes that a queue may hold now.", {"queue": ()}
+    ),
     "headrace_queue_resizes_total": MetricSpec(
         "counter",
         "Times that a queue's depth has followed what its sides wait for.",
@@ -199,8 +201,12 @@ METRICS: Mapping[str, MetricSpec] = {
         {"detector": ("adwin", "page_hinkley", "psi")},
     ),
     # infer
-    "headrace_predicted_records_total": MetricSpec("counter", "Rows predicted and not learned from."),
-    "headrace_cleaned_records_total": MetricSpec("counter", "Rows passed on clean, without a model."),
+    "headrace_predicted_records_total": MetricSpec(
+        "counter", "Rows predicted and not learned from."
+    ),
+    "headrace_cleaned_records_total": MetricSpec(
+        "counter", "Rows passed on clean, without a model."
+    ),
     "headrace_model_info": MetricSpec(
         "info",
         "The model that predicts.",
@@ -216,15 +222,23 @@ METRICS: Mapping[str, MetricSpec] = {
         {"outcome": ("committed", "aborted")},
     ),
     # state
-    "headrace_checkpoint_seconds": MetricSpec("histogram", "Time to save a checkpoint.", buckets=WORK_BUCKETS),
+    "headrace_checkpoint_seconds": MetricSpec(
+        "histogram", "Time to save a checkpoint.", buckets=WORK_BUCKETS
+    ),
     "headrace_checkpoint_bytes": MetricSpec("gauge", "Size of the newest checkpoint."),
     "headrace_checkpoint_timestamp_seconds": MetricSpec(
         "gauge", "When a checkpoint last held all that was done, in seconds since the epoch."
     ),
-    "headrace_checkpoint_failures_total": MetricSpec("counter", "Checkpoints that could not be saved."),
+    "headrace_checkpoint_failures_total": MetricSpec(
+        "counter", "Checkpoints that could not be saved."
+    ),
     # memory
-    "headrace_memory_bytes": MetricSpec("gauge", "Memory that a component holds.", {"component": ()}),
-    "headrace_memory_budget_bytes": MetricSpec("gauge", "Most bytes that all buffers may hold together."),
+    "headrace_memory_bytes": MetricSpec(
+        "gauge", "Memory that a component holds.", {"component": ()}
+    ),
+    "headrace_memory_budget_bytes": MetricSpec(
+        "gauge", "Most bytes that all buffers may hold together."
+    ),
     "headrace_device_memory_bytes": MetricSpec(
         "gauge",
         "Memory that PyTorch holds of a GPU.",
@@ -232,7 +246,9 @@ METRICS: Mapping[str, MetricSpec] = {
     ),
     # service
     "headrace_build_info": MetricSpec("info", "What is running.", {"version": (), "python": ()}),
-    "headrace_up": MetricSpec("gauge", "Whether the loop runs: 1, or 0 before it starts and after it."),
+    "headrace_up": MetricSpec(
+        "gauge", "Whether the loop runs: 1, or 0 before it starts and after it."
+    ),
     "headrace_scrape_seconds": MetricSpec(
         "histogram", "Time to write one page of metrics.", buckets=WORK_BUCKETS
     ),
@@ -283,7 +299,8 @@ class _Histogram(_Safe, Histogram):
 
 
 class Metrics:
-    """Every instrument of `METRICS`, under its name without ``headrace_``, ``_total`` and ``_info``.
+    """Every instrument of `METRICS`, under its name without ``headrace_``, ``_total`` and
+    ``_info``.
 
     ``metrics.source_records.inc(n)``, ``metrics.stage_seconds.labels(stage="decode").observe(s)``,
     ``metrics.loss.set(x)``, ``metrics.model.labels(version=..., ...).set(1)``. Instruments may be
@@ -415,7 +432,9 @@ def attribute(name: str) -> str:
     return name.removeprefix("headrace_").removesuffix("_total").removesuffix("_info")
 
 
-def _instrument(name: str, entry: MetricSpec, registry: CollectorRegistry) -> Counter | Gauge | Histogram:
+def _instrument(
+    name: str, entry: MetricSpec, registry: CollectorRegistry
+) -> Counter | Gauge | Histogram:
     instrument: Counter | Gauge | Histogram
     if entry.kind == "counter":
         instrument = _Counter(name, entry.help, tuple(entry.labels), registry=registry)

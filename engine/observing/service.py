@@ -311,7 +311,9 @@ class _Readers(ServerState):
 
     def make_room(self) -> None:
         """One has come: where that is one too many, the one that is worth least goes."""
-        open_connections = [c for c in self.connections if isinstance(c, _Connection) and not c.gone]
+        open_connections = [
+            c for c in self.connections if isinstance(c, _Connection) and not c.gone
+        ]
         if len(open_connections) <= self._room:
             return
         if not self._crowded:

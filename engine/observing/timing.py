@@ -169,4 +169,4 @@ def _queued() -> float:
     return total * 1e-9
 
 
-__all__ = ["TimingSnapshot", "Listener", "StageTime", "StageTimer"]
+__all__ = ["Listener", "StageTime", "StageTimer", "TimingSnapshot"]

@@ -21,10 +21,16 @@ from polars.exceptions import PolarsError
 from pydantic import Field
 
 from engine import types
-from engine.types.changes import Free, Learned
 from engine.columnar.expressions import expression
-from engine.quality.measures import RegressionSums, ClassificationSums, classes, finite_rows, reliability
+from engine.quality.measures import (
+    ClassificationSums,
+    RegressionSums,
+    classes,
+    finite_rows,
+    reliability,
+)
 from engine.types import Features, Name, Schema, Snapshot, UserError, require
+from engine.types.changes import Free, Learned
 
 FLUSH_ROWS = 16_384
 """Rows are put aside until there are so many, then summed at once: per batch, evaluation costs next
@@ -232,7 +238,11 @@ class Evaluation:
 
     def _empty(self) -> RegressionSums | ClassificationSums:
         p = len(self.baselines)
-        return RegressionSums.empty(p + 1) if self._regression else ClassificationSums.empty(self._classes, p)
+        return (
+            RegressionSums.empty(p + 1)
+            if self._regression
+            else ClassificationSums.empty(self._classes, p)
+        )
 
     def _where(self, name: str) -> str:
         """The condition of a group."""
@@ -331,7 +341,9 @@ class Evaluation:
             wrong = np.abs(np.column_stack([rows.scores, baselines]) - rows.target[:, None])
         else:
             predicted = np.column_stack([classes(rows.scores, self.threshold), baselines])
-            wrong = np.where(predicted >= 0, predicted != rows.target[:, None], np.nan).astype(np.float64)
+            wrong = np.where(predicted >= 0, predicted != rows.target[:, None], np.nan).astype(
+                np.float64
+            )
         sums = [f"sum {name}" for name in names]
         steps = (
             pl.DataFrame(wrong, schema=sums, orient="row", nan_to_null=True)
@@ -358,7 +370,11 @@ class Evaluation:
     def _group(self, sums: RegressionSums | ClassificationSums) -> dict[str, Any]:
         result = {"rows": sums.rows, **self._metrics(sums)}
         result["baselines"] = sums.baselines(self.baselines)
-        return {**result, "prior": sums.prior_metrics()} if isinstance(sums, ClassificationSums) else result
+        return (
+            {**result, "prior": sums.prior_metrics()}
+            if isinstance(sums, ClassificationSums)
+            else result
+        )
 
     def _metrics(self, sums: RegressionSums | ClassificationSums) -> dict[str, Any]:
         if isinstance(sums, ClassificationSums):
@@ -370,7 +386,9 @@ class Evaluation:
             return {}
         rows = _concat(self._window)
         n = self.settings.window
-        newest = ScoredRows(frame=rows.frame.tail(n), target=rows.target[-n:], scores=rows.scores[-n:])
+        newest = ScoredRows(
+            frame=rows.frame.tail(n), target=rows.target[-n:], scores=rows.scores[-n:]
+        )
         sums = self._add(self._empty(), newest, newest.frame.to_numpy(), None)
         return {**self._metrics(sums), "baselines": sums.baselines(self.baselines)}
 

@@ -150,7 +150,9 @@ class ClassificationSums:
         class_probabilities = probabilities(scores)
         predicted = classes(scores, threshold)
         confusion = np.bincount(target * k + predicted, minlength=k * k).reshape(k, k)
-        true_probability = np.clip(class_probabilities[np.arange(len(target)), target], EPSILON, 1 - EPSILON)
+        true_probability = np.clip(
+            class_probabilities[np.arange(len(target)), target], EPSILON, 1 - EPSILON
+        )
         wrong = class_probabilities - np.eye(k)[target]
         if k == 2:
             hit, sure, wrong = target, class_probabilities[:, 1], wrong[:, 1]
@@ -285,7 +287,9 @@ def bins(class_probabilities: Floats) -> Ints:
     """Each probability's bin of the histogram, shape (n,)."""
     with np.errstate(divide="ignore", invalid="ignore"):
         odds = np.log(class_probabilities) - np.log1p(-class_probabilities)
-    at = (np.clip(np.nan_to_num(odds, nan=0.0), -MAX_LOG_ODDS, MAX_LOG_ODDS) + MAX_LOG_ODDS) * (BINS / (2 * MAX_LOG_ODDS))
+    at = (np.clip(np.nan_to_num(odds, nan=0.0), -MAX_LOG_ODDS, MAX_LOG_ODDS) + MAX_LOG_ODDS) * (
+        BINS / (2 * MAX_LOG_ODDS)
+    )
     indexes: Ints = np.minimum(at.astype(np.int64), BINS - 1)
     return indexes
 
@@ -352,7 +356,9 @@ def reliability(histogram: Ints) -> list[dict[str, Any]]:
         return []
     bounds = np.append(edges(), 1.0)
     middle = (bounds[:-1] + bounds[1:]) / 2
-    group = np.minimum((np.cumsum(rows) - rows) * CALIBRATION_GROUPS // total, CALIBRATION_GROUPS - 1)
+    group = np.minimum(
+        (np.cumsum(rows) - rows) * CALIBRATION_GROUPS // total, CALIBRATION_GROUPS - 1
+    )
     weights = (rows, rows * middle, histogram[1])
     sums = [np.bincount(group, weights=w, minlength=CALIBRATION_GROUPS) for w in weights]
     return [
@@ -363,8 +369,8 @@ def reliability(histogram: Ints) -> list[dict[str, Any]]:
 
 
 __all__ = [
-    "RegressionSums",
     "ClassificationSums",
+    "RegressionSums",
     "auc",
     "average_precision",
     "bins",

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engine.loading.decoder import ROWS_PER_THREAD
-from engine.observing.timing import TimingSnapshot, StageTime
+from engine.observing.timing import StageTime, TimingSnapshot
 
 PARTS = ("source", "decode", "scrub", "transfer", "model", "sink", "checkpoint", "idle")
 """What a verdict can name; ``idle``: nothing holds the run, records come no faster."""
@@ -115,9 +115,12 @@ def diagnose(
         return None
     threads: dict[str, dict[str, StageTime]] = {"fetch": {}, "prepare": {}, "main": {}}
     for name, stage_time in work.items():
-        threads["fetch" if name == "fetch" else "main" if name in LOOP_STAGES else "prepare"][name] = stage_time
+        threads["fetch" if name == "fetch" else "main" if name in LOOP_STAGES else "prepare"][
+            name
+        ] = stage_time
     busy = {
-        thread: sum(stage_time.wall for stage_time in stages.values()) for thread, stages in threads.items()
+        thread: sum(stage_time.wall for stage_time in stages.values())
+        for thread, stages in threads.items()
     }
     # By the record: one thread may be far ahead of another.
     cost = {thread: busy[thread] / _rows(threads[thread]) for thread in threads}
@@ -228,7 +231,11 @@ def _advice(
 
 
 def _times(limit: float) -> str:
-    return f"{limit:.1f} times" if limit < MAX_FACTOR_SHOWN else f"{MAX_FACTOR_SHOWN:.0f} times or more"
+    return (
+        f"{limit:.1f} times"
+        if limit < MAX_FACTOR_SHOWN
+        else f"{MAX_FACTOR_SHOWN:.0f} times or more"
+    )
 
 
 def _caveat(settings: Mapping[str, Any]) -> str:

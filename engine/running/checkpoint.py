@@ -31,12 +31,12 @@ from pydantic import Field
 
 from engine import types
 from engine.system import atomic
-from engine.types.changes import Free
 from engine.types import Duration, HeadraceError, Name, Snapshot, UserError
+from engine.types.changes import Free
 
 log = logging.getLogger("headrace.checkpoint")
 
-LAYOUT = 3
+LAYOUT = 4
 """Raise it with every change to what a state's keys are or mean."""
 NAMED = b"headrace checkpoint "
 MAGIC = NAMED + b"%d\n" % LAYOUT

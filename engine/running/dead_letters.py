@@ -47,7 +47,9 @@ def dead_letter_frame(reject: Rejects, pieces: Sequence[Records]) -> pl.DataFram
     """
     rows = reject.rows.select(PARTITION, POSITION, "detail", "value")
     n = rows.height
-    columns: dict[str, list[bytes | None]] = {name: [None] * n for name in ("raw", "key", "headers")}
+    columns: dict[str, list[bytes | None]] = {
+        name: [None] * n for name in ("raw", "key", "headers")
+    }
     times: list[int | None] = [None] * n
     for piece in pieces:
         here, at = _matching_rows(piece, rows)

@@ -33,10 +33,10 @@ class Holdout:
     other.
 
     Content that is common is another thing. Of a stream that has four different rows, one would be
-    held out whole, and never learned. So a content that `COMMON_COUNT` of the first `COMMON_SAMPLE_ROWS` rows have is
-    held out in part: from the third such row on by a hash of partition and position. Rows that the
-    model will meet again and again are judged among others that were learned, which is the error
-    that it will have.
+    held out whole, and never learned. So a content that `COMMON_COUNT` of the first
+    `COMMON_SAMPLE_ROWS` rows have is held out in part: from the third such row on by a hash of
+    partition and position. Rows that the model will meet again and again are judged among others
+    that were learned, which is the error that it will have.
 
     Args:
         share: of the rows (0-1).

@@ -58,7 +58,10 @@ class Labels:
     def shown(self) -> str:
         """The values, in words."""
         more = f", ... ({len(self.values):,})" if len(self.values) > MAX_LABELS_SHOWN else ""
-        return ", ".join(f"'{value[:MAX_LABEL_CHARS]}'" for value in self.values[:MAX_LABELS_SHOWN]) + more
+        return (
+            ", ".join(f"'{value[:MAX_LABEL_CHARS]}'" for value in self.values[:MAX_LABELS_SHOWN])
+            + more
+        )
 
     def words(self, target: str) -> str:
         """The finding, as part of a sentence."""
@@ -79,7 +82,9 @@ def look(
     values: set[str] = set()
     rows = size = 0
     deadline = time.monotonic() + SECONDS
-    while rows < most and size < BYTES and len(values) <= MAX_CLASSES and time.monotonic() < deadline:
+    while (
+        rows < most and size < BYTES and len(values) <= MAX_CLASSES and time.monotonic() < deadline
+    ):
         try:
             records = source.read(READ_ROWS, READ_BYTES, 1.0)
         except EndOfStream:
@@ -149,7 +154,8 @@ def require_classes(labels: Labels, task: str, target: str, where: str) -> tuple
     if len(values) > MAX_CLASSES or any(len(value) > MAX_LABEL_CHARS for value in values):
         raise UserError(
             f"{where} leaves out [model] classes, which are found where a target has at most "
-            f"{MAX_CLASSES} different short values, and {seen}: name the classes, or choose another "
+            f"{MAX_CLASSES} different short values, and {seen}: name the classes, or choose "
+            f"another "
             "target."
         )
     if any(number is not None and number % 1 for number in map(label_value, values)):

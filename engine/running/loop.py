@@ -27,16 +27,17 @@ from typing import Any, Protocol
 import polars as pl
 
 from engine import calls
-from engine.system import signals
-from engine.running.checkpoint import CheckpointFailed, Checkpoints, Saved, require_plain
 from engine.config import DeadLetterSettings
-from engine.running.dead_letters import dead_letter_frame
 from engine.loading.loader import Loader
 from engine.observing.metrics import Metrics
-from engine.scrub.fusion import FILLED_BEFORE_LEARNING
-from engine.scrub.base import DETECTORS
 from engine.observing.service import Heartbeat
 from engine.observing.timing import TimingSnapshot
+from engine.running.bottleneck import PARTS, RUN_SECONDS, Bottleneck
+from engine.running.checkpoint import CheckpointFailed, Checkpoints, Saved, require_plain
+from engine.running.dead_letters import dead_letter_frame
+from engine.scrub.base import DETECTORS
+from engine.scrub.fusion import FILLED_BEFORE_LEARNING
+from engine.system import signals
 from engine.types import (
     NO_TIMESTAMP,
     RESERVED,
@@ -49,7 +50,6 @@ from engine.types import (
     Snapshot,
     Source,
 )
-from engine.running.bottleneck import PARTS, RUN_SECONDS, Bottleneck
 from engine.types.plural import counted
 
 log = logging.getLogger("headrace.loop")
@@ -63,7 +63,8 @@ SKEW_SECONDS = 5.0
 TABLE_FIELDS = ("reasons", "counts")
 """Of `Totals`, those that are no numbers."""
 COUNTER_METRICS = {
-    "filled": "missing_values", FILLED_BEFORE_LEARNING: "filled_before_learning", "duplicates": "duplicates",
+    "filled": "missing_values", FILLED_BEFORE_LEARNING: "filled_before_learning",
+    "duplicates": "duplicates",
     "clipped": "clipped_values", "truncated": "truncated_values",
 }  # fmt: skip
 """What stages count -> the counter that sums it."""
@@ -108,7 +109,9 @@ class Totals:
 
     def snapshot(self) -> dict[str, Any]:
         """As a plain value."""
-        tables = {name: [[*key, n] for key, n in getattr(self, name).items()] for name in TABLE_FIELDS}
+        tables = {
+            name: [[*key, n] for key, n in getattr(self, name).items()] for name in TABLE_FIELDS
+        }
         return {name: getattr(self, name) for name in self.__slots__} | tables
 
     @classmethod
@@ -378,7 +381,9 @@ class Loop:
         Raises: HeadraceError where that cannot be told and matters.
         """
         shared = self._shared
-        if shared is None or not (self._transactional or (self._keeps_state and shared.shares_partitions)):
+        if shared is None or not (
+            self._transactional or (self._keeps_state and shared.shares_partitions)
+        ):
             return True
         shared.match_identities(state["identities"])
         was_committed = shared.was_committed(state["positions"])
@@ -392,7 +397,8 @@ class Loop:
     def run(self) -> Totals:
         """Until the end of the source or a signal, then flush, save, commit.
 
-        Raises: TooManyRejects; CheckpointFailed where the last one cannot be written; HeadraceError and
+        Raises: TooManyRejects; CheckpointFailed where the last one cannot be written; HeadraceError
+            and
         whatever source, stages, work or sinks raise. What was saved stays saved.
         """
         with (
@@ -784,4 +790,4 @@ def _snapshot(section: str, sink: Sink | None) -> Snapshot:
         return sink.snapshot()
 
 
-__all__ = ["RejectLimit", "WorkResult", "TooManyRejects", "Loop", "Totals", "Work"]
+__all__ = ["Loop", "RejectLimit", "TooManyRejects", "Totals", "Work", "WorkResult"]

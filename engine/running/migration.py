@@ -35,7 +35,10 @@ class BoundStages:
 
 
 def migrate(
-    saved: Saved, identity: Mapping[str, str], now: BoundStages, earlier: Callable[[Scrub], BoundStages]
+    saved: Saved,
+    identity: Mapping[str, str],
+    now: BoundStages,
+    earlier: Callable[[Scrub], BoundStages],
 ) -> Saved:
     """The checkpoint as this pipeline may take it, where only its stages are others: those that are
     new begin cold.

@@ -54,7 +54,9 @@ def table(report: Mapping[str, Any]) -> Table:
     """Model against baselines, over all rows and each slice; the best of each row is bold."""
     groups = {"all": report["all"], **report["slices"]}
     key, name = figure(report["all"])
-    table_out = Table(title=f"test-then-train {name}: predicted before learned", title_justify="left")
+    table_out = Table(
+        title=f"test-then-train {name}: predicted before learned", title_justify="left"
+    )
     table_out.add_column("rows of")
     names = ["learned", *report["all"].get("baselines", {})]
     for column in names:
@@ -203,7 +205,9 @@ def plot_errors(history: pl.DataFrame, path: Path, *, title: str) -> None:
     axes.plot(time, history["model"].to_list(), color=MODEL, linewidth=2.2)
     ends.append((_end(history["model"]), "learned online", MODEL))
     _label(axes, ends)
-    axes.set_title(f"{title}: {_title_claim(history, shown)}", loc="left", fontsize=12, weight="bold")
+    axes.set_title(
+        f"{title}: {_title_claim(history, shown)}", loc="left", fontsize=12, weight="bold"
+    )
     axes.set_ylabel("mean error of predictions made before learning")
     axes.set_ylim(bottom=0, top=_top(history, [*shown, "model"]))
     axes.set_xlim(time[0], time[-1])

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import polars as pl
 
-from engine.scrub.fusion import FusedStages, fuse
 from engine.columnar.batch_group import BatchGroup
+from engine.scrub.fusion import FusedStages, fuse
 from engine.types import Batch, Mark, Schema, Stage
 
 log = logging.getLogger("headrace.rehearsal")

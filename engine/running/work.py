@@ -12,13 +12,13 @@ import polars as pl
 from numpy.typing import NDArray
 
 from engine import calls
+from engine.observing.metrics import Metrics
 from engine.quality.evaluation import Evaluation
+from engine.quality.measures import finite_rows
+from engine.quality.threshold import Threshold, ThresholdSettings
 from engine.running.holdout import Holdout
 from engine.running.loop import WorkResult
-from engine.observing.metrics import Metrics
-from engine.quality.measures import finite_rows
 from engine.running.report import best_baseline
-from engine.quality.threshold import Threshold, ThresholdSettings
 from engine.types import PART, Batch, Learner, Predictor, Snapshot, Step
 
 QUALITY_SECONDS = 1.0
@@ -142,7 +142,9 @@ class Training:
             not_learned[train] = step.not_learned
         skipped = None if step.skipped == "empty" else step.skipped
         scored_only = step.scored_only + int(finite_rows(predicted).sum())
-        return replace(step, scores=scores, skipped=skipped, not_learned=not_learned, scored_only=scored_only)
+        return replace(
+            step, scores=scores, skipped=skipped, not_learned=not_learned, scored_only=scored_only
+        )
 
     def _skip(self, batch: Batch, reason: str) -> WorkResult:
         self._metrics.skipped_steps.labels(reason=reason).inc()
@@ -153,7 +155,9 @@ class Training:
         batch = batch.reject(keep, stage="learn", reason=reason, detail=detail)
         return WorkResult(batch=batch, rows=batch.frame)
 
-    def _refused(self, batch: Batch, step: Step, not_learned: NDArray[np.bool_]) -> tuple[Batch, Step]:
+    def _refused(
+        self, batch: Batch, step: Step, not_learned: NDArray[np.bool_]
+    ) -> tuple[Batch, Step]:
         """Without the rows that could not be learned from."""
         self._metrics.skipped_steps.labels(reason="non_finite").inc()
         batch = batch.reject(
@@ -188,7 +192,9 @@ class Training:
             self._reported_at = now
             report_quality(self._metrics, self.evaluation.report())
 
-    def _update_threshold(self, batch: Batch, held: NDArray[np.bool_], scores: NDArray[np.float64]) -> None:
+    def _update_threshold(
+        self, batch: Batch, held: NDArray[np.bool_], scores: NDArray[np.float64]
+    ) -> None:
         """The threshold follows the held-out rows, from the next batch on."""
         assert batch.tensors is not None
         assert batch.tensors.target is not None

@@ -10,9 +10,9 @@ import polars as pl
 from pydantic import Field
 
 from engine.calls import Calling
-from engine.scrub.fusion import Floats, FusedOp
-from engine.scrub.columns import replaced
 from engine.columnar.statistics import Extremes, Moments, Statistic
+from engine.scrub.columns import replaced
+from engine.scrub.fusion import Floats, FusedOp
 from engine.types import PART, Batch, Name, Scale, Settings, Snapshot, Stage, UserError, training
 
 COLD_ROWS = 128
@@ -56,8 +56,8 @@ class StageBase:
     """A stage without state.
 
     Attributes:
-        single_pass: it makes sense only of rows that come once: read again, all would look like copies, or
-            late.
+        single_pass: it makes sense only of rows that come once: read again, all would look like
+            copies, or late.
     """
 
     single_pass: ClassVar[bool] = False
@@ -277,9 +277,9 @@ def restore(stages: Iterable[Stage], states: Mapping[str, Snapshot]) -> None:
 
 __all__ = [
     "DETECTORS",
+    "FittedStage",
     "ForgetSettings",
     "LearnSettings",
-    "FittedStage",
     "StageBase",
     "joined",
     "restore",

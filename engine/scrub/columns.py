@@ -92,4 +92,13 @@ def is_missing(column: str, dtype: pl.DataType) -> pl.Expr:
     return x.is_null() | x.is_nan().fill_null(False) if dtype.is_float() else x.is_null()
 
 
-__all__ = ["extended", "holds", "is_missing", "nans", "nulls", "numbers", "replaced", "expand_columns"]
+__all__ = [
+    "expand_columns",
+    "extended",
+    "holds",
+    "is_missing",
+    "nans",
+    "nulls",
+    "numbers",
+    "replaced",
+]

@@ -22,11 +22,11 @@ from numba.core import types
 from numpy.typing import NDArray
 
 from engine import calls
-from engine.columnar.kernels import bytes_of, clip_into, fill_into, places, pointer, scale_into
-from engine.columnar.buffer_pool import BufferPool
-from engine.scrub.columns import replaced
 from engine.columnar.batch_group import BatchGroup, StepFailed
+from engine.columnar.buffer_pool import BufferPool
+from engine.columnar.kernels import bytes_of, clip_into, fill_into, places, pointer, scale_into
 from engine.columnar.statistics import Extremes, Moments, extremes_into, moments_into
+from engine.scrub.columns import replaced
 from engine.types import Batch, Scale, Stage
 
 Floats = NDArray[np.float64]
@@ -147,7 +147,10 @@ class FusedStages:
         _compile()
 
     def apply(
-        self, batch_group: BatchGroup, record_time: RecordTime, learned: Callable[[], object] = lambda: None
+        self,
+        batch_group: BatchGroup,
+        record_time: RecordTime,
+        learned: Callable[[], object] = lambda: None,
     ) -> BatchGroup:
         """As applying the stages one after the other, to one batch after the other.
 
@@ -294,7 +297,12 @@ def _count(counts: dict[tuple[str, str], int], stage: str, name: str, values: In
 
 
 def _record_times(
-    record_time: RecordTime, stages: Sequence[Fusible], start: float, cpu: float, spent: Floats, batches: int
+    record_time: RecordTime,
+    stages: Sequence[Fusible],
+    start: float,
+    cpu: float,
+    spent: Floats,
+    batches: int,
 ) -> None:
     """What each stage took: its loops, and the rest in equal parts."""
     wall = time.perf_counter() - start
@@ -355,7 +363,9 @@ def _run_ops(at, row, n, kinds, learns, a, b, out_columns, learned, changed, spe
         x, mask_bytes = _carray(pointer(at[j, 0] + 8 * row), (n,), np.float64), none
         if at[j, 1]:
             bit = at[j, 2] + row
-            mask_bytes = bytes_of(_carray(pointer(at[j, 1]), ((bit + n + 7) >> 3,), np.uint8), bit, n)
+            mask_bytes = bytes_of(
+                _carray(pointer(at[j, 1]), ((bit + n + 7) >> 3,), np.uint8), bit, n
+            )
         first = 0
         while first < links:
             # A statistic is of a whole column; links without go on while a tile of it is at hand.
@@ -389,4 +399,4 @@ def _run_op(x, mask, op, a, b, out):  # type: ignore[no-untyped-def]
     return 0
 
 
-__all__ = ["FusedStages", "FusedOp", "Fusible", "fuse"]
+__all__ = ["FusedOp", "FusedStages", "Fusible", "fuse"]

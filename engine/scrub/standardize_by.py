@@ -10,11 +10,11 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic import Field
 
-from engine.columnar.kernels import Floats, buffers, scaled_one
-from engine.scrub.columns import numbers, expand_columns
 from engine.columnar.hashing import hashes
-from engine.scrub.base import ForgetSettings, FittedStage
+from engine.columnar.kernels import Floats, buffers, scaled_one
 from engine.columnar.statistics import KeyedMoments, inverse
+from engine.scrub.base import FittedStage, ForgetSettings
+from engine.scrub.columns import expand_columns, numbers
 from engine.types import Batch, Names, Schema, Transform, UserError
 
 HASH = "hash"

@@ -147,13 +147,15 @@ def _require(place: Path, target: str, expected: str) -> None:
         )
     if not os.access(place, os.W_OK | os.X_OK):
         raise UserError(
-            f"{target} cannot be written: no permission at '{_printable(place)}'; grant it, or choose "
+            f"{target} cannot be written: no permission at '{_printable(place)}'; grant it, or "
+            f"choose "
             "another path."
         )
     refused = _probe_create(place)
     if refused is not None:
         raise UserError(
-            f"{target} cannot be written: the system makes no file in '{_printable(place)}' ({refused}); "
+            f"{target} cannot be written: the system makes no file in '{_printable(place)}' "
+            f"({refused}); "
             "choose another path."
         )
 

@@ -1,8 +1,8 @@
 """SIGINT and SIGTERM, from a command's first line to its last.
 
 The first one asks to stop; who is `handling` says how: a run finishes its batch, and what has no
-order of its own raises `StopRequested`. The second ends the process at once, with 128 and its number.
-Nothing that was saved is lost either way: every file is there whole or not at all.
+order of its own raises `StopRequested`. The second ends the process at once, with 128 and its
+number. Nothing that was saved is lost either way: every file is there whole or not at all.
 
 An exception cannot be raised everywhere: inside an import it leaves a module half made, and what
 is called back from C drops it. There the first signal ends the process at once, too, with 0.
@@ -46,7 +46,8 @@ def stop() -> None:
 
 
 def ignore() -> None:
-    """The answer of what is done in a moment anyway, or looks by itself whether it was `stop_signal`."""
+    """The answer of what is done in a moment anyway, or looks by itself whether it was
+    `stop_signal`."""
 
 
 @contextlib.contextmanager
@@ -99,7 +100,10 @@ def stop_message() -> str:
     """What a command says that was stopped."""
     if not _resumes:
         return f"stopped by {stop_signal()} before it was done."
-    return f"stopped by {stop_signal()}; what was saved stays, and the same command goes on from there."
+    return (
+        f"stopped by {stop_signal()}; what was saved stays, and the same command goes on from "
+        f"there."
+    )
 
 
 def _install() -> None:
@@ -146,4 +150,14 @@ def _end(code: int) -> None:
     os._exit(code)
 
 
-__all__ = ["StopRequested", "handling", "stop_signal", "stop_message", "ignore", "set_resumable", "stop", "install", "write_line"]
+__all__ = [
+    "StopRequested",
+    "handling",
+    "ignore",
+    "install",
+    "set_resumable",
+    "stop",
+    "stop_message",
+    "stop_signal",
+    "write_line",
+]

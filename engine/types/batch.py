@@ -4,40 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
-import time
-import zoneinfo
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from fractions import Fraction
-from pathlib import Path
 from typing import (
     TYPE_CHECKING,
-    Annotated,
     Any,
-    ClassVar,
-    Literal,
-    Protocol,
-    TypeAlias,
-    cast,
-    runtime_checkable,
 )  # fmt: skip
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    SecretStr,
-    ValidationInfo,
-    field_validator,
-)
-
-from engine.errors import HeadraceError, UserError, nearest
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +21,6 @@ from engine.types.records import Mark, Records, Rejects, _utc
 from engine.types.schema import RESERVED
 from engine.types.settings import _each
 from engine.types.tensors import Tensors
-
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -62,7 +37,6 @@ class Scale:
     columns: tuple[str, ...]
     shift: NDArray[np.float64]
     factor: NDArray[np.float64]
-
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,7 +149,6 @@ class Batch:
         return dataclasses.replace(self, frame=self.frame.filter(mask), raw=raw, rejects=rejects)
 
 
-
 def _shared(frame: pl.DataFrame, images: Mapping[str, torch.Tensor]) -> int:
     """Bytes of images that lie in the frame's memory."""
     shared = 0
@@ -185,16 +158,15 @@ def _shared(frame: pl.DataFrame, images: Mapping[str, torch.Tensor]) -> int:
             shared += image.nbytes if place == image.data_ptr() else 0
     return shared
 
+
 MAX_JSON_NUMBERS = 4_096
 """Numbers of an array that a rejected row's JSON shows; of a larger one it says what it is."""
-
 
 
 def _json_value(column: str, dtype: pl.DataType) -> pl.Expr:
     if isinstance(dtype, pl.Array) and math.prod(dtype.shape) > MAX_JSON_NUMBERS:
         return pl.lit(str(dtype)).alias(column)
     return bytes_as_hex(pl.col(column), dtype)
-
 
 
 def bytes_as_hex(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:

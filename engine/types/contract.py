@@ -82,4 +82,4 @@ def _called(contract: type) -> str:
     return contract.__name__.lower()
 
 
-__all__ = ["require_contract", "misspelt_members"]
+__all__ = ["misspelt_members", "require_contract"]

@@ -2,49 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import re
-import time
-import zoneinfo
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
-from pathlib import Path
 from typing import (
     TYPE_CHECKING,
-    Annotated,
     Any,
-    ClassVar,
-    Literal,
-    Protocol,
-    TypeAlias,
-    cast,
-    runtime_checkable,
 )  # fmt: skip
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    SecretStr,
-    ValidationInfo,
-    field_validator,
-)
-
-from engine.errors import HeadraceError, UserError, nearest
 
 if TYPE_CHECKING:
-    import torch
+    pass
 from engine.types.schema import BOOLEAN_VALUES
-
-
-
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +99,6 @@ class Features:
         return ("prediction", "probability", *each)
 
 
-
 def class_indexes(column: pl.Series, classes: Sequence[str]) -> NDArray[np.int64]:
     """Which class each label is, shape (n,); -1 for none of them.
 
@@ -143,7 +115,6 @@ def class_indexes(column: pl.Series, classes: Sequence[str]) -> NDArray[np.int64
     return numbers.fill_null(-1).to_numpy(writable=True)
 
 
-
 def _equal_classes(labels: Sequence[str], classes: Sequence[str]) -> dict[str, int]:
     """Those of the labels that equal one class and no other."""
     values = [label_value(name) for name in classes]
@@ -155,7 +126,6 @@ def _equal_classes(labels: Sequence[str], classes: Sequence[str]) -> dict[str, i
         if value is not None and value in number:
             indexes[label] = number[value]
     return indexes
-
 
 
 def label_value(text: str) -> int | float | None:

@@ -2,52 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
-import re
 import time
-import zoneinfo
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 from pathlib import Path
 from typing import (
     TYPE_CHECKING,
-    Annotated,
     Any,
-    ClassVar,
-    Literal,
     Protocol,
-    TypeAlias,
-    cast,
     runtime_checkable,
 )  # fmt: skip
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    SecretStr,
-    ValidationInfo,
-    field_validator,
-)
-
-from engine.errors import HeadraceError, UserError, nearest
 
 if TYPE_CHECKING:
-    import torch
+    pass
 from engine.types.batch import Batch
 from engine.types.features import Features
 from engine.types.records import EndOfStream, Mark, Records, Rejects, Snapshot
 from engine.types.schema import Schema
 from engine.types.tensors import Tensors
 from engine.types.transforms import Transform
-
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,10 +56,8 @@ class Step:
     challenges: Mapping[str, int] = field(default_factory=dict)
 
 
-
 SAMPLE_BYTES = 64 << 20
 """Bytes of one piece of a sample, at most."""
-
 
 
 @runtime_checkable
@@ -141,8 +116,8 @@ class Source(Protocol):
         return ()
 
     def restore_schema_state(self, schema_state: Mapping[str, Snapshot]) -> None:
-        """Before `schema`, in a run that resumes: what `schema_state` said in the first one; it holds,
-        whatever would be found now."""
+        """Before `schema`, in a run that resumes: what `schema_state` said in the first one; it
+        holds, whatever would be found now."""
         return
 
     def parse_settings(self) -> Mapping[str, Any]:
@@ -151,8 +126,8 @@ class Source(Protocol):
         return {}
 
     def use_parse_settings(self, parse_settings: Mapping[str, Any]) -> None:
-        """Before `schema`: read cells as `parse_settings` of a source that a model learned from said. What
-        this one's settings say, or what is not for its format, holds all the same."""
+        """Before `schema`: read cells as `parse_settings` of a source that a model learned from
+        said. What this one's settings say, or what is not for its format, holds all the same."""
         return
 
     def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
@@ -190,8 +165,8 @@ class Source(Protocol):
 
     def in_effect(self) -> Mapping[str, Snapshot]:
         """Settings that the files, or the environment, decide where they are left out: name ->
-        value, as JSON has it. A change of one of these is a change; see `engine.types.changes`. Called
-        after `schema`."""
+        value, as JSON has it. A change of one of these is a change; see `engine.types.changes`.
+        Called after `schema`."""
         return {}
 
     def identities(self, mark: Mark) -> Mapping[str, Snapshot]:
@@ -226,15 +201,15 @@ class Source(Protocol):
         ...
 
 
-
 @runtime_checkable
 class SharedSource(Source, Protocol):
     """A source whose partitions come and go while it is read, for instance because it shares them
     with other engines. A move is a stop: what is in flight is dropped, what is done is saved and
     committed, and reading goes on with the partitions that there are now, from that mark.
 
-    The loop, on its own thread: when `is_rebalancing`, save and commit (unless `partitions_lost`: then go back to what
-    was saved last), `release_partitions`, end the loader's threads, `resume_after_rebalance`, start them again.
+    The loop, on its own thread: when `is_rebalancing`, save and commit (unless `partitions_lost`:
+    then go back to what was saved last), `release_partitions`, end the loader's threads,
+    `resume_after_rebalance`, start them again.
     """
 
     @property
@@ -298,7 +273,6 @@ class SharedSource(Source, Protocol):
         ...
 
 
-
 @runtime_checkable
 class Format(Protocol):
     """Bytes to columns. Stateless. A poison record costs its own row, never the batch."""
@@ -313,7 +287,6 @@ class Format(Protocol):
         ...
 
 
-
 @runtime_checkable
 class Interruptible(Protocol):
     """A format that may wait for somebody else (a schema registry that is down)."""
@@ -326,7 +299,6 @@ class Interruptible(Protocol):
     def resume(self) -> None:
         """Decodes may wait again: a loader that starts says so."""
         ...
-
 
 
 class Stage(Protocol):
@@ -367,7 +339,6 @@ class Stage(Protocol):
         ...
 
 
-
 @runtime_checkable
 class Learner(Protocol):
     """A model, first face."""
@@ -393,7 +364,6 @@ class Learner(Protocol):
         ...
 
 
-
 @runtime_checkable
 class Predictor(Protocol):
     """A model, second face: raw columns in, the same columns and the model's out."""
@@ -413,7 +383,6 @@ class Predictor(Protocol):
         ...
 
 
-
 @runtime_checkable
 class Sink(Protocol):
     """A place results go. Exactly once together with a checkpoint: what was written after the last
@@ -424,7 +393,8 @@ class Sink(Protocol):
 
     def on_wait(self, keep_alive: Callable[[], object]) -> None:
         """Called once, before anything is written. A sink that waits for somebody else, within a
-        limit of its own, calls `keep_alive` every second meanwhile, on any thread: that is no stall."""
+        limit of its own, calls `keep_alive` every second meanwhile, on any thread: that is no
+        stall."""
         return
 
     def bind(self, schema: Schema) -> None:
@@ -488,7 +458,6 @@ class Sink(Protocol):
         """Flush nothing, release what is open; what was not flushed is gone. May be called
         twice."""
         ...
-
 
 
 @runtime_checkable

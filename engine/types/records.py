@@ -2,45 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
-import re
-import time
-import zoneinfo
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from fractions import Fraction
-from pathlib import Path
 from typing import (
     TYPE_CHECKING,
-    Annotated,
     Any,
-    ClassVar,
-    Literal,
-    Protocol,
-    TypeAlias,
-    cast,
-    runtime_checkable,
 )  # fmt: skip
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    SecretStr,
-    ValidationInfo,
-    field_validator,
-)
 
-from engine.errors import HeadraceError, UserError, nearest
+from engine.errors import UserError
 
 if TYPE_CHECKING:
-    import torch
+    pass
 from engine.types.settings import _each
 
 Snapshot = Any
@@ -49,13 +25,9 @@ and series, and lists, tuples and string-keyed dicts of those. It is never chang
 handed out; see `Stage.snapshot`."""
 
 
-
 class EndOfStream(Exception):
     """Raised by `Source.read`, and by nothing else, when a bounded source has given its last
     row."""
-
-
-
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +61,6 @@ class Mark:
             for partition, position in mark.positions.items():
                 positions[partition] = max(position, positions.get(partition, 0))
         return cls(positions=positions)
-
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +103,6 @@ class Values:
         return values
 
 
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Records:
     """Raw rows of one partition as fetched, columnar.
@@ -144,12 +114,12 @@ class Records:
         values: undecoded bytes (text files, Kafka) or, from a source that is columnar itself
             (Parquet, Arrow), a frame.
         arrived: `time.monotonic` seconds when the oldest row was read.
-        timestamps: broker's or file's own time of each row, ms since the epoch, `NO_TIMESTAMP` for none,
-            shape (n,), or None.
+        timestamps: broker's or file's own time of each row, ms since the epoch, `NO_TIMESTAMP` for
+            none, shape (n,), or None.
         keys: of each row, or None where the source has none or was not asked for them.
         headers: of each row, in the source's own bytes, or None.
-        epoch_offset: added to positions on a mark, and in `next` already: of rows that are read again, so
-            that a mark tells one time from another.
+        epoch_offset: added to positions on a mark, and in `next` already: of rows that are read
+            again, so that a mark tells one time from another.
         origins: the reserved columns as they were when each row was read first, n rows, from a
             source that gives again what another gave; None where this is the first time.
         counter, counted: a number on the mark that grows by one a row, and what it is before the
@@ -216,7 +186,6 @@ class Records:
         )
 
 
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejects:
     """Rows that left the stream, all for one reason in one stage.
@@ -237,7 +206,6 @@ class Rejects:
         return self.rows.height
 
 
-
 def in_utc(frame: pl.DataFrame) -> pl.DataFrame:
     """Times without a zone are UTC's, and text says so: with a zone they are written as ISO 8601
     with T and offset, also inside lists and objects."""
@@ -245,7 +213,6 @@ def in_utc(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.with_columns(
         made.alias(c) for c, made in told.items() if not made.meta.eq(pl.col(c))
     )
-
 
 
 def _utc(value: pl.Expr, kind: pl.DataType) -> pl.Expr:

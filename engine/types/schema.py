@@ -2,45 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import re
-import time
 import zoneinfo
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from fractions import Fraction
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import (
     TYPE_CHECKING,
-    Annotated,
     Any,
-    ClassVar,
     Literal,
-    Protocol,
-    TypeAlias,
     cast,
-    runtime_checkable,
 )  # fmt: skip
 
-import numpy as np
 import polars as pl
-from numpy.typing import NDArray
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    SecretStr,
-    ValidationInfo,
-    field_validator,
-)
 
-from engine.errors import HeadraceError, UserError, nearest
+from engine.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 PARTITION = "_partition"
 """Column that says which partition a row came from (a file's path, ``topic/3``)."""
@@ -94,7 +71,9 @@ PARAMETRIC_TYPES = ("datetime", "duration", "decimal", "list")
 MAX_NESTING = 16
 """Levels of lists in lists that may be declared, and of lists and objects that are guessed."""
 
-TYPE_EXAMPLES = "datetime[ms], datetime[ns, Europe/Paris], duration[ms], decimal(12, 2), list[int64]"
+TYPE_EXAMPLES = (
+    "datetime[ms], datetime[ns, Europe/Paris], duration[ms], decimal(12, 2), list[int64]"
+)
 """Examples of types with parameters, for error sentences."""
 
 WILDCARD = "*"
@@ -111,7 +90,6 @@ _DURATION = re.compile(r"duration\[\s*(ms|us|ns)\s*\]")
 _DECIMAL = re.compile(r"decimal\(\s*(\d+)\s*,\s*(\d+)\s*\)")
 
 _LIST = re.compile(r"list\[\s*(.+)\]")
-
 
 
 def parse_type(text: str) -> pl.DataType:
@@ -149,13 +127,11 @@ def parse_type(text: str) -> pl.DataType:
     return dtype
 
 
-
 def _known_zone(name: str) -> None:
     try:
         zoneinfo.ZoneInfo(name)
     except (OSError, ValueError, zoneinfo.ZoneInfoNotFoundError):
         raise ValueError(f"'{name}' is no time zone") from None
-
 
 
 def element_type(dtype: pl.List) -> pl.DataType:
@@ -164,12 +140,10 @@ def element_type(dtype: pl.List) -> pl.DataType:
     return inner if isinstance(inner, pl.DataType) else inner()
 
 
-
 def field_types(dtype: pl.Struct) -> Schema:
     """The types of an object's fields."""
     fields = dtype.to_schema()
     return {c: t if isinstance(t, pl.DataType) else t() for c, t in fields.items()}
-
 
 
 def is_deep(dtype: pl.DataType) -> bool:
@@ -180,14 +154,12 @@ def is_deep(dtype: pl.DataType) -> bool:
     return bool(level)
 
 
-
 def _nested_types(dtype: pl.DataType) -> list[pl.DataType]:
     if isinstance(dtype, pl.List):
         return [element_type(dtype)]
     if isinstance(dtype, pl.Struct):
         return [*field_types(dtype).values()]
     return []
-
 
 
 def type_name(dtype: pl.DataType) -> str:
@@ -208,19 +180,16 @@ def type_name(dtype: pl.DataType) -> str:
     return str(dtype)
 
 
-
 def training(frame: pl.DataFrame) -> pl.DataFrame:
     """The rows to learn from: all, or where a 'split' stage has dealt them out, those of
     ``train``."""
     return frame.filter(pl.col(PART) == "train") if PART in frame.columns else frame
 
 
-
 def is_pattern(name: str) -> bool:
     """Whether polars takes a column's name for a pattern of names, also where it stands for the
     column alone: no frame can have it."""
     return name == WILDCARD or (name.startswith("^") and name.endswith("$"))
-
 
 
 def require_names(columns: Iterable[str], where: str) -> None:
@@ -231,7 +200,6 @@ def require_names(columns: Iterable[str], where: str) -> None:
                 f"{where} has a column '{column}', which would stand for all columns whose names "
                 "match it: give it another name."
             )
-
 
 
 def parse_schema(columns: Mapping[str, Any], *, where: str = "[source.schema]") -> Schema:
@@ -256,32 +224,37 @@ def parse_schema(columns: Mapping[str, Any], *, where: str = "[source.schema]") 
         try:
             schema[column] = parse_type(str(name))
         except ValueError as error:
-            why = f": {error}" if str(name).partition("[")[0].partition("(")[0] in PARAMETRIC_TYPES else ""
+            why = (
+                f": {error}"
+                if str(name).partition("[")[0].partition("(")[0] in PARAMETRIC_TYPES
+                else ""
+            )
             raise UserError(
                 f"Unknown type '{name}' of column '{column}' in {where}{why}."
-                f"{nearest(str(name), [*TYPES, *PARAMETRIC_TYPES])} With parameters: {TYPE_EXAMPLES}."
+                f"{nearest(str(name), [*TYPES, *PARAMETRIC_TYPES])} With parameters: "
+                f"{TYPE_EXAMPLES}."
             ) from None
     return schema
 
 
-
 def only_named(declared: Schema) -> Schema:
-    """The same without `WILDCARD` where that is `DROPPED`, for what gives no other columns anyway."""
+    """The same without `WILDCARD` where that is `DROPPED`, for what gives no other columns
+    anyway."""
     if declared.get(WILDCARD) != DROPPED:
         return declared
     return {c: dtype for c, dtype in declared.items() if c != WILDCARD}
 
 
-
 def expand_schema(declared: Schema, available: Schema) -> Schema:
-    """The columns of a source that holds `available`: the declared ones in their types, the others as
-    `WILDCARD` says, as they are unless it is declared."""
+    """The columns of a source that holds `available`: the declared ones in their types, the others
+    as `WILDCARD` says, as they are unless it is declared."""
     named = {c: dtype for c, dtype in declared.items() if c != WILDCARD}
     rest = declared.get(WILDCARD)
     if rest == DROPPED:
         return named
-    return {c: named.get(c, dtype if rest is None else rest) for c, dtype in available.items()} | named
-
+    return {
+        c: named.get(c, dtype if rest is None else rest) for c, dtype in available.items()
+    } | named
 
 
 def require(schema: Schema, columns: Iterable[str], *, where: str) -> None:

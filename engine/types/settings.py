@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
-import time
-import zoneinfo
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from fractions import Fraction
-from pathlib import Path
 from typing import (
     TYPE_CHECKING,
     Annotated,
     Any,
     ClassVar,
-    Literal,
     Protocol,
-    TypeAlias,
-    cast,
-    runtime_checkable,
 )  # fmt: skip
 
-import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -37,19 +25,15 @@ from pydantic import (
     field_validator,
 )
 
-from engine.errors import HeadraceError, UserError, nearest
-
 if TYPE_CHECKING:
-    import torch
+    pass
 from engine.types.schema import element_type
-
 
 
 def _only_number(annotation: str) -> bool:
     return bool(re.search(r"\b(int|float|ByteSize)\b", annotation)) and not re.search(
         r"\b(bool|Any)\b", annotation
     )
-
 
 
 class Settings(BaseModel):
@@ -79,7 +63,6 @@ class Settings(BaseModel):
                 yield value.get_secret_value()
 
 
-
 def _some_text(text: str) -> str:
     if not text:
         raise ValueError("expected text that is not empty")
@@ -88,13 +71,13 @@ def _some_text(text: str) -> str:
     return text
 
 
-
 def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
     if "" in names:
         raise ValueError("expected names that are not empty")
     if len(set(names)) < len(names):
         raise ValueError("expected every name once")
     return names
+
 
 Name = Annotated[str, AfterValidator(_some_text)]
 """A setting that names a column, a file or a folder: an empty one names nothing."""
@@ -115,14 +98,12 @@ NANOSECONDS = {
 """Nanoseconds of each unit of a duration; months and years have no fixed length."""
 
 
-
 def nanoseconds(text: str) -> int | None:
     """A duration such as "250ms", "1.5h" or "1h30m"; None for any other text."""
     parts = re.findall(r"(\d+(?:\.\d+)?)(ns|us|ms|s|m|h|d|w)", text)
     if not parts or "".join(n + unit for n, unit in parts) != text:
         return None
     return sum(int(Fraction(n) * NANOSECONDS[unit]) for n, unit in parts)
-
 
 
 def _seconds(value: Any) -> float:
@@ -137,10 +118,10 @@ def _seconds(value: Any) -> float:
         raise ValueError('expected seconds or a duration like "250ms", "1s", "5m", "2h" or "7d"')
     return seconds
 
+
 Duration = Annotated[float, BeforeValidator(_seconds, json_schema_input_type=float | str)]
 """Type of every setting that is a length of time: seconds, written as a number or as text with
 units ("250ms", "1h30m")."""
-
 
 
 def _each(
@@ -159,7 +140,6 @@ def _each(
         ]
         return pl.when(value.is_not_null()).then(pl.struct(made_fields)) if made_fields else value
     return change(value, kind)
-
 
 
 class Component(Protocol):

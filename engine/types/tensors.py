@@ -2,48 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
-import re
-import time
-import zoneinfo
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from fractions import Fraction
-from pathlib import Path
 from typing import (
     TYPE_CHECKING,
-    Annotated,
     Any,
-    ClassVar,
-    Literal,
-    Protocol,
     TypeAlias,
-    cast,
-    runtime_checkable,
 )  # fmt: skip
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    SecretStr,
-    ValidationInfo,
-    field_validator,
-)
-
-from engine.errors import HeadraceError, UserError, nearest
 
 if TYPE_CHECKING:
     import torch
 
 TensorFunction: TypeAlias = "Callable[[torch.Tensor], torch.Tensor]"
-
 
 
 def tensor(array: NDArray[Any]) -> torch.Tensor:
@@ -52,7 +25,6 @@ def tensor(array: NDArray[Any]) -> torch.Tensor:
     import torch
 
     return torch.from_numpy(array)
-
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +59,6 @@ class Ragged:
         return Ragged(values=each(self.values), offsets=each(self.offsets))
 
 
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Padded:
     """Rows of different lengths, filled up with 0 to one length, which is one of a few.
@@ -112,7 +83,6 @@ class Padded:
     def map(self, each: TensorFunction) -> Padded:
         """The same of other tensors."""
         return Padded(values=each(self.values), mask=each(self.mask))
-
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,7 +138,6 @@ class Sparse:
         )
 
 
-
 def _gathered(offsets: torch.Tensor, rows: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
     """Where the values of these rows lie, one row behind the other, and their offsets."""
     bounds = offsets.numpy()
@@ -176,7 +145,6 @@ def _gathered(offsets: torch.Tensor, rows: NDArray[np.int64]) -> tuple[torch.Ten
     new_offsets = np.concatenate(([0], np.cumsum(lengths)))
     at = np.arange(new_offsets[-1]) + np.repeat(starts - new_offsets[:-1], lengths)
     return tensor(at), tensor(new_offsets)
-
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -260,7 +228,6 @@ class Tensors:
             padded={name: each.take(rows) for name, each in self.padded.items()},
             sparse={name: each.take(rows) for name, each in self.sparse.items()},
         )
-
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

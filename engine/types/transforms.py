@@ -2,46 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
-import re
-import time
-import zoneinfo
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from fractions import Fraction
-from pathlib import Path
+from dataclasses import dataclass
 from typing import (
     TYPE_CHECKING,
-    Annotated,
-    Any,
-    ClassVar,
-    Literal,
-    Protocol,
-    TypeAlias,
-    cast,
-    runtime_checkable,
 )  # fmt: skip
 
-import numpy as np
-import polars as pl
-from numpy.typing import NDArray
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    SecretStr,
-    ValidationInfo,
-    field_validator,
-)
-
-from engine.errors import HeadraceError, UserError, nearest
-
 if TYPE_CHECKING:
-    import torch
-
+    pass
 
 
 # What a stage does to single values, with the numbers it has learned, in words that can be written
@@ -60,7 +27,6 @@ class Fill:
     indicator: str | None = None
 
 
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clip:
     """Values below `low` become `low`, above `high` become `high` (either may be infinite); null
@@ -71,7 +37,6 @@ class Clip:
     high: float
 
 
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Affine:
     """``(x - shift) * scale`` in float64; null stays null, and what is infinite so, also where the
@@ -80,7 +45,6 @@ class Affine:
     column: str
     shift: float
     scale: float
-
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,12 +61,12 @@ class Power:
     below: float
 
 
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Codes:
     """Text to codes: value i of `values` becomes i + 1; anything else, and null, becomes 0."""
 
     column: str
     values: tuple[str, ...]
+
 
 Transform = Fill | Clip | Affine | Power | Codes

@@ -95,8 +95,9 @@ class Augmentation:
         encoders: Mapping[str, Callable[[pl.Series], NDArray[np.int64]]] | None = None,
     ) -> None:
         """Let the learner learn from augmented rows. Where classes are balanced
-        (`models.learners.sampling.ResampledLearner`) or a model may be renewed (`models.challenge.challenger.ChampionChallenger`), the
-        learner inside: what was drawn is augmented.
+        (`models.learners.sampling.ResampledLearner`) or a model may be renewed
+        (`models.challenge.challenger.ChampionChallenger`), the learner inside: what was drawn is
+        augmented.
 
         Args:
             encoders: as in `Context`; for `synonyms` of words.
@@ -135,9 +136,7 @@ class Augmentation:
         return tensors, changed
 
 
-def _applied(
-    augment: Augment, tensors: Tensors, rng: np.random.Generator
-) -> tuple[Tensors, int]:
+def _applied(augment: Augment, tensors: Tensors, rng: np.random.Generator) -> tuple[Tensors, int]:
     """Raises: HeadraceError where that is not as many rows, and how many were changed."""
     done: Any = augment.apply(tensors, rng)
     if isinstance(done, tuple) and len(done) == 2 and isinstance(done[0], Tensors):

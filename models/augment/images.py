@@ -76,7 +76,9 @@ class ImageAugment:
             result[rows] = self._changed(images[rows], drawn[block], torch_rng)
         return result
 
-    def _changed(self, images: torch.Tensor, drawn: Floats, torch_rng: torch.Generator) -> torch.Tensor:
+    def _changed(
+        self, images: torch.Tensor, drawn: Floats, torch_rng: torch.Generator
+    ) -> torch.Tensor:
         """All of these images changed, by the numbers of each, shape (n, DRAWS)."""
         raise NotImplementedError
 
@@ -94,7 +96,9 @@ class Flip(ImageAugment):
         direction: Literal["horizontal", "vertical"] = "horizontal"
         probability: float = Field(0.5, ge=0, le=1)
 
-    def _changed(self, images: torch.Tensor, drawn: Floats, torch_rng: torch.Generator) -> torch.Tensor:
+    def _changed(
+        self, images: torch.Tensor, drawn: Floats, torch_rng: torch.Generator
+    ) -> torch.Tensor:
         return pixels.flipped(images, vertical=self.settings.direction == "vertical")
 
 
@@ -116,7 +120,9 @@ class Crop(ImageAugment):
         area: float = Field(0.5, gt=0, le=1)
         ratio: float = Field(4 / 3, ge=1, allow_inf_nan=False)
 
-    def _changed(self, images: torch.Tensor, drawn: Floats, torch_rng: torch.Generator) -> torch.Tensor:
+    def _changed(
+        self, images: torch.Tensor, drawn: Floats, torch_rng: torch.Generator
+    ) -> torch.Tensor:
         high, wide = images.shape[2:]
         share = self.settings.area + (1 - self.settings.area) * drawn[:, 0]
         ratio = np.exp((2 * drawn[:, 1] - 1) * math.log(self.settings.ratio))
@@ -141,7 +147,9 @@ class Rotate(ImageAugment):
 
         degrees: float = Field(15.0, ge=0, le=180)
 
-    def _changed(self, images: torch.Tensor, drawn: Floats, torch_rng: torch.Generator) -> torch.Tensor:
+    def _changed(
+        self, images: torch.Tensor, drawn: Floats, torch_rng: torch.Generator
+    ) -> torch.Tensor:
         return pixels.rotated(images, (2 * drawn[:, 0] - 1) * self.settings.degrees)
 
 
@@ -163,7 +171,9 @@ class Colour(ImageAugment):
         contrast: float = Field(0.2, ge=0, le=1)
         saturation: float = Field(0.2, ge=0, le=1)
 
-    def _changed(self, images: torch.Tensor, drawn: Floats, torch_rng: torch.Generator) -> torch.Tensor:
+    def _changed(
+        self, images: torch.Tensor, drawn: Floats, torch_rng: torch.Generator
+    ) -> torch.Tensor:
         settings = self.settings
         width = np.array([settings.brightness, settings.contrast, settings.saturation])
         return pixels.coloured(images, *(1 + (2 * drawn - 1) * width).T)
@@ -182,7 +192,9 @@ class PixelNoise(ImageAugment):
 
         scale: float = Field(0.05, ge=0, le=1)
 
-    def _changed(self, images: torch.Tensor, drawn: Floats, torch_rng: torch.Generator) -> torch.Tensor:
+    def _changed(
+        self, images: torch.Tensor, drawn: Floats, torch_rng: torch.Generator
+    ) -> torch.Tensor:
         return pixels.noised(images, np.full(len(images), self.settings.scale), torch_rng)
 
 

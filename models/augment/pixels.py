@@ -176,5 +176,13 @@ def _places(start: Ints, length: Ints, size: int, images: torch.Tensor) -> torch
 
 
 __all__ = [
-    "blended", "blocks", "coloured", "cropped", "flipped", "noised", "pasted", "row_index", "rotated",
+    "blended",
+    "blocks",
+    "coloured",
+    "cropped",
+    "flipped",
+    "noised",
+    "pasted",
+    "rotated",
+    "row_index",
 ]  # fmt: skip

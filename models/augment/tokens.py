@@ -84,7 +84,8 @@ class TokenAugment:
         padded_values[new_mask] = values
         device = rows.values.device
         return Padded(
-            values=torch.from_numpy(padded_values).to(device), mask=torch.from_numpy(new_mask).to(device)
+            values=torch.from_numpy(padded_values).to(device),
+            mask=torch.from_numpy(new_mask).to(device),
         ), changed
 
 

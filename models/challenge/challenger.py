@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from engine.types import (
     Batch,
+    DeviceTensors,
     Features,
     Learner,
-    DeviceTensors,
     Settings,
     Snapshot,
     Step,
@@ -25,8 +25,8 @@ from engine.types import (
     UserError,
     nearest,
 )
-from models.challenge.token_bucket import TokenBucket
 from models.challenge.error_drift import THRESHOLD, ErrorDrift, rehearse
+from models.challenge.token_bucket import TokenBucket
 
 if TYPE_CHECKING:
     from models.export.onnx_graph import Graph
@@ -59,9 +59,10 @@ class ChallengeSettings(Settings):
 
     Attributes:
         forget_on: when to ask whether what was learned still holds: ``error``, where the model's
-            own error rises (`models.challenge.error_drift.ErrorDrift`); the name of a 'drift' stage, where that detects
-            drift in a batch; ``never``. A new model then learns beside the old one, and takes its
-            place once it is surely better (`models.challenge.challenger.ChampionChallenger`).
+            own error rises (`models.challenge.error_drift.ErrorDrift`); the name of a 'drift'
+            stage, where that detects drift in a batch; ``never``. A new model then learns beside
+            the old one, and takes its place once it is surely better
+            (`models.challenge.challenger.ChampionChallenger`).
     """
 
     forget_on: str = "error"
@@ -409,7 +410,10 @@ class _Challenge:
         champion, challenger = both.reshape(2, BLOCKS, -1).mean(axis=2)
         with np.errstate(invalid="ignore"):  # a gain of errors that are not finite is none
             gain = champion - challenger
-            least = max(MIN_STANDARD_ERRORS * _standard_error(gain), MIN_GAIN_SHARE * max(champion.mean(), usual))
+            least = max(
+                MIN_STANDARD_ERRORS * _standard_error(gain),
+                MIN_GAIN_SHARE * max(champion.mean(), usual),
+            )
             return bool(gain.mean() > least)
 
     def extend(self) -> None:
@@ -474,7 +478,9 @@ def _cut(batch: Batch, start: int, stop: int) -> Batch:
         return batch
     on_device, part = tensors.on_device, tensors.slice(start, stop)
     if on_device is not None:
-        on_device = DeviceTensors(tensors=on_device.tensors.slice(start, stop), copied=on_device.copied)
+        on_device = DeviceTensors(
+            tensors=on_device.tensors.slice(start, stop), copied=on_device.copied
+        )
         part = dataclasses.replace(part, on_device=on_device)
     return dataclasses.replace(batch, frame=batch.frame.slice(start, stop - start), tensors=part)
 
@@ -507,4 +513,4 @@ def _refused(step: Step) -> NDArray[np.bool_]:
     return np.full(len(step.scores), step.skipped is not None)
 
 
-__all__ = ["Challengeable", "ChallengeSettings", "ChampionChallenger", "require_challengeable"]
+__all__ = ["ChallengeSettings", "Challengeable", "ChampionChallenger", "require_challengeable"]

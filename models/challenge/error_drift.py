@@ -75,8 +75,8 @@ class ErrorDrift(NamedTuple):
 def _seen(  # type: ignore[no-untyped-def]
     errors, threshold, risen, blocks, total, squares, rising, lowest, open_, held, usual, age
 ):
-    """The fields of `ErrorDrift` after the errors: one by one, so that it does not matter how they are
-    cut."""
+    """The fields of `ErrorDrift` after the errors: one by one, so that it does not matter how they
+    are cut."""
     for i in range(len(errors)):
         held += errors[i] if errors[i] < math.inf else 0.0  # NaN is not
         open_ += 1

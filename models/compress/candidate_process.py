@@ -3,8 +3,8 @@ own with limits of time and memory.
 
 A model file can end the process that runs it (ONNX Runtime raises SIGSEGV, SIGABRT and SIGFPE for
 some), and a converter can take all memory: here that costs the candidate, not the engine. The child
-is ``python -m models.compress.candidate_process JOB RESULT``: started anew, never forked from a process with threads. It
-imports neither torch nor polars, so it starts in a moment.
+is ``python -m models.compress.candidate_process JOB RESULT``: started anew, never forked from a
+process with threads. It imports neither torch nor polars, so it starts in a moment.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from models.export.onnx_graph import SCORE
 from models.compress.quantize import Feed
-from models.serving.session import load, active_provider
+from models.export.onnx_graph import SCORE
+from models.serving.session import active_provider, load
 
 PROBE_ROWS = 1_024
 NICENESS = 5
@@ -93,12 +93,21 @@ class CandidateFailed(Exception):
 def run(job: Job) -> Result:
     """Try a candidate in a child process. Raises: CandidateFailed."""
     with tempfile.TemporaryDirectory() as folder:
-        job_file, result_file, output_file = (Path(folder) / name for name in ("job", "result", "said"))
+        job_file, result_file, output_file = (
+            Path(folder) / name for name in ("job", "result", "said")
+        )
         job_file.write_bytes(pickle.dumps(job, protocol=5))
         paths = [path or str(Path.cwd()) for path in sys.path]
         with output_file.open("wb") as file:
             child = subprocess.Popen(
-                [sys.executable, "-P", "-m", "models.compress.candidate_process", str(job_file), str(result_file)],
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "models.compress.candidate_process",
+                    str(job_file),
+                    str(result_file),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,
@@ -228,8 +237,9 @@ def _pairs(
 
 
 if __name__ == "__main__":
-    import models.compress.candidate_process  # the job's classes are this module's by its name, not __main__'s
+    # the job's classes are this module's by its name, not __main__'s
+    import models.compress.candidate_process
 
     models.compress.candidate_process.main(Path(sys.argv[1]), Path(sys.argv[2]))
 
-__all__ = ["Job", "CandidateFailed", "Result", "run"]
+__all__ = ["CandidateFailed", "Job", "Result", "run"]

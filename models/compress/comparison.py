@@ -182,7 +182,13 @@ def compare_classes(
     for at, c in enumerate(present):
         own = slice(2 * at, 2 * at + 2)
         name = f"recall of '{names[c]}'"
-        add(name, class_hits[own] / class_counts[c], refound[:, own] / class_counts[c], rules.max_slice_loss, -1.0)
+        add(
+            name,
+            class_hits[own] / class_counts[c],
+            refound[:, own] / class_counts[c],
+            rules.max_slice_loss,
+            -1.0,
+        )
         figures[-1] = _share(figures[-1], int(class_counts[c]), rules)
     worst = max(figures[overall:], key=_severity)
     return (*figures[:overall], worst)
@@ -293,7 +299,10 @@ def _ranks(
     over the classes, of the rarer one alone where there are two: it is what they would lose."""
     rarer = np.bincount(target, minlength=2).argmin()
     chosen = present if class_probabilities[0].shape[1] > 2 else np.array([rarer])
-    rankers = [[_ranker(target == c, class_probability[:, c]) for class_probability in class_probabilities] for c in chosen]
+    rankers = [
+        [_ranker(target == c, class_probability[:, c]) for class_probability in class_probabilities]
+        for c in chosen
+    ]
 
     def all_of(weights: Floats) -> Floats:
         each = [np.stack([ranked(weights) for ranked in pair], axis=-1) for pair in rankers]

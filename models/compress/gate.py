@@ -2,7 +2,8 @@
 the best.
 
 A candidate is accepted only where quality, speed and size all say so, and quality surely; a refusal
-gives its numbers. The engine never runs a candidate itself: see `models.compress.candidate_process`.
+gives its numbers. The engine never runs a candidate itself: see
+`models.compress.candidate_process`.
 """
 
 from __future__ import annotations
@@ -27,10 +28,17 @@ from engine import types
 from engine.types import HeadraceError, UserError, class_indexes
 from engine.types.plural import counted
 from models.compress import candidate_process
-from models.export.onnx_inputs import Feed, Inputs
-from models.export.model_files import Properties, metadata, put
-from models.compress.comparison import Figure, Floats, Rules, compare_classes, compare_regression, speed
+from models.compress.comparison import (
+    Figure,
+    Floats,
+    Rules,
+    compare_classes,
+    compare_regression,
+    speed,
+)
 from models.compress.quantize import CANDIDATES
+from models.export.model_files import Properties, metadata, put
+from models.export.onnx_inputs import Feed, Inputs
 from models.serving.session import available_providers, runtime_version
 
 CALIBRATION_BATCH = 512
@@ -236,7 +244,9 @@ def compress(
         candidate_path = path.with_name(f"{path.stem}.{name}.onnx")
         function = CANDIDATES[name]
         try:
-            result = bench.run_candidate(f"{function.__module__}:{function.__qualname__}", candidate_path)
+            result = bench.run_candidate(
+                f"{function.__module__}:{function.__qualname__}", candidate_path
+            )
         except candidate_process.CandidateFailed as error:
             failed[name] = str(error)
             candidate_path.unlink(missing_ok=True)
@@ -294,7 +304,9 @@ class _Gate:
         self._target = self._labels()[self._finite]
         self.remark = self._short(len(self._target))
 
-    def candidate(self, name: str, path: Path, result: candidate_process.Result, size: int) -> Candidate:
+    def candidate(
+        self, name: str, path: Path, result: candidate_process.Result, size: int
+    ) -> Candidate:
         """A model's figures, with its refusal where one is out of bounds."""
         scores = np.asarray(result.scores[self._finite], np.float64)
         figures = self._compare(scores)
@@ -320,7 +332,9 @@ class _Gate:
             size=path.stat().st_size,
         )
         lost = int((~_finite_rows(scores)).sum())
-        return candidate if name == "float32" else _with_refusal(candidate, size, lost, self._settings)
+        return (
+            candidate if name == "float32" else _with_refusal(candidate, size, lost, self._settings)
+        )
 
     def verdict(
         self, candidates: tuple[Candidate, ...], failed: dict[str, str], chosen: str, provider: str

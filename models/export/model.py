@@ -22,7 +22,11 @@ from models.export.model_files import put, write
 from models.export.onnx_graph import ML, SCORE, Graph
 
 FORMAT = "headrace/1"
-ONNX_TYPES = {"double": TensorProto.DOUBLE, "string": TensorProto.STRING, "int64": TensorProto.INT64}
+ONNX_TYPES = {
+    "double": TensorProto.DOUBLE,
+    "string": TensorProto.STRING,
+    "int64": TensorProto.INT64,
+}
 
 
 class Writable(Protocol):
@@ -87,7 +91,9 @@ class _StageGraph:
         self._features = features
         self.inputs: dict[str, str] = {}
         self._nan_mask = ""
-        indicator_columns = {t.indicator: t.column for t in transforms if isinstance(t, Fill) and t.indicator}
+        indicator_columns = {
+            t.indicator: t.column for t in transforms if isinstance(t, Fill) and t.indicator
+        }
         raw = dict.fromkeys(indicator_columns.get(c, c) for c in features.numeric)
         self._text = {t.column for t in transforms if _is_text(t)}
         self._columns = [c for c in raw if c not in self._text]
@@ -105,7 +111,8 @@ class _StageGraph:
             self._apply(layer)
 
     def numeric(self) -> str:
-        """The features, (n, d) float32, in the learner's order, all finite; see `with_nan_guard`."""
+        """The features, (n, d) float32, in the learner's order, all finite; see
+        `with_nan_guard`."""
         graph, wanted = self._graph, list(self._features.numeric)
         x = self._matrix
         if not wanted:
@@ -285,7 +292,9 @@ class _StageGraph:
         """Numbers made of a text become a column of the matrix."""
         graph = self._graph
         column_node = self._concat([graph.op("Cast", values, to=TensorProto.DOUBLE)])
-        self._matrix = graph.op("Concat", self._matrix, column_node, axis=1) if self._matrix else column_node
+        self._matrix = (
+            graph.op("Concat", self._matrix, column_node, axis=1) if self._matrix else column_node
+        )
         self._columns = [*self._columns, column]
 
     def _vector(self, values: Mapping[str, float], otherwise: float) -> str:

@@ -59,7 +59,9 @@ class Graph:
         """One node with several outputs."""
         names = [self.name(op_type.lower()) for _ in range(outputs)]
         self._nodes.append(
-            helper.make_node(op_type, list(inputs), names, name=names[0], domain=domain, **attributes)
+            helper.make_node(
+                op_type, list(inputs), names, name=names[0], domain=domain, **attributes
+            )
         )
         return names
 

@@ -33,7 +33,10 @@ class Inputs:
         Raises: UserError for a column that is not there, or holds no numbers.
         """
         try:
-            return {name: _array(frame.get_column(name), input_type) for name, input_type in self.kinds.items()}
+            return {
+                name: _array(frame.get_column(name), input_type)
+                for name, input_type in self.kinds.items()
+            }
         except pl.exceptions.ColumnNotFoundError:
             missing = next(name for name in self.kinds if name not in frame.columns)
             raise UserError(

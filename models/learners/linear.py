@@ -16,8 +16,8 @@ from pydantic import Field
 
 from engine import types
 from engine.types import Batch, Features, Settings, Snapshot, Step, Tensors, UserError
-from models.learners.identity import require_same_model
 from models.challenge.challenger import Challengeable, ChallengeSettings
+from models.learners.identity import require_same_model
 from models.learners.sgd import Floats, learn_rows, predict_rows
 
 if TYPE_CHECKING:

@@ -47,8 +47,8 @@ class NetworkShape:
         sparse: gradients of the embeddings are sparse; their tables lie outside the one tensor.
         bags: number of ids and width of the vectors of each bag.
         images: channels of each image.
-        conv_channels: widths of the layers that every image goes through, each 3 x 3 at every second
-            place; the mean over what is left of height and width is input beside the others.
+        conv_channels: widths of the layers that every image goes through, each 3 x 3 at every
+            second place; the mean over what is left of height and width is input beside the others.
     """
 
     numeric: int

@@ -32,10 +32,11 @@ class OptimizerSettings(Settings):
         schedule_steps [steps]: steps until the end of the cosine `schedule`.
         lr_floor [share]: lowest step size of a schedule, as a share of `lr`.
         l1: weight of the sum of the absolute weights, in the gradient before clipping.
-        weight_decay: weight of half the sum of the squared weights (adamw: the decay); sparse embeddings get
-            neither.
+        weight_decay: weight of half the sum of the squared weights (adamw: the decay); sparse
+            embeddings get neither.
         max_grad_norm: longest gradient; nothing is clipped unless given.
-        ema_decay: decay per step of an average of the weights that predicts in their place; 0 is off.
+        ema_decay: decay per step of an average of the weights that predicts in their place; 0 is
+            off.
     """
 
     optimizer: Literal["sgd", "adam", "adamw"] = "adam"
@@ -228,7 +229,8 @@ class _Dense:
         momentum, buffers = self._settings.momentum, [self._moments.get("momentum_buffer")]
         sgd(
             [self._network.flat], [self._network.gradient], buffers, fused=True, lr=lr,
-            weight_decay=self._settings.weight_decay, momentum=momentum, dampening=0.0, nesterov=False,
+            weight_decay=self._settings.weight_decay, momentum=momentum, dampening=0.0,
+            nesterov=False,
             maximize=False,
         )  # fmt: skip
         if buffers[0] is not None:

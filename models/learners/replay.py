@@ -117,8 +117,8 @@ class Replay:
     def sample(self, steps: int, rng: torch.Generator, step: int = 0) -> list[ReplayRows]:
         """Rows for so many steps, drawn with replacement. At least one row must have been added.
 
-        A step gets what `ReplaySettings.replay_rows_for` says of one with `step` new rows, or as many as
-        are kept where those are fewer.
+        A step gets what `ReplaySettings.replay_rows_for` says of one with `step` new rows, or as
+        many as are kept where those are fewer.
         """
         batch = min(self.settings.replay_rows_for(step), self._filled)
         index = self._draw(steps * batch, rng).to(self._ring[2].device)
@@ -156,4 +156,4 @@ def _float(exact: bool) -> torch.dtype:
     return torch.float64 if exact else torch.float32
 
 
-__all__ = ["Replay", "ReplaySettings", "ReplayRows"]
+__all__ = ["Replay", "ReplayRows", "ReplaySettings"]

@@ -24,8 +24,8 @@ from engine.types import (
     UserError,
     nearest,
 )
-from models.learners.identity import require_same_model
 from models.challenge.challenger import Challengeable
+from models.learners.identity import require_same_model
 
 if TYPE_CHECKING:
     from models.export.onnx_graph import Graph
@@ -36,13 +36,14 @@ class SamplingSettings(Settings):
 
     Attributes:
         method: ``under`` leaves rows of frequent classes out, ``over`` learns rows of rare ones
-            several times, ``hybrid`` does both and learns `sampling_rate` rows for each that was read.
-        desired_dist [share]: class -> its share of the rows learned from; equal shares unless given.
-            They are divided by their sum.
+            several times, ``hybrid`` does both and learns `sampling_rate` rows for each that was
+            read.
+        desired_dist [share]: class -> its share of the rows learned from; equal shares unless
+            given. They are divided by their sum.
         sampling_rate: of hybrid.
         max_copies: a row is learned at most so many times.
-        smote_neighbors: in place of copies, rows between a row and one of its so many nearest of the same
-            class (SMOTE); 0 copies.
+        smote_neighbors: in place of copies, rows between a row and one of its so many nearest of
+            the same class (SMOTE); 0 copies.
         keep [rows]: rows of each class that smote looks among, the newest.
         correct: correct probabilities back to the classes' true shares.
         seed: of the random numbers that rows are drawn by.
@@ -72,9 +73,10 @@ class ResampledLearner(Challengeable):
     Latinne and Decaestecker, "Adjusting the Outputs of a Classifier to New a Priori Probabilities",
     2002). The exported model does so too.
 
-    With `smote_neighbors`, the second and further copies of a row lie at random between it and one of its
-    nearest kept rows of the same class (Chawla et al., "SMOTE: Synthetic Minority Over-sampling
-    Technique", 2002): numbers on the line between the two, categories those of the row.
+    With `smote_neighbors`, the second and further copies of a row lie at random between it and one
+    of its nearest kept rows of the same class (Chawla et al., "SMOTE: Synthetic Minority
+    Over-sampling Technique", 2002): numbers on the line between the two, categories those of the
+    row.
 
     Chance is a function of the seed and the number of the batch, so a restored learner goes on to
     the bit.
@@ -129,7 +131,9 @@ class ResampledLearner(Challengeable):
             not_learned = np.zeros(len(target), np.bool_)
             not_learned[chosen[step.not_learned]] = True
         scored_only = int((times == 0).sum())
-        return dataclasses.replace(step, scores=scores, not_learned=not_learned, scored_only=scored_only)
+        return dataclasses.replace(
+            step, scores=scores, not_learned=not_learned, scored_only=scored_only
+        )
 
     def predict(self, tensors: Tensors) -> NDArray[np.float64]:
         """The learner's scores, corrected."""
@@ -190,7 +194,8 @@ class ResampledLearner(Challengeable):
                 )
             elif self._rates(self._seen)[i] == settings.max_copies and settings.max_copies > 1:
                 remarks.append(
-                    f"[train.sampling] max_copies = {settings.max_copies} keeps class '{name}' below its "
+                    f"[train.sampling] max_copies = {settings.max_copies} keeps class '{name}' "
+                    f"below its "
                     f"{self._desired[i]:.1%}: raise it, or choose method = 'under'."
                 )
         return remarks
@@ -303,7 +308,9 @@ class ResampledLearner(Challengeable):
                 continue
             at = max_copies[target[max_copies] == code]
             rows, own = np.unique(chosen[at], return_inverse=True)
-            near = _nearest(drawn.numeric[np.searchsorted(chosen, rows)], kept, self.settings.smote_neighbors)
+            near = _nearest(
+                drawn.numeric[np.searchsorted(chosen, rows)], kept, self.settings.smote_neighbors
+            )
             picked = near[own, rng.integers(near.shape[1], size=len(at))]
             share = rng.random((len(at), 1), np.float32)
             numeric[at] += share * (kept[picked] - numeric[at])
@@ -359,7 +366,9 @@ def _ratio(desired_dist: NDArray[np.float64], seen: NDArray[np.int64]) -> NDArra
     actual = seen / max(1, int(seen.sum()))
     possible = np.where(seen_mask, desired_dist, 0.0)
     possible = possible / (possible.sum() or 1.0)
-    ratio: NDArray[np.float64] = np.divide(possible, actual, where=seen_mask, out=np.zeros(len(desired_dist)))
+    ratio: NDArray[np.float64] = np.divide(
+        possible, actual, where=seen_mask, out=np.zeros(len(desired_dist))
+    )
     return ratio
 
 

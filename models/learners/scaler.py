@@ -25,8 +25,9 @@ a step nor the statistics."""
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Scaler:
-    """Mean and deviation of the rows learned so far: ``(x - mean) / deviation``, at most `MAX_DEVIATIONS`
-    from 0; 0 where a feature has not varied yet. A value: learning makes a new one.
+    """Mean and deviation of the rows learned so far: ``(x - mean) / deviation``, at most
+    `MAX_DEVIATIONS` from 0; 0 where a feature has not varied yet. A value: learning makes a new
+    one.
 
     The factor of a feature that has not varied is 0; features that are not scaled have shift 0,
     factor 1 and no limit. The statistics hold a number beyond the limit for one at the limit.

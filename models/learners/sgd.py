@@ -121,7 +121,9 @@ def gradient_of(score: float, target: float, logistic: bool) -> float:
     if not logistic:
         return 2 * (score - target)
     if 0 < target < 1:
-        return target * log_loss_gradient(score, 1.0) + (1 - target) * log_loss_gradient(score, -1.0)
+        return target * log_loss_gradient(score, 1.0) + (1 - target) * log_loss_gradient(
+            score, -1.0
+        )
     return log_loss_gradient(score, 1.0 if target > 0 else -1.0)
 
 

@@ -27,16 +27,16 @@ from engine.types import (
     UserError,
     nearest,
 )
+from models.challenge.challenger import Challengeable, ChallengeSettings
 from models.learners.identity import require_same_model
 from models.learners.losses import LossSettings, make_loss
 from models.learners.network import Network, NetworkShape, embedding_width
 from models.learners.optimizer import Optimizer, OptimizerSettings
-from models.challenge.challenger import Challengeable, ChallengeSettings
 from models.learners.replay import DEFAULT_REPLAY_BYTES, DEFAULT_REPLAY_ROWS, Replay, ReplaySettings
 from models.learners.rescale import Rescale
 from models.learners.scaler import Scaler
-from models.learners.target_transform import TargetScale, TargetTransform
 from models.learners.step_buffer import StepBuffer
+from models.learners.target_transform import TargetScale, TargetTransform
 
 if TYPE_CHECKING:
     from models.augment.augmentation import Augmentation
@@ -101,9 +101,10 @@ class TabularLearner(Challengeable):
 
         Attributes:
             layers: widths of the hidden layers.
-            embedding_dim: width of the vectors of categories and ids, one for all or by column; unless
-                given, by the number of codes (`models.learners.network.embedding_width`).
-            conv_channels: widths of the layers that images go through (`models.learners.network.NetworkShape`).
+            embedding_dim: width of the vectors of categories and ids, one for all or by column;
+                unless given, by the number of codes (`models.learners.network.embedding_width`).
+            conv_channels: widths of the layers that images go through
+                (`models.learners.network.NetworkShape`).
             activation: function after each hidden layer.
             dropout [share]: share of hidden units silenced in a training step.
             sparse_embeddings: only the rows of a table that a batch uses get a gradient: for tables
@@ -178,8 +179,8 @@ class TabularLearner(Challengeable):
         """Score the rows and learn from them, step by step.
 
         A row whose loss is not finite is refused; so are the rows of a step whose gradient is not.
-        With neither dropout nor `ema_decay` nor augmentation, a step whose rows come in one piece is
-        scored by its own forward pass.
+        With neither dropout nor `ema_decay` nor augmentation, a step whose rows come in one piece
+        is scored by its own forward pass.
         """
         tensors = batch.tensors
         assert tensors is not None, "a batch to learn from is collated"
@@ -225,7 +226,10 @@ class TabularLearner(Challengeable):
         learner = TabularLearner(self.settings, self.training, self.features)
         learner.limit_memory(self._replay_limit)
         learner.augmentation = self.augmentation
-        learner._scaler, learner._scale = self._scaler.discounted(SUCCESSOR_ROWS), self._scale.discounted(SUCCESSOR_ROWS)
+        learner._scaler, learner._scale = (
+            self._scaler.discounted(SUCCESSOR_ROWS),
+            self._scale.discounted(SUCCESSOR_ROWS),
+        )
         return learner
 
     def steps_per_row(self, rows: int) -> float:
@@ -431,7 +435,9 @@ class TabularLearner(Challengeable):
         scale = self._scale.learned(_target(rows))
         augmented = self._augmented(rows, 0, progress.changed)
         raw = self._train(augmented) if raw is None else raw
-        loss, taken = self._optimizer.step(self._loss(raw, self._scaled_target(_target(augmented), scale)))
+        loss, taken = self._optimizer.step(
+            self._loss(raw, self._scaled_target(_target(augmented), scale))
+        )
         self._rows += len(rows)
         if not taken:
             if before := len(rows) - progress.step_failed():
@@ -455,7 +461,9 @@ class TabularLearner(Challengeable):
             numeric = self._rescale.rescale(kept[0], scales)
             again = Tensors(numeric=numeric, categories=kept[1], target=kept[2])
             augmented = self._augmented(again, step, changed)
-            loss = self._loss(self._train(augmented), self._scaled_target(_target(augmented), self._scale))
+            loss = self._loss(
+                self._train(augmented), self._scaled_target(_target(augmented), self._scale)
+            )
             taken += self._optimizer.step(loss)[1]
         return taken
 
@@ -697,7 +705,9 @@ def _scale(settings: TabularLearner.Settings, features: Features) -> TargetScale
             "[model] target_transform expects one of none, log1p, sqrt and standard, or a warp and "
             f"then standard, got {list(steps)}."
         )
-    return TargetScale(transform=transforms[0] if transforms else "none", standard="standard" in steps)
+    return TargetScale(
+        transform=transforms[0] if transforms else "none", standard="standard" in steps
+    )
 
 
 __all__ = ["TabularLearner"]

@@ -24,8 +24,8 @@ class TargetScale:
     """A value: learning makes a new one.
 
     Attributes:
-        transform: ``none``, ``log1p`` or ``sqrt`` (both of targets that are not negative; another makes
-            the loss nan).
+        transform: ``none``, ``log1p`` or ``sqrt`` (both of targets that are not negative; another
+            makes the loss nan).
         standard: then subtract the mean of all targets learned so far and divide by their standard
             deviation.
         count, mean, squares: of the warped targets; `squares` is the sum of squared deviations.

@@ -20,7 +20,13 @@ from engine.types import Batch, Features, Name, Schema, UserError, nearest, pars
 from models.export import model_files
 from models.export.model import FORMAT, SCORE
 from models.export.onnx_inputs import Inputs
-from models.serving.session import PROVIDER_NAMES, NotAModel, available_providers, load, active_provider
+from models.serving.session import (
+    PROVIDER_NAMES,
+    NotAModel,
+    active_provider,
+    available_providers,
+    load,
+)
 
 log = logging.getLogger("headrace.predictor")
 
@@ -110,7 +116,10 @@ class OnnxPredictor:
         properties = model_files.Properties.read(metadata, path)
         self._inputs = Inputs(properties.inputs)
         self.features = Features(
-            numeric=(), task=properties.task, classes=properties.classes, threshold=properties.threshold
+            numeric=(),
+            task=properties.task,
+            classes=properties.classes,
+            threshold=properties.threshold,
         )
         self.stages, self.before = properties.stages, properties.before
         self.requires = tuple(self._inputs.kinds)
@@ -123,7 +132,12 @@ class OnnxPredictor:
     def bind(self, schema: Schema) -> None:
         """Raises: UserError naming a column that the model needs and the schema lacks, or that is
         no number; or one that the answers would hide."""
-        for column in ("prediction", "probability", *self.features.prediction_names, "model_version"):
+        for column in (
+            "prediction",
+            "probability",
+            *self.features.prediction_names,
+            "model_version",
+        ):
             if column in schema:
                 raise UserError(
                     f"Column '{column}' is there already, and the model's answers are called that: "
@@ -150,7 +164,9 @@ class OnnxPredictor:
         )
         finite = np.isfinite(scores).reshape(len(scores), self.features.outputs).all(axis=1)
         version = self._tag.new_from_index(0, len(batch))
-        done = batch.with_frame(batch.frame.hstack([*self.features.prediction_columns(scores), version]))
+        done = batch.with_frame(
+            batch.frame.hstack([*self.features.prediction_columns(scores), version])
+        )
         if finite.all():
             return done
         detail = (
@@ -186,7 +202,9 @@ class OnnxPredictor:
         used = active_provider(self._session)
         requested = [PROVIDER_NAMES.get(name, name) for name in self.settings.providers]
         if requested and used != requested[0]:
-            sentence = f"[infer] providers asks for {requested[0]}, but the model runs on {used} here"
+            sentence = (
+                f"[infer] providers asks for {requested[0]}, but the model runs on {used} here"
+            )
             if self.settings.strict_provider:
                 raise UserError(f"{sentence}: install its libraries, or drop strict_provider.")
             log.warning("%s", sentence)

@@ -13,7 +13,11 @@ import onnxruntime as ort
 ort.set_default_logger_severity(4)
 
 PROVIDER_ORDER = ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider")
-PROVIDER_NAMES = {"tensorrt": PROVIDER_ORDER[0], "cuda": PROVIDER_ORDER[1], "cpu": PROVIDER_ORDER[2]}
+PROVIDER_NAMES = {
+    "tensorrt": PROVIDER_ORDER[0],
+    "cuda": PROVIDER_ORDER[1],
+    "cpu": PROVIDER_ORDER[2],
+}
 # By itself CUDA rounds the factors of a float32 product to 10 bits (TF32): a small score of the
 # learner's then differs in its third digit. Who wants half the digits takes the float16 candidate.
 OPTIONS = {PROVIDER_ORDER[1]: {"use_tf32": "0"}}
@@ -35,7 +39,9 @@ def load(path: Path, providers: tuple[str, ...], threads: int | None = None) -> 
     # Threads that spin between batches take the cores from the loader's.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 4
-    names = list(dict.fromkeys([*(PROVIDER_NAMES.get(name, name) for name in providers), PROVIDER_ORDER[-1]]))
+    names = list(
+        dict.fromkeys([*(PROVIDER_NAMES.get(name, name) for name in providers), PROVIDER_ORDER[-1]])
+    )
     reason = ""
     for first in range(len(names)):
         chosen = [(name, OPTIONS.get(name, {})) for name in names[first:]]
@@ -70,4 +76,11 @@ def runtime_version() -> str:
     return str(ort.__version__)
 
 
-__all__ = ["PROVIDER_NAMES", "NotAModel", "available_providers", "load", "active_provider", "runtime_version"]
+__all__ = [
+    "PROVIDER_NAMES",
+    "NotAModel",
+    "active_provider",
+    "available_providers",
+    "load",
+    "runtime_version",
+]

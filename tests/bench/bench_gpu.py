@@ -24,14 +24,14 @@ import polars as pl
 import torch
 
 from connectors.memory import MemorySource
-from engine.loading.collate import Collate
 from engine.config import LoaderSettings
+from engine.loading.collate import Collate
 from engine.loading.loader import Loader
 from engine.loading.transfer import Transfer
 from engine.types import Batch, Features, Mark, UserError
+from models.compress.quantize import float16
 from models.learners.tabular import TabularLearner
 from models.serving.predictor import OnnxPredictor
-from models.compress.quantize import float16
 from tests.bench import bench_inference, bench_training
 from tests.bench.measure import interleave, median, report
 

@@ -17,17 +17,17 @@ import numpy as np
 import polars as pl
 
 from connectors.memory import MemorySource
-from engine.loading.collate import Collate
 from engine.config import LoaderSettings
+from engine.loading.collate import Collate
 from engine.loading.loader import Loader
 from engine.running.loop import Loop
-from engine.types import Batch, Features, Mark
 from engine.running.work import Serving
+from engine.types import Batch, Features, Mark
+from models.compress.quantize import CANDIDATES
 from models.export.model import SCORE, export
 from models.export.onnx_inputs import Inputs
 from models.learners.tabular import TabularLearner
 from models.serving.predictor import OnnxPredictor
-from models.compress.quantize import CANDIDATES
 from tests.bench.measure import interleave, median, report
 
 COLUMNS = 32

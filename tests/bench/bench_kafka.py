@@ -25,8 +25,8 @@ import polars as pl
 import torch
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
-from connectors.kafka.source import KafkaSource
 from connectors.kafka.fetch import install_columnar_fetch
+from connectors.kafka.source import KafkaSource
 from engine.config import Pipeline
 from engine.run import Run
 from engine.types import EndOfStream, Mark
@@ -131,7 +131,9 @@ def filled(broker: Broker, count: int) -> str:
 def source(broker: Broker, topic: str) -> KafkaSource:
     """To the end of the topic."""
     return KafkaSource(
-        KafkaSource.Settings(bootstrap_servers=broker.bootstrap_servers, topics=(topic,), stop="end")
+        KafkaSource.Settings(
+            bootstrap_servers=broker.bootstrap_servers, topics=(topic,), stop="end"
+        )
     )
 
 
@@ -151,7 +153,8 @@ def raw(broker: Broker, topic: str) -> int:
 def fetch(broker: Broker, topic: str) -> int:
     """The columnar consumer alone."""
     consumer = KafkaConsumer(
-        bootstrap_servers=broker.bootstrap_servers, auto_offset_reset="earliest", metrics_enabled=False,
+        bootstrap_servers=broker.bootstrap_servers, auto_offset_reset="earliest",
+        metrics_enabled=False,
         fetch_max_bytes=16 << 20, max_partition_fetch_bytes=16 << 20, enable_auto_commit=False,
     )  # fmt: skip
     install_columnar_fetch(consumer, newline=True)
@@ -170,7 +173,8 @@ def typed(broker: Broker, topic: str) -> int:
     """Through a pipeline's loader: decoded, standardized, float32 tensors of 8,192 rows."""
     table: dict[str, Any] = {
         "name": "kafka",
-        "source": {"kind": "kafka", "bootstrap_servers": broker.bootstrap_servers, "topics": [topic], "stop": "end",
+        "source": {"kind": "kafka", "bootstrap_servers": broker.bootstrap_servers,
+        "topics": [topic], "stop": "end",
                    "schema": dict.fromkeys([*NUMBERS, "id"], "float64")},
         "loader": {"batch_rows": 8_192},
         "scrub": {"standardize": {"columns": NUMBERS, "freeze_after": 8_192}},
@@ -183,7 +187,8 @@ def typed(broker: Broker, topic: str) -> int:
 def by_kafka_python(broker: Broker, topic: str) -> int:
     """Its own records."""
     consumer = KafkaConsumer(
-        bootstrap_servers=broker.bootstrap_servers, auto_offset_reset="earliest", metrics_enabled=False,
+        bootstrap_servers=broker.bootstrap_servers, auto_offset_reset="earliest",
+        metrics_enabled=False,
         max_poll_records=10_000, max_partition_fetch_bytes=4 << 20, enable_auto_commit=False,
     )  # fmt: skip
     partitions = [TopicPartition(topic, n) for n in range(PARTITIONS)]
@@ -203,7 +208,8 @@ def by_confluent(broker: Broker, topic: str, *, parse: bool) -> int:
     import confluent_kafka as ck
 
     consumer = ck.Consumer(
-        {"bootstrap.servers": broker.bootstrap_servers, "group.id": "bench", "enable.auto.commit": False,
+        {"bootstrap.servers": broker.bootstrap_servers, "group.id": "bench",
+        "enable.auto.commit": False,
          "auto.offset.reset": "earliest", "fetch.queue.backoff.ms": 2,
          "queued.min.messages": 1_000_000, "queued.max.messages.kbytes": 1 << 18}
     )  # fmt: skip
@@ -230,7 +236,8 @@ async def by_aiokafka(broker: Broker, topic: str) -> int:
     import aiokafka
 
     consumer = aiokafka.AIOKafkaConsumer(
-        bootstrap_servers=broker.bootstrap_servers, enable_auto_commit=False, auto_offset_reset="earliest",
+        bootstrap_servers=broker.bootstrap_servers, enable_auto_commit=False,
+        auto_offset_reset="earliest",
         max_partition_fetch_bytes=4 << 20, fetch_max_bytes=16 << 20,
     )  # fmt: skip
     await consumer.start()
@@ -270,7 +277,9 @@ def by_bytewax(broker: Broker, topic: str) -> int:
 
     made = Rows()
     flow = Dataflow("bench")
-    records = op.input("in", flow, Input([broker.bootstrap_servers], [topic], tail=False, batch_size=1_000))
+    records = op.input(
+        "in", flow, Input([broker.bootstrap_servers], [topic], tail=False, batch_size=1_000)
+    )
     rows = op.map("parse", records, lambda record: made.add(json.loads(record.value)))
     op.output("out", op.filter("none", rows, lambda row: row is not None), TestingSink([]))
     run_main(flow)

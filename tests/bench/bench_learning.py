@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from engine.loading.collate import Collate
 from engine.types import Batch, Features, Mark, Tensors
-from models.learners.tabular import TabularLearner
 from models.challenge.challenger import ChampionChallenger
+from models.learners.tabular import TabularLearner
 from tests.bench.measure import report
 
 FLOORS = {"Phishing": 0.88, "Bananas": 0.80, "ImageSegments": 0.90, "TrumpApproval": 1.0}
@@ -67,14 +67,20 @@ def headrace(rows: list[dict[str, float]], labels: list[Any], batch_rows: int = 
     frame = pl.DataFrame(rows).cast(pl.Float64).with_columns(target=pl.Series(target))
     frame = frame.with_columns(_partition=pl.lit("p"), _position=pl.int_range(pl.len()))
     collate = Collate(reads)
-    model = ChampionChallenger(TabularLearner(TabularLearner.Settings(), TabularLearner.Training(), reads))
+    model = ChampionChallenger(
+        TabularLearner(TabularLearner.Settings(), TabularLearner.Training(), reads)
+    )
     right: list[Any] = []
     for part in frame.iter_slices(batch_rows):
         batch = collate.apply(Batch(frame=part, mark=Mark(), arrived=0.0))
         said = model.learn(batch).scores
         prediction_columns = reads.prediction_columns(said)[0]
         truth = part["target"]
-        right.append(((prediction_columns - truth).abs() if regression else prediction_columns == truth).to_numpy())
+        right.append(
+            (
+                (prediction_columns - truth).abs() if regression else prediction_columns == truth
+            ).to_numpy()
+        )
     return float(np.concatenate(right).astype(float).mean())
 
 

@@ -18,8 +18,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from connectors.files.source import FilesSource
-from engine.loading.collate import Collate
 from engine.config import LoaderSettings
+from engine.loading.collate import Collate
 from engine.loading.loader import Loader
 from engine.scrub.features.tokens import Tokens
 from engine.types import Features, Schema, parse_schema

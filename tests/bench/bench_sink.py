@@ -92,7 +92,8 @@ def by_headrace(broker: Broker, topic: str, frame: pl.DataFrame, *, headers: boo
 def by_kafka_python(broker: Broker, topic: str, frame: pl.DataFrame) -> None:
     """Record by record."""
     producer = KafkaProducer(
-        bootstrap_servers=broker.bootstrap_servers, linger_ms=LINGER_MS, batch_size=BATCH, acks="all",
+        bootstrap_servers=broker.bootstrap_servers, linger_ms=LINGER_MS, batch_size=BATCH,
+        acks="all",
         enable_idempotence=True, compression_type="lz4",
     )  # fmt: skip
     for part in lines(frame):
@@ -108,7 +109,8 @@ def by_confluent(broker: Broker, topic: str, frame: pl.DataFrame) -> None:
 
     producer = Producer(
         {
-            "bootstrap.servers": broker.bootstrap_servers, "linger.ms": LINGER_MS, "batch.size": BATCH,
+            "bootstrap.servers": broker.bootstrap_servers, "linger.ms": LINGER_MS,
+            "batch.size": BATCH,
             "enable.idempotence": True, "compression.type": "lz4",
             "queue.buffering.max.messages": 1_000_000,
         }

@@ -106,7 +106,9 @@ def rows() -> list[bytes]:
 
 def fill(broker: Broker, topic: str, values: list[bytes], count: int) -> None:
     """The rows over and over, to all partitions in turns."""
-    settings = KafkaSink.Settings(bootstrap_servers=broker.bootstrap_servers, topic=topic, format="raw")
+    settings = KafkaSink.Settings(
+        bootstrap_servers=broker.bootstrap_servers, topic=topic, format="raw"
+    )
     sink, frame = KafkaSink(settings), pl.DataFrame({"value": values})
     for _ in range(count // len(values)):
         sink.write(frame)
@@ -118,7 +120,12 @@ def pipeline(folder: Path, broker: Broker, topic: str, sink: str, values: list[b
     """Trains a small model on the rows, and writes the file of the engine that serves it."""
     schema = "\n".join(f'{column} = "float64"' for column in NUMBERS)
     (folder / "rows.ndjson").write_bytes(b"\n".join(values) + b"\n")
-    keys = {"folder": folder, "bootstrap_servers": broker.bootstrap_servers, "topic": topic, "sink": sink}
+    keys = {
+        "folder": folder,
+        "bootstrap_servers": broker.bootstrap_servers,
+        "topic": topic,
+        "sink": sink,
+    }
     made = {}
     for name, more in (("train", TRAIN), ("serve", SERVE)):
         made[name] = folder / f"{name}.toml"
@@ -131,7 +138,15 @@ def pipeline(folder: Path, broker: Broker, topic: str, sink: str, values: list[b
 
 def watched(file: Path, count: int) -> list[dict[str, float]]:
     """The engine's page, ten times a second, until it has done all: seconds, records, memory."""
-    command = [sys.executable, "-m", "engine.commands.cli", "run", str(file), "--log-format", "json"]
+    command = [
+        sys.executable,
+        "-m",
+        "engine.commands.cli",
+        "run",
+        str(file),
+        "--log-format",
+        "json",
+    ]
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )

@@ -14,14 +14,14 @@ import numpy as np
 import polars as pl
 
 from connectors.memory import MemorySource
-from engine.loading.collate import Collate
 from engine.config import LoaderSettings
-from engine.quality.evaluation import Evaluation
+from engine.loading.collate import Collate
 from engine.loading.loader import Loader
+from engine.quality.evaluation import Evaluation
 from engine.running.loop import Loop
+from engine.running.work import Training
 from engine.scrub.values.scale import Standardize
 from engine.types import Batch, Features, Mark
-from engine.running.work import Training
 from models.learners.tabular import TabularLearner
 from tests.bench.measure import interleave, median, report
 

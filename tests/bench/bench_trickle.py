@@ -135,11 +135,20 @@ def serving(broker: Broker, folder: Path, model: Path, way: str, more: str) -> I
     topic, sink = broker.topic(), broker.topic()
     file = folder / f"{way}.toml"
     text = SERVE.format(
-        folder=folder, name=way, bootstrap_servers=broker.bootstrap_servers, topic=topic, sink=sink, model=model,
+        folder=folder, name=way, bootstrap_servers=broker.bootstrap_servers, topic=topic,
+        sink=sink, model=model,
         schema="\n".join(f'{column} = "float64"' for column in NAMES), more=more,
     )  # fmt: skip
     file.write_text(text)
-    command = [sys.executable, "-m", "engine.commands.cli", "run", str(file), "--log-level", "error"]
+    command = [
+        sys.executable,
+        "-m",
+        "engine.commands.cli",
+        "run",
+        str(file),
+        "--log-level",
+        "error",
+    ]
     engine = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     stream = Stream(broker, topic, sink, dict.fromkeys(NAMES, 0.5))
     try:

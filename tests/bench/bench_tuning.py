@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+from engine.loading.autotune import QueueDepth
 from engine.loading.budget import Budget
 from engine.loading.channel import Channel, Closed
-from engine.loading.autotune import QueueDepth
 from tests.bench.measure import report
 
 ITEM = 256 << 10

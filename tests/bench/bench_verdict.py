@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from engine.config import Pipeline
 from engine.commands.profile import profile
+from engine.config import Pipeline
 from engine.run import Run
 from tests.bench.measure import median, report
 

@@ -132,7 +132,12 @@ def _kafka(folder: Path) -> Source:
 
 def kafka_source(broker: Broker, topic: str, **settings: Any) -> KafkaSource:
     """What is in the topic now."""
-    made = {"bootstrap_servers": broker.bootstrap_servers, "topics": (topic,), "stop": "end", **settings}
+    made = {
+        "bootstrap_servers": broker.bootstrap_servers,
+        "topics": (topic,),
+        "stop": "end",
+        **settings,
+    }
     return KafkaSource(KafkaSource.Settings(**made))
 
 
@@ -174,7 +179,9 @@ def _transactions(folder: Path) -> KafkaSink:
     if not note.exists():
         note.write_text(f"{broker.topic()} {broker.topic()}")
     topic, read = note.read_text().split()
-    settings = KafkaSink.Settings(bootstrap_servers=broker.bootstrap_servers, topic=topic, exactly_once=True)
+    settings = KafkaSink.Settings(
+        bootstrap_servers=broker.bootstrap_servers, topic=topic, exactly_once=True
+    )
     sink = KafkaSink(settings)
     sink.share_transaction(kafka_source(broker, read, group_id=read))
     return sink

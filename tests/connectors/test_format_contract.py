@@ -18,13 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connectors.formats.avro import Avro, UnknownSchema, parsed
+from connectors.formats.csv import Csv
+from connectors.formats.custom import load_custom
+from connectors.formats.kernels.rows import make_rejects, with_position_columns
+from connectors.formats.ndjson import Ndjson
+from connectors.formats.text import RawText
 from connectors.formats.values.casts import conform
 from connectors.formats.values.columns import Columns
-from connectors.formats.csv import Csv
-from connectors.formats.ndjson import Ndjson
-from connectors.formats.custom import load_custom
-from connectors.formats.kernels.rows import with_position_columns, make_rejects
-from connectors.formats.text import RawText
 from connectors.formats.xml import Xml
 from connectors.kafka.source import KafkaSource
 from engine.types import Format, Records, Rejects, Schema, UserError

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from connectors.files.sink import FilesSink, FileDeadLetterSink
+from connectors.files.sink import FileDeadLetterSink, FilesSink
 from connectors.kafka.sink import KafkaSink
 from connectors.memory import MemorySink
 from engine.types import Mark, Records, Sink, Source, UserError, parse_schema

@@ -46,7 +46,9 @@ def main() -> int:
             trouble.rebalance(options.rebalances if options.engines > 1 else 0)
             for engine in engines:
                 engine.start()
-            caught_up(settings.bootstrap_servers, settings.group_id, settings.topics, options.patience)
+            caught_up(
+                settings.bootstrap_servers, settings.group_id, settings.topics, options.patience
+            )
             for engine in engines:
                 engine.stop()
         finally:
@@ -54,7 +56,10 @@ def main() -> int:
                 engine.kill()
     letters = records(settings.bootstrap_servers, options.letters) if options.letters else []
     found = account(
-        settings.bootstrap_servers, settings.topics, sink.settings.topic, [origin(r) for r in letters]
+        settings.bootstrap_servers,
+        settings.topics,
+        sink.settings.topic,
+        [origin(r) for r in letters],
     )
     print("\n".join(trouble.done), found, sep="\n")  # noqa: T201 - the answer
     kept = found.exactly_once if sink.settings.exactly_once else found.at_least_once

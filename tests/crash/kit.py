@@ -104,7 +104,9 @@ class Feed:
         sent: how many, once it was left.
     """
 
-    def __init__(self, bootstrap_servers: str, topic: str, partitions: int, record: str, rate: int) -> None:
+    def __init__(
+        self, bootstrap_servers: str, topic: str, partitions: int, record: str, rate: int
+    ) -> None:
         self.sent = 0
         self._command = [sys.executable, "-m", "tests.crash.feed"]
         self._command += [bootstrap_servers, topic, str(partitions), str(rate), record]
@@ -275,7 +277,9 @@ def in_transaction(bootstrap_servers: str, topic: str) -> bool:
     return bool(ends[0] != ends[1])
 
 
-def caught_up(bootstrap_servers: str, group: str, topics: Sequence[str], seconds: float = HANG) -> None:
+def caught_up(
+    bootstrap_servers: str, group: str, topics: Sequence[str], seconds: float = HANG
+) -> None:
     """Return when the group has committed all there is. Raises: TimeoutError."""
     deadline = time.monotonic() + seconds
     left: dict[Any, Any] = {}

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.running.loop import Totals
 from engine.run import Run
+from engine.running.loop import Totals
 from tests.broker import Broker
 from tests.crash.feed import row
 from tests.crash.kit import (
@@ -105,7 +105,8 @@ def pipeline(tmp_path: Path, broker: Broker) -> Callable[..., Path]:
     ) -> Path:
         file = tmp_path / f"{name}.toml"
         text = (COMMON + more).format(
-            name=name, folder=tmp_path / name, bootstrap_servers=broker.bootstrap_servers, topic=topic,
+            name=name, folder=tmp_path / name, bootstrap_servers=broker.bootstrap_servers,
+            topic=topic,
             group=f"{name}-{topic}", source=source, **keys,
         )  # fmt: skip
         file.write_text(text)
@@ -159,7 +160,9 @@ def test_training_and_inference_through_kills_and_restarts(
     """A training engine and an exactly-once inference engine on one topic of four partitions,
     SIGKILLed in turn; the broker killed and started, twice in the middle of a transaction."""
     topic, sink = broker.topic(4), broker.topic(2)
-    train = pipeline("train", topic, TRAIN, source='subscribe = true\ngroup_instance_id = "trainer"')
+    train = pipeline(
+        "train", topic, TRAIN, source='subscribe = true\ngroup_instance_id = "trainer"'
+    )
     model = exported(tmp_path)
     infer = pipeline("infer", topic, INFER, source='subscribe = true\ngroup_instance_id = "server"',
                      model=model, sink=sink)  # fmt: skip

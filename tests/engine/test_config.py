@@ -10,10 +10,10 @@ from pydantic import Field
 from connectors.kafka.dead_letters import KafkaDeadLetterSink
 from connectors.kafka.sink import KafkaSink
 from connectors.kafka.source import KafkaSource
-from engine.running.checkpoint import Checkpoints
 from engine.config import LoaderSettings, Pipeline, load_class, validate
-from engine.run import Run
 from engine.observing.service import Service
+from engine.run import Run
+from engine.running.checkpoint import Checkpoints
 from engine.types import Settings, UserError
 
 MINIMAL = """

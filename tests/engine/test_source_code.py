@@ -60,8 +60,14 @@ def test_without_its_asserts_the_code_does_the_same() -> None:
 
 BY_THEMSELVES = {
     ("engine/running/report.py", "canvas.savefig"),  # inside `atomic.written`
-    ("models/compress/candidate_process.py", "job_file.write_bytes"),  # what a child process gets and gives, in a
-    ("models/compress/candidate_process.py", "temporary.write_bytes"),  # temporary folder that goes with it
+    (
+        "models/compress/candidate_process.py",
+        "job_file.write_bytes",
+    ),  # what a child process gets and gives, in a
+    (
+        "models/compress/candidate_process.py",
+        "temporary.write_bytes",
+    ),  # temporary folder that goes with it
 }
 
 

@@ -24,10 +24,10 @@ from models.augment.images import Colour, Crop, Flip, PixelNoise, Rotate
 from models.augment.mixing import Cutmix, Mixup
 from models.augment.tables import FeatureDropout, Jitter
 from models.augment.tokens import Synonyms, TokenDropout, TokenSwap
-from models.learners.sampling import ResampledLearner, SamplingSettings
-from models.learners.tabular import TabularLearner
 from models.learners.linear import LinearLearner
 from models.learners.losses import LossSettings, make_loss
+from models.learners.sampling import ResampledLearner, SamplingSettings
+from models.learners.tabular import TabularLearner
 
 CLASSES = {"regression": (), "binary": ("no", "yes"), "multiclass": ("a", "b", "c")}
 PAIRS = Path(__file__).with_name("synonyms.csv")

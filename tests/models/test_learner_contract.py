@@ -23,11 +23,11 @@ from models.augment.images import Crop
 from models.augment.mixing import Mixup
 from models.augment.tables import FeatureDropout, Jitter
 from models.augment.tokens import TokenDropout
-from models.learners.sampling import ResampledLearner, SamplingSettings
-from models.export.onnx_graph import Graph, TensorProto
-from models.learners.tabular import TabularLearner
-from models.learners.linear import LinearLearner
 from models.challenge.challenger import ChampionChallenger
+from models.export.onnx_graph import Graph, TensorProto
+from models.learners.linear import LinearLearner
+from models.learners.sampling import ResampledLearner, SamplingSettings
+from models.learners.tabular import TabularLearner
 
 Make = Callable[[], Any]
 Batches = list[Batch]
@@ -45,10 +45,25 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
         {"dropout": 0.1},
         {"replay_rows": 500, "replay_sampling": "recent", "replay_batch": 16},
     ),
-    "ema_decay": ("tabular", "binary", {"skip_connection": True}, {"ema_decay": 0.9, "class_weights": [1.0, 3.0]}),
-    "sqrt": ("tabular", "regression", {"target_transform": ["sqrt", "standard"]}, {"ema_decay": 0.5}),
+    "ema_decay": (
+        "tabular",
+        "binary",
+        {"skip_connection": True},
+        {"ema_decay": 0.9, "class_weights": [1.0, 3.0]},
+    ),
+    "sqrt": (
+        "tabular",
+        "regression",
+        {"target_transform": ["sqrt", "standard"]},
+        {"ema_decay": 0.5},
+    ),
     "log": ("tabular", "regression", {"target_transform": "log1p"}, {"loss": "huber"}),
-    "sparse": ("tabular", "multiclass", {"sparse_embeddings": True, "embedding_dim": 3}, {"ema_decay": 0.9}),
+    "sparse": (
+        "tabular",
+        "multiclass",
+        {"sparse_embeddings": True, "embedding_dim": 3},
+        {"ema_decay": 0.9},
+    ),
     "schedule": (
         "tabular",
         "regression",
@@ -63,7 +78,12 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
         {"ema_decay": 0.9, "replay_rows": 64, "replay_steps": 3, "l1": 1e-3, "max_grad_norm": 1.0},
     ),
     "balanced": ("tabular", "binary", {}, {"sampling": {"method": "over"}, "replay_rows": 64}),
-    "smote_neighbors": ("tabular", "multiclass", {}, {"sampling": {"smote_neighbors": 3, "desired_dist": {"c": 2, "a": 1}}}),
+    "smote_neighbors": (
+        "tabular",
+        "multiclass",
+        {},
+        {"sampling": {"smote_neighbors": 3, "desired_dist": {"c": 2, "a": 1}}},
+    ),
     "balanced logistic": ("linear", "binary", {}, {"sampling": {"method": "under"}}),
     "augmented": ("tabular", "multiclass", {"dropout": 0.1}, {"augment": True, "ema_decay": 0.5}),
     "augmented replay": (
@@ -72,7 +92,12 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
         {"target_transform": "standard"},
         {"augment": True, "replay_rows": 90, "replay_steps": 2},
     ),
-    "augmented, balanced": ("tabular", "binary", {}, {"augment": True, "sampling": {"sampling_rate": 2.0}}),
+    "augmented, balanced": (
+        "tabular",
+        "binary",
+        {},
+        {"augment": True, "sampling": {"sampling_rate": 2.0}},
+    ),
     "augmented linear": ("linear", "regression", {}, {"augment": True}),
     "augmented logistic": ("linear", "binary", {}, {"augment": True}),
     "nested": ("tabular", "regression", {"conv_channels": [4, 6]}, {"ema_decay": 0.9}),

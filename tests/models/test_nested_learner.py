@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from engine.loading.collate import Collate
-from engine.types import Batch, Features, Mark, DeviceTensors, Step, Tensors, UserError
-from models.learners.tabular import TabularLearner
+from engine.types import Batch, DeviceTensors, Features, Mark, Step, Tensors, UserError
 from models.learners.linear import LinearLearner
 from models.learners.network import Network, NetworkShape
+from models.learners.tabular import TabularLearner
 
 BINARY: dict[str, Any] = {"target": "y", "task": "binary", "classes": ("bar", "cross")}
 
@@ -134,7 +134,9 @@ def test_the_network_is_torch_modules(
     tensors = make_batches(features)[0].tensors
     assert tensors is not None
     network = Network(
-        NetworkShape(numeric=4, bags=((20, 3), (6, 2)), images=(3,), conv_channels=(5, 7), layers=()),
+        NetworkShape(
+            numeric=4, bags=((20, 3), (6, 2)), images=(3,), conv_channels=(5, 7), layers=()
+        ),
         seed=1,
     )
     weights = {name: weight.detach() for name, weight in network.tensors.items()}

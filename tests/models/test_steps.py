@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from engine.types import Batch, Features, Mark, Scale, Tensors
-from models.learners.tabular import TabularLearner
 from models.learners.scaler import MAX_DEVIATIONS, Scaler
 from models.learners.step_buffer import concat, plain, restored
+from models.learners.tabular import TabularLearner
 
 Make = Callable[..., Features]
 Batches = Callable[..., list[Batch]]

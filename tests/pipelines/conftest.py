@@ -14,8 +14,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from engine.observing import logs
 from engine.commands.cli import main
+from engine.observing import logs
 
 Headrace = Callable[..., tuple[int, str, str]]
 Rows = Callable[..., pl.DataFrame]
@@ -174,8 +174,8 @@ def counted(tmp_path: Path) -> Callable[[], dict[str, float]]:
 @pytest.fixture
 def totals() -> Callable[[Path], Any]:
     """What a pipeline file's newest checkpoint says became of every record."""
-    from engine.running.loop import Totals
     from engine.run import Run
+    from engine.running.loop import Totals
 
     def read(file: Path) -> Totals:
         run = Run(file)

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.config import Pipeline
-from engine.running.loop import Loop
 from engine.run import Run
+from engine.running.loop import Loop
 from engine.types import Batch, UserError
 
 VALUE = st.none() | st.sampled_from([0, 1, -2.5, 1e39, -1e300, 2**70, "abc", "é", [1]])

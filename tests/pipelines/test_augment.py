@@ -12,10 +12,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from engine.running.checkpoint import encode
-from engine.config import Pipeline
 from engine.commands.preflight import preflight
+from engine.config import Pipeline
 from engine.run import Run
+from engine.running.checkpoint import encode
 from engine.types import UserError
 from tests.forks import Command
 from tests.scrub.pictures import encoded

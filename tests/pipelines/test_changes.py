@@ -13,14 +13,14 @@ import pytest
 from pydantic import BaseModel
 
 import connectors
-from engine.types.changes import Change, change_of, compared_settings
-from engine.running.checkpoint import Checkpoints
-from engine.config import DeadLetterSettings, ExportSettings, LoaderSettings, SinkTable, load_class
-from engine.quality.evaluation import Evaluation
-from engine.loading.mix import Mix
 from engine.commands.preflight import preflight
+from engine.config import DeadLetterSettings, ExportSettings, LoaderSettings, SinkTable, load_class
+from engine.loading.mix import Mix
+from engine.quality.evaluation import Evaluation
 from engine.run import Run
+from engine.running.checkpoint import Checkpoints
 from engine.types import UserError
+from engine.types.changes import Change, change_of, compared_settings
 from tests.pipelines.conftest import Rows, Small
 
 ROWS = 60
@@ -237,7 +237,9 @@ def test_a_source_of_a_mix_may_come_and_its_settings_are_watched(folder: Path) -
 def learned(tmp_path: Path, small: Small, rows: Rows) -> Path:
     rows(400).write_csv(tmp_path / "data.csv")
     slices = "[evaluation.slices]\nnorth = \"key = 'n'\"\neast = \"key = 'e'\"\n"
-    file = small(tmp_path / "data.csv", ("interval_batches = 4", "interval_batches = 1"), more=slices)
+    file = small(
+        tmp_path / "data.csv", ("interval_batches = 4", "interval_batches = 1"), more=slices
+    )
     run = Run(file, watch=lambda loop, batch: loop.stop() if loop.totals.batches == 2 else None)
     assert run.run().stopped
     return file

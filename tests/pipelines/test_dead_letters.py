@@ -13,8 +13,8 @@ import pytest
 from kafka import KafkaProducer
 
 from connectors.files.source import Headers
-from engine.running.loop import Totals
 from engine.run import Run
+from engine.running.loop import Totals
 from engine.types import UserError
 from tests.broker import Broker, shared_broker
 from tests.crash.kit import account, origin, records
@@ -174,7 +174,9 @@ def test_mended_letters_come_back_from_a_topic(
     code, out, err = headrace("replay", file)
     assert code == 0, err
     assert "1,010 read = 992 cleaned + 18 rejected" in out.replace("\n", " ")
-    back = [json.loads(r.value)["n"] for r in records(broker.bootstrap_servers, topics["sink"])[990:]]
+    back = [
+        json.loads(r.value)["n"] for r in records(broker.bootstrap_servers, topics["sink"])[990:]
+    ]
     assert back == [1.5, 1e20]
     assert len(records(broker.bootstrap_servers, topics["letters"])) == 18
     code, out, err = headrace("replay", file)

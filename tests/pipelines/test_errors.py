@@ -14,7 +14,7 @@ import pytest
 from connectors.memory import Fault, MemorySink, MemorySource
 from engine.config import LoaderSettings
 from engine.loading.loader import Loader
-from engine.running.loop import WorkResult, Loop
+from engine.running.loop import Loop, WorkResult
 from engine.types import Batch, HeadraceError, Schema, Snapshot
 
 SCHEMA: Schema = {"a": pl.Int64()}

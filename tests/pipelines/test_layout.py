@@ -11,8 +11,16 @@ from typing import Any
 
 import pytest
 
-from engine.running.checkpoint import DIGEST_BYTES, LAYOUT, MAGIC, NAMED, Checkpoints, decode, encode
 from engine.run import Run
+from engine.running.checkpoint import (
+    DIGEST_BYTES,
+    LAYOUT,
+    MAGIC,
+    NAMED,
+    Checkpoints,
+    decode,
+    encode,
+)
 from engine.types import UserError
 from tests.pipelines.conftest import Headrace, Rows, Small
 

@@ -13,9 +13,9 @@ import polars as pl
 import pytest
 
 from engine.config import Pipeline
-from engine.system.lock import locked
-from engine.running.loop import Loop
 from engine.run import Run
+from engine.running.loop import Loop
+from engine.system.lock import locked
 from engine.types import Batch, UserError
 from tests.pipelines.conftest import Headrace, Rows, Small
 

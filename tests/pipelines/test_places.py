@@ -14,10 +14,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from engine.system import atomic
 from engine.config import Pipeline
-from engine.running.loop import Loop
 from engine.run import Run
+from engine.running.loop import Loop
+from engine.system import atomic
 from engine.types import Batch, HeadraceError, UserError
 from tests.pipelines.conftest import Headrace, Rows, Small
 from tests.waiting import HANG

@@ -106,7 +106,10 @@ def test_a_replay_has_the_columns_of_the_first_reading(
 ) -> None:
     letters, source = 'kind = "files"', one(broker, topic)
     if where == "topic":
-        letters = f'kind = "kafka"\nbootstrap_servers = "{broker.bootstrap_servers}"\ntopic = "{broker.topic()}"'
+        letters = (
+            f'kind = "kafka"\nbootstrap_servers = "{broker.bootstrap_servers}"\ntopic = '
+            f'"{broker.topic()}"'
+        )
     whole = Run(write(source, "float64", name="whole")).run()
     assert (whole.totals.cleaned, whole.totals.rejected) == (6, 1)
     expected = rows(tmp_path, "whole").filter(pl.col("_position").is_in(BROKEN))

@@ -10,9 +10,9 @@ import onnxruntime as ort
 import polars as pl
 import pytest
 
-from engine.running.checkpoint import encode
 from engine.config import Pipeline
 from engine.run import Run
+from engine.running.checkpoint import encode
 from engine.types import UserError
 
 

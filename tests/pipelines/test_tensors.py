@@ -13,10 +13,10 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from engine.config import Pipeline
-from engine.running.loop import Loop
 from engine.commands.preflight import preflight
+from engine.config import Pipeline
 from engine.run import Run
+from engine.running.loop import Loop
 from engine.types import Batch, UserError
 from tests.connectors.conftest import shard
 from tests.pipelines.test_crash import finish, newest, same, start, state

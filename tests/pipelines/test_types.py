@@ -10,9 +10,9 @@ import pytest
 
 from connectors.files import inspection
 from connectors.files.source import FilesSource
-from engine.config import Pipeline
 from engine.commands.preflight import preflight
 from engine.commands.progress import finish
+from engine.config import Pipeline
 from engine.run import Run
 from models.serving.predictor import OnnxPredictor
 from tests.pipelines.conftest import Headrace

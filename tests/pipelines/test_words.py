@@ -10,9 +10,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from engine.run import Run
 from engine.running import report
 from engine.running.loop import Loop
-from engine.run import Run
 from engine.types import Batch
 from engine.types.plural import counted
 from tests.pipelines.conftest import Headrace, Rows, Small

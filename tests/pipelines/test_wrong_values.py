@@ -13,10 +13,10 @@ from typing import Any, cast
 import polars as pl
 import pytest
 
-from engine.config import Pipeline, validate
-from engine.settings_docs import field_of
 from engine.commands.reference import SettingsTable, tables
+from engine.config import Pipeline, validate
 from engine.run import Run
+from engine.settings_docs import field_of
 from engine.types import HeadraceError, Settings
 
 VALUES: tuple[Any, ...] = (

@@ -42,7 +42,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "duplicates": ("duplicates", {"by": ["key", "n"]}),
     "window": ("duplicates", {"by": ["text"], "window": 7}),
-    "near": ("near_duplicates", {"column": "text", "shingle_size": 2, "window": 9, "num_hashes": 16}),
+    "near": (
+        "near_duplicates",
+        {"column": "text", "shingle_size": 2, "window": 9, "num_hashes": 16},
+    ),
     "near_images": ("near_duplicate_images", {"column": "image", "window": 9, "max_distance": 3}),
     "bounds": ("outliers", {"columns": NUMBERS, "method": "bounds", "low": -2, "high": 60}),
     "below": ("outliers", {"columns": NUMBERS, "method": "bounds", "high": 0.5}),
@@ -56,11 +59,23 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "halfspace": ("anomalies", {"columns": NUMBERS, "window": 30, "n_trees": 5, "height": 4}),
     "halfspace_flag": (
         "anomalies",
-        {"columns": ["x", "y"], "action": "flag", "window": 12, "contamination": 0.3, "freeze_after": 50},
+        {
+            "columns": ["x", "y"],
+            "action": "flag",
+            "window": 12,
+            "contamination": 0.3,
+            "freeze_after": 50,
+        },
     ),
     "halfspace_reject": (
         "anomalies",
-        {"columns": ["x", "n"], "action": "reject", "window": 12, "contamination": 0.2, "n_trees": 3},
+        {
+            "columns": ["x", "n"],
+            "action": "reject",
+            "window": 12,
+            "contamination": 0.2,
+            "n_trees": 3,
+        },
     ),
     "standardize": ("standardize", {"columns": NUMBERS}),
     "frozen": ("standardize", {"columns": ["x", "y"], "freeze_after": 45}),

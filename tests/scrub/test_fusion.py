@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.columnar.batch_group import BatchGroup
 from engine.scrub.fusion import FusedStages, RecordTime, _run_ops, fuse
 from engine.scrub.values.missing import Missing
 from engine.scrub.values.outliers import Outliers
 from engine.scrub.values.scale import Normalize, Robust, Standardize
-from engine.columnar.batch_group import BatchGroup
 from engine.types import Batch, Mark
 from tests.scrub.conftest import equal
 
@@ -127,7 +127,9 @@ def test_what_becomes_floats_goes_together(
     (chain,) = fuse(stages(["mean", "zscore", "standardize"], None, types=types))
     assert isinstance(chain, FusedStages)
     monkeypatch.delattr("engine.scrub.fusion._one_by_one")
-    (done,) = chain.apply(BatchGroup.of(batch([(1.0, None, 3.0)] * 5, types=types)), heard([])).batches
+    (done,) = chain.apply(
+        BatchGroup.of(batch([(1.0, None, 3.0)] * 5, types=types)), heard([])
+    ).batches
     assert done.frame.schema["b"] == pl.Float64()
 
 
@@ -135,7 +137,9 @@ def test_what_stays_whole_goes_one_after_the_other() -> None:
     types = (pl.Float64(), pl.Int64(), pl.Float32())
     (chain,) = fuse(stages(["bounds"], None, types=types))
     assert isinstance(chain, FusedStages)
-    (done,) = chain.apply(BatchGroup.of(batch([(5.0, -2.0, -3.0)] * 5, types=types)), heard([])).batches
+    (done,) = chain.apply(
+        BatchGroup.of(batch([(5.0, -2.0, -3.0)] * 5, types=types)), heard([])
+    ).batches
     assert tuple(done.frame.select(COLUMNS).dtypes) == types
     assert done.frame.select(COLUMNS).row(0) == (5.0, -1, -1.0)
 

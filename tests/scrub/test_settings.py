@@ -40,7 +40,8 @@ SCHEMA: Schema = {
         ("near_duplicates", {"column": "image"}, "Binary: use a 'near_duplicate_images' stage."),
         ("near_duplicate_images", {"column": "key"}, "expects encoded images (Binary) in column"),
         ("near_duplicate_images", {"column": "imgae"}, "there. Did you mean 'image'?"),
-        ("near_duplicate_images", {"column": "image", "max_distance": 65}, "24 for 'max_distance', got 65"),
+        ("near_duplicate_images", {"column": "image", "max_distance": 65}, "24 for 'max_distance', "
+        "got 65"),
         ("outliers", {"columns": ["a"], "method": "bounds"}, "expects low < high"),
         ("standardize", {"columns": ["key"]}, "expects numbers in column 'key'"),
         ("normalize", {"columns": ["a"], "low": 1, "high": 0}, "expects low < high"),

@@ -18,12 +18,12 @@ from river import stats
 from sklearn.preprocessing import StandardScaler
 
 from engine.columnar.statistics import (
-    NumberBlock,
     CoMoments,
     Counts,
     Extremes,
     FadingMoments,
     Moments,
+    NumberBlock,
     Quantiles,
     Statistic,
 )

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from polars.exceptions import PolarsError
 
 from connectors.formats.kernels import json_scan
-from connectors.formats.values.casts import Coerce, cast, may_be_another, swap_points_and_commas
 from connectors.formats.kernels.paths import JsonShape, PathStep, parse_path, value_at
+from connectors.formats.values.casts import Coerce, cast, may_be_another, swap_points_and_commas
 from engine.types import RESERVED, Schema, Unit, element_type, is_deep
 
 NULL_WORDS = (
@@ -76,7 +76,9 @@ class ColumnEvidence:
         if inferred == pl.String:
             missing = values.is_in(NULL_WORDS)
             self.words.update(values.filter(missing).unique())
-            inferred = infer_type(values.filter(~missing), self.decimal) if missing.any() else inferred
+            inferred = (
+                infer_type(values.filter(~missing), self.decimal) if missing.any() else inferred
+            )
         self.without = common_type(self.without, inferred)
 
     def is_text(self, null_values: Collection[str]) -> bool:
@@ -120,7 +122,9 @@ class TypeInference:
     @property
     def words(self) -> dict[str, set[str]]:
         """Column -> those of `NULL_WORDS` that were among its values, where any was."""
-        return {column: evidence.words for column, evidence in self._columns.items() if evidence.words}
+        return {
+            column: evidence.words for column, evidence in self._columns.items() if evidence.words
+        }
 
     def schema(self, null_values: Iterable[str] = ()) -> Schema:
         """The types, where these words are null; text where there was no value."""
@@ -253,7 +257,8 @@ def spans_lines(lines: bytes) -> bool:
 
 
 def _judged(lines: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where lines begin and end, and the verdicts of `connectors.formats.kernels.json_scan` on them."""
+    """Where lines begin and end, and the verdicts of `connectors.formats.kernels.json_scan` on
+    them."""
     data = np.frombuffer(lines, np.uint8)
     bounds = np.concatenate([[0], np.flatnonzero(data == NEWLINE) + 1]).astype(np.int64)
     if bounds[-1] < len(data):
@@ -392,4 +397,11 @@ def _finer(a: Unit, b: Unit) -> Unit:
     return max(a, b, key=UNITS.index)
 
 
-__all__ = ["TypeInference", "common_schema", "common_type", "infer_type", "infer_json_types", "spans_lines"]
+__all__ = [
+    "TypeInference",
+    "common_schema",
+    "common_type",
+    "infer_json_types",
+    "infer_type",
+    "spans_lines",
+]

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from connectors.formats.values.casts import cast, swap_points_and_commas
 from connectors.formats.inference.infer import common_type, infer_type
 from connectors.formats.kernels.rows import OUT_OF_RANGE, WRONG_TYPE, select_records
+from connectors.formats.values.casts import cast, swap_points_and_commas
 from engine.types import POSITION, Format, Records, Rejects, Schema, type_name
 from engine.types.plural import counted
 

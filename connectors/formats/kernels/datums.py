@@ -22,7 +22,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from connectors.formats.kernels.paths import PathNode
-from connectors.formats.kernels.rows import gather, decode_utf8
+from connectors.formats.kernels.rows import decode_utf8, gather
 
 Ints = NDArray[np.int64]
 END, NULL, BOOL, INT, LONG, FLOAT, DOUBLE, BYTES, FIXED, ENUM = range(10)
@@ -351,7 +351,9 @@ def _bytes(
     gathered = gather(data, starts, sizes)
     valid = pa.py_buffer(np.packbits(here, bitorder="little"))
     buffers = [valid, pa.py_buffer(gathered.bounds), pa.py_buffer(gathered.data)]
-    series = pl.from_arrow(pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(starts), buffers))
+    series = pl.from_arrow(
+        pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(starts), buffers)
+    )
     assert isinstance(series, pl.Series)
     return series, gathered.bounds, gathered.data
 
@@ -550,4 +552,4 @@ def _block(data, at, stop):  # type: ignore[no-untyped-def]
     return count, at
 
 
-__all__ = ["BLOCKED", "FINE", "RICH", "FATE_REASONS", "Leaf", "Program", "WalkResult"]
+__all__ = ["BLOCKED", "FATE_REASONS", "FINE", "RICH", "Leaf", "Program", "WalkResult"]

@@ -3,8 +3,8 @@
 It takes the lines that it is sure of: keys and strings without escapes, numbers that have one
 nearest double beyond doubt, each value of its column's type; numbers in a column of text keep the
 text that they are written as. The others are left to the parser:
-`Ndjson` puts both together, and `tests/connectors/formats/test_flat_json.py` holds that the result is the
-parser's own.
+`Ndjson` puts both together, and `tests/connectors/formats/test_flat_json.py` holds that the result
+is the parser's own.
 
 Numbers: where mantissa and power of ten are exact doubles (at most 2**53 and 10**22), one
 multiplication or division rounds once (W. D. Clinger, "How to Read Floating Point Numbers
@@ -23,7 +23,7 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from connectors.formats.kernels.rows import is_utf8, gather
+from connectors.formats.kernels.rows import gather, is_utf8
 from connectors.formats.kernels.swar import HIGH, ONES, compiled, digits, equal, first, load, number
 from engine.types import Schema, Values
 
@@ -402,7 +402,9 @@ def _line(  # type: ignore[no-untyped-def]
                         floats[slots[column], row] = value * SIGNS[np.int64(minus)]
                 elif expected_kind == INT64 or expected_kind == INT32:  # noqa: SIM109 - compiled, a tuple is slower
                     value_int = mantissa * (1 - 2 * np.int64(minus))
-                    if not whole or (expected_kind == INT32 and not -(1 << 31) <= value_int < (1 << 31)):
+                    if not whole or (
+                        expected_kind == INT32 and not -(1 << 31) <= value_int < (1 << 31)
+                    ):
                         return LEFT
                     if counts:
                         ints[slots[column], row] = value_int
@@ -424,7 +426,9 @@ def _line(  # type: ignore[no-untyped-def]
         else:
             begin = at
             at, literal = _literal(data, at, end)
-            if at < 0 or (column >= 0 and literal != 2 and expected_kind != BOOL and expected_kind != TEXT):
+            if at < 0 or (
+                column >= 0 and literal != 2 and expected_kind != BOOL and expected_kind != TEXT
+            ):
                 return LEFT
             if counts:
                 if expected_kind == TEXT:

@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from connectors.formats.kernels.paths import PathNode, JsonShape, PathStep
+from connectors.formats.kernels.paths import JsonShape, PathNode, PathStep
 from engine.types import element_type, field_types
 
 FITS, SUSPECT, UNSURE, DEEP = 0, 1, 2, 3
@@ -28,7 +28,11 @@ BLANK, NO_OBJECT, ENDS, PLACE, BEHIND, NOT_UTF8 = 10, 11, 12, 13, 14, 15
 """Lines that are no JSON object."""
 BROKEN = BLANK
 """From here on, verdicts are of lines that are no JSON object."""
-BROKEN_REASONS = {BLANK: "the line is blank", NO_OBJECT: "it is another value", ENDS: "it ends too early"}
+BROKEN_REASONS = {
+    BLANK: "the line is blank",
+    NO_OBJECT: "it is another value",
+    ENDS: "it ends too early",
+}
 TOKENS = ("nothing", "string", "integer", "float", "bool", "array", "object", "null")
 """What a value is; a line's token of a node is an index into these."""
 
@@ -694,7 +698,11 @@ def _walk(  # type: ignore[no-untyped-def]
         state = AFTER
         if byte == 123 or byte == 91:
             token = 6 if byte == 123 else 5
-            fits = expected_kind == TEXT or (expected_kind == OBJECT and token == 6) or (expected_kind == LIST and token == 5)
+            fits = (
+                expected_kind == TEXT
+                or (expected_kind == OBJECT and token == 6)
+                or (expected_kind == LIST and token == 5)
+            )
             if depth < 0 and token == 5:
                 return NO_OBJECT, at
             depth += 1

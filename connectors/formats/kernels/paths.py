@@ -181,4 +181,4 @@ def _two_ways(node: PathNode, column: str) -> UserError:
     )
 
 
-__all__ = ["PathNode", "JsonShape", "PathStep", "parse_path", "parsed_as", "value_at"]
+__all__ = ["JsonShape", "PathNode", "PathStep", "parse_path", "parsed_as", "value_at"]

@@ -108,8 +108,8 @@ def preview(raw: pl.Series) -> pl.Series:
 
 
 def as_json(rows: pl.DataFrame) -> pl.Series:
-    """Each row as a JSON object; bytes as in `preview`, those inside lists and objects in hexadecimal
-    digits."""
+    """Each row as a JSON object; bytes as in `preview`, those inside lists and objects in
+    hexadecimal digits."""
     rows = rows.with_columns(preview(s) for s in rows if s.dtype == pl.Binary)
     columns = (bytes_as_hex(pl.col(c), dtype).alias(c) for c, dtype in rows.schema.items())
     return rows.select(pl.struct(columns).struct.json_encode()).to_series()
@@ -222,8 +222,23 @@ def select_records(records: Records, at: NDArray[np.int64]) -> Records:
 
 
 __all__ = [
-    "BAD_UTF8", "BROKEN", "NOT_UTF8", "OUT_OF_RANGE", "TOO_LARGE", "WRONG_TYPE", "as_json",
+    "BAD_UTF8",
+    "BROKEN",
+    "NOT_UTF8",
+    "OUT_OF_RANGE",
+    "TOO_LARGE",
+    "WRONG_TYPE",
+    "as_json",
     "binary",
-    "is_utf8", "gather", "with_position_columns", "parser_input", "make_rejects", "preview", "select_records", "take", "decode_utf8",
-    "gather_all", "values",
+    "decode_utf8",
+    "gather",
+    "gather_all",
+    "is_utf8",
+    "make_rejects",
+    "parser_input",
+    "preview",
+    "select_records",
+    "take",
+    "values",
+    "with_position_columns",
 ]  # fmt: skip

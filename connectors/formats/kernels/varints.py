@@ -52,4 +52,4 @@ def write_varint(out, at, number):  # type: ignore[no-untyped-def]
     return at + 1
 
 
-__all__ = ["varint_size", "write_varint", "read_varint"]
+__all__ = ["read_varint", "varint_size", "write_varint"]

@@ -19,16 +19,16 @@ import polars as pl
 from numpy.typing import NDArray
 from polars.exceptions import PolarsError
 
-from connectors.formats.values import lists
 from connectors.formats.kernels.rows import (
     OUT_OF_RANGE,
     WRONG_TYPE,
     as_json,
-    with_position_columns,
+    decode_utf8,
     make_rejects,
     preview,
-    decode_utf8,
+    with_position_columns,
 )
+from connectors.formats.values import lists
 from engine.types import Records, Rejects, Schema, element_type, field_types, type_name
 
 Coerce = Literal["lossless", "strict"]
@@ -227,7 +227,9 @@ def _from_text(column: pl.Series, dtype: pl.DataType, strict: bool) -> pl.Series
     words = column.str.strip_chars()
     if dtype == pl.Boolean:
         lower = words.str.to_lowercase()
-        known = {word: value for word, value in BOOLEAN_WORDS.items() if not (strict and word in "01")}
+        known = {
+            word: value for word, value in BOOLEAN_WORDS.items() if not (strict and word in "01")
+        }
         return lower.replace_strict(known, default=None, return_dtype=pl.Boolean)
     if dtype == pl.Date:
         return _days(words)
@@ -359,7 +361,9 @@ def _moments(words: pl.Series, dtype: pl.Datetime) -> pl.Series:
         parsed_words = words.str.to_datetime(form, time_unit=dtype.time_unit, strict=False)
         if dtype.time_unit == "ns":  # wraps beyond the years that it holds
             coarse = words.str.to_datetime(form, time_unit="us", strict=False)
-            parsed_words = parsed_words.set(coarse.cast(parsed_words.dtype, strict=False).is_null(), None)
+            parsed_words = parsed_words.set(
+                coarse.cast(parsed_words.dtype, strict=False).is_null(), None
+            )
         return parsed_words.dt.replace_time_zone(None)  # UTC's, where there was an offset
 
     made = _first_that_fits(words, pl.Datetime(dtype.time_unit), parsed, MOMENTS)
@@ -531,6 +535,7 @@ def too_big(got: pl.Series, dtype: pl.DataType) -> pl.Series:
 
 
 __all__ = [
-    "WHOLE_MOST", "Coerce", "cast", "conform", "may_be_another", "misfit", "nothing", "swap_points_and_commas",
+    "WHOLE_MOST", "Coerce", "cast", "conform", "may_be_another", "misfit", "nothing",
+    "swap_points_and_commas",
     "too_big", "written_as",
 ]  # fmt: skip

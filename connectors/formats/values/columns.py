@@ -9,9 +9,9 @@ import polars as pl
 from numpy.typing import NDArray
 from polars.exceptions import PolarsError
 
-from connectors.formats.values.casts import Coerce, conform
 from connectors.formats.kernels.paths import PathStep, parse_path, value_at
-from connectors.formats.kernels.rows import as_json, with_position_columns, make_rejects
+from connectors.formats.kernels.rows import as_json, make_rejects, with_position_columns
+from connectors.formats.values.casts import Coerce, conform
 from engine.types import RESERVED, HeadraceError, Records, Rejects, Schema, nearest
 
 PROBLEM = "_problem"
@@ -97,7 +97,9 @@ def readable_rows(records: Records) -> tuple[pl.DataFrame, NDArray[np.int64] | N
         }
     )
     rejects = [
-        make_rejects(records, part["at"].to_numpy(), part["reason"][0], part["detail"], part["value"])
+        make_rejects(
+            records, part["at"].to_numpy(), part["reason"][0], part["detail"], part["value"]
+        )
         for part in unreadable.partition_by("reason", maintain_order=True)
     ]
     return frame.select(pl.all().gather(at)), at, rejects

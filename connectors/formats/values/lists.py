@@ -115,8 +115,8 @@ def parse_lists(texts: pl.Series) -> Elements:
 
 
 def of_objects(texts: pl.Series, fields: Iterable[str]) -> Fields:
-    """The fields of JSON objects, as the elements of `parse_lists`; null where there is none. Of two
-    equal keys the first counts. What is no object has no fields."""
+    """The fields of JSON objects, as the elements of `parse_lists`; null where there is none. Of
+    two equal keys the first counts. What is no object has no fields."""
     raw = values(texts.fill_null(""))
     schema: Schema = dict.fromkeys(fields, pl.String())
     shape = JsonShape.of(schema, {})
@@ -256,5 +256,18 @@ def _elements(data, bounds, starts, stops, tokens, sizes):  # type: ignore[no-un
     return m
 
 
-__all__ = ["ARRAY", "BOOL", "FLOAT", "INTEGER", "OBJECT", "STRING", "WORD", "Elements", "Fields",
-           "are_json", "of_column", "parse_lists", "of_objects"]  # fmt: skip
+__all__ = [
+    "ARRAY",
+    "BOOL",
+    "FLOAT",
+    "INTEGER",
+    "OBJECT",
+    "STRING",
+    "WORD",
+    "Elements",
+    "Fields",
+    "are_json",
+    "of_column",
+    "of_objects",
+    "parse_lists",
+]  # fmt: skip

@@ -9,9 +9,9 @@ import numpy as np
 import polars as pl
 from pydantic import Field
 
-from engine.scrub.columns import expand_columns
 from engine.columnar.hashing import hashes
 from engine.scrub.base import LearnSettings, StageBase
+from engine.scrub.columns import expand_columns
 from engine.types import PART, Batch, Codes, Names, Schema, Snapshot, Transform, UserError
 
 

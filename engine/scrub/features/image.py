@@ -19,8 +19,8 @@ from simplejpeg import decode_jpeg, decode_jpeg_header
 from torch.nn import functional as F
 
 from engine import types
-from engine.scrub.columns import replaced, expand_columns
 from engine.scrub.base import StageBase
+from engine.scrub.columns import expand_columns, replaced
 from engine.types import Batch, Name, Names, Schema, Transform, UserError
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -198,7 +198,9 @@ class Images(StageBase):
         except (OSError, ValueError, RuntimeError) as error:
             raise UnusableImage(f"Expected a path, got one that leads nowhere: {error}.") from None
         if not inside:
-            raise UnusableImage(f"Expected a path below '{self.settings.root}', got one that leads out.")
+            raise UnusableImage(
+                f"Expected a path below '{self.settings.root}', got one that leads out."
+            )
         if not exists:
             raise UnusableImage(f"There is no such file below '{self.settings.root}'.")
         return path
@@ -269,7 +271,9 @@ def _channels(image: Image.Image, mode: str) -> Pixels:
         grey = (np.asarray(image) >> 8).astype(np.uint8)
         return np.repeat(grey[:, :, None], len(mode), axis=2)
     if image.mode in ("I", "F"):
-        raise UnusableImage(f"Expected 8 or 16 bits a channel, got 32 (mode {image.mode}): convert it.")
+        raise UnusableImage(
+            f"Expected 8 or 16 bits a channel, got 32 (mode {image.mode}): convert it."
+        )
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     pixels = np.asarray(image if image.mode == mode else image.convert(mode))

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from engine import types
-from engine.scrub.columns import extended
 from engine.columnar.hashing import Hashes, hashes, mix
-from engine.scrub.key_store import KeyStore
 from engine.scrub.base import StageBase
+from engine.scrub.columns import extended
+from engine.scrub.key_store import KeyStore
 from engine.types import (
     NANOSECONDS,
     Batch,
@@ -158,7 +158,9 @@ class Lag(StageBase):
         self._remember(new, times[rows], values[rows], newest)
         return batch.with_frame(batch.frame.with_columns(self._columns(lagged, known)))
 
-    def _read(self, frame: pl.DataFrame) -> tuple[Hashes, Timestamps, NDArray[Any], NDArray[np.bool_]]:
+    def _read(
+        self, frame: pl.DataFrame
+    ) -> tuple[Hashes, Timestamps, NDArray[Any], NDArray[np.bool_]]:
         """Hash of the key, time, value, and whether there is a value to remember; shapes (n,)."""
         settings = self.settings
         keys = hashes(frame.select(settings.by)) if settings.by else np.zeros(frame.height, "u8")
@@ -183,7 +185,9 @@ class Lag(StageBase):
         fresh = ~self._past.find(new)[0]
         return new[fresh], rows[first[fresh]]
 
-    def _remember(self, keys: Hashes, times: Timestamps, values: NDArray[Any], newest: Timestamps) -> None:
+    def _remember(
+        self, keys: Hashes, times: Timestamps, values: NDArray[Any], newest: Timestamps
+    ) -> None:
         if len(newest):
             self._newest = int(newest[-1])
         oldest = self._newest - self._horizon

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from engine import types
-from engine.scrub.columns import replaced, expand_columns
-from engine.columnar.hashing import hashes, utf8_buffer, spans
+from engine.columnar.hashing import hashes, spans, utf8_buffer
 from engine.scrub.base import StageBase
+from engine.scrub.columns import expand_columns, replaced
 from engine.types import Batch, Name, Names, Schema, Transform, UserError
 
 Ints = NDArray[np.int64]

@@ -6,8 +6,8 @@ import numpy as np
 import polars as pl
 
 from engine import types
-from engine.scrub.columns import expand_columns
 from engine.scrub.base import StageBase
+from engine.scrub.columns import expand_columns
 from engine.types import PART, RESERVED, Batch, Name, Names, Schema, Transform, UserError, require
 
 
@@ -42,7 +42,9 @@ class Unpivot(StageBase):
 
     def bind(self, schema: Schema) -> Schema:
         settings = self.settings
-        self._keep = expand_columns(settings.keep, schema, where=self.where) if settings.keep else ()
+        self._keep = (
+            expand_columns(settings.keep, schema, where=self.where) if settings.keep else ()
+        )
         rest = {c: dtype for c, dtype in schema.items() if c not in (*self._keep, PART)}
         if not rest:
             raise UserError(f"{self.where} keeps every column: there is none left for rows.")

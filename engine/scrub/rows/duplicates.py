@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from engine import types
-from engine.scrub.columns import expand_columns
 from engine.columnar.hashing import Hashes, hashes
-from engine.scrub.key_store import KeyStore
 from engine.scrub.base import StageBase
+from engine.scrub.columns import expand_columns
+from engine.scrub.key_store import KeyStore
 from engine.types import Batch, Names, Schema, Snapshot, Transform
 
 

@@ -12,8 +12,8 @@ from pydantic import Field
 
 from engine import types
 from engine.columnar.hashing import Hashes
-from engine.scrub.rows.perceptual import perceptual_hashes
 from engine.scrub.base import StageBase
+from engine.scrub.rows.perceptual import perceptual_hashes
 from engine.types import Batch, Name, Schema, Snapshot, Transform, UserError, require
 
 Ints = NDArray[np.int64]
@@ -21,8 +21,8 @@ Ints = NDArray[np.int64]
 
 class NearDuplicateImages(StageBase):
     """Lets the first of similar images through and rejects the others with reason
-    ``near_duplicate``: those whose perceptual hash (`engine.scrub.rows.perceptual`) differs in at most
-    `max_distance` of 64 bits from that of an image let through at most `window` rows before.
+    ``near_duplicate``: those whose perceptual hash (`engine.scrub.rows.perceptual`) differs in at
+    most `max_distance` of 64 bits from that of an image let through at most `window` rows before.
 
     Every hash in the window is compared, so none is missed, and which row is rejected does not
     depend on how the stream is cut. Found are copies that were scaled, compressed again, made grey,
@@ -42,8 +42,8 @@ class NearDuplicateImages(StageBase):
 
         Attributes:
             column: the encoded images (JPEG, PNG, ...), bytes.
-            max_distance [bits]: bits that may differ; two images that have nothing in common differ in
-                about 32, and in no more than 6 by chance once in some hundred million pairs.
+            max_distance [bits]: bits that may differ; two images that have nothing in common differ
+                in about 32, and in no more than 6 by chance once in some hundred million pairs.
             window [rows]: how many rows back an image is remembered.
             threads: that decode; as many as there are cores unless given.
         """
@@ -95,7 +95,9 @@ class NearDuplicateImages(StageBase):
                 pl.Series(ago),
             )
         ).to_series()
-        done = batch.reject(pl.Series(~near), stage=self.name, reason="near_duplicate", detail=details)
+        done = batch.reject(
+            pl.Series(~near), stage=self.name, reason="near_duplicate", detail=details
+        )
         return done.counted(self.name, duplicates=int(near.sum()))
 
     def snapshot(self) -> Snapshot:

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from engine import types
-from engine.columnar.hashing import Hashes, utf8_buffer, mix
-from engine.scrub.key_store import KeyStore
+from engine.columnar.hashing import Hashes, mix, utf8_buffer
 from engine.scrub.base import StageBase
+from engine.scrub.key_store import KeyStore
 from engine.types import Batch, Name, Schema, Snapshot, Transform, UserError, require
 
 Ints = NDArray[np.int64]
@@ -29,8 +29,8 @@ BITS = 255.0
 class NearDuplicates(StageBase):
     """Lets the first of similar texts through and rejects the others with reason
     ``near_duplicate``: those that share at least `threshold` of their pieces with a text let
-    through at most `window` rows before (Jaccard similarity of the sets of all `shingle_size` successive
-    bytes).
+    through at most `window` rows before (Jaccard similarity of the sets of all `shingle_size`
+    successive bytes).
 
     The similarity is estimated by MinHash (Broder, "On the Resemblance and Containment of
     Documents", 1997): standard error sqrt(t * (1 - t) / hashes), 0.035 for the defaults. What is
@@ -105,7 +105,9 @@ class NearDuplicates(StageBase):
                 pl.Series(ago),
             )
         ).to_series()
-        done = batch.reject(pl.Series(~near), stage=self.name, reason="near_duplicate", detail=details)
+        done = batch.reject(
+            pl.Series(~near), stage=self.name, reason="near_duplicate", detail=details
+        )
         return done.counted(self.name, duplicates=int(near.sum()))
 
     def _compared(self, texts: pl.Series, places: Ints) -> tuple[Ints, NDArray[np.float64]]:

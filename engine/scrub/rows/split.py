@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from engine import types
-from engine.scrub.columns import extended
 from engine.columnar.hashing import Hashes, hashes
 from engine.scrub.base import StageBase
+from engine.scrub.columns import extended
 from engine.types import (
     PART,
     RESERVED,

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from engine.columnar.kernels import Floats
-from engine.scrub.fusion import FILLED_BEFORE_LEARNING
-from engine.scrub.columns import extended, is_missing, numbers, replaced, expand_columns
-from engine.scrub.base import ForgetSettings, FittedStage
 from engine.columnar.statistics import CoMoments, inverse, matrix
+from engine.scrub.base import FittedStage, ForgetSettings
+from engine.scrub.columns import expand_columns, extended, is_missing, numbers, replaced
+from engine.scrub.fusion import FILLED_BEFORE_LEARNING
 from engine.types import Batch, Names, Schema, Transform, UserError
 
 AT_ONCE = 1 << 22
@@ -66,7 +66,11 @@ class Impute(FittedStage):
     def bind(self, schema: Schema) -> Schema:
         settings = self.settings
         self._filled = expand_columns(settings.columns, schema, where=self.where)
-        predictors = expand_columns(settings.predictors, schema, where=self.where) if settings.predictors else ()
+        predictors = (
+            expand_columns(settings.predictors, schema, where=self.where)
+            if settings.predictors
+            else ()
+        )
         self._columns = tuple(dict.fromkeys((*self._filled, *predictors)))
         numbers(self._columns, schema, where=self.where)
         if len(self._columns) < 2:
@@ -113,7 +117,11 @@ class Impute(FittedStage):
         return np.asarray(learned.single.count[: len(self._filled)] == 0)
 
     def _with(
-        self, column: pl.Series, holes: NDArray[np.bool_], at: NDArray[np.int64], predictions: Floats
+        self,
+        column: pl.Series,
+        holes: NDArray[np.bool_],
+        at: NDArray[np.int64],
+        predictions: Floats,
     ) -> pl.Series:
         here = np.flatnonzero(holes)
         values = pl.Series(predictions[holes[at]], dtype=column.dtype)

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from engine.columnar.kernels import fill
-from engine.scrub.fusion import FILLED_BEFORE_LEARNING, FusedOp
+from engine.columnar.statistics import Counts, Moments, Quantiles, Statistic
+from engine.scrub.base import FittedStage, ForgetSettings, joined
 from engine.scrub.columns import (
+    expand_columns,
     extended,
     holds,
     is_missing,
@@ -21,10 +23,8 @@ from engine.scrub.columns import (
     nulls,
     numbers,
     replaced,
-    expand_columns,
 )
-from engine.scrub.base import ForgetSettings, FittedStage, joined
-from engine.columnar.statistics import Counts, Moments, Quantiles, Statistic
+from engine.scrub.fusion import FILLED_BEFORE_LEARNING, FusedOp
 from engine.types import Batch, Fill, Names, Schema, Snapshot, Transform, UserError, require
 
 STATISTICS: dict[str, type[Statistic]] = {
@@ -135,7 +135,8 @@ class Missing(FittedStage):
         default = _default(dtype)
         if default is None and self.settings.strategy != "last":
             raise UserError(
-                f"{self.where} expects numbers, text or booleans in column '{column}', got {dtype}: "
+                f"{self.where} expects numbers, text or booleans in column '{column}', got "
+                f"{dtype}: "
                 "use strategy 'last' or 'drop'."
             )
         value = self.settings.value
@@ -183,7 +184,9 @@ class Missing(FittedStage):
         self._learn(batch, len(parts) - 1)
         own = parts if len(parts) == 1 else [made[list(self._columns)] for made in parts]
         done = batch.with_frame(replaced(batch.frame, joined(own)))
-        return done.counted(self.name, filled=n, **({FILLED_BEFORE_LEARNING: early} if early else {}))
+        return done.counted(
+            self.name, filled=n, **({FILLED_BEFORE_LEARNING: early} if early else {})
+        )
 
     @property
     def kinds(self) -> list[pl.DataType]:

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from engine.columnar.kernels import clip
-from engine.scrub.fusion import FusedOp
-from engine.scrub.columns import extended, holds, numbers, replaced, expand_columns
-from engine.scrub.base import ForgetSettings, FittedStage
 from engine.columnar.statistics import Moments, Quantiles, Statistic
+from engine.scrub.base import FittedStage, ForgetSettings
+from engine.scrub.columns import expand_columns, extended, holds, numbers, replaced
+from engine.scrub.fusion import FusedOp
 from engine.types import Batch, Clip, Names, Schema, Transform, UserError
 from engine.types.plural import counted
 

@@ -10,10 +10,10 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic import Field
 
-from engine.columnar.kernels import Floats, power_transform, scale_by, inverse_power_transform
-from engine.scrub.columns import numbers, replaced, expand_columns
-from engine.scrub.base import ForgetSettings, FittedStage
+from engine.columnar.kernels import Floats, inverse_power_transform, power_transform, scale_by
 from engine.columnar.statistics import Quantiles, inverse
+from engine.scrub.base import FittedStage, ForgetSettings
+from engine.scrub.columns import expand_columns, numbers, replaced
 from engine.types import Affine, Batch, Names, Power, Scale, Schema, Snapshot, Transform, UserError
 
 REFIT_GROWTH = 1.1
@@ -34,9 +34,9 @@ class Powers(FittedStage):
     Transformations to Improve Normality or Symmetry", 2000); see `engine.types.Power`. Float64.
 
     Exponents maximize the likelihood over a t-digest of the batches before, in place of the
-    numbers themselves (`engine.columnar.statistics.Quantiles`): for 1,000 numbers or more they are within
-    0.005 of those that scikit-learn's PowerTransformer finds with all numbers at hand. They lie
-    within -4 and 6, and so that no more than four digits are lost. They are 1, which changes
+    numbers themselves (`engine.columnar.statistics.Quantiles`): for 1,000 numbers or more they are
+    within 0.005 of those that scikit-learn's PowerTransformer finds with all numbers at hand. They
+    lie within -4 and 6, and so that no more than four digits are lost. They are 1, which changes
     nothing, until `min_rows` numbers are learned and where a column does not vary, and are fitted
     again with every tenth more numbers: set `freeze_after` where what comes later must not see them
     move. The first 128 rows are changed by the rows before and themselves.
@@ -156,7 +156,9 @@ class Powers(FittedStage):
         few = np.flatnonzero((digest.count > 0) & (digest.count < enough) & (fitted == 0))
         parameters = self._numbers.copy()
         if self._standardizes and len(few):
-            parameters[2:, few] = _standard(digest.mean[:, few], digest.weight[:, few], parameters[:2, few])
+            parameters[2:, few] = _standard(
+                digest.mean[:, few], digest.weight[:, few], parameters[:2, few]
+            )
             self._numbers = parameters
         if not len(at):
             return
@@ -164,7 +166,9 @@ class Powers(FittedStage):
             exponent = yeo_johnson(digest.mean[:, at], digest.weight[:, at])
             parameters[0, at], parameters[1, at] = exponent, 2 - exponent
         if self._standardizes:
-            parameters[2:, at] = _standard(digest.mean[:, at], digest.weight[:, at], parameters[:2, at])
+            parameters[2:, at] = _standard(
+                digest.mean[:, at], digest.weight[:, at], parameters[:2, at]
+            )
         fitted = self._fitted.copy()
         fitted[at] = digest.count[at]
         self._numbers, self._fitted = parameters, fitted
@@ -194,9 +198,13 @@ class Powers(FittedStage):
     def transforms(self) -> Sequence[Transform] | None:
         """One `Power` a column, and an `Affine` where the result is standardized."""
         rows = self._rows_of_numbers()
-        transforms_out: list[Transform] = [Power(column=c, above=a, below=b) for c, a, b, _, _ in rows]
+        transforms_out: list[Transform] = [
+            Power(column=c, above=a, below=b) for c, a, b, _, _ in rows
+        ]
         if self._standardizes:
-            transforms_out += [Affine(column=c, shift=shift, scale=scale) for c, _, _, shift, scale in rows]
+            transforms_out += [
+                Affine(column=c, shift=shift, scale=scale) for c, _, _, shift, scale in rows
+            ]
         return transforms_out
 
 

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from engine.columnar.kernels import scale_by
-from engine.scrub.fusion import FusedOp
-from engine.scrub.columns import numbers, expand_columns
-from engine.scrub.base import ForgetSettings, FittedStage
 from engine.columnar.statistics import Extremes, FadingMoments, Moments, Quantiles, inverse
+from engine.scrub.base import FittedStage, ForgetSettings
+from engine.scrub.columns import expand_columns, numbers
+from engine.scrub.fusion import FusedOp
 from engine.types import Affine, Batch, Clip, Names, Scale, Schema, Transform, UserError
 
 
@@ -80,7 +80,8 @@ class Standardize(Scaled):
     NaN stays NaN.
 
     With a half-life, mean and deviation follow a level that moves: see
-    `engine.columnar.statistics.FadingMoments`. Without, a thousandth row moves them by a thousandth.
+    `engine.columnar.statistics.FadingMoments`. Without, a thousandth row moves them by a
+    thousandth.
     """
 
     class Settings(ForgetSettings):
@@ -198,8 +199,8 @@ class Robust(Scaled):
     the same), ``x - median``. The first 128 rows are scaled by the rows before and themselves. Null
     stays null, NaN stays NaN.
 
-    Quantiles come from a t-digest (`engine.columnar.statistics.Quantiles`): median and both quantiles are
-    those of a rank within 0.5 % of the wanted one, mostly within 0.05 %.
+    Quantiles come from a t-digest (`engine.columnar.statistics.Quantiles`): median and both
+    quantiles are those of a rank within 0.5 % of the wanted one, mostly within 0.05 %.
     """
 
     class Settings(ForgetSettings):

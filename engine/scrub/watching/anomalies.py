@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from engine.columnar.kernels import Floats
-from engine.scrub.columns import extended, numbers, expand_columns
-from engine.scrub.base import LearnSettings, StageBase
 from engine.columnar.statistics import Quantiles
+from engine.scrub.base import LearnSettings, StageBase
+from engine.scrub.columns import expand_columns, extended, numbers
 from engine.types import Batch, Name, Names, Schema, Snapshot, Transform
 
 SPARSE = 0.1
@@ -141,8 +141,8 @@ class Anomalies(StageBase):
     or lets them go.
 
     Rows of the first `window` are not judged: their score is 0. What counts as high is learned from
-    the scores of the batches before, by the quantiles of a t-digest: about `contamination` of the rows
-    do, whatever the data. All rows are learned from, so what was strange for a whole window is
+    the scores of the batches before, by the quantiles of a t-digest: about `contamination` of the
+    rows do, whatever the data. All rows are learned from, so what was strange for a whole window is
     strange no more.
     """
 

@@ -10,9 +10,9 @@ import polars as pl
 from pydantic import Field
 
 from engine import types
-from engine.scrub.columns import numbers, expand_columns
-from engine.scrub.watching.detectors import Adwin, Detector, Drifts, PageHinkley, Psi
 from engine.scrub.base import StageBase
+from engine.scrub.columns import expand_columns, numbers
+from engine.scrub.watching.detectors import Adwin, Detector, Drifts, PageHinkley, Psi
 from engine.types import Batch, Names, Schema, Snapshot, Transform, UserError
 
 log = logging.getLogger("headrace.scrub")
@@ -32,13 +32,13 @@ ONLY_FOR = {
 
 class Drift(StageBase):
     """Counts at how many rows a column changed, and changes nothing itself. What it counts, under
-    its detector's name, is ``headrace_drift_detections_total{detector}``; a stage after it that learns can
-    start anew then: its setting `forget_on`.
+    its detector's name, is ``headrace_drift_detections_total{detector}``; a stage after it that
+    learns can start anew then: its setting `forget_on`.
 
     ``adwin`` and ``page_hinkley`` look for a change of the mean at every number, ``psi`` for one of
     the whole distribution, missing values included, at the end of every window of rows: see
-    `engine.scrub.watching.detectors` for the methods and their sources. Where it is found is exact to the
-    row and does not depend on how the stream is cut.
+    `engine.scrub.watching.detectors` for the methods and their sources. Where it is found is exact
+    to the row and does not depend on how the stream is cut.
 
     False alarms in 10**6 independent numbers, measured in the defaults: none for normal, uniform
     and exponential ones; for heavy tails (lognormal, Student's t with 3 degrees) 5 or less by

@@ -12,9 +12,9 @@ import numpy as np
 import polars as pl
 import pytest
 
+from connectors.dead_letters import FileDeadLetterSource
 from connectors.files.source import FilesSource
 from connectors.formats.kernels.rows import NOT_UTF8
-from connectors.dead_letters import FileDeadLetterSource
 from engine.running.dead_letters import dead_letter_frame
 from engine.types import HeadraceError, Mark, Schema, Source, UserError
 from tests.connectors.conftest import drain, files, sink_of, told

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from connectors.files.paths import find_files, common_format
+from connectors.files.paths import common_format, find_files
 from engine.types import UserError
 
 DROP = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search", "--"]

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from connectors.files import splits
 from connectors.files.source import FilesSource
-from connectors.files.splits import SHARD_GROUPS, EPOCH_STRIDE
+from connectors.files.splits import EPOCH_STRIDE, SHARD_GROUPS
 from engine.types import EndOfStream, Mark, Records, Schema, UserError
 
 SCHEMA: Schema = {"n": pl.Int64()}

@@ -137,7 +137,8 @@ def test_a_run_reads_it_and_a_check_does_not(tmp_path: Path) -> None:
         f'format = "csv"\n[sink]\nkind = "files"\nformat = "csv"\npath = "{tmp_path}/out"\n'
     )
     both = (
-        f"{sys.executable} -m engine.commands.cli check {file} && {sys.executable} -m engine.commands.cli run {file}"
+        f"{sys.executable} -m engine.commands.cli check {file} && {sys.executable} -m "
+        f"engine.commands.cli run {file}"
     )
     subprocess.run(["sh", "-c", both], input=b"id\n1\n2\n", check=True)
     (part,) = (tmp_path / "out").glob("part-*.csv")

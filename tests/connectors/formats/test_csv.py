@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from connectors.formats.values.casts import cast
 from connectors.formats.csv import Csv, Dialect, _fields
 from connectors.formats.kernels.rows import NOT_UTF8
+from connectors.formats.values.casts import cast
 from engine.types import TYPES, HeadraceError, Records, Schema, Values
 from tests.connectors.conftest import records, told
 

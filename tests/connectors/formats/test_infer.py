@@ -15,7 +15,12 @@ from hypothesis import strategies as st
 from pyarrow import ipc
 
 from connectors.formats.csv import Csv
-from connectors.formats.inference.infer import TypeInference, common_type, infer_type, infer_json_types
+from connectors.formats.inference.infer import (
+    TypeInference,
+    common_type,
+    infer_json_types,
+    infer_type,
+)
 from connectors.formats.ndjson import Ndjson
 from engine.types import Mark, Schema, UserError, parse_schema, parse_type, type_name
 from tests.connectors.conftest import decoded, drain, files, records, told

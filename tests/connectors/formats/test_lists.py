@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from connectors.formats.values.casts import Coerce
-from connectors.formats.values.columns import Columns
 from connectors.formats.csv import Csv, Dialect
 from connectors.formats.inference.infer import infer_json_types
 from connectors.formats.ndjson import Ndjson
+from connectors.formats.values.casts import Coerce
+from connectors.formats.values.columns import Columns
 from connectors.memory import MemorySource
 from engine.types import MAX_NESTING, UserError, parse_schema, parse_type
 from tests.connectors.conftest import records, told

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connectors.formats import ndjson
-from connectors.formats.ndjson import Ndjson
 from connectors.formats.kernels.rows import NOT_UTF8
+from connectors.formats.ndjson import Ndjson
 from engine.types import Schema, UserError
 from tests.connectors.conftest import decoded, drain, files, records, told
 

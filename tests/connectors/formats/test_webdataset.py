@@ -12,9 +12,9 @@ import polars as pl
 import pytest
 import zstandard
 
+from connectors.dead_letters import FileDeadLetterSource
 from connectors.files.tar import TarShard
 from connectors.formats.webdataset import WebDatasetFormat
-from connectors.dead_letters import FileDeadLetterSource
 from engine.types import HeadraceError, Mark, Schema, UserError
 from tests.connectors.conftest import drain, files, shard, sink_of
 from tests.connectors.files.test_file_rows import read

@@ -27,7 +27,7 @@ from kafka.record.default_records import DefaultRecordBatch
 from kafka.record.memory_records import MemoryRecords, MemoryRecordsBuilder
 
 from connectors.kafka import fetch
-from connectors.kafka.fetch import Chunk, ColumnarRecords, batches, install_columnar_fetch, decode
+from connectors.kafka.fetch import Chunk, ColumnarRecords, batches, decode, install_columnar_fetch
 from engine.types import EndOfStream, Mark, Values
 from tests.broker import shared_broker
 from tests.connectors.conftest import drain, kafka_source, take
@@ -149,7 +149,8 @@ def test_what_comes_before_a_damaged_batch_is_whole() -> None:
 
 
 def test_the_seam_is_where_it_was() -> None:
-    """What `install_columnar_fetch` leans on inside kafka-python; a version that moves it fails here."""
+    """What `install_columnar_fetch` leans on inside kafka-python; a version that moves it fails
+    here."""
     assert issubclass(ColumnarRecords, Fetcher.PartitionRecords)
     for name in ("_unpack_records", "_consume_aborted_transactions_up_to", "_is_batch_aborted",
                  "_contains_abort_marker", "drain", "take"):  # fmt: skip
@@ -262,7 +263,9 @@ def test_what_comes_is_taken_in_large_pieces() -> None:
     broker = shared_broker()
     topic = broker.topic()
     broker.produce(topic, [b"x" * 100_000] * 30, each=5)
-    consumer = KafkaConsumer(bootstrap_servers=broker.bootstrap_servers, auto_offset_reset="earliest")
+    consumer = KafkaConsumer(
+        bootstrap_servers=broker.bootstrap_servers, auto_offset_reset="earliest"
+    )
     install_columnar_fetch(consumer, newline=False)
     consumer.assign([TopicPartition(topic, 0)])
     sizes: list[int] = []
@@ -292,7 +295,9 @@ def test_tombstones_and_empty_values_shift_nothing() -> None:
 def test_aborted_transactions_are_left_out_and_positions_go_on(isolation: str) -> None:
     broker = shared_broker()
     topic = broker.topic()
-    producer = KafkaProducer(bootstrap_servers=broker.bootstrap_servers, transactional_id=f"x-{topic}")
+    producer = KafkaProducer(
+        bootstrap_servers=broker.bootstrap_servers, transactional_id=f"x-{topic}"
+    )
     producer.init_transactions()
     for number, keep in enumerate([True, False, True]):
         producer.begin_transaction()

@@ -29,8 +29,15 @@ from kafka.record.default_records import DefaultRecordBatchBuilder
 from kafka.record.memory_records import MemoryRecords, MemoryRecordsBuilder
 
 from connectors.formats.kernels import rows
-from connectors.kafka.producer import VerifiedProducer, ProducerSettings
-from connectors.kafka.record_batches import OVERHEAD, ProducedBatch, OutgoingRecords, encode_headers, murmur2, plan_batches
+from connectors.kafka.producer import ProducerSettings, VerifiedProducer
+from connectors.kafka.record_batches import (
+    OVERHEAD,
+    OutgoingRecords,
+    ProducedBatch,
+    encode_headers,
+    murmur2,
+    plan_batches,
+)
 from engine.types import HeadraceError, Values
 from tests.broker import Broker, shared_broker, skip_without_tools
 from tests.crash import kit
@@ -48,7 +55,8 @@ def binary(values: list[bytes | None]) -> pl.Series:
 
 
 def own(headers: list[list[tuple[str, bytes]]]) -> Values:
-    """As they were read: what `encode_headers` writes for one record each, with others around it."""
+    """As they were read: what `encode_headers` writes for one record each, with others around
+    it."""
     made: list[bytes | None] = []
     for head in headers:
         made += encode_headers(1, head, {}).take(np.arange(1)) if head else [None]
@@ -193,7 +201,9 @@ def sent() -> Any:
     broker = shared_broker()
 
     def read(topic: str) -> list[Any]:
-        consumer = KafkaConsumer(bootstrap_servers=broker.bootstrap_servers, consumer_timeout_ms=20_000)
+        consumer = KafkaConsumer(
+            bootstrap_servers=broker.bootstrap_servers, consumer_timeout_ms=20_000
+        )
         places = [TopicPartition(topic, n) for n in consumer.partitions_for_topic(topic) or ()]
         consumer.assign(places)
         consumer.seek_to_beginning()
@@ -207,7 +217,9 @@ def sent() -> Any:
 
 def delivery(**settings: Any) -> VerifiedProducer:
     bootstrap_servers = shared_broker().bootstrap_servers
-    return VerifiedProducer(ProducerSettings(bootstrap_servers=bootstrap_servers, **settings), "[sink] t")
+    return VerifiedProducer(
+        ProducerSettings(bootstrap_servers=bootstrap_servers, **settings), "[sink] t"
+    )
 
 
 def plain(values: list[bytes | None]) -> OutgoingRecords:
@@ -223,7 +235,9 @@ def test_what_is_sent_arrives(sent: Any) -> None:
     records = OutgoingRecords(
         values=rows.values(binary(values)),
         keys=rows.values(binary(keys)),
-        headers=encode_headers(2_000, [("a", b"1")], {"n": pl.Series([str(i) for i in range(2_000)])}),
+        headers=encode_headers(
+            2_000, [("a", b"1")], {"n": pl.Series([str(i) for i in range(2_000)])}
+        ),
         times=np.arange(2_000) + 1_000,
     )
     out = delivery()
@@ -323,7 +337,9 @@ def test_no_request_of_a_transaction_is_lost_while_the_broker_is_away(
     if call == "connect":
         monkeypatch.setattr(ClusterMetadata, "add_coordinator", stopped)
     topic = frail.topic()
-    out = VerifiedProducer(ProducerSettings(bootstrap_servers=frail.bootstrap_servers, delivery_timeout=20), "[sink] t")
+    out = VerifiedProducer(
+        ProducerSettings(bootstrap_servers=frail.bootstrap_servers, delivery_timeout=20), "[sink] t"
+    )
     out.transaction = topic
     returns = threading.Thread(target=back)
     returns.start()
@@ -346,7 +362,9 @@ def test_no_request_of_a_transaction_is_lost_while_the_broker_is_away(
 def test_a_broker_that_hangs_takes_no_core(frail: Broker) -> None:
     """The sender, a record in hand and its connection gone, looks for the broker in intervals."""
     topic = frail.topic()
-    out = VerifiedProducer(ProducerSettings(bootstrap_servers=frail.bootstrap_servers, delivery_timeout=60), "[sink] t")
+    out = VerifiedProducer(
+        ProducerSettings(bootstrap_servers=frail.bootstrap_servers, delivery_timeout=60), "[sink] t"
+    )
     try:
         out.send(topic, plain([b"x"]), np.arange(1))
         out.flush()

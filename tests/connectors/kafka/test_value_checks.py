@@ -12,8 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from connectors.formats.csv import Csv
-from connectors.formats.ndjson import Ndjson
 from connectors.formats.kernels.rows import is_utf8
+from connectors.formats.ndjson import Ndjson
 from connectors.formats.text import RawText
 from connectors.formats.xml import Xml
 from connectors.kafka.value_checks import ValueFilter
@@ -88,7 +88,9 @@ def test_each_is_rejected_under_its_name(name: str) -> None:
 def test_bytes_may_begin_as_they_like() -> None:
     begins = [begin for many in ODD.values() for begin in many]
     values: list[bytes | None] = [*begins, None]
-    frame, rejects = ValueFilter(RawText(), text=True).decode(records(values, 0), {"value": pl.Binary()})
+    frame, rejects = ValueFilter(RawText(), text=True).decode(
+        records(values, 0), {"value": pl.Binary()}
+    )
     assert frame["value"].to_list() == begins
     assert [reason for reason, *_ in told(rejects)] == ["tombstone"]
 

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from pydantic import ByteSize
 
 from connectors.memory import MemorySource
-from engine.loading import rebatch
-from engine.loading.budget import BudgetAccount, Budget
-from engine.loading.collate import Collate
-from engine.config import LoaderSettings
-from engine.loading.loader import Loader
 from engine.columnar.batch_group import BatchGroup, StepFailed
+from engine.config import LoaderSettings
+from engine.loading import rebatch
+from engine.loading.budget import Budget, BudgetAccount
+from engine.loading.collate import Collate
+from engine.loading.loader import Loader
 from engine.types import Batch, Features, Mark, Schema
 from tests.scrub.conftest import equal
 from tests.scrub.test_fusion import COLUMNS, KINDS, number, stages
@@ -214,7 +214,9 @@ def test_what_is_done_and_not_asked_for_is_in_the_ledger(monkeypatch: pytest.Mon
 
 def test_each_stops_where_the_step_fails() -> None:
     rows = pl.DataFrame({"_partition": ["p"], "_position": [0]})
-    batch_group = BatchGroup(batches=tuple(Batch(frame=rows, mark=Mark(), arrived=float(i)) for i in range(3)))
+    batch_group = BatchGroup(
+        batches=tuple(Batch(frame=rows, mark=Mark(), arrived=float(i)) for i in range(3))
+    )
 
     def step(batch: Batch) -> Batch:
         if batch.arrived == 1:

@@ -9,10 +9,10 @@ import polars as pl
 import pytest
 
 from connectors.memory import MemorySource
-from engine.loading.collate import Collate
-from engine.config import LoaderSettings
-from engine.loading.loader import Loader
 from engine.columnar.row_sizes import ends_of
+from engine.config import LoaderSettings
+from engine.loading.collate import Collate
+from engine.loading.loader import Loader
 from engine.types import Features, Records
 
 
@@ -50,7 +50,9 @@ def test_images_that_fit_are_one_batch() -> None:
         MemorySource.of([frame]),
         schema=dict(frame.schema),
         collate=Collate(Features(numeric=(), images={"image": (3, 64, 64)}, target="y")).apply,
-        settings=LoaderSettings(batch_rows=32, batch_bytes=pixels.nbytes + 32 * 8, poll_timeout=0.01),
+        settings=LoaderSettings(
+            batch_rows=32, batch_bytes=pixels.nbytes + 32 * 8, poll_timeout=0.01
+        ),
     )
     with loader:
         assert [len(batch) for batch in loader] == [32]

@@ -13,15 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.explore.time_axis import TimeAxis, find_time
+from engine.columnar.hashing import hashes
+from engine.columnar.statistics import Quantiles
 from engine.explore.distinct import ERROR, DistinctCounter, RowSet
 from engine.explore.findings import Findings, column_profiles, left_out, related, sentences, times
 from engine.explore.notation import hint
 from engine.explore.suggestion import suggestion
 from engine.explore.survey import SLICES, VALUES, Survey, as_time
+from engine.explore.time_axis import TimeAxis, find_time
 from engine.scrub.features.derive import Derive
-from engine.columnar.hashing import hashes
-from engine.columnar.statistics import Quantiles
 from engine.types import Batch, Mark, UserError
 
 HOUR = 3_600_000_000

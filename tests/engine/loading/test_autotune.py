@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.loading.autotune import EPOCH_SECONDS, LOW_WATER_EPOCHS, QueueDepth, DecodeThreads
+from engine.loading.autotune import EPOCH_SECONDS, LOW_WATER_EPOCHS, DecodeThreads, QueueDepth
 
 MIB = 1 << 20
 

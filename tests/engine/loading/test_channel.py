@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.loading.budget import Wakeup, Budget
+from engine.loading.budget import Budget, Wakeup
 from engine.loading.channel import Channel, Closed, Empty
 from engine.types import EndOfStream
 from tests.waiting import HANG

@@ -10,8 +10,8 @@ import polars as pl
 import pytest
 
 from connectors.formats.ndjson import Ndjson
-from engine.loading.decoder import ROWS_PER_THREAD, Decoder
 from engine.loading.autotune import DecodeThreads
+from engine.loading.decoder import ROWS_PER_THREAD, Decoder
 from engine.types import Records, Rejects, Schema, Values
 
 SCHEMA: Schema = {"a": pl.Int64(), "t": pl.String()}

@@ -21,16 +21,16 @@ from torchdata.nodes import Loader as NodeLoader
 from torchdata.nodes import Mapper
 
 from connectors.memory import Fault, MemorySource, Pause
-from engine.loading.budget import Wakeup, Budget
+from engine.config import BATCH_DELAY, BLOCK_DELAY, LoaderSettings
+from engine.loading.budget import Budget, Wakeup
 from engine.loading.channel import Channel, Closed
 from engine.loading.collate import Collate
-from engine.config import BATCH_DELAY, BLOCK_DELAY, LoaderSettings
 from engine.loading.interop import TorchdataNode
 from engine.loading.loader import Loader
-from engine.observing.metrics import Metrics
 from engine.loading.mix import Mix
 from engine.loading.nodes import Node
 from engine.loading.prefetch import PrefetchNode
+from engine.observing.metrics import Metrics
 from engine.types import Batch, EndOfStream, Features, HeadraceError, Mark, Records, Rejects, Schema
 from tests.waiting import HANG, until
 
@@ -549,7 +549,9 @@ class Patient:
 def test_a_loader_that_ends_wakes_a_format_that_waits() -> None:
     source, format = MemorySource.of([frame(0, 10)]), Patient()
     source.format = format  # type: ignore[assignment]
-    batches = Loader(source, schema=SCHEMA, settings=LoaderSettings(batch_rows=10, poll_timeout=0.01))
+    batches = Loader(
+        source, schema=SCHEMA, settings=LoaderSettings(batch_rows=10, poll_timeout=0.01)
+    )
 
     def take() -> None:
         with pytest.raises(Closed):

@@ -14,8 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.loading.collate import Collate
 from engine.config import ModelSettings
+from engine.loading.collate import Collate
 from engine.loading.nested_tensors import bucket, nested_features
 from engine.types import Batch, Features, Mark, Schema, Tensors, UserError
 

@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 
 from connectors.memory import MemorySource
 from engine import types
-from engine.loading.collate import Collate
 from engine.config import LoaderSettings, Pipeline
+from engine.loading.collate import Collate
 from engine.loading.loader import Loader
+from engine.loading.transfer import Transfer, transfer_to, watch_devices
 from engine.observing.metrics import Metrics
 from engine.run import Run
-from engine.loading.transfer import Transfer, transfer_to, watch_devices
-from engine.types import Batch, Features, Step, Tensors
 from engine.running.bottleneck import diagnose
+from engine.types import Batch, Features, Step, Tensors
 
 FRAME = pl.DataFrame(
     {

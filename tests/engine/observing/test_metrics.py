@@ -16,9 +16,18 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.parser import text_string_to_metric_families
 
-from engine.observing.metrics import LATENCY_BUCKETS, METRICS, ROW_BUCKETS, WORK_BUCKETS, Metrics, MetricSpec, attribute, safe_label
-from engine.types import HeadraceError
+from engine.observing.metrics import (
+    LATENCY_BUCKETS,
+    METRICS,
+    ROW_BUCKETS,
+    WORK_BUCKETS,
+    Metrics,
+    MetricSpec,
+    attribute,
+    safe_label,
+)
 from engine.running.work import report_quality
+from engine.types import HeadraceError
 from tests.promtool import promtool
 from tests.waiting import HANG
 

@@ -149,7 +149,10 @@ def test_what_the_shares_alone_come_to_stands_beside() -> None:
     target, scores = rows(50_000, 0.05)
     share = target.mean()
     alone = np.full(len(target), share)
-    prior_metrics, made = summed(target, scores, []).prior_metrics(), summed(target, alone, []).metrics()
+    prior_metrics, made = (
+        summed(target, scores, []).prior_metrics(),
+        summed(target, alone, []).metrics(),
+    )
     assert prior_metrics["average_precision"] == pytest.approx(made["average_precision"])
     assert prior_metrics["brier"] == pytest.approx(made["brier"])
     assert prior_metrics["log_loss"] == pytest.approx(made["log_loss"])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from engine.observing.timing import TimingSnapshot, StageTime
+from engine.observing.timing import StageTime, TimingSnapshot
 from engine.running.bottleneck import PARTS, Bottleneck, diagnose
 
 SETTINGS: dict[str, Any] = {

@@ -17,7 +17,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.running.checkpoint import CheckpointFailed, Checkpoints, CorruptCheckpoint, decode, encode
+from engine.running.checkpoint import (
+    CheckpointFailed,
+    Checkpoints,
+    CorruptCheckpoint,
+    decode,
+    encode,
+)
 from engine.types import HeadraceError, UserError
 
 IDENTITY = {"pipeline": "p", "schema": '{"a": "Float64"}'}

@@ -162,7 +162,9 @@ def test_a_record_of_several_rows_is_held_out_whole() -> None:
 
 def test_content_that_a_learning_stage_has_made_is_not_asked() -> None:
     frame = rows(500)
-    held = [Holdout(0.1, 10, by_content=False).select(f) for f in (frame, frame.with_columns(x=1.0))]
+    held = [
+        Holdout(0.1, 10, by_content=False).select(f) for f in (frame, frame.with_columns(x=1.0))
+    ]
     assert (held[0] == held[1]).all()
     assert 20 <= held[0].sum() <= 90
 

@@ -12,11 +12,11 @@ import polars as pl
 import pytest
 
 from connectors.memory import Fault, MemorySink, MemorySource
-from engine.running.checkpoint import CheckpointFailed, Checkpoints
 from engine.config import DeadLetterSettings, LoaderSettings
 from engine.loading.loader import Loader
-from engine.running.loop import RejectLimit, WorkResult, TooManyRejects, Loop, Totals
 from engine.observing.service import Heartbeat
+from engine.running.checkpoint import CheckpointFailed, Checkpoints
+from engine.running.loop import Loop, RejectLimit, TooManyRejects, Totals, WorkResult
 from engine.types import (
     Batch,
     EndOfStream,

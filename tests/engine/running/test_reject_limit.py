@@ -44,7 +44,9 @@ def test_a_few_rows_are_judged_at_the_end(bad: int, floods: bool) -> None:
     if not floods:
         judge.finish()
         return
-    with pytest.raises(TooManyRejects, match=rf"Ended: {bad * 10:.1f}% of 10 rows .*decode: broken"):
+    with pytest.raises(
+        TooManyRejects, match=rf"Ended: {bad * 10:.1f}% of 10 rows .*decode: broken"
+    ):
         judge.finish()
 
 
@@ -83,7 +85,9 @@ def test_a_start_that_reads_nothing_ends_as_the_one_before() -> None:
     first.check(10, (rejects("broken", 4),))
     with pytest.raises(TooManyRejects):
         first.finish()
-    with pytest.raises(TooManyRejects, match=r"Ended: 40.0% of 10 rows were rejected \(decode: broken\)"):
+    with pytest.raises(
+        TooManyRejects, match=r"Ended: 40.0% of 10 rows were rejected \(decode: broken\)"
+    ):
         first.restarted().finish()
     first.restarted(limit=0.4).finish()
     more = first.restarted()

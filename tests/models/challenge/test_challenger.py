@@ -17,12 +17,16 @@ from numpy.typing import NDArray
 from engine.types import Batch, Features, Mark, Step, Tensors, UserError
 from models.augment import Augmentation
 from models.augment.tables import Jitter
+from models.challenge.challenger import (
+    MAX_CHALLENGE_ROWS,
+    ChampionChallenger,
+    require_challengeable,
+)
+from models.challenge.error_drift import THRESHOLD
+from models.challenge.token_bucket import STEP_ROWS
+from models.learners.linear import LinearLearner
 from models.learners.sampling import ResampledLearner, SamplingSettings
 from models.learners.tabular import TabularLearner
-from models.learners.linear import LinearLearner
-from models.challenge.token_bucket import STEP_ROWS
-from models.challenge.challenger import MAX_CHALLENGE_ROWS, ChampionChallenger, require_challengeable
-from models.challenge.error_drift import THRESHOLD
 
 Floats = NDArray[np.float64]
 Rows = tuple[Floats, NDArray[Any]]
@@ -363,7 +367,14 @@ def test_an_alarm_must_be_louder_after_a_challenge_that_came_to_nothing() -> Non
     made = ChampionChallenger(tabular("binary"), "watch")
     learned(made, batches((rows[0][:1_024], rows[1][:1_024])))
     outcome = learned(
-        made, batches((rows[0][1_024 : 1_024 + MAX_CHALLENGE_ROWS], rows[1][1_024 : 1_024 + MAX_CHALLENGE_ROWS]), drift=1)
+        made,
+        batches(
+            (
+                rows[0][1_024 : 1_024 + MAX_CHALLENGE_ROWS],
+                rows[1][1_024 : 1_024 + MAX_CHALLENGE_ROWS],
+            ),
+            drift=1,
+        ),
     )
     assert outcome.challenges == {"begun": 1, "dropped": 1}
     assert made.state_dict()["renewal"]["watch"]["threshold"] == 2 * THRESHOLD
@@ -384,7 +395,10 @@ def test_rows_that_are_not_learned_do_not_count() -> None:
 
 def test_it_says_what_it_does(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="headrace.learner"):
-        learned(ChampionChallenger(tabular("binary")), batches(concept("binary", (1_500, -WEIGHTS), n=3_000)))
+        learned(
+            ChampionChallenger(tabular("binary")),
+            batches(concept("binary", (1_500, -WEIGHTS), n=3_000)),
+        )
     assert [record.message for record in caplog.records] == [
         "a new model learns beside the old one: what that learned may no longer hold",
         "the new model takes over: it is better than the old one",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from models.learners.tabular import TabularLearner
 from models.challenge.token_bucket import FACTOR, HORIZON, MOST, STEP_ROWS, TokenBucket
+from models.learners.tabular import TabularLearner
 from tests.models.challenge.test_challenger import batches, concept, features, learned
 
 

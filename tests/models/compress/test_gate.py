@@ -32,10 +32,10 @@ from engine.types import (
 )
 from models.compress import candidate_process
 from models.compress.gate import Candidate, Compression, GateReport, _choose, compress
+from models.compress.quantize import CANDIDATES
 from models.export.model import export
 from models.learners.tabular import TabularLearner
 from models.serving.predictor import OnnxPredictor
-from models.compress.quantize import CANDIDATES
 from models.serving.session import available_providers
 from tests.models import crafted
 

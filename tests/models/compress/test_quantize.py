@@ -27,10 +27,10 @@ from engine.types import (
     Tensors,
     Transform,
 )
+from models.compress.quantize import CANDIDATES, vnni
 from models.export.model import export
 from models.export.onnx_inputs import Feed, Inputs
 from models.learners.tabular import TabularLearner
-from models.compress.quantize import CANDIDATES, vnni
 
 Files = dict[str, Path]
 

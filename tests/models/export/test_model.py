@@ -21,8 +21,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from engine.loading.collate import Collate
 from engine.columnar.kernels import power_transform
+from engine.loading.collate import Collate
 from engine.scrub.features.categories import Categories
 from engine.scrub.values.missing import Missing
 from engine.scrub.values.outliers import Outliers
@@ -43,8 +43,8 @@ from engine.types import (
 )
 from models.export.model import _StageGraph, export, write
 from models.export.onnx_graph import OPSET, Graph
-from models.learners.tabular import TabularLearner
 from models.learners.linear import LinearLearner
+from models.learners.tabular import TabularLearner
 
 Scores = NDArray[np.floating[Any]]
 FusedStages = Sequence[tuple[str, Any, dict[str, Any]]]

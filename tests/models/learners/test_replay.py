@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.learners.replay import Replay, ReplaySettings, ReplayRows
+from models.learners.replay import Replay, ReplayRows, ReplaySettings
 
 
 def ring(**changes: Any) -> Replay:

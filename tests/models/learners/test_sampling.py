@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from engine.loading.collate import Collate
 from engine.types import Batch, Features, Mark, Step, Tensors, UserError
-from models.learners.sampling import ResampledLearner, SamplingSettings
 from models.export.model import export
-from models.learners.tabular import TabularLearner
 from models.learners.linear import LinearLearner
+from models.learners.sampling import ResampledLearner, SamplingSettings
+from models.learners.tabular import TabularLearner
 
 BINARY = Features(numeric=("x0", "x1"), target="y", task="binary", classes=("no", "yes"))
 THREE = Features(numeric=("x0", "x1"), target="y", task="multiclass", classes=("a", "b", "c"))
@@ -115,7 +115,9 @@ def test_every_row_is_scored_once_and_learned_or_not(
     batches: list[list[int]], method: Any, smote_neighbors: int
 ) -> None:
     spy = Spy(THREE)
-    balanced = ResampledLearner(spy, SamplingSettings(method=method, smote_neighbors=smote_neighbors, max_copies=7))
+    balanced = ResampledLearner(
+        spy, SamplingSettings(method=method, smote_neighbors=smote_neighbors, max_copies=7)
+    )
     for rows in batches:
         before = len(labels(spy))
         step = balanced.learn(batch_of(np.array(rows, np.int64)))
@@ -170,7 +172,10 @@ def test_smote_lies_between_a_row_and_one_of_its_class() -> None:
     ("table", "sentence"),
     [
         ({"desired_dist": {"yse": 1}}, r"names class 'yse', .* Did you mean 'yes'\?"),
-        ({"desired_dist": {"yes": 0, "no": 0}}, "at least one above 0, got {'yes': 0.0, 'no': 0.0}"),
+        (
+            {"desired_dist": {"yes": 0, "no": 0}},
+            "at least one above 0, got {'yes': 0.0, 'no': 0.0}",
+        ),
         ({"desired_dist": {"yes": -1, "no": 2}}, "expects shares of 0 or more"),
     ],
 )

@@ -17,10 +17,10 @@ from torch.nn import functional as F
 
 from engine.config import validate
 from engine.types import Batch, Features, Tensors, UserError
-from models.learners.tabular import TabularLearner
 from models.learners.losses import LossSettings, make_loss
 from models.learners.network import Network, NetworkShape
 from models.learners.optimizer import Optimizer, OptimizerSettings
+from models.learners.tabular import TabularLearner
 from models.learners.target_transform import TargetScale
 
 Make = Callable[..., Features]
@@ -98,8 +98,14 @@ def descend(network: Network, optimizer: Optimizer, steps: int = 5) -> list[floa
 @pytest.mark.parametrize(
     ("keys", "kind"),
     [
-        ({"optimizer": "adam", "weight_decay": 0.1}, lambda p: torch.optim.Adam(p, 0.05, weight_decay=0.1)),
-        ({"optimizer": "adamw", "weight_decay": 0.1}, lambda p: torch.optim.AdamW(p, 0.05, weight_decay=0.1)),
+        (
+            {"optimizer": "adam", "weight_decay": 0.1},
+            lambda p: torch.optim.Adam(p, 0.05, weight_decay=0.1),
+        ),
+        (
+            {"optimizer": "adamw", "weight_decay": 0.1},
+            lambda p: torch.optim.AdamW(p, 0.05, weight_decay=0.1),
+        ),
         ({"optimizer": "sgd", "momentum": 0.9}, lambda p: torch.optim.SGD(p, 0.05, momentum=0.9)),
     ],
     ids=["adam", "adamw", "sgd"],

@@ -97,9 +97,22 @@ def test_a_run_says_what_became_of_every_record_and_where_things_are(
     assert account is not None
     assert sum(int(n.replace(",", "")) for n in account.groups()) == 1_500
     flat = out.replace("\n", "")
-    for name in ("checkpoints", "out", "model.onnx", "compression.json", "report.json", "metrics.prom"):
+    for name in (
+        "checkpoints",
+        "out",
+        "model.onnx",
+        "compression.json",
+        "report.json",
+        "metrics.prom",
+    ):
         assert name in flat
-    for file in ("model.fp32.onnx", "model.onnx", "compression.json", "report.json", "metrics.prom"):
+    for file in (
+        "model.fp32.onnx",
+        "model.onnx",
+        "compression.json",
+        "report.json",
+        "metrics.prom",
+    ):
         assert (tmp_path / "run" / file).stat().st_size > 0
 
 

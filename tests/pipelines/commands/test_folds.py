@@ -9,8 +9,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from engine.config import Pipeline
 from engine.commands.folds import folds
+from engine.config import Pipeline
 from engine.run import Run
 from engine.types import UserError
 from tests.pipelines.conftest import Headrace

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from engine.running import loop, bottleneck
-from engine.config import Pipeline
 from engine.commands.profile import profile
+from engine.config import Pipeline
+from engine.running import bottleneck, loop
 from tests.pipelines.conftest import Headrace, Rows, Small
 
 SLOW = "tests.pipelines.slow"

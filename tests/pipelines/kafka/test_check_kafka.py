@@ -27,7 +27,10 @@ def reading(small: Small, broker: Broker) -> Callable[..., Path]:
     """The small pipeline's file, on a topic that it reads in a group, without an end."""
 
     def write(topic: str, *changes: tuple[str, str]) -> Path:
-        source = f'kind = "kafka"\nbootstrap_servers = "{broker.bootstrap_servers}"\ngroup_id = "{topic}"\ntopics = '
+        source = (
+            f'kind = "kafka"\nbootstrap_servers = "{broker.bootstrap_servers}"\ngroup_id = '
+            f'"{topic}"\ntopics = '
+        )
         return small(Path(topic), (FILES + f'"{topic}"', source + f'"{topic}"'), *changes)
 
     return write

@@ -19,7 +19,11 @@ DEMO = Path(__file__).parents[3] / "deploy" / "kafka" / "demo.py"
 def test_make_demo_kafka(tmp_path: Path) -> None:
     """Both engines end with an error below every baseline's, and the frozen one predicts every row
     of two years once."""
-    here = {**os.environ, "KAFKA_BOOTSTRAP_SERVERS": shared_broker().bootstrap_servers, "COLUMNS": "160"}
+    here = {
+        **os.environ,
+        "KAFKA_BOOTSTRAP_SERVERS": shared_broker().bootstrap_servers,
+        "COLUMNS": "160",
+    }
     here["PYTHONPATH"] = str(DEMO.parents[2])
     # Three weeks at once, and one step on kept rows in place of six: half of the processor's time,
     # and errors of 34.2 in place of 32.4.

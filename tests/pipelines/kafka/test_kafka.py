@@ -17,8 +17,8 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaConnectionError
 
 from connectors.kafka.source import KafkaSource
-from engine.running.loop import Loop
 from engine.run import Run
+from engine.running.loop import Loop
 from engine.types import Batch, Mark
 from tests.broker import Broker, shared_broker
 from tests.connectors.conftest import drain
@@ -110,7 +110,8 @@ def test_a_topic_is_cleaned_into_another(
     start, end = text.index("[model]"), text.index("[checkpoint]")
     sink = text.index("[sink]")
     text = text[:start] + text[end:sink]
-    text += f'[sink]\nkind = "kafka"\nbootstrap_servers = "{broker.bootstrap_servers}"\ntopic = "{to}"\n'
+    text += f'[sink]\nkind = "kafka"\nbootstrap_servers = "{broker.bootstrap_servers}"\n'
+    text += f'topic = "{to}"\n'
     file.write_text(text + 'key = "n"\ncolumns = ["_partition", "_position", "n", "a", "key"]\n')
     code, out, err = headrace("run", file)
     assert code == 0, err
@@ -211,7 +212,11 @@ def test_a_connection_that_breaks_at_the_start_is_asked_again(
     monkeypatch.setattr(KafkaConsumer, name, ask)
     source = KafkaSource(
         KafkaSource.Settings(
-            bootstrap_servers=broker.bootstrap_servers, topics=(topic,), stop="end", group_id=topic, start=0
+            bootstrap_servers=broker.bootstrap_servers,
+            topics=(topic,),
+            stop="end",
+            group_id=topic,
+            start=0,
         )
     )
     source.seek(Mark())
@@ -225,7 +230,9 @@ def test_a_client_that_gives_up_over_a_broker_that_is_away_is_asked_again(broker
     topic = broker.topic()
     broker.produce(topic, [b'{"a": 1}'] * 10)
     source = KafkaSource(
-        KafkaSource.Settings(bootstrap_servers=broker.bootstrap_servers, topics=(topic,), stop="end", group_id=topic)
+        KafkaSource.Settings(
+            bootstrap_servers=broker.bootstrap_servers, topics=(topic,), stop="end", group_id=topic
+        )
     )
     source.seek(Mark())
     consumer = source._connected()
@@ -276,7 +283,10 @@ def test_offsets_that_are_gone(
     if read is None:
         assert code == 1
         assert f"{topic}/0 has offsets 600 to 1000, and 500 is where to go on" in err
-        assert "set [source] auto_offset_reset to 'earliest' or 'latest' to go on with what is there now" in err
+        assert (
+            "set [source] auto_offset_reset to 'earliest' or 'latest' to go on with what is there "
+            "now" in err
+        )
     else:
         assert code == 0
         assert '"message": "records lost"' in err

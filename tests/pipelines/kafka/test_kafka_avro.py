@@ -85,7 +85,8 @@ def on_avro(tmp_path: Path) -> Callable[..., Path]:
     def write(topic: str, registry: str, *, stop: str = "end", more: str = "") -> Path:
         file = tmp_path / "avro.toml"
         text = PIPELINE.format(
-            folder=tmp_path, bootstrap_servers=shared_broker().bootstrap_servers, topic=topic, registry=registry,
+            folder=tmp_path, bootstrap_servers=shared_broker().bootstrap_servers, topic=topic,
+            registry=registry,
             stop=stop,
         )  # fmt: skip
         file.write_text(text + more)

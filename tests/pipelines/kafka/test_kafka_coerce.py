@@ -73,7 +73,10 @@ def pipeline(tmp_path: Path) -> Pipeline:
         source = f'[source]\nkind = "files"\npath = "{place}"'
         if isinstance(place, str):
             bootstrap_servers = shared_broker().bootstrap_servers
-            source = f'[source]\nkind = "kafka"\nbootstrap_servers = "{bootstrap_servers}"\ntopics = "{place}"'
+            source = (
+                f'[source]\nkind = "kafka"\nbootstrap_servers = "{bootstrap_servers}"\ntopics '
+                f'= "{place}"'
+            )
             source += '\nstop = "end"'
         file = tmp_path / "small.toml"
         file.write_text(

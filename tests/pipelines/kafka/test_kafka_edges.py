@@ -14,8 +14,8 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, errors
 from kafka.admin import NewPartitions, NewTopic
 
 from connectors.kafka import source
-from engine.running.loop import Loop
 from engine.run import Run
+from engine.running.loop import Loop
 from engine.types import Batch, Mark, parse_schema
 from tests.broker import Broker
 from tests.pipelines.conftest import Headrace
@@ -141,7 +141,9 @@ def test_partitions_that_are_added_are_read_from_their_beginning(
     assert results() == sorted(expected + places(topic, (2, 10, 15)))
 
 
-@pytest.mark.parametrize("way", ["", 'group_id = "{}"', 'group_id = "{}"\nsubscribe = true\nsession_timeout = 6'])
+@pytest.mark.parametrize(
+    "way", ["", 'group_id = "{}"', 'group_id = "{}"\nsubscribe = true\nsession_timeout = 6']
+)
 def test_an_engine_that_was_ready_and_is_killed_has_noted_where_it_began(
     way: str, broker: Broker, write: Write, results: Results
 ) -> None:
@@ -245,7 +247,9 @@ def test_a_record_is_decoded_before_the_first_one_comes(
             self.format = inner
 
     reader = Counted(
-        source.KafkaSource.Settings(bootstrap_servers=broker.bootstrap_servers, topics=(topic,), **words)
+        source.KafkaSource.Settings(
+            bootstrap_servers=broker.bootstrap_servers, topics=(topic,), **words
+        )
     )
     reader.schema(parse_schema(schema))
     reader.seek(Mark())

@@ -16,8 +16,8 @@ from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.admin import NewPartitions
 
 from connectors.kafka.membership import Owners
-from engine.running.loop import Loop, Totals
 from engine.run import Run
+from engine.running.loop import Loop, Totals
 from engine.types import Batch, UserError
 from tests.broker import Broker, shared_broker
 from tests.crash.kit import account, caught_up
@@ -66,11 +66,13 @@ def broker() -> Broker:
 def pipeline(tmp_path: Path, broker: Broker) -> Callable[..., Path]:
     """Writes a pipeline file that joins the topic's group."""
 
-    def write(name: str, topic: str, more: str = "", source: str = "subscribe = true", loader: str = "",
+    def write(name: str, topic: str, more: str = "", source: str = "subscribe = true",
+            loader: str = "",
               group: str = "") -> Path:  # fmt: skip
         file = tmp_path / f"{name}.toml"
         text = PIPELINE.format(
-            folder=tmp_path / name, bootstrap_servers=broker.bootstrap_servers, topic=topic, more=more,
+            folder=tmp_path / name, bootstrap_servers=broker.bootstrap_servers, topic=topic,
+            more=more,
             group=group or topic, source=source, loader=loader,
         )  # fmt: skip
         file.write_text(text)
@@ -134,7 +136,10 @@ def test_two_engines_share_and_one_takes_over(
     broker: Broker, pipeline: Callable[..., Path]
 ) -> None:
     topic, sink = broker.topic(4), broker.topic()
-    out = f'[sink]\nkind = "kafka"\nbootstrap_servers = "{broker.bootstrap_servers}"\ntopic = "{sink}"\n'
+    out = (
+        f'[sink]\nkind = "kafka"\nbootstrap_servers = "{broker.bootstrap_servers}"\ntopic = '
+        f'"{sink}"\n'
+    )
     files = [pipeline(name, topic, out) for name in ("one", "two")]
     fill(broker, topic, 4)
     with running(files[0]) as one:
@@ -164,7 +169,12 @@ def test_a_moved_partition_stays_in_the_weights_of_who_learned_it(
     knows that its checkpoint counts."""
     topic = broker.topic(2)
     files = {
-        name: pipeline(name, topic, TRAIN, f'subscribe = true\ngroup_instance_id = "{name}"\nsession_timeout = 6')
+        name: pipeline(
+            name,
+            topic,
+            TRAIN,
+            f'subscribe = true\ngroup_instance_id = "{name}"\nsession_timeout = 6',
+        )
         for name in ("anna", "bert")
     }
     fill(broker, topic, 2)
@@ -200,8 +210,12 @@ def test_a_checkpoint_that_the_group_has_not_counted_is_passed_over(
     """As when the process is killed between its checkpoint and its commit, and another takes
     over."""
     topic = broker.topic(1)
-    anna = pipeline("anna", topic, TRAIN, 'subscribe = true\ngroup_instance_id = "anna"\nsession_timeout = 6')
-    bert = pipeline("bert", topic, TRAIN, 'subscribe = true\ngroup_instance_id = "bert"\nsession_timeout = 6')
+    anna = pipeline(
+        "anna", topic, TRAIN, 'subscribe = true\ngroup_instance_id = "anna"\nsession_timeout = 6'
+    )
+    bert = pipeline(
+        "bert", topic, TRAIN, 'subscribe = true\ngroup_instance_id = "bert"\nsession_timeout = 6'
+    )
     broker.produce(topic, rows(0, 300))
     with running(anna) as run:
         until(lambda: run.loop.totals.learned == 300)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.running.loop import Loop
 from engine.run import Run
+from engine.running.loop import Loop
 from engine.types import Batch
 from tests.broker import Broker, shared_broker
 from tests.crash.kit import records
@@ -88,7 +88,11 @@ def test_a_minute_of_work_and_a_minute_without_a_broker(
     ):
         live = tmp_path / "live.toml"
         lost = own.topic(partitions=2)
-        live.write_text(LIVE.format(folder=tmp_path / "run", bootstrap_servers=own.bootstrap_servers, topic=lost))
+        live.write_text(
+            LIVE.format(
+                folder=tmp_path / "run", bootstrap_servers=own.bootstrap_servers, topic=lost
+            )
+        )
         for partition in range(2):
             own.produce(lost, lines(0, 1_000), partition=partition)
         with started(live) as made:
@@ -183,7 +187,8 @@ def hanging(folder: Path) -> Iterator[Callable[[], None]]:
                 told = [line["message"] for line in made.log if line["level"] != "info"]
                 assert told == ["no broker is in reach", "a broker is in reach again"], (name, told)
                 values = [
-                    json.loads(r.value)["a"] for r in records(broker.bootstrap_servers, topics[name][1])
+                    json.loads(r.value)["a"]
+                    for r in records(broker.bootstrap_servers, topics[name][1])
                 ]
                 if "once" in name:
                     assert sorted(values) == [i / 10 for i in range(300)], name

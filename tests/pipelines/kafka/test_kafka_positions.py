@@ -17,8 +17,8 @@ from kafka.admin import NewTopic
 from kafka.errors import KafkaError
 
 from connectors.kafka.membership import Owners
-from engine.running.loop import Loop
 from engine.run import Run, Summary
+from engine.running.loop import Loop
 from engine.types import Batch, HeadraceError, SharedSource, UserError
 from tests.broker import Broker, shared_broker
 from tests.pipelines.conftest import Headrace
@@ -65,7 +65,8 @@ def write(broker: Broker, tmp_path: Path) -> Write:
         file = tmp_path / "positions.toml"
         file.write_text(
             PIPELINE.format(
-                folder=tmp_path, bootstrap_servers=broker.bootstrap_servers, source=source, loader=loader,
+                folder=tmp_path, bootstrap_servers=broker.bootstrap_servers, source=source,
+                loader=loader,
                 topics=", ".join(f'"{topic}"' for topic in topics),
             )
         )  # fmt: skip
@@ -216,7 +217,11 @@ def test_a_topic_made_anew_between_two_runs(
     """Longer than the old one was: by its offsets nothing would be to be seen."""
     topic = broker.topic()
     broker.produce(topic, values(0, 10))
-    group = "" if way == "alone" else f'group_id = "{topic}"\n' + "subscribe = true\n" * (way == "joined")
+    group = (
+        ""
+        if way == "alone"
+        else f'group_id = "{topic}"\n' + "subscribe = true\n" * (way == "joined")
+    )
     file = write([topic], group + f'auto_offset_reset = "{lost}"')
     until_read(10, file)
     again(broker, topic)
@@ -339,7 +344,11 @@ def test_retention_passes_a_running_engine(
     """Its buffers are small, so that it is far behind when the oldest records go."""
     topic = broker.topic()
     broker.produce(topic, values(0, 200, pad=10_000), each=5)
-    file = write([topic], f'auto_offset_reset = "{lost}"\nfetch_max_bytes = 65536', 'memory_budget = "256KiB"')
+    file = write(
+        [topic],
+        f'auto_offset_reset = "{lost}"\nfetch_max_bytes = 65536',
+        'memory_budget = "256KiB"',
+    )
     passed: list[bool] = []
 
     def watch(loop: Loop, batch: Batch) -> None:

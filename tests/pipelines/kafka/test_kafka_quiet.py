@@ -46,7 +46,11 @@ def newcomers(mode: str, broker: Broker, topic: str, scored: str, folder: Path) 
     without a model, which only cleans."""
     pipeline, kafka = (tomllib.loads(text) for text in blocks("toml"))
     made = pipeline | kafka | {"folder": str(folder / "run"), "service": {"port": 0}}
-    made["source"] |= {"topics": [topic], "group_id": topic, "bootstrap_servers": broker.bootstrap_servers}
+    made["source"] |= {
+        "topics": [topic],
+        "group_id": topic,
+        "bootstrap_servers": broker.bootstrap_servers,
+    }
     made["sink"] |= {"topic": scored, "bootstrap_servers": broker.bootstrap_servers}
     del made["export"]  # an endless run has no end to export at
     if mode != "train":

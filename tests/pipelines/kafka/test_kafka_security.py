@@ -174,7 +174,10 @@ def consumed(broker: SecureBroker, topic: str) -> list[Any]:
 
 
 def ways(broker: SecureBroker, signed: Keys, mutual: Keys) -> dict[str, Keys]:
-    clear = signed | {"bootstrap_servers": broker.at["SASL_PLAINTEXT"], "security_protocol": "SASL_PLAINTEXT"}
+    clear = signed | {
+        "bootstrap_servers": broker.at["SASL_PLAINTEXT"],
+        "security_protocol": "SASL_PLAINTEXT",
+    }
     return {
         "PLAIN": signed | {"sasl_mechanism": "PLAIN"},
         "SCRAM-SHA-256": signed,
@@ -254,8 +257,10 @@ REFUSED: dict[str, tuple[Callable[[SecureBroker, Keys, Keys, Keys], Keys], list[
     ),
     "mechanism not offered": (
         lambda b, p, s, m: s
-        | {"bootstrap_servers": b.at["SASL_PLAINTEXT"], "security_protocol": "SASL_PLAINTEXT", "ssl_cafile": None},
-        ["wants SASL with SCRAM-SHA-512, and sasl_mechanism is 'SCRAM-SHA-256': set security_protocol to "],
+        | {"bootstrap_servers": b.at["SASL_PLAINTEXT"], "security_protocol": "SASL_PLAINTEXT",
+        "ssl_cafile": None},
+        ["wants SASL with SCRAM-SHA-512, and sasl_mechanism is 'SCRAM-SHA-256': set "
+        "security_protocol to "],
     ),
     "other authority": (
         lambda b, p, s, m: s | {"ssl_cafile": b.other_ca},
@@ -287,7 +292,8 @@ REFUSED: dict[str, tuple[Callable[[SecureBroker, Keys, Keys, Keys], Keys], list[
     ),
     "plain to TLS": (
         lambda b, p, s, m: p | {"bootstrap_servers": b.at["SSL"]},
-        ["speaks TLS, and security_protocol is 'PLAINTEXT': set it to 'SSL', or name the port without TLS."],
+        ["speaks TLS, and security_protocol is 'PLAINTEXT': set it to 'SSL', or name the port "
+        "without TLS."],
     ),
     "SASL to TLS": (
         lambda b, p, s, m: s | {"security_protocol": "SASL_PLAINTEXT", "ssl_cafile": None},
@@ -295,24 +301,30 @@ REFUSED: dict[str, tuple[Callable[[SecureBroker, Keys, Keys, Keys], Keys], list[
     ),
     "TLS to plain": (
         lambda b, p, s, m: m | {"bootstrap_servers": b.bootstrap_servers},
-        ["speaks no TLS, and security_protocol is 'SSL': name its TLS port, or set security_protocol to 'PLAIN"],
+        ["speaks no TLS, and security_protocol is 'SSL': name its TLS port, or set "
+        "security_protocol to 'PLAIN"],
     ),
     "SASL_SSL to SASL_PLAINTEXT": (
         lambda b, p, s, m: s | {"bootstrap_servers": b.at["SASL_PLAINTEXT"]},
-        ["speaks no TLS, and security_protocol is 'SASL_SSL'", "set security_protocol to 'SASL_PLAINTEXT'."],
+        ["speaks no TLS, and security_protocol is 'SASL_SSL'", "set security_protocol to "
+        "'SASL_PLAINTEXT'."],
     ),
     "SASL to none": (
         lambda b, p, s, m: s
-        | {"bootstrap_servers": b.bootstrap_servers, "security_protocol": "SASL_PLAINTEXT", "ssl_cafile": None},
-        ["takes no SASL, and security_protocol is 'SASL_PLAINTEXT'", "or set security_protocol to 'PLAINTEXT'."],
+        | {"bootstrap_servers": b.bootstrap_servers, "security_protocol": "SASL_PLAINTEXT",
+        "ssl_cafile": None},
+        ["takes no SASL, and security_protocol is 'SASL_PLAINTEXT'", "or set security_protocol to "
+        "'PLAINTEXT'."],
     ),
     "none to SASL": (
         lambda b, p, s, m: p | {"bootstrap_servers": b.at["SASL_PLAINTEXT"]},
-        ["wants SASL with SCRAM-SHA-512, and no sasl_mechanism is set: set security_protocol to 'SASL_PLAINTEXT'"],
+        ["wants SASL with SCRAM-SHA-512, and no sasl_mechanism is set: set security_protocol to "
+        "'SASL_PLAINTEXT'"],
     ),
     "none to SASL, over TLS": (
         lambda b, p, s, m: m | {"bootstrap_servers": b.at["SASL_SSL"]},
-        ["wants SASL with PLAIN or SCRAM-SHA-256 or SCRAM-SHA-512, and no sasl_mechanism is set: set "],
+        ["wants SASL with PLAIN or SCRAM-SHA-256 or SCRAM-SHA-512, and no sasl_mechanism is set: "
+        "set "],
     ),
 }  # fmt: skip
 
@@ -376,7 +388,10 @@ def test_a_topic_to_write_to_must_be_there(
 ) -> None:
     code, _, err = headrace("run", written(plain, plain, topic, topic + "x"))
     assert code == 2
-    assert f"[sink] topic '{topic}x': there is no such topic at {plain['bootstrap_servers']}: create" in err
+    assert (
+        f"[sink] topic '{topic}x': there is no such topic at {plain['bootstrap_servers']}: create"
+        in err
+    )
 
 
 @pytest.mark.parametrize("place", ["closed", "mute", "mute, TLS", "sends on to nobody"])
@@ -397,7 +412,8 @@ def test_where_nobody_answers(
         assert time.monotonic() - start > 0.7
     assert code == 1, err
     assert re.fullmatch(
-        rf"headrace: \[source\] topics {topic} at {at['bootstrap_servers']} failed: [^\n]*no answer within "
+        rf"headrace: \[source\] topics {topic} at {at['bootstrap_servers']} failed: [^\n]*no "
+        rf"answer within "
         r"1 s \(.*\); is the broker up and its address right\? .*: start again\.\n",
         err,
     ), err
@@ -482,7 +498,8 @@ def test_a_user_who_is_deleted_is_not_tried_for_ever(
 MISFITS: dict[str, tuple[Keys, str]] = {
     "no mechanism": (
         {"sasl_mechanism": None},
-        "security_protocol 'SASL_SSL' needs sasl_mechanism: expected PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512.",
+        "security_protocol 'SASL_SSL' needs sasl_mechanism: expected PLAIN, SCRAM-SHA-256 or "
+        "SCRAM-SHA-512.",
     ),
     "no user": (
         {"user": None},
@@ -490,7 +507,8 @@ MISFITS: dict[str, tuple[Keys, str]] = {
     ),
     "no password": (
         {"password": None},
-        "sasl_mechanism 'SCRAM-SHA-256' needs the password of user 'engine': set it in the environment ",
+        "sasl_mechanism 'SCRAM-SHA-256' needs the password of user 'engine': set it in the "
+        "environment ",
     ),
     "empty password": ({"password": ""}, "needs the password of user 'engine'"),
     "two passwords": (
@@ -499,15 +517,19 @@ MISFITS: dict[str, tuple[Keys, str]] = {
     ),
     "sasl_mechanism without": (
         {"security_protocol": "SSL"},
-        "sasl_mechanism is of no use with security_protocol 'SSL': set security_protocol to 'SASL_SSL', or take sasl_mechanism away.",
+        "sasl_mechanism is of no use with security_protocol 'SSL': set security_protocol to "
+        "'SASL_SSL', or take sasl_mechanism away.",
     ),
     "password alone": (
-        {"security_protocol": "PLAINTEXT", "sasl_mechanism": None, "user": None, "ssl_cafile": None},
-        "password is of no use with security_protocol 'PLAINTEXT': set security_protocol to 'SASL_SSL', or take ",
+        {"security_protocol": "PLAINTEXT", "sasl_mechanism": None, "user": None,
+        "ssl_cafile": None},
+        "password is of no use with security_protocol 'PLAINTEXT': set security_protocol to "
+        "'SASL_SSL', or take ",
     ),
     "authority without TLS": (
         {"security_protocol": "SASL_PLAINTEXT"},
-        "ssl_cafile is of no use with security_protocol 'SASL_PLAINTEXT': set security_protocol to 'SASL_SSL', or take",
+        "ssl_cafile is of no use with security_protocol 'SASL_PLAINTEXT': set security_protocol to "
+        "'SASL_SSL', or take",
     ),
     "key without certificate": (
         {"ssl_keyfile": "server.pem"},
@@ -551,7 +573,8 @@ MISFITS: dict[str, tuple[Keys, str]] = {
         "binary cannot be read (no text): expected text.",
     ),
     "address": ({"bootstrap_servers": "here:there"}, "expected host:port, or several with commas"),
-    "mechanism": ({"sasl_mechanism": "GSSAPI"}, '"PLAIN" or "SCRAM-SHA-256" or "SCRAM-SHA-512" for '),
+    "mechanism": ({"sasl_mechanism": "GSSAPI"}, '"PLAIN" or "SCRAM-SHA-256" or "SCRAM-SHA-512" for '
+    ''),
 }  # fmt: skip
 
 

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageFilter
 from scipy.fft import dct
 
-from engine.scrub.rows.perceptual import hashed, perceptual_hashes
 from engine.scrub.rows.near_duplicate_images import NearDuplicateImages
+from engine.scrub.rows.perceptual import hashed, perceptual_hashes
 from engine.types import Batch
 from tests.scrub.pictures import encoded, scene
 

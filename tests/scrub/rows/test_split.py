@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from sklearn.model_selection import KFold, LeaveOneOut, StratifiedKFold
 
+from engine.scrub.rows.split import PARTS, Split
 from engine.scrub.values.missing import Missing
 from engine.scrub.values.scale import Standardize
-from engine.scrub.rows.split import PARTS, Split
 from engine.types import PART, Batch, Mark, UserError
 
 

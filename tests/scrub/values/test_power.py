@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.preprocessing import PowerTransformer
 
-from engine.columnar.kernels import power_transform, inverse_power_transform
+from engine.columnar.kernels import inverse_power_transform, power_transform
 from engine.scrub.values.power import HIGH, LOW, yeo_johnson
 from engine.types import Batch
 
@@ -111,7 +111,11 @@ def test_there_and_back(x: float, above: float, below: float) -> None:
 
 
 def test_beyond_what_a_power_can_give_is_infinite() -> None:
-    assert inverse_power_transform(pl.Series([2.0, 3.0, None]), -0.5, 1.0).to_list() == [INF, INF, None]
+    assert inverse_power_transform(pl.Series([2.0, 3.0, None]), -0.5, 1.0).to_list() == [
+        INF,
+        INF,
+        None,
+    ]
 
 
 def test_far_from_zero_digits_are_left(make: Any) -> None:

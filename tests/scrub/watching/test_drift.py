@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from river import drift as untyped
 
 from engine.observing.metrics import METRICS
-from engine.scrub.watching.detectors import Adwin, Detector, PageHinkley, Psi
 from engine.scrub.base import DETECTORS
+from engine.scrub.watching.detectors import Adwin, Detector, PageHinkley, Psi
 from engine.types import Batch, UserError
 
 NAN = math.nan
