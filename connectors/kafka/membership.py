@@ -138,13 +138,13 @@ class Membership(AsyncConsumerRebalanceListener):  # type: ignore[misc]
             self._consumer.pause(tp)
             self._consumer.seek(tp, 0)
 
-    async def on_partitions_lost(self, partitions_lost: set[TopicPartition]) -> None:
+    async def on_partitions_lost(self, lost: set[TopicPartition]) -> None:
         """Thrown out: others read them already."""
         with self._lock:
-            self.assigned -= partitions_lost
+            self.assigned -= lost
             self.is_rebalancing = True
-            self.partitions_lost = self.partitions_lost or bool(partitions_lost & self._reading)
-        log.warning("thrown out of the group", extra={"partitions": names(partitions_lost)})
+            self.partitions_lost = self.partitions_lost or bool(lost & self._reading)
+        log.warning("thrown out of the group", extra={"partitions": names(lost)})
 
 
 @dataclass(frozen=True, slots=True)

@@ -413,7 +413,7 @@ class KafkaSource(SharedSource):
     @property
     def partitions_lost(self) -> bool:
         """See `engine.types.SharedSource`."""
-        return self._membership is not None and self._membership.lost
+        return self._membership is not None and self._membership.partitions_lost
 
     @property
     def is_revoking(self) -> bool:
@@ -1199,7 +1199,7 @@ class KafkaSource(SharedSource):
     ) -> bool:
         if not offsets:
             return True
-        if membership.lost:
+        if membership.partitions_lost:
             return False
         try:
             with self._translated_errors():

@@ -71,7 +71,7 @@ COUNTER_METRICS = {
 
 
 class TooManyRejects(HeadraceError):
-    """More rows were rejected than [dead_letters] limit allows. Exit code 3. Exit code 3."""
+    """More rows were rejected than [dead_letters] limit allows. Exit code 3."""
 
 
 @dataclass(slots=True)
