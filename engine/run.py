@@ -1357,7 +1357,7 @@ class Run:
             "columns": json.dumps(
                 {c: type_name(t) for c, t in self._schemas[self.export_from].items()}
             ),
-            "reading": json.dumps(self.source.parse_settings()),
+            "parse_settings": json.dumps(self.source.parse_settings()),
             "mark": json.dumps(dict(self._mark.positions)),
         }
         frame = None if self.holdout is None else self.holdout.frame()

@@ -242,7 +242,7 @@ def test_an_own_format_needs_declared_columns(tmp_path: Path) -> None:
     ("name", "said"),
     [
         ("no_such_package.x:Y", "cannot be imported: No module named 'no_such_package'"),
-        ("connectors.formats.text:Txt", "has no 'Txt'. Did you mean 'Text'"),
+        ("connectors.formats.text:Txt", "has no 'Txt'. Did you mean 'RawText'"),
         ("pathlib:Path", "is no format: expected a class with decode"),
     ],
 )

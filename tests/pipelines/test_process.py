@@ -153,7 +153,7 @@ def test_a_signal_at_any_moment_of_every_command(
 
 SWALLOWED = """
 import signal, sys
-from engine import signals
+from engine.system import signals
 signals.take()
 class Callback:
     def __del__(self):
@@ -168,7 +168,8 @@ with signals.answering(signals.stop):
 
 EARLY = """
 import signal
-from engine import cli, signals
+from engine.commands import cli
+from engine.system import signals
 took = signals.take
 def take():
     took()

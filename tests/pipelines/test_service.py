@@ -122,10 +122,10 @@ STUCK = """
 import polars as pl, threading
 from connectors.memory import MemorySource
 from engine.loading.loader import Loader
-from engine.running.loop import Done, Loop
+from engine.running.loop import Loop
 class Stuck:
     stage = "learn"
-    def do(self, batch):
+    def process(self, batch):
         print("in hand", flush=True)
         while not loop.stopped:
             threading.Event().wait(0.01)

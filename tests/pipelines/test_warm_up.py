@@ -43,7 +43,7 @@ class Endless(MemorySource):
         )
         super().__init__(MemorySource.Settings(items=[gaps]))
 
-    def endless(self):
+    def unbounded(self):
         return True
 
     def read(self, *asked):

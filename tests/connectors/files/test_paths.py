@@ -50,7 +50,7 @@ def test_a_folder_that_cannot_be_listed_is_not_left_out(tmp_path: Path) -> None:
     (tmp_path / "a.csv").touch()
     (tmp_path / "closed").mkdir(mode=0o700)
     os.chown(tmp_path / "closed", 65534, 65534)
-    script = "import sys; from connectors.files.paths import find; find(sys.argv[1:])"
+    script = "import sys; from connectors.files.paths import find_files; find_files(sys.argv[1:])"
     done = subprocess.run(
         [*DROP, sys.executable, "-c", script, "."],
         cwd=tmp_path,

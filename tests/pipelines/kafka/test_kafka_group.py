@@ -239,7 +239,7 @@ def test_topics_by_pattern_and_partitions_that_are_added(
     """Alone and in a group: what comes later is read from its beginning."""
     monkeypatch.setattr("connectors.kafka.source.METADATA_SECONDS", 0.5)
     topic = broker.topic(1)
-    file = pipeline("grown", f"^{topic[:-1]}.$", "", f'{source}\nstart = "latest"', group_id=topic)
+    file = pipeline("grown", f"^{topic[:-1]}.$", "", f'{source}\nstart = "latest"', group=topic)
     with running(file) as run:
         until(lambda: run.source.lag(run.loop.mark))
         broker.produce(topic, rows(0, 50))
@@ -277,7 +277,7 @@ def test_join_needs_a_group_and_no_end(
     file = pipeline("wrong", broker.topic(), "", 'subscribe = true\nstop = "end"')
     code, _, err = headrace("run", file)
     assert code == 2
-    assert "[source] join shares an endless stream" in err
+    assert "[source] subscribe shares an endless stream" in err
 
 
 def test_a_group_that_shares_in_another_way(

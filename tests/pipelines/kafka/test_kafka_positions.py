@@ -160,7 +160,7 @@ def test_what_comes_to_a_quiet_partition_while_no_engine_runs_is_read(
     topic = broker.topic(partitions=2)
     for number in range(2):
         broker.produce(topic, values(0, 10), partition=number)
-    file = write([topic], WAYS[way].format(group_id=topic))
+    file = write([topic], WAYS[way].format(group=topic))
     if end == "stopped":
         until_assigned(file)
     else:
@@ -232,7 +232,7 @@ def test_a_topic_made_anew_between_two_runs(
                 Run(file).try_resume()
         for _ in range(2):  # starting again is not the silent case
             with pytest.raises(HeadraceError, match=f"Topic '{topic}' was deleted and made anew: .*"
-                               "set .source. lost to 'earliest' or 'latest'"):  # fmt: skip
+                               "set .source. auto_offset_reset to 'earliest' or 'latest'"):  # fmt: skip
                 until_read(40, file)
         assert results() == places(topic, (0, 0, 10))
         return
@@ -253,7 +253,7 @@ def test_another_group_is_another_place_to_go_on_at_for_its_members_alone(
     file = write([topic], f'group_id = "{topic}"')
     until_read(10, file)
     Run(file, ["source.group_id=another"]).try_resume()
-    with pytest.raises(UserError, match=r"written with another \[source\] join"):
+    with pytest.raises(UserError, match=r"written with another \[source\] subscribe"):
         Run(file, ["source.subscribe=true"]).try_resume()
 
 
@@ -299,7 +299,9 @@ def test_a_topic_made_anew_while_it_is_read(
 
     run = Run(file, watch=watch)
     if lost == "fail":
-        with pytest.raises(HeadraceError, match=f"Topic '{topic}' was deleted.*set .source. lost"):
+        with pytest.raises(
+            HeadraceError, match=f"Topic '{topic}' was deleted.*set .source. auto_offset_reset"
+        ):
             run.run()
         for _ in range(2):
             with pytest.raises(HeadraceError, match="deleted and made anew"):
@@ -363,7 +365,7 @@ def test_retention_passes_a_running_engine(
     run = Run(file, watch=watch)
     if lost == "fail":
         with pytest.raises(
-            HeadraceError, match=r"has offsets 150 to 200, and .* set .source. lost"
+            HeadraceError, match=r"has offsets 150 to 200, and .* set .source. auto_offset_reset"
         ):
             run.run()
         assert results() == places(topic, (0, 0, len(results())))

@@ -601,7 +601,7 @@ def test_settings_that_do_not_fit_are_refused_at_the_start(
     """By `run` and by `check`, without a word of the password; a pass phrase is not asked for."""
     change, sentence = MISFITS[case]
     change = {
-        key: files / value if value is not None and key.endswith("_file") else value
+        key: files / value if value is not None and key.endswith("file") else value
         for key, value in change.items()
     }
     file = written(signed | change, plain, topic)

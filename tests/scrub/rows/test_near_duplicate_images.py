@@ -123,7 +123,7 @@ def reference(hashes: list[int | None], window: int, distance: int) -> list[int]
 @given(
     seed=st.integers(0, 1_000),
     window=st.integers(1, 40),
-    max_distance=st.integers(0, 24),
+    distance=st.integers(0, 24),
     cuts=st.lists(st.integers(0, 30), max_size=8),
 )
 def test_any_window_distance_and_cut(

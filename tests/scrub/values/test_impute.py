@@ -90,9 +90,9 @@ def test_rows_with_nothing_get_the_mean(run: Run) -> None:
 
 
 def test_before_min_rows_the_mean_stands_in(run: Run) -> None:
-    first = {"n": [1, 2, None, 6], "x": [1.0, 2.0, 7.0, None], "predictors": [1, 2, 3, 4]}
+    first = {"n": [1, 2, None, 6], "x": [1.0, 2.0, 7.0, None], "given": [1, 2, 3, 4]}
     options = {"columns": ["n", "x"], "predictors": ["given"], "min_rows": 3, "indicator": True}
-    done = run("impute", options, first, {"n": [None], "x": [None], "predictors": [None]})
+    done = run("impute", options, first, {"n": [None], "x": [None], "given": [None]})
     assert done[0].frame["n"].to_list() == [1.0, 2.0, 0.0, 6.0]
     assert done[0].frame["n_missing"].to_list() == [0.0, 0.0, 1.0, 0.0]
     assert done[1].frame["n"].to_list() == [3.0]
