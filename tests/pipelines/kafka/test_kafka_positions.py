@@ -231,8 +231,9 @@ def test_a_topic_made_anew_between_two_runs(
             with pytest.raises(HeadraceError, match="was deleted and made anew"):
                 Run(file).try_resume()
         for _ in range(2):  # starting again is not the silent case
-            with pytest.raises(HeadraceError, match=f"Topic '{topic}' was deleted and made anew: .*"
-                               "set .source. auto_offset_reset to 'earliest' or 'latest'"):  # fmt: skip
+            told = f"Topic '{topic}' was deleted and made anew: .*"
+            do = "set .source. auto_offset_reset to 'earliest' or 'latest'"
+            with pytest.raises(HeadraceError, match=told + do):
                 until_read(40, file)
         assert results() == places(topic, (0, 0, 10))
         return
