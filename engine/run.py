@@ -251,16 +251,16 @@ class Run:
 
         own: Any = self._source()
         letters: Any = self.dead_letters
-        sink_kind = self.pipeline.dead_letters.kind
-        if sink_kind == "files":
+        kind = self.pipeline.dead_letters.kind
+        if kind == "files":
             return FileDeadLetterSource(
                 self.dead_letters_path, own, own.parts if isinstance(own, Mix) else None
             )
-        if sink_kind == "kafka" and "topics" in type(own.settings).model_fields:
+        if kind == "kafka" and "topics" in type(own.settings).model_fields:
             return KafkaDeadLetterSource(letters.settings.topic, own.settings)
         raise UserError(
-            f"Dead letters of kind '{sink_kind}' cannot be replayed into a source of kind "
-            f"'{self.pipeline.source['sink_kind']}': expected files, or topics on both sides."
+            f"Dead letters of kind '{kind}' cannot be replayed into a source of kind "
+            f"'{self.pipeline.source['kind']}': expected files, or topics on both sides."
         )
 
     def _check_outputs(self) -> None:
@@ -864,7 +864,7 @@ class Run:
             table["path"] = settings.path
         known = _connectors().DEAD_LETTER_SINKS
         sink: Any = self._component("dead_letters", table, known, self._provenance)
-        if hasattr(sink, "follow"):
+        if hasattr(sink, "share_transaction"):
             sink.share_transaction(self.sink)
         return cast("Sink", sink)
 
