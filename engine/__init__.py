@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from engine.observing.metrics import Metrics
     from engine.quality.evaluation import Evaluation
     from engine.run import Run, Summary
-    from engine.running.loop import Loop, TooManyRejects, Totals
+    from engine.running.loop import Loop
+    from engine.running.reject_limit import TooManyRejects
+    from engine.running.totals import Totals
     from engine.types import (
         Batch,
         EndOfStream,
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
 _ELSEWHERE = {
     "Collate": "loading.collate",
     "Evaluation": "quality.evaluation",
-    "TooManyRejects": "running.loop",
+    "TooManyRejects": "running.reject_limit",
     "Loader": "loading.loader",
     "LoaderSettings": "config",
     "Loop": "running.loop",
@@ -51,7 +53,7 @@ _ELSEWHERE = {
     "Pipeline": "config",
     "Run": "run",
     "Summary": "run",
-    "Totals": "running.loop",
+    "Totals": "running.totals",
 }
 """Name -> its module, for those that are not of `engine.types`."""
 

@@ -54,8 +54,10 @@ from engine.running.checkpoint import (
     size_of,
 )
 from engine.running.holdout import Holdout
-from engine.running.loop import Loop, RejectLimit, TooManyRejects, Totals, Work
+from engine.running.loop import Loop, Work
 from engine.running.migration import BoundStages, migrate
+from engine.running.reject_limit import RejectLimit, TooManyRejects
+from engine.running.totals import Totals
 from engine.running.warm_up import warm_up
 from engine.running.work import Cleaning, Serving, Training, report_quality, written
 from engine.scrub import STAGES

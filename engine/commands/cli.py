@@ -180,7 +180,7 @@ def _done(options: argparse.Namespace) -> int:
     except UserError as error:
         return _say(_spoken(str(error), options), EXIT["mistake"])
     except HeadraceError as error:
-        from engine.running.loop import TooManyRejects
+        from engine.running.reject_limit import TooManyRejects
 
         return _say(
             error, EXIT["too_many_rejects" if isinstance(error, TooManyRejects) else "failed"]

@@ -19,15 +19,13 @@ import contextlib
 import logging
 import math
 import time
-from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import polars as pl
 
 from engine import calls
-from engine.config import DeadLetterSettings
 from engine.loading.loader import Loader
 from engine.observing.metrics import Metrics
 from engine.observing.service import Heartbeat
@@ -35,6 +33,8 @@ from engine.observing.timing import TimingSnapshot
 from engine.running.bottleneck import PARTS, RUN_SECONDS, Bottleneck
 from engine.running.checkpoint import CheckpointFailed, Checkpoints, Saved, require_plain
 from engine.running.dead_letters import dead_letter_frame
+from engine.running.reject_limit import RejectLimit, TooManyRejects
+from engine.running.totals import Totals
 from engine.scrub.base import DETECTORS
 from engine.scrub.fusion import FILLED_BEFORE_LEARNING
 from engine.system import signals
@@ -50,7 +50,6 @@ from engine.types import (
     Snapshot,
     Source,
 )
-from engine.types.plural import counted
 
 log = logging.getLogger("headrace.loop")
 LAG_SECONDS = 1.0
@@ -60,65 +59,12 @@ BOTTLENECK_SECONDS = 10.0
 MAX_LAGS = 256
 SKEW_SECONDS = 5.0
 """How far ahead of this clock a record's time may be."""
-TABLE_FIELDS = ("reasons", "counts")
-"""Of `Totals`, those that are no numbers."""
 COUNTER_METRICS = {
     "filled": "missing_values", FILLED_BEFORE_LEARNING: "filled_before_learning",
     "duplicates": "duplicates",
     "clipped": "clipped_values", "truncated": "truncated_values",
 }  # fmt: skip
 """What stages count -> the counter that sums it."""
-
-
-class TooManyRejects(HeadraceError):
-    """More rows were rejected than [dead_letters] limit allows. Exit code 3."""
-
-
-@dataclass(slots=True)
-class Totals:
-    """Record counts by outcome, summed over all restarts.
-
-    Attributes:
-        read: records the source gave.
-        added: rows that stages added to them.
-        learned, predicted, rejected: rows by what became of them; each row is in exactly one.
-        reasons: (stage, reason) -> rejected rows.
-        counts: (stage, what it counts) -> how many.
-        judged: rows of the source itself, not of dead letters that were read again.
-        bad: of them, rejected for reasons that are not expected, and not mended since by reading
-            their dead letters again.
-    """
-
-    batches: int = 0
-    read: int = 0
-    added: int = 0
-    learned: int = 0
-    predicted: int = 0
-    cleaned: int = 0
-    rejected: int = 0
-    reasons: dict[tuple[str, str], int] = field(default_factory=dict)
-    counts: dict[tuple[str, str], int] = field(default_factory=dict)
-    judged: int = 0
-    bad: int = 0
-
-    @property
-    def balanced(self) -> bool:
-        """``in = learned + predicted + rejected`` (a pipeline without a model: cleaned)."""
-        out = self.learned + self.predicted + self.cleaned + self.rejected
-        return self.read + self.added == out
-
-    def snapshot(self) -> dict[str, Any]:
-        """As a plain value."""
-        tables = {
-            name: [[*key, n] for key, n in getattr(self, name).items()] for name in TABLE_FIELDS
-        }
-        return {name: getattr(self, name) for name in self.__slots__} | tables
-
-    @classmethod
-    def restore(cls, value: Mapping[str, Any]) -> Totals:
-        """From what `snapshot` gave."""
-        tables = {name: {(s, counter): n for s, counter, n in value[name]} for name in TABLE_FIELDS}
-        return cls(**{**value, **tables})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,83 +107,6 @@ class Work(Protocol):
     def load_state_dict(self, state: Mapping[str, Snapshot]) -> None:
         """Restore the state of this work."""
         ...
-
-
-class RejectLimit:
-    """Stops the run when too large a share of recent rows is rejected."""
-
-    def __init__(self, settings: DeadLetterSettings, *, again: bool = False) -> None:
-        """
-        Args:
-            again: the rows are dead letters that are read again, of which it is no news that they
-                are rejected: `finish` judges nothing, and those that go through are mended.
-        """
-        self._settings = settings
-        self._again = again
-        self._recent: deque[tuple[int, Mapping[str, int]]] = deque()
-        self._rows = 0
-        self._bad: Counter[str] = Counter()
-
-    def count(self, rows: int, rejects: tuple[Rejects, ...], totals: Totals) -> None:
-        """Take a batch of `rows` rows, rejected ones included, into the totals."""
-        if self._again:
-            totals.bad = max(0, totals.bad - rows + sum(map(len, rejects)))
-        else:
-            totals.judged += rows
-            totals.bad += sum(self._unexpected(rejects).values())
-
-    def check(self, rows: int, rejects: tuple[Rejects, ...]) -> None:
-        """Judge the newest rows with a batch of `rows` rows, rejected ones included.
-
-        Raises: TooManyRejects.
-        """
-        bad = self._unexpected(rejects)
-        self._recent.append((rows, bad))
-        self._rows += rows
-        self._bad.update(bad)
-        while self._rows - self._recent[0][0] >= self._settings.window:
-            gone, bad_gone = self._recent.popleft()
-            self._rows -= gone
-            self._bad.subtract(bad_gone)
-        if self._rows >= self._settings.window:
-            which = f"the last {self._counted(self._rows)}"
-            self._check("Stopped", which, self._rows, sum(self._bad.values()), self._bad)
-
-    def finish(self, totals: Totals) -> None:
-        """Check the limit once more at the end of the source, where fewer rows than a window
-        suffice. Raises: TooManyRejects."""
-        if self._again:
-            return
-        reasons = Counter(
-            {
-                f"{stage}: {reason}": n
-                for (stage, reason), n in totals.reasons.items()
-                if reason not in self._settings.expected
-            }
-        )
-        self._check("Ended", self._counted(totals.judged), totals.judged, totals.bad, reasons)
-
-    def _unexpected(self, rejects: tuple[Rejects, ...]) -> Counter[str]:
-        bad: Counter[str] = Counter()
-        for reject in rejects:
-            if reject.reason not in self._settings.expected:
-                bad[f"{reject.stage}: {reject.reason}"] += len(reject)
-        return bad
-
-    @staticmethod
-    def _counted(rows: int) -> str:
-        return counted(rows, "row was", "rows were")
-
-    def _check(self, outcome: str, which: str, rows: int, bad: int, reasons: Counter[str]) -> None:
-        if bad <= self._settings.limit * rows:
-            return
-        reason, n = reasons.most_common(1)[0]
-        raise TooManyRejects(
-            f"{outcome}: {bad / rows:.1%} of {which} rejected ({reason}"
-            f"{f', {n:,} of {bad:,}' if n < bad else ''}), and [dead_letters] limit allows "
-            f"{self._settings.limit:.1%}: mend the input or the schema, or raise the limit; the "
-            "dead letters say what was wrong with each row."
-        )
 
 
 class Loop:
@@ -790,4 +659,4 @@ def _snapshot(section: str, sink: Sink | None) -> Snapshot:
         return sink.snapshot()
 
 
-__all__ = ["Loop", "RejectLimit", "TooManyRejects", "Totals", "Work", "WorkResult"]
+__all__ = ["Loop", "Work", "WorkResult"]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from engine.run import Run
-from engine.running.loop import Totals
+from engine.running.totals import Totals
 from tests.broker import Broker
 from tests.crash.feed import row
 from tests.crash.kit import (

@@ -175,7 +175,7 @@ def counted(tmp_path: Path) -> Callable[[], dict[str, float]]:
 def totals() -> Callable[[Path], Any]:
     """What a pipeline file's newest checkpoint says became of every record."""
     from engine.run import Run
-    from engine.running.loop import Totals
+    from engine.running.totals import Totals
 
     def read(file: Path) -> Totals:
         run = Run(file)

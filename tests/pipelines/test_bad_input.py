@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from engine.running.loop import Totals
+from engine.running.totals import Totals
 from tests.pipelines.conftest import Headrace, Rows, Small
 from tests.waiting import HANG
 

@@ -14,7 +14,7 @@ from kafka import KafkaProducer
 
 from connectors.files.source import Headers
 from engine.run import Run
-from engine.running.loop import Totals
+from engine.running.totals import Totals
 from engine.types import UserError
 from tests.broker import Broker, shared_broker
 from tests.crash.kit import account, origin, records

@@ -16,7 +16,9 @@ from engine.config import DeadLetterSettings, LoaderSettings
 from engine.loading.loader import Loader
 from engine.observing.service import Heartbeat
 from engine.running.checkpoint import CheckpointFailed, Checkpoints
-from engine.running.loop import Loop, RejectLimit, TooManyRejects, Totals, WorkResult
+from engine.running.loop import Loop, WorkResult
+from engine.running.reject_limit import RejectLimit, TooManyRejects
+from engine.running.totals import Totals
 from engine.types import (
     Batch,
     EndOfStream,

@@ -6,7 +6,8 @@ import polars as pl
 import pytest
 
 from engine.config import DeadLetterSettings
-from engine.running.loop import RejectLimit, TooManyRejects, Totals
+from engine.running.reject_limit import RejectLimit, TooManyRejects
+from engine.running.totals import Totals
 from engine.types import Rejects
 
 

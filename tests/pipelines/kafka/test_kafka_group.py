@@ -17,7 +17,8 @@ from kafka.admin import NewPartitions
 
 from connectors.kafka.membership import Owners
 from engine.run import Run
-from engine.running.loop import Loop, Totals
+from engine.running.loop import Loop
+from engine.running.totals import Totals
 from engine.types import Batch, UserError
 from tests.broker import Broker, shared_broker
 from tests.crash.kit import account, caught_up

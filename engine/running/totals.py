@@ -1,0 +1,60 @@
+"""The account of a run: what became of every record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+TABLE_FIELDS = ("reasons", "counts")
+"""Of `Totals`, those that are no numbers."""
+
+
+@dataclass(slots=True)
+class Totals:
+    """Record counts by outcome, summed over all restarts.
+
+    Attributes:
+        read: records the source gave.
+        added: rows that stages added to them.
+        learned, predicted, rejected: rows by what became of them; each row is in exactly one.
+        reasons: (stage, reason) -> rejected rows.
+        counts: (stage, what it counts) -> how many.
+        judged: rows of the source itself, not of dead letters that were read again.
+        bad: of them, rejected for reasons that are not expected, and not mended since by reading
+            their dead letters again.
+    """
+
+    batches: int = 0
+    read: int = 0
+    added: int = 0
+    learned: int = 0
+    predicted: int = 0
+    cleaned: int = 0
+    rejected: int = 0
+    reasons: dict[tuple[str, str], int] = field(default_factory=dict)
+    counts: dict[tuple[str, str], int] = field(default_factory=dict)
+    judged: int = 0
+    bad: int = 0
+
+    @property
+    def balanced(self) -> bool:
+        """``in = learned + predicted + rejected`` (a pipeline without a model: cleaned)."""
+        out = self.learned + self.predicted + self.cleaned + self.rejected
+        return self.read + self.added == out
+
+    def snapshot(self) -> dict[str, Any]:
+        """As a plain value."""
+        tables = {
+            name: [[*key, n] for key, n in getattr(self, name).items()] for name in TABLE_FIELDS
+        }
+        return {name: getattr(self, name) for name in self.__slots__} | tables
+
+    @classmethod
+    def restore(cls, value: Mapping[str, Any]) -> Totals:
+        """From what `snapshot` gave."""
+        tables = {name: {(s, counter): n for s, counter, n in value[name]} for name in TABLE_FIELDS}
+        return cls(**{**value, **tables})
+
+
+__all__ = ["Totals"]
