@@ -43,7 +43,7 @@ from engine.observing.timing import TimingSnapshot
 from engine.projection import projected
 from engine.quality.evaluation import Evaluation
 from engine.quality.threshold import MIN_ROWS, Threshold, choose_threshold
-from engine.running import labels, report
+from engine.running import error_plot, labels
 from engine.running.bottleneck import Bottleneck, diagnose
 from engine.running.checkpoint import (
     CheckpointFailed,
@@ -100,7 +100,7 @@ from engine.types.plural import counted
 log = logging.getLogger("headrace.run")
 SCHEMA_FILE = "schema.json"
 """File in the pipeline's folder: the columns that a run began with."""
-OUTPUT_FILES = (SCHEMA_FILE, "report.json", "error.png", "metrics.prom", "compression.json")
+OUTPUT_FILES = (SCHEMA_FILE, "report.json", *error_plot.FILES, "metrics.prom", "compression.json")
 """All files of that folder."""
 MEMORY_SHARES = {"source": 0.25, "sink": 0.25, "dead letters": 0.0625}
 """Part of the memory budget that a component with a buffer of its own may fill."""
@@ -1654,8 +1654,7 @@ class Run:
         atomic.write(files["report"], json.dumps(report_out, indent=2, default=str))
         history = self.evaluation.history()
         if history.height > 1:
-            files["picture"] = self.folder / "error.png"
-            report.plot_errors(history, files["picture"], title=self.pipeline.name)
+            files["picture"] = error_plot.write(history, self.folder, title=self.pipeline.name)
         return files
 
 

@@ -14,9 +14,9 @@ from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from engine.explore.findings import ColumnProfile, Findings, Timeline
-from engine.explore.terminal import number
 from engine.system import atomic
 from engine.types import UserError
+from engine.types.plural import short_number
 
 WIDTH, HEIGHT = 280.0, 64.0
 STRIP = 44.0
@@ -38,7 +38,7 @@ def page(findings: Findings) -> str:
         timeline=timeline,
         calendar=calendar,
         heat=heat,
-        number=number,
+        number=short_number,
         percent=percent,
     )
 

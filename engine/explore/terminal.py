@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from engine.explore.findings import ColumnProfile, Findings
-from engine.types.plural import counted
+from engine.types.plural import counted, short_number
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
 WIDTH = 20
@@ -49,7 +49,11 @@ def columns(findings: Findings) -> Table:
         table.add_column(name, justify="right")
     table.add_column("distribution")
     for column in findings.columns:
-        ends = [number(column.quantiles[i]) for i in (0, 3, 6)] if column.numeric else _ends(column)
+        ends = (
+            [short_number(column.quantiles[i]) for i in (0, 3, 6)]
+            if column.numeric
+            else _ends(column)
+        )
         table.add_row(
             Text(column.name),
             column.kind,
@@ -93,20 +97,13 @@ def bars(values: Sequence[float]) -> str:
     )
 
 
-def number(x: float) -> str:
-    """Short, and never a lie about large whole numbers."""
-    if x == int(x) and abs(x) < 1e15:
-        return f"{int(x):,}"
-    return f"{x:,.4g}" if abs(x) < 1e6 else f"{x:.4g}"
-
-
 def _ends(column: ColumnProfile) -> list[str]:
     if column.first is not None:
         return [column.first, "", column.last or ""]
     if column.longest is not None:
-        ends = [f"{number(size or 0)} B long" for size in (column.shortest, column.longest)]
-        return [ends[0], f"mean {number(column.length or 0)} B", ends[1]]
+        ends = [f"{short_number(size or 0)} B long" for size in (column.shortest, column.longest)]
+        return [ends[0], f"mean {short_number(column.length or 0)} B", ends[1]]
     return ["", "", ""]
 
 
-__all__ = ["bars", "columns", "number", "parts", "sparkline", "stages"]
+__all__ = ["bars", "columns", "parts", "sparkline", "stages"]

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import polars as pl
 from rich.markup import escape
 from rich.table import Table
 
-from engine.system import atomic
 from engine.types.plural import counted
 
-# Okabe & Ito's palette, told apart by colour-blind readers too.
-MODEL, BASELINES = "#0072B2", ("#E69F00", "#CC79A7", "#009E73", "#D55E00", "#56B4E9")
 HEADLINE_METRICS = ("mae", "rmse", "r2", "accuracy", "f1", "log_loss", "auc")
 """Metrics worth a column of their own, in order."""
 RARE = 0.2
@@ -180,95 +175,4 @@ def _cell(value: float | None, best: float | None) -> str:
     return f"[bold green]{text}[/]" if value == best else text
 
 
-def plot_errors(history: pl.DataFrame, path: Path, *, title: str) -> None:
-    """Draw the learned error and the baselines' over time as a PNG.
-
-    Args:
-        history: as `Evaluation.history` gives it.
-        path: the file; its folder exists.
-        title: what was learned.
-    """
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    names = [c for c in history.columns if c not in ("time", "rows", "model")]
-    names = [c for c in names if history[c].count()]
-    shown = _shown(history, names)
-    canvas, axes = plt.subplots(figsize=(10, 4.6), dpi=160)
-    time = history["time"].to_list()
-    ends: list[tuple[float, str, str]] = []
-    for name, colour in zip(shown, BASELINES, strict=False):
-        axes.plot(time, history[name].to_list(), color=colour, linewidth=1.1, alpha=0.8)
-        ends.append((_end(history[name]), name, colour))
-    axes.plot(time, history["model"].to_list(), color=MODEL, linewidth=2.2)
-    ends.append((_end(history["model"]), "learned online", MODEL))
-    _label(axes, ends)
-    axes.set_title(
-        f"{title}: {_title_claim(history, shown)}", loc="left", fontsize=12, weight="bold"
-    )
-    axes.set_ylabel("mean error of predictions made before learning")
-    axes.set_ylim(bottom=0, top=_top(history, [*shown, "model"]))
-    axes.set_xlim(time[0], time[-1])
-    axes.grid(axis="y", linewidth=0.4, alpha=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    canvas.tight_layout()
-    with atomic.written(path) as temporary:
-        canvas.savefig(temporary)
-    plt.close(canvas)
-
-
-def _shown(history: pl.DataFrame, names: list[str]) -> list[str]:
-    """The named baselines; ``last value`` means little across many keys, so only where it is all
-    there is."""
-    named = [name for name in names if name != "last value"]
-    return (named or names)[: len(BASELINES)]
-
-
-def _end(column: pl.Series) -> float:
-    """Where a line's label goes: its level over the last twentieth."""
-    return float(column.drop_nulls().tail(max(1, len(column) // 20)).mean() or 0.0)  # type: ignore[arg-type]
-
-
-def _top(history: pl.DataFrame, names: list[str]) -> float:
-    """Above nearly everything; single bursts may leave the frame."""
-    tops = [history[name].quantile(0.99) or 0.0 for name in names]
-    return 1.15 * max(tops) or 1.0
-
-
-def _label(axes: Any, ends: list[tuple[float, str, str]]) -> None:
-    """Names at the lines' ends, pushed apart so that none covers another."""
-    low, high = axes.get_ylim()
-    gap = 0.055 * max(high - low, max(e[0] for e in ends) * 1.15)
-    at = -gap
-    for level, name, colour in sorted(ends):
-        at = max(level, at + gap)
-        weight = "bold" if colour == MODEL else "normal"
-        axes.annotate(
-            name,
-            xy=(1.005, at),
-            xycoords=("axes fraction", "data"),
-            color=colour,
-            va="center",
-            fontsize=9,
-            weight=weight,
-        )
-
-
-def _title_claim(history: pl.DataFrame, names: list[str]) -> str:
-    """The result in words, over the second half of the stream."""
-    half = history.tail(max(1, history.height // 2))
-
-    def level(name: str) -> float:
-        rows = half.filter(pl.col(name).is_not_null())
-        return float((rows[name] * rows["rows"]).sum()) / max(1, int(rows["rows"].sum()))
-
-    best = min(names, key=level)
-    ratio = level("model") / level(best) if level(best) else 1.0
-    if ratio >= 1:
-        return f"no better than '{best}' yet"
-    return f"{1 - ratio:.0%} less error than '{best}', the best baseline"
-
-
-__all__ = ["best_baseline", "figure", "headline", "plot_errors", "table"]
+__all__ = ["best_baseline", "figure", "headline", "table"]
