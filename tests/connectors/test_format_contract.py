@@ -261,8 +261,8 @@ def test_a_format_that_is_none_names_the_nearest(tmp_path: Path) -> None:
 
 
 def test_the_readmes_format_works() -> None:
-    """The ten lines in connectors/README.md."""
-    text = (Path(__file__).parents[2] / "connectors" / "README.md").read_text()
+    """The ten lines in connectors/formats/README.md."""
+    text = (Path(__file__).parents[2] / "connectors" / "formats" / "README.md").read_text()
     code = text.partition("```python\n")[2].partition("```")[0]
     known: dict[str, Any] = {"Text": RawText, "np": np, "pl": pl, "conform": conform}
     exec(code, known)

@@ -58,7 +58,7 @@ def test_a_topic_made_as_documented_and_empty_is_no_mistake(
     reading: Callable[..., Path], broker: Broker, headrace: Headrace
 ) -> None:
     topic = f"{broker.topic()}-made"
-    readme = (Path(__file__).parents[3] / "connectors" / "README.md").read_text()
+    readme = (Path(__file__).parents[3] / "connectors" / "kafka" / "README.md").read_text()
     (line,) = [line for line in readme.splitlines() if "kafka-python admin" in line]
     words = line.replace("HOST:PORT", broker.bootstrap_servers).replace("scored", topic).split()
     made = subprocess.run(
