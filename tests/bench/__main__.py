@@ -7,7 +7,7 @@ import importlib
 
 NAMES = (
     "linear", "scrub", "formats", "inputs", "explore", "loading", "images", "ragged", "memory",
-    "tuning", "verdict", "deadline", "training", "inference", "augment", "learning", "kafka",
+    "tuning", "bottleneck", "deadline", "training", "inference", "augment", "learning", "kafka",
     "sink", "trickle", "soak",
 )  # fmt: skip
 """All that run everywhere; ``gpu`` must be asked for."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from connectors.kafka.sink import KafkaSink
 from connectors.kafka.source import KafkaSource
 from engine.run import Run
-from tests.crash.kit import Engine, Trouble, account, caught_up, origin, records
+from tests.crash.kit import Disruption, Engine, account, caught_up, origin, records
 
 
 def main() -> int:
@@ -38,12 +38,12 @@ def main() -> int:
             own = [f"folder={folder}/engine{i}", "service.port=0"]
             own += [f"source.group_instance_id=engine{i}"] if settings.group_instance_id else []
             engines.append(Engine(options.file, own, folder / f"engine{i}.log"))
-        trouble = Trouble(engines, seed=options.seed)
+        disruption = Disruption(engines, seed=options.seed)
         try:
             for engine in engines:
                 engine.start()
-            trouble.kill(options.kills)
-            trouble.rebalance(options.rebalances if options.engines > 1 else 0)
+            disruption.kill(options.kills)
+            disruption.rebalance(options.rebalances if options.engines > 1 else 0)
             for engine in engines:
                 engine.start()
             caught_up(
@@ -61,7 +61,7 @@ def main() -> int:
         sink.settings.topic,
         [origin(r) for r in letters],
     )
-    print("\n".join(trouble.done), found, sep="\n")  # noqa: T201 - the answer
+    print("\n".join(disruption.done), found, sep="\n")  # noqa: T201 - the answer
     kept = found.exactly_once if sink.settings.exactly_once else found.at_least_once
     return 0 if kept else 1
 

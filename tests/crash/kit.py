@@ -130,7 +130,7 @@ class Feed:
 
 
 @dataclass
-class Trouble:
+class Disruption:
     """What is done to engines and broker, at random moments, one thing at a time.
 
     Attributes:

@@ -18,9 +18,9 @@ from engine.running.totals import Totals
 from tests.broker import Broker
 from tests.crash.feed import row
 from tests.crash.kit import (
+    Disruption,
     Engine,
     Feed,
-    Trouble,
     account,
     caught_up,
     in_transaction,
@@ -133,11 +133,11 @@ def test_every_record_through_rebalances(
         Engine(file, [f"folder={tmp_path}/engine{i}"], tmp_path / f"engine{i}.log")
         for i in range(3)
     ]
-    trouble = Trouble(engines, seed=1, pause=(1.0, 4.0))
+    disruption = Disruption(engines, seed=1, pause=(1.0, 4.0))
     try:
         with Feed(broker.bootstrap_servers, topic, 4, ROW, rate=RATES[0]) as feed:
             engines[0].start()
-            trouble.rebalance(REBALANCES)
+            disruption.rebalance(REBALANCES)
         for engine in engines:
             engine.start()
         caught_up(broker.bootstrap_servers, f"clean-{topic}", [topic])
@@ -146,11 +146,11 @@ def test_every_record_through_rebalances(
         for engine in engines:
             engine.kill()
     found = account(broker.bootstrap_servers, [topic], sink)
-    print(f"exactly_once={exactly_once}: {len(trouble.done)} changes, {found}")  # noqa: T201
+    print(f"exactly_once={exactly_once}: {len(disruption.done)} changes, {found}")  # noqa: T201
     assert found.read == feed.sent > 0
-    assert found.at_least_once, (str(found), trouble.done)
+    assert found.at_least_once, (str(found), disruption.done)
     if exactly_once == "true":
-        assert found.exactly_once, (str(found), trouble.done)
+        assert found.exactly_once, (str(found), disruption.done)
 
 
 @pytest.mark.slow(57)
@@ -167,14 +167,14 @@ def test_training_and_inference_through_kills_and_restarts(
     infer = pipeline("infer", topic, INFER, source='subscribe = true\ngroup_instance_id = "server"',
                      model=model, sink=sink)  # fmt: skip
     engines = [Engine(file, [], tmp_path / f"{file.stem}.log") for file in (train, infer)]
-    trouble = Trouble(engines, seed=2, pause=(2.0, 5.0))
+    disruption = Disruption(engines, seed=2, pause=(2.0, 5.0))
     cut = 0
     try:
         with Feed(broker.bootstrap_servers, topic, 4, ROW, rate=RATES[1]) as feed:
             for engine in engines:
                 engine.start()
             for restart in range(RESTARTS):
-                trouble.kill(2 * KILLS // RESTARTS)
+                disruption.kill(2 * KILLS // RESTARTS)
                 cut += restarted(broker, sink, in_the_middle=restart < 2)
         for group in ("train", "infer"):
             caught_up(broker.bootstrap_servers, f"{group}-{topic}", [topic])
@@ -183,7 +183,7 @@ def test_training_and_inference_through_kills_and_restarts(
         for engine in engines:
             engine.kill()
     found = account(broker.bootstrap_servers, [topic], sink)
-    print(f"{trouble.done}, {cut} restarts in mid-transaction: {found}")  # noqa: T201
+    print(f"{disruption.done}, {cut} restarts in mid-transaction: {found}")  # noqa: T201
     assert cut >= 2
     assert found.read == feed.sent > 0
     assert found.exactly_once, str(found)

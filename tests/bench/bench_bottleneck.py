@@ -1,10 +1,10 @@
-"""What a verdict says of a run, against runs made to be so, and what its advice gives.
+"""The bottleneck that `headrace profile` names, and the gain it predicts.
 
-``python -m tests.bench verdict``
+``python -m tests.bench bottleneck``
 
-Five pipelines, each held by one part that sleeps: sleeps stand for the work, so what is right is
-known. `headrace profile` names the part and a setting, and says what the setting gives; then two
-runs of their own, longer than the sample, show what it gave.
+Five pipelines, each limited by one part that sleeps, so the right answer is known. `headrace
+profile` names the part and a setting, and predicts the gain; two longer runs, with and without the
+setting, measure it.
 """
 
 from __future__ import annotations
@@ -38,43 +38,45 @@ SCRIPTS: dict[str, dict[str, Any]] = {
 
 
 def main(*, quick: bool = False) -> None:
-    """Measure, print, write ``runs/bench/verdict.json``."""
+    """Measure, print, write ``runs/bench/bottleneck.json``."""
     rounds, rows = (3, ("source.rows=4_000",)) if quick else (5, ())
     seconds: dict[str, list[float]] = {}
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for part in ("model",) if quick else tuple(SCRIPTS):
-            found = profile(pipeline(folder, part), seconds=0.2 if quick else 1.5)
-            if found.bottleneck is None or not found.trials:
+            result = profile(pipeline(folder, part), seconds=0.2 if quick else 1.5)
+            if result.bottleneck is None or not result.trials:
                 figures[f"{part}: named"] = "nothing"
                 continue
-            said = found.trials[0]
+            predicted = result.trials[0]
             for _ in range(rounds):
-                for way, overrides in (("as it is", rows), ("advised", (*rows, said.setting))):
-                    spent = whole_run(pipeline(folder, part, *overrides))
-                    seconds.setdefault(f"{part}, {way}", []).append(spent)
-            gave = median(seconds[f"{part}, as it is"]) / median(seconds[f"{part}, advised"])
-            figures[f"{part}: named"] = found.bottleneck.part
-            figures[f"{part}: share of the time"] = found.bottleneck.share
-            figures[f"{part}: advised"] = said.setting
-            figures[f"{part}: gain said"] = said.gain
-            figures[f"{part}: gain said / gain"] = said.gain / gave
-    report("verdict", figures, seconds=seconds, goal="each part is named; gains within a quarter")
+                for way, overrides in (("as it is", rows), ("advised", (*rows, predicted.setting))):
+                    taken = whole_run(pipeline(folder, part, *overrides))
+                    seconds.setdefault(f"{part}, {way}", []).append(taken)
+            gain = median(seconds[f"{part}, as it is"]) / median(seconds[f"{part}, advised"])
+            figures[f"{part}: named"] = result.bottleneck.part
+            figures[f"{part}: share of the time"] = result.bottleneck.share
+            figures[f"{part}: advised"] = predicted.setting
+            figures[f"{part}: gain predicted"] = predicted.gain
+            figures[f"{part}: gain predicted / gain"] = predicted.gain / gain
+    report(
+        "bottleneck", figures, seconds=seconds, goal="each part is named; gains within a quarter"
+    )
 
 
 def pipeline(folder: Path, part: str, *overrides: str) -> Pipeline:
-    """The one that this part holds."""
+    """The pipeline limited by this part."""
     table: dict[str, Any] = {"name": part, "folder": str(folder / part)}
     for section in COMMON.keys() | SCRIPTS[part].keys():
         table[section] = COMMON.get(section, {}) | SCRIPTS[part].get(section, {})
     return Pipeline.of(table, overrides)
 
 
-def whole_run(made: Pipeline) -> float:
-    """Seconds."""
+def whole_run(pipeline: Pipeline) -> float:
+    """Return the seconds of a run."""
     start = time.perf_counter()
-    Run(made).run(fresh=True)
+    Run(pipeline).run(fresh=True)
     return time.perf_counter() - start
 
 
