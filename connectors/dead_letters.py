@@ -23,7 +23,6 @@ from engine.types import (
     PARTITION,
     POSITION,
     Format,
-    Interruptible,
     Mark,
     Records,
     Rejects,
@@ -177,7 +176,7 @@ class KafkaDeadLetterSource(KafkaSource):
         return unwrapped(letters) if letters else letters
 
 
-class ReplayFormat:
+class ReplayFormat(Format):
     """See `engine.types.Format`. Rows are where they were read first, not where their letters are.
 
     Args:
@@ -212,16 +211,14 @@ class ReplayFormat:
         return placed(frame), [replace(reject, rows=placed(reject.rows)) for reject in rejects]
 
     def interrupt(self) -> None:
-        """See `engine.types.Interruptible`."""
+        """See `engine.types.Format`."""
         for part in self._formats.values():
-            if isinstance(part, Interruptible):
-                part.interrupt()
+            part.interrupt()
 
     def resume(self) -> None:
-        """See `engine.types.Interruptible`."""
+        """See `engine.types.Format`."""
         for part in self._formats.values():
-            if isinstance(part, Interruptible):
-                part.resume()
+            part.resume()
 
 
 def _matching_prefixes(partitions: pl.Series, known: Mapping[str, object]) -> NDArray[np.object_]:

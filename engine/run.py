@@ -8,7 +8,6 @@ import functools
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -61,10 +60,10 @@ from engine.running.totals import Totals
 from engine.running.warm_up import warm_up
 from engine.running.work import Cleaning, Serving, Training, report_quality, written
 from engine.scrub import STAGES
-from engine.scrub.base import StageBase, restore, snapshots
+from engine.scrub.base import restore, snapshots
 from engine.scrub.columns import expand_columns
 from engine.scrub.fusion import FILLED_BEFORE_LEARNING
-from engine.system import atomic
+from engine.system import atomic, environment
 from engine.system.lock import locked
 from engine.types import (
     DROPPED,
@@ -94,7 +93,7 @@ from engine.types import (
     type_name,
 )
 from engine.types.changes import compared_settings
-from engine.types.contract import require_contract
+from engine.types.contract_checks import require_contract
 from engine.types.plural import counted
 
 log = logging.getLogger("headrace.run")
@@ -240,8 +239,7 @@ class Run:
 
     def _build_source(self, section: str, table: dict[str, Any]) -> Source:
         source: Source = self._component(section, table, _connectors().SOURCES)
-        if hasattr(source, "with_metadata"):
-            source.with_metadata = True  # dead letters hold records with their keys and headers
+        source.keep_metadata()  # for the dead letters
         return source
 
     def _dead_letter_source(self) -> Source:
@@ -331,11 +329,10 @@ class Run:
             )
 
     def _check_epochs(self) -> None:
-        of = self.source if isinstance(self.source, Mix) else getattr(self.source, "settings", None)
-        if getattr(of, "epochs", 1) == 1:
+        if self.source.epochs == 1:
             return
         for stage in self.stages:
-            if getattr(stage, "single_pass", False):
+            if stage.single_pass:
                 raise UserError(
                     f"[source] epochs in {self.pipeline.file} reads every row again, and "
                     f"[scrub.{stage.name}] would take it for a copy or for late: write the cleaned "
@@ -374,7 +371,7 @@ class Run:
         if export is None or not self.trains:
             return
         learner_class, _ = self._learner_class
-        if not callable(getattr(learner_class, "build", None)):
+        if learner_class.build is Learner.build:
             raise UserError(
                 f"[export] in {self.pipeline.file} needs a learner that writes ONNX, and "
                 f"{learner_class.__name__} has no method 'build': take [export] out."
@@ -567,7 +564,7 @@ class Run:
         model = self._model_settings
         vocabulary_sizes: dict[str, int] = {}
         for stage in self.stages:
-            vocabulary_sizes |= getattr(stage, "vocabulary_sizes", dict)()
+            vocabulary_sizes |= stage.vocabulary_sizes()
         for column in model.categories:
             if column not in vocabulary_sizes:
                 raise UserError(
@@ -583,7 +580,7 @@ class Run:
             target=model.target,
             task=task,
             classes=classes,
-            scaled=tuple(c for s in self.stages if isinstance(s, StageBase) for c in s.scaled),
+            scaled=tuple(c for s in self.stages for c in s.scaled),
             threshold=0.5
             if model.threshold_settings.value is None
             else model.threshold_settings.value,
@@ -729,8 +726,7 @@ class Run:
             return None
         from engine.loading.transfer import transfer_to
 
-        own = getattr(self._learner_class[0], "device", "cpu")
-        transfer = transfer_to(str(getattr(self._training, "device", own)))
+        transfer = transfer_to(self._learner_class[0].device_of(self._training))
         return None if transfer is None else transfer.apply
 
     @cached_property
@@ -740,13 +736,17 @@ class Run:
         sampling = (self.pipeline.train or {}).get("sampling")
         settings = validate(learner_class.Settings, own, "model", self.pipeline.file)
         with Calling("model", learner_class):
-            learner: Any = learner_class(settings, self._training, self.features)
+            learner: Learner = learner_class(settings, self._training, self.features)
         if self.augmentation is not None:
             encoders: dict[str, Any] = {}
             for stage in self.stages:
-                encoders |= getattr(stage, "encoders", dict)()
+                encoders |= stage.encoders()
             self.augmentation.attach(learner, encoders)
-        from models.challenge.challenger import ChampionChallenger, require_challengeable
+        from models.challenge.challenger import (
+            Challengeable,
+            ChampionChallenger,
+            require_challengeable,
+        )
         from models.learners.sampling import ResampledLearner, SamplingSettings
 
         how = self._forgets_on
@@ -755,7 +755,10 @@ class Run:
         if sampling is not None:
             drawn = validate(SamplingSettings, sampling, "train.sampling", self.pipeline.file)
             learner = ResampledLearner(learner, drawn)
-        return learner if how == "never" else ChampionChallenger(learner, how)
+        if how == "never":
+            return learner
+        assert isinstance(learner, Challengeable), "require_challengeable has looked"
+        return ChampionChallenger(learner, how)
 
     @property
     def _forgets_on(self) -> str:
@@ -800,7 +803,7 @@ class Run:
         # Columns are looked at before the stages inside a model file: a scaled one says nothing.
         evaluation.bind({**self.schema, **self._schemas[self.export_from]})
         for stage in self.stages[: self.export_from]:
-            scaled = stage.scaled if isinstance(stage, StageBase) else ()
+            scaled = stage.scaled
             for column in evaluation.needed:
                 if column in scaled:
                     raise UserError(
@@ -899,7 +902,7 @@ class Run:
             return {**settings, **{part: Tolerated(text) for part, text in read.items()}}
         identity = {**settings, **read}
         for stage in self.stages:  # a stage may read a file that the pipeline's own only names
-            digest: str | None = getattr(stage, "digest", _none)()
+            digest = stage.digest()
             if digest is not None:
                 identity[f"file for stage {stage.name}"] = digest
         if self.trains:
@@ -1092,10 +1095,10 @@ class Run:
             "threads": self._threads,
             "costs": self._batch_rows_caveat,
         }
-        device = str(getattr(self.learner, "device", "cpu")) if self.trains else "cpu"
+        device = self.learner.device if self.trains else "cpu"
         if self._predictor is not None and "CPU" not in self._predictor.info()["provider"]:
             device = "cuda"  # or TensorRT
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        cores = environment.cores()
         return diagnose(timing, settings=settings, device=device, cores=cores)
 
     @property
@@ -1103,7 +1106,7 @@ class Run:
         """The setting of the model's threads, where it has several; or ""."""
         section = "train" if self.trains else "infer"
         table = getattr(self.pipeline, section) or {}
-        knows = not self.trains or "threads" in self._learner_class[0].Training.model_fields
+        knows = not self.trains or self._learner_class[0].sets_threads
         if self.trains:
             import torch
 
@@ -1118,9 +1121,7 @@ class Run:
         if not self.keeps_state:
             return ""
         by_batch = [stage.name for stage in self.stages if stage.snapshot() is not None]
-        steps = self.trains and "step_rows" not in getattr(
-            self._learner_class[0].Training, "model_fields", {}
-        )
+        steps = self.trains and self._learner_class[0].learns_by_batch
         changed = [f"[scrub.{name}]" for name in by_batch] + ["the model's steps"] * steps
         caveat = "needs --fresh"
         return f"{caveat}; {', '.join(changed[:3])} learn by the batch" if changed else caveat
@@ -1553,8 +1554,7 @@ class Run:
         """Raises: UserError where the replay will not fit into the budget."""
         if isinstance(self.learner, Buffered):
             self.learner.limit_memory(loader.budget.total // 8)
-        memory: Callable[[], Mapping[str, int]] = getattr(self.learner, "memory", dict)
-        full = getattr(self.learner, "replay_bytes", 0)
+        memory, full = self.learner.memory, self.learner.replay_bytes
         if full > loader.budget.total // 2:
             raise UserError(
                 f"[train] replay_rows come to {full:,} bytes, and half of [loader] memory_budget "
@@ -1565,7 +1565,7 @@ class Run:
 
     def _register_gauges(self) -> None:
         """Gauges that are known from the start, and callbacks for those that are asked."""
-        memory = getattr(self.learner, "memory", dict) if self.trains else dict
+        memory: Callable[[], Mapping[str, int]] = self.learner.memory if self.trains else dict
         for part in memory():
             self.metrics.watch_memory(part, functools.partial(_part, memory, part))
         if self._predictor is not None:
@@ -1610,9 +1610,9 @@ class Run:
             )
         if self.loop.totals.rejected and self.pipeline.dead_letters.kind == "files":
             files["dead letters"] = self.dead_letters_path
-        remarking: list[object] = [*self.stages, *([self.learner] if self.trains else [])]
+        remarking: list[Stage | Learner] = [*self.stages, *([self.learner] if self.trains else [])]
         for part in remarking if self.loop.totals.read else ():
-            for remark in getattr(part, "remarks", list)():
+            for remark in part.remarks():
                 log.warning("%s", remark)
         for remark in self._early_fill_warnings():
             log.warning("%s", remark)
@@ -1668,10 +1668,6 @@ def _part(memory: Callable[[], Mapping[str, int]], name: str) -> int:
 
 def _state_bytes(stage: Stage) -> int:
     return size_of(stage.snapshot())
-
-
-def _none() -> None:
-    return None
 
 
 def _connectors() -> Any:

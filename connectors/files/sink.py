@@ -17,7 +17,7 @@ from pydantic import ByteSize, Field
 from connectors.formats.type_support import require_supported, warn_about_nulls
 from engine import types
 from engine.system import atomic
-from engine.types import HeadraceError, Name, Schema, Sink, Snapshot, UserError, in_utc
+from engine.types import Buffered, HeadraceError, Name, Schema, Sink, Snapshot, UserError, in_utc
 from engine.types.changes import Fixed, Free
 from engine.types.plural import counted
 
@@ -51,7 +51,7 @@ class PartSettings(types.Settings):
     private: Free[bool] = False
 
 
-class FilesSink(Sink):
+class FilesSink(Sink, Buffered):
     """See `engine.types.Sink`. `flush` makes what was written the part ``part-00000012.parquet``.
 
     A part is written as `engine.system.atomic` does. Rows beyond `max_buffer_bytes` go to temporary
@@ -73,7 +73,7 @@ class FilesSink(Sink):
 
     def __init__(self, settings: FilesSink.Settings | FileDeadLetterSink.Settings) -> None:
         """Raises: UserError where the folder can never be made or written."""
-        self.settings = settings
+        self.settings: FilesSink.Settings | FileDeadLetterSink.Settings = settings
         self.folder = Path(settings.path)
         self._place = atomic.Folder(self.folder, f"[{self.section}] path")
         atomic.require_folder(self.folder, self._place.named)

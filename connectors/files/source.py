@@ -66,7 +66,6 @@ from connectors.files.xml import XmlRows
 from connectors.formats.bounded import SizeLimited
 from connectors.formats.csv import Csv, Dialect
 from connectors.formats.custom import (
-    Describing,
     is_custom,
     load_custom,
     require_declared,
@@ -265,7 +264,7 @@ class FilesSource(Source):
     def __init__(self, settings: FilesSource.Settings) -> None:
         """Raises: UserError where the path leads to no file, or to files of several formats, or
         settings do not fit together."""
-        self.settings = settings
+        self.settings: FilesSource.Settings = settings
         paths = (settings.path,) if isinstance(settings.path, str) else settings.path
         if settings.format is not None:
             require_known_format(settings.format, FORMATS)
@@ -396,6 +395,11 @@ class FilesSource(Source):
 
     # ---------------------------------------------------------------------------- the protocol
 
+    @property
+    def epochs(self) -> int:
+        """See `engine.types.Source`."""
+        return self.settings.epochs
+
     def unbounded(self) -> bool:
         """See `engine.types.Source`."""
         return self.settings.follow or self._stdin is not None
@@ -413,7 +417,7 @@ class FilesSource(Source):
         """
         if not isinstance(self.format, HivePartitions):
             return self._schema_within(declared)
-        from_folders = self._usable(self.format.schema(declared))
+        from_folders = self._usable(self.format.folder_schema(declared))
         within = self._schema_within({c: t for c, t in declared.items() if c not in from_folders})
         if declared.get(WILDCARD) == DROPPED:
             from_folders = {c: dtype for c, dtype in from_folders.items() if c in declared}
@@ -448,8 +452,8 @@ class FilesSource(Source):
         elif isinstance(self._inner, WebDatasetFormat):
             if only:
                 self._inner.schema(named)
-        elif isinstance(self._inner, Describing):
-            return self._inner.schema(only_named(declared))
+        elif (described := self._inner.schema(only_named(declared))) is not None:
+            return described
         elif is_custom(self._kind):
             return require_declared(only_named(declared), "text in a format of your own")
         if only and self._kind in SPARSE_FORMATS:  # a field may be absent

@@ -25,7 +25,7 @@ from connectors.formats.kernels.rows import (
     with_position_columns,
 )
 from connectors.formats.values.casts import Coerce, conform
-from engine.types import Records, Rejects, Schema, UserError, Values, nearest
+from engine.types import Format, Records, Rejects, Schema, UserError, Values, nearest
 
 Ints = NDArray[np.int64]
 UNKNOWN_SCHEMA = "unknown_schema"
@@ -75,7 +75,7 @@ class Schemas(Protocol):
         ...
 
 
-class Avro:
+class Avro(Format):
     """See `engine.types.Format`. One compiled walk over the records of each schema gives the
     columns, and knows the record that does not take exactly its bytes.
 
@@ -189,12 +189,12 @@ class Avro:
         return _merge_frames(frames, records, schema), rejects
 
     def interrupt(self) -> None:
-        """See `engine.types.Interruptible`."""
+        """See `engine.types.Format`."""
         if not isinstance(self._schemas, Mapping):
             self._schemas.interrupt()
 
     def resume(self) -> None:
-        """See `engine.types.Interruptible`."""
+        """See `engine.types.Format`."""
         if not isinstance(self._schemas, Mapping):
             self._schemas.resume()
 

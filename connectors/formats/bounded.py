@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from connectors.formats.custom import Describing
 from connectors.formats.kernels.rows import TOO_LARGE, binary, make_rejects, preview, select_records
+from connectors.formats.wrapping import WrappingFormat
 from engine.types import Format, Records, Rejects, Schema, Values
 
 
-class SizeLimited:
+class SizeLimited(WrappingFormat):
     """See `engine.types.Format`. Another format, for a source that leaves of a record beyond its
     bound only the head, as a null: that is rejected as ``too_large``.
 
@@ -20,19 +20,15 @@ class SizeLimited:
     """
 
     def __init__(self, inner: Format, largest: int) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._largest = largest
-
-    def schema(self, declared: Schema) -> Schema:
-        """The inner one's."""
-        return self._inner.schema(declared) if isinstance(self._inner, Describing) else declared
 
     def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
         """What the inner one makes of those that are there."""
         values = records.values
         assert isinstance(values, Values)
         if values.null is None or not values.null.any():
-            return self._inner.decode(records, schema)
+            return self.inner.decode(records, schema)
         lost = np.flatnonzero(values.null)
         reject = make_rejects(
             records,
@@ -42,7 +38,7 @@ class SizeLimited:
             "max_record_bytes.",
             preview(binary(values).gather(lost)),
         )
-        frame, rejects = self._inner.decode(
+        frame, rejects = self.inner.decode(
             select_records(records, np.flatnonzero(~values.null)), schema
         )
         return frame, [reject, *rejects]

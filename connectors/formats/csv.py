@@ -25,7 +25,7 @@ from connectors.formats.kernels.rows import (
 from connectors.formats.kernels.swar import ONES, compiled, equal, load, occurrences
 from connectors.formats.values.casts import Coerce, conform, may_be_another
 from connectors.formats.values.columns import present, with_nulls
-from engine.types import Records, Rejects, Schema, Values
+from engine.types import Format, Records, Rejects, Schema, Values
 
 DIRECT = (pl.Float64(), pl.Float32(), pl.Int64(), pl.Int32(), pl.String())
 """Types that the CSV parser reads by itself; the others are read as text and cast."""
@@ -102,7 +102,7 @@ def _fields(data, bounds, delimiter, quote, counts):  # type: ignore[no-untyped-
         counts[i] = -1 if quoted else count
 
 
-class Csv:
+class Csv(Format):
     """See `engine.types.Format`. One typed parse of all rows; only where that fails are they read
     as text, cast, and what does not fit sorted out.
 

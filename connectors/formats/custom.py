@@ -5,22 +5,12 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Collection
-from typing import Protocol, runtime_checkable
 
 from engine.types import Format, Schema, UserError, nearest
+from engine.types.contract_checks import misspelt_members, require_contract
 
 OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 """``package.module:Class`` in a pipeline file."""
-
-
-@runtime_checkable
-class Describing(Protocol):
-    """A format that has its own say about the columns."""
-
-    def schema(self, declared: Schema) -> Schema:
-        """The columns that a decode is to give, as `engine.types.Source.schema`. Raises: UserError
-        for columns it cannot give."""
-        ...
 
 
 def is_custom(format: str) -> bool:
@@ -51,18 +41,19 @@ def load_custom(name: str) -> Format:
             f"[source] format '{name}' cannot be imported: {error}; is its package installed, or "
             "its folder on PYTHONPATH?"
         ) from error
-    if not hasattr(loaded, attribute):
+    try:
+        instance = getattr(loaded, attribute)
+    except AttributeError:
         raise UserError(
             f"[source] format '{name}': module '{module}' has no '{attribute}'."
             f"{nearest(attribute, [n for n in vars(loaded) if not n.startswith('_')])}"
-        )
-    instance = getattr(loaded, attribute)
-    instance = instance() if isinstance(instance, type) else instance
-    if not isinstance(instance, Format):
-        raise UserError(
-            f"[source] format '{name}' is no format: expected a class with decode(records, schema)."
-        )
-    return instance
+        ) from None
+    cls = instance if isinstance(instance, type) else type(instance)
+    require_contract(cls, Format, "source", (), key="format")
+    if slip := next(misspelt_members(cls, Format), None):
+        raise UserError(f"[source] format '{name}': {slip}.")
+    made: Format = instance() if isinstance(instance, type) else instance
+    return made
 
 
 def require_declared(declared: Schema, described: str) -> Schema:
@@ -76,4 +67,4 @@ def require_declared(declared: Schema, described: str) -> Schema:
     return declared
 
 
-__all__ = ["Describing", "is_custom", "load_custom", "require_declared", "require_known_format"]
+__all__ = ["is_custom", "load_custom", "require_declared", "require_known_format"]

@@ -6,7 +6,6 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from connectors.formats.custom import Describing
 from connectors.formats.kernels.rows import (
     BAD_UTF8,
     NOT_UTF8,
@@ -30,7 +29,7 @@ MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 """Byte order marks of what is no UTF-8."""
 
 
-class FileContent:
+class FileContent(Format):
     """See `engine.types.Format`. A record is a file, its key the path. What the source could not
     read is rejected for the reason that it gives.
 
@@ -48,11 +47,10 @@ class FileContent:
         self._inner = inner
         self._content, self._type = CONTENTS.get(format, ("", pl.Binary()))
 
-    def schema(self, declared: Schema) -> Schema:
+    def schema(self, declared: Schema) -> Schema | None:
         """The columns; content and path unless declared. Raises: UserError for any other."""
         if self._inner is not None:
-            inner = self._inner
-            return inner.schema(declared) if isinstance(inner, Describing) else declared
+            return self._inner.schema(declared)
         available: Schema = {self._content: self._type, PATH: pl.String(), LABEL: pl.String()}
         named = {c: dtype for c, dtype in declared.items() if c != "*"}
         for column, dtype in named.items():
@@ -88,6 +86,16 @@ class FileContent:
             rejects += bad
         frame, more = conform(self._columns(records, schema), records, schema)
         return frame, [*rejects, *more]
+
+    def interrupt(self) -> None:
+        """See `engine.types.Format`."""
+        if self._inner is not None:
+            self._inner.interrupt()
+
+    def resume(self) -> None:
+        """See `engine.types.Format`."""
+        if self._inner is not None:
+            self._inner.resume()
 
     def _columns(self, records: Records, schema: Schema) -> pl.DataFrame:
         values = records.values

@@ -43,6 +43,7 @@ from connectors.formats.values.casts import (
 )
 from engine.types import (
     POSITION,
+    Format,
     Records,
     Rejects,
     Schema,
@@ -148,7 +149,7 @@ def _word_size(data, at, end):  # type: ignore[no-untyped-def]
     return 1
 
 
-class Ndjson:
+class Ndjson(Format):
     """See `engine.types.Format`. Flat objects of plain types are decoded by a compiled walk
     (`formats/flat.py`). What it is not sure of is parsed in one call; where that fails, a compiled
     walk (`formats/scan.py`) says which lines are to blame, the others are parsed in one call, and

@@ -14,12 +14,12 @@ from connectors.formats.kernels.rows import (
     take,
     with_position_columns,
 )
-from engine.types import Records, Rejects, Schema, UserError, Values
+from engine.types import Format, Records, Rejects, Schema, UserError, Values
 
 COLUMN = "value"
 
 
-class RawText:
+class RawText(Format):
     """See `engine.types.Format`. The one column is called ``value``: ``string`` (UTF-8) or
     ``bytes``.
 

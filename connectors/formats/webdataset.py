@@ -13,7 +13,7 @@ from connectors.formats.kernels.rows import BAD_UTF8, NOT_UTF8, decode_utf8, mak
 from connectors.formats.ndjson import Ndjson
 from connectors.formats.values.casts import conform
 from connectors.formats.values.columns import readable_rows
-from engine.types import Records, Rejects, Schema, UserError, Values, nearest
+from engine.types import Format, Records, Rejects, Schema, UserError, Values, nearest
 
 KEY = "__key__"
 """Column of a sample's name: its members' path up to the first dot of the last part."""
@@ -27,7 +27,7 @@ MemberPath = tuple[tuple[str, ...], str]
 """Extensions, of which the first that is there counts, and the path in their JSON, or nothing."""
 
 
-class WebDatasetFormat:
+class WebDatasetFormat(Format):
     """See `engine.types.Format`. Records are frames of bytes, a column an extension (see
     `connectors.files.tar`). A column is what lies under the extension of its name: bytes as they
     are, anything else as text (UTF-8) that is cast; null where the sample has none.

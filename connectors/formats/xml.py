@@ -14,7 +14,7 @@ from lxml import etree
 from connectors.formats.custom import require_declared
 from connectors.formats.kernels.rows import BROKEN, make_rejects
 from connectors.formats.values.casts import conform
-from engine.types import Records, Rejects, Schema, UserError, Values, nearest
+from engine.types import Format, Records, Rejects, Schema, UserError, Values, nearest
 
 ENTITY = "entity"
 SAFE: Mapping[str, Any] = {
@@ -235,7 +235,7 @@ def refers_to_entities(element: etree._Element) -> bool:
 REFUSED = "Expected XML without entities of its own, got some: they are never expanded."
 
 
-class Xml:
+class Xml(Format):
     """See `engine.types.Format`. A document a record; its columns are text that is cast, see
     `Fields`. What is no XML, or goes beyond libxml2's limits, is ``broken``; a document with
     entities is rejected as ``entity``.

@@ -16,14 +16,14 @@ from connectors.kafka.fetch import header_entries
 from connectors.kafka.producer import TopicSettings, VerifiedProducer
 from connectors.kafka.record_batches import OutgoingRecords, encode_headers
 from connectors.kafka.sink import KafkaSink
-from engine.types import NO_TIMESTAMP, PARTITION, POSITION, Records, Sink, Snapshot
+from engine.types import NO_TIMESTAMP, PARTITION, POSITION, Buffered, Records, Sink, Snapshot
 from engine.types.changes import Free
 
 PREFIX = "headrace."
 ORIGIN_HEADERS = ("topic", "partition", "offset", "timestamp")
 
 
-class KafkaDeadLetterSink(Sink):
+class KafkaDeadLetterSink(Sink, Buffered):
     """See `engine.types.Sink`. Takes dead letters (`engine.running.dead_letters`); the topic gets
     each record's own value, key and headers, and besides:
 
@@ -44,12 +44,12 @@ class KafkaDeadLetterSink(Sink):
         provenance: Free[dict[str, str]] = Field(default_factory=dict)
 
     def __init__(self, settings: KafkaDeadLetterSink.Settings) -> None:
-        self.settings = settings
+        self.settings: KafkaDeadLetterSink.Settings = settings
         self.delivery = VerifiedProducer(settings, f"[dead_letters] topic '{settings.topic}'")
         self._shared = False
         self._always = [(name, value.encode()) for name, value in settings.provenance.items()]
 
-    def share_transaction(self, sink: object) -> None:
+    def join_transaction(self, sink: Sink | None) -> None:
         """Send letters in this sink's transactions; nothing, where it has none or is elsewhere."""
         if isinstance(sink, KafkaSink) and sink.settings.exactly_once:
             self._shared = sink.settings.bootstrap_servers == self.settings.bootstrap_servers

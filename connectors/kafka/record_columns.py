@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from polars.exceptions import PolarsError
 
 from connectors.formats.kernels.rows import binary, gather
-from connectors.kafka.value_checks import WrappingFormat
+from connectors.formats.wrapping import WrappingFormat
 from engine.types import (
     NO_TIMESTAMP,
     PARTITION,

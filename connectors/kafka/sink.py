@@ -22,6 +22,7 @@ from connectors.kafka.source import KafkaSource
 from engine.types import (
     PARTITION,
     POSITION,
+    Buffered,
     Duration,
     Mark,
     Name,
@@ -29,6 +30,8 @@ from engine.types import (
     Schema,
     Sink,
     Snapshot,
+    Source,
+    Transaction,
     UserError,
     Values,
     require,
@@ -39,7 +42,7 @@ PREVIEW_CHARS = 2_000
 """Characters of a refused row that its dead letter shows."""
 
 
-class KafkaSink(Sink):
+class KafkaSink(Sink, Buffered):
     """See `engine.types.Sink`. `flush` returns when the brokers have acknowledged every row
     (acks=all, idempotent producer, so a retry within it doubles nothing).
 
@@ -91,17 +94,19 @@ class KafkaSink(Sink):
 
     def __init__(self, settings: KafkaSink.Settings) -> None:
         """Raises: UserError for settings that do not fit together."""
-        self.settings = settings
+        self.settings: KafkaSink.Settings = settings
         self._encoder = _encoder(settings)
         self.delivery = VerifiedProducer(settings, f"[sink] topic '{settings.topic}'")
         self._source: KafkaSource | None = None
         self._always = [(name, value.encode()) for name, value in settings.provenance.items()]
 
-    def share_transaction(self, source: object) -> None:
-        """Commit what is read from this source together with what is written here.
+    def transaction(self, source: Source) -> Transaction | None:
+        """See `engine.types.Sink`: with `exactly_once`.
 
         Raises: UserError where that cannot be.
         """
+        if not self.settings.exactly_once:
+            return None
         if not isinstance(source, KafkaSource) or source.settings.group_id is None:
             raise UserError(
                 "[sink] exactly_once commits rows and offsets together: expected a [source] of "
@@ -119,6 +124,7 @@ class KafkaSink(Sink):
         self.delivery.transaction = f"headrace-{source.settings.group_id}-{own}"
         self._source = source
         source.fence_producer = self.delivery.connect
+        return Transaction(commit=self.commit, every=self.settings.commit_interval)
 
     def on_wait(self, keep_alive: Callable[[], object]) -> None:
         """See `engine.types.Sink`."""

@@ -20,7 +20,7 @@ from pydantic import ByteSize, Field, SecretStr, field_validator
 
 from connectors.formats.avro import Avro, schema_file
 from connectors.formats.csv import Csv
-from connectors.formats.custom import Describing, is_custom, load_custom, require_known_format
+from connectors.formats.custom import is_custom, load_custom, require_known_format
 from connectors.formats.ndjson import Ndjson
 from connectors.formats.text import RawText
 from connectors.formats.values.casts import Coerce
@@ -55,6 +55,7 @@ from connectors.kafka.record_columns import RecordColumns, record_schema
 from connectors.kafka.schema_registry import Registry
 from connectors.kafka.value_checks import ValueFilter
 from engine.types import (
+    Buffered,
     Duration,
     EndOfStream,
     Format,
@@ -108,7 +109,7 @@ NOT_A_MEMBER = (*EVICTED, errors.FencedInstanceIdError)
 """Answers to the commit of one that never was a member: the group has members."""
 
 
-class KafkaSource(SharedSource):
+class KafkaSource(SharedSource, Buffered):
     """See `engine.types.Source`. A partition is named ``topic/3``; positions are offsets.
 
     Without `subscribe`, all partitions of the topics are read by this one process. Where a
@@ -207,7 +208,7 @@ class KafkaSource(SharedSource):
 
     def __init__(self, settings: KafkaSource.Settings) -> None:
         """Raises: UserError for settings that do not fit together."""
-        self.settings = settings
+        self.settings: KafkaSource.Settings = settings
         self._values = _format(settings)
         self._record_schema = record_schema(settings.record)
         self.format: Format = self._values
@@ -252,6 +253,10 @@ class KafkaSource(SharedSource):
 
     # ---------------------------------------------------------------------------- the protocol
 
+    def keep_metadata(self) -> None:
+        """See `engine.types.Source`."""
+        self.with_metadata = True
+
     def unbounded(self) -> bool:
         """See `engine.types.Source`."""
         return self.settings.stop == "never"
@@ -270,7 +275,7 @@ class KafkaSource(SharedSource):
     def reads_output_of(self, sink: Sink) -> str | None:
         """See `engine.types.Source`: a topic of this source's, under whatever of its brokers'
         names."""
-        written = getattr(sink, "settings", None)
+        written = sink.settings
         if not isinstance(written, TopicSettings):
             return None
         if not self._is_read_here(f"{written.topic}/0") or not same_broker(self.settings, written):
@@ -282,8 +287,10 @@ class KafkaSource(SharedSource):
         return self._record_schema.keys()
 
     def _schema(self, declared: Schema) -> Schema:
-        if isinstance(self._values, Describing) and not isinstance(self._values, Ndjson):
-            return self._values.schema(declared)
+        if not isinstance(self._values, Ndjson):  # which has a say in files only
+            described = self._values.schema(declared)
+            if described is not None:
+                return described
         named = {c: dtype for c, dtype in declared.items() if c != "*"}
         if not named or "*" in declared:
             raise UserError(

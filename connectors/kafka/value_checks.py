@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from connectors.formats.kernels.rows import make_rejects, select_records
 from connectors.formats.text import RawText
-from engine.types import Format, Interruptible, Records, Rejects, Schema, Values
+from connectors.formats.wrapping import WrappingFormat
+from engine.types import Format, Records, Rejects, Schema, Values
 
 Ints = NDArray[np.int64]
 TOMBSTONE = "tombstone"
@@ -33,23 +34,6 @@ ENVELOPES = {
 """How values begin that are no plain text, what that is called, and in words."""
 ENVELOPE_BYTES = np.zeros(256, np.bool_)
 ENVELOPE_BYTES[[begin[0] for begin in ENVELOPES]] = True
-
-
-class WrappingFormat:
-    """See `engine.types.Format`: another one, and something around it."""
-
-    def __init__(self, inner: Format) -> None:
-        self.inner = inner
-
-    def interrupt(self) -> None:
-        """See `engine.types.Interruptible`."""
-        if isinstance(self.inner, Interruptible):
-            self.inner.interrupt()
-
-    def resume(self) -> None:
-        """See `engine.types.Interruptible`."""
-        if isinstance(self.inner, Interruptible):
-            self.inner.resume()
 
 
 class ValueFilter(WrappingFormat):
@@ -119,4 +103,4 @@ def _detail(values: Values, at: Ints, reason: str, words: str) -> str | pl.Serie
     ).to_series()
 
 
-__all__ = ["ValueFilter", "WrappingFormat"]
+__all__ = ["ValueFilter"]

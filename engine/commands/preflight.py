@@ -18,6 +18,7 @@ from engine import calls
 from engine.commands.progress import console
 from engine.config import detached_source
 from engine.explore.notation import hint
+from engine.loading.mix import Mix
 from engine.run import Run
 from engine.running.labels import few_numbers, labels_of
 from engine.scrub.base import FittedStage
@@ -39,7 +40,7 @@ from engine.types import (
     only_named,
     parse_schema,
 )
-from engine.types.contract import misspelt_members
+from engine.types.contract_checks import misspelt_members
 from engine.types.plural import counted
 
 LEARNED_ROWS = 32
@@ -333,11 +334,13 @@ def _check_sinks(run: Run) -> Iterator[str]:
 
 def _check_members(run: Run) -> Iterator[str]:
     """Members of a user's own classes that nobody calls."""
-    parts: list[tuple[object, type]] = [(run.source, Source), *((s, Stage) for s in run.stages)]
+    sources = run.source.parts.values() if isinstance(run.source, Mix) else (run.source,)
+    parts: list[tuple[object, type]] = [*((s, Source) for s in sources)]
+    parts += [*((s, Stage) for s in run.stages), (run.dead_letters, Sink)]
     if run.sink is not None:
         parts.append((run.sink, Sink))
     if run.trains:
-        parts.append((run.learner, Learner))
+        parts.append((run.learner.unwrapped, Learner))
     for part, contract in parts:
         yield from misspelt_members(type(part), contract)
 

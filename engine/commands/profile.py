@@ -14,7 +14,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -252,7 +252,7 @@ class SampleRun:
     def _look(self, loop: Loop) -> None:
         held = dict(loop.loader.budget.held())
         if self.run_.trains:
-            memory: Callable[[], dict[str, int]] = getattr(self.run_.learner, "memory", dict)
+            memory = self.run_.learner.memory
             held |= memory()
         held["process"] = int(self._process.memory_info().rss)
         for holder, nbytes in held.items():

@@ -17,7 +17,6 @@ from engine.types import (
     PARTITION,
     POSITION,
     Format,
-    Interruptible,
     Records,
     Rejects,
     Schema,
@@ -77,14 +76,12 @@ class Decoder:
         return frame, (*rejects, *(reject for _, more in decoded for reject in more))
 
     def interrupt(self) -> None:
-        """See `engine.types.Interruptible`."""
-        if isinstance(self.format, Interruptible):
-            self.format.interrupt()
+        """See `engine.types.Format`."""
+        self.format.interrupt()
 
     def resume(self) -> None:
-        """See `engine.types.Interruptible`."""
-        if isinstance(self.format, Interruptible):
-            self.format.resume()
+        """See `engine.types.Format`."""
+        self.format.resume()
 
     def close(self) -> None:
         """End the threads, and wait for them. It may decode again afterwards."""

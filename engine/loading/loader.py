@@ -26,7 +26,6 @@ failed source into an end of stream, and hangs on a BaseException.
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -55,6 +54,7 @@ from engine.observing.metrics import Metrics
 from engine.observing.timing import StageTimer
 from engine.scrub.base import restore, snapshots
 from engine.scrub.fusion import FusedStages, fuse
+from engine.system.environment import cores
 from engine.types import (
     Batch,
     EndOfStream,
@@ -479,7 +479,7 @@ class Loader(Items[Batch]):
             "fetch",
         )
         self.threads = threads = DecodeThreads(
-            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1,
+            cores(),
             fixed=settings.decode_threads,
             on_change=metrics.decode_threads.set,
         )

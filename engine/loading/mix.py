@@ -29,7 +29,6 @@ from engine.types import (
     EndOfStream,
     Format,
     HeadraceError,
-    Interruptible,
     Mark,
     Records,
     Rejects,
@@ -79,7 +78,7 @@ def _within(names: Mapping[str, V], prefix: str) -> dict[str, V]:
     return {n[start:]: value for n, value in names.items() if n.startswith(prefix) and n != prefix}
 
 
-class Mix(SharedSource):
+class Mix(SharedSource, Buffered):
     """See `engine.types.SharedSource`: some of the sources may be topics. Partitions are named
     ``source:partition``.
 
@@ -102,7 +101,7 @@ class Mix(SharedSource):
         stop: Free[Literal["all", "first"]] = "all"
 
     def __init__(self, settings: Mix.Settings, sources: Mapping[str, tuple[Source, float]]) -> None:
-        self.settings = settings
+        self.settings: Mix.Settings = settings
         for name, (_, weight) in sources.items():
             if not SOURCE_NAME.fullmatch(name):
                 raise UserError(
@@ -129,8 +128,12 @@ class Mix(SharedSource):
     @property
     def epochs(self) -> int:
         """How often rows are read at most."""
-        epochs = [getattr(getattr(p.source, "settings", None), "epochs", 1) for p in self._parts]
-        return max(epochs)
+        return max(member.source.epochs for member in self._parts)
+
+    def keep_metadata(self) -> None:
+        """See `engine.types.Source`."""
+        for member in self._parts:
+            member.source.keep_metadata()
 
     def unbounded(self) -> bool:
         """See `engine.types.Source`: where one of them is."""
@@ -370,7 +373,7 @@ class Mix(SharedSource):
         )
 
 
-class MixFormat:
+class MixFormat(Format):
     """Decodes the records of each source by its own format."""
 
     def __init__(self, formats: Mapping[str, Format]) -> None:
@@ -391,16 +394,14 @@ class MixFormat:
         return frame.with_columns(place), rejects
 
     def interrupt(self) -> None:
-        """See `engine.types.Interruptible`."""
+        """See `engine.types.Format`."""
         for member in self._formats.values():
-            if isinstance(member, Interruptible):
-                member.interrupt()
+            member.interrupt()
 
     def resume(self) -> None:
-        """See `engine.types.Interruptible`."""
+        """See `engine.types.Format`."""
         for member in self._formats.values():
-            if isinstance(member, Interruptible):
-                member.resume()
+            member.resume()
 
 
 class MixTable(types.Settings):

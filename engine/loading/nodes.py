@@ -7,7 +7,7 @@ and loader have the methods of `torchdata.nodes.BaseNode` and `Loader` and not t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -34,6 +34,23 @@ class Node(Iterator[T], Generic[T]):
     def get_state(self) -> dict[str, Any] | None:
         """Where the next item is; None at the start."""
         raise NotImplementedError(type(self))
+
+    @property
+    def keep_alive(self) -> Callable[[], None] | None:
+        """What to call while the queue behind is full; None where nobody waits for it."""
+        return None
+
+    def interrupt(self) -> None:
+        """Let the threads before it end soon. Any thread may call it."""
+        return
+
+    def halt(self) -> None:
+        """End those threads, and wait for them; nothing is closed."""
+        return
+
+    def close(self) -> None:
+        """Release what is open."""
+        return
 
     def state_dict(self) -> dict[str, Any] | None:
         """Where to go on after the last item that was given."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, TypeVar
 
 from engine.loading.channel import Channel, Closed
 from engine.loading.nodes import Node
@@ -17,19 +17,6 @@ JOIN_SECONDS = 10.0
 return."""
 
 
-@runtime_checkable
-class Threaded(Protocol):
-    """A node with a thread somewhere before it."""
-
-    def interrupt(self) -> None:
-        """Let those threads end soon. Any thread may call it."""
-        ...
-
-    def halt(self) -> None:
-        """End them, and wait for them; nothing is closed."""
-        ...
-
-
 class PrefetchNode(Node[T], Generic[T]):
     """Runs the node before it in a thread, ahead of whoever asks, up to a number of bytes.
 
@@ -38,7 +25,7 @@ class PrefetchNode(Node[T], Generic[T]):
         channel: the queue in between, with its bound.
     """
 
-    def __init__(self, node: Any, make_channel: Callable[[], Channel[Any]], name: str) -> None:
+    def __init__(self, node: Node[T], make_channel: Callable[[], Channel[Any]], name: str) -> None:
         super().__init__()
         self._node = node
         self._name = name
@@ -88,15 +75,13 @@ class PrefetchNode(Node[T], Generic[T]):
         """Close this queue and all before it: their threads end soon. Any thread may call it."""
         if self._channel is not None:
             self._channel.close()
-        if isinstance(self._node, Threaded):
-            self._node.interrupt()
+        self._node.interrupt()
 
     def halt(self) -> None:
         """End this thread and all before it, and wait for them; nothing is closed. Raises:
         HeadraceError if one does not end."""
         self._stop()
-        if isinstance(self._node, Threaded):
-            self._node.halt()
+        self._node.halt()
 
     def close(self) -> None:
         """Halt, close the node before. Raises: HeadraceError if a thread does not end."""
@@ -115,11 +100,11 @@ class PrefetchNode(Node[T], Generic[T]):
                 )
 
 
-def _produce(node: Any, state: dict[str, Any] | None, channel: Channel[Any]) -> None:
+def _produce(node: Node[T], state: dict[str, Any] | None, channel: Channel[Any]) -> None:
     """The thread: everything the node gives goes into the channel, its end and its errors too."""
     try:
         node.reset(state)
-        keep_alive = getattr(node, "keep_alive", None)
+        keep_alive = node.keep_alive
         while True:
             channel.await_room(keep_alive)
             item = next(node)
@@ -135,4 +120,4 @@ def _produce(node: Any, state: dict[str, Any] | None, channel: Channel[Any]) -> 
         channel.fail(error)
 
 
-__all__ = ["PrefetchNode", "Threaded"]
+__all__ = ["PrefetchNode"]

@@ -446,7 +446,7 @@ class Loop:
 
     def _report_counts(self) -> None:
         """What source and sink count by themselves, to the metrics."""
-        counts: dict[str, int] = dict(getattr(self.sink, "counts", dict)())
+        counts = dict(self.sink.counts()) if self.sink is not None else {}
         if self._shared is not None:
             counts |= self._shared.counts()
         metrics = self.metrics

@@ -52,41 +52,7 @@ class ForgetSettings(LearnSettings):
     forget_on: Name | None = None
 
 
-class StageBase:
-    """A stage without state.
-
-    Attributes:
-        single_pass: it makes sense only of rows that come once: read again, all would look like
-            copies, or late.
-    """
-
-    single_pass: ClassVar[bool] = False
-
-    def __init__(self, name: str, settings: Any) -> None:
-        self.name = name
-        self.settings = settings
-
-    @property
-    def where(self) -> str:
-        """How error sentences name the stage."""
-        return f"[scrub.{self.name}]"
-
-    @property
-    def scaled(self) -> Sequence[str]:
-        """Columns that it puts on a scale which moves with what it learns: it notes that scale on
-        the batch (`Batch.scales`)."""
-        return ()
-
-    def snapshot(self) -> Snapshot:
-        """None."""
-        return None
-
-    def restore(self, value: Snapshot) -> None:
-        """Nothing to go back to."""
-        assert value is None
-
-
-class FittedStage(StageBase):
+class FittedStage(Stage):
     """A stage whose state is one statistic over its columns and the number of rows it has seen.
 
     `bind` of the stage sets `_columns` and calls `_begin`; its `apply` ends with `_learn`, or is
@@ -280,7 +246,6 @@ __all__ = [
     "FittedStage",
     "ForgetSettings",
     "LearnSettings",
-    "StageBase",
     "joined",
     "restore",
     "snapshots",

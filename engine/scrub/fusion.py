@@ -11,9 +11,10 @@ import dataclasses
 import functools
 import itertools
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, cast, runtime_checkable
+from typing import Any, Literal, Protocol, cast
 
 import numba
 import numpy as np
@@ -72,34 +73,27 @@ class RecordTime(Protocol):
         ...
 
 
-@runtime_checkable
-class Fusible(Protocol):
+class Fusible(Stage):
     """A stage that may be done together with its neighbours."""
 
-    name: str
-
     @property
+    @abstractmethod
     def columns(self) -> Sequence[str]:
         """That it works on, all of them the same way."""
-        ...
 
     @property
+    @abstractmethod
     def kinds(self) -> Sequence[pl.DataType]:
         """Of what types they are afterwards."""
-        ...
 
+    @abstractmethod
     def fused_op(self, batch: Batch) -> FusedOp | None:
         """What it would do to this batch, its columns being floats afterwards; its numbers are as
         their types hold them. None where it must be asked itself."""
-        ...
 
+    @abstractmethod
     def learn(self, statistic: Any, rows: int) -> None:
         """Learn from `rows` rows that have this statistic."""
-        ...
-
-    def apply(self, batch: Batch) -> Batch:
-        """See `engine.types.Stage`."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

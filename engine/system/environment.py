@@ -20,6 +20,12 @@ ENOUGH_ADDRESSES = 16 << 30
 """Bytes that PyTorch, polars and ONNX Runtime find room in; 8 GiB did on two cores, 6 did not."""
 
 
+def cores() -> int:
+    """Processors that this process may use."""
+    # Linux alone has sched_getaffinity.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+
+
 def prepare() -> None:
     """Switch telemetry off, and find a place for compiled loops."""
     # ONNX Runtime decides while it is imported; its own switch comes after that, and is too late.

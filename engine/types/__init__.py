@@ -10,7 +10,7 @@ A position always means the NEXT one to read. A batch carries the `Mark` after i
 nothing that still sits in a queue can be committed: only a batch in the consumer's hand has a mark
 to give.
 
-This module imports polars, numpy, pydantic, torch and of headrace `engine.errors` alone; every
+This module imports polars, numpy, pydantic and of headrace `engine.errors` alone; every
 other module may import it.
 """
 
@@ -18,12 +18,12 @@ from __future__ import annotations
 
 from engine.errors import HeadraceError, UserError, nearest
 from engine.types.batch import Batch, Scale, bytes_as_hex
-from engine.types.features import Features, class_indexes, label_value
-from engine.types.protocols import (
+from engine.types.contracts import (
     SAMPLE_BYTES,
+    Augmenter,
     Buffered,
     Format,
-    Interruptible,
+    GraphBuilder,
     Learner,
     Predictor,
     SharedSource,
@@ -31,7 +31,9 @@ from engine.types.protocols import (
     Source,
     Stage,
     Step,
+    Transaction,
 )
+from engine.types.features import Features, class_indexes, label_value
 from engine.types.records import EndOfStream, Mark, Records, Rejects, Snapshot, Values, in_utc
 from engine.types.schema import (
     BOOLEAN_VALUES,
@@ -63,7 +65,6 @@ from engine.types.schema import (
 )
 from engine.types.settings import (
     NANOSECONDS,
-    Component,
     Duration,
     Name,
     Names,
@@ -89,19 +90,19 @@ __all__ = [
     "TYPE_EXAMPLES",
     "WILDCARD",
     "Affine",
+    "Augmenter",
     "Batch",
     "Buffered",
     "Clip",
     "Codes",
-    "Component",
     "DeviceTensors",
     "Duration",
     "EndOfStream",
     "Features",
     "Fill",
     "Format",
+    "GraphBuilder",
     "HeadraceError",
-    "Interruptible",
     "Learner",
     "Mark",
     "Name",
@@ -123,6 +124,7 @@ __all__ = [
     "Stage",
     "Step",
     "Tensors",
+    "Transaction",
     "Transform",
     "Unit",
     "UserError",

@@ -6,13 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from fractions import Fraction
-from typing import (
-    TYPE_CHECKING,
-    Annotated,
-    Any,
-    ClassVar,
-    Protocol,
-)  # fmt: skip
+from typing import Annotated, Any
 
 import polars as pl
 from pydantic import (
@@ -25,8 +19,6 @@ from pydantic import (
     field_validator,
 )
 
-if TYPE_CHECKING:
-    pass
 from engine.types.schema import element_type
 
 
@@ -140,9 +132,3 @@ def _each(
         ]
         return pl.when(value.is_not_null()).then(pl.struct(made_fields)) if made_fields else value
     return change(value, kind)
-
-
-class Component(Protocol):
-    """Whatever a pipeline file names by ``kind``: a class with its own settings."""
-
-    Settings: ClassVar[type[Settings]]

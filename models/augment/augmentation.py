@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -44,26 +45,39 @@ class Context:
     encoders: Mapping[str, Callable[[pl.Series], NDArray[np.int64]]] = field(default_factory=dict)
 
 
-class Augment(Protocol):
+class Augment(ABC):
     """One change of rows on their way to be learned from. Built as ``Kind(name, settings)`` with
-    its own nested ``Settings``, a subclass of `AugmentSettings`. It has no state."""
+    its own nested ``Settings``, a subclass of `AugmentSettings`. It has no state.
+
+    Attributes:
+        name: the table's.
+        settings: its own.
+    """
 
     name: str
-    """The table's."""
     settings: Any
+
+    def __init__(self, name: str, settings: Any) -> None:
+        self.name = name
+        self.settings = settings
+
+    @property
+    def where(self) -> str:
+        """How error sentences name the table."""
+        return f"[augment.{self.name}]"
 
     def bind(self, context: Context) -> None:
         """Look up what it changes.
 
         Raises: UserError naming table and key where it does not fit the features or the learner.
         """
-        ...
+        return
 
+    @abstractmethod
     def apply(self, tensors: Tensors, rng: np.random.Generator) -> tuple[Tensors, int]:
         """The rows as they are to be learned, as many and in the same order, on the same device,
         and how many of them were changed. Never edits its input in place; all chance comes from
         `rng`."""
-        ...
 
 
 class Augmentation:
@@ -104,18 +118,13 @@ class Augmentation:
 
         Raises: UserError where the learner has no place for it, or an augment does not fit.
         """
-        taught: Any = learner
-        if not hasattr(taught, "augmentation"):
-            raise UserError(
-                f"[augment] needs a learner that augments, and {type(learner).__name__} has no "
-                "attribute 'augmentation': take [augment] out, or see models/README.md."
-            )
-        soft = getattr(taught, "soft_targets", False)
-        context = Context(features=taught.features, soft=soft, encoders=encoders or {})
+        learner.augment_with(self)
+        context = Context(
+            features=learner.features, soft=learner.soft_targets, encoders=encoders or {}
+        )
         for augment in self.augments:
             with Calling(f"augment.{augment.name}", augment):
                 augment.bind(context)
-        taught.augmentation = self
 
     def __call__(
         self, tensors: Tensors, number: int, step: int = 0

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from engine.types import Tensors
 from models.augment import pixels
-from models.augment.augmentation import AugmentSettings, Context
+from models.augment.augmentation import Augment, AugmentSettings, Context
 from models.augment.columns import chosen
 
 Floats = NDArray[np.float64]
@@ -36,21 +36,19 @@ class ImageSettings(AugmentSettings):
     probability: float = Field(1.0, ge=0, le=1)
 
 
-class ImageAugment:
+class ImageAugment(Augment):
     """What the kinds below have in common: which rows, and a few numbers drawn for each."""
 
     DRAWS = 0
     """Numbers that a row needs, each from 0 to 1."""
 
     def __init__(self, name: str, settings: Any) -> None:
-        self.name = name
-        self.settings = settings
+        super().__init__(name, settings)
         self._columns: tuple[str, ...] = ()
 
     def bind(self, context: Context) -> None:
         """See `models.augment.augmentation.Augment`."""
-        where = f"[augment.{self.name}]"
-        self._columns = chosen(self.settings.columns, context.features.images, where=where)
+        self._columns = chosen(self.settings.columns, context.features.images, where=self.where)
 
     def apply(self, tensors: Tensors, rng: np.random.Generator) -> tuple[Tensors, int]:
         """See `models.augment.augmentation.Augment`."""

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from engine.types import Features, Tensors, UserError
 from models.augment import pixels
-from models.augment.augmentation import AugmentSettings, Context
+from models.augment.augmentation import Augment, AugmentSettings, Context
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -32,7 +32,7 @@ class MixSettings(AugmentSettings):
     probability: float = Field(1.0, ge=0, le=1)
 
 
-class Mixing:
+class Mixing(Augment):
     """What the kinds below have in common: each row's other, the share, and how numbers, codes and
     labels are mixed.
 
@@ -42,14 +42,8 @@ class Mixing:
     """
 
     def __init__(self, name: str, settings: Any) -> None:
-        self.name = name
-        self.settings = settings
+        super().__init__(name, settings)
         self._classes = 0
-
-    @property
-    def where(self) -> str:
-        """How error sentences name the table."""
-        return f"[augment.{self.name}]"
 
     def bind(self, context: Context) -> None:
         """See `models.augment.augmentation.Augment`."""

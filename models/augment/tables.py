@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from engine.types import Names, Tensors
-from models.augment.augmentation import AugmentSettings, Context
+from models.augment.augmentation import Augment, AugmentSettings, Context
 from models.augment.columns import places
 
 
-class Jitter:
+class Jitter(Augment):
     """Adds noise to numbers: normal, of mean 0, independent from value to value.
 
     Sources: Bishop, "Training with Noise is Equivalent to Tikhonov Regularization", 1995.
@@ -36,14 +36,13 @@ class Jitter:
         probability: float = Field(1.0, ge=0, le=1)
 
     def __init__(self, name: str, settings: Settings) -> None:
-        self.name = name
-        self.settings = settings
+        super().__init__(name, settings)
+        self.settings: Jitter.Settings = settings
         self._at: NDArray[np.int64] = np.empty(0, np.int64)
 
     def bind(self, context: Context) -> None:
         """See `models.augment.augmentation.Augment`."""
-        where = f"[augment.{self.name}]"
-        self._at = places(self.settings.columns, context.features.numeric, where=where)
+        self._at = places(self.settings.columns, context.features.numeric, where=self.where)
 
     def apply(self, tensors: Tensors, rng: np.random.Generator) -> tuple[Tensors, int]:
         """See `models.augment.augmentation.Augment`."""
@@ -58,7 +57,7 @@ class Jitter:
         return dataclasses.replace(tensors, numeric=numeric), int(rows.sum())
 
 
-class FeatureDropout:
+class FeatureDropout(Augment):
     """Puts a fixed value in place of some values, as if they had not been known: numbers become
     `value`, category codes 0, the unknown one. A model learns to do without any one of them.
 
@@ -80,14 +79,14 @@ class FeatureDropout:
         value: float = Field(0.0, allow_inf_nan=False)
 
     def __init__(self, name: str, settings: Settings) -> None:
-        self.name = name
-        self.settings = settings
+        super().__init__(name, settings)
+        self.settings: FeatureDropout.Settings = settings
         self._at: NDArray[np.int64] = np.empty(0, np.int64)
 
     def bind(self, context: Context) -> None:
         """See `models.augment.augmentation.Augment`."""
         names = [*context.features.numeric, *context.features.categories]
-        self._at = places(self.settings.columns, names, where=f"[augment.{self.name}]")
+        self._at = places(self.settings.columns, names, where=self.where)
 
     def apply(self, tensors: Tensors, rng: np.random.Generator) -> tuple[Tensors, int]:
         """See `models.augment.augmentation.Augment`."""

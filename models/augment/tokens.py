@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from engine.types import Features, Name, Padded, Ragged, Tensors, UserError
-from models.augment.augmentation import AugmentSettings, Context
+from models.augment.augmentation import Augment, AugmentSettings, Context
 from models.augment.columns import chosen
 from models.augment.ragged import Ints, SynonymTable, changed_rows, filtered, kept_tokens, swapped
 
@@ -31,18 +31,12 @@ class TokenSettings(AugmentSettings):
     columns: tuple[str, ...] = ("*",)
 
 
-class TokenAugment:
+class TokenAugment(Augment):
     """What the kinds below have in common: lists as values and offsets, whichever way they lie."""
 
     def __init__(self, name: str, settings: Any) -> None:
-        self.name = name
-        self.settings = settings
+        super().__init__(name, settings)
         self._columns: tuple[str, ...] = ()
-
-    @property
-    def where(self) -> str:
-        """How error sentences name the table."""
-        return f"[augment.{self.name}]"
 
     def bind(self, context: Context) -> None:
         """See `models.augment.augmentation.Augment`."""

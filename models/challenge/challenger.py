@@ -6,17 +6,21 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.types import (
+    Augmenter,
     Batch,
+    Buffered,
     DeviceTensors,
     Features,
+    GraphBuilder,
     Learner,
     Settings,
     Snapshot,
@@ -27,9 +31,6 @@ from engine.types import (
 )
 from models.challenge.error_drift import THRESHOLD, ErrorDrift, rehearse
 from models.challenge.token_bucket import TokenBucket
-
-if TYPE_CHECKING:
-    from models.export.onnx_graph import Graph
 
 log = logging.getLogger("headrace.learner")
 FIRST_LOOK, MAX_CHALLENGE_ROWS = 256, 8_192
@@ -68,18 +69,13 @@ class ChallengeSettings(Settings):
     forget_on: str = "error"
 
 
-@runtime_checkable
-class Challengeable(Learner, Protocol):
-    """A learner that can be challenged. A class that inherits it gets the defaults of the methods
-    that have one."""
+class Challengeable(Learner, Buffered):
+    """A learner that can be challenged."""
 
-    device: str = "cpu"
-    """Where it computes."""
-
+    @abstractmethod
     def successor(self) -> Challengeable:
         """A learner of the same settings that has learned nothing and keeps no rows, with the same
         augmentation. Scales may be those of now, if they follow the rows that come faster."""
-        ...
 
     def steps_per_row(self, rows: int) -> float:
         """Steps that it takes for each row once it has learned so many, at its own pace."""
@@ -90,32 +86,14 @@ class Challengeable(Learner, Protocol):
         its state."""
         return
 
-    def memory(self) -> Mapping[str, int]:
-        """Component -> bytes."""
-        return {}
-
     def limit_memory(self, nbytes: int) -> None:
         """Keep no more bytes of rows than that; see `engine.types.Buffered`."""
         return
-
-    def remarks(self) -> list[str]:
-        """What to say at the end of a run."""
-        return []
 
     @property
     def nbytes(self) -> int:
         """Bytes of everything it keeps."""
         return sum(self.memory().values())
-
-    @property
-    def parameters_count(self) -> int:
-        """Number of weights."""
-        return 0
-
-    @property
-    def replay_bytes(self) -> int:
-        """Of the rows it keeps once they are all there."""
-        return 0
 
 
 class ChampionChallenger(Challengeable):
@@ -148,6 +126,7 @@ class ChampionChallenger(Challengeable):
         self.learner = learner
         self.forget_on = forget_on
         self.features: Features = learner.features
+        self.device = learner.device
         rehearse()
         self._detector = ErrorDrift()
         self._rows = 0
@@ -176,17 +155,19 @@ class ChampionChallenger(Challengeable):
         """The champion's scores."""
         return self.learner.predict(tensors)
 
-    def build(self, graph: Graph, numeric: str, categories: str) -> str:
-        """Write the champion into an ONNX graph; see `models.export.model.Writable`."""
-        champion: Any = self.learner
-        built: str = champion.build(graph, numeric, categories)
-        return built
+    def build(self, graph: GraphBuilder, numeric: str, categories: str) -> str:
+        """Write the champion into an ONNX graph."""
+        return self.learner.build(graph, numeric, categories)
+
+    def augment_with(self, augmentation: Augmenter) -> None:
+        """The champion's, and so that of its successors; one that is learning has it already."""
+        self.learner.augment_with(augmentation)
 
     def successor(self) -> ChampionChallenger:
         """Return the champion's."""
         return ChampionChallenger(self.learner.successor(), self.forget_on)
 
-    def remarks(self) -> list[str]:
+    def remarks(self) -> Sequence[str]:
         """The champion's."""
         return self.learner.remarks()
 
@@ -226,9 +207,9 @@ class ChampionChallenger(Challengeable):
         return self.learner.steps_per_row(rows)
 
     @property
-    def device(self) -> str:  # type: ignore[override]
-        """The champion's."""
-        return self.learner.device
+    def unwrapped(self) -> Learner:
+        """See `engine.types.Learner`."""
+        return self.learner.unwrapped
 
     @property
     def parameters_count(self) -> int:
@@ -356,7 +337,7 @@ def require_challengeable(learner: Learner, forget_on: str, stages: Sequence[str
         raise UserError(
             f"[train] forget_on = '{forget_on}' expects a learner that can be challenged, and "
             f"{type(learner).__name__} has no method 'successor': write one "
-            "(models.challenge.challenger.Renewable), or set forget_on = 'never'."
+            "(models.challenge.challenger.Challengeable), or set forget_on = 'never'."
         )
 
 

@@ -12,12 +12,12 @@ import datetime as dt
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from onnx import TensorProto
 
-from engine.types import Affine, Clip, Codes, Features, Fill, Power, Transform
+from engine.types import Affine, Clip, Codes, Features, Fill, Learner, Power, Transform
 from models.export.model_files import put, write
 from models.export.onnx_graph import ML, SCORE, Graph
 
@@ -29,24 +29,9 @@ ONNX_TYPES = {
 }
 
 
-class Writable(Protocol):
-    """A learner that can write itself into a graph."""
-
-    features: Features
-
-    def build(self, graph: Graph, numeric: str, categories: str) -> str:
-        """Add its nodes; the name of its scores, float32, shape (n,) or (n, k).
-
-        Args:
-            numeric: name of a float32 tensor, shape (n, d).
-            categories: name of an int64 tensor, shape (n, c).
-        """
-        ...
-
-
 def export(
     path: Path,
-    learner: Writable,
+    learner: Learner,
     transforms: Sequence[Transform],
     metadata: Mapping[str, str],
     *,
@@ -329,4 +314,4 @@ def _layers(transforms: Sequence[Transform]) -> list[list[Transform]]:
     return layers
 
 
-__all__ = ["FORMAT", "SCORE", "Writable", "export", "put", "write"]
+__all__ = ["FORMAT", "SCORE", "export", "put", "write"]

@@ -7,7 +7,7 @@ import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,14 +15,20 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from engine import types
-from engine.types import Batch, Features, Settings, Snapshot, Step, Tensors, UserError
+from engine.types import (
+    Augmenter,
+    Batch,
+    Features,
+    GraphBuilder,
+    Settings,
+    Snapshot,
+    Step,
+    Tensors,
+    UserError,
+)
 from models.challenge.challenger import Challengeable, ChallengeSettings
 from models.learners.identity import require_same_model
 from models.learners.sgd import Floats, learn_rows, predict_rows
-
-if TYPE_CHECKING:
-    from models.augment.augmentation import Augmentation
-    from models.export.onnx_graph import Graph
 
 KEPT_BAD_BATCHES = 4
 """How many batches on which the numbers did not stay finite are kept to look at."""
@@ -85,7 +91,7 @@ class LinearLearner(Challengeable):
         features: what it reads.
 
     Attributes:
-        augmentation: what to learn from in place of the rows; see its `attach`.
+        augmentation: what to learn from in place of the rows; see `augment_with`.
 
     Raises: UserError for a task it does not know.
     """
@@ -135,11 +141,11 @@ class LinearLearner(Challengeable):
             )
         if not features.numeric and not features.categories:
             raise UserError("[model] needs features: name columns in 'numeric' or 'categories'.")
-        self.settings = settings
-        self.training = training
+        self.settings: LinearLearner.Settings = settings
+        self.training: LinearLearner.Training = training
         self.features = features
         self.bad_batches: deque[Batch] = deque(maxlen=KEPT_BAD_BATCHES)
-        self.augmentation: Augmentation | None = None
+        self.augmentation: Augmenter | None = None
         sizes = [len(features.numeric), *features.categories.values()]
         self._bounds = np.cumsum(sizes, dtype=np.int64)
         # A second scale would take the first rows of a stage, of which it knows little, for all.
@@ -194,6 +200,10 @@ class LinearLearner(Challengeable):
         )
         return scores
 
+    def augment_with(self, augmentation: Augmenter) -> None:
+        """See `engine.types.Learner`."""
+        self.augmentation = augmentation
+
     def successor(self) -> LinearLearner:
         """No weights yet. The scaler is that of now, and follows the rows that come faster."""
         learner, numbers = LinearLearner(self.settings, self.training, self.features), self._state
@@ -214,7 +224,7 @@ class LinearLearner(Challengeable):
         require_same_model(state["shape"], self._identity())
         self._state = LinearState(**{f.name: np.array(state[f.name]) for f in fields(LinearState)})
 
-    def build(self, graph: Graph, numeric: str, categories: str) -> str:
+    def build(self, graph: GraphBuilder, numeric: str, categories: str) -> str:
         """Write what `predict` does into an ONNX graph; the name of the scores, float32, (n,).
 
         Args:
@@ -268,7 +278,7 @@ class LinearLearner(Challengeable):
             **scaled,
         }
 
-    def _build_numeric(self, graph: Graph, numeric: str) -> str:
+    def _build_numeric(self, graph: GraphBuilder, numeric: str) -> str:
         numbers, d = self._state, len(self.features.numeric)
         weights = numbers.weights[:d]
         if self._scaled.any():
@@ -282,7 +292,7 @@ class LinearLearner(Challengeable):
         axis = graph.constant(np.array([1], np.int64), "axis")
         return graph.op("Squeeze", graph.op("MatMul", numeric, column), axis)
 
-    def _build_tables(self, graph: Graph, categories: str) -> list[str]:
+    def _build_tables(self, graph: GraphBuilder, categories: str) -> list[str]:
         terms = []
         for i, (start, stop) in enumerate(zip(self._bounds, self._bounds[1:], strict=False)):
             codes = graph.op("Gather", categories, graph.constant(np.int64(i), "column"), axis=1)

@@ -6,16 +6,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from engine.types import Ragged, Sparse
-
-if TYPE_CHECKING:
-    from models.export.onnx_graph import Graph
+from engine.types import GraphBuilder, Ragged, Sparse
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "relu": torch.relu_,  # in place: a linear layer's backward does not need its own output
@@ -187,7 +183,7 @@ class Network:
         for name, tensor in self.tensors.items():
             tensor.copy_(torch.tensor(weights[name]))
 
-    def build(self, graph: Graph, numeric: str, categories: str) -> str:
+    def build(self, graph: GraphBuilder, numeric: str, categories: str) -> str:
         """Write the network into an ONNX graph.
 
         Args:
@@ -253,7 +249,7 @@ class Network:
             tensor.copy_(torch.empty(tensor.shape).uniform_(-bound, bound, generator=rng))
 
     def _build_inputs(
-        self, graph: Graph, weights: dict[str, np.ndarray], numeric: str, categories: str
+        self, graph: GraphBuilder, weights: dict[str, np.ndarray], numeric: str, categories: str
     ) -> str:
         parts = [numeric] if self.shape.numeric else []
         for i, name in enumerate(self.shape.tables()):
@@ -263,7 +259,7 @@ class Network:
             parts.append(graph.op("Gather", table, codes, axis=0))
         return parts[0] if len(parts) == 1 else graph.op("Concat", *parts, axis=1)
 
-    def _build_activation(self, graph: Graph, x: str) -> str:
+    def _build_activation(self, graph: GraphBuilder, x: str) -> str:
         if self.shape.activation == "relu":
             return graph.op("Relu", x)
         if self.shape.activation == "silu":
@@ -286,7 +282,7 @@ def _bagged(bag: Ragged | Sparse, table: torch.Tensor, *, sparse: bool) -> torch
     )  # fmt: skip
 
 
-def _gemm(graph: Graph, weights: dict[str, np.ndarray], name: str, x: str) -> str:
+def _gemm(graph: GraphBuilder, weights: dict[str, np.ndarray], name: str, x: str) -> str:
     weight = graph.constant(weights[f"{name}.weight"].T.copy(), "weight")
     return graph.op("Gemm", x, weight, graph.constant(weights[f"{name}.bias"].copy(), "bias"))
 

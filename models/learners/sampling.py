@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from engine.types import (
+    Augmenter,
     Batch,
     Buffered,
     Features,
+    GraphBuilder,
     Learner,
     Settings,
     Snapshot,
@@ -26,9 +28,6 @@ from engine.types import (
 )
 from models.challenge.challenger import Challengeable
 from models.learners.identity import require_same_model
-
-if TYPE_CHECKING:
-    from models.export.onnx_graph import Graph
 
 
 class SamplingSettings(Settings):
@@ -92,7 +91,7 @@ class ResampledLearner(Challengeable):
         self.learner = learner
         self.settings = settings
         self.features: Features = learner.features
-        self.device = str(getattr(learner, "device", "cpu"))
+        self.device = learner.device
         self._desired = _desired(settings, self.features)
         classes = len(self.features.classes)
         self._seen = np.zeros(classes, np.int64)
@@ -148,14 +147,12 @@ class ResampledLearner(Challengeable):
 
     def successor(self) -> ResampledLearner:
         """Return a successor of the wrapped learner, with fresh class counts."""
-        learner: Any = self.learner
-        return ResampledLearner(learner.successor(), self.settings)
+        return ResampledLearner(self._challengeable.successor(), self.settings)
 
     def steps_per_row(self, rows: int) -> float:
         """The learner's, for the rows drawn of a row."""
-        learner: Any = self.learner
         drawn = self._drawn_per_row
-        return drawn * float(learner.steps_per_row(int(rows * drawn)))
+        return drawn * self._challengeable.steps_per_row(int(rows * drawn))
 
     def pace(self, steps_per_row: float) -> None:
         """The learner's, for the rows drawn of a row: anew for each batch, as they become more."""
@@ -200,6 +197,10 @@ class ResampledLearner(Challengeable):
                 )
         return remarks
 
+    def augment_with(self, augmentation: Augmenter) -> None:
+        """The learner's: what was drawn is augmented."""
+        self.learner.augment_with(augmentation)
+
     # ------------------------------------------------------------------------------------- state
 
     def state_dict(self) -> dict[str, Snapshot]:
@@ -226,10 +227,9 @@ class ResampledLearner(Challengeable):
         self._seen, self._drawn = own["seen"], own["drawn"]
         self._kept, self._batches = list(own["kept"]), own["batches"]
 
-    def build(self, graph: Graph, numeric: str, categories: str) -> str:
-        """Write what `predict` does into an ONNX graph; see `models.export.model.Writable`."""
-        learner: Any = self.learner
-        score: str = learner.build(graph, numeric, categories)
+    def build(self, graph: GraphBuilder, numeric: str, categories: str) -> str:
+        """Write what `predict` does into an ONNX graph."""
+        score = self.learner.build(graph, numeric, categories)
         weights = self.weights.astype(np.float32)
         if (weights == 1).all():
             return score
@@ -245,14 +245,19 @@ class ResampledLearner(Challengeable):
     # ------------------------------------------------------------------------------------- sizes
 
     @property
+    def unwrapped(self) -> Learner:
+        """See `engine.types.Learner`."""
+        return self.learner.unwrapped
+
+    @property
     def parameters_count(self) -> int:
         """As the learner's."""
-        return int(getattr(self.learner, "parameters_count", 0))
+        return self.learner.parameters_count
 
     @property
     def replay_bytes(self) -> int:
         """As the learner's."""
-        return int(getattr(self.learner, "replay_bytes", 0))
+        return self.learner.replay_bytes
 
     def limit_memory(self, nbytes: int) -> None:
         """As the learner's."""
@@ -261,15 +266,19 @@ class ResampledLearner(Challengeable):
 
     def memory(self) -> dict[str, int]:
         """The learner's, and the rows kept to interpolate."""
-        memory = dict(getattr(self.learner, "memory", dict)())
-        return {**memory, "sampling": sum(rows.nbytes for rows in self._kept)}
+        return {**self.learner.memory(), "sampling": sum(rows.nbytes for rows in self._kept)}
 
     # ------------------------------------------------------------------------------------ inside
 
+    @property
+    def _challengeable(self) -> Challengeable:
+        """The learner, where it is challenged: `require_challengeable` has looked."""
+        assert isinstance(self.learner, Challengeable)
+        return self.learner
+
     def _keep_pace(self) -> None:
         if self._pace is not None:
-            learner: Any = self.learner
-            learner.pace(self._pace / self._drawn_per_row)
+            self._challengeable.pace(self._pace / self._drawn_per_row)
 
     @property
     def _drawn_per_row(self) -> float:

@@ -7,15 +7,14 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from models.export.onnx_graph import Graph
+from engine.types import GraphBuilder
 
 Floats = NDArray[np.float64]
 MAX_DEVIATIONS = 8.0
@@ -113,7 +112,7 @@ class Scaler:
             self, count=float(rows), squares=self.squares * (rows / self.count)
         )
 
-    def build(self, graph: Graph, x: str) -> str:
+    def build(self, graph: GraphBuilder, x: str) -> str:
         """`forward` as nodes of an ONNX graph."""
         if not self.any:
             return x

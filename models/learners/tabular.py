@@ -8,7 +8,7 @@ import math
 import os
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,8 +17,10 @@ from pydantic import Field, PositiveInt
 
 from engine import types
 from engine.types import (
+    Augmenter,
     Batch,
     Features,
+    GraphBuilder,
     Scale,
     Settings,
     Snapshot,
@@ -37,10 +39,6 @@ from models.learners.rescale import Rescale
 from models.learners.scaler import Scaler
 from models.learners.step_buffer import StepBuffer
 from models.learners.target_transform import TargetScale, TargetTransform
-
-if TYPE_CHECKING:
-    from models.augment.augmentation import Augmentation
-    from models.export.onnx_graph import Graph
 
 log = logging.getLogger("headrace.learner")
 SHARED_WORK = 100_000_000
@@ -88,13 +86,14 @@ class TabularLearner(Challengeable):
 
     Attributes:
         bad_batches: the last few batches that were skipped because loss or gradient was not finite.
-        augmentation: what to learn from in place of the rows; see its `attach`.
+        augmentation: what to learn from in place of the rows; see `augment_with`.
 
     Raises: UserError for settings that do not fit the task, the features or each other.
     """
 
     soft_targets = True
-    """Learns targets between classes."""
+    learns_by_batch = False
+    sets_threads = True
 
     class Settings(types.Settings):
         """The learner's own keys of ``[model]``.
@@ -150,11 +149,11 @@ class TabularLearner(Challengeable):
         threads: int | None = Field(None, ge=1, le=256)
 
     def __init__(self, settings: Settings, training: Training, features: Features) -> None:
-        self.settings = settings
-        self.training = training
+        self.settings: TabularLearner.Settings = settings
+        self.training: TabularLearner.Training = training
         self.features = features
         self.bad_batches: deque[Batch] = deque(maxlen=KEPT_BAD_BATCHES)
-        self.augmentation: Augmentation | None = None
+        self.augmentation: Augmenter | None = None
         self.device = _device(training.device)
         self._loss = make_loss(training, features, self.device)
         self._scale = _scale(settings, features)
@@ -214,6 +213,10 @@ class TabularLearner(Challengeable):
         with torch.inference_mode(), self._deterministic():
             return self._scores(self._raw(self._on_device(tensors)))
 
+    def augment_with(self, augmentation: Augmenter) -> None:
+        """See `engine.types.Learner`."""
+        self.augmentation = augmentation
+
     def limit_memory(self, nbytes: int) -> None:
         """Keep no more bytes of rows to learn again than that, unless `replay_rows` says how many.
         Called once, before anything is learned."""
@@ -271,7 +274,7 @@ class TabularLearner(Challengeable):
         self._scale = self._scale.restored(state["target"])
         self._steps, self._rows = state["steps"], state["rows"]
 
-    def build(self, graph: Graph, numeric: str, categories: str) -> str:
+    def build(self, graph: GraphBuilder, numeric: str, categories: str) -> str:
         """Write what `predict` does into an ONNX graph.
 
         Args:

@@ -6,13 +6,12 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
-if TYPE_CHECKING:
-    from models.export.onnx_graph import Graph
+from engine.types import GraphBuilder
 
 TargetTransform = Literal["none", "log1p", "sqrt", "standard"]
 HIGHEST = 80.0
@@ -72,7 +71,7 @@ class TargetScale:
             return raw.clamp(min=0).square()
         return raw.clamp(max=HIGHEST).expm1() if self.transform == "log1p" else raw
 
-    def build(self, graph: Graph, raw: str) -> str:
+    def build(self, graph: GraphBuilder, raw: str) -> str:
         """`inverse` as nodes of an ONNX graph."""
 
         def number(value: float) -> str:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from engine import types
-from engine.types import Batch, Features, Name, Schema, UserError, nearest, parse_type
+from engine.types import Batch, Features, Name, Predictor, Schema, UserError, nearest, parse_type
 from models.export import model_files
 from models.export.model import FORMAT, SCORE
 from models.export.onnx_inputs import Inputs
@@ -69,7 +69,7 @@ def _types(names: Mapping[str, str], columns: Sequence[str]) -> Schema:
     return schema
 
 
-class OnnxPredictor:
+class OnnxPredictor(Predictor):
     """See `engine.types.Predictor`. Adds ``prediction`` (and ``probability`` for classes) and
     ``model_version``.
 

@@ -31,7 +31,7 @@ from connectors.formats.values.columns import Columns
 from engine.config import LoaderSettings, load_class
 from engine.loading.loader import Loader
 from engine.scrub import STAGES
-from engine.types import EndOfStream, Mark, Records, Rejects, Schema, Source, Values
+from engine.types import EndOfStream, Format, Mark, Records, Rejects, Schema, Source, Values
 from tests.bench.measure import report
 
 MIB = 1 << 20
@@ -93,7 +93,7 @@ class Items(Source):
     """A source of items, each a record; see `engine.types.Source`."""
 
     def __init__(self, count: int) -> None:
-        self.format = Bytes()
+        self.format: Format = Bytes()
         self._sizes = sizes(count)
         self._at = 0
 
@@ -128,7 +128,7 @@ class Items(Source):
     def close(self) -> None: ...
 
 
-class Bytes:
+class Bytes(Format):
     """Values as lists of bytes, without a copy. (A Binary column would be copied: polars 2.1 keeps
     the one value of a one-row frame as a scalar, and copies that in every step.)"""
 
@@ -209,7 +209,7 @@ class Stream(Items):
 
     def __init__(self, count: int) -> None:
         super().__init__(0)
-        self.format = Columns()  # type: ignore[assignment]
+        self.format = Columns()
         self._count = count
         self._rows = np.random.default_rng(0).normal(size=(65_536, 8))
 

@@ -183,7 +183,7 @@ def _transactions(folder: Path) -> KafkaSink:
         bootstrap_servers=broker.bootstrap_servers, topic=topic, exactly_once=True
     )
     sink = KafkaSink(settings)
-    sink.share_transaction(kafka_source(broker, read, group_id=read))
+    sink.transaction(kafka_source(broker, read, group_id=read))
     return sink
 
 

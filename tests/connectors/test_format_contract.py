@@ -39,7 +39,7 @@ WRITER = {
 }  # fmt: skip
 
 
-class Squares:
+class Squares(Format):
     """A user's own format: a number a record, and its square beside it."""
 
     def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from engine.config import load_class
 from engine.loading.nested_tensors import padded, ragged, sparse
-from engine.types import Batch, Features, Mark, Step, Tensors, UserError
+from engine.types import Augmenter, Batch, Features, Learner, Mark, Step, Tensors, UserError
 from models.augment import AUGMENTS
 from models.augment.augmentation import Augmentation, Context, rng_for
 from models.augment.images import Colour, Crop, Flip, PixelNoise, Rotate
@@ -549,10 +549,11 @@ def test_drawn_rows_are_augmented_after_they_were_drawn() -> None:
     assert step.augmented == {"noise": 300 - step.scored_only}
 
 
-class Plain:
+class Plain(Learner):
     """A learner of the user's own that knows nothing of augmentation."""
 
-    features = features_of("binary")
+    def __init__(self) -> None:
+        super().__init__(None, None, features_of("binary"))
 
     def learn(self, batch: Batch) -> Step:
         return Step(scores=np.zeros(len(batch)), loss=0.0)
@@ -569,13 +570,13 @@ class Plain:
 class Hard(Plain):
     """One that augments, and takes whole classes only."""
 
-    augmentation: Augmentation | None = None
+    def augment_with(self, augmentation: Augmenter) -> None: ...
 
 
 @pytest.mark.parametrize(
     ("learner", "made", "sentence"),
     [
-        (Plain(), Jitter("a", Jitter.Settings()), "Plain has no attribute 'augmentation'"),
+        (Plain(), Jitter("a", Jitter.Settings()), "Plain has no method 'augment_with'"),
         (Hard(), Mixup("a", Mixup.Settings()), r"\[augment.a\] kind mixes labels, and this learn"),
         (
             Hard(),

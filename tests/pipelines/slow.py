@@ -17,7 +17,6 @@ from engine import types
 from engine.types import (
     Batch,
     EndOfStream,
-    Features,
     Mark,
     Records,
     Rejects,
@@ -87,33 +86,21 @@ class Decode(Columns):
         return super().decode(records, schema)
 
 
-class Stage:
+class Stage(types.Stage):
     """Changes nothing; each batch takes `seconds`."""
 
     class Settings(types.Settings):
         seconds: float
 
-    def __init__(self, name: str, settings: Stage.Settings) -> None:
-        self.name = name
-        self.settings = settings
-
-    def bind(self, schema: Schema) -> Schema:
-        return schema
-
     def apply(self, batch: Batch) -> Batch:
         time.sleep(self.settings.seconds)
         return batch
-
-    def snapshot(self) -> Snapshot:
-        return None
-
-    def restore(self, value: Snapshot) -> None: ...
 
     def transforms(self) -> Sequence[Transform] | None:
         return ()
 
 
-class Learner:
+class Learner(types.Learner):
     """Learns nothing; each batch takes `seconds`."""
 
     class Settings(types.Settings):
@@ -121,12 +108,6 @@ class Learner:
 
     class Training(types.Settings):
         pass
-
-    def __init__(
-        self, settings: Learner.Settings, training: Learner.Training, features: Features
-    ) -> None:
-        self.settings = settings
-        self.features = features
 
     def learn(self, batch: Batch) -> Step:
         time.sleep(self.settings.seconds)

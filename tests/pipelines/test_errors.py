@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 
 from connectors.memory import Fault, MemorySink, MemorySource
+from engine import types
 from engine.config import LoaderSettings
 from engine.loading.loader import Loader
 from engine.running.loop import Loop, WorkResult
@@ -42,29 +43,16 @@ class Bomb:
             raise self.error
 
 
-class Stage:
+class Stage(types.Stage):
     """A stage that is a bomb."""
 
-    name = "bomb"
-
     def __init__(self, bomb: Bomb) -> None:
+        super().__init__("bomb", None)
         self.bomb = bomb
-
-    def bind(self, schema: Schema) -> Schema:
-        return schema
 
     def apply(self, batch: Batch) -> Batch:
         self.bomb.tick()
         return batch
-
-    def snapshot(self) -> Snapshot:
-        return None
-
-    def restore(self, value: Snapshot) -> None:
-        pass
-
-    def transforms(self) -> None:
-        return None
 
 
 class Work:

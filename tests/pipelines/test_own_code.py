@@ -32,14 +32,14 @@ from engine.types import (
     Tensors,
 )
 from models.augment import Augmentation
-from models.augment.augmentation import AugmentSettings
+from models.augment.augmentation import Augment, AugmentSettings
 from tests.pipelines.conftest import Headrace
 
 ROWS = 3_000
 Change = Callable[[pl.DataFrame], Any]
 
 
-class Changing:
+class Changing(types.Stage):
     """A stage of one's own: changes the frame of every batch as its class says."""
 
     class Settings(types.Settings):
@@ -47,21 +47,8 @@ class Changing:
 
     change: ClassVar[Change]
 
-    def __init__(self, name: str, settings: Settings) -> None:
-        self.name = name
-
-    def bind(self, schema: Schema) -> Schema:
-        return schema
-
     def apply(self, batch: Batch) -> Any:
         return replace(batch, frame=type(self).change(batch.frame))
-
-    def snapshot(self) -> Any:
-        return None
-
-    def restore(self, value: object) -> None: ...
-
-    def transforms(self) -> None: ...
 
 
 def stage(change: Change) -> type[Changing]:
@@ -238,7 +225,7 @@ class Rejecting(Broken):
 # -------------------------------------------------------------------------------------- a learner
 
 
-class Mean:
+class Mean(types.Learner):
     """A learner of one's own that always says 0; of the third batch what its class says."""
 
     class Settings(types.Settings):
@@ -248,7 +235,7 @@ class Mean:
         """None."""
 
     def __init__(self, settings: Settings, training: Training, features: Features) -> None:
-        self.features = features
+        super().__init__(settings, training, features)
         self.batches = 0
 
     def learn(self, batch: Batch) -> Any:
@@ -262,7 +249,7 @@ class Mean:
     def predict(self, tensors: Any) -> Any:
         return np.zeros(len(tensors))
 
-    def state_dict(self) -> Mapping[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {"batches": self.batches}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -294,17 +281,15 @@ class Unknowing(Mean):
 
 
 class Keeping(Mean):
-    def state_dict(self) -> Mapping[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {"batches": np.int64(self.batches)}
 
 
-class Noise:
+class Noise(Augment):
     """An augment of one's own that says as its class does."""
 
-    name = "noise"
-    settings = AugmentSettings()
-
     def __init__(self, answer: Callable[[Tensors], Any]) -> None:
+        super().__init__("noise", AugmentSettings())
         self.answer = answer
 
     def bind(self, context: object) -> None: ...

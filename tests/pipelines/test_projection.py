@@ -14,6 +14,7 @@ import pytest
 from engine.config import Pipeline
 from engine.explore import explore
 from engine.run import Run
+from engine.types import Stage
 
 N = 40
 SCHEMA = {"a": "float64", "note": "int64", "y": "float64"}
@@ -135,16 +136,10 @@ def test_columns_that_are_folders_alone(tmp_path: Path) -> None:
     assert pl.read_parquet(out / "*.parquet")["a"].to_list() == [3, 3]
 
 
-class Own:
+class Own(Stage):
     """A user's stage, which may look at anything."""
 
     from engine.types import Settings
-
-    def __init__(self, name: str, settings: Any) -> None:
-        self.name = name
-
-    def bind(self, schema: Any) -> Any:
-        return schema
 
     def apply(self, batch: Any) -> Any:
         return batch

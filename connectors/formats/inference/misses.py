@@ -14,6 +14,7 @@ import polars as pl
 from connectors.formats.inference.infer import common_type, infer_type
 from connectors.formats.kernels.rows import OUT_OF_RANGE, WRONG_TYPE, select_records
 from connectors.formats.values.casts import cast, swap_points_and_commas
+from connectors.formats.wrapping import WrappingFormat
 from engine.types import POSITION, Format, Records, Rejects, Schema, type_name
 from engine.types.plural import counted
 
@@ -45,7 +46,7 @@ class InferenceMisses:
         )
 
 
-class InferredTypes:
+class InferredTypes(WrappingFormat):
     """See `engine.types.Format`. Another format, some of whose columns are of types that were
     guessed: a warning names the first value that one of them did not take.
 
@@ -58,7 +59,7 @@ class InferredTypes:
     """
 
     def __init__(self, inner: Format, decimal: Callable[[], str]) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._decimal = decimal
         self._misses: dict[str, InferenceMisses] = {}
         self._lock = threading.Lock()
@@ -66,7 +67,7 @@ class InferredTypes:
 
     def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
         """What the inner one makes of them."""
-        frame, rejects = self._inner.decode(records, schema)
+        frame, rejects = self.inner.decode(records, schema)
         mine = {c: t for c, t in schema.items() if c in self.columns and t != pl.String}
         odd = [r.rows[POSITION] for r in rejects if r.reason in (WRONG_TYPE, OUT_OF_RANGE)]
         if odd and mine:
@@ -81,7 +82,7 @@ class InferredTypes:
     def _look(self, records: Records, guesses: Schema) -> None:
         """Which guesses did not take which values of rejected rows."""
         plain = {c: t for c, t in guesses.items() if not t.is_nested()}
-        texts, _ = self._inner.decode(records, dict.fromkeys(plain, pl.String()))
+        texts, _ = self.inner.decode(records, dict.fromkeys(plain, pl.String()))
         decimal = self._decimal()
         for column, dtype in plain.items():
             text = texts[column]

@@ -12,13 +12,13 @@ from polars.exceptions import PolarsError
 from connectors.formats.kernels.paths import PathStep, parse_path, value_at
 from connectors.formats.kernels.rows import as_json, make_rejects, with_position_columns
 from connectors.formats.values.casts import Coerce, conform
-from engine.types import RESERVED, HeadraceError, Records, Rejects, Schema, nearest
+from engine.types import RESERVED, Format, HeadraceError, Records, Rejects, Schema, nearest
 
 PROBLEM = "_problem"
 """Column in which a source says why it could not read a row, ``reason: sentence``; else null."""
 
 
-class Columns:
+class Columns(Format):
     """See `engine.types.Format`. A value that does not fit the schema's type rejects its row,
     ``wrong_type`` or ``out_of_range``; see `connectors.formats.values.casts`.
 

@@ -10,6 +10,7 @@ from urllib.parse import unquote
 import polars as pl
 
 from connectors.formats.values.casts import cast
+from connectors.formats.wrapping import WrappingFormat
 from engine.types import PARTITION, POSITION, Format, Records, Rejects, Schema, UserError
 
 PAIR = re.compile(r"([A-Za-z_][\w.-]*)=(.*)")
@@ -36,7 +37,7 @@ def infer_type(values: Iterable[str | None]) -> pl.DataType:
     return pl.String()
 
 
-class HivePartitions:
+class HivePartitions(WrappingFormat):
     """See `engine.types.Format`. Another format, and the columns of folders beside it; what a
     folder says stands before what is in its files.
 
@@ -46,10 +47,10 @@ class HivePartitions:
     """
 
     def __init__(self, inner: Format, values: Mapping[str, Mapping[str, str | None]]) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._values = values
 
-    def schema(self, declared: Schema) -> Schema:
+    def folder_schema(self, declared: Schema) -> Schema:
         """The folders' columns, in the types declared or guessed.
 
         Raises: UserError for a value that is none of its declared type.
@@ -69,7 +70,7 @@ class HivePartitions:
         """
         mine = self._values.get(records.partition, {})
         inside = {c: dtype for c, dtype in schema.items() if c not in mine}
-        frame, rejects = self._inner.decode(records, inside)
+        frame, rejects = self.inner.decode(records, inside)
         columns = [_cast(c, [mine[c]], dtype) for c, dtype in schema.items() if c in mine]
         frame = frame.with_columns(column.new_from_index(0, frame.height) for column in columns)
         return frame.select(PARTITION, POSITION, *schema), rejects

@@ -10,12 +10,12 @@ import polars as pl
 from pydantic import Field
 
 from engine.columnar.hashing import hashes
-from engine.scrub.base import LearnSettings, StageBase
+from engine.scrub.base import LearnSettings
 from engine.scrub.columns import expand_columns
-from engine.types import PART, Batch, Codes, Names, Schema, Snapshot, Transform, UserError
+from engine.types import PART, Batch, Codes, Names, Schema, Snapshot, Stage, Transform, UserError
 
 
-class Categories(StageBase):
+class Categories(Stage):
     """Replaces values by codes (Int64); code 0 is null, and every value that has no code.
 
     ``vocabulary``: values get the codes 1, 2, ... in order of first appearance, until `size` are

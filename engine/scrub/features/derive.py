@@ -10,8 +10,7 @@ from pydantic import Field
 
 from engine import types
 from engine.columnar.expressions import expression, first, shown
-from engine.scrub.base import StageBase
-from engine.types import RESERVED, Batch, Schema, Transform, UserError, require
+from engine.types import RESERVED, Batch, Schema, Stage, Transform, UserError, require
 
 OTHER_ROWS_OPS = re.compile(
     r'"(Agg|Over|Quantile|SortBy|Sort|Filter|Slice|Explode)":|"(Len|Unique|Reverse)"'
@@ -46,7 +45,7 @@ class Derived:
         return frame.with_columns([widened.get(name, e) for name, e in self._all.items()])
 
 
-class Derive(StageBase):
+class Derive(Stage):
     """Adds or replaces columns by polars' SQL expressions, in order: later ones may use earlier
     ones.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,9 +18,9 @@ from simplejpeg import decode_jpeg, decode_jpeg_header
 from torch.nn import functional as F
 
 from engine import types
-from engine.scrub.base import StageBase
 from engine.scrub.columns import expand_columns, replaced
-from engine.types import Batch, Name, Names, Schema, Transform, UserError
+from engine.system import environment
+from engine.types import Batch, Name, Names, Schema, Stage, Transform, UserError
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """What is decoded; the other readers that Pillow has are never reached."""
@@ -45,7 +44,7 @@ class UnusableImage(Exception):
     """The sentence for a row that has no image."""
 
 
-class Images(StageBase):
+class Images(Stage):
     """Replaces encoded images (bytes), or paths of image files (text), by their pixels: an array of
     UInt8 of shape (height, width, channels), as they lie in memory in decoders, in Pillow and in
     torch's ``channels_last``. The arrays of a batch are one block, which numpy and torch see
@@ -92,7 +91,7 @@ class Images(StageBase):
         self._columns: tuple[str, ...] = ()
         self._shape = (*settings.size, len(settings.mode))
         self._root = None if settings.root is None else Path(settings.root).resolve()
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        cores = environment.cores()
         self._threads = settings.threads or cores
 
     def bind(self, schema: Schema) -> Schema:

@@ -11,7 +11,6 @@ from pydantic import Field
 
 from engine import types
 from engine.columnar.hashing import Hashes, hashes, mix
-from engine.scrub.base import StageBase
 from engine.scrub.columns import extended
 from engine.scrub.key_store import KeyStore
 from engine.types import (
@@ -21,6 +20,7 @@ from engine.types import (
     Names,
     Schema,
     Snapshot,
+    Stage,
     Transform,
     UserError,
     nanoseconds,
@@ -34,7 +34,7 @@ NEVER = -(1 << 62)
 """Before all times."""
 
 
-class Lag(StageBase):
+class Lag(Stage):
     """Adds ``<column>_lag_<k>``: the value the same key had at exactly ``time - k * every``.
 
     Never the future: a value counts only for rows that stand after it in the stream, in the same

@@ -16,9 +16,8 @@ from pydantic import Field
 
 from engine import types
 from engine.columnar.hashing import hashes, spans, utf8_buffer
-from engine.scrub.base import StageBase
 from engine.scrub.columns import expand_columns, replaced
-from engine.types import Batch, Name, Names, Schema, Transform, UserError
+from engine.types import Batch, Name, Names, Schema, Stage, Transform, UserError
 
 Ints = NDArray[np.int64]
 
@@ -26,7 +25,7 @@ SPLITS = {"whitespace": r"\s+", "words": r"\W+", "characters": ""}
 """Names of `split` -> what lies between tokens."""
 
 
-class Tokens(StageBase):
+class Tokens(Stage):
     """Replaces text by a list of its tokens' numbers (Int64). A list of texts or of whole numbers
     (tags, a set) is taken as its tokens.
 

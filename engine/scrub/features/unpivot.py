@@ -6,12 +6,22 @@ import numpy as np
 import polars as pl
 
 from engine import types
-from engine.scrub.base import StageBase
 from engine.scrub.columns import expand_columns
-from engine.types import PART, RESERVED, Batch, Name, Names, Schema, Transform, UserError, require
+from engine.types import (
+    PART,
+    RESERVED,
+    Batch,
+    Name,
+    Names,
+    Schema,
+    Stage,
+    Transform,
+    UserError,
+    require,
+)
 
 
-class Unpivot(StageBase):
+class Unpivot(Stage):
     """Makes of every row one row per column: its name and its value, beside the kept columns.
 
     Rows come source row by source row and in it in the order of `columns`, so that time stays time;

@@ -11,13 +11,12 @@ from pydantic import Field
 
 from engine import types
 from engine.columnar.hashing import Hashes, hashes
-from engine.scrub.base import StageBase
 from engine.scrub.columns import expand_columns
 from engine.scrub.key_store import KeyStore
-from engine.types import Batch, Names, Schema, Snapshot, Transform
+from engine.types import Batch, Names, Schema, Snapshot, Stage, Transform
 
 
-class Duplicates(StageBase):
+class Duplicates(Stage):
     """Lets the first row of each key through and rejects the others with reason ``duplicate``.
 
     A row is a duplicate when one with the same key was let through at most `window` rows before it.

@@ -12,14 +12,13 @@ from pydantic import Field
 
 from engine import types
 from engine.columnar.hashing import Hashes
-from engine.scrub.base import StageBase
 from engine.scrub.rows.perceptual import perceptual_hashes
-from engine.types import Batch, Name, Schema, Snapshot, Transform, UserError, require
+from engine.types import Batch, Name, Schema, Snapshot, Stage, Transform, UserError, require
 
 Ints = NDArray[np.int64]
 
 
-class NearDuplicateImages(StageBase):
+class NearDuplicateImages(Stage):
     """Lets the first of similar images through and rejects the others with reason
     ``near_duplicate``: those whose perceptual hash (`engine.scrub.rows.perceptual`) differs in at
     most `max_distance` of 64 bits from that of an image let through at most `window` rows before.

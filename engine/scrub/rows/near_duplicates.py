@@ -12,9 +12,8 @@ from pydantic import Field
 
 from engine import types
 from engine.columnar.hashing import Hashes, mix, utf8_buffer
-from engine.scrub.base import StageBase
 from engine.scrub.key_store import KeyStore
-from engine.types import Batch, Name, Schema, Snapshot, Transform, UserError, require
+from engine.types import Batch, Name, Schema, Snapshot, Stage, Transform, UserError, require
 
 Ints = NDArray[np.int64]
 Signatures = NDArray[np.uint32]
@@ -26,7 +25,7 @@ BITS = 255.0
 """Chance that two different minima have the same last byte is one in this and one."""
 
 
-class NearDuplicates(StageBase):
+class NearDuplicates(Stage):
     """Lets the first of similar texts through and rejects the others with reason
     ``near_duplicate``: those that share at least `threshold` of their pieces with a text let
     through at most `window` rows before (Jaccard similarity of the sets of all `shingle_size`

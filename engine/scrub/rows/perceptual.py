@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -14,6 +13,7 @@ from PIL import Image
 
 from engine.columnar.hashing import Hashes, utf8_buffer
 from engine.scrub.features.image import FORMATS
+from engine.system import environment
 
 SIDE = 32
 """Width and height of what is hashed."""
@@ -48,7 +48,7 @@ def perceptual_hashes(
     readable = images.is_not_null().to_numpy(writable=True)
     grey = np.zeros((len(images), SIDE, SIDE), np.uint8)
     decode = partial(_decode, data, bounds, readable, grey)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    cores = environment.cores()
     count = min(threads or cores, max(1, len(images) // WORTH))
     parts = np.array_split(np.arange(len(images)), count)
     if count == 1:

@@ -12,7 +12,6 @@ from pydantic import Field, model_validator
 
 from engine import types
 from engine.columnar.hashing import Hashes, hashes
-from engine.scrub.base import StageBase
 from engine.scrub.columns import extended
 from engine.types import (
     PART,
@@ -22,6 +21,7 @@ from engine.types import (
     Names,
     Schema,
     Snapshot,
+    Stage,
     Transform,
     UserError,
     require,
@@ -32,7 +32,7 @@ KIND = pl.Enum(PARTS)
 WHOLE = np.float64(2**64)
 
 
-class Split(StageBase):
+class Split(Stage):
     """Adds the column ``_part``: ``train``, ``validation`` or ``test``. Stages behind it
     learn their statistics from training rows only, and so does the model; the others are
     transformed and predicted, and reported on apart.

@@ -24,7 +24,7 @@ from engine.scrub.columns import (
     numbers,
     replaced,
 )
-from engine.scrub.fusion import FILLED_BEFORE_LEARNING, FusedOp
+from engine.scrub.fusion import FILLED_BEFORE_LEARNING, FusedOp, Fusible
 from engine.types import Batch, Fill, Names, Schema, Snapshot, Transform, UserError, require
 
 STATISTICS: dict[str, type[Statistic]] = {
@@ -34,7 +34,7 @@ STATISTICS: dict[str, type[Statistic]] = {
 }
 
 
-class Missing(FittedStage):
+class Missing(FittedStage, Fusible):
     """Fills missing values (null; NaN too in floating-point columns), or rejects their rows.
 
     A batch is filled with what was learned from the batches before it, each of the first 128 rows

@@ -15,7 +15,7 @@ from engine.columnar.kernels import clip
 from engine.columnar.statistics import Moments, Quantiles, Statistic
 from engine.scrub.base import FittedStage, ForgetSettings
 from engine.scrub.columns import expand_columns, extended, holds, numbers, replaced
-from engine.scrub.fusion import FusedOp
+from engine.scrub.fusion import FusedOp, Fusible
 from engine.types import Batch, Clip, Names, Schema, Transform, UserError
 from engine.types.plural import counted
 
@@ -24,7 +24,7 @@ INF = math.inf
 STATISTICS: dict[str, type[Statistic]] = {"zscore": Moments, "iqr": Quantiles}
 
 
-class Outliers(FittedStage):
+class Outliers(FittedStage, Fusible):
     """Judges numbers by bounds: given, mean +- threshold deviations, or quartiles -+ factor times
     their distance (Tukey, "Exploratory Data Analysis", 1977).
 

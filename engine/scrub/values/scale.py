@@ -13,11 +13,11 @@ from engine.columnar.kernels import scale_by
 from engine.columnar.statistics import Extremes, FadingMoments, Moments, Quantiles, inverse
 from engine.scrub.base import FittedStage, ForgetSettings
 from engine.scrub.columns import expand_columns, numbers
-from engine.scrub.fusion import FusedOp
+from engine.scrub.fusion import FusedOp, Fusible
 from engine.types import Affine, Batch, Clip, Names, Scale, Schema, Transform, UserError
 
 
-class Scaled(FittedStage):
+class Scaled(FittedStage, Fusible):
     """``(x - shift) * scale`` in Float64 for each column, the two numbers by what was learned; see
     `FittedStage` for the first rows."""
 

@@ -15,9 +15,9 @@ from pydantic import Field
 
 from engine.columnar.kernels import Floats
 from engine.columnar.statistics import Quantiles
-from engine.scrub.base import LearnSettings, StageBase
+from engine.scrub.base import LearnSettings
 from engine.scrub.columns import expand_columns, extended, numbers
-from engine.types import Batch, Name, Names, Schema, Snapshot, Transform
+from engine.types import Batch, Name, Names, Schema, Snapshot, Stage, Transform
 
 SPARSE = 0.1
 """Share of a window's rows: where no more are in a node, its children say nothing."""
@@ -135,7 +135,7 @@ class Forest:
         return cls(**value)
 
 
-class Anomalies(StageBase):
+class Anomalies(Stage):
     """Scores each row by half-space trees (see `Forest`): 0 for one among many, 1 for one that lies
     where none lay in the last full window; and adds that score, marks the rows that score highest,
     or lets them go.

@@ -10,10 +10,9 @@ import polars as pl
 from pydantic import Field
 
 from engine import types
-from engine.scrub.base import StageBase
 from engine.scrub.columns import expand_columns, numbers
 from engine.scrub.watching.detectors import Adwin, Detector, Drifts, PageHinkley, Psi
-from engine.types import Batch, Names, Schema, Snapshot, Transform, UserError
+from engine.types import Batch, Names, Schema, Snapshot, Stage, Transform, UserError
 
 log = logging.getLogger("headrace.scrub")
 
@@ -30,7 +29,7 @@ ONLY_FOR = {
 """Setting -> the detectors that use it."""
 
 
-class Drift(StageBase):
+class Drift(Stage):
     """Counts at how many rows a column changed, and changes nothing itself. What it counts, under
     its detector's name, is ``headrace_drift_detections_total{detector}``; a stage after it that
     learns can start anew then: its setting `forget_on`.

@@ -12,7 +12,7 @@ import pytest
 from connectors.formats.ndjson import Ndjson
 from engine.loading.autotune import DecodeThreads
 from engine.loading.decoder import ROWS_PER_THREAD, Decoder
-from engine.types import Records, Rejects, Schema, Values
+from engine.types import Format, Records, Rejects, Schema, Values
 
 SCHEMA: Schema = {"a": pl.Int64(), "t": pl.String()}
 
@@ -80,7 +80,7 @@ def test_nothing_gives_an_empty_frame() -> None:
 
 
 def test_an_error_of_a_thread_is_raised() -> None:
-    class Broken:
+    class Broken(Format):
         def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
             raise MemoryError("as it may be")
 

@@ -31,7 +31,18 @@ from engine.loading.mix import Mix
 from engine.loading.nodes import Node
 from engine.loading.prefetch import PrefetchNode
 from engine.observing.metrics import Metrics
-from engine.types import Batch, EndOfStream, Features, HeadraceError, Mark, Records, Rejects, Schema
+from engine.types import (
+    Batch,
+    EndOfStream,
+    Features,
+    Format,
+    HeadraceError,
+    Mark,
+    Records,
+    Rejects,
+    Schema,
+    Stage,
+)
 from tests.waiting import HANG, until
 
 SCHEMA: Schema = {"a": pl.Int64()}
@@ -144,30 +155,19 @@ def test_an_error_in_the_source_comes_after_the_batches_before_it(
     assert got == [list(range(10 * i, 10 * i + 10)) for i in range(at)]
 
 
-class Failing:
+class Failing(Stage):
     """A stage that raises at its third batch."""
 
-    name = "failing"
-
     def __init__(self, error: BaseException) -> None:
+        super().__init__("failing", None)
         self.error = error
         self.batches = 0
-
-    def bind(self, schema: Schema) -> Schema:
-        return schema
 
     def apply(self, batch: Batch) -> Batch:
         self.batches += 1
         if self.batches == 3:
             raise self.error
         return batch
-
-    def snapshot(self) -> None: ...
-
-    def restore(self, value: object) -> None: ...
-
-    def transforms(self) -> tuple[()]:
-        return ()
 
 
 @pytest.mark.parametrize("error", [ValueError("bad"), SystemExit(3)])
@@ -528,7 +528,7 @@ def test_one_queue_can_be_fixed_by_hand() -> None:
     assert 'headrace_queue_depth_bytes{queue="prepared"} 5000.0' in page
 
 
-class Patient:
+class Patient(Format):
     """A format whose decode waits for somebody else, until it is woken."""
 
     def __init__(self) -> None:
@@ -548,7 +548,7 @@ class Patient:
 
 def test_a_loader_that_ends_wakes_a_format_that_waits() -> None:
     source, format = MemorySource.of([frame(0, 10)]), Patient()
-    source.format = format  # type: ignore[assignment]
+    source.format = format
     batches = Loader(
         source, schema=SCHEMA, settings=LoaderSettings(batch_rows=10, poll_timeout=0.01)
     )

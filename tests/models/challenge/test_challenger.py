@@ -14,7 +14,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from engine.types import Batch, Features, Mark, Step, Tensors, UserError
+from engine.types import Batch, Features, Learner, Mark, Step, Tensors, UserError
 from models.augment import Augmentation
 from models.augment.tables import Jitter
 from models.challenge.challenger import (
@@ -440,10 +440,11 @@ def test_a_name_that_is_no_stage_is_one_sentence() -> None:
         learned(made, batches(concept("binary", n=10)))
 
 
-class Plain:
+class Plain(Learner):
     """A learner that cannot be challenged."""
 
-    features = features("binary")
+    def __init__(self) -> None:
+        super().__init__(None, None, features("binary"))
 
     def learn(self, batch: Batch) -> Step:
         assert batch.tensors is not None

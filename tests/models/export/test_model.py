@@ -35,9 +35,13 @@ from engine.types import (
     Codes,
     Features,
     Fill,
+    GraphBuilder,
+    Learner,
     Mark,
     Power,
     Schema,
+    Snapshot,
+    Step,
     Tensors,
     Transform,
 )
@@ -522,14 +526,25 @@ def by_hand(value: float | None, column: str, pieces: Sequence[Transform]) -> fl
     return x
 
 
-class Passing:
+class Passing(Learner):
     """A learner that says its first feature, or another."""
 
     def __init__(self, *numeric: str, says: int = 0) -> None:
-        self.features = Features(numeric=numeric)
+        super().__init__(None, None, Features(numeric=numeric))
         self.says = says
 
-    def build(self, graph: Graph, numeric: str, categories: str) -> str:
+    def learn(self, batch: Batch) -> Step:
+        raise NotImplementedError
+
+    def predict(self, tensors: Tensors) -> NDArray[np.float64]:
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Snapshot]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Snapshot]) -> None: ...
+
+    def build(self, graph: GraphBuilder, numeric: str, categories: str) -> str:
         return graph.op("Gather", numeric, graph.constant(np.int64(self.says)), axis=1)
 
 
@@ -698,7 +713,7 @@ def test_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_cannot_be_built_touches_nothing(tmp_path: Path) -> None:
     class Broken(Passing):
-        def build(self, graph: Graph, numeric: str, categories: str) -> str:
+        def build(self, graph: GraphBuilder, numeric: str, categories: str) -> str:
             return graph.op("Nonsense", numeric)
 
     with pytest.raises(onnx.checker.ValidationError, match="Nonsense"):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from engine.loading.collate import Collate
-from engine.types import Batch, Features, Mark, Step, Tensors, UserError
+from engine.types import Batch, Features, Learner, Mark, Step, Tensors, UserError
 from models.export.model import export
 from models.learners.linear import LinearLearner
 from models.learners.sampling import ResampledLearner, SamplingSettings
@@ -26,11 +26,11 @@ BINARY = Features(numeric=("x0", "x1"), target="y", task="binary", classes=("no"
 THREE = Features(numeric=("x0", "x1"), target="y", task="multiclass", classes=("a", "b", "c"))
 
 
-class Spy:
+class Spy(Learner):
     """A learner that only remembers what it was given."""
 
     def __init__(self, features: Features) -> None:
-        self.features = features
+        super().__init__(None, None, features)
         self.given: list[Tensors] = []
 
     def learn(self, batch: Batch) -> Step:

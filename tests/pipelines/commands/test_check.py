@@ -175,8 +175,8 @@ y = "float64"
 MORE = 'label = "string"\ncolour = "string"\nday = "date"\nhollow = "float64"\n'
 OWN = """
 from pydantic import BaseModel
-from engine.types import Settings as Base
-class Lacking:
+from engine.types import Settings as Base, Stage
+class Lacking(Stage):
     class Settings(Base):
         columns: tuple[str, ...] = ()
         strategy: str = ""

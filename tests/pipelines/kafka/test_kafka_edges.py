@@ -16,7 +16,7 @@ from kafka.admin import NewPartitions, NewTopic
 from connectors.kafka import source
 from engine.run import Run
 from engine.running.loop import Loop
-from engine.types import Batch, Mark, parse_schema
+from engine.types import Batch, Format, Mark, parse_schema
 from tests.broker import Broker
 from tests.pipelines.conftest import Headrace
 from tests.pipelines.kafka.test_kafka_positions import (
@@ -236,7 +236,7 @@ def test_a_record_is_decoded_before_the_first_one_comes(
         def _warm_up(self) -> None:
             inner = self.format
 
-            class Counting:
+            class Counting(Format):
                 def decode(self, *given: Any) -> Any:
                     frame, rejects = inner.decode(*given)
                     decoded.append(frame.height + sum(len(r) for r in rejects))

@@ -1,0 +1,211 @@
+"""Whether a class is what its contract says: told in one sentence before anything is read, not by
+an AttributeError in mid-run.
+
+A class lacks nothing where it inherits its contract and defines what is abstract there. What it
+defines besides must be what its callers take it for: a method where the contract has one, called
+as the contract calls it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from abc import ABCMeta
+from collections.abc import Iterator, Mapping
+from types import CodeType, FunctionType
+from typing import Any
+
+from pydantic import BaseModel
+
+from engine.errors import UserError
+from engine.types.contracts import Buffered, Learner, SharedSource, Sink, Source
+
+PAIRS = (("snapshot", "restore"), ("state_dict", "load_state_dict"))
+"""Methods that make sense only together: what one gives, the other takes."""
+EXTENSIONS: Mapping[type, tuple[type, ...]] = {
+    Source: (SharedSource, Buffered),
+    Sink: (Buffered,),
+    Learner: (Buffered,),
+}
+"""Contract -> contracts that a class may inherit besides."""
+ALIKE = 0.85
+"""How like a name of the contract another must be to be taken for a slip."""
+
+
+def require_contract(
+    cls: type,
+    contract: type,
+    section: str,
+    tables: tuple[str, ...] = ("Settings",),
+    *,
+    key: str = "kind",
+) -> None:
+    """Raises: UserError where the class is none of that contract, lacks a method or settings of its
+    own, or has something else in a method's place.
+
+    Args:
+        section, key: where the pipeline file names it.
+        tables: nested Settings that it must have.
+    """
+    who = f"[{section}] {key} '{cls.__module__}:{cls.__qualname__}'"
+    for table in tables:
+        settings = _static(cls, table)
+        if not (isinstance(settings, type) and issubclass(settings, BaseModel)):
+            raise UserError(
+                f"{who} has no {table}: expected a nested class {table} that inherits "
+                "engine.types.Settings."
+            )
+    what, home = _called(contract), _home(contract)
+    if not issubclass(cls, contract):
+        article = "an" if what[0] in "aeiou" else "a"
+        raise UserError(
+            f"{who} does not inherit {home}, as {article} {what} must: write class "
+            f"{cls.__name__}({home})."
+        )
+    for name in sorted(_abstract(cls)):
+        near = difflib.get_close_matches(name, _own(cls) - _members(contract), n=1)
+        hint = f" It has '{near[0]}': is that meant?" if near else ""
+        raise UserError(
+            f"{who} has no method '{name}', which every {what} needs: see {home}.{hint}"
+        )
+    if wrong := next(_mistakes(cls, contract), None):
+        raise UserError(f"{who}: {wrong}; see {home}.")
+
+
+def misspelt_members(cls: type, contract: type) -> Iterator[str]:
+    """Members of a user's class that look like a misspelt one of the contract, or belong to a
+    contract that it does not inherit, and that it does not use itself: they do nothing."""
+    own = _own(cls) - _members(contract) - _used(cls)
+    defaults = [n for n in _members(contract) if _static(cls, n) is _static(contract, n)]
+    for name in sorted(own):
+        said = f"{cls.__qualname__}.{name} is called by nobody: "
+        other = [c for c in EXTENSIONS.get(contract, ()) if name in _members(c)]
+        if any(issubclass(cls, c) for c in other):
+            continue
+        if other:
+            yield f"{said}inherit {_home(other[0])} as well, or take it out"
+        elif near := difflib.get_close_matches(name, defaults, n=1, cutoff=ALIKE):
+            yield f"{said}a {_called(contract)} may have '{near[0]}'; is that meant?"
+
+
+def _mistakes(cls: type, contract: type) -> Iterator[str]:
+    """What is not as the contract has it, in a class that has all methods."""
+    for name in ("__init__", *sorted(_members(contract))):
+        theirs, ours = _static(cls, name), _static(contract, name)
+        if theirs is ours:
+            continue
+        if not isinstance(ours, FunctionType | classmethod) and name != "__init__":
+            if isinstance(theirs, FunctionType):
+                yield f"'{name}' is a method, expected a value, or @property above it"
+            continue
+        yield from _method_mistakes(name, theirs, ours)
+    for pair in PAIRS:
+        if set(pair) <= _members(contract):
+            has = [n for n in pair if _static(cls, n) is not _static(contract, n)]
+            if len(has) == 1:
+                (lacks,) = set(pair) - set(has)
+                yield f"it has '{has[0]}' and no '{lacks}': a state is saved and loaded, or neither"
+
+
+def _method_mistakes(name: str, theirs: Any, ours: Any) -> Iterator[str]:
+    function = _function(theirs)
+    if not callable(function):
+        is_property = isinstance(theirs, property)
+        what = "a property" if is_property else f"a {type(theirs).__name__}"
+        yield f"'{name}' is {what}, expected a method: def {name}{_signature(ours)}"
+        return
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        yield f"'{name}' is a generator (it has a yield), expected a method that returns its result"
+        return
+    if inspect.iscoroutinefunction(function):
+        yield f"'{name}' is async, and nobody awaits it: expected a plain method"
+        return
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # a builtin says nothing of what it takes
+        return
+    given = len(_parameters(ours)) - isinstance(theirs, staticmethod)
+    try:
+        signature.bind(*(None,) * given)
+    except TypeError:
+        yield f"'{name}' takes {_signature(theirs)}, expected {_signature(ours)}"
+
+
+def _parameters(method: Any) -> list[str]:
+    """Names of what a contract's method is called with, self included."""
+    if method is object.__init__:
+        return ["self"]
+    return list(inspect.signature(_function(method)).parameters)
+
+
+def _function(member: Any) -> Any:
+    """What a static or class method is around; anything else itself."""
+    return member.__func__ if isinstance(member, staticmethod | classmethod) else member
+
+
+def _signature(method: Any) -> str:
+    return f"({', '.join(_parameters(method))})"
+
+
+def _static(cls: type, name: str) -> Any:
+    """A member as it is written in the class, a property as a property; None where there is
+    none."""
+    return inspect.getattr_static(cls, name, None)
+
+
+def _abstract(cls: type) -> set[str]:
+    """Abstract methods that the class does not define."""
+    return set(cls.__abstractmethods__) if isinstance(cls, ABCMeta) else set()
+
+
+def _members(contract: type) -> set[str]:
+    """The public methods, properties and values that a contract has."""
+    return {
+        name
+        for base in contract.__mro__[:-1]
+        for name, member in vars(base).items()
+        if not name.startswith("_") and not isinstance(member, type)
+    }
+
+
+def _own(cls: type) -> set[str]:
+    """Public names in the user's part of a class."""
+    return {n for base in _user_bases(cls) for n in vars(base) if not n.startswith("_")}
+
+
+def _used(cls: type) -> set[str]:
+    """Names that the user's part of a class mentions in its own code."""
+    used: set[str] = set()
+    for base in _user_bases(cls):
+        for member in vars(base).values():
+            function = member.fget if isinstance(member, property) else _function(member)
+            if isinstance(function, FunctionType):
+                used.update(_names(function.__code__))
+    return used
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    """Names that a function mentions, in the functions inside it as well."""
+    yield from code.co_names
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _names(inner)
+
+
+def _user_bases(cls: type) -> list[type]:
+    ours = ("engine.", "connectors.", "models.", "builtins", "abc", "typing")
+    return [base for base in cls.__mro__ if not base.__module__.startswith(ours)]
+
+
+def _called(contract: type) -> str:
+    return contract.__name__.lower()
+
+
+def _home(contract: type) -> str:
+    """Where a user imports it from."""
+    module = contract.__module__
+    home = "engine.types" if module.startswith("engine.types") else module.rpartition(".")[0]
+    return f"{home}.{contract.__name__}"
+
+
+__all__ = ["misspelt_members", "require_contract"]
