@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -83,6 +83,7 @@ from engine.types import (
     Snapshot,
     Source,
     Stage,
+    Transaction,
     Transform,
     UserError,
     nearest,
@@ -840,23 +841,14 @@ class Run:
         return headers
 
     @cached_property
-    def transaction(self) -> Callable[[Mark], bool] | None:
+    def transaction(self) -> Transaction | None:
         """What commits results and positions together; None where the source commits by itself.
 
         Raises: UserError where source and sink have no transaction in common.
         """
-        sink: Any = self.sink
-        if sink is None or self._replay or not getattr(sink.settings, "exactly_once", False):
+        if self.sink is None or self._replay:
             return None
-        sink.share_transaction(self.source)
-        commit: Callable[[Mark], bool] = sink.commit
-        return commit
-
-    @property
-    def commit_seconds(self) -> float | None:
-        """How often the transaction is committed; None without one."""
-        sink: Any = self.sink
-        return None if self.transaction is None else float(sink.settings.commit_interval)
+        return self.sink.transaction(self.source)
 
     @cached_property
     def dead_letters(self) -> Sink:
@@ -868,10 +860,9 @@ class Run:
         elif settings.path is not None:
             table["path"] = settings.path
         known = _connectors().DEAD_LETTER_SINKS
-        sink: Any = self._component("dead_letters", table, known, self._provenance)
-        if hasattr(sink, "share_transaction"):
-            sink.share_transaction(self.sink)
-        return cast("Sink", sink)
+        sink: Sink = self._component("dead_letters", table, known, self._provenance)
+        sink.join_transaction(self.sink)
+        return sink
 
     @property
     def dead_letters_path(self) -> Path:
@@ -1067,7 +1058,6 @@ class Run:
             watch=self._watch,
             keeps_state=self.keeps_state,
             transaction=self.transaction,
-            commit_seconds=self.commit_seconds,
             diagnose=functools.partial(self._diagnose, loader),
             mend=self._mended if self._replay else None,
         )

@@ -49,6 +49,7 @@ from engine.types import (
     Sink,
     Snapshot,
     Source,
+    Transaction,
 )
 
 log = logging.getLogger("headrace.loop")
@@ -118,10 +119,8 @@ class Loop:
         checkpoints: None saves nothing: a restart begins at the start.
         identity: digests that a checkpoint must have in common with this pipeline.
         watch: called after every batch with the loop and the batch (a progress bar).
-        transaction: commits results and positions together, in place of `source.commit`; False
-            where it was aborted.
-        commit_seconds: how soon a transaction is committed after the one before, where that is
-            sooner than the next checkpoint is due.
+        transaction: commits results and positions together, in place of `source.commit`, and says
+            whether it did.
         keeps_state: whether stages or work have a state that belongs to what was read.
         mend: see `engine.running.checkpoint.Checkpoints.load`.
         diagnose: says of what was spent which part holds the run.
@@ -141,8 +140,7 @@ class Loop:
         metrics: Metrics | None = None,
         heartbeat: Heartbeat | None = None,
         watch: Callable[[Loop, Batch], None] | None = None,
-        transaction: Callable[[Mark], bool] | None = None,
-        commit_seconds: float | None = None,
+        transaction: Transaction | None = None,
         keeps_state: bool = True,
         diagnose: Callable[[TimingSnapshot], Bottleneck | None] | None = None,
         mend: Callable[[Saved], Saved] | None = None,
@@ -165,9 +163,9 @@ class Loop:
                 place.on_wait(self._heartbeat.beat)
         self._watch = watch
         self._shared = source if isinstance(source, SharedSource) else None
-        self._commit = transaction or source.commit
+        self._commit = source.commit if transaction is None else transaction.commit
         self._transactional = transaction is not None
-        self._commit_seconds = commit_seconds
+        self._commit_seconds = None if transaction is None else transaction.every
         self._keeps_state = keeps_state
         self._diagnose = diagnose
         self._mend = mend

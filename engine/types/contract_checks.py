@@ -62,12 +62,10 @@ def require_contract(
             f"{who} does not inherit {home}, as {article} {what} must: write class "
             f"{cls.__name__}({home})."
         )
-    for name in sorted(_abstract(cls)):
+    for name, why in _lacking(cls, contract):
         near = difflib.get_close_matches(name, _own(cls) - _members(contract), n=1)
         hint = f" It has '{near[0]}': is that meant?" if near else ""
-        raise UserError(
-            f"{who} has no method '{name}', which every {what} needs: see {home}.{hint}"
-        )
+        raise UserError(f"{who} has no method '{name}', which {why} needs: see {home}.{hint}")
     if wrong := next(_mistakes(cls, contract), None):
         raise UserError(f"{who}: {wrong}; see {home}.")
 
@@ -99,12 +97,18 @@ def _mistakes(cls: type, contract: type) -> Iterator[str]:
                 yield f"'{name}' is a method, expected a value, or @property above it"
             continue
         yield from _method_mistakes(name, theirs, ours)
+
+
+def _lacking(cls: type, contract: type) -> Iterator[tuple[str, str]]:
+    """Methods that the class needs and does not have, and what needs them."""
+    what = _called(contract)
+    for name in sorted(_abstract(cls)):
+        yield name, f"every {what}"
     for pair in PAIRS:
-        if set(pair) <= _members(contract):
-            has = [n for n in pair if _static(cls, n) is not _static(contract, n)]
-            if len(has) == 1:
-                (lacks,) = set(pair) - set(has)
-                yield f"it has '{has[0]}' and no '{lacks}': a state is saved and loaded, or neither"
+        lacks = [n for n in pair if _static(cls, n) is _static(contract, n)]
+        if set(pair) <= _members(contract) and len(lacks) == 1:
+            (has,) = set(pair) - set(lacks)
+            yield lacks[0], f"a {what} with '{has}'"
 
 
 def _method_mistakes(name: str, theirs: Any, ours: Any) -> Iterator[str]:

@@ -243,7 +243,7 @@ def test_an_own_format_needs_declared_columns(tmp_path: Path) -> None:
     [
         ("no_such_package.x:Y", "cannot be imported: No module named 'no_such_package'"),
         ("connectors.formats.text:Txt", "has no 'Txt'. Did you mean 'RawText'"),
-        ("pathlib:Path", "is no format: expected a class with decode"),
+        ("pathlib:Path", "does not inherit engine.types.Format"),
     ],
 )
 def test_what_is_no_format(name: str, said: str) -> None:
@@ -264,7 +264,13 @@ def test_the_readmes_format_works() -> None:
     """The ten lines in connectors/formats/README.md."""
     text = (Path(__file__).parents[2] / "connectors" / "formats" / "README.md").read_text()
     code = text.partition("```python\n")[2].partition("```")[0]
-    known: dict[str, Any] = {"Text": RawText, "np": np, "pl": pl, "conform": conform}
+    known: dict[str, Any] = {
+        "Format": Format,
+        "RawText": RawText,
+        "np": np,
+        "pl": pl,
+        "conform": conform,
+    }
     exec(code, known)
     raw = records(b"3|red", b"x|blue", b"\xff", b"4", b"5|a|b")
     schema: Schema = {"n": pl.Int64(), "colour": pl.String()}

@@ -101,6 +101,8 @@ class Holding(Changing):
     def snapshot(self) -> Any:
         return {"seen": {1, 2}}
 
+    def restore(self, value: object) -> None: ...
+
 
 def read_with(kind: type[Changing]) -> list[int]:
     """The rows of each batch that a loader with this stage gives."""

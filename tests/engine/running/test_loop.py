@@ -28,6 +28,7 @@ from engine.types import (
     Rejects,
     Schema,
     Snapshot,
+    Transaction,
 )
 
 SCHEMA: Schema = {"a": pl.Int64()}
@@ -209,8 +210,9 @@ def test_a_transaction_is_committed_in_its_own_time(
     checkpoints = Checkpoints(Checkpoints.Settings(path=str(tmp_path), interval=3_600.0))
     settings = LoaderSettings(batch_rows=10, poll_timeout=0.01)
     loader = Loader(made.source, schema=SCHEMA, settings=settings)
+    own = Transaction(commit=commit, every=seconds)
     loop = Loop(source=made.source, loader=loader, work=made.work, sink=made.sink, watch=watch,
-                checkpoints=checkpoints, transaction=commit, commit_seconds=seconds)  # fmt: skip
+                checkpoints=checkpoints, transaction=own)  # fmt: skip
     loop.run()
     assert marks == [50] if commits == 1 else marks == [10, 20, 30, 40, 50]
     state = checkpoints.load({})

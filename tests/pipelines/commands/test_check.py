@@ -145,7 +145,7 @@ BROKEN: dict[str, tuple[Changes, str, str]] = {
     ),
     "stage without a method": (
         [("[scrub.missing]\n", '[scrub.missing]\nkind = "mine_check:Lacking"\n')],
-        "", "has no method 'restore', which every stage needs",
+        "", "has no method 'restore', which a stage with 'snapshot' needs",
     ),
     "stage with a misspelt method": (
         [("[scrub.missing]\n", '[scrub.missing]\nkind = "mine_check:Misspelt"\n')],
