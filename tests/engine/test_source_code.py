@@ -59,7 +59,10 @@ def test_without_its_asserts_the_code_does_the_same() -> None:
 
 
 BY_THEMSELVES = {
-    ("engine/running/report.py", "canvas.savefig"),  # inside `atomic.written`
+    (
+        "engine/running/error_plot.py",
+        "draw(history, title=title, theme=theme).savefig",
+    ),  # inside `atomic.written`
     (
         "models/compress/candidate_process.py",
         "job_file.write_bytes",
