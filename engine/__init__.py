@@ -1,4 +1,4 @@
-"""headrace's engine: streams in, clean batches out, models learned and served. See README.md beside
+"""headrace's engine: streams in, clean batches out, models trained and served. See README.md beside
 this file.
 
 The names here are the Python face of everything a pipeline file can do. Each is imported when it is
@@ -55,7 +55,7 @@ _ELSEWHERE = {
     "Summary": "run",
     "Totals": "running.totals",
 }
-"""Name -> its module, for those that are not of `engine.types`."""
+"""Name -> its module, for names outside `engine.types`."""
 
 __all__ = [
     "Batch",

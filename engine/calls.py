@@ -1,5 +1,5 @@
-"""Calls of components: what they raise names its component and never looks like the end of a
-stream; what they return is held to the contract, once a batch.
+"""Calls of components: an exception names its component and never looks like the end of a stream;
+return values are checked against the contract, once per batch.
 
 A class of the user's is trusted no further than its contract: a bare ``next(iterator)`` in it
 raises StopIteration, by which nodes end; rows that it loses would be missing in the account.
@@ -38,9 +38,9 @@ from engine.types.plural import counted
 
 OURS = ("engine", "connectors", "models")
 ENDS = (StopIteration, StopAsyncIteration, GeneratorExit, EndOfStream)
-"""What says "nothing more comes" to whoever loops, and is an error where a component raises it."""
+"""Exceptions that end an iteration; raised by a component, they are errors."""
 RAISED = "raised by "
-"""How the note begins that an error gets."""
+"""The beginning of the note added to an error."""
 LEAVES = (
     "a stage that takes rows out returns batch.reject(keep, stage=self.name, reason=...), one that "
     "adds rows batch.with_frame(frame, added=rows_added)"
@@ -52,7 +52,7 @@ PLACED = (
 
 
 class Calling:
-    """The block calls a component::
+    """A block that calls a component::
 
         with Calling("scrub.mine", stage):
             done = stage.apply(batch)
@@ -101,7 +101,7 @@ class Calling:
 
 
 def whose(error: BaseException) -> str | None:
-    """Which component raised it; None where that is not known."""
+    """Return the component that raised the error; None if unknown."""
     for note in getattr(error, "__notes__", ()):
         if note.startswith(RAISED):
             return str(note.removeprefix(RAISED))
@@ -109,19 +109,20 @@ def whose(error: BaseException) -> str | None:
 
 
 def is_custom(component: object) -> bool:
-    """Whether its class is the user's."""
+    """Return whether the component's class is the user's."""
     return _kind(component).__module__.partition(".")[0] not in OURS
 
 
 def named(section: str, component: object, key: str = "kind") -> str:
-    """How a sentence names a component: its table, and a class of the user's."""
+    """Return how sentences name a component: its table, and a user's class."""
     kind = _kind(component)
     own = f" {key} '{kind.__module__}:{kind.__qualname__}'" if is_custom(component) else ""
     return f"[{section}]{own}"
 
 
 def bind(stage: Stage, schema: Schema) -> Schema:
-    """The schema after a stage. Raises: UserError as the stage does; HeadraceError for none."""
+    """Return the schema after a stage. Raises: UserError as the stage does; HeadraceError if it
+    returns no schema."""
     section = f"scrub.{stage.name}"
     with Calling(section, stage):
         after: Any = stage.bind(schema)
@@ -132,7 +133,7 @@ def bind(stage: Stage, schema: Schema) -> Schema:
 
 
 def apply(stage: Stage, batch: Batch) -> Batch:
-    """The batch after a stage.
+    """Return the batch after a stage.
 
     Raises: HeadraceError where rows are missing or too many, or have lost their positions.
     """
@@ -147,7 +148,8 @@ def apply(stage: Stage, batch: Batch) -> Batch:
 def read(
     source: Source, max_rows: int, max_bytes: int, timeout: float, section: str = "source"
 ) -> Records | None:
-    """What a source reads. Raises: EndOfStream; HeadraceError for what are no records."""
+    """Return what a source reads. Raises: EndOfStream; HeadraceError for a value that is not
+    Records."""
     with Calling(section, source, may_end=True):
         records = source.read(max_rows, max_bytes, timeout)
     if not isinstance(cast(object, records), Records | None):
@@ -159,7 +161,7 @@ def read(
 def decode(
     format: Format, records: Records, schema: Schema, section: str = "source"
 ) -> tuple[pl.DataFrame, list[Rejects]]:
-    """The records as a format decodes them.
+    """Return the records as decoded by a format.
 
     Raises: HeadraceError where rows are missing or too many, or have other columns or positions.
     """
@@ -171,7 +173,7 @@ def decode(
 
 
 def learn(learner: Learner, batch: Batch) -> Step:
-    """What a learner did with a batch. Raises: HeadraceError where not each row has its score."""
+    """Return a learner's step for a batch. Raises: HeadraceError unless each row has a score."""
     with Calling("model", learner):
         step = learner.learn(batch)
     _require(_step_mistake(step, len(batch), learner.features), "model", learner)
@@ -179,7 +181,7 @@ def learn(learner: Learner, batch: Batch) -> Step:
 
 
 def predict(learner: Learner, tensors: Tensors) -> Any:
-    """Scores, as in `engine.types.Step`. Raises: HeadraceError where not each row has its own."""
+    """Return scores, as in `engine.types.Step`. Raises: HeadraceError unless each row has one."""
     with Calling("model", learner):
         scores = learner.predict(tensors)
     wrong = _scores_mistake(scores, len(tensors), learner.features)
@@ -188,8 +190,8 @@ def predict(learner: Learner, tensors: Tensors) -> Any:
 
 
 def write(sink: Sink, rows: pl.DataFrame, places: pl.DataFrame) -> Rejects | None:
-    """Rows to a sink; those that it can never take. Raises: HeadraceError where it says otherwise
-    than its contract."""
+    """Write rows to a sink; return those it can never take. Raises: HeadraceError if the sink
+    breaks its contract."""
     with Calling("sink", sink):
         not_learned = sink.write(rows, places)
     if not isinstance(cast(object, not_learned), Rejects | None) or len(not_learned or ()) > len(
@@ -213,7 +215,7 @@ def _require(wrong: str | None, section: str, component: object, key: str = "kin
 
 
 def _batch_mistake(before: Batch, after: Any, *, strict: bool) -> str | None:
-    """What is wrong with what a stage made of a batch.
+    """Return what is wrong with a stage's result for a batch; None if nothing.
 
     Args:
         strict: look at columns and positions, too.
@@ -262,7 +264,7 @@ def _places_mistake(before: Batch, after: Batch, added: int) -> str | None:
 def _same_places(
     before: pl.DataFrame, after: pl.DataFrame, rejected: list[pl.DataFrame], *, several: bool
 ) -> bool:
-    """Whether the rows after, in any order, have the positions of those before, each once or, with
+    """Return whether the rows, in any order, have the positions they had before, each once or, with
     `several`, at least once."""
     if all(after.get_column(c).equals(before.get_column(c)) for c in RESERVED):
         return True  # in the same order, as nearly always
@@ -275,7 +277,8 @@ def _same_places(
 
 
 def _decode_mistake(records: Records, schema: Schema, decoded: Any, *, strict: bool) -> str | None:
-    """What is wrong with what a format made of records; `strict`: columns and positions, too."""
+    """Return what is wrong with a format's result for records; None if nothing. `strict` also
+    checks columns and positions."""
     if not (isinstance(decoded, tuple) and len(decoded) == 2):
         return f"decoded {_shown(decoded)}: expected a polars.DataFrame and a list of Rejects"
     frame, rejects = decoded
@@ -308,7 +311,7 @@ def _decode_mistake(records: Records, schema: Schema, decoded: Any, *, strict: b
 
 
 def _step_mistake(step: Any, rows: int, features: Features) -> str | None:
-    """What is wrong with what a learner says of a batch of so many rows."""
+    """Return what is wrong with a learner's step for so many rows; None if nothing."""
     if not isinstance(step, Step):
         return f"returned {_shown(step)} from learn: expected an engine.types.Step"
     if wrong := _scores_mistake(step.scores, rows, features):
@@ -324,7 +327,7 @@ def _step_mistake(step: Any, rows: int, features: Features) -> str | None:
 
 
 def _scores_mistake(scores: Any, rows: int, features: Features) -> str | None:
-    """What is wrong with scores of so many rows."""
+    """Return what is wrong with the scores of so many rows; None if nothing."""
     multiclass = features.task == "multiclass"
     shape = (rows, features.outputs) if multiclass else (rows,)
     if isinstance(scores, np.ndarray) and scores.dtype.kind in "fiu" and scores.shape == shape:
@@ -351,7 +354,7 @@ def _shown(value: object) -> str:
 
 
 def _place(traceback: TracebackType | None) -> str:
-    """`` (file.py:7)``: the last line of the component's own."""
+    """Return `` (file.py:7)``: the last line of the traceback in the component's own code."""
     if traceback is None:
         return ""
     while traceback.tb_next is not None:

@@ -1,4 +1,5 @@
-"""The pipeline file: one TOML table per part, any key overridable, every mistake one sentence.
+"""The pipeline file: one TOML table per component, every key overridable, every mistake one
+sentence.
 
 A part's own settings live with the part (`Kind.Settings`); this module knows only the frame they
 hang in. Order of precedence, first wins: ``--set a.b=c``, environment (``HEADRACE_A__B=c``), the
@@ -158,11 +159,12 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "l2": ("weight_decay",),
     "warmup": ("warmup_steps",),
 }
-"""What other tools call a key -> what it is called here."""
+"""Key in other tools -> key here."""
 BATCH_DELAY = 0.05
-"""Seconds a record of an endless source waits for others, at most, unless the file says."""
+"""The most seconds that a record of an endless source waits for others, unless the file says
+otherwise."""
 BLOCK_DELAY = 10.0
-"""The same with `shuffle_rows`: a block that is to be shuffled is of no use half empty."""
+"""The same with `shuffle_rows`: a half-empty block cannot be shuffled well."""
 
 
 class LoaderSettings(Settings):
@@ -206,7 +208,8 @@ class LoaderSettings(Settings):
     poll_timeout: Free[Duration] = Field(0.1, gt=0, le=5)
 
     def of(self, *, unbounded: bool) -> Self:
-        """The same for a source that is endless, or not: no record waits for ever."""
+        """Return the settings for an endless or a bounded source: in a bounded one no record
+        waits forever."""
         if not unbounded or self.max_delay is not None:
             return self
         if self.shuffle_rows:
@@ -217,7 +220,7 @@ class LoaderSettings(Settings):
 
     @property
     def batch_limit(self) -> int:
-        """Raw bytes at which a batch is closed."""
+        """The raw bytes at which a batch is closed."""
         return int(self.batch_bytes or max(1, int(self.memory_budget) // 8))
 
 
@@ -337,7 +340,8 @@ class ModelSettings(Settings):
     @field_validator("classes", mode="before", json_schema_input_type=list[str | bool | float])
     @classmethod
     def _as_text(cls, classes: Any) -> Any:
-        """``[0, 1]`` and ``[false, true]`` are the labels "0", "1" and "false", "true"."""
+        """Return labels as text: ``[0, 1]`` and ``[false, true]`` are the labels "0", "1" and
+        "false", "true"."""
         if not isinstance(classes, list | tuple):
             return classes
         return tuple(json.dumps(c) if isinstance(c, bool | int | float) else c for c in classes)
@@ -363,7 +367,7 @@ class ModelSettings(Settings):
 
     @property
     def threshold_settings(self) -> ThresholdSettings:
-        """The threshold as settings."""
+        """Return the threshold as settings."""
         given = self.threshold
         return given if isinstance(given, ThresholdSettings) else ThresholdSettings(value=0.5)
 
@@ -387,22 +391,23 @@ class ExportSettings(Settings):
     @field_validator("compress", mode="before")
     @classmethod
     def _off(cls, given: Any) -> Any:
-        """TOML has no word for nothing."""
+        """Accept false: TOML has no null."""
         return None if given is False else given
 
 
 class ConfigOrigin(str):
-    """Where a pipeline comes from, for sentences: a file, and what was set over it."""
+    """Where a pipeline comes from, for sentences: a file and its overrides."""
 
     __slots__ = ("own", "set_by")
     set_by: Mapping[tuple[str, ...], str]
-    """Path of a key -> who set it: ``--set a.b``, or a variable. Not to what: it may be secret."""
+    """Path of a key -> what set it: ``--set a.b``, or a variable. Without the value, which may
+    be secret."""
     own: Mapping[str, Any]
-    """What the file itself says."""
+    """The content of the file itself."""
 
     @classmethod
     def of(cls, where: str, overrides: Iterable[str], table: Mapping[str, Any]) -> ConfigOrigin:
-        """The same, with overrides and the environment over what `table` says."""
+        """Return the origin of a table with overrides and the environment applied."""
         origin = cls(where)
         origin.own = where.own if isinstance(where, ConfigOrigin) else table
         origin.set_by = {
@@ -413,7 +418,7 @@ class ConfigOrigin(str):
         return origin
 
     def who_set(self, path: Sequence[str]) -> str | None:
-        """Who set this key, or something inside it, or a table around it; None: the file."""
+        """Return what set this key, a key inside it, or a table around it; None for the file."""
         for key, who_set in self.set_by.items():
             n = min(len(key), len(path))
             if key[:n] == tuple(path[:n]):
@@ -421,7 +426,7 @@ class ConfigOrigin(str):
         return None
 
     def maker(self, section: str) -> str | None:
-        """Who made a table that the file itself does not have; None: the file has it."""
+        """Return what made a table that the file itself lacks; None if the file has it."""
         table: Any = self.own
         for part in (path := section.split(".")):
             table = table.get(part) if isinstance(table, Mapping) else None
@@ -429,13 +434,14 @@ class ConfigOrigin(str):
 
 
 def made_by(where: str, section: str) -> str | None:
-    """The beginning of a sentence about a table that only an override or a variable made."""
+    """Return the beginning of a sentence about a table that only an override or a variable made."""
     maker = where.maker(section) if isinstance(where, ConfigOrigin) and section else None
     return None if maker is None else f"{maker} makes [{section}], which {where} does not have:"
 
 
 def key_location(where: str, section: str, key: str) -> str:
-    """How a sentence about a key begins: the table and the file, or who set the key over it."""
+    """Return how a sentence about a key begins: the table and the file, or the override of the
+    key."""
     path = [*section.split("."), key] if section else [key]
     who_set = where.who_set(path) if isinstance(where, ConfigOrigin) else None
     if who_set is None and (made := made_by(where, section)):
@@ -446,7 +452,7 @@ def key_location(where: str, section: str, key: str) -> str:
 
 
 class Pipeline(BaseSettings):
-    """A pipeline file as read; parts named by ``kind`` are still tables, see `load_class`.
+    """A validated pipeline file; parts named by ``kind`` are still tables, see `load_class`.
 
     Attributes:
         name: goes into model files, logs and the default folder.
@@ -489,7 +495,8 @@ class Pipeline(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """--set, then the environment, then the file (the last also gives the order of tables)."""
+        """Rank the sources: --set, then the environment, then the file (which also gives the
+        order of tables)."""
         overrides, file = cls.sources
         return (
             InitSettingsSource(settings_cls, dict(overrides)),
@@ -514,7 +521,7 @@ class Pipeline(BaseSettings):
     def of(
         cls, table: Mapping[str, Any], overrides: Iterable[str] = (), *, where: str = "the pipeline"
     ) -> Self:
-        """The same from a table in memory."""
+        """Build the same from a table in memory."""
         overrides = list(overrides)
         where = ConfigOrigin.of(where, overrides, table)
         # A subclass a call: pydantic-settings takes its sources from the class.
@@ -538,11 +545,11 @@ class Pipeline(BaseSettings):
 
     @property
     def file(self) -> str:
-        """The path it was read from, for error sentences; an `ConfigOrigin`."""
+        """The path it was read from, for error sentences; a `ConfigOrigin`."""
         return self._file
 
     def _check_tables(self, where: str) -> None:
-        """What tables have in common whose other keys are their kind's own."""
+        """Check what tables of user-defined kinds have in common."""
         validate(SourceTable, self.source, "source", where)
         if self.sink is not None:
             validate(SinkTable, self.sink, "sink", where)
@@ -551,11 +558,11 @@ class Pipeline(BaseSettings):
                 validate(NamedTable, table, f"{section}.{name}", where)
 
     def table(self) -> dict[str, Any]:
-        """What `of` makes it from, environment and overrides counted in."""
+        """The table it was built from, environment and overrides included."""
         return self.model_dump(exclude_none=True, exclude={"base"})
 
     def settings(self, settings_class: type[S], table: Mapping[str, Any], section: str) -> S:
-        """A component's own settings from its table.
+        """Return a component's own settings from its table.
 
         Raises: UserError naming the key, the section and the file.
         """
@@ -563,8 +570,8 @@ class Pipeline(BaseSettings):
 
 
 def validate(settings_class: type[S], table: Mapping[str, Any], section: str, where: str) -> S:
-    """`settings_class(**table)`, with pydantic's complaint as one sentence. Its secrets are hidden
-    from the log from here on.
+    """Return `settings_class(**table)`; raise pydantic's complaint as one sentence. Its secrets
+    are hidden from the log from here on.
 
     Raises: UserError
     """
@@ -578,7 +585,7 @@ def validate(settings_class: type[S], table: Mapping[str, Any], section: str, wh
 
 
 def load_class(name: Any, known: Mapping[str, str], section: str, where: str = "") -> type[Any]:
-    """The class a ``kind`` names: one of `known`, or the user's own by import string.
+    """Return the class a ``kind`` names: one of `known`, or the user's own by import string.
 
     Args:
         where: the pipeline's file, an `ConfigOrigin` where something may have been set over it.
@@ -656,7 +663,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _file_hint(path: Path) -> str:
-    """What to do with a file that is no pipeline, by its name."""
+    """Suggest what to do with a file that is not a pipeline, by its name."""
     if path.suffix == ".toml":
         return ""
     if path.suffix == ".onnx":
@@ -691,7 +698,7 @@ def _overrides(texts: Iterable[str]) -> dict[str, Any]:
 
 
 def _key(text: str) -> list[str]:
-    """The path of the key that ``a.b=c`` sets. Raises: UserError"""
+    """Return the path of the key that ``a.b=c`` sets. Raises: UserError"""
     key, equals, _ = text.partition("=")
     if not equals or not key.strip():
         raise UserError(f"Expected --set key.path=value, got '{text}'.")
@@ -699,7 +706,7 @@ def _key(text: str) -> list[str]:
 
 
 def _variables() -> list[str]:
-    """Variables of the environment that set keys of tables, without what they all begin with."""
+    """Return the environment variables that set keys of tables, without their common prefix."""
     names = (name.upper() for name in os.environ)
     return [
         name.removeprefix(ENVIRONMENT)
@@ -709,7 +716,7 @@ def _variables() -> list[str]:
 
 
 def _value(text: str) -> Any:
-    """The one value that a text is in TOML; text that is none is itself. Raises: UserError"""
+    """Parse a text as one TOML value; other text is a string. Raises: UserError"""
     try:
         table = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
@@ -743,8 +750,8 @@ def _known_variables(reader: type[BaseSettings]) -> None:
 def _error_message(
     error: ValidationError, settings: type[BaseModel], section: str, where: str
 ) -> str:
-    """The first complaint of a validation: expected, got, where, what to do. A key that is unknown
-    comes before one that is not there: it is likely the same one, misspelt."""
+    """Return the first complaint of a validation: expected, got, where, what to do. An unknown
+    key comes before a missing one: it is likely the same one, misspelt."""
     first = min(error.errors(), key=lambda complaint: complaint["type"] != "extra_forbidden")
     if not first["loc"]:  # they do not fit together, and say so themselves; the input holds secrets
         complaint = first["msg"].removeprefix("Value error, ")
@@ -787,7 +794,7 @@ def _located(
 
 
 def _is_table(annotation: Any) -> bool:
-    """Whether a key of the pipeline file holds keys itself."""
+    """Return whether a key of the pipeline file is a table."""
     kinds = (annotation, *get_args(annotation))
     return _nested(annotation) is not None or any(get_origin(kind) is dict for kind in kinds)
 
@@ -817,7 +824,7 @@ def suggestion(key: str, known: Iterable[str]) -> str:
 
 
 def _shown(value: object, field: Any) -> str:
-    """As JSON, unless it was meant for a secret."""
+    """Return a value as JSON, unless it is secret."""
     if "SecretStr" in repr(getattr(field, "annotation", None)):
         return "a value that is not shown"
     text = json.dumps(value, default=str, ensure_ascii=False)
@@ -825,5 +832,5 @@ def _shown(value: object, field: Any) -> str:
 
 
 def parse_bytes(text: str) -> int:
-    """ "64MiB" -> 67108864."""
+    """Parse a size: "64MiB" -> 67108864."""
     return int(TypeAdapter(ByteSize).validate_python(text))

@@ -1,4 +1,4 @@
-"""What a user is told: errors whose message is one whole sentence.
+"""The errors shown to users: each message is one complete sentence.
 
 Imports nothing heavy: the command speaks of a missing library in the same words.
 """
@@ -9,25 +9,25 @@ from collections.abc import Iterable
 
 
 class HeadraceError(Exception):
-    """The run cannot go on. The message is one sentence: expected, got, where, what to do. Exit
-    code 1."""
+    """The run cannot continue. The message is one sentence: expected, got, where, what to do.
+    Exit code 1."""
 
 
 class UserError(HeadraceError, ValueError):
-    """The user's mistake (a file, a key, a value). Same sentence, exit code 2."""
+    """The user's mistake (a file, a key, a value). The same kind of sentence, exit code 2."""
 
 
 class ReaderLeft(BrokenPipeError):
-    """Whoever reads the standard output has enough of it: ``headrace ... | head``."""
+    """The reader of standard output left: ``headrace ... | head``."""
 
 
 KNOWN = 100
-"""Names that a sentence lists: those of settings are fewer, those of columns may be thousands."""
+"""The most names a sentence lists; there are few settings, but perhaps thousands of columns."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """`` Did you mean 'x'?`` for the known name nearest to `word`, or the known names, or nothing;
-    to end a sentence."""
+    """Return `` Did you mean 'x'?`` for the known name nearest to `word`, or the list of known
+    names, or nothing; ends a sentence."""
     import difflib
 
     names = sorted(known)

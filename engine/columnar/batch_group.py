@@ -14,9 +14,9 @@ from engine.types import Batch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchGroup:
-    """Batches in order. Where their rows lie side by side in one frame, a step may take them all at
-    once: what it asks of Python and polars, it asks once and not for each batch. The outcome is
-    that of one batch after the other, to the bit.
+    """A group of consecutive batches. If their rows are adjacent in one frame, a step may process
+    them in one call, which pays the per-call overhead of Python and polars once. The result is
+    identical, bit for bit, to processing one batch after the other.
 
     Attributes:
         batches: one or more.
@@ -28,7 +28,7 @@ class BatchGroup:
 
     @classmethod
     def of(cls, batch: Batch) -> BatchGroup:
-        """A batch by itself."""
+        """Return a group of one batch."""
         return cls(batches=(batch,), frame=batch.frame)
 
     def __len__(self) -> int:
@@ -36,11 +36,11 @@ class BatchGroup:
 
     @property
     def ends(self) -> list[int]:
-        """The rows that batches begin at, and the end."""
+        """The row numbers at which batches begin, and the end."""
         return list(accumulate(map(len, self.batches), initial=0))
 
     def map(self, step: Callable[[Batch], Batch], frame: pl.DataFrame | None = None) -> BatchGroup:
-        """After a step that each batch takes by itself.
+        """Return the group after a step applied to each batch separately.
 
         Args:
             frame: all their rows afterwards, where they lie in one still.
@@ -61,18 +61,18 @@ class BatchGroup:
 
     @classmethod
     def concat(cls, batches: Sequence[Batch]) -> BatchGroup:
-        """Batches that do not lie in one frame."""
+        """Return a group of batches that are not adjacent in one frame."""
         return cls.of(batches[0]) if len(batches) == 1 else cls(batches=tuple(batches))
 
     def with_frame(self, frame: pl.DataFrame) -> BatchGroup:
-        """The same batches with other columns, their rows those of the frame."""
+        """Return the same batches with other columns, whose rows are those of the frame."""
         parts = zip(self.batches, slices(frame, self.ends), strict=True)
         batches = tuple(dataclasses.replace(batch, frame=part) for batch, part in parts)
         return BatchGroup(batches=batches, frame=frame)
 
 
 class StepFailed(Exception):
-    """A step failed, and why is its cause; the batches before have taken it.
+    """A step failed; `__cause__` is why. The batches before it are done.
 
     Attributes:
         done: those batches.
@@ -84,7 +84,7 @@ class StepFailed(Exception):
 
 
 def slices(frame: pl.DataFrame, ends: Sequence[int]) -> Iterator[pl.DataFrame]:
-    """Parts of a frame, between the rows of `ends`."""
+    """Return slices of a frame, between the rows of `ends`."""
     return (frame.slice(start, stop - start) for start, stop in pairwise(ends))
 
 

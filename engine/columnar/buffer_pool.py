@@ -14,22 +14,22 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 MIN_POOLED_BYTES = 1 << 16
-"""Bytes from which on memory is used again; what is smaller, the allocator keeps by itself."""
+"""The least size in bytes of a pooled buffer; the allocator reuses smaller ones itself."""
 
 
 def _holders(blocks: list[NDArray[np.uint8]], i: int) -> int:
-    """References to a block, the list's and those of this call included."""
+    """Return the number of references to a block, those of the list and of this call included."""
     return sys.getrefcount(blocks[i])
 
 
 FREE_REFERENCES = _holders([np.empty(0, np.uint8)], 0)
-"""Of a block that nobody looks at. Asked and not written down: where interpreters count otherwise,
-no block would ever be free, and all of them kept."""
+"""The references to a free block. Measured and not written down: if an interpreter counted
+otherwise, no block would ever be free."""
 
 
 class BufferPool:
-    """Gives out arrays. An array's memory is used again when the array and all that shares its
-    memory (views, tensors, series) are gone; whoever holds one of them never sees it change.
+    """A pool that hands out arrays. The memory of an array is reused once the array and everything
+    that shares its memory (views, tensors, series) are gone, so no holder ever sees it change.
 
     For one thread.
 
@@ -40,10 +40,10 @@ class BufferPool:
     def __init__(self, spare: int = 1) -> None:
         self._spare = spare
         self._blocks: list[NDArray[np.uint8]] = []
-        """All that were given out and may still be in use, and the spare ones."""
+        """All blocks that may still be in use, and the spare ones."""
 
     def empty(self, shape: tuple[int, ...], dtype_like: DTypeLike) -> NDArray[Any]:
-        """An array with anything in it."""
+        """Return an uninitialized array."""
         dtype = np.dtype(dtype_like)
         size = math.prod(shape) * dtype.itemsize
         if size < MIN_POOLED_BYTES:

@@ -14,14 +14,14 @@ from polars.exceptions import PanicException, PolarsError
 from engine.types import UserError
 
 MAX_TERMS = 2_000
-"""Words and signs; polars overflows the stack at more than three times as many."""
+"""The most tokens of an expression; polars overflows the stack at three times as many."""
 TERM = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|\w+|[^\s\w]")
 CLOCK = ("current_date", "current_time", "current_timestamp")
 CLOCK_CALLS = ("now", "today", "localtime", "localtimestamp")
 
 
 def expression(sql: str, where: str) -> pl.Expr:
-    """The expression of a SQL text.
+    """Return the polars expression for a SQL text.
 
     Args:
         where: begins the sentence of an error, e.g. ``[scrub.spend] column 'rate'``.
@@ -58,12 +58,12 @@ def _may(sql: str, where: str) -> None:
 
 
 def shown(sql: str) -> str:
-    """A text for a sentence, cut where it is long."""
+    """Return a text for a sentence, shortened if it is long."""
     return sql if len(sql) <= 200 else f"{sql[:200]}..."
 
 
 def first(error: BaseException) -> str:
-    """The first line of what polars says, without its full stop."""
+    """Return the first line of a polars error, without its full stop."""
     return str(error).split("\n", 1)[0].strip().rstrip(".")
 
 

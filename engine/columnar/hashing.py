@@ -17,13 +17,13 @@ Hashes = NDArray[np.uint64]
 
 NULL = np.uint64(0x9E3779B97F4A7C15)
 SAMPLE = 64
-"""Bytes, and elements, that are looked at from each end of what is longer than two of them."""
+"""The bytes, or elements, hashed from each end of a value longer than two of them."""
 
 
 def hashes(frame: pl.DataFrame) -> Hashes:
-    """One hash per row over all columns, shape (n,). Two different rows are equal with probability
-    2**-64; null is a value, NaN one value, and -0.0 is 0.0. Lists, arrays and objects count whole.
-    """
+    """Return one hash per row over all columns, shape (n,). Two different rows are equal with
+    probability 2**-64; null is a value, NaN one value, and -0.0 is 0.0. Lists, arrays and objects
+    are hashed whole."""
     total = np.zeros(frame.height, np.uint64)
     for column in frame.get_columns():
         total = mix(total * np.uint64(31) + _column(column))
@@ -31,10 +31,10 @@ def hashes(frame: pl.DataFrame) -> Hashes:
 
 
 def content_hashes(frame: pl.DataFrame) -> Hashes:
-    """One hash per row over the names and values of all columns, shape (n,), in whatever order the
-    columns stand. Equal rows are equal. Of long texts, bytes and lists the two ends and the length
-    count: so an image costs no more than a line, and two that differ in the middle alone are taken
-    for equal."""
+    """Return one hash per row over the names and values of all columns, shape (n,), independent of
+    the order of columns. Equal rows have equal hashes. For long texts, bytes and lists only the two
+    ends and the length are hashed, so an image costs no more than a line of text, and two values
+    that differ only in the middle are equal."""
     total = np.zeros(frame.height, np.uint64)
     for column in frame.get_columns():
         _fold(_words(column), _text_hash(column.name, 0), total)
@@ -42,9 +42,9 @@ def content_hashes(frame: pl.DataFrame) -> Hashes:
 
 
 def place_hashes(frame: pl.DataFrame, salt: int) -> Hashes:
-    """One hash per row of its partition and position, shape (n,): the same for every column of a
-    record, in every epoch, whatever batch it comes in. Of a partition's name the last part counts:
-    a file in another folder has the same hashes."""
+    """Return one hash per row of its partition and position, shape (n,): the same for every column
+    of a record, in every epoch and batch. Only the last part of a partition's name counts: a file
+    in another folder has the same hashes."""
     partitions, positions = frame.get_column("_partition"), frame.get_column("_position")
     own: Hashes | np.uint64
     if len(partitions) and (partitions == partitions[0]).all():  # as nearly always
@@ -64,8 +64,8 @@ def _text_hash(text: str, salt: int) -> np.uint64:
 
 
 def mix(values: Hashes) -> Hashes:
-    """The finalizer of splitmix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number
-    Generators", 2014): every bit of the result depends on every bit given."""
+    """Apply the finalizer of splitmix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom
+    Number Generators", 2014): every bit of the result depends on every input bit."""
     z = values + NULL
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -91,7 +91,7 @@ def _column(column: pl.Series) -> Hashes:
 
 
 def _words(column: pl.Series) -> Hashes:
-    """64 bits for each value that say which it is, shape (n,); not mixed."""
+    """Return 64 bits per value that identify it, shape (n,); not mixed."""
     dtype = column.dtype
     words: Hashes
     if column.null_count():
@@ -120,7 +120,7 @@ def _words(column: pl.Series) -> Hashes:
 
 
 def _ends(column: pl.Series) -> Hashes:
-    """Of bytes: all, or the two ends and the length."""
+    """Return the bytes to hash: all, or the two ends and the length."""
     sizes = column.bin.size().to_numpy().astype(np.uint64)
     if not len(sizes) or sizes.max() <= 2 * SAMPLE:
         return _texts(column)
@@ -129,7 +129,7 @@ def _ends(column: pl.Series) -> Hashes:
 
 
 def _lists(column: pl.Series) -> Hashes:
-    """Of lists: the elements by their place, all or those at the two ends, and the length."""
+    """Hash lists: the elements with their index, all or those at the two ends, and the length."""
     sizes = column.list.len().to_numpy().astype(np.uint64)
     head = column.list.head(SAMPLE)
     tail = column.list.tail(SAMPLE)
@@ -137,13 +137,13 @@ def _lists(column: pl.Series) -> Hashes:
 
 
 def _whole_lists(column: pl.Series) -> Hashes:
-    """Of lists: all elements by their place, and the length."""
+    """Hash lists: all elements with their index, and the length."""
     sizes = column.list.len().fill_null(0).to_numpy().astype(np.uint64)
     return mix(_elements(column, _column) + sizes)
 
 
 def _elements(column: pl.Series, words: Callable[[pl.Series], Hashes]) -> Hashes:
-    """Sum of the elements' words, each mixed with its place in its list, shape (n,)."""
+    """Return the sum of the elements' words, each mixed with its index in its list, shape (n,)."""
     sizes = column.list.len().fill_null(0).to_numpy().astype(np.int64)
     bounds = np.append(0, np.cumsum(sizes))
     inner = column.explode(empty_as_null=False, keep_nulls=False)
@@ -156,7 +156,7 @@ def _elements(column: pl.Series, words: Callable[[pl.Series], Hashes]) -> Hashes
 
 @numba.njit(nogil=True, cache=True)
 def _plain(numbers, bits, out):  # type: ignore[no-untyped-def]
-    """The bits of each number, shape (n,); those of one zero and one NaN."""
+    """Return the bits of each number, shape (n,), with a single zero and a single NaN."""
     for i in range(out.shape[0]):
         if numbers[i] != numbers[i]:
             out[i] = np.uint64(0x7FF8000000000000)
@@ -168,7 +168,7 @@ def _plain(numbers, bits, out):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True)
 def _fold(words, seed, total):  # type: ignore[no-untyped-def]
-    """Add each word, mixed with the column's seed, to total, shape (n,); the mixing is `mix`'s."""
+    """Add each word, mixed with the column's seed, to `total`, shape (n,). Inlines `mix`."""
     golden = np.uint64(0x9E3779B97F4A7C15)
     first, second = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
     for i in range(total.shape[0]):
@@ -179,8 +179,8 @@ def _fold(words, seed, total):  # type: ignore[no-untyped-def]
 
 
 def _wholes(column: pl.Series) -> Hashes:
-    """Of whole numbers: by their value, whatever their width; those of 128 bits (and decimals) by
-    their digits."""
+    """Return integers by value, whatever their width; 128-bit integers and decimals by their
+    digits."""
     if column.dtype in (pl.Int128, pl.UInt128) or column.dtype.is_decimal():
         return _texts(column.cast(pl.String))
     wide = pl.UInt64 if column.dtype == pl.UInt64 else pl.Int64
@@ -194,7 +194,7 @@ def _bits(column: pl.Series) -> Hashes:
 
 
 def utf8_buffer(column: pl.Series) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """The texts' UTF-8 bytes back to back, and where each begins: text i is
+    """Return the texts' UTF-8 bytes back to back, and where each begins: text i is
     ``data[bounds[i]:bounds[i + 1]]``."""
     array = column.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())
     _, bounds, data = array.buffers()
@@ -205,13 +205,14 @@ def utf8_buffer(column: pl.Series) -> tuple[NDArray[np.uint8], NDArray[np.int64]
 
 
 def _texts(column: pl.Series) -> Hashes:
-    """Sum of a random number for each pair of byte and place (Zobrist, 1970), mixed."""
+    """Return the sum of a random number for each pair of byte and index (Zobrist, 1970), mixed."""
     text, ends = utf8_buffer(column)
     return _summed(text, ends[:-1], ends[1:])
 
 
 def spans(text: NDArray[np.uint8], starts: NDArray[np.int64], stops: NDArray[np.int64]) -> Hashes:
-    """One hash for each ``text[starts[i]:stops[i]]``: that of `hashes` for a column of these."""
+    """Return one hash per ``text[starts[i]:stops[i]]``, equal to that of `hashes` for a column of
+    these texts."""
     return mix(_summed(text, starts, stops))
 
 
@@ -223,7 +224,7 @@ def _summed(text: NDArray[np.uint8], starts: NDArray[np.int64], stops: NDArray[n
 
 @numba.njit(nogil=True, cache=True)
 def _zobrist(text, starts, stops, out):  # type: ignore[no-untyped-def]
-    """The hash of each text into out, shape (n,); the mixing is `mix`'s."""
+    """Write the hash of each text to `out`, shape (n,). Inlines `mix`."""
     golden = np.uint64(0x9E3779B97F4A7C15)
     first, second = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
     for i in range(out.shape[0]):

@@ -1,5 +1,5 @@
-"""Compiled loops over one column of float64: where asking polars for 32 columns costs more than
-doing the work.
+"""Compiled loops over one float64 column, for cases where calling polars for 32 columns costs more
+than the work.
 
 A loop here runs without the GIL at the speed of memory. Columns of other types, and the rare cases,
 are polars' own; both ways give the same bits.
@@ -23,15 +23,15 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Mask = NDArray[np.uint8]
 ALL: Mask = np.empty(0, np.uint8)
-"""The mask of a column without a null."""
+"""The mask of a column without nulls."""
 _BYTES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
 BITS = _BYTES.view(np.uint64).ravel().copy()
-"""The eight bytes that a byte of Arrow's validity bitmap stands for, as one number."""
+"""The eight bytes that a byte of Arrow's validity bitmap stands for, packed in one number."""
 
 
 def buffers(column: pl.Series) -> tuple[Floats, Mask]:
-    """A column of numbers as one piece of memory: values, shape (n,), anything where null; and a
-    mask, 0 where null, else 1, empty where there is no null.
+    """Return a column of numbers as one piece of memory: values, shape (n,), arbitrary where null;
+    and a mask, 0 where null, else 1, empty if nothing is null.
 
     Nothing is copied that is Float64 in one chunk already.
     """
@@ -48,9 +48,9 @@ def buffers(column: pl.Series) -> tuple[Floats, Mask]:
 
 
 def places(frame: pl.DataFrame) -> tuple[NDArray[np.int64], object]:
-    """Where Float64 columns lie in memory, for a loop over all of them: for each the address of
-    its values, that of Arrow's bitmap (0 where nothing is null), and the bit that it begins with,
-    shape (columns, 3); and what to hold on to meanwhile.
+    """Return where Float64 columns lie in memory, for a loop over all of them: for each the address
+    of its values, the address of Arrow's bitmap (0 if nothing is null), and its first bit, shape
+    (columns, 3); and the objects to keep alive meanwhile.
 
     Nothing is copied that is in one chunk already.
     """
@@ -66,7 +66,7 @@ def places(frame: pl.DataFrame) -> tuple[NDArray[np.int64], object]:
 
 
 def fill(column: pl.Series, value: float) -> tuple[pl.Series, int]:
-    """A Float64 column with `value` for null and NaN, and how many those were."""
+    """Return a Float64 column with `value` for null and NaN, and how many were replaced."""
     numbers, mask = buffers(column)
     out = np.empty(len(numbers))
     n = int(fill_into(numbers, mask, value, out))
@@ -74,8 +74,8 @@ def fill(column: pl.Series, value: float) -> tuple[pl.Series, int]:
 
 
 def clip(column: pl.Series, low: float, high: float) -> tuple[pl.Series, int]:
-    """A Float64 column within the bounds, and how many values lay outside. Null stays null, NaN
-    NaN."""
+    """Clip a Float64 column to the bounds; return it and how many values lay outside. Null stays
+    null, NaN NaN."""
     if column.null_count():
         out = column.clip(low, high)
         n = int((out != column).sum())
@@ -87,15 +87,15 @@ def clip(column: pl.Series, low: float, high: float) -> tuple[pl.Series, int]:
 
 
 def scale_by(column: pl.Series, shift: float, scale: float) -> pl.Series:
-    """``(x - shift) * scale`` of a Float64 column. Null stays null, NaN NaN; what is infinite stays
-    so also where the scale is 0."""
+    """Return ``(x - shift) * scale`` of a Float64 column. Null stays null, NaN NaN; infinite values
+    stay infinite even if the scale is 0."""
     if column.null_count() and scale:
         return (column - shift) * scale
     return _each(scale_into, column, shift, scale)
 
 
 def power_transform(column: pl.Series, above: float, below: float) -> pl.Series:
-    """`engine.types.Power` of a Float64 column. Null stays null, NaN NaN."""
+    """Apply `engine.types.Power` to a Float64 column. Null stays null, NaN NaN."""
     return _each(_power, column, above, below)
 
 
@@ -119,7 +119,7 @@ _intrinsic: Any = intrinsic  # whose types are those of the code, not of the cal
 
 @_intrinsic  # type: ignore[untyped-decorator]
 def pointer(typing: Any, address: Any) -> Any:
-    """What `numba.carray` takes, of an address in memory."""
+    """Return an address in memory as `numba.carray` takes it."""
 
     def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         return builder.inttoptr(given[0], ir.IntType(8).as_pointer())
@@ -132,7 +132,7 @@ def pointer(typing: Any, address: Any) -> Any:
 
 @numba.njit(nogil=True, cache=True)
 def bytes_of(bitmap, at, n):  # type: ignore[no-untyped-def]
-    """Bits `at` ... `at` + `n` of Arrow's bitmap, one a byte, shape (n,)."""
+    """Return bits `at` ... `at` + `n` of Arrow's bitmap, one per byte, shape (n,)."""
     first, last = at >> 3, (at + n + 7) >> 3
     out = np.empty(last - first, np.uint64)
     for k in range(last - first):
@@ -142,7 +142,7 @@ def bytes_of(bitmap, at, n):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True)
 def fill_into(x, mask, value, out):  # type: ignore[no-untyped-def]
-    """`value` for null and NaN into `out`; how many those were."""
+    """Write `out` with `value` for null and NaN; return how many were replaced."""
     n = 0
     if mask.shape[0]:
         for i in range(x.shape[0]):
@@ -159,7 +159,7 @@ def fill_into(x, mask, value, out):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True)
 def clip_into(x, low, high, out):  # type: ignore[no-untyped-def]
-    """Within the bounds into `out`; how many were not."""
+    """Clip into `out`; return how many values lay outside."""
     n = 0
     for i in range(x.shape[0]):
         below, above = x[i] < low, x[i] > high
@@ -170,7 +170,7 @@ def clip_into(x, low, high, out):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True)
 def scale_into(x, shift, scale, out):  # type: ignore[no-untyped-def]
-    """``(x - shift) * scale`` into `out`; the infinite stays infinite."""
+    """Write ``(x - shift) * scale`` to `out`; infinite values stay infinite."""
     if scale == 0:
         for i in range(x.shape[0]):
             out[i] = scaled_one(x[i], shift, scale)
@@ -181,16 +181,16 @@ def scale_into(x, shift, scale, out):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True)
 def scaled_one(x, shift, scale):  # type: ignore[no-untyped-def]
-    """``(x - shift) * scale``, where 0 times infinity is infinity: it is not a missing number."""
+    """Return ``(x - shift) * scale`` with 0 times infinity = infinity, so that it does not look
+    like a missing number."""
     moved = x - shift
     return moved if scale == 0 and np.isinf(moved) else moved * scale
 
 
 @numba.njit(nogil=True, cache=True)
 def rows_into(columns, out):  # type: ignore[no-untyped-def]
-    """Columns, shape (columns, n), next to each other into float32 `out`, shape (n, columns); what
-    is too large becomes infinite. Eight rows at a time: so much of a column is one line of the
-    processor's cache."""
+    """Transpose columns, shape (columns, n), into float32 `out`, shape (n, columns); values that
+    are too large become infinite. Eight rows at a time: that much of a column is one cache line."""
     n = len(out)
     for start in range(0, n - 7, 8):
         for j in range(len(columns)):

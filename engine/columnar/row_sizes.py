@@ -1,4 +1,4 @@
-"""How many bytes rows are, by the rows alone."""
+"""The size of rows in bytes."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ PACKED: dict[pl.DataType | type[pl.DataType], int] = {
     pl.UInt32: 4,
     pl.Float32: 4,
 }
-"""Bytes of a value in an array: pixels are many, and one byte each. 8 for the others."""
+"""Bytes per value in an array: 1 for pixels, which are many; 8 for the others."""
 
 
 def ends_of(records: Records) -> NDArray[np.int64]:
-    """Bytes of the first 1, 2, ... n records, shape (n,).
+    """Return the cumulative bytes of the first 1, 2, ... n records, shape (n,).
 
     They depend on the values and not on how they were read (as `Records.nbytes` may, which tells
     what memory is held), so that a batch which is cut by them is cut the same way again.
@@ -42,7 +42,7 @@ def ends_of(records: Records) -> NDArray[np.int64]:
 
 
 def _width(dtype: pl.DataType) -> int:
-    """Bytes of each value; 0 where they vary."""
+    """Return the bytes of each value; 0 if they vary."""
     if isinstance(dtype, pl.Array):
         leaf: Any = dtype
         while isinstance(leaf, pl.Array):
@@ -52,7 +52,7 @@ def _width(dtype: pl.DataType) -> int:
 
 
 def _sizes(column: pl.Series) -> NDArray[np.int64]:
-    """Bytes of each value, shape (n,)."""
+    """Return the bytes of each value, shape (n,)."""
     dtype = column.dtype
     if dtype == pl.String:
         return _numbers(column.str.len_bytes())

@@ -20,20 +20,21 @@ from numpy.typing import NDArray
 from engine.columnar.kernels import Floats, buffers
 
 NumberBlock = pl.DataFrame | Floats
-"""Rows to learn from: a frame of number columns, or an array of shape (n, columns)."""
+"""The rows to learn from: a frame of number columns, or an array of shape (n, columns)."""
 
 MAX_ABS = 1e150
-"""Numbers beyond are ignored like infinity: their square is no float64."""
+"""The largest number that counts; larger ones are ignored like infinity, because their square
+overflows float64."""
 
 
 def inverse(width: Floats) -> Floats:
-    """1 / width of each column, to scale with; 0 where one varies so little that it says nothing:
-    scaled numbers would be no float64."""
+    """Return 1 / width of each column, to scale with; 0 for a column that varies too little: its
+    scaled numbers would overflow float64."""
     return np.divide(1.0, width, where=width > 1 / MAX_ABS, out=np.zeros_like(width))
 
 
 class Statistic:
-    """What every statistic can do.
+    """The interface of every statistic.
 
     `empty(columns)` makes the statistic of no rows; `of(block)` that of one block.
     """
@@ -42,24 +43,24 @@ class Statistic:
 
     @classmethod
     def empty(cls, columns: int) -> Self:
-        """The statistic of no rows."""
+        """Return the statistic of no rows."""
         raise NotImplementedError
 
     def update(self, block: NumberBlock) -> Self:
-        """With the block's rows added; columns in the same order as before."""
+        """Return the statistic with the block's rows added; columns in the same order as before."""
         raise NotImplementedError
 
     def merge(self, other: Self) -> Self:
-        """Of both parts together."""
+        """Return the statistic of both parts together."""
         raise NotImplementedError
 
     def snapshot(self) -> dict[str, Any]:
-        """The fields as plain values; nothing is copied, nothing is ever changed."""
+        """Return the fields as plain values; nothing is copied, nothing ever changes."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
 
     @classmethod
     def restore(cls, value: Mapping[str, Any]) -> Self:
-        """The statistic that gave this snapshot."""
+        """Return the statistic that gave this snapshot."""
         return cls(**value)
 
 
@@ -87,12 +88,12 @@ class Moments(Statistic):
 
     @classmethod
     def of(cls, block: NumberBlock) -> Self:
-        """The moments of one block."""
+        """Return the moments of one block."""
         return cls.from_sums(_of_columns(moments_into, block))
 
     @classmethod
     def from_sums(cls, sums: Floats) -> Self:
-        """From what `moments_into` gave of each column, shape (columns, 3)."""
+        """Return moments from the results of `moments_into` per column, shape (columns, 3)."""
         count, mean, m2 = sums.T
         return cls(count=count.astype(np.int64), mean=mean, m2=m2)
 
@@ -112,20 +113,20 @@ class Moments(Statistic):
 
     @property
     def variance(self) -> Floats:
-        """Population variance, 0 where nothing was seen and where rounding alone makes it differ
-        from 0 (the bound of scikit-learn's StandardScaler)."""
+        """The population variance, 0 without rows and where only rounding makes it differ from 0
+        (the bound of scikit-learn's StandardScaler)."""
         return _spread(self.count, self.count, self.mean, self.m2)
 
     @property
     def deviation(self) -> Floats:
-        """Population standard deviation."""
+        """The population standard deviation."""
         return np.sqrt(self.variance)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FadingMoments(Statistic):
-    """Mean and variance that follow drift: a number's weight halves with every `halflife` numbers
-    of its column that come after it.
+    """Mean and variance that follow drift: a number's weight halves with every `halflife` later
+    numbers of its column.
 
     The exponentially weighted moments of Finch, "Incremental calculation of weighted mean and
     variance" (2009), with the weights divided by their sum, so that the first number counts no more
@@ -184,18 +185,18 @@ class FadingMoments(Statistic):
 
     @property
     def variance(self) -> Floats:
-        """Weighted population variance; 0 as in `Moments.variance`."""
+        """The weighted population variance; 0 as in `Moments.variance`."""
         return _spread(self.count, self.weight, self.mean, self.m2)
 
     @property
     def deviation(self) -> Floats:
-        """Weighted population standard deviation."""
+        """The weighted population standard deviation."""
         return np.sqrt(self.variance)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Extremes(Statistic):
-    """Smallest and largest number.
+    """The smallest and largest number.
 
     Attributes:
         count: numbers seen, shape (columns,).
@@ -214,12 +215,12 @@ class Extremes(Statistic):
 
     @classmethod
     def of(cls, block: NumberBlock) -> Self:
-        """The extremes of one block."""
+        """Return the extremes of one block."""
         return cls.from_sums(_of_columns(extremes_into, block))
 
     @classmethod
     def from_sums(cls, sums: Floats) -> Self:
-        """From what `extremes_into` gave of each column, shape (columns, 3)."""
+        """Return extremes from the results of `extremes_into` per column, shape (columns, 3)."""
         count, low, high = sums.T
         return cls(count=count.astype(np.int64), low=low, high=high)
 
@@ -237,7 +238,7 @@ class Extremes(Statistic):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class KeyedMoments(Statistic):
-    """`Moments` of the rows of each key, for the `size` keys seen last; and of all rows together.
+    """`Moments` of the rows of each key, for the `size` most recent keys; and of all rows together.
 
     What it learns from has the keys' 64-bit hashes (UInt64) as its first column. Parts follow one
     another: ``a.merge(b)`` equals the whole where b's rows came after a's and no key has left. A
@@ -282,7 +283,7 @@ class KeyedMoments(Statistic):
         return len(self.keys)
 
     def find(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """Place of each key in the table, -1 for those that are not there."""
+        """Return the index of each key in the table, -1 for unknown keys."""
         if not len(self.keys):
             return np.full(len(keys), -1)
         at = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
@@ -346,7 +347,7 @@ class KeyedMoments(Statistic):
 
 
 def _with(array: NDArray[Any], at: NDArray[np.int64], values: NDArray[Any]) -> NDArray[Any]:
-    """A copy of the array with other values in some rows."""
+    """Return a copy of the array with other values in some rows."""
     result = array.copy()
     result[at] = values
     return result
@@ -354,8 +355,8 @@ def _with(array: NDArray[Any], at: NDArray[np.int64], values: NDArray[Any]) -> N
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class CoMoments(Statistic):
-    """Means and products of deviations of columns that vary together, over the rows in which every
-    column has a number: all that a linear regression of any on the others needs.
+    """Means and products of deviations of columns, over the rows in which every column has a
+    number: all that a linear regression of one column on the others needs.
 
     Merged as `Moments`, pair by pair.
 
@@ -408,7 +409,7 @@ class CoMoments(Statistic):
 
     @property
     def deviation(self) -> Floats:
-        """Square root of the sum of squared deviations over rows, 0 as in `Moments.variance`."""
+        """The square root of the sum of squared deviations, 0 as in `Moments.variance`."""
         rows = np.full(len(self.mean), self.complete)
         return np.sqrt(_spread(rows, rows, self.mean, np.diagonal(self.products)))
 
@@ -422,12 +423,12 @@ class CoMoments(Statistic):
 
 
 CENTROIDS = 256
-"""Centroids a column keeps in `Quantiles`."""
+"""The number of centroids per column in `Quantiles`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Quantiles(Statistic):
-    """A t-digest per column: quantiles in bounded memory (4 kB a column).
+    """A t-digest per column: quantiles in bounded memory (4 kB per column).
 
     Dunning and Ertl, "Computing Extremely Accurate Quantiles Using t-Digests" (2019), in the
     merging form with the scale function k1; cells of the scale are fixed instead of greedy, so that
@@ -456,7 +457,7 @@ class Quantiles(Statistic):
 
     @classmethod
     def of(cls, block: NumberBlock) -> Self:
-        """The digest of one block."""
+        """Return the digest of one block."""
         rows = np.sort(matrix(block), axis=1)  # NaN comes last
         count = np.count_nonzero(~np.isnan(rows), axis=1)
         if not rows.size:
@@ -490,18 +491,18 @@ class Quantiles(Statistic):
 
     @property
     def count(self) -> NDArray[np.int64]:
-        """Numbers seen, shape (columns,)."""
+        """The numbers seen, shape (columns,)."""
         count: NDArray[np.int64] = self.weight.sum(axis=0).astype(np.int64)
         return count
 
     def quantile(self, *q: float) -> Floats:
-        """The quantiles q (0-1) of each column, shape (len(q), columns); NaN where nothing was
-        seen."""
+        """Return the quantiles q (0-1) of each column, shape (len(q), columns); NaN for a column
+        without numbers."""
         columns = [self._column(j, np.asarray(q)) for j in range(len(self.low))]
         return np.stack(columns, axis=1) if columns else np.empty((len(q), 0))
 
     def below(self, j: int, values: Floats) -> Floats:
-        """The share of column j's numbers up to each value, by the same interpolation."""
+        """Return the share of column j's numbers up to each value, by the same interpolation."""
         ranks, known = self._points(j)
         if not len(known):
             return np.full(len(values), np.nan)
@@ -514,7 +515,7 @@ class Quantiles(Statistic):
         return np.asarray(np.interp(q * ranks[-1], ranks, values))
 
     def _points(self, j: int) -> tuple[Floats, Floats]:
-        """Ranks, and the values that have them; empty where nothing was seen."""
+        """Return ranks, and the values at them; empty for a column without numbers."""
         at = np.flatnonzero(self.weight[:, j])
         if not len(at):
             return np.empty(0), np.empty(0)
@@ -572,7 +573,7 @@ class Counts(Statistic):
 
     @property
     def top(self) -> list[Any]:
-        """The most frequent value of each column, None where nothing was seen."""
+        """The most frequent value of each column, None for a column without values."""
         return [table.item(0, "value") if table.height else None for table in self.tables]
 
 
@@ -582,7 +583,7 @@ class Counts(Statistic):
 def _spread(
     count: NDArray[np.int64], weight: NDArray[Any], mean: Floats, squares: Floats
 ) -> Floats:
-    """``squares / weight``, 0 where that is no more than the rounding of `count` numbers."""
+    """Return ``squares / weight``, 0 if that is within the rounding error of `count` numbers."""
     variance = np.divide(squares, weight, where=weight > 0, out=np.zeros_like(squares))
     noise = count * np.finfo(np.float64).eps
     constant = variance <= noise * variance + (noise * mean) ** 2
@@ -591,8 +592,8 @@ def _spread(
 
 @numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
 def _sums(x):  # type: ignore[no-untyped-def]
-    """Mean and squared deviations of x, shape (n,), in two passes; the second takes the first's
-    rounding out of the deviations (Chan, Golub & LeVeque).
+    """Return mean and squared deviations of x, shape (n,), in two passes; the second removes the
+    first's rounding error (Chan, Golub & LeVeque).
 
     Counted loops and reordered sums, so that the compiler uses the processor's lanes: iterating
     over the values takes ten times as long. The order depends on the length alone.
@@ -612,8 +613,8 @@ def _sums(x):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
 def _sums_of(x, mask):  # type: ignore[no-untyped-def]
-    """Count, mean and squared deviations of the numbers of x that `_good` would keep; as `_sums`,
-    without moving them."""
+    """Return count, mean and squared deviations of the numbers `_good` would keep, like `_sums`,
+    without copying them."""
     n, total = 0, 0.0
     for i in range(x.shape[0]):
         good = (mask[i] != 0) & (abs(x[i]) < MAX_ABS)
@@ -631,8 +632,8 @@ def _sums_of(x, mask):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True)
 def _good(x, mask):  # type: ignore[no-untyped-def]
-    """The numbers of x that are neither null (0 in the mask, which may be empty), nor NaN, nor
-    beyond `MAX_ABS`."""
+    """Return the numbers of x that are not null (0 in the mask, which may be empty), not NaN, and
+    not beyond `MAX_ABS`."""
     kept = np.empty(x.shape[0])
     n = 0
     for i in range(x.shape[0]):
@@ -643,7 +644,7 @@ def _good(x, mask):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True)
 def moments_into(x, mask, out):  # type: ignore[no-untyped-def]
-    """Count, mean and squared deviations into out, shape (3,); `mask` as `buffers` gives it."""
+    """Write count, mean and squared deviations to `out`, shape (3,); `mask` as of `buffers`."""
     if mask.shape[0]:
         out[0], out[1], out[2] = _sums_of(x, mask)
         return
@@ -656,7 +657,8 @@ def moments_into(x, mask, out):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
 def _weighted(x, w):  # type: ignore[no-untyped-def]
-    """Sum of w, weighted mean and squared deviations of x, both shape (n,); as `_sums`."""
+    """Return the sum of w, and the weighted mean and squared deviations of x, both of shape (n,),
+    like `_sums`."""
     n = x.shape[0]
     weight, total = 0.0, 0.0
     for i in range(n):
@@ -673,8 +675,8 @@ def _weighted(x, w):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True)
 def _fading(x, mask, weights, out):  # type: ignore[no-untyped-def]
-    """Count, sum of weights, mean and squared deviations into out, shape (4,); `weights` of n
-    numbers, the last one's last."""
+    """Write count, sum of weights, mean and squared deviations to `out`, shape (4,); `weights` of n
+    numbers end with the newest."""
     x = _good(x, mask)
     n = x.shape[0]
     weight, mean, squares = _weighted(x, weights[weights.shape[0] - n :])
@@ -683,7 +685,8 @@ def _fading(x, mask, weights, out):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True)
 def _grouped(rows, group, groups):  # type: ignore[no-untyped-def]
-    """Count, mean and squared deviations of each group, shape (groups, columns), and its last row.
+    """Return count, mean and squared deviations of each group, shape (groups, columns), and its
+    last row.
 
     Args:
         rows: shape (columns, n), NaN for what is no number.
@@ -710,7 +713,7 @@ def _grouped(rows, group, groups):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True)
 def extremes_into(x, mask, out):  # type: ignore[no-untyped-def]
-    """Count, smallest and largest into out, shape (3,)."""
+    """Write count, smallest and largest to `out`, shape (3,)."""
     x = _good(x, mask)
     low, high = np.inf, -np.inf
     for i in range(x.shape[0]):
@@ -720,7 +723,7 @@ def extremes_into(x, mask, out):  # type: ignore[no-untyped-def]
 
 
 def _of_columns(kernel: Callable[..., None], block: NumberBlock) -> Floats:
-    """What the kernel says of each column, shape (columns, 3)."""
+    """Return the kernel's result per column, shape (columns, 3)."""
     frame = _frame(block)
     sums = np.empty((frame.width, 3))
     for column, out in zip(frame.get_columns(), sums, strict=True):
@@ -735,19 +738,19 @@ def _frame(block: NumberBlock) -> pl.DataFrame:
 
 
 def matrix(block: NumberBlock) -> Floats:
-    """Shape (columns, n), C-contiguous; NaN for what is no number."""
+    """Return shape (columns, n), C-contiguous; NaN for what is not a number."""
     frame = block if isinstance(block, pl.DataFrame) else _frame(block)
     matrix = frame.select(pl.all().cast(pl.Float64)).to_numpy(order="fortran").T
     return np.where(np.abs(matrix) < MAX_ABS, matrix, np.nan)
 
 
 _EDGES = (np.sin(np.pi * (np.arange(CENTROIDS + 1)[:, None] / CENTROIDS - 0.5)) + 1) / 2
-"""Quantile at which each cell of the scale function k1 starts, shape (CELLS + 1, 1)."""
+"""The quantile at which each cell of the scale function k1 starts, shape (CELLS + 1, 1)."""
 
 
 def _segments(rows: Floats, starts: NDArray[np.int64]) -> Floats:
-    """Sums of ``rows[j, starts[i, j]:starts[i + 1, j]]``, shape (CELLS, columns), any number where
-    that is empty."""
+    """Return the sums of ``rows[j, starts[i, j]:starts[i + 1, j]]``, shape (CELLS, columns);
+    arbitrary for empty slices."""
     flat = np.append(rows.ravel(), 0.0)
     at = starts[:-1] + np.arange(len(rows)) * rows.shape[1]
     sums: Floats = np.add.reduceat(flat, at.T.ravel())
@@ -755,7 +758,7 @@ def _segments(rows: Floats, starts: NDArray[np.int64]) -> Floats:
 
 
 def _cells(weight: Floats) -> NDArray[np.int64]:
-    """The cell that the middle of each centroid falls into; `weight` in order of the means."""
+    """Return the cell of the middle of each centroid; `weight` is in order of the means."""
     after = np.cumsum(weight, axis=0)
     middle = (after - weight / 2) / np.maximum(after[-1], 1)
     k = CENTROIDS * (np.arcsin(np.clip(2 * middle - 1, -1, 1)) / np.pi + 0.5)
@@ -764,7 +767,7 @@ def _cells(weight: Floats) -> NDArray[np.int64]:
 
 
 def _binned(cell: NDArray[np.int64], values: Floats) -> Floats:
-    """Sums of the values of each cell, column by column, shape (CELLS, columns)."""
+    """Return the sums of the values of each cell, column by column, shape (CELLS, columns)."""
     columns = cell.shape[1]
     at = cell * columns + np.arange(columns)
     sums = np.bincount(at.ravel(), values.ravel(), CENTROIDS * columns).astype(np.float64)

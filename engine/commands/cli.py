@@ -1,5 +1,5 @@
-"""The command: ``headrace run | check | explore | profile | folds | export | compress | replay |
-predict | reference | schema``.
+"""The command line: ``headrace run | check | explore | profile | folds | export | compress | replay
+| predict | reference | schema``.
 
 Exit codes: 0 done (also after a signal), 1 failed, 2 the user's mistake, 3 too many rejected rows;
 a second signal ends with 128 and its number.
@@ -125,7 +125,7 @@ SPOKEN = {
     },
     "_explore": {"[source] path": "FILE"},
 }
-"""What keys of a pipeline file are called where a command has no such file."""
+"""Names of pipeline keys in commands that have no pipeline file."""
 COMMAND_SYNONYMS = {
     "serve": "run (a pipeline with [infer] serves)",
     "infer": "run (a pipeline with [infer] serves)",
@@ -143,11 +143,11 @@ COMMAND_SYNONYMS = {
     "config": "reference",
     "help": "--help",
 }
-"""What other tools call a command -> what it is called here."""
+"""Names of commands in other tools -> the name here."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The ``headrace`` command; the exit code.
+    """Run the ``headrace`` command; return the exit code.
 
     Args:
         arguments: those of this process unless given; only then is the process the command's own.
@@ -196,7 +196,7 @@ def _done(options: argparse.Namespace) -> int:
 
 
 def _parsed(arguments: list[str]) -> argparse.Namespace:
-    """Exits with 2 and the usage for what cannot be understood, as argparse does."""
+    """Parse the arguments. Exits with 2 and the usage if they make no sense, like argparse."""
     parser, commands = _parser()
     word = arguments[0] if arguments else ""
     if word and not word.startswith("-") and word not in commands:
@@ -210,8 +210,8 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says where its help cannot be written, which argparse passes over; without
-    `engine.commands.progress`, which loads for longer than the help takes."""
+    """A parser that reports where its help cannot be written, which argparse ignores; it does not
+    import `engine.commands.progress`, which loads for longer than the help takes."""
 
     def _print_message(self, message: str, file: Any = None) -> None:
         if file is not sys.stdout:
@@ -425,7 +425,7 @@ def _schema(options: argparse.Namespace) -> int:
 
 
 def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
-    """And the names of its commands."""
+    """Return the parser and the names of its commands."""
     from importlib.metadata import version
 
     parser = _Parser(
@@ -517,7 +517,7 @@ def _command(
 
 
 def _named(text: str) -> str:
-    """The name of something; an empty one is a variable of a script that was not set."""
+    """Return a name; an empty one is an unset variable of a script."""
     if not text:
         raise argparse.ArgumentTypeError("expected a name, got an empty text")
     return text
@@ -528,8 +528,8 @@ def _path(text: str) -> Path:
 
 
 def _spoken(sentence: str, options: argparse.Namespace) -> str:
-    """A sentence in the words of a command that has no pipeline file: what a table's key is there
-    is an argument, or set by --set."""
+    """Rewrite a sentence for a command without a pipeline file: a key of a table becomes an
+    argument or --set."""
     named = SPOKEN.get(options.command.__name__, {})
     if not named or str(getattr(options, "what", "")).endswith(".toml"):
         return sentence
@@ -584,8 +584,8 @@ def _unexpected(error: BaseException) -> str:
 
 
 def _open_streams() -> None:
-    """A standard stream that is closed goes nowhere; left closed, the next file that is opened
-    would take its place and get what is said."""
+    """Point a closed standard stream at nowhere; otherwise the next opened file would take its
+    descriptor and receive its output."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)

@@ -26,7 +26,7 @@ from engine.types import Batch, Mark, UserError
 
 Watch = Callable[[Loop, Batch], None]
 STAGE = "folds"
-"""The stage that is added where the pipeline has none that splits."""
+"""The stage that is added if the pipeline has no stage that splits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,17 +59,17 @@ class Folds:
     stopped: bool = False
 
     def mean(self, metric: str) -> float:
-        """Over the folds where the metric is defined; NaN where it is in none."""
+        """Return the mean over the folds where the metric is defined; NaN if it is in none."""
         values = self._defined(metric)
         return statistics.fmean(values) if values else math.nan
 
     def deviation(self, metric: str) -> float:
-        """Standard deviation (n - 1) between those folds; NaN for fewer than two."""
+        """Return the standard deviation (n - 1) over those folds; NaN for fewer than two."""
         values = self._defined(metric)
         return statistics.stdev(values) if len(values) > 1 else math.nan
 
     def tables(self) -> Iterator[Table | str]:
-        """For a terminal."""
+        """Return tables for a terminal."""
         if not self.folds:
             return
         metrics = [name for name in HEADLINE_METRICS if all(name in f.figures for f in self.folds)]
@@ -100,7 +100,7 @@ class Folds:
 
 
 def folds(pipeline: Pipeline, count: int = 5, *, watch: Watch | None = None) -> Folds:
-    """Run the pipeline once for each fold, each in a folder of its own, ``<folder>/folds/N``.
+    """Run the pipeline once per fold, each in its own folder ``<folder>/folds/N``.
 
     Args:
         pipeline: one that trains. Its `split` stage with `folds` deals the rows out; where it has
@@ -136,7 +136,7 @@ def _found(number: int, group: Mapping[str, Any], classes: tuple[str, ...]) -> F
 
 
 def _dealt(pipeline: Pipeline, count: int) -> tuple[dict[str, Any], str]:
-    """The pipeline's table with a stage that deals folds out, and that stage's name."""
+    """Return the pipeline's table with a stage that assigns folds, and that stage's name."""
     table = pipeline.table()
     for name, stage in table["scrub"].items():
         if stage.get("kind", name) == "split":

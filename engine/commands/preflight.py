@@ -44,16 +44,17 @@ from engine.types.contract_checks import misspelt_members
 from engine.types.plural import counted
 
 LEARNED_ROWS = 32
-"""Sampled rows that the model learns: enough to try it."""
+"""Sampled rows the model learns: enough to try it."""
 MAX_DETAILS = 3
-"""Different values or details that a sentence shows."""
+"""Distinct values or details that a sentence shows."""
 UNKNOWN_LABEL_SHARE = 0.01
-"""Share of sampled rows with an unknown label that is no slip in single rows any more."""
+"""The share of sampled rows with an unknown label above which the labels are wrong, not single
+rows."""
 
 
 def preflight(run: Run, rows: int = 1_000) -> bool:
-    """Print what the pipeline would do with a sample of `rows` records; whether nothing was found
-    amiss.
+    """Print what the pipeline would do with a sample of `rows` records; return whether no
+    problem was found.
 
     Writes nothing and saves nothing. Raises: UserError for what makes the file unusable.
     """
@@ -77,7 +78,7 @@ def preflight(run: Run, rows: int = 1_000) -> bool:
 
 
 def _unread(run: Run) -> Iterator[str]:
-    """What the declared columns alone say, of a source that can be read only once."""
+    """Check a source that can be read only once, from its declared columns alone."""
     once = "What the source gives can be read only once, so no row of it is tried"
     declared = only_named(parse_schema(run.pipeline.source.get("schema", {})) | {WILDCARD: DROPPED})
     with closing(run.source):
@@ -101,8 +102,8 @@ def _unread(run: Run) -> Iterator[str]:
 
 
 def _detached_source(run: Run) -> Source:
-    """The source, without its group: a look joins nothing, commits nothing, and sees the records
-    that the group has finished, too."""
+    """Return the source without its group: it joins nothing, commits nothing, and also sees
+    records the group has finished."""
     table = detached_source(run.pipeline.source)
     if table == run.pipeline.source:
         return run.source
@@ -110,7 +111,7 @@ def _detached_source(run: Run) -> Source:
 
 
 def _check_sample(run: Run, sample: Batch | None, source: Source) -> Iterator[str]:
-    """What is amiss with the sample on its way through the stages, which is printed."""
+    """Print what the stages do with the sample; return the problems found."""
     out = console()
     if sample is None:
         out.print("The source has no records yet, so its stages are untried: that is no mistake.")
@@ -143,7 +144,7 @@ def _check_sample(run: Run, sample: Batch | None, source: Source) -> Iterator[st
 
 
 def _read_by_stages(run: Run, batch: Batch) -> set[str]:
-    """Columns of text that stages replace by another type, or read by a cast."""
+    """Return text columns that stages replace by another type, or read with a cast."""
     after = batch.frame.schema
     replaced = {c for c, kind in after.items() if kind != pl.String}
     casts = (
@@ -157,7 +158,7 @@ def _read_by_stages(run: Run, batch: Batch) -> set[str]:
 
 
 def _lost_in_stages(run: Run, batch: Batch) -> Iterator[str]:
-    """Sampled rows that a stage rejects, few enough for a run."""
+    """Describe the sampled rows that a stage rejects, if a run would accept so few."""
     for reject in batch.rejects:
         if reject.reason not in run.pipeline.dead_letters.expected and len(reject):
             rows = f"{len(reject):,} of {counted(batch.raw_rows, 'sampled row')}"
@@ -168,7 +169,7 @@ def _lost_in_stages(run: Run, batch: Batch) -> Iterator[str]:
 
 
 def _task(run: Run, sample: Batch) -> str | None:
-    """Which task was chosen, where the labels may be classes."""
+    """Describe the inferred task, if the labels may be classes."""
     target = run.features.target if run.trains else None
     if not run.trains or not run.leaves_task_to_type or target not in sample.frame.columns:
         return None
@@ -177,7 +178,7 @@ def _task(run: Run, sample: Batch) -> str | None:
 
 
 def _sample(run: Run, source: Source, rows: int) -> Batch | None:
-    """Some records, decoded; None where there are none yet."""
+    """Return some decoded records; None if there are none yet."""
     pieces = source.sample(rows, 10.0)
     if not pieces:
         return None
@@ -193,7 +194,7 @@ def _sample(run: Run, source: Source, rows: int) -> Batch | None:
 
 
 def _steps(run: Run, batch: Batch) -> tuple[Table, Batch]:
-    """Runs the sample through every stage: a row of the table for each, and what is left."""
+    """Run the sample through every stage; return a table row for each, and the remaining rows."""
     places = len({*_partitions(batch.frame), *_lost(batch)})
     where = f" of {places:,} partitions" if places > 1 else ""
     records = f"{counted(batch.raw_rows, 'record')}{where}"
@@ -232,7 +233,7 @@ def _steps(run: Run, batch: Batch) -> tuple[Table, Batch]:
 
 
 def _head(batch: Batch, rows: int) -> Batch:
-    """Its first rows; the rejected ones stay."""
+    """Return the first rows of a batch; the rejected ones stay."""
     rows = min(rows, len(batch))
     return replace(
         batch,
@@ -243,7 +244,7 @@ def _head(batch: Batch, rows: int) -> Batch:
 
 
 def _rejected(run: Run, batch: Batch) -> Iterator[str]:
-    """More of the sample than a run allows, or all of it."""
+    """Describe rejects, if they are more than a run allows, or the whole sample."""
     settings = run.pipeline.dead_letters
     bad = sum(len(r) for r in batch.rejects if r.reason not in settings.expected)
     total = batch.raw_rows + batch.added
@@ -259,7 +260,7 @@ def _rejected(run: Run, batch: Batch) -> Iterator[str]:
 
 
 def _unreadable(run: Run, sample: Batch) -> Iterator[str]:
-    """Partitions, but not all, of which not one sampled row could be decoded."""
+    """Name the partitions, if not all, in which no sampled row could be decoded."""
     for name, reject in _lost(sample).items():
         if reject.reason not in run.pipeline.dead_letters.expected:
             yield (
@@ -269,7 +270,7 @@ def _unreadable(run: Run, sample: Batch) -> Iterator[str]:
 
 
 def _lost(batch: Batch) -> dict[str, Rejects]:
-    """Partition -> what took most of its rows, for those that have none left."""
+    """Return partition -> what rejected most of its rows, for partitions that have none left."""
     left = _partitions(batch.frame)
     worst: dict[str, Rejects] = {}
     for reject in sorted(batch.rejects, key=len):
@@ -282,7 +283,7 @@ def _partitions(frame: pl.DataFrame) -> set[str]:
 
 
 def _details(reject: Rejects) -> str:
-    """The first different details, or where there are none, rows as text."""
+    """Return the first distinct details or, without any, rows as text."""
     texts = reject.rows["detail"].drop_nulls()
     if texts.is_empty():
         texts = reject.rows["value"].drop_nulls().str.slice(0, 100)
@@ -290,7 +291,7 @@ def _details(reject: Rejects) -> str:
 
 
 def _labels(run: Run, batch: Batch) -> Iterator[str]:
-    """Labels that are none of the classes, too many for slips."""
+    """Describe labels outside the classes, if they are too many for typing errors."""
     unknown = [r for r in batch.rejects if r.reason == "unknown_label"]
     rows = sum(len(r) for r in unknown)
     if not run.trains or rows < max(1.0, UNKNOWN_LABEL_SHARE * batch.raw_rows):
@@ -308,12 +309,12 @@ def _labels(run: Run, batch: Batch) -> Iterator[str]:
 
 
 def _label_text(label: object) -> str:
-    """As [model] classes spell it."""
+    """Return a label as [model] classes spells it."""
     return label if isinstance(label, str) else json.dumps(label)
 
 
 def _check_service(run: Run) -> Iterator[str]:
-    """A page that cannot be opened."""
+    """Describe a service that cannot listen."""
     if run.pipeline.service is None:
         return
     try:
@@ -323,7 +324,7 @@ def _check_service(run: Run) -> Iterator[str]:
 
 
 def _check_sinks(run: Run) -> Iterator[str]:
-    """A place that would not take rows."""
+    """Describe sinks that would not accept rows."""
     for place in (run.sink, run.dead_letters):
         try:
             if place is not None:
@@ -346,7 +347,7 @@ def _check_members(run: Run) -> Iterator[str]:
 
 
 def _unfitted(run: Run, batch: Batch) -> list[str]:
-    """Stages that learn, and had nothing to apply to a first batch."""
+    """Name stages that learn and had no state to apply to a first batch."""
     return [
         stage.name
         for stage in run.stages
@@ -359,7 +360,7 @@ def _unfitted(run: Run, batch: Batch) -> list[str]:
 
 
 def _augmented(run: Run, batch: Batch) -> dict[str, int]:
-    """How many of the rows each augment changes, on a way of their own: to the model go all."""
+    """Count the rows each augment changes, in a separate pass: the model learns all rows."""
     if not run.trains or run.augmentation is None or not len(batch):
         return {}
     _ = run.learner  # it binds them
@@ -386,7 +387,7 @@ def _row(table: Table, name: str, batch: Batch, before: list[str], seen: int = 0
 
 
 def _check_exportable(run: Run) -> Iterator[str]:
-    """A model feature that a stage changes which no model file can contain."""
+    """Describe a model feature changed by a stage that no model file can contain."""
     if run.pipeline.export is None or not run.trains:
         return
     outside = run.stages[: run.export_from]
@@ -403,7 +404,7 @@ def _check_exportable(run: Run) -> Iterator[str]:
 
 
 def _check_resumable(run: Run) -> Iterator[str]:
-    """A checkpoint, or results of another pipeline, that a run would refuse."""
+    """Describe a checkpoint, or results of another pipeline, that a run would refuse."""
     try:
         run.try_resume()
     except HeadraceError as error:

@@ -1,5 +1,5 @@
-"""``headrace profile``: what holds a pipeline, where its memory is, and what a setting gives,
-measured.
+"""``headrace profile``: finds the bottleneck of a pipeline, shows its memory, and measures what
+a setting gains.
 
 The pipeline runs on a sample, with results, dead letters and checkpoints in a folder that is
 removed afterwards; a topic is read without its group and never written to. Then it runs again with
@@ -31,18 +31,17 @@ from engine.types import Batch, UserError
 from engine.types.plural import counted
 
 WARM_UP_SHARE = 0.25
-"""Part of a sample that warms up (compilation, files, connections) and is not counted."""
+"""The part of a sample that warms up (compilation, files, connections) and is not counted."""
 WARM_SECONDS, WARM_BATCHES = 1.0, 32
-"""It takes that long at least, in both, where the sample's length is one of time: what compiles
-does so in the first batches."""
+"""The least warm-up, if the sample's length is a time: compilation happens in the first batches."""
 ROUNDS = 3
 MEMORY_SAMPLE_SECONDS = 0.05
-"""How often memory is looked at, seconds."""
+"""Seconds between two samples of memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """What a setting gave.
+    """The measured effect of a setting.
 
     Attributes:
         setting: as ``--set`` takes it.
@@ -57,7 +56,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """What was found.
+    """The result of a profile.
 
     Attributes:
         records: of the sample.
@@ -84,13 +83,13 @@ class Profile:
 
     @property
     def _too_short(self) -> str:
-        """What is said without a verdict."""
+        """The message if no bottleneck could be measured."""
         if self.ended:
             return "The source ended too soon to tell what holds the run: it is done in a moment."
         return "The sample was too short to tell what holds it: give it more --seconds."
 
     def tables(self) -> Iterable[Table | str]:
-        """For a terminal."""
+        """Return tables for a terminal."""
         yield f"{counted(self.records, 'record')}, {self.rate:,.0f} a second"
         stages = Table(title="work by stage", title_justify="left")
         for name in ("stage", "part", "calls", "seconds", "process at its peak"):
@@ -118,7 +117,7 @@ def profile(
     trace: Path | None = None,
     trials: bool = True,
 ) -> Profile:
-    """Run a sample, judge it, try what the verdict advises.
+    """Run a sample, find its bottleneck, try the advised settings.
 
     Args:
         seconds: of the sample; a bounded source may end it sooner.
@@ -180,7 +179,7 @@ class SampleRun:
 
     @property
     def rate(self) -> float:
-        """Records a second after the warm-up."""
+        """The records per second after the warm-up."""
         last_time, last_count = self._marks[-1] if self._marks else (0.0, 0)
         seconds, _ = self._limits
         if seconds is None:
@@ -191,7 +190,7 @@ class SampleRun:
         return (last_count - first_count) / max(last_time - first_time, 1e-9)
 
     def run(self) -> None:
-        """Run it, fresh."""
+        """Run the sample, fresh."""
         loop = self.run_.loop
         loop.loader.timer.listener = self._listen
         self._begin = time.perf_counter()
@@ -205,7 +204,7 @@ class SampleRun:
             self.calls[stage], self.seconds[stage] = taken.calls, taken.wall
 
     def write_trace(self, path: Path) -> None:
-        """Everything the threads did, as Chrome's trace events; times in microseconds.
+        """Write everything the threads did as Chrome trace events; times in microseconds.
 
         Raises: UserError where it cannot be written.
         """
@@ -260,7 +259,7 @@ class SampleRun:
 
 
 def _try(pipeline: Pipeline, setting: str, records: int) -> Trial:
-    """The setting against none, in turns, over as many records."""
+    """Run with and without the setting, alternating, over equally many records."""
     other = _with(pipeline, setting)
     rates: dict[str, list[float]] = {"": [], setting: []}
     for _ in range(ROUNDS):
@@ -280,7 +279,7 @@ def _with(pipeline: Pipeline, setting: str) -> Pipeline:
 
 
 def _sandboxed(pipeline: Pipeline, folder: Path) -> tuple[Pipeline, list[str]]:
-    """The pipeline with everything it writes in `folder`, and what that leaves out."""
+    """Return the pipeline with all its outputs in `folder`, and what that leaves out."""
     table = pipeline.table()
     for section in ("service", "export", "dead_letters"):
         table.pop(section, None)

@@ -1,4 +1,4 @@
-"""What a person at the terminal sees: a progress bar while it runs, a table at the end."""
+"""Output on the terminal: a progress bar during a run, tables at the end."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ log = logging.getLogger("headrace.progress")
 SHOW_SECONDS = 0.5
 LOG_SECONDS = 10.0
 IDLE_SECONDS = 60.0
-"""How often a log says that nothing came."""
+"""The seconds between two log lines about an idle source."""
 
 
 class Output(Console):
-    """Standard output, whose reader may leave early (``| head``), and whose disk may be full."""
+    """Standard output, whose reader may leave early (``| head``) and whose disk may be full."""
 
     def on_broken_pipe(self) -> None:
-        """Leave the answer to the command; rich would end the process here."""
+        """Leave the decision to the command; rich would end the process here."""
         _close()
         raise ReaderLeft
 
     def print(self, *parts: Any, **how: Any) -> None:
-        """See `rich.console.Console.print`. Raises: ReaderLeft; HeadraceError where nothing can be
-        written."""
+        """Print like `rich.console.Console.print`. Raises: ReaderLeft; HeadraceError if nothing
+        can be written."""
         with _printing():
             super().print(*parts, **how)
 
@@ -72,19 +72,19 @@ def _printing() -> Iterator[None]:
 
 
 def _close() -> None:
-    """What is still to be written to standard output goes nowhere."""
+    """Discard what is still to be written to standard output."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def console() -> Console:
-    """Standard output; wide enough for the tables where it is no terminal."""
+    """Return standard output, wide enough for the tables if it is not a terminal."""
     output = Output()
     return output if output.is_terminal else Output(width=120)
 
 
 class Progress:
-    """A bar on a terminal; elsewhere a log line every ten seconds, and every minute while nothing
-    comes. Use as a context; `watch` and `look` are the hooks of a loop and of a survey."""
+    """A bar on a terminal; elsewhere a log line every ten seconds, and every minute while idle.
+    Use as a context manager; `watch` and `look` are hooks for a loop and a survey."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)
@@ -117,13 +117,13 @@ class Progress:
         self._bar.stop()
 
     def watch(self, loop: Loop, batch: Batch) -> None:
-        """Called after every batch of a run; shows at most twice a second."""
+        """Show the progress of a run, at most twice a second. Called after every batch."""
         rows = loop.totals.read + loop.totals.added
         if self._due(rows, len(batch)):
             self._show(rows, loop.source.progress(loop.mark), _quality(loop))
 
     def look(self, batch: Batch, share: float | None) -> None:
-        """Called after every batch of a survey, with the share that is done."""
+        """Show the progress of a survey, with the share that is done. Called after every batch."""
         self._rows += batch.raw_rows
         if self._due(self._rows, batch.raw_rows):
             self._show(self._rows, share, [])
@@ -160,14 +160,14 @@ def _quality(loop: Loop) -> list[str]:
 
 
 def show(out: Console, parts: Iterable[Table | str]) -> None:
-    """Print tables and sentences; a sentence is no markup and is cut nowhere."""
+    """Print tables and sentences; a sentence is not markup and is never cut."""
     for part in parts:
         plain = isinstance(part, str)
         out.print(part, highlight=False, markup=not plain, soft_wrap=plain)
 
 
 def finish(summary: Summary) -> None:
-    """Print what a run came to: the report, the gate's verdict, the account of every record, the
+    """Print the result of a run: the report, the gate's result, the account of all records, the
     files."""
     out = console()
     if summary.report:

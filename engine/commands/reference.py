@@ -1,5 +1,5 @@
-"""Everything a pipeline file may say, read off the Settings classes: `headrace reference`, its page
-in deploy/, the JSON Schema for editors, and the table that a misplaced key belongs to.
+"""The reference of the pipeline file, generated from the Settings classes: `headrace reference`,
+its page in deploy/, the JSON Schema for editors, and the table a misplaced key belongs to.
 
 Importing this loads no connector and no model; `tables` imports every kind.
 """
@@ -36,7 +36,7 @@ from engine.scrub import STAGES
 from engine.types import UserError, nearest
 
 TOP_LEVEL_KEYS = ("name", "base", "folder")
-"""Keys of a pipeline file that are no tables."""
+"""Keys of a pipeline file that are not tables."""
 OUTPUT_COLUMNS = {
     "prediction": "the value, or for classes the predicted class as text",
     "probability": "classes only: of the second of two classes, or of the predicted one of more",
@@ -82,7 +82,8 @@ class SettingsTable:
         return f'{head} kind = "{self.kind}"' if self.kind else head
 
     def entries(self) -> list[settings_docs.Key]:
-        """In the order of the classes and their fields; the first class says what a key is."""
+        """Return the keys in the order of the classes and their fields; the first class defines
+        a key."""
         keys: dict[str, settings_docs.Key] = {}
         for settings in self.settings:
             for key in settings_docs.keys(settings):
@@ -92,7 +93,7 @@ class SettingsTable:
 
 @cache
 def tables() -> tuple[SettingsTable, ...]:
-    """Every table, in the order of a pipeline file. Imports every kind."""
+    """Return every table, in the order of a pipeline file. Imports every kind."""
     return tuple(_tables())
 
 
@@ -147,13 +148,13 @@ def _kinds(
 
 
 def _about(cls: type[Any]) -> str:
-    """The first sentences of a class's docstring, unless they send to a protocol."""
+    """Return the first sentences of a class's docstring, unless they point to a protocol."""
     first = inspect.cleandoc(cls.__doc__ or "").partition("\n\n")[0].replace("\n", " ")
     return "" if first.startswith("See ") else first
 
 
 def tables_with(names: Iterable[str]) -> str:
-    """A sentence that says which tables have a key of one of these names; empty for none."""
+    """Return a sentence naming the tables that have one of these keys; empty if none has."""
     for name in names:
         titles = [
             table.title for table in tables() if any(key.name == name for key in table.entries())
@@ -170,7 +171,7 @@ def tables_with(names: Iterable[str]) -> str:
 
 
 def matching(word: str) -> list[SettingsTable]:
-    """The tables that a word of the command names: ``source``, ``source.kafka``, ``scrub``,
+    """Return the tables that an argument names: ``source``, ``source.kafka``, ``scrub``,
     ``missing``, ``[train]``.
 
     Raises: UserError where there is none.
@@ -190,7 +191,8 @@ def _names(table: SettingsTable) -> set[str]:
 
 
 def pages(word: str | None) -> Iterator[rich.table.Table | str]:
-    """What the terminal shows: the tables there are, or those that `word` names with their keys.
+    """Return what the terminal shows: the list of tables, or those that `word` names with their
+    keys.
 
     Raises: UserError for a table that there is not.
     """
@@ -224,7 +226,7 @@ def _kinds_of(section: str) -> list[str]:
 
 
 def markdown() -> str:
-    """The page: every table with its keys."""
+    """Return the page: every table with its keys."""
     lines = [INTRODUCTION]
     for table in tables():
         lines += ["", f"## {table.title}", ""]
@@ -247,8 +249,8 @@ def _line(key: settings_docs.Key) -> str:
 
 
 def schema() -> dict[str, Any]:
-    """A JSON Schema of pipeline files. No key is required: a ``base``, the environment and
-    ``--set`` may give it; whether a file is whole is for `headrace check` to say."""
+    """Return a JSON Schema of pipeline files. No key is required, since a ``base``, the
+    environment or ``--set`` may set it; `headrace check` tells whether a file is complete."""
     from connectors import SOURCES
 
     definitions = {_reference(table): _object(table) for table in tables()}
@@ -297,7 +299,7 @@ CUSTOM_TABLE = {
     "properties": {"kind": {"type": "string", "pattern": ":"}},
     "required": ["kind"],
 }
-"""A table whose kind is a class of one's own: it may have any key."""
+"""A table whose kind is a user's class: it may have any key."""
 
 
 def _reference(table: SettingsTable) -> str:
@@ -310,7 +312,7 @@ def _to(name: str) -> dict[str, Any]:
 
 
 def _named(section: str, kinds: Iterable[str]) -> dict[str, Any]:
-    """Tables whose kind is their name unless they say another."""
+    """Tables whose default kind is their name."""
     to = {name: _to(f"{section}.{name}") for name in kinds}
     explicit = [{"allOf": [name, {"required": ["kind"]}]} for name in to.values()]
     return {
@@ -323,7 +325,7 @@ def _named(section: str, kinds: Iterable[str]) -> dict[str, Any]:
 
 
 def _object(table: SettingsTable) -> dict[str, Any]:
-    """A table as a JSON Schema, its keys with their texts."""
+    """Return a table as a JSON Schema, with the keys' descriptions."""
     properties: dict[str, Any] = {}
     for settings in table.settings:
         properties |= _inlined(settings.model_json_schema(by_alias=True))["properties"]
@@ -340,7 +342,7 @@ def _object(table: SettingsTable) -> dict[str, Any]:
 
 
 def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
-    """Without references, so that schemas of several classes can be put together."""
+    """Return a schema without references, so that schemas of several classes can be merged."""
     definitions = schema.pop("$defs", {})
 
     def inline(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""``headrace explore``: what is in a file, a topic or a pipeline's source, after one pass."""
+"""``headrace explore``: shows what is in a file, a topic or a pipeline's source, in one pass."""
 
 from engine.explore.exploration import explore
 from engine.explore.findings import Findings

@@ -1,4 +1,4 @@
-"""How many different values, and how many rows that were there before, in bounded memory."""
+"""Counts distinct values and duplicate rows in bounded memory."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from engine.columnar.hashing import Hashes
 
 BITS = 14
 ERROR = 1.04 / math.sqrt(2**BITS)
-"""Standard error of `DistinctCounter.count`: 0.8 %."""
+"""The standard error of `DistinctCounter.count`: 0.8 %."""
 SLOTS = 1 << 23
-"""Of the largest table of `RowSet`: 64 MiB."""
+"""The slots of the largest table of `RowSet`: 64 MiB."""
 LOAD = 0.7
 
 
 class DistinctCounter:
-    """Different values of a column: HyperLogLog with 2**14 registers (Flajolet, Fusy, Gandouet &
-    Meunier, "HyperLogLog: the analysis of a near-optimal cardinality estimation algorithm", 2007),
-    small counts by linear counting (Whang, Vander-Zanden & Taylor, 1990). 16 kB.
-    """
+    """Counts the distinct values of a column: HyperLogLog with 2**14 registers (Flajolet, Fusy,
+    Gandouet & Meunier, "HyperLogLog: the analysis of a near-optimal cardinality estimation
+    algorithm", 2007), small counts by linear counting (Whang, Vander-Zanden & Taylor, 1990). 16
+    kB."""
 
     def __init__(self) -> None:
         self._registers = np.zeros(1 << BITS, np.uint8)
@@ -32,12 +32,13 @@ class DistinctCounter:
         _register(hashes, self._registers)
 
     def merge(self, other: DistinctCounter) -> None:
-        """Add the values of another."""
+        """Add the values of another counter."""
         np.maximum(self._registers, other._registers, out=self._registers)
 
     @property
     def count(self) -> int:
-        """How many there are, with a standard error of `ERROR`; hardly any for a few thousand."""
+        """Return the number of distinct values, with a standard error of `ERROR`; nearly exact
+        up to a few thousand."""
         m = len(self._registers)
         zeros = int((self._registers == 0).sum())
         if zeros and (few := m * math.log(m / zeros)) <= 2.5 * m:
@@ -47,8 +48,8 @@ class DistinctCounter:
 
 
 class RowSet:
-    """Which rows were there before, by their hashes: exact until `SLOTS` * `LOAD` different ones
-    are remembered; later ones are then looked up only.
+    """Finds duplicate rows by their hashes: exact until `SLOTS` * `LOAD` distinct rows are
+    stored; later rows are only looked up.
 
     Attributes:
         rows: looked up.
@@ -96,7 +97,8 @@ def _register(hashes, registers):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True)
 def _insert(keys, table, full):  # type: ignore[no-untyped-def]
-    """Keys into a table with open addressing; how many were new and how many were there."""
+    """Insert keys into a table with open addressing; return how many were new and how many
+    known."""
     mask = np.uint64(table.shape[0] - 1)
     new, repeated = 0, 0
     for i in range(keys.shape[0]):

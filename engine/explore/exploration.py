@@ -1,4 +1,4 @@
-"""One pass over a source: the survey, and what a pipeline's stages do meanwhile."""
+"""One pass over a source: the survey, and the effect of a pipeline's stages."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def explore(
     time: str | None = None,
     watch: Callable[[Batch, float | None], None] | None = None,
 ) -> Findings:
-    """Look at everything once, in memory that does not grow with the rows.
+    """Survey a source in one pass, in memory that does not grow with the rows.
 
     Args:
         target: a file, folder or glob that the files source reads, or a pipeline: its source is
@@ -92,7 +92,7 @@ def _pipeline(path: Path, overrides: Iterable[str]) -> Pipeline:
 
 
 def _source_and_stages(pipeline: Pipeline) -> Pipeline:
-    """Source and stages alone; a topic is read without its group, to its end."""
+    """Return source and stages alone; a topic is read without its group, to its end."""
     table = pipeline.table()
     table_out = {
         "name": "explore",

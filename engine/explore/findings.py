@@ -1,4 +1,4 @@
-"""What a survey comes to: figures of each column, and sentences about what a reader should know."""
+"""The result of a survey: figures of each column, and sentences for the reader."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ Floats = NDArray[np.float64]
 BINS = 40
 TOP = 8
 FENCE = 3.0
-"""Outliers lie so many quartile distances beyond the quartiles (Tukey's far out values)."""
+"""Outliers lie this many interquartile ranges beyond the quartiles (Tukey's far out values)."""
 DRIFT = 0.2
-"""Population stability index of a slice against the whole above which a column drifts (Siddiqi,
-2006)."""
+"""The population stability index of a slice against the whole above which a column drifts
+(Siddiqi, 2006)."""
 STRONG = 0.9
 RARE = 0.5
-"""A class is rare below this part of an equal share."""
+"""A class with less than this part of an equal share is rare."""
 MAX_COLUMNS_NAMED = 4
-"""Columns that a sentence names."""
+"""The most columns a sentence names."""
 MAX_CLASSES = 10
-"""Values of a column that may be classes."""
+"""The most values of a column that may be classes."""
 COUNTED = 50
-"""Rows from which a column of consecutive numbers is taken for a counter."""
+"""The least rows from which a column of consecutive numbers counts as a counter."""
 KEY_NAME = re.compile(
     r"(?i:(^|[_. -])(id|uuid|guid|key|zip|zipcode|postcode|phone|iban)$)|[a-z]Id$"
 )
-"""Names of columns whose numbers have no size."""
+"""Names of columns whose numbers are identifiers."""
 QUANTILES = (0, 0.005, 0.01, 0.25, 0.5, 0.75, 0.99, 0.995, 1)
 DECILES = tuple(n / 10 for n in range(1, 10))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeline:
-    """A numeric column over the stream, a number a slice.
+    """A numeric column over the stream, one number per slice.
 
     Attributes:
         low, median, high: its quantiles 0.1, 0.5 and 0.9; None where a slice has no number.
@@ -62,7 +62,7 @@ class Timeline:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ColumnProfile:
-    """A column.
+    """The profile of a column.
 
     Attributes:
         name, kind: its name and type, as a pipeline file writes it.
@@ -113,16 +113,16 @@ class ColumnProfile:
 
     @property
     def numeric(self) -> bool:
-        """Whether it holds numbers that were seen."""
+        """Whether the column has numbers."""
         return bool(self.quantiles)
 
     @property
     def whole(self) -> bool:
-        """Whether its type is that of whole numbers."""
+        """Whether its type is an integer type."""
         return self.kind.startswith(("int", "uint"))
 
     def key(self, rows: int) -> str | None:
-        """Why its numbers name things and measure nothing, None where they may measure."""
+        """Why its numbers are identifiers and not quantities; None if they may be quantities."""
         if not (self.numeric and self.whole):
             return None
         if KEY_NAME.search(self.name):
@@ -198,14 +198,14 @@ class Findings:
     left_out: tuple[str, ...] = ()
 
     def plain(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Return the findings as JSON values."""
         return asdict(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantileTables:
-    """What digests say of all numeric columns, worked out once: a digest answers for every column
-    at the cost of all of them, so asking again for each would grow with their square.
+    """The digests' quantiles of all numeric columns, computed once: a digest computes all
+    columns at a time, so a query per column would cost the square of their number.
 
     Attributes:
         digest: of all rows.
@@ -224,7 +224,7 @@ class QuantileTables:
 
     @classmethod
     def of(cls, survey: Survey) -> QuantileTables:
-        """Of the numeric columns of a survey."""
+        """Return the tables of the numeric columns of a survey."""
         digest, slices, columns = survey.digest, survey.slices, len(survey.numeric)
         parts = [part.digest.quantile(0.1, 0.5, 0.9) for part in slices]
         counts = [part.digest.count for part in slices]
@@ -239,7 +239,7 @@ class QuantileTables:
 
 
 def column_profiles(survey: Survey) -> tuple[ColumnProfile, ...]:
-    """Of every column."""
+    """Return the profile of every column."""
     ranks = QuantileTables.of(survey)
     places = {name: j for j, name in enumerate(survey.numeric)}
     return tuple(
@@ -251,7 +251,7 @@ def column_profiles(survey: Survey) -> tuple[ColumnProfile, ...]:
 
 
 def times(survey: Survey) -> TimeProfile | None:
-    """Order and gaps."""
+    """Return order and gaps."""
     clock = survey.clock
     if clock is None or survey.time is None or not clock.rows:
         return None
@@ -274,14 +274,14 @@ def times(survey: Survey) -> TimeProfile | None:
 
 
 def related(survey: Survey) -> tuple[tuple[str, ...], tuple[tuple[float | None, ...], ...]]:
-    """Names of numeric columns, and their correlations."""
+    """Return the names of numeric columns, and their correlations."""
     names = tuple(survey.numeric[:MAX_CORRELATED])
     rows = survey.pairs.correlation.tolist()
     return names, tuple(tuple(_known(x) for x in row) for row in rows)
 
 
 def sentences(findings: Findings) -> Iterator[str]:
-    """What to know before one learns from it."""
+    """Return sentences to know before learning from the data."""
     if not findings.rows:
         yield "No row could be read." if findings.rejected else "There are no rows."
     yield from _unread(findings)
@@ -308,7 +308,7 @@ def _unread(found: Findings) -> Iterator[str]:
 
 
 def left_out(survey: Survey, limit: int | None) -> Iterator[str]:
-    """What was not looked at."""
+    """Return sentences about what was not examined."""
     if limit is not None and survey.rows >= limit:
         yield f"Rows after the first {survey.rows:,}: --rows was reached."
     if survey.seen.full:
@@ -342,7 +342,7 @@ def left_out(survey: Survey, limit: int | None) -> Iterator[str]:
 
 
 def moment(microseconds: int) -> str:
-    """ISO 8601, without a zone: as the data has it."""
+    """Return ISO 8601 without a zone, as in the data."""
     at = datetime.fromtimestamp(microseconds // 1_000_000, UTC).replace(tzinfo=None)
     return at.replace(microsecond=microseconds % 1_000_000).isoformat(sep=" ")
 
@@ -439,7 +439,7 @@ def _histogram(
 
 
 def _bars(counts: Counts, low: float, high: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The histogram of numbers that are counted one by one."""
+    """Return the histogram of numbers that are counted individually."""
     if not low < high:
         return (), ()
     table = counts.tables[0]
@@ -455,7 +455,7 @@ def _timeline(ranks: QuantileTables, j: int) -> Timeline:
 
 
 def _drift(ranks: QuantileTables, j: int) -> float | None:
-    """Of slices with a quarter of the largest one's rows at least."""
+    """Return the drift over slices with at least a quarter of the largest slice's rows."""
     if len(ranks.slices) < 2:
         return 0.0
     edges = np.unique(ranks.deciles[:, j])
@@ -506,7 +506,7 @@ def _of_times(times: TimeProfile, rows: int) -> Iterator[str]:
 
 
 def _of_columns(columns: Sequence[ColumnProfile], rows: int) -> Iterator[str]:
-    """A sentence for each kind of trouble, the worst columns first."""
+    """Return one sentence per kind of problem, the worst columns first."""
     void = [c for c in columns if c.missing == rows]
     if void:
         yield "No value at all in " + _listed(void, lambda c: repr(c.name))
@@ -574,7 +574,7 @@ def _truth(column: ColumnProfile) -> tuple[str, str] | None:
 
 
 def _listed(columns: Sequence[ColumnProfile], say: Callable[[ColumnProfile], str]) -> str:
-    """The first few by name, the others by number."""
+    """Name the first few, count the others."""
     names = ", ".join(map(say, columns[:MAX_COLUMNS_NAMED]))
     rest = len(columns) - MAX_COLUMNS_NAMED
     more = counted(rest, "more column")
@@ -599,7 +599,8 @@ def _of_classes(findings: Findings) -> Iterator[str]:
 
 
 def classes(findings: Findings) -> list[ColumnProfile]:
-    """Columns whose values may be classes: the target, or those with 2 to 10 whole values."""
+    """Return columns whose values may be classes: the target, or those with 2 to 10 integer
+    values."""
     return [
         column
         for column in findings.columns

@@ -1,4 +1,5 @@
-"""Text that says numbers, or true and false, in a way that no cast reads; and the SQL that does."""
+"""Text that stands for numbers or booleans in a notation no cast reads; and the SQL that reads
+it."""
 
 from __future__ import annotations
 
@@ -11,14 +12,14 @@ import polars as pl
 from engine.types.plural import counted
 
 MIN_SHARE = 0.99
-"""Share of a column's texts that must be written so."""
+"""The share of a column's texts that must have the notation."""
 MOST_WORDS = 5
-"""Different words between numbers that may stand for gaps."""
+"""The most distinct words between numbers that may be missing values."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notation:
-    """A way to write numbers.
+    """A notation for numbers.
 
     Attributes:
         words: what is special about it.
@@ -31,8 +32,8 @@ class Notation:
     sql: str
 
     def read(self, column: str, *, all_fit: bool = True) -> str:
-        """A key of a 'derive' stage's columns that makes numbers of a column, TOML; unless all
-        texts fit, null of the others."""
+        """Return a key of a 'derive' stage's columns that parses the column, as TOML; texts that
+        do not fit become null."""
         quoted = '"' + column.replace('"', '""') + '"'
         sql = self.sql if all_fit else self.sql.replace("CAST(", "TRY_CAST(", 1)
         key, sql = (json.dumps(text, ensure_ascii=False) for text in (column, sql.format(quoted)))
@@ -54,14 +55,14 @@ class Reading:
     odd: int
 
     def read(self, column: str) -> str:
-        """See `Notation.read`; empty where there is no notation."""
+        """Return `Notation.read`; empty without a notation."""
         if self.notation is None:
             return ""
         return self.notation.read(column, all_fit=not self.words and not self.odd)
 
     @property
     def but(self) -> str:
-        """The end of a sentence about the texts that are no number; empty where all are."""
+        """The end of a sentence about the texts that are not numbers; empty if all are."""
         parts = [f"{word!r} in {counted(n, 'row')}" for word, n in self.words.items()]
         if self.odd:
             parts.insert(0, counted(self.odd, "value that is none", "values that are none"))
@@ -104,7 +105,7 @@ NOTATIONS = (
         sql="CAST(TRIM(REPLACE(REPLACE({}, '%', ''), ',', '.')) AS DOUBLE) / 100",
     ),
 )
-"""The first one that fits is meant."""
+"""The notations; the first that fits applies."""
 BOOLEAN_PAIRS = (
     ("yes", "no"), ("y", "n"), ("t", "f"), ("on", "off"), ("ja", "nein"), ("j", "n"),
     ("wahr", "falsch"), ("oui", "non"), ("o", "n"), ("vrai", "faux"), ("si", "no"),
@@ -116,13 +117,14 @@ BOOLEAN_PAIRS = (
 
 
 def counts(texts: pl.Series) -> list[int]:
-    """How many of the texts each of `NOTATIONS` reads; null is none."""
+    """Count the texts that each of `NOTATIONS` reads; null is not counted."""
     stripped = texts.str.strip_chars()
     return [int(stripped.str.contains(one.pattern).sum()) for one in NOTATIONS]
 
 
 def words(texts: pl.Series) -> dict[str, int]:
-    """Texts without a digit that no cast reads as a number -> how many; null is none."""
+    """Return texts without a digit that no cast reads as a number -> how many; null is not
+    counted."""
     stripped = texts.drop_nulls().str.strip_chars().rename("word")
     without = stripped.filter(~stripped.str.contains(r"\d"))
     matching = without.filter(without.cast(pl.Float64, strict=False).is_null())
@@ -132,8 +134,8 @@ def words(texts: pl.Series) -> dict[str, int]:
 def reading(
     read: Sequence[int], known: int, numbers: int, words: Mapping[str, int] | None
 ) -> Reading | None:
-    """How (nearly) all texts of a column write numbers, but for a few words; None where they write
-    none.
+    """Return how (nearly) all texts of a column write numbers, apart from a few words; None if
+    they do not.
 
     Args:
         read: what `counts` says of the column.
@@ -154,7 +156,7 @@ def reading(
 
 
 def truth(values: set[str]) -> tuple[str, str] | None:
-    """The values that say true and false, as they are spelt; None where they do not."""
+    """Return the values for true and false, as spelt; None if there are none."""
     spelt = {value.strip().lower(): value for value in values}
     matching = next((pair for pair in BOOLEAN_PAIRS if set(pair) == set(spelt)), None)
     if matching is None or len(values) != 2:
@@ -163,7 +165,7 @@ def truth(values: set[str]) -> tuple[str, str] | None:
 
 
 def hint(column: str, texts: pl.Series) -> str | None:
-    """A sentence about a column of text of which these values were seen."""
+    """Return a sentence about a text column with these values."""
     texts = texts.drop_nulls()
     numbers = int(texts.str.strip_chars().cast(pl.Float64, strict=False).is_not_null().sum())
     gaps = words(texts)

@@ -1,5 +1,4 @@
-"""Findings as one page of HTML that needs nothing else: no script, no font, no picture from
-elsewhere.
+"""Findings as one self-contained page of HTML: no script, no font, no picture from elsewhere.
 
 All that comes from the data is escaped by the template, names of columns too.
 """
@@ -23,7 +22,7 @@ STRIP = 44.0
 
 
 def write(findings: Findings, path: Path) -> None:
-    """Raises: UserError where it cannot be written."""
+    """Write the page. Raises: UserError if it cannot be written."""
     try:
         atomic.write(path, page(findings))
     except OSError as error:
@@ -31,7 +30,7 @@ def write(findings: Findings, path: Path) -> None:
 
 
 def page(findings: Findings) -> str:
-    """The HTML."""
+    """Return the HTML."""
     return template().render(
         found=findings,
         histogram=histogram,
@@ -44,7 +43,7 @@ def page(findings: Findings) -> str:
 
 
 def template() -> Template:
-    """Of the page; whatever is put in is escaped."""
+    """Return the page's template; everything inserted is escaped."""
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -54,7 +53,7 @@ def template() -> Template:
 
 
 def histogram(column: ColumnProfile) -> Markup:
-    """Bars of the numbers' shares."""
+    """Return a histogram of bars."""
     most = max(column.bars, default=0.0) or 1.0
     wide = WIDTH / max(1, len(column.bars))
     drawn = [
@@ -66,8 +65,8 @@ def histogram(column: ColumnProfile) -> Markup:
 
 
 def timeline(line: Timeline) -> Markup:
-    """The median and what lies between the quantiles 0.1 and 0.9, over the stream; missing values
-    as a strip below."""
+    """Return the median and the band between the quantiles 0.1 and 0.9 over the stream, with
+    missing values as a strip below."""
     known = [x for x in (*line.low, *line.high) if x is not None]
     n = len(line.median)
     if not known or n < 2:
@@ -96,7 +95,7 @@ def timeline(line: Timeline) -> Markup:
 
 
 def calendar(findings: Findings) -> Markup:
-    """The longest gaps on the line of time."""
+    """Return the longest gaps on a time line."""
     times = findings.times
     if times is None or not times.gaps:
         return Markup("")
@@ -116,18 +115,18 @@ def calendar(findings: Findings) -> Markup:
 
 
 def heat(value: float | None) -> str:
-    """How strong a correlation is, as one of the page's classes: -5 ... 5."""
+    """Return the CSS class of a correlation: -5 ... 5."""
     return "none" if value is None else f"h{round(abs(value) * 5)}{'n' if value < 0 else 'p'}"
 
 
 def percent(n: float, of: float) -> str:
-    """Short; what is there is never 0 %."""
+    """Format a share; a positive one is never shown as 0 %."""
     share = n / of if of else 0.0
     return "<0.1 %" if 0 < share < 0.001 else f"{100 * share:.1f} %"
 
 
 def _runs(line: Timeline) -> Sequence[list[int]]:
-    """Slices that have numbers, neighbours together."""
+    """Return runs of adjacent slices that have numbers."""
     runs: list[list[int]] = []
     for i, x in enumerate(line.median):
         if x is None:
@@ -140,7 +139,7 @@ def _runs(line: Timeline) -> Sequence[list[int]]:
 
 
 def _svg(css_class: str, height: float, drawn: Sequence[str], width: float = WIDTH) -> Markup:
-    """Markup of numbers alone: no text of the data comes in here."""
+    """Return an SVG element of numbers alone: it contains no text from the data."""
     return Markup(
         f'<svg class="{css_class}" viewBox="0 0 {width:.0f} {height:.0f}" '
         f'preserveAspectRatio="none" aria-hidden="true">{"".join(drawn)}</svg>'

@@ -1,4 +1,4 @@
-"""A ``[scrub]`` section that suits what was found, each stage with its reason."""
+"""Suggests a ``[scrub]`` section for the findings, each stage with its reason."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from engine.explore.findings import ColumnProfile, Findings, classes
 from engine.types.plural import counted
 
 SPARSE = 0.6
-"""Share of missing values above which a column is left out."""
+"""The share of missing values above which a column is left out."""
 SKEWED = 0.5
 """Bowley's skewness of the quartiles above which logarithms are suggested."""
 FIELD = re.compile(r"Struct\(\{'([^']+)'")
 LABELS = ("y", "label", "labels", "target", "class")
-"""Names of columns that are to be predicted, where no pipeline says which is."""
+"""Names of columns to predict, if no pipeline names the target."""
 COPIES = 0.5
-"""Where more of the rows are copies, they are rows of few values and no mistake."""
+"""The share of duplicates above which rows just have few values."""
 UNIQUE_SHARE = 0.5
-"""Share of rows with a value of their own above which a text names the row instead of a class."""
+"""The share of distinct values above which a text identifies the row instead of a class."""
 
 
 def suggestion(findings: Findings) -> str:
-    """TOML; empty for no rows."""
+    """Return the section as TOML; empty without rows."""
     if not findings.rows:
         return ""
     return "\n".join(_lines(findings)).strip() + "\n"
@@ -62,7 +62,7 @@ def _lines(findings: Findings) -> Iterator[str]:
 
 
 def _unfit(column: ColumnProfile, findings: Findings, time: list[str]) -> str | None:
-    """Why a column is no feature."""
+    """Return why a column is not a feature."""
     rows = findings.rows
     if column.name == findings.target:
         return "the target"
@@ -95,7 +95,7 @@ def _unfit(column: ColumnProfile, findings: Findings, time: list[str]) -> str | 
 
 
 def _other(column: ColumnProfile) -> str:
-    """What makes features of a column that is neither number nor text."""
+    """Return what makes features of a column that is neither number nor text."""
     kind, name = column.kind, json.dumps(column.name, ensure_ascii=False)
     if kind.startswith("list[") and "[" not in (inner := kind[5:-1]):
         if inner.startswith("float"):
@@ -176,7 +176,7 @@ def _skewed(numbers: list[ColumnProfile]) -> Iterator[str]:
 
 
 def _skew(column: ColumnProfile) -> float:
-    """Bowley's: 0 for symmetric quartiles, 1 at most."""
+    """Return Bowley's skewness: 0 for symmetric quartiles, 1 at most."""
     low, _, first, median, third, _, _ = column.quantiles
     return (first + third - 2 * median) / (third - first) if low >= 0 and third > first else 0.0
 

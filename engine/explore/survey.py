@@ -21,18 +21,18 @@ from engine.types import RESERVED, Schema, UserError, type_name
 
 Floats = NDArray[np.float64]
 SLICES = 32
-"""Of the stream at most, each with its own digests; twice as long when there are too many."""
+"""The most slices of the stream, each with its own digests; above it, slices double in length."""
 FIRST_SLICE = 256
-"""Rows of the first slices."""
+"""The rows of the first slices."""
 VALUES = 256
-"""Different values of a column that are counted one by one."""
+"""The distinct values of a column that are counted individually."""
 MAX_CORRELATED = 64
-"""Numeric columns whose correlations are worked out: the first ones."""
+"""The most numeric columns with correlations: the first ones."""
 
 
 @dataclass(slots=True)
 class Slice:
-    """A piece of the stream.
+    """A slice of the stream.
 
     Attributes:
         rows: of it.
@@ -45,7 +45,7 @@ class Slice:
     digest: Quantiles
 
     def join(self, later: Slice) -> Slice:
-        """Both."""
+        """Return both slices as one."""
         return Slice(
             self.rows + later.rows,
             self.missing + later.missing,
@@ -88,7 +88,7 @@ class Column:
 
 
 class Survey:
-    """Columns of a stream, of a given schema.
+    """The columns of a stream with a given schema.
 
     Attributes:
         rows: seen.
@@ -133,13 +133,13 @@ class Survey:
         self.rows += frame.height
 
     def close(self) -> None:
-        """No more rows."""
+        """End the survey: no more rows."""
         if self.clock is not None:
             self.clock.close()
 
     @property
     def slices(self) -> list[Slice]:
-        """Of the stream, in order, equally long but for the last."""
+        """Return the slices in order, equally long except the last."""
         return self._slices
 
     @property
@@ -194,8 +194,8 @@ class Survey:
 
 
 class PairwiseMoments:
-    """Sums over the rows in which both columns of a pair have a number; numbers are taken from the
-    first block's mean, so that large ones lose no digits.
+    """Sums over the rows in which both columns of a pair have a number. Numbers are taken
+    relative to the first block's mean, so that large ones lose no digits.
 
     Args:
         columns: how many.
@@ -206,7 +206,7 @@ class PairwiseMoments:
         self._n, self._x, self._xx, self._xy = (np.zeros((columns, columns)) for _ in range(4))
 
     def update(self, rows: Floats) -> None:
-        """Add numbers, shape (columns, n), NaN where there is none."""
+        """Add numbers, shape (columns, n), NaN for missing ones."""
         present = ~np.isnan(rows)
         if self._shift is None:
             count = np.maximum(present.sum(axis=1), 1)
@@ -220,8 +220,8 @@ class PairwiseMoments:
 
     @property
     def correlation(self) -> Floats:
-        """Pearson's, shape (columns, columns); NaN where a column does not vary, or the two have no
-        two rows in common."""
+        """Return Pearson's correlation, shape (columns, columns); NaN if a column does not vary,
+        or the two share fewer than two rows."""
         n = np.maximum(self._n, 1)
         together = self._xy - self._x * self._x.T / n
         alone = np.maximum(self._xx - self._x * self._x / n, 0.0)
@@ -232,7 +232,7 @@ class PairwiseMoments:
 
 
 def as_time(frame: pl.DataFrame, sql: str) -> pl.Expr:
-    """Microseconds since 1970 of a SQL expression that gives a time or a date.
+    """Return microseconds since 1970 of a SQL expression for a time or a date.
 
     Raises: UserError where it gives none.
     """
@@ -293,7 +293,7 @@ def _add(column: Column, values: pl.Series) -> None:
 
 
 def _few(known: dict[str, int] | None, values: pl.Series) -> dict[str, int] | None:
-    """The words among more values; None once they are many."""
+    """Return the words among more values; None if they are many."""
     if known is None:
         return None
     more = words(values)

@@ -1,4 +1,4 @@
-"""Findings for a terminal."""
+"""Shows findings on a terminal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WIDTH = 20
 
 
 def parts(findings: Findings) -> Iterator[RenderableType]:
-    """What to print, from top to bottom."""
+    """Return what to print, from top to bottom."""
     size = f"{counted(findings.rows, 'row')}, {counted(len(findings.columns), 'column')}"
     yield Text(f"{findings.name}: {size}", style="bold")
     if findings.sentences:
@@ -41,7 +41,7 @@ def parts(findings: Findings) -> Iterator[RenderableType]:
 
 
 def columns(findings: Findings) -> Table:
-    """A row a column."""
+    """Return one table row per column."""
     table = Table(title="columns", title_justify="left")
     table.add_column("column", overflow="fold")
     table.add_column("type")
@@ -66,7 +66,7 @@ def columns(findings: Findings) -> Table:
 
 
 def stages(findings: Findings) -> Table:
-    """What each stage did."""
+    """Return a table of what each stage did."""
     table = Table(title="the pipeline's stages", title_justify="left")
     table.add_column("stage")
     table.add_column("did")
@@ -77,7 +77,7 @@ def stages(findings: Findings) -> Table:
 
 
 def sparkline(column: ColumnProfile) -> str:
-    """The histogram in eighths of a line; the most frequent values where there is none."""
+    """Return the histogram in eighths of a line; without one, the most frequent values."""
     if column.bars:
         step = len(column.bars) // WIDTH
         sums = [sum(column.bars[i : i + step]) for i in range(0, len(column.bars), step)]
@@ -88,7 +88,7 @@ def sparkline(column: ColumnProfile) -> str:
 
 
 def bars(values: Sequence[float]) -> str:
-    """A block for each value, the largest full; what is there at all is seen."""
+    """Return one block per value, the largest full; a positive value is always visible."""
     most = max(values, default=0.0)
     if most <= 0:
         return ""

@@ -1,4 +1,4 @@
-"""When the rows happened: their order, their step, and what is missing between them."""
+"""When the rows happened: their order, their step, and the gaps between them."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from engine.types import RESERVED
 
 PAGE = 1 << 16
 PAGES = 1_024
-"""Of 65,536 steps each: 64 MiB of steps that were seen."""
+"""The most pages of 65,536 steps each: 64 MiB of observed steps."""
 SAMPLE = 10_000
 FIRST_TEXTS = 50
 NAMES = ("time", "timestamp", "ts", "date", "datetime", "event_time", "created_at")
 SECONDS = (1e9, 5e9)
-"""Whole numbers in this range under such a name are seconds since 1970; a thousand times more are
-milliseconds."""
+"""Integers in this range, in a column with such a name, are seconds since 1970; a thousand times
+larger ones are milliseconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gap:
-    """Steps that no row has.
+    """Steps without a row.
 
     Attributes:
         start: the first of them, microseconds since 1970.
@@ -36,8 +36,8 @@ class Gap:
 
 
 def find_time(frame: pl.DataFrame) -> tuple[str, pl.Expr] | None:
-    """The time of a row, as far as its columns tell: what it is made of, and an expression for
-    microseconds since 1970; None where no column looks like a time.
+    """Find the time of a row from its columns: return the columns it is made of, and an
+    expression for microseconds since 1970; None if no column looks like a time.
 
     Args:
         frame: the first rows.
@@ -76,7 +76,7 @@ def _date(column: str) -> pl.Expr:
 
 
 def _hours(column: str) -> pl.Expr:
-    """Microseconds since midnight of texts like ``6:00`` or ``06:00-06:59``."""
+    """Return microseconds since midnight of texts like ``6:00`` or ``06:00-06:59``."""
     parts = pl.col(column).str.extract_groups(r"^(\d{1,2}):(\d{2})")
     hour = parts.struct.field("1").cast(pl.Int64, strict=False)
     minute = parts.struct.field("2").cast(pl.Int64, strict=False)
@@ -84,8 +84,8 @@ def _hours(column: str) -> pl.Expr:
 
 
 def _reads(frame: pl.DataFrame, column: str, expr: pl.Expr) -> bool:
-    """Whether the expression has a value for nearly every text of the column. A few texts are tried
-    first: most columns are no times, and to look for the pattern of one is slow."""
+    """Return whether the expression has a value for nearly every text of the column. A few texts
+    are tried first: most columns are not times, and matching a pattern on all rows is slow."""
     texts = frame.get_column(column).head(SAMPLE).drop_nulls().to_frame()
     try:
         return (
@@ -124,7 +124,7 @@ class TimeAxis:
         self._pages: dict[int, NDArray[np.bool_]] = {}
 
     def update(self, times: pl.Series) -> None:
-        """Add rows, in their order, by their microseconds since 1970."""
+        """Add rows in order, by their microseconds since 1970."""
         known = times.drop_nulls().cast(pl.Int64).to_numpy()
         self.unknown += times.null_count()
         if not len(known):
@@ -143,24 +143,24 @@ class TimeAxis:
             self._fit_step()
 
     def close(self) -> None:
-        """No more rows."""
+        """End the axis: no more rows."""
         if self.step is None and self._waiting:
             self._fit_step()
 
     @property
     def steps(self) -> int:
-        """From the first to the last time."""
+        """The number of steps from the first to the last time."""
         if not self.step or self.low is None or self.high is None:
             return 0
         return (self.high - self.low) // self.step + 1
 
     @property
     def missing(self) -> int:
-        """Steps between the first and the last time that no row has."""
+        """The number of steps between the first and the last time without a row."""
         return max(0, self.steps - sum(int(page.sum()) for page in self._pages.values()))
 
     def gaps(self) -> Iterator[Gap]:
-        """All of them, in order."""
+        """Return all gaps in order."""
         if not self.step:
             return
         slots = [
@@ -174,7 +174,7 @@ class TimeAxis:
             )
 
     def _fit_step(self) -> None:
-        """Find the step, and mark what has waited for it."""
+        """Find the step, and mark the rows that waited for it."""
         known = np.concatenate(self._waiting)
         self._waiting = []
         apart = np.diff(np.unique(known))
