@@ -1,5 +1,5 @@
-"""Which columns a pipeline reads: the others are not decoded, so that what nobody reads rejects no
-row and costs no time.
+"""Projection: the columns a pipeline reads. The others are not decoded, so they cost no time and
+reject no row.
 
 A column is read where the pipeline's tables name it: as it is, by a glob, or as a word of an
 expression. That is more than the truth at worst (a column that is called like a stage's kind), and
@@ -24,7 +24,7 @@ GLOB = re.compile(r"[*?\[]")
 def projected(
     pipeline: Pipeline, schema: Schema, stages: Iterable[Stage], more: Iterable[str] = ()
 ) -> Schema:
-    """The columns of the source that are read; all of them where that cannot be known.
+    """Return the columns of the source that are read; all of them if that is unknown.
 
     Args:
         stages: those of [scrub], whose settings have defaults that name columns.
@@ -45,14 +45,14 @@ def projected(
 
 
 def _named(column: str, texts: Iterable[str], globs: Iterable[str]) -> bool:
-    """Whether a glob matches it; or an expression holds it although it is no word."""
+    """Return whether a glob matches the column, or an expression contains it."""
     if any(fnmatch.fnmatchcase(column, glob) for glob in globs):
         return True
     return WORD.fullmatch(column) is None and any(column in text for text in texts)
 
 
 def _tables(pipeline: Pipeline) -> list[Mapping[str, Any]]:
-    """Those whose values may name columns; their keys are those of settings."""
+    """Return the tables whose values may name columns; their keys are those of settings."""
     sections = (pipeline.model, pipeline.train, pipeline.infer, pipeline.evaluation, pipeline.sink)
     export = None if pipeline.export is None else pipeline.export.model_dump()
     candidates = [*pipeline.scrub.values(), *pipeline.augment.values(), export, *sections]
@@ -60,7 +60,7 @@ def _tables(pipeline: Pipeline) -> list[Mapping[str, Any]]:
 
 
 def _takes_all(pipeline: Pipeline, tables: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether the rows go to somebody as they are, or a class that is not headrace's sees them."""
+    """Return whether rows are passed on unchanged, or to a class outside headrace."""
     if pipeline.sink is None:
         whole = pipeline.model is None and pipeline.infer is None
     else:
@@ -69,7 +69,7 @@ def _takes_all(pipeline: Pipeline, tables: Iterable[Mapping[str, Any]]) -> bool:
 
 
 def _kinds(value: Any) -> Iterator[str]:
-    """What `kind` and `format` say anywhere."""
+    """Return all values of `kind` and `format`."""
     if isinstance(value, Mapping):
         yield from (str(value[key]) for key in ("kind", "format") if key in value)
         for inner in value.values():
@@ -80,7 +80,7 @@ def _kinds(value: Any) -> Iterator[str]:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """All strings of a value, keys included."""
+    """Return all strings of a value, keys included."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):

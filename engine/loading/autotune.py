@@ -1,4 +1,5 @@
-"""What tunes itself while it runs: how deep a queue is, and how many threads decode.
+"""Settings that adapt while the engine runs: the depth of a queue and the number of decode
+threads.
 
 Both follow what was measured, under a limit that nothing exceeds, and both can be fixed by hand
 (``[loader] prefetch_bytes``, ``decode_threads``). They are values without threads or clocks of
@@ -14,20 +15,19 @@ from collections.abc import Callable
 log = logging.getLogger("headrace.tuning")
 
 EPOCH_SECONDS = 0.5
-"""How often a decision may be made."""
+"""The seconds between two decisions."""
 LOW_WATER_EPOCHS = 20
-"""Bytes that were not needed for so many epochs in a row are not needed: longer than most
-bursts."""
+"""Bytes unused for this many epochs in a row are surplus; longer than most bursts."""
 WAIT_SHARE = 0.01
 """Below this share of its time, a consumer's waiting is not worth memory."""
 SHRINK_FRACTION = 0.125
-"""Part of what was not needed that is given back each epoch: a quarter of it is left after 5 s."""
+"""The part of the surplus returned each epoch: a quarter of it is left after 5 s."""
 START = 0.5
-"""Part of its limit that a queue begins with: what is not needed goes back in seconds."""
+"""The part of its limit that a queue starts with: surplus is returned within seconds."""
 
 
 class QueueDepth:
-    """How many bytes one queue may hold.
+    """The bytes one queue may hold.
 
     A deeper queue helps only a consumer that finds it empty although its producer had been stopped
     by the depth before: the bytes that were not let in then are the ones missing now. So the depth
@@ -70,11 +70,11 @@ class QueueDepth:
         self._lows: deque[int] = deque(maxlen=LOW_WATER_EPOCHS)
 
     def blocked(self) -> None:
-        """The producer found no room, and it was the depth that stopped it."""
+        """Note that the producer found no room because of the depth."""
         self._blocked = True
 
     def item_taken(self, unused: int, waited: float, now: float) -> bool:
-        """The consumer asks for an item; whether the depth has changed.
+        """Note that the consumer asks for an item; return whether the depth has changed.
 
         Args:
             unused: bytes that wait behind that item.
@@ -117,7 +117,7 @@ class QueueDepth:
 
 
 class DecodeThreads:
-    """How many threads decode one batch, each a part of it.
+    """The number of threads that decode a batch, each a part of it.
 
     One more is tried where the consumer waits and decoding takes a good part of the time; it stays
     if a row then decodes faster by a tenth at least. What did not help is not tried again for a
@@ -129,11 +129,12 @@ class DecodeThreads:
     """
 
     keep_ratio = 0.9
-    """A row's time with one more thread, over the time before, that keeps it."""
+    """The ratio of a row's time with one more thread to the time before, up to which the thread
+    is kept."""
     min_share = 0.2
-    """Share of the preparing thread's time that decoding must take to be worth a thread."""
+    """The share of the prepare thread's time above which decoding is worth another thread."""
     retry_epochs = 120
-    """Epochs until what did not help is tried again."""
+    """Epochs until a change that did not help is tried again."""
 
     def __init__(
         self,
@@ -160,7 +161,7 @@ class DecodeThreads:
         self._idle_epochs = 0
 
     def decoded(self, rows: int, seconds: float, waited: float, now: float) -> None:
-        """A batch was decoded.
+        """Note that a batch was decoded.
 
         Args:
             rows: how many it had.

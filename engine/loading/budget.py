@@ -22,7 +22,7 @@ class Wakeup:
         self._lock.acquire()
 
     def wait(self, timeout: float | None = None) -> None:
-        """Sleep until it is notified, or `timeout` seconds (> 0) have passed."""
+        """Sleep until notified, or until `timeout` seconds (> 0) have passed."""
         seconds = -1 if timeout is None else min(timeout, threading.TIMEOUT_MAX)
         self._lock.acquire(timeout=seconds)
 
@@ -82,7 +82,7 @@ class Budget:
 
     @property
     def used(self) -> int:
-        """Bytes held now, all holders together."""
+        """The bytes held now by all holders."""
         held = sum([account.nbytes for account in self._accounts])
         return held + sum([nbytes() for nbytes in self._watched.values()])
 
@@ -93,11 +93,11 @@ class Budget:
 
     @property
     def left(self) -> int:
-        """Bytes of the cap that nobody holds; never negative."""
+        """The bytes of the limit that nobody holds; never negative."""
         return max(0, self.total - self.used)
 
     def held(self) -> dict[str, int]:
-        """Holder -> bytes held now; a holder that gave everything back stays, with 0."""
+        """Holder -> bytes held now; a holder that released everything stays, with 0."""
         with self.lock:
             held = dict(self._names)
             for account in self._accounts:
@@ -105,20 +105,20 @@ class Budget:
             return held | {holder: nbytes() for holder, nbytes in self._watched.items()}
 
     def watch(self, holder: str, nbytes: Callable[[], int]) -> None:
-        """Register a holder that reports its own size. It is asked on every thread, under the lock,
-        and must neither wait nor raise. When it has less, channels hear of it at their next
+        """Register a holder that reports its own size. It is called on every thread, under the
+        lock, and must neither wait nor raise. When its size falls, channels notice at their next
         item."""
         with self.lock:
             self._watched[holder] = nbytes
 
     def acquire(self, holder: str, n: int) -> None:
-        """Note that `holder` has `n` more bytes, at once, even above the cap."""
+        """Add `n` bytes to `holder`, at once, even above the limit."""
         assert n >= 0, f"{holder} acquired {n} bytes"
         with self.lock:
             self.grow(self._account(holder), n)
 
     def release(self, holder: str, n: int) -> None:
-        """Note that `holder` gave `n` bytes back, and wake the producers that wait for room."""
+        """Subtract `n` bytes from `holder`, and wake the producers that wait for room."""
         with self.lock:
             account = self._account(holder)
             held = account.nbytes
@@ -127,7 +127,7 @@ class Budget:
             self.notify()
 
     def hold(self, account: BudgetAccount, n: int) -> None:
-        """Note that an account has `n` bytes now, more or less than before."""
+        """Set the bytes of an account to `n`, more or fewer than before."""
         with self.lock:
             freed = account.nbytes > n
             self.grow(account, n - account.nbytes)
@@ -142,7 +142,7 @@ class Budget:
     # For channels, which hold the lock meanwhile.
 
     def open(self, name: str, *, drains: bool) -> BudgetAccount:
-        """A new account, apart from others of the same name."""
+        """Open an account, separate from others of the same name."""
         account = BudgetAccount(name, drains=drains)
         with self.lock:
             self._names[name] = 0
@@ -154,7 +154,7 @@ class Budget:
         return any(account.nbytes for account in self._accounts if account.drains)
 
     def drop(self, account: BudgetAccount) -> None:
-        """Forget an account and what it holds. May be called twice."""
+        """Remove an account and its bytes. May be called twice."""
         self._accounts = tuple(kept for kept in self._accounts if kept is not account)
         self.notify()
 

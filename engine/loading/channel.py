@@ -51,15 +51,15 @@ from engine.types import EndOfStream
 T = TypeVar("T")
 R = TypeVar("R")
 KEEP_ALIVE_SECONDS = 0.5
-"""How often a waiting `put` calls its `keep_alive`."""
+"""The seconds between two calls of `keep_alive` by a waiting `put`."""
 
 
 class Empty(Exception):
-    """Nothing came within the timeout; ask again."""
+    """No item came within the timeout; try again."""
 
 
 class Closed(Exception):
-    """The channel was closed: whoever puts or gets should stop, this is no error of the data."""
+    """The channel was closed: producer and consumer should stop; the data has no error."""
 
 
 class Channel(Generic[T]):
@@ -121,7 +121,7 @@ class Channel(Generic[T]):
         self._closed = False
 
     def __len__(self) -> int:
-        """Items waiting; the one in the consumer's hand is not among them."""
+        """The number of waiting items, without the one the consumer holds."""
         return len(self._items)
 
     def __bool__(self) -> bool:
@@ -129,7 +129,7 @@ class Channel(Generic[T]):
 
     @property
     def nbytes(self) -> int:
-        """Bytes held: what waits and what is in the consumer's hand."""
+        """The bytes of waiting items and of the item the consumer holds."""
         return 0 if self._closed else self._account.nbytes
 
     @property
@@ -158,8 +158,8 @@ class Channel(Generic[T]):
             raise Closed(self.name)
 
     def await_room(self, keep_alive: Callable[[], object] | None = None) -> None:
-        """Wait until there is room for something, so that an item is made when it may come in, and
-        not held in the producer's hand while others fill the budget.
+        """Wait until there is room, so that an item is made only when it may enter, and not held
+        by the producer while others fill the budget.
 
         Args:
             keep_alive: as of `put`.
@@ -176,7 +176,7 @@ class Channel(Generic[T]):
             raise Closed(self.name)
 
     def get(self, timeout: float | None = None) -> T:
-        """The next item; gives the bytes of the one before it back first.
+        """Return the next item; release the bytes of the previous one first.
 
         Args:
             timeout: seconds to wait for it; None for ever; 0 or less not at all.
@@ -201,15 +201,15 @@ class Channel(Generic[T]):
         return outcome[0]
 
     def finish(self) -> None:
-        """Mark the end of the stream. Called by the producer. Called by the producer."""
+        """Mark the end of the stream. Called by the producer."""
         self._stop(EndOfStream())
 
     def fail(self, exc: BaseException) -> None:
-        """Say that nothing more comes, and why. Called by the producer, with what it caught."""
+        """End the stream with an error. Called by the producer, with the exception it caught."""
         self._stop(exc)
 
     def close(self) -> None:
-        """Drop everything and wake everybody. Called by the consumer, or by whoever shuts down."""
+        """Drop everything and wake everybody. Called by the consumer, or on shutdown."""
         with self._lock:
             self._closed = True
             dropped, self._items = self._items, deque()
@@ -227,8 +227,8 @@ class Channel(Generic[T]):
         timeout: float | None,
         keep_alive: Callable[[], object] | None = None,
     ) -> tuple[R | None, float]:
-        """What `attempt`, tried under the lock at every ring, gives other than None, or None when
-        the time is up; and how many seconds that took."""
+        """Call `attempt` under the lock at every notification; return its first result other
+        than None, or None after the timeout, and the seconds waited."""
         with self._lock:
             outcome = attempt()
         if outcome is not None or (timeout is not None and timeout <= 0):
@@ -276,7 +276,8 @@ class Channel(Generic[T]):
         return True
 
     def _take(self) -> tuple[T] | BaseException | None:
-        """The next item, now in the consumer's hand; or what to raise; or None: nothing yet."""
+        """Return the next item, which the consumer now holds; or the exception to raise; or None
+        while there is none."""
         try:
             item, self._held_bytes = self._items.popleft()
         except IndexError:
@@ -287,7 +288,7 @@ class Channel(Generic[T]):
         return (item,)
 
     def _measure(self) -> None:
-        """Tell the depth what waited and what will be left when the next item is taken."""
+        """Report to the depth what waited and what is left after the next item."""
         unused = self._account.nbytes - self._items[0][1] if self._items else 0
         if self.depth.item_taken(unused, self._waited, time.perf_counter()):
             self._account.wakeup.notify()

@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 class Collate:
-    """Makes a batch's `Tensors` of the model's features.
+    """Makes a batch's `Tensors` from the model's features.
 
     A row is rejected (stage ``collate``) with reason ``missing`` when a feature is null or NaN,
     ``not_finite`` when it is infinite or too large for float32, ``out_of_range`` when an id is none
@@ -72,7 +72,7 @@ class Collate:
         nested_tensors.check(features, schema)
 
     def apply(self, batch: Batch) -> Batch:
-        """The batch with tensors, without the rows that cannot have any."""
+        """Return the batch with tensors, without the rows that cannot have any."""
         batch = self._drop_bad_lists(batch) if self.features.nested else batch
         batch, labels = self._with_labels(batch)
         numeric = _matrix(batch.frame, self.features.numeric, self._buffers)
@@ -91,11 +91,11 @@ class Collate:
         return dataclasses.replace(batch, tensors=tensors)
 
     def __call__(self, batch: Batch) -> Batch:
-        """As `apply`."""
+        """Return `apply(batch)`."""
         return self.apply(batch)
 
     def apply_group(self, batch_group: BatchGroup) -> BatchGroup:
-        """As `apply` for each batch; at once where all rows can have tensors."""
+        """Apply to each batch; in one call if all rows can have tensors."""
         if batch_group.frame is None or len(batch_group) == 1 or self.features.nested:
             return batch_group.map(self.apply)
         whole = self.apply(Batch(frame=batch_group.frame, mark=Mark(), arrived=0.0))
@@ -136,8 +136,8 @@ class Collate:
         return dataclasses.replace(batch, tensors=tensors)
 
     def _drop_bad_lists(self, batch: Batch) -> Batch:
-        """Without the rows whose arrays or lists have something bad in them; a row leaves for the
-        first such reason."""
+        """Drop the rows whose arrays or lists contain invalid values; a row has the first such
+        reason."""
         left = np.ones(len(batch), np.bool_)
         for reason, bad, detail in list(nested_tensors.bad_rows(batch.frame, self.features)):
             batch = batch.reject(
@@ -166,12 +166,14 @@ class Collate:
         )
 
     def _named(self, sentence: str, at: NDArray[np.bool_]) -> pl.Series:
-        """The sentence for each row with the name of the first feature where `at` is true."""
+        """Return the sentence for each row with the name of the first feature for which `at` is
+        true."""
         sentences = pl.Series([sentence.replace("{}", c) for c in self.features.numeric])
         return sentences.gather(at.argmax(axis=1))
 
     def _with_labels(self, batch: Batch) -> tuple[Batch, NDArray[Any] | None]:
-        """The rows that have a good label, and those: float32 numbers, or class numbers (int64)."""
+        """Return the rows with valid labels, and the labels: float32 numbers, or class numbers
+        (int64)."""
         if self.features.target is None:
             return batch, None
         labels, good = self._labels(batch.frame)
@@ -223,7 +225,7 @@ class Collate:
 
 
 def _matrix(frame: pl.DataFrame, names: Sequence[str], memory: BufferPool) -> NDArray[np.float32]:
-    """The columns next to each other, shape (n, d), row by row in memory, as a network reads them;
+    """Return the columns next to each other, shape (n, d), row-major as a network reads them;
     null is NaN."""
     matrix = memory.empty((frame.height, len(names)), np.float32)
     if not matrix.size:
@@ -244,21 +246,21 @@ def _matrix(frame: pl.DataFrame, names: Sequence[str], memory: BufferPool) -> ND
 
 @functools.cache
 def _compile() -> None:
-    """Compile the loop now: the first batch is not to wait for it."""
+    """Compile the loop now, so that the first batch does not wait for it."""
     block = np.empty((0, 0))
     block.flags.writeable = False  # as polars hands it out
     rows_into(block, np.empty((0, 0), np.float32))
 
 
 def _numbers(column: pl.Series) -> NDArray[Any]:
-    """The column as it is in memory, shape (n,), where that is numbers without a null."""
+    """Return the column as it is in memory, shape (n,), if it is numeric without nulls."""
     if column.null_count() or not column.dtype.is_numeric() or column.dtype.is_decimal():
         column = column.cast(pl.Float32, strict=False)
     return column.to_numpy()
 
 
 def _codes(frame: pl.DataFrame, names: list[str]) -> NDArray[np.int64]:
-    """Codes of the categories, shape (n, c); null is 0, the unknown one."""
+    """Return the codes of the categories, shape (n, c); null is 0, the unknown one."""
     codes = np.empty((frame.height, len(names)), np.int64)
     for i, name in enumerate(names):
         codes[:, i] = frame.get_column(name).cast(pl.Int64, strict=False).fill_null(0).to_numpy()

@@ -1,4 +1,4 @@
-"""When a batch must go, so that its oldest record is done in time."""
+"""Decides when a batch must be closed so that its oldest record is done in time."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import numpy as np
 SIZES = 32
 """Classes of batch size: 1, 2, 3-4, 5-8, ... rows."""
 WEIGHT = 0.05
-"""Of the newest batch in what is remembered of its size: half of it is the newest 13."""
+"""The weight of the newest batch in the average of its size; half of the average is the newest
+13."""
 DEVIATIONS = 2.33
-"""Above the mean lies what 99 of 100 batches take, if their times are normal."""
+"""Standard deviations above the mean that cover 99 of 100 batches, if their times are normal."""
 
 
 class Deadline:
-    """Learns how long batches take from their closing to their end, by size, and says when one must
-    be closed.
+    """Learns how long batches of each size take from closing to completion, and says when one
+    must be closed.
 
     A size that was never seen takes as long as a smaller one, times their ratio: an upper bound,
     as part of the time does not depend on the size. Before anything is known a batch goes at once.
@@ -38,7 +39,7 @@ class Deadline:
         self._seen = np.zeros(SIZES, np.int64)
 
     def observe(self, rows: int, seconds: float) -> None:
-        """A batch of `rows` rows was done `seconds` after it was closed."""
+        """Note that a batch of `rows` rows was done `seconds` after it was closed."""
         if rows < 1:
             return
         at = _class(rows)
@@ -54,7 +55,7 @@ class Deadline:
             self._variance[at] = (1 - weight) * (self._variance[at] + weight * off * off)
 
     def seconds(self, rows: int) -> float | None:
-        """How long a batch of `rows` rows takes, 99 times of 100; None while nothing is known."""
+        """Return how long a batch of `rows` rows takes, 99 times of 100; None without data."""
         at = _class(rows)
         with self._lock:
             takes = self._mean + DEVIATIONS * np.sqrt(self._variance)
@@ -68,8 +69,8 @@ class Deadline:
         return float(takes[nearest] * 2.0 ** (at - nearest))
 
     def close_at(self, arrived: float, rows: int) -> float:
-        """When a batch with that many rows must be closed, on the clock of `arrived`, the time its
-        oldest row came."""
+        """Return when a batch with that many rows must be closed, on the clock of `arrived`, the
+        arrival of its oldest row."""
         takes = self.seconds(rows)
         return arrived if takes is None else arrived + self.objective - takes
 

@@ -1,5 +1,5 @@
-"""Raw records to one frame: by several threads where that is faster, without the records that no
-budget could hold."""
+"""Raw records to one frame, on several threads if that is faster, without records too large for
+the budget."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from engine.types import (
 )
 
 ROWS_PER_THREAD = 2_048
-"""Rows that are worth a thread."""
+"""The rows that justify another thread."""
 PREVIEW_BYTES = 200
 """Bytes that a dead letter shows of a record that is too large."""
 
 
 class Decoder:
-    """Decodes the pieces of a batch; see `engine.types.Format`.
+    """Decodes the pieces of a batch with an `engine.types.Format`.
 
     With more than one thread, each decodes a part of the rows; what they give is put together in
     the order of the rows, so the number of threads changes nothing but the time. Formats release
@@ -61,7 +61,7 @@ class Decoder:
         self._pool: ThreadPoolExecutor | None = None
 
     def decode(self, pieces: Sequence[Records]) -> tuple[pl.DataFrame, tuple[Rejects, ...]]:
-        """One frame of all pieces' good rows, in order, and the bad ones."""
+        """Return one frame of all good rows, in order, and the rejects."""
         start = time.perf_counter()
         rejects: list[Rejects] = []
         fit = pieces if self._largest is None else list(self._fitting(pieces, rejects))
@@ -84,7 +84,7 @@ class Decoder:
         self.format.resume()
 
     def close(self) -> None:
-        """End the threads, and wait for them. It may decode again afterwards."""
+        """End the threads, and wait for them. Decoding afterwards starts new ones."""
         pool, self._pool = self._pool, None
         if pool is not None:
             pool.shutdown()
@@ -98,7 +98,7 @@ class Decoder:
         return self._pool.map(decode, parts)
 
     def _fitting(self, pieces: Iterable[Records], rejects: list[Rejects]) -> Iterator[Records]:
-        """The pieces without records that are too large; those are added to `rejects`."""
+        """Return the pieces without records that are too large; add those to `rejects`."""
         largest = self._largest
         assert largest is not None
         for piece in pieces:

@@ -1,4 +1,4 @@
-"""headrace's loader as one of torchdata's, for tools that take their nodes or loaders."""
+"""headrace's loader as a torchdata node, for tools that take torchdata's nodes or loaders."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class TorchdataNode(BaseNode[T]):
-    """A node as torchdata's: to be put before nodes of theirs.
+    """A node as a torchdata node, to put before other nodes of torchdata.
 
     Args:
         node: whose items it gives.
@@ -37,7 +37,8 @@ class TorchdataNode(BaseNode[T]):
 
 
 def torchdata_loader(node: Node[T]) -> Loader[T]:
-    """A node as torchdata's stateful loader. Each ``for`` starts anew, or at a loaded state."""
+    """Return a node as torchdata's stateful loader. Each ``for`` starts from the beginning, or
+    from a loaded state."""
     return Loader(TorchdataNode(node), restart_on_stop_iteration=False)
 
 

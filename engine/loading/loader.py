@@ -1,4 +1,4 @@
-"""The asynchronous prefetching batch loader, as nodes with torchdata's protocol::
+"""The asynchronous prefetching batch loader, made of nodes with torchdata's protocol::
 
     SourceNode -> PrefetchNode("raw") -> RebatchNode -> DecodeNode -> ScrubNode -> BatchesNode ->
     for
@@ -69,14 +69,14 @@ from engine.types import (
 )
 
 ITEM_BYTES = 2_048
-"""What a queued item costs besides its data: objects, headers, the state beside it."""
+"""The bytes of a queued item besides its data: objects, headers, state."""
 THREAD_BYTES = 1 << 17
-"""What a thread costs: the stack it touches, its part of the allocator."""
+"""The bytes of a thread: the stack it touches, its part of the allocator."""
 
 
 class SourceNode(Node[Records | None]):
-    """Reads a source; None where nothing came within `poll_timeout` seconds. Ends when the source
-    does.
+    """Reads a source; gives None if nothing came within `poll_timeout` seconds. Ends with the
+    source.
 
     Args:
         source: is sought to the mark it is reset to.
@@ -94,8 +94,8 @@ class SourceNode(Node[Records | None]):
 
     @property
     def read_started(self) -> float:
-        """When the source was asked for what it has not answered yet, in `time.monotonic` seconds;
-        now, where it owes no answer. Any thread may ask."""
+        """When the unanswered read of the source began, in `time.monotonic` seconds; now, if
+        there is none. Any thread may ask."""
         return self._read_started or time.monotonic()
 
     def reset(self, initial_state: dict[str, Any] | None = None) -> None:
@@ -129,7 +129,8 @@ class SourceNode(Node[Records | None]):
 
     @property
     def keep_alive(self) -> Callable[[], None] | None:
-        """What to call while the queue behind is full; None where nobody waits for it."""
+        """Return the callback for the time the next queue is full; None if the source needs
+        none."""
         return self._source.keep_alive if isinstance(self._source, SharedSource) else None
 
     def close(self) -> None:
@@ -137,7 +138,7 @@ class SourceNode(Node[Records | None]):
 
 
 class DecodeNode(Node[BatchGroup]):
-    """Raw rows become batches, with the positions after them on their marks.
+    """Turns raw rows into batches with the mark after their last row.
 
     Args:
         decoder: makes a frame of them.
@@ -159,7 +160,7 @@ class DecodeNode(Node[BatchGroup]):
         self._timer = timer
         self._keep_records = keep_records
         self._waiting: deque[RawBatch] = deque()
-        """Batches that are to be decoded one by one, as not all their rows are good."""
+        """Batches to decode one by one, because some of their rows are bad."""
         self._positions: Mapping[str, int] = {}
 
     def reset(self, initial_state: dict[str, Any] | None = None) -> None:
@@ -185,7 +186,7 @@ class DecodeNode(Node[BatchGroup]):
         return batch_group
 
     def _decode(self, raw: RawBatch) -> BatchGroup | None:
-        """The batches; None where they are several and some of their rows are bad."""
+        """Return the batches; None if there are several with bad rows among them."""
         with self._timer.timed("decode", raw.rows, raw.batches):
             frame, rejects = self._decoder.decode(raw.pieces)
         if raw.batches == 1:
@@ -265,7 +266,7 @@ class ScrubNode(Node[Batch]):
         self._account = budget.open("batch_group", drains=False)
         self._done: deque[Batch] = deque()
         self._error: BaseException | None = None
-        """What comes after them."""
+        """The error to raise after the waiting batches."""
 
     def reset(self, initial_state: dict[str, Any] | None = None) -> None:
         super().reset(initial_state)
@@ -277,8 +278,8 @@ class ScrubNode(Node[Batch]):
         self._node.reset({"positions": self._mark.positions, "stages": self._mark.stages})
 
     def restore(self, stages: Mapping[str, Snapshot]) -> None:
-        """Restore the stage states from a mark. No thread may be running. Raises: KeyError and the
-        like for states of another layout."""
+        """Restore the stage states from a mark. No thread may be running. Raises: KeyError and
+        the like for states of another layout."""
         if stages:
             restore(self._stages, stages)
         if stages and isinstance(self._node, ShuffleNode):
@@ -348,7 +349,8 @@ class ScrubNode(Node[Batch]):
     def _run_step(
         self, step: Callable[[BatchGroup], BatchGroup], batch_group: BatchGroup
     ) -> BatchGroup:
-        """After a step. Where it fails, the batches before go on; the error comes after them."""
+        """Run a step on a group. If it fails, the batches before the failure continue; the error
+        follows them."""
         try:
             return step(batch_group)
         except StepFailed as stopped:
@@ -358,7 +360,7 @@ class ScrubNode(Node[Batch]):
     def _apply_step(
         self, step: Stage | FusedStages, states: Sequence[dict[str, Any]], batch_group: BatchGroup
     ) -> BatchGroup:
-        """After a stage, or several; `states` get what they know after each batch."""
+        """Apply one or several stages; `states` gets their state after each batch."""
         stages: Sequence[Any] = step.stages if isinstance(step, FusedStages) else (step,)
         left = iter(states)
 
@@ -515,7 +517,7 @@ class Loader(Items[Batch]):
 
     @property
     def read_started(self) -> float:
-        """See `SourceNode.read_started`."""
+        """The time of the unanswered read; see `SourceNode.read_started`."""
         return self._fetching.read_started
 
     def seek(self, mark: Mark) -> None:
@@ -524,27 +526,27 @@ class Loader(Items[Batch]):
         self.load_state_dict(state)
 
     def restore(self, mark: Mark) -> None:
-        """Put the stages where a checkpoint's mark has them, before anything is read: what does not
-        fit is known at once. Raises: KeyError and the like for states of another layout."""
+        """Restore the stages from a checkpoint's mark before anything is read, so that a
+        mismatch is known at once. Raises: KeyError and the like for states of another layout."""
         self._scrub.restore(mark.stages)
 
     def snapshots(self) -> Mapping[str, Snapshot]:
-        """What the stages are, as a mark has it."""
+        """Return the stage states in the form a mark stores."""
         return self._scrub.snapshots()
 
     def torchdata(self) -> Any:
-        """As a loader of torchdata's (`torchdata.nodes.Loader`), for tools that take one; imports
-        torch."""
+        """Return the loader as torchdata's (`torchdata.nodes.Loader`); imports torch."""
         from engine.loading.interop import torchdata_loader
 
         return torchdata_loader(self.root)
 
     def interrupt(self) -> None:
-        """End the threads soon, without waiting for them; the loop raises `Closed`."""
+        """Ask the threads to end, without waiting for them; the loop raises `Closed`."""
         self._prepared.interrupt()
 
     def halt(self) -> None:
-        """End the threads and wait for them; the source stays open, the next ``for`` starts anew.
+        """End the threads and wait for them; the source stays open, the next ``for`` starts
+        anew.
 
         Raises: HeadraceError when a source or stage keeps its thread for more than 10 s.
         """
@@ -580,8 +582,8 @@ def _channel(
     max_items: int | None = None,
     entry: bool = False,
 ) -> Channel[Any]:
-    """A queue under the budget, seen by the metrics. No method: what a thread reaches must not
-    reach the loader, or a forgotten one would never be collected."""
+    """Make a queue under the budget, with metrics. A function, because a thread must not refer
+    to the loader: an abandoned loader would never be collected."""
     resizes = metrics.queue_resizes
     depth = QueueDepth(
         max(1, int(budget.total * share)),

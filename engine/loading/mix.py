@@ -1,4 +1,4 @@
-"""Several sources as one, their rows by weight.
+"""Mixes several sources into one, their rows by weight.
 
 Whose turn it is depends on how many rows of each were given, and on nothing else: the one whose
 rows divided by its weight are fewest (stride scheduling; Waldspurger & Weihl, 1995). Those numbers
@@ -48,7 +48,7 @@ SOURCE_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 @dataclass(slots=True)
 class WeightedSource:
-    """One of the sources.
+    """One of the mixed sources.
 
     Attributes:
         name: before the colon of its partitions' names.
@@ -64,16 +64,16 @@ class WeightedSource:
 
     @property
     def counter(self) -> str:
-        """Under which name `given` is on a mark."""
+        """The key of its row count on a mark."""
         return self.name + SEPARATOR
 
     def own(self, mark: Mark) -> Mark:
-        """What of the mark is this source's."""
+        """Return the part of the mark that belongs to this source."""
         return Mark(positions=_within(mark.positions, self.counter))
 
 
 def _within(names: Mapping[str, V], prefix: str) -> dict[str, V]:
-    """What stands under names that begin like that, without it."""
+    """Return the entries whose names begin with the prefix, without it."""
     start = len(prefix)
     return {n[start:]: value for n, value in names.items() if n.startswith(prefix) and n != prefix}
 
@@ -89,8 +89,8 @@ class Mix(SharedSource, Buffered):
     """
 
     class Settings(types.Settings):
-        """``[source] kind = "mix"``; the sources are ``[source.sources.NAME]``, each a ``[source]``
-        of its own with a ``weight``.
+        """``[source] kind = "mix"``; the sources are ``[source.sources.NAME]``, each a complete
+        ``[source]`` with a ``weight``.
 
         Attributes:
             rows_per_turn [rows]: rows that one source gives before another does.
@@ -122,7 +122,7 @@ class Mix(SharedSource, Buffered):
 
     @property
     def parts(self) -> dict[str, Source]:
-        """How the partitions of each source begin -> that source."""
+        """Prefix of the partitions -> source."""
         return {member.counter: member.source for member in self._parts}
 
     @property
@@ -258,7 +258,8 @@ class Mix(SharedSource, Buffered):
         }
 
     def progress(self, mark: Mark) -> float | None:
-        """Of all sources alike; with ``stop = "first"`` of the one that is furthest."""
+        """Return the mean progress of the sources; with ``stop = "first"`` that of the most
+        advanced one."""
         fractions = [member.source.progress(member.own(mark)) for member in self._parts]
         known = [share for share in fractions if share is not None]
         if self.settings.stop == "first":
@@ -284,7 +285,7 @@ class Mix(SharedSource, Buffered):
     # ---------------------------------------------------------------------- partitions that come
 
     shares_partitions = tracks_owners = partitions_lost = is_revoking = False
-    """None of its sources shares its partitions."""
+    """Whether partitions are shared: never, in a mix."""
 
     def is_rebalancing(self) -> bool:
         """See `engine.types.SharedSource`."""
@@ -346,7 +347,7 @@ class Mix(SharedSource, Buffered):
         return [member for member in self._parts if not member.ended]
 
     def _next(self, waiting: set[str]) -> WeightedSource | None:
-        """Whose turn it is; None where nobody has anything for now. Raises: EndOfStream."""
+        """Return the source whose turn it is; None if none has rows now. Raises: EndOfStream."""
         if self._turn is not None and self._left > 0:
             return self._turn
         alive = self._alive
@@ -405,7 +406,7 @@ class MixFormat(Format):
 
 
 class MixTable(types.Settings):
-    """What ``[source] kind = "mix"`` has besides its settings.
+    """Keys of ``[source] kind = "mix"`` besides its settings.
 
     Attributes:
         sources: name -> a source with a weight: ``[source.sources.NAME]``.
@@ -427,7 +428,7 @@ class WeightedSourceTable(types.Settings):
 def sources_of(
     table: Mapping[str, Any], where: str = "the pipeline"
 ) -> dict[str, tuple[dict[str, Any], float]]:
-    """Name -> ``[source]`` table and weight, of a mix's table.
+    """Return name -> ``[source]`` table and weight, from a mix's table.
 
     Raises: UserError where there is none, or a weight is no number of 0 or more.
     """

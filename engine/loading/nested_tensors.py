@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 Bools = NDArray[np.bool_]
 Bad = tuple[str, Bools, str]
-"""A reason, the rows that it holds for, and a sentence."""
+"""A reason, a mask of its rows, and a sentence."""
 
 
 def nested_features(
     model: ModelSettings, schema: Schema, sizes: Mapping[str, int]
 ) -> dict[str, Any]:
-    """The part of `Features` that is arrays and lists.
+    """Return the `Features` that are arrays and lists.
 
     Args:
         sizes: column -> number of its ids, 0 included, where a stage says so.
@@ -73,7 +73,7 @@ def check(features: Features, schema: Schema) -> None:
 
 
 def array_bytes(schema: Schema) -> int:
-    """Bytes of the arrays of one row."""
+    """Return the bytes of the arrays of one row."""
     total = 0
     for dtype in schema.values():
         if isinstance(dtype, pl.Array):
@@ -85,7 +85,7 @@ def array_bytes(schema: Schema) -> int:
 
 
 def _shape(column: str, dtype: pl.DataType) -> tuple[int, int, int]:
-    """Channels, height, width."""
+    """Return channels, height, width."""
     flat = dtype.inner if isinstance(dtype, pl.Array) else None
     while isinstance(flat, pl.Array):
         flat = flat.inner
@@ -103,7 +103,7 @@ def _shape(column: str, dtype: pl.DataType) -> tuple[int, int, int]:
 
 
 def bad_rows(frame: pl.DataFrame, features: Features) -> Iterable[Bad]:
-    """Where rows cannot become tensors, for each column and reason; nothing where all can."""
+    """Return the rows that cannot become tensors, by column and reason; nothing if all can."""
     for column in features.images:
         yield from _bad(_flat(frame.get_column(column)), column, frame, 0)
     for column, size in {**features.ragged, **features.padded, **features.sparse}.items():
@@ -133,12 +133,12 @@ def _bad(values: pl.Series, name: str, frame: pl.DataFrame, size: int) -> Iterab
 
 
 def _least(good: pl.Series) -> bool:
-    """Whether any is false."""
+    """Return whether any value is false."""
     return not good.all(ignore_nulls=True)
 
 
 def _rows(bad: Bools, column: pl.Series) -> Bools:
-    """The rows that a bad value lies in, shape (n,)."""
+    """Return a mask of the rows that contain a bad value, shape (n,)."""
     if isinstance(column.dtype, pl.Array):
         return np.asarray(bad.reshape(len(column), -1).any(axis=1))
     sums = np.concatenate(([0], np.cumsum(bad)))
@@ -151,15 +151,15 @@ def _rows(bad: Bools, column: pl.Series) -> Bools:
 
 
 def image(column: pl.Series) -> torch.Tensor:
-    """Arrays without a null, shape (n, channels, height, width), as the docstring of `Tensors`
-    says: bytes and float32 are not copied."""
+    """Return arrays without nulls, shape (n, channels, height, width), as described in
+    `Tensors`: bytes and float32 are not copied."""
     if _flat(column).dtype != pl.UInt8:
         column = column.cast(pl.Array(pl.Float32(), column.dtype.shape))  # type: ignore[attr-defined]
     return tensor(np.asarray(_Writable(column.to_numpy()))).permute(0, 3, 1, 2)
 
 
 def ragged(column: pl.Series, max_length: int | None) -> tuple[Ragged, int]:
-    """Lists without a null, and how many of their values were cut off."""
+    """Return lists without nulls, and how many of their values were truncated."""
     values, bounds, cut = _cut(column, max_length)
     rows = Ragged(values=tensor(values), offsets=tensor(bounds))
     return rows, cut
@@ -168,7 +168,8 @@ def ragged(column: pl.Series, max_length: int | None) -> tuple[Ragged, int]:
 def padded(
     column: pl.Series, max_length: int | None, buckets: tuple[int, ...]
 ) -> tuple[Padded, int]:
-    """Lists without a null, all of the length of a bucket, and how many values were cut off."""
+    """Return lists without nulls, padded to the length of a bucket, and how many values were
+    truncated."""
     most = buckets[-1] if buckets else max_length
     assert most is not None
     most = min(most, max_length or most)
@@ -182,14 +183,14 @@ def padded(
 
 
 def bucket(longest: int, most: int, buckets: tuple[int, ...] = ()) -> int:
-    """The length that rows of up to `longest` values are filled up to: the next of the buckets, or
-    power of two, and never above `most`."""
+    """Return the padded length for rows of up to `longest` values: the next bucket or power of
+    two, never above `most`."""
     fits = (size for size in buckets if size >= longest)
     return min(next(fits, most) if buckets else 1 << max(0, longest - 1).bit_length(), most)
 
 
 def sparse(column: pl.Series, width: int, max_length: int | None) -> tuple[Sparse, int]:
-    """How often each id is in each row, and how many ids were cut off."""
+    """Return how often each id is in each row, and how many ids were truncated."""
     values, bounds, cut = _cut(column, max_length)
     rows = np.repeat(np.arange(len(column)), np.diff(bounds))
     cells, counts = np.unique(rows * width + values, return_counts=True)
@@ -204,8 +205,8 @@ def sparse(column: pl.Series, width: int, max_length: int | None) -> tuple[Spars
 
 
 class _Writable:
-    """An array that numpy takes for writable: torch warns of others, though it never writes by
-    itself."""
+    """An array that claims to be writable for numpy: torch warns about others, though it never
+    writes."""
 
     def __init__(self, array: NDArray[Any]) -> None:
         self._array = array  # keeps the memory
@@ -214,23 +215,23 @@ class _Writable:
 
 
 def _flat(column: pl.Series) -> pl.Series:
-    """The numbers of the arrays, one behind the other; those of a null are null."""
+    """Return the numbers of the arrays in sequence; those of a null are null."""
     return column.reshape((-1,))
 
 
 def _values(column: pl.Series) -> pl.Series:
-    """The numbers of the lists, one behind the other."""
+    """Return the numbers of the lists in sequence."""
     return column.explode(keep_nulls=False, empty_as_null=False)
 
 
 def _bounds(column: pl.Series) -> NDArray[np.int64]:
-    """Where the values of each list begin and end among all, shape (n + 1,)."""
+    """Return where the values of each list begin and end, shape (n + 1,)."""
     lengths = column.list.len().fill_null(0).to_numpy()
     return np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
 
 
 def _cut(column: pl.Series, max_length: int | None) -> tuple[NDArray[Any], NDArray[np.int64], int]:
-    """The first values of each list, where they begin, and how many others there were."""
+    """Return the first values of each list, where they begin, and how many more there were."""
     dtype = pl.Float32 if column.dtype.inner.is_float() else pl.Int64  # type: ignore[attr-defined]
     values: NDArray[Any] = _values(column).cast(dtype).to_numpy(writable=True)
     bounds = _bounds(column)

@@ -1,4 +1,4 @@
-"""What the loader is made of: the protocol of torchdata's nodes, without torch.
+"""The protocol of torchdata's nodes, without torch: what the loader is made of.
 
 An engine that cleans or serves needs no torch: half a GiB and two seconds at each start. So nodes
 and loader have the methods of `torchdata.nodes.BaseNode` and `Loader` and not their class;
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class Node(Iterator[T], Generic[T]):
-    """A step that gives items one after the other, and says where it is.
+    """A step that gives items one by one, and has a state.
 
     A subclass has `reset`, which calls this one's, `next` and `get_state`. Who uses it calls
     `next()` on it, which resets it the first time.
@@ -24,15 +24,15 @@ class Node(Iterator[T], Generic[T]):
         self._is_reset = False
 
     def reset(self, initial_state: dict[str, Any] | None = None) -> None:
-        """Go to a state that `state_dict` gave; to the start unless given."""
+        """Go to a state from `state_dict`; to the start without one."""
         self._is_reset = True
 
     def next(self) -> T:
-        """The next item. Raises: StopIteration at the end."""
+        """Return the next item. Raises: StopIteration at the end."""
         raise NotImplementedError(type(self))
 
     def get_state(self) -> dict[str, Any] | None:
-        """Where the next item is; None at the start."""
+        """Return the state at the next item; None at the start."""
         raise NotImplementedError(type(self))
 
     @property
@@ -53,7 +53,7 @@ class Node(Iterator[T], Generic[T]):
         return
 
     def state_dict(self) -> dict[str, Any] | None:
-        """Where to go on after the last item that was given."""
+        """Return the state after the last item given."""
         self._at_first()
         return self.get_state()
 
@@ -67,7 +67,7 @@ class Node(Iterator[T], Generic[T]):
 
 
 class Items(Generic[T]):
-    """A node as something to loop over, from the start or a loaded state: each ``for`` anew.
+    """Iterates over a node, from the start or a loaded state: each ``for`` anew.
 
     Args:
         root: the last node.
@@ -87,7 +87,7 @@ class Items(Generic[T]):
         return self.root
 
     def state_dict(self) -> dict[str, Any] | None:
-        """Where to go on after the last item that was taken."""
+        """Return the state after the last item taken."""
         if self._loaded is not None or not self.root._is_reset:
             iter(self)
             self._asked = True

@@ -1,4 +1,4 @@
-"""A node that runs the nodes before it in a thread, ahead of whoever asks."""
+"""A node that runs the nodes before it on a separate thread, ahead of the consumer."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from engine.types import EndOfStream, HeadraceError
 
 T = TypeVar("T")
 JOIN_SECONDS = 10.0
-"""How long `close` waits for a thread; more means that a source or stage broke its promise to
-return."""
+"""The seconds `close` waits for a thread; longer means that a source or stage does not return as
+promised."""
 
 
 class PrefetchNode(Node[T], Generic[T]):
-    """Runs the node before it in a thread, ahead of whoever asks, up to a number of bytes.
+    """Runs the node before it on a thread, ahead of the consumer, up to a number of bytes.
 
     Args:
         node: the node before; only the thread touches it from now on.
@@ -54,7 +54,7 @@ class PrefetchNode(Node[T], Generic[T]):
         return self.next_within(None)
 
     def next_within(self, timeout: float | None) -> T:
-        """The next item. Raises: Empty when it does not come within `timeout` seconds;
+        """Return the next item. Raises: Empty if it does not come within `timeout` seconds;
         StopIteration at the end."""
         assert self._channel is not None, "reset comes first"
         try:
@@ -72,7 +72,7 @@ class PrefetchNode(Node[T], Generic[T]):
         return self._channel
 
     def interrupt(self) -> None:
-        """Close this queue and all before it: their threads end soon. Any thread may call it."""
+        """Close this queue and all before it, so that their threads end. Any thread may call it."""
         if self._channel is not None:
             self._channel.close()
         self._node.interrupt()

@@ -1,4 +1,4 @@
-"""Raw rows cut into batches."""
+"""Cuts raw rows into batches."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from engine.loading.prefetch import PrefetchNode
 from engine.types import Records
 
 MAX_GROUP_BATCHES = 4
-"""Batches that go through the loader together, at most: more are no faster, as they leave the
-processor's cache before the next step takes them."""
+"""The most batches processed together: more are no faster, since they leave the CPU cache before
+the next step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RawBatch:
-    """Undecoded rows of one batch to be, or of several.
+    """The undecoded rows of one batch or of several.
 
     Attributes:
         pieces: rows by partition, in the order they were read; may be empty.
@@ -46,7 +46,7 @@ class RawBatch:
     batches: int = 1
 
     def split(self) -> tuple[RawBatch, ...]:
-        """Each batch by itself."""
+        """Return each batch separately."""
         if self.batches == 1:
             return (self,)
         (piece,) = self.pieces
@@ -69,8 +69,8 @@ class RawBatch:
 
 
 class RebatchNode(Node[RawBatch]):
-    """Cuts raw rows into batches: of `batch_rows`, or less where they are `batch_limit` bytes,
-    where the oldest has waited `max_delay`, or where waiting longer would miss the deadline.
+    """Cuts raw rows into batches: of `batch_rows`, or fewer at `batch_limit` bytes, when the
+    oldest has waited `max_delay`, or when waiting longer would miss the deadline.
 
     Rows are cut while raw, because then a position is exact; stages later only shrink or grow what
     was cut. Where none is full for `idle` seconds, an empty batch comes, whether rows wait for more
@@ -103,7 +103,7 @@ class RebatchNode(Node[RawBatch]):
         self._left, self._room = self._rows, self._bytes
         self._positions: dict[str, int] = {}
         self._ahead: dict[str, int] = {}
-        """Positions after the rows that wait."""
+        """The positions after the waiting rows."""
         self._ended = False
 
     def reset(self, initial_state: dict[str, Any] | None = None) -> None:
@@ -159,15 +159,15 @@ class RebatchNode(Node[RawBatch]):
         )
 
     def _idle(self) -> RawBatch:
-        """No rows: those that wait stay, and the positions before them."""
+        """Return a batch without rows: waiting rows stay, and the positions before them."""
         if not self._pieces:
             self._positions = dict(self._ahead)
         now = time.monotonic()
         return RawBatch(pieces=(), positions=self._positions, arrived=now, cut=now, reason="idle")
 
     def _whole_batches(self, records: Records) -> int:
-        """How many whole batches these rows begin with that can be cut at once: together they are
-        no more bytes than one batch may be."""
+        """Return how many whole batches at the start of these rows can be cut at once: together
+        they have no more bytes than one batch may have."""
         n = min(len(records) // self._rows, MAX_GROUP_BATCHES)
         together = isinstance(records.values, pl.DataFrame) and not self._pieces
         if n < 2 or not together or self._deadline is not None:
@@ -176,14 +176,14 @@ class RebatchNode(Node[RawBatch]):
         return int(np.searchsorted(ends, self._bytes, "right"))
 
     def _take(self, records: Records, n: int) -> None:
-        """The first n rows into the batch; the others stay for the next."""
+        """Move the first n rows into the batch; the others stay for the next."""
         piece = records if n == len(records) else records.slice(0, n)
         self._pieces.append(piece)
         self._ahead |= piece.end_positions
         self._rest = records.slice(n, len(records)) if n < len(records) else None
 
     def _add(self, records: Records) -> str:
-        """Put what fits into the batch and keep the rest; why it is full then, or nothing."""
+        """Move what fits into the batch and keep the rest; return why it is full, or nothing."""
         fit = records if len(records) <= self._left else records.slice(0, self._left)
         ends = ends_of(fit)
         n = int(np.searchsorted(ends, self._room, "right"))
@@ -198,7 +198,7 @@ class RebatchNode(Node[RawBatch]):
         return "bytes" if n < len(fit) or self._room <= 0 else "" if self._left else "full"
 
     def _wait(self, start: float) -> Records | str:
-        """The next records, or why the batch must go without more."""
+        """Return the next records, or the reason to close the batch without more."""
         while True:
             close, why = self._close_by(start)
             timeout = max(0.0, close - time.monotonic())
@@ -219,7 +219,7 @@ class RebatchNode(Node[RawBatch]):
                 return why
 
     def _close_by(self, start: float) -> tuple[float, str]:
-        """When a batch goes at the latest, and why."""
+        """Return the latest time to close the batch, and the reason."""
         ends = [(start + self.idle, "idle")]
         if not self._pieces:
             return ends[0]

@@ -1,4 +1,4 @@
-"""Rows of a stream in another order, exactly resumable, within a bounded block.
+"""Shuffles the rows of a stream, exactly resumable, within bounded blocks.
 
 A block of records is read and decoded, its rows are put in the order of partition and position, and
 from there into an order that is a function of the seed and the block's number alone. So the order
@@ -34,9 +34,9 @@ from engine.observing.timing import StageTimer
 from engine.types import Batch, Mark, Records, Rejects, Snapshot
 
 SHUFFLE_STATE = "_shuffle"
-"""Its snapshot's name among those of the stages."""
+"""The name of its snapshot among those of the stages."""
 MEMORY_SHARE = 0.25
-"""Part of the budget that a block's raw records may take."""
+"""The part of the budget that a block's raw records may use."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +60,8 @@ class ShuffleBlock:
 
 
 class ShuffleNode(Node[Batch]):
-    """Decoded batches of blocks of `shuffle_rows` records, each block in an order of its own. See
-    the module.
+    """Gives decoded batches from blocks of `shuffle_rows` records, each block in its own order.
+    See the module.
 
     A block is closed early where it would take more than a quarter of the budget, where its oldest
     record has waited `max_delay`, and at the end of the stream. While a block fills, an empty batch
@@ -105,11 +105,11 @@ class ShuffleNode(Node[Batch]):
         self._node.reset(dict(self._start))
 
     def restore(self, value: Mapping[str, Any]) -> None:
-        """Go to where a mark has it."""
+        """Restore the state from a mark."""
         self._begin({}, value)
 
     def snapshots(self) -> Mapping[str, Snapshot]:
-        """Where it is, as a mark has it."""
+        """Return the state for a mark."""
         return self._mark().stages
 
     def next(self) -> Batch:
@@ -140,7 +140,7 @@ class ShuffleNode(Node[Batch]):
         self._node.close()
 
     def _begin(self, start: Mapping[str, int], saved: Mapping[str, Any] | None = None) -> None:
-        """At a block's start, or within the one that `saved` tells of."""
+        """Begin at the start of a block, or within the block described by `saved`."""
         saved = saved or {"block": 0, "given": 0, "ends": {}}
         self._start = dict(start)
         self._number, self._emitted = int(saved["block"]), int(saved["given"])
@@ -158,7 +158,7 @@ class ShuffleNode(Node[Batch]):
     # -------------------------------------------------------------------------------- a block fills
 
     def _fill(self) -> bool:
-        """Read until there is a block; False where nothing comes, for now or for ever."""
+        """Read until a block is full; return False if nothing comes, now or ever."""
         start = time.monotonic()
         while not self._is_full():
             records: Records | None
@@ -200,7 +200,7 @@ class ShuffleNode(Node[Batch]):
         return time.monotonic() >= self._pieces[0].arrived + self._delay
 
     def _take(self, records: Records) -> None:
-        """What belongs to the block goes into it, the rest is kept for the next."""
+        """Move the records of this block into it; keep the rest for the next."""
         again = bool(self._ends)
         n = self._before_end(records) if again else self._fitting(records)
         if n < len(records):
@@ -214,7 +214,7 @@ class ShuffleNode(Node[Batch]):
         )
 
     def _before_end(self, records: Records) -> int:
-        """How many of the records belong to a block that is read again."""
+        """Return how many of the records belong to a block that is read again."""
         end = self._ends.get(records.partition)
         if end is None:
             return 0
@@ -223,7 +223,7 @@ class ShuffleNode(Node[Batch]):
         return int(np.searchsorted(records.positions + records.epoch_offset, end))
 
     def _fitting(self, records: Records) -> int:
-        """How many of the records fit into a new block; at least one into an empty one."""
+        """Return how many of the records fit into a new block; at least one into an empty one."""
         fit = records.slice(0, min(len(records), self._left))
         ends = ends_of(fit)
         n = int(np.searchsorted(ends, self._room, "right"))
@@ -238,7 +238,7 @@ class ShuffleNode(Node[Batch]):
         return n
 
     def _close_block(self) -> ShuffleBlock:
-        """The records, decoded and in their new order."""
+        """Return the records, decoded and in their new order."""
         pieces = sorted(self._pieces, key=lambda piece: (piece.partition, piece.mark_position(0)))
         rows = sum(map(len, pieces))
         with self._timer.timed("decode", rows):
@@ -281,7 +281,7 @@ class ShuffleNode(Node[Batch]):
         )
 
     def _mark(self) -> Mark:
-        """Positions at the block's start, and how far it was given."""
+        """Return the positions at the block's start, and how many of its rows were given."""
         state = {
             "block": self._number,
             "given": self._emitted,

@@ -1,4 +1,4 @@
-"""Batches to the model's device, ahead of the model."""
+"""Copies batches to the model's device, ahead of the model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from engine.types import Batch, DeviceTensors
 
 
 class Transfer:
-    """Copies a batch's tensors to a device, in the thread that prepares.
+    """Copies a batch's tensors to a device, on the prepare thread.
 
     For CUDA they go through pinned memory and a stream of their own, so that the copy of one batch
     runs while the model works on another; whoever takes them (`DeviceTensors.wait`) has its stream
@@ -33,7 +33,7 @@ class Transfer:
         self._copied: torch.cuda.Event | None = None
 
     def apply(self, batch: Batch) -> Batch:
-        """The collated batch with `Tensors.on_device`."""
+        """Return the collated batch with `Tensors.on_device`."""
         assert batch.tensors is not None, "a batch to place is collated"
         if self._stream is None:
             on_device = DeviceTensors(
@@ -51,8 +51,8 @@ class Transfer:
 
 
 def transfer_to(device: str) -> Transfer | None:
-    """For a device as ``[train] device`` names it: ``auto`` is cuda where there is one. None for
-    this processor, and for one that is not there: the learner says so in its own words."""
+    """Return the transfer for a ``[train] device``: ``auto`` is cuda if available. None for the
+    CPU, and for an unavailable device, which the learner reports."""
     cuda = torch.cuda.is_available()
     if device == "auto":
         device = "cuda" if cuda else "cpu"
@@ -60,8 +60,8 @@ def transfer_to(device: str) -> Transfer | None:
 
 
 def watch_devices(metrics: Metrics) -> None:
-    """Show what PyTorch holds of every GPU as ``headrace_device_memory_bytes``: ``allocated`` for
-    tensors, ``reserved`` with what it keeps for the next ones."""
+    """Export PyTorch's memory of every GPU as ``headrace_device_memory_bytes``: ``allocated``
+    for tensors, ``reserved`` including its cache."""
     for number in range(torch.cuda.device_count()):
         held = {"allocated": torch.cuda.memory_allocated, "reserved": torch.cuda.memory_reserved}
         for name, nbytes in held.items():

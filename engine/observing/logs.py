@@ -24,7 +24,7 @@ from engine.errors import UserError, nearest
 STYLES = ("auto", "text", "json")
 LEVELS = ("debug", "info", "warning", "error")
 MAX_TEXT = 10_000
-"""Characters of one message, field or line of a traceback that are kept."""
+"""The most characters kept of a message, a field or a traceback line."""
 
 _STANDARD = frozenset(
     logging.LogRecord("", 0, "", 0, "", (), None).__dict__.keys()
@@ -34,7 +34,7 @@ _PLAIN = re.compile(r"[\w.,:;/+*%@#~<>()\[\]-]+")
 
 
 def setup(style: str = "auto", level: str = "info") -> None:
-    """Send every log record of the process to stderr. May be called again, to change its mind.
+    """Send every log record of the process to stderr. May be called again with other settings.
 
     Headrace's own loggers speak from `level` on, those of libraries from warnings on (at debug
     level: from info on); Python's warnings become records.
@@ -64,7 +64,7 @@ def setup(style: str = "auto", level: str = "info") -> None:
 
 
 class _Hidden:
-    """The secrets, and one pattern that finds any of them in any spelling they are logged in."""
+    """The secrets, and one pattern that finds any of them in every spelling that is logged."""
 
     def __init__(self) -> None:
         self._spellings: set[str] = set()
@@ -93,26 +93,27 @@ _hidden = _Hidden()
 
 
 def hide(secret: str) -> None:
-    """Show ``***`` instead of `secret` in every log record from now on, whatever it is part of."""
+    """Show ``***`` instead of `secret` in every log record from now on."""
     if secret:
         _hidden.add(secret)
 
 
 def redact(text: str) -> str:
-    """The text with every hidden secret as ``***``, for what is shown elsewhere than in the log."""
+    """Return the text with every hidden secret as ``***``, for output outside the log."""
     return _hidden.redact(text)
 
 
 def say(sentence: str) -> None:
-    """Tell the user a sentence on stderr, in one line and without secrets: an error that ends a
-    command is no log record, whatever the style."""
+    """Print a sentence to stderr, in one line and without secrets. An error that ends a command
+    is not a log record."""
     with contextlib.suppress(OSError):  # nobody listens: the exit code says it too
         sys.stderr.write(escape(redact(sentence)) + "\n")
         sys.stderr.flush()
 
 
 def escape(text: str) -> str:
-    r"""The text in one line of printable characters: a line break becomes ``\n``, and so on."""
+    r"""Return the text as one line of printable characters: a line break becomes ``\n``, and so
+    on."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
@@ -136,7 +137,8 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One object a line: ``time`` (UTC), ``level``, ``logger``, ``message``, then the fields."""
+    """One JSON object per line: ``time`` (UTC), ``level``, ``logger``, ``message``, then the
+    fields."""
 
     def __init__(self, tracebacks: bool = False) -> None:
         super().__init__()
@@ -197,7 +199,7 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def _error(record: logging.LogRecord) -> str | None:
-    """Type and message of the record's exception."""
+    """Return type and message of the record's exception."""
     if not record.exc_info or record.exc_info[1] is None:
         return None
     error = record.exc_info[1]
@@ -212,7 +214,7 @@ def _traceback(record: logging.LogRecord) -> list[str]:
 
 
 def _value(value: object) -> Any:
-    """Redacted, bounded, and of a type that JSON has."""
+    """Return a JSON value, redacted and bounded."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, Mapping):
@@ -226,7 +228,7 @@ def _value(value: object) -> Any:
 
 
 def _word(value: object) -> str:
-    """A field's value in text: quoted where it could be taken for more than one."""
+    """Return a field's value as text, quoted if it would look like several."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     if isinstance(value, str) and not _PLAIN.fullmatch(text):
         text = json.dumps(text, ensure_ascii=False)

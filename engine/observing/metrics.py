@@ -1,4 +1,4 @@
-"""Every instrument of headrace, declared once; the only door to the Prometheus client library.
+"""Every metric of headrace, declared once; the only import of the Prometheus client.
 
 To add one: a line in `METRICS` and its annotation in `Metrics`. Rules for names (a test holds
 them): prefix ``headrace_``, base units, ``_total`` on counters, ``_info`` on metadata, timestamps
@@ -43,22 +43,23 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 WORK_BUCKETS = (
     5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
 )  # fmt: skip
-"""Buckets for work and waits, seconds."""
+"""Buckets for work and waits, in seconds."""
 LATENCY_BUCKETS = (
     1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
     900.0, 3600.0,
 )  # fmt: skip
-"""Buckets for how old a record is, seconds: milliseconds from files, to an hour from a topic."""
+"""Buckets for the age of a record, in seconds: from milliseconds for files to an hour for a
+topic."""
 ROW_BUCKETS = tuple(float(2**i) for i in range(18))
-"""Buckets for batches, rows: 1 to 131,072."""
+"""Buckets for batches, in rows: 1 to 131,072."""
 
 MAX_LABEL = 80
-"""Characters of a label value that are kept."""
+"""The most characters kept of a label value."""
 
 
 @dataclass(frozen=True, slots=True)
 class MetricSpec:
-    """What there is to say of one metric.
+    """The declaration of one metric.
 
     Attributes:
         kind: ``counter``, ``gauge``, ``histogram`` or ``info`` (a gauge whose one series is 1).
@@ -267,9 +268,9 @@ _UNKNOWN_AT_FIRST = (
 
 
 def safe_label(value: object, limit: int = MAX_LABEL) -> str:
-    """Text that is fit for a label: one line of printable characters, at most `limit` of them. What
-    is longer keeps its ends (a partition's number is the last) and a digest, so that two long names
-    stay two series."""
+    """Return the text as a label value: one line of printable characters, at most `limit`.
+    Longer text keeps its ends (a partition's number comes last) and a digest, so that two long
+    names stay two series."""
     text = str(value)
     if len(text) > limit:
         digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
@@ -279,7 +280,7 @@ def safe_label(value: object, limit: int = MAX_LABEL) -> str:
 
 
 class _Safe:
-    """Makes label values safe on their way in, so that nobody can forget it."""
+    """Makes label values safe, so that no caller can forget it."""
 
     def labels(self, *values: object, **named: object) -> Any:
         safe = {label: safe_label(value) for label, value in named.items()}
@@ -299,8 +300,7 @@ class _Histogram(_Safe, Histogram):
 
 
 class Metrics:
-    """Every instrument of `METRICS`, under its name without ``headrace_``, ``_total`` and
-    ``_info``.
+    """All metrics of `METRICS`, as attributes without ``headrace_``, ``_total`` and ``_info``.
 
     ``metrics.source_records.inc(n)``, ``metrics.stage_seconds.labels(stage="decode").observe(s)``,
     ``metrics.loss.set(x)``, ``metrics.model.labels(version=..., ...).set(1)``. Instruments may be
@@ -380,25 +380,25 @@ class Metrics:
         self.watch_memory("process", lambda: process.memory_info().rss)
 
     def watch(self, gauge: Gauge, value: Callable[[], float], **labels: str) -> None:
-        """Ask `value` at every scrape, on the service's thread. Where it raises, the gauge is NaN,
-        the first time with a warning, and the rest of the page is as it was."""
+        """Call `value` at every scrape, on the service's thread. If it raises, the gauge is NaN,
+        with one warning, and the rest of the page is unaffected."""
         child = gauge.labels(**labels) if labels else gauge
         child.set_function(_Guarded(value, f"{next(iter(gauge.describe())).name}{labels or ''}"))
 
     def watch_memory(self, component: str, nbytes: Callable[[], int]) -> None:
-        """Show what `component` holds as ``headrace_memory_bytes{component=...}``."""
+        """Export the bytes of `component` as ``headrace_memory_bytes{component=...}``."""
         self.watch(self.memory_bytes, nbytes, component=component)
 
     def exposition(self) -> tuple[bytes, str]:
-        """The page in Prometheus' text format and its content type. How long it took shows on the
-        next one."""
+        """Return the page in Prometheus' text format and its content type. The next page shows
+        how long it took."""
         start = time.perf_counter()
         page = generate_latest(self.registry)
         self.scrape_seconds.observe(time.perf_counter() - start)
         return page, CONTENT_TYPE_PLAIN_0_0_4
 
     def render_final(self, path: Path) -> None:
-        """Write the page to a file, whole or not at all, as a record of a run that ended.
+        """Write the page to a file atomically, as a record of a finished run.
 
         Raises: HeadraceError when it cannot be written.
         """
@@ -410,7 +410,7 @@ class Metrics:
 
 
 class _Guarded:
-    """A callback that cannot spoil the page it is asked for."""
+    """A callback whose failure does not spoil the page."""
 
     def __init__(self, value: Callable[[], float], name: str) -> None:
         self._value = value
@@ -428,7 +428,7 @@ class _Guarded:
 
 
 def attribute(name: str) -> str:
-    """A metric's attribute of `Metrics`: ``headrace_optimizer_steps_total`` -> ``steps``."""
+    """Return a metric's attribute of `Metrics`: ``headrace_optimizer_steps_total`` -> ``steps``."""
     return name.removeprefix("headrace_").removesuffix("_total").removesuffix("_info")
 
 

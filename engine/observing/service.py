@@ -1,4 +1,4 @@
-"""The page that others watch a run by: metrics, and whether it is alive and ready.
+"""The HTTP service: metrics, liveness and readiness of a run.
 
 It runs on a thread of its own, so a slow reader costs the loop nothing; and it is not what is
 watched: `/livez` answers for the loop's progress, as a `Heartbeat` saw it, not for the web thread.
@@ -44,21 +44,21 @@ from engine.types import Duration, HeadraceError, UserError
 log = logging.getLogger("headrace.service")
 
 START_SECONDS = 10.0
-"""How long the thread may take until it answers."""
+"""The most seconds until the thread answers."""
 GRACE_SECONDS = 1
-"""How long a reader in the middle of a page may hold up the end."""
+"""The most seconds that a client in the middle of a page may delay the end."""
 WATCH_SECONDS = 5.0
-"""How often a watched heartbeat is looked at, at least."""
+"""The most seconds between two checks of a watched heartbeat."""
 STACK_DEPTH = 6
-"""Calls that are told of a thread that stalls."""
+"""The stack frames logged for a thread that stalls."""
 CONNECTION_SECONDS = 10.0
-"""From a connection's first byte to its last."""
+"""The seconds from a connection's first byte to its last."""
 MAX_CONNECTIONS = 64
-"""At a time; less where the process may have few descriptors, see `_room`."""
+"""The most connections at a time; fewer if the process may have few descriptors, see `_room`."""
 BACKLOG = 32
-"""Connections that the kernel holds for us, and that are taken in at once."""
+"""Connections that the kernel queues, accepted in one go."""
 STOP_SECONDS = 5.0
-"""How long `Service.stop` waits for the thread."""
+"""The most seconds `Service.stop` waits for the thread."""
 
 _INDEX = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>headrace</title></head>
@@ -72,15 +72,15 @@ _INDEX = """<!doctype html>
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """A verdict and why, in one line."""
+    """Whether something is well, and a line that says why."""
 
     ok: bool
     reason: str = "ok"
 
 
 class Heartbeat:
-    """When the loop last made progress. It beats after every batch, and where there is nothing to
-    do: a source that answers "nothing" is well, one that does not answer is not."""
+    """The time of the loop's last progress. It beats after every batch and while the source has
+    nothing; a source that does not answer stops it."""
 
     def __init__(
         self,
@@ -101,16 +101,17 @@ class Heartbeat:
             metrics.watch(metrics.loop_stall_seconds, self.age)
 
     def beat(self, at: float | None = None) -> None:
-        """Progress was made, now or `at` a time of the clock. Any thread; costs nothing."""
+        """Note progress, now or `at` a time of the clock. Any thread; costs nothing."""
         self._last = self._clock() if at is None else at
 
     def age(self) -> float:
-        """Seconds since the last beat (or since the start, before the first)."""
+        """Return the seconds since the last beat (before the first one, since the start)."""
         return max(0.0, self._clock() - self._last)
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Meanwhile the log says when this thread stalls, where it is then, and when it goes on."""
+        """Log when this thread stalls, where it is then, and when it continues, while the block
+        runs."""
         done, thread = threading.Event(), threading.get_ident()
         watch = threading.Thread(
             target=self._watch, args=(done, thread), name="headrace-heartbeat", daemon=True
@@ -135,7 +136,7 @@ class Heartbeat:
                 log.warning("goes on after a stall")
 
     def health(self) -> Health:
-        """Alive, or stalled for how long."""
+        """Return alive, or stalled for how long."""
         age = self.age()
         if age < self._limit:
             return Health(True)
@@ -143,14 +144,14 @@ class Heartbeat:
 
 
 def _place(thread: int) -> str:
-    """Where a thread is, the innermost call first."""
+    """Return the stack of a thread, the innermost call first."""
     frame = sys._current_frames().get(thread)
     calls = traceback.extract_stack(frame)[:-STACK_DEPTH:-1] if frame is not None else []
     return " < ".join(f"{c.name} ({Path(c.filename).name}:{c.lineno})" for c in calls)
 
 
 class Service:
-    """``/metrics``, ``/livez``, ``/readyz`` and an index, over HTTP.
+    """Serves ``/metrics``, ``/livez``, ``/readyz`` and an index over HTTP.
 
     Contract: `start` returns when the page answers, or raises; `stop` leaves no thread and no
     socket behind, whatever readers do; both may be called when there is nothing to do. No signal
@@ -199,12 +200,12 @@ class Service:
 
     @property
     def port(self) -> int:
-        """The port it listens on, also where the settings say 0."""
+        """The port it listens on, also if the settings say 0."""
         return self._address[1]
 
     @property
     def url(self) -> str:
-        """Where the index is, like ``http://127.0.0.1:9108``."""
+        """The address of the index, like ``http://127.0.0.1:9108``."""
         host, port = self._address
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
@@ -236,7 +237,7 @@ class Service:
         log.info("service listens", extra={"url": self.url})
 
     def stop(self) -> None:
-        """Close the page; returns within `STOP_SECONDS`."""
+        """Stop listening; return within `STOP_SECONDS`."""
         if self._server is None or self._thread is None:
             return
         self._server.should_exit = True
@@ -302,7 +303,7 @@ class Service:
 
 
 class _Readers(ServerState):
-    """The connections there are, no more than there is room for."""
+    """The open connections, bounded in number."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -310,7 +311,7 @@ class _Readers(ServerState):
         self._crowded = False
 
     def make_room(self) -> None:
-        """One has come: where that is one too many, the one that is worth least goes."""
+        """Make room for a new connection: above the limit, close the least valuable one."""
         open_connections = [
             c for c in self.connections if isinstance(c, _Connection) and not c.gone
         ]
@@ -326,7 +327,7 @@ class _Readers(ServerState):
 
 
 class _Connection(H11Protocol):
-    """One request within `CONNECTION_SECONDS`, whatever its reader does."""
+    """Serves one request within `CONNECTION_SECONDS`, whatever its client does."""
 
     server_state: _Readers
 
@@ -342,13 +343,13 @@ class _Connection(H11Protocol):
         super().connection_lost(exc)
 
     def abort(self) -> None:
-        """Close it now, whatever is still to be sent."""
+        """Close the connection now, whatever is still to be sent."""
         self.gone = True
         self.transport.abort()
 
 
 class _Server(uvicorn.Server):
-    """Says when it is up, and answers for what ends its thread."""
+    """A server that reports when it is up, and what ended its thread."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -369,7 +370,7 @@ class _Server(uvicorn.Server):
             connection.transport.abort()
 
     def serve_on(self, sock: socket.socket) -> None:
-        """The thread."""
+        """Run the thread."""
         try:
             self.run([sock])
         except BaseException:
@@ -380,7 +381,7 @@ class _Server(uvicorn.Server):
 
 
 def _room() -> int:
-    """Connections at a time: a small part of the descriptors that this process may have."""
+    """Return the most connections at a time: a small part of the process's descriptors."""
     return min(MAX_CONNECTIONS, max(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 16))
 
 

@@ -1,4 +1,4 @@
-"""Where the time of a run goes: the work of each stage, the waits of each thread."""
+"""Timers: the busy time of each stage, the wait time of each thread."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engine.observing.metrics import Metrics
 
 @dataclass(slots=True)
 class StageTime:
-    """What a stage has taken so far.
+    """The time a stage has taken so far.
 
     Attributes:
         calls: how often it was at work.
@@ -45,7 +45,7 @@ class Listener(Protocol):
 
 @dataclass(slots=True)
 class TimingSnapshot:
-    """A copy of what was spent up to some moment; two of them differ by what lies between.
+    """A copy of the times up to some moment; the difference of two is the time between.
 
     Attributes:
         at: `time.perf_counter` seconds.
@@ -65,7 +65,7 @@ class TimingSnapshot:
     queued: float = 0.0
 
     def since(self, before: TimingSnapshot) -> TimingSnapshot:
-        """What was spent after `before`; `at` is then how many seconds lie between."""
+        """Return the time since `before`; `at` is then the seconds between the two."""
         stages = {}
         for name, now in self.stages.items():
             then = before.stages.get(name, StageTime())
@@ -87,7 +87,7 @@ class TimingSnapshot:
 
 
 class StageTimer:
-    """Adds up what stages and queues report, and hands it to the metrics.
+    """Sums the times that stages and queues report, and exports them as metrics.
 
     A stage or a side of a queue belongs to one thread, so nothing is locked.
 
@@ -102,7 +102,8 @@ class StageTimer:
         self._totals = TimingSnapshot()
 
     def add(self, stage: str, start: float, cpu: float, rows: int = 0) -> None:
-        """Work that began at `start` (`time.perf_counter`) and `cpu` (`time.thread_time`) ends.
+        """Add work that began at `start` (`time.perf_counter`) and `cpu` (`time.thread_time`)
+        and ends now.
 
         Args:
             rows: records it was about; told by one stage of each thread at least.
@@ -112,7 +113,8 @@ class StageTimer:
     def record(
         self, stage: str, start: float, wall: float, cpu: float, rows: int = 0, batches: int = 1
     ) -> None:
-        """Work that began at `start` took `wall` and `cpu` seconds, for all of so many batches."""
+        """Add work that began at `start` and took `wall` and `cpu` seconds, for that many
+        batches."""
         spent = self._totals.stages.setdefault(stage, StageTime())
         spent.calls += batches
         spent.rows += rows
@@ -126,18 +128,18 @@ class StageTimer:
 
     @contextlib.contextmanager
     def timed(self, stage: str, rows: int = 0, batches: int = 1) -> Iterator[None]:
-        """Time what happens inside; what fails is not counted. `rows`: see `add`."""
+        """Time the block; a block that fails is not counted. `rows`: see `add`."""
         start, cpu = time.perf_counter(), time.thread_time()
         yield
         wall, used = time.perf_counter() - start, time.thread_time() - cpu
         self.record(stage, start, wall, used, rows, batches)
 
     def idle(self, seconds: float) -> None:
-        """A read gave nothing: waiting for data is no work."""
+        """Note that a read gave nothing: waiting for data is not work."""
         self._totals.idle += seconds
 
     def wait_recorder(self, queue: str, side: str) -> Callable[[float], None]:
-        """What one side of a queue calls with the seconds it has waited."""
+        """Return the callback that one side of a queue calls with the seconds it waited."""
         observe = self._waits.labels(queue=queue, side=side).observe
         waits, key = self._totals.waits, (queue, side)
         waits.setdefault(key, 0.0)
@@ -149,11 +151,11 @@ class StageTimer:
         return waited
 
     def waited_seconds(self, queue: str, side: str) -> float:
-        """Seconds that this side has waited, all in all."""
+        """Return the total seconds this side has waited."""
         return self._totals.waits.get((queue, side), 0.0)
 
     def snapshot(self) -> TimingSnapshot:
-        """What was spent so far."""
+        """Return the times so far."""
         spent = copy.deepcopy(self._totals)
         spent.at, spent.cpu = time.perf_counter(), time.process_time()
         spent.queued = _queued()
@@ -161,7 +163,7 @@ class StageTimer:
 
 
 def _queued() -> float:
-    """Seconds that the threads of this process have waited for a core so far (Linux)."""
+    """Return the seconds that this process's threads have waited for a core (Linux)."""
     total = 0
     for file in Path("/proc/self/task").glob("*/schedstat"):
         with contextlib.suppress(OSError, ValueError, IndexError):  # a thread that has just ended

@@ -1,1 +1,1 @@
-"""How good the predictions are."""
+"""Prediction metrics, the decision threshold, and the evaluation beside baselines."""

@@ -1,4 +1,4 @@
-"""Test-then-train: how good predictions were that were made before the row was learned, beside the
+"""Test-then-train evaluation: the error of predictions made before the row was learned, beside
 no-change baselines.
 
 Gama, Sebastiao & Rodrigues, "On Evaluating Stream Learning Algorithms" (Machine Learning, 2013). A
@@ -33,8 +33,8 @@ from engine.types import Features, Name, Schema, Snapshot, UserError, require
 from engine.types.changes import Free, Learned
 
 FLUSH_ROWS = 16_384
-"""Rows are put aside until there are so many, then summed at once: per batch, evaluation costs next
-to nothing."""
+"""Rows are buffered up to this number and summed together, which makes evaluation nearly free
+per batch."""
 LAST_VALUE = "last value"
 WHOLE = "all"
 """The group of all rows."""
@@ -44,8 +44,7 @@ MAJORITY, PREVIOUS_CLASS = "majority class", "last class"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredRows:
-    """Rows put aside: a frame of the columns that are needed, targets (n,), scores (n,) or (n,
-    k)."""
+    """Buffered rows: a frame of the required columns, targets (n,), scores (n,) or (n, k)."""
 
     frame: pl.DataFrame
     target: NDArray[Any]
@@ -56,8 +55,7 @@ class ScoredRows:
 
 
 class Evaluation:
-    """Sums over all rows, over each slice, over time, and the newest rows themselves for the
-    window.
+    """Sums over all rows, over each slice and over time, and the newest rows for the window.
 
     What is summed when depends on the batches alone, not on who asks when, so a resumed run ends
     with the same bits.
@@ -137,7 +135,7 @@ class Evaluation:
 
     @property
     def needed(self) -> Sequence[str]:
-        """Columns that baselines, slices and time look at."""
+        """The columns that baselines, slices and time read."""
         return self._needed
 
     def update(
@@ -147,7 +145,7 @@ class Evaluation:
         scores: NDArray[np.float64],
         raw: pl.DataFrame | None = None,
     ) -> None:
-        """Rows with their labels and what was predicted for them before they were learned.
+        """Add rows with their labels and the scores they had before they were learned.
 
         Args:
             frame: n rows with the bound columns.
@@ -165,9 +163,9 @@ class Evaluation:
             self._flush()
 
     def report(self) -> dict[str, Any]:
-        """``{"rows", "all": {...}, "window": {...}, "slices": {name: {...}}, "classes"}``; each
-        with its rows, the task's metrics, ``baselines`` and ``prior`` (the window without rows
-        and chance); over all rows also ``reliability`` and ``by_class``."""
+        """Return ``{"rows", "all": {...}, "window": {...}, "slices": {name: {...}},
+        "classes"}``; each with its rows, the task's metrics, ``baselines`` and ``prior`` (the
+        window without rows and prior); over all rows also ``reliability`` and ``by_class``."""
         now = self._flushed()
         groups = {name: now._group(sums) for name, sums in now._groups.items()}
         whole = groups.pop(WHOLE)
@@ -186,8 +184,8 @@ class Evaluation:
         }
 
     def history(self) -> pl.DataFrame:
-        """Columns ``time`` (or first row), ``rows``, ``model`` and one a baseline: mean absolute
-        error, or the share of wrong classes, per step."""
+        """Return the error per step: columns ``time`` (or first row), ``rows``, ``model`` and
+        one per baseline, with the mean absolute error or the share of wrong classes."""
         history = self._flushed()._history
         if not history.height:
             return history
@@ -199,12 +197,12 @@ class Evaluation:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the window and of the rows put aside."""
+        """The bytes of the window and of buffered rows."""
         rows = [*self._window, *self._pending]
         return sum(r.target.nbytes + r.scores.nbytes + int(r.frame.estimated_size()) for r in rows)
 
     def state_dict(self) -> dict[str, Snapshot]:
-        """As a plain value."""
+        """Return the state as a plain value."""
         return {
             "groups": [
                 {"name": name, "where": self._where(name), "sums": sums.snapshot()}
@@ -219,8 +217,8 @@ class Evaluation:
         }
 
     def load_state_dict(self, state: Mapping[str, Snapshot]) -> None:
-        """Back to it. A slice goes on where its name and its condition are the same; others begin
-        with the next row, which is told."""
+        """Restore a state. A slice continues if its name and condition are the same; others
+        begin with the next row, with a warning."""
         sums_class = RegressionSums if self._regression else ClassificationSums
         saved = {(group["name"], group["where"]): group["sums"] for group in state["groups"]}
         places = {name: (name, self._where(name)) for name in self._groups}
@@ -245,7 +243,7 @@ class Evaluation:
         )
 
     def _where(self, name: str) -> str:
-        """The condition of a group."""
+        """Return the condition of a group."""
         return "" if name == WHOLE else self.settings.slices[name]
 
     def _tell_changed(self, before: Sequence[str], same: Sequence[str]) -> None:
@@ -275,7 +273,7 @@ class Evaluation:
         return expr.fill_null(False)
 
     def _flushed(self) -> Evaluation:
-        """A copy with everything summed; this one stays, so that asking changes nothing."""
+        """Return a copy with everything summed; the original is unchanged."""
         if not self._pending:
             return self
         now = Evaluation.__new__(Evaluation)
@@ -286,7 +284,7 @@ class Evaluation:
         return now
 
     def _flush(self, slices: Collection[str] | None = None) -> None:
-        """Sum the rows put aside; of the slices, in these or in all."""
+        """Sum the buffered rows, for these slices or for all."""
         rows = _concat(self._pending)
         baselines = self._baseline_predictions(rows)
         rows, baselines = _scored(rows, baselines)
@@ -301,7 +299,8 @@ class Evaluation:
         self._pending = []
 
     def _baseline_predictions(self, rows: ScoredRows) -> NDArray[Any]:
-        """What every baseline says of each row, from the rows before it; shape (n, p)."""
+        """Return every baseline's prediction for each row, from the rows before it; shape (n,
+        p)."""
         before = np.concatenate([[self._last], rows.target[:-1]])
         self._last = float(rows.target[-1])
         if self._regression:
@@ -331,7 +330,7 @@ class Evaluation:
         return sums.add(target, scores, baselines, self.threshold)
 
     def _remember(self, rows: ScoredRows, baselines: NDArray[Any]) -> None:
-        """Errors into the history, rows into the window."""
+        """Add errors to the history, rows to the window."""
         guesses = pl.DataFrame(baselines, schema=list(map(str, range(baselines.shape[1]))))
         self._window.append(ScoredRows(frame=guesses, target=rows.target, scores=rows.scores))
         while sum(map(len, self._window[1:])) >= self.settings.window:
@@ -402,7 +401,7 @@ def _concat(parts: list[ScoredRows]) -> ScoredRows:
 
 
 def _scored(rows: ScoredRows, baselines: NDArray[Any]) -> tuple[ScoredRows, NDArray[Any]]:
-    """The rows that have a finite score: model and baselines are judged by the same rows."""
+    """Return the rows with a finite score: model and baselines are compared on the same rows."""
     there = finite_rows(rows.scores)
     if there.all():
         return rows, baselines

@@ -1,5 +1,4 @@
-"""Quality of predictions as sums: small immutable tables that rows add to, and the metrics they
-give.
+"""Prediction metrics as sums: small immutable tables, and the metrics computed from them.
 
 All sums are float64, added in the order of the stream, so the same batches always give the same
 bits.
@@ -18,17 +17,17 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 BINS = 10_000
-"""Bins of the score histogram, equally wide in the score's log odds: a class of one row in a
-million is told apart as finely as one of every second row."""
+"""The bins of the score histogram, equally wide in log odds, so that a class of one row in a
+million is resolved as finely as one of every second row."""
 MAX_LOG_ODDS = 20.0
-"""Log odds of the outermost bins."""
+"""The log odds of the outermost bins."""
 CALIBRATION_GROUPS = 15
-"""Groups of rows that calibration compares, each with about as many rows as another."""
+"""The groups of rows compared for calibration, of about equal size."""
 EPSILON = float(np.finfo(np.float64).eps)
 
 
 def finite_rows(scores: Floats) -> NDArray[np.bool_]:
-    """Which rows have finite scores only; scores (n,) or (n, k)."""
+    """Return which rows have only finite scores; scores (n,) or (n, k)."""
     return np.isfinite(scores if scores.ndim == 1 else scores.sum(axis=1))
 
 
@@ -53,11 +52,12 @@ class RegressionSums:
 
     @classmethod
     def empty(cls, p: int) -> Self:
-        """Of p predictors, the model among them."""
+        """Return the sums of no rows, for p predictors including the model."""
         return cls(np.zeros(p, np.int64), np.zeros(p), np.zeros(p), np.zeros(p))
 
     def add(self, target: Floats, predictions: Floats) -> Self:
-        """Rows: target (n,), predictions (n, p), NaN where a baseline has none."""
+        """Return the sums with rows added: target (n,), predictions (n, p), NaN where a baseline
+        has none."""
         if not len(target):
             return self
         error = predictions - target[:, None]
@@ -79,11 +79,11 @@ class RegressionSums:
 
     @property
     def rows(self) -> int:
-        """That were added."""
+        """The number of rows added."""
         return self.count
 
     def metrics(self) -> dict[str, float]:
-        """MAE, MSE, RMSE and R2 of the model; {} before the first row."""
+        """Return MAE, MSE, RMSE and R2 of the model; {} before the first row."""
         if not self.n[0]:
             return {}
         mse = float(self.square[0] / self.n[0])
@@ -92,7 +92,7 @@ class RegressionSums:
         return {"mae": mae, "mse": mse, "rmse": math.sqrt(mse), "r2": r2}
 
     def baselines(self, names: list[str]) -> dict[str, dict[str, float]]:
-        """Name -> MAE, RMSE, rows, and the model's MAE on those rows."""
+        """Return name -> MAE, RMSE, rows, and the model's MAE on those rows."""
         return {
             name: {
                 "mae": float(self.absolute[i] / self.n[i]),
@@ -105,12 +105,12 @@ class RegressionSums:
         }
 
     def snapshot(self) -> dict[str, Any]:
-        """As a plain value."""
+        """Return a plain value."""
         return {name: getattr(self, name) for name in self.__slots__}
 
     @classmethod
     def restore(cls, value: Mapping[str, Any]) -> Self:
-        """From what `snapshot` gave."""
+        """Return the sums from a `snapshot`."""
         return cls(**value)
 
 
@@ -136,14 +136,14 @@ class ClassificationSums:
 
     @classmethod
     def empty(cls, k: int, p: int) -> Self:
-        """Of k classes and p baselines."""
+        """Return the sums of no rows, for k classes and p baselines."""
         nothing = np.zeros(p, np.int64)
         histogram = np.zeros((2, BINS), np.int64)
         return cls(np.zeros((k, k), np.int64), 0.0, 0.0, histogram, nothing, nothing)
 
     def add(self, target: Ints, scores: Floats, baselines: Ints, threshold: float = 0.5) -> Self:
-        """Rows: class numbers (n,), scores (n,) or (n, k), baselines' classes (n, p), -1 where
-        there is none; the threshold of class 1 where there are two."""
+        """Return the sums with rows added: class numbers (n,), scores (n,) or (n, k), baselines'
+        classes (n, p), -1 for none; the threshold of class 1 for two classes."""
         if not len(target):
             return self
         k = len(self.confusion)
@@ -170,13 +170,13 @@ class ClassificationSums:
 
     @property
     def rows(self) -> int:
-        """That were added."""
+        """The number of rows added."""
         return int(self.confusion.sum())
 
     def metrics(self, at_precision: float = 0.5) -> dict[str, Any]:
-        """Accuracy, precision, recall, F1 (of class 1, or macro), log loss, Brier score,
-        calibration error, confusion matrix; of two classes AUC, average precision and the largest
-        recall at a precision of `at_precision`."""
+        """Return accuracy, precision, recall, F1 (of class 1, or macro), log loss, Brier score,
+        calibration error, confusion matrix; for two classes AUC, average precision and the
+        largest recall at a precision of `at_precision`."""
         n = self.rows
         if not n:
             return {}
@@ -207,8 +207,8 @@ class ClassificationSums:
         return {**result, "confusion": self.confusion.tolist()}
 
     def by_class(self, at_precision: float = 0.5) -> list[dict[str, float]]:
-        """Of each class against the others: rows, precision, recall and F1 of what was predicted;
-        of two also average precision and the largest recall at a precision of `at_precision`."""
+        """Return rows, precision, recall and F1 of each class against the others; for two
+        classes also average precision and the largest recall at a precision of `at_precision`."""
         said, true = self.confusion.sum(axis=0), self.confusion.sum(axis=1)
         right = np.diag(self.confusion)
         made = [
@@ -230,7 +230,7 @@ class ClassificationSums:
         return made
 
     def prior_metrics(self) -> dict[str, float]:
-        """What a model that knows each class's share and nothing else comes to; {} before the
+        """Return the metrics of a model that knows only the share of each class; {} before the
         first row."""
         if not self.rows:
             return {}
@@ -244,7 +244,7 @@ class ClassificationSums:
         return result
 
     def baselines(self, names: list[str]) -> dict[str, dict[str, float]]:
-        """Name -> accuracy and rows."""
+        """Return name -> accuracy and rows."""
         return {
             name: {"accuracy": float(self.right[i] / self.n[i]), "rows": int(self.n[i])}
             for i, name in enumerate(names)
@@ -252,7 +252,7 @@ class ClassificationSums:
         }
 
     def snapshot(self) -> dict[str, Any]:
-        """As a plain value; of the histogram, the bins that are not empty."""
+        """Return a plain value; of the histogram, only bins that are not empty."""
         at = np.flatnonzero(self.histogram)
         return {
             "confusion": self.confusion,
@@ -266,7 +266,7 @@ class ClassificationSums:
 
     @classmethod
     def restore(cls, value: Mapping[str, Any]) -> Self:
-        """From what `snapshot` gave."""
+        """Return the sums from a `snapshot`."""
         empty = cls.empty(len(value["confusion"]), len(value["n"]))
         empty.histogram.reshape(-1)[value["at"]] = value["filled"]
         sums = value["loss"], value["brier"]
@@ -274,17 +274,18 @@ class ClassificationSums:
 
 
 def classes(scores: Floats, threshold: float = 0.5) -> Ints:
-    """Predicted class numbers, shape (n,); where there are two, class 1 is above the threshold."""
+    """Return predicted class numbers, shape (n,); of two classes, class 1 is above the
+    threshold."""
     return (scores > threshold).astype(np.int64) if scores.ndim == 1 else scores.argmax(axis=1)
 
 
 def probabilities(scores: Floats) -> Floats:
-    """Scores as probabilities of every class, shape (n, k)."""
+    """Return scores as probabilities of every class, shape (n, k)."""
     return np.stack([1 - scores, scores], axis=1) if scores.ndim == 1 else scores
 
 
 def bins(class_probabilities: Floats) -> Ints:
-    """Each probability's bin of the histogram, shape (n,)."""
+    """Return each probability's bin of the histogram, shape (n,)."""
     with np.errstate(divide="ignore", invalid="ignore"):
         odds = np.log(class_probabilities) - np.log1p(-class_probabilities)
     at = (np.clip(np.nan_to_num(odds, nan=0.0), -MAX_LOG_ODDS, MAX_LOG_ODDS) + MAX_LOG_ODDS) * (
@@ -295,7 +296,7 @@ def bins(class_probabilities: Floats) -> Ints:
 
 
 def edges() -> Floats:
-    """The lower edge of each bin, as a probability, shape (BINS,)."""
+    """Return the lower edge of each bin as a probability, shape (BINS,)."""
     odds = np.linspace(-MAX_LOG_ODDS, MAX_LOG_ODDS, BINS, endpoint=False)
     probabilities_out: Floats = 1 / (1 + np.exp(-odds))
     probabilities_out[0] = 0.0
@@ -303,8 +304,8 @@ def edges() -> Floats:
 
 
 def auc(histogram: Ints) -> float:
-    """Area under the ROC curve from the score histograms of both classes; scores in one bin count
-    as ties."""
+    """Return the area under the ROC curve from the score histograms of both classes; scores in
+    one bin count as ties."""
     negative, positive = histogram
     below = np.cumsum(negative) - negative
     pairs = float(negative.sum()) * float(positive.sum())
@@ -313,8 +314,8 @@ def auc(histogram: Ints) -> float:
 
 
 def average_precision(histogram: Ints) -> float:
-    """Area under the curve of precision over recall, in steps (as scikit-learn's); the share of
-    class 1 for scores that say nothing."""
+    """Return the area under the precision-recall curve, in steps (like scikit-learn); the share
+    of class 1 for uninformative scores."""
     positives = int(histogram[1].sum())
     if not positives:
         return math.nan
@@ -323,8 +324,8 @@ def average_precision(histogram: Ints) -> float:
 
 
 def recall_at_precision(histogram: Ints, precision: float) -> float:
-    """The largest recall that some threshold reaches with this precision or better; 0 where none
-    does."""
+    """Return the largest recall that some threshold reaches with this precision or better; 0 if
+    none does."""
     if not histogram[1].sum():
         return math.nan
     reached, recall = precision_recall(histogram)
@@ -332,8 +333,8 @@ def recall_at_precision(histogram: Ints, precision: float) -> float:
 
 
 def precision_recall(histogram: Ints) -> tuple[Floats, Floats]:
-    """Precision and recall of class 1 where it begins at each bin, shape (BINS,); a precision of 0
-    where no row is above."""
+    """Return precision and recall of class 1 for a threshold at each bin, shape (BINS,); a
+    precision of 0 if no row is above."""
     false, true = np.cumsum(histogram[:, ::-1], axis=1)[:, ::-1]
     return true / np.maximum(true + false, 1), true / max(1, int(histogram[1].sum()))
 
