@@ -340,8 +340,8 @@ def precision_recall(histogram: Ints) -> tuple[Floats, Floats]:
 
 
 def calibration_error(histogram: Ints) -> float:
-    """Expected calibration error (Naeini, Cooper & Hauskrecht, 2015): how far probabilities are
-    from the shares that came true, over groups of equally many rows."""
+    """Return the expected calibration error (Naeini, Cooper & Hauskrecht, 2015): the distance of
+    probabilities from observed shares, over groups of equally many rows."""
     groups = reliability(histogram)
     n = sum(group["rows"] for group in groups)
     gaps = sum(group["rows"] * abs(group["predicted"] - group["true"]) for group in groups)
@@ -349,8 +349,8 @@ def calibration_error(histogram: Ints) -> float:
 
 
 def reliability(histogram: Ints) -> list[dict[str, Any]]:
-    """Groups of rows by their probability, lowest first: rows, mean probability, share that came
-    true."""
+    """Return groups of rows by probability, lowest first: rows, mean probability, observed
+    share."""
     rows = histogram.sum(axis=0)
     total = int(rows.sum())
     if not total:

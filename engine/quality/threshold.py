@@ -1,4 +1,5 @@
-"""Where class 1 begins: a probability, or what serves an aim best on rows never learned."""
+"""The decision threshold of two classes: a probability, or the best one for a goal on held-out
+rows."""
 
 from __future__ import annotations
 
@@ -14,13 +15,13 @@ from engine.quality.measures import BINS, Ints, bins, edges
 from engine.types import Snapshot
 
 MIN_ROWS = 10
-"""Held-out rows of each class without which nothing is chosen."""
+"""The held-out rows of each class required to choose a threshold."""
 RECHOOSE_GROWTH = 0.05
-"""A threshold is chosen anew where the held-out rows have grown by so much."""
+"""The growth of the held-out rows after which a threshold is chosen again."""
 
 
 class ThresholdSettings(types.Settings):
-    """``[model] threshold``: a probability, or one aim.
+    """``[model] threshold``: a probability, or one goal.
 
     Attributes:
         value: the probability of class 1 above which it is predicted.
@@ -49,7 +50,7 @@ class ThresholdSettings(types.Settings):
 
     @classmethod
     def read(cls, given: Any) -> Self:
-        """What a pipeline file says. Raises: ValueError with one sentence."""
+        """Parse the value of a pipeline file. Raises: ValueError with one sentence."""
         table = {"f1": True} if given == "f1" else given
         try:
             return cls.model_validate(
@@ -63,11 +64,11 @@ class ThresholdSettings(types.Settings):
 
     @property
     def is_chosen(self) -> bool:
-        """Whether it is chosen, not given."""
+        """Whether the threshold is chosen for a goal, not given."""
         return self.value is None
 
     def choose(self, histogram: Ints) -> float:
-        """The threshold that serves the aim best.
+        """Return the best threshold for the goal.
 
         Args:
             histogram: rows by true class and bin of class 1's probability, shape (2, BINS).
@@ -92,7 +93,7 @@ class ThresholdSettings(types.Settings):
 
 
 class Threshold:
-    """The threshold while a model is trained: given, or chosen anew as held-out rows come.
+    """The threshold while a model is trained: given, or chosen again as held-out rows arrive.
 
     Args:
         settings: ``[model] threshold``.
@@ -111,7 +112,7 @@ class Threshold:
         self._new = 0
 
     def update(self, target: NDArray[Any], scores: NDArray[np.float64]) -> None:
-        """Take held-out rows' classes and what was predicted for them, shape (n,)."""
+        """Add held-out rows' classes and scores, shape (n,)."""
         if not self.settings.is_chosen:
             return
         self._target = np.append(self._target, target)[-self._rows :]
@@ -122,13 +123,13 @@ class Threshold:
             self.value = choose_threshold(self.settings, self._target, self._scores) or self.value
 
     def snapshot(self) -> Snapshot:
-        """As a plain value."""
+        """Return a plain value."""
         return {
             "value": self.value, "target": self._target, "scores": self._scores, "new": self._new,
         }  # fmt: skip
 
     def restore(self, value: Snapshot) -> None:
-        """From what `snapshot` gave; a threshold that is given stays as it is given now."""
+        """Restore a `snapshot`; a given threshold keeps its current value."""
         if self.settings.is_chosen:
             self.value, self._new = value["value"], value["new"]
             self._target, self._scores = value["target"], value["scores"]
@@ -137,7 +138,7 @@ class Threshold:
 def choose_threshold(
     settings: ThresholdSettings, target: NDArray[Any], scores: NDArray[np.float64]
 ) -> float | None:
-    """The threshold that serves the aim best on these rows; None where a class has too few."""
+    """Return the best threshold for the goal on these rows; None if a class has too few."""
     counts = np.bincount(target, minlength=2)
     if counts.min() < MIN_ROWS:
         return None

@@ -1,1 +1,1 @@
-"""The loop, its work on each batch, and what makes a restart exact."""
+"""The loop, its work on each batch, and exact restarts."""

@@ -15,7 +15,7 @@ from engine.loading.decoder import ROWS_PER_THREAD
 from engine.observing.timing import StageTime, TimingSnapshot
 
 PARTS = ("source", "decode", "scrub", "transfer", "model", "sink", "checkpoint", "idle")
-"""What a verdict can name; ``idle``: nothing holds the run, records come no faster."""
+"""The parts that can be the bottleneck; ``idle``: none, the source is slower than the pipeline."""
 LOOP_STAGES = {
     "learn": "model",
     "predict": "model",
@@ -24,22 +24,22 @@ LOOP_STAGES = {
     "flush": "sink",
     "checkpoint": "checkpoint",
 }
-"""Stages of the loop's own thread -> part."""
+"""Stage on the loop's own thread -> part."""
 PART_OF_STAGE = {"fetch": "source", "decode": "decode", "transfer": "transfer"}
-"""Stages with a part of their own; all others are the scrub's."""
+"""Stage with a part of its own -> part; all others belong to scrub."""
 IDLE_SHARE = 0.5
-"""Below this share of the time, the busiest thread holds nothing up where records come slowly."""
+"""Below this share of the time the busiest thread is not a bottleneck, if records come slowly."""
 MIN_SECONDS = 1.0
-"""A shorter run says more of compilation and of opening files than of what holds a long one."""
+"""A shorter sample shows compilation and the opening of files rather than the bottleneck."""
 RUN_SECONDS = 3.0
-"""A whole run, its start included, must be so long to be judged."""
+"""The least seconds of a whole run, its start included, to be diagnosed."""
 CONTENDED_SHARE = 0.5
-"""Share of the time off a processor that threads were ready for one, from which on it is others
-that take the cores."""
+"""The share of its off-CPU time that a thread waited for a core, above which other processes
+take the cores."""
 MAX_FACTOR_SHOWN = 20.0
-"""Where a run would be so many times as fast, the figure says nothing more."""
+"""Above this speed-up the figure says nothing more."""
 CPU_BOUND_SHARE = 0.4
-"""Share of a stage's time on a processor from which on the processor is what it needs."""
+"""The share of a stage's time on the CPU above which it is CPU-bound."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +57,7 @@ class Advice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bottleneck:
-    """What holds a run.
+    """The bottleneck of a run.
 
     Attributes:
         part: one of `PARTS`.
@@ -82,7 +82,7 @@ class Bottleneck:
     advice: tuple[Advice, ...] = ()
 
     def __str__(self) -> str:
-        """Two or three sentences for people."""
+        """Return two or three sentences."""
         if self.part == "idle":
             return "Nothing holds the run: records come no faster than they are handled."
         where = "" if self.stage == self.part else f" ('{self.stage}')"
@@ -101,7 +101,7 @@ class Bottleneck:
 def diagnose(
     timing: TimingSnapshot, *, settings: Mapping[str, Any], device: str = "cpu", cores: int = 1
 ) -> Bottleneck | None:
-    """The verdict on what was spent; None where nothing was done, or too little to tell.
+    """Diagnose the bottleneck from the times; None if nothing was done, or too little to tell.
 
     Args:
         timing: what `TimingSnapshot.since` gave: `at` is the length in seconds.
@@ -150,7 +150,7 @@ def diagnose(
 
 
 def part_of(stage: str) -> str:
-    """The part that a stage belongs to."""
+    """Return the part of a stage."""
     return LOOP_STAGES.get(stage) or PART_OF_STAGE.get(stage) or "scrub"
 
 

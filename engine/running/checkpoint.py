@@ -37,30 +37,30 @@ from engine.types.changes import Free
 log = logging.getLogger("headrace.checkpoint")
 
 LAYOUT = 4
-"""Raise it with every change to what a state's keys are or mean."""
+"""The version of the layout; increase it with every change to a state's keys or their meaning."""
 NAMED = b"headrace checkpoint "
 MAGIC = NAMED + b"%d\n" % LAYOUT
 DIGEST_BYTES = 32
 PLAIN = (bool, int, float, str, bytes, list, tuple, pl.DataFrame, pl.Series, type(None))
-"""What a state may be made of, beside dicts and arrays of numbers."""
+"""The types a state may consist of, beside dicts and arrays of numbers."""
 SHOWN = 3
-"""Keys that a sentence names."""
+"""The most keys a sentence names."""
 NEW_STAGES = " 'headrace replay' goes on with stages that are new, and takes dead letters back."
 CHECKPOINT_FILE = re.compile(r"checkpoint-(\d{8})\.hrc")
 
 
 class Tolerated(str):
-    """A part of an identity that may be another: what comes then is told."""
+    """A part of an identity that may differ; the difference is logged."""
 
     __slots__ = ()
 
 
 class CheckpointFailed(HeadraceError):
-    """A checkpoint could not be written; the ones before it are as they were."""
+    """A checkpoint could not be written; earlier ones are unchanged."""
 
 
 class CorruptCheckpoint(Exception):
-    """A file that is no whole checkpoint, and why."""
+    """A file that is not a complete checkpoint, and why."""
 
 
 class OtherLayout(Exception):
@@ -72,7 +72,7 @@ class _NotPlain(TypeError):
 
 
 class Saved(NamedTuple):
-    """What a file holds.
+    """The content of a checkpoint.
 
     Attributes:
         state: the parts, by name.
@@ -86,7 +86,7 @@ class Saved(NamedTuple):
 
 
 class Checkpoints:
-    """A folder of numbered checkpoints, the newest few of them.
+    """A folder of numbered checkpoints that keeps the newest few.
 
     Args:
         settings: where, how many, how often.
@@ -118,10 +118,10 @@ class Checkpoints:
         self.nbytes = 0
         self._committed: int | None = None
         self._loaded = ""
-        """The file that `load` gave, and who wrote it."""
+        """The file that `load` returned, and who wrote it."""
 
     def save(self, state: Mapping[str, Snapshot], identity: Mapping[str, str]) -> Path:
-        """Write the next checkpoint; it is safe on the disk when this returns.
+        """Write the next checkpoint; it is safe on disk when this returns.
 
         Raises: CheckpointFailed when the disk is full or the folder cannot be written.
         """
@@ -151,7 +151,7 @@ class Checkpoints:
         counts: Callable[[Mapping[str, Any]], bool] | None = None,
         mend: Callable[[Saved], Saved] | None = None,
     ) -> dict[str, Snapshot] | None:
-        """The newest whole checkpoint's state; None when there is none at all.
+        """Return the newest complete checkpoint's state; None if there is none.
 
         Args:
             counts: whether a state counts; one that does not is passed over.
@@ -207,9 +207,9 @@ class Checkpoints:
     def restoring(
         self, state: Mapping[str, Snapshot], parts: Callable[[], Mapping[str, Snapshot]]
     ) -> Iterator[None]:
-        """For the time in which the parts are given what `load` gave. What they would save then
-        must have the same keys, at every level: one that is missing was not restored, one besides
-        would be lost with the next save.
+        """Check a restore: inside the block, the components receive what `load` returned. What
+        they would save then must have the same keys at every level: a missing key was not
+        restored, an additional one would be lost at the next save.
 
         Args:
             parts: what the parts would save now.
@@ -247,11 +247,11 @@ class Checkpoints:
             )
 
     def exists(self) -> bool:
-        """Whether there is any, whole or not."""
+        """Whether there is any checkpoint, complete or not."""
         return bool(self._numbers())
 
     def delete_all(self) -> None:
-        """Delete all checkpoints, and nothing else that lies in the folder."""
+        """Delete all checkpoints, and no other file of the folder."""
         for number in self._numbers():
             self._path(number).unlink()
 
@@ -284,7 +284,7 @@ class Checkpoints:
 
 
 def encode(state: Snapshot, identity: Mapping[str, str]) -> list[bytes | memoryview]:
-    """A checkpoint file's content, in parts to be written one after the other (large arrays are not
+    """Return a checkpoint file's content, in parts to write in sequence (large arrays are not
     copied)."""
     segments: list[bytes | memoryview] = []
     table: list[int] = []
@@ -310,7 +310,7 @@ def encode(state: Snapshot, identity: Mapping[str, str]) -> list[bytes | memoryv
 
 
 def require_plain(value: Snapshot, path: tuple[str, ...] = ()) -> None:
-    """Whether a checkpoint can hold a state, or a part of one at this path.
+    """Check that a checkpoint can hold a state, or the part of one at this path.
 
     Raises: HeadraceError naming whose part it cannot hold.
     """
@@ -330,7 +330,7 @@ def require_plain(value: Snapshot, path: tuple[str, ...] = ()) -> None:
 
 
 def _odd(value: Snapshot) -> str | None:
-    """What a value is where a checkpoint cannot hold it."""
+    """Return the type of a value that a checkpoint cannot hold."""
     if isinstance(value, np.generic):
         return f"the numpy scalar {value!r}"
     if isinstance(value, np.ndarray):
@@ -342,7 +342,7 @@ def _odd(value: Snapshot) -> str | None:
 
 
 def _owner(path: Sequence[str]) -> str:
-    """How sentences name the part of a pipeline that a path of a state belongs to."""
+    """Return how sentences name the component that a path of a state belongs to."""
     match path:
         case ["stages", name, *_]:
             return f"[scrub.{name}]"
@@ -354,7 +354,7 @@ def _owner(path: Sequence[str]) -> str:
 
 
 def decode(data: bytes) -> Saved:
-    """A checkpoint file's content. Raises: CorruptCheckpoint, OtherLayout."""
+    """Parse a checkpoint file's content. Raises: CorruptCheckpoint, OtherLayout."""
     line, _, _ = data.partition(b"\n")
     start = len(line) + 1 + 8
     if not data.startswith(NAMED) or not line[len(NAMED) :].isdigit() or len(data) < start:
@@ -378,7 +378,7 @@ def decode(data: bytes) -> Saved:
 
 
 def _flatten(value: Snapshot, segment: Any) -> Any:
-    """The JSON skeleton of a plain value; arrays, bytes and frames become segments.
+    """Return the JSON skeleton of a plain value; arrays, bytes and frames become segments.
 
     Raises: _NotPlain; `require_plain` says why.
     """
@@ -455,8 +455,8 @@ def _version() -> str:
 def _strays(
     saved: Snapshot, here: Snapshot, keys: Callable[[Snapshot], Collection[str]], at: str = ""
 ) -> tuple[list[str], list[str]]:
-    """Paths of keys that are only in `here`, and only in `saved`; where one of two is none, as of
-    a part that is new or was taken out, nothing is missing."""
+    """Return the paths of keys that are only in `here`, and only in `saved`. If one of two is
+    None, as for a component that was added or removed, nothing is missing."""
     if isinstance(saved, Mapping) and isinstance(here, Mapping):
         inner = {f"{at}.{key}".lstrip("."): (saved[key], here[key]) for key in here if key in saved}
     elif isinstance(saved, list | tuple) and isinstance(here, list | tuple):
@@ -488,7 +488,7 @@ def _few(names: Sequence[str]) -> str:
 
 
 def size_of(value: Snapshot) -> int:
-    """Bytes of the arrays, frames and texts of a plain value."""
+    """Return the bytes of the arrays, frames and texts of a plain value."""
     if isinstance(value, np.ndarray):
         return int(value.nbytes)
     if isinstance(value, pl.DataFrame | pl.Series):
@@ -503,8 +503,9 @@ def size_of(value: Snapshot) -> int:
 def _differing(
     written: Mapping[str, str], here: Mapping[str, str]
 ) -> Iterator[tuple[str, str | None, str | None]]:
-    """Parts of two identities that differ: name, then, now. A setting, ``[table] key``, that only
-    one of both has is another kind's, which differs itself, or another headrace's."""
+    """Return the differences of two identities: name, then, now. A setting, ``[table] key``,
+    that only one of them has belongs to another kind, which differs itself, or to another
+    version of headrace."""
     for part in {**here, **written}:
         was, now = written.get(part), here.get(part)
         if was != now and not (part.startswith("[") and None in (was, now)):
@@ -512,7 +513,7 @@ def _differing(
 
 
 def _difference(now: str | None, was: str | None) -> tuple[str, str]:
-    """What stands where two JSON texts differ first; or the texts themselves."""
+    """Return where two JSON texts first differ; or the texts themselves."""
     try:
         a, b, path = json.loads(now or "null"), json.loads(was or "null"), ""
     except ValueError:

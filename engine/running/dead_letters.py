@@ -1,4 +1,4 @@
-"""Dead letters: rejected rows with why, where they were read, and the records they came in."""
+"""Dead letters: rejected rows with reason, position and original record."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ DEAD_LETTER_COLUMNS = {
     "key": pl.Binary(),
     "headers": pl.Binary(),
 }
-"""A dead letter. ``value`` is for eyes: the row as text where it could not be decoded, shortened;
-else as JSON with the values that ``stage`` got, behind the stages before it. ``raw`` is the record
-as it came, ``key`` and ``headers`` with it where the source has them; of a source of columns it is
-the row as it was read, as JSON, and null where it has bytes, which JSON does not have.
-``timestamp``: ms since the epoch."""
+"""The columns of a dead letter. ``value`` is for people: the row as text if it could not be
+decoded, shortened; else as JSON with the values that ``stage`` received. ``raw`` is the original
+record, with ``key`` and ``headers`` if the source has them; for a columnar source it is the row
+as it was read, as JSON, and null if it contains bytes, which JSON does not have. ``timestamp``:
+ms since the epoch."""
 
 
 def dead_letter_frame(reject: Rejects, pieces: Sequence[Records]) -> pl.DataFrame:
-    """Rejected rows as dead letters, see `DEAD_LETTER_COLUMNS`.
+    """Return rejected rows as dead letters, see `DEAD_LETTER_COLUMNS`.
 
     Args:
         pieces: the records that the batch was made of; those that are missing leave nulls.
@@ -82,7 +82,7 @@ def _as_json(frame: pl.DataFrame) -> pl.Series:
 
 
 def _matching_rows(piece: Records, rows: pl.DataFrame) -> tuple[Ints, Ints]:
-    """Which of the rows come from these records, and from which of them."""
+    """Return which rows come from these records, and from which of them."""
     if piece.origins is not None:  # in no order, and one may be there twice
         known = piece.origins.with_row_index("at").unique([PARTITION, POSITION], keep="first")
         both = rows.with_row_index("row").join(known, on=[PARTITION, POSITION])

@@ -12,20 +12,20 @@ from engine.columnar.hashing import Hashes, content_hashes, place_hashes
 from engine.types import PART, POSITION, RESERVED, Snapshot
 
 SALT = 0x60A7
-"""Of the hash that holds rows out, so that it has nothing to do with a `split` stage's."""
+"""The salt of the hash that holds rows out, which makes it independent of a `split` stage's."""
 BATCH_NUMBER = "_turn"
-"""The number of the batch that a held-out row came with."""
+"""The column with the number of a held-out row's batch."""
 MAX_FRAMES = 64
-"""Held-out rows of so many batches are put together, each row once."""
+"""The batches whose held-out rows are joined, each row once."""
 COMMON_SAMPLE_ROWS = 1_000
-"""Rows that show which contents are common."""
+"""The first rows, which show the frequent contents."""
 COMMON_COUNT = 3
-"""A content that so many of the first rows have is common."""
+"""A content that this many of the first rows have is frequent."""
 NOTES = {"content": pl.UInt64(), "place": pl.UInt64()}
 
 
 class Holdout:
-    """Rows that are predicted and never learned, raw, to calibrate and judge a model with.
+    """Rows that are predicted and never learned, unprocessed, to calibrate and evaluate a model.
 
     A row is chosen by a hash of its content, so the same rows are held out in every epoch and after
     every restart, whatever the batches are; and so is an equal row: one that was sent twice,
@@ -68,7 +68,8 @@ class Holdout:
         self._note(pl.DataFrame(schema=NOTES))
 
     def select(self, raw: pl.DataFrame) -> NDArray[np.bool_]:
-        """Which of a batch's raw rows are held out, shape (n,). Called for each batch in turn."""
+        """Return which of a batch's raw rows are held out, shape (n,). Called for each batch in
+        turn."""
         place = place_hashes(raw, SALT)
         content = self._contents(raw, place)
         if self._by_content and self._first.height < COMMON_SAMPLE_ROWS:
@@ -77,29 +78,29 @@ class Holdout:
         return chosen
 
     def add(self, raw: pl.DataFrame, held: NDArray[np.bool_]) -> None:
-        """Keep the rows that are `held` out; forget the oldest beyond the bound."""
+        """Keep the rows that are `held` out; drop the oldest beyond the limit."""
         self._batches += 1
         self._new = [*self._new, (self._batches, raw[np.flatnonzero(held)])]
         if len(self._new) >= MAX_FRAMES:
             self._kept, self._new = self._newest(), []
 
     def frame(self) -> pl.DataFrame | None:
-        """The rows, oldest first, each once; None before the first."""
+        """Return the rows, oldest first, each once; None before the first."""
         return self._newest().drop(BATCH_NUMBER) if self._batches else None
 
     @property
     def nbytes(self) -> int:
-        """Bytes they hold."""
+        """The bytes held."""
         frames = [self._kept, *(rows for _, rows in self._new)]
         return sum(int(frame.estimated_size()) for frame in frames)
 
     def snapshot(self) -> Snapshot:
-        """As a plain value."""
+        """Return a plain value."""
         new = [list(part) for part in self._new]
         return {"kept": self._kept, "new": new, "turn": self._batches, "first": self._first}
 
     def restore(self, value: Snapshot) -> None:
-        """From what `snapshot` gave. Raises: ValueError for rows that lack a column."""
+        """Restore a `snapshot`. Raises: ValueError for rows that lack a column."""
         frames = [value["kept"], *(rows for _, rows in value["new"])]
         for rows in frames:
             lacking = [column for column in self._needed if column not in rows.columns]
@@ -110,7 +111,7 @@ class Holdout:
         self._note(value["first"])
 
     def _contents(self, raw: pl.DataFrame, place: Hashes) -> Hashes:
-        """One hash per row, shape (n,); the same for all rows that came of one record."""
+        """Return one hash per row, shape (n,); the same for all rows from one record."""
         if not self._by_content:
             return place
         own = content_hashes(raw.drop(self._besides, strict=False))
@@ -128,22 +129,22 @@ class Holdout:
         return np.where(common, place, content)
 
     def _look(self, content: Hashes, place: Hashes) -> None:
-        """Note rows that were not there before, up to `COMMON_SAMPLE_ROWS` in all."""
+        """Count new rows, up to `COMMON_SAMPLE_ROWS` in all."""
         rows = pl.DataFrame({"content": content, "place": place}, schema=NOTES)
         rows = pl.concat([self._first, rows]).unique("place", keep="first", maintain_order=True)
         self._note(rows.head(COMMON_SAMPLE_ROWS))
 
     def _note(self, first: pl.DataFrame) -> None:
-        """These are the first rows. A content is common from its third row on; the rows before that
-        one are chosen by content for ever."""
+        """Count the contents of the first rows. A content is frequent from its third row on; its
+        earlier rows are chosen by content for good."""
         self._first = first
         turns = first.with_columns(turn=pl.int_range(pl.len()).over("content"))
         self._common = np.unique(turns.filter(turn=COMMON_COUNT - 1)["content"].to_numpy())
         self._early = np.unique(turns.filter(pl.col("turn") < COMMON_COUNT - 1)["place"].to_numpy())
 
     def _newest(self) -> pl.DataFrame:
-        """The newest rows with the number of their batch, each row once: of one that came again the
-        last."""
+        """Return the newest rows with the number of their batch, each row once: the last of
+        repeated ones."""
         frames = [self._kept] if self._kept.width else []
         if self._new:
             heights = [rows.height for _, rows in self._new]
@@ -160,7 +161,7 @@ class Holdout:
 
 
 def _among(hashes: Hashes, known: Hashes) -> NDArray[np.bool_]:
-    """Which of the hashes are among the `known`, sorted ones, shape (n,)."""
+    """Return which hashes are among the sorted `known` ones, shape (n,)."""
     at = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
     mask: NDArray[np.bool_] = known[at] == hashes
     return mask

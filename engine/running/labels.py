@@ -1,4 +1,4 @@
-"""The classes of a label that the pipeline file does not name, found in the first rows."""
+"""Infers the classes of a label from the first rows, if the pipeline file names none."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from engine.types import (
 from engine.types.plural import counted
 
 ROWS, BYTES, SECONDS = 100_000, 64 << 20, 10.0
-"""How far a look goes, at most."""
+"""The limits of the sample."""
 READ_ROWS, READ_BYTES = 10_000, 8 << 20
 MAX_CLASSES = 100
-"""Different labels that are still classes."""
+"""The most distinct labels that can be classes."""
 FEW = 20
-"""Different whole numbers that may be classes."""
+"""The most distinct integers that may be classes."""
 MAX_LABEL_CHARS = 60
-"""Characters of a label that is no class's name any more."""
+"""The most characters of a label that can name a class."""
 MAX_LABELS_SHOWN = 10
 BOOLS = ("false", "true")
 
@@ -51,7 +51,7 @@ class Labels:
 
     @property
     def where(self) -> str:
-        """The rows, in words."""
+        """The sampled rows, in words."""
         return f"{'all' if self.whole else 'the first'} {counted(self.rows, 'row')}"
 
     @property
@@ -73,8 +73,8 @@ class Labels:
 def look(
     source: Source, schema: Schema, stages: Sequence[Stage], target: str, most: int = ROWS
 ) -> Labels:
-    """The labels of the first rows, as they are behind the stages, which learn from these rows:
-    give bound ones that nobody else uses.
+    """Return the labels of the first rows after the stages, which learn from these rows: pass
+    bound stages that nobody else uses.
 
     Reads until `most` rows, BYTES or SECONDS are reached, or too many labels for classes were seen.
     """
@@ -103,7 +103,7 @@ def look(
 
 
 def labels_of(column: pl.Series) -> list[str]:
-    """The different labels, as text; null and NaN are none."""
+    """Return the distinct labels as text, without null and NaN."""
     if column.dtype.is_float():
         column = column.fill_nan(None)
     texts: list[str] = column.drop_nulls().unique().cast(pl.String).to_list()
@@ -111,7 +111,7 @@ def labels_of(column: pl.Series) -> list[str]:
 
 
 def in_order(values: set[str]) -> tuple[str, ...]:
-    """Numbers by value, and equal ones once; other labels as text."""
+    """Sort numbers by value, equal ones once; other labels as text."""
     numbers = [(label_value(value), value) for value in values]
     known = [(number, value) for number, value in numbers if number is not None]
     if len(known) < len(numbers):
@@ -121,15 +121,15 @@ def in_order(values: set[str]) -> tuple[str, ...]:
 
 
 def task_of(dtype: pl.DataType | type[pl.DataType], classes: int) -> str:
-    """The task that a target's type asks for: numbers are predicted, the rest is classes."""
+    """Return the task for a target's type: regression for numbers, else classes."""
     if dtype.is_numeric():
         return "regression"
     return "multiclass" if classes > 2 else "binary"
 
 
 def few_numbers(values: Collection[str], target: str, where: str) -> str | None:
-    """What to know of a target whose numbers may be classes, although the task is regression; None
-    where they are many, or fractions.
+    """Return a remark on a regression target whose numbers may be classes; None if they are
+    many, or fractions.
 
     Args:
         values: its different values, as text.
@@ -146,7 +146,7 @@ def few_numbers(values: Collection[str], target: str, where: str) -> str | None:
 
 
 def require_classes(labels: Labels, task: str, target: str, where: str) -> tuple[str, ...]:
-    """What was found, as classes.
+    """Return the labels as classes.
 
     Raises: UserError where it is too little or too much, or no names of classes.
     """

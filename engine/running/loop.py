@@ -54,24 +54,24 @@ from engine.types import (
 
 log = logging.getLogger("headrace.loop")
 LAG_SECONDS = 1.0
-"""How often the source's lag goes to the metrics."""
+"""The seconds between two exports of the source's lag."""
 BOTTLENECK_SECONDS = 10.0
-"""Over how long the metrics judge which part holds the run."""
+"""The seconds over which the metrics diagnose the bottleneck."""
 MAX_LAGS = 256
 SKEW_SECONDS = 5.0
-"""How far ahead of this clock a record's time may be."""
+"""The most seconds that a record's time may be ahead of the clock."""
 COUNTER_METRICS = {
     "filled": "missing_values", FILLED_BEFORE_LEARNING: "filled_before_learning",
     "duplicates": "duplicates",
     "clipped": "clipped_values", "truncated": "truncated_values",
 }  # fmt: skip
-"""What stages count -> the counter that sums it."""
+"""Count of a stage -> counter that sums it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkResult:
-    """What the work made of a batch (with whatever it rejected): the rows for the sink, one for
-    each of the batch's, and how many it learned, predicted or only passed on."""
+    """The result of a batch, beside its rejects: one row per row of the batch for the sink, and
+    how many rows were learned, predicted or only passed on."""
 
     batch: Batch
     rows: pl.DataFrame
@@ -98,11 +98,11 @@ class Work(Protocol):
     """``learn``, ``predict`` or ``clean``: its name in ``headrace_stage_seconds``."""
 
     def process(self, batch: Batch) -> WorkResult:
-        """One batch. May be empty."""
+        """Process one batch, which may be empty."""
         ...
 
     def state_dict(self) -> dict[str, Snapshot]:
-        """Its part of the checkpoint."""
+        """Return its part of the checkpoint."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Snapshot]) -> None:
@@ -183,7 +183,7 @@ class Loop:
 
     def resume(self) -> bool:
         """Restore the newest valid checkpoint and truncate the output written after it. Return
-        whether there was one. Takes away results that lie after it.
+        whether there was one.
 
         Raises: UserError when the checkpoint is another pipeline's; HeadraceError when none can be
         read.
@@ -208,14 +208,14 @@ class Loop:
         return self.resumed
 
     def _newest(self) -> Mapping[str, Any] | None:
-        """The newest checkpoint that counts."""
+        """Return the newest checkpoint that counts."""
         if self._checkpoints is None:
             return None
         return self._checkpoints.load(self._identity, self._is_committed, self._mend)
 
     def _go_to(self, state: Mapping[str, Any] | None) -> None:
-        """To where a checkpoint was saved; None is before the first. Sinks come last: what they
-        take away is gone."""
+        """Restore a checkpoint; None is the start. Sinks come last, since their truncated output
+        is gone."""
         if state is not None:
             self.mark = self._saved = Mark(positions=state["positions"], stages=state["stages"])
             self.totals = Totals.restore(state["totals"])
@@ -229,7 +229,7 @@ class Loop:
                     sink.restore(None if state is None else state[name])
 
     def _parts(self) -> dict[str, Snapshot]:
-        """What a checkpoint holds of the parts that this run has whatever its source gives."""
+        """Return the parts of a checkpoint that this run has whatever its source gives."""
         return {
             "totals": self.totals.snapshot(),
             "work": self.work.state_dict(),
@@ -238,12 +238,14 @@ class Loop:
         }
 
     def _restored(self) -> dict[str, Snapshot]:
-        """A checkpoint of the parts as they are; partitions come and go, so theirs are left out."""
+        """Return a checkpoint of the components as they are, without partitions, which come and
+        go."""
         of_source = {"positions": None, "identities": None}
         return {**of_source, "stages": self.loader.snapshots(), **self._parts()}
 
     def _is_committed(self, state: Mapping[str, Any]) -> bool:
-        """Whether a checkpoint was committed; always, where nobody else decides.
+        """Return whether a checkpoint was committed; always true if the checkpoint is the
+        authority.
 
         Raises: HeadraceError where that cannot be told and matters.
         """
@@ -262,7 +264,7 @@ class Loop:
         return was_committed
 
     def run(self) -> Totals:
-        """Until the end of the source or a signal, then flush, save, commit.
+        """Run until the end of the source or a signal, then flush, save, commit.
 
         Raises: TooManyRejects; CheckpointFailed where the last one cannot be written; HeadraceError
             and
@@ -294,12 +296,12 @@ class Loop:
             return self.totals
 
     def stop(self) -> None:
-        """Finish the batch in hand, save and return from `run`. Any thread may call it."""
+        """Finish the current batch, save and return from `run`. Any thread may call it."""
         self._stopping = True
 
     def bottleneck(self, since: TimingSnapshot | None = None) -> Bottleneck | None:
-        """What has held this run, from its start or `since` then; None where that is too little to
-        tell, or nobody judges."""
+        """Return the bottleneck from the start or `since` a snapshot; None if it is too early to
+        tell."""
         if self._diagnose is None:
             return None
         timing = self.loader.timer.snapshot().since(since or self._run_start)
@@ -313,8 +315,8 @@ class Loop:
         return self._stopping
 
     def _begin(self) -> None:
-        """Note where every partition starts before anything is read: what comes to a quiet one
-        while no engine runs is then the next one's to read."""
+        """Save where every partition starts before anything is read, so that records which come
+        to a quiet partition while no engine runs are read by the next one."""
         if self._shared is None:
             return
         with self._interruptible():
@@ -323,7 +325,7 @@ class Loop:
             self._save()
 
     def _resume_after_rebalance(self, shared: SharedSource) -> None:
-        """Go on with the partitions that there are now."""
+        """Continue with the current partitions."""
         before = self.mark.positions, self.source.identities(self.mark)
         self.mark = self._saved = shared.resume_after_rebalance(self.mark)
         self.loader.seek(self.mark)
@@ -345,9 +347,9 @@ class Loop:
             del batch  # or it would stay in memory, uncounted, while the next is awaited
 
     def _rebalance(self, shared: SharedSource) -> Iterator[Batch]:
-        """Partitions came or went: 1 save what is done, or go back to what was saved where it can
-        no longer be committed; 2 let them go; 3 drop what is in flight; 4 go on with those that
-        there are now."""
+        """Handle a change of partitions: 1 save what is done, or restore the last checkpoint if
+        it can no longer be committed; 2 release the partitions; 3 drop what is in flight; 4
+        continue with the current ones."""
         committed = not (self._aborted or shared.partitions_lost) and self._save()
         if self._aborted or shared.partitions_lost or (shared.is_revoking and not committed):
             log.info("going back to the last checkpoint", extra={"rows": self.totals.read})
@@ -372,7 +374,7 @@ class Loop:
 
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[None]:
-        """A signal ends what waits here. Raises: StopRequested."""
+        """Let a signal interrupt what waits inside. Raises: StopRequested."""
         self._waiting = True
         try:
             if self._stopping:
@@ -408,13 +410,14 @@ class Loop:
             self._watch(self, batch)
 
     def _write(self, done: WorkResult) -> Rejects | None:
-        """Rows to the sink; those that it can never take."""
+        """Write rows to the sink; return those it can never take."""
         if self.sink is None:
             return None
         return calls.write(self.sink, done.rows, done.batch.frame.select(RESERVED))
 
     def _report_lag(self, every: float = 0.0) -> None:
-        """Of no more than MAX_LAGS partitions: a folder of a million files is no label set."""
+        """Export the lag of at most MAX_LAGS partitions: a folder of a million files must not
+        become a million labels."""
         now = time.monotonic()
         if now - self._lag_reported < every:
             return
@@ -429,7 +432,7 @@ class Loop:
                 self.metrics.source_lag_records.labels(partition=partition).set(n)
 
     def _report_bottleneck(self) -> None:
-        """Which part has held the run for the last seconds, to the metrics."""
+        """Export the bottleneck of the last seconds."""
         if self._diagnose is None:
             return
         snapshot = self.loader.timer.snapshot()
@@ -519,8 +522,8 @@ class Loop:
             latency.labels(span="ready_to_done").observe(now - batch.ready)
 
     def _report_event_time(self, batch: Batch) -> None:
-        """The newest time of the records; one in the future is a clock's mistake, told once a
-        minute and not shown."""
+        """Export the newest time of the records; a time in the future is a wrong clock, reported
+        once a minute and not exported."""
         stamps = [int(p.timestamps.max()) for p in batch.pieces if p.timestamps is not None]
         stamps = [stamp for stamp in stamps if stamp != NO_TIMESTAMP]
         if not stamps:
@@ -548,17 +551,17 @@ class Loop:
         return since >= settings.interval
 
     def _commits_after(self, checkpoints: Checkpoints, *, idle: bool) -> float:
-        """Seconds from one commit of a transaction to the next; where nothing more comes for now,
-        it need not wait. Each takes a checkpoint, by which it counts: a file of positions, and of a
-        state where there is one, which may take a tenth of the time."""
+        """Return the seconds between two commits of a transaction; while nothing comes, it need
+        not wait. Each commit takes a checkpoint: positions, and perhaps a state, which may take
+        a tenth of the time."""
         if self._commit_seconds is None:
             return math.inf
         return max(0.0 if idle else self._commit_seconds, 10 * checkpoints.seconds)
 
     def _save(self) -> bool:
-        """1 flush, 2 checkpoint, 3 commit; whether all of it is done. A checkpoint that fails is
-        counted and logged, and the run goes on: the last good one stays, and nothing is committed
-        beyond it."""
+        """1 flush, 2 save, 3 commit; return whether all is done. A failed checkpoint is counted
+        and logged, and the run continues: the last good one stays, and nothing after it is
+        committed."""
         with self._timed("flush"):
             for sink, name in ((self.sink, "sink"), (self.dead_letters, "dead_letters")):
                 if sink is not None:
@@ -579,8 +582,8 @@ class Loop:
         return committed
 
     def _renew_commit(self) -> None:
-        """Nothing was done since the newest checkpoint: it is as good as a new one. The positions
-        are committed again, as brokers forget those that nobody renews."""
+        """Commit the positions again, because brokers forget offsets that are not renewed.
+        Nothing was done since the newest checkpoint, so it needs no new one."""
         self._saved_at, self._saved_batches = time.monotonic(), self.totals.batches
         if self._saved.positions:
             self._commit(self._saved)
@@ -612,7 +615,7 @@ class Loop:
 
     @contextlib.contextmanager
     def _closing(self) -> Iterator[None]:
-        """Whatever ends the run, sinks let go of what was not flushed."""
+        """Close the sinks however the run ends; what was not flushed is dropped."""
         try:
             yield
         finally:
@@ -622,8 +625,8 @@ class Loop:
 
     @contextlib.contextmanager
     def _loading(self) -> Iterator[None]:
-        """Whatever ends the run, the loader's threads end. One that still waits, for a broker that
-        does not answer, is no failure where a signal ends the process: what there is is saved."""
+        """End the loader's threads however the run ends. A thread that still waits for an
+        unreachable broker is no failure if a signal ended the run: everything was saved."""
         try:
             yield
         finally:
@@ -636,7 +639,7 @@ class Loop:
 
     @contextlib.contextmanager
     def _releasing(self) -> Iterator[None]:
-        """Whatever ends the run, nobody waits for it: or the loader's threads could not end."""
+        """Release waiting threads however the run ends, so that the loader's threads can end."""
         try:
             yield
         finally:
@@ -644,7 +647,7 @@ class Loop:
                 self._shared.release_partitions()
 
     def _on_signal(self) -> None:
-        """SIGINT and SIGTERM stop in good order."""
+        """Handle SIGINT and SIGTERM by stopping cleanly."""
         self._stopping = True
         if self._waiting:
             raise signals.StopRequested

@@ -1,4 +1,4 @@
-"""A checkpoint under a pipeline whose stages were mended, for the replay of what they rejected.
+"""Adapts a checkpoint to a pipeline whose stages were fixed, to replay the rows they rejected.
 
 A run goes on from a checkpoint only with the stages that wrote it: it promises the same to the bit.
 A replay promises less, so a stage may come, a stage without a state may go or change, and what the
@@ -22,13 +22,13 @@ from engine.types import Features, HeadraceError, Snapshot, Stage, UserError
 
 log = logging.getLogger("headrace.mend")
 FILE = "file for stage "
-"""How an identity's keys begin that are files of stages."""
+"""The prefix of an identity's keys that are files of stages."""
 Scrub = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BoundStages:
-    """Bound stages, and what the model reads behind them; None where nothing is trained."""
+    """Bound stages, and the columns the model reads after them; None without training."""
 
     stages: Sequence[Stage]
     features: Features | None
@@ -40,8 +40,8 @@ def migrate(
     now: BoundStages,
     earlier: Callable[[Scrub], BoundStages],
 ) -> Saved:
-    """The checkpoint as this pipeline may take it, where only its stages are others: those that are
-    new begin cold.
+    """Return the checkpoint as this pipeline may take it, if only its stages differ: new ones
+    start without state.
 
     Args:
         identity: of the pipeline as it is now.
@@ -109,7 +109,7 @@ def _require_same(
 
 
 def _shape(state: Snapshot) -> Any:
-    """What a state that has learned nothing is made of."""
+    """Return the structure of an untrained state."""
     if isinstance(state, Mapping):
         return {key: _shape(value) for key, value in state.items()}
     if isinstance(state, list | tuple):

@@ -31,7 +31,7 @@ class RejectLimit:
         self._bad: Counter[str] = Counter()
 
     def count(self, rows: int, rejects: tuple[Rejects, ...], totals: Totals) -> None:
-        """Take a batch of `rows` rows, rejected ones included, into the totals."""
+        """Add a batch of `rows` rows, rejected ones included, to the totals."""
         if self._again:
             totals.bad = max(0, totals.bad - rows + sum(map(len, rejects)))
         else:
@@ -39,7 +39,7 @@ class RejectLimit:
             totals.bad += sum(self._unexpected(rejects).values())
 
     def check(self, rows: int, rejects: tuple[Rejects, ...]) -> None:
-        """Judge the newest rows with a batch of `rows` rows, rejected ones included.
+        """Check the newest rows after a batch of `rows` rows, rejected ones included.
 
         Raises: TooManyRejects.
         """

@@ -1,4 +1,4 @@
-"""What a run came to, for people: a line, a table, a picture."""
+"""The report of a run for people: one line, and tables."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from rich.table import Table
 from engine.types.plural import counted
 
 HEADLINE_METRICS = ("mae", "rmse", "r2", "accuracy", "f1", "log_loss", "auc")
-"""Metrics worth a column of their own, in order."""
+"""Metrics with a column of their own, in order."""
 RARE = 0.2
-"""A class with a smaller share of the rows is rare, of more than two one with less than half of an
-equal share: accuracy says little of it."""
+"""A class with a smaller share of the rows is rare (of more than two classes, one with less than
+half of an equal share): accuracy says little about it."""
 MAX_CONFUSION = 10
-"""Of more classes than these, the confusion matrix is in report.json only."""
+"""With more classes than this, the confusion matrix is in report.json only."""
 
 
 def figure(group: Mapping[str, Any]) -> tuple[str, str]:
-    """The metric that stands for a group of an evaluation's report, and how people call it."""
+    """Return the key and name of the main metric of a group of an evaluation's report."""
     return ("mae", "MAE") if "mae" in group else ("accuracy", "accuracy")
 
 
 def headline(report: Mapping[str, Any]) -> str:
-    """One line for a progress bar; empty before the first row."""
+    """Return one line for a progress bar; empty before the first row."""
     window = report.get("window", {})
     if not window:
         return ""
@@ -36,7 +36,7 @@ def headline(report: Mapping[str, Any]) -> str:
 
 
 def best_baseline(group: Mapping[str, Any]) -> str | None:
-    """The name of the group's best baseline."""
+    """Return the name of the group's best baseline."""
     key, _ = figure(group)
     baselines = group.get("baselines", {})
     if not baselines:
@@ -46,7 +46,8 @@ def best_baseline(group: Mapping[str, Any]) -> str | None:
 
 
 def table(report: Mapping[str, Any]) -> Table:
-    """Model against baselines, over all rows and each slice; the best of each row is bold."""
+    """Return the model against the baselines, over all rows and each slice; the best of each row
+    is bold."""
     groups = {"all": report["all"], **report["slices"]}
     key, name = figure(report["all"])
     table_out = Table(
@@ -66,8 +67,8 @@ def table(report: Mapping[str, Any]) -> Table:
 
 
 def tables(report: Mapping[str, Any]) -> list[Table | str]:
-    """For a terminal: model against baselines, who was taken for whom, what is said of a rare
-    class, and remarks."""
+    """Return what a terminal shows: model against baselines, the confusion matrix, figures of
+    rare classes, and remarks."""
     parts: list[Table | str] = [table(report)]
     if 0 < len(report["classes"]) <= MAX_CONFUSION and "confusion" in report["all"]:
         parts.append(_confusion(report))
@@ -77,14 +78,14 @@ def tables(report: Mapping[str, Any]) -> list[Table | str]:
 
 
 def rare_classes(report: Mapping[str, Any]) -> list[str]:
-    """The classes that are there and rare."""
+    """Return the rare classes that occur."""
     counts = [sum(row) for row in report["all"].get("confusion", [])]
     few = min(RARE, 0.5 / max(1, len(counts))) * sum(counts)
     return [name for name, n in zip(report["classes"], counts, strict=False) if 0 < n < few]
 
 
 def remarks(report: Mapping[str, Any]) -> list[str]:
-    """What a reader of the figures should not miss."""
+    """Return what a reader of the figures should not miss."""
     whole = report["all"]
     best = best_baseline(whole)
     if best is None:
@@ -120,7 +121,7 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
 
 
 def _confusion(report: Mapping[str, Any]) -> Table:
-    """True classes down, predicted ones across."""
+    """Return the confusion matrix: true classes down, predicted ones across."""
     names = report["classes"]
     table_out = Table(title="confusion", title_justify="left")
     table_out.add_column("true")
@@ -133,8 +134,8 @@ def _confusion(report: Mapping[str, Any]) -> Table:
 
 
 def _rare(report: Mapping[str, Any]) -> Table:
-    """What accuracy does not say, beside what a model comes to that knows the shares alone: of each
-    rare class, and of the probabilities of all."""
+    """Return what accuracy does not say, beside a model that knows only the shares: of each rare
+    class, and of the probabilities of all."""
     whole, prior = report["all"], report["all"]["prior"]
     names = rare_classes(report)
     table_out = Table(title=f"rare: {', '.join(map(escape, names))}", title_justify="left")

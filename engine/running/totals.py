@@ -1,4 +1,4 @@
-"""The account of a run: what became of every record."""
+"""The account of a run: the outcome of every record."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 TABLE_FIELDS = ("reasons", "counts")
-"""Of `Totals`, those that are no numbers."""
+"""The fields of `Totals` that are not numbers."""
 
 
 @dataclass(slots=True)
@@ -39,12 +39,12 @@ class Totals:
 
     @property
     def balanced(self) -> bool:
-        """``in = learned + predicted + rejected`` (a pipeline without a model: cleaned)."""
+        """Whether ``in = learned + predicted + rejected`` (without a model: cleaned)."""
         out = self.learned + self.predicted + self.cleaned + self.rejected
         return self.read + self.added == out
 
     def snapshot(self) -> dict[str, Any]:
-        """As a plain value."""
+        """Return a plain value."""
         tables = {
             name: [[*key, n] for key, n in getattr(self, name).items()] for name in TABLE_FIELDS
         }
@@ -52,7 +52,7 @@ class Totals:
 
     @classmethod
     def restore(cls, value: Mapping[str, Any]) -> Totals:
-        """From what `snapshot` gave."""
+        """Return the totals from a `snapshot`."""
         tables = {name: {(s, counter): n for s, counter, n in value[name]} for name in TABLE_FIELDS}
         return cls(**{**value, **tables})
 

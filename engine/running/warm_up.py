@@ -1,5 +1,6 @@
-"""Invented rows go the way of the first ones: compiled loops are compiled at their first use, which
-takes seconds where none were kept, and the first record is not to wait for that."""
+"""Sends synthetic rows through the stages before the first record: compiled loops compile at
+their first use, which takes seconds without a cache, and the first record should not wait for
+that."""
 
 from __future__ import annotations
 
@@ -16,13 +17,14 @@ from engine.types import Batch, Mark, Schema, Stage
 
 log = logging.getLogger("headrace.rehearsal")
 ROWS = 1_024
-"""Enough for the windows that stages fill before they begin, as they are by default."""
+"""Enough rows to fill the default windows of stages."""
 
 
 def warm_up(
     schema: Schema, stages: Sequence[Stage], collate: Callable[[Batch], Batch] | None
 ) -> None:
-    """Take a batch through stages and collation twice: the second time something is learned.
+    """Send a batch through stages and collation twice: the second time they have learned
+    something.
 
     Stages of the user's own are left out: they may do what cannot be taken back. What fails here
     fails with a record too, and is told then.
@@ -49,8 +51,8 @@ def warm_up(
 
 
 def synthetic_frame(schema: Schema, rows: int = ROWS) -> pl.DataFrame:
-    """Small numbers and their digits as text, every eighth row null; nested columns are all
-    null."""
+    """Return small numbers and their digits as text, every eighth row null; nested columns are
+    all null."""
     numbers = np.arange(rows)
     some = pl.Series(numbers % 100, dtype=pl.Int64).set(pl.Series(numbers % 8 == 7), None)
     return pl.DataFrame([_column(name, dtype, some) for name, dtype in schema.items()])

@@ -1,4 +1,4 @@
-"""What the loop does with a batch: train on it, serve it, or only pass it on."""
+"""The work on a batch: train on it, serve it, or only clean it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from engine.running.report import best_baseline
 from engine.types import PART, Batch, Learner, Predictor, Snapshot, Step
 
 QUALITY_SECONDS = 1.0
-"""How often quality goes to the metrics: working it out costs more than a batch."""
+"""The seconds between two exports of quality: computing it costs more than a batch."""
 
 
 class Training:
-    """Test-then-train: score the rows, note the error, learn from them.
+    """Test-then-train: score the rows, add the error to the evaluation, learn the rows.
 
     Args:
         columns: to go to the sink, see `written`; None for all.
@@ -92,7 +92,7 @@ class Training:
         )
 
     def state_dict(self) -> dict[str, Snapshot]:
-        """Learner, evaluation, threshold and held-out rows."""
+        """Return learner, evaluation, threshold and held-out rows."""
         with calls.Calling("model", self.learner):
             learner = self.learner.state_dict()
         return {
@@ -103,7 +103,7 @@ class Training:
         }
 
     def load_state_dict(self, state: Mapping[str, Snapshot]) -> None:
-        """Go back to it."""
+        """Restore a state."""
         with calls.Calling("model", self.learner):
             self.learner.load_state_dict(state["learner"])
         self.evaluation.load_state_dict(state["evaluation"])
@@ -113,7 +113,7 @@ class Training:
         self.evaluation.threshold = self.threshold.value
 
     def _hold(self, batch: Batch) -> NDArray[np.bool_]:
-        """Which of the rows are held out, shape (n,); their raw rows are kept."""
+        """Return which rows are held out, shape (n,), and keep their raw rows."""
         if self.holdout is None:
             return np.zeros(len(batch), np.bool_)
         assert batch.raw is not None
@@ -158,7 +158,7 @@ class Training:
     def _refused(
         self, batch: Batch, step: Step, not_learned: NDArray[np.bool_]
     ) -> tuple[Batch, Step]:
-        """Without the rows that could not be learned from."""
+        """Drop the rows that could not be learned."""
         self._metrics.skipped_steps.labels(reason="non_finite").inc()
         batch = batch.reject(
             pl.Series(~not_learned),
@@ -169,7 +169,7 @@ class Training:
         return batch, replace(step, scores=step.scores[~not_learned], not_learned=None)
 
     def _scored(self, batch: Batch, step: Step) -> tuple[Batch, Step]:
-        """Without the rows that have no finite score: they have no answer."""
+        """Drop the rows without a finite score."""
         there = finite_rows(step.scores)
         if there.all():
             return batch, step
@@ -195,7 +195,7 @@ class Training:
     def _update_threshold(
         self, batch: Batch, held: NDArray[np.bool_], scores: NDArray[np.float64]
     ) -> None:
-        """The threshold follows the held-out rows, from the next batch on."""
+        """Choose the threshold again from the held-out rows, for the next batch on."""
         assert batch.tensors is not None
         assert batch.tensors.target is not None
         held = held & finite_rows(scores)
@@ -212,7 +212,7 @@ class Training:
 
 
 class Serving:
-    """Predict, add the answer's columns, pass on.
+    """Predict, add the model's columns, pass on.
 
     Args:
         columns: to go to the sink, see `written`; None for all.
@@ -234,11 +234,11 @@ class Serving:
         return WorkResult(batch=batch, rows=rows, predicted=len(batch))
 
     def state_dict(self) -> dict[str, Snapshot]:
-        """Nothing: a model that serves does not change."""
+        """Return an empty state: a serving model does not change."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Snapshot]) -> None:
-        """Nothing."""
+        """Restore nothing."""
 
 
 class Cleaning:
@@ -250,21 +250,21 @@ class Cleaning:
         self._columns = columns
 
     def process(self, batch: Batch) -> WorkResult:
-        """Keep the asked columns."""
+        """Keep the requested columns."""
         rows = batch.frame if self._columns is None else batch.frame.select(self._columns)
         return WorkResult(batch=batch, rows=rows, cleaned=len(batch))
 
     def state_dict(self) -> dict[str, Snapshot]:
-        """Nothing."""
+        """Return an empty state."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Snapshot]) -> None:
-        """Nothing."""
+        """Restore nothing."""
 
 
 def written(columns: Iterable[str], asked: Sequence[str] | None, added: Iterable[str]) -> list[str]:
-    """Which columns go to a sink: all; or those that are asked for, and with them those that the
-    model has added, unless some of these are asked for by name."""
+    """Return the columns for a sink: all; or the requested ones together with those the model
+    added, unless some of the latter are requested by name."""
     if asked is None:
         return list(columns)
     more = [] if set(asked) & set(added) else added

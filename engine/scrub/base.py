@@ -1,4 +1,4 @@
-"""What the stages have in common: names for error sentences, and state that is a value."""
+"""What the stages share: names for error sentences, and state that is a value."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from engine.scrub.fusion import Floats, FusedOp
 from engine.types import PART, Batch, Name, Scale, Settings, Snapshot, Stage, UserError, training
 
 COLD_ROWS = 128
-"""So many rows a stage that scales or fills learns one by one, each before it is changed itself:
-the first of a stream have no batches before them to go by."""
+"""The first rows that a scaling or filling stage learns one by one, each before it is
+transformed: the first rows of a stream have no earlier batches."""
 DETECTORS = ("adwin", "page_hinkley", "psi")
-"""What a 'drift' stage counts under."""
+"""The names a 'drift' stage counts under."""
 
 
 class LearnSettings(Settings):
@@ -34,7 +34,7 @@ class LearnSettings(Settings):
     freeze_after: int | None = Field(None, ge=1)
 
     def rows_left(self, rows: int) -> int | None:
-        """How many more rows may be learned after `rows`; None for all."""
+        """Return how many more rows may be learned after `rows`; None for all."""
         if not self.learn:
             return 0
         return None if self.freeze_after is None else max(self.freeze_after - rows, 0)
@@ -75,8 +75,8 @@ class FittedStage(Stage):
             self._statistic = statistic
 
     def _learn(self, batch: Batch, start: int = 0) -> None:
-        """From the training rows of the batch as it came, before this stage changed it; those
-        before `start` it has learned already."""
+        """Learn from the training rows of the batch as it came, before this stage changed it;
+        the rows before `start` are already learned."""
         if self._drifted(batch):
             self._statistic, self._rows, start = self._nothing, 0, 0
         self._take(batch.frame[start:] if start else batch.frame)
@@ -93,7 +93,8 @@ class FittedStage(Stage):
             self._rows += rows.height
 
     def _cold(self, batch: Batch) -> int:
-        """How many rows of the batch are learned one by one, each before it is changed."""
+        """Return how many rows of the batch are learned one by one, each before it is
+        transformed."""
         if self._statistic is None or self._rows >= COLD_ROWS:
             return 0
         left = self.settings.rows_left(self._rows)
@@ -101,9 +102,9 @@ class FittedStage(Stage):
         return rows if left is None else min(rows, left)
 
     def _parts(self, batch: Batch) -> Iterator[pl.DataFrame]:
-        """The rows of the batch, each part to be changed by what is known when it is given: the
-        first of a stream one by one, each learned by then, so that they are as good as any other
-        and none is changed by what comes after it; then the rest, which is not learned yet."""
+        """Yield the parts of the batch, each to be transformed with the current state: the first
+        rows of a stream one by one, each already learned, so that they are as good as any other
+        and no row is changed by later ones; then the rest, which is not learned yet."""
         frame, cold = batch.frame, self._cold(batch)
         for row in frame.head(cold).iter_slices(1):
             self._take(row)
@@ -111,7 +112,7 @@ class FittedStage(Stage):
         yield frame[cold:] if cold else frame
 
     def _passed(self, batch: Batch) -> Batch:
-        """The batch changed by what the rows before it taught, then learned from."""
+        """Return the batch transformed with the state of earlier rows; then learn from it."""
         parts = [self._changed(part) for part in self._parts(batch)]
         noted = self._noted()
         self._learn(batch, len(parts) - 1)
@@ -119,34 +120,34 @@ class FittedStage(Stage):
         return done if noted is None else done.with_scale(noted)
 
     def _changed(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """The stage's columns changed by what is known now."""
+        """Return the stage's columns, transformed with the current state."""
         raise NotImplementedError
 
     def _noted(self) -> Scale | None:
-        """What goes with a batch that is changed by what is known now: of the rows that were
-        changed one by one, the scale that they end with."""
+        """Return the batch with what a transformation with the current state adds: for rows
+        transformed one by one, the final scale."""
         return None
 
     @property
     def columns(self) -> Sequence[str]:
-        """That it learns from."""
+        """The columns it learns from."""
         return self._columns
 
     def learn(self, statistic: Any, rows: int) -> None:
-        """Learn from `rows` rows that have this statistic."""
+        """Learn from `rows` rows with this statistic."""
         assert self._statistic is not None
         self._statistic = self._statistic.merge(statistic)
         self._rows += rows
 
     def _scale(self, shift: Floats, factor: Floats) -> Scale:
-        """What goes with a batch whose columns become ``(x - shift) * factor``."""
+        """Return the batch with the scale of columns that become ``(x - shift) * factor``."""
         if self._statistic is not None and not self._rows:
             shift = np.full_like(shift, np.nan)
         return Scale(columns=tuple(self._columns), shift=shift, factor=factor)
 
     def _linked(self, batch: Batch, op: Any, a: Floats, b: Floats, **more: Any) -> FusedOp | None:
-        """The link of a stage that does this, see `engine.scrub.fusion`; None where it learns what
-        a link cannot give, or not from all rows."""
+        """Return the stage's fused operation, see `engine.scrub.fusion`; None if it learns what
+        fusion cannot give, or not from all rows."""
         learns: Any = None if self._statistic is None else type(self._statistic)
         left = self.settings.rows_left(self._rows)
         if left == 0:
@@ -162,11 +163,11 @@ class FittedStage(Stage):
         return FusedOp(kind=op, a=a, b=b, learns=learns, **more)
 
     def _block(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """What the statistic learns from."""
+        """Return the block the statistic learns from."""
         return frame[list(self._columns)]
 
     def _drifted(self, batch: Batch) -> bool:
-        """Whether the stage named by `forget_on` detected drift in this batch.
+        """Return whether the stage named by `forget_on` detected drift in this batch.
 
         Raises: UserError when that stage has not looked at it.
         """
@@ -182,7 +183,7 @@ class FittedStage(Stage):
         return any(counts)
 
     def remarks(self) -> list[str]:
-        """A sentence where the stage applies what it was never let learn."""
+        """Return a sentence if the stage applies a state it was never allowed to learn."""
         if self._statistic is None or self.settings.learn or self._rows:
             return []
         return [
@@ -191,13 +192,13 @@ class FittedStage(Stage):
         ]
 
     def snapshot(self) -> Snapshot:
-        """``rows`` and the statistic's fields; None where nothing is ever learned."""
+        """Return ``rows`` and the statistic's fields; None if nothing is ever learned."""
         if self._statistic is None:
             return None
         return {"rows": self._rows, **self._statistic.snapshot()}
 
     def merge(self, value: Snapshot) -> None:
-        """Learn what another instance of this stage learned, as its snapshot says: as if its rows
+        """Learn what another instance of this stage learned, from its snapshot: as if its rows
         had come after this one's. The stage must be bound, to the same columns."""
         if self._statistic is None:
             assert value is None
@@ -207,7 +208,7 @@ class FittedStage(Stage):
         self._statistic = self._statistic.merge(self._statistic.restore(fields))
 
     def restore(self, value: Snapshot) -> None:
-        """Go back to what `snapshot` gave; the stage must be bound."""
+        """Restore a `snapshot`; the stage must be bound."""
         if self._statistic is None:
             assert value is None
             return
@@ -217,13 +218,13 @@ class FittedStage(Stage):
 
 
 def joined(parts: Sequence[pl.DataFrame]) -> list[pl.Series]:
-    """The columns of parts that follow each other."""
+    """Join the columns of consecutive parts."""
     whole = parts[0] if len(parts) == 1 else pl.concat(parts, rechunk=True)
     return whole.get_columns()
 
 
 def snapshots(stages: Iterable[Stage]) -> dict[str, Snapshot]:
-    """The states of those that have one, by name: what a mark holds."""
+    """Return name -> state of the stages that have one: what a mark stores."""
     states = {stage.name: _snapshot(stage) for stage in stages}
     return {name: state for name, state in states.items() if state is not None}
 
@@ -234,8 +235,7 @@ def _snapshot(stage: Stage) -> Snapshot:
 
 
 def restore(stages: Iterable[Stage], states: Mapping[str, Snapshot]) -> None:
-    """Put those that have a state where `snapshots` had them. Raises: KeyError where one is
-    missing."""
+    """Restore the stages from `snapshots`. Raises: KeyError if one is missing."""
     for stage in stages:
         if stage.snapshot() is not None:
             stage.restore(states[stage.name])

@@ -1,4 +1,4 @@
-"""Which columns a stage works on, and what is missing in them."""
+"""The columns a stage works on, and their missing values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from engine.types import PART, RESERVED, Schema, UserError, nearest, require
 
 
 def expand_columns(patterns: Iterable[str], schema: Schema, *, where: str) -> tuple[str, ...]:
-    """The columns that names and globs ("count_lag_*") stand for, each once, in the order given.
+    """Return the columns that names and globs ("count_lag_*") stand for, each once, in the order
+    given.
 
     Raises: UserError for a name that is no column, and for a glob that no column matches.
     """
@@ -42,7 +43,7 @@ def numbers(columns: Iterable[str], schema: Schema, *, where: str) -> None:
 
 
 def extended(schema: Schema, new: Mapping[str, pl.DataType], *, where: str) -> Schema:
-    """The schema with new columns at its end.
+    """Return the schema with new columns at its end.
 
     Raises: UserError when one of them is there already, or is headrace's own.
     """
@@ -53,8 +54,8 @@ def extended(schema: Schema, new: Mapping[str, pl.DataType], *, where: str) -> S
 
 
 def replaced(frame: pl.DataFrame, columns: Iterable[pl.Series]) -> pl.DataFrame:
-    """The frame with these in place of its columns of the same names; a hundredth of the time that
-    `with_columns` takes."""
+    """Return the frame with these columns in place of those of the same names, in a hundredth of
+    the time of `with_columns`."""
     frame = frame.clone()
     for column in columns:
         frame.replace_column(frame.get_column_index(column.name), column)
@@ -62,20 +63,20 @@ def replaced(frame: pl.DataFrame, columns: Iterable[pl.Series]) -> pl.DataFrame:
 
 
 def holds(dtype: pl.DataType, value: int) -> bool:
-    """Whether a column of this type can have the whole number."""
+    """Return whether a column of this type can hold the integer."""
     if abs(value) >= 1 << 127:
         return False
     return not pl.Series([value], dtype=pl.Int128).cast(dtype, strict=False).null_count()
 
 
 def nulls(frame: pl.DataFrame, columns: Sequence[str]) -> dict[str, int]:
-    """Column -> how many of its values are null, for those that have any."""
+    """Return column -> number of nulls, for columns that have any."""
     counts = ((column, frame.get_column(column).null_count()) for column in columns)
     return {column: n for column, n in counts if n}
 
 
 def nans(frame: pl.DataFrame, columns: Sequence[str]) -> dict[str, int]:
-    """Column -> how many of its values are NaN, for those that have any."""
+    """Return column -> number of NaNs, for columns that have any."""
     schema = frame.schema
     floats = [column for column in columns if schema[column].is_float()]
     if not floats or not frame.height:
@@ -87,7 +88,7 @@ def nans(frame: pl.DataFrame, columns: Sequence[str]) -> dict[str, int]:
 
 
 def is_missing(column: str, dtype: pl.DataType) -> pl.Expr:
-    """True where the value is null or NaN."""
+    """Return an expression that is true for null and NaN."""
     x = pl.col(column)
     return x.is_null() | x.is_nan().fill_null(False) if dtype.is_float() else x.is_null()
 

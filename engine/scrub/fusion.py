@@ -1,5 +1,5 @@
-"""Stages over the same numbers as one compiled call: column by column, what one stage has made is
-still in the processor's cache when the next one takes it, and no column is made in between.
+"""Fuses stages on the same columns into one compiled call: column by column, each stage's result
+is still in the CPU cache when the next stage reads it, and no intermediate column is made.
 
 The outcome is that of the stages one after the other, to the bit: the same loops run over the same
 numbers.
@@ -36,13 +36,13 @@ FLOATS = (pl.Float64, pl.Float32)
 STEADY = time.CLOCK_MONOTONIC
 OP_CODES = {"fill": 0, "clip": 1, "scale": 2}
 FILLED_BEFORE_LEARNING = "filled_before_learning"
-"""What a stage counts that fills values of columns it has learned nothing of."""
+"""The count of values filled in columns without any learned value."""
 STATISTICS: dict[type[Moments] | type[Extremes] | None, int] = {None: 0, Moments: 1, Extremes: 2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FusedOp:
-    """What a stage does to its columns in one batch.
+    """The operation of a stage on its columns in one batch.
 
     Attributes:
         kind: fill null and NaN with `a`; clip to `a` ... `b`; or ``(x - a) * b``.
@@ -64,12 +64,12 @@ class FusedOp:
 
 
 class RecordTime(Protocol):
-    """Hears of a stage's work, see `engine.observing.timing.Times.record_time`."""
+    """Callback for a stage's time, see `engine.observing.timing.StageTimer.record`."""
 
     def __call__(
         self, stage: str, start: float, wall: float, cpu: float, rows: int = 0, batches: int = 1
     ) -> object:
-        """Work that began at `start` took so many seconds, by the wall and on a processor."""
+        """Note that work began at `start` and took this many seconds of wall and CPU time."""
         ...
 
 
@@ -98,7 +98,7 @@ class Fusible(Stage):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ColumnBlock:
-    """Columns of a frame as Float64, and room for what becomes of them.
+    """Columns of a frame as Float64, and room for the results.
 
     Attributes:
         at: where they lie, see `engine.columnar.kernels.places`.
@@ -113,12 +113,13 @@ class ColumnBlock:
     kinds: Sequence[pl.DataType]
 
     def accepts(self, links: Sequence[FusedOp | None]) -> bool:
-        """Whether all of them are links, and no null is left to one that cannot have it."""
+        """Return whether all stages can be fused, and no null reaches one that cannot have it."""
         fills = links[0] is not None and links[0].kind == "fill"
         return None not in links and (fills or not self.at[:, 1].any())
 
     def frame(self, before: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
-        """The first rows of the columns in place of those of `before`; Float64 shares memory."""
+        """Return the frame with the first rows of these columns in place of those of `before`;
+        Float64 columns share memory."""
         n = self.made.shape[1]
         whole, rows = pl.Series(self.made.reshape(-1)), before.height
         columns_out = (whole.slice(j * n, rows).alias(column) for j, column in enumerate(columns))
@@ -127,7 +128,7 @@ class ColumnBlock:
 
 
 class FusedStages:
-    """Stages that stand side by side and work on the same columns.
+    """Adjacent stages that work on the same columns.
 
     Args:
         stages: in order, one or more.
@@ -146,7 +147,7 @@ class FusedStages:
         record_time: RecordTime,
         learned: Callable[[], object] = lambda: None,
     ) -> BatchGroup:
-        """As applying the stages one after the other, to one batch after the other.
+        """Apply the stages, as if one after the other, to one batch after the other.
 
         Args:
             learned: called when a batch has gone through all stages.

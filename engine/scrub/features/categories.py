@@ -1,4 +1,4 @@
-"""Text to codes for an embedding."""
+"""Turns text into codes for an embedding."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Categories(Stage):
         return {**schema, **dict.fromkeys(self._columns, pl.Int64())}
 
     def vocabulary_sizes(self) -> dict[str, int]:
-        """Column -> number of its codes, 0 included."""
+        """Return column -> number of its codes, 0 included."""
         return dict.fromkeys(self._columns, self.settings.size + 1)
 
     def apply(self, batch: Batch) -> Batch:
@@ -87,7 +87,7 @@ class Categories(Stage):
     def _training_rows(
         self, frame: pl.DataFrame, texts: list[pl.Series], codes: list[pl.Series]
     ) -> tuple[list[pl.Series], list[pl.Series]]:
-        """The training rows of both."""
+        """Return the training rows of both."""
         if PART not in frame.columns:
             return texts, codes
         keep = frame.get_column(PART) == "train"
@@ -113,7 +113,8 @@ class Categories(Stage):
         return pl.concat((known, new)).rename("") if len(new) else known
 
     def snapshot(self) -> Snapshot:
-        """Rows seen and each column's values in order of their codes; None for hash."""
+        """Return the rows seen and each column's values in the order of their codes; None for
+        hash."""
         if self.settings.method == "hash":
             return None
         return {"rows": self._rows, "known": self._known}
@@ -124,7 +125,7 @@ class Categories(Stage):
             self._known = {column: value["known"][column] for column in self._columns}
 
     def transforms(self) -> Sequence[Transform] | None:
-        """One `Codes` a column; None for hash, which no model file can contain."""
+        """Return one `Codes` per column; None for hash, which no model file can contain."""
         if self.settings.method == "hash":
             return None
         return [Codes(column=c, values=tuple(self._known[c].to_list())) for c in self._columns]

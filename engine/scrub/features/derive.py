@@ -1,4 +1,4 @@
-"""New columns by SQL expressions."""
+"""Adds columns computed by SQL expressions."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ OTHER_ROWS_OPS = re.compile(
     r'"(Agg|Over|Quantile|SortBy|Sort|Filter|Slice|Explode)":|"(Len|Unique|Reverse)"'
     r'|"(Cum|Rolling|Ewm|Shift|Diff|Rank|Interpolate|FillNullWithStrategy)\w*"'
 )
-"""Parts of a serialized expression whose result depends on other rows."""
+"""Operations of a serialized expression whose result depends on other rows."""
 OVERFLOWING_OPS = re.compile(r'"(Plus|Minus|Multiply|Mul|Pow)"')
-"""Parts that wrap around in silence where whole numbers grow beyond their type."""
+"""Operations that overflow silently when integers exceed their type."""
 
 
 class Derived:
-    """Columns that are derived side by side."""
+    """Columns derived together."""
 
     def __init__(self) -> None:
         self._all: dict[str, pl.Expr] = {}
@@ -30,14 +30,15 @@ class Derived:
         self._whole: set[str] = set()
 
     def add(self, name: str, parsed: pl.Expr, wide: tuple[str, ...], dtype: pl.DataType) -> None:
-        """One more, of type `dtype`; with `wide` columns taken as 128 bits."""
+        """Add a column of type `dtype`; `wide` columns are read as 128-bit integers."""
         self._all[name] = parsed
         if wide:
             self._widened.append(parsed.cast(dtype))  # strict: what does not fit is an error
             self._whole.update(wide)
 
     def of(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """The frame with its columns, in order. Raises: PolarsError where a row has none."""
+        """Return the frame with the derived columns, in order. Raises: PolarsError if a row
+        fails."""
         if not self._widened:
             return frame.with_columns(self._all.values())
         wide = frame.with_columns(pl.col(sorted(self._whole)).cast(pl.Int128))
@@ -122,7 +123,7 @@ class Derive(Stage):
         return frame
 
     def _failures(self, frame: pl.DataFrame, at: int) -> list[tuple[int, str]]:
-        """Row number and complaint of each row that fails, by bisection."""
+        """Return row number and error of each failing row, by bisection."""
         try:
             self._evaluated(frame)
         except PolarsError as error:
@@ -136,7 +137,7 @@ class Derive(Stage):
         return []
 
     def transforms(self) -> list[Transform] | None:
-        """None: SQL is not written into a model file."""
+        """Return None: SQL is not written into a model file."""
         return None
 
 
@@ -145,8 +146,8 @@ def _tree(parsed: pl.Expr) -> str:
 
 
 def _wide(parsed: pl.Expr, frame: pl.DataFrame) -> tuple[str, ...]:
-    """Columns of whole numbers that an expression adds or multiplies, and that it takes as 128 bits
-    too: in their own type they would wrap around in silence."""
+    """Return integer columns that an expression adds or multiplies, to read as 128-bit integers:
+    their own type would overflow silently."""
     if not OVERFLOWING_OPS.search(_tree(parsed)):
         return ()
     whole = tuple(c for c in parsed.meta.root_names() if frame.schema[c].is_integer())

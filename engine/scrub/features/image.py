@@ -1,4 +1,4 @@
-"""Encoded images to pixels of one size."""
+"""Decodes images to pixels of one size."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from engine.system import environment
 from engine.types import Batch, Name, Names, Schema, Stage, Transform, UserError
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""What is decoded; the other readers that Pillow has are never reached."""
+"""The decoded formats; Pillow's other readers are never used."""
 JPEG = b"\xff\xd8\xff"
 READ = 64 << 20
-"""A larger file is not read as a whole before it is looked at."""
+"""The largest file read as a whole before its header is checked."""
 PILLOW_MAX_PIXELS = 178_956_970
-"""Above these Pillow opens no image."""
+"""The most pixels of an image that Pillow opens."""
 CHUNK = 8
-"""Images that a thread takes at a time."""
+"""The images a thread takes at a time."""
 Pixels = NDArray[np.uint8]
 ORIENTATION = 0x0112
-"""EXIF's tag of how a camera was held: 1 upright, 2 ... 8 as in `_turned`."""
+"""EXIF's tag for the orientation of the camera: 1 upright, 2 ... 8 as in `_turned`."""
 SIDEWAYS = 5
-"""From this orientation on, height and width change places."""
+"""From this orientation on, height and width are swapped."""
 SEGMENTS = 100
-"""Parts of a JPEG before its pixels that are looked through for the notes, which come first."""
+"""The segments of a JPEG searched for EXIF notes, which come first."""
 
 
 class UnusableImage(Exception):
-    """The sentence for a row that has no image."""
+    """A sentence for a row that has no image."""
 
 
 class Images(Stage):
@@ -125,12 +125,12 @@ class Images(Stage):
         return batch
 
     def transforms(self) -> Sequence[Transform] | None:
-        """None: no model file can contain a decoder."""
+        """Return None: no model file can contain a decoder."""
         return None
 
     def _decoded(self, column: pl.Series) -> tuple[Pixels, pl.Series]:
-        """All images of the column, shape (n, height, width, channels), and for each row null or
-        why it has none."""
+        """Return all images of the column, shape (n, height, width, channels), and for each row
+        null or why it has none."""
         values = column.to_list()
         pixels = np.empty((len(values), *self._shape), np.uint8)
         why: list[str | None] = [None] * len(values)
@@ -152,7 +152,7 @@ class Images(Stage):
         return pixels, pl.Series(why, dtype=pl.String)
 
     def _pixels(self, value: bytes | str | None) -> Pixels:
-        """Of one image. Raises: UnusableImage."""
+        """Return the pixels of one image. Raises: UnusableImage."""
         if value is None:
             raise UnusableImage("Expected an image, got null.")
         if isinstance(value, str):
@@ -170,8 +170,8 @@ class Images(Stage):
         return self._sized(io.BytesIO(value), f"{len(value):,} bytes that are")
 
     def _jpeg(self, data: bytes) -> Pixels | None:
-        """Of a JPEG without blame, by libjpeg-turbo alone; None where Pillow is to judge it. The
-        pixels are Pillow's, in two thirds of the time."""
+        """Return the pixels of a valid JPEG, decoded by libjpeg-turbo alone; None if Pillow must
+        judge it. The pixels equal Pillow's, in two thirds of the time."""
         try:
             high, wide, space, _ = decode_jpeg_header(data)
             if high * wide > self.settings.max_pixels or space not in ("YCbCr", "RGB", "Gray"):
@@ -189,7 +189,8 @@ class Images(Stage):
         return self._fitted(_turned(pixels, noted))
 
     def _path(self, value: str) -> Path:
-        """The file, below the root wherever links lead. Raises: UnusableImage."""
+        """Return the file, which must be below the root after resolving links. Raises:
+        UnusableImage."""
         assert self._root is not None
         try:
             path = (self._root / value).resolve()
@@ -205,7 +206,7 @@ class Images(Stage):
         return path
 
     def _sized(self, content: io.BytesIO | Path, got: str) -> Pixels:
-        """The pixels of one encoded image. Raises: UnusableImage."""
+        """Return the resized pixels of one encoded image. Raises: UnusableImage."""
         format = "image"
         try:
             with Image.open(content, formats=FORMATS) as image:
@@ -232,12 +233,12 @@ class Images(Stage):
             raise UnusableImage(f"The {format} is damaged or hostile: {message}.") from None
 
     def _noted(self, image: Image.Image) -> int:
-        """The orientation; of all but a JPEG, once its pixels are there."""
+        """Return the orientation; for all but a JPEG, after decoding."""
         turned = image.format == "TIFF"  # by Pillow
         return 1 if turned or not self.settings.orientation else _noted(image.info.get("exif"))
 
     def _wanted(self, high: int, wide: int, noted: int) -> tuple[int, int]:
-        """Height and width that an image of these would have, as it is stored, if it were only
+        """Return the stored height and width of an image with these bounds, if it were only
         resized."""
         height, width = self._shape[:2]
         if noted >= SIDEWAYS:
@@ -248,7 +249,7 @@ class Images(Stage):
         return round(high * scale), round(wide * scale)
 
     def _fitted(self, pixels: Pixels) -> Pixels:
-        """A decoded image, (height, width, channels), at the size asked for."""
+        """Fit a decoded image, (height, width, channels), to the requested size."""
         height, width = self._shape[:2]
         if self.settings.resize == "crop":
             pixels = _middle(pixels, height, width)
@@ -265,7 +266,7 @@ class Images(Stage):
 
 
 def _channels(image: Image.Image, mode: str) -> Pixels:
-    """Decoded, shape (height, width, channels). Raises: UnusableImage."""
+    """Return the decoded pixels, shape (height, width, channels). Raises: UnusableImage."""
     if image.mode.startswith("I;16"):
         grey = (np.asarray(image) >> 8).astype(np.uint8)
         return np.repeat(grey[:, :, None], len(mode), axis=2)
@@ -280,7 +281,7 @@ def _channels(image: Image.Image, mode: str) -> Pixels:
 
 
 def _noted(notes: bytes | None) -> int:
-    """The orientation in these EXIF notes, 1 to 8; 1 where none can be read."""
+    """Return the orientation in EXIF notes, 1 to 8; 1 if there is none."""
     exif = Image.Exif()
     try:
         exif.load(notes or b"")
@@ -291,7 +292,7 @@ def _noted(notes: bytes | None) -> int:
 
 
 def _notes(data: bytes) -> bytes | None:
-    """The EXIF notes of a JPEG."""
+    """Return the EXIF notes of a JPEG."""
     at = 2
     for _ in range(SEGMENTS):
         while data[at : at + 2] == b"\xff\xff":  # what fills up
@@ -306,7 +307,7 @@ def _notes(data: bytes) -> bytes | None:
 
 
 def _turned(pixels: Pixels, noted: int) -> Pixels:
-    """Upright, sharing memory."""
+    """Return the image upright, sharing memory."""
     if noted >= SIDEWAYS:
         pixels = pixels.swapaxes(0, 1)
     if noted in (3, 4, 7, 8):
@@ -315,7 +316,7 @@ def _turned(pixels: Pixels, noted: int) -> Pixels:
 
 
 def _middle(pixels: Pixels, height: int, width: int) -> Pixels:
-    """The largest part of the wanted proportions, from the middle."""
+    """Return the largest centred part with the requested proportions."""
     high, wide = pixels.shape[:2]
     scale = max(height / high, width / wide)
     tall = max(1, min(high, round(height / scale)))

@@ -1,4 +1,4 @@
-"""Past values of the same key."""
+"""Adds past values of the same key."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Timestamps = NDArray[np.int64]
 
 PER_TICK = {"ns": 1, "us": 1_000, "ms": 1_000_000}
 NEVER = -(1 << 62)
-"""Before all times."""
+"""A time before all times."""
 
 
 class Lag(Stage):
@@ -108,7 +108,7 @@ class Lag(Stage):
         return [f"{self.settings.column}_lag_{k}" for k in self.settings.steps]
 
     def _ticks(self, key: str, value: str | int, dtype: pl.DataType) -> int:
-        """A duration in units of the time column."""
+        """Return a duration in units of the time column."""
         if dtype.is_integer() and isinstance(value, int) and value >= 0:
             return value
         if isinstance(dtype, pl.Datetime):
@@ -161,7 +161,8 @@ class Lag(Stage):
     def _read(
         self, frame: pl.DataFrame
     ) -> tuple[Hashes, Timestamps, NDArray[Any], NDArray[np.bool_]]:
-        """Hash of the key, time, value, and whether there is a value to remember; shapes (n,)."""
+        """Return hash of the key, time, value, and whether there is a value to remember; shapes
+        (n,)."""
         settings = self.settings
         keys = hashes(frame.select(settings.by)) if settings.by else np.zeros(frame.height, "u8")
         time = frame.get_column(settings.time).to_physical().cast(pl.Int64)
@@ -179,7 +180,7 @@ class Lag(Stage):
         return known, values if self._past.runs else np.zeros(len(keys), dtype)
 
     def _new(self, keys: Hashes, present: NDArray[np.bool_]) -> tuple[Hashes, NDArray[np.int64]]:
-        """Keys (with their time) to remember, ascending, and the row that first has each."""
+        """Return the keys (with their time) to remember, ascending, and the first row of each."""
         rows = np.flatnonzero(present)
         new, first = np.unique(keys[rows], return_index=True)
         fresh = ~self._past.find(new)[0]
@@ -206,7 +207,7 @@ class Lag(Stage):
         return columns
 
     def snapshot(self) -> Snapshot:
-        """The newest time, and the remembered values by key and time."""
+        """Return the newest time, and the remembered values by key and time."""
         return {"newest": self._newest, "past": self._past.snapshot()}
 
     def restore(self, value: Snapshot) -> None:
@@ -214,14 +215,14 @@ class Lag(Stage):
         self._past = KeyStore.restore(value["past"])
 
     def transforms(self) -> list[Transform] | None:
-        """None: it looks at other rows."""
+        """Return None: it reads other rows."""
         return None
 
 
 def _earlier(
     keys: Hashes, rows: NDArray[np.int64], values: NDArray[Any], wanted: Hashes, steps: int
 ) -> tuple[NDArray[np.bool_], NDArray[Any]]:
-    """Which of the wanted keys an earlier row of this batch has, and its value."""
+    """Return which wanted keys an earlier row of this batch has, and its value."""
     if not len(keys):
         return np.zeros(len(wanted), np.bool_), np.zeros(len(wanted), values.dtype)
     at = np.searchsorted(keys, wanted)
@@ -232,7 +233,7 @@ def _earlier(
 
 
 def _plain(column: pl.Series) -> NDArray[Any]:
-    """The values as an array without objects; any value for null."""
+    """Return the values as an array without objects; arbitrary for null."""
     if column.dtype == pl.String or isinstance(column.dtype, pl.Categorical | pl.Enum):
         return column.cast(pl.String).fill_null("").to_numpy().astype(np.str_)
     column = column.to_physical()

@@ -1,4 +1,4 @@
-"""Text to the numbers of its tokens."""
+"""Turns text into token ids."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from engine.types import Batch, Name, Names, Schema, Stage, Transform, UserError
 Ints = NDArray[np.int64]
 
 SPLITS = {"whitespace": r"\s+", "words": r"\W+", "characters": ""}
-"""Names of `split` -> what lies between tokens."""
+"""Name of a `split` -> the separators between tokens."""
 
 
 class Tokens(Stage):
@@ -82,12 +82,12 @@ class Tokens(Stage):
         return {**schema, **dict.fromkeys(self._columns, pl.List(pl.Int64()))}
 
     def vocabulary_sizes(self) -> dict[str, int]:
-        """Column -> how many numbers tokens can have, 0 included."""
+        """Return column -> number of ids, 0 included."""
         most = self.settings.size if self._known is None else len(self._known)
         return dict.fromkeys(self._columns, most + 1)
 
     def encoders(self) -> dict[str, Callable[[pl.Series], Ints]]:
-        """Column -> what numbers single tokens as those in its lists."""
+        """Return column -> function that encodes single tokens as in its lists."""
         return dict.fromkeys(self._columns, self._encoded)
 
     def apply(self, batch: Batch) -> Batch:
@@ -97,17 +97,18 @@ class Tokens(Stage):
         return batch.with_frame(frame).counted(self.name, unknown=unknown)
 
     def digest(self) -> str | None:
-        """Of the vocabulary, which a checkpoint must have in common with it; None for hashing."""
+        """Return the digest of the vocabulary, which must match the checkpoint's; None for
+        hashing."""
         if self._known is None:
             return None
         return hashlib.sha256("\n".join(self._known.to_list()).encode()).hexdigest()
 
     def transforms(self) -> Sequence[Transform] | None:
-        """None: no model file can contain it."""
+        """Return None: no model file can contain it."""
         return None
 
     def _numbered(self, column: pl.Series) -> tuple[pl.Series, int]:
-        """The lists of numbers, and how many of them are 0."""
+        """Return the lists of ids, and how many ids are 0."""
         text = column.dtype == pl.String
         if text:
             column = column.str.to_lowercase() if self.settings.lower else column
@@ -127,8 +128,8 @@ class Tokens(Stage):
         return _lists(column, bounds, numbers), int((numbers == 0).sum())
 
     def _walked(self, column: pl.Series) -> tuple[pl.Series, int]:
-        """The same for whitespace and hashing, by one walk over the letters: no text is made of a
-        token."""
+        """Return the same for whitespace and hashing, in one walk over the bytes, without making
+        a string per token."""
         text, ends = utf8_buffer(column)
         starts = np.empty(len(text) // 2 + len(column) + 1, np.int64)
         stops, bounds = np.empty_like(starts), np.empty(len(column) + 1, np.int64)
@@ -174,15 +175,15 @@ class Tokens(Stage):
 
 
 def _lists(column: pl.Series, bounds: Ints, numbers: Ints) -> pl.Series:
-    """The numbers as lists, null where the column is."""
+    """Return the ids as lists, null where the column is null."""
     null = pa.array(column.is_null().to_numpy())
     return pl.Series(column.name, pa.LargeListArray.from_arrays(bounds, numbers, mask=null))
 
 
 @numba.njit(nogil=True, cache=True)
 def _split(text, ends, starts, stops, bounds):  # type: ignore[no-untyped-def]
-    """Where tokens between whitespace start and stop, and which of them are each row's; how many
-    there are."""
+    """Return where whitespace-separated tokens start and stop, which of them are each row's, and
+    their number."""
     n = 0
     for i in range(ends.shape[0] - 1):
         bounds[i] = n
@@ -204,8 +205,8 @@ def _split(text, ends, starts, stops, bounds):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, inline="always")
 def _space(text, at, stop):  # type: ignore[no-untyped-def]
-    """Bytes of the whitespace that starts here, 0 where none does: Unicode's White_Space, in
-    UTF-8."""
+    """Return the bytes of the whitespace character that starts here, 0 if none does: Unicode's
+    White_Space, in UTF-8."""
     a = text[at]
     if 0x20 < a < 0xC2:  # nearly all
         return 0

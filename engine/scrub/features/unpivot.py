@@ -1,4 +1,4 @@
-"""Columns to rows."""
+"""Turns columns into rows."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Unpivot(Stage):
         return batch.with_frame(frame, added=n * m - n)
 
     def transforms(self) -> list[Transform] | None:
-        """None: it changes the number of rows."""
+        """Return None: it changes the number of rows."""
         return None
 
 
