@@ -1,5 +1,5 @@
-"""What a Settings class says of its keys, in a user's words: type, unit, default and a text.
-Error sentences, `headrace reference` and the JSON Schema of editors all read it here.
+"""The documentation of Settings classes, in a user's words: type, unit, default and text of each
+key. Error sentences, `headrace reference` and the editors' JSON Schema all read it here.
 
 The text of a key is its entry under ``Attributes:`` in the docstring of the class that declares it.
 The entry gives a number's unit in brackets behind the name, as in ``window [rows]: ...``; times and
@@ -42,7 +42,7 @@ LIMITS = {
     "ge": ">= {:,}", "gt": "> {:,}", "le": "<= {:,}", "lt": "< {:,}",
     "min_length": "({} or more)", "pattern": "like {}",
 }  # fmt: skip
-"""How pydantic calls a limit -> how it is said."""
+"""Limit in pydantic -> how a sentence puts it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +65,7 @@ class Key:
 
 
 def keys(settings: type[BaseModel]) -> list[Key]:
-    """The keys of a Settings class, in the order of its fields."""
+    """Return the keys of a Settings class, in the order of its fields."""
     described, measured = texts(settings), units(settings)
     return [
         _key(key := field.alias or name, field, described.get(key, ""), measured.get(key, ""))
@@ -75,35 +75,35 @@ def keys(settings: type[BaseModel]) -> list[Key]:
 
 @cache
 def texts(settings: type[BaseModel]) -> Mapping[str, str]:
-    """Key -> its entry under ``Attributes:``, of this class or one it inherits from."""
+    """Return key -> its entry under ``Attributes:``, of this class or a base class."""
     return {name: text for name, (text, _) in _described(settings).items()}
 
 
 @cache
 def units(settings: type[BaseModel]) -> Mapping[str, str]:
-    """Key -> the unit that its entry declares, for those that have one."""
+    """Return key -> the unit in its entry, for keys that have one."""
     return {name: unit for name, (_, unit) in _described(settings).items() if unit}
 
 
 def expected(field: FieldInfo) -> str:
-    """What a key takes: ``a list of text``, ``'a' or 'b'``, ``a whole number >= 1``."""
+    """Return what a key expects: ``a list of text``, ``'a' or 'b'``, ``a whole number >= 1``."""
     return _limited(_type(field.annotation), field.metadata)
 
 
 def expected_in(field: FieldInfo) -> str | None:
-    """What a value of a key takes that is a table of a user's own names; None of another key."""
+    """Return what a value expects in a table with a user's own keys; None for another key."""
     origin, inner = get_origin(field.annotation), get_args(field.annotation)
     return _type(inner[1]) if isinstance(origin, type) and issubclass(origin, Mapping) else None
 
 
 def field_of(settings: type[BaseModel], key: str) -> FieldInfo | None:
-    """The field of a key as a file names it."""
+    """Return the field of a key as a file names it."""
     fields = settings.model_fields
     return fields.get(key) or next((f for f in fields.values() if f.alias == key), None)
 
 
 def _described(settings: type[BaseModel]) -> dict[str, tuple[str, str]]:
-    """Key -> text and unit, of this class or one it inherits from."""
+    """Return key -> text and unit, of this class or a base class."""
     found: dict[str, tuple[str, str]] = {}
     for kind in reversed(settings.__mro__):
         found |= _entries(kind.__dict__.get("__doc__") or "")
@@ -122,7 +122,7 @@ def _key(name: str, field: FieldInfo, text: str, unit: str) -> Key:
 
 
 def _entries(docstring: str) -> dict[str, tuple[str, str]]:
-    """``name, name [unit]: text`` under ``Attributes:``, each text on one line."""
+    """Parse ``name, name [unit]: text`` under ``Attributes:``, each text on one line."""
     _, found, after = inspect.cleandoc(docstring).partition("Attributes:\n")
     if not found:
         return {}
@@ -186,7 +186,7 @@ def _limited(words: str, metadata: Sequence[Any]) -> str:
 
 
 def _unit(type_text: str) -> str:
-    """What the type itself says."""
+    """Return the unit that the type implies."""
     return "bytes" if BYTES in type_text else "seconds" if SECONDS in type_text else ""
 
 

@@ -171,7 +171,7 @@ class FusedStages:
     def _in_one_block(
         self, batch_group: BatchGroup, record_time: RecordTime, learned: Callable[[], object]
     ) -> BatchGroup | None:
-        """The first batches, all that can be done in one block; None where none can."""
+        """Apply the first batches that fit in one block; None if none do."""
         start, cpu = time.perf_counter(), time.thread_time()
         if batch_group.frame is None:
             return None
@@ -193,7 +193,7 @@ class FusedStages:
         return BatchGroup(batches=tuple(done)).with_frame(frame)
 
     def _in_runs(self, batch: Batch, record_time: RecordTime) -> Batch:
-        """Those together that can be, the others by themselves."""
+        """Apply those together that can be, the others one by one."""
         links = [stage.fused_op(batch) for stage in self.stages]
         pairs = zip(self.stages, links, strict=True)
         for linked, group in itertools.groupby(pairs, lambda pair: pair[1] is not None):
@@ -210,7 +210,8 @@ class FusedStages:
         return batch
 
     def _block(self, frame: pl.DataFrame, stages: Sequence[Fusible]) -> ColumnBlock | None:
-        """For what these stages make. None where that is not of `FLOATS`, or there are no rows."""
+        """Return a block for these stages' results; None if those are not of `FLOATS`, or there
+        are no rows."""
         if not frame.height or not self._floats:
             return None
         columns = frame[self._columns]
@@ -222,7 +223,7 @@ class FusedStages:
 
 
 def fuse(stages: Iterable[Stage]) -> Iterator[Stage | FusedStages]:
-    """The stages, those that have links as chains with their neighbours; all are bound."""
+    """Return the stages, adjacent ones that can be fused as one; all are bound."""
     for columns, group in itertools.groupby(stages, _columns):
         run: list[Any] = list(group)
         if columns is None:
@@ -251,8 +252,8 @@ def _run_batch(
     links: Sequence[FusedOp | None],
     spent: Floats,
 ) -> Batch:
-    """The batch with what the stages have counted; its columns are in the block from `row` on, and
-    the stages have learned from them.
+    """Return the batch with what the stages counted; its columns are in the block from `row` on,
+    and the stages have learned from them.
 
     Args:
         spent: gets the seconds of each stage added, shape (stages,).
@@ -299,7 +300,7 @@ def _record_times(
     spent: Floats,
     batches: int,
 ) -> None:
-    """What each stage took: its loops, and the rest in equal parts."""
+    """Record the time of each stage: its loops, and an equal part of the rest."""
     wall = time.perf_counter() - start
     share = (time.thread_time() - cpu) / max(wall, 1e-12)
     rest = max(0.0, wall - float(spent.sum())) / len(stages)
@@ -310,8 +311,8 @@ def _record_times(
 
 @functools.cache
 def _compile() -> None:
-    """Run the loop over no columns: it is compiled at its first use, which takes seconds where that
-    was not kept, and the first batch is not to wait for it."""
+    """Run the loop over no columns to compile it now: without a cache that takes seconds, and
+    the first batch should not wait."""
     whole, number = np.empty(0, np.int64), np.empty((0, 0))
     learned, changed = np.empty((0, 0, 3)), np.empty((0, 0), np.int64)
     _run_ops(
@@ -321,7 +322,7 @@ def _compile() -> None:
 
 
 TILE = 1_024
-"""Values that go through several links while they are in the processor's first cache."""
+"""Values that pass through several stages while they are in the first-level CPU cache."""
 _types: Any = types  # whose calls make signatures
 _clock = _types.ExternalFunction("clock_gettime", _types.int32(_types.int32, _types.voidptr))
 _carray: Any = numba.carray  # type: ignore[attr-defined]
@@ -329,14 +330,14 @@ _carray: Any = numba.carray  # type: ignore[attr-defined]
 
 @numba.njit(nogil=True, cache=True)
 def _now(room):  # type: ignore[no-untyped-def]
-    """Nanoseconds of the system's steady clock; `room` is for two numbers."""
+    """Return nanoseconds of the system's monotonic clock; `room` holds two numbers."""
     _clock(np.int32(STEADY), room.ctypes)
     return room[0] * 1_000_000_000 + room[1]
 
 
 @numba.njit(nogil=True, cache=True)
 def _run_ops(at, row, n, kinds, learns, a, b, out_columns, learned, changed, spent):  # type: ignore[no-untyped-def]
-    """All links over all columns, n rows from `row` on.
+    """Run all operations over all columns, n rows from `row` on.
 
     Args:
         at: of the columns, as `engine.columnar.kernels.places` gives it.
@@ -385,7 +386,7 @@ def _run_ops(at, row, n, kinds, learns, a, b, out_columns, learned, changed, spe
 
 @numba.njit(nogil=True, cache=True)
 def _run_op(x, mask, op, a, b, out):  # type: ignore[no-untyped-def]
-    """One link over values, into `out`; how many changed."""
+    """Run one operation over values, into `out`; return how many changed."""
     if op == 0:
         return fill_into(x, mask, a, out)
     if op == 1:

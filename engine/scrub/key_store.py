@@ -1,4 +1,4 @@
-"""A memory of keys that is a value: looked up and grown by whole batches, never changed."""
+"""An immutable store of keys: whole batches are looked up and added at a time."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class SortedRun:
         return len(self.keys)
 
     def find(self, keys: Hashes) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-        """Which of `keys` are here, and where (0 for those that are not)."""
+        """Return which of `keys` are here, and their index (0 for the others)."""
         at = np.searchsorted(self.keys, keys)
         at[at == len(self.keys)] = 0
         present = self.keys[at] == keys
         return present, np.where(present, at, 0)
 
     def merge(self, newer: SortedRun, oldest: int) -> SortedRun:
-        """Both, without what is older than `oldest`; of equal keys the newer one."""
+        """Merge both, without entries older than `oldest`; of equal keys the newer one stays."""
         keys = np.concatenate((self.keys, newer.keys))
         order = np.concatenate((self.order, newer.order))
         values = np.concatenate((self.values, newer.values))
@@ -52,7 +52,7 @@ class SortedRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class KeyStore:
-    """Keys, when each was remembered and with what, as a few sorted runs.
+    """Keys with the time and value they were added with, as a few sorted runs.
 
     A new batch is one more run; neighbours of similar size are merged (O'Neil et al., "The
     Log-Structured Merge-Tree", 1996), so that adding costs O(log n) a key and looking up looks into
@@ -66,7 +66,7 @@ class KeyStore:
         return sum(len(run) for run in self.runs)
 
     def find(self, keys: Hashes) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[Any]]:
-        """Which of `keys` are remembered, since when, and with what (both 0 for the others).
+        """Return which of `keys` are stored, their time and their value (both 0 for the others).
 
         Shapes (n,). The caller judges by `order` whether one is too old to count.
         """
@@ -83,7 +83,8 @@ class KeyStore:
     def add(
         self, keys: Hashes, order: NDArray[np.int64], values: NDArray[Any], *, oldest: int
     ) -> Self:
-        """With these keys, each once, without what is older than `oldest`."""
+        """Return the store with these keys added, each once, without entries older than
+        `oldest`."""
         runs = [run for run in self.runs if run.order.max() >= oldest]
         if len(keys):
             by_key = np.argsort(keys)
@@ -95,12 +96,12 @@ class KeyStore:
         return dataclasses.replace(self, runs=tuple(runs))
 
     def snapshot(self) -> list[dict[str, Any]]:
-        """Plain values, O(runs)."""
+        """Return plain values, O(runs)."""
         return [{"keys": r.keys, "order": r.order, "values": r.values} for r in self.runs]
 
     @classmethod
     def restore(cls, value: Sequence[Mapping[str, Any]]) -> Self:
-        """The memory that gave this snapshot."""
+        """Return the store from a `snapshot`."""
         return cls(runs=tuple(SortedRun(**run) for run in value))
 
 

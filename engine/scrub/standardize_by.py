@@ -1,4 +1,4 @@
-"""Numbers on the scale of their key."""
+"""Standardizes numbers within each key."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ HASH = "hash"
 
 
 class StandardizeBy(FittedStage):
-    """z-score among the rows of the same key: ``(x - mean) / deviation`` (population) of the
-    batches before; 0 where a key's column does not vary. The first 128 rows are scaled by the rows
+    """z-score among the rows of the same key: ``(x - mean) / deviation`` (population) over
+    earlier batches; 0 if a key's column does not vary. The first 128 rows are scaled by the rows
     before and themselves. Null stays null, NaN stays NaN.
 
     A key with fewer than `min_rows` numbers in a column is measured by all keys' together. At most
@@ -92,7 +92,8 @@ class StandardizeBy(FittedStage):
         return pl.DataFrame([keys, *frame[list(self._columns)].get_columns()])
 
     def _numbers(self, learned: KeyedMoments) -> tuple[Floats, Floats]:
-        """Shift and scale of each key, and behind them of those without, shape (k + 1, columns)."""
+        """Return shift and scale of each key, and at the end those for unknown keys, shape (k +
+        1, columns)."""
         known = learned.count >= self.settings.min_rows
         shift = np.where(known, learned.mean, learned.total.mean)
         variance = learned.m2 / np.maximum(learned.count, 1)
@@ -104,7 +105,7 @@ class StandardizeBy(FittedStage):
         return shift, inverse(deviation)
 
     def transforms(self) -> Sequence[Transform] | None:
-        """None: a model file knows no keys."""
+        """Return None: a model file has no keys."""
         return None
 
 
@@ -120,7 +121,7 @@ def _scaled(column: pl.Series, at: NDArray[np.int64], shift: Floats, scale: Floa
 
 @numba.njit(nogil=True, cache=True)
 def _scale_rows(x, at, shift, scale, out):  # type: ignore[no-untyped-def]
-    """Place -1 is the last one, as everywhere in numpy."""
+    """Scale rows; index -1 is the last, as in numpy."""
     for i in range(x.shape[0]):
         out[i] = scaled_one(x[i], shift[at[i]], scale[at[i]])
 

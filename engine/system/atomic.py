@@ -18,17 +18,17 @@ from pathlib import Path
 from engine.errors import HeadraceError, UserError
 
 SUFFIX = ".tmp"
-"""A file of this ending is not done; the next write of the same name takes its place."""
+"""The ending of an unfinished file; the next write of the same name replaces it."""
 PRIVATE = 0o600
 
 
 def write(path: Path, data: bytes | str, *, private: bool = False) -> Path:
-    """Write a file; text as UTF-8. Its folder is there. Raises: OSError."""
+    """Write a file atomically; text as UTF-8. Its folder exists. Raises: OSError."""
     return write_parts(path, [data.encode() if isinstance(data, str) else data], private=private)
 
 
 def write_parts(path: Path, parts: Iterable[bytes | memoryview], *, private: bool = False) -> Path:
-    """Write a file in parts, one after the other. Raises: OSError.
+    """Write a file atomically, in parts. Raises: OSError.
 
     Args:
         private: whether its owner alone may read it, whatever the umask says.
@@ -46,8 +46,8 @@ def write_parts(path: Path, parts: Iterable[bytes | memoryview], *, private: boo
 
 @contextmanager
 def written(path: Path) -> Iterator[Path]:
-    """A temporary name for what can only write to a file by itself; it becomes `path` at the end.
-    Raises: OSError."""
+    """Give a temporary name, for libraries that write files themselves; it becomes `path` at the
+    end. Raises: OSError."""
     path = path.resolve()
     temporary = path.with_name(f"{path.stem}{SUFFIX}{path.suffix}")  # its ending says what it is
     try:
@@ -61,7 +61,7 @@ def written(path: Path) -> Iterator[Path]:
 
 
 def stage(temporary: Path, parts: Iterable[bytes | memoryview], *, private: bool = False) -> None:
-    """The first half of `write_parts`: the parts are safe on the disk under this name. Raises:
+    """Do the first half of `write_parts`: the parts are safe on disk under this name. Raises:
     OSError."""
     try:
         with open(temporary, "wb", opener=_private if private else None) as file:
@@ -74,7 +74,7 @@ def stage(temporary: Path, parts: Iterable[bytes | memoryview], *, private: bool
 
 
 def publish(names: Mapping[Path, Path]) -> None:
-    """The second half: temporary files of one folder get their names. Raises: OSError."""
+    """Do the second half: rename the temporary files of one folder. Raises: OSError."""
     for temporary, path in names.items():
         try:
             temporary.replace(path)
@@ -90,7 +90,7 @@ def publish(names: Mapping[Path, Path]) -> None:
 
 
 def require_folder(path: Path, named: str) -> None:
-    """Check that a folder is writable or can be created. Creates nothing. Makes nothing.
+    """Check that a folder is writable or can be created. Creates nothing.
 
     Args:
         named: what the user calls it, such as ``[sink] path``.
@@ -102,7 +102,7 @@ def require_folder(path: Path, named: str) -> None:
 
 
 def require_file(path: Path, named: str) -> None:
-    """See that a file can be written there, its folder made where there is none. Writes nothing.
+    """Check that a file can be written, and its folder created if missing. Writes nothing.
 
     Raises: UserError
     """
@@ -117,7 +117,7 @@ def require_file(path: Path, named: str) -> None:
 
 
 def _existing(folder: Path, longest: Path, what: str) -> Path:
-    """The folder, or the one above it that is there.
+    """Return the folder, or its nearest existing parent.
 
     Args:
         longest: the longest name that is written.
@@ -161,9 +161,9 @@ def _require(place: Path, target: str, expected: str) -> None:
 
 
 def _probe_create(folder: Path) -> str | None:
-    """Why the system makes no file in a folder, whatever the permissions say: it is read-only, or
-    no disk (/proc, /sys). A file without a name is tried, which leaves no trace; where the file
-    system knows none, one of a hidden name."""
+    """Return why the system creates no file in a folder although permissions allow it:
+    read-only, or not a disk (/proc, /sys). Tries a file without a name, which leaves no trace;
+    if the file system has none, a hidden one."""
     try:
         os.close(os.open(folder, os.O_WRONLY | getattr(os, "O_TMPFILE", os.O_CREAT), PRIVATE))
     except OSError as error:
@@ -179,7 +179,7 @@ def _probe_create(folder: Path) -> str | None:
 
 
 def _printable(path: Path) -> str:
-    """A path in a sentence: one line, whatever is in its name."""
+    """Return a path for a sentence, in one line."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
@@ -202,13 +202,13 @@ class Folder:
         self._known = self._there()
 
     def make(self) -> None:
-        """Make it where there is none, and note it. Raises: OSError."""
+        """Create the folder if missing, and remember its identity. Raises: OSError."""
         self.path.mkdir(parents=True, exist_ok=True)
         self._known = self._known or self._there()
 
     @property
     def gone(self) -> bool:
-        """Whether the folder that was noted is there no longer, or another one is in its place."""
+        """Whether the remembered folder is gone, or another one is in its place."""
         return self._known is not None and self._known != self._there()
 
     def require(self) -> None:
@@ -238,7 +238,7 @@ def _private(path: str, flags: int) -> int:
 
 
 def _discard(temporary: Path) -> None:
-    """Free the space at once; where even that fails, the next write does it."""
+    """Free the space at once; if that fails, the next write does it."""
     try:
         temporary.unlink(missing_ok=True)
     except OSError:

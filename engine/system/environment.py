@@ -1,4 +1,4 @@
-"""What the libraries below must find in the environment before the first of them is imported.
+"""Environment variables that libraries read when they are first imported.
 
 `import engine` calls `prepare`, so it holds for the command, for scripts and for child processes.
 What the user has set is never changed.
@@ -15,9 +15,10 @@ from engine.errors import UserError
 
 ASKS = "set NUMBA_CACHE_DIR to a folder that can be written"
 ENOUGH_FILES = 64
-"""Files that a process may have open at once; the libraries' threads and caches alone take some."""
+"""The open files a process should be allowed; the libraries' threads and caches alone need some."""
 ENOUGH_ADDRESSES = 16 << 30
-"""Bytes that PyTorch, polars and ONNX Runtime find room in; 8 GiB did on two cores, 6 did not."""
+"""The bytes of address space PyTorch, polars and ONNX Runtime need; on two cores 8 GiB sufficed,
+6 did not."""
 
 
 def cores() -> int:
@@ -27,7 +28,7 @@ def cores() -> int:
 
 
 def prepare() -> None:
-    """Switch telemetry off, and find a place for compiled loops."""
+    """Switch telemetry off, and choose a cache for compiled loops."""
     # ONNX Runtime decides while it is imported; its own switch comes after that, and is too late.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     if "NUMBA_CACHE_DIR" not in os.environ and not _keeps_compiled():
@@ -35,7 +36,7 @@ def prepare() -> None:
 
 
 def remarks() -> list[str]:
-    """What is worse here than it could be.
+    """Return remarks on limits of this environment.
 
     Raises: UserError where compiled loops have no place at all, or the libraries no room for their
         files: they would end the process themselves.
@@ -67,14 +68,14 @@ def remarks() -> list[str]:
 
 
 def address_space() -> int | None:
-    """Bytes of addresses that this process may have (``ulimit -v``); None without a limit."""
+    """Return the address space of this process in bytes (``ulimit -v``); None without a limit."""
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     return None if limit == resource.RLIM_INFINITY else limit
 
 
 def _keeps_compiled() -> bool:
-    """Whether numba finds a place by itself, beside the code or in the user's caches: in a
-    container both may be read-only."""
+    """Return whether numba has a place for its cache, beside the code or in the user's caches:
+    in a container both may be read-only."""
     return _writable(Path(__file__).parent / "__pycache__") or _writable(_home() / "numba")
 
 
@@ -87,8 +88,8 @@ _own_caches: list[str] = []
 
 
 def _use_own_cache() -> None:
-    """A new folder for this process: compiled loops are run as they are found, and one of a known
-    name may be somebody else's."""
+    """Use a new folder for this process: cached code is executed as found, and a folder with a
+    known name may be somebody else's."""
     import shutil
     import tempfile
 
@@ -102,8 +103,8 @@ def _use_own_cache() -> None:
 
 
 def _writable(path: Path) -> bool:
-    """Whether the folder can be written, or made. One that cannot even be reached (a home of
-    another user's) cannot."""
+    """Return whether the folder can be written, or created. One that cannot even be reached
+    (another user's home) cannot."""
     there = next(p for p in (path, *path.parents) if os.path.exists(p))  # noqa: PTH110 - raises not
     return os.access(there, os.W_OK | os.X_OK)
 

@@ -13,12 +13,13 @@ from engine.types import UserError
 
 log = logging.getLogger("headrace.lock")
 SUFFIX = ".lock"
-"""A file is replaced by each write, so what is locked for it is a file beside it."""
+"""The ending of the lock file beside a file, since each write replaces the file itself."""
 
 
 @contextlib.contextmanager
 def locked(folders: Iterable[Path], files: Iterable[Path] = ()) -> Iterator[None]:
-    """Hold these folders and files for as long as the block runs; makes folders that are not there.
+    """Hold exclusive locks on these folders and files while the block runs; create missing
+    folders.
 
     The lock is the kernel's own (flock): it ends with its process, however that ends. A folder's is
     on itself and leaves nothing behind. A file's is on an empty file beside it, which goes with the
@@ -60,8 +61,8 @@ def _hold_beside(held: contextlib.ExitStack, file: Path) -> None:
 
 
 def _hold(held: contextlib.ExitStack, path: Path, flags: int, action: str, own: str) -> int | None:
-    """Lock it for as long as `held` lives; None where this file system has no locks, which is
-    said.
+    """Lock for the lifetime of `held`; return None, with a warning, if this file system has no
+    locks.
 
     Args:
         action, own: what another engine does that holds it; what to give each.

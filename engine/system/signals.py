@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM, from a command's first line to its last.
+"""SIGINT and SIGTERM, from the first line of a command to its last.
 
 The first one asks to stop; who is `handling` says how: a run finishes its batch, and what has no
 order of its own raises `StopRequested`. The second ends the process at once, with 128 and its
@@ -23,37 +23,36 @@ from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SHOW_CURSOR = b"\x1b[?25h"
-"""A progress bar hides it."""
+"""The terminal code that shows the cursor again, which a progress bar hides."""
 
 _handlers: list[Callable[[], None]] = []
-"""Who answers, the innermost last."""
+"""The handlers, the innermost last."""
 _asked: signal.Signals | None = None
 _resumes = False
 
 
 class StopRequested(BaseException):
-    """A signal asked to stop. BaseException: no handler may take it for a failure."""
+    """A signal asked to stop. A BaseException, so that no handler takes it for a failure."""
 
 
 def stop_signal() -> str | None:
-    """The name of the signal that asked to stop, or None."""
+    """Return the name of the signal that asked to stop, or None."""
     return None if _asked is None else _asked.name
 
 
 def stop() -> None:
-    """The answer of what has no order of its own to stop in. Raises: StopRequested."""
+    """Stop at once, for code without a stop order of its own. Raises: StopRequested."""
     raise StopRequested
 
 
 def ignore() -> None:
-    """The answer of what is done in a moment anyway, or looks by itself whether it was
-    `stop_signal`."""
+    """Ignore the signal, for code that ends in a moment anyway, or polls `stop_signal`."""
 
 
 @contextlib.contextmanager
 def handling(answer: Callable[[], None]) -> Iterator[None]:
-    """Inside, `answer` is called (in the main thread) when the first signal comes, or at once where
-    it came before. In another thread than the main one: nothing."""
+    """Call `answer` (in the main thread) when the first signal comes inside the block, or at
+    once if one came before. In other threads do nothing."""
     global _asked
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -74,8 +73,8 @@ def handling(answer: Callable[[], None]) -> Iterator[None]:
 
 
 def install() -> None:
-    """For a process that is a command's alone: signals are answered from here to its very end, by
-    `ignore` where nobody else does."""
+    """Install the handlers for a process that is one command: signals are handled from here to
+    its end, by `ignore` by default."""
     _handlers.append(ignore)
     _install()
     sys.unraisablehook = _unraisable
@@ -84,20 +83,20 @@ def install() -> None:
 
 
 def write_line(sentence: str) -> None:
-    """One line on stderr, from wherever a signal came."""
+    """Write one line to stderr, from a signal handler."""
     with contextlib.suppress(OSError):
         cursor = SHOW_CURSOR if os.isatty(2) else b""
         os.write(2, cursor + f"headrace: {sentence}\n".encode())
 
 
 def set_resumable(resumes: bool) -> None:
-    """Whether the command in hand goes on from what it saved when it is called again."""
+    """Set whether the command resumes from what it saved when it is called again."""
     global _resumes
     _resumes = resumes
 
 
 def stop_message() -> str:
-    """What a command says that was stopped."""
+    """Return the sentence of a stopped command."""
     if not _resumes:
         return f"stopped by {stop_signal()} before it was done."
     return (
@@ -136,7 +135,7 @@ def _importing(frame: FrameType | None) -> bool:
 
 
 def _unraisable(unraisable: sys.UnraisableHookArgs) -> None:
-    """Somebody dropped an exception: if it was ours, the process ends here."""
+    """Handle an exception that was dropped: if it was ours, end the process."""
     if issubclass(unraisable.exc_type, StopRequested):
         write_line(stop_message())
         _end(0)

@@ -1,4 +1,4 @@
-"""The nouns of headrace. Everything else in the house is written in these words.
+"""The nouns of headrace, used by all other packages.
 
 One batch, one direction::
 

@@ -1,4 +1,4 @@
-"""A batch: rows that go through the engine together, with the mark after the last of them."""
+"""Batch: rows that pass through the engine together, with the mark after the last row."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from engine.types.tensors import Tensors
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Scale:
-    """What a stage did to its columns in one batch: ``(x - shift) * factor``. Another batch may
-    have got other numbers, so rows that are kept are brought back with these.
+    """The scale a stage applied in one batch: ``(x - shift) * factor``. Other batches may have
+    other numbers, so kept rows are rescaled with these.
 
     Attributes:
         columns: names.
@@ -87,7 +87,7 @@ class Batch:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held in memory, rejects, tensors, feed and records included."""
+        """The bytes in memory, including rejects, tensors, feed and records."""
         size = int(self.frame.estimated_size()) + sum(
             int(r.rows.estimated_size()) for r in self.rejects
         )
@@ -98,16 +98,16 @@ class Batch:
         return size + self.tensors.nbytes - _shared(self.frame, self.tensors.images)
 
     def with_frame(self, frame: pl.DataFrame, *, added: int = 0) -> Batch:
-        """The same batch with other columns (same number of rows, unless `added` says how many were
-        added)."""
+        """Return the same batch with other columns (and the same number of rows, unless `added`
+        says how many were added)."""
         return dataclasses.replace(self, frame=frame, added=self.added + added)
 
     def with_scale(self, scale: Scale) -> Batch:
-        """The same batch with this scale noted."""
+        """Return the same batch with this scale recorded."""
         return dataclasses.replace(self, scales=(*self.scales, scale))
 
     def counted(self, stage: str, **counts: int) -> Batch:
-        """The same batch with these counts added to the stage's."""
+        """Return the same batch with these counts added to the stage's."""
         merged = dict(self.counts)
         for name, n in counts.items():
             merged[stage, name] = merged.get((stage, name), 0) + int(n)
@@ -121,8 +121,8 @@ class Batch:
         reason: str,
         detail: str | pl.Expr | pl.Series | None = None,
     ) -> Batch:
-        """The batch without the rows where `keep` is not true; those become `Rejects` with their
-        values as JSON.
+        """Return the batch without the rows where `keep` is not true; those become `Rejects`
+        with their values as JSON.
 
         Args:
             keep: boolean, n rows; null counts as false.
@@ -150,7 +150,7 @@ class Batch:
 
 
 def _shared(frame: pl.DataFrame, images: Mapping[str, torch.Tensor]) -> int:
-    """Bytes of images that lie in the frame's memory."""
+    """Return the bytes of images that lie in the frame's memory."""
     shared = 0
     for name, image in images.items():
         if name in frame.columns and (column := frame.get_column(name)).n_chunks() == 1:
@@ -160,7 +160,7 @@ def _shared(frame: pl.DataFrame, images: Mapping[str, torch.Tensor]) -> int:
 
 
 MAX_JSON_NUMBERS = 4_096
-"""Numbers of an array that a rejected row's JSON shows; of a larger one it says what it is."""
+"""The numbers of an array that a rejected row's JSON shows; a larger array is only described."""
 
 
 def _json_value(column: str, dtype: pl.DataType) -> pl.Expr:
@@ -170,6 +170,6 @@ def _json_value(column: str, dtype: pl.DataType) -> pl.Expr:
 
 
 def bytes_as_hex(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
-    """Values for JSON, which has no bytes: those are told in hexadecimal digits, also inside lists
-    and objects; times as in `in_utc`."""
+    """Return values for JSON: bytes as hexadecimal digits, also inside lists and objects; times
+    as in `in_utc`."""
     return _each(value, dtype, lambda v, k: v.bin.encode("hex") if k == pl.Binary else _utc(v, k))

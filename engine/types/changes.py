@@ -1,4 +1,4 @@
-"""What comes of a setting that changes between two runs of one folder.
+"""What a changed setting means for a resumed run.
 
 The second run goes on where the first one's checkpoint ends. What the checkpoint holds was made
 under the settings of then: a position means something only in the order in which rows were read, a
@@ -22,8 +22,8 @@ Act = Literal["refuse", "tell", "go on"]
 
 
 class Change(Enum):
-    """What is done where a setting is another than in the run before: with a state that was learned
-    from rows, and without one.
+    """What to do about a setting that differs from the run before: with learned state, and
+    without.
 
     Attributes:
         FIXED: it decides what a position means.
@@ -42,7 +42,7 @@ class Change(Enum):
     FREE = ("go on", "go on")
 
     def act(self, *, learns: bool) -> Act:
-        """For a pipeline with a state, or without one."""
+        """Return the action for a pipeline with or without learned state."""
         with_state, without = self._value_
         return with_state if learns else without
 
@@ -55,7 +55,7 @@ Free = Annotated[T, Change.FREE]
 
 
 def change_of(settings: type[BaseModel], key: str) -> Change | None:
-    """How a key is marked; None where it is not."""
+    """Return the mark of a key; None without one."""
     marks = settings.model_fields[key].metadata
     return next((mark for mark in marks if isinstance(mark, Change)), None)
 
@@ -63,7 +63,7 @@ def change_of(settings: type[BaseModel], key: str) -> Change | None:
 def compared_settings(
     settings: BaseModel, in_effect: Mapping[str, Snapshot], *, learns: bool
 ) -> dict[str, tuple[Act, Any]]:
-    """The keys whose change is not passed over: what is done, and the value as JSON has it.
+    """Return the keys whose change matters: the action, and the value as JSON.
 
     Args:
         in_effect: values of keys that others, or the environment, decide where they are left out.

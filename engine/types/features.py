@@ -1,4 +1,4 @@
-"""Which columns a model learns from, and the numbers of its classes."""
+"""The columns a model learns from, and its class numbers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from engine.types.schema import BOOLEAN_VALUES
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Features:
-    """What a model reads of a batch.
+    """The columns a model reads.
 
     Attributes:
         numeric: names of the numeric columns, in the order of the tensor's columns.
@@ -61,17 +61,17 @@ class Features:
 
     @property
     def nested(self) -> tuple[str, ...]:
-        """Names of the columns that hold arrays and lists."""
+        """The columns that hold arrays and lists."""
         return (*self.images, *self.ragged, *self.padded, *self.sparse)
 
     @property
     def outputs(self) -> int:
-        """Width of the model's score: 1, or the number of classes."""
+        """The width of the model's score: 1, or the number of classes."""
         return len(self.classes) if self.task == "multiclass" else 1
 
     def prediction_columns(self, scores: NDArray[np.floating[Any]]) -> list[pl.Series]:
-        """A model's scores as columns: ``prediction`` (Float64, or the class as text), and for
-        classification ``probability`` (of class 1 for binary, of the predicted class for
+        """Return a model's scores as columns: ``prediction`` (Float64, or the class as text),
+        and for classification ``probability`` (of class 1 for binary, of the predicted class for
         multiclass; Float64); with `probabilities` also ``probability_CLASS`` of each.
 
         Args:
@@ -92,7 +92,7 @@ class Features:
 
     @property
     def prediction_names(self) -> tuple[str, ...]:
-        """The columns of `answers`."""
+        """Return the names of those columns."""
         if self.task == "regression":
             return ("prediction",)
         each = [f"probability_{name}" for name in self.classes] if self.probabilities else []
@@ -100,7 +100,7 @@ class Features:
 
 
 def class_indexes(column: pl.Series, classes: Sequence[str]) -> NDArray[np.int64]:
-    """Which class each label is, shape (n,); -1 for none of them.
+    """Return the class of each label, shape (n,); -1 for unknown labels.
 
     A label is the class of its own text, or else the one class of the same value: 1, 1.0, "1.0" and
     true are equal, and so are 0, "0.0" and false.
@@ -116,7 +116,7 @@ def class_indexes(column: pl.Series, classes: Sequence[str]) -> NDArray[np.int64
 
 
 def _equal_classes(labels: Sequence[str], classes: Sequence[str]) -> dict[str, int]:
-    """Those of the labels that equal one class and no other."""
+    """Return the labels that equal exactly one class."""
     values = [label_value(name) for name in classes]
     often = Counter(values)
     number = {v: i for i, v in enumerate(values) if v is not None and often[v] == 1}
@@ -129,7 +129,7 @@ def _equal_classes(labels: Sequence[str], classes: Sequence[str]) -> dict[str, i
 
 
 def label_value(text: str) -> int | float | None:
-    """The number that a text, or a truth value, is; None for any other text."""
+    """Return the number that a text or a boolean stands for; None for other text."""
     word = text.strip().lower()
     if word in BOOLEAN_VALUES:
         return BOOLEAN_VALUES[word]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def counted(n: int, singular: str, many: str = "") -> str:
-    """``1 row``, ``2,000 rows``.
+    """Return ``1 row``, ``2,000 rows``.
 
     Args:
         singular: what stands behind 1: a noun, or a noun and its verb ("row is").
@@ -14,7 +14,7 @@ def counted(n: int, singular: str, many: str = "") -> str:
 
 
 def short_number(x: float) -> str:
-    """Four significant digits; whole numbers in full: ``0.1235``, ``2019``, ``12,345``.
+    """Return four significant digits; whole numbers in full: ``0.1235``, ``2019``, ``12,345``.
 
     Digits are grouped from 10,000 on, so that a year reads as one.
     """

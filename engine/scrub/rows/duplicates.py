@@ -1,4 +1,4 @@
-"""Rows that were there before."""
+"""Rejects rows seen before."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from engine.types import Batch, Names, Schema, Snapshot, Stage, Transform
 
 
 class Duplicates(Stage):
-    """Lets the first row of each key through and rejects the others with reason ``duplicate``.
+    """Keeps the first row of each key and rejects the others with reason ``duplicate``.
 
     A row is a duplicate when one with the same key was let through at most `window` rows before it.
     That is exact to the row and does not depend on how the stream is cut into batches.
@@ -61,7 +61,7 @@ class Duplicates(Stage):
         return batch.counted(self.name, duplicates=int((~first).sum()))
 
     def _first(self, keys: Hashes) -> NDArray[np.bool_]:
-        """Which of at most `window` rows are no duplicates; remembers them."""
+        """Return which of at most `window` rows are first; remember them."""
         rows = self._rows + np.arange(len(keys))
         seen, since, _ = self._seen.find(keys)
         fresh = np.flatnonzero(~(seen & (rows - since <= self.settings.window)))
@@ -78,7 +78,7 @@ class Duplicates(Stage):
         return first
 
     def snapshot(self) -> Snapshot:
-        """Rows seen, and the remembered hashes."""
+        """Return the rows seen, and the remembered hashes."""
         return {"rows": self._rows, "seen": self._seen.snapshot()}
 
     def restore(self, value: Snapshot) -> None:
@@ -86,7 +86,7 @@ class Duplicates(Stage):
         self._seen = KeyStore.restore(value["seen"])
 
     def transforms(self) -> Sequence[Transform] | None:
-        """None to write: it changes no value."""
+        """Return no transform: it changes no value."""
         return ()
 
 

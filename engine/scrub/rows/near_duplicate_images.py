@@ -1,4 +1,4 @@
-"""Images that were there before, in another size, quality or format."""
+"""Rejects images similar to one seen before, in another size, quality or format."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Ints = NDArray[np.int64]
 
 
 class NearDuplicateImages(Stage):
-    """Lets the first of similar images through and rejects the others with reason
-    ``near_duplicate``: those whose perceptual hash (`engine.scrub.rows.perceptual`) differs in at
-    most `max_distance` of 64 bits from that of an image let through at most `window` rows before.
+    """Keeps the first of similar images and rejects the others with reason ``near_duplicate``:
+    those whose perceptual hash (`engine.scrub.rows.perceptual`) differs in at most
+    `max_distance` of 64 bits from that of an image kept at most `window` rows before.
 
     Every hash in the window is compared, so none is missed, and which row is rejected does not
     depend on how the stream is cut. Found are copies that were scaled, compressed again, made grey,
@@ -100,14 +100,14 @@ class NearDuplicateImages(Stage):
         return done.counted(self.name, duplicates=int(near.sum()))
 
     def snapshot(self) -> Snapshot:
-        """Rows seen, and row number and hash of each image that is remembered."""
+        """Return the rows seen, and row number and hash of each remembered image."""
         return {"rows": self._seen, "images": self._rows, "hashes": self._hashes}
 
     def restore(self, value: Snapshot) -> None:
         self._seen, self._rows, self._hashes = value["rows"], value["images"], value["hashes"]
 
     def transforms(self) -> Sequence[Transform] | None:
-        """None to write: it changes no value."""
+        """Return no transform: it changes no value."""
         return ()
 
 
@@ -115,8 +115,8 @@ class NearDuplicateImages(Stage):
 def _compare(  # type: ignore[no-untyped-def]
     rows, hashes, window, max_distance, known_rows, known, count, like, bits
 ):
-    """In the order of the rows: the nearest image that each is like into `like` (of equally near
-    ones the newest), how many bits it differs in into `bits`; the others are remembered.
+    """Compare in the order of the rows: write the nearest similar image (of equally near ones
+    the newest) to `like` and the number of differing bits to `bits`; remember the others.
 
     Args:
         rows, hashes: of each, shape (n,).

@@ -1,4 +1,4 @@
-"""Texts that were there before, but for a few letters."""
+"""Rejects texts that share most of their shingles with one seen before."""
 
 from __future__ import annotations
 
@@ -19,17 +19,16 @@ Ints = NDArray[np.int64]
 Signatures = NDArray[np.uint32]
 
 MISSED = 0.01
-"""Probability that a pair as similar as the threshold is never compared."""
+"""The probability that a pair as similar as the threshold is never compared."""
 SEED = np.uint64(0x5EED)
 BITS = 255.0
-"""Chance that two different minima have the same last byte is one in this and one."""
+"""The inverse probability that two different minima have the same last byte."""
 
 
 class NearDuplicates(Stage):
-    """Lets the first of similar texts through and rejects the others with reason
-    ``near_duplicate``: those that share at least `threshold` of their pieces with a text let
-    through at most `window` rows before (Jaccard similarity of the sets of all `shingle_size`
-    successive bytes).
+    """Keeps the first of similar texts and rejects the others with reason ``near_duplicate``:
+    those that share at least `threshold` of their shingles with a text kept at most `window`
+    rows before (Jaccard similarity of the sets of all `shingle_size` successive bytes).
 
     The similarity is estimated by MinHash (Broder, "On the Resemblance and Containment of
     Documents", 1997): standard error sqrt(t * (1 - t) / hashes), 0.035 for the defaults. What is
@@ -110,7 +109,8 @@ class NearDuplicates(Stage):
         return done.counted(self.name, duplicates=int(near.sum()))
 
     def _compared(self, texts: pl.Series, places: Ints) -> tuple[Ints, NDArray[np.float64]]:
-        """For each text the row it is like, -1 for none, and how much; remembers the others."""
+        """Return for each text the row it is similar to, -1 for none, and the similarity;
+        remember the others."""
         n, settings = len(texts), self.settings
         like, shared = np.full(n, -1), np.zeros(n)
         if not n:
@@ -141,7 +141,8 @@ class NearDuplicates(Stage):
         return like, shared
 
     def snapshot(self) -> Snapshot:
-        """Rows seen, band hashes, and the texts' rows with a byte of each of their hashes."""
+        """Return the rows seen, band hashes, and the texts' rows with a byte of each of their
+        hashes."""
         memory = {"texts": self._rows, "bytes": self._bytes}
         return {"rows": self._seen, "bands": self._bands.snapshot(), **memory}
 
@@ -151,20 +152,20 @@ class NearDuplicates(Stage):
         self._rows, self._bytes = value["texts"], value["bytes"]
 
     def transforms(self) -> Sequence[Transform] | None:
-        """None to write: it changes no value."""
+        """Return no transform: it changes no value."""
         return ()
 
 
 def band_of(threshold: float, num_hashes: int) -> int:
-    """Hashes of a band: the most with which a pair as similar as the threshold shares one of the
-    bands with probability 1 - `MISSED`, so that the fewest others are compared."""
+    """Return the largest number of hashes per band with which a pair as similar as the threshold
+    shares a band with probability 1 - `MISSED`, so that the fewest other pairs are compared."""
     sizes = range(1, num_hashes + 1)
     fits = (r for r in sizes if (1 - threshold**r) ** (num_hashes // r) <= MISSED)
     return max(fits, default=1)
 
 
 def _banded(minima: Signatures, band: int) -> Hashes:
-    """A hash of each band of each row, shape (n, bands); bands do not meet each other."""
+    """Return a hash of each band of each row, shape (n, bands); different bands never collide."""
     bands = minima.shape[1] // band
     wide = minima[:, : bands * band].astype(np.uint64).reshape(len(minima), bands, band)
     total = np.broadcast_to(mix(np.arange(bands, dtype=np.uint64)), wide.shape[:2])
@@ -175,7 +176,8 @@ def _banded(minima: Signatures, band: int) -> Hashes:
 
 @numba.njit(nogil=True, cache=True)
 def _minima(data, bounds, shingle_size, factors, terms, out):  # type: ignore[no-untyped-def]
-    """The smallest of each hash over the pieces of each text, into out, shape (n, hashes).
+    """Write the smallest value of each hash over the shingles of each text to `out`, shape (n,
+    hashes).
 
     A hash is the upper half of ``factor * piece + term`` (Dietzfelbinger, 1996) of the mixed piece.
     """
@@ -203,8 +205,8 @@ def _minima(data, bounds, shingle_size, factors, terms, out):  # type: ignore[no
 def _compare(  # type: ignore[no-untyped-def]
     rows, short, group, newest, old_rows, old_short, window, least, like, shared
 ):
-    """In the order of the rows: the row each is like into `like`, how much into `shared`; the rows
-    that are like none become the newest of their bands.
+    """Compare in the order of the rows: write the similar row to `like` and the similarity to
+    `shared`; rows similar to none become the newest of their bands.
 
     Args:
         rows: number of each, shape (n,).

@@ -1,4 +1,5 @@
-"""64-bit hashes of what an image looks like: alike for alike images, whatever their encoding."""
+"""Perceptual hashes of images, 64 bits: similar images have similar hashes, whatever their
+encoding."""
 
 from __future__ import annotations
 
@@ -16,19 +17,20 @@ from engine.scrub.features.image import FORMATS
 from engine.system import environment
 
 SIDE = 32
-"""Width and height of what is hashed."""
+"""The width and height of the hashed image."""
 LOW = 8
-"""Frequencies that are looked at, in each direction."""
+"""The frequencies used in each direction."""
 PIXELS = 1 << 26
-"""An image of more is not decoded: 64 Mi."""
+"""The largest image that is decoded: 64 Mi pixels."""
 WORTH = 8
-"""Images that are worth a thread."""
+"""The images that justify another thread."""
 
 
 def perceptual_hashes(
     images: pl.Series, threads: int | None = None
 ) -> tuple[Hashes, NDArray[np.bool_]]:
-    """The hash of each image, and which could be read: not null, whole, of at most `PIXELS` pixels.
+    """Return the hash of each image, and which could be read: not null, complete, of at most
+    `PIXELS` pixels.
 
     The hash is that of Zauner, "Implementation and Benchmarking of Perceptual Image Hash
     Functions", 2010, as the imagehash library defines its ``phash``: the luminance at 32 x 32, of
@@ -60,7 +62,7 @@ def perceptual_hashes(
 
 
 def hashed(grey: NDArray[np.uint8]) -> Hashes:
-    """The hashes of grey images of 32 x 32 pixels, shape (n, 32, 32); n hashes."""
+    """Return n hashes of grey images of 32 x 32 pixels, shape (n, 32, 32)."""
     low = (COSINES @ grey.astype(np.float64) @ COSINES.T).reshape(len(grey), LOW * LOW)
     bits = low > np.median(low, axis=1, keepdims=True)
     words: Hashes = np.packbits(bits, axis=1).view(">u8").ravel().astype(np.uint64)
@@ -68,9 +70,9 @@ def hashed(grey: NDArray[np.uint8]) -> Hashes:
 
 
 def _cosines() -> NDArray[np.float64]:
-    """Rows of the cosine transform, shape (8, 32), as whole numbers: a float64 holds every sum of
-    them and pixels (below 2**52) exactly, so the order of adding does not matter, and the
-    frequencies of a single colour are 0."""
+    """Return rows of the cosine transform, shape (8, 32), as integers: a float64 holds every sum
+    of their products with pixels (below 2**52) exactly, so the order of adding does not matter,
+    and a single colour has frequencies 0."""
     wave = np.outer(np.arange(LOW), 2 * np.arange(SIDE) + 1)
     return np.round(np.cos(np.pi * wave / (2 * SIDE)) * 2**17)
 
@@ -85,7 +87,7 @@ def _decode(
     grey: NDArray[np.uint8],
     rows: NDArray[np.int64],
 ) -> None:
-    """The luminance of these rows into `grey`; what cannot be read is no longer `readable`."""
+    """Write the luminance of these rows to `grey`; mark unreadable ones in `readable`."""
     for i in rows[readable[rows]].tolist():  # pillow takes one at a time, without the lock
         try:
             grey[i] = _small(data[bounds[i] : bounds[i + 1]])

@@ -1,4 +1,4 @@
-"""Which rows are learned from, and which only test what was learned."""
+"""Marks rows as training, validation or test."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ WHOLE = np.float64(2**64)
 
 
 class Split(Stage):
-    """Adds the column ``_part``: ``train``, ``validation`` or ``test``. Stages behind it
-    learn their statistics from training rows only, and so does the model; the others are
-    transformed and predicted, and reported on apart.
+    """Adds the column ``_part``: ``train``, ``validation`` or ``test``. Later stages and the
+    model learn only from training rows; the others are transformed, predicted and reported
+    separately.
 
     How a row gets its part:
 
@@ -126,7 +126,7 @@ class Split(Stage):
         return batch.with_frame(frame.hstack([part])).counted(self.name, **counts)
 
     def snapshot(self) -> Snapshot:
-        """Rows of each value seen so far, by its hash; None where parts need no counting."""
+        """Return the rows seen of each value, by its hash; None if parts need no counting."""
         return {"counts": self._counts} if self._counting else None
 
     def restore(self, value: Snapshot) -> None:
@@ -134,7 +134,7 @@ class Split(Stage):
             self._counts = value["counts"]
 
     def transforms(self) -> Sequence[Transform] | None:
-        """None to write: it changes no value."""
+        """Return no transform: it changes no value."""
         return ()
 
     # -------------------------------------------------------------------------------------- inside
@@ -145,7 +145,7 @@ class Split(Stage):
         return settings.stratify is not None or (settings.folds is not None and not settings.by)
 
     def _parts(self, frame: pl.DataFrame) -> NDArray[np.int64]:
-        """The part of each row, as its number in `PARTS`, shape (n,)."""
+        """Return the part of each row as its index in `PARTS`, shape (n,)."""
         settings = self.settings
         if settings.time is not None:
             return self._by_time(frame.get_column(settings.time))
@@ -165,13 +165,13 @@ class Split(Stage):
         return self.settings.validation, self.settings.test
 
     def _hashes(self, frame: pl.DataFrame) -> Hashes:
-        """Of the key and the seed, shape (n,)."""
+        """Return hashes of the key and the seed, shape (n,)."""
         keys = frame.select(self.settings.by or RESERVED)
         seed = pl.lit(self.settings.seed, dtype=pl.Int64).alias("_seed")
         return hashes(keys.with_columns(seed))
 
     def _turns(self, frame: pl.DataFrame) -> NDArray[np.uint64]:
-        """How many rows of the same value came before each row, shape (n,)."""
+        """Return how many rows with the same value came before each row, shape (n,)."""
         settings = self.settings
         n = frame.height
         if settings.stratify is None:
@@ -204,7 +204,7 @@ class Split(Stage):
         return parts
 
     def _bound(self, key: str) -> Any:
-        """A time as the column holds it."""
+        """Return a time in the column's units."""
         value = getattr(self.settings, key)
         if value is None:
             return None

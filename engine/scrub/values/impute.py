@@ -1,4 +1,4 @@
-"""Missing numbers from the other columns."""
+"""Fills missing numbers from the other columns."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from engine.scrub.fusion import FILLED_BEFORE_LEARNING
 from engine.types import Batch, Names, Schema, Transform, UserError
 
 AT_ONCE = 1 << 22
-"""Numbers of the systems that are solved in one call."""
+"""The numbers of the linear systems solved in one call."""
 
 
 class Impute(FittedStage):
-    """Fills missing numbers (null, NaN) with what a ridge regression says of them, given the
-    numbers that the row does have.
+    """Fills missing numbers (null, NaN) with the prediction of a ridge regression from the row's
+    other numbers.
 
     The regression on any of the columns follows from their means and products over the complete
     rows of the batches before (Beale and Little, "Missing Values in Multivariate Analysis", 1975):
@@ -111,7 +111,7 @@ class Impute(FittedStage):
 
     @property
     def _unfitted(self) -> NDArray[np.bool_]:
-        """Columns to fill of which no value was seen yet, shape (columns to fill,)."""
+        """Return which columns to fill have no value yet, shape (columns to fill,)."""
         learned = self._statistic
         assert isinstance(learned, CoMoments)
         return np.asarray(learned.single.count[: len(self._filled)] == 0)
@@ -128,7 +128,7 @@ class Impute(FittedStage):
         return column.scatter(here, values) if len(here) else column
 
     def _predict_missing(self, rows: Floats) -> Floats:
-        """What each number is expected to be, given those of its row that are there.
+        """Return the expected value of each number, given the others of its row.
 
         Args:
             rows: shape (columns, n), NaN for what is not there.
@@ -156,12 +156,13 @@ class Impute(FittedStage):
         return np.where((scale > 0)[:, None], predictions, learned.single.mean[:, None])
 
     def transforms(self) -> Sequence[Transform] | None:
-        """None: a model file knows columns one by one."""
+        """Return None: a model file has only single-column transforms."""
         return None
 
 
 def _patterns(present: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-    """The different columns of `present`, shape (patterns, columns), and which each one is."""
+    """Return the distinct columns of `present`, shape (patterns, columns), and the index of
+    each."""
     packed = np.packbits(present, axis=0).T
     packed_patterns, which = np.unique(packed, axis=0, return_inverse=True)
     patterns = np.unpackbits(packed_patterns, axis=1, count=len(present)).astype(np.bool_)
@@ -169,8 +170,8 @@ def _patterns(present: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np
 
 
 def _weights(products: Floats, present: NDArray[np.bool_], alpha: float) -> Floats:
-    """What to multiply the standardized numbers of a row by to predict each of its columns, shape
-    (patterns, columns, columns); 0 from those that are not there."""
+    """Return the weights that predict each column from the standardized numbers of a row, shape
+    (patterns, columns, columns); 0 for absent ones."""
     both = present[:, :, None] & present[:, None, :]
     system = np.where(both, products, 0.0)
     diagonal = np.arange(len(products))

@@ -1,4 +1,4 @@
-"""Missing values: fill them, or let their rows go."""
+"""Fills missing values, or rejects their rows."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ class Missing(FittedStage, Fusible):
             )
 
     def _kind(self, dtype: pl.DataType) -> pl.DataType:
-        """The column's type afterwards."""
+        """Return the column's type afterwards."""
         value = self.settings.value
         fraction = isinstance(value, float) and not value.is_integer()
         fraction |= self.settings.strategy in ("mean", "median")
@@ -173,7 +173,7 @@ class Missing(FittedStage, Fusible):
         return batch.with_frame(frame).counted(self.name, filled=n)
 
     def _by_value(self, batch: Batch) -> Batch:
-        """Gaps filled with what the rows before taught, then learned from."""
+        """Fill gaps from the state of earlier rows, then learn from the batch."""
         parts, n, early = [], 0, 0
         for part in self._parts(batch):
             made, gaps = self._filled(part)
@@ -194,7 +194,8 @@ class Missing(FittedStage, Fusible):
         return list(self._kinds.values())
 
     def fused_op(self, batch: Batch) -> FusedOp | None:
-        """Numbers filled with one value a column; None while rows are learned one by one."""
+        """Return the fused operation for one value per column; None while rows are learned one
+        by one."""
         if self._cold(batch):
             return None
         unfitted = self._unfitted()
@@ -211,8 +212,8 @@ class Missing(FittedStage, Fusible):
         return self._linked(batch, "fill", fills, fills, counts="filled", unfitted=unfitted)
 
     def _unfitted(self) -> NDArray[np.bool_] | None:
-        """Columns that are filled with a default, as no value of them was seen yet, shape
-        (columns,); None where there are none, or the pipeline says with what."""
+        """Return which columns are filled with a default, because no value was seen yet, shape
+        (columns,); None if none are, or the pipeline gives the value."""
         if self.settings.strategy not in STATISTICS or self.settings.value is not None:
             return None
         statistic = self._statistic
@@ -226,7 +227,7 @@ class Missing(FittedStage, Fusible):
         return unfitted if unfitted.any() else None
 
     def _filled(self, frame: pl.DataFrame) -> tuple[pl.DataFrame, list[int]]:
-        """The frame without missing values, and how many those were in each column."""
+        """Return the frame without missing values, and how many were filled in each column."""
         columns, n, others = [], list[int](), []
         for name, value in zip(self._columns, self._values(), strict=True):
             column, dtype = frame.get_column(name), self._kinds[name]
@@ -265,7 +266,7 @@ class Missing(FittedStage, Fusible):
         )
 
     def _from_last(self, frame: pl.DataFrame) -> tuple[pl.DataFrame, int]:
-        """The frame with what is remembered, and how many values that filled."""
+        """Return the frame filled with the remembered values, and how many were filled."""
         assert self._last is not None
         gaps = [*nulls(frame, self._columns).values(), *nans(frame, self._columns).values()]
         by = list(self.settings.by)
@@ -292,7 +293,7 @@ class Missing(FittedStage, Fusible):
     # -------------------------------------------------------------------------------- what is known
 
     def remarks(self) -> list[str]:
-        """A sentence for each column that never had a value, and was filled all the same."""
+        """Return a sentence for each column that never had a value, and was filled anyway."""
         if self.settings.strategy not in STATISTICS:
             return []
         empty = (c for c, x in zip(self._columns, self._learned_values(), strict=True) if x is None)
@@ -304,7 +305,7 @@ class Missing(FittedStage, Fusible):
         ]
 
     def _values(self) -> list[Any]:
-        """What each column is filled with now, as its type holds it."""
+        """Return the current fill value of each column, in its type."""
         defaults = [
             _default(self._schema[c]) if self.settings.value is None else self.settings.value
             for c in self._columns
@@ -326,11 +327,11 @@ class Missing(FittedStage, Fusible):
         return [None if math.isnan(x) else x for x in means.tolist()]
 
     def snapshot(self) -> Snapshot:
-        """The statistic; for last a frame of keys and values; for constant and drop None."""
+        """Return the statistic; for last a frame of keys and values; for constant and drop None."""
         return super().snapshot() if self._last is None else self._last
 
     def merge(self, value: Snapshot) -> None:
-        """As every stage; of two last values, that of the other instance stays."""
+        """Merge as every stage; of two last values, the other instance's stays."""
         if self._last is None:
             super().merge(value)
             return
@@ -348,7 +349,7 @@ class Missing(FittedStage, Fusible):
             self._last = cast("pl.DataFrame", value)
 
     def transforms(self) -> Sequence[Transform] | None:
-        """One `Fill` a column; none for drop, which changes no value; None for last."""
+        """Return one `Fill` per column; none for drop, which changes no value; None for last."""
         if self.settings.strategy == "last":
             return None
         if self.settings.strategy == "drop":
@@ -364,7 +365,7 @@ class Missing(FittedStage, Fusible):
 
 
 def _held(value: Any, dtype: pl.DataType) -> Any:
-    """The value as a column of this type holds it."""
+    """Return the value in the column's type."""
     if dtype.is_integer():
         return int(value)
     if not dtype.is_float():

@@ -1,4 +1,4 @@
-"""Values far from the others: clip them, mark them, or let their rows go."""
+"""Clips, flags or rejects values far from the others."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ STATISTICS: dict[str, type[Statistic]] = {"zscore": Moments, "iqr": Quantiles}
 
 
 class Outliers(FittedStage, Fusible):
-    """Judges numbers by bounds: given, mean +- threshold deviations, or quartiles -+ factor times
-    their distance (Tukey, "Exploratory Data Analysis", 1977).
+    """Tests numbers against bounds: given, mean +- threshold deviations, or quartiles -+ factor
+    times their distance (Tukey, "Exploratory Data Analysis", 1977).
 
     A batch is judged by what was learned from the batches before it. Learned from are all finite
     numbers, outliers too: so bounds follow a level that moves, instead of clipping it for ever. A
@@ -96,7 +96,7 @@ class Outliers(FittedStage, Fusible):
         return schema if settings.action == "reject" else {**schema, **self._kinds}
 
     def _kind(self, dtype: pl.DataType) -> pl.DataType:
-        """The type that values and bounds are compared in, and clipped values have."""
+        """Return the type in which values and bounds are compared; clipped values have it too."""
         settings = self.settings
         whole = settings.method == "bounds" and all(
             np.isinf(x) or (x.is_integer() and holds(dtype, int(x)))
@@ -118,7 +118,7 @@ class Outliers(FittedStage, Fusible):
         return list(self._kinds.values())
 
     def fused_op(self, batch: Batch) -> FusedOp | None:
-        """Numbers clipped."""
+        """Return the fused operation that clips."""
         if self.settings.action != "clip":
             return None
         bounds = self._bounds()
@@ -126,7 +126,7 @@ class Outliers(FittedStage, Fusible):
         return self._linked(batch, "clip", *bounds, counts="clipped")
 
     def remarks(self) -> list[str]:
-        """Where all rows came before anything was learned, that none of them was judged."""
+        """Return a remark if all rows came before anything was learned, so that none was tested."""
         said = super().remarks()
         if said or self._judged or not self._looked or not self._rows:
             return said
@@ -153,7 +153,7 @@ class Outliers(FittedStage, Fusible):
         return batch.with_frame(replaced(frame, columns)).counted(self.name, clipped=n)
 
     def _within(self, column: pl.Series, low: float, high: float) -> tuple[pl.Series, int]:
-        """The column within its bounds, and how many values were not."""
+        """Return the column within its bounds, and how many values were outside."""
         if low == -INF and high == INF:
             return column, 0
         if column.dtype in (pl.Float64, pl.Float32):
@@ -192,7 +192,7 @@ class Outliers(FittedStage, Fusible):
         )
 
     def _clips(self) -> dict[str, pl.Expr]:
-        """Column -> its values within the bounds, for those that are judged."""
+        """Return column -> its clipped values, for tested columns."""
         if self._made is None or self._made[0] is not self._statistic:
             bounds = zip(self._columns, *self._bounds().tolist(), strict=True)
             clips = {
@@ -207,14 +207,15 @@ class Outliers(FittedStage, Fusible):
         return x.clip(_bound(low, dtype), _bound(high, dtype))
 
     def _tests(self) -> dict[str, pl.Expr]:
-        """Column -> whether a value lies outside (null, NaN do not), for those that are judged."""
+        """Return column -> whether a value is outside (null and NaN are not), for tested
+        columns."""
         return {
             column: (clip != pl.col(column)).fill_null(False)
             for column, clip in self._clips().items()
         }
 
     def _bounds(self) -> NDArray[np.float64]:
-        """Low and high of each column as its type holds them, shape (2, columns)."""
+        """Return low and high of each column in its type, shape (2, columns)."""
         bounds = self._learned_bounds()
         if not self._narrow.any():
             return bounds
@@ -235,7 +236,7 @@ class Outliers(FittedStage, Fusible):
         return np.stack((np.where(judged, low, -INF), np.where(judged, high, INF)))
 
     def transforms(self) -> Sequence[Transform] | None:
-        """One `Clip` a column; none for reject, which changes no value; None for flag."""
+        """Return one `Clip` per column; none for reject, which changes no value; None for flag."""
         if self.settings.action == "reject":
             return ()
         if self.settings.action == "flag":

@@ -1,4 +1,4 @@
-"""Skewed numbers made even."""
+"""Makes skewed numbers symmetric."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from engine.scrub.columns import expand_columns, numbers, replaced
 from engine.types import Affine, Batch, Names, Power, Scale, Schema, Snapshot, Transform, UserError
 
 REFIT_GROWTH = 1.1
-"""Exponents are fitted again when a column has seen so many times the numbers of the last fit:
-ever more rarely, so that what comes after sees them stand still."""
+"""The growth of a column's numbers after which exponents are fitted again: ever more rarely, so
+that later stages see them almost constant."""
 LOW, HIGH = -4.0, 6.0
-"""Where exponents are looked for; 1 changes nothing, and lies in the middle."""
+"""The range of exponents; 1, in the middle, changes nothing."""
 DIGITS = 9.0
-"""Largest logarithm of what a negative exponent may shrink all numbers of a column by: beside the 1
-in ((1 + x)**l - 1) / l they lose four of their sixteen digits."""
+"""The largest logarithm by which a negative exponent may shrink all numbers of a column: beside
+the 1 in ((1 + x)**l - 1) / l they lose four of their sixteen digits."""
 SECTIONS = 45
-"""Golden sections until an exponent is known to 4e-9."""
+"""The golden-section steps until an exponent is known to 4e-9."""
 
 
 class Powers(FittedStage):
-    """``log``: log(1 + |x|) with the sign of x. ``yeo-johnson``: the power that makes a column most
-    like a normal distribution, or a given one (Yeo and Johnson, "A New Family of Power
+    """``log``: log(1 + |x|) with the sign of x. ``yeo-johnson``: a given power, or the one that
+    makes a column most similar to a normal distribution (Yeo and Johnson, "A New Family of Power
     Transformations to Improve Normality or Symmetry", 2000); see `engine.types.Power`. Float64.
 
     Exponents maximize the likelihood over a t-digest of the batches before, in place of the
@@ -110,7 +110,7 @@ class Powers(FittedStage):
         return self._passed(batch)
 
     def _noted(self) -> Scale | None:
-        """Of the powers as they are now: the exponents hardly move."""
+        """Return the batch with the current scale; exponents hardly move."""
         return self._scale(*self._numbers[2:].copy()) if self._standardizes else None
 
     def _changed(self, frame: pl.DataFrame) -> pl.DataFrame:
@@ -126,12 +126,12 @@ class Powers(FittedStage):
 
     @property
     def scaled(self) -> Sequence[str]:
-        """Its columns, where it standardizes them."""
+        """The columns it standardizes."""
         return self._columns if self._standardizes else ()
 
     def inverse(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """The frame with those of the stage's columns that it has as they were before, by what is
-        known now: for what a model says of a column that was changed."""
+        """Return the frame with the stage's columns transformed back by the current state, for
+        predictions of a transformed column."""
         columns = []
         for column, above, below, shift, scale in self._rows_of_numbers():
             if column in frame.columns:
@@ -142,11 +142,11 @@ class Powers(FittedStage):
         return replaced(frame, columns)
 
     def _rows_of_numbers(self) -> list[tuple[str, float, float, float, float]]:
-        """Column, its two exponents, shift and scale."""
+        """Yield column, its two exponents, shift and scale."""
         return list(zip(self._columns, *self._numbers.tolist(), strict=True))
 
     def _fit(self) -> None:
-        """Exponents, shift and scale anew for columns that have learned enough since."""
+        """Fit exponents, shift and scale again for columns that have learned enough since."""
         digest = self._statistic
         if not isinstance(digest, Quantiles):
             return
@@ -174,13 +174,13 @@ class Powers(FittedStage):
         self._numbers, self._fitted = parameters, fitted
 
     def snapshot(self) -> Snapshot:
-        """The digest, exponents with shift and scale, and numbers seen at the fit; None where all
-        is given."""
+        """Return the digest, exponents with shift and scale, and the numbers seen at the fit;
+        None if all are given."""
         learned = super().snapshot()
         return learned and {**learned, "numbers": self._numbers, "fitted": self._fitted}
 
     def merge(self, value: Snapshot) -> None:
-        """As every stage; exponents are fitted anew."""
+        """Merge as every stage; exponents are fitted again."""
         if value is not None:
             value = {k: v for k, v in value.items() if k not in ("numbers", "fitted")}
         super().merge(value)
@@ -196,7 +196,7 @@ class Powers(FittedStage):
         super().restore(learned)
 
     def transforms(self) -> Sequence[Transform] | None:
-        """One `Power` a column, and an `Affine` where the result is standardized."""
+        """Return one `Power` per column, and an `Affine` if the result is standardized."""
         rows = self._rows_of_numbers()
         transforms_out: list[Transform] = [
             Power(column=c, above=a, below=b) for c, a, b, _, _ in rows
@@ -209,7 +209,7 @@ class Powers(FittedStage):
 
 
 def yeo_johnson(values: Floats, weights: Floats) -> Floats:
-    """The exponent of greatest likelihood for each column, 1 where it does not vary.
+    """Return the maximum-likelihood exponent of each column, 1 if it does not vary.
 
     Args:
         values: shape (n, columns), finite.
@@ -248,8 +248,8 @@ def yeo_johnson(values: Floats, weights: Floats) -> Floats:
 
 
 def _maximum(f: Any, low: Floats, high: Floats) -> Floats:
-    """Where f is largest between low and high, by golden sections (Kiefer, 1953), all columns at
-    once."""
+    """Return the maximum of f between low and high, by golden sections (Kiefer, 1953), all
+    columns at once."""
     golden = (np.sqrt(5) - 1) / 2
     left, right = high - golden * (high - low), low + golden * (high - low)
     at_left, at_right = f(left), f(right)
@@ -264,8 +264,8 @@ def _maximum(f: Any, low: Floats, high: Floats) -> Floats:
 
 
 def _moments(values: Floats, weights: Floats) -> tuple[Floats, Floats]:
-    """Weighted mean and population variance of each column, the latter 0 where rounding alone
-    makes it differ from 0."""
+    """Return weighted mean and population variance of each column, the latter 0 where only
+    rounding makes it differ from 0."""
     total = np.maximum(weights.sum(axis=0), 1.0)
     mean = (weights * values).sum(axis=0) / total
     variance = (weights * (values - mean) ** 2).sum(axis=0) / total
@@ -274,7 +274,7 @@ def _moments(values: Floats, weights: Floats) -> tuple[Floats, Floats]:
 
 
 def _standard(values: Floats, weights: Floats, exponents: Floats) -> Floats:
-    """Shift and scale of each column of powered values, shape (2, columns)."""
+    """Return shift and scale of each transformed column, shape (2, columns)."""
     columns = [
         power_transform(pl.Series(np.ascontiguousarray(column)), above, below).to_numpy()
         for column, above, below in zip(values.T, *exponents.tolist(), strict=True)

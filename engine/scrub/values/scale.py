@@ -1,4 +1,4 @@
-"""Numbers on a common scale."""
+"""Scales numbers to a common scale."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from engine.types import Affine, Batch, Clip, Names, Scale, Schema, Transform, U
 
 
 class Scaled(FittedStage, Fusible):
-    """``(x - shift) * scale`` in Float64 for each column, the two numbers by what was learned; see
+    """``(x - shift) * scale`` in Float64 for each column, with learned numbers; see
     `FittedStage` for the first rows."""
 
     waits = False
@@ -56,17 +56,17 @@ class Scaled(FittedStage, Fusible):
         return [pl.Float64()] * len(self._columns)
 
     def fused_op(self, batch: Batch) -> FusedOp | None:
-        """Numbers shifted and scaled; None while rows are learned one by one."""
+        """Return the fused operation that scales; None while rows are learned one by one."""
         if self._cold(batch):
             return None
         return self._linked(batch, "scale", *self._numbers(), scale=self._noted())
 
     def _numbers(self) -> NDArray[np.float64]:
-        """Shift and scale of each column, shape (2, columns)."""
+        """Return shift and scale of each column, shape (2, columns)."""
         raise NotImplementedError
 
     def transforms(self) -> Sequence[Transform] | None:
-        """One `Affine` a column."""
+        """Return one `Affine` per column."""
         shift, scale = self._numbers().tolist()
         return [
             Affine(column=column, shift=shift[i], scale=scale[i])
@@ -75,8 +75,8 @@ class Scaled(FittedStage, Fusible):
 
 
 class Standardize(Scaled):
-    """z-score: ``(x - mean) / deviation`` (population) of the batches before; 0 where a column
-    does not vary. The first 128 rows are scaled by the rows before and themselves. Null stays null,
+    """z-score: ``(x - mean) / deviation`` (population) over earlier batches; 0 if a column does
+    not vary. The first 128 rows are scaled by the rows before and themselves. Null stays null,
     NaN stays NaN.
 
     With a half-life, mean and deviation follow a level that moves: see
@@ -112,8 +112,8 @@ class Standardize(Scaled):
 
 
 class Normalize(Scaled):
-    """Min-max: the smallest number of the batches before goes to `low`, the largest to `high`, or
-    the given `from_low` and `from_high`; 0 where a column does not vary. The first 128 rows are
+    """Min-max scaling: the smallest number of earlier batches becomes `low`, the largest `high`,
+    or the given `from_low` and `from_high`; 0 if a column does not vary. The first 128 rows are
     scaled by the rows before and themselves. Null stays null, NaN stays NaN."""
 
     class Settings(ForgetSettings):

@@ -1,4 +1,4 @@
-"""Rows unlike the others, by all their numbers together."""
+"""Scores rows by how unlike the others they are, over all their numbers."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from engine.scrub.columns import expand_columns, extended, numbers
 from engine.types import Batch, Name, Names, Schema, Snapshot, Stage, Transform
 
 SPARSE = 0.1
-"""Share of a window's rows: where no more are in a node, its children say nothing."""
+"""The share of a window's rows below which a node's children mean nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Forest:
-    """Half-space trees: how many rows of the last full window lie near a row.
+    """Half-space trees: count how many rows of the last full window lie near a row.
 
     Tan, Ting and Liu, "Fast Anomaly Detection for Streaming Data" (2011). Each tree halves a
     region around the first window's rows again and again, in a column drawn at random; a row falls
@@ -59,7 +59,7 @@ class Forest:
 
     @classmethod
     def empty(cls, columns: int, **options: int) -> Self:
-        """Of no rows."""
+        """Return a forest without rows."""
         none = np.zeros((0, 0), np.int32)
         return cls(
             pending=np.empty((0, columns)),
@@ -71,8 +71,9 @@ class Forest:
         )
 
     def judge(self, rows: Floats, learn: int) -> tuple[Self, Floats]:
-        """The forest after the first `learn` of these rows, and how strange each is: 0 (all rows
-        of a window lie in its leaves) to 1 (none lie near it); NaN before the first window is full.
+        """Return the forest after the first `learn` of these rows, and the anomaly score of
+        each: 0 (all rows of a window lie in its leaves) to 1 (none lie near it); NaN before the
+        first window is full.
 
         Args:
             rows: shape (n, columns), NaN for what is missing.
@@ -105,7 +106,7 @@ class Forest:
         return dataclasses.replace(self, reference=reference, latest=latest, rows=at), scores
 
     def _with_trees(self, rows: Floats) -> Self:
-        """With trees for these rows, which become the reference."""
+        """Return the forest with trees for these rows, which become the reference."""
         rng = np.random.default_rng(self.seed)
         known = np.isfinite(rows)
         low = np.where(known, rows, np.inf).min(axis=0)
@@ -126,19 +127,18 @@ class Forest:
         )
 
     def snapshot(self) -> dict[str, Any]:
-        """The fields as plain values."""
+        """Return the fields as plain values."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
 
     @classmethod
     def restore(cls, value: Mapping[str, Any]) -> Self:
-        """The forest that gave this snapshot."""
+        """Return the forest from a `snapshot`."""
         return cls(**value)
 
 
 class Anomalies(Stage):
-    """Scores each row by half-space trees (see `Forest`): 0 for one among many, 1 for one that lies
-    where none lay in the last full window; and adds that score, marks the rows that score highest,
-    or lets them go.
+    """Scores each row with half-space trees (see `Forest`): 0 for a typical row, 1 for one where
+    no row of the last full window lies; adds the score, flags the highest, or rejects them.
 
     Rows of the first `window` are not judged: their score is 0. What counts as high is learned from
     the scores of the batches before, by the quantiles of a t-digest: about `contamination` of the
@@ -210,7 +210,7 @@ class Anomalies(Stage):
         return self._marked(batch, np.nan_to_num(scores), limit)
 
     def _limit(self) -> float:
-        """The score from which on a row scores high; infinite while none is known."""
+        """Return the score above which a row is anomalous; infinite while unknown."""
         (limit,) = self._scores.quantile(1 - self.settings.contamination)[0].tolist()
         return limit if limit == limit else np.inf
 
@@ -232,7 +232,7 @@ class Anomalies(Stage):
         return done.counted(self.name, anomalies=int(high.sum()))
 
     def snapshot(self) -> Snapshot:
-        """Rows learned, the forest's fields, and the digest of scores."""
+        """Return the rows learned, the forest's fields, and the digest of scores."""
         assert self._forest is not None
         forest, scores = self._forest.snapshot(), self._scores.snapshot()
         return {"rows": self._rows, "forest": forest, "scores": scores}
@@ -243,14 +243,14 @@ class Anomalies(Stage):
         self._scores = Quantiles.restore(value["scores"])
 
     def transforms(self) -> Sequence[Transform] | None:
-        """None to write where it changes no value (reject); else None: it looks at whole rows."""
+        """Return no transform if it changes no value (reject), else None: it reads whole rows."""
         return () if self.settings.action == "reject" else None
 
 
 def _tree(
     rng: np.random.Generator, low: Floats, width: Floats, height: int
 ) -> tuple[NDArray[np.int32], Floats]:
-    """Column and split of each inner node, level by level."""
+    """Return column and split of each inner node, level by level."""
     middle = rng.random(len(low))
     reach = 2 * np.maximum(middle, 1 - middle)
     starts = (low + (middle - reach) * width)[None, :]
@@ -270,8 +270,8 @@ def _tree(
 
 @numba.njit(nogil=True, cache=True)
 def _judge(rows, columns, splits, reference, latest, learn, sparse, out):  # type: ignore[no-untyped-def]
-    """The paper's score of each row into out, higher where more lie: the mass of the last node
-    with enough rows, times two for each halving. Counts the first `learn` rows in `latest`."""
+    """Write the paper's score of each row to `out`, higher where more rows lie: the mass of the
+    last node with enough rows, times two per halving. Counts the first `learn` rows in `latest`."""
     inner = columns.shape[1]
     out[:] = 0.0
     for t in range(columns.shape[0]):

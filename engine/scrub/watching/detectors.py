@@ -1,4 +1,4 @@
-"""Detectors of drift, as immutable values: columns in, the rows at which one changed out.
+"""Drift detectors as immutable values: columns in, the rows at which one changed out.
 
 Each looks at every number of every column in the order of the rows, in compiled loops, so what it
 finds does not depend on how the stream is cut into batches. What is no number (null, NaN, infinity)
@@ -22,37 +22,37 @@ from engine.columnar.statistics import MAX_ABS, matrix
 
 Ints = NDArray[np.int64]
 Drifts = list[tuple[int, int]]
-"""Column and row of the block, both from 0, where drift was detected; column by column."""
+"""Column and row of the block, both from 0, of each detection; column by column."""
 
 ADWIN_DEVIATIONS = 4.0
-"""Deviations that `Adwin` takes for its unit: nearly all numbers then lie within an interval as
-short as its bound is made for, and heavy tails raise a tenth of the false alarms."""
+"""The deviations that `Adwin` uses as its unit: nearly all numbers then lie within the interval
+its bound assumes, and heavy tails raise a tenth of the false alarms."""
 LEVELS = 44
-"""Sizes of buckets that `Adwin` keeps: 1, 2, 4, ... numbers."""
+"""The bucket sizes that `Adwin` keeps: 1, 2, 4, ... numbers."""
 
 
 class Detector:
-    """What every detector can do."""
+    """The interface of every detector."""
 
     __slots__ = ()
 
     def update(self, block: pl.DataFrame) -> tuple[Self, Drifts]:
-        """The detector after these rows, and where it detected drift in them."""
+        """Return the detector after these rows, and where it detected drift in them."""
         raise NotImplementedError
 
     def snapshot(self) -> dict[str, Any]:
-        """The fields as plain values."""
+        """Return the fields as plain values."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
 
     @classmethod
     def restore(cls, value: Mapping[str, Any]) -> Self:
-        """The detector that gave this snapshot."""
+        """Return the detector from a `snapshot`."""
         return cls(**value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Adwin(Detector):
-    """A window that grows until two parts of it have different means, per column; then it starts
+    """A window per column that grows until two parts of it have different means, and then starts
     anew.
 
     Bifet and Gavalda, "Learning from Time-Changing Data with Adaptive Windowing" (2007), in the
@@ -86,7 +86,8 @@ class Adwin(Detector):
 
     @classmethod
     def empty(cls, columns: int, *, buckets: int = 5, **options: Any) -> Self:
-        """Of no rows; `buckets` of each size are kept before two become one of the next."""
+        """Return a detector without rows; `buckets` of each size are kept before two merge into
+        the next."""
         return cls(
             window=np.zeros((columns, 3)),
             used=np.zeros((columns, LEVELS), np.int64),
@@ -110,8 +111,8 @@ class Adwin(Detector):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PageHinkley(Detector):
-    """Sums of what lies beyond the mean so far; drift where the one rises `threshold` above its
-    lowest, or the other falls so far below its highest. Then all starts anew.
+    """Sums of deviations from the running mean; drift is detected when one rises `threshold`
+    above its minimum, or the other falls as far below its maximum. Then all starts anew.
 
     Page, "Continuous Inspection Schemes" (1954), and Hinkley (1971), on both sides, with the
     forgetting of Sebastiao and Fernandes (2017); without forgetting false alarms are rarer by far.
@@ -138,7 +139,7 @@ class PageHinkley(Detector):
 
     @classmethod
     def empty(cls, columns: int, **options: Any) -> Self:
-        """Of no rows."""
+        """Return a detector without rows."""
         return cls(state=np.tile(_START, (columns, 1)), warm=np.zeros((columns, 3)), **options)
 
     def update(self, block: pl.DataFrame) -> tuple[Self, Drifts]:
@@ -154,10 +155,10 @@ class PageHinkley(Detector):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Psi(Detector):
-    """Population stability index of each window of rows against a reference window:
-    ``sum((p - q) * log(p / q))`` over the shares of the reference's quantiles (Siddiqi, "Credit
-    Risk Scorecards", 2006). Drift is detected at a window's last row, and that window becomes the
-    reference; the first one is it from the start.
+    """The population stability index of each window of rows against a reference window: ``sum((p
+    - q) * log(p / q))`` over the shares of the reference's quantiles (Siddiqi, "Credit Risk
+    Scorecards", 2006). Drift is detected at a window's last row, and that window becomes the
+    reference; the first window is the initial one.
 
     What is no number is a bin of its own. Half a row is added to each bin, so that an empty one has
     a logarithm. Without drift the index is about ``2 * bins / window``.
@@ -180,7 +181,7 @@ class Psi(Detector):
 
     @classmethod
     def empty(cls, columns: int, *, bins: int = 10, **options: Any) -> Self:
-        """Of no rows."""
+        """Return a detector without rows."""
         return cls(
             rows=np.empty((0, columns)),
             edges=np.full((columns, bins - 1), np.nan),
@@ -223,14 +224,14 @@ def _quantiles(x: Floats, n: int) -> Floats:
 
 
 def _binned(x: Floats, edges: Floats) -> Floats:
-    """Numbers in each bin, and what is no number as the last; shape (edges + 2,)."""
+    """Return the numbers in each bin, and non-numbers last; shape (edges + 2,)."""
     bins = np.searchsorted(edges, x, side="left")
     bins[np.isnan(x)] = len(edges) + 1
     return np.bincount(bins, minlength=len(edges) + 2).astype(np.float64)
 
 
 def _index(reference: Floats, now: Floats) -> Floats:
-    """The population stability index of each column; `now` and `reference` are counts."""
+    """Return the population stability index of each column; `now` and `reference` are counts."""
     p, q = now + 0.5, reference + 0.5
     p, q = p / p.sum(axis=1, keepdims=True), q / q.sum(axis=1, keepdims=True)
     psi: Floats = ((p - q) * np.log(p / q)).sum(axis=1)
@@ -248,7 +249,7 @@ def _there(x, mask, i):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True)
 def _warmed(value, warm, warmup):  # type: ignore[no-untyped-def]
-    """Whether the unit is known before this value; learns it while it is not."""
+    """Return whether the unit was known before this value; learn it otherwise."""
     if warm[0] >= warmup:
         return True
     warm[0] += 1
@@ -260,7 +261,7 @@ def _warmed(value, warm, warmup):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True)
 def _scaled(value, warm, warmup):  # type: ignore[no-untyped-def]
-    """The value in the learned unit; from a column that did not vary, the distance itself."""
+    """Return the value in the learned unit; for a column that did not vary, the distance itself."""
     if warmup == 0:
         return value
     deviation = np.sqrt(warm[2] / warm[0])
@@ -269,7 +270,7 @@ def _scaled(value, warm, warmup):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True)
 def _page_hinkley(x, mask, state, warm, slack, threshold, keep, least, warmup, rows_out):  # type: ignore[no-untyped-def]
-    """Rows of drift into `rows_out`; how many."""
+    """Write the rows of drift to `rows_out`; return how many."""
     count, mean, rising, falling, lowest, highest = state
     n = 0
     for i in range(x.shape[0]):
@@ -297,7 +298,7 @@ def _page_hinkley(x, mask, state, warm, slack, threshold, keep, least, warmup, r
 def _adwin(  # type: ignore[no-untyped-def]
     x, mask, window, used, sums, warm, confidence, clock, warmup, shortest, grace, rows_out
 ):
-    """Rows of drift into `rows_out`; how many."""
+    """Write the rows of drift to `rows_out`; return how many."""
     n = 0
     for i in range(x.shape[0]):
         if not _there(x, mask, i) or not _warmed(x[i], warm, warmup):
@@ -314,7 +315,7 @@ def _adwin(  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True)
 def _insert(value, window, used, sums):  # type: ignore[no-untyped-def]
-    """A bucket for the value; where there are too many of a size, the two oldest become one."""
+    """Insert a bucket for the value; if there are too many of a size, merge the two oldest."""
     if window[0] > 0:
         off = value - window[1] / window[0]
         window[2] += off * off * window[0] / (window[0] + 1)
@@ -334,8 +335,8 @@ def _insert(value, window, used, sums):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True)
 def _differs(window, used, sums, confidence, shortest):  # type: ignore[no-untyped-def]
-    """Whether two parts of the window have different means: by more than the bound of the paper,
-    in which a part's numbers are counted without the shortest window's, as its authors do."""
+    """Return whether two parts of the window have different means by the paper's bound, in which
+    a part's count excludes the shortest window, as in the authors' code."""
     width = window[0]
     if width < 2 * shortest:
         return False

@@ -1,4 +1,4 @@
-"""Watches whether columns still are what they were."""
+"""Detects drift of columns."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from engine.types import Batch, Names, Schema, Snapshot, Stage, Transform, UserE
 log = logging.getLogger("headrace.scrub")
 
 LOGGED = 8
-"""Detections of one batch that are logged one by one."""
+"""The detections of one batch that are logged individually."""
 ONLY_FOR = {
     "confidence": ("adwin",),
     "slack": ("page_hinkley",),
@@ -30,9 +30,9 @@ ONLY_FOR = {
 
 
 class Drift(Stage):
-    """Counts at how many rows a column changed, and changes nothing itself. What it counts, under
-    its detector's name, is ``headrace_drift_detections_total{detector}``; a stage after it that
-    learns can start anew then: its setting `forget_on`.
+    """Counts the rows at which a column changed, and changes nothing itself. Counts are exported
+    as ``headrace_drift_detections_total{detector}``; a later stage that learns can start anew
+    there, with its setting `forget_on`.
 
     ``adwin`` and ``page_hinkley`` look for a change of the mean at every number, ``psi`` for one of
     the whole distribution, missing values included, at the end of every window of rows: see
@@ -137,7 +137,7 @@ class Drift(Stage):
             log.warning("more drift in the same batch", extra={"stage": self.name, "times": more})
 
     def snapshot(self) -> Snapshot:
-        """The detector's fields."""
+        """Return the detector's fields."""
         return None if self._detector is None else self._detector.snapshot()
 
     def restore(self, value: Snapshot) -> None:
@@ -145,7 +145,7 @@ class Drift(Stage):
         self._detector = self._detector.restore(value)
 
     def transforms(self) -> Sequence[Transform] | None:
-        """None to write: it changes no value."""
+        """Return no transform: it changes no value."""
         return ()
 
 
