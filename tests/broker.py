@@ -23,10 +23,10 @@ from typing import Any, Self
 from kafka import KafkaAdminClient, KafkaProducer
 from kafka.admin import NewTopic
 
+from tests.java import CACHE, LIGHT, classes
 from tests.server import Server
 
 POM = Path(__file__).parents[1] / "deploy" / "kafka" / "pom.xml"
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headrace"
 PROPERTIES = """
 process.roles=broker,controller
 node.id=1
@@ -48,7 +48,12 @@ share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
 group.initial.rebalance.delay.ms=0
 log.retention.ms=-1
+metadata.max.idle.interval.ms=0
+num.network.threads=1
+num.io.threads=2
 """
+"""Small, and asleep while nobody asks for anything."""
+VERSION = "4.3.1"
 
 
 class Broker(Server):
@@ -60,13 +65,18 @@ class Broker(Server):
 
     title = "broker"
 
-    def __init__(self, folder: Path) -> None:
-        """Formats the folder; `start` runs the broker."""
+    def __init__(self, folder: Path, options: Sequence[str] = ()) -> None:
+        """Formats the folder; `start` runs the broker.
+
+        Args:
+            options: of Java's; by default, those of classes that are ready.
+        """
         super().__init__(folder)
         port, controller = free_ports(2)
         self.bootstrap_servers = f"127.0.0.1:{port}"
         self._config = folder / "server.properties"
         self._jars = _jars()
+        self._options = options or classes(f"kafka-{VERSION}", Broker)
         text = PROPERTIES.format(port=port, controller=controller, data=folder / "data")
         self._config.write_text(self._properties(text))
         words = ["format", "--standalone", "-t", str(uuid.uuid4()), *self._formatted_with(), "-c"]
@@ -74,8 +84,7 @@ class Broker(Server):
 
     def start(self) -> Self:
         """Run it, and return when it answers."""
-        options = ["-Xmx768m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
-        command = [*self._command(options), "kafka.Kafka", str(self._config)]
+        command = [*self._command("-Xmx768m"), "kafka.Kafka", str(self._config)]
         self._run(command, cwd=self.folder)
         KafkaAdminClient(bootstrap_servers=self.bootstrap_servers).close()
         return self
@@ -137,11 +146,11 @@ class Broker(Server):
         return False
 
     def _java(self, *words: str) -> subprocess.CompletedProcess[bytes]:
-        command = [*self._command(["-Xmx256m", "-XX:TieredStopAtLevel=1"]), *words]
+        command = [*self._command("-Xmx256m"), *words]
         return subprocess.run([*command, str(self._config)], check=False, capture_output=True)
 
-    def _command(self, options: list[str]) -> list[str]:
-        return ["java", *options, "-cp", f"{self._jars}/*"]
+    def _command(self, memory: str) -> list[str]:
+        return ["java", memory, *LIGHT, *self._options, "-cp", f"{self._jars}/*"]
 
 
 class There(Broker):
@@ -182,7 +191,7 @@ def _jars() -> Path:
             f"A broker needs {' and '.join(missing)}: install Java 17 or newer and Maven (Debian: "
             "default-jre-headless, maven), or set KAFKA_BOOTSTRAP_SERVERS."
         )
-    folder = CACHE / "kafka-4.3.1"
+    folder = CACHE / f"kafka-{VERSION}"
     if not folder.is_dir():
         CACHE.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=CACHE) as made:

@@ -11,10 +11,12 @@ import tarfile
 import tempfile
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-from tests.broker import CACHE, free_ports, missing_tools, skip_without_tools
+from tests.broker import free_ports, missing_tools, skip_without_tools
+from tests.java import CACHE, LIGHT, classes
 from tests.server import Server
 
 POM = Path(__file__).parents[1] / "deploy" / "registry" / "pom.xml"
@@ -31,18 +33,19 @@ class SchemaRegistry(Server):
 
     title = "schema registry"
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, options: Sequence[str] = ()) -> None:
         super().__init__(folder)
         (self._port,) = free_ports(1)
         self.url = f"http://127.0.0.1:{self._port}/apis/ccompat/v7"
         self._home = _unpacked()
+        self._options = options or classes(f"apicurio-{VERSION}", SchemaRegistry)
 
     def start(self) -> Self:
         """Run it, and return when it answers."""
         # "In memory" is an H2 database, and that may as well be a file.
         database = f"-Dquarkus.datasource.jdbc.url=jdbc:h2:file:{self.folder / 'data'}"
         environment = {**os.environ, "REGISTRY_STORAGE_KIND": "mem"}
-        command = ["java", "-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
+        command = ["java", "-Xmx384m", *LIGHT, *self._options]
         command += ["-Dquarkus.http.host=127.0.0.1", f"-Dquarkus.http.port={self._port}"]
         command += [database, "-jar", str(next(self._home.glob("*-runner.jar")))]
         self._run(command, cwd=self._home, env=environment)

@@ -41,7 +41,7 @@ from connectors.kafka.record_batches import (
 from engine.types import HeadraceError, Values
 from tests.broker import Broker, shared_broker, skip_without_tools
 from tests.crash import kit
-from tests.waiting import HANG
+from tests.waiting import HANG, until
 
 BYTES = st.none() | st.binary(max_size=200)
 HEADERS = st.lists(st.tuples(st.text(max_size=5), st.binary(max_size=80)), max_size=3)
@@ -356,6 +356,8 @@ def test_no_request_of_a_transaction_is_lost_while_the_broker_is_away(
         out.close()
         returns.join()
     assert refused.is_set()
+    # A committed transaction ends when the broker has written so into each partition.
+    until(lambda: not kit.in_transaction(frail.bootstrap_servers, topic))
     assert [r.value for r in kit.records(frail.bootstrap_servers, topic)] == [b"x"]
 
 
