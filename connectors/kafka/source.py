@@ -706,7 +706,7 @@ class KafkaSource(SharedSource, Buffered):
     ) -> dict[str, int]:
         """Where to go on with the partitions that the group has given to this engine; it is told
         where those start that nobody has committed yet."""
-        assigned = sorted(membership.resume_after_rebalance())
+        assigned = sorted(membership.take_assignment())
         self._with_retries(consumer.topics)
         self._check_topics(consumer)  # a rebalance may be all that a deleted topic comes to
         before, ids = self._update_topic_ids(consumer, assigned)
