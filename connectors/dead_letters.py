@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -91,6 +92,18 @@ class FileDeadLetterSource(Source):
     def restore_schema_state(self, schema_state: Mapping[str, Snapshot]) -> None:
         """See `engine.types.Source`."""
         self._source.restore_schema_state(schema_state)
+
+    def parse_settings(self) -> Mapping[str, Any]:
+        """The pipeline's own."""
+        return self._source.parse_settings()
+
+    def use_parse_settings(self, parse_settings: Mapping[str, Any]) -> None:
+        """See `engine.types.Source`."""
+        self._source.use_parse_settings(parse_settings)
+
+    def origin_columns(self) -> Collection[str]:
+        """The pipeline's own."""
+        return self._source.origin_columns()
 
     def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
         """See `engine.types.Source`."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import polars as pl
@@ -34,8 +34,10 @@ from engine.types import (
     Step,
     Tensors,
 )
+from engine.types.contract_checks import require_attributes
 from engine.types.plural import counted
 
+T = TypeVar("T")
 OURS = ("engine", "connectors", "models")
 ENDS = (StopIteration, StopAsyncIteration, GeneratorExit, EndOfStream)
 """Exceptions that end an iteration; raised by a component, they are errors."""
@@ -102,6 +104,7 @@ class Calling:
 
 def whose(error: BaseException) -> str | None:
     """Return the component that raised the error; None if unknown."""
+    # Python makes the list with the first note.
     for note in getattr(error, "__notes__", ()):
         if note.startswith(RAISED):
             return str(note.removeprefix(RAISED))
@@ -118,6 +121,17 @@ def named(section: str, component: object, key: str = "kind") -> str:
     kind = _kind(component)
     own = f" {key} '{kind.__module__}:{kind.__qualname__}'" if is_custom(component) else ""
     return f"[{section}]{own}"
+
+
+def construct(section: str, cls: type[T], contract: type, *given: object) -> T:
+    """An instance of a component's class.
+
+    Raises: UserError where its ``__init__`` leaves out what the contract's sets.
+    """
+    with Calling(section, cls):
+        component = cls(*given)
+    require_attributes(component, contract, section)
+    return component
 
 
 def bind(stage: Stage, schema: Schema) -> Schema:
@@ -366,6 +380,7 @@ __all__ = [
     "Calling",
     "apply",
     "bind",
+    "construct",
     "decode",
     "is_custom",
     "learn",

@@ -800,7 +800,7 @@ def _is_table(annotation: Any) -> bool:
 
 
 def _nested(annotation: Any) -> type[BaseModel] | None:
-    kinds = (annotation, *getattr(annotation, "__args__", ()))
+    kinds = (annotation, *get_args(annotation))
     return next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
 
 
@@ -825,7 +825,7 @@ def suggestion(key: str, known: Iterable[str]) -> str:
 
 def _shown(value: object, field: Any) -> str:
     """Return a value as JSON, unless it is secret."""
-    if "SecretStr" in repr(getattr(field, "annotation", None)):
+    if field is not None and "SecretStr" in repr(field.annotation):
         return "a value that is not shown"
     text = json.dumps(value, default=str, ensure_ascii=False)
     return text if len(text) <= MAX_VALUE_CHARS else f"{text[:MAX_VALUE_CHARS]}..."

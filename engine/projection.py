@@ -33,7 +33,7 @@ def projected(
     tables = _tables(pipeline)
     if _takes_all(pipeline, tables):
         return schema
-    own = [vars(stage).get("settings") for stage in stages]
+    own = [stage.settings for stage in stages]
     tables += [settings.model_dump() for settings in own if isinstance(settings, Settings)]
     texts = {text for table in tables for value in table.values() for text in _texts(value)}
     words = {word for text in texts for word in WORD.findall(text)}

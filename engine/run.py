@@ -20,7 +20,6 @@ import numpy as np
 import polars as pl
 
 from engine import calls
-from engine.calls import Calling
 from engine.config import (
     ExportSettings,
     ModelSettings,
@@ -736,8 +735,9 @@ class Run:
         learner_class, own = self._learner_class
         sampling = (self.pipeline.train or {}).get("sampling")
         settings = validate(learner_class.Settings, own, "model", self.pipeline.file)
-        with Calling("model", learner_class):
-            learner: Learner = learner_class(settings, self._training, self.features)
+        learner: Learner = calls.construct(
+            "model", learner_class, Learner, settings, self._training, self.features
+        )
         if self.augmentation is not None:
             encoders: dict[str, Any] = {}
             for stage in self.stages:
@@ -764,7 +764,10 @@ class Run:
     @property
     def _forgets_on(self) -> str:
         """[train] forget_on, of a learner that has it."""
-        return str(getattr(self._training, "forget_on", "never"))
+        from models.challenge.challenger import ChallengeSettings
+
+        training = self._training
+        return training.forget_on if isinstance(training, ChallengeSettings) else "never"
 
     @cached_property
     def _training(self) -> Any:
@@ -788,8 +791,7 @@ class Run:
             augment_class = load_class(own.pop("kind", name), AUGMENTS, section, self.pipeline.file)
             require_contract(augment_class, Augment, section)
             settings = self.pipeline.settings(augment_class.Settings, own, section)
-            with Calling(section, augment_class):
-                augments.append(augment_class(name, settings))
+            augments.append(calls.construct(section, augment_class, Augment, name, settings))
         return Augmentation(augments)
 
     @cached_property
@@ -1479,15 +1481,15 @@ class Run:
                 f"{nearest('', known)}"
             )
         component_class = load_class(name, known, section)
-        require_contract(component_class, Source if section.startswith("source") else Sink, section)
+        contract = Source if section.startswith("source") else Sink
+        require_contract(component_class, contract, section)
         if provenance and "provenance" in component_class.Settings.model_fields:
             table["provenance"] = {**provenance, **table.get("provenance", {})}
         self._given[section] = (
             name,
             self.pipeline.settings(component_class.Settings, table, section),
         )
-        with Calling(section, component_class):
-            return component_class(self._given[section][1])
+        return calls.construct(section, component_class, contract, self._given[section][1])
 
     def _check_sections(self) -> None:
         pipeline = self.pipeline
@@ -1671,8 +1673,7 @@ def _stage(name: str, table: Mapping[str, Any], pipeline: Pipeline) -> Stage:
     stage_class = load_class(own.pop("kind", name), STAGES, f"scrub.{name}", pipeline.file)
     require_contract(stage_class, Stage, f"scrub.{name}")
     settings = pipeline.settings(stage_class.Settings, own, f"scrub.{name}")
-    with Calling(f"scrub.{name}", stage_class):
-        stage: Stage = stage_class(name, settings)
+    stage: Stage = calls.construct(f"scrub.{name}", stage_class, Stage, name, settings)
     return stage
 
 

@@ -271,7 +271,10 @@ def _unreadable(key: str, path: str, error: Exception) -> ValueError:
     expected = {"password_file": "text", "ssl_keyfile": "a private key in PEM"}.get(
         key, "certificates in PEM"
     )
-    why = getattr(error, "strerror", None) if not isinstance(error, ssl.SSLError) else error.reason
+    if isinstance(error, ssl.SSLError):
+        why: str | None = error.reason
+    else:
+        why = error.strerror if isinstance(error, OSError) else None
     return ValueError(
         f"{key} {path} cannot be read ({why or f'no {expected}'}): expected {expected}"
     )

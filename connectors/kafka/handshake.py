@@ -292,7 +292,8 @@ def _check_other_protocol(
         ) as line:
             _mechanisms(line, "PLAIN")
     except (OSError, struct.error, UnicodeDecodeError) as error:
-        if identity.tls is not None or "ALERT" not in (getattr(error, "reason", None) or ""):
+        reason = error.reason if isinstance(error, ssl.SSLError) else None
+        if identity.tls is not None or "ALERT" not in (reason or ""):
             return
     if identity.tls is None:
         raise AccessDenied(

@@ -211,6 +211,7 @@ def _subject(topic: str) -> str:
 
 
 def _words(error: Exception) -> str:
+    # Errors of urllib, TLS and text encodings each have a reason of their own.
     reason = getattr(error, "reason", error)
     return str(reason) if type(reason) in (OSError, str) else f"{type(reason).__name__}: {reason}"
 

@@ -531,6 +531,7 @@ def _spoken(sentence: str, options: argparse.Namespace) -> str:
     """Rewrite a sentence for a command without a pipeline file: a key of a table becomes an
     argument or --set."""
     named = SPOKEN.get(options.command.__name__, {})
+    # Only commands that take data or a pipeline file have `what`.
     if not named or str(getattr(options, "what", "")).endswith(".toml"):
         return sentence
     sentence = re.sub(

@@ -197,6 +197,16 @@ class Mix(SharedSource, Buffered):
             own = schema_state.get(member.name)
             member.source.restore_schema_state(own if isinstance(own, Mapping) else {})
 
+    def parse_settings(self) -> Mapping[str, Any]:
+        """See `engine.types.Source`: what all sources say alike."""
+        first, *rest = [member.source.parse_settings() for member in self._parts]
+        return {k: v for k, v in first.items() if all(k in own and own[k] == v for own in rest)}
+
+    def use_parse_settings(self, parse_settings: Mapping[str, Any]) -> None:
+        """See `engine.types.Source`."""
+        for member in self._parts:
+            member.source.use_parse_settings(parse_settings)
+
     def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
         """See `engine.types.Source`."""
         waiting: set[str] = set()

@@ -134,7 +134,7 @@ def _existing(folder: Path, longest: Path, what: str) -> Path:
         with suppress(FileNotFoundError, NotADirectoryError):
             os.lstat(longest.absolute())  # all of it together
     except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or error
+        why = (isinstance(error, OSError) and error.strerror) or error
         raise UserError(f"{what} cannot be used: {why}; choose another path.") from None
     return place
 
@@ -165,6 +165,7 @@ def _probe_create(folder: Path) -> str | None:
     read-only, or not a disk (/proc, /sys). Tries a file without a name, which leaves no trace;
     if the file system has none, a hidden one."""
     try:
+        # Linux alone has O_TMPFILE.
         os.close(os.open(folder, os.O_WRONLY | getattr(os, "O_TMPFILE", os.O_CREAT), PRIVATE))
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):

@@ -63,21 +63,35 @@ def require_contract(
             f"{cls.__name__}({home})."
         )
     for name, why in _lacking(cls, contract):
-        near = difflib.get_close_matches(name, _own(cls) - _members(contract), n=1)
+        near = difflib.get_close_matches(name, _own(cls) - members(contract), n=1)
         hint = f" It has '{near[0]}': is that meant?" if near else ""
         raise UserError(f"{who} has no method '{name}', which {why} needs: see {home}.{hint}")
     if wrong := next(_mistakes(cls, contract), None):
         raise UserError(f"{who}: {wrong}; see {home}.")
 
 
+def require_attributes(component: object, contract: type, section: str) -> None:
+    """Raises: UserError where a component that was just made has not what its contract's own
+    ``__init__`` sets: the class has one that does not call it."""
+    for base in contract.__mro__:
+        for name in vars(base).get("__annotations__", ()):
+            if _static(contract, name) is None and name not in dir(component):
+                cls = type(component)
+                raise UserError(
+                    f"[{section}] kind '{cls.__module__}:{cls.__qualname__}' has no '{name}' once "
+                    f"it is made: let its __init__ call super().__init__, or set self.{name}; see "
+                    f"{_home(contract)}."
+                )
+
+
 def misspelt_members(cls: type, contract: type) -> Iterator[str]:
     """Members of a user's class that look like a misspelt one of the contract, or belong to a
     contract that it does not inherit, and that it does not use itself: they do nothing."""
-    own = _own(cls) - _members(contract) - _used(cls)
-    defaults = [n for n in _members(contract) if _static(cls, n) is _static(contract, n)]
+    own = _own(cls) - members(contract) - _used(cls)
+    defaults = [n for n in members(contract) if _static(cls, n) is _static(contract, n)]
     for name in sorted(own):
         said = f"{cls.__qualname__}.{name} is called by nobody: "
-        other = [c for c in EXTENSIONS.get(contract, ()) if name in _members(c)]
+        other = [c for c in EXTENSIONS.get(contract, ()) if name in members(c)]
         if any(issubclass(cls, c) for c in other):
             continue
         if other:
@@ -88,7 +102,7 @@ def misspelt_members(cls: type, contract: type) -> Iterator[str]:
 
 def _mistakes(cls: type, contract: type) -> Iterator[str]:
     """What is not as the contract has it, in a class that has all methods."""
-    for name in ("__init__", *sorted(_members(contract))):
+    for name in ("__init__", *sorted(members(contract))):
         theirs, ours = _static(cls, name), _static(contract, name)
         if theirs is ours:
             continue
@@ -106,7 +120,7 @@ def _lacking(cls: type, contract: type) -> Iterator[tuple[str, str]]:
         yield name, f"every {what}"
     for pair in PAIRS:
         lacks = [n for n in pair if _static(cls, n) is _static(contract, n)]
-        if set(pair) <= _members(contract) and len(lacks) == 1:
+        if set(pair) <= members(contract) and len(lacks) == 1:
             (has,) = set(pair) - set(lacks)
             yield lacks[0], f"a {what} with '{has}'"
 
@@ -162,7 +176,7 @@ def _abstract(cls: type) -> set[str]:
     return set(cls.__abstractmethods__) if isinstance(cls, ABCMeta) else set()
 
 
-def _members(contract: type) -> set[str]:
+def members(contract: type) -> set[str]:
     """The public methods, properties and values that a contract has."""
     return {
         name
@@ -174,7 +188,12 @@ def _members(contract: type) -> set[str]:
 
 def _own(cls: type) -> set[str]:
     """Public names in the user's part of a class."""
-    return {n for base in _user_bases(cls) for n in vars(base) if not n.startswith("_")}
+    return {
+        name
+        for base in _user_bases(cls)
+        for name, member in vars(base).items()
+        if not name.startswith("_") and not isinstance(member, type)
+    }
 
 
 def _used(cls: type) -> set[str]:
@@ -212,4 +231,4 @@ def _home(contract: type) -> str:
     return f"{home}.{contract.__name__}"
 
 
-__all__ = ["misspelt_members", "require_contract"]
+__all__ = ["members", "misspelt_members", "require_attributes", "require_contract"]

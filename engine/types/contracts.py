@@ -68,7 +68,7 @@ class Source(ABC):
     thread calls.
     """
 
-    settings: Any
+    settings: Any = None
     """Its own ``Settings``."""
     format: Format
     """How its values are decoded; the prepare thread calls it."""
@@ -333,7 +333,7 @@ class Stage(ABC):
     """
 
     name: str
-    settings: Any
+    settings: Any = None
     single_pass: ClassVar[bool] = False
 
     def __init__(self, name: str, settings: Any) -> None:
@@ -444,8 +444,8 @@ class Learner(ABC):
         sets_threads: its Training has ``threads``, of the arithmetic.
     """
 
-    settings: Any
-    training: Any
+    settings: Any = None
+    training: Any = None
     features: Features
     device: str = "cpu"
     soft_targets: ClassVar[bool] = False
@@ -569,7 +569,7 @@ class Sink(ABC):
     Built as ``Kind(settings)`` with its own nested ``Settings``.
     """
 
-    settings: Any
+    settings: Any = None
     """Its own ``Settings``."""
 
     def __init__(self, settings: Any) -> None:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from connectors.files.source import FilesSource
 from connectors.memory import Fault, MemorySource, Pause
 from engine.config import Pipeline
 from engine.loading.mix import Mix, sources_of
@@ -190,3 +191,21 @@ def test_a_table_of_sources_is_taken_apart() -> None:
         "a": ({"kind": "files"}, 2.0),
         "b": ({"kind": "kafka"}, 1.0),
     }
+
+
+def test_cells_are_read_as_all_sources_say_alike(tmp_path: Path) -> None:
+    """What a model file keeps of a mix, and what a mix takes from a model file."""
+    sources = {}
+    for name, words in {"a": ["NA", "-"], "b": ["NA"]}.items():
+        (tmp_path / f"{name}.csv").write_text("x\n1.5\n")
+        own = {"path": str(tmp_path / f"{name}.csv"), "null_values": words, "coerce": "strict"}
+        sources[name] = (FilesSource(FilesSource.Settings(**own)), 1.0)
+    made = Mix(Mix.Settings(), sources)
+    made.schema({})
+    said = made.parse_settings()
+    assert said["coerce"] == "strict"
+    assert "null_values" not in said
+    (tmp_path / "c.csv").write_text("x\n-\n1.5\n")
+    plain = FilesSource(FilesSource.Settings(path=str(tmp_path / "c.csv")))
+    Mix(Mix.Settings(), {"c": (plain, 1.0)}).use_parse_settings({"null_values": ["-"]})
+    assert plain.settings.null_values == ("-",)

@@ -14,6 +14,7 @@ import pytest
 import connectors
 import models
 from engine import types
+from engine.calls import construct
 from engine.config import load_class
 from engine.scrub import STAGES
 from engine.types import Batch, Format, Learner, Mark, Schema, Sink, Source, Stage, UserError
@@ -188,6 +189,23 @@ def test_every_class_of_the_house_is_what_its_contract_says(
 ) -> None:
     for name in known:
         require_contract(load_class(name, known, "house"), contract, "house")
+
+
+class Nameless(Stage):
+    """Has an ``__init__`` that leaves out what the contract's sets."""
+
+    def __init__(self, name: str, settings: Any) -> None: ...
+
+    def apply(self, batch: Batch) -> Batch:
+        return batch
+
+
+def test_what_an_init_leaves_out_is_told() -> None:
+    sentence = "has no 'name' once it is made: let its __init__ call super().__init__, or set self"
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        construct("scrub.mine", Nameless, Stage, "mine", None)
+    made = construct("scrub.mine", Scaling, Stage, "mine", None)
+    assert (made.name, made.settings) == ("mine", None)
 
 
 def test_defaults_do_nothing() -> None:
