@@ -273,8 +273,9 @@ class ResampledLearner(Challengeable):
     @property
     def _challengeable(self) -> Challengeable:
         """The learner, where it is challenged: `require_challengeable` has looked."""
-        assert isinstance(self.learner, Challengeable)
-        return self.learner
+        learner = self.learner
+        assert isinstance(learner, Challengeable)
+        return learner
 
     def _keep_pace(self) -> None:
         if self._pace is not None:

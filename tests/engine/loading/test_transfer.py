@@ -23,7 +23,7 @@ from engine.loading.transfer import Transfer, transfer_to, watch_devices
 from engine.observing.metrics import Metrics
 from engine.run import Run
 from engine.running.bottleneck import diagnose
-from engine.types import Batch, Features, Step, Tensors
+from engine.types import Batch, Features, Learner, Step, Tensors
 
 FRAME = pl.DataFrame(
     {
@@ -102,7 +102,7 @@ def test_without_a_device_nothing_is_placed_and_nothing_counted() -> None:
     assert on_device == [None] * 3
 
 
-class Elsewhere:
+class Elsewhere(Learner):
     """A learner whose device is another: it only looks where its tensors are."""
 
     Settings = types.Settings
