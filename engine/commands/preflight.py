@@ -334,7 +334,7 @@ def _check_sinks(run: Run) -> Iterator[str]:
 
 
 def _check_members(run: Run) -> Iterator[str]:
-    """Members of a user's own classes that nobody calls."""
+    """Name members of a user's own classes that are never called."""
     sources = run.source.parts.values() if isinstance(run.source, Mix) else (run.source,)
     parts: list[tuple[object, type]] = [*((s, Source) for s in sources)]
     parts += [*((s, Stage) for s in run.stages), (run.dead_letters, Sink)]

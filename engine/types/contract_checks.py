@@ -1,5 +1,5 @@
-"""Whether a class is what its contract says: told in one sentence before anything is read, not by
-an AttributeError in mid-run.
+"""Checks a class against its contract before anything is read: one sentence instead of an
+AttributeError in mid-run.
 
 A class lacks nothing where it inherits its contract and defines what is abstract there. What it
 defines besides must be what its callers take it for: a method where the contract has one, called
@@ -21,15 +21,15 @@ from engine.errors import UserError
 from engine.types.contracts import Buffered, Learner, SharedSource, Sink, Source
 
 PAIRS = (("snapshot", "restore"), ("state_dict", "load_state_dict"))
-"""Methods that make sense only together: what one gives, the other takes."""
+"""Methods that make sense only together: one takes what the other returns."""
 EXTENSIONS: Mapping[type, tuple[type, ...]] = {
     Source: (SharedSource, Buffered),
     Sink: (Buffered,),
     Learner: (Buffered,),
 }
-"""Contract -> contracts that a class may inherit besides."""
+"""Contract -> contracts that a class may inherit in addition."""
 ALIKE = 0.85
-"""How like a name of the contract another must be to be taken for a slip."""
+"""The similarity to a name of the contract above which another name is taken for a typing error."""
 
 
 def require_contract(
@@ -114,7 +114,7 @@ def _mistakes(cls: type, contract: type) -> Iterator[str]:
 
 
 def _lacking(cls: type, contract: type) -> Iterator[tuple[str, str]]:
-    """Methods that the class needs and does not have, and what needs them."""
+    """Return the methods that the class lacks, and what needs them."""
     what = _called(contract)
     for name in sorted(_abstract(cls)):
         yield name, f"every {what}"
@@ -150,14 +150,14 @@ def _method_mistakes(name: str, theirs: Any, ours: Any) -> Iterator[str]:
 
 
 def _parameters(method: Any) -> list[str]:
-    """Names of what a contract's method is called with, self included."""
+    """Return the parameter names of a contract's method, self included."""
     if method is object.__init__:
         return ["self"]
     return list(inspect.signature(_function(method)).parameters)
 
 
 def _function(member: Any) -> Any:
-    """What a static or class method is around; anything else itself."""
+    """Return the function inside a static or class method; anything else unchanged."""
     return member.__func__ if isinstance(member, staticmethod | classmethod) else member
 
 
@@ -166,13 +166,12 @@ def _signature(method: Any) -> str:
 
 
 def _static(cls: type, name: str) -> Any:
-    """A member as it is written in the class, a property as a property; None where there is
-    none."""
+    """Return a member as written in the class, a property as a property; None if there is none."""
     return inspect.getattr_static(cls, name, None)
 
 
 def _abstract(cls: type) -> set[str]:
-    """Abstract methods that the class does not define."""
+    """Return abstract methods that the class does not define."""
     return set(cls.__abstractmethods__) if isinstance(cls, ABCMeta) else set()
 
 
@@ -197,7 +196,7 @@ def _own(cls: type) -> set[str]:
 
 
 def _used(cls: type) -> set[str]:
-    """Names that the user's part of a class mentions in its own code."""
+    """Return names that the user's part of a class mentions in its own code."""
     used: set[str] = set()
     for base in _user_bases(cls):
         for member in vars(base).values():
@@ -208,7 +207,7 @@ def _used(cls: type) -> set[str]:
 
 
 def _names(code: CodeType) -> Iterator[str]:
-    """Names that a function mentions, in the functions inside it as well."""
+    """Return names that a function mentions, also in its inner functions."""
     yield from code.co_names
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
@@ -225,7 +224,7 @@ def _called(contract: type) -> str:
 
 
 def _home(contract: type) -> str:
-    """Where a user imports it from."""
+    """Return the module from which a user imports it."""
     module = contract.__module__
     home = "engine.types" if module.startswith("engine.types") else module.rpartition(".")[0]
     return f"{home}.{contract.__name__}"

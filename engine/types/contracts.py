@@ -1,4 +1,4 @@
-"""What a source, a format, a stage, a learner, a predictor and a sink are.
+"""The contracts: Source, Format, Stage, Learner, Predictor, Sink.
 
 A class inherits its contract. What every one must have is abstract; everything else has a default
 here, so whoever calls a component calls its method and never asks whether it is there.
@@ -28,21 +28,21 @@ from engine.types.transforms import Transform
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """What a learner did with one batch.
+    """The result of learning one batch.
 
     Attributes:
-        scores: what the model said of each row BEFORE it learned from it (test-then-train). Shape
+        scores: the model's output for each row BEFORE it learned from it (test-then-train). Shape
             (n,) float64: the value (regression) or the probability of class 1 (binary); (n, k):
             class probabilities (multiclass).
-        loss: mean training loss of the steps on new rows, nan where none was taken.
-        steps: optimizer steps taken (replay included); 0 where the rows wait for more, to fill one.
-        skipped: None, or why nothing was learned (``non_finite``, ``empty``).
-        not_learned: rows that nothing can be learned from (their loss is not finite), bool, shape
-            (n,); None where there are none.
-        scored_only: how many of the rows were scored and not learned from, on purpose.
-        augmented: name of an augment -> rows that it changed before they were learned, those
-            learned again included.
-        challenges: ``begun``, ``won`` or ``dropped`` -> challenges of the model by a new one.
+        loss: mean training loss of the steps on new rows; nan without a step.
+        steps: optimizer steps taken, replay included; 0 while rows wait to fill one.
+        skipped: why nothing was learned (``non_finite``, ``empty``), or None.
+        not_learned: rows that cannot be learned (their loss is not finite), bool, shape (n,); None
+            if there are none.
+        scored_only: rows that were scored and deliberately not learned.
+        augmented: name of an augment -> rows it changed before they were learned, replayed ones
+            included.
+        challenges: ``begun``, ``won`` or ``dropped`` -> number of challenges.
     """
 
     scores: NDArray[np.float64]
@@ -56,110 +56,108 @@ class Step:
 
 
 SAMPLE_BYTES = 64 << 20
-"""Bytes of one piece of a sample, at most."""
+"""The most bytes of one piece of a sample."""
 
 
 class Source(ABC):
-    """A place rows come from. Bytes and positions only: it neither decodes nor cleans.
+    """A place to read rows from. It gives bytes and positions; it neither decodes nor cleans.
 
-    Built as ``Kind(settings)`` with its own nested ``Settings``. Leaves out: batching by rows (the
-    loader's), retries of a decode (the format's), metrics (the loop's). Called from one thread, the
-    loader's fetch thread, but for `commit`, `lag`, `progress` and `identities`, which the main
-    thread calls.
+    Built as ``Kind(settings)`` with its own nested ``Settings``. It leaves batching to the loader,
+    retries of a decode to the format, and metrics to the loop. The loader's fetch thread calls it,
+    except `commit`, `lag`, `progress` and `identities`, which the main thread calls.
     """
 
     settings: Any = None
     """Its own ``Settings``."""
     format: Format
-    """How its values are decoded; the prepare thread calls it."""
+    """The format of its values; the prepare thread calls it."""
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
 
     @property
     def epochs(self) -> int:
-        """How often every row is read."""
+        """The number of times every row is read."""
         return 1
 
     def keep_metadata(self) -> None:
-        """Read records with their keys and headers from now on, where they have any: dead letters
-        hold them. Called before the first read."""
+        """Read records with their keys and headers from now on, if they have any, for dead
+        letters. Called before the first read."""
         return
 
     def unbounded(self) -> bool:
-        """Whether rows may come at any time, however long none has come: a batch then does not wait
-        for ever to fill."""
+        """Return whether rows may still come after any pause. If so, a batch does not wait
+        indefinitely to fill."""
         return False
 
     def can_be_reread(self) -> bool:
-        """Whether what is read can be read again, by a look before a run."""
+        """Return whether rows can be read again, so that a check may read a sample."""
         return True
 
     @abstractmethod
     def schema(self, declared: Schema) -> Schema:
-        """The columns a decode will give: `declared`, with ``"*"`` spread over the columns it does
-        not name, or, where nothing is declared, what the files say of themselves (a sample, for
-        text).
+        """Return the columns a decode will give: `declared`, with ``"*"`` expanded to the
+        columns it does not name; or, without declarations, the columns of the data (inferred
+        from a sample, for text).
 
-        Raises: UserError when a declared column is not in the data, as far as that can be known
-        before reading.
+        Raises: UserError if a declared column is known to be missing before reading.
         """
 
     def schema_state(self) -> Mapping[str, Snapshot]:
-        """What `schema` found beside the types, for the run that resumes this one; plain values."""
+        """Return what `schema` found besides types, as plain values, for a run that resumes this
+        one."""
         return {}
 
     def remarks(self) -> Sequence[str]:
-        """What should be said of it when a run ends, each a sentence: what guesses have cost."""
+        """Return sentences for the end of a run, for instance what inferred types cost."""
         return ()
 
     def reads_output_of(self, sink: Sink) -> str | None:
-        """Where the sink writes that this source reads, in words: what is written would come again,
-        without an end. None where that cannot be."""
+        """Return, in words, where the sink writes that this source reads, which would make the
+        run endless; None if it does not."""
         return None
 
     def reads_file(self, file: Path) -> bool:
-        """Whether it would read a file of this path, now or when it is started again."""
+        """Return whether it reads a file at this path, now or after a restart."""
         return False
 
     def origin_columns(self) -> Collection[str]:
-        """Columns that say where a row comes from, not what it is: of an equal row that comes again
-        they are others."""
+        """Return the columns that name a row's origin, not its content: they differ between
+        equal rows."""
         return ()
 
     def restore_schema_state(self, schema_state: Mapping[str, Snapshot]) -> None:
-        """Before `schema`, in a run that resumes: what `schema_state` said in the first one; it
-        holds, whatever would be found now."""
+        """Restore the `schema_state` of the first run; it takes precedence over what would be
+        found now. Called before `schema` in a run that resumes."""
         return
 
     def parse_settings(self) -> Mapping[str, Any]:
-        """How it reads cells, besides their types, as plain values: a model file keeps it, so that
-        rows are read for predictions as those were that it learned."""
+        """Return how cells are parsed, besides their types, as plain values. A model file stores
+        them, so that predictions parse rows like the training did."""
         return {}
 
     def use_parse_settings(self, parse_settings: Mapping[str, Any]) -> None:
-        """Before `schema`: read cells as `parse_settings` of a source that a model learned from
-        said. What this one's settings say, or what is not for its format, holds all the same."""
+        """Parse cells with the `parse_settings` of the source a model learned from. Its own
+        settings take precedence; keys for other formats are ignored. Called before `schema`."""
         return
 
     @abstractmethod
     def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
-        """The next rows of one partition: at least 1 and at most `max_rows`, of `max_bytes` or less
-        (one larger row comes alone); None when nothing came within `timeout` seconds.
+        """Return the next rows of one partition: 1 to `max_rows`, of at most `max_bytes` (one
+        larger row comes alone); None if nothing came within `timeout` seconds.
 
-        Raises: EndOfStream after the last row of a bounded source; HeadraceError for what cannot be
-        read on.
+        Raises: EndOfStream after the last row of a bounded source; HeadraceError if reading cannot
+        continue.
         """
 
     @abstractmethod
     def seek(self, mark: Mark) -> None:
-        """Go to `mark.positions`: the next `read` starts there. Partitions not in it start at their
+        """Go to `mark.positions`, where the next `read` starts. Other partitions start at their
         beginning."""
 
     def sample(self, rows: int, timeout: float) -> Sequence[Records]:
-        """About so many rows, from all over what there is, for a look before a run; none where
-        nothing comes within `timeout` seconds. Where it is read next is undefined: `seek`.
-        """
+        """Return about `rows` rows from all parts of the data, for a check; none if nothing
+        comes within `timeout` seconds. The position afterwards is undefined: call `seek`."""
         self.seek(Mark())
         pieces: list[Records] = []
         left, until = rows, time.monotonic() + timeout
@@ -176,160 +174,158 @@ class Source(ABC):
         return pieces
 
     def in_effect(self) -> Mapping[str, Snapshot]:
-        """Settings that the files, or the environment, decide where they are left out: name ->
-        value, as JSON has it. A change of one of these is a change; see `engine.types.changes`.
-        Called after `schema`."""
+        """Return the values of settings that files or the environment decide when they are not
+        set: name -> JSON value. A change of one counts as a changed setting; see
+        `engine.types.changes`. Called after `schema`."""
         return {}
 
     def identities(self, mark: Mark) -> Mapping[str, Snapshot]:
-        """Partition -> what it is known by beside its name, for a checkpoint; of those on the mark,
-        as plain values."""
+        """Return partition -> what identifies it besides its name, as plain values, for a
+        checkpoint; for partitions on the mark."""
         return {}
 
     def match_identities(self, identities: Mapping[str, Snapshot]) -> None:
-        """Before the `seek` of a resumed run: what `identities` said. What has another name now
-        keeps its partition, what has other content is none that was read.
+        """Match the current partitions to the `identities` of a checkpoint: a renamed one keeps
+        its partition; one with other content is new. Called before the `seek` of a resumed run.
 
-        Raises: UserError where rows were lost, or would be read twice.
+        Raises: UserError if rows were lost or would be read twice.
         """
         return
 
     def commit(self, mark: Mark) -> bool:
-        """Note outside that everything before `mark` is done (a Kafka group's offsets); whether it
-        is, or will be, noted."""
+        """Record outside the engine that everything before `mark` is done (a Kafka group's
+        offsets); return whether it is, or will be, recorded."""
         return True
 
     def lag(self, mark: Mark) -> Mapping[str, int]:
-        """Partition -> records (or, for text files, bytes) behind the mark, read ahead or not;
-        empty where unknown."""
+        """Return partition -> records (or, for text files, bytes) after the mark, read ahead or
+        not; empty if unknown."""
         return {}
 
     def progress(self, mark: Mark) -> float | None:
-        """Share (0-1) of a bounded source that lies before `mark`; None for an endless one."""
+        """Return the share (0-1) of a bounded source before `mark`; None for an endless one."""
         return None
 
     def close(self) -> None:
-        """Release what is open. May be called twice."""
+        """Release all resources. May be called twice."""
         return
 
 
 class SharedSource(Source):
-    """A source whose partitions come and go while it is read, for instance because it shares them
-    with other engines. A move is a stop: what is in flight is dropped, what is done is saved and
-    committed, and reading goes on with the partitions that there are now, from that mark.
+    """A source whose partitions come and go while it is read, for instance because it shares
+    them with other engines. A move is a stop: what is in flight is dropped, finished work is
+    saved and committed, and reading resumes with the current partitions from that mark.
 
-    The loop, on its own thread: when `is_rebalancing`, save and commit (unless `partitions_lost`:
-    then go back to what was saved last), `release_partitions`, end the loader's threads,
-    `resume_after_rebalance`, start them again.
+    When `is_rebalancing`, the loop saves and commits (or, if `partitions_lost`, restores the last
+    checkpoint), calls `release_partitions`, ends the loader's threads, calls
+    `resume_after_rebalance` and starts them again.
     """
 
     @property
     @abstractmethod
     def shares_partitions(self) -> bool:
-        """Whether other engines may read what this one leaves."""
+        """Whether other engines may read the remaining partitions."""
 
     @property
     @abstractmethod
     def tracks_owners(self) -> bool:
-        """Whether `was_committed` can tell: an engine with a state needs that where it shares."""
+        """Whether `was_committed` can answer; required of an engine with state that shares
+        partitions."""
 
     @abstractmethod
     def is_rebalancing(self) -> bool:
-        """Whether partitions came or went since the last `resume_after_rebalance`."""
+        """Return whether partitions came or went since the last `resume_after_rebalance`."""
 
     @abstractmethod
     def unavailable_reason(self) -> str | None:
-        """Why it cannot give records now, in a few words; None where it can."""
+        """Return why it cannot give records now, in a few words; None if it can."""
 
     @property
     @abstractmethod
     def partitions_lost(self) -> bool:
-        """Whether partitions went before what was read of them could be committed: somebody else
-        reads it again."""
+        """Whether partitions were lost before their rows could be committed; another engine
+        reads them again."""
 
     @property
     @abstractmethod
     def is_revoking(self) -> bool:
-        """Whether partitions wait to go until they are released."""
+        """Whether partitions must be released before they are moved."""
 
     @abstractmethod
     def release_partitions(self) -> None:
-        """Nothing of what was read is in use any more: the partitions may go."""
+        """Release the partitions: none of their rows is in use any more."""
 
     @abstractmethod
     def resume_after_rebalance(self, mark: Mark) -> Mark:
-        """Where to go on with the partitions that there are now, each of them named. No thread
-        reads meanwhile. Called before the first read too: what comes to a partition that nothing
-        was read of is then the next run's."""
+        """Return the mark to resume from with the current partitions, naming each of them. No
+        thread reads meanwhile. Also called before the first read, so that records which come to
+        an unread partition belong to the next run."""
 
     @abstractmethod
     def reset_offsets(self) -> None:
-        """Forget where others say that this engine is (a group's offsets). Called before anything
-        else, where the checkpoints are forgotten."""
+        """Delete the committed offsets outside the engine (a group's). Called before anything
+        else when the checkpoints are deleted."""
 
     @abstractmethod
     def was_committed(self, positions: Mapping[str, int]) -> bool | None:
-        """Whether a checkpoint that ends at these positions was committed, so that nobody reads
-        again what it contains; None where that cannot be told (any more). `match_identities` comes
-        before."""
+        """Return whether a checkpoint that ends at these positions was committed, so that no
+        other engine reads its rows again; None if unknown. Called after `match_identities`."""
 
     @abstractmethod
     def counts(self) -> Mapping[str, int]:
-        """Totals for the metrics: records ``skipped`` because they were gone before they were read,
-        commits that were ``refused``."""
+        """Return totals for the metrics: records ``skipped`` because they were gone before they
+        were read, commits that were ``refused``."""
 
     @abstractmethod
     def keep_alive(self) -> None:
-        """Called about every second, on the thread that reads, while it waits for room downstream:
-        says to others that this engine is alive. Returns at once."""
+        """Tell others that this engine is alive; return at once. Called about every second on
+        the thread that reads, while it waits for room downstream."""
 
 
 class Format(ABC):
-    """Bytes to columns. Stateless. A poison record costs its own row, never the batch."""
+    """Decodes bytes to columns. Stateless. A record that cannot be decoded is rejected alone;
+    the rest of its batch is kept."""
 
     @abstractmethod
     def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
-        """Columns of `schema` for the rows that fit, with the reserved columns `_partition` and
-        `_position`; and the rows that do not, as `Rejects` of stage ``decode``. ``frame.height +
-        sum(len(r)) == len(records)``.
+        """Return the columns of `schema` for the rows that fit, with the reserved columns
+        `_partition` and `_position`; and the others as `Rejects` of stage ``decode``.
+        ``frame.height + sum(len(r)) == len(records)``.
 
-        Infinity and NaN are values here; null is null. Nothing becomes null in silence.
+        Infinity and NaN are values; null is null. No value becomes null silently.
         """
 
     def schema(self, declared: Schema) -> Schema | None:
-        """The columns that a decode is to give, as `Source.schema`; None where the format has no
-        say about them.
+        """Return the columns of a decode, as `Source.schema`; None if the format does not decide
+        them.
 
         Raises: UserError for columns it cannot give.
         """
         return None
 
     def interrupt(self) -> None:
-        """Let a decode that waits for somebody else (a schema registry that is down) end soon, with
-        an error, and wait no more until `resume`. Any thread may call it; a loader that ends
-        does."""
+        """Make a decode that waits for another service (a schema registry) end soon with an
+        error, and wait no more until `resume`. Any thread may call it; a closing loader does."""
         return
 
     def resume(self) -> None:
-        """Decodes may wait again: a loader that starts says so."""
+        """Allow decodes to wait again. A starting loader calls it."""
         return
 
 
 class Stage(ABC):
-    """One step of scrubbing. Learning and applying are different verbs, in this order: a batch is
-    transformed with what was learned from the batches before it, then learned from. So no row is
-    changed by rows that come after it.
+    """One step of scrubbing. A batch is transformed with what earlier batches taught, then
+    learned from, so no row is changed by later rows. Learning and applying are different verbs.
 
-    State is a value: `apply` makes a new one and rebinds it, never edits the old, so that
-    `snapshot` is a reference.
+    State is a value: `apply` replaces the state and never edits it, so `snapshot` is a reference.
 
     Built as ``Kind(name, settings)`` with its own nested ``Settings``.
 
     Attributes:
         name: in the pipeline file, in metrics and in marks.
         settings: its own.
-        single_pass: it makes sense only of rows that come once: read again, all would look like
-            copies, or late.
+        single_pass: it requires that rows come only once: read again, all would look like
+            duplicates, or late.
     """
 
     name: str
@@ -346,102 +342,104 @@ class Stage(ABC):
         return f"[scrub.{self.name}]"
 
     def bind(self, schema: Schema) -> Schema:
-        """Check that the columns it needs are there with types it can use; the schema after it.
+        """Check that its columns exist with usable types; return the schema after the stage.
 
-        Raises: UserError naming the column, the stage and the nearest column that exists. Changes
-        no state.
+        Raises: UserError naming the column, the stage and the nearest existing column. Changes no
+        state.
         """
         return schema
 
     @abstractmethod
     def apply(self, batch: Batch) -> Batch:
-        """The batch after this stage; learns from the batch. Never edits its input in place."""
+        """Return the batch after this stage; learn from the batch. Never edits its input in
+        place."""
 
     def snapshot(self) -> Snapshot:
-        """The state, O(1), or None for a stateless stage."""
+        """Return the state, in O(1); None for a stateless stage."""
         return None
 
     def restore(self, value: Snapshot) -> None:
-        """Go back to a state that `snapshot` gave (perhaps in another process)."""
+        """Restore a `snapshot` (perhaps of another process)."""
         assert value is None, "a stage without a state was given one"
 
     def transforms(self) -> Sequence[Transform] | None:
-        """What it does now, as transforms to write into a model file; None where it cannot be
-        written so (it looks at other rows or changes their number)."""
+        """Return its current effect as transforms for a model file; None if that is impossible
+        (it reads other rows or changes their number)."""
         return None
 
     @property
     def scaled(self) -> Sequence[str]:
-        """Columns that it puts on a scale which moves with what it learns: it notes that scale on
-        the batch (`Batch.scales`)."""
+        """The columns whose scale follows what the stage learns: it records the scale on the
+        batch (`Batch.scales`)."""
         return ()
 
     def vocabulary_sizes(self) -> Mapping[str, int]:
-        """Column -> how many codes it has, of those that this stage encodes."""
+        """Return column -> number of codes, for columns this stage encodes."""
         return {}
 
     def encoders(self) -> Mapping[str, Callable[[pl.Series], NDArray[np.int64]]]:
-        """Column of lists -> what numbers its single tokens, as in the lists; 0 is unknown."""
+        """Return column of lists -> function that encodes single tokens as in the lists; 0 is
+        unknown."""
         return {}
 
     def digest(self) -> str | None:
-        """Of a file that it reads: a checkpoint goes on with the same one only."""
+        """Return the digest of a file it reads; a checkpoint resumes only with the same one."""
         return None
 
     def remarks(self) -> Sequence[str]:
-        """What should be said of it when a run ends, each a sentence."""
+        """Return sentences for the end of a run."""
         return ()
 
 
 class GraphBuilder(Protocol):
-    """What a learner writes its nodes with; see `models.export.onnx_graph.Graph`. A value is known
-    by its name."""
+    """The builder with which a learner writes its nodes; see `models.export.onnx_graph.Graph`.
+    Values are identified by name."""
 
     scope: str
-    """Put before the names of what is made from now on."""
+    """The prefix of new names."""
 
     def constant(self, value: Any, hint: str = "const") -> str:
-        """A constant tensor."""
+        """Add a constant tensor; return its name."""
         ...
 
     def op(self, op_type: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
-        """A node with one output."""
+        """Add a node with one output; return its name."""
         ...
 
     def ops(
         self, op_type: str, *inputs: str, outputs: int, domain: str = "", **attributes: Any
     ) -> list[str]:
-        """A node with several outputs."""
+        """Add a node with several outputs; return their names."""
         ...
 
 
 class Augmenter(Protocol):
-    """What a learner learns from in place of the rows; see `models.augment.Augmentation`."""
+    """The augmentation of a learner; see `models.augment.Augmentation`."""
 
     def __call__(
         self, tensors: Tensors, number: int, step: int = 0
     ) -> tuple[Tensors, dict[str, int]]:
-        """The rows to learn from, and how many each augment changed.
+        """Return the augmented rows, and how many rows each augment changed.
 
         Args:
-            number: of what was learned before, in batches or rows.
+            number: batches or rows learned before.
             step: within the batch.
         """
         ...
 
 
 class Learner(ABC):
-    """A model, first face. Built as ``Kind(settings, training, features)`` with its own nested
+    """A model in training. Built as ``Kind(settings, training, features)`` with its own nested
     ``Settings`` and ``Training``.
 
     Attributes:
         settings: its own keys of ``[model]``.
         training: ``[train]``.
-        features: what it reads.
-        device: where it computes.
-        soft_targets: it learns targets between classes.
-        learns_by_batch: what it learns depends on how rows come in batches.
-        sets_threads: its Training has ``threads``, of the arithmetic.
+        features: the columns it reads.
+        device: the device it computes on.
+        soft_targets: it can learn targets between classes.
+        learns_by_batch: its weights depend on batch boundaries.
+        sets_threads: its Training has a key ``threads``.
     """
 
     settings: Any = None
@@ -459,46 +457,46 @@ class Learner(ABC):
 
     @classmethod
     def device_of(cls, training: Any) -> str:
-        """Where a learner with this ``[train]`` computes: its key ``device``, or the class's own.
-        Asked before there is one."""
+        """Return the device of a learner with this ``[train]``: its key ``device``, or the
+        class's own. Called before a learner is built."""
         return str(training.model_dump().get("device", cls.device))
 
     @abstractmethod
     def learn(self, batch: Batch) -> Step:
-        """Score the rows, then learn from them. `batch.tensors` with target is required. An empty
+        """Score the rows, then learn from them. Requires `batch.tensors` with target. An empty
         batch is legal."""
 
     @abstractmethod
     def predict(self, tensors: Tensors) -> NDArray[np.float64]:
-        """Scores as in `Step.scores`, without learning."""
+        """Return scores like `Step.scores`, without learning."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Snapshot]:
-        """Everything a restart needs, weights, optimizer, replay and random state, as a plain value
-        of numpy arrays (torch tensors become arrays)."""
+        """Return everything a restart needs (weights, optimizer, replay, random state) as a
+        plain value of numpy arrays (torch tensors become arrays)."""
 
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Snapshot]) -> None:
-        """Raises: UserError when the state belongs to a model of another shape."""
+        """Restore a state. Raises: UserError if it belongs to a model of another shape."""
 
     def build(self, graph: GraphBuilder, numeric: str, categories: str) -> str:
-        """Write what `predict` does into an ONNX graph; the name of the scores, float32, shape (n,)
-        or (n, k).
+        """Write the computation of `predict` into an ONNX graph; return the name of the scores,
+        float32, shape (n,) or (n, k).
 
         Args:
             numeric: name of a float32 tensor, shape (n, d).
             categories: name of an int64 tensor, shape (n, c).
 
-        Raises: UserError where it cannot.
+        Raises: UserError if it cannot.
         """
         raise UserError(
             f"A model of {type(self).__name__} cannot be exported: it has no method 'build'."
         )
 
     def augment_with(self, augmentation: Augmenter) -> None:
-        """Learn from what this makes of the rows, from now on; score and keep the rows themselves.
+        """Learn from augmented rows from now on; score and keep the original rows.
 
-        Raises: UserError where it cannot.
+        Raises: UserError if it cannot.
         """
         raise UserError(
             f"[augment] needs a learner that augments, and {type(self).__name__} has no method "
@@ -506,55 +504,54 @@ class Learner(ABC):
         )
 
     def memory(self) -> Mapping[str, int]:
-        """Component -> bytes, for /metrics; ``replay`` is counted within the budget."""
+        """Return component -> bytes, for /metrics; ``replay`` counts against the budget."""
         return {}
 
     @property
     def replay_bytes(self) -> int:
-        """Bytes of the rows it keeps to learn again, once they are all there."""
+        """The bytes of a full replay."""
         return 0
 
     @property
     def unwrapped(self) -> Learner:
-        """The learner inside, where this one stands around another."""
+        """The inner learner, if this one wraps another."""
         return self
 
     @property
     def parameters_count(self) -> int:
-        """Number of weights."""
+        """The number of weights."""
         return 0
 
     def remarks(self) -> Sequence[str]:
-        """What should be said of it when a run ends, each a sentence."""
+        """Return sentences for the end of a run."""
         return ()
 
 
 class Predictor(ABC):
-    """A model, second face: raw columns in, the same columns and the model's out."""
+    """A model that serves: raw columns in, the same columns and the model's out."""
 
     @abstractmethod
     def bind(self, schema: Schema) -> None:
-        """Raises: UserError when a column is not there, or not of a type that fits."""
+        """Check the columns. Raises: UserError if one is missing or has an unsuitable type."""
 
     def collate(self, batch: Batch) -> Batch:
-        """The batch with its `feed`. Called by the thread that prepares, so that the one which
-        predicts need not."""
+        """Return the batch with its `feed`. Called by the prepare thread, so that the predicting
+        thread need not do it."""
         return batch
 
     @abstractmethod
     def predict(self, batch: Batch) -> Batch:
-        """The batch with the model's columns, without the rows that it cannot answer. Makes the
-        feed where there is none."""
+        """Return the batch with the model's columns, without rows that have no finite answer.
+        Makes the feed if there is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transaction:
-    """Results and positions, committed together.
+    """Commits results and positions together.
 
     Attributes:
-        commit: commit what was written, and that everything before the mark is done; whether it
-            was.
-        every: seconds from one commit to the next.
+        commit: commits the written rows and the mark; returns whether it succeeded.
+        every: seconds between two commits.
     """
 
     commit: Callable[[Mark], bool]
@@ -562,9 +559,9 @@ class Transaction:
 
 
 class Sink(ABC):
-    """A place results go. Exactly once together with a checkpoint, where `snapshot` and `restore`
-    say so: what was written after the last `snapshot` that was saved is taken away again by
-    `restore`. Without them rows come at least once: those after a checkpoint stand there again.
+    """A place to write results. With `snapshot` and `restore`, output is exact together with
+    checkpoints: `restore` truncates what was written after the last saved `snapshot`. Without
+    them rows are written at least once: those after a checkpoint are repeated.
 
     Built as ``Kind(settings)`` with its own nested ``Settings``.
     """
@@ -576,100 +573,99 @@ class Sink(ABC):
         self.settings = settings
 
     def transaction(self, source: Source) -> Transaction | None:
-        """What commits its rows together with the positions of the source; None where each commits
-        by itself.
+        """Return what commits its rows together with the source's positions; None if they are
+        committed separately.
 
         Raises: UserError where it should, and the two have no transaction in common.
         """
         return None
 
     def join_transaction(self, sink: Sink | None) -> None:
-        """Write within the transactions of another sink, where it has any; dead letters do."""
+        """Write within another sink's transactions, if it has any; dead letters do."""
         return
 
     def on_wait(self, keep_alive: Callable[[], object]) -> None:
-        """Called once, before anything is written. A sink that waits for somebody else, within a
-        limit of its own, calls `keep_alive` every second meanwhile, on any thread: that is no
-        stall."""
+        """Register a callback, before anything is written. A sink that waits for another
+        service, within its own timeout, calls `keep_alive` every second meanwhile, on any
+        thread, so that the wait does not count as a stall."""
         return
 
     def bind(self, schema: Schema) -> None:
-        """Say before the first row what could never be taken.
+        """Refuse before the first row what can never be written.
 
-        Raises: UserError for a column that is of a type it cannot hold, or is not there.
+        Raises: UserError for a column of an unsupported type, or a missing one.
         """
         return
 
     def probe(self) -> None:
-        """Ask the place whether it would take rows, without writing one.
+        """Ask the destination whether it accepts rows, without writing one.
 
-        Raises: UserError where it would not (a topic that is not there).
+        Raises: UserError if it does not (a missing topic).
         """
         return
 
     def folders(self) -> Sequence[Path]:
-        """Folders that are its own while it is used: a second engine that would write there is
-        refused."""
+        """Return folders that belong to it: a second engine that writes there is refused."""
         return ()
 
     def files(self) -> Sequence[Path]:
-        """A path of each kind of file that it writes."""
+        """Return a path for each kind of file it writes."""
         return ()
 
     def has_output(self) -> bool:
-        """Whether there are results already that `restore(None)` would take away."""
+        """Return whether there are results that `restore(None)` would delete."""
         return False
 
     @abstractmethod
     def write(self, frame: pl.DataFrame, positions: pl.DataFrame | None = None) -> Rejects | None:
-        """Take the rows. They may be buffered, up to a bound; they are not safe yet. A frame of 0
-        rows is legal. Rows that the place can never take are given back.
+        """Take the rows, and return those the destination can never accept, as rejects. Rows may
+        be buffered up to a limit; they are not safe yet. A frame of 0 rows is legal.
 
         Args:
-            positions: where each row was read: the reserved columns, as many rows.
+            positions: the reserved columns of each row: where it was read.
         """
 
     @abstractmethod
     def flush(self) -> None:
-        """Return only when everything written so far is safe (for a file: renamed into place and on
-        the disk)."""
+        """Return when everything written so far is safe (for a file: renamed into place and
+        synced to disk)."""
 
     def snapshot(self) -> Snapshot:
-        """Cheap value that says what is safe. Call after `flush`."""
+        """Return a cheap value that describes what is safe. Call after `flush`."""
         return None
 
     def require(self, value: Snapshot) -> None:
-        """Look whether `restore` could go on from that snapshot, and change nothing.
+        """Check that `restore` could resume from the snapshot. Changes nothing.
 
-        Raises: UserError where it could not, as where results are gone.
+        Raises: UserError if it could not, for instance because results are gone.
         """
         return
 
     def restore(self, value: Snapshot) -> None:
-        """Take away what lies after that snapshot; None takes away everything this pipeline wrote
-        here."""
+        """Truncate what was written after the snapshot; None deletes everything this pipeline
+        wrote here."""
         return
 
     def close(self) -> None:
-        """Flush nothing, release what is open; what was not flushed is gone. May be called
+        """Release all resources without flushing; buffered rows are dropped. May be called
         twice."""
         return
 
     def counts(self) -> Mapping[str, int]:
-        """Totals for the metrics, by name."""
+        """Return totals for the metrics, by name."""
         return {}
 
 
 class Buffered(ABC):
-    """A component that keeps bytes in this process: a client that reads ahead, a sink that gathers
-    rows. It counts in the one budget of the pipeline."""
+    """A component that buffers bytes in this process: a client that reads ahead, a sink that
+    gathers rows. It counts against the pipeline's memory budget."""
 
     @property
     @abstractmethod
     def nbytes(self) -> int:
-        """What it holds now. Any thread may ask; neither waits nor raises."""
+        """The bytes held now. Any thread may ask; the call neither waits nor raises."""
 
     @abstractmethod
     def limit_memory(self, nbytes: int) -> None:
-        """Hold no more than that, unless the settings say a number of their own. Called once,
+        """Hold at most that many bytes, unless its own settings give a number. Called once,
         before anything is read or written."""

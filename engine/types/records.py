@@ -1,4 +1,4 @@
-"""Records as they come from a source, and where each of them is."""
+"""Records from a source, and their positions."""
 
 from __future__ import annotations
 
@@ -20,14 +20,13 @@ if TYPE_CHECKING:
 from engine.types.settings import _each
 
 Snapshot = Any
-"""A stage's state as a plain value: None, bool, int, float, str, bytes, numpy arrays, polars frames
-and series, and lists, tuples and string-keyed dicts of those. It is never changed after it was
-handed out; see `Stage.snapshot`."""
+"""A stage's state as a plain value: None, bool, int, float, str, bytes, numpy arrays, polars
+frames and series, and lists, tuples and string-keyed dicts of those. It never changes after it
+was returned; see `Stage.snapshot`."""
 
 
 class EndOfStream(Exception):
-    """Raised by `Source.read`, and by nothing else, when a bounded source has given its last
-    row."""
+    """Raised only by `Source.read`, after the last row of a bounded source."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +45,8 @@ class Mark:
 
     @classmethod
     def joined(cls, marks: Iterable[Mark]) -> Mark:
-        """What several engines have done that share a source's partitions, for any number of them
-        to go on from.
+        """Return the combined mark of several engines that share a source's partitions; any
+        number of engines can resume from it.
 
         Raises: UserError where one has a stage with a state, which is not shared.
         """
@@ -65,7 +64,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Values:
-    """Raw values back to back in one buffer: value i is ``data[bounds[i]:bounds[i + 1]]``.
+    """Raw values in sequence in one buffer: value i is ``data[bounds[i]:bounds[i + 1]]``.
 
     Attributes:
         data: the bytes, shape (total,), uint8, C-contiguous.
@@ -87,13 +86,13 @@ class Values:
         return int(self.bounds[-1] - self.bounds[0])
 
     def slice(self, start: int, stop: int) -> Values:
-        """Values start..stop-1, sharing the buffer."""
+        """Return the values start..stop-1, sharing the buffer."""
         null = None if self.null is None else self.null[start:stop]
         bounds = self.bounds[start : stop + 1]
         return Values(data=self.data, bounds=bounds, null=null, tail=self.tail)
 
     def take(self, at: NDArray[np.int64]) -> list[bytes | None]:
-        """Some of the values, as they came. A copy each: for the few, not for the many."""
+        """Return some of the values, each copied: for the few, not for the many."""
         values: list[bytes | None] = []
         for i in at.tolist():
             if self.null is not None and self.null[i]:
@@ -105,7 +104,7 @@ class Values:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Records:
-    """Raw rows of one partition as fetched, columnar.
+    """Raw rows of one partition, columnar.
 
     Attributes:
         partition: where they come from.
@@ -144,19 +143,19 @@ class Records:
 
     @property
     def end_positions(self) -> dict[str, int]:
-        """What is on a mark after them."""
+        """The positions of a mark after these rows."""
         end_positions = {self.partition: self.next}
         if self.counter:
             end_positions[self.counter] = self.counted + len(self)
         return end_positions
 
     def mark_position(self, row: int) -> int:
-        """The position on a mark that says to go on at `row`."""
+        """Return the position on a mark that resumes at `row`."""
         return self.next if row >= len(self) else int(self.positions[row]) + self.epoch_offset
 
     @property
     def nbytes(self) -> int:
-        """Bytes these rows hold in memory (shared buffers count by the part used)."""
+        """The bytes of these rows in memory (of shared buffers, the part in use)."""
         values = self.values
         size = values.nbytes if isinstance(values, Values) else int(values.estimated_size())
         size += 8 * len(self.positions)
@@ -165,8 +164,8 @@ class Records:
         return size
 
     def slice(self, start: int, stop: int) -> Records:
-        """Rows start..stop-1, sharing memory; `next` is the position of row `stop`, or this one's
-        at the end."""
+        """Return the rows start..stop-1, sharing memory; `next` is the position of row `stop`,
+        or this one's at the end."""
         values = self.values
         return Records(
             partition=self.partition,
@@ -188,7 +187,7 @@ class Records:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejects:
-    """Rows that left the stream, all for one reason in one stage.
+    """Rows that left the stream for one reason in one stage.
 
     Attributes:
         stage: the stage's name (``decode`` for a format's).
@@ -207,7 +206,7 @@ class Rejects:
 
 
 def in_utc(frame: pl.DataFrame) -> pl.DataFrame:
-    """Times without a zone are UTC's, and text says so: with a zone they are written as ISO 8601
+    """Return the frame with times in UTC if they have no zone, so that text output is ISO 8601
     with T and offset, also inside lists and objects."""
     told = {c: _each(pl.col(c), kind, _utc) for c, kind in frame.schema.items()}
     return frame.with_columns(

@@ -1,4 +1,4 @@
-"""Columns and their types: what a schema may say, and the columns that headrace adds."""
+"""Columns and their types; headrace's reserved columns."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ if TYPE_CHECKING:
     pass
 
 PARTITION = "_partition"
-"""Column that says which partition a row came from (a file's path, ``topic/3``)."""
+"""The column with a row's partition (a file's path, ``topic/3``)."""
 
 POSITION = "_position"
-"""Column that says where in its partition a row starts (int64; a byte offset, a row number, a Kafka
+"""The column with a row's position in its partition (int64; a byte offset, a row number, a Kafka
 offset)."""
 
 RESERVED = (PARTITION, POSITION)
 
 NO_TIMESTAMP = -1
-"""Time of a record that has none (Kafka's own number for it; it is no second of 1969)."""
+"""The timestamp of a record without one (Kafka's own number; it is not a second of 1969)."""
 
 PART = "_part"
-"""Column that a 'split' stage adds: whether a row is of the ``train``, ``validation`` or ``test``
-part. Only training rows are learned from, by stages and by the model."""
+"""The column of a 'split' stage: ``train``, ``validation`` or ``test``. Stages and the model
+learn only from training rows."""
 
 Schema = dict[str, pl.DataType]
-"""Column name -> polars type, in column order. The reserved columns are never part of it."""
+"""Column name -> polars type, in column order, without the reserved columns."""
 
 Unit = Literal["ms", "us", "ns"]
-"""Of a time or a duration."""
+"""The unit of a time or a duration."""
 
 
 TYPES: Mapping[str, pl.DataType] = {
@@ -61,15 +61,16 @@ TYPES: Mapping[str, pl.DataType] = {
     "datetime": pl.Datetime("us"),
     "duration": pl.Duration("us"),
 }
-"""Type names of the pipeline file -> polars types. `parse_type` reads those with parameters."""
+"""Type name in a pipeline file -> polars type. `parse_type` reads those with parameters."""
 
 BOOLEAN_VALUES = {"true": 1, "false": 0}
 
 PARAMETRIC_TYPES = ("datetime", "duration", "decimal", "list")
-"""Types that take parameters."""
+"""Types with parameters."""
 
 MAX_NESTING = 16
-"""Levels of lists in lists that may be declared, and of lists and objects that are guessed."""
+"""The most levels of nested lists that may be declared, and of lists and objects that are
+inferred."""
 
 TYPE_EXAMPLES = (
     "datetime[ms], datetime[ns, Europe/Paris], duration[ms], decimal(12, 2), list[int64]"
@@ -77,11 +78,11 @@ TYPE_EXAMPLES = (
 """Examples of types with parameters, for error sentences."""
 
 WILDCARD = "*"
-"""Stands for every column that a schema does not name; the columns are guessed unless it is
-there."""
+"""The name that stands for every column a schema does not name; without it their types are
+inferred."""
 
 DROPPED = pl.Null()
-"""Type of `WILDCARD` where the columns that a schema does not name are not read."""
+"""The type of `WILDCARD` if other columns are not read."""
 
 _DATETIME = re.compile(r"datetime\[\s*(ms|us|ns)\s*(?:,\s*([\w/+-]+)\s*)?\]")
 
@@ -93,9 +94,9 @@ _LIST = re.compile(r"list\[\s*(.+)\]")
 
 
 def parse_type(text: str) -> pl.DataType:
-    """The polars type of a type name: one of `TYPES`, ``datetime[UNIT]`` or ``datetime[UNIT,
-    ZONE]``, ``duration[UNIT]``, ``decimal(PRECISION, SCALE)`` or ``list[TYPE]``, where a unit is
-    ms, us or ns.
+    """Return the polars type of a type name: one of `TYPES`, ``datetime[UNIT]`` or
+    ``datetime[UNIT, ZONE]``, ``duration[UNIT]``, ``decimal(PRECISION, SCALE)`` or
+    ``list[TYPE]``, where a unit is ms, us or ns.
 
     Raises: ValueError for anything else.
     """
@@ -135,19 +136,19 @@ def _known_zone(name: str) -> None:
 
 
 def element_type(dtype: pl.List) -> pl.DataType:
-    """The type of a list's elements."""
+    """Return the type of a list's elements."""
     inner = dtype.inner
     return inner if isinstance(inner, pl.DataType) else inner()
 
 
 def field_types(dtype: pl.Struct) -> Schema:
-    """The types of an object's fields."""
+    """Return the types of an object's fields."""
     fields = dtype.to_schema()
     return {c: t if isinstance(t, pl.DataType) else t() for c, t in fields.items()}
 
 
 def is_deep(dtype: pl.DataType) -> bool:
-    """Whether lists and objects are nested in more than `MAX_NESTING` levels."""
+    """Return whether lists and objects are nested in more than `MAX_NESTING` levels."""
     level = [dtype]
     for _ in range(MAX_NESTING + 1):
         level = [inner for outer in level for inner in _nested_types(outer)]
@@ -163,8 +164,8 @@ def _nested_types(dtype: pl.DataType) -> list[pl.DataType]:
 
 
 def type_name(dtype: pl.DataType) -> str:
-    """The name of a type in a pipeline file, for `parse_type`; of a type that has none, what
-    polars calls it."""
+    """Return the name of a type in a pipeline file, for `parse_type`; for other types, polars'
+    name."""
     for name, known in TYPES.items():
         if known == dtype:
             return name
@@ -181,14 +182,14 @@ def type_name(dtype: pl.DataType) -> str:
 
 
 def training(frame: pl.DataFrame) -> pl.DataFrame:
-    """The rows to learn from: all, or where a 'split' stage has dealt them out, those of
-    ``train``."""
+    """Return the rows to learn from: those of ``train`` if a 'split' stage marked them, else
+    all."""
     return frame.filter(pl.col(PART) == "train") if PART in frame.columns else frame
 
 
 def is_pattern(name: str) -> bool:
-    """Whether polars takes a column's name for a pattern of names, also where it stands for the
-    column alone: no frame can have it."""
+    """Return whether polars takes a column's name for a pattern, also where it stands for the
+    column itself: no frame can have such a column."""
     return name == WILDCARD or (name.startswith("^") and name.endswith("$"))
 
 
@@ -203,9 +204,9 @@ def require_names(columns: Iterable[str], where: str) -> None:
 
 
 def parse_schema(columns: Mapping[str, Any], *, where: str = "[source.schema]") -> Schema:
-    """The schema of a pipeline file's ``column = "type"`` table. ``"*"`` (any other column) is kept
-    under that name: with a type, or `DROPPED` for ``"drop"``; ``"guess"`` is the default and left
-    out.
+    """Return the schema of a pipeline file's ``column = "type"`` table. ``"*"`` (any other
+    column) keeps that name: with a type, or `DROPPED` for ``"drop"``; ``"guess"`` is the default
+    and left out.
 
     Raises: UserError for an unknown type or a reserved name.
     """
@@ -238,16 +239,16 @@ def parse_schema(columns: Mapping[str, Any], *, where: str = "[source.schema]") 
 
 
 def only_named(declared: Schema) -> Schema:
-    """The same without `WILDCARD` where that is `DROPPED`, for what gives no other columns
-    anyway."""
+    """Return the schema without `WILDCARD` if that is `DROPPED`, for formats that give no other
+    columns."""
     if declared.get(WILDCARD) != DROPPED:
         return declared
     return {c: dtype for c, dtype in declared.items() if c != WILDCARD}
 
 
 def expand_schema(declared: Schema, available: Schema) -> Schema:
-    """The columns of a source that holds `available`: the declared ones in their types, the others
-    as `WILDCARD` says, as they are unless it is declared."""
+    """Return the columns of a source with the columns `available`: declared ones with their
+    types, the others as `WILDCARD` says, by default unchanged."""
     named = {c: dtype for c, dtype in declared.items() if c != WILDCARD}
     rest = declared.get(WILDCARD)
     if rest == DROPPED:

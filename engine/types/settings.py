@@ -1,4 +1,4 @@
-"""What a table of a pipeline file says, checked: the base of all Settings, and durations."""
+"""The base class of all Settings; durations and names."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _only_number(annotation: str) -> bool:
 
 
 class Settings(BaseModel):
-    """Base of every component's own small settings: frozen, keyword-only, unknown keys refused."""
+    """The base class of every component's Settings: frozen, keyword-only, unknown keys refused."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False
@@ -38,8 +38,8 @@ class Settings(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _check_numbers(cls, value: Any, info: ValidationInfo) -> Any:
-        """True is a 1 to Python, and a slip in a pipeline file; TOML's whole numbers have 64
-        bits."""
+        """Refuse booleans for numbers: True is a 1 to Python, and a mistake in a pipeline file.
+        TOML's integers have 64 bits."""
         field = cls.model_fields[str(info.field_name)]
         if isinstance(value, bool) and _only_number(repr(field.annotation)):
             raise ValueError("expected a number")
@@ -49,7 +49,7 @@ class Settings(BaseModel):
         return value
 
     def secrets(self) -> Iterator[str]:
-        """What must never be shown; every `SecretStr` to begin with."""
+        """Return the values that must never be shown; by default every `SecretStr`."""
         for _, value in self:
             if isinstance(value, SecretStr):
                 yield value.get_secret_value()
@@ -72,10 +72,10 @@ def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 Name = Annotated[str, AfterValidator(_some_text)]
-"""A setting that names a column, a file or a folder: an empty one names nothing."""
+"""The type of a setting that names a column, a file or a folder; it is never empty."""
 
 Names = Annotated[tuple[str, ...], AfterValidator(_each_once)]
-"""Several of them."""
+"""The type of a setting that lists names."""
 
 NANOSECONDS = {
     "ns": 1,
@@ -87,11 +87,11 @@ NANOSECONDS = {
     "d": 86_400_000_000_000,
     "w": 604_800_000_000_000,
 }
-"""Nanoseconds of each unit of a duration; months and years have no fixed length."""
+"""The nanoseconds of each unit of a duration; months and years have no fixed length."""
 
 
 def nanoseconds(text: str) -> int | None:
-    """A duration such as "250ms", "1.5h" or "1h30m"; None for any other text."""
+    """Parse a duration such as "250ms", "1.5h" or "1h30m"; return None for any other text."""
     parts = re.findall(r"(\d+(?:\.\d+)?)(ns|us|ms|s|m|h|d|w)", text)
     if not parts or "".join(n + unit for n, unit in parts) != text:
         return None
@@ -112,15 +112,14 @@ def _seconds(value: Any) -> float:
 
 
 Duration = Annotated[float, BeforeValidator(_seconds, json_schema_input_type=float | str)]
-"""Type of every setting that is a length of time: seconds, written as a number or as text with
-units ("250ms", "1h30m")."""
+"""The type of a duration: seconds, written as a number or as text with units ("250ms", "1h30m")."""
 
 
 def _each(
     value: pl.Expr, kind: pl.DataType, change: Callable[[pl.Expr, pl.DataType], pl.Expr]
 ) -> pl.Expr:
-    """The same with the values at the bottom of lists and objects changed; `value` itself where
-    there is nothing to change in lists and plain values."""
+    """Return a value with the innermost values of its lists and objects changed; `value` itself
+    if it has none."""
     if isinstance(kind, pl.List):
         made = _each(pl.element(), element_type(kind), change)
         return value if made.meta.eq(pl.element()) else value.list.eval(made)

@@ -1,4 +1,4 @@
-"""What a model gets: dense, ragged, padded and sparse features of the rows of a batch."""
+"""The model's input: dense, ragged, padded and sparse features of a batch."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ TensorFunction: TypeAlias = "Callable[[torch.Tensor], torch.Tensor]"
 
 
 def tensor(array: NDArray[Any]) -> torch.Tensor:
-    """An array as a tensor that shares its memory. Only whoever learns imports torch: it takes half
-    a GiB and two seconds."""
+    """Return an array as a tensor that shares its memory. Imports torch, which takes half a GiB
+    and two seconds, only in engines that learn."""
     import torch
 
     return torch.from_numpy(array)
@@ -29,8 +29,8 @@ def tensor(array: NDArray[Any]) -> torch.Tensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ragged:
-    """Rows of different lengths: row i is ``values[offsets[i]:offsets[i + 1]]``, as EmbeddingBag
-    takes them (``include_last_offset=True``).
+    """Rows of different lengths: row i is ``values[offsets[i]:offsets[i + 1]]``, as in
+    EmbeddingBag (``include_last_offset=True``).
 
     Attributes:
         values: shape (total,); int64, or float32.
@@ -44,24 +44,24 @@ class Ragged:
         return len(self.offsets) - 1
 
     def take(self, rows: NDArray[np.int64]) -> Ragged:
-        """Some of the rows; see `Tensors.take`."""
+        """Return some of the rows; see `Tensors.take`."""
         at, offsets = _gathered(self.offsets, rows)
         return Ragged(values=self.values[at], offsets=offsets)
 
     def slice(self, start: int, stop: int) -> Ragged:
-        """Rows start..stop-1, sharing the values."""
+        """Return the rows start..stop-1, sharing the values."""
         first, last = int(self.offsets[start]), int(self.offsets[stop])
         offsets = self.offsets[start : stop + 1] - first
         return Ragged(values=self.values[first:last], offsets=offsets)
 
     def map(self, each: TensorFunction) -> Ragged:
-        """The same of other tensors."""
+        """Return the same with other tensors."""
         return Ragged(values=each(self.values), offsets=each(self.offsets))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Padded:
-    """Rows of different lengths, filled up with 0 to one length, which is one of a few.
+    """Rows of different lengths, padded with 0 to one of a few lengths.
 
     Attributes:
         values: shape (n, length); int64, or float32.
@@ -72,24 +72,24 @@ class Padded:
     mask: torch.Tensor
 
     def take(self, rows: NDArray[np.int64]) -> Padded:
-        """Some of the rows, at the same length; see `Tensors.take`."""
+        """Return some of the rows, at the same length; see `Tensors.take`."""
         at = tensor(rows)
         return Padded(values=self.values[at], mask=self.mask[at])
 
     def slice(self, start: int, stop: int) -> Padded:
-        """Rows start..stop-1, at the same length, sharing memory."""
+        """Return the rows start..stop-1, at the same length, sharing memory."""
         return Padded(values=self.values[start:stop], mask=self.mask[start:stop])
 
     def map(self, each: TensorFunction) -> Padded:
-        """The same of other tensors."""
+        """Return the same with other tensors."""
         return Padded(values=each(self.values), mask=each(self.mask))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sparse:
-    """Rows of mostly zeros: the numbers of row i that are not 0 are ``weights[a:b]`` in the columns
-    ``indices[a:b]``, which ascend, with ``a, b = offsets[i], offsets[i + 1]``. As EmbeddingBag
-    takes them (``include_last_offset=True``, weights ``per_sample_weights``).
+    """Rows of mostly zeros: the nonzero numbers of row i are ``weights[a:b]`` in the columns
+    ``indices[a:b]``, ascending, with ``a, b = offsets[i], offsets[i + 1]``. As in EmbeddingBag
+    (``include_last_offset=True``, weights ``per_sample_weights``).
 
     Attributes:
         indices: shape (total,), int64.
@@ -107,13 +107,13 @@ class Sparse:
         return len(self.offsets) - 1
 
     def take(self, rows: NDArray[np.int64]) -> Sparse:
-        """Some of the rows; see `Tensors.take`."""
+        """Return some of the rows; see `Tensors.take`."""
         at, offsets = _gathered(self.offsets, rows)
         indices, weights = self.indices[at], self.weights[at]
         return Sparse(indices=indices, offsets=offsets, weights=weights, width=self.width)
 
     def slice(self, start: int, stop: int) -> Sparse:
-        """Rows start..stop-1, sharing the numbers."""
+        """Return the rows start..stop-1, sharing the numbers."""
         first, last = int(self.offsets[start]), int(self.offsets[stop])
         return Sparse(
             indices=self.indices[first:last],
@@ -123,13 +123,13 @@ class Sparse:
         )
 
     def map(self, each: TensorFunction) -> Sparse:
-        """The same of other tensors."""
+        """Return the same with other tensors."""
         parts = (each(part) for part in (self.indices, self.offsets, self.weights))
         indices, offsets, weights = parts
         return Sparse(indices=indices, offsets=offsets, weights=weights, width=self.width)
 
     def csr(self) -> torch.Tensor:
-        """As one of torch's sparse tensors, shape (n, width), float32; shares memory."""
+        """Return a sparse tensor of torch, shape (n, width), float32, sharing memory."""
         import torch
 
         size = (len(self), self.width)
@@ -139,7 +139,7 @@ class Sparse:
 
 
 def _gathered(offsets: torch.Tensor, rows: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where the values of these rows lie, one row behind the other, and their offsets."""
+    """Return the indices of these rows' values, row after row, and their offsets."""
     bounds = offsets.numpy()
     starts, lengths = bounds[:-1][rows], np.diff(bounds)[rows]
     new_offsets = np.concatenate(([0], np.cumsum(lengths)))
@@ -149,7 +149,7 @@ def _gathered(offsets: torch.Tensor, rows: NDArray[np.int64]) -> tuple[torch.Ten
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tensors:
-    """A batch as the network takes it.
+    """A batch as the model reads it.
 
     Attributes:
         numeric: shape (n, d), float32, C-contiguous; column i is feature i of `Features.numeric`.
@@ -179,7 +179,7 @@ class Tensors:
 
     @property
     def nbytes(self) -> int:
-        """Of all its tensors in this process's memory."""
+        """The bytes of its tensors in this process's memory."""
         sizes: list[int] = []
 
         def size(tensor: torch.Tensor) -> torch.Tensor:
@@ -190,7 +190,7 @@ class Tensors:
         return sum(sizes)
 
     def map(self, each: TensorFunction) -> Tensors:
-        """The same of other tensors: `each` of every one, in the same order every time."""
+        """Return the same with `each` applied to every tensor, always in the same order."""
         return Tensors(
             numeric=each(self.numeric),
             categories=each(self.categories),
@@ -202,7 +202,7 @@ class Tensors:
         )
 
     def slice(self, start: int, stop: int) -> Tensors:
-        """Rows start..stop-1, sharing memory."""
+        """Return the rows start..stop-1, sharing memory."""
         if start == 0 and stop == len(self):
             return self
         rows = slice(start, stop)
@@ -217,7 +217,7 @@ class Tensors:
         )
 
     def take(self, rows: NDArray[np.int64]) -> Tensors:
-        """Some of the rows, in that order, copied; a row may come several times."""
+        """Return some of the rows, in that order, copied; a row may occur several times."""
         at = tensor(rows)
         return Tensors(
             numeric=self.numeric[at],
@@ -232,7 +232,7 @@ class Tensors:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceTensors:
-    """Tensors on their way to a device.
+    """Tensors being copied to a device.
 
     Attributes:
         tensors: there.
@@ -243,8 +243,7 @@ class DeviceTensors:
     copied: torch.cuda.Event | None = None
 
     def wait(self) -> Tensors:
-        """The tensors, for the stream in use: what it is given from now on waits for the copy;
-        this thread does not."""
+        """Return the tensors; the current stream waits for the copy, this thread does not."""
         if self.copied is not None:
             import torch
 

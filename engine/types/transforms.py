@@ -1,4 +1,4 @@
-"""What a fitted stage does to a column, as plain values that a model file can hold."""
+"""The effect of a fitted stage on a column, as plain values that a model file can hold."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fill:
-    """Null becomes `value`; with `indicator`, a new column of that name holds 1.0 where it was
-    null, else 0.0."""
+    """Replaces null by `value`; with `indicator`, adds a column of that name: 1.0 for null, else
+    0.0."""
 
     column: str
     value: float | str
@@ -29,8 +29,8 @@ class Fill:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clip:
-    """Values below `low` become `low`, above `high` become `high` (either may be infinite); null
-    stays null."""
+    """Replaces values below `low` by `low`, above `high` by `high` (either may be infinite);
+    null stays null."""
 
     column: str
     low: float
@@ -39,8 +39,8 @@ class Clip:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Affine:
-    """``(x - shift) * scale`` in float64; null stays null, and what is infinite so, also where the
-    scale is 0."""
+    """``(x - shift) * scale`` in float64; null stays null, and infinite values stay infinite
+    even if the scale is 0."""
 
     column: str
     shift: float
@@ -49,7 +49,7 @@ class Affine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Power:
-    """From 0 on ``((1 + x)**above - 1) / above``, below it ``-((1 - x)**below - 1) / below``, in
+    """For x >= 0 ``((1 + x)**above - 1) / above``, else ``-((1 - x)**below - 1) / below``, in
     float64; for an exponent of 0 its limit, the logarithm: ``log(1 + |x|)`` with the sign of x.
     An exponent of 1 changes nothing. Null stays null.
 
@@ -63,7 +63,8 @@ class Power:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Codes:
-    """Text to codes: value i of `values` becomes i + 1; anything else, and null, becomes 0."""
+    """Replaces text by codes: value i of `values` becomes i + 1; anything else, and null,
+    becomes 0."""
 
     column: str
     values: tuple[str, ...]

@@ -162,7 +162,7 @@ class Normalize(Scaled):
         return done.with_frame(frame).counted(self.name, clipped=clipped)
 
     def fused_op(self, batch: Batch) -> FusedOp | None:
-        """None with `clip`, which counts."""
+        """Return no fused operation with `clip`, which counts."""
         return None if self.settings.clip else super().fused_op(batch)
 
     def _numbers(self) -> NDArray[np.float64]:
@@ -184,7 +184,7 @@ class Normalize(Scaled):
         return low, high
 
     def transforms(self) -> Sequence[Transform] | None:
-        """One `Affine` a column, and a `Clip` where the interval is kept."""
+        """Return one `Affine` per column, and a `Clip` if values are clipped to the interval."""
         transforms_out = list(super().transforms() or ())
         if self.settings.clip:
             low, high = self.settings.low, self.settings.high
@@ -193,11 +193,11 @@ class Normalize(Scaled):
 
 
 class Robust(Scaled):
-    """``(x - median) / (high quantile - low quantile)`` of the batches before: by default the
-    distance of the quartiles, which outliers cannot carry away while they are less than a quarter
-    of the numbers. 0 where a column does not vary; where only the quantiles are equal (most values
-    the same), ``x - median``. The first 128 rows are scaled by the rows before and themselves. Null
-    stays null, NaN stays NaN.
+    """``(x - median) / (high quantile - low quantile)`` over earlier batches: by default the
+    interquartile range, which outliers cannot move while they are less than a quarter of the
+    numbers. 0 if a column does not vary; if only the quantiles are equal (most values the same),
+    ``x - median``. The first 128 rows are scaled by the rows before and themselves. Null stays
+    null, NaN stays NaN.
 
     Quantiles come from a t-digest (`engine.columnar.statistics.Quantiles`): median and both
     quantiles are those of a rank within 0.5 % of the wanted one, mostly within 0.05 %.
