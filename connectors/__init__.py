@@ -1,4 +1,4 @@
-"""Bytes and positions; see README.md beside this file. Importing this loads no connector."""
+"""Sources, sinks and formats; see README.md beside this file. Importing this loads no connector."""
 
 SOURCES = {
     "files": "connectors.files.source:FilesSource",

@@ -1,4 +1,4 @@
-"""Dead letters read back: the records that they hold, as if they came for the first time."""
+"""Reads dead letters back: gives the records they hold, as if these came for the first time."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ DEAD_LETTER_SCHEMA: Schema = {
     "of": pl.String(), "at": pl.Int64(), "reason": pl.String(), "timestamp": pl.Int64(),
     "value": pl.String(), "raw": pl.String(), "key": pl.String(), "headers": pl.String(),
 }  # fmt: skip
-"""What is read of a file of dead letters; the last three are in base64."""
+"""The columns read from a file of dead letters; the last three are base64."""
 ORIGIN_PATHS = {"of": PARTITION, "at": POSITION}
-"""Where the first two are."""
+"""Where the first two are in a dead letter."""
 
 
 def _runs(partitions: pl.Series) -> list[tuple[int, int]]:
-    """Neighbours that come from one partition: from, to."""
+    """Return runs of adjacent rows from one partition: from, to."""
     ends = np.flatnonzero(np.append((partitions[1:] != partitions[:-1]).to_numpy(), True)) + 1
     return list(zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True))
 
@@ -74,19 +74,19 @@ class FileDeadLetterSource(Source):
         self._waiting: deque[Records] = deque()
 
     def schema(self, declared: Schema) -> Schema:
-        """The pipeline's own."""
+        """Return the pipeline source's schema."""
         return self._source.schema(declared)
 
     def schema_state(self) -> Mapping[str, Snapshot]:
-        """The pipeline's own."""
+        """Return the pipeline source's state."""
         return self._source.schema_state()
 
     def in_effect(self) -> Mapping[str, Snapshot]:
-        """The pipeline's own."""
+        """Return the pipeline source's values."""
         return self._source.in_effect()
 
     def remarks(self) -> Sequence[str]:
-        """The pipeline's own."""
+        """Return the pipeline source's remarks."""
         return self._source.remarks()
 
     def restore_schema_state(self, schema_state: Mapping[str, Snapshot]) -> None:
@@ -129,7 +129,7 @@ class FileDeadLetterSource(Source):
         self._inner.match_identities(identities.get(REPLAYED, {}))
 
     def commit(self, mark: Mark) -> bool:
-        """Nothing: the checkpoint knows what was replayed."""
+        """Do nothing: the checkpoint records what was replayed."""
         return True
 
     def lag(self, mark: Mark) -> Mapping[str, int]:
@@ -145,7 +145,7 @@ class FileDeadLetterSource(Source):
         self._inner.close()
 
     def _unwrapped(self, letters: Records) -> Iterator[Records]:
-        """What they hold; of neighbours that come from one source at a time."""
+        """Unwrap dead letters, adjacent ones from one source at a time."""
         frame, broken = Ndjson(ORIGIN_PATHS).decode(letters, DEAD_LETTER_SCHEMA)
         if broken:
             raise UserError(
@@ -161,8 +161,7 @@ class FileDeadLetterSource(Source):
 
 
 class KafkaDeadLetterSource(KafkaSource):
-    """A topic of dead letters as a source of what it holds now, decoded as the pipeline's own
-    source does.
+    """A topic of dead letters, up to its current end, decoded as the pipeline's source does.
 
     Args:
         topic: where `KafkaDeadLetterSink` wrote them.
@@ -180,7 +179,7 @@ class KafkaDeadLetterSource(KafkaSource):
         self.format = ReplayFormat({"": self.format})
 
     def in_effect(self) -> Mapping[str, Snapshot]:
-        """The own source's."""
+        """Return the pipeline source's values."""
         return {} if self._joins else super().in_effect()
 
     def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
@@ -200,7 +199,7 @@ class ReplayFormat(Format):
         self._formats = formats
 
     def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
-        """By the format of the source that they come from."""
+        """Decode with the format of the source each record came from."""
         origins = records.origins
         assert origins is not None, "these records come for the first time"
         if not len(records):
@@ -235,7 +234,7 @@ class ReplayFormat(Format):
 
 
 def _matching_prefixes(partitions: pl.Series, known: Mapping[str, object]) -> NDArray[np.object_]:
-    """Which of the known beginnings each partition's name has, shape (n,).
+    """Return which known prefix each partition's name has, shape (n,).
 
     Raises: UserError where it has none.
     """
@@ -277,12 +276,12 @@ def _records(letters: Records, frame: pl.DataFrame, source: Source) -> Records:
 
 
 def _with_newline(value: pl.Series) -> pl.Series:
-    """With a line end behind each."""
+    """Return the values with a line end after each."""
     return pl.select(pl.lit(value) + pl.lit(b"\n")).to_series()
 
 
 def _line_format(source: Source) -> Format:
-    """As a record of this source is decoded, wherever it lies; rows of columns are JSON there."""
+    """Return the format of one record of this source, outside its file; columnar rows are JSON."""
     if isinstance(source, FilesSource):
         return source.format_of_lines()
     return source.format if isinstance(source, KafkaSource) else Ndjson()

@@ -1,1 +1,1 @@
-"""Local files: rows from CSV, NDJSON, Parquet and Arrow; results as numbered parts."""
+"""Local files: rows from CSV, NDJSON, Parquet, Arrow and others; results as numbered parts."""

@@ -17,11 +17,11 @@ from engine.types import HeadraceError, Records, Values
 
 UNREADABLE = "unreadable"
 Content = tuple[NDArray[np.uint8], str]
-"""A file's bytes, and why there are none, or nothing."""
+"""A file's bytes, and why there are none, or None."""
 
 
 class FileRows:
-    """Many files as the rows of one partition, in the order given.
+    """Reads many files as the rows of one partition, in the given order.
 
     A position is where a file would start if they all lay one behind the other, a byte between
     each: so it tells whether the files before it are still those that were read. Files that come
@@ -45,11 +45,11 @@ class FileRows:
         self._starts = np.cumsum([0, *sizes]).astype(np.int64)
         self._row = 0
         self._held: Content | None = None
-        """Of file `_row`, where it is read already but found no room."""
+        """The content of file `_row`, if it was read but did not fit."""
 
     @property
     def next(self) -> int:
-        """Position of the next row."""
+        """The position of the next row."""
         return int(self._starts[self._row])
 
     @property
@@ -58,7 +58,7 @@ class FileRows:
         return int(self._starts[-1])
 
     def skip_to(self, position: int) -> None:
-        """Go on at the file that starts at `position`. Raises: HeadraceError where none does."""
+        """Continue at the file that starts at `position`. Raises: HeadraceError if none does."""
         row = int(np.searchsorted(self._starts, position))
         if row == len(self._starts) or self._starts[row] != position:
             raise HeadraceError(
@@ -69,7 +69,7 @@ class FileRows:
         self._row, self._held = row, None
 
     def read(self, max_rows: int, max_bytes: int) -> Records | None:
-        """The next files; None after the last."""
+        """Return the next files; None after the last."""
         start, room = self._row, max_bytes
         contents: list[Content] = []
         while self._row < len(self._paths) and len(contents) < max_rows:
@@ -85,11 +85,12 @@ class FileRows:
         return self._records(start, contents) if contents else None
 
     def close(self) -> None:
-        """Let go of a file that was read."""
+        """Release a file that was read."""
         self._held = None
 
     def _content(self, path: Path) -> Content:
-        """Never more than the bound in memory, whatever a compressed file unpacks to."""
+        """Return a file's content, never more than the limit in memory, however large it is
+        unpacked."""
         file = None
         try:
             if compression(path) is None:
@@ -112,7 +113,7 @@ class FileRows:
         return _concat(blocks), ""
 
     def _plain(self, path: Path) -> Content:
-        """In as few calls as can be: there are many small files."""
+        """Read a plain file in as few calls as possible, since there are many small ones."""
         file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # what became a pipe keeps nobody waiting
         try:
             left = os.fstat(file).st_size

@@ -22,14 +22,14 @@ from engine.types import HeadraceError, Records, UserError, Values
 from engine.types.plural import counted
 
 HEAD_BYTES = 4_096
-"""Bytes of a file's beginning that it is known by."""
+"""The bytes of a file's beginning in its fingerprint."""
 ROW_BYTES = 256
-"""Bytes of a row that it is known by."""
+"""The bytes of a row in its fingerprint."""
 MAX_NOTED_ROWS = 1_024
-"""Rows that are remembered until a checkpoint asks for one; each is the last of a read."""
+"""The last rows of reads that are remembered until a checkpoint asks for one."""
 
 Span = tuple[int, int]
-"""Where bytes lie, and how many they are."""
+"""An offset and a length in bytes."""
 Policy = Literal["fail", "read"]
 
 log = logging.getLogger("headrace.files")
@@ -37,7 +37,7 @@ log = logging.getLogger("headrace.files")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fingerprint:
-    """What a file is known by. Places are in its (decompressed) text where it has lines.
+    """The fingerprint of a file. Offsets are in its (decompressed) text if it has lines.
 
     Attributes:
         device, inode: the system's number of it.
@@ -65,20 +65,20 @@ class Fingerprint:
     unfinished: bool = False
 
     def snapshot(self) -> list[Any]:
-        """A plain value, and a small one: there may be many. See `restore`."""
+        """Return a small plain value: there may be many files. See `restore`."""
         return [getattr(self, field.name) for field in fields(self)]
 
     @classmethod
     def restore(cls, value: Sequence[Any]) -> Fingerprint:
-        """From what `snapshot` gave."""
+        """Return the fingerprint from a `snapshot`."""
         return cls(**{field.name: part for field, part in zip(fields(cls), value, strict=True)})
 
     def same_inode(self, stat: os.stat_result) -> bool:
-        """Whether the system has the same number for a file."""
+        """Return whether a file has the same inode."""
         return (self.device, self.inode) == (stat.st_dev, stat.st_ino)
 
     def matches_file(self, path: Path) -> bool:
-        """Whether a file begins with what was read of this one."""
+        """Return whether a file begins with what was read of this one."""
         try:
             stat = path.stat()
             if self.whole and stat.st_size != self.size:
@@ -99,14 +99,14 @@ class Fingerprint:
         return matches_file and (len(chunks) < 3 or len(chunks[2]) == 1)
 
     def has_beginning_of(self, path: Path | int) -> bool:
-        """Whether a file of lines still has the beginning and the row. Raises: OSError,
+        """Return whether a file of lines still has the beginning and the row. Raises: OSError,
         HeadraceError."""
         head, row = segments(path, [(0, self.head), self.row], raw=False)
         return digest(head) == self.head_digest and self.row_digest in ("", digest(row))
 
     def line_end_in(self, path: Path) -> int | None:
-        """Bytes of the line end that a file has by now where the last row had none; None where it
-        goes on within that row."""
+        """Return the bytes of the line end that now completes the last row; None if the row
+        continues."""
         if not self.unfinished:
             return 0
         (rest,) = segments(path, [(self.position, 2)], raw=False)
@@ -121,8 +121,8 @@ def digest(data: bytes) -> str:
 
 
 def segments(path: Path | int, places: Sequence[Span], *, raw: bool) -> list[bytes]:
-    """The bytes at these places of a file, or of an open one that is not compressed; fewer at its
-    end; of compressed text, unless `raw`, what it unpacks to.
+    """Return the bytes at these offsets of a file, or of an open uncompressed one; fewer at its
+    end; of compressed text, unless `raw`, the unpacked bytes.
 
     Raises: OSError, HeadraceError where it cannot be read.
     """
@@ -145,7 +145,7 @@ def segments(path: Path | int, places: Sequence[Span], *, raw: bool) -> list[byt
 
 
 class FingerprintTracker:
-    """What is known of a file that is read, so that it is known again.
+    """Collects the fingerprint of a file while it is read.
 
     Args:
         whole: nothing can be added to it.
@@ -155,8 +155,8 @@ class FingerprintTracker:
     def __init__(self, path: Path | int, *, whole: bool, before: Fingerprint | None = None) -> None:
         self._whole = whole
         self._rows: deque[tuple[int, Span, str, bool]] = deque(maxlen=MAX_NOTED_ROWS)
-        """Position on a mark behind a row, the row's place, its digest, whether it lacks its
-        end."""
+        """The position on a mark after a row, the row's offset, its digest, whether it lacks its
+        line end."""
         if before is not None and before.row_digest and not whole:
             at = before.position
             self._rows.append((at, before.row, before.row_digest, before.unfinished))
@@ -165,7 +165,7 @@ class FingerprintTracker:
         self.fingerprint = self._looked(path)
 
     def refresh(self, path: Path | int) -> None:
-        """Look again at a file that has grown: more of its beginning may be known."""
+        """Read more of the beginning of a file that has grown."""
         before, now = self.fingerprint, self._looked(path)
         (head,) = segments(path, [(0, before.head)], raw=self._whole)
         if digest(head) == before.head_digest:  # or it was written anew just now
@@ -185,7 +185,7 @@ class FingerprintTracker:
         self._rows.append((records.next, place, digest(row), unfinished))
 
     def at(self, position: int, total: int | None, epoch_stride: int) -> Fingerprint:
-        """What is known of it where a mark says to go on at `position`.
+        """Return the fingerprint for a mark that resumes at `position`.
 
         Args:
             total: its last position, None where that is unknown.
@@ -225,13 +225,13 @@ class FingerprintTracker:
 
 
 MAX_COPY_WARNINGS = 4
-"""Warnings of files that hold the same."""
+"""The most warnings about copies of a file."""
 REPLAYED = "dead letters"
-"""Under this name, beside a source's own partitions, what was replayed is known by."""
+"""The name, beside a source's own partitions, of the fingerprint of replayed files."""
 
 
 def combined_digest(paths: Iterable[Path]) -> str:
-    """A digest of files whose rows are put in one order: by their sizes, beginnings and ends."""
+    """Return a digest of files whose rows are sorted together: their sizes, beginnings and ends."""
     looks = [FingerprintTracker(path, whole=True).fingerprint for path in paths]
     return digest(repr([(f.size, f.head_digest, f.row_digest) for f in looks]).encode())
 
@@ -245,7 +245,7 @@ class CopyDetector:
         self._told = 0
 
     def note(self, path: Path, name: str) -> None:
-        """A file that is to be read."""
+        """Note a file that will be read."""
         try:
             first = self._names.setdefault(combined_digest([path]), name)
         except (OSError, HeadraceError):  # its reader will say so
@@ -265,8 +265,8 @@ class CopyDetector:
 def match_files(
     files: Mapping[str, Path], known: Mapping[str, Fingerprint]
 ) -> tuple[dict[str, Path], set[str]]:
-    """Partition -> file, for the files that are found, in their order; and which of the known
-    partitions are none of them.
+    """Return partition -> file for matching files, in their order; and the known partitions
+    without a file.
 
     A file is the partition that its content says; of several that fit, the one that the system's
     number says, then the one of the same name. Others are new: partitions by their own name, with a
@@ -300,7 +300,7 @@ def match_files(
 def _heads(
     files: Mapping[str, Path], known: Mapping[str, Fingerprint]
 ) -> dict[tuple[int, str], list[str]]:
-    """The beginnings of files that some of the known ones may have -> the files."""
+    """Return the beginnings of files that may match known ones -> the files."""
     heads: dict[tuple[int, str], list[str]] = {}
     lengths = {fingerprint.head for fingerprint in known.values()}
     raw = any(fingerprint.whole for fingerprint in known.values())
@@ -316,7 +316,7 @@ def _heads(
 
 
 def unique_name(name: str, taken: Collection[str]) -> str:
-    """The name, with a number where it is taken."""
+    """Return the name, with a number if it is taken."""
     tries = itertools.chain([name], (f"{name}#{n}" for n in itertools.count(2)))
     return next(text for text in tries if text not in taken)
 
@@ -384,7 +384,8 @@ def _paths(files: Mapping[str, Path], known: Mapping[str, Fingerprint]) -> set[P
 
 
 def report_continued_line(policy: Policy, name: str, was: Fingerprint) -> None:
-    """A file goes on within its last row. Raises: UserError where the policy is to fail."""
+    """Report that a file continues within its last row. Raises: UserError if the policy is to
+    fail."""
     _fail_or_warn(
         policy,
         f"'{name}' goes on in its last line, at position {was.row[0]}: that had no line end when "
@@ -395,7 +396,7 @@ def report_continued_line(policy: Policy, name: str, was: Fingerprint) -> None:
 
 
 def _fail_or_warn(policy: Policy, problem: str, otherwise: str) -> None:
-    """Raises: UserError where the policy is to fail."""
+    """Warn. Raises: UserError if the policy is to fail."""
     if policy == "fail":
         raise UserError(
             f'[source] {problem}, start over with --fresh, or set on_replaced = "read": then '

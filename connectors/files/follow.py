@@ -1,4 +1,4 @@
-"""Files that grow, and files that appear, as an endless stream of rows.
+"""Follows growing and new files as an endless stream of rows.
 
 A look at the folder every so often (`poll_interval`) says which files changed. A file is followed
 by the system's number of it, through any renaming, and by its content (`identity`): so a log that
@@ -40,13 +40,13 @@ from connectors.files.text import TextFile, compression
 from engine.types import HeadraceError, Records, UserError
 
 MAX_OPEN_FILES = 256
-"""Files that are kept open, those that grew last: so that they are read to their ends, whatever
-becomes of their names."""
+"""The most files kept open, the last that grew, so that they are read to their ends even after
+they are renamed or deleted."""
 SETTLE_SECONDS = 10.0
-"""Seconds without a change after which a file that cannot be read is told of."""
+"""The seconds without a change after which an unreadable file is reported."""
 
 FileId = tuple[int, int]
-"""The system's, of a file: device and inode."""
+"""The system's identity of a file: device and inode."""
 Open = Callable[[Path, str], Readable | None]
 
 log = logging.getLogger("headrace.files")
@@ -88,7 +88,7 @@ class Tail:
         )
 
     def intact(self) -> bool:
-        """Whether the open file still begins with what was read of it."""
+        """Return whether the open file still begins with what was read of it."""
         text, known = self.text, self.fingerprint()
         if text is None or known is None:
             return True
@@ -97,7 +97,7 @@ class Tail:
 
     @property
     def text(self) -> TextFile | None:
-        """The open file, where it can grow."""
+        """The open file, if it can grow."""
         file = self.file
         return file if isinstance(file, TextFile) and not file.compressed else None
 
@@ -155,10 +155,10 @@ class Follower:
         self._open: OrderedDict[str, Tail] = OrderedDict()
         self._seen: dict[FileId, SeenFile] = {}
         self._waiting: dict[FileId, float] = {}
-        """New files that are not read yet, and since when they have not changed."""
+        """Unread new files, and since when they have not changed."""
         self._contents = CopyDetector()
         self._copies: dict[FileId, float | None] = {}
-        """New files that are taken for copies -> since when; None once that was told."""
+        """New files that look like copies -> since when; None once that was reported."""
         self._next_look = 0.0
 
     def start(self, positions: Mapping[str, int], known: Mapping[str, Fingerprint]) -> None:
@@ -198,14 +198,14 @@ class Follower:
             time.sleep(max(0.0, min(until, self._next_look) - now))
 
     def identities(self, positions: Mapping[str, int]) -> Iterator[tuple[str, Fingerprint]]:
-        """What the partitions on a mark are known by."""
+        """Return the identities of the partitions on a mark."""
         for name, tail in list(self._tails.items()):
             known = tail.fingerprint(positions[name]) if name in positions else None
             if known is not None:
                 yield name, known
 
     def lag(self, positions: Mapping[str, int]) -> dict[str, int]:
-        """Partition -> bytes or rows behind a mark, of the files that are there."""
+        """Return partition -> bytes or rows after a mark, of existing files."""
         return {
             tail.name: max(0, (tail.total or 0) - positions.get(tail.name, 0))
             for tail in list(self._tails.values())
@@ -213,7 +213,7 @@ class Follower:
         }
 
     def close(self) -> None:
-        """Let go of all files."""
+        """Close all files."""
         for tail in self._open.values():
             tail.close()
         self._open.clear()
@@ -221,7 +221,7 @@ class Follower:
     # ------------------------------------------------------------------------------------- to read
 
     def _next(self, tail: Tail, max_rows: int, max_bytes: int) -> Records | None:
-        """Its next rows; None where there are no more, for now or for ever."""
+        """Return its next rows; None if there are no more, now or ever."""
         file = tail.file or self._reopened(tail)
         if file is None:
             return None
@@ -254,7 +254,7 @@ class Follower:
         return records
 
     def _reopened(self, tail: Tail) -> Readable | None:
-        """Its file, open where it was read last; None where that cannot be done now."""
+        """Open its file at the last read position; return None if that is impossible now."""
         if tail.file_id is None:
             return None
         try:
@@ -293,7 +293,7 @@ class Follower:
         return file
 
     def _finish_line(self, tail: Tail) -> None:
-        """Where a run before took a last line for a row that had no line end: pass over its end.
+        """Skip the line end of a last line that an earlier run read as a row without one.
 
         Raises: UserError where it goes on instead, and the policy is to fail.
         """
@@ -322,7 +322,7 @@ class Follower:
         return self._lines and compression(path) is None
 
     def _look(self) -> None:
-        """Find out what files there are, and which have more to read."""
+        """Scan for files, and find which have more to read."""
         files = self._scan()
         for tail in list(self._tails.values()):
             if tail.file_id is not None:
@@ -371,7 +371,7 @@ class Follower:
         self._follow(tail, file)
 
     def _follow(self, tail: Tail, file: SeenFile) -> None:
-        """There may be more to read of it."""
+        """Note that there may be more to read of it."""
         tail.path, tail.file_id, tail.reported, tail.retry = file.path, file.file_id, False, False
         tail.size, tail.changed = file.size, file.changed
         if self._grows(file.path):
@@ -379,7 +379,7 @@ class Follower:
         self._ready[tail.name] = tail
 
     def _assign_new(self, new: list[SeenFile]) -> None:
-        """New files: those that are known ones elsewhere, copies, and others."""
+        """Assign new files: renamed known ones, copies, and others."""
         lost = [tail for tail in self._tails.values() if tail.file_id is None]
         numbers = {(tail.known.device, tail.known.inode) for tail in lost if tail.known is not None}
         # Those with a known number first, and copies that are compressed last.
@@ -401,8 +401,8 @@ class Follower:
             self._follow(tail, file)
 
     def _match_lost(self, file: SeenFile, lost: list[Tail]) -> Tail | None:
-        """Which of the tails whose files are lost a file is, by its content; of several, the one
-        with the system's number or its name."""
+        """Return which of the lost tails a file is, by content; of several, the one with its
+        inode or name."""
         try:
             (head,) = segments(file.path, [(0, HEAD_BYTES)], raw=not self._lines)
         except (OSError, HeadraceError):
@@ -422,7 +422,8 @@ class Follower:
         return min(fitting, key=lambda tail: not _is_same_file(tail, file), default=None)
 
     def _must_wait(self, file: SeenFile) -> bool:
-        """Whether a new file may be a copy, or is still being written although it cannot grow."""
+        """Return whether a new file may be a copy, or is still being written although it cannot
+        grow."""
         before, now = self._seen.get(file.file_id), time.monotonic()
         same = before is not None and (before.size, before.changed) == (file.size, file.changed)
         if not same:
@@ -455,7 +456,7 @@ class Follower:
             )  # fmt: skip
 
     def _is_copy(self, file: SeenFile, head: bytes, tail: Tail) -> bool:
-        """Whether a file holds what a tail's does, or the beginning of it."""
+        """Return whether a file holds what a tail's does, or the beginning of it."""
         known = tail.fingerprint()
         if known is None:
             return False
@@ -475,8 +476,7 @@ class Follower:
             return True  # one of them goes just now
 
     def _drain(self) -> None:
-        """Read on in files that are gone from the folder; tell what is lost of those that cannot be
-        read."""
+        """Read the rest of files that left the folder; report what is lost of unreadable ones."""
         now = time.monotonic()
         for tail in list(self._tails.values()):
             if tail.file_id is not None or tail.reported:
@@ -490,7 +490,7 @@ class Follower:
                 self._report_lost(tail)
 
     def _report_lost(self, tail: Tail) -> None:
-        """A tail's file has not come back.
+        """Report a tail whose file has not come back.
 
         Raises: UserError where rows are lost and the policy is to fail.
         """

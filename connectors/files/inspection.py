@@ -39,22 +39,22 @@ RESERVED_NAMES = (*RESERVED, PART, PROBLEM, WILDCARD, "")
 
 
 def is_taken(name: str) -> bool:
-    """Whether no column of a file can have this name."""
+    """Return whether no column of a file can have this name."""
     return name in RESERVED_NAMES or is_pattern(name)
 
 
 """Names that no column of a file can have: headrace's own, and none."""
 INFERENCE_BYTES = 32 << 20
-"""Bytes of text that types are guessed from; files with less in all are looked at whole."""
+"""The bytes of text used to infer types; files with fewer in all are read completely."""
 MIN_BYTES_PER_FILE = 64 << 10
-"""Of one file, while there is any left."""
+"""The least bytes of one file, while any are left."""
 SOME_ROWS = 64
 MAX_INFERRED_COLUMNS = 10_000
-"""Whose types are guessed: more are data in the place of names."""
+"""The most columns whose types are inferred: more are data in place of names."""
 PIECE = 4 << 20
-"""Bytes looked at together."""
+"""The bytes inspected together."""
 MAX_FILES_NAMED = 3
-"""Files that a log line names."""
+"""The most files a log line names."""
 
 log = logging.getLogger("headrace.files")
 
@@ -67,12 +67,12 @@ class RowReader(Protocol):
         ...
 
     def close(self) -> None:
-        """Release it."""
+        """Close the file."""
         ...
 
 
 class TranscodedReader:
-    """An open file of text in another encoding, as UTF-8."""
+    """An open text file in another encoding, as UTF-8."""
 
     def __init__(self, file: RowReader, table: Transcoder) -> None:
         self._file = file
@@ -90,7 +90,7 @@ class TranscodedReader:
 
 @dataclass(slots=True, kw_only=True)
 class Inspection:
-    """What several files have in common.
+    """The common schema of several files.
 
     Attributes:
         schema: every column of any file, in a type that holds the values of all.
@@ -116,7 +116,7 @@ class Inspection:
     words: dict[str, set[str]] = field(default_factory=dict)
 
     def log_warnings(self, files: int, declared: Schema) -> None:
-        """Log what a user should know of it."""
+        """Log what a user should know about the files."""
         if self.empty and len(self.empty) < files:
             log.warning(
                 "%s no rows: %s.",
@@ -182,7 +182,7 @@ class Inspection:
 
 
 def inspect_tables(files: Mapping[str, Path], format: str) -> Inspection:
-    """All footers. Raises: UserError where one column is of types that no type holds together."""
+    """Inspect all footers. Raises: UserError for a column whose types have no common type."""
     inspection = Inspection()
     columns_by_file: dict[str, list[str]] = {}
     for name, path in files.items():
@@ -230,7 +230,7 @@ def inspect_csv(
     *,
     words: bool = True,
 ) -> Inspection:
-    """All headers, and rows to guess the types of columns from that are not declared.
+    """Inspect all headers, and rows to infer undeclared types.
 
     Args:
         opened: opens a file, and notes its header.
@@ -278,7 +278,7 @@ def inspect_json(
     *,
     declared: bool,
 ) -> Inspection:
-    """The keys of the objects, in the types that hold all their values.
+    """Inspect the keys of the objects, and infer types that hold all their values.
 
     Args:
         paths: column -> where its value is; one that leads to none in any row has no type.
@@ -357,7 +357,7 @@ class SampleBudget:
         self._files = files
 
     def parts(self, file: RowReader, name: str, inspection: Inspection) -> Iterator[Records]:
-        """Rows from the beginning of a file; at least one part of it."""
+        """Yield rows from the beginning of a file; at least one part."""
         share = max(self._left // max(1, self._files), MIN_BYTES_PER_FILE)
         self._files -= 1
         while (records := file.read(1 << 30, min(PIECE, max(share, 1)))) is not None:
@@ -392,7 +392,7 @@ def _resolved_type(dtype: pl.DataType) -> pl.DataType:
 
 
 def _lines(records: Records) -> bytes:
-    """One row a line; files that are a row each lose their line breaks."""
+    """Return one row per line; a file that is one row loses its line breaks."""
     values = records.values
     assert isinstance(values, Values)
     if records.keys is None:

@@ -1,4 +1,4 @@
-"""From the paths of a pipeline file to files and their format."""
+"""Finds the files and the format for the paths of a pipeline file."""
 
 from __future__ import annotations
 
@@ -24,16 +24,18 @@ EXTENSIONS = {
     ),
 }  # fmt: skip
 AMBIGUOUS_FORMATS = {"json": (".json",), "documents": (), "text": ()}
-"""Formats that no extension gives away, and the extensions of their files; none: any."""
+"""Format without a recognisable extension -> its usual extensions; none means any."""
 HIDDEN_PREFIXES = (".", "_")
-"""How names begin of what is no data: hidden files, and those that Spark, Hive and others leave."""
+"""The first characters of names that are not data: hidden files, and those of Spark, Hive and
+others."""
 PACKAGE_RESOURCE = re.compile(r"([A-Za-z_][\w.]*):(\w.*)")
 
 log = logging.getLogger("headrace.files")
 
 
 def find_files(paths: Iterable[str], format: str | None = None) -> dict[str, Path]:
-    """Partition -> file: in the order given, those of a glob or below a folder sorted by name.
+    """Return partition -> file: in the given order; those of a glob or below a folder sorted by
+    name.
 
     A folder stands for all files below it but, where the format is given, those with an extension
     of none of its. Names that begin with a dot or an underscore (``_SUCCESS``, ``_metadata``,
@@ -66,8 +68,8 @@ def find_files(paths: Iterable[str], format: str | None = None) -> dict[str, Pat
 
 
 def would_match(paths: Iterable[str], file: Path, format: str | None = None) -> bool:
-    """Whether `find_files` would find a file of this path, under whatever spelling, once it is
-    there."""
+    """Return whether `find_files` would find a file at this path once it exists, in any
+    spelling."""
     spelt = _spellings(file)
     for path in paths:
         if Path(path).is_dir():
@@ -84,7 +86,7 @@ def would_match(paths: Iterable[str], file: Path, format: str | None = None) -> 
 
 
 def common_format(files: dict[str, Path]) -> str:
-    """The one format of these files, by their extensions.
+    """Return the common format of these files, by their extensions.
 
     Raises: UserError where one says nothing or they say different things.
     """
@@ -105,17 +107,17 @@ def common_format(files: dict[str, Path]) -> str:
 
 
 def readable(name: str) -> str:
-    r"""A file's name as text; bytes of it that are not UTF-8 as ``\xff``."""
+    r"""Return a file's name as text; bytes that are not UTF-8 as ``\xff``."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _shown(path: str | Path) -> str:
-    """The name of a file's partition: its path as found, in its shortest spelling."""
+    """Return the name of a file's partition: its path as found, in its shortest spelling."""
     return readable(str(Path(path)))
 
 
 def _once(files: dict[str, Path]) -> dict[str, Path]:
-    """Without those that are another of them by a second name."""
+    """Drop files that are another one's second name."""
     first: dict[tuple[int, int], str] = {}
     for name, path in files.items():
         stat = path.stat()
@@ -194,7 +196,7 @@ def _unlisted(error: OSError) -> None:
 
 
 def _told_apart(files: dict[str, Path], folder: str) -> dict[str, Path]:
-    """Those whose extensions say what they hold, where any does: a README lies beside data."""
+    """Keep the files whose extensions show a format, if any do: a README may lie beside data."""
     known = {name: path for name, path in files.items() if _kind(path) is not None}
     aside = [name for name in files if name not in known]
     if not known or not aside:
@@ -211,7 +213,7 @@ def _told_apart(files: dict[str, Path], folder: str) -> dict[str, Path]:
 
 
 def _pattern(file: Path) -> str:
-    """One for the files of a folder that are called like this one."""
+    """Return a pattern for the files of a folder with names like this one."""
     return readable(str(file.parent / (f"*{file.suffix}" if file.suffix else file.name)))
 
 
@@ -236,12 +238,12 @@ def _matches(pattern: str) -> dict[str, Path]:
 
 
 def _spellings(path: str | Path) -> set[Path]:
-    """As it is written, and without links."""
+    """Return the path as written, and without links."""
     return {Path(os.path.abspath(path)), Path(path).resolve()}  # noqa: PTH100 - keeps links
 
 
 def _relative_parts(files: Iterable[Path], folder: str) -> Iterator[tuple[str, ...]]:
-    """The parts of their paths below the folder, for those that lie there."""
+    """Return the parts of paths below the folder, for those that lie there."""
     for top in _spellings(folder):
         yield from (file.relative_to(top).parts for file in files if file.is_relative_to(top))
 
@@ -269,7 +271,7 @@ def _is_match(pattern: str, file: Path, spelt: Iterable[Path]) -> bool:
 
 
 def _fit_parts(parts: Sequence[str], wanted: Sequence[str]) -> bool:
-    """Whether names of folders and a file are what the parts of a pattern ask for."""
+    """Return whether the names of folders and a file match the parts of a pattern."""
     if not wanted:
         return not parts
     if wanted[0] == "**" and _fit_parts(parts, wanted[1:]):
@@ -282,7 +284,7 @@ def _fit_parts(parts: Sequence[str], wanted: Sequence[str]) -> bool:
 
 
 def _literal(pattern: str) -> tuple[str, str]:
-    """The folder that a pattern's first parts name, taken as they are, and the rest of it."""
+    """Return the folder that a pattern's first literal parts name, and the rest of the pattern."""
     folder, parts = ("/", pattern.lstrip("/")) if pattern.startswith("/") else ("", pattern)
     first, slash, rest = parts.partition("/")
     while slash and Path(folder, first).is_dir():
@@ -292,8 +294,8 @@ def _literal(pattern: str) -> tuple[str, str]:
 
 
 def _is_note(name: str, folder: str, rest: str) -> bool:
-    """Whether a match is another program's note, or lies below one, that no part of the pattern
-    asks for. (Names that begin with a dot are no matches of a star.)"""
+    """Return whether a match is another program's metadata, or lies below such a folder, and no
+    part of the pattern names it. (A star does not match names that begin with a dot.)"""
     if any(part.startswith("_") for part in rest.split("/")):
         return False
     inside = Path(name).parts[len(Path(folder).parts) :]

@@ -29,12 +29,12 @@ WRITERS: dict[str, Callable[[pl.DataFrame, IO[bytes]], None]] = {
     "csv": lambda frame, file: frame.write_csv(file, datetime_format=MOMENT),
     "arrow": lambda frame, file: frame.write_ipc(file),
 }
-"""Format -> writer. NDJSON and CSV have no infinity of their own: NDJSON writes null for it; and no
-bytes: they get them in base64. Times are ISO 8601 with their offset from UTC."""
+"""Format -> writer. NDJSON and CSV have no infinity: NDJSON gets null; nor bytes: they get
+base64. Times are ISO 8601 with their offset from UTC."""
 
 
 class PartSettings(types.Settings):
-    """What a folder of parts has, whatever they are.
+    """Settings of a folder of parts.
 
     Attributes:
         path: the folder; made at the first write.
@@ -79,7 +79,7 @@ class FilesSink(Sink, Buffered):
         atomic.require_folder(self.folder, self._place.named)
         self._frames: list[pl.DataFrame] = []
         self._told: set[str] = set()
-        """Columns whose NaN were told to be null."""
+        """Columns whose NaN were reported to become null."""
         self._nbytes = 0
         self._limit = int(settings.max_buffer_bytes)
         self._spilled: list[Path] = []
@@ -115,7 +115,7 @@ class FilesSink(Sink, Buffered):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of rows in memory."""
+        """The bytes of buffered rows."""
         return self._nbytes
 
     def limit_memory(self, nbytes: int) -> None:
@@ -139,7 +139,8 @@ class FilesSink(Sink, Buffered):
         self._spilled = []
 
     def snapshot(self) -> Snapshot:
-        """The next part's number, how long all before it are together, and where they are."""
+        """Return the next part's number, the total length of the earlier parts, and their
+        folder."""
         return {"next": self._next, "bytes": self._written, "path": str(self.folder.resolve())}
 
     def require(self, value: Snapshot) -> None:
@@ -170,7 +171,7 @@ class FilesSink(Sink, Buffered):
         )  # fmt: skip
 
     def restore(self, value: Snapshot) -> None:
-        """Remove parts of this number and above, and temporary ones; None removes all parts.
+        """Delete parts from this number on, and temporary ones; None deletes all parts.
 
         Raises: as `require`.
         """
@@ -186,7 +187,7 @@ class FilesSink(Sink, Buffered):
             raise self._error(self.folder, error) from error
 
     def _parts(self) -> Iterator[tuple[Path, re.Match[str]]]:
-        """Its parts, temporary ones too: number and ending."""
+        """Return its parts, temporary ones included: number and extension."""
         for path in self.folder.iterdir() if self.folder.is_dir() else ():
             if (part := self._pattern.fullmatch(path.name)) is not None:
                 yield path, part
@@ -259,7 +260,7 @@ class FilesSink(Sink, Buffered):
         self._frames, self._nbytes = [], 0
 
     def _encoded(self) -> memoryview:
-        """The part in memory: a disk that fills up while polars itself writes to it is a panic."""
+        """Encode the part in memory: polars panics when a disk fills up while it writes."""
         buffer = io.BytesIO()
         frame = pl.concat(self._frames)
         if self.settings.format == "ndjson":
@@ -281,8 +282,7 @@ class FilesSink(Sink, Buffered):
 
 
 class FileDeadLetterSink(FilesSink):
-    """Dead letters as files. They are for people, who clear them away once they are mended: none is
-    missed."""
+    """Dead letters as files. People may delete them once the cause is fixed; none is missed."""
 
     section = "dead_letters"
 

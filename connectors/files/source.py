@@ -1,4 +1,4 @@
-"""Files as a source: lines of text, tables, and files that are a row each, one after the other."""
+"""Reads files: lines of text, tables, and files that are one row each."""
 
 from __future__ import annotations
 
@@ -113,32 +113,32 @@ FORMATS = (
     "webdataset",
 )  # fmt: skip
 SORTABLE = ("csv", "ndjson", "parquet", "arrow")
-"""Formats for `order_by`."""
+"""The formats for `order_by`."""
 JSON_FORMATS = ("ndjson", "json")
 SPARSE_FORMATS = (*JSON_FORMATS, "xml", "webdataset")
-"""Formats whose rows need not have every column."""
+"""The formats whose rows need not have every column."""
 DECLARED_ONLY_FORMATS = ("xml", "webdataset")
-"""Formats of which only the declared columns are looked for, where there are any."""
+"""The formats that read only declared columns, if there are any."""
 PATH_FORMATS = (*SPARSE_FORMATS, *TABLE_READERS)
-"""Formats for `paths`."""
+"""The formats for `paths`."""
 FILE_ROW_FORMATS = ("json", "xml", "images", "documents")
-"""Formats whose files are a row each; XML without `row`."""
+"""The formats with one row per file; XML without `row`."""
 SAMPLE_ROWS = 1_000
-"""Rows of a text file that its columns' types are guessed from."""
+"""The rows of a text file from which its columns' types are inferred."""
 SCHEMA_ATTEMPTS = 5
-"""How often columns are looked for in files that come and go."""
+"""The attempts to inspect files that come and go."""
 CSV_CHARACTER = re.compile(r"[^\n\r\0\x80-\U0010ffff]")
 PARSE_SETTINGS = ("coerce", "paths", "decimal", "null_values")
-"""Settings that decide what a cell means, whatever file it is in."""
+"""The settings that decide what a cell means, whatever file it is in."""
 NULL_WORDS_KEY = "words"
 CSV_SETTINGS = ("delimiter", "quote", "decimal", "comment", "null_values")
-"""Settings that say how a CSV is written."""
+"""The settings of the CSV dialect."""
 HEADER_BYTES = 1 << 16
-"""Bytes of a CSV's beginning that its header ends in."""
+"""The bytes in which a CSV's header must end."""
 SAMPLED_FILES = 32
-"""Files that a look before a run reads rows of."""
+"""The files that a check reads rows of."""
 INSPECTION_BYTES = 4 << 20
-"""Of XML documents, whose trees are many times as large."""
+"""The bytes inspected of XML documents, whose trees are many times as large."""
 
 log = logging.getLogger("headrace.files")
 
@@ -287,7 +287,7 @@ class FilesSource(Source):
         self._sorted: pl.DataFrame | None = None
         self._positions: Mapping[str, int] = {}
         self._moved: dict[str, int] = {}
-        """Where partitions are read on, whatever a mark says."""
+        """The positions to resume partitions at, instead of the mark's."""
         self._totals: dict[str, int] = {}
         self._known: dict[str, Fingerprint] = {}
         self._foreign_identities: Mapping[str, Snapshot] = {}
@@ -298,13 +298,13 @@ class FilesSource(Source):
         self._order = order(len(self._splits), settings, 0)
         self._file: Readable | None = None
         self._sniffed_dialect: dict[str, Any] | None = None
-        """What a CSV was found to be written like; None before it was looked at."""
+        """The sniffed CSV dialect; None before sniffing."""
         self._csvs: list[Csv]
         self._left_out: set[str] = set()
         self._words: dict[str, set[str]] = {}
         """Column -> fields of a CSV that may stand for missing values."""
         self._model_null_values: tuple[str, ...] = ()
-        """Fields of a CSV that were missing values where a model learned."""
+        """The fields of a CSV that were missing values in a model's training."""
         self._folders = {name: partition_values(path) for name, path in self._files.items()}
         self._make_format()
 
@@ -324,7 +324,7 @@ class FilesSource(Source):
         )
 
     def _found(self) -> dict[str, Path]:
-        """The files there are now.
+        """Return the current files.
 
         Raises: UserError where there is none, unless they are followed and the format is given.
         """
@@ -424,7 +424,7 @@ class FilesSource(Source):
         return {c: t for c, t in within.items() if c not in from_folders} | from_folders
 
     def _schema_within(self, declared: Schema) -> Schema:
-        """The columns in the files."""
+        """Return the columns inside the files."""
         if self._follower is None:
             return self._schema(declared)
         for _ in range(SCHEMA_ATTEMPTS):
@@ -485,7 +485,7 @@ class FilesSource(Source):
         return schema
 
     def _usable(self, available: Schema) -> Schema:
-        """The columns that can be columns here; the others are told, once."""
+        """Return the usable columns; warn about the others once."""
         paths = self.settings.paths if self._kind in (*JSON_FORMATS, *TABLE_READERS) else {}
         read = {str(parse_path(path, c)[0]) for c, path in paths.items()}
         for column in available:
@@ -556,7 +556,7 @@ class FilesSource(Source):
         return self._table.recoded(records)
 
     def _read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
-        """The next rows as they are in the file."""
+        """Return the next rows as they are in the file."""
         if self._follower is not None:
             return self._follower.read(max_rows, max_bytes, timeout)
         if self._stdin_rows is not None:
@@ -606,7 +606,7 @@ class FilesSource(Source):
         return pieces
 
     def _head(self, name: str, rows: int) -> list[Records]:
-        """The first rows of a file; none where it has none."""
+        """Return the first rows of a file; None if it has none."""
         self._folders[name] = partition_values(self._files[name])
         file = self._one(self._files[name], name)
         try:
@@ -618,7 +618,7 @@ class FilesSource(Source):
         return [records if self._table is None else self._table.recoded(records)]
 
     def _with_epoch(self, split: InputSplit, records: Records) -> Records:
-        """With the positions of this epoch."""
+        """Return the records with the positions of this epoch."""
         epoch_offset = self._epoch * EPOCH_STRIDE
         if epoch_offset:
             records = replace(records, next=records.next + epoch_offset, epoch_offset=epoch_offset)
@@ -698,7 +698,7 @@ class FilesSource(Source):
 
     @property
     def _is_single_partition(self) -> bool:
-        """Whether all files are one partition."""
+        """Return whether all files are one partition."""
         return bool(self.settings.order_by) or self._file_per_row
 
     @cached_property
@@ -711,7 +711,7 @@ class FilesSource(Source):
         return True
 
     def lag(self, mark: Mark) -> Mapping[str, int]:
-        """Partition -> bytes (text) or rows behind the mark, of the files opened so far."""
+        """Return partition -> bytes (text) or rows after the mark, of the files opened so far."""
         if self._follower is not None:
             return self._follower.lag(mark.positions)
         behind = {}
@@ -722,8 +722,8 @@ class FilesSource(Source):
         return behind
 
     def progress(self, mark: Mark) -> float | None:
-        """Share of the bytes of all files before the mark; inside a compressed file, a guess. None
-        where they are followed."""
+        """Return the share of the bytes of all files before the mark; inside a compressed file
+        an estimate. None if files are followed."""
         if self._follower is not None or self._stdin is not None:
             return None
         positions = mark.positions
@@ -774,7 +774,7 @@ class FilesSource(Source):
 
     @cached_property
     def _declared_dialect(self) -> dict[str, Any]:
-        """Fields of a `Dialect` that the settings, or the files' extension, say."""
+        """Return the fields of a `Dialect` that settings, or the files' extension, give."""
         settings = self.settings
         declared: dict[str, Any] = {
             name: getattr(settings, name)
@@ -795,7 +795,7 @@ class FilesSource(Source):
             decoder.dialect = self._dialect
 
     def _add_null_values(self, words: Iterable[str]) -> None:
-        """Read these fields as missing values, besides those that are."""
+        """Read these fields as missing values, in addition to the current ones."""
         before = (self._sniffed_dialect or {}).get("null_values", ())
         both = {*before, *words}
         if both - {*before}:
@@ -803,8 +803,8 @@ class FilesSource(Source):
             self._use_dialect({**(self._sniffed_dialect or {}), "null_values": ordered})
 
     def _use_null_words(self, schema: Schema) -> None:
-        """Fields that were all that columns held, which are numbers or times now that somebody says
-        so (a model file), are missing values where no column of text has them."""
+        """Read words as missing values if they are all that keeps columns from being numbers or
+        times, now that a model file declares these, and no text column has them."""
         of_text, others = set[str](), set[str]()
         for column, words in self._words.items():
             dtype = schema.get(column, pl.String())
@@ -812,7 +812,7 @@ class FilesSource(Source):
         self._add_null_values(others - of_text)
 
     def _sniff(self, path: Path, name: str) -> None:
-        """Find out how the first file with rows is written; it holds for all."""
+        """Sniff the dialect of the first file with rows; it applies to all."""
         if self._stdin is not None and not self._stdin.peeking:
             return
         file = TextFile(
@@ -876,11 +876,11 @@ class FilesSource(Source):
 
     @property
     def has_lines(self) -> bool:
-        """Whether a line end closes each row."""
+        """Return whether a line end closes each row."""
         return not self._file_per_row
 
     def format_of_lines(self) -> Format:
-        """How a row of its files is decoded that lies elsewhere; of columns, as JSON.
+        """Return the format of a row of its files that lies elsewhere; a columnar row is JSON.
 
         Raises: UserError for samples of a tar, of which a dead letter tells only the place.
         """
@@ -902,7 +902,7 @@ class FilesSource(Source):
         )
 
     def _assigned_splits(self) -> list[InputSplit]:
-        """What this engine reads, in the order of names.
+        """Return the splits that this engine reads, in the order of names.
 
         Raises: UserError where it cannot be shared or shuffled.
         """
@@ -932,7 +932,7 @@ class FilesSource(Source):
         return list(pieces(self._files, self._bounds))[shard::shards]
 
     def _bounds(self, name: str, path: Path) -> Sequence[int] | None:
-        """Where a file may be cut; None for one that may not."""
+        """Return the offsets at which a file may be cut; None if it may not."""
         if self._kind in TABLE_READERS:
             table = TABLE_READERS[self._kind](path, name)
             table.close()
@@ -964,19 +964,19 @@ class FilesSource(Source):
         return self._one(self._files[split.file], split.file)
 
     def _follow(self, path: Path, name: str) -> Readable | None:
-        """As `_one`; None where it lacks even its header."""
+        """Return the rows of a file, as `_one`; None while it lacks even its header."""
         self._folders[name] = partition_values(path)
         return self._one(path, name) if self._is_begun(path) else None
 
     def _is_begun(self, path: Path) -> bool:
-        """Whether a CSV that grows has its header by now."""
+        """Return whether a growing CSV has its header by now."""
         if self._kind != "csv" or compression(path) is not None:
             return True
         (head,) = segments(path, [(0, HEADER_BYTES)], raw=True)
         return len(head) == HEADER_BYTES or b"\n" in head.lstrip(b"\r\n")
 
     def _one(self, path: Path, name: str) -> Readable:
-        """The rows of a file."""
+        """Return the rows of a file."""
         if self._kind == "xml":
             return self._xml(path, name)
         if isinstance(self._inner, WebDatasetFormat):
@@ -987,7 +987,7 @@ class FilesSource(Source):
         return self._text(path, name)
 
     def _whole_files(self, name: str, group: int | None = None) -> FileRows:
-        """Files that are a row each, in the order of this epoch."""
+        """Return files that are one row each, in the order of this epoch."""
         names = list(self._files)[slice(group, None, None if group is None else SHARD_GROUPS)]
         names = [names[i] for i in order(len(names), self.settings, self._epoch)]
         limit = self.settings.max_record_bytes
@@ -1054,13 +1054,13 @@ class FilesSource(Source):
         return file
 
     def _waits(self, path: Path) -> bool:
-        """Whether a last line without its end is no row."""
+        """Return whether a last line without its end is not a row yet."""
         grows = self.settings.follow and compression(path) is None
         peeking = self._stdin is not None and self._stdin.peeking
         return grows or peeking or self.settings.last_line == "wait"
 
     def _rewound(self) -> StdinBytes | None:
-        """Standard input, from its first byte, where it is read."""
+        """Return standard input from its first byte, if it is read."""
         if self._stdin is not None:
             self._stdin.rewind()
         return self._stdin
@@ -1082,15 +1082,15 @@ class FilesSource(Source):
         )
 
     def _sampled(self, path: Path, name: str) -> RowReader:
-        """A file of text to look into, in UTF-8."""
+        """Open a text file for inspection, as UTF-8."""
         file = self._text(path, name)
         return file if self._table is None else TranscodedReader(file, self._table)
 
     # ----------------------------------------------------------------------------------- schema
 
     def _file_schema(self, named: Schema, *, guess: bool) -> Schema:
-        """The columns of all files. Those of text are of types that are guessed, but for the named
-        ones; without `guess`, all are text."""
+        """Return the columns of all files. Types of text are inferred, except for the named
+        columns; without `guess`, all are text."""
         if self._kind == "xml":
             return self._guess_xml(guess=guess)
         if isinstance(self._inner, WebDatasetFormat):
@@ -1119,8 +1119,8 @@ class FilesSource(Source):
         return inspection.schema
 
     def _must_lead(self, there: Schema, named: Schema) -> Schema:
-        """The same. Raises: UserError for one of `paths` whose column has no type: no row has a
-        value there, and none is declared."""
+        """Return the same. Raises: UserError for one of `paths` whose column has no type: no row
+        has a value there, and none is declared."""
         for column, path in self.settings.paths.items():
             if column not in there and column not in named:
                 top = str(parse_path(path, column)[0])
@@ -1156,7 +1156,7 @@ class FilesSource(Source):
         return inspect_json(self._files, self._sampled, paths, declared=declared)
 
     def _nested(self, available: Schema) -> Schema:
-        """The columns that `paths` takes out of others."""
+        """Return the columns that `paths` takes out of others."""
         columns: Schema = {}
         for column, path in self.settings.paths.items():
             top = parse_path(path, column)[0]
@@ -1176,14 +1176,14 @@ class FilesSource(Source):
         return columns
 
     def _table_columns(self) -> list[str] | None:
-        """Those of the files that the columns are in."""
+        """Return the columns of the files that contain these columns."""
         if self._columns is None:
             return None
         paths = self.settings.paths
         return [str(parse_path(paths[c], c)[0]) if c in paths else c for c in self._columns]
 
     def _guess_xml(self, *, guess: bool) -> Schema:
-        """Columns of the first rows."""
+        """Infer the columns of the first rows."""
         elements = self._sample_of_xml()
         paths = self.settings.paths
         columns = list(dict.fromkeys([*columns_of(elements), *paths]))
@@ -1247,7 +1247,7 @@ class FilesSource(Source):
         )
 
     def _read_all(self, path: Path, name: str) -> pl.DataFrame:
-        """All rows of a file; text columns where it is CSV."""
+        """Return all rows of a file; text columns for CSV."""
         if self._kind in TABLE_READERS:
             return TABLE_READERS[self._kind](path, name).whole()
         file = self._sampled(path, name)
@@ -1279,8 +1279,8 @@ class FilesSource(Source):
 
 
 def header(raw: bytes | None, name: str, dialect: Dialect, encoding: str = "utf-8") -> list[str]:
-    """Column names of a CSV's first row; none where there is none. One without a name, as before an
-    index or behind a last comma, is called by its number: ``column_1`` is the first.
+    """Return the column names of a CSV's first row; none without one. A column without a name,
+    as before an index or after a last comma, is called by its number: ``column_1`` is the first.
 
     Raises: UserError when it is in another encoding, or names a column twice.
     """
@@ -1306,7 +1306,7 @@ def header(raw: bytes | None, name: str, dialect: Dialect, encoding: str = "utf-
 
 
 class Headers(dict[str, list[str]]):
-    """Partition -> its header, as far as files are there; of another one, that of all.
+    """Partition -> its header, for existing files; for another one, the union of all.
 
     Raises (a look-up): UserError where a file is not there, and the others differ.
     """

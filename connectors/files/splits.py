@@ -1,5 +1,4 @@
-"""What the files source reads one after the other: whole files, or pieces of them that can be dealt
-out to several engines."""
+"""Input splits: whole files, or pieces of them that can be distributed to several engines."""
 
 from __future__ import annotations
 
@@ -18,16 +17,16 @@ from engine.types import Records, Settings
 from engine.types.changes import Fixed, Free
 
 PIECE_BYTES = 32 << 20
-"""Of plain text."""
+"""The bytes of a piece of plain text."""
 SHARD_GROUPS = 64
-"""Of files that are a row each: so many engines can share them."""
+"""The groups of files that are one row each: at most that many engines can share them."""
 EPOCH_STRIDE = 1 << 40
-"""Added to the positions on a mark each time that the files are read again; so no position of one
-epoch is taken for another's, and the mark stays as small as it was."""
+"""The number added to positions on a mark in each epoch, so that positions of epochs differ and
+the mark stays small."""
 
 
 class ShardSettings(Settings):
-    """How often files are read, in which order, and by whom.
+    """How often files are read, in which order, and by which engine.
 
     Attributes:
         epochs: how often all files are read.
@@ -54,14 +53,15 @@ class ShardSettings(Settings):
         return self
 
     def place(self) -> tuple[int, int]:
-        """Which of how many. Raises: ValueError where the environment does not say."""
+        """Return the shard's number and the number of shards. Raises: ValueError if the
+        environment does not tell."""
         shards = 1 if self.shards is None else self.shards
         return _number(self.shard, "RANK"), _number(shards, "WORLD_SIZE")
 
 
 @dataclass(frozen=True, slots=True)
 class InputSplit:
-    """A partition: a file, or the rows of one that begin at `start` or behind and before `stop`.
+    """A partition: a file, or its rows that begin at or after `start` and before `stop`.
 
     Attributes:
         name: the partition's.
@@ -84,24 +84,24 @@ class Readable(Protocol):
 
     @property
     def total(self) -> int:
-        """The last position, as far as it is known."""
+        """The last position, as far as known."""
         ...
 
     def skip_to(self, position: int) -> None:
-        """Go on at a position."""
+        """Continue at a position."""
         ...
 
     def read(self, max_rows: int, max_bytes: int) -> Records | None:
-        """The next rows, None at the end."""
+        """Return the next rows, None at the end."""
         ...
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the file."""
         ...
 
 
 class SplitReader:
-    """The part of an open file that a unit is of.
+    """Reads the part of an open file that belongs to a split.
 
     Args:
         file: opened.
@@ -143,7 +143,7 @@ class SplitReader:
 
 
 def line_start(path: Path, position: int) -> int:
-    """Where the first line begins that begins at `position` or behind."""
+    """Return where the first line begins at or after `position`."""
     if position == 0:
         return 0
     with path.open("rb") as file:
@@ -156,8 +156,8 @@ def pieces(
     files: Mapping[str, Path],
     bounds: Callable[[str, Path], Sequence[int] | None],
 ) -> Iterator[InputSplit]:
-    """Units of files; `bounds` says where a file may be cut, first and last included, None where it
-    may not be."""
+    """Return the splits of files; `bounds` gives the offsets at which a file may be cut, first
+    and last included, None if it may not be."""
     for name, path in files.items():
         cuts = bounds(name, path)
         if cuts is None or len(cuts) < 2:
@@ -169,13 +169,13 @@ def pieces(
 
 
 def text_bounds(path: Path) -> list[int]:
-    """Every `PIECE_BYTES`."""
+    """Return the bounds of text: every `PIECE_BYTES`."""
     size = path.stat().st_size
     return [*range(0, size, PIECE_BYTES), size]
 
 
 def order(n: int, settings: ShardSettings, epoch: int) -> NDArray[np.int64]:
-    """The order of n units in an epoch."""
+    """Return the order of n splits in an epoch."""
     if not settings.shuffle_files:
         return np.arange(n)
     return np.random.default_rng((settings.seed, epoch)).permutation(n)

@@ -1,4 +1,4 @@
-"""Standard input as rows of text: read once, to its end, as it comes."""
+"""Reads standard input as rows of text, once, to its end."""
 
 from __future__ import annotations
 
@@ -14,19 +14,18 @@ from connectors.files.text import BLOCK, Bytes, TextFile
 from engine.types import EndOfStream, HeadraceError, Records
 
 STDIN = "-"
-"""How a path says standard input; the partition too."""
+"""The path that names standard input; the partition too."""
 DESCRIPTOR = 0
-"""The system's, of standard input."""
+"""The descriptor of standard input."""
 PEEK = 1 << 20
-"""Bytes that columns are guessed from."""
+"""The bytes from which columns are inferred."""
 QUIET = 0.3
-"""Seconds without more bytes after which what has come is enough to guess from."""
+"""The seconds without more bytes after which inference begins."""
 
 
 class StdinBytes(Bytes):
-    """The bytes of an open pipe. The first of them are kept until rows are read, so that a look at
-    them takes nothing away.
-    """
+    """The bytes of an open pipe. The first bytes are kept until rows are read, so that
+    inspection loses nothing."""
 
     def __init__(self) -> None:
         self.name = "standard input"
@@ -37,7 +36,7 @@ class StdinBytes(Bytes):
         self._ended = False
 
     def rewind(self) -> None:
-        """Begin again with the first byte.
+        """Start again at the first byte.
 
         Raises: HeadraceError where it is gone.
         """
@@ -46,7 +45,7 @@ class StdinBytes(Bytes):
         self.offset = 0
 
     def let_go(self) -> None:
-        """What is read from here on is not kept."""
+        """Stop keeping what is read."""
         self._peeking = False
 
     @property
@@ -55,7 +54,7 @@ class StdinBytes(Bytes):
         return self._peeking
 
     def ready(self, timeout: float) -> bool:
-        """Whether a read would not wait, now or within so many seconds."""
+        """Return whether a read would not wait, now or within so many seconds."""
         if self.offset < len(self._head) or self._ended:
             return True
         try:
@@ -64,8 +63,8 @@ class StdinBytes(Bytes):
             return True  # it is closed: to read it says so
 
     def read(self, size: int) -> NDArray[np.uint8]:
-        """See `Bytes`: what is there, at least one byte, none at the end. Of what is only looked
-        at, no more than a beginning."""
+        """Return the available bytes, at least one, none at the end; while inspecting, no more
+        than a beginning. See `Bytes`."""
         if self._peeking and not self._head:
             self._peek()
         block = self._head[self.offset : self.offset + size]
@@ -89,7 +88,7 @@ class StdinBytes(Bytes):
             pass
 
     def close(self) -> None:
-        """Nothing: it was not opened here."""
+        """Do nothing: it was not opened here."""
 
     def _peek(self) -> None:
         parts: list[bytes] = []
@@ -111,7 +110,7 @@ class StdinBytes(Bytes):
 
 
 class StdinRows:
-    """Rows of what is piped in.
+    """The rows of a pipe.
 
     Args:
         opened: its text, from the first byte, as rows of a partition of this name.
@@ -124,7 +123,7 @@ class StdinRows:
         self._name = STDIN
 
     def start(self, name: str) -> None:
-        """As a partition of this name."""
+        """Start as a partition with this name."""
         self._text, self._name = None, name
 
     def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:

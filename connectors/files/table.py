@@ -1,4 +1,4 @@
-"""Rows of a file that is columnar itself: Parquet or Arrow IPC."""
+"""Reads the rows of a columnar file: Parquet or Arrow IPC."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from engine.types import HeadraceError, Records, Schema, UserError
 from engine.types.plural import counted
 
 CHUNK_ROWS = 131_072
-"""Rows of a Parquet row group decoded at a time; a smaller group is decoded whole."""
+"""The rows of a Parquet row group decoded at a time; a smaller group is decoded whole."""
 MAGIC = b"ARROW1"
-"""How an Arrow IPC file begins; a stream begins otherwise."""
+"""The first bytes of an Arrow IPC file; a stream begins otherwise."""
 MOST_DIGITS = 38
-"""Of a decimal of 128 bits."""
+"""The digits of a 128-bit decimal."""
 HELD = (
     pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list, pa.types.is_struct,
     pa.types.is_map,
 )  # fmt: skip
-"""Nested types that a column can have."""
+"""The nested types that a column can have."""
 PART_COLUMNS = 4
-"""Columns that are worth a thread."""
+"""The columns that justify another thread."""
 READ_ERRORS = (OSError, pa.ArrowException, PolarsError, PanicException, UnicodeDecodeError)
-"""What readers raise for a damaged file; a panic of polars is no `Exception`, and names in a footer
-may be no text."""
+"""The exceptions of readers for a damaged file; a polars panic is not an `Exception`, and names
+in a footer may not be text."""
 
 
 class TableFile(ABC):
-    """One file as slices; positions are row numbers.
+    """Reads one file in slices; positions are row numbers.
 
     A chunk (row group, record batch) is decoded at once and handed out in slices that share its
     memory; chunks before the position are not touched.
@@ -66,7 +66,7 @@ class TableFile(ABC):
         self.next = 0
         self._chunk = pl.DataFrame()
         self._start = 0
-        """Row number of the chunk's first row."""
+        """The row number of the chunk's first row."""
         try:
             self._open(path, columns)
         except READ_ERRORS as error:
@@ -82,7 +82,7 @@ class TableFile(ABC):
         return self.rows
 
     def skip_to(self, position: int) -> None:
-        """Go on at a row number."""
+        """Continue at a row number."""
         if position > self.rows:
             raise HeadraceError(
                 f"{self.name} has {counted(self.rows, 'row')}, fewer than {position:,}, where "
@@ -91,7 +91,7 @@ class TableFile(ABC):
         self.next = position
 
     def read(self, max_rows: int, max_bytes: int) -> Records | None:
-        """The next rows of one chunk; None at the end of the file."""
+        """Return the next rows of one chunk; None at the end of the file."""
         if self.next >= self.rows:
             return None
         chunk = self._current()
@@ -108,12 +108,12 @@ class TableFile(ABC):
         )
 
     def whole(self) -> pl.DataFrame:
-        """All rows at once."""
+        """Return all rows at once."""
         frames = [self._decoded(i) for i in range(len(self.bounds) - 1)]
         return pl.concat(frames) if frames else pl.DataFrame(schema=self.schema)
 
     def close(self) -> None:
-        """Let go of the chunk."""
+        """Release the chunk."""
         self._chunk = pl.DataFrame()
 
     def _current(self) -> pl.DataFrame:
@@ -142,11 +142,11 @@ class TableFile(ABC):
 
     @abstractmethod
     def _decode(self, number: int) -> pl.DataFrame:
-        """Chunk `number`."""
+        """Decode chunk `number`."""
 
 
 class ParquetFile(TableFile):
-    """Slices of lazy scans: polars skips row groups, and decodes columns side by side."""
+    """Slices of lazy scans: polars skips row groups, and decodes columns in parallel."""
 
     kind = "parquet"
 
@@ -173,9 +173,8 @@ class ParquetFile(TableFile):
 
 
 class ArrowFile(TableFile):
-    """Record batches of a memory map: nothing is copied where the file is not compressed. A stream
-    of record batches, which has no footer, is read from its beginning to the batch that is asked
-    for.
+    """Record batches of a memory map: nothing is copied if the file is not compressed. A stream,
+    which has no footer, is read from its beginning to the requested batch.
 
     A batch is validated in full before its values are touched: an offset that a flipped bit leads
     out of the file would otherwise end the process, or put its memory into a row.
@@ -207,7 +206,7 @@ class ArrowFile(TableFile):
         return _frame(pa.Table.from_batches([batch]))
 
     def _nth(self, number: int) -> pa.RecordBatch:
-        """A batch of a stream; those before it are passed over."""
+        """Return a batch of a stream, skipping those before it."""
         if number < self._at:
             self._batches, self._at = iter(self._stream(self._fields)), 0
         while self._at < number:
@@ -230,7 +229,7 @@ class ArrowFile(TableFile):
 
 
 class SortedRows(TableFile):
-    """Rows that are in memory already, as a file of one chunk."""
+    """Rows already in memory, as a file of one chunk."""
 
     kind = "table"
 
@@ -247,7 +246,7 @@ class SortedRows(TableFile):
 
 
 def _frame(table: pa.Table) -> pl.DataFrame:
-    """The same columns, also one without a name, which polars would name."""
+    """Return the same columns, also one without a name, which polars would name."""
     frame = pl.from_arrow(table)
     assert isinstance(frame, pl.DataFrame)
     frame.columns = table.column_names
@@ -261,7 +260,7 @@ def _once(names: Sequence[str], file: str) -> None:
 
 
 def _must_be_held(schema: pa.Schema, file: str, *, wide: bool) -> None:
-    """Polars panics at some types that it does not know, and takes others for damage.
+    """Refuse types polars panics at, or takes for damage.
 
     Args:
         wide: whether decimals of 256 bits are read where their digits fit into 128.
@@ -279,7 +278,7 @@ def _must_be_held(schema: pa.Schema, file: str, *, wide: bool) -> None:
 
 
 def _odd(kind: pa.DataType, wide: bool) -> str | None:
-    """What in a type no column here has; None where one has all of it."""
+    """Return what in a type no column can hold; None if all can be held."""
     if isinstance(kind, pa.BaseExtensionType):
         return _odd(kind.storage_type, wide)
     if pa.types.is_dictionary(kind):
@@ -297,7 +296,7 @@ def _odd(kind: pa.DataType, wide: bool) -> str | None:
 
 
 def _is_zone(name: str) -> bool:
-    """Whether it is in the time zone database; an offset (+05:30) is not."""
+    """Return whether a zone is in the time zone database; an offset (+05:30) is not."""
     try:
         zoneinfo.ZoneInfo(name)
     except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):

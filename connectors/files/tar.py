@@ -1,4 +1,5 @@
-"""Samples of a WebDataset shard: a tar whose neighbours with one base name are one row."""
+"""Reads samples of a WebDataset shard: adjacent members of a tar with the same base name form a
+row."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from engine.types import HeadraceError, Records
 HEADER = tarfile.BLOCKSIZE
 ZEROS = bytes(HEADER)
 LONGEST_NAME = 1 << 16
-"""Bytes of an extended header that is read; a longer one is damage, or malice."""
+"""The longest extended header that is read; a longer one is damage, or malice."""
 UNSUPPORTED_MEMBERS = {
     tarfile.SYMTYPE: "a symbolic link", tarfile.LNKTYPE: "a link", tarfile.CHRTYPE: "a device",
     tarfile.BLKTYPE: "a device", tarfile.FIFOTYPE: "a pipe",
@@ -59,9 +60,9 @@ class TarSample:
 
 
 class TarShard:
-    """See `TextFile` for the methods. A position is the offset of a sample's first header in the
-    (decompressed) archive. Records are frames: `KEY`, a column of bytes for each extension, and
-    `PROBLEM`. Nothing is ever written to the disk, and names are only names.
+    """Reads a tar; see `TextFile` for the methods. A position is the offset of a sample's first
+    header in the (decompressed) archive. Records are frames: `KEY`, a column of bytes per
+    extension, and `PROBLEM`. Nothing is written to disk; names are only names.
 
     A sample with a name that leads out of its folder, a link, a device, or an extension twice, or
     of more than `max_record` bytes, is a problem of its own; a member without an extension, too.
@@ -85,28 +86,28 @@ class TarShard:
         self._max_record = max_record
         self._bytes = Bytes(path, name)
         self._member: Member | None = None
-        """The first of the next sample, read already."""
+        """The first member of the next sample, already read."""
         self._held: TarSample | None = None
         self._behind = 0
-        """Where the headers go on behind what was read."""
+        """Where the headers continue after what was read."""
         self._started = 0
-        """Where the sample starts that is read now."""
+        """Where the current sample starts."""
         self._ended = False
         self._error: HeadraceError | None = None
 
     @property
     def total(self) -> int:
-        """The last position, a guess where the archive is compressed and not read to its end."""
+        """The last position, estimated while a compressed archive is not read to its end."""
         return self.next if self._ended and self._held is None else self._bytes.total
 
     def skip_to(self, position: int) -> None:
-        """Go on at the sample that starts at `position`; never back."""
+        """Continue at the sample that starts at `position`; never back."""
         if position > self.next:
             self._bytes.skip_to(position)
             self.next = self._behind = position
 
     def read(self, max_rows: int, max_bytes: int) -> Records | None:
-        """The next samples; None at the end of the file."""
+        """Return the next samples; None at the end of the file."""
         if self._error is not None:
             raise self._error
         samples: list[TarSample] = []
@@ -155,7 +156,7 @@ class TarShard:
         self._bytes.close()
 
     def sample(self, rows: int) -> list[str]:
-        """Extensions in the first samples, of as many bytes as one may have."""
+        """Return the extensions in the first samples, up to the bytes that one may have."""
         records = self.read(rows, self._max_record)
         if records is None:
             return []
@@ -163,7 +164,7 @@ class TarShard:
         return [c for c in records.values.columns if c not in (KEY, PROBLEM)]
 
     def _next_position(self) -> int:
-        """Where the first header of the next sample is."""
+        """Return where the first header of the next sample is."""
         if self._held is not None:
             return self._held.offset
         if self._member is not None:
@@ -173,7 +174,7 @@ class TarShard:
     # --------------------------------------------------------------------------------- samples
 
     def _sample(self) -> TarSample | None:
-        """The next row, of neighbours with one key."""
+        """Return the next row, of adjacent members with one key."""
         self._started = self._behind if self._member is None else self._member.offset
         member = self._member or self._next_member()
         if member is None:
@@ -225,7 +226,7 @@ class TarShard:
     # --------------------------------------------------------------------------------- headers
 
     def _next_member(self) -> Member | None:
-        """The header of the next member that is no folder; its data are not read."""
+        """Return the header of the next member that is not a folder; its data are not read."""
         offset: int | None = None
         name: str | None = None
         size: int | None = None
@@ -304,8 +305,8 @@ class TarShard:
 
 
 def _plain(header: bytes) -> tarfile.TarInfo | None:
-    """Name, size and type of a usual header, in a third of the time that tarfile takes for all that
-    is in it; None leaves it to tarfile."""
+    """Return name, size and type of a usual header, in a third of tarfile's time; None leaves it
+    to tarfile."""
     size, type_flag = header[124:135], header[156:157]
     check = header[148:154]
     usual = (
@@ -343,7 +344,8 @@ def _member(
 
 
 def _extended(raw: bytes) -> dict[str, str]:
-    """Fields of a pax header, ``length key=value`` one a line; what is no such line ends them."""
+    """Return the fields of a pax header, ``length key=value`` per line; any other line ends
+    them."""
     fields = {}
     while raw:
         length, _, _ = raw.partition(b" ")

@@ -1,4 +1,4 @@
-"""Rows of a text file, in blocks: where each ends, without a Python object for any."""
+"""Reads the rows of a text file in blocks, as offsets, without a Python object per row."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from numpy.typing import NDArray
 from engine.types import HeadraceError, Records, UserError, Values
 
 BLOCK = 4 << 20
-"""Bytes read at a time."""
+"""The bytes read at a time."""
 BOM = b"\xef\xbb\xbf"
 COMPRESSIONS = {
     ".gz": "gzip", ".tgz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".tbz2": "bz2", ".xz": "xz",
     ".txz": "xz",
 }  # fmt: skip
-"""Extensions in small letters, and how their files are compressed; see `compression`."""
+"""Extension in lower case -> compression; see `compression`."""
 QUOTE, NEWLINE, RETURN = 34, 10, 13
 PREVIEW_BYTES = 2_000
-"""Bytes that are left of a row that is too long."""
+"""The bytes kept of a row that is too long."""
 
 
 @numba.njit(nogil=True, cache=True)
 def _quoted_ends(data, delimiter, quote, comment, longest, final):  # type: ignore[no-untyped-def]
-    """Where each row ends, after its newline; a newline in a quoted field is text.
+    """Return where each row ends, after its newline; a newline in a quoted field is text.
 
     A quote that is not closed costs the line it stands in, and no more: where the field never ends
     (in a file that does, or within the longest row), or something else than a delimiter stands
@@ -79,7 +79,7 @@ def _quoted_ends(data, delimiter, quote, comment, longest, final):  # type: igno
 
 
 def compression(path: Path) -> str | None:
-    """How a file is compressed, by its extension in any case; None where it is not."""
+    """Return the compression of a file, by its extension in any case; None without one."""
     return COMPRESSIONS.get(path.suffix.lower())
 
 
@@ -107,7 +107,7 @@ class Bytes:
             raise HeadraceError(f"{name} cannot be opened: {error}.") from error
 
     def read(self, size: int) -> NDArray[np.uint8]:
-        """Up to `size` bytes, none at the end."""
+        """Return up to `size` bytes, none at the end."""
         try:
             block = np.frombuffer(self._file.read_buffer(size), np.uint8)
         except (OSError, lzma.LZMAError, EOFError) as error:
@@ -125,22 +125,22 @@ class Bytes:
 
     @property
     def total(self) -> int:
-        """Bytes in all; a guess by the ratio so far where they are compressed."""
+        """The total bytes; for compressed files estimated from the ratio so far."""
         if self._compression is None:
             return self._size
         return self._size * self.offset // max(1, int(self._raw.tell()))
 
     @property
     def _size(self) -> int:
-        """Bytes of the file now: it may grow."""
+        """Return the current size of the file, which may grow."""
         return os.fstat(self._raw.fileno()).st_size
 
     def fileno(self) -> int:
-        """The system's descriptor of the file."""
+        """Return the file's descriptor."""
         return int(self._raw.fileno())
 
     def skip_to(self, offset: int) -> None:
-        """Go on at `offset`: by a seek in plain text, by reading over what is compressed."""
+        """Continue at `offset`: by a seek in plain text, by reading in compressed text."""
         if self._compression is None:
             self._file.seek(min(offset, self._size))
             self.offset = int(self._file.tell())
@@ -157,8 +157,8 @@ class Bytes:
 
 
 class TextFile:
-    """One text file as rows; positions are byte offsets into the (decompressed) text. Blank lines
-    are no rows.
+    """Reads one text file as rows; positions are byte offsets into the (decompressed) text.
+    Blank lines are not rows.
 
     Args:
         path: the file; ``.gz``, ``.zst``, ``.bz2`` and ``.xz`` are decompressed.
@@ -197,7 +197,7 @@ class TextFile:
         self._open_end = False
         """Whether the last row in the buffer lacks its line end."""
         self._null: NDArray[np.bool_] | None = None
-        """Which of the rows in the buffer were too long; None where none was."""
+        """Which rows in the buffer were too long; None without any."""
         self.name = name
         self._keep_blank = keep_blank
         self._bytes = opened or Bytes(path, name)
@@ -208,14 +208,14 @@ class TextFile:
         self._ended = False
         self._buffer = np.empty(0, np.uint8)
         self._bounds = np.zeros(1, np.int64)
-        """Of the complete rows in the buffer, shape (rows + 1,)."""
+        """The bounds of the complete rows in the buffer, shape (rows + 1,)."""
         self._starts = np.zeros(1, np.int64)
-        """Offset in the file of each of those rows and of what follows, shape (rows + 1,)."""
+        """The offset in the file of each of those rows and of what follows, shape (rows + 1,)."""
         self._row = 0
 
     @property
     def next(self) -> int:
-        """Position of the next row."""
+        """The position of the next row."""
         return int(self._starts[self._row])
 
     @property
@@ -224,25 +224,25 @@ class TextFile:
 
     @property
     def offset(self) -> int:
-        """Bytes that were read from the file."""
+        """The bytes read from the file."""
         return self._bytes.offset
 
     @property
     def exhausted(self) -> bool:
-        """Whether the next rows are still in the file."""
+        """Whether the next rows are not in the buffer yet."""
         return self._row == len(self._bounds) - 1
 
     @property
     def ended(self) -> bool:
-        """Whether the end of the file was seen."""
+        """Whether the end of the file was reached."""
         return self._ended
 
     def fileno(self) -> int:
-        """The system's descriptor of the open file."""
+        """Return the descriptor of the open file."""
         return self._bytes.fileno()
 
     def go_on(self) -> None:
-        """Look again for what was added behind the end."""
+        """Continue after the end, where rows may have been added."""
         self._ended = False
 
     @property
@@ -251,16 +251,16 @@ class TextFile:
 
     @property
     def waiting(self) -> int:
-        """Bytes behind the last row, at the end of the file: a line without its end."""
+        """The bytes after the last row at the end of the file: a line without its end."""
         return len(self._buffer) - int(self._bounds[-1]) if self._ended else 0
 
     @property
     def total(self) -> int:
-        """The last position, a guess where the text is compressed and not read to its end."""
+        """The last position, estimated while compressed text is not read to its end."""
         return int(self._starts[-1]) if self._ended else self._bytes.total
 
     def header(self) -> tuple[bytes | None, int]:
-        """The first row, taken off, or None when there is none; and the offset where it ends."""
+        """Remove and return the first row, or None without one; and the offset where it ends."""
         records = self.read(1, self._max_record)
         if records is None:
             return None, self.next
@@ -270,7 +270,7 @@ class TextFile:
         return raw, int(records.positions[0]) + len(raw)
 
     def skip_to(self, position: int) -> None:
-        """Go on at the first row at or after `position`; never back."""
+        """Continue at the first row at or after `position`; never back."""
         if position <= self.next:
             return
         if position < self._bytes.offset:  # in the buffer, perhaps at a blank line
@@ -286,7 +286,7 @@ class TextFile:
         self._bounds, self._starts = np.zeros(1, np.int64), np.full(1, position)
 
     def read(self, max_rows: int, max_bytes: int) -> Records | None:
-        """The next rows; None at the end of the file."""
+        """Return the next rows; None at the end of the file."""
         while self._row == len(self._bounds) - 1:
             if self._ended:
                 return None
@@ -310,7 +310,7 @@ class TextFile:
         self._bytes.close()
 
     def fill(self) -> None:
-        """Read a block behind the unfinished row, and find the rows in it."""
+        """Read a block after the unfinished row, and find the rows in it."""
         rest = self._buffer[self._bounds[-1] :]
         offset = int(self._starts[-1])
         block = self._bytes.read(max(BLOCK, len(rest)))
@@ -348,7 +348,7 @@ class TextFile:
         return np.asarray(ends, np.int64)
 
     def _drop_lines(self) -> None:
-        """Close the buffer over blank lines and comments; positions stay what they are."""
+        """Remove blank lines and comments from the buffer; positions stay the same."""
         sizes = np.diff(self._bounds)
         if not len(sizes) or (self._comment < 0 and sizes.min() > 2):
             return
@@ -368,8 +368,7 @@ class TextFile:
         self._bounds = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes[~blank])])
 
     def _pass_over_tail(self) -> None:
-        """Where the row that is not complete is too long already: make it complete, with no more in
-        memory than its head."""
+        """Complete an unfinished row that is already too long, with only its head in memory."""
         begun = int(self._bounds[-1])
         if len(self._buffer) - begun <= self._max_record:
             return
@@ -383,7 +382,7 @@ class TextFile:
         self._ended = not len(block)
 
     def _shorten_rows(self) -> None:
-        """Leave the heads of rows that are too long."""
+        """Keep only the heads of rows that are too long."""
         sizes = np.diff(self._bounds)
         self._null = sizes > self._max_record
         kept = np.where(self._null, np.minimum(sizes, min(PREVIEW_BYTES, self._max_record)), sizes)

@@ -1,4 +1,4 @@
-"""Rows of one large XML document: every element at one path."""
+"""Reads the rows of one large XML document: every element at one path."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from engine.types import HeadraceError, Records, UserError
 from engine.types.plural import counted
 
 BLOCK = 1 << 20
-"""Bytes parsed at a time."""
+"""The bytes parsed at a time."""
 HEAD = 1 << 12
-"""Bytes in which the root element mostly begins."""
+"""The bytes in which the root element usually begins."""
 
 
 class XmlRows:
-    """See `TextFile` for the methods. Positions are numbers of rows; to resume is to read over what
-    lies before.
+    """Reads a document; see `TextFile` for the methods. Positions are row numbers; resuming
+    skips the rows before.
 
     Memory holds the tree of one block and of what is still open: elements that are complete are
     taken away, rows or not.
@@ -74,28 +74,28 @@ class XmlRows:
         self._parser: etree.XMLPullParser | None = None
         self._root: etree._Element | None = None
         self._parent: etree._Element | None = None
-        """Of the last row: what else lies in it needs no look at its ancestors."""
+        """The parent of the last row: other elements in it need no check of their ancestors."""
         self._last: etree._Element | None = None
         self._error: HeadraceError | None = None
         self._ended = False
         self._doctype = False
         self._open = 0
-        """Bytes parsed since the last row ended, where another has begun."""
+        """The bytes parsed since the last row ended, if another has begun."""
         self._chunk = pl.DataFrame()
         self._ends = np.zeros(1, np.int64)
-        """Bytes of the chunk's first 0, 1, 2, ... rows, shape (rows + 1,)."""
+        """The cumulative bytes of the chunk's first 0, 1, 2, ... rows, shape (rows + 1,)."""
         self._at = 0
 
     @property
     def total(self) -> int:
-        """The last position, a guess before the end."""
+        """The last position, estimated before the end."""
         if self._ended:
             return self.next + self._chunk.height - self._at
         share = max(1, self._bytes.offset) / max(1, self._bytes.total)
         return int((self.next + self._chunk.height - self._at) / min(1.0, share))
 
     def skip_to(self, position: int) -> None:
-        """Go on at a row number."""
+        """Continue at a row number."""
         while self.next < position:
             ahead = position - self.next - (self._chunk.height - self._at)
             if ahead > 0:
@@ -111,7 +111,7 @@ class XmlRows:
                 )
 
     def read(self, max_rows: int, max_bytes: int) -> Records | None:
-        """The next rows; None at the end of the file."""
+        """Return the next rows; None at the end of the file."""
         while self._at == self._chunk.height:
             if self._error is not None:
                 raise self._error
@@ -131,8 +131,8 @@ class XmlRows:
         )
 
     def sample(self, rows: int) -> list[etree._Element]:
-        """The first rows, of as many bytes as one may have. Raises: HeadraceError, UserError where
-        there is none."""
+        """Return the first rows, up to the bytes that one may have. Raises: HeadraceError,
+        UserError if there is none."""
         elements: list[etree._Element] = []
         while len(elements) < rows and not self._ended and self._bytes.offset <= self._max_record:
             elements += self._rows()
@@ -154,7 +154,7 @@ class XmlRows:
         self._root = None
 
     def _next_chunk(self, skip: int = 0) -> None:
-        """Make columns of the next block's rows, but for the first `skip`, which only count."""
+        """Make columns of the next block's rows, except the first `skip`, which only count."""
         rows = self._rows()
         self.next += min(skip, len(rows))
         rows = rows[skip:]
@@ -170,7 +170,8 @@ class XmlRows:
         self._prune()
 
     def _rows(self) -> list[etree._Element]:
-        """Parse a block; the rows that end in it. After the last block, or an error, none."""
+        """Parse a block; return the rows that end in it. After the last block, or an error,
+        none."""
         if self._ended:
             return []
         block = b""
@@ -201,7 +202,7 @@ class XmlRows:
         self._error, self._ended = error, True
 
     def _first(self, block: bytes) -> etree.XMLPullParser:
-        """A parser that tells of rows, where the root is as expected."""
+        """Return a parser that reports rows, if the root is as expected."""
         root = broken = None
         for size in (HEAD, BLOCK):
             probe = etree.XMLPullParser(events=("start",), **SAFE)
@@ -230,7 +231,7 @@ class XmlRows:
         return etree.XMLPullParser(events=("end",), tag=tag, **SAFE)
 
     def _is_row(self, element: etree._Element) -> bool:
-        """Whether an element with the name of rows is in the place of rows."""
+        """Return whether an element with the name of rows is at their path."""
         parent = element.getparent()
         if parent is self._parent and parent is not None:
             return True
@@ -241,8 +242,8 @@ class XmlRows:
         return True
 
     def _watch(self, size: int, rows: list[etree._Element]) -> None:
-        """Stop at a row that grows beyond the bound, or where none comes at all: what lies before
-        the first cannot be taken away."""
+        """Stop at a row that exceeds the limit, or if no row comes at all: elements before the
+        first row cannot be freed."""
         if self._root is None and self._bytes.offset > self._max_record and not self._ended:
             return self._stop(self._none_there())
         node, depth = self._root, 1
@@ -261,8 +262,8 @@ class XmlRows:
         return None
 
     def _prune(self) -> None:
-        """Take away what is complete: of all that is open, and no row, only the last element below
-        it is left. The parser goes on behind that one."""
+        """Free what is complete: of all open elements outside a row, keep only the last child,
+        after which the parser continues."""
         node, depth, on_way = self._root, 0, True
         while node is not None and not (on_way and depth == len(self._steps) - 1):
             del node[:-1]

@@ -1,2 +1,2 @@
-"""Bytes to columns and back: CSV, NDJSON, Avro, text, and columns that only need their types
+"""Bytes to columns and back: CSV, NDJSON, Avro, text, and columnar input whose types are
 checked."""

@@ -1,4 +1,4 @@
-"""Avro records: by Confluent's wire format with a schema registry, or plain by a schema file."""
+"""Avro records: Confluent's wire format with a schema registry, or plain with a schema file."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from engine.types import Format, Records, Rejects, Schema, UserError, Values, ne
 Ints = NDArray[np.int64]
 UNKNOWN_SCHEMA = "unknown_schema"
 HEADER = 5
-"""Bytes before a datum: 0, and the schema's number, big-endian."""
+"""The bytes before a datum: 0, and the schema's number, big-endian."""
 NO_HEADER = "Expected the byte 0 and a schema's number of four bytes, got something else."
 COLUMNS = {
     "boolean": pl.Boolean(), "int": pl.Int32(), "long": pl.Int64(), "float": pl.Float32(),
@@ -44,34 +44,34 @@ LOGICAL = {
 
 
 class UnknownSchema(Exception):
-    """A schema that cannot be had; the message is one sentence."""
+    """A schema that is unavailable; the message is one sentence."""
 
 
 class Schemas(Protocol):
-    """Where schemas come from: a registry."""
+    """A source of schemas: a registry."""
 
     def by_id(self, number: int) -> Any:
-        """The schema of this number, as `parsed` gives it. Raises: UnknownSchema."""
+        """Return the schema with this number, as from `parsed`. Raises: UnknownSchema."""
         ...
 
     def latest(self, topic: str, *, retry: bool = True) -> Any | None:
-        """The newest schema of a topic's values, or None."""
+        """Return the newest schema of a topic's values, or None."""
         ...
 
     def version(self, topic: str, version: int | str, *, retry: bool = True) -> Any:
-        """One version of a topic's schema. Raises: UnknownSchema."""
+        """Return one version of a topic's schema. Raises: UnknownSchema."""
         ...
 
     def versions(self, topic: str, *, retry: bool = True) -> list[int]:
-        """The versions there are."""
+        """Return the existing versions."""
         ...
 
     def interrupt(self) -> None:
-        """Wait for nothing until `resume`."""
+        """Stop waiting for the registry until `resume`."""
         ...
 
     def resume(self) -> None:
-        """Wait again where it does not answer."""
+        """Wait again when it does not answer."""
         ...
 
 
@@ -122,7 +122,7 @@ class Avro(Format):
         self._newest: dict[tuple[str, int], Any] = {}
 
     def schema(self, declared: Schema) -> Schema:
-        """The declared columns, or those of the newest schema.
+        """Return the declared columns, or those of the newest schema.
 
         Raises: UserError where there is no schema to take them from, or none has a declared one;
         HeadraceError where the registry does not answer.
@@ -149,7 +149,7 @@ class Avro(Format):
         return named or known_columns
 
     def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
-        """Records of several schemas keep their order.
+        """Decode; records with several schemas keep their order.
 
         Raises: HeadraceError where the registry does not answer.
         """
@@ -226,7 +226,7 @@ class Avro(Format):
         return self._schemas if isinstance(self._schemas, Mapping) else self._schemas.by_id(number)
 
     def _reader(self, records: Records, number: int) -> Any | None:
-        """The newest schema of the records' topic, no older than the writer's `number`."""
+        """Return the newest schema of the records' topic, no older than the writer's `number`."""
         if isinstance(self._schemas, Mapping):
             return self._schemas
         topic = records.partition.rpartition("/")[0]
@@ -254,7 +254,7 @@ class Avro(Format):
         number: int,
         shape: JsonShape,
     ) -> tuple[pl.DataFrame, list[tuple[str, Ints, str]]]:
-        """The columns as they were written; and column, rows, and kind of what cannot be told."""
+        """Return the columns as written; and column, rows, and kind of what cannot be decoded."""
         assert isinstance(records.values, Values)
         named: list[pl.Series] = []
         odd: list[tuple[str, Ints, str]] = []
@@ -274,7 +274,7 @@ class Avro(Format):
         return pl.DataFrame(named), odd
 
     def _default(self, records: Records, number: int, steps: tuple[Any, ...]) -> pl.Series:
-        """One value: the newest schema's default of the column, or null."""
+        """Return one value: the newest schema's default of the column, or null."""
         reader = None if len(steps) > 1 else self._reader(records, number)
         fields = [] if reader is None else reader["fields"]
         field = next((f for f in fields if f["name"] == steps[0] and "default" in f), None)
@@ -292,7 +292,7 @@ class Avro(Format):
 
 
 def parsed(text: str, named: Mapping[str, Any] | None = None) -> Any:
-    """A record's schema, with the named types inside it under ``__named_schemas``.
+    """Return a record's schema, with its named types under ``__named_schemas``.
 
     Args:
         named: types of other schemas that it refers to.
@@ -310,7 +310,7 @@ def parsed(text: str, named: Mapping[str, Any] | None = None) -> Any:
 
 
 def schema_file(path: str) -> Any:
-    """The schema in a file. Raises: UserError where there is none."""
+    """Return the schema in a file. Raises: UserError if there is none."""
     try:
         return parsed(Path(path).read_text())
     except OSError as error:
@@ -323,7 +323,7 @@ def schema_file(path: str) -> Any:
 
 
 def columns(schema: Any) -> Schema:
-    """The columns of a record's schema, by its fields' types."""
+    """Return the columns of a record's schema, by its fields' types."""
     named = schema["__named_schemas"]
     return {field["name"]: _column(field["type"], named) for field in schema["fields"]}
 
@@ -345,7 +345,7 @@ def _column(schema: Any, named: Mapping[str, Any]) -> pl.DataType:
 
 
 def default(schema: Any, field: Mapping[str, Any]) -> tuple[Any, bytes]:
-    """A field's default: the schema of a record of that one field, and its datum."""
+    """Return a field's default: the schema of a record with only that field, and its datum."""
     only = {
         "type": "record",
         "name": "headrace.Default",
@@ -359,7 +359,7 @@ def default(schema: Any, field: Mapping[str, Any]) -> tuple[Any, bytes]:
 
 
 def _plain(field: Mapping[str, Any]) -> Any:
-    """A default as fastavro writes it: bytes stand in JSON as text of the same code points."""
+    """Return a default as fastavro writes it: bytes are text with the same code points in JSON."""
     branch = field["type"][0] if isinstance(field["type"], list) else field["type"]
     name = branch["type"] if isinstance(branch, dict) else branch
     value = field["default"]
@@ -367,7 +367,7 @@ def _plain(field: Mapping[str, Any]) -> Any:
 
 
 def _numbers(values: Values) -> Ints:
-    """The schema's number of each value; -1 where there is no header."""
+    """Return the schema's number in each value; -1 without a header."""
     starts, sizes = values.bounds[:-1], np.diff(values.bounds)
     long = np.flatnonzero(sizes >= HEADER)
     numbers = np.full(len(values), -1, np.int64)

@@ -1,4 +1,4 @@
-"""Records that are too long for the source to hold."""
+"""Rejects records that are too long for the source to hold."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class SizeLimited(WrappingFormat):
         self._largest = largest
 
     def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
-        """What the inner one makes of those that are there."""
+        """Decode the others with the inner format."""
         values = records.values
         assert isinstance(values, Values)
         if values.null is None or not values.null.any():

@@ -1,4 +1,4 @@
-"""Comma-separated values."""
+"""Decodes comma-separated values."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from connectors.formats.values.columns import present, with_nulls
 from engine.types import Format, Records, Rejects, Schema, Values
 
 DIRECT = (pl.Float64(), pl.Float32(), pl.Int64(), pl.Int32(), pl.String())
-"""Types that the CSV parser reads by itself; the others are read as text and cast."""
+"""The types the CSV parser reads itself; others are read as text and cast."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dialect:
-    """How a CSV is written.
+    """The dialect of a CSV.
 
     Attributes:
         delimiter: between fields; one ASCII character.
@@ -53,11 +53,11 @@ class Dialect:
 
     @property
     def quote_byte(self) -> int | np.uint8:
-        """Its byte, which compiled loops compare faster than a number; or -1, which no byte is."""
+        """The quote as a byte, which compiled loops compare faster; or -1, which no byte is."""
         return np.uint8(ord(self.quote)) if self.quote else -1
 
     def told(self) -> str:
-        """What is not as usual, as it would be declared; empty where all is."""
+        """Return what differs from the default, as a declaration; empty if nothing does."""
         usual = Dialect()
         parts = [
             f"{name} = {json.dumps(value)}"
@@ -74,8 +74,8 @@ COMMAS = Dialect()
 
 @compiled
 def _fields(data, bounds, delimiter, quote, counts):  # type: ignore[no-untyped-def]
-    """How many fields each row has, to `counts`; a delimiter between quotes is text. -1: a quote
-    stays open. Eight bytes are counted at a time up to a row's first quote."""
+    """Write the number of fields of each row to `counts`; a delimiter between quotes is text.
+    -1: a quote stays open. Eight bytes are counted at a time up to a row's first quote."""
     delimiters, quotes = ONES * np.uint64(delimiter), ONES * np.uint64(quote)
     for i in range(len(counts)):
         at, end = bounds[i], bounds[i + 1]
@@ -178,7 +178,8 @@ class Csv(Format):
         )
 
     def _parse(self, values: Values, header: list[str], schema: Schema) -> pl.DataFrame:
-        """The schema's columns, typed where the parser knows the type, else text; one row a value.
+        """Return the schema's columns, typed if the parser knows the type, else text; one row
+        per value.
 
         Raises: PolarsError.
         """
@@ -203,7 +204,7 @@ class Csv(Format):
     def _decode_rest(
         self, records: Records, header: list[str], counts: NDArray[np.int64], schema: Schema
     ) -> tuple[pl.DataFrame, list[Rejects]]:
-        """Rows that are no rows leave, the others are read as text and cast."""
+        """Reject what is not a row, read the others as text and cast them."""
         assert isinstance(records.values, Values)
         whole = counts == len(header)
         utf8 = is_utf8(records.values)
@@ -221,7 +222,8 @@ class Csv(Format):
     def _bisect(
         self, values: Values, header: list[str], columns: list[str]
     ) -> tuple[pl.DataFrame, list[int]]:
-        """The columns as text, without the rows that cannot be parsed; and which those are."""
+        """Return the columns as text, without the rows that cannot be parsed; and which those
+        are."""
         if not columns:  # of a file that has none of them
             return pl.DataFrame(height=len(values)), []
         schema: Schema = dict.fromkeys(columns, pl.String())
@@ -241,8 +243,8 @@ class Csv(Format):
 
 
 def _unsure(frame: pl.DataFrame) -> bool:
-    """Whether a float may be infinite because it was too large, or not the whole number that was
-    written: its text tells."""
+    """Return whether a float may be infinite because it was too large, or differ from the
+    written integer: then its text decides."""
     return any(s.dtype.is_float() and may_be_another(s) for s in frame)
 
 
