@@ -14,12 +14,12 @@ OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 def is_custom(format: str) -> bool:
-    """Whether this names a class, not one of the formats that are here."""
+    """Return whether this names a class, not a built-in format."""
     return OWN.fullmatch(format) is not None
 
 
 def require_known_format(format: str, known: Collection[str]) -> str:
-    """The format. Raises: UserError where it is none of `known`, nor names a class."""
+    """Return the format. Raises: UserError if it is neither in `known` nor a class."""
     if format not in known and not is_custom(format):
         raise UserError(
             f"[source] format '{format}' is none of {', '.join(known)}, nor a class of your own as "
@@ -29,7 +29,7 @@ def require_known_format(format: str, known: Collection[str]) -> str:
 
 
 def load_custom(name: str) -> Format:
-    """An instance of the class, made without arguments.
+    """Return an instance of the class, built without arguments.
 
     Raises: UserError where there is none, or it does not decode.
     """
@@ -57,7 +57,7 @@ def load_custom(name: str) -> Format:
 
 
 def require_declared(declared: Schema, described: str) -> Schema:
-    """The declared columns. Raises: UserError where there are none, or '*' is among them."""
+    """Return the declared columns. Raises: UserError if there are none, or '*' is among them."""
     if not declared or "*" in declared:
         raise UserError(
             f"[source.schema] must name every column of {described}, and not '*': nothing else "

@@ -1,4 +1,4 @@
-"""Columns to the values of records: JSON, Avro, or one column as it is."""
+"""Encodes columns as the values of records: JSON, Avro, or one column unchanged."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ bytes, bytes alone."""
 
 
 class Encoder(Protocol):
-    """Columns to bytes; the other way round than `engine.types.Format`."""
+    """Encodes columns to bytes; the inverse of `engine.types.Format`."""
 
     def require(self, schema: Schema) -> None:
-        """See that such columns can be written; nobody is asked for it.
+        """Check that such columns can be encoded, without contacting a registry.
 
         Raises: UserError
         """
         ...
 
     def encode(self, frame: pl.DataFrame) -> Values:
-        """One value for each row.
+        """Return one value per row.
 
         Raises: UserError for columns it cannot write; HeadraceError for values it cannot.
         """
@@ -49,8 +49,9 @@ class Encoder(Protocol):
 
 
 class JsonEncoder:
-    """A JSON object a row, without line breaks. Bytes are written as their text (UTF-8), times as
-    ISO 8601 with their offset from UTC; NaN and infinities as null, which is told once a column."""
+    """Writes a JSON object per row, without line breaks. Bytes are written as UTF-8 text, times
+    as ISO 8601 with their offset from UTC; NaN and infinities as null, with one warning per
+    column."""
 
     def __init__(self) -> None:
         self._told: set[str] = set()
@@ -77,7 +78,7 @@ class JsonEncoder:
 
 
 class RawEncoder:
-    """One column of text or bytes as it is; the others are left out.
+    """Writes one column of text or bytes unchanged; the others are left out.
 
     Args:
         column: which; the only one of the frame unless given.
@@ -115,15 +116,15 @@ class RawEncoder:
 
 
 class Registering(Protocol):
-    """Where schemas are registered."""
+    """A registry that accepts schemas."""
 
     def register(self, topic: str, schema: Any) -> int:
-        """The number of a schema of a topic's values."""
+        """Return the number of a schema of a topic's values."""
         ...
 
 
 class AvroEncoder:
-    """An Avro record a row, written for all rows by one compiled loop.
+    """Writes an Avro record per row, all rows in one compiled loop.
 
     With a registry in Confluent's wire format, under a schema registered as ``<topic>-value``:
     the one given, or one made of the frame's columns, every field nullable with default null.
@@ -155,7 +156,7 @@ class AvroEncoder:
             self._fields(self._schema)
 
     def require(self, schema: Schema) -> None:
-        """See `Encoder`. A registry is not asked: it would note the schema."""
+        """Check the columns. Does not contact a registry, which would store the schema."""
         made = self._schema or derived(schema, self._topic)
         AvroEncoder(schema=made).encode(pl.DataFrame(schema=schema))
 
@@ -195,7 +196,7 @@ class AvroEncoder:
 
 
 def derived(columns: Mapping[str, pl.DataType], topic: str) -> Any:
-    """The schema of a record of these columns, every field nullable.
+    """Return the schema of a record of these columns, every field nullable.
 
     Raises: UserError for a name or type that Avro has not.
     """
@@ -390,7 +391,8 @@ class _Field:
 
 
 def _timed(raw: pl.Series, dtype: pl.DataType) -> pl.Series:
-    """Datetimes in the unit they are written in, cut to it; with a zone, as UTC."""
+    """Return datetimes in the unit they are written in, truncated to it; those with a zone as
+    UTC."""
     if not isinstance(raw.dtype, pl.Datetime) or not isinstance(dtype, pl.Datetime):
         return raw
     if raw.dtype.time_zone is not None:
@@ -403,7 +405,7 @@ def _timed(raw: pl.Series, dtype: pl.DataType) -> pl.Series:
 
 @numba.njit(nogil=True, cache=True)
 def _sizes(table, valid, numbers, sizes, head, bounds):  # type: ignore[no-untyped-def]
-    """Where each row's datum ends."""
+    """Return where each row's datum ends."""
     for row in range(valid.shape[1]):
         size = head
         for i in range(len(table)):

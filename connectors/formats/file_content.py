@@ -1,4 +1,4 @@
-"""Rows that are whole files: an image or a document, where it lies, and its folder's name."""
+"""Rows that are whole files: an image or a document, its path, and its folder's name."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CONTENTS: dict[str, tuple[str, pl.DataType]] = {
 """Format -> the column of a file's content, and its type."""
 PATH, LABEL = "path", "label"
 MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
-"""Byte order marks of what is no UTF-8."""
+"""Byte order mark -> encoding, for text that is not UTF-8."""
 
 
 class FileContent(Format):
@@ -48,7 +48,7 @@ class FileContent(Format):
         self._content, self._type = CONTENTS.get(format, ("", pl.Binary()))
 
     def schema(self, declared: Schema) -> Schema | None:
-        """The columns; content and path unless declared. Raises: UserError for any other."""
+        """Return the columns; content and path unless declared. Raises: UserError for any other."""
         if self._inner is not None:
             return self._inner.schema(declared)
         available: Schema = {self._content: self._type, PATH: pl.String(), LABEL: pl.String()}
@@ -71,7 +71,7 @@ class FileContent(Format):
         return named if rest is None else {c: named.get(c, available[c]) for c in available}
 
     def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
-        """Every file that could be read; a text that is not UTF-8 is rejected."""
+        """Decode every readable file; a text that is not UTF-8 is rejected."""
         values = records.values
         assert isinstance(values, Values)
         rejects: list[Rejects] = []
@@ -114,7 +114,7 @@ class FileContent(Format):
 
 
 def _unread(records: Records, at: NDArray[np.int64]) -> list[Rejects]:
-    """What the source says of each, by reason."""
+    """Return what the source reports about each unread file, by reason."""
     value = _paths(records).gather(at)
     why = pl.Series([None] * len(at), dtype=pl.String)
     if records.headers is not None:

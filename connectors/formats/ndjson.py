@@ -1,4 +1,4 @@
-"""One JSON object a record."""
+"""Decodes one JSON object per record."""
 
 from __future__ import annotations
 
@@ -55,17 +55,17 @@ from engine.types import (
 
 NEWLINE = 10
 MOST_LEFT = 0.1
-"""Share of records that the walk of `formats/flat.py` may leave to the parser; where it is more,
-they are another kind of JSON, and all go there."""
+"""The share of records the compiled walk may leave to the parser; above it the data is another
+kind of JSON, and all records go to the parser."""
 NAN_WORDS = re.compile(rb"NaN|Infinity")
 DIGITS = re.compile(rb"\d{8}")
-"""What a whole number has that a float does not hold."""
+"""The digits of an integer that a float does not hold."""
 TWICE = "Expected every key once, got one twice."
 HALVED = "Expected Unicode text, got an escape that is half of a surrogate pair."
 PIECES = 8
-"""A large batch is parsed in that many pieces, so that poison in it is noticed early."""
+"""The pieces in which a large batch is parsed, so that poison is noticed early."""
 PIECE_ROWS = 2_000
-"""Of a piece, at least."""
+"""The least rows of a piece."""
 MAY_BE_NESTED = (pl.first().str.starts_with("{") | pl.first().str.starts_with("[")).fill_null(False)
 NULL, LIST, OBJECT, INTEGER = (
     json_scan.TOKENS.index(word) for word in ("null", "array", "object", "integer")
@@ -81,8 +81,8 @@ Made = TypeVar("Made")
 
 @numba.njit(nogil=True, cache=True)
 def _join(data, bounds, out):  # type: ignore[no-untyped-def]
-    """Values one a line: a line break inside a value is white space in JSON, so it becomes a
-    blank."""
+    """Join values, one per line: a line break inside a value is white space in JSON, so it
+    becomes a blank."""
     to = 0
     for i in range(len(bounds) - 1):
         for at in range(bounds[i], bounds[i + 1]):
@@ -102,8 +102,8 @@ def _blank(data, bounds, keep):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True)
 def _quoted_words(data, bounds, out, ends):  # type: ignore[no-untyped-def]
-    """A copy in which NaN, Infinity and -Infinity, which JSON does not know, are strings; where its
-    lines end goes to `ends`. Returns how long it is."""
+    """Copy with NaN, Infinity and -Infinity, which are not JSON, as strings; write where lines
+    end to `ends`. Return the length."""
     to = 0
     for line in range(len(bounds) - 1):
         inside = False
@@ -136,7 +136,7 @@ def _quoted_words(data, bounds, out, ends):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True)
 def _word_size(data, at, end):  # type: ignore[no-untyped-def]
-    """Bytes of NaN, Infinity or -Infinity at `at`; 1 for anything else."""
+    """Return the length of NaN, Infinity or -Infinity at `at`; 1 for anything else."""
     for word in (b"NaN", b"Infinity", b"-Infinity"):
         if at + len(word) <= end:
             same = True
@@ -181,14 +181,14 @@ class Ndjson(Format):
             parse_path(path, column)
 
     def schema(self, declared: Schema) -> Schema:
-        """The columns, which must be declared. Raises: UserError where they and the paths do not
-        fit together."""
+        """Return the columns, which must be declared. Raises: UserError if they do not match the
+        paths."""
         if self._paths or declared:
             JsonShape.of(declared, self._paths)
         return declared
 
     def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
-        """One row or one reject for each value, also where it holds line breaks or lacks one."""
+        """Return one row or one reject per value, also if it holds line breaks or lacks one."""
         strict = self._coerce == "strict"
         flat = None if self._paths else _flat(tuple(schema.items()), strict)
         if flat is None or not len(records):
@@ -210,7 +210,7 @@ class Ndjson(Format):
         return both.sort(POSITION, maintain_order=True), rejects
 
     def _parsed(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
-        """All records by the parser."""
+        """Parse all records with the parser."""
         assert isinstance(records.values, Values)
         paths = tuple((c, path) for c, path in self._paths.items() if c in schema)
         parser = _parser(tuple(schema.items()), paths, self._coerce)
@@ -254,7 +254,7 @@ class Ndjson(Format):
         records: Records,
         schema: Schema,
     ) -> tuple[pl.DataFrame, list[Rejects]]:
-        """Those refused (reason, detail, which of the records) as rejects, the others parsed."""
+        """Reject the refused records (reason, detail, index), parse the others."""
         assert isinstance(records.values, Values)
         left, rejects = np.ones(len(records), np.bool_), []
         for reason, detail, found in refused:
@@ -271,7 +271,7 @@ class Ndjson(Format):
 
 @dataclass(frozen=True, slots=True)
 class _Parser:
-    """The parser's call for one shape, and what to do where it fails."""
+    """The parser's call for one shape, and what to do when it fails."""
 
     shape: JsonShape
     tree: json_scan.Tree
@@ -279,15 +279,16 @@ class _Parser:
     texts: Schema
     coerce: Coerce
     keys: tuple[str, ...]
-    """Of the top level, on the way to a column."""
+    """The top-level keys on the way to a column."""
     columns_of_text: tuple[str, ...]
-    """Those of text, and of lists of it."""
+    """The columns of text, and of lists of text."""
     floats: tuple[str, ...]
-    """Those of floats, and of lists of them: the parser makes numbers infinite, or others."""
+    """The columns of floats, and of lists of floats: the parser may make numbers infinite, or
+    change them."""
     decimals: bool
-    """Whether a column is of decimals, or of lists of them: numbers that are no floats."""
+    """Whether a column has decimals, or lists of them: numbers that are not floats."""
     to_cast: tuple[str, ...]
-    """Those that the parser gives in another type."""
+    """The columns that the parser gives in another type."""
 
     def strict(
         self,
@@ -297,7 +298,7 @@ class _Parser:
         walked: bool = False,
         written: Callable[[], NDArray[np.uint8]] | None = None,
     ) -> pl.DataFrame:
-        """The columns. Raises: PolarsError when one of the lines does not fit, or is blank.
+        """Return the columns. Raises: PolarsError if a line does not fit, or is blank.
 
         Args:
             walked: the walk has seen to it that floats hold their whole numbers.
@@ -321,8 +322,8 @@ class _Parser:
     def _as_it_stands(
         self, frame: pl.DataFrame, written: Callable[[], NDArray[np.uint8]]
     ) -> pl.DataFrame:
-        """Objects and arrays in columns of text as they stand in the lines: the parser writes them
-        anew, without the backslashes of their strings."""
+        """Return objects and arrays in text columns as they are in the lines: the parser
+        rewrites them, without the backslashes of their strings."""
         for c in self.columns_of_text:
             column = frame.get_column(c)
             rows = np.flatnonzero(_may_hold_nested(column))
@@ -345,7 +346,7 @@ class _Parser:
         return frame
 
     def _cast(self, parsed: pl.Series) -> pl.Series:
-        """A column in its own type. Raises: PolarsError where a value does not fit."""
+        """Return a column in its own type. Raises: PolarsError if a value does not fit."""
         dtype = self.shape.schema[parsed.name]
         result = cast(parsed, dtype, written=True)
         if result.null_count() != parsed.null_count():
@@ -353,8 +354,8 @@ class _Parser:
         return result
 
     def may_be_numbers(self, frame: pl.DataFrame) -> bool:
-        """Whether a column of text may hold what was no string: where nothing looks like a number,
-        the walk that would know is saved."""
+        """Return whether a text column may hold what was not a string: if nothing looks like a
+        number, the walk that would tell is skipped."""
         if self.coerce == "strict":
             return bool(self.columns_of_text)
         leaf = pl.first().cast(pl.Binary)
@@ -364,14 +365,14 @@ class _Parser:
         return any(bool(leaf.select(like).item()) for leaf in leaves)
 
     def all_fit(self, data: NDArray[np.uint8], bounds: Ints) -> bool:
-        """Whether strings are all that there is in columns of text, where they must be, and
-        numbers in those of decimals."""
+        """Return whether text columns hold only strings, if they must, and decimal columns only
+        numbers."""
         if self.coerce != "strict":
             return True
         return bool((self.tree.scan(data, bounds).verdicts == json_scan.FITS).all())
 
     def sifted(self, data: NDArray[np.uint8], bounds: Ints) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """The rows that fit, and the others: row, reason, detail."""
+        """Return the rows that fit, and the others: row, reason, detail."""
         if self.coerce == "lossless" and NAN_WORDS.search(data.data):
             data, bounds = _with_words(data, bounds)
         scanned = self.tree.scan(data, bounds)
@@ -432,8 +433,9 @@ class _Parser:
     def _check_types(
         self, lines: Lines, written: Lines, rows: Ints, errors: Mapping[int, str]
     ) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """The rows that fit all the same, and why the others (row: index into `rows`) do not: what
-        is text where it may be anything, and null where it must be of its type, does not fit.
+        """Return the rows that fit after all, and why the others (row: index into `rows`) do
+        not: values that are text where anything is allowed, and null where their type is
+        required, do not fit.
 
         Args:
             lines, written: the rows to parse, and as they are written.
@@ -526,7 +528,7 @@ def _parser(
 
 
 def _leaf_types(kind: pl.DataType) -> Iterator[pl.DataType]:
-    """The types of what lists and objects hold in the end."""
+    """Return the innermost types of lists and objects."""
     if isinstance(kind, pl.List):
         yield from _leaf_types(element_type(kind))
     elif isinstance(kind, pl.Struct):
@@ -537,7 +539,7 @@ def _leaf_types(kind: pl.DataType) -> Iterator[pl.DataType]:
 
 
 def _leaves(column: pl.Series, kinds: Sequence[pl.DataType]) -> Iterator[pl.Series]:
-    """What lists and objects hold in the end, where it is of these types."""
+    """Return the innermost values of lists and objects with these types."""
     if isinstance(column.dtype, pl.List):
         yield from _leaves(column.explode(empty_as_null=False, keep_nulls=False), kinds)
     elif isinstance(column.dtype, pl.Struct):
@@ -548,7 +550,7 @@ def _leaves(column: pl.Series, kinds: Sequence[pl.DataType]) -> Iterator[pl.Seri
 
 
 def _may_hold_nested(column: pl.Series) -> NDArray[np.bool_]:
-    """In which rows text may be a list or an object, shape (n,)."""
+    """Return the rows in which text may be a list or an object, shape (n,)."""
     if column.dtype == pl.String:
         return column.to_frame().select(MAY_BE_NESTED).to_series().to_numpy()
     leaves = (leaf.to_frame() for leaf in _leaves(column, TEXTS))
@@ -557,21 +559,21 @@ def _may_hold_nested(column: pl.Series) -> NDArray[np.bool_]:
 
 
 def _overflown(column: pl.Series) -> NDArray[np.bool_]:
-    """Which numbers the parser made infinite, as float32 does not hold them."""
+    """Return which numbers the parser made infinite, because float32 does not hold them."""
     if column.dtype != pl.Float32:
         return np.zeros(len(column), np.bool_)
     return column.is_infinite().fill_null(False).to_numpy()
 
 
 def _beyond(column: pl.Series) -> NDArray[np.bool_]:
-    """Which numbers may be others than the whole ones that were written."""
+    """Return which numbers may differ from the integers that were written."""
     if column.dtype not in WHOLE_MOST or not may_be_another(column):
         return np.zeros(len(column), np.bool_)
     return (column.abs() >= WHOLE_MOST[column.dtype]).fill_null(False).to_numpy()
 
 
 def _with(column: pl.Series, where: NDArray[np.bool_], taken: pl.Series) -> pl.Series:
-    """The column with other values in some places (scatter knows no lists)."""
+    """Return the column with other values in some places (scatter does not support lists)."""
     spread = taken.gather(np.maximum(np.cumsum(where) - 1, 0))
     return spread.zip_with(pl.Series(where), column).alias(column.name)
 
@@ -579,7 +581,7 @@ def _with(column: pl.Series, where: NDArray[np.bool_], taken: pl.Series) -> pl.S
 def _as_written(
     text: pl.Series, data: NDArray[np.uint8], spans: Ints, token: NDArray[np.int8]
 ) -> pl.Series:
-    """Texts of a column, its lists and objects as they stand in the lines.
+    """Return texts of a column, its lists and objects as they are in the lines.
 
     Args:
         spans: where they do, shape (n, 2).
@@ -601,7 +603,8 @@ def _pieces(rows: int) -> list[tuple[int, int]]:
 
 
 def _lines(values: Values) -> tuple[NDArray[np.uint8], Ints]:
-    """The values as lines, and the bounds of each; a file's are lines already and not copied."""
+    """Return the values as lines, and the bounds of each; a file's values are lines already and
+    are not copied."""
     bounds = values.bounds - values.bounds[0]
     part = values.data[values.bounds[0] : values.bounds[-1]]
     if (np.diff(bounds) > 0).all() and np.array_equal(
@@ -614,7 +617,7 @@ def _lines(values: Values) -> tuple[NDArray[np.uint8], Ints]:
 
 
 def _with_words(data: NDArray[np.uint8], bounds: Ints) -> tuple[NDArray[np.uint8], Ints]:
-    """The lines with NaN and the infinities as strings."""
+    """Return the lines with NaN and infinities as strings."""
     out, ends = np.empty(2 * len(data) + 2, np.uint8), np.zeros_like(bounds)
     return out[: _quoted_words(data, bounds, out, ends)], ends
 
@@ -629,19 +632,19 @@ def _parse(part: NDArray[np.uint8], rows: int, types: Schema, *, lenient: bool) 
 
 
 def _blanked(data: NDArray[np.uint8], bounds: Ints, keep: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """The lines, but blanks (which the parser skips) for those not to keep."""
+    """Return the lines, with blanks (which the parser skips) for those not to keep."""
     out = data.copy()
     _blank(out, bounds, keep)
     return out
 
 
 def _between(data: NDArray[np.uint8], bounds: Ints, start: int, stop: int) -> NDArray[np.uint8]:
-    """The lines from one to another."""
+    """Return the lines from one to another."""
     return data[bounds[start] : bounds[stop]]
 
 
 def _taken(data: NDArray[np.uint8], bounds: Ints, rows: Ints) -> Lines:
-    """Some of the lines."""
+    """Return some of the lines."""
     gathered = gather(data, bounds[rows], np.diff(bounds)[rows])
     return gathered.data, gathered.bounds
 
@@ -649,8 +652,8 @@ def _taken(data: NDArray[np.uint8], bounds: Ints, rows: Ints) -> Lines:
 def _bisect(
     rows: Ints, attempt: Callable[[Ints], Made]
 ) -> tuple[list[tuple[Ints, Made]], list[tuple[int, str]]]:
-    """What the attempt makes of the rows, in as large pieces as it takes; and the rows it takes not
-    even alone, with what was said of them."""
+    """Apply `attempt` to rows in as large pieces as it accepts; return the results, and the rows
+    it does not accept even alone, with its errors."""
     results, alone = [], []
     pieces = [rows] if len(rows) else []
     while pieces:
@@ -683,7 +686,7 @@ NOTHING = pl.DataFrame(schema={"row": pl.Int64, "reason": pl.String, "detail": p
 
 
 def _broken(data: NDArray[np.uint8], bounds: Ints, scanned: json_scan.Scan) -> pl.DataFrame:
-    """Lines that are no JSON object."""
+    """Return the lines that are not a JSON object."""
     utf8 = np.flatnonzero(scanned.verdicts == json_scan.NOT_UTF8)
     at = np.flatnonzero(
         (scanned.verdicts >= json_scan.BROKEN) & (scanned.verdicts != json_scan.NOT_UTF8)
@@ -693,7 +696,7 @@ def _broken(data: NDArray[np.uint8], bounds: Ints, scanned: json_scan.Scan) -> p
 
 
 def _lost(alone: list[tuple[int, str]]) -> pl.DataFrame:
-    """Lines that only the parser knows to be broken."""
+    """Return the lines that only the parser knows to be broken."""
     rows = [row for row, _ in alone]
     utf8 = ["InvalidUtf8" in error or "utf-8" in error for _, error in alone]
     reason = pl.Series([BAD_UTF8 if u else BROKEN for u in utf8], dtype=pl.String)
@@ -705,7 +708,7 @@ def _lost(alone: list[tuple[int, str]]) -> pl.DataFrame:
 
 
 def _blocked(at: Ints, column: str, path: str, token: NDArray[np.int8]) -> pl.DataFrame:
-    """Lines where something else stands on the way to a column."""
+    """Return the lines with another value on the way to a column."""
     names = pl.Series(json_scan.TOKENS).gather(token[at])
     head = pl.lit(f"In column '{column}': expected more keys or elements at '{path}', got ")
     return _found(
@@ -721,7 +724,7 @@ def _misfits(
     dtype: pl.DataType,
     coerce: Coerce,
 ) -> pl.DataFrame:
-    """Lines whose value in the column, `raw`, is none of its type."""
+    """Return the lines whose value in the column, `raw`, is not of its type."""
     name = pl.Series(json_scan.TOKENS).gather(token)
     written = pl.select(pl.format(" ({})", name)).to_series() if coerce == "strict" else ""
     numbers = ["integer", "float", "array", *(["string"] if coerce == "lossless" else [])]
@@ -733,7 +736,7 @@ def _misfits(
 
 
 def _rejects(records: Records, bad: pl.DataFrame) -> list[Rejects]:
-    """Bad records by reason, in their order."""
+    """Return bad records by reason, in their order."""
     return [
         make_rejects(records, group["row"].to_numpy(), str(group["reason"][0]), group["detail"])
         for group in bad.partition_by("reason", maintain_order=True)

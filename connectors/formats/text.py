@@ -1,4 +1,4 @@
-"""Values as they are: one column of text or bytes."""
+"""Values unchanged: one column of text or bytes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class RawText(Format):
         self._lines = lines
 
     def schema(self, declared: Schema) -> Schema:
-        """The column; text unless bytes are declared. Raises: UserError for any other."""
+        """Return the column; text unless bytes are declared. Raises: UserError for any other."""
         schema = declared or {COLUMN: pl.String()}
         if list(schema) != [COLUMN] or schema[COLUMN] not in (pl.String, pl.Binary):
             raise UserError(
@@ -41,7 +41,7 @@ class RawText(Format):
         return schema
 
     def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
-        """Every value; what is not UTF-8 is rejected where text is asked for."""
+        """Return every value; if text is requested, values that are not UTF-8 are rejected."""
         values = records.values
         assert isinstance(values, Values)
         if schema[COLUMN] == pl.Binary:

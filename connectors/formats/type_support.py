@@ -1,4 +1,4 @@
-"""What a format can hold: one table, asked before anything is written."""
+"""The types each format can hold, checked before anything is written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ UNSUPPORTED: Mapping[str, Callable[[pl.DataType, bool], bool]] = {
     "parquet": lambda dtype, inner: isinstance(dtype, pl.Struct) and not dtype.fields,
     "arrow": lambda dtype, inner: False,
 }
-"""Format -> whether it has no such type, by itself or (True) inside a list or an object."""
+"""Format -> its unsupported types, at the top level or (True) inside a list or an object."""
 
 log = logging.getLogger("headrace.sink")
 
@@ -39,7 +39,7 @@ def require_supported(schema: Mapping[str, pl.DataType], format: str, named: str
 
 
 def warn_about_nulls(frame: pl.DataFrame, warned: set[str]) -> None:
-    """Say of a column, once, that its NaN and infinities are written as null: JSON has neither.
+    """Warn once per column that NaN and infinities are written as null: JSON has neither.
 
     Args:
         warned: columns of which it was said.
@@ -60,7 +60,7 @@ def warn_about_nulls(frame: pl.DataFrame, warned: set[str]) -> None:
 
 
 def _unsupported(dtype: pl.DataType, format: str, *, inner: bool) -> pl.DataType | None:
-    """What in a type the format has not; None where it has all."""
+    """Return what in a type the format does not support; None if it supports all."""
     if dtype == pl.Object or UNSUPPORTED[format](dtype, inner):
         return dtype
     parts = (_unsupported(part, format, inner=True) for part in _inner_types(dtype))

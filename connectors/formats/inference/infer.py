@@ -1,4 +1,4 @@
-"""Types of columns that say nothing of them, guessed by the casts that will read them.
+"""Infers the types of undeclared columns, with the casts that will read them.
 
 A guess is what every value seen so far can be read as, and no more: a whole number only where its
 text can be had back from it ("01234" is text), a time only where the cast takes it.
@@ -27,11 +27,11 @@ NULL_WORDS = (
 )  # fmt: skip
 """Words that often stand for a missing value among numbers or times."""
 FIRST = 64
-"""Values of a column that a type is tried with before all are."""
+"""The values of a column that a type is tried with before all are."""
 NEWLINE = 10
 NUMBERS = {int, float}
 PADDED = r"^[+-]?0\d"
-"""A number whose zeros, or sign, say that it is none."""
+"""A number whose leading zeros or sign show that it is an identifier."""
 DIGITS = r"^[+-]?\d+$"
 DATED = r"^\d{4}-\d\d-\d\d"
 INTEGERS = (pl.Int64(), pl.UInt64())
@@ -47,7 +47,7 @@ RANGES: dict[pl.DataType, tuple[int, int]] = {
     pl.Int64(): (-(1 << 63), 1 << 63),
     pl.UInt64(): (0, 1 << 64),
 }
-"""What whole numbers hold, the narrowest first: from, and below."""
+"""The ranges of integer types, the narrowest first: from, and below."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -67,7 +67,7 @@ class ColumnEvidence:
     words: set[str] = field(default_factory=set)
 
     def add(self, column: pl.Series) -> None:
-        """More values, as text."""
+        """Add values, as text."""
         if self.dtype == pl.String and self.without == pl.String:
             return
         values = column.drop_nulls().str.strip_chars()
@@ -82,12 +82,12 @@ class ColumnEvidence:
         self.without = common_type(self.without, inferred)
 
     def is_text(self, null_values: Collection[str]) -> bool:
-        """Whether it stays text (or nothing at all) where these words are null."""
+        """Return whether it stays text (or has no value) with these words as null."""
         return self.without in (pl.String, pl.Null) or not self.words <= set(null_values)
 
 
 class TypeInference:
-    """The types of several columns of text, as more and more of their rows are seen.
+    """Infers the types of text columns as more of their rows are seen.
 
     Attributes:
         decimal: the decimal point of their numbers.
@@ -98,7 +98,7 @@ class TypeInference:
         self._columns: dict[str, ColumnEvidence] = {}
 
     def add(self, frame: pl.DataFrame) -> None:
-        """More rows, all columns as text; it need not have every column."""
+        """Add rows, all columns as text; columns may be missing."""
         for column in frame.columns:
             if column not in RESERVED:
                 evidence = self._columns.setdefault(column, ColumnEvidence(decimal=self.decimal))
@@ -106,8 +106,8 @@ class TypeInference:
 
     @property
     def null_values(self) -> tuple[str, ...]:
-        """Words that stand for a missing value: they are all that keeps a column from being
-        numbers or times, and stand in no column of text."""
+        """Return the words that stand for a missing value: they alone keep a column from being
+        numbers or times, and occur in no text column."""
         columns = [c for c in self._columns.values() if c.words]
         words_found = {word for column in columns for word in column.words}
         while text := [c for c in columns if c.is_text(words_found) and c.words & words_found]:
@@ -116,18 +116,18 @@ class TypeInference:
 
     @property
     def blank(self) -> list[str]:
-        """Columns of which no value was seen."""
+        """Return the columns without any value."""
         return [column for column, found in self._columns.items() if found.dtype == pl.Null]
 
     @property
     def words(self) -> dict[str, set[str]]:
-        """Column -> those of `NULL_WORDS` that were among its values, where any was."""
+        """Return column -> its values among `NULL_WORDS`, if any."""
         return {
             column: evidence.words for column, evidence in self._columns.items() if evidence.words
         }
 
     def schema(self, null_values: Iterable[str] = ()) -> Schema:
-        """The types, where these words are null; text where there was no value."""
+        """Return the types with these words as null; text for a column without values."""
         known = set(null_values)
         types: Schema = {}
         for column, evidence in self._columns.items():
@@ -137,7 +137,7 @@ class TypeInference:
 
 
 def infer_type(values: pl.Series, decimal: str = ".") -> pl.DataType:
-    """The type of all of these texts, none of them null; Null where there are none."""
+    """Return the type of these texts, none of them null; Null without any."""
     if not len(values):
         return pl.Null()
     if decimal == ",":
@@ -155,7 +155,7 @@ def infer_type(values: pl.Series, decimal: str = ".") -> pl.DataType:
 
 
 def _all(values: pl.Series, dtype: pl.DataType, *, strict: bool = False) -> bool:
-    """Whether the cast takes every one."""
+    """Return whether the cast accepts every one."""
     coerce: Coerce = "strict" if strict else "lossless"
     return all(
         cast(part, dtype, coerce, written=True).null_count() == 0
@@ -164,21 +164,21 @@ def _all(values: pl.Series, dtype: pl.DataType, *, strict: bool = False) -> bool
 
 
 def _same_text(values: pl.Series, integer: pl.DataType) -> bool:
-    """Whether every text is had back from the number that it writes."""
+    """Return whether every text equals the number it stands for, written out."""
     return bool(values.cast(integer, strict=False).cast(pl.String).eq_missing(values).all())
 
 
 def _are_floats(values: pl.Series) -> bool:
-    """Not ids, which are all digits; and at least one has a digit."""
+    """Return whether they are floats, not ids of digits only; at least one has a digit."""
     digits = values.str.contains(r"\d")
     ids = values.str.contains(DIGITS)
     return bool(digits.any() and not ids.all() and not values.str.contains(PADDED).any())
 
 
 def infer_json_types(lines: bytes, paths: Mapping[str, str] | None = None) -> Schema:
-    """The types of the keys of JSON objects, one a line; text where a key has values of several
-    kinds, or such that are nested too deep. Lines that no reader takes say nothing (those that are
-    no object, have a key twice, or half of a surrogate pair), but a key that only they have is one.
+    """Infer the types of the keys of JSON objects, one per line; text for a key with values of
+    several kinds, or nested too deep. Lines no reader accepts (not an object, a duplicate key,
+    half of a surrogate pair) do not count, but a key that only they have is a column.
 
     Args:
         paths: column -> where its value is; one that leads to no value here has no type.
@@ -212,14 +212,14 @@ def infer_json_types(lines: bytes, paths: Mapping[str, str] | None = None) -> Sc
 def _objects(
     lines: bytes, bounds: NDArray[np.int64], verdicts: NDArray[np.int64], good: NDArray[np.bool_]
 ) -> bytes:
-    """Those of the lines that are good, without what is nested too deep."""
+    """Return the good lines, without what is nested too deep."""
     shallow = b"".join(lines[a:b] for a, b in _runs(good & (verdicts < json_scan.DEEP), bounds))
     deep = np.flatnonzero(good & (verdicts == json_scan.DEEP)).tolist()
     return shallow + b"".join(_shallow(lines[bounds[i] : bounds[i + 1]]) for i in deep)
 
 
 def _inferred(objects: bytes) -> pl.DataFrame:
-    """The objects in types that hold all their values."""
+    """Return the objects in types that hold all their values."""
     if not objects:
         return pl.DataFrame()
     try:
@@ -229,7 +229,7 @@ def _inferred(objects: bytes) -> pl.DataFrame:
 
 
 def _is_another(column: pl.Series, steps: tuple[PathStep, ...], objects: bytes) -> bool:
-    """Whether whole numbers among fractions are such as no float64 holds: their text does."""
+    """Return whether integers among fractions exceed float64: then their text counts."""
     if column.dtype != pl.Float64 or not may_be_another(column):
         return False
     rows = (_object(line, number=str) for line in objects.splitlines())
@@ -239,7 +239,7 @@ def _is_another(column: pl.Series, steps: tuple[PathStep, ...], objects: bytes) 
 
 
 def _at(value: Any, steps: tuple[PathStep, ...]) -> Any:
-    """What lies there in an object; None where a step is not there."""
+    """Return the value at a path of an object; None if a step is missing."""
     for step in steps:
         try:
             value = value[step]
@@ -249,16 +249,16 @@ def _at(value: Any, steps: tuple[PathStep, ...]) -> Any:
 
 
 def spans_lines(lines: bytes) -> bool:
-    """Whether these are the lines of JSON that is written over several: the first is the beginning
-    of a list, or of an object and none is one."""
+    """Return whether these are lines of JSON objects that span several lines: the first begins a
+    list, or begins an object and none is complete."""
     first = lines.lstrip().partition(b"\n")[0].rstrip()
     _, verdicts = _judged(lines)
     return first == b"[" or bool((verdicts >= json_scan.BROKEN).all() and first[:1] == b"{")
 
 
 def _judged(lines: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where lines begin and end, and the verdicts of `connectors.formats.kernels.json_scan` on
-    them."""
+    """Return where lines begin and end, and their verdicts from
+    `connectors.formats.kernels.json_scan`."""
     data = np.frombuffer(lines, np.uint8)
     bounds = np.concatenate([[0], np.flatnonzero(data == NEWLINE) + 1]).astype(np.int64)
     if bounds[-1] < len(data):
@@ -267,14 +267,14 @@ def _judged(lines: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 def _runs(keep: NDArray[np.bool_], bounds: NDArray[Any]) -> Iterator[tuple[int, int]]:
-    """Where neighbours lie that are to be kept: from, to."""
+    """Return runs of adjacent lines to keep: from, to."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], keep, [False]]).astype(np.int8)))
     for first, end in edges.reshape(-1, 2).tolist():
         yield int(bounds[first]), int(bounds[end])
 
 
 def _by_key(lines: bytes) -> pl.DataFrame:
-    """Each key's values by themselves: of several kinds, they are text."""
+    """Return each key's values separately: of several kinds, they are text."""
     rows = [row for line in lines.splitlines() if (row := _object(line)) is not None]
     column_types = {}
     for key in dict.fromkeys(key for row in rows for key in row if _is_text(key)):
@@ -292,7 +292,7 @@ def _by_key(lines: bytes) -> pl.DataFrame:
 
 
 def _shallow(line: bytes) -> bytes:
-    """The same object with text in the place of lists and objects; nothing where it is none."""
+    """Return the object with text in place of lists and objects; nothing if it is not an object."""
     row = _object(line)
     if row is None:
         return b""
@@ -301,7 +301,7 @@ def _shallow(line: bytes) -> bytes:
 
 
 def _is_text(key: str) -> bool:
-    """Whether it has no half of a surrogate pair."""
+    """Return whether it has no half of a surrogate pair."""
     return not any("\ud800" <= sign <= "\udfff" for sign in key)
 
 
@@ -314,7 +314,7 @@ def _object(line: bytes, number: Callable[[str], Any] | None = None) -> dict[str
 
 
 def _resolved_type(column: pl.Series) -> pl.DataType:
-    """A type that can be declared: whole numbers of 128 bits are those of 64 where they fit."""
+    """Return a declarable type: 128-bit integers become 64-bit ones if they fit."""
     if column.dtype == pl.Int128:
         fits = column.is_between(0, (1 << 64) - 1).all()
         return pl.UInt64() if fits else pl.String()
@@ -324,8 +324,8 @@ def _resolved_type(column: pl.Series) -> pl.DataType:
 
 
 def _moment(texts: pl.Series) -> pl.DataType:
-    """What JSON has no type for and writes as text: a time, where every text is an ISO 8601 one.
-    A number that is written as text is meant as text."""
+    """Return the type of JSON text: a time, if every text is an ISO 8601 time. A number written
+    as text is text."""
     dated = bool(len(texts)) and bool(texts.head(FIRST).str.contains(DATED).all())
     if not dated or not texts.str.contains(DATED).all():
         return pl.String()
@@ -335,7 +335,7 @@ def _moment(texts: pl.Series) -> pl.DataType:
 
 
 def _without_null(dtype: pl.DataType) -> pl.DataType:
-    """Text where there was no value; so that later ones may be any."""
+    """Return text for a column without values, so that later ones may be of any type."""
     if isinstance(dtype, pl.List):
         return pl.List(_without_null(element_type(dtype)))
     if isinstance(dtype, pl.Struct):
@@ -346,7 +346,7 @@ def _without_null(dtype: pl.DataType) -> pl.DataType:
 
 
 def common_type(a: pl.DataType, b: pl.DataType) -> pl.DataType:
-    """The narrowest type that holds the values of both: text where there is none other."""
+    """Return the narrowest type that holds the values of both; text without another."""
     if a == b or b == pl.Null:
         return a
     if a == pl.Null:
@@ -375,7 +375,7 @@ def common_type(a: pl.DataType, b: pl.DataType) -> pl.DataType:
 
 
 def common_schema(a: Schema, b: Schema) -> Schema:
-    """The columns of both, in the types that hold the values of both."""
+    """Return the columns of both, in types that hold the values of both."""
     return {**a, **{c: common_type(a.get(c, pl.Null()), dtype) for c, dtype in b.items()}}
 
 

@@ -1,4 +1,4 @@
-"""What guessed types cost while rows are read, said with the declaration that would take them."""
+"""Counts rows rejected because of an inferred type, and names the declaration that accepts them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger("headrace.files")
 
 @dataclass(slots=True, kw_only=True)
 class InferenceMisses:
-    """Rows that the guessed type of a column did not take.
+    """The rows that the inferred type of a column rejected.
 
     Attributes:
         dtype: the guess.
@@ -38,7 +38,7 @@ class InferenceMisses:
     rows: int = 0
 
     def said(self, column: str) -> str:
-        """One sentence."""
+        """Return one sentence."""
         return (
             f"{counted(self.rows, 'row')} rejected: the type of column '{column}' is a guess, "
             f"{type_name(self.dtype)}, and '{self.value[:80]}' is none; declare "
@@ -66,7 +66,7 @@ class InferredTypes(WrappingFormat):
         self.columns: frozenset[str] = frozenset()
 
     def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
-        """What the inner one makes of them."""
+        """Decode with the inner format."""
         frame, rejects = self.inner.decode(records, schema)
         mine = {c: t for c, t in schema.items() if c in self.columns and t != pl.String}
         odd = [r.rows[POSITION] for r in rejects if r.reason in (WRONG_TYPE, OUT_OF_RANGE)]
@@ -76,11 +76,11 @@ class InferredTypes(WrappingFormat):
         return frame, rejects
 
     def misses(self) -> list[str]:
-        """A sentence for each column whose guess cost rows."""
+        """Return a sentence for each column whose inferred type rejected rows."""
         return [cost.said(column) for column, cost in self._misses.items()]
 
     def _look(self, records: Records, guesses: Schema) -> None:
-        """Which guesses did not take which values of rejected rows."""
+        """Find which inferred types rejected which values."""
         plain = {c: t for c, t in guesses.items() if not t.is_nested()}
         texts, _ = self.inner.decode(records, dict.fromkeys(plain, pl.String()))
         decimal = self._decimal()

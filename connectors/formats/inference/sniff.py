@@ -18,23 +18,23 @@ import polars as pl
 from connectors.formats.inference.infer import NULL_WORDS, infer_type
 
 HEAD = 1 << 18
-"""Bytes of a file that are looked at."""
+"""The bytes of a file that are inspected."""
 ROWS = 1_000
 DELIMITERS = (";", "\t", "|")
-"""Besides the comma."""
+"""The delimiters besides the comma."""
 WITH_COMMAS = (";", "\t")
-"""Delimiters of files whose numbers may have decimal commas."""
+"""The delimiters of files whose numbers may have decimal commas."""
 ODD = 0.1
-"""Share of rows that may have another number of fields than the header."""
+"""The share of rows that may have another number of fields than the header."""
 COMMENT = "#"
 BOM = b"\xef\xbb\xbf"
 THOUSANDS = r"^[+-]?\d{1,3}(,\d{3})+$"
-"""A number whose comma may stand between thousands."""
+"""A number whose comma may separate thousands."""
 
 
 def sniff_dialect(head: bytes, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of `connectors.formats.csv.Dialect` that the first lines of a file tell, besides those
-    that are given."""
+    """Return the fields of `connectors.formats.csv.Dialect` that the first lines of a file show,
+    besides those given."""
     text = head.removeprefix(BOM).decode("latin-1")  # whatever it is: what is looked for is ASCII
     comment = given.get("comment", COMMENT) or ""
     before, body = _parted(text, comment)
@@ -58,12 +58,13 @@ def sniff_dialect(head: bytes, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unclear(header: Sequence[str]) -> str | None:
-    """A delimiter that may be meant where a header has one column only."""
+    """Return a delimiter that may be meant if a header has only one column."""
     return next((d for d in DELIMITERS if len(header) == 1 and d in header[0]), None)
 
 
 def _parted(text: str, comment: str) -> tuple[list[str], str]:
-    """The lines before the header that begin with the comment's character, and what follows."""
+    """Return the lines before the header that begin with the comment character, and what
+    follows."""
     before, at = [], 0
     while comment and text.startswith(comment, at):
         end = text.find("\n", at) + 1 or len(text)
@@ -73,7 +74,7 @@ def _parted(text: str, comment: str) -> tuple[list[str], str]:
 
 
 def _is_preamble(before: Sequence[str], body: str, given: Mapping[str, Any]) -> bool:
-    """Whether the lines are none of the table, as the last of them might be its header."""
+    """Return whether the lines are not part of the table; the last of them might be its header."""
     quote = given.get("quote", '"')
     delimiter = given.get("delimiter") or _delimiter(body, quote)
     width = _width(body, delimiter, quote)
@@ -81,7 +82,7 @@ def _is_preamble(before: Sequence[str], body: str, given: Mapping[str, Any]) -> 
 
 
 def _single_quoted(body: str, delimiter: str | None) -> str | None:
-    """The delimiter where every name of the header stands between single quotes."""
+    """Return the delimiter if every name of the header is in single quotes."""
     for d in (delimiter,) if delimiter else (",", *DELIMITERS):
         names = rf"'[^'{re.escape(d)}\r\n]*'"
         header = re.match(rf"{names}(?:{re.escape(d)}{names})+\r?(?:\n|$)", body)
@@ -104,7 +105,7 @@ def _delimiter(body: str, quote: str) -> str:
 
 
 def _is_well_formed(body: str, delimiter: str, quote: str) -> bool:
-    """Whether quotes stand in the header only as this delimiter's files have them."""
+    """Return whether quotes occur in the header only as in files with this delimiter."""
     d, q = re.escape(delimiter), re.escape(quote)
     if not q:
         return True
@@ -113,7 +114,7 @@ def _is_well_formed(body: str, delimiter: str, quote: str) -> bool:
 
 
 def _rows(text: str, delimiter: str, quote: str) -> list[list[str]]:
-    """The first rows, without blank ones; none where they cannot be read so."""
+    """Return the first rows without blank ones; none if they cannot be read so."""
     quoting: Any = csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE
     lines = io.StringIO(text, newline="")
     reader = csv.reader(lines, delimiter=delimiter, quotechar=quote or None, quoting=quoting)
@@ -124,19 +125,20 @@ def _rows(text: str, delimiter: str, quote: str) -> list[list[str]]:
 
 
 def _width(text: str, delimiter: str, quote: str) -> int:
-    """Fields of the header."""
+    """Return the number of fields of the header."""
     rows = _rows(text, delimiter, quote)
     return len(rows[0]) if rows else 0
 
 
 def _agree(rows: Sequence[Sequence[str]], *, odd: float) -> bool:
-    """Whether the rows have as many fields as the header, but for a share of odd ones."""
+    """Return whether rows have as many fields as the header, except for a share of odd ones."""
     different = sum(len(row) != len(rows[0]) for row in rows[1:])
     return bool(rows) and different <= odd * (len(rows) - 1)
 
 
 def _has_decimal_commas(rows: Sequence[Sequence[str]]) -> bool:
-    """Whether a column's numbers have them for certain, and none has decimal points."""
+    """Return whether some numbers of a column certainly have decimal commas, and none a decimal
+    point."""
     seen = False
     kept = [row for row in rows[1:] if len(row) == len(rows[0])]
     for values in zip(*kept, strict=True):

@@ -1,4 +1,4 @@
-"""Text in another encoding than UTF-8 to UTF-8, for encodings of one byte a character."""
+"""Converts text in a single-byte encoding to UTF-8."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from engine.types import Records, Values
 
 ASCII = bytes(range(128))
 NONE = b"\xff"
-"""What becomes of a byte that is no character: it is no UTF-8 either, so its row is rejected."""
+"""The replacement for a byte that is not a character: it is not UTF-8 either, so its row is
+rejected."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,7 +31,7 @@ class Transcoder:
 
     @classmethod
     def of(cls, encoding: str) -> Transcoder | None:
-        """None for UTF-8, of which nothing is changed.
+        """Return the transcoder of an encoding; None for UTF-8, which needs none.
 
         Raises: ValueError for an encoding that is unknown, has several bytes a character, or in
             which ASCII is not ASCII.
@@ -55,7 +56,7 @@ class Transcoder:
         return cls(np.frombuffer(b"".join(pieces), np.uint8), sizes)
 
     def recoded(self, records: Records) -> Records:
-        """The same rows in UTF-8; positions stay what they are."""
+        """Return the same rows in UTF-8, with unchanged positions."""
         values = records.values
         assert isinstance(values, Values)
         part = values.data[values.bounds[0] : values.bounds[-1]]
@@ -77,7 +78,7 @@ def _utf8(byte: bytes, encoding: str) -> bytes:
 
 
 def _waits_for_more(byte: bytes, codec: codecs.CodecInfo) -> bool:
-    """Whether this is the first byte of a longer character."""
+    """Return whether this is the first byte of a longer character."""
     decoder = codec.incrementaldecoder("ignore")
     decoder.decode(byte)
     return bool(decoder.getstate()[0])

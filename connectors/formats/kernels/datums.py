@@ -1,5 +1,5 @@
-"""Avro datums to columns: a schema becomes a small program, and one compiled loop runs it over all
-records.
+"""Decodes Avro datums to columns: a schema becomes a small program, and one compiled loop runs
+it over all records.
 
 The encoding is that of the Avro specification, 1.12, "Binary Encoding"; a datum says nothing about
 itself, so only a walk by the schema that wrote it finds its fields, and its end. A record that does
@@ -28,8 +28,8 @@ Ints = NDArray[np.int64]
 END, NULL, BOOL, INT, LONG, FLOAT, DOUBLE, BYTES, FIXED, ENUM = range(10)
 UNION, JUMP, OPEN_LIST, CLOSE_LIST, CALL, RETURN, OPEN, CLOSE, FAIL = range(10, 19)
 FINE, SHORT, LEFT, WRONG, DEEP = range(5)
-"""What became of a record: it took its bytes; it needs more; some are left; an index or length in
-it cannot be; it nests deeper than 256."""
+"""The outcome of a record: it took its bytes; it needs more; some are left; an index or length
+in it is invalid; it nests deeper than 256."""
 FATE_REASONS = {
     SHORT: "Expected a whole Avro record, got one that ends too early.",
     LEFT: "Expected one Avro record, got bytes behind its end.",
@@ -47,7 +47,7 @@ RICH = "rich"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leaf:
-    """One kind of value that a column may hold.
+    """A kind of value that a column may hold.
 
     Attributes:
         kind: Avro's name of the type; ``rich`` for one with parts, taken as JSON text; ``blocked``
@@ -63,7 +63,7 @@ class Leaf:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WalkResult:
-    """What the loop found in n records.
+    """The result of the loop over n records.
 
     Attributes:
         fate: see `FINE`, shape (n,).
@@ -116,7 +116,7 @@ class Program:
         self._jumps = np.array([*self._branches, 0], np.int64)
 
     def walk(self, data: NDArray[np.uint8], starts: Ints, stops: Ints) -> WalkResult:
-        """Record i is ``data[starts[i]:stops[i]]``."""
+        """Walk records; record i is ``data[starts[i]:stops[i]]``."""
         shape = (max(1, len(self.slots)), len(starts))
         walked = WalkResult(
             fate=np.zeros(len(starts), np.int64),
@@ -133,9 +133,9 @@ class Program:
     def column(
         self, data: NDArray[np.uint8], walked: WalkResult, path: str, rows: Ints
     ) -> tuple[pl.Series, Ints]:
-        """The values of a slot as they are, for some of the records, shape (len(rows),), and
-        the indexes into `rows` of what cannot be told: text that is not UTF-8, a value without
-        fields where a path goes on, or one with parts that has no JSON.
+        """Return the values of a slot for some of the records, shape (len(rows),), and the
+        indexes into `rows` of those that cannot be decoded: text that is not UTF-8, a value
+        without fields where a path continues, or a composite value without JSON.
 
         Several kinds in one column (a union) become text where their types differ.
         """
@@ -260,7 +260,7 @@ class Program:
         sizes: Ints,
         here: NDArray[np.bool_],
     ) -> tuple[pl.Series, Ints]:
-        """Values of one kind, null elsewhere; and which rows' text is not UTF-8."""
+        """Return values of one kind, null elsewhere; and which rows' text is not UTF-8."""
         none = np.empty(0, np.int64)
         leaf_kind, logical = leaf.kind, leaf.logical
         if leaf_kind == BLOCKED:
@@ -292,8 +292,8 @@ class Program:
         return (raw, none) if leaf_kind in ("bytes", "fixed") else _text(raw)
 
     def _texts(self, raw: pl.Series, leaf: Leaf) -> tuple[pl.Series, Ints]:
-        """Values with parts as JSON; one by one, as only fastavro can tell them. And which rows'
-        value it cannot."""
+        """Return composite values as JSON, one by one, since only fastavro decodes them; and
+        which rows' value fails."""
         schema = {**leaf.schema, "__fastavro_parsed": True, "__named_schemas": self._named}
         texts: list[str | None] = []
         odd = []
@@ -316,7 +316,7 @@ def _plain(value: Any) -> str:
 
 
 def _extra(schema: Any, type_name: str) -> int:
-    """The bytes of a value of fixed size, the number of symbols of an enum."""
+    """Return the bytes of a fixed-size value, or the number of symbols of an enum."""
     if type_name in ("float", "double"):
         return 4 if type_name == "float" else 8
     if type_name == "enum":
@@ -331,7 +331,7 @@ def _masked(values: NDArray[Any], here: NDArray[np.bool_]) -> pl.Series:
 
 
 def _moments(numbers: pl.Series, logical: str) -> pl.Series:
-    """Dates and timestamps (UTC, or local as they are); a time of day stays a number."""
+    """Return dates and timestamps (UTC, or local unchanged); a time of day stays a number."""
     logical = logical.removeprefix("local-")
     if logical == "date":
         return numbers.cast(pl.Int32).cast(pl.Date)
@@ -347,7 +347,7 @@ def _moments(numbers: pl.Series, logical: str) -> pl.Series:
 def _bytes(
     data: NDArray[np.uint8], starts: Ints, sizes: Ints, here: NDArray[np.bool_]
 ) -> tuple[pl.Series, Ints, NDArray[np.uint8]]:
-    """Pieces of the data as a Binary series, their bounds, and the bytes."""
+    """Return pieces of the data as a Binary series, their bounds, and the bytes."""
     gathered = gather(data, starts, sizes)
     valid = pa.py_buffer(np.packbits(here, bitorder="little"))
     buffers = [valid, pa.py_buffer(gathered.bounds), pa.py_buffer(gathered.data)]
@@ -359,7 +359,7 @@ def _bytes(
 
 
 def _text(raw: pl.Series) -> tuple[pl.Series, Ints]:
-    """As text; and which rows are not UTF-8."""
+    """Return text; and which rows are not UTF-8."""
     text = decode_utf8(raw)
     if text.null_count() == raw.null_count():
         return text, np.empty(0, np.int64)
@@ -367,7 +367,8 @@ def _text(raw: pl.Series) -> tuple[pl.Series, Ints]:
 
 
 def _decimals(raw: pl.Series, out: NDArray[np.uint8], ends: Ints, scale: int) -> pl.Series:
-    """Unscaled big-endian numbers as exact text; up to 8 bytes at once, longer ones one by one."""
+    """Return unscaled big-endian numbers as exact text; up to 8 bytes at once, longer ones one
+    by one."""
     if np.diff(ends).max(initial=0) <= 8:
         numbers = np.zeros(len(raw), np.int64)
         _unscaled(out, ends, numbers)
@@ -407,8 +408,8 @@ def _unscaled(out, ends, numbers):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True)
 def _long(data, at, stop):  # type: ignore[no-untyped-def]
-    """The zigzag number at `at` and where the next begins; -1 where it does not end, -2 where it is
-    longer than 64 bits."""
+    """Return the zigzag number at `at` and where the next begins; -1 if it does not end, -2 if
+    it is longer than 64 bits."""
     value, shift = np.uint64(0), np.uint64(0)
     while at < stop:
         byte = data[at]
@@ -542,7 +543,7 @@ def _record(data, at, stop, ops, jumps, row, leaves, values, sizes, calls, count
 
 @numba.njit(nogil=True, cache=True)
 def _block(data, at, stop):  # type: ignore[no-untyped-def]
-    """How many elements follow, and where; a negative number is followed by their bytes."""
+    """Return how many elements follow, and where; a negative count is followed by their bytes."""
     count, at = _long(data, at, stop)
     if at >= 0 and count < 0:
         count = -count

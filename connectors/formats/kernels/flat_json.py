@@ -1,4 +1,4 @@
-"""Flat JSON objects straight into columns, by one compiled walk over their bytes.
+"""Decodes flat JSON objects to columns, in one compiled walk over their bytes.
 
 It takes the lines that it is sure of: keys and strings without escapes, numbers that have one
 nearest double beyond doubt, each value of its column's type; numbers in a column of text keep the
@@ -28,29 +28,29 @@ from connectors.formats.kernels.swar import HIGH, ONES, compiled, digits, equal,
 from engine.types import Schema, Values
 
 FLOAT, INT64, INT32, BOOL, TEXT, STRING = range(6)
-"""What a column takes: `TEXT` numbers and words too, as they are written, `STRING` strings only."""
+"""What a column accepts: `TEXT` numbers and words too, as written, `STRING` strings only."""
 FLAT_TYPES: dict[pl.DataType, int] = {
     pl.Float64(): FLOAT, pl.Int64(): INT64, pl.Int32(): INT32, pl.Boolean(): BOOL,
     pl.String(): TEXT,
 }  # fmt: skip
 UNSEEN, VALUE, NULL = 0, 1, 2
 LEFT, TAKEN, WIDE = 0, 1, 2
-"""Verdicts on a line: not sure, taken, taken if it is UTF-8."""
+"""The verdict on a line: not sure, taken, taken if it is UTF-8."""
 QUOTES, ESCAPES, BLANKS = ONES * np.uint8(34), ONES * np.uint8(92), ONES * np.uint8(32)
 TRUE, FALS, NONE = (np.uint64(int.from_bytes(w, "little")) for w in (b"true", b"fals", b"null"))
 SIGNS = np.array([1.0, -1.0])
 TENS = np.array([10**k for k in range(9)])
 SPARE = 64
-"""Bytes that must follow the last line of a buffer."""
+"""The bytes that must follow the last line of a buffer."""
 GLUE = 8
-"""Words of what stands between two values, at most, for it to be expected again."""
+"""The most words between two values that are expected again."""
 STRANGERS = 32
-"""Places in a line at which a key that is no column is remembered."""
+"""The positions in a line at which a key that is not a column is remembered."""
 DONE = -2
 MOST_DIGITS = 18
 POWERS = np.array([float(10**k) for k in range(23)])
 LEAST, MOST = -290, 270
-"""Powers of ten in `DOUBLED`; beyond, a product could lose bits or overflow."""
+"""The powers of ten in `DOUBLED`; beyond, a product could lose bits or overflow."""
 
 
 def _doubled() -> NDArray[np.float64]:
@@ -79,7 +79,7 @@ class FlatJson:
 
     @classmethod
     def of(cls, schema: Schema, *, strict: bool = False) -> FlatJson | None:
-        """None where a column is of a type that the walk does not know.
+        """Return the schema; None if the walk does not support a column's type.
 
         Args:
             strict: only strings are text; a line where something else stands there is left.
@@ -88,7 +88,8 @@ class FlatJson:
         return cls(schema, strict=strict) if known else None
 
     def decode(self, values: Values) -> tuple[pl.DataFrame, NDArray[np.bool_]]:
-        """Columns of n rows, and which of the n lines were taken; the other rows are garbage."""
+        """Return columns of n rows, and which of the n lines were taken; the other rows are
+        garbage."""
         n, kinds = len(values), self._kinds
         floats = np.empty((int((kinds == FLOAT).sum()), n))
         ints = np.empty((int(((kinds == INT64) | (kinds == INT32)).sum()), n), np.int64)
@@ -137,7 +138,7 @@ def _text(
     sizes: NDArray[np.int64],
     present: NDArray[np.bool_],
 ) -> pl.Series:
-    """Pieces of a buffer, known to be UTF-8, as a column."""
+    """Return pieces of a buffer, known to be UTF-8, as a column."""
     gathered = gather(data, starts, np.where(present, sizes, -1))
     valid = None if present.all() else pa.py_buffer(np.packbits(present, bitorder="little"))
     buffers = [valid, pa.py_buffer(gathered.bounds), pa.py_buffer(gathered.data)]
@@ -149,7 +150,7 @@ def _text(
 
 @compiled
 def _blanks(data, at, end):  # type: ignore[no-untyped-def]
-    """Behind the white space."""
+    """Return the index after the white space."""
     while at < end and (data[at] == 32 or data[at] == 10 or data[at] == 13 or data[at] == 9):
         at += 1
     return at
@@ -157,8 +158,8 @@ def _blanks(data, at, end):  # type: ignore[no-untyped-def]
 
 @compiled
 def _string(data, at, end):  # type: ignore[no-untyped-def]
-    """Behind a string's last byte (where its quote is), and whether all bytes were ASCII; -1 where
-    it does not end, or holds an escape or a control character."""
+    """Return the index of a string's closing quote, and whether all bytes were ASCII; -1 if it
+    does not end, or holds an escape or a control character."""
     seen = np.uint64(0)
     while at < end:
         word = load(data, at)
@@ -177,7 +178,7 @@ def _string(data, at, end):  # type: ignore[no-untyped-def]
 
 @compiled
 def _column(data, start, stop, names, bounds, expected):  # type: ignore[no-untyped-def]
-    """Which column a key is, the expected one first; -1 for none."""
+    """Return the column of a key, trying the expected one first; -1 for none."""
     n = len(bounds) - 1
     for k in range(n):
         column = expected + k
@@ -198,7 +199,8 @@ def _column(data, start, stop, names, bounds, expected):  # type: ignore[no-unty
 
 @compiled
 def _literal(data, at, end):  # type: ignore[no-untyped-def]
-    """Behind true, false or null, and which: 1, 0, 2; -1 for anything else."""
+    """Return the index after true, false or null, and which it is: 1, 0, 2; -1 for anything
+    else."""
     word = load(data, at) & np.uint64(0xFFFFFFFF)
     if word == TRUE and at + 4 <= end:
         return at + 4, 1
@@ -211,7 +213,7 @@ def _literal(data, at, end):  # type: ignore[no-untyped-def]
 
 @compiled
 def _digits(data, at, end, mantissa):  # type: ignore[no-untyped-def]
-    """Behind a run of digits, and the whole number that they and those before write."""
+    """Return the index after a run of digits, and the integer of those and the earlier ones."""
     word = load(data, at)
     n = digits(word)
     while n == 8 and at < end:
@@ -227,9 +229,9 @@ def _digits(data, at, end, mantissa):  # type: ignore[no-untyped-def]
 
 @compiled
 def _number(data, at, end):  # type: ignore[no-untyped-def]
-    """Behind a number; its digits as one whole number, how many they are, the power of ten to
-    multiply it with, and whether it is written as a whole one. -1 where it is none, and something
-    behind `end` where it does not end before."""
+    """Return the index after a number; its digits as one integer, their number, the power of ten
+    to multiply with, and whether it is written as an integer. -1 if it is not a number, and an
+    index after `end` if it does not end before."""
     begin, power, whole = at, 0, True
     mantissa = np.int64(data[at]) - 48
     if mantissa < 0 or mantissa > 9:
@@ -273,7 +275,7 @@ def _number(data, at, end):  # type: ignore[no-untyped-def]
 
 @compiled
 def _product(mantissa, power):  # type: ignore[no-untyped-def]
-    """The double nearest to mantissa * 10**power, and whether that is certain."""
+    """Return the double nearest to mantissa * 10**power, and whether that is certain."""
     if power < LEAST or power > MOST:
         return 0.0, False
     upper = float(mantissa >> 32) * 4294967296.0
@@ -297,9 +299,9 @@ def _product(mantissa, power):  # type: ignore[no-untyped-def]
 
 @compiled
 def _key(data, at, end, fresh, names, bounds, expected):  # type: ignore[no-untyped-def]
-    """From behind a value (or a line's start) to the next value's first byte, which column that
-    is, -1 for none of them, and whether the key is ASCII. -1 where that is not sure; column `DONE`
-    where the line ends."""
+    """Go from the end of a value (or a line's start) to the next value's first byte; return its
+    column, -1 for none, and whether the key is ASCII. -1 if unsure; column `DONE` at the end of
+    the line."""
     at = _blanks(data, at, end)
     if at >= end or data[at] != (123 if fresh else 44):
         if not fresh and at < end and data[at] == 125 and _blanks(data, at + 1, end) == end:
@@ -343,7 +345,7 @@ def _line(  # type: ignore[no-untyped-def]
     data, at, end, row, shift, names, name_bounds, kinds, slots, floats, ints, bools, texts, seen,
     glue, masks, leads,
 ):  # fmt: skip
-    """The verdict on a line, its values put in their places."""
+    """Return the verdict on a line, and store its values."""
     wide = TAKEN
     guess = step = expected = 0
     while True:
@@ -454,7 +456,8 @@ def _walk(  # type: ignore[no-untyped-def]
     data, bounds, row, shift, names, name_bounds, kinds, slots, floats, ints, bools, texts, seen,
     verdicts, glue, masks, leads,
 ):  # fmt: skip
-    """Lines of `data`, which goes on for `SPARE` bytes behind the last, as rows from `row` on.
+    """Walk lines of `data`, which continues for `SPARE` bytes after the last, as rows from `row`
+    on.
 
     What stands between two values is the same in most lines, so it is first compared with what was
     there in the line before, eight bytes at a time (speculation on the structure: Y. Li et al.,

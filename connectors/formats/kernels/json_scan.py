@@ -1,4 +1,4 @@
-"""Which lines of JSON the parser may not take, found by one compiled walk over their bytes.
+"""Finds the lines of JSON a parser would reject, in one compiled walk over their bytes.
 
 The parser says that one of many lines is wrong, not which. The walk is as strict as the parser
 about syntax (RFC 8259, UTF-8) and stricter about types: what it lets pass, the parser takes; what
@@ -22,31 +22,31 @@ from connectors.formats.kernels.paths import JsonShape, PathNode, PathStep
 from engine.types import element_type, field_types
 
 FITS, SUSPECT, UNSURE, DEEP = 0, 1, 2, 3
-"""The parser takes the line; a value may not fit its column; the parser alone can say; the same, as
-it goes down more than `DEPTH` levels."""
+"""The verdict on a line: the parser takes it; a value may not fit its column; only the parser
+can tell; the same, because it is nested deeper than `DEPTH`."""
 BLANK, NO_OBJECT, ENDS, PLACE, BEHIND, NOT_UTF8 = 10, 11, 12, 13, 14, 15
-"""Lines that are no JSON object."""
+"""The verdicts on lines that are not a JSON object."""
 BROKEN = BLANK
-"""From here on, verdicts are of lines that are no JSON object."""
+"""From here on, verdicts are on lines that are not a JSON object."""
 BROKEN_REASONS = {
     BLANK: "the line is blank",
     NO_OBJECT: "it is another value",
     ENDS: "it ends too early",
 }
 TOKENS = ("nothing", "string", "integer", "float", "bool", "array", "object", "null")
-"""What a value is; a line's token of a node is an index into these."""
+"""The kinds of values; a line's token of a node is an index into these."""
 
 OTHERS = -2
-"""Index of the elements of a list that no column asks for; the parser checks them all the same."""
+"""The index of the list elements that no column reads; the parser checks them anyway."""
 QUOTE = np.uint8(34)
 HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 """An escape that may be half of a surrogate pair."""
 DEPTH = 128
-"""Levels the walk goes down; deeper lines are the parser's to judge (its own limit is 1,024)."""
+"""The levels the walk descends; deeper lines are left to the parser (its own limit is 1,024)."""
 OBJECT, LIST, TEXT, FLOAT, INT64, INT32, BOOL, DATE, MOMENT, OTHER, STRING, FLOAT32 = range(12)
 DECIMAL, INTEGER = 12, 13
-"""What a node expects: `TEXT` takes anything as its text, `STRING` only strings; of `DECIMAL` all
-numbers fit, however many digits its column takes; `INTEGER` are those of the other sizes."""
+"""What a node expects: `TEXT` accepts anything as its text, `STRING` only strings; `DECIMAL` all
+numbers, however many digits its column holds; `INTEGER` stands for the other integer sizes."""
 NODE_KINDS: dict[type[pl.DataType], int] = {
     pl.String: TEXT, pl.Binary: TEXT, pl.Float64: FLOAT, pl.Float32: FLOAT32, pl.Int64: INT64,
     pl.Int32: INT32, pl.Boolean: BOOL, pl.Date: DATE, pl.Datetime: MOMENT, pl.Decimal: DECIMAL,
@@ -57,7 +57,7 @@ SAYS = np.arange(256).astype(np.uint8)
 SAYS[[*b"bfnrt"]] = [*b"\b\f\n\r\t"]
 """The byte that an escape stands for, by its letter."""
 LEADS = np.array([0, 0, 0xC0, 0xE0, 0xF0])
-"""What a character's first byte has, by how many it has in UTF-8."""
+"""The first byte of a UTF-8 character, by its length."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,13 +116,13 @@ class Tree:
         self._names = np.frombuffer(names, np.uint8)
 
     def number(self, node: PathNode) -> int:
-        """Where a node is in `nodes`."""
+        """Return the index of a node in `nodes`."""
         return self._number[node.path]
 
     def scan(
         self, data: NDArray[np.uint8], bounds: NDArray[np.int64], *, tokens: bool = False
     ) -> Scan:
-        """Judge line i, ``data[bounds[i]:bounds[i + 1]]``; the line break may be part of it."""
+        """Scan line i, ``data[bounds[i]:bounds[i + 1]]``; the line break may be part of it."""
         n = len(bounds) - 1
         verdicts, places = np.zeros(n, np.int64), np.zeros(n, np.int64)
         seen = np.zeros((n, len(self.nodes) if tokens else 0), np.int8)
@@ -134,10 +134,10 @@ class Tree:
     def quoted(
         self, data: NDArray[np.uint8], bounds: NDArray[np.int64]
     ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """The lines with quotes around numbers that the parser would not keep as they are written:
-        those in a column of text; those with a point or an exponent in a column of integers or
-        decimals, where it makes floats of them; and those of more digits than it reads. Lines that
-        are no JSON object are as they were."""
+        """Return the lines with quotes around numbers that the parser would not keep as written:
+        those in a text column; those with a point or exponent in an integer or decimal column,
+        which it makes floats; and those with more digits than it reads. Lines that are not a
+        JSON object are unchanged."""
         n = len(bounds) - 1
         marks = np.zeros(len(data) + 1, np.bool_)
         seen, spans = np.zeros((n, 0), np.int8), np.zeros((n, 0, 2), np.int64)
@@ -155,8 +155,8 @@ class Tree:
 def twice(
     data: NDArray[np.uint8], bounds: NDArray[np.int64], keys: Sequence[str]
 ) -> NDArray[np.bool_]:
-    """Which lines have one of these keys more than once, shape (n,): readers do not agree on which
-    of its values counts."""
+    """Return which lines have one of these keys more than once, shape (n,): readers do not agree
+    on which value counts."""
     encoded = [key.encode() for key in keys]
     names = np.frombuffer(b"".join(encoded), np.uint8)
     ends = np.cumsum([0, *map(len, encoded)]).astype(np.int64)
@@ -166,7 +166,7 @@ def twice(
 
 
 def halved_pairs(data: NDArray[np.uint8], bounds: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which lines have half of a surrogate pair."""
+    """Return which lines have half of a surrogate pair."""
     found = np.zeros(len(bounds) - 1, np.bool_)
     if HALF.search(data.data):
         _halves(data, bounds, found)
@@ -176,7 +176,7 @@ def halved_pairs(data: NDArray[np.uint8], bounds: NDArray[np.int64]) -> NDArray[
 def words(
     data: NDArray[np.uint8], starts: NDArray[np.int64], scan: Scan, at: NDArray[np.int64]
 ) -> pl.Series:
-    """Why each of the lines `at`, which are broken, is no JSON object; shape (len(at),)."""
+    """Return why each of the broken lines `at` is not a JSON object; shape (len(at),)."""
     codes, places = scan.verdicts[at], scan.places[at]
     inside = np.minimum(starts[at] + places, max(0, len(data) - 1))
     byte = data[inside] if len(data) else np.zeros(len(at), np.uint8)
@@ -195,9 +195,9 @@ def words(
 
 
 def _with_others(node: PathNode) -> PathNode:
-    """The same tree as the parser sees it: all elements of a list have the same fields, and those
-    that no column asks for have them too; what a column of lists or objects holds is of the types
-    that it says."""
+    """Return the tree as the parser sees it: all elements of a list have the same fields,
+    including elements that no column reads; columns of lists or objects have their declared
+    types."""
     below = {step: _with_others(child) for step, child in node.below.items()}
     if isinstance(node.kind, pl.List):
         inner = PathNode(path=f"{node.path}[]", kind=element_type(node.kind))
@@ -215,8 +215,8 @@ def _with_others(node: PathNode) -> PathNode:
 
 
 def _merge_nodes(nodes: list[PathNode], path: str) -> PathNode:
-    """One node that has all that is below any of them; what is not below the first gets a path that
-    no column has."""
+    """Return one node with everything below any of these. What is not below the first gets a
+    path that no column has."""
     steps = dict.fromkeys(step for node in nodes for step in node.below)
     below: dict[PathStep, PathNode] = {}
     for step in steps:
@@ -237,7 +237,7 @@ def _kind(node: PathNode) -> int:
 
 @numba.njit(nogil=True, cache=True)
 def _utf8(data, at, stop):  # type: ignore[no-untyped-def]
-    """Whether the bytes are UTF-8 (Unicode, table 3-7)."""
+    """Return whether the bytes are UTF-8 (Unicode, table 3-7)."""
     while at < stop:
         byte = data[at]
         if byte < 0x80:
@@ -269,9 +269,8 @@ def _utf8(data, at, stop):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True)
 def _string(data, at, stop):  # type: ignore[no-untyped-def]
-    """The string that begins at `at`: (byte after its quote, 1 where it has escapes, 2 where the
-    parser must judge them), or (where it breaks, -1), or (end of line, -2) where it has
-    none."""
+    """Scan the string at `at`: return (byte after its quote, 1 if it has escapes, 2 if the
+    parser must judge them), or (where it breaks, -1), or (end of line, -2) if it has no end."""
     odd = 0
     while at < stop:
         byte = data[at]
@@ -298,7 +297,7 @@ def _string(data, at, stop):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True)
 def _halves(data, bounds, found):  # type: ignore[no-untyped-def]
-    """Which lines have an escape that is half of a surrogate pair, and no character."""
+    """Mark the lines with an escape that is half of a surrogate pair."""
     for line in range(len(found)):
         at, size = bounds[line], bounds[line + 1]
         while at < size:
@@ -318,7 +317,8 @@ def _halves(data, bounds, found):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True)
 def _half(data, at):  # type: ignore[no-untyped-def]
-    """Whether the escape at `at` is the first (1) or second (2) half of a pair; 0 for others."""
+    """Return whether the escape at `at` is the first (1) or second (2) half of a pair; 0 for
+    others."""
     if data[at + 2] | 32 != 100:
         return 0
     digit = data[at + 3] | 32
@@ -329,7 +329,7 @@ def _half(data, at):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True)
 def _unescaped(data, at, stop):  # type: ignore[no-untyped-def]
-    """The bytes that a string's inside stands for; of what is no escape, any."""
+    """Return the bytes inside a string with escapes resolved; arbitrary for invalid escapes."""
     out = np.empty(stop - at, np.uint8)
     to = 0
     while at < stop:
@@ -360,7 +360,7 @@ def _unescaped(data, at, stop):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True)
 def _hex(data, at):  # type: ignore[no-untyped-def]
-    """The number of four hexadecimal digits."""
+    """Return the number of four hexadecimal digits."""
     code = 0
     for i in range(at, at + 4):
         byte = int(data[i])
@@ -370,7 +370,7 @@ def _hex(data, at):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True)
 def _twice(data, bounds, names, ends, lines, found):  # type: ignore[no-untyped-def]
-    """See `twice`. `lines` are the last that had each key, counted from 1."""
+    """Find duplicate keys, see `twice`. `lines` are the last that had each key, counted from 1."""
     for line in range(len(found)):
         depth, key, expected = 0, False, 0
         at, stop = bounds[line], bounds[line + 1]
@@ -407,7 +407,7 @@ def _twice(data, bounds, names, ends, lines, found):  # type: ignore[no-untyped-
 
 @numba.njit(nogil=True, cache=True)
 def _index(data, start, stop, names, ends, expected):  # type: ignore[no-untyped-def]
-    """Which of the names stands there, the expected one first; -1 for none."""
+    """Return which of the names is there, trying the expected one first; -1 for none."""
     n = len(ends) - 1
     for k in range(n):
         i = expected + k
@@ -429,8 +429,9 @@ def _same(data, start, stop, names, first, end):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True)
 def _number(data, at, stop):  # type: ignore[no-untyped-def]
-    """The number that begins at `at`: (byte after it, digits, 0 an integer or 1 a fraction, and 2
-    more where it is so long or large that the parser must judge), or (where it breaks, -1, 0)."""
+    """Scan the number at `at`: return (byte after it, digits, 0 for an integer or 1 for a
+    fraction, plus 2 if it is so long or large that the parser must judge it), or (where it
+    breaks, -1, 0)."""
     if data[at] == 45:
         at += 1
     first = at
@@ -468,7 +469,7 @@ def _number(data, at, stop):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True)
 def _quote(data, places, out):  # type: ignore[no-untyped-def]
-    """A copy with a quote before each of the bytes at these places."""
+    """Copy with a quote before each of the bytes at these places."""
     at = 0
     for i in range(len(places)):
         stop = places[i]
@@ -480,7 +481,7 @@ def _quote(data, places, out):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True)
 def _digits(data, at, count):  # type: ignore[no-untyped-def]
-    """The number of `count` digits at `at`, or -1."""
+    """Return the number of `count` digits at `at`, or -1."""
     value = 0
     for i in range(at, at + count):
         if not 48 <= data[i] <= 57:
@@ -491,8 +492,8 @@ def _digits(data, at, count):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True)
 def _moment(data, at, stop, whole):  # type: ignore[no-untyped-def]
-    """Whether a date (or, not `whole`, a date with a time) stands there as is usual; others are
-    looked at with care."""
+    """Return whether a date (or, not `whole`, a date with a time) is there in the usual form;
+    other forms are parsed with care."""
     size = stop - at
     if size < 10 or data[at + 4] != 45 or data[at + 7] != 45:
         return False
@@ -525,8 +526,8 @@ def _moment(data, at, stop, whole):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True)
 def _field(data, at, stop, parent, before, table, names):  # type: ignore[no-untyped-def]
-    """The node below `parent` of the key between `at` and `stop`, or -1. Keys mostly come in one
-    order: the one behind that of `before` (or -1) is tried first."""
+    """Return the node below `parent` for the key between `at` and `stop`, or -1. Keys usually
+    keep their order, so the one after `before` (or -1) is tried first."""
     first = table[parent, 1]
     node = first if before < 0 or table[before, 2] < 0 else table[before, 2]
     end = node
@@ -550,7 +551,7 @@ def _field(data, at, stop, parent, before, table, names):  # type: ignore[no-unt
 
 @numba.njit(nogil=True, cache=True)
 def _item(parent, index, table):  # type: ignore[no-untyped-def]
-    """The node below `parent` of a list's element: its own, or that of all others."""
+    """Return the node below `parent` for a list's element: its own, or that of all others."""
     node = table[parent, 1]
     while node >= 0:
         if table[node, 5] == index or table[node, 5] == OTHERS:
@@ -561,7 +562,7 @@ def _item(parent, index, table):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True)
 def _word(data, at, stop, word):  # type: ignore[no-untyped-def]
-    """How many bytes of the word stand at `at`."""
+    """Return how many bytes of the word are at `at`."""
     for i in range(len(word)):
         if at + i >= stop or data[at + i] != word[i]:
             return i
@@ -601,9 +602,9 @@ def _scan(data, bounds, table, names, verdicts, places, seen, spans, marks):  # 
 def _walk(  # type: ignore[no-untyped-def]
     data, at, stop, table, names, seen, spans, kinds, nodes, owners, counts, last, marks
 ):
-    """(verdict, where it was made). Where there are `marks`, those are set at the first byte of
-    numbers to be quoted, and behind the last. `owners` are the nodes whose values are open, `nodes`
-    those of them that fit."""
+    """Walk a line; return (verdict, where it was made). With `marks`, mark the first byte of
+    numbers to quote, and the byte after the last. `owners` are the nodes with open values,
+    `nodes` those of them that fit."""
     high = np.uint8(0)
     for byte in data[at:stop]:
         high |= byte

@@ -1,4 +1,4 @@
-"""Columns by their place in a JSON object: ``user.address.city``, ``items[0].price``."""
+"""Paths into JSON objects: ``user.address.city``, ``items[0].price``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ STEP = re.compile(r"[^.\[\]]+|\[\d+\]")
 
 
 def parse_path(path: str, column: str) -> tuple[PathStep, ...]:
-    """Keys and list indexes on the way to a value; the empty path is the key without a name.
+    """Return the keys and list indexes on the way to a value; the empty path is the key without
+    a name.
 
     Raises: UserError where it is no path.
     """
@@ -33,7 +34,7 @@ def parse_path(path: str, column: str) -> tuple[PathStep, ...]:
 
 @dataclass(slots=True, kw_only=True)
 class PathNode:
-    """A place in the object. A leaf has a type; the others have what is below them.
+    """A place in the object. A leaf has a type; other nodes have children.
 
     Attributes:
         path: as in the settings.
@@ -52,7 +53,7 @@ class PathNode:
         return any(isinstance(step, int) for step in self.below)
 
     def dtype(self, *, text: bool) -> pl.DataType:
-        """The polars type that holds all that is asked for; with `text`, every leaf as text."""
+        """Return the polars type for all that is read below; with `text`, every leaf as text."""
         if self.kind is not None:
             return pl.String() if text else parsed_as(self.kind)
         if self.is_list:
@@ -61,7 +62,7 @@ class PathNode:
         return pl.Struct({str(k): node.dtype(text=text) for k, node in self.below.items()})
 
     def walk(self) -> Iterator[PathNode]:
-        """This node and all below, parents first."""
+        """Yield this node and all below, parents first."""
         yield self
         for node in self.below.values():
             yield from node.walk()
@@ -69,7 +70,7 @@ class PathNode:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JsonShape:
-    """Where the columns of a schema are in an object.
+    """The places of a schema's columns in an object.
 
     Attributes:
         schema: the columns.
@@ -99,18 +100,18 @@ class JsonShape:
         return cls(schema=schema, places=places, root=root)
 
     def types(self, *, text: bool) -> Schema:
-        """What the parser is asked for: key -> type; with `text`, every value as text."""
+        """Return what the parser is asked for: key -> type; with `text`, every value as text."""
         return {str(key): node.dtype(text=text) for key, node in self.root.below.items()}
 
     def way(self, column: str) -> list[PathNode]:
-        """The nodes on the way to a column's value, and its own, last."""
+        """Return the nodes on the way to a column's value, its own last."""
         nodes = [self.root]
         for step in self.places[column]:
             nodes.append(nodes[-1].below[step])
         return nodes[1:]
 
     def columns(self, parsed: pl.DataFrame) -> pl.DataFrame:
-        """The columns of the schema, taken out of what was parsed. A step that is not there is
+        """Return the columns of the schema, taken from the parsed object. A missing step is
         null."""
         if all(steps == (column,) for column, steps in self.places.items()):
             return parsed
@@ -118,8 +119,8 @@ class JsonShape:
 
 
 def parsed_as(dtype: pl.DataType) -> pl.DataType:
-    """What the parser is asked for in place of a type. It gives no bytes, takes times in more ways
-    than one, makes decimals of floats, and panics over narrow integers."""
+    """Return the type that the parser is asked for in place of a column's. It gives no bytes,
+    takes times in several forms, makes decimals from floats, and panics at narrow integers."""
     if isinstance(dtype, pl.List):
         return pl.List(parsed_as(element_type(dtype)))
     if dtype in (pl.Int8, pl.Int16, pl.UInt8, pl.UInt16):
@@ -129,7 +130,7 @@ def parsed_as(dtype: pl.DataType) -> pl.DataType:
 
 
 def value_at(steps: tuple[PathStep, ...]) -> pl.Expr:
-    """What lies there in columns of objects and lists; null where a step is not there."""
+    """Return the values at a path in columns of objects and lists; null if a step is missing."""
     value = pl.col(str(steps[0]))
     for step in steps[1:]:
         if isinstance(step, int):
@@ -153,7 +154,8 @@ def _add(root: PathNode, steps: tuple[PathStep, ...], column: str, dtype: pl.Dat
 
 
 def _merged(inner: list[pl.DataType], node: PathNode) -> pl.DataType:
-    """One type for the elements of a list: fields of objects come together, others are equal."""
+    """Return one type for the elements of a list: fields of objects are merged, other types are
+    equal."""
     first = inner[0]
     if all(dtype == first for dtype in inner):
         return first

@@ -1,4 +1,4 @@
-"""What formats share: raw values as series, reserved columns, and rejects."""
+"""Shared by formats: raw values as series, reserved columns, and rejects."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ WRONG_TYPE = "wrong_type"
 OUT_OF_RANGE = "out_of_range"
 TOO_LARGE = "too_large"
 PREVIEW_BYTES = 2_000
-"""Bytes of a rejected value that its dead letter shows; the position leads to the rest."""
+"""The bytes of a rejected value in its dead letter; its position leads to the rest."""
 PACKED = (b"\x1f\x8b", b"x\x01", b"x^", b"x\x9c", b"x\xda", b"(\xb5/\xfd")
-"""How gzip, zlib and zstd begin: polars unpacks what it parses where it begins so."""
+"""The first bytes of gzip, zlib and zstd: polars decompresses input that begins so."""
 NOT_UTF8 = (
     "Expected UTF-8, got bytes that are none: convert them, or set [source] encoding, for instance "
     '"latin-1", where they are files.'
@@ -33,8 +33,8 @@ NOT_UTF8 = (
 
 
 def parser_input(data: NDArray[np.uint8]) -> tuple[io.BytesIO, int]:
-    """Bytes for one of polars' parsers, and how many lines of them it is to skip: text that happens
-    to begin like something compressed gets a blank line before it, and is read as it is."""
+    """Return bytes for one of polars' parsers, and how many lines to skip: text that happens to
+    begin like compressed data gets a blank line before it, and is read unchanged."""
     begin = data[:4].tobytes()
     blank = begin.startswith(PACKED)
     return io.BytesIO(b"\n" + data.tobytes() if blank else data.data), int(blank)
@@ -43,7 +43,7 @@ def parser_input(data: NDArray[np.uint8]) -> tuple[io.BytesIO, int]:
 def with_position_columns(
     frame: pl.DataFrame, records: Records, at: NDArray[np.int64] | None = None
 ) -> pl.DataFrame:
-    """The frame with its reserved columns; `at`: which records its rows are, None for all."""
+    """Return the frame with its reserved columns; `at`: the records of its rows, None for all."""
     positions = records.positions if at is None else records.positions[at]
     partition = pl.Series(PARTITION, [records.partition]).new_from_index(0, len(positions))
     return pl.DataFrame([partition, pl.Series(POSITION, positions)]).hstack(frame)
@@ -56,7 +56,7 @@ def make_rejects(
     detail: str | pl.Series,
     value: pl.Series | None = None,
 ) -> Rejects:
-    """Records `at` as rejects of stage ``decode``.
+    """Return records `at` as rejects of stage ``decode``.
 
     Args:
         detail: a sentence for all, or one for each, shape (len(at),).
@@ -72,7 +72,7 @@ def make_rejects(
 
 
 def binary(values: Values) -> pl.Series:
-    """The values as a Binary series, shape (n,); the buffer is shared."""
+    """Return the values as a Binary series, shape (n,), sharing the buffer."""
     buffers = [None, pa.py_buffer(values.bounds), pa.py_buffer(values.data)]
     array = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(values), buffers)
     series = pl.from_arrow(array)
@@ -81,7 +81,7 @@ def binary(values: Values) -> pl.Series:
 
 
 def values(series: pl.Series) -> Values:
-    """The other way round: text or bytes, shape (n,); what is null stays so."""
+    """Return text or bytes as values, shape (n,); null stays null."""
     array = series.cast(pl.Binary).to_arrow(compat_level=pl.CompatLevel.oldest())
     if not len(array):
         return Values(data=np.empty(0, np.uint8), bounds=np.zeros(1, np.int64))
@@ -94,7 +94,8 @@ def values(series: pl.Series) -> Values:
 
 
 def preview(raw: pl.Series) -> pl.Series:
-    """Bytes as text for a dead letter, without the line end; what is not UTF-8 as ``\\xff``."""
+    """Return bytes as text for a dead letter, without the line end; other than UTF-8 as
+    ``\\xff``."""
     head = raw.bin.slice(0, PREVIEW_BYTES)
     try:
         text = head.cast(pl.String)
@@ -108,7 +109,7 @@ def preview(raw: pl.Series) -> pl.Series:
 
 
 def as_json(rows: pl.DataFrame) -> pl.Series:
-    """Each row as a JSON object; bytes as in `preview`, those inside lists and objects in
+    """Return each row as a JSON object; bytes as in `preview`, those inside lists and objects as
     hexadecimal digits."""
     rows = rows.with_columns(preview(s) for s in rows if s.dtype == pl.Binary)
     columns = (bytes_as_hex(pl.col(c), dtype).alias(c) for c, dtype in rows.schema.items())
@@ -116,7 +117,7 @@ def as_json(rows: pl.DataFrame) -> pl.Series:
 
 
 def decode_utf8(raw: pl.Series) -> pl.Series:
-    """Bytes as text, null where they are not UTF-8."""
+    """Return bytes as text, null if they are not UTF-8."""
     try:
         return raw.cast(pl.String)
     except PolarsError:
@@ -131,7 +132,7 @@ def decode_utf8(raw: pl.Series) -> pl.Series:
 
 
 def is_utf8(values: Values) -> NDArray[np.bool_]:
-    """Which values are UTF-8, shape (n,). The loops run once for each that is not.
+    """Return which values are UTF-8, shape (n,). The loops run once for each that is not.
 
     Neighbours are checked together, between values that begin in the middle of a character: the
     end of one and the beginning of the next are no character of both.
@@ -148,7 +149,7 @@ def is_utf8(values: Values) -> NDArray[np.bool_]:
 
 
 def _check_utf8(values: Values, at: int, stop: int, good: NDArray[np.bool_]) -> None:
-    """Mark the values between two places that are not UTF-8 together."""
+    """Find the values between two places that are not UTF-8."""
     data, ends = values.data.data, values.bounds[1:]
     while at < stop:
         try:
@@ -161,7 +162,7 @@ def _check_utf8(values: Values, at: int, stop: int, good: NDArray[np.bool_]) -> 
 
 
 def take(values: Values, at: NDArray[np.int64]) -> Values:
-    """Some of the values, copied together."""
+    """Return some of the values, copied together."""
     starts = values.bounds[at]
     null = None if values.null is None else values.null[at]
     gathered = gather(values.data, starts, values.bounds[at + 1] - starts)
@@ -169,8 +170,8 @@ def take(values: Values, at: NDArray[np.int64]) -> Values:
 
 
 def gather(data: NDArray[np.uint8], starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> Values:
-    """Pieces of a buffer side by side, as many bytes as `sizes` says from each of `starts`, shape
-    (n,); one of less than none is null."""
+    """Return pieces of a buffer side by side, `sizes` bytes from each of `starts`, shape (n,); a
+    negative size is null."""
     return gather_all([(data, starts, sizes)])
 
 
@@ -179,7 +180,7 @@ def gather_all(
     *,
     newline: bool = False,
 ) -> Values:
-    """Pieces of several buffers side by side, see `gather`.
+    """Return pieces of several buffers side by side, see `gather`.
 
     Args:
         parts: buffer, starts, sizes of each.
@@ -207,8 +208,8 @@ def _copy(data, starts, bounds, newline, out):  # type: ignore[no-untyped-def]
 
 
 def select_records(records: Records, at: NDArray[np.int64]) -> Records:
-    """Some of the records, copied together, as a format takes them: without headers, times and
-    origins."""
+    """Return some of the records, copied together, as a format takes them: without headers,
+    timestamps and origins."""
     assert isinstance(records.values, Values)
     return replace(
         records,

@@ -1,4 +1,4 @@
-"""Eight bytes at a time, for compiled loops over raw bytes.
+"""SIMD within a register: eight bytes at a time, for compiled loops over raw bytes.
 
 A word is the eight bytes at a place, the first of them lowest. `load` may read over the end of a
 piece: whoever calls it sees to it that the buffer goes on for eight bytes.
@@ -23,19 +23,19 @@ ZEROS = np.uint64(0x3030303030303030)
 _njit: Any = numba.njit
 _intrinsic: Any = intrinsic  # whose types are those of the code, not of the call
 compiled = _njit(nogil=True, cache=True, _nrt=False)
-"""A loop that allocates nothing, and so needs no counting of references to its arrays: where it
-calls others for every value, that counting would cost more than the work."""
+"""A loop that allocates nothing, so numba need not count references to its arrays; with a call
+per value the counting would cost more than the work."""
 
 
 def _place(context: Any, builder: Any, array_type: Any, array: Any, at: Any) -> Any:
-    """Where the byte `at` of an array is."""
+    """Return the address of byte `at` of an array."""
     array_struct = context.make_array(array_type)(context, builder, array)
     return builder.gep(array_struct.data, [at])
 
 
 @_intrinsic  # type: ignore[untyped-decorator]
 def load(typing: Any, data: Any, at: Any) -> Any:
-    """The word at a place of an array of bytes."""
+    """Load the word at a place of a byte array."""
 
     def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         place = _place(context, builder, signature.args[0], given[0], given[1])
@@ -46,7 +46,7 @@ def load(typing: Any, data: Any, at: Any) -> Any:
 
 @_intrinsic  # type: ignore[untyped-decorator]
 def copy(typing: Any, data: Any, start: Any, size: Any, out: Any, to: Any) -> Any:
-    """`size` bytes from one array of bytes into another, which is not the same."""
+    """Copy `size` bytes from one byte array to another one."""
 
     def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         source = _place(context, builder, signature.args[0], given[0], given[1])
@@ -59,7 +59,7 @@ def copy(typing: Any, data: Any, start: Any, size: Any, out: Any, to: Any) -> An
 
 @_intrinsic  # type: ignore[untyped-decorator]
 def first(typing: Any, word: Any) -> Any:
-    """Which of a word's bytes is the first that is not zero; 8 where all are."""
+    """Return the index of a word's first nonzero byte; 8 if all are zero."""
 
     def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         bits = builder.cttz(given[0], ir.Constant(ir.IntType(1), 0))
@@ -70,14 +70,14 @@ def first(typing: Any, word: Any) -> Any:
 
 @compiled
 def equal(word, byte):  # type: ignore[no-untyped-def]
-    """A bit where a byte is that one; beyond the first such byte, bits may be wrong."""
+    """Set a bit where a byte equals that one; beyond the first such byte, bits may be wrong."""
     other = word ^ byte
     return (other - ONES) & ~other & HIGH
 
 
 @compiled
 def occurrences(word, byte):  # type: ignore[no-untyped-def]
-    """How many of the bytes are that one (eight times in `byte`)."""
+    """Return how many bytes equal that one (eight times in `byte`)."""
     other = word ^ byte
     same = ~(((other & ~HIGH) + ~HIGH) | other) & HIGH
     return np.int64(((same >> np.uint64(7)) * ONES) >> np.uint64(56))
@@ -85,14 +85,14 @@ def occurrences(word, byte):  # type: ignore[no-untyped-def]
 
 @compiled
 def digits(word):  # type: ignore[no-untyped-def]
-    """How many of the first bytes are digits."""
+    """Return how many of the first bytes are digits."""
     other = word ^ ZEROS
     return first(((other + np.uint64(0x7676767676767676)) | other) & HIGH)
 
 
 @compiled
 def number(word, n):  # type: ignore[no-untyped-def]
-    """The whole number that the first n bytes write, which are digits; n is 1 to 8.
+    """Return the integer of the first n bytes, which are digits; n is 1 to 8.
 
     D. Lemire, "Quickly parsing eight digits", 2018: two, then four, then eight at once.
     """

@@ -1,4 +1,4 @@
-"""Zigzag numbers of variable length, as Avro and Kafka's records have them, for compiled loops.
+"""Variable-length zigzag numbers of Avro and Kafka records, for compiled loops.
 
 Seven bits a byte, the lowest first, the highest bit saying that more come; the sign is the lowest
 bit. https://protobuf.dev/programming-guides/encoding/#signed-ints
@@ -12,7 +12,7 @@ import numpy as np
 
 @numba.njit(nogil=True, cache=True)
 def read_varint(raw, at):  # type: ignore[no-untyped-def]
-    """The number at `at`, and where the next one begins; beyond the end at a broken one."""
+    """Return the number at `at`, and where the next one begins; beyond the end for a broken one."""
     value, shift = np.uint64(0), np.uint64(0)
     while at < len(raw) and shift < 70:
         byte = raw[at]
@@ -31,7 +31,7 @@ def _zigzag(number):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True)
 def varint_size(number):  # type: ignore[no-untyped-def]
-    """Bytes of a number."""
+    """Return the bytes of a number."""
     rest = _zigzag(number) >> np.uint64(7)
     size = 1
     while rest:
@@ -42,7 +42,7 @@ def varint_size(number):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True)
 def write_varint(out, at, number):  # type: ignore[no-untyped-def]
-    """Write a number; where the next goes."""
+    """Write a number; return where the next goes."""
     rest = _zigzag(number)
     while rest >= 128:
         out[at] = np.uint8((rest & np.uint64(127)) | np.uint64(128))

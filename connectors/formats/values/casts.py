@@ -1,4 +1,5 @@
-"""Casts that lose nothing in silence: a value that does not fit costs its row and says why.
+"""Casts that never lose information silently: a value that does not fit rejects its row, with
+the reason.
 
 One rule for all formats. A value is taken where it equals one of the declared type, however it is
 written: "12.0" is the integer 12, "true" a bool, 5 the text "5". Integers and decimals are taken by
@@ -46,10 +47,10 @@ MOMENTS = (
     "%Y-%m-%dT%H:%M%#z",
     "%Y-%m-%d %H:%M%#z",
 )
-"""ISO 8601 with dashes and colons, most usual first. Without an offset it is UTC's time, whatever
-zone the type shows it in; with an offset or Z the moment is turned to UTC."""
+"""ISO 8601 with dashes and colons, most usual first. Without an offset a time is UTC, whatever
+the type's zone; with an offset or Z it is converted to UTC."""
 LEAP = ":60"
-"""A leap second: no type holds one, the parser makes another of it."""
+"""A leap second: no type holds one, and the parser would change it."""
 CLOCKS = ("%H:%M:%S%.f", "%H:%M")
 SPANS = (
     r"^(?<minus>-?)(?:(?<days>[0-9]+) days?,? )?"
@@ -64,11 +65,11 @@ NUMBER = (
 )
 """A number as all formats write it, if it has a digit before the exponent."""
 PLACES = 80
-"""More digits than any type has before or behind the point."""
+"""More digits than any type has before or after the point."""
 ZEROS = "0" * (PLACES + 1)
 INFINITE = r"(?i)inf"
 WHOLE_MOST: dict[pl.DataType, int] = {pl.Float64(): 1 << 53, pl.Float32(): 1 << 24}
-"""Up to here a float holds every whole number; this may be made of the next."""
+"""Up to here a float holds every integer; this value may stand for the next one."""
 PLAIN = r"^[+-]?[0-9]+$"
 BILLION = 1_000_000_000
 UNITS = {"ms": 1_000, "us": 1_000_000, "ns": BILLION}
@@ -84,7 +85,8 @@ def conform(
     written: bool = False,
     decimal: str = ".",
 ) -> tuple[pl.DataFrame, list[Rejects]]:
-    """Every column in the schema's type, placed; rows with a value that does not fit as rejects.
+    """Return every column in the schema's type, with reserved columns; rows with a value that
+    does not fit as rejects.
 
     Args:
         frame: raw columns, one row for each of the records `at` (None: all).
@@ -113,7 +115,7 @@ def conform(
 
 
 def swap_points_and_commas(texts: pl.Series) -> pl.Series:
-    """Points for commas, and commas for points, so that 1,234 is a number and 1.234 is none."""
+    """Swap points and commas, so that 1,234 is a number and 1.234 is not."""
     return texts.str.replace_many([",", "."], [".", ","])
 
 
@@ -124,7 +126,7 @@ def cast(
     *,
     written: bool = False,
 ) -> pl.Series:
-    """The column in another type; null where a value does not fit.
+    """Return the column in another type; null if a value does not fit.
 
     A fraction becomes the nearest float, which is no loss; a finite number that becomes infinite is
     one, and a whole number that becomes another. Times are cut to the unit.
@@ -150,12 +152,12 @@ def cast(
 
 
 def nothing(column: pl.Series, dtype: pl.DataType) -> pl.Series:
-    """Nulls of a type, as many as the column has values."""
+    """Return nulls of a type, as many as the column has values."""
     return pl.Series(column.name, [None], dtype=dtype).new_from_index(0, len(column))
 
 
 def _akin(source: pl.DataType, target: pl.DataType) -> bool:
-    """Whether values of one type are values of the other as they are written."""
+    """Return whether values of one type are values of the other as written."""
     return source == pl.Null or (
         _family(source) == _family(target)
         or (source.is_integer() and (target.is_float() or target.is_decimal()))
@@ -202,7 +204,7 @@ def _from_values(column: pl.Series, dtype: pl.DataType) -> pl.Series:
 
 
 def _from_moments(column: pl.Series, dtype: pl.DataType) -> pl.Series:
-    """Of a time without a zone it is UTC's; a zone's become UTC's where the type has none."""
+    """Return times: without a zone they are UTC; with one they become UTC if the type has none."""
     assert isinstance(column.dtype, pl.Datetime)
     if column.dtype.time_zone is not None:
         column = column.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
@@ -261,14 +263,14 @@ def _from_text(column: pl.Series, dtype: pl.DataType, strict: bool) -> pl.Series
 
 
 def may_be_another(floats: pl.Series) -> bool:
-    """Whether one may have been made of a whole number that it does not hold."""
+    """Return whether the value may stand for an integer that the type does not hold."""
     most = WHOLE_MOST[floats.dtype]
     ends: list[Any] = [floats.min(), floats.max()]
     return any(end is not None and abs(end) >= most for end in ends)
 
 
 def _had_back(floats: pl.Series, words: pl.Series) -> pl.Series:
-    """Null where a whole number was written, and neither it nor its digits are had back: of
+    """Return null where an integer was written, and neither it nor its digits are recovered: of
     1e23, written out, the digits are."""
     at = ((floats.abs() >= WHOLE_MOST[floats.dtype]) & words.str.contains(PLAIN)).arg_true()
     some, written = floats.gather(at), words.gather(at)
@@ -281,8 +283,8 @@ def _had_back(floats: pl.Series, words: pl.Series) -> pl.Series:
 
 
 def _exact(words: pl.Series, dtype: pl.DataType, strict: bool) -> pl.Series:
-    """Integers and decimals that equal the numbers written, by their digits: ``12.0`` and ``1e3``
-    are integers, but not if `strict`."""
+    """Return integers and decimals equal to the numbers written, by their digits: ``12.0`` and
+    ``1e3`` are integers, but not if `strict`."""
     made = _by_digits(words, dtype)
     for spelled in (_without_point, _written_out):  # the dearer one for what the other leaves
         left = made.is_null() & words.is_not_null()
@@ -295,13 +297,13 @@ def _exact(words: pl.Series, dtype: pl.DataType, strict: bool) -> pl.Series:
 
 
 def _without_point(words: pl.Series) -> pl.Series:
-    """Whole numbers without a point and zeros behind it."""
+    """Return integers without a point and zeros after it."""
     return words.str.replace(r"\.0*$", "")
 
 
 def _by_digits(words: pl.Series, dtype: pl.DataType) -> pl.Series:
-    """Numbers without exponents; null also where a decimal has more digits behind the point than
-    its type, which a cast would round away."""
+    """Return numbers without exponents; also null if a decimal has more digits after the point
+    than its type, which a cast would round."""
     made = words.cast(dtype, strict=False)
     if not isinstance(dtype, pl.Decimal):
         return made
@@ -310,9 +312,9 @@ def _by_digits(words: pl.Series, dtype: pl.DataType) -> pl.Series:
 
 
 def _written_out(words: pl.Series) -> pl.Series:
-    """Numbers without exponents, signs and zeros that say nothing: "+1.50e3" is "1500", "-0" is
-    "0". Null for what is no number. A number of so large an exponent that no type holds it is
-    another that none holds."""
+    """Return numbers without exponents, signs and superfluous zeros: "+1.50e3" is "1500", "-0"
+    is "0". Null for what is not a number. A number with an exponent beyond all types becomes
+    another such number."""
     parts = words.str.extract_groups(NUMBER).struct.unnest()
     digits = pl.col("whole") + pl.col("fraction")
     power = pl.col("power").cast(pl.Int64, strict=False)
@@ -346,7 +348,7 @@ def _written_out(words: pl.Series) -> pl.Series:
 
 
 def _days(words: pl.Series) -> pl.Series:
-    """Dates, also where they are written as their midnight in UTC."""
+    """Return dates, also if written as midnight UTC."""
     made = words.str.to_date(DAY, strict=False)
     at = (made.is_null() & words.is_not_null()).arg_true()
     if not len(at):
@@ -381,8 +383,8 @@ def _first_that_fits(
     parsed: Callable[[pl.Series, str], pl.Series],
     forms: Sequence[str],
 ) -> pl.Series:
-    """Each word by the first form that reads it. The form of the first word is tried first: most
-    columns have one."""
+    """Parse each word with the first form that fits. The form of the first word is tried first:
+    most columns have one."""
     result = nothing(words, dtype)
     first = words.drop_nulls().head(1)
     if not len(first):
@@ -396,7 +398,7 @@ def _first_that_fits(
 
 
 def _spans(words: pl.Series, dtype: pl.DataType) -> pl.Series:
-    """Durations; see `SPANS`."""
+    """Return durations; see `SPANS`."""
     assert isinstance(dtype, pl.Duration)
     result = nothing(words, dtype)
     for form in SPANS:
@@ -420,14 +422,15 @@ def _spans_of(parts: pl.DataFrame, dtype: pl.Duration) -> pl.Series:
 
 
 def _wide(whole: pl.Expr) -> pl.Expr:
-    """Whole numbers of 64 bits, where their sums and products have room; null for larger ones."""
+    """Return 64-bit integers with room for sums and products; null for larger ones."""
     return whole.cast(pl.Int64, strict=False).cast(pl.Int128)
 
 
 def _elements(
     values: pl.Series, tokens: NDArray[np.int8], dtype: pl.DataType, *, strict: bool
 ) -> pl.Series:
-    """Elements of JSON arrays, or fields of objects, in their type; null where one does not fit."""
+    """Return elements of JSON arrays, or fields of objects, in their type; null if one does not
+    fit."""
     result = cast(values, dtype, "strict" if strict else "lossless", written=True)
     wrong = tokens == lists.WORD if not dtype.is_float() else np.zeros(len(tokens), np.bool_)
     if dtype in (pl.String, pl.Binary):
@@ -440,7 +443,7 @@ def _elements(
 
 
 def written_as(dtype: pl.DataType) -> tuple[int, ...]:
-    """What values of a type are in JSON."""
+    """Return how JSON writes values of a type."""
     if isinstance(dtype, pl.List):
         return (lists.ARRAY,)
     if isinstance(dtype, pl.Struct):
@@ -460,7 +463,7 @@ def _misfits(
     dtype: pl.DataType,
     lost: NDArray[np.int64],
 ) -> list[Rejects]:
-    """Rows `lost` of the frame, whose value in a column does not fit, split by reason.
+    """Return rows `lost` of the frame, whose value in a column does not fit, split by reason.
 
     Args:
         read: the column, with points in its numbers.
@@ -492,7 +495,7 @@ def _misfits(
 def misfit(
     got: pl.Series, dtype: pl.DataType, column: str, written: str | pl.Series = ""
 ) -> pl.Series:
-    """What is said of values that do not fit a column.
+    """Return the sentence for values that do not fit a column.
 
     Args:
         written: as what each is written, where that counts.
@@ -505,7 +508,7 @@ def misfit(
 
 
 def _why_not(got: pl.Series, dtype: pl.DataType) -> pl.Series:
-    """That a whole number is none of the floats."""
+    """Return the sentence for an integer that no float equals."""
     if not dtype.is_float():
         return pl.repeat("", len(got), eager=True)
     near = got.cast(dtype, strict=False).is_finite().fill_null(False) & got.str.contains(PLAIN)
@@ -514,8 +517,8 @@ def _why_not(got: pl.Series, dtype: pl.DataType) -> pl.Series:
 
 
 def too_big(got: pl.Series, dtype: pl.DataType) -> pl.Series:
-    """Where a number was given, but one that the type cannot hold; of a list, where the first of
-    its elements that does not fit is such a number."""
+    """Return where the value is a number beyond the type; for a list, where the first element
+    that does not fit is such a number."""
     if isinstance(dtype, pl.List):
         elements, inner = lists.parse_lists(got), element_type(dtype)
         lost = _lost(

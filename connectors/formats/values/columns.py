@@ -1,4 +1,4 @@
-"""Records that are columns already (Parquet, Arrow, memory): only their types are checked."""
+"""Records that are already columnar (Parquet, Arrow, memory): only their types are checked."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from connectors.formats.values.casts import Coerce, conform
 from engine.types import RESERVED, Format, HeadraceError, Records, Rejects, Schema, nearest
 
 PROBLEM = "_problem"
-"""Column in which a source says why it could not read a row, ``reason: sentence``; else null."""
+"""The column in which a source says why it could not read a row, ``reason: sentence``; else
+null."""
 
 
 class Columns(Format):
@@ -57,7 +58,7 @@ class Columns(Format):
         return (result if len(available) == len(schema) else with_nulls(result, schema)), rejects
 
     def _there(self, frame: pl.DataFrame, schema: Schema) -> Schema:
-        """The columns that the frame has, or must have."""
+        """Return the columns that the frame has, or must have."""
         if not self._lenient:
             return schema
         tops = {c: str(self._steps.get(c, (c,))[0]) for c in schema}
@@ -76,7 +77,7 @@ class Columns(Format):
 
 
 def readable_rows(records: Records) -> tuple[pl.DataFrame, NDArray[np.int64] | None, list[Rejects]]:
-    """The rows that the source could read, which of the records they are (None: all), and the
+    """Return the rows that the source could read, their record numbers (None: all), and the
     others as rejects."""
     frame = records.values
     assert isinstance(frame, pl.DataFrame)
@@ -106,7 +107,7 @@ def readable_rows(records: Records) -> tuple[pl.DataFrame, NDArray[np.int64] | N
 
 
 def with_nulls(frame: pl.DataFrame, schema: Schema) -> pl.DataFrame:
-    """All columns of the schema; those that the frame lacks are null."""
+    """Return all columns of the schema; missing ones are null."""
     lacking = [
         pl.lit(None, dtype).alias(c) for c, dtype in schema.items() if c not in frame.columns
     ]
