@@ -8,7 +8,7 @@ import importlib
 NAMES = (
     "linear", "scrub", "formats", "inputs", "explore", "loading", "images", "ragged", "memory",
     "tuning", "bottleneck", "deadline", "training", "inference", "augment", "learning", "kafka",
-    "sink", "trickle", "soak",
+    "sink", "trickle", "soak", "start",
 )  # fmt: skip
 """All that run everywhere; ``gpu`` must be asked for."""
 
