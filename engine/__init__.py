@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 from engine.system import environment
 
 if TYPE_CHECKING:
+    from engine.artifacts import Summary
     from engine.config import LoaderSettings, Pipeline
     from engine.loading.collate import Collate
     from engine.loading.loader import Loader
     from engine.observing.metrics import Metrics
     from engine.quality.evaluation import Evaluation
-    from engine.run import Run, Summary
+    from engine.run import Run
     from engine.running.loop import Loop
     from engine.running.reject_limit import TooManyRejects
     from engine.running.totals import Totals
@@ -52,7 +53,7 @@ _ELSEWHERE = {
     "Metrics": "observing.metrics",
     "Pipeline": "config",
     "Run": "run",
-    "Summary": "run",
+    "Summary": "artifacts",
     "Totals": "running.totals",
 }
 """Name -> its module, for names outside `engine.types`."""

@@ -548,6 +548,32 @@ class Pipeline(BaseSettings):
         """The path it was read from, for error sentences; a `ConfigOrigin`."""
         return self._file
 
+    @property
+    def trains(self) -> bool:
+        """Whether it learns."""
+        return self.model is not None and self.infer is None
+
+    @property
+    def model_path(self) -> Path:
+        """Where the served model goes."""
+        given = None if self.export is None else self.export.path
+        return Path(given or Path(self.folder) / "model.onnx")
+
+    @property
+    def dead_letters_path(self) -> Path:
+        """The folder of dead letters that are files."""
+        return Path(self.dead_letters.path or Path(self.folder) / "dead_letters")
+
+    @property
+    def sink_columns(self) -> Sequence[str] | None:
+        """Columns that go to the sink; None for all."""
+        return (self.sink or {}).get("columns")
+
+    @property
+    def writes_probabilities(self) -> bool:
+        """Whether the sink is given every class's probability."""
+        return bool((self.sink or {}).get("probabilities"))
+
     def _check_tables(self, where: str) -> None:
         """Check what tables of user-defined kinds have in common."""
         validate(SourceTable, self.source, "source", where)

@@ -339,23 +339,24 @@ def _export(options: argparse.Namespace) -> int:
     _require_target(options.to, "--to")
     run = _trained(options)
     # Not locked: it is done beside the engine that goes on learning, and a file appears whole.
-    with _write_errors(options.to or run.model_path):
+    with _write_errors(options.to or run.pipeline.model_path):
         path = run.export(options.to)
     console().print(f"Wrote {path}.")
     return EXIT["done"]
 
 
 def _compress(options: argparse.Namespace) -> int:
+    from engine import artifacts
     from engine.commands.progress import console, show
     from engine.system.lock import locked
 
     run = _trained(options)
-    with locked((), [run.model_path]):
+    with locked((), [run.pipeline.model_path]):
         run.export()
-        report = run.compress()
+        report = artifacts.compress(run.parts)
         report.to_json(run.folder / "compression.json")
     show(console(), report.tables())
-    console().print(f"Wrote {run.model_path} and {run.folder / 'report.json'}.")
+    console().print(f"Wrote {run.pipeline.model_path} and {run.folder / 'report.json'}.")
     return EXIT["done"]
 
 

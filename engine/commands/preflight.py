@@ -63,7 +63,8 @@ def preflight(run: Run, rows: int = 1_000) -> bool:
     checks = (_check_service, _check_sinks, _check_members, _check_exportable, _check_resumable)
     if not run.source.can_be_reread():
         problems = list(_unread(run))
-        checks = checks if run.knows_columns and not problems else (_check_service, _check_sinks)
+        knows_columns = run.parts.scrub.knows_columns
+        checks = checks if knows_columns and not problems else (_check_service, _check_sinks)
     else:
         with closing(run.source), closing(_detached_source(run)) as source:
             run.assemble()
@@ -89,7 +90,7 @@ def _unread(run: Run) -> Iterator[str]:
                 soft_wrap=True,
             )
             return
-        run.take_columns(declared)
+        run.parts.scrub.source_schema = declared
         try:
             run.assemble()
         except UserError as error:
@@ -170,11 +171,13 @@ def _lost_in_stages(run: Run, batch: Batch) -> Iterator[str]:
 
 def _task(run: Run, sample: Batch) -> str | None:
     """Describe the inferred task, if the labels may be classes."""
-    target = run.features.target if run.trains else None
-    if not run.trains or not run.leaves_task_to_type or target not in sample.frame.columns:
+    if not run.trains:
         return None
-    values = labels_of(sample.frame.get_column(str(target)))
-    return few_numbers(values, str(target), f"the {counted(len(sample.frame), 'sampled row')}")
+    target = run.parts.model.target
+    if not target.is_left_to_type or target.column not in sample.frame.columns:
+        return None
+    values = labels_of(sample.frame.get_column(target.column))
+    return few_numbers(values, target.column, f"the {counted(len(sample.frame), 'sampled row')}")
 
 
 def _sample(run: Run, source: Source, rows: int) -> Batch | None:
@@ -182,7 +185,9 @@ def _sample(run: Run, source: Source, rows: int) -> Batch | None:
     pieces = source.sample(rows, 10.0)
     if not pieces:
         return None
-    decoded = [calls.decode(run.source.format, piece, run.read_schema) for piece in pieces]
+    decoded = [
+        calls.decode(run.source.format, piece, run.parts.scrub.read_schema) for piece in pieces
+    ]
     return Batch(
         frame=pl.concat([frame for frame, _ in decoded]),
         mark=Mark(),
@@ -205,10 +210,10 @@ def _steps(run: Run, batch: Batch) -> tuple[Table, Batch]:
     steps: list[tuple[str, Callable[[Batch], Batch]]] = [
         (stage.name, partial(calls.apply, stage)) for stage in run.stages
     ]
-    if run.collate is not None:
-        steps.append(("collate", run.collate))
+    if run.parts.collate is not None:
+        steps.append(("collate", run.parts.collate))
     for at, (name, apply) in enumerate(steps):
-        if at == run.export_from:
+        if at == run.parts.scrub.export_from:
             batch = replace(batch, raw=batch.frame)  # what is evaluated and held out
         before, seen = batch.frame.columns, len(batch.rejects)
         batch = apply(batch)
@@ -218,13 +223,13 @@ def _steps(run: Run, batch: Batch) -> tuple[Table, Batch]:
     if run.pipeline.model is not None or run.pipeline.infer is not None:
         if run.trains:
             batch = _head(batch, LEARNED_ROWS)
-        done = run.work.process(batch)
+        done = run.parts.work.process(batch)
         outcome, seen = "learned" if done.learned else "predicted", len(batch.rejects)
         batch = done.batch
         _row(
             table,
-            run.work.stage,
-            batch.counted(run.work.stage, **{outcome: len(batch)}),
+            run.parts.work.stage,
+            batch.counted(run.parts.work.stage, **{outcome: len(batch)}),
             batch.frame.columns,
             seen,
         )
@@ -361,11 +366,11 @@ def _unfitted(run: Run, batch: Batch) -> list[str]:
 
 def _augmented(run: Run, batch: Batch) -> dict[str, int]:
     """Count the rows each augment changes, in a separate pass: the model learns all rows."""
-    if not run.trains or run.augmentation is None or not len(batch):
+    if not run.trains or run.parts.model.augmentation is None or not len(batch):
         return {}
     _ = run.learner  # it binds them
-    changed: dict[str, int] = run.augmentation(batch.tensors, 0)[1]
-    return changed
+    assert batch.tensors is not None, "a batch to learn from is collated"
+    return run.parts.model.augmentation(batch.tensors, 0)[1]
 
 
 def _row(table: Table, name: str, batch: Batch, before: list[str], seen: int = 0) -> None:
@@ -390,7 +395,7 @@ def _check_exportable(run: Run) -> Iterator[str]:
     """Describe a model feature changed by a stage that no model file can contain."""
     if run.pipeline.export is None or not run.trains:
         return
-    outside = run.stages[: run.export_from]
+    outside = run.stages[: run.parts.scrub.export_from]
     for stage in outside:
         if stage.transforms():
             later = next(

@@ -23,7 +23,7 @@ from engine.types import Batch
 from engine.types.plural import counted
 
 if TYPE_CHECKING:
-    from engine.run import Summary
+    from engine.artifacts import Summary
     from engine.running.loop import Loop
 
 log = logging.getLogger("headrace.progress")

@@ -45,13 +45,13 @@ def explore(
     """
     pipeline = target if isinstance(target, Pipeline) else _pipeline(Path(target), overrides)
     run = Run(_source_and_stages(pipeline))
-    survey = Survey(run.source_schema)
+    survey = Survey(run.parts.scrub.source_schema)
     stages: Stages = {stage.name: {} for stage in run.stages}
     rejected: dict[str, int] = {}
     details: dict[str, str] = {}
     loader = Loader(
         run.source,
-        schema=run.source_schema,
+        schema=run.parts.scrub.source_schema,
         stages=run.stages,
         collate=None,
         settings=LoaderSettings(

@@ -131,7 +131,8 @@ def _pipeline(data: bytes, path: Path) -> Iterator[bytes]:
 
     del data
     run = Run(path)
-    parts = run.source_schema, run.stages, run.schema, run.checkpoints, run.pipeline.dead_letters
+    source_schema = run.parts.scrub.source_schema
+    parts = source_schema, run.stages, run.schema, run.checkpoints, run.pipeline.dead_letters
     yield repr(len(parts)).encode()
 
 

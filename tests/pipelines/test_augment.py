@@ -217,7 +217,7 @@ def test_it_helps_where_rows_are_few_and_columns_many(tmp_path: Path) -> None:
         more["train"] |= {"replay_steps": 30, "replay_batch": 64}
         run = Run(Pipeline.of(more))
         run.run()
-        assert run.collate is not None
+        assert run.parts.collate is not None
         losses[name] = log_loss(run, frame.tail(6_000))
     assert max(losses[name] for name in ("jitter", "mixup", "dropout")) < 0.9 * losses["none"]
 
@@ -226,8 +226,8 @@ def log_loss(run: Run, frame: pl.DataFrame) -> float:
     from engine.types import Batch, Mark
 
     reserved = pl.lit("p").alias("_partition"), pl.int_range(pl.len()).alias("_position")
-    assert run.collate is not None
-    batch = run.collate(Batch(frame=frame.with_columns(*reserved), mark=Mark(), arrived=0.0))
+    assert run.parts.collate is not None
+    batch = run.parts.collate(Batch(frame=frame.with_columns(*reserved), mark=Mark(), arrived=0.0))
     assert batch.tensors is not None
     assert batch.tensors.target is not None
     yes = batch.tensors.target.numpy() == 1

@@ -15,6 +15,7 @@ import polars as pl
 import pytest
 
 from engine.config import Pipeline
+from engine.rules import require_sink_schema
 from engine.run import Run
 from engine.running.loop import Loop
 from engine.system import atomic
@@ -288,10 +289,10 @@ def test_a_key_that_a_stage_turns_into_codes_is_told(
         "source": {"kind": "memory", "items": [{"country": "NZ", "id": "a"}]},
         "scrub": {"categories": {"columns": ["country"], "size": 4}},
     }  # fmt: skip
-    Run(Pipeline.of({**table, "sink": sink}))._check_sink_schema()
+    require_sink_schema(Run(Pipeline.of({**table, "sink": sink})).parts)
     assert "[sink] key 'country' is int64 as the stages of [scrub] leave it, and string" in (
         caplog.text
     )
     caplog.clear()
-    Run(Pipeline.of({**table, "sink": {**sink, "key": "id"}}))._check_sink_schema()
+    require_sink_schema(Run(Pipeline.of({**table, "sink": {**sink, "key": "id"}})).parts)
     assert "[sink] key" not in caplog.text

@@ -142,11 +142,12 @@ def test_held_out_rows_say_what_rows_never_seen_say_also_after_thirty_epochs(
     run = Run(file)
     summary = run.run()
     assert summary.totals.read == 800 * 30
-    assert run.holdout is not None
-    held = run.holdout.frame()
+    assert run.parts.model.holdout is not None
+    held = run.parts.model.holdout.frame()
     assert held is not None
     assert held.height == held["_position"].n_unique() == summary.totals.predicted // 30
     compression = summary.compression
+    assert compression is not None
     error = compression.candidates[0].figures[0]
     assert (error.name, compression.rows + compression.calibration) == ("error", held.height)
 

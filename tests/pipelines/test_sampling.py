@@ -48,7 +48,7 @@ def test_every_row_is_accounted_for_and_the_model_knows_the_true_shares(tmp_path
     assert totals.learned + totals.predicted == 20_000
     assert 500 < totals.learned < 2_000  # the rare ones and as many others
     session = ort.InferenceSession(
-        run.model_path.with_suffix(".fp32.onnx"), providers=["CPUExecutionProvider"]
+        run.pipeline.model_path.with_suffix(".fp32.onnx"), providers=["CPUExecutionProvider"]
     )
     rows = pl.read_parquet(tmp_path / "rows.parquet")
     said = session.run(None, {"a": rows["a"].to_numpy()})[0]

@@ -157,7 +157,7 @@ def test_what_cannot_be_mixed_is_one_sentence(tmp_path: Path, case: str) -> None
     }
     pipeline = Pipeline.of({"name": "mixed", "source": {"kind": "mix", "sources": table}})
     with pytest.raises(UserError, match=sentence):
-        _ = Run(pipeline).source_schema
+        _ = Run(pipeline).parts.scrub.source_schema
 
 
 def test_a_pipeline_over_a_mix(tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ def test_a_learners_device_decides(tmp_path: Path) -> None:
     assert verdict is not None
     assert verdict.seconds["transfer"] == snapshot.stages["transfer"].wall
     table["model"]["kind"] = "tabular"
-    assert Run(Pipeline.of(table)).transfer is None
+    assert Run(Pipeline.of(table)).parts.transfer is None
 
 
 def test_what_is_held_of_a_gpu_is_on_the_page(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,289 @@
+"""What a run leaves: model files, the report and its picture, the metrics, and its summary."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from engine.assembly.parts import Parts
+from engine.quality.threshold import MIN_ROWS, choose_threshold
+from engine.running import error_plot
+from engine.running.bottleneck import Bottleneck
+from engine.running.loop import Loop
+from engine.running.saved_schema import SCHEMA_FILE, SavedSchema, resolved_folders, type_names
+from engine.running.totals import Totals
+from engine.running.work import report_quality
+from engine.scrub.fusion import FILLED_BEFORE_LEARNING
+from engine.system import atomic
+from engine.types import Learner, Mark, Stage, Transform, UserError
+from engine.types.plural import counted
+
+if TYPE_CHECKING:
+    from models.compress.gate import GateReport
+
+log = logging.getLogger("headrace.run")
+REPORT_FILE, METRICS_FILE, VERDICT_FILE = "report.json", "metrics.prom", "compression.json"
+OUTPUT_FILES = (SCHEMA_FILE, REPORT_FILE, *error_plot.FILES, METRICS_FILE, VERDICT_FILE)
+"""All files that a run leaves in the pipeline's folder."""
+Counts = Mapping[tuple[str, str], int]
+"""(stage, what it counts) -> how many."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """What a run came to.
+
+    Attributes:
+        totals: what became of every record, restarts included.
+        seconds: of this run.
+        resumed, stopped: whether it began at a checkpoint; whether a signal ended it.
+        report: the evaluation's numbers, or {} without a model in training.
+        compression: the compression gate's, or None.
+        bottleneck: what has held the run, or None where nothing was done.
+        remarks: of the source, see `engine.types.Source.remarks`.
+        files: what it left: checkpoint, model, predictions, dead letters, picture, metrics.
+    """
+
+    totals: Totals
+    seconds: float
+    resumed: bool
+    stopped: bool
+    report: Mapping[str, Any] = field(default_factory=dict)
+    compression: GateReport | None = None
+    bottleneck: Bottleneck | None = None
+    remarks: Sequence[str] = ()
+    files: Mapping[str, Path] = field(default_factory=dict)
+
+
+def output_folders(parts: Parts) -> Iterator[Path]:
+    """Where a run writes. What it takes away again (results after a checkpoint, old checkpoints)
+    must not be another run's."""
+    yield Path(parts.pipeline.folder)
+    yield parts.endpoints.checkpoints.folder
+    for sink in parts.endpoints.sinks.values():
+        yield from sink.folders()
+
+
+def write_schema(parts: Parts) -> None:
+    """Write down which columns this run has, and which classes where the file leaves them out, for
+    the one that resumes it."""
+    pipeline, endpoints = parts.pipeline, parts.endpoints
+    inferred = pipeline.trains and not parts.model.settings.classes
+    saved = SavedSchema(
+        declared=pipeline.source.get("schema", {}),
+        columns=type_names(parts.scrub.source_schema),
+        findings=endpoints.source.schema_state(),
+        writes=sorted(map(str, resolved_folders(endpoints.sinks.values()))),
+        classes=parts.model.features.classes if inferred else (),
+    )
+    saved.write(Path(pipeline.folder))
+
+
+def leave(
+    parts: Parts, loop: Loop, before: Counts, *, export_model: bool
+) -> tuple[dict[str, Path], GateReport | None]:
+    """Write what a finished run leaves behind, and say what its parts have to say.
+
+    Args:
+        before: of stages, when the run began.
+        export_model: False leaves the checkpoint and the numbers.
+
+    Returns: name -> file, and the verdict of the compression gate.
+    """
+    pipeline, folder = parts.pipeline, Path(parts.pipeline.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = _places(parts, loop.totals)
+    _log_remarks(parts, loop.totals, before)
+    compression = None
+    if pipeline.trains:
+        files |= _write_report(parts, loop.totals)
+        _catch_up(parts, loop.mark)
+        if export_model and pipeline.export is not None:
+            files["model"] = export(parts, loop.mark)
+            if pipeline.export.compress is not None:
+                compression = compress(parts)
+                files |= {"served model": pipeline.model_path, "verdict": folder / VERDICT_FILE}
+                compression.to_json(files["verdict"])
+    files["metrics"] = folder / METRICS_FILE
+    parts.metrics.render_final(files["metrics"])
+    return files, compression
+
+
+def export(parts: Parts, mark: Mark, path: Path | None = None) -> Path:
+    """Write the model, scrub stages inside, as float32 ONNX. The stages must stand where the
+    learner stands.
+
+    Args:
+        mark: where they stand.
+
+    Raises: UserError when nothing is trained, or a stage stands where it cannot be written.
+    """
+    from models.export.model import export as write_model
+
+    pipeline, model = parts.pipeline, parts.model
+    if not pipeline.trains:
+        raise UserError(f"{pipeline.file} has no [model]: there is nothing to export.")
+    path = path or pipeline.model_path.with_suffix(".fp32.onnx")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    transforms: list[Transform] = []
+    for stage in parts.scrub.stages[parts.scrub.export_from :]:
+        transforms += stage.transforms() or ()
+    rows = None if model.holdout is None else model.holdout.frame()
+    file = write_model(
+        path, model.learner, transforms, _metadata(parts, mark), ranges=_ranges(rows)
+    )
+    if model.settings.threshold_settings.is_chosen:
+        _annotate_threshold(parts, file, rows)
+    return file
+
+
+def compress(parts: Parts) -> GateReport:
+    """Compress the exported model where the gate allows.
+
+    Raises: UserError without an [export] section.
+    """
+    from models.compress.gate import Compression
+    from models.compress.gate import compress as compress_model
+
+    pipeline, holdout = parts.pipeline, parts.model.holdout
+    if pipeline.export is None:
+        raise UserError(
+            f"{pipeline.file} holds out no rows to prove a compressed model with: add an "
+            "[export] section and run it again."
+        )
+    rows = None if holdout is None else holdout.frame()
+    settings = parts.model.compression or Compression()
+    model = pipeline.model_path.with_suffix(".fp32.onnx")
+    return compress_model(model, rows, settings, path=pipeline.model_path)
+
+
+def _places(parts: Parts, totals: Totals) -> dict[str, Path]:
+    """What was written while it ran."""
+    pipeline = parts.pipeline
+    files = {"checkpoints": Path(parts.endpoints.checkpoints.settings.path)}
+    if pipeline.sink is not None and "path" in pipeline.sink:
+        files["predictions" if pipeline.model else "rows"] = Path(pipeline.sink["path"])
+    if totals.rejected and pipeline.dead_letters.kind == "files":
+        files["dead letters"] = pipeline.dead_letters_path
+    return files
+
+
+def _log_remarks(parts: Parts, totals: Totals, before: Counts) -> None:
+    """What stages and learner have to say at the end of a run that read anything."""
+    remarking: list[Stage | Learner] = [*parts.scrub.stages]
+    if parts.pipeline.trains:
+        remarking.append(parts.model.learner)
+    for part in remarking if totals.read else ():
+        for remark in part.remarks():
+            log.warning("%s", remark)
+    for remark in _early_fills(totals.counts, before):
+        log.warning("%s", remark)
+
+
+def _early_fills(counts: Counts, before: Counts) -> Iterator[str]:
+    """A sentence for each stage that, in this run, filled values it knew nothing of."""
+    for (stage, name), n in counts.items():
+        if name == FILLED_BEFORE_LEARNING and n > before.get((stage, name), 0):
+            yield (
+                f"[scrub.{stage}] filled {counted(n, 'value')} of columns that it had seen no "
+                "value of yet, with 0, \"\" or false: give a 'missing' stage the 'value' that "
+                "should stand there, or let the data begin with rows that are whole."
+            )
+
+
+def _write_report(parts: Parts, totals: Totals) -> dict[str, Path]:
+    """The numbers of the evaluation and what stages counted; a picture where there is a curve."""
+    folder, evaluation = Path(parts.pipeline.folder), parts.model.evaluation
+    numbers = evaluation.report()
+    report_quality(parts.metrics, numbers)
+    by_stage: dict[str, dict[str, int]] = {}
+    for (stage, name), n in totals.counts.items():
+        by_stage.setdefault(stage, {})[name] = n
+    files = {"report": folder / REPORT_FILE}
+    text = json.dumps({**numbers, "counted": by_stage}, indent=2, default=str)
+    atomic.write(files["report"], text)
+    history = evaluation.history()
+    if history.height > 1:
+        files["picture"] = error_plot.write(history, folder, title=parts.pipeline.name)
+    return files
+
+
+def _catch_up(parts: Parts, mark: Mark) -> None:
+    """Put the stages where the last batch left them: the prepare thread may have run ahead."""
+    for stage in parts.scrub.stages:
+        if stage.name in mark.stages:
+            stage.restore(mark.stages[stage.name])
+
+
+def _metadata(parts: Parts, mark: Mark) -> dict[str, str]:
+    """What a model file says of where it comes from."""
+    scrub = parts.scrub
+    outside, exported = scrub.stages[: scrub.export_from], scrub.stages[scrub.export_from :]
+    positions = json.dumps(dict(mark.positions), sort_keys=True)
+    return {
+        "pipeline": parts.pipeline.name,
+        "version": hashlib.sha256(positions.encode()).hexdigest()[:8],
+        "stages": json.dumps([stage.name for stage in exported]),
+        "before": json.dumps([stage.name for stage in outside if stage.transforms() != ()]),
+        "columns": json.dumps(type_names(scrub.export_schema)),
+        "parse_settings": json.dumps(parts.endpoints.source.parse_settings()),
+        "mark": json.dumps(dict(mark.positions)),
+    }
+
+
+def _annotate_threshold(parts: Parts, file: Path, rows: pl.DataFrame | None) -> None:
+    """Note the threshold in the model file that serves its aim best, on the held-out rows as the
+    finished model scores them."""
+    from models.export.model_files import annotate
+    from models.serving.predictor import OnnxPredictor
+
+    features, threshold = parts.model.features, None
+    if rows is not None:
+        label = pl.col(str(features.target)).cast(pl.String)
+        rows = rows.filter(label.is_in(features.classes).fill_null(False))
+        scores = OnnxPredictor(OnnxPredictor.Settings(model=str(file))).scores(rows)
+        codes = label.cast(pl.Enum(features.classes)).to_physical().cast(pl.Int64)
+        target = rows.select(codes).to_series().to_numpy()
+        finite = np.isfinite(scores)
+        settings = parts.model.settings.threshold_settings
+        threshold = choose_threshold(settings, target[finite], scores[finite].astype(np.float64))
+    if threshold is None:
+        log.warning(
+            "[model] threshold is chosen by %d held-out rows of each class at the least, and "
+            "there are fewer: 0.5 serves. Train longer, or raise [export] holdout.",
+            MIN_ROWS,
+        )
+    annotate(file, {"threshold": repr(0.5 if threshold is None else threshold)})
+
+
+def _ranges(rows: pl.DataFrame | None) -> dict[str, tuple[float, float]]:
+    """Numeric column -> its least and greatest value."""
+    if rows is None:
+        return {}
+    numeric = [
+        c for c, dtype in rows.schema.items() if dtype.is_numeric() and not c.startswith("_")
+    ]
+    ends = rows.with_columns(pl.selectors.decimal().cast(pl.Float64)).select(
+        pl.col(numeric).min().name.prefix("a"), pl.col(numeric).max().name.prefix("b")
+    )
+    row = ends.row(0, named=True)
+    return {c: (row["a" + c], row["b" + c]) for c in numeric if row["a" + c] is not None}
+
+
+__all__ = [
+    "OUTPUT_FILES",
+    "Summary",
+    "compress",
+    "export",
+    "leave",
+    "output_folders",
+    "write_schema",
+]

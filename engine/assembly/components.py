@@ -1,0 +1,76 @@
+"""A component from its table: the class that its kind names, its settings, and an instance."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+from engine.calls import Calling
+from engine.config import Pipeline, load_class
+from engine.scrub import STAGES
+from engine.types import Stage, UserError, nearest
+from engine.types.contract_checks import require_contract
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Configured:
+    """A section of the pipeline file as it was understood: its kind and the settings."""
+
+    kind: str
+    settings: BaseModel
+
+
+def configure(
+    pipeline: Pipeline,
+    section: str,
+    table: Mapping[str, Any],
+    known: Mapping[str, str],
+    contract: type,
+    *,
+    provenance: Mapping[str, str] | None = None,
+) -> tuple[Configured, Any]:
+    """Make a source or a sink.
+
+    Args:
+        known: kind -> import string.
+        contract: what the class has to be.
+        provenance: headers for a sink that has headers.
+
+    Raises: UserError for a kind that is none, and for a wrong setting.
+    """
+    table = dict(table)
+    kind = table.pop("kind", None)
+    if kind is None:
+        raise UserError(
+            f"[{section}] in {pipeline.file} needs the key 'kind', which is not there."
+            f"{nearest('', known)}"
+        )
+    component_class = load_class(kind, known, section)
+    require_contract(component_class, contract, section)
+    if provenance and "provenance" in component_class.Settings.model_fields:
+        table["provenance"] = {**provenance, **table.get("provenance", {})}
+    settings = pipeline.settings(component_class.Settings, table, section)
+    with Calling(section, component_class):
+        return Configured(kind=kind, settings=settings), component_class(settings)
+
+
+def make_stages(pipeline: Pipeline, exported: Collection[str] = ()) -> list[Stage]:
+    """Make the stages of [scrub], in order, but for those that a model file contains."""
+    tables = pipeline.scrub.items()
+    return [_stage(pipeline, name, table) for name, table in tables if name not in exported]
+
+
+def _stage(pipeline: Pipeline, name: str, table: Mapping[str, Any]) -> Stage:
+    own, section = dict(table), f"scrub.{name}"
+    stage_class = load_class(own.pop("kind", name), STAGES, section, pipeline.file)
+    require_contract(stage_class, Stage, section)
+    settings = pipeline.settings(stage_class.Settings, own, section)
+    with Calling(section, stage_class):
+        stage: Stage = stage_class(name, settings)
+    return stage
+
+
+__all__ = ["Configured", "configure", "make_stages"]

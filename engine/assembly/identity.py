@@ -1,0 +1,78 @@
+"""What a checkpoint must have in common with a pipeline to be resumed from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+from engine.assembly.endpoints import MIXED
+from engine.assembly.parts import Parts
+from engine.config import SinkTable
+from engine.running.checkpoint import Tolerated
+from engine.types.changes import compared_settings
+
+
+def identity_of(parts: Parts) -> dict[str, str]:
+    """Everything that the meaning of a state depends on, as texts by name; what is `Tolerated` is
+    told where it differs. Without a state only positions and counts are in a checkpoint: those go
+    on with another schema, or other stages."""
+    pipeline, scrub = parts.pipeline, parts.scrub
+    columns = {name: str(dtype) for name, dtype in scrub.source_schema.items()}
+    read = {
+        "schema": json.dumps(columns, sort_keys=True),
+        "scrub": json.dumps(pipeline.scrub),
+    }
+    settings = {"pipeline": pipeline.name, **dict(_settings(parts))}
+    if parts.served.predictor is not None:
+        read["served model"] = parts.served.predictor.info()["digest"]
+    if not parts.keeps_state:
+        return {**settings, **{name: Tolerated(text) for name, text in read.items()}}
+    identity = {**settings, **read, **dict(_files(parts))}
+    return {**identity, **dict(_learned(parts))} if pipeline.trains else identity
+
+
+def _settings(parts: Parts) -> Iterator[tuple[str, str]]:
+    """Settings whose change is told or refused: ``[table] key`` and the value, as JSON."""
+    endpoints, pipeline = parts.endpoints, parts.pipeline
+    source, _ = endpoints.source, endpoints.sinks  # which notes what they are given
+    kinds = {section: given.kind for section, given in endpoints.configured.items()}
+    for section, kind in {"sink": None, **kinds}.items():
+        yield f"[{section}] kind", json.dumps(kind)
+    in_effect = source.in_effect()
+    tables = [(section, given.settings) for section, given in endpoints.configured.items()]
+    tables.append(("loader", pipeline.loader))
+    if pipeline.sink is not None:
+        tables.append(("sink", SinkTable.model_validate(pipeline.sink)))
+    if pipeline.trains:
+        tables.append(("evaluation", parts.model.evaluation.settings))
+    for section, settings in tables:
+        mixed = section.startswith(MIXED)
+        found = in_effect.get(section.removeprefix(MIXED), {}) if mixed else in_effect
+        found = found if section.startswith("source") else {}
+        compared = compared_settings(settings, found, learns=parts.keeps_state)
+        for key, (act, value) in compared.items():
+            text = json.dumps(value, sort_keys=True)
+            yield f"[{section}] {key}", text if act == "refuse" else Tolerated(text)
+
+
+def _files(parts: Parts) -> Iterator[tuple[str, str]]:
+    """Files that stages read, which the pipeline's own only names."""
+    for stage in parts.scrub.stages:
+        digest = stage.digest()
+        if digest is not None:
+            yield f"file for stage {stage.name}", digest
+
+
+def _learned(parts: Parts) -> Iterator[tuple[str, str]]:
+    """The model, and what is around the learner; what is in it, it says itself."""
+    pipeline, model = parts.pipeline, parts.model
+    learned = {k: v for k, v in (pipeline.model or {}).items() if k != "threshold"}
+    yield "model", json.dumps(learned, sort_keys=True)
+    drawn = "sampling" in (pipeline.train or {})
+    yield "[train] sampling", json.dumps("given" if drawn else "none")
+    yield "[train] forget_on", json.dumps(model.forget_on)
+    if not model.settings.classes and model.features.classes:
+        yield "classes", json.dumps(model.features.classes)
+
+
+__all__ = ["identity_of"]

@@ -1,0 +1,201 @@
+"""The loader and the loop around the parts, within one memory budget."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+
+from engine.assembly.identity import identity_of
+from engine.assembly.parts import Parts
+from engine.loading.loader import Loader
+from engine.loading.nested_tensors import array_bytes
+from engine.observing.metrics import Metrics
+from engine.observing.service import Heartbeat
+from engine.observing.timing import TimingSnapshot
+from engine.running.bottleneck import Bottleneck, diagnose
+from engine.running.checkpoint import Saved, size_of
+from engine.running.loop import Loop
+from engine.running.migration import BoundStages, migrate
+from engine.running.reject_limit import RejectLimit
+from engine.running.warm_up import warm_up
+from engine.system import environment
+from engine.types import Batch, Buffered, Schema, Stage, UserError
+
+MEMORY_SHARES = {"source": 0.25, "sink": 0.25, "dead letters": 0.0625}
+"""Part of the memory budget that a component with a buffer of its own may fill."""
+
+
+def make_loader(parts: Parts, schema: Schema) -> Loader:
+    """A loader of the pipeline's batches.
+
+    Args:
+        schema: the columns to decode.
+
+    Raises: UserError where a batch would not fit into the budget.
+    """
+    require_batches_fit(parts)
+    source = parts.endpoints.source
+    loader = Loader(
+        source,
+        schema=schema,
+        stages=parts.scrub.stages,
+        collate=parts.collate,
+        transfer=parts.transfer,
+        settings=parts.pipeline.loader,
+        metrics=parts.metrics,
+        keep_raw_from=parts.keep_raw_from,
+        keep_records=True,
+    )
+    _limit_memory(loader, "source", source, parts.metrics)
+    return loader
+
+
+def make_loop(
+    parts: Parts, heartbeat: Heartbeat, watch: Callable[[Loop, Batch], None] | None = None
+) -> Loop:
+    """The loop, ready to resume and run."""
+    endpoints, pipeline, metrics = parts.endpoints, parts.pipeline, parts.metrics
+    loader = make_loader(parts, parts.scrub.read_schema)
+    _limit_memory(loader, "sink", endpoints.sink, metrics)
+    _limit_memory(loader, "dead letters", endpoints.dead_letters, metrics)
+    if pipeline.trains:
+        _limit_replay(loader, parts)
+    return Loop(
+        source=endpoints.source,
+        loader=loader,
+        work=parts.work,
+        sink=endpoints.sink,
+        dead_letters=endpoints.dead_letters,
+        reject_limit=RejectLimit(pipeline.dead_letters, again=endpoints.replay),
+        checkpoints=endpoints.checkpoints,
+        identity=identity_of(parts),
+        metrics=metrics,
+        heartbeat=heartbeat,
+        watch=watch,
+        keeps_state=parts.keeps_state,
+        transaction=endpoints.transaction,
+        diagnose=functools.partial(_diagnose, parts, loader),
+        mend=functools.partial(_migrate, parts) if endpoints.replay else None,
+    )
+
+
+def require_batches_fit(parts: Parts) -> None:
+    """A batch is cut while it is raw; what an image becomes may be a hundred times that.
+
+    Raises: UserError
+    """
+    settings = parts.pipeline.loader
+    row, half = array_bytes(parts.scrub.schema), int(settings.memory_budget) // 2
+    if row * settings.batch_rows > half:
+        raise UserError(
+            f"[loader] batch_rows = {settings.batch_rows} in {parts.pipeline.file} makes batches "
+            f"of {row * settings.batch_rows:,} bytes of arrays, and half of memory_budget is "
+            f"{half:,}: set batch_rows = {max(1, half // row)} or less, or raise the budget."
+        )
+
+
+def rehearse(parts: Parts) -> None:
+    """Compile what the first batch needs, with stages that nothing else uses."""
+    warm_up(parts.scrub.read_schema, parts.scrub.another_chain(), parts.collate)
+
+
+def watch_memory(parts: Parts, loader: Loader) -> None:
+    """Gauges of what each part holds, and of the budget; of the model that answers, its labels."""
+    metrics, model = parts.metrics, parts.model
+    if parts.pipeline.trains:
+        memory = model.learner.memory
+        for name in memory():
+            metrics.watch_memory(name, functools.partial(_held, memory, name))
+    if parts.served.predictor is not None:
+        metrics.model.labels(**parts.served.predictor.info()).set(1)
+    for stage in parts.scrub.stages:
+        metrics.watch_memory(f"stage {stage.name}", functools.partial(_state_bytes, stage))
+    if parts.pipeline.trains:
+        from engine.loading.transfer import watch_devices
+
+        watch_devices(metrics)
+        metrics.watch_memory("evaluation", lambda: model.evaluation.nbytes)
+    budget = loader.budget
+    metrics.watch_memory("loader", lambda: budget.used)
+    metrics.memory_budget_bytes.set(budget.total)
+
+
+def _limit_memory(loader: Loader, name: str, part: object, metrics: Metrics) -> None:
+    """A component with a buffer of its own comes under the loader's budget."""
+    if isinstance(part, Buffered):
+        budget, held = loader.budget, part
+        held.limit_memory(max(1, int(budget.total * MEMORY_SHARES[name])))
+        budget.watch(name, lambda: held.nbytes)
+        metrics.watch_memory(name, lambda: held.nbytes)
+
+
+def _limit_replay(loader: Loader, parts: Parts) -> None:
+    """Raises: UserError where the replay will not fit into the budget."""
+    budget, learner = loader.budget, parts.model.learner
+    if isinstance(learner, Buffered):
+        learner.limit_memory(budget.total // 8)
+    memory, full = learner.memory, learner.replay_bytes
+    if full > budget.total // 2:
+        raise UserError(
+            f"[train] replay_rows come to {full:,} bytes, and half of [loader] memory_budget is "
+            f"{budget.total // 2:,}: lower replay_rows, or raise the budget."
+        )
+    if full:
+        budget.watch("replay", lambda: memory()["replay"])
+
+
+def _migrate(parts: Parts, saved: Saved) -> Saved:
+    def earlier(scrub: Mapping[str, Mapping[str, object]]) -> BoundStages:
+        return parts.with_scrub(scrub).bound_stages
+
+    return migrate(saved, identity_of(parts), parts.bound_stages, earlier)
+
+
+def _diagnose(parts: Parts, loader: Loader, timing: TimingSnapshot) -> Bottleneck | None:
+    predictor, loading = parts.served.predictor, parts.pipeline.loader
+    settings = {
+        **loading.model_dump(include={"batch_rows", "read_rows"}),
+        "decode_threads": loader.threads.count,
+        "interval": parts.endpoints.checkpoints.settings.interval,
+        "threads": _threads_key(parts),
+        "costs": _batch_rows_caveat(parts),
+    }
+    trains = parts.pipeline.trains
+    device = parts.model.learner.device if trains else "cpu"
+    if predictor is not None and "CPU" not in predictor.info()["provider"]:
+        device = "cuda"  # or TensorRT
+    return diagnose(timing, settings=settings, device=device, cores=environment.cores())
+
+
+def _threads_key(parts: Parts) -> str:
+    """The setting of the model's threads, where it has several; or ""."""
+    pipeline = parts.pipeline
+    if pipeline.trains:
+        import torch
+
+        several = torch.get_num_threads() > 1  # the learner is made
+        return "train.threads" if several and parts.model.learner_class.sets_threads else ""
+    several = pipeline.infer is not None and pipeline.infer.get("threads") != 1
+    return "infer.threads" if several else ""
+
+
+def _batch_rows_caveat(parts: Parts) -> str:
+    """What another number of rows a batch costs, in words; or ""."""
+    if not parts.keeps_state:
+        return ""
+    changed = [f"[scrub.{stage.name}]" for stage in parts.scrub.stateful]
+    if parts.pipeline.trains:
+        changed += ["the model's steps"] * parts.model.learner_class.learns_by_batch
+    caveat = "needs --fresh"
+    return f"{caveat}; {', '.join(changed[:3])} learn by the batch" if changed else caveat
+
+
+def _held(memory: Callable[[], Mapping[str, int]], name: str) -> int:
+    return memory()[name]
+
+
+def _state_bytes(stage: Stage) -> int:
+    return size_of(stage.snapshot())
+
+
+__all__ = ["make_loader", "make_loop", "rehearse", "require_batches_fit", "watch_memory"]

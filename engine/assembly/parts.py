@@ -1,0 +1,150 @@
+"""All parts of a pipeline: the table of contents of this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from engine.assembly.endpoints import Endpoints
+from engine.assembly.model import Model
+from engine.assembly.scrub import Scrub
+from engine.assembly.served import Served
+from engine.config import Pipeline
+from engine.loading.collate import Collate
+from engine.observing.metrics import Metrics
+from engine.observing.service import Service
+from engine.running.loop import Work
+from engine.running.migration import BoundStages
+from engine.running.work import Cleaning, Serving, Training
+from engine.types import RESERVED, Batch, Features, Schema, require
+
+
+class Parts:
+    """The parts of a pipeline, each made when it is first asked for: what nobody asks for is not
+    opened.
+
+    Args:
+        replay: read the dead letters in place of the source.
+
+    Attributes:
+        served: the model file that answers.
+        endpoints: source, sink, dead letters and checkpoints.
+        scrub: columns and stages.
+        model: the learner and what belongs to it.
+    """
+
+    def __init__(self, pipeline: Pipeline, metrics: Metrics, *, replay: bool = False) -> None:
+        self.pipeline = pipeline
+        self.metrics = metrics
+        self.served = Served(pipeline)
+        self.endpoints = Endpoints(pipeline, self.served, replay=replay)
+        self.scrub = Scrub(pipeline, self.endpoints, self.served)
+        self.model = Model(pipeline, self.endpoints, self.scrub)
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether what was read is in a state that only this engine has."""
+        return self.pipeline.trains or bool(self.scrub.stateful)
+
+    @cached_property
+    def collate(self) -> Callable[[Batch], Batch] | None:
+        """The last step before the model: tensors to train with, a feed to predict with."""
+        if self.served.predictor is not None:
+            return self.served.predictor.collate
+        if not self.pipeline.trains:
+            return None
+        collate = Collate(self.model.features)
+        collate.bind(self.scrub.schema)
+        return collate
+
+    @cached_property
+    def transfer(self) -> Callable[[Batch], Batch] | None:
+        """What copies tensors to the model's device, ``[train] device`` or the learner's own; None
+        where that is this processor."""
+        if not self.pipeline.trains:
+            return None
+        from engine.loading.transfer import transfer_to
+
+        transfer = transfer_to(self.model.learner_class.device_of(self.model.training))
+        return None if transfer is None else transfer.apply
+
+    @cached_property
+    def work(self) -> Work:
+        """What the loop does: serve, clean or train.
+
+        Raises: UserError where [sink] columns are not there.
+        """
+        columns = self.pipeline.sink_columns
+        predictor = self.served.predictor
+        if predictor is not None:
+            predictor.bind(self.scrub.schema)
+        known = {**self.scrub.schema, **self.model_columns, **dict.fromkeys(RESERVED, pl.String())}
+        require(known, columns or (), where="[sink] columns")
+        if predictor is not None:
+            return Serving(predictor, columns)
+        if not self.pipeline.trains:
+            return Cleaning(columns)
+        return Training(
+            self.model.learner,
+            self.model.evaluation,
+            columns=columns,
+            emit_predictions=self.endpoints.sink is not None,
+            holdout=self.model.holdout,
+            threshold=self.model.threshold,
+            metrics=self.metrics,
+        )
+
+    @property
+    def model_columns(self) -> Schema:
+        """Columns that the model adds for the sink."""
+        predictor = self.served.predictor
+        if predictor is not None:
+            return {**_prediction_columns(predictor.features), "model_version": pl.String()}
+        return _prediction_columns(self.model.features) if self.pipeline.trains else {}
+
+    @property
+    def keep_raw_from(self) -> int | None:
+        """The stage before which rows are kept raw: to prove a compressed model with, and to
+        evaluate on."""
+        evaluates = self.pipeline.trains and bool(self.model.evaluation.needed)
+        keeps = self.model.holdout is not None or evaluates
+        return self.scrub.export_from if keeps else None
+
+    @cached_property
+    def service_settings(self) -> Service.Settings:
+        """[service]"""
+        table = self.pipeline.service or {}
+        return self.pipeline.settings(Service.Settings, table, "service")
+
+    @property
+    def bound_stages(self) -> BoundStages:
+        """The stages, and what the model reads behind them."""
+        features = self.model.features if self.pipeline.trains else None
+        return BoundStages(stages=self.scrub.stages, features=features)
+
+    def with_scrub(self, tables: Mapping[str, Any]) -> Parts:
+        """The parts with other stages over the same columns of the same source."""
+        parts = Parts(self.pipeline.model_copy(update={"scrub": tables}), self.metrics)
+        parts.endpoints = self.endpoints
+        parts.scrub = Scrub(parts.pipeline, self.endpoints, self.served)
+        parts.scrub.source_schema = self.scrub.source_schema
+        parts.model = Model(
+            parts.pipeline,
+            self.endpoints,
+            parts.scrub,
+            inferred_classes=lambda: self.model.target.inferred_classes,
+        )
+        return parts
+
+
+def _prediction_columns(features: Features) -> Schema:
+    """Columns that a model of these features adds."""
+    scores = np.empty((0, features.outputs) if features.task == "multiclass" else 0)
+    return {column.name: column.dtype for column in features.prediction_columns(scores)}
+
+
+__all__ = ["Parts"]

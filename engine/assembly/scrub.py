@@ -1,0 +1,162 @@
+"""The columns of the source, the stages bound to them, and the columns after each."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from engine import calls
+from engine.assembly.components import make_stages
+from engine.assembly.endpoints import Endpoints
+from engine.assembly.served import Served
+from engine.config import Pipeline
+from engine.projection import projected
+from engine.types import (
+    DROPPED,
+    PART,
+    RESERVED,
+    WILDCARD,
+    Schema,
+    Stage,
+    UserError,
+    parse_schema,
+    require_names,
+)
+
+log = logging.getLogger("headrace.run")
+
+
+class Scrub:
+    """[source.schema] and [scrub]. The source is looked at when columns are first asked for.
+
+    `source_schema` may be set before that, by who knows the columns.
+    """
+
+    def __init__(self, pipeline: Pipeline, endpoints: Endpoints, served: Served) -> None:
+        self._pipeline = pipeline
+        self._endpoints = endpoints
+        self._served = served
+
+    @cached_property
+    def source_schema(self) -> Schema:
+        """The columns that are decoded: in a run that is resumed, those of its beginning, whatever
+        would be guessed now.
+
+        Raises: UserError for a name that headrace itself adds.
+        """
+        schema = self._resolved_schema()
+        require_names(schema, f"[source] in {self._pipeline.file}")
+        for column in (PART, *RESERVED):
+            if column in schema:
+                raise UserError(
+                    f"[source] in {self._pipeline.file} has a column '{column}', a name that "
+                    "headrace itself adds: rename it, or leave it out by declaring the others in "
+                    "[source.schema]."
+                )
+        return schema
+
+    @property
+    def knows_columns(self) -> bool:
+        """Whether `source_schema` was asked for, or set."""
+        return "source_schema" in vars(self)
+
+    @property
+    def stages(self) -> list[Stage]:
+        """Bound stages, in order; in serving, without those that the model file contains."""
+        return self._bound[0]
+
+    @property
+    def schema(self) -> Schema:
+        """The columns after the last stage."""
+        return self._bound[1][-1]
+
+    @cached_property
+    def read_schema(self) -> Schema:
+        """The columns of the source that somebody reads: in a run, the others are not decoded."""
+        more = self._served.required_columns
+        return projected(self._pipeline, self.source_schema, self.stages, more)
+
+    @property
+    def unread_columns(self) -> set[str]:
+        """Columns of the source that neither stages nor model read. What else reads them may change
+        from run to run, and with it whether they are there."""
+        without: dict[str, Any] = dict.fromkeys(("train", "evaluation", "export"))
+        without |= {"sink": {"columns": []}, "augment": {}}
+        alone = self._pipeline.model_copy(update=without)
+        return self.source_schema.keys() - projected(alone, self.source_schema, self.stages).keys()
+
+    @property
+    def export_from(self) -> int:
+        """Index of the first stage that a model file contains: from there on, all can be written
+        into one."""
+        index = len(self.stages)
+        while index and self.stages[index - 1].transforms() is not None:
+            index -= 1
+        return index
+
+    @property
+    def export_schema(self) -> Schema:
+        """The columns that a model file reads: those before the stages that it contains."""
+        return self._bound[1][self.export_from]
+
+    @property
+    def stateful(self) -> list[Stage]:
+        """Stages with a state."""
+        return [stage for stage in self.stages if stage.snapshot() is not None]
+
+    def another_chain(self) -> list[Stage]:
+        """Make and bind stages that nothing else uses, so that those of the run stay as they
+        are."""
+        stages = make_stages(self._pipeline, self._served.exported_stages)
+        schema = self.source_schema
+        for stage in stages:
+            schema = calls.bind(stage, schema)
+        return stages
+
+    @cached_property
+    def _bound(self) -> tuple[list[Stage], Sequence[Schema]]:
+        """The stages, and the columns before the first and after each."""
+        stages = make_stages(self._pipeline, self._served.exported_stages)
+        schemas = [self.source_schema]
+        for stage in stages:
+            schemas.append(calls.bind(stage, schemas[-1]))
+            require_names(schemas[-1], f"[scrub.{stage.name}] in {self._pipeline.file}")
+        return stages, schemas
+
+    def _resolved_schema(self) -> Schema:
+        table = self._pipeline.source.get("schema", {})
+        declared = parse_schema(table)
+        saved = self._endpoints.resumed_schema
+        known = saved.schema(table)
+        if not known:
+            return self._typed_by_model(declared)
+        source = self._endpoints.source
+        source.restore_schema_state(saved.findings)
+        try:
+            return source.schema({**known, WILDCARD: DROPPED})
+        except UserError as error:
+            log.warning("The columns of the run so far do not hold any more: %s", error)
+            source.restore_schema_state({})
+            return source.schema(declared)
+
+    def _typed_by_model(self, declared: Schema) -> Schema:
+        """Columns that a model file reads as they come from the source, and that nobody declared,
+        have the types that the model learned them in: a guess from other rows may differ. Cells are
+        read as they were then."""
+        predictor, source = self._served.predictor, self._endpoints.source
+        if predictor is not None:
+            source.use_parse_settings(predictor.parse_settings)
+        schema = source.schema(declared)
+        if predictor is None or set(self._pipeline.scrub) - set(predictor.stages):
+            return schema
+        types: Schema = {
+            column: dtype
+            for column, dtype in predictor.columns.items()
+            if column in schema and column not in declared and schema[column] != dtype
+        }
+        return source.schema({**declared, **types}) if types else schema
+
+
+__all__ = ["Scrub"]

@@ -1,0 +1,65 @@
+"""The model file that answers, of a pipeline that serves."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from engine.config import Pipeline
+
+if TYPE_CHECKING:
+    from models.serving.predictor import OnnxPredictor
+
+log = logging.getLogger("headrace.run")
+
+
+class Served:
+    """The model of [infer]; none where the pipeline trains or only cleans."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+
+    @cached_property
+    def predictor(self) -> OnnxPredictor | None:
+        """Raises: UserError for a file that is no model of headrace's, or a wrong setting."""
+        pipeline = self._pipeline
+        if pipeline.infer is None:
+            return None
+        from models.serving.predictor import OnnxPredictor
+
+        settings = pipeline.settings(OnnxPredictor.Settings, pipeline.infer, "infer")
+        predictor = OnnxPredictor(settings)
+        probabilities = pipeline.writes_probabilities
+        predictor.features = replace(predictor.features, probabilities=probabilities)
+        missing = [f"[scrub.{name}]" for name in predictor.before if name not in pipeline.scrub]
+        if missing:
+            log.warning(
+                "%s was trained behind %s, which no model file holds: its rows must come as those "
+                "leave them, or be served by a pipeline that has them.",
+                settings.model,
+                " and ".join(filter(None, (", ".join(missing[:-1]), missing[-1]))),
+            )
+        return predictor
+
+    @property
+    def exported_stages(self) -> tuple[str, ...]:
+        """Names of the stages that the model file contains."""
+        return () if self.predictor is None else self.predictor.stages
+
+    @property
+    def required_columns(self) -> tuple[str, ...]:
+        """Columns that the model reads."""
+        return () if self.predictor is None else self.predictor.requires
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """Headers for every record of a sink that has headers."""
+        headers = {"headrace.pipeline": self._pipeline.name}
+        if self.predictor is not None:
+            headers["headrace.model"] = self.predictor.info()["version"]
+        return headers
+
+
+__all__ = ["Served"]

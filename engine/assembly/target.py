@@ -1,0 +1,171 @@
+"""What the model predicts: the task and the classes, as the file says them or as they are found."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Callable
+from functools import cached_property
+
+import polars as pl
+
+from engine.assembly.endpoints import Endpoints
+from engine.assembly.scrub import Scrub
+from engine.config import ModelSettings
+from engine.running import labels
+from engine.types import (
+    DROPPED,
+    WILDCARD,
+    HeadraceError,
+    SharedSource,
+    UserError,
+    require,
+)
+
+log = logging.getLogger("headrace.run")
+
+
+class Target:
+    """[model] target, task and classes.
+
+    Args:
+        file: the pipeline file, for sentences.
+        inferred_classes: the classes that were found already, in place of a look at the rows.
+    """
+
+    def __init__(
+        self,
+        model: ModelSettings,
+        endpoints: Endpoints,
+        scrub: Scrub,
+        *,
+        file: str,
+        inferred_classes: Callable[[], tuple[str, ...]] | None = None,
+    ) -> None:
+        self.column = model.target
+        self._model = model
+        self._endpoints = endpoints
+        self._scrub = scrub
+        self._file = file
+        self._infer = inferred_classes or self._classes_found
+
+    @cached_property
+    def task(self) -> str:
+        """Given, or by the target's type.
+
+        Raises: UserError where the target is nothing that the task predicts.
+        """
+        model = self._model
+        require(self._scrub.schema, [self.column], where="[model] target")
+        dtype = self._scrub.schema[self.column]
+        given, where = model.task, f"[model] task in {self._file}"
+        if given == "regression" and not dtype.is_numeric():
+            raise UserError(
+                f"{where} is 'regression', which expects numbers in target '{self.column}', "
+                f"got {dtype}: for classes, set task to 'binary' or 'multiclass'."
+            )
+        odd = dtype.is_nested() or dtype.is_temporal() or dtype == pl.Binary
+        if given != "regression" and odd:
+            raise UserError(
+                f"{where} is '{given or 'binary'}', which expects text, numbers or true and false "
+                f"in target '{self.column}', got {dtype}."
+            )
+        task = given or labels.task_of(dtype, len(model.classes or self.inferred_classes))
+        if task == "regression" and model.classes:
+            raise UserError(
+                f"{where} is 'regression', and [model] classes are given: set task to "
+                "'binary' or 'multiclass', or take classes out."
+            )
+        if task != "binary" and model.threshold is not None:
+            raise UserError(f"[model] threshold in {self._file} is for task binary, got '{task}'.")
+        return task
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """Given, as the run that is resumed has them, or found; none in a regression.
+
+        Raises: UserError where they do not fit the task.
+        """
+        if self.task == "regression":
+            return ()
+        given = self._model.classes
+        if not given:
+            return self.inferred_classes
+        wanted = 2 if self.task == "binary" else len(given)
+        if len(given) != wanted or len(set(given)) < max(wanted, 2):
+            raise UserError(
+                f"[model] task in {self._file} is '{self.task}', which expects "
+                f"{'two' if self.task == 'binary' else 'two or more'} different [model] classes, "
+                f"got {json.dumps(list(given))}."
+            )
+        return given
+
+    @cached_property
+    def inferred_classes(self) -> tuple[str, ...]:
+        """Classes that the file leaves out; none where the target's type asks for no classes.
+
+        Raises: UserError where they cannot be known.
+        """
+        return self._infer()
+
+    def _classes_found(self) -> tuple[str, ...]:
+        model, dtype, source = self._model, self._scrub.schema[self.column], self._endpoints.source
+        if dtype == pl.Boolean:
+            return labels.BOOLS
+        if model.task is None and dtype.is_numeric():
+            return ()
+        if self._endpoints.resumed_schema.classes:
+            return tuple(self._endpoints.resumed_schema.classes)
+        if not source.can_be_reread():
+            raise UserError(
+                f"[model] in {self._file} leaves out classes, and what the source gives can be "
+                'read only once: name them, as in classes = ["no", "yes"].'
+            )
+        found = self._look()
+        if source.unbounded():
+            raise UserError(
+                f"[model] in {self._file} leaves out classes, and the source has no end, so other "
+                f"labels may come: name them; {found.words(self.column)}."
+            )
+        task = model.task or labels.task_of(dtype, len(found.values))
+        where = f"[model] in {self._file}"
+        classes = labels.require_classes(found, task, self.column, where)
+        names = json.dumps(list(classes))
+        log.info("[model] classes are %s: the labels of %s", names, found.where)
+        return classes
+
+    @property
+    def is_left_to_type(self) -> bool:
+        """Whether this is a regression because the target holds numbers, and the file says none."""
+        return not self._model.task and self.task == "regression"
+
+    def hint(self) -> str | None:
+        """What to know of the task that was chosen, where the file leaves it out and the labels of
+        the first rows may be classes."""
+        source = self._endpoints.source
+        looks = not (self._endpoints.replay or source.unbounded()) and source.can_be_reread()
+        if not (self.is_left_to_type and looks):
+            return None
+        try:  # no stage is asked: it may be anybody's code, and this is no more than a hint
+            found = self._look(labels.READ_ROWS, staged=False)
+        except (HeadraceError, OSError, KeyError):
+            return None  # the run itself will say it
+        return labels.few_numbers(found.values, self.column, found.where)
+
+    def _look(self, most: int = labels.ROWS, *, staged: bool = True) -> labels.Labels:
+        """With a source and stages that nothing else uses, so that those of the run stay as they
+        are."""
+        scrub, own = self._scrub, self._endpoints.source
+        if isinstance(own, SharedSource) and own.shares_partitions:
+            return labels.Labels(values=(), rows=0, whole=False)  # a member more moves the group
+        stages = scrub.another_chain() if staged else []
+        target = self.column
+        read = scrub.read_schema if staged else {target: scrub.source_schema[target]}
+        with contextlib.closing(self._endpoints.another_source()) as source:
+            source.restore_schema_state(own.schema_state())  # guessed and told once is enough
+            source.schema({**scrub.source_schema, WILDCARD: DROPPED})
+            return labels.look(source, read, stages, target, most)
+
+
+__all__ = ["Target"]

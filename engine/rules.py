@@ -1,0 +1,234 @@
+"""What may not go together in a pipeline: one function a rule, each a sentence to the user.
+
+What one table gets wrong by itself, its own part says when it is made (`engine.assembly`). The
+rules here look at several, and are asked before anything is read or written.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+
+import polars as pl
+
+from engine.artifacts import OUTPUT_FILES
+from engine.assembly.parts import Parts
+from engine.config import Pipeline, made_by
+from engine.running.loop import Loop
+from engine.running.reject_limit import TooManyRejects
+from engine.running.saved_schema import resolved_folders
+from engine.running.work import written
+from engine.system import atomic
+from engine.types import RESERVED, Learner, SharedSource, UserError, type_name
+from engine.types.plural import counted
+
+log = logging.getLogger("headrace.run")
+
+
+def require_sections(pipeline: Pipeline) -> None:
+    """Tables that need another one, or exclude it."""
+    file = pipeline.file
+    for section in ("train", "evaluation", "export"):
+        if getattr(pipeline, section) is not None and pipeline.model is None:
+            raise UserError(f"{_head(file, section)} needs a [model], which is not there.")
+    if pipeline.augment and pipeline.model is None:
+        head = _head(file, "augment")
+        raise UserError(f"{head} needs a [model] that learns, which is not there.")
+    if pipeline.infer is not None and pipeline.train is not None and pipeline.base is None:
+        maker = made_by(file, "train") or made_by(file, "infer")
+        if maker is not None:
+            raise UserError(f"{maker} a pipeline trains or serves; take it out.")
+        raise UserError(
+            f"{file} has both [train] and [infer]: a pipeline trains or serves; put [infer] in a "
+            "file of its own with base = this file."
+        )
+
+
+def require_writable(parts: Parts) -> None:
+    """What the run leaves can be written, each to a path of its own."""
+    pipeline, endpoints = parts.pipeline, parts.endpoints
+    folder = Path(pipeline.folder)
+    atomic.require_folder(folder, "folder")
+    atomic.require_folder(endpoints.checkpoints.folder, "[checkpoint] path")
+    for name in OUTPUT_FILES:
+        atomic.require_file(folder / name, "folder")
+    if pipeline.export is not None:
+        atomic.require_file(pipeline.model_path, "[export] path")
+    folders = {"checkpoint": {endpoints.checkpoints.folder.resolve()}}
+    folders |= {table: resolved_folders([sink]) for table, sink in endpoints.sinks.items()}
+    for one, other in combinations(folders, 2):
+        if both := folders[one] & folders[other]:
+            raise UserError(
+                f"[{one}] and [{other}] in {pipeline.file} both write to {both.pop()}: give each "
+                "a path of its own."
+            )
+
+
+def require_no_feedback(parts: Parts) -> None:
+    """What is written does not come back as input."""
+    if parts.endpoints.replay:
+        return
+    source, file = parts.endpoints.source, parts.pipeline.file
+    for table, sink in parts.endpoints.sinks.items():
+        if (place := source.reads_output_of(sink)) is not None:
+            raise UserError(
+                f"[{table}] in {file} writes to {place}, and [source] reads it: every row would "
+                "come again, without an end. Give it another one."
+            )
+    for setting, output in _outputs(parts):
+        if source.reads_file(output):
+            raise UserError(
+                f"{setting} in {file} writes files such as '{output}', and [source] path leads to "
+                "them: they would be read as input. Write to another folder, or let [source] path "
+                "say more exactly what is read."
+            )
+
+
+def _outputs(parts: Parts) -> Iterator[tuple[str, Path]]:
+    """Files that a run leaves, and the setting that says so."""
+    pipeline = parts.pipeline
+    for name in OUTPUT_FILES:
+        yield "folder", Path(pipeline.folder) / name
+    yield "[checkpoint] path", parts.endpoints.checkpoints.folder / "checkpoint-00000001.hrc"
+    for table, sink in parts.endpoints.sinks.items():
+        for file in sink.files():
+            yield f"[{table}]", file
+    if pipeline.export is not None:
+        yield "[export] path", pipeline.model_path
+        yield "[export] path", pipeline.model_path.with_suffix(".fp32.onnx")
+
+
+def require_static_member(parts: Parts) -> None:
+    """A state belongs to partitions: an engine that shares them needs a name that stays."""
+    source = parts.endpoints.source
+    if not isinstance(source, SharedSource) or not source.shares_partitions:
+        return
+    if not source.tracks_owners and parts.keeps_state:
+        raise UserError(
+            f"{parts.pipeline.file} keeps a state (it trains, or a stage learns) and shares its "
+            "partitions: give this engine a name in the group that stays, [source] "
+            "group_instance_id."
+        )
+
+
+def require_shufflable(parts: Parts) -> None:
+    """Only training shuffles, and only partitions that stay."""
+    pipeline, source = parts.pipeline, parts.endpoints.source
+    if not pipeline.loader.shuffle_rows:
+        return
+    if not pipeline.trains:
+        raise UserError(
+            f"[loader] shuffle_rows in {pipeline.file} is for training: expected a [train] "
+            "section, or take it out; results keep the order of their rows."
+        )
+    if isinstance(source, SharedSource) and source.shares_partitions:
+        raise UserError(
+            f"[loader] shuffle_rows in {pipeline.file} needs partitions that stay, and [source] "
+            "subscribe shares them: take one of the two out."
+        )
+
+
+def require_repeatable(parts: Parts) -> None:
+    """Rows are read again only where no stage would take them for copies."""
+    if parts.endpoints.source.epochs == 1:
+        return
+    for stage in parts.scrub.stages:
+        if stage.single_pass:
+            raise UserError(
+                f"[source] epochs in {parts.pipeline.file} reads every row again, and "
+                f"[scrub.{stage.name}] would take it for a copy or for late: write the cleaned "
+                "rows first, with a pipeline that has no model, or leave the stage out."
+            )
+
+
+def require_exportable(parts: Parts) -> None:
+    """What would fail at the end, hours later."""
+    export = parts.pipeline.export
+    if export is None or not parts.pipeline.trains:
+        return
+    learner_class = parts.model.learner_class
+    if learner_class.build is Learner.build:
+        raise UserError(
+            f"[export] in {parts.pipeline.file} needs a learner that writes ONNX, and "
+            f"{learner_class.__name__} has no method 'build': take [export] out."
+        )
+    _ = parts.model.compression
+
+
+def require_sink_schema(parts: Parts) -> None:
+    """The sink can hold the columns that it will get; it is bound to them."""
+    sink, pipeline, columns = parts.endpoints.sink, parts.pipeline, parts.pipeline.sink_columns
+    if sink is None:
+        return
+    own = {**dict.fromkeys(RESERVED, pl.String()), **parts.scrub.schema}
+    added = parts.model_columns
+    for name in added:
+        if name in own and (columns is None or name in columns):
+            raise UserError(
+                f"[sink] in {pipeline.file} gets a column '{name}' of the model, and the data has "
+                "one of that name: rename yours in a 'derive' stage, or leave it out of "
+                "[source.schema] or [sink] columns."
+            )
+    key = str((pipeline.sink or {}).get("key"))
+    read_as = parts.scrub.source_schema.get(key)
+    if read_as is not None and own.get(key, read_as) != read_as:
+        log.warning(
+            "[sink] key '%s' is %s as the stages of [scrub] leave it, and %s as it is read: take a "
+            "column that no stage changes.", key, type_name(own[key]), type_name(read_as),
+        )  # fmt: skip
+    every = {**own, **added}
+    sink.bind({name: every[name] for name in written(every, columns, added)})
+
+
+def require_own_output(parts: Parts) -> None:
+    """A run that begins takes away what an earlier one of its own wrote after no checkpoint, and
+    nobody else's results."""
+    endpoints = parts.endpoints
+    if endpoints.checkpoints.exists():
+        return
+    own = set(map(Path, endpoints.saved_schema.writes))
+    for sink in endpoints.sinks.values():
+        foreign = resolved_folders([sink]) - own if sink.has_output() else None
+        if foreign:
+            raise UserError(
+                f"{foreign.pop()} holds results already, and {endpoints.checkpoints.folder} no "
+                "checkpoint that they belong to: name another folder, or replace them with --fresh."
+            )
+
+
+def require_learned(pipeline: Pipeline, loop: Loop) -> None:
+    """Raises: TooManyRejects where a source has ended and no row of it all could be learned; also
+    for reasons that are expected now and then, as a missing label."""
+    totals = loop.totals
+    allowed = pipeline.dead_letters.limit >= 1
+    if not pipeline.trains or loop.stopped or allowed or totals.learned + totals.predicted:
+        return
+    if totals.rejected:
+        (stage, reason), n = max(totals.reasons.items(), key=lambda item: item[1])
+        raise TooManyRejects(
+            f"Ended: none of {counted(totals.read + totals.added, 'row')} could be learned "
+            f"({stage}: {reason}, {n:,}): mend the input, the schema or [model]; the dead letters "
+            "say what was wrong with each row."
+        )
+
+
+def _head(file: str, section: str) -> str:
+    """How a sentence about a table begins: the file, or who made the table over it."""
+    made = made_by(file, section)
+    return f"[{section}] in {file}" if made is None else f"{made} it"
+
+
+__all__ = [
+    "require_exportable",
+    "require_learned",
+    "require_no_feedback",
+    "require_own_output",
+    "require_repeatable",
+    "require_sections",
+    "require_shufflable",
+    "require_sink_schema",
+    "require_static_member",
+    "require_writable",
+]
