@@ -14,11 +14,12 @@ import numpy as np
 import polars as pl
 
 from engine.assembly.parts import Parts
+from engine.assembly.saved_schema import SCHEMA_FILE, SavedSchema, resolved_folders, type_names
 from engine.quality.threshold import MIN_ROWS, choose_threshold
 from engine.running import error_plot
 from engine.running.bottleneck import Bottleneck
 from engine.running.loop import Loop
-from engine.running.saved_schema import SCHEMA_FILE, SavedSchema, resolved_folders, type_names
+from engine.running.reject_limit import TooManyRejects
 from engine.running.totals import Totals
 from engine.running.work import report_quality
 from engine.scrub.fusion import FILLED_BEFORE_LEARNING
@@ -88,13 +89,14 @@ def write_schema(parts: Parts) -> None:
 
 
 def leave(
-    parts: Parts, loop: Loop, before: Counts, *, export_model: bool
+    parts: Parts, loop: Loop, before: Counts, failed: Exception | None = None
 ) -> tuple[dict[str, Path], GateReport | None]:
     """Write what a finished run leaves behind, and say what its parts have to say.
 
     Args:
-        before: of stages, when the run began.
-        export_model: False leaves the checkpoint and the numbers.
+        before: what stages had counted when the run began.
+        failed: what ended it. After too many rejected rows, or a stop, there is no model: the
+            checkpoint and the numbers stay.
 
     Returns: name -> file, and the verdict of the compression gate.
     """
@@ -102,11 +104,11 @@ def leave(
     folder.mkdir(parents=True, exist_ok=True)
     files = _places(parts, loop.totals)
     _log_remarks(parts, loop.totals, before)
-    compression = None
+    compression, too_many = None, isinstance(failed, TooManyRejects)
     if pipeline.trains:
         files |= _write_report(parts, loop.totals)
         _catch_up(parts, loop.mark)
-        if export_model and pipeline.export is not None:
+        if pipeline.export is not None and not (loop.stopped or too_many):
             files["model"] = export(parts, loop.mark)
             if pipeline.export.compress is not None:
                 compression = compress(parts)
@@ -114,6 +116,8 @@ def leave(
                 compression.to_json(files["verdict"])
     files["metrics"] = folder / METRICS_FILE
     parts.metrics.render_final(files["metrics"])
+    if pipeline.export is not None and (too_many or (loop.stopped and not failed)):
+        _log_no_model(pipeline.file, too_many)
     return files, compression
 
 
@@ -163,6 +167,16 @@ def compress(parts: Parts) -> GateReport:
     settings = parts.model.compression or Compression()
     model = pipeline.model_path.with_suffix(".fp32.onnx")
     return compress_model(model, rows, settings, path=pipeline.model_path)
+
+
+def _log_no_model(file: str, too_many: bool) -> None:
+    log.log(
+        logging.WARNING if too_many else logging.INFO,
+        "No model is exported of a run %s. Its checkpoint is saved: 'headrace export %s' writes "
+        "one.",
+        "with so many rejected rows" if too_many else "that is stopped",
+        file,
+    )
 
 
 def _places(parts: Parts, totals: Totals) -> dict[str, Path]:

@@ -15,10 +15,10 @@ import polars as pl
 
 from engine.artifacts import OUTPUT_FILES
 from engine.assembly.parts import Parts
+from engine.assembly.saved_schema import resolved_folders
 from engine.config import Pipeline, made_by
 from engine.running.loop import Loop
 from engine.running.reject_limit import TooManyRejects
-from engine.running.saved_schema import resolved_folders
 from engine.running.work import written
 from engine.system import atomic
 from engine.types import RESERVED, Learner, SharedSource, UserError, type_name

@@ -4,16 +4,14 @@ put to work by the loop, and leave their results (`engine.artifacts`)."""
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 
-import polars as pl
-
 from engine import artifacts, rules
 from engine.artifacts import Summary
+from engine.assembly import restoring
 from engine.assembly.identity import identity_of
 from engine.assembly.loop import (
     make_loader,
@@ -23,34 +21,26 @@ from engine.assembly.loop import (
     watch_memory,
 )
 from engine.assembly.parts import Parts
-from engine.config import Pipeline, detached_source
+from engine.config import Pipeline
 from engine.loading.loader import Loader
 from engine.observing.metrics import Metrics
-from engine.observing.service import Health, Heartbeat, Service
 from engine.quality.evaluation import Evaluation
-from engine.running.checkpoint import CheckpointFailed, Checkpoints, require_plain
+from engine.running.checkpoint import CheckpointFailed, Checkpoints
 from engine.running.loop import Loop
 from engine.running.reject_limit import TooManyRejects
-from engine.scrub.base import restore, snapshots
 from engine.system.lock import locked
 from engine.types import (
     Batch,
-    EndOfStream,
     Features,
     Learner,
     Mark,
     Schema,
     SharedSource,
     Sink,
-    Snapshot,
     Source,
     Stage,
     UserError,
 )
-
-log = logging.getLogger("headrace.run")
-TRIED_BYTES, TRIED_SECONDS = 1 << 20, 1.0
-"""Of one read, to try whether a source can go on where a checkpoint ends."""
 
 
 class Run:
@@ -120,11 +110,6 @@ class Run:
         return self.parts.endpoints.sink
 
     @property
-    def dead_letters(self) -> Sink:
-        """Where rejected rows go."""
-        return self.parts.endpoints.dead_letters
-
-    @property
     def checkpoints(self) -> Checkpoints:
         """Where state is saved."""
         return self.parts.endpoints.checkpoints
@@ -146,18 +131,7 @@ class Run:
     @cached_property
     def loop(self) -> Loop:
         """The loop, ready to resume and run."""
-        return make_loop(self.parts, self.heartbeat, self._watch)
-
-    @cached_property
-    def heartbeat(self) -> Heartbeat:
-        """What /livez looks at."""
-        return Heartbeat(self.parts.service_settings.stall_timeout, metrics=self.metrics)
-
-    @cached_property
-    def service(self) -> Service:
-        """The metrics page."""
-        settings = self.parts.service_settings
-        return Service(self.metrics, settings, live=self.heartbeat.health, ready=self._ready)
+        return make_loop(self.parts, self._watch)
 
     # -------------------------------------------------------------------------------------- deeds
 
@@ -175,7 +149,7 @@ class Run:
                 f"{error.strerror}: choose another."
             ) from error
         except UserError as error:
-            if not self._is_untyped():
+            if not self.parts.scrub.is_untyped():
                 raise
             raise UserError(
                 f"The source of {self.pipeline.file} has no rows yet, so the types of its columns "
@@ -220,32 +194,9 @@ class Run:
     def restore(self) -> bool:
         """Put the newest checkpoint's state into stages and learner, to export or look at; whether
         there was one."""
-        return self._restore() is not None
-
-    def try_resume(self) -> None:
-        """Do of a resume all that can be done while nothing is written and no group is joined.
-
-        Raises: UserError, HeadraceError where a run would.
-        """
-        rules.require_own_output(self.parts)
-        state = self._restore()
-        if state is None:
-            return
-        for name, sink in self.parts.endpoints.sinks.items():
-            sink.require(state[name])
-        if isinstance(self.source, SharedSource) and self.source.shares_partitions:
-            return  # its group says where to go on, to members alone
-        detached = {"source": detached_source(self.pipeline.source)}
-        parts = Parts(self.pipeline.model_copy(update=detached), Metrics())
-        _ = parts.scrub.source_schema
-        with contextlib.closing(parts.endpoints.source) as tried, contextlib.suppress(EndOfStream):
-            tried.match_identities(state["identities"])
-            tried.seek(self._mark)
-            tried.read(1, TRIED_BYTES, TRIED_SECONDS)
-
-    def require_plain(self) -> None:
-        """Raises: HeadraceError where a checkpoint cannot hold the state of stages or learner."""
-        require_plain(self._state())
+        mark = restoring.restore(self.parts)
+        self._mark = self._mark if mark is None else mark
+        return mark is not None
 
     def export(self, path: Path | None = None) -> Path:
         """Write the model as it was restored, or as the run left it; see
@@ -270,36 +221,23 @@ class Run:
         rules.require_exportable(parts)
         rules.require_sink_schema(parts)
 
-    def _is_untyped(self) -> bool:
-        """Whether the columns have the types that a source without rows gives them."""
-        if self.pipeline.source.get("schema"):
-            return False
-        if self.source.unbounded() or not self.source.can_be_reread():
-            return False
-        if any(dtype != pl.String for dtype in self.parts.scrub.source_schema.values()):
-            return False
-        with contextlib.closing(self.parts.endpoints.another_source()) as source:
-            source.schema({})
-            return not source.sample(1, 1.0)
-
     def _run(self, loop: Loop) -> Summary:
         start, parts = time.perf_counter(), self.parts
         watch_memory(parts, loop.loader)
         if self.source.unbounded():
             rehearse(parts)
-        with self._serving(), self.heartbeat.watched():
+        with self._serving(), parts.heartbeat.watched():
             resumed = loop.resume()
             before = dict(loop.totals.counts)
             if not resumed:
                 artifacts.write_schema(parts)
-                self._log_hint()
+                if self.trains:
+                    parts.model.target.log_hint()
             failed = self._loop(loop)
-            bottleneck = loop.bottleneck()
-            stopped = loop.stopped or isinstance(failed, TooManyRejects)
-            files, compression = artifacts.leave(parts, loop, before, export_model=not stopped)
+            bottleneck = loop.reporter.bottleneck()
+            files, compression = artifacts.leave(parts, loop, before, failed)
             if self.trains:
                 self._mark = loop.mark
-            self._log_no_export(loop, failed)
         if failed is not None:
             raise failed
         return Summary(
@@ -327,57 +265,18 @@ class Run:
             return TooManyRejects(f"{error}{where}")
         return None
 
-    def _log_hint(self) -> None:
-        """Which task was chosen, where the labels may be classes."""
-        hint = self.parts.model.target.hint() if self.trains else None
-        if hint is not None:
-            log.warning("%s", hint)
-
-    def _log_no_export(self, loop: Loop, failed: Exception | None) -> None:
-        """Why a run with an [export] leaves no model."""
-        too_many = isinstance(failed, TooManyRejects)
-        if self.pipeline.export is not None and (too_many or (loop.stopped and not failed)):
-            log.log(
-                logging.WARNING if too_many else logging.INFO,
-                "No model is exported of a run %s. Its checkpoint is saved: 'headrace export %s' "
-                "writes one.",
-                "with so many rejected rows" if too_many else "that is stopped",
-                self.pipeline.file,
-            )
-
-    def _restore(self) -> Mapping[str, Snapshot] | None:
-        state = self.checkpoints.load(self.identity)
-        if state is None:
-            return None
-        with self.checkpoints.restoring(state, lambda: {**dict.fromkeys(state), **self._state()}):
-            restore(self.stages, state["stages"])
-            self.parts.work.load_state_dict(state["work"])
-        self._mark = Mark(positions=state["positions"], stages=state["stages"])
-        return state
-
-    def _state(self) -> dict[str, Snapshot]:
-        """What `restore` restores."""
-        return {"stages": snapshots(self.stages), "work": self.parts.work.state_dict()}
-
-    def _ready(self) -> Health:
-        health = self.heartbeat.health()
-        if health.ok and isinstance(self.source, SharedSource):
-            reason = self.source.unavailable_reason()
-            return health if reason is None else Health(False, reason)
-        return health
-
     @contextlib.contextmanager
     def _serving(self) -> Iterator[None]:
         self.metrics.up.set(1)
         if self.pipeline.service is None:
             yield
             return
-        self.service.start()
+        self.parts.service.start()
         try:
             yield
         finally:
             self.metrics.up.set(0)
-            self.service.stop()
+            self.parts.service.stop()
 
 
 __all__ = ["Run", "Summary"]

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from engine.assembly.components import Configured, configure
+from engine.assembly.saved_schema import SavedSchema
 from engine.assembly.served import Served
 from engine.config import Pipeline
 from engine.loading.mix import Mix, sources_of
 from engine.running.checkpoint import Checkpoints
-from engine.running.saved_schema import SavedSchema
 from engine.types import Sink, Source, Transaction, UserError
 
 MIXED = "source.sources."

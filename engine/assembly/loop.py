@@ -10,13 +10,14 @@ from engine.assembly.parts import Parts
 from engine.loading.loader import Loader
 from engine.loading.nested_tensors import array_bytes
 from engine.observing.metrics import Metrics
-from engine.observing.service import Heartbeat
 from engine.observing.timing import TimingSnapshot
 from engine.running.bottleneck import Bottleneck, diagnose
 from engine.running.checkpoint import Saved, size_of
 from engine.running.loop import Loop
-from engine.running.migration import BoundStages, migrate
+from engine.running.migration import migrate
 from engine.running.reject_limit import RejectLimit
+from engine.running.reporter import Reporter
+from engine.running.saver import Saver
 from engine.running.warm_up import warm_up
 from engine.system import environment
 from engine.types import Batch, Buffered, Schema, Stage, UserError
@@ -50,31 +51,49 @@ def make_loader(parts: Parts, schema: Schema) -> Loader:
     return loader
 
 
-def make_loop(
-    parts: Parts, heartbeat: Heartbeat, watch: Callable[[Loop, Batch], None] | None = None
-) -> Loop:
-    """The loop, ready to resume and run."""
+def make_loop(parts: Parts, watch: Callable[[Loop, Batch], None] | None = None) -> Loop:
+    """The loop, ready to resume and run.
+
+    Args:
+        watch: called after every batch.
+    """
     endpoints, pipeline, metrics = parts.endpoints, parts.pipeline, parts.metrics
     loader = make_loader(parts, parts.scrub.read_schema)
     _limit_memory(loader, "sink", endpoints.sink, metrics)
     _limit_memory(loader, "dead letters", endpoints.dead_letters, metrics)
     if pipeline.trains:
         _limit_replay(loader, parts)
+    reporter = Reporter(
+        metrics,
+        source=endpoints.source,
+        sink=endpoints.sink,
+        timer=loader.timer,
+        diagnose=functools.partial(_diagnose, parts, loader),
+    )
     return Loop(
         source=endpoints.source,
         loader=loader,
         work=parts.work,
         sink=endpoints.sink,
         dead_letters=endpoints.dead_letters,
+        reporter=reporter,
+        saver=_saver(parts, reporter),
         reject_limit=RejectLimit(pipeline.dead_letters, again=endpoints.replay),
+        heartbeat=parts.heartbeat,
+        watch=watch,
+    )
+
+
+def _saver(parts: Parts, reporter: Reporter) -> Saver:
+    endpoints = parts.endpoints
+    return Saver(
+        source=endpoints.source,
+        sinks=endpoints.sinks,
+        reporter=reporter,
         checkpoints=endpoints.checkpoints,
         identity=identity_of(parts),
-        metrics=metrics,
-        heartbeat=heartbeat,
-        watch=watch,
-        keeps_state=parts.keeps_state,
         transaction=endpoints.transaction,
-        diagnose=functools.partial(_diagnose, parts, loader),
+        keeps_state=parts.keeps_state,
         mend=functools.partial(_migrate, parts) if endpoints.replay else None,
     )
 
@@ -145,10 +164,7 @@ def _limit_replay(loader: Loader, parts: Parts) -> None:
 
 
 def _migrate(parts: Parts, saved: Saved) -> Saved:
-    def earlier(scrub: Mapping[str, Mapping[str, object]]) -> BoundStages:
-        return parts.with_scrub(scrub).bound_stages
-
-    return migrate(saved, identity_of(parts), parts.bound_stages, earlier)
+    return migrate(saved, identity_of(parts), parts.bound_stages, parts.other_stages)
 
 
 def _diagnose(parts: Parts, loader: Loader, timing: TimingSnapshot) -> Bottleneck | None:

@@ -88,8 +88,11 @@ class Model:
 
     @property
     def forget_on(self) -> str:
-        """[train] forget_on, of a learner that has it."""
-        return str(getattr(self.training, "forget_on", "never"))
+        """[train] forget_on, of a learner that can be challenged."""
+        from models.challenge.challenger import ChallengeSettings
+
+        training = self.training
+        return training.forget_on if isinstance(training, ChallengeSettings) else "never"
 
     @cached_property
     def target(self) -> Target:

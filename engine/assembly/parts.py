@@ -16,11 +16,10 @@ from engine.assembly.served import Served
 from engine.config import Pipeline
 from engine.loading.collate import Collate
 from engine.observing.metrics import Metrics
-from engine.observing.service import Service
-from engine.running.loop import Work
+from engine.observing.service import Health, Heartbeat, Service
 from engine.running.migration import BoundStages
-from engine.running.work import Cleaning, Serving, Training
-from engine.types import RESERVED, Batch, Features, Schema, require
+from engine.running.work import Cleaning, Serving, Training, Work
+from engine.types import RESERVED, Batch, Features, Schema, SharedSource, require
 
 
 class Parts:
@@ -120,25 +119,47 @@ class Parts:
         table = self.pipeline.service or {}
         return self.pipeline.settings(Service.Settings, table, "service")
 
+    @cached_property
+    def heartbeat(self) -> Heartbeat:
+        """What /livez looks at."""
+        return Heartbeat(self.service_settings.stall_timeout, metrics=self.metrics)
+
+    @cached_property
+    def service(self) -> Service:
+        """The metrics page."""
+        settings, heartbeat = self.service_settings, self.heartbeat
+        return Service(self.metrics, settings, live=heartbeat.health, ready=self._readiness)
+
     @property
     def bound_stages(self) -> BoundStages:
         """The stages, and what the model reads behind them."""
-        features = self.model.features if self.pipeline.trains else None
-        return BoundStages(stages=self.scrub.stages, features=features)
+        return _bound_stages(self.pipeline, self.scrub, self.model)
 
-    def with_scrub(self, tables: Mapping[str, Any]) -> Parts:
-        """The parts with other stages over the same columns of the same source."""
-        parts = Parts(self.pipeline.model_copy(update={"scrub": tables}), self.metrics)
-        parts.endpoints = self.endpoints
-        parts.scrub = Scrub(parts.pipeline, self.endpoints, self.served)
-        parts.scrub.source_schema = self.scrub.source_schema
-        parts.model = Model(
-            parts.pipeline,
+    def other_stages(self, tables: Mapping[str, Any]) -> BoundStages:
+        """The same of other tables of [scrub], over the same columns of the same source."""
+        pipeline = self.pipeline.model_copy(update={"scrub": tables})
+        scrub = Scrub(pipeline, self.endpoints, self.served)
+        scrub.source_schema = self.scrub.source_schema
+        model = Model(
+            pipeline,
             self.endpoints,
-            parts.scrub,
+            scrub,
             inferred_classes=lambda: self.model.target.inferred_classes,
         )
-        return parts
+        return _bound_stages(pipeline, scrub, model)
+
+    def _readiness(self) -> Health:
+        """What /readyz says: alive, and the source can give records."""
+        health, source = self.heartbeat.health(), self.endpoints.source
+        if health.ok and isinstance(source, SharedSource):
+            reason = source.unavailable_reason()
+            return health if reason is None else Health(False, reason)
+        return health
+
+
+def _bound_stages(pipeline: Pipeline, scrub: Scrub, model: Model) -> BoundStages:
+    features = model.features if pipeline.trains else None
+    return BoundStages(stages=scrub.stages, features=features)
 
 
 def _prediction_columns(features: Features) -> Schema:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
+
+import polars as pl
 
 from engine import calls
 from engine.assembly.components import make_stages
@@ -114,6 +117,19 @@ class Scrub:
         for stage in stages:
             schema = calls.bind(stage, schema)
         return stages
+
+    def is_untyped(self) -> bool:
+        """Whether the columns have the types that a source without rows gives them."""
+        if self._pipeline.source.get("schema"):
+            return False
+        source = self._endpoints.source
+        if source.unbounded() or not source.can_be_reread():
+            return False
+        if any(dtype != pl.String for dtype in self.source_schema.values()):
+            return False
+        with contextlib.closing(self._endpoints.another_source()) as looked_at:
+            looked_at.schema({})
+            return not looked_at.sample(1, 1.0)
 
     @cached_property
     def _bound(self) -> tuple[list[Stage], Sequence[Schema]]:

@@ -140,18 +140,20 @@ class Target:
         """Whether this is a regression because the target holds numbers, and the file says none."""
         return not self._model.task and self.task == "regression"
 
-    def hint(self) -> str | None:
-        """What to know of the task that was chosen, where the file leaves it out and the labels of
-        the first rows may be classes."""
+    def log_hint(self) -> None:
+        """Warn of the task that was chosen, where the file leaves it out and the labels of the
+        first rows may be classes."""
         source = self._endpoints.source
         looks = not (self._endpoints.replay or source.unbounded()) and source.can_be_reread()
         if not (self.is_left_to_type and looks):
-            return None
+            return
         try:  # no stage is asked: it may be anybody's code, and this is no more than a hint
             found = self._look(labels.READ_ROWS, staged=False)
         except (HeadraceError, OSError, KeyError):
-            return None  # the run itself will say it
-        return labels.few_numbers(found.values, self.column, found.where)
+            return  # the run itself will say it
+        hint = labels.few_numbers(found.values, self.column, found.where)
+        if hint is not None:
+            log.warning("%s", hint)
 
     def _look(self, most: int = labels.ROWS, *, staged: bool = True) -> labels.Labels:
         """With a source and stages that nothing else uses, so that those of the run stay as they

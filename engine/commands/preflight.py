@@ -14,7 +14,8 @@ import polars as pl
 from rich.table import Table
 from rich.text import Text
 
-from engine import calls
+from engine import calls, rules
+from engine.assembly.restoring import require_plain_state, try_resume
 from engine.commands.progress import console
 from engine.config import detached_source
 from engine.explore.notation import hint
@@ -233,7 +234,7 @@ def _steps(run: Run, batch: Batch) -> tuple[Table, Batch]:
             batch.frame.columns,
             seen,
         )
-    run.require_plain()
+    require_plain_state(run.parts)
     return table, batch
 
 
@@ -323,14 +324,14 @@ def _check_service(run: Run) -> Iterator[str]:
     if run.pipeline.service is None:
         return
     try:
-        run.service.probe()
+        run.parts.service.probe()
     except HeadraceError as error:
         yield str(error)
 
 
 def _check_sinks(run: Run) -> Iterator[str]:
     """Describe sinks that would not accept rows."""
-    for place in (run.sink, run.dead_letters):
+    for place in (run.sink, run.parts.endpoints.dead_letters):
         try:
             if place is not None:
                 place.probe()
@@ -342,7 +343,7 @@ def _check_members(run: Run) -> Iterator[str]:
     """Name members of a user's own classes that are never called."""
     sources = run.source.parts.values() if isinstance(run.source, Mix) else (run.source,)
     parts: list[tuple[object, type]] = [*((s, Source) for s in sources)]
-    parts += [*((s, Stage) for s in run.stages), (run.dead_letters, Sink)]
+    parts += [*((s, Stage) for s in run.stages), (run.parts.endpoints.dead_letters, Sink)]
     if run.sink is not None:
         parts.append((run.sink, Sink))
     if run.trains:
@@ -411,7 +412,8 @@ def _check_exportable(run: Run) -> Iterator[str]:
 def _check_resumable(run: Run) -> Iterator[str]:
     """Describe a checkpoint, or results of another pipeline, that a run would refuse."""
     try:
-        run.try_resume()
+        rules.require_own_output(run.parts)
+        try_resume(run.parts)
     except HeadraceError as error:
         yield str(error)
 

@@ -198,7 +198,9 @@ class SampleRun:
         if signals.stop_signal():
             signals.stop()
         self.records = summary.totals.read
-        self.bottleneck = loop.bottleneck(self._account) if self._account else summary.bottleneck
+        self.bottleneck = (
+            loop.reporter.bottleneck(self._account) if self._account else summary.bottleneck
+        )
         spent = loop.loader.timer.snapshot()
         for stage, taken in spent.since(self._account or TimingSnapshot()).stages.items():
             self.calls[stage], self.seconds[stage] = taken.calls, taken.wall

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from engine.running.work import WorkResult
+from engine.types import HeadraceError
+
 TABLE_FIELDS = ("reasons", "counts")
 """The fields of `Totals` that are not numbers."""
 
@@ -42,6 +45,34 @@ class Totals:
         """Whether ``in = learned + predicted + rejected`` (without a model: cleaned)."""
         out = self.learned + self.predicted + self.cleaned + self.rejected
         return self.read + self.added == out
+
+    def require_balance(self) -> None:
+        """Raises: HeadraceError where rows are missing or too many: the last line of defence, as
+        whoever loses rows is told at once (`engine.calls`)."""
+        if not self.balanced:
+            raise HeadraceError(
+                f"The account does not balance: {self.read:,} read + {self.added:,} added are "
+                f"not {self.learned:,} learned + {self.predicted:,} predicted + "
+                f"{self.cleaned:,} cleaned + {self.rejected:,} rejected: expected each row in "
+                "exactly one of these; some component of this pipeline loses or invents rows "
+                "without a word, and what came after the last checkpoint is not saved."
+            )
+
+    def add(self, done: WorkResult) -> None:
+        """Count what became of a batch."""
+        batch = done.batch
+        self.batches += 1
+        self.read += batch.raw_rows
+        self.added += batch.added
+        self.learned += done.learned
+        self.predicted += done.predicted
+        self.cleaned += done.cleaned
+        for reject in batch.rejects:
+            key = (reject.stage, reject.reason)
+            self.rejected += len(reject)
+            self.reasons[key] = self.reasons.get(key, 0) + len(reject)
+        for counter, n in batch.counts.items():
+            self.counts[counter] = self.counts.get(counter, 0) + n
 
     def snapshot(self) -> dict[str, Any]:
         """Return a plain value."""

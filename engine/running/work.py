@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 import polars as pl
@@ -17,12 +17,58 @@ from engine.quality.evaluation import Evaluation
 from engine.quality.measures import finite_rows
 from engine.quality.threshold import Threshold, ThresholdSettings
 from engine.running.holdout import Holdout
-from engine.running.loop import WorkResult
 from engine.running.report import best_baseline
-from engine.types import PART, Batch, Learner, Predictor, Snapshot, Step
+from engine.types import PART, Batch, Learner, Predictor, Rejects, Snapshot, Step
 
 QUALITY_SECONDS = 1.0
 """The seconds between two exports of quality: computing it costs more than a batch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkResult:
+    """The result of a batch, beside its rejects: one row per row of the batch for the sink, and
+    how many rows were learned, predicted or only passed on."""
+
+    batch: Batch
+    rows: pl.DataFrame
+    learned: int = 0
+    predicted: int = 0
+    cleaned: int = 0
+
+    @property
+    def rows_in(self) -> int:
+        """Rows that came to an end here: read, or added by stages."""
+        return self.batch.raw_rows + self.batch.added
+
+    def with_rejects(self, refused: Rejects) -> WorkResult:
+        """Return a copy that also counts the rows the sink rejected."""
+        n = len(refused)
+        batch = replace(self.batch, rejects=(*self.batch.rejects, refused))
+        return replace(
+            self,
+            batch=batch,
+            predicted=max(0, self.predicted - n),
+            cleaned=max(0, self.cleaned - n),
+        )
+
+
+class Work(Protocol):
+    """What the loop does with a batch: train, serve or only clean."""
+
+    stage: str
+    """``learn``, ``predict`` or ``clean``: its name in ``headrace_stage_seconds``."""
+
+    def process(self, batch: Batch) -> WorkResult:
+        """Process one batch, which may be empty."""
+        ...
+
+    def state_dict(self) -> dict[str, Snapshot]:
+        """Return its part of the checkpoint."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Snapshot]) -> None:
+        """Restore the state of this work."""
+        ...
 
 
 class Training:
@@ -283,4 +329,4 @@ def report_quality(metrics: Metrics, report: Mapping[str, Any]) -> None:
                 metrics.baseline_quality.labels(metric=name, window=window).set(value)
 
 
-__all__ = ["Cleaning", "Serving", "Training", "report_quality", "written"]
+__all__ = ["Cleaning", "Serving", "Training", "Work", "WorkResult", "report_quality", "written"]

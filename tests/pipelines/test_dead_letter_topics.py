@@ -22,7 +22,7 @@ def test_letters_are_in_the_transaction_of_their_sink(tmp_path: Path, once: bool
     source = {"kind": "kafka", "bootstrap_servers": "localhost:1", "topics": "in", "group_id": "g"}
     sink = {"kind": "kafka", "bootstrap_servers": "localhost:1", "topic": "out"}
     run = _run(tmp_path, source, sink={**sink, "exactly_once": once})
-    letters: Any = run.dead_letters
+    letters: Any = run.parts.endpoints.dead_letters
     results: Any = run.sink
     assert (letters.delivery is results.delivery) == once
 

@@ -15,7 +15,8 @@ from connectors.memory import Fault, MemorySink, MemorySource
 from engine import types
 from engine.config import LoaderSettings
 from engine.loading.loader import Loader
-from engine.running.loop import Loop, WorkResult
+from engine.running.loop import Loop
+from engine.running.work import WorkResult
 from engine.types import Batch, HeadraceError, Schema, Snapshot
 
 SCHEMA: Schema = {"a": pl.Int64()}

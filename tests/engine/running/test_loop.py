@@ -14,11 +14,15 @@ import pytest
 from connectors.memory import Fault, MemorySink, MemorySource
 from engine.config import DeadLetterSettings, LoaderSettings
 from engine.loading.loader import Loader
+from engine.observing.metrics import Metrics
 from engine.observing.service import Heartbeat
 from engine.running.checkpoint import CheckpointFailed, Checkpoints
-from engine.running.loop import Loop, WorkResult
+from engine.running.loop import Loop
 from engine.running.reject_limit import RejectLimit, TooManyRejects
+from engine.running.reporter import Reporter
+from engine.running.saver import Saver
 from engine.running.totals import Totals
+from engine.running.work import WorkResult
 from engine.types import (
     Batch,
     EndOfStream,
@@ -71,17 +75,34 @@ class Pipeline:
     def make(self, folder: Path, **options: Any) -> Loop:
         settings = LoaderSettings(batch_rows=10, poll_timeout=0.01)
         checkpoints = Checkpoints(Checkpoints.Settings(path=str(folder), interval_batches=2))
-        made = Loop(
-            source=self.source,
-            loader=Loader(self.source, schema=SCHEMA, settings=settings),
-            work=self.work,
-            sink=self.sink,
-            dead_letters=self.letters,
-            checkpoints=checkpoints,
-            **options,
+        loader = Loader(self.source, schema=SCHEMA, settings=settings)
+        sinks = {"sink": self.sink, "dead_letters": self.letters}
+        self.work.loop = saving_loop(
+            self.source, loader, self.work, sinks, checkpoints=checkpoints, **options
         )
-        self.work.loop = made
-        return made
+        return self.work.loop
+
+
+def saving_loop(
+    source: MemorySource,
+    loader: Loader,
+    work: Summing,
+    sinks: dict[str, MemorySink],
+    *,
+    checkpoints: Checkpoints,
+    transaction: Transaction | None = None,
+    **options: Any,
+) -> Loop:
+    """A loop with checkpoints; options of the loop itself."""
+    reporter = Reporter(Metrics(), source=source, sink=sinks["sink"], timer=loader.timer)
+    saver = Saver(
+        source=source, sinks=sinks, reporter=reporter,
+        checkpoints=checkpoints, transaction=transaction,
+    )  # fmt: skip
+    return Loop(
+        source=source, loader=loader, work=work, reporter=reporter, saver=saver,
+        sink=sinks["sink"], dead_letters=sinks.get("dead_letters"), **options,
+    )  # fmt: skip
 
 
 def numbers(start: int, stop: int) -> pl.DataFrame:
@@ -155,7 +176,7 @@ class Quiet(MemorySource):
 
 
 def lag(loop: Loop) -> float:
-    return float(loop.metrics.source_lag_records.labels(partition="memory")._value.get())
+    return float(loop.reporter.metrics.source_lag_records.labels(partition="memory")._value.get())
 
 
 def test_an_idle_loop_beats_saves_once_and_its_lag_is_0_when_all_is_safe(tmp_path: Path) -> None:
@@ -170,7 +191,7 @@ def test_an_idle_loop_beats_saves_once_and_its_lag_is_0_when_all_is_safe(tmp_pat
     def watch(loop: Loop, batch: Batch) -> None:
         nonlocal idle
         idle += not len(batch.frame) and loop.totals.read == 10
-        loop._report_lag()
+        loop.reporter.lag(loop.saver.mark)
         seen.append((loop.totals.read, len(made.source.commits), lag(loop)))
         if idle == 8:
             loop.stop()
@@ -178,15 +199,17 @@ def test_an_idle_loop_beats_saves_once_and_its_lag_is_0_when_all_is_safe(tmp_pat
     checkpoints = Checkpoints(Checkpoints.Settings(path=str(tmp_path), interval_batches=2, keep=9))
     settings = LoaderSettings(poll_timeout=0.01)
     loader = Loader(made.source, schema=SCHEMA, settings=settings)
-    loop = Loop(source=made.source, loader=loader, work=made.work, sink=made.sink,
-                checkpoints=checkpoints, heartbeat=heart, watch=watch)  # fmt: skip
+    loop = saving_loop(
+        made.source, loader, made.work, {"sink": made.sink},
+        checkpoints=checkpoints, heartbeat=heart, watch=watch,
+    )  # fmt: skip
     loop.run()
     assert made.sink.frame["a"].to_list() == [0, 2, 4, 6, 8]
     assert heart.health().ok
     assert len(list(tmp_path.glob("*.hrc"))) == 1
     assert {mark.positions["memory"] for mark in made.source.commits} == {10}
     assert all((lag == 0) == (commits > 0) for read, commits, lag in seen if read)
-    assert loop.metrics.checkpoint_timestamp_seconds._value.get() > 0
+    assert loop.reporter.metrics.checkpoint_timestamp_seconds._value.get() > 0
 
 
 @pytest.mark.parametrize(("seconds", "commits"), [(1e-9, 5), (3_600.0, 1)])
@@ -211,8 +234,10 @@ def test_a_transaction_is_committed_in_its_own_time(
     settings = LoaderSettings(batch_rows=10, poll_timeout=0.01)
     loader = Loader(made.source, schema=SCHEMA, settings=settings)
     own = Transaction(commit=commit, every=seconds)
-    loop = Loop(source=made.source, loader=loader, work=made.work, sink=made.sink, watch=watch,
-                checkpoints=checkpoints, transaction=own)  # fmt: skip
+    loop = saving_loop(
+        made.source, loader, made.work, {"sink": made.sink},
+        checkpoints=checkpoints, transaction=own, watch=watch,
+    )  # fmt: skip
     loop.run()
     assert marks == [50] if commits == 1 else marks == [10, 20, 30, 40, 50]
     state = checkpoints.load({})
@@ -266,7 +291,7 @@ def test_a_checkpoint_that_fails_is_counted_and_the_last_one_fails_the_run(
         made.loop.run()
     assert made.loop.totals.balanced
     assert made.loop.totals.read == 95
-    text = made.loop.metrics.exposition()[0].decode()
+    text = made.loop.reporter.metrics.exposition()[0].decode()
     assert "headrace_checkpoint_failures_total 6.0" in text
     assert made.source.commits == []  # nothing is committed beyond what is saved
 

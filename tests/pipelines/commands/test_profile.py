@@ -10,7 +10,7 @@ import pytest
 
 from engine.commands.profile import profile
 from engine.config import Pipeline
-from engine.running import bottleneck, loop
+from engine.running import bottleneck, reporter
 from tests.pipelines.conftest import Headrace, Rows, Small
 
 SLOW = "tests.pipelines.slow"
@@ -25,7 +25,7 @@ TABLE: dict[str, Any] = {
 def test_what_the_verdict_advises_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether it names the right part, and gains are as it says, is measured by the benchmark
     `bottleneck`: a busy machine holds a run elsewhere than a quiet one."""
-    monkeypatch.setattr(loop, "RUN_SECONDS", 0.0)
+    monkeypatch.setattr(reporter, "RUN_SECONDS", 0.0)
     monkeypatch.setattr(bottleneck, "MIN_SECONDS", 0.0)
     found = profile(Pipeline.of(TABLE | {"folder": str(tmp_path)}), seconds=0.1)
     assert found.bottleneck is not None

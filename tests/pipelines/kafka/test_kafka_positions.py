@@ -17,7 +17,9 @@ from kafka.admin import NewTopic
 from kafka.errors import KafkaError
 
 from connectors.kafka.membership import Owners
-from engine.run import Run, Summary
+from engine.artifacts import Summary
+from engine.assembly.restoring import try_resume
+from engine.run import Run
 from engine.running.loop import Loop
 from engine.types import Batch, HeadraceError, SharedSource, UserError
 from tests.broker import Broker, shared_broker
@@ -229,7 +231,7 @@ def test_a_topic_made_anew_between_two_runs(
     if lost == "fail":
         if way != "joined":  # there only a member may ask where to go on
             with pytest.raises(HeadraceError, match="was deleted and made anew"):
-                Run(file).try_resume()
+                try_resume(Run(file).parts)
         for _ in range(2):  # starting again is not the silent case
             told = f"Topic '{topic}' was deleted and made anew: .*"
             do = "set .source. auto_offset_reset to 'earliest' or 'latest'"
@@ -253,9 +255,9 @@ def test_another_group_is_another_place_to_go_on_at_for_its_members_alone(
     broker.produce(topic, values(0, 10))
     file = write([topic], f'group_id = "{topic}"')
     until_read(10, file)
-    Run(file, ["source.group_id=another"]).try_resume()
+    try_resume(Run(file, ["source.group_id=another"]).parts)
     with pytest.raises(UserError, match=r"written with another \[source\] subscribe"):
-        Run(file, ["source.subscribe=true"]).try_resume()
+        try_resume(Run(file, ["source.subscribe=true"]).parts)
 
 
 def test_where_only_the_group_knows_its_commits_hold_the_id(

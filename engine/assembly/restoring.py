@@ -1,0 +1,75 @@
+"""Stages and learner in the state of the newest checkpoint, outside of a run."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+
+from engine.assembly.identity import identity_of
+from engine.assembly.parts import Parts
+from engine.config import detached_source
+from engine.observing.metrics import Metrics
+from engine.running.checkpoint import require_plain
+from engine.scrub.base import restore as restore_stages
+from engine.scrub.base import snapshots
+from engine.types import EndOfStream, Mark, SharedSource, Snapshot
+
+TRIED_BYTES, TRIED_SECONDS = 1 << 20, 1.0
+"""Of one read, to try whether a source can go on where a checkpoint ends."""
+
+
+def restore(parts: Parts) -> Mark | None:
+    """Put the newest checkpoint's state into stages and learner, to export or look at; where they
+    stand then, or None without a checkpoint."""
+    state = _restored(parts)
+    return None if state is None else _mark(state)
+
+
+def try_resume(parts: Parts) -> None:
+    """Do of a resume all that can be done while nothing is written and no group is joined.
+
+    Raises: UserError, HeadraceError where a run would.
+    """
+    state = _restored(parts)
+    if state is None:
+        return
+    for section, sink in parts.endpoints.sinks.items():
+        sink.require(state[section])
+    source = parts.endpoints.source
+    if isinstance(source, SharedSource) and source.shares_partitions:
+        return  # its group says where to go on, to members alone
+    detached = {"source": detached_source(parts.pipeline.source)}
+    other = Parts(parts.pipeline.model_copy(update=detached), Metrics())
+    _ = other.scrub.source_schema
+    with contextlib.closing(other.endpoints.source) as tried, contextlib.suppress(EndOfStream):
+        tried.match_identities(state["identities"])
+        tried.seek(_mark(state))
+        tried.read(1, TRIED_BYTES, TRIED_SECONDS)
+
+
+def require_plain_state(parts: Parts) -> None:
+    """Raises: HeadraceError where a checkpoint cannot hold the state of stages or learner."""
+    require_plain(_state(parts))
+
+
+def _restored(parts: Parts) -> Mapping[str, Snapshot] | None:
+    checkpoints = parts.endpoints.checkpoints
+    state = checkpoints.load(identity_of(parts))
+    if state is None:
+        return None
+    with checkpoints.restoring(state, lambda: {**dict.fromkeys(state), **_state(parts)}):
+        restore_stages(parts.scrub.stages, state["stages"])
+        parts.work.load_state_dict(state["work"])
+    return state
+
+
+def _state(parts: Parts) -> dict[str, Snapshot]:
+    """The part of a checkpoint that is restored here."""
+    return {"stages": snapshots(parts.scrub.stages), "work": parts.work.state_dict()}
+
+
+def _mark(state: Mapping[str, Snapshot]) -> Mark:
+    return Mark(positions=state["positions"], stages=state["stages"])
+
+
+__all__ = ["require_plain_state", "restore", "try_resume"]

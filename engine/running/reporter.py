@@ -1,0 +1,202 @@
+"""What a run tells the metrics: rows by outcome, times, lag, the bottleneck."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from engine import calls
+from engine.observing.metrics import Metrics
+from engine.observing.timing import StageTimer, TimingSnapshot
+from engine.running.bottleneck import PARTS, RUN_SECONDS, Bottleneck
+from engine.running.work import WorkResult
+from engine.scrub.base import DETECTORS
+from engine.scrub.fusion import FILLED_BEFORE_LEARNING
+from engine.types import NO_TIMESTAMP, Batch, Mark, SharedSource, Sink, Source
+
+log = logging.getLogger("headrace.loop")
+LAG_SECONDS = 1.0
+"""The seconds between two exports of the source's lag."""
+BOTTLENECK_SECONDS = 10.0
+"""The seconds over which the metrics diagnose the bottleneck."""
+MAX_LAGS = 256
+"""A folder of a million files is no label set."""
+SKEW_SECONDS = 5.0
+"""The most seconds that a record's time may be ahead of the clock."""
+SKEW_LOG_SECONDS = 60.0
+"""How often that is logged."""
+COUNTER_METRICS = {
+    "filled": "missing_values", FILLED_BEFORE_LEARNING: "filled_before_learning",
+    "duplicates": "duplicates",
+    "clipped": "clipped_values", "truncated": "truncated_values",
+}  # fmt: skip
+"""Count of a stage -> counter that sums it."""
+
+Diagnose = Callable[[TimingSnapshot], Bottleneck | None]
+"""Says which part has held the run, from what was spent; None where that cannot be told."""
+
+
+class Reporter:
+    """Keeps the metrics of a run up to date.
+
+    Args:
+        source, sink: whose lag, and own counts, are shown.
+        timer: of the loader; the loop's own work is timed by it, too.
+        diagnose: None names no bottleneck.
+    """
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        *,
+        source: Source,
+        timer: StageTimer,
+        sink: Sink | None = None,
+        diagnose: Diagnose | None = None,
+    ) -> None:
+        self.metrics = metrics
+        self.timer = timer
+        self._source = source
+        self._sink = sink
+        self._diagnose = diagnose
+        self._run_start = self._last_diagnosis = TimingSnapshot()
+        self._lagging = False
+        self._lag_at = self._skew_at = self._event_time = 0.0
+        self._counts: dict[str, int] = {}
+
+    def begin(self) -> None:
+        """A run begins: what was spent before is not its own."""
+        self._run_start = self._last_diagnosis = self.timer.snapshot()
+
+    def done(self, done: WorkResult, *, dead_letters: bool) -> None:
+        """Count what became of a batch.
+
+        Args:
+            dead_letters: whether its rejected rows went to a sink.
+        """
+        batch, metrics = done.batch, self.metrics
+        for reject in batch.rejects:
+            rows = len(reject)
+            metrics.rejected_records.labels(stage=reject.stage, reason=reject.reason).inc(rows)
+            if dead_letters:
+                metrics.dead_letters.labels(reason=reject.reason).inc(rows)
+        self._event_times(batch)
+        metrics.source_records.inc(batch.raw_rows)
+        metrics.source_bytes.inc(batch.raw_bytes)
+        metrics.added_records.inc(batch.added)
+        metrics.learned_records.inc(done.learned)
+        metrics.predicted_records.inc(done.predicted)
+        metrics.cleaned_records.inc(done.cleaned)
+        metrics.batch_rows.observe(len(batch))
+        for (_, name), n in batch.counts.items():
+            if name in COUNTER_METRICS:
+                getattr(metrics, COUNTER_METRICS[name]).inc(n)
+            elif name in DETECTORS:
+                metrics.drift_detections.labels(detector=name).inc(n)
+        if batch.raw_rows:
+            latency = metrics.record_latency_seconds
+            latency.labels(span="fetch_to_ready").observe(batch.ready - batch.arrived)
+            latency.labels(span="ready_to_done").observe(time.monotonic() - batch.ready)
+
+    def lag(self, mark: Mark, *, at_once: bool = True) -> None:
+        """Show how far the source is ahead of what is safe, and with it counts and bottleneck.
+
+        Args:
+            mark: up to where rows are safe.
+            at_once: False waits where there is a lag already, which moves all the time.
+        """
+        now = time.monotonic()
+        if not at_once and self._lagging and now - self._lag_at < LAG_SECONDS:
+            return
+        self._lag_at = now
+        self._own_counts()
+        self._show_bottleneck()
+        with calls.Calling("source", self._source):
+            lags = self._source.lag(mark)
+        self._lagging = any(lags.values())
+        if len(lags) <= MAX_LAGS:
+            for partition, n in lags.items():
+                self.metrics.source_lag_records.labels(partition=partition).set(n)
+
+    def bottleneck(self, since: TimingSnapshot | None = None) -> Bottleneck | None:
+        """What has held this run, from its start or `since` then; None where that is too little to
+        tell."""
+        if self._diagnose is None:
+            return None
+        timing = self.timer.snapshot().since(since or self._run_start)
+        if since is None and timing.at < RUN_SECONDS:
+            return None
+        return self._diagnose(timing)
+
+    def rebalanced(self) -> None:
+        """Partitions came or went: the lag of some is not known any more."""
+        self.metrics.source_rebalances.inc()
+        self.metrics.source_lag_records.clear()
+
+    def checkpoint_saved(self, path: Path, seconds: float) -> None:
+        """A checkpoint was written in so many seconds."""
+        self.metrics.checkpoint_seconds.observe(seconds)
+        self.metrics.checkpoint_bytes.set(path.stat().st_size)
+        self.checkpoint_renewed()
+
+    def checkpoint_renewed(self) -> None:
+        """The newest checkpoint is as good as one of now."""
+        self.metrics.checkpoint_timestamp_seconds.set_to_current_time()
+
+    def checkpoint_failed(self) -> None:
+        """A checkpoint could not be written."""
+        self.metrics.checkpoint_failures.inc()
+
+    def _show_bottleneck(self) -> None:
+        """Which part has held the run for the last seconds."""
+        if self._diagnose is None:
+            return
+        snapshot = self.timer.snapshot()
+        timing = snapshot.since(self._last_diagnosis)
+        if timing.at < BOTTLENECK_SECONDS or (bottleneck := self._diagnose(timing)) is None:
+            return
+        self._last_diagnosis = snapshot
+        for part in PARTS:
+            self.metrics.bottleneck.labels(part=part).set(part == bottleneck.part)
+        for part, seconds in bottleneck.seconds.items():
+            self.metrics.busy_ratio.labels(part=part).set(seconds / bottleneck.wall)
+
+    def _own_counts(self) -> None:
+        """What source and sink count by themselves."""
+        counts = dict(self._sink.counts()) if self._sink is not None else {}
+        if isinstance(self._source, SharedSource):
+            counts |= self._source.counts()
+        metrics = self.metrics
+        own = {
+            "failed_records": metrics.sink_failed_records,
+            "skipped": metrics.source_skipped_records,
+            "commit_failures": metrics.source_commit_failures,
+        }
+        for name, n in counts.items():
+            more = n - self._counts.get(name, 0)
+            self._counts[name] = n
+            (own.get(name) or metrics.transactions.labels(outcome=name)).inc(more)
+
+    def _event_times(self, batch: Batch) -> None:
+        """The newest time of the records; one in the future is a clock's mistake, logged and not
+        shown."""
+        stamps = [int(p.timestamps.max()) for p in batch.pieces if p.timestamps is not None]
+        stamps = [stamp for stamp in stamps if stamp != NO_TIMESTAMP]
+        if not stamps:
+            return
+        newest, now = max(stamps) / 1000, time.time()
+        if newest > now + SKEW_SECONDS:
+            if now - self._skew_at > SKEW_LOG_SECONDS:
+                self._skew_at = now
+                log.warning(
+                    "records are from the future: a producer's clock is wrong, or this one",
+                    extra={"partition": batch.pieces[-1].partition, "ahead_seconds": newest - now},
+                )
+            newest = now
+        self._event_time = max(self._event_time, newest)
+        self.metrics.source_event_timestamp_seconds.set(self._event_time)
+
+
+__all__ = ["Diagnose", "Reporter"]

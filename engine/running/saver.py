@@ -1,0 +1,211 @@
+"""Making safe what was done: the effects that must be ordered.
+
+    1. `Sink.flush`, of results and dead letters: they are safe
+    2. `Checkpoints.save`:                        state is safe, and says which results belong to it
+    3. `Source.commit(mark)`:                     the source may forget
+
+A crash between 1 and 2 leaves results that the next start takes away again (`Sink.restore`);
+between 2 and 3, a source that gives rows again which the checkpoint's mark skips. So every record
+counts once.
+
+Where others decide what counts (a transaction, a group that may have given the partitions to
+somebody else meanwhile), 3 is what decides: a checkpoint that was not committed is passed over by
+the next start, and the run itself goes back to the one before when a commit is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+from engine import calls
+from engine.running.checkpoint import CheckpointFailed, Checkpoints, Saved, require_plain
+from engine.running.reporter import Reporter
+from engine.types import HeadraceError, Mark, SharedSource, Sink, Snapshot, Source, Transaction
+
+log = logging.getLogger("headrace.loop")
+State = Mapping[str, Snapshot]
+
+
+class Saver:
+    """Flushes, saves and commits, in this order; knows which checkpoint counts.
+
+    Args:
+        sinks: section of the pipeline file -> what was written to.
+        checkpoints: None saves nothing: a restart begins at the start.
+        identity: what a checkpoint must have in common with this pipeline.
+        transaction: commits results and positions together, in place of `source.commit`, and says
+            whether it did; in its own time, where that is sooner than a checkpoint is due.
+        keeps_state: whether stages or work have a state that belongs to what was read.
+        mend: see `engine.running.checkpoint.Checkpoints.load`.
+
+    Attributes:
+        mark: up to where everything is committed.
+        unsaved: whether something was done since.
+        aborted: whether the newest commit was refused, so that the run must go back.
+        error: why the newest checkpoint could not be written.
+    """
+
+    def __init__(
+        self,
+        *,
+        source: Source,
+        sinks: Mapping[str, Sink],
+        reporter: Reporter,
+        checkpoints: Checkpoints | None = None,
+        identity: Mapping[str, str] | None = None,
+        transaction: Transaction | None = None,
+        keeps_state: bool = True,
+        mend: Callable[[Saved], Saved] | None = None,
+    ) -> None:
+        self.mark = Mark()
+        self.unsaved = self.aborted = False
+        self.error: CheckpointFailed | None = None
+        self._source = source
+        self._sinks = sinks
+        self._reporter = reporter
+        self._checkpoints = checkpoints
+        self._identity = dict(identity or {})
+        self._commit = source.commit if transaction is None else transaction.commit
+        self._commit_seconds = None if transaction is None else transaction.every
+        self._transactional = transaction is not None
+        self._keeps_state = keeps_state
+        self._mend = mend
+        self._saved_at, self._saved_batches = time.monotonic(), 0
+
+    def begin(self, batches: int) -> None:
+        """A run begins that has done so many batches before."""
+        self._saved_batches = batches
+
+    def newest(self) -> State | None:
+        """The state of the newest checkpoint that counts; None without one.
+
+        Raises: UserError when it is another pipeline's; HeadraceError when none can be read.
+        """
+        if self._checkpoints is None:
+            return None
+        return self._checkpoints.load(self._identity, self._was_committed, self._mend)
+
+    def restoring(
+        self, state: State | None, parts: Callable[[], State]
+    ) -> AbstractContextManager[None]:
+        """For the block, the parts take the state; see `Checkpoints.restoring`."""
+        if self._checkpoints is None or state is None:
+            return contextlib.nullcontext()
+        return self._checkpoints.restoring(state, parts)
+
+    def require_plain(self, parts: Callable[[], State]) -> None:
+        """Raises: HeadraceError where the state could not be saved: known before all is done."""
+        if self._checkpoints is not None:
+            require_plain(parts())
+
+    def is_due(self, batches: int, *, idle: bool) -> bool:
+        """Whether to save after so many batches.
+
+        Args:
+            idle: whether nothing more comes for now.
+        """
+        if self._checkpoints is None:
+            return False
+        settings, since = self._checkpoints.settings, time.monotonic() - self._saved_at
+        if self.unsaved and since >= self._commits_after(self._checkpoints, idle=idle):
+            return True
+        if settings.interval_batches is not None:
+            return batches - self._saved_batches >= settings.interval_batches
+        return since >= settings.interval
+
+    def save(self, mark: Mark, batches: int, parts: Callable[[], State]) -> bool:
+        """1 flush, 2 checkpoint, 3 commit; whether all of it is done. A checkpoint that fails is
+        counted and logged, and the run goes on: the last good one stays, and nothing is committed
+        beyond it.
+
+        Args:
+            mark: where the parts stand.
+            parts: their state; asked after the flush, for a sink's snapshot is of what is safe.
+        """
+        with self._reporter.timer.timed("flush"):
+            for section, sink in self._sinks.items():
+                with calls.Calling(section, sink):
+                    sink.flush()
+        if self._checkpoints is not None and not self._checkpoint(
+            self._checkpoints, mark, batches, parts
+        ):
+            return False
+        self.unsaved = False
+        with calls.Calling("source", self._source):
+            committed = self._commit(mark)
+        if committed and self._checkpoints is not None:
+            self._checkpoints.mark_committed()
+        self.aborted = self._transactional and not committed
+        if committed:
+            self.mark = mark
+        if self._checkpoints is not None:
+            self._checkpoints.require()
+        return committed
+
+    def renew(self, batches: int) -> None:
+        """Commit the positions again, because brokers forget offsets that are not renewed.
+        Nothing was done since the newest checkpoint, so it needs no new one."""
+        self._saved_at, self._saved_batches = time.monotonic(), batches
+        if self.mark.positions:
+            self._commit(self.mark)
+            self._reporter.checkpoint_renewed()
+
+    def _checkpoint(
+        self, checkpoints: Checkpoints, mark: Mark, batches: int, parts: Callable[[], State]
+    ) -> bool:
+        self._saved_at, self._saved_batches = time.monotonic(), batches
+        state = {
+            "positions": dict(mark.positions),
+            "stages": dict(mark.stages),
+            "identities": dict(self._source.identities(mark)),
+            **parts(),
+        }
+        start = time.perf_counter()
+        try:
+            with self._reporter.timer.timed("checkpoint"):
+                path = checkpoints.save(state, self._identity)
+        except CheckpointFailed as error:
+            self._reporter.checkpoint_failed()
+            self.error = error
+            log.error("checkpoint failed; the last good one stays", extra={"error": str(error)})
+            return False
+        self.error = None
+        self._reporter.checkpoint_saved(path, time.perf_counter() - start)
+        return True
+
+    def _commits_after(self, checkpoints: Checkpoints, *, idle: bool) -> float:
+        """Return the seconds between two commits of a transaction; while nothing comes, it need
+        not wait. Each commit takes a checkpoint: positions, and perhaps a state, which may take
+        a tenth of the time."""
+        if self._commit_seconds is None:
+            return math.inf
+        return max(0.0 if idle else self._commit_seconds, 10 * checkpoints.seconds)
+
+    def _was_committed(self, state: Mapping[str, Any]) -> bool:
+        """Return whether a checkpoint was committed; always true if the checkpoint is the
+        authority.
+
+        Raises: HeadraceError where that cannot be told and matters.
+        """
+        shared = self._source if isinstance(self._source, SharedSource) else None
+        if shared is None or not (
+            self._transactional or (self._keeps_state and shared.shares_partitions)
+        ):
+            return True
+        shared.match_identities(state["identities"])
+        was_committed = shared.was_committed(state["positions"])
+        if was_committed is None:
+            raise HeadraceError(
+                "The newest checkpoint may hold rows that others have read again: its partitions "
+                "have had too many owners since; start over with --fresh."
+            )
+        return was_committed
+
+
+__all__ = ["Saver", "State"]
