@@ -65,12 +65,12 @@ class Scrub:
         """Whether `source_schema` was asked for, or set."""
         return "source_schema" in vars(self)
 
-    @property
+    @cached_property
     def stages(self) -> list[Stage]:
         """Bound stages, in order; in serving, without those that the model file contains."""
         return self._bound[0]
 
-    @property
+    @cached_property
     def schema(self) -> Schema:
         """The columns after the last stage."""
         return self._bound[1][-1]
