@@ -1,4 +1,4 @@
-"""What a run leaves: model files, the report and its picture, the metrics, and its summary."""
+"""The artifacts of a run: model files, report, plot, metrics and summary."""
 
 from __future__ import annotations
 
@@ -33,24 +33,25 @@ if TYPE_CHECKING:
 log = logging.getLogger("headrace.run")
 REPORT_FILE, METRICS_FILE, VERDICT_FILE = "report.json", "metrics.prom", "compression.json"
 OUTPUT_FILES = (SCHEMA_FILE, REPORT_FILE, *error_plot.FILES, METRICS_FILE, VERDICT_FILE)
-"""All files that a run leaves in the pipeline's folder."""
+"""The files a run writes into the pipeline's folder."""
 Counts = Mapping[tuple[str, str], int]
-"""(stage, what it counts) -> how many."""
+"""(stage, counter) -> count."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """What a run came to.
+    """The result of a run.
 
     Attributes:
-        totals: what became of every record, restarts included.
-        seconds: of this run.
-        resumed, stopped: whether it began at a checkpoint; whether a signal ended it.
-        report: the evaluation's numbers, or {} without a model in training.
-        compression: the compression gate's, or None.
-        bottleneck: what has held the run, or None where nothing was done.
-        remarks: of the source, see `engine.types.Source.remarks`.
-        files: what it left: checkpoint, model, predictions, dead letters, picture, metrics.
+        totals: the outcome of every record, restarts included.
+        seconds: the duration of this run.
+        resumed: whether it started from a checkpoint.
+        stopped: whether a signal ended it.
+        report: the evaluation's numbers; {} without training.
+        compression: the report of the compression gate, or None.
+        bottleneck: the bottleneck, or None if nothing was done.
+        remarks: the source's, see `engine.types.Source.remarks`.
+        files: name -> file or folder it left.
     """
 
     totals: Totals
@@ -65,8 +66,8 @@ class Summary:
 
 
 def output_folders(parts: Parts) -> Iterator[Path]:
-    """Where a run writes. What it takes away again (results after a checkpoint, old checkpoints)
-    must not be another run's."""
+    """Yield the folders a run writes to. It also deletes there (results after a checkpoint, old
+    checkpoints), so no other run may share them."""
     yield Path(parts.pipeline.folder)
     yield parts.endpoints.checkpoints.folder
     for sink in parts.endpoints.sinks.values():
@@ -74,10 +75,9 @@ def output_folders(parts: Parts) -> Iterator[Path]:
 
 
 def write_schema(parts: Parts) -> None:
-    """Write down which columns this run has, and which classes where the file leaves them out, for
-    the one that resumes it."""
+    """Save the columns of this run and the inferred classes, for a resume."""
     pipeline, endpoints = parts.pipeline, parts.endpoints
-    inferred = pipeline.trains and not parts.model.settings.classes
+    inferred = pipeline.trains and not parts.model.common_settings.classes
     saved = SavedSchema(
         declared=pipeline.source.get("schema", {}),
         columns=type_names(parts.scrub.source_schema),
@@ -91,14 +91,13 @@ def write_schema(parts: Parts) -> None:
 def leave(
     parts: Parts, loop: Loop, before: Counts, failed: Exception | None = None
 ) -> tuple[dict[str, Path], GateReport | None]:
-    """Write what a finished run leaves behind, and say what its parts have to say.
+    """Write the artifacts of a finished run and log the remarks of its parts.
 
     Args:
-        before: what stages had counted when the run began.
-        failed: what ended it. After too many rejected rows, or a stop, there is no model: the
-            checkpoint and the numbers stay.
+        before: the counts of stages when the run started.
+        failed: the error that ended it. No model is written after a stop or too many rejects.
 
-    Returns: name -> file, and the verdict of the compression gate.
+    Returns: name -> file, and the report of the compression gate.
     """
     pipeline, folder = parts.pipeline, Path(parts.pipeline.folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -122,13 +121,12 @@ def leave(
 
 
 def export(parts: Parts, mark: Mark, path: Path | None = None) -> Path:
-    """Write the model, scrub stages inside, as float32 ONNX. The stages must stand where the
-    learner stands.
+    """Write the model with its scrub stages as float32 ONNX.
 
     Args:
-        mark: where they stand.
+        mark: the position that stages and learner have both reached.
 
-    Raises: UserError when nothing is trained, or a stage stands where it cannot be written.
+    Raises: UserError if nothing is trained, or a stage cannot be exported.
     """
     from models.export.model import export as write_model
 
@@ -144,13 +142,13 @@ def export(parts: Parts, mark: Mark, path: Path | None = None) -> Path:
     file = write_model(
         path, model.learner, transforms, _metadata(parts, mark), ranges=_ranges(rows)
     )
-    if model.settings.threshold_settings.is_chosen:
+    if model.common_settings.threshold_settings.is_chosen:
         _annotate_threshold(parts, file, rows)
     return file
 
 
 def compress(parts: Parts) -> GateReport:
-    """Compress the exported model where the gate allows.
+    """Compress the exported model, if the gate accepts a candidate.
 
     Raises: UserError without an [export] section.
     """
@@ -180,7 +178,7 @@ def _log_no_model(file: str, too_many: bool) -> None:
 
 
 def _places(parts: Parts, totals: Totals) -> dict[str, Path]:
-    """What was written while it ran."""
+    """Return what was written during the run."""
     pipeline = parts.pipeline
     files = {"checkpoints": Path(parts.endpoints.checkpoints.settings.path)}
     if pipeline.sink is not None and "path" in pipeline.sink:
@@ -191,7 +189,7 @@ def _places(parts: Parts, totals: Totals) -> dict[str, Path]:
 
 
 def _log_remarks(parts: Parts, totals: Totals, before: Counts) -> None:
-    """What stages and learner have to say at the end of a run that read anything."""
+    """Log the remarks of stages and learner, if the run read anything."""
     remarking: list[Stage | Learner] = [*parts.scrub.stages]
     if parts.pipeline.trains:
         remarking.append(parts.model.learner)
@@ -203,7 +201,7 @@ def _log_remarks(parts: Parts, totals: Totals, before: Counts) -> None:
 
 
 def _early_fills(counts: Counts, before: Counts) -> Iterator[str]:
-    """A sentence for each stage that, in this run, filled values it knew nothing of."""
+    """Describe each stage that filled values in this run before it had learned any."""
     for (stage, name), n in counts.items():
         if name == FILLED_BEFORE_LEARNING and n > before.get((stage, name), 0):
             yield (
@@ -214,7 +212,8 @@ def _early_fills(counts: Counts, before: Counts) -> Iterator[str]:
 
 
 def _write_report(parts: Parts, totals: Totals) -> dict[str, Path]:
-    """The numbers of the evaluation and what stages counted; a picture where there is a curve."""
+    """Write the evaluation's numbers and the stages' counts, and plot the error if there is a
+    curve."""
     folder, evaluation = Path(parts.pipeline.folder), parts.model.evaluation
     numbers = evaluation.report()
     report_quality(parts.metrics, numbers)
@@ -231,14 +230,14 @@ def _write_report(parts: Parts, totals: Totals) -> dict[str, Path]:
 
 
 def _catch_up(parts: Parts, mark: Mark) -> None:
-    """Put the stages where the last batch left them: the prepare thread may have run ahead."""
+    """Restore the stages as of the last batch: the prepare thread may have run ahead."""
     for stage in parts.scrub.stages:
         if stage.name in mark.stages:
             stage.restore(mark.stages[stage.name])
 
 
 def _metadata(parts: Parts, mark: Mark) -> dict[str, str]:
-    """What a model file says of where it comes from."""
+    """Return the metadata of a model file."""
     scrub = parts.scrub
     outside, exported = scrub.stages[: scrub.export_from], scrub.stages[scrub.export_from :]
     positions = json.dumps(dict(mark.positions), sort_keys=True)
@@ -254,8 +253,8 @@ def _metadata(parts: Parts, mark: Mark) -> dict[str, str]:
 
 
 def _annotate_threshold(parts: Parts, file: Path, rows: pl.DataFrame | None) -> None:
-    """Note the threshold in the model file that serves its aim best, on the held-out rows as the
-    finished model scores them."""
+    """Choose the threshold on the held-out rows, as the finished model scores them, and write it
+    into the model file."""
     from models.export.model_files import annotate
     from models.serving.predictor import OnnxPredictor
 
@@ -267,7 +266,7 @@ def _annotate_threshold(parts: Parts, file: Path, rows: pl.DataFrame | None) -> 
         codes = label.cast(pl.Enum(features.classes)).to_physical().cast(pl.Int64)
         target = rows.select(codes).to_series().to_numpy()
         finite = np.isfinite(scores)
-        settings = parts.model.settings.threshold_settings
+        settings = parts.model.common_settings.threshold_settings
         threshold = choose_threshold(settings, target[finite], scores[finite].astype(np.float64))
     if threshold is None:
         log.warning(
@@ -279,7 +278,7 @@ def _annotate_threshold(parts: Parts, file: Path, rows: pl.DataFrame | None) -> 
 
 
 def _ranges(rows: pl.DataFrame | None) -> dict[str, tuple[float, float]]:
-    """Numeric column -> its least and greatest value."""
+    """Return numeric column -> (minimum, maximum)."""
     if rows is None:
         return {}
     numeric = [

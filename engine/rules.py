@@ -1,7 +1,7 @@
-"""What may not go together in a pipeline: one function a rule, each a sentence to the user.
+"""The rules of a pipeline: what may not go together. One function per rule.
 
-What one table gets wrong by itself, its own part says when it is made (`engine.assembly`). The
-rules here look at several, and are asked before anything is read or written.
+A mistake inside one table is reported when its part is built (`engine.assembly`). The rules here
+look at several parts, before anything is read or written. Each raises UserError.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = logging.getLogger("headrace.run")
 
 
 def require_sections(pipeline: Pipeline) -> None:
-    """Tables that need another one, or exclude it."""
+    """Check for tables that need or exclude each other."""
     file = pipeline.file
     for section in ("train", "evaluation", "export"):
         if getattr(pipeline, section) is not None and pipeline.model is None:
@@ -47,7 +47,7 @@ def require_sections(pipeline: Pipeline) -> None:
 
 
 def require_writable(parts: Parts) -> None:
-    """What the run leaves can be written, each to a path of its own."""
+    """Check that every output can be written, to a path of its own."""
     pipeline, endpoints = parts.pipeline, parts.endpoints
     folder = Path(pipeline.folder)
     atomic.require_folder(folder, "folder")
@@ -67,7 +67,7 @@ def require_writable(parts: Parts) -> None:
 
 
 def require_no_feedback(parts: Parts) -> None:
-    """What is written does not come back as input."""
+    """Check that no output is read as input."""
     if parts.endpoints.replay:
         return
     source, file = parts.endpoints.source, parts.pipeline.file
@@ -87,7 +87,7 @@ def require_no_feedback(parts: Parts) -> None:
 
 
 def _outputs(parts: Parts) -> Iterator[tuple[str, Path]]:
-    """Files that a run leaves, and the setting that says so."""
+    """Yield the files a run writes, each with the setting that names it."""
     pipeline = parts.pipeline
     for name in OUTPUT_FILES:
         yield "folder", Path(pipeline.folder) / name
@@ -101,7 +101,7 @@ def _outputs(parts: Parts) -> Iterator[tuple[str, Path]]:
 
 
 def require_static_member(parts: Parts) -> None:
-    """A state belongs to partitions: an engine that shares them needs a name that stays."""
+    """Check that an engine with a state and shared partitions has a fixed name in its group."""
     source = parts.endpoints.source
     if not isinstance(source, SharedSource) or not source.shares_partitions:
         return
@@ -114,7 +114,7 @@ def require_static_member(parts: Parts) -> None:
 
 
 def require_shufflable(parts: Parts) -> None:
-    """Only training shuffles, and only partitions that stay."""
+    """Check that only training shuffles, and only fixed partitions."""
     pipeline, source = parts.pipeline, parts.endpoints.source
     if not pipeline.loader.shuffle_rows:
         return
@@ -131,7 +131,7 @@ def require_shufflable(parts: Parts) -> None:
 
 
 def require_repeatable(parts: Parts) -> None:
-    """Rows are read again only where no stage would take them for copies."""
+    """Check that no stage takes the rows of a second epoch for copies."""
     if parts.endpoints.source.epochs == 1:
         return
     for stage in parts.scrub.stages:
@@ -144,7 +144,7 @@ def require_repeatable(parts: Parts) -> None:
 
 
 def require_exportable(parts: Parts) -> None:
-    """What would fail at the end, hours later."""
+    """Check what would fail only at the end, hours later."""
     export = parts.pipeline.export
     if export is None or not parts.pipeline.trains:
         return
@@ -158,7 +158,7 @@ def require_exportable(parts: Parts) -> None:
 
 
 def require_sink_schema(parts: Parts) -> None:
-    """The sink can hold the columns that it will get; it is bound to them."""
+    """Bind the sink to the columns it will get."""
     sink, pipeline, columns = parts.endpoints.sink, parts.pipeline, parts.pipeline.sink_columns
     if sink is None:
         return
@@ -183,8 +183,8 @@ def require_sink_schema(parts: Parts) -> None:
 
 
 def require_own_output(parts: Parts) -> None:
-    """A run that begins takes away what an earlier one of its own wrote after no checkpoint, and
-    nobody else's results."""
+    """Check that a new run would delete only output of its own: what an earlier start wrote
+    without saving a checkpoint."""
     endpoints = parts.endpoints
     if endpoints.checkpoints.exists():
         return
@@ -199,8 +199,8 @@ def require_own_output(parts: Parts) -> None:
 
 
 def require_learned(pipeline: Pipeline, loop: Loop) -> None:
-    """Raises: TooManyRejects where a source has ended and no row of it all could be learned; also
-    for reasons that are expected now and then, as a missing label."""
+    """Raises: TooManyRejects if the source ended and no row could be learned, even for reasons that
+    are expected in single rows, such as a missing label."""
     totals = loop.totals
     allowed = pipeline.dead_letters.limit >= 1
     if not pipeline.trains or loop.stopped or allowed or totals.learned + totals.predicted:
@@ -215,7 +215,7 @@ def require_learned(pipeline: Pipeline, loop: Loop) -> None:
 
 
 def _head(file: str, section: str) -> str:
-    """How a sentence about a table begins: the file, or who made the table over it."""
+    """Return how a sentence about a table begins: the file, or what set the table over it."""
     made = made_by(file, section)
     return f"[{section}] in {file}" if made is None else f"{made} it"
 

@@ -232,7 +232,7 @@ class Run:
             if not resumed:
                 artifacts.write_schema(parts)
                 if self.trains:
-                    parts.model.target.log_hint()
+                    parts.model.label.log_hint()
             failed = self._loop(loop)
             bottleneck = loop.reporter.bottleneck()
             files, compression = artifacts.leave(parts, loop, before, failed)

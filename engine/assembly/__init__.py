@@ -1,1 +1,1 @@
-"""From tables of a pipeline file to components, each made when it is first asked for."""
+"""Builds the parts of a pipeline from its file, each on first use."""

@@ -1,4 +1,4 @@
-"""A component from its table: the class that its kind names, its settings, and an instance."""
+"""Builds a component from its table: class, settings, instance."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from engine.types.contract_checks import require_contract
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Configured:
-    """A section of the pipeline file as it was understood: its kind and the settings."""
+    """A section of the pipeline file, parsed."""
 
     kind: str
     settings: BaseModel
@@ -32,14 +32,14 @@ def configure(
     *,
     provenance: Mapping[str, str] | None = None,
 ) -> tuple[Configured, Any]:
-    """Make a source or a sink.
+    """Build a source or a sink.
 
     Args:
         known: kind -> import string.
-        contract: what the class has to be.
-        provenance: headers for a sink that has headers.
+        contract: the base class it must inherit.
+        provenance: headers for a sink that writes headers.
 
-    Raises: UserError for a kind that is none, and for a wrong setting.
+    Raises: UserError for an unknown kind or a wrong setting.
     """
     table = dict(table)
     kind = table.pop("kind", None)
@@ -58,7 +58,7 @@ def configure(
 
 
 def make_stages(pipeline: Pipeline, exported: Collection[str] = ()) -> list[Stage]:
-    """Make the stages of [scrub], in order, but for those that a model file contains."""
+    """Build the stages of [scrub] in order, except those a model file contains."""
     tables = pipeline.scrub.items()
     return [_stage(pipeline, name, table) for name, table in tables if name not in exported]
 

@@ -1,4 +1,4 @@
-"""Where records come from and where everything goes: source, sink, dead letters, checkpoints."""
+"""The endpoints of a pipeline: source, sink, dead letters and checkpoints."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from engine.running.checkpoint import Checkpoints
 from engine.types import Sink, Source, Transaction, UserError
 
 MIXED = "source.sources."
-"""Before the name of a source of a mix, in the name of its section."""
+"""The prefix of the sections of a mix's sources."""
 COMMON_SINK_KEYS = ("columns", "probabilities")
-"""Keys of [sink] that say what is written, whatever its kind."""
+"""The keys of [sink] that every kind shares."""
 
 
 class Endpoints:
-    """The places of a pipeline, each opened when it is first asked for.
+    """Opens each endpoint on first use.
 
     Args:
-        replay: read the dead letters in place of the source.
+        replay: whether to read the dead letters instead of the source.
 
     Attributes:
-        fresh: whether the run begins anew, and its checkpoints do not count.
-        configured: kind and settings of the sources and sinks made so far, by section.
+        fresh: whether the run starts over and ignores its checkpoints.
+        configured: section -> its parsed table, for the sources and sinks built so far.
     """
 
     def __init__(self, pipeline: Pipeline, served: Served, *, replay: bool = False) -> None:
@@ -41,17 +41,20 @@ class Endpoints:
 
     @cached_property
     def source(self) -> Source:
-        """Raises: UserError for a wrong setting or a place that is not there."""
+        """The source.
+
+        Raises: UserError for a wrong setting or a missing file or topic.
+        """
         return self._dead_letter_source() if self.replay else self.another_source()
 
     def another_source(self) -> Source:
-        """Make one more source of [source], for whoever looks at rows beside the run."""
+        """Build one more source of [source], for a look at rows beside the run."""
         table = {k: v for k, v in self._pipeline.source.items() if k != "schema"}
         return self._mix(table) if table.get("kind") == "mix" else self._source("source", table)
 
     @cached_property
     def sink(self) -> Sink | None:
-        """Where results go."""
+        """The sink of results; None if the pipeline has none."""
         from connectors import SINKS
 
         given = self._pipeline.sink
@@ -62,7 +65,7 @@ class Endpoints:
 
     @cached_property
     def dead_letters(self) -> Sink:
-        """Where rejected rows go."""
+        """The sink of rejected rows."""
         from connectors import DEAD_LETTER_SINKS
 
         settings = self._pipeline.dead_letters
@@ -77,16 +80,15 @@ class Endpoints:
 
     @property
     def sinks(self) -> dict[str, Sink]:
-        """Table of the pipeline file -> what it writes to: results, where they go anywhere, and
-        dead letters."""
+        """Section -> sink, for all sinks of the pipeline."""
         results = {} if self.sink is None else {"sink": self.sink}
         return {**results, "dead_letters": self.dead_letters}
 
     @cached_property
     def transaction(self) -> Transaction | None:
-        """What commits results and positions together; None where the source commits by itself.
+        """The transaction of results and positions; None if the source commits by itself.
 
-        Raises: UserError where source and sink have no transaction in common.
+        Raises: UserError if source and sink cannot share a transaction.
         """
         if self.sink is None or self.replay:
             return None
@@ -94,7 +96,7 @@ class Endpoints:
 
     @cached_property
     def checkpoints(self) -> Checkpoints:
-        """Where state is saved."""
+        """The checkpoint folder."""
         own = self._pipeline.checkpoint
         path = own.get("path") or str(Path(self._pipeline.folder) / "checkpoints")
         table = {**own, "path": path}
@@ -102,12 +104,12 @@ class Endpoints:
 
     @cached_property
     def saved_schema(self) -> SavedSchema:
-        """The columns that the newest run began with, also where no checkpoint came of it."""
+        """The columns the last run started with, even if it saved no checkpoint."""
         return SavedSchema.read(Path(self._pipeline.folder))
 
     @cached_property
     def resumed_schema(self) -> SavedSchema:
-        """The same of the run that is resumed; nothing where none is."""
+        """The columns the resumed run started with; empty if none is resumed."""
         resumes = not self.fresh and self.checkpoints.exists()
         return self.saved_schema if resumes else SavedSchema()
 
@@ -139,9 +141,9 @@ class Endpoints:
         return sink
 
     def _dead_letter_source(self) -> Source:
-        """The dead letters, to be read as the pipeline's own source reads.
+        """Build a source that reads the dead letters the way [source] reads its records.
 
-        Raises: UserError where there are none, or they are of a kind that cannot be read back.
+        Raises: UserError if there are none, or their kind cannot be read back.
         """
         from connectors.dead_letters import FileDeadLetterSource, KafkaDeadLetterSource
 

@@ -1,4 +1,4 @@
-"""What a checkpoint must have in common with a pipeline to be resumed from."""
+"""The identity of a pipeline: what a checkpoint must have in common with it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from engine.types.changes import compared_settings
 
 
 def identity_of(parts: Parts) -> dict[str, str]:
-    """Everything that the meaning of a state depends on, as texts by name; what is `Tolerated` is
-    told where it differs. Without a state only positions and counts are in a checkpoint: those go
-    on with another schema, or other stages."""
+    """Return everything that the meaning of a state depends on, name -> text. A difference in a
+    `Tolerated` text is only logged. A checkpoint without a state holds positions and counts, which
+    stay valid with another schema or other stages."""
     pipeline, scrub = parts.pipeline, parts.scrub
     columns = {name: str(dtype) for name, dtype in scrub.source_schema.items()}
     read = {
@@ -32,7 +32,7 @@ def identity_of(parts: Parts) -> dict[str, str]:
 
 
 def _settings(parts: Parts) -> Iterator[tuple[str, str]]:
-    """Settings whose change is told or refused: ``[table] key`` and the value, as JSON."""
+    """Yield the settings whose change is logged or refused: ``[table] key`` and its JSON value."""
     endpoints, pipeline = parts.endpoints, parts.pipeline
     source, _ = endpoints.source, endpoints.sinks  # which notes what they are given
     kinds = {section: given.kind for section, given in endpoints.configured.items()}
@@ -56,7 +56,7 @@ def _settings(parts: Parts) -> Iterator[tuple[str, str]]:
 
 
 def _files(parts: Parts) -> Iterator[tuple[str, str]]:
-    """Files that stages read, which the pipeline's own only names."""
+    """Yield the digests of files that stages read: the pipeline file holds only their names."""
     for stage in parts.scrub.stages:
         digest = stage.digest()
         if digest is not None:
@@ -64,14 +64,14 @@ def _files(parts: Parts) -> Iterator[tuple[str, str]]:
 
 
 def _learned(parts: Parts) -> Iterator[tuple[str, str]]:
-    """The model, and what is around the learner; what is in it, it says itself."""
+    """Yield the model and the wrappers of the learner; the learner's own state says the rest."""
     pipeline, model = parts.pipeline, parts.model
     learned = {k: v for k, v in (pipeline.model or {}).items() if k != "threshold"}
     yield "model", json.dumps(learned, sort_keys=True)
     drawn = "sampling" in (pipeline.train or {})
     yield "[train] sampling", json.dumps("given" if drawn else "none")
     yield "[train] forget_on", json.dumps(model.forget_on)
-    if not model.settings.classes and model.features.classes:
+    if not model.common_settings.classes and model.features.classes:
         yield "classes", json.dumps(model.features.classes)
 
 

@@ -1,4 +1,4 @@
-"""The loader and the loop around the parts, within one memory budget."""
+"""Builds the loader and the loop from the parts, within one memory budget."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from engine.system import environment
 from engine.types import Batch, Buffered, Schema, Stage, UserError
 
 MEMORY_SHARES = {"source": 0.25, "sink": 0.25, "dead letters": 0.0625}
-"""Part of the memory budget that a component with a buffer of its own may fill."""
+"""The share of the memory budget that a component may buffer itself."""
 
 
 def make_loader(parts: Parts, schema: Schema) -> Loader:
-    """A loader of the pipeline's batches.
+    """Build a loader of the pipeline's batches.
 
     Args:
         schema: the columns to decode.
 
-    Raises: UserError where a batch would not fit into the budget.
+    Raises: UserError if a batch would not fit into the budget.
     """
     require_batches_fit(parts)
     source = parts.endpoints.source
@@ -52,7 +52,7 @@ def make_loader(parts: Parts, schema: Schema) -> Loader:
 
 
 def make_loop(parts: Parts, watch: Callable[[Loop, Batch], None] | None = None) -> Loop:
-    """The loop, ready to resume and run.
+    """Build the loop, ready to resume and run.
 
     Args:
         watch: called after every batch.
@@ -99,7 +99,8 @@ def _saver(parts: Parts, reporter: Reporter) -> Saver:
 
 
 def require_batches_fit(parts: Parts) -> None:
-    """A batch is cut while it is raw; what an image becomes may be a hundred times that.
+    """Check that decoded batches fit into the budget: an image may become a hundred times its raw
+    bytes.
 
     Raises: UserError
     """
@@ -114,12 +115,12 @@ def require_batches_fit(parts: Parts) -> None:
 
 
 def rehearse(parts: Parts) -> None:
-    """Compile what the first batch needs, with stages that nothing else uses."""
+    """Compile what the first batch needs, with a second set of stages."""
     warm_up(parts.scrub.read_schema, parts.scrub.another_chain(), parts.collate)
 
 
 def watch_memory(parts: Parts, loader: Loader) -> None:
-    """Gauges of what each part holds, and of the budget; of the model that answers, its labels."""
+    """Register gauges of the memory of each part, of the budget, and of the served model."""
     metrics, model = parts.metrics, parts.model
     if parts.pipeline.trains:
         memory = model.learner.memory
@@ -140,7 +141,7 @@ def watch_memory(parts: Parts, loader: Loader) -> None:
 
 
 def _limit_memory(loader: Loader, name: str, part: object, metrics: Metrics) -> None:
-    """A component with a buffer of its own comes under the loader's budget."""
+    """Count a component that buffers under the loader's budget, and bound it."""
     if isinstance(part, Buffered):
         budget, held = loader.budget, part
         held.limit_memory(max(1, int(budget.total * MEMORY_SHARES[name])))
@@ -149,7 +150,7 @@ def _limit_memory(loader: Loader, name: str, part: object, metrics: Metrics) -> 
 
 
 def _limit_replay(loader: Loader, parts: Parts) -> None:
-    """Raises: UserError where the replay will not fit into the budget."""
+    """Count the replay under the budget. Raises: UserError if it does not fit."""
     budget, learner = loader.budget, parts.model.learner
     if isinstance(learner, Buffered):
         learner.limit_memory(budget.total // 8)
@@ -184,7 +185,7 @@ def _diagnose(parts: Parts, loader: Loader, timing: TimingSnapshot) -> Bottlenec
 
 
 def _threads_key(parts: Parts) -> str:
-    """The setting of the model's threads, where it has several; or ""."""
+    """Return the setting of the model's threads if it uses several; else ""."""
     pipeline = parts.pipeline
     if pipeline.trains:
         import torch
@@ -196,7 +197,7 @@ def _threads_key(parts: Parts) -> str:
 
 
 def _batch_rows_caveat(parts: Parts) -> str:
-    """What another number of rows a batch costs, in words; or ""."""
+    """Describe what a change of `batch_rows` costs; "" if nothing."""
     if not parts.keeps_state:
         return ""
     changed = [f"[scrub.{stage.name}]" for stage in parts.scrub.stateful]

@@ -1,4 +1,4 @@
-"""The learner and what belongs to it: features, augmentation, evaluation, held-out rows."""
+"""The learner with its features, augmentation, evaluation and held-out rows."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from engine.assembly.endpoints import Endpoints
+from engine.assembly.label import Label
 from engine.assembly.scrub import Scrub
-from engine.assembly.target import Target
 from engine.calls import Calling
 from engine.config import (
     ExportSettings,
@@ -35,10 +35,10 @@ log = logging.getLogger("headrace.run")
 
 
 class Model:
-    """[model], [train], [augment] and [evaluation]; only where the pipeline trains.
+    """Builds what [model], [train], [augment] and [evaluation] describe, on first use.
 
     Args:
-        inferred_classes: see `engine.assembly.target.Target`.
+        inferred_classes: see `engine.assembly.label.Label`.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Model:
 
     @cached_property
     def learner_class(self) -> type[Any]:
-        """What [model] kind names."""
+        """The class that [model] kind names."""
         from models import LEARNERS
 
         kind = (self._pipeline.model or {}).get("kind", "tabular")
@@ -65,10 +65,10 @@ class Model:
         return learner_class
 
     @cached_property
-    def settings(self) -> ModelSettings:
-        """The keys of [model] that every learner has.
+    def common_settings(self) -> ModelSettings:
+        """The keys of [model] that every learner shares.
 
-        Raises: UserError for a key that neither these nor the learner's own are.
+        Raises: UserError for an unknown key.
         """
         common, own = self._tables
         known = self.learner_class.Settings.model_fields
@@ -82,23 +82,23 @@ class Model:
 
     @cached_property
     def training(self) -> Any:
-        """[train], as the learner has it."""
+        """The settings of [train], of the learner's own class."""
         table = {k: v for k, v in (self._pipeline.train or {}).items() if k != "sampling"}
         return validate(self.learner_class.Training, table, "train", self._pipeline.file)
 
     @property
     def forget_on(self) -> str:
-        """[train] forget_on, of a learner that can be challenged."""
+        """[train] forget_on; "never" for a learner without it."""
         from models.challenge.challenger import ChallengeSettings
 
         training = self.training
         return training.forget_on if isinstance(training, ChallengeSettings) else "never"
 
     @cached_property
-    def target(self) -> Target:
-        """The column, the task and the classes."""
-        return Target(
-            self.settings,
+    def label(self) -> Label:
+        """The column to predict, the task and the classes."""
+        return Label(
+            self.common_settings,
             self._endpoints,
             self._scrub,
             file=self._pipeline.file,
@@ -107,11 +107,11 @@ class Model:
 
     @cached_property
     def features(self) -> Features:
-        """What the model reads, with globs spread over the columns that there are.
+        """The columns the model reads, globs expanded.
 
-        Raises: UserError for a column that is not there or cannot be a feature.
+        Raises: UserError for a column that is missing or cannot be a feature.
         """
-        model, schema, stages = self.settings, self._scrub.schema, self._scrub.stages
+        model, schema, stages = self.common_settings, self._scrub.schema, self._scrub.stages
         sizes = self._vocabulary_sizes()
         for column in model.categories:
             if column not in sizes:
@@ -119,7 +119,7 @@ class Model:
                     f"[model] category '{column}' is encoded by no 'categories' stage of [scrub]."
                     f"{nearest(column, sizes)}"
                 )
-        task, classes = self.target.task, self.target.classes
+        task, classes = self.label.task, self.label.classes
         numeric = (
             expand_columns(model.numeric, schema, where="[model] numeric") if model.numeric else ()
         )
@@ -140,9 +140,9 @@ class Model:
 
     @cached_property
     def augmentation(self) -> Augmentation | None:
-        """What the learner learns from in place of the rows; None without a table [augment.NAME].
+        """The augments of [augment]; None without any.
 
-        Raises: UserError for a setting that does not fit.
+        Raises: UserError for a wrong setting.
         """
         pipeline = self._pipeline
         if not pipeline.augment:
@@ -161,9 +161,9 @@ class Model:
 
     @cached_property
     def learner(self) -> Learner:
-        """The learner, with its augmentation, the sampling and the challenger around it.
+        """The learner, augmented, and wrapped for sampling and for challenges.
 
-        Raises: UserError for a setting that does not fit.
+        Raises: UserError for a wrong setting.
         """
         file, learner_class = self._pipeline.file, self.learner_class
         settings = validate(learner_class.Settings, self._tables[1], "model", file)
@@ -192,7 +192,10 @@ class Model:
 
     @cached_property
     def evaluation(self) -> Evaluation:
-        """Raises: UserError for a column that is not there, or on another scale."""
+        """The evaluation beside its baselines.
+
+        Raises: UserError for a column that is missing or was scaled.
+        """
         scrub, table = self._scrub, dict(self._pipeline.evaluation or {})
         if PART in scrub.schema:  # what a 'split' stage keeps apart is reported on apart
             parts = {part: f"{PART} = '{part}'" for part in ("train", "validation", "test")}
@@ -206,12 +209,13 @@ class Model:
 
     @cached_property
     def holdout(self) -> Holdout | None:
-        """Rows kept to prove the compressed model with, and to choose a threshold by."""
+        """The held-out rows, to judge a compressed model and choose a threshold; None if neither
+        is asked for."""
         scrub, export = self._scrub, self._pipeline.export
         if not self._pipeline.trains:
             return None
         if export is None:
-            if not self.settings.threshold_settings.is_chosen:
+            if not self.common_settings.threshold_settings.is_chosen:
                 return None
             export = ExportSettings()
         outside = scrub.stages[: scrub.export_from]
@@ -235,9 +239,9 @@ class Model:
 
     @cached_property
     def compression(self) -> Compression | None:
-        """How the exported model is compressed; None where it is not.
+        """The settings of [export.compress]; None without compression.
 
-        Raises: UserError for a setting that does not fit.
+        Raises: UserError for a wrong setting.
         """
         export = self._pipeline.export
         if export is None or export.compress is None:
@@ -248,13 +252,13 @@ class Model:
 
     @cached_property
     def threshold(self) -> Threshold:
-        """The probability above which the second of two classes is predicted."""
+        """The decision threshold of two classes."""
         rows = 0 if self.holdout is None else self.holdout.rows
-        return Threshold(self.settings.threshold_settings, rows)
+        return Threshold(self.common_settings.threshold_settings, rows)
 
     @property
     def _tables(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """[model] in two: the keys that every learner has, and the learner's own."""
+        """The keys of [model]: those every learner shares, and the learner's own."""
         table = self._pipeline.model or {}
         common = {key: value for key, value in table.items() if key in ModelSettings.model_fields}
         return common, {key: value for key, value in table.items() if key not in common}

@@ -1,4 +1,4 @@
-"""All parts of a pipeline: the table of contents of this folder."""
+"""All parts of a pipeline: the table of contents of this package."""
 
 from __future__ import annotations
 
@@ -23,17 +23,16 @@ from engine.types import RESERVED, Batch, Features, Schema, SharedSource, requir
 
 
 class Parts:
-    """The parts of a pipeline, each made when it is first asked for: what nobody asks for is not
-    opened.
+    """Builds each part of a pipeline on first use; what nobody uses is never opened.
 
     Args:
-        replay: read the dead letters in place of the source.
+        replay: whether to read the dead letters instead of the source.
 
     Attributes:
-        served: the model file that answers.
+        served: the model file of [infer].
         endpoints: source, sink, dead letters and checkpoints.
         scrub: columns and stages.
-        model: the learner and what belongs to it.
+        model: the learner with features, evaluation and held-out rows.
     """
 
     def __init__(self, pipeline: Pipeline, metrics: Metrics, *, replay: bool = False) -> None:
@@ -46,12 +45,12 @@ class Parts:
 
     @property
     def keeps_state(self) -> bool:
-        """Whether what was read is in a state that only this engine has."""
+        """Whether the pipeline learns: its rows are in a state that only this engine has."""
         return self.pipeline.trains or bool(self.scrub.stateful)
 
     @cached_property
     def collate(self) -> Callable[[Batch], Batch] | None:
-        """The last step before the model: tensors to train with, a feed to predict with."""
+        """The last step before the model: makes tensors to train with, a feed to predict with."""
         if self.served.predictor is not None:
             return self.served.predictor.collate
         if not self.pipeline.trains:
@@ -62,8 +61,7 @@ class Parts:
 
     @cached_property
     def transfer(self) -> Callable[[Batch], Batch] | None:
-        """What copies tensors to the model's device, ``[train] device`` or the learner's own; None
-        where that is this processor."""
+        """The copy of tensors to the model's device; None if that is the CPU."""
         if not self.pipeline.trains:
             return None
         from engine.loading.transfer import transfer_to
@@ -73,9 +71,9 @@ class Parts:
 
     @cached_property
     def work(self) -> Work:
-        """What the loop does: serve, clean or train.
+        """The work on a batch: train, serve or only clean.
 
-        Raises: UserError where [sink] columns are not there.
+        Raises: UserError for a missing column of [sink] columns.
         """
         columns = self.pipeline.sink_columns
         predictor = self.served.predictor
@@ -99,7 +97,7 @@ class Parts:
 
     @property
     def model_columns(self) -> Schema:
-        """Columns that the model adds for the sink."""
+        """The columns the model adds for the sink."""
         predictor = self.served.predictor
         if predictor is not None:
             return {**_prediction_columns(predictor.features), "model_version": pl.String()}
@@ -107,36 +105,36 @@ class Parts:
 
     @property
     def keep_raw_from(self) -> int | None:
-        """The stage before which rows are kept raw: to prove a compressed model with, and to
-        evaluate on."""
+        """The index of the stage before which rows are kept raw, for held-out rows and the
+        evaluation; None if nobody needs them."""
         evaluates = self.pipeline.trains and bool(self.model.evaluation.needed)
         keeps = self.model.holdout is not None or evaluates
         return self.scrub.export_from if keeps else None
 
     @cached_property
     def service_settings(self) -> Service.Settings:
-        """[service]"""
+        """The settings of [service]."""
         table = self.pipeline.service or {}
         return self.pipeline.settings(Service.Settings, table, "service")
 
     @cached_property
     def heartbeat(self) -> Heartbeat:
-        """What /livez looks at."""
+        """The heartbeat behind /livez."""
         return Heartbeat(self.service_settings.stall_timeout, metrics=self.metrics)
 
     @cached_property
     def service(self) -> Service:
-        """The metrics page."""
+        """The HTTP service: metrics and health."""
         settings, heartbeat = self.service_settings, self.heartbeat
         return Service(self.metrics, settings, live=heartbeat.health, ready=self._readiness)
 
     @property
     def bound_stages(self) -> BoundStages:
-        """The stages, and what the model reads behind them."""
+        """The bound stages, and the features of a model in training."""
         return _bound_stages(self.pipeline, self.scrub, self.model)
 
     def other_stages(self, tables: Mapping[str, Any]) -> BoundStages:
-        """The same of other tables of [scrub], over the same columns of the same source."""
+        """Bind other tables of [scrub] to the same columns of the same source."""
         pipeline = self.pipeline.model_copy(update={"scrub": tables})
         scrub = Scrub(pipeline, self.endpoints, self.served)
         scrub.source_schema = self.scrub.source_schema
@@ -144,12 +142,12 @@ class Parts:
             pipeline,
             self.endpoints,
             scrub,
-            inferred_classes=lambda: self.model.target.inferred_classes,
+            inferred_classes=lambda: self.model.label.inferred_classes,
         )
         return _bound_stages(pipeline, scrub, model)
 
     def _readiness(self) -> Health:
-        """What /readyz says: alive, and the source can give records."""
+        """Return the health for /readyz: alive, and the source can give records."""
         health, source = self.heartbeat.health(), self.endpoints.source
         if health.ok and isinstance(source, SharedSource):
             reason = source.unavailable_reason()
@@ -163,7 +161,7 @@ def _bound_stages(pipeline: Pipeline, scrub: Scrub, model: Model) -> BoundStages
 
 
 def _prediction_columns(features: Features) -> Schema:
-    """Columns that a model of these features adds."""
+    """Return the columns that a model of these features adds."""
     scores = np.empty((0, features.outputs) if features.task == "multiclass" else 0)
     return {column.name: column.dtype for column in features.prediction_columns(scores)}
 

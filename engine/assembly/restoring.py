@@ -1,4 +1,4 @@
-"""Stages and learner in the state of the newest checkpoint, outside of a run."""
+"""Restores the newest checkpoint outside a run."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from engine.scrub.base import snapshots
 from engine.types import EndOfStream, Mark, SharedSource, Snapshot
 
 TRIED_BYTES, TRIED_SECONDS = 1 << 20, 1.0
-"""Of one read, to try whether a source can go on where a checkpoint ends."""
+"""The limits of the one read that tries whether a source can resume."""
 
 
 def restore(parts: Parts) -> Mark | None:
-    """Put the newest checkpoint's state into stages and learner, to export or look at; where they
-    stand then, or None without a checkpoint."""
+    """Restore stages and learner from the newest checkpoint; return its mark, or None without a
+    checkpoint."""
     state = _restored(parts)
     return None if state is None else _mark(state)
 
 
 def try_resume(parts: Parts) -> None:
-    """Do of a resume all that can be done while nothing is written and no group is joined.
+    """Try a resume as far as possible without writing anything or joining a group.
 
-    Raises: UserError, HeadraceError where a run would.
+    Raises: UserError, HeadraceError if a run would.
     """
     state = _restored(parts)
     if state is None:
@@ -48,7 +48,7 @@ def try_resume(parts: Parts) -> None:
 
 
 def require_plain_state(parts: Parts) -> None:
-    """Raises: HeadraceError where a checkpoint cannot hold the state of stages or learner."""
+    """Raises: HeadraceError if a checkpoint cannot hold the state of stages or learner."""
     require_plain(_state(parts))
 
 
@@ -64,7 +64,7 @@ def _restored(parts: Parts) -> Mapping[str, Snapshot] | None:
 
 
 def _state(parts: Parts) -> dict[str, Snapshot]:
-    """The part of a checkpoint that is restored here."""
+    """Return the part of a checkpoint that is restored here."""
     return {"stages": snapshots(parts.scrub.stages), "work": parts.work.state_dict()}
 
 

@@ -1,4 +1,4 @@
-"""What a run began with, beside its checkpoints: the columns that its source had."""
+"""The schema file of a run: the columns its source had when it started."""
 
 from __future__ import annotations
 
@@ -14,20 +14,19 @@ from engine.types import Schema, Sink, Snapshot, parse_type, type_name
 
 log = logging.getLogger("headrace.run")
 SCHEMA_FILE = "schema.json"
-"""Its name in the pipeline's folder."""
+"""The file name, in the pipeline's folder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedSchema:
-    """The columns that a run began with, for the one that resumes it: whatever would be guessed
-    from the rows that there are then.
+    """The columns a run started with, for a resume, whatever the rows of then suggest.
 
     Attributes:
-        declared: [source.schema] of then.
-        columns: column -> name of its type.
-        findings: `engine.types.Source.schema_state`.
-        writes: folders with results of this run.
-        classes: of the label, in their order, where the pipeline file leaves them out.
+        declared: [source.schema] at the start.
+        columns: column -> type name.
+        findings: the `schema_state` of the source.
+        writes: the folders with results of this run.
+        classes: the inferred classes of the label, in order.
     """
 
     declared: Mapping[str, Any] | None = None
@@ -38,7 +37,7 @@ class SavedSchema:
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Read what `write` left there; nothing where there is no such file, or a damaged one."""
+        """Read the schema file; empty if it is missing or damaged."""
         try:
             saved = json.loads((folder / SCHEMA_FILE).read_text())
         except (OSError, ValueError):
@@ -56,7 +55,7 @@ class SavedSchema:
         )
 
     def schema(self, declared: Mapping[str, Any]) -> Schema:
-        """The columns, if these are the declared ones still; else none."""
+        """Return the columns, or none if [source.schema] is another now."""
         if self.declared != declared:
             return {}
         try:
@@ -65,7 +64,7 @@ class SavedSchema:
             return {}
 
     def write(self, folder: Path) -> None:
-        """Write it into the folder; a warning where that cannot be, as a run can do without."""
+        """Write the schema file; log a warning on failure, since a run can do without."""
         saved: dict[str, Any] = {
             "declared": self.declared,
             "columns": dict(self.columns),
@@ -83,12 +82,12 @@ class SavedSchema:
 
 
 def type_names(schema: Schema) -> dict[str, str]:
-    """Column -> name of its type."""
+    """Return column -> type name."""
     return {column: type_name(dtype) for column, dtype in schema.items()}
 
 
 def resolved_folders(sinks: Iterable[Sink]) -> set[Path]:
-    """Folders that these sinks write to, each by its one path."""
+    """Return the folders these sinks write to, resolved."""
     return {folder.resolve() for sink in sinks for folder in sink.folders()}
 
 

@@ -1,4 +1,4 @@
-"""The columns of the source, the stages bound to them, and the columns after each."""
+"""The columns of the source, and the stages bound to them."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ log = logging.getLogger("headrace.run")
 
 
 class Scrub:
-    """[source.schema] and [scrub]. The source is looked at when columns are first asked for.
+    """Resolves the columns of the source and binds the stages, on first use.
 
-    `source_schema` may be set before that, by who knows the columns.
+    A caller that knows the columns may set `source_schema` first.
     """
 
     def __init__(self, pipeline: Pipeline, endpoints: Endpoints, served: Served) -> None:
@@ -44,10 +44,10 @@ class Scrub:
 
     @cached_property
     def source_schema(self) -> Schema:
-        """The columns that are decoded: in a run that is resumed, those of its beginning, whatever
-        would be guessed now.
+        """The decoded columns: in a resumed run those it started with, whatever the rows of now
+        suggest.
 
-        Raises: UserError for a name that headrace itself adds.
+        Raises: UserError for a name reserved by headrace.
         """
         schema = self._resolved_schema()
         require_names(schema, f"[source] in {self._pipeline.file}")
@@ -62,12 +62,12 @@ class Scrub:
 
     @property
     def knows_columns(self) -> bool:
-        """Whether `source_schema` was asked for, or set."""
+        """Whether `source_schema` is resolved or set."""
         return "source_schema" in vars(self)
 
     @cached_property
     def stages(self) -> list[Stage]:
-        """Bound stages, in order; in serving, without those that the model file contains."""
+        """The bound stages in order; for serving, without those inside the model file."""
         return self._bound[0]
 
     @cached_property
@@ -77,14 +77,14 @@ class Scrub:
 
     @cached_property
     def read_schema(self) -> Schema:
-        """The columns of the source that somebody reads: in a run, the others are not decoded."""
+        """The columns of the source that the pipeline uses; a run decodes no others."""
         more = self._served.required_columns
         return projected(self._pipeline, self.source_schema, self.stages, more)
 
     @property
     def unread_columns(self) -> set[str]:
-        """Columns of the source that neither stages nor model read. What else reads them may change
-        from run to run, and with it whether they are there."""
+        """The columns of the source that neither stages nor model read. Other readers may change
+        from run to run, so these columns may come and go."""
         without: dict[str, Any] = dict.fromkeys(("train", "evaluation", "export"))
         without |= {"sink": {"columns": []}, "augment": {}}
         alone = self._pipeline.model_copy(update=without)
@@ -92,8 +92,7 @@ class Scrub:
 
     @property
     def export_from(self) -> int:
-        """Index of the first stage that a model file contains: from there on, all can be written
-        into one."""
+        """The index of the first stage inside the model file: all from there on can be exported."""
         index = len(self.stages)
         while index and self.stages[index - 1].transforms() is not None:
             index -= 1
@@ -101,17 +100,16 @@ class Scrub:
 
     @property
     def export_schema(self) -> Schema:
-        """The columns that a model file reads: those before the stages that it contains."""
+        """The columns a model file reads: those before the stages inside it."""
         return self._bound[1][self.export_from]
 
     @property
     def stateful(self) -> list[Stage]:
-        """Stages with a state."""
+        """The stages with a state."""
         return [stage for stage in self.stages if stage.snapshot() is not None]
 
     def another_chain(self) -> list[Stage]:
-        """Make and bind stages that nothing else uses, so that those of the run stay as they
-        are."""
+        """Build and bind a second set of stages, so that those of the run learn nothing."""
         stages = make_stages(self._pipeline, self._served.exported_stages)
         schema = self.source_schema
         for stage in stages:
@@ -119,7 +117,7 @@ class Scrub:
         return stages
 
     def is_untyped(self) -> bool:
-        """Whether the columns have the types that a source without rows gives them."""
+        """Return whether all columns are text only because the source has no rows yet."""
         if self._pipeline.source.get("schema"):
             return False
         source = self._endpoints.source
@@ -133,7 +131,7 @@ class Scrub:
 
     @cached_property
     def _bound(self) -> tuple[list[Stage], Sequence[Schema]]:
-        """The stages, and the columns before the first and after each."""
+        """The stages, and the columns before the first and after each stage."""
         stages = make_stages(self._pipeline, self._served.exported_stages)
         schemas = [self.source_schema]
         for stage in stages:
@@ -158,9 +156,9 @@ class Scrub:
             return source.schema(declared)
 
     def _typed_by_model(self, declared: Schema) -> Schema:
-        """Columns that a model file reads as they come from the source, and that nobody declared,
-        have the types that the model learned them in: a guess from other rows may differ. Cells are
-        read as they were then."""
+        """Return the columns of the source, with the types the model learned. That applies to
+        undeclared columns that no stage precedes: a guess from other rows may differ. Cells are
+        parsed as in training."""
         predictor, source = self._served.predictor, self._endpoints.source
         if predictor is not None:
             source.use_parse_settings(predictor.parse_settings)

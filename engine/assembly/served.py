@@ -1,4 +1,4 @@
-"""The model file that answers, of a pipeline that serves."""
+"""The model file of a pipeline that serves."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ log = logging.getLogger("headrace.run")
 
 
 class Served:
-    """The model of [infer]; none where the pipeline trains or only cleans."""
+    """The model of [infer], loaded on first use."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
 
     @cached_property
     def predictor(self) -> OnnxPredictor | None:
-        """Raises: UserError for a file that is no model of headrace's, or a wrong setting."""
+        """The model; None if the pipeline does not serve.
+
+        Raises: UserError for a file that is no headrace model, or a wrong setting.
+        """
         pipeline = self._pipeline
         if pipeline.infer is None:
             return None
@@ -45,17 +48,17 @@ class Served:
 
     @property
     def exported_stages(self) -> tuple[str, ...]:
-        """Names of the stages that the model file contains."""
+        """The names of the stages inside the model file."""
         return () if self.predictor is None else self.predictor.stages
 
     @property
     def required_columns(self) -> tuple[str, ...]:
-        """Columns that the model reads."""
+        """The columns the model reads."""
         return () if self.predictor is None else self.predictor.requires
 
     @property
     def provenance(self) -> dict[str, str]:
-        """Headers for every record of a sink that has headers."""
+        """The headers of every record, for sinks that write headers."""
         headers = {"headrace.pipeline": self._pipeline.name}
         if self.predictor is not None:
             headers["headrace.model"] = self.predictor.info()["version"]

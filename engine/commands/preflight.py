@@ -174,11 +174,11 @@ def _task(run: Run, sample: Batch) -> str | None:
     """Describe the inferred task, if the labels may be classes."""
     if not run.trains:
         return None
-    target = run.parts.model.target
-    if not target.is_left_to_type or target.column not in sample.frame.columns:
+    label = run.parts.model.label
+    if not label.is_left_to_type or label.column not in sample.frame.columns:
         return None
-    values = labels_of(sample.frame.get_column(target.column))
-    return few_numbers(values, target.column, f"the {counted(len(sample.frame), 'sampled row')}")
+    values = labels_of(sample.frame.get_column(label.column))
+    return few_numbers(values, label.column, f"the {counted(len(sample.frame), 'sampled row')}")
 
 
 def _sample(run: Run, source: Source, rows: int) -> Batch | None:

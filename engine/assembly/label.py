@@ -1,4 +1,4 @@
-"""What the model predicts: the task and the classes, as the file says them or as they are found."""
+"""The label of a model: its column, the task and the classes, given or inferred."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from engine.types import (
 log = logging.getLogger("headrace.run")
 
 
-class Target:
-    """[model] target, task and classes.
+class Label:
+    """Resolves [model] target, task and classes on first use.
 
     Args:
-        file: the pipeline file, for sentences.
-        inferred_classes: the classes that were found already, in place of a look at the rows.
+        file: the pipeline file, for error messages.
+        inferred_classes: returns classes found before; reads rows if not given.
     """
 
     def __init__(
@@ -52,9 +52,9 @@ class Target:
 
     @cached_property
     def task(self) -> str:
-        """Given, or by the target's type.
+        """The task: given, or by the type of the column.
 
-        Raises: UserError where the target is nothing that the task predicts.
+        Raises: UserError if the task cannot predict the column.
         """
         model = self._model
         require(self._scrub.schema, [self.column], where="[model] target")
@@ -83,9 +83,9 @@ class Target:
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
-        """Given, as the run that is resumed has them, or found; none in a regression.
+        """The classes: given, those of the resumed run, or inferred; empty for a regression.
 
-        Raises: UserError where they do not fit the task.
+        Raises: UserError if they do not fit the task.
         """
         if self.task == "regression":
             return ()
@@ -103,9 +103,9 @@ class Target:
 
     @cached_property
     def inferred_classes(self) -> tuple[str, ...]:
-        """Classes that the file leaves out; none where the target's type asks for no classes.
+        """The classes that the file leaves out; empty if the type of the column needs none.
 
-        Raises: UserError where they cannot be known.
+        Raises: UserError if they cannot be inferred.
         """
         return self._infer()
 
@@ -137,12 +137,11 @@ class Target:
 
     @property
     def is_left_to_type(self) -> bool:
-        """Whether this is a regression because the target holds numbers, and the file says none."""
+        """Whether the task is regression only because the column holds numbers."""
         return not self._model.task and self.task == "regression"
 
     def log_hint(self) -> None:
-        """Warn of the task that was chosen, where the file leaves it out and the labels of the
-        first rows may be classes."""
+        """Log a warning if the task is inferred and the first labels look like classes."""
         source = self._endpoints.source
         looks = not (self._endpoints.replay or source.unbounded()) and source.can_be_reread()
         if not (self.is_left_to_type and looks):
@@ -156,7 +155,7 @@ class Target:
             log.warning("%s", hint)
 
     def _look(self, most: int = labels.ROWS, *, staged: bool = True) -> labels.Labels:
-        """With a source and stages that nothing else uses, so that those of the run stay as they
+        """Read labels through a second source and stages, so that those of the run stay as they
         are."""
         scrub, own = self._scrub, self._endpoints.source
         if isinstance(own, SharedSource) and own.shares_partitions:
@@ -170,4 +169,4 @@ class Target:
             return labels.look(source, read, stages, target, most)
 
 
-__all__ = ["Target"]
+__all__ = ["Label"]
