@@ -1,5 +1,5 @@
-"""A run of a pipeline: its parts are made (`engine.assembly`), held to the rules (`engine.rules`),
-put to work by the loop, and leave their results (`engine.artifacts`)."""
+"""Runs a pipeline: builds its parts (`engine.assembly`), checks the rules (`engine.rules`), runs
+the loop and writes the artifacts (`engine.artifacts`)."""
 
 from __future__ import annotations
 
@@ -44,14 +44,17 @@ from engine.types import (
 
 
 class Run:
-    """A pipeline, assembled on first use of each part: nothing is opened that is not asked for.
+    """A pipeline, whose parts are built on first use; what nobody uses is never opened.
 
     Args:
         pipeline: a file as read, or its path.
         overrides: "a.b=c" texts, for a path.
         watch: called after every batch.
-        replay: read the dead letters in place of the source. What they come to is in the same
+        replay: whether to read the dead letters instead of the source. The result is in the same
             checkpoint, so a letter is replayed once.
+
+    Attributes:
+        parts: all parts; the most used ones are also properties of the run.
     """
 
     def __init__(
@@ -76,12 +79,12 @@ class Run:
 
     @property
     def source(self) -> Source:
-        """Where records come from."""
+        """The source."""
         return self.parts.endpoints.source
 
     @property
     def stages(self) -> list[Stage]:
-        """Bound stages, in order; in serving, without those that the model file contains."""
+        """The bound stages in order; for serving, without those inside the model file."""
         return self.parts.scrub.stages
 
     @property
@@ -91,27 +94,27 @@ class Run:
 
     @property
     def features(self) -> Features:
-        """What the model reads."""
+        """The features of the model in training."""
         return self.parts.model.features
 
     @property
     def learner(self) -> Learner:
-        """What learns."""
+        """The model in training."""
         return self.parts.model.learner
 
     @property
     def evaluation(self) -> Evaluation:
-        """What judges the learner's answers."""
+        """The evaluation of the model in training."""
         return self.parts.model.evaluation
 
     @property
     def sink(self) -> Sink | None:
-        """Where results go."""
+        """The sink of results; None if the pipeline has none."""
         return self.parts.endpoints.sink
 
     @property
     def checkpoints(self) -> Checkpoints:
-        """Where state is saved."""
+        """The checkpoint folder."""
         return self.parts.endpoints.checkpoints
 
     @property
@@ -125,7 +128,7 @@ class Run:
         return identity_of(self.parts)
 
     def loader(self) -> Loader:
-        """A loader of this pipeline's batches, for a loop of your own: with all columns."""
+        """Return a loader of all columns, for a training loop of your own."""
         return make_loader(self.parts, self.parts.scrub.source_schema)
 
     @cached_property
@@ -136,8 +139,8 @@ class Run:
     # -------------------------------------------------------------------------------------- deeds
 
     def assemble(self) -> None:
-        """Make every part and try them against each other, so that what cannot work is refused
-        before a row is read. Learns nothing, writes nothing.
+        """Build every part and check the rules, so that what cannot work is refused before a row is
+        read. Learns nothing and writes nothing.
 
         Raises: UserError
         """
@@ -158,7 +161,7 @@ class Run:
             ) from error
 
     def run(self, *, fresh: bool = False) -> Summary:
-        """Resume at the newest checkpoint, run to the end of the source (or a signal), report.
+        """Resume from the newest checkpoint, run to the end of the source or a signal, and report.
 
         Args:
             fresh: forget the checkpoints first, and start over.
@@ -177,36 +180,34 @@ class Run:
             return self._run(loop)
 
     def exclusive(self) -> contextlib.AbstractContextManager[None]:
-        """For the block, nobody else writes where this run writes.
+        """Lock the output folders for a block.
 
-        Raises: UserError where somebody does.
+        Raises: UserError if another engine holds one.
         """
         files = [] if self.pipeline.export is None else [self.pipeline.model_path]
         return locked(artifacts.output_folders(self.parts), files)
 
     def delete_all(self) -> None:
-        """Delete this pipeline's checkpoints; its results go with the next start, which is at the
-        source's own."""
+        """Delete the checkpoints of this pipeline. The next start begins at the source's own start
+        and deletes the results."""
         if isinstance(self.source, SharedSource):
             self.source.reset_offsets()
         self.checkpoints.delete_all()
 
     def restore(self) -> bool:
-        """Put the newest checkpoint's state into stages and learner, to export or look at; whether
-        there was one."""
+        """Restore stages and learner from the newest checkpoint; return whether there is one."""
         mark = restoring.restore(self.parts)
         self._mark = self._mark if mark is None else mark
         return mark is not None
 
     def export(self, path: Path | None = None) -> Path:
-        """Write the model as it was restored, or as the run left it; see
-        `engine.artifacts.export`."""
+        """Write the restored model, or the one the run left; see `engine.artifacts.export`."""
         return artifacts.export(self.parts, self._mark, path)
 
     # ------------------------------------------------------------------------------------- inside
 
     def _assemble(self) -> None:
-        """In this order, as the first complaint is the one that is shown: from the source on."""
+        """Build and check from the source on: the first complaint is the one that is shown."""
         parts, endpoints = self.parts, self.parts.endpoints
         _ = endpoints.source
         rules.require_writable(parts)
@@ -253,7 +254,7 @@ class Run:
         )
 
     def _loop(self, loop: Loop) -> CheckpointFailed | TooManyRejects | None:
-        """Run the loop; an error after which what was done is left all the same."""
+        """Run the loop; return an error after which the artifacts are written all the same."""
         try:
             loop.run()
             rules.require_learned(self.pipeline, loop)

@@ -1,7 +1,6 @@
-"""The loop: one batch at a time through the work, into the sinks and the account.
+"""The loop: runs one batch at a time through the work, writes its rows and counts them.
 
-It runs on the main thread and waits for nothing but the next batch. What makes results safe, and
-in which order, is `engine.running.saver`.
+It runs on the main thread. How results and state become safe is in `engine.running.saver`.
 """
 
 from __future__ import annotations
@@ -40,12 +39,11 @@ class Loop:
     """Runs batches through the work until the source ends, a signal comes or something fails.
 
     Args:
-        source: for moves only; the loader reads it.
-        sink, dead_letters: None drops the rows (they are counted all the same).
-        reporter: what tells the metrics; unless given, nobody sees them.
-        saver: what makes results and state safe; unless given, there are no checkpoints: a restart
-            begins at the start.
-        reject_limit: None never stops.
+        source: commits and rebalances; the loader reads it.
+        sink, dead_letters: None drops the rows, which are counted all the same.
+        reporter: updates the metrics; the default keeps them to itself.
+        saver: makes results and state safe; the default commits and saves no checkpoints.
+        reject_limit: None never stops the run.
         watch: called after every batch with the loop and the batch (a progress bar).
     """
 
@@ -110,7 +108,7 @@ class Loop:
         return self.resumed
 
     def run(self) -> Totals:
-        """Until the end of the source or a signal, then flush, save, commit.
+        """Run until the end of the source or a signal, then flush, save, commit.
 
         Raises: TooManyRejects; CheckpointFailed where the last one cannot be written; HeadraceError
             and whatever source, stages, work or sinks raise. What was saved stays saved.
@@ -271,8 +269,8 @@ class Loop:
             self._watch(self, batch)
 
     def _write(self, batch: Batch, done: WorkResult) -> WorkResult:
-        """Rows to the sink, rejected ones to the dead letters; the result with those that the sink
-        can never take."""
+        """Write rows to the sink and rejects to the dead letters; return the result with the rows
+        that the sink can never take."""
         rejects = done.batch.rejects
         if self.sink is not None:
             refused = calls.write(self.sink, done.rows, done.batch.frame.select(RESERVED))
@@ -333,7 +331,7 @@ class Loop:
 
 
 def named_sinks(sink: Sink | None, dead_letters: Sink | None) -> dict[str, Sink]:
-    """Section of the pipeline file -> what is written to."""
+    """Return section of the pipeline file -> sink, for those that are given."""
     both = {"sink": sink, "dead_letters": dead_letters}
     return {section: place for section, place in both.items() if place is not None}
 

@@ -1,4 +1,4 @@
-"""What a run tells the metrics: rows by outcome, times, lag, the bottleneck."""
+"""Exports a run to the metrics: rows by outcome, times, lag, the bottleneck."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ LAG_SECONDS = 1.0
 BOTTLENECK_SECONDS = 10.0
 """The seconds over which the metrics diagnose the bottleneck."""
 MAX_LAGS = 256
-"""A folder of a million files is no label set."""
+"""The most partitions whose lag is exported: a folder of a million files must not become a million
+labels."""
 SKEW_SECONDS = 5.0
 """The most seconds that a record's time may be ahead of the clock."""
 SKEW_LOG_SECONDS = 60.0
-"""How often that is logged."""
+"""The seconds between two warnings about it."""
 COUNTER_METRICS = {
     "filled": "missing_values", FILLED_BEFORE_LEARNING: "filled_before_learning",
     "duplicates": "duplicates",
@@ -35,16 +36,16 @@ COUNTER_METRICS = {
 """Count of a stage -> counter that sums it."""
 
 Diagnose = Callable[[TimingSnapshot], Bottleneck | None]
-"""Says which part has held the run, from what was spent; None where that cannot be told."""
+"""Finds the bottleneck in a timing; None if it is too early to tell."""
 
 
 class Reporter:
-    """Keeps the metrics of a run up to date.
+    """Updates the metrics of a run.
 
     Args:
-        source, sink: whose lag, and own counts, are shown.
-        timer: of the loader; the loop's own work is timed by it, too.
-        diagnose: None names no bottleneck.
+        source, sink: export their lag and their own counts.
+        timer: the loader's, which times the loop's work too.
+        diagnose: None exports no bottleneck.
     """
 
     def __init__(
@@ -67,11 +68,11 @@ class Reporter:
         self._counts: dict[str, int] = {}
 
     def begin(self) -> None:
-        """A run begins: what was spent before is not its own."""
+        """Start a run: time spent before does not count."""
         self._run_start = self._last_diagnosis = self.timer.snapshot()
 
     def done(self, done: WorkResult, *, dead_letters: bool) -> None:
-        """Count what became of a batch.
+        """Count the result of a batch.
 
         Args:
             dead_letters: whether its rejected rows went to a sink.
@@ -101,11 +102,11 @@ class Reporter:
             latency.labels(span="ready_to_done").observe(time.monotonic() - batch.ready)
 
     def lag(self, mark: Mark, *, at_once: bool = True) -> None:
-        """Show how far the source is ahead of what is safe, and with it counts and bottleneck.
+        """Export the lag of the source behind `mark`, and with it own counts and the bottleneck.
 
         Args:
-            mark: up to where rows are safe.
-            at_once: False waits where there is a lag already, which moves all the time.
+            mark: the newest committed mark.
+            at_once: False exports a lag that is above 0 only every LAG_SECONDS.
         """
         now = time.monotonic()
         if not at_once and self._lagging and now - self._lag_at < LAG_SECONDS:
@@ -121,7 +122,7 @@ class Reporter:
                 self.metrics.source_lag_records.labels(partition=partition).set(n)
 
     def bottleneck(self, since: TimingSnapshot | None = None) -> Bottleneck | None:
-        """What has held this run, from its start or `since` then; None where that is too little to
+        """Return the bottleneck from the start or `since` a snapshot; None if it is too early to
         tell."""
         if self._diagnose is None:
             return None
@@ -131,26 +132,26 @@ class Reporter:
         return self._diagnose(timing)
 
     def rebalanced(self) -> None:
-        """Partitions came or went: the lag of some is not known any more."""
+        """Count a rebalance and forget the lag of the partitions before it."""
         self.metrics.source_rebalances.inc()
         self.metrics.source_lag_records.clear()
 
     def checkpoint_saved(self, path: Path, seconds: float) -> None:
-        """A checkpoint was written in so many seconds."""
+        """Export the size, time and age of a new checkpoint."""
         self.metrics.checkpoint_seconds.observe(seconds)
         self.metrics.checkpoint_bytes.set(path.stat().st_size)
         self.checkpoint_renewed()
 
     def checkpoint_renewed(self) -> None:
-        """The newest checkpoint is as good as one of now."""
+        """Export that the newest checkpoint is up to date."""
         self.metrics.checkpoint_timestamp_seconds.set_to_current_time()
 
     def checkpoint_failed(self) -> None:
-        """A checkpoint could not be written."""
+        """Count a checkpoint that could not be written."""
         self.metrics.checkpoint_failures.inc()
 
     def _show_bottleneck(self) -> None:
-        """Which part has held the run for the last seconds."""
+        """Export the bottleneck of the last seconds."""
         if self._diagnose is None:
             return
         snapshot = self.timer.snapshot()
@@ -164,7 +165,7 @@ class Reporter:
             self.metrics.busy_ratio.labels(part=part).set(seconds / bottleneck.wall)
 
     def _own_counts(self) -> None:
-        """What source and sink count by themselves."""
+        """Export what source and sink count themselves."""
         counts = dict(self._sink.counts()) if self._sink is not None else {}
         if isinstance(self._source, SharedSource):
             counts |= self._source.counts()
@@ -180,8 +181,8 @@ class Reporter:
             (own.get(name) or metrics.transactions.labels(outcome=name)).inc(more)
 
     def _event_times(self, batch: Batch) -> None:
-        """The newest time of the records; one in the future is a clock's mistake, logged and not
-        shown."""
+        """Export the newest time of the records; a time in the future is a wrong clock, logged and
+        not exported."""
         stamps = [int(p.timestamps.max()) for p in batch.pieces if p.timestamps is not None]
         stamps = [stamp for stamp in stamps if stamp != NO_TIMESTAMP]
         if not stamps:

@@ -1,16 +1,16 @@
-"""Making safe what was done: the effects that must be ordered.
+"""The saver: three effects that make finished work safe, in a fixed order.
 
-    1. `Sink.flush`, of results and dead letters: they are safe
-    2. `Checkpoints.save`:                        state is safe, and says which results belong to it
-    3. `Source.commit(mark)`:                     the source may forget
+    1. `Sink.flush`, of results and dead letters: the results are safe
+    2. `Checkpoints.save`:    the state is safe, and says which results belong to it
+    3. `Source.commit(mark)`: the source may forget
 
-A crash between 1 and 2 leaves results that the next start takes away again (`Sink.restore`);
-between 2 and 3, a source that gives rows again which the checkpoint's mark skips. So every record
-counts once.
+After a crash between 1 and 2 the next start truncates the results (`Sink.restore`). After a crash
+between 2 and 3 the source gives rows again that the checkpoint's mark skips. So every record counts
+once.
 
-Where others decide what counts (a transaction, a group that may have given the partitions to
-somebody else meanwhile), 3 is what decides: a checkpoint that was not committed is passed over by
-the next start, and the run itself goes back to the one before when a commit is refused.
+With a transaction, or a group that may have moved the partitions meanwhile, step 3 decides: the
+next start passes over a checkpoint that was not committed, and when a commit is refused the run
+itself goes back to the one before.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ State = Mapping[str, Snapshot]
 
 
 class Saver:
-    """Flushes, saves and commits, in this order; knows which checkpoint counts.
+    """Flushes, saves and commits, in this order, and knows which checkpoint counts.
 
     Args:
-        sinks: section of the pipeline file -> what was written to.
+        sinks: section of the pipeline file -> sink.
         checkpoints: None saves nothing: a restart begins at the start.
         identity: what a checkpoint must have in common with this pipeline.
         transaction: commits results and positions together, in place of `source.commit`, and says
             whether it did; in its own time, where that is sooner than a checkpoint is due.
-        keeps_state: whether stages or work have a state that belongs to what was read.
+        keeps_state: whether stages or work have a state of the rows that were read.
         mend: see `engine.running.checkpoint.Checkpoints.load`.
 
     Attributes:
-        mark: up to where everything is committed.
-        unsaved: whether something was done since.
-        aborted: whether the newest commit was refused, so that the run must go back.
-        error: why the newest checkpoint could not be written.
+        mark: the newest committed mark.
+        unsaved: whether work was done since.
+        aborted: whether the last commit was refused, so that the run must go back.
+        error: why the last checkpoint could not be written; None if it was.
     """
 
     def __init__(
@@ -79,13 +79,13 @@ class Saver:
         self._saved_at, self._saved_batches = time.monotonic(), 0
 
     def begin(self, batches: int) -> None:
-        """A run begins that has done so many batches before."""
+        """Start a run that has done so many batches before."""
         self._saved_batches = batches
 
     def newest(self) -> State | None:
-        """The state of the newest checkpoint that counts; None without one.
+        """Return the state of the newest checkpoint that counts; None without one.
 
-        Raises: UserError when it is another pipeline's; HeadraceError when none can be read.
+        Raises: UserError if it is another pipeline's; HeadraceError if none can be read.
         """
         if self._checkpoints is None:
             return None
@@ -94,21 +94,21 @@ class Saver:
     def restoring(
         self, state: State | None, parts: Callable[[], State]
     ) -> AbstractContextManager[None]:
-        """For the block, the parts take the state; see `Checkpoints.restoring`."""
+        """Guard a block in which the parts restore the state; see `Checkpoints.restoring`."""
         if self._checkpoints is None or state is None:
             return contextlib.nullcontext()
         return self._checkpoints.restoring(state, parts)
 
     def require_plain(self, parts: Callable[[], State]) -> None:
-        """Raises: HeadraceError where the state could not be saved: known before all is done."""
+        """Check before the run that the state can be saved. Raises: HeadraceError"""
         if self._checkpoints is not None:
             require_plain(parts())
 
     def is_due(self, batches: int, *, idle: bool) -> bool:
-        """Whether to save after so many batches.
+        """Return whether to save after so many batches.
 
         Args:
-            idle: whether nothing more comes for now.
+            idle: whether the source has nothing more for now.
         """
         if self._checkpoints is None:
             return False
@@ -120,13 +120,14 @@ class Saver:
         return since >= settings.interval
 
     def save(self, mark: Mark, batches: int, parts: Callable[[], State]) -> bool:
-        """1 flush, 2 checkpoint, 3 commit; whether all of it is done. A checkpoint that fails is
-        counted and logged, and the run goes on: the last good one stays, and nothing is committed
-        beyond it.
+        """1 flush, 2 save, 3 commit; return whether all is done. A failed checkpoint is counted
+        and logged, and the run continues: the last good one stays, and nothing after it is
+        committed.
 
         Args:
-            mark: where the parts stand.
-            parts: their state; asked after the flush, for a sink's snapshot is of what is safe.
+            mark: the position the parts have reached.
+            parts: returns their state; called after the flush, as a sink's snapshot covers what
+                is safe.
         """
         with self._reporter.timer.timed("flush"):
             for section, sink in self._sinks.items():

@@ -47,8 +47,8 @@ class Totals:
         return self.read + self.added == out
 
     def require_balance(self) -> None:
-        """Raises: HeadraceError where rows are missing or too many: the last line of defence, as
-        whoever loses rows is told at once (`engine.calls`)."""
+        """Raises: HeadraceError if rows are missing or too many. This is the last line of defence:
+        `engine.calls` finds a component that loses rows at once."""
         if not self.balanced:
             raise HeadraceError(
                 f"The account does not balance: {self.read:,} read + {self.added:,} added are "
@@ -59,7 +59,7 @@ class Totals:
             )
 
     def add(self, done: WorkResult) -> None:
-        """Count what became of a batch."""
+        """Add the result of a batch."""
         batch = done.batch
         self.batches += 1
         self.read += batch.raw_rows
