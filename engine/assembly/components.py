@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from engine.calls import Calling
+from engine import calls
 from engine.config import Pipeline, load_class
 from engine.scrub import STAGES
 from engine.types import Stage, UserError, nearest
@@ -53,8 +53,8 @@ def configure(
     if provenance and "provenance" in component_class.Settings.model_fields:
         table["provenance"] = {**provenance, **table.get("provenance", {})}
     settings = pipeline.settings(component_class.Settings, table, section)
-    with Calling(section, component_class):
-        return Configured(kind=kind, settings=settings), component_class(settings)
+    component = calls.construct(section, component_class, contract, settings)
+    return Configured(kind=kind, settings=settings), component
 
 
 def make_stages(pipeline: Pipeline, exported: Collection[str] = ()) -> list[Stage]:
@@ -68,8 +68,7 @@ def _stage(pipeline: Pipeline, name: str, table: Mapping[str, Any]) -> Stage:
     stage_class = load_class(own.pop("kind", name), STAGES, section, pipeline.file)
     require_contract(stage_class, Stage, section)
     settings = pipeline.settings(stage_class.Settings, own, section)
-    with Calling(section, stage_class):
-        stage: Stage = stage_class(name, settings)
+    stage: Stage = calls.construct(section, stage_class, Stage, name, settings)
     return stage
 
 

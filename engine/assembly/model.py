@@ -7,10 +7,10 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from engine import calls
 from engine.assembly.endpoints import Endpoints
 from engine.assembly.label import Label
 from engine.assembly.scrub import Scrub
-from engine.calls import Calling
 from engine.config import (
     ExportSettings,
     ModelSettings,
@@ -155,8 +155,7 @@ class Model:
             augment_class = load_class(own.pop("kind", name), AUGMENTS, section, pipeline.file)
             require_contract(augment_class, Augment, section)
             settings = pipeline.settings(augment_class.Settings, own, section)
-            with Calling(section, augment_class):
-                augments.append(augment_class(name, settings))
+            augments.append(calls.construct(section, augment_class, Augment, name, settings))
         return Augmentation(augments)
 
     @cached_property
@@ -167,8 +166,9 @@ class Model:
         """
         file, learner_class = self._pipeline.file, self.learner_class
         settings = validate(learner_class.Settings, self._tables[1], "model", file)
-        with Calling("model", learner_class):
-            learner: Learner = learner_class(settings, self.training, self.features)
+        learner: Learner = calls.construct(
+            "model", learner_class, Learner, settings, self.training, self.features
+        )
         if self.augmentation is not None:
             self.augmentation.attach(learner, self._encoders())
         from models.challenge.challenger import (
