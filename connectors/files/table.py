@@ -6,7 +6,7 @@ import time
 import zoneinfo
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from polars.exceptions import PanicException, PolarsError
 from pyarrow import ipc
 
+from connectors.formats.kernels.parquet_pages import first_bad_page, read_footer
 from engine.types import HeadraceError, Records, Schema, UserError
 from engine.types.plural import counted
 
@@ -47,7 +48,8 @@ class TableFile(ABC):
     Args:
         path: the file.
         name: the partition.
-        columns: to decode, those the file has of them; None decodes all.
+        columns: to decode, those the file has of them; None decodes all. Of a file that has none
+            of them one column is decoded: it has rows nevertheless.
 
     Attributes:
         schema: the file's columns, before that choice.
@@ -125,9 +127,13 @@ class TableFile(ABC):
 
     def _decoded(self, number: int) -> pl.DataFrame:
         try:
-            return self._decode(number)
+            frame = self._decode(number)
+            expected = int(self.bounds[number + 1] - self.bounds[number])
+            if frame.height != expected:
+                raise pa.ArrowInvalid(f"expected {counted(expected, 'row')}, got {frame.height:,}")
         except READ_ERRORS as error:
             raise self._error(error) from error
+        return frame
 
     def _error(self, error: Exception) -> HeadraceError:
         return HeadraceError(
@@ -146,30 +152,58 @@ class TableFile(ABC):
 
 
 class ParquetFile(TableFile):
-    """Slices of lazy scans: polars skips row groups, and decodes columns in parallel."""
+    """Slices of lazy scans: polars skips row groups, and decodes columns in parallel.
+
+    The footer and the headers of pages are validated first: polars allocates as much as a page
+    claims, and ends the process where that is 2^61 bytes. pyarrow only opens the file: its accessor
+    of a column chunk's metadata ends the process at some damage.
+    """
 
     kind = "parquet"
 
     def _open(self, path: Path, columns: Sequence[str] | None) -> None:
         with pq.ParquetFile(path) as file:
-            metadata, schema = file.metadata, file.schema_arrow
+            self._metadata = metadata = file.metadata
+            schema = file.schema_arrow
         _once(schema.names, self.name)
         _must_be_held(schema, self.name, wide=True)
-        sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
-        ends = np.cumsum([0, *sizes])
+        with path.open("rb") as file:
+            footer = read_footer(file, metadata.num_row_groups, metadata.num_columns)
+        if footer is None:
+            raise pa.ArrowInvalid("its footer is damaged, or its row groups are not all its rows")
+        self._path, self._footer = path, footer
+        ends = np.cumsum([0, *footer.group_rows])
         inner = [np.arange(a, b, CHUNK_ROWS) for a, b in pairwise(ends)]
         self.bounds = np.concatenate([*inner, ends[-1:]]).astype(np.int64)
+        self._groups = np.searchsorted(ends, self.bounds, "right") - 1
+        """Row group of each chunk."""
         frame = pl.scan_parquet(path, glob=False)
         self.schema = dict(frame.collect_schema())
         self._columns = [c for c in columns or self.schema if c in self.schema]
+        self._columns = self._columns or list(self.schema)[:1]
+        self._leaves, self._flat = _leaves(metadata.schema, self._columns)
+        self._walked = -1
+        """The last row group whose pages were validated."""
         # A row group is decoded by one thread: by several, where each has columns of its own.
         n = max(1, min(pl.thread_pool_size(), len(self._columns) // PART_COLUMNS))
         self._parts = [frame.select(self._columns[i::n]) for i in range(n)]
 
     def _decode(self, number: int) -> pl.DataFrame:
         start, stop = self.bounds[number : number + 2].tolist()
+        self._walk(int(self._groups[number]))
         parts = pl.collect_all([part.slice(start, stop - start) for part in self._parts])
         return pl.concat(parts, how="horizontal")[self._columns]
+
+    def _walk(self, group: int) -> None:
+        """Validate the pages of a row group. Raises: ArrowInvalid"""
+        if group == self._walked:
+            return
+        with self._path.open("rb") as file:
+            bad = first_bad_page(file, self._footer, group, self._leaves, self._flat)
+        if bad is not None:
+            name = self._metadata.schema.column(int(self._leaves[bad[0]])).path
+            raise pa.ArrowInvalid(f"the page of column '{name}' at byte {bad[1]} cannot be")
+        self._walked = group
 
 
 class ArrowFile(TableFile):
@@ -189,6 +223,7 @@ class ArrowFile(TableFile):
         _once(schema.names, self.name)
         _must_be_held(schema, self.name, wide=False)
         fields = [i for i, name in enumerate(schema.names) if columns is None or name in columns]
+        fields = fields or [0]
         # Batches do not say their size unread: read little of them.
         if self._streamed:
             self._fields, self._at = fields, 0
@@ -243,6 +278,18 @@ class SortedRows(TableFile):
 
     def _decode(self, number: int) -> pl.DataFrame:
         return self._frame
+
+
+def _leaves(
+    schema: pq.ParquetSchema, columns: Sequence[str]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Numbers of the physical columns of some columns, and whether each has one value a row."""
+    chosen, leaves = set(columns), [schema.column(i) for i in range(len(schema))]
+    of_chosen = [
+        not chosen.isdisjoint(accumulate(leaf.path.split("."), "{}.{}".format)) for leaf in leaves
+    ]
+    flat = np.array([leaf.max_repetition_level == 0 for leaf in leaves], bool)
+    return np.flatnonzero(of_chosen), flat[of_chosen]
 
 
 def _frame(table: pa.Table) -> pl.DataFrame:

@@ -28,6 +28,7 @@ from PIL import Image as Picture
 from connectors.files.source import FilesSource
 from connectors.formats.avro import Avro, parsed
 from engine.types import EndOfStream, HeadraceError, Records, Schema, Values
+from tests.fuzz import parquet
 from tests.fuzz.mutate import harmed, mutated
 
 Read = Callable[[bytes, Path], Iterator[bytes]]
@@ -85,8 +86,8 @@ def _texts(frame: pl.DataFrame) -> Iterator[bytes]:
             yield "".join(column.drop_nulls().to_list()).encode()
         elif column.dtype == pl.Binary:
             yield b"".join(column.drop_nulls().to_list())
-        else:
-            yield repr(column.to_list()).encode()
+        else:  # Python has no year 10,000
+            yield repr(column.to_physical().to_list()).encode()
 
 
 def _image(data: bytes, _: Path) -> Iterator[bytes]:
@@ -288,14 +289,6 @@ PACKED = {
 }  # fmt: skip
 
 
-def _parquet() -> dict[str, bytes]:
-    return {
-        "plain.parquet": _written(lambda out: ROWS.write_parquet(out, compression="uncompressed")),
-        "zstd.parquet": _written(lambda out: ROWS.write_parquet(out, row_group_size=7)),
-        "old.parquet": _written(lambda out: ROWS.write_parquet(out, use_pyarrow=True)),
-    }
-
-
 def _arrows() -> dict[str, bytes]:
     return {
         "plain.arrow": _arrow("uncompressed"), "zstd.arrow": _arrow("zstd"),
@@ -333,7 +326,7 @@ def _itself(data: bytes, _: Path) -> Iterator[bytes]:
 TARGETS: dict[str, Callable[[], Target]] = {
     "text, guessed": lambda: Target(seeds=TEXT | PACKED, read=_file()),
     "text, declared": lambda: Target(seeds=TEXT | PACKED, read=_file(DECLARED)),
-    "parquet": lambda: Target(seeds=_parquet(), read=_file()),
+    "parquet": lambda: Target(seeds=parquet.seeds(ROWS), read=_file(), harm=parquet.damaged),
     "arrow": lambda: Target(seeds=_arrows(), read=_file()),
     "xml": lambda: Target(
         seeds={"rows.xml": XML},

@@ -1,0 +1,297 @@
+"""What a Parquet file says of itself, walked before anybody believes it: its footer, and the
+headers of its pages.
+
+Both are structs of Thrift's compact protocol; only some of their integers matter here.
+https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift,
+https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numba
+import numpy as np
+from numba import types
+from numpy.typing import NDArray
+
+from connectors.formats.kernels.varints import read_varint
+
+Ints = NDArray[np.int64]
+STOP, TRUE, FALSE, BYTE, I16, I32, I64, DOUBLE, BINARY, LIST, SET, MAP, STRUCT = range(13)
+"""Types of Thrift's compact protocol."""
+TAIL = 8
+"""Bytes behind the footer: its size in 4 bytes, and a magic word."""
+CHUNK_FIELDS = 12
+VALUES, COMPRESSED_SIZE, DATA_OFFSET, DICTIONARY_OFFSET = 5, 7, 9, 11
+"""Fields of a column chunk's metadata."""
+PAGE_FIELDS = 9
+PAGE_UNCOMPRESSED, PAGE_COMPRESSED, DATA, DICTIONARY, DATA_2 = 2, 3, 5, 7, 8
+"""Fields of a page's header: two sizes, and structs, of which a page has one."""
+PAGE_VALUES, NULLS, ROWS, DEFINITION_BYTES, REPETITION_BYTES = 1, 2, 3, 5, 6
+"""Fields of those structs; all but the first are of `DATA_2`."""
+LARGEST = 2**31 - 1
+"""Of a page's numbers; readers cut others to 32 bits, whose sign may be another one."""
+DEPTH, MOST_FIELD = 32, 2**15 - 1
+IN_STRUCT, ABSENT = -1, -1
+END, BROKEN = -1, -2
+"""Depths at which no number is."""
+WINDOW, MOST_WINDOW = 1 << 10, 1 << 20
+"""Bytes in which a page's header is looked for: nearly all are of some 50, with statistics of long
+texts in it one may be larger."""
+_pread: Any = types.ExternalFunction(
+    "pread", types.intp(types.intc, types.voidptr, types.uintp, types.int64)
+)
+"""The system's call: one from Python for each page would take a twentieth of the time of decoding
+it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footer:
+    """What a file says of its rows and of its g x c column chunks.
+
+    Attributes:
+        rows: of the file.
+        group_rows: of each row group, shape (g,).
+        chunks: fields of each chunk's metadata by their number, `ABSENT` where one is missing,
+            shape (g, c, CHUNK_FIELDS).
+    """
+
+    rows: int
+    group_rows: Ints
+    chunks: Ints
+
+
+def read_footer(file: BinaryIO, groups: int, columns: int) -> Footer | None:
+    """The footer of a whole file; None for one that cannot be, or is of another shape."""
+    end = file.seek(0, os.SEEK_END) - TAIL
+    size = int.from_bytes(os.pread(file.fileno(), 4, end), "little")
+    if size > end:
+        return None
+    rows = np.full(groups, ABSENT, np.int64)
+    chunks = np.full((groups, columns, CHUNK_FIELDS), ABSENT, np.int64)
+    total = int(_footer(_bytes(file, end - size, size), rows, chunks))
+    # A sum of Python's integers does not wrap.
+    if total < 0 or rows.min(initial=0) < 0 or sum(rows.tolist()) != total:
+        return None
+    return Footer(rows=total, group_rows=rows, chunks=chunks)
+
+
+def first_bad_page(
+    file: BinaryIO, footer: Footer, group: int, columns: Ints, flat: NDArray[np.bool_]
+) -> tuple[int, int] | None:
+    """The first of some column chunks with a page that cannot be: its index in `columns`, and where
+    the page begins; None where all can.
+
+    Pages are read, not mapped: a file that is cut while it is read would end the process.
+
+    Args:
+        columns: numbers of the columns, shape (c,).
+        flat: whether a column has one value in each row, shape (c,).
+    """
+    chunks, end = footer.chunks[group, columns], os.fstat(file.fileno()).st_size
+    offsets = chunks[:, DICTIONARY_OFFSET]
+    starts = np.where(offsets == ABSENT, chunks[:, DATA_OFFSET], offsets)
+    sizes, values = chunks[:, COMPRESSED_SIZE], chunks[:, VALUES]
+    bad = (starts <= 0) | (starts > end) | (sizes < 0) | (sizes > end - starts)
+    bad |= flat & (values != footer.group_rows[group])
+    if bad.any():
+        column = int(bad.argmax())
+        return column, int(starts[column])
+    column, at = _first_bad_page(file.fileno(), starts, starts + sizes, values)
+    return None if column == len(columns) else (int(column), int(at))
+
+
+def _bytes(file: BinaryIO, at: int, size: int) -> NDArray[np.uint8]:
+    return np.frombuffer(os.pread(file.fileno(), size, at), np.uint8)
+
+
+@numba.njit(nogil=True, cache=True)
+def _footer(raw, rows, chunks):  # type: ignore[no-untyped-def]
+    """Fill in what row groups and their chunks say; the rows of the file, `ABSENT` where it is
+    broken."""
+    path, left, kinds = _walk()
+    total, kind, at, depth = np.int64(ABSENT), STOP, 0, 0
+    while True:
+        kind, number, at, depth = _next(raw, kind, at, depth, path, left, kinds)
+        if depth < 0:
+            return total if depth == END else np.int64(ABSENT)
+        groups = path[0] == 4
+        is_total = depth == 0 and path[0] == 3
+        is_rows = groups and depth == 2 and path[2] == 3
+        is_chunk = groups and depth == 5 and path[2] == 1 and path[4] == 3
+        if is_chunk and path[5] not in (VALUES, COMPRESSED_SIZE, DATA_OFFSET, DICTIONARY_OFFSET):
+            continue
+        if not (is_total or is_rows or is_chunk):
+            continue
+        if kind != I64 or (groups and path[1] >= len(rows)):
+            return np.int64(ABSENT)
+        if is_total:
+            total = number
+        elif is_rows:
+            rows[path[1]] = number
+        elif path[3] >= chunks.shape[1]:
+            return np.int64(ABSENT)
+        else:
+            chunks[path[1], path[3], path[5]] = number
+
+
+@numba.njit(nogil=True, cache=True)
+def _first_bad_page(file, starts, stops, values):  # type: ignore[no-untyped-def]
+    """Walk the pages of chunks until they have their values; number of the chunk that has a bad
+    page, and where it begins."""
+    fields, window = np.zeros((2, PAGE_FIELDS), np.int64), np.empty(WINDOW, np.uint8)
+    for i in range(len(starts)):
+        at, stop, left = starts[i], stops[i], values[i]
+        while left > 0:
+            got = _pread(file, window.ctypes, min(len(window), stop - at), at)
+            body, size = _header(window[: max(0, got)], fields)
+            if body == BROKEN and got == len(window) <= MOST_WINDOW:
+                window = np.empty(16 * got, np.uint8)
+                continue
+            size += fields[0, PAGE_COMPRESSED]
+            if not _possible(body, fields) or size > stop - at:
+                return i, at
+            if body in (DATA, DATA_2):
+                left -= fields[1, PAGE_VALUES]
+            at += size
+        if left != 0:
+            return i, at
+    return len(starts), np.int64(0)
+
+
+@numba.njit(nogil=True, cache=True)
+def _header(raw, fields):  # type: ignore[no-untyped-def]
+    """Read the two sizes of a page's header into `fields[0]`, its struct into `fields[1]`; which
+    struct it is, and where the header ends."""
+    path, left, kinds = _walk()
+    fields[:] = 0
+    body, kind, at, depth = 0, STOP, 0, 0
+    while True:
+        kind, number, at, depth = _next(raw, kind, at, depth, path, left, kinds)
+        if depth < 0:
+            return (body if depth == END else BROKEN), at
+        if depth == 0 and kind == STRUCT:
+            if body:  # readers may believe either
+                return BROKEN, at
+            body = path[0]
+        known = 0  # up to here, fields are numbers of 32 bits
+        if depth == 0:
+            known = PAGE_COMPRESSED
+        elif depth == 1:
+            known = REPETITION_BYTES if body == DATA_2 else PAGE_VALUES
+        if known and path[depth] <= known:
+            if kind != I32:
+                return BROKEN, at
+            fields[depth, path[depth]] = number
+
+
+@numba.njit(nogil=True, cache=True)
+def _possible(body, fields):  # type: ignore[no-untyped-def]
+    """Whether the numbers of a header go together."""
+    fields[0, 1] = 0  # a type, which the struct tells as well
+    size, values = fields[0, PAGE_COMPRESSED], fields[1, PAGE_VALUES]
+    if body < DATA or body > DATA_2 or fields.min() < 0 or fields.max() > LARGEST:
+        return False
+    if body == DICTIONARY:  # a value takes a byte at least
+        return values <= fields[0, PAGE_UNCOMPRESSED]
+    if body == DATA_2:
+        levels = fields[1, DEFINITION_BYTES] + fields[1, REPETITION_BYTES]
+        return levels <= size and max(fields[1, NULLS], fields[1, ROWS]) <= values
+    return True
+
+
+@numba.njit(nogil=True, cache=True)
+def _walk():  # type: ignore[no-untyped-def]
+    """Where a walk is: at each depth, the field or element (`path`), elements to come or
+    `IN_STRUCT` (`left`), and their type (`kinds`)."""
+    return np.zeros(DEPTH, np.int64), np.full(DEPTH, IN_STRUCT), np.zeros(DEPTH, np.int64)
+
+
+@numba.njit(nogil=True, cache=True)
+def _next(raw, kind, at, depth, path, left, kinds):  # type: ignore[no-untyped-def]
+    """The next field or element behind one of a kind at a depth: its kind, its number where it is
+    an integer, where it ends (a struct or list: begins), and its depth, `END` behind the last."""
+    if kind == STRUCT:
+        depth += 1
+        path[depth], left[depth] = 0, IN_STRUCT
+    elif kind in (LIST, SET):
+        depth += 1
+        kinds[depth], left[depth], at = _list(raw, at)
+        path[depth] = -1
+    while at < len(raw) and depth < DEPTH - 1:
+        inside = left[depth] != IN_STRUCT
+        if inside and left[depth] == 0:
+            depth -= 1
+            continue
+        if inside:
+            left[depth] -= 1
+            path[depth] += 1
+            kind = kinds[depth]
+        else:
+            if raw[at] == STOP:
+                depth, at = depth - 1, at + 1
+                if depth == END:
+                    return STOP, np.int64(0), at, END
+                continue
+            kind, field, at = _field(raw, at, path[depth])
+            # Writers write fields in their order; of one that comes twice, readers believe either.
+            if not path[depth] < field <= MOST_FIELD:
+                break
+            path[depth] = field
+        number = np.int64(0)
+        if I16 <= kind <= I64:
+            number, at = read_varint(raw, at)
+        elif kind == BINARY:
+            number, at = _size(raw, at)
+            at += number
+        elif kind == DOUBLE:
+            at += 8
+        elif kind == BYTE or (inside and kind in (TRUE, FALSE)):
+            at += 1
+        elif kind not in (TRUE, FALSE, STRUCT, LIST, SET):  # Parquet has no maps
+            break
+        if at > len(raw):
+            break
+        return kind, number, at, depth
+    return STOP, np.int64(0), at, BROKEN
+
+
+@numba.njit(nogil=True, cache=True)
+def _field(raw, at, before):  # type: ignore[no-untyped-def]
+    """Type and number of the field at a place, and where its value begins."""
+    kind, step = np.int64(raw[at] & 15), np.int64(raw[at] >> 4)
+    if step:
+        return kind, before + step, at + 1
+    number, at = read_varint(raw, at + 1)
+    return kind, number, at
+
+
+@numba.njit(nogil=True, cache=True)
+def _list(raw, at):  # type: ignore[no-untyped-def]
+    """Type and count of a list's elements, and where they begin."""
+    if at >= len(raw):
+        return np.int64(MAP), np.int64(0), at
+    kind, count = np.int64(raw[at] & 15), np.int64(raw[at] >> 4)
+    if count < 15:
+        return kind, count, at + 1
+    count, at = _size(raw, at + 1)
+    return kind, count, at
+
+
+@numba.njit(nogil=True, cache=True)
+def _size(raw, at):  # type: ignore[no-untyped-def]
+    """A size, which has no sign, and where it ends; beyond the end where it cannot be."""
+    value, shift = np.int64(0), 0
+    while at < len(raw) and shift < 35:
+        value |= np.int64(raw[at] & 127) << shift
+        at += 1
+        if raw[at - 1] < 128:
+            return value, at if value <= LARGEST else len(raw) + 1
+        shift += 7
+    return np.int64(0), len(raw) + 1
+
+
+__all__ = ["Footer", "first_bad_page", "read_footer"]
