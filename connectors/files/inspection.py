@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 import polars as pl
 
-from connectors.files.table import TABLE_READERS
+from connectors.files.table import open_table
 from connectors.formats.csv import Csv
 from connectors.formats.inference.infer import (
     TypeInference,
@@ -186,7 +186,7 @@ def inspect_tables(files: Mapping[str, Path], format: str) -> Inspection:
     inspection = Inspection()
     columns_by_file: dict[str, list[str]] = {}
     for name, path in files.items():
-        table = TABLE_READERS[format](path, name)
+        table = open_table(format, path, name)
         table.close()
         if not table.rows:
             inspection.empty.append(name)

@@ -12,19 +12,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from connectors.files.text import compression
+from connectors.formats.registry import EXTENSIONS, FILES, spec_of
 from engine.types import UserError, nearest
 from engine.types.plural import counted
 
-EXTENSIONS = {
-    ".csv": "csv", ".tsv": "csv", ".ndjson": "ndjson", ".jsonl": "ndjson", ".parquet": "parquet",
-    ".arrow": "arrow", ".ipc": "arrow", ".feather": "arrow", ".xml": "xml",
-    **dict.fromkeys((".tar", ".tgz", ".tbz2", ".txz"), "webdataset"),
-    **dict.fromkeys(
-        (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"), "images"
-    ),
-}  # fmt: skip
-AMBIGUOUS_FORMATS = {"json": (".json",), "documents": (), "text": ()}
-"""Format without a recognisable extension -> its usual extensions; none means any."""
 HIDDEN_PREFIXES = (".", "_")
 """The first characters of names that are not data: hidden files, and those of Spark, Hive and
 others."""
@@ -96,7 +87,7 @@ def common_format(files: dict[str, Path]) -> str:
         if format is None:
             raise UserError(
                 f"[source] path '{name}' has no extension that says what it holds: set [source] "
-                f"format to {', '.join(dict.fromkeys([*EXTENSIONS.values(), *AMBIGUOUS_FORMATS]))}."
+                f"format to {', '.join(FILES)}."
             )
         if format != kinds[first]:
             raise UserError(
@@ -218,9 +209,7 @@ def _pattern(file: Path) -> str:
 
 
 def _fits(path: Path, format: str | None) -> bool:
-    if format in EXTENSIONS.values():
-        return _kind(path) == format
-    extensions = AMBIGUOUS_FORMATS.get(format or "", ())
+    extensions = spec_of(format or "").extensions
     return not extensions or _extension(path) in extensions
 
 

@@ -59,18 +59,18 @@ from connectors.files.splits import (
     text_bounds,
 )
 from connectors.files.stdin import STDIN, StdinBytes, StdinRows
-from connectors.files.table import TABLE_READERS, SortedRows
+from connectors.files.table import SortedRows, open_table
 from connectors.files.tar import TarShard
 from connectors.files.text import TextFile, compression
 from connectors.files.xml import XmlRows
 from connectors.formats.bounded import SizeLimited
-from connectors.formats.csv import Csv, Dialect
+from connectors.formats.csv import Csv
 from connectors.formats.custom import (
-    is_custom,
     load_custom,
     require_declared,
     require_known_format,
 )
+from connectors.formats.dialect import Dialect
 from connectors.formats.file_content import FileContent
 from connectors.formats.inference.infer import NULL_WORDS, TypeInference
 from connectors.formats.inference.misses import InferredTypes
@@ -79,12 +79,13 @@ from connectors.formats.inference.transcode import Transcoder
 from connectors.formats.kernels.paths import parse_path, value_at
 from connectors.formats.kernels.rows import parser_input
 from connectors.formats.ndjson import Ndjson
-from connectors.formats.text import RawText
+from connectors.formats.options import FormatOptions
+from connectors.formats.registry import CUSTOM, FILES, FORMATS, require_option, spec_of
 from connectors.formats.values.casts import Coerce
 from connectors.formats.values.columns import Columns
 from connectors.formats.values.hive import HivePartitions, partition_values
 from connectors.formats.webdataset import WebDatasetFormat
-from connectors.formats.xml import Fields, Xml, columns_of, documents
+from connectors.formats.xml import Fields, columns_of, documents
 from engine.columnar.expressions import expression
 from engine.types import (
     DROPPED,
@@ -108,21 +109,9 @@ from engine.types import (
 )
 from engine.types.changes import Fixed, Free, Meaning
 
-FORMATS = (
-    "csv", "ndjson", "parquet", "arrow", "text", "json", "xml", "images", "documents",
-    "webdataset",
-)  # fmt: skip
-SORTABLE = ("csv", "ndjson", "parquet", "arrow")
-"""The formats for `order_by`."""
 JSON_FORMATS = ("ndjson", "json")
-SPARSE_FORMATS = (*JSON_FORMATS, "xml", "webdataset")
-"""The formats whose rows need not have every column."""
-DECLARED_ONLY_FORMATS = ("xml", "webdataset")
-"""The formats that read only declared columns, if there are any."""
-PATH_FORMATS = (*SPARSE_FORMATS, *TABLE_READERS)
-"""The formats for `paths`."""
-FILE_ROW_FORMATS = ("json", "xml", "images", "documents")
-"""The formats with one row per file; XML without `row`."""
+SORTABLE = tuple(name for name in FILES if FORMATS[name].sortable)
+"""Formats for `order_by`."""
 SAMPLE_ROWS = 1_000
 """The rows of a text file from which its columns' types are inferred."""
 SCHEMA_ATTEMPTS = 5
@@ -267,16 +256,17 @@ class FilesSource(Source):
         self.settings: FilesSource.Settings = settings
         paths = (settings.path,) if isinstance(settings.path, str) else settings.path
         if settings.format is not None:
-            require_known_format(settings.format, FORMATS)
+            require_known_format(settings.format, FILES)
         self._stdin = StdinBytes() if settings.path == STDIN else None
         self._files = self._found()
         self._kind = settings.format or common_format(self._files)
-        if settings.order_by and self._kind not in SORTABLE:
+        self._spec = spec_of(self._kind)
+        if settings.order_by and not self._spec.sortable:
             raise UserError(
                 f"[source] order_by is for {', '.join(SORTABLE)}, not for '{self._kind}'."
             )
         self._check_csv_settings()
-        self._file_per_row = self._kind in FILE_ROW_FORMATS and settings.row is None
+        self._file_per_row = self._spec.layout == "file" and settings.row is None
         self._table = self._recoding()
         self._name = readable(",".join(paths))
         self._follower = self._followed() if settings.follow else None
@@ -313,7 +303,8 @@ class FilesSource(Source):
         self._inner = self._format()
         hive = any(self._folders.values()) and not self._is_single_partition
         self._inferred = InferredTypes(self._inner, lambda: self._dialect.decimal)
-        told = self._inferred if self._kind in ("csv", "ndjson") else self._inner
+        lines = self._spec.layout == "lines" and self._spec.guessed
+        told = self._inferred if lines else self._inner
         self.format = HivePartitions(told, self._folders) if hive else told
 
     def reads_file(self, file: Path) -> bool:
@@ -348,10 +339,8 @@ class FilesSource(Source):
         """Raises: UserError for settings of CSV that mean nothing here, or contradict others."""
         given = self.settings.model_fields_set
         for name in CSV_SETTINGS:
-            if self._kind != "csv" and name in given and getattr(self.settings, name) is not None:
-                raise UserError(
-                    f"[source] {name} is for csv, and format is '{self._kind}': take it out."
-                )
+            if name in given and getattr(self.settings, name) is not None:
+                require_option(name, self._kind, FILES)
         if self._kind == "csv":
             roles = {"quote": self.settings.quote, **self._declared_dialect}
             _must_differ(roles, ("delimiter", "quote", "comment", "decimal"), "[source]")
@@ -442,7 +431,7 @@ class FilesSource(Source):
     def _schema(self, declared: Schema) -> Schema:
         rest = declared.get(WILDCARD)
         named = {c: dtype for c, dtype in declared.items() if c != WILDCARD}
-        declared_only = self._kind in DECLARED_ONLY_FORMATS and bool(declared) and rest is None
+        declared_only = self._spec.declared_only and bool(declared) and rest is None
         only = rest == DROPPED or declared_only
         if self._kind in JSON_FORMATS:
             if only or not self._files:  # else the types of the others are guessed
@@ -454,9 +443,10 @@ class FilesSource(Source):
                 self._inner.schema(named)
         elif (described := self._inner.schema(only_named(declared))) is not None:
             return described
-        elif is_custom(self._kind):
-            return require_declared(only_named(declared), "text in a format of your own")
-        if only and self._kind in SPARSE_FORMATS:  # a field may be absent
+        elif not self._spec.guessed:
+            what = "text in a format of your own" if self._spec is CUSTOM else f"{self._kind} files"
+            return require_declared(only_named(declared), what)
+        if only and self._spec.sparse:  # a field may be absent
             if self._kind == "ndjson":
                 require_objects(self._files, self._sampled)
             self._columns = list(named)
@@ -471,7 +461,7 @@ class FilesSource(Source):
             return named
         available = self._file_schema(named, guess=rest is None)
         available = self._usable(available)
-        if self._kind not in SPARSE_FORMATS:
+        if not self._spec.sparse:
             self._check(named, available)
         if self.settings.order_by:
             self._check_sortable(available)
@@ -486,13 +476,13 @@ class FilesSource(Source):
 
     def _usable(self, available: Schema) -> Schema:
         """Return the usable columns; warn about the others once."""
-        paths = self.settings.paths if self._kind in (*JSON_FORMATS, *TABLE_READERS) else {}
+        paths = self.settings.paths if self._nests else {}
         read = {str(parse_path(path, c)[0]) for c, path in paths.items()}
         for column in available:
             if is_taken(column) and column not in self._left_out | read:
                 self._left_out.add(column)
                 way = f' in [source] paths, as in other = "{column}"'
-                if is_pattern(column) or self._kind not in (*JSON_FORMATS, *TABLE_READERS):
+                if is_pattern(column) or not self._nests:
                     way = " name there"
                 log.warning(
                     "Column '%s' of %s is left out, as %s: give it another%s.",
@@ -523,13 +513,13 @@ class FilesSource(Source):
 
     def use_parse_settings(self, parse_settings: Mapping[str, Any]) -> None:
         """See `engine.types.Source`."""
-        plain = self._kind in PATH_FORMATS and not self.settings.order_by
-        suits = {"coerce": True, "paths": plain}
+        own = self._spec.options
+        suits = {"coerce": True, "paths": "paths" in own and not self.settings.order_by}
         given = self.settings.model_dump(include=self.settings.model_fields_set)
         learned = {
             name: parse_settings[name]
             for name in PARSE_SETTINGS
-            if name in parse_settings and suits.get(name, self._kind == "csv")
+            if name in parse_settings and suits.get(name, name in own)
         }
         self.settings = FilesSource.Settings(**{**learned, **given})
         self._model_null_values = tuple(parse_settings.get(NULL_WORDS_KEY, ()))
@@ -757,10 +747,7 @@ class FilesSource(Source):
         """Raises: UserError where an encoding is set for what is no text."""
         if self.settings.encoding is None:
             return None
-        if self._kind not in ("csv", "ndjson", "text") and not is_custom(self._kind):
-            raise UserError(
-                f"[source] encoding is for csv, ndjson and text, and format is '{self._kind}'."
-            )
+        require_option("encoding", self._kind, FILES)
         return Transcoder.of(self.settings.encoding)
 
     @property
@@ -837,37 +824,32 @@ class FilesSource(Source):
             )  # fmt: skip
 
     def _format(self) -> Format:
-        if self.settings.row is not None and self._kind != "xml":
-            raise UserError(f"[source] row is for xml, and format is '{self._kind}'.")
-        plain = self._kind in PATH_FORMATS and not self.settings.order_by
-        if self.settings.paths and not plain:
-            raise UserError(
-                f"[source] paths is for {', '.join(PATH_FORMATS)} without order_by, and format is "
-                f"'{self._kind}'{' with order_by' if self.settings.order_by else ''}."
-            )
-        if self.settings.order_by or self._kind in TABLE_READERS:
-            return Columns(self.settings.paths, coerce=self.settings.coerce, lenient=True)
-        if is_custom(self._kind):
+        settings, spec = self.settings, self._spec
+        if settings.row is not None:
+            require_option("row", self._kind, FILES)
+        if settings.paths:
+            require_option("paths", self._kind, FILES)
+            if settings.order_by:
+                raise UserError(
+                    "[source] order_by sorts rows as they are, without paths: take one of the two "
+                    "out."
+                )
+        if settings.order_by:
+            return Columns(coerce=settings.coerce, lenient=True)
+        if settings.row is not None:  # elements come as columns of text
+            return Columns()
+        if spec is CUSTOM:
             return load_custom(self._kind)
-        if self._kind == "text":
-            return SizeLimited(RawText(lines=True), self.settings.max_record_bytes)
-        if self._kind == "webdataset":
-            return WebDatasetFormat(self.settings.paths)
-        if self._kind == "xml":
-            inner = Xml(self.settings.paths)
-            return FileContent(self._kind, inner) if self._file_per_row else Columns()
-        if self._file_per_row:
-            return FileContent(
-                self._kind,
-                Ndjson(self.settings.paths, coerce=self.settings.coerce)
-                if self._kind == "json"
-                else None,
-            )
-        if self._kind == "csv":
+        if self._kind == "csv":  # whose dialect is found later
             return self._csv(self._headers)
-        return SizeLimited(
-            Ndjson(self.settings.paths, coerce=self.settings.coerce), self.settings.max_record_bytes
+        format = spec.format(
+            FormatOptions(paths=settings.paths, coerce=settings.coerce, lines=True, lenient=True)
         )
+        if spec.plain_lines:
+            return SizeLimited(format, settings.max_record_bytes)
+        if spec.layout == "file" and not isinstance(format, FileContent):
+            return FileContent(self._kind, format)
+        return format
 
     def _csv(self, headers: Mapping[str, Sequence[str]]) -> Csv:
         decoder = Csv(headers, self._dialect, coerce=self.settings.coerce, lenient=True)
@@ -884,7 +866,7 @@ class FilesSource(Source):
 
         Raises: UserError for samples of a tar, of which a dead letter tells only the place.
         """
-        if self._kind == "webdataset":
+        if self._spec.layout == "samples":
             raise UserError(
                 "Dead letters of a WebDataset tell where a sample lies, they do not hold it: mend "
                 "the tar, and run it again."
@@ -933,11 +915,11 @@ class FilesSource(Source):
 
     def _bounds(self, name: str, path: Path) -> Sequence[int] | None:
         """Return the offsets at which a file may be cut; None if it may not."""
-        if self._kind in TABLE_READERS:
-            table = TABLE_READERS[self._kind](path, name)
+        if self._spec.layout == "table":
+            table = open_table(self._kind, path, name)
             table.close()
             return [int(x) for x in table.bounds]
-        lines = self._kind in ("ndjson", "text") and compression(path) is None
+        lines = self._spec.plain_lines and compression(path) is None
         return text_bounds(path) if lines else None
 
     def _open(self, split: InputSplit) -> Readable:
@@ -952,7 +934,7 @@ class FilesSource(Source):
             return self._whole_unit(split)
         file = self._whole_unit(split)
         first = split.start
-        if self._kind not in TABLE_READERS:
+        if self._spec.layout != "table":
             first = line_start(self._files[split.file], split.start)
         return SplitReader(file, split.name, first, split.stop)
 
@@ -982,8 +964,8 @@ class FilesSource(Source):
         if isinstance(self._inner, WebDatasetFormat):
             wanted = None if self._columns is None else self._inner.extensions(self._columns)
             return TarShard(path, name, wanted, max_record=self.settings.max_record_bytes)
-        if self._kind in TABLE_READERS:
-            return TABLE_READERS[self._kind](path, name, self._table_columns())
+        if self._spec.layout == "table":
+            return open_table(self._kind, path, name, self._table_columns())
         return self._text(path, name)
 
     def _whole_files(self, name: str, group: int | None = None) -> FileRows:
@@ -1006,8 +988,13 @@ class FilesSource(Source):
         return {c: path for c, path in self.settings.paths.items() if c in columns}
 
     @property
+    def _nests(self) -> bool:
+        """Whether `paths` leads into columns that have others inside."""
+        return self._kind in JSON_FORMATS or self._spec.layout == "table"
+
+    @property
     def _has_rows_of_text(self) -> bool:
-        return self._kind in ("csv", "ndjson", "text") or is_custom(self._kind)
+        return self._spec.layout == "lines"
 
     def _must_end_lines(self, path: Path, name: str) -> None:
         """Raises: UserError where a carriage return alone ends them, as on old Macs."""
@@ -1021,10 +1008,10 @@ class FilesSource(Source):
             )
 
     def _text(self, path: Path, name: str) -> TextFile:
-        if not is_custom(self._kind):
+        if self._spec is not CUSTOM:
             self._must_end_lines(path, name)
         if self._kind != "csv":
-            shorten = self._kind in ("ndjson", "text") and not self.settings.order_by
+            shorten = self._spec.plain_lines and not self.settings.order_by
             return TextFile(
                 path,
                 name,
@@ -1107,7 +1094,7 @@ class FilesSource(Source):
                     'take [source] missing_columns = "fail" out.'
                 )
         inspection.log_warnings(len(self._files), named)
-        if self._kind in TABLE_READERS:
+        if self._spec.layout == "table":
             tops = inspection.schema
             plain = {c: pl.String() if t == pl.Null else t for c, t in tops.items()}
             return plain | self._nested(tops)
@@ -1132,7 +1119,7 @@ class FilesSource(Source):
         return there
 
     def _inspection(self, named: Schema | None) -> Inspection:
-        if self._kind in TABLE_READERS:
+        if self._spec.layout == "table":
             return inspect_tables(self._files, self._kind)
         if self._kind == "csv":
             csv = self._inner if isinstance(self._inner, Csv) else self._csv(self._headers)
@@ -1248,8 +1235,8 @@ class FilesSource(Source):
 
     def _read_all(self, path: Path, name: str) -> pl.DataFrame:
         """Return all rows of a file; text columns for CSV."""
-        if self._kind in TABLE_READERS:
-            return TABLE_READERS[self._kind](path, name).whole()
+        if self._spec.layout == "table":
+            return open_table(self._kind, path, name).whole()
         file = self._sampled(path, name)
         parts = []
         while (records := file.read(1 << 30, 1 << 40)) is not None:

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import polars as pl
@@ -18,6 +19,7 @@ from polars.exceptions import PanicException, PolarsError
 from pyarrow import ipc
 
 from connectors.formats.kernels.parquet_pages import first_bad_page, read_footer
+from connectors.formats.registry import imported, spec_of
 from engine.types import HeadraceError, Records, Schema, UserError
 from engine.types.plural import counted
 
@@ -351,6 +353,12 @@ def _is_zone(name: str) -> bool:
     return True
 
 
-TABLE_READERS: dict[str, type[TableFile]] = {"parquet": ParquetFile, "arrow": ArrowFile}
+def open_table(
+    format: str, path: Path, name: str, columns: Sequence[str] | None = None
+) -> TableFile:
+    """A file of a table format, see `connectors.formats.registry`. Raises: as `TableFile`."""
+    kind = cast("type[TableFile]", imported(spec_of(format).table))
+    return kind(path, name, columns)
 
-__all__ = ["TABLE_READERS", "ArrowFile", "ParquetFile", "SortedRows", "TableFile"]
+
+__all__ = ["ArrowFile", "ParquetFile", "SortedRows", "TableFile", "open_table"]

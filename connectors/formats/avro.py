@@ -24,6 +24,7 @@ from connectors.formats.kernels.rows import (
     make_rejects,
     with_position_columns,
 )
+from connectors.formats.options import FormatOptions
 from connectors.formats.values.casts import Coerce, conform
 from engine.types import Format, Records, Rejects, Schema, UserError, Values, nearest
 
@@ -409,6 +410,11 @@ def _merge_frames(frames: list[pl.DataFrame], records: Records, schema: Schema) 
     if not frames:
         return with_position_columns(pl.DataFrame(schema=schema), records, np.zeros(0, np.int64))
     return pl.concat(frames, rechunk=True).sort("_position", maintain_order=True)
+
+
+def make(options: FormatOptions) -> Avro:
+    """See `connectors.formats.registry`."""
+    return Avro(options.schemas, topics=options.topics, paths=options.paths, coerce=options.coerce)
 
 
 __all__ = ["Avro", "Schemas", "UnknownSchema", "columns", "default", "parsed", "schema_file"]

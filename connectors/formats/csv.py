@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 from polars.exceptions import PolarsError
 
+from connectors.formats.dialect import Dialect
 from connectors.formats.kernels.rows import (
     BAD_UTF8,
     BROKEN,
@@ -23,50 +21,13 @@ from connectors.formats.kernels.rows import (
     with_position_columns,
 )
 from connectors.formats.kernels.swar import ONES, compiled, equal, load, occurrences
+from connectors.formats.options import FormatOptions
 from connectors.formats.values.casts import Coerce, conform, may_be_another
 from connectors.formats.values.columns import present, with_nulls
 from engine.types import Format, Records, Rejects, Schema, Values
 
 DIRECT = (pl.Float64(), pl.Float32(), pl.Int64(), pl.Int32(), pl.String())
 """The types the CSV parser reads itself; others are read as text and cast."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Dialect:
-    """The dialect of a CSV.
-
-    Attributes:
-        delimiter: between fields; one ASCII character.
-        quote: around a field that holds delimiters or line ends; empty for none.
-        decimal: between the whole digits of a number and the others, ``.`` or ``,``.
-        comment: lines that begin with it are no rows; None for none.
-        preamble: lines before the header that begin with it are no rows.
-        null_values: fields that stand for a missing value, besides the empty one.
-    """
-
-    delimiter: str = ","
-    quote: str = '"'
-    decimal: Literal[".", ","] = "."
-    comment: str | None = None
-    preamble: str | None = None
-    null_values: tuple[str, ...] = ()
-
-    @property
-    def quote_byte(self) -> int | np.uint8:
-        """The quote as a byte, which compiled loops compare faster; or -1, which no byte is."""
-        return np.uint8(ord(self.quote)) if self.quote else -1
-
-    def told(self) -> str:
-        """Return what differs from the default, as a declaration; empty if nothing does."""
-        usual = Dialect()
-        parts = [
-            f"{name} = {json.dumps(value)}"
-            for name in ("delimiter", "quote", "decimal", "comment")
-            if (value := getattr(self, name)) != getattr(usual, name)
-        ]
-        if self.preamble:
-            parts.append(f'lines that begin with "{self.preamble}" before its header left out')
-        return ", ".join(parts)
 
 
 COMMAS = Dialect()
@@ -266,4 +227,11 @@ def _rejects(
     return [make_rejects(records, at, reason, detail)] if len(at) else []
 
 
-__all__ = ["Csv", "Dialect"]
+def make(options: FormatOptions) -> Csv:
+    """See `connectors.formats.registry`."""
+    return Csv(options.headers, options.dialect, coerce=options.coerce, lenient=options.lenient)
+
+
+__all__ = [
+    "Csv",
+]

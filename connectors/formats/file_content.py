@@ -16,6 +16,7 @@ from connectors.formats.kernels.rows import (
     preview,
     select_records,
 )
+from connectors.formats.options import FormatOptions
 from connectors.formats.values.casts import conform
 from engine.types import Format, Records, Rejects, Schema, UserError, Values, nearest
 
@@ -154,4 +155,14 @@ def _paths(records: Records) -> pl.Series:
     return decode_utf8(binary(records.keys))
 
 
-__all__ = ["CONTENTS", "FileContent"]
+def images(options: FormatOptions) -> FileContent:
+    """See `connectors.formats.registry`."""
+    return FileContent("images")
+
+
+def documents(options: FormatOptions) -> FileContent:
+    """See `connectors.formats.registry`."""
+    return FileContent("documents")
+
+
+__all__ = ["FileContent"]

@@ -31,6 +31,7 @@ from connectors.formats.kernels.rows import (
     take,
     with_position_columns,
 )
+from connectors.formats.options import FormatOptions
 from connectors.formats.values.casts import (
     WHOLE_MOST,
     Coerce,
@@ -741,6 +742,11 @@ def _rejects(records: Records, bad: pl.DataFrame) -> list[Rejects]:
         make_rejects(records, group["row"].to_numpy(), str(group["reason"][0]), group["detail"])
         for group in bad.partition_by("reason", maintain_order=True)
     ]
+
+
+def make(options: FormatOptions) -> Ndjson:
+    """See `connectors.formats.registry`."""
+    return Ndjson(options.paths, coerce=options.coerce)
 
 
 __all__ = ["Ndjson"]

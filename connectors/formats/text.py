@@ -14,6 +14,7 @@ from connectors.formats.kernels.rows import (
     take,
     with_position_columns,
 )
+from connectors.formats.options import FormatOptions
 from engine.types import Format, Records, Rejects, Schema, UserError, Values
 
 COLUMN = "value"
@@ -68,6 +69,11 @@ def _without_end(column: pl.Series) -> pl.Series:
         size = column.bin.size().cast(pl.Int64) - column.bin.ends_with(end).cast(pl.Int64)
         column = pl.select(pl.lit(column).bin.slice(0, pl.lit(size))).to_series()
     return column
+
+
+def make(options: FormatOptions) -> RawText:
+    """See `connectors.formats.registry`."""
+    return RawText(lines=options.lines)
 
 
 __all__ = ["COLUMN", "RawText"]

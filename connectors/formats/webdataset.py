@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from connectors.formats.kernels.paths import parse_path
 from connectors.formats.kernels.rows import BAD_UTF8, NOT_UTF8, decode_utf8, make_rejects
 from connectors.formats.ndjson import Ndjson
+from connectors.formats.options import FormatOptions
 from connectors.formats.values.casts import conform
 from connectors.formats.values.columns import readable_rows
 from engine.types import Format, Records, Rejects, Schema, UserError, Values, nearest
@@ -152,6 +153,11 @@ def _as_records(raw: pl.Series, records: Records, at: NDArray[np.int64]) -> Reco
         ),
         arrived=records.arrived,
     )
+
+
+def make(options: FormatOptions) -> WebDatasetFormat:
+    """See `connectors.formats.registry`."""
+    return WebDatasetFormat(options.paths)
 
 
 __all__ = ["KEY", "WebDatasetFormat"]

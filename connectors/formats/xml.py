@@ -13,6 +13,7 @@ from lxml import etree
 
 from connectors.formats.custom import require_declared
 from connectors.formats.kernels.rows import BROKEN, make_rejects
+from connectors.formats.options import FormatOptions
 from connectors.formats.values.casts import conform
 from engine.types import Format, Records, Rejects, Schema, UserError, Values, nearest
 
@@ -303,6 +304,11 @@ def said(error: etree.XMLSyntaxError) -> str:
     """What libxml2 says, without its advice to lift the limits."""
     text = str(error).partition(" (<string>")[0].replace("\n", "")
     return re.sub(r",? (?:use|try) XML_PARSE_HUGE(?: option)?", "", text)
+
+
+def make(options: FormatOptions) -> Xml:
+    """See `connectors.formats.registry`."""
+    return Xml(options.paths)
 
 
 __all__ = [

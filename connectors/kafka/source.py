@@ -18,13 +18,12 @@ from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition, errors
 from kafka.errors import IllegalStateError
 from pydantic import ByteSize, Field, SecretStr, field_validator
 
-from connectors.formats.avro import Avro, schema_file
-from connectors.formats.csv import Csv
+from connectors.formats.avro import schema_file
 from connectors.formats.custom import is_custom, load_custom, require_known_format
 from connectors.formats.ndjson import Ndjson
-from connectors.formats.text import RawText
+from connectors.formats.options import FormatOptions
+from connectors.formats.registry import TOPICS, require_option, spec_of
 from connectors.formats.values.casts import Coerce
-from connectors.formats.xml import Xml
 from connectors.kafka.client import (
     SILENT_SECONDS,
     BrokerHealth,
@@ -76,7 +75,10 @@ from engine.types import (
 from engine.types.changes import Fixed, Free, Meaning, Warned
 
 log = logging.getLogger("headrace.kafka")
-FORMATS = ("ndjson", "csv", "avro", "xml", "text")
+KEYS_OF_FORMATS = (
+    "columns", "paths", "registry", "registry_user", "registry_password", "schema_file",
+)  # fmt: skip
+"""Settings that are not for every format."""
 POLL_CHUNKS = 8
 """Asked of the client at a time: about as many MiB."""
 T = TypeVar("T")
@@ -213,7 +215,8 @@ class KafkaSource(SharedSource, Buffered):
         self._record_schema = record_schema(settings.record)
         self.format: Format = self._values
         if not is_custom(settings.format):  # one's own may make something of a deletion
-            self.format = ValueFilter(self._values, text=settings.format != "avro")
+            text = spec_of(settings.format).plain_text
+            self.format = ValueFilter(self._values, text=text)
         if settings.record:
             self.format = RecordColumns(self.format, settings.record)
         self._columns: Schema = {}
@@ -662,7 +665,7 @@ class KafkaSource(SharedSource, Buffered):
     def _warm_up(self) -> None:
         """Decode an empty object before the first record comes. Loops are compiled at their first
         use, which takes seconds where none were kept: the first record would wait for that."""
-        if self.settings.format == "avro" or is_custom(self.settings.format):
+        if not spec_of(self.settings.format).plain_text:
             return  # of a registry, or somebody's own, nothing is asked that did not come
         chunk = warm_up_chunk(b"{}", newline=bool(self._tail), with_metadata=self.with_metadata)
         for records in _records("rehearsal/0", chunk, time.monotonic(), None, self._tail):
@@ -1176,7 +1179,7 @@ class KafkaSource(SharedSource, Buffered):
     @property
     def has_lines(self) -> bool:
         """Whether the format takes a line a value."""
-        return self.settings.format in ("ndjson", "csv")
+        return spec_of(self.settings.format).newline
 
     @property
     def _tail(self) -> int:
@@ -1266,30 +1269,26 @@ def _bounds(records: Records) -> Any:
 
 
 def _format(settings: KafkaSource.Settings) -> Format:
-    format = require_known_format(settings.format, FORMATS)
-    of = {"columns": ("csv",), "paths": ("ndjson", "avro", "xml")}
-    of |= dict.fromkeys(
-        ("registry", "registry_user", "registry_password", "schema_file"), ("avro",)
-    )
-    for key, formats in of.items():
-        if getattr(settings, key) and format not in formats:
-            raise UserError(
-                f"[source] {key} is for {' and '.join(formats)}, and format is '{format}'."
-            )
-    if format == "csv":
-        if not settings.columns:
-            raise UserError('[source] format = "csv" of a topic needs the fields\' names: columns.')
-        return Csv(defaultdict(lambda: settings.columns), coerce=settings.coerce)
-    if format == "avro":
-        return _avro(settings)
+    format = require_known_format(settings.format, TOPICS)
+    for key in KEYS_OF_FORMATS:
+        if getattr(settings, key):
+            require_option(key, format, TOPICS)
     if is_custom(format):
         return load_custom(format)
-    if format == "xml":
-        return Xml(settings.paths)
-    return Ndjson(settings.paths, coerce=settings.coerce) if format == "ndjson" else RawText()
+    if format == "csv" and not settings.columns:
+        raise UserError('[source] format = "csv" of a topic needs the fields\' names: columns.')
+    options = FormatOptions(
+        paths=settings.paths,
+        coerce=settings.coerce,
+        headers=defaultdict(lambda: settings.columns),
+        schemas=_schemas(settings) if format == "avro" else None,
+        topics=settings.topics if settings.registry is not None else (),
+    )
+    return spec_of(format).format(options)
 
 
-def _avro(settings: KafkaSource.Settings) -> Avro:
+def _schemas(settings: KafkaSource.Settings) -> Registry | Mapping[str, Any]:
+    """What knows the schemas of Avro records."""
     if (settings.registry is None) == (settings.schema_file is None):
         raise UserError(
             '[source] format = "avro" needs the address of a schema registry, registry, or the '
@@ -1297,16 +1296,15 @@ def _avro(settings: KafkaSource.Settings) -> Avro:
         )
     if settings.registry is None:
         assert settings.schema_file is not None
-        schema = schema_file(settings.schema_file)
-        return Avro(schema, paths=settings.paths, coerce=settings.coerce)
-    registry = Registry(
+        schema: Mapping[str, Any] = schema_file(settings.schema_file)
+        return schema
+    return Registry(
         settings.registry,
         user=settings.registry_user,
         password=settings.registry_password,
         timeout=settings.timeout,
         retry_timeout=settings.registry_retry_timeout,
     )
-    return Avro(registry, topics=settings.topics, paths=settings.paths, coerce=settings.coerce)
 
 
 def _pattern(settings: KafkaSource.Settings) -> str | None:

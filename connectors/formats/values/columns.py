@@ -11,6 +11,7 @@ from polars.exceptions import PolarsError
 
 from connectors.formats.kernels.paths import PathStep, parse_path, value_at
 from connectors.formats.kernels.rows import as_json, make_rejects, with_position_columns
+from connectors.formats.options import FormatOptions
 from connectors.formats.values.casts import Coerce, conform
 from engine.types import RESERVED, Format, HeadraceError, Records, Rejects, Schema, nearest
 
@@ -122,6 +123,11 @@ def present(schema: Iterable[str], columns: list[str], partition: str) -> None:
                 f"{partition} has no column '{column}', which the schema names."
                 f"{nearest(column, columns)}"
             )
+
+
+def make(options: FormatOptions) -> Columns:
+    """See `connectors.formats.registry`."""
+    return Columns(options.paths, coerce=options.coerce, lenient=True)
 
 
 __all__ = ["PROBLEM", "Columns", "present", "readable_rows", "with_nulls"]

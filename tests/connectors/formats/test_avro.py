@@ -414,7 +414,10 @@ def test_what_is_no_schema_file(tmp_path: Path, text: str | None, said: str) -> 
         ({"format": "avro"}, "needs the address of a schema registry"),
         ({"format": "avro", "registry": "http://r", "schema_file": "x"}, "one of them"),
         ({"registry": "http://r"}, "registry is for avro, and format is 'ndjson'"),
-        ({"format": "text", "paths": {"a": "b.c"}}, "paths is for ndjson and avro"),
+        (
+            {"format": "text", "paths": {"a": "b.c"}},
+            "paths is for ndjson, avro and xml, and format is 'text'",
+        ),
         ({"format": "avro", "registry": "localhost:8081"}, "'localhost:8081' is no address"),
         ({"format": "avro", "registry": "http://u:p@r"}, "set registry_user and registry_password"),
         (

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from connectors.formats.csv import Csv, Dialect, _fields
+from connectors.formats.csv import Csv, _fields
+from connectors.formats.dialect import Dialect
 from connectors.formats.kernels.rows import NOT_UTF8
 from connectors.formats.values.casts import cast
 from engine.types import TYPES, HeadraceError, Records, Schema, Values

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from connectors.formats.csv import Csv, Dialect
+from connectors.formats.csv import Csv
+from connectors.formats.dialect import Dialect
 from connectors.formats.inference.infer import infer_json_types
 from connectors.formats.ndjson import Ndjson
 from connectors.formats.values.casts import Coerce
