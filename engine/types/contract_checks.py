@@ -85,8 +85,9 @@ def require_attributes(component: object, contract: type, section: str) -> None:
 
 
 def misspelt_members(cls: type, contract: type) -> Iterator[str]:
-    """Members of a user's class that look like a misspelt one of the contract, or belong to a
-    contract that it does not inherit, and that it does not use itself: they do nothing."""
+    """Return members of a user's class that look like a misspelt member of the contract, or
+    belong to a contract it does not inherit, and that it does not use itself: nothing calls
+    them."""
     own = _own(cls) - members(contract) - _used(cls)
     defaults = [n for n in members(contract) if _static(cls, n) is _static(contract, n)]
     for name in sorted(own):
@@ -101,7 +102,7 @@ def misspelt_members(cls: type, contract: type) -> Iterator[str]:
 
 
 def _mistakes(cls: type, contract: type) -> Iterator[str]:
-    """What is not as the contract has it, in a class that has all methods."""
+    """Yield what differs from the contract in a class that has all methods."""
     for name in ("__init__", *sorted(members(contract))):
         theirs, ours = _static(cls, name), _static(contract, name)
         if theirs is ours:
@@ -186,7 +187,7 @@ def members(contract: type) -> set[str]:
 
 
 def _own(cls: type) -> set[str]:
-    """Public names in the user's part of a class."""
+    """Return public names in the user's part of a class."""
     return {
         name
         for base in _user_bases(cls)

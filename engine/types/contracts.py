@@ -68,7 +68,7 @@ class Source(ABC):
     """
 
     settings: Any = None
-    """Its own ``Settings``."""
+    """Its ``Settings``."""
     format: Format
     """The format of its values; the prepare thread calls it."""
 
@@ -567,7 +567,7 @@ class Sink(ABC):
     """
 
     settings: Any = None
-    """Its own ``Settings``."""
+    """Its ``Settings``."""
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
