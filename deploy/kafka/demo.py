@@ -72,6 +72,7 @@ def main() -> None:
         }
         out.print(f"Streaming seven years of street sensors into topic {source} ...")
         headrace(here, "run", "pedestrians-feed", [f"sink.topic={source}"], fresh=True)
+        here.pop("HEADRACE_SOURCE__PATH", None)  # the feed's
         cut = offset(bootstrap_servers, source, int(FROM.timestamp() * 1000))
         end = offset(bootstrap_servers, source, None)
         out.print(f"{end:,} records. An engine learns from them; another joins at {FROM:%Y-%m-%d}.")

@@ -37,7 +37,7 @@ GROUPS = 31
 
 def main(*, quick: bool = False) -> None:
     """Measure, print, write ``runs/bench/loading.json``."""
-    count = GROUP + ROWS if quick else GROUP * GROUPS
+    count = 2 * ROWS if quick else GROUP * GROUPS
     with TemporaryDirectory() as folder, ExitStack() as stack:
         path = Path(folder) / "rows.parquet"
         write(path, count)

@@ -49,7 +49,7 @@ TEXT = 200
 
 def main(*, quick: bool = False) -> None:
     """Measure, print, write ``runs/bench/scrub.json``."""
-    rows, few = (BATCH, 500) if quick else (32 * BATCH, 4_000)
+    rows, few = (BATCH // 4, 500) if quick else (32 * BATCH, 4_000)
     bench = Pairs(rows, few)
     with one_core():
         seconds = interleave(bench.runs(), rounds=3 if quick else 5)
