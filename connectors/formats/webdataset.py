@@ -1,4 +1,4 @@
-"""Samples of a WebDataset shard: columns by extension, and by path within their JSON."""
+"""Decodes samples of a WebDataset shard: columns by extension, and by path within their JSON."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from connectors.formats.values.columns import readable_rows
 from engine.types import Format, Records, Rejects, Schema, UserError, Values, nearest
 
 KEY = "__key__"
-"""Column of a sample's name: its members' path up to the first dot of the last part."""
+"""The column of a sample's name: its members' path up to the first dot of the last part."""
 EXTENSION_TYPES: Schema = {
     KEY: pl.String(),
     **dict.fromkeys(("cls", "cls2", "class", "count", "index", "inx", "id"), pl.Int64()),
     **dict.fromkeys(("txt", "text", "transcript", "json"), pl.String()),
 }
-"""Types of columns that are not declared, as WebDataset decodes them; others are bytes."""
+"""The types of undeclared columns, as WebDataset decodes them; others are bytes."""
 MemberPath = tuple[tuple[str, ...], str]
-"""Extensions, of which the first that is there counts, and the path in their JSON, or nothing."""
+"""Extensions, of which the first existing one counts, and the path in their JSON, or nothing."""
 
 
 class WebDatasetFormat(Format):
@@ -45,7 +45,7 @@ class WebDatasetFormat(Format):
             self.place(column)
 
     def place(self, column: str) -> MemberPath:
-        """Where a column is. Raises: UserError for a path that is none."""
+        """Return where a column is. Raises: UserError for an invalid path."""
         extensions, rest = [], ""
         for path in self._paths.get(column, column).split(";"):
             parts = path.lower().split(".")
@@ -63,12 +63,12 @@ class WebDatasetFormat(Format):
         return tuple(extensions), rest
 
     def extensions(self, columns: Iterable[str]) -> list[str]:
-        """Those that the columns are made of."""
+        """The extensions that the columns are made of."""
         names = [e for c in columns if not self._is_key(c) for e in self.place(c)[0]]
         return list(dict.fromkeys(names))
 
     def schema(self, declared: Schema) -> Schema:
-        """The columns that are declared. Raises: UserError where they and the paths do not fit
+        """Return the declared columns. Raises: UserError if they and the paths do not fit
         together."""
         for column in self._paths:
             if column not in declared:
@@ -79,7 +79,7 @@ class WebDatasetFormat(Format):
         return declared
 
     def kinds(self, extensions: Iterable[str]) -> Schema:
-        """Columns of samples with these extensions, where none are declared."""
+        """Return the columns of samples with these extensions, if none are declared."""
         names = dict.fromkeys([KEY, *extensions, *self._paths])
         return {
             c: EXTENSION_TYPES.get(c, pl.String() if self._in_json(c) else pl.Binary())
@@ -87,7 +87,7 @@ class WebDatasetFormat(Format):
         }
 
     def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
-        """Every sample that could be read, and whose text is UTF-8 and JSON is JSON."""
+        """Decode every readable sample whose text is UTF-8 and whose JSON is valid."""
         frame, at, rejects = readable_rows(records)
         at = np.arange(len(records)) if at is None else at
         good = np.ones(frame.height, np.bool_)
@@ -134,7 +134,7 @@ class WebDatasetFormat(Format):
 
 
 def _first(frame: pl.DataFrame, extensions: Iterable[str]) -> pl.Series:
-    """The first of them that a sample has."""
+    """Return the first of the extensions that a sample has."""
     columns = [pl.col(e) for e in extensions if e in frame.columns]
     if not columns:
         return pl.Series([None], dtype=pl.Binary).new_from_index(0, frame.height)

@@ -1,4 +1,4 @@
-"""A format around another one."""
+"""A format that wraps another one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class WrappingFormat(Format):
         self.inner = inner
 
     def schema(self, declared: Schema) -> Schema | None:
-        """The inner one's."""
+        """Return the inner format's schema."""
         return self.inner.schema(declared)
 
     def interrupt(self) -> None:

@@ -1,4 +1,4 @@
-"""XML: columns by their path in an element, of documents that may be hostile."""
+"""Decodes XML: columns by their path in an element, of possibly hostile documents."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ SAFE: Mapping[str, Any] = {
     "remove_comments": True,
     "remove_pis": True,
 }
-"""A parser that expands no entity, fetches nothing, and keeps libxml2's limits: 256 levels, 10 MB a
-text."""
+"""A parser that expands no entity, fetches nothing, and keeps libxml2's limits: 256 levels, 10
+MB of text."""
 STEP = r"(?:[^/@\[\]\s.][^/@\[\]\s]*(?:\[\d+\])?)"
 PATH = re.compile(rf"\.|@[^/@\[\]\s]+|{STEP}(?:/{STEP})*(?:/@[^/@\[\]\s]+)?")
 ROW = re.compile(r"[^/@\[\]\s]+(?:/[^/@\[\]\s]+)*")
 ElementPath = tuple[tuple[tuple[str, int], ...], str | None]
-"""Names and indexes of the elements on the way, and the attribute's name (behind a colon where it
-has a namespace), or None for the text."""
+"""The names and indexes of the elements on the way, and the attribute's name (after a colon if
+it has a namespace), or None for the text."""
 
 
 def parse_place(path: str, column: str) -> ElementPath:
-    """Where a path leads to. Raises: UserError where it is none."""
+    """Parse a path. Raises: UserError if it is invalid."""
     if not PATH.fullmatch(path):
         raise UserError(
             f"[source] paths: '{path}' of column '{column}' is no path in XML: expected names of "
@@ -55,12 +55,12 @@ def parse_place(path: str, column: str) -> ElementPath:
 
 
 def local(name: str) -> str:
-    """A name without its namespace, ``{uri}`` or ``prefix:``."""
+    """Return a name without its namespace, ``{uri}`` or ``prefix:``."""
     return name.rpartition("}")[2].rpartition(":")[2]
 
 
 class _Node:
-    """What is asked for in an element: column numbers, and elements below it by name.
+    """What is read of an element: column numbers, and child elements by name.
 
     Attributes:
         leaves: name -> column that is the text of the first element of that name, the usual case;
@@ -125,7 +125,7 @@ class Fields:
         self._root.done()
 
     def frame(self, elements: Iterable[etree._Element], rows: int) -> pl.DataFrame:
-        """The columns as text, a row for each element.
+        """Return the columns as text, one row per element.
 
         Args:
             elements: may be parsed as they are asked for: none is kept.
@@ -145,8 +145,8 @@ class Fields:
 
 
 def _fill(node: _Node, element: etree._Element, row: int, out: list[list[str | None]]) -> None:
-    """As deep as the paths are, not as the document is. What is empty is the empty text: it is
-    there, so that nothing else is taken for it."""
+    """Fill the columns, as deep as the paths, not the document. An empty element is empty text:
+    it exists, so no later one is taken for it."""
     if node.text:
         text = _text(element)
         for number in node.text:
@@ -183,7 +183,8 @@ def _text(element: etree._Element) -> str:
 
 
 def _attribute(element: etree._Element, name: str) -> str | None:
-    """Never by a look at all attributes from Python: lxml's is quadratic in their number."""
+    """Return an attribute without listing all of them from Python: lxml needs quadratic time for
+    that."""
     value = OF_NAMESPACE(element, name=name[1:]) if name[0] == ":" else element.get(name)
     return None if value is None else str(value)
 
@@ -192,7 +193,7 @@ OF_NAMESPACE = etree.XPath("string(@*[namespace-uri() != '' and local-name() = $
 
 
 def leaves(element: etree._Element) -> Iterator[tuple[str, str]]:
-    """Paths and texts of the attributes, and of the elements without others below them."""
+    """Return paths and texts of the attributes, and of the elements without children."""
     ways = [(element, "")]
     while ways:
         node, way = ways.pop()
@@ -205,14 +206,14 @@ def leaves(element: etree._Element) -> Iterator[tuple[str, str]]:
 
 
 def columns_of(elements: Sequence[etree._Element]) -> list[str]:
-    """Columns that these elements have, named by their paths; an attribute of the element itself
-    without its sign, where no element has that name."""
+    """Return the columns of these elements, named by their paths; an attribute of the element
+    itself without its sign, if no element has that name."""
     paths = dict.fromkeys(p for e in elements for p, text in leaves(e) if p != "." or text.strip())
     return [p[1:] if p[0] == "@" and p[1:] not in paths else p for p in paths]
 
 
 def documents(records: Records) -> list[etree._Element]:
-    """The roots of those that are XML, for a sample."""
+    """Return the roots of valid documents, for a sample."""
     assert isinstance(records.values, Values)
     parser = etree.XMLParser(**SAFE)
     roots = []
@@ -223,13 +224,13 @@ def documents(records: Records) -> list[etree._Element]:
 
 
 def declares_entities(element: etree._Element) -> bool:
-    """Whether the document of this element has entities of its own: nobody expands them here."""
+    """Return whether the element's document declares entities, which are never expanded."""
     table = element.getroottree().docinfo.internalDTD
     return table is not None and next(iter(table.iterentities()), None) is not None
 
 
 def refers_to_entities(element: etree._Element) -> bool:
-    """Whether text is missing in the element, because an entity stands for it."""
+    """Return whether text is missing in the element because an entity stands for it."""
     return next(element.iter(etree.Entity), None) is not None
 
 
@@ -252,13 +253,13 @@ class Xml(Format):
             parse_place(path, column)
 
     def schema(self, declared: Schema) -> Schema:
-        """The columns, which must be declared. Raises: UserError where they and the paths do not
-        fit together."""
+        """Return the columns, which must be declared. Raises: UserError if they and the paths do
+        not fit together."""
         Fields(list(require_declared(declared, "XML documents")), self._paths)
         return declared
 
     def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
-        """One row or one reject for each document."""
+        """Return one row or one reject per document."""
         values = records.values
         assert isinstance(values, Values)
         parser = etree.XMLParser(**SAFE)
@@ -266,7 +267,7 @@ class Xml(Format):
         bad: dict[int, tuple[str, str]] = {}
 
         def roots() -> Iterator[etree._Element]:
-            """One tree at a time: they are many times as large as their text."""
+            """Yield one tree at a time: they are many times as large as their text."""
             for row in range(len(values)):
                 raw = values.data[values.bounds[row] : values.bounds[row + 1]].tobytes()
                 try:
@@ -291,7 +292,7 @@ class EntityError(Exception):
 
 
 def parsed(raw: bytes, parser: etree.XMLParser) -> etree._Element:
-    """The root of a document. Raises: XMLSyntaxError, EntityError."""
+    """Return the root of a document. Raises: XMLSyntaxError, EntityError."""
     root = etree.fromstring(raw, parser)
     if root.getroottree().docinfo.internalDTD is not None and (
         declares_entities(root) or refers_to_entities(root)
@@ -301,7 +302,7 @@ def parsed(raw: bytes, parser: etree.XMLParser) -> etree._Element:
 
 
 def said(error: etree.XMLSyntaxError) -> str:
-    """What libxml2 says, without its advice to lift the limits."""
+    """Return libxml2's error, without its advice to lift the limits."""
     text = str(error).partition(" (<string>")[0].replace("\n", "")
     return re.sub(r",? (?:use|try) XML_PARSE_HUGE(?: option)?", "", text)
 

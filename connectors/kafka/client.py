@@ -1,5 +1,4 @@
-"""How to reach a broker: settings that the source and the sink share, and errors in one
-sentence."""
+"""Connection settings shared by source and sink, and the client's errors as one sentence."""
 
 from __future__ import annotations
 
@@ -25,10 +24,10 @@ from engine.types.changes import Free
 
 log = logging.getLogger("headrace.kafka")
 SILENT_SECONDS = 10.0
-"""How long a request may wait for its answer before the broker counts as away."""
+"""The seconds a request may wait for its answer before the broker counts as unreachable."""
 KEEP_ALIVE_SECONDS = 1.0
 HANG_SECONDS = 120.0
-"""How long a start waits for a broker that hangs, unless `timeout` is given."""
+"""The seconds that a start waits for a hanging broker, unless `timeout` is given."""
 
 USERS_MISTAKES = (
     errors.InvalidTopicError,
@@ -41,7 +40,7 @@ SASL_KEYS = ("sasl_mechanism", "user", "password", "password_file")
 
 
 class KafkaSettings(types.Settings):
-    """What ``[source]`` and ``[sink]`` of ``kind = "kafka"`` have in common.
+    """The settings that ``[source]`` and ``[sink]`` of ``kind = "kafka"`` share.
 
     What does not fit together, and a file that cannot be read, is refused before anything starts.
 
@@ -135,8 +134,8 @@ class KafkaSettings(types.Settings):
             yield self._password()
 
     def config(self) -> dict[str, Any]:
-        """As kafka-python's clients take it, once a broker has answered that it can be spoken to
-        like this.
+        """Return the configuration of kafka-python's clients, after a successful handshake with
+        a broker.
 
         Raises: handshake.AccessDenied where it says that it cannot, handshake.Unreachable where
             none answers.
@@ -167,7 +166,8 @@ class KafkaSettings(types.Settings):
 
     @property
     def hang(self) -> float:
-        """How long the start waits for a broker that is there and does not answer."""
+        """Return the seconds that the start waits for a broker that accepts connections and does
+        not answer."""
         return self.timeout if "timeout" in self.model_fields_set else HANG_SECONDS
 
     def _password(self) -> str:
@@ -234,7 +234,7 @@ class KafkaSettings(types.Settings):
         )
 
     def _topics(self) -> tuple[tuple[str, ...], int]:
-        """A source's, to read; or a sink's, to write."""
+        """Return the topics: a source's, to read; or a sink's, to write."""
         given = dict(self)
         if "topics" in given:
             return tuple(t for t in given["topics"] if not t.startswith("^")), handshake.READ
@@ -281,14 +281,15 @@ def _unreadable(key: str, path: str, error: Exception) -> ValueError:
 
 
 class _Cancelled(logging.Filter):
-    """kafka-python calls it an error that closing a client cancels what it was about to ask."""
+    """Drops kafka-python's error log about requests cancelled by closing a client."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return "Cancelled" not in record.getMessage()
 
 
 class _Wire(logging.Filter):
-    """At debug level kafka-python shows what it sends and gets, passwords and records too."""
+    """Drops kafka-python's debug log of sent and received bytes, which shows passwords and
+    records."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.levelno > logging.DEBUG:
@@ -307,8 +308,8 @@ for _name in ("kafka.protocol.parser", "kafka.net.connection"):
 
 
 def is_answering(consumer: Any, *, again: bool = False) -> bool:
-    """Whether a broker answers this consumer now: by a connection alone that is not told, as a
-    process that hangs keeps its own, and takes new ones.
+    """Return whether a broker answers this consumer now. An open connection does not tell: a
+    hanging process keeps its connections and accepts new ones.
 
     Args:
         again: after a silence; that something was asked of nobody is then not enough.
@@ -323,8 +324,8 @@ def is_answering(consumer: Any, *, again: bool = False) -> bool:
 
 
 class BrokerHealth:
-    """Whether the brokers at an address are in reach, by all clients that this process has there:
-    said once when one of them gets no answers, and once when all do again."""
+    """Tracks whether the brokers at an address are reachable, over all clients of this process;
+    logs once when one gets no answers, and once when all do again."""
 
     _known: ClassVar[dict[str, BrokerHealth]] = {}
 
@@ -335,16 +336,17 @@ class BrokerHealth:
 
     @classmethod
     def of(cls, bootstrap_servers: str) -> BrokerHealth:
-        """The one of that address."""
+        """Return the tracker of that address."""
         return cls._known.setdefault(bootstrap_servers, cls(bootstrap_servers))
 
     @property
     def unreachable_since(self) -> float | None:
-        """Since when there is no answer, in `time.monotonic` seconds; None where there are."""
+        """The time since when there is no answer, in `time.monotonic` seconds; None if there are
+        answers."""
         return min(list(self._unanswered.values()), default=None)
 
     def report(self, client: object, answered: bool) -> None:
-        """Whether this client gets answers now. Any thread."""
+        """Report whether this client gets answers now. Any thread."""
         with self._lock:
             before = bool(self._unanswered)
             if answered:
@@ -360,7 +362,7 @@ class BrokerHealth:
     def watching(
         self, client: object, keep_alive: Callable[[], object] | None = None
     ) -> Iterator[None]:
-        """Around what waits for an answer, within a limit of its own: a long wait is said.
+        """Log a long wait inside the block, which has its own timeout.
 
         Args:
             keep_alive: called every second meanwhile, on another thread.
@@ -391,20 +393,20 @@ class BrokerHealth:
         thread.join()
 
     def forget(self, client: object) -> None:
-        """It says nothing more."""
+        """Stop tracking this client."""
         with self._lock:
             self._unanswered.pop(id(client), None)
 
 
 def auth_failure(consumer: Any) -> Exception | None:
-    """Why a broker did not let this client in again, if that is so: kafka-python would go on asking
-    for ever."""
+    """Return why a broker refused this client's authentication, if it did: kafka-python would
+    retry for ever."""
     failures = list(consumer._manager._auth_failures.values())
     return failures[0] if failures else None
 
 
 def same_broker(first: KafkaSettings, other: KafkaSettings) -> bool:
-    """Whether both name a broker of the same address, however it is spelled."""
+    """Return whether both name a broker at the same address, in any spelling."""
 
     def known(settings: KafkaSettings) -> set[tuple[str, int]]:
         hosts = set(handshake.addresses(settings.bootstrap_servers))
@@ -418,7 +420,7 @@ def same_broker(first: KafkaSettings, other: KafkaSettings) -> bool:
 
 @contextmanager
 def translated_errors(settings: KafkaSettings, action: str) -> Iterator[None]:
-    """Turns the client's errors into one sentence that says what was tried, where.
+    """Translate the client's errors into one sentence that says what was tried, and where.
 
     Raises: UserError for a wrong name, password or permission; HeadraceError for the rest.
     """

@@ -1,4 +1,4 @@
-"""A topic for dead letters: each record as it came, with headers that say why it is there."""
+"""Writes dead letters to a topic: each record as it came, with headers that give the reason."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class KafkaDeadLetterSink(Sink, Buffered):
         self._always = [(name, value.encode()) for name, value in settings.provenance.items()]
 
     def join_transaction(self, sink: Sink | None) -> None:
-        """Send letters in this sink's transactions; nothing, where it has none or is elsewhere."""
+        """Send letters in this sink's transactions, if it has any at the same brokers."""
         if isinstance(sink, KafkaSink) and sink.settings.exactly_once:
             self._shared = sink.settings.bootstrap_servers == self.settings.bootstrap_servers
             self.delivery = sink.delivery if self._shared else self.delivery
@@ -84,11 +84,12 @@ class KafkaDeadLetterSink(Sink, Buffered):
         self.delivery.flush()
 
     def snapshot(self) -> Snapshot:
-        """Nothing: a topic keeps what it was given."""
+        """Return nothing: records in a topic cannot be removed."""
         return None
 
     def restore(self, value: Snapshot) -> None:
-        """Nothing can be taken away; the sink aborts the transaction that both share."""
+        """Do nothing: records in a topic cannot be removed; the sink aborts a shared
+        transaction."""
 
     def close(self) -> None:
         """See `engine.types.Sink`."""
@@ -97,8 +98,7 @@ class KafkaDeadLetterSink(Sink, Buffered):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of records that are not acknowledged yet; the sink counts those of a delivery that
-        both share."""
+        """The bytes of unacknowledged records; the sink counts those of a shared producer."""
         return 0 if self._shared else self.delivery.nbytes
 
     def limit_memory(self, nbytes: int) -> None:
@@ -107,13 +107,13 @@ class KafkaDeadLetterSink(Sink, Buffered):
             self.delivery.limit_memory(nbytes)
 
     def counts(self) -> Mapping[str, int]:
-        """Outcomes so far, for the metrics."""
+        """Return the outcomes so far, for the metrics."""
         return {} if self._shared else {"failed_records": self.delivery.failed}
 
 
 def unwrapped(records: Records) -> Records:
-    """Letters as the records that they were: key and value are those, the headers without those
-    that a letter adds, time and place as they were when it was read first."""
+    """Return letters as their original records: key and value unchanged, headers without those a
+    letter adds, timestamp and position as first read."""
     assert records.headers is not None, "letters were read without their headers"
     opened = [_opened(raw or b"") for raw in records.headers.take(np.arange(len(records)))]
     own = [own for own, _ in opened]
@@ -135,8 +135,8 @@ def unwrapped(records: Records) -> Records:
 
 
 def _opened(raw: bytes) -> tuple[bytes, dict[str, str]]:
-    """The headers of a letter: those that its record had, as they came, and those that the letter
-    added behind them."""
+    """Return the headers of a letter: those of its record, unchanged, and those the letter added
+    after them."""
     entries = list(header_entries(raw))
     names = [name for _, name, _ in entries]
     begins = [i for i, name in enumerate(names) if name == PREFIX + "topic"]

@@ -1,4 +1,4 @@
-"""Record batches to columns: the one place that knows kafka-python from inside.
+"""Fetches record batches as columns; the only file that uses the consumer's private parts.
 
 kafka-python makes a Python object of every record. `ColumnarRecords` takes the place of the class
 that does (one attribute of the consumer's fetcher; another, of its connections, puts what comes
@@ -38,17 +38,17 @@ from engine.types.plural import counted
 
 Ints = NDArray[np.int64]
 RECEIVE_BYTES = 1 << 18
-"""Bytes taken from a connection between two answers, at most."""
+"""The most bytes taken from a connection between two answers."""
 WOULD_BLOCK = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
-"""Nothing has come."""
+"""Nothing has arrived."""
 CLOSED = "the broker closed the connection"
 CHUNK_BYTES = 1 << 20
-"""Bytes of record batches at which a chunk is whole."""
+"""The bytes of record batches at which a chunk is complete."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
-    """The records of neighbouring record batches, n of them.
+    """The n records of adjacent record batches.
 
     Attributes:
         offsets: increasing, with gaps where records were compacted away, shape (n,).
@@ -72,7 +72,7 @@ class Chunk:
 
     @property
     def offset(self) -> int:
-        """Of the first record; what kafka-python skips by."""
+        """The offset of the first record, by which kafka-python skips."""
         return int(self.offsets[0])
 
     def __len__(self) -> int:
@@ -82,7 +82,7 @@ class Chunk:
 def install_columnar_fetch(
     consumer: KafkaConsumer, *, newline: bool, with_metadata: bool = False
 ) -> None:
-    """Make the consumer's `poll` give lists of `Chunk` (and count chunks where it counts records).
+    """Make the consumer's `poll` return lists of `Chunk` (and count chunks in place of records).
 
     Args:
         newline: put a newline behind each value, which one call can then parse as NDJSON.
@@ -105,10 +105,10 @@ def install_columnar_fetch(
 
 
 class ResponseBuffer(KafkaBytes):  # type: ignore[misc]
-    """A response buffer that large fetches are received into without a copy."""
+    """A response buffer into which large fetches are received without a copy."""
 
     def read(self, nbytes: int | None = None) -> bytes | memoryview:
-        """The next bytes, or the whole rest."""
+        """Return the next bytes, or all the rest."""
         at: int = self.tell()
         if nbytes is not None or len(self) - at < RECEIVE_BYTES:
             read: bytes = super().read(nbytes)
@@ -145,15 +145,15 @@ def _received(transport: KafkaTCPTransport) -> tuple[bytes, KafkaError | None]:
 
 
 def prefetched_bytes(consumer: KafkaConsumer) -> int:
-    """Bytes of the answers that the client holds and has not given yet."""
+    """Return the bytes of answers that the client holds and has not returned yet."""
     fetcher = consumer._fetcher
     waiting = [*fetcher._completed_fetches.copy(), *fetcher._paused_completed_fetches.values()]
     return sum(len(answer.partition_data.records or b"") for answer in waiting)
 
 
 def topic_ids(consumer: KafkaConsumer, topics: Iterable[str]) -> dict[str, str]:
-    """Topic -> the id that its broker gave it when it was made, as of the client's newest metadata;
-    "" for one that is not there. Brokers before 2.8 have none: nothing is known then."""
+    """Return topic -> the id from its creation, by the client's newest metadata; "" for a
+    missing topic. Brokers before 2.8 have none, so nothing is known."""
     cluster = consumer._cluster
     if not cluster._topic_ids:
         return {}
@@ -162,8 +162,8 @@ def topic_ids(consumer: KafkaConsumer, topics: Iterable[str]) -> dict[str, str]:
 
 
 def is_forbidden(consumer: KafkaConsumer, topic: str) -> bool:
-    """Whether the broker does not let this client see the topic. It must be asked for that one: in
-    a list of all topics it is missing, as one that is not there."""
+    """Return whether the broker hides the topic from this client. It must be requested by name:
+    a list of all topics omits it like a missing one."""
     cluster = consumer._cluster
     everything, cluster.need_all_topic_metadata = cluster.need_all_topic_metadata, False
     try:
@@ -175,12 +175,12 @@ def is_forbidden(consumer: KafkaConsumer, topic: str) -> bool:
 
 
 def metadata_time_ms(consumer: KafkaConsumer) -> float:
-    """When the client's metadata was new, in ms of its own clock."""
+    """Return when the client's metadata was received, in ms of its own clock."""
     return float(consumer._cluster._last_successful_refresh_ms)
 
 
 class ColumnarRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
-    """kafka-python's walk over a fetch response, with columns for records."""
+    """kafka-python's walk over a fetch response, with columns in place of records."""
 
     newline = False
     with_metadata = False
@@ -202,7 +202,7 @@ class ColumnarRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
         self.drain()
 
     def _parts(self, tp: TopicPartition, records: Any) -> Iterator[RecordSpans]:
-        """Of each record batch that holds records for a reader."""
+        """Yield each record batch with records for a reader."""
         for batch in batches(records):
             if batch.magic < 2:
                 raise UnsupportedVersionError(
@@ -229,7 +229,8 @@ class ColumnarRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
         )
 
     def _skipped(self, batch: Any) -> bool:
-        """Whether the batch holds no records for a reader: a transaction's marker, or aborted."""
+        """Return whether the batch has no records for a reader: a transaction marker, or aborted
+        records."""
         committed = self.isolation_level == IsolationLevel.READ_COMMITTED
         if committed and batch.has_producer_id():
             self._consume_aborted_transactions_up_to(batch.last_offset)
@@ -242,7 +243,7 @@ class ColumnarRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordSpans:
-    """Where the records of one record batch are, n of them.
+    """The spans of the n records of one record batch.
 
     Attributes:
         raw: the batch's bytes, decompressed.
@@ -263,7 +264,7 @@ class RecordSpans:
 
 
 class ZeroCopyBatch(DefaultRecordBatch):  # type: ignore[misc]
-    """A record batch that stays in the answer it came in: kafka-python's own is a copy."""
+    """A record batch that stays in the answer it came in; kafka-python's own is a copy."""
 
     def __init__(self, buffer: memoryview) -> None:
         self._buffer = buffer
@@ -275,7 +276,7 @@ class ZeroCopyBatch(DefaultRecordBatch):  # type: ignore[misc]
 
 
 def batches(records: Any) -> Iterator[Any]:
-    """The record batches of an answer, `kafka.record.memory_records.MemoryRecords`."""
+    """Yield the record batches of an answer, `kafka.record.memory_records.MemoryRecords`."""
     least, magic = DefaultRecordBatch.HEADER_STRUCT.size, records.MAGIC_OFFSET
     while (piece := records._next_slice) is not None:
         if len(piece) < least or piece[magic] != 2:
@@ -286,7 +287,7 @@ def batches(records: Any) -> Iterator[Any]:
 
 
 def locate_records(batch: Any, start: int) -> RecordSpans:
-    """Where the records of a record batch of kafka-python's are.
+    """Return the spans of the records of a kafka-python record batch.
 
     Args:
         batch: kafka.record.default_records.DefaultRecordBatch, not yet iterated.
@@ -333,7 +334,7 @@ def warm_up_chunk(value: bytes, *, newline: bool, with_metadata: bool) -> Chunk:
 
 
 def chunk(parts: Sequence[RecordSpans], after: int, *, newline: bool, with_metadata: bool) -> Chunk:
-    """Their records in one piece; see `install_columnar_fetch`.
+    """Return the records as one chunk; see `install_columnar_fetch`.
 
     Args:
         after: the offset to read after them.
@@ -359,7 +360,7 @@ def chunk(parts: Sequence[RecordSpans], after: int, *, newline: bool, with_metad
 
 
 def decode(batch: Any, start: int, *, newline: bool, with_metadata: bool = False) -> Chunk:
-    """One record batch as columns; see `locate_records`."""
+    """Decode one record batch to columns; see `locate_records`."""
     return chunk(
         [locate_records(batch, start)],
         batch.next_offset,
@@ -369,12 +370,12 @@ def decode(batch: Any, start: int, *, newline: bool, with_metadata: bool = False
 
 
 def headers(raw: bytes) -> list[tuple[str, bytes]]:
-    """A record's headers from their bytes; a null value is an empty one."""
+    """Return a record's headers from their bytes; a null value becomes an empty one."""
     return [(name, value) for _, name, value in header_entries(raw)]
 
 
 def header_entries(raw: bytes) -> Iterator[tuple[int, str, bytes]]:
-    """The same, each with where it begins."""
+    """Return the same, each with where it begins."""
     at = 0
 
     def number() -> int:
@@ -400,8 +401,8 @@ def header_entries(raw: bytes) -> Iterator[tuple[int, str, bytes]]:
 
 @numba.njit(nogil=True, cache=True)
 def _locate(raw, n, offsets, times, starts, sizes):  # type: ignore[no-untyped-def]
-    """Where value, key and headers of each of n records are; how many bytes they took, or -1 for
-    broken ones.
+    """Locate value, key and headers of each of n records; return how many bytes they took, or -1
+    for broken ones.
 
     Record: length, attributes (a byte), timestamp delta, offset delta, key, value, headers; numbers
     are zigzag varints, length -1 is null. https://kafka.apache.org/documentation/#record

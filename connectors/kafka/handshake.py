@@ -19,16 +19,16 @@ from dataclasses import dataclass, field
 from kafka.net.sasl import get_sasl_mechanism
 
 PAUSE = 0.2
-"""Seconds between two rounds of knocking at brokers that are not there."""
+"""The seconds between two attempts at unreachable brokers."""
 CLIENT_ID = b"headrace"
 READ, WRITE = 3, 4
-"""What one may do with a topic, as a broker numbers it."""
+"""The operations on a topic, as a broker numbers them."""
 METADATA, SASL_HANDSHAKE, SASL_AUTHENTICATE = 3, 17, 36
 UNKNOWN_TOPIC, INVALID_TOPIC, NO_PERMISSION, UNKNOWN_MECHANISM, NO_SASL = 3, 17, 29, 33, 34
 MAX_ANSWER_BYTES = 1 << 20
-"""Bytes of an answer: a longer one is not Kafka's."""
+"""The most bytes of an answer: a longer one is not Kafka's."""
 MAX_BROKERS_TRIED = 32
-"""Brokers of a cluster that are tried: enough to see a mistake that all of them share."""
+"""The brokers of a cluster that are tried: enough to find an error that all of them share."""
 Address = tuple[str, int]
 
 
@@ -37,7 +37,7 @@ class AccessDenied(Exception):
 
 
 class Unreachable(OSError):
-    """None answered in time."""
+    """No server answered in time."""
 
 
 class NoReply(TimeoutError):
@@ -109,7 +109,7 @@ def connect(
 def _any(
     servers: Sequence[Address], identity: ClientIdentity, deadline: float, silence: str
 ) -> list[Address]:
-    """The brokers that the first server names that lets in."""
+    """Return the brokers named by the first server that accepts the client."""
     while True:
         trouble: OSError | None = None
         mistake: AccessDenied | None = None
@@ -131,7 +131,7 @@ def _any(
 
 
 def _handshake(server: Address, identity: ClientIdentity, timeout: float) -> list[Address]:
-    """The brokers it names.
+    """Return the brokers a server names.
 
     Raises: AccessDenied; OSError where another try may go well.
     """
@@ -176,7 +176,7 @@ def _check_access(line: _Line, host: str, name: str, identity: ClientIdentity) -
 
 
 def _mechanisms(line: _Line, mechanism: str) -> tuple[int, list[str]]:
-    """Error code, and what is offered."""
+    """Return the error code, and the offered mechanisms."""
     answer = _Answer(line.ask(SASL_HANDSHAKE, 1, _text(mechanism)))
     code = answer.number("h")
     return code, [answer.text() for _ in range(answer.number("i"))]
@@ -255,7 +255,7 @@ def _no_permission(topic: str, name: str, identity: ClientIdentity) -> str:
 
 
 def _proof(error: OSError, server: str, identity: ClientIdentity) -> AccessDenied | None:
-    """What a failed TLS handshake proves, or None where another try may go well."""
+    """Return what a failed TLS handshake proves, or None if another attempt may succeed."""
     if isinstance(error, ssl.SSLCertVerificationError):
         why = error.verify_message.rstrip(".")
         return AccessDenied(
@@ -282,7 +282,7 @@ def _proof(error: OSError, server: str, identity: ClientIdentity) -> AccessDenie
 def _check_other_protocol(
     server: Address, name: str, identity: ClientIdentity, timeout: float
 ) -> None:
-    """Whether it would have answered in TLS, or without.
+    """Check whether the server would answer with TLS, or without.
 
     Raises: AccessDenied if so.
     """
@@ -309,14 +309,14 @@ def _check_other_protocol(
 
 
 class _Line:
-    """A connection, and how long it may still take."""
+    """A connection with a deadline."""
 
     def __init__(self, sock: socket.socket, deadline: float) -> None:
         self._sock = sock
         self._deadline = deadline
 
     def ask(self, api: int, version: int, body: bytes) -> bytes:
-        """A request's answer, without its header. Raises: OSError."""
+        """Return a request's answer, without its header. Raises: OSError."""
         head = struct.pack(f">hhih{len(CLIENT_ID)}s", api, version, api, len(CLIENT_ID), CLIENT_ID)
         self._sock.settimeout(self._left())
         self._sock.sendall(struct.pack(">i", len(head) + len(body)) + head + body)
@@ -345,7 +345,7 @@ class _Line:
 
 
 class _Answer:
-    """Reads what Kafka wrote. Raises: struct.error, UnicodeDecodeError where it is something
+    """Parses an answer of Kafka. Raises: struct.error, UnicodeDecodeError if it is something
     else."""
 
     def __init__(self, data: bytes) -> None:
@@ -378,7 +378,8 @@ def _connected(server: Address, tls: ssl.SSLContext | None, timeout: float) -> I
 
 
 def _unverified_context() -> ssl.SSLContext:
-    """To see whether TLS is spoken at all; nothing secret is said."""
+    """Return a context that tests whether the server speaks TLS; nothing secret is sent through
+    it."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

@@ -1,5 +1,4 @@
-"""Membership of a consumer group: what it gives this engine, what it takes away, and who has read
-what."""
+"""Membership of a consumer group: assigned and revoked partitions, and their owners."""
 
 from __future__ import annotations
 
@@ -27,12 +26,12 @@ ASSIGNORS = {
     "roundrobin": RoundRobinPartitionAssignor,
 }
 MAX_OWNERS = 16
-"""Owners of a partition that its committed offset remembers: 4,096 bytes are what brokers allow."""
+"""The owners of a partition remembered in its committed offset: brokers allow 4,096 bytes."""
 
 
 class Membership(AsyncConsumerRebalanceListener):  # type: ignore[misc]
-    """What the group's rebalances come to. Its callbacks run on the client's own thread; the thread
-    that reads waits meanwhile.
+    """Handles the group's rebalances. Its callbacks run on the client's thread; the reading
+    thread waits meanwhile.
 
     A rebalance that takes partitions which are being read waits until the loop has saved and
     committed what is done (`release`), at most `seconds`. Then they go, and what was not committed
@@ -60,7 +59,7 @@ class Membership(AsyncConsumerRebalanceListener):  # type: ignore[misc]
         return self._consumer is not None
 
     def join(self, consumer: KafkaConsumer, topics: Iterable[str], pattern: str | None) -> None:
-        """Ask the group for partitions; the polls that follow get them."""
+        """Ask the group for partitions; later polls receive them."""
         self._consumer = consumer
         if pattern is None:
             consumer.subscribe(topics=list(topics), listener=self)
@@ -68,14 +67,14 @@ class Membership(AsyncConsumerRebalanceListener):  # type: ignore[misc]
             consumer.subscribe(pattern=pattern, listener=self)
 
     def set_reading(self, partitions: Iterable[TopicPartition]) -> None:
-        """These are being read from now on: they may not go unannounced."""
+        """Note that these partitions are being read, so they may be revoked only after a
+        release."""
         with self._lock:
             self._reading = frozenset(partitions)
 
     def rejoin_if_joining(self) -> None:
-        """Call before every poll. kafka-python (3.0) forgets a join that is under way when a poll
-        ends meanwhile and it was new metadata that asked for it: the member would be out for ever.
-        """
+        """Rejoin before a poll. kafka-python (3.0) forgets a join caused by new metadata if a
+        poll ends meanwhile; the member would stay out of the group."""
         assert self._consumer is not None
         coordinator = self._consumer._coordinator
         if coordinator._join_task is not None:
@@ -83,7 +82,7 @@ class Membership(AsyncConsumerRebalanceListener):  # type: ignore[misc]
 
     @property
     def is_revoking(self) -> bool:
-        """Whether partitions wait to go."""
+        """Whether partitions wait to be revoked."""
         return self._released is not None
 
     def release(self) -> None:
@@ -96,7 +95,7 @@ class Membership(AsyncConsumerRebalanceListener):  # type: ignore[misc]
             self._consumer._net.call_soon_threadsafe(lambda: released.success(None))
 
     def take_assignment(self) -> frozenset[TopicPartition]:
-        """What is assigned now; nothing moves after that until it is read."""
+        """Return the current assignment; nothing moves until it is read."""
         with self._lock:
             self.is_rebalancing = self.partitions_lost = False
             return self.assigned
@@ -108,7 +107,7 @@ class Membership(AsyncConsumerRebalanceListener):  # type: ignore[misc]
     # ------------------------------------------------------------------- what the client calls
 
     async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
-        """Wait for the loop where it is in the middle of something."""
+        """Wait for the loop to release the partitions."""
         with self._lock:
             if not revoked & self.assigned:
                 return
@@ -128,7 +127,8 @@ class Membership(AsyncConsumerRebalanceListener):  # type: ignore[misc]
             )
 
     async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
-        """Held until the loop says where they start: kafka-python would start them by itself."""
+        """Hold the partitions until the loop says where they start: kafka-python would start
+        them by itself."""
         assert self._consumer is not None
         with self._lock:
             new = assigned - self.assigned
@@ -139,7 +139,7 @@ class Membership(AsyncConsumerRebalanceListener):  # type: ignore[misc]
             self._consumer.seek(tp, 0)
 
     async def on_partitions_lost(self, lost: set[TopicPartition]) -> None:
-        """Thrown out: others read them already."""
+        """Note that the partitions were lost: others read them already."""
         with self._lock:
             self.assigned -= lost
             self.is_rebalancing = True
@@ -149,7 +149,7 @@ class Membership(AsyncConsumerRebalanceListener):  # type: ignore[misc]
 
 @dataclass(frozen=True, slots=True)
 class Owners:
-    """Who has read a partition, kept in the metadata of its committed offset.
+    """Who has read a partition, stored in the metadata of its committed offset.
 
     Attributes:
         owners: (member, offset at which it began), the newest first.
@@ -161,7 +161,7 @@ class Owners:
 
     @classmethod
     def parse(cls, metadata: str | None) -> Self:
-        """From a commit's metadata; nobody, where somebody else wrote it."""
+        """Parse a commit's metadata; nobody, if another program wrote it."""
         try:
             value = json.loads(metadata or "{}")
             owners = tuple((str(m), int(at)) for m, at in value.get("owners", ()))
@@ -170,24 +170,24 @@ class Owners:
             return cls()
 
     def text(self) -> str:
-        """As metadata."""
+        """Return the metadata."""
         known = {"topic_id": self.topic_id, "owners": self.owners}
         return json.dumps({k: v for k, v in known.items() if v}, separators=(",", ":"))
 
     @property
     def newest(self) -> str | None:
-        """Whose it is."""
+        """The current owner."""
         return self.owners[0][0] if self.owners else None
 
     def with_owner(self, group_instance_id: str, at: int) -> Owners:
-        """With `group_instance_id` going on at offset `at`."""
+        """Return the owners with `group_instance_id` continuing at offset `at`."""
         if self.newest == group_instance_id:
             return self
         return replace(self, owners=((group_instance_id, at), *self.owners)[:MAX_OWNERS])
 
     def end(self, group_instance_id: str, committed: int) -> int | None:
-        """Where `group_instance_id` ended: the committed offset where it is the owner, else where
-        the next one began; None where it is not remembered."""
+        """Return where `group_instance_id` ended: the committed offset if it is the owner, else
+        where the next one began; None if forgotten."""
         for i, (owner, _) in enumerate(self.owners):
             if owner == group_instance_id:
                 return committed if i == 0 else self.owners[i - 1][1]
@@ -195,17 +195,17 @@ class Owners:
 
 
 def names(partitions: Iterable[TopicPartition]) -> list[str]:
-    """As headrace calls them."""
+    """Return the partitions' names in headrace."""
     return sorted(partition_name(tp) for tp in partitions)
 
 
 def partition_name(tp: TopicPartition) -> str:
-    """``topic/3``."""
+    """Return ``topic/3``."""
     return f"{tp.topic}/{tp.partition}"
 
 
 def parse_partition(text: str) -> TopicPartition:
-    """From ``topic/3``."""
+    """Parse ``topic/3``."""
     topic, _, number = text.rpartition("/")
     return TopicPartition(topic, int(number))
 
@@ -213,7 +213,7 @@ def parse_partition(text: str) -> TopicPartition:
 def consumer_settings(
     group: str, group_instance_id: str | None, assignor: str, session_timeout: float, seconds: float
 ) -> dict[str, Any]:
-    """What a member's consumer is made with."""
+    """Return the configuration of a member's consumer."""
     return {
         "group_id": group,
         "group_instance_id": group_instance_id,

@@ -1,4 +1,4 @@
-"""Records on their way into topics, each accounted for; in a transaction where one is asked for."""
+"""A producer that verifies every delivery, in a transaction if requested."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ log = logging.getLogger("headrace.kafka")
 CLOSE_SECONDS = 1.0
 FENCED = (errors.ProducerFencedError, errors.InvalidProducerEpochError)
 MIN_BATCH_BYTES = 16 << 10
-"""Bytes of a record batch that are worth their head."""
+"""The least bytes of a record batch that justify its header."""
 
 
 class ProducerSettings(KafkaSettings):
-    """What a sink and the dead letters of ``kind = "kafka"`` have in common.
+    """The settings that a sink and dead letters of ``kind = "kafka"`` share.
 
     Attributes:
         compression_type: none, gzip, snappy, lz4 or zstd.
@@ -71,7 +71,7 @@ class ProducerSettings(KafkaSettings):
 
 
 class TopicSettings(ProducerSettings):
-    """And of one topic.
+    """The settings for one topic.
 
     Attributes:
         topic: the topic that is written to; must be there.
@@ -81,7 +81,8 @@ class TopicSettings(ProducerSettings):
 
 
 class VerifiedProducer:
-    """A producer: idempotent, acks=all, and `flush` returns when all is acknowledged.
+    """An idempotent producer with acks=all, whose `flush` returns when everything is
+    acknowledged.
 
     With a `transaction` id everything that is sent is part of a transaction, which `commit` ends
     together with the offsets of what was read. A producer of the same id that starts later fences
@@ -117,7 +118,7 @@ class VerifiedProducer:
             self._buffer_bytes = max(1, min(self._buffer_bytes, nbytes))
 
     def connect(self) -> KafkaProducer:
-        """The producer; the first time it fences others of its transaction id."""
+        """Return the producer; the first call fences others with its transaction id."""
         if self._producer is None:
             settings = self.settings
             own: dict[str, Any] = {}
@@ -150,8 +151,8 @@ class VerifiedProducer:
         return self._producer
 
     def probe(self, topic: str) -> None:
-        """Ask for the topic, by a producer of its own: that of a transaction would end another
-        engine's.
+        """Check the topic with a separate producer: a transactional one would abort another
+        engine's transaction.
 
         Raises: UserError where there is no such topic; HeadraceError where no broker answers.
         """
@@ -169,8 +170,8 @@ class VerifiedProducer:
                 producer.close(timeout=CLOSE_SECONDS)
 
     def send(self, topic: str, records: OutgoingRecords, at: Ints) -> None:
-        """Give the records `at` to the producer, their batches in the order of theirs; a full
-        buffer waits for half of it to be acknowledged.
+        """Send the records `at`, in order; if the buffer is full, wait until half of it is
+        acknowledged.
 
         Args:
             at: which, shape (m,), increasing.
@@ -199,8 +200,8 @@ class VerifiedProducer:
                 self._await_acks(self._producer, 0)
 
     def _await_acks(self, producer: KafkaProducer, left: int) -> None:
-        """Wait for answers, the oldest first, until no more than these bytes have none; for all,
-        once one is a failure."""
+        """Wait for answers, the oldest first, until at most this many bytes are unacknowledged;
+        for all, once one failed."""
         until = time.monotonic() + self.settings.delivery_timeout + CLOSE_SECONDS
         rows = failed = 0
         why: BaseException | None = None
@@ -227,8 +228,8 @@ class VerifiedProducer:
         )
 
     def commit(self, offsets: Mapping[TopicPartition, OffsetAndMetadata], group: Any) -> bool:
-        """End the transaction with these offsets in it; whether it was committed. It is aborted
-        where the group has given the partitions to somebody else, or the broker has given up on it.
+        """Commit the transaction with these offsets; return whether it was committed. It is
+        aborted if the group has moved the partitions, or the broker has timed it out.
 
         Raises: HeadraceError where that happens twice in a row: another engine has this one's
             transaction id; or where the outcome cannot be known.
@@ -258,8 +259,8 @@ class VerifiedProducer:
         return True
 
     def _replace_producer(self, producer: KafkaProducer, error: BaseException) -> None:
-        """A transaction that outlived its time-out (the broker was away) and another engine of the
-        same id look alike; only the second happens at once again."""
+        """Replace the producer after its transaction timed out (the broker was away), which
+        looks like another engine with the same id; only the latter fails again at once."""
         if self._fenced_before:
             raise HeadraceError(
                 f"{self._where}: another engine has taken over transaction '{self.transaction}'; "
@@ -273,7 +274,7 @@ class VerifiedProducer:
             producer.close(timeout=CLOSE_SECONDS)
 
     def abort(self) -> None:
-        """Take back what was sent since the last commit."""
+        """Abort what was sent since the last commit."""
         producer, self._sent, self.nbytes = self._producer, deque(), 0
         if producer is not None and self._open:
             self._open = False
@@ -285,7 +286,7 @@ class VerifiedProducer:
                     self._replace_producer(producer, error)
 
     def close(self) -> None:
-        """Let go. Without a transaction, records that were not flushed may arrive all the same."""
+        """Close. Without a transaction, records that were not flushed may still arrive."""
         producer, self._producer = self._producer, None
         self._sent, self.nbytes = deque(), 0
         if producer is None:
@@ -306,7 +307,7 @@ class VerifiedProducer:
             self._open = True
 
     def _with_timeout(self, call: Callable[[], None], seconds: float | None = None) -> None:
-        """Calls that the client has no time limit for, with one."""
+        """Call the client with a timeout, where it has none."""
         failure: list[BaseException] = []
 
         def work() -> None:

@@ -1,4 +1,4 @@
-"""Columns to record batches: the one place that knows kafka-python's producer from inside.
+"""Writes columns as record batches; the only file that uses the producer's private parts.
 
 kafka-python's producer takes records one by one. Here a compiled loop writes the records of a
 batch from columns, and the producer's accumulator gets the batch as if it had collected it itself.
@@ -33,11 +33,11 @@ from engine.types import Values
 Ints = NDArray[np.int64]
 ByteArray = NDArray[np.uint8]
 MAX_BATCH_BYTES = 1 << 18
-"""Bytes of a record batch before it is compressed, at most, unless it is one record."""
+"""The most bytes of an uncompressed record batch, unless it is one record."""
 OVERHEAD = 32
-"""Bytes a record has on the wire besides its value, key and headers, at most."""
+"""The most bytes of a record on the wire besides its value, key and headers."""
 PAUSE_MS = 100
-"""Between two questions for a broker that cannot be reached."""
+"""The milliseconds between two requests to an unreachable broker."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +60,7 @@ class OutgoingRecords:
         return len(self.values)
 
     def sizes(self) -> Ints:
-        """Bytes of each record's value, key and headers, shape (n,)."""
+        """The bytes of each record's value, key and headers, shape (n,)."""
         return sum(
             (np.maximum(_spans(part, len(self))[2], 0) for part in self._parts()),
             np.zeros(len(self), np.int64),
@@ -70,7 +70,7 @@ class OutgoingRecords:
         return self.values, self.keys, self.headers
 
     def write(self, at: Ints, nbytes: int, first: int, since: int) -> ByteArray:
-        """The records `at`, shape (n,), as a batch has them behind its head.
+        """Return the records `at`, shape (n,), in the wire format after a batch's header.
 
         Args:
             nbytes: of them, at most: see `plan_batches`.
@@ -87,8 +87,8 @@ class OutgoingRecords:
 def plan_batches(
     records: OutgoingRecords, at: Ints, partitions: int, turn: int, size: int = MAX_BATCH_BYTES
 ) -> tuple[list[tuple[int, Ints, int]], int]:
-    """Which of the records `at` go where, in batches: by their key's hash, as Kafka's own clients
-    have it (murmur2), those without by turns, a batch each.
+    """Assign the records `at` to partitions, in batches: by their key's hash, like Kafka's own
+    clients (murmur2); records without a key go round robin, one batch each.
 
     Args:
         partitions: how many there are.
@@ -135,7 +135,7 @@ class ProducedBatch(ProducerBatch):  # type: ignore[misc]
         self._record_futures: Any = LazyFutures(self.records, self.produce_future)
 
     def room(self, nbytes: int) -> bool:
-        """Whether it is still open and as many bytes more fit in."""
+        """Return whether it is open and as many more bytes fit."""
         records = self.records
         return (
             not records._closed
@@ -144,7 +144,7 @@ class ProducedBatch(ProducerBatch):  # type: ignore[misc]
         )
 
     def put(self, outgoing: OutgoingRecords, at: Ints, nbytes: int) -> None:
-        """Take these rows too, which are of so many bytes at most."""
+        """Add these rows, of at most that many bytes."""
         records, builder, times = self.records, self.records._builder, outgoing.times[at]
         if builder._first_timestamp is None:
             builder._first_timestamp = builder._max_timestamp = int(times[0])
@@ -156,7 +156,7 @@ class ProducedBatch(ProducerBatch):  # type: ignore[misc]
         builder._last_offset = records._next_offset - 1
 
     def failure(self, seconds: float) -> BaseException | None:
-        """Wait for the answer; why the records were not delivered, or None where they were."""
+        """Wait for the answer; return why the records were not delivered, or None."""
         until = time.monotonic() + seconds
         self.produce_future.wait(seconds)
         for future in self._record_futures.made:  # the client has split it
@@ -173,8 +173,8 @@ class ProducedBatch(ProducerBatch):  # type: ignore[misc]
 
 
 class LazyFutures(Sequence[FutureRecordMetadata]):
-    """What kafka-python keeps for each record of a batch; made when it asks for one, which it does
-    to split a batch that the broker calls too large."""
+    """kafka-python's futures of a batch's records, made only when it splits a batch that the
+    broker calls too large."""
 
     def __init__(self, records: MemoryRecordsBuilder, whole: FutureProduceResult) -> None:
         self._records = records  # not the batch: it holds this, and would wait for the collector
@@ -203,9 +203,8 @@ def enqueue(
     nbytes: int,
     size: int,
 ) -> ProducedBatch:
-    """Give the producer rows of so many bytes for one partition; the batch they are in, which is
-    the one that waits there where they fit.
-    """
+    """Give the producer rows of so many bytes for one partition; return their batch, which is
+    the waiting one if they fit."""
     manager, accumulator = producer._transaction_manager, producer._accumulator
     if manager.is_transactional():
         manager.maybe_add_partition_to_transaction(partition)
@@ -223,8 +222,8 @@ def enqueue(
 
 @contextlib.contextmanager
 def flushing(producer: KafkaProducer) -> Iterator[None]:
-    """Within this block, send batches at once instead of waiting for linger. kafka-python's own
-    `flush` waits as well, and fails where a batch is split meanwhile."""
+    """Send batches at once inside the block, instead of waiting for linger. kafka-python's own
+    `flush` waits too, and fails if a batch is split meanwhile."""
     accumulator = producer._accumulator
     accumulator.begin_flush()
     producer._sender.wakeup()
@@ -235,7 +234,7 @@ def flushing(producer: KafkaProducer) -> Iterator[None]:
 
 
 def without_busy_wait(producer: KafkaProducer) -> KafkaProducer:
-    """The same producer, which takes no core to wait for a broker that is away or hangs.
+    """Return the same producer, without its busy wait for an unreachable broker.
 
     kafka-python (3.0.12) does: its sender takes how long a connection is not to be tried again, in
     seconds, for milliseconds; and for one that is being made that is 0, however long it takes.
@@ -287,7 +286,7 @@ def encode_headers(
     columns: Mapping[str, pl.Series],
     own: Values | None = None,
 ) -> Values:
-    """Headers of n records as they are on the wire.
+    """Return the headers of n records in the wire format.
 
     Args:
         always: of each record.
@@ -328,7 +327,7 @@ def _entry(name: str, value: bytes) -> bytes:
 
 
 def _spans(values: Values | None, n: int, *, bare: int = -1) -> tuple[ByteArray, Ints, Ints]:
-    """Where each of n values begins and how many bytes it has, -1 for null.
+    """Return where each of n values begins and its size, -1 for null.
 
     Args:
         bare: size of each where there are no values: bytes of 0.
@@ -357,8 +356,8 @@ MIX = np.uint64(0x5BD1E995)
 
 @compiled
 def murmur2(data, start, size):  # type: ignore[no-untyped-def]
-    """A key's hash as Kafka's clients have it: A. Appleby's MurmurHash2 of 32 bits, with a seed of
-    theirs, without the sign."""
+    """Return a key's hash as Kafka's clients compute it: A. Appleby's 32-bit MurmurHash2 with
+    their seed, without the sign."""
     h = np.uint64(0x9747B28C) ^ np.uint64(size)
     end = start + size
     while end - start >= 4:
@@ -395,7 +394,7 @@ def _place(data, starts, lengths, sizes, size, partitions, turn, where):  # type
 
 @compiled
 def _cut(where, sizes, size, new):  # type: ignore[no-untyped-def]
-    """Where another batch begins."""
+    """Return where another batch begins."""
     total = 0
     for i in range(len(where)):
         new[i] = i == 0 or where[i] != where[i - 1] or total + sizes[i] > size
@@ -404,8 +403,8 @@ def _cut(where, sizes, size, new):  # type: ignore[no-untyped-def]
 
 @compiled
 def _write(at, first, since, times, vs, v0, vn, ks, k0, kn, hs, h0, hn, out):  # type: ignore[no-untyped-def]
-    """See `connectors.kafka.fetch` for what a record is; data, starts and sizes of values, keys and
-    headers. A record without a value has a key."""
+    """Write the records; see `connectors.kafka.fetch` for their format. Arguments are data,
+    starts and sizes of values, keys and headers. A record without a value has a key."""
     to = 0
     for i in range(len(at)):
         row = at[i]

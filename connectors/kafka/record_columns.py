@@ -1,4 +1,4 @@
-"""What a record has besides its value, as columns: key, headers, time, place."""
+"""A record's key, headers, timestamp and position as columns."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ RECORD_PARTS: Mapping[str, pl.DataType] = {
     "partition": pl.Int32(),
     "offset": pl.Int64(),
 }
-"""What a column of ``[source.record]`` can be, and its type; besides ``header NAME``, a string.
-Text that is not UTF-8 is null: ``key bytes`` has it all."""
+"""Part of a record in ``[source.record]`` -> its type; besides ``header NAME``, a string. Text
+that is not UTF-8 is null; ``key bytes`` has all of it."""
 HEADER = "header "
 
 
 def record_schema(record: Mapping[str, str]) -> Schema:
-    """Types of the columns that ``[source.record]`` asks for.
+    """Return the types of the columns that ``[source.record]`` requests.
 
     Raises: UserError for something that a record does not have, or a reserved name.
     """
@@ -68,7 +68,7 @@ class RecordColumns(WrappingFormat):
         self._record = record
 
     def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
-        """As the inner format does, with one gather for each column more."""
+        """Decode with the inner format, with one gather per additional column."""
         own = {c: dtype for c, dtype in schema.items() if c not in self._record}
         frame, rejects = self.inner.decode(records, own)
         at = np.searchsorted(records.positions, frame[POSITION].to_numpy())
@@ -93,7 +93,7 @@ class RecordColumns(WrappingFormat):
 
 
 def _place(records: Records, part: str, at: NDArray[np.int64]) -> pl.Series:
-    """Topic, partition or offset, of the first reading; null where it was no topic."""
+    """Return topic, partition or offset of the first reading; null if it was not a topic."""
     if records.origins is None:
         if part == "offset":
             return pl.Series(records.positions[at])
@@ -108,7 +108,7 @@ def _place(records: Records, part: str, at: NDArray[np.int64]) -> pl.Series:
 
 
 def _text(raw: pl.Series) -> pl.Series:
-    """UTF-8, and null where it is none: the loop runs only where there is such a one."""
+    """Return text, null where it is not UTF-8; the loop runs only if there is any such value."""
     try:
         return raw.cast(pl.String)
     except PolarsError:
@@ -127,7 +127,7 @@ def _gathered(values: Values | None, at: NDArray[np.int64]) -> pl.Series:
 
 
 def _header(values: Values | None, name: bytes) -> Values:
-    """The first header of that name of each record."""
+    """Return the first header of that name of each record."""
     assert values is not None, "records were read without their keys and headers"
     n = len(values)
     starts, sizes = np.zeros(n, np.int64), np.full(n, -1, np.int64)
@@ -137,8 +137,8 @@ def _header(values: Values | None, name: bytes) -> Values:
 
 @numba.njit(nogil=True, cache=True)
 def _find(data, bounds, name, starts, sizes):  # type: ignore[no-untyped-def]
-    """Where the value of the header `name` is in each record's headers; size -1 where it is not.
-    Headers: a count, then name and value, each with its length; numbers are zigzag varints."""
+    """Locate the value of header `name` in each record's headers; size -1 if missing. Headers
+    are a count, then name and value, each with its length; numbers are zigzag varints."""
     for i in range(len(bounds) - 1):
         at, end, left = bounds[i], bounds[i + 1], np.int64(-1)
         is_name, match = True, False

@@ -1,4 +1,4 @@
-"""A client of schema registries with Confluent's API (Confluent, Apicurio, Karapace, Redpanda)."""
+"""A client for schema registries with Confluent's API (Confluent, Apicurio, Karapace, Redpanda)."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ from engine.types import HeadraceError, UserError
 
 log = logging.getLogger("headrace.registry")
 ANSWER_SECONDS = 4.0
-"""How long one answer may take at most: a stop is to be done within 5 s."""
+"""The most seconds of one answer: a stop must be done within 5 s."""
 MIN_BACKOFF, MAX_BACKOFF = 0.1, 5.0
 UNKNOWN_SCHEMA_TTL = 60.0
-"""Seconds after which an unknown schema is asked for again: its writer may only now register it."""
+"""The seconds after which an unknown schema is requested again: its writer may register it only
+now."""
 CONTENT_TYPE = "application/vnd.schemaregistry.v1+json"
 
 
 class Registry:
-    """See `connectors.formats.avro.Schemas`. What a number means never changes, so it is asked
-    for once.
+    """A registry, see `connectors.formats.avro.Schemas`. A schema number never changes its
+    meaning, so it is requested once.
 
     Args:
         url: http(s)://host:port, with a path where the API is not at the root.
@@ -77,7 +78,7 @@ class Registry:
         self._unknown: dict[int, tuple[float, str]] = {}
 
     def by_id(self, number: int) -> Any:
-        """The schema of this number, parsed.
+        """Return the parsed schema with this number.
 
         Raises: UnknownSchema where there is none, or it is not Avro.
         """
@@ -95,7 +96,7 @@ class Registry:
         return schema
 
     def latest(self, topic: str, *, retry: bool = True) -> Any | None:
-        """The newest schema of the topic's values, parsed; None where the registry has none.
+        """Return the newest parsed schema of the topic's values; None without one.
 
         Args:
             retry: whether to wait for a registry that is down.
@@ -106,18 +107,18 @@ class Registry:
             return None
 
     def version(self, topic: str, version: int | str, *, retry: bool = True) -> Any:
-        """One of the schemas of the topic's values, parsed. Raises: UnknownSchema."""
+        """Return one of the parsed schemas of the topic's values. Raises: UnknownSchema."""
         subject = _subject(topic)
         path = f"/subjects/{subject}/versions/{version}"
         return self._schema(self._request(path, retry=retry), f"subject '{subject}'")
 
     def versions(self, topic: str, *, retry: bool = True) -> list[int]:
-        """The numbers of the versions of the topic's values, oldest first."""
+        """Return the versions of the topic's values, oldest first."""
         numbers = self._request(f"/subjects/{_subject(topic)}/versions", retry=retry)
         return [] if numbers is None else [int(version) for version in numbers]
 
     def register(self, topic: str, schema: Any) -> int:
-        """The number of this schema of the topic's values; registered if it is not yet."""
+        """Return the number of this schema of the topic's values; register it if necessary."""
         body = json.dumps({"schema": json.dumps(schema)}).encode()
         reply = self._request(f"/subjects/{_subject(topic)}/versions", body)
         if reply is None or "id" not in reply:
@@ -128,12 +129,11 @@ class Registry:
         return int(reply["id"])
 
     def interrupt(self) -> None:
-        """Abort all waits until `resume`; waiters get an error. Thread-safe. Any thread may call
-        it."""
+        """Abort all waits until `resume`; waiters get an error. Any thread may call it."""
         self._stopped.set()
 
     def resume(self) -> None:
-        """Ask again where it does not answer."""
+        """Wait again when it does not answer."""
         self._stopped.clear()
 
     # ------------------------------------------------------------------------------------ inside
@@ -159,8 +159,8 @@ class Registry:
             ) from None
 
     def _request(self, path: str, body: bytes | None = None, *, retry: bool = True) -> Any | None:
-        """What it answers, as JSON; None for 404. Asks again, less and less often, until its
-        patience ends."""
+        """Return the answer as JSON; None for 404. Retries with growing pauses, up to its
+        timeout."""
         deadline = time.monotonic() + (self._retry_timeout if retry else 0.0)
         wait, warned = MIN_BACKOFF, False
         while True:
@@ -206,7 +206,7 @@ class Registry:
 
 
 def _subject(topic: str) -> str:
-    """By the topic's name, as producers do unless told otherwise."""
+    """Return the subject, by the topic's name, the default of producers."""
     return urllib.parse.quote(f"{topic}-value", safe="")
 
 

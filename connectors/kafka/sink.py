@@ -1,4 +1,4 @@
-"""A topic as a sink: every row a record, every delivery verified."""
+"""Writes rows to a topic, one record per row, and verifies every delivery."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from engine.types import (
 from engine.types.changes import Free, Warned
 
 PREVIEW_CHARS = 2_000
-"""Characters of a refused row that its dead letter shows."""
+"""The characters of a rejected row in its dead letter."""
 
 
 class KafkaSink(Sink, Buffered):
@@ -164,7 +164,8 @@ class KafkaSink(Sink, Buffered):
         self.delivery.flush()
 
     def commit(self, mark: Mark) -> bool:
-        """End the transaction: rows and offsets are there together, or neither; which of both."""
+        """End the transaction: rows and offsets are committed together, or neither; return
+        which."""
         assert self._source is not None
         return self.delivery.commit(self._source.offsets(mark), self._source.group_metadata())
 
@@ -173,7 +174,7 @@ class KafkaSink(Sink, Buffered):
         return None
 
     def restore(self, value: Snapshot) -> None:
-        """Only an open transaction can be taken away; see the class."""
+        """Do nothing: only an open transaction can be aborted; see the class."""
         self.delivery.abort()
 
     def close(self) -> None:
@@ -183,7 +184,7 @@ class KafkaSink(Sink, Buffered):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of records that are not acknowledged yet."""
+        """The bytes of unacknowledged records."""
         return self.delivery.nbytes
 
     def limit_memory(self, nbytes: int) -> None:
@@ -191,7 +192,7 @@ class KafkaSink(Sink, Buffered):
         self.delivery.limit_memory(nbytes)
 
     def counts(self) -> Mapping[str, int]:
-        """Outcomes so far, for the metrics."""
+        """Return the outcomes so far, for the metrics."""
         delivery = self.delivery
         counts = {"failed_records": delivery.failed}
         if delivery.transaction is not None:
@@ -259,7 +260,7 @@ def _encoder(settings: KafkaSink.Settings) -> Encoder:
 
 
 def _places(positions: pl.DataFrame | None) -> dict[str, pl.Series]:
-    """Headers that say where each row was read."""
+    """Return headers that say where each row was read."""
     if positions is None:
         return {}
     parts = pl.col(PARTITION).str.extract_groups(r"^(?<topic>.*)/(?<number>\d+)$")

@@ -1,4 +1,4 @@
-"""Topics as a source: columns from the wire, positions that are offsets."""
+"""Reads topics: columns from the wire, offsets as positions."""
 
 from __future__ import annotations
 
@@ -78,37 +78,39 @@ log = logging.getLogger("headrace.kafka")
 KEYS_OF_FORMATS = (
     "columns", "paths", "registry", "registry_user", "registry_password", "schema_file",
 )  # fmt: skip
-"""Settings that are not for every format."""
+"""Settings for some formats only."""
 POLL_CHUNKS = 8
-"""Asked of the client at a time: about as many MiB."""
+"""The chunks requested from the client at a time: about as many MiB."""
 T = TypeVar("T")
 Offsets = Mapping[TopicPartition, int]
 CLOSE_SECONDS = 1.5
-"""How long the last commit, and then the goodbye, may take: a stop is to be done within 5 s."""
+"""The most seconds for the last commit, and then for leaving the group: a stop must be done
+within 5 s."""
 COMMIT_SECONDS = 2.0
-"""How long a member waits for the answer to a commit."""
+"""The seconds a member waits for the answer to a commit."""
 BROKER_UNAVAILABLE = (
     errors.KafkaConnectionError,
     errors.KafkaTimeoutError,
     errors.RequestTimedOutError,
 )
-"""What the client makes of a broker that goes away, or hangs, while it waits for its answer."""
+"""The client's errors for a broker that becomes unreachable, or hangs, while it waits for an
+answer."""
 RETRY_SECONDS = 0.1
-"""Between two questions to a broker that is away."""
+"""The seconds between two requests to an unreachable broker."""
 CLAIM_SECONDS = 0.5
-"""Between two attempts to tell the group where its partitions are begun."""
+"""The seconds between two attempts to commit the start positions of new partitions."""
 METADATA_SECONDS = 30.0
-"""How often the client asks for new topics and partitions."""
+"""The seconds between two updates of topics and partitions."""
 EVICTED = (
     errors.CommitFailedError,
     errors.UnknownMemberIdError,
     errors.IllegalGenerationError,
 )
-"""Answers to a commit by which a member learns that it is none any more."""
+"""Answers to a commit that tell a member that it was evicted."""
 PASSING = (*EVICTED, errors.RebalanceInProgressError)
-"""Those, and that nobody is just now: it joins again."""
+"""Those, and answers during a rebalance, after which the member rejoins."""
 NOT_A_MEMBER = (*EVICTED, errors.FencedInstanceIdError)
-"""Answers to the commit of one that never was a member: the group has members."""
+"""Answers to a commit from outside the group: the group has members."""
 
 
 class KafkaSource(SharedSource, Buffered):
@@ -337,7 +339,7 @@ class KafkaSource(SharedSource, Buffered):
 
     @property
     def nbytes(self) -> int:
-        """Bytes that were fetched and not given yet, as of the last read."""
+        """The bytes fetched and not returned yet, as of the last read."""
         return self._nbytes
 
     def limit_memory(self, nbytes: int) -> None:
@@ -347,8 +349,8 @@ class KafkaSource(SharedSource, Buffered):
             self._fetch_bytes = max(1 << 16, min(self._fetch_bytes, nbytes // 2))
 
     def seek(self, mark: Mark) -> None:
-        """Of a group's partitions, only those that the mark names are read:
-        `resume_after_rebalance` names them.
+        """Seek. In a group, only partitions named by the mark are read: `resume_after_rebalance`
+        names them.
 
         Raises: UserError for a topic that is not there, or an offset the log has not.
         """
@@ -361,15 +363,15 @@ class KafkaSource(SharedSource, Buffered):
                 self._seek_assigned(self._membership, mark)
 
     def commit(self, mark: Mark) -> bool:
-        """A member's commit is waited for: it may be refused. Otherwise it is noted, and sent by
-        the thread that reads, with its next read or at the end."""
+        """Commit. A member waits for the answer, since the commit may be refused. Otherwise the
+        reading thread sends it with its next read or at the end."""
         if self._membership is None:
             self._marks.append(mark)
             return True
         return self._commit_member(self._membership, self.offsets(mark))
 
     def offsets(self, mark: Mark) -> dict[TopicPartition, OffsetAndMetadata]:
-        """What there is to commit of a mark: the partitions that are read here."""
+        """Return the offsets of a mark to commit: those of partitions read here."""
         return {
             parse_partition(text): self._offset(text, position)
             for text, position in mark.positions.items()
@@ -562,14 +564,14 @@ class KafkaSource(SharedSource, Buffered):
             self._check_topics(consumer)
 
     def lag(self, mark: Mark) -> Mapping[str, int]:
-        """Partition -> records behind the mark, of those that are read here."""
+        """Return partition -> records after the mark, for partitions read here."""
         starts, ends, done = dict(self._starts), dict(self._ends), mark.positions
         return {
             text: max(0, end - done.get(text, starts.get(text, end))) for text, end in ends.items()
         }
 
     def progress(self, mark: Mark) -> float | None:
-        """Share of the offsets between start and stop."""
+        """Return the share of the offsets between start and stop."""
         if self.settings.stop == "never":
             return None
         if not self._starts:
@@ -582,7 +584,7 @@ class KafkaSource(SharedSource, Buffered):
         return done / total if total > 0 else 1.0
 
     def close(self) -> None:
-        """Sends the last commit. May be called twice."""
+        """Send the last commit and close. May be called twice."""
         with self._lock:
             consumer, self._consumer = self._consumer, None
         self._health.forget(self)
@@ -663,8 +665,8 @@ class KafkaSource(SharedSource, Buffered):
         return self._consumer
 
     def _warm_up(self) -> None:
-        """Decode an empty object before the first record comes. Loops are compiled at their first
-        use, which takes seconds where none were kept: the first record would wait for that."""
+        """Decode an empty object before the first record comes. Loops compile at their first
+        use, which takes seconds without a cache, and the first record would wait for that."""
         if not spec_of(self.settings.format).plain_text:
             return  # of a registry, or somebody's own, nothing is asked that did not come
         chunk = warm_up_chunk(b"{}", newline=bool(self._tail), with_metadata=self.with_metadata)
@@ -682,7 +684,7 @@ class KafkaSource(SharedSource, Buffered):
         self._counted, self._looked = len(partitions), time.monotonic()
 
     def _resume_all(self, consumer: KafkaConsumer, mark: Mark) -> dict[str, int]:
-        """Where to go on with all partitions that there are."""
+        """Return where to resume all existing partitions."""
         partitions = self._with_retries(lambda: self._partitions(consumer))
         before, ids = self._update_topic_ids(consumer, partitions)
         first, end = self._ranges(consumer, partitions)
@@ -707,8 +709,8 @@ class KafkaSource(SharedSource, Buffered):
     def _resume_assigned(
         self, consumer: KafkaConsumer, membership: Membership, mark: Mark
     ) -> dict[str, int]:
-        """Where to go on with the partitions that the group has given to this engine; it is told
-        where those start that nobody has committed yet."""
+        """Return where to resume the partitions that the group assigned; commit the start of
+        those without a committed offset."""
         assigned = sorted(membership.take_assignment())
         self._with_retries(consumer.topics)
         self._check_topics(consumer)  # a rebalance may be all that a deleted topic comes to
@@ -736,8 +738,8 @@ class KafkaSource(SharedSource, Buffered):
     def _assigned_at(
         self, tp: TopicPartition, mark: Mark, ids: Mapping[str, str], first: Offsets
     ) -> tuple[int | None, str, Owners | None]:
-        """Where a partition of the group's goes on, the id of the topic that this is in, and whose
-        it was; None for what nobody knows."""
+        """Return where a partition of the group resumes, its topic's id, and its owner; None if
+        nobody knows."""
         at, group_instance_id = (
             mark.positions.get(partition_name(tp)),
             self.settings.group_instance_id,
@@ -754,13 +756,14 @@ class KafkaSource(SharedSource, Buffered):
         return at, owners.topic_id, owners
 
     def _foreign_positions(self, mark: Mark) -> dict[str, int]:
-        """Positions of what is not read here: of a topic of dead letters, for instance."""
+        """Return the positions of partitions not read here, for instance of a topic of dead
+        letters."""
         return {text: at for text, at in mark.positions.items() if not self._is_read_here(text)}
 
     def _update_topic_ids(
         self, consumer: KafkaConsumer, partitions: Sequence[TopicPartition]
     ) -> tuple[dict[str, str], dict[str, str]]:
-        """The ids that the topics had until now, and those that they have."""
+        """Return the previous and current ids of the topics."""
         topics = {tp.topic for tp in partitions} | self._ids.keys()
         before, now = dict(self._ids), self._known_ids(consumer, topics)
         self._first_ids = {**now, **before, **self._first_ids}
@@ -792,7 +795,7 @@ class KafkaSource(SharedSource, Buffered):
     def _ranges(
         self, consumer: KafkaConsumer, partitions: list[TopicPartition]
     ) -> tuple[dict[TopicPartition, int], dict[TopicPartition, int]]:
-        """First offsets, and those behind the last."""
+        """Return the first offsets, and those after the last."""
         if not partitions:
             return {}, {}
         return (

@@ -1,4 +1,4 @@
-"""Columns that the names of folders say: ``year=2026/month=07/part-0.csv``."""
+"""Columns from folder names: ``year=2026/month=07/part-0.csv``."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from engine.types import PARTITION, POSITION, Format, Records, Rejects, Schema, 
 
 PAIR = re.compile(r"([A-Za-z_][\w.-]*)=(.*)")
 NONE = "__HIVE_DEFAULT_PARTITION__"
-"""What Hive and Spark write for null."""
+"""Hive's and Spark's name for null."""
 WHOLE = re.compile(r"0|-?[1-9]\d{0,17}")
 DAY = re.compile(r"\d{4}-\d\d-\d\d")
 
 
 def partition_values(path: Path) -> dict[str, str | None]:
-    """Column -> value, by the folders that a file lies in; escapes like %3A are read."""
+    """Return column -> value from a file's folders, with escapes like %3A resolved."""
     pairs = filter(None, (PAIR.fullmatch(part) for part in path.parts[:-1]))
     return {unquote(m[1]): None if m[2] == NONE else unquote(m[2]) for m in pairs}
 
 
 def infer_type(values: Iterable[str | None]) -> pl.DataType:
-    """The type of a column's values: whole numbers (none with leading zeros), days, or text."""
+    """Return the type of a column's values: integers (none with leading zeros), dates, or text."""
     known = [value for value in values if value is not None]
     if known and all(WHOLE.fullmatch(value) for value in known):
         return pl.Int64()
@@ -51,7 +51,7 @@ class HivePartitions(WrappingFormat):
         self._values = values
 
     def folder_schema(self, declared: Schema) -> Schema:
-        """The folders' columns, in the types declared or guessed.
+        """Return the folders' columns, with declared or inferred types.
 
         Raises: UserError for a value that is none of its declared type.
         """
@@ -64,7 +64,7 @@ class HivePartitions(WrappingFormat):
         return schema
 
     def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
-        """What the inner one makes of them, and the columns of their folder.
+        """Decode with the inner format; add the columns of the folder.
 
         Raises: UserError for a folder that has come since, as `schema` does.
         """

@@ -1,5 +1,5 @@
-"""Lists and objects taken apart to their elements and fields, and put together again: what they
-may hold is then a matter of those, by the one rule of `connectors.formats.values.casts`."""
+"""Splits lists and objects into elements and fields, and joins them again, so that the one rule
+of `connectors.formats.values.casts` applies to each."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from engine.types import Schema
 
 Ints = NDArray[np.int64]
 STRING, INTEGER, FLOAT, BOOL, ARRAY, OBJECT, NULL = range(1, len(json_scan.TOKENS))
-"""What an element is: an index into `connectors.formats.kernels.json_scan.TOKENS`."""
+"""The kind of an element: an index into `connectors.formats.kernels.json_scan.TOKENS`."""
 WORD = 8
-"""NaN, Infinity or -Infinity, which JSON does not know."""
+"""NaN, Infinity or -Infinity, which are not JSON."""
 ESCAPED = 16
-"""Added to `STRING` where it holds escapes."""
+"""Added to `STRING` if it holds escapes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Elements:
-    """Lists of n rows taken apart.
+    """The elements of n rows of lists.
 
     Attributes:
         values: all elements, one list after the other, shape (m,).
@@ -43,12 +43,12 @@ class Elements:
 
     @property
     def rows(self) -> Ints:
-        """The list that each element is in, shape (m,)."""
+        """The list of each element, shape (m,)."""
         return np.repeat(np.arange(len(self.sizes)), np.maximum(self.sizes, 0))
 
     def to_lists(self, elements: pl.Series, name: str) -> pl.Series:
-        """The lists again, of other elements; null where one of them was lost, null although the
-        value was not."""
+        """Join other elements to lists; null if an element was lost, i.e. became null although
+        the value was not."""
         sizes = self.sizes
         if elements.null_count() != self.values.null_count():
             lost = (elements.is_null() & self.values.is_not_null()).to_numpy()
@@ -69,7 +69,7 @@ class Elements:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fields:
-    """Objects of n rows taken apart.
+    """The fields of n rows of objects.
 
     Attributes:
         columns: field -> its values, shape (n,), and what each is in JSON (`Elements.tokens`).
@@ -80,8 +80,8 @@ class Fields:
     there: NDArray[np.bool_]
 
     def to_lists(self, made: Sequence[pl.Series], dtype: pl.Struct, name: str) -> pl.Series:
-        """The objects again, of other values (in the order of `columns`); null where one of them
-        was lost, null although the value was not."""
+        """Join other values (in the order of `columns`) to objects; null if a value was lost,
+        i.e. became null although it was not."""
         there = self.there.copy()
         for column, (raw, _) in zip(made, self.columns.values(), strict=True):
             if column.null_count() != raw.null_count():
@@ -92,7 +92,7 @@ class Fields:
 
 
 def of_column(column: pl.Series) -> Elements:
-    """The elements of a column of lists or arrays."""
+    """Return the elements of a column of lists or arrays."""
     if isinstance(column.dtype, pl.Array):
         column = column.arr.to_list()
     sizes = column.list.len().fill_null(-1).cast(pl.Int64).to_numpy()
@@ -101,9 +101,8 @@ def of_column(column: pl.Series) -> Elements:
 
 
 def parse_lists(texts: pl.Series) -> Elements:
-    """The elements of JSON arrays, as text: strings without their quotes, the others as they are
-    written. What is no array has no list; an element that is an object or array is not looked into.
-    """
+    """Return the elements of JSON arrays as text: strings without their quotes, others as
+    written. What is not an array has no list; nested objects and arrays are not parsed."""
     raw = values(texts.fill_null(""))
     commas = np.count_nonzero(raw.data == ord(","))
     tokens = np.zeros(commas + len(texts), np.int8)
@@ -115,8 +114,8 @@ def parse_lists(texts: pl.Series) -> Elements:
 
 
 def of_objects(texts: pl.Series, fields: Iterable[str]) -> Fields:
-    """The fields of JSON objects, as the elements of `parse_lists`; null where there is none. Of
-    two equal keys the first counts. What is no object has no fields."""
+    """Return the fields of JSON objects, like the elements of `parse_lists`; null if missing. Of
+    two equal keys the first counts. What is not an object has no fields."""
     raw = values(texts.fill_null(""))
     schema: Schema = dict.fromkeys(fields, pl.String())
     shape = JsonShape.of(schema, {})
@@ -141,7 +140,7 @@ def of_objects(texts: pl.Series, fields: Iterable[str]) -> Fields:
 def _said(
     data: NDArray[np.uint8], starts: Ints, stops: Ints, tokens: NDArray[np.int8]
 ) -> tuple[pl.Series, NDArray[np.int8]]:
-    """Values as text, and what each is; strings lie between their quotes."""
+    """Return values as text, and the kind of each; strings lie between their quotes."""
     null = tokens == NULL
     made = gather(data, starts, np.where(null, -1, stops - starts))
     column = _text(made.data, made.bounds, null)
@@ -154,7 +153,7 @@ def _said(
 
 
 def are_json(texts: pl.Series) -> NDArray[np.bool_]:
-    """Which of these objects and arrays are JSON, shape (n,)."""
+    """Return which of these objects and arrays are JSON, shape (n,)."""
     raw = values('{"":' + texts.fill_null("") + "}")
     return json_scan.Tree(JsonShape.of({}, {})).scan(raw.data, raw.bounds).verdicts < json_scan.DEEP
 
@@ -170,8 +169,8 @@ def _text(data: NDArray[np.uint8], bounds: Ints, null: NDArray[np.bool_]) -> pl.
 
 
 def _unescaped(inside: pl.Series) -> pl.Series:
-    """What strings say that are written like this between their quotes; the text as it is where
-    that is no character (half of a surrogate pair)."""
+    """Return the strings with escapes resolved; unchanged if that is not a character (half of a
+    surrogate pair)."""
     quoted = '"' + inside + '"'
     try:
         return quoted.str.json_decode(pl.String())
@@ -191,7 +190,7 @@ def _space(data, at, end):  # type: ignore[no-untyped-def]
 
 @compiled
 def _element(data, at, end):  # type: ignore[no-untyped-def]
-    """The element that begins at `at`: where it ends, and what it is; -1 where it is none."""
+    """Return the end and kind of the element at `at`; -1 if there is none."""
     byte = data[at]
     if byte == 34:
         stop, odd = json_scan._string(data, at + 1, end)
@@ -226,7 +225,8 @@ def _element(data, at, end):  # type: ignore[no-untyped-def]
 
 @compiled
 def _elements(data, bounds, starts, stops, tokens, sizes):  # type: ignore[no-untyped-def]
-    """How many elements all arrays have; see `Elements`. A string's span is without its quotes."""
+    """Return the number of elements of all arrays; see `Elements`. A string's span excludes its
+    quotes."""
     m = 0
     for i in range(len(sizes)):
         at, end = _space(data, bounds[i], bounds[i + 1]), bounds[i + 1]
