@@ -1,7 +1,7 @@
-"""Columns in, columns out: learners, their export and compression, the predictor."""
+"""Learners, their export and compression, and the predictor."""
 
 LEARNERS = {
     "tabular": "models.learners.tabular:TabularLearner",
     "linear": "models.learners.linear:LinearLearner",
 }
-"""Kinds of ``[model]`` -> import string. Nothing is imported before a pipeline names it."""
+"""Kind of ``[model]`` -> import string. Nothing is imported before a pipeline names it."""

@@ -1,4 +1,4 @@
-"""Augmentation by the ``kind`` that a table ``[augment.NAME]`` of a pipeline file names."""
+"""The kinds of ``[augment.NAME]`` in a pipeline file."""
 
 from models.augment.augmentation import Augment, Augmentation, AugmentSettings, Context
 

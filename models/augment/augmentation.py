@@ -1,4 +1,4 @@
-"""What a learner learns from in place of the rows themselves."""
+"""Augmentation: changes rows before a learner learns from them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class AugmentSettings(types.Settings):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """What an augment is for.
+    """The learner that an augment works for.
 
     Attributes:
         features: what the learner reads.
@@ -46,8 +46,8 @@ class Context:
 
 
 class Augment(ABC):
-    """One change of rows on their way to be learned from. Built as ``Kind(name, settings)`` with
-    its own nested ``Settings``, a subclass of `AugmentSettings`. It has no state.
+    """One change of rows before they are learned. Built as ``Kind(name, settings)`` with its own
+    nested ``Settings``, a subclass of `AugmentSettings`. It has no state.
 
     Attributes:
         name: the table's.
@@ -67,7 +67,7 @@ class Augment(ABC):
         return f"[augment.{self.name}]"
 
     def bind(self, context: Context) -> None:
-        """Look up what it changes.
+        """Look up the features it changes.
 
         Raises: UserError naming table and key where it does not fit the features or the learner.
         """
@@ -75,13 +75,12 @@ class Augment(ABC):
 
     @abstractmethod
     def apply(self, tensors: Tensors, rng: np.random.Generator) -> tuple[Tensors, int]:
-        """The rows as they are to be learned, as many and in the same order, on the same device,
-        and how many of them were changed. Never edits its input in place; all chance comes from
-        `rng`."""
+        """Return the changed rows, as many and in the same order, on the same device, and how
+        many changed. Never edits its input in place; all random numbers come from `rng`."""
 
 
 class Augmentation:
-    """The augments of a learner, one after the other::
+    """The augments of a learner, applied one after the other::
 
         Augmentation([Jitter("noise", Jitter.Settings(scale=0.05))]).attach(learner)
 
@@ -108,10 +107,10 @@ class Augmentation:
         learner: Learner,
         encoders: Mapping[str, Callable[[pl.Series], NDArray[np.int64]]] | None = None,
     ) -> None:
-        """Let the learner learn from augmented rows. Where classes are balanced
-        (`models.learners.sampling.ResampledLearner`) or a model may be renewed
-        (`models.challenge.challenger.ChampionChallenger`), the learner inside: what was drawn is
-        augmented.
+        """Make the learner learn from augmented rows. If it is wrapped
+        (`models.learners.sampling.ResampledLearner`,
+        `models.challenge.challenger.ChampionChallenger`), the inner learner does: resampled rows
+        are augmented.
 
         Args:
             encoders: as in `Context`; for `synonyms` of words.
@@ -129,7 +128,7 @@ class Augmentation:
     def __call__(
         self, tensors: Tensors, number: int, step: int = 0
     ) -> tuple[Tensors, dict[str, int]]:
-        """What to learn from, and how many rows each augment changed.
+        """Return the rows to learn from, and how many rows each augment changed.
 
         Args:
             tensors: with targets, n rows.
@@ -162,8 +161,8 @@ def _applied(augment: Augment, tensors: Tensors, rng: np.random.Generator) -> tu
 
 
 def rng_for(seed: int, name: str, number: int, step: int = 0) -> np.random.Generator:
-    """A generator that depends on these four and nothing else. Each has 2**128 blocks of its own to
-    draw before it would meet the next step's."""
+    """Return a generator that depends only on these four numbers. Each can draw 2**128 blocks
+    before it would meet the next step's."""
     key = hashlib.sha256(f"{seed} {name}".encode()).digest()[:16]
     counter = np.array([0, 0, step, number], np.uint64)
     return np.random.Generator(np.random.Philox(key=np.frombuffer(key, np.uint64), counter=counter))

@@ -1,4 +1,4 @@
-"""Which features an augment changes."""
+"""The features an augment changes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from engine.types import UserError, nearest
 
 
 def chosen(patterns: Iterable[str], names: Iterable[str], *, where: str) -> tuple[str, ...]:
-    """The features that names and globs ("count_lag_*") mean, in the model's order.
+    """Return the features that names and globs ("count_lag_*") stand for, in the model's order.
 
     Raises: UserError for a name or glob that means no feature.
     """
@@ -29,7 +29,7 @@ def chosen(patterns: Iterable[str], names: Iterable[str], *, where: str) -> tupl
 
 
 def places(patterns: Iterable[str], names: Sequence[str], *, where: str) -> NDArray[np.int64]:
-    """Where they stand among the features, ascending."""
+    """Return their indexes among the features, ascending."""
     selected = chosen(patterns, names, where=where)
     return np.array([names.index(name) for name in selected], np.int64)
 

@@ -1,4 +1,4 @@
-"""Augmentation of images: mirrored, cropped, turned, in other colours, with noise.
+"""Augments images: mirrors, crops, rotates, changes colours, adds noise.
 
 Every row draws for itself, as `torchvision.transforms.v2` would if it were called row by row; the
 arithmetic is `models.augment.pixels`.
@@ -37,10 +37,10 @@ class ImageSettings(AugmentSettings):
 
 
 class ImageAugment(Augment):
-    """What the kinds below have in common: which rows, and a few numbers drawn for each."""
+    """The base class of image augments: which rows, and a few random numbers for each."""
 
     DRAWS = 0
-    """Numbers that a row needs, each from 0 to 1."""
+    """The random numbers that a row needs, each from 0 to 1."""
 
     def __init__(self, name: str, settings: Any) -> None:
         super().__init__(name, settings)
@@ -66,7 +66,7 @@ class ImageAugment(Augment):
     def _change_rows(
         self, images: torch.Tensor, at: Ints, drawn: Floats, rng: np.random.Generator
     ) -> torch.Tensor:
-        """The images with these rows changed."""
+        """Return the images with these rows changed."""
         result = torch.empty_like(images) if len(at) == len(images) else images.clone()
         torch_rng = torch.Generator().manual_seed(int(rng.integers(2**63)))
         for block in pixels.blocks(images, at):
@@ -77,7 +77,7 @@ class ImageAugment(Augment):
     def _changed(
         self, images: torch.Tensor, drawn: Floats, torch_rng: torch.Generator
     ) -> torch.Tensor:
-        """All of these images changed, by the numbers of each, shape (n, DRAWS)."""
+        """Return all of these images changed, by the numbers of each, shape (n, DRAWS)."""
         raise NotImplementedError
 
 
@@ -101,8 +101,8 @@ class Flip(ImageAugment):
 
 
 class Crop(ImageAugment):
-    """Enlarges a part of an image, of random size, proportions and place, to the size of the whole
-    (v2's RandomResizedCrop; a side that would be too long is as long as the image's)."""
+    """Enlarges a part of an image, of random size, proportions and place, to full size (v2's
+    RandomResizedCrop; a side that would be too long gets the image's length)."""
 
     DRAWS = 4
 
@@ -132,7 +132,7 @@ class Crop(ImageAugment):
 
 
 class Rotate(ImageAugment):
-    """Turns images about their middle; what comes in from outside is 0 (v2's RandomRotation)."""
+    """Rotates images about their centre; outside pixels are 0 (v2's RandomRotation)."""
 
     DRAWS = 1
 
@@ -152,8 +152,8 @@ class Rotate(ImageAugment):
 
 
 class Colour(ImageAugment):
-    """Changes brightness, contrast and saturation, in this order (v2's ColorJitter draws the order
-    too, and changes the hue)."""
+    """Changes brightness, contrast and saturation, in this order (v2's ColorJitter also draws
+    the order, and changes the hue)."""
 
     DRAWS = 3
 
@@ -197,7 +197,7 @@ class PixelNoise(ImageAugment):
 
 
 def _whole(side: Floats, most: int) -> Ints:
-    """Pixels of a side, 1 at least."""
+    """Return the pixels of a side, at least 1."""
     return np.clip(np.round(side), 1, most).astype(np.int64)
 
 

@@ -1,4 +1,4 @@
-"""Rows between rows: of two examples one in between, label included."""
+"""Mixes pairs of rows, labels included."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class MixSettings(AugmentSettings):
 
 
 class Mixing(Augment):
-    """What the kinds below have in common: each row's other, the share, and how numbers, codes and
-    labels are mixed.
+    """The base class of mixing augments: each row's partner, the share, and how numbers, codes
+    and labels are mixed.
 
     Numbers, and the target of a regression, lie on the line between the two. Codes of categories
     have nothing in between: each is the row's with the probability of its share, else the other's.
@@ -83,14 +83,13 @@ class Mixing(Augment):
     def _images(
         self, tensors: Tensors, other: Ints, away: Floats, rng: np.random.Generator
     ) -> tuple[dict[str, torch.Tensor], Floats]:
-        """The images mixed, and the share of the other that came of it."""
+        """Return the mixed images, and the share of the partner in them."""
         raise NotImplementedError
 
 
 class Mixup(Mixing):
-    """Puts in place of a row what lies between it and another row of the batch, label included
-    (Zhang et al., "mixup: Beyond Empirical Risk Minimization", 2018). Images lie over each
-    other."""
+    """Replaces a row by an interpolation with another row of the batch, label included (Zhang et
+    al., "mixup: Beyond Empirical Risk Minimization", 2018). Images are blended."""
 
     class Settings(MixSettings):
         """``[augment.NAME]`` with ``kind = "mixup"``"""
@@ -105,10 +104,10 @@ class Mixup(Mixing):
 
 
 class Cutmix(Mixing):
-    """Puts a box of another row's image into a row's, and mixes the labels by its area (Yun et al.,
-    "CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features", 2019).
-    The box has the proportions of the image; where it reaches beyond an edge it is cut off, and the
-    share with it. Numbers and codes beside the image are mixed by that share."""
+    """Pastes a box of another row's image, and mixes the labels by its area (Yun et al.,
+    "CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features",
+    2019). The box has the proportions of the image; the part beyond an edge is cut off, and the
+    share with it. Numbers and codes are mixed by that share."""
 
     class Settings(MixSettings):
         """``[augment.NAME]`` with ``kind = "cutmix"``"""
@@ -138,7 +137,7 @@ class Cutmix(Mixing):
 def mixed_targets(
     target: torch.Tensor, other: torch.Tensor, away: torch.Tensor, classes: int
 ) -> torch.Tensor:
-    """Targets between each row's and another's, float32.
+    """Return targets between each row's and its partner's, float32.
 
     Args:
         target: shape (n,), or (n, k) where it was mixed before.
@@ -157,14 +156,14 @@ def mixed_targets(
 
 
 def _edges(middle: NDArray[np.float64], side: Floats, size: int) -> tuple[Ints, Ints]:
-    """Begin and end of boxes in pixels; `middle` and `side` are shares of the size."""
+    """Return begin and end of boxes in pixels; `middle` and `side` are shares of the size."""
     centre, half = np.floor(middle * size), np.floor(side * size / 2)
     begin, end = np.clip(centre - half, 0, size), np.clip(centre + half, 0, size)
     return begin.astype(np.int64), end.astype(np.int64)
 
 
 def _classes_of(features: Features, *, soft: bool, where: str) -> int:
-    """Between how many classes labels are mixed; 0 for a regression.
+    """Return the number of classes between which labels are mixed; 0 for a regression.
 
     Raises: UserError where the learner takes no targets between classes.
     """

@@ -1,4 +1,4 @@
-"""Augmentation of images, each row by its own numbers.
+"""Image arithmetic with separate parameters per row.
 
 torchvision's transforms.v2 draws once for a whole batch; these functions do what its functions of
 the same names do (a test compares them), but take a number for every row.
@@ -20,14 +20,14 @@ from torch.nn import functional as F
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
 GREY = (0.2989, 0.587, 0.114)
-"""Luminance of red, green and blue, as torchvision has it."""
+"""The luminance of red, green and blue, as in torchvision."""
 BLOCK = 1 << 18
-"""Values of images that a CPU changes at a time."""
+"""The image values that a CPU changes at a time."""
 
 
 def blocks(images: torch.Tensor, rows: Ints) -> Iterator[Ints]:
-    """These rows in parts: on a CPU so few at a time that what is made of them on the way stays in
-    its cache, elsewhere all."""
+    """Yield these rows in parts: on a CPU so few at a time that intermediate results stay in its
+    cache, elsewhere all."""
     size = len(rows)
     if images.device.type == "cpu" and len(images):
         size = max(1, BLOCK // max(1, images[0].numel()))
@@ -36,19 +36,19 @@ def blocks(images: torch.Tensor, rows: Ints) -> Iterator[Ints]:
 
 
 def row_index(rows: Ints, images: torch.Tensor) -> slice | torch.Tensor:
-    """An index of these rows, ascending: a slice, which copies nothing, of neighbours."""
+    """Return an index of these rows, ascending: for adjacent ones a slice, which copies nothing."""
     if len(rows) and rows[-1] - rows[0] == len(rows) - 1:
         return slice(int(rows[0]), int(rows[-1]) + 1)
     return torch.from_numpy(rows).to(images.device)
 
 
 def flipped(images: torch.Tensor, *, vertical: bool = False) -> torch.Tensor:
-    """Mirrored, left to right or top to bottom."""
+    """Return mirrored images, left to right or top to bottom."""
     return images.flip(-2 if vertical else -1)
 
 
 def cropped(images: torch.Tensor, top: Ints, left: Ints, height: Ints, width: Ints) -> torch.Tensor:
-    """A part of each, enlarged to the size of the whole (v2's ``resized_crop``, bilinear)."""
+    """Return a part of each image, enlarged to full size (v2's ``resized_crop``, bilinear)."""
     if images.device.type != "cpu":
         return _gathered(images, top, left, height, width)
     out = torch.empty_like(images)
@@ -62,7 +62,7 @@ def cropped(images: torch.Tensor, top: Ints, left: Ints, height: Ints, width: In
 def _gathered(
     images: torch.Tensor, top: Ints, left: Ints, height: Ints, width: Ints
 ) -> torch.Tensor:
-    """`cropped`, all rows in one go."""
+    """Return `cropped` for all rows in one call."""
     y = _places(top, height, images.shape[2], images)
     x = _places(left, width, images.shape[3], images)
     n, h, w = len(images), *images.shape[2:]
@@ -71,8 +71,8 @@ def _gathered(
 
 
 def rotated(images: torch.Tensor, degrees: Floats) -> torch.Tensor:
-    """Each turned counter-clockwise about its middle (v2's ``rotate``, bilinear); what comes in
-    from outside is 0."""
+    """Return each image rotated counter-clockwise about its centre (v2's ``rotate``, bilinear);
+    outside pixels are 0."""
     n, channels, height, width = images.shape
     if not images.numel():
         return images
@@ -88,9 +88,9 @@ def rotated(images: torch.Tensor, degrees: Floats) -> torch.Tensor:
 def coloured(
     images: torch.Tensor, brightness: Floats, contrast: Floats, saturation: Floats
 ) -> torch.Tensor:
-    """Brightness, then contrast, then saturation times a factor each (v2's ``adjust_brightness``
-    and so on), clipped once, at the end; 1 leaves it. Saturation needs 3 channels, others are
-    left."""
+    """Return brightness, then contrast, then saturation times a factor each (v2's
+    ``adjust_brightness`` and so on), clipped once, at the end; 1 changes nothing. Saturation
+    needs 3 channels; others are left out."""
     n, channels, height, width = images.shape
     if not images.numel():
         return images
@@ -111,8 +111,9 @@ def coloured(
 
 
 def noised(images: torch.Tensor, scale: Floats, torch_rng: torch.Generator) -> torch.Tensor:
-    """With normal noise on each value (v2's ``gaussian_noise``, clipped); the deviation is a share
-    of the range of values. Drawn row by row, on the CPU: the same on every device."""
+    """Return images with normal noise on each value (v2's ``gaussian_noise``, clipped); the
+    deviation is a share of the value range. Drawn row by row, on the CPU: the same on every
+    device."""
     shape = [images.shape[2], images.shape[3], images.shape[1]]
     drawn = [torch.randn(shape, generator=torch_rng) for _ in range(len(images))]
     if not drawn:
@@ -125,8 +126,8 @@ def noised(images: torch.Tensor, scale: Floats, torch_rng: torch.Generator) -> t
 def pasted(
     images: torch.Tensor, other: Ints, top: Ints, left: Ints, bottom: Ints, right: Ints
 ) -> torch.Tensor:
-    """Each with a box, rows `top` to `bottom` and columns `left` to `right` (without the last), of
-    another row."""
+    """Return each image with a box, rows `top` to `bottom` and columns `left` to `right`
+    (exclusive), of another row."""
     out = images.clone()
     edges = zip(*(edge.tolist() for edge in (other, top, left, bottom, right)), strict=True)
     for i, (row, above, before, below, after) in enumerate(edges):
@@ -136,7 +137,7 @@ def pasted(
 
 
 def blended(images: torch.Tensor, other: Ints, away: Floats) -> torch.Tensor:
-    """Each with a share `away` of another row."""
+    """Return each image with a share `away` of another row."""
     out = torch.empty_like(images)
     for at in blocks(images, np.arange(len(images))):
         rows, theirs = row_index(at, images), torch.from_numpy(other[at]).to(images.device)
@@ -146,13 +147,13 @@ def blended(images: torch.Tensor, other: Ints, away: Floats) -> torch.Tensor:
 
 
 def _top(images: torch.Tensor) -> float:
-    """The largest value."""
+    """Return the largest value."""
     return 1.0 if images.is_floating_point() else 255.0
 
 
 def _as(result: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-    """Of the type and in the range of these images: rounding takes what is blended of two largest
-    values a last bit above them."""
+    """Return values in the type and range of these images: blending two largest values may round
+    a last bit above them."""
     whole = result if images.is_floating_point() else result.round_()
     return whole.clamp_(0, _top(images)).to(images.dtype)
 
@@ -167,8 +168,8 @@ def _factor(values: Floats, images: torch.Tensor) -> torch.Tensor:
 
 
 def _places(start: Ints, length: Ints, size: int, images: torch.Tensor) -> torch.Tensor:
-    """Where the pixels of an enlarged part come from, as the grid wants it: the whole is -1 to 1,
-    edge to edge; shape (n, size). No pixel comes from outside of the part."""
+    """Return where the pixels of an enlarged part come from, as grid_sample takes it: the whole
+    is -1 to 1, edge to edge; shape (n, size). No pixel comes from outside the part."""
     at = torch.arange(size, device=images.device) + 0.5
     begin, long = _number(start, images)[:, None], _number(length, images)[:, None]
     inside = (at * (long / size) - 0.5).clamp(min=0).minimum(long - 1)

@@ -1,4 +1,4 @@
-"""Augmentation of lists: tokens left out, swapped, replaced by their like.
+"""List arithmetic: drops, swaps and replaces tokens.
 
 Functions on rows of different lengths, back to back: row i is
 ``values[offsets[i]:offsets[i + 1]]``. Values have shape (total,), offsets (n + 1,) from 0; nothing
@@ -19,9 +19,9 @@ TokenLists = NDArray[Any]
 
 
 def kept_tokens(offsets: Ints, share: float, rng: np.random.Generator) -> Bools:
-    """Which values stay where each is left out with probability `share` (random deletion: Wei and
-    Zou, "EDA: Easy Data Augmentation Techniques", 2019), shape (total,). Of a row that has any, one
-    stays: if all were to go, the last to."""
+    """Return which values stay when each is dropped with probability `share` (random deletion:
+    Wei and Zou, "EDA: Easy Data Augmentation Techniques", 2019), shape (total,). A row with any
+    value keeps at least one."""
     drawn = rng.random(int(offsets[-1]))
     kept: Bools = drawn >= share
     lengths = np.diff(offsets)
@@ -34,12 +34,12 @@ def kept_tokens(offsets: Ints, share: float, rng: np.random.Generator) -> Bools:
 
 
 def filtered(values: TokenLists, offsets: Ints, kept: Bools) -> tuple[TokenLists, Ints]:
-    """The rows with those values only."""
+    """Return the rows with only those values."""
     return values[kept], np.concatenate(([0], np.cumsum(kept)))[offsets]
 
 
 def swapped(offsets: Ints, share: float, rng: np.random.Generator) -> Ints:
-    """Where each value comes from when neighbours of a row change places, shape (total,).
+    """Return where each value comes from when neighbours in a row swap, shape (total,).
 
     Each row is cut into pairs, from its first or second value on, whichever was drawn; each pair is
     swapped with probability `share`. So this share of the values moves, by one place; but for the
@@ -59,7 +59,7 @@ def swapped(offsets: Ints, share: float, rng: np.random.Generator) -> Ints:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SynonymTable:
-    """What may stand in place of a token.
+    """The tokens that may replace a token.
 
     Attributes:
         tokens: those that have any, ascending, each once, shape (k,).
@@ -73,13 +73,13 @@ class SynonymTable:
 
     @classmethod
     def of(cls, tokens: Ints, synonyms: Ints) -> SynonymTable:
-        """From pairs of a token and one that is like it."""
+        """Build the table from pairs of a token and its synonym."""
         order = np.argsort(tokens, kind="stable")
         some, starts = np.unique(tokens[order], return_index=True)
         return cls(tokens=some, bounds=np.append(starts, len(tokens)), synonyms=synonyms[order])
 
     def replaced(self, values: Ints, share: float, rng: np.random.Generator) -> Ints:
-        """Each value that has some replaced by any one of them with probability `share` (synonym
+        """Replace each value that has synonyms by one of them with probability `share` (synonym
         replacement: Wei and Zou, 2019), shape (total,)."""
         if not len(self.tokens):
             return values
@@ -95,7 +95,7 @@ class SynonymTable:
 
 
 def changed_rows(offsets: Ints, changed: Bools) -> int:
-    """How many rows one of these values lies in."""
+    """Return how many rows contain one of these values."""
     sums = np.concatenate(([0], np.cumsum(changed)))[offsets]
     return int((np.diff(sums) > 0).sum())
 

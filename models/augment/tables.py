@@ -1,4 +1,4 @@
-"""Augmentation of tables: noise on numbers, values taken away."""
+"""Augments tables: adds noise to numbers, drops values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from models.augment.columns import places
 
 
 class Jitter(Augment):
-    """Adds noise to numbers: normal, of mean 0, independent from value to value.
+    """Adds normal noise of mean 0 to numbers, independent for each value.
 
     Sources: Bishop, "Training with Noise is Equivalent to Tikhonov Regularization", 1995.
     """
@@ -58,8 +58,8 @@ class Jitter(Augment):
 
 
 class FeatureDropout(Augment):
-    """Puts a fixed value in place of some values, as if they had not been known: numbers become
-    `value`, category codes 0, the unknown one. A model learns to do without any one of them.
+    """Replaces some values as if they were unknown: numbers by `value`, category codes by 0. The
+    model learns to do without any one of them.
 
     Sources: Vincent et al., "Extracting and Composing Robust Features with Denoising Autoencoders",
     2008 (masking noise).
@@ -108,7 +108,8 @@ class FeatureDropout(Augment):
 def _parts(
     numeric: torch.Tensor, values: NDArray[Any], at: NDArray[np.int64]
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The values as a tensor beside `numeric`, and the columns that they are of; None for all."""
+    """Return the values as a tensor like `numeric`, and the columns they belong to; None for
+    all."""
     tensor = torch.from_numpy(values).to(numeric.device)
     if len(at) == numeric.shape[1]:
         return tensor, None

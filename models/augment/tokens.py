@@ -1,4 +1,4 @@
-"""Augmentation of text, as lists of tokens: left out, swapped, replaced by a synonym."""
+"""Augments text as lists of tokens: drops, swaps, replaces by synonyms."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TokenSettings(AugmentSettings):
 
 
 class TokenAugment(Augment):
-    """What the kinds below have in common: lists as values and offsets, whichever way they lie."""
+    """The base class of list augments: lists as values and offsets, whichever layout they have."""
 
     def __init__(self, name: str, settings: Any) -> None:
         super().__init__(name, settings)
@@ -57,7 +57,7 @@ class TokenAugment(Augment):
     def _changed(
         self, column: str, values: NDArray[Any], offsets: Ints, rng: np.random.Generator
     ) -> ChangedRows:
-        """The lists of a column changed; no longer than they were."""
+        """Return the changed lists of a column, no longer than before."""
         raise NotImplementedError
 
     def _ragged(self, column: str, rows: Ragged, rng: np.random.Generator) -> tuple[Ragged, int]:
@@ -84,7 +84,7 @@ class TokenAugment(Augment):
 
 
 class TokenDropout(TokenAugment):
-    """Leaves tokens out; a list that has any keeps one (Wei and Zou, "EDA: Easy Data Augmentation
+    """Drops tokens; a list with any token keeps one (Wei and Zou, "EDA: Easy Data Augmentation
     Techniques", 2019)."""
 
     class Settings(TokenSettings):
@@ -104,8 +104,8 @@ class TokenDropout(TokenAugment):
 
 
 class TokenSwap(TokenAugment):
-    """Lets tokens change places with a neighbour. What sees a list as a set, as the mean of its
-    vectors does, cannot tell the difference."""
+    """Swaps tokens with a neighbour. A model that reads a list as a set, such as the mean of its
+    vectors, sees no difference."""
 
     class Settings(TokenSettings):
         """``[augment.NAME]`` with ``kind = "token_swap"``
@@ -124,7 +124,7 @@ class TokenSwap(TokenAugment):
 
 
 class Synonyms(TokenAugment):
-    """Puts in place of a token another that stands beside it in a table of yours."""
+    """Replaces tokens by synonyms from your table."""
 
     class Settings(TokenSettings):
         """``[augment.NAME]`` with ``kind = "synonyms"``
@@ -177,7 +177,7 @@ class Synonyms(TokenAugment):
         return pairs[:, :2].drop_nulls()
 
     def _numbers(self, column: str, words: pl.Series, context: Context) -> Ints:
-        """Of tokens; 0 for unknown ones."""
+        """Return the ids of tokens; 0 for unknown ones."""
         encode = context.encoders.get(column)
         if encode is not None:
             return encode(words)
@@ -197,7 +197,7 @@ class Synonyms(TokenAugment):
 
 
 def _size(column: str, features: Features) -> int:
-    """Number of ids of a column; 0 where it is not known."""
+    """Return the number of ids of a column; 0 if unknown."""
     return features.ragged.get(column, features.padded.get(column, 0))
 
 

@@ -1,1 +1,1 @@
-"""Champion and challenger: when the error rises, a new model learns beside the old one."""
+"""Champion and challenger: when the error rises, a new model learns beside the current one."""

@@ -1,5 +1,5 @@
-"""Following change: where a model's error rises, a new one learns beside it, and takes its place
-once it is surely better."""
+"""Follows drift: when a model's error rises, a challenger learns beside it and replaces it once
+it is significantly better."""
 
 from __future__ import annotations
 
@@ -34,29 +34,29 @@ from models.challenge.token_bucket import TokenBucket
 
 log = logging.getLogger("headrace.learner")
 FIRST_LOOK, MAX_CHALLENGE_ROWS = 256, 8_192
-"""The two are compared at twice so many rows of a challenge, and whenever that has doubled; a
-challenger that has not won after the limit is dropped."""
+"""The rows of a challenge before the first comparison; the next comes whenever they have
+doubled. A challenger that has not won after the limit is dropped."""
 BLOCKS = 16
-"""The rows between two looks are compared by the means of so many blocks."""
+"""The blocks whose means are compared, between two comparisons."""
 MIN_STANDARD_ERRORS = 5.0
-"""Standard errors by which the challenger must be better: Student's t of 15 degrees of freedom is
-beyond it once in 12,000 times, and there are five looks."""
+"""The standard errors by which the challenger must be better: Student's t of 15 degrees of
+freedom exceeds it once in 12,000 times, and there are five comparisons."""
 MIN_GAIN_SHARE = 0.05
-"""Share of the usual error by which the challenger must be better."""
+"""The share of the usual error by which the challenger must be better."""
 LARGEST_THRESHOLD = 64 * THRESHOLD
-"""What `ErrorDrift.threshold` doubles up to with every challenge that comes to nothing."""
+"""The limit up to which `ErrorDrift.threshold` doubles with every failed challenge."""
 STRIDES = 64, 1_024
-"""An alarm counts at the next multiple of a 16th of the champion's rows, a power of two within
-these bounds."""
+"""The bounds of the stride: an alarm takes effect at the next multiple of a 16th of the
+champion's rows, a power of two within these."""
 
 NOTHING_YET: dict[str, Any] = {
     "rows": 0, "watch": {}, "pace": {}, "limit": math.inf, "challenge": None,
 }  # fmt: skip
-"""What is known of a learner that nobody challenged."""
+"""The state of a learner without a challenge."""
 
 
 class ChallengeSettings(Settings):
-    """How a learner follows change; a key of ``[train]``.
+    """How a learner follows drift; a key of ``[train]``.
 
     Attributes:
         forget_on: when to ask whether what was learned still holds: ``error``, where the model's
@@ -74,25 +74,24 @@ class Challengeable(Learner, Buffered):
 
     @abstractmethod
     def successor(self) -> Challengeable:
-        """A learner of the same settings that has learned nothing and keeps no rows, with the same
-        augmentation. Scales may be those of now, if they follow the rows that come faster."""
+        """Return an untrained learner with the same settings, an empty replay and the same
+        augmentation. Its scales may be the current ones, if they follow new rows faster."""
 
     def steps_per_row(self, rows: int) -> float:
-        """Steps that it takes for each row once it has learned so many, at its own pace."""
+        """Return the steps it takes per row after so many rows, at its own pace."""
         return 1.0
 
     def pace(self, steps_per_row: float) -> None:
-        """Take no more steps a row than that from now on, those on kept rows included. Not part of
-        its state."""
+        """Limit the steps per row from now on, replay steps included. Not part of its state."""
         return
 
     def limit_memory(self, nbytes: int) -> None:
-        """Keep no more bytes of rows than that; see `engine.types.Buffered`."""
+        """Limit the bytes of kept rows; see `engine.types.Buffered`."""
         return
 
     @property
     def nbytes(self) -> int:
-        """Bytes of everything it keeps."""
+        """The bytes of everything it keeps."""
         return sum(self.memory().values())
 
 
@@ -137,7 +136,7 @@ class ChampionChallenger(Challengeable):
     # ------------------------------------------------------------------------------------- deeds
 
     def learn(self, batch: Batch) -> Step:
-        """Score the rows and learn from them; so does the challenger."""
+        """Score the rows and learn from them; the challenger does the same."""
         assert batch.tensors is not None, "a batch to learn from is collated"
         counts: Counter[str] = Counter()
         if self._challenge is None and self._drifted(batch):
@@ -152,7 +151,7 @@ class ChampionChallenger(Challengeable):
         return dataclasses.replace(step, challenges=counts) if counts else step
 
     def predict(self, tensors: Tensors) -> NDArray[np.float64]:
-        """The champion's scores."""
+        """Return the champion's scores."""
         return self.learner.predict(tensors)
 
     def build(self, graph: GraphBuilder, numeric: str, categories: str) -> str:
@@ -160,7 +159,8 @@ class ChampionChallenger(Challengeable):
         return self.learner.build(graph, numeric, categories)
 
     def augment_with(self, augmentation: Augmenter) -> None:
-        """The champion's, and so that of its successors; one that is learning has it already."""
+        """Augment the champion's rows, and those of its successors; a current challenger is
+        augmented already."""
         self.learner.augment_with(augmentation)
 
     def successor(self) -> ChampionChallenger:
@@ -168,13 +168,13 @@ class ChampionChallenger(Challengeable):
         return ChampionChallenger(self.learner.successor(), self.forget_on)
 
     def remarks(self) -> Sequence[str]:
-        """The champion's."""
+        """Return the champion's remarks."""
         return self.learner.remarks()
 
     # ------------------------------------------------------------------------------------- state
 
     def state_dict(self) -> dict[str, Snapshot]:
-        """The champion's, what is known of its errors, and the challenge."""
+        """Return the champion's state, its error statistics, and the challenge."""
         challenge = self._challenge
         own = {
             "rows": self._rows,
@@ -203,7 +203,7 @@ class ChampionChallenger(Challengeable):
     # ------------------------------------------------------------------------------------- sizes
 
     def steps_per_row(self, rows: int) -> float:
-        """The champion's."""
+        """Return the champion's."""
         return self.learner.steps_per_row(rows)
 
     @property
@@ -213,20 +213,20 @@ class ChampionChallenger(Challengeable):
 
     @property
     def parameters_count(self) -> int:
-        """The champion's."""
+        """The champion's number."""
         return self.learner.parameters_count
 
     @property
     def replay_bytes(self) -> int:
-        """The champion's."""
+        """The champion's bytes."""
         return self.learner.replay_bytes
 
     def limit_memory(self, nbytes: int) -> None:
-        """The champion's."""
+        """Limit the champion."""
         self.learner.limit_memory(nbytes)
 
     def memory(self) -> dict[str, int]:
-        """Of champion and challenger together."""
+        """Return the memory of champion and challenger together."""
         memory = Counter(self.learner.memory())
         if self._challenge is not None:
             memory.update(self._challenge.learner.memory())
@@ -235,7 +235,7 @@ class ChampionChallenger(Challengeable):
     # ------------------------------------------------------------------------------------ inside
 
     def _drifted(self, batch: Batch) -> bool:
-        """Whether the stage named by `forget_on` has detected drift in this batch."""
+        """Return whether the stage named by `forget_on` detected drift in this batch."""
         name = self.forget_on
         if name == "error":
             return False
@@ -245,7 +245,7 @@ class ChampionChallenger(Challengeable):
         return any(counts)
 
     def _rows_left(self) -> int:
-        """Rows until something may be decided."""
+        """Return the rows until the next possible decision."""
         if self._challenge is not None:
             return self._challenge.rows_left
         return self._stride - self._rows % self._stride
@@ -256,7 +256,7 @@ class ChampionChallenger(Challengeable):
         return max(least, min(most, 1 << max(1, self._rows // 16).bit_length() - 1))
 
     def _learned(self, part: Batch, counts: Counter[str]) -> Step:
-        """Learn from rows up to which nothing is decided; then decide."""
+        """Learn from rows up to the next decision; then decide."""
         step, challenge = self.learner.learn(part), self._challenge
         assert part.tensors is not None
         errors = _errors(self.features, part.tensors, step)
@@ -276,7 +276,7 @@ class ChampionChallenger(Challengeable):
         return step
 
     def _check_error(self, counts: Counter[str]) -> None:
-        """Begin a challenge where the error has risen; else see to the champion's pace."""
+        """Begin a challenge if the error has risen; else adjust the champion's pace."""
         self._settle_bucket()
         if self._detector.risen and self.forget_on == "error":
             self._begin(counts)
@@ -294,7 +294,7 @@ class ChampionChallenger(Challengeable):
         self._log("a new model learns beside the old one: what that learned may no longer hold")
 
     def _decide(self, challenge: _Challenge, counts: Counter[str]) -> None:
-        """Let the challenger take over, drop it, or let it go on."""
+        """Let the challenger take over, drop it, or let it continue."""
         self._settle_bucket()
         if challenge.better(self._detector.usual):
             self.learner, self._rows = challenge.learner, challenge.rows
@@ -315,12 +315,12 @@ class ChampionChallenger(Challengeable):
         self._pace = self._pace.settled(self.learner.steps_per_row(self._pace.total))
 
     def _allowed(self, rows: int) -> float:
-        """Steps a row that a new model may take on the next rows."""
+        """Return the steps per row that a new model may take on the next rows."""
         return self._pace.limit(self.learner.steps_per_row(self._pace.total), rows)
 
     def _limit_steps(self, limit: float) -> None:
-        """Hold the champion to so many steps a row. The first one is held to none: it is what all
-        others are measured by."""
+        """Limit the champion's steps per row. The first champion has no limit: it is the
+        reference for all others."""
         self._limit = limit
         self.learner.pace(limit)
 
@@ -365,22 +365,22 @@ class _Challenge:
 
     @property
     def rows_left(self) -> int:
-        """Rows until the next look."""
+        """The rows until the next comparison."""
         return self._look - self.rows
 
     def hold(self, limit: float) -> None:
-        """Hold the challenger to so many steps a row."""
+        """Limit the challenger's steps per row."""
         self._limit = limit
         self.learner.pace(limit)
 
     def record(self, champion: NDArray[np.float64], challenger: NDArray[np.float64]) -> None:
-        """Note the errors of both on the same rows, shape (n,)."""
+        """Record the errors of both on the same rows, shape (n,)."""
         self.rows += len(champion)
         self._errors.append(np.stack([champion, challenger]))
 
     def better(self, usual: float) -> bool:
-        """Whether the challenger is, beyond chance and by more than a trifle, on the rows since the
-        last look. Before the first its errors are those of a model that knows nothing yet.
+        """Return whether the challenger is significantly and noticeably better on the rows since
+        the last comparison. Before the first one its errors are those of an untrained model.
 
         Args:
             usual: the champion's mean error before the challenge.
@@ -398,12 +398,12 @@ class _Challenge:
             return bool(gain.mean() > least)
 
     def extend(self) -> None:
-        """Until the next look."""
+        """Continue until the next comparison."""
         self._look *= 2
         self._errors = []
 
     def snapshot(self) -> dict[str, Any]:
-        """As a plain value."""
+        """Return a plain value."""
         errors = np.concatenate([*self._errors, np.empty((2, 0))], axis=1)
         learner = self.learner.state_dict()
         return {
@@ -415,16 +415,16 @@ class _Challenge:
         }
 
     def restore(self, value: Mapping[str, Any]) -> None:
-        """From what `snapshot` gave."""
+        """Return the challenge from a `snapshot`."""
         self.learner.load_state_dict(value["learner"])
         self.rows, self._look, self._errors = value["rows"], value["look"], [value["errors"]]
         self.hold(value["limit"])
 
 
 def _standard_error(means: NDArray[np.float64]) -> float:
-    """Of the mean of the means of blocks, shape (n,). Where neighbours are alike they count as
-    fewer: the variance of an autoregressive series of their correlation, corrected for the bias
-    that this has in short ones (Marriott and Pope, 1954)."""
+    """Return the standard error of the mean of block means, shape (n,). Correlated neighbours
+    count as fewer: the variance of an autoregressive series with their correlation, corrected
+    for its bias in short series (Marriott and Pope, 1954)."""
     n, off = len(means), means - means.mean()
     squares = float(off @ off)
     alike = float(off[1:] @ off[:-1]) / squares if squares > 0 else 0.0
@@ -433,8 +433,8 @@ def _standard_error(means: NDArray[np.float64]) -> float:
 
 
 def _errors(features: Features, rows: Tensors, step: Step) -> NDArray[np.float64]:
-    """How wrong each score is, of the rows that were learned: the distance from the target, or
-    Brier's score of the probabilities."""
+    """Return the error of each learned row: the distance from the target, or Brier's score of
+    the probabilities."""
     assert rows.target is not None, "rows to learn from have a target"
     scores, target = step.scores, rows.target.numpy()
     if step.skipped is not None:
@@ -452,7 +452,7 @@ def _errors(features: Features, rows: Tensors, step: Step) -> NDArray[np.float64
 
 
 def _cut(batch: Batch, start: int, stop: int) -> Batch:
-    """Rows start..stop-1 of a batch, those on the device too."""
+    """Return rows start..stop-1 of a batch, also those on the device."""
     tensors = batch.tensors
     assert tensors is not None
     if start == 0 and stop == len(tensors):
@@ -467,7 +467,7 @@ def _cut(batch: Batch, start: int, stop: int) -> Batch:
 
 
 def _merge_steps(parts: Sequence[Step]) -> Step:
-    """What came of the parts of a batch, as of the whole."""
+    """Merge the steps of the parts of a batch."""
     learned = [(part.loss, len(part.scores)) for part in parts if math.isfinite(part.loss)]
     rows = sum(rows for _, rows in learned)
     augmented: Counter[str] = Counter()
@@ -488,7 +488,7 @@ def _merge_steps(parts: Sequence[Step]) -> Step:
 
 
 def _refused(step: Step) -> NDArray[np.bool_]:
-    """Rows of the step that were not learned though they should, shape (n,)."""
+    """Return the rows of the step that should have been learned but were not, shape (n,)."""
     if step.not_learned is not None:
         return step.not_learned
     return np.full(len(step.scores), step.skipped is not None)

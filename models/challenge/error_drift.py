@@ -12,22 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 BLOCK = 8
-"""Errors that are looked at as one, by their mean: neighbours are often wrong together."""
+"""Errors averaged as one block: neighbours are often wrong together."""
 WARMUP = 40
-"""Blocks that are seen before a rise is looked for."""
+"""The blocks before a rise is looked for."""
 DRIFT_SLACK = 0.25
-"""Deviations above the mean that a block may lie without counting."""
+"""Deviations above the mean that a block may have without counting."""
 MAX_DEVIATIONS = 8.0
-"""Deviations above the mean beyond which a block counts as so far away."""
+"""The most deviations above the mean that count for a block."""
 MEMORY_BLOCKS = 8_192
-"""Blocks after which what was usual has faded."""
+"""The blocks after which old errors have faded."""
 THRESHOLD = 40.0
-"""Deviations that the sum of what lies beyond may rise above its lowest."""
+"""Deviations that the cumulative sum may rise above its minimum."""
 
 
 class ErrorDrift(NamedTuple):
-    """Page and Hinkley's test on the side where the error grows: while a model learns its error
-    falls, and that is no change. A value: looking makes a new one.
+    """The one-sided Page-Hinkley test: while a model learns its error falls, which is not drift.
+    A value: updating makes a new one.
 
     Page, "Continuous Inspection Schemes" (1954), on the means of blocks of errors.
 
@@ -54,20 +54,20 @@ class ErrorDrift(NamedTuple):
     age: int = 0
 
     def reset(self, threshold: float = THRESHOLD) -> ErrorDrift:
-        """A watch that has seen nothing, but knows what is usual."""
+        """Return a detector that has seen no rise, but keeps the usual error."""
         return ErrorDrift(threshold=threshold, usual=self.usual, age=self.age)
 
     def update(self, errors: NDArray[np.float64]) -> ErrorDrift:
-        """After these errors, shape (n,). One that is not finite counts as 0."""
+        """Return the detector after these errors, shape (n,). A non-finite error counts as 0."""
         return ErrorDrift(*_seen(errors, *self))
 
     def snapshot(self) -> dict[str, Any]:
-        """The fields as a plain value."""
+        """Return the fields as a plain value."""
         return self._asdict()
 
     @classmethod
     def restored(cls, value: Mapping[str, Any]) -> ErrorDrift:
-        """From what `snapshot` gave."""
+        """Return the detector from a `snapshot`."""
         return cls(**value)
 
 
@@ -75,8 +75,8 @@ class ErrorDrift(NamedTuple):
 def _seen(  # type: ignore[no-untyped-def]
     errors, threshold, risen, blocks, total, squares, rising, lowest, open_, held, usual, age
 ):
-    """The fields of `ErrorDrift` after the errors: one by one, so that it does not matter how they
-    are cut."""
+    """Return the fields of `ErrorDrift` after the errors, one by one, so that batch boundaries
+    do not matter."""
     for i in range(len(errors)):
         held += errors[i] if errors[i] < math.inf else 0.0  # NaN is not
         open_ += 1

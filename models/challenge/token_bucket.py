@@ -6,19 +6,20 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 STEP_ROWS = 640
-"""A step costs as much as so many more rows of it would: with the default layers, on a CPU, a step
-of 1 row takes two fifths of the time of one of 1,024. Wide layers pay less for a step."""
+"""A step costs as much as this many more rows: with the default layers, on a CPU, a step of 1
+row takes two fifths of the time of one of 1,024. Wide layers pay less for a step."""
 FACTOR = 2.5
-"""Work of all models together, at most, for that of one that nobody challenges. What is not counted
+"""The most work of all models together, relative to a model without challenges. Uncounted work
 (rows are scored in smaller pieces) makes it three times the time."""
 MOST = 1 << 22
-"""What may be saved up: two models that learn from scratch as fast as they like, to 8,192 rows."""
+"""The most that can be saved: two models that learn from scratch at full speed, up to 8,192
+rows."""
 HORIZON = 1_024
-"""Rows over which savings are spent, so that some are left where one change follows another."""
+"""The rows over which savings are spent, so that some remain when one change follows another."""
 
 
 class TokenBucket(NamedTuple):
-    """An account of work: a token bucket. A value: what is spent makes a new one.
+    """A token bucket of work. A value: charging makes a new one.
 
     A young model takes many small steps, and each challenger is young. A model that nobody
     challenges earns `FACTOR` times its own work; what all models really do is spent. What is left
@@ -40,7 +41,7 @@ class TokenBucket(NamedTuple):
     spent: int = 0
 
     def charge(self, rows: int, steps: int, models: int) -> TokenBucket:
-        """These rows were scored by so many models, which took so many steps on them."""
+        """Charge the scoring of these rows by so many models, and their steps."""
         return self._replace(
             total=self.total + rows,
             rows=self.rows + rows,
@@ -48,7 +49,7 @@ class TokenBucket(NamedTuple):
         )
 
     def settled(self, usual: float) -> TokenBucket:
-        """With nothing open.
+        """Return the bucket with nothing open.
 
         Args:
             usual: steps a row of a model that nobody challenges.
@@ -57,16 +58,16 @@ class TokenBucket(NamedTuple):
         return TokenBucket(total=self.total, left=min(self.left + earned - self.spent, MOST))
 
     def limit(self, usual: float, rows: int) -> float:
-        """Steps a row that a new model may take on the next rows."""
+        """Return the steps per row that a new model may take on the next rows."""
         return usual + max(self.left, 0.0) / (STEP_ROWS * max(HORIZON, 2 * rows))
 
     def snapshot(self) -> dict[str, Any]:
-        """The fields as a plain value."""
+        """Return the fields as a plain value."""
         return self._asdict()
 
     @classmethod
     def restored(cls, value: Mapping[str, Any]) -> TokenBucket:
-        """From what `snapshot` gave."""
+        """Return the bucket from a `snapshot`."""
         return cls(**value)
 
 

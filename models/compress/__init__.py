@@ -1,1 +1,1 @@
-"""Quantization, and the gate that a compressed model must pass."""
+"""Quantization, and the gate a compressed model must pass."""

@@ -1,5 +1,5 @@
-"""A candidate's trial: made, loaded, scored and timed beside the float32 model, in a process of its
-own with limits of time and memory.
+"""Makes, loads, scores and times a candidate beside the float32 model, in a separate process
+with limits on time and memory.
 
 A model file can end the process that runs it (ONNX Runtime raises SIGSEGV, SIGABRT and SIGFPE for
 some), and a converter can take all memory: here that costs the candidate, not the engine. The child
@@ -36,9 +36,9 @@ PROBE_ROWS = 1_024
 NICENESS = 5
 POLL_SECONDS = 0.02
 STALL_SECONDS = 60.0
-"""A child that uses no processor for so long hangs."""
+"""The seconds without CPU use after which a child counts as hanging."""
 PROGRESS_SECONDS = 0.01
-"""Processor time that counts as any."""
+"""The least CPU time that counts as progress."""
 WARM_UP = 3
 
 
@@ -71,7 +71,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What a child found.
+    """The result of a candidate process.
 
     Attributes:
         scores: of the candidate, shape (n,) or (n, k).
@@ -87,7 +87,7 @@ class Result:
 
 
 class CandidateFailed(Exception):
-    """A candidate that could not be made or run; says why."""
+    """A candidate could not be made or run; the message says why."""
 
 
 def run(job: Job) -> Result:
@@ -124,7 +124,7 @@ def run(job: Job) -> Result:
 
 
 def _watch(child: subprocess.Popen[bytes], job: Job) -> None:
-    """Wait for the child's end. Raises: CandidateFailed where it goes beyond a limit."""
+    """Wait for the child's end. Raises: CandidateFailed if it exceeds a limit."""
     process = psutil.Process(child.pid)
     used, moved = 0.0, time.monotonic()
     while True:
@@ -171,7 +171,7 @@ def _too_much(job: Job) -> str:
 
 
 def main(job_file: Path, result_file: Path) -> None:
-    """Do the job; leave a `Result` or the reason why there is none."""
+    """Do the job; write a `Result`, or the reason why there is none."""
     job: Job = pickle.loads(job_file.read_bytes())
     _limit(job)
     try:
@@ -186,8 +186,8 @@ def main(job_file: Path, result_file: Path) -> None:
 
 
 def _limit(job: Job) -> None:
-    """Beyond what the parent watches: no core files, no memory between two looks, no life after
-    the parent's."""
+    """Set limits besides those the parent watches: no core files, no memory between two checks,
+    no life after the parent's."""
     os.nice(NICENESS)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":
@@ -214,7 +214,7 @@ def _run_job(job: Job) -> Result:
 
 
 def _rows(feed: Feed, n: int) -> Feed:
-    """n rows, repeated where there are fewer."""
+    """Return n rows, repeated if there are fewer."""
     return {name: np.resize(array, n) for name, array in feed.items()}
 
 
@@ -225,7 +225,8 @@ def _runner(session: Any, feed: Feed) -> Callable[[], object]:
 def _pairs(
     runs: list[Callable[[], object]], rounds: int, clock: Callable[[], float]
 ) -> NDArray[np.float64]:
-    """Seconds of each, A B B A A B ..., so that a machine whose speed drifts is fair to both."""
+    """Return pairs of seconds, measured A B B A A B ..., so that a drifting machine speed is
+    fair to both."""
     seconds = np.empty((rounds + WARM_UP, len(runs)))
     for number in range(rounds + WARM_UP):
         order = range(len(runs)) if number % 2 else reversed(range(len(runs)))

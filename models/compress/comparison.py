@@ -28,17 +28,17 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 RESAMPLES = 500
 CHUNK = 2_000_000
-"""Resampled rows that are in memory at a time."""
+"""The resampled rows in memory at a time."""
 TAIL_SHARE = 0.05
-"""The share of rows with the largest errors that a regression is judged on apart."""
+"""The share of rows with the largest errors that a regression is also judged on."""
 RANGES = 5
-"""Ranges of the target that a regression is judged on apart."""
+"""The ranges of the target that a regression is also judged on."""
 MIN_RANGE = 20
-"""Rows that such a range has at the least."""
+"""The least rows of such a range."""
 MAX_RANKED = 50
-"""Of more classes than these, AUC and average precision are not worked out."""
+"""With more classes, AUC and average precision are not computed."""
 EPSILON = float(np.finfo(np.float32).eps)
-"""Probabilities are kept away from 0 and 1 by so much: scores are float32."""
+"""The distance kept between probabilities and 0 or 1: scores are float32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +66,7 @@ class Figure:
 
     @property
     def refusal(self) -> str | None:
-        """Why the candidate does not pass by this measure, or None."""
+        """Return why the candidate fails this measure, or None."""
         if self.loss_high <= self.allowed:
             return None
         span = f"{self.loss_low:.2f} to {self.loss_high:.2f}"
@@ -100,7 +100,7 @@ class Rules:
 def compare_regression(
     target: Floats, base: Floats, candidate: Floats, rules: Rules
 ) -> tuple[Figure, ...]:
-    """MAE, RMSE, the largest errors, and the range of the target that fares worst.
+    """Return MAE, RMSE, the largest errors, and the worst range of the target.
 
     Args:
         target, base, candidate: shape (n,); finite but for the candidate.
@@ -144,8 +144,8 @@ def compare_classes(
     names: tuple[str, ...],
     threshold: float = 0.5,
 ) -> tuple[Figure, ...]:
-    """Error, log loss, AUC and average precision (over one class against the others, the mean of
-    those that occur), and the class whose recall suffers most.
+    """Return error, log loss, AUC and average precision (mean over one class against the others,
+    of those that occur), and the class whose recall suffers most.
 
     Args:
         target: class numbers, shape (n,).
@@ -195,7 +195,7 @@ def compare_classes(
 
 
 def interval(draws: Floats, confidence: float) -> tuple[float, float]:
-    """The middle `confidence` of the draws; NaN where one is none."""
+    """Return the central `confidence` of the draws; NaN if one is NaN."""
     if not np.isfinite(draws).all():
         return math.nan, math.nan
     low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
@@ -203,8 +203,8 @@ def interval(draws: Floats, confidence: float) -> tuple[float, float]:
 
 
 def speed(base: Floats, candidate: Floats, rules: Rules) -> tuple[float, float, float]:
-    """How many times faster the candidate is, and the interval: the median over pairs of runs that
-    followed each other.
+    """Return how many times faster the candidate is, and the interval: the median over pairs of
+    successive runs.
 
     Args:
         base, candidate: seconds, shape (rounds,).
@@ -225,7 +225,7 @@ def _figure(
     rules: Rules,
     scale: float = 1.0,
 ) -> Figure:
-    """Of (base, candidate) and their resampled values, shape (RESAMPLES, 2)."""
+    """Return the figure of (base, candidate) and their resampled values, shape (RESAMPLES, 2)."""
     low, high = interval(draws[:, 1], rules.confidence)
     if unit == "%":
         loss, losses = _relative(value), _relative(draws)
@@ -249,7 +249,7 @@ def _figure(
 
 
 def _share(figure: Figure, n: int, rules: Rules) -> Figure:
-    """The same with Wilson's interval of a share of n rows."""
+    """Return the same with Wilson's interval for a share of n rows."""
     z = NormalDist().inv_cdf((1 + rules.confidence) / 2)
     p, square = figure.value, z**2 / n
     middle = (p + square / 2) / (1 + square)
@@ -258,7 +258,8 @@ def _share(figure: Figure, n: int, rules: Rules) -> Figure:
 
 
 def _relative(values: Floats) -> Any:
-    """By how many percent the second is above the first; where the first is 0, all or nothing."""
+    """Return by how many percent the second exceeds the first; if the first is 0, all or
+    nothing."""
     base, other = values[..., 0], values[..., 1]
     rise = np.where(other <= base, 0.0, np.inf)  # NaN rises too
     some = base > 0
@@ -266,12 +267,13 @@ def _relative(values: Floats) -> Any:
 
 
 def _severity(figure: Figure) -> float:
-    """By which the worst slice is found; NaN is the worst."""
+    """Return the key by which the worst slice is found; NaN is the worst."""
     return math.inf if math.isnan(figure.loss_high) else figure.loss_high
 
 
 def _resamples(strata: Ints, rules: Rules) -> Iterator[Floats]:
-    """How often each row is drawn, (reps, n) at a time: n rows with replacement, within strata."""
+    """Yield how often each row is drawn, (reps, n) at a time: n rows with replacement, within
+    strata."""
     n = len(strata)
     rng = np.random.default_rng(rules.seed)
     order = np.argsort(strata, kind="stable")
@@ -287,7 +289,8 @@ def _resamples(strata: Ints, rules: Rules) -> Iterator[Floats]:
 
 
 def _sums(columns: Floats, strata: Ints, rules: Rules) -> tuple[Floats, Floats]:
-    """Sums of (n, m) columns: over the rows, (m,), and over the resampled rows, (RESAMPLES, m)."""
+    """Return sums of (n, m) columns: over the rows, (m,), and over the resampled rows,
+    (RESAMPLES, m)."""
     drawn = [weights @ columns for weights in _resamples(strata, rules)]
     return columns.sum(axis=0), np.concatenate(drawn)
 
@@ -295,8 +298,8 @@ def _sums(columns: Floats, strata: Ints, rules: Rules) -> tuple[Floats, Floats]:
 def _ranks(
     target: Ints, class_probabilities: list[Floats], present: Ints, rules: Rules
 ) -> tuple[Floats, Floats]:
-    """AUC and average precision of both models, (2, 2), and resampled, (RESAMPLES, 2, 2): the mean
-    over the classes, of the rarer one alone where there are two: it is what they would lose."""
+    """Return AUC and average precision of both models, (2, 2), and resampled, (RESAMPLES, 2, 2):
+    the mean over the classes; of two classes only the rarer one, which would lose them."""
     rarer = np.bincount(target, minlength=2).argmin()
     chosen = present if class_probabilities[0].shape[1] > 2 else np.array([rarer])
     rankers = [
@@ -314,8 +317,8 @@ def _ranks(
 
 
 def _ranker(positive: NDArray[np.bool_], score: Floats) -> Callable[[Floats], Floats]:
-    """Makes AUC and average precision, (reps, 2), of row weights (reps, n); equal scores are
-    ties."""
+    """Return a function from row weights (reps, n) to AUC and average precision, (reps, 2);
+    equal scores are ties."""
     order = np.argsort(-score, kind="stable")
     falling = score[order]
     firsts = np.flatnonzero(np.r_[True, falling[1:] != falling[:-1]])
@@ -338,7 +341,7 @@ def _ranker(positive: NDArray[np.bool_], score: Floats) -> Callable[[Floats], Fl
 
 
 def _ranges(target: Floats) -> dict[str, NDArray[np.bool_]]:
-    """Name -> rows of a range of the target, each with about as many rows as another."""
+    """Return name -> rows of a range of the target, each with about equally many rows."""
     edges = np.unique(np.quantile(target, np.linspace(0, 1, RANGES + 1)))
     at = np.clip(np.searchsorted(edges, target, side="right") - 1, 0, max(len(edges) - 2, 0))
     ranges = {}

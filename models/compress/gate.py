@@ -1,5 +1,5 @@
-"""Make compressed candidates of a model file, prove each on rows it was not trained on, and keep
-the best.
+"""Makes compressed candidates of a model file, tests each on rows it was not trained on, and
+keeps the best.
 
 A candidate is accepted only where quality, speed and size all say so, and quality surely; a refusal
 gives its numbers. The engine never runs a candidate itself: see
@@ -43,7 +43,7 @@ from models.serving.session import available_providers, runtime_version
 
 CALIBRATION_BATCH = 512
 MIN_CALIBRATION, MIN_JUDGED = 10, 100
-"""Rows with a label without which nothing is calibrated or judged."""
+"""The least labelled rows to calibrate or judge."""
 
 
 class Compression(types.Settings):
@@ -145,14 +145,14 @@ class GateReport:
     remark: str | None = None
 
     def tables(self) -> list[Table | str]:
-        """For people: every measure of every model; a row a candidate, with the refusals in words;
-        or the remark."""
+        """Return tables for people: every measure of every model; one row per candidate, with
+        the reasons for rejection; or the remark."""
         if self.remark is not None:
             return [self.remark]
         return [self._quality(), self.table()]
 
     def table(self) -> Table:
-        """A row a candidate, and the refusals in words."""
+        """Return one row per candidate, and the reasons for rejection."""
         table = Table(
             title=f"compression, judged on {counted(self.rows, 'held-out row')} ({self.provider})",
             title_justify="left",
@@ -192,7 +192,7 @@ class GateReport:
         return table
 
     def to_json(self, path: Path) -> None:
-        """For machines: all figures, with what they were measured on."""
+        """Write all figures as JSON, with what they were measured on."""
         document = {
             **asdict(self, dict_factory=_finite),
             "machine": {
@@ -209,8 +209,8 @@ class GateReport:
 def compress(
     model: Path, rows: pl.DataFrame | None, settings: Compression, *, path: Path
 ) -> GateReport:
-    """Make the candidates beside `path`, judge them, and put the chosen model at `path`. Where
-    there are too few rows to judge, that is the float32 model, and the verdict says so.
+    """Make the candidates beside `path`, judge them, and put the chosen model at `path`. With
+    too few rows to judge, that is the float32 model, and the report says so.
 
     Args:
         model: the exported float32 model.
@@ -297,8 +297,8 @@ class _Gate:
         return candidate_process.run(job)
 
     def set_baseline(self, scores: Any) -> None:
-        """Take the float32 model's scores; rows that it gives none are rejected in serving, and
-        judge nothing."""
+        """Take the float32 model's scores; rows without a score are rejected in serving, so they
+        do not count here."""
         self._finite = _finite_rows(scores)
         self._base = np.asarray(scores[self._finite], np.float64)
         self._target = self._labels()[self._finite]
@@ -307,7 +307,7 @@ class _Gate:
     def candidate(
         self, name: str, path: Path, result: candidate_process.Result, size: int
     ) -> Candidate:
-        """A model's figures, with its refusal where one is out of bounds."""
+        """Return a model's figures, with the reason for rejection if one is out of bounds."""
         scores = np.asarray(result.scores[self._finite], np.float64)
         figures = self._compare(scores)
         times, rate = (
@@ -339,7 +339,7 @@ class _Gate:
     def verdict(
         self, candidates: tuple[Candidate, ...], failed: dict[str, str], chosen: str, provider: str
     ) -> GateReport:
-        """What is known of the rows, and of the models."""
+        """Return the report on rows and models."""
         return GateReport(
             candidates=candidates,
             failed=failed,
@@ -368,7 +368,7 @@ class _Gate:
         return rows.head(cut), rows.slice(cut)
 
     def _short(self, judged: int) -> str | None:
-        """What to say where there are too few rows, or None."""
+        """Return the remark for too few rows, or None."""
         old = self._old.height
         if old >= MIN_CALIBRATION and judged >= MIN_JUDGED:
             return None
@@ -381,13 +381,13 @@ class _Gate:
         )
 
     def _calibration(self) -> list[Feed]:
-        """Feeds of the older rows."""
+        """Yield feeds of the older rows."""
         size = CALIBRATION_BATCH
         parts = range(0, self._old.height, size)
         return [self._inputs.feed(self._old.slice(start, size)) for start in parts]
 
     def _labels(self) -> Any:
-        """The target as numbers, or as class numbers, shape (n,)."""
+        """Return the target as numbers, or as class numbers, shape (n,)."""
         labels = self._new.get_column(self._target_name)
         if self._regression:
             return labels.cast(pl.Float64).to_numpy()
@@ -403,12 +403,12 @@ class _Gate:
 
 
 def _finite_rows(scores: Any) -> Any:
-    """Which rows have a whole score, shape (n,)."""
+    """Return which rows have only finite scores, shape (n,)."""
     return np.isfinite(scores).reshape(len(scores), -1).all(axis=1)
 
 
 def _with_refusal(c: Candidate, size: int, lost: int, settings: Compression) -> Candidate:
-    """The candidate, with its refusal where a figure is out of bounds."""
+    """Return the candidate, with the reason for rejection if a figure is out of bounds."""
     reasons = [f.refusal for f in c.figures if f.refusal is not None]
     if lost:
         reasons = [counted(lost, "row gets no finite score", "rows get no finite score")]
@@ -429,7 +429,7 @@ def _choose(accepted: Sequence[Candidate]) -> Candidate:
 
 
 def _loss(figure: Figure) -> str:
-    """For people: the loss and its interval."""
+    """Return the loss and its interval as text."""
     unit = " %" if figure.unit == "%" else " pt"
     loss, low, high = (
         f"{round(value, 2) + 0.0:+.2f}"  # never -0.00

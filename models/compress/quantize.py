@@ -1,5 +1,5 @@
-"""Smaller numbers in a model file: int8 and float16. Only the network's products are touched, never
-the stages."""
+"""Quantizes a model file to int8 or float16. Only the network's products change, never the
+stages."""
 
 from __future__ import annotations
 
@@ -27,25 +27,24 @@ from models.export.onnx_graph import ML
 Feed = dict[str, NDArray[Any]]
 
 PRODUCTS = ["Gemm", "MatMul"]
-"""What the network is made of, and the stages are not."""
+"""The operators of the network, which the stages do not use."""
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
-    """Feeds, one after the other."""
+    """Gives feeds one after the other."""
 
     def __init__(self, feeds: Iterable[Feed]) -> None:
         self._feeds: Iterator[Feed] = iter(feeds)
 
     def get_next(self) -> Feed | None:
-        """The next; None after the last."""
+        """Return the next feed; None after the last."""
         return next(self._feeds, None)
 
 
 def int8(model: Path, path: Path, feeds: Iterable[Feed]) -> None:
-    """Static int8: symmetric weights per channel and symmetric activations (S8S8), as QDQ nodes,
-    with ranges from the calibration feeds. Jacob et al., "Quantization and Training of Neural
-    Networks for Efficient Integer-Arithmetic-Only Inference" (CVPR 2018).
-    """
+    """Quantize statically to int8: symmetric weights per channel and symmetric activations
+    (S8S8), as QDQ nodes, with ranges from the calibration feeds. Jacob et al., "Quantization and
+    Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference" (CVPR 2018)."""
 
     def make(source: Path, target: Path) -> None:
         quantize_static(
@@ -66,7 +65,8 @@ def int8(model: Path, path: Path, feeds: Iterable[Feed]) -> None:
 
 
 def int8_dynamic(model: Path, path: Path, feeds: Iterable[Feed]) -> None:
-    """Dynamic int8: weights ahead, activations by each batch's own range; needs no calibration."""
+    """Quantize dynamically to int8: weights in advance, activations by each batch's own range;
+    needs no calibration."""
 
     def make(source: Path, target: Path) -> None:
         quantize_dynamic(
@@ -82,8 +82,8 @@ def int8_dynamic(model: Path, path: Path, feeds: Iterable[Feed]) -> None:
 
 
 def float16(model: Path, path: Path, feeds: Iterable[Feed]) -> None:
-    """Half precision for the network; inputs, stages and the score stay as they are. Pays on a
-    GPU."""
+    """Convert the network to half precision; inputs, stages and the score are unchanged. Pays
+    off on a GPU."""
 
     def make(source: Path, target: Path) -> None:
         proto = convert_float_to_float16(
@@ -99,12 +99,13 @@ CANDIDATES: dict[str, Callable[[Path, Path, Iterable[Feed]], None]] = {
     "int8_dynamic": int8_dynamic,
     "float16": float16,
 }
-"""Name -> makes it: the float32 model, the candidate's path, calibration feeds."""
+"""Name -> function that makes it from the float32 model, the candidate's path and calibration
+feeds."""
 
 
 def vnni() -> bool:
-    """Whether the CPU multiplies int8 without overflow (AVX-512 or AVX VNNI); without, weights take
-    7 bits."""
+    """Return whether the CPU multiplies int8 without overflow (AVX-512 or AVX VNNI); without,
+    weights take 7 bits."""
     info = Path("/proc/cpuinfo")
     return not info.exists() or "vnni" in info.read_text()
 
@@ -116,7 +117,7 @@ def _rewrite(
     make: Callable[[Path, Path], None],
     before: Callable[[onnx.ModelProto], onnx.ModelProto] | None = None,
 ) -> None:
-    """Make the candidate beside, keep our metadata, and put it in place whole."""
+    """Make the candidate under a temporary name, keep our metadata, and move it into place."""
     root = logging.getLogger()
     level = root.level
     with tempfile.TemporaryDirectory() as folder:
@@ -135,7 +136,7 @@ def _rewrite(
 
 
 def _products(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Gemm as MatMul and Add: the dynamic quantizer knows no Gemm."""
+    """Replace Gemm by MatMul and Add, because the dynamic quantizer does not know Gemm."""
     nodes: list[Any] = []
     for node in proto.graph.node:
         if node.op_type != "Gemm" or node.domain == ML:

@@ -1,4 +1,4 @@
-"""A learner and the stages before it as one ONNX file, from raw columns to scores.
+"""Exports a learner and the stages before it as one ONNX file, from raw columns to scores.
 
 Imputation, clipping, scaling and category codes are nodes of the graph, with the numbers that
 training used, so what serves cannot differ from what was learned. Each raw column is an input of
@@ -37,7 +37,7 @@ def export(
     *,
     ranges: Mapping[str, tuple[float, float]] | None = None,
 ) -> Path:
-    """Write the model file, whole or not at all.
+    """Write the model file atomically.
 
     Args:
         transforms: what the stages do now, in their order; those of columns the model does not read
@@ -68,8 +68,8 @@ def export(
 
 
 class _StageGraph:
-    """The stages' part of the graph: all numeric columns side by side, (n, d) float64, a node or
-    three a stage."""
+    """The stages' part of the graph: all numeric columns side by side, (n, d) float64, with one
+    to three nodes per stage."""
 
     def __init__(self, graph: Graph, features: Features, transforms: Sequence[Transform]) -> None:
         self._graph = graph
@@ -96,7 +96,7 @@ class _StageGraph:
             self._apply(layer)
 
     def numeric(self) -> str:
-        """The features, (n, d) float32, in the learner's order, all finite; see
+        """Return the features, (n, d) float32, in the learner's order, all finite; see
         `with_nan_guard`."""
         graph, wanted = self._graph, list(self._features.numeric)
         x = self._matrix
@@ -113,7 +113,7 @@ class _StageGraph:
         return graph.op("Where", graph.op("IsNaN", self._nan_mask), zero, x)
 
     def categories(self) -> str:
-        """The codes, (n, c) int64."""
+        """Return the codes, (n, c) int64."""
         graph = self._graph
         columns = [self._codes.get(c, self._texts[c]) for c in self._features.categories]
         if not columns:
@@ -121,8 +121,8 @@ class _StageGraph:
         return self._concat(columns)
 
     def with_nan_guard(self, score: str) -> str:
-        """The score, but NaN for a row with a feature that is not finite: in training such a row
-        is rejected, and relu or int8 would make a number of it."""
+        """Return the score, but NaN for a row with a non-finite feature: training rejects such a
+        row, and relu or int8 would turn it into a number."""
         if not self._nan_mask:
             return score
         graph = self._graph
@@ -142,7 +142,7 @@ class _StageGraph:
         return graph.op("Concat", *wide, axis=1) if len(wide) > 1 else wide[0]
 
     def _apply(self, layer: Sequence[Transform]) -> None:
-        """One kind of transform on some of the columns; the others pass unchanged."""
+        """Apply one kind of transform to some of the columns; the others pass unchanged."""
         numbers = [t for t in layer if t.column in self._columns]
         for transform in layer:
             if transform.column in self._texts and transform.column not in self._codes:
@@ -230,7 +230,8 @@ class _StageGraph:
         self._matrix = x
 
     def _bound(self, compare: str, bounds: dict[str, float], nothing: float) -> None:
-        """Where rather than Max and Min: a comparison with NaN is false, so null stays null."""
+        """Bound with Where rather than Max and Min: a comparison with NaN is false, so null
+        stays null."""
         if all(bound == nothing for bound in bounds.values()):
             return
         graph = self._graph
@@ -274,7 +275,7 @@ class _StageGraph:
         self._append_column(flag, indicator)
 
     def _append_column(self, values: str, column: str) -> None:
-        """Numbers made of a text become a column of the matrix."""
+        """Append numbers made from text as a column of the matrix."""
         graph = self._graph
         column_node = self._concat([graph.op("Cast", values, to=TensorProto.DOUBLE)])
         self._matrix = (
@@ -288,14 +289,14 @@ class _StageGraph:
 
 
 def _is_text(transform: Transform) -> bool:
-    """Whether its column is text before it."""
+    """Return whether its column is text before it."""
     if isinstance(transform, Fill):
         return isinstance(transform.value, str)
     return isinstance(transform, Codes)
 
 
 def _said(value: float | str) -> tuple[str, ...]:
-    """What a filled value may be as text: `Fill` holds whole numbers and booleans as floats."""
+    """Return a fill value as text: `Fill` holds integers and booleans as floats."""
     if isinstance(value, str):
         return (value,)
     return (str(int(value)), str(bool(value)).lower())

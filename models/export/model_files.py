@@ -1,4 +1,4 @@
-"""Model files on the disk: written whole or not at all, and known to be whole when read.
+"""Model files on disk: written atomically, and verified when read.
 
 A file ends with a digest of what stands before it, as a property of the model: protobuf reads a
 message that comes in two pieces as one, so any ONNX reader takes the file as it is. ONNX Runtime is
@@ -23,7 +23,7 @@ DIGEST = "digest"
 
 
 class Properties(BaseModel):
-    """What a model file says of itself.
+    """The properties of a model file.
 
     Attributes:
         inputs: column -> its kind in the graph.
@@ -54,7 +54,7 @@ class Properties(BaseModel):
 
     @classmethod
     def read(cls, metadata: Mapping[str, str], path: Path) -> Self:
-        """Of a file's metadata. Raises: UserError where it is damaged."""
+        """Parse a file's metadata. Raises: UserError if it is damaged."""
         try:
             return cls.model_validate(dict(metadata))
         except ValidationError as error:
@@ -81,7 +81,7 @@ def write(model: onnx.ModelProto, path: Path) -> Path:
 
 
 def whole(data: bytes) -> bool:
-    """Whether a file's content is what `write` wrote, to the bit."""
+    """Return whether a file's content is exactly what `write` wrote."""
     size = len(_seal(b""))
     return data[-size:] == _seal(data[:-size])
 
@@ -94,14 +94,14 @@ def _seal(content: bytes) -> bytes:
 
 
 def put(data: bytes, path: Path) -> Path:
-    """Write a model file's content, whole or not at all. Raises: OSError."""
+    """Write a model file's content atomically. Raises: OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return atomic.write(path, data)
 
 
 def metadata(path: Path) -> dict[str, str]:
-    """A model file's properties, read without running it. Raises: OSError; ValueError where it is
-    no ONNX model."""
+    """Return a model file's properties without running it. Raises: OSError; ValueError if it is
+    not an ONNX model."""
     try:
         model = onnx.load(path, load_external_data=False)
     except DecodeError as error:

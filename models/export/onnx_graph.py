@@ -1,5 +1,4 @@
-"""A small builder of ONNX graphs, so that a model's pieces can each write their own part of the
-file."""
+"""A small builder for ONNX graphs; each component writes its own nodes."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 OPSET = 17
-"""Old enough for every runtime of the last years, new enough for LayerNormalization."""
+"""The opset: old enough for every recent runtime, new enough for LayerNormalization."""
 ML, ML_OPSET = "ai.onnx.ml", 3
 """The domain of LabelEncoder."""
 SCORE = "score"
@@ -18,7 +17,7 @@ SCORE = "score"
 
 
 class Graph:
-    """Nodes, constants and inputs of one ONNX graph under construction.
+    """The nodes, constants and inputs of an ONNX graph under construction.
 
     Values are known by their names: every method that makes one returns its name, to be handed to
     the next.
@@ -35,13 +34,13 @@ class Graph:
         self._count = 0
 
     def name(self, hint: str) -> str:
-        """A name nothing else has."""
+        """Return a unique name."""
         self._count += 1
         return f"{self.scope}{hint}_{self._count}"
 
     def constant(self, value: Any, hint: str = "const") -> str:
-        """A constant tensor; `value` is a numpy array (its dtype is kept; text becomes an ONNX
-        string tensor)."""
+        """Add a constant tensor; `value` is a numpy array (its dtype is kept; text becomes an
+        ONNX string tensor)."""
         name = self.name(hint)
         array = np.asarray(value)
         if array.dtype.kind in "US":
@@ -50,13 +49,13 @@ class Graph:
         return name
 
     def op(self, op_type: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
-        """One node with one output."""
+        """Add a node with one output."""
         return self.ops(op_type, *inputs, outputs=1, domain=domain, **attributes)[0]
 
     def ops(
         self, op_type: str, *inputs: str, outputs: int, domain: str = "", **attributes: Any
     ) -> list[str]:
-        """One node with several outputs."""
+        """Add a node with several outputs."""
         names = [self.name(op_type.lower()) for _ in range(outputs)]
         self._nodes.append(
             helper.make_node(
@@ -66,14 +65,14 @@ class Graph:
         return names
 
     def input(self, name: str, element_type: int, shape: list[int | str]) -> str:
-        """A graph input; `element_type` is an `onnx.TensorProto` element type."""
+        """Add a graph input; `element_type` is an `onnx.TensorProto` element type."""
         self._inputs.append(helper.make_tensor_value_info(name, element_type, shape))
         return name
 
     def model(
         self, outputs: dict[str, tuple[str, int, list[int | str]]], metadata: dict[str, str]
     ) -> onnx.ModelProto:
-        """The finished, checked model.
+        """Return the finished, checked model.
 
         Args:
             outputs: public name -> (value's name, element type, shape).

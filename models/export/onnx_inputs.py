@@ -1,4 +1,4 @@
-"""Columns of a frame as the inputs of a model file, without a Python object for any number."""
+"""Feeds the columns of a frame to a model file, without a Python object per number."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Inputs:
         self.kinds = dict(kinds)
 
     def feed(self, frame: pl.DataFrame) -> Feed:
-        """One array a column, shape (n,).
+        """Return one array per column, shape (n,).
 
         Raises: UserError for a column that is not there, or holds no numbers.
         """
@@ -49,7 +49,7 @@ class Inputs:
 
 
 INPUT_TYPES = {"double": (pl.Float64, np.nan), "int64": (pl.Int64, 0), "string": (pl.String, "")}
-"""Input's kind -> the column's type, and what stands for null."""
+"""Kind of input -> the column's type, and the value that stands for null."""
 
 
 def _array(column: pl.Series, input_type: str) -> NDArray[Any]:

@@ -1,1 +1,1 @@
-"""What learns, and the parts that it is made of."""
+"""Learners and their parts."""

@@ -9,7 +9,8 @@ from engine.types import UserError
 
 
 def require_same_model(saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Compare what makes two models interchangeable, by the key of the pipeline file to change.
+    """Compare what makes two models interchangeable; name the key of the pipeline file to
+    change.
 
     Raises: UserError naming the first difference.
     """

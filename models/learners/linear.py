@@ -1,4 +1,4 @@
-"""Linear and logistic regression, one compiled step a row."""
+"""Linear and logistic regression, one compiled step per row."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from models.learners.identity import require_same_model
 from models.learners.sgd import Floats, learn_rows, predict_rows
 
 KEPT_BAD_BATCHES = 4
-"""How many batches on which the numbers did not stay finite are kept to look at."""
+"""The batches with non-finite numbers that are kept for inspection."""
 SUCCESSOR_ROWS = 512
-"""For how many rows the scaler of the model before counts with a successor."""
+"""The rows that the previous scaler counts for in a successor."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinearState:
-    """What has been learned. Learning makes a new one, so a snapshot is a reference.
+    """The learned state. Learning makes a new one, so a snapshot is a reference.
 
     Attributes:
         scalars: rows seen, intercept, the L1 penalty a weight could have got so far.
@@ -54,7 +54,7 @@ class LinearState:
     penalties: Floats
 
     def copy(self) -> LinearState:
-        """One that may be written to."""
+        """Return a writable copy."""
         return LinearState(
             scalars=self.scalars.copy(),
             mean=self.mean.copy(),
@@ -64,7 +64,7 @@ class LinearState:
         )
 
     def arrays(self) -> tuple[Floats, Floats, Floats, Floats, Floats]:
-        """In the order of the fields."""
+        """Return the arrays in the order of the fields."""
         return (self.scalars, self.mean, self.variance, self.weights, self.penalties)
 
 
@@ -193,7 +193,7 @@ class LinearLearner(Challengeable):
         return Step(scores=scores, loss=loss / n, steps=n, augmented=changed)
 
     def predict(self, tensors: Tensors) -> Floats:
-        """Scores as in `Step.scores`."""
+        """Return scores like `Step.scores`."""
         scores = np.empty(len(tensors.numeric))
         predict_rows(
             *_inputs(tensors), self._bounds, *self._flags, *self._state.arrays()[:4], scores
@@ -205,7 +205,7 @@ class LinearLearner(Challengeable):
         self.augmentation = augmentation
 
     def successor(self) -> LinearLearner:
-        """No weights yet. The scaler is that of now, and follows the rows that come faster."""
+        """Return an untrained learner with the current scaler, which follows new rows faster."""
         learner, numbers = LinearLearner(self.settings, self.training, self.features), self._state
         learner.augmentation = self.augmentation
         scalars = np.array([min(numbers.scalars[0], SUCCESSOR_ROWS), 0.0, 0.0])
@@ -215,7 +215,7 @@ class LinearLearner(Challengeable):
         return learner
 
     def state_dict(self) -> dict[str, Snapshot]:
-        """Features and numbers; nothing is copied, for nothing of it is ever written to."""
+        """Return features and numbers; nothing is copied, since none is ever written to."""
         numbers = {f.name: getattr(self._state, f.name) for f in fields(LinearState)}
         return {"shape": self._identity(), **numbers}
 
@@ -225,7 +225,8 @@ class LinearLearner(Challengeable):
         self._state = LinearState(**{f.name: np.array(state[f.name]) for f in fields(LinearState)})
 
     def build(self, graph: GraphBuilder, numeric: str, categories: str) -> str:
-        """Write what `predict` does into an ONNX graph; the name of the scores, float32, (n,).
+        """Write the computation of `predict` into an ONNX graph; return the name of the scores,
+        float32, (n,).
 
         Args:
             numeric, categories: names of the float32 (n, d) and the int64 (n, c) input.
@@ -240,11 +241,11 @@ class LinearLearner(Challengeable):
 
     @property
     def parameters_count(self) -> int:
-        """Number of weights, the intercept included."""
+        """The number of weights, the intercept included."""
         return len(self._state.weights) + 1
 
     def memory(self) -> dict[str, int]:
-        """Component -> bytes."""
+        """Return component -> bytes."""
         weights = self._state.weights.nbytes + 8
         total = sum(array.nbytes for array in self._state.arrays())
         return {"weights": weights, "optimizer": total - weights, "replay": 0}

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from engine.types import Features, Settings, UserError
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""(raw scores, target on the network's scale) -> mean loss, a scalar. A target between classes, as
-`engine.types.Tensors` has it, costs what its classes cost, by their shares."""
+"""(raw scores, target on the network's scale) -> mean loss, a scalar. A target between classes,
+as in `engine.types.Tensors`, costs the weighted mean of its classes' losses."""
 
 
 class LossSettings(Settings):
@@ -33,7 +33,7 @@ class LossSettings(Settings):
 
 
 def make_loss(settings: LossSettings, features: Features, device: str = "cpu") -> Loss:
-    """The loss for a task.
+    """Return the loss for a task.
 
     Raises: UserError when it does not fit the task, or the weights do not fit the classes.
     """

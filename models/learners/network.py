@@ -21,7 +21,8 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 def embedding_width(codes: int) -> int:
-    """Width of the vector for a category of so many codes: 1.6 * codes ** 0.56, at most 64.
+    """Return the width of the embedding for a category of so many codes: 1.6 * codes ** 0.56, at
+    most 64.
 
     Source: the rule of the fastai library, found by trying many tabular data sets.
     """
@@ -30,7 +31,7 @@ def embedding_width(codes: int) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkShape:
-    """What the network is, but for its numbers.
+    """The structure of a network, without its weights.
 
     Attributes:
         numeric: numeric inputs.
@@ -61,19 +62,19 @@ class NetworkShape:
 
     @property
     def inputs(self) -> int:
-        """Width of the first layer's input."""
+        """The width of the first layer's input."""
         bags = sum(width for _, width in self.bags)
         images = len(self.images) * self.conv_channels[-1] if self.images else 0
         return self.numeric + sum(self.embedding_dim) + bags + images
 
     def tables(self) -> dict[str, tuple[int, int]]:
-        """Name -> shape of the embedding tables."""
+        """Return name -> shape of the embedding tables."""
         pairs = zip(self.categories, self.embedding_dim, strict=True)
         tables = {f"embedding.{i}": pair for i, pair in enumerate(pairs)}
         return tables | {f"bag.{i}": pair for i, pair in enumerate(self.bags)}
 
     def dense(self) -> dict[str, tuple[int, ...]]:
-        """Name -> shape of the layers' weights and biases, input to output."""
+        """Return name -> shape of the layers' weights and biases, input to output."""
         shapes: dict[str, tuple[int, ...]] = {}
         for i, channels in enumerate(self.images):
             for j, units in enumerate(self.conv_channels):
@@ -91,7 +92,7 @@ class NetworkShape:
 
 
 class Network:
-    """The numbers of a network, and what it makes of rows.
+    """The weights of a network, and its forward pass.
 
     Dense weights are views of one flat tensor, and their gradients of another, so that optimizer,
     norm, averaging and snapshot are one operation each instead of one a layer.
@@ -135,7 +136,7 @@ class Network:
         dropout: float = 0.0,
         rng: torch.Generator | None = None,
     ) -> torch.Tensor:
-        """Raw scores, shape (n,) or (n, outputs): no link function is applied.
+        """Return raw scores, shape (n,) or (n, outputs), without a link function.
 
         Args:
             numeric: (n, d), float32.
@@ -157,15 +158,15 @@ class Network:
 
     @property
     def count(self) -> int:
-        """Number of weights."""
+        """The number of weights."""
         return self.flat.numel() + sum(table.numel() for table in self.tables)
 
     def parameters(self) -> list[torch.Tensor]:
-        """The tensors that hold all weights, none twice."""
+        """Return the tensors that hold all weights, none twice."""
         return [self.flat.detach(), *(table.detach() for table in self.tables)]
 
     def weights(self) -> dict[str, np.ndarray]:
-        """Name -> weights, a copy."""
+        """Return name -> weights, copied."""
         flat = self.flat.detach().clone().cpu()
         start, copies = 0, {}
         for name, tensor in self.tensors.items():
@@ -179,7 +180,7 @@ class Network:
 
     @torch.no_grad()
     def load(self, weights: dict[str, np.ndarray]) -> None:
-        """Take a copy of what `weights` gave."""
+        """Load a copy of what `weights` returned."""
         for name, tensor in self.tensors.items():
             tensor.copy_(torch.tensor(weights[name]))
 
@@ -219,7 +220,7 @@ class Network:
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def _convolve(self, i: int, image: torch.Tensor) -> torch.Tensor:
-        """(n, channels, height, width) to (n, the last width)."""
+        """Reduce (n, channels, height, width) to (n, the last width)."""
         x = image.float().div_(255).sub_(0.5) if image.dtype == torch.uint8 else image
         for j in range(len(self.shape.conv_channels)):
             weight, bias = (self.tensors[f"image.{i}.{j}.{part}"] for part in ("weight", "bias"))
@@ -237,8 +238,8 @@ class Network:
 
     @torch.no_grad()
     def _initialize(self, rng: torch.Generator) -> None:
-        """Uniform within 1/sqrt(inputs), as `torch.nn.Linear`; embeddings standard normal, and the
-        unknown code at the origin."""
+        """Initialize weights uniformly within 1/sqrt(inputs), like `torch.nn.Linear`; embeddings
+        standard normal, and the unknown code at the origin."""
         for name, tensor in self.tensors.items():
             if name in self.shape.tables():
                 tensor.copy_(torch.empty(tensor.shape).normal_(generator=rng))
@@ -271,7 +272,7 @@ class Network:
 
 
 def _bagged(bag: Ragged | Sparse, table: torch.Tensor, *, sparse: bool) -> torch.Tensor:
-    """A vector a row, (n, width); zeros for an empty one."""
+    """Return one vector per row, (n, width); zeros for an empty row."""
     if isinstance(bag, Ragged):
         ids, weights, mode = bag.values, None, "mean"
     else:

@@ -1,4 +1,4 @@
-"""One step down: regularization, the finite check, clipping, the schedule, the average."""
+"""One optimizer step: regularization, the finite check, clipping, the schedule, the average."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class Optimizer:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of gradient, moments and average."""
+        """The bytes of gradient, moments and average."""
         tensors = [self._network.gradient]
         for part in self._parts:
             for moments in part.state.values():
@@ -110,12 +110,12 @@ class Optimizer:
         return sum(tensor.nbytes for tensor in tensors)
 
     def state_dict(self) -> dict[str, Any]:
-        """Steps and moments, a copy."""
+        """Return steps and moments, copied."""
         return {"steps": self.steps, "moments": [_snapshot(part.state) for part in self._parts]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """From what `state_dict` of the same kind of optimizer gave. Raises: ValueError where its
-        moments are others: torch would begin them anew without a word."""
+        """Restore the `state_dict` of the same kind of optimizer. Raises: ValueError if its
+        moments differ: torch would silently reset them."""
         self.steps = state["steps"]
         names = self._moments if self.steps else set()
         for part, moments in zip(self._parts, state["moments"], strict=True):
@@ -128,13 +128,13 @@ class Optimizer:
 
     @property
     def _moments(self) -> set[str]:
-        """Names of what is kept for each weight after the first step."""
+        """Return the names of the moments after the first step."""
         if self.settings.optimizer != "sgd":
             return {"step", "exp_avg", "exp_avg_sq"}
         return {"momentum_buffer"} if self.settings.momentum else set()
 
     def lr_share(self, step: int) -> float:
-        """Step size of step `step` (from 0), as a share of `lr`."""
+        """Return the step size of step `step` (from 0), as a share of `lr`."""
         settings = self.settings
         if step < settings.warmup_steps:
             return (step + 1) / settings.warmup_steps
@@ -171,8 +171,8 @@ class Optimizer:
             table.grad._values().mul_(limit / norm)
 
     def _follow(self) -> None:
-        """Young averages follow faster, (1 + steps) / (10 + steps), or the first random weights
-        would stay in them."""
+        """Update the average. Young averages follow faster, (1 + steps) / (10 + steps), or the
+        random initial weights would remain in them."""
         if self._average is None:
             return
         decay = min(self.settings.ema_decay, (1 + self.steps) / (10 + self.steps))
@@ -198,15 +198,15 @@ def _check(settings: OptimizerSettings, network: Network) -> None:
 
 
 State = dict[int, dict[str, Any]]
-"""Moments by their names, by the number of the tensor that they belong to."""
+"""Moments by name, by the index of their tensor."""
 
 
 class _Dense:
-    """torch's fused step on the one flat tensor, by its functional form: the classes of
+    """torch's fused step on the one flat tensor, in its functional form: the classes of
     ``torch.optim`` load the compiler, which is half of a learning engine's start."""
 
     count = 1
-    """Tensors that it steps."""
+    """The number of tensors it updates."""
 
     def __init__(self, settings: OptimizerSettings, network: Network) -> None:
         self._settings = settings
@@ -254,7 +254,7 @@ class _Dense:
 
 
 class _Sparse:
-    """torch's step on embeddings whose gradients are sparse."""
+    """torch's step on embeddings with sparse gradients."""
 
     def __init__(self, settings: OptimizerSettings, network: Network) -> None:
         self.count = len(network.tables)

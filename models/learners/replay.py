@@ -1,4 +1,4 @@
-"""The newest rows, kept in a ring to learn from again."""
+"""A ring buffer of the newest rows, to learn them again."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from pydantic import Field
 from engine.types import Settings
 
 DEFAULT_REPLAY_ROWS, DEFAULT_REPLAY_BYTES = 10_000, 32 << 20
-"""How much is kept where nothing is said."""
+"""The default size of the replay."""
 EARLY_REPLAY_STEPS, EARLY_REPLAY_ROWS = 4, 32_768
-"""So many steps on kept rows after each step, as long as so many times the rows seen are fewer than
-that."""
+"""Replay steps after each step, while the rows seen are fewer than this multiple."""
 ReplayRows = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Numeric (n, d), categories (n, c), target (n,)."""
 
@@ -43,19 +42,19 @@ class ReplaySettings(Settings):
     replay_half_life: float | None = Field(None, gt=0)
 
     def replay_steps_after(self, rows: int) -> int:
-        """Steps on kept rows after a step of a model that has seen so many rows."""
+        """Return the replay steps after a step of a model that has seen so many rows."""
         if self.replay_steps is not None:
             return self.replay_steps
         least = 0 if self.replay_rows is None else 1
         return max(least, min(EARLY_REPLAY_STEPS, EARLY_REPLAY_ROWS // max(rows, 1)))
 
     def replay_rows_for(self, step: int) -> int:
-        """Rows of a step on kept rows, where a step on new ones has `step`."""
+        """Return the rows of a replay step, if a step on new rows has `step`."""
         return self.replay_batch or min(max(step, 64), 512)
 
 
 class Replay:
-    """A ring of rows.
+    """A ring buffer of rows.
 
     Args:
         settings: how they are drawn.
@@ -89,21 +88,21 @@ class Replay:
         self._rate = math.log(2) / half_life
 
     def __len__(self) -> int:
-        """Rows kept now."""
+        """The number of rows kept."""
         return self._filled
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the rows kept now."""
+        """The bytes of the rows kept."""
         return sum(part[: self._filled].nbytes for part in self._ring)
 
     @property
     def capacity_bytes(self) -> int:
-        """Bytes of all the rows that it can keep."""
+        """The bytes of a full replay."""
         return sum(part.nbytes for part in self._ring)
 
     def add(self, rows: ReplayRows) -> None:
-        """Keep these rows (a copy), over the oldest."""
+        """Keep a copy of these rows, over the oldest."""
         given = min(len(rows[2]), self.rows)
         first = min(given, self.rows - self._next)
         for ring, part in zip(self._ring, rows, strict=True):
@@ -115,7 +114,8 @@ class Replay:
         self._filled = min(self._filled + given, self.rows)
 
     def sample(self, steps: int, rng: torch.Generator, step: int = 0) -> list[ReplayRows]:
-        """Rows for so many steps, drawn with replacement. At least one row must have been added.
+        """Return rows for so many steps, drawn with replacement. At least one row must have been
+        added.
 
         A step gets what `ReplaySettings.replay_rows_for` says of one with `step` new rows, or as
         many as are kept where those are fewer.
@@ -126,13 +126,13 @@ class Replay:
         return list(zip(*drawn, strict=True))
 
     def state_dict(self) -> dict[str, Any]:
-        """The kept rows (a copy) and where the next one goes."""
+        """Return the kept rows (a copy) and where the next one goes."""
         names = ("numeric", "categories", "target")
         kept = [part[: self._filled].clone().cpu().numpy() for part in self._ring]
         return {"next": self._next, **dict(zip(names, kept, strict=True))}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """From what `state_dict` of a ring of the same size gave."""
+        """Restore the `state_dict` of a replay of the same size."""
         self._next, self._filled = state["next"], len(state["target"])
         for name, part in zip(("numeric", "categories", "target"), self._ring, strict=True):
             part[: self._filled] = torch.tensor(state[name])
@@ -148,7 +148,7 @@ class Replay:
 
     @staticmethod
     def row_bytes(numeric: int, categories: int, *, exact: bool = False) -> int:
-        """Bytes of a row, its target at the widest."""
+        """Return the bytes of a row, with the widest target."""
         return numeric * _float(exact).itemsize + 8 * categories + 8
 
 

@@ -1,4 +1,4 @@
-"""Rows that stages have scaled, brought back, and scaled again as the stream stands then."""
+"""Rescales replayed rows: undoes the scale they had, and applies the current one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Rescale:
         self._last: tuple[Sequence[Scale], tuple[torch.Tensor, torch.Tensor]] | None = None
 
     def unscale(self, x: torch.Tensor, scales: Sequence[Scale]) -> torch.Tensor:
-        """The features as they were before the stages, float64; NaN for what was lost."""
+        """Return the features before scaling, float64; NaN for what was lost."""
         if not self._features.scaled:
             return x
         shift, factor = self._affine(scales)
@@ -34,14 +34,14 @@ class Rescale:
         return x.double().div_(torch.where(factor == 0, torch.inf, factor)).add_(shift)
 
     def rescale(self, x: torch.Tensor, scales: Sequence[Scale]) -> torch.Tensor:
-        """What `unscale` gave, scaled by the stages of this batch; float32."""
+        """Return unscaled features in the scale of this batch; float32."""
         if not self._features.scaled:
             return x
         shift, factor = self._affine(scales)
         return (x - shift).mul_(factor).nan_to_num_(0.0, 0.0, 0.0).float()
 
     def _affine(self, scales: Sequence[Scale]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Shift and factor of each feature, all stages together, shape (d,)."""
+        """Return shift and factor of each feature over all stages, shape (d,)."""
         if self._last is None or self._last[0] is not scales:
             self._last = scales, self._compose(scales)
         return self._last[1]

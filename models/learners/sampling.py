@@ -1,5 +1,5 @@
-"""Learning from imbalanced classes: rows are drawn to a desired distribution, and what the model
-says is corrected back to the true one."""
+"""Re-samples rows of imbalanced classes to a desired distribution, and corrects the
+probabilities back to the true one."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class SamplingSettings(Settings):
 
 
 class ResampledLearner(Challengeable):
-    """A learner that learns from drawn rows; see `engine.types.Learner`.
+    """A learner that learns from re-sampled rows; see `engine.types.Learner`.
 
     Each row is drawn as often as its class needs: on average `rates` times, rounded up or down at
     random. The rates follow the classes' shares so far, this batch included, as those of River's
@@ -103,7 +103,7 @@ class ResampledLearner(Challengeable):
     # ------------------------------------------------------------------------------------- deeds
 
     def learn(self, batch: Batch) -> Step:
-        """Score the rows, draw, learn from what was drawn."""
+        """Score the rows, draw, learn from the draw."""
         tensors = batch.tensors
         assert tensors is not None, "a batch to learn from is collated"
         assert tensors.target is not None, "and has a target"
@@ -135,7 +135,7 @@ class ResampledLearner(Challengeable):
         )
 
     def predict(self, tensors: Tensors) -> NDArray[np.float64]:
-        """The learner's scores, corrected."""
+        """Return the learner's scores, corrected."""
         scores, weights = self.learner.predict(tensors), self.weights
         if scores.ndim == 2:
             scores = scores * weights
@@ -150,29 +150,29 @@ class ResampledLearner(Challengeable):
         return ResampledLearner(self._challengeable.successor(), self.settings)
 
     def steps_per_row(self, rows: int) -> float:
-        """The learner's, for the rows drawn of a row."""
+        """Return the learner's, per original row."""
         drawn = self._drawn_per_row
         return drawn * self._challengeable.steps_per_row(int(rows * drawn))
 
     def pace(self, steps_per_row: float) -> None:
-        """The learner's, for the rows drawn of a row: anew for each batch, as they become more."""
+        """Limit the learner's, per original row: again for each batch, as draws grow."""
         self._pace = steps_per_row
 
     @property
     def rates(self) -> NDArray[np.float64]:
-        """How many times a row of each class is learned now, on average, shape (classes,)."""
+        """Return how many times a row of each class is learned now, on average, shape
+        (classes,)."""
         return self._rates(self._seen)
 
     @property
     def shares(self) -> NDArray[np.float64]:
-        """Share of each class among the rows learned from so far, shape (classes,)."""
+        """Return the share of each class among the rows learned so far, shape (classes,)."""
         return self._drawn / max(1, int(self._drawn.sum()))
 
     @property
     def weights(self) -> NDArray[np.float64]:
-        """What the probability of each class is multiplied with, before they are made to sum to 1,
-        shape (classes,): true share over learned share. 1 for all while a class that was seen was
-        not learned."""
+        """Return the factor of each class's probability before normalization, shape (classes,):
+        true share over learned share. 1 for all while a seen class has not been learned."""
         seen = self._seen > 0
         if not self.settings.correct or not seen.any() or (self._drawn[seen] == 0).any():
             return np.ones(len(self._seen))
@@ -181,7 +181,7 @@ class ResampledLearner(Challengeable):
         return np.where(seen, weights, 1.0)
 
     def remarks(self) -> list[str]:
-        """A sentence for each class that is wanted and never came, or could not be reached."""
+        """Return a sentence for each requested class that never came, or could not be reached."""
         remarks, settings = [], self.settings
         for i, name in enumerate(self.features.classes):
             if self._desired[i] > 0 and not self._seen[i]:
@@ -198,13 +198,13 @@ class ResampledLearner(Challengeable):
         return remarks
 
     def augment_with(self, augmentation: Augmenter) -> None:
-        """The learner's: what was drawn is augmented."""
+        """Augment the drawn rows."""
         self.learner.augment_with(augmentation)
 
     # ------------------------------------------------------------------------------------- state
 
     def state_dict(self) -> dict[str, Snapshot]:
-        """The learner's, and what was seen and drawn."""
+        """Return the learner's state, and the counts of seen and drawn rows."""
         own = {
             "shape": self._identity(),
             "seen": self._seen,
@@ -228,7 +228,7 @@ class ResampledLearner(Challengeable):
         self._kept, self._batches = list(own["kept"]), own["batches"]
 
     def build(self, graph: GraphBuilder, numeric: str, categories: str) -> str:
-        """Write what `predict` does into an ONNX graph."""
+        """Write the computation of `predict` into an ONNX graph."""
         score = self.learner.build(graph, numeric, categories)
         weights = self.weights.astype(np.float32)
         if (weights == 1).all():
@@ -251,28 +251,28 @@ class ResampledLearner(Challengeable):
 
     @property
     def parameters_count(self) -> int:
-        """As the learner's."""
+        """The learner's number."""
         return self.learner.parameters_count
 
     @property
     def replay_bytes(self) -> int:
-        """As the learner's."""
+        """The learner's bytes."""
         return self.learner.replay_bytes
 
     def limit_memory(self, nbytes: int) -> None:
-        """As the learner's."""
+        """Limit the learner."""
         if isinstance(self.learner, Buffered):
             self.learner.limit_memory(nbytes)
 
     def memory(self) -> dict[str, int]:
-        """The learner's, and the rows kept to interpolate."""
+        """Return the learner's memory, and that of rows kept to interpolate."""
         return {**self.learner.memory(), "sampling": sum(rows.nbytes for rows in self._kept)}
 
     # ------------------------------------------------------------------------------------ inside
 
     @property
     def _challengeable(self) -> Challengeable:
-        """The learner, where it is challenged: `require_challengeable` has looked."""
+        """Return the learner as a challengeable one: `require_challengeable` has checked it."""
         learner = self.learner
         assert isinstance(learner, Challengeable)
         return learner
@@ -283,7 +283,7 @@ class ResampledLearner(Challengeable):
 
     @property
     def _drawn_per_row(self) -> float:
-        """How many times a row was learned, on average."""
+        """Return how many times a row was learned, on average."""
         drawn, seen = int(self._drawn.sum()), int(self._seen.sum())
         return drawn / seen if drawn else 1.0
 
@@ -299,14 +299,14 @@ class ResampledLearner(Challengeable):
     def _times(
         self, target: NDArray[np.int64], seen: NDArray[np.int64], rng: np.random.Generator
     ) -> NDArray[np.int64]:
-        """How often each row is learned, shape (n,)."""
+        """Return how often each row is learned, shape (n,)."""
         wanted = self._rates(seen)[target]
         return np.floor(wanted + rng.random(len(target))).astype(np.int64)
 
     def _interpolated(
         self, drawn: Tensors, chosen: NDArray[np.int64], rng: np.random.Generator
     ) -> Tensors:
-        """Copies moved towards a neighbour."""
+        """Return copies moved towards a neighbour."""
         if not self.settings.smote_neighbors:
             return drawn
         assert drawn.target is not None
@@ -348,7 +348,7 @@ class ResampledLearner(Challengeable):
 
 
 def _desired(settings: SamplingSettings, features: Features) -> NDArray[np.float64]:
-    """The shares, in class order."""
+    """Return the shares in class order."""
     where = "[train.sampling] desired_dist"
     if features.task == "regression":
         raise UserError(
@@ -371,7 +371,7 @@ def _desired(settings: SamplingSettings, features: Features) -> NDArray[np.float
 
 
 def _ratio(desired_dist: NDArray[np.float64], seen: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Desired share over true share of each class; 0 for one that was not seen."""
+    """Return desired share over true share of each class; 0 for a class not seen."""
     seen_mask = seen > 0
     actual = seen / max(1, int(seen.sum()))
     possible = np.where(seen_mask, desired_dist, 0.0)
@@ -383,7 +383,7 @@ def _ratio(desired_dist: NDArray[np.float64], seen: NDArray[np.int64]) -> NDArra
 
 
 def _nearest(rows: torch.Tensor, kept: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-    """The `k` kept rows nearest to each row, but not one that is the row itself, shape (n, k)."""
+    """Return the `k` kept rows nearest to each row, without the row itself, shape (n, k)."""
     distance = torch.cdist(rows, torch.from_numpy(kept))
     distance[distance == 0] = torch.inf
     near: NDArray[np.int64] = distance.topk(min(k, len(kept) - 1), largest=False).indices.numpy()

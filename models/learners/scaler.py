@@ -1,4 +1,4 @@
-"""Numeric features on a common scale, as part of the model."""
+"""Standardizes numeric features, as part of the model."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ from engine.types import GraphBuilder
 
 Floats = NDArray[np.float64]
 MAX_DEVIATIONS = 8.0
-"""Deviations from the mean beyond which a number counts as so far away: one outlier spoils neither
-a step nor the statistics."""
+"""Deviations from the mean at which numbers are clipped: one outlier spoils neither a step nor
+the statistics."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Scaler:
-    """Mean and deviation of the rows learned so far: ``(x - mean) / deviation``, at most
-    `MAX_DEVIATIONS` from 0; 0 where a feature has not varied yet. A value: learning makes a new
-    one.
+    """Mean and deviation of the rows learned so far: ``(x - mean) / deviation``, clipped at
+    `MAX_DEVIATIONS`; 0 for a feature that has not varied. A value: learning makes a new one.
 
     The factor of a feature that has not varied is 0; features that are not scaled have shift 0,
     factor 1 and no limit. The statistics hold a number beyond the limit for one at the limit.
@@ -56,14 +55,14 @@ class Scaler:
 
     @classmethod
     def of(cls, on: Sequence[bool], device: str = "cpu") -> Scaler:
-        """A scaler of no rows."""
+        """Return a scaler without rows."""
         _compile()
         zeros = np.zeros(len(on))
         mask = np.array(on, np.bool_)
         return cls(on=mask, any=any(on), count=0.0, mean=zeros, squares=zeros, device=device)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The features of these rows, scaled; (n, d) float32."""
+        """Return the scaled features; (n, d) float32."""
         if not self.any:
             return x
         if self.device == "cpu":
@@ -75,8 +74,8 @@ class Scaler:
         return there
 
     def learned(self, x: torch.Tensor) -> Scaler:
-        """With these rows in the statistics (Chan, Golub and LeVeque's merge). A number further
-        than `MAX_DEVIATIONS` deviations away counts as so far."""
+        """Return the scaler with these rows added (Chan, Golub and LeVeque's merge). Numbers
+        beyond `MAX_DEVIATIONS` deviations are clipped."""
         if not self.any:
             return self
         mean, squares = self.mean.copy(), self.squares.copy()
@@ -91,8 +90,8 @@ class Scaler:
         )
 
     def _moments(self, x: torch.Tensor) -> Floats:
-        """Mean and sum of squared deviations of how many units each number lies from the shift,
-        within the limit, shape (2, d)."""
+        """Return mean and sum of squared deviations of the clipped distances from the shift, in
+        units, shape (2, d)."""
         moments = np.zeros((2, len(self.on)))
         if self.device == "cpu":
             _moments_into(x.numpy(), self._numbers, moments)
@@ -105,7 +104,7 @@ class Scaler:
         return moments
 
     def discounted(self, rows: int) -> Scaler:
-        """The same scale, as if so few rows had taught it: those that come move it faster."""
+        """Return the same scale as if fewer rows had taught it, so that new rows move it faster."""
         if self.count <= rows:
             return self
         return dataclasses.replace(
@@ -113,7 +112,7 @@ class Scaler:
         )
 
     def build(self, graph: GraphBuilder, x: str) -> str:
-        """`forward` as nodes of an ONNX graph."""
+        """Write `forward` as nodes of an ONNX graph."""
         if not self.any:
             return x
         shift, _, factor, low, high = self._numbers
@@ -122,7 +121,7 @@ class Scaler:
         return graph.op("Max", x, graph.constant(low))
 
     def snapshot(self) -> dict[str, Any]:
-        """The statistics as a plain value."""
+        """Return the statistics as a plain value."""
         return {
             "count": self.count,
             "mean": self.mean,
@@ -130,7 +129,7 @@ class Scaler:
         }
 
     def restored(self, value: Mapping[str, Any]) -> Scaler:
-        """With the statistics that `snapshot` gave."""
+        """Return the scaler with the statistics of a `snapshot`."""
         return dataclasses.replace(self, **value)
 
 
@@ -151,7 +150,8 @@ def _compile() -> None:
 
 @numba.njit(nogil=True, cache=True)
 def _numbers_into(on, count, mean, squares, numbers):  # type: ignore[no-untyped-def]
-    """Of each feature: shift, 1 / deviation (1 where it is 0), factor, lowest and highest."""
+    """Write for each feature: shift, 1 / deviation (1 where it is 0), factor, lowest and
+    highest."""
     for j in range(len(on)):
         deviation = math.sqrt(squares[j] / count)
         varies = deviation > 0
@@ -164,13 +164,13 @@ def _numbers_into(on, count, mean, squares, numbers):  # type: ignore[no-untyped
 
 @numba.njit(nogil=True, cache=True)
 def _within(z, low, high):  # type: ignore[no-untyped-def]
-    """Of NaN: NaN."""
+    """Clip; NaN stays NaN."""
     return high if z > high else low if z < low else z
 
 
 @numba.njit(nogil=True, cache=True)
 def _scale_into(x, numbers, made):  # type: ignore[no-untyped-def]
-    """`Scaler.forward` of rows on the CPU."""
+    """Run `Scaler.forward` for rows on the CPU."""
     for i in range(len(x)):
         for j in range(x.shape[1]):
             z = (x[i, j] - numbers[0, j]) * numbers[2, j]
@@ -179,7 +179,7 @@ def _scale_into(x, numbers, made):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True)
 def _moments_into(x, numbers, moments):  # type: ignore[no-untyped-def]
-    """`Scaler._moments` of rows on the CPU, into zeros."""
+    """Run `Scaler._moments` for rows on the CPU, into zeros."""
     n, d = x.shape
     row = np.empty(d, np.float32)
     for i in range(n):
@@ -197,7 +197,7 @@ def _moments_into(x, numbers, moments):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True)
 def _merge(on, count, n, moments, mean, squares):  # type: ignore[no-untyped-def]
-    """Moments of n rows, in units, into the statistics of `count` others."""
+    """Merge moments of n rows, in units, into the statistics of `count` others."""
     for j in range(len(on)):
         if on[j]:
             unit = math.sqrt(squares[j] / max(count, 1.0))

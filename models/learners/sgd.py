@@ -1,4 +1,4 @@
-"""Stochastic gradient descent a row at a time, compiled.
+"""Stochastic gradient descent row by row, compiled.
 
 Plain loops over rows and features: that is what numba turns into machine code. The GIL is released.
 Arguments have the meaning and the order that `models.learners.linear.Numbers` gives them.
@@ -21,13 +21,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def compiled(function: F) -> F:
-    """The function as machine code, compiled at its first call and cached on disk."""
+    """Compile the function at its first call, and cache it on disk."""
     return cast(F, numba.njit(nogil=True, cache=True, error_model="numpy")(function))
 
 
 @compiled
 def invert(variance: Floats, scaled: Flags, inverse: Floats) -> None:
-    """1 / deviation of each feature: 0 for one that never varied, 1 for one that is not scaled."""
+    """Return 1 / deviation of each feature: 0 for one that never varied, 1 for one that is not
+    scaled."""
     for j in range(len(variance)):
         spread = variance[j] if scaled[j] else 1.0
         inverse[j] = 1 / math.sqrt(spread) if spread > 0 else 0.0
@@ -35,7 +36,8 @@ def invert(variance: Floats, scaled: Flags, inverse: Floats) -> None:
 
 @compiled
 def find(categories: Integers, i: int, bounds: Integers, slots: Integers) -> None:
-    """Where the weight of each of row i's codes lies; a code outside its table is code 0."""
+    """Return the index of the weight of each of row i's codes; a code outside its table is code
+    0."""
     for k in range(len(slots)):
         code = categories[i, k]
         known = 0 <= code < bounds[k + 1] - bounds[k]
@@ -52,8 +54,8 @@ def score_of(
     weights: Floats,
     intercept: float,
 ) -> tuple[float, float]:
-    """The linear score of row i, and the sum of its squared numbers, scaled. Of a feature that is
-    not scaled, mean is 0 and inverse 1."""
+    """Return the linear score of row i, and the sum of its squared scaled numbers. A feature
+    that is not scaled has mean 0 and inverse 1."""
     score, size = 0.0, 0.0
     for j in range(len(mean)):
         z = (numeric[i, j] - mean[j]) * inverse[j]
@@ -74,8 +76,8 @@ def welford(
     variance: Floats,
     inverse: Floats,
 ) -> None:
-    """Mean, population variance and 1 / deviation with row i too (Welford, 1962), of the features
-    that are scaled."""
+    """Update mean, population variance and 1 / deviation of the scaled features with row i
+    (Welford, 1962)."""
     share = 1 / count
     for j in range(len(mean)):
         if not scaled[j]:
@@ -88,7 +90,7 @@ def welford(
 
 @compiled
 def link(score: float, logistic: bool) -> float:
-    """The score, or its probability; River's sigmoid is exactly 0 and 1 beyond 30."""
+    """Return the score, or its probability; River's sigmoid is exactly 0 and 1 beyond 30."""
     if not logistic:
         return score
     if score < -30:
@@ -98,7 +100,7 @@ def link(score: float, logistic: bool) -> float:
 
 @compiled
 def loss_of(score: float, predicted: float, target: float, logistic: bool) -> float:
-    """Squared or log loss; `predicted` is the score's link."""
+    """Return squared or log loss; `predicted` is the score's link."""
     if not logistic:
         return (score - target) ** 2
     if abs(score) > 30:
@@ -108,7 +110,7 @@ def loss_of(score: float, predicted: float, target: float, logistic: bool) -> fl
 
 @compiled
 def log_loss_gradient(score: float, sign: float) -> float:
-    """Log loss's derivative by the score, with River's shortcuts far from 0."""
+    """Return log loss's derivative by the score, with River's shortcuts far from 0."""
     margin = score * sign
     if margin > 18:
         return -sign * math.exp(-margin)
@@ -117,7 +119,8 @@ def log_loss_gradient(score: float, sign: float) -> float:
 
 @compiled
 def gradient_of(score: float, target: float, logistic: bool) -> float:
-    """The loss's derivative by the score; of a target between the classes, of both by its share."""
+    """Return the loss's derivative by the score; for a target between classes, of both by its
+    share."""
     if not logistic:
         return 2 * (score - target)
     if 0 < target < 1:
@@ -129,9 +132,9 @@ def gradient_of(score: float, target: float, logistic: bool) -> float:
 
 @compiled
 def limited(g: float, error: float, moves: float) -> float:
-    """The gradient of a squared loss, so small that the step on a row goes no further than to its
-    target where it would leave the row with a larger error: as of a number hundreds of deviations
-    away, of a column that has hardly varied before.
+    """Return the gradient of a squared loss, limited so that the step does not go beyond the
+    row's target if it would leave the row with a larger error: as for a number hundreds of
+    deviations away, in a column that has hardly varied.
 
     Args:
         error: score - target.
@@ -145,7 +148,7 @@ def limited(g: float, error: float, moves: float) -> float:
 
 @compiled
 def penalize(j: int | np.signedinteger, most: float, weights: Floats, penalties: Floats) -> None:
-    """Move weight j towards 0 by the L1 penalty it has not had yet (Tsuruoka et al., 2009)."""
+    """Move weight j towards 0 by its pending L1 penalty (Tsuruoka et al., 2009)."""
     before = weights[j]
     if before > 0:
         weights[j] = max(0.0, before - (most + penalties[j]))
@@ -172,7 +175,7 @@ def learn_rows(
     augmented: tuple[NDArray[np.float32], Integers, Floats],
     is_augmented: bool,
 ) -> float:
-    """Predict each row, then learn it; writes the numbers and `scores`.
+    """Predict each row, then learn it; write the numbers and `scores`.
 
     Args:
         augmented: numeric, categories and target to learn in place of the rows, where they are

@@ -18,34 +18,34 @@ class StepBuffer:
         self._parts: list[Tensors] = []
 
     def __len__(self) -> int:
-        """Rows that wait."""
+        """The number of waiting rows."""
         return sum(map(len, self._parts))
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the rows."""
+        """The bytes of the rows."""
         return sum(part.nbytes for part in self._parts)
 
     def add(self, part: Tensors) -> None:
-        """Put rows behind the others. They are not copied: nobody may write to them."""
+        """Append rows without copying: nobody may write to them."""
         self._parts.append(part)
 
     def take(self) -> Tensors:
-        """All rows, in order; none are left."""
+        """Return and remove all rows, in order."""
         parts, self._parts = self._parts, []
         return concat(parts)
 
     def snapshot(self) -> dict[str, Any]:
-        """The rows as a plain value, a copy."""
+        """Return the rows as a plain value, copied."""
         return plain(concat(self._parts)) if self._parts else {}
 
     def restore(self, value: Mapping[str, Any], device: str) -> None:
-        """Go back to what `snapshot` gave."""
+        """Restore a `snapshot`."""
         self._parts = [restored(value, device)] if value else []
 
 
 def concat(parts: Sequence[Tensors]) -> Tensors:
-    """Rows of several parts, one behind the other, with the same features."""
+    """Concatenate the rows of several parts with the same features."""
     first = parts[0]
     if len(parts) == 1:
         return first
@@ -60,7 +60,7 @@ def concat(parts: Sequence[Tensors]) -> Tensors:
 
 
 def plain(rows: Tensors) -> dict[str, Any]:
-    """Rows as numpy arrays, a copy."""
+    """Return rows as numpy arrays, copied."""
 
     def array(tensor: torch.Tensor) -> np.ndarray:
         return np.array(tensor.cpu().numpy(), order="C")
@@ -79,7 +79,7 @@ def plain(rows: Tensors) -> dict[str, Any]:
 
 
 def restored(value: Mapping[str, Any], device: str = "cpu") -> Tensors:
-    """The rows that `plain` made arrays of."""
+    """Return rows from the arrays of `plain`."""
 
     def tensor(array: np.ndarray) -> torch.Tensor:
         return torch.tensor(array, device=device)
@@ -124,7 +124,7 @@ def _sparse(parts: Sequence[Sparse]) -> Sparse:
 
 
 def _offsets(parts: Sequence[Ragged] | Sequence[Sparse]) -> torch.Tensor:
-    """Offsets of the rows of all parts."""
+    """Return the offsets of the rows of all parts."""
     lengths = torch.cat([part.offsets.diff() for part in parts])
     return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
 

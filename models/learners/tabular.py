@@ -42,20 +42,19 @@ from models.learners.target_transform import TargetScale, TargetTransform
 
 log = logging.getLogger("headrace.learner")
 SHARED_WORK = 100_000_000
-"""Weights of the layers times rows of a step from which on torch's threads share it. Measured on
+"""Weights of the layers times rows of a step above which torch's threads share it. Measured on
 two cores: at 11 million two threads took 0.92 of one's time, at 39 and 73 million 0.74; beside
 other processes 4, 10 and 40 times as long."""
 OWN_THREADS = torch.get_num_threads()
-"""What torch takes by itself."""
+"""torch's default number of threads."""
 KEPT_BAD_BATCHES = 4
-"""How many batches with a loss or gradient that was not finite are kept to look at."""
+"""The batches with a non-finite loss or gradient that are kept for inspection."""
 MAX_SCORE = 1e18
-"""What the network says, and what it should say, must be smaller: a square is then still a
-float32."""
+"""The bound of scores and targets: their squares must be float32."""
 ROWS_PER_STEP_ROW = 64
-"""A step has so small a part of the rows seen."""
+"""A step has this part of the rows seen."""
 SUCCESSOR_ROWS = 512
-"""For how many rows the scales of the model before count with a successor."""
+"""The rows that the previous scales count for in a successor."""
 
 
 class TabularLearner(Challengeable):
@@ -209,7 +208,7 @@ class TabularLearner(Challengeable):
         return step
 
     def predict(self, tensors: Tensors) -> NDArray[np.float64]:
-        """Scores by the averaged weights where `ema_decay` is on, without dropout."""
+        """Return scores with the averaged weights if `ema_decay` is on, without dropout."""
         with torch.inference_mode(), self._deterministic():
             return self._scores(self._raw(self._on_device(tensors)))
 
@@ -218,14 +217,14 @@ class TabularLearner(Challengeable):
         self.augmentation = augmentation
 
     def limit_memory(self, nbytes: int) -> None:
-        """Keep no more bytes of rows to learn again than that, unless `replay_rows` says how many.
-        Called once, before anything is learned."""
+        """Limit the bytes of the replay, unless `replay_rows` gives its size. Called once,
+        before anything is learned."""
         self._replay_limit = min(nbytes, DEFAULT_REPLAY_BYTES)
         self._replay = self._make_replay()
 
     def successor(self) -> TabularLearner:
         """Return a fresh learner that keeps the current scales, discounted so that new rows
-        dominate. The scales are those of now, and follow the rows that come faster."""
+        dominate."""
         learner = TabularLearner(self.settings, self.training, self.features)
         learner.limit_memory(self._replay_limit)
         learner.augmentation = self.augmentation
@@ -236,17 +235,16 @@ class TabularLearner(Challengeable):
         return learner
 
     def steps_per_row(self, rows: int) -> float:
-        """Steps on new and on kept rows; see `Challengeable.steps_per_row`."""
+        """Return new and replay steps; see `Challengeable.steps_per_row`."""
         return (1 + self._replay_steps_after(rows)) / self._rows_per_step(rows)
 
     def pace(self, steps_per_row: float) -> None:
-        """Take larger steps where that is fewer than its own; see `Challengeable.pace`."""
+        """Take larger steps if that is fewer than its own; see `Challengeable.pace`."""
         self._pace = steps_per_row
 
     def state_dict(self) -> dict[str, Snapshot]:
-        """Weights, average, optimizer, replay, rows that wait for a step, statistics of features
-        and target, and the numbers of steps and rows (steps are the state of all chance). A
-        copy."""
+        """Return weights, average, optimizer, replay, waiting rows, statistics of features and
+        target, and the numbers of steps and rows (steps determine all random numbers). A copy."""
         return {
             "shape": self._identity(),
             "weights": self._network.weights(),
@@ -275,7 +273,7 @@ class TabularLearner(Challengeable):
         self._steps, self._rows = state["steps"], state["rows"]
 
     def build(self, graph: GraphBuilder, numeric: str, categories: str) -> str:
-        """Write what `predict` does into an ONNX graph.
+        """Write the computation of `predict` into an ONNX graph.
 
         Args:
             numeric, categories: names of the float32 (n, d) and the int64 (n, c) input.
@@ -302,7 +300,7 @@ class TabularLearner(Challengeable):
 
     @property
     def parameters_count(self) -> int:
-        """Number of weights."""
+        """The number of weights."""
         return self._network.count
 
     @property
@@ -312,7 +310,7 @@ class TabularLearner(Challengeable):
         return 0 if replay is None or replay.device != "cpu" else replay.capacity_bytes
 
     def memory(self) -> dict[str, int]:
-        """Component -> bytes."""
+        """Return component -> bytes."""
         return {
             "weights": 4 * self._network.count,
             "optimizer": self._optimizer.nbytes,
@@ -327,7 +325,7 @@ class TabularLearner(Challengeable):
 
     @property
     def _needs_scoring_pass(self) -> bool:
-        """Whether scores need a forward pass of their own."""
+        """Return whether scores need a separate forward pass."""
         augmented = self.augmentation is not None
         return self._average is not None or self.settings.dropout > 0 or augmented
 
@@ -341,7 +339,7 @@ class TabularLearner(Challengeable):
         return 1 if small and not asked and not self.features.images else OWN_THREADS
 
     def _make_replay(self) -> Replay | None:
-        """The kept rows; as many as there is room for, where nothing is said."""
+        """Return the replay; by default as large as fits."""
         features, training = self.features, self.training
         asked, exact = training.replay_rows, bool(features.scaled)
         if asked and features.nested:
@@ -364,7 +362,7 @@ class TabularLearner(Challengeable):
         )
 
     def _step_rows(self) -> int:
-        """Rows of the next step."""
+        """Return the rows of the next step."""
         own = self._rows_per_step(self._rows)
         if self._pace == math.inf:
             return own
@@ -372,16 +370,16 @@ class TabularLearner(Challengeable):
         return max(own, min(self.training.step_rows, 1 << (least - 1).bit_length()))
 
     def _rows_per_step(self, rows: int) -> int:
-        """Rows of a step of a model that has learned so many."""
+        """Return the rows of a step of a model that has learned so many."""
         share = max(1, rows // ROWS_PER_STEP_ROW)
         return min(self.training.step_rows, 1 << (share.bit_length() - 1))
 
     def _replay_steps_after(self, rows: int) -> int:
-        """Steps on kept rows after one of a model that has learned so many."""
+        """Return the replay steps after a step of a model that has learned so many."""
         return 0 if self._replay is None else self.training.replay_steps_after(rows)
 
     def _score(self, part: Tensors) -> torch.Tensor:
-        """Raw scores of rows that come; with a gradient where they can be a step by themselves."""
+        """Return raw scores of new rows; with a gradient if they can be a step by themselves."""
         if self._needs_scoring_pass or len(self._waiting) or len(part) < self._step_rows():
             with torch.inference_mode():
                 return self._raw(part)
@@ -395,8 +393,8 @@ class TabularLearner(Challengeable):
         progress: _BatchProgress,
         at: int,
     ) -> torch.Tensor | None:
-        """Let rows wait for their step, and keep them for later ones, but for those whose loss is
-        not finite; their raw scores, where those are the step's."""
+        """Queue rows for their step and for the replay, except those with a non-finite loss;
+        with their raw scores, if those are the step's."""
         bad = self._bad(part, raw.detach())
         if bad is not None:
             progress.not_learned[at : at + len(part)] = bad
@@ -425,7 +423,7 @@ class TabularLearner(Challengeable):
     def _take_step(
         self, scales: Sequence[Scale], progress: _BatchProgress, raw: torch.Tensor | None = None
     ) -> None:
-        """Take a step on the rows that wait, and some on kept ones.
+        """Take a step on the waiting rows, and some on replayed ones.
 
         Args:
             raw: what the network says of them, where that is known.
@@ -454,7 +452,7 @@ class TabularLearner(Challengeable):
         progress.steps += self._replay_steps(scales, size, progress.changed)
 
     def _replay_steps(self, scales: Sequence[Scale], size: int, changed: Counter[str]) -> int:
-        """Step on kept rows; how many steps were taken."""
+        """Take steps on replayed rows; return how many."""
         steps = round(min(self._replay_steps_after(self._rows), self._pace * size - 1))
         if self._replay is None or steps < 1:
             return 0
@@ -481,7 +479,7 @@ class TabularLearner(Challengeable):
         return tensor.to(self.device, non_blocking=True)
 
     def _on_device(self, tensors: Tensors) -> Tensors:
-        """On the device: copied there before, or now."""
+        """Return tensors on the device, copied before or now."""
         if tensors.on_device is not None:
             return tensors.on_device.wait()
         return tensors if self.device == "cpu" else tensors.map(self._to_device)
@@ -492,7 +490,7 @@ class TabularLearner(Challengeable):
         return torch.autocast(self.device, torch.bfloat16)
 
     def _deterministic(self) -> contextlib.AbstractContextManager[Any]:
-        """On a GPU: convolutions that come out the same every time, and in float32's own digits."""
+        """Make GPU convolutions deterministic, in full float32."""
         if self.device == "cpu" or not self.features.images:
             return contextlib.nullcontext()
         return torch.backends.cudnn.flags(
@@ -516,7 +514,7 @@ class TabularLearner(Challengeable):
         return scale.forward(target) if self.features.task == "regression" else target
 
     def _augmented(self, rows: Tensors, step: int, changed: Counter[str]) -> Tensors:
-        """What to learn from in place of these rows; counts the rows that each augment changed."""
+        """Return the augmented rows; count the rows that each augment changed."""
         if self.augmentation is None:
             return rows
         augmented, counts = self.augmentation(rows, self._steps, step)
@@ -537,7 +535,7 @@ class TabularLearner(Challengeable):
         return np.empty((0,) if width == 1 else (0, width))
 
     def _identity(self) -> dict[str, Any]:
-        """What a saved state must have in common with this learner, by the key to change."""
+        """Return what a saved state must share with this learner, by the key to change."""
         settings, training, features = self.settings, self.training, self.features
         own: dict[str, Any] = {}
         if features.nested:
@@ -585,17 +583,17 @@ class _BatchProgress:
         self._waiting: list[NDArray[np.int64]] = []
 
     def waits(self, at: int, rows: int | NDArray[np.int64]) -> None:
-        """These rows of the part that begins at row `at` wait for their step, or so many."""
+        """Note that these rows, from row `at` on, wait for their step."""
         self._waiting.append(at + np.arange(rows) if isinstance(rows, int) else at + rows)
 
     def step_taken(self, loss: float) -> None:
-        """A step on the rows that wait was taken."""
+        """Note that a step on the waiting rows was taken."""
         self._waiting.clear()
         self._losses.append(loss)
         self.steps += 1
 
     def step_failed(self) -> int:
-        """The step could not be taken; how many of its rows are of this batch."""
+        """Note that the step failed; return how many of its rows are of this batch."""
         rows = np.concatenate([*self._waiting, np.empty(0, np.int64)])
         self._waiting.clear()
         self.not_learned[rows] = True
@@ -630,7 +628,7 @@ def _target(rows: Tensors) -> torch.Tensor:
 
 
 def _nested(rows: Tensors) -> dict[str, Any]:
-    """The network's inputs that are lists and images, in the order of its shape."""
+    """Return the network's list and image inputs, in the order of its shape."""
     bags = [*rows.ragged.values(), *rows.sparse.values()]
     return {"bags": bags, "images": list(rows.images.values())}
 
@@ -683,7 +681,7 @@ def _embedding(asked: int | Mapping[str, int] | None, sizes: Mapping[str, int]) 
 
 
 def _standardized(settings: TabularLearner.Settings, features: Features) -> list[bool]:
-    """Which numeric features the model scales."""
+    """Return which numeric features the model scales."""
     return [settings.standardize and name not in features.scaled for name in features.numeric]
 
 

@@ -1,4 +1,4 @@
-"""The scale on which a regression learns its target, and the way back."""
+"""Transforms the target of a regression to the network's scale, and back."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from engine.types import GraphBuilder
 
 TargetTransform = Literal["none", "log1p", "sqrt", "standard"]
 HIGHEST = 80.0
-"""Largest argument of the way back from a logarithm: its exponential is still a float32."""
+"""The largest argument of the inverse of a logarithm: its exponential is still a float32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetScale:
-    """A value: learning makes a new one.
+    """The scale of the target. A value: learning makes a new one.
 
     Attributes:
         transform: ``none``, ``log1p`` or ``sqrt`` (both of targets that are not negative; another
@@ -38,11 +38,11 @@ class TargetScale:
 
     @property
     def deviation(self) -> float:
-        """Population standard deviation, 1 where it would be 0."""
+        """The population standard deviation, 1 if it would be 0."""
         return math.sqrt(self.squares / self.count) if self.squares > 0 else 1.0
 
     def learned(self, target: torch.Tensor) -> TargetScale:
-        """With these rows in the statistics (Chan, Golub and LeVeque's merge), in float64."""
+        """Return the scale with these rows added (Chan, Golub and LeVeque's merge), in float64."""
         if not self.standard:
             return self
         warped = self._transformed(target.cpu().double()).numpy()
@@ -64,7 +64,7 @@ class TargetScale:
         return (warped - self.mean) / self.deviation if self.standard else warped
 
     def inverse(self, raw: torch.Tensor) -> torch.Tensor:
-        """Targets, in their own unit, for what the network says."""
+        """Return targets in their own unit from the network's scores."""
         if self.standard:
             raw = raw * self.deviation + self.mean
         if self.transform == "sqrt":
@@ -72,7 +72,7 @@ class TargetScale:
         return raw.clamp(max=HIGHEST).expm1() if self.transform == "log1p" else raw
 
     def build(self, graph: GraphBuilder, raw: str) -> str:
-        """`inverse` as nodes of an ONNX graph."""
+        """Write `inverse` as nodes of an ONNX graph."""
 
         def number(value: float) -> str:
             return graph.constant(np.float32(value))
@@ -89,17 +89,17 @@ class TargetScale:
         return raw
 
     def discounted(self, rows: int) -> TargetScale:
-        """The same scale, as if so few rows had taught it: those that come move it faster."""
+        """Return the same scale as if fewer rows had taught it, so that new rows move it faster."""
         if self.count <= rows:
             return self
         return dataclasses.replace(self, count=rows, squares=self.squares * (rows / self.count))
 
     def snapshot(self) -> dict[str, Any]:
-        """The statistics as a plain value."""
+        """Return the statistics as a plain value."""
         return {"count": self.count, "mean": self.mean, "squares": self.squares}
 
     def restored(self, value: Mapping[str, Any]) -> TargetScale:
-        """With the statistics that `snapshot` gave."""
+        """Return the scale with the statistics of a `snapshot`."""
         return dataclasses.replace(self, **value)
 
     def _transformed(self, target: torch.Tensor) -> torch.Tensor:

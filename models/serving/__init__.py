@@ -1,1 +1,1 @@
-"""Predictions from an ONNX file."""
+"""Serves an ONNX file."""

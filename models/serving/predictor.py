@@ -43,7 +43,7 @@ def session(path: Path, providers: tuple[str, ...], threads: int | None = None) 
 
 
 def _rejection(path: Path) -> str:
-    """Why a file is none that `model_files.write` wrote."""
+    """Return why a file is not one that `model_files.write` wrote."""
     wrote = "expected a file that 'headrace export' or 'headrace compress' wrote"
     try:
         properties = model_files.metadata(path)
@@ -61,7 +61,7 @@ def _rejection(path: Path) -> str:
 
 
 def _types(names: Mapping[str, str], columns: Sequence[str]) -> Schema:
-    """Types by their names in a pipeline file; without those that cannot be declared."""
+    """Return types from their names in a pipeline file, without those that cannot be declared."""
     schema: Schema = {}
     for column in columns:
         with contextlib.suppress(ValueError, KeyError):
@@ -154,11 +154,11 @@ class OnnxPredictor(Predictor):
                 raise UserError(f"The model needs numbers in column '{column}', got {here}.")
 
     def collate(self, batch: Batch) -> Batch:
-        """The columns as the session takes them."""
+        """Return the batch with the session's inputs."""
         return dataclasses.replace(batch, feed=self._inputs.feed(batch.frame))
 
     def predict(self, batch: Batch) -> Batch:
-        """Answer every row."""
+        """Predict every row."""
         scores = (
             self._run(batch.feed or self._inputs.feed(batch.frame)) if len(batch) else self._none()
         )
@@ -176,7 +176,7 @@ class OnnxPredictor(Predictor):
         return done.reject(pl.Series(finite), stage="predict", reason="non_finite", detail=detail)
 
     def scores(self, frame: pl.DataFrame) -> NDArray[np.float32]:
-        """Scores of raw rows, shape (n,) or (n, k)."""
+        """Return scores of raw rows, shape (n,) or (n, k)."""
         return self._run(self._inputs.feed(frame))
 
     def _run(self, feed: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
@@ -188,7 +188,7 @@ class OnnxPredictor(Predictor):
         return np.empty((0, k) if k > 1 else 0, np.float32)
 
     def info(self) -> dict[str, str]:
-        """Labels of ``headrace_model_info``."""
+        """The labels of ``headrace_model_info``."""
         return {
             "version": self._version,
             "precision": self.metadata.get("precision", "float32"),
@@ -197,8 +197,8 @@ class OnnxPredictor(Predictor):
         }
 
     def _check_provider(self) -> str:
-        """Say where it really runs. Raises: UserError where that is not what was asked for, and
-        strict."""
+        """Report the provider in use. Raises: UserError if it is not the requested one, and
+        `strict`."""
         used = active_provider(self._session)
         requested = [PROVIDER_NAMES.get(name, name) for name in self.settings.providers]
         if requested and used != requested[0]:
