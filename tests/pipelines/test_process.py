@@ -159,13 +159,13 @@ def test_a_signal_at_any_moment_of_every_command(
 SWALLOWED = """
 import signal, sys
 from engine.system import signals
-signals.take()
+signals.install()
 class Callback:
     def __del__(self):
         signal.raise_signal(signal.SIGTERM)
         for _ in range(10):
             pass
-with signals.answering(signals.stop):
+with signals.handling(signals.stop):
     del [Callback()][0]
     print("went on")
 """
@@ -175,11 +175,11 @@ EARLY = """
 import signal
 from engine.commands import cli
 from engine.system import signals
-took = signals.take
-def take():
-    took()
+installed = signals.install
+def install():
+    installed()
     signal.raise_signal(signal.SIGTERM)
-signals.take = take
+signals.install = install
 raise SystemExit(cli.main())
 """
 
