@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from connectors.files.text import BLOCK, Bytes, compression
+from connectors.files.readers.text import BLOCK, Bytes, compression
 from engine.types import HeadraceError, Records, UserError, Values
 from engine.types.plural import counted
 

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 import polars as pl
 
-from connectors.files.table import open_table
+from connectors.files.readers.table import open_table
 from connectors.formats.csv import Csv
 from connectors.formats.inference.infer import (
     TypeInference,
@@ -63,7 +63,7 @@ class RowReader(Protocol):
     """An open file whose rows are text."""
 
     def read(self, max_rows: int, max_bytes: int) -> Records | None:
-        """See `connectors.files.text.TextFile`."""
+        """See `connectors.files.readers.text.TextFile`."""
         ...
 
     def close(self) -> None:

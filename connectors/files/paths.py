@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from connectors.files.text import compression
+from connectors.files.readers.text import compression, readable
 from connectors.formats.registry import EXTENSIONS, FILES, spec_of
 from engine.types import UserError, nearest
 from engine.types.plural import counted
@@ -95,11 +95,6 @@ def common_format(files: dict[str, Path]) -> str:
                 f"'{name}' ({format}): choose one."
             )
     return str(kinds[first])
-
-
-def readable(name: str) -> str:
-    r"""Return a file's name as text; bytes that are not UTF-8 as ``\xff``."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _shown(path: str | Path) -> str:
@@ -307,4 +302,4 @@ def _resource(path: str, package: str, inside: str) -> Path:
     return file
 
 
-__all__ = ["common_format", "find_files", "readable", "would_match"]
+__all__ = ["common_format", "find_files", "would_match"]

@@ -21,7 +21,6 @@ from lxml import etree
 from polars.exceptions import PolarsError
 from pydantic import ByteSize, Field, ValidationInfo, field_validator
 
-from connectors.files.file_rows import FileRows
 from connectors.files.fingerprint import (
     REPLAYED,
     CopyDetector,
@@ -33,7 +32,7 @@ from connectors.files.fingerprint import (
     segments,
     unique_name,
 )
-from connectors.files.follow import Follower
+from connectors.files.follow.follower import Follower
 from connectors.files.inspection import (
     RESERVED_NAMES,
     Inspection,
@@ -45,7 +44,12 @@ from connectors.files.inspection import (
     is_taken,
     require_objects,
 )
-from connectors.files.paths import common_format, find_files, readable, would_match
+from connectors.files.paths import common_format, find_files, would_match
+from connectors.files.readers.file_rows import FileRows
+from connectors.files.readers.table import SortedRows, open_table
+from connectors.files.readers.tar import TarShard
+from connectors.files.readers.text import TextFile, compression, readable
+from connectors.files.readers.xml import XmlRows
 from connectors.files.splits import (
     EPOCH_STRIDE,
     SHARD_GROUPS,
@@ -59,10 +63,6 @@ from connectors.files.splits import (
     text_bounds,
 )
 from connectors.files.stdin import STDIN, StdinBytes, StdinRows
-from connectors.files.table import SortedRows, open_table
-from connectors.files.tar import TarShard
-from connectors.files.text import TextFile, compression
-from connectors.files.xml import XmlRows
 from connectors.formats.bounded import SizeLimited
 from connectors.formats.csv import Csv
 from connectors.formats.custom import (

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from connectors.files.text import BLOCK, Bytes, TextFile
+from connectors.files.readers.text import BLOCK, Bytes, TextFile
 from engine.types import EndOfStream, HeadraceError, Records
 
 STDIN = "-"

@@ -30,7 +30,7 @@ class FormatSpec:
         extensions: of its files.
         by_extension: whether those say that a file is of this format.
         options: settings of a source that are for it, and not for every format.
-        table: of tables: import string of the `connectors.files.table.TableFile`.
+        table: of tables: import string of the `connectors.files.readers.table.TableFile`.
         guessed: whether the source finds columns and types in the files; where not, the format
             describes them (`Format.schema`), or all are declared.
         sparse: whether a row need not have every column.
@@ -69,6 +69,7 @@ CUSTOM = FormatSpec(
 )
 """A class of the user's own: lines of a file, or values of a topic."""
 _FORMATS = "connectors.formats."
+_TABLES = "connectors.files.readers.table:"
 _DIALECT = {"delimiter", "quote", "decimal", "comment", "null_values"}
 _REGISTRY = {"registry", "registry_user", "registry_password", "schema_file"}
 FORMATS: Mapping[str, FormatSpec] = {
@@ -84,12 +85,11 @@ FORMATS: Mapping[str, FormatSpec] = {
     ),
     "parquet": FormatSpec(
         make=_FORMATS + "values.columns:make", layout="table", extensions=(".parquet",),
-        table="connectors.files.table:ParquetFile", options=frozenset({"paths"}), guessed=True,
-        sortable=True,
+        table=_TABLES + "ParquetFile", options=frozenset({"paths"}), guessed=True, sortable=True,
     ),
     "arrow": FormatSpec(
         make=_FORMATS + "values.columns:make", layout="table",
-        extensions=(".arrow", ".ipc", ".feather"), table="connectors.files.table:ArrowFile",
+        extensions=(".arrow", ".ipc", ".feather"), table=_TABLES + "ArrowFile",
         options=frozenset({"paths"}), guessed=True, sortable=True,
     ),
     "avro": FormatSpec(

@@ -30,8 +30,8 @@ MemberPath = tuple[tuple[str, ...], str]
 
 class WebDatasetFormat(Format):
     """See `engine.types.Format`. Records are frames of bytes, a column an extension (see
-    `connectors.files.tar`). A column is what lies under the extension of its name: bytes as they
-    are, anything else as text (UTF-8) that is cast; null where the sample has none.
+    `connectors.files.readers.tar`). A column is what lies under the extension of its name: bytes
+    as they are, anything else as text (UTF-8) that is cast; null where the sample has none.
 
     Args:
         paths: column -> its extension, or several, ``jpg;png``, of which the first that is there

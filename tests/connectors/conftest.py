@@ -15,7 +15,7 @@ import polars as pl
 import pytest
 import zstandard
 
-from connectors.files import text, xml
+from connectors.files.readers import text, xml
 from connectors.files.sink import FilesSink
 from connectors.files.source import FilesSource
 from connectors.kafka.sink import KafkaSink

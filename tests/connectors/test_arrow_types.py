@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from connectors.files.table import open_table
+from connectors.files.readers.table import open_table
 from engine.types import UserError
 
 ONE = Decimal("1.5")

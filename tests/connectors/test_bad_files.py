@@ -17,8 +17,8 @@ import pytest
 import zstandard
 from pyarrow import ipc
 
-from connectors.files import text
-from connectors.files.table import open_table
+from connectors.files.readers import text
+from connectors.files.readers.table import open_table
 from engine.types import HeadraceError, Mark, UserError
 from tests.connectors.conftest import ROWS, SCHEMA, decoded, drain, files, sink_of, told
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from connectors.files import text
+from connectors.files.readers import text
 from engine.types import Mark, UserError
 from tests.connectors.conftest import drain, files, told
 

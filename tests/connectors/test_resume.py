@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from connectors.files import text, xml
+from connectors.files.readers import text, xml
 from connectors.files.source import FilesSource
 from engine.config import LoaderSettings
 from engine.loading.loader import Loader

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from connectors.files.table import ParquetFile
+from connectors.files.readers.table import ParquetFile
 from engine.types import HeadraceError
 
 N = 24

@@ -13,7 +13,7 @@ import pytest
 import zstandard
 
 from connectors.dead_letters import FileDeadLetterSource
-from connectors.files.tar import TarShard
+from connectors.files.readers.tar import TarShard
 from connectors.formats.webdataset import WebDatasetFormat
 from engine.types import HeadraceError, Mark, Schema, UserError
 from tests.connectors.conftest import drain, files, shard, sink_of

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lxml import etree
 
-from connectors.files import xml
+from connectors.files.readers import xml
 from connectors.formats.xml import Fields, Xml
 from engine.types import HeadraceError, Mark, Schema, UserError
 from tests.broker import shared_broker

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 from lxml import etree
 
-from connectors.files.text import Bytes
+from connectors.files.readers.text import Bytes
 from connectors.formats.values.columns import PROBLEM
 from connectors.formats.xml import (
     ENTITY,

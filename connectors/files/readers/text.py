@@ -83,6 +83,11 @@ def compression(path: Path) -> str | None:
     return COMPRESSIONS.get(path.suffix.lower())
 
 
+def readable(name: str) -> str:
+    r"""Return a file's name as text; bytes that are not UTF-8 as ``\xff``."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
 class Bytes:
     """The (decompressed) bytes of a file, read forward.
 
@@ -404,4 +409,4 @@ class TextFile:
         )
 
 
-__all__ = ["Bytes", "TextFile", "compression"]
+__all__ = ["Bytes", "TextFile", "compression", "readable"]

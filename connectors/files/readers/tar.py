@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from connectors.files.text import BLOCK, Bytes
+from connectors.files.readers.text import BLOCK, Bytes
 from connectors.formats.values.columns import PROBLEM
 from connectors.formats.webdataset import KEY
 from engine.types import HeadraceError, Records

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from connectors.files.paths import readable
-from connectors.files.text import BLOCK, Bytes, compression
+from connectors.files.readers.text import BLOCK, Bytes, compression, readable
 from connectors.formats.kernels.rows import TOO_LARGE
 from engine.types import HeadraceError, Records, Values
 
