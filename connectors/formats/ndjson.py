@@ -207,7 +207,10 @@ class Ndjson(Format):
         )
         parsed, rejects = self._parsed(rest, schema)
         at = np.flatnonzero(taken)
-        both = pl.concat([with_position_columns(frame[at], records, at), parsed])
+        decoded = with_position_columns(frame[at], records, at)
+        if not parsed.height:
+            return decoded, rejects
+        both = pl.concat([decoded, parsed])
         return both.sort(POSITION, maintain_order=True), rejects
 
     def _parsed(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
@@ -729,7 +732,7 @@ def _misfits(
     name = pl.Series(json_scan.TOKENS).gather(token)
     written = pl.select(pl.format(" ({})", name)).to_series() if coerce == "strict" else ""
     numbers = ["integer", "float", "array", *(["string"] if coerce == "lossless" else [])]
-    big = name.is_in(numbers) & too_big(raw, dtype)
+    big = name.is_in(numbers) & too_big(raw, dtype, misfits=coerce == "lossless")
     reason = pl.select(
         pl.when(big).then(pl.lit(OUT_OF_RANGE)).otherwise(pl.lit(WRONG_TYPE))
     ).to_series()

@@ -315,25 +315,37 @@ def _written_out(words: pl.Series) -> pl.Series:
     """Return numbers without exponents, signs and superfluous zeros: "+1.50e3" is "1500", "-0"
     is "0". Null for what is not a number. A number with an exponent beyond all types becomes
     another such number."""
-    parts = words.str.extract_groups(NUMBER).struct.unnest()
+    groups = words.str.extract_groups(NUMBER).struct.unnest().lazy()
+    counted, cut, padded, text = WRITTEN_OUT
+    return (
+        groups.select(counted).select(cut).with_columns(padded).select(text).collect().to_series()
+    )
+
+
+def _steps_of_writing_out() -> tuple[list[pl.Expr], list[pl.Expr], pl.Expr, pl.Expr]:
+    """Return the steps from the groups of `NUMBER` to the text."""
     digits = pl.col("whole") + pl.col("fraction")
     power = pl.col("power").cast(pl.Int64, strict=False)
     huge = pl.when(pl.col("power").str.starts_with("-")).then(-(10**9)).otherwise(10**9)
     power = pl.when(pl.col("power").is_null()).then(0).otherwise(power.fill_null(huge))
     behind = pl.col("fraction").str.len_bytes().cast(pl.Int64)
-    parts = parts.select(
-        "minus", digits=digits.str.strip_chars_start("0"), power=power - behind, digit=digits != ""
-    )
+    counted = [
+        pl.col("minus"), digits.str.strip_chars_start("0").alias("digits"),
+        (power - behind).alias("power"), (digits != "").alias("digit"),
+    ]  # fmt: skip
     short = pl.col("digits").str.strip_chars_end("0")
     more = (pl.col("digits").str.len_bytes() - short.str.len_bytes()).cast(pl.Int64)
     zero = short == ""
     power = pl.when(zero).then(0).otherwise((pl.col("power") + more).clip(-PLACES, PLACES))
-    parts = parts.select("digit", zero.alias("zero"), "minus", digits=short, power=power)
+    cut = [
+        pl.col("digit"), zero.alias("zero"), pl.col("minus"), short.alias("digits"),
+        power.alias("power"),
+    ]  # fmt: skip
     # As many zeros before the digits, or behind, as put a digit before the point.
     power, size = pl.col("power"), pl.col("digits").str.len_bytes().cast(pl.Int64)
     zeros = pl.lit(ZEROS)
-    parts = parts.with_columns(
-        digits=zeros.str.head((1 - power - size).clip(0))
+    padded = (
+        zeros.str.head((1 - power - size).clip(0))
         + pl.col("digits")
         + zeros.str.head(power.clip(0))
     )
@@ -344,7 +356,11 @@ def _written_out(words: pl.Series) -> pl.Series:
         + pl.when(behind > 0).then(pl.lit(".")).otherwise(pl.lit(""))
         + whole.tail(behind)
     )
-    return parts.select(pl.when("digit").then(text)).to_series()
+    return counted, cut, padded.alias("digits"), pl.when("digit").then(text)
+
+
+WRITTEN_OUT = _steps_of_writing_out()
+"""Made once: few values are written out at a time, and making the steps costs more than they do."""
 
 
 def _days(words: pl.Series) -> pl.Series:
@@ -516,9 +532,13 @@ def _why_not(got: pl.Series, dtype: pl.DataType) -> pl.Series:
     return pl.Series([text]).new_from_index(0, len(got)).set(~near, "")
 
 
-def too_big(got: pl.Series, dtype: pl.DataType) -> pl.Series:
+def too_big(got: pl.Series, dtype: pl.DataType, *, misfits: bool = False) -> pl.Series:
     """Return where the value is a number beyond the type; for a list, where the first element
-    that does not fit is such a number."""
+    that does not fit is such a number.
+
+    Args:
+        misfits: whether `cast` is known to give null for all of them.
+    """
     if isinstance(dtype, pl.List):
         elements, inner = lists.parse_lists(got), element_type(dtype)
         lost = _lost(
@@ -534,6 +554,8 @@ def too_big(got: pl.Series, dtype: pl.DataType) -> pl.Series:
     big = number.is_not_null()
     if dtype.is_integer():  # a fraction is none of any size
         big &= ~number.str.contains(".", literal=True).fill_null(False)
+    if misfits:
+        return big
     return big & cast(got, dtype).is_null()  # else only `strict` refuses how it is written
 
 
