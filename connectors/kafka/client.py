@@ -14,10 +14,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-from kafka import errors
+from kafka import KafkaConsumer, errors
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from connectors.kafka import handshake
+from connectors.kafka.client_internals import connections
 from engine import types
 from engine.types import Duration, HeadraceError, Name, UserError
 from engine.types.changes import Free
@@ -280,47 +281,17 @@ def _unreadable(key: str, path: str, error: Exception) -> ValueError:
     )
 
 
-class _Cancelled(logging.Filter):
-    """Drops kafka-python's error log about requests cancelled by closing a client."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return "Cancelled" not in record.getMessage()
-
-
-class _Wire(logging.Filter):
-    """Drops kafka-python's debug log of sent and received bytes, which shows passwords and
-    records."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if record.levelno > logging.DEBUG:
-            return True
-        args = record.args if isinstance(record.args, tuple) else ()
-        return not any(
-            isinstance(arg, bytes | bytearray | memoryview)
-            or type(arg).__name__.startswith(("SaslAuthenticate", "SaslBytes"))
-            for arg in args
-        )
-
-
-logging.getLogger("kafka.cluster").addFilter(_Cancelled())
-for _name in ("kafka.protocol.parser", "kafka.net.connection"):
-    logging.getLogger(_name).addFilter(_Wire())
-
-
-def is_answering(consumer: Any, *, again: bool = False) -> bool:
+def is_answering(consumer: KafkaConsumer, *, again: bool = False) -> bool:
     """Return whether a broker answers this consumer now. An open connection does not tell: a
     hanging process keeps its connections and accepts new ones.
 
     Args:
         again: after a silence; that something was asked of nobody is then not enough.
     """
-    conns = list(consumer._manager._conns.values())
-    # The client's own thread may drop a connection at any moment.
-    lines = [conn.transport for conn in conns if conn.connected]
-    last = [line.last_read for line in lines if line is not None]
-    if any(time.monotonic() - at <= SILENT_SECONDS for at in last):
+    known = connections(consumer)
+    if any(time.monotonic() - at <= SILENT_SECONDS for at in known.last_read):
         return True
-    return bool(last) and not again and not any(conn.in_flight_requests for conn in conns)
+    return bool(known.last_read) and not again and not known.awaiting
 
 
 class BrokerHealth:
@@ -398,13 +369,6 @@ class BrokerHealth:
             self._unanswered.pop(id(client), None)
 
 
-def auth_failure(consumer: Any) -> Exception | None:
-    """Return why a broker refused this client's authentication, if it did: kafka-python would
-    retry for ever."""
-    failures = list(consumer._manager._auth_failures.values())
-    return failures[0] if failures else None
-
-
 def same_broker(first: KafkaSettings, other: KafkaSettings) -> bool:
     """Return whether both name a broker at the same address, in any spelling."""
 
@@ -472,7 +436,6 @@ __all__ = [
     "SILENT_SECONDS",
     "BrokerHealth",
     "KafkaSettings",
-    "auth_failure",
     "is_answering",
     "same_broker",
     "translated_errors",

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from connectors.formats.kernels import rows
 from connectors.formats.kernels.varints import write_varint
-from connectors.kafka.fetch import header_entries
+from connectors.kafka.chunks import header_entries
 from connectors.kafka.producer import TopicSettings, VerifiedProducer
 from connectors.kafka.record_batches import OutgoingRecords, encode_headers
 from connectors.kafka.sink import KafkaSink

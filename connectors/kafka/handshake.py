@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from kafka.net.sasl import get_sasl_mechanism
+from connectors.kafka.client_internals import sasl_mechanism
 
 PAUSE = 0.2
 """The seconds between two attempts at unreachable brokers."""
@@ -183,12 +183,7 @@ def _mechanisms(line: _Line, mechanism: str) -> tuple[int, list[str]]:
 
 
 def _authenticate(line: _Line, host: str, name: str, identity: ClientIdentity) -> None:
-    mechanism = get_sasl_mechanism(identity.sasl_mechanism)(
-        host=host,
-        sasl_mechanism=identity.sasl_mechanism,
-        sasl_plain_username=identity.user,
-        sasl_plain_password=identity.password,
-    )
+    mechanism = sasl_mechanism(identity.sasl_mechanism, host, identity.user, identity.password)
     why = None
     while why is None and not mechanism.is_done():
         token = mechanism.auth_bytes()

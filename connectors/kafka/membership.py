@@ -9,14 +9,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from kafka import KafkaConsumer, TopicPartition
-from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener
+from kafka import AsyncConsumerRebalanceListener, KafkaConsumer, TopicPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.coordinator.assignors.range import RangePartitionAssignor
 from kafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from kafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from kafka.errors import KafkaTimeoutError
-from kafka.future import Future
+
+from connectors.kafka.client_internals import Future, rejoin_if_joining, resolve, wait_for
 
 log = logging.getLogger("headrace.kafka")
 ASSIGNORS = {
@@ -73,12 +73,9 @@ class Membership(AsyncConsumerRebalanceListener):  # type: ignore[misc]
             self._reading = frozenset(partitions)
 
     def rejoin_if_joining(self) -> None:
-        """Rejoin before a poll. kafka-python (3.0) forgets a join caused by new metadata if a
-        poll ends meanwhile; the member would stay out of the group."""
+        """Call before every poll; see `client_internals.rejoin_if_joining`."""
         assert self._consumer is not None
-        coordinator = self._consumer._coordinator
-        if coordinator._join_task is not None:
-            coordinator.request_rejoin()
+        rejoin_if_joining(self._consumer)
 
     @property
     def is_revoking(self) -> bool:
@@ -92,7 +89,7 @@ class Membership(AsyncConsumerRebalanceListener):  # type: ignore[misc]
             released, self._released = self._released, None
         if released is not None:
             assert self._consumer is not None
-            self._consumer._net.call_soon_threadsafe(lambda: released.success(None))
+            resolve(self._consumer, released)
 
     def take_assignment(self) -> frozenset[TopicPartition]:
         """Return the current assignment; nothing moves until it is read."""
@@ -118,7 +115,7 @@ class Membership(AsyncConsumerRebalanceListener):  # type: ignore[misc]
             released = self._released = Future()
         assert self._consumer is not None
         try:
-            await self._consumer._manager.wait_for(released, self._seconds * 1000)
+            await wait_for(self._consumer, released, self._seconds)
         except KafkaTimeoutError:
             self.partitions_lost, self._released = True, None
             log.warning(

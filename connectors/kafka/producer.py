@@ -14,16 +14,18 @@ from kafka import KafkaProducer, OffsetAndMetadata, TopicPartition, errors
 from pydantic import ByteSize, Field, model_validator
 
 from connectors.kafka.client import BrokerHealth, KafkaSettings, translated_errors
+from connectors.kafka.client_internals import (
+    ProducedBatch,
+    enqueue,
+    flushing,
+    retry_coordinator,
+    without_busy_wait,
+)
 from connectors.kafka.record_batches import (
     MAX_BATCH_BYTES,
     Ints,
     OutgoingRecords,
-    ProducedBatch,
-    enqueue,
-    flushing,
     plan_batches,
-    retry_coordinator,
-    without_busy_wait,
 )
 from engine.types import Duration, HeadraceError
 from engine.types.changes import Free, Warned

@@ -1,28 +1,15 @@
-"""Writes columns as record batches; the only file that uses the producer's private parts.
-
-kafka-python's producer takes records one by one. Here a compiled loop writes the records of a
-batch from columns, and the producer's accumulator gets the batch as if it had collected it itself.
-Compression, checksums, sequence numbers, transactions, retries and time limits stay
-kafka-python's. `tests/connectors/kafka/test_record_batches.py` fails loudly where a new version of
-it moves the seam.
-"""
+"""Writes columns as record batches in a compiled loop, for the partitions that Kafka's own clients
+would choose."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import polars as pl
-from kafka import KafkaProducer, TopicPartition, errors
-from kafka.producer.future import FutureProduceResult, FutureRecordMetadata
-from kafka.producer.producer_batch import ProducerBatch
-from kafka.record.memory_records import MemoryRecordsBuilder
 from numpy.typing import NDArray
 
 from connectors.formats.kernels import rows
@@ -36,8 +23,6 @@ MAX_BATCH_BYTES = 1 << 18
 """The most bytes of an uncompressed record batch, unless it is one record."""
 OVERHEAD = 32
 """The most bytes of a record on the wire besides its value, key and headers."""
-PAUSE_MS = 100
-"""The milliseconds between two requests to an unreachable broker."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,163 +106,6 @@ def warm_up() -> None:
     records = OutgoingRecords(values=value, keys=value, headers=heads, times=np.zeros(1, np.int64))
     for _, at, nbytes in plan_batches(records, np.arange(1), 1, 0)[0]:
         records.write(at, nbytes, 0, 0)
-
-
-class ProducedBatch(ProducerBatch):  # type: ignore[misc]
-    """A record batch that takes rows as columns.
-
-    Attributes:
-        records: kafka-python's builder of it.
-    """
-
-    def __init__(self, partition: TopicPartition, compression: int, size: int) -> None:
-        super().__init__(partition, MemoryRecordsBuilder(2, compression, size))
-        self._record_futures: Any = LazyFutures(self.records, self.produce_future)
-
-    def room(self, nbytes: int) -> bool:
-        """Return whether it is open and as many more bytes fit."""
-        records = self.records
-        return (
-            not records._closed
-            and self.attempts == 0
-            and records.size_in_bytes() + nbytes <= records._batch_size
-        )
-
-    def put(self, outgoing: OutgoingRecords, at: Ints, nbytes: int) -> None:
-        """Add these rows, of at most that many bytes."""
-        records, builder, times = self.records, self.records._builder, outgoing.times[at]
-        if builder._first_timestamp is None:
-            builder._first_timestamp = builder._max_timestamp = int(times[0])
-        data = outgoing.write(at, nbytes, records._next_offset, builder._first_timestamp)
-        builder._buffer += data.data
-        builder._max_timestamp = max(builder._max_timestamp, int(times.max()))
-        builder._num_records += len(at)
-        records._next_offset += len(at)
-        builder._last_offset = records._next_offset - 1
-
-    def failure(self, seconds: float) -> BaseException | None:
-        """Wait for the answer; return why the records were not delivered, or None."""
-        until = time.monotonic() + seconds
-        self.produce_future.wait(seconds)
-        for future in self._record_futures.made:  # the client has split it
-            try:
-                future.get(max(0.0, until - time.monotonic()))
-            except errors.KafkaError as error:
-                return cast(BaseException, error)
-        if self._record_futures.made:
-            return None
-        if not self.produce_future.is_done:
-            return cast(BaseException, errors.KafkaTimeoutError("no answer"))
-        _, _, reasons = self.produce_future.value
-        return None if reasons is None else reasons(0)
-
-
-class LazyFutures(Sequence[FutureRecordMetadata]):
-    """kafka-python's futures of a batch's records, made only when it splits a batch that the
-    broker calls too large."""
-
-    def __init__(self, records: MemoryRecordsBuilder, whole: FutureProduceResult) -> None:
-        self._records = records  # not the batch: it holds this, and would wait for the collector
-        self._whole = whole
-        self.made: list[FutureRecordMetadata] = []
-
-    def __len__(self) -> int:
-        return int(self._records.next_offset())
-
-    def __getitem__(self, i: Any) -> Any:
-        if (
-            not self.made
-        ):  # all before the first is told of its new batch: see `ProducedBatch.failure`
-            self.made = [
-                FutureRecordMetadata(self._whole, n, None, None, -1, -1, -1)
-                for n in range(len(self))
-            ]
-        return self.made[i]
-
-
-def enqueue(
-    producer: KafkaProducer,
-    partition: TopicPartition,
-    outgoing: OutgoingRecords,
-    at: Ints,
-    nbytes: int,
-    size: int,
-) -> ProducedBatch:
-    """Give the producer rows of so many bytes for one partition; return their batch, which is
-    the waiting one if they fit."""
-    manager, accumulator = producer._transaction_manager, producer._accumulator
-    if manager.is_transactional():
-        manager.maybe_add_partition_to_transaction(partition)
-    with accumulator._tp_lock(partition):
-        waiting = accumulator._batches[partition]
-        batch = waiting[-1] if waiting else None
-        if not isinstance(batch, ProducedBatch) or not batch.room(nbytes):
-            batch = ProducedBatch(partition, accumulator.config["compression_attrs"], size)
-            waiting.append(batch)
-            accumulator._incomplete.add(batch)
-        batch.put(outgoing, at, nbytes)
-    producer._sender.wakeup()
-    return batch
-
-
-@contextlib.contextmanager
-def flushing(producer: KafkaProducer) -> Iterator[None]:
-    """Send batches at once inside the block, instead of waiting for linger. kafka-python's own
-    `flush` waits too, and fails if a batch is split meanwhile."""
-    accumulator = producer._accumulator
-    accumulator.begin_flush()
-    producer._sender.wakeup()
-    try:
-        yield
-    finally:
-        accumulator._flushes_in_progress.decrement()
-
-
-def without_busy_wait(producer: KafkaProducer) -> KafkaProducer:
-    """Return the same producer, without its busy wait for an unreachable broker.
-
-    kafka-python (3.0.12) does: its sender takes how long a connection is not to be tried again, in
-    seconds, for milliseconds; and for one that is being made that is 0, however long it takes.
-    """
-    producer._sender._client.connection_delay = lambda node: PAUSE_MS
-    return producer
-
-
-def retry_coordinator(producer: KafkaProducer) -> KafkaProducer:
-    """Patch the transaction manager so that it retries coordinator requests after a broker outage.
-
-    kafka-python (3.0.12) does: where the coordinator cannot be reached, its sender puts the request
-    in hand back only if `await_ready` says so by False, and that raises instead. Nobody would ever
-    answer `init_transactions`, a commit, or the first record of a partition, the broker long back.
-    And it makes an error that ends everything of a request that was not answered in time, where one
-    whose connection broke is sent again.
-    """
-    client, manager = producer._sender._client, producer._transaction_manager
-    ready, following = client.await_ready, manager.next_request_handler
-
-    def await_ready(node: Any, timeout_ms: float = 30_000) -> bool:
-        try:
-            return bool(ready(node, timeout_ms=timeout_ms))
-        except (errors.KafkaConnectionError, errors.KafkaTimeoutError, errors.RequestTimedOutError):
-            # Other brokers may name it again and again before it is to be tried again: without a
-            # pause the sender would ask them as fast as they answer.
-            client.poll(timeout_ms=PAUSE_MS)
-            return False
-
-    def next_request_handler(has_incomplete: bool) -> Any:
-        handler = following(has_incomplete)
-        if handler is not None:
-            handler.on_complete = partial(_completed, handler)
-        return handler
-
-    client.await_ready, manager.next_request_handler = await_ready, next_request_handler
-    return producer
-
-
-def _completed(handler: Any, correlation: int, answer: Any) -> None:
-    if isinstance(answer, errors.RequestTimedOutError):  # the client has closed the connection
-        answer = errors.KafkaConnectionError(str(answer))
-    type(handler).on_complete(handler, correlation, answer)
 
 
 def encode_headers(
@@ -403,7 +231,7 @@ def _cut(where, sizes, size, new):  # type: ignore[no-untyped-def]
 
 @compiled
 def _write(at, first, since, times, vs, v0, vn, ks, k0, kn, hs, h0, hn, out):  # type: ignore[no-untyped-def]
-    """Write the records; see `connectors.kafka.fetch` for their format. Arguments are data,
+    """Write the records; see `connectors.kafka.chunks` for their format. Arguments are data,
     starts and sizes of values, keys and headers. A record without a value has a key."""
     to = 0
     for i in range(len(at)):
@@ -471,13 +299,8 @@ def _write_headers(  # type: ignore[no-untyped-def]
 __all__ = [
     "MAX_BATCH_BYTES",
     "OutgoingRecords",
-    "ProducedBatch",
     "encode_headers",
-    "enqueue",
-    "flushing",
     "murmur2",
     "plan_batches",
-    "retry_coordinator",
     "warm_up",
-    "without_busy_wait",
 ]

@@ -24,22 +24,24 @@ from connectors.formats.ndjson import Ndjson
 from connectors.formats.options import FormatOptions
 from connectors.formats.registry import TOPICS, require_option, spec_of
 from connectors.formats.values.casts import Coerce
+from connectors.kafka.chunks import Chunk
 from connectors.kafka.client import (
     SILENT_SECONDS,
     BrokerHealth,
     KafkaSettings,
-    auth_failure,
     is_answering,
     same_broker,
     translated_errors,
 )
-from connectors.kafka.fetch import (
-    Chunk,
+from connectors.kafka.client_internals import (
+    auth_failure,
     install_columnar_fetch,
     is_forbidden,
     metadata_time_ms,
+    offsets_out_of_range,
     prefetched_bytes,
     topic_ids,
+    truncated_to,
     warm_up_chunk,
 )
 from connectors.kafka.membership import (
@@ -1057,11 +1059,11 @@ class KafkaSource(SharedSource, Buffered):
             log.debug("poll failed", extra={"reason": str(error)})
             return {}
         except errors.OffsetOutOfRangeError as error:
-            for tp, at in error.args[0].items():
+            for tp, at in offsets_out_of_range(error).items():
                 self._on_out_of_range(consumer, tp, at)
             return {}
         except errors.LogTruncationError as error:
-            for tp, to in error.divergent_offsets.items():
+            for tp, to in truncated_to(error).items():
                 self._on_truncation(consumer, tp, to)
             return {}
         return fetched

@@ -25,7 +25,7 @@ import polars as pl
 import torch
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
-from connectors.kafka.fetch import install_columnar_fetch
+from connectors.kafka.client_internals import install_columnar_fetch
 from connectors.kafka.source import KafkaSource
 from engine.config import Pipeline
 from engine.run import Run

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import inspect
 import threading
 import weakref
 from collections.abc import Iterator
@@ -17,23 +16,16 @@ from hypothesis import strategies as st
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
 from kafka.cluster import ClusterMetadata
-from kafka.net.compat import KafkaNetClient
 from kafka.net.manager import KafkaConnectionManager
 from kafka.partitioner import default
-from kafka.producer.future import FutureRecordMetadata
-from kafka.producer.kafka import KafkaProducer as Producer
-from kafka.producer.producer_batch import ProducerBatch
-from kafka.producer.record_accumulator import RecordAccumulator
-from kafka.producer.sender import Sender
-from kafka.record.default_records import DefaultRecordBatchBuilder
 from kafka.record.memory_records import MemoryRecords, MemoryRecordsBuilder
 
 from connectors.formats.kernels import rows
+from connectors.kafka.client_internals import ProducedBatch
 from connectors.kafka.producer import ProducerSettings, VerifiedProducer
 from connectors.kafka.record_batches import (
     OVERHEAD,
     OutgoingRecords,
-    ProducedBatch,
     encode_headers,
     murmur2,
     plan_batches,
@@ -162,37 +154,6 @@ def test_a_batch_goes_with_its_last_reference() -> None:
         assert gone() is None
     finally:
         gc.enable()
-
-
-SEAM: dict[Any, str] = {
-    ProducerBatch.__init__: "(self, tp, records, now=None)",
-    MemoryRecordsBuilder.__init__: "(self, magic, compression_type, batch_size, offset=0, "
-    "transactional=False, producer_id=-1, producer_epoch=-1, base_sequence=-1)",
-    FutureRecordMetadata.__init__: "(self, produce_future, batch_index, timestamp_ms, checksum, "
-    "serialized_key_size, serialized_value_size, serialized_header_size)",
-    RecordAccumulator.begin_flush: "(self)",
-    RecordAccumulator._tp_lock: "(self, tp)",
-    Producer.partitions_for: "(self, topic)",
-    KafkaNetClient.await_ready: "(self, node_id, timeout_ms=30000)",
-    KafkaNetClient.connection_delay: "(self, node_id)",
-}
-
-
-def test_the_seam_is_where_it_was() -> None:
-    """What `connectors.kafka.record_batches` takes for granted of kafka-python's producer."""
-    assert {call: str(inspect.signature(call)) for call in SEAM} == SEAM
-    slots = {"_first_timestamp", "_max_timestamp", "_num_records", "_last_offset", "_buffer"}
-    assert slots <= set(DefaultRecordBatchBuilder.__slots__)
-    assert {"_builder", "_next_offset", "_closed", "_batch_size"} <= set(
-        MemoryRecordsBuilder.__slots__
-    )
-    source = inspect.getsource(RecordAccumulator)
-    for used in ("self._batches[tp]", "self._incomplete.add(batch)", "_flushes_in_progress"):
-        assert used in source
-    split = inspect.getsource(RecordAccumulator.split_and_reenqueue)
-    assert "batch._record_futures[future_index]" in split
-    assert "original_future.rebind(" in split
-    assert inspect.getsource(Sender).count("elif not self._client.await_ready(target_node,") == 2
 
 
 @pytest.fixture

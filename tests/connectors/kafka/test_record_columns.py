@@ -13,7 +13,8 @@ from kafka.record.default_records import DefaultRecordBatchBuilder
 from kafka.record.memory_records import MemoryRecords
 
 from connectors.formats.text import RawText
-from connectors.kafka.fetch import decode, headers
+from connectors.kafka.chunks import headers
+from connectors.kafka.client_internals import decode
 from connectors.kafka.record_columns import RecordColumns, record_schema
 from engine.types import Records, UserError, Values
 from tests.broker import shared_broker

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import itertools
 import select
 import socket
@@ -16,18 +15,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.consumer.fetcher import Fetcher
 from kafka.errors import CorruptRecordError, KafkaConnectionError, UnsupportedCodecError
-from kafka.net.connection import KafkaConnection
-from kafka.net.transport import KafkaTCPTransport
 from kafka.protocol.consumer.fetch import FetchRequest, FetchResponse
-from kafka.protocol.frame import KafkaBytes
 from kafka.protocol.parser import KafkaProtocol
-from kafka.record.default_records import DefaultRecordBatch
 from kafka.record.memory_records import MemoryRecords, MemoryRecordsBuilder
 
-from connectors.kafka import fetch
-from connectors.kafka.fetch import Chunk, ColumnarRecords, batches, decode, install_columnar_fetch
+from connectors.kafka import client_internals
+from connectors.kafka.chunks import Chunk
+from connectors.kafka.client_internals import (
+    ColumnarRecords,
+    batches,
+    decode,
+    install_columnar_fetch,
+)
 from engine.types import EndOfStream, Mark, Values
 from tests.broker import shared_broker
 from tests.connectors.conftest import drain, kafka_source, take
@@ -124,7 +124,7 @@ def three(offset: int) -> bytes:
 def test_neighbouring_batches_are_one_chunk_up_to_a_size(
     together: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetch, "CHUNK_BYTES", together)
+    monkeypatch.setattr(client_internals, "CHUNK_BYTES", together)
     chunks = answer(three(0), three(10), three(20)).take(100)
     assert [len(chunk) for chunk in chunks] == sizes
     offsets = [offset for chunk in chunks for offset in chunk.offsets.tolist()]
@@ -146,42 +146,6 @@ def test_what_comes_before_a_damaged_batch_is_whole() -> None:
     assert (chunk.next, part.next_fetch_offset) == (13, 13)
     with pytest.raises(CorruptRecordError, match="at offset 20 of t/0 fails its checksum"):
         part.take(100)
-
-
-def test_the_seam_is_where_it_was() -> None:
-    """What `install_columnar_fetch` leans on inside kafka-python; a version that moves it fails
-    here."""
-    assert issubclass(ColumnarRecords, Fetcher.PartitionRecords)
-    for name in ("_unpack_records", "_consume_aborted_transactions_up_to", "_is_batch_aborted",
-                 "_contains_abort_marker", "drain", "take"):  # fmt: skip
-        assert callable(getattr(Fetcher.PartitionRecords, name))
-    broker = shared_broker()
-    consumer = KafkaConsumer(bootstrap_servers=broker.bootstrap_servers)
-    assert isinstance(consumer._fetcher, Fetcher)
-    assert inspect.iscoroutinefunction(consumer._manager._build_transport)
-    for name in ("_sock", "_protocol"):
-        assert f"self.{name}" in inspect.getsource(KafkaTCPTransport)
-    assert "self.parser" in inspect.getsource(KafkaConnection)
-    parser = KafkaProtocol()
-    assert parser._rbuffer is None
-    assert parser.receive_bytes((8).to_bytes(4, "big") + b"ab") == []
-    assert isinstance(parser._rbuffer, KafkaBytes)
-    assert parser._rbuffer.tell() == 2
-    assert DefaultRecordBatch.__slots__ == (
-        "_buffer", "_header_data", "_pos", "_num_records", "_next_record_index", "_decompressed"
-    )  # fmt: skip
-    assert {"_next_slice", "_pos"} <= set(MemoryRecords.__slots__)
-    assert callable(MemoryRecords._cache_next)
-    # And what `group.py` and `client.py` do.
-    assert isinstance(consumer._manager._conns, dict)
-    assert isinstance(consumer._manager._auth_failures, dict)
-    assert callable(consumer._manager.wait_for)
-    assert callable(consumer._net.call_soon_threadsafe)
-    member = KafkaConsumer(bootstrap_servers=broker.bootstrap_servers, group_id="seam")
-    assert member._coordinator._join_task is None
-    assert callable(member._coordinator.request_rejoin)
-    member.close()
-    consumer.close()
 
 
 @pytest.mark.parametrize("codec", [None, "gzip", "snappy", "lz4", "zstd"])
@@ -220,7 +184,7 @@ def fetched(records: bytes) -> tuple[FetchRequest, bytes]:
 def test_answers_that_come_in_pieces_are_the_answers(sizes: list[int], cuts: list[int]) -> None:
     # What is large is read in another way; here that is much less.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fetch, "RECEIVE_BYTES", 2_000)
+        patch.setattr(client_internals, "RECEIVE_BYTES", 2_000)
         _in_pieces(sizes, cuts)
 
 
@@ -238,7 +202,7 @@ def _in_pieces(sizes: list[int], cuts: list[int]) -> None:
     got, at = [], 0
     for cut in itertools.cycle(cuts):
         theirs.sendall(stream[at : at + cut])
-        while (found := fetch._received(transport)) != (b"", None) or _more(ours):
+        while (found := client_internals._received(transport)) != (b"", None) or _more(ours):
             assert found[1] is None
             got += parser.receive_bytes(found[0])
         at += cut
@@ -249,7 +213,7 @@ def _in_pieces(sizes: list[int], cuts: list[int]) -> None:
         r[:size] for r, size in zip(records, sizes, strict=True)
     ]
     theirs.close()
-    data, error = fetch._received(transport)
+    data, error = client_internals._received(transport)
     assert data == b""
     assert isinstance(error, KafkaConnectionError)
     ours.close()
