@@ -14,7 +14,6 @@ import polars as pl
 from fastavro.schema import SchemaParseException, UnknownType, parse_schema
 from numpy.typing import NDArray
 
-from connectors.formats.kernels.datums import BLOCKED, FATE_REASONS, FINE, RICH, Program, WalkResult
 from connectors.formats.kernels.paths import JsonShape, PathNode, parse_path
 from connectors.formats.kernels.rows import (
     BAD_UTF8,
@@ -26,6 +25,7 @@ from connectors.formats.kernels.rows import (
 )
 from connectors.formats.options import FormatOptions
 from connectors.formats.values.casts import Coerce, conform
+from connectors.formats.walks.datums import BLOCKED, FATE_REASONS, FINE, RICH, Program, WalkResult
 from engine.types import Format, Records, Rejects, Schema, UserError, Values, nearest
 
 Ints = NDArray[np.int64]

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from polars.exceptions import PolarsError
 
 from connectors.formats.dialect import Dialect
+from connectors.formats.kernels.fields import count_fields
 from connectors.formats.kernels.rows import (
     BAD_UTF8,
     BROKEN,
@@ -20,7 +21,6 @@ from connectors.formats.kernels.rows import (
     take,
     with_position_columns,
 )
-from connectors.formats.kernels.swar import ONES, compiled, equal, load, occurrences
 from connectors.formats.options import FormatOptions
 from connectors.formats.values.casts import Coerce, conform, may_be_another
 from connectors.formats.values.columns import present, with_nulls
@@ -31,36 +31,6 @@ DIRECT = (pl.Float64(), pl.Float32(), pl.Int64(), pl.Int32(), pl.String())
 
 
 COMMAS = Dialect()
-
-
-@compiled
-def _fields(data, bounds, delimiter, quote, counts):  # type: ignore[no-untyped-def]
-    """Write the number of fields of each row to `counts`; a delimiter between quotes is text.
-    -1: a quote stays open. Eight bytes are counted at a time up to a row's first quote."""
-    delimiters, quotes = ONES * np.uint64(delimiter), ONES * np.uint64(quote)
-    for i in range(len(counts)):
-        at, end = bounds[i], bounds[i + 1]
-        count = 1
-        while at + 8 <= end:
-            word = load(data, at)
-            if quote >= 0 and equal(word, quotes):
-                break
-            count += occurrences(word, delimiters)
-            at += 8
-        quoted = False
-        start = at == bounds[i] or data[at - 1] == delimiter
-        while at < end:
-            byte = data[at]
-            if quoted:
-                quoted = byte != quote
-            elif byte == quote:
-                # Only a quote at the start of a field opens one, or the second of a doubled quote.
-                quoted = start or data[at - 1] == quote
-            elif byte == delimiter:
-                count += 1
-            start = byte == delimiter and not quoted
-            at += 1
-        counts[i] = -1 if quoted else count
 
 
 class Csv(Format):
@@ -113,7 +83,7 @@ class Csv(Format):
         dialect = self.dialect
         counts = np.empty(len(values), np.int64)
         delimiter = np.uint8(ord(dialect.delimiter))
-        _fields(values.data, values.bounds, delimiter, dialect.quote_byte, counts)
+        count_fields(values.data, values.bounds, delimiter, dialect.quote_byte, counts)
         if not schema or not (counts == len(header)).all():
             return self._decode_rest(records, header, counts, schema)
         try:

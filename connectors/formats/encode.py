@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numba
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
@@ -17,7 +16,16 @@ from polars.exceptions import PolarsError
 
 from connectors.formats.avro import default, parsed
 from connectors.formats.kernels import rows
-from connectors.formats.kernels.varints import varint_size, write_varint
+from connectors.formats.kernels.avro_write import (
+    BITS4,
+    BITS8,
+    BYTE,
+    FIXED,
+    NUMBER,
+    SPAN,
+    record_sizes,
+    write_records,
+)
 from connectors.formats.type_support import require_supported, warn_about_nulls
 from connectors.formats.values.casts import cast
 from engine.types import RESERVED, HeadraceError, Schema, UserError, Values, in_utc, nearest
@@ -25,9 +33,6 @@ from engine.types import RESERVED, HeadraceError, Schema, UserError, Values, in_
 Ints = NDArray[np.int64]
 NEWLINE = 10
 AVRO_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-NUMBER, BITS4, BITS8, BYTE, SPAN, FIXED = range(6)
-"""How a value is written: a zigzag number, four or eight bytes of a float, a bool, a length and
-bytes, bytes alone."""
 
 
 class Encoder(Protocol):
@@ -175,9 +180,11 @@ class AvroEncoder:
             start += len(m.data)
         data = np.frombuffer(b"".join(m.data for m in arrays), np.uint8)
         bounds = np.zeros(n + 1, np.int64)
-        _sizes(table, valid, numbers, sizes, len(head), bounds)
+        record_sizes(table, valid, numbers, sizes, len(head), bounds)
         out = np.empty(int(bounds[-1]), np.uint8)
-        _write(table, valid, numbers, sizes, data, np.frombuffer(head, np.uint8), bounds, out)
+        write_records(
+            table, valid, numbers, sizes, data, np.frombuffer(head, np.uint8), bounds, out
+        )
         return Values(data=out, bounds=bounds)
 
     def _plan(self, frame: pl.DataFrame) -> tuple[list[_Field], bytes]:
@@ -401,63 +408,6 @@ def _timed(raw: pl.Series, dtype: pl.DataType) -> pl.Series:
 
 
 # --------------------------------------------------------------------------------------- compiled
-
-
-@numba.njit(nogil=True, cache=True)
-def _sizes(table, valid, numbers, sizes, head, bounds):  # type: ignore[no-untyped-def]
-    """Return where each row's datum ends."""
-    for row in range(valid.shape[1]):
-        size = head
-        for i in range(len(table)):
-            how = table[i, 0]
-            if table[i, 1] >= 0:
-                size += 1
-            if not valid[i, row]:
-                continue
-            if how == NUMBER:
-                size += varint_size(numbers[i, row])
-            elif how == BITS4:
-                size += 4
-            elif how == BITS8:
-                size += 8
-            elif how == BYTE:
-                size += 1
-            else:
-                size += sizes[i, row]
-                if how == SPAN:
-                    size += varint_size(sizes[i, row])
-        bounds[row + 1] = bounds[row] + size
-
-
-@numba.njit(nogil=True, cache=True)
-def _write(table, valid, numbers, sizes, data, head, bounds, out):  # type: ignore[no-untyped-def]
-    for row in range(valid.shape[1]):
-        at = bounds[row]
-        for byte in head:
-            out[at] = byte
-            at += 1
-        for i in range(len(table)):
-            how = table[i, 0]
-            if table[i, 1] >= 0:
-                at = write_varint(out, at, table[i, 2] if valid[i, row] else table[i, 1])
-            if not valid[i, row]:
-                continue
-            number = numbers[i, row]
-            if how == NUMBER:
-                at = write_varint(out, at, number)
-            elif how in (BITS4, BITS8):
-                for j in range(4 if how == BITS4 else 8):
-                    out[at] = np.uint8((number >> (8 * j)) & 255)
-                    at += 1
-            elif how == BYTE:
-                out[at] = np.uint8(number)
-                at += 1
-            else:
-                if how == SPAN:
-                    at = write_varint(out, at, sizes[i, row])
-                for j in range(sizes[i, row]):
-                    out[at] = data[number + j]
-                    at += 1
 
 
 __all__ = ["AvroEncoder", "Encoder", "JsonEncoder", "RawEncoder", "derived"]

@@ -8,14 +8,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-import numba
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 from polars.exceptions import PolarsError
 
-from connectors.formats.kernels import json_scan
-from connectors.formats.kernels.flat_json import FlatJson
+from connectors.formats.kernels.json_text import join, mark_blank, quote_words
 from connectors.formats.kernels.paths import JsonShape, parse_path, parsed_as
 from connectors.formats.kernels.rows import (
     BAD_UTF8,
@@ -42,6 +40,8 @@ from connectors.formats.values.casts import (
     too_big,
     written_as,
 )
+from connectors.formats.walks import json_scan
+from connectors.formats.walks.flat_json import FlatJson
 from engine.types import (
     POSITION,
     Format,
@@ -78,76 +78,6 @@ Ints = NDArray[np.int64]
 Lines = tuple[NDArray[np.uint8], Ints]
 """Lines of JSON, and where each begins and the last ends."""
 Made = TypeVar("Made")
-
-
-@numba.njit(nogil=True, cache=True)
-def _join(data, bounds, out):  # type: ignore[no-untyped-def]
-    """Join values, one per line: a line break inside a value is white space in JSON, so it
-    becomes a blank."""
-    to = 0
-    for i in range(len(bounds) - 1):
-        for at in range(bounds[i], bounds[i + 1]):
-            byte = data[at]
-            out[to] = 32 if byte == 10 else byte
-            to += 1
-        out[to] = 10
-        to += 1
-
-
-@numba.njit(nogil=True, cache=True)
-def _blank(data, bounds, keep):  # type: ignore[no-untyped-def]
-    for i in range(len(keep)):
-        if not keep[i]:
-            data[bounds[i] : bounds[i + 1]] = 32
-
-
-@numba.njit(nogil=True, cache=True)
-def _quoted_words(data, bounds, out, ends):  # type: ignore[no-untyped-def]
-    """Copy with NaN, Infinity and -Infinity, which are not JSON, as strings; write where lines
-    end to `ends`. Return the length."""
-    to = 0
-    for line in range(len(bounds) - 1):
-        inside = False
-        at = bounds[line]
-        while at < bounds[line + 1]:
-            byte = data[at]
-            size = 1
-            if inside:
-                if byte == 92 and at + 1 < bounds[line + 1]:
-                    size = 2
-                inside = byte != 34
-            elif byte == 34:
-                inside = True
-            elif byte == 78 or byte == 73 or byte == 45:
-                size = _word_size(data, at, bounds[line + 1])
-            word = size > 2
-            if word:
-                out[to] = 34
-                to += 1
-            for i in range(size):
-                out[to] = data[at + i]
-                to += 1
-            if word:
-                out[to] = 34
-                to += 1
-            at += size
-        ends[line + 1] = to
-    return to
-
-
-@numba.njit(nogil=True, cache=True)
-def _word_size(data, at, end):  # type: ignore[no-untyped-def]
-    """Return the length of NaN, Infinity or -Infinity at `at`; 1 for anything else."""
-    for word in (b"NaN", b"Infinity", b"-Infinity"):
-        if at + len(word) <= end:
-            same = True
-            for i in range(len(word)):
-                if data[at + i] != word[i]:
-                    same = False
-                    break
-            if same:
-                return len(word)
-    return 1
 
 
 class Ndjson(Format):
@@ -616,14 +546,14 @@ def _lines(values: Values) -> tuple[NDArray[np.uint8], Ints]:
     ):
         return part, bounds
     out = np.empty(len(part) + len(values), np.uint8)
-    _join(values.data, values.bounds, out)
+    join(values.data, values.bounds, out)
     return out, bounds + np.arange(len(bounds))
 
 
 def _with_words(data: NDArray[np.uint8], bounds: Ints) -> tuple[NDArray[np.uint8], Ints]:
     """Return the lines with NaN and infinities as strings."""
     out, ends = np.empty(2 * len(data) + 2, np.uint8), np.zeros_like(bounds)
-    return out[: _quoted_words(data, bounds, out, ends)], ends
+    return out[: quote_words(data, bounds, out, ends)], ends
 
 
 def _parse(part: NDArray[np.uint8], rows: int, types: Schema, *, lenient: bool) -> pl.DataFrame:
@@ -638,7 +568,7 @@ def _parse(part: NDArray[np.uint8], rows: int, types: Schema, *, lenient: bool) 
 def _blanked(data: NDArray[np.uint8], bounds: Ints, keep: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """Return the lines, with blanks (which the parser skips) for those not to keep."""
     out = data.copy()
-    _blank(out, bounds, keep)
+    mark_blank(out, bounds, keep)
     return out
 
 

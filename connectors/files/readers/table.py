@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from polars.exceptions import PanicException, PolarsError
 from pyarrow import ipc
 
-from connectors.formats.kernels.parquet_pages import first_bad_page, read_footer
 from connectors.formats.registry import imported, spec_of
+from connectors.formats.walks.parquet_pages import first_bad_page, read_footer
 from engine.types import HeadraceError, Records, Schema, UserError
 from engine.types.plural import counted
 

@@ -7,11 +7,11 @@ import os
 import time
 from pathlib import Path
 
-import numba
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from connectors.formats.kernels.lines import quoted_ends
 from engine.types import HeadraceError, Records, UserError, Values
 
 BLOCK = 4 << 20
@@ -25,57 +25,6 @@ COMPRESSIONS = {
 QUOTE, NEWLINE, RETURN = 34, 10, 13
 PREVIEW_BYTES = 2_000
 """The bytes kept of a row that is too long."""
-
-
-@numba.njit(nogil=True, cache=True)
-def _quoted_ends(data, delimiter, quote, comment, longest, final):  # type: ignore[no-untyped-def]
-    """Return where each row ends, after its newline; a newline in a quoted field is text.
-
-    A quote that is not closed costs the line it stands in, and no more: where the field never ends
-    (in a file that does, or within the longest row), or something else than a delimiter stands
-    behind its end in another line, the row ends with the first of its lines.
-    """
-    ends = np.empty(len(data) + 1, np.int64)
-    n = 0
-    quoted = False
-    start = True
-    row = at = 0
-    first = -1
-    while True:
-        lost = False
-        if at == len(data):
-            if not (final and quoted and first >= 0):
-                break
-            lost = True
-        elif at == row and data[at] == comment:
-            while at < len(data) and data[at] != 10:
-                at += 1
-            if at == len(data):
-                break
-        byte = data[at] if at < len(data) else np.uint8(0)
-        if lost:
-            pass
-        elif quoted:
-            quoted = byte != quote
-            if byte == 10 and first < 0:
-                first = at
-            if first >= 0:
-                lost = at - row > longest
-                if not quoted and at + 1 < len(data):
-                    after = data[at + 1]
-                    lost |= after != delimiter and after != quote and after != 10 and after != 13
-        elif byte == quote:
-            # Only a quote at the start of a field opens one, or the second of a doubled quote.
-            quoted = start or data[at - 1] == quote
-        if lost:
-            at, quoted, byte = first, False, np.uint8(10)
-        start = not quoted and (byte == delimiter or byte == 10)
-        at += 1
-        if byte == 10 and not quoted:
-            ends[n] = row = at
-            n += 1
-            first = -1
-    return ends[:n].copy()
 
 
 def compression(path: Path) -> str | None:
@@ -341,7 +290,7 @@ class TextFile:
         data = self._buffer
         final = self._ended and not self._wait
         if self._delimiter is not None and (data == self._quote).any():
-            ends = _quoted_ends(
+            ends = quoted_ends(
                 data, ord(self._delimiter), self._quote, self._comment, self._max_record, final
             )
         else:

@@ -17,9 +17,9 @@ import polars as pl
 from numpy.typing import NDArray
 from polars.exceptions import PolarsError
 
-from connectors.formats.kernels import json_scan
 from connectors.formats.kernels.paths import JsonShape, PathStep, parse_path, value_at
 from connectors.formats.values.casts import Coerce, cast, may_be_another, swap_points_and_commas
+from connectors.formats.walks import json_scan
 from engine.types import RESERVED, Schema, Unit, element_type, is_deep
 
 NULL_WORDS = (
@@ -258,7 +258,7 @@ def spans_lines(lines: bytes) -> bool:
 
 def _judged(lines: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return where lines begin and end, and their verdicts from
-    `connectors.formats.kernels.json_scan`."""
+    `connectors.formats.walks.json_scan`."""
     data = np.frombuffer(lines, np.uint8)
     bounds = np.concatenate([[0], np.flatnonzero(data == NEWLINE) + 1]).astype(np.int64)
     if bounds[-1] < len(data):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from connectors.formats.kernels.swar import compiled
+from connectors.formats.kernels.recode import recode
 from engine.types import Records, Values
 
 ASCII = bytes(range(128))
@@ -65,7 +65,7 @@ class Transcoder:
         sizes = np.diff(self.bounds)[part]
         ends = np.concatenate([[0], np.cumsum(sizes)])
         out = np.empty(int(ends[-1]), np.uint8)
-        _recode(part, self.data, self.bounds, out)
+        recode(part, self.data, self.bounds, out)
         recoded_values = replace(values, data=out, bounds=ends[values.bounds - values.bounds[0]])
         return replace(records, values=recoded_values)
 
@@ -82,15 +82,6 @@ def _waits_for_more(byte: bytes, codec: codecs.CodecInfo) -> bool:
     decoder = codec.incrementaldecoder("ignore")
     decoder.decode(byte)
     return bool(decoder.getstate()[0])
-
-
-@compiled
-def _recode(data, table, bounds, out):  # type: ignore[no-untyped-def]
-    to = 0
-    for byte in data:
-        for at in range(bounds[byte], bounds[byte + 1]):
-            out[to] = table[at]
-            to += 1
 
 
 __all__ = ["Transcoder"]

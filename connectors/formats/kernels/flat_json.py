@@ -1,38 +1,33 @@
-"""Decodes flat JSON objects to columns, in one compiled walk over their bytes.
-
-It takes the lines that it is sure of: keys and strings without escapes, numbers that have one
-nearest double beyond doubt, each value of its column's type; numbers in a column of text keep the
-text that they are written as. The others are left to the parser:
-`Ndjson` puts both together, and `tests/connectors/formats/test_flat_json.py` holds that the result
-is the parser's own.
-
-Numbers: where mantissa and power of ten are exact doubles (at most 2**53 and 10**22), one
-multiplication or division rounds once (W. D. Clinger, "How to Read Floating Point Numbers
-Accurately", 1990). Elsewhere the product is taken in twice the precision (T. J. Dekker, "A
-Floating-Point Technique for Extending the Available Precision", 1971), and counts where the error
-that is left cannot change how it rounds (A. Ziv, "Fast Evaluation of Elementary Mathematical
-Functions with Correctly Rounded Last Bit", 1991).
-"""
+"""One walk over flat JSON objects: their fields to columns."""
 
 from __future__ import annotations
 
 from fractions import Fraction
 
 import numpy as np
-import polars as pl
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from connectors.formats.kernels.rows import gather, is_utf8
+from connectors.formats.kernels.bytes import (
+    CLOSE_OBJECT,
+    COLON,
+    COMMA,
+    CR,
+    DQUOTE,
+    LF,
+    LOWER_E,
+    MINUS,
+    NINE,
+    OPEN_OBJECT,
+    PLUS,
+    POINT,
+    SPACE,
+    TAB,
+    ZERO,
+)
 from connectors.formats.kernels.swar import HIGH, ONES, compiled, digits, equal, first, load, number
-from engine.types import Schema, Values
 
 FLOAT, INT64, INT32, BOOL, TEXT, STRING = range(6)
 """What a column accepts: `TEXT` numbers and words too, as written, `STRING` strings only."""
-FLAT_TYPES: dict[pl.DataType, int] = {
-    pl.Float64(): FLOAT, pl.Int64(): INT64, pl.Int32(): INT32, pl.Boolean(): BOOL,
-    pl.String(): TEXT,
-}  # fmt: skip
 UNSEEN, VALUE, NULL = 0, 1, 2
 LEFT, TAKEN, WIDE = 0, 1, 2
 """The verdict on a line: not sure, taken, taken if it is UTF-8."""
@@ -40,8 +35,6 @@ QUOTES, ESCAPES, BLANKS = ONES * np.uint8(34), ONES * np.uint8(92), ONES * np.ui
 TRUE, FALS, NONE = (np.uint64(int.from_bytes(w, "little")) for w in (b"true", b"fals", b"null"))
 SIGNS = np.array([1.0, -1.0])
 TENS = np.array([10**k for k in range(9)])
-SPARE = 64
-"""The bytes that must follow the last line of a buffer."""
 GLUE = 8
 """The most words between two values that are expected again."""
 STRANGERS = 32
@@ -62,102 +55,16 @@ DOUBLED = _doubled()
 """10**k as the sum of two doubles, from k = LEAST on."""
 
 
-class FlatJson:
-    """A schema of plain columns, as arrays for the walk."""
-
-    def __init__(self, schema: Schema, *, strict: bool = False) -> None:
-        self._schema = schema
-        kinds = [FLAT_TYPES[dtype] for dtype in schema.values()]
-        self._kinds = np.array(kinds, np.int64)
-        self._taken = np.where(strict & (self._kinds == TEXT), STRING, self._kinds)
-        # A column's row in the array of its kind.
-        same = [INT64 if dtype == INT32 else dtype for dtype in kinds]
-        self._slots = np.array([same[:i].count(k) for i, k in enumerate(same)], np.int64)
-        names = [name.encode() for name in schema]
-        self._names = np.frombuffer(b"".join(names), np.uint8)
-        self._bounds = np.cumsum([0, *map(len, names)]).astype(np.int64)
-
-    @classmethod
-    def of(cls, schema: Schema, *, strict: bool = False) -> FlatJson | None:
-        """Return the schema; None if the walk does not support a column's type.
-
-        Args:
-            strict: only strings are text; a line where something else stands there is left.
-        """
-        known = bool(schema) and all(dtype in FLAT_TYPES for dtype in schema.values())
-        return cls(schema, strict=strict) if known else None
-
-    def decode(self, values: Values) -> tuple[pl.DataFrame, NDArray[np.bool_]]:
-        """Return columns of n rows, and which of the n lines were taken; the other rows are
-        garbage."""
-        n, kinds = len(values), self._kinds
-        floats = np.empty((int((kinds == FLOAT).sum()), n))
-        ints = np.empty((int(((kinds == INT64) | (kinds == INT32)).sum()), n), np.int64)
-        bools = np.zeros((int((kinds == BOOL).sum()), n), np.bool_)
-        texts = np.zeros((2, int((kinds == TEXT).sum()), n), np.int64)
-        seen = np.zeros((len(kinds), n), np.uint8)
-        verdicts = np.zeros(n, np.uint8)
-        # The walk reads words, so the last lines of a buffer go where there is room behind them.
-        inner = int(np.searchsorted(values.bounds[1:], len(values.data) - SPARE, "right"))
-        last = values.bounds[inner:]
-        rest = np.zeros(int(last[-1] - last[0]) + SPARE, np.uint8)
-        rest[:-SPARE] = values.data[last[0] : last[-1]]
-        guesses = 1 + len(kinds) + STRANGERS
-        glue, masks = np.zeros((2, guesses, GLUE), np.uint64)
-        leads = np.zeros((guesses, 3), np.int64)
-        for data, bounds, row, shift in (
-            (values.data, values.bounds[: inner + 1], 0, 0),
-            (rest, last - last[0], inner, int(last[0])),
-        ):
-            _walk(
-                data, bounds, row, shift, self._names, self._bounds, self._taken, self._slots,
-                floats, ints, bools, texts, seen, verdicts, glue, masks, leads,
-            )  # fmt: skip
-        taken = verdicts != LEFT
-        if (verdicts == WIDE).any():
-            taken &= is_utf8(values)
-        columns = []
-        for i, (name, dtype) in enumerate(self._schema.items()):
-            slot, present = self._slots[i], seen[i] == VALUE
-            if kinds[i] == TEXT:
-                column = _text(values.data, texts[0, slot], texts[1, slot], present & taken)
-            else:
-                raw = {FLOAT: floats, BOOL: bools}.get(int(kinds[i]), ints)[slot]
-                column = pl.Series(raw)
-                if not present.all():
-                    column = column.zip_with(
-                        pl.Series(present), pl.Series([None], dtype=column.dtype)
-                    )
-            columns.append(column.cast(dtype).alias(name))
-        return pl.DataFrame(columns), taken
-
-
-def _text(
-    data: NDArray[np.uint8],
-    starts: NDArray[np.int64],
-    sizes: NDArray[np.int64],
-    present: NDArray[np.bool_],
-) -> pl.Series:
-    """Return pieces of a buffer, known to be UTF-8, as a column."""
-    gathered = gather(data, starts, np.where(present, sizes, -1))
-    valid = None if present.all() else pa.py_buffer(np.packbits(present, bitorder="little"))
-    buffers = [valid, pa.py_buffer(gathered.bounds), pa.py_buffer(gathered.data)]
-    array = pa.Array.from_buffers(pa.large_string(), len(starts), buffers)
-    series = pl.from_arrow(array)
-    assert isinstance(series, pl.Series)
-    return series
-
-
 @compiled
-def _blanks(data, at, end):  # type: ignore[no-untyped-def]
+def _blanks(data, at, end):
     """Return the index after the white space."""
-    while at < end and (data[at] == 32 or data[at] == 10 or data[at] == 13 or data[at] == 9):
+    while at < end and (data[at] == SPACE or data[at] == LF or data[at] == CR or data[at] == TAB):
         at += 1
     return at
 
 
 @compiled
-def _string(data, at, end):  # type: ignore[no-untyped-def]
+def _string(data, at, end):
     """Return the index of a string's closing quote, and whether all bytes were ASCII; -1 if it
     does not end, or holds an escape or a control character."""
     seen = np.uint64(0)
@@ -167,7 +74,7 @@ def _string(data, at, end):  # type: ignore[no-untyped-def]
         if stops:
             n = first(stops)
             at += n
-            if at >= end or data[at] != 34:
+            if at >= end or data[at] != DQUOTE:
                 break
             seen |= word & ((np.uint64(1) << np.uint64(8 * n)) - np.uint64(1))
             return at, seen & HIGH == 0
@@ -177,7 +84,7 @@ def _string(data, at, end):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _column(data, start, stop, names, bounds, expected):  # type: ignore[no-untyped-def]
+def _column(data, start, stop, names, bounds, expected):
     """Return the column of a key, trying the expected one first; -1 for none."""
     n = len(bounds) - 1
     for k in range(n):
@@ -198,13 +105,13 @@ def _column(data, start, stop, names, bounds, expected):  # type: ignore[no-unty
 
 
 @compiled
-def _literal(data, at, end):  # type: ignore[no-untyped-def]
+def _literal(data, at, end):
     """Return the index after true, false or null, and which it is: 1, 0, 2; -1 for anything
     else."""
     word = load(data, at) & np.uint64(0xFFFFFFFF)
     if word == TRUE and at + 4 <= end:
         return at + 4, 1
-    if word == FALS and at + 5 <= end and data[at + 4] == 101:
+    if word == FALS and at + 5 <= end and data[at + 4] == LOWER_E:
         return at + 5, 0
     if word == NONE and at + 4 <= end:
         return at + 4, 2
@@ -212,7 +119,7 @@ def _literal(data, at, end):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _digits(data, at, end, mantissa):  # type: ignore[no-untyped-def]
+def _digits(data, at, end, mantissa):
     """Return the index after a run of digits, and the integer of those and the earlier ones."""
     word = load(data, at)
     n = digits(word)
@@ -228,7 +135,7 @@ def _digits(data, at, end, mantissa):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _number(data, at, end):  # type: ignore[no-untyped-def]
+def _number(data, at, end):
     """Return the index after a number; its digits as one integer, their number, the power of ten
     to multiply with, and whether it is written as an integer. -1 if it is not a number, and an
     index after `end` if it does not end before."""
@@ -237,12 +144,12 @@ def _number(data, at, end):  # type: ignore[no-untyped-def]
     if mantissa < 0 or mantissa > 9:
         return -1, mantissa, 0, 0, True
     at += 1
-    if 48 <= data[at] <= 57:
+    if ZERO <= data[at] <= NINE:
         if mantissa == 0:
             return -1, mantissa, 0, 0, True
         at, mantissa = _digits(data, at, end, mantissa)
-    count = at - begin - np.int64(data[begin] == 48)
-    if data[at] == 46:
+    count = at - begin - np.int64(data[begin] == ZERO)
+    if data[at] == POINT:
         whole = False
         at += 1
         point = at
@@ -253,18 +160,18 @@ def _number(data, at, end):  # type: ignore[no-untyped-def]
         zero = count == 0
         count -= power
         if zero and count > MOST_DIGITS:  # unless they begin with zeros
-            while point < at and data[point] == 48:
+            while point < at and data[point] == ZERO:
                 point += 1
                 count -= 1
-    if data[at] | 32 == 101:
+    if data[at] | 32 == LOWER_E:
         whole = False
         at += 1
         sign = 1
-        if data[at] == 43 or data[at] == 45:
+        if data[at] == PLUS or data[at] == MINUS:
             sign = 44 - int(data[at])
             at += 1
         exponent, start = 0, at
-        while at < end and 48 <= data[at] <= 57:
+        while at < end and ZERO <= data[at] <= NINE:
             exponent = min(exponent * 10 + int(data[at]) - 48, 100_000)
             at += 1
         if at == start:
@@ -274,7 +181,7 @@ def _number(data, at, end):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _product(mantissa, power):  # type: ignore[no-untyped-def]
+def _product(mantissa, power):
     """Return the double nearest to mantissa * 10**power, and whether that is certain."""
     if power < LEAST or power > MOST:
         return 0.0, False
@@ -298,33 +205,38 @@ def _product(mantissa, power):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _key(data, at, end, fresh, names, bounds, expected):  # type: ignore[no-untyped-def]
+def _key(data, at, end, fresh, names, bounds, expected):
     """Go from the end of a value (or a line's start) to the next value's first byte; return its
     column, -1 for none, and whether the key is ASCII. -1 if unsure; column `DONE` at the end of
     the line."""
     at = _blanks(data, at, end)
-    if at >= end or data[at] != (123 if fresh else 44):
-        if not fresh and at < end and data[at] == 125 and _blanks(data, at + 1, end) == end:
+    if at >= end or data[at] != (OPEN_OBJECT if fresh else COMMA):
+        if (
+            not fresh
+            and at < end
+            and data[at] == CLOSE_OBJECT
+            and _blanks(data, at + 1, end) == end
+        ):
             return at, DONE, True
         return -1, 0, True
     at = _blanks(data, at + 1, end)
-    if fresh and at < end and data[at] == 125:
+    if fresh and at < end and data[at] == CLOSE_OBJECT:
         return (at if _blanks(data, at + 1, end) == end else -1), DONE, True
-    if at >= end or data[at] != 34:
+    if at >= end or data[at] != DQUOTE:
         return -1, 0, True
     stop, ascii = _string(data, at + 1, end)
     if stop < 0:
         return -1, 0, True
     column = _column(data, at + 1, stop, names, bounds, expected)
     at = _blanks(data, stop + 1, end)
-    if at >= end or data[at] != 58:
+    if at >= end or data[at] != COLON:
         return -1, 0, True
     at = _blanks(data, at + 1, end)
     return (at if at < end else -1), column, ascii
 
 
 @compiled
-def _learned(data, start, stop, guess, column, ascii, glue, masks, leads):  # type: ignore[no-untyped-def]
+def _learned(data, start, stop, guess, column, ascii, glue, masks, leads):
     """Expect these bytes in this place from now on, if they are not too many."""
     size = stop - start
     leads[guess, 0] = 0
@@ -341,7 +253,7 @@ def _learned(data, start, stop, guess, column, ascii, glue, masks, leads):  # ty
 
 
 @compiled
-def _line(  # type: ignore[no-untyped-def]
+def _line(
     data, at, end, row, shift, names, name_bounds, kinds, slots, floats, ints, bools, texts, seen,
     glue, masks, leads,
 ):  # fmt: skip
@@ -378,7 +290,7 @@ def _line(  # type: ignore[no-untyped-def]
             return LEFT
         expected_kind = kinds[column] if column >= 0 else -1
         byte = data[at]
-        minus = byte == 45  # as good as chance: nothing may wait for it
+        minus = byte == MINUS  # as good as chance: nothing may wait for it
         if minus | (np.uint8(byte - 48) < 10):
             begin = at
             at, mantissa, count, power, whole = _number(data, at + np.int64(minus), end)
@@ -402,7 +314,7 @@ def _line(  # type: ignore[no-untyped-def]
                             return LEFT
                     if counts:
                         floats[slots[column], row] = value * SIGNS[np.int64(minus)]
-                elif expected_kind == INT64 or expected_kind == INT32:  # noqa: SIM109 - compiled, a tuple is slower
+                elif expected_kind == INT64 or expected_kind == INT32:
                     value_int = mantissa * (1 - 2 * np.int64(minus))
                     if not whole or (
                         expected_kind == INT32 and not -(1 << 31) <= value_int < (1 << 31)
@@ -414,7 +326,7 @@ def _line(  # type: ignore[no-untyped-def]
                     return LEFT
                 if counts:
                     seen[column, row] = VALUE
-        elif byte == 34:
+        elif byte == DQUOTE:
             stop, ascii = _string(data, at + 1, end)
             if stop < 0 or (column >= 0 and expected_kind < TEXT):
                 return LEFT
@@ -441,7 +353,7 @@ def _line(  # type: ignore[no-untyped-def]
                 seen[column, row] = NULL if literal == 2 else VALUE
         if at >= end:
             return LEFT
-        if data[at] == 125:
+        if data[at] == CLOSE_OBJECT:
             return wide if _blanks(data, at + 1, end) == end else LEFT
         step += 1
         if column >= 0:
@@ -452,7 +364,7 @@ def _line(  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _walk(  # type: ignore[no-untyped-def]
+def walk_flat(
     data, bounds, row, shift, names, name_bounds, kinds, slots, floats, ints, bools, texts, seen,
     verdicts, glue, masks, leads,
 ):  # fmt: skip
@@ -472,4 +384,17 @@ def _walk(  # type: ignore[no-untyped-def]
         )  # fmt: skip
 
 
-__all__ = ["FlatJson"]
+__all__ = [
+    "BOOL",
+    "FLOAT",
+    "GLUE",
+    "INT32",
+    "INT64",
+    "LEFT",
+    "STRANGERS",
+    "STRING",
+    "TEXT",
+    "VALUE",
+    "WIDE",
+    "walk_flat",
+]

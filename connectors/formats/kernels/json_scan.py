@@ -1,25 +1,28 @@
-"""Finds the lines of JSON a parser would reject, in one compiled walk over their bytes.
-
-The parser says that one of many lines is wrong, not which. The walk is as strict as the parser
-about syntax (RFC 8259, UTF-8) and stricter about types: what it lets pass, the parser takes; what
-it calls broken, the parser does not; about the rest it says so, and those few lines are parsed with
-care. `tests/connectors/formats/test_ndjson.py` holds it against the parser.
-"""
+"""One walk over JSON of any depth: what a parser would reject, and why."""
 
 from __future__ import annotations
 
-import dataclasses
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import numba
 import numpy as np
-import polars as pl
-from numpy.typing import NDArray
 
-from connectors.formats.kernels.paths import JsonShape, PathNode, PathStep
-from engine.types import element_type, field_types
+from connectors.formats.kernels.bytes import (
+    BACKSLASH,
+    CLOSE_ARRAY,
+    CLOSE_OBJECT,
+    COLON,
+    COMMA,
+    CR,
+    DQUOTE,
+    LF,
+    MINUS,
+    NINE,
+    OPEN_ARRAY,
+    OPEN_OBJECT,
+    POINT,
+    SPACE,
+    TAB,
+    ZERO,
+)
 
 FITS, SUSPECT, UNSURE, DEEP = 0, 1, 2, 3
 """The verdict on a line: the parser takes it; a value may not fit its column; only the parser
@@ -28,30 +31,17 @@ BLANK, NO_OBJECT, ENDS, PLACE, BEHIND, NOT_UTF8 = 10, 11, 12, 13, 14, 15
 """The verdicts on lines that are not a JSON object."""
 BROKEN = BLANK
 """From here on, verdicts are on lines that are not a JSON object."""
-BROKEN_REASONS = {
-    BLANK: "the line is blank",
-    NO_OBJECT: "it is another value",
-    ENDS: "it ends too early",
-}
 TOKENS = ("nothing", "string", "integer", "float", "bool", "array", "object", "null")
 """The kinds of values; a line's token of a node is an index into these."""
-
 OTHERS = -2
 """The index of the list elements that no column reads; the parser checks them anyway."""
 QUOTE = np.uint8(34)
-HALF = re.compile(rb"\\u[dD][89a-fA-F]")
-"""An escape that may be half of a surrogate pair."""
 DEPTH = 128
 """The levels the walk descends; deeper lines are left to the parser (its own limit is 1,024)."""
 OBJECT, LIST, TEXT, FLOAT, INT64, INT32, BOOL, DATE, MOMENT, OTHER, STRING, FLOAT32 = range(12)
 DECIMAL, INTEGER = 12, 13
 """What a node expects: `TEXT` accepts anything as its text, `STRING` only strings; `DECIMAL` all
 numbers, however many digits its column holds; `INTEGER` stands for the other integer sizes."""
-NODE_KINDS: dict[type[pl.DataType], int] = {
-    pl.String: TEXT, pl.Binary: TEXT, pl.Float64: FLOAT, pl.Float32: FLOAT32, pl.Int64: INT64,
-    pl.Int32: INT32, pl.Boolean: BOOL, pl.Date: DATE, pl.Datetime: MOMENT, pl.Decimal: DECIMAL,
-    **dict.fromkeys([pl.Int8, pl.Int16, pl.UInt8, pl.UInt16, pl.UInt32, pl.UInt64], INTEGER),
-}  # fmt: skip
 VALUE, FIRST_KEY, KEY, FIRST_ITEM, AFTER = range(5)
 SAYS = np.arange(256).astype(np.uint8)
 SAYS[[*b"bfnrt"]] = [*b"\b\f\n\r\t"]
@@ -60,183 +50,8 @@ LEADS = np.array([0, 0, 0xC0, 0xE0, 0xF0])
 """The first byte of a UTF-8 character, by its length."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scan:
-    """The verdicts on n lines.
-
-    Attributes:
-        verdicts: shape (n,).
-        places: byte of the line where it breaks, shape (n,).
-        tokens: what stands at each node of the tree, shape (n, nodes), or (n, 0).
-        spans: from which byte of the buffer to which, shape (n, nodes, 2), or (n, 0, 2); zeros
-            where nothing stands there, or its end was not seen.
-    """
-
-    verdicts: NDArray[np.int64]
-    places: NDArray[np.int64]
-    tokens: NDArray[np.int8]
-    spans: NDArray[np.int64]
-
-
-class Tree:
-    """A shape as arrays, for the walk.
-
-    Args:
-        strict: nothing but a string fits a column of text.
-
-    Attributes:
-        nodes: in the arrays' order.
-    """
-
-    def __init__(self, shape: JsonShape, *, strict: bool = False) -> None:
-        root = _with_others(shape.root)
-        self.nodes: list[PathNode] = list(root.walk())
-        number = {id(node): i for i, node in enumerate(self.nodes)}
-        self._number = {node.path: i for i, node in reversed([*enumerate(self.nodes)])}
-        table = np.full((len(self.nodes), 6), -1, np.int64)
-        names = b""
-        for i, node in enumerate(self.nodes):
-            node_kind = _kind(node)
-            table[i, 0] = STRING if strict and node_kind == TEXT else node_kind
-            before = -1
-            for step, child in node.below.items():
-                at = number[id(child)]
-                if before < 0:
-                    table[i, 1] = at
-                else:
-                    table[before, 2] = at
-                before = at
-                if isinstance(step, int):
-                    table[at, 5] = step
-                else:
-                    table[at, 3] = len(names)
-                    names += step.encode()
-                    table[at, 4] = len(names)
-        self._table = table
-        self._names = np.frombuffer(names, np.uint8)
-
-    def number(self, node: PathNode) -> int:
-        """Return the index of a node in `nodes`."""
-        return self._number[node.path]
-
-    def scan(
-        self, data: NDArray[np.uint8], bounds: NDArray[np.int64], *, tokens: bool = False
-    ) -> Scan:
-        """Scan line i, ``data[bounds[i]:bounds[i + 1]]``; the line break may be part of it."""
-        n = len(bounds) - 1
-        verdicts, places = np.zeros(n, np.int64), np.zeros(n, np.int64)
-        seen = np.zeros((n, len(self.nodes) if tokens else 0), np.int8)
-        spans = np.zeros((*seen.shape, 2), np.int64)
-        unmarked = np.zeros(0, np.bool_)
-        _scan(data, bounds, self._table, self._names, verdicts, places, seen, spans, unmarked)
-        return Scan(verdicts=verdicts, places=places, tokens=seen, spans=spans)
-
-    def quoted(
-        self, data: NDArray[np.uint8], bounds: NDArray[np.int64]
-    ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Return the lines with quotes around numbers that the parser would not keep as written:
-        those in a text column; those with a point or exponent in an integer or decimal column,
-        which it makes floats; and those with more digits than it reads. Lines that are not a
-        JSON object are unchanged."""
-        n = len(bounds) - 1
-        marks = np.zeros(len(data) + 1, np.bool_)
-        seen, spans = np.zeros((n, 0), np.int8), np.zeros((n, 0, 2), np.int64)
-        verdicts = np.zeros(n, np.int64)
-        places = np.zeros(n, np.int64)
-        _scan(data, bounds, self._table, self._names, verdicts, places, seen, spans, marks)
-        at = np.flatnonzero(marks)
-        if not len(at):
-            return data, bounds
-        out = np.empty(len(data) + len(at), np.uint8)
-        _quote(data, at, out)
-        return out, bounds + np.searchsorted(at, bounds)
-
-
-def twice(
-    data: NDArray[np.uint8], bounds: NDArray[np.int64], keys: Sequence[str]
-) -> NDArray[np.bool_]:
-    """Return which lines have one of these keys more than once, shape (n,): readers do not agree
-    on which value counts."""
-    encoded = [key.encode() for key in keys]
-    names = np.frombuffer(b"".join(encoded), np.uint8)
-    ends = np.cumsum([0, *map(len, encoded)]).astype(np.int64)
-    found = np.zeros(len(bounds) - 1, np.bool_)
-    _twice(data, bounds, names, ends, np.zeros(len(keys), np.int64), found)
-    return found
-
-
-def halved_pairs(data: NDArray[np.uint8], bounds: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return which lines have half of a surrogate pair."""
-    found = np.zeros(len(bounds) - 1, np.bool_)
-    if HALF.search(data.data):
-        _halves(data, bounds, found)
-    return found
-
-
-def words(
-    data: NDArray[np.uint8], starts: NDArray[np.int64], scan: Scan, at: NDArray[np.int64]
-) -> pl.Series:
-    """Return why each of the broken lines `at` is not a JSON object; shape (len(at),)."""
-    codes, places = scan.verdicts[at], scan.places[at]
-    inside = np.minimum(starts[at] + places, max(0, len(data) - 1))
-    byte = data[inside] if len(data) else np.zeros(len(at), np.uint8)
-    shown = pl.Series(np.where((byte > 32) & (byte < 127), byte, ord("?")).astype(np.uint8))
-    sign = shown.replace_strict({i: chr(i) for i in range(33, 127)}, return_dtype=pl.String)
-    frame = pl.DataFrame({"code": codes, "place": places, "sign": sign})
-    code, place = pl.col("code"), pl.col("place")
-    why = (
-        pl.when(code == PLACE)
-        .then(pl.format("byte {} ('{}') is out of place", place, "sign"))
-        .when(code == BEHIND)
-        .then(pl.format("byte {} ('{}') is behind its end", place, "sign"))
-        .otherwise(code.replace_strict(BROKEN_REASONS, default="", return_dtype=pl.String))
-    )
-    return frame.select(pl.format("Expected a JSON object: {}.", why)).to_series()
-
-
-def _with_others(node: PathNode) -> PathNode:
-    """Return the tree as the parser sees it: all elements of a list have the same fields,
-    including elements that no column reads; columns of lists or objects have their declared
-    types."""
-    below = {step: _with_others(child) for step, child in node.below.items()}
-    if isinstance(node.kind, pl.List):
-        inner = PathNode(path=f"{node.path}[]", kind=element_type(node.kind))
-        below = {OTHERS: _with_others(inner)}
-    elif isinstance(node.kind, pl.Struct):
-        below = {
-            name: _with_others(PathNode(path=f"{node.path}\n{name}", kind=kind))
-            for name, kind in field_types(node.kind).items()
-        }
-    elif node.is_list:
-        every = _merge_nodes([*below.values()], f"{node.path}[]")
-        below = {step: _merge_nodes([child, every], child.path) for step, child in below.items()}
-        below[OTHERS] = every
-    return dataclasses.replace(node, below=below)
-
-
-def _merge_nodes(nodes: list[PathNode], path: str) -> PathNode:
-    """Return one node with everything below any of these. What is not below the first gets a
-    path that no column has."""
-    steps = dict.fromkeys(step for node in nodes for step in node.below)
-    below: dict[PathStep, PathNode] = {}
-    for step in steps:
-        same = [node.below[step] for node in nodes if step in node.below]
-        own = nodes[0].path == path and step in nodes[0].below
-        below[step] = _merge_nodes(same, same[0].path if own else f"{path}\n{step}")
-    return PathNode(path=path, kind=nodes[0].kind, below=below)
-
-
-def _kind(node: PathNode) -> int:
-    if node.kind is None or isinstance(node.kind, pl.List | pl.Struct):
-        return LIST if node.is_list else OBJECT
-    return NODE_KINDS.get(type(node.kind), OTHER)
-
-
-# --------------------------------------------------------------------------------------- compiled
-
-
 @numba.njit(nogil=True, cache=True)
-def _utf8(data, at, stop):  # type: ignore[no-untyped-def]
+def _utf8(data, at, stop):
     """Return whether the bytes are UTF-8 (Unicode, table 3-7)."""
     while at < stop:
         byte = data[at]
@@ -268,19 +83,19 @@ def _utf8(data, at, stop):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def _string(data, at, stop):  # type: ignore[no-untyped-def]
+def _string(data, at, stop):
     """Scan the string at `at`: return (byte after its quote, 1 if it has escapes, 2 if the
     parser must judge them), or (where it breaks, -1), or (end of line, -2) if it has no end."""
     odd = 0
     while at < stop:
         byte = data[at]
-        if byte == 34:
+        if byte == DQUOTE:
             return at + 1, odd
-        if byte == 10:  # the end of the line
+        if byte == LF:  # the end of the line
             return at, -2
         if byte < 32:
             return at, -1
-        if byte != 92:
+        if byte != BACKSLASH:
             at += 1
             continue
         odd = max(odd, 1)
@@ -296,18 +111,23 @@ def _string(data, at, stop):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def _halves(data, bounds, found):  # type: ignore[no-untyped-def]
+def mark_halves(data, bounds, found):
     """Mark the lines with an escape that is half of a surrogate pair."""
     for line in range(len(found)):
         at, size = bounds[line], bounds[line + 1]
         while at < size:
-            if data[at] != 92 or at + 1 >= size:
+            if data[at] != BACKSLASH or at + 1 >= size:
                 at += 1
             elif data[at + 1] != 117 or at + 6 > size:
                 at += 2
             else:
                 half = _half(data, at)
-                pair = half == 1 and at + 12 <= size and data[at + 6] == 92 and data[at + 7] == 117
+                pair = (
+                    half == 1
+                    and at + 12 <= size
+                    and data[at + 6] == BACKSLASH
+                    and data[at + 7] == 117
+                )
                 if pair and _half(data, at + 6) == 2:
                     at += 6
                 elif half:
@@ -316,7 +136,7 @@ def _halves(data, bounds, found):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def _half(data, at):  # type: ignore[no-untyped-def]
+def _half(data, at):
     """Return whether the escape at `at` is the first (1) or second (2) half of a pair; 0 for
     others."""
     if data[at + 2] | 32 != 100:
@@ -328,13 +148,13 @@ def _half(data, at):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def _unescaped(data, at, stop):  # type: ignore[no-untyped-def]
+def _unescaped(data, at, stop):
     """Return the bytes inside a string with escapes resolved; arbitrary for invalid escapes."""
     out = np.empty(stop - at, np.uint8)
     to = 0
     while at < stop:
         byte = data[at]
-        if byte != 92 or at + 1 >= stop:
+        if byte != BACKSLASH or at + 1 >= stop:
             out[to] = byte
             to += 1
             at += 1
@@ -359,7 +179,7 @@ def _unescaped(data, at, stop):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def _hex(data, at):  # type: ignore[no-untyped-def]
+def _hex(data, at):
     """Return the number of four hexadecimal digits."""
     code = 0
     for i in range(at, at + 4):
@@ -369,7 +189,7 @@ def _hex(data, at):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def _twice(data, bounds, names, ends, lines, found):  # type: ignore[no-untyped-def]
+def mark_twice(data, bounds, names, ends, lines, found):
     """Find duplicate keys, see `twice`. `lines` are the last that had each key, counted from 1."""
     for line in range(len(found)):
         depth, key, expected = 0, False, 0
@@ -377,11 +197,11 @@ def _twice(data, bounds, names, ends, lines, found):  # type: ignore[no-untyped-
         while at < stop:
             byte = data[at]
             at += 1
-            if byte == 34:
+            if byte == DQUOTE:
                 start, odd = at, False
-                while at < stop and data[at] != 34:
-                    odd |= data[at] == 92
-                    at += 2 if data[at] == 92 else 1
+                while at < stop and data[at] != DQUOTE:
+                    odd |= data[at] == BACKSLASH
+                    at += 2 if data[at] == BACKSLASH else 1
                 if key:
                     key = False
                     if odd:
@@ -394,19 +214,19 @@ def _twice(data, bounds, names, ends, lines, found):  # type: ignore[no-untyped-
                         lines[i] = line + 1
                         expected = i + 1 if i + 1 < len(lines) else 0
                 at += 1
-            elif byte == 44:
+            elif byte == COMMA:
                 key = depth == 1
-            elif byte == 123 or byte == 91:
+            elif byte == OPEN_OBJECT or byte == OPEN_ARRAY:
                 depth += 1
-                key = byte == 123 and depth == 1
-            elif byte == 125 or byte == 93:
+                key = byte == OPEN_OBJECT and depth == 1
+            elif byte == CLOSE_OBJECT or byte == CLOSE_ARRAY:
                 depth -= 1
                 if depth == 0:
                     break
 
 
 @numba.njit(nogil=True, cache=True)
-def _index(data, start, stop, names, ends, expected):  # type: ignore[no-untyped-def]
+def _index(data, start, stop, names, ends, expected):
     """Return which of the names is there, trying the expected one first; -1 for none."""
     n = len(ends) - 1
     for k in range(n):
@@ -418,7 +238,7 @@ def _index(data, start, stop, names, ends, expected):  # type: ignore[no-untyped
 
 
 @numba.njit(nogil=True, cache=True)
-def _same(data, start, stop, names, first, end):  # type: ignore[no-untyped-def]
+def _same(data, start, stop, names, first, end):
     if stop - start != end - first:
         return False
     for j in range(stop - start):  # noqa: SIM110 - compiled
@@ -428,24 +248,24 @@ def _same(data, start, stop, names, first, end):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def _number(data, at, stop):  # type: ignore[no-untyped-def]
+def _number(data, at, stop):
     """Scan the number at `at`: return (byte after it, digits, 0 for an integer or 1 for a
     fraction, plus 2 if it is so long or large that the parser must judge it), or (where it
     breaks, -1, 0)."""
-    if data[at] == 45:
+    if data[at] == MINUS:
         at += 1
     first = at
-    while at < stop and 48 <= data[at] <= 57:
+    while at < stop and ZERO <= data[at] <= NINE:
         at += 1
     digits = at - first
-    if digits == 0 or (digits > 1 and data[first] == 48):
+    if digits == 0 or (digits > 1 and data[first] == ZERO):
         return at, -1, 0
     number_kind = 0
-    if at < stop and data[at] == 46:
+    if at < stop and data[at] == POINT:
         number_kind = 1
         first = at + 1
         at += 1
-        while at < stop and 48 <= data[at] <= 57:
+        while at < stop and ZERO <= data[at] <= NINE:
             at += 1
         if at == first:
             return at, -1, 0
@@ -457,7 +277,7 @@ def _number(data, at, stop):  # type: ignore[no-untyped-def]
             at += 1
         first = at
         size = 0
-        while at < stop and 48 <= data[at] <= 57:
+        while at < stop and ZERO <= data[at] <= NINE:
             size = min(size * 10 + data[at] - 48, 10_000)
             at += 1
         if at == first:
@@ -468,7 +288,7 @@ def _number(data, at, stop):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def _quote(data, places, out):  # type: ignore[no-untyped-def]
+def quote_texts(data, places, out):
     """Copy with a quote before each of the bytes at these places."""
     at = 0
     for i in range(len(places)):
@@ -480,22 +300,22 @@ def _quote(data, places, out):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def _digits(data, at, count):  # type: ignore[no-untyped-def]
+def _digits(data, at, count):
     """Return the number of `count` digits at `at`, or -1."""
     value = 0
     for i in range(at, at + count):
-        if not 48 <= data[i] <= 57:
+        if not ZERO <= data[i] <= NINE:
             return -1
         value = value * 10 + data[i] - 48
     return value
 
 
 @numba.njit(nogil=True, cache=True)
-def _moment(data, at, stop, whole):  # type: ignore[no-untyped-def]
+def _moment(data, at, stop, whole):
     """Return whether a date (or, not `whole`, a date with a time) is there in the usual form;
     other forms are parsed with care."""
     size = stop - at
-    if size < 10 or data[at + 4] != 45 or data[at + 7] != 45:
+    if size < 10 or data[at + 4] != MINUS or data[at + 7] != MINUS:
         return False
     if _digits(data, at, 4) < 1 or not 1 <= _digits(data, at + 5, 2) <= 12:
         return False
@@ -505,17 +325,17 @@ def _moment(data, at, stop, whole):  # type: ignore[no-untyped-def]
         return True
     if whole or size < 19 or data[at + 10] not in (32, 84):
         return False
-    if data[at + 13] != 58 or data[at + 16] != 58:
+    if data[at + 13] != COLON or data[at + 16] != COLON:
         return False
     if not 0 <= _digits(data, at + 11, 2) <= 23 or not 0 <= _digits(data, at + 14, 2) <= 59:
         return False
     if not 0 <= _digits(data, at + 17, 2) <= 59:
         return False
     at += 19
-    if at < stop and data[at] == 46:
+    if at < stop and data[at] == POINT:
         first = at + 1
         at += 1
-        while at < stop and 48 <= data[at] <= 57:
+        while at < stop and ZERO <= data[at] <= NINE:
             at += 1
         if not 1 <= at - first <= 9:
             return False
@@ -525,7 +345,7 @@ def _moment(data, at, stop, whole):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def _field(data, at, stop, parent, before, table, names):  # type: ignore[no-untyped-def]
+def _field(data, at, stop, parent, before, table, names):
     """Return the node below `parent` for the key between `at` and `stop`, or -1. Keys usually
     keep their order, so the one after `before` (or -1) is tried first."""
     first = table[parent, 1]
@@ -550,7 +370,7 @@ def _field(data, at, stop, parent, before, table, names):  # type: ignore[no-unt
 
 
 @numba.njit(nogil=True, cache=True)
-def _item(parent, index, table):  # type: ignore[no-untyped-def]
+def _item(parent, index, table):
     """Return the node below `parent` for a list's element: its own, or that of all others."""
     node = table[parent, 1]
     while node >= 0:
@@ -561,7 +381,7 @@ def _item(parent, index, table):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def _word(data, at, stop, word):  # type: ignore[no-untyped-def]
+def _word(data, at, stop, word):
     """Return how many bytes of the word are at `at`."""
     for i in range(len(word)):
         if at + i >= stop or data[at + i] != word[i]:
@@ -570,7 +390,7 @@ def _word(data, at, stop, word):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def _scan(data, bounds, table, names, verdicts, places, seen, spans, marks):  # type: ignore[no-untyped-def]
+def scan_lines(data, bounds, table, names, verdicts, places, seen, spans, marks):
     kinds = np.empty(DEPTH, np.int64)  # 1 object, 2 list
     nodes = np.empty(DEPTH, np.int64)
     owners = np.empty(DEPTH, np.int64)
@@ -599,9 +419,7 @@ def _scan(data, bounds, table, names, verdicts, places, seen, spans, marks):  # 
 
 
 @numba.njit(nogil=True, cache=True)
-def _walk(  # type: ignore[no-untyped-def]
-    data, at, stop, table, names, seen, spans, kinds, nodes, owners, counts, last, marks
-):
+def _walk(data, at, stop, table, names, seen, spans, kinds, nodes, owners, counts, last, marks):
     """Walk a line; return (verdict, where it was made). With `marks`, mark the first byte of
     numbers to quote, and the byte after the last. `owners` are the nodes with open values,
     `nodes` those of them that fit."""
@@ -617,7 +435,7 @@ def _walk(  # type: ignore[no-untyped-def]
     state = VALUE
     begun = False
     while True:
-        while at < stop and data[at] <= 32 and data[at] in (32, 9, 13, 10):
+        while at < stop and data[at] <= SPACE and data[at] in (SPACE, TAB, CR, LF):
             at += 1
         if at == stop:
             if state == AFTER and depth < 0:
@@ -629,7 +447,7 @@ def _walk(  # type: ignore[no-untyped-def]
             if depth < 0:
                 return BEHIND, at
             at += 1
-            if byte == 44:
+            if byte == COMMA:
                 if kinds[depth] == 1:
                     state = KEY
                 else:
@@ -638,14 +456,16 @@ def _walk(  # type: ignore[no-untyped-def]
                     node = -1
                     if nodes[depth] >= 0:
                         node = _item(nodes[depth], counts[depth], table)
-            elif (byte == 125 and kinds[depth] == 1) or (byte == 93 and kinds[depth] == 2):
+            elif (byte == CLOSE_OBJECT and kinds[depth] == 1) or (
+                byte == CLOSE_ARRAY and kinds[depth] == 2
+            ):
                 if owners[depth] >= 0:
                     spans[owners[depth], 1] = at
                 depth -= 1
             else:
                 return PLACE, at - 1
             continue
-        if state == FIRST_KEY and byte == 125:
+        if state == FIRST_KEY and byte == CLOSE_OBJECT:
             at += 1
             if owners[depth] >= 0:
                 spans[owners[depth], 1] = at
@@ -653,7 +473,7 @@ def _walk(  # type: ignore[no-untyped-def]
             state = AFTER
             continue
         if state in (KEY, FIRST_KEY):
-            if byte != 34:
+            if byte != DQUOTE:
                 return PLACE, at
             first = at + 1
             at, odd = _string(data, first, stop)
@@ -671,17 +491,17 @@ def _walk(  # type: ignore[no-untyped-def]
                     node = _field(data, first, at - 1, nodes[depth], before, table, names)
                 if node >= 0:
                     last[depth] = node
-            while at < stop and data[at] <= 32 and data[at] in (32, 9, 13, 10):
+            while at < stop and data[at] <= SPACE and data[at] in (SPACE, TAB, CR, LF):
                 at += 1
             if at == stop:
                 return ENDS, at
-            if data[at] != 58:
+            if data[at] != COLON:
                 return PLACE, at
             at += 1
             state = VALUE
             continue
         if state == FIRST_ITEM:
-            if byte == 93:
+            if byte == CLOSE_ARRAY:
                 at += 1
                 if owners[depth] >= 0:
                     spans[owners[depth], 1] = at
@@ -697,8 +517,8 @@ def _walk(  # type: ignore[no-untyped-def]
         expected_kind = -1 if node < 0 else table[node, 0]
         begin = at
         state = AFTER
-        if byte == 123 or byte == 91:
-            token = 6 if byte == 123 else 5
+        if byte == OPEN_OBJECT or byte == OPEN_ARRAY:
+            token = 6 if byte == OPEN_OBJECT else 5
             fits = (
                 expected_kind == TEXT
                 or (expected_kind == OBJECT and token == 6)
@@ -718,7 +538,7 @@ def _walk(  # type: ignore[no-untyped-def]
             at += 1
         elif depth < 0:
             return NO_OBJECT, at
-        elif byte == 34:
+        elif byte == DQUOTE:
             token = 1
             first = at + 1
             at, odd = _string(data, first, stop)
@@ -737,7 +557,7 @@ def _walk(  # type: ignore[no-untyped-def]
             if same < len(word):
                 return (ENDS if at == stop else PLACE), at
             fits = token == 7 or expected_kind in (TEXT, BOOL)
-        elif byte == 45 or 48 <= byte <= 57:
+        elif byte == MINUS or ZERO <= byte <= NINE:
             first = at
             at, digits, odd = _number(data, at, stop)
             if digits < 0:
@@ -767,6 +587,35 @@ def _walk(  # type: ignore[no-untyped-def]
 
 
 __all__ = [
-    "BROKEN", "DEEP", "FITS", "NOT_UTF8", "SUSPECT", "TOKENS", "UNSURE", "Scan", "Tree",
-    "halved_pairs", "twice", "words",
-]  # fmt: skip
+    "BEHIND",
+    "BLANK",
+    "BOOL",
+    "BROKEN",
+    "DATE",
+    "DECIMAL",
+    "DEEP",
+    "ENDS",
+    "FITS",
+    "FLOAT",
+    "FLOAT32",
+    "INT32",
+    "INT64",
+    "INTEGER",
+    "LIST",
+    "MOMENT",
+    "NOT_UTF8",
+    "NO_OBJECT",
+    "OBJECT",
+    "OTHER",
+    "OTHERS",
+    "PLACE",
+    "STRING",
+    "SUSPECT",
+    "TEXT",
+    "TOKENS",
+    "UNSURE",
+    "mark_halves",
+    "mark_twice",
+    "quote_texts",
+    "scan_lines",
+]

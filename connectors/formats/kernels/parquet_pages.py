@@ -1,30 +1,17 @@
-"""What a Parquet file says of itself, walked before anybody believes it: its footer, and the
-headers of its pages.
-
-Both are structs of Thrift's compact protocol; only some of their integers matter here.
-https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift,
-https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md
-"""
+"""A walk over what Parquet writes in Thrift: the footer and the headers of pages."""
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 import numba
 import numpy as np
 from numba import types
-from numpy.typing import NDArray
 
 from connectors.formats.kernels.varints import read_varint
 
-Ints = NDArray[np.int64]
 STOP, TRUE, FALSE, BYTE, I16, I32, I64, DOUBLE, BINARY, LIST, SET, MAP, STRUCT = range(13)
 """Types of Thrift's compact protocol."""
-TAIL = 8
-"""Bytes behind the footer: its size in 4 bytes, and a magic word."""
-CHUNK_FIELDS = 12
 VALUES, COMPRESSED_SIZE, DATA_OFFSET, DICTIONARY_OFFSET = 5, 7, 9, 11
 """Fields of a column chunk's metadata."""
 PAGE_FIELDS = 9
@@ -48,68 +35,8 @@ _pread: Any = types.ExternalFunction(
 it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Footer:
-    """What a file says of its rows and of its g x c column chunks.
-
-    Attributes:
-        rows: of the file.
-        group_rows: of each row group, shape (g,).
-        chunks: fields of each chunk's metadata by their number, `ABSENT` where one is missing,
-            shape (g, c, CHUNK_FIELDS).
-    """
-
-    rows: int
-    group_rows: Ints
-    chunks: Ints
-
-
-def read_footer(file: BinaryIO, groups: int, columns: int) -> Footer | None:
-    """The footer of a whole file; None for one that cannot be, or is of another shape."""
-    end = file.seek(0, os.SEEK_END) - TAIL
-    size = int.from_bytes(os.pread(file.fileno(), 4, end), "little")
-    if size > end:
-        return None
-    rows = np.full(groups, ABSENT, np.int64)
-    chunks = np.full((groups, columns, CHUNK_FIELDS), ABSENT, np.int64)
-    total = int(_footer(_bytes(file, end - size, size), rows, chunks))
-    # A sum of Python's integers does not wrap.
-    if total < 0 or rows.min(initial=0) < 0 or sum(rows.tolist()) != total:
-        return None
-    return Footer(rows=total, group_rows=rows, chunks=chunks)
-
-
-def first_bad_page(
-    file: BinaryIO, footer: Footer, group: int, columns: Ints, flat: NDArray[np.bool_]
-) -> tuple[int, int] | None:
-    """The first of some column chunks with a page that cannot be: its index in `columns`, and where
-    the page begins; None where all can.
-
-    Pages are read, not mapped: a file that is cut while it is read would end the process.
-
-    Args:
-        columns: numbers of the columns, shape (c,).
-        flat: whether a column has one value in each row, shape (c,).
-    """
-    chunks, end = footer.chunks[group, columns], os.fstat(file.fileno()).st_size
-    offsets = chunks[:, DICTIONARY_OFFSET]
-    starts = np.where(offsets == ABSENT, chunks[:, DATA_OFFSET], offsets)
-    sizes, values = chunks[:, COMPRESSED_SIZE], chunks[:, VALUES]
-    bad = (starts <= 0) | (starts > end) | (sizes < 0) | (sizes > end - starts)
-    bad |= flat & (values != footer.group_rows[group])
-    if bad.any():
-        column = int(bad.argmax())
-        return column, int(starts[column])
-    column, at = _first_bad_page(file.fileno(), starts, starts + sizes, values)
-    return None if column == len(columns) else (int(column), int(at))
-
-
-def _bytes(file: BinaryIO, at: int, size: int) -> NDArray[np.uint8]:
-    return np.frombuffer(os.pread(file.fileno(), size, at), np.uint8)
-
-
 @numba.njit(nogil=True, cache=True)
-def _footer(raw, rows, chunks):  # type: ignore[no-untyped-def]
+def walk_footer(raw, rows, chunks):
     """Fill in what row groups and their chunks say; the rows of the file, `ABSENT` where it is
     broken."""
     path, left, kinds = _walk()
@@ -139,7 +66,7 @@ def _footer(raw, rows, chunks):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def _first_bad_page(file, starts, stops, values):  # type: ignore[no-untyped-def]
+def walk_pages(file, starts, stops, values):
     """Walk the pages of chunks until they have their values; number of the chunk that has a bad
     page, and where it begins."""
     fields, window = np.zeros((2, PAGE_FIELDS), np.int64), np.empty(WINDOW, np.uint8)
@@ -163,7 +90,7 @@ def _first_bad_page(file, starts, stops, values):  # type: ignore[no-untyped-def
 
 
 @numba.njit(nogil=True, cache=True)
-def _header(raw, fields):  # type: ignore[no-untyped-def]
+def _header(raw, fields):
     """Read the two sizes of a page's header into `fields[0]`, its struct into `fields[1]`; which
     struct it is, and where the header ends."""
     path, left, kinds = _walk()
@@ -189,7 +116,7 @@ def _header(raw, fields):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def _possible(body, fields):  # type: ignore[no-untyped-def]
+def _possible(body, fields):
     """Whether the numbers of a header go together."""
     fields[0, 1] = 0  # a type, which the struct tells as well
     size, values = fields[0, PAGE_COMPRESSED], fields[1, PAGE_VALUES]
@@ -204,14 +131,14 @@ def _possible(body, fields):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def _walk():  # type: ignore[no-untyped-def]
+def _walk():
     """Where a walk is: at each depth, the field or element (`path`), elements to come or
     `IN_STRUCT` (`left`), and their type (`kinds`)."""
     return np.zeros(DEPTH, np.int64), np.full(DEPTH, IN_STRUCT), np.zeros(DEPTH, np.int64)
 
 
 @numba.njit(nogil=True, cache=True)
-def _next(raw, kind, at, depth, path, left, kinds):  # type: ignore[no-untyped-def]
+def _next(raw, kind, at, depth, path, left, kinds):
     """The next field or element behind one of a kind at a depth: its kind, its number where it is
     an integer, where it ends (a struct or list: begins), and its depth, `END` behind the last."""
     if kind == STRUCT:
@@ -260,7 +187,7 @@ def _next(raw, kind, at, depth, path, left, kinds):  # type: ignore[no-untyped-d
 
 
 @numba.njit(nogil=True, cache=True)
-def _field(raw, at, before):  # type: ignore[no-untyped-def]
+def _field(raw, at, before):
     """Type and number of the field at a place, and where its value begins."""
     kind, step = np.int64(raw[at] & 15), np.int64(raw[at] >> 4)
     if step:
@@ -270,7 +197,7 @@ def _field(raw, at, before):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def _list(raw, at):  # type: ignore[no-untyped-def]
+def _list(raw, at):
     """Type and count of a list's elements, and where they begin."""
     if at >= len(raw):
         return np.int64(MAP), np.int64(0), at
@@ -282,7 +209,7 @@ def _list(raw, at):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def _size(raw, at):  # type: ignore[no-untyped-def]
+def _size(raw, at):
     """A size, which has no sign, and where it ends; beyond the end where it cannot be."""
     value, shift = np.int64(0), 0
     while at < len(raw) and shift < 35:
@@ -294,4 +221,12 @@ def _size(raw, at):  # type: ignore[no-untyped-def]
     return np.int64(0), len(raw) + 1
 
 
-__all__ = ["Footer", "first_bad_page", "read_footer"]
+__all__ = [
+    "ABSENT",
+    "COMPRESSED_SIZE",
+    "DATA_OFFSET",
+    "DICTIONARY_OFFSET",
+    "VALUES",
+    "walk_footer",
+    "walk_pages",
+]

@@ -69,14 +69,14 @@ def first(typing: Any, word: Any) -> Any:
 
 
 @compiled
-def equal(word, byte):  # type: ignore[no-untyped-def]
+def equal(word, byte):
     """Set a bit where a byte equals that one; beyond the first such byte, bits may be wrong."""
     other = word ^ byte
     return (other - ONES) & ~other & HIGH
 
 
 @compiled
-def occurrences(word, byte):  # type: ignore[no-untyped-def]
+def occurrences(word, byte):
     """Return how many bytes equal that one (eight times in `byte`)."""
     other = word ^ byte
     same = ~(((other & ~HIGH) + ~HIGH) | other) & HIGH
@@ -84,14 +84,14 @@ def occurrences(word, byte):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def digits(word):  # type: ignore[no-untyped-def]
+def digits(word):
     """Return how many of the first bytes are digits."""
     other = word ^ ZEROS
     return first(((other + np.uint64(0x7676767676767676)) | other) & HIGH)
 
 
 @compiled
-def number(word, n):  # type: ignore[no-untyped-def]
+def number(word, n):
     """Return the integer of the first n bytes, which are digits; n is 1 to 8.
 
     D. Lemire, "Quickly parsing eight digits", 2018: two, then four, then eight at once.

@@ -11,7 +11,7 @@ import numpy as np
 
 
 @numba.njit(nogil=True, cache=True)
-def read_varint(raw, at):  # type: ignore[no-untyped-def]
+def read_varint(raw, at):
     """Return the number at `at`, and where the next one begins; beyond the end for a broken one."""
     value, shift = np.uint64(0), np.uint64(0)
     while at < len(raw) and shift < 70:
@@ -25,12 +25,12 @@ def read_varint(raw, at):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def _zigzag(number):  # type: ignore[no-untyped-def]
+def _zigzag(number):
     return np.uint64(number << 1) ^ np.uint64(number >> 63)
 
 
 @numba.njit(nogil=True, cache=True)
-def varint_size(number):  # type: ignore[no-untyped-def]
+def varint_size(number):
     """Return the bytes of a number."""
     rest = _zigzag(number) >> np.uint64(7)
     size = 1
@@ -41,7 +41,7 @@ def varint_size(number):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def write_varint(out, at, number):  # type: ignore[no-untyped-def]
+def write_varint(out, at, number):
     """Write a number; return where the next goes."""
     rest = _zigzag(number)
     while rest >= 128:

@@ -12,19 +12,24 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from polars.exceptions import PolarsError
 
-from connectors.formats.kernels import json_scan
+from connectors.formats.kernels.lists import (
+    ARRAY,
+    BOOL,
+    ESCAPED,
+    FLOAT,
+    INTEGER,
+    NULL,
+    OBJECT,
+    STRING,
+    WORD,
+    find_elements,
+)
 from connectors.formats.kernels.paths import JsonShape
 from connectors.formats.kernels.rows import gather, values
-from connectors.formats.kernels.swar import compiled
+from connectors.formats.walks import json_scan
 from engine.types import Schema
 
 Ints = NDArray[np.int64]
-STRING, INTEGER, FLOAT, BOOL, ARRAY, OBJECT, NULL = range(1, len(json_scan.TOKENS))
-"""The kind of an element: an index into `connectors.formats.kernels.json_scan.TOKENS`."""
-WORD = 8
-"""NaN, Infinity or -Infinity, which are not JSON."""
-ESCAPED = 16
-"""Added to `STRING` if it holds escapes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +113,7 @@ def parse_lists(texts: pl.Series) -> Elements:
     tokens = np.zeros(commas + len(texts), np.int8)
     starts, stops = np.zeros((2, len(tokens)), np.int64)
     sizes = np.full(len(texts), -1, np.int64)
-    m = int(_elements(raw.data, raw.bounds, starts, stops, tokens, sizes))
+    m = int(find_elements(raw.data, raw.bounds, starts, stops, tokens, sizes))
     column, tokens = _said(raw.data, starts[:m], stops[:m], tokens[:m])
     return Elements(values=column, tokens=tokens, sizes=sizes)
 
@@ -179,81 +184,6 @@ def _unescaped(inside: pl.Series) -> pl.Series:
             return inside
         half = len(inside) // 2
         return pl.concat([_unescaped(inside[:half]), _unescaped(inside[half:])])
-
-
-@compiled
-def _space(data, at, end):  # type: ignore[no-untyped-def]
-    while at < end and (data[at] == 32 or data[at] == 10 or data[at] == 13 or data[at] == 9):
-        at += 1
-    return at
-
-
-@compiled
-def _element(data, at, end):  # type: ignore[no-untyped-def]
-    """Return the end and kind of the element at `at`; -1 if there is none."""
-    byte = data[at]
-    if byte == 34:
-        stop, odd = json_scan._string(data, at + 1, end)
-        return (stop, STRING + (ESCAPED if odd > 0 else 0)) if odd >= 0 else (-1, 0)
-    if byte == 91 or byte == 123:
-        token = ARRAY if byte == 91 else OBJECT
-        depth = 0
-        while at < end:
-            byte = data[at]
-            if byte == 34:
-                at, odd = json_scan._string(data, at + 1, end)
-                if odd < 0:
-                    return -1, 0
-                continue
-            at += 1
-            if byte == 91 or byte == 123:
-                depth += 1
-            elif byte == 93 or byte == 125:
-                depth -= 1
-                if depth == 0:
-                    return at, token
-        return -1, 0
-    if 48 <= byte <= 57 or (byte == 45 and at + 1 < end and 48 <= data[at + 1] <= 57):
-        stop, count, odd = json_scan._number(data, at, end)
-        return (stop, FLOAT if odd & 1 else INTEGER) if count >= 0 else (-1, 0)
-    for word, token in ((b"null", NULL), (b"true", BOOL), (b"false", BOOL), (b"NaN", WORD),
-                        (b"Infinity", WORD), (b"-Infinity", WORD)):  # fmt: skip
-        if json_scan._word(data, at, end, word) == len(word):
-            return at + len(word), token
-    return -1, 0
-
-
-@compiled
-def _elements(data, bounds, starts, stops, tokens, sizes):  # type: ignore[no-untyped-def]
-    """Return the number of elements of all arrays; see `Elements`. A string's span excludes its
-    quotes."""
-    m = 0
-    for i in range(len(sizes)):
-        at, end = _space(data, bounds[i], bounds[i + 1]), bounds[i + 1]
-        if at == end or data[at] != 91:
-            continue
-        first = m
-        at = _space(data, at + 1, end)
-        closed = at < end and data[at] == 93
-        while not closed and at < end:
-            begin = at
-            at, token = _element(data, at, end)
-            if at < 0:
-                break
-            inner = 1 if token == STRING or token == STRING + ESCAPED else 0
-            starts[m], stops[m], tokens[m] = begin + inner, at - inner, token
-            m += 1
-            at = _space(data, at, end)
-            closed = at < end and data[at] == 93
-            if at == end or (data[at] != 44 and not closed):
-                break
-            if not closed:
-                at = _space(data, at + 1, end)
-        if closed and _space(data, at + 1, end) == end:
-            sizes[i] = m - first
-        else:
-            m = first
-    return m
 
 
 __all__ = [

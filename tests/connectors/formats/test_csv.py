@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from connectors.formats.csv import Csv, _fields
+from connectors.formats.csv import Csv
 from connectors.formats.dialect import Dialect
+from connectors.formats.kernels.fields import count_fields
 from connectors.formats.kernels.rows import NOT_UTF8
 from connectors.formats.values.casts import cast
 from engine.types import TYPES, HeadraceError, Records, Schema, Values
@@ -171,5 +172,5 @@ def test_fields_are_counted_as_byte_by_byte(rows: list[str], delimiter: str, quo
     assert isinstance(values, Values)
     counts = np.empty(len(raw), np.int64)
     dialect = Dialect(delimiter=delimiter, quote=quote)
-    _fields(values.data, values.bounds, np.uint8(ord(delimiter)), dialect.quote_byte, counts)
+    count_fields(values.data, values.bounds, np.uint8(ord(delimiter)), dialect.quote_byte, counts)
     assert counts.tolist() == [count(row) for row in raw]

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from connectors.formats.csv import Csv
-from connectors.formats.kernels.flat_json import FlatJson
 from connectors.formats.ndjson import Ndjson
+from connectors.formats.walks.flat_json import FlatJson
 from engine.types import Values
 from tests.connectors.conftest import records, told
 
