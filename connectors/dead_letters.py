@@ -49,8 +49,8 @@ def _runs(partitions: pl.Series) -> list[tuple[int, int]]:
 
 
 class FileDeadLetterSource(Source):
-    """See `engine.types.Source`. A folder of dead letters as a source of what they hold, decoded as
-    the pipeline's own source does. Reads the parts that are there when it is made.
+    """Reads a folder of dead letters: gives the records they hold, decoded as the pipeline's
+    source does. Reads the parts that exist when it is built.
 
     Args:
         folder: where `FilesSink` wrote them.
@@ -90,7 +90,6 @@ class FileDeadLetterSource(Source):
         return self._source.remarks()
 
     def restore_schema_state(self, schema_state: Mapping[str, Snapshot]) -> None:
-        """See `engine.types.Source`."""
         self._source.restore_schema_state(schema_state)
 
     def parse_settings(self) -> Mapping[str, Any]:
@@ -98,7 +97,6 @@ class FileDeadLetterSource(Source):
         return self._source.parse_settings()
 
     def use_parse_settings(self, parse_settings: Mapping[str, Any]) -> None:
-        """See `engine.types.Source`."""
         self._source.use_parse_settings(parse_settings)
 
     def origin_columns(self) -> Collection[str]:
@@ -106,7 +104,6 @@ class FileDeadLetterSource(Source):
         return self._source.origin_columns()
 
     def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
-        """See `engine.types.Source`."""
         if not self._waiting:
             letters = self._inner.read(max_rows, max_bytes, timeout)
             if letters is None:
@@ -115,16 +112,14 @@ class FileDeadLetterSource(Source):
         return self._waiting.popleft()
 
     def seek(self, mark: Mark) -> None:
-        """See `engine.types.Source`."""
         self._waiting.clear()
         self._inner.seek(mark)
 
     def identities(self, mark: Mark) -> Mapping[str, Snapshot]:
-        """See `engine.types.Source`; of what is not read here, as it was."""
+        """Return the identities of replayed files, and those of other partitions unchanged."""
         return {**self._foreign_identities, REPLAYED: dict(self._inner.identities(mark))}
 
     def match_identities(self, identities: Mapping[str, Snapshot]) -> None:
-        """See `engine.types.Source`."""
         self._foreign_identities = {name: k for name, k in identities.items() if name != REPLAYED}
         self._inner.match_identities(identities.get(REPLAYED, {}))
 
@@ -133,15 +128,12 @@ class FileDeadLetterSource(Source):
         return True
 
     def lag(self, mark: Mark) -> Mapping[str, int]:
-        """See `engine.types.Source`."""
         return self._inner.lag(mark)
 
     def progress(self, mark: Mark) -> float | None:
-        """See `engine.types.Source`."""
         return self._inner.progress(mark)
 
     def close(self) -> None:
-        """See `engine.types.Source`."""
         self._inner.close()
 
     def _unwrapped(self, letters: Records) -> Iterator[Records]:
@@ -183,13 +175,13 @@ class KafkaDeadLetterSource(KafkaSource):
         return {} if self._joins else super().in_effect()
 
     def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
-        """See `engine.types.Source`."""
         letters = super().read(max_rows, max_bytes, timeout)
         return unwrapped(letters) if letters else letters
 
 
 class ReplayFormat(Format):
-    """See `engine.types.Format`. Rows are where they were read first, not where their letters are.
+    """Decodes replayed records. Rows keep the position of their first reading, not that of their
+    letters.
 
     Args:
         formats: how partitions of a source begin -> what its records are decoded by.
@@ -223,12 +215,10 @@ class ReplayFormat(Format):
         return placed(frame), [replace(reject, rows=placed(reject.rows)) for reject in rejects]
 
     def interrupt(self) -> None:
-        """See `engine.types.Format`."""
         for part in self._formats.values():
             part.interrupt()
 
     def resume(self) -> None:
-        """See `engine.types.Format`."""
         for part in self._formats.values():
             part.resume()
 

@@ -79,12 +79,10 @@ class TranscodedReader:
         self._table = table
 
     def read(self, max_rows: int, max_bytes: int) -> Records | None:
-        """See `RowReader`."""
         records = self._file.read(max_rows, max_bytes)
         return None if records is None else self._table.recoded(records)
 
     def close(self) -> None:
-        """See `RowReader`."""
         self._file.close()
 
 

@@ -52,7 +52,8 @@ class PartSettings(types.Settings):
 
 
 class FilesSink(Sink, Buffered):
-    """See `engine.types.Sink`. `flush` makes what was written the part ``part-00000012.parquet``.
+    """Writes a folder of part files. `flush` turns buffered rows into the part
+    ``part-00000012.parquet``.
 
     A part is written as `engine.system.atomic` does. Rows beyond `max_buffer_bytes` go to temporary
     parts early; only `flush` makes those visible. `restore` removes parts by their number, and no
@@ -87,25 +88,22 @@ class FilesSink(Sink, Buffered):
         self._pattern = re.compile(rf"part-(\d{{8,}})\.{settings.format}(\.tmp)?")
 
     def folders(self) -> tuple[Path, ...]:
-        """See `engine.types.Sink`."""
         return (self.folder,)
 
     def files(self) -> tuple[Path, ...]:
-        """See `engine.types.Sink`."""
         part = self.folder / f"part-00000000.{self.settings.format}"
         return part, part.with_name(part.name + atomic.SUFFIX)
 
     def has_output(self) -> bool:
-        """See `engine.types.Sink`: whether there are parts."""
+        """Return whether there are parts."""
         return any(True for _ in self._parts())
 
     def bind(self, schema: Schema) -> None:
-        """See `engine.types.Sink`."""
         format = self.settings.format
         require_supported(schema, format, f'[{self.section}] format = "{format}"')
 
     def write(self, frame: pl.DataFrame, positions: pl.DataFrame | None = None) -> None:
-        """See `engine.types.Sink`. Raises: HeadraceError when the disk is full."""
+        """Buffer the rows. Raises: HeadraceError when the disk is full."""
         if not frame.height:
             return
         self._frames.append(frame)
@@ -119,13 +117,12 @@ class FilesSink(Sink, Buffered):
         return self._nbytes
 
     def limit_memory(self, nbytes: int) -> None:
-        """See `engine.types.Buffered`."""
         if "max_buffer_bytes" not in self.settings.model_fields_set:
             self._limit = max(1, min(self._limit, nbytes))
 
     def flush(self) -> None:
-        """See `engine.types.Sink`. Raises: HeadraceError when the disk is full, or the folder or
-        the newest part of it were taken away."""
+        """Flush. Raises: HeadraceError when the disk is full, or the folder or its newest part
+        were removed."""
         self._require()
         self._spill()
         if not self._spilled:
@@ -144,8 +141,8 @@ class FilesSink(Sink, Buffered):
         return {"next": self._next, "bytes": self._written, "path": str(self.folder.resolve())}
 
     def require(self, value: Snapshot) -> None:
-        """See `engine.types.Sink`. Raises: UserError where parts before it are gone or cut, or the
-        folder is another one and holds results."""
+        """Truncate. Raises: UserError if earlier parts are missing or truncated, or the folder
+        is another one and has results."""
         if value is None:
             return
         before, after = {}, False
@@ -239,7 +236,6 @@ class FilesSink(Sink, Buffered):
         return f"part-{number:08d}.{self.settings.format}"
 
     def close(self) -> None:
-        """See `engine.types.Sink`."""
         for temporary in self._spilled:
             temporary.unlink(missing_ok=True)
         self._frames, self._nbytes, self._spilled = [], 0, []

@@ -141,8 +141,8 @@ def _why_taken(column: str) -> str:
 
 
 class FilesSource(Source):
-    """See `engine.types.Source`. A file is a partition, named by its path as given or found; of
-    files that are a row each, all are one, named by `path`.
+    """Reads files. A file is a partition, named by its path as given or found; files that are
+    one row each are one partition, named by `path`.
 
     Positions are byte offsets in the (decompressed) text, row numbers in Parquet and Arrow; see
     `FileRows` for files that are a row each. Plain text is sought in, Parquet and Arrow skip row
@@ -308,7 +308,6 @@ class FilesSource(Source):
         self.format = HivePartitions(told, self._folders) if hive else told
 
     def reads_file(self, file: Path) -> bool:
-        """See `engine.types.Source`."""
         paths = self.settings.path
         return self._stdin is None and would_match(
             (paths,) if isinstance(paths, str) else paths, file, self.settings.format
@@ -386,20 +385,17 @@ class FilesSource(Source):
 
     @property
     def epochs(self) -> int:
-        """See `engine.types.Source`."""
         return self.settings.epochs
 
     def unbounded(self) -> bool:
-        """See `engine.types.Source`."""
         return self.settings.follow or self._stdin is not None
 
     def can_be_reread(self) -> bool:
-        """See `engine.types.Source`."""
         return self._stdin is None
 
     def schema(self, declared: Schema) -> Schema:
-        """See `engine.types.Source`. Looks at every footer and header, and where types are to be
-        guessed, at the rows; see `connectors.files.inspection`.
+        """Return the columns from every footer and header and, if types must be inferred, from
+        rows; see `connectors.files.inspection`.
 
         Raises: UserError when a declared column is in no file (NDJSON: a field may be absent), or a
             file lacks a column and ``missing_columns`` is "fail".
@@ -491,12 +487,12 @@ class FilesSource(Source):
         return {c: dtype for c, dtype in available.items() if not is_taken(c)}
 
     def schema_state(self) -> Mapping[str, Snapshot]:
-        """See `engine.types.Source`: how a CSV is written, and which types are guesses."""
+        """Return the CSV dialect, and which types are inferred."""
         state = {"dialect": self._sniffed_dialect, "guessed": sorted(self._inferred.columns)}
         return {name: value for name, value in state.items() if value is not None}
 
     def in_effect(self) -> Mapping[str, Snapshot]:
-        """See `engine.types.Source`: the format, how a CSV is written, and which shard this is."""
+        """Return the format, the CSV dialect, and the shard."""
         shard, shards = self.settings.place()
         shared = {"shard": shard, "shards": None if self.settings.shards is None else shards}
         dialect = dataclasses.asdict(self._dialect) if self._kind == "csv" else {}
@@ -504,15 +500,13 @@ class FilesSource(Source):
         return {"format": self._kind, **shared, **csv}
 
     def parse_settings(self) -> Mapping[str, Any]:
-        """See `engine.types.Source`: what settings say, and which words a CSV was found to have for
-        missing values."""
+        """Return the settings, and the words a CSV was found to have for missing values."""
         given = self.settings.model_dump(
             include=set(PARSE_SETTINGS) & self.settings.model_fields_set
         )
         return {**given, NULL_WORDS_KEY: list(self._dialect.null_values)}
 
     def use_parse_settings(self, parse_settings: Mapping[str, Any]) -> None:
-        """See `engine.types.Source`."""
         own = self._spec.options
         suits = {"coerce": True, "paths": "paths" in own and not self.settings.order_by}
         given = self.settings.model_dump(include=self.settings.model_fields_set)
@@ -523,15 +517,14 @@ class FilesSource(Source):
         }
         self.settings = FilesSource.Settings(**{**learned, **given})
         self._model_null_values = tuple(parse_settings.get(NULL_WORDS_KEY, ()))
-        self.__dict__.pop("_declared_dialect", None)  # it is of the settings
+        self.__dict__.pop("_declared_dialect", None)  # depends on the settings
         self._make_format()
 
     def remarks(self) -> list[str]:
-        """See `engine.types.Source`."""
         return self._inferred.misses()
 
     def restore_schema_state(self, schema_state: Mapping[str, Snapshot]) -> None:
-        """See `engine.types.Source`; what is declared now holds all the same."""
+        """Use the settings; what is declared now takes precedence."""
         self._inferred.columns = frozenset(schema_state.get("guessed", ()))
         dialect = schema_state.get("dialect")
         if dialect is not None:
@@ -539,7 +532,7 @@ class FilesSource(Source):
         self._use_dialect(dialect)
 
     def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
-        """See `engine.types.Source`; never None, but of what has not come yet."""
+        """Return the next rows; None only for rows that have not come yet."""
         records = self._read(max_rows, max_bytes, timeout)
         if records is None or self._table is None:
             return records
@@ -575,8 +568,7 @@ class FilesSource(Source):
         raise EndOfStream
 
     def sample(self, rows: int, timeout: float) -> Sequence[Records]:
-        """See `engine.types.Source`: the first rows of some files from the first to the last, as
-        many of each."""
+        """Return the first rows of some files from the first to the last, as many of each."""
         if self._is_single_partition or self._stdin is not None:
             return super().sample(rows, timeout)
         self.close()
@@ -628,7 +620,6 @@ class FilesSource(Source):
             )
 
     def seek(self, mark: Mark) -> None:
-        """See `engine.types.Source`."""
         self.close()
         if self._stdin_rows is not None:
             name = unique_name(STDIN, mark.positions)
@@ -642,8 +633,8 @@ class FilesSource(Source):
         self._order = order(len(self._splits), self.settings, 0)
 
     def identities(self, mark: Mark) -> Mapping[str, Snapshot]:
-        """See `engine.types.Source`. File -> its `Fingerprint`; of files that are one partition, a
-        digest of all where their order depends on all."""
+        """Return file -> its `Fingerprint`; for files that are one partition, a digest of all if
+        their order depends on all."""
         return {**self._foreign_identities, **self._own_identities(mark)}
 
     def _own_identities(self, mark: Mark) -> Mapping[str, Snapshot]:
@@ -664,7 +655,6 @@ class FilesSource(Source):
         return identities
 
     def match_identities(self, identities: Mapping[str, Snapshot]) -> None:
-        """See `engine.types.Source`."""
         own = {name: known for name, known in identities.items() if name != REPLAYED}
         self._foreign_identities = {
             name: known for name, known in identities.items() if name == REPLAYED
@@ -734,7 +724,6 @@ class FilesSource(Source):
         return float(epoch + done) / self.settings.epochs
 
     def close(self) -> None:
-        """See `engine.types.Source`."""
         if self._file is not None:
             self._file.close()
             self._file = None

@@ -83,7 +83,6 @@ class StdinBytes(Bytes):
         return self.offset
 
     def skip_to(self, offset: int) -> None:
-        """See `Bytes`."""
         while self.offset < offset and len(self.read(offset - self.offset)):
             pass
 
@@ -127,7 +126,6 @@ class StdinRows:
         self._text, self._name = None, name
 
     def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
-        """See `engine.types.Source.read`."""
         until = time.monotonic() + timeout
         if self._text is None:
             if not self._piped.ready(timeout):

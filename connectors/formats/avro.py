@@ -77,8 +77,8 @@ class Schemas(Protocol):
 
 
 class Avro(Format):
-    """See `engine.types.Format`. One compiled walk over the records of each schema gives the
-    columns, and knows the record that does not take exactly its bytes.
+    """Decodes Avro. One compiled walk over the records of each schema gives the columns, and
+    detects a record that does not take exactly its bytes.
 
     Columns are picked by name. One that the writer's schema lacks is found by its aliases in the
     newest schema, else gets the newest schema's default, else null; fields that no column names are
@@ -190,12 +190,10 @@ class Avro(Format):
         return _merge_frames(frames, records, schema), rejects
 
     def interrupt(self) -> None:
-        """See `engine.types.Format`."""
         if not isinstance(self._schemas, Mapping):
             self._schemas.interrupt()
 
     def resume(self) -> None:
-        """See `engine.types.Format`."""
         if not isinstance(self._schemas, Mapping):
             self._schemas.resume()
 
@@ -413,7 +411,7 @@ def _merge_frames(frames: list[pl.DataFrame], records: Records, schema: Schema) 
 
 
 def make(options: FormatOptions) -> Avro:
-    """See `connectors.formats.registry`."""
+    """Return the format; called by `connectors.formats.registry`."""
     return Avro(options.schemas, topics=options.topics, paths=options.paths, coerce=options.coerce)
 
 

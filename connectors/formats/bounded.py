@@ -11,8 +11,8 @@ from engine.types import Format, Records, Rejects, Schema, Values
 
 
 class SizeLimited(WrappingFormat):
-    """See `engine.types.Format`. Another format, for a source that leaves of a record beyond its
-    bound only the head, as a null: that is rejected as ``too_large``.
+    """Wraps a format for a source that keeps only the head of a record beyond its limit, as a
+    null: such a record is rejected as ``too_large``.
 
     Args:
         inner: for all others.

@@ -34,8 +34,8 @@ COMMAS = Dialect()
 
 
 class Csv(Format):
-    """See `engine.types.Format`. One typed parse of all rows; only where that fails are they read
-    as text, cast, and what does not fit sorted out.
+    """Decodes CSV. All rows are parsed in one typed call; only if that fails are they read as
+    text and cast, and those that do not fit rejected.
 
     An empty field is null, a quoted empty one the empty text; "NaN" and "inf" are numbers. A row
     with another number of fields than the header is ``broken``.
@@ -198,7 +198,7 @@ def _rejects(
 
 
 def make(options: FormatOptions) -> Csv:
-    """See `connectors.formats.registry`."""
+    """Return the format; called by `connectors.formats.registry`."""
     return Csv(options.headers, options.dialect, coerce=options.coerce, lenient=options.lenient)
 
 

@@ -62,11 +62,10 @@ class JsonEncoder:
         self._told: set[str] = set()
 
     def require(self, schema: Schema) -> None:
-        """See `Encoder`."""
         require_supported(schema, "ndjson", '[sink] format = "json"')
 
     def encode(self, frame: pl.DataFrame) -> Values:
-        """See `Encoder`. Raises: HeadraceError for bytes that are not UTF-8."""
+        """Encode the rows. Raises: HeadraceError for bytes that are not UTF-8."""
         warn_about_nulls(frame, self._told)
         try:
             frame = frame.with_columns(pl.col(pl.Binary).cast(pl.String))
@@ -93,11 +92,10 @@ class RawEncoder:
         self._column = column
 
     def require(self, schema: Schema) -> None:
-        """See `Encoder`."""
         self.encode(pl.DataFrame(schema=schema))
 
     def encode(self, frame: pl.DataFrame) -> Values:
-        """See `Encoder`. Raises: HeadraceError for a null."""
+        """Encode the rows. Raises: HeadraceError for a null."""
         columns = [column for column in frame.columns if column not in RESERVED]
         column = self._column or (columns[0] if len(columns) == 1 else None)
         if column is None:
@@ -166,7 +164,7 @@ class AvroEncoder:
         AvroEncoder(schema=made).encode(pl.DataFrame(schema=schema))
 
     def encode(self, frame: pl.DataFrame) -> Values:
-        """See `Encoder`. Raises also: what the registry raises."""
+        """Encode the rows. Raises also what the registry raises."""
         fields, head = self._plan(frame)
         n = frame.height
         arrays = [field.arrays(frame) for field in fields]

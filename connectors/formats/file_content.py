@@ -31,8 +31,8 @@ MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
 class FileContent(Format):
-    """See `engine.types.Format`. A record is a file, its key the path. What the source could not
-    read is rejected for the reason that it gives.
+    """Decodes whole files. A record is a file, its key the path. A file the source could not
+    read is rejected with the source's reason.
 
     Images and documents have the columns ``image`` (bytes) or ``text`` (UTF-8, its byte order mark
     taken off; bytes where declared so), ``path``, and, where it is declared, ``label``: the name of
@@ -89,12 +89,10 @@ class FileContent(Format):
         return frame, [*rejects, *more]
 
     def interrupt(self) -> None:
-        """See `engine.types.Format`."""
         if self._inner is not None:
             self._inner.interrupt()
 
     def resume(self) -> None:
-        """See `engine.types.Format`."""
         if self._inner is not None:
             self._inner.resume()
 
@@ -156,12 +154,12 @@ def _paths(records: Records) -> pl.Series:
 
 
 def images(options: FormatOptions) -> FileContent:
-    """See `connectors.formats.registry`."""
+    """Return the format; called by `connectors.formats.registry`."""
     return FileContent("images")
 
 
 def documents(options: FormatOptions) -> FileContent:
-    """See `connectors.formats.registry`."""
+    """Return the format; called by `connectors.formats.registry`."""
     return FileContent("documents")
 
 

@@ -81,10 +81,10 @@ Made = TypeVar("Made")
 
 
 class Ndjson(Format):
-    """See `engine.types.Format`. Flat objects of plain types are decoded by a compiled walk
-    (`formats/flat.py`). What it is not sure of is parsed in one call; where that fails, a compiled
-    walk (`formats/scan.py`) says which lines are to blame, the others are parsed in one call, and
-    the reasons of the bad ones are found for all of them at once.
+    """Decodes JSON objects. Flat objects of plain types are decoded by a compiled walk
+    (`kernels/flat_json.py`). The rest is parsed in one call; if that fails, a compiled walk
+    (`kernels/json_scan.py`) finds the bad lines, the others are parsed in one call, and the
+    reasons of the bad ones are found together.
 
     A field that is absent is null, and so is one on whose way a step is absent; fields the schema
     does not name are ignored; a number or object in a ``string`` column is taken as its text. A
@@ -678,7 +678,7 @@ def _rejects(records: Records, bad: pl.DataFrame) -> list[Rejects]:
 
 
 def make(options: FormatOptions) -> Ndjson:
-    """See `connectors.formats.registry`."""
+    """Return the format; called by `connectors.formats.registry`."""
     return Ndjson(options.paths, coerce=options.coerce)
 
 

@@ -21,7 +21,7 @@ COLUMN = "value"
 
 
 class RawText(Format):
-    """See `engine.types.Format`. The one column is called ``value``: ``string`` (UTF-8) or
+    """Gives values unchanged. The only column is called ``value``: ``string`` (UTF-8) or
     ``bytes``.
 
     Args:
@@ -72,7 +72,7 @@ def _without_end(column: pl.Series) -> pl.Series:
 
 
 def make(options: FormatOptions) -> RawText:
-    """See `connectors.formats.registry`."""
+    """Return the format; called by `connectors.formats.registry`."""
     return RawText(lines=options.lines)
 
 

@@ -156,7 +156,7 @@ def _as_records(raw: pl.Series, records: Records, at: NDArray[np.int64]) -> Reco
 
 
 def make(options: FormatOptions) -> WebDatasetFormat:
-    """See `connectors.formats.registry`."""
+    """Return the format; called by `connectors.formats.registry`."""
     return WebDatasetFormat(options.paths)
 
 

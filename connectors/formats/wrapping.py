@@ -6,8 +6,7 @@ from engine.types import Format, Schema
 
 
 class WrappingFormat(Format):
-    """See `engine.types.Format`: another one, and something around it. What is said to it goes to
-    the one inside.
+    """The base class of formats around another one; every call is forwarded to the inner format.
 
     Attributes:
         inner: the other one.
@@ -21,11 +20,9 @@ class WrappingFormat(Format):
         return self.inner.schema(declared)
 
     def interrupt(self) -> None:
-        """See `engine.types.Format`."""
         self.inner.interrupt()
 
     def resume(self) -> None:
-        """See `engine.types.Format`."""
         self.inner.resume()
 
 

@@ -238,9 +238,9 @@ REFUSED = "Expected XML without entities of its own, got some: they are never ex
 
 
 class Xml(Format):
-    """See `engine.types.Format`. A document a record; its columns are text that is cast, see
-    `Fields`. What is no XML, or goes beyond libxml2's limits, is ``broken``; a document with
-    entities is rejected as ``entity``.
+    """Decodes XML, one document per record; its columns are text that is cast, see `Fields`.
+    Invalid XML, and documents beyond libxml2's limits, are ``broken``; a document with entities
+    is rejected as ``entity``.
 
     Args:
         paths: column -> where its value is, from the document's root element.
@@ -308,7 +308,7 @@ def said(error: etree.XMLSyntaxError) -> str:
 
 
 def make(options: FormatOptions) -> Xml:
-    """See `connectors.formats.registry`."""
+    """Return the format; called by `connectors.formats.registry`."""
     return Xml(options.paths)
 
 

@@ -129,7 +129,6 @@ class KafkaSettings(types.Settings):
                 )
 
     def secrets(self) -> Iterator[str]:
-        """See `engine.types.Settings`."""
         yield from super().secrets()
         if self.password_file is not None:
             yield self._password()

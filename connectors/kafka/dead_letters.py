@@ -24,8 +24,8 @@ ORIGIN_HEADERS = ("topic", "partition", "offset", "timestamp")
 
 
 class KafkaDeadLetterSink(Sink, Buffered):
-    """See `engine.types.Sink`. Takes dead letters (`engine.running.dead_letters`); the topic gets
-    each record's own value, key and headers, and besides:
+    """Writes dead letters (`engine.running.dead_letters`) to a topic; each record keeps its
+    value, key and headers, and gets in addition:
 
     ``headrace.reason``, ``headrace.stage``, ``headrace.detail``, ``headrace.topic``,
     ``headrace.partition``, ``headrace.offset``, ``headrace.timestamp`` (ms since the epoch) and
@@ -56,11 +56,9 @@ class KafkaDeadLetterSink(Sink, Buffered):
             self.delivery = sink.delivery if self._shared else self.delivery
 
     def on_wait(self, keep_alive: Callable[[], object]) -> None:
-        """See `engine.types.Sink`."""
         self.delivery.keep_alive = keep_alive
 
     def probe(self) -> None:
-        """See `engine.types.Sink`."""
         self.delivery.probe(self.settings.topic)
 
     def write(self, frame: pl.DataFrame, positions: pl.DataFrame | None = None) -> None:
@@ -92,7 +90,6 @@ class KafkaDeadLetterSink(Sink, Buffered):
         transaction."""
 
     def close(self) -> None:
-        """See `engine.types.Sink`."""
         if not self._shared:
             self.delivery.close()
 
@@ -102,7 +99,6 @@ class KafkaDeadLetterSink(Sink, Buffered):
         return 0 if self._shared else self.delivery.nbytes
 
     def limit_memory(self, nbytes: int) -> None:
-        """See `engine.types.Buffered`."""
         if not self._shared:
             self.delivery.limit_memory(nbytes)
 

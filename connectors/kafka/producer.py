@@ -115,7 +115,6 @@ class VerifiedProducer:
         self._offsets: Mapping[TopicPartition, OffsetAndMetadata] = {}
 
     def limit_memory(self, nbytes: int) -> None:
-        """See `engine.types.Buffered`."""
         if "buffer_memory" not in self.settings.model_fields_set:
             self._buffer_bytes = max(1, min(self._buffer_bytes, nbytes))
 

@@ -61,7 +61,7 @@ def record_schema(record: Mapping[str, str]) -> Schema:
 
 
 class RecordColumns(WrappingFormat):
-    """See `engine.types.Format`. Another format's columns, and those of the record around it."""
+    """Wraps a format and adds columns from the record around the value."""
 
     def __init__(self, inner: Format, record: Mapping[str, str]) -> None:
         super().__init__(inner)

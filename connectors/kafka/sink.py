@@ -43,8 +43,8 @@ PREVIEW_CHARS = 2_000
 
 
 class KafkaSink(Sink, Buffered):
-    """See `engine.types.Sink`. `flush` returns when the brokers have acknowledged every row
-    (acks=all, idempotent producer, so a retry within it doubles nothing).
+    """Writes rows to a topic. `flush` returns when the brokers have acknowledged every row
+    (acks=all, idempotent producer, so a retry within it duplicates nothing).
 
     At least once by default: what was written after the last checkpoint cannot be taken out of a
     topic, so after a crash those rows come again. Each carries where it came from in its headers
@@ -101,7 +101,7 @@ class KafkaSink(Sink, Buffered):
         self._always = [(name, value.encode()) for name, value in settings.provenance.items()]
 
     def transaction(self, source: Source) -> Transaction | None:
-        """See `engine.types.Sink`: with `exactly_once`.
+        """Return the transaction with `exactly_once`, else None.
 
         Raises: UserError where that cannot be.
         """
@@ -127,11 +127,9 @@ class KafkaSink(Sink, Buffered):
         return Transaction(commit=self.commit, every=self.settings.commit_interval)
 
     def on_wait(self, keep_alive: Callable[[], object]) -> None:
-        """See `engine.types.Sink`."""
         self.delivery.keep_alive = keep_alive
 
     def bind(self, schema: Schema) -> None:
-        """See `engine.types.Sink`."""
         for key in ("key", "timestamp"):
             column = getattr(self.settings, key)
             require(schema, () if column is None else (column,), where=f"[sink] {key}")
@@ -139,7 +137,6 @@ class KafkaSink(Sink, Buffered):
         warm_up()
 
     def probe(self) -> None:
-        """See `engine.types.Sink`."""
         self.delivery.probe(self.settings.topic)
 
     def write(self, frame: pl.DataFrame, positions: pl.DataFrame | None = None) -> Rejects | None:
@@ -178,8 +175,7 @@ class KafkaSink(Sink, Buffered):
         self.delivery.abort()
 
     def close(self) -> None:
-        """See `engine.types.Sink`. Without `exactly_once`, rows that were not flushed may be
-        delivered all the same."""
+        """Close. Without `exactly_once`, rows that were not flushed may still be delivered."""
         self.delivery.close()
 
     @property
@@ -188,7 +184,6 @@ class KafkaSink(Sink, Buffered):
         return self.delivery.nbytes
 
     def limit_memory(self, nbytes: int) -> None:
-        """See `engine.types.Buffered`."""
         self.delivery.limit_memory(nbytes)
 
     def counts(self) -> Mapping[str, int]:

@@ -116,7 +116,7 @@ NOT_A_MEMBER = (*EVICTED, errors.FencedInstanceIdError)
 
 
 class KafkaSource(SharedSource, Buffered):
-    """See `engine.types.Source`. A partition is named ``topic/3``; positions are offsets.
+    """Reads topics. A partition is named ``topic/3``; positions are offsets.
 
     Without `subscribe`, all partitions of the topics are read by this one process. Where a
     checkpoint says where to go on, that counts; a partition it does not name starts where the group
@@ -261,11 +261,9 @@ class KafkaSource(SharedSource, Buffered):
     # ---------------------------------------------------------------------------- the protocol
 
     def keep_metadata(self) -> None:
-        """See `engine.types.Source`."""
         self.with_metadata = True
 
     def unbounded(self) -> bool:
-        """See `engine.types.Source`."""
         return self.settings.stop == "never"
 
     def schema(self, declared: Schema) -> Schema:
@@ -280,8 +278,7 @@ class KafkaSource(SharedSource, Buffered):
         return self._columns
 
     def reads_output_of(self, sink: Sink) -> str | None:
-        """See `engine.types.Source`: a topic of this source's, under whatever of its brokers'
-        names."""
+        """Return the sink's topic if this source reads it, under any of its brokers' names."""
         written = sink.settings
         if not isinstance(written, TopicSettings):
             return None
@@ -290,7 +287,7 @@ class KafkaSource(SharedSource, Buffered):
         return f"topic '{written.topic}'"
 
     def origin_columns(self) -> Collection[str]:
-        """See `engine.types.Source`: what [source.record] asks for."""
+        """Return what [source.record] requests."""
         return self._record_schema.keys()
 
     def _schema(self, declared: Schema) -> Schema:
@@ -317,7 +314,6 @@ class KafkaSource(SharedSource, Buffered):
         return named
 
     def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
-        """See `engine.types.Source`."""
         if self._consumer is None:
             self.seek(self._mark)
         self._commit_noted()
@@ -345,7 +341,6 @@ class KafkaSource(SharedSource, Buffered):
         return self._nbytes
 
     def limit_memory(self, nbytes: int) -> None:
-        """See `engine.types.Buffered`."""
         if "fetch_max_bytes" not in self.settings.model_fields_set:
             # The client asks for the next answer when it gives the last: it holds two.
             self._fetch_bytes = max(1 << 16, min(self._fetch_bytes, nbytes // 2))
@@ -389,17 +384,16 @@ class KafkaSource(SharedSource, Buffered):
 
     @property
     def shares_partitions(self) -> bool:
-        """See `engine.types.SharedSource`."""
         return self.settings.subscribe
 
     @property
     def tracks_owners(self) -> bool:
-        """See `engine.types.SharedSource`: with a name of its own in the group."""
+        """Whether its `group_instance_id` identifies it in the group."""
         return self.settings.group_instance_id is not None
 
     def is_rebalancing(self) -> bool:
-        """See `engine.types.SharedSource`. Without `subscribe`: whether there are more partitions
-        than are read, looked at every `METADATA_SECONDS`."""
+        """Return whether partitions moved; without `subscribe`, whether there are more than are
+        read, checked every `METADATA_SECONDS`."""
         if self._recreated or (self._membership is not None and self._membership.is_rebalancing):
             return True
         if self._membership is not None:
@@ -417,7 +411,6 @@ class KafkaSource(SharedSource, Buffered):
         return self._count_partitions(self._connected()) > self._counted
 
     def unavailable_reason(self) -> str | None:
-        """See `engine.types.SharedSource`."""
         if (since := self._health.unreachable_since) is not None:
             return f"no broker is in reach since {time.monotonic() - since:.0f} s"
         if self._unclaimed:
@@ -426,22 +419,19 @@ class KafkaSource(SharedSource, Buffered):
 
     @property
     def partitions_lost(self) -> bool:
-        """See `engine.types.SharedSource`."""
         return self._membership is not None and self._membership.partitions_lost
 
     @property
     def is_revoking(self) -> bool:
-        """See `engine.types.SharedSource`."""
         return self._membership is not None and self._membership.is_revoking
 
     def release_partitions(self) -> None:
-        """See `engine.types.SharedSource`."""
         if self._membership is not None:
             self._membership.release()
 
     def resume_after_rebalance(self, mark: Mark) -> Mark:
-        """See `engine.types.SharedSource`. A partition of a group's that came starts where the
-        group has committed; where this very engine committed last, at its own checkpoint."""
+        """Resume. An assigned partition starts where the group committed; if this engine
+        committed last, at its own checkpoint."""
         if self._membership is not None and not self._membership.joined:
             return mark
         if self.fence_producer is not None:
@@ -455,12 +445,11 @@ class KafkaSource(SharedSource, Buffered):
         return Mark(positions=positions, stages=mark.stages)
 
     def in_effect(self) -> Mapping[str, Snapshot]:
-        """See `engine.types.Source`: a group says where to go on to its members alone."""
+        """Return the group: only members resume from its offsets."""
         return {} if self.settings.subscribe else {"group_id": None}
 
     def identities(self, mark: Mark) -> Mapping[str, Snapshot]:
-        """See `engine.types.Source`. Partition -> the id of its topic; what is not read here, as it
-        was."""
+        """Return partition -> the id of its topic; partitions not read here keep theirs."""
         own = {
             text: parse_partition(text).topic for text in mark.positions if self._is_read_here(text)
         }
@@ -468,7 +457,7 @@ class KafkaSource(SharedSource, Buffered):
         return {**self._foreign_identities, **ids}
 
     def match_identities(self, identities: Mapping[str, Snapshot]) -> None:
-        """See `engine.types.Source`; `resume_after_rebalance` acts on it."""
+        """Match the topics' ids to a checkpoint's; `resume_after_rebalance` acts on the result."""
         for text, known in identities.items():
             if self._is_read_here(text):
                 self._ids[parse_partition(text).topic] = str(known)
@@ -476,9 +465,8 @@ class KafkaSource(SharedSource, Buffered):
                 self._foreign_identities[text] = known
 
     def reset_offsets(self) -> None:
-        """See `engine.types.SharedSource`. The group is told at once, so that a start which is
-        killed now does not go on in the middle; where it has members, with the first
-        assignment."""
+        """Reset the group's offsets at once, so that a start that is killed now does not resume
+        in the middle; if the group has members, with the first assignment."""
         settings = self.settings
         self._starting_over = True
         log.info("starting over", extra={"at": settings.start, "group": settings.group_id})
@@ -508,8 +496,8 @@ class KafkaSource(SharedSource, Buffered):
             )
 
     def was_committed(self, positions: Mapping[str, int]) -> bool | None:
-        """See `engine.types.SharedSource`. Of a member: whether it ended where the positions are,
-        by the offsets' metadata; otherwise, whether they are the group's offsets."""
+        """Return, for a member, whether it ended at these positions, by the offsets' metadata;
+        otherwise, whether they are the group's offsets."""
         group_instance_id = (
             self.settings.group_instance_id if self._membership is not None else None
         )
@@ -545,11 +533,10 @@ class KafkaSource(SharedSource, Buffered):
         return all(agreements) if agreements else None
 
     def counts(self) -> Mapping[str, int]:
-        """See `engine.types.SharedSource`."""
         return {"skipped": self._skipped, "commit_failures": self._refused}
 
     def keep_alive(self) -> None:
-        """See `engine.types.SharedSource`: polls, with everything paused."""
+        """Poll with all partitions paused."""
         if self._consumer is None:
             return
         if self._membership is None:

@@ -37,7 +37,7 @@ ENVELOPE_BYTES[[begin[0] for begin in ENVELOPES]] = True
 
 
 class ValueFilter(WrappingFormat):
-    """See `engine.types.Format`. Another format, for the values that it can be given.
+    """Wraps a format and rejects values that no format can decode.
 
     Args:
         inner: for all others.

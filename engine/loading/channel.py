@@ -63,7 +63,7 @@ class Closed(Exception):
 
 
 class Channel(Generic[T]):
-    """See the contract above.
+    """A queue between two threads, with the contract above.
 
     Attributes:
         name: its holder's name on the budget, and its label in metrics.

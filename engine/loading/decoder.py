@@ -76,11 +76,9 @@ class Decoder:
         return frame, (*rejects, *(reject for _, more in decoded for reject in more))
 
     def interrupt(self) -> None:
-        """See `engine.types.Format`."""
         self.format.interrupt()
 
     def resume(self) -> None:
-        """See `engine.types.Format`."""
         self.format.resume()
 
     def close(self) -> None:

@@ -23,16 +23,13 @@ class TorchdataNode(BaseNode[T]):
         self._node = node
 
     def reset(self, initial_state: dict[str, Any] | None = None) -> None:
-        """See `engine.loading.nodes.Node.reset`."""
         super().reset(initial_state)
         self._node.reset(initial_state)
 
     def next(self) -> T:
-        """See `engine.loading.nodes.Node.next`."""
         return next(self._node)
 
     def get_state(self) -> dict[str, Any] | None:
-        """See `engine.loading.nodes.Node.get_state`."""
         return self._node.state_dict()
 
 

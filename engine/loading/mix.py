@@ -79,8 +79,7 @@ def _within(names: Mapping[str, V], prefix: str) -> dict[str, V]:
 
 
 class Mix(SharedSource, Buffered):
-    """See `engine.types.SharedSource`: some of the sources may be topics. Partitions are named
-    ``source:partition``.
+    """Mixes sources; some of them may be topics. Partitions are named ``source:partition``.
 
     Args:
         sources: name -> source and weight; all give the same columns.
@@ -131,21 +130,20 @@ class Mix(SharedSource, Buffered):
         return max(member.source.epochs for member in self._parts)
 
     def keep_metadata(self) -> None:
-        """See `engine.types.Source`."""
         for member in self._parts:
             member.source.keep_metadata()
 
     def unbounded(self) -> bool:
-        """See `engine.types.Source`: where one of them is."""
+        """Return whether one of the sources is unbounded."""
         return any(member.source.unbounded() for member in self._parts)
 
     def can_be_reread(self) -> bool:
-        """See `engine.types.Source`: where all are."""
+        """Return whether all can be reread."""
         return all(member.source.can_be_reread() for member in self._parts)
 
     def schema(self, declared: Schema) -> Schema:
-        """See `engine.types.Source`; where nothing is declared, the first source says. Where
-        something is, the columns are the declared ones: other columns may differ.
+        """Return the declared columns, and others may differ; without declarations, the first
+        source's columns.
 
         Raises: UserError where a source has other columns.
         """
@@ -164,51 +162,47 @@ class Mix(SharedSource, Buffered):
         return schema
 
     def schema_state(self) -> Mapping[str, Snapshot]:
-        """See `engine.types.Source`; name of each source -> its own."""
+        """Return name of each source -> its state."""
         return {member.name: dict(member.source.schema_state()) for member in self._parts}
 
     def remarks(self) -> list[str]:
-        """See `engine.types.Source`; each source's, with its name."""
+        """Return each source's remarks, with its name."""
         remarks = [
             (member.name, remark) for member in self._parts for remark in member.source.remarks()
         ]
         return [f"source '{name}': {remark}" for name, remark in remarks]
 
     def in_effect(self) -> Mapping[str, Snapshot]:
-        """See `engine.types.Source`; name of each source -> its own."""
+        """Return name of each source -> its values."""
         return {member.name: dict(member.source.in_effect()) for member in self._parts}
 
     def reads_output_of(self, sink: Sink) -> str | None:
-        """See `engine.types.Source`."""
         overlaps = (member.source.reads_output_of(sink) for member in self._parts)
         return next((place for place in overlaps if place is not None), None)
 
     def reads_file(self, file: Path) -> bool:
-        """See `engine.types.Source`."""
         return any(member.source.reads_file(file) for member in self._parts)
 
     def origin_columns(self) -> set[str]:
-        """See `engine.types.Source`: where it is so of one of them."""
+        """Return the columns that any of the sources names."""
         return {column for member in self._parts for column in member.source.origin_columns()}
 
     def restore_schema_state(self, schema_state: Mapping[str, Snapshot]) -> None:
-        """See `engine.types.Source`; each source its own."""
+        """Restore each source's own state."""
         for member in self._parts:
             own = schema_state.get(member.name)
             member.source.restore_schema_state(own if isinstance(own, Mapping) else {})
 
     def parse_settings(self) -> Mapping[str, Any]:
-        """See `engine.types.Source`: what all sources say alike."""
+        """Return the settings that all sources have in common."""
         first, *rest = [member.source.parse_settings() for member in self._parts]
         return {k: v for k, v in first.items() if all(k in own and own[k] == v for own in rest)}
 
     def use_parse_settings(self, parse_settings: Mapping[str, Any]) -> None:
-        """See `engine.types.Source`."""
         for member in self._parts:
             member.source.use_parse_settings(parse_settings)
 
     def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
-        """See `engine.types.Source`."""
         waiting: set[str] = set()
         while True:
             member = self._next(waiting)
@@ -235,14 +229,12 @@ class Mix(SharedSource, Buffered):
             return self._given(member, records)
 
     def seek(self, mark: Mark) -> None:
-        """See `engine.types.Source`."""
         self._turn, self._left = None, 0
         for member in self._parts:
             member.source.seek(member.own(mark))
             member.given, member.ended = mark.positions.get(member.counter, 0), False
 
     def identities(self, mark: Mark) -> Mapping[str, Snapshot]:
-        """See `engine.types.Source`."""
         return {
             member.counter + partition: identity
             for member in self._parts
@@ -250,17 +242,16 @@ class Mix(SharedSource, Buffered):
         }
 
     def match_identities(self, identities: Mapping[str, Snapshot]) -> None:
-        """See `engine.types.Source`; each source its own part."""
+        """Return each source's part."""
         for member in self._parts:
             member.source.match_identities(_within(identities, member.counter))
 
     def commit(self, mark: Mark) -> bool:
-        """See `engine.types.Source`; each source its own part."""
+        """Pass each source its part."""
         done = [member.source.commit(member.own(mark)) for member in self._parts]
         return all(done)
 
     def lag(self, mark: Mark) -> Mapping[str, int]:
-        """See `engine.types.Source`."""
         return {
             member.counter + partition: n
             for member in self._parts
@@ -277,17 +268,15 @@ class Mix(SharedSource, Buffered):
         return sum(known) / len(known) if len(known) == len(fractions) else None
 
     def close(self) -> None:
-        """See `engine.types.Source`."""
         for member in self._parts:
             member.source.close()
 
     @property
     def nbytes(self) -> int:
-        """See `engine.types.Buffered`."""
         return sum(p.source.nbytes for p in self._parts if isinstance(p.source, Buffered))
 
     def limit_memory(self, nbytes: int) -> None:
-        """See `engine.types.Buffered`; each buffer an equal share."""
+        """Give each buffer an equal share."""
         buffered = [p.source for p in self._parts if isinstance(p.source, Buffered)]
         for source in buffered:
             source.limit_memory(nbytes // len(buffered))
@@ -298,23 +287,20 @@ class Mix(SharedSource, Buffered):
     """Whether partitions are shared: never, in a mix."""
 
     def is_rebalancing(self) -> bool:
-        """See `engine.types.SharedSource`."""
         return any(source.is_rebalancing() for _, source in self._shared)
 
     def unavailable_reason(self) -> str | None:
-        """See `engine.types.SharedSource`; the first source's that has any."""
+        """Return the first source's reason."""
         for member, source in self._shared:
             if (why := source.unavailable_reason()) is not None:
                 return f"source '{member.name}': {why}"
         return None
 
     def release_partitions(self) -> None:
-        """See `engine.types.SharedSource`."""
         for _, source in self._shared:
             source.release_partitions()
 
     def resume_after_rebalance(self, mark: Mark) -> Mark:
-        """See `engine.types.SharedSource`."""
         positions = dict(mark.positions)
         for member, source in self._shared:
             resumed = source.resume_after_rebalance(member.own(mark)).positions
@@ -322,12 +308,10 @@ class Mix(SharedSource, Buffered):
         return Mark(positions=positions, stages=mark.stages)
 
     def reset_offsets(self) -> None:
-        """See `engine.types.SharedSource`."""
         for _, source in self._shared:
             source.reset_offsets()
 
     def was_committed(self, positions: Mapping[str, int]) -> bool | None:
-        """See `engine.types.SharedSource`."""
         shared = self._shared
         agreements = [
             source.was_committed(_within(positions, member.counter)) for member, source in shared
@@ -335,14 +319,12 @@ class Mix(SharedSource, Buffered):
         return False if False in agreements else None if None in agreements else True
 
     def counts(self) -> Mapping[str, int]:
-        """See `engine.types.SharedSource`."""
         sums: Counter[str] = Counter()
         for _, source in self._shared:
             sums.update(source.counts())
         return sums
 
     def keep_alive(self) -> None:
-        """See `engine.types.SharedSource`."""
         for _, source in self._shared:
             source.keep_alive()
 
@@ -391,7 +373,6 @@ class MixFormat(Format):
         self._formats = formats
 
     def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
-        """See `engine.types.Format`."""
         name, _, partition = records.partition.partition(SEPARATOR)
         own = replace(records, partition=partition)
         try:
@@ -405,12 +386,10 @@ class MixFormat(Format):
         return frame.with_columns(place), rejects
 
     def interrupt(self) -> None:
-        """See `engine.types.Format`."""
         for member in self._formats.values():
             member.interrupt()
 
     def resume(self) -> None:
-        """See `engine.types.Format`."""
         for member in self._formats.values():
             member.resume()
 

@@ -47,11 +47,9 @@ class ImageAugment(Augment):
         self._columns: tuple[str, ...] = ()
 
     def bind(self, context: Context) -> None:
-        """See `models.augment.augmentation.Augment`."""
         self._columns = chosen(self.settings.columns, context.features.images, where=self.where)
 
     def apply(self, tensors: Tensors, rng: np.random.Generator) -> tuple[Tensors, int]:
-        """See `models.augment.augmentation.Augment`."""
         n = len(tensors)
         rows = rng.random(n) < self.settings.probability
         drawn = rng.random((n, self.DRAWS))

@@ -46,7 +46,6 @@ class Mixing(Augment):
         self._classes = 0
 
     def bind(self, context: Context) -> None:
-        """See `models.augment.augmentation.Augment`."""
         features = context.features
         self._classes = _classes_of(features, soft=context.soft, where=self.where)
         lists = [*features.ragged, *features.padded, *features.sparse]
@@ -57,7 +56,6 @@ class Mixing(Augment):
             )
 
     def apply(self, tensors: Tensors, rng: np.random.Generator) -> tuple[Tensors, int]:
-        """See `models.augment.augmentation.Augment`."""
         n = len(tensors)
         mixed = rng.random(n) < self.settings.probability
         if n < 2 or not mixed.any():
@@ -113,7 +111,6 @@ class Cutmix(Mixing):
         """``[augment.NAME]`` with ``kind = "cutmix"``"""
 
     def bind(self, context: Context) -> None:
-        """See `models.augment.augmentation.Augment`."""
         super().bind(context)
         images = context.features.images
         if len(images) != 1:

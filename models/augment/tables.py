@@ -41,11 +41,9 @@ class Jitter(Augment):
         self._at: NDArray[np.int64] = np.empty(0, np.int64)
 
     def bind(self, context: Context) -> None:
-        """See `models.augment.augmentation.Augment`."""
         self._at = places(self.settings.columns, context.features.numeric, where=self.where)
 
     def apply(self, tensors: Tensors, rng: np.random.Generator) -> tuple[Tensors, int]:
-        """See `models.augment.augmentation.Augment`."""
         settings, n = self.settings, len(tensors.numeric)
         rows = rng.random(n) < settings.probability
         if not settings.scale or not rows.any():
@@ -84,12 +82,10 @@ class FeatureDropout(Augment):
         self._at: NDArray[np.int64] = np.empty(0, np.int64)
 
     def bind(self, context: Context) -> None:
-        """See `models.augment.augmentation.Augment`."""
         names = [*context.features.numeric, *context.features.categories]
         self._at = places(self.settings.columns, names, where=self.where)
 
     def apply(self, tensors: Tensors, rng: np.random.Generator) -> tuple[Tensors, int]:
-        """See `models.augment.augmentation.Augment`."""
         n, width = tensors.numeric.shape
         drawn = rng.random((n, len(self._at)), np.float32) < self.settings.share
         if not drawn.any():

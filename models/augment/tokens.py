@@ -39,12 +39,10 @@ class TokenAugment(Augment):
         self._columns: tuple[str, ...] = ()
 
     def bind(self, context: Context) -> None:
-        """See `models.augment.augmentation.Augment`."""
         names = [*context.features.ragged, *context.features.padded]
         self._columns = chosen(self.settings.columns, names, where=self.where)
 
     def apply(self, tensors: Tensors, rng: np.random.Generator) -> tuple[Tensors, int]:
-        """See `models.augment.augmentation.Augment`."""
         ragged, padded, most = dict(tensors.ragged), dict(tensors.padded), 0
         for column in self._columns:
             if column in ragged:
@@ -144,7 +142,6 @@ class Synonyms(TokenAugment):
         self._synonyms: dict[str, SynonymTable] = {}
 
     def bind(self, context: Context) -> None:
-        """See `models.augment.augmentation.Augment`."""
         super().bind(context)
         pairs = self._read()
         for column in self._columns:

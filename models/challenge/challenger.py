@@ -208,7 +208,6 @@ class ChampionChallenger(Challengeable):
 
     @property
     def unwrapped(self) -> Learner:
-        """See `engine.types.Learner`."""
         return self.learner.unwrapped
 
     @property

@@ -201,7 +201,6 @@ class LinearLearner(Challengeable):
         return scores
 
     def augment_with(self, augmentation: Augmenter) -> None:
-        """See `engine.types.Learner`."""
         self.augmentation = augmentation
 
     def successor(self) -> LinearLearner:

@@ -246,7 +246,6 @@ class ResampledLearner(Challengeable):
 
     @property
     def unwrapped(self) -> Learner:
-        """See `engine.types.Learner`."""
         return self.learner.unwrapped
 
     @property

@@ -213,7 +213,6 @@ class TabularLearner(Challengeable):
             return self._scores(self._raw(self._on_device(tensors)))
 
     def augment_with(self, augmentation: Augmenter) -> None:
-        """See `engine.types.Learner`."""
         self.augmentation = augmentation
 
     def limit_memory(self, nbytes: int) -> None:

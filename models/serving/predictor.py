@@ -70,7 +70,7 @@ def _types(names: Mapping[str, str], columns: Sequence[str]) -> Schema:
 
 
 class OnnxPredictor(Predictor):
-    """See `engine.types.Predictor`. Adds ``prediction`` (and ``probability`` for classes) and
+    """Serves a model file. Adds ``prediction`` (and ``probability`` for classes) and
     ``model_version``.
 
     A row whose score is not finite is rejected: stage ``predict``, reason ``non_finite``.

@@ -105,7 +105,6 @@ class Recurrent:
         self.steps = torch.optim.Adam([*self.table.parameters(), *self.head.parameters()], 1e-2)
 
     def learn(self, batch: Batch) -> Step:
-        """See `engine.types.Learner`."""
         assert batch.tensors is not None
         rows, target = batch.tensors.padded["t"], batch.tensors.target
         assert target is not None

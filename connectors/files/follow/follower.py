@@ -166,7 +166,6 @@ class Follower:
         self._seen, self._waiting, self._next_look = {}, {}, 0.0
 
     def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
-        """See `engine.types.Source.read`."""
         until = time.monotonic() + timeout
         while True:
             if time.monotonic() >= self._next_look:

@@ -47,8 +47,8 @@ class InferenceMisses:
 
 
 class InferredTypes(WrappingFormat):
-    """See `engine.types.Format`. Another format, some of whose columns are of types that were
-    guessed: a warning names the first value that one of them did not take.
+    """Wraps a format with inferred types: a warning names the first value that one of them
+    rejected.
 
     Args:
         inner: of text.

@@ -21,7 +21,7 @@ null."""
 
 
 class Columns(Format):
-    """See `engine.types.Format`. A value that does not fit the schema's type rejects its row,
+    """Checks columnar records. A value that does not fit the schema's type rejects its row,
     ``wrong_type`` or ``out_of_range``; see `connectors.formats.values.casts`.
 
     Args:
@@ -126,7 +126,7 @@ def present(schema: Iterable[str], columns: list[str], partition: str) -> None:
 
 
 def make(options: FormatOptions) -> Columns:
-    """See `connectors.formats.registry`."""
+    """Return the format; called by `connectors.formats.registry`."""
     return Columns(options.paths, coerce=options.coerce, lenient=True)
 
 

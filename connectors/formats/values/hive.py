@@ -38,8 +38,8 @@ def infer_type(values: Iterable[str | None]) -> pl.DataType:
 
 
 class HivePartitions(WrappingFormat):
-    """See `engine.types.Format`. Another format, and the columns of folders beside it; what a
-    folder says stands before what is in its files.
+    """Wraps a format and adds columns from folder names, which take precedence over columns in
+    the files.
 
     Args:
         inner: of the files.

@@ -190,7 +190,6 @@ class Missing(FittedStage, Fusible):
 
     @property
     def kinds(self) -> list[pl.DataType]:
-        """See `engine.scrub.fusion.Fusible`."""
         return list(self._kinds.values())
 
     def fused_op(self, batch: Batch) -> FusedOp | None:

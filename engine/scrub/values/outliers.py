@@ -114,7 +114,6 @@ class Outliers(FittedStage, Fusible):
 
     @property
     def kinds(self) -> list[pl.DataType]:
-        """See `engine.scrub.fusion.Fusible`."""
         return list(self._kinds.values())
 
     def fused_op(self, batch: Batch) -> FusedOp | None:

@@ -52,7 +52,6 @@ class Scaled(FittedStage, Fusible):
 
     @property
     def kinds(self) -> list[pl.DataType]:
-        """See `engine.scrub.fusion.Fusible`."""
         return [pl.Float64()] * len(self._columns)
 
     def fused_op(self, batch: Batch) -> FusedOp | None:

@@ -116,7 +116,6 @@ class Elsewhere(Learner):
         self.features = features
 
     def learn(self, batch: Batch) -> Step:
-        """See `engine.types.Learner`."""
         assert batch.tensors is not None
         assert batch.tensors.on_device is not None
         self.seen.append(batch.tensors.on_device.wait().numeric.device.type)
