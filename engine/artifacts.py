@@ -111,8 +111,8 @@ def leave(
             files["model"] = export(parts, loop.mark)
             if pipeline.export.compress is not None:
                 compression = compress(parts)
-                files |= {"served model": pipeline.model_path, "verdict": folder / VERDICT_FILE}
-                compression.to_json(files["verdict"])
+                files |= {"served model": pipeline.model_path, "compression": folder / VERDICT_FILE}
+                compression.to_json(files["compression"])
     files["metrics"] = folder / METRICS_FILE
     parts.metrics.render_final(files["metrics"])
     if pipeline.export is not None and (too_many or (loop.stopped and not failed)):

@@ -284,8 +284,8 @@ class DeadLetterSettings(Settings):
         limit [share]: share (0-1) of rejected rows within `window` above which the run stops.
         window [rows]: rows over which the share is taken; nothing is judged before so many were
             seen.
-        expected: reasons the breaker does not count (``duplicate``, ``missing_label``,
-            ``tombstone``: the data's nature, no flood).
+        expected: reasons the limit does not count (``duplicate``, ``missing_label``,
+            ``tombstone``: expected in the data).
     """
 
     model_config = ConfigDict(extra="allow")

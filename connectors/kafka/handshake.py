@@ -111,7 +111,7 @@ def _any(
 ) -> list[Address]:
     """Return the brokers named by the first server that accepts the client."""
     while True:
-        trouble: OSError | None = None
+        failure: OSError | None = None
         mistake: AccessDenied | None = None
         for i, server in enumerate(servers):
             share = (deadline - time.monotonic()) / (len(servers) - i)
@@ -120,13 +120,13 @@ def _any(
             except AccessDenied as error:
                 mistake = error
             except OSError as error:
-                trouble = error if not isinstance(trouble, NoReply) else trouble
+                failure = error if not isinstance(failure, NoReply) else failure
         if mistake is not None:
             raise mistake
         if time.monotonic() + PAUSE >= deadline:
-            assert trouble is not None
-            why = trouble.strerror or str(trouble) or type(trouble).__name__
-            raise Unreachable(f"{silence} ({why})") from trouble
+            assert failure is not None
+            why = failure.strerror or str(failure) or type(failure).__name__
+            raise Unreachable(f"{silence} ({why})") from failure
         time.sleep(PAUSE)
 
 

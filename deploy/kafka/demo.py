@@ -36,7 +36,7 @@ FROM = datetime(2024, 1, 1, tzinfo=UTC)
 HISTORY_MS = 30 * 24 * 3_600_000
 """What the predicting engine reads before that, for its lags."""
 PATIENCE = 600.0
-SHOWN = {
+OUTPUT_PREFIXES = {
     "records": "headrace_source_records_total",
     "learned": "headrace_learned_records_total",
     "predicted": "headrace_predicted_records_total",
@@ -184,7 +184,7 @@ def page(name: str) -> dict[str, float]:
         found: dict[str, float] = {}
         for line in text.decode().splitlines():
             series, _, value = line.rpartition(" ")
-            for what, prefix in SHOWN.items():
+            for what, prefix in OUTPUT_PREFIXES.items():
                 if re.match(
                     re.escape(prefix) + r"($|\{)" if "{" not in prefix else re.escape(prefix),
                     series,

@@ -3,7 +3,7 @@ a setting gains.
 
 The pipeline runs on a sample, with results, dead letters and checkpoints in a folder that is
 removed afterwards; a topic is read without its group and never written to. Then it runs again with
-each setting that the verdict advises, over as many records, in turns with the first: what is said
+each advised setting, over as many records, in turns with the first: what is said
 of a setting was seen.
 """
 

@@ -10,9 +10,10 @@ from collections.abc import Callable
 class Wakeup:
     """Wakes the single thread that waits on it.
 
-    Rung while nobody waits, it lets the next wait pass at once: a ring is never lost, and whoever
-    wakes must look again whether there is a reason. Unlike `threading.Condition`, nothing is held
-    or taken back while waiting, so a wait can be interrupted, and a ring re-entered, anywhere.
+    Notified while nobody waits, it lets the next wait return at once: no notification is lost, and
+    whoever wakes must check whether there is a reason. Unlike `threading.Condition`, no lock is
+    held or reacquired while waiting, so a wait can be interrupted, and `notify` re-entered,
+    anywhere.
     """
 
     __slots__ = ("_lock",)

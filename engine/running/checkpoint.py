@@ -43,7 +43,7 @@ MAGIC = NAMED + b"%d\n" % LAYOUT
 DIGEST_BYTES = 32
 PLAIN = (bool, int, float, str, bytes, list, tuple, pl.DataFrame, pl.Series, type(None))
 """The types a state may consist of, beside dicts and arrays of numbers."""
-SHOWN = 3
+MAX_KEYS_NAMED = 3
 """The most keys a sentence names."""
 NEW_STAGES = " 'headrace replay' goes on with stages that are new, and takes dead letters back."
 CHECKPOINT_FILE = re.compile(r"checkpoint-(\d{8})\.hrc")
@@ -483,8 +483,8 @@ def _columns(value: Snapshot) -> Collection[str]:
 
 
 def _few(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    more = f" and {len(names) - MAX_KEYS_NAMED:,} more" if len(names) > MAX_KEYS_NAMED else ""
+    return ", ".join(names[:MAX_KEYS_NAMED]) + more
 
 
 def size_of(value: Snapshot) -> int:

@@ -158,15 +158,15 @@ class GateReport:
             title_justify="left",
         )
         table.add_column("model")
-        for column in (self.measure, "loss", "1,024 rows", "1 row", "speed", "size", "verdict"):
-            table.add_column(column, justify="left" if column == "verdict" else "right")
+        for column in (self.measure, "loss", "1,024 rows", "1 row", "speed", "size", "result"):
+            table.add_column(column, justify="left" if column == "result" else "right")
         unit = " %" if self.measure == "MAE" else " pt"
         for c in self.candidates:
-            verdict = "serves" if c.name == self.chosen else c.refusal or "accepted"
+            result = "serves" if c.name == self.chosen else c.refusal or "accepted"
             table.add_row(
                 c.name, f"{c.error:.4g}", f"{c.loss:+.2f}{unit}", f"{c.batch_ms:.2f} ms",
                 f"{c.single_ms * 1000:.0f} us", f"{c.speedup:.2f}x", f"{c.size / 1024:.0f} kB",
-                f"[bold green]{verdict}[/]" if c.name == self.chosen else verdict,
+                f"[bold green]{result}[/]" if c.name == self.chosen else result,
             )  # fmt: skip
         for name, reason in self.failed.items():
             table.add_row(name, "", "", "", "", "", "", f"refused: {escape(reason)}")
@@ -226,35 +226,35 @@ def compress(
             f"[export.compress] candidates expects names of {', '.join(CANDIDATES)}, "
             f"got '{unknown[0]}'."
         )
-    bench = _Gate(model, rows, settings)
+    held_out = _Gate(model, rows, settings)
     provider = available_providers(settings.providers)[0]
-    if bench.remark is None:
+    if held_out.remark is None:
         try:
-            base = bench.run_candidate("", model)
+            base = held_out.run_candidate("", model)
         except candidate_process.CandidateFailed as error:
             raise HeadraceError(f"{model} cannot serve: the model {error}.") from None
         provider = base.provider
-        bench.set_baseline(base.scores)
-    if bench.remark is not None:
+        held_out.set_baseline(base.scores)
+    if held_out.remark is not None:
         put(model.read_bytes(), path)
-        return bench.verdict((), {}, "float32", provider)
-    candidates = [bench.candidate("float32", model, base, model.stat().st_size)]
+        return held_out.report((), {}, "float32", provider)
+    candidates = [held_out.candidate("float32", model, base, model.stat().st_size)]
     failed: dict[str, str] = {}
     for name in settings.candidates:
         candidate_path = path.with_name(f"{path.stem}.{name}.onnx")
         function = CANDIDATES[name]
         try:
-            result = bench.run_candidate(
+            result = held_out.run_candidate(
                 f"{function.__module__}:{function.__qualname__}", candidate_path
             )
         except candidate_process.CandidateFailed as error:
             failed[name] = str(error)
             candidate_path.unlink(missing_ok=True)
             continue
-        candidates.append(bench.candidate(name, candidate_path, result, candidates[0].size))
+        candidates.append(held_out.candidate(name, candidate_path, result, candidates[0].size))
     chosen = _choose([c for c in candidates if c.refusal is None])
     put(Path(chosen.path).read_bytes(), path)
-    return bench.verdict(tuple(candidates), failed, chosen.name, provider)
+    return held_out.report(tuple(candidates), failed, chosen.name, provider)
 
 
 class _Gate:
@@ -336,7 +336,7 @@ class _Gate:
             candidate if name == "float32" else _with_refusal(candidate, size, lost, self._settings)
         )
 
-    def verdict(
+    def report(
         self, candidates: tuple[Candidate, ...], failed: dict[str, str], chosen: str, provider: str
     ) -> GateReport:
         """Return the report on rows and models."""

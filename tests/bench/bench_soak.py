@@ -93,8 +93,8 @@ def main(*, quick: bool = False) -> None:
 
 def rows() -> list[bytes]:
     """JSON of about 200 bytes, one value in twenty missing."""
-    chance = np.random.default_rng(0)
-    x = np.round(chance.normal(size=(10_000, len(NUMBERS))), 12).tolist()
+    rng = np.random.default_rng(0)
+    x = np.round(rng.normal(size=(10_000, len(NUMBERS))), 12).tolist()
     made = []
     for i, row in enumerate(x):
         values = dict(zip(NUMBERS, row, strict=True))

@@ -24,11 +24,11 @@ XML = "".join(
 
 
 def tar(format: int) -> bytes:
-    chance, out = random.Random(0), BytesIO()
+    rng, out = random.Random(0), BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=format) as file:
         for i in range(20):
             for extension, raw in (
-                ("jpg", chance.randbytes(i * 60)), ("json", b'{"n": %d}' % i), ("cls", b"1"),
+                ("jpg", rng.randbytes(i * 60)), ("json", b'{"n": %d}' % i), ("cls", b"1"),
             ):  # fmt: skip
                 info = tarfile.TarInfo(f"{'d' * (120 if i % 3 == 0 else 1)}/{i}.{extension}")
                 info.size = len(raw)
@@ -64,22 +64,22 @@ KINDS: dict[str, tuple[bytes, dict[str, Any], Schema]] = {
 }  # fmt: skip
 
 
-def damaged(raw: bytes, chance: random.Random) -> bytes:
+def damaged(raw: bytes, rng: random.Random) -> bytes:
     data = bytearray(raw)
-    for _ in range(chance.choice([1, 1, 2, 5, 20])):
-        at, size = chance.randrange(len(data) or 1), chance.randrange(1, 600)
-        harm = chance.randrange(6)
+    for _ in range(rng.choice([1, 1, 2, 5, 20])):
+        at, size = rng.randrange(len(data) or 1), rng.randrange(1, 600)
+        harm = rng.randrange(6)
         if harm == 0 and data:
-            data[at] ^= 1 << chance.randrange(8)
+            data[at] ^= 1 << rng.randrange(8)
         elif harm == 1:
             del data[at : at + size]
         elif harm == 2:
-            data[at:at] = chance.randbytes(size)
+            data[at:at] = rng.randbytes(size)
         elif harm == 3:
             data[at:at] = data[at : at + size]
         elif harm == 4:
             data[at : at + 9] = b"999999999"
-        elif chance.random() < 0.3:
+        elif rng.random() < 0.3:
             del data[at:]
     return bytes(data)
 
@@ -114,17 +114,17 @@ def outcome(
 
 @pytest.mark.parametrize("name", KINDS)
 def test_damage_is_rows_letters_or_one_sentence(name: str, tmp_path: Path) -> None:
-    chance = random.Random(name)
+    rng = random.Random(name)
     path = tmp_path / name
     for _ in range(40):
-        path.write_bytes(damaged(KINDS[name][0], chance))
+        path.write_bytes(damaged(KINDS[name][0], rng))
         after, error = outcome(path, name, 7, 1 << 20)
         again, same = outcome(path, name, 1_000, 10)
         assert error is None or "\n" not in error
         total = after[-1][2] if after else 0
         assert (total, error) == (again[-1][2] if again else 0, same)
         if after:
-            partition, position, done = chance.choice(after)
+            partition, position, done = rng.choice(after)
             rest, end = outcome(path, name, 5, 500, Mark(positions={partition: position}))
             assert (rest[-1][2] if rest else 0) == total - done
             assert (end is None) == (error is None)

@@ -22,7 +22,7 @@ def main() -> int:
     parser.add_argument("--rebalances", type=int, default=10, help="members that leave or join")
     parser.add_argument("--letters", help="the topic of dead letters")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--patience", type=float, default=300.0, help="seconds to catch up in")
+    parser.add_argument("--timeout", type=float, default=300.0, help="seconds to catch up in")
     options = parser.parse_args()
     run = Run(options.file)
     source, sink = run.source, run.sink
@@ -47,7 +47,7 @@ def main() -> int:
             for engine in engines:
                 engine.start()
             caught_up(
-                settings.bootstrap_servers, settings.group_id, settings.topics, options.patience
+                settings.bootstrap_servers, settings.group_id, settings.topics, options.timeout
             )
             for engine in engines:
                 engine.stop()

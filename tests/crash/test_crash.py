@@ -245,10 +245,10 @@ def test_weights_are_those_of_an_untroubled_run(
 
 def to_the_end(file: Path, sets: list[str], checkpoints: Path, kills: int) -> None:
     """Run it; SIGKILL so many times, each one or two checkpoints further into its work."""
-    chance = random.Random(3)
+    rng = random.Random(3)
     engine = Engine(file, sets, file.with_suffix(".log"))
     for _ in range(kills):
-        further = newest(checkpoints) + chance.randint(1, 2)
+        further = newest(checkpoints) + rng.randint(1, 2)
         engine.start()
         until(lambda: newest(checkpoints) >= further, process=engine.process)  # noqa: B023
         engine.kill()

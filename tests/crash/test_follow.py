@@ -171,11 +171,11 @@ def _full(writer: Writer, engine: Engine, folder: Path) -> None:
             writer.step()
 
     thread = threading.Thread(target=write)
-    chance = random.Random(3)
+    rng = random.Random(3)
     engine.start()
     thread.start()
     for _ in range(KILLS):
-        end.wait(SECONDS / KILLS * chance.uniform(0.5, 1.5))
+        end.wait(SECONDS / KILLS * rng.uniform(0.5, 1.5))
         engine.kill()
         engine.start()
     end.set()

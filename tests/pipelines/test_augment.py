@@ -29,11 +29,11 @@ ALL: dict[str, Any] = {
 
 
 def rows(folder: Path, n: int = 6_000, noise: int = 0) -> Path:
-    chance = np.random.default_rng(0)
-    a, b = chance.normal(size=(2, n))
-    yes = a + b * b + chance.normal(size=n) > 1
-    key = chance.choice(["x", "y", "z"], n)
-    more = {f"noise{i}": chance.normal(size=n) for i in range(noise)}
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, n))
+    yes = a + b * b + rng.normal(size=n) > 1
+    key = rng.choice(["x", "y", "z"], n)
+    more = {f"noise{i}": rng.normal(size=n) for i in range(noise)}
     path = folder / "rows.parquet"
     frame = pl.DataFrame({"a": a, "b": b, "key": key, **more, "y": np.where(yes, "yes", "no")})
     frame.write_parquet(path)
@@ -275,17 +275,17 @@ def test_without_a_model_there_is_nothing_to_augment(tmp_path: Path) -> None:
 
 def pictures(folder: Path, n: int = 1_200) -> None:
     """Bars that lie or stand, with a text that says so more often than not, as encoded images."""
-    chance = np.random.default_rng(0)
-    standing = chance.random(n) < 0.5
+    rng = np.random.default_rng(0)
+    standing = rng.random(n) < 0.5
     images = []
     for i in range(n):
-        pixels = chance.integers(0, 120, (12, 12, 3), dtype=np.uint8)
-        at = int(chance.integers(0, 10))
+        pixels = rng.integers(0, 120, (12, 12, 3), dtype=np.uint8)
+        at = int(rng.integers(0, 10))
         place = (slice(None), slice(at, at + 2))
         pixels[place if standing[i] else place[::-1]] = 255
         images.append(encoded(pixels))
     words = np.where(standing, "Upright tall", "flat lying")
-    said = np.where(chance.random(n) < 0.7, words, "some words more")
+    said = np.where(rng.random(n) < 0.7, words, "some words more")
     label = np.where(standing, "yes", "no")
     frame = pl.DataFrame({"image": images, "text": said, "y": label})
     frame.write_parquet(folder / "rows.parquet")

@@ -423,8 +423,8 @@ def test_too_many_rejected_rows_stop_with_their_own_reason(
         .otherwise(pl.col("b"))
     )
     frame.write_csv(tmp_path / "data.csv")
-    breaker = "[dead_letters]\nwindow = 500\nlimit = 0.2\n[export]\n"
-    code, _, err = headrace("run", small(tmp_path / "data.csv", more=breaker))
+    limits = "[dead_letters]\nwindow = 500\nlimit = 0.2\n[export]\n"
+    code, _, err = headrace("run", small(tmp_path / "data.csv", more=limits))
     assert code == 3
     assert "No model is exported of a run with so many rejected rows." in err
     assert not list((tmp_path / "run").glob("*.onnx"))

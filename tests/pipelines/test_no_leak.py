@@ -33,10 +33,10 @@ def test_changing_the_future_changes_no_earlier_prediction(tmp_path: Path) -> No
     hour = pl.col("hour").str.split("-").list.first().str.split(":").list.first().cast(pl.Int64)
     counts = pl.read_csv(path, infer_schema_length=None).sort("date", hour).head(24 * DAYS)
     sensors = [c for c in counts.columns if c not in ("date", "hour", "year")]
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     later = pl.int_range(pl.len()) >= CHANGED
     other = counts.with_columns(
-        pl.when(later).then(pl.Series(chance.integers(0, 9_999, len(counts)))).otherwise(pl.col(c))
+        pl.when(later).then(pl.Series(rng.integers(0, 9_999, len(counts)))).otherwise(pl.col(c))
         .alias(c)
         for c in sensors
     )  # fmt: skip

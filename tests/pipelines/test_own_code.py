@@ -296,7 +296,7 @@ class Noise(Augment):
 
     def bind(self, context: object) -> None: ...
 
-    def apply(self, tensors: Tensors, chance: np.random.Generator) -> Any:
+    def apply(self, tensors: Tensors, rng: np.random.Generator) -> Any:
         return self.answer(tensors)
 
 

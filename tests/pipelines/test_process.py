@@ -81,13 +81,13 @@ def test_a_signal_at_any_moment_ends_as_documented(file: Path, headrace: Headrac
     with start(file) as process:
         process.communicate()
     whole = time.monotonic() - begin
-    chance = random.Random(16)
+    rng = random.Random(16)
     for moment in range(MOMENTS):
         number = (signal.SIGINT, signal.SIGTERM)[moment % 2]
         twice = moment % 4 > 1
         with start(file) as process:
             try:  # as far into it as the moment is, of a run that ends by itself
-                process.wait(whole * (moment + chance.random()) / MOMENTS)
+                process.wait(whole * (moment + rng.random()) / MOMENTS)
             except subprocess.TimeoutExpired:
                 process.send_signal(number)
             if twice:
@@ -132,7 +132,7 @@ def test_a_signal_at_any_moment_of_every_command(
 ) -> None:
     """One line that promises nothing: these go on from nowhere. The first moment is among the
     imports; what has loaded them is forked for the others."""
-    chance = random.Random(words[0])
+    rng = random.Random(words[0])
     if words[0] in ("export", "compress", "predict"):
         file = trained
     places = {"file": file, "data": file.with_name("data.csv"), "run": file.with_name("run")}
@@ -147,7 +147,7 @@ def test_a_signal_at_any_moment_of_every_command(
             while not armed(process):
                 time.sleep(0.001)
             try:  # as far into it as the moment is, of a command that ends by itself
-                process.wait(4 * (moment + chance.random()) / MOMENTS)
+                process.wait(4 * (moment + rng.random()) / MOMENTS)
             except subprocess.TimeoutExpired:
                 process.send_signal(number)
             out, err = process.communicate()

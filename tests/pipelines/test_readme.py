@@ -62,15 +62,15 @@ def test_there_are_the_two_commands_and_those_of_a_pipeline() -> None:
 def test_the_pipeline_file_and_its_commands(place: Path) -> None:
     pipeline, _ = blocks("toml")
     (place / "fraud.toml").write_text(pipeline)
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     n = 2_500
-    amount = np.round(chance.lognormal(3, 1, n), 2)
+    amount = np.round(rng.lognormal(3, 1, n), 2)
     rows = pl.DataFrame(
         {
             "amount": [None if x > 200 else x for x in amount.tolist()],
-            "age": chance.integers(18, 90, n),
-            "country": chance.choice(["nz", "at", "ke"], n),
-            "fraud": amount + chance.normal(0, 20, n) > 60,
+            "age": rng.integers(18, 90, n),
+            "country": rng.choice(["nz", "at", "ke"], n),
+            "fraud": amount + rng.normal(0, 20, n) > 60,
         }
     )
     for folder in ("payments", "new"):
@@ -132,8 +132,8 @@ def test_make_demo(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for figure in (f"{report['mae']:.1f}", "78.3", "74.9", "59.6"):
         assert figure in said
     assert (run / "error.png").read_bytes().startswith(b"\x89PNG")
-    verdict = json.loads((run / "compression.json").read_text())
-    assert verdict["candidates"][0]["name"] == "float32"
+    gate = json.loads((run / "compression.json").read_text())
+    assert gate["candidates"][0]["name"] == "float32"
     page = (run / "metrics.prom").read_text()
     counts = re.findall(r"^headrace_(\w+)_records_total(?:\{.*\})? (\S+)$", page, re.MULTILINE)
     sums: dict[str, float] = {}

@@ -17,9 +17,9 @@ from engine.types import UserError
 
 
 def pipeline(folder: Path, **train: Any) -> Pipeline:
-    chance = np.random.default_rng(0)
-    a = chance.normal(size=20_000)
-    rare = chance.random(20_000) < 0.02
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=20_000)
+    rare = rng.random(20_000) < 0.02
     rows = pl.DataFrame({"a": a + rare, "y": np.where(rare, "yes", "no")})
     rows.write_parquet(folder / "rows.parquet")
     return Pipeline.of(

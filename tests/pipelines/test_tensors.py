@@ -29,10 +29,10 @@ Make = Callable[[Path], str]
 
 def images(folder: Path) -> str:
     """Bars and crosses, as PNG and JPEG; one in a hundred is cut off."""
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for i in range(N):
-        pixels = chance.integers(0, 90, (20, 16), dtype=np.uint8)
-        top, left = chance.integers(0, 8, 2)
+        pixels = rng.integers(0, 90, (20, 16), dtype=np.uint8)
+        top, left = rng.integers(0, 8, 2)
         pixels[top + 3 : top + 5, left : left + 8] = 250
         if i % 2:
             pixels[top : top + 8, left + 3 : left + 5] = 250
@@ -62,10 +62,10 @@ layers = [16]
 
 def text(folder: Path) -> str:
     """Sentences and tags that tell the class; one in a hundred has no text."""
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     with (folder / "rows.ndjson").open("w") as file:
         for i in range(N):
-            words = [f"{'cross' if i % 2 else 'bar'}{n}" for n in chance.integers(0, 9, 1 + i % 20)]
+            words = [f"{'cross' if i % 2 else 'bar'}{n}" for n in rng.integers(0, 9, 1 + i % 20)]
             said = None if i in BROKEN else " ".join(words)
             row = {"text": said, "more": f"x y{i % 4}", "label": "cross" if i % 2 else "bar"}
             file.write(json.dumps(row) + "\n")

@@ -32,10 +32,10 @@ class Endless(MemorySource):
     class Settings(types.Settings): ...
 
     def __init__(self, settings):
-        chance = np.random.default_rng(0)
-        x = chance.normal(size=(600, 2))
+        rng = np.random.default_rng(0)
+        x = rng.normal(size=(600, 2))
         frame = pl.DataFrame(x, schema=["a", "b"]).with_columns(
-            c=pl.Series(chance.choice(["u", "v"], 600)), n=pl.Series(range(600)),
+            c=pl.Series(rng.choice(["u", "v"], 600)), n=pl.Series(range(600)),
             y=pl.Series(x @ [1.0, -2.0]),
         )
         gaps = frame.with_columns(

@@ -325,7 +325,7 @@ def _plain(header: bytes) -> tarfile.TarInfo | None:
 
 
 def _member(
-    offset: int, name: str, data: int, size: int, trouble: str | None, sparse: bool
+    offset: int, name: str, data: int, size: int, defect: str | None, sparse: bool
 ) -> Member:
     folder, slash, file = name.rpartition("/")
     base, dot, extension = file.partition(".")
@@ -338,8 +338,8 @@ def _member(
         )
     elif name.startswith("/") or ".." in folder.split("/"):
         problem = f"unsafe_name: Expected a name within the archive, got '{name}'."
-    elif trouble or sparse:
-        problem = f"no_file: Expected a file, got {trouble or 'a sparse file'}, '{name}'."
+    elif defect or sparse:
+        problem = f"no_file: Expected a file, got {defect or 'a sparse file'}, '{name}'."
     return Member(offset, key, extension.lower(), data, size, problem)
 
 

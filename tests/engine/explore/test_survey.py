@@ -86,8 +86,8 @@ def test_figures_are_those_of_polars(given_rows: list[Any], cuts: list[int]) -> 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(2, 5), st.integers(3, 200), st.integers(0, 9), st.lists(st.integers(0, 200)))
 def test_correlations_are_numpys(columns: int, n: int, seed: int, cuts: list[int]) -> None:
-    chance = np.random.default_rng(seed)
-    x = chance.normal(size=(n, columns)) @ chance.normal(size=(columns, columns)) + 1e6
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, columns)) @ rng.normal(size=(columns, columns)) + 1e6
     frame = pl.DataFrame(x, schema=[f"x{i}" for i in range(columns)])
     assert survey(frame, cuts[:3]).pairs.correlation == pytest.approx(
         np.corrcoef(x.T), rel=1e-6, abs=1e-6
@@ -124,8 +124,8 @@ def test_distinct_values_are_counted_within_three_errors(n: int) -> None:
 
 
 def test_copies_are_counted_exactly() -> None:
-    chance = np.random.default_rng(0)
-    x = chance.integers(0, 200_000, 300_000)
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 200_000, 300_000)
     made = RowSet()
     for part in np.array_split(x, 37):
         made.update(hashes(pl.DataFrame({"x": part})))
@@ -221,17 +221,17 @@ def test_nothing_much() -> None:
 
 
 def test_the_suggestion_has_a_reason_for_each_stage() -> None:
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     n = 2_000
-    x = chance.normal(size=n)
+    x = rng.normal(size=n)
     x[:20] = 1e3
     y = [None if i % 10 == 0 else float(i) for i in range(n)]
     frame = pl.DataFrame(
         {
             "x": x,
             "y": y,
-            "amount": chance.exponential(size=n) ** 4,
-            "kind": chance.choice(["a", "b", "c"], n),
+            "amount": rng.exponential(size=n) ** 4,
+            "kind": rng.choice(["a", "b", "c"], n),
             "id": [f"row {i}" for i in range(n)],
             "label": (np.arange(n) % 100 == 0).astype(int),
             "same": ["-"] * n,
@@ -308,25 +308,25 @@ def test_a_digest_is_asked_as_often_for_many_columns_as_for_few(
         return quantile(self, *q)
 
     monkeypatch.setattr(Quantiles, "quantile", counting)
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     calls = []
     for columns in (2, 40):
         asked.clear()
-        found(pl.DataFrame({f"x{i}": chance.normal(size=600) for i in range(columns)}))
+        found(pl.DataFrame({f"x{i}": rng.normal(size=600) for i in range(columns)}))
         calls.append(len(asked))
     assert calls[0] == calls[1]
 
 
 def test_numbers_that_name_things_are_no_features() -> None:
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     frame = pl.DataFrame(
         {
             "number": np.arange(10_001, 10_201),
-            "user_id": chance.integers(0, 50, 200),
-            "customerId": chance.integers(0, 50, 200),
-            "zip": [f"{i:05}" for i in chance.integers(0, 100, 200)],
-            "paid": chance.integers(0, 1_000, 200),
-            "height": chance.normal(size=200),
+            "user_id": rng.integers(0, 50, 200),
+            "customerId": rng.integers(0, 50, 200),
+            "zip": [f"{i:05}" for i in rng.integers(0, 100, 200)],
+            "paid": rng.integers(0, 1_000, 200),
+            "height": rng.normal(size=200),
         }
     )
     told = found(frame)

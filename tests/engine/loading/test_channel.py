@@ -28,7 +28,7 @@ from tests.waiting import HANG
 
 
 class Announcing(Wakeup):
-    """A bell that says when somebody starts to wait at it. A ring after that is never lost."""
+    """A wakeup that tells when somebody starts to wait. A notification after that is never lost."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -39,9 +39,9 @@ def test_a_size_never_seen_is_taken_to_grow_with_its_rows() -> None:
 
 def test_what_varies_counts_with_its_spread() -> None:
     """99 of 100 batches take less than the mean and 2.33 deviations, if they are normal."""
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     deadline = Deadline(0.1)
-    for seconds in chance.normal(0.02, 0.002, 5_000):
+    for seconds in rng.normal(0.02, 0.002, 5_000):
         deadline.observe(100, float(seconds))
     assert deadline.seconds(100) == pytest.approx(0.02 + 2.33 * 0.002, rel=0.1)
 

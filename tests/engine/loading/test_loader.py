@@ -428,16 +428,14 @@ class Items(Node[Any]):
 
 def skewed(n: int, largest: int) -> list[int]:
     """Sizes from 1 kB up, a row of the largest among them."""
-    chance = np.random.default_rng(3)
-    sizes: list[int] = (
-        np.exp(chance.uniform(np.log(1 << 10), np.log(largest), n)).astype(int).tolist()
-    )
+    rng = np.random.default_rng(3)
+    sizes: list[int] = np.exp(rng.uniform(np.log(1 << 10), np.log(largest), n)).astype(int).tolist()
     sizes[5:9] = [largest] * 4
     return sizes
 
 
 class Attended(Wakeup):
-    """A bell that knows whether somebody waits at it."""
+    """A wakeup that knows whether somebody waits."""
 
     attended = False
 

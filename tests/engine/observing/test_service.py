@@ -145,8 +145,8 @@ def test_the_index_links_to_every_page(service: Service) -> None:
 def test_health_is_200_or_503_with_one_line(metrics: Metrics) -> None:
     clock = Clock()
     heart = Heartbeat(clock=clock)
-    verdict = Health(False, "opening\nthe source\r\n")
-    with Service(metrics, FREE, live=heart.health, ready=lambda: verdict) as service:
+    state = Health(False, "opening\nthe source\r\n")
+    with Service(metrics, FREE, live=heart.health, ready=lambda: state) as service:
         alive, ready = get(service, "/livez"), get(service, "/readyz")
         clock.now += 61
         stalled = get(service, "/livez")

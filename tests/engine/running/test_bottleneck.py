@@ -1,4 +1,4 @@
-"""The verdict from an account of what was spent."""
+"""The diagnosis from an account of what was spent."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def account(idle: float = 0.0, cpu: float = 0.9, **stages: float) -> TimingSnaps
     return TimingSnapshot(at=10.0, cpu=10.0 * cpu, stages=spent, idle=idle)
 
 
-def verdict(spent: TimingSnapshot, **more: Any) -> Bottleneck:
+def diagnosis(spent: TimingSnapshot, **more: Any) -> Bottleneck:
     made = diagnose(spent, settings=SETTINGS | more.pop("settings", {}), **more)
     assert made is not None
     return made
@@ -50,7 +50,7 @@ def verdict(spent: TimingSnapshot, **more: Any) -> Bottleneck:
 )
 def test_the_slowest_stage_of_the_slowest_thread(stage: str, part: str, setting: str) -> None:
     others = {"fetch": 1.0, "decode": 1.0, "scale": 1.0, "learn": 1.0, "write": 0.5}
-    found = verdict(account(**(others | {stage: 9.0})), cores=2)
+    found = diagnosis(account(**(others | {stage: 9.0})), cores=2)
     assert (found.part, found.stage, found.resource) == (part, stage, "CPU")
     assert found.share == pytest.approx(0.9)
     assert found.advice[0].setting == setting
@@ -59,7 +59,7 @@ def test_the_slowest_stage_of_the_slowest_thread(stage: str, part: str, setting:
 
 
 def test_nothing_can_be_faster_than_the_next_slowest_thread() -> None:
-    found = verdict(account(fetch=4.0, decode=8.0, learn=2.0))
+    found = diagnosis(account(fetch=4.0, decode=8.0, learn=2.0))
     assert found.limit == pytest.approx(2.0)
 
 
@@ -67,13 +67,13 @@ def test_a_thread_that_ran_ahead_counts_by_its_records() -> None:
     """Twice the time for ten times the records is the faster thread."""
     spent = account(learn=5.0)
     spent.stages["decode"] = StageTime(calls=100, rows=10_000, wall=10.0, cpu=9.0)
-    found = verdict(spent)
+    found = diagnosis(spent)
     assert found.part == "model"
     assert found.limit == pytest.approx(5.0)
 
 
 def test_a_stream_with_little_to_do_is_held_by_nothing() -> None:
-    found = verdict(account(idle=9.0, decode=0.5, learn=1.0))
+    found = diagnosis(account(idle=9.0, decode=0.5, learn=1.0))
     assert found.part == "idle"
     assert "no faster" in str(found)
 
@@ -82,13 +82,13 @@ def test_a_stream_with_little_to_do_is_held_by_nothing() -> None:
     ("cpu", "device", "resource"), [(0.9, "cpu", "CPU"), (0.1, "cpu", "I/O"), (0.1, "cuda", "GPU")]
 )
 def test_what_it_works_on(cpu: float, device: str, resource: str) -> None:
-    assert verdict(account(learn=9.0, cpu=cpu), device=device).resource == resource
+    assert diagnosis(account(learn=9.0, cpu=cpu), device=device).resource == resource
 
 
 def test_no_more_threads_than_cores_and_none_for_small_batches() -> None:
     spent = account(decode=9.0)
-    assert verdict(spent, cores=1).advice[0].setting == ""
-    assert verdict(spent, cores=2, settings={"batch_rows": 100}).advice[0].setting == (
+    assert diagnosis(spent, cores=1).advice[0].setting == ""
+    assert diagnosis(spent, cores=2, settings={"batch_rows": 100}).advice[0].setting == (
         "loader.batch_rows=400"
     )
 
@@ -116,21 +116,21 @@ def test_the_difference_of_two_accounts() -> None:
 def test_waiting_for_a_core_is_no_input_or_output() -> None:
     spent = account(learn=9.0, cpu=0.2)
     spent.queued = 6.0
-    found = verdict(spent, settings={"threads": "train.threads"})
+    found = diagnosis(spent, settings={"threads": "train.threads"})
     assert found.resource == "contended CPU"
     assert found.advice[0].setting == "train.threads=1"
-    assert verdict(account(learn=9.0, cpu=0.2)).resource == "I/O"
+    assert diagnosis(account(learn=9.0, cpu=0.2)).resource == "I/O"
 
 
 def test_advice_says_what_it_costs() -> None:
-    found = verdict(account(learn=9.0), settings={"costs": "needs --fresh"})
+    found = diagnosis(account(learn=9.0), settings={"costs": "needs --fresh"})
     assert "needs --fresh" in str(found)
 
 
 @pytest.mark.parametrize("stage", ["decode", "standardize", "learn"])
 def test_where_others_take_the_cores_no_thread_more_is_advised(stage: str) -> None:
     spent = replace(account(cpu=0.3, **{stage: 9.0}), queued=6.0)
-    found = verdict(spent, cores=4)
+    found = diagnosis(spent, cores=4)
     assert found.resource == "contended CPU"
     assert found.advice[0].setting == ""
     assert "Other processes take the cores: give it cores of its own" in str(found)

@@ -16,21 +16,21 @@ def rejects(reason: str, n: int) -> Rejects:
 
 
 class Judge:
-    """A breaker and the totals, as the loop has them."""
+    """A reject limit and the totals, as the loop has them."""
 
     def __init__(self, *, again: bool = False, **settings: object) -> None:
         self.totals = Totals()
-        self.breaker = RejectLimit(DeadLetterSettings.model_validate(settings), again=again)
+        self.limit = RejectLimit(DeadLetterSettings.model_validate(settings), again=again)
 
     def check(self, rows: int, rejects: tuple[Rejects, ...] = ()) -> None:
         for reject in rejects:
             key = (reject.stage, reject.reason)
             self.totals.reasons[key] = self.totals.reasons.get(key, 0) + len(reject)
-        self.breaker.count(rows, rejects, self.totals)
-        self.breaker.check(rows, rejects)
+        self.limit.count(rows, rejects, self.totals)
+        self.limit.check(rows, rejects)
 
     def finish(self) -> None:
-        self.breaker.finish(self.totals)
+        self.limit.finish(self.totals)
 
     def restarted(self, *, again: bool = False, **settings: object) -> Judge:
         made = Judge(again=again, **settings)

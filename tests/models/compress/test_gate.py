@@ -119,8 +119,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 Model = Callable[..., Path]
 
 
-def of(verdict: GateReport) -> dict[str, Any]:
-    return {candidate.name: candidate for candidate in verdict.candidates}
+def of(report: GateReport) -> dict[str, Any]:
+    return {candidate.name: candidate for candidate in report.candidates}
 
 
 # ------------------------------------------------------------------------------------- accepted
@@ -135,17 +135,17 @@ def test_a_wide_network_is_served_in_int8(tmp_path: Path, model: Model) -> None:
         max_size_ratio=0.35, rounds=5,
     )  # fmt: skip
     path = tmp_path / "served" / "model.onnx"
-    verdict = compress(wide, rows(2_000, 7, "multiclass"), settings, path=path)
-    base, small = verdict.candidates
+    report = compress(wide, rows(2_000, 7, "multiclass"), settings, path=path)
+    base, small = report.candidates
     assert (base.name, small.name) == ("float32", "int8")
-    assert verdict.failed == {}
+    assert report.failed == {}
     assert small.refusal is None
     assert base.error < 0.3  # of three classes: it has learned
     assert small.loss <= 2.0
     assert 0 < small.divergence < 0.2
     assert small.size < 0.35 * base.size
-    assert verdict.chosen in ("float32", "int8")
-    assert path.read_bytes() == Path(of(verdict)[verdict.chosen].path).read_bytes()
+    assert report.chosen in ("float32", "int8")
+    assert path.read_bytes() == Path(of(report)[report.chosen].path).read_bytes()
     assert sorted(p.name for p in path.parent.iterdir()) == ["model.int8.onnx", "model.onnx"]
 
 
@@ -154,13 +154,13 @@ def test_figures(tmp_path: Path, model: Model, task: str) -> None:
     """Each candidate's are its own: judged on the newer rows, timed, weighed."""
     held_out = rows(400, 8, task)
     settings = Compression(max_quality_loss=1e6, calibration=0.25, **LENIENT)
-    verdict = compress(model(task), held_out, settings, path=tmp_path / "m.onnx")
-    assert [c.name for c in verdict.candidates] == ["float32", *CANDIDATES]
-    assert verdict.measure == ("MAE" if task == "regression" else "error")
-    assert (verdict.rows, verdict.provider) == (300, available_providers(())[0])
-    base = verdict.candidates[0]
+    report = compress(model(task), held_out, settings, path=tmp_path / "m.onnx")
+    assert [c.name for c in report.candidates] == ["float32", *CANDIDATES]
+    assert report.measure == ("MAE" if task == "regression" else "error")
+    assert (report.rows, report.provider) == (300, available_providers(())[0])
+    base = report.candidates[0]
     assert (base.loss, base.divergence, base.speedup) == (0.0, 0.0, 1.0)
-    for c in verdict.candidates:
+    for c in report.candidates:
         assert c.refusal is None
         assert c.size == Path(c.path).stat().st_size
         assert c.error == pytest.approx(error(Path(c.path), held_out.tail(300), task), rel=1e-5)
@@ -214,8 +214,8 @@ def test_labels_that_are_not_text(tmp_path: Path) -> None:
             y=(pl.col("x0") > 0).cast(kind)
         )
         settings = Compression(candidates=(), rounds=3)
-        verdict = compress(file, frame, settings, path=tmp_path / "m.onnx")
-        assert verdict.candidates[0].error < 0.1
+        report = compress(file, frame, settings, path=tmp_path / "m.onnx")
+        assert report.candidates[0].error < 0.1
 
 
 # ------------------------------------------------------------------------------------- refused
@@ -235,12 +235,12 @@ def test_refused_for_its_quality(tmp_path: Path, model: Model) -> None:
     settings = Compression(candidates=("int8",), max_quality_loss=0, **LENIENT)
     path = tmp_path / "m.onnx"
     frame = rows(500, 8, "regression")
-    verdict = compress(fp32, exactly(fp32, frame), settings, path=path)
-    small = of(verdict)["int8"]
+    report = compress(fp32, exactly(fp32, frame), settings, path=path)
+    small = of(report)["int8"]
     assert small.loss > 0
     pattern = r"refused: MAE worse by ([\d.]+)% \(.+ to .+\), allowed 0; RMSE worse .+"
     assert refusal(small.refusal, pattern) == pytest.approx(small.loss, abs=0.01)
-    assert verdict.chosen == "float32"
+    assert report.chosen == "float32"
     assert path.read_bytes() == fp32.read_bytes()
 
 
@@ -254,23 +254,23 @@ def test_refused_for_its_speed(tmp_path: Path, model: Model) -> None:
     fp32 = model("binary")
     settings = Compression(max_quality_loss=1e6, **{**LENIENT, "min_speedup": 1000})
     path = tmp_path / "m.onnx"
-    verdict = compress(fp32, rows(200, 8, "binary"), settings, path=path)
-    for candidate in verdict.candidates[1:]:
+    report = compress(fp32, rows(200, 8, "binary"), settings, path=path)
+    for candidate in report.candidates[1:]:
         said = refusal(candidate.refusal, r"refused: speed ([\d.]+)x \(.+ to .+\), needed 1000x")
         assert said == pytest.approx(candidate.speedup, abs=0.01)
-    assert verdict.candidates[0].refusal is None
-    assert verdict.chosen == "float32"
+    assert report.candidates[0].refusal is None
+    assert report.chosen == "float32"
     assert path.read_bytes() == fp32.read_bytes()
 
 
 def test_refused_for_its_size(tmp_path: Path, model: Model) -> None:
     fp32 = model("binary")
     settings = Compression(max_quality_loss=1e6, **{**LENIENT, "max_size_ratio": 0.001})
-    verdict = compress(fp32, rows(200, 8, "binary"), settings, path=tmp_path / "m.onnx")
-    for candidate in verdict.candidates[1:]:
+    report = compress(fp32, rows(200, 8, "binary"), settings, path=tmp_path / "m.onnx")
+    for candidate in report.candidates[1:]:
         said = refusal(candidate.refusal, r"refused: size ([\d.]+) of float32, allowed 0\.001")
         assert said == pytest.approx(candidate.size / fp32.stat().st_size, abs=0.01)
-    assert verdict.chosen == "float32"
+    assert report.chosen == "float32"
 
 
 def test_all_reasons_are_given(tmp_path: Path, model: Model) -> None:
@@ -292,10 +292,10 @@ def test_not_a_number_is_refused(
     monkeypatch.setitem(CANDIDATES, "int8", crafted.spoilt)
     settings = Compression(candidates=("int8",), max_quality_loss=1e6, **LENIENT)
     frame = rows(200, 8, "regression")
-    verdict = compress(model("regression"), frame, settings, path=tmp_path / "m.onnx")
-    assert verdict.chosen == "float32"
-    assert verdict.candidates[1].refusal == "refused: 140 rows get no finite score"
-    verdict.to_json(tmp_path / "compression.json")
+    report = compress(model("regression"), frame, settings, path=tmp_path / "m.onnx")
+    assert report.chosen == "float32"
+    assert report.candidates[1].refusal == "refused: 140 rows get no finite score"
+    report.to_json(tmp_path / "compression.json")
     read = json.loads((tmp_path / "compression.json").read_text(), parse_constant=pytest.fail)
     assert read["candidates"][1]["loss"] is None  # JSON has no NaN
 
@@ -313,15 +313,15 @@ def test_a_candidate_that_fails_costs_only_itself(
         candidates=("int8", "int8_dynamic", "silent", "float16"), max_quality_loss=1e6, **LENIENT
     )
     path = tmp_path / "m.onnx"
-    verdict = compress(model("binary"), rows(200, 8, "binary"), settings, path=path)
-    assert [c.name for c in verdict.candidates] == ["float32", "float16"]
-    assert list(verdict.failed) == ["int8", "int8_dynamic", "silent"]
-    assert verdict.failed["int8"] == "no such node"
-    assert "INVALID_PROTOBUF" in verdict.failed["int8_dynamic"]
-    assert verdict.failed["silent"] == "NotImplementedError"
-    assert verdict.chosen in ("float32", "float16")
+    report = compress(model("binary"), rows(200, 8, "binary"), settings, path=path)
+    assert [c.name for c in report.candidates] == ["float32", "float16"]
+    assert list(report.failed) == ["int8", "int8_dynamic", "silent"]
+    assert report.failed["int8"] == "no such node"
+    assert "INVALID_PROTOBUF" in report.failed["int8_dynamic"]
+    assert report.failed["silent"] == "NotImplementedError"
+    assert report.chosen in ("float32", "float16")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.float16.onnx", "m.onnx"]
-    assert "refused: no such node" in printed(verdict)
+    assert "refused: no such node" in printed(report)
 
 
 @pytest.mark.parametrize(
@@ -352,10 +352,10 @@ def test_what_ends_a_process_ends_the_candidates(
         monkeypatch.setattr(candidate_process, "STALL_SECONDS", 3.0)
     fp32, path = model("binary", (), 5), tmp_path / "m.onnx"
     settings = Compression(candidates=("int8",), **LENIENT, **limits)
-    verdict = compress(fp32, rows(200, 8, "binary"), settings, path=path)
-    assert verdict.failed == {"int8": reason}
-    assert [c.name for c in verdict.candidates] == ["float32"]
-    assert f"refused: {reason}" in printed(verdict)
+    report = compress(fp32, rows(200, 8, "binary"), settings, path=path)
+    assert report.failed == {"int8": reason}
+    assert [c.name for c in report.candidates] == ["float32"]
+    assert f"refused: {reason}" in printed(report)
     assert path.read_bytes() == fp32.read_bytes()
 
 
@@ -382,9 +382,9 @@ def test_the_model_itself_is_never_refused_for_its_quality(
     none = {**LENIENT, "max_slice_loss": 0}
     settings = Compression(candidates=("int8",), max_quality_loss=0, **none)
     for task in ("regression", "multiclass"):
-        verdict = compress(model(task), rows(200, 8, task), settings, path=tmp_path / "m.onnx")
-        assert verdict.candidates[1].refusal is None
-        assert {f.loss_high for f in verdict.candidates[1].figures} == {0.0}
+        report = compress(model(task), rows(200, 8, task), settings, path=tmp_path / "m.onnx")
+        assert report.candidates[1].refusal is None
+        assert {f.loss_high for f in report.candidates[1].figures} == {0.0}
 
 
 def test_a_rare_class_that_is_lost_refuses_though_accuracy_stays(tmp_path: Path) -> None:
@@ -417,54 +417,54 @@ def test_a_rare_class_that_is_lost_refuses_though_accuracy_stays(tmp_path: Path)
     frame = pl.DataFrame(numbers, schema=list(names)).with_columns(y=pl.Series(positive))
     settings = Compression(candidates=("int8",), min_speedup=0.01, rounds=3)
     path = tmp_path / "m.onnx"
-    verdict = compress(fp32, frame.filter(pl.Series(held)), settings, path=path)
-    small = of(verdict)["int8"]
+    report = compress(fp32, frame.filter(pl.Series(held)), settings, path=path)
+    small = of(report)["int8"]
     figures = {figure.name: figure for figure in small.figures}
     assert figures["error"].refusal is None
     assert figures["AUC"].loss > 0.5
     assert figures["AUC"].refusal is not None
     assert figures["AUC"].refusal in str(small.refusal)
-    assert verdict.chosen == "float32"
+    assert report.chosen == "float32"
     assert path.read_bytes() == fp32.read_bytes()
 
 
-# --------------------------------------------------------------------------------------- verdict
+# --------------------------------------------------------------------------------------- report
 
 
-def printed(verdict: GateReport) -> str:
+def printed(report: GateReport) -> str:
     console = Console(width=400, color_system=None)
     with console.capture() as said:
-        for part in verdict.tables():
+        for part in report.tables():
             console.print(part)
     return said.get()
 
 
 def test_verdict_for_machines_and_for_people(tmp_path: Path, model: Model) -> None:
     settings = Compression(max_quality_loss=1e6, **{**LENIENT, "min_speedup": 1000})
-    verdict = compress(
+    report = compress(
         model("regression"), rows(200, 8, "regression"), settings, path=tmp_path / "m.onnx"
     )
-    verdict.to_json(tmp_path / "deep" / "compression.json")
+    report.to_json(tmp_path / "deep" / "compression.json")
     read = json.loads((tmp_path / "deep" / "compression.json").read_text())
     assert read["chosen"] == "float32"
     assert (read["rows"], read["measure"], read["failed"]) == (140, "MAE", {})
-    for candidate, there in zip(verdict.candidates, read["candidates"], strict=True):
+    for candidate, there in zip(report.candidates, read["candidates"], strict=True):
         assert there == json.loads(json.dumps(asdict(candidate)))
     assert (read["calibration"], read["confidence"], read["remark"]) == (60, 0.95, None)
     assert set(read["versions"]) == {"onnx", "numpy", "polars", "onnxruntime"}
     assert read["machine"]["cores"] > 0
     assert read["machine"]["cpu"]
-    text = printed(verdict)
+    text = printed(report)
     assert f"compression, judged on 140 held-out rows ({available_providers(())[0]})" in text
     assert "140 rows, the newest of those held out by a hash of the row" in text
     assert "intervals of 95%" in text
-    for figure in verdict.candidates[1].figures:
+    for figure in report.candidates[1].figures:
         shown = [figure.loss, figure.loss_low, figure.loss_high]
         loss, low, high = (f"{round(value, 2) + 0.0:+.2f}" for value in shown)
         assert f"{loss} % ({low} to {high})" in text
     lines = {line.split()[1]: line for line in text.splitlines() if "│" in line}
     assert lines["float32"].rstrip(" │").endswith("serves")
-    for candidate in verdict.candidates[1:]:
+    for candidate in report.candidates[1:]:
         assert str(candidate.refusal) in lines[candidate.name]
         assert f"{candidate.loss:+.2f} %" in lines[candidate.name]
 
@@ -519,20 +519,20 @@ def test_labels_of_no_class_and_rows_without_a_score_judge_nothing(
 
 
 def remarked(fp32: Path, frame: pl.DataFrame | None, got: tuple[int, int], path: Path) -> None:
-    verdict = compress(fp32, frame, Compression(rounds=3), path=path)
-    assert verdict.remark == (
+    report = compress(fp32, frame, Compression(rounds=3), path=path)
+    assert report.remark == (
         f"No compressed model was judged, and float32 serves: there are {got[0]} held-out rows "
         f"with a label and a score to calibrate and {got[1]} to judge with, and 10 and 100 are "
         "needed. Train longer, or raise [export] holdout."
     )
-    assert (verdict.chosen, verdict.candidates, verdict.tables()) == (
+    assert (report.chosen, report.candidates, report.tables()) == (
         "float32",
         (),
-        [verdict.remark],
+        [report.remark],
     )
     assert path.read_bytes() == fp32.read_bytes()
-    verdict.to_json(path.with_suffix(".json"))
-    assert json.loads(path.with_suffix(".json").read_text())["remark"] == verdict.remark
+    report.to_json(path.with_suffix(".json"))
+    assert json.loads(path.with_suffix(".json").read_text())["remark"] == report.remark
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The ring holds the newest rows, and gives nothing else."""
+"""The replay holds the newest rows, and gives nothing else."""
 
 from __future__ import annotations
 

@@ -189,8 +189,8 @@ def test_export_and_compress_again(trained: Path, headrace: Headrace, tmp_path: 
     code, out, _ = headrace("compress", trained)
     assert code == 0
     assert "held-out rows" in out
-    verdict = json.loads((tmp_path / "run" / "compression.json").read_text())
-    assert verdict["chosen"] in out
+    report = json.loads((tmp_path / "run" / "compression.json").read_text())
+    assert report["chosen"] in out
 
 
 @pytest.mark.parametrize("command", ["export", "compress"])

@@ -46,9 +46,9 @@ def test_shuttle_is_unbalanced(headrace: Headrace, tmp_path: Path) -> None:
 
 
 def test_a_pipelines_stages_are_tried_and_nothing_is_written(tmp_path: Path) -> None:
-    chance = np.random.default_rng(0)
-    a = [None if i % 7 == 0 else float(x) for i, x in enumerate(chance.normal(size=1_000))]
-    pl.DataFrame({"a": a, "y": chance.normal(size=1_000)}).write_parquet(tmp_path / "rows.parquet")
+    rng = np.random.default_rng(0)
+    a = [None if i % 7 == 0 else float(x) for i, x in enumerate(rng.normal(size=1_000))]
+    pl.DataFrame({"a": a, "y": rng.normal(size=1_000)}).write_parquet(tmp_path / "rows.parquet")
     pipeline = Pipeline.of(
         {
             "name": "tried",

@@ -20,8 +20,8 @@ ENDLESS = {"kind": "linear", "target": "y", "numeric": ["a"]}
 
 
 def pipeline(folder: Path, **tables: Any) -> Pipeline:
-    chance = np.random.default_rng(0)
-    a, b = chance.normal(size=(2, ROWS))
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, ROWS))
     rows = pl.DataFrame({"a": a, "b": b, "y": np.where(a + b > 1, "yes", "no")})
     rows.write_parquet(folder / "rows.parquet")
     return Pipeline.of(

@@ -22,7 +22,7 @@ TABLE: dict[str, Any] = {
 }
 
 
-def test_what_the_verdict_advises_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_advised_setting_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether it names the right part, and gains are as it says, is measured by the benchmark
     `bottleneck`: a busy machine holds a run elsewhere than a quiet one."""
     monkeypatch.setattr(reporter, "RUN_SECONDS", 0.0)

@@ -140,9 +140,9 @@ def test_orientation_may_be_left(run: Run, kind: str) -> None:
 @pytest.mark.parametrize("noted", [False, True])
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 def test_a_damaged_image_stays_one_whatever_it_notes(run: Run, kind: str, noted: bool) -> None:
-    chance = np.random.default_rng(2)
+    rng = np.random.default_rng(2)
     raw = encoded(
-        chance.integers(0, 256, (40, 24, 3), dtype=np.uint8), kind,
+        rng.integers(0, 256, (40, 24, 3), dtype=np.uint8), kind,
         **({"exif": noting(3)} if noted else {}),
     )  # fmt: skip
     broken = []

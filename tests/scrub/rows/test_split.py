@@ -62,7 +62,7 @@ def test_shares_are_met(by: tuple[str, ...]) -> None:
     frame = pl.DataFrame({"user": [f"u{i}" for i in range(20_000)]})
     found = parts(frame, test=0.2, validation=0.1, by=by)
     shares = [found.count(part) / len(found) for part in PARTS]
-    # Three standard deviations of what chance gives.
+    # Three standard deviations of what rng gives.
     assert shares == pytest.approx([0.7, 0.1, 0.2], abs=3 * np.sqrt(0.21 / 20_000))
 
 
@@ -150,9 +150,9 @@ def test_by_time() -> None:
 
 
 def test_statistics_never_see_what_is_kept_apart() -> None:
-    chance = np.random.default_rng(0)
-    a = chance.normal(size=2_000)
-    frame = pl.DataFrame({"a": a, "user": chance.integers(0, 50, 2_000)})
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=2_000)
+    frame = pl.DataFrame({"a": a, "user": rng.integers(0, 50, 2_000)})
     frame = frame.with_columns(part=pl.Series(parts(frame, test=0.3, by=["user"]))).with_columns(
         # A value that training could not have known of, and gaps.
         a=pl.when(pl.col("part") == "test").then(1e6).otherwise("a")
