@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from models.compress.gate import GateReport
 
 log = logging.getLogger("headrace.run")
-REPORT_FILE, METRICS_FILE, VERDICT_FILE = "report.json", "metrics.prom", "compression.json"
-OUTPUT_FILES = (SCHEMA_FILE, REPORT_FILE, *error_plot.FILES, METRICS_FILE, VERDICT_FILE)
+REPORT_FILE, METRICS_FILE, COMPRESSION_FILE = "report.json", "metrics.prom", "compression.json"
+OUTPUT_FILES = (SCHEMA_FILE, REPORT_FILE, *error_plot.FILES, METRICS_FILE, COMPRESSION_FILE)
 """The files a run writes into the pipeline's folder."""
 Counts = Mapping[tuple[str, str], int]
 """(stage, counter) -> count."""
@@ -111,7 +111,10 @@ def leave(
             files["model"] = export(parts, loop.mark)
             if pipeline.export.compress is not None:
                 compression = compress(parts)
-                files |= {"served model": pipeline.model_path, "compression": folder / VERDICT_FILE}
+                files |= {
+                    "served model": pipeline.model_path,
+                    "compression": folder / COMPRESSION_FILE,
+                }
                 compression.to_json(files["compression"])
     files["metrics"] = folder / METRICS_FILE
     parts.metrics.render_final(files["metrics"])

@@ -34,7 +34,7 @@ class BufferPool:
     For one thread.
 
     Args:
-        spare: blocks kept that nobody looks at.
+        spare: free blocks that are kept.
     """
 
     def __init__(self, spare: int = 1) -> None:

@@ -85,7 +85,7 @@ class Profile:
     def _too_short(self) -> str:
         """The message if no bottleneck could be measured."""
         if self.ended:
-            return "The source ended too soon to tell what holds the run: it is done in a moment."
+            return "The source ended before a bottleneck could be measured: the run is short."
         return "The sample was too short to tell what holds it: give it more --seconds."
 
     def tables(self) -> Iterable[Table | str]:

@@ -113,7 +113,7 @@ class Mix(SharedSource, Buffered):
         self._parts = [WeightedSource(n, source, w) for n, (source, w) in sources.items() if w > 0]
         if not self._parts:
             raise UserError(
-                "[source.sources] gives nobody a row: expected a weight above 0 at one at least."
+                "[source.sources] weights are all 0: give at least one source a positive weight."
             )
         self.format: Format = MixFormat({p.name: p.source.format for p in self._parts})
         self._turn: WeightedSource | None = None

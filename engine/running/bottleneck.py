@@ -81,13 +81,18 @@ class Bottleneck:
     wall: float = 0.0
     advice: tuple[Advice, ...] = ()
 
+    @property
+    def bound(self) -> str:
+        """What the part waits for, in words: ``CPU-bound``."""
+        return self.resource if " " in self.resource else f"{self.resource}-bound"
+
     def __str__(self) -> str:
         """Return two or three sentences."""
         if self.part == "idle":
-            return "Nothing holds the run: records come no faster than they are handled."
+            return "No bottleneck: the source is slower than the pipeline."
         where = "" if self.stage == self.part else f" ('{self.stage}')"
         text = (
-            f"The {self.part}{where} holds the run: {self.share:.0%} of the time, {self.resource}; "
+            f"Bottleneck: {self.part}{where}, {self.share:.0%} of the time, {self.bound}; "
             f"without it the run would be {_times(self.limit)} as fast."
         )
         if self.advice:
@@ -177,7 +182,7 @@ def _advice(
     rows = 4 * int(settings["batch_rows"])
     batches = Advice(
         setting=f"loader.batch_rows={rows}",
-        why="what is paid for each batch is paid less often" + _caveat(settings),
+        why="larger batches spread their fixed cost" + _caveat(settings),
     )
     contended = resource == "contended CPU"
     if contended and part == "model" and settings.get("threads"):
@@ -194,7 +199,7 @@ def _advice(
         reads = 4 * int(settings["read_rows"])
         yield Advice(
             setting=f"loader.read_rows={reads}",
-            why="what is paid for each read is paid less often",
+            why="larger reads spread their fixed cost",
         )
     elif part == "decode":
         threads = int(settings["decode_threads"]) + 1

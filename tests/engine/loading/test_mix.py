@@ -134,7 +134,7 @@ MISFITS: dict[str, tuple[dict[str, Any], str]] = {
         {"a": {"kind": "files", "path": "{rows}", "weight": -1}},
         "expected a number >= 0 for 'weight', got -1",
     ),
-    "nobody": ({"a": {"kind": "files", "path": "{rows}", "weight": 0}}, "gives nobody a row"),
+    "nobody": ({"a": {"kind": "files", "path": "{rows}", "weight": 0}}, "weights are all 0"),
     "a colon": ({"a:b": {"kind": "files", "path": "{rows}"}}, "letters, digits"),
     "within": ({"a": {"kind": "mix"}}, "cannot be mixed"),
     "a wrong key": ({"a": {"kind": "files", "path": "{rows}", "pth": 1}}, "has no key 'pth'"),

@@ -75,7 +75,7 @@ def test_a_thread_that_ran_ahead_counts_by_its_records() -> None:
 def test_a_stream_with_little_to_do_is_held_by_nothing() -> None:
     found = diagnosis(account(idle=9.0, decode=0.5, learn=1.0))
     assert found.part == "idle"
-    assert "no faster" in str(found)
+    assert "No bottleneck" in str(found)
 
 
 @pytest.mark.parametrize(

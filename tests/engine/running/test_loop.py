@@ -301,28 +301,28 @@ def rejects(n: int, reason: str) -> tuple[Rejects, ...]:
 
 
 def test_the_breaker_trips_on_the_share_of_the_newest_rows() -> None:
-    breaker = RejectLimit(DeadLetterSettings(limit=0.1, window=100))
+    reject_limit = RejectLimit(DeadLetterSettings(limit=0.1, window=100))
     for _ in range(20):
-        breaker.check(50, rejects(4, "broken"))
+        reject_limit.check(50, rejects(4, "broken"))
     with pytest.raises(TooManyRejects) as caught:
-        breaker.check(50, rejects(20, "broken"))
+        reject_limit.check(50, rejects(20, "broken"))
     assert str(caught.value).startswith("Stopped: 24.0% of the last 100 rows were rejected")
     assert "(decode: broken)" in str(caught.value)
     assert "limit allows 10.0%" in str(caught.value)
 
 
 def test_the_breaker_waits_for_its_window_and_lets_expected_reasons_pass() -> None:
-    breaker = RejectLimit(DeadLetterSettings(limit=0.1, window=100))
-    breaker.check(99, rejects(99, "broken"))
-    breaker = RejectLimit(DeadLetterSettings(limit=0.1, window=100))
+    reject_limit = RejectLimit(DeadLetterSettings(limit=0.1, window=100))
+    reject_limit.check(99, rejects(99, "broken"))
+    reject_limit = RejectLimit(DeadLetterSettings(limit=0.1, window=100))
     for _ in range(10):
-        breaker.check(100, rejects(100, "missing_label"))
+        reject_limit.check(100, rejects(100, "missing_label"))
 
 
 def test_a_flood_stops_the_run_and_loses_nothing(tmp_path: Path) -> None:
     made = Pipeline([numbers(0, 10_000)], tmp_path)
-    breaker = RejectLimit(DeadLetterSettings(limit=0.4, window=100))
-    made.loop = made.make(tmp_path, reject_limit=breaker)
+    reject_limit = RejectLimit(DeadLetterSettings(limit=0.4, window=100))
+    made.loop = made.make(tmp_path, reject_limit=reject_limit)
     with pytest.raises(TooManyRejects):
         made.loop.run()
     totals = made.loop.totals
