@@ -75,7 +75,7 @@ def require_no_feedback(parts: Parts) -> None:
         if (place := source.reads_output_of(sink)) is not None:
             raise UserError(
                 f"[{table}] in {file} writes to {place}, and [source] reads it: every row would "
-                "come again, without an end. Give it another one."
+                "be read again, endlessly. Choose another one."
             )
     for setting, output in _outputs(parts):
         if source.reads_file(output):

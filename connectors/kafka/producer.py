@@ -225,7 +225,7 @@ class VerifiedProducer:
         lost = counted(failed, f"{of} was", f"{of} were")
         raise HeadraceError(
             f"{self._where} at {self.settings.bootstrap_servers}: {lost} not delivered: "
-            f"{why}; start again: they come again from the last checkpoint."
+            f"{why}; restart the engine: it resumes from the last checkpoint."
         )
 
     def commit(self, offsets: Mapping[TopicPartition, OffsetAndMetadata], group: Any) -> bool:
@@ -327,7 +327,7 @@ class VerifiedProducer:
             raise HeadraceError(
                 f"{self._where} at {self.settings.bootstrap_servers}: no answer about the "
                 f"transaction; "
-                "start again: what was read since the last committed one comes again."
+                "restart the engine: records since the last commit are read again."
             )
 
     def _watching_broker(self) -> contextlib.AbstractContextManager[None]:

@@ -116,7 +116,7 @@ class Model:
         for column in model.categories:
             if column not in sizes:
                 raise UserError(
-                    f"[model] category '{column}' is encoded by no 'categories' stage of [scrub]."
+                    f"No [scrub] stage of kind 'categories' encodes [model] category '{column}'."
                     f"{nearest(column, sizes)}"
                 )
         task, classes = self.label.task, self.label.classes

@@ -215,7 +215,7 @@ METRICS: Mapping[str, MetricSpec] = {
     ),
     # sink
     "headrace_sink_failed_records_total": MetricSpec(
-        "counter", "Records that the sink's place did not take; the run stops, and they come again."
+        "counter", "Records the sink's destination did not accept; the run stops, and replays them."
     ),
     "headrace_transactions_total": MetricSpec(
         "counter",

@@ -25,7 +25,9 @@ def expand_columns(patterns: Iterable[str], schema: Schema, *, where: str) -> tu
         matches = [c for c in schema if c != PART and fnmatch.fnmatchcase(c, pattern)]
         if not matches:
             near = nearest(pattern, schema)
-            raise UserError(f"{where} needs a column like '{pattern}', there is none.{near}")
+            raise UserError(
+                f"{where} expects columns like '{pattern}', and no column matches.{near}"
+            )
         columns |= dict.fromkeys(matches)
     if not columns:
         raise UserError(f"{where} names no columns: set 'columns'.")

@@ -91,7 +91,7 @@ def misspelt_members(cls: type, contract: type) -> Iterator[str]:
     own = _own(cls) - members(contract) - _used(cls)
     defaults = [n for n in members(contract) if _static(cls, n) is _static(contract, n)]
     for name in sorted(own):
-        said = f"{cls.__qualname__}.{name} is called by nobody: "
+        said = f"{cls.__qualname__}.{name} is never called: "
         other = [c for c in EXTENSIONS.get(contract, ()) if name in members(c)]
         if any(issubclass(cls, c) for c in other):
             continue

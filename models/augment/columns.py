@@ -21,8 +21,8 @@ def chosen(patterns: Iterable[str], names: Iterable[str], *, where: str) -> tupl
         here = [pattern] if pattern in names else fnmatch.filter(names, pattern)
         if not here:
             raise UserError(
-                f"{where} columns names '{pattern}', which is none of the features of [model] that "
-                f"it can change.{nearest(pattern, names)}"
+                f"{where} columns: '{pattern}' matches no feature of [model] that it can change."
+                f"{nearest(pattern, names)}"
             )
         selected.update(here)
     return tuple(name for name in names if name in selected)

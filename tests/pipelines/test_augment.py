@@ -357,7 +357,7 @@ def test_images_and_texts_are_augmented_and_resumed_to_the_bit(tmp_path: Path) -
         (
             {"token_swap": {}},
             {},
-            r"\[augment.token_swap\] columns names '\*', which is none of the",
+            r"\[augment.token_swap\] columns: '\*' matches no feature of",
         ),
         ({"crop": {"area": 0}}, {}, r"\[augment.crop\] .* > 0 and <= 1 for 'area', got 0"),
         ({"rotate": {"degrees": 270}}, {}, r"\[augment.rotate\] .* 180 for 'degrees', got 270"),

@@ -488,7 +488,7 @@ SCHEMA = {
             {"columns": ["txet"]},
             "needs column 'txet', which is not there. Did you mean 'text'",
         ),
-        ("missing", {"columns": ["z*"]}, "needs a column like 'z*', there is none"),
+        ("missing", {"columns": ["z*"]}, "expects columns like 'z*', and no column matches"),
         ("missing", {"columns": []}, "names no columns"),
         ("missing", {"columns": ["text"]}, "expects numbers in column 'text', got String"),
         ("missing", {"columns": ["d"], "strategy": "constant"}, "use strategy 'last' or 'drop'"),
@@ -530,7 +530,7 @@ SCHEMA = {
         ("categories", {"columns": ["x"]}, "expects text or whole numbers in column 'x'"),
         ("derive", {"columns": {"_position": "n"}}, "which headrace itself adds"),
         ("derive", {"columns": {"z": "no_such(n)"}}, "is no SQL expression"),
-        ("unpivot", {"keep": ["*"]}, "there is none left for rows"),
+        ("unpivot", {"keep": ["*"]}, "none is left to unpivot"),
         ("unpivot", {"keep": ["n"], "columns": ["x"], "value": "n"}, "names a new column 'n'"),
         ("lag", {"column": "x", "time": "t", "every": "1mo", "steps": [1]}, "expects a duration"),
         (

@@ -57,7 +57,7 @@ class Unpivot(Stage):
         )
         rest = {c: dtype for c, dtype in schema.items() if c not in (*self._keep, PART)}
         if not rest:
-            raise UserError(f"{self.where} keeps every column: there is none left for rows.")
+            raise UserError(f"{self.where} keeps all columns, so none is left to unpivot.")
         require(schema, [c for c in settings.columns if c in self._keep], where=self.where)
         self._columns = expand_columns(settings.columns, rest, where=self.where)
         kept = {column: schema[column] for column in self._keep}

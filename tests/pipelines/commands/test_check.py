@@ -107,7 +107,7 @@ BROKEN: dict[str, tuple[Changes, str, str]] = {
         [('target = "y"', 'target = "hollow"')], "", "sampled rows are rejected, and none is left",
     ),
     "a category that nobody encodes": (
-        [('categories = ["key"]', 'categories = ["label"]')], "", "is encoded by no 'categories'",
+        [('categories = ["key"]', 'categories = ["label"]')], "", "of kind 'categories' encodes",
     ),
     "loss that does not fit": (
         [('optimizer = "adam"', 'loss = "cross_entropy"')], "", "does not fit [model] task",
@@ -149,7 +149,7 @@ BROKEN: dict[str, tuple[Changes, str, str]] = {
     ),
     "stage with a misspelt method": (
         [("[scrub.missing]\n", '[scrub.missing]\nkind = "mine_check:Misspelt"\n')],
-        "", "Misspelt.remark is called by nobody: a stage may have 'remarks'",
+        "", "Misspelt.remark is never called: a stage may have 'remarks'",
     ),
     "stage without settings": (
         [("[scrub.missing]\n", '[scrub.missing]\nkind = "mine_check:Bare"\n')],
