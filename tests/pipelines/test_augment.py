@@ -254,8 +254,8 @@ def test_check_shows_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         ({"jitter": {"scael": 1}}, r"\[augment.jitter\] .* no key 'scael'. Did you mean 'scale'"),
         ({"jiter": {}}, r"\[augment.jiter\] has no kind 'jiter'. Did you mean 'jitter'"),
         ({"mixup": {"alpha": 0}}, r"\[augment.mixup\] .* > 0 for 'alpha', got 0"),
-        ({"jitter": {"columns": ["bb"]}}, r"\[augment.jitter\] columns names 'bb', which is none"),
-        ({"jitter": {"columns": ["key"]}}, r"\[augment.jitter\] columns names 'key', which is no"),
+        ({"jitter": {"columns": ["bb"]}}, r"\[augment.jitter\] columns: 'bb' matches no feature"),
+        ({"jitter": {"columns": ["key"]}}, r"\[augment.jitter\] columns: 'key' matches no feature"),
         ({"jitter": 5}, r"expected a table for 'augment.jitter', got 5"),
     ],
 )
@@ -353,7 +353,7 @@ def test_images_and_texts_are_augmented_and_resumed_to_the_bit(tmp_path: Path) -
     [
         ({"mixup": {}}, {"ragged": ["text"]}, r"\[augment.mixup\] kind mixes rows, and there is n"),
         ({"cutmix": {}}, {"images": [], "ragged": ["text"]}, r"\[augment.cutmix\] kind mixes rows"),
-        ({"flip": {"columns": ["imag"]}}, {}, r"columns names 'imag', .* Did you mean 'image'\?"),
+        ({"flip": {"columns": ["imag"]}}, {}, r"columns: 'imag' matches .* Did you mean 'image'\?"),
         (
             {"token_swap": {}},
             {},
