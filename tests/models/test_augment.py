@@ -581,13 +581,13 @@ class Hard(Plain):
         (
             Hard(),
             Jitter("a", Jitter.Settings(columns=("x11",))),
-            r"\[augment.a\] columns names 'x11', which is none of .* Did you mean 'x1'\?",
+            r"\[augment.a\] columns: 'x11' matches no feature .* Did you mean 'x1'\?",
         ),
-        (Hard(), Jitter("a", Jitter.Settings(columns=("c0",))), r"\[augment.a\] columns names 'c0"),
+        (Hard(), Jitter("a", Jitter.Settings(columns=("c0",))), r"\[augment.a\] columns: 'c0"),
         (
             Hard(),
             FeatureDropout("gaps", FeatureDropout.Settings(columns=("z*",))),
-            r"\[augment.gaps\] columns names 'z\*', which is none",
+            r"\[augment.gaps\] columns: 'z\*' matches no feature",
         ),
     ],
 )

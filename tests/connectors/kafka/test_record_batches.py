@@ -257,7 +257,7 @@ def test_a_batch_that_the_broker_calls_too_large_is_split(sent: Any) -> None:
     out.flush()
     assert [r.value for r in sent(topic)] == values
     out.send(topic, plain([b"x" * 5_000, b"y"]), np.arange(2))
-    with pytest.raises(HeadraceError, match=r"of 2 records were not delivered.*start again"):
+    with pytest.raises(HeadraceError, match=r"of 2 records were not delivered.*restart the engine"):
         out.flush()
     out.close()
     assert out.nbytes == 0
