@@ -46,6 +46,7 @@ from connectors.files.inspection import (
 )
 from connectors.files.paths import common_format, find_files, would_match
 from connectors.files.readers.file_rows import FileRows
+from connectors.files.readers.stdin import STDIN, StdinBytes, StdinRows
 from connectors.files.readers.table import SortedRows, open_table
 from connectors.files.readers.tar import TarShard
 from connectors.files.readers.text import TextFile, compression, readable
@@ -62,7 +63,6 @@ from connectors.files.splits import (
     pieces,
     text_bounds,
 )
-from connectors.files.stdin import STDIN, StdinBytes, StdinRows
 from connectors.formats.bounded import SizeLimited
 from connectors.formats.csv import Csv
 from connectors.formats.custom import (

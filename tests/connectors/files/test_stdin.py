@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from connectors.files import stdin
+from connectors.files.readers import stdin
 from connectors.files.source import FilesSource
 from engine.types import EndOfStream, HeadraceError, Mark, Schema, UserError
 from tests.connectors.conftest import drain
