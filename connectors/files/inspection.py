@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import polars as pl
+from lxml import etree
 
 from connectors.files.readers.table import open_table
 from connectors.formats.csv import Csv
@@ -22,6 +23,7 @@ from connectors.formats.inference.infer import (
 )
 from connectors.formats.inference.transcode import Transcoder
 from connectors.formats.values.columns import PROBLEM
+from connectors.formats.xml import Fields, columns_of
 from engine.types import (
     PART,
     RESERVED,
@@ -48,6 +50,8 @@ INFERENCE_BYTES = 32 << 20
 """The bytes of text used to infer types; files with fewer in all are read completely."""
 MIN_BYTES_PER_FILE = 64 << 10
 """The least bytes of one file, while any are left."""
+SAMPLE_ROWS = 1_000
+"""The rows of XML, or samples of a WebDataset, in which columns are looked for."""
 SOME_ROWS = 64
 MAX_INFERRED_COLUMNS = 10_000
 """The most columns whose types are inferred: more are data in place of names."""
@@ -293,7 +297,7 @@ def inspect_json(
             seen = 0
             for records in shares.parts(file, name, inspection):
                 seen += len(records)
-                lines = _lines(records)
+                lines = raw_lines(records)
                 types = infer_json_types(lines, paths)
                 _check_column_count(len(types), name)
                 inspection.schema = common_schema(inspection.schema, types)
@@ -308,6 +312,20 @@ def inspect_json(
     inspection.rows = head is not None
     inspection.schema = {c: _resolved_type(dtype) for c, dtype in inspection.schema.items()}
     return inspection
+
+
+def inspect_xml(
+    elements: Sequence[etree._Element], paths: Mapping[str, str], *, guess: bool
+) -> Schema:
+    """Return the columns that these elements have, and those of `paths`; without `guess`, all are
+    text."""
+    columns = list(dict.fromkeys([*columns_of(elements), *paths]))
+    texts = Fields(columns, paths).frame(elements, len(elements))
+    if not guess or not elements:
+        return dict(texts.schema)
+    types = TypeInference()
+    types.add(texts)
+    return types.schema()
 
 
 def _check_column_count(columns: int, name: str) -> None:
@@ -328,7 +346,7 @@ def require_objects(files: Mapping[str, Path], opened: Callable[[Path, str], Row
         finally:
             file.close()
         if records is not None:
-            lines = _lines(records)
+            lines = raw_lines(records)
             if spans_lines(lines):
                 raise _no_objects(name, lines)
             return
@@ -389,7 +407,7 @@ def _resolved_type(dtype: pl.DataType) -> pl.DataType:
     return dtype
 
 
-def _lines(records: Records) -> bytes:
+def raw_lines(records: Records) -> bytes:
     """Return one row per line; a file that is one row loses its line breaks."""
     values = records.values
     assert isinstance(values, Values)
@@ -411,6 +429,8 @@ __all__ = [
     "inspect_csv",
     "inspect_json",
     "inspect_tables",
+    "inspect_xml",
     "is_taken",
+    "raw_lines",
     "require_objects",
 ]

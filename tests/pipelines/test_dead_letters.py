@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 from kafka import KafkaProducer
 
-from connectors.files.source import Headers
+from connectors.files.csv_dialects import Headers
 from engine.run import Run
 from engine.running.totals import Totals
 from engine.types import UserError

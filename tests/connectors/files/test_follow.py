@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from connectors.files.follow import follower
+from connectors.files.follow import follower, scan
 from connectors.files.source import FilesSource
 from engine.types import Mark, Schema, Snapshot, UserError
 from tests.connectors.files.test_fingerprint import arrow, csv, lines, parquet, run
@@ -264,7 +264,7 @@ def test_a_file_that_goes_on_otherwise_is_no_copy() -> None:
 def test_a_copy_that_stays_is_told(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(follower, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(scan, "SETTLE_SECONDS", 0.0)
     add("d/a.ndjson", 1, 2)
     with reading("d/*.ndjson") as reader:
         assert reader.rows() == ["1", "2"]
@@ -315,7 +315,7 @@ def test_compressed_files_that_come() -> None:
 def test_a_file_that_is_cut_without_a_copy(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(follower, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(scan, "SETTLE_SECONDS", 0.0)
     caplog.set_level(logging.WARNING)
     add("d/a.ndjson", 1, 2, 3)
     with reading("d/a.ndjson") as reader:
@@ -330,7 +330,7 @@ def test_a_file_that_is_cut_without_a_copy(
 
 
 def test_a_loss_may_be_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(follower, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(scan, "SETTLE_SECONDS", 0.0)
     Path("d/a.ndjson").write_text(lines(1) + '{"id": ')
     sentence = "was cut, replaced or taken away before it was read to its end: put it back"
     with reading("d/a.ndjson", on_replaced="fail") as reader:

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from connectors.files import source as files
+from connectors.files import catalog as files
 from connectors.files.source import FilesSource
 from connectors.formats.options import FormatOptions
 from connectors.formats.registry import (

@@ -1,0 +1,219 @@
+"""How the CSV files of a source are written: declared, or found in their first rows."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Literal
+
+import polars as pl
+
+from connectors.files.catalog import Catalog
+from connectors.formats.csv import Csv
+from connectors.formats.dialect import Dialect
+from connectors.formats.inference.infer import NULL_WORDS
+from connectors.formats.inference.sniff import sniff_dialect, unclear
+from connectors.formats.registry import FILES, require_option
+from engine.types import Schema, Snapshot, UserError
+
+CSV_SETTINGS = ("delimiter", "quote", "decimal", "comment", "null_values")
+"""The settings of the CSV dialect."""
+
+log = logging.getLogger("headrace.files")
+
+
+class CsvDialects:
+    """The dialect of a source's CSV files, their headers and decoders.
+
+    Attributes:
+        declared: the fields of a `Dialect` that settings, or the files' extension, give.
+        sniffed: those that the first file with rows shows; None before sniffing.
+        headers: partition -> its columns, of the files opened so far.
+    """
+
+    def __init__(self, catalog: Catalog) -> None:
+        """Raises: UserError for settings of CSV that mean nothing here, or contradict others."""
+        self._catalog = catalog
+        settings = catalog.settings
+        for name in CSV_SETTINGS:
+            if name in settings.model_fields_set and getattr(settings, name) is not None:
+                require_option(name, catalog.format, FILES)
+        self.declared = self._declaration()
+        if catalog.format == "csv":
+            roles = {"quote": settings.quote, **self.declared}
+            _must_differ(roles, ("delimiter", "quote", "comment", "decimal"), "[source]")
+        self.sniffed: dict[str, Any] | None = None
+        self.headers: dict[str, list[str]] = {}
+        self._decoders: list[Csv] = []
+        self._words: dict[str, set[str]] = {}
+        """Column -> fields that may stand for missing values."""
+        self._model_null_values: tuple[str, ...] = ()
+        """The fields that were missing values in a model's training."""
+
+    @property
+    def dialect(self) -> Dialect:
+        """The dialect: declared, else sniffed, else the default."""
+        found = dict(self.sniffed or {})
+        if self._model_null_values:
+            words = {*found.get("null_values", ()), *self._model_null_values}
+            found["null_values"] = tuple(word for word in NULL_WORDS if word in words)
+        return Dialect(**{**found, **self.declared})
+
+    def in_effect(self) -> dict[str, Snapshot]:
+        """Return the dialect as settings."""
+        dialect = dataclasses.asdict(self.dialect)
+        return {name: dialect[name] for name in CSV_SETTINGS if name in dialect}
+
+    def decoder(self, headers: Mapping[str, Sequence[str]] | None = None) -> Csv:
+        """Return a decoder of these headers, or of the files'; it follows the dialect."""
+        own = self.headers if headers is None else headers
+        coerce = self._catalog.settings.coerce
+        self._decoders.append(Csv(own, self.dialect, coerce=coerce, lenient=True))
+        return self._decoders[-1]
+
+    def declare_again(self, model_null_values: Iterable[str]) -> None:
+        """Take the settings, which changed, and the missing values of a model's training. Decoders
+        made before are not used any more."""
+        self._model_null_values = tuple(model_null_values)
+        self.declared = self._declaration()
+        self._decoders = []
+
+    def use(self, sniffed: dict[str, Any] | None) -> None:
+        """Apply a sniffed dialect to the fields that are not declared."""
+        self.sniffed = sniffed
+        for decoder in self._decoders:
+            decoder.dialect = self.dialect
+
+    def sniff(self, head: bytes, name: str) -> None:
+        """Sniff the dialect of the first rows of a file; it applies to all.
+
+        Raises: UserError where one character has two roles.
+        """
+        self.use(sniff_dialect(head, self.declared))
+        roles = dataclasses.asdict(self.dialect)
+        _must_differ(roles, ("delimiter", "quote", "comment"), f"{name}:")
+        if self.sniffed:
+            log.info(
+                "%s is read with %s: that is how its first rows are written; [source] settings of "
+                "these names say otherwise.", name, self.dialect.told(),
+            )  # fmt: skip
+
+    def take_header(self, raw: bytes | None, name: str, *, sniffed_now: bool) -> list[str]:
+        """Note and return the columns of a file.
+
+        Args:
+            raw: its first row, None without one.
+            sniffed_now: the dialect was sniffed in it, so a doubt is told.
+
+        Raises: UserError, see `header`.
+        """
+        encoding = self._catalog.settings.encoding or "utf-8"
+        self.headers[name] = columns = header(raw, name, self.dialect, encoding)
+        if sniffed_now and (maybe := unclear(columns)) is not None:
+            log.warning(
+                "%s has one column, '%s': where '%s' stands between columns, set [source] "
+                "delimiter.", name, columns[0], maybe,
+            )  # fmt: skip
+        return columns
+
+    def add_null_values(
+        self, null_values: Iterable[str], words: Mapping[str, set[str]] | None = None
+    ) -> None:
+        """Read these fields as missing values, in addition to the current ones.
+
+        Args:
+            words: column -> fields that may be missing values too, see `use_null_words`.
+        """
+        self._words |= words or {}
+        before = (self.sniffed or {}).get("null_values", ())
+        both = {*before, *null_values}
+        if both - {*before}:
+            ordered = tuple(word for word in NULL_WORDS if word in both)
+            self.use({**(self.sniffed or {}), "null_values": ordered})
+
+    def use_null_words(self, schema: Schema) -> None:
+        """Read words as missing values if they are all that keeps columns from being numbers or
+        times, now that a model file declares these, and no text column has them."""
+        of_text, others = set[str](), set[str]()
+        for column, words in self._words.items():
+            dtype = schema.get(column, pl.String())
+            (of_text if dtype in (pl.String, pl.Binary) else others).update(words)
+        self.add_null_values(others - of_text)
+
+    def _declaration(self) -> dict[str, Any]:
+        settings = self._catalog.settings
+        declared: dict[str, Any] = {
+            name: getattr(settings, name)
+            for name in CSV_SETTINGS
+            if name in settings.model_fields_set and getattr(settings, name) is not None
+        }
+        if "comment" in declared:
+            declared["comment"] = declared["comment"] or None
+        paths = self._catalog.files.values() or map(Path, settings.locations)
+        if all(".tsv" in map(str.lower, path.suffixes) for path in paths):
+            declared.setdefault("delimiter", "\t")
+        return declared
+
+
+def header(raw: bytes | None, name: str, dialect: Dialect, encoding: str = "utf-8") -> list[str]:
+    """Return the column names of a CSV's first row; none without one. A column without a name,
+    as before an index or after a last comma, is called by its number: ``column_1`` is the first.
+
+    Raises: UserError when it is in another encoding, or names a column twice.
+    """
+    if raw is None:
+        return []
+    quote = dialect.quote or None
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE
+    try:
+        lines = io.StringIO(raw.decode(encoding).strip("\r\n"))
+        read = csv.reader(lines, delimiter=dialect.delimiter, quotechar=quote, quoting=quoting)
+        names = [name or f"column_{i}" for i, name in enumerate(next(read), start=1)]
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"The header of {name} cannot be read: {error}; set [source] encoding, for instance "
+            '"latin-1", or mend it.'
+        ) from None
+    except csv.Error as error:
+        raise UserError(f"The header of {name} cannot be read: {error}; mend it.") from None
+    twice = [c for i, c in enumerate(names) if c in names[:i]]
+    if twice:
+        raise UserError(f"{name} has column '{twice[0]}' twice in its header: rename one of them.")
+    return names
+
+
+class Headers(dict[str, list[str]]):
+    """Partition -> its header, for existing files; for another one, the union of all.
+
+    Raises (a look-up): UserError where a file is not there, and the others differ.
+    """
+
+    def __missing__(self, partition: str) -> list[str]:
+        headers = {tuple(header) for header in self.values() if header}
+        if len(headers) > 1:
+            raise UserError(
+                f"A dead letter comes from '{partition}', which [source] path no longer finds, and "
+                "its files have their columns in different orders: put it back, or move the letter "
+                "away."
+            )
+        return list(*headers)
+
+
+def _must_differ(roles: Mapping[str, Any], names: Sequence[str], where: str) -> None:
+    """Raises: UserError where one character has two of these roles."""
+    for first, other in combinations(names, 2):
+        if roles.get(first) and roles.get(first) == roles.get(other):
+            raise UserError(
+                f"{where} {first} and {other} are both {json.dumps(roles[first])}: expected "
+                f"different "
+                f"characters; set [source] {first} or {other} to another."
+            )
+
+
+__all__ = ["CsvDialects", "Headers", "header"]

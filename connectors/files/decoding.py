@@ -1,0 +1,79 @@
+"""The formats that decode what files hold."""
+
+from __future__ import annotations
+
+from connectors.files.catalog import Catalog
+from connectors.files.csv_dialects import CsvDialects
+from connectors.formats.bounded import SizeLimited
+from connectors.formats.custom import load_custom
+from connectors.formats.file_content import FileContent
+from connectors.formats.inference.misses import InferredTypes
+from connectors.formats.options import FormatOptions
+from connectors.formats.registry import CUSTOM, FILES, require_option
+from connectors.formats.values.columns import Columns
+from connectors.formats.values.hive import HivePartitions
+from engine.types import Format, UserError
+
+
+class Decoding:
+    """The format of a source's files, and what stands around it.
+
+    Attributes:
+        inner: decodes what is in a file.
+        inferred: the same; counts what the guessed types of columns reject.
+        format: the source's: the columns of folders as well.
+    """
+
+    inner: Format
+    inferred: InferredTypes
+    format: Format
+
+    def __init__(self, catalog: Catalog, dialects: CsvDialects) -> None:
+        self._catalog = catalog
+        self._dialects = dialects
+        self.make()
+
+    def make(self) -> None:
+        """Make the formats anew, by the settings. Raises: UserError where these do not fit."""
+        catalog = self._catalog
+        self.inner = self._inner()
+        self.inferred = InferredTypes(self.inner, lambda: self._dialects.dialect.decimal)
+        counted = self.inferred if catalog.has_lines and catalog.spec.guessed else self.inner
+        self.format = counted
+        if any(catalog.folders.values()) and not catalog.is_single_partition:
+            self.format = self.beside_folders(counted)
+
+    def beside_folders(self, format: Format) -> HivePartitions:
+        """Return a format that adds the columns of folders."""
+        return HivePartitions(format, self._catalog.folders)
+
+    def _inner(self) -> Format:
+        catalog, settings, spec = self._catalog, self._catalog.settings, self._catalog.spec
+        if settings.row is not None:
+            require_option("row", catalog.format, FILES)
+        if settings.paths:
+            require_option("paths", catalog.format, FILES)
+            if settings.order_by:
+                raise UserError(
+                    "[source] order_by sorts rows as they are, without paths: take one of the two "
+                    "out."
+                )
+        if settings.order_by:
+            return Columns(coerce=settings.coerce, lenient=True)
+        if settings.row is not None:  # elements come as columns of text
+            return Columns()
+        if spec is CUSTOM:
+            return load_custom(catalog.format)
+        if catalog.format == "csv":  # whose dialect is found later
+            return self._dialects.decoder()
+        format = spec.format(
+            FormatOptions(paths=settings.paths, coerce=settings.coerce, lines=True, lenient=True)
+        )
+        if spec.plain_lines:
+            return SizeLimited(format, settings.max_record_bytes)
+        if spec.layout == "file" and not isinstance(format, FileContent):
+            return FileContent(catalog.format, format)
+        return format
+
+
+__all__ = ["Decoding"]

@@ -1,0 +1,124 @@
+"""Tells what a file that appeared is: one that was lost, a copy, or a new one."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Mapping
+
+from connectors.files.fingerprint import HEAD_BYTES, digest, segments
+from connectors.files.follow.scan import FileId, SeenFile, settled
+from connectors.files.follow.tail import Tail
+from connectors.files.readers.text import compression
+from engine.types import HeadraceError
+
+log = logging.getLogger("headrace.files")
+
+
+class Newcomers:
+    """The files that no partition is yet.
+
+    Args:
+        lines: whether they have lines; others are there whole.
+    """
+
+    def __init__(self, *, lines: bool) -> None:
+        self._lines = lines
+        self._seen: Mapping[FileId, SeenFile] = {}
+        self._waiting: dict[FileId, float] = {}
+        """Unread new files, and since when they have not changed."""
+        self._copies: dict[FileId, float | None] = {}
+        """New files that look like copies -> since when; None once that was reported."""
+
+    def seen(self, files: Mapping[FileId, SeenFile]) -> None:
+        """Note what a scan saw; the next one compares with it."""
+        self._seen = files
+        self._waiting = {n: since for n, since in self._waiting.items() if n in files}
+
+    def taken(self, file: SeenFile) -> None:
+        """Note that a file is a partition from now on."""
+        self._waiting.pop(file.file_id, None)
+
+    def match_lost(self, file: SeenFile, lost: Iterable[Tail]) -> Tail | None:
+        """Return which of the lost tails a file is, by content; of several, the one with its
+        inode or name."""
+        try:
+            (head,) = segments(file.path, [(0, HEAD_BYTES)], raw=not self._lines)
+        except (OSError, HeadraceError):
+            return None
+        digests: dict[int, str] = {}
+        fitting: list[Tail] = []
+        for tail in lost:
+            known = tail.fingerprint()
+            if known is None:  # a mark without identities goes by names
+                if tail.name == file.shown:
+                    return tail
+            elif known.head <= len(head):
+                if known.head not in digests:
+                    digests[known.head] = digest(head[: known.head])
+                if known.head_digest == digests[known.head] and known.matches_file(file.path):
+                    fitting.append(tail)
+        return min(fitting, key=lambda tail: not _is_same_file(tail, file), default=None)
+
+    def must_wait(self, file: SeenFile, tails: Iterable[Tail]) -> bool:
+        """Return whether a new file may be a copy of one of the tails, or is still being written
+        although it cannot grow."""
+        before, now = self._seen.get(file.file_id), time.monotonic()
+        if before is None or not file.unchanged(before.size, before.changed):
+            self._waiting[file.file_id] = now
+            if not file.grows:
+                return True
+        if not self._lines:
+            return False
+        try:
+            (head,) = segments(file.path, [(0, HEAD_BYTES)], raw=False)
+        except (OSError, HeadraceError):
+            return not settled(self._waiting.get(file.file_id, now))
+        present = (tail for tail in tails if tail.file or tail.file_id)
+        twin = next((tail for tail in present if _is_copy(file, head, tail)), None)
+        if twin is not None:
+            self._report_copy(file, twin)
+        return twin is not None or not head
+
+    def _report_copy(self, file: SeenFile, twin: Tail) -> None:
+        """Report a possible copy: first that it is held back, later that it is skipped."""
+        now = time.monotonic()
+        since = self._copies.setdefault(file.file_id, now)
+        if since == now:
+            log.info("%s holds what %s does: it waits as a copy of it", file.shown, twin.name)
+        elif since is not None and settled(since):
+            self._copies[file.file_id] = None
+            log.warning(
+                "%s holds what %s does, so it is taken for a copy of it: its rows are not read "
+                "unless that file goes, or this one goes on otherwise.", file.shown, twin.name,
+            )  # fmt: skip
+
+
+def _is_copy(file: SeenFile, head: bytes, tail: Tail) -> bool:
+    """Return whether a file holds what a tail's does, or the beginning of it."""
+    known = tail.fingerprint()
+    if known is None:
+        return False
+    if known.head <= len(head) and digest(head[: known.head]) != known.head_digest:
+        return False
+    at = tail.path if tail.text is None else tail.text.fileno()
+    end = (max(0, file.size - HEAD_BYTES), min(HEAD_BYTES, file.size))
+    try:
+        if not known.has_beginning_of(at):
+            return True  # it was cut just now: the next look tells whose copy this is
+        if compression(file.path) is not None:
+            (beginning,) = segments(at, [(0, len(head))], raw=False)
+            return beginning == head
+        own = segments(file.path, [(0, len(head)), end], raw=False)
+        return own == segments(at, [(0, len(head)), end], raw=False)
+    except (OSError, HeadraceError):
+        return True  # one of them goes just now
+
+
+def _is_same_file(tail: Tail, file: SeenFile) -> bool:
+    known = tail.known
+    file_id = None if known is None else (known.device, known.inode)
+    return file.file_id == file_id or file.shown == tail.name
+
+
+__all__ = ["Newcomers"]

@@ -1,0 +1,68 @@
+"""Scans for the files there are now."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from connectors.files.readers.text import compression
+from engine.types import UserError
+
+SETTLE_SECONDS = 10.0
+"""The seconds without a change after which an unreadable file is reported."""
+
+FileId = tuple[int, int]
+"""The system's identity of a file: device and inode."""
+
+
+@dataclass(frozen=True, slots=True)
+class SeenFile:
+    """A file seen by the last directory scan.
+
+    Attributes:
+        shown: its path as found.
+        changed: when, in ns.
+        grows: rows may be added to it; others are there whole, or still being written.
+    """
+
+    shown: str
+    path: Path
+    file_id: FileId
+    size: int
+    changed: int
+    grows: bool
+
+    def unchanged(self, size: int, changed: int) -> bool:
+        """Return whether it has had this size since then."""
+        return (self.size, self.changed) == (size, changed)
+
+
+def scan(find: Callable[[], Mapping[str, Path]], *, lines: bool) -> dict[FileId, SeenFile]:
+    """Return the files that `find` names and that are there.
+
+    Args:
+        lines: whether they have lines, so that those that are not compressed may grow.
+    """
+    try:
+        paths = find()
+    except UserError:  # none, for now
+        return {}
+    files: dict[FileId, SeenFile] = {}
+    for shown, path in paths.items():
+        try:
+            stat = path.stat()
+        except OSError:
+            continue
+        file_id, grows = (stat.st_dev, stat.st_ino), lines and compression(path) is None
+        files[file_id] = SeenFile(shown, path, file_id, stat.st_size, stat.st_mtime_ns, grows)
+    return files
+
+
+def settled(since: float) -> bool:
+    """Return whether nothing has changed for long enough since a time of the monotonic clock."""
+    return time.monotonic() - since >= SETTLE_SECONDS
+
+
+__all__ = ["FileId", "SeenFile", "scan", "settled"]

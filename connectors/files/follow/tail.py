@@ -1,0 +1,162 @@
+"""A partition that is followed: its file, and how far that was read."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from connectors.files.fingerprint import (
+    Fingerprint,
+    FingerprintTracker,
+    Policy,
+    report_continued_line,
+)
+from connectors.files.follow.scan import FileId, settled
+from connectors.files.readers.text import TextFile
+from connectors.files.splits import EPOCH_STRIDE, Readable
+from engine.types import HeadraceError, UserError
+
+Open = Callable[[Path, str], Readable | None]
+"""Opens a file as rows of a partition; None where it cannot be read yet."""
+
+log = logging.getLogger("headrace.files")
+
+
+@dataclass(slots=True, eq=False)
+class Tail:
+    """A partition that is followed.
+
+    Attributes:
+        path: where its file was when it was last seen.
+        file_id: the system's number of it; None where no file that is there is this one.
+        known: what was known of it when the run began; None for what came since.
+        position: the next to read.
+        size: bytes of it that were seen.
+        reported: what it lacks was told.
+    """
+
+    name: str
+    path: Path
+    file_id: FileId | None = None
+    known: Fingerprint | None = None
+    watched: FingerprintTracker | None = None
+    file: Readable | None = None
+    position: int = 0
+    size: int = 0
+    changed: int = 0
+    retry: bool = False
+    total: int | None = None
+    reported: bool = False
+    since: float = field(default_factory=time.monotonic)
+
+    def fingerprint(self, position: int | None = None) -> Fingerprint | None:
+        """Return the fingerprint of the file for a mark at `position`."""
+        if self.watched is None:
+            return self.known
+        return self.watched.at(
+            self.position if position is None else position, self.total, EPOCH_STRIDE
+        )
+
+    def intact(self) -> bool:
+        """Return whether the open file still begins with what was read of it."""
+        text, known = self.text, self.fingerprint()
+        if text is None or known is None:
+            return True
+        size = os.fstat(text.fileno()).st_size
+        return size >= max(self.position, text.offset) and known.has_beginning_of(text.fileno())
+
+    @property
+    def text(self) -> TextFile | None:
+        """The open file, if it can grow."""
+        file = self.file
+        return file if isinstance(file, TextFile) and not file.compressed else None
+
+    def close(self) -> None:
+        """Close the file."""
+        if self.file is not None:
+            self.file.close()
+            self.file = None
+
+    def open(self, opened: Open, *, lines: bool) -> Readable | None:
+        """Open its file, and begin its fingerprint; return None if that is impossible now.
+
+        Raises: HeadraceError where it is there and cannot be read, even after a while.
+        """
+        if self.file_id is None:
+            return None
+        try:
+            file = opened(self.path, self.name)
+        except OSError:
+            return None  # it went, or has another name now: the next look tells
+        except HeadraceError:
+            if self.path.exists() and settled(self.since):
+                raise
+            file = None
+        if file is None:
+            self.retry = True
+            return None
+        self.file, text = file, self.text
+        try:
+            if text is not None:
+                stat = os.fstat(text.fileno())
+                if (stat.st_dev, stat.st_ino) != self.file_id:
+                    self.close()
+                    return None
+            if self.watched is None:
+                at = self.path if text is None else text.fileno()
+                self.watched = FingerprintTracker(at, whole=not lines, before=self.known)
+        except OSError:
+            self.close()
+            return None
+        return file
+
+    def finish_line(self, policy: Policy) -> None:
+        """Skip the line end of a last line that an earlier run read as a row without one.
+
+        Raises: UserError where it goes on instead, and the policy is to fail.
+        """
+        known = self.known
+        if known is None or not known.unfinished or known.position != self.position:
+            return
+        end = known.line_end_in(self.path)
+        if end is None:
+            report_continued_line(policy, self.name, known)
+        self.position = known.row[0] if end is None else self.position + end
+        self.known = replace(known, unfinished=end == 0)
+
+    def report_gone(self, policy: Policy, *, watched: bool) -> None:
+        """Report that its file has not come back.
+
+        Args:
+            watched: it was open, so it was read to its end.
+
+        Raises: UserError where rows are lost and the policy is to fail.
+        """
+        known = self.fingerprint()
+        if known is None or not known.unread:
+            if watched:
+                log.info("%s is gone, it was read to its end", self.name)
+            else:
+                log.warning(
+                    "%s is gone, and was not watched to its end: it was read up to position %d; "
+                    "what came behind that is read only if [source] path matches its new name too",
+                    self.name, self.position,
+                )  # fmt: skip
+            return
+        problem = (
+            f"'{self.name}', which was read up to position {self.position}, was cut, replaced or "
+            "taken away before it was read to its end"
+        )
+        if policy == "fail":
+            raise UserError(
+                f"[source] {problem}: put it back, start over with --fresh, or set on_replaced = "
+                '"read": then what was not read of it is lost.'
+            )
+        log.warning("%s: the rest is lost.", problem)
+
+
+__all__ = ["Open", "Tail"]

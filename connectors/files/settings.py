@@ -1,0 +1,125 @@
+"""The settings of `[source] kind = "files"`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import ByteSize, Field, ValidationInfo, field_validator
+
+from connectors.files.fingerprint import Policy
+from connectors.files.splits import ShardSettings
+from connectors.formats.inference.transcode import Transcoder
+from connectors.formats.values.casts import Coerce
+from engine.types import Duration
+from engine.types.changes import Fixed, Free, Meaning
+
+CSV_CHARACTER = re.compile(r"[^\n\r\0\x80-\U0010ffff]")
+
+
+class FilesSettings(ShardSettings):
+    """``[source] kind = "files"``
+
+    Attributes:
+        path: a file, a folder (all files below it), a glob, a list of them, "-" for standard
+            input (lines of text, read once, to its end), or ``package:path/in/package`` for
+            data that an installed package ships.
+        format: csv, ndjson, parquet, arrow, xml, images or webdataset (a tar whose neighbours
+            with one base name are a row), by the files' extension unless given; text (a row a
+            line), documents (a row a file), json (an object a file); or a class of your own for
+            lines of text, ``package.module:Class``.
+        paths: column -> where its value is: ``user.address.city`` in NDJSON, JSON, and nested
+            columns of Parquet and Arrow, ``address/city`` or ``@id`` in XML, ``jpg;png``
+            or ``json.size.width`` in a WebDataset.
+        row: of XML: names of the elements from the root to a row, ``orders/order``; a file is
+            a row unless given.
+        delimiter: of CSV; unless given, a tab for ``.tsv``, else a comma, or ``;``, a tab or
+            ``|`` where that splits header and rows and a comma does not.
+        quote: of CSV: around fields that hold delimiters or line ends; "" for none.
+        decimal: of CSV: a comma where numbers are written 1,5; found where fields stand between
+            ``;`` or tabs.
+        comment: of CSV: a character; lines that begin with it are no rows; "" for none. Lines
+            before the header that begin with ``#`` are found.
+        null_values: of CSV: fields that stand for a missing value, besides the empty one; found
+            where nothing else keeps a column from being numbers; [] for none.
+        encoding: of CSV, NDJSON and lines of text: latin-1, cp1252 or another of one byte a
+            character; UTF-8 unless given.
+        missing_columns: a column that some files have and others do not is "null" there, or
+            the run does not start: "fail".
+        coerce: "lossless" takes every value that equals one of the declared type, however it is
+            written; "strict" only what is written as that type.
+        order_by: SQL expressions to sort by, stably, nulls last; reads all files at once as one
+            partition whose positions are row numbers in that order. CSV columns are text here:
+            CAST them.
+        max_record_bytes: the longest row of text, or largest file that is a row, that is
+            accepted; what is larger is a dead letter (of CSV and formats of your own: ends the
+            run).
+        follow: go on for ever: read what is added to files of lines, and files that come, whole
+            ones (compressed, Parquet, Arrow, tars) once they have not changed between two
+            looks: write them elsewhere, and rename them. See `connectors.files.follow`.
+        poll_interval: time between two looks at the files that are followed.
+        on_replaced: where a file that was read is replaced by another, cut, gone before its
+            end, or goes on within the line that was its last: "fail" ends with a sentence;
+            "read" takes what is there now for new, with a warning. "fail" unless given, "read"
+            where files are followed.
+        last_line: "take" reads a last line that has no line end; "wait" leaves it, with a
+            warning, until it has one: for files that may grow. Where files are followed it
+            waits.
+        epochs: how often all files are read.
+        shuffle_files: read the files of each epoch in another order.
+        seed: of the order of `shuffle_files`.
+        shards: engines that share the files, each row read by one; "env" takes WORLD_SIZE; 1 is
+            for one that may become several. Shared are row groups of Parquet, record batches of
+            Arrow, pieces of 32 MiB of lines, and else whole files.
+        shard: which of them this one is, from 0; "env" takes RANK.
+    """
+
+    path: Free[str | tuple[str, ...]] = Field(min_length=1)
+    format: Fixed[str | None] = None
+    paths: Meaning[Mapping[str, str]] = Field(default_factory=dict)
+    row: Fixed[str | None] = None
+    delimiter: Fixed[str | None] = None
+    quote: Fixed[str] = '"'
+    decimal: Meaning[Literal[".", ","] | None] = None
+    comment: Fixed[str | None] = None
+    null_values: Meaning[tuple[str, ...]] = ()
+    encoding: Meaning[str | None] = None
+    missing_columns: Free[Literal["null", "fail"]] = "null"
+    coerce: Meaning[Coerce] = "lossless"
+    order_by: Fixed[tuple[str, ...]] = ()
+    max_record_bytes: Free[ByteSize] = Field(default=ByteSize(16 << 20), ge=1)
+    follow: Free[bool] = False
+    poll_interval: Free[Duration] = Field(0.5, gt=0)
+    on_replaced: Free[Policy | None] = None
+    last_line: Free[Literal["take", "wait"]] = "take"
+
+    @field_validator("path")
+    @classmethod
+    def _all_named(cls, path: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if "" in path and not isinstance(path, str):
+            raise ValueError("expected paths that are not empty")
+        return path
+
+    @field_validator("delimiter", "quote", "comment")
+    @classmethod
+    def _one_sign(cls, sign: str | None, info: ValidationInfo) -> str | None:
+        none = "" if info.field_name == "delimiter" else ', or "" for none'
+        if sign is not None and not CSV_CHARACTER.fullmatch(sign) and not (none and not sign):
+            raise ValueError(f'expected one ASCII character that ends no line, as ";"{none}')
+        return sign
+
+    @field_validator("encoding")
+    @classmethod
+    def _known(cls, encoding: str | None) -> str | None:
+        if encoding is not None:
+            Transcoder.of(encoding)
+        return encoding
+
+    @property
+    def locations(self) -> tuple[str, ...]:
+        """The paths, one or several."""
+        return (self.path,) if isinstance(self.path, str) else self.path
+
+
+__all__ = ["FilesSettings"]

@@ -1,0 +1,72 @@
+"""Which rows come next, from which file, and what a mark says of them."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+from connectors.files.fingerprint import Fingerprint, unique_name
+from connectors.files.readers.stdin import STDIN, StdinRows
+from engine.types import Records, Snapshot
+
+log = logging.getLogger("headrace.files")
+
+
+class RowStream(ABC):
+    """The rows of a source's files. Methods are what `engine.types.Source` says of them.
+
+    Attributes:
+        known: partition -> the file that it was when the run began.
+    """
+
+    def __init__(self) -> None:
+        self.known: dict[str, Fingerprint] = {}
+
+    @abstractmethod
+    def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
+        """Return the next rows as they are in the file; None if nothing came in time."""
+
+    @abstractmethod
+    def seek(self, positions: Mapping[str, int]) -> None:
+        """Go to the positions of a mark."""
+
+    def match_identities(self, identities: Mapping[str, Snapshot]) -> None:
+        """Match the current files to those of a checkpoint."""
+        self.known = {name: Fingerprint.restore(value) for name, value in identities.items()}
+
+    def identities(self, positions: Mapping[str, int]) -> dict[str, Snapshot]:
+        """Return partition -> what identifies its file, for a mark."""
+        return {name: known.snapshot() for name, known in self.known.items()}
+
+    def lag(self, positions: Mapping[str, int]) -> Mapping[str, int]:
+        """Return partition -> bytes (text) or rows after the mark, as far as known."""
+        return {}
+
+    def progress(self, positions: Mapping[str, int]) -> float | None:
+        """Return the share of all bytes before the mark; None for an endless stream."""
+        return None
+
+    def close(self) -> None:
+        """Close all files."""
+        return
+
+
+class StdinStream(RowStream):
+    """The rows of standard input, which comes once."""
+
+    def __init__(self, rows: StdinRows) -> None:
+        super().__init__()
+        self._rows = rows
+
+    def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
+        return self._rows.read(max_rows, max_bytes, timeout)
+
+    def seek(self, positions: Mapping[str, int]) -> None:
+        name = unique_name(STDIN, positions)
+        if name != STDIN:
+            log.warning("Standard input is read as new input, '%s': none is read again.", name)
+        self._rows.start(name)
+
+
+__all__ = ["RowStream", "StdinStream"]
