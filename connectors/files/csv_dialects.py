@@ -211,8 +211,7 @@ def _must_differ(roles: Mapping[str, Any], names: Sequence[str], where: str) -> 
         if roles.get(first) and roles.get(first) == roles.get(other):
             raise UserError(
                 f"{where} {first} and {other} are both {json.dumps(roles[first])}: expected "
-                f"different "
-                f"characters; set [source] {first} or {other} to another."
+                f"different characters; set [source] {first} or {other} to another."
             )
 
 

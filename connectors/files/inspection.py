@@ -38,13 +38,6 @@ from engine.types import (
 from engine.types.plural import counted
 
 RESERVED_NAMES = (*RESERVED, PART, PROBLEM, WILDCARD, "")
-
-
-def is_taken(name: str) -> bool:
-    """Return whether no column of a file can have this name."""
-    return name in RESERVED_NAMES or is_pattern(name)
-
-
 """Names that no column of a file can have: headrace's own, and none."""
 INFERENCE_BYTES = 32 << 20
 """The bytes of text used to infer types; files with fewer in all are read completely."""
@@ -61,6 +54,11 @@ MAX_FILES_NAMED = 3
 """The most files a log line names."""
 
 log = logging.getLogger("headrace.files")
+
+
+def is_taken(name: str) -> bool:
+    """Return whether no column of a file can have this name."""
+    return name in RESERVED_NAMES or is_pattern(name)
 
 
 class RowReader(Protocol):
