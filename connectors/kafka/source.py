@@ -44,14 +44,14 @@ from connectors.kafka.client_internals import (
     truncated_to,
     warm_up_chunk,
 )
-from connectors.kafka.membership import (
+from connectors.kafka.producer import TopicSettings
+from connectors.kafka.reading.membership import (
     Membership,
     Owners,
     consumer_settings,
     parse_partition,
     partition_name,
 )
-from connectors.kafka.producer import TopicSettings
 from connectors.kafka.record_columns import RecordColumns, record_schema
 from connectors.kafka.schema_registry import Registry
 from connectors.kafka.value_checks import ValueFilter

@@ -15,7 +15,7 @@ import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.admin import NewPartitions
 
-from connectors.kafka.membership import Owners
+from connectors.kafka.reading.membership import Owners
 from engine.run import Run
 from engine.running.loop import Loop
 from engine.running.totals import Totals

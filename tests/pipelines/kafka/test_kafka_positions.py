@@ -16,7 +16,7 @@ from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.admin import NewTopic
 from kafka.errors import KafkaError
 
-from connectors.kafka.membership import Owners
+from connectors.kafka.reading.membership import Owners
 from engine.artifacts import Summary
 from engine.assembly.restoring import try_resume
 from engine.run import Run
