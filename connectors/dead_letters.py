@@ -167,7 +167,7 @@ class KafkaDeadLetterSource(KafkaSource):
         }  # fmt: skip
         super().__init__(settings.model_copy(update=own))
         self._joins = settings.subscribe
-        self.with_metadata = True  # the headers say where they come from
+        self.keep_metadata()  # the headers say where they come from
         self.format = ReplayFormat({"": self.format})
 
     def in_effect(self) -> Mapping[str, Snapshot]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -51,20 +52,19 @@ class Chunk:
         return len(self.offsets)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecordBatch:
-    """A record batch as it is in a topic, decompressed.
+class RecordBatch(NamedTuple):
+    """A record batch as it is in a topic, decompressed. A tuple: topics of small batches make many.
 
     Attributes:
         raw: its records' bytes.
-        count: number of records.
+        record_count: number of its records.
         base_offset: what the records' offsets are counted from.
         first_timestamp: ms since the epoch, what the records' times are counted from.
         append_time: ms since the epoch, of all records, where the broker stamps them.
     """
 
     raw: NDArray[np.uint8]
-    count: int
+    record_count: int
     base_offset: int
     first_timestamp: int
     append_time: int | None
@@ -98,7 +98,7 @@ def locate_records(batch: RecordBatch, start: int) -> RecordSpans:
     Args:
         start: records before this offset are left out.
     """
-    raw, n = batch.raw, batch.count
+    raw, n = batch.raw, batch.record_count
     offsets, times = np.empty(n, np.int64), np.empty(n, np.int64)
     starts, sizes = np.empty((2, 3, n), np.int64)
     read = _locate(raw, n, offsets, times, starts, sizes)

@@ -317,7 +317,7 @@ def decompressed(batch: Any) -> RecordBatch:
         ) from error
     return RecordBatch(
         raw=np.frombuffer(batch._buffer, np.uint8)[batch._pos :],
-        count=batch.records_count,
+        record_count=batch.records_count,
         base_offset=batch.base_offset,
         first_timestamp=batch.first_timestamp,
         append_time=batch.max_timestamp if batch.timestamp_type == 1 else None,

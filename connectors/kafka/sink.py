@@ -123,7 +123,7 @@ class KafkaSink(Sink, Buffered):
             own = uuid.uuid4().hex if source.settings.subscribe else "alone"
         self.delivery.transaction = f"headrace-{source.settings.group_id}-{own}"
         self._source = source
-        source.fence_producer = self.delivery.connect
+        source.commits.fence_producer = self.delivery.connect
         return Transaction(commit=self.commit, every=self.settings.commit_interval)
 
     def on_wait(self, keep_alive: Callable[[], object]) -> None:
@@ -164,7 +164,8 @@ class KafkaSink(Sink, Buffered):
         """End the transaction: rows and offsets are committed together, or neither; return
         which."""
         assert self._source is not None
-        return self.delivery.commit(self._source.offsets(mark), self._source.group_metadata())
+        commits = self._source.commits
+        return self.delivery.commit(commits.offsets(mark), commits.group_metadata())
 
     def snapshot(self) -> Snapshot:
         """Do nothing: records in a topic cannot be removed."""

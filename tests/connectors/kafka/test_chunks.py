@@ -301,4 +301,4 @@ def test_a_topic_partition_has_its_name() -> None:
     found = {piece.partition: len(piece) for piece in drain(source)}
     source.close()
     assert found == {f"{topic}/{number}": number + 1 for number in range(3)}
-    assert TopicPartition(topic, 0) in source._stops
+    assert TopicPartition(topic, 0) in source._positions.stops

@@ -98,7 +98,7 @@ def private_uses(path: Path) -> list[str]:
 
 
 def test_only_one_file_knows_the_client_from_inside() -> None:
-    used = {path.name: private_uses(path) for path in FOLDER.glob("*.py")}
+    used = {str(path.relative_to(FOLDER)): private_uses(path) for path in FOLDER.rglob("*.py")}
     assert len(used.pop("client_internals.py")) > 20
     assert {name: uses for name, uses in used.items() if uses} == {}
 

@@ -235,7 +235,7 @@ def test_a_client_that_gives_up_over_a_broker_that_is_away_is_asked_again(broker
         )
     )
     source.seek(Mark())
-    consumer = source._connected()
+    consumer = source._connection.consumer()
     refused = [KafkaConnectionError(111, "ECONNREFUSED")] * 2
     for name in ("poll", "committed"):
         asked, left = getattr(consumer, name), list(refused)

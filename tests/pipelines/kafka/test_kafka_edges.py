@@ -14,6 +14,7 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, errors
 from kafka.admin import NewPartitions, NewTopic
 
 from connectors.kafka import source
+from connectors.kafka.reading.connection import Connection
 from engine.run import Run
 from engine.running.loop import Loop
 from engine.types import Batch, Format, Mark, parse_schema
@@ -114,7 +115,7 @@ def test_partitions_that_are_added_are_read_from_their_beginning(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Whatever `start` says: nobody could have read them before."""
-    monkeypatch.setattr(source, "METADATA_SECONDS", 0.5)
+    monkeypatch.setattr(Connection, "metadata_seconds", 0.5)
     topic = broker.topic()
     broker.produce(topic, values(0, 10))
     skipped = 10 if start == "latest" else 0
@@ -232,25 +233,19 @@ def test_a_record_is_decoded_before_the_first_one_comes(
     topic = broker.topic()
     decoded: list[int] = []
 
-    class Counted(source.KafkaSource):
-        def _warm_up(self) -> None:
-            inner = self.format
-
-            class Counting(Format):
-                def decode(self, *given: Any) -> Any:
-                    frame, rejects = inner.decode(*given)
-                    decoded.append(frame.height + sum(len(r) for r in rejects))
-                    return frame, rejects
-
-            self.format = Counting()
-            super()._warm_up()
-            self.format = inner
-
-    reader = Counted(
+    reader = source.KafkaSource(
         source.KafkaSource.Settings(
             bootstrap_servers=broker.bootstrap_servers, topics=(topic,), **words
         )
     )
+
+    class Counting(Format):
+        def decode(self, *given: Any) -> Any:
+            frame, rejects = reader.format.decode(*given)
+            decoded.append(frame.height + sum(len(r) for r in rejects))
+            return frame, rejects
+
+    reader._decoding.format = Counting()
     reader.schema(parse_schema(schema))
     reader.seek(Mark())
     assert decoded == [1]

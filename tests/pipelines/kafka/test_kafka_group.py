@@ -238,7 +238,7 @@ def test_topics_by_pattern_and_partitions_that_are_added(
     source: str, broker: Broker, pipeline: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Alone and in a group: what comes later is read from its beginning."""
-    monkeypatch.setattr("connectors.kafka.source.METADATA_SECONDS", 0.5)
+    monkeypatch.setattr("connectors.kafka.reading.connection.Connection.metadata_seconds", 0.5)
     topic = broker.topic(1)
     file = pipeline("grown", f"^{topic[:-1]}.$", "", f'{source}\nstart = "latest"', group=topic)
     with running(file) as run:
