@@ -16,6 +16,7 @@ from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.admin import NewTopic
 from kafka.errors import KafkaError
 
+from connectors.kafka.client_internals import rejoin_if_joining
 from connectors.kafka.reading.membership import Owners
 from engine.artifacts import Summary
 from engine.assembly.restoring import try_resume
@@ -419,7 +420,12 @@ def stranger(broker: Broker, group: str, topic: str) -> Iterator[None]:
     consumer = KafkaConsumer(
         topic, bootstrap_servers=broker.bootstrap_servers, group_id=group, enable_auto_commit=False
     )
-    until(lambda: consumer.poll(100) or consumer.assignment())
+
+    def assigned() -> object:
+        rejoin_if_joining(consumer)
+        return consumer.poll(100) or consumer.assignment()
+
+    until(assigned)
     over = threading.Event()
 
     def poll() -> None:
