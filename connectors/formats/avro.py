@@ -24,7 +24,9 @@ from connectors.formats.kernels.rows import (
     with_position_columns,
 )
 from connectors.formats.options import FormatOptions
+from connectors.formats.values.calendar import flag_impossible
 from connectors.formats.values.casts import Coerce, conform
+from connectors.formats.values.columns import readable_rows
 from connectors.formats.walks.datums import BLOCKED, FATE_REASONS, FINE, RICH, Program, WalkResult
 from engine.types import Format, Records, Rejects, Schema, UserError, Values, nearest
 
@@ -184,9 +186,10 @@ class Avro(Format):
             gone = np.concatenate([np.zeros(0, np.int64), *(at for _, at, _ in odd)])
             if len(gone):
                 raw, fine = raw[np.delete(np.arange(len(fine)), gone)], np.delete(fine, gone)
-            frame, more = conform(raw, records, schema, rows[fine], coerce=self._coerce)
+            raw, at, impossible = readable_rows(flag_impossible(raw), records, rows[fine])
+            frame, more = conform(raw, records, schema, at, coerce=self._coerce)
             frames.append(frame)
-            rejects += more
+            rejects += [*impossible, *more]
         return _merge_frames(frames, records, schema), rejects
 
     def interrupt(self) -> None:

@@ -88,7 +88,8 @@ class WebDatasetFormat(Format):
 
     def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
         """Decode every readable sample whose text is UTF-8 and whose JSON is valid."""
-        frame, at, rejects = readable_rows(records)
+        assert isinstance(records.values, pl.DataFrame)
+        frame, at, rejects = readable_rows(records.values, records)
         at = np.arange(len(records)) if at is None else at
         good = np.ones(frame.height, np.bool_)
         columns: dict[str, pl.Series] = {}

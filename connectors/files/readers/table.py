@@ -19,6 +19,7 @@ from polars.exceptions import PanicException, PolarsError
 from pyarrow import ipc
 
 from connectors.formats.registry import imported, spec_of
+from connectors.formats.values.calendar import flag_impossible
 from connectors.formats.walks.parquet_pages import first_bad_page, read_footer
 from engine.types import HeadraceError, Records, Schema, UserError
 from engine.types.plural import counted
@@ -114,7 +115,7 @@ class TableFile(ABC):
     def whole(self) -> pl.DataFrame:
         """Return all rows at once."""
         frames = [self._decoded(i) for i in range(len(self.bounds) - 1)]
-        return pl.concat(frames) if frames else pl.DataFrame(schema=self.schema)
+        return pl.concat(frames, how="diagonal") if frames else pl.DataFrame(schema=self.schema)
 
     def close(self) -> None:
         """Release the chunk."""
@@ -135,7 +136,7 @@ class TableFile(ABC):
                 raise pa.ArrowInvalid(f"expected {counted(expected, 'row')}, got {frame.height:,}")
         except READ_ERRORS as error:
             raise self._error(error) from error
-        return frame
+        return flag_impossible(frame)
 
     def _error(self, error: Exception) -> HeadraceError:
         return HeadraceError(

@@ -44,7 +44,8 @@ class Columns(Format):
 
     def decode(self, records: Records, schema: Schema) -> tuple[pl.DataFrame, list[Rejects]]:
         """Raises: HeadraceError when a file lacks a column that the schema has."""
-        frame, at, rejects = readable_rows(records)
+        assert isinstance(records.values, pl.DataFrame)
+        frame, at, rejects = readable_rows(records.values, records)
         available = self._there(frame, schema)
         if self._steps:
             frame = self._at_paths(frame, available, records.partition)
@@ -77,25 +78,29 @@ class Columns(Format):
             ) from None
 
 
-def readable_rows(records: Records) -> tuple[pl.DataFrame, NDArray[np.int64] | None, list[Rejects]]:
-    """Return the rows that the source could read, their record numbers (None: all), and the
-    others as rejects."""
-    frame = records.values
-    assert isinstance(frame, pl.DataFrame)
+def readable_rows(
+    frame: pl.DataFrame, records: Records, at: NDArray[np.int64] | None = None
+) -> tuple[pl.DataFrame, NDArray[np.int64] | None, list[Rejects]]:
+    """Return the rows without a `PROBLEM`, their record numbers (None: all), and the others as
+    rejects.
+
+    Args:
+        at: the record number of each row; None if each is its own.
+    """
     if PROBLEM not in frame.columns:
-        return frame, None, []
+        return frame, at, []
     why, frame = frame.get_column(PROBLEM), frame.drop(PROBLEM)
-    at = np.flatnonzero(why.is_null())
-    if len(at) == frame.height:
-        return frame, None, []
+    good = np.flatnonzero(why.is_null())
+    if len(good) == frame.height:
+        return frame, at, []
     lost = np.flatnonzero(why.is_not_null())
-    rows = frame.select(pl.all().gather(lost))
+    numbers = np.arange(frame.height) if at is None else at
     unreadable = pl.DataFrame(
         {
-            "at": lost,
+            "at": numbers[lost],
             "reason": why.gather(lost).str.extract(r"^(\w+): "),
             "detail": why.gather(lost).str.replace(r"^\w+: ", ""),
-            "value": as_json(rows),
+            "value": as_json(frame.select(pl.all().gather(lost))),
         }
     )
     rejects = [
@@ -104,7 +109,7 @@ def readable_rows(records: Records) -> tuple[pl.DataFrame, NDArray[np.int64] | N
         )
         for part in unreadable.partition_by("reason", maintain_order=True)
     ]
-    return frame.select(pl.all().gather(at)), at, rejects
+    return frame.select(pl.all().gather(good)), numbers[good], rejects
 
 
 def with_nulls(frame: pl.DataFrame, schema: Schema) -> pl.DataFrame:

@@ -23,7 +23,7 @@ from pydantic import SecretStr
 from connectors.formats.avro import NO_HEADER, Avro, UnknownSchema, columns, parsed, schema_file
 from connectors.kafka.schema_registry import Registry
 from connectors.kafka.source import KafkaSource
-from engine.types import HeadraceError, Schema, UserError
+from engine.types import POSITION, HeadraceError, Schema, UserError
 from tests.connectors.conftest import records, told
 from tests.registry import own_registry, shared_registry
 from tests.waiting import HANG, until
@@ -633,3 +633,23 @@ def test_a_schema_that_refers_to_another(serve: Callable[[Answer], Server]) -> N
     raw = records(b"\0\0\0\0\5\x02\x04")
     frame, rejects = made.decode(raw, {"v": pl.Int64(), "x": pl.Int64()})
     assert (frame.select("v", "x").rows(), rejects) == ([(1, 2)], [])
+
+
+def test_a_time_beyond_the_calendar_rejects_its_record() -> None:
+    plain = record(field("d", "int"), field("m", "long"))
+    timed = record(
+        field("d", {"type": "int", "logicalType": "date"}),
+        field("m", {"type": "long", "logicalType": "timestamp-millis"}),
+    )
+    values = [(1, 2), (2_000_000_000, 2), (1, 8_300_000_000_000_000), (1, 2**63 - 1), (3, 4)]
+    raw = [datum(plain, {"d": d, "m": m}) for d, m in values]
+    avro = Avro(parsed(json.dumps(timed)))
+    for kind in (pl.Datetime("ms"), pl.Datetime("us"), pl.String()):
+        frame, rejects = avro.decode(records(*raw), {"d": pl.Date(), "m": kind})
+        assert frame.get_column(POSITION).to_list() == [0, 40]
+        details = [row for reject in rejects for row in reject.rows.get_column("detail")]
+        assert sorted(details) == [
+            "Column 'd' holds 2000000000, a time beyond the calendar.",
+            "Column 'm' holds 8300000000000000, a time beyond the calendar.",
+            "Column 'm' holds 9223372036854775807, a time beyond the calendar.",
+        ]
