@@ -37,7 +37,7 @@ from models.learners.optimizer import Optimizer, OptimizerSettings
 from models.learners.replay import DEFAULT_REPLAY_BYTES, DEFAULT_REPLAY_ROWS, Replay, ReplaySettings
 from models.learners.rescale import Rescale
 from models.learners.scaler import Scaler
-from models.learners.step_buffer import StepBuffer
+from models.learners.steps import StepBuffer
 from models.learners.target_transform import TargetScale, TargetTransform
 
 log = logging.getLogger("headrace.learner")
