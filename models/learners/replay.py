@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
 
-from engine.types import Settings
+from engine.types import Features, Scale, Settings, Tensors, UserError
+from models.learners.rescale import Rescale
 
 DEFAULT_REPLAY_ROWS, DEFAULT_REPLAY_BYTES = 10_000, 32 << 20
 """The default size of the replay."""
@@ -152,8 +153,101 @@ class Replay:
         return numeric * _float(exact).itemsize + 8 * categories + 8
 
 
+class Rehearsal:
+    """The rows that a learner learns again: kept as they were before stages scaled them, given back
+    in the scale of now. Empty where none are kept.
+
+    Args:
+        settings: how many rows are kept, and how they are drawn.
+        features: of the learner.
+
+    Raises: UserError where rows are to be kept that a replay cannot hold.
+    """
+
+    def __init__(self, settings: ReplaySettings, features: Features, device: str) -> None:
+        if settings.replay_rows and features.nested:
+            raise UserError(
+                "[train] replay_rows keeps numbers and categories, and [model] reads images or "
+                f"lists ('{features.nested[0]}'): take it out."
+            )
+        self._settings = settings
+        self._features = features
+        self._device = device
+        self._rescale = Rescale(features, device)
+        self._rng = torch.Generator()
+        self.limit_memory(DEFAULT_REPLAY_BYTES)
+
+    def limit_memory(self, nbytes: int) -> None:
+        """Limit the bytes, unless `replay_rows` gives the size. Called before rows are added."""
+        self.limit = min(nbytes, DEFAULT_REPLAY_BYTES)
+        self._replay = self._make_replay()
+
+    def add(self, rows: Tensors, scales: Sequence[Scale]) -> None:
+        """Keep a copy of rows with these scales, over the oldest."""
+        if self._replay is None:
+            return
+        assert rows.target is not None
+        whole = self._rescale.unscale(rows.numeric, scales)
+        self._replay.add((whole, rows.categories, rows.target))
+
+    def seed(self, seed: int) -> None:
+        """Seed what is drawn next."""
+        self._rng.manual_seed(seed)
+
+    def sample(self, steps: int, step: int, scales: Sequence[Scale]) -> Iterator[Tensors]:
+        """Yield the rows of each replay step, in these scales; see `Replay.sample`."""
+        if self._replay is None or steps < 1:
+            return
+        for numeric, categories, target in self._replay.sample(steps, self._rng, step):
+            rescaled = self._rescale.rescale(numeric, scales)
+            yield Tensors(numeric=rescaled, categories=categories, target=target)
+
+    @property
+    def rows(self) -> int:
+        """The number of rows kept at most."""
+        return 0 if self._replay is None else self._replay.rows
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the rows kept."""
+        return 0 if self._replay is None else self._replay.nbytes
+
+    @property
+    def host_bytes(self) -> int:
+        """The bytes in host memory once it is full."""
+        replay = self._replay
+        return 0 if replay is None or replay.device != "cpu" else replay.capacity_bytes
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """Return the state of the replay; None where no rows are kept."""
+        return None if self._replay is None else self._replay.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
+        """Restore the `state_dict` of a rehearsal of the same size."""
+        if self._replay is not None:
+            assert state is not None
+            self._replay.load_state_dict(state)
+
+    def _make_replay(self) -> Replay | None:
+        """Return the replay; by default as large as fits."""
+        features, asked = self._features, self._settings.replay_rows
+        if asked == 0 or features.nested:
+            return None
+        widths, exact = (len(features.numeric), len(features.categories)), bool(features.scaled)
+        room = max(1, self.limit // Replay.row_bytes(*widths, exact=exact))
+        return Replay(
+            self._settings,
+            rows=asked or min(DEFAULT_REPLAY_ROWS, room),
+            numeric=widths[0],
+            categories=widths[1],
+            target=torch.float32 if features.task == "regression" else torch.int64,
+            exact=exact,
+            device=self._device,
+        )
+
+
 def _float(exact: bool) -> torch.dtype:
     return torch.float64 if exact else torch.float32
 
 
-__all__ = ["Replay", "ReplayRows", "ReplaySettings"]
+__all__ = ["Rehearsal", "Replay", "ReplayRows", "ReplaySettings"]

@@ -1,14 +1,61 @@
-"""Buffers rows until they fill an optimizer step."""
+"""What stands between batches and optimizer steps: how large a step is, the rows that wait for it,
+and what came of the rows of a batch."""
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from engine.types import Ragged, Sparse, Tensors
+from engine.types import Ragged, Sparse, Step, Tensors
+from models.learners.replay import ReplaySettings
+
+ROWS_PER_STEP_ROW = 64
+"""A step has this part of the rows seen."""
+
+
+@dataclass(slots=True, kw_only=True)
+class StepSizes:
+    """How many rows a step has, and how many replay steps follow it, by the rows learned so far.
+
+    Attributes:
+        most_rows: most rows of a step.
+        replay: None where no rows are kept.
+        steps_per_row: the limit that a challenge sets; see `Challengeable.pace`.
+    """
+
+    most_rows: int
+    replay: ReplaySettings | None
+    steps_per_row: float = math.inf
+
+    def rows(self, learned: int) -> int:
+        """Return the rows of the next step."""
+        own = self._own_rows(learned)
+        if self.steps_per_row == math.inf:
+            return own
+        least = math.ceil((1 + self._own_replay_steps(learned)) / self.steps_per_row)
+        return max(own, min(self.most_rows, 1 << (least - 1).bit_length()))
+
+    def replay_steps(self, learned: int, rows: int) -> int:
+        """Return the replay steps after a step of so many rows; none if below 1."""
+        return round(min(self._own_replay_steps(learned), self.steps_per_row * rows - 1))
+
+    def own_steps_per_row(self, learned: int) -> float:
+        """Return new and replay steps per row, without a limit."""
+        return (1 + self._own_replay_steps(learned)) / self._own_rows(learned)
+
+    def _own_rows(self, learned: int) -> int:
+        share = max(1, learned // ROWS_PER_STEP_ROW)
+        return min(self.most_rows, 1 << (share.bit_length() - 1))
+
+    def _own_replay_steps(self, learned: int) -> int:
+        return 0 if self.replay is None else self.replay.replay_steps_after(learned)
 
 
 class StepBuffer:
@@ -44,6 +91,52 @@ class StepBuffer:
         self._parts = [restored(value, device)] if value else []
 
 
+class BatchProgress:
+    """Accumulates the scores and outcomes of one batch over its optimizer steps.
+
+    Attributes:
+        not_learned: rows that nothing was learned from, bool, shape (n,).
+        steps: taken.
+        changed: augment -> rows that it changed.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self.not_learned = np.zeros(rows, np.bool_)
+        self.steps = 0
+        self.changed: Counter[str] = Counter()
+        self._losses: list[float] = []
+        self._waiting: list[NDArray[np.int64]] = []
+
+    def waits(self, at: int, rows: int | NDArray[np.int64]) -> None:
+        """Note that these rows, from row `at` on, wait for their step."""
+        self._waiting.append(at + np.arange(rows) if isinstance(rows, int) else at + rows)
+
+    def step_taken(self, loss: float) -> None:
+        """Note that a step on the waiting rows was taken."""
+        self._waiting.clear()
+        self._losses.append(loss)
+        self.steps += 1
+
+    def step_failed(self) -> int:
+        """Note that the step failed; return how many of its rows are of this batch."""
+        rows = np.concatenate([*self._waiting, np.empty(0, np.int64)])
+        self._waiting.clear()
+        self.not_learned[rows] = True
+        return len(rows)
+
+    def step(self, scores: NDArray[np.float64]) -> Step:
+        """Return the finished `Step`."""
+        not_learned = self.not_learned if self.not_learned.any() else None
+        return Step(
+            scores=scores,
+            loss=sum(self._losses) / len(self._losses) if self._losses else float("nan"),
+            steps=self.steps,
+            skipped="non_finite" if not_learned is not None and not_learned.all() else None,
+            not_learned=not_learned,
+            augmented=self.changed,
+        )
+
+
 def concat(parts: Sequence[Tensors]) -> Tensors:
     """Concatenate the rows of several parts with the same features."""
     first = parts[0]
@@ -52,7 +145,7 @@ def concat(parts: Sequence[Tensors]) -> Tensors:
     return Tensors(
         numeric=torch.cat([part.numeric for part in parts]),
         categories=torch.cat([part.categories for part in parts]),
-        target=None if first.target is None else torch.cat([_target(part) for part in parts]),
+        target=None if first.target is None else torch.cat([target_of(part) for part in parts]),
         images={name: torch.cat([part.images[name] for part in parts]) for name in first.images},
         ragged={name: _ragged([part.ragged[name] for part in parts]) for name in first.ragged},
         sparse={name: _sparse([part.sparse[name] for part in parts]) for name in first.sparse},
@@ -68,7 +161,7 @@ def plain(rows: Tensors) -> dict[str, Any]:
     return {
         "numeric": array(rows.numeric),
         "categories": array(rows.categories),
-        "target": array(_target(rows)),
+        "target": array(target_of(rows)),
         "images": {name: array(image.permute(0, 2, 3, 1)) for name, image in rows.images.items()},
         "ragged": {k: [array(r.values), array(r.offsets)] for k, r in rows.ragged.items()},
         "sparse": {
@@ -105,7 +198,8 @@ def restored(value: Mapping[str, Any], device: str = "cpu") -> Tensors:
     )  # fmt: skip
 
 
-def _target(rows: Tensors) -> torch.Tensor:
+def target_of(rows: Tensors) -> torch.Tensor:
+    """Return the target of rows that have one."""
     assert rows.target is not None
     return rows.target
 
@@ -129,4 +223,12 @@ def _offsets(parts: Sequence[Ragged] | Sequence[Sparse]) -> torch.Tensor:
     return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
 
 
-__all__ = ["StepBuffer", "concat", "plain", "restored"]
+__all__ = [
+    "BatchProgress",
+    "StepBuffer",
+    "StepSizes",
+    "concat",
+    "plain",
+    "restored",
+    "target_of",
+]

@@ -131,7 +131,7 @@ def test_what_a_stage_has_scaled_is_left_alone(make_features: Make, make_batches
     made = learner(features)
     learned(made, whole(make_batches(features)), 40)
     x = torch.randn(5, 4)
-    z = made._scaler.forward(x)
+    z = made._scorer.scaler.forward(x)
     assert torch.equal(z[:, [0, 2]], x[:, [0, 2]])
     assert not torch.equal(z[:, [1, 3]], x[:, [1, 3]])
 
