@@ -25,6 +25,7 @@ from engine.scrub.columns import (
     replaced,
 )
 from engine.scrub.fusion import FILLED_BEFORE_LEARNING, FusedOp, Fusible
+from engine.scrub.values.last_values import LastValues
 from engine.types import Batch, Fill, Names, Schema, Snapshot, Transform, UserError, require
 
 STATISTICS: dict[str, type[Statistic]] = {
@@ -84,7 +85,7 @@ class Missing(FittedStage, Fusible):
         self._kinds: Schema = {}
         self._wide = False
         """Whether all columns are Float64 afterwards."""
-        self._last: pl.DataFrame | None = None
+        self._last: LastValues | None = None
 
     # ------------------------------------------------------------------------------------- binding
 
@@ -103,8 +104,7 @@ class Missing(FittedStage, Fusible):
         if settings.strategy in STATISTICS:
             self._begin(STATISTICS[settings.strategy].empty(len(self._columns)))
         if settings.strategy == "last" and self._last is None:
-            names = [*settings.by, *self._columns]
-            self._last = pl.DataFrame(schema={name: schema[name] for name in names})
+            self._last = LastValues(self._columns, settings.by, keys=settings.keys, schema=schema)
         return after
 
     def _check(self, schema: Schema) -> None:
@@ -169,8 +169,16 @@ class Missing(FittedStage, Fusible):
         return done.with_frame(done.frame.with_columns(self._indicators(batch.frame)))
 
     def _by_last(self, batch: Batch) -> Batch:
-        frame, n = self._from_last(batch.frame)
-        return batch.with_frame(frame).counted(self.name, filled=n)
+        """Fill gaps with the last value of the same key."""
+        assert self._last is not None
+        frame = batch.frame
+        gaps = [*nulls(frame, self._columns).values(), *nans(frame, self._columns).values()]
+        values = self._last.fill(frame)
+        if self.settings.value is not None:
+            values = values.with_columns(self._fallback())
+        left = sum(nulls(values, self._columns).values())
+        done = batch.with_frame(frame.with_columns(values.get_columns()))
+        return done.counted(self.name, filled=sum(gaps) - left)
 
     def _by_value(self, batch: Batch) -> Batch:
         """Fill gaps from the state of earlier rows, then learn from the batch."""
@@ -213,16 +221,9 @@ class Missing(FittedStage, Fusible):
     def _unfitted(self) -> NDArray[np.bool_] | None:
         """Return which columns are filled with a default, because no value was seen yet, shape
         (columns,); None if none are, or the pipeline gives the value."""
-        if self.settings.strategy not in STATISTICS or self.settings.value is not None:
+        if self._statistic is None or self.settings.value is not None:
             return None
-        statistic = self._statistic
-        if isinstance(statistic, Moments):
-            unfitted = statistic.count == 0
-        elif isinstance(statistic, Quantiles):
-            unfitted = statistic.low > statistic.high
-        else:
-            assert isinstance(statistic, Counts)
-            unfitted = np.array([table.is_empty() for table in statistic.tables])
+        unfitted = _unseen(self._statistic)
         return unfitted if unfitted.any() else None
 
     def _filled(self, frame: pl.DataFrame) -> tuple[pl.DataFrame, list[int]]:
@@ -264,26 +265,6 @@ class Missing(FittedStage, Fusible):
             ~pl.any_horizontal(tests), stage=self.name, reason="missing", detail=first
         )
 
-    def _from_last(self, frame: pl.DataFrame) -> tuple[pl.DataFrame, int]:
-        """Return the frame filled with the remembered values, and how many were filled."""
-        assert self._last is not None
-        gaps = [*nulls(frame, self._columns).values(), *nans(frame, self._columns).values()]
-        by = list(self.settings.by)
-        rows = frame.select(*by, *self._columns).with_columns(
-            pl.col(c).fill_nan(None) for c in self._columns if self._schema[c].is_float()
-        )
-        rows = pl.concat((self._last, rows))
-        filled = pl.col(self._columns).forward_fill()
-        rows = rows.with_columns(filled.over(by) if by else filled)
-        if frame.height:
-            last = rows.unique(by, keep="last", maintain_order=True) if by else rows
-            self._last = last.tail(self.settings.keys if by else 1)
-        values = rows.tail(frame.height).select(self._columns)
-        if self.settings.value is not None:
-            values = values.with_columns(self._fallback())
-        left = sum(nulls(values, self._columns).values())
-        return frame.with_columns(values.get_columns()), sum(gaps) - left
-
     def _fallback(self) -> list[pl.Expr]:
         value = self.settings.value
         kinds = self._kinds.items()
@@ -295,7 +276,13 @@ class Missing(FittedStage, Fusible):
         """Return a sentence for each column that never had a value, and was filled anyway."""
         if self.settings.strategy not in STATISTICS:
             return []
-        empty = (c for c, x in zip(self._columns, self._learned_values(), strict=True) if x is None)
+        empty = (
+            c
+            for c, x in zip(
+                self._columns, _centers(self._statistic, len(self._columns)), strict=True
+            )
+            if x is None
+        )
         filled = dict(zip(self._columns, self._values(), strict=True))
         return [
             f"{self.where} found no value in column '{c}' to learn from, and filled all of it with "
@@ -309,43 +296,26 @@ class Missing(FittedStage, Fusible):
             _default(self._schema[c]) if self.settings.value is None else self.settings.value
             for c in self._columns
         ]
-        learned = self._learned_values()
+        learned = _centers(self._statistic, len(self._columns))
         values = (d if x is None else x for x, d in zip(learned, defaults, strict=True))
         return [_held(x, k) for x, k in zip(values, self._kinds.values(), strict=True)]
 
-    def _learned_values(self) -> list[Any]:
-        statistic = self._statistic
-        if isinstance(statistic, Counts):
-            return statistic.top
-        if isinstance(statistic, Moments):
-            means = np.where(statistic.count > 0, statistic.mean, np.nan)
-        elif isinstance(statistic, Quantiles):
-            means = statistic.quantile(0.5)[0]
-        else:
-            return [None] * len(self._columns)
-        return [None if math.isnan(x) else x for x in means.tolist()]
-
     def snapshot(self) -> Snapshot:
         """Return the statistic; for last a frame of keys and values; for constant and drop None."""
-        return super().snapshot() if self._last is None else self._last
+        return super().snapshot() if self._last is None else self._last.frame
 
     def merge(self, value: Snapshot) -> None:
         """Merge as every stage; of two last values, the other instance's stays."""
         if self._last is None:
             super().merge(value)
-            return
-        both = pl.concat((self._last, cast("pl.DataFrame", value)))
-        by = list(self.settings.by)
-        filled = pl.col(self._columns).forward_fill()
-        both = both.with_columns(filled.over(by) if by else filled)
-        last = both.unique(by, keep="last", maintain_order=True) if by else both
-        self._last = last.tail(self.settings.keys if by else 1)
+        else:
+            self._last.merge(cast("pl.DataFrame", value))
 
     def restore(self, value: Snapshot) -> None:
         if self._last is None:
             super().restore(value)
         else:
-            self._last = cast("pl.DataFrame", value)
+            self._last.frame = cast("pl.DataFrame", value)
 
     def transforms(self) -> Sequence[Transform] | None:
         """Return one `Fill` per column; none for drop, which changes no value; None for last."""
@@ -361,6 +331,31 @@ class Missing(FittedStage, Fusible):
             )
             for column, value in zip(self._columns, self._values(), strict=True)
         ]
+
+
+def _unseen(statistic: Statistic) -> NDArray[np.bool_]:
+    """Return which columns had no value yet, shape (columns,)."""
+    if isinstance(statistic, Moments):
+        unseen = statistic.count == 0
+    elif isinstance(statistic, Quantiles):
+        unseen = statistic.low > statistic.high
+    else:
+        assert isinstance(statistic, Counts)
+        unseen = np.array([table.is_empty() for table in statistic.tables])
+    return unseen
+
+
+def _centers(statistic: Statistic | None, columns: int) -> list[Any]:
+    """Return each column's mean, median or most frequent value; None where nothing was learned."""
+    if isinstance(statistic, Counts):
+        return statistic.top
+    if isinstance(statistic, Moments):
+        means = np.where(statistic.count > 0, statistic.mean, np.nan)
+    elif isinstance(statistic, Quantiles):
+        means = statistic.quantile(0.5)[0]
+    else:
+        return [None] * columns
+    return [None if math.isnan(x) else x for x in means.tolist()]
 
 
 def _held(value: Any, dtype: pl.DataType) -> Any:
