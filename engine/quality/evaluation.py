@@ -22,6 +22,7 @@ from pydantic import Field
 
 from engine import types
 from engine.columnar.expressions import expression
+from engine.quality.history import add_errors, mean_errors
 from engine.quality.measures import (
     ClassificationSums,
     RegressionSums,
@@ -121,7 +122,7 @@ class Evaluation:
         require(schema, settings.baselines.values(), where="[evaluation] baselines")
         needed = dict.fromkeys(settings.baselines.values())
         for name, sql in settings.slices.items():
-            self._slices[name] = self._condition(name, sql, schema)
+            self._slices[name] = _condition(name, sql, schema)
             needed |= dict.fromkeys(self._slices[name].meta.root_names())
         if settings.time is not None:
             require(schema, [settings.time], where="[evaluation] time")
@@ -186,14 +187,7 @@ class Evaluation:
     def history(self) -> pl.DataFrame:
         """Return the error per step: columns ``time`` (or first row), ``rows``, ``model`` and
         one per baseline, with the mean absolute error or the share of wrong classes."""
-        history = self._flushed()._history
-        if not history.height:
-            return history
-        errors = [
-            (pl.col(f"sum {name}") / pl.col(f"n {name}")).fill_nan(None).alias(name)
-            for name in ("model", *self.baselines)
-        ]
-        return history.sort("time").select("time", pl.col("n model").alias("rows"), *errors)
+        return mean_errors(self._flushed()._history, ["model", *self.baselines])
 
     @property
     def nbytes(self) -> int:
@@ -228,7 +222,7 @@ class Evaluation:
         self._pending, self._window = _rows(state["aside"]), _rows(state["window"])
         self._rows, self._last, self._counts = state["rows"], state["last"], state["counts"]
         if len(same) < max(len(saved), len(self._groups)):
-            self._tell_changed([name for name, _ in saved], list(same))
+            _warn_of_changes([name for name, _ in saved], list(self._groups), list(same))
             if self._pending:  # they have the columns of the slices of then
                 self._flush(list(same))
 
@@ -245,32 +239,6 @@ class Evaluation:
     def _where(self, name: str) -> str:
         """Return the condition of a group."""
         return "" if name == WHOLE else self.settings.slices[name]
-
-    def _tell_changed(self, before: Sequence[str], same: Sequence[str]) -> None:
-        for name in dict.fromkeys([*before, *self._groups]):
-            if name not in same:
-                what = "has another condition than before: it begins anew"
-                if name not in before:
-                    what = "is new: it begins"
-                if name not in self._groups:
-                    what = "is no longer there: its figures end"
-                log.warning("[evaluation.slices] %s %s with the next row.", name, what)
-
-    def _condition(self, name: str, sql: str, schema: Schema) -> pl.Expr:
-        try:
-            expr = expression(sql, f"[evaluation.slices] {name}")
-            require(schema, expr.meta.root_names(), where=f"[evaluation.slices] {name}")
-            dtype = pl.DataFrame(schema=schema).select(expr).dtypes[0]
-        except PolarsError as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f"[evaluation.slices] {name} = '{sql}' is no condition: {reason}."
-            ) from None
-        if dtype != pl.Boolean:
-            raise UserError(
-                f"[evaluation.slices] {name} = '{sql}' expects true or false, got {dtype}."
-            )
-        return expr.fill_null(False)
 
     def _flushed(self) -> Evaluation:
         """Return a copy with everything summed; the original is unchanged."""
@@ -335,28 +303,18 @@ class Evaluation:
         self._window.append(ScoredRows(frame=guesses, target=rows.target, scores=rows.scores))
         while sum(map(len, self._window[1:])) >= self.settings.window:
             self._window = self._window[1:]
-        names = ["model", *self.baselines]
+        steps, errors = self._steps(rows), self._errors(rows, baselines)
+        self._history = add_errors(self._history, steps, errors, ["model", *self.baselines])
+
+    def _errors(self, rows: ScoredRows, baselines: NDArray[Any]) -> NDArray[np.float64]:
+        """Return the error of model and baselines, NaN where there is none, shape (n, 1 + p)."""
         if self._regression:
-            wrong = np.abs(np.column_stack([rows.scores, baselines]) - rows.target[:, None])
-        else:
-            predicted = np.column_stack([classes(rows.scores, self.threshold), baselines])
-            wrong = np.where(predicted >= 0, predicted != rows.target[:, None], np.nan).astype(
-                np.float64
-            )
-        sums = [f"sum {name}" for name in names]
-        steps = (
-            pl.DataFrame(wrong, schema=sums, orient="row", nan_to_null=True)
-            .with_columns(self._steps(rows).alias("time"))
-            .group_by("time", maintain_order=True)
-            .agg(
-                *(pl.col(c).sum() for c in sums),
-                *(pl.col(c).count().cast(pl.Int64).alias(f"n{c[3:]}") for c in sums),
-            )
-        )
-        if self._history.height:
-            both = pl.concat([self._history, steps])
-            steps = both.group_by("time", maintain_order=True).agg(pl.all().sum())
-        self._history = steps
+            predictions = np.column_stack([rows.scores, baselines])
+            errors: NDArray[np.float64] = np.abs(predictions - rows.target[:, None])
+            return errors
+        predicted = np.column_stack([classes(rows.scores, self.threshold), baselines])
+        wrong = np.where(predicted >= 0, predicted != rows.target[:, None], np.nan)
+        return wrong.astype(np.float64)
 
     def _steps(self, rows: ScoredRows) -> pl.Series:
         every = self.settings.every
@@ -390,6 +348,33 @@ class Evaluation:
         )
         sums = self._add(self._empty(), newest, newest.frame.to_numpy(), None)
         return {**self._metrics(sums), "baselines": sums.baselines(self.baselines)}
+
+
+def _condition(name: str, sql: str, schema: Schema) -> pl.Expr:
+    """Return a slice's condition. Raises: UserError where it is none."""
+    try:
+        expr = expression(sql, f"[evaluation.slices] {name}")
+        require(schema, expr.meta.root_names(), where=f"[evaluation.slices] {name}")
+        dtype = pl.DataFrame(schema=schema).select(expr).dtypes[0]
+    except PolarsError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"[evaluation.slices] {name} = '{sql}' is no condition: {reason}."
+        ) from None
+    if dtype != pl.Boolean:
+        raise UserError(f"[evaluation.slices] {name} = '{sql}' expects true or false, got {dtype}.")
+    return expr.fill_null(False)
+
+
+def _warn_of_changes(before: Sequence[str], now: Sequence[str], same: Sequence[str]) -> None:
+    for name in dict.fromkeys([*before, *now]):
+        if name not in same:
+            what = "has another condition than before: it begins anew"
+            if name not in before:
+                what = "is new: it begins"
+            if name not in now:
+                what = "is no longer there: its figures end"
+            log.warning("[evaluation.slices] %s %s with the next row.", name, what)
 
 
 def _concat(parts: list[ScoredRows]) -> ScoredRows:

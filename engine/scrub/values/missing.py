@@ -335,6 +335,7 @@ class Missing(FittedStage, Fusible):
 
 def _unseen(statistic: Statistic) -> NDArray[np.bool_]:
     """Return which columns had no value yet, shape (columns,)."""
+    unseen: NDArray[np.bool_]
     if isinstance(statistic, Moments):
         unseen = statistic.count == 0
     elif isinstance(statistic, Quantiles):
