@@ -383,26 +383,20 @@ class _Parser:
         text = self.shape.columns(_parse(lines[0], n, self.texts, lenient=True))
         # Asked for all columns at once: each question costs more than its answer.
         present, absent = text.select(pl.all().is_not_null()), frame.select(pl.all().is_null())
-        rescanned = self.tree.scan(*written, tokens=True)
-        tokens = rescanned.tokens
+        scanned = self.tree.scan(*written, tokens=True)
         done, mended = np.zeros((2, n), np.bool_)
         problems = [NOTHING]
         for name, dtype in self.shape.schema.items():
-            nodes = self.shape.way(name)
-            for node in nodes[:-1]:
-                token = tokens[:, self.tree.number(node)]
-                odd = (token != 0) & (token != NULL) & (token != (LIST if node.is_list else OBJECT))
-                problems.append(_blocked(np.flatnonzero(odd & ~done), name, node.path, token))
-                done |= odd
+            last = self.tree.number(self.shape.way(name)[-1])
+            problems += self._blocked_on_the_way(name, scanned.tokens, done)
             raw = text.get_column(name)
-            token = tokens[:, self.tree.number(nodes[-1])]
+            token = scanned.tokens[:, last]
             has = present.get_column(name).to_numpy()
             lost = has & absent.get_column(name).to_numpy() & ~done
             lost |= _overflown(frame.get_column(name)) & ~done
             lost |= _beyond(frame.get_column(name)) & (token == INTEGER) & ~done
             if dtype.is_nested():  # the parser makes null of what does not fit inside
-                spans = rescanned.spans[:, self.tree.number(nodes[-1])]
-                raw = _as_written(raw, written[0], spans, token)
+                raw = _as_written(raw, written[0], scanned.spans[:, last], token)
             if dtype.is_nested() or parsed_as(dtype) != dtype:
                 lost = has & ~done
                 frame = frame.with_columns(nothing(raw, dtype))
@@ -430,6 +424,19 @@ class _Parser:
         why = pl.concat(problems).sort("row")
         done[rest] = True
         return frame.filter(pl.Series(~done)).cast(self.shape.schema), why  # type: ignore[arg-type]
+
+    def _blocked_on_the_way(
+        self, name: str, tokens: NDArray[np.int8], done: NDArray[np.bool_]
+    ) -> list[pl.DataFrame]:
+        """Return why a column cannot be reached in some rows, and mark these as done: something
+        else stands where the path to it needs an object or a list."""
+        problems = []
+        for node in self.shape.way(name)[:-1]:
+            token = tokens[:, self.tree.number(node)]
+            odd = (token != 0) & (token != NULL) & (token != (LIST if node.is_list else OBJECT))
+            problems.append(_blocked(np.flatnonzero(odd & ~done), name, node.path, token))
+            done |= odd
+        return problems
 
 
 @functools.lru_cache(maxsize=16)

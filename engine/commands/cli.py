@@ -441,17 +441,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
     run.add_argument("--fresh", action="store_true", help="forget the checkpoints and start over")
     check = _command(commands, "check", "try a pipeline file without running it", CHECK, _check)
     check.add_argument("--rows", type=int, default=1_000, help="records in the sample (1000)")
-    explore = _command(
-        commands, "explore", "see what is in a file or a source", EXPLORE, _explore, file=False
-    )
-    explore.add_argument(
-        "what", type=_named, metavar="FILE|PIPELINE",
-        help="file or glob: CSV, NDJSON, Parquet, ...; or TOML",
-    )  # fmt: skip
-    explore.add_argument("--html", type=_path, help="write a page with plots, of one file")
-    explore.add_argument("--json", type=_path, help="write all figures as JSON")
-    explore.add_argument("--rows", type=int, help="look at the first rows only (all)")
-    explore.add_argument("--time", metavar="SQL", help="the time of a row, as an expression")
+    _add_explore(commands)
     export = _command(commands, "export", "write the trained model as ONNX", EXPORT, _export)
     export.add_argument(
         "--to", type=_path, help="the model file (default: in the pipeline's folder)"
@@ -468,6 +458,31 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
     folds.add_argument(
         "--folds", type=int, default=5, help="where no split stage says how many (5)"
     )
+    _add_predict(commands)
+    reference = _command(
+        commands, "reference", "say what a pipeline may say", REFERENCE, _reference, file=False
+    )
+    reference.add_argument("table", metavar="TABLE", nargs="?", help="such as loader, source.kafka")
+    reference.add_argument("--markdown", action="store_true", help="all tables, as a page")
+    _command(commands, "schema", "print a JSON Schema for editors", SCHEMA, _schema, file=False)
+    return parser, commands.choices
+
+
+def _add_explore(commands: Any) -> None:
+    explore = _command(
+        commands, "explore", "see what is in a file or a source", EXPLORE, _explore, file=False
+    )
+    explore.add_argument(
+        "what", type=_named, metavar="FILE|PIPELINE",
+        help="file or glob: CSV, NDJSON, Parquet, ...; or TOML",
+    )  # fmt: skip
+    explore.add_argument("--html", type=_path, help="write a page with plots, of one file")
+    explore.add_argument("--json", type=_path, help="write all figures as JSON")
+    explore.add_argument("--rows", type=int, help="look at the first rows only (all)")
+    explore.add_argument("--time", metavar="SQL", help="the time of a row, as an expression")
+
+
+def _add_predict(commands: Any) -> None:
     predict = _command(
         commands, "predict", "add predictions to files", PREDICT, _predict, file=False
     )
@@ -479,13 +494,6 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
     predict.add_argument(
         "--format", default="parquet", help="parquet, ndjson, csv or arrow (parquet)"
     )
-    reference = _command(
-        commands, "reference", "say what a pipeline may say", REFERENCE, _reference, file=False
-    )
-    reference.add_argument("table", metavar="TABLE", nargs="?", help="such as loader, source.kafka")
-    reference.add_argument("--markdown", action="store_true", help="all tables, as a page")
-    _command(commands, "schema", "print a JSON Schema for editors", SCHEMA, _schema, file=False)
-    return parser, commands.choices
 
 
 def _command(

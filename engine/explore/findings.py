@@ -537,15 +537,7 @@ def _of_columns(columns: Sequence[ColumnProfile], rows: int) -> Iterator[str]:
             "Text that writes numbers as no cast reads them, for a 'derive' stage to read, in "
             + _listed(special, lambda c: f"{c.name!r} ({c.special}{c.but})")
         )
-    truths = {c.name: pair for c in columns if (pair := _truth(c)) is not None}
-    if truths:
-        name, (yes, no) = next(iter(truths.items()))
-        yield (
-            f"Text that says true and false, in "
-            f"{', '.join(map(repr, list(truths)[:MAX_COLUMNS_NAMED]))} "
-            f"({yes!r}, {no!r}): as it is for a 'categories' stage or as [model] classes; a number "
-            f"by a 'derive' stage, {name} = \"CASE WHEN {name} = '{yes}' THEN 1 ELSE 0 END\"."
-        )
+    yield from _of_truths(columns)
     keys = [c for c in columns if c.key(rows)]
     if keys:
         yield "Numbers that name things instead of measuring them, in " + _listed(
@@ -565,6 +557,18 @@ def _of_columns(columns: Sequence[ColumnProfile], rows: int) -> Iterator[str]:
         yield "Values drift over the stream in " + _listed(
             sorted(moving, key=lambda c: -(c.drift or 0)),
             lambda c: f"{c.name!r} (stability index {c.drift:.2f})",
+        )
+
+
+def _of_truths(columns: Sequence[ColumnProfile]) -> Iterator[str]:
+    truths = {c.name: pair for c in columns if (pair := _truth(c)) is not None}
+    if truths:
+        name, (yes, no) = next(iter(truths.items()))
+        yield (
+            f"Text that says true and false, in "
+            f"{', '.join(map(repr, list(truths)[:MAX_COLUMNS_NAMED]))} "
+            f"({yes!r}, {no!r}): as it is for a 'categories' stage or as [model] classes; a number "
+            f"by a 'derive' stage, {name} = \"CASE WHEN {name} = '{yes}' THEN 1 ELSE 0 END\"."
         )
 
 

@@ -480,16 +480,11 @@ class Loader(Items[Batch]):
             partial(channel, "raw", _raw_bytes, share=0.5, entry=True),
             "fetch",
         )
-        self.threads = threads = DecodeThreads(
-            cores(),
-            fixed=settings.decode_threads,
-            on_change=metrics.decode_threads.set,
-        )
-        metrics.decode_threads.set(threads.count)
+        self.threads = _decode_threads(settings, metrics)
         decoder = Decoder(
             source.format,
             schema,
-            threads=threads,
+            threads=self.threads,
             largest=self.budget.total,
             waited=partial(timer.waited_seconds, "prepared", "get"),
         )
@@ -569,6 +564,14 @@ class Loader(Items[Batch]):
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _decode_threads(settings: LoaderSettings, metrics: Metrics) -> DecodeThreads:
+    threads = DecodeThreads(
+        cores(), fixed=settings.decode_threads, on_change=metrics.decode_threads.set
+    )
+    metrics.decode_threads.set(threads.count)
+    return threads
 
 
 def _channel(
