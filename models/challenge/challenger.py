@@ -95,7 +95,41 @@ class Challengeable(Learner, Buffered):
         return sum(self.memory().values())
 
 
-class ChampionChallenger(Challengeable):
+class WrappedLearner(Challengeable):
+    """A learner around another one, which answers what this one does not say itself.
+
+    Attributes:
+        learner: the inner learner.
+    """
+
+    learner: Learner
+
+    def __init__(self, learner: Learner) -> None:
+        self.learner = learner
+        self.features: Features = learner.features
+        self.device = learner.device
+
+    def augment_with(self, augmentation: Augmenter) -> None:
+        self.learner.augment_with(augmentation)
+
+    @property
+    def unwrapped(self) -> Learner:
+        return self.learner.unwrapped
+
+    @property
+    def parameters_count(self) -> int:
+        return self.learner.parameters_count
+
+    @property
+    def replay_bytes(self) -> int:
+        return self.learner.replay_bytes
+
+    def limit_memory(self, nbytes: int) -> None:
+        if isinstance(self.learner, Buffered):
+            self.learner.limit_memory(nbytes)
+
+
+class ChampionChallenger(WrappedLearner):
     """A learner, the champion, that a challenger may replace; see `engine.types.Learner`.
 
     An alarm throws nothing away: errors rise for many reasons, and only some of them mean that
@@ -121,11 +155,11 @@ class ChampionChallenger(Challengeable):
         learner: the champion.
     """
 
+    learner: Challengeable
+
     def __init__(self, learner: Challengeable, forget_on: str = "error") -> None:
-        self.learner = learner
+        super().__init__(learner)
         self.forget_on = forget_on
-        self.features: Features = learner.features
-        self.device = learner.device
         rehearse()
         self._detector = ErrorDrift()
         self._rows = 0
@@ -157,11 +191,6 @@ class ChampionChallenger(Challengeable):
     def build(self, graph: GraphBuilder, numeric: str, categories: str) -> str:
         """Write the champion into an ONNX graph."""
         return self.learner.build(graph, numeric, categories)
-
-    def augment_with(self, augmentation: Augmenter) -> None:
-        """Augment the champion's rows, and those of its successors; a current challenger is
-        augmented already."""
-        self.learner.augment_with(augmentation)
 
     def successor(self) -> ChampionChallenger:
         """Return the champion's."""
@@ -205,24 +234,6 @@ class ChampionChallenger(Challengeable):
     def steps_per_row(self, rows: int) -> float:
         """Return the champion's."""
         return self.learner.steps_per_row(rows)
-
-    @property
-    def unwrapped(self) -> Learner:
-        return self.learner.unwrapped
-
-    @property
-    def parameters_count(self) -> int:
-        """The champion's number."""
-        return self.learner.parameters_count
-
-    @property
-    def replay_bytes(self) -> int:
-        """The champion's bytes."""
-        return self.learner.replay_bytes
-
-    def limit_memory(self, nbytes: int) -> None:
-        """Limit the champion."""
-        self.learner.limit_memory(nbytes)
 
     def memory(self) -> dict[str, int]:
         """Return the memory of champion and challenger together."""
@@ -493,4 +504,10 @@ def _refused(step: Step) -> NDArray[np.bool_]:
     return np.full(len(step.scores), step.skipped is not None)
 
 
-__all__ = ["ChallengeSettings", "Challengeable", "ChampionChallenger", "require_challengeable"]
+__all__ = [
+    "ChallengeSettings",
+    "Challengeable",
+    "ChampionChallenger",
+    "WrappedLearner",
+    "require_challengeable",
+]

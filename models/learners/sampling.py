@@ -13,9 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from engine.types import (
-    Augmenter,
     Batch,
-    Buffered,
     Features,
     GraphBuilder,
     Learner,
@@ -26,7 +24,7 @@ from engine.types import (
     UserError,
     nearest,
 )
-from models.challenge.challenger import Challengeable
+from models.challenge.challenger import Challengeable, WrappedLearner
 from models.learners.identity import require_same_model
 
 
@@ -58,7 +56,7 @@ class SamplingSettings(Settings):
     seed: int = Field(0, ge=0)
 
 
-class ResampledLearner(Challengeable):
+class ResampledLearner(WrappedLearner):
     """A learner that learns from re-sampled rows; see `engine.types.Learner`.
 
     Each row is drawn as often as its class needs: on average `rates` times, rounded up or down at
@@ -88,10 +86,8 @@ class ResampledLearner(Challengeable):
     """
 
     def __init__(self, learner: Learner, settings: SamplingSettings) -> None:
-        self.learner = learner
+        super().__init__(learner)
         self.settings = settings
-        self.features: Features = learner.features
-        self.device = learner.device
         self._desired = _desired(settings, self.features)
         classes = len(self.features.classes)
         self._seen = np.zeros(classes, np.int64)
@@ -197,10 +193,6 @@ class ResampledLearner(Challengeable):
                 )
         return remarks
 
-    def augment_with(self, augmentation: Augmenter) -> None:
-        """Augment the drawn rows."""
-        self.learner.augment_with(augmentation)
-
     # ------------------------------------------------------------------------------------- state
 
     def state_dict(self) -> dict[str, Snapshot]:
@@ -243,25 +235,6 @@ class ResampledLearner(Challengeable):
         return graph.op("Div", yes, graph.op("Add", yes, no))
 
     # ------------------------------------------------------------------------------------- sizes
-
-    @property
-    def unwrapped(self) -> Learner:
-        return self.learner.unwrapped
-
-    @property
-    def parameters_count(self) -> int:
-        """The learner's number."""
-        return self.learner.parameters_count
-
-    @property
-    def replay_bytes(self) -> int:
-        """The learner's bytes."""
-        return self.learner.replay_bytes
-
-    def limit_memory(self, nbytes: int) -> None:
-        """Limit the learner."""
-        if isinstance(self.learner, Buffered):
-            self.learner.limit_memory(nbytes)
 
     def memory(self) -> dict[str, int]:
         """Return the learner's memory, and that of rows kept to interpolate."""
