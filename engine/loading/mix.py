@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -78,46 +78,17 @@ def _within(names: Mapping[str, V], prefix: str) -> dict[str, V]:
     return {n[start:]: value for n, value in names.items() if n.startswith(prefix) and n != prefix}
 
 
-class Mix(SharedSource, Buffered):
-    """Mixes sources; some of them may be topics. Partitions are named ``source:partition``.
+class SourceGroup(SharedSource, Buffered):
+    """Several sources that answer as one: each member of the contract, for all of them. Whose rows
+    come next is left to the class that inherits.
 
     Args:
-        sources: name -> source and weight; all give the same columns.
-
-    Raises: UserError for weights that give nobody a row, and for a name that is none.
+        parts: the sources.
     """
 
-    class Settings(types.Settings):
-        """``[source] kind = "mix"``; the sources are ``[source.sources.NAME]``, each a complete
-        ``[source]`` with a ``weight``.
-
-        Attributes:
-            rows_per_turn [rows]: rows that one source gives before another does.
-            stop: "all" goes on with the others where a source ends; "first" ends with it.
-        """
-
-        rows_per_turn: Free[int] = Field(256, ge=1)
-        stop: Free[Literal["all", "first"]] = "all"
-
-    def __init__(self, settings: Mix.Settings, sources: Mapping[str, tuple[Source, float]]) -> None:
-        self.settings: Mix.Settings = settings
-        for name, (_, weight) in sources.items():
-            if not SOURCE_NAME.fullmatch(name):
-                raise UserError(
-                    f"[source.sources] expects names of letters, digits, - and _, got '{name}'."
-                )
-            if not (math.isfinite(weight) and weight >= 0):
-                raise UserError(
-                    f"[source.sources.{name}] weight expects a number of 0 or more, got {weight:g}."
-                )
-        self._parts = [WeightedSource(n, source, w) for n, (source, w) in sources.items() if w > 0]
-        if not self._parts:
-            raise UserError(
-                "[source.sources] weights are all 0: give at least one source a positive weight."
-            )
-        self.format: Format = MixFormat({p.name: p.source.format for p in self._parts})
-        self._turn: WeightedSource | None = None
-        self._left = 0
+    def __init__(self, parts: Sequence[WeightedSource]) -> None:
+        self._parts = parts
+        self.format: Format = MixFormat({p.name: p.source.format for p in parts})
 
     @property
     def parts(self) -> dict[str, Source]:
@@ -140,26 +111,6 @@ class Mix(SharedSource, Buffered):
     def can_be_reread(self) -> bool:
         """Return whether all can be reread."""
         return all(member.source.can_be_reread() for member in self._parts)
-
-    def schema(self, declared: Schema) -> Schema:
-        """Return the declared columns, and others may differ; without declarations, the first
-        source's columns.
-
-        Raises: UserError where a source has other columns.
-        """
-        first, *rest = self._parts
-        schema = first.source.schema({WILDCARD: DROPPED, **declared} if declared else {})
-        expected = schema if not declared or WILDCARD in declared else declared
-        for member in rest:
-            own = member.source.schema({WILDCARD: DROPPED, **expected})
-            if own != schema:
-                odd = next(c for c in {**schema, **own} if schema.get(c) != own.get(c))
-                raise UserError(
-                    f"[source.sources.{member.name}] has other columns than '{first.name}', first "
-                    f"of "
-                    f"them '{odd}': declare those that both have in [source.schema]."
-                )
-        return schema
 
     def schema_state(self) -> Mapping[str, Snapshot]:
         """Return name of each source -> its state."""
@@ -202,38 +153,6 @@ class Mix(SharedSource, Buffered):
         for member in self._parts:
             member.source.use_parse_settings(parse_settings)
 
-    def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
-        waiting: set[str] = set()
-        while True:
-            member = self._next(waiting)
-            if member is None:
-                return None
-            wait = timeout if len(waiting) + 1 == len(self._alive) else 0.0
-            try:
-                records = calls.read(
-                    member.source,
-                    min(max_rows, self._left),
-                    max_bytes,
-                    wait,
-                    f"source.sources.{member.name}",
-                )
-            except EndOfStream:
-                member.ended, self._turn = True, None
-                if self.settings.stop == "first":
-                    raise
-                continue
-            if records is None:
-                waiting.add(member.name)
-                self._turn = None
-                continue
-            return self._given(member, records)
-
-    def seek(self, mark: Mark) -> None:
-        self._turn, self._left = None, 0
-        for member in self._parts:
-            member.source.seek(member.own(mark))
-            member.given, member.ended = mark.positions.get(member.counter, 0), False
-
     def identities(self, mark: Mark) -> Mapping[str, Snapshot]:
         return {
             member.counter + partition: identity
@@ -257,15 +176,6 @@ class Mix(SharedSource, Buffered):
             for member in self._parts
             for partition, n in member.source.lag(member.own(mark)).items()
         }
-
-    def progress(self, mark: Mark) -> float | None:
-        """Return the mean progress of the sources; with ``stop = "first"`` that of the most
-        advanced one."""
-        fractions = [member.source.progress(member.own(mark)) for member in self._parts]
-        known = [share for share in fractions if share is not None]
-        if self.settings.stop == "first":
-            return max(known, default=None)
-        return sum(known) / len(known) if len(known) == len(fractions) else None
 
     def close(self) -> None:
         for member in self._parts:
@@ -328,11 +238,114 @@ class Mix(SharedSource, Buffered):
         for _, source in self._shared:
             source.keep_alive()
 
-    # -------------------------------------------------------------------------------------- inside
-
     @property
     def _shared(self) -> list[tuple[WeightedSource, SharedSource]]:
         return [(p, p.source) for p in self._parts if isinstance(p.source, SharedSource)]
+
+
+class Mix(SourceGroup):
+    """Mixes sources; some of them may be topics. Partitions are named ``source:partition``.
+
+    Args:
+        sources: name -> source and weight; all give the same columns.
+
+    Raises: UserError for weights that give nobody a row, and for a name that is none.
+    """
+
+    class Settings(types.Settings):
+        """``[source] kind = "mix"``; the sources are ``[source.sources.NAME]``, each a complete
+        ``[source]`` with a ``weight``.
+
+        Attributes:
+            rows_per_turn [rows]: rows that one source gives before another does.
+            stop: "all" goes on with the others where a source ends; "first" ends with it.
+        """
+
+        rows_per_turn: Free[int] = Field(256, ge=1)
+        stop: Free[Literal["all", "first"]] = "all"
+
+    def __init__(self, settings: Mix.Settings, sources: Mapping[str, tuple[Source, float]]) -> None:
+        self.settings: Mix.Settings = settings
+        for name, (_, weight) in sources.items():
+            if not SOURCE_NAME.fullmatch(name):
+                raise UserError(
+                    f"[source.sources] expects names of letters, digits, - and _, got '{name}'."
+                )
+            if not (math.isfinite(weight) and weight >= 0):
+                raise UserError(
+                    f"[source.sources.{name}] weight expects a number of 0 or more, got {weight:g}."
+                )
+        parts = [WeightedSource(n, source, w) for n, (source, w) in sources.items() if w > 0]
+        if not parts:
+            raise UserError(
+                "[source.sources] weights are all 0: give at least one source a positive weight."
+            )
+        super().__init__(parts)
+        self._turn: WeightedSource | None = None
+        self._left = 0
+
+    def schema(self, declared: Schema) -> Schema:
+        """Return the declared columns, and others may differ; without declarations, the first
+        source's columns.
+
+        Raises: UserError where a source has other columns.
+        """
+        first, *rest = self._parts
+        schema = first.source.schema({WILDCARD: DROPPED, **declared} if declared else {})
+        expected = schema if not declared or WILDCARD in declared else declared
+        for member in rest:
+            own = member.source.schema({WILDCARD: DROPPED, **expected})
+            if own != schema:
+                odd = next(c for c in {**schema, **own} if schema.get(c) != own.get(c))
+                raise UserError(
+                    f"[source.sources.{member.name}] has other columns than '{first.name}', first "
+                    f"of "
+                    f"them '{odd}': declare those that both have in [source.schema]."
+                )
+        return schema
+
+    def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
+        waiting: set[str] = set()
+        while True:
+            member = self._next(waiting)
+            if member is None:
+                return None
+            wait = timeout if len(waiting) + 1 == len(self._alive) else 0.0
+            try:
+                records = calls.read(
+                    member.source,
+                    min(max_rows, self._left),
+                    max_bytes,
+                    wait,
+                    f"source.sources.{member.name}",
+                )
+            except EndOfStream:
+                member.ended, self._turn = True, None
+                if self.settings.stop == "first":
+                    raise
+                continue
+            if records is None:
+                waiting.add(member.name)
+                self._turn = None
+                continue
+            return self._given(member, records)
+
+    def seek(self, mark: Mark) -> None:
+        self._turn, self._left = None, 0
+        for member in self._parts:
+            member.source.seek(member.own(mark))
+            member.given, member.ended = mark.positions.get(member.counter, 0), False
+
+    def progress(self, mark: Mark) -> float | None:
+        """Return the mean progress of the sources; with ``stop = "first"`` that of the most
+        advanced one."""
+        fractions = [member.source.progress(member.own(mark)) for member in self._parts]
+        known = [share for share in fractions if share is not None]
+        if self.settings.stop == "first":
+            return max(known, default=None)
+        return sum(known) / len(known) if len(known) == len(fractions) else None
+
+    # -------------------------------------------------------------------------------------- inside
 
     @property
     def _alive(self) -> list[WeightedSource]:
