@@ -31,7 +31,6 @@ from connectors.formats.ndjson import Ndjson
 from connectors.formats.registry import CUSTOM
 from connectors.formats.values.hive import HivePartitions
 from connectors.formats.webdataset import WebDatasetFormat
-from connectors.formats.xml import Fields
 from engine.types import (
     DROPPED,
     WILDCARD,
@@ -174,6 +173,8 @@ class ColumnFinder:
                 Ndjson(paths).schema(named)
             return None
         if catalog.format == "xml":
+            from connectors.formats.xml import Fields  # and with it lxml
+
             Fields(list(named), paths if only else {})
             return None
         if isinstance(inner, WebDatasetFormat):

@@ -6,11 +6,10 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import polars as pl
-from lxml import etree
 
 from connectors.files.readers.table import open_table
 from connectors.formats.csv import Csv
@@ -23,7 +22,6 @@ from connectors.formats.inference.infer import (
 )
 from connectors.formats.inference.transcode import Transcoder
 from connectors.formats.values.columns import PROBLEM
-from connectors.formats.xml import Fields, columns_of
 from engine.types import (
     PART,
     RESERVED,
@@ -35,6 +33,9 @@ from engine.types import (
     is_pattern,
     type_name,
 )
+
+if TYPE_CHECKING:  # lxml is imported where XML is read
+    from lxml import etree
 from engine.types.plural import counted
 
 RESERVED_NAMES = (*RESERVED, PART, PROBLEM, WILDCARD, "")
@@ -317,6 +318,8 @@ def inspect_xml(
 ) -> Schema:
     """Return the columns that these elements have, and those of `paths`; without `guess`, all are
     text."""
+    from connectors.formats.xml import Fields, columns_of
+
     columns = list(dict.fromkeys([*columns_of(elements), *paths]))
     texts = Fields(columns, paths).frame(elements, len(elements))
     if not guess or not elements:

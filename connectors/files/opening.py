@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-from lxml import etree
+from typing import TYPE_CHECKING, Any
 
 from connectors.files.catalog import Catalog
 from connectors.files.csv_dialects import CsvDialects
@@ -21,15 +19,18 @@ from connectors.files.readers.file_rows import FileRows
 from connectors.files.readers.table import open_table
 from connectors.files.readers.tar import TarShard
 from connectors.files.readers.text import TextFile, compression
-from connectors.files.readers.xml import XmlRows
 from connectors.files.splits import SHARD_GROUPS, Readable, order
 from connectors.formats.inference.sniff import HEAD
 from connectors.formats.inference.transcode import Transcoder
 from connectors.formats.kernels.paths import parse_path
 from connectors.formats.registry import CUSTOM, FILES, require_option
 from connectors.formats.webdataset import WebDatasetFormat
-from connectors.formats.xml import documents
 from engine.types import Records, UserError
+
+if TYPE_CHECKING:  # lxml is imported where XML is read
+    from lxml import etree
+
+    from connectors.files.readers.xml import XmlRows
 
 HEADER_BYTES = 1 << 16
 """The bytes in which a CSV's header must end."""
@@ -94,6 +95,8 @@ class Opener:
 
     def elements(self) -> list[etree._Element]:
         """Return a sample of XML's rows."""
+        from connectors.formats.xml import documents
+
         if self._catalog.file_per_row:
             records = self.files(self._catalog.name).read(SAMPLE_ROWS, INSPECTION_BYTES)
             return documents(records) if records is not None else []
@@ -196,6 +199,8 @@ class Opener:
             )
 
     def _xml(self, path: Path, name: str, columns: list[str] | None = None) -> XmlRows:
+        from connectors.files.readers.xml import XmlRows
+
         settings = self._catalog.settings
         if columns is None:
             columns = self.columns = self.columns or list(

@@ -3,9 +3,7 @@
 It runs on a thread of its own, so a slow reader costs the loop nothing; and it is not what is
 watched: `/livez` answers for the loop's progress, as a `Heartbeat` saw it, not for the web thread.
 
-Readers cannot harm it: a connection is one request and has `CONNECTION_SECONDS` for it, and where
-there are too many, the one that has waited longest without asking goes. So neither idle connections
-nor slow ones take the descriptors that sources and sinks need, and a scrape still gets in.
+`engine.observing.web_server` answers; only an engine that has a page imports it.
 
 Leaves out: TLS and passwords. It listens on this machine alone unless told otherwise; a proxy in
 front of it has both.
@@ -13,10 +11,8 @@ front of it has both.
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import logging
-import resource
 import socket
 import sys
 import threading
@@ -27,47 +23,29 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-import uvicorn
 from pydantic import Field
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import HTMLResponse, PlainTextResponse, Response
-from starlette.routing import Route
-from uvicorn.protocols.http.h11_impl import H11Protocol
-from uvicorn.server import ServerState
 
 from engine import types
 from engine.observing.metrics import Metrics
 from engine.types import Duration, HeadraceError, UserError
 
+if TYPE_CHECKING:
+    from engine.observing.web_server import Server
+
 log = logging.getLogger("headrace.service")
 
 START_SECONDS = 10.0
 """The most seconds until the thread answers."""
-GRACE_SECONDS = 1
-"""The most seconds that a client in the middle of a page may delay the end."""
 WATCH_SECONDS = 5.0
 """The most seconds between two checks of a watched heartbeat."""
 STACK_DEPTH = 6
 """The stack frames logged for a thread that stalls."""
-CONNECTION_SECONDS = 10.0
-"""The seconds from a connection's first byte to its last."""
-MAX_CONNECTIONS = 64
-"""The most connections at a time; fewer if the process may have few descriptors, see `_room`."""
 BACKLOG = 32
 """Connections that the kernel queues, accepted in one go."""
 STOP_SECONDS = 5.0
 """The most seconds `Service.stop` waits for the thread."""
-
-_INDEX = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>headrace</title></head>
-<body><h1>headrace</h1><ul>
-<li><a href="/metrics">/metrics</a> for Prometheus</li>
-<li><a href="/livez">/livez</a> whether the loop makes progress</li>
-<li><a href="/readyz">/readyz</a> whether it takes records</li>
-</ul></body></html>
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +167,7 @@ class Service:
         self._metrics = metrics
         self._live = live
         self._ready = ready
-        self._server: _Server | None = None
+        self._server: Server | None = None
         self._thread: threading.Thread | None = None
         self._address = ("", 0)
 
@@ -225,7 +203,9 @@ class Service:
         # Here and not on the thread: the user's mistake is told by the caller, before a run begins.
         sock = _listen(self._settings.host, self._settings.port)
         self._address = sock.getsockname()[:2]
-        self._server = server = _Server(self._config())
+        from engine.observing.web_server import Server, answers  # only where there is a page
+
+        self._server = server = Server(answers(self._metrics, self._live, self._ready))
         self._thread = threading.Thread(
             target=server.serve_on, args=(sock,), name="headrace-service", daemon=True
         )
@@ -257,145 +237,6 @@ class Service:
         traceback: TracebackType | None,
     ) -> None:
         self.stop()
-
-    def _config(self) -> uvicorn.Config:
-        return uvicorn.Config(
-            self._app(),
-            loop="asyncio",
-            http=_Connection,
-            backlog=BACKLOG,
-            headers=[("connection", "close")],
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            log_level="error",
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_graceful_shutdown=2 * GRACE_SECONDS,
-        )
-
-    # The handlers are coroutines although they await nothing: a plain function would run on a pool
-    # of further threads.
-
-    def _app(self) -> Starlette:
-        async def index(_: Request) -> Response:
-            return HTMLResponse(_INDEX)
-
-        async def metrics(_: Request) -> Response:
-            page, content_type = self._metrics.exposition()
-            return Response(page, headers={"content-type": content_type})
-
-        async def livez(_: Request) -> Response:
-            return _answer(self._live)
-
-        async def readyz(_: Request) -> Response:
-            return _answer(self._ready)
-
-        return Starlette(
-            routes=[
-                Route("/", index),
-                Route("/metrics", metrics),
-                Route("/livez", livez),
-                Route("/readyz", readyz),
-            ]
-        )
-
-
-class _Readers(ServerState):
-    """The open connections, bounded in number."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._room = _room()
-        self._crowded = False
-
-    def make_room(self) -> None:
-        """Make room for a new connection: above the limit, close the least valuable one."""
-        open_connections = [
-            c for c in self.connections if isinstance(c, _Connection) and not c.gone
-        ]
-        if len(open_connections) <= self._room:
-            return
-        if not self._crowded:
-            self._crowded = True
-            log.warning(
-                "too many connections to the service: idle ones are closed, the oldest first",
-                extra={"limit": self._room},
-            )
-        min(open_connections, key=lambda c: (c.cycle is not None, c.since)).abort()
-
-
-class _Connection(H11Protocol):
-    """Serves one request within `CONNECTION_SECONDS`, whatever its client does."""
-
-    server_state: _Readers
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self.since = self.loop.time()
-        self.gone = False
-        self._deadline = self.loop.call_later(CONNECTION_SECONDS, self.abort)
-        self.server_state.make_room()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._deadline.cancel()
-        super().connection_lost(exc)
-
-    def abort(self) -> None:
-        """Close the connection now, whatever is still to be sent."""
-        self.gone = True
-        self.transport.abort()
-
-
-class _Server(uvicorn.Server):
-    """A server that reports when it is up, and what ended its thread."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.server_state = _Readers()
-        self.up = threading.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.up.set()
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        # A reader that takes its time holds up the end a little, and is no error.
-        asyncio.get_running_loop().call_later(GRACE_SECONDS, self._abort)
-        await super().shutdown(sockets)
-
-    def _abort(self) -> None:
-        for connection in list(self.server_state.connections):
-            connection.transport.abort()
-
-    def serve_on(self, sock: socket.socket) -> None:
-        """Run the thread."""
-        try:
-            self.run([sock])
-        except BaseException:
-            log.exception("service failed")
-        finally:
-            self.up.set()
-            sock.close()
-
-
-def _room() -> int:
-    """Return the most connections at a time: a small part of the process's descriptors."""
-    return min(MAX_CONNECTIONS, max(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 16))
-
-
-def _answer(check: Callable[[], Health]) -> Response:
-    try:
-        health = check()
-    except Exception as error:
-        log.exception("health check failed")
-        health = Health(False, f"the check itself failed: {error!r}")
-    return PlainTextResponse(
-        " ".join(health.reason.split()) + "\n",
-        status_code=200 if health.ok else 503,
-        headers={"cache-control": "no-store"},
-    )
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -29,7 +29,7 @@ import psutil
 from numpy.typing import NDArray
 
 from models.compress.quantize import Feed
-from models.export.onnx_graph import SCORE
+from models.export.model_files import SCORE
 from models.serving.session import active_provider, load
 
 PROBE_ROWS = 1_024

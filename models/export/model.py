@@ -18,10 +18,9 @@ import numpy as np
 from onnx import TensorProto
 
 from engine.types import Affine, Clip, Codes, Features, Fill, Learner, Power, Transform
-from models.export.model_files import put, write
-from models.export.onnx_graph import ML, SCORE, Graph
+from models.export.model_files import FORMAT, SCORE, write
+from models.export.onnx_graph import ML, Graph
 
-FORMAT = "headrace/1"
 ONNX_TYPES = {
     "double": TensorProto.DOUBLE,
     "string": TensorProto.STRING,
@@ -315,4 +314,4 @@ def _layers(transforms: Sequence[Transform]) -> list[list[Transform]]:
     return layers
 
 
-__all__ = ["FORMAT", "SCORE", "export", "put", "write"]
+__all__ = ["export"]

@@ -12,8 +12,6 @@ OPSET = 17
 """The opset: old enough for every recent runtime, new enough for LayerNormalization."""
 ML, ML_OPSET = "ai.onnx.ml", 3
 """The domain of LabelEncoder."""
-SCORE = "score"
-"""The model file's output."""
 
 
 class Graph:
@@ -96,4 +94,4 @@ class Graph:
         return model
 
 
-__all__ = ["ML", "OPSET", "SCORE", "Graph", "TensorProto"]
+__all__ = ["ML", "OPSET", "Graph", "TensorProto"]

@@ -18,7 +18,7 @@ from pydantic import Field
 from engine import types
 from engine.types import Batch, Features, Name, Predictor, Schema, UserError, nearest, parse_type
 from models.export import model_files
-from models.export.model import FORMAT, SCORE
+from models.export.model_files import FORMAT, SCORE
 from models.export.onnx_inputs import Inputs
 from models.serving.session import (
     PROVIDER_NAMES,

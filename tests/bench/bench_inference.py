@@ -24,7 +24,8 @@ from engine.running.loop import Loop
 from engine.running.work import Serving
 from engine.types import Batch, Features, Mark
 from models.compress.quantize import CANDIDATES
-from models.export.model import SCORE, export
+from models.export.model import export
+from models.export.model_files import SCORE
 from models.export.onnx_inputs import Inputs
 from models.learners.tabular import TabularLearner
 from models.serving.predictor import OnnxPredictor

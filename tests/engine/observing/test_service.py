@@ -17,15 +17,8 @@ import pydantic
 import pytest
 
 from engine.observing.metrics import Metrics
-from engine.observing.service import (
-    BACKLOG,
-    MAX_CONNECTIONS,
-    STOP_SECONDS,
-    Health,
-    Heartbeat,
-    Service,
-    _room,
-)
+from engine.observing.service import BACKLOG, STOP_SECONDS, Health, Heartbeat, Service
+from engine.observing.web_server import MAX_CONNECTIONS, _room
 from engine.types import HeadraceError, UserError
 from tests.waiting import HANG
 
@@ -350,7 +343,7 @@ def test_few_descriptors_are_few_connections(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_reader_that_does_not_get_on_is_closed(
     metrics: Metrics, monkeypatch: pytest.MonkeyPatch, said: bytes
 ) -> None:
-    monkeypatch.setattr("engine.observing.service.CONNECTION_SECONDS", 0.2)
+    monkeypatch.setattr("engine.observing.web_server.CONNECTION_SECONDS", 0.2)
     with Service(metrics, FREE) as service, idle(service, 1)[0] as reader:
         reader.sendall(said)
         with contextlib.suppress(ConnectionResetError):

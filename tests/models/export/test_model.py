@@ -3,6 +3,7 @@ scrub."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zlib
 from collections.abc import Mapping, Sequence
@@ -45,7 +46,8 @@ from engine.types import (
     Tensors,
     Transform,
 )
-from models.export.model import _StageGraph, export, write
+from models.export.model import _StageGraph, export
+from models.export.model_files import SEAL, whole, write
 from models.export.onnx_graph import OPSET, Graph
 from models.learners.linear import LinearLearner
 from models.learners.tabular import TabularLearner
@@ -692,6 +694,22 @@ def test_written_whole(tmp_path: Path) -> None:
     assert export(path, learner, [], {"version": "2"}) == path
     assert [p.name for p in path.parent.iterdir()] == ["m.onnx"]
     assert properties(bare(path))["version"] == "2"
+
+
+def test_the_seal_is_a_property_as_protobuf_writes_it(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    data = export(
+        path, tabular(features_of("regression", numeric=("x",), categories={})), [], {}
+    ).read_bytes()
+    assert whole(data)
+    content = data[: -len(SEAL) - 64]
+    model, end = onnx.ModelProto(), onnx.ModelProto()
+    model.ParseFromString(content)
+    assert model.SerializeToString() == content
+    onnx.helper.set_model_props(end, {"digest": hashlib.sha256(content).hexdigest()})
+    assert data == content + end.SerializeToString()
+    for damaged in (data[:-1], data + b"0", data[:9] + b"?" + data[10:]):
+        assert not whole(damaged)
 
 
 def test_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
