@@ -141,17 +141,15 @@ class MemorySink(Sink):
 
     class Settings(types.Settings):
         """Attributes:
-        fail_on_write: the n-th write (from 1) raises.
         fail_on_flush: the n-th flush (from 1) raises.
         """
 
-        fail_on_write: Free[int | None] = None
         fail_on_flush: Free[int | None] = None
 
     def __init__(self, settings: MemorySink.Settings | None = None) -> None:
         self.settings = settings or self.Settings()
         self.frames: list[pl.DataFrame] = []
-        self.flushed = self.writes = self.flushes = 0
+        self.flushed = self.flushes = 0
 
     @property
     def frame(self) -> pl.DataFrame:
@@ -160,9 +158,6 @@ class MemorySink(Sink):
         return pl.concat(safe) if safe else pl.DataFrame()
 
     def write(self, frame: pl.DataFrame, positions: pl.DataFrame | None = None) -> None:
-        self.writes += 1
-        if self.writes == self.settings.fail_on_write:
-            raise HeadraceError(f"[sink] fails on write {self.writes}, as it was told to.")
         self.frames.append(frame)
 
     def flush(self) -> None:

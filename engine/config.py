@@ -24,7 +24,6 @@ from pydantic import (
     Field,
     PositiveInt,
     PrivateAttr,
-    TypeAdapter,
     ValidationError,
     field_validator,
     model_validator,
@@ -855,8 +854,3 @@ def _shown(value: object, field: Any) -> str:
         return "a value that is not shown"
     text = json.dumps(value, default=str, ensure_ascii=False)
     return text if len(text) <= MAX_VALUE_CHARS else f"{text[:MAX_VALUE_CHARS]}..."
-
-
-def parse_bytes(text: str) -> int:
-    """Parse a size: "64MiB" -> 67108864."""
-    return int(TypeAdapter(ByteSize).validate_python(text))

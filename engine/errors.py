@@ -38,4 +38,11 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f" Known: {', '.join(names[:KNOWN])}{more}." if names else ""
 
 
-__all__ = ["HeadraceError", "ReaderLeft", "UserError", "nearest"]
+def first_line(error: BaseException) -> str:
+    """Return the first line of a library's error without its full stop, or its type where it says
+    nothing: a part of a sentence."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+__all__ = ["HeadraceError", "ReaderLeft", "UserError", "first_line", "nearest"]

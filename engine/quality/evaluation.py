@@ -30,7 +30,7 @@ from engine.quality.measures import (
     finite_rows,
     reliability,
 )
-from engine.types import Features, Name, Schema, Snapshot, UserError, require
+from engine.types import Features, Name, Schema, Snapshot, UserError, first_line, require
 from engine.types.changes import Free, Learned
 
 FLUSH_ROWS = 16_384
@@ -357,7 +357,7 @@ def _condition(name: str, sql: str, schema: Schema) -> pl.Expr:
         require(schema, expr.meta.root_names(), where=f"[evaluation.slices] {name}")
         dtype = pl.DataFrame(schema=schema).select(expr).dtypes[0]
     except PolarsError as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(
             f"[evaluation.slices] {name} = '{sql}' is no condition: {reason}."
         ) from None

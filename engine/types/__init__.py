@@ -16,7 +16,7 @@ other module may import it.
 
 from __future__ import annotations
 
-from engine.errors import HeadraceError, UserError, nearest
+from engine.errors import HeadraceError, UserError, first_line, nearest
 from engine.types.batch import Batch, Scale, bytes_as_hex
 from engine.types.contracts import (
     SAMPLE_BYTES,
@@ -134,6 +134,7 @@ __all__ = [
     "element_type",
     "expand_schema",
     "field_types",
+    "first_line",
     "in_utc",
     "is_deep",
     "is_pattern",

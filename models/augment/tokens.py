@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
-from engine.types import Features, Name, Padded, Ragged, Tensors, UserError
+from engine.types import Features, Name, Padded, Ragged, Tensors, UserError, first_line
 from models.augment.augmentation import Augment, AugmentSettings, Context
 from models.augment.columns import chosen
 from models.augment.ragged import Ints, SynonymTable, changed_rows, filtered, kept_tokens, swapped
@@ -167,7 +167,7 @@ class Synonyms(TokenAugment):
             read = pl.read_parquet if path.suffix == ".parquet" else pl.read_csv
             pairs = read(path)
         except (OSError, pl.exceptions.PolarsError) as error:
-            reason = str(error).splitlines()[0].rstrip(".")
+            reason = first_line(error)
             raise UserError(f"{where} cannot be read: {reason}.") from None
         if pairs.width < 2:
             raise UserError(f"{where} expects two columns, token and synonym, got {pairs.width}.")

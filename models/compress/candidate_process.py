@@ -28,6 +28,8 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
+from engine.errors import first_line
+from engine.system import atomic
 from models.compress.quantize import Feed
 from models.export.model_files import SCORE
 from models.serving.session import active_provider, load
@@ -179,10 +181,8 @@ def main(job_file: Path, result_file: Path) -> None:
     except MemoryError:
         result = _too_much(job)
     except Exception as error:  # noqa: BLE001 - whatever a converter raises is the candidate's refusal
-        result = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    temporary = result_file.with_suffix(".tmp")
-    temporary.write_bytes(pickle.dumps(result, protocol=5))
-    temporary.replace(result_file)
+        result = first_line(error)
+    atomic.write(result_file, pickle.dumps(result, protocol=5))
 
 
 def _limit(job: Job) -> None:

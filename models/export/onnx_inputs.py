@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from engine.types import RESERVED, UserError, nearest
+from engine.types import RESERVED, UserError, first_line, nearest
 
 Feed = dict[str, NDArray[Any]]
 
@@ -44,7 +44,7 @@ class Inputs:
                 f"{nearest(missing, set(frame.columns) - set(RESERVED))}"
             ) from None
         except pl.exceptions.PolarsError as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise UserError(f"The model's columns cannot be made of these: {reason}.") from None
 
 

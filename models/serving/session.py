@@ -9,6 +9,8 @@ from typing import Any
 
 import onnxruntime as ort
 
+from engine.errors import first_line
+
 # The GPU build warns on every machine without one; what matters is said by the predictor's guard.
 ort.set_default_logger_severity(4)
 
@@ -51,7 +53,7 @@ def load(path: Path, providers: tuple[str, ...], threads: int | None = None) -> 
                 os.fspath(path), options, providers=chosen, enable_fallback=False
             )
         except Exception as error:  # noqa: BLE001 - onnxruntime raises many kinds, all its own
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
     raise NotAModel(reason)
 
 

@@ -11,18 +11,15 @@ from connectors.formats.kernels.bytes import (
     CLOSE_OBJECT,
     COLON,
     COMMA,
-    CR,
     DQUOTE,
-    LF,
     LOWER_E,
     MINUS,
     NINE,
     OPEN_OBJECT,
     PLUS,
     POINT,
-    SPACE,
-    TAB,
     ZERO,
+    after_blanks,
 )
 from connectors.formats.kernels.swar import HIGH, ONES, compiled, digits, equal, first, load, number
 
@@ -53,14 +50,6 @@ def _doubled() -> NDArray[np.float64]:
 
 DOUBLED = _doubled()
 """10**k as the sum of two doubles, from k = LEAST on."""
-
-
-@compiled
-def _blanks(data, at, end):
-    """Return the index after the white space."""
-    while at < end and (data[at] == SPACE or data[at] == LF or data[at] == CR or data[at] == TAB):
-        at += 1
-    return at
 
 
 @compiled
@@ -209,29 +198,29 @@ def _key(data, at, end, fresh, names, bounds, expected):
     """Go from the end of a value (or a line's start) to the next value's first byte; return its
     column, -1 for none, and whether the key is ASCII. -1 if unsure; column `DONE` at the end of
     the line."""
-    at = _blanks(data, at, end)
+    at = after_blanks(data, at, end)
     if at >= end or data[at] != (OPEN_OBJECT if fresh else COMMA):
         if (
             not fresh
             and at < end
             and data[at] == CLOSE_OBJECT
-            and _blanks(data, at + 1, end) == end
+            and after_blanks(data, at + 1, end) == end
         ):
             return at, DONE, True
         return -1, 0, True
-    at = _blanks(data, at + 1, end)
+    at = after_blanks(data, at + 1, end)
     if fresh and at < end and data[at] == CLOSE_OBJECT:
-        return (at if _blanks(data, at + 1, end) == end else -1), DONE, True
+        return (at if after_blanks(data, at + 1, end) == end else -1), DONE, True
     if at >= end or data[at] != DQUOTE:
         return -1, 0, True
     stop, ascii = _string(data, at + 1, end)
     if stop < 0:
         return -1, 0, True
     column = _column(data, at + 1, stop, names, bounds, expected)
-    at = _blanks(data, stop + 1, end)
+    at = after_blanks(data, stop + 1, end)
     if at >= end or data[at] != COLON:
         return -1, 0, True
-    at = _blanks(data, at + 1, end)
+    at = after_blanks(data, at + 1, end)
     return (at if at < end else -1), column, ascii
 
 
@@ -271,7 +260,7 @@ def _line(
         if same:
             at += size
             if data[at] <= 32:  # more of them than in the line before
-                at = _blanks(data, at, end)
+                at = after_blanks(data, at, end)
             column, ascii = leads[guess, 1], leads[guess, 2] != 0
         else:
             start = at
@@ -354,7 +343,7 @@ def _line(
         if at >= end:
             return LEFT
         if data[at] == CLOSE_OBJECT:
-            return wide if _blanks(data, at + 1, end) == end else LEFT
+            return wide if after_blanks(data, at + 1, end) == end else LEFT
         step += 1
         if column >= 0:
             guess = 1 + column

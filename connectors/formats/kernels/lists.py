@@ -7,16 +7,13 @@ from connectors.formats.kernels.bytes import (
     CLOSE_ARRAY,
     CLOSE_OBJECT,
     COMMA,
-    CR,
     DQUOTE,
-    LF,
     MINUS,
     NINE,
     OPEN_ARRAY,
     OPEN_OBJECT,
-    SPACE,
-    TAB,
     ZERO,
+    after_blanks,
 )
 from connectors.formats.kernels.swar import compiled
 
@@ -26,13 +23,6 @@ WORD = 8
 """NaN, Infinity or -Infinity, which are not JSON."""
 ESCAPED = 16
 """Added to `STRING` if it holds escapes."""
-
-
-@compiled
-def _space(data, at, end):
-    while at < end and (data[at] == SPACE or data[at] == LF or data[at] == CR or data[at] == TAB):
-        at += 1
-    return at
 
 
 @compiled
@@ -75,11 +65,11 @@ def find_elements(data, bounds, starts, stops, tokens, sizes):
     """How many elements all arrays have; see `Elements`. A string's span is without its quotes."""
     m = 0
     for i in range(len(sizes)):
-        at, end = _space(data, bounds[i], bounds[i + 1]), bounds[i + 1]
+        at, end = after_blanks(data, bounds[i], bounds[i + 1]), bounds[i + 1]
         if at == end or data[at] != OPEN_ARRAY:
             continue
         first = m
-        at = _space(data, at + 1, end)
+        at = after_blanks(data, at + 1, end)
         closed = at < end and data[at] == CLOSE_ARRAY
         while not closed and at < end:
             begin = at
@@ -89,13 +79,13 @@ def find_elements(data, bounds, starts, stops, tokens, sizes):
             inner = 1 if token == STRING or token == STRING + ESCAPED else 0
             starts[m], stops[m], tokens[m] = begin + inner, at - inner, token
             m += 1
-            at = _space(data, at, end)
+            at = after_blanks(data, at, end)
             closed = at < end and data[at] == CLOSE_ARRAY
             if at == end or (data[at] != COMMA and not closed):
                 break
             if not closed:
-                at = _space(data, at + 1, end)
-        if closed and _space(data, at + 1, end) == end:
+                at = after_blanks(data, at + 1, end)
+        if closed and after_blanks(data, at + 1, end) == end:
             sizes[i] = m - first
         else:
             m = first

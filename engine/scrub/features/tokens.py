@@ -17,7 +17,7 @@ from pydantic import Field
 from engine import types
 from engine.columnar.hashing import hashes, spans, utf8_buffer
 from engine.scrub.columns import expand_columns, replaced
-from engine.types import Batch, Name, Names, Schema, Stage, Transform, UserError
+from engine.types import Batch, Name, Names, Schema, Stage, Transform, UserError, first_line
 
 Ints = NDArray[np.int64]
 
@@ -75,7 +75,7 @@ class Tokens(Stage):
         try:
             self._split(pl.Series([""]))
         except pl.exceptions.ComputeError as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise UserError(
                 f"{self.where} split expects {', '.join(SPLITS)} or a regular expression: {reason}."
             ) from None
