@@ -12,7 +12,6 @@ import fastavro
 import numpy as np
 import polars as pl
 from fastavro.schema import SchemaParseException, UnknownType, parse_schema
-from numpy.typing import NDArray
 
 from connectors.formats.kernels.paths import JsonShape, PathNode, parse_path
 from connectors.formats.kernels.rows import (
@@ -29,8 +28,8 @@ from connectors.formats.values.casts import Coerce, conform
 from connectors.formats.values.columns import readable_rows
 from connectors.formats.walks.datums import BLOCKED, FATE_REASONS, FINE, RICH, Program, WalkResult
 from engine.types import Format, Records, Rejects, Schema, UserError, Values, nearest
+from engine.types.arrays import Ints
 
-Ints = NDArray[np.int64]
 UNKNOWN_SCHEMA = "unknown_schema"
 HEADER = 5
 """The bytes before a datum: 0, and the schema's number, big-endian."""

@@ -29,8 +29,8 @@ from connectors.formats.kernels.avro_write import (
 from connectors.formats.type_support import require_supported, warn_about_nulls
 from connectors.formats.values.casts import cast
 from engine.types import RESERVED, HeadraceError, Schema, UserError, Values, in_utc, nearest
+from engine.types.arrays import Ints
 
-Ints = NDArray[np.int64]
 NEWLINE = 10
 AVRO_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 

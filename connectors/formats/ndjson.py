@@ -53,6 +53,7 @@ from engine.types import (
     field_types,
     type_name,
 )
+from engine.types.arrays import Ints
 
 NEWLINE = 10
 MOST_LEFT = 0.1
@@ -74,7 +75,6 @@ NULL, LIST, OBJECT, INTEGER = (
 STRINGS = tuple(json_scan.TOKENS.index(word) for word in ("nothing", "null", "string"))
 TEXTS: tuple[pl.DataType, ...] = (pl.String(), pl.Binary())
 FLOATS: tuple[pl.DataType, ...] = (pl.Float32(), pl.Float64())
-Ints = NDArray[np.int64]
 Lines = tuple[NDArray[np.uint8], Ints]
 """Lines of JSON, and where each begins and the last ends."""
 Made = TypeVar("Made")

@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from connectors.formats.kernels.rows import gather_all
 from connectors.formats.kernels.varints import read_varint
 from engine.types import Values
+from engine.types.arrays import Ints
 from engine.types.plural import counted
-
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,8 +41,9 @@ from kafka.errors import (
     UnsupportedVersionError,
 )
 
-from connectors.kafka.chunks import Chunk, Ints, RecordBatch, RecordSpans, chunk, locate_records
+from connectors.kafka.chunks import Chunk, RecordBatch, RecordSpans, chunk, locate_records
 from connectors.kafka.record_batches import OutgoingRecords
+from engine.types.arrays import Ints
 
 UNKNOWN_CLIENT = (
     f"kafka-python {__version__} is not the client that headrace knows from inside: %s; install "

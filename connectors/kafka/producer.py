@@ -23,11 +23,11 @@ from connectors.kafka.client_internals import (
 )
 from connectors.kafka.record_batches import (
     MAX_BATCH_BYTES,
-    Ints,
     OutgoingRecords,
     plan_batches,
 )
 from engine.types import Duration, HeadraceError
+from engine.types.arrays import Ints
 from engine.types.changes import Free, Warned
 from engine.types.plural import counted
 

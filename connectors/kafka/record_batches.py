@@ -16,8 +16,8 @@ from connectors.formats.kernels import rows
 from connectors.formats.kernels.swar import compiled, copy
 from connectors.formats.kernels.varints import read_varint, varint_size, write_varint
 from engine.types import Values
+from engine.types.arrays import Ints
 
-Ints = NDArray[np.int64]
 ByteArray = NDArray[np.uint8]
 MAX_BATCH_BYTES = 1 << 18
 """The most bytes of an uncompressed record batch, unless it is one record."""

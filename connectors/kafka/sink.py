@@ -16,7 +16,7 @@ from connectors.formats.avro import schema_file
 from connectors.formats.encode import AvroEncoder, Encoder, JsonEncoder, RawEncoder
 from connectors.formats.kernels import rows
 from connectors.kafka.producer import TopicSettings, VerifiedProducer
-from connectors.kafka.record_batches import Ints, OutgoingRecords, encode_headers, warm_up
+from connectors.kafka.record_batches import OutgoingRecords, encode_headers, warm_up
 from connectors.kafka.schema_registry import Registry
 from connectors.kafka.source import KafkaSource
 from engine.types import (
@@ -36,6 +36,7 @@ from engine.types import (
     Values,
     require,
 )
+from engine.types.arrays import Ints
 from engine.types.changes import Free, Warned
 
 PREVIEW_CHARS = 2_000

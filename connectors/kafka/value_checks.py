@@ -12,8 +12,8 @@ from connectors.formats.kernels.rows import make_rejects, select_records
 from connectors.formats.text import RawText
 from connectors.formats.wrapping import WrappingFormat
 from engine.types import Format, Records, Rejects, Schema, Values
+from engine.types.arrays import Ints
 
-Ints = NDArray[np.int64]
 TOMBSTONE = "tombstone"
 REGISTRY_FRAME = "registry_frame"
 FRAME_BYTES = 5

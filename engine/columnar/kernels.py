@@ -20,7 +20,8 @@ from numba.core import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from engine.types.arrays import Floats
+
 Mask = NDArray[np.uint8]
 ALL: Mask = np.empty(0, np.uint8)
 """The mask of a column without nulls."""
@@ -229,7 +230,6 @@ def _unpower(y, above, below, out):  # type: ignore[no-untyped-def]
 
 __all__ = [
     "ALL",
-    "Floats",
     "Mask",
     "buffers",
     "bytes_of",

@@ -17,7 +17,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from engine.columnar.kernels import Floats, buffers
+from engine.columnar.kernels import buffers
+from engine.types.arrays import Floats
 
 NumberBlock = pl.DataFrame | Floats
 """The rows to learn from: a frame of number columns, or an array of shape (n, columns)."""

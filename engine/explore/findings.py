@@ -18,9 +18,9 @@ from engine.explore.distinct import ERROR
 from engine.explore.notation import reading, truth
 from engine.explore.survey import MAX_CORRELATED, VALUES, Column, Slice, Survey
 from engine.types import type_name
+from engine.types.arrays import Floats
 from engine.types.plural import counted
 
-Floats = NDArray[np.float64]
 BINS = 40
 TOP = 8
 FENCE = 3.0

@@ -18,8 +18,8 @@ from engine.explore.distinct import DistinctCounter, RowSet
 from engine.explore.notation import MOST_WORDS, counts, words
 from engine.explore.time_axis import TimeAxis, find_time
 from engine.types import RESERVED, Schema, UserError, type_name
+from engine.types.arrays import Floats
 
-Floats = NDArray[np.float64]
 SLICES = 32
 """The most slices of the stream, each with its own digests; above it, slices double in length."""
 FIRST_SLICE = 256

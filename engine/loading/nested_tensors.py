@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from engine.config import ModelSettings
 from engine.scrub.columns import expand_columns
 from engine.types import Features, Padded, Ragged, Schema, Sparse, UserError, tensor
+from engine.types.arrays import Bools
 
 if TYPE_CHECKING:
     import torch
 
-Bools = NDArray[np.bool_]
 Bad = tuple[str, Bools, str]
 """A reason, a mask of its rows, and a sentence."""
 

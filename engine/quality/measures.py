@@ -14,8 +14,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from engine.types.arrays import Floats, Ints
+
 BINS = 10_000
 """The bins of the score histogram, equally wide in log odds, so that a class of one row in a
 million is resolved as finely as one of every second row."""

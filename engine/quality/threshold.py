@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError, model_validator
 
 from engine import types
-from engine.quality.measures import BINS, Ints, bins, edges
+from engine.quality.measures import BINS, bins, edges
 from engine.types import Snapshot
+from engine.types.arrays import Ints
 
 MIN_ROWS = 10
 """The held-out rows of each class required to choose a threshold."""

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from engine.types import (
     NO_TIMESTAMP,
@@ -18,8 +17,8 @@ from engine.types import (
     Values,
     bytes_as_hex,
 )
+from engine.types.arrays import Ints
 
-Ints = NDArray[np.int64]
 DEAD_LETTER_COLUMNS = {
     PARTITION: pl.String(),
     POSITION: pl.Int64(),

@@ -12,8 +12,9 @@ from pydantic import Field
 from engine.calls import Calling
 from engine.columnar.statistics import Extremes, Moments, Statistic
 from engine.scrub.columns import replaced
-from engine.scrub.fusion import Floats, FusedOp
+from engine.scrub.fusion import FusedOp
 from engine.types import PART, Batch, Name, Scale, Settings, Snapshot, Stage, UserError, training
+from engine.types.arrays import Floats
 
 COLD_ROWS = 128
 """The first rows that a scaling or filling stage learns one by one, each before it is

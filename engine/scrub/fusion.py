@@ -29,9 +29,8 @@ from engine.columnar.kernels import bytes_of, clip_into, fill_into, places, poin
 from engine.columnar.statistics import Extremes, Moments, extremes_into, moments_into
 from engine.scrub.columns import replaced
 from engine.types import Batch, Scale, Stage
+from engine.types.arrays import Floats, Ints
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 FLOATS = (pl.Float64, pl.Float32)
 STEADY = time.CLOCK_MONOTONIC
 OP_CODES = {"fill": 0, "clip": 1, "scale": 2}

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from engine.columnar.hashing import hashes
-from engine.columnar.kernels import Floats, buffers, scaled_one
+from engine.columnar.kernels import buffers, scaled_one
 from engine.columnar.statistics import KeyedMoments, inverse
 from engine.scrub.base import FittedStage, ForgetSettings
 from engine.scrub.columns import expand_columns, numbers
 from engine.types import Batch, Names, Schema, Transform, UserError
+from engine.types.arrays import Floats
 
 HASH = "hash"
 

@@ -12,16 +12,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import Field
 
 from engine.types import Tensors
+from engine.types.arrays import Floats, Ints
 from models.augment import pixels
 from models.augment.augmentation import Augment, AugmentSettings, Context
 from models.augment.columns import chosen
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 
 class ImageSettings(AugmentSettings):

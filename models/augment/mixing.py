@@ -12,11 +12,11 @@ from pydantic import Field
 from torch.nn import functional as F
 
 from engine.types import Features, Tensors, UserError
+from engine.types.arrays import Ints
 from models.augment import pixels
 from models.augment.augmentation import Augment, AugmentSettings, Context
 
-Floats = NDArray[np.float32]
-Ints = NDArray[np.int64]
+Singles = NDArray[np.float32]
 
 
 class MixSettings(AugmentSettings):
@@ -79,8 +79,8 @@ class Mixing(Augment):
         return result, int(mixed.sum())
 
     def _images(
-        self, tensors: Tensors, other: Ints, away: Floats, rng: np.random.Generator
-    ) -> tuple[dict[str, torch.Tensor], Floats]:
+        self, tensors: Tensors, other: Ints, away: Singles, rng: np.random.Generator
+    ) -> tuple[dict[str, torch.Tensor], Singles]:
         """Return the mixed images, and the share of the partner in them."""
         raise NotImplementedError
 
@@ -95,8 +95,8 @@ class Mixup(Mixing):
         alpha: float = Field(0.2, gt=0, allow_inf_nan=False)
 
     def _images(
-        self, tensors: Tensors, other: Ints, away: Floats, rng: np.random.Generator
-    ) -> tuple[dict[str, torch.Tensor], Floats]:
+        self, tensors: Tensors, other: Ints, away: Singles, rng: np.random.Generator
+    ) -> tuple[dict[str, torch.Tensor], Singles]:
         mixed = {c: pixels.blended(image, other, away) for c, image in tensors.images.items()}
         return mixed, away
 
@@ -120,8 +120,8 @@ class Cutmix(Mixing):
             )
 
     def _images(
-        self, tensors: Tensors, other: Ints, away: Floats, rng: np.random.Generator
-    ) -> tuple[dict[str, torch.Tensor], Floats]:
+        self, tensors: Tensors, other: Ints, away: Singles, rng: np.random.Generator
+    ) -> tuple[dict[str, torch.Tensor], Singles]:
         ((name, images),) = tensors.images.items()
         high, wide = images.shape[2:]
         middle, side = rng.random((2, len(away))), np.sqrt(away)
@@ -152,7 +152,7 @@ def mixed_targets(
     return soft.lerp(soft[other], away if soft.ndim == 1 else away[:, None])
 
 
-def _edges(middle: NDArray[np.float64], side: Floats, size: int) -> tuple[Ints, Ints]:
+def _edges(middle: NDArray[np.float64], side: Singles, size: int) -> tuple[Ints, Ints]:
     """Return begin and end of boxes in pixels; `middle` and `side` are shares of the size."""
     centre, half = np.floor(middle * size), np.floor(side * size / 2)
     begin, end = np.clip(centre - half, 0, size), np.clip(centre + half, 0, size)

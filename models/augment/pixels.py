@@ -17,8 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-Floats = NDArray[np.floating[Any]]
-Ints = NDArray[np.int64]
+from engine.types.arrays import Ints
+
+AnyFloats = NDArray[np.floating[Any]]
 GREY = (0.2989, 0.587, 0.114)
 """The luminance of red, green and blue, as in torchvision."""
 BLOCK = 1 << 18
@@ -70,7 +71,7 @@ def _gathered(
     return _as(F.grid_sample(images.float(), grid, align_corners=False), images)
 
 
-def rotated(images: torch.Tensor, degrees: Floats) -> torch.Tensor:
+def rotated(images: torch.Tensor, degrees: AnyFloats) -> torch.Tensor:
     """Return each image rotated counter-clockwise about its centre (v2's ``rotate``, bilinear);
     outside pixels are 0."""
     n, channels, height, width = images.shape
@@ -86,7 +87,7 @@ def rotated(images: torch.Tensor, degrees: Floats) -> torch.Tensor:
 
 
 def coloured(
-    images: torch.Tensor, brightness: Floats, contrast: Floats, saturation: Floats
+    images: torch.Tensor, brightness: AnyFloats, contrast: AnyFloats, saturation: AnyFloats
 ) -> torch.Tensor:
     """Return brightness, then contrast, then saturation times a factor each (v2's
     ``adjust_brightness`` and so on), clipped once, at the end; 1 changes nothing. Saturation
@@ -110,7 +111,7 @@ def coloured(
     return _as(out.view(n, height, width, channels).permute(0, 3, 1, 2), images)
 
 
-def noised(images: torch.Tensor, scale: Floats, torch_rng: torch.Generator) -> torch.Tensor:
+def noised(images: torch.Tensor, scale: AnyFloats, torch_rng: torch.Generator) -> torch.Tensor:
     """Return images with normal noise on each value (v2's ``gaussian_noise``, clipped); the
     deviation is a share of the value range. Drawn row by row, on the CPU: the same on every
     device."""
@@ -136,7 +137,7 @@ def pasted(
     return out
 
 
-def blended(images: torch.Tensor, other: Ints, away: Floats) -> torch.Tensor:
+def blended(images: torch.Tensor, other: Ints, away: AnyFloats) -> torch.Tensor:
     """Return each image with a share `away` of another row."""
     out = torch.empty_like(images)
     for at in blocks(images, np.arange(len(images))):
@@ -162,7 +163,7 @@ def _number(values: NDArray[Any], images: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.asarray(values, np.float32)).to(images.device)
 
 
-def _factor(values: Floats, images: torch.Tensor) -> torch.Tensor:
+def _factor(values: AnyFloats, images: torch.Tensor) -> torch.Tensor:
     """Reshape to (n, 1, 1, 1) to broadcast over images."""
     return _number(values, images)[:, None, None, None]
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
+from engine.types.arrays import Bools, Ints
+
 TokenLists = NDArray[Any]
 
 

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from engine.types import Features, Name, Padded, Ragged, Tensors, UserError, first_line
+from engine.types.arrays import Ints
 from models.augment.augmentation import Augment, AugmentSettings, Context
 from models.augment.columns import chosen
-from models.augment.ragged import Ints, SynonymTable, changed_rows, filtered, kept_tokens, swapped
+from models.augment.ragged import SynonymTable, changed_rows, filtered, kept_tokens, swapped
 
 ChangedRows = tuple[NDArray[Any], Ints, int]
 """Values, offsets, and how many rows were changed."""

@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from engine.types.arrays import Floats, Ints
+
 RESAMPLES = 500
 CHUNK = 2_000_000
 """The resampled rows in memory at a time."""

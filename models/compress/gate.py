@@ -26,11 +26,11 @@ from rich.table import Table
 
 from engine import types
 from engine.types import HeadraceError, UserError, class_indexes
+from engine.types.arrays import Floats
 from engine.types.plural import counted
 from models.compress import candidate_process
 from models.compress.comparison import (
     Figure,
-    Floats,
     Rules,
     compare_classes,
     compare_regression,

@@ -26,9 +26,10 @@ from engine.types import (
     Tensors,
     UserError,
 )
+from engine.types.arrays import Floats
 from models.challenge.challenger import Challengeable, ChallengeSettings
 from models.learners.identity import require_same_model
-from models.learners.sgd import Floats, learn_rows, predict_rows
+from models.learners.sgd import learn_rows, predict_rows
 
 KEPT_BAD_BATCHES = 4
 """The batches with non-finite numbers that are kept for inspection."""

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from engine.types import GraphBuilder
+from engine.types.arrays import Floats
 
-Floats = NDArray[np.float64]
 MAX_DEVIATIONS = 8.0
 """Deviations from the mean at which numbers are clipped: one outlier spoils neither a step nor
 the statistics."""

@@ -14,7 +14,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from engine.types.arrays import Floats
+
 Integers = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 F = TypeVar("F", bound=Callable[..., Any])
@@ -247,4 +248,4 @@ def predict_rows(
         scores[i] = link(score, logistic)
 
 
-__all__ = ["Floats", "learn_rows", "predict_rows"]
+__all__ = ["learn_rows", "predict_rows"]

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.augment.ragged import Ints, SynonymTable, changed_rows, filtered, kept_tokens, swapped
+from engine.types.arrays import Ints
+from models.augment.ragged import SynonymTable, changed_rows, filtered, kept_tokens, swapped
 
 lengths_of = st.lists(st.integers(0, 9), max_size=30)
 shares = st.floats(0, 1)

@@ -28,8 +28,7 @@ from connectors.formats.kernels.paths import JsonShape
 from connectors.formats.kernels.rows import gather, values
 from connectors.formats.walks import json_scan
 from engine.types import Schema
-
-Ints = NDArray[np.int64]
+from engine.types.arrays import Ints
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -49,8 +49,8 @@ from connectors.formats.kernels.datums import (
 )
 from connectors.formats.kernels.paths import PathNode
 from connectors.formats.kernels.rows import decode_utf8, gather
+from engine.types.arrays import Ints
 
-Ints = NDArray[np.int64]
 FATE_REASONS = {
     SHORT: "Expected a whole Avro record, got one that ends too early.",
     LEFT: "Expected one Avro record, got bytes behind its end.",

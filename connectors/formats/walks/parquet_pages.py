@@ -24,8 +24,8 @@ from connectors.formats.kernels.parquet_pages import (
     walk_footer,
     walk_pages,
 )
+from engine.types.arrays import Ints
 
-Ints = NDArray[np.int64]
 TAIL = 8
 """Bytes behind the footer: its size in 4 bytes, and a magic word."""
 CHUNK_FIELDS = 12

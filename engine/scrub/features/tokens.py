@@ -11,15 +11,13 @@ import numba
 import numpy as np
 import polars as pl
 import pyarrow as pa
-from numpy.typing import NDArray
 from pydantic import Field
 
 from engine import types
 from engine.columnar.hashing import hashes, spans, utf8_buffer
 from engine.scrub.columns import expand_columns, replaced
 from engine.types import Batch, Name, Names, Schema, Stage, Transform, UserError, first_line
-
-Ints = NDArray[np.int64]
+from engine.types.arrays import Ints
 
 SPLITS = {"whitespace": r"\s+", "words": r"\W+", "characters": ""}
 """Name of a `split` -> the separators between tokens."""

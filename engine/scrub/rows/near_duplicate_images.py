@@ -7,15 +7,13 @@ from collections.abc import Sequence
 import numba
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 from pydantic import Field
 
 from engine import types
 from engine.columnar.hashing import Hashes
 from engine.scrub.rows.perceptual import perceptual_hashes
 from engine.types import Batch, Name, Schema, Snapshot, Stage, Transform, UserError, require
-
-Ints = NDArray[np.int64]
+from engine.types.arrays import Ints
 
 
 class NearDuplicateImages(Stage):

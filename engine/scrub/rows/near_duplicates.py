@@ -14,8 +14,8 @@ from engine import types
 from engine.columnar.hashing import Hashes, mix, utf8_buffer
 from engine.scrub.key_store import KeyStore
 from engine.types import Batch, Name, Schema, Snapshot, Stage, Transform, UserError, require
+from engine.types.arrays import Ints
 
-Ints = NDArray[np.int64]
 Signatures = NDArray[np.uint32]
 
 MISSED = 0.01

@@ -10,12 +10,12 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic import Field
 
-from engine.columnar.kernels import Floats
 from engine.columnar.statistics import CoMoments, inverse, matrix
 from engine.scrub.base import FittedStage, ForgetSettings
 from engine.scrub.columns import expand_columns, extended, is_missing, numbers, replaced
 from engine.scrub.fusion import FILLED_BEFORE_LEARNING
 from engine.types import Batch, Names, Schema, Transform, UserError
+from engine.types.arrays import Floats
 
 AT_ONCE = 1 << 22
 """The numbers of the linear systems solved in one call."""

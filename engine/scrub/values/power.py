@@ -10,11 +10,12 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic import Field
 
-from engine.columnar.kernels import Floats, inverse_power_transform, power_transform, scale_by
+from engine.columnar.kernels import inverse_power_transform, power_transform, scale_by
 from engine.columnar.statistics import Quantiles, inverse
 from engine.scrub.base import FittedStage, ForgetSettings
 from engine.scrub.columns import expand_columns, numbers, replaced
 from engine.types import Affine, Batch, Names, Power, Scale, Schema, Snapshot, Transform, UserError
+from engine.types.arrays import Floats
 
 REFIT_GROWTH = 1.1
 """The growth of a column's numbers after which exponents are fitted again: ever more rarely, so

@@ -13,11 +13,11 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic import Field
 
-from engine.columnar.kernels import Floats
 from engine.columnar.statistics import Quantiles
 from engine.scrub.base import LearnSettings
 from engine.scrub.columns import expand_columns, extended, numbers
 from engine.types import Batch, Name, Names, Schema, Snapshot, Stage, Transform
+from engine.types.arrays import Floats
 
 SPARSE = 0.1
 """The share of a window's rows below which a node's children mean nothing."""

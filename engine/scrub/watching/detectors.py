@@ -15,12 +15,11 @@ from typing import Any, Self
 import numba
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
-from engine.columnar.kernels import Floats, buffers
+from engine.columnar.kernels import buffers
 from engine.columnar.statistics import MAX_ABS, matrix
+from engine.types.arrays import Floats, Ints
 
-Ints = NDArray[np.int64]
 Drifts = list[tuple[int, int]]
 """Column and row of the block, both from 0, of each detection; column by column."""
 
