@@ -231,6 +231,28 @@ def test_the_asked_share_of_images_is_changed_and_the_others_are_not(
         assert torch.equal(done.numeric, rows.numeric)
 
 
+@pytest.mark.parametrize("key", ["brightness", "contrast", "saturation"])
+def test_a_colour_key_changes_that_and_nothing_else(key: str) -> None:
+    features = for_kind("colour", "binary")
+    rows = rows_of(features, 200)
+    middle = {"photo": rows.images["photo"] // 4 + 96}  # nothing is clipped
+    rows = replace(rows, images=middle)
+    off = dict.fromkeys(("brightness", "contrast", "saturation"), 0.0)
+    done, _ = applied(make("colour", **{**off, key: 0.3}), features, rows)
+    before, after = middle["photo"].double(), done.images["photo"].double()
+    assert (before != after).flatten(1).any(1).double().mean() > 0.9
+    weights = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)[:, None, None]
+    gray, gray_after = (before * weights).sum(1), (after * weights).sum(1)
+    if key == "brightness":
+        factor = (after / before).flatten(1)
+        assert float((factor.amax(1) - factor.amin(1)).max()) < 0.03
+    elif key == "contrast":
+        assert float((gray - gray_after).mean((1, 2)).abs().max()) < 1.5
+        assert float((gray.std((1, 2)) - gray_after.std((1, 2))).abs().max()) > 1
+    else:
+        assert float((gray - gray_after).abs().max()) < 1.5
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @every_kind
 def test_on_cuda_it_is_the_same(kind: str) -> None:

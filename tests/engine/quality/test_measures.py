@@ -116,6 +116,20 @@ def test_the_table_of_a_rare_class_is_of_that_class(classes: tuple[str, str]) ->
     assert float(shown[2]) == pytest.approx((target == rare).mean(), abs=1e-4)
 
 
+@pytest.mark.parametrize("precision", [0.1, 0.5, 0.9])
+def test_recall_is_reported_at_the_precision_that_is_asked_for(precision: float) -> None:
+    target, scores = rows(20_000, 0.2)
+    features = Features(numeric=("a",), target="y", task="binary", classes=("no", "yes"))
+    evaluation = Evaluation(Evaluation.Settings(at_precision=precision), features)
+    evaluation.bind({})
+    evaluation.update(pl.DataFrame({"a": scores}), target, scores)
+    made = evaluation.report()
+    reached, recall, _ = precision_recall_curve(target, scores)
+    best = recall[reached >= precision].max()
+    assert made["all"]["recall_at_precision"] == pytest.approx(best, abs=0.01)
+    assert made["at_precision"] == precision
+
+
 def test_calibration_says_how_far_probabilities_are_off() -> None:
     target, scores = rows(200_000, 0.05)
     honest = summed(target, scores, []).metrics()["calibration_error"]
