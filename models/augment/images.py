@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -39,9 +39,7 @@ class ImageAugment(Augment):
     DRAWS = 0
     """The random numbers that a row needs, each from 0 to 1."""
 
-    def __init__(self, name: str, settings: Any) -> None:
-        super().__init__(name, settings)
-        self._columns: tuple[str, ...] = ()
+    _columns: tuple[str, ...] = ()
 
     def bind(self, context: Context) -> None:
         self._columns = chosen(self.settings.columns, context.features.images, where=self.where)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from engine.types import Names, Tensors
+from engine.types.arrays import Ints
 from models.augment.augmentation import Augment, AugmentSettings, Context
 from models.augment.columns import places
 
@@ -35,10 +36,8 @@ class Jitter(Augment):
         scale: float = Field(0.1, ge=0, allow_inf_nan=False)
         probability: float = Field(1.0, ge=0, le=1)
 
-    def __init__(self, name: str, settings: Settings) -> None:
-        super().__init__(name, settings)
-        self.settings: Jitter.Settings = settings
-        self._at: NDArray[np.int64] = np.empty(0, np.int64)
+    settings: Jitter.Settings
+    _at: Ints = np.empty(0, np.int64)
 
     def bind(self, context: Context) -> None:
         self._at = places(self.settings.columns, context.features.numeric, where=self.where)
@@ -76,10 +75,8 @@ class FeatureDropout(Augment):
         share: float = Field(0.1, ge=0, le=1)
         value: float = Field(0.0, allow_inf_nan=False)
 
-    def __init__(self, name: str, settings: Settings) -> None:
-        super().__init__(name, settings)
-        self.settings: FeatureDropout.Settings = settings
-        self._at: NDArray[np.int64] = np.empty(0, np.int64)
+    settings: FeatureDropout.Settings
+    _at: Ints = np.empty(0, np.int64)
 
     def bind(self, context: Context) -> None:
         names = [*context.features.numeric, *context.features.categories]

@@ -35,9 +35,7 @@ class TokenSettings(AugmentSettings):
 class TokenAugment(Augment):
     """The base class of list augments: lists as values and offsets, whichever layout they have."""
 
-    def __init__(self, name: str, settings: Any) -> None:
-        super().__init__(name, settings)
-        self._columns: tuple[str, ...] = ()
+    _columns: tuple[str, ...] = ()
 
     def bind(self, context: Context) -> None:
         names = [*context.features.ragged, *context.features.padded]
