@@ -164,13 +164,13 @@ class Run:
         """Resume from the newest checkpoint, run to the end of the source or a signal, and report.
 
         Args:
-            fresh: forget the checkpoints first, and start over.
+            fresh: delete the checkpoints first, and start over.
 
         Raises: UserError, also where another engine works in a folder of this one; TooManyRejects,
             HeadraceError; what user code in stages or learners raises.
         """
         self.parts.endpoints.fresh = fresh
-        self.assemble()  # what is wrong in the file is said before a folder is made
+        self.assemble()  # mistakes in the file are reported before a folder is made
         loop = self.loop
         with self.exclusive():
             if fresh:

@@ -27,81 +27,81 @@ if TYPE_CHECKING:
 EXIT = {"done": 0, "failed": 1, "mistake": 2, "too_many_rejects": 3}
 
 RUN = """\
-Stream a source through the scrub, and train, serve or only clean.
+Read a source, clean its rows with the [scrub] stages, and train, serve or only write them.
 
   headrace run deploy/pipelines/pedestrians.toml
   headrace run my.toml --set loader.batch_rows=512 --set 'sink.path="out"'
   HEADRACE_SERVICE__PORT=9200 headrace run my.toml
 
-A second run of the same file goes on where the last one stopped; --fresh starts over.
-Ctrl-C (SIGINT) or SIGTERM finishes the batch in hand, saves and exits with 0; a second one stops at
-once, with 130 or 143.
+A second run of the same file resumes where the last one stopped; --fresh starts over.
+Ctrl-C (SIGINT) or SIGTERM finishes the current batch, saves and exits with 0; a second one ends the
+process at once, with 130 or 143.
 """
 CHECK = """\
-Preflight: validates the file, opens the source, decodes a sample, and says what each stage would do
-with it and what would fail later. Writes nothing.
+Validate the file, open the source, decode a sample, and report what each stage does to it and what
+would fail later. Writes nothing.
 
   headrace check deploy/pipelines/pedestrians.toml
 """
 EXPLORE = """\
-Look once at everything in a file, or in a pipeline's source, in memory that does not grow with it:
-types, missing and different values, distributions, order and gaps in time, copies, classes,
-correlations, drift; what the pipeline's stages do with it; and a [scrub] that suits it.
+Describe a file, or the source of a pipeline, in one pass and bounded memory: types, missing and
+distinct values, distributions, order and gaps in time, duplicates, classes, correlations, drift;
+what the pipeline's stages do to it; and the [scrub] stages it needs.
 
   headrace explore payments.parquet
   headrace explore 'logs/*.csv.gz' --html logs.html
   headrace explore prices.csv --set 'source.schema.zip="string"'
   headrace explore deploy/pipelines/pedestrians.toml --json found.json
 
-A topic is read to where it ends now, without its group. Nothing is written but what you name.
+A topic is read to its current end, without joining the group. Writes only the files you name.
 """
 EXPORT = """\
-Write the newest checkpoint's model as float32 ONNX, with imputation, clipping, scaling and category
-codes inside.
+Write the model of the newest checkpoint as a float32 ONNX file that contains imputation, clipping,
+scaling and category codes.
 
   headrace export deploy/pipelines/pedestrians.toml --to model.onnx
 """
 COMPRESS = """\
-Make compressed candidates of the exported model (int8, float16), prove each on held-out rows, and
-keep the fastest that the gate accepts.
+Make smaller candidates of the exported model (int8, float16), test each on held-out rows, and keep
+the fastest that passes the gate.
 
   headrace compress deploy/pipelines/pedestrians.toml
 """
 REPLAY = """\
-Take dead letters back through the pipeline, after what was wrong is mended: in the pipeline's file,
-the model or the code. A stage may come, one that learns nothing may change or go; what the others
-have learned stays. Reads what is there now, once: what is rejected again is a new dead letter.
-Stop the pipeline first: both go on from the same checkpoint.
+Process dead letters again once the cause is fixed, in the pipeline file, the model or the code.
+Stages may be added, and stages that learn nothing may be changed or removed; the others keep what
+they have learned. Each dead letter is read once; a row that is rejected again is a new dead letter.
+Stop the pipeline first: both resume from the same checkpoint.
 
   headrace replay deploy/pipelines/pedestrians.toml
 """
 PROFILE = """\
-Run a sample of a pipeline and say what holds it: source, decode, scrub, model or sink; CPU, GPU or
-I/O; where its memory is; and what the setting to change gives, measured. Results, dead letters and
-checkpoints go to a folder that is removed; a topic is read without its group and never written to.
+Run a sample of a pipeline and report its bottleneck (source, decode, scrub, model or sink; bound by
+CPU, GPU or I/O), its memory, the setting to change and the measured gain. Results, dead letters and
+checkpoints go to a temporary folder; a topic is read without joining the group, never written to.
 
   headrace profile deploy/pipelines/pedestrians.toml
   headrace profile my.toml --seconds 20 --trace trace.json    # open it in Perfetto or
   chrome://tracing
 """
 FOLDS = """\
-Cross-validate a pipeline that learns, on data that ends: one run a fold, each in its own folder.
-A row of the fold is predicted when it comes and never learned; the table has each fold, mean and
+Cross-validate a pipeline that learns from a bounded source: one run per fold, each in its own
+folder. Rows of the fold are predicted and never learned; the table has each fold, the mean and the
 deviation.
 
   headrace folds deploy/pipelines/phishing.toml --folds 10
 
-A [scrub] stage of kind "split" says how rows are dealt out (folds, by, stratify); without one, in
-turn.
+A [scrub] stage of kind "split" assigns rows to folds (folds, by, stratify); without one they are
+assigned in turn.
 """
 PREDICT = """\
-Add a model's predictions to the rows of files.
+Read files and write their rows with the predictions of a model.
 
   headrace predict runs/pedestrians/model.onnx --input 'new/*.parquet' --output predictions
 """
 REFERENCE = """\
-Print what a pipeline file may say: every key of a table, its type, unit and default, and what it is
-for. Without a table, the tables.
+Print every key of a table of the pipeline file, with its type, unit, default and meaning. Without a
+table, list the tables.
 
   headrace reference
   headrace reference loader
@@ -109,8 +109,8 @@ for. Without a table, the tables.
   headrace reference --markdown > reference.md
 """
 SCHEMA = """\
-Print a JSON Schema of pipeline files, with which editors complete and check them. In an editor with
-Taplo (Even Better TOML), put this at the head of the pipeline:
+Print a JSON Schema of pipeline files, so that editors can complete and check them. For Taplo (Even
+Better TOML), put this line at the top of the pipeline file:
 
   #:schema ./headrace.schema.json
 
@@ -431,14 +431,14 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
 
     parser = _Parser(
         prog="headrace",
-        description="Streams in, models out: clean, learn online and serve quantized predictions.",
+        description="Clean streams of records, train models online, and serve quantized models.",
         epilog="Each command's --help has an example. Exit codes: 0 done, 1 failed, "
         "2 your mistake, 3 too many rejected rows.",
     )
     parser.add_argument("--version", action="version", version=f"headrace {version('headrace')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     run = _command(commands, "run", "run a pipeline file", RUN, _run)
-    run.add_argument("--fresh", action="store_true", help="forget the checkpoints and start over")
+    run.add_argument("--fresh", action="store_true", help="delete the checkpoints and start over")
     check = _command(commands, "check", "try a pipeline file without running it", CHECK, _check)
     check.add_argument("--rows", type=int, default=1_000, help="records in the sample (1000)")
     _add_explore(commands)
@@ -446,47 +446,69 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
     export.add_argument(
         "--to", type=_path, help="the model file (default: in the pipeline's folder)"
     )
-    _command(commands, "compress", "compress the trained model and prove it", COMPRESS, _compress)
-    _command(commands, "replay", "take dead letters back through a pipeline", REPLAY, _replay)
+    _command(
+        commands,
+        "compress",
+        "compress the exported model, if the gate accepts it",
+        COMPRESS,
+        _compress,
+    )
+    _command(commands, "replay", "process dead letters again", REPLAY, _replay)
     profile = _command(
-        commands, "profile", "say what holds a pipeline, and what to change", PROFILE, _profile
+        commands, "profile", "find the bottleneck and the setting to change", PROFILE, _profile
     )
     profile.add_argument("--seconds", type=float, default=5.0, help="length of the sample (5)")
-    profile.add_argument("--trace", type=_path, help="write what every thread did, for Perfetto")
-    profile.add_argument("--no-trials", action="store_true", help="judge only, try no settings")
+    profile.add_argument("--trace", type=_path, help="write a trace of all threads, for Perfetto")
+    profile.add_argument(
+        "--no-trials", action="store_true", help="only find the bottleneck, try no settings"
+    )
     folds = _command(commands, "folds", "cross-validate a pipeline that learns", FOLDS, _folds)
     folds.add_argument(
-        "--folds", type=int, default=5, help="where no split stage says how many (5)"
+        "--folds", type=int, default=5, help="number of folds, if no split stage sets it (5)"
     )
     _add_predict(commands)
     reference = _command(
-        commands, "reference", "say what a pipeline may say", REFERENCE, _reference, file=False
+        commands,
+        "reference",
+        "print every key of a pipeline file",
+        REFERENCE,
+        _reference,
+        file=False,
     )
-    reference.add_argument("table", metavar="TABLE", nargs="?", help="such as loader, source.kafka")
-    reference.add_argument("--markdown", action="store_true", help="all tables, as a page")
+    reference.add_argument(
+        "table", metavar="TABLE", nargs="?", help="for instance loader or source.kafka"
+    )
+    reference.add_argument("--markdown", action="store_true", help="print all tables as one page")
     _command(commands, "schema", "print a JSON Schema for editors", SCHEMA, _schema, file=False)
     return parser, commands.choices
 
 
 def _add_explore(commands: Any) -> None:
     explore = _command(
-        commands, "explore", "see what is in a file or a source", EXPLORE, _explore, file=False
+        commands,
+        "explore",
+        "describe the data of a file or a source",
+        EXPLORE,
+        _explore,
+        file=False,
     )
     explore.add_argument(
         "what", type=_named, metavar="FILE|PIPELINE",
         help="file or glob: CSV, NDJSON, Parquet, ...; or TOML",
     )  # fmt: skip
-    explore.add_argument("--html", type=_path, help="write a page with plots, of one file")
+    explore.add_argument("--html", type=_path, help="write an HTML page with plots")
     explore.add_argument("--json", type=_path, help="write all figures as JSON")
-    explore.add_argument("--rows", type=int, help="look at the first rows only (all)")
-    explore.add_argument("--time", metavar="SQL", help="the time of a row, as an expression")
+    explore.add_argument("--rows", type=int, help="read only the first ROWS rows (all)")
+    explore.add_argument("--time", metavar="SQL", help="SQL expression for the time of a row")
 
 
 def _add_predict(commands: Any) -> None:
     predict = _command(
         commands, "predict", "add predictions to files", PREDICT, _predict, file=False
     )
-    predict.add_argument("model", type=_path, metavar="MODEL", help="a model.onnx of headrace's")
+    predict.add_argument(
+        "model", type=_path, metavar="MODEL", help="a model.onnx written by headrace"
+    )
     predict.add_argument(
         "--input", type=_named, required=True, help="file or glob: CSV, NDJSON, Parquet, Arrow"
     )
@@ -516,7 +538,7 @@ def _command(
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="override a key of the file, e.g. loader.batch_rows=512; may be given again",
+        help="override a key of the file, e.g. loader.batch_rows=512; repeatable",
     )
     parser.add_argument(
         "--log-level", default="info", choices=["debug", "info", "warning", "error"]
