@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from engine.columnar.kernels import buffers
 from engine.types.arrays import Floats
+from engine.types.snapshots import FieldsSnapshot
 
 NumberBlock = pl.DataFrame | Floats
 """The rows to learn from: a frame of number columns, or an array of shape (n, columns)."""
@@ -34,7 +35,7 @@ def inverse(width: Floats) -> Floats:
     return np.divide(1.0, width, where=width > 1 / MAX_ABS, out=np.zeros_like(width))
 
 
-class Statistic:
+class Statistic(FieldsSnapshot):
     """The interface of every statistic.
 
     `empty(columns)` makes the statistic of no rows; `of(block)` that of one block.
@@ -54,15 +55,6 @@ class Statistic:
     def merge(self, other: Self) -> Self:
         """Return the statistic of both parts together."""
         raise NotImplementedError
-
-    def snapshot(self) -> dict[str, Any]:
-        """Return the fields as plain values; nothing is copied, nothing ever changes."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
-
-    @classmethod
-    def restore(cls, value: Mapping[str, Any]) -> Self:
-        """Return the statistic that gave this snapshot."""
-        return cls(**value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -339,8 +331,8 @@ class KeyedMoments(Statistic):
         return Moments(count=self.count[at], mean=self.mean[at], m2=self.m2[at])
 
     def snapshot(self) -> dict[str, Any]:
-        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {**plain, "total": self.total.snapshot()}
+        # No super(): a dataclass with slots is another class than the one that is written here.
+        return {**Statistic.snapshot(self), "total": self.total.snapshot()}
 
     @classmethod
     def restore(cls, value: Mapping[str, Any]) -> Self:
@@ -415,8 +407,7 @@ class CoMoments(Statistic):
         return np.sqrt(_spread(rows, rows, self.mean, np.diagonal(self.products)))
 
     def snapshot(self) -> dict[str, Any]:
-        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {**plain, "single": self.single.snapshot()}
+        return {**Statistic.snapshot(self), "single": self.single.snapshot()}
 
     @classmethod
     def restore(cls, value: Mapping[str, Any]) -> Self:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.types.arrays import Floats, Ints
+from engine.types.snapshots import FieldsSnapshot
 
 BINS = 10_000
 """The bins of the score histogram, equally wide in log odds, so that a class of one row in a
@@ -32,7 +33,7 @@ def finite_rows(scores: Floats) -> NDArray[np.bool_]:
 
 
 @dataclass(frozen=True, slots=True)
-class RegressionSums:
+class RegressionSums(FieldsSnapshot):
     """Errors of a model and its baselines.
 
     Attributes:
@@ -103,15 +104,6 @@ class RegressionSums:
             for i, name in enumerate(names, 1)
             if self.n[i]
         }
-
-    def snapshot(self) -> dict[str, Any]:
-        """Return a plain value."""
-        return {name: getattr(self, name) for name in self.__slots__}
-
-    @classmethod
-    def restore(cls, value: Mapping[str, Any]) -> Self:
-        """Return the sums from a `snapshot`."""
-        return cls(**value)
 
 
 @dataclass(frozen=True, slots=True)

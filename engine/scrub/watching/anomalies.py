@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import numba
 import numpy as np
@@ -18,13 +18,14 @@ from engine.scrub.base import LearnSettings
 from engine.scrub.columns import expand_columns, extended, numbers
 from engine.types import Batch, Name, Names, Schema, Snapshot, Stage, Transform
 from engine.types.arrays import Floats
+from engine.types.snapshots import FieldsSnapshot
 
 SPARSE = 0.1
 """The share of a window's rows below which a node's children mean nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Forest:
+class Forest(FieldsSnapshot):
     """Half-space trees: count how many rows of the last full window lie near a row.
 
     Tan, Ting and Liu, "Fast Anomaly Detection for Streaming Data" (2011). Each tree halves a
@@ -125,15 +126,6 @@ class Forest:
             reference=mass,
             latest=np.zeros_like(mass),
         )
-
-    def snapshot(self) -> dict[str, Any]:
-        """Return the fields as plain values."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-
-    @classmethod
-    def restore(cls, value: Mapping[str, Any]) -> Self:
-        """Return the forest from a `snapshot`."""
-        return cls(**value)
 
 
 class Anomalies(Stage):

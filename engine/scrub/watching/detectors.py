@@ -8,7 +8,6 @@ is passed over, but for `Psi`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -19,6 +18,7 @@ import polars as pl
 from engine.columnar.kernels import buffers
 from engine.columnar.statistics import MAX_ABS, matrix
 from engine.types.arrays import Floats, Ints
+from engine.types.snapshots import FieldsSnapshot
 
 Drifts = list[tuple[int, int]]
 """Column and row of the block, both from 0, of each detection; column by column."""
@@ -30,7 +30,7 @@ LEVELS = 44
 """The bucket sizes that `Adwin` keeps: 1, 2, 4, ... numbers."""
 
 
-class Detector:
+class Detector(FieldsSnapshot):
     """The interface of every detector."""
 
     __slots__ = ()
@@ -38,15 +38,6 @@ class Detector:
     def update(self, block: pl.DataFrame) -> tuple[Self, Drifts]:
         """Return the detector after these rows, and where it detected drift in them."""
         raise NotImplementedError
-
-    def snapshot(self) -> dict[str, Any]:
-        """Return the fields as plain values."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
-
-    @classmethod
-    def restore(cls, value: Mapping[str, Any]) -> Self:
-        """Return the detector from a `snapshot`."""
-        return cls(**value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
