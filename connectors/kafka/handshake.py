@@ -4,6 +4,9 @@ A few words do it. Every listener answers a SASL handshake: one with SASL names 
 without says that it has none, one that wants TLS says so in TLS, or hangs up. Then the broker says
 where clients find it and its like, and that must work too.
 https://kafka.apache.org/protocol#protocol_messages
+
+The three requests are packed by hand: the messages of kafka.protocol are internal to kafka-python,
+and what answers here need not be Kafka.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""A small builder for ONNX graphs; each component writes its own nodes."""
+"""A small builder for ONNX graphs; each component writes its own nodes.
+
+By hand, because onnx takes 0.2 s to import, with onnxscript 0.8 s, with spox 0.3 s; neither checks
+more than a run of the exported model against the learner does.
+"""
 
 from __future__ import annotations
 
