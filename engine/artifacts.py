@@ -161,7 +161,7 @@ def compress(parts: Parts) -> GateReport:
     pipeline, holdout = parts.pipeline, parts.model.holdout
     if pipeline.export is None:
         raise UserError(
-            f"{pipeline.file} holds out no rows to prove a compressed model with: add an "
+            f"{pipeline.file} holds out no rows to test a compressed model on: add an "
             "[export] section and run it again."
         )
     rows = None if holdout is None else holdout.frame()
@@ -173,9 +173,9 @@ def compress(parts: Parts) -> GateReport:
 def _log_no_model(file: str, too_many: bool) -> None:
     log.log(
         logging.WARNING if too_many else logging.INFO,
-        "No model is exported of a run %s. Its checkpoint is saved: 'headrace export %s' writes "
+        "No model is exported after a run %s. Its checkpoint is saved: 'headrace export %s' writes "
         "one.",
-        "with so many rejected rows" if too_many else "that is stopped",
+        "with so many rejected rows" if too_many else "that was stopped",
         file,
     )
 
@@ -208,9 +208,9 @@ def _early_fills(counts: Counts, before: Counts) -> Iterator[str]:
     for (stage, name), n in counts.items():
         if name == FILLED_BEFORE_LEARNING and n > before.get((stage, name), 0):
             yield (
-                f"[scrub.{stage}] filled {counted(n, 'value')} of columns that it had seen no "
-                "value of yet, with 0, \"\" or false: give a 'missing' stage the 'value' that "
-                "should stand there, or let the data begin with rows that are whole."
+                f'[scrub.{stage}] filled {counted(n, "value")} with 0, "" or false, before it '
+                "had seen a value of their columns: set 'value' in a 'missing' stage, or begin "
+                "with complete rows."
             )
 
 
@@ -273,8 +273,8 @@ def _annotate_threshold(parts: Parts, file: Path, rows: pl.DataFrame | None) -> 
         threshold = choose_threshold(settings, target[finite], scores[finite].astype(np.float64))
     if threshold is None:
         log.warning(
-            "[model] threshold is chosen by %d held-out rows of each class at the least, and "
-            "there are fewer: 0.5 serves. Train longer, or raise [export] holdout.",
+            "[model] threshold needs at least %d held-out rows of each class, and there are fewer: "
+            "it stays 0.5. Train longer, or raise [export] holdout.",
             MIN_ROWS,
         )
     annotate(file, {"threshold": repr(0.5 if threshold is None else threshold)})

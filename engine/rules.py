@@ -81,8 +81,8 @@ def require_no_feedback(parts: Parts) -> None:
         if source.reads_file(output):
             raise UserError(
                 f"{setting} in {file} writes files such as '{output}', and [source] path leads to "
-                "them: they would be read as input. Write to another folder, or let [source] path "
-                "say more exactly what is read."
+                "them: they would be read as input. Write to another folder, or make [source] path "
+                "more specific."
             )
 
 
@@ -108,7 +108,7 @@ def require_static_member(parts: Parts) -> None:
     if not source.tracks_owners and parts.keeps_state:
         raise UserError(
             f"{parts.pipeline.file} keeps a state (it trains, or a stage learns) and shares its "
-            "partitions: give this engine a name in the group that stays, [source] "
+            "partitions: give this engine a fixed name in its group, [source] "
             "group_instance_id."
         )
 
@@ -125,20 +125,20 @@ def require_shufflable(parts: Parts) -> None:
         )
     if isinstance(source, SharedSource) and source.shares_partitions:
         raise UserError(
-            f"[loader] shuffle_rows in {pipeline.file} needs partitions that stay, and [source] "
-            "subscribe shares them: take one of the two out."
+            f"[loader] shuffle_rows in {pipeline.file} needs fixed partitions, and [source] "
+            "subscribe shares them: take one of them out."
         )
 
 
 def require_repeatable(parts: Parts) -> None:
-    """Check that no stage takes the rows of a second epoch for copies."""
+    """Check that no stage treats the rows of a second epoch as duplicates."""
     if parts.endpoints.source.epochs == 1:
         return
     for stage in parts.scrub.stages:
         if stage.single_pass:
             raise UserError(
                 f"[source] epochs in {parts.pipeline.file} reads every row again, and "
-                f"[scrub.{stage.name}] would take it for a copy or for late: write the cleaned "
+                f"[scrub.{stage.name}] would treat it as a duplicate or as late: write the cleaned "
                 "rows first, with a pipeline that has no model, or leave the stage out."
             )
 
@@ -167,16 +167,16 @@ def require_sink_schema(parts: Parts) -> None:
     for name in added:
         if name in own and (columns is None or name in columns):
             raise UserError(
-                f"[sink] in {pipeline.file} gets a column '{name}' of the model, and the data has "
-                "one of that name: rename yours in a 'derive' stage, or leave it out of "
+                f"[sink] in {pipeline.file} gets a column '{name}' from the model, and the data "
+                "has one too: rename yours in a 'derive' stage, or leave it out of "
                 "[source.schema] or [sink] columns."
             )
     key = str((pipeline.sink or {}).get("key"))
     read_as = parts.scrub.source_schema.get(key)
     if read_as is not None and own.get(key, read_as) != read_as:
         log.warning(
-            "[sink] key '%s' is %s as the stages of [scrub] leave it, and %s as it is read: take a "
-            "column that no stage changes.", key, type_name(own[key]), type_name(read_as),
+            "[sink] key '%s' is %s after the stages of [scrub] and %s in the source: name a column "
+            "that no stage changes.", key, type_name(own[key]), type_name(read_as),
         )  # fmt: skip
     every = {**own, **added}
     sink.bind({name: every[name] for name in written(every, columns, added)})
@@ -193,8 +193,8 @@ def require_own_output(parts: Parts) -> None:
         foreign = resolved_folders([sink]) - own if sink.has_output() else None
         if foreign:
             raise UserError(
-                f"{foreign.pop()} holds results already, and {endpoints.checkpoints.folder} no "
-                "checkpoint that they belong to: name another folder, or replace them with --fresh."
+                f"{foreign.pop()} holds results already, and {endpoints.checkpoints.folder} "
+                "has no checkpoint for them: name another folder, or replace them with --fresh."
             )
 
 
@@ -209,8 +209,8 @@ def require_learned(pipeline: Pipeline, loop: Loop) -> None:
         (stage, reason), n = max(totals.reasons.items(), key=lambda item: item[1])
         raise TooManyRejects(
             f"Ended: none of {counted(totals.read + totals.added, 'row')} could be learned "
-            f"({stage}: {reason}, {n:,}): mend the input, the schema or [model]; the dead letters "
-            "say what was wrong with each row."
+            f"({stage}: {reason}, {n:,}): fix the input, the schema or [model]; the dead letters "
+            "give the reason of each row."
         )
 
 

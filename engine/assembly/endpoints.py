@@ -48,7 +48,7 @@ class Endpoints:
         return self._dead_letter_source() if self.replay else self.another_source()
 
     def another_source(self) -> Source:
-        """Build one more source of [source], for a look at rows beside the run."""
+        """Build a second source from [source], to read rows beside the run."""
         table = {k: v for k, v in self._pipeline.source.items() if k != "schema"}
         return self._mix(table) if table.get("kind") == "mix" else self._source("source", table)
 

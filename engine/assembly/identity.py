@@ -34,7 +34,7 @@ def identity_of(parts: Parts) -> dict[str, str]:
 def _settings(parts: Parts) -> Iterator[tuple[str, str]]:
     """Yield the settings whose change is logged or refused: ``[table] key`` and its JSON value."""
     endpoints, pipeline = parts.endpoints, parts.pipeline
-    source, _ = endpoints.source, endpoints.sinks  # which notes what they are given
+    source, _ = endpoints.source, endpoints.sinks  # building them fills `configured`
     kinds = {section: given.kind for section, given in endpoints.configured.items()}
     for section, kind in {"sink": None, **kinds}.items():
         yield f"[{section}] kind", json.dumps(kind)
@@ -47,9 +47,9 @@ def _settings(parts: Parts) -> Iterator[tuple[str, str]]:
         tables.append(("evaluation", parts.model.evaluation.settings))
     for section, settings in tables:
         mixed = section.startswith(MIXED)
-        found = in_effect.get(section.removeprefix(MIXED), {}) if mixed else in_effect
-        found = found if section.startswith("source") else {}
-        compared = compared_settings(settings, found, learns=parts.keeps_state)
+        values = in_effect.get(section.removeprefix(MIXED), {}) if mixed else in_effect
+        values = values if section.startswith("source") else {}
+        compared = compared_settings(settings, values, learns=parts.keeps_state)
         for key, (act, value) in compared.items():
             text = json.dumps(value, sort_keys=True)
             yield f"[{section}] {key}", text if act == "refuse" else Tolerated(text)
@@ -64,12 +64,13 @@ def _files(parts: Parts) -> Iterator[tuple[str, str]]:
 
 
 def _learned(parts: Parts) -> Iterator[tuple[str, str]]:
-    """Yield the model and the wrappers of the learner; the learner's own state says the rest."""
+    """Yield the model and the wrappers of the learner; the rest is in the learner's own
+    state."""
     pipeline, model = parts.pipeline, parts.model
     learned = {k: v for k, v in (pipeline.model or {}).items() if k != "threshold"}
     yield "model", json.dumps(learned, sort_keys=True)
-    drawn = "sampling" in (pipeline.train or {})
-    yield "[train] sampling", json.dumps("given" if drawn else "none")
+    sampled = "sampling" in (pipeline.train or {})
+    yield "[train] sampling", json.dumps("given" if sampled else "none")
     yield "[train] forget_on", json.dumps(model.forget_on)
     if not model.common_settings.classes and model.features.classes:
         yield "classes", json.dumps(model.features.classes)

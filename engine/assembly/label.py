@@ -31,7 +31,7 @@ class Label:
 
     Args:
         file: the pipeline file, for error messages.
-        inferred_classes: returns classes found before; reads rows if not given.
+        inferred_classes: returns classes inferred before; reads rows if not given.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Label:
         self._endpoints = endpoints
         self._scrub = scrub
         self._file = file
-        self._infer = inferred_classes or self._classes_found
+        self._infer = inferred_classes or self._infer_classes
 
     @cached_property
     def task(self) -> str:
@@ -109,7 +109,7 @@ class Label:
         """
         return self._infer()
 
-    def _classes_found(self) -> tuple[str, ...]:
+    def _infer_classes(self) -> tuple[str, ...]:
         model, dtype, source = self._model, self._scrub.schema[self.column], self._endpoints.source
         if dtype == pl.Boolean:
             return labels.BOOLS
@@ -122,17 +122,17 @@ class Label:
                 f"[model] in {self._file} leaves out classes, and what the source gives can be "
                 'read only once: name them, as in classes = ["no", "yes"].'
             )
-        found = self._look()
+        seen = self._look()
         if source.unbounded():
             raise UserError(
                 f"[model] in {self._file} leaves out classes, and the source has no end, so other "
-                f"labels may come: name them; {found.words(self.column)}."
+                f"labels may come: name them; {seen.words(self.column)}."
             )
-        task = model.task or labels.task_of(dtype, len(found.values))
+        task = model.task or labels.task_of(dtype, len(seen.values))
         where = f"[model] in {self._file}"
-        classes = labels.require_classes(found, task, self.column, where)
+        classes = labels.require_classes(seen, task, self.column, where)
         names = json.dumps(list(classes))
-        log.info("[model] classes are %s: the labels of %s", names, found.where)
+        log.info("[model] classes are %s: the labels of %s", names, seen.where)
         return classes
 
     @property
@@ -143,28 +143,27 @@ class Label:
     def log_hint(self) -> None:
         """Log a warning if the task is inferred and the first labels look like classes."""
         source = self._endpoints.source
-        looks = not (self._endpoints.replay or source.unbounded()) and source.can_be_reread()
-        if not (self.is_left_to_type and looks):
+        readable = not (self._endpoints.replay or source.unbounded()) and source.can_be_reread()
+        if not (self.is_left_to_type and readable):
             return
-        try:  # no stage is asked: it may be anybody's code, and this is no more than a hint
-            found = self._look(labels.READ_ROWS, staged=False)
+        try:  # without the stages: a mere hint should not run user code
+            seen = self._look(labels.READ_ROWS, staged=False)
         except (HeadraceError, OSError, KeyError):
-            return  # the run itself will say it
-        hint = labels.few_numbers(found.values, self.column, found.where)
+            return  # the run itself reports it
+        hint = labels.few_numbers(seen.values, self.column, seen.where)
         if hint is not None:
             log.warning("%s", hint)
 
     def _look(self, most: int = labels.ROWS, *, staged: bool = True) -> labels.Labels:
-        """Read labels through a second source and stages, so that those of the run stay as they
-        are."""
+        """Read labels through a second source and stages; those of the run stay unchanged."""
         scrub, own = self._scrub, self._endpoints.source
         if isinstance(own, SharedSource) and own.shares_partitions:
-            return labels.Labels(values=(), rows=0, whole=False)  # a member more moves the group
+            return labels.Labels(values=(), rows=0, whole=False)  # a reader would rebalance it
         stages = scrub.another_chain() if staged else []
         target = self.column
         read = scrub.read_schema if staged else {target: scrub.source_schema[target]}
         with contextlib.closing(self._endpoints.another_source()) as source:
-            source.restore_schema_state(own.schema_state())  # guessed and told once is enough
+            source.restore_schema_state(own.schema_state())  # infers and logs them once only
             source.schema({**scrub.source_schema, WILDCARD: DROPPED})
             return labels.look(source, read, stages, target, most)
 

@@ -141,23 +141,23 @@ def watch_memory(parts: Parts, loader: Loader) -> None:
 
 
 def _limit_memory(loader: Loader, name: str, part: object, metrics: Metrics) -> None:
-    """Count a component that buffers under the loader's budget, and bound it."""
+    """Bound the memory of a component that buffers, and count it in the loader's budget."""
     if isinstance(part, Buffered):
-        budget, held = loader.budget, part
-        held.limit_memory(max(1, int(budget.total * MEMORY_SHARES[name])))
-        budget.watch(name, lambda: held.nbytes)
-        metrics.watch_memory(name, lambda: held.nbytes)
+        budget, buffered = loader.budget, part
+        buffered.limit_memory(max(1, int(budget.total * MEMORY_SHARES[name])))
+        budget.watch(name, lambda: buffered.nbytes)
+        metrics.watch_memory(name, lambda: buffered.nbytes)
 
 
 def _limit_replay(loader: Loader, parts: Parts) -> None:
-    """Count the replay under the budget. Raises: UserError if it does not fit."""
+    """Count the replay in the budget. Raises: UserError if it does not fit."""
     budget, learner = loader.budget, parts.model.learner
     if isinstance(learner, Buffered):
         learner.limit_memory(budget.total // 8)
     memory, full = learner.memory, learner.replay_bytes
     if full > budget.total // 2:
         raise UserError(
-            f"[train] replay_rows come to {full:,} bytes, and half of [loader] memory_budget is "
+            f"[train] replay_rows take {full:,} bytes, and half of [loader] memory_budget is "
             f"{budget.total // 2:,}: lower replay_rows, or raise the budget."
         )
     if full:
@@ -190,7 +190,7 @@ def _threads_key(parts: Parts) -> str:
     if pipeline.trains:
         import torch
 
-        several = torch.get_num_threads() > 1  # the learner is made
+        several = torch.get_num_threads() > 1  # the learner, built before, sets it
         return "train.threads" if several and parts.model.learner_class.sets_threads else ""
     several = pipeline.infer is not None and pipeline.infer.get("threads") != 1
     return "infer.threads" if several else ""

@@ -183,11 +183,11 @@ class Model:
             names = [stage.name for stage in self._scrub.stages]
             require_challengeable(learner, challenged, names)
         if sampling is not None:
-            drawn = validate(SamplingSettings, sampling, "train.sampling", file)
-            learner = ResampledLearner(learner, drawn)
+            sampling_settings = validate(SamplingSettings, sampling, "train.sampling", file)
+            learner = ResampledLearner(learner, sampling_settings)
         if challenged == "never":
             return learner
-        assert isinstance(learner, Challengeable), "require_challengeable has looked"
+        assert isinstance(learner, Challengeable), "require_challengeable checks this"
         return ChampionChallenger(learner, challenged)
 
     @cached_property
@@ -197,20 +197,20 @@ class Model:
         Raises: UserError for a column that is missing or was scaled.
         """
         scrub, table = self._scrub, dict(self._pipeline.evaluation or {})
-        if PART in scrub.schema:  # what a 'split' stage keeps apart is reported on apart
+        if PART in scrub.schema:  # each part is reported as a slice
             parts = {part: f"{PART} = '{part}'" for part in ("train", "validation", "test")}
             table["slices"] = {**parts, **table.get("slices", {})}
         settings = self._pipeline.settings(Evaluation.Settings, table, "evaluation")
         evaluation = Evaluation(settings, self.features)
-        # Columns are looked at before the stages inside a model file: a scaled one says nothing.
+        # Columns are read as they are before the stages inside a model file: unscaled.
         evaluation.bind({**scrub.schema, **scrub.export_schema})
         self._require_unscaled(evaluation)
         return evaluation
 
     @cached_property
     def holdout(self) -> Holdout | None:
-        """The held-out rows, to judge a compressed model and choose a threshold; None if neither
-        is asked for."""
+        """The held-out rows, to evaluate compressed models and choose a threshold; None if the
+        pipeline does neither."""
         scrub, export = self._scrub, self._pipeline.export
         if not self._pipeline.trains:
             return None
@@ -223,8 +223,8 @@ class Model:
         if stateful:
             log.info(
                 "Rows are held out by partition and position, not by content: no model file can "
-                "hold the state of [scrub.%s]. An equal row that comes again may be learned once "
-                "and judged once.",
+                "hold the state of [scrub.%s]. Of two equal rows one may be learned and the other "
+                "held out.",
                 "] and [scrub.".join(stateful),
             )
         unread = scrub.unread_columns
@@ -279,7 +279,7 @@ class Model:
         if features.target in (*features.numeric, *features.categories, *features.nested):
             raise UserError(
                 f"[model] in {self._pipeline.file} reads its target '{features.target}' as a "
-                "feature: what is to be predicted is not known then; take it out of the features."
+                "feature, which is unknown when it predicts: take it out of the features."
             )
         if features.nested and self._pipeline.export is not None:
             raise UserError(
@@ -293,10 +293,10 @@ class Model:
             for column in evaluation.needed:
                 if column in stage.scaled:
                     raise UserError(
-                        f"[evaluation] in {self._pipeline.file} looks at column '{column}', which "
-                        f"[scrub.{stage.name}] has put on another scale: put [scrub.{stage.name}] "
-                        f"behind [scrub.{stages[export_from - 1].name}], or look at a copy "
-                        "that a 'derive' stage makes before it."
+                        f"[evaluation] in {self._pipeline.file} reads column '{column}', which "
+                        f"[scrub.{stage.name}] has scaled: put [scrub.{stage.name}] "
+                        f"after [scrub.{stages[export_from - 1].name}], or read a copy that "
+                        "a 'derive' stage makes before it."
                     )
 
 

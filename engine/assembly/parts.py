@@ -23,7 +23,7 @@ from engine.types import RESERVED, Batch, Features, Schema, SharedSource, requir
 
 
 class Parts:
-    """Builds each part of a pipeline on first use; what nobody uses is never opened.
+    """Builds each part of a pipeline on first use; an unused part is never opened.
 
     Args:
         replay: whether to read the dead letters instead of the source.
@@ -45,7 +45,7 @@ class Parts:
 
     @property
     def keeps_state(self) -> bool:
-        """Whether the pipeline learns: its rows are in a state that only this engine has."""
+        """Whether the pipeline learns, so that this engine alone has the state of its rows."""
         return self.pipeline.trains or bool(self.scrub.stateful)
 
     @cached_property
@@ -106,7 +106,7 @@ class Parts:
     @property
     def keep_raw_from(self) -> int | None:
         """The index of the stage before which rows are kept raw, for held-out rows and the
-        evaluation; None if nobody needs them."""
+        evaluation; None if neither needs them."""
         evaluates = self.pipeline.trains and bool(self.model.evaluation.needed)
         keeps = self.model.holdout is not None or evaluates
         return self.scrub.export_from if keeps else None

@@ -37,7 +37,7 @@ def try_resume(parts: Parts) -> None:
         sink.require(state[section])
     source = parts.endpoints.source
     if isinstance(source, SharedSource) and source.shares_partitions:
-        return  # its group says where to go on, to members alone
+        return  # only members of its group learn the positions
     detached = {"source": detached_source(parts.pipeline.source)}
     other = Parts(parts.pipeline.model_copy(update=detached), Metrics())
     _ = other.scrub.source_schema

@@ -19,7 +19,7 @@ SCHEMA_FILE = "schema.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedSchema:
-    """The columns a run started with, for a resume, whatever the rows of then suggest.
+    """The columns a run started with. A resumed run keeps them, whatever types its rows suggest.
 
     Attributes:
         declared: [source.schema] at the start.

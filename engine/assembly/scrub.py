@@ -44,7 +44,7 @@ class Scrub:
 
     @cached_property
     def source_schema(self) -> Schema:
-        """The decoded columns: in a resumed run those it started with, whatever the rows of now
+        """The decoded columns. A resumed run keeps those it started with, whatever types its rows
         suggest.
 
         Raises: UserError for a name reserved by headrace.
@@ -125,9 +125,9 @@ class Scrub:
             return False
         if any(dtype != pl.String for dtype in self.source_schema.values()):
             return False
-        with contextlib.closing(self._endpoints.another_source()) as looked_at:
-            looked_at.schema({})
-            return not looked_at.sample(1, 1.0)
+        with contextlib.closing(self._endpoints.another_source()) as source:
+            source.schema({})
+            return not source.sample(1, 1.0)
 
     @cached_property
     def _bound(self) -> tuple[list[Stage], Sequence[Schema]]:
@@ -151,7 +151,9 @@ class Scrub:
         try:
             return source.schema({**known, WILDCARD: DROPPED})
         except UserError as error:
-            log.warning("The columns of the run so far do not hold any more: %s", error)
+            log.warning(
+                "The columns of the run so far no longer fit and are resolved again: %s", error
+            )
             source.restore_schema_state({})
             return source.schema(declared)
 

@@ -39,8 +39,8 @@ class Served:
         missing = [f"[scrub.{name}]" for name in predictor.before if name not in pipeline.scrub]
         if missing:
             log.warning(
-                "%s was trained behind %s, which no model file holds: its rows must come as those "
-                "leave them, or be served by a pipeline that has them.",
+                "%s was trained after %s, which no model file can contain: pass it rows that these "
+                "stages have processed, or add the stages to this pipeline.",
                 settings.model,
                 " and ".join(filter(None, (", ".join(missing[:-1]), missing[-1]))),
             )

@@ -87,8 +87,8 @@ class RejectLimit:
         raise TooManyRejects(
             f"{outcome}: {bad / rows:.1%} of {which} rejected ({reason}"
             f"{f', {n:,} of {bad:,}' if n < bad else ''}), and [dead_letters] limit allows "
-            f"{self._settings.limit:.1%}: mend the input or the schema, or raise the limit; the "
-            "dead letters say what was wrong with each row."
+            f"{self._settings.limit:.1%}: fix the input or the schema, or raise the limit; the "
+            "dead letters give the reason of each row."
         )
 
 

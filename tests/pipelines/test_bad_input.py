@@ -426,11 +426,11 @@ def test_too_many_rejected_rows_stop_with_their_own_reason(
     limits = "[dead_letters]\nwindow = 500\nlimit = 0.2\n[export]\n"
     code, _, err = headrace("run", small(tmp_path / "data.csv", more=limits))
     assert code == 3
-    assert "No model is exported of a run with so many rejected rows." in err
+    assert "No model is exported after a run with so many rejected rows." in err
     assert not list((tmp_path / "run").glob("*.onnx"))
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["rows"] > 900
     assert (tmp_path / "run" / "metrics.prom").is_file()
     assert "rows were rejected (collate: not_finite), and [dead_letters] limit allows 20.0%" in err
-    assert f"say what was wrong with each row. They are in {tmp_path}/run/dead_letters." in err
+    assert f"give the reason of each row. They are in {tmp_path}/run/dead_letters." in err
     assert set(letters()["reason"]) == {"not_finite"}

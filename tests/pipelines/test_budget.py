@@ -58,7 +58,7 @@ def test_a_replay_that_cannot_fit_is_one_sentence(tmp_path: Path) -> None:
         scrub={"derive": {"columns": {"b": "a * 2"}}},
         train={"replay_rows": 100_000},
     )
-    with pytest.raises(UserError, match=r"replay_rows come to 800,000 bytes.*131,072"):
+    with pytest.raises(UserError, match=r"replay_rows take 800,000 bytes.*131,072"):
         Run(made).run()
 
 

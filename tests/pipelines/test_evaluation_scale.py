@@ -42,5 +42,5 @@ def test_a_baseline_on_a_scaled_column_has_its_true_error(kind: str, tmp_path: P
 
 def test_one_that_was_scaled_too_early_is_refused(tmp_path: Path) -> None:
     scrub = {"standardize": {"columns": ["x"]}, "derive": {"columns": {"z": "x * 2"}}}
-    with pytest.raises(UserError, match=r"'x', which \[scrub.standardize\] has put on another"):
+    with pytest.raises(UserError, match=r"'x', which \[scrub.standardize\] has scaled: put"):
         Run(pipeline(tmp_path, scrub)).run(fresh=True)

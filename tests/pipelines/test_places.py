@@ -263,7 +263,7 @@ def test_results_of_another_pipeline_are_not_taken_away(
     for command in ("check", "run"):
         code, out, err = headrace(command, file, *other)
         assert code == 2, err
-        assert f"{tmp_path}/out holds results already, and {tmp_path}/other/checkpoints no" in (
+        assert f"{tmp_path}/out holds results already, and {tmp_path}/other/checkpoints has no" in (
             out.replace("\n", "") + err
         )
     assert results().equals(before)

@@ -226,11 +226,11 @@ def test_a_model_says_which_stages_its_file_does_not_hold(
     serving = {k: v for k, v in table.items() if k not in ("model", "export")}
     serving |= {"name": "s", "folder": str(tmp_path / "served"), "infer": {"model": str(model)}}
     Run(Pipeline.of(serving)).assemble()
-    assert "trained behind" not in caplog.text
+    assert "trained after" not in caplog.text
     (tmp_path / "new.csv").write_text("c\n1\n")
     source = {"kind": "files", "path": str(tmp_path / "new.csv")}
     Run(Pipeline.of({**serving, "scrub": {}, "source": source})).assemble()
-    assert "was trained behind [scrub.twice] and [scrub.late], which no model file" in caplog.text
+    assert "was trained after [scrub.twice] and [scrub.late], which no model file" in caplog.text
 
 
 def test_a_run_that_is_stopped_says_how_its_model_is_written(

@@ -269,7 +269,7 @@ def test_what_keeps_a_state_needs_a_name(
 ) -> None:
     code, _, err = headrace("run", pipeline("nameless", broker.topic(), TRAIN))
     assert code == 2
-    assert "give this engine a name in the group that stays, [source] group_instance_id" in err
+    assert "give this engine a fixed name in its group, [source] group_instance_id" in err
 
 
 def test_join_needs_a_group_and_no_end(
