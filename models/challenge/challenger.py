@@ -49,6 +49,9 @@ STRIDES = 64, 1_024
 """The bounds of the stride: an alarm takes effect at the next multiple of a 16th of the
 champion's rows, a power of two within these."""
 
+SUCCESSOR_ROWS = 512
+"""The rows that the previous scales count for in a successor, so that new rows dominate."""
+
 NOTHING_YET: dict[str, Any] = {
     "rows": 0, "watch": {}, "pace": {}, "limit": math.inf, "challenge": None,
 }  # fmt: skip
@@ -505,6 +508,7 @@ def _refused(step: Step) -> NDArray[np.bool_]:
 
 
 __all__ = [
+    "SUCCESSOR_ROWS",
     "ChallengeSettings",
     "Challengeable",
     "ChampionChallenger",

@@ -27,14 +27,12 @@ from engine.types import (
     UserError,
 )
 from engine.types.arrays import Floats
-from models.challenge.challenger import Challengeable, ChallengeSettings
+from models.challenge.challenger import SUCCESSOR_ROWS, Challengeable, ChallengeSettings
 from models.learners.identity import require_same_model
 from models.learners.sgd import learn_rows, predict_rows
 
 KEPT_BAD_BATCHES = 4
 """The batches with non-finite numbers that are kept for inspection."""
-SUCCESSOR_ROWS = 512
-"""The rows that the previous scaler counts for in a successor."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,7 @@ from engine.types import (
     Tensors,
     UserError,
 )
-from models.challenge.challenger import Challengeable
+from models.challenge.challenger import SUCCESSOR_ROWS, Challengeable
 from models.learners.identity import require_same_model
 from models.learners.losses import make_loss
 from models.learners.optimizer import Optimizer
@@ -45,8 +45,6 @@ KEPT_BAD_BATCHES = 4
 """The batches with a non-finite loss or gradient that are kept for inspection."""
 MAX_SCORE = 1e18
 """The bound of scores and targets: their squares must be float32."""
-SUCCESSOR_ROWS = 512
-"""The rows that the previous scales count for in a successor."""
 
 
 class TabularLearner(Challengeable):

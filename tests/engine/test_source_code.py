@@ -66,11 +66,7 @@ BY_THEMSELVES = {
     (
         "models/compress/candidate_process.py",
         "job_file.write_bytes",
-    ),  # what a child process gets and gives, in a
-    (
-        "models/compress/candidate_process.py",
-        "temporary.write_bytes",
-    ),  # temporary folder that goes with it
+    ),  # what a child process gets, in a temporary folder that goes with it
 }
 
 
