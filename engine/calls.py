@@ -33,6 +33,7 @@ from engine.types import (
     Stage,
     Step,
     Tensors,
+    type_name,
 )
 from engine.types.contract_checks import require_attributes
 from engine.types.plural import counted
@@ -51,6 +52,7 @@ PLACED = (
     f"'{PARTITION}' and '{POSITION}' say where a row came from: pass them on as they are, those of "
     "a row that was added are those of the row it was made of"
 )
+PROMISED = "the columns after the stage are those that its bind returns, in their types"
 
 
 class Calling:
@@ -143,19 +145,26 @@ def bind(stage: Stage, schema: Schema) -> Schema:
     if not isinstance(after, Mapping):
         wrong = f"returned {_shown(after)} from bind: expected the schema after it, name -> type"
         _require(wrong, section, stage)
+    stage.bound = schema, after
     return cast(Schema, after)
 
 
 def apply(stage: Stage, batch: Batch) -> Batch:
     """Return the batch after a stage.
 
-    Raises: HeadraceError where rows are missing or too many, or have lost their positions.
+    Raises: HeadraceError where rows are missing or too many, or have lost their positions, or have
+        other columns than `bind` has returned.
     """
     section = f"scrub.{stage.name}"
     with Calling(section, stage):
         done = stage.apply(batch)
+    strict = is_custom(stage)
     if done is not batch:
-        _require(_batch_mistake(batch, done, strict=is_custom(stage)), section, stage)
+        _require(_batch_mistake(batch, done, strict=strict), section, stage)
+    if strict and stage.bound is not None:
+        _require(
+            _columns_mistake(batch.frame.schema, done.frame.schema, *stage.bound), section, stage
+        )
     return done
 
 
@@ -273,6 +282,31 @@ def _places_mistake(before: Batch, after: Batch, added: int) -> str | None:
     if _same_places(before.frame, after.frame, rejected, several=added > 0):
         return None
     return f"returned rows with other positions than it was given: {PLACED}"
+
+
+def _columns_mistake(
+    before: Mapping[str, Any], after: Mapping[str, Any], given: Schema, promised: Schema
+) -> str | None:
+    """Return what is wrong with the columns of a stage's result; None if nothing.
+
+    Args:
+        before, after: the columns of the batch, which lacks those that nothing reads.
+        given, promised: all columns before and after the stage, by its `bind`.
+    """
+    for column, dtype in promised.items():
+        if column in given and column not in before:
+            continue
+        if column not in after:
+            return f"returned no column '{column}', which its bind returned: {PROMISED}"
+        if after[column] != dtype:
+            return (
+                f"returned column '{column}' as {type_name(after[column])}, and its bind returned "
+                f"{type_name(dtype)}: {PROMISED}"
+            )
+    for column in after:
+        if column not in promised and (column in given or column not in before):
+            return f"returned column '{column}', which its bind did not return: {PROMISED}"
+    return None
 
 
 def _same_places(

@@ -326,11 +326,14 @@ class Stage(ABC):
         settings: its own.
         single_pass: it requires that rows come only once: read again, all would look like
             duplicates, or late.
+        bound: the columns before and after it, as `bind` was given and returned them; set by the
+            engine.
     """
 
     name: str
     settings: Any = None
     single_pass: ClassVar[bool] = False
+    bound: tuple[Schema, Schema] | None = None
 
     def __init__(self, name: str, settings: Any) -> None:
         self.name = name

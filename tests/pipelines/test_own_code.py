@@ -16,7 +16,7 @@ import torch
 
 from connectors.formats.text import RawText
 from connectors.memory import MemorySource
-from engine import types
+from engine import calls, types
 from engine.calls import Calling, whose
 from engine.config import LoaderSettings
 from engine.loading.loader import Loader
@@ -25,6 +25,7 @@ from engine.types import (
     EndOfStream,
     Features,
     HeadraceError,
+    Mark,
     Records,
     Rejects,
     Schema,
@@ -143,6 +144,43 @@ def test_an_error_of_a_stage_is_no_end_of_the_stream(error: BaseException) -> No
 def test_a_stage_that_loses_or_invents_rows_is_told(change: Change, sentence: str) -> None:
     with pytest.raises(HeadraceError, match=rf"^\[scrub.mine\] kind '.*:Own' .*{sentence}"):
         read_with(stage(change))
+
+
+class Promising(Changing):
+    """Promises column b as float64, and no column c."""
+
+    def bind(self, schema: Schema) -> Schema:
+        return {**{c: t for c, t in schema.items() if c != "c"}, "b": pl.Float64()}
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda f: f.drop("c"), "returned no column 'b', which its bind returned"),
+        (lambda f: f.drop("c").with_columns(b=pl.lit(1)), "'b' as int32, and its bind .* float64"),
+        (lambda f: f.with_columns(b=pl.lit(1.0)), "returned column 'c', which its bind did not"),
+        (lambda f: f.drop("c").with_columns(b=1.0, d=2.0), "returned column 'd', which its bind"),
+        (lambda f: f.drop("c", "a").with_columns(b=1.0), "returned no column 'a', which"),
+    ],
+)
+def test_columns_are_those_that_bind_promised(change: Change, sentence: str) -> None:
+    own: Any = type("Own", (Promising,), {"change": staticmethod(change)})("mine", None)
+    calls.bind(own, {"a": pl.Int64(), "c": pl.Int64(), "unread": pl.Int64()})
+    with pytest.raises(HeadraceError, match=rf"^\[scrub.mine\] kind '.*:Own' .*{sentence}"):
+        calls.apply(own, batch_of(["a", "c"]))
+
+
+def test_columns_that_nothing_reads_are_not_missed() -> None:
+    own: Any = type("Own", (Promising,), {"change": lambda f: f.drop("c").with_columns(b=1.0)})
+    kept = own("mine", None)
+    calls.bind(kept, {"a": pl.Int64(), "c": pl.Int64(), "unread": pl.Int64()})
+    assert calls.apply(kept, batch_of(["a", "c"])).frame.columns[:2] == ["a", "_partition"]
+
+
+def batch_of(columns: list[str]) -> Batch:
+    rows = pl.DataFrame({c: [1, 2] for c in columns})
+    frame = rows.with_columns(_partition=pl.lit("p"), _position=pl.Series([0, 1]))
+    return Batch(frame=frame, mark=Mark(), arrived=0.0, raw_rows=2)
 
 
 def test_taking_rows_out_is_no_growth() -> None:
