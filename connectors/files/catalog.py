@@ -1,4 +1,4 @@
-"""Which files a source reads, of which format, and which parts of them are this engine's."""
+"""The files a source reads, their format, and the splits of this engine."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ log = logging.getLogger("headrace.files")
 
 
 class Catalog:
-    """The files of a source, and what all of its parts know of them.
+    """The files of a source, shared by all of its parts.
 
     Attributes:
         settings: the source's; `FilesSource.use_parse_settings` replaces them.
-        stdin: standard input, if that is read in place of files.
+        stdin: standard input, if it is read instead of files.
         files: partition -> path, in their order.
         format: the name of their format.
-        spec: what is known of that format.
-        name: the partition of files that are read as one.
-        folders: partition -> column -> value, as its folders say; it grows as files are opened.
+        spec: the registry's entry of that format.
+        name: the partition, if all files are one.
+        folders: partition -> column -> value, from folder names; grows as files are opened.
     """
 
     def __init__(self, settings: FilesSettings) -> None:
-        """Raises: UserError where the path leads to no file, or to files of several formats, or to
-        files that cannot be sorted and are to be."""
+        """Raises: UserError if the path matches no file or files of several formats, or order_by is
+        set for files that cannot be sorted."""
         if settings.format is not None:
             require_known_format(settings.format, FILES)
         self.settings = settings
@@ -57,7 +57,7 @@ class Catalog:
     def find(self) -> dict[str, Path]:
         """Return the current files.
 
-        Raises: UserError where there is none, unless they are followed and the format is given.
+        Raises: UserError if there is none, unless files are followed and the format is given.
         """
         settings = self.settings
         if self.stdin is not None:
@@ -69,7 +69,7 @@ class Catalog:
                 raise
             if settings.format is None:
                 raise UserError(
-                    f"{error} Where files are yet to come, set [source] format and declare their "
+                    f"{error} If files come later, set [source] format and declare their "
                     "columns in [source.schema]."
                 ) from None
             log.warning("%s It is waited for.", error)
@@ -82,7 +82,7 @@ class Catalog:
 
     @property
     def described(self) -> str:
-        """All files, in a sentence."""
+        """The files as words for a sentence."""
         first, rest = self.first[0], len(self.files) - 1
         return f"{first}, or any of {rest} more files," if rest else first
 
@@ -98,7 +98,7 @@ class Catalog:
 
     @property
     def nests(self) -> bool:
-        """Whether `paths` leads into columns that have others inside."""
+        """Whether `paths` may lead into nested columns."""
         return self.has_objects or self.spec.layout == "table"
 
     @property
@@ -112,13 +112,13 @@ class Catalog:
         return bool(self.settings.order_by) or self.file_per_row
 
     def note_folders(self, partition: str, path: Path) -> None:
-        """Note the columns that the folders of a partition's file say."""
+        """Record the columns in the folder names of a partition's file."""
         self.folders[partition] = partition_values(path)
 
     def splits(self) -> list[InputSplit]:
         """Return the splits that this engine reads, in the order of names.
 
-        Raises: UserError where the files cannot be shared or shuffled.
+        Raises: UserError if the files cannot be shared or shuffled.
         """
         settings = self.settings
         shard, shards = settings.place()
@@ -153,7 +153,7 @@ class Catalog:
         return text_bounds(path) if lines else None
 
     def require_followable(self) -> None:
-        """Raises: UserError where the files cannot be followed."""
+        """Raises: UserError if the files cannot be followed."""
         self._require_once("follow reads files as they come, without an end")
         if self.file_per_row:
             raise UserError(
@@ -162,7 +162,7 @@ class Catalog:
             )
 
     def require_pipeable(self) -> None:
-        """Raises: UserError where rows cannot be read from standard input."""
+        """Raises: UserError if rows cannot be read from standard input."""
         if not self.has_lines:
             raise UserError(
                 f"[source] path = \"-\" reads lines of text, not '{self.format}': write it to a "
@@ -173,7 +173,7 @@ class Catalog:
         self._require_once("standard input is read once")
 
     def _require_once(self, why: str) -> None:
-        """Raises: UserError for settings that read all files together, again or by several."""
+        """Raises: UserError for settings that read files together, repeatedly or shared."""
         settings = self.settings
         own = (settings.order_by, settings.shuffle_files, settings.epochs > 1, settings.shards)
         names = ("order_by", "shuffle_files", "epochs", "shards")

@@ -50,7 +50,7 @@ log = logging.getLogger("headrace.files")
 
 
 class ColumnFinder:
-    """Finds the columns that a decode will give, and tells the opener which of them to read."""
+    """Finds the columns of decoded rows, and sets which of them the opener reads."""
 
     def __init__(
         self,
@@ -66,10 +66,10 @@ class ColumnFinder:
         self._opener = opener
         self._sorted_files = sorted_files
         self._left_out: set[str] = set()
-        """The columns that were told to be left out."""
+        """The columns already reported as left out."""
 
     def schema(self, declared: Schema) -> Schema:
-        """Return the columns that a decode will give, see `engine.types.Source.schema`.
+        """Return the columns of decoded rows, see `engine.types.Source.schema`.
 
         Raises: UserError when a declared column is in no file (NDJSON: a field may be absent), or a
             file lacks a column and ``missing_columns`` is "fail".
@@ -95,7 +95,7 @@ class ColumnFinder:
         if catalog.settings.missing_columns == "fail":
             for column, files in inspection.missing_in.items():
                 raise UserError(
-                    f"{files[0]} has no column '{column}', which other files have: mend it, or "
+                    f"{files[0]} has no column '{column}', which other files have: fix it, or "
                     'take [source] missing_columns = "fail" out.'
                 )
         inspection.log_warnings(len(catalog.files), named)
@@ -103,7 +103,7 @@ class ColumnFinder:
             tops = inspection.schema
             plain = {c: pl.String() if t == pl.Null else t for c, t in tops.items()}
             return plain | self._nested(tops)
-        if catalog.has_objects:  # what a path takes apart is no column of its own as well
+        if catalog.has_objects:  # a column that paths lead into is not a column itself
             apart = {str(parse_path(path, c)[0]) for c, path in paths.items()}
             own = {*named, *paths}
             there = {c: t for c, t in inspection.schema.items() if c not in apart or c in own}
@@ -123,7 +123,7 @@ class ColumnFinder:
                 return self._schema(declared)
             except UserError:
                 raise
-            except (HeadraceError, OSError):  # a file went meanwhile, or is only half there
+            except (HeadraceError, OSError):  # a file disappeared meanwhile, or is incomplete
                 files = catalog.find()
                 plain = {name: path for name, path in files.items() if compression(path) is None}
                 catalog.files = plain or files
@@ -141,7 +141,7 @@ class ColumnFinder:
                 require_objects(catalog.files, self._opener.sampled)
             self._opener.columns = list(named)
             return named
-        if not catalog.files:  # they are waited for
+        if not catalog.files:  # files that come later
             self._require_declared(named)
             self._opener.columns = list(named)
             return named
@@ -160,16 +160,16 @@ class ColumnFinder:
         return schema
 
     def _described(self, declared: Schema, named: Schema, *, only: bool) -> Schema | None:
-        """Return the columns of a format that says them itself; None where the files do.
+        """Return the columns of a format that defines them itself; None if the files do.
 
         Args:
-            only: no other columns than the named ones are read.
+            only: read no columns but the declared ones.
 
-        Raises: UserError for columns and paths that do not go together, or are missing.
+        Raises: UserError for columns and paths that contradict each other, or are missing.
         """
         catalog, inner, paths = self._catalog, self._decoding.inner, self._catalog.settings.paths
         if catalog.has_objects:
-            if only or not catalog.files:  # else the types of the others are guessed
+            if only or not catalog.files:  # otherwise the types of the others are inferred
                 Ndjson(paths).schema(named)
             return None
         if catalog.format == "xml":
@@ -189,10 +189,10 @@ class ColumnFinder:
         return described
 
     def _require_declared(self, named: Schema) -> None:
-        """Raises: UserError where no column is declared."""
+        """Raises: UserError if no column is declared."""
         if not named:
             raise UserError(
-                "[source] path leads to no file yet that columns could be guessed from: "
+                "[source] path leads to no file yet from which columns could be inferred: "
                 "declare them in [source.schema]."
             )
 
@@ -237,7 +237,7 @@ class ColumnFinder:
         return inspect_json(catalog.files, opener.sampled, paths, declared=declared)
 
     def _nested(self, available: Schema) -> Schema:
-        """Return the columns that `paths` takes out of others.
+        """Return the columns that `paths` extracts from others.
 
         Raises: UserError for a path that leads to nothing.
         """
@@ -268,7 +268,7 @@ class ColumnFinder:
                 top = str(parse_path(path, column)[0])
                 raise UserError(
                     f"[source] paths: '{path}' of column '{column}' leads to nothing in "
-                    f"{self._catalog.first[0]} that its type could be guessed from: correct it, "
+                    f"{self._catalog.first[0]} from which its type could be inferred: correct it, "
                     f"or declare '{column}' in [source.schema].{nearest(top, there)}"
                 )
 

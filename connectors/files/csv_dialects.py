@@ -1,4 +1,4 @@
-"""How the CSV files of a source are written: declared, or found in their first rows."""
+"""The dialect of a source's CSV files: declared, or sniffed from their first rows."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ class CsvDialects:
     """The dialect of a source's CSV files, their headers and decoders.
 
     Attributes:
-        declared: the fields of a `Dialect` that settings, or the files' extension, give.
-        sniffed: those that the first file with rows shows; None before sniffing.
+        declared: the fields of a `Dialect` set by settings or by the files' extension.
+        sniffed: the fields found in the first file with rows; None before sniffing.
         headers: partition -> its columns, of the files opened so far.
     """
 
     def __init__(self, catalog: Catalog) -> None:
-        """Raises: UserError for settings of CSV that mean nothing here, or contradict others."""
+        """Raises: UserError for CSV settings that do not apply here, or contradict others."""
         self._catalog = catalog
         settings = catalog.settings
         for name in CSV_SETTINGS:
@@ -71,15 +71,15 @@ class CsvDialects:
         return {name: dialect[name] for name in CSV_SETTINGS if name in dialect}
 
     def decoder(self, headers: Mapping[str, Sequence[str]] | None = None) -> Csv:
-        """Return a decoder of these headers, or of the files'; it follows the dialect."""
+        """Return a decoder for these headers, or those of the files; it follows the dialect."""
         own = self.headers if headers is None else headers
         coerce = self._catalog.settings.coerce
         self._decoders.append(Csv(own, self.dialect, coerce=coerce, lenient=True))
         return self._decoders[-1]
 
     def declare_again(self, model_null_values: Iterable[str]) -> None:
-        """Take the settings, which changed, and the missing values of a model's training. Decoders
-        made before are not used any more."""
+        """Apply changed settings, and the missing values of a model's training. Decoders built
+        before are no longer used."""
         self._model_null_values = tuple(model_null_values)
         self.declared = self._declaration()
         self._decoders = []
@@ -93,7 +93,7 @@ class CsvDialects:
     def sniff(self, head: bytes, name: str) -> None:
         """Sniff the dialect of the first rows of a file; it applies to all.
 
-        Raises: UserError where one character has two roles.
+        Raises: UserError if one character has two roles.
         """
         self.use(sniff_dialect(head, self.declared))
         roles = dataclasses.asdict(self.dialect)
@@ -109,7 +109,7 @@ class CsvDialects:
 
         Args:
             raw: its first row, None without one.
-            sniffed_now: the dialect was sniffed in it, so a doubt is told.
+            sniffed_now: whether the dialect was sniffed in this file; a doubt is then logged.
 
         Raises: UserError, see `header`.
         """
@@ -178,10 +178,10 @@ def header(raw: bytes | None, name: str, dialect: Dialect, encoding: str = "utf-
     except UnicodeDecodeError as error:
         raise UserError(
             f"The header of {name} cannot be read: {error}; set [source] encoding, for instance "
-            '"latin-1", or mend it.'
+            '"latin-1", or fix it.'
         ) from None
     except csv.Error as error:
-        raise UserError(f"The header of {name} cannot be read: {error}; mend it.") from None
+        raise UserError(f"The header of {name} cannot be read: {error}; fix it.") from None
     twice = [c for i, c in enumerate(names) if c in names[:i]]
     if twice:
         raise UserError(f"{name} has column '{twice[0]}' twice in its header: rename one of them.")
@@ -191,7 +191,7 @@ def header(raw: bytes | None, name: str, dialect: Dialect, encoding: str = "utf-
 class Headers(dict[str, list[str]]):
     """Partition -> its header, for existing files; for another one, the union of all.
 
-    Raises (a look-up): UserError where a file is not there, and the others differ.
+    Raises (a look-up): UserError for a missing file if the others differ.
     """
 
     def __missing__(self, partition: str) -> list[str]:

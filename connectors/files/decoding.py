@@ -1,4 +1,4 @@
-"""The formats that decode what files hold."""
+"""The formats that decode the content of files."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from engine.types import Format, UserError
 
 
 class Decoding:
-    """The format of a source's files, and what stands around it.
+    """The format of a source's files, and the formats that wrap it.
 
     Attributes:
-        inner: decodes what is in a file.
-        inferred: the same; counts what the guessed types of columns reject.
-        format: the source's: the columns of folders as well.
+        inner: decodes the content of a file.
+        inferred: the same, and counts rows rejected because of inferred types.
+        format: the format of the source: also adds the columns of folders.
     """
 
     inner: Format
@@ -34,7 +34,7 @@ class Decoding:
         self.make()
 
     def make(self) -> None:
-        """Make the formats anew, by the settings. Raises: UserError where these do not fit."""
+        """Rebuild the formats from the settings. Raises: UserError if these do not fit."""
         catalog = self._catalog
         self.inner = self._inner()
         self.inferred = InferredTypes(self.inner, lambda: self._dialects.dialect.decimal)

@@ -1,8 +1,8 @@
 """File fingerprints: recognise a file by its content and inode, whatever its path.
 
-A partition is named by the path of a file as it was first seen. Between two looks a file may be
-moved, spelt otherwise, rotated, compressed, cut or replaced. So a checkpoint holds a `Fingerprint`
-of each file, and `match_files` tells which of the files that are there now is which partition.
+A partition is named by the path at which its file was first seen. Later the file may be moved,
+named by another path, rotated, compressed, truncated or replaced. So a checkpoint contains a
+`Fingerprint` of each file, and `match_files` assigns the current files to partitions.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ class Fingerprint:
     """The fingerprint of a file. Offsets are in its (decompressed) text if it has lines.
 
     Attributes:
-        device, inode: the system's number of it.
+        device, inode: the identity of the file in the file system.
         size: bytes on the disk.
         head: how many bytes of its beginning are known.
-        head_digest: of those.
-        row: where the last row is that was read, or the end of a file that cannot grow.
-        row_digest: of it.
-        whole: nothing can be added to it: a file of another size is another.
-        position: the next to read.
-        unread: there was more behind that.
-        unfinished: the row had no line end, so it may have been half of one.
+        head_digest: the digest of these bytes.
+        row: the span of the last row read, or the end of a file that cannot grow.
+        row_digest: the digest of that row.
+        whole: whether the file cannot grow; one of another size is another file.
+        position: the next position to read.
+        unread: whether the file continued after that position.
+        unfinished: whether the row had no line end, so it may be incomplete.
     """
 
     device: int
@@ -65,7 +65,7 @@ class Fingerprint:
     unfinished: bool = False
 
     def snapshot(self) -> list[Any]:
-        """Return a small plain value: there may be many files. See `restore`."""
+        """Return a plain value, small because there may be many files. See `restore`."""
         return [getattr(self, field.name) for field in fields(self)]
 
     @classmethod
@@ -78,7 +78,7 @@ class Fingerprint:
         return (self.device, self.inode) == (stat.st_dev, stat.st_ino)
 
     def matches_file(self, path: Path) -> bool:
-        """Return whether a file begins with what was read of this one."""
+        """Return whether a file begins with the rows read from this one."""
         try:
             stat = path.stat()
             if self.whole and stat.st_size != self.size:
@@ -86,11 +86,11 @@ class Fingerprint:
             places = [(0, self.head), self.row, (self.position - 1, 1)]
             same = self.same_inode(stat) and self.size == stat.st_size
             if self.whole or not self.position or (same and compression(path)):
-                places.pop()  # what is compressed need not be read to there
+                places.pop()  # spares decompressing up to there
             if same and compression(path) and not self.whole:
                 places.pop()
             chunks = segments(path, places, raw=self.whole)
-        except (HeadraceError, OSError):  # cut short or gone: not what was read
+        except (HeadraceError, OSError):  # truncated or gone
             return False
         known = (self.head_digest, self.row_digest)
         matches_file = all(
@@ -124,7 +124,7 @@ def segments(path: Path | int, places: Sequence[Span], *, raw: bool) -> list[byt
     """Return the bytes at these offsets of a file, or of an open uncompressed one; fewer at its
     end; of compressed text, unless `raw`, the unpacked bytes.
 
-    Raises: OSError, HeadraceError where it cannot be read.
+    Raises: OSError, HeadraceError if it cannot be read.
     """
     if isinstance(path, int):
         return [os.pread(path, size, start) for start, size in places]
@@ -148,8 +148,8 @@ class FingerprintTracker:
     """Collects the fingerprint of a file while it is read.
 
     Args:
-        whole: nothing can be added to it.
-        before: what was known of it already.
+        whole: whether the file cannot grow.
+        before: the fingerprint known before, if any.
     """
 
     def __init__(self, path: Path | int, *, whole: bool, before: Fingerprint | None = None) -> None:
@@ -168,7 +168,7 @@ class FingerprintTracker:
         """Read more of the beginning of a file that has grown."""
         before, now = self.fingerprint, self._looked(path)
         (head,) = segments(path, [(0, before.head)], raw=self._whole)
-        if digest(head) == before.head_digest:  # or it was written anew just now
+        if digest(head) == before.head_digest:  # or was just overwritten
             self.fingerprint, self._last = now, None
 
     def record(self, records: Records, *, unfinished: bool = False) -> None:
@@ -177,7 +177,7 @@ class FingerprintTracker:
         if self._whole or not isinstance(values, Values):
             return
         n = len(values) - 1
-        if values.null is not None and values.null[n]:  # only a part of it is there
+        if values.null is not None and values.null[n]:  # incomplete
             return
         start, stop = values.bounds[n : n + 2].tolist()
         row = values.data[start : min(stop, start + ROW_BYTES)].tobytes()
@@ -188,8 +188,8 @@ class FingerprintTracker:
         """Return the fingerprint for a mark that resumes at `position`.
 
         Args:
-            total: its last position, None where that is unknown.
-            epoch_stride: what positions on the mark have been added in each epoch.
+            total: the last position of the file; None if unknown.
+            epoch_stride: the number added to positions on a mark per epoch.
         """
         asked = (position, total)
         if self._last is None or self._last_key != asked:
@@ -248,17 +248,17 @@ class CopyDetector:
         """Note a file that will be read."""
         try:
             first = self._names.setdefault(combined_digest([path]), name)
-        except (OSError, HeadraceError):  # its reader will say so
+        except (OSError, HeadraceError):  # its reader reports it
             return
         if first == name or self._told == MAX_COPY_WARNINGS or not path.stat().st_size:
             return
         self._told += 1
         if self._told == MAX_COPY_WARNINGS:
-            log.warning("There are more files that hold what others do; they are not told.")
+            log.warning("More files may be copies; they are not listed.")
         else:
             log.warning(
-                "%s has the size, the beginning and the end of %s: the rows of a copy are read "
-                "again, as others; leave one of the two out.", name, first,
+                "%s has the same size, beginning and end as %s: if it is a copy, its rows are read "
+                "twice; leave one of the two out.", name, first,
             )  # fmt: skip
 
 
@@ -268,9 +268,9 @@ def match_files(
     """Return partition -> file for matching files, in their order; and the known partitions
     without a file.
 
-    A file is the partition that its content says; of several that fit, the one that the system's
-    number says, then the one of the same name. Others are new: partitions by their own name, with a
-    number where that is taken.
+    A file belongs to the partition with its content; if several fit, to the one with its inode,
+    then the one with its name. Other files are new partitions, named by their path, with a number
+    if that name is taken.
     """
     stats = {name: path.stat() for name, path in files.items()}
     partition: dict[str, str] = {}
@@ -327,8 +327,8 @@ class ResumePlan:
 
     Attributes:
         files: partition -> file, in their order.
-        known: what is known of partitions, those that are gone included.
-        moved: partitions that go on elsewhere than where the mark says.
+        known: partition -> its fingerprint, also for files that are gone.
+        moved: partitions that resume at another position than the mark's.
     """
 
     files: dict[str, Path]
@@ -341,7 +341,7 @@ def plan_resume(
 ) -> ResumePlan:
     """Match the files to the checkpoint and report moved, changed and missing ones.
 
-    Raises: UserError where a file that was read is replaced, cut, gone before its end, or goes on
+    Raises: UserError if a file was replaced, truncated, deleted before its end, or continued
         within its last row, and the policy is to fail.
     """
     files, missing = match_files(present, known)
@@ -353,17 +353,17 @@ def plan_resume(
         if name in new:
             _fail_or_warn(
                 policy,
-                f"{where} has other content now, and what was read is not there any more: expected "
-                "the same file, as it was or longer. Put it back",
-                "what is there now is read from its start, as a new file",
+                f"{where} has other content now, without the rows that were read: expected "
+                "the same file, unchanged or longer. Put it back",
+                "the current content is read from its start, as a new file",
             )
         elif was.unread:
             _fail_or_warn(
                 policy,
-                f"{where} is gone, and there was more behind that. Put it back",
-                "what was not read of it is lost",
+                f"{where} is gone, and was not read to its end. Put it back",
+                "the rows not yet read are lost",
             )
-        known[name] = replace(was, unread=False)  # told, or nothing is lost
+        known[name] = replace(was, unread=False)  # already reported, or nothing is lost
     gone = [name for name in missing if name not in new and not known[name].unread]
     if gone:
         many = counted(len(gone), "file that was read is", "files that were read are")
@@ -388,9 +388,9 @@ def report_continued_line(policy: Policy, name: str, was: Fingerprint) -> None:
     fail."""
     _fail_or_warn(
         policy,
-        f"'{name}' goes on in its last line, at position {was.row[0]}: that had no line end when "
-        'it was read, and was taken as it was; last_line = "wait" leaves it until it has one. Take '
-        "the rest away",
+        f"'{name}' continues its last line, at position {was.row[0]}, which had no line end when "
+        'it was read as a row; last_line = "wait" leaves such a line until it is complete. '
+        "Remove what was added to it",
         "the whole line is read as another row",
     )
 

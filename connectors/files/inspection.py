@@ -39,7 +39,7 @@ if TYPE_CHECKING:  # lxml is imported where XML is read
 from engine.types.plural import counted
 
 RESERVED_NAMES = (*RESERVED, PART, PROBLEM, WILDCARD, "")
-"""Names that no column of a file can have: headrace's own, and none."""
+"""Names that no column of a file can have: reserved ones, and the empty name."""
 INFERENCE_BYTES = 32 << 20
 """The bytes of text used to infer types; files with fewer in all are read completely."""
 MIN_BYTES_PER_FILE = 64 << 10
@@ -98,10 +98,10 @@ class Inspection:
         missing_in: column -> files with rows that lack it.
         mixed: column -> a sentence on its last change of type from file to file.
         empty: files without a row, as far as that is known.
-        partly_read: files that were not looked at whole, although types are guessed from them.
+        partly_read: files of which only a part was read to infer types.
         rows: whether a row was seen.
         blank: columns without a value.
-        null_values: fields that are taken for missing values.
+        null_values: fields that are read as missing values.
         words: column -> fields of it that may be missing values, see
             `connectors.formats.inference.infer`.
     """
@@ -136,7 +136,7 @@ class Inspection:
         if self.null_values:
             words = ", ".join(f'"{word}"' for word in self.null_values)
             log.warning(
-                "Fields %s are taken for missing values; [source] null_values says which are.",
+                "Fields %s are read as missing values; set [source] null_values to choose others.",
                 words,
             )
         guessed = [c for c in self.schema if c not in declared]
@@ -161,7 +161,7 @@ class Inspection:
         elif self.missing_in:
             log.warning(
                 "%d columns are not in all of %s files, and null where they are not: %s; [source] "
-                'missing_columns = "fail" refuses them. --log-level debug tells which files.',
+                'missing_columns = "fail" refuses them. --log-level debug lists the files.',
                 len(self.missing_in),
                 f"{files:,}",
                 _some([f"'{column}'" for column in self.missing_in]),
@@ -177,7 +177,7 @@ class Inspection:
             log.debug("%s", sentence)
         if len(said) > MAX_FILES_NAMED:
             log.warning(
-                "%d more columns are of several types; --log-level debug tells them.",
+                "%d more columns are of several types; --log-level debug lists them.",
                 len(said) - MAX_FILES_NAMED,
             )
 
@@ -208,7 +208,7 @@ def _merge_schema(
             first = next(file for file, columns in before.items() if column in columns)
             raise UserError(
                 f"Column '{column}' is {type_name(old)} in {first} and {type_name(dtype)} in "
-                f"{name}: expected types that go together; leave one of the files out."
+                f"{name}: expected types with a common type; leave one of the files out."
             )
         if old not in (dtype, pl.Null) and dtype != pl.Null:
             inspection.mixed[column] = (
@@ -235,8 +235,8 @@ def inspect_csv(
 
     Args:
         opened: opens a file, and notes its header.
-        declared: columns whose type is known; None where no type is to be guessed.
-        words: whether words for missing values are looked for.
+        declared: columns whose type is known; None to infer no types.
+        words: whether to look for words that mean a missing value.
     """
     inspection, guess = Inspection(), TypeInference()
     columns_by_file: dict[str, list[str]] = {}
@@ -282,10 +282,10 @@ def inspect_json(
     """Inspect the keys of the objects, and infer types that hold all their values.
 
     Args:
-        paths: column -> where its value is; one that leads to none in any row has no type.
-        declared: some columns are, so rows that are no objects may be poison.
+        paths: column -> the path of its value; a path without any value gives no type.
+        declared: whether columns are declared, so that rows that are not objects are rejects.
 
-    Raises: UserError where objects span lines, or no row is an object although nothing is declared.
+    Raises: UserError if objects span lines, or no row is an object and nothing is declared.
     """
     inspection = Inspection()
     shares = SampleBudget(len(files))
@@ -339,7 +339,7 @@ def _check_column_count(columns: int, name: str) -> None:
 
 
 def require_objects(files: Mapping[str, Path], opened: Callable[[Path, str], RowReader]) -> None:
-    """Raises: UserError where the first rows are the lines of objects that span several."""
+    """Raises: UserError if the first rows are lines of objects that span several lines."""
     for name, path in files.items():
         file = opened(path, name)
         try:

@@ -39,14 +39,14 @@ INSPECTION_BYTES = 4 << 20
 
 
 class Opener:
-    """Opens one file after the other, as its format wants it.
+    """Opens one file after the other, in the way its format needs.
 
     Attributes:
-        columns: those to read, where the file lets a reader choose; None for all.
+        columns: the columns to read, if the format can choose; None for all.
     """
 
     def __init__(self, catalog: Catalog, dialects: CsvDialects) -> None:
-        """Raises: UserError where an encoding is set for what is no text."""
+        """Raises: UserError if an encoding is set for a format that is not text."""
         self._catalog = catalog
         self._dialects = dialects
         self.columns: list[str] | None = None
@@ -71,12 +71,12 @@ class Opener:
         return self.text(path, name)
 
     def growing(self, path: Path, name: str) -> Readable | None:
-        """Return the rows of a file that may grow; None while it lacks even its header."""
+        """Return the rows of a file that may grow; None while it has no header."""
         self._catalog.note_folders(name, path)
         return self.file(path, name) if self.is_begun(path) else None
 
     def is_begun(self, path: Path) -> bool:
-        """Return whether a growing CSV has its header by now."""
+        """Return whether the header of a growing CSV is complete."""
         if self._catalog.format != "csv" or compression(path) is not None:
             return True
         (head,) = segments(path, [(0, HEADER_BYTES)], raw=True)
@@ -120,10 +120,9 @@ class Opener:
         return file if self._transcoder is None else TranscodedReader(file, self._transcoder)
 
     def text(self, path: Path, name: str) -> TextFile:
-        """Open lines of text; of CSV, behind the header, which the dialects note.
+        """Open lines of text; a CSV after its header, which is passed to the dialects.
 
-        Raises: UserError where a carriage return alone ends the lines, or the header cannot be
-            read.
+        Raises: UserError if lines end with a carriage return alone, or the header cannot be read.
         """
         catalog = self._catalog
         if catalog.spec is not CUSTOM:
@@ -148,7 +147,7 @@ class Opener:
         return file
 
     def _sniff(self, path: Path, name: str) -> None:
-        """Have the dialect sniffed, if the file has rows."""
+        """Sniff the dialect if the file has rows."""
         stdin = self._catalog.stdin
         if stdin is not None and not stdin.peeking:
             return
@@ -180,14 +179,14 @@ class Opener:
         return TextFile(path, name, **how)
 
     def _waits(self, path: Path) -> bool:
-        """Return whether a last line without its end is not a row yet."""
+        """Return whether a last line without a line end is left until it is complete."""
         stdin, settings = self._catalog.stdin, self._catalog.settings
         grows = settings.follow and compression(path) is None
         peeking = stdin is not None and stdin.peeking
         return grows or peeking or settings.last_line == "wait"
 
     def _require_line_feeds(self, path: Path, name: str) -> None:
-        """Raises: UserError where a carriage return alone ends lines, as on old Macs."""
+        """Raises: UserError if lines end with a carriage return alone, as on old Macs."""
         catalog = self._catalog
         if catalog.stdin is not None or catalog.settings.follow or compression(path) is not None:
             return
@@ -218,7 +217,7 @@ class Opener:
         return TarShard(path, name, wanted, max_record=settings.max_record_bytes)
 
     def _table_columns(self) -> list[str] | None:
-        """Return the columns of tables that hold the columns to read."""
+        """Return the columns of a table file that contain the columns to read."""
         if self.columns is None:
             return None
         paths = self._catalog.settings.paths

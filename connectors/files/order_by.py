@@ -19,7 +19,7 @@ from engine.types import HeadraceError, Schema, UserError
 
 
 class SortedFiles:
-    """The rows of all files in the order that `order_by` says."""
+    """The rows of all files, sorted by `order_by`."""
 
     def __init__(self, catalog: Catalog, dialects: CsvDialects, opener: Opener) -> None:
         self._catalog = catalog
@@ -28,7 +28,7 @@ class SortedFiles:
         self._frame: pl.DataFrame | None = None
 
     def frame(self) -> pl.DataFrame:
-        """Return the rows; they are read once. Raises: UserError where they cannot be sorted."""
+        """Return the rows; reads them once. Raises: UserError if they cannot be sorted."""
         if self._frame is None:
             frames = [self._whole(path, name) for name, path in self._catalog.files.items()]
             try:
@@ -41,7 +41,7 @@ class SortedFiles:
         return self._frame
 
     def require_sortable(self, available: Schema) -> None:
-        """Raises: UserError where these columns cannot be sorted so; before anything is read."""
+        """Raises: UserError if these columns cannot be sorted, before anything is read."""
         of_text = self._catalog.format == "csv"
         columns = dict.fromkeys(available, pl.String()) if of_text else available
         try:
@@ -86,8 +86,8 @@ class SortedFiles:
             )
         except PolarsError as error:
             raise HeadraceError(
-                f"{name} cannot be read whole, as [source] order_by needs: {_line(error)}; mend "
-                "the file, or sort it yourself and leave order_by out."
+                f"{name} cannot be read completely, as [source] order_by needs: {_line(error)}; "
+                "fix the file, or sort it yourself and leave order_by out."
             ) from None
 
 

@@ -30,9 +30,9 @@ def find_files(paths: Iterable[str], format: str | None = None) -> dict[str, Pat
 
     A folder stands for all files below it but, where the format is given, those with an extension
     of none of its. Names that begin with a dot or an underscore (``_SUCCESS``, ``_metadata``,
-    ``.part.crc``) are other programs' notes: they are left out there, and of globs, unless the
-    pattern says so. A part of a pattern that is the name of a folder stands for it, whatever
-    brackets are in it. Paths that lead to one file, links included, are that file once.
+    ``.part.crc``) are metadata of other programs: they are skipped there, and in globs, unless the
+    pattern names them. A part of a pattern that is the name of a folder stands for it, whatever
+    brackets are in it. A file to which several paths or links lead is returned once.
 
     Raises: UserError for a path that leads to no file.
     """
@@ -41,7 +41,7 @@ def find_files(paths: Iterable[str], format: str | None = None) -> dict[str, Pat
         resource = PACKAGE_RESOURCE.fullmatch(path)
         try:
             is_file, is_folder = Path(path).is_file(), Path(path).is_dir()
-        except OSError as error:  # too long a name, links that go round
+        except OSError as error:  # a name that is too long, links in a circle
             raise UserError(
                 f"[source] path {path[:100]!r} cannot be used: {error.strerror}; choose another."
             ) from None
@@ -79,7 +79,7 @@ def would_match(paths: Iterable[str], file: Path, format: str | None = None) -> 
 def common_format(files: dict[str, Path]) -> str:
     """Return the common format of these files, by their extensions.
 
-    Raises: UserError where one says nothing or they say different things.
+    Raises: UserError if an extension is unknown, or they contradict each other.
     """
     kinds = {name: _kind(path) for name, path in files.items()}
     first = next(iter(kinds))
@@ -131,7 +131,7 @@ def _no_file(path: str) -> UserError:
     if place.is_symlink():
         return UserError(
             f"[source] path '{readable(path)}' is a link to '{readable(str(place.readlink()))}', "
-            "where there is nothing: put the file there, or mend the link."
+            "which does not exist: put the file there, or correct the link."
         )
     return UserError(
         f"[source] path '{readable(path)}' is no file.{nearest(place.name, _names(place.parent))}"

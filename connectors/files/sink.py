@@ -37,11 +37,11 @@ class PartSettings(types.Settings):
     """Settings of a folder of parts.
 
     Attributes:
-        path: the folder; made at the first write.
-        max_buffer_bytes: rows held in memory between flushes; less where the pipeline's budget is
+        path: the folder; created at the first write.
+        max_buffer_bytes: rows held in memory between flushes; less if the pipeline's budget is
             small.
-        verify_parts: whether a start refuses to go on where parts are gone or cut. Set it to false
-            where something else takes parts away.
+        verify_parts: refuse to start if parts are missing or truncated. Set it to false if another
+            program removes parts.
         private: whether only the user who runs headrace may read the parts (mode 0600).
     """
 
@@ -56,9 +56,9 @@ class FilesSink(Sink, Buffered):
     ``part-00000012.parquet``.
 
     A part is written as `engine.system.atomic` does. Rows beyond `max_buffer_bytes` go to temporary
-    parts early; only `flush` makes those visible. `restore` removes parts by their number, and no
-    file of another name; that the parts before it are still there is looked at first. A folder is
-    known by its parts, however its path is spelt.
+    parts early; only `flush` makes those visible. `restore` first checks that the earlier parts
+    exist, then removes later parts by number, and no file of another name. A folder is recognised
+    by its parts, whatever its path.
     """
 
     section: ClassVar[str] = "sink"
@@ -73,7 +73,7 @@ class FilesSink(Sink, Buffered):
         format: Fixed[Literal["parquet", "ndjson", "csv", "arrow"]] = "parquet"
 
     def __init__(self, settings: FilesSink.Settings | FileDeadLetterSink.Settings) -> None:
-        """Raises: UserError where the folder can never be made or written."""
+        """Raises: UserError if the folder cannot be created or written."""
         self.settings: FilesSink.Settings | FileDeadLetterSink.Settings = settings
         self.folder = Path(settings.path)
         self._place = atomic.Folder(self.folder, f"[{self.section}] path")
@@ -155,7 +155,7 @@ class FilesSink(Sink, Buffered):
         if self.settings.verify_parts:
             self._verify(before, value, moved)
         if not moved or (self.settings.verify_parts and value["next"]):
-            return  # the same folder, wherever it lies now
+            return  # the same folder at another path
         if after:
             raise UserError(
                 f"[{self.section}] path '{self.folder}' holds results already, and the checkpoint "
@@ -163,8 +163,8 @@ class FilesSink(Sink, Buffered):
                 "with --fresh."
             )
         log.warning(
-            "[%s] path has changed since the checkpoint was written: '%s' now, '%s' before; what "
-            "comes from here on goes there.", self.section, self.folder, moved,
+            "[%s] path has changed since the checkpoint was written: '%s' now, '%s' before; new "
+            "parts go to the new path.", self.section, self.folder, moved,
         )  # fmt: skip
 
     def restore(self, value: Snapshot) -> None:
@@ -190,7 +190,7 @@ class FilesSink(Sink, Buffered):
                 yield path, part
 
     def _require(self) -> None:
-        """Raises: HeadraceError where what is there already was taken away."""
+        """Raises: HeadraceError if the newest part was deleted."""
         self._place.require()
         if not self._next or not self.settings.verify_parts:
             return
@@ -199,15 +199,15 @@ class FilesSink(Sink, Buffered):
             raise HeadraceError(
                 f"[{self.section}] path '{self.folder}' has lost {newest.name} while the engine "
                 "ran: put it back and start again, start over with --fresh, or set verify_parts = "
-                "false where something else takes parts away."
+                "false if another program removes parts."
             )
 
     def _verify(self, sizes: dict[int, int], value: Snapshot, moved: str) -> None:
-        """Raises: UserError where these parts are not those of a snapshot.
+        """Raises: UserError if these parts are not those of a snapshot.
 
         Args:
             sizes: number -> bytes.
-            moved: the folder of then, where it was another.
+            moved: the earlier folder, if it was another one.
         """
         parts, written = value["next"], value["bytes"]
         gone = [number for number in range(parts) if number not in sizes]
@@ -229,7 +229,7 @@ class FilesSink(Sink, Buffered):
         raise UserError(
             f"[{self.section}] path '{self.folder}' no longer has the parts that the checkpoint "
             f"counts on: {problem}; put them back, start over with --fresh, or set verify_parts = "
-            "false where something else takes parts away."
+            "false if another program removes parts."
         )
 
     def _name(self, number: int) -> str:
@@ -270,7 +270,7 @@ class FilesSink(Sink, Buffered):
 
     def _error(self, path: Path, error: OSError) -> HeadraceError:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        remedy = "free some space" if full else "mend that"
+        remedy = "free some space" if full else "fix that"
         return HeadraceError(
             f"[{self.section}] cannot write {path}: {error.strerror}: {remedy} and start again; "
             "nothing before the last checkpoint is lost."
@@ -278,7 +278,7 @@ class FilesSink(Sink, Buffered):
 
 
 class FileDeadLetterSink(FilesSink):
-    """Dead letters as files. People may delete them once the cause is fixed; none is missed."""
+    """Dead letters as files. They may be deleted once the cause is fixed."""
 
     section = "dead_letters"
 

@@ -39,10 +39,10 @@ from engine.types import (
 )
 
 PARSE_SETTINGS = ("coerce", "paths", "decimal", "null_values")
-"""The settings that decide what a cell means, whatever file it is in."""
+"""The settings that decide how a cell is parsed."""
 NULL_WORDS_KEY = "words"
 SAMPLED_FILES = 32
-"""The files that a check reads rows of."""
+"""The most files of which a check reads rows."""
 
 log = logging.getLogger("headrace.files")
 
@@ -63,8 +63,8 @@ class FilesSource(Source):
     format: Format
 
     def __init__(self, settings: FilesSettings) -> None:
-        """Raises: UserError where the path leads to no file, or to files of several formats, or
-        settings do not fit together."""
+        """Raises: UserError if the path matches no file or files of several formats, or settings
+        contradict each other."""
         super().__init__(settings)
         self._catalog = Catalog(settings)
         self._dialects = CsvDialects(self._catalog)
@@ -97,7 +97,7 @@ class FilesSource(Source):
         return stream(catalog, self._opened)
 
     def _opened(self, split: InputSplit, epoch: int) -> Readable:
-        """Open all that lies in a split's file or files."""
+        """Open the file or files of a split."""
         catalog = self._catalog
         if self.settings.order_by:
             return SortedRows(self._sorted_files.frame(), split.name)
@@ -137,7 +137,7 @@ class FilesSource(Source):
         return {name: value for name, value in state.items() if value is not None}
 
     def restore_schema_state(self, schema_state: Mapping[str, Snapshot]) -> None:
-        """Use what the first run found; what is declared now takes precedence."""
+        """Use the findings of the first run; declared settings take precedence."""
         self._decoding.inferred.columns = frozenset(schema_state.get("guessed", ()))
         dialect = schema_state.get("dialect")
         if dialect is not None:
@@ -181,7 +181,7 @@ class FilesSource(Source):
         return None if records is None else self._opener.recoded(records)
 
     def sample(self, rows: int, timeout: float) -> Sequence[Records]:
-        """Return the first rows of some files from the first to the last, as many of each."""
+        """Return first rows of files spread over all of them, equally many of each."""
         catalog = self._catalog
         if catalog.is_single_partition or catalog.stdin is not None:
             return super().sample(rows, timeout)
@@ -196,7 +196,7 @@ class FilesSource(Source):
             places = np.linspace(0, len(names) - 1, SAMPLED_FILES).astype(int)
             names = [names[at] for at in places.tolist()]
         pieces: list[Records] = []
-        for i, name in enumerate(names):  # what short files leave, the next may have
+        for i, name in enumerate(names):  # unused rows of short files pass to the next
             left = rows - sum(map(len, pieces))
             pieces += self._head(name, max(1, left // (len(names) - i)))
         return pieces
@@ -252,7 +252,7 @@ class FilesSource(Source):
         catalog = self._catalog
         if catalog.spec.layout == "samples":
             raise UserError(
-                "Dead letters of a WebDataset tell where a sample lies, they do not hold it: mend "
+                "Dead letters of a WebDataset contain the place of a sample, not its content: fix "
                 "the tar, and run it again."
             )
         if catalog.file_per_row or catalog.format == "text":

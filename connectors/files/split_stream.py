@@ -30,14 +30,14 @@ from engine.types import EndOfStream, Records, Snapshot, UserError
 log = logging.getLogger("headrace.files")
 
 OpenSplit = Callable[[InputSplit, int], Readable]
-"""Opens all that lies in a split's file or files, as rows, in the order of an epoch."""
+"""Opens the file or files of a split as rows, in the order of an epoch."""
 
 
 class SplitStream(RowStream):
-    """The rows of the splits that are this engine's. A file is a partition, or a piece of it."""
+    """The rows of this engine's splits. A partition is a file, or a piece of one."""
 
     def __init__(self, catalog: Catalog, opened: OpenSplit) -> None:
-        """Raises: UserError where the files cannot be shared or shuffled."""
+        """Raises: UserError if the files cannot be shared or shuffled."""
         super().__init__()
         self._catalog = catalog
         self._opened = opened
@@ -74,7 +74,7 @@ class SplitStream(RowStream):
                 self._tell_waiting(split)
                 self.close()
                 if not self._yielded and not position:
-                    del self._totals[split.name]  # no row, so no mark will ever name it
+                    del self._totals[split.name]  # no row, so it is on no mark
             self._at, self._yielded = self._at + 1, False
         raise EndOfStream
 
@@ -85,7 +85,7 @@ class SplitStream(RowStream):
         self._order = order(len(self._splits), self._catalog.settings, 0)
 
     def match_identities(self, identities: Mapping[str, Snapshot]) -> None:
-        """Raises: UserError where rows were lost, or would be read twice."""
+        """Raises: UserError if rows were lost, or would be read twice."""
         super().match_identities(identities)
         policy = self._catalog.settings.on_replaced or "fail"
         plan = plan_resume(self._catalog.files, self.known, policy)
@@ -177,11 +177,11 @@ class SplitStream(RowStream):
 
 
 class JoinedStream(SplitStream):
-    """All files as one partition: those whose rows are sorted together, or are a row each. Their
-    identity is a digest of all where their order depends on all."""
+    """All files as one partition: files sorted together, or files that are one row each. If the
+    order depends on all files, their identity is a digest of all."""
 
     def match_identities(self, identities: Mapping[str, Snapshot]) -> None:
-        """Raises: UserError where files whose rows are sorted are not those of the checkpoint."""
+        """Raises: UserError if sorted files are not those of the checkpoint."""
         for name, known in identities.items():
             self._catalog.name = name
             if known != self._digest:

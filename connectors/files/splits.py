@@ -33,7 +33,7 @@ class ShardSettings(Settings):
         shuffle_files: read the files of each epoch in another order.
         seed: of the order of `shuffle_files`.
         shards: engines that share the files, each row read by one; "env" takes WORLD_SIZE. None
-            shares nothing. Who was one of n goes on as one of m: `engine.types.Mark.joined`.
+            shares nothing. To resume n engines as m, see `engine.types.Mark.joined`.
         shard: which of them this one is, from 0; "env" takes RANK.
     """
 
@@ -64,11 +64,11 @@ class InputSplit:
     """A partition: a file, or its rows that begin at or after `start` and before `stop`.
 
     Attributes:
-        name: the partition's.
-        file: the file's name; of files that are a row each, nothing.
+        name: the name of the partition.
+        file: the name of the file; empty for files that are one row each.
         start, stop: positions in the file; None: to its end.
-        group: of files that are a row each, which of `SHARD_GROUPS`; None: all.
-        size: bytes, about.
+        group: for files that are one row each, which of `SHARD_GROUPS`; None: all.
+        size: the approximate size in bytes.
     """
 
     name: str
@@ -104,9 +104,9 @@ class SplitReader:
     """Reads the part of an open file that belongs to a split.
 
     Args:
-        file: opened.
-        first: position of the unit's first row.
-        stop: rows from here on are another's.
+        file: the open file.
+        first: the position of the first row.
+        stop: the position from which rows belong to another split.
     """
 
     def __init__(self, file: Readable, name: str, first: int, stop: int) -> None:

@@ -1,4 +1,4 @@
-"""Which rows come next, from which file, and what a mark says of them."""
+"""Streams: the contract for reading rows of several files in order, and standard input."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ log = logging.getLogger("headrace.files")
 
 
 class RowStream(ABC):
-    """The rows of a source's files. Methods are what `engine.types.Source` says of them.
+    """The rows of a source's files. The methods are those of `engine.types.Source`.
 
     Attributes:
-        known: partition -> the file that it was when the run began.
+        known: partition -> the fingerprint of its file at the start of the run.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class RowStream(ABC):
 
     @abstractmethod
     def read(self, max_rows: int, max_bytes: int, timeout: float) -> Records | None:
-        """Return the next rows as they are in the file; None if nothing came in time."""
+        """Return the next raw rows; None if none came in time."""
 
     @abstractmethod
     def seek(self, positions: Mapping[str, int]) -> None:
@@ -53,7 +53,7 @@ class RowStream(ABC):
 
 
 class StdinStream(RowStream):
-    """The rows of standard input, which comes once."""
+    """The rows of standard input, which can be read only once."""
 
     def __init__(self, rows: StdinRows) -> None:
         super().__init__()
@@ -65,7 +65,9 @@ class StdinStream(RowStream):
     def seek(self, positions: Mapping[str, int]) -> None:
         name = unique_name(STDIN, positions)
         if name != STDIN:
-            log.warning("Standard input is read as new input, '%s': none is read again.", name)
+            log.warning(
+                "Standard input is read as new input, '%s': earlier input is not read again.", name
+            )
         self._rows.start(name)
 
 

@@ -387,5 +387,5 @@ def test_many_columns_of_several_types_are_a_few_lines(
     files(tmp_path / "*.parquet").schema({})
     said = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert len(said) == 4
-    assert said[-1] == "47 more columns are of several types; --log-level debug tells them."
+    assert said[-1] == "47 more columns are of several types; --log-level debug lists them."
     assert "'c0' is int64 before" in said[0]

@@ -211,7 +211,7 @@ def test_a_file_that_is_gone_before_its_end_is_told_by_check_too(folder: Path) -
     sets = ('source.path=["data.csv", "more.csv"]',)
     stopped(sets)
     Path("data.csv").unlink()
-    assert "is gone, and there was more" in refused(("source.path=more.csv",))
+    assert "is gone, and was not read to its end" in refused(("source.path=more.csv",))
 
 
 def test_a_source_of_a_mix_may_come_and_its_settings_are_watched(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Looks for files that grow or appear, and reads their new rows."""
+"""Finds files that grow or appear, and reads their new rows."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Follower(RowStream):
     """Follows files that grow or appear and yields their new rows.
 
     Args:
-        find: the files there are now.
-        opened: a file as rows of a partition; None where it cannot be read yet.
-        lines: whether they have lines, so that those that are not compressed may grow; others are
-            there whole, once they have not changed between two looks.
-        interval: seconds between two looks.
-        policy: what becomes of rows that are lost.
+        find: returns the current files.
+        opened: opens a file as rows of a partition; None if it cannot be read yet.
+        lines: whether the files have lines, so that uncompressed ones may grow; others are read
+            once they have not changed between two scans.
+        interval: seconds between two scans.
+        policy: what to do about lost rows.
     """
 
     def __init__(
@@ -86,7 +86,9 @@ class Follower(RowStream):
                 _, tail = self._ready.popitem(last=False)
                 records = self._next(tail, max_rows, max_bytes)
                 if records is not None:
-                    self._ready[tail.name] = tail  # the others first: none has to wait for its end
+                    self._ready[tail.name] = (
+                        tail  # other files first, so that none waits for the end of this one
+                    )
                     return records
             now = time.monotonic()
             if now >= until:
@@ -129,7 +131,9 @@ class Follower(RowStream):
                 self._detach(tail)
                 return None
         records = file.read(max_rows, max_bytes)
-        if fills and not tail.intact():  # cut while it was read: who knows whose rows they are
+        if (
+            fills and not tail.intact()
+        ):  # truncated during the read: the rows may be of either content
             self._detach(tail)
             return None
         if text is None:
@@ -194,7 +198,7 @@ class Follower(RowStream):
         """Update a tail from the file now at its path: unchanged, grown, moved or truncated."""
         if file is None:
             tail.file_id, tail.since = None, time.monotonic()
-            return  # it is read to its end, where it is open
+            return  # read to its end while open
         tail.path = file.path
         if not file.unchanged(tail.size, tail.changed):
             known = tail.fingerprint() if tail.watched is not None else None
@@ -211,14 +215,16 @@ class Follower(RowStream):
         tail.path, tail.file_id, tail.reported, tail.retry = file.path, file.file_id, False, False
         tail.size, tail.changed = file.size, file.changed
         if file.grows:
-            tail.total = max(file.size, tail.total or 0)  # less, if it was cut: that is seen later
+            tail.total = max(
+                file.size, tail.total or 0
+            )  # less if truncated, which is noticed later
         self._ready[tail.name] = tail
 
     def _assign_new(self, new: list[SeenFile]) -> None:
         """Assign new files: renamed known ones, copies, and others."""
         lost = [tail for tail in self._tails.values() if tail.file_id is None]
         numbers = {(tail.known.device, tail.known.inode) for tail in lost if tail.known is not None}
-        # Those with a known number first, and copies that are compressed last.
+        # Those with a known inode first, compressed copies last.
         for file in sorted(new, key=lambda f: (f.file_id not in numbers, not f.grows)):
             tail = self._newcomers.match_lost(file, lost)
             if tail is not None:
@@ -237,7 +243,7 @@ class Follower(RowStream):
             self._follow(tail, file)
 
     def _drain(self) -> None:
-        """Read the rest of files that left the folder; report what is lost of unreadable ones."""
+        """Read the rest of files that left the folder; report rows lost in unreadable ones."""
         now = time.monotonic()
         for tail in list(self._tails.values()):
             if tail.file_id is not None or tail.reported:

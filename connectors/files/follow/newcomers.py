@@ -1,4 +1,4 @@
-"""Tells what a file that appeared is: one that was lost, a copy, or a new one."""
+"""Identifies a file that appeared: a known file that had disappeared, a copy, or a new one."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ log = logging.getLogger("headrace.files")
 
 
 class Newcomers:
-    """The files that no partition is yet.
+    """Files that have no partition yet.
 
     Args:
-        lines: whether they have lines; others are there whole.
+        lines: whether the files have lines, so that they may grow.
     """
 
     def __init__(self, *, lines: bool) -> None:
         self._lines = lines
         self._seen: Mapping[FileId, SeenFile] = {}
         self._waiting: dict[FileId, float] = {}
-        """Unread new files, and since when they have not changed."""
+        """New files -> the time since when they have not changed."""
         self._copies: dict[FileId, float | None] = {}
-        """New files that look like copies -> since when; None once that was reported."""
+        """New files that look like copies -> the time since when; None once reported."""
 
     def seen(self, files: Mapping[FileId, SeenFile]) -> None:
-        """Note what a scan saw; the next one compares with it."""
+        """Record the files of a scan, to compare with the next one."""
         self._seen = files
         self._waiting = {n: since for n, since in self._waiting.items() if n in files}
 
     def taken(self, file: SeenFile) -> None:
-        """Note that a file is a partition from now on."""
+        """Record that a file has a partition now."""
         self._waiting.pop(file.file_id, None)
 
     def match_lost(self, file: SeenFile, lost: Iterable[Tail]) -> Tail | None:
@@ -50,7 +50,7 @@ class Newcomers:
         fitting: list[Tail] = []
         for tail in lost:
             known = tail.fingerprint()
-            if known is None:  # a mark without identities goes by names
+            if known is None:  # a mark without identities has only names
                 if tail.name == file.shown:
                     return tail
             elif known.head <= len(head):
@@ -85,17 +85,17 @@ class Newcomers:
         now = time.monotonic()
         since = self._copies.setdefault(file.file_id, now)
         if since == now:
-            log.info("%s holds what %s does: it waits as a copy of it", file.shown, twin.name)
+            log.info("%s has the content of %s and is held back as a copy", file.shown, twin.name)
         elif since is not None and settled(since):
             self._copies[file.file_id] = None
             log.warning(
-                "%s holds what %s does, so it is taken for a copy of it: its rows are not read "
-                "unless that file goes, or this one goes on otherwise.", file.shown, twin.name,
+                "%s has the content of %s and counts as a copy of it: its rows are not read "
+                "unless that file disappears or the contents differ.", file.shown, twin.name,
             )  # fmt: skip
 
 
 def _is_copy(file: SeenFile, head: bytes, tail: Tail) -> bool:
-    """Return whether a file holds what a tail's does, or the beginning of it."""
+    """Return whether a file has the content of a tail's file, or the beginning of it."""
     known = tail.fingerprint()
     if known is None:
         return False
@@ -105,14 +105,14 @@ def _is_copy(file: SeenFile, head: bytes, tail: Tail) -> bool:
     end = (max(0, file.size - HEAD_BYTES), min(HEAD_BYTES, file.size))
     try:
         if not known.has_beginning_of(at):
-            return True  # it was cut just now: the next look tells whose copy this is
+            return True  # just truncated: the next scan finds whose copy this is
         if compression(file.path) is not None:
             (beginning,) = segments(at, [(0, len(head))], raw=False)
             return beginning == head
         own = segments(file.path, [(0, len(head)), end], raw=False)
         return own == segments(at, [(0, len(head)), end], raw=False)
     except (OSError, HeadraceError):
-        return True  # one of them goes just now
+        return True  # one of them just disappeared
 
 
 def _is_same_file(tail: Tail, file: SeenFile) -> bool:

@@ -23,8 +23,8 @@ class SeenFile:
 
     Attributes:
         shown: its path as found.
-        changed: when, in ns.
-        grows: rows may be added to it; others are there whole, or still being written.
+        changed: the time of its last change, in ns.
+        grows: whether rows may be added; other files are complete, or still being written.
     """
 
     shown: str
@@ -40,10 +40,10 @@ class SeenFile:
 
 
 def scan(find: Callable[[], Mapping[str, Path]], *, lines: bool) -> dict[FileId, SeenFile]:
-    """Return the files that `find` names and that are there.
+    """Return those files of `find` that exist.
 
     Args:
-        lines: whether they have lines, so that those that are not compressed may grow.
+        lines: whether the files have lines, so that uncompressed ones may grow.
     """
     try:
         paths = find()
@@ -61,7 +61,7 @@ def scan(find: Callable[[], Mapping[str, Path]], *, lines: bool) -> dict[FileId,
 
 
 def settled(since: float) -> bool:
-    """Return whether nothing has changed for long enough since a time of the monotonic clock."""
+    """Return whether enough time has passed since a time of the monotonic clock."""
     return time.monotonic() - since >= SETTLE_SECONDS
 
 

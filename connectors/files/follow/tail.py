@@ -1,4 +1,4 @@
-"""A partition that is followed: its file, and how far that was read."""
+"""A followed partition: its file, and the position reached in it."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from connectors.files.splits import EPOCH_STRIDE, Readable
 from engine.types import HeadraceError, UserError
 
 Open = Callable[[Path, str], Readable | None]
-"""Opens a file as rows of a partition; None where it cannot be read yet."""
+"""Opens a file as rows of a partition; None if it cannot be read yet."""
 
 log = logging.getLogger("headrace.files")
 
 
 @dataclass(slots=True, eq=False)
 class Tail:
-    """A partition that is followed.
+    """A followed partition.
 
     Attributes:
-        path: where its file was when it was last seen.
-        file_id: the system's number of it; None where no file that is there is this one.
-        known: what was known of it when the run began; None for what came since.
-        position: the next to read.
-        size: bytes of it that were seen.
-        reported: what it lacks was told.
+        path: the last known path of its file.
+        file_id: device and inode; None while the file is missing.
+        known: the fingerprint at the start of the run; None for a newer file.
+        position: the next position to read.
+        size: the size at the last scan, in bytes.
+        reported: whether missing rows were reported.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Tail:
         )
 
     def intact(self) -> bool:
-        """Return whether the open file still begins with what was read of it."""
+        """Return whether the open file still begins with the rows read from it."""
         text, known = self.text, self.fingerprint()
         if text is None or known is None:
             return True
@@ -84,14 +84,14 @@ class Tail:
     def open(self, opened: Open, *, lines: bool) -> Readable | None:
         """Open its file, and begin its fingerprint; return None if that is impossible now.
 
-        Raises: HeadraceError where it is there and cannot be read, even after a while.
+        Raises: HeadraceError if it exists but cannot be read, even after a while.
         """
         if self.file_id is None:
             return None
         try:
             file = opened(self.path, self.name)
         except OSError:
-            return None  # it went, or has another name now: the next look tells
+            return None  # gone or renamed: the next scan finds out
         except HeadraceError:
             if self.path.exists() and settled(self.since):
                 raise
@@ -117,7 +117,7 @@ class Tail:
     def finish_line(self, policy: Policy) -> None:
         """Skip the line end of a last line that an earlier run read as a row without one.
 
-        Raises: UserError where it goes on instead, and the policy is to fail.
+        Raises: UserError if the line continues instead, and the policy is to fail.
         """
         known = self.known
         if known is None or not known.unfinished or known.position != self.position:
@@ -132,29 +132,29 @@ class Tail:
         """Report that its file has not come back.
 
         Args:
-            watched: it was open, so it was read to its end.
+            watched: whether it was open, so that it was read to its end.
 
-        Raises: UserError where rows are lost and the policy is to fail.
+        Raises: UserError if rows are lost and the policy is to fail.
         """
         known = self.fingerprint()
         if known is None or not known.unread:
             if watched:
-                log.info("%s is gone, it was read to its end", self.name)
+                log.info("%s is gone; it was read to its end", self.name)
             else:
                 log.warning(
-                    "%s is gone, and was not watched to its end: it was read up to position %d; "
-                    "what came behind that is read only if [source] path matches its new name too",
+                    "%s is gone, and was not read to its end: it was read up to position %d; the "
+                    "rest is read only if [source] path also matches its new name",
                     self.name, self.position,
                 )  # fmt: skip
             return
         problem = (
-            f"'{self.name}', which was read up to position {self.position}, was cut, replaced or "
-            "taken away before it was read to its end"
+            f"'{self.name}', which was read up to position {self.position}, was truncated, "
+            "replaced or deleted before it was read to its end"
         )
         if policy == "fail":
             raise UserError(
                 f"[source] {problem}: put it back, start over with --fresh, or set on_replaced = "
-                '"read": then what was not read of it is lost.'
+                '"read": then the rows not yet read are lost.'
             )
         log.warning("%s: the rest is lost.", problem)
 

@@ -16,23 +16,23 @@ from engine.types import HeadraceError, Records, Values
 
 UNREADABLE = "unreadable"
 Content = tuple[NDArray[np.uint8], str]
-"""A file's bytes, and why there are none, or None."""
+"""A file's bytes, and the reason if there are none."""
 
 
 class FileRows:
     """Reads many files as the rows of one partition, in the given order.
 
-    A position is where a file would start if they all lay one behind the other, a byte between
-    each: so it tells whether the files before it are still those that were read. Files that come
-    behind the last may be added at any time.
+    The position of a file is its offset if all files were concatenated with one byte between
+    them, so it shows whether the files before it are still those that were read. Files may be
+    added after the last one at any time.
 
-    Each file's path is its key. A file that cannot be read, or is too large, is a null, and its
-    header says why (``reason: sentence``).
+    The key of a row is the file's path. A file that cannot be read, or is too large, is a null
+    whose header gives the reason (``reason: sentence``).
 
     Args:
         files: their names and paths.
         name: the partition.
-        max_record: bytes of the largest file, after decompression, that is accepted.
+        max_record: the largest accepted file, in bytes after decompression.
     """
 
     def __init__(self, files: Mapping[str, Path], name: str, *, max_record: int) -> None:
@@ -61,8 +61,8 @@ class FileRows:
         row = int(np.searchsorted(self._starts, position))
         if row == len(self._starts) or self._starts[row] != position:
             raise HeadraceError(
-                f"The files of {self.name} are not those that were read before: one that lies "
-                f"before position {position}, where to resume, was added, changed or taken away; "
+                f"The files of {self.name} are not those that were read before: a file "
+                f"before position {position}, where to resume, was added, changed or deleted; "
                 "put it back, or start over (--fresh)."
             )
         self._row, self._held = row, None
@@ -113,7 +113,9 @@ class FileRows:
 
     def _plain(self, path: Path) -> Content:
         """Read a plain file in as few calls as possible, since there are many small ones."""
-        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # what became a pipe keeps nobody waiting
+        file = os.open(
+            path, os.O_RDONLY | os.O_NONBLOCK
+        )  # O_NONBLOCK: a file replaced by a pipe must not block
         try:
             left = os.fstat(file).st_size
             if left > self._max_record:

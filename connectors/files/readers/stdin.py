@@ -38,7 +38,7 @@ class StdinBytes(Bytes):
     def rewind(self) -> None:
         """Start again at the first byte.
 
-        Raises: HeadraceError where it is gone.
+        Raises: HeadraceError if they are no longer kept.
         """
         if self.offset > len(self._head):
             raise HeadraceError("Standard input was read already: it can be read only once.")
@@ -54,17 +54,17 @@ class StdinBytes(Bytes):
         return self._peeking
 
     def ready(self, timeout: float) -> bool:
-        """Return whether a read would not wait, now or within so many seconds."""
+        """Return whether a read would return at once, now or within so many seconds."""
         if self.offset < len(self._head) or self._ended:
             return True
         try:
             return bool(select.select([self._descriptor], [], [], max(0.0, timeout))[0])
         except OSError:
-            return True  # it is closed: to read it says so
+            return True  # closed: the read reports it
 
     def read(self, size: int) -> NDArray[np.uint8]:
-        """Return the available bytes, at least one, none at the end; while inspecting, no more
-        than a beginning. See `Bytes`."""
+        """Return the available bytes, at least one, or none at the end; during inspection only the
+        first ones. See `Bytes`."""
         if self._peeking and not self._head:
             self._peek()
         block = self._head[self.offset : self.offset + size]
@@ -87,7 +87,7 @@ class StdinBytes(Bytes):
             pass
 
     def close(self) -> None:
-        """Do nothing: it was not opened here."""
+        """Do nothing: the descriptor was not opened here."""
 
     def _peek(self) -> None:
         parts: list[bytes] = []

@@ -51,15 +51,15 @@ class TableFile(ABC):
     Args:
         path: the file.
         name: the partition.
-        columns: to decode, those the file has of them; None decodes all. Of a file that has none
-            of them one column is decoded: it has rows nevertheless.
+        columns: the columns to decode, if the file has them; None decodes all. If it has none of
+            them, one column is decoded to count rows.
 
     Attributes:
-        schema: the file's columns, before that choice.
+        schema: all columns of the file.
         bounds: rows at which chunks start, and the end, shape (chunks + 1,).
 
-    Raises (all methods): HeadraceError for a file that is none of its kind, cut short or damaged;
-        UserError for a column that is there twice, or of a type that no column here has.
+    Raises (all methods): HeadraceError for a file of another format, truncated or damaged;
+        UserError for a duplicate column, or one of an unsupported type.
     """
 
     kind = ""
@@ -227,7 +227,7 @@ class ArrowFile(TableFile):
         _must_be_held(schema, self.name, wide=False)
         fields = [i for i, name in enumerate(schema.names) if columns is None or name in columns]
         fields = fields or [0]
-        # Batches do not say their size unread: read little of them.
+        # The size of a batch is unknown before it is read.
         if self._streamed:
             self._fields, self._at = fields, 0
             sizes = [batch.num_rows for batch in self._stream([0])]

@@ -33,11 +33,11 @@ class Member:
     """A file in the archive.
 
     Attributes:
-        offset: where its first header starts.
-        key: of its sample.
-        extension: behind the key and a dot, in small letters.
-        data: where its bytes start.
-        problem: why it is none that can be used (``reason: sentence``), or nothing.
+        offset: the offset of its first header.
+        key: the key of its sample.
+        extension: the name after the key and a dot, in lower case.
+        data: the offset of its bytes.
+        problem: why it cannot be used (``reason: sentence``), or empty.
     """
 
     offset: int
@@ -66,15 +66,15 @@ class TarShard:
 
     A sample with a name that leads out of its folder, a link, a device, or an extension twice, or
     of more than `max_record` bytes, is a problem of its own; a member without an extension, too.
-    Folders are passed over.
+    Folders are skipped.
 
     Args:
         path: the file; compressed ones are decompressed.
         name: the partition.
-        extensions: those to read, the others are passed over; None reads all.
-        max_record: bytes of the largest sample that is accepted.
+        extensions: the extensions to read; others are skipped; None reads all.
+        max_record: the largest accepted sample, in bytes.
 
-    Raises (all methods): HeadraceError where the file cannot be read on, naming file and offset.
+    Raises (all methods): HeadraceError if reading fails, with file and offset.
     """
 
     def __init__(
@@ -89,9 +89,9 @@ class TarShard:
         """The first member of the next sample, already read."""
         self._held: TarSample | None = None
         self._behind = 0
-        """Where the headers continue after what was read."""
+        """The offset of the next unread header."""
         self._started = 0
-        """Where the current sample starts."""
+        """The offset of the current sample."""
         self._ended = False
         self._error: HeadraceError | None = None
 
@@ -184,7 +184,7 @@ class TarShard:
             self._member = None
             self._take(sample, member)
             member = self._next_member()
-            if not sample.key:  # each of those is a problem of its own
+            if not sample.key:  # each such member is a reject of its own
                 break
         self._member = member
         if sample.problem:
@@ -238,7 +238,7 @@ class TarShard:
             if not header:
                 self._ended = True
                 break
-            if header == ZEROS:  # the end, unless archives were laid one behind the other
+            if header == ZEROS:  # the end, unless archives were concatenated
                 self._behind += HEADER
                 continue
             info = self._parsed(header, start)

@@ -41,7 +41,7 @@ class Bytes:
     """The (decompressed) bytes of a file, read forward.
 
     Attributes:
-        offset: of the next byte to read.
+        offset: the offset of the next byte to read.
 
     Raises (all methods): HeadraceError where the file cannot be read on, naming file and offset.
     """
@@ -119,15 +119,15 @@ class TextFile:
         name: the partition.
         delimiter: CSV's, whose quoted fields may hold newlines; None where every newline ends a row
             (NDJSON).
-        quote, comment: CSV's, as bytes; -1 for none.
-        max_record: bytes of the longest row that is accepted.
+        quote, comment: those of a CSV, as byte values; -1 for none.
+        max_record: the longest accepted row, in bytes.
         keep_blank: whether a blank line is a row (a CSV of one column: its null).
-        shorten: a row that is longer is a null, with its head as bytes, instead of an error.
-        wait: a last line without its end is no row: the file may grow.
-        opened: its bytes, in place of the file's.
+        shorten: turns a longer row into a null, with its beginning as bytes, instead of an error.
+        wait: leaves a last line without a line end unread, because the file may grow.
+        opened: bytes to read instead of the file's.
 
     Attributes:
-        unfinished: the last row that was read lacks its line end.
+        unfinished: whether the last row read has no line end.
 
     Raises (all methods): HeadraceError where the file cannot be read on, naming file and offset.
     """
@@ -227,10 +227,10 @@ class TextFile:
         """Continue at the first row at or after `position`; never back."""
         if position <= self.next:
             return
-        if position < self._bytes.offset:  # in the buffer, perhaps at a blank line
+        if position < self._bytes.offset:  # within the buffer, perhaps at a blank line
             self._row = min(int(np.searchsorted(self._starts, position)), len(self._starts) - 1)
             within = position - self._starts[-1]
-            if within > 0:  # of a row that ends further down, or of several that it is in truth
+            if within > 0:  # inside a row that ends later, or that is several rows
                 self._buffer = self._buffer[self._bounds[-1] + within :]
                 self._bounds, self._starts = np.zeros(1, np.int64), np.full(1, position)
                 self._row = 0
@@ -354,7 +354,7 @@ class TextFile:
         quote = " or a quote is not closed" if self._delimiter else ""
         return UserError(
             f"A row of {self.name} at offset {at} is longer than {self._max_record} bytes{quote}: "
-            "mend the file, or raise [source] max_record_bytes."
+            "fix the file, or raise [source] max_record_bytes."
         )
 
 

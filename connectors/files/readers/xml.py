@@ -36,17 +36,17 @@ class XmlRows:
     """Reads a document; see `TextFile` for the methods. Positions are row numbers; resuming
     skips the rows before.
 
-    Memory holds the tree of one block and of what is still open: elements that are complete are
-    taken away, rows or not.
+    Memory holds the tree of one block and the open elements; complete elements are freed, rows
+    or not.
 
     Args:
         path: the file; compressed ones are decompressed.
         name: the partition.
         row: names of the elements from the root to a row, ``orders/order``; ``*`` is any name.
-        columns: see `Fields`, as for `paths`.
-        max_record: bytes of the longest row that is accepted.
+        columns: column -> path, see `Fields`.
+        max_record: the longest accepted row, in bytes.
 
-    Raises (all methods): HeadraceError where the file cannot be read on, naming file and row;
+    Raises (all methods): HeadraceError if reading fails, with file and row;
         UserError for a row that is too long, and for a document with entities of its own.
     """
 
@@ -185,7 +185,7 @@ class XmlRows:
             self._stop(
                 HeadraceError(
                     f"{self.name} cannot be read on as XML: {said(error)}; the file is cut short, "
-                    "damaged or of another format: mend or replace it."
+                    "damaged or of another format: fix or replace it."
                 )
             )
         except HeadraceError as error:
@@ -208,7 +208,7 @@ class XmlRows:
             probe = etree.XMLPullParser(events=("start",), **SAFE)
             try:
                 probe.feed(block[:size])
-                probe.close()  # or what is short is not looked at; most documents go on here
+                probe.close()  # short input is not checked yet; most documents continue here
             except etree.XMLSyntaxError as error:
                 broken = error
             root = next((element for _, element in probe.read_events()), None)
@@ -255,7 +255,7 @@ class XmlRows:
             self._stop(
                 UserError(
                     f"A row of {self.name}, at position {self.next + len(rows)} or behind, is "
-                    f"longer than {self._max_record} bytes: mend the file, or raise [source] "
+                    f"longer than {self._max_record} bytes: fix the file, or raise [source] "
                     "max_record_bytes."
                 )
             )

@@ -247,7 +247,7 @@ def test_a_file_that_is_gone_before_its_end() -> None:
     assert records is not None
     state = records.end_positions, dict(source.identities(Mark(positions=records.end_positions)))
     Path("d/0.ndjson").unlink()
-    with pytest.raises(UserError, match=r"'d/0.ndjson', .* is gone, and there was more behind"):
+    with pytest.raises(UserError, match=r"'d/0.ndjson', .* is gone, and was not read to its end"):
         run("d/*.ndjson", state)
     values, state = run("d/*.ndjson", state, on_replaced="read")
     assert values == ["2", "3", "4", "5"]
@@ -308,7 +308,7 @@ def test_a_line_that_was_taken_unfinished_and_goes_on() -> None:
     assert run(str(path), state, format="text")[0] == []
     with path.open("a") as file:
         file.write("vo\ncharlie\n")
-    with pytest.raises(UserError, match=r"goes on in its last line, at position 6.*last_line"):
+    with pytest.raises(UserError, match=r"continues its last line, at position 6.*last_line"):
         run(str(path), state, format="text")
     values, _ = run(str(path), state, format="text", on_replaced="read")
     assert values == ["bravo", "charlie"]
@@ -384,5 +384,5 @@ def test_a_copy_beside_its_original_is_read_again_and_told(
     rows = decoded(source, drain(source), source.schema({}))
     assert rows["a"].to_list() == [1, 2] * 8 + [1, 3]
     told = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
-    assert [f"{tmp_path}/1.csv has the size, the beginning" in told[0], len(told)] == [True, 4]
-    assert "more files that hold what others do" in told[-1]
+    assert [f"{tmp_path}/1.csv has the same size, beginning" in told[0], len(told)] == [True, 4]
+    assert "More files may be copies" in told[-1]

@@ -273,8 +273,8 @@ def test_a_copy_that_stays_is_told(
         assert reader.rows() == []
         told = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
         assert told == [
-            "d/b.ndjson holds what d/a.ndjson does, so it is taken for a copy of it: its rows are "
-            "not read unless that file goes, or this one goes on otherwise."
+            "d/b.ndjson has the content of d/a.ndjson and counts as a copy of it: its rows are "
+            "not read unless that file disappears or the contents differ."
         ]
 
 
@@ -287,7 +287,7 @@ def test_a_copy_that_is_read_again_is_told(write: Any, caplog: pytest.LogCapture
         Path("elsewhere").write_bytes(Path(f"d/a.{suffix}").read_bytes())
         Path("elsewhere").rename(f"d/b.{suffix}")
         assert reader.rows() == ["1", "2"]
-    assert f"d/b.{suffix} has the size, the beginning and the end of d/a.{suffix}" in caplog.text
+    assert f"d/b.{suffix} has the same size, beginning and end as d/a.{suffix}" in caplog.text
 
 
 @pytest.mark.parametrize("write", [parquet, arrow, csv])
@@ -332,7 +332,7 @@ def test_a_file_that_is_cut_without_a_copy(
 def test_a_loss_may_be_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scan, "SETTLE_SECONDS", 0.0)
     Path("d/a.ndjson").write_text(lines(1) + '{"id": ')
-    sentence = "was cut, replaced or taken away before it was read to its end: put it back"
+    sentence = "was truncated, replaced or deleted before it was read to its end: put it back"
     with reading("d/a.ndjson", on_replaced="fail") as reader:
         assert reader.rows() == ["1"]
         Path("d/a.ndjson").write_text(lines(2))

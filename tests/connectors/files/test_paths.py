@@ -20,7 +20,7 @@ DROP = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search", "--"]
 def test_a_link_to_nothing_says_so(tmp_path: Path) -> None:
     link = tmp_path / "gone.csv"
     link.symlink_to("nowhere.csv")
-    with pytest.raises(UserError, match=r"gone.csv' is a link to 'nowhere.csv', where there is no"):
+    with pytest.raises(UserError, match=r"gone.csv' is a link to 'nowhere.csv', which does not"):
         find_files([str(link)])
 
 

@@ -248,7 +248,7 @@ def test_a_dead_letter_of_a_tar_is_not_replayed(tmp_path: Path) -> None:
     sink = sink_of("ndjson", tmp_path)
     sink.write(pl.DataFrame({"value": ["{}"]}))
     sink.flush()
-    with pytest.raises(UserError, match="tell where a sample lies, they do not hold it"):
+    with pytest.raises(UserError, match="contain the place of a sample, not its content"):
         FileDeadLetterSource(tmp_path / "out", files(shard(tmp_path / "s.tar", PLAIN)))
 
 
