@@ -26,53 +26,51 @@ class FilesSettings(ShardSettings):
             input (lines of text, read once, to its end), or ``package:path/in/package`` for
             data that an installed package ships.
         format: csv, ndjson, parquet, arrow, xml, images or webdataset (a tar whose neighbours
-            with one base name are a row), by the files' extension unless given; text (a row a
-            line), documents (a row a file), json (an object a file); or a class of your own for
-            lines of text, ``package.module:Class``.
-        paths: column -> where its value is: ``user.address.city`` in NDJSON, JSON, and nested
+            with one base name are a row), by the files' extension unless given; text (one row per
+            line), documents (one row per file), json (one object per file); or a class of your
+            own for lines of text, ``package.module:Class``.
+        paths: column -> the path of its value: ``user.address.city`` in NDJSON, JSON, and nested
             columns of Parquet and Arrow, ``address/city`` or ``@id`` in XML, ``jpg;png``
             or ``json.size.width`` in a WebDataset.
-        row: of XML: names of the elements from the root to a row, ``orders/order``; a file is
-            a row unless given.
-        delimiter: of CSV; unless given, a tab for ``.tsv``, else a comma, or ``;``, a tab or
-            ``|`` where that splits header and rows and a comma does not.
-        quote: of CSV: around fields that hold delimiters or line ends; "" for none.
-        decimal: of CSV: a comma where numbers are written 1,5; found where fields stand between
+        row: for XML, names of the elements from the root to a row, ``orders/order``; a file is
+            one row unless given.
+        delimiter: for CSV; unless given, a tab for ``.tsv``, else a comma, or ``;``, a tab or
+            ``|`` if it splits header and rows and a comma does not.
+        quote: for CSV, the character around fields with delimiters or line ends; "" for none.
+        decimal: for CSV, "," if numbers are written 1,5; detected if fields are separated by
             ``;`` or tabs.
-        comment: of CSV: a character; lines that begin with it are no rows; "" for none. Lines
-            before the header that begin with ``#`` are found.
-        null_values: of CSV: fields that stand for a missing value, besides the empty one; found
-            where nothing else keeps a column from being numbers; [] for none.
-        encoding: of CSV, NDJSON and lines of text: latin-1, cp1252 or another of one byte a
+        comment: for CSV, a character; lines that begin with it are skipped; "" for none. Lines
+            before the header that begin with ``#`` are detected.
+        null_values: for CSV, fields that mean a missing value, in addition to the empty field;
+            detected if only they keep a column from being numbers; [] for none.
+        encoding: for CSV, NDJSON and lines of text: latin-1, cp1252 or another with one byte per
             character; UTF-8 unless given.
-        missing_columns: a column that some files have and others do not is "null" there, or
-            the run does not start: "fail".
-        coerce: "lossless" takes every value that equals one of the declared type, however it is
-            written; "strict" only what is written as that type.
+        missing_columns: what to do about a column that only some files have: "null" in the
+            others, or "fail": the run does not start.
+        coerce: "lossless" accepts every value that equals one of the declared type, however it is
+            written; "strict" only values written as that type.
         order_by: SQL expressions to sort by, stably, nulls last; reads all files at once as one
             partition whose positions are row numbers in that order. CSV columns are text here:
             CAST them.
-        max_record_bytes: the longest row of text, or largest file that is a row, that is
-            accepted; what is larger is a dead letter (of CSV and formats of your own: ends the
-            run).
-        follow: go on for ever: read what is added to files of lines, and files that come, whole
-            ones (compressed, Parquet, Arrow, tars) once they have not changed between two
-            looks: write them elsewhere, and rename them. See `connectors.files.follow`.
-        poll_interval: time between two looks at the files that are followed.
-        on_replaced: where a file that was read is replaced by another, cut, gone before its
-            end, or goes on within the line that was its last: "fail" ends with a sentence;
-            "read" takes what is there now for new, with a warning. "fail" unless given, "read"
-            where files are followed.
-        last_line: "take" reads a last line that has no line end; "wait" leaves it, with a
-            warning, until it has one: for files that may grow. Where files are followed it
-            waits.
-        epochs: how often all files are read.
+        max_record_bytes: the longest accepted row of text, or largest file that is one row; a
+            larger one is a dead letter (for CSV and formats of your own it ends the run).
+        follow: never end: read rows added to files of lines, and new files. Compressed files,
+            Parquet, Arrow and tars are read once they have not changed between two scans:
+            write them elsewhere, and rename them. See `connectors.files.follow`.
+        poll_interval: time between two scans for changed files, with `follow`.
+        on_replaced: what to do if a file was replaced, truncated, deleted before its end, or
+            continued within its last line: "fail" stops with an error; "read" reads the
+            current content as a new file, with a warning. Default: "fail"; with `follow`,
+            "read".
+        last_line: "take" reads a last line without a line end; "wait" leaves it, with a warning,
+            until it has one, for files that may grow; always "wait" with `follow`.
+        epochs: how often to read all files.
         shuffle_files: read the files of each epoch in another order.
-        seed: of the order of `shuffle_files`.
-        shards: engines that share the files, each row read by one; "env" takes WORLD_SIZE; 1 is
-            for one that may become several. Shared are row groups of Parquet, record batches of
-            Arrow, pieces of 32 MiB of lines, and else whole files.
-        shard: which of them this one is, from 0; "env" takes RANK.
+        seed: the seed of `shuffle_files`.
+        shards: number of engines that share the files, each row read by one; "env" takes
+            WORLD_SIZE; 1 for one engine that may become several. They share row groups of
+            Parquet, record batches of Arrow, pieces of 32 MiB of lines, otherwise whole files.
+        shard: the number of this engine, from 0; "env" takes RANK.
     """
 
     path: Free[str | tuple[str, ...]] = Field(min_length=1)

@@ -33,18 +33,17 @@ from engine.types import (
 class KafkaSource(SharedSource, Buffered):
     """Reads topics. A partition is named ``topic/3``; positions are offsets.
 
-    Without `subscribe`, all partitions of the topics are read by this one process. Where a
-    checkpoint says where to go on, that counts; a partition it does not name starts where the group
-    has committed, if there is a `group_id`, else at `start`. Partitions that are added later are
-    read from their beginning. Marks and commits hold the topics' ids, too: an offset is none in a
-    topic that was made anew under the same name.
+    Without `subscribe`, this process reads all partitions of the topics. A partition resumes at the
+    checkpoint's position; one that is not in the checkpoint starts at the group's committed offset,
+    if there is a `group_id`, else at `start`. Partitions added later are read from their beginning.
+    Marks and commits also hold the ids of topics, because offsets mean nothing in a topic that was
+    recreated under the same name.
 
-    With `subscribe`, the partitions are shared with the other members of the group, and the group
-    says where to go on: at the offset it has committed. An engine that keeps a state (it trains, or
-    a stage learns) has a name of its own in the group, `group_instance_id`. What it has read of a
-    partition is in its state, and stays there when the partition moves; the next owner goes on
-    behind it. The committed offset's metadata remembers the owners, so that an engine which comes
-    back knows which of its checkpoints the group has counted.
+    With `subscribe`, the partitions are shared with the other members of the group, and each
+    resumes at the group's committed offset. An engine that keeps a state (it trains, or a stage
+    learns) has its own name in the group, `group_instance_id`. Rows it has read stay in its state
+    when a partition moves; the next owner continues after them. The metadata of a committed offset
+    lists the owners, so that a returning engine knows which of its checkpoints were committed.
 
     Attributes:
         commits: the offsets in the group; a sink's transaction uses them.

@@ -23,12 +23,12 @@ log = logging.getLogger("headrace.kafka")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownPosition:
-    """What is known of where a partition resumes.
+    """Where a partition resumes, as far as known.
 
     Attributes:
         at: the offset; None if unknown.
-        topic_id: the id of the topic that the offset is in; "" if unknown.
-        owners: who has read the partition; None if the group has no offset of it, or was not asked.
+        topic_id: the id of the offset's topic; "" if unknown.
+        owners: the members that have read the partition; None without a committed offset.
     """
 
     at: int | None
@@ -48,15 +48,15 @@ class Assignment(ABC):
 
     @abstractmethod
     def seek(self, mark: Mark) -> None:
-        """Read on at the mark."""
+        """Continue at the mark."""
 
     @abstractmethod
     def commit(self, mark: Mark) -> bool:
-        """Commit, or note to commit; return whether the group accepted."""
+        """Commit, or record for a later commit; return whether the group accepted."""
 
     @abstractmethod
     def has_changed(self) -> bool:
-        """Return whether partitions came or went since the last `resume`."""
+        """Return whether partitions were added or removed since the last `resume`."""
 
     @abstractmethod
     def _resumed(self, consumer: KafkaConsumer, mark: Mark) -> dict[str, int]:
@@ -75,7 +75,7 @@ class Assignment(ABC):
         return
 
     def on_starts_refused(self) -> None:
-        """Handle that the group has not taken the offsets to start over from."""
+        """Handle a group that has not accepted the offsets to start over from."""
         return
 
     def reset_offsets(self) -> None:
@@ -96,7 +96,7 @@ class Assignment(ABC):
                 for tp in partitions
             }
             accepted = self.commits.claim(consumer, at)
-            self.commits.unclaimed = {}  # what others read stays theirs
+            self.commits.unclaimed = {}  # partitions of other members stay unchanged
         if not accepted:
             self.on_starts_refused()
 
@@ -115,7 +115,7 @@ class Assignment(ABC):
         """
         if known.topic_id and ids.get(tp.topic, known.topic_id) != known.topic_id:
             reason = (
-                f"Topic '{tp.topic}' was deleted and made anew: {partition_name(tp)} has "
+                f"Topic '{tp.topic}' was deleted and created again: {partition_name(tp)} has "
                 "other records now"
             )
             return self.positions.reset(tp, log_range.first, log_range, reason)
@@ -173,19 +173,19 @@ class AllPartitions(Assignment):
         text = partition_name(tp)
         at = mark.positions.get(text)
         if at is None and self._count and text not in self.positions.starts:
-            at = log_range.first  # what came since the first look is read from its beginning
+            at = log_range.first  # partitions added later are read from their beginning
         if at is None and (committed := self.commits.committed_to(tp)) is not None:
             owners = Owners.parse(committed.metadata)
             return KnownPosition(at=committed.offset, topic_id=owners.topic_id, owners=owners)
         return KnownPosition(at=at, topic_id=topic_id)
 
     def commit(self, mark: Mark) -> bool:
-        """Note the mark: the reading thread sends it with its next read, or at the end."""
+        """Record the mark; the fetch thread commits it with its next read, or at the end."""
         self.commits.note(mark)
         return True
 
     def has_changed(self) -> bool:
-        """Return whether there are more partitions than are read, checked every
+        """Return whether there are partitions not read yet; checked every
         `Connection.metadata_seconds`."""
         now = time.monotonic()
         if (
@@ -205,7 +205,7 @@ class GroupShare(Assignment):
     """The partitions that the group assigns to this engine.
 
     Attributes:
-        membership: its membership of the group; `seek` joins.
+        membership: the membership in the group; `seek` joins.
     """
 
     membership: Membership
@@ -215,7 +215,7 @@ class GroupShare(Assignment):
         """Join the group; once joined, read the assigned partitions that the mark names."""
         consumer, membership = self.connection.consumer(), self.membership
         if not membership.joined:
-            # Also because a topic that is not there would be waited for.
+            # Also because the client would wait for a topic that does not exist.
             partitions = self.connection.with_retries(lambda: self.topics.partitions(consumer))
             self._seen = frozenset(partitions)
             membership.join(consumer, self.settings.topics, self.topics.pattern)
@@ -236,7 +236,7 @@ class GroupShare(Assignment):
     def _resumed(self, consumer: KafkaConsumer, mark: Mark) -> dict[str, int]:
         assigned = sorted(self.membership.take_assignment())
         self.connection.with_retries(consumer.topics)
-        self.topics.check(consumer)  # a rebalance may be all that a deleted topic comes to
+        self.topics.check(consumer)  # a deleted topic may show as a rebalance only
         before, ids = self.topics.update_ids(consumer, assigned)
         ranges = self.connection.ranges(consumer, assigned)
         positions: dict[str, int] = {}
@@ -258,7 +258,7 @@ class GroupShare(Assignment):
     ) -> KnownPosition:
         text, own = partition_name(tp), self.settings.group_instance_id
         at = mark.positions.get(text)
-        if at is not None and text in self.positions.nexts:  # it was read here until now
+        if at is not None and text in self.positions.nexts:  # read here so far
             return KnownPosition(at=at, topic_id=topic_id, owners=Owners())
         committed = self.commits.committed_to(tp)
         if committed is None:
@@ -284,8 +284,8 @@ class GroupShare(Assignment):
 
     def on_starts_refused(self) -> None:
         log.warning(
-            "starting over in part: the group has other members, which go on; only the "
-            "partitions that this engine is given start over: to start over with all, stop "
+            "starting over in part: the group has other members, which continue; only the "
+            "partitions assigned to this engine start over: to start over with all, stop "
             "every engine of the group first",
             extra={"group": self.settings.group_id},
         )

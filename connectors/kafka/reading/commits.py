@@ -1,4 +1,4 @@
-"""Commits offsets to the group, and asks for those it has."""
+"""Commits offsets to the group, and fetches those it has."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ class Commits:
     the fetch thread the rest.
 
     Attributes:
-        fence_producer: called before committed offsets are asked for, where transactions commit
-            them: what an earlier self of this engine has left open is then decided.
-        starting_over: whether what the group has committed does not count.
-        unclaimed: partition -> where it starts, as long as the group has not taken that.
+        fence_producer: called before committed offsets are fetched, if transactions commit them:
+            it ends the transaction that an earlier process of this engine left open.
+        starting_over: whether to ignore the group's committed offsets.
+        unclaimed: partition -> its start, until the group has accepted it.
         failed: the number of commits that failed.
     """
 
@@ -75,7 +75,7 @@ class Commits:
         self._failing_since: float | None = None
 
     def fence(self) -> None:
-        """Decide what an earlier self of this engine has left open, if transactions commit."""
+        """End a transaction that an earlier process of this engine left open, if any."""
         if self.fence_producer is not None:
             self.fence_producer()
 
@@ -102,7 +102,7 @@ class Commits:
         return OffsetAndMetadata(position, known.text(), -1)
 
     def take_over(self, text: str, owners: Owners | None, at: int) -> None:
-        """Note that this engine reads a partition from `at`, after these owners."""
+        """Record that this engine reads a partition from `at`, after these owners."""
         own = self._settings.group_instance_id
         if own is not None:
             self._owners[text] = (owners or Owners()).with_owner(own, at)
@@ -110,7 +110,7 @@ class Commits:
     # -------------------------------------------------------------------- while this reads alone
 
     def note(self, mark: Mark) -> None:
-        """Note a mark, which the next `send_noted` commits."""
+        """Record a mark, which the next `send_noted` commits."""
         self._marks.append(mark)
 
     def send_noted(self) -> None:
@@ -119,7 +119,7 @@ class Commits:
             self._connection.consumer().commit_async(offsets, self._on_commit)
 
     def send_last(self, consumer: KafkaConsumer) -> None:
-        """Send the newest mark, if there is one, and wait for the answer: none comes after it."""
+        """Send the newest mark, if there is one, and wait for the answer: it is the last."""
         try:
             with translated_errors(self._settings, "[source] commit"):
                 if (offsets := self._noted()) is not None:
@@ -135,7 +135,7 @@ class Commits:
         return self.offsets(self._marks.popleft())
 
     def _on_commit(self, _: object, answer: object) -> None:
-        """Handle the answer to a commit that nobody waits for, on the client's own thread."""
+        """Handle the answer to an asynchronous commit, on the client's own thread."""
         if isinstance(answer, Exception):
             self._on_failed(answer)
             return
@@ -145,7 +145,7 @@ class Commits:
             log.info("commits arrive again", extra={"group": self._settings.group_id})
 
     def _on_failed(self, error: Exception) -> None:
-        """Count a failed commit, and warn unless the next one may succeed. `BrokerHealth` tells of
+        """Count a failed commit, and warn unless the next one may succeed. `BrokerHealth` reports
         an unreachable broker."""
         self.failed += 1
         now = time.monotonic()
@@ -164,11 +164,11 @@ class Commits:
         self._failing = True
         foreign = isinstance(error, NOT_A_MEMBER)
         log.warning(
-            "commits do not arrive: the group has members that joined it, and this engine only "
+            "commits fail: the group has members that joined it, and this engine only "
             "commits under its name; its checkpoints hold its positions, and the group's offsets "
-            "are not its own: give one of both another group"
+            "are not its own: use another group for one of them"
             if foreign
-            else "commits do not arrive; the checkpoints hold the positions",
+            else "commits fail; the checkpoints hold the positions",
             extra={"group": self._settings.group_id, "reason": type(error).__name__},
         )
 
@@ -186,7 +186,7 @@ class Commits:
                 return self._committed(membership, offsets)
         except UserError:
             raise
-        except HeadraceError as error:  # the next commit says it all again
+        except HeadraceError as error:  # the next commit includes these offsets
             cause = error.__cause__ or error
             log.warning("commit failed", extra={"reason": f"{type(cause).__name__}: {cause}"})
             self.failed += 1
@@ -211,9 +211,9 @@ class Commits:
     # -------------------------------------------------------------------- where partitions start
 
     def claim(self, consumer: KafkaConsumer, positions: Mapping[str, int]) -> bool:
-        """Commit where partitions without a committed offset start: the next owner would decide
-        anew, and skip what came meanwhile. Return whether the group accepted; while a rebalance or
-        a broker is in the way, nothing is read."""
+        """Commit the start of partitions without a committed offset; otherwise the next owner
+        would choose its own start and skip records. Return whether the group accepted; nothing is
+        read until it has."""
         self.unclaimed, self._claimed_at = dict(positions), time.monotonic()
         if self._settings.group_id is None or not positions:
             self.unclaimed = {}
@@ -225,17 +225,17 @@ class Commits:
             self._on_failed(error)
             joins = self._membership is not None and isinstance(error, PASSING)
             if not (error.retriable or joins):
-                self.unclaimed = {}  # as with members that are strangers: told, and read on
+                self.unclaimed = {}  # as with foreign members: warn and continue
             return False
         self.unclaimed = {}
         return True
 
     def still_unclaimed(self, positions: Mapping[str, int]) -> dict[str, int]:
-        """Return the starts that the group has not taken, and that are still read from there."""
+        """Return the starts that the group has not accepted, of partitions still read here."""
         return {text: at for text, at in self.unclaimed.items() if positions.get(text) == at}
 
     def claim_again(self, consumer: KafkaConsumer) -> None:
-        """Retry what the group has not taken; the new owner of a revoked partition commits it."""
+        """Retry rejected starts; for a revoked partition the new owner commits it."""
         if not self.unclaimed or time.monotonic() - self._claimed_at < CLAIM_SECONDS:
             return
         kept = self.unclaimed
@@ -262,7 +262,7 @@ class Commits:
 
     def were_committed(self, positions: Mapping[str, int]) -> bool | None:
         """Return whether a checkpoint at these positions was committed, see
-        `KafkaSource.was_committed`; None if the group does not remember this engine."""
+        `KafkaSource.was_committed`; None if the group has no record of this engine."""
         agreements: list[bool] = []
         self.fence()
         with self._connection.translated_errors():
@@ -274,7 +274,7 @@ class Commits:
                 tp = parse_partition(text)
                 current = now.get(tp.topic, "")
                 if current != (self._topics.id_of(tp.topic) or current):
-                    # no group knows of it any more: `resume_after_rebalance` acts on it
+                    # the group no longer has it: `resume_after_rebalance` handles that
                     agreements.append(True)
                 elif (agrees := self._agrees(tp, position)) is not None:
                     agreements.append(agrees)

@@ -1,4 +1,4 @@
-"""Holds the consumer of a source: makes it on demand, and retries while its broker is away."""
+"""Holds the consumer of a source: creates it on demand, retries while no broker is reachable."""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ BROKER_UNAVAILABLE = (
     errors.KafkaTimeoutError,
     errors.RequestTimedOutError,
 )
-"""The client's errors for a broker that becomes unreachable, or hangs, while it waits for an
-answer."""
+"""The client's errors for a broker that becomes unreachable, or hangs, during a request."""
 RETRY_SECONDS = 0.1
 """The seconds between two requests to an unreachable broker."""
 
@@ -48,8 +47,8 @@ class Connection:
     """The connection of one source to the brokers.
 
     Attributes:
-        with_metadata: whether records come with their keys and headers; set before the first read.
-        fetch_bytes: the most bytes of one answer of a broker.
+        with_metadata: whether to fetch keys and headers of records; set before the first read.
+        fetch_bytes: the most bytes of one response of a broker.
         health: whether a broker is reachable.
         metadata_seconds: the seconds between two updates of topics and partitions.
     """
@@ -71,7 +70,7 @@ class Connection:
         return self._consumer
 
     def consumer(self) -> KafkaConsumer:
-        """Return the consumer; make it first if there is none."""
+        """Return the consumer; create it if there is none."""
         if self._consumer is None:
             make = functools.partial(
                 KafkaConsumer, **self._settings.config(), **self._consumer_settings()
@@ -100,7 +99,7 @@ class Connection:
             )
         return group | {
             "enable_auto_commit": False,
-            "auto_offset_reset": "none",  # `Reader` does it, and says so
+            "auto_offset_reset": "none",  # `Reader` resets offsets, and logs it
             "isolation_level": settings.isolation_level,
             "fetch_max_bytes": self.fetch_bytes,
             "max_partition_fetch_bytes": self.fetch_bytes,
@@ -110,17 +109,17 @@ class Connection:
         }
 
     def detach(self) -> KafkaConsumer | None:
-        """Give up the consumer and return it, to be closed; None if there is none."""
+        """Detach the consumer and return it, for closing; None if there is none."""
         with self._lock:
             consumer, self._consumer = self._consumer, None
         self.health.forget(self)
         return consumer
 
     def with_retries(self, ask: Callable[[], T]) -> T:
-        """Return what a broker answers, also if it goes away meanwhile: kafka-python (3.0) raises
-        an error if a connection breaks while it waits.
+        """Return the broker's answer, retried if the connection breaks: kafka-python (3.0) raises
+        an error instead.
 
-        Raises: the client's error where it breaks, or hangs, for longer than a start may wait.
+        Raises: the client's error if the broker is unreachable for longer than a start may wait.
         """
         deadline = time.monotonic() + self._settings.hang
         with self.health.watching(ask):
@@ -145,7 +144,7 @@ class Connection:
     def check(self, consumer: KafkaConsumer) -> None:
         """Report whether a broker is reachable.
 
-        Raises: the client's error where one is, and does not let it in any more.
+        Raises: the client's error if a broker is reachable but refuses this client.
         """
         reachable = is_answering(consumer, again=self.health.unreachable_since is not None)
         if not reachable and (why := auth_failure(consumer)) is not None:
@@ -154,8 +153,8 @@ class Connection:
 
     @contextlib.contextmanager
     def translated_errors(self) -> Iterator[None]:
-        """Translate the client's errors into one sentence, as `client.translated_errors` does,
-        and those of a group too."""
+        """Translate the client's errors into one sentence, as `client.translated_errors` does, and
+        also those of a group."""
         settings = self._settings
         with translated_errors(settings, f"[source] topics {', '.join(settings.topics)}"):
             try:
@@ -168,14 +167,14 @@ class Connection:
                 ) from error
             except errors.InconsistentGroupProtocolError as error:
                 raise UserError(
-                    f"Group '{settings.group_id}' has members that share by another way than "
-                    f"'{settings.assignor}': set [source] assignor to theirs, or take another "
+                    f"Group '{settings.group_id}' has members with another assignor than "
+                    f"'{settings.assignor}': set [source] assignor to theirs, or use another "
                     "group."
                 ) from error
             except errors.UnknownMemberIdError as error:
                 raise UserError(
                     f"Group '{settings.group_id}' has members that joined it, and this engine "
-                    "reads alone: set [source] subscribe = true, or take another group."
+                    "reads alone: set [source] subscribe = true, or use another group."
                 ) from error
 
 

@@ -1,4 +1,4 @@
-"""Turns fetched chunks into records, and gives the format that decodes them."""
+"""Turns fetched chunks into records, and chooses the format that decodes them."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class TopicDecoding:
     """Decodes the records of a source's topics.
 
     Attributes:
-        format: decodes them.
-        record_schema: the columns from what a record has besides its value.
+        format: the format of the values.
+        record_schema: the columns from keys, headers and other parts of a record.
     """
 
     def __init__(self, settings: KafkaSourceSettings) -> None:
@@ -42,7 +42,7 @@ class TopicDecoding:
         self._values = _format(settings)
         self.record_schema = record_schema(settings.record)
         self.format: Format = self._values
-        if not is_custom(settings.format):  # one's own may make something of a deletion
+        if not is_custom(settings.format):  # a user's format may use a deletion
             text = spec_of(settings.format).plain_text
             self.format = ValueFilter(self._values, text=text)
         if settings.record:
@@ -55,8 +55,8 @@ class TopicDecoding:
         return spec_of(self._settings.format).newline
 
     def schema(self, declared: Schema) -> Schema:
-        """Return the columns. Raises: UserError where nothing is declared: a topic does not say
-        what it holds."""
+        """Return the columns. Raises: UserError if none are declared: a topic has no schema of its
+        own."""
         declared = only_named(declared)
         for column in self.record_schema:
             if column in declared:
@@ -67,15 +67,15 @@ class TopicDecoding:
         return self._columns
 
     def _declared(self, declared: Schema) -> Schema:
-        if not isinstance(self._values, Ndjson):  # which has a say in files only
+        if not isinstance(self._values, Ndjson):  # applies to files only
             described = self._values.schema(declared)
             if described is not None:
                 return described
         named = {c: dtype for c, dtype in declared.items() if c != "*"}
         if not named or "*" in declared:
             raise UserError(
-                "A topic does not say what its records hold: name every column that the pipeline "
-                'uses in [source.schema], a line each, such as amount = "float64" or '
+                "A topic has no schema of its own: name every column that the pipeline "
+                'uses in [source.schema], one per line, such as amount = "float64" or '
                 'country = "string"; "*" cannot stand for them.'
             )
         if isinstance(self._values, Ndjson):
@@ -90,10 +90,10 @@ class TopicDecoding:
         return named
 
     def warm_up(self, *, with_metadata: bool) -> None:
-        """Decode an empty object before the first record comes. Loops compile at their first
-        use, which takes seconds without a cache, and the first record would wait for that."""
+        """Decode an empty object before the first record. Loops compile at their first use, which
+        takes seconds without a cache, and the first record would wait for that."""
         if not self._columns or not spec_of(self._settings.format).plain_text:
-            return  # of a registry, or somebody's own, nothing is asked that did not come
+            return  # neither a registry nor user code is called without a record
         chunk = warm_up_chunk(b"{}", newline=self.has_lines, with_metadata=with_metadata)
         for records in self.records("rehearsal/0", chunk, time.monotonic(), None):
             self.format.decode(records, self._columns)
@@ -153,7 +153,7 @@ def _format(settings: KafkaSourceSettings) -> Format:
 
 
 def _schemas(settings: KafkaSourceSettings) -> Registry | Mapping[str, Any]:
-    """What knows the schemas of Avro records."""
+    """Return the schemas of Avro records: a registry, or the schema of all values."""
     if (settings.registry is None) == (settings.schema_file is None):
         raise UserError(
             '[source] format = "avro" needs the address of a schema registry, registry, or the '

@@ -33,14 +33,14 @@ class Membership(AsyncConsumerRebalanceListener):  # type: ignore[misc]
     """Handles the group's rebalances. Its callbacks run on the client's thread; the reading
     thread waits meanwhile.
 
-    A rebalance that takes partitions which are being read waits until the loop has saved and
-    committed what is done (`release`), at most `seconds`. Then they go, and what was not committed
-    of them is somebody else's: `partitions_lost`.
+    A rebalance that revokes partitions in use waits until the loop has saved and committed finished
+    work (`release`), at most `seconds`. Then they are revoked; if work was not committed, another
+    member reads it again: `partitions_lost`.
 
     Attributes:
-        assigned: partitions that are this engine's now.
-        is_rebalancing: whether that changed since the last `take_assignment`.
-        partitions_lost: whether partitions went before they were committed.
+        assigned: the partitions assigned to this engine now.
+        is_rebalancing: whether the assignment changed since the last `take_assignment`.
+        partitions_lost: whether partitions were revoked before their work was committed.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -55,11 +55,11 @@ class Membership(AsyncConsumerRebalanceListener):  # type: ignore[misc]
 
     @property
     def joined(self) -> bool:
-        """Whether the group was asked for partitions."""
+        """Whether this engine has joined, or is joining, the group."""
         return self._consumer is not None
 
     def join(self, consumer: KafkaConsumer, topics: Iterable[str], pattern: str | None) -> None:
-        """Ask the group for partitions; later polls receive them."""
+        """Join the group; later polls receive partitions."""
         self._consumer = consumer
         if pattern is None:
             consumer.subscribe(topics=list(topics), listener=self)
@@ -67,7 +67,7 @@ class Membership(AsyncConsumerRebalanceListener):  # type: ignore[misc]
             consumer.subscribe(pattern=pattern, listener=self)
 
     def set_reading(self, partitions: Iterable[TopicPartition]) -> None:
-        """Note that these partitions are being read, so they may be revoked only after a
+        """Record that these partitions are being read, so they may be revoked only after a
         release."""
         with self._lock:
             self._reading = frozenset(partitions)
@@ -119,13 +119,13 @@ class Membership(AsyncConsumerRebalanceListener):  # type: ignore[misc]
         except KafkaTimeoutError:
             self.partitions_lost, self._released = True, None
             log.warning(
-                "partitions went before they were committed",
+                "partitions were revoked before their work was committed",
                 extra={"partitions": names(revoked), "waited": self._seconds},
             )
 
     async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
-        """Hold the partitions until the loop says where they start: kafka-python would start
-        them by itself."""
+        """Pause the partitions until the loop sets their starts: kafka-python would start them
+        itself."""
         assert self._consumer is not None
         with self._lock:
             new = assigned - self.assigned
@@ -146,11 +146,11 @@ class Membership(AsyncConsumerRebalanceListener):  # type: ignore[misc]
 
 @dataclass(frozen=True, slots=True)
 class Owners:
-    """Who has read a partition, stored in the metadata of its committed offset.
+    """The members that have read a partition, stored in the metadata of its committed offset.
 
     Attributes:
         owners: (member, offset at which it began), the newest first.
-        topic_id: of the topic that the offset is in; "" where it is not known.
+        topic_id: the id of the offset's topic; "" if unknown.
     """
 
     owners: tuple[tuple[str, int], ...] = ()
@@ -158,7 +158,7 @@ class Owners:
 
     @classmethod
     def parse(cls, metadata: str | None) -> Self:
-        """Parse a commit's metadata; nobody, if another program wrote it."""
+        """Parse a commit's metadata; no owners if another program wrote it."""
         try:
             value = json.loads(metadata or "{}")
             owners = tuple((str(m), int(at)) for m, at in value.get("owners", ()))

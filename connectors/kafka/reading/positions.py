@@ -22,8 +22,8 @@ class Positions:
     Attributes:
         nexts: partition -> the offset to read next.
         starts: partition -> the offset at which this process started.
-        stops: partition -> the offset at which reading ends, if it does.
-        skipped: the number of records that were gone before they were read.
+        stops: partition -> the offset at which reading ends, if it is bounded.
+        skipped: the number of records deleted before they were read.
     """
 
     def __init__(self, settings: KafkaSourceSettings, connection: Connection) -> None:
@@ -53,17 +53,17 @@ class Positions:
         if first <= at <= end:
             return at
         reason = (
-            f"{partition_name(tp)} has offsets {first} to {end}, and {at} is where to go on: "
-            "records are gone (retention?)"
+            f"{partition_name(tp)} has offsets {first} to {end}, and the next offset is {at}: "
+            "records were deleted (retention?)"
         )
         return self.reset(tp, at, log_range, reason)
 
     def reset(self, tp: TopicPartition, at: int, log_range: LogRange, reason: str) -> int:
-        """Where to go on by `auto_offset_reset`. Raises: HeadraceError where that is ``fail``."""
+        """Return where `auto_offset_reset` continues. Raises: HeadraceError if it is ``fail``."""
         if self._settings.auto_offset_reset == "fail":
             raise HeadraceError(
-                f"{reason}; set [source] auto_offset_reset to 'earliest' or 'latest' to go on with "
-                "what is there now."
+                f"{reason}; set [source] auto_offset_reset to 'earliest' or 'latest' to continue "
+                "with the records that exist."
             )
         to = log_range.first if self._settings.auto_offset_reset == "earliest" else log_range.end
         self.skipped += max(0, to - at)
@@ -88,11 +88,11 @@ class Positions:
         self._ends[partition_name(tp)] = end
 
     def forget(self) -> None:
-        """Read no partition from now on."""
+        """Stop reading all partitions."""
         self.nexts, self._ends = {}, {}
 
     def saw_end(self, tp: TopicPartition, end: int) -> None:
-        """Note where a broker says the log ends now."""
+        """Record the end of a log as reported by a broker."""
         self._ends[partition_name(tp)] = end
 
     def stop_of(self, tp: TopicPartition) -> int | None:
@@ -116,7 +116,7 @@ class Positions:
         (consumer.pause if held else consumer.resume)(*read)
 
     def unpause(self) -> None:
-        """Resume the partitions that are read, which the client has paused."""
+        """Resume the partitions read here, which the client has paused."""
         self._paused = True
         self.pause(False)
 

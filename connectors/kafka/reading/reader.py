@@ -1,4 +1,4 @@
-"""Fetches chunks, and keeps the records that were not read yet."""
+"""Fetches chunks, and keeps the records not yet returned."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from engine.types import Records, Values
 
 log = logging.getLogger("headrace.kafka")
 POLL_CHUNKS = 8
-"""The chunks requested from the client at a time: about as many MiB."""
+"""The chunks requested from the client at a time: about 1 MiB each."""
 
 
 class Reader:
-    """The records fetched and not returned yet. The fetch thread calls it.
+    """The records fetched and not yet returned. Called by the fetch thread.
 
     Attributes:
-        nbytes: their bytes and those that the client holds, as of the last `take`.
+        nbytes: their bytes and those in the client, as of the last `take`.
     """
 
     def __init__(
@@ -54,11 +54,11 @@ class Reader:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing waits to be taken."""
+        """Whether no record waits."""
         return not self._waiting
 
     def clear(self) -> None:
-        """Drop what waits."""
+        """Drop the waiting records."""
         self._waiting.clear()
 
     def take(self, max_rows: int, max_bytes: int) -> Records | None:
@@ -78,17 +78,17 @@ class Reader:
         return records
 
     def poll(self, consumer: KafkaConsumer, timeout: float) -> None:
-        """Fetch what comes within so many seconds."""
+        """Fetch the records that arrive within so many seconds."""
         fetched = self._fetched(consumer, timeout)
         arrived = time.monotonic()
         for tp, chunks in fetched.items():
             text = partition_name(tp)
             if text not in self._positions.nexts or tp.topic in self._topics.recreated:
-                continue  # it came, and nobody has said yet where it starts
+                continue  # just assigned, its start is not set yet
             stop = self._positions.stop_of(tp)
             for chunk in chunks:
                 self._waiting += self._decoding.records(text, chunk, arrived, stop)
-            with contextlib.suppress(IllegalStateError):  # it may have gone since
+            with contextlib.suppress(IllegalStateError):  # it may have been revoked since
                 if (high := consumer.highwater(tp)) is not None:
                     self._positions.saw_end(tp, high)
 
@@ -114,8 +114,8 @@ class Reader:
         return fetched
 
     def _on_out_of_range(self, consumer: KafkaConsumer, tp: TopicPartition, at: int) -> None:
-        """The log no longer has the offset that was asked for: retention has passed the reader, or
-        it is another topic."""
+        """Handle a log without the requested offset: retention has passed the reader, or the topic
+        was recreated."""
         if self._topics.is_recreated(consumer, tp.topic):
             return
         log_range = self._connection.ranges(consumer, [tp])[tp]
@@ -124,8 +124,8 @@ class Reader:
     def _on_truncation(
         self, consumer: KafkaConsumer, tp: TopicPartition, to: OffsetAndMetadata | None
     ) -> None:
-        """The log has other records now behind `to`, or behind an offset that nobody knows; or it
-        is another topic, which looks the same."""
+        """Handle a log whose records after `to`, or after an unknown offset, were replaced, or
+        whose topic was recreated, which looks the same."""
         if self._topics.is_recreated(consumer, tp.topic):
             return
         log_range = self._connection.ranges(consumer, [tp])[tp]
@@ -136,7 +136,7 @@ class Reader:
         self._seek(consumer, tp, instead if to is None else int(to.offset))
 
     def _seek(self, consumer: KafkaConsumer, tp: TopicPartition, to: int) -> None:
-        """Continue at `to`; no record says so, but a mark must."""
+        """Continue at `to`. No record has this offset, so an empty one carries it to the mark."""
         consumer.seek(tp, to)
         self._waiting.append(self._decoding.no_records(partition_name(tp), to))
 

@@ -17,44 +17,42 @@ class KafkaSourceSettings(KafkaSettings):
     """``[source] kind = "kafka"``
 
     Attributes:
-        topics: their names; one that begins with ``^`` is a pattern for all that it matches.
-        format: of the values: ndjson (a JSON object each), csv (with `columns`), avro (with
-            `registry` or `schema_file`), xml (a document each), text (one column ``value``), or
-            a class of your own, ``package.module:Class``.
-        columns: names of the fields of a csv value.
-        record: further columns, of what a record has besides its value: name -> ``key``,
+        topics: names of topics; a name that begins with ``^`` is a pattern.
+        format: the format of the values: ndjson (one JSON object), csv (with `columns`), avro (with
+            `registry` or `schema_file`), xml (one document), text (one column ``value``), or a
+            class of your own, ``package.module:Class``.
+        columns: the names of the fields of a csv value.
+        record: further columns from other parts of a record: name -> ``key``,
             ``key bytes``, ``timestamp``, ``topic``, ``partition``, ``offset`` or
             ``header NAME``.
-        paths: column -> where its value is: ``user.address.city`` in ndjson and avro,
+        paths: column -> the path of its value: ``user.address.city`` in ndjson and avro,
             ``address/city`` or ``@id`` in xml.
-        registry: of avro's schemas, with Confluent's API: its address, http(s)://...; values
-            begin with the number of the schema that wrote them.
-        registry_user: of the registry, where it asks for one.
-        registry_password: better from the environment: ``HEADRACE_SOURCE__REGISTRY_PASSWORD``.
-            Never logged.
-        registry_retry_timeout: how long to ask again when the registry is down in mid-run.
-        schema_file: an Avro schema (.avsc) that wrote all values; they are plain datums then.
-        start: earliest, latest, or ms since the epoch: where to begin without a checkpoint.
-        stop: end: read what is there at the start, then end; never: wait for more.
+        registry: the address of the schema registry, http(s)://..., with Confluent's API; each
+            value begins with the number of the schema that wrote it.
+        registry_user: the user name for the registry, if it requires one.
+        registry_password: the password for the registry, never logged; better set in the
+            environment: ``HEADRACE_SOURCE__REGISTRY_PASSWORD``.
+        registry_retry_timeout: how long to retry if the registry is unreachable during a run.
+        schema_file: the Avro schema (.avsc) of all values, which are plain datums then.
+        start: where to begin without a checkpoint: earliest, latest, or ms since the epoch.
+        stop: end: read to the end of the topics as of the start; never: wait for more.
         subscribe: share the partitions with the group's other members.
-        group_id: offsets of finished records are committed under this name, for others to see
-            the lag and for a start without a checkpoint; nothing is committed unless given.
+        group_id: the group under whose name offsets of finished records are committed, to show the
+            lag and to start without a checkpoint; nothing is committed unless given.
         group_instance_id: this engine's own name in the group (static membership): it gets its
             partitions back when it returns within `session_timeout`. Needed by engines that
             keep a state.
-        assignor: how the group shares: cooperative-sticky, sticky, range or roundrobin; the
-            same for all of its members.
-        session_timeout: time without a sign of life after which the group gives up on an
-            engine.
-        rebalance_timeout: how long a rebalance waits for the batch in hand.
-        auto_offset_reset: what to do where the log no longer has the offset to go on at
-            (retention, also while it is read), or the topic was deleted and made anew: fail,
-            earliest or latest (records skipped are counted and logged).
-        isolation_level: read_committed leaves out what transactions aborted or have not
-            finished.
-        fetch_max_bytes: of one answer of a broker; the client holds up to twice as much.
-        coerce: of ndjson, csv and avro: "lossless" takes every value that equals one of the
-            declared type, however it is written; "strict" only what is written as that type.
+        assignor: how the group shares partitions: cooperative-sticky, sticky, range or roundrobin;
+            the same for all members.
+        session_timeout: time without a heartbeat after which the group removes an engine.
+        rebalance_timeout: how long a rebalance waits for the current batch.
+        auto_offset_reset: what to do if the next offset no longer exists (retention, also during a
+            run), or the topic was recreated: fail, earliest or latest (skipped records are
+            counted and logged).
+        isolation_level: read_committed skips records of aborted and unfinished transactions.
+        fetch_max_bytes: the largest response of a broker; the client buffers up to twice as much.
+        coerce: for ndjson, csv and avro: "lossless" accepts every value that equals one of the
+            declared type, however it is written; "strict" only values written as that type.
     """
 
     topics: Free[Names] = Field(min_length=1)

@@ -22,13 +22,13 @@ class Topics:
 
     Attributes:
         pattern: the pattern of their names, if they are given by one.
-        recreated: topics deleted and made anew while they were read.
+        recreated: topics deleted and created again while they were read.
         deleted: topics that are gone.
         begun: whether a partition has been read; changes are noticed only then.
     """
 
     def __init__(self, settings: KafkaSourceSettings, connection: Connection) -> None:
-        """Raises: UserError for a pattern that is none, and for settings that a group needs."""
+        """Raises: UserError for an invalid pattern, and for settings that a group lacks."""
         self.pattern = _pattern(settings)
         self.recreated: set[str] = set()
         self.deleted: set[str] = set()
@@ -52,7 +52,7 @@ class Topics:
     def partitions(self, consumer: KafkaConsumer) -> list[TopicPartition]:
         """Return all partitions of the topics.
 
-        Raises: UserError where a topic is not there.
+        Raises: UserError if a topic does not exist.
         """
         partitions = []
         topics_there = consumer.topics()
@@ -67,7 +67,8 @@ class Topics:
         for topic in topics:
             if topic not in topics_there:
                 raise UserError(
-                    f"[source] topic '{topic}' is not there at {self._settings.bootstrap_servers}."
+                    f"[source] topic '{topic}' does not exist at "
+                    f"{self._settings.bootstrap_servers}."
                     f"{nearest(topic, topics_there)}"
                 )
             numbers = consumer.partitions_for_topic(topic) or ()
@@ -82,7 +83,7 @@ class Topics:
         except UserError as error:
             log.warning("%s", error)
         except HeadraceError as error:
-            log.debug("%s", error)  # it is away, and looked at again; `BrokerHealth` says it once
+            log.debug("%s", error)  # unreachable: retried, and `BrokerHealth` reports it once
         return 0
 
     # ------------------------------------------------------------------------------------- ids
@@ -101,7 +102,7 @@ class Topics:
         return {topic: known for topic, known in ids.items() if known}
 
     def learn_ids(self, consumer: KafkaConsumer, topics: Iterable[str]) -> None:
-        """Take over the current ids of these topics."""
+        """Accept the current ids of these topics."""
         self._ids |= self.ids_now(consumer, topics)
 
     def update_ids(
@@ -137,7 +138,7 @@ class Topics:
         return topic not in self.recreated | self.deleted
 
     def is_recreated(self, consumer: KafkaConsumer, topic: str) -> bool:
-        """Ask a broker whether a topic is gone or was made anew."""
+        """Ask a broker whether a topic is gone or was recreated."""
         self._connection.with_retries(consumer.topics)
         self.check(consumer)
         return not self.is_current(topic)
@@ -168,7 +169,7 @@ class Topics:
         if now == self._ids[topic]:
             self.deleted.discard(topic)
         elif now:
-            event = f"Topic '{topic}' was deleted and made anew while it was read"
+            event = f"Topic '{topic}' was deleted and created again while it was read"
             if self._settings.auto_offset_reset == "fail":
                 raise HeadraceError(
                     f"{event}: nothing of what is in it now was read; set [source] "

@@ -79,5 +79,5 @@ def test_a_topic_without_a_schema(
     file = reading("any", (text[begin:end], declared))
     code, _, err = headrace("check", file)
     assert code == 2
-    assert "A topic does not say what its records hold: name every column" in err
+    assert "A topic has no schema of its own: name every column" in err
     assert json.loads(err.split("such as amount = ")[1].split()[0]) == "float64"

@@ -186,7 +186,7 @@ def test_a_topic_that_is_not_there(
 ) -> None:
     code, _, err = headrace("run", on_kafka(topic + "x"))
     assert code == 2
-    assert f"topic '{topic}x' is not there at " in err
+    assert f"topic '{topic}x' does not exist at " in err
     assert f"Did you mean '{topic}'?" in err
 
 
@@ -282,10 +282,10 @@ def test_offsets_that_are_gone(
     code, out, err = headrace("run", on_kafka(topic), "--set", f"source.auto_offset_reset={lost}")
     if read is None:
         assert code == 1
-        assert f"{topic}/0 has offsets 600 to 1000, and 500 is where to go on" in err
+        assert f"{topic}/0 has offsets 600 to 1000, and the next offset is 500" in err
         assert (
-            "set [source] auto_offset_reset to 'earliest' or 'latest' to go on with what is there "
-            "now" in err
+            "set [source] auto_offset_reset to 'earliest' or 'latest' to continue with the "
+            "records that exist" in err
         )
     else:
         assert code == 0

@@ -291,7 +291,7 @@ def test_a_group_that_shares_in_another_way(
         until(lambda: run.loop.mark.positions)
         code, _, err = headrace("run", second)
     assert code == 2
-    assert f"Group '{topic}' has members that share by another way than 'range'" in err
+    assert f"Group '{topic}' has members with another assignor than 'range'" in err
 
 
 def test_two_engines_of_one_name(
