@@ -39,7 +39,7 @@ quick: .venv/test ## the tests that take less than ten seconds each
 	$(BIN)/pytest -n $(JOBS) --dist worksteal -m 'not slow'
 
 crash: .venv/test ## the failure kit at full size: 80 kills, 40 signals, 50 rebalances, 5 restarts of the broker (15 minutes)
-	HEADRACE_CRASH=full $(BIN)/pytest tests/crash tests/pipelines/test_crash.py tests/pipelines/test_process.py -s
+	HEADRACE_CRASH=full $(BIN)/pytest tests/crash tests/pipelines/runs/test_crash.py tests/pipelines/runs/test_process.py -s
 
 fuzz: .venv/test ## 100,000 damaged inputs of every kind: no signal, panic, traceback or hang (tests/fuzz)
 	$(BIN)/python -m tests.fuzz

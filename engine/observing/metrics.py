@@ -153,7 +153,7 @@ METRICS: Mapping[str, MetricSpec] = {
     ),
     "headrace_bottleneck": MetricSpec(
         "gauge",
-        "1 for the part that is the bottleneck, else 0; idle while the source is slower.",
+        "Whether the part is the bottleneck: 1 or 0; idle is 1 while the source is slower.",
         {"part": ("source", "decode", "scrub", "transfer", "model", "sink", "checkpoint", "idle")},
     ),
     "headrace_batch_rows": MetricSpec("histogram", "Rows of a batch.", buckets=ROW_BUCKETS),

@@ -25,7 +25,7 @@ from tests.crash.kit import (
     caught_up,
     in_transaction,
 )
-from tests.pipelines.test_crash import newest
+from tests.pipelines.runs.test_crash import newest
 from tests.waiting import until
 
 FULL = os.environ.get("HEADRACE_CRASH") == "full"

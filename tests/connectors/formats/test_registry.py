@@ -22,7 +22,7 @@ from connectors.formats.registry import (
     spec_of,
 )
 from connectors.formats.text import RawText
-from connectors.kafka import source as kafka
+from connectors.kafka.reading import decoding
 from connectors.kafka.source import KafkaSource
 from engine.types import Format, Records, Rejects, Schema, UserError
 
@@ -98,7 +98,7 @@ def test_a_line_in_the_table_is_a_format(tmp_path: Path, monkeypatch: pytest.Mon
     spec = FormatSpec(make=f"{__name__}:make_lengths", layout="lines", topics=True)
     monkeypatch.setitem(FORMATS, "lengths", spec)
     monkeypatch.setattr(files, "FILES", (*FILES, "lengths"))
-    monkeypatch.setattr(kafka, "TOPICS", (*TOPICS, "lengths"))
+    monkeypatch.setattr(decoding, "TOPICS", (*TOPICS, "lengths"))
     (tmp_path / "a.txt").write_text("one\nthree\n")
     settings = FilesSource.Settings(path=str(tmp_path / "a.txt"), format="lengths")
     source = FilesSource(settings)

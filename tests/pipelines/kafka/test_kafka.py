@@ -23,7 +23,7 @@ from engine.types import Batch, Mark
 from tests.broker import Broker, shared_broker
 from tests.connectors.conftest import drain
 from tests.pipelines.conftest import Headrace, Rows, Small
-from tests.pipelines.test_service import Engine, learned
+from tests.pipelines.runs.test_service import Engine, learned
 from tests.waiting import HANG
 
 FILES = 'kind = "files"\npath = '

@@ -18,7 +18,7 @@ from engine.run import Run
 from tests.broker import shared_broker
 from tests.pipelines.conftest import Headrace
 from tests.pipelines.kafka.test_kafka import until_learned
-from tests.pipelines.test_service import started
+from tests.pipelines.runs.test_service import started
 from tests.registry import SchemaRegistry, own_registry, shared_registry
 
 PIPELINE = """

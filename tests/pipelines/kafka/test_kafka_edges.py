@@ -31,7 +31,7 @@ from tests.pipelines.kafka.test_kafka_positions import (
     values,
     write,
 )
-from tests.pipelines.test_service import started
+from tests.pipelines.runs.test_service import started
 from tests.waiting import HANG, until
 
 __all__ = ["broker", "results", "write"]  # fixtures

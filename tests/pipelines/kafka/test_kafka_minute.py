@@ -22,7 +22,7 @@ from tests.crash.kit import records
 from tests.pipelines.kafka.test_kafka import LIVE, until_learned
 from tests.pipelines.kafka.test_kafka_group import TRAIN, broker, fill, pipeline, running
 from tests.pipelines.kafka.test_kafka_quiet import answers
-from tests.pipelines.test_service import Engine, samples, started
+from tests.pipelines.runs.test_service import Engine, samples, started
 from tests.waiting import HANG, until
 
 __all__ = ["broker", "pipeline"]  # fixtures

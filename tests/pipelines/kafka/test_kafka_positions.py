@@ -25,7 +25,7 @@ from engine.running.loop import Loop
 from engine.types import Batch, HeadraceError, SharedSource, UserError
 from tests.broker import Broker, shared_broker
 from tests.pipelines.conftest import Headrace
-from tests.pipelines.test_service import started
+from tests.pipelines.runs.test_service import started
 from tests.waiting import until
 
 PIPELINE = """

@@ -14,8 +14,8 @@ import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from tests.broker import Broker, shared_broker
+from tests.pipelines.runs.test_service import Engine, samples, started
 from tests.pipelines.test_readme import blocks
-from tests.pipelines.test_service import Engine, samples, started
 from tests.waiting import HANG, until
 
 RECORDS = 10

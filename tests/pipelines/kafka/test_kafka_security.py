@@ -30,7 +30,7 @@ from tests.broker import skip_without_tools
 from tests.connectors.conftest import drain
 from tests.forks import Command
 from tests.pipelines.conftest import Headrace
-from tests.pipelines.test_service import started
+from tests.pipelines.runs.test_service import started
 from tests.promtool import promtool
 from tests.secure import PASSWORDS, SecureBroker
 from tests.waiting import HANG, until

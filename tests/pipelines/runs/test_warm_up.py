@@ -101,7 +101,7 @@ def test_nothing_is_compiled_after_the_first_record(tmp_path: Path) -> None:
         env={
             **os.environ,
             "NUMBA_CACHE_DIR": str(tmp_path / "compiled"),
-            "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])]),
+            "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parents[3])]),
         },
         capture_output=True,
         text=True,

@@ -19,7 +19,7 @@ from engine.run import Run
 from engine.running.loop import Loop
 from engine.types import Batch, UserError
 from tests.connectors.conftest import shard
-from tests.pipelines.test_crash import finish, newest, same, start, state
+from tests.pipelines.runs.test_crash import finish, newest, same, start, state
 from tests.waiting import HANG, until
 
 N = 1_200

@@ -21,7 +21,7 @@ from tests.forks import Command
 from tests.promtool import promtool
 from tests.waiting import HANG, until
 
-DEMO = Path(__file__).parents[2] / "deploy" / "pipelines" / "pedestrians.toml"
+DEMO = Path(__file__).parents[3] / "deploy" / "pipelines" / "pedestrians.toml"
 
 
 @dataclass

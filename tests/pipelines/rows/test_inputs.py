@@ -15,7 +15,7 @@ import pytest
 from engine.commands.preflight import preflight
 from engine.run import Run
 from tests.connectors.conftest import shard
-from tests.pipelines.test_crash import finish, newest, start
+from tests.pipelines.runs.test_crash import finish, newest, start
 from tests.waiting import HANG, until
 
 N = 3_000

@@ -93,7 +93,7 @@ def test_a_column_that_nobody_reads_rejects_no_row(tmp_path: Path, tables: dict[
         {**MODEL, "scrub": {"derive": {"columns": {"b": "a + note"}}}},
         {**MODEL, "scrub": {"duplicates": {"by": ["note"]}}},
         {**MODEL, "evaluation": {"slices": {"big": "note > 3"}}},
-        {**MODEL, "scrub": {"own": {"kind": "tests.pipelines.test_projection:Own"}}},
+        {**MODEL, "scrub": {"own": {"kind": "tests.pipelines.rows.test_projection:Own"}}},
     ],
 )
 def test_one_that_somebody_reads_does(tmp_path: Path, tables: dict[str, Any]) -> None:
