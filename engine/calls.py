@@ -85,7 +85,7 @@ class Calling:
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
+        error_type: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
@@ -120,8 +120,12 @@ def is_custom(component: object) -> bool:
 
 def named(section: str, component: object, key: str = "kind") -> str:
     """Return how sentences name a component: its table, and a user's class."""
-    kind = _kind(component)
-    own = f" {key} '{kind.__module__}:{kind.__qualname__}'" if is_custom(component) else ""
+    component_class = _kind(component)
+    own = (
+        f" {key} '{component_class.__module__}:{component_class.__qualname__}'"
+        if is_custom(component)
+        else ""
+    )
     return f"[{section}]{own}"
 
 
@@ -272,12 +276,12 @@ def _batch_mistake(before: Batch, after: Any, *, strict: bool) -> str | None:
 
 def _places_mistake(before: Batch, after: Batch, added: int) -> str | None:
     for column in RESERVED:
-        there, kind = after.frame.schema.get(column), before.frame.schema[column]
-        if there != kind:
+        there, dtype = after.frame.schema.get(column), before.frame.schema[column]
+        if there != dtype:
             what = f"whose '{column}' is {there}"
             if there is None:
                 what = f"without the column '{column}'"
-            return f"returned rows {what}, expected {kind}: {PLACED}"
+            return f"returned rows {what}, expected {dtype}: {PLACED}"
     rejected = [reject.rows for reject in after.rejects[len(before.rejects) :]]
     if _same_places(before.frame, after.frame, rejected, several=added > 0):
         return None

@@ -443,8 +443,8 @@ def key_location(where: str, section: str, key: str) -> str:
     key."""
     path = [*section.split("."), key] if section else [key]
     who_set = where.who_set(path) if isinstance(where, ConfigOrigin) else None
-    if who_set is None and (made := made_by(where, section)):
-        return f"{made} it"
+    if who_set is None and (maker := made_by(where, section)):
+        return f"{maker} it"
     if who_set is not None:
         return f"{who_set}: [{section}]" if section else f"{who_set}: a pipeline"
     return f"[{section}] in {where}" if section else where
@@ -621,7 +621,7 @@ def load_class(name: Any, known: Mapping[str, str], section: str, where: str = "
         raise UserError(f"[{section}]: expected text for 'kind', got {_shown(name, None)}.")
     target = known.get(name, name)
     if ":" not in target:
-        head = f"{made} it" if (made := made_by(where, section)) else f"[{section}]"
+        head = f"{maker} it" if (maker := made_by(where, section)) else f"[{section}]"
         raise UserError(f"{head} has no kind '{name}'.{nearest(name, known)}")
     module, _, attribute = target.partition(":")
     try:

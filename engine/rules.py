@@ -216,8 +216,8 @@ def require_learned(pipeline: Pipeline, loop: Loop) -> None:
 
 def _head(file: str, section: str) -> str:
     """Return how a sentence about a table begins: the file, or what set the table over it."""
-    made = made_by(file, section)
-    return f"[{section}] in {file}" if made is None else f"{made} it"
+    maker = made_by(file, section)
+    return f"[{section}] in {file}" if maker is None else f"{maker} it"
 
 
 __all__ = [

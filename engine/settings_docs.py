@@ -104,10 +104,10 @@ def field_of(settings: type[BaseModel], key: str) -> FieldInfo | None:
 
 def _described(settings: type[BaseModel]) -> dict[str, tuple[str, str]]:
     """Return key -> text and unit, of this class or a base class."""
-    found: dict[str, tuple[str, str]] = {}
-    for kind in reversed(settings.__mro__):
-        found |= _entries(kind.__dict__.get("__doc__") or "")
-    return found
+    described: dict[str, tuple[str, str]] = {}
+    for settings_class in reversed(settings.__mro__):
+        described |= _entries(settings_class.__dict__.get("__doc__") or "")
+    return described
 
 
 def _key(name: str, field: FieldInfo, text: str, unit: str) -> Key:
@@ -123,8 +123,8 @@ def _key(name: str, field: FieldInfo, text: str, unit: str) -> Key:
 
 def _entries(docstring: str) -> dict[str, tuple[str, str]]:
     """Parse ``name, name [unit]: text`` under ``Attributes:``, each text on one line."""
-    _, found, after = inspect.cleandoc(docstring).partition("Attributes:\n")
-    if not found:
+    _, heading, after = inspect.cleandoc(docstring).partition("Attributes:\n")
+    if not heading:
         return {}
     entries: dict[str, tuple[str, str]] = {}
     names: list[str] = []

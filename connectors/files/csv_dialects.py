@@ -59,11 +59,11 @@ class CsvDialects:
     @property
     def dialect(self) -> Dialect:
         """The dialect: declared, else sniffed, else the default."""
-        found = dict(self.sniffed or {})
+        fields = dict(self.sniffed or {})
         if self._model_null_values:
-            words = {*found.get("null_values", ()), *self._model_null_values}
-            found["null_values"] = tuple(word for word in NULL_WORDS if word in words)
-        return Dialect(**{**found, **self.declared})
+            words = {*fields.get("null_values", ()), *self._model_null_values}
+            fields["null_values"] = tuple(word for word in NULL_WORDS if word in words)
+        return Dialect(**{**fields, **self.declared})
 
     def in_effect(self) -> dict[str, Snapshot]:
         """Return the dialect as settings."""

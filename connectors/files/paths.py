@@ -64,14 +64,14 @@ def would_match(paths: Iterable[str], file: Path, format: str | None = None) -> 
     spelt = _spellings(file)
     for path in paths:
         if Path(path).is_dir():
-            found = any(_is_data(below) for below in _relative_parts(spelt, path)) and _fits(
+            matches = any(_is_data(below) for below in _relative_parts(spelt, path)) and _fits(
                 file, format
             )
         elif glob.has_magic(path) and not Path(path).is_file():
-            found = _is_match(path, file, spelt)
+            matches = _is_match(path, file, spelt)
         else:
-            found = file.resolve() == Path(path).resolve()
-        if found:
+            matches = file.resolve() == Path(path).resolve()
+        if matches:
             return True
     return False
 

@@ -52,8 +52,8 @@ def load_custom(name: str) -> Format:
     require_contract(cls, Format, "source", (), key="format")
     if slip := next(misspelt_members(cls, Format), None):
         raise UserError(f"[source] format '{name}': {slip}.")
-    made: Format = instance() if isinstance(instance, type) else instance
-    return made
+    custom: Format = instance() if isinstance(instance, type) else instance
+    return custom
 
 
 def require_declared(declared: Schema, described: str) -> Schema:

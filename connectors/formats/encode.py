@@ -160,8 +160,8 @@ class AvroEncoder:
 
     def require(self, schema: Schema) -> None:
         """Check the columns. Does not contact a registry, which would store the schema."""
-        made = self._schema or derived(schema, self._topic)
-        AvroEncoder(schema=made).encode(pl.DataFrame(schema=schema))
+        avro_schema = self._schema or derived(schema, self._topic)
+        AvroEncoder(schema=avro_schema).encode(pl.DataFrame(schema=schema))
 
     def encode(self, frame: pl.DataFrame) -> Values:
         """Encode the rows. Raises also what the registry raises."""
@@ -296,17 +296,17 @@ class _Field:
     """How one field is written.
 
     Attributes:
-        kind: the polars type its values have before they are written.
-        null: number of the null branch, -1 where it is not nullable.
-        value: number of the value's branch, -1 where it is no union.
-        symbols: of an enum.
-        size: of a fixed.
+        dtype: the polars type of its values before they are written.
+        null: the number of the null branch; -1 if not nullable.
+        value: the number of the value's branch; -1 if not a union.
+        symbols: the symbols of an enum.
+        size: the bytes of a fixed.
         default: the datum where the frame lacks it, or None.
     """
 
     name: str
     how: int
-    kind: pl.DataType
+    dtype: pl.DataType
     null: int = -1
     value: int = -1
     symbols: tuple[str, ...] = ()
@@ -339,7 +339,7 @@ class _Field:
         return cls(
             name=name,
             how=how,
-            kind=dtype,
+            dtype=dtype,
             null=null,
             value=value,
             symbols=tuple(about.get("symbols", ())),
@@ -361,7 +361,7 @@ class _Field:
                 sizes=len(self.default), data=self.default,
             )  # fmt: skip
         raw = frame.get_column(self.name)
-        column = cast(_timed(raw, self.kind), self.kind)
+        column = cast(_timed(raw, self.dtype), self.dtype)
         if self.symbols:
             column = column.replace_strict(
                 {symbol: i for i, symbol in enumerate(self.symbols)},

@@ -468,15 +468,15 @@ def _parser(
     )
 
 
-def _leaf_types(kind: pl.DataType) -> Iterator[pl.DataType]:
+def _leaf_types(dtype: pl.DataType) -> Iterator[pl.DataType]:
     """Return the innermost types of lists and objects."""
-    if isinstance(kind, pl.List):
-        yield from _leaf_types(element_type(kind))
-    elif isinstance(kind, pl.Struct):
-        for field in field_types(kind).values():
+    if isinstance(dtype, pl.List):
+        yield from _leaf_types(element_type(dtype))
+    elif isinstance(dtype, pl.Struct):
+        for field in field_types(dtype).values():
             yield from _leaf_types(field)
     else:
-        yield kind
+        yield dtype
 
 
 def _leaves(column: pl.Series, kinds: Sequence[pl.DataType]) -> Iterator[pl.Series]:
@@ -495,8 +495,8 @@ def _may_hold_nested(column: pl.Series) -> NDArray[np.bool_]:
     if column.dtype == pl.String:
         return column.to_frame().select(MAY_BE_NESTED).to_series().to_numpy()
     leaves = (leaf.to_frame() for leaf in _leaves(column, TEXTS))
-    found = any(leaf.select(MAY_BE_NESTED.any()).item() for leaf in leaves)
-    return np.full(len(column), found)
+    may_hold = any(leaf.select(MAY_BE_NESTED.any()).item() for leaf in leaves)
+    return np.full(len(column), may_hold)
 
 
 def _overflown(column: pl.Series) -> NDArray[np.bool_]:

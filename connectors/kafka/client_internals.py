@@ -492,12 +492,12 @@ class ProducedBatch(ProducerBatch):  # type: ignore[misc]
         """Wait for the answer; return why the records were not delivered, or None."""
         until = time.monotonic() + seconds
         self.produce_future.wait(seconds)
-        for future in self._record_futures.made:  # the client has split it
+        for future in self._record_futures.futures:  # the client has split it
             try:
                 future.get(max(0.0, until - time.monotonic()))
             except errors.KafkaError as error:
                 return cast(BaseException, error)
-        if self._record_futures.made:
+        if self._record_futures.futures:
             return None
         if not self.produce_future.is_done:
             return cast(BaseException, errors.KafkaTimeoutError("no answer"))
@@ -512,20 +512,20 @@ class LazyFutures(Sequence[FutureRecordMetadata]):
     def __init__(self, records: MemoryRecordsBuilder, whole: FutureProduceResult) -> None:
         self._records = records  # not the batch: it holds this, and would wait for the collector
         self._whole = whole
-        self.made: list[FutureRecordMetadata] = []
+        self.futures: list[FutureRecordMetadata] = []
 
     def __len__(self) -> int:
         return int(self._records.next_offset())
 
     def __getitem__(self, i: Any) -> Any:
         if (
-            not self.made
+            not self.futures
         ):  # all before the first is told of its new batch: see `ProducedBatch.failure`
-            self.made = [
+            self.futures = [
                 FutureRecordMetadata(self._whole, n, None, None, -1, -1, -1)
                 for n in range(len(self))
             ]
-        return self.made[i]
+        return self.futures[i]
 
 
 def enqueue(

@@ -127,7 +127,7 @@ class VerifiedProducer:
                 own["transactional_id"] = self.transaction
                 own["transaction_timeout_ms"] = int(settings.transaction_timeout * 1000)
             with self._translated_errors(), self._watching_broker():
-                made = KafkaProducer(
+                producer = KafkaProducer(
                     **settings.config(),
                     **own,
                     acks="all",
@@ -146,7 +146,7 @@ class VerifiedProducer:
                     metrics_enabled=False,
                     allow_auto_create_topics=False,
                 )
-                self._producer = without_busy_wait(made)
+                self._producer = without_busy_wait(producer)
                 if self.transaction is not None:
                     retry_coordinator(self._producer).init_transactions()
         return self._producer

@@ -297,10 +297,10 @@ def sentences(findings: Findings) -> Iterator[str]:
     yield from _of_pairs(findings)
 
 
-def _unread(found: Findings) -> Iterator[str]:
-    total = found.rows + sum(found.rejected.values())
-    for reason, n in found.rejected.items():
-        detail = found.details.get(reason)
+def _unread(findings: Findings) -> Iterator[str]:
+    total = findings.rows + sum(findings.rejected.values())
+    for reason, n in findings.rejected.items():
+        detail = findings.details.get(reason)
         yield (
             f"{n:,} of {counted(total, 'record')} could not be read: {reason}."
             f"{f' The first: {detail}' if detail else ''}"
@@ -318,7 +318,7 @@ def left_out(survey: Survey, limit: int | None) -> Iterator[str]:
         )
     for name, column in survey.columns.items():
         if column.distinct is None:
-            yield f"The inside of column '{name}' ({column.kind})."
+            yield f"The inside of column '{name}' ({column.dtype})."
     many = [n for n, c in survey.columns.items() if c.counts is None and c.distinct is not None]
     if many:
         yield (
@@ -398,19 +398,19 @@ def _others(survey: Survey, name: str, column: Column) -> ColumnProfile:
 
 
 def _special(survey: Survey, name: str, column: Column) -> dict[str, Any]:
-    found = reading(column.notations, survey.rows - column.null, column.numbers, column.words)
-    if found is None or (found.notation is None and column.padded):
+    best = reading(column.notations, survey.rows - column.null, column.numbers, column.words)
+    if best is None or (best.notation is None and column.padded):
         return {}
-    if found.notation is None:
-        return {"reads": True, "but": found.but}
-    return {"special": found.notation.words, "reader": found.read(name), "but": found.but}
+    if best.notation is None:
+        return {"reads": True, "but": best.but}
+    return {"special": best.notation.words, "reader": best.read(name), "but": best.but}
 
 
 def _common(survey: Survey, name: str, column: Column) -> dict[str, Any]:
     distinct = column.distinct
     figures_common: dict[str, Any] = {
         "name": name,
-        "kind": type_name(column.kind),
+        "kind": type_name(column.dtype),
         "missing": column.null + column.nan,
         "distinct": 0 if distinct is None else min(distinct.count, survey.rows - column.null),
     }

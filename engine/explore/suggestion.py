@@ -96,8 +96,8 @@ def _unfit(column: ColumnProfile, findings: Findings, time: list[str]) -> str | 
 
 def _other(column: ColumnProfile) -> str:
     """Return what makes features of a column that is neither number nor text."""
-    kind, name = column.kind, json.dumps(column.name, ensure_ascii=False)
-    if kind.startswith("list[") and "[" not in (inner := kind[5:-1]):
+    dtype, name = column.kind, json.dumps(column.name, ensure_ascii=False)
+    if dtype.startswith("list[") and "[" not in (inner := dtype[5:-1]):
         if inner.startswith("float"):
             return f"lists of numbers: [model] ragged or padded = [{name}] reads them"
         if inner.startswith(("int", "uint", "string")):
@@ -105,26 +105,26 @@ def _other(column: ColumnProfile) -> str:
                 f"lists: a [scrub.tokens] with columns = [{name}], and then [model] sparse, ragged "
                 "or padded, make features of them"
             )
-    if field := FIELD.match(kind):
+    if field := FIELD.match(dtype):
         path = f"{column.name}.{field[1]}"
         return (
             "an object: [source.paths] makes columns of what is in it, as in "
             f"{json.dumps(path.replace('.', '_'), ensure_ascii=False)} = "
             f"{json.dumps(path, ensure_ascii=False)}"
         )
-    if kind == "bytes":
+    if dtype == "bytes":
         return (
             f"bytes: where they are encoded images, a [scrub.image] and [model] images = [{name}]"
         )
-    if kind.startswith("Array"):
+    if dtype.startswith("Array"):
         return f"arrays: of shape (height, width, channels), [model] images = [{name}] reads them"
-    if kind.startswith(("date", "time")):
-        part = "month" if kind == "date" else "hour"
+    if dtype.startswith(("date", "time")):
+        part = "month" if dtype == "date" else "hour"
         return (
             f"a time: a [scrub.derive] makes numbers of it, as in columns = {{ {part} = "
             f"'EXTRACT({part} FROM {name})' }}"
         )
-    return f"no stage makes features of {kind}"
+    return f"no stage makes features of {dtype}"
 
 
 def _duplicates(findings: Findings, time: list[str]) -> Iterator[str]:

@@ -58,7 +58,7 @@ class Column:
     """Statistics common to all column types.
 
     Attributes:
-        kind: its type.
+        dtype: its type.
         known: values that `counts` should sum up to.
         null: values that are null; `nan`: NaN; `infinite`: infinite.
         distinct: how many different ones.
@@ -71,7 +71,7 @@ class Column:
         lengths: of texts and bytes, in bytes: fewest, sum, most.
     """
 
-    kind: pl.DataType
+    dtype: pl.DataType
     known: int = 0
     null: int = 0
     nan: int = 0
@@ -258,7 +258,7 @@ def _halved(slices: list[Slice]) -> Iterator[Slice]:
 def _column(dtype: pl.DataType) -> Column:
     nested = dtype.is_nested() or dtype == pl.Object
     return Column(
-        kind=dtype,
+        dtype=dtype,
         distinct=None if nested else DistinctCounter(),
         counts=None if nested or dtype == pl.Binary else Counts.empty(1, VALUES),
         lengths=None,
@@ -267,7 +267,7 @@ def _column(dtype: pl.DataType) -> Column:
 
 def _add(column: Column, values: pl.Series) -> None:
     column.null += values.null_count()
-    dtype = column.kind
+    dtype = column.dtype
     if dtype.is_float():
         column.nan += int(values.is_nan().sum())
         column.infinite += int(values.is_infinite().sum())
@@ -297,8 +297,8 @@ def _few(known: dict[str, int] | None, values: pl.Series) -> dict[str, int] | No
     if known is None:
         return None
     more = words(values)
-    made = {word: known.get(word, 0) + more.get(word, 0) for word in {**known, **more}}
-    return made if len(made) <= MOST_WORDS else None
+    counts = {word: known.get(word, 0) + more.get(word, 0) for word in {**known, **more}}
+    return counts if len(counts) <= MOST_WORDS else None
 
 
 def _sums(a: tuple[int, ...], b: list[int]) -> tuple[int, ...]:
@@ -306,7 +306,7 @@ def _sums(a: tuple[int, ...], b: list[int]) -> tuple[int, ...]:
 
 
 def _measure(column: Column, values: pl.Series) -> None:
-    sizes = values.str.len_bytes() if column.kind == pl.String else values.bin.size("b")
+    sizes = values.str.len_bytes() if column.dtype == pl.String else values.bin.size("b")
     sizes = sizes.drop_nulls()
     if len(sizes):
         low, total, high = int(sizes.min()), int(sizes.sum()), int(sizes.max())  # type: ignore[arg-type]

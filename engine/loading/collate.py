@@ -114,10 +114,10 @@ class Collate:
         features, columns = self.features, batch.frame
         most, cut = features.max_length, 0
 
-        def counted(made: tuple[T, int]) -> T:
+        def counted(result: tuple[T, int]) -> T:
             nonlocal cut
-            cut += made[1]
-            return made[0]
+            cut += result[1]
+            return result[0]
 
         images = {c: nested_tensors.image(columns[c]) for c in features.images}
         ragged = {c: counted(nested_tensors.ragged(columns[c], most)) for c in features.ragged}

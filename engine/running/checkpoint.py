@@ -229,9 +229,11 @@ class Checkpoints:
         self._require_none(*_strays(state, parts(), _keys))
 
     def _require_none(self, lost: Sequence[str], more: Sequence[str]) -> None:
-        found = [f"lacks {_few(lost)}"] * bool(lost) + [f"has {_few(more)} besides"] * bool(more)
-        if found:
-            raise _unreadable(f"{self._loaded} {' and '.join(found)}")
+        differences = [f"lacks {_few(lost)}"] * bool(lost) + [f"has {_few(more)} besides"] * bool(
+            more
+        )
+        if differences:
+            raise _unreadable(f"{self._loaded} {' and '.join(differences)}")
 
     def mark_committed(self) -> None:
         """Mark the newest checkpoint as committed; it is kept until a later one is committed."""

@@ -100,16 +100,16 @@ class ColumnBlock:
     """Columns of a frame as Float64, and room for the results.
 
     Attributes:
-        at: where they lie, see `engine.columnar.kernels.places`.
-        held: what must live meanwhile.
-        made: shape (columns, n).
-        kinds: what they are afterwards, Float64 or Float32.
+        at: the addresses of the columns, see `engine.columnar.kernels.places`.
+        held: references that keep these addresses valid.
+        values: the results, shape (columns, n).
+        dtypes: the types of the results, Float64 or Float32.
     """
 
     at: NDArray[np.int64]
     held: object
-    made: Floats
-    kinds: Sequence[pl.DataType]
+    values: Floats
+    dtypes: Sequence[pl.DataType]
 
     def accepts(self, links: Sequence[FusedOp | None]) -> bool:
         """Return whether all stages can be fused, and no null reaches one that cannot have it."""
@@ -119,10 +119,10 @@ class ColumnBlock:
     def frame(self, before: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
         """Return the frame with the first rows of these columns in place of those of `before`;
         Float64 columns share memory."""
-        n = self.made.shape[1]
-        whole, rows = pl.Series(self.made.reshape(-1)), before.height
+        n = self.values.shape[1]
+        whole, rows = pl.Series(self.values.reshape(-1)), before.height
         columns_out = (whole.slice(j * n, rows).alias(column) for j, column in enumerate(columns))
-        pairs = zip(columns_out, self.kinds, strict=True)
+        pairs = zip(columns_out, self.dtypes, strict=True)
         return replaced(before, (x if x.dtype == dtype else x.cast(dtype) for x, dtype in pairs))
 
 
@@ -218,7 +218,7 @@ class FusedStages:
             columns = columns.cast(pl.Float64)
         at, held = places(columns)
         out = self._buffers.empty((len(self._columns), frame.height), np.float64)
-        return ColumnBlock(at=at, held=held, made=out, kinds=stages[-1].kinds)
+        return ColumnBlock(at=at, held=held, values=out, dtypes=stages[-1].kinds)
 
 
 def fuse(stages: Iterable[Stage]) -> Iterator[Stage | FusedStages]:
@@ -269,7 +269,7 @@ def _run_batch(
         np.array([STATISTICS[fused_op.learns] for fused_op in some]),
         np.stack([fused_op.a for fused_op in some]),
         np.stack([fused_op.b for fused_op in some]),
-        block.made,
+        block.values,
         learned,
         changed,
         nanoseconds,

@@ -208,12 +208,12 @@ class Rejects:
 def in_utc(frame: pl.DataFrame) -> pl.DataFrame:
     """Return the frame with times in UTC if they have no zone, so that text output is ISO 8601
     with T and offset, also inside lists and objects."""
-    told = {c: _each(pl.col(c), kind, _utc) for c, kind in frame.schema.items()}
+    columns = {c: _each(pl.col(c), dtype, _utc) for c, dtype in frame.schema.items()}
     return frame.with_columns(
-        made.alias(c) for c, made in told.items() if not made.meta.eq(pl.col(c))
+        converted.alias(c) for c, converted in columns.items() if not converted.meta.eq(pl.col(c))
     )
 
 
-def _utc(value: pl.Expr, kind: pl.DataType) -> pl.Expr:
-    naive = isinstance(kind, pl.Datetime) and kind.time_zone is None
+def _utc(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
+    naive = isinstance(dtype, pl.Datetime) and dtype.time_zone is None
     return value.dt.replace_time_zone("UTC") if naive else value

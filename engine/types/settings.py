@@ -116,18 +116,18 @@ Duration = Annotated[float, BeforeValidator(_seconds, json_schema_input_type=flo
 
 
 def _each(
-    value: pl.Expr, kind: pl.DataType, change: Callable[[pl.Expr, pl.DataType], pl.Expr]
+    value: pl.Expr, dtype: pl.DataType, change: Callable[[pl.Expr, pl.DataType], pl.Expr]
 ) -> pl.Expr:
     """Return a value with the innermost values of its lists and objects changed; `value` itself
     if it has none."""
-    if isinstance(kind, pl.List):
-        made = _each(pl.element(), element_type(kind), change)
-        return value if made.meta.eq(pl.element()) else value.list.eval(made)
-    if isinstance(kind, pl.Struct):
-        made_fields = [
+    if isinstance(dtype, pl.List):
+        element = _each(pl.element(), element_type(dtype), change)
+        return value if element.meta.eq(pl.element()) else value.list.eval(element)
+    if isinstance(dtype, pl.Struct):
+        fields = [
             _each(value.struct.field(name), inner, change).alias(name)
-            for name, inner in kind.to_schema().items()
+            for name, inner in dtype.to_schema().items()
             if isinstance(inner, pl.DataType)
         ]
-        return pl.when(value.is_not_null()).then(pl.struct(made_fields)) if made_fields else value
-    return change(value, kind)
+        return pl.when(value.is_not_null()).then(pl.struct(fields)) if fields else value
+    return change(value, dtype)

@@ -62,7 +62,7 @@ class TableFile(ABC):
         UserError for a duplicate column, or one of an unsupported type.
     """
 
-    kind = ""
+    format_name = ""
     schema: Schema
     bounds: NDArray[np.int64]
 
@@ -140,7 +140,7 @@ class TableFile(ABC):
 
     def _error(self, error: Exception) -> HeadraceError:
         return HeadraceError(
-            f"{self.name} cannot be read as {self.kind} at row {self.next}: "
+            f"{self.name} cannot be read as {self.format_name} at row {self.next}: "
             f"{str(error).partition(chr(10))[0]}; the file is cut short, damaged or of another "
             "format: replace it, or set [source] format."
         )
@@ -162,7 +162,7 @@ class ParquetFile(TableFile):
     of a column chunk's metadata ends the process at some damage.
     """
 
-    kind = "parquet"
+    format_name = "parquet"
 
     def _open(self, path: Path, columns: Sequence[str] | None) -> None:
         with pq.ParquetFile(path) as file:
@@ -217,7 +217,7 @@ class ArrowFile(TableFile):
     out of the file would otherwise end the process, or put its memory into a row.
     """
 
-    kind = "arrow"
+    format_name = "arrow"
 
     def _open(self, path: Path, columns: Sequence[str] | None) -> None:
         self._map = pa.memory_map(str(path))
@@ -269,7 +269,7 @@ class ArrowFile(TableFile):
 class SortedRows(TableFile):
     """Rows already in memory, as a file of one chunk."""
 
-    kind = "table"
+    format_name = "table"
 
     def __init__(self, frame: pl.DataFrame, name: str) -> None:
         self._frame = frame
@@ -327,21 +327,21 @@ def _must_be_held(schema: pa.Schema, file: str, *, wide: bool) -> None:
             )
 
 
-def _odd(kind: pa.DataType, wide: bool) -> str | None:
+def _odd(dtype: pa.DataType, wide: bool) -> str | None:
     """Return what in a type no column can hold; None if all can be held."""
-    if isinstance(kind, pa.BaseExtensionType):
-        return _odd(kind.storage_type, wide)
-    if pa.types.is_dictionary(kind):
-        return _odd(kind.value_type, wide)
-    if pa.types.is_decimal256(kind) and not (wide and kind.precision <= MOST_DIGITS):
-        return str(kind)
-    if pa.types.is_timestamp(kind) and kind.tz is not None and not _is_zone(kind.tz):
-        return f"the time zone '{kind.tz}'"
-    if pa.types.is_nested(kind) and not any(known(kind) for known in HELD):
-        return str(kind)
-    if pa.types.is_run_end_encoded(kind) or pa.types.is_interval(kind):
-        return str(kind)
-    inner = (kind.field(i).type for i in range(kind.num_fields))
+    if isinstance(dtype, pa.BaseExtensionType):
+        return _odd(dtype.storage_type, wide)
+    if pa.types.is_dictionary(dtype):
+        return _odd(dtype.value_type, wide)
+    if pa.types.is_decimal256(dtype) and not (wide and dtype.precision <= MOST_DIGITS):
+        return str(dtype)
+    if pa.types.is_timestamp(dtype) and dtype.tz is not None and not _is_zone(dtype.tz):
+        return f"the time zone '{dtype.tz}'"
+    if pa.types.is_nested(dtype) and not any(known(dtype) for known in HELD):
+        return str(dtype)
+    if pa.types.is_run_end_encoded(dtype) or pa.types.is_interval(dtype):
+        return str(dtype)
+    inner = (dtype.field(i).type for i in range(dtype.num_fields))
     return next((odd for part in inner if (odd := _odd(part, wide)) is not None), None)
 
 
@@ -358,8 +358,8 @@ def open_table(
     format: str, path: Path, name: str, columns: Sequence[str] | None = None
 ) -> TableFile:
     """A file of a table format, see `connectors.formats.registry`. Raises: as `TableFile`."""
-    kind = cast("type[TableFile]", imported(spec_of(format).table))
-    return kind(path, name, columns)
+    file_class = cast("type[TableFile]", imported(spec_of(format).table))
+    return file_class(path, name, columns)
 
 
 __all__ = ["ArrowFile", "ParquetFile", "SortedRows", "TableFile", "open_table"]

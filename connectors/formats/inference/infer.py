@@ -117,7 +117,7 @@ class TypeInference:
     @property
     def blank(self) -> list[str]:
         """Return the columns without any value."""
-        return [column for column, found in self._columns.items() if found.dtype == pl.Null]
+        return [column for column, types in self._columns.items() if types.dtype == pl.Null]
 
     @property
     def words(self) -> dict[str, set[str]]:
@@ -202,11 +202,11 @@ def infer_json_types(lines: bytes, paths: Mapping[str, str] | None = None) -> Sc
         steps = parse_path(path, name)
         with suppress(PolarsError):  # it leads to nothing
             columns[name] = steps, frame.select(value_at(steps).alias(name)).to_series()
-    found = {
+    types = {
         name: pl.String() if _is_another(column, steps, objects) else _resolved_type(column)
         for name, (steps, column) in columns.items()
     }
-    return {**{column.name: _resolved_type(column) for column in odd.get_columns()}, **found}
+    return {**{column.name: _resolved_type(column) for column in odd.get_columns()}, **types}
 
 
 def _objects(

@@ -39,10 +39,10 @@ it."""
 def walk_footer(raw, rows, chunks):
     """Fill in what row groups and their chunks say; the rows of the file, `ABSENT` where it is
     broken."""
-    path, left, kinds = _walk()
-    total, kind, at, depth = np.int64(ABSENT), STOP, 0, 0
+    path, left, element_types = _walk()
+    total, wire_type, at, depth = np.int64(ABSENT), STOP, 0, 0
     while True:
-        kind, number, at, depth = _next(raw, kind, at, depth, path, left, kinds)
+        wire_type, number, at, depth = _next(raw, wire_type, at, depth, path, left, element_types)
         if depth < 0:
             return total if depth == END else np.int64(ABSENT)
         groups = path[0] == 4
@@ -53,7 +53,7 @@ def walk_footer(raw, rows, chunks):
             continue
         if not (is_total or is_rows or is_chunk):
             continue
-        if kind != I64 or (groups and path[1] >= len(rows)):
+        if wire_type != I64 or (groups and path[1] >= len(rows)):
             return np.int64(ABSENT)
         if is_total:
             total = number
@@ -93,14 +93,14 @@ def walk_pages(file, starts, stops, values):
 def _header(raw, fields):
     """Read the two sizes of a page's header into `fields[0]`, its struct into `fields[1]`; which
     struct it is, and where the header ends."""
-    path, left, kinds = _walk()
+    path, left, element_types = _walk()
     fields[:] = 0
-    body, kind, at, depth = 0, STOP, 0, 0
+    body, wire_type, at, depth = 0, STOP, 0, 0
     while True:
-        kind, number, at, depth = _next(raw, kind, at, depth, path, left, kinds)
+        wire_type, number, at, depth = _next(raw, wire_type, at, depth, path, left, element_types)
         if depth < 0:
             return (body if depth == END else BROKEN), at
-        if depth == 0 and kind == STRUCT:
+        if depth == 0 and wire_type == STRUCT:
             if body:  # readers may believe either
                 return BROKEN, at
             body = path[0]
@@ -110,7 +110,7 @@ def _header(raw, fields):
         elif depth == 1:
             known = REPETITION_BYTES if body == DATA_2 else PAGE_VALUES
         if known and path[depth] <= known:
-            if kind != I32:
+            if wire_type != I32:
                 return BROKEN, at
             fields[depth, path[depth]] = number
 
@@ -138,15 +138,15 @@ def _walk():
 
 
 @numba.njit(nogil=True, cache=True)
-def _next(raw, kind, at, depth, path, left, kinds):
-    """The next field or element behind one of a kind at a depth: its kind, its number where it is
+def _next(raw, wire_type, at, depth, path, left, element_types):
+    """The next field or element after one of a type at a depth: its type, its number where it is
     an integer, where it ends (a struct or list: begins), and its depth, `END` behind the last."""
-    if kind == STRUCT:
+    if wire_type == STRUCT:
         depth += 1
         path[depth], left[depth] = 0, IN_STRUCT
-    elif kind in (LIST, SET):
+    elif wire_type in (LIST, SET):
         depth += 1
-        kinds[depth], left[depth], at = _list(raw, at)
+        element_types[depth], left[depth], at = _list(raw, at)
         path[depth] = -1
     while at < len(raw) and depth < DEPTH - 1:
         inside = left[depth] != IN_STRUCT
@@ -156,44 +156,44 @@ def _next(raw, kind, at, depth, path, left, kinds):
         if inside:
             left[depth] -= 1
             path[depth] += 1
-            kind = kinds[depth]
+            wire_type = element_types[depth]
         else:
             if raw[at] == STOP:
                 depth, at = depth - 1, at + 1
                 if depth == END:
                     return STOP, np.int64(0), at, END
                 continue
-            kind, field, at = _field(raw, at, path[depth])
+            wire_type, field, at = _field(raw, at, path[depth])
             # Writers write fields in their order; of one that comes twice, readers believe either.
             if not path[depth] < field <= MOST_FIELD:
                 break
             path[depth] = field
         number = np.int64(0)
-        if I16 <= kind <= I64:
+        if I16 <= wire_type <= I64:
             number, at = read_varint(raw, at)
-        elif kind == BINARY:
+        elif wire_type == BINARY:
             number, at = _size(raw, at)
             at += number
-        elif kind == DOUBLE:
+        elif wire_type == DOUBLE:
             at += 8
-        elif kind == BYTE or (inside and kind in (TRUE, FALSE)):
+        elif wire_type == BYTE or (inside and wire_type in (TRUE, FALSE)):
             at += 1
-        elif kind not in (TRUE, FALSE, STRUCT, LIST, SET):  # Parquet has no maps
+        elif wire_type not in (TRUE, FALSE, STRUCT, LIST, SET):  # Parquet has no maps
             break
         if at > len(raw):
             break
-        return kind, number, at, depth
+        return wire_type, number, at, depth
     return STOP, np.int64(0), at, BROKEN
 
 
 @numba.njit(nogil=True, cache=True)
 def _field(raw, at, before):
     """Type and number of the field at a place, and where its value begins."""
-    kind, step = np.int64(raw[at] & 15), np.int64(raw[at] >> 4)
+    wire_type, step = np.int64(raw[at] & 15), np.int64(raw[at] >> 4)
     if step:
-        return kind, before + step, at + 1
+        return wire_type, before + step, at + 1
     number, at = read_varint(raw, at + 1)
-    return kind, number, at
+    return wire_type, number, at
 
 
 @numba.njit(nogil=True, cache=True)
@@ -201,11 +201,11 @@ def _list(raw, at):
     """Type and count of a list's elements, and where they begin."""
     if at >= len(raw):
         return np.int64(MAP), np.int64(0), at
-    kind, count = np.int64(raw[at] & 15), np.int64(raw[at] >> 4)
+    wire_type, count = np.int64(raw[at] & 15), np.int64(raw[at] >> 4)
     if count < 15:
-        return kind, count, at + 1
+        return wire_type, count, at + 1
     count, at = _size(raw, at + 1)
-    return kind, count, at
+    return wire_type, count, at
 
 
 @numba.njit(nogil=True, cache=True)

@@ -285,15 +285,15 @@ def _had_back(floats: pl.Series, words: pl.Series) -> pl.Series:
 def _exact(words: pl.Series, dtype: pl.DataType, strict: bool) -> pl.Series:
     """Return integers and decimals equal to the numbers written, by their digits: ``12.0`` and
     ``1e3`` are integers, but not if `strict`."""
-    made = _by_digits(words, dtype)
+    exact = _by_digits(words, dtype)
     for spelled in (_without_point, _written_out):  # the dearer one for what the other leaves
-        left = made.is_null() & words.is_not_null()
+        left = exact.is_null() & words.is_not_null()
         if strict and dtype.is_integer():
             left &= words.str.contains(PLAIN)
         at = left.arg_true()
         if len(at):
-            made = made.scatter(at, _by_digits(spelled(words.gather(at)), dtype))
-    return made
+            exact = exact.scatter(at, _by_digits(spelled(words.gather(at)), dtype))
+    return exact
 
 
 def _without_point(words: pl.Series) -> pl.Series:
@@ -304,11 +304,11 @@ def _without_point(words: pl.Series) -> pl.Series:
 def _by_digits(words: pl.Series, dtype: pl.DataType) -> pl.Series:
     """Return numbers without exponents; also null if a decimal has more digits after the point
     than its type, which a cast would round."""
-    made = words.cast(dtype, strict=False)
+    numbers = words.cast(dtype, strict=False)
     if not isinstance(dtype, pl.Decimal):
-        return made
+        return numbers
     fits = words.str.contains(rf"^[+-]?[0-9]*\.?[0-9]{{0,{dtype.scale}}}0*$")
-    return made.set(~fits.fill_null(True), None)
+    return numbers.set(~fits.fill_null(True), None)
 
 
 def _written_out(words: pl.Series) -> pl.Series:
@@ -365,12 +365,12 @@ WRITTEN_OUT = _steps_of_writing_out()
 
 def _days(words: pl.Series) -> pl.Series:
     """Return dates, also if written as midnight UTC."""
-    made = words.str.to_date(DAY, strict=False)
-    at = (made.is_null() & words.is_not_null()).arg_true()
+    days = words.str.to_date(DAY, strict=False)
+    at = (days.is_null() & words.is_not_null()).arg_true()
     if not len(at):
-        return made
-    return made.scatter(
-        at, _from_moments(_moments(words.gather(at), pl.Datetime("us")), made.dtype)
+        return days
+    return days.scatter(
+        at, _from_moments(_moments(words.gather(at), pl.Datetime("us")), days.dtype)
     )
 
 
@@ -384,9 +384,9 @@ def _moments(words: pl.Series, dtype: pl.Datetime) -> pl.Series:
             )
         return parsed_words.dt.replace_time_zone(None)  # UTC's, where there was an offset
 
-    made = _first_that_fits(words, pl.Datetime(dtype.time_unit), parsed, MOMENTS)
+    moments = _first_that_fits(words, pl.Datetime(dtype.time_unit), parsed, MOMENTS)
     leap = words.str.contains(LEAP, literal=True).fill_null(False)
-    return made.set(leap, None) if leap.any() else made
+    return moments.set(leap, None) if leap.any() else moments
 
 
 def _clock(words: pl.Series, form: str) -> pl.Series:

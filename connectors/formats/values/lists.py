@@ -83,14 +83,14 @@ class Fields:
     columns: Mapping[str, tuple[pl.Series, NDArray[np.int8]]]
     there: NDArray[np.bool_]
 
-    def to_lists(self, made: Sequence[pl.Series], dtype: pl.Struct, name: str) -> pl.Series:
+    def to_lists(self, columns: Sequence[pl.Series], dtype: pl.Struct, name: str) -> pl.Series:
         """Join other values (in the order of `columns`) to objects; null if a value was lost,
         i.e. became null although it was not."""
         there = self.there.copy()
-        for column, (raw, _) in zip(made, self.columns.values(), strict=True):
+        for column, (raw, _) in zip(columns, self.columns.values(), strict=True):
             if column.null_count() != raw.null_count():
                 there &= ~(column.is_null() & raw.is_not_null()).to_numpy()
-        whole = pl.DataFrame([*made]).to_struct(name).cast(dtype)
+        whole = pl.DataFrame([*columns]).to_struct(name).cast(dtype)
         nothing = pl.Series(name, [None], dtype=dtype).new_from_index(0, len(whole))
         return whole if there.all() else whole.zip_with(pl.Series(there), nothing)
 
@@ -124,14 +124,14 @@ def of_objects(texts: pl.Series, fields: Iterable[str]) -> Fields:
     schema: Schema = dict.fromkeys(fields, pl.String())
     shape = JsonShape.of(schema, {})
     tree = json_scan.Tree(shape)
-    found = tree.scan(raw.data, raw.bounds, tokens=True)
-    there = found.verdicts < json_scan.DEEP
+    scan = tree.scan(raw.data, raw.bounds, tokens=True)
+    there = scan.verdicts < json_scan.DEEP
     backslash = texts.str.contains("\\", literal=True).fill_null(False).to_numpy()
     columns = {}
     for field in schema:
         number = tree.number(shape.way(field)[-1])
-        tokens = np.where(there, found.tokens[:, number], 0)
-        starts, stops = found.spans[:, number].T.copy()
+        tokens = np.where(there, scan.tokens[:, number], 0)
+        starts, stops = scan.spans[:, number].T.copy()
         string = tokens == STRING
         quoted = string.astype(np.int64)
         starts, stops = starts + quoted, stops - quoted
@@ -146,8 +146,8 @@ def _said(
 ) -> tuple[pl.Series, NDArray[np.int8]]:
     """Return values as text, and the kind of each; strings lie between their quotes."""
     null = tokens == NULL
-    made = gather(data, starts, np.where(null, -1, stops - starts))
-    column = _text(made.data, made.bounds, null)
+    texts = gather(data, starts, np.where(null, -1, stops - starts))
+    column = _text(texts.data, texts.bounds, null)
     escaped = tokens == STRING + ESCAPED
     if escaped.any():
         at = np.flatnonzero(escaped)

@@ -115,11 +115,11 @@ class Powers(FittedStage):
         return self._scale(*self._numbers[2:].copy()) if self._standardizes else None
 
     def _changed(self, frame: pl.DataFrame) -> pl.DataFrame:
-        made = []
+        columns = []
         for column, above, below, shift, scale in self._rows_of_numbers():
             power = power_transform(frame.get_column(column).cast(pl.Float64), above, below)
-            made.append(scale_by(power, shift, scale) if self._standardizes else power)
-        return pl.DataFrame(made)
+            columns.append(scale_by(power, shift, scale) if self._standardizes else power)
+        return pl.DataFrame(columns)
 
     def _take(self, frame: pl.DataFrame) -> None:
         super()._take(frame)
